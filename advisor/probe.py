@@ -1,0 +1,332 @@
+"""This machine: its GPUs as the driver (NVML) counts them, its host memory and its CPU.
+
+NVML creates no CUDA context, so a probe costs the card nothing. Whatever cannot be learnt is
+None and stays None; a missing module, driver or card is an answer, not an error.
+"""
+
+from __future__ import annotations
+
+import os
+import platform as platform_module
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from types import ModuleType
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from profiles.plan import Finding
+
+Platform = Literal["linux", "wsl", "windows", "darwin"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Gpu(_Frozen):
+    """One CUDA device: a card, or one MIG instance of a card. Bytes as NVML reports them."""
+
+    index: int = Field(description="NVML's index of the card; not always CUDA's")
+    uuid: str | None = None
+    name: str = "unknown GPU"
+    total_bytes: int | None = None
+    free_bytes: int | None = None
+    used_bytes: int | None = None
+    reserved_bytes: int | None = Field(None, description="kept by driver and firmware")
+    unified_memory: bool = Field(False, description="no memory of its own: it shares the host's")
+    compute_capability: tuple[int, int] | None = None
+    display_active: bool | None = None
+    other_processes: int | None = Field(None, description="processes on the card beside this one")
+    other_process_bytes: int | None = None
+    mig_parent: str | None = Field(None, description="UUID of the card a MIG instance is cut from")
+    lost: str | None = Field(None, description="why the card cannot be used")
+
+    @property
+    def bf16(self) -> bool | None:
+        """Whether the card computes in bf16 (compute capability 8.0 and later)."""
+        return None if self.compute_capability is None else self.compute_capability >= (8, 0)
+
+
+class Machine(_Frozen):
+    """What was probed."""
+
+    gpus: tuple[Gpu, ...] = Field((), description="the visible ones, in NVML's order")
+    driver_version: str | None = None
+    cuda_driver_version: str | None = Field(None, description="newest CUDA the driver serves")
+    host_total_bytes: int | None = None
+    host_available_bytes: int | None = None
+    cpu_count: int | None = Field(None, description="logical cores open to this process")
+    cpu_model: str | None = None
+    platform: Platform = "linux"
+    notes: tuple[Finding, ...] = ()
+
+
+def probe(environ: Mapping[str, str] | None = None) -> Machine:
+    """This machine as it is now. Raises nothing for a missing or broken driver.
+
+    `environ` stands in for the process environment (CUDA_VISIBLE_DEVICES, CUDA_DEVICE_ORDER).
+    """
+    environ = os.environ if environ is None else environ
+    system = _platform()
+    facts, notes = _probe_nvml(system)
+    cards: list[Gpu] = facts.pop("gpus", [])
+    visible, more = _visible(cards, environ)
+    host_total, host_available = _host_memory()
+    return Machine(
+        gpus=tuple(visible),
+        host_total_bytes=host_total,
+        host_available_bytes=host_available,
+        cpu_count=_cpu_count(),
+        cpu_model=_cpu_model(),
+        platform=system,
+        notes=(*notes, *more),
+        **facts,
+    )
+
+
+def _probe_nvml(system: Platform) -> tuple[dict[str, Any], list[Finding]]:
+    """Driver facts and every GPU, visible or not; notes on what could not be asked."""
+    try:
+        import pynvml
+    except ImportError:
+        fix = "pip install nvidia-ml-py"
+        return {}, [Finding("nvml", "the Python module pynvml is not installed", fix=fix)]
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        return {}, [Finding("nvml", "no NVIDIA driver answers", str(error), _driver_hint(system))]
+    try:
+        notes: list[Finding] = []
+        gpus: list[Gpu] = []
+        for index in range(_ask(pynvml, pynvml.nvmlDeviceGetCount) or 0):
+            gpus += _card(pynvml, index, notes)
+        facts = {
+            "gpus": gpus,
+            "driver_version": _text(_ask(pynvml, pynvml.nvmlSystemGetDriverVersion)),
+            "cuda_driver_version": _cuda_version(pynvml),
+        }
+        return facts, notes
+    except pynvml.NVMLError as error:
+        what = "the NVIDIA driver stopped answering"
+        return {}, [Finding("nvml", what, str(error), _driver_hint(system))]
+    finally:
+        with suppress(pynvml.NVMLError):
+            pynvml.nvmlShutdown()
+
+
+def _visible(cards: list[Gpu], environ: Mapping[str, str]) -> tuple[list[Gpu], list[Finding]]:
+    """The GPUs that CUDA will see, and notes on how that was worked out.
+
+    CUDA_VISIBLE_DEVICES holds indices or UUIDs (a prefix will do); CUDA stops at the first entry
+    that names no device, and refuses a list that names one twice.
+    """
+    notes: list[Finding] = []
+    wanted = environ.get("CUDA_VISIBLE_DEVICES")
+    if wanted is None:
+        return cards, notes
+    chosen: list[Gpu] = []
+    for entry in (part.strip() for part in wanted.split(",")):
+        gpu = _named(cards, entry)
+        if gpu is None:
+            if entry not in ("", "-1"):
+                what = "names no device: CUDA ignores it and all after it"
+                notes.append(Finding("CUDA_VISIBLE_DEVICES", what, entry))
+            break
+        if gpu in chosen:
+            what = "names a device twice, so CUDA shows none at all"
+            return [], [Finding("CUDA_VISIBLE_DEVICES", what, wanted, "name each device once")]
+        chosen.append(gpu)
+    if cards and not chosen:
+        fix = "unset CUDA_VISIBLE_DEVICES"
+        notes.append(Finding("CUDA_VISIBLE_DEVICES", "hides every GPU", repr(wanted), fix))
+    by_index = any(part.strip().isdecimal() for part in wanted.split(","))
+    order = environ.get("CUDA_DEVICE_ORDER")
+    if by_index and order != "PCI_BUS_ID" and len({card.index for card in cards}) > 1:
+        what = "indices were read in PCI order, but CUDA counts the fastest GPU first"
+        fix = "set CUDA_DEVICE_ORDER=PCI_BUS_ID, or name GPUs by UUID"
+        notes.append(Finding("CUDA_VISIBLE_DEVICES", what, wanted, fix))
+    return chosen, notes
+
+
+def _named(cards: list[Gpu], entry: str) -> Gpu | None:
+    """The one GPU that an entry of CUDA_VISIBLE_DEVICES names, or None."""
+    if entry.isdecimal():
+        # Of a card cut into MIG instances, CUDA shows the first one.
+        return next((card for card in cards if card.index == int(entry)), None)
+    if not entry.startswith(("GPU-", "MIG-")):
+        return None
+    found = [card for card in cards if (card.uuid or "").startswith(entry)]
+    parents = [card for card in cards if (card.mig_parent or "").startswith(entry)]
+    if len({card.mig_parent for card in parents}) == 1 and not found:
+        return parents[0]
+    return found[0] if len(found) == 1 else None
+
+
+def _driver_hint(system: Platform) -> str:
+    if system == "wsl":
+        return "install the NVIDIA driver on Windows, none inside WSL, then run nvidia-smi"
+    if system == "darwin":
+        return "macOS has no NVIDIA driver"
+    return "run nvidia-smi; in a container, start it with --gpus all"
+
+
+def _card(nvml: ModuleType, index: int, notes: list[Finding]) -> list[Gpu]:
+    """Card `index` as one Gpu, or its MIG instances as one Gpu each."""
+    try:
+        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        if _mig_is_on(nvml, handle):
+            return _mig_instances(nvml, handle, index, notes)
+        return [_gpu(nvml, handle, index, notes)]
+    except nvml.NVMLError as error:
+        return [_lost(index, error, notes)]
+
+
+def _mig_instances(nvml: ModuleType, handle: Any, index: int, notes: list[Finding]) -> list[Gpu]:
+    """The MIG instances of one card; memory is asked of each instance, not of the card."""
+    parent = _text(_ask(nvml, nvml.nvmlDeviceGetUUID, handle))
+    capability = _ask(nvml, nvml.nvmlDeviceGetCudaComputeCapability, handle)
+    instances = []
+    for slot in range(_ask(nvml, nvml.nvmlDeviceGetMaxMigDeviceCount, handle) or 0):
+        try:
+            instance = nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, slot)
+            gpu = _gpu(nvml, instance, index, notes)
+        except nvml.NVMLError_GpuIsLost:
+            raise
+        except nvml.NVMLError:
+            continue  # an empty slot
+        inherited = {
+            "mig_parent": parent or f"GPU {index}",
+            "compute_capability": gpu.compute_capability or capability,
+        }
+        instances.append(gpu.model_copy(update=inherited))
+    if not instances:
+        what = "MIG is on, but no instance was made: CUDA cannot use the card"
+        notes.append(Finding(f"gpu {index}", what, fix="make one with nvidia-smi mig -cgi ... -C"))
+    return instances
+
+
+def _lost(index: int, error: Exception, notes: list[Finding]) -> Gpu:
+    fix = "reset the card or restart the machine; the other cards are not affected"
+    notes.append(Finding(f"gpu {index}", "does not answer and is left out", str(error), fix))
+    return Gpu(index=index, lost=str(error))
+
+
+def _gpu(nvml: ModuleType, handle: Any, index: int, notes: list[Finding]) -> Gpu:
+    """Facts about one handle. Raises NVMLError when the card itself is lost."""
+    name = _text(_ask(nvml, nvml.nvmlDeviceGetName, handle)) or "unknown GPU"
+    memory = _memory(nvml, handle, f"gpu {index}", name, notes)
+    display = _ask(nvml, nvml.nvmlDeviceGetDisplayActive, handle)
+    count, process_bytes = _other_processes(nvml, handle)
+    return Gpu(
+        index=index,
+        uuid=_text(_ask(nvml, nvml.nvmlDeviceGetUUID, handle)),
+        name=name,
+        compute_capability=_ask(nvml, nvml.nvmlDeviceGetCudaComputeCapability, handle),
+        display_active=None if display is None else bool(display),
+        other_processes=count,
+        other_process_bytes=process_bytes,
+        **memory,
+    )
+
+
+def _memory(
+    nvml: ModuleType, handle: Any, where: str, name: str, notes: list[Finding]
+) -> dict[str, Any]:
+    """Total, free, used and reserved bytes; empty when the card does not say.
+
+    Version 2 tells the driver's own share apart; drivers before R510 know version 1 only.
+    """
+    try:
+        try:
+            v2 = nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)
+            reserved = int(v2.reserved)
+            memory = v2
+        except (nvml.NVMLError_FunctionNotFound, AttributeError):
+            memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+            reserved = None
+    except nvml.NVMLError_GpuIsLost:
+        raise
+    except nvml.NVMLError_NotSupported:
+        what = "has no memory of its own: it shares the host's, and so does every other process"
+        notes.append(Finding(where, what, name))
+        return {"unified_memory": True}
+    except nvml.NVMLError as error:
+        fix = "name its size with --vram, such as --vram 8GiB"
+        notes.append(Finding(where, f"{name} does not say how much memory it has", str(error), fix))
+        return {}
+    return {
+        "total_bytes": int(memory.total),
+        "free_bytes": int(memory.free),
+        "used_bytes": int(memory.used),
+        "reserved_bytes": reserved,
+    }
+
+
+def _other_processes(nvml: ModuleType, handle: Any) -> tuple[int | None, int | None]:
+    """Processes on the card beside this one, and their bytes (None under WDDM)."""
+    bytes_by_pid: dict[int, int | None] = {}
+    for kind in ("Compute", "Graphics"):
+        processes = _ask(nvml, getattr(nvml, f"nvmlDeviceGet{kind}RunningProcesses"), handle)
+        if processes is None:
+            return None, None
+        # A process that computes and draws stands in both lists with the same bytes.
+        bytes_by_pid |= {process.pid: process.usedGpuMemory for process in processes}
+    bytes_by_pid.pop(os.getpid(), None)
+    known = [used for used in bytes_by_pid.values() if used is not None]
+    return len(bytes_by_pid), sum(known) if len(known) == len(bytes_by_pid) else None
+
+
+def _mig_is_on(nvml: ModuleType, handle: Any) -> bool:
+    modes = _ask(nvml, nvml.nvmlDeviceGetMigMode, handle)
+    return modes is not None and modes[0] == 1
+
+
+def _ask(nvml: ModuleType, question: Callable[..., Any], *arguments: Any) -> Any:
+    """The answer, or None where this driver or card has none. Raises for a lost card."""
+    try:
+        return question(*arguments)
+    except nvml.NVMLError_GpuIsLost:
+        raise
+    except (nvml.NVMLError, nvml.NVMLLibraryMismatchError):
+        return None
+
+
+def _cuda_version(nvml: ModuleType) -> str | None:
+    number = _ask(nvml, nvml.nvmlSystemGetCudaDriverVersion)
+    return None if number is None else f"{number // 1000}.{number % 1000 // 10}"
+
+
+def _text(value: str | bytes | None) -> str | None:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def _platform() -> Platform:
+    if sys.platform == "win32":
+        return "windows"
+    if sys.platform == "darwin":
+        return "darwin"
+    return "wsl" if "microsoft" in platform_module.release().lower() else "linux"
+
+
+def _host_memory() -> tuple[int | None, int | None]:
+    """Total and available bytes of host memory."""
+    import psutil
+
+    memory = psutil.virtual_memory()
+    return int(memory.total), int(memory.available)
+
+
+def _cpu_count() -> int | None:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
+
+
+def _cpu_model() -> str | None:
+    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform_module.processor() or None

@@ -1,0 +1,415 @@
+"""The Plan: every setting that can change the memory, the speed or the result of a training run.
+
+It is the only thing that passes between the advisor, the trainer and the profiles. A Plan is
+frozen and valid by construction: `Plan.parse` reports every problem at once, each with what was
+got, what is allowed and how to mend it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from profiles.catalog import ModelProfile, model_profile
+
+Dtype = Literal["bf16", "fp16", "fp32"]
+Encoder = Literal["sam", "clip"]
+LoraTargets = Literal["qv", "attention", "all-linear"]
+Quantization = Literal["nf4", "int8", "none"]
+TrainedPart = Literal["mask_decoder", "text_hidden_fcs", "projector", "token_rows", "embeddings"]
+Quantizable = Literal[
+    "llama", "clip", "sam_encoder", "mask_decoder", "text_hidden_fcs", "projector"
+]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing wrong with an input: what, where, got, allowed, fix."""
+
+    where: str
+    what: str
+    got: str = ""
+    fix: str = ""
+
+    def __str__(self) -> str:
+        got = f" (got {self.got})" if self.got else ""
+        fix = f"\n    hint: {self.fix}" if self.fix else ""
+        return f"{self.where}: {self.what}{got}{fix}"
+
+
+class PlanError(ValueError):
+    """A plan that cannot run; `findings` holds every reason."""
+
+    def __init__(self, findings: Iterable[Finding]) -> None:
+        self.findings = tuple(findings)
+        super().__init__("\n".join(f"  - {finding}" for finding in self.findings))
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class Lora(_Frozen):
+    """Low-rank adapters on the LLaMA decoder (Hu et al. 2021, arXiv:2106.09685)."""
+
+    rank: int = Field(8, ge=1, le=256, description="rank r of both factors, in channels")
+    alpha: float = Field(16, gt=0, description="scale numerator; the adapter is scaled by alpha/r")
+    dropout: float = Field(0.05, ge=0, lt=1, description="dropout before the adapter, probability")
+    targets: LoraTargets = Field(
+        "qv",
+        description="adapted linears: q,v; attention (q,k,v,o); or all seven of a decoder layer",
+    )
+
+
+class Schedule(_Frozen):
+    """Optimisation over time; the values default to LISA's published recipe."""
+
+    learning_rate: float = Field(3e-4, gt=0, description="peak learning rate, per update")
+    shape: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description="decay after the warm-up (transformers' schedules)"
+    )
+    warmup_steps: int = Field(100, ge=0, description="linear warm-up, in optimizer steps")
+    epochs: int = Field(10, ge=1, description="passes over the training split")
+    beta1: float = Field(0.9, ge=0, lt=1, description="Adam's first-moment decay")
+    beta2: float = Field(0.95, ge=0, lt=1, description="Adam's second-moment decay")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled decay, per update")
+    grad_clip: float = Field(1.0, gt=0, description="largest global gradient norm")
+
+
+class TokenLimits(_Frozen):
+    """What one sample may hold; a longer one is an error that names the sample."""
+
+    max_text_tokens: int = Field(512, ge=32, description="tokens beside the image's, per sample")
+    max_masks: int = Field(8, ge=1, description="[SEG] tokens per sample")
+    max_new_tokens: int = Field(64, ge=1, description="generated tokens per answer")
+
+
+class Plan(_Frozen):
+    """Settings of one training run."""
+
+    schema_version: Literal[1] = Field(1, description="version of this schema")
+    model: str = Field("tiny", description="size, a name in models.toml: tiny, 7b, 7b-v1, 13b")
+    weights: str = Field(
+        "default",
+        description="'default' (packaged or the published source), 'random' (true shapes, random "
+        "values) or a folder of safetensors in this project's layout",
+    )
+    device: Literal["cpu", "cuda"] = Field("cpu", description="where the training step runs")
+    processes: int = Field(1, ge=1, le=64, description="data-parallel processes, one per GPU")
+    quantization: Quantization = Field(
+        "nf4", description="storage of the frozen LLaMA linears (nf4 with double quantisation)"
+    )
+    quantized_parts: tuple[Quantizable, ...] = Field(
+        ("llama",), description="parts stored quantised; only the LLaMA linears may be"
+    )
+    dtype: Dtype = Field("bf16", description="compute dtype of frozen weights and activations")
+    lora: Lora | None = Field(Lora(), description="adapters on the decoder, or none")
+    train: tuple[TrainedPart, ...] = Field(
+        ("mask_decoder", "text_hidden_fcs", "token_rows"),
+        description="trained parts beside LoRA: mask_decoder, text_hidden_fcs, projector, "
+        "token_rows (rows of the new tokens in embedding and head), embeddings (both whole)",
+    )
+    effective_batch: int = Field(20, ge=1, description="samples per optimizer step")
+    micro_batch: int = Field(2, ge=1, description="samples per forward pass and process")
+    accumulation: int = Field(10, ge=1, description="forward passes per optimizer step")
+    checkpointed_layers: int = Field(
+        0, ge=0, description="decoder layers whose activations are recomputed, 0 … all"
+    )
+    cached_encoders: tuple[Encoder, ...] = Field(
+        ("sam", "clip"), description="frozen encoders whose features are read from disk"
+    )
+    logits: Literal["supervised", "all"] = Field(
+        "supervised", description="positions at which the head is computed in training"
+    )
+    mask_loss_resolution: int = Field(
+        256, ge=32, le=2048, description="side of the mask loss in SAM's padded frame, pixels"
+    )
+    optimizer: Literal["adamw", "paged_adamw"] = Field("adamw", description="AdamW, or paged")
+    optimizer_state: Literal["fp32", "8bit"] = Field(
+        "fp32", description="precision of Adam's two moments"
+    )
+    schedule: Schedule = Field(Schedule(), description="learning rate and epochs")
+    tokens: TokenLimits = Field(TokenLimits(), description="limits of one sample")
+    allocator: str = Field(
+        "expandable_segments:True", description="PyTorch's CUDA allocator settings; '' for none"
+    )
+    workers: int = Field(0, ge=0, le=64, description="data-loading processes per training process")
+    seed: int = Field(0, ge=0, description="seed of weights, data order and dropout")
+    max_train_samples: int | None = Field(None, ge=1, description="first n training samples")
+    max_val_samples: int | None = Field(None, ge=1, description="first n validation samples")
+
+    @property
+    def profile(self) -> ModelProfile:
+        """Shapes of the plan's model."""
+        return model_profile(self.model)
+
+    @model_validator(mode="after")
+    def _can_run(self) -> Self:
+        """Refuse a combination that cannot run, with all reasons together."""
+        findings = list(_contradictions(self))
+        if findings:
+            raise PydanticCustomError("plan", "{text}", {"text": "", "findings": findings})
+        return self
+
+    @classmethod
+    def parse(cls, data: Mapping[str, Any]) -> Plan:
+        """A Plan from plain data. Raises PlanError with every problem, not only the first."""
+        if not isinstance(data, Mapping):
+            raise PlanError([Finding("plan", "must be a table of settings", type(data).__name__)])
+        data = _with_batch_arithmetic(data)
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise PlanError(_all_findings(cls, data, error)) from None
+
+    @classmethod
+    def from_json(cls, text: str, where: str = "plan") -> Plan:
+        """A Plan from a JSON document called `where`. Raises PlanError."""
+        try:
+            data = json.loads(text)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise PlanError([Finding(where, f"is not valid JSON: {error}")]) from None
+        return cls.parse(data)
+
+    @classmethod
+    def read(cls, path: Path) -> Plan:
+        """A Plan from a file. Raises PlanError naming the file."""
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            fix = "give the path of a plan.json, such as the one in a run folder"
+            raise PlanError([Finding(str(path), f"cannot be read: {error}", fix=fix)]) from None
+        return cls.from_json(text, str(path))
+
+    def to_json(self) -> str:
+        """The plan as indented JSON; `from_json` gives the same plan back."""
+        return self.model_dump_json(indent=2) + "\n"
+
+    @property
+    def content_hash(self) -> str:
+        """First 16 hex digits of SHA-256 over the canonical JSON: equal settings, equal hash."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    def override(self, assignments: Iterable[str]) -> Plan:
+        """A plan with `key=value` assignments applied, dotted keys for nested settings.
+
+        Values are read as JSON where they parse (`8`, `true`, `null`, `["sam"]`), otherwise as
+        text; for a list, a comma-separated text will do. Raises PlanError.
+        """
+        data = self.model_dump(mode="json")
+        assignments = list(assignments)
+        findings = [f for text in assignments if (f := _assign(data, text)) is not None]
+        if findings:
+            raise PlanError(findings)
+        given = {text.partition("=")[0].strip().replace("-", "_") for text in assignments}
+        _forget_dependent_batch(data, given & {"micro_batch", "accumulation", "effective_batch"})
+        return Plan.parse(data)
+
+    def refusals(self, gpu_name: str, bf16: bool) -> list[Finding]:
+        """Why this plan cannot run on that card; empty when it can."""
+        if self.device == "cuda" and self.dtype == "bf16" and not bf16:
+            return [
+                Finding(
+                    "dtype",
+                    f"{gpu_name} has no bf16 arithmetic (compute capability below 8.0)",
+                    "bf16",
+                    "--set dtype=fp16",
+                )
+            ]
+        return []
+
+
+def _with_batch_arithmetic(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill in the one of effective batch, micro-batch and accumulation that is not given.
+
+    `checkpointed_layers: "all"` becomes the model's number of layers.
+    """
+    result = dict(data)
+    processes = result.get("processes", 1)
+    micro, accumulation, effective = (
+        result.get(key) for key in ("micro_batch", "accumulation", "effective_batch")
+    )
+    numbers = [n for n in (micro, accumulation, effective, processes) if n is not None]
+    if all(type(n) is int and n > 0 for n in numbers):
+        if effective is None and micro and accumulation:
+            result["effective_batch"] = micro * accumulation * processes
+        elif accumulation is None and micro and effective:
+            result["accumulation"] = max(1, effective // (micro * processes))
+        elif micro is None and accumulation and effective:
+            result["micro_batch"] = max(1, effective // (accumulation * processes))
+        elif effective and micro is None and accumulation is None:
+            result["micro_batch"] = 1
+            result["accumulation"] = max(1, effective // processes)
+        elif effective is None and micro and accumulation is None:
+            result["accumulation"] = 1
+            result["effective_batch"] = micro * processes
+    if result.get("checkpointed_layers") == "all":
+        try:
+            result["checkpointed_layers"] = model_profile(result.get("model", "tiny")).llama.layers
+        except (ValueError, TypeError):
+            result["checkpointed_layers"] = 0  # the model's own finding says what is wrong
+    return result
+
+
+def _contradictions(plan: Plan) -> Iterable[Finding]:
+    """Every reason why these settings cannot run together."""
+    try:
+        layers = plan.profile.llama.layers
+    except ValueError as error:
+        yield Finding("model", str(error), repr(plan.model))
+        layers = None
+    if plan.micro_batch * plan.accumulation * plan.processes != plan.effective_batch:
+        yield Finding(
+            "accumulation",
+            "gradient accumulation × micro-batch × processes must equal the effective batch",
+            f"{plan.accumulation} × {plan.micro_batch} × {plan.processes} ≠ {plan.effective_batch}",
+            "set effective_batch and micro_batch, and leave accumulation out",
+        )
+    if layers is not None and plan.checkpointed_layers > layers:
+        yield Finding(
+            "checkpointed_layers",
+            f"{plan.model} has {layers} decoder layers",
+            str(plan.checkpointed_layers),
+            f"choose 0 … {layers}, or 'all'",
+        )
+    yield from _precision_contradictions(plan)
+    yield from _training_contradictions(plan)
+
+
+def _precision_contradictions(plan: Plan) -> Iterable[Finding]:
+    for part in sorted(set(plan.quantized_parts) - {"llama"}):
+        reason = {
+            "mask_decoder": "it is trained, and a quantised weight has no gradient",
+            "text_hidden_fcs": "it is trained, and a quantised weight has no gradient",
+            "projector": "21 M parameters: quantising saves nothing and costs accuracy",
+        }.get(part, "its activations dominate: 4-bit weights save almost nothing; cache it instead")
+        yield Finding(
+            "quantized_parts",
+            f"{part} is never quantised: {reason}",
+            part,
+            "set quantized_parts to llama",
+        )
+    if plan.device == "cpu" and plan.dtype == "fp16":
+        yield Finding("dtype", "fp16 training needs a GPU", "fp16 on cpu", "use fp32")
+    if plan.device == "cpu" and plan.optimizer == "paged_adamw":
+        yield Finding(
+            "optimizer",
+            "a paged optimizer moves its state between GPU and host memory",
+            "paged_adamw on cpu",
+            "use optimizer adamw",
+        )
+
+
+def _training_contradictions(plan: Plan) -> Iterable[Finding]:
+    if not plan.train and plan.lora is None:
+        yield Finding("train", "nothing is trained", fix="name a part, or add LoRA")
+    if {"token_rows", "embeddings"} <= set(plan.train):
+        yield Finding(
+            "train",
+            "embeddings are trained whole already, so token_rows must not be named beside them",
+            "token_rows, embeddings",
+            "keep one of the two",
+        )
+    if len(set(plan.train)) < len(plan.train):
+        yield Finding("train", "a part is named twice", ", ".join(plan.train))
+
+
+def _all_findings(cls: type[Plan], data: dict[str, Any], error: ValidationError) -> list[Finding]:
+    """Findings of `error`, and those that its bad fields kept pydantic from looking for."""
+    findings = _findings(error)
+    bad = {str(detail["loc"][0]) for detail in error.errors() if detail["loc"]}
+    if bad:
+        # Cross-field checks run only on a plan whose fields are valid: look at the rest alone.
+        rest = {key: value for key, value in data.items() if key not in bad}
+        try:
+            cls.model_validate(_with_batch_arithmetic(rest))
+        except ValidationError as other:
+            findings += [f for f in _findings(other) if f.where not in bad]
+    return findings
+
+
+def _findings(error: ValidationError) -> list[Finding]:
+    result: list[Finding] = []
+    for detail in error.errors(include_url=False):
+        context = detail.get("ctx", {})
+        if detail["type"] == "plan":
+            result += context["findings"]
+            continue
+        where = ".".join(str(part) for part in detail["loc"]) or "plan"
+        if detail["type"] == "extra_forbidden":
+            result.append(Finding(where, "no such setting", fix=_nearest_setting(where)))
+        else:
+            result.append(Finding(where, detail["msg"], _short(detail["input"])))
+    return result
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def setting_names() -> list[str]:
+    """Every setting's dotted name, in the order of the schema."""
+    names: list[str] = []
+    nested: dict[str, type[BaseModel]] = {
+        "lora": Lora,
+        "schedule": Schedule,
+        "tokens": TokenLimits,
+    }
+    for name in Plan.model_fields:
+        names.append(name)
+        if name in nested:
+            names += [f"{name}.{inner}" for inner in nested[name].model_fields]
+    return names
+
+
+def _nearest_setting(name: str) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(name, setting_names(), n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else "see docs/plan.md for the settings"
+
+
+def _assign(data: dict[str, Any], text: str) -> Finding | None:
+    """Apply one `key=value` to `data` in place; a Finding when it cannot be."""
+    key, equals, raw = text.partition("=")
+    key = key.strip().replace("-", "_")
+    if not equals or not key:
+        return Finding("--set", "must read key=value", repr(text), "--set micro_batch=4")
+    if key not in setting_names():
+        return Finding(key, "no such setting", repr(text), _nearest_setting(key))
+    try:
+        value = json.loads(raw)
+    except (json.JSONDecodeError, RecursionError):
+        value = raw
+    if isinstance(value, str) and key in ("train", "cached_encoders", "quantized_parts"):
+        value = [part.strip() for part in value.split(",") if part.strip()]
+    *parents, last = key.split(".")
+    for parent in parents:
+        if data.get(parent) is None:
+            data[parent] = {}
+        data = data[parent]
+    data[last] = value
+    return None
+
+
+def _forget_dependent_batch(data: dict[str, Any], given: set[str]) -> None:
+    """Drop the batch sizes that follow from the `given` ones, to be worked out anew.
+
+    The effective batch stays what it was unless it is set, or both of the others are: a
+    micro-batch is a memory lever, an effective batch is the user's recipe.
+    """
+    if {"micro_batch", "accumulation"} <= given:
+        follower = "effective_batch"
+    else:
+        follower = "micro_batch" if "accumulation" in given else "accumulation"
+    if given and follower not in given:
+        data.pop(follower)

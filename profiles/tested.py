@@ -1,0 +1,232 @@
+"""The tested-configuration table: what was tried, on which card, and how many bytes it took.
+
+The shipped rows lie in `tested.jsonl` beside this module; a user's own rows lie in the user data
+folder and are only ever appended. A row is evidence: an unknown number is null, never a guess.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from profiles.catalog import ModelProfile
+from profiles.plan import Finding, Lora, Plan
+
+Verdict = Literal["FITS", "TIGHT", "SPILLS", "OOM", "UNKNOWN"]
+
+TABLE_NAME = "tested.jsonl"
+_TARGETS_BY_SIZE = ("qv", "attention", "all-linear")
+_TWO_BYTE_DTYPES = frozenset({"bf16", "fp16"})
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataShape(_Frozen):
+    """Tokens of one sample in the tested step."""
+
+    image_tokens: int = Field(ge=0, description="CLIP patches that enter the decoder")
+    text_tokens: int = Field(ge=0, description="tokens beside the image's")
+
+
+class TestedRow(_Frozen):
+    """One tested (or merely claimed) configuration."""
+
+    __test__ = False  # the name starts with Test, which pytest would collect
+
+    id: str = Field(min_length=1, description="name by which reasons quote the row")
+    title: str = Field(min_length=1, description="the claim, as its source put it")
+    source: Literal["seed", "measured", "user"] = Field(
+        description="seed: claims kept as they came; measured: shipped with this project; "
+        "user: this user's own runs"
+    )
+    status: str = Field(description="as the source put it: works, oom, untested, recommended …")
+    model: str = Field(description="a name in models.toml")
+    settings: dict[str, Any] = Field(description="the Plan fields that this row pins")
+    gpu: str | None = Field(None, description="card, null when the source does not say")
+    gpu_memory_gib: float | None = Field(None, gt=0, description="size of that card, in GiB")
+    cap_bytes: int | None = Field(None, gt=0, description="limit put on the process, in bytes")
+    peak_allocated_bytes: int | None = Field(None, gt=0, description="tensors, in bytes")
+    peak_reserved_bytes: int | None = Field(None, gt=0, description="allocator pool, in bytes")
+    step_seconds: float | None = Field(None, gt=0, description="seconds per micro-batch")
+    verdict: Verdict = Field(description="the status in this project's words")
+    versions: dict[str, str] = Field(default_factory=dict, description="torch, driver …")
+    data_shape: DataShape | None = Field(None, description="null when the source does not say")
+    date: datetime.date | None = Field(None, description="null when the source does not say")
+    note: str = Field("", description="conditions and doubts")
+    contradicted_by: tuple[str, ...] = Field((), description="ids of rows that refute this one")
+
+    @model_validator(mode="after")
+    def _settings_are_a_plan(self) -> Self:
+        if "model" in self.settings:
+            raise ValueError("the model stands beside the settings, not in them")
+        _ = self.plan  # raises PlanError, a ValueError
+        return self
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The row's settings as a Plan; what the row does not pin has the Plan's default."""
+        return Plan.parse({**self.settings, "model": self.model})
+
+    @property
+    def needed_bytes(self) -> int | None:
+        """What the allocator must be able to hold: the pool's peak, else the tensors'."""
+        return self.peak_reserved_bytes or self.peak_allocated_bytes
+
+    @property
+    def limit_bytes(self) -> int | None:
+        """What the tested process could have at most."""
+        if self.cap_bytes is not None:
+            return self.cap_bytes
+        return None if self.gpu_memory_gib is None else round(self.gpu_memory_gib * 2**30)
+
+    def covers(self, plan: Plan) -> bool:
+        """Whether `plan` needs no more memory than this row's plan did."""
+        return needs_no_more(plan, self.plan)
+
+
+class Table(NamedTuple):
+    """The rows that could be read, and what was wrong with those that could not."""
+
+    rows: tuple[TestedRow, ...]
+    findings: tuple[Finding, ...]
+
+    def row(self, row_id: str) -> TestedRow:
+        """The row called `row_id`. Raises KeyError."""
+        for row in self.rows:
+            if row.id == row_id:
+                return row
+        raise KeyError(row_id)
+
+
+def user_table_path() -> Path:
+    """Where this user's own rows lie; the file need not exist."""
+    from platformdirs import user_data_path
+
+    return user_data_path("lisa-preflight", appauthor=False) / TABLE_NAME
+
+
+def read_table(user_path: Path | None = None) -> Table:
+    """The shipped rows and then the user's (`user_path`, by default the user data folder).
+
+    A damaged line, or a file that cannot be read, becomes a finding and never an error.
+    """
+    rows, findings = parse_table((files("profiles") / TABLE_NAME).read_bytes(), TABLE_NAME)
+    path = user_table_path() if user_path is None else user_path
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return Table(rows, findings)
+    except OSError as error:
+        finding = Finding(
+            str(path), f"cannot be read: {error.strerror}", fix="its rows are missing"
+        )
+        return Table(rows, (*findings, finding))
+    own = parse_table(data, str(path))
+    return Table(rows + own.rows, findings + own.findings)
+
+
+def parse_table(data: bytes, where: str) -> Table:
+    """The rows in JSON-lines `data` of the file `where`, and a finding per damaged line."""
+    rows: list[TestedRow] = []
+    findings: list[Finding] = []
+    for number, line in enumerate(data.split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(TestedRow.model_validate_json(line))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            field = ".".join(str(part) for part in first["loc"])
+            what = f"skipped a damaged row: {field + ': ' if field else ''}{first['msg']}"
+            findings.append(Finding(f"{where}:{number}", what, fix="mend or delete that line"))
+    return Table(tuple(rows), tuple(findings))
+
+
+def append(row: TestedRow, path: Path | None = None) -> Path:
+    """Append `row` to the user's table (`path`) and return where it went. Raises OSError.
+
+    One write in append mode: rows of processes that append together neither mix nor get lost.
+    """
+    path = user_table_path() if path is None else path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = row.model_dump_json().encode() + b"\n"
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)
+    handle = os.open(path, flags, 0o644)
+    try:
+        if _ends_inside_a_line(handle):
+            line = b"\n" + line  # a torn last line must not swallow this row
+        if os.write(handle, line) != len(line):
+            raise OSError(f"{path}: only part of the row was written; is the disk full?")
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    return path
+
+
+def _ends_inside_a_line(handle: int) -> bool:
+    if os.fstat(handle).st_size == 0:
+        return False
+    os.lseek(handle, -1, os.SEEK_END)
+    return os.read(handle, 1) != b"\n"
+
+
+def needs_no_more(plan: Plan, other: Plan) -> bool:
+    """Whether `plan` surely peaks at or below `other`'s bytes, from the direction of each lever.
+
+    False means "not known", not "more". Learning rates, seeds, the length of the data set and the
+    allocator's settings are left out: they do not move the peak, or only its slack.
+    """
+    same = ("device", "processes", "quantization", "quantized_parts", "optimizer")
+    dtypes = {plan.dtype, other.dtype}
+    return (
+        all(getattr(plan, name) == getattr(other, name) for name in same)
+        and (len(dtypes) == 1 or dtypes == _TWO_BYTE_DTYPES)
+        and model_needs_no_more(plan.profile, other.profile)
+        and _lora_needs_no_more(plan.lora, other.lora)
+        and _trains_no_more(plan, other)
+        and plan.micro_batch <= other.micro_batch
+        and plan.checkpointed_layers >= min(other.checkpointed_layers, plan.profile.llama.layers)
+        and set(plan.cached_encoders) >= set(other.cached_encoders)
+        and (plan.logits == "supervised" or other.logits == "all")
+        and plan.mask_loss_resolution <= other.mask_loss_resolution
+        and (plan.optimizer_state == "8bit" or other.optimizer_state == "fp32")
+        and plan.tokens.max_text_tokens <= other.tokens.max_text_tokens
+        and plan.tokens.max_masks <= other.tokens.max_masks
+    )
+
+
+def model_needs_no_more(model: ModelProfile, other: ModelProfile) -> bool:
+    """Whether `model` is `other`, or the same decoder and SAM behind no larger a CLIP."""
+    return model.name == other.name or (
+        model.llama == other.llama
+        and model.sam == other.sam
+        and model.vocabulary_rows <= other.vocabulary_rows
+        and model.projector_layers <= other.projector_layers
+        and (model.clip.hidden, model.clip.layers) == (other.clip.hidden, other.clip.layers)
+        and model.clip.image_tokens <= other.clip.image_tokens
+    )
+
+
+def _lora_needs_no_more(lora: Lora | None, other: Lora | None) -> bool:
+    if lora is None or other is None:
+        return lora is None
+    return (
+        lora.rank <= other.rank
+        and _TARGETS_BY_SIZE.index(lora.targets) <= _TARGETS_BY_SIZE.index(other.targets)
+        and (lora.dropout == 0 or other.dropout > 0)  # dropout keeps its mask for the backward pass
+    )
+
+
+def _trains_no_more(plan: Plan, other: Plan) -> bool:
+    allowed = set(other.train)
+    if "embeddings" in allowed:
+        allowed.add("token_rows")
+    return set(plan.train) <= allowed

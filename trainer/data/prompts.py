@@ -1,0 +1,228 @@
+"""Prompt templates and conversations of LISA (Lai et al., 2023), as text; no tokeniser, no torch.
+
+A conversation has the vicuna v1 layout:
+``{system} USER: {q1} ASSISTANT: {a1}</s>USER: {q2} ASSISTANT: {a2}</s>``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+Choose = Callable[[Sequence[str]], str]
+"""Picks one of several templates, e.g. ``random.Random(seed).choice``."""
+
+IMAGE_TOKEN = "<image>"
+SEG_TOKEN = "[SEG]"
+IMAGE_START_TOKEN = "<im_start>"
+IMAGE_END_TOKEN = "<im_end>"
+END_OF_TURN = "</s>"
+
+RESERVED_TOKENS: tuple[str, ...] = (
+    IMAGE_TOKEN,
+    SEG_TOKEN,
+    IMAGE_START_TOKEN,
+    IMAGE_END_TOKEN,
+    END_OF_TURN,
+)
+"""Tokens with a meaning to the model, which text from outside must not contain."""
+
+IMAGE_PREFIX = IMAGE_TOKEN + "\n"
+
+SYSTEM_PROMPT = (
+    "A chat between a curious human and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the human's questions."
+)
+USER_ROLE = "USER"
+ASSISTANT_ROLE = "ASSISTANT"
+SEPARATOR = " "
+
+SHORT_QUESTIONS: tuple[str, ...] = (
+    IMAGE_PREFIX + "Can you segment the {text} in this image?",
+    IMAGE_PREFIX + "Please segment the {text} in this image.",
+    IMAGE_PREFIX + "What is {text} in this image? Please respond with segmentation mask.",
+    IMAGE_PREFIX + "What is {text} in this image? Please output segmentation mask.",
+)
+
+LONG_QUESTIONS: tuple[str, ...] = (
+    IMAGE_PREFIX + "{text} Please respond with segmentation mask.",
+    IMAGE_PREFIX + "{text} Please output segmentation mask.",
+)
+
+EXPLANATORY_QUESTIONS: tuple[str, ...] = (
+    IMAGE_PREFIX + "{text} Please output segmentation mask and explain why.",
+    IMAGE_PREFIX + "{text} Please output segmentation mask and explain the reason.",
+    IMAGE_PREFIX + "{text} Please output segmentation mask and give some explanation.",
+)
+
+ANSWERS: tuple[str, ...] = (
+    "It is [SEG].",
+    "Sure, [SEG].",
+    "Sure, it is [SEG].",
+    "Sure, the segmentation result is [SEG].",
+    "[SEG].",
+)
+
+EVALUATION_ANSWER = "[SEG]."
+
+
+class PromptError(ValueError):
+    """A text or conversation that must not or cannot be turned into a prompt."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One question and its answer; ``answer`` is None where it is still to be generated."""
+
+    question: str
+    answer: str | None
+
+
+def _first(options: Sequence[str]) -> str:
+    return options[0]
+
+
+def _reject(text: str, tokens: Sequence[str], what: str) -> None:
+    """Raise ``PromptError``, naming the token, where ``text`` contains one of ``tokens``."""
+    for token in tokens:
+        if token in text:
+            raise PromptError(f"{what} contains the reserved token {token!r}")
+
+
+def _outside_text(text: str, what: str) -> str:
+    """``text`` without surrounding whitespace, known to be non-empty and free of reserved tokens.
+
+    Raises:
+        PromptError: it is empty or contains a reserved token.
+    """
+    _reject(text, RESERVED_TOKENS, what)
+    stripped = text.strip()
+    if not stripped:
+        raise PromptError(f"{what} is empty")
+    return stripped
+
+
+def question_for(text: str, is_sentence: bool, choose: Choose) -> str:
+    """The question, with its leading ``<image>`` line, that asks for the mask of ``text``.
+
+    Args:
+        text: a phrase such as ``the red cup``, or a whole sentence. Case is kept, surrounding
+            whitespace is not. A phrase loses one trailing ``.`` or ``?``, since the templates
+            carry on after it; a sentence keeps its own.
+        is_sentence: whether ``text`` stands on its own (long templates) or is set into a question.
+        choose: picks the template.
+
+    Raises:
+        PromptError: ``text`` is empty or contains a reserved token.
+    """
+    body = _outside_text(text, "question text")
+    if is_sentence:
+        return choose(LONG_QUESTIONS).format(text=body)
+    if body.endswith((".", "?")):
+        body = body[:-1].rstrip()
+        if not body:
+            raise PromptError("question text is empty but for punctuation")
+    return choose(SHORT_QUESTIONS).format(text=body)
+
+
+def explanatory_question_for(sentence: str, choose: Choose) -> str:
+    """As ``question_for`` with a sentence, asking for an explanation besides the mask.
+
+    Raises:
+        PromptError: ``sentence`` is empty or contains a reserved token.
+    """
+    body = _outside_text(sentence, "question text")
+    return choose(EXPLANATORY_QUESTIONS).format(text=body)
+
+
+def answer_for(choose: Choose) -> str:
+    """One of ``ANSWERS``; each holds ``[SEG]`` once."""
+    return choose(ANSWERS)
+
+
+def explanatory_answer_for(explanation: str, choose: Choose) -> str:
+    """One of ``ANSWERS``, a space, and the explanation (surrounding whitespace stripped).
+
+    Raises:
+        PromptError: ``explanation`` is empty or contains a reserved token.
+    """
+    body = _outside_text(explanation, "explanation")
+    return f"{answer_for(choose)} {body}"
+
+
+def evaluation_turn(text: str, is_sentence: bool) -> Turn:
+    """The turn scored at evaluation: first template, answer ``[SEG].`` (teacher-forced).
+
+    Raises:
+        PromptError: ``text`` is empty or contains a reserved token.
+    """
+    return Turn(question_for(text, is_sentence, _first), EVALUATION_ANSWER)
+
+
+def _checked_question(question: str, is_first: bool) -> str:
+    """The question as it stands in the conversation: ``<image>`` leads the first one only.
+
+    Raises:
+        PromptError: the first question does not begin with the image line, or the rest of a
+            question is empty or contains a reserved token.
+    """
+    has_image = question.startswith(IMAGE_PREFIX)
+    if is_first and not has_image:
+        raise PromptError(f"the first question must begin with {IMAGE_PREFIX!r}")
+    body = question.removeprefix(IMAGE_PREFIX)
+    _reject(body, RESERVED_TOKENS, "question")
+    if not body.strip():
+        raise PromptError("question is empty")
+    return question if is_first else body
+
+
+def _checked_answer(answer: str) -> str:
+    """The answer unchanged; it may hold ``[SEG]`` but no other reserved token.
+
+    Raises:
+        PromptError: it is empty or contains such a token.
+    """
+    _reject(answer, [token for token in RESERVED_TOKENS if token != SEG_TOKEN], "answer")
+    if not answer.strip():
+        raise PromptError("answer is empty")
+    return answer
+
+
+def segments(turns: Sequence[Turn]) -> list[tuple[str, bool]]:
+    """The conversation in consecutive pieces, each with a flag "supervised".
+
+    Pieces alternate: context up to and including ``ASSISTANT:`` (False), then the answer with its
+    ``</s>`` (True). The space between the two belongs to the answer, because generation starts
+    from a prompt that ends in ``ASSISTANT:`` and the model then writes the space (in most
+    vocabularies as part of the first word). Joined, the pieces are the whole conversation.
+
+    ``<image>`` stands once: the first question must begin with ``<image>\\n``, and that line is
+    dropped from later questions.
+
+    Args:
+        turns: at least one. Only the last may have the answer None; the conversation then ends in
+            ``ASSISTANT:``.
+
+    Raises:
+        PromptError: no turns, an unanswered turn before the last, an empty question or answer, no
+            leading image line in the first question, or a reserved token out of place.
+    """
+    if not turns:
+        raise PromptError("a conversation needs at least one turn")
+    pieces: list[tuple[str, bool]] = []
+    opening = SYSTEM_PROMPT + SEPARATOR
+    for index, turn in enumerate(turns):
+        question = _checked_question(turn.question, is_first=index == 0)
+        context = f"{opening}{USER_ROLE}: {question}{SEPARATOR}{ASSISTANT_ROLE}:"
+        pieces.append((context, False))
+        opening = ""  # a later turn follows directly on the closing </s>
+        if turn.answer is not None:
+            pieces.append((f" {_checked_answer(turn.answer)}{END_OF_TURN}", True))
+        elif index != len(turns) - 1:
+            raise PromptError(f"turn {index} has no answer but is not the last")
+    return pieces
+
+
+def conversation(turns: Sequence[Turn]) -> str:
+    """The whole conversation as one string (``segments`` joined; same errors)."""
+    return "".join(piece for piece, _ in segments(turns))

@@ -1,0 +1,439 @@
+"""Reads the ReasonSeg data set from disk: pictures, questions and hand-drawn polygons.
+
+On disk: ``ROOT/ReasonSeg/{train,val,test}/<name>.jpg`` (or .jpeg, .png) beside ``<name>.json``,
+and optionally ``explanatory/<split>.json`` (upstream has ``train.json`` only) beside the splits.
+Polygons are in pixels of the picture AFTER its EXIF orientation is applied: that is how
+annotators saw it, and what ``cv2.imread`` hands to upstream's code.
+
+Nothing broken is skipped: all findings about all items are raised at once, or returned by
+`check_data`. Files with other extensions and hidden files (``.DS_Store``, ``._x.jpg``) are no
+part of the data set and are ignored.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeAlias, TypeVar
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+FloatArray: TypeAlias = NDArray[np.float64]
+ByteArray: TypeAlias = NDArray[np.uint8]
+Size: TypeAlias = tuple[int, int]
+Counts: TypeAlias = dict[str, int | Size]
+T = TypeVar("T")
+
+SPLITS = ("train", "val", "test")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+TARGET, IGNORE = 1, 255
+
+# Judged by content, not by extension: pictures gathered from the web often carry a wrong one.
+_IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+# Far beyond any picture Pillow agrees to open, and safe in OpenCV's fixed-point arithmetic.
+_LARGEST_COORDINATE = 1_000_000
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
+_ORIENTATION_TAG = 0x0112
+_SIDEWAYS = (5, 6, 7, 8)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong with one file or folder, and what to do about it."""
+
+    path: Path
+    reason: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}. Fix: {self.fix}."
+
+
+class DataError(ValueError):
+    """The data cannot be used as it is; `findings` holds every reason, `str()` lists them all."""
+
+    def __init__(self, findings: Sequence[Finding]) -> None:
+        if isinstance(findings, str):
+            # torch re-raises a worker's exception as type(message) and falls back on RuntimeError
+            # at a TypeError; without this a message would be taken apart into its letters.
+            raise TypeError("DataError takes a sequence of Finding, not a string")
+        super().__init__(tuple(findings))
+        self.findings: tuple[Finding, ...] = tuple(findings)
+
+    def __str__(self) -> str:
+        return "\n".join(str(finding) for finding in self.findings)
+
+
+@dataclass(frozen=True)
+class Polygon:
+    """A closed outline; `points` is float64 [N, 2] (x, y) in pixels, N >= 3, not to be changed."""
+
+    label: str
+    points: FloatArray
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A question that asks for reasons as well, and the answer in words."""
+
+    query: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Item:
+    """One picture with its questions; `texts` are rephrasings of one question, stripped.
+
+    `polygons` is empty, or all `ignore`, when nothing in the picture answers the question.
+    """
+
+    name: str
+    image_path: Path
+    json_path: Path
+    texts: tuple[str, ...]
+    is_sentence: bool
+    polygons: tuple[Polygon, ...]
+    explanations: tuple[Explanation, ...] = ()
+
+
+@dataclass
+class _Report:
+    """Collects the findings about one file."""
+
+    path: Path
+    findings: list[Finding] = field(default_factory=list)
+
+    def add(self, what: str, got: object, allowed: str, fix: str) -> None:
+        shown = "nothing" if got is None else got if isinstance(got, str) else repr(got)
+        shown = shown if len(shown) <= 80 else shown[:77] + "..."
+        self.findings.append(Finding(self.path, f"{what}: got {shown}; allowed: {allowed}", fix))
+
+
+def read_image(path: Path) -> ByteArray:
+    """Read a picture upright as uint8 [H, W, 3], RGB.
+
+    Greyscale, palette, CMYK, alpha (dropped, as OpenCV does) and 16 bits (the high byte) are
+    converted. Raises DataError for a file that is missing, no picture, truncated or larger than
+    Pillow's MAX_IMAGE_PIXELS.
+    """
+    report = _Report(Path(path))
+    opened = _open_image(report, _to_rgb)
+    if opened is None:
+        raise DataError(report.findings)
+    return opened[1]
+
+
+def _open_image(report: _Report, read: Callable[[Image.Image], T]) -> tuple[Size, T] | None:
+    """The upright size and what `read` made of the upright image; None with a finding added."""
+    limit = Image.MAX_IMAGE_PIXELS or float("inf")
+    try:
+        with Image.open(report.path, formats=_IMAGE_FORMATS) as opened:
+            width, height = opened.size
+            if width * height > limit:  # up to twice its limit Pillow only warns
+                raise Image.DecompressionBombError(f"{width} x {height} pixels")
+            sideways = opened.getexif().get(_ORIENTATION_TAG) in _SIDEWAYS
+            return ((width, height) if sideways else (height, width)), read(opened)
+    except Exception as error:
+        # Damaged files make Pillow raise nearly anything: OSError, SyntaxError, struct.error, ...
+        allowed = f"a complete {', '.join(_IMAGE_FORMATS)} file of at most {limit} pixels"
+        bomb = isinstance(error, Image.DecompressionBombError)
+        fix = "downsize the picture" if bomb else "fetch or save the picture again"
+        report.add("image", f"{type(error).__name__} {error}", allowed, fix)
+    return None
+
+
+def _skip(image: Image.Image) -> None:
+    """Read no further than the header."""
+
+
+def _to_rgb(image: Image.Image) -> ByteArray:
+    """uint8 [H, W, 3], upright, of a picture in any of Pillow's modes."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        # Pillow's own conversion clips at 255, which turns 16-bit pictures white.
+        deep = np.clip(np.asarray(image).astype(np.int64), 0, 65535) >> 8
+        return np.repeat(deep.astype(np.uint8)[:, :, None], 3, axis=2)
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # straight to RGB warns
+    return np.array(image.convert("RGB"), dtype=np.uint8)
+
+
+def _paint(mask: ByteArray, polygon: Polygon, value: int) -> ByteArray:
+    """Paint a polygon with its outline into mask uint8 [H, W], in place."""
+    points = [polygon.points.astype(np.int32)]
+    cv2.polylines(mask, points, True, value, 1)
+    cv2.fillPoly(mask, points, value)
+    return mask
+
+
+def _painted_area(polygon: Polygon, height: int, width: int) -> int:
+    """Pixels that the polygon would cover on its own."""
+    return int(np.count_nonzero(_paint(np.zeros((height, width), dtype=np.uint8), polygon, 1)))
+
+
+def paint_mask(polygons: Sequence[Polygon], height: int, width: int) -> ByteArray:
+    """Paint the ground truth uint8 [height, width]: 0 background, 1 target, 255 ignore.
+
+    The largest painted area comes first, so that small polygons stay visible on large ones. Of
+    equal areas the one listed first in the file ends on top, as with upstream's reversed sort.
+    Coordinates are truncated towards zero; parts outside the picture are cut off.
+    """
+    mask = np.zeros((height, width), dtype=np.uint8)
+    areas = [_painted_area(polygon, height, width) for polygon in polygons]
+    for index in np.argsort(areas, kind="stable")[::-1]:
+        polygon = polygons[index]
+        _paint(mask, polygon, IGNORE if "ignore" in polygon.label.lower() else TARGET)
+    return mask
+
+
+def _load_json(report: _Report, kind: type[T], allowed: str) -> T | None:
+    """The parsed file, UTF-8 or else cp1252, if of this kind; None with a finding added."""
+    got, fix = "", "correct the file or fetch it again"
+    try:
+        raw = report.path.read_bytes()
+        try:
+            text = raw.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            text = raw.decode("cp1252")
+        parsed = json.loads(text)
+        if isinstance(parsed, kind):
+            return parsed
+        got = repr(parsed)
+    except (OSError, ValueError, RecursionError) as error:
+        got = f"{type(error).__name__} {error}"
+    report.add("file", got, f"JSON in UTF-8 or cp1252, {allowed}", fix)
+    return None
+
+
+def _sentence(report: _Report, what: str, value: object) -> str | None:
+    """A stripped string that is not blank; None with a finding added."""
+    # JSON can spell half a surrogate pair, on which every tokenizer fails much later.
+    if isinstance(value, str) and value.strip() and not _HALF_PAIR.search(value):
+        return value.strip()
+    got = None if value is None else repr(value)
+    report.add(what, got, "text, not blank, in whole characters", "write it or take it out")
+    return None
+
+
+def _read_points(report: _Report, what: str, value: object) -> FloatArray | None:
+    """float64 [N, 2] of a list of pairs; None with a finding added."""
+    fix = "redraw the polygon or take the shape out"
+    # OpenCV would paint a dot or a line for fewer points; nobody means that as an answer.
+    if not isinstance(value, list) or len(value) < 3:
+        report.add(what, value, "a list of 3 or more points [x, y]", fix)
+        return None
+    for number, pair in enumerate(value):
+        two = isinstance(pair, list) and len(pair) == 2
+        numeric = two and all(type(x) in (int, float) for x in pair)
+        # Compared as they are: JSON's whole numbers may not fit a float. NaN is never below.
+        if not numeric or not all(abs(x) <= _LARGEST_COORDINATE for x in pair):
+            allowed = f"two finite numbers [x, y], at most {_LARGEST_COORDINATE} in size"
+            report.add(f"{what}[{number}]", pair, allowed, fix)
+            return None
+    return np.array(value, dtype=np.float64)
+
+
+def _read_shapes(report: _Report, value: object, size: Size | None) -> list[Polygon]:
+    """The sound polygons; `flag` shapes are dropped, unchecked."""
+    if not isinstance(value, list):
+        report.add("shapes", value, "a list of {label, points}", "correct the file")
+        return []
+    polygons: list[Polygon] = []
+    for index, shape in enumerate(value):
+        what = f"shapes[{index}]"
+        if not isinstance(shape, dict):
+            report.add(what, shape, "{label, points}", "correct the shape or take it out")
+            continue
+        label = shape.get("label")
+        if isinstance(label, str) and label.lower() == "flag":
+            continue  # a leftover of the annotation tool, which upstream passes over as well
+        if not isinstance(label, str):
+            report.add(f"{what}.label", label, "text", "name the shape 'target' or 'ignore'")
+        points = _read_points(report, f"{what}.points", shape.get("points"))
+        if points is None or not isinstance(label, str):
+            continue
+        polygons.append(Polygon(label, points))
+        if size is not None and _painted_area(polygons[-1], *size) == 0:
+            (left, top), (right, bottom) = points.min(axis=0), points.max(axis=0)
+            got = f"x {left:g} to {right:g}, y {top:g} to {bottom:g}, wholly outside"
+            allowed = f"some part within width {size[1]}, height {size[0]}"
+            report.add(f"{what}.points", got, allowed, "redraw it on the upright picture")
+    return polygons
+
+
+def _read_annotation(
+    report: _Report, size: Size | None
+) -> tuple[tuple[str, ...], bool, tuple[Polygon, ...]]:
+    """(texts, is_sentence, polygons), as far as sound; a finding for all that is not."""
+    parsed = _load_json(report, dict, "{shapes, text, is_sentence}")
+    if parsed is None:
+        return (), False, ()
+    text, is_sentence = parsed.get("text"), parsed.get("is_sentence")
+    listed = [text] if isinstance(text, str) else text
+    if not isinstance(listed, list) or not listed:
+        report.add("text", text, "a list of one string or more", "write the question")
+        listed = []
+    texts = [_sentence(report, f"text[{index}]", text) for index, text in enumerate(listed)]
+    if not isinstance(is_sentence, bool):
+        report.add("is_sentence", is_sentence, "true or false", "correct or add it")
+    polygons = _read_shapes(report, parsed.get("shapes"), size)
+    sound = tuple(text for text in texts if text is not None)
+    return sound, is_sentence is True, tuple(polygons)
+
+
+def _read_explanations(report: _Report, known: set[str]) -> dict[str, list[Explanation]]:
+    """Explanations by file name of the image, from a file that need not be there."""
+    found: dict[str, list[Explanation]] = {}
+    if not report.path.exists():
+        return found
+    entries = _load_json(report, list, "a list of {image, query, outputs}")
+    for index, entry in enumerate(entries or ()):
+        what, fix = f"[{index}]", "correct the entry or take it out"
+        if not isinstance(entry, dict):
+            report.add(what, entry, "{image, query, outputs}", fix)
+            continue
+        keys = ("image", "query", "outputs")
+        image, query, answer = (_sentence(report, f"{what}.{key}", entry.get(key)) for key in keys)
+        if image is not None and image not in known:
+            # Only bare names of files that are there: no way out of the data folder.
+            report.add(f"{what}.image", image, "the file name of an image of this split", fix)
+        elif image is not None and query is not None and answer is not None:
+            found.setdefault(image, []).append(Explanation(query, answer))
+    return found
+
+
+def _locate(root: Path) -> tuple[Path, list[str]]:
+    """The folder that holds the splits, and the splits that are there; DataError if none are."""
+    root = Path(root)
+    # The most specific first: a data folder may well have an unrelated `train` of its own.
+    for folder in (root / "ReasonSeg", root / "reason_seg" / "ReasonSeg", root):
+        present = [split for split in SPLITS if (folder / split).is_dir()]
+        if present:
+            return folder, present
+    report = _Report(root)
+    got = "none of them" if root.is_dir() else "no such folder"
+    fix = "name the folder into which ReasonSeg was unpacked"
+    report.add("data folder", got, "ReasonSeg/train, ReasonSeg/val or ReasonSeg/test in it", fix)
+    raise DataError(report.findings)
+
+
+def _pair_up(folder: Path) -> dict[str, tuple[list[Path], list[Path]]]:
+    """The (images, JSON files) of each base name, sorted. Sound is: one of each."""
+    pairs: dict[str, tuple[list[Path], list[Path]]] = {}
+    for path in sorted(folder.iterdir()):
+        is_json = path.suffix.lower() == ".json"
+        wanted = is_json or path.suffix.lower() in IMAGE_SUFFIXES
+        if wanted and not path.name.startswith(".") and path.is_file():
+            pairs.setdefault(path.stem, ([], []))[is_json].append(path)
+    return dict(sorted(pairs.items()))
+
+
+def _read_item(
+    base: Path, images: list[Path], jsons: list[Path], read: Callable[[Image.Image], object]
+) -> tuple[Item | None, list[Finding]]:
+    """The item, or None and every finding about it; all files that are there are looked at."""
+    report = _Report(base)
+    for kind, paths in ((" or ".join(IMAGE_SUFFIXES), images), (".json", jsons)):
+        if len(paths) != 1:
+            got = ", ".join(path.name for path in paths) or "none"
+            report.add("files", got, f"one {kind} of this name", "add it or remove what is amiss")
+    opened = [_open_image(_Report(path, report.findings), read) for path in images]
+    # Of two pictures nobody can say which the polygons were drawn on.
+    size = opened[0][0] if len(opened) == 1 and opened[0] is not None else None
+    notes = [_read_annotation(_Report(path, report.findings), size) for path in jsons]
+    if report.findings:
+        return None, report.findings
+    return Item(base.name, images[0], jsons[0], *notes[0]), []
+
+
+def _scan(
+    folder: Path, split: str, limit: int | None, read: Callable[[Image.Image], object]
+) -> tuple[list[Item], list[Finding]]:
+    """The sound items of a split and every finding about the others."""
+    pairs = _pair_up(folder / split)
+    known = {path.name for images, _ in pairs.values() for path in images}
+    report = _Report(folder / split)
+    if not pairs:
+        report.add("folder", None, "pictures, each with its .json", "fetch the split again")
+    extra = _Report(folder / "explanatory" / f"{split}.json", report.findings)
+    explanations = _read_explanations(extra, known)
+    items: list[Item] = []
+    for name in list(pairs)[:limit]:
+        item, broken = _read_item(folder / split / name, *pairs[name], read)
+        report.findings += broken
+        if item is not None:
+            answers = tuple(explanations.get(item.image_path.name, ()))
+            items.append(replace(item, explanations=answers))
+    return items, report.findings
+
+
+def read_split(root: Path, split: str, limit: int | None = None) -> list[Item]:
+    """The items of a split, sorted by name, or the first `limit` of them.
+
+    Annotations are read in full; of the pictures only the headers, which keeps the start of a
+    training short (`check_data` decodes them, and `read_image` reports a truncated one). Raises
+    DataError with every finding about these items at once, or about the folder, the split's name
+    or the limit (at least 1).
+    """
+    folder, present = _locate(root)
+    report = _Report(folder)
+    if split not in present:
+        report.add("split", repr(split), ", ".join(present), "name one that is there")
+    if limit is not None and limit < 1:
+        report.add("limit", limit, "1 or more, or none", "leave the limit out to read all")
+    if report.findings:
+        raise DataError(report.findings)
+    items, findings = _scan(folder, split, limit, read=_skip)
+    if findings:
+        raise DataError(findings)
+    return items
+
+
+def check_data(root: Path) -> list[Finding]:
+    """Every problem of every split that is there; empty when all is well.
+
+    Decodes every picture and paints every polygon. Absent splits are no finding as long as one
+    is there.
+    """
+    try:
+        folder, present = _locate(root)
+    except DataError as error:
+        return list(error.findings)
+    scans = [_scan(folder, split, None, read=_to_rgb) for split in present]
+    return [finding for _, findings in scans for finding in findings]
+
+
+def summarise(root: Path) -> dict[str, Counts]:
+    """For each split that is there: items, texts, sentences (items that are), explanations,
+    empty_masks, and smallest_image and largest_image as (width, height), by area.
+
+    Raises DataError as `read_split` does.
+    """
+    summary: dict[str, Counts] = {}
+    for split in _locate(root)[1]:
+        items = read_split(root, split)
+        sizes: list[Size] = []
+        empty = 0
+        for item in items:
+            opened = _open_image(_Report(item.image_path), _skip)
+            assert opened is not None, "read_split has just opened this picture"
+            height, width = opened[0]
+            sizes.append((width, height))
+            empty += TARGET not in paint_mask(item.polygons, height, width)
+        summary[split] = {
+            "items": len(items),
+            "texts": sum(len(item.texts) for item in items),
+            "sentences": sum(item.is_sentence for item in items),
+            "explanations": sum(len(item.explanations) for item in items),
+            "empty_masks": empty,
+            "smallest_image": min(sizes, key=math.prod),
+            "largest_image": max(sizes, key=math.prod),
+        }
+    return summary

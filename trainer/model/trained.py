@@ -1,0 +1,90 @@
+"""The allow-list of trained tensors, and the proof that exactly those receive a gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import nn
+
+from profiles.plan import Plan, TrainedPart
+from trainer.model.lisa import Lisa
+
+PART_PREFIXES: dict[TrainedPart, tuple[str, ...]] = {
+    "mask_decoder": ("sam.mask_decoder.",),
+    "text_hidden_fcs": ("text_hidden_fcs.",),
+    "projector": ("llava.model.multi_modal_projector.",),
+    "token_rows": ("llava.model.language_model.embed_tokens.rows", "llava.lm_head.rows"),
+    "embeddings": ("llava.model.language_model.embed_tokens.weight", "llava.lm_head.weight"),
+}
+# With multimask_output=False only the first mask token's hypernetwork is read, and no loss reads
+# the predicted IoU: these never get a gradient, so training them would be a claim without effect.
+UNREAD = (
+    "sam.mask_decoder.iou_prediction_head.",
+    "sam.mask_decoder.output_hypernetworks_mlps.1.",
+    "sam.mask_decoder.output_hypernetworks_mlps.2.",
+    "sam.mask_decoder.output_hypernetworks_mlps.3.",
+)
+
+
+class GradientError(RuntimeError):
+    """A listed tensor without gradient, or a gradient where none was listed."""
+
+
+def trained_names(model: nn.Module, plan: Plan) -> list[str]:
+    """Names of the parameters that the plan trains."""
+    prefixes = tuple(prefix for part in plan.train for prefix in PART_PREFIXES[part])
+    return [
+        name
+        for name, _ in model.named_parameters()
+        if ".lora_" in name or (name.startswith(prefixes) and not name.startswith(UNREAD))
+    ]
+
+
+def mark_trained(model: Lisa, plan: Plan) -> None:
+    """Set `requires_grad` from the allow-list alone; trained tensors are kept in fp32."""
+    listed = set(trained_names(model, plan))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in listed)
+        if name in listed:
+            parameter.data = parameter.data.float()
+
+
+class GradientCheck:
+    """Looks at the first backward passes until every listed tensor has had a gradient.
+
+    LoRA's A has a gradient of exactly zero while B is zero, which it is until the first update
+    with a non-zero learning rate; A is therefore looked at in the first pass with a non-zero B.
+    """
+
+    def __init__(self, model: nn.Module, listed: Iterable[str]) -> None:
+        self.parameters = dict(model.named_parameters())
+        self.waiting = set(listed)
+        self.listed = frozenset(self.waiting)
+
+    @property
+    def done(self) -> bool:
+        """Whether every listed tensor has been seen with a gradient."""
+        return not self.waiting
+
+    def __call__(self) -> None:
+        """Check the gradients of one backward pass. Raises GradientError naming tensors."""
+        stray = [
+            name
+            for name, parameter in self.parameters.items()
+            if parameter.grad is not None and name not in self.listed
+        ]
+        dead = [name for name in self.waiting if not self._excused(name) and self._is_zero(name)]
+        if stray or dead:
+            raise GradientError(
+                f"trained tensors without a gradient: {sorted(dead) or 'none'}; "
+                f"gradients that no plan asked for: {sorted(stray) or 'none'}"
+            )
+        self.waiting = {name for name in self.waiting if self._excused(name)}
+
+    def _is_zero(self, name: str) -> bool:
+        gradient = self.parameters[name].grad
+        return gradient is None or not bool(gradient.any())
+
+    def _excused(self, name: str) -> bool:
+        other = name.replace(".lora_A.", ".lora_B.")
+        return other != name and not bool(self.parameters[other].any())

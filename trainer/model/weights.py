@@ -1,0 +1,170 @@
+"""Where a model's tensors come from: packaged, a folder of safetensors, or random values.
+
+Tensors are handed out one at a time, so that quantising on arrival never holds two copies of a
+model. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from importlib.resources import files
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from profiles.plan import Plan
+
+
+class WeightsError(ValueError):
+    """Weights that are missing, unreadable or of other shapes; says what would fix it."""
+
+
+class WeightSource(Protocol):
+    """Tensors by name."""
+
+    fingerprint: str
+
+    def get(self, name: str, shape: torch.Size) -> Tensor:
+        """The tensor called `name` on the CPU. Raises WeightsError if absent or misshapen."""
+        ...
+
+    def finish(self, used: Iterable[str]) -> None:
+        """Told which names were used. Raises WeightsError on names that nothing asked for."""
+        ...
+
+
+def canonical_name(name: str) -> str:
+    """A tensor's name in files: transformers ≥ 5.23 dropped CLIP's inner `vision_model`."""
+    return name.replace(".vision_tower.vision_model.", ".vision_tower.")
+
+
+class FolderWeights:
+    """Every `*.safetensors` file of one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        paths = sorted(folder.glob("*.safetensors"))
+        if not paths:
+            raise WeightsError(f"{folder}: no *.safetensors file here; give a model folder")
+        try:
+            self._files = [safe_open(path, framework="pt") for path in paths]
+        except (SafetensorError, OSError) as error:
+            raise WeightsError(f"{folder}: a weights file cannot be read: {error}") from None
+        self._owner = {name: f for f in self._files for name in f.keys()}  # noqa: SIM118
+        self.fingerprint = hashlib.sha256(
+            json.dumps([_identity(path) for path in paths]).encode()
+        ).hexdigest()[:16]
+
+    def get(self, name: str, shape: torch.Size) -> Tensor:
+        key = canonical_name(name)
+        if key not in self._owner:
+            raise WeightsError(f"{self.folder}: tensor {key} is missing")
+        tensor: Tensor = self._owner[key].get_tensor(key)
+        if tensor.shape != shape:
+            raise WeightsError(
+                f"{self.folder}: tensor {key} has shape {list(tensor.shape)}, "
+                f"the model needs {list(shape)}"
+            )
+        return tensor
+
+    def finish(self, used: Iterable[str]) -> None:
+        left = sorted(set(self._owner) - {canonical_name(name) for name in used})
+        if left:
+            shown = ", ".join(left[:5]) + (" …" if len(left) > 5 else "")
+            raise WeightsError(f"{self.folder}: {len(left)} tensors fit nothing: {shown}")
+
+
+class RandomWeights:
+    """Values for rehearsals: memory and speed depend on shapes, not on what is in them."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.fingerprint = f"random-{seed}"
+
+    def get(self, name: str, shape: torch.Size) -> Tensor:
+        key = canonical_name(name)
+        if len(shape) == 1:
+            return torch.ones(shape) if key.endswith("weight") else torch.zeros(shape)
+        digest = hashlib.sha256(f"{self.seed}:{key}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        scale = 1.0 if key.endswith("positional_embedding") else 0.02
+        return torch.randn(shape, generator=generator) * scale
+
+    def finish(self, used: Iterable[str]) -> None:
+        """Random values fit any name."""
+
+
+def _identity(path: Path) -> tuple[str, str]:
+    """File name and a hash of its header and size: the header lists every tensor's place."""
+    with path.open("rb") as file:
+        head = file.read(8)
+        header = file.read(min(int.from_bytes(head, "little"), 64 << 20))
+        sample = hashlib.sha256(head + header)
+        file.seek(0, 2)
+        size = file.tell()
+        # Values count too: three windows tell a retrained file of the same layout apart.
+        for offset in (len(header) + 8, size // 2, max(0, size - (1 << 20))):
+            file.seek(offset)
+            sample.update(file.read(1 << 20))
+    return path.name, f"{size}:{sample.hexdigest()}"
+
+
+def packaged_folder() -> Path:
+    """lisa-tiny's folder."""
+    return Path(str(files("profiles") / "tiny"))
+
+
+def model_folder(plan: Plan) -> Path:
+    """The folder with the plan's tokenizer (and, unless random, weights). Raises WeightsError."""
+    if plan.weights not in ("default", "random"):
+        folder = Path(plan.weights).expanduser()
+        if not folder.is_dir():
+            raise WeightsError(f"{folder}: no such folder; weights must name a model folder")
+        return folder
+    if plan.model == "tiny" or plan.weights == "random":
+        # Random weights know no words: any tokenizer will do, and this one is always there.
+        return packaged_folder()
+    raise WeightsError(
+        f"model {plan.model}: download {' and '.join(plan.profile.sources)} is not built in yet\n"
+        "    hint: --set weights=FOLDER names a folder in this project's layout, "
+        "--set weights=random rehearses with random values"
+    )
+
+
+def weight_source(plan: Plan) -> WeightSource:
+    """The plan's tensors. Raises WeightsError."""
+    return RandomWeights(plan.seed) if plan.weights == "random" else FolderWeights(model_folder(plan))
+
+
+def materialise(
+    module: torch.nn.Module,
+    source: WeightSource,
+    place: Callable[[str, Tensor], torch.nn.Parameter | Tensor],
+    prefix: str = "",
+) -> list[str]:
+    """Give every parameter and persistent buffer its value, as `place(name, value)` stores it.
+
+    `prefix` is the module's own name in the source. Returns the names asked for. Raises WeightsError.
+    """
+    asked: list[str] = []
+    for path, owner in module.named_modules():
+        persistent = [b for b in owner._buffers if b not in owner._non_persistent_buffers_set]
+        for name in [*owner._parameters, *persistent]:
+            current = getattr(owner, name)
+            if current is None:
+                continue
+            full = prefix + (f"{path}.{name}" if path else name)
+            asked.append(full)
+            if full.startswith("sam.prompt_encoder.shared_embedding."):
+                continue  # the same tensor as shared_image_embedding, tied below
+            value = place(full, source.get(full, current.shape))
+            if name in owner._buffers:
+                owner._buffers[name] = value
+            else:
+                owner._parameters[name] = value  # type: ignore[assignment]
+    return asked
