@@ -5,16 +5,14 @@ and optionally ``explanatory/<split>.json`` (upstream has ``train.json`` only) b
 Polygons are in pixels of the picture AFTER its EXIF orientation is applied: that is how
 annotators saw it, and what ``cv2.imread`` hands to upstream's code.
 
-Nothing broken is skipped: all findings about all items are raised at once, or returned by
-`check_data`. Files with other extensions and hidden files (``.DS_Store``, ``._x.jpg``) are no
-part of the data set and are ignored.
+Nothing broken is skipped: all findings are raised at once, or returned by `check_data`. Hidden
+files (``.DS_Store``, ``._x.jpg``) and other extensions are no part of the data set: passed over.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,13 +21,17 @@ from typing import TypeAlias, TypeVar
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 FloatArray: TypeAlias = NDArray[np.float64]
 ByteArray: TypeAlias = NDArray[np.uint8]
 Size: TypeAlias = tuple[int, int]
 Counts: TypeAlias = dict[str, int | Size]
 T = TypeVar("T")
+_Found: TypeAlias = "tuple[Item | None, list[Finding]]"
+_Scanned: TypeAlias = "tuple[list[Item], list[Finding]]"
+_Read: TypeAlias = Callable[[Image.Image], object]
+_Notes: TypeAlias = "tuple[tuple[str, ...], bool, tuple[Polygon, ...]]"
 
 SPLITS = ("train", "val", "test")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -39,9 +41,6 @@ TARGET, IGNORE = 1, 255
 _IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 # Far beyond any picture Pillow agrees to open, and safe in OpenCV's fixed-point arithmetic.
 _LARGEST_COORDINATE = 1_000_000
-_HALF_PAIR = re.compile("[\ud800-\udfff]")
-_ORIENTATION_TAG = 0x0112
-_SIDEWAYS = (5, 6, 7, 8)
 
 
 @dataclass(frozen=True)
@@ -89,10 +88,7 @@ class Explanation:
 
 @dataclass(frozen=True)
 class Item:
-    """One picture with its questions; `texts` are rephrasings of one question, stripped.
-
-    `polygons` is empty, or all `ignore`, when nothing in the picture answers the question.
-    """
+    """A picture and its question, rephrased in `texts`; without target polygons: none is there."""
 
     name: str
     image_path: Path
@@ -111,17 +107,15 @@ class _Report:
     findings: list[Finding] = field(default_factory=list)
 
     def add(self, what: str, got: object, allowed: str, fix: str) -> None:
-        shown = "nothing" if got is None else got if isinstance(got, str) else repr(got)
-        shown = shown if len(shown) <= 80 else shown[:77] + "..."
+        shown = "nothing" if got is None else repr(got)[:100]
         self.findings.append(Finding(self.path, f"{what}: got {shown}; allowed: {allowed}", fix))
 
 
 def read_image(path: Path) -> ByteArray:
     """Read a picture upright as uint8 [H, W, 3], RGB.
 
-    Greyscale, palette, CMYK, alpha (dropped, as OpenCV does) and 16 bits (the high byte) are
-    converted. Raises DataError for a file that is missing, no picture, truncated or larger than
-    Pillow's MAX_IMAGE_PIXELS.
+    Other modes are converted; alpha is dropped, as OpenCV does; of 16 bits the high byte stays.
+    DataError: missing, no picture, truncated, or larger than Pillow's MAX_IMAGE_PIXELS.
     """
     report = _Report(Path(path))
     opened = _open_image(report, _to_rgb)
@@ -138,19 +132,14 @@ def _open_image(report: _Report, read: Callable[[Image.Image], T]) -> tuple[Size
             width, height = opened.size
             if width * height > limit:  # up to twice its limit Pillow only warns
                 raise Image.DecompressionBombError(f"{width} x {height} pixels")
-            sideways = opened.getexif().get(_ORIENTATION_TAG) in _SIDEWAYS
+            sideways = opened.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
             return ((width, height) if sideways else (height, width)), read(opened)
     except Exception as error:
-        # Damaged files make Pillow raise nearly anything: OSError, SyntaxError, struct.error, ...
+        # Broad because damaged files make Pillow raise nearly anything, struct.error for one.
         allowed = f"a complete {', '.join(_IMAGE_FORMATS)} file of at most {limit} pixels"
-        bomb = isinstance(error, Image.DecompressionBombError)
-        fix = "downsize the picture" if bomb else "fetch or save the picture again"
+        fix = "fetch or save the picture again, smaller if that is the complaint"
         report.add("image", f"{type(error).__name__} {error}", allowed, fix)
     return None
-
-
-def _skip(image: Image.Image) -> None:
-    """Read no further than the header."""
 
 
 def _to_rgb(image: Image.Image) -> ByteArray:
@@ -195,7 +184,6 @@ def paint_mask(polygons: Sequence[Polygon], height: int, width: int) -> ByteArra
 
 def _load_json(report: _Report, kind: type[T], allowed: str) -> T | None:
     """The parsed file, UTF-8 or else cp1252, if of this kind; None with a finding added."""
-    got, fix = "", "correct the file or fetch it again"
     try:
         raw = report.path.read_bytes()
         try:
@@ -205,20 +193,20 @@ def _load_json(report: _Report, kind: type[T], allowed: str) -> T | None:
         parsed = json.loads(text)
         if isinstance(parsed, kind):
             return parsed
-        got = repr(parsed)
+        raise ValueError(f"content {parsed!r}")
     except (OSError, ValueError, RecursionError) as error:
-        got = f"{type(error).__name__} {error}"
-    report.add("file", got, f"JSON in UTF-8 or cp1252, {allowed}", fix)
+        got, fix = f"{type(error).__name__} {error}", "correct the file or fetch it again"
+        report.add("file", got, f"JSON in UTF-8 or cp1252, {allowed}", fix)
     return None
 
 
 def _sentence(report: _Report, what: str, value: object) -> str | None:
     """A stripped string that is not blank; None with a finding added."""
     # JSON can spell half a surrogate pair, on which every tokenizer fails much later.
-    if isinstance(value, str) and value.strip() and not _HALF_PAIR.search(value):
+    whole = isinstance(value, str) and not any("\ud800" <= char <= "\udfff" for char in value)
+    if isinstance(value, str) and value.strip() and whole:
         return value.strip()
-    got = None if value is None else repr(value)
-    report.add(what, got, "text, not blank, in whole characters", "write it or take it out")
+    report.add(what, value, "text, not blank, in whole characters", "write it or take it out")
     return None
 
 
@@ -230,8 +218,7 @@ def _read_points(report: _Report, what: str, value: object) -> FloatArray | None
         report.add(what, value, "a list of 3 or more points [x, y]", fix)
         return None
     for number, pair in enumerate(value):
-        two = isinstance(pair, list) and len(pair) == 2
-        numeric = two and all(type(x) in (int, float) for x in pair)
+        numeric = isinstance(pair, list) and [type(x) in (int, float) for x in pair] == [True] * 2
         # Compared as they are: JSON's whole numbers may not fit a float. NaN is never below.
         if not numeric or not all(abs(x) <= _LARGEST_COORDINATE for x in pair):
             allowed = f"two finite numbers [x, y], at most {_LARGEST_COORDINATE} in size"
@@ -248,15 +235,13 @@ def _read_shapes(report: _Report, value: object, size: Size | None) -> list[Poly
     polygons: list[Polygon] = []
     for index, shape in enumerate(value):
         what = f"shapes[{index}]"
-        if not isinstance(shape, dict):
-            report.add(what, shape, "{label, points}", "correct the shape or take it out")
-            continue
-        label = shape.get("label")
+        fields = shape if isinstance(shape, dict) else {}
+        label = fields.get("label")
         if isinstance(label, str) and label.lower() == "flag":
             continue  # a leftover of the annotation tool, which upstream passes over as well
         if not isinstance(label, str):
             report.add(f"{what}.label", label, "text", "name the shape 'target' or 'ignore'")
-        points = _read_points(report, f"{what}.points", shape.get("points"))
+        points = _read_points(report, f"{what}.points", fields.get("points"))
         if points is None or not isinstance(label, str):
             continue
         polygons.append(Polygon(label, points))
@@ -268,9 +253,7 @@ def _read_shapes(report: _Report, value: object, size: Size | None) -> list[Poly
     return polygons
 
 
-def _read_annotation(
-    report: _Report, size: Size | None
-) -> tuple[tuple[str, ...], bool, tuple[Polygon, ...]]:
+def _read_annotation(report: _Report, size: Size | None) -> _Notes:
     """(texts, is_sentence, polygons), as far as sound; a finding for all that is not."""
     parsed = _load_json(report, dict, "{shapes, text, is_sentence}")
     if parsed is None:
@@ -291,16 +274,11 @@ def _read_annotation(
 def _read_explanations(report: _Report, known: set[str]) -> dict[str, list[Explanation]]:
     """Explanations by file name of the image, from a file that need not be there."""
     found: dict[str, list[Explanation]] = {}
-    if not report.path.exists():
-        return found
-    entries = _load_json(report, list, "a list of {image, query, outputs}")
+    entries = _load_json(report, list, "a list of objects") if report.path.exists() else None
     for index, entry in enumerate(entries or ()):
         what, fix = f"[{index}]", "correct the entry or take it out"
-        if not isinstance(entry, dict):
-            report.add(what, entry, "{image, query, outputs}", fix)
-            continue
-        keys = ("image", "query", "outputs")
-        image, query, answer = (_sentence(report, f"{what}.{key}", entry.get(key)) for key in keys)
+        fields, keys = entry if isinstance(entry, dict) else {}, ("image", "query", "outputs")
+        image, query, answer = (_sentence(report, f"{what}.{k}", fields.get(k)) for k in keys)
         if image is not None and image not in known:
             # Only bare names of files that are there: no way out of the data folder.
             report.add(f"{what}.image", image, "the file name of an image of this split", fix)
@@ -319,8 +297,8 @@ def _locate(root: Path) -> tuple[Path, list[str]]:
             return folder, present
     report = _Report(root)
     got = "none of them" if root.is_dir() else "no such folder"
-    fix = "name the folder into which ReasonSeg was unpacked"
-    report.add("data folder", got, "ReasonSeg/train, ReasonSeg/val or ReasonSeg/test in it", fix)
+    allowed = "ReasonSeg/train, ReasonSeg/val or ReasonSeg/test in it"
+    report.add("data folder", got, allowed, "name the folder into which ReasonSeg was unpacked")
     raise DataError(report.findings)
 
 
@@ -328,16 +306,13 @@ def _pair_up(folder: Path) -> dict[str, tuple[list[Path], list[Path]]]:
     """The (images, JSON files) of each base name, sorted. Sound is: one of each."""
     pairs: dict[str, tuple[list[Path], list[Path]]] = {}
     for path in sorted(folder.iterdir()):
-        is_json = path.suffix.lower() == ".json"
-        wanted = is_json or path.suffix.lower() in IMAGE_SUFFIXES
-        if wanted and not path.name.startswith(".") and path.is_file():
-            pairs.setdefault(path.stem, ([], []))[is_json].append(path)
+        suffix, hidden = path.suffix.lower(), path.name.startswith(".")
+        if suffix in (".json", *IMAGE_SUFFIXES) and not hidden and path.is_file():
+            pairs.setdefault(path.stem, ([], []))[suffix == ".json"].append(path)
     return dict(sorted(pairs.items()))
 
 
-def _read_item(
-    base: Path, images: list[Path], jsons: list[Path], read: Callable[[Image.Image], object]
-) -> tuple[Item | None, list[Finding]]:
+def _read_item(base: Path, images: list[Path], jsons: list[Path], read: _Read) -> _Found:
     """The item, or None and every finding about it; all files that are there are looked at."""
     report = _Report(base)
     for kind, paths in ((" or ".join(IMAGE_SUFFIXES), images), (".json", jsons)):
@@ -353,78 +328,63 @@ def _read_item(
     return Item(base.name, images[0], jsons[0], *notes[0]), []
 
 
-def _scan(
-    folder: Path, split: str, limit: int | None, read: Callable[[Image.Image], object]
-) -> tuple[list[Item], list[Finding]]:
+def _scan(folder: Path, split: str, limit: int | None, read: _Read) -> _Scanned:
     """The sound items of a split and every finding about the others."""
     pairs = _pair_up(folder / split)
     known = {path.name for images, _ in pairs.values() for path in images}
     report = _Report(folder / split)
     if not pairs:
         report.add("folder", None, "pictures, each with its .json", "fetch the split again")
-    extra = _Report(folder / "explanatory" / f"{split}.json", report.findings)
-    explanations = _read_explanations(extra, known)
+    extra = folder / "explanatory" / f"{split}.json"
+    explanations = _read_explanations(_Report(extra, report.findings), known)
     items: list[Item] = []
     for name in list(pairs)[:limit]:
         item, broken = _read_item(folder / split / name, *pairs[name], read)
         report.findings += broken
         if item is not None:
-            answers = tuple(explanations.get(item.image_path.name, ()))
-            items.append(replace(item, explanations=answers))
+            answers = explanations.get(item.image_path.name, [])
+            items.append(replace(item, explanations=tuple(answers)))
     return items, report.findings
 
 
 def read_split(root: Path, split: str, limit: int | None = None) -> list[Item]:
     """The items of a split, sorted by name, or the first `limit` of them.
 
-    Annotations are read in full; of the pictures only the headers, which keeps the start of a
-    training short (`check_data` decodes them, and `read_image` reports a truncated one). Raises
-    DataError with every finding about these items at once, or about the folder, the split's name
-    or the limit (at least 1).
+    Of pictures only the headers are read, to start a training soon; `check_data` and `read_image`
+    report truncated ones. DataError: all findings about items, folder, split or limit (>= 1).
     """
     folder, present = _locate(root)
     report = _Report(folder)
     if split not in present:
-        report.add("split", repr(split), ", ".join(present), "name one that is there")
+        report.add("split", split, ", ".join(present), "name one that is there")
     if limit is not None and limit < 1:
         report.add("limit", limit, "1 or more, or none", "leave the limit out to read all")
     if report.findings:
         raise DataError(report.findings)
-    items, findings = _scan(folder, split, limit, read=_skip)
-    if findings:
-        raise DataError(findings)
+    items, report.findings = _scan(folder, split, limit, lambda image: None)
+    if report.findings:
+        raise DataError(report.findings)
     return items
 
 
 def check_data(root: Path) -> list[Finding]:
-    """Every problem of every split that is there; empty when all is well.
-
-    Decodes every picture and paints every polygon. Absent splits are no finding as long as one
-    is there.
-    """
+    """Every problem of the splits that are there (one at least): all is decoded and painted."""
     try:
         folder, present = _locate(root)
     except DataError as error:
         return list(error.findings)
-    scans = [_scan(folder, split, None, read=_to_rgb) for split in present]
+    scans = [_scan(folder, split, None, _to_rgb) for split in present]
     return [finding for _, findings in scans for finding in findings]
 
 
 def summarise(root: Path) -> dict[str, Counts]:
-    """For each split that is there: items, texts, sentences (items that are), explanations,
-    empty_masks, and smallest_image and largest_image as (width, height), by area.
-
-    Raises DataError as `read_split` does.
-    """
+    """Per split: items, texts, sentences (items that are one), explanations, empty_masks, and
+    smallest_image and largest_image as (width, height); DataError as from `read_split`."""
     summary: dict[str, Counts] = {}
     for split in _locate(root)[1]:
-        items = read_split(root, split)
-        sizes: list[Size] = []
-        empty = 0
+        items, sizes, empty = read_split(root, split), list[Size](), 0
         for item in items:
-            opened = _open_image(_Report(item.image_path), _skip)
-            assert opened is not None, "read_split has just opened this picture"
-            height, width = opened[0]
+            height, width = read_image(item.image_path).shape[:2]
             sizes.append((width, height))
             empty += TARGET not in paint_mask(item.polygons, height, width)
         summary[split] = {

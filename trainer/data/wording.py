@@ -119,7 +119,8 @@ PHRASES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         "train": ("{adjective} {noun}", "{noun} with {adjective} paint",
                   "{noun} with a {adjective} surface", "{noun} that {look} {adjective}"),
         "val": ("{noun} that {is} {adjective}", "{adjective} {n} with the form of a {form}"),
-        "test": ("{noun} that {has} a {adjective} surface", "{adjective} {n} in the form of a {form}"),
+        "test": ("{noun} that {has} a {adjective} surface",
+                 "{adjective} {n} in the form of a {form}"),
     },
     "size": {
         "train": ("{most} {noun}", "{noun} of the {most} size", "{most} {noun} of all",

@@ -1,0 +1,142 @@
+"""lisa-advise: parses, asks `advise`, prints. Everything heavy is imported inside the command."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from advisor.preflight import Advice
+
+EXIT_USAGE = 2
+MAX_VRAM_BYTES = 2**44  # 16 TiB: anything above is a slip of the unit
+_UNITS = {"mib": 2**20, "gib": 2**30, "mb": 10**6, "gb": 10**9}
+
+app = typer.Typer(pretty_exceptions_enable=False)
+
+
+def parse_size(text: str) -> int:
+    """Bytes from a number with a unit. Raises typer.BadParameter.
+
+    A bare number is refused: between 8 GB and 8 GiB lies more than the whole margin.
+    """
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)", text.strip(), re.ASCII)
+    unit = _UNITS.get(match[2].lower()) if match else None
+    if match is None or unit is None:
+        raise typer.BadParameter(f"got {text!r}; give a number and MiB, GiB, MB or GB: 8GiB")
+    try:
+        size = round(float(match[1]) * unit)
+    except OverflowError:
+        size = MAX_VRAM_BYTES + 1
+    if not 0 < size <= MAX_VRAM_BYTES:
+        raise typer.BadParameter(f"got {text!r}; give more than 0 and at most 16384GiB")
+    return size
+
+
+@app.command()
+def run(
+    model: Annotated[
+        str | None,
+        typer.Option(help="Size to train: tiny, 7b, 7b-v1 or 13b. Default: what fits."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Fix a setting of the plan. Repeatable."),
+    ] = None,
+    vram: Annotated[
+        int | None,
+        typer.Option(
+            metavar="SIZE",
+            parser=parse_size,
+            help="Advise for a card of this size instead, such as 8GiB.",
+        ),
+    ] = None,
+    save: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the plan, if it fits, to FILE.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the advice as one JSON document.")
+    ] = False,
+    svg: Annotated[Path | None, typer.Option(metavar="FILE", hidden=True)] = None,
+) -> None:
+    """What can I train on my GPU, and with which settings?
+
+    Exit codes: 0 it fits, 1 it does not fit, 2 bad usage or settings, 3 cannot decide,
+    130 interrupted.
+    """
+    from advisor.preflight import advise
+    from advisor.probe import probe
+    from profiles.plan import PlanError
+
+    try:
+        advice = advise(probe(), model, settings or (), vram)
+    except PlanError as error:
+        _fail(f"these settings cannot run\n{error}")
+    if save is not None:
+        advice = _saved(advice, save)
+    if svg is not None:
+        from advisor.report import render_svg
+
+        _write(svg, render_svg(advice))
+    _print(advice, as_json)
+    raise typer.Exit(advice.exit_code)
+
+
+def _print(advice: Advice, as_json: bool) -> None:
+    from rich.console import Console
+
+    from advisor.report import print_text, to_json
+
+    if as_json:
+        print(to_json(advice))
+        for finding in (*advice.findings, *advice.machine.notes):
+            print(finding, file=sys.stderr)
+    else:
+        print_text(advice, Console(highlight=False))
+
+
+def _saved(advice: Advice, path: Path) -> Advice:
+    """The advice with its plan written to `path` and a command that uses it."""
+    import shlex
+
+    if advice.plan is None or advice.command is None:
+        print(f"not saved: {advice.verdict}, so there is no plan to train", file=sys.stderr)
+        return advice
+    _write(path, advice.plan.to_json())
+    command = f"lisa-train --plan {shlex.quote(str(path))} --data-dir DIR"
+    return advice.model_copy(update={"command": command})
+
+
+def _write(path: Path, text: str) -> None:
+    """Put `text` into `path` whole, or leave what was there."""
+    import os
+
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        _fail(f"{path}: cannot be written: {error.strerror}")
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    raise typer.Exit(EXIT_USAGE)
+
+
+def main() -> None:
+    """Entry point of `lisa-advise`."""
+    for stream in (sys.stdout, sys.stderr):
+        # An unprintable character in a GPU's or a file's name must not become a traceback.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    app(prog_name="lisa-advise")
+
+
+if __name__ == "__main__":
+    main()

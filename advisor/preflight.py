@@ -1,0 +1,371 @@
+"""The story: probe, look up the tested configurations, choose, and say why.
+
+`advise` takes a Machine and returns an Advice; it prints nothing, exits nowhere and imports no
+torch. `lisa-advise` renders the Advice and `lisa-train --auto` runs its plan.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from pydantic import Field
+
+from advisor.choose import (
+    GIB,
+    TINY_BYTES,
+    Budget,
+    Bytes,
+    Candidate,
+    Frozen,
+    Reason,
+    Speed,
+    assigned,
+    budget_of,
+    choose,
+    gib,
+    judge,
+    pick_gpu,
+    tiny_cpu_plan,
+    what_if_gpu,
+)
+from advisor.probe import Gpu, Machine
+from advisor.reasons import allocator_reason, dtype_reason, plan_reasons, smallest_card_reasons
+from profiles.catalog import model_profile
+from profiles.plan import Finding, Plan, PlanError
+from profiles.tested import Table, Verdict, needs_no_more, read_table
+
+DEFAULT_MODEL = "7b"
+EXIT_CODES: dict[Verdict, int] = {"FITS": 0, "TIGHT": 0, "OOM": 1, "SPILLS": 1, "UNKNOWN": 3}
+
+
+class Advice(Frozen):
+    """What to train, how, on what, and why."""
+
+    schema_version: Literal[1] = 1
+    verdict: Verdict
+    summary: str = Field(description="the answer in one line")
+    model: str
+    plan: Plan | None = Field(None, description="None when nothing can be said")
+    command: str | None = Field(None, description="trains under the plan; None if it cannot run")
+    environment: dict[str, str] = Field(
+        default_factory=dict, description="to be set before torch is imported"
+    )
+    gpu: Gpu | None = Field(None, description="the chosen card, real or what-if")
+    what_if: bool = Field(False, description="the card was named with --vram and is not here")
+    budget: Budget | None = None
+    needs: Bytes | None = Field(None, description="the run's tensors at most; None = unknown")
+    speed: Speed | None = None
+    reasons: tuple[Reason, ...] = ()
+    considered: tuple[Candidate, ...] = Field((), description="the chosen or nearest one first")
+    findings: tuple[Finding, ...] = Field((), description="what the user should know or mend")
+    machine: Machine
+
+    @property
+    def exit_code(self) -> int:
+        """0 fits, 1 does not fit, 3 cannot decide."""
+        return EXIT_CODES[self.verdict]
+
+
+@dataclass(frozen=True)
+class _Question:
+    """What was asked, of which machine and which table."""
+
+    machine: Machine
+    model: str | None
+    overrides: tuple[str, ...]
+    table: Table
+    vram_bytes: int | None
+
+    @property
+    def what_if(self) -> bool:
+        return self.vram_bytes is not None
+
+    @property
+    def spills(self) -> bool:
+        """Whether the driver moves tensors to host memory instead of failing."""
+        return self.machine.platform in ("windows", "wsl") and not self.what_if
+
+    @property
+    def wants_cpu(self) -> bool:
+        return assigned(self.overrides).get("device") == "cpu"
+
+
+def advise(
+    machine: Machine,
+    model: str | None = None,
+    overrides: Iterable[str] = (),
+    vram_bytes: int | None = None,
+    *,
+    table: Table | None = None,
+) -> Advice:
+    """The advice for `machine`, or for a card of `vram_bytes` in its place.
+
+    `overrides` are `key=value` settings that hold whatever is chosen; `table` stands in for the
+    shipped and the user's rows. Raises PlanError for an unknown model and for settings that
+    cannot run.
+    """
+    overrides = tuple(overrides)
+    question = _Question(
+        machine=machine,
+        model=_wanted_model(model, assigned(overrides).get("model")),
+        overrides=overrides,
+        table=read_table() if table is None else table,
+        vram_bytes=vram_bytes,
+    )
+    gpu = pick_gpu(machine) if vram_bytes is None else what_if_gpu(vram_bytes)
+    if gpu is None or question.wants_cpu:
+        return _on_cpu(question)
+    if question.model == "tiny":
+        return _tiny_on_gpu(question, gpu)
+    advice = _on_gpu(question, gpu, question.model or DEFAULT_MODEL)
+    if question.model is None and advice.exit_code == 1:
+        return _tiny_instead(question, gpu, advice)
+    return advice
+
+
+def _wanted_model(named: str | None, override: str | None) -> str | None:
+    """The model asked for by --model or --set model=..., None for neither. Raises PlanError."""
+    if named is not None and override is not None and named != override:
+        fix = "give it once"
+        raise PlanError(
+            [Finding("--model", "differs from --set model", f"{named}, {override}", fix)]
+        )
+    wanted = override if named is None else named
+    if wanted is not None:
+        try:
+            model_profile(wanted)
+        except ValueError as error:
+            raise PlanError([Finding("--model", str(error))]) from None
+    return wanted
+
+
+def _on_gpu(question: _Question, gpu: Gpu, model: str) -> Advice:
+    """A plan for one of the large models on `gpu`, from the tested rows."""
+    base = _base_plan(question, gpu, model)
+    budget = budget_of(gpu, question.machine, question.what_if)
+    if budget is None:
+        return _undecided(
+            question,
+            model,
+            f"{gpu.name} does not say how much memory is free",
+            f"name its size: lisa-advise --model {model} --vram 8GiB",
+        )
+    rows = question.table.rows
+    best, considered = choose(rows, base, question.overrides, budget, question.spills)
+    if best is None or best.plan is None:
+        what = f"no tested row covers {model} with these settings"
+        fix = "leave out --set" if question.overrides else "train 7b or 13b"
+        advice = _undecided(question, model, what, fix)
+        return advice.model_copy(update={"considered": considered, "gpu": gpu, "budget": budget})
+    reasons = [*_card_reasons(question, gpu, model)]
+    reasons += plan_reasons(best, gpu, budget, rows, question.overrides)
+    runs = best.verdict in ("FITS", "TIGHT")
+    return Advice(
+        verdict=best.verdict,
+        summary=_summary(model, gpu, best, budget),
+        model=model,
+        plan=best.plan,
+        command=_command(question, model) if runs else None,
+        environment=_environment(question, gpu, best.plan),
+        gpu=gpu,
+        what_if=question.what_if,
+        budget=budget,
+        needs=best.needs,
+        speed=best.speed,
+        reasons=tuple(reasons),
+        considered=considered,
+        findings=(*question.table.findings, *_card_findings(question, gpu, model, runs)),
+        machine=question.machine,
+    )
+
+
+def _base_plan(question: _Question, gpu: Gpu, model: str) -> Plan:
+    """The Plan's own defaults on that card, with the user's settings. Raises PlanError."""
+    settings = {"model": model, "device": "cuda", "dtype": _dtype(gpu)}
+    if question.machine.platform == "windows" and not question.what_if:
+        settings["allocator"] = ""  # expandable segments are not supported there
+    plan = Plan.parse(settings).override(question.overrides)
+    findings = plan.refusals(gpu.name, bf16=gpu.bf16 is not False)
+    if findings:
+        raise PlanError(findings)
+    return plan
+
+
+def _dtype(gpu: Gpu) -> str:
+    return "fp16" if gpu.bf16 is False else "bf16"
+
+
+def _summary(model: str, gpu: Gpu, best: Candidate, budget: Budget) -> str:
+    needs, usable = gib(best.needs.bytes), gib(budget.usable.bytes)
+    if best.verdict == "FITS":
+        return f"{model} on {gpu.name}: at most {needs} of {usable} usable"
+    if best.verdict == "TIGHT":
+        margin = gib(budget.margin.bytes)
+        return f"{model} on {gpu.name}: {needs} reaches into the margin of {margin}"
+    return f"{model} on {gpu.name}: needs {needs}, and {usable} are usable"
+
+
+def _card_reasons(question: _Question, gpu: Gpu, model: str) -> list[Reason]:
+    reasons = []
+    if question.model is None:
+        because = f"the usual size; ask for another with --model ({model} is the default)"
+        reasons.append(Reason(setting="model", value=model, because=because, basis="policy"))
+    if len(question.machine.gpus) > 1 and not question.what_if:
+        because = f"the most free memory of {len(question.machine.gpus)} visible GPUs"
+        reasons.append(Reason(setting="gpu", value=gpu.name, because=because, basis="exact"))
+    return reasons
+
+
+def _card_findings(question: _Question, gpu: Gpu, model: str, runs: bool) -> list[Finding]:
+    findings = []
+    if not runs:
+        cards = smallest_card_reasons(question.table.rows, [model])
+        what = cards[0].because if cards else "no smaller tested configuration is known"
+        findings.append(Finding(gpu.name, "too little usable memory", fix=what))
+    if gpu.other_processes and gpu.other_process_bytes:
+        what = f"{gpu.other_processes} other processes hold {gib(gpu.other_process_bytes)}"
+        findings.append(Finding(gpu.name, what, fix="stop them to train with larger batches"))
+    if gpu.display_active:
+        what = "drives a display, which may come to take more memory during a run"
+        findings.append(Finding(gpu.name, what))
+    if question.spills:
+        what = "the driver moves tensors to host memory instead of failing: steps become very slow"
+        findings.append(Finding(question.machine.platform, what, fix="watch the step time"))
+    return findings
+
+
+def _environment(question: _Question, gpu: Gpu, plan: Plan) -> dict[str, str]:
+    """Variables that make torch use that card and allocator; both of the allocator's names."""
+    environment = {}
+    if plan.allocator:
+        environment["PYTORCH_CUDA_ALLOC_CONF"] = plan.allocator
+        environment["PYTORCH_ALLOC_CONF"] = plan.allocator
+    if len(question.machine.gpus) > 1 and gpu.uuid and not question.what_if:
+        environment["CUDA_VISIBLE_DEVICES"] = gpu.uuid
+    return environment
+
+
+def _command(question: _Question, model: str) -> str:
+    """A command line that trains as advised; DIR stands for the user's data."""
+    options = f"--model {model}"
+    for text in question.overrides:
+        if not text.startswith("model="):
+            options += f" --set {shlex.quote(text)}"
+    if question.vram_bytes is None:
+        return f"lisa-train --auto {options} --data-dir DIR"
+    size = f"{question.vram_bytes / GIB:.10g}GiB"
+    return (
+        f"lisa-advise {options} --vram {size} --save plan.json"
+        " && lisa-train --plan plan.json --data-dir DIR"
+    )
+
+
+def _undecided(question: _Question, model: str, what: str, fix: str) -> Advice:
+    return Advice(
+        verdict="UNKNOWN",
+        summary=f"{model}: {what}",
+        model=model,
+        what_if=question.what_if,
+        findings=(*question.table.findings, Finding(model, what, fix=fix)),
+        machine=question.machine,
+    )
+
+
+def _on_cpu(question: _Question) -> Advice:
+    """lisa-tiny on the CPU; a large model there cannot be decided."""
+    rows = question.table.rows
+    if question.model not in (None, "tiny"):
+        model = str(question.model)
+        Plan.parse({"model": model, "device": "cpu"}).override(question.overrides)
+        what = "no tested row trains it on a CPU" if question.wants_cpu else "no usable GPU"
+        return _undecided(question, model, what, f"lisa-advise --model {model} --vram 8GiB")
+    plan = tiny_cpu_plan().override(question.overrides)
+    if plan.device == "cuda":
+        return _undecided(question, "tiny", "no usable GPU", "leave out --set device=cuda")
+    row = next((row for row in rows if row.verdict == "FITS" and row.covers(plan)), None)
+    if row is None:
+        what = "no tested row covers these settings on a CPU"
+        advice = _undecided(question, "tiny", what, "leave out --set, or try it: it is small")
+        return advice.model_copy(update={"plan": plan, "command": _command(question, "tiny")})
+    reasons = [
+        Reason(setting="model", value="tiny", because=f"row {row.id}: {row.title}", basis="tested")
+    ]
+    if "dtype" not in assigned(question.overrides):
+        because = "most CPUs compute bf16 no faster than fp32"
+        reasons.append(Reason(setting="dtype", value=plan.dtype, because=because, basis="policy"))
+    reasons += smallest_card_reasons(rows, ("7b", "13b"))
+    return Advice(
+        verdict="FITS",
+        summary=f"tiny on this machine's CPU ({question.machine.cpu_model or 'unknown model'})",
+        model="tiny",
+        plan=plan,
+        command=_command(question, "tiny"),
+        reasons=tuple(reasons),
+        findings=question.table.findings,
+        machine=question.machine,
+    )
+
+
+def _tiny_instead(question: _Question, gpu: Gpu, large: Advice) -> Advice:
+    """lisa-tiny because the default model does not fit; `large` if the settings rule that out."""
+    try:
+        tiny = _tiny_on_gpu(question, gpu)
+    except PlanError:
+        return large  # the user's settings were meant for the large model
+    reason = Reason(setting="model", value="tiny", because=large.summary, basis="tested")
+    return tiny.model_copy(
+        update={
+            "reasons": (reason, *tiny.reasons),
+            "considered": large.considered,
+            "findings": large.findings,
+        }
+    )
+
+
+def _tiny_on_gpu(question: _Question, gpu: Gpu) -> Advice:
+    """The demo's plan on a card: its 5 M parameters stay below TINY_BYTES by policy."""
+    settings = ["device=cuda", f"dtype={_dtype(gpu)}"]
+    if question.machine.platform == "windows" and not question.what_if:
+        settings.append("allocator=")
+    usual = tiny_cpu_plan().override(settings)
+    plan = usual.override(question.overrides)
+    if findings := plan.refusals(gpu.name, bf16=gpu.bf16 is not False):
+        raise PlanError(findings)
+    budget = budget_of(gpu, question.machine, question.what_if)
+    verdict: Verdict = "UNKNOWN"
+    if budget is not None and needs_no_more(plan, usual):
+        verdict = judge(TINY_BYTES, budget, question.spills)
+    needs = Bytes(bytes=TINY_BYTES, basis="policy", source="5 M parameters, not yet measured")
+    because = "its 5 M parameters and their activations are taken to stay below " + gib(TINY_BYTES)
+    reasons = [
+        *_card_reasons(replace(question, model="tiny"), gpu, "tiny"),
+        Reason(setting="needs", value=gib(TINY_BYTES), because=because, basis="policy"),
+        dtype_reason(plan, gpu),
+        allocator_reason(plan),
+    ]
+    summaries: dict[Verdict, str] = {
+        "FITS": f"below {gib(TINY_BYTES)}",
+        "TIGHT": f"up to {gib(TINY_BYTES)} reach into the margin",
+        "UNKNOWN": "these settings, or this card's free memory, are not known well enough",
+    }
+    summary = summaries.get(verdict, f"up to {gib(TINY_BYTES)} are not usable")
+    given = assigned(question.overrides)
+    runs = verdict in ("FITS", "TIGHT")
+    return Advice(
+        verdict=verdict,
+        summary=f"tiny on {gpu.name}: {summary}",
+        model="tiny",
+        plan=plan,
+        command=_command(question, "tiny") if runs else None,
+        environment=_environment(question, gpu, plan),
+        gpu=gpu,
+        what_if=question.what_if,
+        budget=budget,
+        needs=needs,
+        reasons=tuple(reason for reason in reasons if reason.setting not in given),
+        findings=(*question.table.findings, *_card_findings(question, gpu, "tiny", runs)),
+        machine=question.machine,
+    )

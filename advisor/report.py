@@ -1,0 +1,158 @@
+"""Advice as text (rich) and as a picture; JSON is the Advice itself. The answer comes first."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from advisor.choose import gib
+from advisor.reasons import lora_text
+from profiles.plan import Plan
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from advisor.preflight import Advice
+
+VERDICT_STYLES = {
+    "FITS": "bold green",
+    "TIGHT": "bold yellow",
+    "SPILLS": "bold red",
+    "OOM": "bold red",
+    "UNKNOWN": "bold magenta",
+}
+SVG_COLUMNS = 80
+CONSIDERED_SHOWN = 8
+
+
+def to_json(advice: Advice) -> str:
+    """The advice as one JSON document in ASCII, so that any terminal encoding can carry it."""
+    return json.dumps(advice.model_dump(mode="json"), indent=2)
+
+
+def print_text(advice: Advice, console: Console) -> None:
+    """The advice for a reader: verdict, command, plan, memory, reasons, what else was weighed."""
+    headline = Text(advice.verdict, style=VERDICT_STYLES[advice.verdict])
+    console.print(headline.append("  " + advice.summary, style="default"))
+    if advice.command:
+        # Never wrapped: a command that is cut in two does not survive being pasted.
+        command = Text("  " + advice.command, style="bold cyan")
+        console.print()
+        console.print(command, soft_wrap=True)
+    for title, body in _sections(advice):
+        console.print()
+        console.print(Text(title, style="bold"))
+        console.print(Padding(body, (0, 0, 0, 2)))
+
+
+def render_svg(advice: Advice) -> str:
+    """The same text as an SVG picture, 80 columns wide."""
+    console = Console(
+        record=True,
+        file=io.StringIO(),
+        width=SVG_COLUMNS,
+        force_terminal=True,
+        color_system="truecolor",
+        legacy_windows=False,
+        highlight=False,
+    )
+    print_text(advice, console)
+    return console.export_svg(title="lisa-advise")
+
+
+def _sections(advice: Advice) -> Iterator[tuple[str, RenderableType]]:
+    if advice.plan is not None:
+        yield "Plan", _pairs(_plan_lines(advice.plan))
+    if advice.budget is not None:
+        yield "Memory", _memory(advice)
+    if advice.reasons:
+        yield "Why", Group(*(_reason_lines(advice)))
+    if others := [c for c in advice.considered if c.why_not]:
+        yield "Also considered", _considered(advice)
+        hidden = len(others) - CONSIDERED_SHOWN
+        if hidden > 0:
+            yield f"... and {hidden} more: see --json", Text()
+    notes = [*advice.findings, *advice.machine.notes]
+    if notes:
+        yield "Notes", Group(*(Text(f"- {note}") for note in notes))
+
+
+def _pairs(lines: Iterator[tuple[str, str]]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True, style="dim")
+    table.add_column()
+    for name, value in lines:
+        table.add_row(Text(name), Text(value))
+    return table
+
+
+def _plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
+    layers = plan.profile.llama.layers
+    yield "model", plan.profile.title
+    yield "weights", f"{plan.quantization} base, {plan.dtype} compute, on {plan.device}"
+    yield "trains", ", ".join(plan.train)
+    if plan.lora is not None:
+        yield "LoRA", f"{lora_text(plan)}, alpha {plan.lora.alpha:g}, dropout {plan.lora.dropout:g}"
+    processes = f" x {plan.processes} processes" if plan.processes > 1 else ""
+    product = f"{plan.micro_batch} samples x {plan.accumulation} passes{processes}"
+    yield "batch", f"{plan.effective_batch} = {product}"
+    yield "checkpointed", f"{plan.checkpointed_layers} of {layers} decoder layers"
+    yield "cached", ", ".join(plan.cached_encoders) or "no encoder"
+    state = f"{plan.optimizer}, {plan.optimizer_state} state"
+    rate = f"{plan.schedule.learning_rate:g} {plan.schedule.shape}"
+    yield "optimizer", f"{state}, rate {rate}, {plan.schedule.epochs} epochs"
+    yield "hash", plan.content_hash
+
+
+def _memory(advice: Advice) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True, style="dim")
+    table.add_column(no_wrap=True, justify="right")
+    table.add_column(no_wrap=True, style="dim")
+    table.add_column()
+    budget = advice.budget
+    assert budget is not None
+    rows = [
+        ("free", budget.free),
+        ("- context", budget.context),
+        ("- margin", budget.margin),
+        ("= usable", budget.usable),
+        ("plan needs", advice.needs),
+    ]
+    for name, number in rows:
+        if number is not None:
+            table.add_row(name, gib(number.bytes), number.basis, Text(number.source))
+    if advice.speed is not None:
+        speed = f"{advice.speed.samples_per_second:.1f} /s"
+        where = f"samples on the row's card ({advice.speed.gpu}); other cards differ"
+        table.add_row("speed", speed, advice.speed.basis, Text(where))
+    return table
+
+
+def _reason_lines(advice: Advice) -> Iterator[RenderableType]:
+    for reason in advice.reasons:
+        line = Text("- ").append(f"{reason.setting} {reason.value}", style="bold")
+        yield line.append(f" [{reason.basis}] ", style="dim").append(reason.because)
+
+
+def _considered(advice: Advice) -> Table:
+    table = Table.grid(padding=(0, 2))
+    for justify in ("left", "right", "right", "left", "left"):
+        table.add_column(justify=justify, no_wrap=False)  # type: ignore[arg-type]
+    for candidate in [c for c in advice.considered if c.why_not][:CONSIDERED_SHOWN]:
+        speed = candidate.speed
+        table.add_row(
+            Text(candidate.verdict, style=VERDICT_STYLES[candidate.verdict]),
+            gib(candidate.needs.bytes),
+            f"{speed.samples_per_second:.1f} /s" if speed else "",
+            Text(candidate.row_id),
+            Text(candidate.why_not),
+        )
+    return table
