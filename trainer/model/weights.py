@@ -138,7 +138,9 @@ def model_folder(plan: Plan) -> Path:
 
 def weight_source(plan: Plan) -> WeightSource:
     """The plan's tensors. Raises WeightsError."""
-    return RandomWeights(plan.seed) if plan.weights == "random" else FolderWeights(model_folder(plan))
+    return (
+        RandomWeights(plan.seed) if plan.weights == "random" else FolderWeights(model_folder(plan))
+    )
 
 
 def materialise(

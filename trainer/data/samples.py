@@ -1,0 +1,170 @@
+"""ReasonSeg items as training samples, and samples as right-padded batches.
+
+A sample's wording depends only on (seed, epoch, index), never on which worker or process makes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from profiles.plan import Encoder, Plan
+from trainer.data.features import FeatureCache
+from trainer.data.preprocess import frame_mask, pixels
+from trainer.data.prompts import (
+    Turn,
+    answer_for,
+    evaluation_turn,
+    explanatory_answer_for,
+    explanatory_question_for,
+    question_for,
+)
+from trainer.data.reasonseg import Item, paint_mask, read_image
+from trainer.model.lisa import IGNORED_LABEL, Batch
+from trainer.model.tokens import Encoded, LisaTokenizer, TooLong
+
+# Of a training item with an explanation, one in this many visits asks for it.
+EXPLANATION_EVERY = 3
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One conversation about one picture, with a mask for each of its [SEG]."""
+
+    name: str
+    encoded: Encoded
+    targets: NDArray[np.uint8]  # [masks, R, R] of {0, 1, 255} in SAM's frame
+    inputs: dict[str, Tensor]  # "clip" and "sam": features or pixels
+    truth: NDArray[np.uint8]  # [H, W] of {0, 1, 255} at the picture's own size
+
+
+class SampleSet(Dataset[Sample]):
+    """Samples of one split. Index with (epoch, index) in training, with index in evaluation."""
+
+    def __init__(
+        self,
+        items: Sequence[Item],
+        plan: Plan,
+        tokenizer: LisaTokenizer,
+        caches: dict[Encoder, FeatureCache],
+        training: bool,
+    ) -> None:
+        self.items = list(items)
+        self.plan = plan
+        self.tokenizer = tokenizer
+        self.caches = caches
+        self.training = training
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, place: int | tuple[int, int]) -> Sample:
+        epoch, index = place if isinstance(place, tuple) else (0, place)
+        item = self.items[index]
+        encoded = self.tokenizer.encode([self.turn(item, epoch, index)])
+        self._check_length(item, encoded)
+        image = read_image(item.image_path)
+        truth = paint_mask(item.polygons, *image.shape[:2])
+        return Sample(
+            name=item.name,
+            encoded=encoded,
+            targets=frame_mask(truth, self.plan.mask_loss_resolution)[None],
+            inputs={encoder: self._input(encoder, item, image) for encoder in ("clip", "sam")},
+            truth=truth,
+        )
+
+    def turn(self, item: Item, epoch: int, index: int) -> Turn:
+        """The question and answer of one visit to `item`."""
+        if not self.training:
+            return evaluation_turn(item.texts[0], item.is_sentence)
+        rng = np.random.default_rng([self.plan.seed, epoch, index])
+        choose = _chooser(rng)
+        if item.explanations and rng.integers(EXPLANATION_EVERY) == 0:
+            told = item.explanations[int(rng.integers(len(item.explanations)))]
+            question = explanatory_question_for(told.query, choose)
+            return Turn(question, explanatory_answer_for(told.answer, choose))
+        text = choose(item.texts)
+        return Turn(question_for(text, item.is_sentence, choose), answer_for(choose))
+
+    def _input(self, encoder: Encoder, item: Item, image: NDArray[np.uint8]) -> Tensor:
+        if encoder in self.caches:
+            return self.caches[encoder].read(item.image_path)
+        return torch.from_numpy(pixels(image, encoder, self.plan.profile))
+
+    def _check_length(self, item: Item, encoded: Encoded) -> None:
+        text = len(encoded.input_ids) - self.tokenizer.image_tokens
+        limit = self.plan.tokens.max_text_tokens
+        if text > limit:
+            raise TooLong(
+                f"{item.json_path}: {text} text tokens, the plan allows {limit}\n"
+                f"    hint: shorten the text, or --set tokens.max_text_tokens={text}"
+            )
+
+
+def _chooser(rng: np.random.Generator) -> Callable[[Sequence[str]], str]:
+    return lambda options: options[int(rng.integers(len(options)))]
+
+
+def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
+    """Samples as one right-padded batch."""
+    longest = max(len(sample.encoded.input_ids) for sample in samples)
+    ids = torch.full((len(samples), longest), pad_id)
+    labels = torch.full((len(samples), longest), IGNORED_LABEL)
+    attention = torch.zeros((len(samples), longest), dtype=torch.long)
+    for row, sample in enumerate(samples):
+        length = len(sample.encoded.input_ids)
+        ids[row, :length] = torch.tensor(sample.encoded.input_ids)
+        labels[row, :length] = torch.tensor(sample.encoded.labels)
+        attention[row, :length] = 1
+    return Batch(
+        input_ids=ids,
+        attention_mask=attention,
+        labels=labels,
+        targets=torch.from_numpy(np.concatenate([sample.targets for sample in samples])),
+        clip=torch.stack([sample.inputs["clip"] for sample in samples]),
+        sam=torch.stack([sample.inputs["sam"] for sample in samples]),
+        names=tuple(sample.name for sample in samples),
+    )
+
+
+class MicroBatches:
+    """Batch sampler: the micro-batches of one process, effective batch after effective batch.
+
+    Each epoch is one seeded permutation; its last effective batch is filled up from the
+    permutation's start, so that every update sees the same number of samples. The samples of an
+    effective batch depend neither on the micro-batch nor on the number of processes.
+    """
+
+    def __init__(self, size: int, plan: Plan, rank: int = 0) -> None:
+        self.size = size
+        self.plan = plan
+        self.rank = rank
+        self.epoch = 0
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of one epoch."""
+        return -(-self.size // self.plan.effective_batch)
+
+    def __len__(self) -> int:
+        return self.steps * self.plan.accumulation
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        plan = self.plan
+        order = np.random.default_rng([plan.seed, self.epoch]).permutation(self.size)
+        order = np.resize(order, self.steps * plan.effective_batch)
+        for step in order.reshape(self.steps, plan.accumulation, plan.processes, plan.micro_batch):
+            for micro in step[:, self.rank]:
+                yield [(self.epoch, int(index)) for index in micro]
+
+
+def image_paths(*splits: Sequence[Item]) -> list[Path]:
+    """Every picture once, in order of first appearance."""
+    return list(dict.fromkeys(item.image_path for items in splits for item in items))

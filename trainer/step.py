@@ -1,0 +1,111 @@
+"""ONE training step. The code that trains is the code that is rehearsed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from profiles.plan import Plan
+from trainer.losses import LossWeights, Totals
+from trainer.model.lisa import IGNORED_LABEL, Batch
+from trainer.model.trained import GradientCheck
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+WEIGHTS = LossWeights()
+
+
+class NotFinite(RuntimeError):
+    """A loss that is not a number; names the samples of its batch."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step reports; means over the effective batch."""
+
+    loss: float
+    ce: float
+    bce: float
+    dice: float
+    gradient_norm: float
+
+
+def make_optimizer(model: nn.Module, plan: Plan) -> torch.optim.Optimizer:
+    """The plan's optimizer over the trained tensors."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    schedule = plan.schedule
+    betas = (schedule.beta1, schedule.beta2)
+    if (plan.optimizer, plan.optimizer_state) == ("adamw", "fp32"):
+        return torch.optim.AdamW(
+            trained, lr=schedule.learning_rate, betas=betas, weight_decay=schedule.weight_decay
+        )
+    import bitsandbytes as bnb
+
+    optimizer: torch.optim.Optimizer = bnb.optim.AdamW(
+        trained,
+        lr=schedule.learning_rate,
+        betas=betas,
+        weight_decay=schedule.weight_decay,
+        optim_bits=8 if plan.optimizer_state == "8bit" else 32,
+        is_paged=plan.optimizer == "paged_adamw",
+    )
+    return optimizer
+
+
+def count(batches: Sequence[Batch]) -> Tensor:
+    """[supervised tokens, masks] of micro-batches; the first position predicts, never is."""
+    tokens = sum(int((batch.labels[:, 1:] != IGNORED_LABEL).sum()) for batch in batches)
+    return torch.tensor([tokens, sum(len(batch.targets) for batch in batches)])
+
+
+def training_step(
+    model: nn.Module,
+    batches: Sequence[Batch],
+    optimizer: torch.optim.Optimizer,
+    plan: Plan,
+    accelerator: Accelerator,
+    check: GradientCheck | None = None,
+) -> StepResult:
+    """Forward, backward and update over one effective batch's micro-batches of this process.
+
+    Every loss is divided by the totals of the whole effective batch over all processes, so the
+    update depends on neither micro-batch nor process count. Raises NotFinite before the update.
+    """
+    device = accelerator.device
+    tokens, masks = accelerator.reduce(count(batches).to(device), "sum").tolist()
+    totals = Totals(tokens=tokens, masks=masks)
+    sums = torch.zeros(4, device=device)
+    for number, batch in enumerate(batches):
+        last = number == len(batches) - 1
+        with nullcontext() if last else accelerator.no_sync(model):
+            losses = model(batch.to(device))
+            loss = losses.weighted(totals, WEIGHTS)
+            # Data-parallel processes average their gradients; this makes it the sum again.
+            accelerator.backward(loss * accelerator.num_processes)
+        parts = [loss, losses.ce, losses.bce, losses.dice]
+        sums += torch.stack([part.detach().float() for part in parts])
+    sums = accelerator.reduce(sums, "sum")
+    if not bool(sums.isfinite().all()):
+        names = ", ".join(name for batch in batches for name in batch.names)
+        optimizer.zero_grad(set_to_none=True)
+        raise NotFinite(f"the loss is not finite; samples of this step: {names}")
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    norm = accelerator.clip_grad_norm_(trained, plan.schedule.grad_clip)
+    if check is not None and not check.done:
+        check()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    total, ce, bce, dice = sums.tolist()
+    return StepResult(
+        loss=total,
+        ce=ce / max(1, tokens),
+        bce=bce / max(1, masks),
+        dice=dice / max(1, masks),
+        gradient_norm=float(norm) if norm is not None else 0.0,
+    )
