@@ -108,7 +108,7 @@ def what_if_gpu(vram_bytes: int) -> Gpu:
     """A card that is not here, of which only the size is known."""
     return Gpu(
         index=0,
-        name=f"a {vram_bytes / GIB:.4g} GiB card",
+        name=f"{vram_bytes / GIB:.4g} GiB card",
         total_bytes=vram_bytes,
         free_bytes=max(0, vram_bytes - WHAT_IF_KEPT_BYTES),
     )
@@ -241,7 +241,7 @@ def _candidate(
             verdict = judge(row.needed_bytes, budget, spills)
             speed = speed_of(row, rows, plan.micro_batch)
             refuting = _refuting_row(plan, rows, budget)
-            if refuting is not None:
+            if refuting is not None and verdict in ("FITS", "TIGHT"):
                 verdict = "SPILLS" if spills else "OOM"
                 why = f"row {refuting.id} ran out of memory with no more than this"
     kind = "peak reserved" if row.peak_reserved_bytes else "peak allocated"

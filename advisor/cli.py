@@ -65,8 +65,7 @@ def run(
 ) -> None:
     """What can I train on my GPU, and with which settings?
 
-    Exit codes: 0 it fits, 1 it does not fit, 2 bad usage or settings, 3 cannot decide,
-    130 interrupted.
+    Exit codes: 0 fits, 1 does not fit, 2 bad usage, 3 cannot decide, 130 interrupted.
     """
     from advisor.preflight import advise
     from advisor.probe import probe
@@ -115,7 +114,7 @@ def _write(path: Path, text: str) -> None:
     """Put `text` into `path` whole, or leave what was there."""
     import os
 
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
     try:
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)

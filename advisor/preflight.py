@@ -32,7 +32,7 @@ from advisor.choose import (
     what_if_gpu,
 )
 from advisor.probe import Gpu, Machine
-from advisor.reasons import allocator_reason, dtype_reason, plan_reasons, smallest_card_reasons
+from advisor.reasons import allocator_reason, dtype_reason, plan_reasons, smallest_cards_text
 from profiles.catalog import model_profile
 from profiles.plan import Finding, Plan, PlanError
 from profiles.tested import Table, Verdict, needs_no_more, read_table
@@ -222,9 +222,8 @@ def _card_reasons(question: _Question, gpu: Gpu, model: str) -> list[Reason]:
 def _card_findings(question: _Question, gpu: Gpu, model: str, runs: bool) -> list[Finding]:
     findings = []
     if not runs:
-        cards = smallest_card_reasons(question.table.rows, [model])
-        what = cards[0].because if cards else "no smaller tested configuration is known"
-        findings.append(Finding(gpu.name, "too little usable memory", fix=what))
+        fix = smallest_cards_text(question.table.rows, [model])
+        findings.append(Finding(gpu.name, "too little usable memory", fix=fix))
     if gpu.other_processes and gpu.other_process_bytes:
         what = f"{gpu.other_processes} other processes hold {gib(gpu.other_process_bytes)}"
         findings.append(Finding(gpu.name, what, fix="stop them to train with larger batches"))
@@ -296,7 +295,6 @@ def _on_cpu(question: _Question) -> Advice:
     if "dtype" not in assigned(question.overrides):
         because = "most CPUs compute bf16 no faster than fp32"
         reasons.append(Reason(setting="dtype", value=plan.dtype, because=because, basis="policy"))
-    reasons += smallest_card_reasons(rows, ("7b", "13b"))
     return Advice(
         verdict="FITS",
         summary=f"tiny on this machine's CPU ({question.machine.cpu_model or 'unknown model'})",
@@ -304,9 +302,15 @@ def _on_cpu(question: _Question) -> Advice:
         plan=plan,
         command=_command(question, "tiny"),
         reasons=tuple(reasons),
-        findings=question.table.findings,
+        findings=(*question.table.findings, _larger_models(question)),
         machine=question.machine,
     )
+
+
+def _larger_models(question: _Question) -> Finding:
+    """What a card would make possible on a machine that trains on its CPU."""
+    what = smallest_cards_text(question.table.rows, ("7b", "13b"))
+    return Finding("with a GPU", what, fix="lisa-advise --vram 8GiB says how")
 
 
 def _tiny_instead(question: _Question, gpu: Gpu, large: Advice) -> Advice:

@@ -177,15 +177,12 @@ def _cost_text(row: TestedRow) -> str:
     return gib(row.peak_allocated_bytes) + seconds
 
 
-def smallest_card_reasons(rows: Sequence[TestedRow], models: Iterable[str]) -> list[Reason]:
-    """From which card size on each of `models` trains, where the table knows."""
-    reasons = []
+def smallest_cards_text(rows: Sequence[TestedRow], models: Iterable[str]) -> str:
+    """From which card size on each of `models` trains, as far as the table knows."""
+    known = []
     for model in models:
-        found = smallest_card_gib(rows, model)
-        if found is None:
-            continue
-        size, row = found
-        because = f"{model} trains from a {size} GiB card on: row {row.id} took "
-        because += gib(row.needed_bytes or 0)
-        reasons.append(Reason(setting="model", value=model, because=because, basis="tested"))
-    return reasons
+        if found := smallest_card_gib(rows, model):
+            size, row = found
+            needs = gib(row.needed_bytes or 0)
+            known.append(f"{model} trains from a {size} GiB card on (row {row.id}: {needs})")
+    return "; ".join(known) or "no tested row tells what would"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -49,7 +49,7 @@ def print_text(advice: Advice, console: Console) -> None:
     for title, body in _sections(advice):
         console.print()
         console.print(Text(title, style="bold"))
-        console.print(Padding(body, (0, 0, 0, 2)))
+        console.print(Padding(body, (0, 0, 0, 2), expand=False))
 
 
 def render_svg(advice: Advice) -> str:
@@ -73,15 +73,20 @@ def _sections(advice: Advice) -> Iterator[tuple[str, RenderableType]]:
     if advice.budget is not None:
         yield "Memory", _memory(advice)
     if advice.reasons:
-        yield "Why", Group(*(_reason_lines(advice)))
-    if others := [c for c in advice.considered if c.why_not]:
+        yield "Why", _bullets(_reason_lines(advice))
+    if any(candidate.why_not for candidate in advice.considered):
         yield "Also considered", _considered(advice)
-        hidden = len(others) - CONSIDERED_SHOWN
-        if hidden > 0:
-            yield f"... and {hidden} more: see --json", Text()
-    notes = [*advice.findings, *advice.machine.notes]
+    # What this machine lacks does not bear on a card that is not here.
+    notes = advice.findings if advice.what_if else (*advice.findings, *advice.machine.notes)
     if notes:
-        yield "Notes", Group(*(Text(f"- {note}") for note in notes))
+        yield "Notes", _bullets(Text(str(note)) for note in notes)
+
+
+def _bullets(lines: Iterable[Text]) -> Table:
+    table = Table.grid(padding=(0, 1))
+    for line in lines:
+        table.add_row("-", line)
+    return table
 
 
 def _pairs(lines: Iterator[tuple[str, str]]) -> Table:
@@ -136,23 +141,28 @@ def _memory(advice: Advice) -> Table:
     return table
 
 
-def _reason_lines(advice: Advice) -> Iterator[RenderableType]:
+def _reason_lines(advice: Advice) -> Iterator[Text]:
     for reason in advice.reasons:
-        line = Text("- ").append(f"{reason.setting} {reason.value}", style="bold")
+        line = Text().append(f"{reason.setting} {reason.value}", style="bold")
         yield line.append(f" [{reason.basis}] ", style="dim").append(reason.because)
 
 
 def _considered(advice: Advice) -> Table:
+    others = [candidate for candidate in advice.considered if candidate.why_not]
     table = Table.grid(padding=(0, 2))
-    for justify in ("left", "right", "right", "left", "left"):
-        table.add_column(justify=justify, no_wrap=False)  # type: ignore[arg-type]
-    for candidate in [c for c in advice.considered if c.why_not][:CONSIDERED_SHOWN]:
+    table.add_column()
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column()
+    for candidate in others[:CONSIDERED_SHOWN]:
         speed = candidate.speed
         table.add_row(
             Text(candidate.verdict, style=VERDICT_STYLES[candidate.verdict]),
             gib(candidate.needs.bytes),
             f"{speed.samples_per_second:.1f} /s" if speed else "",
-            Text(candidate.row_id),
-            Text(candidate.why_not),
+            Text(f"{candidate.row_id}: {candidate.why_not}"),
         )
+    hidden = len(others) - CONSIDERED_SHOWN
+    if hidden > 0:
+        table.add_row("", "", "", Text(f"and {hidden} more: see --json", style="dim"))
     return table

@@ -115,19 +115,18 @@ def fill_cache(
     report: Callable[[str], None],
 ) -> int:
     """Build the missing and damaged entries; returns how many. The encoder loads only if needed."""
-    missing: list[Path] = []
-    for image in images:
+    encode: Callable[[Tensor], Tensor] | None = None
+    built = 0
+    for done, image in enumerate(images):
+        progress(done, len(images))
         problem = cache.problem(image)
+        if problem is None:
+            continue
         if problem:
             report(f"rebuilding {problem}")
-        if problem is not None:
-            missing.append(image)
-    if not missing:
-        return 0
-    encode = load_encoder()
-    for done, image in enumerate(missing):
-        progress(done, len(missing))
+        encode = encode or load_encoder()
         batch = torch.from_numpy(pixels(read_image(image), encoder, plan.profile))[None]
         cache.write(image, encode(batch)[0])
-    progress(len(missing), len(missing))
-    return len(missing)
+        built += 1
+    progress(len(images), len(images))
+    return built

@@ -39,7 +39,7 @@ def sam_pixels(image: NDArray[np.uint8], frame: int) -> NDArray[np.float32]:
 
     The padding is zero after normalising, as SAM's own `preprocess` has it.
     """
-    height, width = inner_size(*image.shape[:2], frame)
+    height, width = inner_size(image.shape[0], image.shape[1], frame)
     resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
     framed = np.zeros((frame, frame, 3), np.float32)
     framed[:height, :width] = (np.asarray(resized, np.float32) - SAM_MEAN) / SAM_STD
@@ -48,7 +48,7 @@ def sam_pixels(image: NDArray[np.uint8], frame: int) -> NDArray[np.float32]:
 
 def frame_mask(mask: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     """[H, W] of {0, 1, 255} -> [side, side] in SAM's frame; the padding is 255, ignored."""
-    height, width = inner_size(*mask.shape, side)
+    height, width = inner_size(mask.shape[0], mask.shape[1], side)
     resized = Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST)
     framed = np.full((side, side), 255, np.uint8)
     framed[:height, :width] = np.asarray(resized)

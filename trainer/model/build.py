@@ -1,4 +1,4 @@
-"""A Plan -> the model on its device, quantised on arrival, with exactly the planned parts trained."""
+"""A Plan -> the model on its device, quantised on arrival, the planned parts trained."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The batch with its tensors on `device`."""
-        moved = {
+        moved: dict[str, Any] = {
             f.name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
             for f in fields(self)
             for value in [getattr(self, f.name)]
@@ -112,8 +112,9 @@ class Lisa(nn.Module):
     def checkpoint_layers(self, count: int) -> None:
         """Recompute the activations of the first `count` decoder layers in the backward pass."""
         for index, layer in enumerate(self.decoder_layers):
-            layer.gradient_checkpointing = index < count
-            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+            settings: Any = layer  # transformers keeps these two as plain attributes
+            settings.gradient_checkpointing = index < count
+            settings._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
 
     def clip_features(self, clip: Tensor) -> Tensor:
         """Pixels [B, 3, P, P] -> hidden layer −2 without the class token [B, N, C]."""

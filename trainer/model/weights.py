@@ -151,7 +151,8 @@ def materialise(
 ) -> list[str]:
     """Give every parameter and persistent buffer its value, as `place(name, value)` stores it.
 
-    `prefix` is the module's own name in the source. Returns the names asked for. Raises WeightsError.
+    `prefix` is the module's own name in the source. Returns the names asked for.
+    Raises WeightsError.
     """
     asked: list[str] = []
     for path, owner in module.named_modules():
@@ -168,5 +169,5 @@ def materialise(
             if name in owner._buffers:
                 owner._buffers[name] = value
             else:
-                owner._parameters[name] = value  # type: ignore[assignment]
+                owner._parameters[name] = value
     return asked

@@ -1,0 +1,291 @@
+"""The training run: caches, model, epochs, evaluation, checkpoints and the run folder."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration
+from torch.utils.data import DataLoader
+from transformers import get_scheduler
+
+from profiles.plan import Encoder, Plan
+from trainer import checkpoint
+from trainer.data.features import FeatureCache, encoder_key, fill_cache
+from trainer.data.reasonseg import Item
+from trainer.data.samples import MicroBatches, Sample, SampleSet, collate, image_paths
+from trainer.metrics import MaskScores
+from trainer.model.build import FrozenEncoder, build, read_tokenizer
+from trainer.model.lisa import Batch, Lisa, to_original
+from trainer.model.tokens import LisaTokenizer
+from trainer.model.trained import GradientCheck, trained_names
+from trainer.model.weights import weight_source
+from trainer.step import make_optimizer, training_step
+
+EVALUATION_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Reporter:
+    """How a run speaks: one line of text, and progress (what, done, of how many)."""
+
+    line: Callable[[str], None]
+    progress: Callable[[str, int, int], None]
+
+
+def make_accelerator(plan: Plan, run: Path | None) -> Accelerator:
+    """Accelerate under the plan's device and dtype; TensorBoard where there is a run folder."""
+    precision = {"bf16": "bf16", "fp16": "fp16", "fp32": "no"}[plan.dtype]
+    accelerator = Accelerator(
+        mixed_precision=precision,
+        cpu=plan.device == "cpu",
+        log_with="tensorboard" if run else None,
+        project_dir=run,
+        dataloader_config=DataLoaderConfiguration(split_batches=False),
+    )
+    if accelerator.num_processes != plan.processes:
+        raise ValueError(
+            f"the plan is for {plan.processes} processes, {accelerator.num_processes} were started"
+            f"\n    hint: accelerate launch --num_processes {plan.processes}, or "
+            f"--set processes={accelerator.num_processes}"
+        )
+    return accelerator
+
+
+def prepare_caches(
+    plan: Plan, images: list[Path], root: Path, accelerator: Accelerator, reporter: Reporter
+) -> dict[Encoder, FeatureCache]:
+    """The feature caches that the plan names, filled for `images` before the model loads."""
+    caches: dict[Encoder, FeatureCache] = {}
+    if not plan.cached_encoders:
+        return caches
+    fingerprint = weight_source(plan).fingerprint
+    for encoder in plan.cached_encoders:
+        cache = FeatureCache(root, encoder_key(plan, encoder, fingerprint))
+        with accelerator.main_process_first():
+            built = fill_cache(
+                cache,
+                plan,
+                encoder,
+                images,
+                partial(FrozenEncoder, plan, encoder, accelerator.device),
+                partial(reporter.progress, f"{encoder} features"),
+                reporter.line,
+            )
+        reporter.line(f"{encoder} features: {built} built, {len(images) - built} found in {root}")
+        caches[encoder] = cache
+    return caches
+
+
+class Run:
+    """One training run in one process."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        train: list[Item],
+        val: list[Item],
+        folder: Path,
+        cache_root: Path,
+        reporter: Reporter,
+    ) -> None:
+        self.plan, self.folder, self.reporter = plan, folder, reporter
+        self.accelerator = make_accelerator(plan, folder)
+        self.tokenizer = read_tokenizer(plan)
+        images = image_paths(train, val)
+        caches = prepare_caches(plan, images, cache_root, self.accelerator, reporter)
+        make_set = partial(SampleSet, plan=plan, tokenizer=self.tokenizer, caches=caches)
+        self.train_set = make_set(train, training=True)
+        self.val_set = make_set(val, training=False)
+        self.model = build(plan, self.tokenizer, self.accelerator.device)
+        self.check = GradientCheck(self.model, trained_names(self.model, plan))
+        optimizer = make_optimizer(self.model, plan)
+        self.sampler = MicroBatches(len(train), plan, self.accelerator.process_index)
+        self.wrapped, self.optimizer = self.accelerator.prepare(self.model, optimizer)
+        self.scheduler = self._schedule(optimizer)
+        self.step = 0
+        self.best: float | None = None
+
+    def _schedule(self, optimizer: torch.optim.Optimizer) -> Any:
+        schedule, total = self.plan.schedule, self.sampler.steps * self.plan.schedule.epochs
+        name = "constant_with_warmup" if schedule.shape == "constant" else schedule.shape
+        return get_scheduler(name, optimizer, min(schedule.warmup_steps, total // 2), total)
+
+    def train(self) -> dict[str, Any]:
+        """Evaluate, then train and evaluate epoch after epoch; returns the summary."""
+        self._start_records()
+        before = self.evaluate("before training")
+        started = time.monotonic()
+        after = before
+        for epoch in range(self.plan.schedule.epochs):
+            self._train_epoch(epoch)
+            after = self.evaluate(f"epoch {epoch + 1}")
+            self._save("last", after)
+            if self.best is None or (after["giou"] or 0.0) > self.best:
+                self.best = after["giou"] or 0.0
+                self._save("best", after)
+        self.accelerator.end_training()
+        summary = {
+            "before": before,
+            "after": after,
+            "best_giou": self.best,
+            "steps": self.step,
+            "seconds": round(time.monotonic() - started, 2),
+        }
+        self._write("summary.json", summary)
+        return summary
+
+    def _train_epoch(self, epoch: int) -> None:
+        self.sampler.epoch = epoch
+        self.wrapped.train()
+        total = self.sampler.steps
+        for number, batches in enumerate(self._effective_batches()):
+            started = time.monotonic()
+            # A run that restarts at an epoch draws the same dropout as one that did not.
+            torch.manual_seed(self._step_seed())
+            result = training_step(
+                self.wrapped, batches, self.optimizer, self.plan, self.accelerator, self.check
+            )
+            rate = self.scheduler.get_last_lr()[0]
+            if not self.accelerator.optimizer_step_was_skipped:
+                self.scheduler.step()
+            self.step += 1
+            row = asdict(result) | {
+                "step": self.step,
+                "epoch": epoch + 1,
+                "learning_rate": rate,
+                "step_seconds": round(time.monotonic() - started, 4),
+            }
+            self._record(row)
+            self.reporter.progress(
+                f"epoch {epoch + 1}/{self.plan.schedule.epochs}, loss {result.loss:.3f}",
+                number + 1,
+                total,
+            )
+
+    def _step_seed(self) -> int:
+        rank = self.accelerator.process_index
+        return hash((self.plan.seed, self.step, rank)) % (1 << 63)
+
+    def _effective_batches(self) -> Iterator[list[Batch]]:
+        """This process's micro-batches, grouped by optimizer step."""
+        loader = DataLoader(
+            self.train_set,
+            batch_sampler=self.sampler,
+            num_workers=self.plan.workers,
+            collate_fn=partial(collate, pad_id=self.tokenizer.pad_id),
+        )
+        group: list[Batch] = []
+        for batch in loader:
+            group.append(batch)
+            if len(group) == self.plan.accumulation:
+                yield group
+                group = []
+
+    def evaluate(self, title: str) -> dict[str, Any]:
+        """gIoU and cIoU over the validation split, each process its share."""
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        share = range(rank, len(self.val_set), processes)
+        scores = evaluate(
+            self.model, self.val_set, list(share), self.tokenizer, self.accelerator, self.reporter
+        )
+        rows = scores.rows()
+        if processes > 1:
+            from accelerate.utils import gather_object
+
+            rows = gather_object(rows)
+        whole = MaskScores.from_rows(rows)
+        result = {"giou": whole.giou, "ciou": whole.ciou, "images": whole.count}
+        self._record({"evaluation": title, "step": self.step} | result)
+        self.reporter.line(f"{title}: {describe(result)}")
+        return result
+
+    def _save(self, name: str, metrics: dict[str, Any]) -> None:
+        if self.accelerator.is_main_process:
+            facts = {"step": self.step, "metrics": metrics, "versions": versions()}
+            checkpoint.save(self.folder / name, self.model, self.plan, facts)
+        self.accelerator.wait_for_everyone()
+
+    def _start_records(self) -> None:
+        self.accelerator.init_trackers("tensorboard")
+        if self.accelerator.is_main_process:
+            (self.folder / "plan.json").write_text(self.plan.to_json(), encoding="utf-8")
+            (self.folder / "metrics.jsonl").write_text("", encoding="utf-8")
+        self._write("versions.json", versions())
+
+    def _write(self, name: str, document: dict[str, Any]) -> None:
+        if self.accelerator.is_main_process:
+            text = json.dumps(document, indent=2) + "\n"
+            (self.folder / name).write_text(text, encoding="utf-8")
+
+    def _record(self, row: dict[str, Any]) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        numbers = {k: v for k, v in row.items() if isinstance(v, float)}
+        self.accelerator.log(numbers, step=self.step)
+
+
+def describe(result: dict[str, Any]) -> str:
+    """One line of an evaluation's figures."""
+    if not result["images"]:
+        return "no validation picture"
+    return f"gIoU {result['giou']:.3f}, cIoU {result['ciou']:.3f} over {result['images']} pictures"
+
+
+@torch.no_grad()
+def predict(
+    model: Lisa, samples: list[Sample], tokenizer: LisaTokenizer, accelerator: Accelerator
+) -> list[torch.Tensor]:
+    """Teacher-forced mask logits [H, W] of each sample's first [SEG], at its picture's own size."""
+    batch = collate(samples, tokenizer.pad_id).to(accelerator.device)
+    with accelerator.autocast():
+        low = model.predict(batch)
+    owner = (batch.input_ids == tokenizer.seg_id).nonzero(as_tuple=True)[0].tolist()
+    frame = model.sam.config.vision_config.image_size
+    return [
+        to_original(low[owner.index(row)][None], frame, *sample.truth.shape)[0].cpu()
+        for row, sample in enumerate(samples)
+    ]
+
+
+def evaluate(
+    model: Lisa,
+    samples: SampleSet,
+    places: list[int],
+    tokenizer: LisaTokenizer,
+    accelerator: Accelerator,
+    reporter: Reporter,
+) -> MaskScores:
+    """Scores of the samples at `places`, as LISA's published evaluation has them."""
+    model.eval()
+    scores = MaskScores()
+    for start in range(0, len(places), EVALUATION_BATCH):
+        reporter.progress("evaluating", start, len(places))
+        chunk = [samples[place] for place in places[start : start + EVALUATION_BATCH]]
+        masks = predict(model, chunk, tokenizer, accelerator)
+        for sample, logits in zip(chunk, masks, strict=True):
+            scores.add(sample.name, logits.numpy() > 0, sample.truth)
+    reporter.progress("evaluating", len(places), len(places))
+    return scores
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that can change a result."""
+    names = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "lisa-preflight")
+    found = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except ImportError:
+            found[name] = "unknown"
+    return found
