@@ -258,25 +258,26 @@ def _candidate(
 
 
 def _adapted(row: TestedRow, base: Plan, overrides: Sequence[str]) -> Plan:
-    """The row's plan for the wanted model, dtype and effective batch. Raises PlanError.
+    """The row's plan for the wanted model, dtype and effective batch. Raises PlanError."""
+    settings = {**row.settings, "model": base.model, "dtype": base.dtype}
+    settings |= {"allocator": base.allocator, "effective_batch": base.effective_batch}
+    settings |= {"micro_batch": 1, "accumulation": base.effective_batch}
+    return overridden(Plan.parse(settings), overrides, row.plan.micro_batch)
 
-    A micro-batch that does not divide the effective batch gives way to the largest divisor below
-    it: fewer samples at once need less memory, so the row's bytes stay an upper bound.
+
+def overridden(plan: Plan, overrides: Sequence[str], largest_micro_batch: int) -> Plan:
+    """`plan` with the user's settings, its effective batch kept. Raises PlanError.
+
+    Unless the user sets it, the micro-batch is the largest divisor of the effective batch up to
+    `largest_micro_batch`: fewer samples at once need less memory, so what was tested at that size
+    stays an upper bound.
     """
-    settings = {
-        **row.settings,
-        "model": base.model,
-        "dtype": base.dtype,
-        "allocator": base.allocator,
-        "effective_batch": Plan.model_fields["effective_batch"].default,
-        "micro_batch": 1,
-        "accumulation": Plan.model_fields["effective_batch"].default,
-    }
-    plan = Plan.parse(settings).override(overrides)
+    apart = {"micro_batch": 1, "accumulation": plan.effective_batch, "processes": 1}
+    plan = plan.model_copy(update=apart).override(overrides)
     if {"micro_batch", "accumulation"} & set(assigned(overrides)):
         return plan
     share = plan.effective_batch // plan.processes
-    micro_batch = max(n for n in range(1, row.plan.micro_batch + 1) if share % n == 0)
+    micro_batch = max(n for n in range(1, largest_micro_batch + 1) if share % n == 0)
     return plan.override([f"micro_batch={micro_batch}"])
 
 

@@ -27,6 +27,7 @@ from advisor.choose import (
     choose,
     gib,
     judge,
+    overridden,
     pick_gpu,
     tiny_cpu_plan,
     what_if_gpu,
@@ -187,7 +188,7 @@ def _base_plan(question: _Question, gpu: Gpu, model: str) -> Plan:
     settings = {"model": model, "device": "cuda", "dtype": _dtype(gpu)}
     if question.machine.platform == "windows" and not question.what_if:
         settings["allocator"] = ""  # expandable segments are not supported there
-    plan = Plan.parse(settings).override(question.overrides)
+    plan = overridden(Plan.parse(settings), question.overrides, largest_micro_batch=1)
     findings = plan.refusals(gpu.name, bf16=gpu.bf16 is not False)
     if findings:
         raise PlanError(findings)
@@ -225,7 +226,8 @@ def _card_findings(question: _Question, gpu: Gpu, model: str, runs: bool) -> lis
         fix = smallest_cards_text(question.table.rows, [model])
         findings.append(Finding(gpu.name, "too little usable memory", fix=fix))
     if gpu.other_processes and gpu.other_process_bytes:
-        what = f"{gpu.other_processes} other processes hold {gib(gpu.other_process_bytes)}"
+        held = gib(gpu.other_process_bytes)
+        what = f"{held} are held by other processes ({gpu.other_processes})"
         findings.append(Finding(gpu.name, what, fix="stop them to train with larger batches"))
     if gpu.display_active:
         what = "drives a display, which may come to take more memory during a run"
@@ -278,17 +280,18 @@ def _on_cpu(question: _Question) -> Advice:
     rows = question.table.rows
     if question.model not in (None, "tiny"):
         model = str(question.model)
-        Plan.parse({"model": model, "device": "cpu"}).override(question.overrides)
+        overridden(Plan.parse({"model": model}), question.overrides, 1)  # bad settings come first
         what = "no tested row trains it on a CPU" if question.wants_cpu else "no usable GPU"
         return _undecided(question, model, what, f"lisa-advise --model {model} --vram 8GiB")
-    plan = tiny_cpu_plan().override(question.overrides)
+    tiny = tiny_cpu_plan()
+    plan = overridden(tiny, question.overrides, tiny.micro_batch)
     if plan.device == "cuda":
         return _undecided(question, "tiny", "no usable GPU", "leave out --set device=cuda")
     row = next((row for row in rows if row.verdict == "FITS" and row.covers(plan)), None)
     if row is None:
         what = "no tested row covers these settings on a CPU"
-        advice = _undecided(question, "tiny", what, "leave out --set, or try it: it is small")
-        return advice.model_copy(update={"plan": plan, "command": _command(question, "tiny")})
+        fix = "leave out --set, or try the settings with lisa-train without --auto"
+        return _undecided(question, "tiny", what, fix).model_copy(update={"plan": plan})
     reasons = [
         Reason(setting="model", value="tiny", because=f"row {row.id}: {row.title}", basis="tested")
     ]
@@ -335,7 +338,7 @@ def _tiny_on_gpu(question: _Question, gpu: Gpu) -> Advice:
     if question.machine.platform == "windows" and not question.what_if:
         settings.append("allocator=")
     usual = tiny_cpu_plan().override(settings)
-    plan = usual.override(question.overrides)
+    plan = overridden(usual, question.overrides, usual.micro_batch)
     if findings := plan.refusals(gpu.name, bf16=gpu.bf16 is not False):
         raise PlanError(findings)
     budget = budget_of(gpu, question.machine, question.what_if)

@@ -56,12 +56,9 @@ def _batch_reasons(
     yield Reason(
         setting="micro_batch", value=str(plan.micro_batch), because=because, basis="tested"
     )
-    yield Reason(
-        setting="effective_batch",
-        value=str(plan.effective_batch),
-        because=f"kept: {plan.micro_batch} samples x {plan.accumulation} forward passes per update",
-        basis="exact",
-    )
+    because = f"kept: micro-batch {plan.micro_batch} x {plan.accumulation} forward passes"
+    value = str(plan.effective_batch)
+    yield Reason(setting="effective_batch", value=value, because=because, basis="exact")
 
 
 def dtype_reason(plan: Plan, gpu: Gpu) -> Reason:

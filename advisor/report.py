@@ -106,7 +106,7 @@ def _plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
     if plan.lora is not None:
         yield "LoRA", f"{lora_text(plan)}, alpha {plan.lora.alpha:g}, dropout {plan.lora.dropout:g}"
     processes = f" x {plan.processes} processes" if plan.processes > 1 else ""
-    product = f"{plan.micro_batch} samples x {plan.accumulation} passes{processes}"
+    product = f"micro-batch {plan.micro_batch} x {plan.accumulation} forward passes{processes}"
     yield "batch", f"{plan.effective_batch} = {product}"
     yield "checkpointed", f"{plan.checkpointed_layers} of {layers} decoder layers"
     yield "cached", ", ".join(plan.cached_encoders) or "no encoder"

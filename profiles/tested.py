@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import sys
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -153,7 +154,8 @@ def parse_table(data: bytes, where: str) -> Table:
 def append(row: TestedRow, path: Path | None = None) -> Path:
     """Append `row` to the user's table (`path`) and return where it went. Raises OSError.
 
-    One write in append mode: rows of processes that append together neither mix nor get lost.
+    One write in append mode: rows of processes that append together neither mix nor get lost,
+    with or without the lock, which only keeps the look at the last byte true.
     """
     path = user_table_path() if path is None else path
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -161,6 +163,7 @@ def append(row: TestedRow, path: Path | None = None) -> Path:
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)
     handle = os.open(path, flags, 0o644)
     try:
+        _lock(handle)
         if _ends_inside_a_line(handle):
             line = b"\n" + line  # a torn last line must not swallow this row
         if os.write(handle, line) != len(line):
@@ -169,6 +172,14 @@ def append(row: TestedRow, path: Path | None = None) -> Path:
     finally:
         os.close(handle)
     return path
+
+
+def _lock(handle: int) -> None:
+    """Hold the file until it is closed, where the system can."""
+    if sys.platform != "win32":
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX)
 
 
 def _ends_inside_a_line(handle: int) -> bool:

@@ -1,0 +1,27 @@
+# Both targets work from a clean clone on a machine with only Python >= 3.11.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: test demo lint clean
+
+test: lint
+	$(BIN)/python -m pytest -n 2
+
+demo: $(READY)
+	$(BIN)/python benchmarks/demo.py
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# torch comes first, at the tested version: a package that asks for plain torch is then satisfied.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt torch setuptools wheel
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e .[dev]
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) demo runs

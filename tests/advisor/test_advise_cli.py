@@ -1,0 +1,165 @@
+"""lisa-advise from outside: exit codes, a clean stdout, and text that starts with the answer."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import fake_nvml
+import pytest
+from fake_nvml import Card, install
+from typer.testing import CliRunner
+
+from advisor.cli import app, parse_size
+from profiles.plan import Plan
+
+
+@pytest.fixture(autouse=True)
+def _own_surroundings(monkeypatch, tmp_path):
+    """No GPU, an empty user data folder and a plain 80-column terminal."""
+    install(monkeypatch, init_error=fake_nvml.NVMLError_LibraryNotFound("not found"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.chdir(tmp_path)
+
+
+def _run(*arguments: str):
+    return CliRunner().invoke(app, list(arguments), prog_name="lisa-advise")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ((), 0, "FITS"),
+        (("--vram", "8GiB"), 0, "FITS"),
+        (("--vram", "8192 MiB", "--model", "7b"), 0, "FITS"),
+        (("--vram", "5.6GiB", "--model", "7b"), 0, "TIGHT"),
+        (("--vram", "4GiB", "--model", "7b"), 1, "OOM"),
+        (("--model", "7b"), 3, "UNKNOWN"),
+        (("--vram", "80GiB", "--set", "lora.rank=128"), 3, "UNKNOWN"),
+    ],
+)
+def test_the_answer_comes_first_and_sets_the_exit_code(arguments, code, words):
+    result = _run(*arguments)
+    assert result.exit_code == code, result.output
+    assert result.stdout.splitlines()[0].startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--model", "8b"), "unknown model '8b'"),
+        (("--set", "mikro_batch=2"), "did you mean micro_batch?"),
+        (("--set", "micro_batch"), "must read key=value"),
+        (("--set", "dtype=fp16"), "fp16 training needs a GPU"),
+        (("--vram", "8"), "8GiB"),
+        (("--vram", "-8GiB"), "vram"),
+        (("--vram", "0GiB"), "more than 0"),
+        (("--vram", "nanGiB"), "vram"),
+        (("--vram", "9" * 400 + "GiB"), "at most"),
+        (("--mdl", "7b"), "--model"),
+        (("--save", "no/such/folder/plan.json"), "cannot be written"),
+    ],
+)
+def test_bad_usage_is_exit_2_on_stderr_without_a_traceback(arguments, words):
+    result = _run(*arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert words in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [(), ("--vram", "8GiB"), ("--model", "7b")])
+def test_json_is_one_document_and_nothing_else(arguments):
+    result = _run(*arguments, "--json")
+    document = json.loads(result.stdout)
+    assert document["schema_version"] == 1
+    assert document["verdict"] in {"FITS", "UNKNOWN"}
+    assert result.stdout.isascii()
+
+
+def test_json_keeps_warnings_on_stderr(tmp_path):
+    table = tmp_path / "data" / "lisa-preflight" / "tested.jsonl"
+    table.parent.mkdir(parents=True)
+    table.write_text("{broken\n")
+    result = _run("--json")
+    assert "damaged row" in result.stderr
+    assert any("damaged row" in f["what"] for f in json.loads(result.stdout)["findings"])
+
+
+def test_save_writes_the_plan_and_the_command_uses_it(tmp_path):
+    result = _run("--vram", "8GiB", "--save", "my plan.json")
+    assert "lisa-train --plan 'my plan.json' --data-dir DIR" in result.stdout
+    plan = Plan.read(tmp_path / "my plan.json")
+    assert (plan.model, plan.micro_batch) == ("7b", 4)
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["my plan.json"]
+
+
+def test_a_plan_that_does_not_fit_is_not_saved(tmp_path):
+    result = _run("--vram", "4GiB", "--model", "7b", "--save", "plan.json")
+    assert result.exit_code == 1
+    assert not (tmp_path / "plan.json").exists()
+    assert "not saved: OOM" in result.stderr
+
+
+def test_the_command_is_never_wrapped():
+    lines = _run("--vram", "8GiB", "--set", "seed=3").stdout.splitlines()
+    expected = (
+        "  lisa-advise --model 7b --set seed=3 --vram 8GiB --save plan.json"
+        " && lisa-train --plan plan.json --data-dir DIR"
+    )
+    assert expected in lines
+    assert all(len(line) <= 80 for line in lines if line != expected)
+
+
+def test_a_real_card_is_named(monkeypatch):
+    install(monkeypatch, Card(name="Card [bold] with markup"))
+    result = _run()
+    assert result.exit_code == 0
+    assert "Card [bold] with markup" in result.stdout
+    assert "lisa-train --auto --model 7b --data-dir DIR" in result.stdout
+
+
+def test_no_colour_when_it_is_not_wanted_or_no_terminal():
+    assert "\x1b" not in _run().stdout
+
+
+def test_svg(tmp_path):
+    assert _run("--svg", "picture.svg").exit_code == 0
+    assert (tmp_path / "picture.svg").read_text(encoding="utf-8").startswith("<svg")
+
+
+def test_an_interrupt_is_exit_130(monkeypatch):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("advisor.probe.probe", interrupted)
+    assert _run().exit_code == 130
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("8GiB", 8 * 2**30), ("8 gib", 8 * 2**30), ("8GB", 8 * 10**9), ("7.5GiB", 7.5 * 2**30)],
+)
+def test_sizes(text, size):
+    assert parse_size(text) == size
+
+
+def _cpu_seconds(*arguments: str) -> float:
+    before = os.times()
+    subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+    after = os.times()
+    return sum(after[2:4]) - sum(before[2:4])
+
+
+def test_help_is_cheap():
+    bare = min(_cpu_seconds("-c", "pass") for _ in range(3))
+    cost = min(_cpu_seconds("-m", "advisor.cli", "--help") for _ in range(3)) - bare
+    assert cost < 0.5, f"--help costs {cost:.2f} s of CPU over bare Python"
+
+
+def test_an_answer_from_the_table_is_quick():
+    start = time.perf_counter()
+    _cpu_seconds("-m", "advisor.cli", "--vram", "8GiB")
+    assert time.perf_counter() - start < 3

@@ -1,0 +1,265 @@
+"""The Plan: what goes in comes out, what cannot run is refused with every reason at once."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from profiles.plan import Lora, Plan, PlanError, Schedule, TokenLimits, setting_names
+
+LAYERS = {"tiny": 4, "7b": 32, "7b-v1": 32, "13b": 40}
+TRAINED = ["mask_decoder", "text_hidden_fcs", "projector", "token_rows"]
+
+
+def subsets(values, least=0):
+    return st.lists(st.sampled_from(values), unique=True, min_size=least)
+
+
+@st.composite
+def plans(draw) -> Plan:
+    """Valid plans from all over the space."""
+    model = draw(st.sampled_from(sorted(LAYERS)))
+    device = draw(st.sampled_from(["cpu", "cuda"]))
+    on_gpu = device == "cuda"
+    rank = draw(st.integers(1, 256))
+    lora = {"rank": rank, "alpha": draw(st.floats(0.5, 512)), "dropout": draw(st.floats(0, 0.9))}
+    micro, accumulation, processes = (draw(st.integers(1, 64)) for _ in range(3))
+    return Plan.parse(
+        {
+            "model": model,
+            "device": device,
+            "dtype": draw(st.sampled_from(["bf16", "fp16", "fp32"] if on_gpu else ["fp32"])),
+            "quantization": draw(st.sampled_from(["nf4", "int8", "none"])),
+            "lora": draw(st.sampled_from([None, lora])),
+            "train": draw(subsets(TRAINED, least=1)),
+            "micro_batch": micro,
+            "accumulation": accumulation,
+            "processes": processes,
+            "checkpointed_layers": draw(st.integers(0, LAYERS[model])),
+            "cached_encoders": draw(subsets(["sam", "clip"])),
+            "logits": draw(st.sampled_from(["supervised", "all"])),
+            "optimizer": draw(st.sampled_from(["adamw", "paged_adamw"])) if on_gpu else "adamw",
+            "schedule": {"learning_rate": draw(st.floats(1e-8, 1))},
+            "weights": draw(st.text(min_size=1, max_size=20)),
+            "seed": draw(st.integers(0, 2**63)),
+            "max_train_samples": draw(st.none() | st.integers(1, 10**6)),
+        }
+    )
+
+
+def findings(data) -> dict[str, str]:
+    """What Plan.parse refuses, by setting."""
+    with pytest.raises(PlanError) as caught:
+        Plan.parse(data)
+    return {finding.where: str(finding) for finding in caught.value.findings}
+
+
+@given(plans())
+@settings(max_examples=100, deadline=None)
+def test_json_round_trip(plan):
+    assert Plan.from_json(plan.to_json()) == plan
+    assert Plan.from_json(plan.to_json()).content_hash == plan.content_hash
+
+
+@given(plans(), st.randoms())
+@settings(max_examples=50, deadline=None)
+def test_the_hash_does_not_see_the_order_of_keys(plan, random):
+    items = list(json.loads(plan.to_json()).items())
+    random.shuffle(items)
+    assert Plan.parse(dict(items)).content_hash == plan.content_hash
+
+
+CHANGES = {
+    "model": "7b",
+    "weights": "random",
+    "device": "cuda",
+    "quantization": "none",
+    "dtype": "fp32",
+    "lora": "null",
+    "lora.rank": "9",
+    "lora.alpha": "17",
+    "lora.dropout": "0.1",
+    "lora.targets": "all-linear",
+    "train": "mask_decoder",
+    "effective_batch": "40",
+    "micro_batch": "4",
+    "accumulation": "5",
+    "checkpointed_layers": "1",
+    "cached_encoders": "sam",
+    "logits": "all",
+    "mask_loss_resolution": "128",
+    "schedule.learning_rate": "0.1",
+    "schedule.shape": "cosine",
+    "schedule.warmup_steps": "1",
+    "schedule.epochs": "1",
+    "schedule.beta1": "0.8",
+    "schedule.beta2": "0.8",
+    "schedule.weight_decay": "0.1",
+    "schedule.grad_clip": "2",
+    "tokens.max_text_tokens": "96",
+    "tokens.max_masks": "1",
+    "tokens.max_new_tokens": "1",
+    "allocator": "",
+    "workers": "2",
+    "seed": "1",
+    "max_train_samples": "1",
+    "max_val_samples": "1",
+}
+CUDA_CHANGES = {"optimizer": "paged_adamw", "optimizer_state": "8bit"}
+# Constants, tables whose leaves are changed above, and one that needs a second setting with it.
+NOT_CHANGED_ALONE = {"schema_version", "quantized_parts", "schedule", "tokens", "processes"}
+
+
+def test_every_setting_is_tried():
+    tried = {*CHANGES, *CUDA_CHANGES, *NOT_CHANGED_ALONE}
+    assert tried == set(setting_names())
+
+
+@pytest.mark.parametrize("key", [*CHANGES, *CUDA_CHANGES])
+def test_any_change_changes_the_hash(key):
+    plan = Plan(device="cuda") if key in CUDA_CHANGES else Plan()
+    changed = plan.override([f"{key}={(CHANGES | CUDA_CHANGES)[key]}"])
+    assert changed.content_hash != plan.content_hash
+
+
+def test_processes_change_the_hash():
+    plan = Plan().override(["processes=2", "effective_batch=20"])
+    assert plan.content_hash != Plan().content_hash
+
+
+@pytest.mark.parametrize("model", [Plan, Lora, Schedule, TokenLimits])
+def test_every_field_is_described(model: type[BaseModel]):
+    for name, field in model.model_fields.items():
+        assert field.description, name
+
+
+@pytest.mark.parametrize(
+    ("assignments", "batch"),
+    [
+        (["micro_batch=4"], (20, 4, 5)),
+        (["accumulation=5"], (20, 4, 5)),
+        (["effective_batch=40"], (40, 2, 20)),
+        (["micro_batch=4", "effective_batch=8"], (8, 4, 2)),
+        (["micro_batch=4", "accumulation=3"], (12, 4, 3)),
+        (["accumulation=3", "effective_batch=12"], (12, 4, 3)),
+        (["micro_batch=4", "accumulation=3", "effective_batch=12"], (12, 4, 3)),
+        (["micro-batch=4"], (20, 4, 5)),
+        (["seed=1"], (20, 2, 10)),
+    ],
+)
+def test_the_batch_sizes_follow_one_another(assignments, batch):
+    plan = Plan().override(assignments)
+    assert (plan.effective_batch, plan.micro_batch, plan.accumulation) == batch
+
+
+@pytest.mark.parametrize("assignments", [["micro_batch=3"], ["micro_batch=64"], ["processes=3"]])
+def test_a_batch_that_does_not_divide_is_refused(assignments):
+    with pytest.raises(PlanError, match="must equal the effective batch"):
+        Plan().override(assignments)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "setting", "value"),
+    [
+        ("lora.rank=32", "lora", Lora(rank=32)),
+        ("lora=null", "lora", None),
+        ("train=mask_decoder, projector", "train", ("mask_decoder", "projector")),
+        ('train=["projector"]', "train", ("projector",)),
+        ("cached_encoders=", "cached_encoders", ()),
+        ("weights=/some/a=b", "weights", "/some/a=b"),
+        ("allocator=", "allocator", ""),
+        ("max_train_samples=5", "max_train_samples", 5),
+        ("checkpointed_layers=all", "checkpointed_layers", 4),
+    ],
+)
+def test_override(assignment, setting, value):
+    assert getattr(Plan().override([assignment]), setting) == value
+
+
+def test_override_brings_lora_back():
+    assert Plan(lora=None).override(["lora.rank=4"]).lora == Lora(rank=4)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "words"),
+    [
+        ("micro_bach=4", "did you mean micro_batch?"),
+        ("lora.rnk=4", "did you mean lora.rank?"),
+        ("micro_batch", "must read key=value"),
+        ("=4", "must read key=value"),
+        ("zzzzqq=1", "no such setting"),
+    ],
+)
+def test_an_override_that_names_nothing(assignment, words):
+    with pytest.raises(PlanError) as caught:
+        Plan().override([assignment, "seed=1"])
+    assert words in str(caught.value)
+
+
+def test_overrides_report_every_bad_name():
+    with pytest.raises(PlanError) as caught:
+        Plan().override(["micro_bach=4", "lora.rnk=4"])
+    assert len(caught.value.findings) == 2
+
+
+def test_all_errors_at_once():
+    found = findings(
+        {
+            "dtyp": "bf16",
+            "lora": {"rank": 0, "alpha": -1},
+            "device": "cpu",
+            "dtype": "fp16",
+            "optimizer": "paged_adamw",
+            "quantized_parts": ["llama", "mask_decoder"],
+            "train": ["token_rows", "embeddings"],
+        }
+    )
+    assert set(found) >= {"dtyp", "lora.rank", "lora.alpha", "dtype", "optimizer", "train"}
+    assert "did you mean dtype?" in found["dtyp"]
+    assert "mask_decoder is never quantised" in found["quantized_parts"]
+
+
+@pytest.mark.parametrize(
+    ("data", "where", "words"),
+    [
+        ({"dtype": "fp16"}, "dtype", "needs a GPU"),
+        ({"optimizer": "paged_adamw"}, "optimizer", "between GPU and host memory"),
+        ({"lora": None, "train": []}, "train", "nothing is trained"),
+        ({"train": ["projector", "projector"]}, "train", "named twice"),
+        ({"train": ["token_rows", "embeddings"]}, "train", "keep one"),
+        ({"checkpointed_layers": 5}, "checkpointed_layers", "4 decoder layers"),
+        ({"model": "8b"}, "model", "known: tiny"),
+        ({"model": 7}, "model", "string"),
+        ({"micro_batch": 0}, "micro_batch", "greater than or equal to 1"),
+        ({"schema_version": 2}, "schema_version", "1"),
+        *[
+            ({"quantized_parts": ["llama", part]}, "quantized_parts", f"{part} is never quantised")
+            for part in ("clip", "sam_encoder", "mask_decoder", "text_hidden_fcs", "projector")
+        ],
+    ],
+)
+def test_refused_combinations(data, where, words):
+    assert words in findings(data)[where]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", '{"model": 1e999}', "[" * 100_000])
+def test_a_bad_document_is_a_plan_error(text):
+    with pytest.raises(PlanError):
+        Plan.from_json(text)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(PlanError, match="nowhere.json"):
+        Plan.read(tmp_path / "nowhere.json")
+    (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(PlanError, match="binary.json"):
+        Plan.read(tmp_path / "binary.json")
+
+
+def test_bf16_is_refused_on_a_card_without_it():
+    plan = Plan(device="cuda", dtype="bf16")
+    assert [f.where for f in plan.refusals("Tesla T4", bf16=False)] == ["dtype"]
+    assert plan.refusals("A100", bf16=True) == []
+    assert Plan(device="cpu").refusals("Tesla T4", bf16=False) == []

@@ -1,0 +1,86 @@
+"""The arrows of the house: trainer.cli -> advisor -> profiles, trainer -> profiles.
+
+Each module is imported in a fresh interpreter, because what one test imports another would see.
+"""
+
+import ast
+import os
+import pkgutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import advisor
+import profiles
+
+ROOT = Path(advisor.__file__).parent.parent
+HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "cv2", "trainer"}
+
+PROBE = """
+import importlib, sys
+importlib.import_module(sys.argv[1])
+print(*sorted(set(sys.argv[2:]) & set(sys.modules)))
+"""
+
+
+def _modules(package) -> list[str]:
+    names = [
+        found.name for found in pkgutil.walk_packages(package.__path__, package.__name__ + ".")
+    ]
+    return [package.__name__, *names]
+
+
+def _strangers(module: str, forbidden: set[str]) -> str:
+    command = [sys.executable, "-c", PROBE, module, *sorted(forbidden)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    return f"{module}: {result.stdout.strip() or result.stderr.strip()}"
+
+
+def _all_strangers(modules: list[str], forbidden: set[str]) -> list[str]:
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        found = pool.map(lambda module: _strangers(module, forbidden), modules)
+    return [line for line in found if not line.endswith(": ")]
+
+
+def test_the_advisor_imports_neither_torch_nor_the_trainer():
+    modules = _modules(advisor)
+    assert "advisor.cli" in modules and "advisor.probe" in modules
+    assert _all_strangers(modules, HEAVY) == []
+
+
+def test_profiles_import_neither_torch_nor_the_others():
+    modules = _modules(profiles)
+    assert "profiles.plan" in modules and "profiles.tested" in modules
+    assert _all_strangers(modules, HEAVY | {"advisor", "rich"}) == []
+
+
+def test_a_bare_advisor_loads_nothing_heavy_for_help():
+    assert _strangers("advisor.cli", {"pydantic", "psutil", "pynvml", "rich.table"}).endswith(": ")
+
+
+def _imports(path: Path) -> set[str]:
+    """Top-level packages that a file names anywhere, inside functions too."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+def test_no_import_hides_inside_a_function():
+    for path in (ROOT / "advisor").rglob("*.py"):
+        assert not _imports(path) & HEAVY, path
+    for path in (ROOT / "profiles").rglob("*.py"):
+        assert not _imports(path) & (HEAVY | {"advisor", "rich"}), path
+
+
+def test_only_the_trainers_command_line_asks_the_advisor():
+    askers = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "trainer").rglob("*.py")
+        if "advisor" in _imports(path)
+    }
+    assert askers <= {"trainer/cli.py"}

@@ -1,0 +1,289 @@
+"""lisa-train: parse and print. torch is imported inside the commands."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from profiles.plan import Plan
+    from trainer.loop import Reporter
+
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+app = typer.Typer(
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Text = str | None
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a plan setting. Repeatable."),
+]
+
+
+@app.callback(invoke_without_command=True)
+def train(
+    context: typer.Context,
+    auto: Annotated[bool, typer.Option(help="Train with lisa-advise's plan.")] = False,
+    plan: Annotated[Path | None, typer.Option(help="Train with this plan.json.")] = None,
+    model: Annotated[Text, typer.Option(help="Size: tiny, 7b, 7b-v1 or 13b.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder with ReasonSeg data.")] = None,
+    output_dir: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/latest"),
+    cache_dir: Annotated[Path | None, typer.Option(help="Feature cache folder.")] = None,
+    check_data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Check a data folder and stop.")
+    ] = None,
+    set_: Settings = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples per forward pass.")] = None,
+    num_workers: Annotated[int | None, typer.Option(help="Data-loading processes.")] = None,
+    no_quantization: Annotated[bool, typer.Option(help="Full-width base weights.")] = False,
+    use_lora: Annotated[bool, typer.Option(help="Add LoRA adapters.")] = False,
+    lora_r: Annotated[int | None, typer.Option(help="LoRA rank.")] = None,
+    lora_alpha: Annotated[float | None, typer.Option(help="LoRA alpha.")] = None,
+    lora_dropout: Annotated[float | None, typer.Option(help="LoRA dropout.")] = None,
+    grad_clip: Annotated[float | None, typer.Option(help="Largest gradient norm.")] = None,
+    max_train_samples: Annotated[int | None, typer.Option(help="First n to train on.")] = None,
+    max_val_samples: Annotated[int | None, typer.Option(help="First n to validate on.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+) -> None:
+    """Train LISA on ReasonSeg data: by the advisor's plan (--auto), a plan file, or flags."""
+    if context.invoked_subcommand:
+        return
+    if check_data is not None:
+        raise typer.Exit(_check_data(check_data))
+    if auto and plan is not None:
+        _fail("--auto and --plan: give one of the two")
+    flags = {
+        "schedule.epochs": epochs,
+        "micro_batch": batch_size,
+        "workers": num_workers,
+        "lora.rank": lora_r,
+        "lora.alpha": lora_alpha,
+        "lora.dropout": lora_dropout,
+        "schedule.grad_clip": grad_clip,
+        "max_train_samples": max_train_samples,
+        "max_val_samples": max_val_samples,
+        "schedule.learning_rate": lr,
+        "seed": seed,
+    }
+    assignments = [f"{key}={value}" for key, value in flags.items() if value is not None]
+    if no_quantization:
+        assignments.insert(0, "quantization=none")
+    with _user_errors():
+        resolved = _resolve(auto, plan, model, assignments + (set_ or []), use_lora)
+        if data_dir is None:
+            _fail(
+                "--data-dir: name the folder that holds ReasonSeg/{train,val}\n"
+                "    hint: lisa-train synthesise DIR writes one to try with"
+            )
+        _train(resolved, data_dir, output_dir, cache_dir)
+
+
+@app.command()
+def synthesise(
+    folder: Annotated[Path, typer.Argument(help="Where ReasonSeg/ is written.")],
+    train_: Annotated[int, typer.Option("--train", help="Training questions.")] = 960,
+    val: Annotated[int, typer.Option(help="Validation questions.")] = 120,
+    test: Annotated[int, typer.Option(help="Test questions.")] = 120,
+    held_out: Annotated[
+        bool, typer.Option(help="Only the question kinds that lisa-tiny has never seen.")
+    ] = True,
+    seed: Annotated[int, typer.Option(help="Seed of scenes and questions.")] = 0,
+) -> None:
+    """Write a synthetic data set in ReasonSeg's format."""
+    from trainer.data.synthetic import HELD_OUT, KINDS, write_dataset
+
+    with _user_errors():
+        kinds = HELD_OUT if held_out else KINDS
+        where = write_dataset(folder, seed=seed, train=train_, val=val, test=test, kinds=kinds)
+    print(f"{train_} + {val} + {test} questions of the kinds {', '.join(kinds)} in {where}")
+
+
+def _resolve(
+    auto: bool, path: Path | None, model: Text, assignments: list[str], use_lora: bool
+) -> Plan:
+    """The plan that the command line asks for. Raises PlanError."""
+    from profiles.plan import Plan
+
+    if auto:
+        from advisor.preflight import advise
+        from advisor.probe import probe
+
+        advice = advise(probe(), model, tuple(assignments))
+        if advice.plan is None or advice.exit_code:
+            print(f"{advice.verdict}: {advice.summary}", file=sys.stderr)
+            raise typer.Exit(advice.exit_code)
+        print(f"{advice.verdict}: {advice.summary}", file=sys.stderr)
+        return advice.plan
+    if path is not None:
+        base = Plan.read(path)
+        return base.override(assignments + ([f"model={model}"] if model else []))
+    return _seed_plan(model, assignments, use_lora)
+
+
+def _seed_plan(model: Text, assignments: list[str], use_lora: bool) -> Plan:
+    """The plan of plain flags: NF4 without LoRA unless asked, no accumulation."""
+    from advisor.probe import probe
+    from profiles.plan import Lora, Plan
+
+    gpu = any(gpu.lost is None for gpu in probe().gpus)
+    wants_lora = use_lora or any(text.startswith("lora.") for text in assignments)
+    base = Plan.parse(
+        {
+            "model": model or ("7b" if gpu else "tiny"),
+            "device": "cuda" if gpu else "cpu",
+            "dtype": "bf16" if gpu else "fp32",
+            "lora": Lora().model_dump() if wants_lora else None,
+            "train": ["mask_decoder", "text_hidden_fcs", "projector", "token_rows"],
+            "micro_batch": 1,
+            "accumulation": 1,
+        }
+    )
+    micro = [text.partition("=")[2] for text in assignments if text.startswith("micro_batch=")]
+    batch = [f"effective_batch={micro[-1]}"] if micro else []
+    return base.override(batch + assignments)
+
+
+def _train(plan: Plan, data: Path, output: Path, cache: Path | None) -> None:
+    import os
+
+    from trainer.data.reasonseg import read_split
+
+    train = read_split(data, "train", plan.max_train_samples)
+    val = read_split(data, "val", plan.max_val_samples)
+    if plan.allocator and plan.device == "cuda":
+        # Both names: torch 2.9 ignores the new one for CUDA, later versions prefer it.
+        for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
+            os.environ.setdefault(name, plan.allocator)
+    if cache is None:
+        import platformdirs
+
+        cache = Path(platformdirs.user_cache_dir("lisa-preflight")) / "features"
+    with _reporter() as reporter:
+        if (output / "plan.json").exists():
+            output = _fresh(output)
+            reporter.line(f"the run folder is taken: writing to {output}")
+        output.mkdir(parents=True, exist_ok=True)
+        reporter.line(
+            f"plan {plan.content_hash}: {plan.model} on {plan.device}, {plan.quantization}, "
+            f"LoRA {f'r={plan.lora.rank}' if plan.lora else 'off'}, "
+            f"batch {plan.micro_batch} × {plan.accumulation}, {len(train)} samples"
+        )
+        from trainer.loop import Run, describe
+        from trainer.segment import contact_sheet
+
+        run = Run(plan, train, val, output, cache, reporter)
+        summary = run.train()
+        if run.accelerator.is_main_process:
+            sheet = contact_sheet(run, output / "overlay.png", count=6)
+            reporter.line(f"before  {describe(summary['before'])}")
+            reporter.line(f"after   {describe(summary['after'])}")
+            reporter.line(f"run folder {output}, overlay {sheet}")
+
+
+def _fresh(folder: Path) -> Path:
+    """The first free `folder-N`: a finished run is never written over."""
+    return next(
+        candidate
+        for n in range(2, 10_000)
+        if not (candidate := folder.with_name(f"{folder.name}-{n}")).exists()
+    )
+
+
+def _check_data(folder: Path) -> int:
+    from trainer.data.reasonseg import check_data, summarise
+
+    findings = check_data(folder)
+    for finding in findings:
+        print(f"  - {finding}", file=sys.stderr)
+    if findings:
+        print(f"{len(findings)} findings in {folder}", file=sys.stderr)
+        return EXIT_USAGE
+    for split, counts in summarise(folder).items():
+        print(f"{split}: " + ", ".join(f"{name} {value}" for name, value in counts.items()))
+    print(f"{folder}: no findings")
+    return 0
+
+
+@contextmanager
+def _reporter() -> Iterator[Reporter]:
+    """A live display on a terminal, plain lines elsewhere; both on stderr."""
+    from trainer.loop import Reporter
+
+    if not sys.stderr.isatty():
+        last = [0.0]
+
+        def plain(what: str, done: int, total: int) -> None:
+            if done == total or time.monotonic() - last[0] > 10:
+                last[0] = time.monotonic()
+                print(f"{what}: {done}/{total}", file=sys.stderr, flush=True)
+
+        yield Reporter(lambda text: print(text, file=sys.stderr, flush=True), plain)
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
+    from rich.console import Console
+
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("starting", total=None)
+
+        def live(what: str, done: int, total: int) -> None:
+            progress.update(task, description=what, completed=done, total=total)
+
+        yield Reporter(lambda text: progress.console.print(text, highlight=False), live)
+
+
+@contextmanager
+def _user_errors() -> Iterator[None]:
+    """Errors that a user can mend become text and an exit code; anything else is a defect."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    except (ValueError, FileExistsError, FileNotFoundError) as error:
+        _fail(str(error))
+    except RuntimeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(EXIT_FAILED) from None
+
+
+def _fail(message: str) -> NoReturn:
+    text = message if message.startswith("  - ") else f"  - {message}"
+    print(f"error:\n{text}", file=sys.stderr)
+    raise typer.Exit(EXIT_USAGE)
+
+
+def hyphenated(arguments: list[str]) -> list[str]:
+    """Options spelled with underscores, as the seed's commands have them, spelled with hyphens."""
+    result: list[Any] = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        result.append(
+            name.replace("_", "-") + equals + value if name.startswith("--") else argument
+        )
+    return result
+
+
+def main() -> None:
+    """Entry point of `lisa-train`, also `accelerate launch -m trainer.cli`."""
+    try:
+        app(args=hyphenated(sys.argv[1:]), prog_name="lisa-train")
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

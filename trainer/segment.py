@@ -1,0 +1,137 @@
+"""Inference and pictures: a question about an image becomes an answer, masks and an overlay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from profiles.plan import Plan
+from trainer import checkpoint
+from trainer.data.preprocess import pixels
+from trainer.data.prompts import Turn, question_for
+from trainer.data.reasonseg import read_image
+from trainer.model.build import build, read_tokenizer
+from trainer.model.lisa import Batch, to_original
+
+if TYPE_CHECKING:
+    from trainer.loop import Run
+
+PREDICTED, TRUE = (255, 60, 0), (0, 200, 255)
+TILE = 256
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said, and a mask [H, W] bool for each [SEG] in it."""
+
+    text: str
+    masks: NDArray[np.bool_]  # [n, H, W]
+
+
+class Segmenter:
+    """A trained model ready for questions; `run` is a run folder or one of its checkpoints."""
+
+    def __init__(self, run: Path) -> None:
+        folder = run if (run / "trained.safetensors").is_file() else run / "best"
+        plan = Plan.read(folder / "plan.json")
+        # Any picture may be asked about, so the encoders must be there.
+        online: dict[str, object] = {"cached_encoders": []}
+        if plan.device == "cuda" and not torch.cuda.is_available():
+            online |= {"device": "cpu", "dtype": "fp32", "optimizer": "adamw"}
+        self.plan = Plan.parse(plan.model_dump(mode="json") | online)
+        self.device = torch.device(self.plan.device)
+        self.tokenizer = read_tokenizer(self.plan)
+        self.model = build(self.plan, self.tokenizer, self.device).eval()
+        checkpoint.load(folder, self.model)
+
+    def ask(self, image: NDArray[np.uint8], question: str, is_sentence: bool = True) -> Answer:
+        """Answer one question about a picture [H, W, 3]. Raises PromptError."""
+        turn = Turn(question_for(question, is_sentence, lambda options: options[0]), None)
+        ids = torch.tensor([self.tokenizer.encode([turn]).input_ids], device=self.device)
+        shown = {
+            encoder: torch.from_numpy(pixels(image, encoder, self.plan.profile))[None]
+            for encoder in ("clip", "sam")
+        }
+        dtype = self.model.sam.shared_image_embedding.positional_embedding.dtype
+        batch = Batch(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            labels=ids,
+            targets=torch.zeros(0),
+            clip=shown["clip"].to(self.device, dtype),
+            sam=shown["sam"].to(self.device, dtype),
+        )
+        enabled = self.plan.dtype != "fp32"
+        with torch.autocast(self.device.type, dtype if enabled else None, enabled=enabled):
+            new, low = self.model.answer(
+                batch,
+                self.plan.tokens.max_new_tokens,
+                eos_token_id=self.tokenizer.end_id,
+                pad_token_id=self.tokenizer.pad_id,
+            )
+        height, width = image.shape[:2]
+        if not len(low):
+            return Answer(self._text(new), np.zeros((0, height, width), bool))
+        frame = self.plan.profile.sam.image_pixels
+        masks = to_original(low, frame, height, width) > 0
+        return Answer(self._text(new), masks.cpu().numpy())
+
+    def _text(self, ids: torch.Tensor) -> str:
+        kept = [token for token in ids.tolist() if token != self.tokenizer.end_id]
+        return self.tokenizer.decode(kept).strip()
+
+
+def overlay(
+    image: NDArray[np.uint8], mask: NDArray[np.bool_], colour: tuple[int, int, int]
+) -> NDArray[np.uint8]:
+    """The picture [H, W, 3] with a mask [H, W] laid over it at half strength."""
+    shown = image.copy()
+    shown[mask] = (image[mask] * 0.5 + np.array(colour) * 0.5).astype(np.uint8)
+    return shown
+
+
+def contact_sheet(run: Run, path: Path, count: int) -> Path:
+    """Questions, predictions and truths of the first validation samples, as one PNG."""
+    from trainer.loop import predict
+
+    run.model.eval()
+    step = max(1, len(run.val_set) // count)
+    places = list(range(0, len(run.val_set), step))[:count]
+    samples = [run.val_set[place] for place in places]
+    masks = predict(run.model, samples, run.tokenizer, run.accelerator)
+    rows = []
+    for place, sample, logits in zip(places, samples, masks, strict=True):
+        item = run.val_set.items[place]
+        image = read_image(item.image_path)
+        predicted = overlay(image, logits.numpy() > 0, PREDICTED)
+        true = overlay(image, sample.truth == 1, TRUE)
+        rows.append(_row([image, predicted, true], item.texts[0]))
+    sheet = Image.new("RGB", (rows[0].width, sum(row.height for row in rows)), "white")
+    top = 0
+    for row in rows:
+        sheet.paste(row, (0, top))
+        top += row.height
+    sheet.save(path)
+    return path
+
+
+def _row(images: list[NDArray[np.uint8]], text: str) -> Image.Image:
+    row = Image.new("RGB", (3 * TILE, TILE + 18), "white")
+    captions = (text, "prediction", "truth")
+    draw = ImageDraw.Draw(row)
+    for column, image in enumerate(images):
+        tile = Image.fromarray(image)
+        tile.thumbnail((TILE, TILE))
+        row.paste(tile, (column * TILE, 18))
+    draw.text((4, 3), captions[0], fill="black")
+    for column in (1, 2):
+        # Long questions run on: the captions stand in the tiles instead.
+        draw.text((column * TILE + 4, 20), captions[column], fill="white", stroke_width=1,
+                  stroke_fill="black")  # fmt: skip
+    return row
