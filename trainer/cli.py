@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -124,6 +125,8 @@ def _resolve(
             print(f"{advice.verdict}: {advice.summary}", file=sys.stderr)
             raise typer.Exit(advice.exit_code)
         print(f"{advice.verdict}: {advice.summary}", file=sys.stderr)
+        for name, value in advice.environment.items():
+            os.environ.setdefault(name, value)  # which card, and the allocator, before torch
         return advice.plan
     if path is not None:
         base = Plan.read(path)
@@ -155,8 +158,6 @@ def _seed_plan(model: Text, assignments: list[str], use_lora: bool) -> Plan:
 
 
 def _train(plan: Plan, data: Path, output: Path, cache: Path | None) -> None:
-    import os
-
     from trainer.data.reasonseg import read_split
 
     train = read_split(data, "train", plan.max_train_samples)

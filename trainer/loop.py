@@ -54,7 +54,7 @@ def make_accelerator(plan: Plan, run: Path | None) -> Accelerator:
     if accelerator.num_processes != plan.processes:
         raise ValueError(
             f"the plan is for {plan.processes} processes, {accelerator.num_processes} were started"
-            f"\n    hint: accelerate launch --num_processes {plan.processes}, or "
+            f"\n    hint: torchrun --nproc-per-node {plan.processes} -m trainer.cli …, or "
             f"--set processes={accelerator.num_processes}"
         )
     return accelerator

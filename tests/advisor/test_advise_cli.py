@@ -6,13 +6,13 @@ import subprocess
 import sys
 import time
 
-import fake_nvml
 import pytest
-from fake_nvml import Card, install
 from typer.testing import CliRunner
 
 from advisor.cli import app, parse_size
 from profiles.plan import Plan
+from tests.advisor import fake_nvml
+from tests.advisor.fake_nvml import Card, install
 
 
 @pytest.fixture(autouse=True)

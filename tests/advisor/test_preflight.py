@@ -4,9 +4,7 @@ import datetime
 import json
 from pathlib import Path
 
-import fake_nvml
 import pytest
-from fake_nvml import GIB, Card, install
 
 from advisor.choose import GIB as CHOOSE_GIB
 from advisor.choose import speed_of, tiny_cpu_plan
@@ -15,6 +13,8 @@ from advisor.probe import Gpu, Machine, probe
 from advisor.report import render_svg
 from profiles.plan import PlanError
 from profiles.tested import Table, TestedRow, read_table
+from tests.advisor import fake_nvml
+from tests.advisor.fake_nvml import GIB, Card, install
 
 TABLE = read_table(Path("/nonexistent/tested.jsonl"))
 NO_GPU = Machine(platform="linux", cpu_model="Some CPU")

@@ -3,12 +3,12 @@
 import os
 import sys
 
-import fake_nvml
 import pytest
-from fake_nvml import GIB, Card, install
 
 from advisor import probe as probe_module
 from advisor.probe import Machine, probe
+from tests.advisor import fake_nvml
+from tests.advisor.fake_nvml import GIB, Card, install
 
 
 def _notes(machine: Machine) -> str:

@@ -1,0 +1,33 @@
+"""Shared pieces: a tiny plan in fp32 on the CPU, and the model built from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from profiles.plan import Plan
+
+PHOTOS = Path(__file__).parent / "photos"
+
+
+def tiny_plan(**settings: object) -> Plan:
+    """A plan for lisa-tiny without dropout, in fp32, NF4 only where asked."""
+    base: dict[str, object] = {
+        "device": "cpu",
+        "dtype": "fp32",
+        "quantization": "none",
+        "lora": {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": "qv"},
+        "micro_batch": 2,
+        "effective_batch": 2,
+        "mask_loss_resolution": 64,
+        "cached_encoders": [],
+        "schedule": {"learning_rate": 1e-3, "warmup_steps": 0, "epochs": 1},
+    }
+    return Plan.parse(base | settings)
+
+
+@pytest.fixture
+def photos() -> Path:
+    """A genuine ReasonSeg directory of real photographs."""
+    return PHOTOS

@@ -1,0 +1,198 @@
+"""The model against independent compositions, and the allow-list against real gradients."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from profiles.plan import Plan
+from tests.conftest import PHOTOS, tiny_plan
+from trainer.data.prompts import Turn
+from trainer.data.reasonseg import read_split
+from trainer.data.samples import SampleSet, collate
+from trainer.losses import Totals
+from trainer.model.build import build, read_tokenizer
+from trainer.model.lisa import Batch, Lisa
+from trainer.model.rows import TokenRowEmbedding, TokenRowHead
+from trainer.model.trained import GradientCheck, GradientError, trained_names
+from trainer.model.weights import WeightsError
+from trainer.step import count
+
+CPU = torch.device("cpu")
+
+
+def made(plan: Plan, names: tuple[int, ...] = (0, 3)) -> tuple[Lisa, Batch]:
+    tokenizer = read_tokenizer(plan)
+    samples = SampleSet(read_split(PHOTOS, "train"), plan, tokenizer, {}, training=True)
+    batch = collate([samples[n] for n in names], tokenizer.pad_id)
+    return build(plan, tokenizer, CPU), batch
+
+
+def loss_of(model: Lisa, batch: Batch) -> torch.Tensor:
+    tokens, masks = count([batch]).tolist()
+    return model(batch).weighted(Totals(tokens, masks))
+
+
+def gradients(model: Lisa, batch: Batch) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    loss_of(model, batch).backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
+def test_exactly_the_listed_tensors_get_a_gradient(quantization: str) -> None:
+    plan = tiny_plan(quantization=quantization)
+    model, batch = made(plan)
+    listed = trained_names(model, plan)
+    check = GradientCheck(model, listed)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    gradients(model, batch)
+    check()
+    assert not check.done  # LoRA's A waits for a non-zero B
+    optimizer.step()
+    assert set(gradients(model, batch)) == set(listed)
+    check()
+    assert check.done
+
+
+def test_the_check_finds_a_dead_and_a_stray_tensor() -> None:
+    plan = tiny_plan(lora=None)
+    model, batch = made(plan)
+    listed = trained_names(model, plan)
+    gradients(model, batch)
+    with pytest.raises(GradientError, match="iou_prediction_head"):
+        GradientCheck(model, [*listed, "sam.mask_decoder.iou_prediction_head.proj_in.weight"])()
+    with pytest.raises(GradientError, match="text_hidden_fcs.0.bias"):
+        GradientCheck(model, [n for n in listed if n != "text_hidden_fcs.0.bias"])()
+
+
+def test_right_padding_changes_nothing() -> None:
+    model, batch = made(tiny_plan())
+    alone = [made(tiny_plan(), (n,))[1] for n in (0, 3)]
+    together = model.predict(batch)
+    assert not bool(batch.attention_mask.all())  # one of the two is padded
+    apart = torch.cat([model.predict(one) for one in alone])
+    torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-4)
+
+
+def test_mask_prompt_is_the_state_before_seg() -> None:
+    model, batch = made(tiny_plan(), (0,))
+    states = model.hidden_states(batch).detach()
+    place = int((batch.input_ids[0] == model.seg_token_id).nonzero())
+    reference = model.decode_masks(states, batch.input_ids, batch.sam)
+    changed = states.clone()
+    changed[0, place] += 1
+    torch.testing.assert_close(
+        model.decode_masks(changed, batch.input_ids, batch.sam), reference
+    )
+    changed = states.clone()
+    changed[0, place - 1] += 1
+    assert not torch.allclose(model.decode_masks(changed, batch.input_ids, batch.sam), reference)
+
+
+def test_several_segments_of_one_picture_belong_to_it() -> None:
+    plan = tiny_plan()
+    tokenizer = read_tokenizer(plan)
+    model, batch = made(plan)
+    turns = [
+        Turn("<image>\nCan you segment the cup in this image?", "It is [SEG]."),
+        Turn("Can you segment the spoon in this image?", "Sure, [SEG]."),
+    ]
+    ids = torch.tensor([tokenizer.encode(turns).input_ids])
+    both = Batch(
+        ids, torch.ones_like(ids), ids, batch.targets, batch.clip[:1], batch.sam[:1]
+    )
+    masks = model.predict(both)
+    assert masks.shape[0] == 2
+    one = torch.tensor([tokenizer.encode(turns[:1]).input_ids])
+    first = model.predict(
+        Batch(one, torch.ones_like(one), one, batch.targets, batch.clip[:1], batch.sam[:1])
+    )
+    torch.testing.assert_close(masks[:1], first, rtol=1e-4, atol=1e-4)
+
+
+def test_forward_equals_llava_composed_by_transformers() -> None:
+    model, batch = made(tiny_plan(lora=None, train=["mask_decoder"]), (0,))
+    with torch.no_grad():
+        ours = model.hidden_states(batch)
+        theirs = model.llava.model(
+            input_ids=batch.input_ids,
+            pixel_values=batch.clip,
+            attention_mask=batch.attention_mask,
+        ).last_hidden_state
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 4])
+def test_checkpointing_is_exact(layers: int) -> None:
+    plain, batch = made(tiny_plan())
+    kept, _ = made(tiny_plan(checkpointed_layers=layers))
+    plain.train()
+    kept.train()
+    expected, found = gradients(plain, batch), gradients(kept, batch)
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        assert torch.equal(value, found[name]), name
+
+
+def test_supervised_logits_equal_all_logits() -> None:
+    model, batch = made(tiny_plan())
+    few = model(batch).ce
+    model.logits_at = "all"
+    torch.testing.assert_close(model(batch).ce, few)
+
+
+def test_trained_rows_equal_whole_matrices_with_a_frozen_remainder() -> None:
+    torch.manual_seed(0)
+    table, head = nn.Embedding(11, 6), nn.Linear(6, 11, bias=False)
+    ids, rows = torch.randint(0, 11, (2, 5)), [3, 7]
+    ids[0, 0], ids[1, 1] = 3, 7
+    whole = head(table(ids)).square().sum()
+    whole.backward()
+    embedding, tail = TokenRowEmbedding(table, rows), TokenRowHead(head, rows)
+    laid = tail(embedding(ids)).square().sum()
+    torch.testing.assert_close(laid, whole)
+    wanted, wanted_head = table.weight.grad[rows], head.weight.grad[rows]  # type: ignore[index]
+    laid.backward()
+    torch.testing.assert_close(embedding.rows.grad, wanted)
+    torch.testing.assert_close(tail.rows.grad, wanted_head)
+
+
+@pytest.mark.parametrize("model", ["7b", "7b-v1", "13b"])
+def test_true_sizes(model: str) -> None:
+    """Parameter counts of the skeleton against the published sizes, no weight allocated."""
+    from trainer.model.build import skeleton
+
+    plan = Plan.parse({"model": model, "weights": "random", "micro_batch": 1})
+    lisa = skeleton(plan.profile, read_tokenizer(plan))
+    assert all(p.is_meta for p in lisa.parameters())
+    linears = sum(
+        m.weight.numel() for m in lisa.decoder.modules() if isinstance(m, nn.Linear)
+    )
+    sam = sum(p.numel() for p in lisa.sam.mask_decoder.parameters())
+    assert linears == {"7b": 6_476_005_376, "7b-v1": 6_476_005_376, "13b": 12_687_769_600}[model]
+    assert sam == 4_058_340
+    assert plan.profile.clip.image_tokens == (256 if model == "7b-v1" else 576)
+
+
+def test_missing_misshapen_and_left_over_weights_are_named(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from trainer.model.weights import packaged_folder
+
+    good = load_file(packaged_folder() / "model.safetensors")
+    (tmp_path / "tokenizer.json").write_bytes((packaged_folder() / "tokenizer.json").read_bytes())
+    plan = tiny_plan(weights=str(tmp_path))
+    name = "text_hidden_fcs.0.weight"
+    for change, message in (
+        ({name: None}, f"{name} is missing"),
+        ({name: torch.zeros(3, 3)}, rf"{name} has shape \[3, 3\]"),
+        ({"stranger": torch.zeros(1)}, "stranger"),
+    ):
+        tensors = {k: v for k, v in (good | change).items() if v is not None}
+        save_file(tensors, tmp_path / "model.safetensors")
+        with pytest.raises(WeightsError, match=message):
+            build(plan, read_tokenizer(plan), CPU)

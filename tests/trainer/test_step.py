@@ -1,0 +1,180 @@
+"""The step: micro-batches, processes and cached features do not change the update."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from profiles.plan import Plan
+from tests.conftest import PHOTOS, tiny_plan
+from trainer.cli import hyphenated
+from trainer.data.features import BadEntry, FeatureCache, fill_cache
+from trainer.data.reasonseg import read_split
+from trainer.data.samples import MicroBatches, SampleSet, TooLong, collate
+from trainer.loop import Reporter, Run
+from trainer.model.build import build, read_tokenizer
+from trainer.step import NotFinite, make_optimizer, training_step
+
+QUIET = Reporter(lambda text: None, lambda what, done, total: None)
+CPU = torch.device("cpu")
+
+
+def updated(micro: int) -> dict[str, torch.Tensor]:
+    plan = tiny_plan(micro_batch=micro, effective_batch=4)
+    tokenizer = read_tokenizer(plan)
+    samples = SampleSet(read_split(PHOTOS, "train"), plan, tokenizer, {}, training=True)
+    batches = [
+        collate([samples[n] for n in range(start, start + micro)], tokenizer.pad_id)
+        for start in range(0, 4, micro)
+    ]
+    model = build(plan, tokenizer, CPU)
+    found: dict[str, torch.Tensor] = {}
+
+    class Keep(torch.optim.SGD):
+        def step(self, closure: object = None) -> None:  # type: ignore[override]
+            found.update(
+                {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+            )
+
+    optimizer = Keep([p for p in model.parameters() if p.requires_grad], lr=0.0)
+    training_step(model, batches, optimizer, plan, Accelerator(cpu=True))
+    return found
+
+
+def test_accumulation_equals_one_batch() -> None:
+    whole, parts = updated(4), updated(1)
+    assert whole.keys() == parts.keys()
+    total = torch.cat([value.flatten() for value in whole.values()]).norm()
+    for name, value in whole.items():
+        # A key's bias has no effect on a softmax: its gradient is rounding, measured in the whole.
+        allowed = 1e-5 * value.norm() + 1e-7 * total
+        assert (value - parts[name]).norm() <= allowed, name
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update() -> None:
+    plan = tiny_plan()
+    tokenizer = read_tokenizer(plan)
+    samples = SampleSet(read_split(PHOTOS, "train"), plan, tokenizer, {}, training=True)
+    batch = collate([samples[0], samples[1]], tokenizer.pad_id)
+    model = build(plan, tokenizer, CPU)
+    with torch.no_grad():
+        model.text_hidden_fcs[2].bias.fill_(float("nan"))
+    before = model.text_hidden_fcs[0].weight.clone()
+    with pytest.raises(NotFinite, match=batch.names[0]):
+        training_step(model, [batch], make_optimizer(model, plan), plan, Accelerator(cpu=True))
+    assert torch.equal(model.text_hidden_fcs[0].weight, before)
+
+
+def test_sampler_gives_the_same_effective_batches_however_they_are_cut() -> None:
+    def steps(micro: int, processes: int) -> list[list[tuple[int, int]]]:
+        plan = tiny_plan(effective_batch=12, micro_batch=micro, processes=processes,
+                         accumulation=12 // micro // processes)  # fmt: skip
+        ranks = [list(MicroBatches(31, plan, rank)) for rank in range(processes)]
+        flat = [list(itertools.chain(*micros)) for micros in zip(*ranks, strict=True)]
+        size = plan.accumulation
+        return [
+            sorted(itertools.chain(*flat[start : start + size]))
+            for start in range(0, len(flat), size)
+        ]
+
+    assert steps(12, 1) == steps(3, 1) == steps(3, 2) == steps(1, 4)
+    assert {index for step in steps(12, 1) for _, index in step} == set(range(31))
+
+
+def test_too_long_a_sample_names_its_file() -> None:
+    plan = tiny_plan(tokens={"max_text_tokens": 32})
+    samples = SampleSet(
+        read_split(PHOTOS, "train"), plan, read_tokenizer(plan), {}, training=True
+    )
+    with pytest.raises(TooLong, match=r"\.json.*allows 32"):
+        samples[0]
+
+
+def test_cache_builds_once_and_mends_damage(tmp_path: Path, photos: Path) -> None:
+    plan = tiny_plan()
+    images = [item.image_path for item in read_split(photos, "train")]
+    cache = FeatureCache(tmp_path, "clip-test")
+    calls: list[int] = []
+
+    def load() -> object:
+        return lambda pixels: calls.append(1) or pixels * 2
+
+    def fill() -> tuple[int, list[str]]:
+        reports: list[str] = []
+        built = fill_cache(
+            cache, plan, "clip", images, load, lambda done, total: None, reports.append  # type: ignore[arg-type]
+        )
+        return built, reports
+
+    assert fill() == (len(images), [])
+    assert fill() == (0, []) and len(calls) == len(images)
+    entry = cache.entry(images[0])
+    whole = entry.read_bytes()
+    entry.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(BadEntry):
+        cache.read(images[0])
+    built, reports = fill()
+    assert built == 1 and str(entry) in reports[0]
+    flipped = bytearray(whole)
+    flipped[-1] ^= 0xFF
+    entry.write_bytes(bytes(flipped))
+    assert fill()[0] == 1
+    entry.write_bytes(whole)
+    other = FeatureCache(tmp_path, "clip-other")
+    other.folder.mkdir()
+    other.entry(images[0]).write_bytes(whole)
+    with pytest.raises(BadEntry, match="another encoder"):
+        other.read(images[0])
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_cached_run_equals_online_run(tmp_path: Path, photos: Path, quantization: str) -> None:
+    losses = []
+    for cached in ([], ["sam", "clip"]):
+        plan = tiny_plan(cached_encoders=cached, quantization=quantization, effective_batch=4)
+        folder = tmp_path / f"run{len(cached)}"
+        folder.mkdir()
+        items = read_split(photos, "train", 4)
+        run = Run(plan, items, items[:1], folder, tmp_path / "cache", QUIET)
+        run.train()
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        losses.append([row["loss"] for row in rows if "loss" in row])
+        assert (folder / "best" / "trained.safetensors").is_file()
+        assert Plan.read(folder / "plan.json") == plan
+    # Features are stored in the plan's dtype, fp32 here: nothing is lost on the way.
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
+    def losses(processes: int) -> list[float]:
+        folder = tmp_path / f"p{processes}"
+        command = [
+            sys.executable, "-m", "torch.distributed.run", "--standalone",
+            "--nproc-per-node", str(processes), "-m", "trainer.cli",
+            "--plan", str(tmp_path / f"plan{processes}.json"), "--data-dir", str(PHOTOS),
+            "--output-dir", str(folder), "--cache-dir", str(tmp_path / "cache"),
+        ]  # fmt: skip
+        plan = tiny_plan(
+            processes=processes, micro_batch=2, effective_batch=4, max_val_samples=2,
+            accumulation=2 // processes,
+        )  # fmt: skip
+        (tmp_path / f"plan{processes}.json").write_text(plan.to_json())
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        subprocess.run(command, check=True, env=environment, capture_output=True, timeout=300)
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        return [row["loss"] for row in rows if "loss" in row]
+
+    assert losses(2) == pytest.approx(losses(1), rel=1e-4)
+
+
+def test_underscores_are_hyphens() -> None:
+    seed = ["--batch_size=1", "--num_workers", "0", "a_b", "--data_dir", "x_y"]
+    assert hyphenated(seed) == ["--batch-size=1", "--num-workers", "0", "a_b", "--data-dir", "x_y"]
