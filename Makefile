@@ -6,8 +6,9 @@ READY := $(VENV)/.ready
 
 .PHONY: test demo lint clean
 
+# One thread a worker: two workers with two threads each fight over two cores.
 test: lint
-	$(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 demo: $(READY)
 	$(BIN)/python benchmarks/demo.py

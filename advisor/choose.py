@@ -94,12 +94,12 @@ def tiny_cpu_plan() -> Plan:
         quantization="nf4",
         lora=Lora(rank=16, alpha=32, dropout=0, targets="all-linear"),
         train=("mask_decoder", "text_hidden_fcs", "token_rows"),
-        effective_batch=16,
-        micro_batch=16,
+        effective_batch=8,
+        micro_batch=8,
         accumulation=1,
         cached_encoders=("sam", "clip"),
         mask_loss_resolution=128,
-        schedule=Schedule(learning_rate=1e-3, shape="cosine", warmup_steps=10, epochs=4),
+        schedule=Schedule(learning_rate=1e-3, shape="cosine", warmup_steps=10, epochs=3),
         workers=0,
     )
 

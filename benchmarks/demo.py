@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-TRAIN, VAL, TEST = 960, 120, 60
+TRAIN, VAL, TEST = 640, 120, 60
 
 
 def call(*command: str) -> None:
@@ -47,7 +47,7 @@ def main() -> None:
     )  # fmt: skip
     summary = json.loads((folder / "run" / "summary.json").read_text())
     before, after = summary["before"], summary["after"]
-    print("\nquestion kinds that lisa-tiny had never seen, unseen scenes and wording")
+    print("\na question kind that lisa-tiny had never seen (negation), unseen scenes and wording")
     print(f"         gIoU   cIoU\nbefore  {before['giou']:.3f}  {before['ciou']:.3f}")
     print(f"after   {after['giou']:.3f}  {after['ciou']:.3f}")
     print(f"{time.monotonic() - started:.0f} s in all; look at {folder / 'run' / 'overlay.png'}")

@@ -1,13 +1,12 @@
 """Make lisa-tiny: its tokenizer, and its pretrained weights from the generator's scenes.
 
     python tools/make_lisa_tiny.py tokenizer                      # seconds, any machine
-    python tools/make_lisa_tiny.py pretrain --seconds 540 --out D # one GPU, or a CPU for a trial
+    python tools/make_lisa_tiny.py pretrain --seconds 535 --out D # one GPU, or a CPU for a trial
 
 All of LISA is pretrained together, encoders included, on question kinds that exclude those held
-out for fine-tuning; the decoder also reads, in words alone, what the held-out kinds' clues stand
-for, as a language model would have. Auxiliary heads (dropped afterwards) ask CLIP's patches, SAM's
-cells and the [SEG] state for colour, form, texture and the shape's centre: without them the path
-from question to mask is too long to be found from scratch.
+out for fine-tuning. Auxiliary heads (dropped afterwards) ask CLIP's patches, SAM's cells and the
+[SEG] state for colour, form, texture and the shape's centre: without them the path from question
+to mask is too long to be found from scratch.
 """
 
 from __future__ import annotations
@@ -37,7 +36,6 @@ from trainer.data.prompts import (
 )
 from trainer.data.questions import HELD_OUT, KINDS, PRETRAINING, ask, sample_texts
 from trainer.data.scenes import COLOURS, FORMS, TEXTURES, Scene, draw_scene
-from trainer.data.wording import COLOUR_CLUES, FORM_CLUES, SIZE_CLUES
 from trainer.losses import cross_entropy_sum, mask_bce_per_mask, mask_dice_per_mask
 from trainer.model.build import save_model
 from trainer.model.configs import llava_config, sam_config
@@ -47,7 +45,6 @@ from trainer.model.weights import packaged_folder
 
 PROFILE = model_profile("tiny")
 QUESTIONS = 6  # per scene
-TEXTS = 3  # exchanges without a picture, per scene
 SIDE = 128  # of the mask loss
 CLASSES = (len(COLOURS) + 1, len(FORMS) + 1, len(TEXTURES) + 1)  # the last one is the ground
 
@@ -105,29 +102,6 @@ def attribute_map(scene: Scene, side: int) -> np.ndarray:
     return attributes(scene)[scene.ids[np.ix_(middles, middles)]].transpose(2, 0, 1)
 
 
-def knowledge(rng: np.random.Generator) -> tuple[str, str]:
-    """A question and its answer in words alone: what a language model has read about clues."""
-    table, ask_for = [
-        (COLOUR_CLUES, "What is the colour of {}?"),
-        (FORM_CLUES, "What is the form of {}?"),
-        (SIZE_CLUES, "Which shape {}?"),
-    ][rng.integers(3)]
-    value = str(rng.choice(list(table)))
-    clue = str(rng.choice(list(table[value])))
-    if rng.random() < 0.5:
-        return f"What goes with {value}?", f"{clue}."
-    return ask_for.format(clue), f"{value}."
-
-
-def text_only(tokenizer: LisaTokenizer, rng: np.random.Generator) -> tuple[list[int], list[int]]:
-    """Ids and labels of one exchange without a picture."""
-    question, answer = knowledge(rng)
-    start = f"{SYSTEM_PROMPT} USER: {question} ASSISTANT:"
-    ids = tokenizer.tokenizer(start)["input_ids"]
-    taught = tokenizer.tokenizer(f" {answer}</s>", add_special_tokens=False)["input_ids"]
-    return ids + taught, [-100] * len(ids) + taught
-
-
 class Scenes(IterableDataset):
     """Endless pretraining examples: one scene with QUESTIONS questions each."""
 
@@ -174,7 +148,6 @@ class Scenes(IterableDataset):
             "clip_map": attribute_map(scene, math.isqrt(PROFILE.clip.image_tokens)),
             "sam_map": attribute_map(scene, PROFILE.sam.embedding_pixels),
             "kinds": [q.kind for q in chosen],
-            "texts": [text_only(self.tokenizer, rng) for _ in range(TEXTS)],
         }
 
 
@@ -184,8 +157,6 @@ class PretrainBatch:
     clip_map: Tensor  # [S, 5, N^½, N^½]
     sam_map: Tensor  # [S, 5, G, G]
     asked: Tensor  # [S·QUESTIONS, 5]: attributes of a single target, NaN for several
-    text_ids: Tensor  # [S·TEXTS, T]
-    text_labels: Tensor  # [S·TEXTS, T]
     kinds: list[str]
 
     def pin_memory(self) -> PretrainBatch:
@@ -213,21 +184,8 @@ def collate(pad_id: int):  # noqa: ANN201
             ids, attention, labels, stack["targets"].flatten(0, 1), stack["clip"], stack["sam"]
         )
         kinds = [kind for example in examples for kind in example["kinds"]]
-        texts = [text for example in examples for text in example["texts"]]
-        longest = max(len(ids) for ids, _ in texts)
-        text_ids = torch.full((len(texts), longest), pad_id)
-        text_labels = torch.full((len(texts), longest), -100)
-        for row, (known, taught) in enumerate(texts):
-            text_ids[row, : len(known)] = torch.tensor(known)
-            text_labels[row, : len(known)] = torch.tensor(taught)
         return PretrainBatch(
-            batch,
-            stack["clip_map"],
-            stack["sam_map"],
-            stack["asked"].flatten(0, 1),
-            text_ids,
-            text_labels,
-            kinds,
+            batch, stack["clip_map"], stack["sam_map"], stack["asked"].flatten(0, 1), kinds
         )
 
     return run
@@ -270,12 +228,6 @@ class Pretrainer(nn.Module):
         masks = lisa.decode_masks(states, batch.input_ids, sam.repeat_interleave(QUESTIONS, 0))
         rows, places = (batch.input_ids == lisa.seg_token_id).nonzero(as_tuple=True)
         asked = self.target_head(lisa.text_hidden_fcs(states[rows, places - 1]))
-        read = lisa.decoder(
-            inputs_embeds=lisa.llava.get_input_embeddings()(data.text_ids),
-            attention_mask=(data.text_ids != lisa.llava.config.text_config.pad_token_id).long(),
-            use_cache=False,
-        ).last_hidden_state
-        words, spoken = lisa.logits(read, data.text_labels)
         single = ~data.asked[:, 3].isnan()
         parts = {
             "ce": cross_entropy_sum(logits, labels) / len(labels),
@@ -283,11 +235,10 @@ class Pretrainer(nn.Module):
             "dice": mask_dice_per_mask(masks.float(), batch.targets).mean(),
             "clip": self.dense(self.clip_head(clip), data.clip_map),
             "sam": self.dense(self.sam_head(sam.flatten(2).transpose(1, 2)), data.sam_map),
-            "text": cross_entropy_sum(words, spoken) / len(spoken),
             "asked": self.dense(asked[single][None], data.asked[single].T[None, :, :, None]),
         }
-        weights = {"ce": 1, "bce": 2}  # the others: one half
-        loss = sum(weights.get(name, 0.5) * value for name, value in parts.items())
+        weights = {"ce": 1, "bce": 2, "dice": 0.5, "clip": 0.5, "sam": 0.5, "asked": 0.5}
+        loss = sum(weights[name] * value for name, value in parts.items())
         return loss, masks.detach(), parts
 
 
@@ -309,8 +260,6 @@ def to_device(data: PretrainBatch, device: torch.device) -> PretrainBatch:
         data.clip_map.to(device),
         data.sam_map.to(device),
         data.asked.to(device),
-        data.text_ids.to(device),
-        data.text_labels.to(device),
         data.kinds,
     )
 
@@ -415,8 +364,8 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("tokenizer")
     run = commands.add_parser("pretrain")
-    run.add_argument("--seconds", type=float, default=540)
-    run.add_argument("--scenes", type=int, default=64)
+    run.add_argument("--seconds", type=float, default=535)
+    run.add_argument("--scenes", type=int, default=32)
     run.add_argument("--workers", type=int, default=15)
     run.add_argument("--every", type=int, default=200)
     run.add_argument("--lr", type=float, default=1e-3)

@@ -33,7 +33,7 @@ DIRECT: Final = ("colour", "shape", "texture", "colour-shape", "size", "position
 REASONING: Final = ("negation", "colour-clue", "shape-clue", "size-clue", "position-clue")
 KINDS: Final[tuple[str, ...]] = DIRECT + REASONING
 # Never shown to a pretrained model: what is left for fine-tuning to teach.
-HELD_OUT: Final[tuple[str, ...]] = ("colour-clue", "shape-clue", "size-clue")
+HELD_OUT: Final[tuple[str, ...]] = ("negation", "colour-clue", "shape-clue")
 PRETRAINING: Final[tuple[str, ...]] = tuple(kind for kind in KINDS if kind not in HELD_OUT)
 
 SIZE_MARGIN: Final = 1.25  # ratio of radii

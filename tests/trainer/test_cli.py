@@ -1,0 +1,80 @@
+"""lisa-train and lisa-segment as a user meets them: exit codes, messages, the whole path."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PHOTOS, tiny_plan
+from trainer.data.reasonseg import read_image, read_split
+from trainer.loop import Reporter, Run
+from trainer.segment import Segmenter, contact_sheet
+
+QUIET = Reporter(lambda text: None, lambda what, done, total: None)
+
+
+def call(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    path = Path(sys.executable).with_name(program)
+    return subprocess.run([path, *arguments], capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--check-data", str(PHOTOS)], 0, ""),
+        (["--check-data", "no-such-folder"], 2, "no-such-folder"),
+        (["--auto", "--plan", "x.json"], 2, "one of the two"),
+        (["--plan", "no-such.json", "--data-dir", "x"], 2, "no-such.json"),
+        (["--model", "9b", "--data-dir", "x"], 2, "known: tiny"),
+        (["--model", "tiny", "--set", "modell=tiny", "--data-dir", "x"], 2, "did you mean model"),
+        (["--model", "tiny"], 2, "--data-dir"),
+        (["--model", "tiny", "--data-dir", "no-such-folder"], 2, "no-such-folder"),
+        (["--model", "7b", "--set", "device=cpu", "--set", "dtype=fp32", "--data-dir",
+          str(PHOTOS)], 2, "weights=FOLDER"),
+        (["--no-such-flag"], 2, "no-such-flag"),
+    ],
+)  # fmt: skip
+def test_exit_codes(arguments: list[str], code: int, message: str) -> None:
+    done = call("lisa-train", *arguments)
+    assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
+    assert message in done.stderr
+
+
+def test_the_seeds_flags_train(tmp_path: Path) -> None:
+    done = call(
+        "lisa-train", "--epochs", "1", "--batch_size", "2", "--num_workers", "0", "--use_lora",
+        "--lora_r", "4", "--lora_alpha", "8", "--lora_dropout", "0.0", "--grad_clip", "0.5",
+        "--max_train_samples", "2", "--max_val_samples", "1", "--lr", "1e-4", "--seed", "3",
+        "--data_dir", str(PHOTOS), "--output_dir", str(tmp_path / "run"),
+        "--cache-dir", str(tmp_path / "cache"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    plan = json.loads((tmp_path / "run" / "plan.json").read_text())
+    assert (plan["lora"]["rank"], plan["micro_batch"], plan["seed"]) == (4, 2, 3)
+    assert plan["schedule"]["grad_clip"] == 0.5
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["steps"] == 1 and summary["after"]["images"] == 1
+    assert (tmp_path / "run" / "overlay.png").is_file()
+
+
+def test_photographs_go_the_whole_way(tmp_path: Path) -> None:
+    """Real pictures through reader, cache, step, checkpoint, overlay and back into lisa-segment."""
+    items = read_split(PHOTOS, "train", 2)
+    plan = tiny_plan(
+        quantization="nf4",
+        cached_encoders=["sam", "clip"],
+        schedule={"learning_rate": 2e-3, "warmup_steps": 0, "epochs": 6, "shape": "constant"},
+    )
+    run = Run(plan, items, items[:1], tmp_path, tmp_path / "cache", QUIET)
+    run.train()
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    losses = [row["loss"] for row in map(json.loads, lines) if "loss" in row]
+    assert losses[-1] < 0.8 * losses[0]
+    assert contact_sheet(run, tmp_path / "overlay.png", 1).stat().st_size > 10_000
+    picture = read_image(items[0].image_path)
+    answer = Segmenter(tmp_path / "last").ask(picture, items[0].texts[0], items[0].is_sentence)
+    assert answer.text and answer.masks.shape[1:] == picture.shape[:2]
