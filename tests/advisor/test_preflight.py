@@ -223,7 +223,7 @@ def test_the_effective_batch_is_kept(effective):
 
 def test_the_effective_batch_is_kept_on_the_cpu():
     plan = _advise(overrides=["effective_batch=20"]).plan
-    assert (plan.effective_batch, plan.micro_batch) == (20, 10)
+    assert (plan.effective_batch, plan.micro_batch) == (20, 5)
 
 
 def test_tiny_settings_beyond_its_row_are_unknown_on_the_cpu():
