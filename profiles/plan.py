@@ -23,7 +23,9 @@ Dtype = Literal["bf16", "fp16", "fp32"]
 Encoder = Literal["sam", "clip"]
 LoraTargets = Literal["qv", "attention", "all-linear"]
 Quantization = Literal["nf4", "int8", "none"]
-TrainedPart = Literal["mask_decoder", "text_hidden_fcs", "projector", "token_rows", "embeddings"]
+TrainedPart = Literal[
+    "mask_decoder", "text_hidden_fcs", "projector", "token_rows", "head", "embeddings"
+]
 Quantizable = Literal[
     "llama", "clip", "sam_encoder", "mask_decoder", "text_hidden_fcs", "projector"
 ]
@@ -104,7 +106,9 @@ class Plan(_Frozen):
     device: Literal["cpu", "cuda"] = Field("cpu", description="where the training step runs")
     processes: int = Field(1, ge=1, le=64, description="data-parallel processes, one per GPU")
     quantization: Quantization = Field(
-        "nf4", description="storage of the frozen LLaMA linears (nf4 with double quantisation)"
+        "nf4",
+        description="storage of the frozen LLaMA linears: nf4 with double quantisation, int8 with "
+        "a scale a row, or none; products are computed in dtype",
     )
     quantized_parts: tuple[Quantizable, ...] = Field(
         ("llama",), description="parts stored quantised; only the LLaMA linears may be"
@@ -114,7 +118,8 @@ class Plan(_Frozen):
     train: tuple[TrainedPart, ...] = Field(
         ("mask_decoder", "text_hidden_fcs", "token_rows"),
         description="trained parts beside LoRA: mask_decoder, text_hidden_fcs, projector, "
-        "token_rows (rows of the new tokens in embedding and head), embeddings (both whole)",
+        "token_rows (rows of the new tokens in embedding and head), head (the whole output "
+        "projection), embeddings (embedding and head, both whole)",
     )
     effective_batch: int = Field(20, ge=1, description="samples per optimizer step")
     micro_batch: int = Field(2, ge=1, description="samples per forward pass and process")
@@ -124,6 +129,20 @@ class Plan(_Frozen):
     )
     cached_encoders: tuple[Encoder, ...] = Field(
         ("sam", "clip"), description="frozen encoders whose features are read from disk"
+    )
+    host_embeddings: bool = Field(
+        False,
+        description="embedding table and head stay in host memory: looked up there, the head "
+        "streamed in chunks",
+    )
+    host_layers: int = Field(
+        0,
+        ge=0,
+        description="checkpointed decoder layers whose frozen weights stay in host memory and are "
+        "copied to the card one ahead, 0 … checkpointed_layers",
+    )
+    compile: bool = Field(
+        False, description="decoder layers compiled by torch.compile (needs Triton on the GPU)"
     )
     logits: Literal["supervised", "all"] = Field(
         "supervised", description="positions at which the head is computed in training"
@@ -282,6 +301,7 @@ def _contradictions(plan: Plan) -> Iterable[Finding]:
         )
     yield from _precision_contradictions(plan)
     yield from _training_contradictions(plan)
+    yield from _placement_contradictions(plan)
 
 
 def _precision_contradictions(plan: Plan) -> Iterable[Finding]:
@@ -308,16 +328,49 @@ def _precision_contradictions(plan: Plan) -> Iterable[Finding]:
         )
 
 
+def _placement_contradictions(plan: Plan) -> Iterable[Finding]:
+    if plan.host_layers > plan.checkpointed_layers:
+        yield Finding(
+            "host_layers",
+            "a layer in host memory is copied again for the backward pass, which then recomputes "
+            "it: it must be one of the checkpointed layers",
+            f"{plan.host_layers} host, {plan.checkpointed_layers} checkpointed",
+            "--set checkpointed_layers=all",
+        )
+    if plan.host_embeddings and {"head", "embeddings"} & set(plan.train):
+        yield Finding(
+            "host_embeddings",
+            "a matrix that is trained whole must be on the card",
+            ", ".join(plan.train),
+            "train token_rows instead, or set host_embeddings=false",
+        )
+    if plan.host_embeddings and plan.logits == "all":
+        yield Finding(
+            "logits",
+            "a head in host memory is streamed for the supervised positions alone",
+            "all",
+            "--set logits=supervised",
+        )
+    if plan.compile and plan.device == "cpu":
+        yield Finding(
+            "compile",
+            "pays on a GPU; on the CPU it takes a C++ compiler and minutes",
+            "true on cpu",
+            "--set compile=false",
+        )
+
+
 def _training_contradictions(plan: Plan) -> Iterable[Finding]:
     if not plan.train and plan.lora is None:
         yield Finding("train", "nothing is trained", fix="name a part, or add LoRA")
-    if {"token_rows", "embeddings"} <= set(plan.train):
-        yield Finding(
-            "train",
-            "embeddings are trained whole already, so token_rows must not be named beside them",
-            "token_rows, embeddings",
-            "keep one of the two",
-        )
+    for inner in sorted({"token_rows", "head"} & set(plan.train)):
+        if "embeddings" in plan.train:
+            yield Finding(
+                "train",
+                f"embeddings are trained whole already, so {inner} must not be named beside them",
+                f"{inner}, embeddings",
+                "keep one of the two",
+            )
     if len(set(plan.train)) < len(plan.train):
         yield Finding("train", "a part is named twice", ", ".join(plan.train))
 

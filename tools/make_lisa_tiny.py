@@ -16,7 +16,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +36,7 @@ from trainer.data.prompts import (
 )
 from trainer.data.questions import HELD_OUT, KINDS, PRETRAINING, ask, sample_texts
 from trainer.data.scenes import COLOURS, FORMS, TEXTURES, Scene, draw_scene
-from trainer.losses import cross_entropy_sum, mask_bce_per_mask, mask_dice_per_mask
+from trainer.losses import IGNORE_LABEL, mask_bce_per_mask, mask_dice_per_mask
 from trainer.model.build import save_model
 from trainer.model.configs import llava_config, sam_config
 from trainer.model.lisa import Batch, Lisa
@@ -163,25 +163,28 @@ class PretrainBatch:
         return self
 
 
-def collate(pad_id: int):  # noqa: ANN201
+def collate(tokenizer: LisaTokenizer):  # noqa: ANN201
     def run(examples: list[dict]) -> PretrainBatch:
         encoded = [e for example in examples for e in example["encoded"]]
         longest = max(len(e.input_ids) for e in encoded)
         longest = (longest + 7) // 8 * 8
-        ids = torch.full((len(encoded), longest), pad_id)
-        labels = torch.full((len(encoded), longest), -100)
-        attention = torch.zeros((len(encoded), longest), dtype=torch.long)
+        ids = torch.full((len(encoded), longest), tokenizer.pad_id)
+        labels = torch.full((len(encoded), longest), IGNORE_LABEL)
         for row, e in enumerate(encoded):
             n = len(e.input_ids)
             ids[row, :n] = torch.tensor(e.input_ids)
             labels[row, :n] = torch.tensor(e.labels)
-            attention[row, :n] = 1
         stack = {
             key: torch.from_numpy(np.stack([example[key] for example in examples]))
             for key in ("clip", "sam", "targets", "asked", "clip_map", "sam_map")
         }
-        batch = Batch(
-            ids, attention, labels, stack["targets"].flatten(0, 1), stack["clip"], stack["sam"]
+        batch = Batch.of(
+            ids,
+            labels,
+            tokenizer.seg_id,
+            targets=stack["targets"].flatten(0, 1),
+            clip=stack["clip"],
+            sam=stack["sam"],
         )
         kinds = [kind for example in examples for kind in example["kinds"]]
         return PretrainBatch(
@@ -220,17 +223,14 @@ class Pretrainer(nn.Module):
         clip = vision.hidden_states[-2][:, 1:]
         sam = lisa.sam.vision_encoder(batch.sam)[0]
         many = clip.repeat_interleave(QUESTIONS, 0)
-        embeddings = lisa.embed(batch.input_ids, many)
-        states = lisa.decoder(
-            inputs_embeds=embeddings, attention_mask=batch.attention_mask, use_cache=False
-        ).last_hidden_state
-        logits, labels = lisa.logits(states, batch.labels)
-        masks = lisa.decode_masks(states, batch.input_ids, sam.repeat_interleave(QUESTIONS, 0))
-        rows, places = (batch.input_ids == lisa.seg_token_id).nonzero(as_tuple=True)
+        batch = replace(batch, clip=many, sam=sam.repeat_interleave(QUESTIONS, 0))
+        states = lisa.hidden_states(batch)
+        masks = lisa.decode_masks(states, batch.segs, batch.sam)
+        rows, places = batch.segs.unbind(1)
         asked = self.target_head(lisa.text_hidden_fcs(states[rows, places - 1]))
         single = ~data.asked[:, 3].isnan()
         parts = {
-            "ce": cross_entropy_sum(logits, labels) / len(labels),
+            "ce": lisa.answer_loss(states, batch) / len(batch.answers),
             "bce": mask_bce_per_mask(masks.float(), batch.targets).mean(),
             "dice": mask_dice_per_mask(masks.float(), batch.targets).mean(),
             "clip": self.dense(self.clip_head(clip), data.clip_map),
@@ -292,7 +292,7 @@ def evaluate(
         DataLoader(
             Scenes(tokenizer, 999, kinds, "val"),
             batch_size=32,
-            collate_fn=collate(tokenizer.pad_id),
+            collate_fn=collate(tokenizer),
         )
     )
     trainer.eval()
@@ -318,7 +318,7 @@ def pretrain(arguments: argparse.Namespace) -> None:
         Scenes(tokenizer, 1, PRETRAINING, "train"),
         batch_size=arguments.scenes,
         num_workers=arguments.workers,
-        collate_fn=collate(tokenizer.pad_id),
+        collate_fn=collate(tokenizer),
         prefetch_factor=6 if arguments.workers else None,
     )
     start = time.monotonic()

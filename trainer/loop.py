@@ -181,7 +181,7 @@ class Run:
             self.train_set,
             batch_sampler=self.sampler,
             num_workers=self.plan.workers,
-            collate_fn=partial(collate, pad_id=self.tokenizer.pad_id),
+            collate_fn=partial(collate, tokenizer=self.tokenizer),
         )
         group: list[Batch] = []
         for batch in loader:
@@ -247,10 +247,10 @@ def predict(
     model: Lisa, samples: list[Sample], tokenizer: LisaTokenizer, accelerator: Accelerator
 ) -> list[torch.Tensor]:
     """Teacher-forced mask logits [H, W] of each sample's first [SEG], at its picture's own size."""
-    batch = collate(samples, tokenizer.pad_id).to(accelerator.device)
+    batch = collate(samples, tokenizer).to(accelerator.device)
     with accelerator.autocast():
         low = model.predict(batch)
-    owner = (batch.input_ids == tokenizer.seg_id).nonzero(as_tuple=True)[0].tolist()
+    owner = batch.segs[:, 0].tolist()
     frame = model.sam.config.vision_config.image_size
     return [
         to_original(low[owner.index(row)][None], frame, *sample.truth.shape)[0].cpu()
@@ -281,7 +281,7 @@ def evaluate(
 
 def versions() -> dict[str, str]:
     """Versions of the libraries that can change a result."""
-    names = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "lisa-preflight")
+    names = ("torch", "transformers", "bitsandbytes", "accelerate", "lisa-preflight")
     found = {}
     for name in names:
         try:

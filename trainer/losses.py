@@ -109,11 +109,19 @@ def cross_entropy_sum(logits: Tensor, labels: Tensor) -> Tensor:
         raise ValueError(
             f"expected logits [N, V] and labels [N], got {list(logits.shape)}, {list(labels.shape)}"
         )
-    # Selecting before widening keeps the fp32 copy of [N, V] to the few supervised rows, and
-    # leaves exactly zero gradient on the others even where their logits are not finite.
-    supervised = labels != IGNORE_LABEL
-    rows = _for_maths(logits[supervised])
-    return F.cross_entropy(rows, labels[supervised], reduction="sum")
+    # Filled, not selected: a selection waits for the GPU to count. Where nothing is supervised the
+    # gradient is exactly zero even if the logits are not finite.
+    rows = _for_maths(logits).masked_fill((labels == IGNORE_LABEL)[:, None], 0.0)
+    return F.cross_entropy(rows, labels, reduction="sum", ignore_index=IGNORE_LABEL)
+
+
+def check_target(target: Tensor) -> None:
+    """Refuse a mask target [M, R, R] with other values than 0, 1 and 255. Raises ValueError.
+
+    Called where batches are made: on the GPU the look at the values would make every step wait.
+    """
+    if bool(((target > 1) & (target != IGNORE_PIXEL)).any()):
+        raise ValueError("mask target holds values other than 0, 1 and 255")
 
 
 def _mask_inputs(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -122,7 +130,7 @@ def _mask_inputs(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor
     At ignored pixels all three are 0, and no gradient flows back to the logits.
 
     Raises:
-        ValueError: shapes differ, the target is not uint8, or it holds a value not in {0, 1, 255}.
+        ValueError: shapes differ, or the target is not uint8.
     """
     if logits.ndim != 3 or target.shape != logits.shape:
         raise ValueError(
@@ -131,8 +139,6 @@ def _mask_inputs(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor
     if target.dtype != torch.uint8:
         raise ValueError(f"expected a uint8 target, got {target.dtype}")
     valid = target != IGNORE_PIXEL
-    if bool(((target > 1) & valid).any()):
-        raise ValueError("mask target holds values other than 0, 1 and 255")
     # Filled rather than multiplied: 0 * inf would carry NaN from an ignored pixel into the sum.
     wide = _for_maths(logits).masked_fill(~valid, 0.0)
     return wide, (target == 1).to(wide.dtype), valid.to(wide.dtype)
@@ -150,7 +156,7 @@ def mask_bce_per_mask(logits: Tensor, target: Tensor) -> Tensor:
         gradient.
 
     Raises:
-        ValueError: shapes differ, the target is not uint8, or it holds a value not in {0, 1, 255}.
+        ValueError: shapes differ, or the target is not uint8.
     """
     x, t, valid = _mask_inputs(logits, target)
     per_pixel = F.binary_cross_entropy_with_logits(x, t, reduction="none")
@@ -180,7 +186,7 @@ def mask_dice_per_mask(
         zero gradient.
 
     Raises:
-        ValueError: shapes differ, the target is not uint8, or it holds a value not in {0, 1, 255}.
+        ValueError: shapes differ, or the target is not uint8.
     """
     x, t, valid = _mask_inputs(logits, target)
     p = x.sigmoid() * valid

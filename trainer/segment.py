@@ -16,6 +16,7 @@ from trainer import checkpoint
 from trainer.data.preprocess import pixels
 from trainer.data.prompts import Turn, question_for
 from trainer.data.reasonseg import read_image
+from trainer.losses import IGNORE_LABEL
 from trainer.model.build import build, read_tokenizer
 from trainer.model.lisa import Batch, to_original
 
@@ -59,10 +60,10 @@ class Segmenter:
             for encoder in ("clip", "sam")
         }
         dtype = self.model.sam.shared_image_embedding.positional_embedding.dtype
-        batch = Batch(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            labels=ids,
+        batch = Batch.of(
+            ids,
+            torch.full_like(ids, IGNORE_LABEL),
+            self.tokenizer.seg_id,
             targets=torch.zeros(0),
             clip=shown["clip"].to(self.device, dtype),
             sam=shown["sam"].to(self.device, dtype),

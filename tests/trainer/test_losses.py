@@ -13,6 +13,7 @@ from trainer.losses import (
     LossSums,
     LossWeights,
     Totals,
+    check_target,
     cross_entropy_sum,
     mask_bce_per_mask,
     mask_dice_per_mask,
@@ -249,7 +250,8 @@ def test_unfit_input_is_refused() -> None:
             loss(x, target[0])
         with pytest.raises(ValueError, match="uint8"):
             loss(x, target.float())
-        with pytest.raises(ValueError, match="other than 0, 1 and 255"):
-            loss(x, target + 2)
+    with pytest.raises(ValueError, match="other than 0, 1 and 255"):
+        check_target(target + 2)
+    check_target(torch.tensor([0, 1, 255], dtype=torch.uint8))
     with pytest.raises(ValueError, match=r"\[N, V\]"):
         cross_entropy_sum(torch.zeros(3, 4), torch.zeros(2, dtype=torch.long))

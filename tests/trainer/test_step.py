@@ -32,7 +32,7 @@ def updated(micro: int) -> dict[str, torch.Tensor]:
     tokenizer = read_tokenizer(plan)
     samples = SampleSet(read_split(PHOTOS, "train"), plan, tokenizer, {}, training=True)
     batches = [
-        collate([samples[n] for n in range(start, start + micro)], tokenizer.pad_id)
+        collate([samples[n] for n in range(start, start + micro)], tokenizer)
         for start in range(0, 4, micro)
     ]
     model = build(plan, tokenizer, CPU)
@@ -63,7 +63,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update() -> None:
     plan = tiny_plan()
     tokenizer = read_tokenizer(plan)
     samples = SampleSet(read_split(PHOTOS, "train"), plan, tokenizer, {}, training=True)
-    batch = collate([samples[0], samples[1]], tokenizer.pad_id)
+    batch = collate([samples[0], samples[1]], tokenizer)
     model = build(plan, tokenizer, CPU)
     with torch.no_grad():
         model.text_hidden_fcs[2].bias.fill_(float("nan"))

@@ -27,7 +27,8 @@ from trainer.data.prompts import (
     question_for,
 )
 from trainer.data.reasonseg import Item, paint_mask, read_image
-from trainer.model.lisa import IGNORED_LABEL, Batch
+from trainer.losses import IGNORE_LABEL, check_target
+from trainer.model.lisa import Batch
 from trainer.model.tokens import Encoded, LisaTokenizer, TooLong
 
 # Of a training item with an explanation, one in this many visits asks for it.
@@ -112,22 +113,22 @@ def _chooser(rng: np.random.Generator) -> Callable[[Sequence[str]], str]:
     return lambda options: options[int(rng.integers(len(options)))]
 
 
-def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
-    """Samples as one right-padded batch."""
+def collate(samples: Sequence[Sample], tokenizer: LisaTokenizer) -> Batch:
+    """Samples as one right-padded batch. Raises ValueError for a mask of other values."""
     longest = max(len(sample.encoded.input_ids) for sample in samples)
-    ids = torch.full((len(samples), longest), pad_id)
-    labels = torch.full((len(samples), longest), IGNORED_LABEL)
-    attention = torch.zeros((len(samples), longest), dtype=torch.long)
+    ids = torch.full((len(samples), longest), tokenizer.pad_id)
+    labels = torch.full((len(samples), longest), IGNORE_LABEL)
     for row, sample in enumerate(samples):
         length = len(sample.encoded.input_ids)
         ids[row, :length] = torch.tensor(sample.encoded.input_ids)
         labels[row, :length] = torch.tensor(sample.encoded.labels)
-        attention[row, :length] = 1
-    return Batch(
-        input_ids=ids,
-        attention_mask=attention,
-        labels=labels,
-        targets=torch.from_numpy(np.concatenate([sample.targets for sample in samples])),
+    targets = torch.from_numpy(np.concatenate([sample.targets for sample in samples]))
+    check_target(targets)
+    return Batch.of(
+        ids,
+        labels,
+        tokenizer.seg_id,
+        targets=targets,
         clip=torch.stack([sample.inputs["clip"] for sample in samples]),
         sam=torch.stack([sample.inputs["sam"] for sample in samples]),
         names=tuple(sample.name for sample in samples),

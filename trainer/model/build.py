@@ -6,23 +6,25 @@ from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
-from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 from profiles.catalog import ModelProfile
-from profiles.plan import Dtype, Encoder, Lora, Plan, Quantization
+from profiles.plan import Dtype, Encoder, Lora, Plan
 from trainer.model.configs import llava_config, sam_config
+from trainer.model.frozen import LoraLinear, frozen_linear
+from trainer.model.host import HostEmbedding, HostHead, HostLayers
 from trainer.model.lisa import Lisa
 from trainer.model.rows import TokenRowEmbedding, TokenRowHead
 from trainer.model.tokens import LisaTokenizer
 from trainer.model.trained import mark_trained
-from trainer.model.weights import materialise, model_folder, weight_source
+from trainer.model.weights import WeightSource, materialise, model_folder, weight_source
 
 TORCH_DTYPES: dict[Dtype, torch.dtype] = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
     "fp32": torch.float32,
 }
+DECODER = "llava.model.language_model."
 LORA_TARGETS = {
     "qv": ["q_proj", "v_proj"],
     "attention": ["q_proj", "k_proj", "v_proj", "o_proj"],
@@ -51,107 +53,102 @@ def skeleton(profile: ModelProfile, tokenizer: LisaTokenizer) -> Lisa:
 def build(plan: Plan, tokenizer: LisaTokenizer, device: torch.device) -> Lisa:
     """The model to train: base weights stored as planned, adapters and rows added, rest frozen.
 
-    Raises WeightsError.
+    Tensors arrive one at a time and are stored as planned on arrival, so that loading never takes
+    more memory than training. Raises WeightsError.
     """
     torch.manual_seed(plan.seed)  # the adapters' starting values
     model = skeleton(plan.profile, tokenizer)
+    dropped = [name for name in model.state_dict() if name.startswith(_dropped_prefixes(plan))]
     model.drop_encoders(plan.cached_encoders)
-    model.logits_at = plan.logits
-    dtype = TORCH_DTYPES[plan.dtype]
-    _load(model, plan, device, dtype)
-    if plan.lora is not None:
-        _add_lora(model, plan.lora, plan.quantization)
-    if "token_rows" in plan.train:
-        _add_token_rows(model, tokenizer.new_ids)
-    mark_trained(model, plan)
-    model.checkpoint_layers(plan.checkpointed_layers)
+    model.logits_at, model.dtype = plan.logits, TORCH_DTYPES[plan.dtype]
+    source = weight_source(plan)
+    used = _load_decoder_layers(model, plan, source, device)
+    if plan.host_embeddings:
+        used += _load_host_embeddings(model, source, device)
+    used += materialise(model, source, device, model.dtype)
+    model.sam.prompt_encoder.shared_embedding = model.sam.shared_image_embedding
+    source.finish([*used, *dropped])
+    add_trained(model, plan, tokenizer.new_ids)
+    model.plan_layers(plan.checkpointed_layers, plan.compile)
     return model.to(device)
 
 
-def _load(model: Lisa, plan: Plan, device: torch.device, dtype: torch.dtype) -> None:
-    source = weight_source(plan)
-    linears = _quantised_linears(model, plan.quantization, dtype)
-
-    def place(name: str, value: Tensor) -> nn.Parameter | Tensor:
-        if not value.is_floating_point():
-            return value.to(device)
-        owner = linears.get(name.removesuffix(".weight"))
-        if owner is not None:
-            return _quantised(owner, value.to(dtype), plan.quantization, device)
-        return nn.Parameter(value.to(device, dtype), requires_grad=False)
-
-    asked = materialise(model, source, place)
-    model.sam.prompt_encoder.shared_embedding = model.sam.shared_image_embedding
-    source.finish([*asked, *_dropped_names(plan, asked)])
+def add_trained(model: Lisa, plan: Plan, new_ids: list[int]) -> None:
+    """Add the adapters and trained rows to a model (on any device, meta too); mark what trains."""
+    if plan.lora is not None:
+        _add_lora(model, plan.lora)
+    if "token_rows" in plan.train:
+        _add_token_rows(model, new_ids, head="head" not in plan.train)
+    mark_trained(model, plan)
 
 
-def _dropped_names(plan: Plan, asked: list[str]) -> list[str]:
+def host_layer_places(plan: Plan) -> list[int]:
+    """Which decoder layers live in host memory: evenly spread over the checkpointed ones.
+
+    Apart, each copy has the arithmetic of all the layers up to the next one to hide behind.
+    """
+    count, among = plan.host_layers, plan.checkpointed_layers
+    return [index * among // count for index in range(count)]
+
+
+def _dropped_prefixes(plan: Plan) -> tuple[str, ...]:
     """Names of the encoders that the cache stands in for: in the files, not in the model."""
-    whole = skeleton(plan.profile, read_tokenizer(plan)).state_dict()
     prefixes = {"clip": "llava.model.vision_tower.", "sam": "sam.vision_encoder."}
-    dropped = tuple(prefixes[encoder] for encoder in plan.cached_encoders)
-    return [name for name in whole if name.startswith(dropped)] if dropped else []
+    return tuple(prefixes[encoder] for encoder in plan.cached_encoders)
 
 
-def _quantised_linears(
-    model: Lisa, quantization: Quantization, dtype: torch.dtype
-) -> dict[str, nn.Module]:
-    """Replace the decoder's linears by bitsandbytes' and return them by full name."""
-    if quantization == "none":
-        return {}
-    import bitsandbytes as bnb
+def _load_decoder_layers(
+    model: Lisa, plan: Plan, source: WeightSource, device: torch.device
+) -> list[str]:
+    """Fill the decoder layers, one after the other; returns the names used."""
+    used: list[str] = []
+    host = host_layer_places(plan)
+    if host:
+        model.host_layers = HostLayers(device)
+    for index, layer in enumerate(model.decoder_layers):
+        prefix = f"{DECODER}layers.{index}."
+        for path, linear in list(layer.named_modules()):
+            if isinstance(linear, nn.Linear):
+                name, shape = f"{prefix}{path}.weight", linear.weight.shape
+                weight = source.get(name, shape, device, model.dtype)
+                _set(layer, path, frozen_linear(weight, plan.quantization))
+                used.append(name)
+        used += materialise(layer, source, device, model.dtype, prefix)
+        if index in host and model.host_layers is not None:
+            model.host_numbers[index] = model.host_layers.adopt(layer)
+    return used
 
-    replaced: dict[str, nn.Module] = {}
-    prefix = "llava.model.language_model."
+
+def _load_host_embeddings(model: Lisa, source: WeightSource, device: torch.device) -> list[str]:
+    """Embedding table and head into host memory; returns the names used."""
+    names = [f"{DECODER}embed_tokens.weight", "llava.lm_head.weight"]
+    shape = model.llava.lm_head.weight.shape
+    table, head = (source.get(name, shape, torch.device("cpu"), model.dtype) for name in names)
+    model.llava.set_input_embeddings(HostEmbedding(table, device))
+    model.llava.lm_head = HostHead(head, device)
+    return names
+
+
+def _set(root: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(root.get_submodule(parent), name, module)
+
+
+def _add_lora(model: Lisa, lora: Lora) -> None:
+    # Below the decoder only, so that names like q_proj cannot reach CLIP or SAM.
     for path, linear in list(model.decoder.named_modules()):
-        if not isinstance(linear, nn.Linear):
-            continue
-        shape = linear.in_features, linear.out_features
-        with torch.device("meta"):
-            new: nn.Module = (
-                bnb.nn.Linear4bit(*shape, bias=False, compute_dtype=dtype, quant_type="nf4")
-                if quantization == "nf4"
-                else bnb.nn.Linear8bitLt(*shape, bias=False, has_fp16_weights=False)
-            )
-        parent, _, name = path.rpartition(".")
-        setattr(model.decoder.get_submodule(parent), name, new)
-        replaced[prefix + path] = new
-    return replaced
+        if path.rpartition(".")[2] in LORA_TARGETS[lora.targets]:
+            _set(model.decoder, path, LoraLinear(linear, lora.rank, lora.alpha, lora.dropout))
 
 
-def _quantised(
-    owner: nn.Module, value: Tensor, quantization: Quantization, device: torch.device
-) -> nn.Parameter:
-    """The weight in bitsandbytes' storage, quantised on the way to `device`."""
-    import bitsandbytes as bnb
-
-    if quantization == "nf4":
-        stored = bnb.nn.Params4bit(
-            value, requires_grad=False, quant_type="nf4", compress_statistics=True, module=owner
-        )
-    else:
-        stored = bnb.nn.Int8Params(value, requires_grad=False, has_fp16_weights=False)
-    moved: nn.Parameter = stored.to(device)
-    return moved
-
-
-def _add_lora(model: Lisa, lora: Lora, quantization: Quantization) -> None:
-    # PEFT picks its quantised layers by these marks, which from_pretrained would have set.
-    model.decoder.is_loaded_in_4bit = quantization == "nf4"  # type: ignore[assignment]
-    model.decoder.is_loaded_in_8bit = quantization == "int8"  # type: ignore[assignment]
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=int(lora.alpha) if float(lora.alpha).is_integer() else lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=LORA_TARGETS[lora.targets],
-    )
-    # Injected below the decoder, so that names like q_proj cannot reach CLIP or SAM.
-    inject_adapter_in_model(config, model.decoder)
-
-
-def _add_token_rows(model: Lisa, ids: list[int]) -> None:
+def _add_token_rows(model: Lisa, ids: list[int], head: bool) -> None:
     model.llava.set_input_embeddings(TokenRowEmbedding(model.llava.get_input_embeddings(), ids))
-    model.llava.lm_head = TokenRowHead(model.llava.lm_head, ids)
+    if not head:
+        return
+    if isinstance(model.llava.lm_head, HostHead):
+        model.llava.lm_head.train_rows(ids)
+    else:
+        model.llava.lm_head = TokenRowHead(model.llava.lm_head, ids)
 
 
 class FrozenEncoder(nn.Module):
@@ -162,19 +159,12 @@ class FrozenEncoder(nn.Module):
         model = skeleton(plan.profile, read_tokenizer(plan))
         self.device = device
         self.dtype = TORCH_DTYPES[plan.dtype]
-        source = weight_source(plan)
         part: nn.Module = (
             model.llava.model.vision_tower if encoder == "clip" else model.sam.vision_encoder
         )
         prefix = "llava.model.vision_tower." if encoder == "clip" else "sam.vision_encoder."
-
-        def place(name: str, value: Tensor) -> nn.Parameter | Tensor:
-            kept = value.to(device, self.dtype) if value.is_floating_point() else value.to(device)
-            return nn.Parameter(kept, requires_grad=False) if kept.is_floating_point() else kept
-
-        materialise(part, source, place, prefix)
-        self.model = model.eval()
-        self.part = part.to(device)
+        materialise(part, weight_source(plan), device, self.dtype, prefix)
+        self.part = part.to(device).eval()
         self.encode = model.clip_features if encoder == "clip" else model.sam_features
 
     @torch.no_grad()

@@ -3,13 +3,15 @@
 Built on transformers' own LLaVA and SAM modules (Lai et al. 2023, arXiv:2308.00692).
 
 Shapes: B samples, T text-and-image positions, N image tokens, C CLIP channels, H hidden channels,
-M masks in the batch (all [SEG] of all samples, in order), G side of SAM's image embedding,
-E its channels, L = 4·G side of the low-resolution logits, R side of the mask loss.
+M masks in the batch (all [SEG] of all samples, in order), n supervised positions, G side of SAM's
+image embedding, E its channels, L = 4·G side of the low-resolution logits, R of the mask loss.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -19,22 +21,40 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import LlavaConfig, LlavaForConditionalGeneration, SamConfig, SamModel
 
-from trainer.losses import LossSums, cross_entropy_sum, mask_bce_per_mask, mask_dice_per_mask
-
-IGNORED_LABEL = -100
+from trainer.losses import (
+    IGNORE_LABEL,
+    LossSums,
+    cross_entropy_sum,
+    mask_bce_per_mask,
+    mask_dice_per_mask,
+)
+from trainer.model.host import Gate, HostHead, HostLayers
 
 
 @dataclass
 class Batch:
-    """Right-padded samples. Each encoder's input is its features where cached, else pixels."""
+    """Right-padded samples. Each encoder's input is its features where cached, else pixels.
+
+    Places are (sample, position) pairs. They are found on the CPU, so that no step has to wait for
+    the GPU to learn how many there are.
+    """
 
     input_ids: Tensor  # [B, T] int64, each image as N image tokens
-    attention_mask: Tensor  # [B, T] int64, 1 on real positions
-    labels: Tensor  # [B, T] int64, IGNORED_LABEL where nothing is supervised
+    segs: Tensor  # [M, 2] places of [SEG]
+    predicting: Tensor  # [n, 2] places whose next token is supervised
+    answers: Tensor  # [n] int64, those next tokens
     targets: Tensor  # [M, R, R] uint8: 0 background, 1 object, 255 ignored
     clip: Tensor  # [B, N, C] features or [B, 3, P, P] pixels
     sam: Tensor  # [B, E, G, G] features or [B, 3, S, S] pixels
     names: tuple[str, ...] = ()  # of the samples, for error messages
+
+    @classmethod
+    def of(cls, input_ids: Tensor, labels: Tensor, seg_token_id: int, **rest: Any) -> Batch:
+        """From ids [B, T] and labels [B, T] (IGNORE_LABEL where nothing is supervised)."""
+        predicting = (labels[:, 1:] != IGNORE_LABEL).nonzero()
+        answers = labels[:, 1:][predicting[:, 0], predicting[:, 1]]
+        segs = (input_ids == seg_token_id).nonzero()
+        return cls(input_ids, segs, predicting, answers, **rest)
 
     def to(self, device: torch.device) -> Batch:
         """The batch with its tensors on `device`."""
@@ -44,6 +64,25 @@ class Batch:
             for value in [getattr(self, f.name)]
         }
         return Batch(**moved)
+
+
+def run_layer(layer: nn.Module, hidden: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """One decoder layer on [B, T, H].
+
+    No mask: attention is causal and padding stands on the right, so no real position sees any of
+    it. Without a mask the fast attention kernels apply.
+    """
+    output: Tensor = layer(hidden, position_embeddings=rope)
+    return output
+
+
+def recompute_layer(layer: nn.Module, hidden: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """`run_layer`, keeping only its input for the backward pass."""
+    output: Tensor = checkpoint(run_layer, layer, hidden, rope, use_reentrant=False)
+    return output
+
+
+RunLayer = Callable[[nn.Module, Tensor, tuple[Tensor, Tensor]], Tensor]
 
 
 class OneLayerProjector(nn.Module):
@@ -81,6 +120,10 @@ class Lisa(nn.Module):
             nn.Dropout(0.0),
         )
         self.logits_at: Literal["supervised", "all"] = "supervised"
+        self.dtype = torch.float32  # of the frozen weights and the activations
+        self.runs: list[RunLayer] = [run_layer] * len(self.decoder_layers)
+        self.host_layers: HostLayers | None = None
+        self.host_numbers: dict[int, int] = {}  # decoder layer -> its number in `host_layers`
 
     # The parts that plans speak of, wherever the libraries keep them.
 
@@ -109,12 +152,14 @@ class Lisa(nn.Module):
         if "sam" in cached:
             self.sam.vision_encoder = None
 
-    def checkpoint_layers(self, count: int) -> None:
-        """Recompute the activations of the first `count` decoder layers in the backward pass."""
-        for index, layer in enumerate(self.decoder_layers):
-            settings: Any = layer  # transformers keeps these two as plain attributes
-            settings.gradient_checkpointing = index < count
-            settings._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+    def plan_layers(self, checkpointed: int, compiled: bool) -> None:
+        """Recompute the first `checkpointed` decoder layers in the backward pass; compile all."""
+        # Compiled with the recomputation inside, the backward graph leaves out what it needs not.
+        wrap: Callable[[RunLayer], RunLayer] = torch.compile if compiled else _unchanged
+        recompute, run = wrap(recompute_layer), wrap(run_layer)
+        self.runs = [
+            recompute if index < checkpointed else run for index in range(len(self.decoder_layers))
+        ]
 
     def clip_features(self, clip: Tensor) -> Tensor:
         """Pixels [B, 3, P, P] -> hidden layer −2 without the class token [B, N, C]."""
@@ -135,26 +180,33 @@ class Lisa(nn.Module):
 
     def embed(self, input_ids: Tensor, clip: Tensor) -> Tensor:
         """Token embeddings [B, T, H] with the projected picture laid over its image tokens."""
-        embeddings = self.llava.get_input_embeddings()(input_ids)
+        embeddings = self.llava.get_input_embeddings()(input_ids).to(self.dtype)
         weight = next(self.projector.parameters())
-        image = self.projector(self.clip_features(clip).to(weight.dtype)).to(embeddings.dtype)
+        image = self.projector(self.clip_features(clip).to(weight.dtype)).to(self.dtype)
         places = (input_ids == self.llava.config.image_token_index)[..., None]
         filled: Tensor = embeddings.masked_scatter(places, image)
         return filled
 
     def hidden_states(self, batch: Batch) -> Tensor:
-        """Last-layer hidden states [B, T, H]."""
-        output = self.decoder(
-            inputs_embeds=self.embed(batch.input_ids, batch.clip),
-            attention_mask=batch.attention_mask,
-            use_cache=False,
-        )
-        states: Tensor = output.last_hidden_state
+        """Last-layer hidden states [B, T, H]; those of padding mean nothing."""
+        hidden = self.embed(batch.input_ids, batch.clip)
+        positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
+        rope = self.decoder.rotary_emb(hidden, positions)  # type: ignore[operator]
+        learning = self.training and torch.is_grad_enabled()
+        for index, layer in enumerate(self.decoder_layers):
+            run = self.runs[index] if learning else run_layer
+            number = self.host_numbers.get(index)
+            if number is None or self.host_layers is None:
+                hidden = run(layer, hidden, rope)
+                continue
+            self.host_layers.fetch(number, 1)
+            hidden = Gate.apply(run(layer, hidden, rope), self.host_layers, number)
+        states: Tensor = self.decoder.norm(hidden)  # type: ignore[operator]
         return states
 
-    def decode_masks(self, states: Tensor, input_ids: Tensor, sam: Tensor) -> Tensor:
+    def decode_masks(self, states: Tensor, segs: Tensor, sam: Tensor) -> Tensor:
         """Low-resolution mask logits [M, L, L] from the state before each [SEG]."""
-        owner, position = (input_ids == self.seg_token_id).nonzero(as_tuple=True)
+        owner, position = segs.unbind(1)
         # The state that predicts a token stands one position before it.
         prompts = self.text_hidden_fcs(states[owner, position - 1])[:, None, None, :]
         image = self.sam_features(sam)[owner]
@@ -173,29 +225,27 @@ class Lisa(nn.Module):
         grid: Tensor = self.sam.get_image_wide_positional_embeddings()
         return grid.expand(count, -1, -1, -1)
 
-    def logits(self, states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Next-token logits [n, V] and their labels [n], n the supervised positions (or all)."""
-        states, labels = states[:, :-1], labels[:, 1:]
+    def answer_loss(self, states: Tensor, batch: Batch) -> Tensor:
+        """Cross-entropy summed over the supervised positions, in nats."""
+        owner, position = batch.predicting.unbind(1)
+        head = self.llava.lm_head
+        if isinstance(head, HostHead):
+            return head.cross_entropy_sum(states[owner, position], batch.answers)
         if self.logits_at == "supervised":
-            places = labels != IGNORED_LABEL
-            return self.llava.lm_head(states[places]), labels[places]
-        logits = self.llava.lm_head(states).flatten(0, 1)
-        labels = labels.flatten()
-        places = labels != IGNORED_LABEL
-        return logits[places], labels[places]
+            return cross_entropy_sum(head(states[owner, position]), batch.answers)
+        return cross_entropy_sum(head(states)[owner, position], batch.answers)
 
     def forward(self, batch: Batch) -> LossSums:
         """The batch's loss sums; the caller divides them by the effective batch's totals."""
         states = self.hidden_states(batch)
-        logits, labels = self.logits(states, batch.labels)
-        masks = self.decode_masks(states, batch.input_ids, batch.sam)
+        masks = self.decode_masks(states, batch.segs, batch.sam)
         side = batch.targets.shape[-1]
         if masks.shape[-1] != side:
             masks = functional.interpolate(
                 masks[:, None].float(), size=(side, side), mode="bilinear", align_corners=False
             )[:, 0]
         return LossSums(
-            ce=cross_entropy_sum(logits, labels),
+            ce=self.answer_loss(states, batch),
             bce=mask_bce_per_mask(masks, batch.targets).sum(),
             dice=mask_dice_per_mask(masks, batch.targets).sum(),
         )
@@ -204,28 +254,44 @@ class Lisa(nn.Module):
     def predict(self, batch: Batch) -> Tensor:
         """Low-resolution mask logits [M, L, L] fp32 for a teacher-forced batch."""
         states = self.hidden_states(batch)
-        return self.decode_masks(states, batch.input_ids, batch.sam).float()
+        return self.decode_masks(states, batch.segs, batch.sam).float()
 
     @torch.no_grad()
     def answer(self, batch: Batch, max_new_tokens: int, **stop: Any) -> tuple[Tensor, Tensor]:
         """Greedy answer of ONE sample: its new token ids [n] and mask logits [M, L, L]."""
-        new = self.llava.generate(
-            inputs_embeds=self.embed(batch.input_ids, batch.clip),
-            attention_mask=batch.attention_mask,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            **stop,
-        )[0]
+        with self._fetched_by_hooks():
+            new = self.llava.generate(
+                inputs_embeds=self.embed(batch.input_ids, batch.clip),
+                attention_mask=torch.ones_like(batch.input_ids),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                **stop,
+            )[0]
         whole = torch.cat([batch.input_ids[0], new])[None]
-        told = Batch(
-            input_ids=whole,
-            attention_mask=torch.ones_like(whole),
-            labels=torch.full_like(whole, IGNORED_LABEL),
-            targets=batch.targets,
-            clip=batch.clip,
-            sam=batch.sam,
-        )
-        return new, self.predict(told)
+        segs = (whole == self.seg_token_id).nonzero()
+        return new, self.predict(replace(batch, input_ids=whole, segs=segs))
+
+    @contextmanager
+    def _fetched_by_hooks(self) -> Iterator[None]:
+        """Host-resident layers are fetched when transformers' own loop calls them."""
+        layers, hooks = self.host_layers, []
+        if layers is not None:
+            for index, number in self.host_numbers.items():
+                fetch = partial(_fetch_first, layers, number)
+                hooks.append(self.decoder_layers[index].register_forward_pre_hook(fetch))
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def _fetch_first(layers: HostLayers, number: int, *_: object) -> None:
+    layers.fetch(number, 1)
+
+
+def _unchanged(run: RunLayer) -> RunLayer:
+    return run
 
 
 def to_original(logits: Tensor, frame: int, height: int, width: int) -> Tensor:

@@ -21,7 +21,7 @@ from trainer.data.prompts import (
     Turn,
     segments,
 )
-from trainer.model.lisa import IGNORED_LABEL
+from trainer.losses import IGNORE_LABEL
 
 NEW_TOKENS = (SEG_TOKEN, IMAGE_START_TOKEN, IMAGE_END_TOKEN)
 
@@ -94,11 +94,11 @@ class LisaTokenizer:
         ):
             if token == self.image_id:
                 ids += [token] * self.image_tokens
-                labels += [IGNORED_LABEL] * self.image_tokens
+                labels += [IGNORE_LABEL] * self.image_tokens
                 continue
             taught = end > start and any(a <= start < b for a, b in supervised)
             ids.append(token)
-            labels.append(token if taught else IGNORED_LABEL)
+            labels.append(token if taught else IGNORE_LABEL)
         return Encoded(ids, labels)
 
     def decode(self, ids: Sequence[int]) -> str:

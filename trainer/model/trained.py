@@ -14,6 +14,7 @@ PART_PREFIXES: dict[TrainedPart, tuple[str, ...]] = {
     "text_hidden_fcs": ("text_hidden_fcs.",),
     "projector": ("llava.model.multi_modal_projector.",),
     "token_rows": ("llava.model.language_model.embed_tokens.rows", "llava.lm_head.rows"),
+    "head": ("llava.lm_head.weight",),
     "embeddings": ("llava.model.language_model.embed_tokens.weight", "llava.lm_head.weight"),
 }
 # With multimask_output=False only the first mask token's hypernetwork is read, and no loss reads

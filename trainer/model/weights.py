@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
 from typing import Protocol
@@ -29,8 +29,13 @@ class WeightSource(Protocol):
 
     fingerprint: str
 
-    def get(self, name: str, shape: torch.Size) -> Tensor:
-        """The tensor called `name` on the CPU. Raises WeightsError if absent or misshapen."""
+    def get(
+        self, name: str, shape: torch.Size, device: torch.device, dtype: torch.dtype
+    ) -> Tensor:
+        """The tensor called `name` on `device`, in `dtype` if it holds floating-point numbers.
+
+        Raises WeightsError if absent or misshapen.
+        """
         ...
 
     def finish(self, used: Iterable[str]) -> None:
@@ -60,7 +65,9 @@ class FolderWeights:
             json.dumps([_identity(path) for path in paths]).encode()
         ).hexdigest()[:16]
 
-    def get(self, name: str, shape: torch.Size) -> Tensor:
+    def get(
+        self, name: str, shape: torch.Size, device: torch.device, dtype: torch.dtype
+    ) -> Tensor:
         key = canonical_name(name)
         if key not in self._owner:
             raise WeightsError(f"{self.folder}: tensor {key} is missing")
@@ -70,7 +77,7 @@ class FolderWeights:
                 f"{self.folder}: tensor {key} has shape {list(tensor.shape)}, "
                 f"the model needs {list(shape)}"
             )
-        return tensor
+        return tensor.to(device, dtype) if tensor.is_floating_point() else tensor.to(device)
 
     def finish(self, used: Iterable[str]) -> None:
         left = sorted(set(self._owner) - {canonical_name(name) for name in used})
@@ -86,14 +93,19 @@ class RandomWeights:
         self.seed = seed
         self.fingerprint = f"random-{seed}"
 
-    def get(self, name: str, shape: torch.Size) -> Tensor:
+    def get(
+        self, name: str, shape: torch.Size, device: torch.device, dtype: torch.dtype
+    ) -> Tensor:
         key = canonical_name(name)
         if len(shape) == 1:
-            return torch.ones(shape) if key.endswith("weight") else torch.zeros(shape)
+            value = 1.0 if key.endswith("weight") else 0.0
+            return torch.full(shape, value, device=device, dtype=dtype)
         digest = hashlib.sha256(f"{self.seed}:{key}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        generator = torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
         scale = 1.0 if key.endswith("positional_embedding") else 0.02
-        return torch.randn(shape, generator=generator) * scale
+        # Drawn where and as it is used: a 7B model of bf16 values never exists on the host.
+        values = torch.randn(shape, generator=generator, device=device, dtype=dtype)
+        return values.mul_(scale)
 
     def finish(self, used: Iterable[str]) -> None:
         """Random values fit any name."""
@@ -146,10 +158,11 @@ def weight_source(plan: Plan) -> WeightSource:
 def materialise(
     module: torch.nn.Module,
     source: WeightSource,
-    place: Callable[[str, Tensor], torch.nn.Parameter | Tensor],
+    device: torch.device,
+    dtype: torch.dtype,
     prefix: str = "",
 ) -> list[str]:
-    """Give every parameter and persistent buffer its value, as `place(name, value)` stores it.
+    """Give every parameter that has none, and every persistent buffer, its value on `device`.
 
     `prefix` is the module's own name in the source. Returns the names asked for.
     Raises WeightsError.
@@ -159,15 +172,15 @@ def materialise(
         persistent = [b for b in owner._buffers if b not in owner._non_persistent_buffers_set]
         for name in [*owner._parameters, *persistent]:
             current = getattr(owner, name)
-            if current is None:
+            if current is None or (name in owner._parameters and not current.is_meta):
                 continue
             full = prefix + (f"{path}.{name}" if path else name)
             asked.append(full)
             if full.startswith("sam.prompt_encoder.shared_embedding."):
-                continue  # the same tensor as shared_image_embedding, tied below
-            value = place(full, source.get(full, current.shape))
+                continue  # the same tensor as shared_image_embedding, tied by the caller
+            value = source.get(full, current.shape, device, dtype)
             if name in owner._buffers:
                 owner._buffers[name] = value
             else:
-                owner._parameters[name] = value
+                owner._parameters[name] = torch.nn.Parameter(value, requires_grad=False)
     return asked

@@ -1,0 +1,222 @@
+"""What LISA needs and how fast it trains, on one GPU with random weights of the true shapes.
+
+    python benchmarks/lean.py [NAME ...]     run rows (all, or those whose name starts so)
+    python benchmarks/lean.py --table        write the tables of docs/lean.md from the JSONL
+
+Each row is a fresh process (`trainer.rehearsal`) under a cap on its tensors that stands for a card:
+what a user's card leaves after the context and a display. A row run again replaces the old one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from profiles.plan import Plan
+
+HERE = Path(__file__).resolve().parent
+ROWS_FILE = HERE / "lean.jsonl"
+CARDS = {4: 3.4, 6: 5.4, 8: 7.3, 10: 9.2, 12: 11.2, 16: 15.0, 24: 23.0}  # GB card -> GiB of tensors
+
+
+@dataclass(frozen=True)
+class Row:
+    """One configuration: settings over `BASE`, and the card that it is to fit."""
+
+    name: str
+    title: str
+    card: int | None
+    settings: dict[str, Any] = field(default_factory=dict)
+    text: str = "96"
+    steps: int = 8
+    masks: int = 1
+
+
+BASE: dict[str, Any] = {
+    "model": "7b", "weights": "random", "device": "cuda", "dtype": "bf16",
+    "micro_batch": 1, "accumulation": 1, "checkpointed_layers": "all",
+    "lora": {"rank": 8, "alpha": 16, "dropout": 0.05, "targets": "qv"},
+}  # fmt: skip
+
+
+def lora(rank: int, targets: str = "qv") -> dict[str, Any]:
+    """Settings of adapters with alpha = 2r."""
+    return {"lora": {"rank": rank, "alpha": 2 * rank, "dropout": 0.05, "targets": targets}}
+
+
+# As the seed trains: projections, [SEG] projection, embedding and head whole, nothing saved.
+SEED = {
+    "train": ["projector", "text_hidden_fcs", "embeddings"], "cached_encoders": [],
+    "logits": "all", "checkpointed_layers": 0, "allocator": "expandable_segments:True",
+}  # fmt: skip
+# The levers that leave the arithmetic alone.
+FREE = {"cached_encoders": ["sam", "clip"], "logits": "supervised", "checkpointed_layers": "all"}
+ROWS_ONLY = {"train": ["projector", "text_hidden_fcs", "token_rows"]}
+HOST = {"host_embeddings": True}
+SMALL = {"optimizer_state": "8bit"}
+FULL = {"quantization": "none"}
+FAST = {"compile": True}
+
+
+def batch(size: int) -> dict[str, Any]:
+    """A micro-batch that is the effective batch."""
+    return {"micro_batch": size, "accumulation": 1}
+
+
+def seed_rows() -> list[Row]:
+    """The seed's four tested rows and its advice by card, as they are, then with free levers."""
+    recipes = [
+        ("seed-1", "NF4, no LoRA (row 1, Solution 1)", 8, {"lora": None}),
+        ("seed-2", "NF4 + LoRA r=8 (row 2)", 8, lora(8)),
+        ("seed-3", "NF4 + LoRA r=4 (row 3, Solution 3)", 8, lora(4)),
+        ("seed-4", "no quantisation + LoRA r=8 (row 4, Solution 2)", 12, FULL | lora(8)),
+        ("seed-12gb", "no quantisation + LoRA r=16, batch 2 (its advice for 12 GB)", 12,
+         FULL | lora(16) | batch(2)),
+        ("seed-16gb", "NF4 + LoRA r=32, batch 4 (its advice for 16 GB)", 16, lora(32) | batch(4)),
+    ]  # fmt: skip
+    rows = []
+    for name, title, card, settings in recipes:
+        rows.append(Row(name, title, card, SEED | settings))
+        free = SEED | settings | FREE
+        rows.append(Row(f"{name}-free", f"{title}, caches + checkpointing", card, free))
+        few = free | ROWS_ONLY
+        rows.append(Row(f"{name}-rows", f"{title}, … + new token rows only", card, few))
+    few = SEED | recipes[3][3] | FREE | ROWS_ONLY | HOST | {"host_layers": 8} | SMALL
+    rows.append(Row("seed-4-host", "row 4, … + 8 layers and embeddings in host memory", 12, few))
+    return rows
+
+
+def lean_rows() -> list[Row]:
+    """7B with NF4 and LoRA at batch 1, then the smallest cards."""
+    return [
+        Row("7b-b1", "NF4 + LoRA r=8 q,v, all on the card", 6),
+        Row("7b-b1-8bit", "… 8-bit AdamW", 6, SMALL),
+        Row("7b-b1-host", "… embeddings and head in host memory", 6, SMALL | HOST),
+        Row("7b-b1-paged", "… paged 8-bit AdamW", 6, SMALL | HOST | {"optimizer": "paged_adamw"}),
+        Row("7b-b1-int8", "int8 + LoRA r=8", 8, {"quantization": "int8"} | SMALL | HOST),
+        Row("7b-r64", "NF4 + LoRA r=64 all-linear", 6, lora(64, "all-linear") | SMALL | HOST),
+        Row("7b-attention", "NF4 + LoRA r=16 attention", 6, lora(16, "attention") | SMALL | HOST),
+        Row("7b-4gb", "… 20 layers in host memory", 4, SMALL | HOST | {"host_layers": 20}),
+        Row("13b-8gb", "13B NF4 + LoRA r=8", 8, {"model": "13b"} | SMALL | HOST),
+        Row("13b-8gb-200", "13B, 6 host layers, 200 steps of 24–160 text tokens", 8,
+            {"model": "13b", "host_layers": 6} | SMALL | HOST, text="24:160", steps=200),
+        Row("13b-6gb", "13B, 20 layers in host memory", 6,
+            {"model": "13b", "host_layers": 20} | SMALL | HOST),
+        Row("7b-bf16-b1", "bf16 + LoRA r=16", 16, FULL | lora(16)),
+        Row("7b-bf16-b4", "bf16 + LoRA r=16, batch 4", 16, FULL | lora(16) | batch(4)),
+        Row("7b-bf16-12gb", "bf16 + LoRA r=8, 10 layers in host memory", 12,
+            FULL | HOST | SMALL | {"host_layers": 10}),
+    ]  # fmt: skip
+
+
+def speed_rows() -> list[Row]:
+    """The seed-like recipe, then the same job under an 8 GB card's cap."""
+    seed_like = SEED | lora(8)
+    rows = [
+        Row(f"speed-seed-b{n}", f"seed-like, batch {n}", 16, seed_like | batch(n)) for n in (1, 2)
+    ]
+    kept = seed_like | {"checkpointed_layers": "all"}
+    rows += [
+        Row(f"speed-seed-ckpt-b{n}", f"seed-like + checkpointing, batch {n}", 16, kept | batch(n))
+        for n in (2, 4, 6)
+    ]
+    for n in (1, 4, 8, 10, 12):
+        rows.append(Row(f"speed-b{n}", f"lean, batch {n}", 8, SMALL | HOST | batch(n)))
+        fast = SMALL | HOST | FAST | batch(n)
+        rows.append(Row(f"speed-compiled-b{n}", f"lean, compiled, batch {n}", 8, fast))
+    stream = SMALL | HOST | {"host_layers": 32}
+    rows.append(Row("stream-b8", "NF4, all 32 layers in host memory, batch 8", 8,
+                    stream | batch(8)))  # fmt: skip
+    for count in (0, 10, 32):
+        settings = SMALL | HOST | FULL | {"host_layers": count} | batch(8)
+        title = f"bf16, {count} layers in host memory, batch 8"
+        rows.append(Row(f"stream-bf16-{count}-b8", title, 24, settings))
+    return rows
+
+
+def all_rows() -> list[Row]:
+    """Every row, in the order of the tables."""
+    return seed_rows() + lean_rows() + speed_rows()
+
+
+def run(row: Row) -> dict[str, Any]:
+    """Run one row in a fresh process; its record."""
+    plan = Plan.parse(BASE | row.settings)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "plan.json"
+        path.write_text(plan.to_json())
+        command = [sys.executable, "-m", "trainer.rehearsal", str(path), "--text-tokens", row.text]
+        command += ["--steps", str(row.steps), "--masks", str(row.masks)]
+        if row.card is not None:
+            command += ["--cap-gib", str(CARDS[row.card])]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parent)
+    record: dict[str, Any] = {"name": row.name, "title": row.title, "card_gb": row.card}
+    record["date"] = datetime.date.today().isoformat()
+    if done.returncode:
+        return record | {"failed": done.stderr.strip().splitlines()[-12:]}
+    return record | {"measurement": json.loads(done.stdout)}
+
+
+def read_rows() -> dict[str, dict[str, Any]]:
+    """The kept records by name."""
+    if not ROWS_FILE.exists():
+        return {}
+    lines = ROWS_FILE.read_text().splitlines()
+    return {record["name"]: record for record in map(json.loads, lines)}
+
+
+def write_rows(kept: dict[str, dict[str, Any]], path: Path) -> None:
+    """All records, in the order of the rows."""
+    order = {row.name: index for index, row in enumerate(all_rows())}
+    names = sorted(kept, key=lambda name: order.get(name, len(order)))
+    path.write_text("".join(json.dumps(kept[name]) + "\n" for name in names))
+
+
+def brief(record: dict[str, Any]) -> str:
+    """One line for the terminal."""
+    if "failed" in record:
+        return f"{record['name']:22} FAILED\n    " + "\n    ".join(record["failed"])
+    m = record["measurement"]
+
+    def gib(name: str) -> str:
+        return "-" if m[name] is None else f"{m[name] / 2**30:.2f}"
+
+    figures = [gib(n) for n in ("load_peak_bytes", "static_bytes", "peak_allocated_bytes",
+                                "peak_reserved_bytes", "process_bytes")]  # fmt: skip
+    speed = f"{m['step_seconds']} s {m['samples_per_second']}/s" if m["step_seconds"] else ""
+    mfu = m["model_flops_utilisation"]
+    return f"{record['name']:22} {m['verdict']} {' '.join(figures)} {speed} {mfu} {m['error']}"
+
+
+def main() -> None:
+    """Run rows and keep them, or write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--out", type=Path, default=ROWS_FILE)
+    parser.add_argument("--seconds", type=float, default=1e9, help="start no row after this")
+    arguments = parser.parse_args()
+    wanted = [r for r in all_rows() if not arguments.names or r.name in arguments.names
+              or any(n.endswith("*") and r.name.startswith(n[:-1]) for n in arguments.names)]  # fmt: skip
+    kept, started = read_rows(), time.monotonic()
+    for row in wanted:
+        if time.monotonic() - started > arguments.seconds:
+            print(f"{row.name}: no time left")
+            continue
+        record = run(row)
+        print(brief(record), flush=True)
+        if "failed" not in record:
+            kept[row.name] = record
+        write_rows(kept, arguments.out)
+    print(f"{time.monotonic() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

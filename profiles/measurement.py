@@ -1,0 +1,40 @@
+"""What a rehearsal of the training step found; the JSON that its child process prints."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from profiles.plan import Plan
+from profiles.tested import Verdict
+
+
+class Measurement(BaseModel):
+    """Bytes and seconds of a Plan's training step on one GPU."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    plan: Plan
+    verdict: Verdict = Field(description="FITS, or OOM")
+    error: str = Field("", description="the allocator's message after an OOM, with its phase")
+    gpu: str = Field(description="name of the card")
+    gpu_bytes: int = Field(description="its memory")
+    cap_bytes: int | None = Field(None, description="limit put on the process's tensors")
+    text_tokens: tuple[int, int] = Field(description="least and most text tokens of a sample")
+    masks: int = Field(description="[SEG] tokens of a sample")
+    steps: int = Field(0, description="optimizer steps done after warming up")
+    load_peak_bytes: int | None = Field(None, description="tensors, while the model was built")
+    static_bytes: int | None = Field(None, description="tensors that stay between two steps")
+    peak_allocated_bytes: int | None = Field(None, description="tensors, over the steps")
+    peak_reserved_bytes: int | None = Field(None, description="allocator pool, over the steps")
+    process_bytes: int | None = Field(None, description="what NVML says the process took")
+    host_bytes: int | None = Field(None, description="peak resident set of the process")
+    load_seconds: float | None = None
+    step_seconds: float | None = Field(None, description="median of an optimizer step")
+    samples_per_second: float | None = None
+    model_flops_utilisation: float | None = Field(
+        None, description="forward and input-gradient products, nothing recomputed, of the peak"
+    )
+    first_loss: float | None = None
+    last_loss: float | None = None
+    versions: dict[str, str] = Field(default_factory=dict)
+    random_weights: bool = Field(description="true shapes, random values")

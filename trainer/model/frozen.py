@@ -1,0 +1,217 @@
+"""Frozen linears stored in few bits, and the trained adapters beside them.
+
+A frozen weight needs no gradient, so its product needs nothing kept: the forward pass multiplies by
+the widened weight and lets it go, the backward pass widens it again. Both products are operators
+of their own (`torch.library`), so that neither autograd nor a compiler keeps a widened copy between
+them. The bits are bitsandbytes': NF4 in blocks of 64 with doubly quantised scales (Dettmers et al.
+2023, arXiv:2305.14314) or int8 with one scale a row (Dettmers et al. 2022, arXiv:2208.07339; the
+activations stay in the compute dtype here).
+
+Shapes: [..., K] inputs, [N, K] weights, R adapter rank.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+NF4_BLOCK, SCALE_BLOCK = 64, 256
+
+
+def _nf4_weight(
+    packed: Tensor,
+    scales: Tensor,
+    outer: Tensor,
+    offset: Tensor,
+    code: Tensor,
+    n: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The widened weight [n, K]."""
+    widen = torch.ops.bitsandbytes
+    inner = widen.dequantize_blockwise(scales, outer, code, SCALE_BLOCK, torch.float32)
+    shape = [n, packed.numel() * 2 // n]
+    weight: Tensor = widen.dequantize_4bit(packed, inner + offset, NF4_BLOCK, "nf4", shape, dtype)
+    return weight
+
+
+@torch.library.custom_op("lisa_preflight::nf4_product", mutates_args=())
+def nf4_product(
+    x: Tensor,
+    packed: Tensor,
+    scales: Tensor,
+    outer: Tensor,
+    offset: Tensor,
+    code: Tensor,
+    rows: int,
+    back: bool,
+) -> Tensor:
+    """x [..., K] · Wᵀ -> [..., rows]; `back`: x [..., rows] · W -> [..., K]."""
+    weight = _nf4_weight(packed, scales, outer, offset, code, rows, x.dtype)
+    return x @ weight if back else x @ weight.t()
+
+
+@nf4_product.register_fake
+def _(
+    x: Tensor,
+    packed: Tensor,
+    scales: Tensor,
+    outer: Tensor,
+    offset: Tensor,
+    code: Tensor,
+    rows: int,
+    back: bool,
+) -> Tensor:
+    return x.new_empty(*x.shape[:-1], packed.numel() * 2 // rows if back else rows)
+
+
+@torch.library.custom_op("lisa_preflight::int8_product", mutates_args=())
+def int8_product(x: Tensor, codes: Tensor, scales: Tensor, back: bool) -> Tensor:
+    """x [..., K] · Wᵀ -> [..., N] with W = codes · scales; `back`: x [..., N] · W -> [..., K]."""
+    scales = scales.to(x.dtype)
+    if back:
+        return (x * scales) @ codes.to(x.dtype)
+    return (x @ codes.to(x.dtype).t()).mul_(scales)
+
+
+@int8_product.register_fake
+def _(x: Tensor, codes: Tensor, scales: Tensor, back: bool) -> Tensor:
+    return x.new_empty(*x.shape[:-1], codes.shape[1] if back else codes.shape[0])
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    """Keep the stored bits (the module's own tensors, no copies) for the backward product."""
+    ctx.save_for_backward(*(value for value in inputs[1:] if isinstance(value, Tensor)))
+    ctx.numbers = [value for value in inputs[1:-1] if not isinstance(value, Tensor)]
+
+
+def _nf4_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    moved = nf4_product(gradient.contiguous(), *ctx.saved_tensors, *ctx.numbers, True)
+    return moved, None, None, None, None, None, None, None
+
+
+def _int8_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    return int8_product(gradient.contiguous(), *ctx.saved_tensors, True), None, None, None
+
+
+nf4_product.register_autograd(_nf4_backward, setup_context=_keep)
+int8_product.register_autograd(_int8_backward, setup_context=_keep)
+
+
+class FrozenLinear(nn.Module):
+    """y = x · Wᵀ with W [N, K] stored in few bits; `stored` names its large tensors."""
+
+    stored: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, out_features: int, in_features: int) -> None:
+        super().__init__()
+        self.out_features, self.in_features = out_features, in_features
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}"
+
+
+class Nf4Linear(FrozenLinear):
+    """4.127 bits a weight: packed NF4, a byte a block of 64, a float a 256 of those."""
+
+    stored = ("packed", "scales", "outer")
+    packed: Tensor
+    scales: Tensor
+    outer: Tensor
+    offset: Tensor
+    code: Tensor
+
+    def __init__(self, weight: Tensor) -> None:
+        """From a weight [N, K] in its compute dtype, on the device where it is to stay."""
+        from bitsandbytes.functional import quantize_4bit
+
+        super().__init__(*weight.shape)
+        packed, state = quantize_4bit(
+            weight, blocksize=NF4_BLOCK, compress_statistics=True, quant_type="nf4"
+        )
+        for name, value in (
+            ("packed", packed),
+            ("scales", state.absmax),
+            ("outer", state.state2.absmax),
+            ("offset", state.offset),
+            ("code", state.state2.code),
+        ):
+            self.register_buffer(name, value, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., K] -> [..., N] in x's dtype."""
+        y: Tensor = nf4_product(
+            x, self.packed, self.scales, self.outer, self.offset, self.code, self.out_features,
+            False,
+        )  # fmt: skip
+        return y
+
+
+class Int8Linear(FrozenLinear):
+    """One byte a weight and a float a row."""
+
+    stored = ("codes", "scales")
+    codes: Tensor
+    scales: Tensor
+
+    def __init__(self, weight: Tensor) -> None:
+        """From a weight [N, K] on the device where it is to stay."""
+        super().__init__(*weight.shape)
+        largest = weight.abs().amax(1).float().clamp(min=torch.finfo(torch.float32).tiny)
+        scales = largest / 127
+        codes = (weight.float() / scales[:, None]).round_().to(torch.int8)
+        self.register_buffer("codes", codes, persistent=False)
+        self.register_buffer("scales", scales, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., K] -> [..., N] in x's dtype."""
+        y: Tensor = int8_product(x, self.codes, self.scales, False)
+        return y
+
+
+def frozen_linear(weight: Tensor, storage: Literal["nf4", "int8", "none"]) -> nn.Module:
+    """A frozen linear of weight [N, K]; "none" keeps it as it is."""
+    if storage == "nf4":
+        return Nf4Linear(weight)
+    if storage == "int8":
+        return Int8Linear(weight)
+    with torch.device("meta"):
+        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    return linear
+
+
+class LoraLinear(nn.Module):
+    """y = base(x) + (alpha / r) · B A dropout(x) (Hu et al. 2021, arXiv:2106.09685).
+
+    The factors are PEFT's `lora_A.weight` [R, K] and `lora_B.weight` [N, R]. They are kept in fp32
+    and multiplied in x's dtype.
+    """
+
+    def __init__(self, base: nn.Module, rank: int, alpha: float, dropout: float) -> None:
+        super().__init__()
+        self.base_layer = base
+        features: Any = base
+        device = next(iter([*base.parameters(), *base.buffers()])).device
+        self.lora_A = nn.Linear(features.in_features, rank, bias=False, device=device)
+        self.lora_B = nn.Linear(rank, features.out_features, bias=False, device=device)
+        # PEFT's start: A as a linear layer's, B zero, so that training begins at the base model.
+        nn.init.kaiming_uniform_(self.lora_A.weight, a=5**0.5)
+        nn.init.zeros_(self.lora_B.weight)
+        self.scaling = alpha / rank
+        self.dropout = dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., K] -> [..., N] in x's dtype."""
+        y = self.base_layer(x)
+        down = functional.dropout(x, self.dropout, self.training)
+        inner = functional.linear(down, self.lora_A.weight.to(x.dtype))
+        up = self.lora_B.weight.to(x.dtype)
+        # One product adds the adapter to the base's output: no third [..., N] tensor.
+        added = torch.addmm(
+            y.flatten(0, -2), inner.flatten(0, -2), up.t(), alpha=self.scaling
+        )
+        return added.view(y.shape)

@@ -1,0 +1,245 @@
+"""The training step run under a Plan without training: a child process that prints a Measurement.
+
+    python -m trainer.rehearsal plan.json [--cap-gib 7.3] [--text-tokens 96] [--steps 8]
+
+The step is the one that trains (`trainer.step`), on made-up samples of a given length. A process
+of its own is needed: an out-of-memory step leaves its process in an unknown state.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from profiles.measurement import Measurement
+from profiles.plan import Plan
+
+WARM_UP = 3  # steps: the first allocates the optimizer's state, a compiled one takes two
+# Dense bf16 rate in FLOP/s by the vendor's data sheets; utilisation is left out for other cards.
+PEAK_FLOPS = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12}
+
+
+class Rehearsal:
+    """A model under a Plan and made-up batches; torch is imported with the first one."""
+
+    def __init__(self, plan: Plan, text_tokens: tuple[int, int], masks: int) -> None:
+        import torch
+
+        from trainer.loop import make_accelerator
+        from trainer.model.build import build, read_tokenizer
+        from trainer.step import make_optimizer
+
+        self.plan, self.text_tokens, self.masks = plan, text_tokens, masks
+        self.accelerator = make_accelerator(plan, None)
+        self.tokenizer = read_tokenizer(plan)
+        model = build(plan, self.tokenizer, self.accelerator.device)
+        optimizer = make_optimizer(model, plan)
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.model.train()
+        self.generator = torch.Generator().manual_seed(plan.seed)
+
+    def step(self) -> float:
+        """One optimizer step over at most two micro-batches (more peak no higher); its loss."""
+        from trainer.step import training_step
+
+        batches = [self.batch() for _ in range(min(2, self.plan.accumulation))]
+        result = training_step(self.model, batches, self.optimizer, self.plan, self.accelerator)
+        return result.loss
+
+    def batch(self) -> Any:
+        """A micro-batch of samples with random lengths within the limits, the first the longest."""
+        import torch
+
+        least, most = self.text_tokens
+        drawn = torch.randint(least, most + 1, (self.plan.micro_batch,), generator=self.generator)
+        longest = self.plan.profile.clip.image_tokens + int(drawn.max())
+        ids = torch.full((self.plan.micro_batch, longest), self.tokenizer.pad_id)
+        labels = torch.full_like(ids, -100)
+        for row, text in enumerate(drawn.tolist()):
+            self._sample(ids[row], labels[row], text)
+        return self._assemble(ids, labels)
+
+    def _sample(self, ids: Any, labels: Any, text: int) -> None:
+        """Fill a row: a system prompt, the picture, a question, an answer of 5 tokens a mask."""
+        import torch
+
+        picture = self.plan.profile.clip.image_tokens
+        length = picture + text
+        ids[:length] = torch.randint(100, 600, (length,), generator=self.generator)
+        ids[8 : 8 + picture] = self.tokenizer.image_id
+        answer = 5 * self.masks
+        labels[length - answer : length] = ids[length - answer : length]
+        for mask in range(self.masks):
+            place = length - 5 * mask - 3
+            ids[place] = labels[place] = self.tokenizer.seg_id
+
+    def _assemble(self, ids: Any, labels: Any) -> Any:
+        import torch
+
+        from trainer.model.build import TORCH_DTYPES
+        from trainer.model.lisa import Batch
+
+        plan, count = self.plan, self.plan.micro_batch
+        clip, sam, side = plan.profile.clip, plan.profile.sam, plan.mask_loss_resolution
+        shapes = {
+            "clip": (clip.image_tokens, clip.hidden)
+            if "clip" in plan.cached_encoders
+            else (3, clip.image_pixels, clip.image_pixels),
+            "sam": (sam.output_channels, sam.embedding_pixels, sam.embedding_pixels)
+            if "sam" in plan.cached_encoders
+            else (3, sam.image_pixels, sam.image_pixels),
+        }
+        inputs = {
+            name: torch.randn(
+                count, *shape, generator=self.generator,
+                dtype=TORCH_DTYPES[plan.dtype] if name in plan.cached_encoders else torch.float32,
+            )
+            for name, shape in shapes.items()
+        }  # fmt: skip
+        targets = torch.randint(
+            0, 2, (count * self.masks, side, side), generator=self.generator, dtype=torch.uint8
+        )
+        return Batch.of(ids, labels, self.tokenizer.seg_id, targets=targets, **inputs)
+
+
+def model_flops(plan: Plan, tokens: int) -> float:
+    """Products of one sample of `tokens`: forward and input gradients of the decoder's linears,
+    2 operations each, and attention's two products; nothing recomputed, no encoder."""
+    llama = plan.profile.llama
+    linears = llama.layers * (4 * llama.hidden**2 + 3 * llama.hidden * llama.intermediate)
+    attention = llama.layers * 2 * tokens * llama.hidden  # causal: half of 4·T·H
+    return tokens * (2 * 2 * linears + 3 * attention)
+
+
+def rehearse(
+    plan: Plan, cap_bytes: int | None, text_tokens: tuple[int, int], masks: int, steps: int
+) -> Measurement:
+    """Build the model, warm up, time `steps` steps on this process's GPU."""
+    taken = _nvml_used()  # before CUDA starts: the process's own bytes are the difference
+    import torch
+
+    from trainer.loop import versions
+
+    if not torch.cuda.is_available():
+        raise RuntimeError("a real rehearsal needs a CUDA device")
+    properties = torch.cuda.get_device_properties(0)
+    if cap_bytes is not None:
+        torch.cuda.set_per_process_memory_fraction(cap_bytes / properties.total_memory)
+    facts: dict[str, Any] = {
+        "plan": plan,
+        "gpu": properties.name,
+        "gpu_bytes": properties.total_memory,
+        "cap_bytes": cap_bytes,
+        "text_tokens": text_tokens,
+        "masks": masks,
+        "versions": versions() | {"cuda": str(torch.version.cuda), "driver": _driver()},
+        "random_weights": plan.weights == "random",
+    }
+    phase = "load"
+    try:
+        started = time.monotonic()
+        rehearsal = Rehearsal(plan, text_tokens, masks)
+        torch.cuda.synchronize()
+        facts["load_seconds"] = round(time.monotonic() - started, 2)
+        facts["load_peak_bytes"] = torch.cuda.max_memory_allocated()
+        phase = "step"
+        torch.cuda.reset_peak_memory_stats()
+        facts["first_loss"] = rehearsal.step()
+        for _ in range(WARM_UP - 1):
+            rehearsal.step()
+        facts["static_bytes"] = torch.cuda.memory_allocated()
+        seconds = [_timed(rehearsal) for _ in range(steps)]
+        facts["last_loss"] = rehearsal.step()
+        facts |= _speed(rehearsal, statistics.median(seconds), properties.name) | {"steps": steps}
+        verdict = "FITS"
+    except torch.OutOfMemoryError as error:
+        verdict, facts["error"] = "OOM", f"{phase}: {str(error).splitlines()[0]}"
+    facts["peak_allocated_bytes"] = torch.cuda.max_memory_allocated()
+    facts["peak_reserved_bytes"] = torch.cuda.max_memory_reserved()
+    used = _nvml_used()
+    facts["process_bytes"] = None if used is None or taken is None else used - taken
+    facts["host_bytes"] = _peak_resident()
+    return Measurement(verdict=verdict, **facts)
+
+
+def _timed(rehearsal: Rehearsal) -> float:
+    import torch
+
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    rehearsal.step()
+    torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def _speed(rehearsal: Rehearsal, seconds: float, gpu: str) -> dict[str, Any]:
+    plan, text = rehearsal.plan, rehearsal.text_tokens
+    samples = plan.micro_batch * min(2, plan.accumulation)
+    found: dict[str, Any] = {
+        "step_seconds": round(seconds, 4),
+        "samples_per_second": round(samples / seconds, 3),
+    }
+    if gpu in PEAK_FLOPS and text[0] == text[1] and plan.dtype == "bf16":
+        rate = samples * model_flops(plan, plan.profile.clip.image_tokens + text[0]) / seconds
+        found["model_flops_utilisation"] = round(rate / PEAK_FLOPS[gpu], 4)
+    return found
+
+
+def _nvml_used() -> int | None:
+    """Bytes in use on the first visible GPU, all processes together; None where NVML is silent."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).used)
+    except Exception:  # whatever NVML's trouble is, the rehearsal's own counts stand
+        return None
+
+
+def _driver() -> str:
+    try:
+        import pynvml
+
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    except Exception:
+        return "unknown"
+
+
+def _peak_resident() -> int | None:
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kib * (1 if sys.platform == "darwin" else 1024)
+
+
+def main() -> None:
+    """Entry point of the child process: one JSON document on stdout."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("plan", type=Path)
+    parser.add_argument("--cap-gib", type=float, help="limit on the process's tensors")
+    parser.add_argument("--text-tokens", default="96", help="of a sample: N, or LEAST:MOST")
+    parser.add_argument("--masks", type=int, default=1, help="[SEG] tokens of a sample")
+    parser.add_argument("--steps", type=int, default=8, help="timed steps")
+    arguments = parser.parse_args()
+    plan = Plan.read(arguments.plan)
+    for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
+        if plan.allocator:
+            os.environ[name] = plan.allocator
+    least, _, most = arguments.text_tokens.partition(":")
+    cap = None if arguments.cap_gib is None else round(arguments.cap_gib * 2**30)
+    out = sys.stdout
+    sys.stdout = sys.stderr  # whatever a library prints, stdout holds one document
+    text = int(least), int(most or least)
+    measurement = rehearse(plan, cap, text, arguments.masks, arguments.steps)
+    print(measurement.model_dump_json(), file=out)
+
+
+if __name__ == "__main__":
+    main()
