@@ -1,6 +1,6 @@
 """What LISA needs and how fast it trains, on one GPU with random weights of the true shapes.
 
-    python benchmarks/lean.py [NAME ...]     run rows (all, or those whose name starts so)
+    python benchmarks/lean.py [NAME ...]     run rows (all, or patterns such as 'seed-*')
     python benchmarks/lean.py --table        write the tables of docs/lean.md from the JSONL
 
 Each row is a fresh process (`trainer.rehearsal`) under a cap on its tensors that stands for a card:
@@ -16,7 +16,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from profiles.plan import Plan
 
 HERE = Path(__file__).resolve().parent
 ROWS_FILE = HERE / "lean.jsonl"
+SIDE_BY_SIDE = 4
 CARDS = {4: 3.4, 6: 5.4, 8: 7.3, 10: 9.2, 12: 11.2, 16: 15.0, 24: 23.0}  # GB card -> GiB of tensors
 
 
@@ -33,11 +36,11 @@ class Row:
 
     name: str
     title: str
-    card: int | None
+    card: int
     settings: dict[str, Any] = field(default_factory=dict)
     text: str = "96"
-    steps: int = 8
-    masks: int = 1
+    steps: int = 3
+    timed: bool = False  # alone on the machine; the others run side by side, their seconds dropped
 
 
 BASE: dict[str, Any] = {
@@ -95,7 +98,8 @@ def seed_rows() -> list[Row]:
 
 
 def lean_rows() -> list[Row]:
-    """7B with NF4 and LoRA at batch 1, then the smallest cards."""
+    """7B with NF4 and LoRA at batch 1, then the smallest cards, then bf16."""
+    thirteen = {"model": "13b"} | SMALL | HOST
     return [
         Row("7b-b1", "NF4 + LoRA r=8 q,v, all on the card", 6),
         Row("7b-b1-8bit", "… 8-bit AdamW", 6, SMALL),
@@ -104,12 +108,11 @@ def lean_rows() -> list[Row]:
         Row("7b-b1-int8", "int8 + LoRA r=8", 8, {"quantization": "int8"} | SMALL | HOST),
         Row("7b-r64", "NF4 + LoRA r=64 all-linear", 6, lora(64, "all-linear") | SMALL | HOST),
         Row("7b-attention", "NF4 + LoRA r=16 attention", 6, lora(16, "attention") | SMALL | HOST),
-        Row("7b-4gb", "… 20 layers in host memory", 4, SMALL | HOST | {"host_layers": 20}),
-        Row("13b-8gb", "13B NF4 + LoRA r=8", 8, {"model": "13b"} | SMALL | HOST),
+        Row("7b-4gb", "20 layers in host memory", 4, SMALL | HOST | {"host_layers": 20}),
+        Row("13b-8gb", "13B NF4 + LoRA r=8", 8, thirteen),
         Row("13b-8gb-200", "13B, 6 host layers, 200 steps of 24–160 text tokens", 8,
-            {"model": "13b", "host_layers": 6} | SMALL | HOST, text="24:160", steps=200),
-        Row("13b-6gb", "13B, 20 layers in host memory", 6,
-            {"model": "13b", "host_layers": 20} | SMALL | HOST),
+            thirteen | {"host_layers": 6}, text="24:160", steps=200),
+        Row("13b-6gb", "13B, 20 layers in host memory", 6, thirteen | {"host_layers": 20}),
         Row("7b-bf16-b1", "bf16 + LoRA r=16", 16, FULL | lora(16)),
         Row("7b-bf16-b4", "bf16 + LoRA r=16, batch 4", 16, FULL | lora(16) | batch(4)),
         Row("7b-bf16-12gb", "bf16 + LoRA r=8, 10 layers in host memory", 12,
@@ -118,27 +121,32 @@ def lean_rows() -> list[Row]:
 
 
 def speed_rows() -> list[Row]:
-    """The seed-like recipe, then the same job under an 8 GB card's cap."""
+    """The seed-like recipe, then the same job under an 8 GB card's cap, then streaming."""
+
+    def row(name: str, title: str, card: int, settings: dict[str, Any], **rest: Any) -> Row:
+        return Row(name, title, card, settings, steps=8, timed=True, **rest)
+
     seed_like = SEED | lora(8)
-    rows = [
-        Row(f"speed-seed-b{n}", f"seed-like, batch {n}", 16, seed_like | batch(n)) for n in (1, 2)
-    ]
     kept = seed_like | {"checkpointed_layers": "all"}
-    rows += [
-        Row(f"speed-seed-ckpt-b{n}", f"seed-like + checkpointing, batch {n}", 16, kept | batch(n))
-        for n in (2, 4, 6)
-    ]
-    for n in (1, 4, 8, 10, 12):
-        rows.append(Row(f"speed-b{n}", f"lean, batch {n}", 8, SMALL | HOST | batch(n)))
-        fast = SMALL | HOST | FAST | batch(n)
-        rows.append(Row(f"speed-compiled-b{n}", f"lean, compiled, batch {n}", 8, fast))
-    stream = SMALL | HOST | {"host_layers": 32}
-    rows.append(Row("stream-b8", "NF4, all 32 layers in host memory, batch 8", 8,
-                    stream | batch(8)))  # fmt: skip
+    rows = [row(f"speed-seed-b{n}", f"seed-like, batch {n}", 16, seed_like | batch(n))
+            for n in (1, 2)]  # fmt: skip
+    rows += [row(f"speed-seed-ckpt-b{n}", f"seed-like + checkpointing, batch {n}", 16,
+                 kept | batch(n)) for n in (2, 4, 6)]  # fmt: skip
+    for n in (1, 4, 8, 12):
+        rows.append(row(f"speed-b{n}", f"lean, batch {n}", 8, HOST | batch(n)))
+        rows.append(row(f"speed-compiled-b{n}", f"compiled, batch {n}", 8, HOST | FAST | batch(n)))
+    for n, layers in ((8, 30), (10, 31), (11, 32), (4, 24)):
+        settings = HOST | FAST | batch(n) | {"checkpointed_layers": layers}
+        title = f"compiled, batch {n}, {layers} of 32 layers checkpointed"
+        rows.append(row(f"speed-compiled-b{n}-k{layers}", title, 8, settings))
+    rows.append(row("speed-compiled-b8-lengths", "compiled, batch 8, 24–160 text tokens", 8,
+                    HOST | FAST | batch(8), text="24:160"))  # fmt: skip
+    stream = HOST | {"host_layers": 32} | batch(8)
+    rows.append(row("stream-b8", "NF4, all 32 layers in host memory, batch 8", 8, stream))
     for count in (0, 10, 32):
-        settings = SMALL | HOST | FULL | {"host_layers": count} | batch(8)
+        settings = HOST | FULL | {"host_layers": count} | batch(8)
         title = f"bf16, {count} layers in host memory, batch 8"
-        rows.append(Row(f"stream-bf16-{count}-b8", title, 24, settings))
+        rows.append(row(f"stream-bf16-{count}-b8", title, 24, settings))
     return rows
 
 
@@ -154,15 +162,18 @@ def run(row: Row) -> dict[str, Any]:
         path = Path(folder) / "plan.json"
         path.write_text(plan.to_json())
         command = [sys.executable, "-m", "trainer.rehearsal", str(path), "--text-tokens", row.text]
-        command += ["--steps", str(row.steps), "--masks", str(row.masks)]
-        if row.card is not None:
-            command += ["--cap-gib", str(CARDS[row.card])]
+        command += ["--steps", str(row.steps)]
+        command += ["--cap-gib", str(CARDS[row.card])]
         done = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parent)
     record: dict[str, Any] = {"name": row.name, "title": row.title, "card_gb": row.card}
     record["date"] = datetime.date.today().isoformat()
     if done.returncode:
         return record | {"failed": done.stderr.strip().splitlines()[-12:]}
-    return record | {"measurement": json.loads(done.stdout)}
+    measurement = json.loads(done.stdout)
+    if not row.timed:
+        dropped = ("step_seconds", "samples_per_second", "model_flops_utilisation", "load_seconds")
+        measurement |= dict.fromkeys(dropped)
+    return record | {"measurement": measurement}
 
 
 def read_rows() -> dict[str, dict[str, Any]]:
@@ -203,18 +214,25 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROWS_FILE)
     parser.add_argument("--seconds", type=float, default=1e9, help="start no row after this")
     arguments = parser.parse_args()
-    wanted = [r for r in all_rows() if not arguments.names or r.name in arguments.names
-              or any(n.endswith("*") and r.name.startswith(n[:-1]) for n in arguments.names)]  # fmt: skip
+    patterns = arguments.names or ["*"]
+    wanted = [row for row in all_rows() if any(fnmatch(row.name, p) for p in patterns)]
     kept, started = read_rows(), time.monotonic()
-    for row in wanted:
+
+    def work(row: Row) -> None:
         if time.monotonic() - started > arguments.seconds:
-            print(f"{row.name}: no time left")
-            continue
+            print(f"{row.name}: no time left", flush=True)
+            return
         record = run(row)
         print(brief(record), flush=True)
         if "failed" not in record:
             kept[row.name] = record
-        write_rows(kept, arguments.out)
+
+    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+        list(pool.map(work, [row for row in wanted if not row.timed]))
+    for row in wanted:
+        if row.timed:
+            work(row)
+    write_rows(kept, arguments.out)
     print(f"{time.monotonic() - started:.0f} s")
 
 

@@ -181,6 +181,7 @@ class Run:
             self.train_set,
             batch_sampler=self.sampler,
             num_workers=self.plan.workers,
+            pin_memory=self.plan.device == "cuda",
             collate_fn=partial(collate, tokenizer=self.tokenizer),
         )
         group: list[Batch] = []

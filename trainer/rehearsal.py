@@ -43,11 +43,15 @@ class Rehearsal:
         self.model.train()
         self.generator = torch.Generator().manual_seed(plan.seed)
 
-    def step(self) -> float:
-        """One optimizer step over at most two micro-batches (more peak no higher); its loss."""
+    def batches(self) -> list[Any]:
+        """The micro-batches of one step, at most two: more peak no higher."""
+        return [self.batch().pin_memory() for _ in range(min(2, self.plan.accumulation))]
+
+    def step(self, batches: list[Any] | None = None) -> float:
+        """One optimizer step; its loss."""
         from trainer.step import training_step
 
-        batches = [self.batch() for _ in range(min(2, self.plan.accumulation))]
+        batches = batches or self.batches()
         result = training_step(self.model, batches, self.optimizer, self.plan, self.accelerator)
         return result.loss
 
@@ -120,7 +124,6 @@ def rehearse(
     plan: Plan, cap_bytes: int | None, text_tokens: tuple[int, int], masks: int, steps: int
 ) -> Measurement:
     """Build the model, warm up, time `steps` steps on this process's GPU."""
-    taken = _nvml_used()  # before CUDA starts: the process's own bytes are the difference
     import torch
 
     from trainer.loop import versions
@@ -161,8 +164,7 @@ def rehearse(
         verdict, facts["error"] = "OOM", f"{phase}: {str(error).splitlines()[0]}"
     facts["peak_allocated_bytes"] = torch.cuda.max_memory_allocated()
     facts["peak_reserved_bytes"] = torch.cuda.max_memory_reserved()
-    used = _nvml_used()
-    facts["process_bytes"] = None if used is None or taken is None else used - taken
+    facts["process_bytes"] = _nvml_used()
     facts["host_bytes"] = _peak_resident()
     return Measurement(verdict=verdict, **facts)
 
@@ -170,9 +172,10 @@ def rehearse(
 def _timed(rehearsal: Rehearsal) -> float:
     import torch
 
+    batches = rehearsal.batches()  # in training the data workers make them meanwhile
     torch.cuda.synchronize()
     started = time.perf_counter()
-    rehearsal.step()
+    rehearsal.step(batches)
     torch.cuda.synchronize()
     return time.perf_counter() - started
 
@@ -191,12 +194,14 @@ def _speed(rehearsal: Rehearsal, seconds: float, gpu: str) -> dict[str, Any]:
 
 
 def _nvml_used() -> int | None:
-    """Bytes in use on the first visible GPU, all processes together; None where NVML is silent."""
+    """This process's bytes on the first GPU, as NVML sees them; None where it is silent."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
-        return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).used)
+        card = pynvml.nvmlDeviceGetHandleByIndex(0)
+        found = {p.pid: p.usedGpuMemory for p in pynvml.nvmlDeviceGetComputeRunningProcesses(card)}
+        return found.get(os.getpid())
     except Exception:  # whatever NVML's trouble is, the rehearsal's own counts stand
         return None
 

@@ -58,12 +58,19 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The batch with its tensors on `device`."""
-        moved: dict[str, Any] = {
-            f.name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-            for f in fields(self)
-            for value in [getattr(self, f.name)]
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked memory, from which copies to a GPU run beside its work."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        changed: dict[str, Any] = {
+            name: change(value) if isinstance(value, Tensor) else value
+            for name, value in values.items()
         }
-        return Batch(**moved)
+        return Batch(**changed)
 
 
 def run_layer(layer: nn.Module, hidden: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
