@@ -68,7 +68,7 @@ def profile(name: str) -> dict[str, Any]:
 
     from trainer.rehearsal import Rehearsal, _timed
 
-    rehearsal = Rehearsal(plan, (int(row.text), int(row.text)), row.masks)
+    rehearsal = Rehearsal(plan, (int(row.text), int(row.text)), masks=1)
     for _ in range(4):
         rehearsal.step()
     seconds = min(_timed(rehearsal) for _ in range(3))

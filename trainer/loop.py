@@ -24,6 +24,7 @@ from trainer.data.reasonseg import Item
 from trainer.data.samples import MicroBatches, Sample, SampleSet, collate, image_paths
 from trainer.metrics import MaskScores
 from trainer.model.build import FrozenEncoder, build, read_tokenizer
+from trainer.model.footprint import check_fits
 from trainer.model.lisa import Batch, Lisa, to_original
 from trainer.model.tokens import LisaTokenizer
 from trainer.model.trained import GradientCheck, trained_names
@@ -85,6 +86,15 @@ def prepare_caches(
     return caches
 
 
+def free_bytes(device: torch.device) -> tuple[int, int]:
+    """Bytes that this process can still take: of the card (under its cap), and of the host."""
+    import psutil
+
+    free, total = torch.cuda.mem_get_info(device)
+    cap = int(torch.cuda.get_per_process_memory_fraction(device) * total)
+    return min(free, cap - torch.cuda.memory_reserved(device)), psutil.virtual_memory().available
+
+
 class Run:
     """One training run in one process."""
 
@@ -100,6 +110,8 @@ class Run:
         self.plan, self.folder, self.reporter = plan, folder, reporter
         self.accelerator = make_accelerator(plan, folder)
         self.tokenizer = read_tokenizer(plan)
+        if plan.device == "cuda":
+            check_fits(plan, self.tokenizer, *free_bytes(self.accelerator.device))
         images = image_paths(train, val)
         caches = prepare_caches(plan, images, cache_root, self.accelerator, reporter)
         make_set = partial(SampleSet, plan=plan, tokenizer=self.tokenizer, caches=caches)
@@ -108,7 +120,9 @@ class Run:
         self.model = build(plan, self.tokenizer, self.accelerator.device)
         self.check = GradientCheck(self.model, trained_names(self.model, plan))
         optimizer = make_optimizer(self.model, plan)
-        self.sampler = MicroBatches(len(train), plan, self.accelerator.process_index)
+        self.sampler = MicroBatches(
+            len(train), plan, self.train_set.length, self.accelerator.process_index
+        )
         self.wrapped, self.optimizer = self.accelerator.prepare(self.model, optimizer)
         self.scheduler = self._schedule(optimizer)
         self.step = 0

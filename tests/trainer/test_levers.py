@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tests.trainer.test_model import CPU, gradients, loss_of
 from trainer.data.reasonseg import read_split
 from trainer.model import host
 from trainer.model.build import DECODER, build, host_layer_places, read_tokenizer
+from trainer.model.footprint import DoesNotFit, check_fits, needed_bytes
 from trainer.model.frozen import Int8Linear, LoraLinear, Nf4Linear
 from trainer.model.host import HostHead, HostLayers, stream_rows
 from trainer.model.lisa import Batch, Lisa
@@ -243,8 +245,9 @@ def test_lora_equals_peft(dropout: float) -> None:
     torch.manual_seed(1)
     torch.testing.assert_close(y, theirs(x))
     for factor in ("lora_A", "lora_B"):
+        found = getattr(ours, factor).weight.grad
         expected = getattr(theirs, factor)["default"].weight.grad
-        torch.testing.assert_close(getattr(ours, factor).weight.grad, expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -304,3 +307,61 @@ def test_cached_features_are_what_the_encoders_give(tmp_path: Path) -> None:
         stored = cache.read(item.image_path)
         error = (stored.float() - online).norm() / online.norm()
         assert error <= 4 * precision, (dtype, float(error))
+
+
+def bytes_of(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the storages behind tensors, each counted once."""
+    sizes = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    return sum(sizes.values())
+
+
+FOOTPRINTS = {
+    "nf4": {"quantization": "nf4", "cached_encoders": ["sam", "clip"]},
+    "online": {"quantization": "none", "dtype": "bf16"},
+    "int8": {"quantization": "int8", "lora": None, "train": ["token_rows", "head"]},
+    "whole": {"train": ["embeddings"], "optimizer_state": "8bit"},
+    "host": {"quantization": "nf4", "host_embeddings": True, "checkpointed_layers": 4,
+             "host_layers": 3, "optimizer_state": "8bit"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOOTPRINTS)
+def test_needed_bytes_are_those_of_the_built_model(name: str) -> None:
+    """Counted without weights, then weighed: storages of the model, gradients and moments."""
+    plan = tiny_plan(**FOOTPRINTS[name])
+    counted = needed_bytes(plan, read_tokenizer(plan))
+    model, batch = test_model.made(plan.override(["cached_encoders="]))
+    if plan.cached_encoders:
+        model.drop_encoders(plan.cached_encoders)
+    else:
+        batch = replace(batch, clip=model.clip_features(batch.clip))
+    frozen = [p for p in model.parameters() if not p.requires_grad]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert counted["frozen"] == bytes_of([*frozen, *model.buffers()])
+    assert counted["trained"] == counted["gradients"] == bytes_of(trained)
+    optimizer = make_optimizer(model, plan)
+    for parameter in trained:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    moments = [
+        value
+        for state in optimizer.state.values()
+        for key, value in state.items()
+        if isinstance(value, Tensor) and value.dim() and "qmap" not in key
+    ]
+    assert counted["optimizer"] == bytes_of(moments)
+    hosts = [] if model.host_layers is None else list(model.host_layers.host)
+    if plan.host_embeddings:
+        hosts += [model.llava.lm_head.weight, model.llava.lm_head.weight.clone()]
+    assert counted["host"] == bytes_of(hosts)
+
+
+def test_a_plan_that_cannot_fit_says_what_it_needs_and_what_there_is() -> None:
+    plan = Plan.parse({"model": "7b", "weights": "random", "device": "cuda", "quantization": "none",
+                       "train": ["embeddings"], "cached_encoders": []})  # fmt: skip
+    with pytest.raises(DoesNotFit, match=r"at least 17\.\d+ GiB .* 11\.20 GiB are free\n.*cached_"):
+        check_fits(plan, read_tokenizer(plan), round(11.2 * 2**30), 2**40)
+    host = plan.override(["train=token_rows", "checkpointed_layers=32", "host_layers=32"])
+    with pytest.raises(DoesNotFit, match=r"12\.\d+ GiB in host memory, and 8\.00 GiB"):
+        check_fits(host, read_tokenizer(host), 20 * 2**30, 8 * 2**30)
+    check_fits(host, read_tokenizer(host), 20 * 2**30, 16 * 2**30)

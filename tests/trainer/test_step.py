@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -77,7 +78,7 @@ def test_sampler_gives_the_same_effective_batches_however_they_are_cut() -> None
     def steps(micro: int, processes: int) -> list[list[tuple[int, int]]]:
         plan = tiny_plan(effective_batch=12, micro_batch=micro, processes=processes,
                          accumulation=12 // micro // processes)  # fmt: skip
-        ranks = [list(MicroBatches(31, plan, rank)) for rank in range(processes)]
+        ranks = [list(MicroBatches(31, plan, odd_length, rank)) for rank in range(processes)]
         flat = [list(itertools.chain(*micros)) for micros in zip(*ranks, strict=True)]
         size = plan.accumulation
         return [
@@ -87,6 +88,28 @@ def test_sampler_gives_the_same_effective_batches_however_they_are_cut() -> None
 
     assert steps(12, 1) == steps(3, 1) == steps(3, 2) == steps(1, 4)
     assert {index for step in steps(12, 1) for _, index in step} == set(range(31))
+
+
+def odd_length(epoch: int, index: int) -> int:
+    return (index * 7919 + epoch) % 101
+
+
+def test_micro_batches_hold_samples_of_similar_length() -> None:
+    plan = tiny_plan(effective_batch=12, micro_batch=3, accumulation=4)
+
+    def padding(length: Callable[[int, int], int]) -> int:
+        """Padded tokens of an epoch, by the true lengths."""
+        micros = [[odd_length(*place) for place in m] for m in MicroBatches(36, plan, length)]
+        return sum(len(m) * max(m) - sum(m) for m in micros)
+
+    grouped, mixed = padding(odd_length), padding(lambda epoch, index: 0)
+    assert 0 < grouped < 0.4 * mixed
+
+
+def test_length_is_that_of_the_sample() -> None:
+    plan = tiny_plan()
+    samples = SampleSet(read_split(PHOTOS, "train"), plan, read_tokenizer(plan), {}, training=True)
+    assert all(samples.length(3, n) == len(samples[3, n].encoded.input_ids) for n in range(4))
 
 
 def test_too_long_a_sample_names_its_file() -> None:

@@ -69,7 +69,7 @@ class SampleSet(Dataset[Sample]):
     def __getitem__(self, place: int | tuple[int, int]) -> Sample:
         epoch, index = place if isinstance(place, tuple) else (0, place)
         item = self.items[index]
-        encoded = self.tokenizer.encode([self.turn(item, epoch, index)])
+        encoded = self._encoded(epoch, index)
         self._check_length(item, encoded)
         image = read_image(item.image_path)
         truth = paint_mask(item.polygons, *image.shape[:2])
@@ -80,6 +80,13 @@ class SampleSet(Dataset[Sample]):
             inputs={encoder: self._input(encoder, item, image) for encoder in ("clip", "sam")},
             truth=truth,
         )
+
+    def length(self, epoch: int, index: int) -> int:
+        """Tokens of one visit to a sample, its picture's among them."""
+        return len(self._encoded(epoch, index).input_ids)
+
+    def _encoded(self, epoch: int, index: int) -> Encoded:
+        return self.tokenizer.encode([self.turn(self.items[index], epoch, index)])
 
     def turn(self, item: Item, epoch: int, index: int) -> Turn:
         """The question and answer of one visit to `item`."""
@@ -140,12 +147,16 @@ class MicroBatches:
 
     Each epoch is one seeded permutation; its last effective batch is filled up from the
     permutation's start, so that every update sees the same number of samples. The samples of an
-    effective batch depend neither on the micro-batch nor on the number of processes.
+    effective batch depend neither on the micro-batch nor on the number of processes; within it,
+    those of similar `length(epoch, index)` come together, so that little is padded.
     """
 
-    def __init__(self, size: int, plan: Plan, rank: int = 0) -> None:
+    def __init__(
+        self, size: int, plan: Plan, length: Callable[[int, int], int], rank: int = 0
+    ) -> None:
         self.size = size
         self.plan = plan
+        self.length = length
         self.rank = rank
         self.epoch = 0
 
@@ -161,7 +172,10 @@ class MicroBatches:
         plan = self.plan
         order = np.random.default_rng([plan.seed, self.epoch]).permutation(self.size)
         order = np.resize(order, self.steps * plan.effective_batch)
-        for step in order.reshape(self.steps, plan.accumulation, plan.processes, plan.micro_batch):
+        shape = plan.accumulation, plan.processes, plan.micro_batch
+        for effective in order.reshape(self.steps, plan.effective_batch):
+            lengths = [self.length(self.epoch, int(index)) for index in effective]
+            step = effective[np.argsort(lengths, kind="stable")].reshape(shape)
             for micro in step[:, self.rank]:
                 yield [(self.epoch, int(index)) for index in micro]
 

@@ -50,18 +50,21 @@ def skeleton(profile: ModelProfile, tokenizer: LisaTokenizer) -> Lisa:
         )
 
 
-def build(plan: Plan, tokenizer: LisaTokenizer, device: torch.device) -> Lisa:
+def build(
+    plan: Plan, tokenizer: LisaTokenizer, device: torch.device, source: WeightSource | None = None
+) -> Lisa:
     """The model to train: base weights stored as planned, adapters and rows added, rest frozen.
 
     Tensors arrive one at a time and are stored as planned on arrival, so that loading never takes
-    more memory than training. Raises WeightsError.
+    more memory than training. They come from the plan's source, unless another is given.
+    Raises WeightsError.
     """
     torch.manual_seed(plan.seed)  # the adapters' starting values
     model = skeleton(plan.profile, tokenizer)
     dropped = [name for name in model.state_dict() if name.startswith(_dropped_prefixes(plan))]
     model.drop_encoders(plan.cached_encoders)
     model.logits_at, model.dtype = plan.logits, TORCH_DTYPES[plan.dtype]
-    source = weight_source(plan)
+    source = source or weight_source(plan)
     used = _load_decoder_layers(model, plan, source, device)
     if plan.host_embeddings:
         used += _load_host_embeddings(model, source, device)
@@ -123,7 +126,8 @@ def _load_host_embeddings(model: Lisa, source: WeightSource, device: torch.devic
     """Embedding table and head into host memory; returns the names used."""
     names = [f"{DECODER}embed_tokens.weight", "llava.lm_head.weight"]
     shape = model.llava.lm_head.weight.shape
-    table, head = (source.get(name, shape, torch.device("cpu"), model.dtype) for name in names)
+    home = torch.device("meta" if device.type == "meta" else "cpu")
+    table, head = (source.get(name, shape, home, model.dtype) for name in names)
     model.llava.set_input_embeddings(HostEmbedding(table, device))
     model.llava.lm_head = HostHead(head, device)
     return names

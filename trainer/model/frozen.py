@@ -126,7 +126,10 @@ class Nf4Linear(FrozenLinear):
 
     def __init__(self, weight: Tensor) -> None:
         """From a weight [N, K] in its compute dtype, on the device where it is to stay."""
-        from bitsandbytes.functional import quantize_4bit
+        from bitsandbytes.functional import create_dynamic_map, name2qmap, quantize_4bit
+
+        # Made on the CPU: bitsandbytes makes it on the first weight's device, which may be meta.
+        name2qmap.setdefault("dynamic", create_dynamic_map())
 
         super().__init__(*weight.shape)
         packed, state = quantize_4bit(

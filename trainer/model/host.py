@@ -27,6 +27,8 @@ def pinned(tensor: Tensor, device: torch.device) -> Tensor:
 
     The exact bytes are registered: torch's own pinned allocator rounds up to a power of two.
     """
+    if device.type == "meta":
+        return tensor
     tensor = tensor.cpu().contiguous()
     if device.type != "cuda" or tensor.is_pinned():
         return tensor
@@ -223,7 +225,7 @@ class HostLayers:
     def adopt(self, layer: nn.Module) -> int:
         """Move a layer's frozen linears to host memory; returns its number here."""
         number = len(self.host)
-        tensors = list(_stored(layer))
+        tensors = list(stored_tensors(layer))
         places, size = [], 0
         for owner, name in tensors:
             places.append(size)
@@ -231,7 +233,8 @@ class HostLayers:
             size += -(-value.numel() * value.element_size() // ALIGNMENT) * ALIGNMENT
         if len(self.buffers) < 2:
             self.buffers.append(torch.empty(size, dtype=torch.uint8, device=self.device))
-        block = torch.empty(size, dtype=torch.uint8)
+        home = "meta" if self.device.type == "meta" else "cpu"
+        block = torch.empty(size, dtype=torch.uint8, device=home)
         buffer = self.buffers[number % 2]
         for (owner, name), start in zip(tensors, places, strict=True):
             value = getattr(owner, name)
@@ -269,7 +272,7 @@ class Gate(torch.autograd.Function):
         return gradient, None, None
 
 
-def _stored(layer: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+def stored_tensors(layer: nn.Module) -> Iterator[tuple[nn.Module, str]]:
     """(owner, name) of every large tensor of a decoder layer; adapters come later."""
     for module in layer.modules():
         if isinstance(module, FrozenLinear):

@@ -1,0 +1,100 @@
+"""What a plan surely needs on the card before one activation is computed: bytes counted exactly.
+
+The model is built as planned, by the code that builds it for training, on torch's meta device,
+where a tensor has a shape and no memory. A plan that cannot fit is refused before anything is
+loaded. Activations come on top: this is a floor, not a forecast.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from profiles.plan import Plan
+from trainer.model.build import build
+from trainer.model.host import stored_tensors
+from trainer.model.tokens import LisaTokenizer
+from trainer.model.weights import ShapesAlone
+
+# bitsandbytes keeps the moments of smaller tensors in fp32 (`min_8bit_size`), and in memory of
+# the card (`GlobalOptimizerManager`'s page size is no concern below 100 000 values).
+SMALLEST_8BIT, SMALLEST_PAGED, MOMENT_BLOCK = 4096, 100_000, 256
+
+
+class DoesNotFit(RuntimeError):
+    """A plan that needs more memory than there is; says what it needs and what there is."""
+
+
+def optimizer_bytes(plan: Plan, count: int) -> int:
+    """Adam's two moments of a trained tensor of `count` values, on the card."""
+    if plan.optimizer == "paged_adamw" and count >= SMALLEST_PAGED:
+        return 0  # the driver moves them to host memory when the card is full
+    if plan.optimizer_state == "8bit" and count >= SMALLEST_8BIT:
+        return 2 * (count + 4 * -(-count // MOMENT_BLOCK))
+    return 2 * 4 * count
+
+
+def needed_bytes(plan: Plan, tokenizer: LisaTokenizer) -> dict[str, int]:
+    """Bytes by component: frozen weights, trained tensors, gradients, optimizer; host memory."""
+    model = build(plan, tokenizer, torch.device("meta"), ShapesAlone())
+    lent: set[int] = set()  # tensors that only look into the two buffers of the host layers
+    buffers = host = 0
+    if model.host_layers is not None:
+        lent = {
+            id(getattr(owner, name))
+            for index in model.host_numbers
+            for owner, name in stored_tensors(model.decoder_layers[index])
+        }
+        buffers = sum(map(_size, model.host_layers.buffers))
+        host = sum(map(_size, model.host_layers.host))
+    if plan.host_embeddings:
+        host += 2 * plan.profile.vocabulary_rows * plan.profile.llama.hidden * model.dtype.itemsize
+    trained = [p.numel() for p in model.parameters() if p.requires_grad]
+    frozen = [p for p in model.parameters() if not p.requires_grad] + list(model.buffers())
+    return {
+        "frozen": buffers + sum(_size(tensor) for tensor in frozen if id(tensor) not in lent),
+        "trained": 4 * sum(trained),
+        "gradients": 4 * sum(trained),
+        "optimizer": sum(optimizer_bytes(plan, count) for count in trained),
+        "host": host,
+    }
+
+
+def _size(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def check_fits(plan: Plan, tokenizer: LisaTokenizer, usable: int, host_usable: int) -> None:
+    """Raise DoesNotFit if the floor is above `usable` bytes of card or `host_usable` of host."""
+    needed = needed_bytes(plan, tokenizer)
+    host = needed.pop("host")
+    total = sum(needed.values())
+    if total > usable:
+        parts = ", ".join(f"{name} {_gib(size)}" for name, size in needed.items())
+        raise DoesNotFit(
+            f"the plan needs at least {_gib(total)} on the card before any activation ({parts}); "
+            f"{_gib(usable)} are free\n"
+            f"    hint: {_hint(plan)}"
+        )
+    if host > host_usable:
+        raise DoesNotFit(
+            f"the plan keeps {_gib(host)} in host memory, and {_gib(host_usable)} are available\n"
+            "    hint: lower host_layers, or set host_embeddings=false"
+        )
+
+
+def _hint(plan: Plan) -> str:
+    """The next lever for the weights, the cheapest first."""
+    if set(plan.cached_encoders) != {"sam", "clip"}:
+        return "--set cached_encoders=sam,clip keeps both encoders off the card"
+    if {"head", "embeddings"} & set(plan.train):
+        return "train token_rows instead of the whole embedding and head"
+    if not plan.host_embeddings:
+        return "--set host_embeddings=true"
+    if plan.quantization == "none":
+        return "--set quantization=nf4"
+    return "--set checkpointed_layers=all --set host_layers=N keeps N decoder layers in host memory"
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"
