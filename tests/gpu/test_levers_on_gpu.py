@@ -29,39 +29,16 @@ SEVEN = {
 }  # fmt: skip
 
 
-def losses(steps: int, **settings: object) -> list[float]:
-    """Losses of a rehearsed 7B plan; its lora B starts away from zero by the first update."""
-    rehearsal = Rehearsal(Plan.parse(SEVEN | settings), (64, 64), 1)
-    found = [rehearsal.step() for _ in range(steps)]
-    del rehearsal
-    torch.cuda.empty_cache()
-    return found
-
-
-def test_streamed_layers_train_as_resident_ones() -> None:
-    """A copy that came late, or over a layer still in use, would change the losses."""
-    resident = losses(6)
-    assert len(set(resident)) == 6
-    for count in (5, 32):
-        assert losses(6, host_layers=count) == pytest.approx(resident, rel=1e-4)
-    full = losses(3, quantization="none")
-    assert losses(3, quantization="none", host_layers=31) == pytest.approx(full, rel=1e-4)
-
-
-def test_host_embeddings_train_as_resident_ones() -> None:
-    assert losses(4, host_embeddings=True) == pytest.approx(losses(4), rel=5e-3)
-
-
 def gradients(**settings: object) -> dict[str, Tensor]:
+    """Gradients of the first step of a rehearsed 7B plan, on the CPU."""
     rehearsal = Rehearsal(Plan.parse(SEVEN | settings), (64, 64), 1)
-    rehearsal.step()
-    found: dict[str, Tensor] = {}
     model = rehearsal.accelerator.unwrap_model(rehearsal.model)
+    found: dict[str, Tensor] = {}
 
     class Keep(torch.optim.SGD):
         def step(self, closure: object = None) -> None:  # type: ignore[override]
             found.update(
-                {n: p.grad.cpu() for n, p in model.named_parameters() if p.grad is not None}
+                {n: p.grad.float().cpu() for n, p in model.named_parameters() if p.grad is not None}
             )
 
     keep = Keep([p for p in model.parameters() if p.requires_grad], lr=0.0)
@@ -70,13 +47,38 @@ def gradients(**settings: object) -> dict[str, Tensor]:
     return found
 
 
+def difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    """Norm of the difference of all gradients, relative to the first's."""
+    whole, apart = (torch.cat([g[n].flatten() for n in sorted(one)]) for g in (one, other))
+    return float((whole - apart).norm() / whole.norm())
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "none"])
+def test_streamed_layers_give_the_gradients_of_resident_ones(quantization: str) -> None:
+    """A copy that came late, or over a layer still in use, would change them.
+
+    Some kernels add up in no fixed order, so the yardstick is what two equal runs differ by.
+    """
+    resident = gradients(quantization=quantization)
+    noise = difference(resident, gradients(quantization=quantization))
+    assert noise < 1e-2
+    for count in (5, 32):
+        streamed = gradients(quantization=quantization, host_layers=count)
+        found = difference(resident, streamed)
+        print(f"{quantization}, {count} host layers: {found:.2e}, two equal runs {noise:.2e}")
+        assert found <= 3 * noise
+
+
+def test_host_embeddings_give_the_gradients_of_resident_ones() -> None:
+    found = difference(gradients(), gradients(host_embeddings=True))
+    print(f"host embeddings: {found:.2e}")
+    assert found < 3e-2
+
+
 def test_compiled_layers_give_the_gradients_of_plain_ones() -> None:
-    plain, compiled = gradients(), gradients(compile=True)
-    assert plain.keys() == compiled.keys()
-    cut = {name for name in plain if "lora_B" in name or name.startswith("text_hidden")}
-    for name in cut:
-        a, b = plain[name].float(), compiled[name].float()
-        assert torch.nn.functional.cosine_similarity(a.flatten(), b.flatten(), 0) > 0.98, name
+    found = difference(gradients(), gradients(compile=True))
+    print(f"compiled: {found:.2e}")
+    assert found < 5e-2
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
