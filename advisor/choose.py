@@ -7,13 +7,13 @@ where it was tested. The effective batch is the user's and is never changed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from advisor.probe import Gpu, Machine
-from profiles.plan import Lora, Plan, PlanError, Schedule
+from profiles.plan import Finding, Lora, Plan, PlanError, Schedule
 from profiles.tested import TestedRow, Verdict, model_needs_no_more, needs_no_more
 
 Basis = Literal["exact", "tested", "forecast", "measured", "policy"]
@@ -176,15 +176,21 @@ def smallest_card_gib(rows: Iterable[TestedRow], model: str) -> tuple[int, Teste
 
 
 def choose(
-    rows: Sequence[TestedRow], base: Plan, overrides: Sequence[str], budget: Budget, spills: bool
+    rows: Sequence[TestedRow],
+    base: Plan,
+    overrides: Sequence[str],
+    budget: Budget,
+    spills: bool,
+    refusals: Callable[[Plan], list[Finding]],
 ) -> tuple[Candidate | None, tuple[Candidate, ...]]:
     """The best candidate (the smallest one if none fits; None if no row speaks for the settings)
     and all that were considered, the best first.
 
-    `base` is the wanted plan with `overrides` applied; each row's plan gets them too.
+    `base` is the wanted plan with `overrides` applied; each row's plan gets them too. `refusals`
+    says why a plan cannot run on the card at all.
     """
     judged = [
-        _candidate(row, rows, base, overrides, budget, spills)
+        _candidate(row, rows, base, overrides, budget, spills, refusals)
         for row in measured_rows(rows, base.model)
     ]
     open_ones = [candidate for candidate in judged if not candidate.why_not]
@@ -224,6 +230,7 @@ def _candidate(
     overrides: Sequence[str],
     budget: Budget,
     spills: bool,
+    refusals: Callable[[Plan], list[Finding]],
 ) -> Candidate:
     assert row.needed_bytes is not None
     plan: Plan | None = None
@@ -234,7 +241,7 @@ def _candidate(
     except PlanError as error:
         why = "contradicts your settings: " + "; ".join(f.what for f in error.findings)
     else:
-        why = _model_changes(plan, base)
+        why = "; ".join(finding.what for finding in refusals(plan)) or _model_changes(plan, base)
         if not row.covers(plan):
             why = "your settings may need more than was tested"
         else:
@@ -291,7 +298,7 @@ def _model_changes(plan: Plan, base: Plan) -> str:
     """What `plan` leaves untrained although `base` trains it; empty if nothing."""
     missing = set(base.train) - set(plan.train)
     if "embeddings" in plan.train:
-        missing.discard("token_rows")
+        missing -= {"token_rows", "head"}
     if missing:
         return f"does not train {', '.join(sorted(missing))}"
     return "trains no LoRA" if base.lora and not plan.lora else ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 from pydantic import Field
@@ -155,7 +156,8 @@ def _on_gpu(question: _Question, gpu: Gpu, model: str) -> Advice:
             f"name its size: lisa-advise --model {model} --vram 8GiB",
         )
     rows = question.table.rows
-    best, considered = choose(rows, base, question.overrides, budget, question.spills)
+    refusals = partial(_refusals, question, gpu)
+    best, considered = choose(rows, base, question.overrides, budget, question.spills, refusals)
     if best is None or best.plan is None:
         what = f"no tested row covers {model} with these settings"
         fix = "leave out --set" if question.overrides else "train 7b or 13b"
@@ -189,10 +191,17 @@ def _base_plan(question: _Question, gpu: Gpu, model: str) -> Plan:
     if question.machine.platform == "windows" and not question.what_if:
         settings["allocator"] = ""  # expandable segments are not supported there
     plan = overridden(Plan.parse(settings), question.overrides, largest_micro_batch=1)
-    findings = plan.refusals(gpu.name, bf16=gpu.bf16 is not False)
+    findings = _refusals(question, gpu, plan)
     if findings:
         raise PlanError(findings)
     return plan
+
+
+def _refusals(question: _Question, gpu: Gpu, plan: Plan) -> list[Finding]:
+    """Why the plan cannot run on that card; an unknown card is taken to be a recent one."""
+    recent = gpu.compute_capability is None or gpu.compute_capability >= (7, 0)
+    triton = recent and (question.what_if or question.machine.platform != "windows")
+    return plan.refusals(gpu.name, bf16=gpu.bf16 is not False, triton=triton)
 
 
 def _dtype(gpu: Gpu) -> str:
@@ -339,7 +348,7 @@ def _tiny_on_gpu(question: _Question, gpu: Gpu) -> Advice:
         settings.append("allocator=")
     usual = tiny_cpu_plan().override(settings)
     plan = overridden(usual, question.overrides, usual.micro_batch)
-    if findings := plan.refusals(gpu.name, bf16=gpu.bf16 is not False):
+    if findings := _refusals(question, gpu, plan):
         raise PlanError(findings)
     budget = budget_of(gpu, question.machine, question.what_if)
     verdict: Verdict = "UNKNOWN"

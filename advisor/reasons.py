@@ -19,7 +19,10 @@ from advisor.probe import Gpu
 from profiles.plan import Plan
 from profiles.tested import TestedRow
 
-LEVERS = ("checkpointed_layers", "cached_encoders", "logits", "optimizer_state", "quantization")
+LEVERS = (
+    "checkpointed_layers", "cached_encoders", "logits", "compile", "host_embeddings", "host_layers",
+    "optimizer_state", "quantization",
+)  # fmt: skip
 
 
 def plan_reasons(
@@ -135,6 +138,8 @@ def _lever_reason(
 ) -> Reason | None:
     """What `lever` gains and costs, from two rows that differ in nothing else; None without."""
     value = getattr(plan, lever)
+    if not value:
+        return None  # not pulled
     pairs = [
         (with_it, without)
         for with_it in rows
@@ -163,8 +168,10 @@ def _pulled(lever: str, with_it: Any, without: Any, value: Any) -> bool:
 
 
 def _value_text(lever: str, value: Any) -> str:
-    if lever == "checkpointed_layers":
+    if lever in ("checkpointed_layers", "host_layers"):
         return f"{value} layers"
+    if isinstance(value, bool):
+        return "on" if value else "off"
     return (", ".join(value) or "none") if isinstance(value, tuple) else str(value)
 
 

@@ -109,6 +109,12 @@ def _plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
     product = f"micro-batch {plan.micro_batch} x {plan.accumulation} forward passes{processes}"
     yield "batch", f"{plan.effective_batch} = {product}"
     yield "checkpointed", f"{plan.checkpointed_layers} of {layers} decoder layers"
+    placed = [f"{plan.host_layers} decoder layers"] if plan.host_layers else []
+    placed += ["embedding and head"] if plan.host_embeddings else []
+    if placed:
+        yield "on the host", ", ".join(placed)
+    if plan.compile:
+        yield "compiled", "decoder layers, by torch.compile"
     yield "cached", ", ".join(plan.cached_encoders) or "no encoder"
     state = f"{plan.optimizer}, {plan.optimizer_state} state"
     rate = f"{plan.schedule.learning_rate:g} {plan.schedule.shape}"

@@ -1,7 +1,8 @@
 """What LISA needs and how fast it trains, on one GPU with random weights of the true shapes.
 
     python benchmarks/lean.py [NAME ...]     run rows (all, or patterns such as 'seed-*')
-    python benchmarks/lean.py --table        write the tables of docs/lean.md from the JSONL
+    python benchmarks/lean.py --table        from the kept rows: docs/lean.md's tables, and the rows
+                                             of profiles/tested.jsonl that begin with "lean-"
 
 Each row is a fresh process (`trainer.rehearsal`) under a cap on its tensors that stands for a card:
 what a user's card leaves after the context and a display. A row run again replaces the old one.
@@ -205,13 +206,84 @@ def brief(record: dict[str, Any]) -> str:
     return f"{record['name']:22} {m['verdict']} {' '.join(figures)} {speed} {mfu} {m['error']}"
 
 
+def table_line(record: dict[str, Any]) -> str:
+    """A row of the Markdown table."""
+    m = record["measurement"]
+    if m["verdict"] == "OOM":
+        load = "while loading" if m["load_peak_bytes"] is None else "in the step"
+        asked = m["error"].partition("Tried to allocate ")[2].partition(". ")[0]
+        return (f"| {record['title']} | {CARDS[record['card_gb']]} | out of memory {load}: "
+                f"*Tried to allocate {asked}* | | | | |")  # fmt: skip
+    cells = [f"{m[name] / 2**30:.2f}" for name in
+             ("load_peak_bytes", "static_bytes", "peak_allocated_bytes", "peak_reserved_bytes")]
+    speed = f"{m['samples_per_second']:.1f}" if m["samples_per_second"] else ""
+    cells.append(f"{speed} ({m['model_flops_utilisation']:.0%})" if speed else "")
+    return f"| {record['title']} | {CARDS[record['card_gb']]} | {' | '.join(cells)} |"
+
+
+def tested_row(record: dict[str, Any]) -> dict[str, Any]:
+    """The record as a row of the tested-configuration table."""
+    from trainer.model.build import read_tokenizer
+    from trainer.model.footprint import needed_bytes
+
+    m = record["measurement"]
+    plan = Plan.parse(m["plan"])
+    settings = plan.model_dump(mode="json", exclude_unset=False)
+    kept = {k: v for k, v in settings.items() if k not in ("schema_version", "model", "weights")}
+    fits = m["verdict"] == "FITS"
+    return {
+        "id": f"lean-{record['name']}",
+        "title": f"{plan.model}: {record['title']}",
+        "source": "measured",
+        "status": "measured",
+        "model": plan.model,
+        "settings": kept,
+        "gpu": m["gpu"],
+        "gpu_memory_gib": round(m["gpu_bytes"] / 2**30, 2),
+        "cap_bytes": m["cap_bytes"],
+        "peak_allocated_bytes": m["peak_allocated_bytes"] if fits else None,
+        "peak_reserved_bytes": m["peak_reserved_bytes"] if fits else None,
+        "gradient_bytes": needed_bytes(plan, read_tokenizer(plan))["gradients"] if fits else 0,
+        "step_seconds": m["step_seconds"],
+        "verdict": m["verdict"],
+        "versions": m["versions"],
+        "data_shape": {"image_tokens": plan.profile.clip.image_tokens,
+                       "text_tokens": m["text_tokens"][1]},
+        "date": record["date"],
+        "note": m["error"] or "random weights of the true shapes; benchmarks/lean.py",
+    }  # fmt: skip
+
+
+def write_tables(kept: dict[str, dict[str, Any]]) -> None:
+    """docs/lean.md between its marks, and the measured rows of the tested table."""
+    head = ["| configuration | cap | load peak | static | allocated | reserved | samples/s (MFU) |",
+            "|---|---|---|---|---|---|---|"]  # fmt: skip
+    docs = HERE.parent / "docs" / "lean.md"
+    text = docs.read_text()
+    for mark, rows in (("seed", seed_rows()), ("lean", lean_rows()), ("speed", speed_rows())):
+        lines = [table_line(kept[row.name]) for row in rows if row.name in kept]
+        begin, end = f"<!-- {mark}: benchmarks/lean.py --table -->", f"<!-- /{mark} -->"
+        before, _, rest = text.partition(begin)
+        after = rest.partition(end)[2]
+        text = before + "\n".join([begin, *head, *lines, end]) + after
+    docs.write_text(text)
+    table = HERE.parent / "profiles" / "tested.jsonl"
+    others = [line for line in table.read_text().splitlines() if '"id": "lean-' not in line]
+    ours = [json.dumps(tested_row(record)) for record in kept.values()]
+    table.write_text("\n".join([*others[:-1], *ours, others[-1]]) + "\n")
+
+
 def main() -> None:
     """Run rows and keep them, or write the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*")
     parser.add_argument("--out", type=Path, default=ROWS_FILE)
     parser.add_argument("--seconds", type=float, default=1e9, help="start no row after this")
+    parser.add_argument("--table", action="store_true", help="write tables from the kept rows")
     arguments = parser.parse_args()
+    if arguments.table:
+        write_tables(read_rows())
+        return
     patterns = arguments.names or ["*"]
     wanted = [row for row in all_rows() if any(fnmatch(row.name, p) for p in patterns)]
     kept, started = read_rows(), time.monotonic()

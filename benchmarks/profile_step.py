@@ -78,7 +78,7 @@ def profile(name: str) -> dict[str, Any]:
         torch.cuda.synchronize()
     # Ranges such as an optimizer's own mark are no kernels.
     events = [e for e in recorded.events()
-              if str(e.device_type).endswith("CUDA") and "#" not in e.name]
+              if str(e.device_type).endswith("CUDA") and not e.name.startswith("Optimizer.")]
     spans: dict[str, list[tuple[float, float]]] = defaultdict(list)
     by_name: dict[str, list[float]] = defaultdict(lambda: [0, 0.0])
     for event in events:

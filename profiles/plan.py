@@ -232,18 +232,28 @@ class Plan(_Frozen):
         _forget_dependent_batch(data, given & {"micro_batch", "accumulation", "effective_batch"})
         return Plan.parse(data)
 
-    def refusals(self, gpu_name: str, bf16: bool) -> list[Finding]:
-        """Why this plan cannot run on that card; empty when it can."""
+    def refusals(self, gpu_name: str, bf16: bool, triton: bool = True) -> list[Finding]:
+        """Why this plan cannot run on that card (in that system); empty when it can."""
+        findings = []
         if self.device == "cuda" and self.dtype == "bf16" and not bf16:
-            return [
+            findings.append(
                 Finding(
                     "dtype",
                     f"{gpu_name} has no bf16 arithmetic (compute capability below 8.0)",
                     "bf16",
                     "--set dtype=fp16",
                 )
-            ]
-        return []
+            )
+        if self.compile and not triton:
+            findings.append(
+                Finding(
+                    "compile",
+                    "needs Triton, which runs on Linux with compute capability 7.0 or later",
+                    "true",
+                    "--set compile=false",
+                )
+            )
+        return findings
 
 
 def _with_batch_arithmetic(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -56,6 +56,12 @@ class TestedRow(_Frozen):
     cap_bytes: int | None = Field(None, gt=0, description="limit put on the process, in bytes")
     peak_allocated_bytes: int | None = Field(None, gt=0, description="tensors, in bytes")
     peak_reserved_bytes: int | None = Field(None, gt=0, description="allocator pool, in bytes")
+    gradient_bytes: int = Field(
+        0,
+        ge=0,
+        description="gradients that a step of several micro-batches holds while it computes; added "
+        "where the row was measured with one micro-batch a step",
+    )
     step_seconds: float | None = Field(None, gt=0, description="seconds per micro-batch")
     verdict: Verdict = Field(description="the status in this project's words")
     versions: dict[str, str] = Field(default_factory=dict, description="torch, driver …")
@@ -79,7 +85,8 @@ class TestedRow(_Frozen):
     @property
     def needed_bytes(self) -> int | None:
         """What the allocator must be able to hold: the pool's peak, else the tensors'."""
-        return self.peak_reserved_bytes or self.peak_allocated_bytes
+        peak = self.peak_reserved_bytes or self.peak_allocated_bytes
+        return None if peak is None else peak + self.gradient_bytes
 
     @property
     def limit_bytes(self) -> int | None:
@@ -195,7 +202,7 @@ def needs_no_more(plan: Plan, other: Plan) -> bool:
     False means "not known", not "more". Learning rates, seeds, the length of the data set and the
     allocator's settings are left out: they do not move the peak, or only its slack.
     """
-    same = ("device", "processes", "quantization", "quantized_parts", "optimizer")
+    same = ("device", "processes", "quantization", "quantized_parts", "optimizer", "compile")
     dtypes = {plan.dtype, other.dtype}
     return (
         all(getattr(plan, name) == getattr(other, name) for name in same)
@@ -205,6 +212,8 @@ def needs_no_more(plan: Plan, other: Plan) -> bool:
         and _trains_no_more(plan, other)
         and plan.micro_batch <= other.micro_batch
         and plan.checkpointed_layers >= min(other.checkpointed_layers, plan.profile.llama.layers)
+        and plan.host_layers >= other.host_layers
+        and plan.host_embeddings >= other.host_embeddings
         and set(plan.cached_encoders) >= set(other.cached_encoders)
         and (plan.logits == "supervised" or other.logits == "all")
         and plan.mask_loss_resolution <= other.mask_loss_resolution
@@ -239,5 +248,5 @@ def _lora_needs_no_more(lora: Lora | None, other: Lora | None) -> bool:
 def _trains_no_more(plan: Plan, other: Plan) -> bool:
     allowed = set(other.train)
     if "embeddings" in allowed:
-        allowed.add("token_rows")
+        allowed |= {"token_rows", "head"}
     return set(plan.train) <= allowed

@@ -90,9 +90,10 @@ def free_bytes(device: torch.device) -> tuple[int, int]:
     """Bytes that this process can still take: of the card (under its cap), and of the host."""
     import psutil
 
-    free, total = torch.cuda.mem_get_info(device)
-    cap = int(torch.cuda.get_per_process_memory_fraction(device) * total)
-    return min(free, cap - torch.cuda.memory_reserved(device)), psutil.virtual_memory().available
+    index = torch.cuda.current_device() if device.index is None else device.index
+    free, total = torch.cuda.mem_get_info(index)
+    cap = int(torch.cuda.get_per_process_memory_fraction(index) * total)
+    return min(free, cap - torch.cuda.memory_reserved(index)), psutil.virtual_memory().available
 
 
 class Run:
