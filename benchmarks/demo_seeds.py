@@ -1,0 +1,134 @@
+"""What `make demo` reaches, seed after seed: a row each, and the table in docs/lisa-tiny.md.
+
+    python benchmarks/demo_seeds.py [--seeds 0 1 2]    # minutes a seed
+    python benchmarks/demo_seeds.py --seeds            # only write the table again
+
+Each seed has a fresh folder: new scenes, new cache, new run. A row that misses the target stays.
+The first seed's printed output and overlay become docs/demo.txt and docs/demo.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+ROWS = ROOT / "benchmarks" / "demo_seeds.jsonl"
+PAGE = ROOT / "docs" / "lisa-tiny.md"
+BEGIN, END = "<!-- demo_seeds: begin -->", "<!-- demo_seeds: end -->"
+LEAST_AFTER, LEAST_GAIN = 0.75, 0.25
+
+
+def run_seed(seed: int, folder: Path) -> dict[str, Any]:
+    """One whole demo in `folder`; its row. The printed output lies in `folder / demo.txt`."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "demo.py"), "--seed", str(seed)]
+    started = time.monotonic()
+    # Run from the folder itself, so that the printed paths are the short ones of `make demo`.
+    with (folder / "demo.txt").open("w", encoding="utf-8") as output:
+        subprocess.run(
+            command, cwd=folder, check=True, text=True, stdout=output, stderr=subprocess.STDOUT
+        )
+    seconds = time.monotonic() - started
+    run = folder / "demo" / "run"
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    plan = json.loads((run / "plan.json").read_text(encoding="utf-8"))
+    return {
+        "seed": seed,
+        "giou_before": round(summary["before"]["giou"], 4),
+        "giou_after": round(summary["after"]["giou"], 4),
+        "ciou_before": round(summary["before"]["ciou"], 4),
+        "ciou_after": round(summary["after"]["ciou"], 4),
+        "pictures": summary["after"]["images"],
+        "steps": summary["steps"],
+        "epochs": plan["schedule"]["epochs"],
+        "device": plan["device"],
+        "seconds": round(seconds),
+        "training_seconds": round(summary["seconds"]),
+        "date": datetime.date.today().isoformat(),
+        "cpu": cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
+        "versions": json.loads((run / "versions.json").read_text(encoding="utf-8")),
+    }
+
+
+def cpu_model() -> str:
+    """The processor's name, as the system tells it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The latest row of each seed as a Markdown table, with a verdict on the target."""
+    latest = {row["seed"]: row for row in rows}
+    lines = [
+        "| seed | gIoU before | gIoU after | cIoU before | cIoU after | updates | demo, seconds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for seed, row in sorted(latest.items()):
+        lines.append(
+            f"| {seed} | {row['giou_before']:.3f} | {row['giou_after']:.3f} | "
+            f"{row['ciou_before']:.3f} | {row['ciou_after']:.3f} | {row['steps']} | "
+            f"{row['seconds']} |"
+        )
+    missed = [str(seed) for seed, row in sorted(latest.items()) if not reached(row)]
+    verdict = f"missed by seed {', '.join(missed)}" if missed else "reached by every seed"
+    where = sorted({f"{row['cpu']}, {row['cores']} cores" for row in latest.values()})
+    lines.append(
+        f"\nTarget: gIoU after at least {LEAST_AFTER} and at least {LEAST_GAIN} above before: "
+        f"{verdict}.\n{'; '.join(where)}; rows with versions and dates in "
+        "`benchmarks/demo_seeds.jsonl`."
+    )
+    return "\n".join(lines)
+
+
+def reached(row: dict[str, Any]) -> bool:
+    """Whether a seed learnt what the demo promises."""
+    gain = row["giou_after"] - row["giou_before"]
+    return bool(row["giou_after"] >= LEAST_AFTER and gain >= LEAST_GAIN)
+
+
+def write_table() -> None:
+    """Put the table of all rows between the page's marker comments."""
+    rows = [json.loads(line) for line in ROWS.read_text(encoding="utf-8").splitlines()]
+    head, begin, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"{PAGE} lacks {BEGIN} … {END}")
+    PAGE.write_text(f"{head}{BEGIN}\n{table(rows)}\n{END}{tail}", encoding="utf-8")
+
+
+def main() -> None:
+    """Run the seeds that were named and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    seeds = parser.parse_args().seeds
+    for seed in seeds:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            row = run_seed(seed, folder)
+            with ROWS.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+            print(json.dumps(row), flush=True)
+            if seed == seeds[0]:
+                shutil.copy(folder / "demo.txt", ROOT / "docs" / "demo.txt")
+                shutil.copy(folder / "demo" / "run" / "overlay.png", ROOT / "docs" / "demo.png")
+    write_table()
+
+
+if __name__ == "__main__":
+    main()
