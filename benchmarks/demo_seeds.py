@@ -35,9 +35,9 @@ def run_seed(seed: int, folder: Path) -> dict[str, Any]:
     started = time.monotonic()
     # Run from the folder itself, so that the printed paths are the short ones of `make demo`.
     with (folder / "demo.txt").open("w", encoding="utf-8") as output:
-        subprocess.run(
-            command, cwd=folder, check=True, text=True, stdout=output, stderr=subprocess.STDOUT
-        )
+        done = subprocess.run(command, cwd=folder, stdout=output, stderr=subprocess.STDOUT)
+    if done.returncode:
+        raise SystemExit((folder / "demo.txt").read_text(encoding="utf-8"))
     seconds = time.monotonic() - started
     run = folder / "demo" / "run"
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))

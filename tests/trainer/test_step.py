@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -151,28 +148,6 @@ def test_cached_run_equals_online_run(tmp_path: Path, photos: Path, quantization
         assert Plan.read(folder / "plan.json") == plan
     # Features are stored in the plan's dtype, fp32 here: nothing is lost on the way.
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-
-
-def test_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
-    def losses(processes: int) -> list[float]:
-        folder = tmp_path / f"p{processes}"
-        command = [
-            sys.executable, "-m", "torch.distributed.run", "--standalone",
-            "--nproc-per-node", str(processes), "-m", "trainer.cli",
-            "--plan", str(tmp_path / f"plan{processes}.json"), "--data-dir", str(PHOTOS),
-            "--output-dir", str(folder), "--cache-dir", str(tmp_path / "cache"),
-        ]  # fmt: skip
-        plan = tiny_plan(
-            processes=processes, micro_batch=2, effective_batch=4, max_val_samples=2,
-            accumulation=2 // processes,
-        )  # fmt: skip
-        (tmp_path / f"plan{processes}.json").write_text(plan.to_json())
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        subprocess.run(command, check=True, env=environment, capture_output=True, timeout=300)
-        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        return [row["loss"] for row in rows if "loss" in row]
-
-    assert losses(2) == pytest.approx(losses(1), rel=1e-4)
 
 
 def test_underscores_are_hyphens() -> None:
