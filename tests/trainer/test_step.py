@@ -13,7 +13,6 @@ from accelerate import Accelerator
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
 from trainer.cli import hyphenated
-from trainer.data.features import BadEntry, FeatureCache, fill_cache
 from trainer.data.reasonseg import read_split
 from trainer.data.samples import MicroBatches, SampleSet, TooLong, collate
 from trainer.loop import Reporter, Run
@@ -93,43 +92,6 @@ def test_too_long_a_sample_names_its_file() -> None:
     )
     with pytest.raises(TooLong, match=r"\.json.*allows 32"):
         samples[0]
-
-
-def test_cache_builds_once_and_mends_damage(tmp_path: Path, photos: Path) -> None:
-    plan = tiny_plan()
-    images = [item.image_path for item in read_split(photos, "train")]
-    cache = FeatureCache(tmp_path, "clip-test")
-    calls: list[int] = []
-
-    def load() -> object:
-        return lambda pixels: calls.append(1) or pixels * 2
-
-    def fill() -> tuple[int, list[str]]:
-        reports: list[str] = []
-        built = fill_cache(
-            cache, plan, "clip", images, load, lambda done, total: None, reports.append  # type: ignore[arg-type]
-        )
-        return built, reports
-
-    assert fill() == (len(images), [])
-    assert fill() == (0, []) and len(calls) == len(images)
-    entry = cache.entry(images[0])
-    whole = entry.read_bytes()
-    entry.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(BadEntry):
-        cache.read(images[0])
-    built, reports = fill()
-    assert built == 1 and str(entry) in reports[0]
-    flipped = bytearray(whole)
-    flipped[-1] ^= 0xFF
-    entry.write_bytes(bytes(flipped))
-    assert fill()[0] == 1
-    entry.write_bytes(whole)
-    other = FeatureCache(tmp_path, "clip-other")
-    other.folder.mkdir()
-    other.entry(images[0]).write_bytes(whole)
-    with pytest.raises(BadEntry, match="another encoder"):
-        other.read(images[0])
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
