@@ -1,7 +1,6 @@
 """What `make demo` reaches, seed after seed: a row each, and the table in docs/lisa-tiny.md.
 
     python benchmarks/demo_seeds.py [--seeds 0 1 2]    # minutes a seed
-    python benchmarks/demo_seeds.py --seeds            # only write the table again
 
 Each seed has a fresh folder: new scenes, new cache, new run. A row that misses the target stays.
 The first seed's printed output and overlay become docs/demo.txt and docs/demo.png.
@@ -24,9 +23,6 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = ROOT / "benchmarks" / "demo_seeds.jsonl"
-PAGE = ROOT / "docs" / "lisa-tiny.md"
-BEGIN, END = "<!-- demo_seeds: begin -->", "<!-- demo_seeds: end -->"
-LEAST_AFTER, LEAST_GAIN = 0.75, 0.25
 
 
 def run_seed(seed: int, folder: Path) -> dict[str, Any]:
@@ -72,50 +68,10 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """The latest row of each seed as a Markdown table, with a verdict on the target."""
-    latest = {row["seed"]: row for row in rows}
-    lines = [
-        "| seed | gIoU before | gIoU after | cIoU before | cIoU after | updates | demo, seconds |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for seed, row in sorted(latest.items()):
-        lines.append(
-            f"| {seed} | {row['giou_before']:.3f} | {row['giou_after']:.3f} | "
-            f"{row['ciou_before']:.3f} | {row['ciou_after']:.3f} | {row['steps']} | "
-            f"{row['seconds']} |"
-        )
-    missed = [str(seed) for seed, row in sorted(latest.items()) if not reached(row)]
-    verdict = f"missed by seed {', '.join(missed)}" if missed else "reached by every seed"
-    where = sorted({f"{row['cpu']}, {row['cores']} cores" for row in latest.values()})
-    lines.append(
-        f"\nTarget: gIoU after at least {LEAST_AFTER} and at least {LEAST_GAIN} above before: "
-        f"{verdict}.\n{'; '.join(where)}; rows with versions and dates in "
-        "`benchmarks/demo_seeds.jsonl`."
-    )
-    return "\n".join(lines)
-
-
-def reached(row: dict[str, Any]) -> bool:
-    """Whether a seed learnt what the demo promises."""
-    gain = row["giou_after"] - row["giou_before"]
-    return bool(row["giou_after"] >= LEAST_AFTER and gain >= LEAST_GAIN)
-
-
-def write_table() -> None:
-    """Put the table of all rows between the page's marker comments."""
-    rows = [json.loads(line) for line in ROWS.read_text(encoding="utf-8").splitlines()]
-    head, begin, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"{PAGE} lacks {BEGIN} … {END}")
-    PAGE.write_text(f"{head}{BEGIN}\n{table(rows)}\n{END}{tail}", encoding="utf-8")
-
-
 def main() -> None:
-    """Run the seeds that were named and write the table."""
+    """Run the seeds that were named, record them and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     seeds = parser.parse_args().seeds
     for seed in seeds:
         with tempfile.TemporaryDirectory() as name:
@@ -127,7 +83,7 @@ def main() -> None:
             if seed == seeds[0]:
                 shutil.copy(folder / "demo.txt", ROOT / "docs" / "demo.txt")
                 shutil.copy(folder / "demo" / "run" / "overlay.png", ROOT / "docs" / "demo.png")
-    write_table()
+    subprocess.run([sys.executable, str(ROOT / "tools/write_docs.py"), "tables"], check=True)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import PHOTOS, tiny_plan
 from trainer.data.reasonseg import read_image, read_split
@@ -35,6 +38,8 @@ def call(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         (["--model", "tiny", "--data-dir", "no-such-folder"], 2, "no-such-folder"),
         (["--model", "7b", "--set", "device=cpu", "--set", "dtype=fp32", "--data-dir",
           str(PHOTOS)], 2, "weights=FOLDER"),
+        (["--model", "tiny", "--set", "device=cpu", "--set", "dtype=fp16", "--data-dir",
+          str(PHOTOS)], 2, "fp16 training needs a GPU (got fp16 on cpu)\n    hint: use fp32"),
         (["--no-such-flag"], 2, "no-such-flag"),
     ],
 )  # fmt: skip
@@ -44,9 +49,15 @@ def test_exit_codes(arguments: list[str], code: int, message: str) -> None:
     assert message in done.stderr
 
 
-def test_the_seeds_flags_train(tmp_path: Path) -> None:
+def rows(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_the_seeds_own_command_trains(tmp_path: Path) -> None:
     done = call(
-        "lisa-train", "--epochs", "1", "--batch_size", "2", "--num_workers", "0", "--use_lora",
+        "accelerate", "launch", "-m", "trainer.cli",
+        "--epochs", "1", "--batch_size", "2", "--num_workers", "0", "--use_lora",
         "--lora_r", "4", "--lora_alpha", "8", "--lora_dropout", "0.0", "--grad_clip", "0.5",
         "--max_train_samples", "2", "--max_val_samples", "1", "--lr", "1e-4", "--seed", "3",
         "--data_dir", str(PHOTOS), "--output_dir", str(tmp_path / "run"),
@@ -59,6 +70,26 @@ def test_the_seeds_flags_train(tmp_path: Path) -> None:
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["steps"] == 1 and summary["after"]["images"] == 1
     assert (tmp_path / "run" / "overlay.png").is_file()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="what a machine without a GPU does")
+def test_auto_trains_without_a_gpu_and_speaks_in_plain_lines(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = call(
+        "lisa-train", "--auto", "--epochs", "1", "--max-train-samples", "2",
+        "--max-val-samples", "1", "--data-dir", str(PHOTOS), "--output-dir", str(run),
+        "--cache-dir", str(tmp_path / "cache"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "FITS: tiny on this machine's CPU" in done.stderr
+    assert "\nepoch 1/1, loss " in done.stderr and "\x1b" not in done.stderr
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    (step,) = [row for row in rows(run) if "loss" in row]
+    assert [event.value for event in events.Scalars("loss")] == [pytest.approx(step["loss"])]
+    gious = [row["giou"] for row in rows(run) if "giou" in row]
+    assert len(gious) == 2
+    assert [event.value for event in events.Scalars("giou")] == pytest.approx(gious)
 
 
 def test_photographs_go_the_whole_way(tmp_path: Path) -> None:

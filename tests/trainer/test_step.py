@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,25 @@ def test_cached_run_equals_online_run(tmp_path: Path, photos: Path, quantization
         assert Plan.read(folder / "plan.json") == plan
     # Features are stored in the plan's dtype, fp32 here: nothing is lost on the way.
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_bf16_trains_on_the_cpu(tmp_path: Path, photos: Path) -> None:
+    plan = tiny_plan(
+        dtype="bf16",
+        quantization="nf4",
+        cached_encoders=["sam", "clip"],
+        schedule={"learning_rate": 2e-3, "warmup_steps": 0, "epochs": 6, "shape": "constant"},
+    )
+    items = read_split(photos, "train", 2)
+    run = Run(plan, items, items[:1], tmp_path, tmp_path / "cache", QUIET)
+    # The frozen weights are halves, the trained ones are not.
+    assert run.model.projector.linear_1.weight.dtype == torch.bfloat16
+    assert run.model.text_hidden_fcs[0].weight.dtype == torch.float32
+    run.train()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert len(losses) == 6 and all(map(math.isfinite, losses))
+    assert losses[-1] < 0.8 * losses[0]
 
 
 def test_underscores_are_hyphens() -> None:

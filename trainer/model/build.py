@@ -113,8 +113,8 @@ def _quantised_linears(
                 if quantization == "nf4"
                 else bnb.nn.Linear8bitLt(*shape, bias=False, has_fp16_weights=False)
             )
-        # On CPUs with AVX512-BF16 an evaluation would repack the weights for a forward pass that has
-        # no backward, and training afterwards would teach the lower layers nothing.
+        # On CPUs with AVX512-BF16 an evaluation would repack the weights for a forward pass without
+        # a backward: training afterwards would teach the lower layers nothing.
         new.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
         parent, _, name = path.rpartition(".")
         setattr(model.decoder.get_submodule(parent), name, new)
