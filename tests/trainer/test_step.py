@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
@@ -113,6 +115,15 @@ def test_cached_run_equals_online_run(tmp_path: Path, photos: Path, quantization
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+@pytest.fixture
+def fresh_accelerate() -> Iterator[None]:
+    """Accelerate keeps one precision a process: forget it before and after."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
 def test_bf16_trains_on_the_cpu(tmp_path: Path, photos: Path) -> None:
     plan = tiny_plan(
         dtype="bf16",
