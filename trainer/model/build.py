@@ -114,7 +114,7 @@ def _quantised_linears(
                 else bnb.nn.Linear8bitLt(*shape, bias=False, has_fp16_weights=False)
             )
         # On CPUs with AVX512-BF16 an evaluation would repack the weights for a forward pass without
-        # a backward: training afterwards would teach the lower layers nothing.
+        # a backward: adapters whose output passes another linear would then learn nothing.
         new.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
         parent, _, name = path.rpartition(".")
         setattr(model.decoder.get_submodule(parent), name, new)
