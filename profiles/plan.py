@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import gcd
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -229,7 +230,8 @@ class Plan(_Frozen):
         if findings:
             raise PlanError(findings)
         given = {text.partition("=")[0].strip().replace("-", "_") for text in assignments}
-        _forget_dependent_batch(data, given & {"micro_batch", "accumulation", "effective_batch"})
+        batch = {"micro_batch", "accumulation", "effective_batch"}
+        _forget_dependent_batch(data, given & (batch | {"processes"}))
         return Plan.parse(data)
 
     def refusals(self, gpu_name: str, bf16: bool, triton: bool = True) -> list[Finding]:
@@ -468,8 +470,12 @@ def _forget_dependent_batch(data: dict[str, Any], given: set[str]) -> None:
     """Drop the batch sizes that follow from the `given` ones, to be worked out anew.
 
     The effective batch stays what it was unless it is set, or both of the others are: a
-    micro-batch is a memory lever, an effective batch is the user's recipe.
+    micro-batch is a memory lever, an effective batch is the user's recipe. More processes than
+    the micro-batch leaves room for make the micro-batch smaller.
     """
+    processes = data["processes"]
+    if given == {"processes"} and type(processes) is int and processes > 0:
+        data["micro_batch"] = gcd(data["micro_batch"], data["effective_batch"] // processes)
     if {"micro_batch", "accumulation"} <= given:
         follower = "effective_batch"
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -158,6 +159,43 @@ def _seed_plan(model: Text, assignments: list[str], use_lora: bool) -> Plan:
 
 
 def _train(plan: Plan, data: Path, output: Path, cache: Path | None) -> None:
+    """Choose the run folder, and train in this process or in as many as the plan has."""
+    from trainer.data.reasonseg import read_split
+    from trainer.launch import is_main, must_start_processes, start_processes, worker_arguments
+
+    if cache is None:
+        import platformdirs
+
+        cache = Path(platformdirs.user_cache_dir("lisa-preflight")) / "features"
+    if is_main() and (output / "plan.json").exists():
+        output = _fresh(output)
+        print(f"the run folder is taken: writing to {output}", file=sys.stderr)
+    if not must_start_processes(plan):
+        return _train_here(plan, data, output, cache)
+    for split, limit in (("train", plan.max_train_samples), ("val", plan.max_val_samples)):
+        read_split(data, split, limit)  # bad data is told once, not by every process
+    output.mkdir(parents=True, exist_ok=True)
+    plan_file = output / "plan.json"
+    plan_file.write_text(plan.to_json(), encoding="utf-8")
+    code = start_processes(plan.processes, worker_arguments(plan_file, data, output, cache))
+    raise typer.Exit(code)
+
+
+@app.command(hidden=True)
+def worker(
+    plan: Annotated[Path, typer.Argument()],
+    data_dir: Annotated[Path, typer.Option()],
+    output_dir: Annotated[Path, typer.Option()],
+    cache_dir: Annotated[Path, typer.Option()],
+) -> None:
+    """One of the processes that lisa-train starts; the plan and the folders are settled."""
+    from profiles.plan import Plan
+
+    with _user_errors():
+        _train_here(Plan.read(plan), data_dir, output_dir, cache_dir)
+
+
+def _train_here(plan: Plan, data: Path, output: Path, cache: Path) -> None:
     from trainer.data.reasonseg import read_split
 
     train = read_split(data, "train", plan.max_train_samples)
@@ -166,19 +204,13 @@ def _train(plan: Plan, data: Path, output: Path, cache: Path | None) -> None:
         # Both names: torch 2.9 ignores the new one for CUDA, later versions prefer it.
         for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
             os.environ.setdefault(name, plan.allocator)
-    if cache is None:
-        import platformdirs
-
-        cache = Path(platformdirs.user_cache_dir("lisa-preflight")) / "features"
     with _reporter() as reporter:
-        if (output / "plan.json").exists():
-            output = _fresh(output)
-            reporter.line(f"the run folder is taken: writing to {output}")
         output.mkdir(parents=True, exist_ok=True)
+        processes = f" × {plan.processes} processes" if plan.processes > 1 else ""
         reporter.line(
             f"plan {plan.content_hash}: {plan.model} on {plan.device}, {plan.quantization}, "
             f"LoRA {f'r={plan.lora.rank}' if plan.lora else 'off'}, "
-            f"batch {plan.micro_batch} × {plan.accumulation}, {len(train)} samples"
+            f"batch {plan.micro_batch} × {plan.accumulation}{processes}, {len(train)} samples"
         )
         from trainer.loop import Run, describe
         from trainer.segment import contact_sheet
@@ -218,9 +250,13 @@ def _check_data(folder: Path) -> int:
 
 @contextmanager
 def _reporter() -> Iterator[Reporter]:
-    """A live display on a terminal, plain lines elsewhere; both on stderr."""
+    """A live display on a terminal, plain lines elsewhere; both on stderr, by one process."""
+    from trainer.launch import is_main
     from trainer.loop import Reporter
 
+    if not is_main():
+        yield Reporter(lambda text: None, lambda what, done, total: None)
+        return
     if not sys.stderr.isatty():
         last = [0.0]
 
@@ -282,6 +318,8 @@ def hyphenated(arguments: list[str]) -> list[str]:
 
 def main() -> None:
     """Entry point of `lisa-train`, also `accelerate launch -m trainer.cli`."""
+    # On CPUs with AVX512-BF16 it asks for a package that would fetch code from a hub.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         app(args=hyphenated(sys.argv[1:]), prog_name="lisa-train")
     except KeyboardInterrupt:

@@ -55,8 +55,8 @@ def make_accelerator(plan: Plan, run: Path | None) -> Accelerator:
     if accelerator.num_processes != plan.processes:
         raise ValueError(
             f"the plan is for {plan.processes} processes, {accelerator.num_processes} were started"
-            f"\n    hint: torchrun --nproc-per-node {plan.processes} -m trainer.cli …, or "
-            f"--set processes={accelerator.num_processes}"
+            f"\n    hint: --set processes={accelerator.num_processes}, or leave the launcher out: "
+            "lisa-train starts the plan's processes"
         )
     return accelerator
 

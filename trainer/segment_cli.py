@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -48,6 +49,8 @@ def segment(
 
 def main() -> None:
     """Entry point of `lisa-segment`."""
+    # On CPUs with AVX512-BF16 it asks for a package that would fetch code from a hub.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     app(prog_name="lisa-segment")
 
 

@@ -125,7 +125,7 @@ def test_any_change_changes_the_hash(key):
 
 
 def test_processes_change_the_hash():
-    plan = Plan().override(["processes=2", "effective_batch=20"])
+    plan = Plan().override(["processes=2"])
     assert plan.content_hash != Plan().content_hash
 
 
@@ -147,6 +147,10 @@ def test_every_field_is_described(model: type[BaseModel]):
         (["micro_batch=4", "accumulation=3", "effective_batch=12"], (12, 4, 3)),
         (["micro-batch=4"], (20, 4, 5)),
         (["seed=1"], (20, 2, 10)),
+        (["processes=2"], (20, 2, 5)),
+        (["processes=4"], (20, 1, 5)),
+        (["processes=20"], (20, 1, 1)),
+        (["processes=2", "micro_batch=5"], (20, 5, 2)),
     ],
 )
 def test_the_batch_sizes_follow_one_another(assignments, batch):

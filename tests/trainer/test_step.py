@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
 from trainer.cli import hyphenated
-from trainer.data.features import BadEntry, FeatureCache, fill_cache
 from trainer.data.reasonseg import read_split
 from trainer.data.samples import MicroBatches, SampleSet, TooLong, collate
 from trainer.loop import Reporter, Run
@@ -121,43 +119,6 @@ def test_too_long_a_sample_names_its_file() -> None:
         samples[0]
 
 
-def test_cache_builds_once_and_mends_damage(tmp_path: Path, photos: Path) -> None:
-    plan = tiny_plan()
-    images = [item.image_path for item in read_split(photos, "train")]
-    cache = FeatureCache(tmp_path, "clip-test")
-    calls: list[int] = []
-
-    def load() -> object:
-        return lambda pixels: calls.append(1) or pixels * 2
-
-    def fill() -> tuple[int, list[str]]:
-        reports: list[str] = []
-        built = fill_cache(
-            cache, plan, "clip", images, load, lambda done, total: None, reports.append  # type: ignore[arg-type]
-        )
-        return built, reports
-
-    assert fill() == (len(images), [])
-    assert fill() == (0, []) and len(calls) == len(images)
-    entry = cache.entry(images[0])
-    whole = entry.read_bytes()
-    entry.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(BadEntry):
-        cache.read(images[0])
-    built, reports = fill()
-    assert built == 1 and str(entry) in reports[0]
-    flipped = bytearray(whole)
-    flipped[-1] ^= 0xFF
-    entry.write_bytes(bytes(flipped))
-    assert fill()[0] == 1
-    entry.write_bytes(whole)
-    other = FeatureCache(tmp_path, "clip-other")
-    other.folder.mkdir()
-    other.entry(images[0]).write_bytes(whole)
-    with pytest.raises(BadEntry, match="another encoder"):
-        other.read(images[0])
-
-
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_cached_run_equals_online_run(tmp_path: Path, photos: Path, quantization: str) -> None:
     losses = []
@@ -176,26 +137,32 @@ def test_cached_run_equals_online_run(tmp_path: Path, photos: Path, quantization
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-def test_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
-    def losses(processes: int) -> list[float]:
-        folder = tmp_path / f"p{processes}"
-        command = [
-            sys.executable, "-m", "torch.distributed.run", "--standalone",
-            "--nproc-per-node", str(processes), "-m", "trainer.cli",
-            "--plan", str(tmp_path / f"plan{processes}.json"), "--data-dir", str(PHOTOS),
-            "--output-dir", str(folder), "--cache-dir", str(tmp_path / "cache"),
-        ]  # fmt: skip
-        plan = tiny_plan(
-            processes=processes, micro_batch=2, effective_batch=4, max_val_samples=2,
-            accumulation=2 // processes,
-        )  # fmt: skip
-        (tmp_path / f"plan{processes}.json").write_text(plan.to_json())
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        subprocess.run(command, check=True, env=environment, capture_output=True, timeout=300)
-        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        return [row["loss"] for row in rows if "loss" in row]
+@pytest.fixture
+def fresh_accelerate() -> Iterator[None]:
+    """Accelerate keeps one precision a process: forget it before and after."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
-    assert losses(2) == pytest.approx(losses(1), rel=1e-4)
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_bf16_trains_on_the_cpu(tmp_path: Path, photos: Path) -> None:
+    plan = tiny_plan(
+        dtype="bf16",
+        quantization="nf4",
+        cached_encoders=["sam", "clip"],
+        schedule={"learning_rate": 2e-3, "warmup_steps": 0, "epochs": 6, "shape": "constant"},
+    )
+    items = read_split(photos, "train", 2)
+    run = Run(plan, items, items[:1], tmp_path, tmp_path / "cache", QUIET)
+    # The frozen weights are halves, the trained ones are not.
+    assert run.model.projector.linear_1.weight.dtype == torch.bfloat16
+    assert run.model.text_hidden_fcs[0].weight.dtype == torch.float32
+    run.train()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert len(losses) == 6 and all(map(math.isfinite, losses))
+    assert losses[-1] < 0.8 * losses[0]
 
 
 def test_underscores_are_hyphens() -> None:

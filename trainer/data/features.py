@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import time
 import zlib
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -22,6 +23,11 @@ from torch import Tensor
 from profiles.plan import Encoder, Plan
 from trainer.data.preprocess import VERSION, pixels
 from trainer.data.reasonseg import read_image
+
+ASIDE = ".writing-"
+# An entry is written in well under a second; what is this old was left behind by a killed writer.
+# By age, not by process id: a cache may be shared between machines.
+STALE_SECONDS = 3600
 
 
 class BadEntry(ValueError):
@@ -64,7 +70,7 @@ class FeatureCache:
         """Store features [...]: aside first, then renamed."""
         self.folder.mkdir(parents=True, exist_ok=True)
         features = features.contiguous().cpu()
-        handle, aside = tempfile.mkstemp(dir=self.folder, prefix=".writing-")
+        handle, aside = tempfile.mkstemp(dir=self.folder, prefix=ASIDE)
         os.close(handle)
         try:
             save_file(
@@ -76,6 +82,16 @@ class FeatureCache:
         except BaseException:
             Path(aside).unlink(missing_ok=True)
             raise
+
+
+    def sweep(self) -> None:
+        """Remove what killed writers left behind."""
+        for aside in self.folder.glob(ASIDE + "*"):
+            try:
+                if time.time() - aside.stat().st_mtime > STALE_SECONDS:
+                    aside.unlink()
+            except FileNotFoundError:
+                pass  # another process sweeps too
 
 
 def read_entry(path: Path, key: str) -> Tensor:
@@ -115,6 +131,7 @@ def fill_cache(
     report: Callable[[str], None],
 ) -> int:
     """Build the missing and damaged entries; returns how many. The encoder loads only if needed."""
+    cache.sweep()
     encode: Callable[[Tensor], Tensor] | None = None
     built = 0
     for done, image in enumerate(images):

@@ -1,0 +1,88 @@
+"""What a run shows on a terminal: a live display, and no colour where NO_COLOR asks for none."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PHOTOS, tiny_plan
+from trainer.cli import _reporter
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+COLOUR = re.compile(r"\x1b\[[0-9;]*3[0-9]")
+
+
+class Terminal:
+    """A pseudo-terminal that keeps what is written to `slave`."""
+
+    def __init__(self) -> None:
+        self.master, self.slave = os.openpty()
+        self.seen = b""
+        self.reader = threading.Thread(target=self._read)
+        self.reader.start()
+
+    def _read(self) -> None:
+        try:
+            while part := os.read(self.master, 65536):
+                self.seen += part
+        except OSError:
+            pass  # Linux's way of saying that the other end is closed
+
+    def text(self) -> str:
+        """Everything written, once nobody has the terminal open."""
+        self.reader.join(timeout=60)
+        os.close(self.master)
+        return self.seen.decode()
+
+
+def test_a_run_on_a_terminal_is_shown_live(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text(tiny_plan(max_train_samples=4, max_val_samples=1).to_json())
+    terminal = Terminal()
+    command = [
+        Path(sys.executable).with_name("lisa-train"), "--plan", str(tmp_path / "plan.json"),
+        "--data-dir", str(PHOTOS), "--output-dir", str(tmp_path / "run"),
+    ]  # fmt: skip
+    environment = {k: v for k, v in os.environ.items() if k != "NO_COLOR"} | {"TERM": "xterm"}
+    done = subprocess.run(command, stderr=terminal.slave, env=environment, timeout=300)
+    os.close(terminal.slave)
+    shown = terminal.text()
+    assert done.returncode == 0, shown
+    assert re.search(r"epoch 1/1, loss \d\.\d+", shown)
+    assert COLOUR.search(shown)
+    assert "before training: gIoU" in shown and "run folder" in shown
+
+
+@pytest.mark.parametrize("no_colour", [True, False])
+def test_no_color(monkeypatch: pytest.MonkeyPatch, no_colour: bool) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    if no_colour:
+        monkeypatch.setenv("NO_COLOR", "1")
+    terminal = Terminal()
+    with os.fdopen(terminal.slave, "w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        with _reporter() as reporter:
+            reporter.progress("sam features", 1, 3)
+            reporter.line("one line")
+            reporter.progress("sam features", 3, 3)
+    shown = terminal.text()
+    assert "one line" in shown and "3/3" in shown
+    assert bool(COLOUR.search(shown)) == (not no_colour)
+
+
+def test_elsewhere_lines_are_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with _reporter() as reporter:
+        for done in range(101):
+            reporter.progress("sam features", done, 100)
+        reporter.line("one line")
+    lines = sys.stderr.getvalue().splitlines()  # type: ignore[attr-defined]
+    # Not a line for every picture: the last, and one now and then.
+    assert lines[-2:] == ["sam features: 100/100", "one line"] and len(lines) < 5

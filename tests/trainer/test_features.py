@@ -1,0 +1,128 @@
+"""The feature cache: built once, mended, safe under two writers and under a kill."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from profiles.catalog import model_profile
+from tests.conftest import PHOTOS, tiny_plan
+from trainer.data.features import STALE_SECONDS, BadEntry, FeatureCache, fill_cache
+from trainer.data.preprocess import pixels
+from trainer.data.reasonseg import read_image, read_split
+
+IMAGES = [item.image_path for item in read_split(PHOTOS, "train")]
+
+
+def fill(cache: FeatureCache, encode=lambda shown: shown * 2) -> tuple[int, list[str]]:
+    """How many entries were built, and what was reported."""
+    reports: list[str] = []
+    built = fill_cache(
+        cache, tiny_plan(), "clip", IMAGES, lambda: encode, lambda done, total: None, reports.append
+    )
+    return built, reports
+
+
+def is_whole(cache: FeatureCache) -> bool:
+    """Whether every picture's entry holds what `fill` makes of it."""
+    return all(torch.equal(cache.read(image), expected(image)) for image in IMAGES)
+
+
+def expected(image: Path) -> Tensor:
+    return torch.from_numpy(pixels(read_image(image), "clip", model_profile("tiny"))) * 2
+
+
+def test_cache_builds_once_and_mends_damage(tmp_path: Path) -> None:
+    cache = FeatureCache(tmp_path, "clip-test")
+    assert fill(cache) == (len(IMAGES), [])
+    assert fill(cache, lambda shown: pytest.fail("built again")) == (0, [])
+    entry = cache.entry(IMAGES[0])
+    whole = entry.read_bytes()
+    entry.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(BadEntry):
+        cache.read(IMAGES[0])
+    built, reports = fill(cache)
+    assert built == 1 and str(entry) in reports[0]
+    flipped = bytearray(whole)
+    flipped[-1] ^= 0xFF
+    entry.write_bytes(bytes(flipped))
+    assert fill(cache)[0] == 1
+    entry.write_bytes(whole)
+    other = FeatureCache(tmp_path, "clip-other")
+    other.folder.mkdir()
+    other.entry(IMAGES[0]).write_bytes(whole)
+    with pytest.raises(BadEntry, match="another encoder"):
+        other.read(IMAGES[0])
+
+
+def writer(folder: Path, script: str) -> subprocess.Popen[str]:
+    """A process that runs `script` with `cache` and `fill` at hand."""
+    head = (
+        "import os, signal, sys, time\nfrom pathlib import Path\n"
+        "from tests.trainer.test_features import fill, FeatureCache\n"
+        f"cache = FeatureCache(Path({str(folder)!r}), 'clip-test')\n"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", head + script], stdout=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def test_two_writers_at_once(tmp_path: Path) -> None:
+    # Each waits for the other before every picture: both find it missing and both write it.
+    script = """
+me, other = os.environ["PAIR"].split()
+count = 0
+def encode(shown):
+    global count
+    count += 1
+    cache.folder.joinpath(f"{me}{count}").touch()
+    deadline = time.monotonic() + 60
+    while not cache.folder.joinpath(f"{other}{count}").exists() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return shown * 2
+cache.folder.mkdir(parents=True, exist_ok=True)
+print(fill(cache, encode))
+"""
+    pair = [
+        writer(tmp_path, f"os.environ['PAIR'] = {names!r}\n" + script) for names in ("a b", "b a")
+    ]
+    printed = [process.communicate(timeout=120)[0].strip() for process in pair]
+    assert printed == [f"({len(IMAGES)}, [])"] * 2
+    cache = FeatureCache(tmp_path, "clip-test")
+    assert is_whole(cache)
+    assert not list(cache.folder.glob(".*"))
+    assert len(list(cache.folder.glob("*.safetensors"))) == len(IMAGES)
+
+
+def test_a_killed_writer_costs_only_what_was_missing(tmp_path: Path) -> None:
+    # Killed with the third entry written aside and not yet renamed.
+    script = """
+whole, replace = [], os.replace
+def renamed(source, target):
+    if len(whole) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    whole.append(target)
+    replace(source, target)
+os.replace = renamed
+fill(cache)
+"""
+    assert writer(tmp_path, script).wait(timeout=120) == -signal.SIGKILL
+    cache = FeatureCache(tmp_path, "clip-test")
+    (aside,) = cache.folder.glob(".*")
+    assert len(list(cache.folder.glob("*.safetensors"))) == 2
+    assert fill(cache) == (len(IMAGES) - 2, [])
+    assert is_whole(cache)
+    # It may be a living writer's: it goes once it is too old for that.
+    assert aside.exists()
+    old = time.time() - STALE_SECONDS - 60
+    os.utime(aside, (old, old))
+    assert fill(cache) == (0, []) and not list(cache.folder.glob(".*"))

@@ -1,0 +1,97 @@
+"""Several processes: started by lisa-train itself, ended together, and with the losses of one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PHOTOS, tiny_plan
+from trainer.data.reasonseg import read_split
+from trainer.launch import is_main, must_start_processes
+from trainer.loop import Reporter, Run
+
+QUIET = Reporter(lambda text: None, lambda what, done, total: None)
+START = "import sys; from trainer.launch import start_processes as s; sys.exit(s(2, ['-c', {!r}]))"
+
+
+def losses(folder: Path) -> list[float]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows if "loss" in row]
+
+
+@pytest.mark.slow
+def test_accelerate_launch_with_two_processes_gives_the_losses_of_one(tmp_path: Path) -> None:
+    plan = tiny_plan(micro_batch=2, effective_batch=4, max_val_samples=2)
+    (tmp_path / "plan.json").write_text(plan.to_json())
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    train, val = read_split(PHOTOS, "train"), read_split(PHOTOS, "val", 2)
+    Run(plan, train, val, one, tmp_path / "cache", QUIET).train()
+    command = [
+        Path(sys.executable).with_name("accelerate"), "launch", "--cpu", "--num_processes", "2",
+        "-m", "trainer.cli", "--plan", str(tmp_path / "plan.json"), "--set", "processes=2",
+        "--data_dir", str(PHOTOS), "--output_dir", str(two), "--cache_dir", str(tmp_path / "cache"),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "batch 2 × 1 × 2 processes" in done.stderr
+    # One process speaks for both.
+    assert done.stderr.count("before training: gIoU") == 1
+    assert len(losses(two)) == 2
+    assert losses(two) == pytest.approx(losses(one), rel=1e-4)
+
+
+def test_who_starts_the_processes() -> None:
+    two = tiny_plan(processes=2, effective_batch=4, accumulation=1)
+    assert must_start_processes(two, {}) and not must_start_processes(tiny_plan(), {})
+    # accelerate's simple launcher exports an address, but no rank: nothing was started
+    assert must_start_processes(two, {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "True"})
+    assert not must_start_processes(two, {"RANK": "1", "WORLD_SIZE": "2"})
+    assert is_main({}) and is_main({"RANK": "0"}) and not is_main({"RANK": "1"})
+
+
+def start(script: str, folder: Path) -> subprocess.Popen[str]:
+    """Two processes that write their ids to `folder` and then run `script`."""
+    head = "import os, sys, time; open(os.environ['RANK'], 'w').write(str(os.getpid())); "
+    return subprocess.Popen(
+        [sys.executable, "-c", START.format(head + script)], cwd=folder,
+        env=os.environ | {"PYTHONPATH": os.getcwd()}, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def pids(folder: Path) -> list[int]:
+    files = [folder / "0", folder / "1"]
+    deadline = time.monotonic() + 60
+    while not all(file.is_file() and file.read_text() for file in files):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return [int(file.read_text()) for file in files]
+
+
+def all_ended(processes: list[int]) -> bool:
+    return not any(Path(f"/proc/{pid}").exists() for pid in processes)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks in /proc")
+def test_a_failing_process_ends_the_other_and_gives_its_exit_code(tmp_path: Path) -> None:
+    parent = start("time.sleep(60) if os.environ['RANK'] == '0' else sys.exit(2)", tmp_path)
+    started = pids(tmp_path)
+    assert parent.wait(timeout=50) == 2
+    assert all_ended(started)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks in /proc")
+def test_an_interrupt_ends_all_processes(tmp_path: Path) -> None:
+    parent = start("time.sleep(60)", tmp_path)
+    started = pids(tmp_path)
+    assert not all_ended(started)
+    parent.send_signal(signal.SIGINT)
+    assert parent.wait(timeout=50) == 130
+    assert all_ended(started)
