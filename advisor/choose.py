@@ -201,10 +201,12 @@ def choose(
     return best, ((best, *others) if best else tuple(others))
 
 
-def _rank(candidate: Candidate) -> tuple[float, int, int]:
+def _rank(candidate: Candidate) -> tuple[float, int, int, int]:
+    """Faster is better; where no speed is known, larger batches and fewer copies to the card."""
     speed = candidate.speed.samples_per_second if candidate.speed else 0.0
     micro_batch = candidate.plan.micro_batch if candidate.plan else 0
-    return speed, micro_batch, -candidate.needs.bytes
+    host_layers = candidate.plan.host_layers if candidate.plan else 0
+    return speed, micro_batch, -host_layers, -candidate.needs.bytes
 
 
 def _smallest(candidate: Candidate) -> int:

@@ -35,8 +35,8 @@ def _run(*arguments: str):
         ((), 0, "FITS"),
         (("--vram", "8GiB"), 0, "FITS"),
         (("--vram", "8192 MiB", "--model", "7b"), 0, "FITS"),
-        (("--vram", "5.6GiB", "--model", "7b"), 0, "TIGHT"),
-        (("--vram", "4GiB", "--model", "7b"), 1, "OOM"),
+        (("--vram", "3.2GiB", "--model", "7b"), 0, "TIGHT"),
+        (("--vram", "2GiB", "--model", "7b"), 1, "OOM"),
         (("--model", "7b"), 3, "UNKNOWN"),
         (("--vram", "80GiB", "--set", "lora.rank=128"), 3, "UNKNOWN"),
     ],
@@ -92,12 +92,12 @@ def test_save_writes_the_plan_and_the_command_uses_it(tmp_path):
     result = _run("--vram", "8GiB", "--save", "my plan.json")
     assert "lisa-train --plan 'my plan.json' --data-dir DIR" in result.stdout
     plan = Plan.read(tmp_path / "my plan.json")
-    assert (plan.model, plan.micro_batch) == ("7b", 4)
+    assert (plan.model, plan.micro_batch) == ("7b", 10)
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["my plan.json"]
 
 
 def test_a_plan_that_does_not_fit_is_not_saved(tmp_path):
-    result = _run("--vram", "4GiB", "--model", "7b", "--save", "plan.json")
+    result = _run("--vram", "2GiB", "--model", "7b", "--save", "plan.json")
     assert result.exit_code == 1
     assert not (tmp_path / "plan.json").exists()
     assert "not saved: OOM" in result.stderr

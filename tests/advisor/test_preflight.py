@@ -16,7 +16,9 @@ from profiles.tested import Table, TestedRow, read_table
 from tests.advisor import fake_nvml
 from tests.advisor.fake_nvml import GIB, Card, install
 
-TABLE = read_table(Path("/nonexistent/tested.jsonl"))
+SHIPPED = read_table(Path("/nonexistent/tested.jsonl"))
+# How rows are weighed is tested on a table that stays as it is.
+TABLE = Table(tuple(row for row in SHIPPED.rows if not row.id.startswith("lean-")), ())
 NO_GPU = Machine(platform="linux", cpu_model="Some CPU")
 
 
@@ -97,6 +99,29 @@ def test_what_a_card_of_this_size_gets(vram_gib, model, verdict, row, micro_batc
     assert advice.plan.checkpointed_layers == checkpointed
     assert advice.plan.effective_batch == 20, "the recipe is the user's"
     assert (advice.command is None) == (verdict == "OOM")
+
+
+@pytest.mark.parametrize(
+    ("vram_gib", "model", "verdict", "host_layers"),
+    [(4, "7b", "FITS", 20), (6, "7b", "FITS", 0), (6, "13b", "FITS", 20), (8, "13b", "FITS", 6),
+     (2, "7b", "OOM", 20)],
+)  # fmt: skip
+def test_the_shipped_rows_reach_small_cards(vram_gib, model, verdict, host_layers):
+    advice = _advise(vram_gib=vram_gib, model=model, table=SHIPPED)
+    assert (advice.verdict, advice.plan.host_layers) == (verdict, host_layers)
+    if model == "7b":
+        assert _reason(advice, "host_embeddings").basis == "tested"
+
+
+def test_compiled_layers_are_advised_where_triton_runs():
+    assert _advise(vram_gib=8, table=SHIPPED).plan.compile
+    assert "off" in _reason(_advise(vram_gib=8, table=SHIPPED), "compile").because
+    for card in ({"platform": "windows"}, {"capability": (6, 1)}):
+        advice = _advise(_machine(**card), table=SHIPPED)
+        assert not advice.plan.compile
+        assert any("needs Triton" in c.why_not for c in advice.considered)
+    with pytest.raises(PlanError, match="needs Triton"):
+        _advise(_machine(platform="windows"), overrides=["compile=true"], table=SHIPPED)
 
 
 def test_the_budget_is_free_memory_less_context_and_margin():

@@ -107,9 +107,15 @@ CHANGES = {
     "max_train_samples": "1",
     "max_val_samples": "1",
 }
-CUDA_CHANGES = {"optimizer": "paged_adamw", "optimizer_state": "8bit"}
+CUDA_CHANGES = {
+    "optimizer": "paged_adamw",
+    "optimizer_state": "8bit",
+    "host_embeddings": "true",
+    "compile": "true",
+}
 # Constants, tables whose leaves are changed above, and one that needs a second setting with it.
-NOT_CHANGED_ALONE = {"schema_version", "quantized_parts", "schedule", "tokens", "processes"}
+NOT_CHANGED_ALONE = {"schema_version", "quantized_parts", "schedule", "tokens", "processes",
+                     "host_layers"}  # fmt: skip
 
 
 def test_every_setting_is_tried():
@@ -119,7 +125,7 @@ def test_every_setting_is_tried():
 
 @pytest.mark.parametrize("key", [*CHANGES, *CUDA_CHANGES])
 def test_any_change_changes_the_hash(key):
-    plan = Plan(device="cuda") if key in CUDA_CHANGES else Plan()
+    plan = Plan(device="cuda", checkpointed_layers=4) if key in CUDA_CHANGES else Plan()
     changed = plan.override([f"{key}={(CHANGES | CUDA_CHANGES)[key]}"])
     assert changed.content_hash != plan.content_hash
 

@@ -19,6 +19,7 @@ from profiles.tested import (
 )
 
 TABLE = read_table(Path("/nonexistent/tested.jsonl"))
+ROOT = Path(__file__).resolve().parents[2]
 GIB = 2**30
 
 
@@ -31,7 +32,23 @@ def _row(**changes) -> TestedRow:
 def test_the_shipped_rows_parse_and_have_their_own_names():
     assert TABLE.findings == ()
     names = [row.id for row in TABLE.rows]
-    assert len(set(names)) == len(names) == 24
+    assert len(set(names)) == len(names)
+    assert sum(not name.startswith("lean-") for name in names) == 24
+
+
+def test_the_lean_rows_are_the_benchmarks_records():
+    lines = (ROOT / "benchmarks" / "lean.jsonl").read_text().splitlines()
+    records = {f"lean-{r['name']}": r["measurement"] for r in map(json.loads, lines)}
+    rows = {row.id: row for row in TABLE.rows if row.id.startswith("lean-")}
+    assert rows.keys() == records.keys()
+    for name, row in rows.items():
+        measured = records[name]
+        assert row.verdict == measured["verdict"] and row.step_seconds == measured["step_seconds"]
+        assert row.plan.model_dump(mode="json") == measured["plan"] | {"weights": "default"}
+        if row.verdict == "FITS":
+            assert row.peak_allocated_bytes == measured["peak_allocated_bytes"]
+            assert row.needed_bytes == measured["peak_reserved_bytes"] + row.gradient_bytes
+            assert row.gradient_bytes > 2**25
 
 
 def test_contradictions_name_rows_that_were_measured():
@@ -176,6 +193,8 @@ BASE = {"model": "7b", "device": "cuda", "micro_batch": 4, "checkpointed_layers"
         {"mask_loss_resolution": 128},
         {"tokens": {"max_text_tokens": 96}},
         {"model": "7b-v1"},
+        {"host_embeddings": True},
+        {"host_layers": 4},
         {"seed": 5, "schedule": {"learning_rate": 0.1}},
     ],
 )
@@ -202,6 +221,7 @@ def test_what_surely_needs_no_more(less):
         {"model": "13b"},
         {"device": "cpu"},
         {"processes": 2},
+        {"compile": True},
         {"tokens": {"max_masks": 9}},
     ],
 )
