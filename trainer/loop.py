@@ -23,7 +23,7 @@ from trainer.data.features import FeatureCache, encoder_key, fill_cache
 from trainer.data.reasonseg import Item
 from trainer.data.samples import MicroBatches, Sample, SampleSet, collate, image_paths
 from trainer.metrics import MaskScores
-from trainer.model.build import FrozenEncoder, build, read_tokenizer
+from trainer.model.build import FrozenEncoder, build, check_compiler, read_tokenizer
 from trainer.model.footprint import check_fits
 from trainer.model.lisa import Batch, Lisa, to_original
 from trainer.model.tokens import LisaTokenizer
@@ -112,6 +112,8 @@ class Run:
         self.accelerator = make_accelerator(plan, folder)
         self.tokenizer = read_tokenizer(plan)
         if plan.device == "cuda":
+            if plan.compile:
+                check_compiler()
             check_fits(plan, self.tokenizer, *free_bytes(self.accelerator.device))
         images = image_paths(train, val)
         caches = prepare_caches(plan, images, cache_root, self.accelerator, reporter)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from tests.conftest import PHOTOS, tiny_plan
 from tests.trainer import test_model
 from tests.trainer.test_model import CPU, gradients, loss_of
 from trainer.data.reasonseg import read_split
+from trainer.model import build as build_module
 from trainer.model import host
 from trainer.model.build import DECODER, build, host_layer_places, read_tokenizer
 from trainer.model.footprint import DoesNotFit, check_fits, needed_bytes
@@ -365,3 +367,16 @@ def test_a_plan_that_cannot_fit_says_what_it_needs_and_what_there_is() -> None:
     with pytest.raises(DoesNotFit, match=r"12\.\d+ GiB in host memory, and 8\.00 GiB"):
         check_fits(host, read_tokenizer(host), 20 * 2**30, 8 * 2**30)
     check_fits(host, read_tokenizer(host), 20 * 2**30, 16 * 2**30)
+
+
+def test_compiling_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build_module, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"Triton.*\n.*compile=false"):
+        build_module.check_compiler()
+    monkeypatch.setattr(build_module, "find_spec", lambda name: object())
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CC", raising=False)
+    with pytest.raises(ValueError, match="C compiler"):
+        build_module.check_compiler()
+    monkeypatch.setenv("CC", sys.executable)
+    build_module.check_compiler()

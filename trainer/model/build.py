@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -74,6 +77,17 @@ def build(
     add_trained(model, plan, tokenizer.new_ids)
     model.plan_layers(plan.checkpointed_layers, plan.compile)
     return model.to(device)
+
+
+def check_compiler() -> None:
+    """Raise ValueError if this installation cannot compile for the GPU; says what is missing."""
+    if find_spec("triton") is None:
+        missing = "Triton, which this installation of torch lacks"
+    elif not any(map(shutil.which, filter(None, (os.environ.get("CC"), "cc", "gcc", "clang")))):
+        missing = "a C compiler, with which Triton builds its launchers"
+    else:
+        return
+    raise ValueError(f"compile: needs {missing}\n    hint: --set compile=false")
 
 
 def add_trained(model: Lisa, plan: Plan, new_ids: list[int]) -> None:
