@@ -9,12 +9,12 @@ from profiles.tested import Verdict
 
 
 class Measurement(BaseModel):
-    """Bytes and seconds of a Plan's training step on one GPU."""
+    """Bytes (and, on a GPU, seconds) of a Plan's training step."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     plan: Plan
-    verdict: Verdict = Field(description="FITS, or OOM")
+    verdict: Verdict = Field(description="FITS or OOM on this GPU; UNKNOWN without one")
     error: str = Field("", description="the allocator's message after an OOM, with its phase")
     gpu: str = Field(description="name of the card")
     gpu_bytes: int = Field(description="its memory")
@@ -28,6 +28,13 @@ class Measurement(BaseModel):
     peak_reserved_bytes: int | None = Field(None, description="allocator pool, over the steps")
     process_bytes: int | None = Field(None, description="what NVML says the process took")
     host_bytes: int | None = Field(None, description="peak resident set of the process")
+    phases: dict[str, int] = Field(
+        default_factory=dict, description="most tensor bytes in each phase (fake rehearsals)"
+    )
+    live_at_peak: dict[str, int] = Field(
+        default_factory=dict, description="bytes by component at the peak (fake rehearsals)"
+    )
+    assumed: tuple[str, ...] = Field((), description="what fake tensors do not show, as added")
     load_seconds: float | None = None
     step_seconds: float | None = Field(None, description="median of an optimizer step")
     samples_per_second: float | None = None

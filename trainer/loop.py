@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration
+from accelerate.utils import AutocastKwargs, DataLoaderConfiguration
 from torch.utils.data import DataLoader
 from transformers import get_scheduler
 
@@ -31,8 +31,6 @@ from trainer.model.trained import GradientCheck, trained_names
 from trainer.model.weights import weight_source
 from trainer.step import make_optimizer, training_step
 
-EVALUATION_BATCH = 16
-
 
 @dataclass(frozen=True)
 class Reporter:
@@ -43,10 +41,13 @@ class Reporter:
 
 
 def make_accelerator(plan: Plan, run: Path | None) -> Accelerator:
-    """Accelerate under the plan's device and dtype; TensorBoard where there is a run folder."""
-    precision = {"bf16": "bf16", "fp16": "fp16", "fp32": "no"}[plan.dtype]
+    """Accelerate on the plan's device; TensorBoard where there is a run folder.
+
+    The model casts for itself: only fp16 needs something of accelerate, its gradient scaler.
+    """
     accelerator = Accelerator(
-        mixed_precision=precision,
+        mixed_precision="fp16" if plan.dtype == "fp16" else "no",
+        kwargs_handlers=[AutocastKwargs(enabled=False)],
         cpu=plan.device == "cpu",
         log_with="tensorboard" if run else None,
         project_dir=run,
@@ -266,8 +267,7 @@ def predict(
 ) -> list[torch.Tensor]:
     """Teacher-forced mask logits [H, W] of each sample's first [SEG], at its picture's own size."""
     batch = collate(samples, tokenizer).to(accelerator.device)
-    with accelerator.autocast():
-        low = model.predict(batch)
+    low = model.predict(batch)
     owner = batch.segs[:, 0].tolist()
     frame = model.sam.config.vision_config.image_size
     return [
@@ -287,9 +287,10 @@ def evaluate(
     """Scores of the samples at `places`, as LISA's published evaluation has them."""
     model.eval()
     scores = MaskScores()
-    for start in range(0, len(places), EVALUATION_BATCH):
+    size = samples.plan.micro_batch  # so that evaluating never takes more memory than training
+    for start in range(0, len(places), size):
         reporter.progress("evaluating", start, len(places))
-        chunk = [samples[place] for place in places[start : start + EVALUATION_BATCH]]
+        chunk = [samples[place] for place in places[start : start + size]]
         masks = predict(model, chunk, tokenizer, accelerator)
         for sample, logits in zip(chunk, masks, strict=True):
             scores.add(sample.name, logits.numpy() > 0, sample.truth)

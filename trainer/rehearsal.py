@@ -1,9 +1,11 @@
 """The training step run under a Plan without training: a child process that prints a Measurement.
 
     python -m trainer.rehearsal plan.json [--cap-gib 7.3] [--text-tokens 96] [--steps 8]
+    python -m trainer.rehearsal plan.json --fake [--text-tokens 96] [--compute-capability 8.6]
 
 The step is the one that trains (`trainer.step`), on made-up samples of a given length. A process
-of its own is needed: an out-of-memory step leaves its process in an unknown state.
+of its own is needed: an out-of-memory step leaves its process in an unknown state. With --fake it
+needs no GPU: the step runs on tensors that have shapes and no memory (`trainer.fake`).
 """
 
 from __future__ import annotations
@@ -28,24 +30,23 @@ class Rehearsal:
     """A model under a Plan and made-up batches; torch is imported with the first one."""
 
     def __init__(self, plan: Plan, text_tokens: tuple[int, int], masks: int) -> None:
-        import torch
-
+        from trainer.data.made_up import MadeUp
         from trainer.loop import make_accelerator
         from trainer.model.build import build, read_tokenizer
         from trainer.step import make_optimizer
 
-        self.plan, self.text_tokens, self.masks = plan, text_tokens, masks
+        self.plan, self.text_tokens = plan, text_tokens
         self.accelerator = make_accelerator(plan, None)
         self.tokenizer = read_tokenizer(plan)
         model = build(plan, self.tokenizer, self.accelerator.device)
         optimizer = make_optimizer(model, plan)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.model.train()
-        self.generator = torch.Generator().manual_seed(plan.seed)
+        self.samples = MadeUp(plan, self.tokenizer, text_tokens, masks)
 
     def batches(self) -> list[Any]:
-        """The micro-batches of one step, at most two: more peak no higher."""
-        return [self.batch().pin_memory() for _ in range(min(2, self.plan.accumulation))]
+        """The micro-batches of one step, in pinned memory as data workers leave them."""
+        return [batch.pin_memory() for batch in self.samples.step()]
 
     def step(self, batches: list[Any] | None = None) -> float:
         """One optimizer step; its loss."""
@@ -54,61 +55,6 @@ class Rehearsal:
         batches = batches or self.batches()
         result = training_step(self.model, batches, self.optimizer, self.plan, self.accelerator)
         return result.loss
-
-    def batch(self) -> Any:
-        """A micro-batch of samples with random lengths within the limits, the first the longest."""
-        import torch
-
-        least, most = self.text_tokens
-        drawn = torch.randint(least, most + 1, (self.plan.micro_batch,), generator=self.generator)
-        longest = self.plan.profile.clip.image_tokens + int(drawn.max())
-        ids = torch.full((self.plan.micro_batch, longest), self.tokenizer.pad_id)
-        labels = torch.full_like(ids, -100)
-        for row, text in enumerate(drawn.tolist()):
-            self._sample(ids[row], labels[row], text)
-        return self._assemble(ids, labels)
-
-    def _sample(self, ids: Any, labels: Any, text: int) -> None:
-        """Fill a row: a system prompt, the picture, a question, an answer of 5 tokens a mask."""
-        import torch
-
-        picture = self.plan.profile.clip.image_tokens
-        length = picture + text
-        ids[:length] = torch.randint(100, 600, (length,), generator=self.generator)
-        ids[8 : 8 + picture] = self.tokenizer.image_id
-        answer = 5 * self.masks
-        labels[length - answer : length] = ids[length - answer : length]
-        for mask in range(self.masks):
-            place = length - 5 * mask - 3
-            ids[place] = labels[place] = self.tokenizer.seg_id
-
-    def _assemble(self, ids: Any, labels: Any) -> Any:
-        import torch
-
-        from trainer.model.build import TORCH_DTYPES
-        from trainer.model.lisa import Batch
-
-        plan, count = self.plan, self.plan.micro_batch
-        clip, sam, side = plan.profile.clip, plan.profile.sam, plan.mask_loss_resolution
-        shapes = {
-            "clip": (clip.image_tokens, clip.hidden)
-            if "clip" in plan.cached_encoders
-            else (3, clip.image_pixels, clip.image_pixels),
-            "sam": (sam.output_channels, sam.embedding_pixels, sam.embedding_pixels)
-            if "sam" in plan.cached_encoders
-            else (3, sam.image_pixels, sam.image_pixels),
-        }
-        inputs = {
-            name: torch.randn(
-                count, *shape, generator=self.generator,
-                dtype=TORCH_DTYPES[plan.dtype] if name in plan.cached_encoders else torch.float32,
-            )
-            for name, shape in shapes.items()
-        }  # fmt: skip
-        targets = torch.randint(
-            0, 2, (count * self.masks, side, side), generator=self.generator, dtype=torch.uint8
-        )
-        return Batch.of(ids, labels, self.tokenizer.seg_id, targets=targets, **inputs)
 
 
 def model_flops(plan: Plan, tokens: int) -> float:
@@ -232,6 +178,8 @@ def main() -> None:
     parser.add_argument("--text-tokens", default="96", help="of a sample: N, or LEAST:MOST")
     parser.add_argument("--masks", type=int, default=1, help="[SEG] tokens of a sample")
     parser.add_argument("--steps", type=int, default=8, help="timed steps")
+    parser.add_argument("--fake", action="store_true", help="count bytes, without a GPU")
+    parser.add_argument("--compute-capability", default="8.6", help="of the card, with --fake")
     arguments = parser.parse_args()
     plan = Plan.read(arguments.plan)
     for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
@@ -242,7 +190,14 @@ def main() -> None:
     out = sys.stdout
     sys.stdout = sys.stderr  # whatever a library prints, stdout holds one document
     text = int(least), int(most or least)
-    measurement = rehearse(plan, cap, text, arguments.masks, arguments.steps)
+    if arguments.fake:
+        from trainer.fake import fake_rehearsal
+
+        major, _, minor = arguments.compute_capability.partition(".")
+        capability = int(major), int(minor or 0)
+        measurement = fake_rehearsal(plan, text[1], arguments.masks, capability)
+    else:
+        measurement = rehearse(plan, cap, text, arguments.masks, arguments.steps)
     print(measurement.model_dump_json(), file=out)
 
 

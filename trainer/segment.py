@@ -50,6 +50,8 @@ class Segmenter:
         self.tokenizer = read_tokenizer(self.plan)
         self.model = build(self.plan, self.tokenizer, self.device).eval()
         checkpoint.load(folder, self.model)
+        for parameter in self.model.parameters():  # nothing is trained here: one dtype throughout
+            parameter.data = parameter.data.to(self.model.dtype)
 
     def ask(self, image: NDArray[np.uint8], question: str, is_sentence: bool = True) -> Answer:
         """Answer one question about a picture [H, W, 3]. Raises PromptError."""
@@ -59,23 +61,20 @@ class Segmenter:
             encoder: torch.from_numpy(pixels(image, encoder, self.plan.profile))[None]
             for encoder in ("clip", "sam")
         }
-        dtype = self.model.sam.shared_image_embedding.positional_embedding.dtype
         batch = Batch.of(
             ids,
             torch.full_like(ids, IGNORE_LABEL),
             self.tokenizer.seg_id,
             targets=torch.zeros(0),
-            clip=shown["clip"].to(self.device, dtype),
-            sam=shown["sam"].to(self.device, dtype),
+            clip=shown["clip"].to(self.device),
+            sam=shown["sam"].to(self.device),
         )
-        enabled = self.plan.dtype != "fp32"
-        with torch.autocast(self.device.type, dtype if enabled else None, enabled=enabled):
-            new, low = self.model.answer(
-                batch,
-                self.plan.tokens.max_new_tokens,
-                eos_token_id=self.tokenizer.end_id,
-                pad_token_id=self.tokenizer.pad_id,
-            )
+        new, low = self.model.answer(
+            batch,
+            self.plan.tokens.max_new_tokens,
+            eos_token_id=self.tokenizer.end_id,
+            pad_token_id=self.tokenizer.pad_id,
+        )
         height, width = image.shape[:2]
         if not len(low):
             return Answer(self._text(new), np.zeros((0, height, width), bool))
@@ -105,7 +104,7 @@ def contact_sheet(run: Run, path: Path, count: int) -> Path:
     step = max(1, len(run.val_set) // count)
     places = list(range(0, len(run.val_set), step))[:count]
     samples = [run.val_set[place] for place in places]
-    masks = predict(run.model, samples, run.tokenizer, run.accelerator)
+    masks = [predict(run.model, [s], run.tokenizer, run.accelerator)[0] for s in samples]
     rows = []
     for place, sample, logits in zip(places, samples, masks, strict=True):
         item = run.val_set.items[place]

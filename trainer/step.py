@@ -63,12 +63,6 @@ def make_optimizer(model: nn.Module, plan: Plan) -> torch.optim.Optimizer:
     return optimizer
 
 
-def count(batches: Sequence[Batch]) -> Tensor:
-    """[supervised tokens, masks] of micro-batches."""
-    tokens, masks = (sum(len(getattr(b, name)) for b in batches) for name in ("answers", "targets"))
-    return torch.tensor([tokens, masks])
-
-
 def training_step(
     model: nn.Module,
     batches: Sequence[Batch],
@@ -82,35 +76,65 @@ def training_step(
     Every loss is divided by the totals of the whole effective batch over all processes, so the
     update depends on neither micro-batch nor process count. Raises NotFinite before the update.
     """
-    device = accelerator.device
-    tokens, masks = accelerator.reduce(count(batches).to(device), "sum").tolist()
-    totals = Totals(tokens=tokens, masks=masks)
-    sums = torch.zeros(4, device=device)
+    totals = total_of(batches, accelerator)
+    sums = accumulate(model, batches, totals, accelerator)
+    if not bool(sums.isfinite().all()):
+        names = ", ".join(name for batch in batches for name in batch.names)
+        optimizer.zero_grad(set_to_none=True)
+        raise NotFinite(f"the loss is not finite; samples of this step: {names}")
+    norm = clip(model, plan, accelerator)
+    if check is not None and not check.done:
+        check()
+    update(optimizer)
+    total, ce, bce, dice = sums.tolist()
+    return StepResult(
+        loss=total,
+        ce=ce / max(1, totals.tokens),
+        bce=bce / max(1, totals.masks),
+        dice=dice / max(1, totals.masks),
+        gradient_norm=float(norm) if norm is not None else 0.0,
+    )
+
+
+# The parts below are all that computes; a rehearsal without a GPU, where no number can be looked
+# at, runs them one after the other just so.
+
+
+def total_of(batches: Sequence[Batch], accelerator: Accelerator) -> Totals:
+    """Supervised tokens and masks of the whole effective batch, over all processes."""
+    tokens, masks = (sum(len(getattr(b, name)) for b in batches) for name in ("answers", "targets"))
+    if accelerator.num_processes > 1:
+        here = torch.tensor([tokens, masks], device=accelerator.device)
+        tokens, masks = accelerator.reduce(here, "sum").tolist()
+    return Totals(tokens=tokens, masks=masks)
+
+
+def accumulate(
+    model: nn.Module, batches: Sequence[Batch], totals: Totals, accelerator: Accelerator
+) -> Tensor:
+    """Gradients of all micro-batches; returns the sums [4] of loss, ce, bce and dice."""
+    sums = torch.zeros(4, device=accelerator.device)
     for number, batch in enumerate(batches):
         last = number == len(batches) - 1
         with nullcontext() if last else accelerator.no_sync(model):
-            losses = model(batch.to(device))
+            losses = model(batch.to(accelerator.device))
             loss = losses.weighted(totals, WEIGHTS)
             # Data-parallel processes average their gradients; this makes it the sum again.
             accelerator.backward(loss * accelerator.num_processes)
         parts = [loss, losses.ce, losses.bce, losses.dice]
         sums += torch.stack([part.detach().float() for part in parts])
-    sums = accelerator.reduce(sums, "sum")
-    if not bool(sums.isfinite().all()):
-        names = ", ".join(name for batch in batches for name in batch.names)
-        optimizer.zero_grad(set_to_none=True)
-        raise NotFinite(f"the loss is not finite; samples of this step: {names}")
+    reduced: Tensor = accelerator.reduce(sums, "sum")
+    return reduced
+
+
+def clip(model: nn.Module, plan: Plan, accelerator: Accelerator) -> Tensor | None:
+    """Scale the gradients down to the plan's norm; returns the norm before."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    norm = accelerator.clip_grad_norm_(trained, plan.schedule.grad_clip)
-    if check is not None and not check.done:
-        check()
+    norm: Tensor | None = accelerator.clip_grad_norm_(trained, plan.schedule.grad_clip)
+    return norm
+
+
+def update(optimizer: torch.optim.Optimizer) -> None:
+    """The optimizer's step; the gradients go."""
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    total, ce, bce, dice = sums.tolist()
-    return StepResult(
-        loss=total,
-        ce=ce / max(1, tokens),
-        bce=bce / max(1, masks),
-        dice=dice / max(1, masks),
-        gradient_norm=float(norm) if norm is not None else 0.0,
-    )

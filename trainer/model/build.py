@@ -71,12 +71,16 @@ def build(
     used = _load_decoder_layers(model, plan, source, device)
     if plan.host_embeddings:
         used += _load_host_embeddings(model, source, device)
-    used += materialise(model, source, device, model.dtype)
+    used += materialise(model, source, device, model.dtype, done=frozenset(used))
     model.sam.prompt_encoder.shared_embedding = model.sam.shared_image_embedding
     source.finish([*used, *dropped])
     add_trained(model, plan, tokenizer.new_ids)
     model.plan_layers(plan.checkpointed_layers, plan.compile)
-    return model.to(device)
+    # Parameters were born on the device; what is left are buffers that no file holds.
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = None if buffer is None else buffer.to(device)
+    return model
 
 
 def check_compiler() -> None:
@@ -130,7 +134,7 @@ def _load_decoder_layers(
                 weight = source.get(name, shape, device, model.dtype)
                 _set(layer, path, frozen_linear(weight, plan.quantization))
                 used.append(name)
-        used += materialise(layer, source, device, model.dtype, prefix)
+        used += materialise(layer, source, device, model.dtype, prefix, used)
         if index in host and model.host_layers is not None:
             model.host_numbers[index] = model.host_layers.adopt(layer)
     return used
@@ -182,6 +186,7 @@ class FrozenEncoder(nn.Module):
         )
         prefix = "llava.model.vision_tower." if encoder == "clip" else "sam.vision_encoder."
         materialise(part, weight_source(plan), device, self.dtype, prefix)
+        model.dtype = self.dtype
         self.part = part.to(device).eval()
         self.encode = model.clip_features if encoder == "clip" else model.sam_features
 

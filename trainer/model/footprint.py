@@ -12,7 +12,7 @@ from torch import Tensor
 
 from profiles.plan import Plan
 from trainer.model.build import build
-from trainer.model.host import stored_tensors
+from trainer.model.host import host_tensors, stored_tensors
 from trainer.model.tokens import LisaTokenizer
 from trainer.model.weights import ShapesAlone
 
@@ -38,7 +38,7 @@ def needed_bytes(plan: Plan, tokenizer: LisaTokenizer) -> dict[str, int]:
     """Bytes by component: frozen weights, trained tensors, gradients, optimizer; host memory."""
     model = build(plan, tokenizer, torch.device("meta"), ShapesAlone())
     lent: set[int] = set()  # tensors that only look into the two buffers of the host layers
-    buffers = host = 0
+    buffers = 0
     if model.host_layers is not None:
         lent = {
             id(getattr(owner, name))
@@ -46,9 +46,6 @@ def needed_bytes(plan: Plan, tokenizer: LisaTokenizer) -> dict[str, int]:
             for owner, name in stored_tensors(model.decoder_layers[index])
         }
         buffers = sum(map(_size, model.host_layers.buffers))
-        host = sum(map(_size, model.host_layers.host))
-    if plan.host_embeddings:
-        host += 2 * plan.profile.vocabulary_rows * plan.profile.llama.hidden * model.dtype.itemsize
     trained = [p.numel() for p in model.parameters() if p.requires_grad]
     frozen = [p for p in model.parameters() if not p.requires_grad] + list(model.buffers())
     return {
@@ -56,7 +53,7 @@ def needed_bytes(plan: Plan, tokenizer: LisaTokenizer) -> dict[str, int]:
         "trained": 4 * sum(trained),
         "gradients": 4 * sum(trained),
         "optimizer": sum(optimizer_bytes(plan, count) for count in trained),
-        "host": host,
+        "host": sum(map(_size, host_tensors(model))),
     }
 
 

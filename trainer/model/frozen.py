@@ -101,6 +101,17 @@ nf4_product.register_autograd(_nf4_backward, setup_context=_keep)
 int8_product.register_autograd(_int8_backward, setup_context=_keep)
 
 
+def make_scale_code() -> None:
+    """Have bitsandbytes' code of the NF4 scales made, on the CPU and out of real numbers.
+
+    It is kept for the process, and would else be made on the first weight's device: meta, or fake.
+    """
+    from bitsandbytes.functional import create_dynamic_map, name2qmap
+
+    if "dynamic" not in name2qmap:
+        name2qmap["dynamic"] = create_dynamic_map()
+
+
 class FrozenLinear(nn.Module):
     """y = x · Wᵀ with W [N, K] stored in few bits; `stored` names its large tensors."""
 
@@ -126,10 +137,9 @@ class Nf4Linear(FrozenLinear):
 
     def __init__(self, weight: Tensor) -> None:
         """From a weight [N, K] in its compute dtype, on the device where it is to stay."""
-        from bitsandbytes.functional import create_dynamic_map, name2qmap, quantize_4bit
+        from bitsandbytes.functional import quantize_4bit
 
-        # Made on the CPU: bitsandbytes makes it on the first weight's device, which may be meta.
-        name2qmap.setdefault("dynamic", create_dynamic_map())
+        make_scale_code()
 
         super().__init__(*weight.shape)
         packed, state = quantize_4bit(
@@ -210,7 +220,8 @@ class LoraLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., K] -> [..., N] in x's dtype."""
         y = self.base_layer(x)
-        down = functional.dropout(x, self.dropout, self.training)
+        # By name: `dropout` is another operator, with a mask of another width, on every device.
+        down, _ = torch.native_dropout(x, self.dropout, self.training)
         inner = functional.linear(down, self.lora_A.weight.to(x.dtype))
         up = self.lora_B.weight.to(x.dtype)
         # One product adds the adapter to the base's output: no third [..., N] tensor.

@@ -89,6 +89,22 @@ def stream_rows(table: Tensor, device: torch.device) -> Iterator[tuple[int, Tens
         yield start, buffers[number % 2][: min(rows, table.shape[0] - start)]
 
 
+@torch.library.custom_op("lisa_preflight::host_lookup", mutates_args=())
+def host_lookup(input_ids: Tensor, table: Tensor) -> Tensor:
+    """Rows [B, T, H] of a host table [V, H] on the ids' device, each different row copied once."""
+    # A picture's tokens are one id many times over: a batch has few different rows.
+    rows, place = input_ids.cpu().unique(return_inverse=True)
+    found, device = table[rows], input_ids.device
+    if device.type == "cuda":
+        found, place = found.pin_memory(), place.pin_memory()
+    return found.to(device, non_blocking=True)[place.to(device, non_blocking=True)]
+
+
+@host_lookup.register_fake
+def _(input_ids: Tensor, table: Tensor) -> Tensor:
+    return table.new_empty(*input_ids.shape, table.shape[1], device=input_ids.device)
+
+
 class HostEmbedding(nn.Module):
     """A frozen embedding table [V, H] in host memory; a batch's rows are copied to the card."""
 
@@ -98,14 +114,9 @@ class HostEmbedding(nn.Module):
         self.device = device
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        """[B, T] token ids -> [B, T, H] on the device, each different row copied once."""
-        # A picture's tokens are one id many times over: a batch has few different rows.
-        rows, place = input_ids.cpu().unique(return_inverse=True)
-        found = self.weight[rows]
-        if self.device.type == "cuda":
-            found, place = found.pin_memory(), place.pin_memory()
-        found = found.to(self.device, non_blocking=True)
-        return found[place.to(self.device, non_blocking=True)]
+        """[B, T] token ids -> [B, T, H] on their device."""
+        found: Tensor = host_lookup(input_ids, self.weight)
+        return found
 
 
 class HostHead(nn.Module):
@@ -279,6 +290,13 @@ def stored_tensors(layer: nn.Module) -> Iterator[tuple[nn.Module, str]]:
             yield from ((module, name) for name in module.stored)
         elif isinstance(module, nn.Linear):
             yield module, "weight"
+
+
+def host_tensors(model: nn.Module) -> list[Tensor]:
+    """Everything of a model that stays in host memory."""
+    found = [m.weight for m in model.modules() if isinstance(m, HostEmbedding | HostHead)]
+    layers = getattr(model, "host_layers", None)
+    return found + ([] if layers is None else layers.host)
 
 
 def _replace(owner: nn.Module, name: str, value: Tensor) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import LlavaConfig, LlavaForConditionalGeneration, SamConfig, SamModel
@@ -168,12 +169,21 @@ class Lisa(nn.Module):
             recompute if index < checkpointed else run for index in range(len(self.decoder_layers))
         ]
 
+    def computed(self, module: nn.Module) -> Callable[..., Any]:
+        """`module` computing in the model's dtype, whatever its trained tensors are kept in."""
+        if self.dtype == torch.float32:
+            return module
+        # Written out, where autocast would choose operator by operator and device by device: the
+        # step is then the same arithmetic on every device, and can be rehearsed on any.
+        cast = {name: tensor.to(self.dtype) for name, tensor in module.named_parameters()}
+        return lambda *inputs, **named: functional_call(module, cast, inputs, named)
+
     def clip_features(self, clip: Tensor) -> Tensor:
         """Pixels [B, 3, P, P] -> hidden layer −2 without the class token [B, N, C]."""
         if clip.dim() == 3:
             return clip
         with torch.no_grad():
-            output = self.llava.model.vision_tower(clip, output_hidden_states=True)
+            output = self.llava.model.vision_tower(clip.to(self.dtype), output_hidden_states=True)
         features: Tensor = output.hidden_states[-2][:, 1:]
         return features
 
@@ -182,14 +192,13 @@ class Lisa(nn.Module):
         if self.sam.vision_encoder is None or sam.shape[1] != 3:
             return sam
         with torch.no_grad():
-            features: Tensor = self.sam.vision_encoder(sam)[0]
+            features: Tensor = self.sam.vision_encoder(sam.to(self.dtype))[0]
         return features
 
     def embed(self, input_ids: Tensor, clip: Tensor) -> Tensor:
         """Token embeddings [B, T, H] with the projected picture laid over its image tokens."""
         embeddings = self.llava.get_input_embeddings()(input_ids).to(self.dtype)
-        weight = next(self.projector.parameters())
-        image = self.projector(self.clip_features(clip).to(weight.dtype)).to(self.dtype)
+        image = self.computed(self.projector)(self.clip_features(clip).to(self.dtype))
         places = (input_ids == self.llava.config.image_token_index)[..., None]
         filled: Tensor = embeddings.masked_scatter(places, image)
         return filled
@@ -215,10 +224,11 @@ class Lisa(nn.Module):
         """Low-resolution mask logits [M, L, L] from the state before each [SEG]."""
         owner, position = segs.unbind(1)
         # The state that predicts a token stands one position before it.
-        prompts = self.text_hidden_fcs(states[owner, position - 1])[:, None, None, :]
+        prompts = self.computed(self.text_hidden_fcs)(states[owner, position - 1])
+        prompts = prompts[:, None, None, :]
         image = self.sam_features(sam)[owner]
         dense = self.sam.prompt_encoder.no_mask_embed.weight[0].view(1, -1, 1, 1)
-        logits, _ = self.sam.mask_decoder(
+        logits, _ = self.computed(self.sam.mask_decoder)(
             image_embeddings=image.to(prompts.dtype),
             image_positional_embeddings=self._positions(len(owner)).to(prompts.dtype),
             sparse_prompt_embeddings=prompts,
@@ -238,9 +248,10 @@ class Lisa(nn.Module):
         head = self.llava.lm_head
         if isinstance(head, HostHead):
             return head.cross_entropy_sum(states[owner, position], batch.answers)
+        compute = self.computed(head)
         if self.logits_at == "supervised":
-            return cross_entropy_sum(head(states[owner, position]), batch.answers)
-        return cross_entropy_sum(head(states)[owner, position], batch.answers)
+            return cross_entropy_sum(compute(states[owner, position]), batch.answers)
+        return cross_entropy_sum(compute(states)[owner, position], batch.answers)
 
     def forward(self, batch: Batch) -> LossSums:
         """The batch's loss sums; the caller divides them by the effective batch's totals."""

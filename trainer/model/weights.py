@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from importlib.resources import files
 from pathlib import Path
 from typing import Protocol
@@ -119,14 +119,17 @@ class RandomWeights:
 
 
 class ShapesAlone:
-    """Tensors on the meta device: shapes without memory, for counting."""
+    """Empty tensors, for counting: on the meta device, or fake ones on the CPU."""
 
     fingerprint = "shapes"
+
+    def __init__(self, device: str = "meta") -> None:
+        self.device = device
 
     def get(
         self, name: str, shape: torch.Size, device: torch.device, dtype: torch.dtype
     ) -> Tensor:
-        return torch.empty(shape, device="meta", dtype=dtype)
+        return torch.empty(shape, device=self.device, dtype=dtype)
 
     def finish(self, used: Iterable[str]) -> None:
         """Shapes fit any name."""
@@ -182,8 +185,9 @@ def materialise(
     device: torch.device,
     dtype: torch.dtype,
     prefix: str = "",
+    done: Collection[str] = (),
 ) -> list[str]:
-    """Give every parameter that has none, and every persistent buffer, its value on `device`.
+    """Give every parameter and persistent buffer its value on `device`, but for those `done`.
 
     `prefix` is the module's own name in the source. Returns the names asked for.
     Raises WeightsError.
@@ -193,9 +197,9 @@ def materialise(
         persistent = [b for b in owner._buffers if b not in owner._non_persistent_buffers_set]
         for name in [*owner._parameters, *persistent]:
             current = getattr(owner, name)
-            if current is None or (name in owner._parameters and not current.is_meta):
-                continue
             full = prefix + (f"{path}.{name}" if path else name)
+            if current is None or full in done:
+                continue
             asked.append(full)
             if full.startswith("sam.prompt_encoder.shared_embedding."):
                 continue  # the same tensor as shared_image_embedding, tied by the caller
