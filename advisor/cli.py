@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -81,7 +82,12 @@ def run(
         from advisor.report import render_svg
 
         _write(svg, render_svg(advice))
-    _print(advice, as_json)
+    try:
+        _print(advice, as_json)
+        sys.stdout.flush()
+    except (BrokenPipeError, SystemExit):  # rich leaves with 1 when the reader has gone
+        # A reader such as `head` has seen enough; the answer is still what it is.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     raise typer.Exit(advice.exit_code)
 
 
@@ -112,8 +118,6 @@ def _saved(advice: Advice, path: Path) -> Advice:
 
 def _write(path: Path, text: str) -> None:
     """Put `text` into `path` whole, or leave what was there."""
-    import os
-
     temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
     try:
         temporary.write_text(text, encoding="utf-8")

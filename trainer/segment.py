@@ -40,9 +40,14 @@ class Segmenter:
 
     def __init__(self, run: Path) -> None:
         folder = run if (run / "trained.safetensors").is_file() else run / "best"
+        if not folder.is_dir():
+            raise ValueError(
+                f"{run}: no run folder here, or none with a checkpoint\n"
+                "    hint: --run names the --output-dir of a lisa-train run"
+            )
         plan = Plan.read(folder / "plan.json")
         # Any picture may be asked about, so the encoders must be there.
-        online: dict[str, object] = {"cached_encoders": []}
+        online: dict[str, object] = {"cached_encoders": [], "compile": False}
         if plan.device == "cuda" and not torch.cuda.is_available():
             online |= {"device": "cpu", "dtype": "fp32", "optimizer": "adamw"}
         self.plan = Plan.parse(plan.model_dump(mode="json") | online)

@@ -19,9 +19,7 @@ def segment(
     run: Annotated[Path, typer.Option(help="Run folder, or a checkpoint in it.")] = Path(
         "runs/latest"
     ),
-    out: Annotated[Path | None, typer.Option(help="Overlay PNG. Default: beside the picture.")] = (
-        None
-    ),
+    out: Annotated[Path | None, typer.Option(help="Overlay PNG. Default: in this folder.")] = None,
     phrase: Annotated[bool, typer.Option(help="The question is a noun phrase.")] = False,
 ) -> None:
     """Answer QUESTION about IMAGE and write the mask as an overlay."""
@@ -35,13 +33,15 @@ def segment(
         picture = read_image(image)
         answer = Segmenter(run).ask(picture, question, is_sentence=not phrase)
     except (ValueError, OSError) as error:
-        print(f"error:\n  - {error}", file=sys.stderr)
+        text = str(error) if str(error).startswith("  - ") else f"  - {error}"
+        print(f"error:\n{text}", file=sys.stderr)
         raise typer.Exit(2) from None
     print(answer.text)
     if not len(answer.masks):
         print("the answer holds no [SEG]: nothing was segmented", file=sys.stderr)
         raise typer.Exit(1)
-    target = out or image.with_name(image.stem + ".overlay.png")
+    # Not beside the picture: a data folder holds nothing but its items.
+    target = out or Path(image.stem + ".overlay.png")
     mask = np.asarray(answer.masks.any(0))
     Image.fromarray(overlay(picture, mask, PREDICTED)).save(target)
     print(f"{target}: {mask.mean():.1%} of the picture", file=sys.stderr)

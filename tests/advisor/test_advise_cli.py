@@ -163,3 +163,15 @@ def test_an_answer_from_the_table_is_quick():
     start = time.perf_counter()
     _cpu_seconds("-m", "advisor.cli", "--vram", "8GiB")
     assert time.perf_counter() - start < 3
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)])
+@pytest.mark.parametrize(("size", "code"), [("8GiB", 0), ("2GiB", 1)])
+def test_a_reader_that_has_gone_does_not_change_the_answer(form, size, code):
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "advisor.cli", "--model", "7b", "--vram", size, *form]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr

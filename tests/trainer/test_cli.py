@@ -9,10 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
 from trainer.data.reasonseg import paint_mask, read_image, read_split
 from trainer.loop import Reporter, Run
@@ -124,3 +126,9 @@ def test_photographs_are_learnt_by_heart(tmp_path: Path) -> None:
         scores.add(item.name, answer.masks.any(0), truth)
     # Its own answer, and encoders that run instead of cached features.
     assert scores.giou is not None and scores.giou >= 0.85
+    # The same tensors under a GPU plan: a machine without one sets its levers aside.
+    path = tmp_path / "best" / "plan.json"
+    moved = Plan.read(path).override(["device=cuda", "compile=true", "optimizer=paged_adamw"])
+    path.write_text(moved.override(["checkpointed_layers=4", "host_layers=3"]).to_json())
+    again = Segmenter(tmp_path).ask(picture, item.texts[0], item.is_sentence)
+    assert again.text == answer.text and np.array_equal(again.masks, answer.masks)
