@@ -17,13 +17,14 @@ import time
 from pathlib import Path
 
 TRAIN, VAL, TEST = 640, 120, 60
+MODULES = {"lisa-advise": "advisor.cli", "lisa-train": "trainer.cli"}
 
 
 def call(*command: str) -> None:
     """Show a command, then run it; a failure ends the demo."""
     print(f"\n$ {shlex.join(command)}", flush=True)
-    program = str(Path(sys.executable).with_name(command[0]))
-    subprocess.run([program, *command[1:]], check=True)
+    # By module: it also runs where the packages lie on the path and no script was installed.
+    subprocess.run([sys.executable, "-m", MODULES[command[0]], *command[1:]], check=True)
 
 
 def main() -> None:
