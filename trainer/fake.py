@@ -8,8 +8,6 @@ tensors cannot show is added by name, in `Measurement.assumed`.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from itertools import chain
 
 import torch
 from accelerate import Accelerator
@@ -23,8 +21,8 @@ from trainer.loop import versions
 from trainer.model.build import build, read_tokenizer
 from trainer.model.footprint import SMALLEST_PAGED
 from trainer.model.frozen import make_scale_code
-from trainer.model.host import host_tensors, stored_tensors
-from trainer.model.lisa import Batch, Lisa
+from trainer.model.host import host_tensors
+from trainer.model.lisa import Batch
 from trainer.model.tokens import LisaTokenizer
 from trainer.model.weights import ShapesAlone
 from trainer.step import accumulate, clip, make_optimizer, total_of, update
@@ -89,17 +87,16 @@ def _trace(
     optimizer = make_optimizer(model, shown)  # an 8-bit one makes its code out of real numbers
     with warnings.catch_warnings(), mode:
         warnings.simplefilter("ignore")
-        batches = [batch._each(mode.from_tensor) for batch in samples]
+        batches = [batch.each(mode.from_tensor) for batch in samples]
         trained = [p for p in model.parameters() if p.requires_grad]
         for parameter in trained:
             parameter.grad = torch.empty_like(parameter)
         update(optimizer)  # makes the optimizer's state
         states = [v for s in optimizer.state.values() for v in s.values() if isinstance(v, Tensor)]
-        for tensors, label in _resident(model):
-            trace.hold(tensors, label)
+        for name, tensor in model.on_card():
+            trace.hold([tensor], _component(name, tensor))
         trace.hold(states, "optimizer state")
-        host = host_tensors(model)
-        trace.leave_out(host)
+        trace.leave_out(host_tensors(model))
         model.register_forward_pre_hook(lambda *_: trace.begin("forward"))
         model.register_forward_hook(lambda *_: trace.begin("backward"))
         with trace:
@@ -120,21 +117,12 @@ def _trace(
 
 def _copied(batch: Batch) -> Batch:
     """A batch as it arrives on the card: memory of its own."""
-    return batch._each(Tensor.clone)
+    return batch.each(Tensor.clone)
 
 
-def _resident(model: Lisa) -> Iterator[tuple[list[Tensor], str]]:
-    """What lies on the card between steps, by component; host memory is left out."""
-    lent: set[int] = set()
-    if model.host_layers is not None:
-        yield model.host_layers.buffers, "frozen weights"
-        for index in model.host_numbers:
-            owners = stored_tensors(model.decoder_layers[index])
-            lent |= {id(getattr(owner, name)) for owner, name in owners}
-    frozen, trained = "frozen weights", "trained tensors"
-    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
-        if id(tensor) in lent:
-            continue
-        encoder = "vision_tower" in name or "vision_encoder" in name
-        label = trained if tensor.requires_grad else "encoders" if encoder else frozen
-        yield [tensor], label
+def _component(name: str, tensor: Tensor) -> str:
+    """What a tensor that stays on the card is part of."""
+    if tensor.requires_grad:
+        return "trained tensors"
+    encoder = "vision_tower" in name or "vision_encoder" in name
+    return "encoders" if encoder else "frozen weights"

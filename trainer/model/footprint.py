@@ -12,12 +12,12 @@ from torch import Tensor
 
 from profiles.plan import Plan
 from trainer.model.build import build
-from trainer.model.host import host_tensors, stored_tensors
+from trainer.model.host import host_tensors
 from trainer.model.tokens import LisaTokenizer
 from trainer.model.weights import ShapesAlone
 
-# bitsandbytes keeps the moments of smaller tensors in fp32 (`min_8bit_size`), and in memory of
-# the card (`GlobalOptimizerManager`'s page size is no concern below 100 000 values).
+# bitsandbytes keeps the moments of smaller tensors in fp32 (`min_8bit_size`), and pages only those
+# of 100 000 values and more (`Optimizer8bit.get_state_buffer`).
 SMALLEST_8BIT, SMALLEST_PAGED, MOMENT_BLOCK = 4096, 100_000, 256
 
 
@@ -37,19 +37,10 @@ def optimizer_bytes(plan: Plan, count: int) -> int:
 def needed_bytes(plan: Plan, tokenizer: LisaTokenizer) -> dict[str, int]:
     """Bytes by component: frozen weights, trained tensors, gradients, optimizer; host memory."""
     model = build(plan, tokenizer, torch.device("meta"), ShapesAlone())
-    lent: set[int] = set()  # tensors that only look into the two buffers of the host layers
-    buffers = 0
-    if model.host_layers is not None:
-        lent = {
-            id(getattr(owner, name))
-            for index in model.host_numbers
-            for owner, name in stored_tensors(model.decoder_layers[index])
-        }
-        buffers = sum(map(_size, model.host_layers.buffers))
-    trained = [p.numel() for p in model.parameters() if p.requires_grad]
-    frozen = [p for p in model.parameters() if not p.requires_grad] + list(model.buffers())
+    card = [tensor for _, tensor in model.on_card()]
+    trained = [tensor.numel() for tensor in card if tensor.requires_grad]
     return {
-        "frozen": buffers + sum(_size(tensor) for tensor in frozen if id(tensor) not in lent),
+        "frozen": sum(_size(tensor) for tensor in card if not tensor.requires_grad),
         "trained": 4 * sum(trained),
         "gradients": 4 * sum(trained),
         "optimizer": sum(optimizer_bytes(plan, count) for count in trained),

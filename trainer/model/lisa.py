@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -29,7 +30,7 @@ from trainer.losses import (
     mask_bce_per_mask,
     mask_dice_per_mask,
 )
-from trainer.model.host import Gate, HostHead, HostLayers
+from trainer.model.host import Gate, HostHead, HostLayers, stored_tensors
 
 
 @dataclass
@@ -59,13 +60,14 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The batch with its tensors on `device`."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        return self.each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory, from which copies to a GPU run beside its work."""
-        return self._each(Tensor.pin_memory)
+        return self.each(Tensor.pin_memory)
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+    def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with every tensor changed."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         changed: dict[str, Any] = {
             name: change(value) if isinstance(value, Tensor) else value
@@ -159,6 +161,20 @@ class Lisa(nn.Module):
             self.llava.model.vision_tower = None
         if "sam" in cached:
             self.sam.vision_encoder = None
+
+    def on_card(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, tensor) of all that stays on the card; of host layers, their two buffers."""
+        lent = {
+            id(getattr(owner, name))
+            for index in self.host_numbers
+            for owner, name in stored_tensors(self.decoder_layers[index])
+        }
+        if self.host_layers is not None:
+            yield from (("host_layers.buffers", buffer) for buffer in self.host_layers.buffers)
+        for name, tensor in chain(self.named_parameters(), self.named_buffers()):
+            # Adapters are linears of a host layer too, and stay on the card.
+            if tensor.requires_grad or id(tensor) not in lent:
+                yield name, tensor
 
     def plan_layers(self, checkpointed: int, compiled: bool) -> None:
         """Recompute the first `checkpointed` decoder layers in the backward pass; compile all."""
