@@ -29,7 +29,7 @@ class Measurement(BaseModel):
     process_bytes: int | None = Field(None, description="what NVML says the process took")
     host_bytes: int | None = Field(None, description="peak resident set of the process")
     phases: dict[str, int] = Field(
-        default_factory=dict, description="most tensor bytes in each phase (fake rehearsals)"
+        default_factory=dict, description="most tensor bytes in each phase after loading"
     )
     live_at_peak: dict[str, int] = Field(
         default_factory=dict, description="bytes by component at the peak (fake rehearsals)"

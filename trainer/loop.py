@@ -21,7 +21,7 @@ from profiles.plan import Encoder, Plan
 from trainer import checkpoint
 from trainer.data.features import FeatureCache, encoder_key, fill_cache
 from trainer.data.reasonseg import Item
-from trainer.data.samples import MicroBatches, Sample, SampleSet, collate, image_paths
+from trainer.data.samples import MicroBatches, Sample, SampleSet, collate, image_paths, length_step
 from trainer.metrics import MaskScores
 from trainer.model.build import FrozenEncoder, build, check_compiler, read_tokenizer
 from trainer.model.footprint import check_fits
@@ -200,7 +200,9 @@ class Run:
             batch_sampler=self.sampler,
             num_workers=self.plan.workers,
             pin_memory=self.plan.device == "cuda",
-            collate_fn=partial(collate, tokenizer=self.tokenizer),
+            collate_fn=partial(
+                collate, tokenizer=self.tokenizer, step=length_step(self.plan)
+            ),
         )
         group: list[Batch] = []
         for batch in loader:

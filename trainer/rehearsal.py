@@ -44,6 +44,12 @@ class Rehearsal:
         self.model.train()
         self.samples = MadeUp(plan, self.tokenizer, text_tokens, masks)
 
+    def evaluate(self) -> None:
+        """Masks of one micro-batch, as an evaluation predicts them."""
+        model = self.accelerator.unwrap_model(self.model).eval()
+        model.predict(self.samples.batch().to(self.accelerator.device))
+        model.train()
+
     def batches(self) -> list[Any]:
         """The micro-batches of one step, in pinned memory as data workers leave them."""
         return [batch.pin_memory() for batch in self.samples.step()]
@@ -55,6 +61,33 @@ class Rehearsal:
         batches = batches or self.batches()
         result = training_step(self.model, batches, self.optimizer, self.plan, self.accelerator)
         return result.loss
+
+
+class PhasePeaks:
+    """The most bytes of tensors in each phase, and of the pool over all, on this process's GPU."""
+
+    def __init__(self) -> None:
+        self.allocated: dict[str, int] = {}
+        self.reserved = 0
+        self.phase = "load"
+
+    def begin(self, phase: str) -> None:
+        """Close the phase so far; what follows belongs to `phase`."""
+        import torch
+
+        peak = torch.cuda.max_memory_allocated()
+        self.allocated[self.phase] = max(peak, self.allocated.get(self.phase, 0))
+        self.reserved = max(self.reserved, torch.cuda.max_memory_reserved())
+        torch.cuda.reset_peak_memory_stats()
+        self.phase = phase
+
+    def watch(self, rehearsal: Rehearsal) -> None:
+        """Begin a phase wherever the step does; clipping counts to the backward pass."""
+        model = rehearsal.accelerator.unwrap_model(rehearsal.model)
+        model.register_forward_pre_hook(lambda *_: self.begin("forward"))
+        model.register_forward_hook(lambda *_: self.begin("backward"))
+        optimizer = rehearsal.optimizer.optimizer
+        optimizer.register_step_pre_hook(lambda *_: self.begin("optimizer"))
 
 
 def model_flops(plan: Plan, tokens: int) -> float:
@@ -89,15 +122,16 @@ def rehearse(
         "versions": versions() | {"cuda": str(torch.version.cuda), "driver": _driver()},
         "random_weights": plan.weights == "random",
     }
-    phase = "load"
+    peaks = PhasePeaks()
     try:
         started = time.monotonic()
         rehearsal = Rehearsal(plan, text_tokens, masks)
         torch.cuda.synchronize()
         facts["load_seconds"] = round(time.monotonic() - started, 2)
-        facts["load_peak_bytes"] = torch.cuda.max_memory_allocated()
-        phase = "step"
-        torch.cuda.reset_peak_memory_stats()
+        peaks.watch(rehearsal)
+        peaks.begin("evaluation")  # a run begins with one
+        rehearsal.evaluate()
+        peaks.begin("forward")
         facts["first_loss"] = rehearsal.step()
         for _ in range(WARM_UP - 1):
             rehearsal.step()
@@ -107,9 +141,12 @@ def rehearse(
         facts |= _speed(rehearsal, statistics.median(seconds), properties.name) | {"steps": steps}
         verdict = "FITS"
     except torch.OutOfMemoryError as error:
-        verdict, facts["error"] = "OOM", f"{phase}: {str(error).splitlines()[0]}"
-    facts["peak_allocated_bytes"] = torch.cuda.max_memory_allocated()
-    facts["peak_reserved_bytes"] = torch.cuda.max_memory_reserved()
+        verdict, facts["error"] = "OOM", f"{peaks.phase}: {str(error).splitlines()[0]}"
+    peaks.begin("done")
+    facts["load_peak_bytes"] = peaks.allocated.get("load")
+    facts["phases"] = {name: peak for name, peak in peaks.allocated.items() if name != "load"}
+    facts["peak_allocated_bytes"] = max(facts["phases"].values(), default=None)
+    facts["peak_reserved_bytes"] = peaks.reserved
     facts["process_bytes"] = _nvml_used()
     facts["host_bytes"] = _peak_resident()
     return Measurement(verdict=verdict, **facts)

@@ -69,7 +69,7 @@ def test_streamed_layers_give_the_gradients_of_resident_ones(quantization: str) 
     """
     resident = gradients(quantization=quantization)
     noise = difference(resident, gradients(quantization=quantization))
-    assert noise < 1e-2
+    assert noise < 3e-2
     for count in (5, 32):
         streamed = gradients(quantization=quantization, host_layers=count)
         found = difference(resident, streamed)

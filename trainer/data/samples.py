@@ -33,6 +33,7 @@ from trainer.model.tokens import Encoded, LisaTokenizer, TooLong
 
 # Of a training item with an explanation, one in this many visits asks for it.
 EXPLANATION_EVERY = 3
+COMPILED_LENGTH_STEP = 32  # tokens
 
 
 @dataclass(frozen=True)
@@ -120,9 +121,21 @@ def _chooser(rng: np.random.Generator) -> Callable[[Sequence[str]], str]:
     return lambda options: options[int(rng.integers(len(options)))]
 
 
-def collate(samples: Sequence[Sample], tokenizer: LisaTokenizer) -> Batch:
-    """Samples as one right-padded batch. Raises ValueError for a mask of other values."""
+def length_step(plan: Plan) -> int:
+    """Micro-batches are padded to a multiple of it, in tokens.
+
+    Compiled layers are compiled for every length that comes, so they get few.
+    """
+    return COMPILED_LENGTH_STEP if plan.compile else 1
+
+
+def collate(samples: Sequence[Sample], tokenizer: LisaTokenizer, step: int = 1) -> Batch:
+    """Samples as one batch, right-padded to a multiple of `step` tokens.
+
+    Raises ValueError for a mask of other values.
+    """
     longest = max(len(sample.encoded.input_ids) for sample in samples)
+    longest = -(-longest // step) * step
     ids = torch.full((len(samples), longest), tokenizer.pad_id)
     labels = torch.full((len(samples), longest), IGNORE_LABEL)
     for row, sample in enumerate(samples):

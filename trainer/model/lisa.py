@@ -92,6 +92,7 @@ def recompute_layer(layer: nn.Module, hidden: Tensor, rope: tuple[Tensor, Tensor
     return output
 
 
+MOST_LENGTHS = 256  # beyond it dynamo would go on uncompiled, and slowly
 RunLayer = Callable[[nn.Module, Tensor, tuple[Tensor, Tensor]], Tensor]
 
 
@@ -179,7 +180,7 @@ class Lisa(nn.Module):
     def plan_layers(self, checkpointed: int, compiled: bool) -> None:
         """Recompute the first `checkpointed` decoder layers in the backward pass; compile all."""
         # Compiled with the recomputation inside, the backward graph leaves out what it needs not.
-        wrap: Callable[[RunLayer], RunLayer] = torch.compile if compiled else _unchanged
+        wrap: Callable[[RunLayer], RunLayer] = _compiled if compiled else _unchanged
         recompute, run = wrap(recompute_layer), wrap(run_layer)
         self.runs = [
             recompute if index < checkpointed else run for index in range(len(self.decoder_layers))
@@ -326,6 +327,17 @@ def _fetch_first(layers: HostLayers, number: int, *_: object) -> None:
 
 def _unchanged(run: RunLayer) -> RunLayer:
     return run
+
+
+def _compiled(run: RunLayer) -> RunLayer:
+    """`run`, compiled anew for each length of a micro-batch (`trainer.data.samples.length_step`).
+
+    Not for any length at once: with a symbolic length and the recomputation inside, torch 2.11's
+    partitioner fails ("Node … was invalid, but is output").
+    """
+    torch._dynamo.config.recompile_limit = MOST_LENGTHS
+    compiled: RunLayer = torch.compile(run, dynamic=False)
+    return compiled
 
 
 def to_original(logits: Tensor, frame: int, height: int, width: int) -> Tensor:
