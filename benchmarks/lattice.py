@@ -1,6 +1,7 @@
-"""Draw the configurations on which the forecast is judged, and forecast them before any is run.
+"""The configurations on which the forecast is judged: drawn, forecast, and then measured on a GPU.
 
-    python benchmarks/lattice.py [--count 44] [--seed 4]     writes benchmarks/lattice.jsonl
+    python benchmarks/lattice.py --draw            writes benchmarks/lattice.jsonl, no GPU needed
+    python benchmarks/lattice.py --out FILE        measures every row on this GPU, side by side
 
 Every setting that moves memory is drawn at random, independently; a plan that contradicts itself or
 is forecast above `LARGEST` is drawn again. Half of the rows are set aside here, by the same seed:
@@ -10,12 +11,17 @@ nothing may be tuned on them.
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import random
 import subprocess
 import sys
 import tempfile
+import threading
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,33 +67,94 @@ def draw(rng: random.Random) -> dict[str, Any]:
     return {"settings": settings, "text": text, "masks": rng.choice([1, 1, 2, 4])}
 
 
+def rehearse(row: dict[str, Any], plan: Plan, *options: str) -> dict[str, Any] | str:
+    """The measurement of a rehearsal in a fresh process, or what it said instead."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "plan.json"
+        path.write_text(plan.to_json())
+        command = [sys.executable, "-m", "trainer.rehearsal", str(path), *options,
+                   "--text-tokens", str(row["text"]), "--masks", str(row["masks"])]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    return done.stderr[-1500:] if done.returncode else json.loads(done.stdout)
+
+
 def fake(row: dict[str, Any]) -> dict[str, Any] | None:
     """The row with its forecast, or None if it cannot run or is too large."""
     try:
         plan = Plan.parse(row["settings"])
     except PlanError:
         return None
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "plan.json"
-        path.write_text(plan.to_json())
-        command = [sys.executable, "-m", "trainer.rehearsal", str(path), "--fake",
-                   "--compute-capability", "9.0", "--text-tokens", str(row["text"]),
-                   "--masks", str(row["masks"])]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    if done.returncode:
-        print(row, done.stderr[-1500:], file=sys.stderr)
+    found = rehearse(row, plan, "--fake", "--compute-capability", "9.0")
+    if isinstance(found, str):
+        print(row, found, file=sys.stderr)
         return None
-    peak = json.loads(done.stdout)["peak_allocated_bytes"]
+    peak = found["peak_allocated_bytes"]
     print(f"{plan.model:6} {peak / 2**30:6.2f} GiB", flush=True)
     return row | {"forecast_before_bytes": peak} if peak <= LARGEST else None
 
 
+class Room:
+    """Bytes of the card that rows running side by side share."""
+
+    def __init__(self, size: int) -> None:
+        self.left = size
+        self.changed = threading.Condition()
+
+    @contextmanager
+    def taken(self, size: int) -> Iterator[None]:
+        """Wait for `size` bytes, and hold them."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.left >= size)
+            self.left -= size
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.left += size
+                self.changed.notify_all()
+
+
+def measure(out: Path, room_bytes: int, seconds: float) -> None:
+    """Measure the drawn rows on this GPU, as many side by side as it holds."""
+    room, started, lock = Room(room_bytes), time.monotonic(), threading.Lock()
+
+    def work(row: dict[str, Any]) -> None:
+        with room.taken(round(1.1 * row["forecast_before_bytes"]) + 2**30):
+            if time.monotonic() - started > seconds:
+                print(f"{row['name']}: no time left", flush=True)
+                return
+            found = rehearse(row, Plan.parse(row["settings"]), "--steps", "1")
+        if isinstance(found, str):
+            print(row["name"], found, flush=True)
+            return
+        timings = ("step_seconds", "samples_per_second", "model_flops_utilisation", "load_seconds")
+        found |= dict.fromkeys(timings)  # side by side, they mean nothing
+        date = datetime.date.today().isoformat()
+        with lock, out.open("a") as file:
+            file.write(json.dumps({"name": row["name"], "date": date, "measurement": found}) + "\n")
+        peak = (found["peak_allocated_bytes"] or 0) / 2**30
+        print(f"{row['name']} {found['verdict']} {peak:.2f} GiB", flush=True)
+
+    rows = [json.loads(line) for line in ROWS_FILE.read_text().splitlines()]
+    rows.sort(key=lambda row: -row["forecast_before_bytes"])  # what needs much room goes first
+    with ThreadPoolExecutor(9) as pool:
+        list(pool.map(work, rows))
+    print(f"{time.monotonic() - started:.0f} s")
+
+
 def main() -> None:
-    """Draw until enough rows stand."""
+    """Draw until enough rows stand, or measure them."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--draw", action="store_true")
     parser.add_argument("--count", type=int, default=44)
     parser.add_argument("--seed", type=int, default=4)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "lattice_measured.jsonl")
+    parser.add_argument("--room-gib", type=float, default=70)
+    parser.add_argument("--seconds", type=float, default=1e9, help="start no row after this")
     arguments = parser.parse_args()
+    if not arguments.draw:
+        measure(arguments.out, round(arguments.room_gib * 2**30), arguments.seconds)
+        return
     rng = random.Random(arguments.seed)
     rows: list[dict[str, Any]] = []
     with ThreadPoolExecutor(2) as pool:

@@ -8,6 +8,9 @@ tensors cannot show is added by name, in `Measurement.assumed`.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
@@ -17,107 +20,150 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from profiles.measurement import Measurement
 from profiles.plan import Plan
 from trainer.data.made_up import MadeUp
+from trainer.extend import Repeater
 from trainer.loop import versions
-from trainer.model.build import build, read_tokenizer
+from trainer.model.build import fill, read_tokenizer, skeleton
 from trainer.model.footprint import SMALLEST_PAGED
 from trainer.model.frozen import make_scale_code
 from trainer.model.host import host_tensors
-from trainer.model.lisa import Batch
-from trainer.model.tokens import LisaTokenizer
-from trainer.model.weights import ShapesAlone
+from trainer.model.lisa import Batch, Lisa, run_layer
+from trainer.model.weights import ShapesAlone, weight_source
 from trainer.step import accumulate, clip, make_optimizer, total_of, update
 from trainer.trace import MemoryTrace, rounded
 
 MIB = 2**20
-# Two handles, one of the main thread and one of autograd's: 32 MiB each on Hopper and later, else
-# 8.125 (PyTorch's CUDA notes, CUBLAS_WORKSPACE_CONFIG). 64 MiB were seen on an H100.
-CUBLAS_WORKSPACES = {True: 2 * 32 * MIB, False: 2 * 8320 * 1024}
+# Of each of cuBLAS's two handles (the main thread's and autograd's): 32 MiB on Hopper and later,
+# else 8.125 (PyTorch's CUDA notes, CUBLAS_WORKSPACE_CONFIG). Twice 32 were seen on an H100.
+CUBLAS_WORKSPACE = {True: 32 * MIB, False: 8320 * 1024}
+STEPS = 2  # the first allocates the optimizer's state
 
 
 def fake_rehearsal(
     plan: Plan, text_tokens: int, masks: int, compute_capability: tuple[int, int] = (8, 6)
-) -> Measurement:
-    """Bytes of the plan's training step on a card of that compute capability.
+) -> tuple[Measurement, list[tuple[int, int]]]:
+    """Bytes of the plan's training step on a card of that compute capability, and their events.
 
-    `text_tokens` and `masks` are those of every sample: give the worst one's. Raises WeightsError.
+    `text_tokens` and `masks` are those of every sample: give the worst one's. The events are
+    (block, bytes), −bytes for a release, from loading to the end of the second step.
+    Raises WeightsError.
     """
-    tokenizer = read_tokenizer(plan)
-    samples = MadeUp(plan, tokenizer, (text_tokens, text_tokens), masks).step()
-    trace, paged = _trace(plan, tokenizer, samples)
-    workspaces = CUBLAS_WORKSPACES[compute_capability >= (9, 0)]
-    assumed = [f"cuBLAS workspaces {workspaces / MIB:.1f} MiB (compute capability "
+    workspace = CUBLAS_WORKSPACE[compute_capability >= (9, 0)]
+    seen = watch(plan, (text_tokens, text_tokens), masks, workspace)
+    assumed = [f"cuBLAS workspaces of twice {workspace / MIB:.1f} MiB (compute capability "
                f"{compute_capability[0]}.{compute_capability[1]})"]  # fmt: skip
-    if paged:
-        assumed.append(f"{paged / MIB:.1f} MiB of paged optimizer state are off the card")
+    if seen.paged:
+        assumed.append(f"{seen.paged / MIB:.1f} MiB of paged optimizer state are off the card")
     if plan.compile:
         assumed.append("compiled layers counted as plain ones, which keep more")
-    phases = {name: size + workspaces - paged for name, size in trace.peaks().items()}
-    live = trace.live_at_peak() | {"cuBLAS workspaces": workspaces}
-    if paged:
-        live["optimizer state"] -= paged
-    return Measurement(
+    peaks = seen.trace.peaks()
+    load = peaks.pop("load")
+    measurement = Measurement(
         plan=plan,
         verdict="UNKNOWN",
         gpu="none: fake tensors",
         gpu_bytes=0,
         text_tokens=(text_tokens, text_tokens),
         masks=masks,
-        peak_allocated_bytes=max(phases.values()),
-        phases=phases,
-        live_at_peak=live,
+        load_peak_bytes=load,
+        peak_allocated_bytes=max(peaks.values()),
+        phases=peaks,
+        live_at_peak=seen.trace.live_at_peak(),
         assumed=tuple(assumed),
         versions=versions(),
         random_weights=True,
     )
+    return measurement, seen.trace.events
 
 
-def _trace(
-    plan: Plan, tokenizer: LisaTokenizer, samples: list[Batch]
-) -> tuple[MemoryTrace, int]:
-    """The events of an evaluation and a step with the optimizer's state there; paged bytes."""
+@dataclass(frozen=True)
+class Watched:
+    """The events of a run, and the bytes of optimizer state that are paged."""
+
+    trace: MemoryTrace
+    paged: int
+
+
+def watch(
+    plan: Plan,
+    text_tokens: tuple[int, int],
+    masks: int,
+    workspace: int,
+    extend: bool = True,
+) -> Watched:
+    """Load the model, evaluate and train two steps on fake tensors.
+
+    With `extend`, layers alike are watched once (`trainer.extend`).
+    """
+    tokenizer = read_tokenizer(plan)
+    samples = MadeUp(plan, tokenizer, text_tokens, masks).step()
     make_scale_code()
     # Paged state is counted apart, and compiled layers run as plain ones: both need a GPU.
     shown = plan.override(["optimizer=adamw", "compile=false"])
-    accelerator = Accelerator(cpu=True)
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    trace = MemoryTrace()
-    with warnings.catch_warnings(), mode:
-        warnings.simplefilter("ignore")
-        model = build(shown, tokenizer, torch.device("cpu"), ShapesAlone("cpu")).train()
+    source = weight_source(plan) if plan.weights == "random" else ShapesAlone("cpu")
+    trace = MemoryTrace(workspace)
+    trace.begin("load")
+    model = skeleton(plan.profile, tokenizer)
+    with _fake_tensors() as mode, trace:
+        fill(model, shown, tokenizer, torch.device("cpu"), source).train()
+        batches = [_OnHost(**vars(batch.each(mode.from_tensor))) for batch in samples]
+    trace.leave_out(host_tensors(model))
+    for name, tensor in model.on_card():
+        trace.hold([tensor], _component(name, tensor))
     optimizer = make_optimizer(model, shown)  # an 8-bit one makes its code out of real numbers
-    with warnings.catch_warnings(), mode:
-        warnings.simplefilter("ignore")
-        batches = [batch.each(mode.from_tensor) for batch in samples]
-        trained = [p for p in model.parameters() if p.requires_grad]
-        for parameter in trained:
-            parameter.grad = torch.empty_like(parameter)
-        update(optimizer)  # makes the optimizer's state
-        states = [v for s in optimizer.state.values() for v in s.values() if isinstance(v, Tensor)]
-        for name, tensor in model.on_card():
-            trace.hold([tensor], _component(name, tensor))
-        trace.hold(states, "optimizer state")
-        trace.leave_out(host_tensors(model))
-        model.register_forward_pre_hook(lambda *_: trace.begin("forward"))
-        model.register_forward_hook(lambda *_: trace.begin("backward"))
-        with trace:
-            trace.begin("evaluation")
-            model.eval().predict(_copied(batches[0]))
-            model.train()
-            totals = total_of(batches, accelerator)
-            accumulate(model, [_copied(batch) for batch in batches], totals, accelerator)
-            trace.hold((p.grad for p in trained if p.grad is not None), "gradients")
+    accelerator = Accelerator(cpu=True)
+    if extend:
+        _repeat_layers(model, trace, plan)
+    model.register_forward_pre_hook(lambda *_: trace.begin("forward"))
+    model.register_forward_hook(lambda *_: trace.begin("backward"))
+    paged = 0
+    with _fake_tensors(mode), trace:
+        trace.begin("evaluation")
+        model.eval().predict(batches[0].to(torch.device("cpu")))
+        model.train()
+        for _ in range(STEPS):
+            accumulate(model, batches, total_of(batches, accelerator), accelerator)
+            trace.hold((p.grad for p in model.parameters() if p.grad is not None), "gradients")
             trace.begin("clipping")
             clip(model, plan, accelerator)
             trace.begin("optimizer")
             update(optimizer)
+            paged = _hold_state(trace, optimizer, plan)
+    return Watched(trace, paged)
+
+
+@contextmanager
+def _fake_tensors(mode: FakeTensorMode | None = None) -> Iterator[FakeTensorMode]:
+    """Tensors of shapes alone, without the warnings of libraries that look at them."""
+    with warnings.catch_warnings(), mode or FakeTensorMode(allow_non_fake_inputs=True) as entered:
+        warnings.simplefilter("ignore")
+        yield entered
+
+
+class _OnHost(Batch):
+    """A batch that takes memory of its own when it is sent to the card."""
+
+    def to(self, device: torch.device) -> Batch:
+        return self.each(Tensor.clone)
+
+
+def _repeat_layers(model: Lisa, trace: MemoryTrace, plan: Plan) -> None:
+    """Have layers alike watched once."""
+    kinds = ["checkpointed" if n < plan.checkpointed_layers else "plain"
+             for n in range(len(model.runs))]  # fmt: skip
+    repeater = Repeater(trace, model.decoder_layers, kinds)
+    model.runs = [repeater.wrap(run) for run in model.runs]
+    model.run_evaluating = repeater.wrap(run_layer)
+
+
+def _hold_state(trace: MemoryTrace, optimizer: torch.optim.Optimizer, plan: Plan) -> int:
+    """Name the optimizer's state; leave out what is paged, and return its bytes."""
+    states = [v for s in optimizer.state.values() for v in s.values() if isinstance(v, Tensor)]
+    trace.hold(states, "optimizer state")
+    if plan.optimizer != "paged_adamw":
+        return 0
     large = [s for s in states if s.numel() >= SMALLEST_PAGED]
-    paged = sum(rounded(s.numel() * s.element_size()) for s in large)
-    return trace, paged if plan.optimizer == "paged_adamw" else 0
-
-
-def _copied(batch: Batch) -> Batch:
-    """A batch as it arrives on the card: memory of its own."""
-    return batch.each(Tensor.clone)
+    trace.leave_out(large)
+    return sum(rounded(s.numel() * s.element_size()) for s in large)
 
 
 def _component(name: str, tensor: Tensor) -> str:

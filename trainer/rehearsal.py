@@ -232,7 +232,7 @@ def main() -> None:
 
         major, _, minor = arguments.compute_capability.partition(".")
         capability = int(major), int(minor or 0)
-        measurement = fake_rehearsal(plan, text[1], arguments.masks, capability)
+        measurement, _ = fake_rehearsal(plan, text[1], arguments.masks, capability)
     else:
         measurement = rehearse(plan, cap, text, arguments.masks, arguments.steps)
     print(measurement.model_dump_json(), file=out)

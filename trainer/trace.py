@@ -28,89 +28,144 @@ def rounded(size: int) -> int:
 
 
 class MemoryTrace(TorchDispatchMode):
-    """Records allocations and releases as `events`: (block, bytes), −bytes for a release."""
+    """Records allocations and releases as (block, bytes), −bytes for a release.
 
-    def __init__(self) -> None:
+    `workspace` is what each of cuBLAS's two handles, the main thread's and autograd's, takes at its
+    first product, in bytes.
+    """
+
+    def __init__(self, workspace: int = 0) -> None:
         super().__init__()
-        self.events: list[tuple[int, int]] = []
+        self.recorded: list[tuple[int, int]] = []
         self.labels: list[str] = []  # of each block: the component, or the phase of its birth
         self.sizes: list[int] = []  # of each block, in bytes
         self.phases: list[tuple[int, str]] = []  # (first event, name)
+        self.workspace = workspace
+        self._handles: set[bool] = set()
+        self.live: set[int] = set()  # blocks
         self._blocks: dict[int, int] = {}  # storage -> block
-        self._elsewhere: set[int] = set()  # storages that outlive the trace
+        self._elsewhere: set[int] = set()  # storages that are not on the card
+        self._left_out: set[int] = set()  # their blocks, if seen before that was known
+
+    @property
+    def events(self) -> list[tuple[int, int]]:
+        """What was recorded, without what is not on the card."""
+        return [event for event in self.recorded if event[0] not in self._left_out]
 
     def hold(self, tensors: Iterable[Tensor], label: str) -> None:
         """Count tensors that exist already, and name them. Those counted before get the name."""
         for tensor in tensors:
             self._see(tensor, label)
-            block = self._blocks.get(tensor.untyped_storage()._cdata)
+            block = self.block_of(tensor)
             if block is not None:
                 self.labels[block] = label
 
     def leave_out(self, tensors: Iterable[Tensor]) -> None:
-        """Never count these, nor views of them: they are in host memory."""
-        self._elsewhere |= {tensor.untyped_storage()._cdata for tensor in tensors}
+        """Never count these, nor views of them: they are not on the card."""
+        for tensor in tensors:
+            block = self.block_of(tensor)
+            if block is not None:
+                self._left_out.add(block)
+            self._elsewhere.add(tensor.untyped_storage()._cdata)
 
     def begin(self, phase: str) -> None:
         """What follows belongs to `phase`."""
-        self.phases.append((len(self.events), phase))
+        self.phases.append((len(self.recorded), phase))
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        inner = HIDDEN.get(func.overloadpacket)
-        inside = [self._take(size, "inside an operator") for size in inner(*args)] if inner else []
+        packet = func.overloadpacket
+        if self.workspace and packet in PRODUCTS:
+            self._take_workspace()
+        hidden = HIDDEN.get(packet)
+        before, beside = hidden(*args) if hidden else ([], [])
+        blocks = [self.take(size, INSIDE) for size in before]
+        held = [self.take(size, INSIDE) for size in beside]
+        for block in blocks:
+            self.give(block)
         result = func(*args, **(kwargs or {}))
         label = self.phases[-1][1] if self.phases else ""
         for value in tree_leaves(result):
             if isinstance(value, Tensor):
                 self._see(value, label)
-        for block in inside:
-            self._release(block)
+        for block in held:
+            self.give(block)
         return result
 
+    def _take_workspace(self) -> None:
+        backward = bool(self.phases) and self.phases[-1][1] == "backward"
+        if backward not in self._handles:
+            self._handles.add(backward)
+            self.take(self.workspace, "cuBLAS workspaces")
+
+    def block_of(self, tensor: Tensor) -> int | None:
+        """The block of the tensor's storage, if it is counted."""
+        return self._blocks.get(tensor.untyped_storage()._cdata)
+
     def _see(self, tensor: Tensor, label: str) -> None:
+        if tensor.device.type == "meta":
+            return  # a place that waits for its weight
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key not in self._blocks and key not in self._elsewhere and storage.nbytes():
-            self._blocks[key] = self._take(storage.nbytes(), label)
+            self._blocks[key] = self.take(storage.nbytes(), label)
             weakref.finalize(storage, self._gone, key)
 
     def _gone(self, key: int) -> None:
-        self._release(self._blocks.pop(key))
+        block = self._blocks.pop(key)
+        if block >= 0:
+            self.give(block)
+        self._elsewhere.discard(key)
 
-    def _take(self, size: int, label: str) -> int:
+    def take(self, size: int, label: str) -> int:
+        """Count `size` bytes; returns the block's number."""
         block = len(self.labels)
         self.labels.append(label)
         self.sizes.append(rounded(size))
-        self.events.append((block, self.sizes[block]))
+        self.recorded.append((block, self.sizes[block]))
+        self.live.add(block)
         return block
 
-    def _release(self, block: int) -> None:
-        self.events.append((block, -self.sizes[block]))
+    def give(self, block: int) -> None:
+        """The block is gone."""
+        self.recorded.append((block, -self.sizes[block]))
+        self.live.remove(block)
+
+    def give_early(self, tensor: Tensor) -> None:
+        """Count a tensor as gone, whoever may still hold it."""
+        key = tensor.untyped_storage()._cdata
+        block = self._blocks.get(key, -1)
+        if block >= 0:
+            self.give(block)
+            self._blocks[key] = -1
 
     def peaks(self) -> dict[str, int]:
         """The most bytes live at once in each phase."""
         found: dict[str, int] = {}
-        ends = [*(first for first, _ in self.phases[1:]), len(self.events)]
-        now = sum(size for _, size in self.events[: self.phases[0][0]])
-        for (first, name), end in zip(self.phases, ends, strict=True):
+        starts = [*self.phases[1:], (len(self.recorded), "")]
+        now = sum(size for _, size in self._counted(0, self.phases[0][0]))
+        for (first, name), (end, _) in zip(self.phases, starts, strict=True):
             top = now
-            for _, size in self.events[first:end]:
+            for _, size in self._counted(first, end):
                 now += size
                 top = max(top, now)
             found[name] = max(found.get(name, 0), top)
         return found
 
+    def _counted(self, first: int, end: int) -> Iterable[tuple[int, int]]:
+        return (event for event in self.recorded[first:end] if event[0] not in self._left_out)
+
     def live_at_peak(self) -> dict[str, int]:
         """Bytes by label at the moment of the largest peak."""
+        events = self.events
         now = peak = place = 0
-        for index, (_, size) in enumerate(self.events):
+        for index, (_, size) in enumerate(events):
             now += size
             if now > peak:
                 peak, place = now, index
         live: dict[int, int] = {}
-        for block, size in self.events[: place + 1]:
+        for block, size in events[: place + 1]:
             if size > 0:
                 live[block] = size
             else:
@@ -121,19 +176,36 @@ class MemoryTrace(TorchDispatchMode):
         return found
 
 
-def _nf4_inside(x: Tensor, packed: Tensor, scales: Tensor, *rest: Any) -> list[int]:
-    """What `nf4_product` holds beside its result: two forms of the scales, the widened weight."""
-    return [scales.numel() * 4, scales.numel() * 4, packed.numel() * 2 * x.element_size()]
+INSIDE = "inside an operator"
+Inside = tuple[list[int], list[int]]  # bytes: gone before the result is made, held beside it
 
 
-def _int8_inside(x: Tensor, codes: Tensor, scales: Tensor, back: bool) -> list[int]:
-    """What `int8_product` holds beside its result: the scaled input going back, the weight."""
+def _nf4_inside(x: Tensor, packed: Tensor, scales: Tensor, *rest: Any) -> Inside:
+    """`nf4_product`: two forms of the scales until the weight is widened, then the weight."""
+    widened = scales.numel() * 4
+    return [widened, widened], [packed.numel() * 2 * x.element_size()]
+
+
+def _int8_inside(x: Tensor, codes: Tensor, scales: Tensor, back: bool) -> Inside:
+    """`int8_product`: the scales, going back the scaled input, the weight."""
     scaled = [x.numel() * x.element_size()] if back else []
-    return [*scaled, codes.numel() * x.element_size()]
+    return [], [scales.numel() * x.element_size(), *scaled, codes.numel() * x.element_size()]
+
+
+def _attention_back_inside(gradient: Tensor, query: Tensor, *rest: Any) -> Inside:
+    """Flash attention adds the query's gradient up in fp32, and keeps a sum a query row
+    (Dao 2023, arXiv:2307.08691, algorithm 2)."""
+    return [], [query.numel() * 4, query.numel() // query.shape[-1] * 4]
 
 
 # Operators that are one call from outside and hold memory of their own while they run.
-HIDDEN: dict[Any, Callable[..., list[int]]] = {
+HIDDEN: dict[Any, Callable[..., Inside]] = {
     torch.ops.lisa_preflight.nf4_product: _nf4_inside,
     torch.ops.lisa_preflight.int8_product: _int8_inside,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_back_inside,
 }
+# Operators that run on cuBLAS.
+PRODUCTS = {
+    torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.ops.aten.baddbmm,
+    torch.ops.lisa_preflight.nf4_product, torch.ops.lisa_preflight.int8_product,
+}  # fmt: skip

@@ -58,12 +58,24 @@ def build(
 ) -> Lisa:
     """The model to train: base weights stored as planned, adapters and rows added, rest frozen.
 
+    They come from the plan's source, unless another is given. Raises WeightsError.
+    """
+    return fill(skeleton(plan.profile, tokenizer), plan, tokenizer, device, source)
+
+
+def fill(
+    model: Lisa,
+    plan: Plan,
+    tokenizer: LisaTokenizer,
+    device: torch.device,
+    source: WeightSource | None = None,
+) -> Lisa:
+    """Give a skeleton its tensors as `build` says; returns it.
+
     Tensors arrive one at a time and are stored as planned on arrival, so that loading never takes
-    more memory than training. They come from the plan's source, unless another is given.
-    Raises WeightsError.
+    more memory than training.
     """
     torch.manual_seed(plan.seed)  # the adapters' starting values
-    model = skeleton(plan.profile, tokenizer)
     dropped = [name for name in model.state_dict() if name.startswith(_dropped_prefixes(plan))]
     model.drop_encoders(plan.cached_encoders)
     model.logits_at, model.dtype = plan.logits, TORCH_DTYPES[plan.dtype]

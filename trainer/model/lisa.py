@@ -133,6 +133,7 @@ class Lisa(nn.Module):
         self.logits_at: Literal["supervised", "all"] = "supervised"
         self.dtype = torch.float32  # of the frozen weights and the activations
         self.runs: list[RunLayer] = [run_layer] * len(self.decoder_layers)
+        self.run_evaluating: RunLayer = run_layer
         self.host_layers: HostLayers | None = None
         self.host_numbers: dict[int, int] = {}  # decoder layer -> its number in `host_layers`
 
@@ -227,7 +228,7 @@ class Lisa(nn.Module):
         rope = self.decoder.rotary_emb(hidden, positions)  # type: ignore[operator]
         learning = self.training and torch.is_grad_enabled()
         for index, layer in enumerate(self.decoder_layers):
-            run = self.runs[index] if learning else run_layer
+            run = self.runs[index] if learning else self.run_evaluating
             number = self.host_numbers.get(index)
             if number is None or self.host_layers is None:
                 hidden = run(layer, hidden, rope)
