@@ -1,11 +1,11 @@
 """PyTorch's CUDA caching allocator, replayed: a trace of requests -> bytes of the pool.
 
 A model of `DeviceCachingAllocator` (c10/cuda/CUDACachingAllocator.cpp, torch 2.11-2.13) as far as
-one training process meets it: sizes rounded up to 512 bytes, a pool of small and one of large blocks
-on each stream, best fit, splitting and merging, whole segments or expandable ones, and under a cap
+one training process meets it: sizes rounded up to 512 bytes, a pool of small and one of large
+blocks on each stream, best fit, splitting and merging, whole segments or expandable ones, and under a cap
 the release of what lies unused before the request is tried again. Left out: graph captures' private
-pools, `max_split_size`, `garbage_collection_threshold` and `roundup_power2_divisions`, which plans do
-not set, and blocks shared between streams, which the trainer does not have.
+pools, `max_split_size`, `garbage_collection_threshold` and `roundup_power2_divisions`, which plans
+do not set, and blocks shared between streams, which the trainer does not have.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 A kind is: checkpointed or not, learning or evaluating, in the first micro-batch or a later one. The
 first layer of a kind always runs, as its input may need no gradient. The second runs and is the
 pattern of what the layers after it take and give going forward; the last runs, must do the same,
-and is the pattern of the way back, where it comes first. A layer between only plays the pattern: its
-output, its gradients and its place in the autograd graph are real (fake) tensors. So a step of 32
+and is the pattern of the way back, where it comes first. A layer between only plays the pattern:
+its output, its gradients and its place in the autograd graph are real (fake) tensors. So a step of 32
 layers costs the time of a few and leaves the same trace; a test compares the two event by event.
 """
 
@@ -26,8 +26,8 @@ class NotAlike(RuntimeError):
 
 
 # What a layer does: take and give blocks of its own (by order of birth), make tensors that others
-# see (0 the output or its input's gradient, n the gradient of its n-th trained tensor), or let go of
-# the gradient that came in.
+# see (0 the output or its input's gradient, n the gradient of its n-th trained tensor), or let go
+# of the gradient that came in.
 Move = tuple[Literal["take", "give", "make", "let go"], int]
 
 
