@@ -2,10 +2,10 @@
 
 A model of `DeviceCachingAllocator` (c10/cuda/CUDACachingAllocator.cpp, torch 2.11-2.13) as far as
 one training process meets it: sizes rounded up to 512 bytes, a pool of small and one of large
-blocks on each stream, best fit, splitting and merging, whole segments or expandable ones, and under a cap
-the release of what lies unused before the request is tried again. Left out: graph captures' private
-pools, `max_split_size`, `garbage_collection_threshold` and `roundup_power2_divisions`, which plans
-do not set, and blocks shared between streams, which the trainer does not have.
+blocks on each stream, best fit, splitting and merging, whole segments or expandable ones, and under
+a cap the release of what lies unused before the request is tried again. Left out: private pools of
+graph captures, `max_split_size`, `garbage_collection_threshold` and `roundup_power2_divisions`,
+which plans do not set, and blocks shared between streams, which the trainer does not have.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class CachingAllocator:
         self.allocated = self.reserved = self.peak_allocated = self.peak_reserved = 0
         self.retries = 0
         self._small, self._large = _Pool(small=True), _Pool(small=False)
-        self._next_address = ADDRESS_SPACE
+        self._next_address = self._lowest_address = ADDRESS_SPACE
 
     def take(self, size: int, stream: int = 0) -> Block:
         """A block for a request of `size` bytes. Raises PoolExhausted."""
@@ -138,9 +138,13 @@ class CachingAllocator:
         if self.expandable:
             return self._expand(pool, size, stream)
         self._reserve(fresh)
-        block = Block(pool, stream, fresh, self._next_address)
+        # Blocks of one size are taken in the order of their addresses, which the driver chooses. As
+        # seen on an H100: small segments upwards, large ones downwards.
+        if not pool.small:
+            self._lowest_address -= fresh
+            return Block(pool, stream, fresh, self._lowest_address)
         self._next_address += fresh
-        return block
+        return Block(pool, stream, fresh, self._next_address - fresh)
 
     def _reserve(self, size: int) -> None:
         self.reserved += size

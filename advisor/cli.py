@@ -38,8 +38,9 @@ def parse_size(text: str) -> int:
     return size
 
 
-@app.command()
+@app.callback(invoke_without_command=True)
 def run(
+    context: typer.Context,
     model: Annotated[
         str | None,
         typer.Option(help="Size to train: tiny, 7b, 7b-v1 or 13b. Default: what fits."),
@@ -68,6 +69,8 @@ def run(
 
     Exit codes: 0 fits, 1 does not fit, 2 bad usage, 3 cannot decide, 130 interrupted.
     """
+    if context.invoked_subcommand is not None:
+        return
     from advisor.preflight import advise
     from advisor.probe import probe
     from profiles.plan import PlanError
@@ -89,6 +92,81 @@ def run(
         # A reader such as `head` has seen enough; the answer is still what it is.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     raise typer.Exit(advice.exit_code)
+
+
+def parse_capability(text: str) -> tuple[int, int]:
+    """Compute capability from text such as 8.6. Raises typer.BadParameter."""
+    match = re.fullmatch(r"([0-9]{1,2})\.([0-9])", text.strip(), re.ASCII)
+    if match is None:
+        raise typer.BadParameter(f"got {text!r}; give a number such as 8.6")
+    return int(match[1]), int(match[2])
+
+
+@app.command("forecast")
+def forecast_command(
+    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan.json.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the plan."),
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Take the longest sample of this data set.")
+    ] = None,
+    text_tokens: Annotated[
+        int | None,
+        typer.Option(min=32, max=16384, help="Text tokens of a sample. Default: the plan's limit."),
+    ] = None,
+    masks: Annotated[int, typer.Option(min=1, max=64, help="Masks of a sample.")] = 1,
+    vram: Annotated[
+        int | None,
+        typer.Option(metavar="SIZE", parser=parse_size, help="Judge by a card of this size."),
+    ] = None,
+    capability: Annotated[
+        tuple[int, int] | None,
+        typer.Option(
+            "--compute-capability", metavar="X.Y", parser=parse_capability,
+            help="Of the card. Default: this machine's, else 8.6.",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """What will a step of this plan take? Counted without a GPU, in seconds.
+
+    Exit codes: 0 fits (or no card was named), 1 does not fit or the count failed, 2 bad usage,
+    3 no figure can be given, 130 interrupted.
+    """
+    from advisor.forecast import ForecastFailed, Worst, forecast
+    from advisor.preflight import card_for
+    from advisor.probe import probe
+    from advisor.report import print_forecast
+    from profiles.plan import Plan, PlanError
+
+    try:
+        chosen = Plan.read(plan).override(settings or ())
+    except PlanError as error:
+        _fail(f"this plan cannot run\n{error}")
+    if data_dir is not None and not data_dir.is_dir():
+        _fail(f"{data_dir}: no such folder; --data-dir must name ReasonSeg data")
+    machine = probe()
+    card = card_for(machine, vram)
+    try:
+        found = forecast(
+            chosen,
+            Worst(text_tokens, masks, data_dir),
+            capability or card.compute_capability or (8, 6),
+            card.cap_bytes,
+            machine.host_available_bytes if vram is None else None,
+        )
+    except ForecastFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    if as_json:
+        print(found.model_dump_json(indent=2))
+    else:
+        from rich.console import Console
+
+        print_forecast(found, card.title, Console(highlight=False))
+    raise typer.Exit(found.exit_code)
 
 
 def _print(advice: Advice, as_json: bool) -> None:

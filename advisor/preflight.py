@@ -95,6 +95,24 @@ class _Question:
         return assigned(self.overrides).get("device") == "cpu"
 
 
+@dataclass(frozen=True)
+class Card:
+    """The card that a forecast is judged by; no cap where there is none."""
+
+    title: str
+    cap_bytes: int | None = None
+    compute_capability: tuple[int, int] | None = None
+
+
+def card_for(machine: Machine, vram_bytes: int | None = None) -> Card:
+    """This machine's best card, or one of `vram_bytes`, with what a run's pool may take there."""
+    gpu = pick_gpu(machine) if vram_bytes is None else what_if_gpu(vram_bytes)
+    budget = budget_of(gpu, machine, what_if=vram_bytes is not None) if gpu is not None else None
+    if gpu is None or budget is None:
+        return Card("no card")
+    return Card(gpu.name, budget.free.bytes - budget.context.bytes, gpu.compute_capability)
+
+
 def advise(
     machine: Machine,
     model: str | None = None,

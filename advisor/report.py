@@ -19,6 +19,7 @@ from profiles.plan import Plan
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from advisor.forecast import Forecast
     from advisor.preflight import Advice
 
 VERDICT_STYLES = {
@@ -47,6 +48,29 @@ def print_text(advice: Advice, console: Console) -> None:
         console.print()
         console.print(command, soft_wrap=True)
     for title, body in _sections(advice):
+        console.print()
+        console.print(Text(title, style="bold"))
+        console.print(Padding(body, (0, 0, 0, 2), expand=False))
+
+
+def print_forecast(forecast: Forecast, card: str, console: Console) -> None:
+    """A forecast for a reader: verdict, the four tiers, what is live at the peak, assumptions."""
+    headline = Text(forecast.verdict, style=VERDICT_STYLES[forecast.verdict])
+    console.print(headline.append(f"  on {card}: {forecast.reason}", style="default"))
+    if not forecast.tiers:
+        return
+    sample = f"{forecast.text_tokens} text tokens and {forecast.masks} mask(s) a sample"
+    console.print(f"  {sample}, micro-batch {forecast.plan.micro_batch}", style="dim")
+    tiers = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for tier in forecast.tiers:
+        note = tier.source + (f"; {tier.error}" if tier.error else "")
+        tiers.add_row(tier.name, gib(tier.bytes), Text(note, style="dim"))
+    phases = _pairs((name, gib(size)) for name, size in forecast.phases.items())
+    live = sorted(forecast.live_at_peak.items(), key=lambda item: -item[1])
+    parts = _pairs((name, gib(size)) for name, size in live)
+    assumed = _bullets(Text(text) for text in forecast.assumed)
+    for title, body in (("Forecast", tiers), ("Tensors by phase", phases),
+                        ("Live at the peak", parts), ("Assumed", assumed)):  # fmt: skip
         console.print()
         console.print(Text(title, style="bold"))
         console.print(Padding(body, (0, 0, 0, 2), expand=False))

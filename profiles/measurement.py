@@ -27,7 +27,9 @@ class Measurement(BaseModel):
     peak_allocated_bytes: int | None = Field(None, description="tensors, over the steps")
     peak_reserved_bytes: int | None = Field(None, description="allocator pool, over the steps")
     process_bytes: int | None = Field(None, description="what NVML says the process took")
-    host_bytes: int | None = Field(None, description="peak resident set of the process")
+    host_bytes: int | None = Field(
+        None, description="peak resident set; of a fake rehearsal, the tensors in host memory"
+    )
     phases: dict[str, int] = Field(
         default_factory=dict, description="most tensor bytes in each phase after loading"
     )

@@ -15,6 +15,8 @@ import os
 import statistics
 import sys
 import time
+from array import array
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +154,22 @@ def rehearse(
     return Measurement(verdict=verdict, **facts)
 
 
+def longest_text(plan: Plan, folder: Path) -> int:
+    """Text tokens of the longest sample that training or evaluation meets in a data set."""
+    from trainer.data.reasonseg import read_split
+    from trainer.data.samples import SampleSet
+    from trainer.model.build import read_tokenizer
+
+    tokenizer = read_tokenizer(plan)
+    longest = 0
+    for split, visits in (("train", plan.schedule.epochs), ("val", 1)):
+        items = read_split(folder, split, getattr(plan, f"max_{split}_samples"))
+        samples = SampleSet(items, plan, tokenizer, {}, training=split == "train")
+        lengths = (samples.length(e, i) for e in range(visits) for i in range(len(items)))
+        longest = max(longest, *lengths, 0)
+    return longest - plan.profile.clip.image_tokens
+
+
 def _timed(rehearsal: Rehearsal) -> float:
     import torch
 
@@ -213,9 +231,11 @@ def main() -> None:
     parser.add_argument("plan", type=Path)
     parser.add_argument("--cap-gib", type=float, help="limit on the process's tensors")
     parser.add_argument("--text-tokens", default="96", help="of a sample: N, or LEAST:MOST")
+    parser.add_argument("--data-dir", type=Path, help="take the longest text of this data set")
     parser.add_argument("--masks", type=int, default=1, help="[SEG] tokens of a sample")
     parser.add_argument("--steps", type=int, default=8, help="timed steps")
     parser.add_argument("--fake", action="store_true", help="count bytes, without a GPU")
+    parser.add_argument("--events", type=Path, help="with --fake: write (block, bytes) as int64")
     parser.add_argument("--compute-capability", default="8.6", help="of the card, with --fake")
     arguments = parser.parse_args()
     plan = Plan.read(arguments.plan)
@@ -227,12 +247,21 @@ def main() -> None:
     out = sys.stdout
     sys.stdout = sys.stderr  # whatever a library prints, stdout holds one document
     text = int(least), int(most or least)
+    if arguments.data_dir:
+        text = (longest_text(plan, arguments.data_dir),) * 2
     if arguments.fake:
-        from trainer.fake import fake_rehearsal
+        from trainer.extend import NotAlike
+        from trainer.fake import cannot_forecast, fake_rehearsal
+        from trainer.trace import Unforeseen
 
         major, _, minor = arguments.compute_capability.partition(".")
         capability = int(major), int(minor or 0)
-        measurement, _ = fake_rehearsal(plan, text[1], arguments.masks, capability)
+        try:
+            measurement, events = fake_rehearsal(plan, text[1], arguments.masks, capability)
+        except (Unforeseen, NotAlike) as error:
+            measurement, events = cannot_forecast(plan, text[1], arguments.masks, str(error)), []
+        if arguments.events:
+            arguments.events.write_bytes(array("q", chain.from_iterable(events)).tobytes())
     else:
         measurement = rehearse(plan, cap, text, arguments.masks, arguments.steps)
     print(measurement.model_dump_json(), file=out)

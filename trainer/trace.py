@@ -8,6 +8,7 @@ no memory, so a 7B step can be watched on any machine, in seconds.
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -27,6 +28,10 @@ def rounded(size: int) -> int:
     return -(-size // ROUNDING) * ROUNDING
 
 
+class Unforeseen(RuntimeError):
+    """Something whose memory cannot be seen from outside: no figure may be given."""
+
+
 class MemoryTrace(TorchDispatchMode):
     """Records allocations and releases as (block, bytes), −bytes for a release.
 
@@ -44,6 +49,10 @@ class MemoryTrace(TorchDispatchMode):
         self._handles: set[bool] = set()
         self.live: set[int] = set()  # blocks
         self._blocks: dict[int, int] = {}  # storage -> block
+        self._first: int | None = None  # the block into which the next one may be added
+        self._sum: int | None = None  # the block that was taken for such a sum just now, and where
+        self._sum_at = 0
+        self._same: dict[int, int] = {}  # a sum's block -> the block in whose place it is
         self._elsewhere: set[int] = set()  # storages that are not on the card
         self._left_out: set[int] = set()  # their blocks, if seen before that was known
 
@@ -71,11 +80,14 @@ class MemoryTrace(TorchDispatchMode):
     def begin(self, phase: str) -> None:
         """What follows belongs to `phase`."""
         self.phases.append((len(self.recorded), phase))
+        print(f"phase: {phase}", file=sys.stderr, flush=True)  # a crash is named by it
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         packet = func.overloadpacket
+        if func.namespace not in SEEN_THROUGH:
+            raise Unforeseen(f"operator {func} is a kernel whose own memory is not known")
         if self.workspace and packet in PRODUCTS:
             self._take_workspace()
         hidden = HIDDEN.get(packet)
@@ -86,12 +98,23 @@ class MemoryTrace(TorchDispatchMode):
             self.give(block)
         result = func(*args, **(kwargs or {}))
         label = self.phases[-1][1] if self.phases else ""
+        if packet is torch.ops.aten.add and label == "backward" and not torch.is_grad_enabled():
+            self._expect_in_place(args[0])
         for value in tree_leaves(result):
             if isinstance(value, Tensor):
                 self._see(value, label)
         for block in held:
             self.give(block)
         return result
+
+    def _expect_in_place(self, first: Any) -> None:
+        """A sum outside of recorded arithmetic is autograd adding gradients up.
+
+        It adds into the first one where nobody else holds that one (torch's InputBuffer); of fake
+        tensors it makes a third. So the sum takes the first's place, if that goes at once.
+        """
+        if isinstance(first, Tensor):
+            self._first = self.block_of(first)
 
     def _take_workspace(self) -> None:
         backward = bool(self.phases) and self.phases[-1][1] == "backward"
@@ -101,7 +124,8 @@ class MemoryTrace(TorchDispatchMode):
 
     def block_of(self, tensor: Tensor) -> int | None:
         """The block of the tensor's storage, if it is counted."""
-        return self._blocks.get(tensor.untyped_storage()._cdata)
+        block = self._blocks.get(tensor.untyped_storage()._cdata)
+        return None if block is None else self._same.get(block, block)
 
     def _see(self, tensor: Tensor, label: str) -> None:
         if tensor.device.type == "meta":
@@ -125,10 +149,22 @@ class MemoryTrace(TorchDispatchMode):
         self.sizes.append(rounded(size))
         self.recorded.append((block, self.sizes[block]))
         self.live.add(block)
+        self._sum = None
+        if self._first is not None and self.sizes[self._first] == self.sizes[block]:
+            self._sum, self._sum_at = block, len(self.recorded) - 1
+        else:
+            self._first = None
         return block
 
     def give(self, block: int) -> None:
         """The block is gone."""
+        block = self._same.pop(block, block)
+        if self._sum is not None and block == self._first:
+            self._same[self._sum] = block
+            del self.recorded[self._sum_at]
+            self.live.remove(self._sum)
+            self._first = self._sum = None
+            return
         self.recorded.append((block, -self.sizes[block]))
         self.live.remove(block)
 
@@ -195,7 +231,7 @@ def _int8_inside(x: Tensor, codes: Tensor, scales: Tensor, back: bool) -> Inside
 def _attention_back_inside(gradient: Tensor, query: Tensor, *rest: Any) -> Inside:
     """Flash attention adds the query's gradient up in fp32, and keeps a sum a query row
     (Dao 2023, arXiv:2307.08691, algorithm 2)."""
-    return [], [query.numel() * 4, query.numel() // query.shape[-1] * 4]
+    return [], [query.numel() * 4 + query.numel() // query.shape[-1] * 4]
 
 
 # Operators that are one call from outside and hold memory of their own while they run.
@@ -204,6 +240,8 @@ HIDDEN: dict[Any, Callable[..., Inside]] = {
     torch.ops.lisa_preflight.int8_product: _int8_inside,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_back_inside,
 }
+# Namespaces of operators that take no memory beside their results, or are listed above.
+SEEN_THROUGH = {"aten", "prim", "prims", "profiler", "bitsandbytes", "lisa_preflight"}
 # Operators that run on cuBLAS.
 PRODUCTS = {
     torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.ops.aten.baddbmm,

@@ -11,17 +11,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from trainer.model.host import HostEmbedding
+
 
 class TokenRowEmbedding(nn.Module):
     """A frozen embedding [V, H] in which the rows `ids` [K] are looked up in `rows` [K, H]."""
 
     ids: Tensor
 
-    def __init__(self, base: nn.Embedding, ids: list[int]) -> None:
+    def __init__(self, base: nn.Embedding | HostEmbedding, ids: list[int]) -> None:
         super().__init__()
         self.base = base
-        self.register_buffer("ids", torch.tensor(ids, device=base.weight.device), persistent=False)
-        self.rows = nn.Parameter(base.weight.detach()[ids].float().clone())
+        # Of a table in host memory, the rows lie where it is looked up for.
+        device = base.device if isinstance(base, HostEmbedding) else base.weight.device
+        self.register_buffer("ids", torch.tensor(ids, device=device), persistent=False)
+        self.rows = nn.Parameter(base.weight.detach()[ids].float().to(device, copy=True))
 
     @property
     def weight(self) -> Tensor:

@@ -1,0 +1,325 @@
+"""Bytes of a plan's training step without a GPU: asks the trainer's fake rehearsal in a child.
+
+Four tiers, each with an error of its own (`profiles/forecast_errors.json`, from
+benchmarks/forecast.py): tensors, as torch counts them; the allocator's pool, by replaying every
+request; the process, as NVML shows it; host memory. The rehearsal runs at one sample's size, the
+worst of a data set or the largest that the plan allows: a mean would pass and die later.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from array import array
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from advisor.allocator import PoolUse, replay
+from advisor.choose import Frozen, gib
+from profiles.measurement import Measurement
+from profiles.plan import Plan
+from profiles.tested import Verdict
+
+ROOT = Path(__file__).resolve().parents[1]
+ERRORS_FILE = ROOT / "profiles" / "forecast_errors.json"
+TIMEOUT_SECONDS = 300
+MIB = 2**20
+# CUDA context and libraries as NVML saw them beside the pool in all rows on one H100 (CUDA 13.0,
+# benchmarks/lattice_measured.jsonl): always 762 MiB, and 832 with pinned host tensors. Other cards
+# take less: 0.14-0.7 GiB have been reported.
+CONTEXT_BYTES, PINNING_BYTES = 762 * MIB, 70 * MIB
+# Resident set of the process beside what is counted: the same rows, 1.96-2.3 GiB.
+HOST_BASE_BYTES = round(2.09 * 2**30)
+HOST_LOOKUP_BYTES = round(0.11 * 2**30)  # buffers of a table looked up and a head streamed
+LIBRARIES = ("torch", "transformers", "accelerate", "bitsandbytes")
+
+TierName = Literal["tensors", "pool", "process", "host"]
+
+
+class ForecastFailed(RuntimeError):
+    """The child crashed, hung or printed something else; says in which phase, names its log."""
+
+
+class Tier(Frozen):
+    """One of the four figures."""
+
+    name: TierName
+    bytes: int
+    source: str
+    error: str = Field("", description="how far such figures were off, and in which rows")
+
+
+class Forecast(Frozen):
+    """What a step of the plan will take, on a card of one compute capability."""
+
+    schema_version: Literal[1] = 1
+    plan: Plan
+    verdict: Verdict = Field(description="under the cap; UNKNOWN without one, or without figures")
+    reason: str = Field("", description="of the verdict")
+    compute_capability: tuple[int, int]
+    text_tokens: int = Field(description="of every sample, the worst one's")
+    masks: int
+    cap_bytes: int | None = Field(None, description="what the pool may take")
+    tiers: tuple[Tier, ...] = ()
+    load_peak_bytes: int | None = None
+    phases: dict[str, int] = Field(default_factory=dict, description="most tensor bytes in each")
+    live_at_peak: dict[str, int] = Field(default_factory=dict, description="by component")
+    fragmentation: float | None = Field(None, description="share of the pool beside the tensors")
+    assumed: tuple[str, ...] = ()
+    versions: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def exit_code(self) -> int:
+        """0 fits (or no cap was named), 1 does not fit, 3 no figure."""
+        if not self.tiers:
+            return 3
+        return 1 if self.verdict in ("OOM", "SPILLS") else 0
+
+    def tier(self, name: TierName) -> Tier:
+        """The tier called `name`. Raises KeyError where there is no figure."""
+        return {tier.name: tier for tier in self.tiers}[name]
+
+
+@dataclass(frozen=True)
+class Worst:
+    """The sample that decides: `text_tokens` beside the picture's (None: the longest of `data`)."""
+
+    text_tokens: int | None = None
+    masks: int = 1
+    data: Path | None = None
+
+
+def forecast(
+    plan: Plan,
+    worst: Worst,
+    compute_capability: tuple[int, int] = (8, 6),
+    cap_bytes: int | None = None,
+    host_limit_bytes: int | None = None,
+    cache: Path | None = None,
+) -> Forecast:
+    """Forecast `plan` at its worst sample; verdict under a cap on the pool, if one is given.
+
+    A forecast that was made before, with the same code, versions and question, is read from the
+    `cache` folder. Raises ForecastFailed.
+    """
+    folder = cache_folder() if cache is None else cache
+    key = _key(plan, worst, compute_capability)
+    answer = _read(folder / f"{key}.json", folder / f"{key}.events")
+    if answer is None:
+        answer = _ask(plan, worst, compute_capability, folder)
+        _keep(folder, key, *answer)
+    measurement, events = answer
+    if measurement.peak_allocated_bytes is None:
+        return _unknown(measurement, compute_capability)
+    return _forecast(measurement, events, compute_capability, cap_bytes, host_limit_bytes)
+
+
+def cache_folder() -> Path:
+    """Where forecasts are kept."""
+    from platformdirs import user_cache_path
+
+    return user_cache_path("lisa-preflight", appauthor=False) / "forecasts"
+
+
+def _forecast(
+    measurement: Measurement,
+    events: list[tuple[int, int]],
+    compute_capability: tuple[int, int],
+    cap_bytes: int | None,
+    host_limit_bytes: int | None,
+) -> Forecast:
+    plan = measurement.plan
+    expandable = "expandable_segments:True" in plan.allocator
+    tensors_seen = measurement.peak_allocated_bytes or 0
+    free = replay(events, expandable)
+    # What a rule takes off the counted tensors (compiled layers) is off the pool as well.
+    saved = max(0, _peak(events) - tensors_seen) if plan.compile else 0
+    tensors, pool = free.peak_allocated - saved, free.peak_reserved - saved
+    pinned = plan.host_embeddings or plan.host_layers > 0
+    process = pool + CONTEXT_BYTES + (PINNING_BYTES if pinned else 0)
+    host = _host_bytes(measurement)
+    errors = json.loads(ERRORS_FILE.read_text()) if ERRORS_FILE.exists() else {}
+    kind = "compiled" if plan.compile else "plain"
+    figures: tuple[tuple[TierName, int, str], ...] = (
+        ("tensors", tensors, "as the allocator counts them (max_memory_allocated)"),
+        ("pool", pool, f"allocator replayed, {'expandable' if expandable else 'whole'} segments"),
+        ("process", process, "the pool, CUDA context and libraries (as on an H100)"),
+        ("host", host, "resident set: libraries, what lives on the host, batches"),
+    )
+    tiers = tuple(
+        Tier(name=name, bytes=size, source=source, error=errors.get(kind, {}).get(name, ""))
+        for name, size, source in figures
+    )
+    verdict, reason = _verdict(free, pool, saved, events, expandable, cap_bytes)
+    if verdict != "OOM" and host_limit_bytes is not None and host > host_limit_bytes:
+        verdict = "OOM"
+        reason = f"host memory: {gib(host)} needed, {gib(host_limit_bytes)} available"
+    return Forecast(
+        plan=plan,
+        verdict=verdict,
+        reason=reason,
+        compute_capability=compute_capability,
+        text_tokens=measurement.text_tokens[1],
+        masks=measurement.masks,
+        cap_bytes=cap_bytes,
+        tiers=tiers,
+        load_peak_bytes=measurement.load_peak_bytes,
+        phases=measurement.phases,
+        live_at_peak=measurement.live_at_peak,
+        fragmentation=round(1 - tensors / pool, 4),
+        assumed=measurement.assumed,
+        versions=measurement.versions,
+    )
+
+
+def _verdict(
+    free: PoolUse,
+    pool: int,
+    saved: int,
+    events: list[tuple[int, int]],
+    expandable: bool,
+    cap_bytes: int | None,
+) -> tuple[Verdict, str]:
+    if cap_bytes is None:
+        return "UNKNOWN", "no card was named"
+    if pool <= cap_bytes:
+        return "FITS", f"the pool grows to {gib(pool)} of {gib(cap_bytes)}"
+    capped = replay(events, expandable, cap_bytes + saved)
+    if capped.failed is None:
+        return "FITS", f"after {capped.retries} releases of unused memory, at the limit"
+    return "OOM", f"{capped.failed}; {gib(cap_bytes)} may be taken"
+
+
+def _peak(events: list[tuple[int, int]]) -> int:
+    now = peak = 0
+    for _, size in events:
+        now += size
+        peak = max(peak, now)
+    return peak
+
+
+def _host_bytes(measurement: Measurement) -> int:
+    """Peak resident set of the training process on Linux."""
+    plan, shapes = measurement.plan, measurement.plan.profile
+    pixels = {"sam": shapes.sam.image_pixels, "clip": shapes.clip.image_pixels}
+    online = sum(3 * 4 * side**2 for name, side in pixels.items()
+                 if name not in plan.cached_encoders)  # fmt: skip
+    # A batch as collated and as pinned; a worker of its own keeps two ahead.
+    batches = plan.micro_batch * online * (2 + 2 * plan.workers)
+    lookup = HOST_LOOKUP_BYTES if plan.host_embeddings else 0
+    return HOST_BASE_BYTES + lookup + batches + (measurement.host_bytes or 0)
+
+
+def _unknown(measurement: Measurement, compute_capability: tuple[int, int]) -> Forecast:
+    return Forecast(
+        plan=measurement.plan,
+        verdict="UNKNOWN",
+        reason=f"outside the forecast's validity: {measurement.error}",
+        compute_capability=compute_capability,
+        text_tokens=measurement.text_tokens[1],
+        masks=measurement.masks,
+        versions=measurement.versions,
+    )
+
+
+def _ask(
+    plan: Plan, worst: Worst, compute_capability: tuple[int, int], folder: Path
+) -> tuple[Measurement, list[tuple[int, int]]]:
+    """Run the fake rehearsal. Raises ForecastFailed with the child's log kept in `folder`."""
+    with tempfile.TemporaryDirectory() as place:
+        path, events = Path(place) / "plan.json", Path(place) / "events"
+        path.write_text(plan.to_json(), encoding="utf-8")
+        command = [sys.executable, "-m", "trainer.rehearsal", str(path), "--fake"]
+        command += ["--events", str(events), "--masks", str(worst.masks)]
+        command += ["--compute-capability", ".".join(map(str, compute_capability))]
+        command += ["--text-tokens", str(worst.text_tokens or plan.tokens.max_text_tokens)]
+        if worst.data is not None and worst.text_tokens is None:
+            command += ["--data-dir", str(worst.data.resolve())]
+        environ = os.environ | {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, env=environ
+            )
+            said, out, code = done.stderr, done.stdout, done.returncode
+        except subprocess.TimeoutExpired as error:
+            said = (error.stderr or b"").decode(errors="replace") + "\ntimed out"
+            raise _failed(f"did not end in {TIMEOUT_SECONDS} s", said, folder) from None
+        if code < 0:
+            raise _failed(f"was ended by signal {-code}", said, folder)
+        if code:
+            raise _failed(f"ended with code {code}: {_last_line(said)}", said, folder)
+        try:
+            measurement = Measurement.model_validate_json(out)
+            numbers = array("q", events.read_bytes())
+        except (ValueError, OSError) as error:
+            said += f"\n--- stdout ---\n{out[:2000]}\n{error}"
+            raise _failed("printed no measurement", said, folder) from None
+    return measurement, list(zip(numbers[::2], numbers[1::2], strict=True))
+
+
+def _failed(what: str, log: str, folder: Path) -> ForecastFailed:
+    phases = [line.partition(": ")[2] for line in log.splitlines() if line.startswith("phase: ")]
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "last_failure.log"
+    path.write_text(log, encoding="utf-8")
+    where = phases[-1] if phases else "start"
+    return ForecastFailed(f"the rehearsal {what} (phase: {where})\n    hint: its log is {path}")
+
+
+def _last_line(log: str) -> str:
+    return next((line for line in reversed(log.splitlines()) if line.strip()), "no message")
+
+
+def _key(plan: Plan, worst: Worst, compute_capability: tuple[int, int]) -> str:
+    """A hash of all that can change the answer: question, data, code and libraries."""
+    parts: list[Any] = [plan.content_hash, worst.text_tokens, worst.masks, compute_capability]
+    parts += [sys.version, *(_version(name) for name in LIBRARIES)]
+    for package in ("trainer", "profiles"):
+        sources = [p for p in (ROOT / package).rglob("*") if p.suffix in (".py", ".toml")]
+        parts += [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(sources)]
+    if worst.data is not None and worst.text_tokens is None:
+        files = sorted(p for p in worst.data.rglob("*.json") if p.is_file())
+        parts += [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:24]
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "absent"
+
+
+def _read(answer: Path, events: Path) -> tuple[Measurement, list[tuple[int, int]]] | None:
+    """A kept answer; None if there is none, or it is damaged."""
+    try:
+        measurement = Measurement.model_validate_json(answer.read_text(encoding="utf-8"))
+        numbers = array("q", events.read_bytes())
+        return measurement, list(zip(numbers[::2], numbers[1::2], strict=True))
+    except (OSError, ValueError):
+        return None
+
+
+def _keep(
+    folder: Path, key: str, measurement: Measurement, events: list[tuple[int, int]]
+) -> None:
+    """Write an answer whole, the events first; a cache that cannot be written is no error."""
+    numbers = array("q", (number for event in events for number in event))
+    parts = ((f"{key}.events", numbers.tobytes()), (f"{key}.json", measurement.model_dump_json()))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in parts:
+            temporary = folder / f".{name}.{os.getpid()}.tmp"
+            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+            temporary.replace(folder / name)
+    except OSError:
+        return
+
