@@ -8,7 +8,7 @@ tensors cannot show is added by name, in `Measurement.assumed`.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -28,7 +28,7 @@ from trainer.model.footprint import SMALLEST_PAGED
 from trainer.model.frozen import LoraLinear, make_scale_code
 from trainer.model.host import host_tensors
 from trainer.model.lisa import Batch, Lisa, run_layer
-from trainer.model.weights import ShapesAlone, weight_source
+from trainer.model.weights import ShapesAlone
 from trainer.step import accumulate, clip, make_optimizer, total_of, update
 from trainer.trace import MemoryTrace, rounded
 
@@ -40,16 +40,20 @@ STEPS = 2  # the first allocates the optimizer's state
 
 
 def fake_rehearsal(
-    plan: Plan, text_tokens: int, masks: int, compute_capability: tuple[int, int] = (8, 6)
+    plan: Plan,
+    text_tokens: int,
+    masks: int,
+    compute_capability: tuple[int, int] = (8, 6),
+    tell: Callable[[str], None] = lambda phase: None,
 ) -> tuple[Measurement, list[tuple[int, int]]]:
     """Bytes of the plan's training step on a card of that compute capability, and their events.
 
     `text_tokens` and `masks` are those of every sample: give the worst one's. The events are
-    (block, bytes), −bytes for a release, from loading to the end of the second step.
-    Raises WeightsError.
+    (block, bytes), −bytes for a release, from loading to the end of the second step. `tell` hears
+    of every phase that begins. Raises Unforeseen, NotAlike, WeightsError.
     """
     workspace = CUBLAS_WORKSPACE[compute_capability >= (9, 0)]
-    seen = watch(plan, (text_tokens, text_tokens), masks, workspace)
+    seen = watch(plan, (text_tokens, text_tokens), masks, workspace, tell=tell)
     assumed = [f"cuBLAS workspaces of twice {workspace / MIB:.1f} MiB (compute capability "
                f"{compute_capability[0]}.{compute_capability[1]})"]  # fmt: skip
     if seen.paged:
@@ -127,6 +131,7 @@ def watch(
     masks: int,
     workspace: int,
     extend: bool = True,
+    tell: Callable[[str], None] = lambda phase: None,
 ) -> Watched:
     """Load the model, evaluate and train two steps on fake tensors.
 
@@ -137,12 +142,11 @@ def watch(
     make_scale_code()
     # Paged state is counted apart, and compiled layers run as plain ones: both need a GPU.
     shown = plan.override(["optimizer=adamw", "compile=false"])
-    source = weight_source(plan) if plan.weights == "random" else ShapesAlone("cpu")
-    trace = MemoryTrace(workspace)
+    trace = MemoryTrace(workspace, tell)
     trace.begin("load")
     model = skeleton(plan.profile, tokenizer)
     with _fake_tensors() as mode, trace:
-        fill(model, shown, tokenizer, torch.device("cpu"), source).train()
+        fill(model, shown, tokenizer, torch.device("cpu"), ShapesAlone("cpu")).train()
         _keep_dropout_masks(model)
         batches = [_OnHost(**vars(batch.each(mode.from_tensor))) for batch in samples]
     trace.leave_out(host_tensors(model))

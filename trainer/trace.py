@@ -8,7 +8,6 @@ no memory, so a 7B step can be watched on any machine, in seconds.
 
 from __future__ import annotations
 
-import sys
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -36,11 +35,14 @@ class MemoryTrace(TorchDispatchMode):
     """Records allocations and releases as (block, bytes), −bytes for a release.
 
     `workspace` is what each of cuBLAS's two handles, the main thread's and autograd's, takes at its
-    first product, in bytes.
+    first product, in bytes. `tell` hears of every phase that begins.
     """
 
-    def __init__(self, workspace: int = 0) -> None:
+    def __init__(
+        self, workspace: int = 0, tell: Callable[[str], None] = lambda phase: None
+    ) -> None:
         super().__init__()
+        self.tell = tell
         self.recorded: list[tuple[int, int]] = []
         self.labels: list[str] = []  # of each block: the component, or the phase of its birth
         self.sizes: list[int] = []  # of each block, in bytes
@@ -80,7 +82,7 @@ class MemoryTrace(TorchDispatchMode):
     def begin(self, phase: str) -> None:
         """What follows belongs to `phase`."""
         self.phases.append((len(self.recorded), phase))
-        print(f"phase: {phase}", file=sys.stderr, flush=True)  # a crash is named by it
+        self.tell(phase)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

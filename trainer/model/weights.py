@@ -110,8 +110,9 @@ class RandomWeights:
         count = min(shape.numel(), RANDOM_BLOCK)
         block = torch.randn(count, generator=generator, device=device, dtype=dtype).mul_(scale)
         values = torch.empty(shape, device=device, dtype=dtype)
-        for part in values.flatten().split(count):
-            part.copy_(block[: len(part)])
+        flat, whole = values.view(-1), shape.numel() // count * count
+        flat[:whole].view(-1, count).copy_(block)
+        flat[whole:].copy_(block[: shape.numel() - whole])
         return values
 
     def finish(self, used: Iterable[str]) -> None:
