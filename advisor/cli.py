@@ -98,7 +98,7 @@ def parse_capability(text: str) -> tuple[int, int]:
     """Compute capability from text such as 8.6. Raises typer.BadParameter."""
     match = re.fullmatch(r"([0-9]{1,2})\.([0-9])", text.strip(), re.ASCII)
     if match is None:
-        raise typer.BadParameter(f"got {text!r}; give a number such as 8.6")
+        raise typer.BadParameter(f"--compute-capability: got {text!r}; give a number such as 8.6")
     return int(match[1]), int(match[2])
 
 
@@ -122,9 +122,10 @@ def forecast_command(
         typer.Option(metavar="SIZE", parser=parse_size, help="Judge by a card of this size."),
     ] = None,
     capability: Annotated[
-        tuple[int, int] | None,
+        str | None,
         typer.Option(
-            "--compute-capability", metavar="X.Y", parser=parse_capability,
+            "--compute-capability",
+            metavar="X.Y",
             help="Of the card. Default: this machine's, else 8.6.",
         ),
     ] = None,
@@ -141,6 +142,7 @@ def forecast_command(
     from advisor.report import print_forecast
     from profiles.plan import Plan, PlanError
 
+    named = None if capability is None else parse_capability(capability)
     try:
         chosen = Plan.read(plan).override(settings or ())
     except PlanError as error:
@@ -153,7 +155,7 @@ def forecast_command(
         found = forecast(
             chosen,
             Worst(text_tokens, masks, data_dir),
-            capability or card.compute_capability or (8, 6),
+            named or card.compute_capability or (8, 6),
             card.cap_bytes,
             machine.host_available_bytes if vram is None else None,
         )

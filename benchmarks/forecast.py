@@ -80,16 +80,17 @@ def main() -> None:
             errors = errors_of(record, found)
             m = record["measurement"]
             expandable = "expandable" in m["plan"]["allocator"]
+            segments = "expandable" if expandable else "whole"
             groups = [record["group"]]
             if record["group"] != "compiled":
-                groups += ["plain", "expandable segments" if expandable else "whole segments"]
+                groups += ["plain", f"{segments} segments"]
             for group in groups:
                 for tier, error in errors.items():
                     by_group.setdefault(group, {}).setdefault(tier, []).append(error)
             sizes = [m[MEASURED[tier]] / 2**20 for tier in ("tensors", "pool")]
             table.append(
-                f"| {record['name']} | {record['group']} | {'expandable' if expandable else 'whole'} "
-                f"| {sizes[0]:.0f} | {errors['tensors']:+.2f} % | {sizes[1]:.0f} | "
+                f"| {record['name']} | {record['group']} | {segments} | {sizes[0]:.0f} | "
+                f"{errors['tensors']:+.2f} % | {sizes[1]:.0f} | "
                 f"{errors['pool']:+.2f} % | {errors['process']:+.2f} % | {errors['host']:+.1f} % |"
             )
             print(f"{table[-1]} {seconds:.0f} s", flush=True)

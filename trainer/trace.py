@@ -51,9 +51,8 @@ class MemoryTrace(TorchDispatchMode):
         self._handles: set[bool] = set()
         self.live: set[int] = set()  # blocks
         self._blocks: dict[int, int] = {}  # storage -> block
-        self._first: int | None = None  # the block into which the next one may be added
-        self._sum: int | None = None  # the block that was taken for such a sum just now, and where
-        self._sum_at = 0
+        self._addend: int | None = None  # the block into which the next one may be added
+        self._sum: tuple[int, int, int] | None = None  # a sum taken just now: it, addend, place
         self._same: dict[int, int] = {}  # a sum's block -> the block in whose place it is
         self._elsewhere: set[int] = set()  # storages that are not on the card
         self._left_out: set[int] = set()  # their blocks, if seen before that was known
@@ -116,7 +115,7 @@ class MemoryTrace(TorchDispatchMode):
         tensors it makes a third. So the sum takes the first's place, if that goes at once.
         """
         if isinstance(first, Tensor):
-            self._first = self.block_of(first)
+            self._addend = self.block_of(first)
 
     def _take_workspace(self) -> None:
         backward = bool(self.phases) and self.phases[-1][1] == "backward"
@@ -151,22 +150,22 @@ class MemoryTrace(TorchDispatchMode):
         self.sizes.append(rounded(size))
         self.recorded.append((block, self.sizes[block]))
         self.live.add(block)
-        self._sum = None
-        if self._first is not None and self.sizes[self._first] == self.sizes[block]:
-            self._sum, self._sum_at = block, len(self.recorded) - 1
-        else:
-            self._first = None
+        addend, self._addend, self._sum = self._addend, None, None
+        if addend is not None and self.sizes[addend] == self.sizes[block]:
+            self._sum = block, addend, len(self.recorded) - 1
         return block
 
     def give(self, block: int) -> None:
         """The block is gone."""
         block = self._same.pop(block, block)
-        if self._sum is not None and block == self._first:
-            self._same[self._sum] = block
-            del self.recorded[self._sum_at]
-            self.live.remove(self._sum)
-            self._first = self._sum = None
-            return
+        if self._sum is not None and block in self._sum[:2]:
+            total, addend, place = self._sum
+            self._sum = None
+            if block == addend:
+                self._same[total] = addend
+                del self.recorded[place]
+                self.live.remove(total)
+                return
         self.recorded.append((block, -self.sizes[block]))
         self.live.remove(block)
 

@@ -1,0 +1,154 @@
+"""The forecast: its tiers and verdicts, its cache, and a child that goes wrong."""
+
+from __future__ import annotations
+
+import json
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from advisor import forecast as module
+from advisor.cli import app
+from advisor.forecast import Forecast, ForecastFailed, Worst, forecast
+from profiles.plan import Plan
+from tests.conftest import tiny_plan
+
+WORST = Worst(text_tokens=64)
+CACHED = {"cached_encoders": ["sam", "clip"], "device": "cuda"}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache for the module: the child takes seconds."""
+    return tmp_path_factory.mktemp("forecasts")
+
+
+@pytest.fixture
+def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An executable in the place of Python; the test writes what it does."""
+    path = tmp_path / "python"
+    monkeypatch.setattr(module.sys, "executable", str(path))
+    return path
+
+
+def write(path: Path, body: str) -> None:
+    path.write_text(f"#!{sys.prefix}/bin/python\nimport os, sys, time\n{body}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+
+def test_tiers_build_on_each_other(cache: Path) -> None:
+    found = forecast(tiny_plan(**CACHED), WORST, cache=cache)
+    tensors, pool, process, host = found.tiers
+    assert [tier.name for tier in found.tiers] == ["tensors", "pool", "process", "host"]
+    assert 0 < tensors.bytes <= pool.bytes < process.bytes
+    assert process.bytes - pool.bytes == module.CONTEXT_BYTES
+    assert host.bytes >= module.HOST_BASE_BYTES
+    assert found.verdict == "UNKNOWN" and found.exit_code == 0
+    # With expandable segments a block is as large as its tensor, to 512 bytes.
+    assert tensors.bytes == max(found.phases.values())
+    assert sum(found.live_at_peak.values()) == tensors.bytes
+    assert all(tier.error for tier in found.tiers), "publish errors: benchmarks/forecast.py"
+
+
+def test_host_tensors_move_from_the_card_to_the_host(cache: Path) -> None:
+    here = forecast(tiny_plan(**CACHED), WORST, cache=cache)
+    settings = CACHED | {"host_embeddings": True, "checkpointed_layers": 4, "host_layers": 4}
+    there = forecast(tiny_plan(**settings), WORST, cache=cache)
+    assert there.live_at_peak["frozen weights"] < here.live_at_peak["frozen weights"]
+    assert there.tier("host").bytes > here.tier("host").bytes
+    assert there.tier("process").bytes - there.tier("pool").bytes == (
+        module.CONTEXT_BYTES + module.PINNING_BYTES
+    )
+
+
+def test_verdict_under_a_cap_and_a_host_limit(cache: Path) -> None:
+    plan = tiny_plan(**CACHED)
+    pool = forecast(plan, WORST, cache=cache).tier("pool").bytes
+
+    def judged(cap: int, host: int | None = None) -> Forecast:
+        return forecast(plan, WORST, cap_bytes=cap, host_limit_bytes=host, cache=cache)
+
+    assert judged(pool).verdict == "FITS" and judged(pool).exit_code == 0
+    small = judged(pool // 3)
+    assert (small.verdict, small.exit_code) == ("OOM", 1) and "asked for" in small.reason
+    starved = judged(pool, host=2**30)
+    assert starved.verdict == "OOM" and starved.reason.startswith("host memory")
+
+
+def test_compiled_plans_are_counted_by_a_rule_that_is_named(cache: Path) -> None:
+    whole = Worst(text_tokens=60)  # 160 in all: compiled layers pad to a multiple of 32
+    plain = forecast(tiny_plan(**CACHED), whole, cache=cache)
+    compiled = forecast(tiny_plan(**CACHED, compile=True), whole, cache=cache)
+    assert compiled.tier("tensors").bytes < plain.tier("tensors").bytes
+    assert any("compiled layers keep" in text for text in compiled.assumed)
+
+
+def test_an_answer_is_kept_and_a_damaged_one_made_again(tmp_path: Path, stub: Path) -> None:
+    real = sys.executable
+    module.sys.executable = f"{sys.prefix}/bin/python"
+    first = forecast(tiny_plan(**CACHED), WORST, cache=tmp_path)
+    module.sys.executable = real
+    write(stub, "sys.exit('asked again')")
+    assert forecast(tiny_plan(**CACHED), WORST, cache=tmp_path) == first
+    with pytest.raises(ForecastFailed, match="asked again"):
+        forecast(tiny_plan(**CACHED), Worst(text_tokens=65), cache=tmp_path)
+    for path in tmp_path.glob("*.events"):
+        path.write_bytes(b"123")
+    with pytest.raises(ForecastFailed, match="asked again"):
+        forecast(tiny_plan(**CACHED), WORST, cache=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ("print('phase: backward', file=sys.stderr, flush=True); os.abort()",
+         r"signal 6 \(phase: backward\)"),
+        ("sys.exit('no such thing')", r"code 1: no such thing \(phase: start\)"),
+        ("print('hello')", "printed no measurement"),
+        ("print('phase: load', file=sys.stderr, flush=True); time.sleep(30)",
+         r"did not end in 1 s \(phase: load\)"),
+    ],
+)  # fmt: skip
+def test_a_child_that_goes_wrong_is_told_with_its_phase_and_log(
+    body: str, told: str, stub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TIMEOUT_SECONDS", 1)
+    write(stub, body)
+    with pytest.raises(ForecastFailed, match=told) as caught:
+        forecast(tiny_plan(), WORST, cache=tmp_path)
+    log = Path(str(caught.value).rpartition("log is ")[2])
+    assert log.is_file()
+    if "hello" in body:
+        assert "hello" in log.read_text()
+
+
+def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    monkeypatch.setattr(module, "cache_folder", lambda: cache)
+    path = tmp_path / "plan.json"
+    path.write_text(tiny_plan(**CACHED).to_json())
+    ask = ["forecast", str(path), "--text-tokens", "64", "--compute-capability", "8.6"]
+    runner = CliRunner()
+    shown = runner.invoke(app, [*ask, "--vram", "8GiB"])
+    assert shown.exit_code == 0 and "FITS  on 8 GiB card" in shown.stdout
+    for word in ("tensors", "pool", "process", "host", "backward", "cuBLAS"):
+        assert word in shown.stdout
+    document = Forecast.model_validate_json(runner.invoke(app, [*ask, "--json"]).stdout)
+    assert document.text_tokens == 64 and document.plan == Plan.read(path)
+    for wrong in (["--vram", "8"], ["--compute-capability", "x"], ["--masks", "0"],
+                  ["--set", "model=99b"], ["--data-dir", "/nowhere"]):  # fmt: skip
+        assert runner.invoke(app, [*ask, *wrong]).exit_code == 2, wrong
+
+
+def test_no_figure_where_memory_cannot_be_seen(tmp_path: Path, stub: Path) -> None:
+    """Exit 3 and the reason, never a number."""
+    measurement = {"plan": tiny_plan().model_dump(mode="json"), "verdict": "UNKNOWN",
+                   "error": "operator x.y is a kernel", "gpu": "none", "gpu_bytes": 0,
+                   "text_tokens": [64, 64], "masks": 1, "random_weights": True}  # fmt: skip
+    write(stub, "open(sys.argv[sys.argv.index('--events') + 1], 'w').close()\n"
+                f"print({json.dumps(measurement)!r})")  # fmt: skip
+    found = forecast(tiny_plan(), WORST, cap_bytes=2**40, cache=tmp_path)
+    assert (found.verdict, found.exit_code, found.tiers) == ("UNKNOWN", 3, ())
+    assert "operator x.y" in found.reason
