@@ -11,6 +11,7 @@ import platform as platform_module
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
@@ -310,12 +311,22 @@ def _platform() -> Platform:
     return "wsl" if "microsoft" in platform_module.release().lower() else "linux"
 
 
-def _host_memory() -> tuple[int | None, int | None]:
-    """Total and available bytes of host memory."""
+def _host_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> tuple[int | None, int | None]:
+    """Total and available bytes of host memory: the machine's, or the container's if less."""
     import psutil
 
     memory = psutil.virtual_memory()
-    return int(memory.total), int(memory.available)
+    total, available = int(memory.total), int(memory.available)
+    # Version 2, then version 1; "max" or a number beyond the machine means no limit.
+    for limit_file, used_file in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        with suppress(OSError, ValueError):
+            limit = int((cgroup / limit_file).read_text())
+            used = int((cgroup / used_file).read_text())
+            return min(total, limit), max(0, min(available, limit - used))
+    return total, available
 
 
 def _cpu_count() -> int | None:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -193,3 +194,19 @@ def test_the_machine_survives_json(monkeypatch):
     install(monkeypatch, Card(), fake_nvml.lost_card())
     machine = probe({})
     assert Machine.model_validate_json(machine.model_dump_json()) == machine
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_containers_limit_counts_where_it_is_less(version: int, tmp_path: Path) -> None:
+    from advisor.probe import _host_memory
+
+    total, available = _host_memory(tmp_path)  # no such files: the machine's own
+    assert total is not None and available is not None and available <= total
+    names = {1: ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+             2: ("memory.max", "memory.current")}[version]  # fmt: skip
+    (tmp_path / "memory").mkdir(exist_ok=True)
+    (tmp_path / names[0]).write_text(f"{2**30}\n")
+    (tmp_path / names[1]).write_text(f"{2**28}\n")
+    assert _host_memory(tmp_path) == (2**30, 2**30 - 2**28)
+    (tmp_path / names[0]).write_text("max\n")
+    assert _host_memory(tmp_path)[0] == total

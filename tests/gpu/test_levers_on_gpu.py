@@ -91,14 +91,21 @@ def test_host_embeddings_give_the_gradients_of_resident_ones() -> None:
 
 
 def test_compiled_layers_give_the_gradients_of_plain_ones() -> None:
-    found = difference(gradients(), gradients(compile=True))
-    print(f"compiled: {found:.2e}")
-    assert found < 5e-2
+    """Fused, a layer rounds less often: the yardstick is how far bf16 is from fp32 at all."""
+    exact = gradients(dtype="fp32")
+    plain, compiled = (difference(exact, gradients(compile=on)) for on in (False, True))
+    print(f"from fp32: plain {plain:.2e}, compiled {compiled:.2e}")
+    assert compiled < 1.2 * plain < 0.3
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator() -> None:
+    """A process has one precision; every test here is as in a process of its own."""
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_photographs_train_on_the_gpu(tmp_path: Path, dtype: str) -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)  # the precision is one per process
     items = read_split(PHOTOS, "train", 2)
     plan = tiny_plan(
         device="cuda", dtype=dtype, quantization="nf4", cached_encoders=["sam", "clip"],

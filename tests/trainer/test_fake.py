@@ -33,7 +33,7 @@ def measured_rows() -> dict[str, dict[str, Any]]:
 
 
 # Both quantisations and none, host layers and embeddings, 8-bit and paged state, encoders on the
-# card, whole embeddings, many masks, both kinds of segments, 256 and 576 image tokens, batch 1 to 8.
+# card, whole embeddings, many masks, both kinds of segments, 256 and 576 image tokens, batch 1-8.
 EIGHT = ["7b-b1", "7b-4gb", "7b-b1-paged", "draw-03", "draw-06", "draw-20", "draw-25", "draw-34"]
 
 
