@@ -136,7 +136,7 @@ def forecast_command(
     Exit codes: 0 fits (or no card was named), 1 does not fit or the count failed, 2 bad usage,
     3 no figure can be given, 130 interrupted.
     """
-    from advisor.forecast import ForecastFailed, Worst, forecast
+    from advisor.forecast import BadQuestion, ForecastFailed, Worst, forecast
     from advisor.preflight import card_for
     from advisor.probe import probe
     from advisor.report import print_forecast
@@ -159,6 +159,8 @@ def forecast_command(
             card.cap_bytes,
             machine.host_available_bytes if vram is None else None,
         )
+    except BadQuestion as error:
+        _fail(f"this data cannot be used\n{error}")
     except ForecastFailed as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None

@@ -48,6 +48,10 @@ class ForecastFailed(RuntimeError):
     """The child crashed, hung or printed something else; says in which phase, names its log."""
 
 
+class BadQuestion(ValueError):
+    """Data that cannot be read; says what, where and what would mend it."""
+
+
 class Tier(Frozen):
     """One of the four figures."""
 
@@ -108,7 +112,7 @@ def forecast(
     """Forecast `plan` at its worst sample; verdict under a cap on the pool, if one is given.
 
     A forecast that was made before, with the same code, versions and question, is read from the
-    `cache` folder. Raises ForecastFailed.
+    `cache` folder. Raises ForecastFailed and, about the data, BadQuestion.
     """
     folder = cache_folder() if cache is None else cache
     key = _key(plan, worst, compute_capability)
@@ -252,6 +256,8 @@ def _ask(
         except subprocess.TimeoutExpired as error:
             said = (error.stderr or b"").decode(errors="replace") + "\ntimed out"
             raise _failed(f"did not end in {TIMEOUT_SECONDS} s", said, folder) from None
+        if code == 2:
+            raise BadQuestion(said.rpartition("error: ")[2].strip())
         if code < 0:
             raise _failed(f"was ended by signal {-code}", said, folder)
         if code:
@@ -287,6 +293,7 @@ def _key(plan: Plan, worst: Worst, compute_capability: tuple[int, int]) -> str:
         parts += [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(sources)]
     if worst.data is not None and worst.text_tokens is None:
         files = sorted(p for p in worst.data.rglob("*.json") if p.is_file())
+        parts.append(str(worst.data.resolve()))
         parts += [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:24]
 

@@ -23,19 +23,23 @@ from trainer.data.made_up import MadeUp
 from trainer.data.samples import length_step
 from trainer.extend import Repeater
 from trainer.loop import versions
-from trainer.model.build import fill, read_tokenizer, skeleton
+from trainer.model.build import fill, skeleton, some_tokenizer
 from trainer.model.footprint import SMALLEST_PAGED
 from trainer.model.frozen import LoraLinear, make_scale_code
 from trainer.model.host import host_tensors
 from trainer.model.lisa import Batch, Lisa, run_layer
 from trainer.model.weights import ShapesAlone
 from trainer.step import accumulate, clip, make_optimizer, total_of, update
-from trainer.trace import MemoryTrace, rounded
+from trainer.trace import INSIDE, MemoryTrace, rounded
 
 MIB = 2**20
 # Of each of cuBLAS's two handles (the main thread's and autograd's): 32 MiB on Hopper and later,
 # else 8.125 (PyTorch's CUDA notes, CUBLAS_WORKSPACE_CONFIG). Twice 32 were seen on an H100.
 CUBLAS_WORKSPACE = {True: 32 * MIB, False: 8320 * 1024}
+# What a tensor is that was made in a phase and still lives at the peak.
+BORN = {"forward": "activations kept", "backward": "transient", "clipping": "transient",
+        "optimizer": "transient", "evaluation": "transient", INSIDE: "transient",
+        "load": "frozen weights"}  # fmt: skip
 STEPS = 2  # the first allocates the optimizer's state
 
 
@@ -60,11 +64,14 @@ def fake_rehearsal(
         assumed.append(f"{seen.paged / MIB:.1f} MiB of paged optimizer state are off the card")
     peaks = seen.trace.peaks()
     load = peaks.pop("load")
-    live = seen.trace.live_at_peak()
+    live: dict[str, int] = {}
+    for label, size in seen.trace.live_at_peak().items():
+        component = BORN.get(label, label)
+        live[component] = live.get(component, 0) + size
     if plan.compile:
         saved = _compiled_saving(plan, text_tokens)
-        less = saved["forward"] / MIB
-        assumed.append(f"compiled layers keep {less:.0f} MiB less (a rule from measured rows)")
+        less = max(saved.values()) / MIB
+        assumed.append(f"compiled layers take {less:.0f} MiB less (a rule from measured rows)")
         live["compiled layers"] = -saved[max(peaks, key=lambda phase: peaks[phase])]
         peaks = {phase: size - saved.get(phase, 0) for phase, size in peaks.items()}
     measurement = Measurement(
@@ -137,7 +144,7 @@ def watch(
 
     With `extend`, layers alike are watched once (`trainer.extend`).
     """
-    tokenizer = read_tokenizer(plan)
+    tokenizer = some_tokenizer(plan)
     samples = MadeUp(plan, tokenizer, text_tokens, masks).step()
     make_scale_code()
     # Paged state is counted apart, and compiled layers run as plain ones: both need a GPU.
@@ -220,6 +227,7 @@ def _hold_state(trace: MemoryTrace, optimizer: torch.optim.Optimizer, plan: Plan
 def _component(name: str, tensor: Tensor) -> str:
     """What a tensor that stays on the card is part of."""
     if tensor.requires_grad:
-        return "trained tensors"
+        parts = {"lora_": "adapters", "rows": "trained rows", "mask_decoder": "mask decoder"}
+        return next((part for mark, part in parts.items() if mark in name), "other trained")
     encoder = "vision_tower" in name or "vision_encoder" in name
     return "encoders" if encoder else "frozen weights"

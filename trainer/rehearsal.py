@@ -159,12 +159,15 @@ def _tell_phase(phase: str) -> None:
 
 
 def longest_text(plan: Plan, folder: Path) -> int:
-    """Text tokens of the longest sample that training or evaluation meets in a data set."""
+    """Text tokens of the longest sample that training or evaluation meets in a data set.
+
+    Raises DataError.
+    """
     from trainer.data.reasonseg import read_split
     from trainer.data.samples import SampleSet
-    from trainer.model.build import read_tokenizer
+    from trainer.model.build import some_tokenizer
 
-    tokenizer = read_tokenizer(plan)
+    tokenizer = some_tokenizer(plan)
     longest = 0
     for split, visits in (("train", plan.schedule.epochs), ("val", 1)):
         items = read_split(folder, split, getattr(plan, f"max_{split}_samples"))
@@ -252,7 +255,13 @@ def main() -> None:
     sys.stdout = sys.stderr  # whatever a library prints, stdout holds one document
     text = int(least), int(most or least)
     if arguments.data_dir:
-        text = (longest_text(plan, arguments.data_dir),) * 2
+        from trainer.data.reasonseg import DataError
+
+        try:
+            text = (longest_text(plan, arguments.data_dir),) * 2
+        except DataError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
     if arguments.fake:
         from trainer.extend import NotAlike
         from trainer.fake import cannot_forecast, fake_rehearsal

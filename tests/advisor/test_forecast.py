@@ -14,7 +14,7 @@ from advisor import forecast as module
 from advisor.cli import app
 from advisor.forecast import Forecast, ForecastFailed, Worst, forecast
 from profiles.plan import Plan
-from tests.conftest import tiny_plan
+from tests.conftest import PHOTOS, tiny_plan
 
 WORST = Worst(text_tokens=64)
 CACHED = {"cached_encoders": ["sam", "clip"], "device": "cuda"}
@@ -83,7 +83,7 @@ def test_compiled_plans_are_counted_by_a_rule_that_is_named(cache: Path) -> None
     plain = forecast(tiny_plan(**CACHED), whole, cache=cache)
     compiled = forecast(tiny_plan(**CACHED, compile=True), whole, cache=cache)
     assert compiled.tier("tensors").bytes < plain.tier("tensors").bytes
-    assert any("compiled layers keep" in text for text in compiled.assumed)
+    assert any("compiled layers take" in text for text in compiled.assumed)
 
 
 def test_an_answer_is_kept_and_a_damaged_one_made_again(tmp_path: Path, stub: Path) -> None:
@@ -129,6 +129,8 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Pa
     monkeypatch.setattr(module, "cache_folder", lambda: cache)
     path = tmp_path / "plan.json"
     path.write_text(tiny_plan(**CACHED).to_json())
+    empty = tmp_path / "empty"
+    empty.mkdir()
     ask = ["forecast", str(path), "--text-tokens", "64", "--compute-capability", "8.6"]
     runner = CliRunner()
     shown = runner.invoke(app, [*ask, "--vram", "8GiB"])
@@ -140,6 +142,11 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Pa
     for wrong in (["--vram", "8"], ["--compute-capability", "x"], ["--masks", "0"],
                   ["--set", "model=99b"], ["--data-dir", "/nowhere"]):  # fmt: skip
         assert runner.invoke(app, [*ask, *wrong]).exit_code == 2, wrong
+    bad = runner.invoke(app, ["forecast", str(path), "--data-dir", str(empty)])
+    assert bad.exit_code == 2 and str(empty) in bad.stderr and "log" not in bad.stderr
+    real = runner.invoke(app, ["forecast", str(path), "--data-dir", str(PHOTOS), "--json"])
+    longest = Forecast.model_validate_json(real.stdout).text_tokens
+    assert 40 < longest < Plan.read(path).tokens.max_text_tokens
 
 
 def test_no_figure_where_memory_cannot_be_seen(tmp_path: Path, stub: Path) -> None:
