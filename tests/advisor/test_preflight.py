@@ -103,7 +103,7 @@ def test_what_a_card_of_this_size_gets(vram_gib, model, verdict, row, micro_batc
 
 @pytest.mark.parametrize(
     ("vram_gib", "model", "verdict", "host_layers"),
-    [(4, "7b", "FITS", 20), (6, "7b", "FITS", 0), (6, "13b", "FITS", 20), (8, "13b", "FITS", 6),
+    [(4, "7b", "FITS", 20), (6, "7b", "FITS", 32), (6, "13b", "FITS", 20), (8, "13b", "FITS", 6),
      (2, "7b", "OOM", 20)],
 )  # fmt: skip
 def test_the_shipped_rows_reach_small_cards(vram_gib, model, verdict, host_layers):
