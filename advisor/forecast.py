@@ -42,6 +42,7 @@ HOST_LOOKUP_BYTES = round(0.11 * 2**30)  # buffers of a table looked up and a he
 LIBRARIES = ("torch", "transformers", "accelerate", "bitsandbytes")
 
 TierName = Literal["tensors", "pool", "process", "host"]
+MEASURED_TIERS: tuple[TierName, ...] = ("tensors", "pool", "process", "host")
 
 
 class ForecastFailed(RuntimeError):
@@ -114,6 +115,9 @@ def forecast(
     A forecast that was made before, with the same code, versions and question, is read from the
     `cache` folder. Raises ForecastFailed and, about the data, BadQuestion.
     """
+    outside = _outside(plan)
+    if outside:
+        return _unknown(plan, worst, compute_capability, outside)
     folder = cache_folder() if cache is None else cache
     key = _key(plan, worst, compute_capability)
     answer = _read(folder / f"{key}.json", folder / f"{key}.events")
@@ -122,7 +126,7 @@ def forecast(
         _keep(folder, key, *answer)
     measurement, events = answer
     if measurement.peak_allocated_bytes is None:
-        return _unknown(measurement, compute_capability)
+        return _unknown(plan, worst, compute_capability, measurement.error)
     return _forecast(measurement, events, compute_capability, cap_bytes, host_limit_bytes)
 
 
@@ -152,6 +156,8 @@ def _forecast(
     host = _host_bytes(measurement)
     errors = json.loads(ERRORS_FILE.read_text()) if ERRORS_FILE.exists() else {}
     kind = "compiled" if plan.compile else "plain"
+    if plan.dtype != "bf16":
+        errors = {kind: dict.fromkeys(MEASURED_TIERS, f"no measured row computes in {plan.dtype}")}
     figures: tuple[tuple[TierName, int, str], ...] = (
         ("tensors", tensors, "as the allocator counts them (max_memory_allocated)"),
         ("pool", pool, f"allocator replayed, {'expandable' if expandable else 'whole'} segments"),
@@ -222,15 +228,25 @@ def _host_bytes(measurement: Measurement) -> int:
     return HOST_BASE_BYTES + lookup + batches + (measurement.host_bytes or 0)
 
 
-def _unknown(measurement: Measurement, compute_capability: tuple[int, int]) -> Forecast:
+def _outside(plan: Plan) -> str:
+    """Why no figure can be given for a plan, known before anything is run; empty if one can."""
+    if plan.device != "cuda":
+        return "the plan trains on the CPU, where there is no card to count for"
+    if plan.processes > 1:
+        return "what several processes exchange their gradients through is not counted yet"
+    return ""
+
+
+def _unknown(
+    plan: Plan, worst: Worst, compute_capability: tuple[int, int], reason: str
+) -> Forecast:
     return Forecast(
-        plan=measurement.plan,
+        plan=plan,
         verdict="UNKNOWN",
-        reason=f"outside the forecast's validity: {measurement.error}",
+        reason=f"outside the forecast's validity: {reason}",
         compute_capability=compute_capability,
-        text_tokens=measurement.text_tokens[1],
-        masks=measurement.masks,
-        versions=measurement.versions,
+        text_tokens=worst.text_tokens or plan.tokens.max_text_tokens,
+        masks=worst.masks,
     )
 
 

@@ -56,9 +56,14 @@ def print_text(advice: Advice, console: Console) -> None:
 def print_forecast(forecast: Forecast, card: str, console: Console) -> None:
     """A forecast for a reader: verdict, the four tiers, what is live at the peak, assumptions."""
     headline = Text(forecast.verdict, style=VERDICT_STYLES[forecast.verdict])
-    console.print(headline.append(f"  on {card}: {forecast.reason}", style="default"))
+    headline.append(f"  on {card}: {forecast.reason}", style="default")
     if not forecast.tiers:
+        console.print(headline)
         return
+    if forecast.cap_bytes is None:
+        pool = gib(forecast.tier("pool").bytes)
+        headline = Text(f"The allocator's pool grows to {pool}; no card was named (--vram 8GiB)")
+    console.print(headline)
     sample = f"{forecast.text_tokens} text tokens and {forecast.masks} mask(s) a sample"
     console.print(f"  {sample}, micro-batch {forecast.plan.micro_batch}", style="dim")
     tiers = Table(box=None, show_header=False, padding=(0, 2, 0, 0))

@@ -118,7 +118,7 @@ def test_a_child_that_goes_wrong_is_told_with_its_phase_and_log(
     monkeypatch.setattr(module, "TIMEOUT_SECONDS", 1)
     write(stub, body)
     with pytest.raises(ForecastFailed, match=told) as caught:
-        forecast(tiny_plan(), WORST, cache=tmp_path)
+        forecast(tiny_plan(**CACHED), WORST, cache=tmp_path)
     log = Path(str(caught.value).rpartition("log is ")[2])
     assert log.is_file()
     if "hello" in body:
@@ -156,6 +156,24 @@ def test_no_figure_where_memory_cannot_be_seen(tmp_path: Path, stub: Path) -> No
                    "text_tokens": [64, 64], "masks": 1, "random_weights": True}  # fmt: skip
     write(stub, "open(sys.argv[sys.argv.index('--events') + 1], 'w').close()\n"
                 f"print({json.dumps(measurement)!r})")  # fmt: skip
-    found = forecast(tiny_plan(), WORST, cap_bytes=2**40, cache=tmp_path)
+    found = forecast(tiny_plan(**CACHED), WORST, cap_bytes=2**40, cache=tmp_path)
     assert (found.verdict, found.exit_code, found.tiers) == ("UNKNOWN", 3, ())
     assert "operator x.y" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"), [({"device": "cpu"}, "no card to count"), ({"processes": 2}, "several")]
+)
+def test_plans_that_cannot_be_counted_get_no_figure(
+    settings: dict[str, object], told: str, stub: Path, tmp_path: Path
+) -> None:
+    write(stub, "sys.exit('asked')")  # and nothing is run
+    plan = tiny_plan(**(CACHED | {"effective_batch": 8, "micro_batch": 4} | settings))
+    found = forecast(plan, WORST, cap_bytes=2**40, cache=tmp_path)
+    assert (found.verdict, found.exit_code, found.tiers) == ("UNKNOWN", 3, ())
+    assert told in found.reason
+
+
+def test_a_dtype_that_was_never_measured_says_so(cache: Path) -> None:
+    found = forecast(tiny_plan(**CACHED, dtype="fp16"), WORST, cache=cache)
+    assert all("no measured row computes in fp16" in tier.error for tier in found.tiers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -90,7 +91,8 @@ def fill(
     more memory than training.
     """
     torch.manual_seed(plan.seed)  # the adapters' starting values
-    dropped = [name for name in model.state_dict() if name.startswith(_dropped_prefixes(plan))]
+    names = [name for name, _ in chain(model.named_parameters(), model.named_buffers())]
+    dropped = [name for name in names if name.startswith(_dropped_prefixes(plan))]
     model.drop_encoders(plan.cached_encoders)
     model.logits_at, model.dtype = plan.logits, TORCH_DTYPES[plan.dtype]
     source = source or weight_source(plan)
