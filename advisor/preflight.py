@@ -389,7 +389,8 @@ def _tiny_on_gpu(question: _Question, gpu: Gpu) -> Advice:
         "TIGHT": f"up to {gib(TINY_BYTES)} reach into the margin",
         "UNKNOWN": "these settings, or this card's free memory, are not known well enough",
     }
-    summary = summaries.get(verdict, f"up to {gib(TINY_BYTES)} are not usable")
+    usable = gib(budget.usable.bytes) if budget is not None else "unknown"
+    summary = summaries.get(verdict, f"takes up to {gib(TINY_BYTES)}, and {usable} are usable")
     given = assigned(question.overrides)
     runs = verdict in ("FITS", "TIGHT")
     return Advice(

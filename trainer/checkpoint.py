@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,9 @@ class CheckpointError(ValueError):
 def save(folder: Path, model: nn.Module, plan: Plan, facts: dict[str, Any]) -> None:
     """Write a checkpoint folder whole: aside first, then in the old one's place."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    aside = folder.with_name(f".{folder.name}-{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)  # what a killed run of the same number left
+    aside.mkdir()
     tensors = {
         name: parameter.detach().cpu().contiguous()
         for name, parameter in model.named_parameters()

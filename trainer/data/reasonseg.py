@@ -134,6 +134,8 @@ def _open_image(report: _Report, read: Callable[[Image.Image], T]) -> tuple[Size
                 raise Image.DecompressionBombError(f"{width} x {height} pixels")
             sideways = opened.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
             return ((width, height) if sideways else (height, width)), read(opened)
+    except FileNotFoundError:
+        report.add("image", "no such file", "the path of a picture", "give one that is there")
     except Exception as error:
         # Broad because damaged files make Pillow raise nearly anything, struct.error for one.
         allowed = f"a complete {', '.join(_IMAGE_FORMATS)} file of at most {limit} pixels"
