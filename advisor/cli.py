@@ -70,6 +70,8 @@ def run(
     Exit codes: 0 fits, 1 does not fit, 2 bad usage, 3 cannot decide, 130 interrupted.
     """
     if context.invoked_subcommand is not None:
+        if any((model, settings, vram, save, as_json, svg)):
+            _fail(f"options of {context.invoked_subcommand} go behind its name")
         return
     from advisor.preflight import advise
     from advisor.probe import probe
@@ -133,6 +135,8 @@ def forecast_command(
 ) -> None:
     """What will a step of this plan take? Counted without a GPU, in seconds.
 
+    TIGHT: inside the margin that the advice keeps.
+
     Exit codes: 0 fits (or no card was named), 1 does not fit or the count failed, 2 bad usage,
     3 no figure can be given, 130 interrupted.
     """
@@ -149,6 +153,14 @@ def forecast_command(
         _fail(f"this plan cannot run\n{error}")
     if data_dir is not None and not data_dir.is_dir():
         _fail(f"{data_dir}: no such folder; --data-dir must name ReasonSeg data")
+    if data_dir is not None and text_tokens is not None:
+        _fail("--data-dir and --text-tokens both name the longest sample; give one of them")
+    limits = chosen.tokens
+    for name, given, most in (("text_tokens", text_tokens, limits.max_text_tokens),
+                              ("masks", masks, limits.max_masks)):  # fmt: skip
+        if given is not None and given > most:
+            _fail(f"--{name.replace('_', '-')}: got {given}, the plan allows {most}\n"
+                  f"    hint: --set tokens.max_{name}={given}")  # fmt: skip
     machine = probe()
     card = card_for(machine, vram)
     try:
@@ -157,6 +169,7 @@ def forecast_command(
             Worst(text_tokens, masks, data_dir),
             named or card.compute_capability or (8, 6),
             card.cap_bytes,
+            card.margin_bytes,
             machine.host_available_bytes if vram is None else None,
         )
     except BadQuestion as error:

@@ -107,10 +107,13 @@ def forecast(
     worst: Worst,
     compute_capability: tuple[int, int] = (8, 6),
     cap_bytes: int | None = None,
+    margin_bytes: int = 0,
     host_limit_bytes: int | None = None,
     cache: Path | None = None,
 ) -> Forecast:
     """Forecast `plan` at its worst sample; verdict under a cap on the pool, if one is given.
+
+    TIGHT is what fits under the cap, but not with `margin_bytes` left.
 
     A forecast that was made before, with the same code, versions and question, is read from the
     `cache` folder. Raises ForecastFailed and, about the data, BadQuestion.
@@ -127,7 +130,13 @@ def forecast(
     measurement, events = answer
     if measurement.peak_allocated_bytes is None:
         return _unknown(plan, worst, compute_capability, measurement.error)
-    return _forecast(measurement, events, compute_capability, cap_bytes, host_limit_bytes)
+    found = _forecast(measurement, events, compute_capability, cap_bytes, host_limit_bytes)
+    if found.verdict == "FITS" and cap_bytes is not None:
+        spare = cap_bytes - found.tier("pool").bytes
+        if spare < margin_bytes:
+            reason = f"{found.reason}, inside the margin of {gib(margin_bytes)}"
+            return found.model_copy(update={"verdict": "TIGHT", "reason": reason})
+    return found
 
 
 def cache_folder() -> Path:

@@ -101,6 +101,7 @@ class Card:
 
     title: str
     cap_bytes: int | None = None
+    margin_bytes: int = 0
     compute_capability: tuple[int, int] | None = None
 
 
@@ -110,7 +111,8 @@ def card_for(machine: Machine, vram_bytes: int | None = None) -> Card:
     budget = budget_of(gpu, machine, what_if=vram_bytes is not None) if gpu is not None else None
     if gpu is None or budget is None:
         return Card("no card")
-    return Card(gpu.name, budget.free.bytes - budget.context.bytes, gpu.compute_capability)
+    cap = max(0, budget.free.bytes - budget.context.bytes)
+    return Card(gpu.name, cap, budget.margin.bytes, gpu.compute_capability)
 
 
 def advise(

@@ -90,7 +90,7 @@ def _token_reasons(plan: Plan, row: TestedRow) -> Iterator[Reason]:
     shape = row.data_shape
     if shape is not None and plan.tokens.max_text_tokens > shape.text_tokens:
         because = f"row {row.id} had {shape.text_tokens} text tokens a sample; samples that come "
-        because += "near the limit need more than its bytes"
+        because += "near the limit need more: lisa-advise forecast PLAN tells"
         limit = str(plan.tokens.max_text_tokens)
         yield Reason(setting="tokens.max_text_tokens", value=limit, because=because, basis="tested")
 

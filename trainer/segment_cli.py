@@ -30,6 +30,8 @@ def segment(
     from trainer.segment import PREDICTED, Segmenter, overlay
 
     try:
+        if out is not None and not out.parent.is_dir():
+            raise ValueError(f"{out}: there is no folder {out.parent}; make it, or name another")
         picture = read_image(image)
         answer = Segmenter(run).ask(picture, question, is_sentence=not phrase)
     except (ValueError, OSError) as error:

@@ -72,6 +72,10 @@ def test_verdict_under_a_cap_and_a_host_limit(cache: Path) -> None:
         return forecast(plan, WORST, cap_bytes=cap, host_limit_bytes=host, cache=cache)
 
     assert judged(pool).verdict == "FITS" and judged(pool).exit_code == 0
+    tight = forecast(plan, WORST, cap_bytes=pool + 100, margin_bytes=101, cache=cache)
+    assert (tight.verdict, tight.exit_code) == ("TIGHT", 0) and "margin" in tight.reason
+    loose = forecast(plan, WORST, cap_bytes=pool + 100, margin_bytes=100, cache=cache)
+    assert loose.verdict == "FITS"
     small = judged(pool // 3)
     assert (small.verdict, small.exit_code) == ("OOM", 1) and "asked for" in small.reason
     starved = judged(pool, host=2**30)
@@ -142,6 +146,12 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Pa
     for wrong in (["--vram", "8"], ["--compute-capability", "x"], ["--masks", "0"],
                   ["--set", "model=99b"], ["--data-dir", "/nowhere"]):  # fmt: skip
         assert runner.invoke(app, [*ask, *wrong]).exit_code == 2, wrong
+    both = [*ask, "--data-dir", str(PHOTOS)]
+    above = ["forecast", str(path), "--text-tokens", "600"]
+    before = ["--set", "seed=1", *ask]
+    for wrong, told in ((both, "give one"), (above, "the plan allows 512"), (before, "behind")):
+        refused = runner.invoke(app, wrong)
+        assert refused.exit_code == 2 and told in refused.stderr
     bad = runner.invoke(app, ["forecast", str(path), "--data-dir", str(empty)])
     assert bad.exit_code == 2 and str(empty) in bad.stderr and "log" not in bad.stderr
     real = runner.invoke(app, ["forecast", str(path), "--data-dir", str(PHOTOS), "--json"])
