@@ -18,11 +18,11 @@ from array import array
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field
 
-from advisor.allocator import PoolUse, replay
+from advisor.allocator import replay
 from advisor.choose import Frozen, gib
 from profiles.measurement import Measurement
 from profiles.plan import Plan
@@ -42,7 +42,6 @@ HOST_LOOKUP_BYTES = round(0.11 * 2**30)  # buffers of a table looked up and a he
 LIBRARIES = ("torch", "transformers", "accelerate", "bitsandbytes")
 
 TierName = Literal["tensors", "pool", "process", "host"]
-MEASURED_TIERS: tuple[TierName, ...] = ("tensors", "pool", "process", "host")
 
 
 class ForecastFailed(RuntimeError):
@@ -130,13 +129,8 @@ def forecast(
     measurement, events = answer
     if measurement.peak_allocated_bytes is None:
         return _unknown(plan, worst, compute_capability, measurement.error)
-    found = _forecast(measurement, events, compute_capability, cap_bytes, host_limit_bytes)
-    if found.verdict == "FITS" and cap_bytes is not None:
-        spare = cap_bytes - found.tier("pool").bytes
-        if spare < margin_bytes:
-            reason = f"{found.reason}, inside the margin of {gib(margin_bytes)}"
-            return found.model_copy(update={"verdict": "TIGHT", "reason": reason})
-    return found
+    limits = cap_bytes, margin_bytes, host_limit_bytes
+    return _forecast(measurement, events, compute_capability, *limits)
 
 
 def cache_folder() -> Path:
@@ -151,6 +145,7 @@ def _forecast(
     events: list[tuple[int, int]],
     compute_capability: tuple[int, int],
     cap_bytes: int | None,
+    margin_bytes: int,
     host_limit_bytes: int | None,
 ) -> Forecast:
     plan = measurement.plan
@@ -166,7 +161,8 @@ def _forecast(
     errors = json.loads(ERRORS_FILE.read_text()) if ERRORS_FILE.exists() else {}
     kind = "compiled" if plan.compile else "plain"
     if plan.dtype != "bf16":
-        errors = {kind: dict.fromkeys(MEASURED_TIERS, f"no measured row computes in {plan.dtype}")}
+        unmeasured = f"no measured row computes in {plan.dtype}"
+        errors = {kind: dict.fromkeys(get_args(TierName), unmeasured)}
     figures: tuple[tuple[TierName, int, str], ...] = (
         ("tensors", tensors, "as the allocator counts them (max_memory_allocated)"),
         ("pool", pool, f"allocator replayed, {'expandable' if expandable else 'whole'} segments"),
@@ -177,7 +173,7 @@ def _forecast(
         Tier(name=name, bytes=size, source=source, error=errors.get(kind, {}).get(name, ""))
         for name, size, source in figures
     )
-    verdict, reason = _verdict(free, pool, saved, events, expandable, cap_bytes)
+    verdict, reason = _verdict(pool, saved, events, expandable, cap_bytes, margin_bytes)
     if verdict != "OOM" and host_limit_bytes is not None and host > host_limit_bytes:
         verdict = "OOM"
         reason = f"host memory: {gib(host)} needed, {gib(host_limit_bytes)} available"
@@ -200,21 +196,24 @@ def _forecast(
 
 
 def _verdict(
-    free: PoolUse,
     pool: int,
     saved: int,
     events: list[tuple[int, int]],
     expandable: bool,
     cap_bytes: int | None,
+    margin_bytes: int,
 ) -> tuple[Verdict, str]:
     if cap_bytes is None:
         return "UNKNOWN", "no card was named"
-    if pool <= cap_bytes:
-        return "FITS", f"the pool grows to {gib(pool)} of {gib(cap_bytes)}"
-    capped = replay(events, expandable, cap_bytes + saved)
-    if capped.failed is None:
-        return "FITS", f"after {capped.retries} releases of unused memory, at the limit"
-    return "OOM", f"{capped.failed}; {gib(cap_bytes)} may be taken"
+    reason = f"the pool grows to {gib(pool)} of {gib(cap_bytes)}"
+    if pool > cap_bytes:
+        capped = replay(events, expandable, cap_bytes + saved)
+        if capped.failed is not None:
+            return "OOM", f"{capped.failed}; {gib(cap_bytes)} may be taken"
+        reason = f"after {capped.retries} releases of unused memory, at the limit"
+    if cap_bytes - pool < margin_bytes:
+        return "TIGHT", f"{reason}, inside the margin of {gib(margin_bytes)}"
+    return "FITS", reason
 
 
 def _peak(events: list[tuple[int, int]]) -> int:
@@ -289,11 +288,16 @@ def _ask(
             raise _failed(f"ended with code {code}: {_last_line(said)}", said, folder)
         try:
             measurement = Measurement.model_validate_json(out)
-            numbers = array("q", events.read_bytes())
+            return measurement, _events(events)
         except (ValueError, OSError) as error:
             said += f"\n--- stdout ---\n{out[:2000]}\n{error}"
             raise _failed("printed no measurement", said, folder) from None
-    return measurement, list(zip(numbers[::2], numbers[1::2], strict=True))
+
+
+def _events(path: Path) -> list[tuple[int, int]]:
+    """(block, bytes) as the rehearsal wrote them. Raises OSError, ValueError."""
+    numbers = array("q", path.read_bytes())
+    return list(zip(numbers[::2], numbers[1::2], strict=True))
 
 
 def _failed(what: str, log: str, folder: Path) -> ForecastFailed:
@@ -334,8 +338,7 @@ def _read(answer: Path, events: Path) -> tuple[Measurement, list[tuple[int, int]
     """A kept answer; None if there is none, or it is damaged."""
     try:
         measurement = Measurement.model_validate_json(answer.read_text(encoding="utf-8"))
-        numbers = array("q", events.read_bytes())
-        return measurement, list(zip(numbers[::2], numbers[1::2], strict=True))
+        return measurement, _events(events)
     except (OSError, ValueError):
         return None
 
