@@ -8,30 +8,25 @@ where it was tested. The effective batch is the user's and is never changed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from advisor.budget import (
+    GIB,
+    Basis,
+    Budget,
+    Bytes,
+    Frozen,
+    budget_of,
+    judge,
+    what_if_gpu,
+)
 from advisor.probe import Gpu, Machine
 from profiles.plan import Finding, Lora, Plan, PlanError, Schedule
 from profiles.tested import TestedRow, Verdict, model_needs_no_more, needs_no_more
 
-Basis = Literal["exact", "tested", "forecast", "measured", "policy"]
-
-GIB = 2**30
-CONTEXT_BYTES = GIB // 2  # 0.14-0.7 GiB were seen on Linux cards
-MARGIN_BYTES = round(0.3 * GIB)
-MARGIN_SHARE = 0.03
-WHAT_IF_KEPT_BYTES = round(0.2 * GIB)  # "8 GB" cards show 7.6-8.0 GiB
-HOST_PROCESS_BYTES = 3 * GIB  # Python, torch and CUDA's host side, where host and GPU share memory
 TINY_BYTES = GIB
 CARD_SIZES_GIB = (4, 6, 8, 10, 11, 12, 16, 20, 24, 32, 40, 48, 80, 96, 141, 180)
-
-
-class Frozen(BaseModel):
-    """Base of the advisor's records: immutable, no unknown fields."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Reason(Frozen):
@@ -41,23 +36,6 @@ class Reason(Frozen):
     value: str
     because: str
     basis: Basis
-
-
-class Bytes(Frozen):
-    """A number of bytes and where it comes from."""
-
-    bytes: int
-    basis: Basis
-    source: str
-
-
-class Budget(Frozen):
-    """What the tensors of a run may take: usable = free - context - margin."""
-
-    free: Bytes
-    context: Bytes
-    margin: Bytes
-    usable: Bytes
 
 
 class Speed(Frozen):
@@ -80,11 +58,6 @@ class Candidate(Frozen):
     why_not: str = Field("", description="why it was not chosen; empty for the chosen one")
 
 
-def gib(number: int) -> str:
-    """`number` bytes as text, in GiB."""
-    return f"{number / GIB:.2f} GiB"
-
-
 def tiny_cpu_plan() -> Plan:
     """The plan of the demo: lisa-tiny on the CPU."""
     return Plan(
@@ -104,50 +77,10 @@ def tiny_cpu_plan() -> Plan:
     )
 
 
-def what_if_gpu(vram_bytes: int) -> Gpu:
-    """A card that is not here, of which only the size is known."""
-    return Gpu(
-        index=0,
-        name=f"{vram_bytes / GIB:.4g} GiB card",
-        total_bytes=vram_bytes,
-        free_bytes=max(0, vram_bytes - WHAT_IF_KEPT_BYTES),
-    )
-
-
 def pick_gpu(machine: Machine) -> Gpu | None:
     """The visible GPU with the most free bytes; one whose memory is unknown comes last."""
     usable = [gpu for gpu in machine.gpus if gpu.lost is None]
     return max(usable, key=lambda gpu: gpu.free_bytes or 0, default=None)
-
-
-def budget_of(gpu: Gpu, machine: Machine, what_if: bool = False) -> Budget | None:
-    """The budget on `gpu`, or None where its free memory is unknown."""
-    free = gpu.free_bytes
-    basis: Basis = "policy" if what_if else "exact"
-    source = f"size less {gib(WHAT_IF_KEPT_BYTES)} kept" if what_if else "driver (NVML)"
-    if free is None and gpu.unified_memory and machine.host_available_bytes is not None:
-        free = max(0, machine.host_available_bytes - HOST_PROCESS_BYTES)
-        basis = "policy"
-        source = f"shared host memory less {gib(HOST_PROCESS_BYTES)} for the process"
-    if free is None:
-        return None
-    margin = max(MARGIN_BYTES, round(MARGIN_SHARE * free))
-    usable = max(0, free - CONTEXT_BYTES - margin)
-    return Budget(
-        free=Bytes(bytes=free, basis=basis, source=source),
-        context=Bytes(bytes=CONTEXT_BYTES, basis="policy", source="CUDA context and libraries"),
-        margin=Bytes(bytes=margin, basis="policy", source="the larger of 0.30 GiB and 3 %"),
-        usable=Bytes(bytes=usable, basis="policy", source="free - context - margin"),
-    )
-
-
-def judge(needed: int, budget: Budget, spills: bool) -> Verdict:
-    """How `needed` bytes of tensors go into `budget`; `spills`: the driver swaps to the host."""
-    if needed <= budget.usable.bytes:
-        return "FITS"
-    if needed <= budget.free.bytes - budget.context.bytes:
-        return "TIGHT"
-    return "SPILLS" if spills else "OOM"
 
 
 def measured_rows(rows: Iterable[TestedRow], model: str) -> list[TestedRow]:

@@ -140,7 +140,8 @@ def forecast_command(
     Exit codes: 0 fits (or no card was named), 1 does not fit or the count failed, 2 bad usage,
     3 no figure can be given, 130 interrupted.
     """
-    from advisor.forecast import BadQuestion, ForecastFailed, Worst, forecast
+    from advisor.child import BadQuestion, RehearsalFailed
+    from advisor.forecast import Worst, forecast
     from advisor.preflight import card_for
     from advisor.probe import probe
     from advisor.report import print_forecast
@@ -171,10 +172,11 @@ def forecast_command(
             card.cap_bytes,
             card.margin_bytes,
             machine.host_available_bytes if vram is None else None,
+            card.context,
         )
     except BadQuestion as error:
         _fail(f"this data cannot be used\n{error}")
-    except ForecastFailed as error:
+    except RehearsalFailed as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
     if as_json:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from array import array
@@ -23,33 +22,22 @@ from typing import Any, Literal, get_args
 from pydantic import Field
 
 from advisor.allocator import replay
-from advisor.choose import Frozen, gib
+from advisor.budget import Frozen, gib
+from advisor.child import RehearsalFailed, cache_folder, rehearsed
+from advisor.context import OTHERS, Context
 from profiles.measurement import Measurement
 from profiles.plan import Plan
 from profiles.tested import Verdict
 
 ROOT = Path(__file__).resolve().parents[1]
 ERRORS_FILE = ROOT / "profiles" / "forecast_errors.json"
-TIMEOUT_SECONDS = 300
 MIB = 2**20
-# CUDA context and libraries as NVML saw them beside the pool in all rows on one H100 (CUDA 13.0,
-# benchmarks/lattice_measured.jsonl): always 762 MiB, and 832 with pinned host tensors. Other cards
-# take less: 0.14-0.7 GiB have been reported.
-CONTEXT_BYTES, PINNING_BYTES = 762 * MIB, 70 * MIB
 # Resident set of the process beside what is counted: the same rows, 1.96-2.3 GiB.
 HOST_BASE_BYTES = round(2.09 * 2**30)
 HOST_LOOKUP_BYTES = round(0.11 * 2**30)  # buffers of a table looked up and a head streamed
 LIBRARIES = ("torch", "transformers", "accelerate", "bitsandbytes")
 
 TierName = Literal["tensors", "pool", "process", "host"]
-
-
-class ForecastFailed(RuntimeError):
-    """The child crashed, hung or printed something else; says in which phase, names its log."""
-
-
-class BadQuestion(ValueError):
-    """Data that cannot be read; says what, where and what would mend it."""
 
 
 class Tier(Frozen):
@@ -108,6 +96,7 @@ def forecast(
     cap_bytes: int | None = None,
     margin_bytes: int = 0,
     host_limit_bytes: int | None = None,
+    context: Context = OTHERS,
     cache: Path | None = None,
 ) -> Forecast:
     """Forecast `plan` at its worst sample; verdict under a cap on the pool, if one is given.
@@ -115,12 +104,12 @@ def forecast(
     TIGHT is what fits under the cap, but not with `margin_bytes` left.
 
     A forecast that was made before, with the same code, versions and question, is read from the
-    `cache` folder. Raises ForecastFailed and, about the data, BadQuestion.
+    `cache` folder. Raises RehearsalFailed and, about the data, BadQuestion.
     """
     outside = _outside(plan)
     if outside:
         return _unknown(plan, worst, compute_capability, outside)
-    folder = cache_folder() if cache is None else cache
+    folder = cache_folder() / "forecasts" if cache is None else cache
     key = _key(plan, worst, compute_capability)
     answer = _read(folder / f"{key}.json", folder / f"{key}.events")
     if answer is None:
@@ -129,15 +118,8 @@ def forecast(
     measurement, events = answer
     if measurement.peak_allocated_bytes is None:
         return _unknown(plan, worst, compute_capability, measurement.error)
-    limits = cap_bytes, margin_bytes, host_limit_bytes
+    limits = cap_bytes, margin_bytes, host_limit_bytes, context
     return _forecast(measurement, events, compute_capability, *limits)
-
-
-def cache_folder() -> Path:
-    """Where forecasts are kept."""
-    from platformdirs import user_cache_path
-
-    return user_cache_path("lisa-preflight", appauthor=False) / "forecasts"
 
 
 def _forecast(
@@ -147,6 +129,7 @@ def _forecast(
     cap_bytes: int | None,
     margin_bytes: int,
     host_limit_bytes: int | None,
+    context: Context,
 ) -> Forecast:
     plan = measurement.plan
     expandable = "expandable_segments:True" in plan.allocator
@@ -156,7 +139,7 @@ def _forecast(
     saved = max(0, _peak(events) - tensors_seen) if plan.compile else 0
     tensors, pool = free.peak_allocated - saved, free.peak_reserved - saved
     pinned = plan.host_embeddings or plan.host_layers > 0
-    process = pool + CONTEXT_BYTES + (PINNING_BYTES if pinned else 0)
+    process = pool + context.bytes(pinned)
     host = _host_bytes(measurement)
     errors = json.loads(ERRORS_FILE.read_text()) if ERRORS_FILE.exists() else {}
     kind = "compiled" if plan.compile else "plain"
@@ -166,7 +149,7 @@ def _forecast(
     figures: tuple[tuple[TierName, int, str], ...] = (
         ("tensors", tensors, "as the allocator counts them (max_memory_allocated)"),
         ("pool", pool, f"allocator replayed, {'expandable' if expandable else 'whole'} segments"),
-        ("process", process, "the pool, CUDA context and libraries (as on an H100)"),
+        ("process", process, f"the pool, CUDA context and libraries, {context.source}"),
         ("host", host, "resident set: libraries, what lives on the host, batches"),
     )
     tiers = tuple(
@@ -261,56 +244,26 @@ def _unknown(
 def _ask(
     plan: Plan, worst: Worst, compute_capability: tuple[int, int], folder: Path
 ) -> tuple[Measurement, list[tuple[int, int]]]:
-    """Run the fake rehearsal. Raises ForecastFailed with the child's log kept in `folder`."""
+    """Run the fake rehearsal. Raises RehearsalFailed and BadQuestion."""
     with tempfile.TemporaryDirectory() as place:
-        path, events = Path(place) / "plan.json", Path(place) / "events"
-        path.write_text(plan.to_json(), encoding="utf-8")
-        command = [sys.executable, "-m", "trainer.rehearsal", str(path), "--fake"]
-        command += ["--events", str(events), "--masks", str(worst.masks)]
-        command += ["--compute-capability", ".".join(map(str, compute_capability))]
-        command += ["--text-tokens", str(worst.text_tokens or plan.tokens.max_text_tokens)]
+        events = Path(place) / "events"
+        options = ["--fake", "--events", str(events), "--masks", str(worst.masks)]
+        options += ["--compute-capability", ".".join(map(str, compute_capability))]
+        options += ["--text-tokens", str(worst.text_tokens or plan.tokens.max_text_tokens)]
         if worst.data is not None and worst.text_tokens is None:
-            command += ["--data-dir", str(worst.data.resolve())]
-        environ = os.environ | {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+            options += ["--data-dir", str(worst.data.resolve())]
+        offline = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+        measurement = rehearsed(plan, options, offline, folder)
         try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, env=environ
-            )
-            said, out, code = done.stderr, done.stdout, done.returncode
-        except subprocess.TimeoutExpired as error:
-            said = (error.stderr or b"").decode(errors="replace") + "\ntimed out"
-            raise _failed(f"did not end in {TIMEOUT_SECONDS} s", said, folder) from None
-        if code == 2:
-            raise BadQuestion(said.rpartition("error: ")[2].strip())
-        if code < 0:
-            raise _failed(f"was ended by signal {-code}", said, folder)
-        if code:
-            raise _failed(f"ended with code {code}: {_last_line(said)}", said, folder)
-        try:
-            measurement = Measurement.model_validate_json(out)
             return measurement, _events(events)
         except (ValueError, OSError) as error:
-            said += f"\n--- stdout ---\n{out[:2000]}\n{error}"
-            raise _failed("printed no measurement", said, folder) from None
+            raise RehearsalFailed(f"the rehearsal left no list of requests ({error})") from None
 
 
 def _events(path: Path) -> list[tuple[int, int]]:
     """(block, bytes) as the rehearsal wrote them. Raises OSError, ValueError."""
     numbers = array("q", path.read_bytes())
     return list(zip(numbers[::2], numbers[1::2], strict=True))
-
-
-def _failed(what: str, log: str, folder: Path) -> ForecastFailed:
-    phases = [line.partition(": ")[2] for line in log.splitlines() if line.startswith("phase: ")]
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "last_failure.log"
-    path.write_text(log, encoding="utf-8")
-    where = phases[-1] if phases else "start"
-    return ForecastFailed(f"the rehearsal {what} (phase: {where})\n    hint: its log is {path}")
-
-
-def _last_line(log: str) -> str:
-    return next((line for line in reversed(log.splitlines()) if line.strip()), "no message")
 
 
 def _key(plan: Plan, worst: Worst, compute_capability: tuple[int, int]) -> str:
@@ -343,9 +296,7 @@ def _read(answer: Path, events: Path) -> tuple[Measurement, list[tuple[int, int]
         return None
 
 
-def _keep(
-    folder: Path, key: str, measurement: Measurement, events: list[tuple[int, int]]
-) -> None:
+def _keep(folder: Path, key: str, measurement: Measurement, events: list[tuple[int, int]]) -> None:
     """Write an answer whole, the events first; a cache that cannot be written is no error."""
     numbers = array("q", (number for event in events for number in event))
     parts = ((f"{key}.events", numbers.tobytes()), (f"{key}.json", measurement.model_dump_json()))
@@ -357,4 +308,3 @@ def _keep(
             temporary.replace(folder / name)
     except OSError:
         return
-

@@ -14,25 +14,19 @@ from typing import Literal
 
 from pydantic import Field
 
+from advisor.budget import GIB, Budget, Bytes, Frozen, budget_of, gib, judge, what_if_gpu
 from advisor.choose import (
-    GIB,
     TINY_BYTES,
-    Budget,
-    Bytes,
     Candidate,
-    Frozen,
     Reason,
     Speed,
     assigned,
-    budget_of,
     choose,
-    gib,
-    judge,
     overridden,
     pick_gpu,
     tiny_cpu_plan,
-    what_if_gpu,
 )
+from advisor.context import OTHERS, Context, context_of
 from advisor.probe import Gpu, Machine
 from advisor.reasons import allocator_reason, dtype_reason, plan_reasons, smallest_cards_text
 from profiles.catalog import model_profile
@@ -103,6 +97,7 @@ class Card:
     cap_bytes: int | None = None
     margin_bytes: int = 0
     compute_capability: tuple[int, int] | None = None
+    context: Context = OTHERS
 
 
 def card_for(machine: Machine, vram_bytes: int | None = None) -> Card:
@@ -112,7 +107,8 @@ def card_for(machine: Machine, vram_bytes: int | None = None) -> Card:
     if gpu is None or budget is None:
         return Card("no card")
     cap = max(0, budget.free.bytes - budget.context.bytes)
-    return Card(gpu.name, cap, budget.margin.bytes, gpu.compute_capability)
+    context = context_of(gpu, machine)
+    return Card(gpu.name, cap, budget.margin.bytes, gpu.compute_capability, context)
 
 
 def advise(

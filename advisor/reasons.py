@@ -5,16 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from advisor.choose import (
-    Basis,
-    Budget,
-    Candidate,
-    Reason,
-    assigned,
-    gib,
-    same_except,
-    smallest_card_gib,
-)
+from advisor.budget import Basis, Budget, gib
+from advisor.choose import Candidate, Reason, assigned, same_except, smallest_card_gib
 from advisor.probe import Gpu
 from profiles.plan import Plan
 from profiles.tested import TestedRow

@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from advisor.choose import gib
+from advisor.budget import gib
 from advisor.reasons import lora_text
 from profiles.plan import Plan
 

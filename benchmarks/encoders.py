@@ -1,6 +1,6 @@
 """What building the feature caches takes on this GPU: each frozen encoder alone, one picture.
 
-    python benchmarks/encoders.py [--out FILE]     one JSON line an encoder, random weights
+python benchmarks/encoders.py [--out FILE]     one JSON line an encoder, random weights
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The configurations on which the forecast is judged: drawn, forecast, and then measured on a GPU.
 
     python benchmarks/lattice.py --draw            writes benchmarks/lattice.jsonl, no GPU needed
-    python benchmarks/lattice.py --out FILE        measures every row on this GPU, side by side
+    python benchmarks/lattice.py [NAME ...] --out FILE     measures rows on this GPU, side by side
 
 Every setting that moves memory is drawn at random, independently; a plan that contradicts itself or
 is forecast above `LARGEST` is drawn again. Half of the rows are set aside here, by the same seed:
@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ class Room:
                 self.changed.notify_all()
 
 
-def measure(out: Path, room_bytes: int, seconds: float) -> None:
+def measure(patterns: list[str], out: Path, room_bytes: int, seconds: float) -> None:
     """Measure the drawn rows on this GPU, as many side by side as it holds."""
     room, started, lock = Room(room_bytes), time.monotonic(), threading.Lock()
 
@@ -136,6 +137,7 @@ def measure(out: Path, room_bytes: int, seconds: float) -> None:
         print(f"{row['name']} {found['verdict']} {peak:.2f} GiB", flush=True)
 
     rows = [json.loads(line) for line in ROWS_FILE.read_text().splitlines()]
+    rows = [row for row in rows if any(fnmatch(row["name"], p) for p in patterns or ["*"])]
     rows.sort(key=lambda row: -row["forecast_before_bytes"])  # what needs much room goes first
     with ThreadPoolExecutor(9) as pool:
         list(pool.map(work, rows))
@@ -143,8 +145,9 @@ def measure(out: Path, room_bytes: int, seconds: float) -> None:
 
 
 def main() -> None:
-    """Draw until enough rows stand, or measure them."""
+    """Draw rows beside those that stand, or measure."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", help="patterns such as 'draw-4*'")
     parser.add_argument("--draw", action="store_true")
     parser.add_argument("--count", type=int, default=44)
     parser.add_argument("--seed", type=int, default=4)
@@ -153,19 +156,22 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1e9, help="start no row after this")
     arguments = parser.parse_args()
     if not arguments.draw:
-        measure(arguments.out, round(arguments.room_gib * 2**30), arguments.seconds)
+        measure(
+            arguments.names, arguments.out, round(arguments.room_gib * 2**30), arguments.seconds
+        )
         return
     rng = random.Random(arguments.seed)
     rows: list[dict[str, Any]] = []
+    standing = ROWS_FILE.read_text().splitlines() if ROWS_FILE.exists() else []
     with ThreadPoolExecutor(2) as pool:
         while len(rows) < arguments.count:
             drawn = [draw(rng) for _ in range(8)]
             rows += [row for row in pool.map(fake, drawn) if row is not None]
     rows = rows[: arguments.count]
     held = set(rng.sample(range(len(rows)), len(rows) // 2))
-    lines = [json.dumps({"name": f"draw-{index:02}", "held_out": index in held} | row)
-             for index, row in enumerate(rows)]  # fmt: skip
-    ROWS_FILE.write_text("\n".join(lines) + "\n")
+    lines = [json.dumps({"name": f"draw-{len(standing) + index:02}", "held_out": index in held}
+                        | row) for index, row in enumerate(rows)]  # fmt: skip
+    ROWS_FILE.write_text("\n".join([*standing, *lines]) + "\n")
 
 
 if __name__ == "__main__":

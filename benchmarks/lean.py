@@ -219,8 +219,15 @@ def table_line(record: dict[str, Any]) -> str:
         asked = m["error"].partition("Tried to allocate ")[2].partition(". ")[0]
         return (f"| {record['title']} | {CARDS[record['card_gb']]} | out of memory {load}: "
                 f"*Tried to allocate {asked}* | | | | |")  # fmt: skip
-    cells = [f"{m[name] / 2**30:.2f}" for name in
-             ("load_peak_bytes", "static_bytes", "peak_allocated_bytes", "peak_reserved_bytes")]
+    cells = [
+        f"{m[name] / 2**30:.2f}"
+        for name in (
+            "load_peak_bytes",
+            "static_bytes",
+            "peak_allocated_bytes",
+            "peak_reserved_bytes",
+        )
+    ]
     speed = f"{m['samples_per_second']:.1f}" if m["samples_per_second"] else ""
     cells.append(f"{speed} ({m['model_flops_utilisation']:.0%})" if speed else "")
     return f"| {record['title']} | {CARDS[record['card_gb']]} | {' | '.join(cells)} |"

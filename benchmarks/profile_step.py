@@ -56,6 +56,17 @@ def length(spans: list[tuple[float, float]]) -> float:
     return sum(end - start for start, end in spans)
 
 
+def gaps(events: list[Any]) -> list[tuple[float, str, str]]:
+    """(ms, kernel before, kernel after) of the times when nothing ran on the GPU, longest first."""
+    found, end, last = [], None, ""
+    for event in sorted(events, key=lambda e: e.time_range.start):
+        if end is not None and event.time_range.start > end:
+            found.append(((event.time_range.start - end) / 1e3, last, event.name))
+        if end is None or event.time_range.end > end:
+            end, last = event.time_range.end, event.name
+    return sorted(found, reverse=True)
+
+
 def profile(name: str) -> dict[str, Any]:
     """Profile one step of a row in this process."""
     row = next(row for row in lean.all_rows() if row.name == name)
@@ -77,8 +88,11 @@ def profile(name: str) -> dict[str, Any]:
         rehearsal.step(batches)
         torch.cuda.synchronize()
     # Ranges such as an optimizer's own mark are no kernels.
-    events = [e for e in recorded.events()
-              if str(e.device_type).endswith("CUDA") and not e.name.startswith("Optimizer.")]
+    events = [
+        e
+        for e in recorded.events()
+        if str(e.device_type).endswith("CUDA") and not e.name.startswith("Optimizer.")
+    ]
     spans: dict[str, list[tuple[float, float]]] = defaultdict(list)
     by_name: dict[str, list[float]] = defaultdict(lambda: [0, 0.0])
     for event in events:
@@ -86,6 +100,7 @@ def profile(name: str) -> dict[str, Any]:
         spans[kind_of(event.name)].append((begin, end))
         by_name[event.name][0] += 1
         by_name[event.name][1] += (end - begin) / 1e3
+    idle = gaps(events)
     copies = merged(spans.pop("copy to device", []))
     kernels = merged([span for kind in spans.values() for span in kind])
     beside = length(copies) + length(kernels) - length(merged(copies + kernels))
@@ -95,6 +110,8 @@ def profile(name: str) -> dict[str, Any]:
         "step_ms": round(seconds * 1e3, 1),
         "kinds_ms": {k: round(sum(b - a for a, b in v) / 1e3, 1) for k, v in spans.items()},
         "kernels_busy_ms": round(length(kernels) / 1e3, 1),
+        "idle_ms": [round(ms, 2) for ms, _, _ in idle[:8]],
+        "idle_between": [(before[:60], after[:60]) for _, before, after in idle[:8]],
         "copy_to_device_ms": round(length(copies) / 1e3, 1),
         "copy_beside_kernels": round(beside / length(copies), 3) if copies else None,
         "largest": [(kind_of(n), n[:110], int(c), round(ms, 2)) for n, (c, ms) in top],

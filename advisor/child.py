@@ -1,0 +1,85 @@
+"""The trainer's rehearsal as a child process: what is asked, what it printed, how it failed.
+
+The boundary is needed: an out-of-memory step poisons its process, a fake run can abort a CPU build
+of torch, and the advisor itself imports no torch.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from profiles.measurement import Measurement
+from profiles.plan import Plan
+
+TIMEOUT_SECONDS = 300
+
+
+class RehearsalFailed(RuntimeError):
+    """The child crashed, hung or printed something else; says in which phase, names its log."""
+
+
+class BadQuestion(ValueError):
+    """Data that cannot be read; says what, where and what would mend it."""
+
+
+def cache_folder() -> Path:
+    """Where answers are kept that can be worked out again."""
+    from platformdirs import user_cache_path
+
+    return user_cache_path("lisa-preflight", appauthor=False)
+
+
+def rehearsed(
+    plan: Plan,
+    options: Sequence[str],
+    environment: Mapping[str, str],
+    logs: Path,
+    timeout_seconds: float = TIMEOUT_SECONDS,
+) -> Measurement:
+    """The measurement that `trainer.rehearsal` prints for `plan`.
+
+    `environment` is laid over this process's. Raises RehearsalFailed, with the child's log kept in
+    `logs`, and, about the data, BadQuestion.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "plan.json"
+        path.write_text(plan.to_json(), encoding="utf-8")
+        command = [sys.executable, "-m", "trainer.rehearsal", str(path), *options]
+        environ = os.environ | environment
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=timeout_seconds, env=environ
+            )
+            said, out, code = done.stderr, done.stdout, done.returncode
+        except subprocess.TimeoutExpired as error:
+            said = (error.stderr or b"").decode(errors="replace") + "\ntimed out"
+            raise _failed(f"did not end in {timeout_seconds:.0f} s", said, logs) from None
+    if code == 2:
+        raise BadQuestion(said.rpartition("error: ")[2].strip())
+    if code < 0:
+        raise _failed(f"was ended by signal {-code}", said, logs)
+    if code:
+        raise _failed(f"ended with code {code}: {_last_line(said)}", said, logs)
+    try:
+        return Measurement.model_validate_json(out)
+    except ValueError as error:
+        said += f"\n--- stdout ---\n{out[:2000]}\n{error}"
+        raise _failed("printed no measurement", said, logs) from None
+
+
+def _failed(what: str, log: str, folder: Path) -> RehearsalFailed:
+    phases = [line.partition(": ")[2] for line in log.splitlines() if line.startswith("phase: ")]
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "last_failure.log"
+    path.write_text(log, encoding="utf-8")
+    where = phases[-1] if phases else "start"
+    return RehearsalFailed(f"the rehearsal {what} (phase: {where})\n    hint: its log is {path}")
+
+
+def _last_line(log: str) -> str:
+    return next((line for line in reversed(log.splitlines()) if line.strip()), "no message")
