@@ -163,8 +163,8 @@ def forecast_command(
             _fail(f"--{name.replace('_', '-')}: got {given}, the plan allows {most}\n"
                   f"    hint: --set tokens.max_{name}={given}")  # fmt: skip
     machine = probe()
-    card = card_for(machine, vram)
     try:
+        card = card_for(machine, vram, measure=True)
         found = forecast(
             chosen,
             Worst(text_tokens, masks, data_dir),

@@ -26,7 +26,7 @@ from advisor.choose import (
     pick_gpu,
     tiny_cpu_plan,
 )
-from advisor.context import OTHERS, Context, context_of
+from advisor.context import OTHERS, Context, context_of, measure_context
 from advisor.probe import Gpu, Machine
 from advisor.reasons import allocator_reason, dtype_reason, plan_reasons, smallest_cards_text
 from profiles.catalog import model_profile
@@ -100,9 +100,14 @@ class Card:
     context: Context = OTHERS
 
 
-def card_for(machine: Machine, vram_bytes: int | None = None) -> Card:
-    """This machine's best card, or one of `vram_bytes`, with what a run's pool may take there."""
+def card_for(machine: Machine, vram_bytes: int | None = None, measure: bool = False) -> Card:
+    """This machine's best card, or one of `vram_bytes`, with what a run's pool may take there.
+
+    `measure` has this machine's context measured where it was not. Raises RehearsalFailed.
+    """
     gpu = pick_gpu(machine) if vram_bytes is None else what_if_gpu(vram_bytes)
+    if measure and gpu is not None and vram_bytes is None:
+        measure_context(gpu, machine)
     budget = budget_of(gpu, machine, what_if=vram_bytes is not None) if gpu is not None else None
     if gpu is None or budget is None:
         return Card("no card")

@@ -1,6 +1,7 @@
 """Forecast against measured: the rows of lattice_measured.jsonl and lean.jsonl that ran.
 
-    python benchmarks/forecast.py        docs/forecast.md's tables and profiles/forecast_errors.json
+    python benchmarks/forecast.py             forecasts all: benchmarks/forecast_rows.jsonl
+    python benchmarks/forecast.py --table     docs/forecast.md's tables, profiles/forecast_errors.json
 
 Forecasts are made without a GPU, two at a time, by what `lisa-advise forecast` calls. Half of the
 lattice's rows were set aside before anything was tuned (benchmarks/lattice.py): they come first.
@@ -8,6 +9,7 @@ lattice's rows were set aside before anything was tuned (benchmarks/lattice.py):
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import tempfile
@@ -16,16 +18,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from advisor.forecast import ERRORS_FILE, Forecast, Worst, forecast
+from advisor.context import HOPPER
+from advisor.forecast import ERRORS_FILE, Worst, forecast
 from profiles.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]
+ROWS_FILE = ROOT / "benchmarks" / "forecast_rows.jsonl"
 DOCS = ROOT / "docs" / "forecast.md"
 BEGIN, END = "<!-- benchmarks/forecast.py -->", "<!-- /benchmarks/forecast.py -->"
 MEASURED = {"tensors": "peak_allocated_bytes", "pool": "peak_reserved_bytes",
             "process": "process_bytes", "host": "host_bytes"}  # fmt: skip
 
-HOPPER = (9, 0)
+CAPABILITY = (9, 0)
 
 
 def rows() -> list[dict[str, Any]]:
@@ -47,63 +51,71 @@ def rows() -> list[dict[str, Any]]:
     return sorted(found, key=lambda row: (order.index(row["group"]), row["name"]))
 
 
-def errors_of(record: dict[str, Any], found: Forecast) -> dict[str, float]:
-    """Percent by which each tier is off; above zero is too much."""
-    m = record["measurement"]
-    return {tier.name: 100 * (tier.bytes / m[MEASURED[tier.name]] - 1) for tier in found.tiers}
-
-
-def ask(record: dict[str, Any]) -> tuple[Forecast, float]:
-    """The forecast of a row, and its seconds."""
+def ask(record: dict[str, Any]) -> dict[str, Any]:
+    """The row's forecast beside what was measured, in bytes by tier."""
     m = record["measurement"]
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as cache:
         worst = Worst(text_tokens=m["text_tokens"][1], masks=m["masks"])
-        found = forecast(Plan.parse(m["plan"]), worst, HOPPER, cache=Path(cache))
-    return found, time.monotonic() - started
+        plan = Plan.parse(m["plan"])
+        found = forecast(plan, worst, CAPABILITY, context=HOPPER, cache=Path(cache))
+    kept = {
+        "name": record["name"],
+        "group": record["group"],
+        "gpu": m["gpu"],
+        "segments": "expandable" if "expandable" in plan.allocator else "whole",
+        "forecast": {tier.name: tier.bytes for tier in found.tiers},
+        "measured": {tier: m[name] for tier, name in MEASURED.items()},
+    }
+    print(f"{kept['name']} {errors(kept)} {time.monotonic() - started:.0f} s", flush=True)
+    return kept
 
 
-def summary(errors: list[float]) -> tuple[float, float, float]:
+def errors(row: dict[str, Any]) -> dict[str, float]:
+    """Percent by which each tier is off; above zero is too much."""
+    return {tier: round(100 * (row["forecast"][tier] / row["measured"][tier] - 1), 3)
+            for tier in MEASURED}  # fmt: skip
+
+
+def summary(found: list[float]) -> tuple[float, float, float]:
     """Median and worst size of the errors, and the worst under-prediction."""
-    sizes = [abs(error) for error in errors]
-    return statistics.median(sizes), max(sizes), max(0.0, -min(errors))
+    sizes = [abs(error) for error in found]
+    return statistics.median(sizes), max(sizes), max(0.0, -min(found))
 
 
-def main() -> None:
-    """Forecast, compare, write tables and errors."""
+def groups_of(row: dict[str, Any]) -> list[str]:
+    """The groups under which a row is summed up."""
+    if row["group"] == "compiled":
+        return ["compiled"]
+    return [row["group"], "plain", f"{row['segments']} segments"]
+
+
+def write_tables(found: list[dict[str, Any]]) -> None:
+    """docs/forecast.md between its marks, and the errors that forecasts are published with."""
     table = ["| row | group | allocator | tensors MiB | error | pool | error | process | host |",
              "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
     by_group: dict[str, dict[str, list[float]]] = {}
-    records = rows()
-    with ThreadPoolExecutor(2) as pool:
-        for record, (found, seconds) in zip(records, pool.map(ask, records), strict=True):
-            errors = errors_of(record, found)
-            m = record["measurement"]
-            expandable = "expandable" in m["plan"]["allocator"]
-            segments = "expandable" if expandable else "whole"
-            groups = [record["group"]]
-            if record["group"] != "compiled":
-                groups += ["plain", f"{segments} segments"]
-            for group in groups:
-                for tier, error in errors.items():
-                    by_group.setdefault(group, {}).setdefault(tier, []).append(error)
-            sizes = [m[MEASURED[tier]] / 2**20 for tier in ("tensors", "pool")]
-            table.append(
-                f"| {record['name']} | {record['group']} | {segments} | {sizes[0]:.0f} | "
-                f"{errors['tensors']:+.2f} % | {sizes[1]:.0f} | "
-                f"{errors['pool']:+.2f} % | {errors['process']:+.2f} % | {errors['host']:+.1f} % |"
-            )
-            print(f"{table[-1]} {seconds:.0f} s", flush=True)
+    for row in found:
+        off = errors(row)
+        for group in groups_of(row):
+            for tier, error in off.items():
+                by_group.setdefault(group, {}).setdefault(tier, []).append(error)
+        tensors, pool = (row["measured"][tier] / 2**20 for tier in ("tensors", "pool"))
+        table.append(
+            f"| {row['name']} | {row['group']} | {row['segments']} | {tensors:.0f} | "
+            f"{off['tensors']:+.2f} % | {pool:.0f} | {off['pool']:+.2f} % | "
+            f"{off['process']:+.2f} % | {off['host']:+.1f} % |"
+        )
     totals = ["| rows | tier | count | median | worst | worst under |", "|---|---|---|---|---|---|"]
     published: dict[str, dict[str, str]] = {}
     for group, tiers in by_group.items():
-        for tier, errors_seen in tiers.items():
-            median, worst, under = summary(errors_seen)
-            totals.append(f"| {group} | {tier} | {len(errors_seen)} | {median:.2f} % | "
+        for tier, seen in tiers.items():
+            median, worst, under = summary(seen)
+            totals.append(f"| {group} | {tier} | {len(seen)} | {median:.2f} % | "
                           f"{worst:.2f} % | {under:.2f} % |")  # fmt: skip
             if group in ("plain", "compiled"):
                 published.setdefault(group, {})[tier] = (
-                    f"{len(errors_seen)} rows on one H100: median {median:.2f} %, worst "
+                    f"{len(seen)} rows on one H100: median {median:.2f} %, worst "
                     f"{worst:.1f} %, under by at most {under:.1f} %"
                 )
     print("\n".join(totals))
@@ -111,6 +123,17 @@ def main() -> None:
     before, _, rest = DOCS.read_text().partition(BEGIN)
     text = "\n".join([BEGIN, *totals, "", *table, END])
     DOCS.write_text(before + text + rest.partition(END)[2])
+
+
+def main() -> None:
+    """Forecast and compare, unless the kept rows will do; write tables and errors."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--table", action="store_true", help="from the kept rows")
+    if not parser.parse_args().table:
+        with ThreadPoolExecutor(2) as pool:
+            lines = [json.dumps(row) + "\n" for row in pool.map(ask, rows())]
+        ROWS_FILE.write_text("".join(lines))
+    write_tables([json.loads(line) for line in ROWS_FILE.read_text().splitlines()])
 
 
 if __name__ == "__main__":

@@ -19,10 +19,10 @@ from typing import Any
 
 import lattice
 import lean
-from forecast import DOCS, HOPPER
+from forecast import CAPABILITY, DOCS
 
-from advisor.context import HOPPER as CONTEXT
-from advisor.forecast import Worst, forecast
+from advisor.context import HOPPER
+from advisor.forecast import Forecast, Worst, forecast
 from profiles.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -80,30 +80,28 @@ def run(rows: list[dict[str, Any]], out: Path, room_bytes: int, seconds: float) 
 def write_table(rows: list[dict[str, Any]]) -> None:
     """Forecast each row under its cap, compare, and put the table into docs/forecast.md."""
 
-    def ask(row: dict[str, Any]) -> Any:
+    def ask(row: dict[str, Any]) -> Forecast:
         worst = Worst(text_tokens=row["text"], masks=row["masks"])
-        return forecast(Plan.parse(row["plan"]), worst, HOPPER, row["cap_bytes"], context=CONTEXT)
+        return forecast(
+            Plan.parse(row["plan"]), worst, CAPABILITY, row["cap_bytes"], context=HOPPER
+        )
 
-    table = ["| row | card | cap | forecast | on the GPU | |", "|---|---|---|---|---|---|"]
-    wrong = {"said to fit, ran out of memory": 0, "refused, would have run": 0}
+    table = ["| row | card | forecast | on the GPU | |", "|---|---|---|---|---|"]
+    burst = refused = 0
     with ThreadPoolExecutor(2) as pool:
         for row, found in zip(rows, pool.map(ask, rows), strict=True):
-            said, was = (
-                verdict in ("FITS", "TIGHT") for verdict in (found.verdict, row["verdict"])
-            )
-            note = ""
-            if said != was:
-                note = list(wrong)[0] if said else list(wrong)[1]
-                wrong[note] += 1
-            table.append(f"| {row['name']} | {row['card_gb']} GB | {CARDS[row['card_gb']]} | "
-                         f"{found.verdict}: {found.reason} | {row['verdict']} | {note} |")  # fmt: skip
+            said, ran = found.verdict == "FITS", row["verdict"] == "FITS"
+            burst += said and not ran
+            refused += ran and not said
+            note = "" if said == ran else "**ran out of memory**" if said else "refused in vain"
+            table.append(f"| {row['name']} | {row['card_gb']} GB | {found.verdict}: "
+                         f"{found.reason} | {row['verdict']} | {note} |")  # fmt: skip
             print(table[-1], flush=True)
-    ran = sum(row["verdict"] == "FITS" for row in rows)
-    totals = [f"{len(rows)} runs, of which {ran} ran: {wrong['said to fit, ran out of memory']} said "
-              f"to fit ran out of memory, {wrong['refused, would have run']} refused would have run.",
-              ""]  # fmt: skip
+    ran_at_all = sum(row["verdict"] == "FITS" for row in rows)
+    total = (f"{len(rows)} runs, of which {ran_at_all} ran. Said to fit, but ran out of memory: "
+             f"{burst}. Refused, but ran: {refused}.")  # fmt: skip
     before, _, rest = DOCS.read_text().partition(BEGIN)
-    text = "\n".join([BEGIN, *totals, *table, END])
+    text = "\n".join([BEGIN, total, "", *table, END])
     DOCS.write_text(before + text + rest.partition(END)[2])
 
 

@@ -1,6 +1,6 @@
 """The levers on a CUDA device: copies beside arithmetic, compiled layers, the whole run.
 
-    pytest -m gpu tests/gpu
+pytest -m gpu tests/gpu
 """
 
 from __future__ import annotations
@@ -77,23 +77,33 @@ def test_streamed_layers_give_the_gradients_of_resident_ones(quantization: str) 
         assert found <= 3 * noise
 
 
+def tiny_gradients(**settings: object) -> dict[str, Tensor]:
+    """Gradients of lisa-tiny, its own weights, on two photographs.
+
+    Random weights differ between dtypes, and between a table drawn on the GPU and one on the CPU.
+    """
+    plan = tiny_plan(device="cuda", **settings)
+    tokenizer = read_tokenizer(plan)
+    samples = SampleSet(read_split(PHOTOS, "train"), plan, tokenizer, {}, training=True)
+    batch = collate([samples[0], samples[3]], tokenizer).to(CUDA)
+    found = test_model.gradients(build(plan, tokenizer, CUDA), batch)
+    return {name: gradient.float().cpu() for name, gradient in found.items()}
+
+
 def test_host_embeddings_give_the_gradients_of_resident_ones() -> None:
-    """lisa-tiny's own weights: random ones differ between a table drawn on GPU and one on CPU."""
-    found = []
-    for hosted in (False, True):
-        plan = tiny_plan(device="cuda", host_embeddings=hosted)
-        tokenizer = read_tokenizer(plan)
-        samples = SampleSet(read_split(PHOTOS, "train"), plan, tokenizer, {}, training=True)
-        batch = collate([samples[0], samples[3]], tokenizer).to(CUDA)
-        found.append(test_model.gradients(build(plan, tokenizer, CUDA), batch))
-    resident, on_host = ({n: g.cpu() for n, g in gradients.items()} for gradients in found)
+    resident, on_host = (tiny_gradients(host_embeddings=hosted) for hosted in (False, True))
     assert difference(resident, on_host) < 1e-3
 
 
 def test_compiled_layers_give_the_gradients_of_plain_ones() -> None:
     """Fused, a layer rounds less often: the yardstick is how far bf16 is from fp32 at all."""
-    exact = gradients(dtype="fp32")
-    plain, compiled = (difference(exact, gradients(compile=on)) for on in (False, True))
+    lora = {"rank": 8, "alpha": 16, "dropout": 0.0, "targets": "all-linear"}
+    settings = {"checkpointed_layers": 2, "lora": lora}
+    exact = tiny_gradients(**settings, dtype="fp32")
+    plain, compiled = (
+        difference(exact, tiny_gradients(**settings, dtype="bf16", compile=on))
+        for on in (False, True)
+    )
     print(f"from fp32: plain {plain:.2e}, compiled {compiled:.2e}")
     assert compiled < 1.2 * plain < 0.3
 

@@ -252,9 +252,7 @@ def test_lora_equals_peft(dropout: float) -> None:
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("targets", "count"), [("qv", 2), ("attention", 4), ("all-linear", 7)]
-)
+@pytest.mark.parametrize(("targets", "count"), [("qv", 2), ("attention", 4), ("all-linear", 7)])
 @pytest.mark.parametrize("rank", [4, 64])
 def test_lora_reaches_its_targets_alone(targets: str, count: int, rank: int) -> None:
     lora = {"rank": rank, "alpha": 16, "dropout": 0.0, "targets": targets}

@@ -89,9 +89,7 @@ def test_mask_prompt_is_the_state_before_seg() -> None:
     reference = model.decode_masks(states, batch.segs, batch.sam)
     changed = states.clone()
     changed[0, place] += 1
-    torch.testing.assert_close(
-        model.decode_masks(changed, batch.segs, batch.sam), reference
-    )
+    torch.testing.assert_close(model.decode_masks(changed, batch.segs, batch.sam), reference)
     changed = states.clone()
     changed[0, place - 1] += 1
     assert not torch.allclose(model.decode_masks(changed, batch.segs, batch.sam), reference)
@@ -171,9 +169,7 @@ def test_true_sizes(model: str) -> None:
     plan = Plan.parse({"model": model, "weights": "random", "micro_batch": 1})
     lisa = skeleton(plan.profile, read_tokenizer(plan))
     assert all(p.is_meta for p in lisa.parameters())
-    linears = sum(
-        m.weight.numel() for m in lisa.decoder.modules() if isinstance(m, nn.Linear)
-    )
+    linears = sum(m.weight.numel() for m in lisa.decoder.modules() if isinstance(m, nn.Linear))
     sam = sum(p.numel() for p in lisa.sam.mask_decoder.parameters())
     assert linears == {"7b": 6_476_005_376, "7b-v1": 6_476_005_376, "13b": 12_687_769_600}[model]
     assert sam == 4_058_340

@@ -112,9 +112,7 @@ def test_length_is_that_of_the_sample() -> None:
 
 def test_too_long_a_sample_names_its_file() -> None:
     plan = tiny_plan(tokens={"max_text_tokens": 32})
-    samples = SampleSet(
-        read_split(PHOTOS, "train"), plan, read_tokenizer(plan), {}, training=True
-    )
+    samples = SampleSet(read_split(PHOTOS, "train"), plan, read_tokenizer(plan), {}, training=True)
     with pytest.raises(TooLong, match=r"\.json.*allows 32"):
         samples[0]
 

@@ -54,13 +54,18 @@ def fit(scene: Scene, noun: str) -> set[int]:
     """The shapes that a noun phrase such as "red circles" or "striped shape" fits."""
     singular = {f"{form}s": form for form in (*FORMS, "shape")} | {"crosses": "cross"}
     words = [singular.get(word, word) for word in noun.split()]
-    return {i for i, s in enumerate(scene.shapes)
-            if all(w in ("shape", s.form, s.colour, s.texture) for w in words)}
+    return {
+        i
+        for i, s in enumerate(scene.shapes)
+        if all(w in ("shape", s.form, s.colour, s.texture) for w in words)
+    }
 
 
 def digest(folder: Path) -> dict[str, str]:
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
-            for p in sorted(folder.rglob("*.*"))}
+    return {
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.rglob("*.*"))
+    }
 
 
 def test_same_state_of_the_generator_gives_the_same_scene() -> None:
@@ -86,8 +91,9 @@ def test_visible_regions_are_one_piece_without_holes_and_large(size: int) -> Non
         for index, shape in enumerate(scene.shapes):
             mask = (scene.ids == index).astype(np.uint8)
             pieces, _ = cv2.connectedComponents(mask, connectivity=4)
-            outside, _ = cv2.connectedComponents(np.pad(1 - mask, 1, constant_values=1),
-                                                 connectivity=8)
+            outside, _ = cv2.connectedComponents(
+                np.pad(1 - mask, 1, constant_values=1), connectivity=8
+            )
             assert (pieces, outside) == (2, 2)
             assert mask.sum() >= MINIMUM_VISIBLE * shape.area
             assert mask.sum() >= 300 * (size / 256) ** 2
@@ -193,8 +199,12 @@ def test_ask_refuses_what_it_does_not_know(scenes: list[Scene]) -> None:
 
 def test_attributes_are_true(scenes: list[Scene]) -> None:
     checked = 0
-    for kind, pattern in (("colour", r"(\w+ shapes?)"), ("colour-shape", r"(\w+ \w+)"),
-                          ("texture", r"(\w+ shapes?)"), ("shape", r"(\w+)")):
+    for kind, pattern in (
+        ("colour", r"(\w+ shapes?)"),
+        ("colour-shape", r"(\w+ \w+)"),
+        ("texture", r"(\w+ shapes?)"),
+        ("shape", r"(\w+)"),
+    ):
         for scene, text, targets in phrases(scenes, kind):
             match = re.fullmatch(pattern, text)
             if match:
@@ -221,8 +231,12 @@ def test_sizes_are_true_by_whole_and_by_visible_area(scenes: list[Scene]) -> Non
 
 
 def test_positions_are_true_by_visible_pixels(scenes: list[Scene]) -> None:
-    measures = {"left side": lambda y, x: x.min(), "right side": lambda y, x: -x.max(),
-                "top": lambda y, x: y.min(), "bottom": lambda y, x: -y.max()}
+    measures = {
+        "left side": lambda y, x: x.min(),
+        "right side": lambda y, x: -x.max(),
+        "top": lambda y, x: y.min(),
+        "bottom": lambda y, x: -y.max(),
+    }
     checked = 0
     for scene, text, targets in phrases(scenes, "position"):
         match = re.fullmatch(r"(.*) nearest to the (.*)", text)
@@ -238,16 +252,22 @@ def test_positions_are_true_by_visible_pixels(scenes: list[Scene]) -> None:
 
 def test_relations_are_true_and_leave_no_second_answer(scenes: list[Scene]) -> None:
     pattern = r"(.*?)(?: placed| that lies)? (to the left of|to the right of|above|below) the (.*)"
-    steps = {"to the left of": (0, -1), "to the right of": (0, 1), "above": (1, -1),
-             "below": (1, 1)}
+    steps = {
+        "to the left of": (0, -1),
+        "to the right of": (0, 1),
+        "above": (1, -1),
+        "below": (1, 1),
+    }
     checked = 0
     for scene, text, targets in phrases(scenes, "relation"):
         match = re.fullmatch(pattern, text)
         assert match
         (reference,) = fit(scene, match[3])
         axis, sign = steps[match[2]]
-        gaps = {i: sign * (scene.shapes[i].centre[axis] - scene.shapes[reference].centre[axis])
-                for i in fit(scene, match[1]) - {reference}}
+        gaps = {
+            i: sign * (scene.shapes[i].centre[axis] - scene.shapes[reference].centre[axis])
+            for i in fit(scene, match[1]) - {reference}
+        }
         assert {i for i, gap in gaps.items() if gap > 0} == targets
         assert min(abs(gap) for gap in gaps.values()) >= 0.06 * 256
         checked += 1
@@ -295,10 +315,13 @@ def test_negations_are_true(scenes: list[Scene]) -> None:
     assert len(checked) == 3
 
 
-@pytest.mark.parametrize("kind, attribute, clues", [("colour-clue", "colour", COLOUR_CLUES),
-                                                    ("shape-clue", "form", FORM_CLUES)])
-def test_clues_are_true(scenes: list[Scene], kind: str, attribute: str,
-                        clues: dict[str, tuple[str, ...]]) -> None:
+@pytest.mark.parametrize(
+    "kind, attribute, clues",
+    [("colour-clue", "colour", COLOUR_CLUES), ("shape-clue", "form", FORM_CLUES)],
+)
+def test_clues_are_true(
+    scenes: list[Scene], kind: str, attribute: str, clues: dict[str, tuple[str, ...]]
+) -> None:
     values = {clue: value for value, nouns in clues.items() for clue in nouns}
     assert set(clues) == set(COLOURS if attribute == "colour" else FORMS)
     assert all(len(nouns) >= 2 for nouns in clues.values())
@@ -310,8 +333,10 @@ def test_clues_are_true(scenes: list[Scene], kind: str, attribute: str,
                 # The longest clue that fits: "a sign" might be part of another.
                 clue = max((c for c in values if c in text), key=len)
                 assert set(question.targets) == {
-                    i for i, shape in enumerate(scene.shapes)
-                    if getattr(shape, attribute) == values[clue]}
+                    i
+                    for i, shape in enumerate(scene.shapes)
+                    if getattr(shape, attribute) == values[clue]
+                }
 
 
 def test_size_clues_are_true(scenes: list[Scene]) -> None:
@@ -336,7 +361,8 @@ def test_no_text_occurs_in_two_splits_for_the_same_kind(scenes: list[Scene]) -> 
         for split in SPLITS:
             for question in ask(rng, scene, KINDS, split):
                 texts.setdefault((question.kind, split), set()).update(
-                    text.lower() for text in question.texts)
+                    text.lower() for text in question.texts
+                )
     for kind in KINDS:
         train, val, test = (texts[kind, split] for split in SPLITS)
         assert not train & val and not train & test and not val & test, kind
@@ -370,6 +396,7 @@ def test_all_words_covers_the_texts() -> None:
 
 def paint(shapes: list[dict], side: int) -> np.ndarray:
     """The mask as readers of ReasonSeg paint it: large polygons first, ignored ones as 255."""
+
     def area(points: np.ndarray) -> int:
         canvas = np.zeros((side, side), np.uint8)
         cv2.polylines(canvas, [points], True, 1, 1)
@@ -426,16 +453,20 @@ def test_painted_polygons_give_back_the_visible_masks(root: Path) -> None:
 
 
 def test_splits_share_no_scene(root: Path) -> None:
-    pictures = {split: {hashlib.sha256(p.read_bytes()).digest()
-                        for p in (root / split).glob("*.jpg")} for split in SPLITS}
+    pictures = {
+        split: {hashlib.sha256(p.read_bytes()).digest() for p in (root / split).glob("*.jpg")}
+        for split in SPLITS
+    }
     assert len(set.union(*pictures.values())) == sum(map(len, pictures.values()))
     assert len(pictures["train"]) < 78, "questions should share scenes"
 
 
 def test_same_seed_same_bytes(tmp_path: Path) -> None:
     size = {"train": 8, "val": 3, "test": 0, "size": 96}
-    first, again, other = (write_dataset(tmp_path / name, seed=seed, **size)
-                           for name, seed in (("a", 1), ("b", 1), ("c", 2)))
+    first, again, other = (
+        write_dataset(tmp_path / name, seed=seed, **size)
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    )
     assert digest(first) == digest(again) != digest(other)
     assert not (first / "test").exists()
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["ReasonSeg"]
@@ -466,8 +497,17 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("wrong", [{"train": 0}, {"val": -1}, {"seed": -1}, {"kinds": ["taste"]},
-                                   {"kinds": []}, {"kinds": ["size", "size"]}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"train": 0},
+        {"val": -1},
+        {"seed": -1},
+        {"kinds": ["taste"]},
+        {"kinds": []},
+        {"kinds": ["size", "size"]},
+    ],
+)
 def test_write_dataset_refuses_nonsense(tmp_path: Path, wrong: dict) -> None:
     arguments = {"seed": 0, "train": 1, "val": 0, "test": 0} | wrong
     with pytest.raises(ValueError):
