@@ -119,18 +119,19 @@ def forecast(
     if measurement.peak_allocated_bytes is None:
         return _unknown(plan, worst, compute_capability, measurement.error)
     limits = cap_bytes, margin_bytes, host_limit_bytes, context
-    return _forecast(measurement, events, compute_capability, *limits)
+    return interpret(measurement, events, compute_capability, *limits)
 
 
-def _forecast(
+def interpret(
     measurement: Measurement,
     events: list[tuple[int, int]],
     compute_capability: tuple[int, int],
-    cap_bytes: int | None,
-    margin_bytes: int,
-    host_limit_bytes: int | None,
-    context: Context,
+    cap_bytes: int | None = None,
+    margin_bytes: int = 0,
+    host_limit_bytes: int | None = None,
+    context: Context = OTHERS,
 ) -> Forecast:
+    """The forecast that a fake rehearsal's measurement and events amount to."""
     plan = measurement.plan
     expandable = "expandable_segments:True" in plan.allocator
     tensors_seen = measurement.peak_allocated_bytes or 0

@@ -69,7 +69,7 @@ def fake_rehearsal(
         component = BORN.get(label, label)
         live[component] = live.get(component, 0) + size
     if plan.compile:
-        saved = _compiled_saving(plan, text_tokens)
+        saved = compiled_saving(plan, text_tokens)
         less = max(saved.values()) / MIB
         assumed.append(f"compiled layers take {less:.0f} MiB less (a rule from measured rows)")
         live["compiled layers"] = -saved[max(peaks, key=lambda phase: peaks[phase])]
@@ -108,7 +108,7 @@ def cannot_forecast(plan: Plan, text_tokens: int, masks: int, reason: str) -> Me
     )
 
 
-def _compiled_saving(plan: Plan, text_tokens: int) -> dict[str, int]:
+def compiled_saving(plan: Plan, text_tokens: int) -> dict[str, int]:
     """Bytes by which compiled layers take less than plain ones, by phase.
 
     Fused, a layer keeps neither the product of its gate nor a widened input of a norm: [T, I] in

@@ -1,0 +1,74 @@
+"""The grid of forecasts from which `lisa-advise` answers in less than a second: profiles/grid.jsonl.
+
+    python benchmarks/grid.py            about ten minutes on two cores, no GPU
+
+Each corner is a forecast of the real step (`trainer.fake` and the allocator's replay). Between
+corners the advisor interpolates (`profiles.grid` says why that is never too little).
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from profiles.grid import GRID_FILE, MICRO_BATCHES, TEXT_TOKENS, reliefs
+from profiles.plan import Plan
+
+ROOT = Path(__file__).resolve().parents[1]
+MODELS, QUANTIZATIONS = ("7b", "13b"), ("none", "int8", "nf4")
+CAPABILITY = (9, 0)  # cuBLAS takes most there: 48 MiB more than on the cards before
+
+
+def corners(model: str, quantization: str) -> list[dict[str, Any]]:
+    """All corners of one model in one storage; a process of its own keeps the imports."""
+    from advisor.forecast import interpret
+    from trainer.fake import compiled_saving, fake_rehearsal
+
+    rows = []
+    for hosted, micro_batch, text in product((False, True), MICRO_BATCHES, TEXT_TOKENS):
+        for checkpointed, host_layers in reliefs(model, hosted):
+            settings = {
+                "model": model, "quantization": quantization, "device": "cuda",
+                "host_embeddings": hosted, "checkpointed_layers": checkpointed,
+                "host_layers": host_layers, "micro_batch": micro_batch, "accumulation": 2,
+            }  # fmt: skip
+            plan = Plan.parse(settings)
+            found = interpret(*fake_rehearsal(plan, text, 1, CAPABILITY), CAPABILITY)
+            saved = compiled_saving(plan, text)
+            peak = max(found.phases.values())
+            compiled = max(size - saved.get(phase, 0) for phase, size in found.phases.items())
+            rows.append(settings | {
+                "text_tokens": text,
+                **{f"{name}_bytes": found.tier(name).bytes for name in ("tensors", "pool", "host")},
+                "compiled_less_bytes": peak - compiled,
+            })  # fmt: skip
+            print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    return rows
+
+
+def child(pair: tuple[str, str]) -> str:
+    """The corners of one pair, as JSON lines."""
+    done = subprocess.run([sys.executable, __file__, *pair], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-3000:])
+    return done.stdout
+
+
+def main() -> None:
+    """Write the grid; with a model and a storage, print its corners."""
+    if len(sys.argv) == 3:
+        for row in corners(*sys.argv[1:]):
+            print(json.dumps(row))
+        return
+    with ThreadPoolExecutor(2) as pool:
+        lines = list(pool.map(child, product(MODELS, QUANTIZATIONS)))
+    GRID_FILE.write_text("".join(lines))
+
+
+if __name__ == "__main__":
+    main()
