@@ -1,13 +1,20 @@
-"""Model profiles, read from `models.toml`: shapes as data, no torch."""
+"""Model and GPU profiles, read from `models.toml` and `gpus.toml`: figures as data, no torch."""
 
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
+from collections.abc import Iterable
 from functools import cache
 from importlib.resources import files
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+
+# "12GB", "12 GB", "12 GiB", "12g"; not the 10G of "A10G".
+_SIZE = re.compile(r"(?<![a-z0-9.])(\d+(?:\.\d+)?)\s*g(?:i?b)?\b")
+# What does not tell one card from another.
+_NOISE = re.compile("nvidia|geforce|tesla|gpu|generation|edition|with|design")
 
 
 class _Frozen(BaseModel):
@@ -87,3 +94,138 @@ def model_profile(name: str) -> ModelProfile:
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     raise ValueError(f"unknown model {name!r}; known: {', '.join(known)}{hint}")
+
+
+class GpuProfile(_Frozen):
+    """One card with one size of memory. How the figures are meant stands in `gpus.toml`."""
+
+    key: str
+    name: str = Field(description="what NVML calls it; cards of several sizes share one")
+    aliases: tuple[str, ...] = ()
+    memory_gb: float = Field(gt=0, description="as sold, in the seller's GB (GiB of chips)")
+    visible_mib: int = Field(gt=0, description="total that nvidia-smi reports, in MiB")
+    visible_known: bool = Field(description="False: `visible_mib` is an estimate")
+    compute_capability: tuple[int, int]
+    bandwidth_gb_s: float = Field(gt=0, description="of the card's memory, in 1e9 bytes/s")
+    bf16_tflops: float | None = Field(None, gt=0, description="dense, accumulating in fp32")
+    fp16_tflops: float = Field(gt=0, description="dense, accumulating in fp32")
+    fp32_tflops: float = Field(gt=0, description="without tensor cores")
+    pcie_gb_s: float = Field(gt=0, description="from pinned host memory, in 1e9 bytes/s")
+    source: str
+
+    @property
+    def title(self) -> str:
+        """Short name and memory, such as `RTX 3060 (12 GB)`."""
+        return f"{_label(self)} ({self.memory_gb:g} GB)"
+
+    @property
+    def visible_bytes(self) -> int:
+        """Total memory as NVML counts it; CUDA sees a few hundred MiB less."""
+        return self.visible_mib * 2**20
+
+    def rate_flops(self, dtype: str) -> float:
+        """Peak FLOP/s of matrix products in "bf16", "fp16" or "fp32".
+
+        Raises ValueError for another dtype, and for bf16 on a card without it.
+        """
+        rates = {"bf16": self.bf16_tflops, "fp16": self.fp16_tflops, "fp32": self.fp32_tflops}
+        if dtype not in rates:
+            raise ValueError(f"unknown dtype {dtype!r}; known: {', '.join(rates)}")
+        tflops = rates[dtype]
+        if tflops is None:
+            raise ValueError(f"{self.title} does not compute in {dtype}")
+        return tflops * 1e12
+
+
+@cache
+def gpus() -> dict[str, GpuProfile]:
+    """All cards by key."""
+    text = (files("profiles") / "gpus.toml").read_text(encoding="utf-8")
+    return {key: GpuProfile(key=key, **row) for key, row in tomllib.loads(text).items()}
+
+
+def find_gpu(text: str) -> GpuProfile:
+    """The card that a person means by `text`, such as "3060", "rtx3060 12gb" or "A100 80 GB".
+
+    Case, spaces, hyphens and the words NVIDIA and GeForce do not matter; Laptop, Ti and SUPER do.
+    Where `text` leaves open the memory or the form factor, the card with the least memory, then
+    the slowest, is returned: what fits there fits the others. Raises ValueError, naming cards near
+    to what was got, where `text` names none, more than one model, or a size that is not sold.
+    """
+    if text in gpus():
+        return gpus()[text]
+    if cards := _spellings().get(_spelled(text)):
+        return _least(cards)
+    lowered = text.lower()
+    sizes = [float(size) for size in _SIZE.findall(lowered)]
+    cards = _spellings().get(_spelled(_SIZE.sub(" ", lowered)), ())
+    if not cards:
+        raise ValueError(_no_gpu(text))
+    sized = [card for card in cards if card.memory_gb == sizes[-1]]
+    if not sized:
+        hint = _did_you_mean(card.title for card in cards)
+        raise ValueError(f"{text!r}: no such card is sold with {sizes[-1]:g} GB{hint}")
+    return _least(sized)
+
+
+def gpu_by_nvml(name: str, total_bytes: int | None) -> GpuProfile | None:
+    """The probed card that NVML calls `name`; of several sizes, the one nearest `total_bytes`.
+
+    None for a card that is not in the catalogue, and for a MIG instance: it is part of a card.
+    """
+    name = name.removeprefix("NVIDIA ")
+    cards = [card for card in gpus().values() if card.name.removeprefix("NVIDIA ") == name]
+    if not cards or total_bytes is None:
+        return _least(cards) if cards else None
+    return min(cards, key=lambda card: abs(card.visible_bytes - total_bytes))
+
+
+def _least(cards: Iterable[GpuProfile]) -> GpuProfile:
+    return min(cards, key=lambda card: (card.memory_gb, card.bandwidth_gb_s, card.fp16_tflops))
+
+
+def _label(card: GpuProfile) -> str:
+    return card.name.removeprefix("NVIDIA ").removeprefix("GeForce ")
+
+
+def _spelled(text: str) -> str:
+    """`text` without what people write differently: "GeForce RTX-3060 Ti" is "rtx3060ti"."""
+    letters = re.sub(r"[^a-z0-9]", "", text.lower())
+    return re.sub("mobile|notebook", "laptop", _NOISE.sub("", letters))
+
+
+@cache
+def _spellings() -> dict[str, tuple[GpuProfile, ...]]:
+    """Cards by every spelling: name and aliases, each also without its size and without RTX/GTX."""
+    found: dict[str, dict[str, GpuProfile]] = {}
+    for card in gpus().values():
+        for text in (card.name, *card.aliases):
+            for spelling in (_spelled(text), _spelled(_SIZE.sub(" ", text.lower()))):
+                for short in (spelling, re.sub("^[rg]tx", "", spelling)):
+                    found.setdefault(short, {})[card.key] = card
+    return {spelling: tuple(cards.values()) for spelling, cards in found.items()}
+
+
+def _no_gpu(text: str) -> str:
+    """Why `text` names no card: it says no model, or too little, or one that is unknown."""
+    words = _words(text)
+    if not words:
+        return f"no GPU is named by {text!r}; name one like 'RTX 3060 12GB'"
+    labels = {_label(card).lower(): _label(card) for card in gpus().values()}
+    holding = [low for low in labels if words <= _words(low)]
+    among, cutoff = (holding, 0.0) if holding else (list(labels), 0.6)
+    close = difflib.get_close_matches(text.lower(), among, n=3, cutoff=cutoff)
+    hint = _did_you_mean(labels[low] for low in close)
+    if len(holding) > 1:
+        return f"{text!r} may be any of {len(holding)} GPUs{hint}"
+    return f"unknown GPU {text!r}{hint}"
+
+
+def _words(text: str) -> set[str]:
+    words = re.findall(r"[a-z0-9]+", _SIZE.sub(" ", text.lower()))
+    return {word for word in words if not _NOISE.fullmatch(word)}
+
+
+def _did_you_mean(names: Iterable[str]) -> str:
+    first = list(names)[:3]
+    return f"; did you mean {' or '.join(first)}?" if first else ""

@@ -1,0 +1,253 @@
+"""The GPU catalogue: plausible figures, and names that resolve to the card that is meant."""
+
+import tomllib
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from profiles.catalog import GpuProfile, find_gpu, gpu_by_nvml, gpus
+
+ROOT = Path(__file__).resolve().parents[2]
+MIB = 2**20
+EVERY = pytest.mark.parametrize("card", gpus().values(), ids=gpus())
+CAPABILITIES = {(6, 0), (6, 1), (7, 0), (7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)}
+
+
+def test_the_catalogue_is_broad_and_names_each_card_once():
+    cards = gpus().values()
+    assert len(cards) >= 75
+    assert len({(card.name, card.memory_gb) for card in cards}) == len(cards)
+    assert len({card.title for card in cards}) == len(cards)
+    assert sum("Laptop GPU" in card.name for card in cards) >= 15
+
+
+def test_the_file_ships_with_the_package():
+    setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert any(fnmatch("gpus.toml", glob) for glob in setup["package-data"]["profiles"])
+
+
+@EVERY
+def test_every_card_is_plausible(card):
+    assert 0.9 <= card.visible_mib / (card.memory_gb * 1024) <= 1.0
+    assert card.visible_bytes == card.visible_mib * MIB
+    assert card.compute_capability in CAPABILITIES
+    assert (card.bf16_tflops is not None) == (card.compute_capability >= (8, 0))
+    assert card.bf16_tflops in (None, card.fp16_tflops)
+    assert 80 <= card.bandwidth_gb_s <= 8000
+    assert 1 <= card.fp32_tflops <= 130
+    assert card.pcie_gb_s in (6, 12, 25, 50) or "NVLink-C2C" in card.source
+    assert card.pcie_gb_s < card.bandwidth_gb_s
+    assert card.source
+
+
+@EVERY
+def test_tensor_rates_are_the_dense_ones_of_their_family(card):
+    """A sparse rate, or one that accumulates in fp16, is twice the figure and stands out here."""
+    ratio = card.fp16_tflops / card.fp32_tflops
+    generation = card.compute_capability
+    if "GTX" in card.name or generation < (7, 0):
+        expected = 1, 1
+    elif "GeForce" in card.name:
+        expected = (4, 4) if generation == (7, 5) else (2, 2)
+    elif generation < (8, 0):
+        expected = 7.3, 8.1
+    elif generation in ((8, 0), (9, 0)):
+        expected = 13.5, 16.2
+    elif generation == (10, 0):
+        expected = 30, 32
+    else:
+        expected = (2, 2.3) if card.name in ("NVIDIA A10G", "NVIDIA L40") else (3.9, 4.1)
+    low, high = expected
+    assert 0.98 * low <= ratio <= 1.02 * high
+
+
+@pytest.mark.parametrize(
+    ("key", "dtype", "tflops"),
+    [
+        ("rtx-2080-ti-11gb", "fp16", 53.8),
+        ("rtx-3070-8gb", "bf16", 40.6),
+        ("rtx-3080-10gb", "fp16", 59.5),
+        ("rtx-3090-24gb", "bf16", 71),
+        ("rtx-4080-16gb", "bf16", 97.5),
+        ("rtx-4090-24gb", "bf16", 165.2),
+        ("rtx-5090-32gb", "bf16", 209.5),
+        ("rtx-a6000-48gb", "bf16", 154.8),
+        ("rtx-6000-ada-48gb", "bf16", 364.2),
+        ("rtx-pro-6000-96gb", "bf16", 503.8),
+        ("titan-rtx-24gb", "fp16", 130.5),
+        ("t4-16gb", "fp16", 65),
+        ("v100-sxm2-16gb", "fp16", 125),
+        ("a100-sxm4-40gb", "bf16", 312),
+        ("a100-sxm4-40gb", "fp32", 19.5),
+        ("h100-sxm-80gb", "bf16", 989.4),
+        ("gtx-1080-ti-11gb", "fp16", 11.34),
+        ("p100-pcie-16gb", "fp16", 9.5),
+    ],
+)
+def test_rates_agree_with_the_whitepapers(key, dtype, tflops):
+    assert gpus()[key].rate_flops(dtype) == pytest.approx(tflops * 1e12, rel=0.01)
+
+
+def test_a_rate_that_a_card_lacks_is_an_error():
+    with pytest.raises(ValueError, match=r"Tesla T4 \(16 GB\) does not compute in bf16"):
+        find_gpu("T4").rate_flops("bf16")
+    with pytest.raises(ValueError, match="unknown dtype 'int8'; known: bf16, fp16, fp32"):
+        find_gpu("T4").rate_flops("int8")
+
+
+@pytest.mark.parametrize(
+    ("key", "mib"),
+    [
+        ("rtx-3060-12gb", 12288),
+        ("rtx-4090-24gb", 24564),
+        ("rtx-5090-32gb", 32607),
+        ("t4-16gb", 15360),
+        ("l4-24gb", 23034),
+        ("a100-sxm4-80gb", 81920),
+        ("h100-sxm-80gb", 81559),
+        ("h200-141gb", 143771),
+    ],
+)
+def test_visible_memory_is_what_nvidia_smi_reports(key, mib):
+    card = gpus()[key]
+    assert (card.visible_mib, card.visible_known) == (mib, True)
+
+
+@EVERY
+def test_key_name_and_title_find_their_card(card):
+    assert find_gpu(card.key) is card
+    assert find_gpu(card.title) is card
+    assert find_gpu(card.name).name == card.name
+    assert find_gpu(card.name.lower().replace(" ", "")).name == card.name
+    for alias in card.aliases:
+        assert find_gpu(f"{alias} {card.memory_gb:g}GB").memory_gb == card.memory_gb
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("RTX 3060 12GB", "rtx-3060-12gb"),
+        ("RTX 3060 12 GiB", "rtx-3060-12gb"),
+        ("3060", "rtx-3060-8gb"),
+        ("rtx3060", "rtx-3060-8gb"),
+        ("RTX-3060", "rtx-3060-8gb"),
+        ("3060 ti", "rtx-3060-ti-8gb"),
+        ("3060 mobile", "rtx-3060-laptop-6gb"),
+        ("3080", "rtx-3080-10gb"),
+        ("3080 laptop", "rtx-3080-laptop-8gb"),
+        ("RTX 3080 Laptop GPU 16GB", "rtx-3080-laptop-16gb"),
+        ("3050 laptop 6gb", "rtx-3050-laptop-6gb"),
+        ("4070 ti", "rtx-4070-ti-12gb"),
+        ("4070 ti super", "rtx-4070-ti-super-16gb"),
+        ("4070 super", "rtx-4070-super-12gb"),
+        ("RTX 4060 Ti 16 GB", "rtx-4060-ti-16gb"),
+        ("NVIDIA GeForce RTX 4060 Ti", "rtx-4060-ti-8gb"),
+        ("5070Ti", "rtx-5070-ti-16gb"),
+        ("gtx 1060 6gb", "gtx-1060-6gb"),
+        ("GTX 1060", "gtx-1060-3gb"),
+        ("2070 max-q", "rtx-2070-max-q-8gb"),
+        ("2070 laptop", "rtx-2070-max-q-8gb"),
+        ("A2000 12GB", "rtx-a2000-12gb"),
+        ("a6000", "rtx-a6000-48gb"),
+        ("RTX 6000 Ada", "rtx-6000-ada-48gb"),
+        ("RTX PRO 4500", "rtx-pro-4500-32gb"),
+        ("rtx pro 6000 max-q", "rtx-pro-6000-max-q-96gb"),
+        ("T4", "t4-16gb"),
+        ("P100", "p100-pcie-16gb"),
+        ("V100 32GB", "v100-pcie-32gb"),
+        ("A10", "a10-24gb"),
+        ("A10G", "a10g-24gb"),
+        ("a10g 24gb", "a10g-24gb"),
+        ("a100", "a100-pcie-40gb"),
+        ("a100 80gb", "a100-pcie-80gb"),
+        ("A100 SXM 80g", "a100-sxm4-80gb"),
+        ("NVIDIA H100 80GB HBM3", "h100-sxm-80gb"),
+        ("h100", "h100-pcie-80gb"),
+        ("h100 94gb", "h100-nvl-94gb"),
+        ("NVIDIA GH200 480GB", "gh200-96gb"),
+        ("GH200 96GB", "gh200-96gb"),
+        ("L40S", "l40s-48gb"),
+    ],
+)
+def test_what_people_write_finds_the_card(text, key):
+    assert find_gpu(text).key == key
+
+
+@pytest.mark.parametrize("number", ["3060", "3070", "3080", "4060", "4070", "4080", "4090", "5070"])
+def test_a_bare_number_is_the_plain_desktop_card(number):
+    assert find_gpu(number).name == f"NVIDIA GeForce RTX {number}"
+    assert find_gpu(number).memory_gb == min(
+        card.memory_gb for card in gpus().values() if card.name.endswith(f"RTX {number}")
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "RTX 3060 24GB",
+            "'RTX 3060 24GB': no such card is sold with 24 GB; "
+            "did you mean RTX 3060 (8 GB) or RTX 3060 (12 GB)?",
+        ),
+        ("RTX 9999", "unknown GPU 'RTX 9999'; did you mean RTX "),
+        ("RTX 3060 Tie", "unknown GPU 'RTX 3060 Tie'; did you mean RTX 3060 Ti or "),
+        ("4050", "unknown GPU '4050'; did you mean RTX 4050 Laptop GPU?"),
+        ("GTX 3060", "unknown GPU 'GTX 3060'; did you mean RTX 3060 or "),
+        ("Radeon", "unknown GPU 'Radeon'"),
+        ("A", "unknown GPU 'A'"),
+        (
+            "RTX 6000",
+            "'RTX 6000' may be any of 5 GPUs; did you mean Quadro RTX 6000 or RTX 6000 Ada",
+        ),
+        ("laptop", "'laptop' may be any of "),
+        ("rtx", "'rtx' may be any of "),
+        ("", "no GPU is named by ''"),
+        (" - ", "no GPU is named by ' - '"),
+        ("NVIDIA GeForce", "no GPU is named by 'NVIDIA GeForce'"),
+        ("12 GB", "no GPU is named by '12 GB'"),
+    ],
+)
+def test_what_names_no_card_is_an_error_that_says_what_was_got(text, message):
+    with pytest.raises(ValueError) as caught:
+        find_gpu(text)
+    assert str(caught.value).startswith(message)
+    assert str(caught.value).count(" or ") <= 2, "three names at most"
+
+
+@pytest.mark.parametrize(
+    ("name", "mib", "key"),
+    [
+        ("NVIDIA GeForce RTX 3060", 12288, "rtx-3060-12gb"),
+        ("NVIDIA GeForce RTX 3060", 8191, "rtx-3060-8gb"),
+        ("GeForce RTX 3060", 12053, "rtx-3060-12gb"),
+        ("NVIDIA GeForce RTX 3060", None, "rtx-3060-8gb"),
+        ("NVIDIA GeForce RTX 3060 Laptop GPU", 6144, "rtx-3060-laptop-6gb"),
+        ("NVIDIA GeForce RTX 3080 Laptop GPU", 16384, "rtx-3080-laptop-16gb"),
+        ("NVIDIA GeForce RTX 2080 Ti", 22 * 1024, "rtx-2080-ti-11gb"),
+        ("Tesla T4", 15109, "t4-16gb"),
+        ("NVIDIA A100 80GB PCIe", 81920, "a100-pcie-80gb"),
+        ("NVIDIA A100-SXM4-40GB", 40536, "a100-sxm4-40gb"),
+    ],
+)
+def test_a_probed_card_is_found_by_name_and_memory(name, mib, key):
+    card = gpu_by_nvml(name, None if mib is None else mib * MIB)
+    assert card is gpus()[key]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["unknown GPU", "", "RTX 3060", "NVIDIA GeForce RTX 9999", "NVIDIA A100-SXM4-40GB MIG 1g.5gb"],
+)
+def test_a_probed_card_that_is_not_listed_is_none(name):
+    assert gpu_by_nvml(name, 8 * 2**30) is None
+
+
+def test_a_profile_is_frozen_and_refuses_what_it_does_not_know():
+    card = find_gpu("T4")
+    with pytest.raises(ValidationError):
+        card.memory_gb = 32
+    for change in ({"sparse_tflops": 130}, {"memory_gb": 0}, {"compute_capability": [7]}):
+        with pytest.raises(ValidationError):
+            GpuProfile.model_validate(card.model_dump() | change)
