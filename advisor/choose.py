@@ -1,32 +1,28 @@
-"""Ranks what the table has tested against a budget, and sets the margins.
+"""Ranks candidate plans on one card and keeps the ones to fall back on.
 
-Bytes inside; each number carries its basis. The rules, in order: a candidate must fit; it must
-train what the user's plan trains; among those the fastest wins, by samples per second on the card
-where it was tested. The effective batch is the user's and is never changed.
+The rules, in order: a plan must fit, on the card and in host memory; it should train at half the
+speed or more that the card would reach with endless memory; among those the arithmetic comes first
+(base weights as published before int8 before NF4), then speed. A larger card can only make more
+plans fit, so it never gets a worse one. The effective batch is the user's and is never changed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from pydantic import Field
 
-from advisor.budget import (
-    GIB,
-    Basis,
-    Budget,
-    Bytes,
-    Frozen,
-    budget_of,
-    judge,
-    what_if_gpu,
-)
+from advisor.budget import GIB, Basis, Budget, Bytes, Frozen, gib, judge
+from advisor.candidates import STORAGES, Family, families
 from advisor.probe import Gpu, Machine
-from profiles.plan import Finding, Lora, Plan, PlanError, Schedule
-from profiles.tested import TestedRow, Verdict, model_needs_no_more, needs_no_more
+from profiles.plan import Finding, Lora, Plan, Schedule
+from profiles.tested import TestedRow, Verdict, needs_no_more
 
 TINY_BYTES = GIB
-CARD_SIZES_GIB = (4, 6, 8, 10, 11, 12, 16, 20, 24, 32, 40, 48, 80, 96, 141, 180)
+SLOW = 0.5  # of the card's best speed: below it, better arithmetic is not worth the wait
+RUNGS = 4  # fall-back plans that go with a plan
+RUNG_SHARE = 0.93  # each takes at most this share of the one before
 
 
 class Reason(Frozen):
@@ -39,23 +35,40 @@ class Reason(Frozen):
 
 
 class Speed(Frozen):
-    """Samples per second on `gpu`, the card of the tested row; other cards differ."""
+    """Samples per second in training."""
 
     samples_per_second: float
     basis: Basis
-    gpu: str | None
+    source: str = Field(description="the card that it is for, and how it was told")
 
 
 class Candidate(Frozen):
-    """One tested row, adapted to the user's settings and held against the budget."""
+    """One plan held against the budget."""
 
-    row_id: str
-    title: str
-    plan: Plan | None = Field(description="None when the row and the user's settings contradict")
-    needs: Bytes
-    speed: Speed | None
+    plan: Plan
+    needs: Bytes = Field(description="of the allocator's pool, at most")
+    host_bytes: int = Field(description="resident set of the process")
+    speed: Speed
     verdict: Verdict
     why_not: str = Field("", description="why it was not chosen; empty for the chosen one")
+
+
+@dataclass(frozen=True)
+class Scales:
+    """How plans are weighed: what one needs on the card and the host, and how fast it trains."""
+
+    needs: Callable[[Plan], tuple[Bytes, int] | None]
+    speed: Callable[[Plan], Speed]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The chosen plan, or the smallest where none fits, and what stands around it."""
+
+    best: Candidate
+    considered: tuple[Candidate, ...]
+    ladder: tuple[Candidate, ...]
+    better: Candidate | None  # the next better plan, which does not fit
 
 
 def tiny_cpu_plan() -> Plan:
@@ -83,128 +96,155 @@ def pick_gpu(machine: Machine) -> Gpu | None:
     return max(usable, key=lambda gpu: gpu.free_bytes or 0, default=None)
 
 
-def measured_rows(rows: Iterable[TestedRow], model: str) -> list[TestedRow]:
-    """Rows with known bytes that speak for `model`: its own, or those of a larger sister."""
-    profile = Plan(model=model).profile
-    return [
-        row
-        for row in rows
-        if row.source != "seed"
-        and row.verdict in ("FITS", "TIGHT")
-        and row.needed_bytes is not None
-        and model_needs_no_more(profile, row.plan.profile)
-    ]
-
-
-def smallest_card_gib(rows: Iterable[TestedRow], model: str) -> tuple[int, TestedRow] | None:
-    """The smallest usual card, in GiB, that trains `model`, and the row that says so."""
-    best = min(measured_rows(rows, model), key=lambda row: row.needed_bytes or 0, default=None)
-    if best is None or best.needed_bytes is None:
-        return None
-    for size in CARD_SIZES_GIB:
-        budget = budget_of(what_if_gpu(size * GIB), Machine(), what_if=True)
-        if budget is not None and judge(best.needed_bytes, budget, spills=False) == "FITS":
-            return size, best
-    return None
-
-
 def choose(
-    rows: Sequence[TestedRow],
     base: Plan,
-    overrides: Sequence[str],
+    pinned: Iterable[str],
     budget: Budget,
-    spills: bool,
+    scales: Scales,
     refusals: Callable[[Plan], list[Finding]],
-) -> tuple[Candidate | None, tuple[Candidate, ...]]:
-    """The best candidate (the smallest one if none fits; None if no row speaks for the settings)
-    and all that were considered, the best first.
+    rows: Sequence[TestedRow] = (),
+    spills: bool = False,
+) -> Choice | None:
+    """The best plan that `base` can become with its `pinned` settings as they are.
 
-    `base` is the wanted plan with `overrides` applied; each row's plan gets them too. `refusals`
-    says why a plan cannot run on the card at all.
+    `refusals` says why a plan cannot run on the card at all; `spills`: the driver moves tensors to
+    host memory instead of failing. None where no plan can be weighed.
     """
+    open_ones = [family for family in families(base, pinned) if not refusals(family.plan)]
     judged = [
-        _candidate(row, rows, base, overrides, budget, spills, refusals)
-        for row in measured_rows(rows, base.model)
+        found for family in open_ones for found in _relieved(family, budget, scales, rows, spills)
     ]
-    open_ones = [candidate for candidate in judged if not candidate.why_not]
-    fitting = [candidate for candidate in open_ones if candidate.verdict == "FITS"]
-    best = max(fitting, key=_rank, default=None) or max(open_ones, key=_smallest, default=None)
-    others = [_explained(candidate, best) for candidate in judged if candidate is not best]
-    others.sort(key=_rank, reverse=True)
-    return best, ((best, *others) if best else tuple(others))
+    if not judged:
+        return None
+    fastest = max(scales.speed(family.at(0)).samples_per_second for family in open_ones)
 
+    def rank(candidate: Candidate) -> tuple[float, ...]:
+        return _rank(candidate, fastest)
 
-def _rank(candidate: Candidate) -> tuple[float, int, int, int]:
-    """Faster is better; where no speed is known, larger batches and fewer copies to the card."""
-    speed = candidate.speed.samples_per_second if candidate.speed else 0.0
-    micro_batch = candidate.plan.micro_batch if candidate.plan else 0
-    host_layers = candidate.plan.host_layers if candidate.plan else 0
-    return speed, micro_batch, -host_layers, -candidate.needs.bytes
-
-
-def _smallest(candidate: Candidate) -> int:
-    return -candidate.needs.bytes
-
-
-def _explained(candidate: Candidate, best: Candidate | None) -> Candidate:
-    if candidate.why_not or best is None:
-        return candidate
-    if candidate.verdict != "FITS":
-        why = "inside the margin" if candidate.verdict == "TIGHT" else "needs more than is usable"
-    elif _rank(candidate)[0] < _rank(best)[0]:
-        why = "slower"
-    else:
-        why = "no faster"
-    return candidate.model_copy(update={"why_not": why})
-
-
-def _candidate(
-    row: TestedRow,
-    rows: Sequence[TestedRow],
-    base: Plan,
-    overrides: Sequence[str],
-    budget: Budget,
-    spills: bool,
-    refusals: Callable[[Plan], list[Finding]],
-) -> Candidate:
-    assert row.needed_bytes is not None
-    plan: Plan | None = None
-    speed: Speed | None = None
-    verdict: Verdict = "UNKNOWN"
-    try:
-        plan = _adapted(row, base, overrides)
-    except PlanError as error:
-        why = "contradicts your settings: " + "; ".join(f.what for f in error.findings)
-    else:
-        why = "; ".join(finding.what for finding in refusals(plan)) or _model_changes(plan, base)
-        if not row.covers(plan):
-            why = "your settings may need more than was tested"
-        else:
-            verdict = judge(row.needed_bytes, budget, spills)
-            speed = speed_of(row, rows, plan.micro_batch)
-            refuting = _refuting_row(plan, rows, budget)
-            if refuting is not None and verdict in ("FITS", "TIGHT"):
-                verdict = "SPILLS" if spills else "OOM"
-                why = f"row {refuting.id} ran out of memory with no more than this"
-    kind = "peak reserved" if row.peak_reserved_bytes else "peak allocated"
-    needs = Bytes(bytes=row.needed_bytes, basis="tested", source=f"row {row.id}, {kind}")
-    return Candidate(
-        row_id=row.id,
-        title=row.title,
-        plan=plan,
-        needs=needs,
-        speed=speed,
-        verdict=verdict,
-        why_not=why,
+    fitting = [candidate for candidate in judged if candidate.verdict == "FITS"]
+    best = max(fitting, key=rank, default=None) or min(judged, key=lambda c: c.needs.bytes)
+    better = [c for c in judged if rank(c)[:2] > rank(best)[:2] and c.verdict != "FITS"]
+    return Choice(
+        best=best,
+        considered=_others(judged, best, rank),
+        ladder=_ladder(open_ones, best, budget, scales, rank),
+        better=min(better, key=lambda c: c.needs.bytes, default=None),
     )
 
 
-def _adapted(row: TestedRow, base: Plan, overrides: Sequence[str]) -> Plan:
-    """The row's plan for the wanted model, dtype and effective batch. Raises PlanError."""
-    settings = {**row.settings, "model": base.model, "dtype": base.dtype}
-    settings |= {"allocator": base.allocator, "effective_batch": base.effective_batch}
-    settings |= {"micro_batch": 1, "accumulation": base.effective_batch}
-    return overridden(Plan.parse(settings), overrides, row.plan.micro_batch)
+def smallest_needs(base: Plan, scales: Scales) -> Bytes | None:
+    """What the smallest plan takes that `base` can become."""
+    found = [scales.needs(family.at(-1)) for family in families(base, ())]
+    return min((needs for needs, _ in filter(None, found)), key=lambda n: n.bytes, default=None)
+
+
+def _relieved(
+    family: Family, budget: Budget, scales: Scales, rows: Sequence[TestedRow], spills: bool
+) -> Iterable[Candidate]:
+    """The family's plan with as little relief as lets it fit; its smallest one if none does."""
+
+    def fits(step: int) -> bool:
+        found = scales.needs(family.at(step))
+        return found is not None and found[0].bytes <= budget.usable.bytes
+
+    low, high = 0, len(family.path) - 1
+    while low < high:  # less is needed with every step
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(middle) else (middle + 1, high)
+    if (found := _judged(family.at(low), budget, scales, rows, spills)) is not None:
+        yield found
+
+
+def _judged(
+    plan: Plan, budget: Budget, scales: Scales, rows: Sequence[TestedRow], spills: bool
+) -> Candidate | None:
+    found = scales.needs(plan)
+    if found is None:
+        return None
+    needs, host = found
+    verdict, why = judge(needs.bytes, budget, spills), ""
+    if verdict != "FITS":
+        why = "inside the margin" if verdict == "TIGHT" else "needs more than is usable"
+    if verdict in ("FITS", "TIGHT") and budget.host is not None and host > budget.host.bytes:
+        verdict = "OOM"
+        why = f"host memory: {gib(host)} needed, {gib(budget.host.bytes)} usable"
+    refuting = _refuting_row(plan, rows, budget)
+    if refuting is not None and verdict in ("FITS", "TIGHT"):
+        verdict = "SPILLS" if spills else "OOM"
+        why = f"row {refuting.id} ran out of memory with no more than this"
+    speed = scales.speed(plan)
+    return Candidate(
+        plan=plan, needs=needs, host_bytes=host, speed=speed, verdict=verdict, why_not=why
+    )
+
+
+def _rank(candidate: Candidate, fastest: float) -> tuple[float, ...]:
+    """Higher is better."""
+    speed = candidate.speed.samples_per_second
+    worth = speed >= SLOW * fastest
+    arithmetic = len(STORAGES) - STORAGES.index(candidate.plan.quantization) if worth else 0
+    return arithmetic, speed, -candidate.plan.host_layers, -candidate.needs.bytes
+
+
+def _others(
+    judged: Sequence[Candidate], best: Candidate, rank: Callable[[Candidate], tuple[float, ...]]
+) -> tuple[Candidate, ...]:
+    """The chosen one, then the best of every storage and micro-batch, with why each was not."""
+    groups: dict[tuple[str, int, bool], Candidate] = {}
+    for candidate in sorted(judged, key=lambda c: (c.verdict == "FITS", rank(c))):
+        plan = candidate.plan
+        groups[plan.quantization, plan.micro_batch, plan.compile] = candidate
+    others = []
+    for candidate in sorted(groups.values(), key=rank, reverse=True):
+        if candidate is best:
+            continue
+        why = candidate.why_not
+        if not why:
+            coarser = rank(candidate)[0] < rank(best)[0]
+            faster = candidate.speed.samples_per_second > best.speed.samples_per_second
+            why = "slower" if not faster else "no faster"
+            if coarser and faster:
+                why = f"rounds the base weights to {candidate.plan.quantization}"
+            elif coarser and candidate.plan.quantization == best.plan.quantization:
+                why = "less than half as fast as this card can be"
+        others.append(candidate.model_copy(update={"why_not": why}))
+    return (best, *others)
+
+
+def _ladder(
+    open_ones: Sequence[Family],
+    best: Candidate,
+    budget: Budget,
+    scales: Scales,
+    rank: Callable[[Candidate], tuple[float, ...]],
+) -> tuple[Candidate, ...]:
+    """Plans to fall back on, each smaller than the one before: the best of what is small enough."""
+    steps = [
+        found
+        for family in open_ones
+        for step in {0, len(family.path) // 4, len(family.path) // 2, len(family.path) - 1}
+        if (found := _judged(family.at(step), budget, scales, (), False)) is not None
+        and (budget.host is None or found.host_bytes <= budget.host.bytes)
+    ]
+    rungs: list[Candidate] = []
+    last = best
+    while len(rungs) < RUNGS:
+        smaller = [c for c in steps if c.needs.bytes <= RUNG_SHARE * last.needs.bytes]
+        if not smaller:
+            break
+        last = max(smaller, key=rank)
+        rungs.append(last)
+    return tuple(rungs)
+
+
+def _refuting_row(plan: Plan, rows: Iterable[TestedRow], budget: Budget) -> TestedRow | None:
+    """A row that ran out of at least this much memory although it needs no more than `plan`."""
+    for row in rows:
+        if row.source == "seed" or row.verdict != "OOM" or row.limit_bytes is None:
+            continue
+        if row.limit_bytes >= budget.usable.bytes and needs_no_more(row.plan, plan):
+            return row
+    return None
 
 
 def overridden(plan: Plan, overrides: Sequence[str], largest_micro_batch: int) -> Plan:
@@ -229,55 +269,6 @@ def assigned(overrides: Iterable[str]) -> dict[str, str]:
     return {key.strip().replace("-", "_"): value.strip() for key, _, value in pairs}
 
 
-def _model_changes(plan: Plan, base: Plan) -> str:
-    """What `plan` leaves untrained although `base` trains it; empty if nothing."""
-    missing = set(base.train) - set(plan.train)
-    if "embeddings" in plan.train:
-        missing -= {"token_rows", "head"}
-    if missing:
-        return f"does not train {', '.join(sorted(missing))}"
-    return "trains no LoRA" if base.lora and not plan.lora else ""
-
-
-def _refuting_row(plan: Plan, rows: Iterable[TestedRow], budget: Budget) -> TestedRow | None:
-    """A row that ran out of at least this much memory although it needs no more than `plan`."""
-    for row in rows:
-        if row.source == "seed" or row.verdict != "OOM" or row.limit_bytes is None:
-            continue
-        if row.limit_bytes >= budget.usable.bytes and needs_no_more(row.plan, plan):
-            return row
-    return None
-
-
 def same_except(plan: Plan, other: Plan, *settings: str) -> bool:
     """Whether two plans agree in everything but `settings`."""
     return plan.model_dump(exclude=set(settings)) == other.model_dump(exclude=set(settings))
-
-
-BATCH_SETTINGS = ("micro_batch", "accumulation", "effective_batch")
-
-
-def speed_of(row: TestedRow, rows: Iterable[TestedRow], micro_batch: int) -> Speed | None:
-    """Samples per second of `row`'s settings at `micro_batch`, where it can be told.
-
-    Between two tested micro-batches the step's seconds are taken as linear; below the smallest
-    its seconds are an upper bound.
-    """
-    seconds = {
-        other.plan.micro_batch: other.step_seconds
-        for other in rows
-        if other.step_seconds is not None
-        and other.gpu == row.gpu
-        and same_except(other.plan, row.plan, *BATCH_SETTINGS)
-    }
-    above = [n for n in seconds if n >= micro_batch]
-    if not above:
-        return None
-    upper = min(above)
-    lower = max((n for n in seconds if n <= micro_batch), default=upper)
-    step = seconds[upper]
-    if lower < upper:
-        share = (micro_batch - lower) / (upper - lower)
-        step = seconds[lower] + share * (seconds[upper] - seconds[lower])
-    basis: Basis = "tested" if upper == micro_batch else "forecast"
-    return Speed(samples_per_second=micro_batch / step, basis=basis, gpu=row.gpu)

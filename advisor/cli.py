@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -10,14 +11,18 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from advisor import table_cli
+
 if TYPE_CHECKING:
-    from advisor.preflight import Advice
+    from advisor.forecast import Forecast
+    from advisor.preflight import Advice, Target
 
 EXIT_USAGE = 2
 MAX_VRAM_BYTES = 2**44  # 16 TiB: anything above is a slip of the unit
 _UNITS = {"mib": 2**20, "gib": 2**30, "mb": 10**6, "gb": 10**9}
 
 app = typer.Typer(pretty_exceptions_enable=False)
+app.add_typer(table_cli.app, name="table")
 
 
 def parse_size(text: str) -> int:
@@ -38,31 +43,55 @@ def parse_size(text: str) -> int:
     return size
 
 
+Text = str | None
+Vram = Annotated[
+    int | None,
+    typer.Option(metavar="SIZE", parser=parse_size, help="For a card of this size, such as 8GiB."),
+]
+Card = Annotated[Text, typer.Option(metavar="NAME", help='For this card, such as "RTX 3060".')]
+System = Annotated[
+    Text, typer.Option("--os", help="With --vram or --gpu: linux (default) or windows.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Fix a setting of the plan. Repeatable."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+DataDir = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Take the longest sample of this data set.")
+]
+
+
 @app.callback(invoke_without_command=True)
 def run(
     context: typer.Context,
     model: Annotated[
-        str | None,
-        typer.Option(help="Size to train: tiny, 7b, 7b-v1 or 13b. Default: what fits."),
+        Text, typer.Option(help="Size to train: tiny, 7b, 7b-v1 or 13b. Default: what fits.")
     ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Fix a setting of the plan. Repeatable."),
+    settings: Settings = None,
+    lora_r: Annotated[
+        int | None, typer.Option("--lora-r", min=1, max=256, help="Fix LoRA's rank.")
     ] = None,
-    vram: Annotated[
+    no_quantization: Annotated[
+        bool, typer.Option("--no-quantization", help="Keep the base weights as published.")
+    ] = False,
+    gpu: Card = None,
+    vram: Vram = None,
+    system: System = None,
+    data_dir: DataDir = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Try the plan on this GPU: three steps, once.")
+    ] = False,
+    emulate_vram: Annotated[
         int | None,
         typer.Option(
-            metavar="SIZE",
-            parser=parse_size,
-            help="Advise for a card of this size instead, such as 8GiB.",
+            metavar="SIZE", parser=parse_size, help="Try here what a smaller card would get."
         ),
     ] = None,
     save: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the plan, if it fits, to FILE.")
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the advice as one JSON document.")
-    ] = False,
+    as_json: Json = False,
     svg: Annotated[Path | None, typer.Option(metavar="FILE", hidden=True)] = None,
 ) -> None:
     """What can I train on my GPU, and with which settings?
@@ -70,23 +99,42 @@ def run(
     Exit codes: 0 fits, 1 does not fit, 2 bad usage, 3 cannot decide, 130 interrupted.
     """
     if context.invoked_subcommand is not None:
-        if any((model, settings, vram, save, as_json, svg)):
+        given = (model, settings, lora_r, no_quantization, gpu, vram, system, data_dir, measure,
+                 emulate_vram, save, as_json, svg)  # fmt: skip
+        if any(given):
             _fail(f"options of {context.invoked_subcommand} go behind its name")
         return
-    from advisor.preflight import advise
+    from advisor.child import BadQuestion, RehearsalFailed
+    from advisor.preflight import advise, live_forecast
     from advisor.probe import probe
     from profiles.plan import PlanError
 
+    if emulate_vram is not None and (vram or gpu):
+        _fail("--emulate-vram names the card itself; leave --vram and --gpu out")
+    if measure and (vram or gpu):
+        _fail("--measure needs the card here; --emulate-vram SIZE tries a smaller one's plan")
+    target = _target(vram or emulate_vram, gpu, system)
+    _must_be_data(data_dir)
+    assignments = [*(settings or ()), *_sugar(lora_r, no_quantization)]
+    machine = probe()
     try:
-        advice = advise(probe(), model, settings or (), vram)
+        live = live_forecast(machine, target, data_dir, _tell)
+        advice = advise(machine, model, assignments, target, data=data_dir, live=live)
+        if measure or emulate_vram is not None:
+            advice = _tried(advice, emulated=emulate_vram is not None)
     except PlanError as error:
         _fail(f"these settings cannot run\n{error}")
+    except BadQuestion as error:
+        _fail(f"this data cannot be used\n{error}")
+    except RehearsalFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
     if save is not None:
         advice = _saved(advice, save)
     if svg is not None:
         from advisor.report import render_svg
 
-        _write(svg, render_svg(advice))
+        write(svg, render_svg(advice))
     try:
         _print(advice, as_json)
         sys.stdout.flush()
@@ -94,6 +142,55 @@ def run(
         # A reader such as `head` has seen enough; the answer is still what it is.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     raise typer.Exit(advice.exit_code)
+
+
+def _tried(advice: Advice, emulated: bool) -> Advice:
+    """The advice after a trial on this machine's GPU, under a smaller card's cap if `emulated`."""
+    from advisor.choose import pick_gpu
+    from advisor.dryrun import measured
+
+    here = pick_gpu(advice.machine)
+    if here is None:
+        _fail("there is no GPU here to try a plan on\n    hint: --vram SIZE advises without one")
+    cap = None
+    if emulated and advice.budget is not None:
+        cap = advice.budget.free.bytes - advice.budget.context.bytes
+    return measured(advice.model_copy(update={"gpu": here}), _tell, cap)
+
+
+def _sugar(lora_r: int | None, no_quantization: bool) -> list[str]:
+    """The settings that the short options stand for; alpha follows the rank, as usual."""
+    rank = [f"lora.rank={lora_r}", f"lora.alpha={2 * lora_r}"] if lora_r else []
+    return rank + (["quantization=none"] if no_quantization else [])
+
+
+def _target(vram: int | None, gpu: str | None, system: str | None) -> Target | None:
+    """The card that the options name, if any. Ends with exit code 2 on a contradiction."""
+    from advisor.preflight import Target
+    from profiles.catalog import find_gpu
+
+    if system not in (None, "linux", "windows"):
+        _fail(f"--os: got {system!r}; give linux or windows")
+    if vram is None and gpu is None:
+        if system is not None:
+            _fail("--os goes with --vram or --gpu; this machine's system is known")
+        return None
+    if vram is not None and gpu is not None:
+        _fail("--vram and --gpu both name a card; give one of them")
+    try:
+        card = None if gpu is None else find_gpu(gpu)
+    except ValueError as error:
+        _fail(f"--gpu: {error}")
+    return Target(vram, card, windows=system == "windows")
+
+
+def _must_be_data(folder: Path | None) -> None:
+    if folder is not None and not folder.is_dir():
+        _fail(f"{folder}: no such folder; --data-dir must name ReasonSeg data")
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def parse_capability(text: str) -> tuple[int, int]:
@@ -107,22 +204,16 @@ def parse_capability(text: str) -> tuple[int, int]:
 @app.command("forecast")
 def forecast_command(
     plan: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan.json.")],
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the plan."),
-    ] = None,
-    data_dir: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Take the longest sample of this data set.")
-    ] = None,
+    settings: Settings = None,
+    data_dir: DataDir = None,
     text_tokens: Annotated[
         int | None,
         typer.Option(min=32, max=16384, help="Text tokens of a sample. Default: the plan's limit."),
     ] = None,
     masks: Annotated[int, typer.Option(min=1, max=64, help="Masks of a sample.")] = 1,
-    vram: Annotated[
-        int | None,
-        typer.Option(metavar="SIZE", parser=parse_size, help="Judge by a card of this size."),
-    ] = None,
+    gpu: Card = None,
+    vram: Vram = None,
+    system: System = None,
     capability: Annotated[
         str | None,
         typer.Option(
@@ -131,7 +222,7 @@ def forecast_command(
             help="Of the card. Default: this machine's, else 8.6.",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: Json = False,
 ) -> None:
     """What will a step of this plan take? Counted without a GPU, in seconds.
 
@@ -140,20 +231,44 @@ def forecast_command(
     Exit codes: 0 fits (or no card was named), 1 does not fit or the count failed, 2 bad usage,
     3 no figure can be given, 130 interrupted.
     """
+    arguments = plan, settings, data_dir, text_tokens, masks, gpu, vram, system, capability
+    found, card = _forecast(*arguments)
+    if as_json:
+        print(found.model_dump_json(indent=2))
+    else:
+        from rich.console import Console
+
+        from advisor.report import print_forecast
+
+        print_forecast(found, card, Console(highlight=False))
+    raise typer.Exit(found.exit_code)
+
+
+def _forecast(
+    path: Path,
+    settings: list[str] | None,
+    data_dir: Path | None,
+    text_tokens: int | None,
+    masks: int,
+    gpu: str | None,
+    vram: int | None,
+    system: str | None,
+    capability: str | None,
+) -> tuple[Forecast, str]:
+    """The forecast of a plan file on the card that is named or here, and that card's name."""
     from advisor.child import BadQuestion, RehearsalFailed
     from advisor.forecast import Worst, forecast
     from advisor.preflight import card_for
     from advisor.probe import probe
-    from advisor.report import print_forecast
     from profiles.plan import Plan, PlanError
 
     named = None if capability is None else parse_capability(capability)
     try:
-        chosen = Plan.read(plan).override(settings or ())
+        chosen = Plan.read(path).override(settings or ())
     except PlanError as error:
         _fail(f"this plan cannot run\n{error}")
-    if data_dir is not None and not data_dir.is_dir():
-        _fail(f"{data_dir}: no such folder; --data-dir must name ReasonSeg data")
+    _must_be_data(data_dir)
+    target = _target(vram, gpu, system)
     if data_dir is not None and text_tokens is not None:
         _fail("--data-dir and --text-tokens both name the longest sample; give one of them")
     limits = chosen.tokens
@@ -164,14 +279,14 @@ def forecast_command(
                   f"    hint: --set tokens.max_{name}={given}")  # fmt: skip
     machine = probe()
     try:
-        card = card_for(machine, vram, measure=True)
+        card = card_for(machine, target, measure=True)
         found = forecast(
             chosen,
             Worst(text_tokens, masks, data_dir),
             named or card.compute_capability or (8, 6),
             card.cap_bytes,
             card.margin_bytes,
-            machine.host_available_bytes if vram is None else None,
+            machine.host_available_bytes if target is None else None,
             card.context,
         )
     except BadQuestion as error:
@@ -179,13 +294,59 @@ def forecast_command(
     except RehearsalFailed as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
+    return found, card.title
+
+
+@app.command("check")
+def check_command(
+    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan.json.")],
+    settings: Settings = None,
+    data_dir: DataDir = None,
+    gpu: Card = None,
+    vram: Vram = None,
+    system: System = None,
+    as_json: Json = False,
+) -> None:
+    """Does this plan still fit that card, with these versions? One line, for CI.
+
+    Exit codes: 0 fits, 1 does not fit (or only inside the margin), 2 bad usage, 3 no figure can be
+    given or no card is known, 130 interrupted.
+    """
+    found, card = _forecast(plan, settings, data_dir, None, 1, gpu, vram, system, None)
+    verdict = "UNKNOWN" if found.cap_bytes is None else found.verdict
     if as_json:
         print(found.model_dump_json(indent=2))
     else:
-        from rich.console import Console
+        name = f"{found.plan.model} {found.plan.content_hash}"
+        print(f"{verdict}  {name} on {card}: {found.reason}")
+    raise typer.Exit({"FITS": 0, "UNKNOWN": 3}.get(verdict, 1))
 
-        print_forecast(found, card.title, Console(highlight=False))
-    raise typer.Exit(found.exit_code)
+
+@app.command("doctor")
+def doctor_command(
+    offline: Annotated[bool, typer.Option(help="Do not ask the model hub.")] = False,
+    as_report: Annotated[
+        bool, typer.Option("--report", help="Print a block to paste into an issue.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Is this machine ready to train? Each check with its remedy; takes some seconds.
+
+    Exit codes: 0 ready, 1 a check failed, 130 interrupted.
+    """
+    from advisor.doctor import examine, report
+    from advisor.probe import probe
+    from advisor.report import print_checks
+
+    machine = probe()
+    checks = examine(machine, offline)
+    if as_json:
+        print(json.dumps([check.model_dump() for check in checks], indent=2))
+    elif as_report:
+        print(report(machine, checks))
+    else:
+        print_checks(checks)
+    raise typer.Exit(1 if any(check.status == "fail" for check in checks) else 0)
 
 
 def _print(advice: Advice, as_json: bool) -> None:
@@ -208,12 +369,12 @@ def _saved(advice: Advice, path: Path) -> Advice:
     if advice.plan is None or advice.command is None:
         print(f"not saved: {advice.verdict}, so there is no plan to train", file=sys.stderr)
         return advice
-    _write(path, advice.plan.to_json())
+    write(path, advice.plan.to_json())
     command = f"lisa-train --plan {shlex.quote(str(path))} --data-dir DIR"
     return advice.model_copy(update={"command": command})
 
 
-def _write(path: Path, text: str) -> None:
+def write(path: Path, text: str) -> None:
     """Put `text` into `path` whole, or leave what was there."""
     temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
     try:

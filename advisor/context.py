@@ -93,9 +93,14 @@ def _beside_pool(plan: Plan, gpu: Gpu) -> int | None:
 
 
 def _kept(gpu: Gpu, machine: Machine, folder: Path | None) -> Path:
-    parts = [gpu.name, gpu.uuid, machine.driver_version, *(_version(name) for name in LIBRARIES)]
+    parts = [gpu.name, gpu.uuid, machine.driver_version, *library_versions()]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
     return (cache_folder() / "contexts" if folder is None else folder) / f"{key}.json"
+
+
+def library_versions() -> list[str]:
+    """Of the libraries that memory depends on; "absent" for one that is not installed."""
+    return [_version(name) for name in LIBRARIES]
 
 
 def _version(name: str) -> str:

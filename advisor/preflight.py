@@ -7,31 +7,50 @@ torch. `lisa-advise` renders the Advice and `lisa-train --auto` runs its plan.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
-from advisor.budget import GIB, Budget, Bytes, Frozen, budget_of, gib, judge, what_if_gpu
+from advisor.budget import (
+    Budget,
+    Bytes,
+    Frozen,
+    budget_of,
+    gib,
+    judge,
+    named_gpu,
+    size_text,
+    what_if_gpu,
+)
 from advisor.choose import (
     TINY_BYTES,
     Candidate,
     Reason,
     Speed,
     assigned,
-    choose,
     overridden,
     pick_gpu,
     tiny_cpu_plan,
 )
 from advisor.context import OTHERS, Context, context_of, measure_context
+from advisor.forecast import Forecast, Worst, forecast
 from advisor.probe import Gpu, Machine
-from advisor.reasons import allocator_reason, dtype_reason, plan_reasons, smallest_cards_text
-from profiles.catalog import model_profile
+from advisor.reasons import allocator_reason, dtype_reason, plan_reasons
+from advisor.search import (
+    Live,
+    Setting,
+    largest_micro_batch,
+    search,
+    smallest_card_gib,
+    smallest_cards_text,
+)
+from profiles.catalog import GpuProfile, gpu_by_nvml, model_profile
 from profiles.plan import Finding, Plan, PlanError
-from profiles.tested import Table, Verdict, needs_no_more, read_table
+from profiles.tested import Table, TestedRow, Verdict, needs_no_more, read_table
 
 DEFAULT_MODEL = "7b"
 EXIT_CODES: dict[Verdict, int] = {"FITS": 0, "TIGHT": 0, "OOM": 1, "SPILLS": 1, "UNKNOWN": 3}
@@ -40,7 +59,7 @@ EXIT_CODES: dict[Verdict, int] = {"FITS": 0, "TIGHT": 0, "OOM": 1, "SPILLS": 1, 
 class Advice(Frozen):
     """What to train, how, on what, and why."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     verdict: Verdict
     summary: str = Field(description="the answer in one line")
     model: str
@@ -50,12 +69,19 @@ class Advice(Frozen):
         default_factory=dict, description="to be set before torch is imported"
     )
     gpu: Gpu | None = Field(None, description="the chosen card, real or what-if")
-    what_if: bool = Field(False, description="the card was named with --vram and is not here")
+    what_if: bool = Field(False, description="the card was named and is not here")
     budget: Budget | None = None
-    needs: Bytes | None = Field(None, description="the run's tensors at most; None = unknown")
+    needs: Bytes | None = Field(None, description="the run's pool at most; None = unknown")
+    host_bytes: int | None = Field(None, description="the run's host memory at most")
+    text_tokens: int | None = Field(None, description="of the longest sample reckoned with")
     speed: Speed | None = None
+    largest_micro_batch: int | None = Field(None, description="that fits with all else as planned")
     reasons: tuple[Reason, ...] = ()
     considered: tuple[Candidate, ...] = Field((), description="the chosen or nearest one first")
+    ladder: tuple[Candidate, ...] = Field((), description="plans to fall back on, in order")
+    better: Candidate | None = Field(None, description="the next better plan, too large here")
+    better_card_gib: int | None = Field(None, description="the smallest usual card for it")
+    forecast: Forecast | None = Field(None, description="of this very plan, where one was made")
     findings: tuple[Finding, ...] = Field((), description="what the user should know or mend")
     machine: Machine
 
@@ -66,6 +92,30 @@ class Advice(Frozen):
 
 
 @dataclass(frozen=True)
+class Target:
+    """A card that is not here: of a size, or of the catalogue, under a system."""
+
+    vram_bytes: int | None = None
+    card: GpuProfile | None = None
+    windows: bool = False
+
+    @property
+    def gpu(self) -> Gpu:
+        """What a probe would say of it."""
+        if self.card is not None:
+            return named_gpu(self.card, self.windows)
+        return what_if_gpu(self.vram_bytes or 0, self.windows)
+
+    @property
+    def options(self) -> str:
+        """The command line's options that name it."""
+        system = " --os windows" if self.windows else ""
+        if self.card is not None:
+            return f"--gpu {shlex.quote(self.card.key)}{system}"
+        return f"--vram {size_text(self.vram_bytes or 0)}{system}"
+
+
+@dataclass(frozen=True)
 class _Question:
     """What was asked, of which machine and which table."""
 
@@ -73,20 +123,49 @@ class _Question:
     model: str | None
     overrides: tuple[str, ...]
     table: Table
-    vram_bytes: int | None
+    target: Target | None
+    data: Path | None
+    text_tokens: int | None
+    live: Live | None
 
     @property
     def what_if(self) -> bool:
-        return self.vram_bytes is not None
+        return self.target is not None
+
+    @property
+    def windows(self) -> bool:
+        """Whether the run is on Windows itself: no expandable segments, no Triton."""
+        return self.target.windows if self.target else self.machine.platform == "windows"
 
     @property
     def spills(self) -> bool:
         """Whether the driver moves tensors to host memory instead of failing."""
-        return self.machine.platform in ("windows", "wsl") and not self.what_if
+        return self.target.windows if self.target else self.machine.platform in ("windows", "wsl")
 
     @property
     def wants_cpu(self) -> bool:
         return assigned(self.overrides).get("device") == "cpu"
+
+    @property
+    def own_rows(self) -> tuple[TestedRow, ...]:
+        return tuple(row for row in self.table.rows if row.source == "user")
+
+    def budget(self, gpu: Gpu) -> Budget | None:
+        return budget_of(gpu, self.machine, self.what_if, self.own_rows)
+
+    def setting(self, gpu: Gpu, budget: Budget) -> Setting:
+        """What a search on `gpu` depends on."""
+        named = self.target.card if self.target else None
+        return Setting(
+            budget=budget,
+            card=named or gpu_by_nvml(gpu.name, gpu.total_bytes),
+            rows=self.table.rows,
+            spills=self.spills,
+            refusals=partial(_refusals, self, gpu),
+            live=self.live,
+            data=self.data,
+            text_tokens=self.text_tokens,
+        )
 
 
 @dataclass(frozen=True)
@@ -100,15 +179,15 @@ class Card:
     context: Context = OTHERS
 
 
-def card_for(machine: Machine, vram_bytes: int | None = None, measure: bool = False) -> Card:
-    """This machine's best card, or one of `vram_bytes`, with what a run's pool may take there.
+def card_for(machine: Machine, target: Target | None = None, measure: bool = False) -> Card:
+    """This machine's best card, or `target`, with what a run's pool may take there.
 
     `measure` has this machine's context measured where it was not. Raises RehearsalFailed.
     """
-    gpu = pick_gpu(machine) if vram_bytes is None else what_if_gpu(vram_bytes)
-    if measure and gpu is not None and vram_bytes is None:
+    gpu = pick_gpu(machine) if target is None else target.gpu
+    if measure and gpu is not None and target is None:
         measure_context(gpu, machine)
-    budget = budget_of(gpu, machine, what_if=vram_bytes is not None) if gpu is not None else None
+    budget = budget_of(gpu, machine, target is not None) if gpu is not None else None
     if gpu is None or budget is None:
         return Card("no card")
     cap = max(0, budget.free.bytes - budget.context.bytes)
@@ -116,19 +195,39 @@ def card_for(machine: Machine, vram_bytes: int | None = None, measure: bool = Fa
     return Card(gpu.name, cap, budget.margin.bytes, gpu.compute_capability, context)
 
 
+def live_forecast(
+    machine: Machine, target: Target | None, data: Path | None, tell: Callable[[str], None]
+) -> Live:
+    """A `live` for `advise`: forecasts a plan for that card, and says so first."""
+    card = card_for(machine, target)
+
+    def live(plan: Plan, text_tokens: int | None) -> Forecast:
+        tell(f"forecasting {plan.model} at micro-batch {plan.micro_batch}, some seconds ...")
+        worst = Worst(text_tokens, data=data if text_tokens is None else None)
+        capability = card.compute_capability or (8, 6)
+        return forecast(plan, worst, capability, context=card.context)
+
+    return live
+
+
 def advise(
     machine: Machine,
     model: str | None = None,
     overrides: Iterable[str] = (),
-    vram_bytes: int | None = None,
+    target: Target | None = None,
     *,
+    data: Path | None = None,
+    text_tokens: int | None = None,
+    live: Live | None = None,
     table: Table | None = None,
 ) -> Advice:
-    """The advice for `machine`, or for a card of `vram_bytes` in its place.
+    """The advice for `machine`, or for `target` in the place of its card.
 
-    `overrides` are `key=value` settings that hold whatever is chosen; `table` stands in for the
-    shipped and the user's rows. Raises PlanError for an unknown model and for settings that
-    cannot run.
+    `overrides` are `key=value` settings that hold whatever is chosen; samples have `text_tokens`
+    at most, or what the longest of `data` has, or else the plan's limit. `live` forecasts a plan at
+    a text length (None: the longest of `data`) where the shipped grid does not reach; `table`
+    stands in for the shipped and the user's rows. Raises PlanError for an unknown model and for
+    settings that cannot run, and whatever `live` raises.
     """
     overrides = tuple(overrides)
     question = _Question(
@@ -136,9 +235,12 @@ def advise(
         model=_wanted_model(model, assigned(overrides).get("model")),
         overrides=overrides,
         table=read_table() if table is None else table,
-        vram_bytes=vram_bytes,
+        target=target,
+        data=data,
+        text_tokens=text_tokens,
+        live=live,
     )
-    gpu = pick_gpu(machine) if vram_bytes is None else what_if_gpu(vram_bytes)
+    gpu = pick_gpu(machine) if target is None else target.gpu
     if gpu is None or question.wants_cpu:
         return _on_cpu(question)
     if question.model == "tiny":
@@ -166,9 +268,9 @@ def _wanted_model(named: str | None, override: str | None) -> str | None:
 
 
 def _on_gpu(question: _Question, gpu: Gpu, model: str) -> Advice:
-    """A plan for one of the large models on `gpu`, from the tested rows."""
+    """A plan for one of the large models on `gpu`."""
     base = _base_plan(question, gpu, model)
-    budget = budget_of(gpu, question.machine, question.what_if)
+    budget = question.budget(gpu)
     if budget is None:
         return _undecided(
             question,
@@ -176,16 +278,15 @@ def _on_gpu(question: _Question, gpu: Gpu, model: str) -> Advice:
             f"{gpu.name} does not say how much memory is free",
             f"name its size: lisa-advise --model {model} --vram 8GiB",
         )
-    rows = question.table.rows
-    refusals = partial(_refusals, question, gpu)
-    best, considered = choose(rows, base, question.overrides, budget, question.spills, refusals)
-    if best is None or best.plan is None:
-        what = f"no tested row covers {model} with these settings"
-        fix = "leave out --set" if question.overrides else "train 7b or 13b"
-        advice = _undecided(question, model, what, fix)
-        return advice.model_copy(update={"considered": considered, "gpu": gpu, "budget": budget})
+    pinned = {name.partition(".")[0] for name in assigned(question.overrides)}
+    found = search(base, pinned, question.setting(gpu, budget))
+    if isinstance(found, str):
+        undecided = _undecided(question, model, found, "leave out --set")
+        return undecided.model_copy(update={"gpu": gpu, "budget": budget})
+    choice = found.choice
+    best = choice.best
     reasons = [*_card_reasons(question, gpu, model)]
-    reasons += plan_reasons(best, gpu, budget, rows, question.overrides)
+    reasons += plan_reasons(found, gpu, budget, question.table.rows, question.overrides)
     runs = best.verdict in ("FITS", "TIGHT")
     return Advice(
         verdict=best.verdict,
@@ -198,10 +299,17 @@ def _on_gpu(question: _Question, gpu: Gpu, model: str) -> Advice:
         what_if=question.what_if,
         budget=budget,
         needs=best.needs,
+        host_bytes=best.host_bytes,
+        text_tokens=found.text_tokens,
         speed=best.speed,
+        largest_micro_batch=largest_micro_batch(best.plan, found.scales, budget),
         reasons=tuple(reasons),
-        considered=considered,
-        findings=(*question.table.findings, *_card_findings(question, gpu, model, runs)),
+        considered=choice.considered,
+        ladder=choice.ladder,
+        better=choice.better,
+        better_card_gib=smallest_card_gib(choice.better.needs.bytes) if choice.better else None,
+        forecast=found.forecast,
+        findings=(*question.table.findings, *_card_findings(question, gpu, best, base)),
         machine=question.machine,
     )
 
@@ -209,7 +317,8 @@ def _on_gpu(question: _Question, gpu: Gpu, model: str) -> Advice:
 def _base_plan(question: _Question, gpu: Gpu, model: str) -> Plan:
     """The Plan's own defaults on that card, with the user's settings. Raises PlanError."""
     settings = {"model": model, "device": "cuda", "dtype": _dtype(gpu)}
-    if question.machine.platform == "windows" and not question.what_if:
+    settings["checkpointed_layers"] = "all"
+    if question.windows:
         settings["allocator"] = ""  # expandable segments are not supported there
     plan = overridden(Plan.parse(settings), question.overrides, largest_micro_batch=1)
     findings = _refusals(question, gpu, plan)
@@ -221,7 +330,7 @@ def _base_plan(question: _Question, gpu: Gpu, model: str) -> Plan:
 def _refusals(question: _Question, gpu: Gpu, plan: Plan) -> list[Finding]:
     """Why the plan cannot run on that card; an unknown card is taken to be a recent one."""
     recent = gpu.compute_capability is None or gpu.compute_capability >= (7, 0)
-    triton = recent and (question.what_if or question.machine.platform != "windows")
+    triton = recent and not question.windows
     return plan.refusals(gpu.name, bf16=gpu.bf16 is not False, triton=triton)
 
 
@@ -250,15 +359,24 @@ def _card_reasons(question: _Question, gpu: Gpu, model: str) -> list[Reason]:
     return reasons
 
 
-def _card_findings(question: _Question, gpu: Gpu, model: str, runs: bool) -> list[Finding]:
+def _card_findings(question: _Question, gpu: Gpu, best: Candidate, base: Plan) -> list[Finding]:
     findings = []
-    if not runs:
-        fix = smallest_cards_text(question.table.rows, [model])
+    runs = best.verdict in ("FITS", "TIGHT")
+    if not runs and best.why_not.startswith("host memory"):
+        findings.append(Finding(gpu.name, best.why_not, fix="close other programs"))
+    elif not runs:
+        fix = smallest_cards_text([base.model])
         findings.append(Finding(gpu.name, "too little usable memory", fix=fix))
-    if runs and model != "tiny" and "weights" not in assigned(question.overrides):
-        what = f"the published {model} checkpoints cannot be read yet"
+    if runs and best.plan.model != "tiny" and "weights" not in assigned(question.overrides):
+        what = f"the published {best.plan.model} checkpoints cannot be read yet"
         fix = "--set weights=FOLDER in this project's layout, or --set weights=random to rehearse"
         findings.append(Finding("weights", what, fix=fix))
+    return findings + _neighbours(question, gpu)
+
+
+def _neighbours(question: _Question, gpu: Gpu) -> list[Finding]:
+    """What else takes memory on that card, or may come to."""
+    findings = []
     if gpu.other_processes and gpu.other_process_bytes:
         held = gib(gpu.other_process_bytes)
         what = f"{held} are held by other processes ({gpu.other_processes})"
@@ -268,7 +386,7 @@ def _card_findings(question: _Question, gpu: Gpu, model: str, runs: bool) -> lis
         findings.append(Finding(gpu.name, what))
     if question.spills:
         what = "the driver moves tensors to host memory instead of failing: steps become very slow"
-        findings.append(Finding(question.machine.platform, what, fix="watch the step time"))
+        findings.append(Finding("windows", what, fix="watch the step time"))
     return findings
 
 
@@ -289,11 +407,10 @@ def _command(question: _Question, model: str) -> str:
     for text in question.overrides:
         if not text.startswith("model="):
             options += f" --set {shlex.quote(text)}"
-    if question.vram_bytes is None:
+    if question.target is None:
         return f"lisa-train --auto {options} --data-dir DIR"
-    size = f"{question.vram_bytes / GIB:.10g}GiB"
     return (
-        f"lisa-advise {options} --vram {size} --save plan.json"
+        f"lisa-advise {options} {question.target.options} --save plan.json"
         " && lisa-train --plan plan.json --data-dir DIR"
     )
 
@@ -346,7 +463,7 @@ def _on_cpu(question: _Question) -> Advice:
 
 def _larger_models(question: _Question) -> Finding:
     """What a card would make possible on a machine that trains on its CPU."""
-    what = smallest_cards_text(question.table.rows, ("7b", "13b"))
+    what = smallest_cards_text(("7b", "13b"))
     return Finding("with a GPU", what, fix="lisa-advise --vram 8GiB says how")
 
 
@@ -369,13 +486,13 @@ def _tiny_instead(question: _Question, gpu: Gpu, large: Advice) -> Advice:
 def _tiny_on_gpu(question: _Question, gpu: Gpu) -> Advice:
     """The demo's plan on a card: its 5 M parameters stay below TINY_BYTES by policy."""
     settings = ["device=cuda", f"dtype={_dtype(gpu)}"]
-    if question.machine.platform == "windows" and not question.what_if:
+    if question.windows:
         settings.append("allocator=")
     usual = tiny_cpu_plan().override(settings)
     plan = overridden(usual, question.overrides, usual.micro_batch)
     if findings := _refusals(question, gpu, plan):
         raise PlanError(findings)
-    budget = budget_of(gpu, question.machine, question.what_if)
+    budget = question.budget(gpu)
     verdict: Verdict = "UNKNOWN"
     if budget is not None and needs_no_more(plan, usual):
         verdict = judge(TINY_BYTES, budget, question.spills)
@@ -408,6 +525,6 @@ def _tiny_on_gpu(question: _Question, gpu: Gpu) -> Advice:
         budget=budget,
         needs=needs,
         reasons=tuple(reason for reason in reasons if reason.setting not in given),
-        findings=(*question.table.findings, *_card_findings(question, gpu, "tiny", runs)),
+        findings=(*question.table.findings, *_neighbours(question, gpu)),
         machine=question.machine,
     )

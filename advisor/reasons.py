@@ -6,54 +6,80 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from advisor.budget import Basis, Budget, gib
-from advisor.choose import Candidate, Reason, assigned, same_except, smallest_card_gib
+from advisor.candidates import STORAGES
+from advisor.choose import Reason, assigned, same_except
 from advisor.probe import Gpu
+from advisor.search import Found, largest_micro_batch
 from profiles.plan import Plan
 from profiles.tested import TestedRow
 
-LEVERS = (
-    "checkpointed_layers", "cached_encoders", "logits", "compile", "host_embeddings", "host_layers",
-    "optimizer_state", "quantization",
-)  # fmt: skip
+TESTED_LEVERS = ("cached_encoders", "logits")
+# Levers whose price is the difference to the same plan without them.
+LEVERS: dict[str, Any] = {
+    "host_layers": 0, "checkpointed_layers": 0, "host_embeddings": False, "compile": False,
+}  # fmt: skip
 
 
 def plan_reasons(
-    candidate: Candidate,
+    found: Found,
     gpu: Gpu,
     budget: Budget,
     rows: Sequence[TestedRow],
     overrides: Iterable[str],
 ) -> list[Reason]:
-    """Reasons for the plan of `candidate`; a setting that the user gave has none."""
-    plan = candidate.plan
-    assert plan is not None
-    row = next(row for row in rows if row.id == candidate.row_id)
+    """Reasons for the chosen plan; a setting that the user gave has none."""
+    plan = found.choice.best.plan
     reasons = [
-        *_batch_reasons(plan, row, candidate, budget),
+        *_batch_reasons(found, budget),
         dtype_reason(plan, gpu),
+        _storage_reason(found, budget),
         *_seed_reasons(plan, rows),
-        *(reason for lever in LEVERS if (reason := _lever_reason(plan, row, rows, lever))),
+        *(reason for lever in LEVERS if (reason := _lever_reason(found, lever))),
+        *(reason for lever in TESTED_LEVERS if (reason := _tested_reason(plan, rows, lever))),
         allocator_reason(plan),
-        *_token_reasons(plan, row),
     ]
     given = set(assigned(overrides))
     return [reason for reason in reasons if reason.setting not in given]
 
 
-def _batch_reasons(
-    plan: Plan, row: TestedRow, candidate: Candidate, budget: Budget
-) -> Iterator[Reason]:
-    because = f"row {row.id} took {gib(candidate.needs.bytes)} with micro-batch "
-    because += f"{row.plan.micro_batch}; {gib(budget.usable.bytes)} are usable"
-    if plan.micro_batch < row.plan.micro_batch:
-        because += f"; {row.plan.micro_batch} does not divide the effective batch"
-        because += f" of {plan.effective_batch}, and fewer samples need less"
+def _batch_reasons(found: Found, budget: Budget) -> Iterator[Reason]:
+    best, plan = found.choice.best, found.choice.best.plan
+    because = f"takes {gib(best.needs.bytes)} of {gib(budget.usable.bytes)} usable with samples of "
+    because += f"{found.text_tokens} text tokens ({best.needs.source})"
+    most = largest_micro_batch(plan, found.scales, budget)
+    if most is not None and most > plan.micro_batch:
+        because += f"; {most} would fit as well, but not divide {plan.effective_batch}"
+        if plan.effective_batch % most == 0:
+            because = because.rpartition(", but")[0] + ", and be no better"
     yield Reason(
-        setting="micro_batch", value=str(plan.micro_batch), because=because, basis="tested"
+        setting="micro_batch", value=str(plan.micro_batch), because=because, basis=best.needs.basis
     )
     because = f"kept: micro-batch {plan.micro_batch} x {plan.accumulation} forward passes"
     value = str(plan.effective_batch)
     yield Reason(setting="effective_batch", value=value, because=because, basis="exact")
+
+
+def _storage_reason(found: Found, budget: Budget) -> Reason:
+    """Why the base weights are kept as they are."""
+    best = found.choice.best
+    storage = best.plan.quantization
+    finer = STORAGES[: STORAGES.index(storage)]
+    because = "fits without rounding the base weights"
+    if finer:
+        told = []
+        for name in finer:
+            tried = [c for c in found.choice.considered if c.plan.quantization == name]
+            least = min(tried, key=lambda c: c.needs.bytes, default=None)
+            quick = max(tried, key=lambda c: c.speed.samples_per_second, default=None)
+            if least is None or quick is None:
+                continue
+            if least.verdict != "FITS":
+                told.append(f"{name} needs {gib(least.needs.bytes)} at least ({least.why_not})")
+            else:
+                told.append(f"{name} would train {quick.speed.samples_per_second:.2g} samples/s, "
+                            f"not {best.speed.samples_per_second:.2g}")  # fmt: skip
+        because = "; ".join(told) or "the finer ones are ruled out by your settings"
+    return Reason(setting="quantization", value=storage, because=because, basis="forecast")
 
 
 def dtype_reason(plan: Plan, gpu: Gpu) -> Reason:
@@ -76,15 +102,6 @@ def allocator_reason(plan: Plan) -> Reason:
     return Reason(
         setting="allocator", value=plan.allocator or "default", because=because, basis="policy"
     )
-
-
-def _token_reasons(plan: Plan, row: TestedRow) -> Iterator[Reason]:
-    shape = row.data_shape
-    if shape is not None and plan.tokens.max_text_tokens > shape.text_tokens:
-        because = f"row {row.id} had {shape.text_tokens} text tokens a sample; samples that come "
-        because += "near the limit need more: lisa-advise forecast PLAN tells"
-        limit = str(plan.tokens.max_text_tokens)
-        yield Reason(setting="tokens.max_text_tokens", value=limit, because=because, basis="tested")
 
 
 def lora_text(plan: Plan) -> str:
@@ -125,19 +142,39 @@ def _peak_text(row: TestedRow) -> str:
     return "out of memory" + limit if row.verdict == "OOM" else row.verdict
 
 
-def _lever_reason(
-    plan: Plan, row: TestedRow, rows: Sequence[TestedRow], lever: str
-) -> Reason | None:
+def _lever_reason(found: Found, lever: str) -> Reason | None:
+    """What `lever` saves and costs on this model and card; None if it is not pulled."""
+    best = found.choice.best
+    undone = LEVERS[lever]
+    value = getattr(best.plan, lever)
+    if value == undone:
+        return None
+    update = {lever: undone}
+    if lever in ("checkpointed_layers", "host_embeddings"):
+        update["host_layers"] = 0  # which need both
+    without = best.plan.model_copy(update=update)
+    needs, here = found.scales.needs(without), found.scales.needs(best.plan)
+    if needs is None or here is None:
+        return None
+    saved = needs[0].bytes - here[0].bytes
+    speed = found.scales.speed(without).samples_per_second
+    change = best.speed.samples_per_second / speed - 1
+    also = " and no host layers" if "host_layers" in update and best.plan.host_layers else ""
+    because = f"saves {gib(saved)}" if saved > 0 else "saves nothing"
+    because += f", {abs(change):.0%} {'faster' if change > 0 else 'slower'}"
+    because += f" than with {_value_text(lever, undone)}{also}"
+    return Reason(setting=lever, value=_value_text(lever, value), because=because, basis="forecast")
+
+
+def _tested_reason(plan: Plan, rows: Sequence[TestedRow], lever: str) -> Reason | None:
     """What `lever` gains and costs, from two rows that differ in nothing else; None without."""
     value = getattr(plan, lever)
-    if not value:
-        return None  # not pulled
     pairs = [
         (with_it, without)
         for with_it in rows
         for without in rows
-        if with_it.gpu == without.gpu == row.gpu
-        and with_it.model == without.model == row.model
+        if with_it.gpu == without.gpu
+        and with_it.model == without.model == plan.model
         and with_it.peak_allocated_bytes
         and without.peak_allocated_bytes
         and _pulled(lever, getattr(with_it.plan, lever), getattr(without.plan, lever), value)
@@ -145,7 +182,7 @@ def _lever_reason(
     ]
     if not pairs:
         return None
-    with_it, without = min(pairs, key=lambda pair: row not in pair)
+    with_it, without = pairs[0]
     because = f"{_cost_text(with_it)} (row {with_it.id}); with "
     because += f"{_value_text(lever, getattr(without.plan, lever))} {_cost_text(without)}"
     because += f" (row {without.id})"
@@ -171,14 +208,3 @@ def _cost_text(row: TestedRow) -> str:
     assert row.peak_allocated_bytes is not None
     seconds = f", {row.step_seconds:.2f} s a step" if row.step_seconds else ""
     return gib(row.peak_allocated_bytes) + seconds
-
-
-def smallest_cards_text(rows: Sequence[TestedRow], models: Iterable[str]) -> str:
-    """From which card size on each of `models` trains, as far as the table knows."""
-    known = []
-    for model in models:
-        if found := smallest_card_gib(rows, model):
-            size, row = found
-            needs = gib(row.needed_bytes or 0)
-            known.append(f"{model} trains from a {size} GiB card on (row {row.id}: {needs})")
-    return "; ".join(known) or "no tested row tells what would"

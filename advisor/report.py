@@ -19,6 +19,7 @@ from profiles.plan import Plan
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from advisor.doctor import Check
     from advisor.forecast import Forecast
     from advisor.preflight import Advice
 
@@ -81,6 +82,17 @@ def print_forecast(forecast: Forecast, card: str, console: Console) -> None:
         console.print(Padding(body, (0, 0, 0, 2), expand=False))
 
 
+def print_checks(checks: Iterable[Check]) -> None:
+    """The doctor's checks for a reader."""
+    table = Table.grid(padding=(0, 2))
+    styles = {"ok": "green", "note": "yellow", "fail": "bold red"}
+    for check in checks:
+        remedy = f"\n-> {check.remedy}" if check.remedy else ""
+        status = Text(check.status, style=styles[check.status])
+        table.add_row(status, Text(check.name), Text(check.found + remedy))
+    Console(highlight=False).print(table)
+
+
 def render_svg(advice: Advice) -> str:
     """The same text as an SVG picture, 80 columns wide."""
     console = Console(
@@ -103,8 +115,12 @@ def _sections(advice: Advice) -> Iterator[tuple[str, RenderableType]]:
         yield "Memory", _memory(advice)
     if advice.reasons:
         yield "Why", _bullets(_reason_lines(advice))
+    if advice.ladder:
+        yield "If memory runs out after all", _ladder(advice)
     if any(candidate.why_not for candidate in advice.considered):
         yield "Also considered", _considered(advice)
+    if advice.better is not None:
+        yield "Better, on a larger card", _bullets([_better_line(advice)])
     # What this machine lacks does not bear on a card that is not here.
     notes = advice.findings if advice.what_if else (*advice.findings, *advice.machine.notes)
     if notes:
@@ -169,10 +185,13 @@ def _memory(advice: Advice) -> Table:
     for name, number in rows:
         if number is not None:
             table.add_row(name, gib(number.bytes), number.basis, Text(number.source))
+    if budget.host is not None and advice.host_bytes is not None:
+        note = f"of {gib(budget.host.bytes)}: {budget.host.source}"
+        table.add_row("host memory", gib(advice.host_bytes), "forecast", Text(note))
     if advice.speed is not None:
-        speed = f"{advice.speed.samples_per_second:.1f} /s"
-        where = f"samples on the row's card ({advice.speed.gpu}); other cards differ"
-        table.add_row("speed", speed, advice.speed.basis, Text(where))
+        speed = f"{advice.speed.samples_per_second:.2g} /s"
+        source = f"samples, {advice.speed.source}"
+        table.add_row("speed", speed, advice.speed.basis, Text(source))
     return table
 
 
@@ -182,20 +201,50 @@ def _reason_lines(advice: Advice) -> Iterator[Text]:
         yield line.append(f" [{reason.basis}] ", style="dim").append(reason.because)
 
 
+def _difference(plan: Plan, chosen: Plan | None) -> str:
+    """What `plan` has that the chosen one has not, in a few words."""
+    layers = plan.profile.llama.layers
+    parts = [f"{plan.quantization} base", f"micro-batch {plan.micro_batch}"]
+    if chosen is None or plan.checkpointed_layers != chosen.checkpointed_layers:
+        parts.append(f"{plan.checkpointed_layers} of {layers} layers checkpointed")
+    if plan.host_layers:
+        parts.append(f"{plan.host_layers} layers on the host")
+    elif plan.host_embeddings:
+        parts.append("embeddings on the host")
+    if chosen is None or plan.compile != chosen.compile:
+        parts.append("compiled" if plan.compile else "not compiled")
+    return ", ".join(parts)
+
+
+def _ladder(advice: Advice) -> Table:
+    table = Table.grid(padding=(0, 2))
+    for number, rung in enumerate(advice.ladder, start=1):
+        speed = f"{rung.speed.samples_per_second:.2g} /s"
+        what = _difference(rung.plan, advice.plan)
+        table.add_row(f"{number}.", gib(rung.needs.bytes), speed, Text(what))
+    return table
+
+
+def _better_line(advice: Advice) -> Text:
+    better = advice.better
+    assert better is not None
+    card = f"a {advice.better_card_gib} GiB card" if advice.better_card_gib else "no single card"
+    return Text(f"{_difference(better.plan, advice.plan)}: {gib(better.needs.bytes)}, {card}")
+
+
 def _considered(advice: Advice) -> Table:
     others = [candidate for candidate in advice.considered if candidate.why_not]
     table = Table.grid(padding=(0, 2))
-    table.add_column()
-    table.add_column(justify="right", no_wrap=True)
-    table.add_column(justify="right", no_wrap=True)
+    for _ in range(3):
+        table.add_column(justify="right", no_wrap=True)
     table.add_column()
     for candidate in others[:CONSIDERED_SHOWN]:
-        speed = candidate.speed
+        what = f"{_difference(candidate.plan, advice.plan)}: {candidate.why_not}"
         table.add_row(
             Text(candidate.verdict, style=VERDICT_STYLES[candidate.verdict]),
             gib(candidate.needs.bytes),
-            f"{speed.samples_per_second:.1f} /s" if speed else "",
-            Text(f"{candidate.row_id}: {candidate.why_not}"),
+            f"{candidate.speed.samples_per_second:.2g} /s",
+            Text(what),
         )
     hidden = len(others) - CONSIDERED_SHOWN
     if hidden > 0:

@@ -1,7 +1,8 @@
 """Forecast against measured: the rows of lattice_measured.jsonl and lean.jsonl that ran.
 
     python benchmarks/forecast.py             forecasts all: benchmarks/forecast_rows.jsonl
-    python benchmarks/forecast.py --table     docs/forecast.md's tables, profiles/forecast_errors.json
+    python benchmarks/forecast.py --table     writes docs/forecast.md's tables and
+                                              profiles/forecast_errors.json from them
 
 Forecasts are made without a GPU, two at a time, by what `lisa-advise forecast` calls. Half of the
 lattice's rows were set aside before anything was tuned (benchmarks/lattice.py): they come first.
@@ -18,8 +19,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from advisor.budget import ERRORS_FILE
 from advisor.context import HOPPER
-from advisor.forecast import ERRORS_FILE, Worst, forecast
+from advisor.forecast import Worst, forecast
 from profiles.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -107,7 +109,7 @@ def write_tables(found: list[dict[str, Any]]) -> None:
             f"{off['process']:+.2f} % | {off['host']:+.1f} % |"
         )
     totals = ["| rows | tier | count | median | worst | worst under |", "|---|---|---|---|---|---|"]
-    published: dict[str, dict[str, str]] = {}
+    published: dict[str, Any] = {}
     for group, tiers in by_group.items():
         for tier, seen in tiers.items():
             median, worst, under = summary(seen)
@@ -119,6 +121,13 @@ def write_tables(found: list[dict[str, Any]]) -> None:
                     f"{worst:.1f} %, under by at most {under:.1f} %"
                 )
     print("\n".join(totals))
+    # What the advisor's margin is made from: share by which the pool was larger than said.
+    shortfalls: dict[str, list[float]] = {}
+    for row in found:
+        if row["segments"] == "expandable":
+            short = 1 - row["forecast"]["pool"] / row["measured"]["pool"]
+            shortfalls.setdefault(row["gpu"], []).append(round(short, 5))
+    published["pool_shortfalls"] = shortfalls
     ERRORS_FILE.write_text(json.dumps(published, indent=2) + "\n")
     before, _, rest = DOCS.read_text().partition(BEGIN)
     text = "\n".join([BEGIN, *totals, "", *table, END])

@@ -1,4 +1,4 @@
-"""The grid of forecasts from which `lisa-advise` answers in less than a second: profiles/grid.jsonl.
+"""The grid of forecasts from which `lisa-advise` answers at once: profiles/grid.jsonl.
 
     python benchmarks/grid.py            about ten minutes on two cores, no GPU
 

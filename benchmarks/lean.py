@@ -2,7 +2,8 @@
 
     python benchmarks/lean.py [NAME ...]     run rows (all, or patterns such as 'seed-*')
     python benchmarks/lean.py --table        from the kept rows: docs/lean.md's tables, and the rows
-                                             of profiles/tested.jsonl that begin with "lean-"
+                                             of profiles/tested.jsonl that begin with "lean-"; those
+                                             of lattice_measured.jsonl there begin with "drawn-"
 
 Each row is a fresh process (`trainer.rehearsal`) under a cap on its tensors that stands for a card:
 what a user's card leaves after the context and a display. A row run again replaces the old one.
@@ -233,18 +234,27 @@ def table_line(record: dict[str, Any]) -> str:
     return f"| {record['title']} | {CARDS[record['card_gb']]} | {' | '.join(cells)} |"
 
 
-def tested_row(record: dict[str, Any]) -> dict[str, Any]:
+def drawn_records() -> list[dict[str, Any]]:
+    """The rows of the lattice that ran; those that did not had no cap of their own."""
+    lines = (HERE / "lattice_measured.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    return [record | {"title": "drawn at random, benchmarks/lattice.py"} for record in records
+            if record["measurement"]["verdict"] == "FITS"]  # fmt: skip
+
+
+def tested_row(record: dict[str, Any], prefix: str = "lean-") -> dict[str, Any]:
     """The record as a row of the tested-configuration table."""
     from trainer.model.build import read_tokenizer
     from trainer.model.footprint import needed_bytes
 
+    script = "lean" if prefix == "lean-" else "lattice"
     m = record["measurement"]
     plan = Plan.parse(m["plan"])
     settings = plan.model_dump(mode="json", exclude_unset=False)
     kept = {k: v for k, v in settings.items() if k not in ("schema_version", "model", "weights")}
     fits = m["verdict"] == "FITS"
     return {
-        "id": f"lean-{record['name']}",
+        "id": f"{prefix}{record['name'].removeprefix('draw-')}",
         "title": f"{plan.model}: {record['title']}",
         "source": "measured",
         "status": "measured",
@@ -262,7 +272,7 @@ def tested_row(record: dict[str, Any]) -> dict[str, Any]:
         "data_shape": {"image_tokens": plan.profile.clip.image_tokens,
                        "text_tokens": m["text_tokens"][1]},
         "date": record["date"],
-        "note": m["error"] or "random weights of the true shapes; benchmarks/lean.py",
+        "note": m["error"] or f"random weights of the true shapes; benchmarks/{script}.py",
     }  # fmt: skip
 
 
@@ -280,8 +290,10 @@ def write_tables(kept: dict[str, dict[str, Any]]) -> None:
         text = before + "\n".join([begin, *head, *lines, end]) + after
     docs.write_text(text)
     table = HERE.parent / "profiles" / "tested.jsonl"
-    others = [line for line in table.read_text().splitlines() if '"id": "lean-' not in line]
+    others = [line for line in table.read_text().splitlines()
+              if '"id": "lean-' not in line and '"id": "drawn-' not in line]  # fmt: skip
     ours = [json.dumps(tested_row(record)) for record in kept.values()]
+    ours += [json.dumps(tested_row(record, "drawn-")) for record in drawn_records()]
     table.write_text("\n".join([*others[:-1], *ours, others[-1]]) + "\n")
 
 

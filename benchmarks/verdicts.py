@@ -87,19 +87,20 @@ def write_table(rows: list[dict[str, Any]]) -> None:
         )
 
     table = ["| row | card | forecast | on the GPU | |", "|---|---|---|---|---|"]
-    burst = refused = 0
+    burst = refused = tight = 0
     with ThreadPoolExecutor(2) as pool:
         for row, found in zip(rows, pool.map(ask, rows), strict=True):
-            said, ran = found.verdict == "FITS", row["verdict"] == "FITS"
-            burst += said and not ran
-            refused += ran and not said
-            note = "" if said == ran else "**ran out of memory**" if said else "refused in vain"
+            ran = row["verdict"] == "FITS"
+            burst += (is_burst := found.verdict == "FITS" and not ran)
+            refused += (in_vain := found.verdict == "OOM" and ran)
+            tight += found.verdict == "TIGHT"
+            note = "**ran out of memory**" if is_burst else "refused in vain" if in_vain else ""
             table.append(f"| {row['name']} | {row['card_gb']} GB | {found.verdict}: "
                          f"{found.reason} | {row['verdict']} | {note} |")  # fmt: skip
             print(table[-1], flush=True)
     ran_at_all = sum(row["verdict"] == "FITS" for row in rows)
     total = (f"{len(rows)} runs, of which {ran_at_all} ran. Said to fit, but ran out of memory: "
-             f"{burst}. Refused, but ran: {refused}.")  # fmt: skip
+             f"{burst}. Refused, but ran: {refused}. TIGHT, which promises nothing: {tight}.")  # fmt: skip
     before, _, rest = DOCS.read_text().partition(BEGIN)
     text = "\n".join([BEGIN, total, "", *table, END])
     DOCS.write_text(before + text + rest.partition(END)[2])

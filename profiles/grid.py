@@ -1,21 +1,30 @@
 """Forecasts at the corners of the usual plans, and bytes in between: an answer without a rehearsal.
 
-The corners are forecasts of the real step (benchmarks/grid.py). Between them each tier is taken as
-linear in the micro-batch, the text's length, the checkpointed and the host layers. That is never
+The corners are forecasts of the real step (benchmarks/grid.py). Between them bytes are taken as
+linear in the micro-batch, the text's length, and the checkpointed or host layers. That is never
 too little: a peak is the largest of some phases, each phase is linear in every one of these, and
 the largest of linear functions lies below its chords.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from profiles.catalog import model_profile
+from profiles.plan import Plan
+from profiles.tested import model_needs_no_more, needs_no_more
 
 GRID_FILE = Path(__file__).with_name("grid.jsonl")
 MICRO_BATCHES = (1, 4, 20)
 TEXT_TOKENS = (64, 512)
+# Without expandable segments the pool is cut up more: up to 30 % beside the tensors were seen
+# (benchmarks/lattice_measured.jsonl), of which a cap lets the allocator win back most.
+WHOLE_SEGMENTS = 1.10
 
 
 def reliefs(model: str, host_embeddings: bool) -> list[tuple[int, int]]:
@@ -26,9 +35,107 @@ def reliefs(model: str, host_embeddings: bool) -> list[tuple[int, int]]:
 
 
 @dataclass(frozen=True)
-class Grid:
-    """Bytes of a step on the card (tensors, and the allocator's pool) and in host memory."""
+class Estimate:
+    """Bytes that a step takes at most: tensors, the allocator's pool, host memory."""
 
-    tensors: float
-    pool: float
-    host: float
+    tensors_bytes: int
+    pool_bytes: int
+    host_bytes: int
+
+
+class _Place(NamedTuple):
+    """Where a number lies between two corners: the lower one, the upper one, the way between."""
+
+    low: int
+    high: int
+    share: float
+
+
+def estimate(plan: Plan, text_tokens: int) -> Estimate | None:
+    """What a step of `plan` takes at most with that many text tokens and one mask in each sample.
+
+    None where the grid does not reach: adapters, trained parts or other settings that may need
+    more than the usual ones, a longer text, a larger micro-batch.
+    """
+    model = _model_in_grid(plan)
+    if model is None or not needs_no_more(plan, _usual(plan, model)):
+        return None
+    return _between(plan, model, text_tokens)
+
+
+def nearest(plan: Plan, text_tokens: int) -> Estimate | None:
+    """What the usual adapters and trained parts would take in the place of the plan's own.
+
+    A first guess where `estimate` has nothing, neither more nor less than the plan surely takes.
+    """
+    model = _model_in_grid(plan)
+    text = min(text_tokens, TEXT_TOKENS[-1])
+    return None if model is None else _between(plan, model, text)
+
+
+def _between(plan: Plan, model: str, text_tokens: int) -> Estimate | None:
+    layers = plan.profile.llama.layers
+    if plan.host_layers and not (plan.host_embeddings and plan.checkpointed_layers == layers):
+        return None
+    micro = _place(plan.micro_batch, MICRO_BATCHES)
+    text = _place(max(text_tokens, TEXT_TOKENS[0]), TEXT_TOKENS)
+    relief = _place(
+        plan.checkpointed_layers + plan.host_layers,
+        [sum(point) for point in reliefs(model, plan.host_embeddings)],
+    )
+    if micro is None or text is None or relief is None:
+        return None
+    found = [0.0, 0.0, 0.0]
+    for m, m_share in _ends(micro):
+        for t, t_share in _ends(text):
+            for r, r_share in _ends(relief):
+                key = (model, plan.quantization, plan.host_embeddings, m, t, r)
+                corner = _corners()[key]
+                less = corner["compiled_less_bytes"] if plan.compile else 0
+                share = m_share * t_share * r_share
+                found[0] += share * (corner["tensors_bytes"] - less)
+                found[1] += share * (corner["pool_bytes"] - less)
+                found[2] += share * corner["host_bytes"]
+    if "expandable_segments:True" not in plan.allocator:
+        found[1] *= WHOLE_SEGMENTS
+    return Estimate(*(round(number) for number in found))
+
+
+def _model_in_grid(plan: Plan) -> str | None:
+    """The model whose corners speak for the plan's: its own, or a larger sister's."""
+    known = dict.fromkeys(key[0] for key in _corners())
+    return next(
+        (name for name in known if model_needs_no_more(plan.profile, model_profile(name))), None
+    )
+
+
+def _usual(plan: Plan, model: str) -> Plan:
+    """The plan of the corners with `plan`'s own place among them."""
+    free = ("processes", "compile", "dtype", "device", "host_embeddings", "host_layers", "tokens",
+            "checkpointed_layers", "micro_batch", "accumulation", "effective_batch",
+            "quantization")  # fmt: skip
+    data = plan.model_dump(mode="json", include=set(free))
+    return Plan.parse(data | {"model": model})
+
+
+@cache
+def _corners() -> dict[tuple[Any, ...], dict[str, Any]]:
+    corners = {}
+    for line in GRID_FILE.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        key = ("model", "quantization", "host_embeddings", "micro_batch", "text_tokens")
+        relief = row["checkpointed_layers"] + row["host_layers"]
+        corners[(*(row[name] for name in key), relief)] = row
+    return corners
+
+
+def _place(value: int, corners: Sequence[int]) -> _Place | None:
+    for low, high in zip(corners, corners[1:], strict=False):
+        if low <= value <= high:
+            return _Place(low, high, (value - low) / (high - low))
+    return None
+
+
+def _ends(place: _Place) -> list[tuple[int, float]]:
+    ends = [(place.low, 1 - place.share), (place.high, place.share)]
+    return [(corner, share) for corner, share in ends if share]

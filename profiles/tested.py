@@ -62,6 +62,9 @@ class TestedRow(_Frozen):
         description="gradients that a step of several micro-batches holds while it computes; added "
         "where the row was measured with one micro-batch a step",
     )
+    forecast_bytes: int | None = Field(
+        None, gt=0, description="what the pool was forecast to take, in bytes"
+    )
     step_seconds: float | None = Field(None, gt=0, description="seconds per micro-batch")
     verdict: Verdict = Field(description="the status in this project's words")
     versions: dict[str, str] = Field(default_factory=dict, description="torch, driver …")
@@ -69,6 +72,7 @@ class TestedRow(_Frozen):
     date: datetime.date | None = Field(None, description="null when the source does not say")
     note: str = Field("", description="conditions and doubts")
     contradicted_by: tuple[str, ...] = Field((), description="ids of rows that refute this one")
+    confirmed_by: tuple[str, ...] = Field((), description="ids of rows that saw the same")
 
     @model_validator(mode="after")
     def _settings_are_a_plan(self) -> Self:

@@ -82,7 +82,7 @@ def train(
     if no_quantization:
         assignments.insert(0, "quantization=none")
     with _user_errors():
-        resolved = _resolve(auto, plan, model, assignments + (set_ or []), use_lora)
+        resolved = _resolve(auto, plan, model, assignments + (set_ or []), use_lora, data_dir)
         if data_dir is None:
             _fail(
                 "--data-dir: name the folder that holds ReasonSeg/{train,val}\n"
@@ -111,17 +111,30 @@ def synthesise(
     print(f"{train_} + {val} + {test} questions ({', '.join(kinds)}) in {where}")
 
 
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
 def _resolve(
-    auto: bool, path: Path | None, model: Text, assignments: list[str], use_lora: bool
+    auto: bool,
+    path: Path | None,
+    model: Text,
+    assignments: list[str],
+    use_lora: bool,
+    data: Path | None,
 ) -> Plan:
     """The plan that the command line asks for. Raises PlanError."""
     from profiles.plan import Plan
 
     if auto:
-        from advisor.preflight import advise
+        from advisor.dryrun import measured
+        from advisor.preflight import advise, live_forecast
         from advisor.probe import probe
 
-        advice = advise(probe(), model, tuple(assignments))
+        machine = probe()
+        live = live_forecast(machine, None, data, _tell)
+        advice = advise(machine, model, tuple(assignments), data=data, live=live)
+        advice = measured(advice, _tell)
         if advice.plan is None or advice.exit_code:
             print(f"{advice.verdict}: {advice.summary}", file=sys.stderr)
             raise typer.Exit(advice.exit_code)

@@ -59,7 +59,7 @@ def fake_rehearsal(
     workspace = CUBLAS_WORKSPACE[compute_capability >= (9, 0)]
     seen = watch(plan, (text_tokens, text_tokens), masks, workspace, tell=tell)
     assumed = [f"cuBLAS workspaces of twice {workspace / MIB:.1f} MiB (compute capability "
-               f"{compute_capability[0]}.{compute_capability[1]})"]  # fmt: skip
+               f"{compute_capability[0]}.{compute_capability[1]}) and 1 MiB"]  # fmt: skip
     if seen.paged:
         assumed.append(f"{seen.paged / MIB:.1f} MiB of paged optimizer state are off the card")
     peaks = seen.trace.peaks()

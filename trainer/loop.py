@@ -200,9 +200,7 @@ class Run:
             batch_sampler=self.sampler,
             num_workers=self.plan.workers,
             pin_memory=self.plan.device == "cuda",
-            collate_fn=partial(
-                collate, tokenizer=self.tokenizer, step=length_step(self.plan)
-            ),
+            collate_fn=partial(collate, tokenizer=self.tokenizer, step=length_step(self.plan)),
         )
         group: list[Batch] = []
         for batch in loader:

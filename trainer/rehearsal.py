@@ -52,6 +52,16 @@ class Rehearsal:
         model.predict(self.samples.batch().to(self.accelerator.device))
         model.train()
 
+    def save(self) -> None:
+        """Write a checkpoint, as training does, and throw it away."""
+        import tempfile
+
+        from trainer import checkpoint
+
+        model = self.accelerator.unwrap_model(self.model)
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint.save(Path(folder) / "trial", model, self.plan, {})
+
     def batches(self) -> list[Any]:
         """The micro-batches of one step, in pinned memory as data workers leave them."""
         return [batch.pin_memory() for batch in self.samples.step()]
@@ -102,9 +112,18 @@ def model_flops(plan: Plan, tokens: int) -> float:
 
 
 def rehearse(
-    plan: Plan, cap_bytes: int | None, text_tokens: tuple[int, int], masks: int, steps: int
+    plan: Plan,
+    cap_bytes: int | None,
+    text_tokens: tuple[int, int],
+    masks: int,
+    steps: int,
+    save: bool = False,
 ) -> Measurement:
-    """Build the model, warm up, time `steps` steps on this process's GPU."""
+    """Build the model, warm up, time `steps` steps on this process's GPU.
+
+    With `save` a checkpoint is written as well, and thrown away. What took more than was free, and
+    yet did not fail, SPILLS: the driver moved it to host memory.
+    """
     import torch
 
     from trainer.loop import versions
@@ -112,6 +131,7 @@ def rehearse(
     if not torch.cuda.is_available():
         raise RuntimeError("a real rehearsal needs a CUDA device")
     properties = torch.cuda.get_device_properties(0)
+    free = torch.cuda.mem_get_info()[0]
     if cap_bytes is not None:
         torch.cuda.set_per_process_memory_fraction(cap_bytes / properties.total_memory)
     facts: dict[str, Any] = {
@@ -141,10 +161,15 @@ def rehearse(
         seconds = [_timed(rehearsal) for _ in range(steps)]
         facts["last_loss"] = rehearsal.step()
         facts |= _speed(rehearsal, statistics.median(seconds), properties.name) | {"steps": steps}
+        if save:
+            rehearsal.save()
         verdict = "FITS"
     except torch.OutOfMemoryError as error:
         verdict, facts["error"] = "OOM", f"{peaks.phase}: {str(error).splitlines()[0]}"
     peaks.begin("done")
+    if verdict == "FITS" and peaks.reserved > free:
+        verdict = "SPILLS"
+        facts["error"] = f"took {peaks.reserved} bytes where {free} were free"
     facts["load_peak_bytes"] = peaks.allocated.get("load")
     facts["phases"] = {name: peak for name, peak in peaks.allocated.items() if name != "load"}
     facts["peak_allocated_bytes"] = max(facts["phases"].values(), default=None)
@@ -241,6 +266,7 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, help="take the longest text of this data set")
     parser.add_argument("--masks", type=int, default=1, help="[SEG] tokens of a sample")
     parser.add_argument("--steps", type=int, default=8, help="timed steps")
+    parser.add_argument("--save", action="store_true", help="write a checkpoint as well")
     parser.add_argument("--fake", action="store_true", help="count bytes, without a GPU")
     parser.add_argument("--events", type=Path, help="with --fake: write (block, bytes) as int64")
     parser.add_argument("--compute-capability", default="8.6", help="of the card, with --fake")
@@ -278,7 +304,8 @@ def main() -> None:
         if arguments.events:
             arguments.events.write_bytes(array("q", chain.from_iterable(events)).tobytes())
     else:
-        measurement = rehearse(plan, cap, text, arguments.masks, arguments.steps)
+        options = arguments.masks, arguments.steps, arguments.save
+        measurement = rehearse(plan, cap, text, *options)
     print(measurement.model_dump_json(), file=out, flush=True)
     if arguments.fake:
         os._exit(0)  # taking thousands of fake tensors down one by one takes a second

@@ -83,7 +83,6 @@ class FeatureCache:
             Path(aside).unlink(missing_ok=True)
             raise
 
-
     def sweep(self) -> None:
         """Remove what killed writers left behind."""
         for aside in self.folder.glob(ASIDE + "*"):

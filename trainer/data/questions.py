@@ -28,8 +28,16 @@ from trainer.data.wording import (
     tokens,
 )
 
-DIRECT: Final = ("colour", "shape", "texture", "colour-shape", "size", "position", "relation",
-                 "counting")
+DIRECT: Final = (
+    "colour",
+    "shape",
+    "texture",
+    "colour-shape",
+    "size",
+    "position",
+    "relation",
+    "counting",
+)
 REASONING: Final = ("negation", "colour-clue", "shape-clue", "size-clue", "position-clue")
 KINDS: Final[tuple[str, ...]] = DIRECT + REASONING
 # Never shown to a pretrained model: what is left for fine-tuning to teach.
@@ -40,8 +48,12 @@ SIZE_MARGIN: Final = 1.25  # ratio of radii
 PLACE_MARGIN: Final = 0.06  # of the picture's side, between centres
 EDGE_MARGIN: Final = 0.03  # of the picture's side, between outlines
 _TIMES: Final = {1: "once", 2: "twice", 3: "three times", 4: "four times"}
-_SIDES: Final = (("to the left of", 0, -1), ("to the right of", 0, 1), ("above", 1, -1),
-                 ("below", 1, 1))
+_SIDES: Final = (
+    ("to the left of", 0, -1),
+    ("to the right of", 0, 1),
+    ("above", 1, -1),
+    ("below", 1, 1),
+)
 _SIZE_WORDS: Final = {"largest": ("largest", "biggest"), "smallest": ("smallest",)}
 _CENTRE: Final = ("centre", ("most central",))
 _MARKS: Final = {"striped": "stripes", "dotted": "dots"}
@@ -81,16 +93,20 @@ class _Candidate:
 _Group = tuple[str, str, tuple[int, ...]]  # attribute, its value, the shapes that have it
 
 
-def _groups(scene: Scene, attributes: Iterable[str] = ("colour", "form", "texture")
-            ) -> list[_Group]:
+def _groups(
+    scene: Scene, attributes: Iterable[str] = ("colour", "form", "texture")
+) -> list[_Group]:
     """Every value seen of every attribute, unless all shapes share it."""
     found: list[_Group] = []
     for attribute in attributes:
         members: dict[str, list[int]] = {}
         for index, shape in enumerate(scene.shapes):
             members.setdefault(getattr(shape, attribute), []).append(index)
-        found += [(attribute, value, tuple(indices)) for value, indices in members.items()
-                  if len(indices) < len(scene.shapes)]
+        found += [
+            (attribute, value, tuple(indices))
+            for value, indices in members.items()
+            if len(indices) < len(scene.shapes)
+        ]
     return found
 
 
@@ -106,11 +122,15 @@ def _choose(rng: np.random.Generator, values: Sequence[str]) -> str:
     return values[int(rng.integers(len(values)))]
 
 
-def _by_attribute(attribute: str, key: str) -> Callable[[np.random.Generator, Scene],
-                                                        list[_Candidate]]:
+def _by_attribute(
+    attribute: str, key: str
+) -> Callable[[np.random.Generator, Scene], list[_Candidate]]:
     def make(rng: np.random.Generator, scene: Scene) -> list[_Candidate]:
-        return [_Candidate(key, {attribute: value, "noun": _named(value, targets)}, targets)
-                for _, value, targets in _groups(scene, [attribute])]
+        return [
+            _Candidate(key, {attribute: value, "noun": _named(value, targets)}, targets)
+            for _, value, targets in _groups(scene, [attribute])
+        ]
+
     return make
 
 
@@ -135,8 +155,11 @@ def _two_attributes(rng: np.random.Generator, scene: Scene) -> list[_Candidate]:
 def _comparable(scene: Scene) -> list[tuple[str, tuple[int, ...]]]:
     """What can be compared: all shapes, and those that share a form or a colour."""
     everything = ("shape", tuple(range(len(scene.shapes))))
-    return [everything] + [(_noun(attribute, value), members) for attribute, value, members
-                           in _groups(scene, ("form", "colour")) if len(members) > 1]
+    return [everything] + [
+        (_noun(attribute, value), members)
+        for attribute, value, members in _groups(scene, ("form", "colour"))
+        if len(members) > 1
+    ]
 
 
 def _visible(scene: Scene) -> list[int]:
@@ -161,9 +184,11 @@ def _extreme_sizes(scene: Scene, members: tuple[int, ...], visible: list[int]) -
 
 def _sizes(rng: np.random.Generator, scene: Scene) -> list[_Candidate]:
     visible = _visible(scene)
-    return [_Candidate("size", {"most": _choose(rng, _SIZE_WORDS[name]), "noun": noun}, (index,))
-            for noun, members in _comparable(scene)
-            for name, index in _extreme_sizes(scene, members, visible).items()]
+    return [
+        _Candidate("size", {"most": _choose(rng, _SIZE_WORDS[name]), "noun": noun}, (index,))
+        for noun, members in _comparable(scene)
+        for name, index in _extreme_sizes(scene, members, visible).items()
+    ]
 
 
 def _clear_winner(values: dict[int, float], margin: float) -> int | None:
@@ -208,19 +233,26 @@ def _positions(rng: np.random.Generator, scene: Scene) -> list[_Candidate]:
 
 def _references(scene: Scene) -> list[tuple[str, int]]:
     """Noun phrases that fit exactly one shape: "star", "red shape" or "red star"."""
-    found = [(_noun(attribute, value), members[0]) for attribute, value, members
-             in _groups(scene, ("form", "colour")) if len(members) == 1]
+    found = [
+        (_noun(attribute, value), members[0])
+        for attribute, value, members in _groups(scene, ("form", "colour"))
+        if len(members) == 1
+    ]
     pairs = Counter((shape.colour, shape.form) for shape in scene.shapes)
-    return found + [(f"{shape.colour} {shape.form}", index)
-                    for index, shape in enumerate(scene.shapes)
-                    if pairs[shape.colour, shape.form] == 1]
+    return found + [
+        (f"{shape.colour} {shape.form}", index)
+        for index, shape in enumerate(scene.shapes)
+        if pairs[shape.colour, shape.form] == 1
+    ]
 
 
 def _relations(rng: np.random.Generator, scene: Scene) -> list[_Candidate]:
     margin = PLACE_MARGIN * scene.image.shape[0]
     everything: list[tuple[str, tuple[int, ...]]] = [("shape", tuple(range(len(scene.shapes))))]
-    nouns = everything + [(_noun(attribute, value), members) for attribute, value, members
-                          in _groups(scene, ("form", "colour"))]
+    nouns = everything + [
+        (_noun(attribute, value), members)
+        for attribute, value, members in _groups(scene, ("form", "colour"))
+    ]
     found = []
     for reference, index in _references(scene):
         origin = scene.shapes[index].centre
@@ -271,27 +303,35 @@ def _negations(rng: np.random.Generator, scene: Scene) -> list[_Candidate]:
     return found
 
 
-def _clues(attribute: str, key: str, table: dict[str, tuple[str, ...]]
-           ) -> Callable[[np.random.Generator, Scene], list[_Candidate]]:
+def _clues(
+    attribute: str, key: str, table: dict[str, tuple[str, ...]]
+) -> Callable[[np.random.Generator, Scene], list[_Candidate]]:
     def make(rng: np.random.Generator, scene: Scene) -> list[_Candidate]:
-        return [_Candidate(key, {"clue": _choose(rng, table[value])}, targets)
-                for _, value, targets in _groups(scene, [attribute])]
+        return [
+            _Candidate(key, {"clue": _choose(rng, table[value])}, targets)
+            for _, value, targets in _groups(scene, [attribute])
+        ]
+
     return make
 
 
 def _size_clues(rng: np.random.Generator, scene: Scene) -> list[_Candidate]:
     extremes = _extreme_sizes(scene, tuple(range(len(scene.shapes))), _visible(scene))
-    return [_Candidate("size-clue", {"clue": _choose(rng, SIZE_CLUES[name])}, (index,))
-            for name, index in extremes.items()]
+    return [
+        _Candidate("size-clue", {"clue": _choose(rng, SIZE_CLUES[name])}, (index,))
+        for name, index in extremes.items()
+    ]
 
 
 def _position_clues(rng: np.random.Generator, scene: Scene) -> list[_Candidate]:
     middle = scene.image.shape[0] // 2
     extremes = _extreme_places(scene, tuple(range(len(scene.shapes))))
     # A dart in the centre of the picture hits nothing unless a shape is there.
-    return [_Candidate("position-clue", {"clue": _choose(rng, POSITION_CLUES[edge])}, (index,))
-            for edge, index in extremes.items()
-            if edge != "centre" or int(scene.ids[middle, middle]) == index]
+    return [
+        _Candidate("position-clue", {"clue": _choose(rng, POSITION_CLUES[edge])}, (index,))
+        for edge, index in extremes.items()
+        if edge != "centre" or int(scene.ids[middle, middle]) == index
+    ]
 
 
 _MAKERS: Final[dict[str, Callable[[np.random.Generator, Scene], list[_Candidate]]]] = {
@@ -311,8 +351,7 @@ _MAKERS: Final[dict[str, Callable[[np.random.Generator, Scene], list[_Candidate]
 }
 
 
-def ask(rng: np.random.Generator, scene: Scene, kinds: Sequence[str], split: str
-        ) -> list[Question]:
+def ask(rng: np.random.Generator, scene: Scene, kinds: Sequence[str], split: str) -> list[Question]:
     """Questions about ``scene``: at most one of each kind, in the order of ``kinds``.
 
     ``split`` ("train", "val" or "test") selects the wording, which is disjoint between splits;
@@ -344,8 +383,13 @@ def check_request(kinds: Sequence[str], split: str) -> None:
         raise ValueError(f"unknown split {split!r}: use one of {', '.join(SPLITS)}")
 
 
-def sample_texts(rng: np.random.Generator, n: int, *, kinds: Sequence[str] = KINDS,
-                 splits: Sequence[str] = SPLITS) -> list[str]:
+def sample_texts(
+    rng: np.random.Generator,
+    n: int,
+    *,
+    kinds: Sequence[str] = KINDS,
+    splits: Sequence[str] = SPLITS,
+) -> list[str]:
     """``n`` texts as they occur in the splits, in equal parts; for training a tokenizer."""
     texts: list[str] = []
     while len(texts) < n:

@@ -85,8 +85,22 @@ def _outline(form: str) -> NDArray[np.float64]:
     """Vertices [n, 2] of a form about the origin, scaled to the area of a circle of radius 1."""
     if form == "cross":
         a, b = 0.36, 1.0
-        points = np.array([(-a, -b), (a, -b), (a, -a), (b, -a), (b, a), (a, a),
-                           (a, b), (-a, b), (-a, a), (-b, a), (-b, -a), (-a, -a)])
+        points = np.array(
+            [
+                (-a, -b),
+                (a, -b),
+                (a, -a),
+                (b, -a),
+                (b, a),
+                (a, a),
+                (a, b),
+                (-a, b),
+                (-a, a),
+                (-b, a),
+                (-b, -a),
+                (-a, -a),
+            ]
+        )
     elif form == "star":
         points = _ring(np.arange(10) * np.pi / 5, np.tile([1.0, 0.46], 5))
     else:
@@ -197,8 +211,13 @@ def _background(rng: np.random.Generator, size: int) -> NDArray[np.uint8]:
     down, across = ((wave, flat), (flat, wave), (wave, np.sign(wave)), (flat, 0 * flat))[pattern]
     # A product of two thin matrices: several times as fast as adding broadcast pictures.
     left = np.stack([flat, line, down], axis=1).astype(np.float32)
-    right = np.stack([base + line[:, None] * slope_x, np.tile(slope_y, (size, 1)),
-                      np.tile(across[:, None], (1, 3))]).astype(np.float32)
+    right = np.stack(
+        [
+            base + line[:, None] * slope_x,
+            np.tile(slope_y, (size, 1)),
+            np.tile(across[:, None], (1, 3)),
+        ]
+    ).astype(np.float32)
     picture = left @ right.reshape(3, size * 3)
     return picture.astype(np.uint8).reshape(size, size, 3)
 
@@ -209,6 +228,7 @@ def _attributes(rng: np.random.Generator, count: int, layout: str) -> list[tuple
     Drawn from few values each, so that shapes share attributes and one word is seldom enough
     to tell the target.  In an odd-one-out layout all but one share an attribute.
     """
+
     def draw(values: tuple[str, ...], low: int, high: int) -> list[str]:
         few = rng.permutation(len(values))[: int(rng.integers(low, high + 1))]
         return [values[few[i]] for i in rng.integers(0, len(few), count)]
@@ -235,8 +255,9 @@ def _fits(shape: Shape, others: list[Shape], overlap: bool) -> bool:
     return True
 
 
-def _stamp(ids: NDArray[np.int16], patch: _Patch, shapes: list[Shape],
-           boxes: list[tuple[slice, slice]]) -> int:
+def _stamp(
+    ids: NDArray[np.int16], patch: _Patch, shapes: list[Shape], boxes: list[tuple[slice, slice]]
+) -> int:
     """Write a new shape into ``ids``; its area in px, or 0 (``ids`` unchanged) if it must not be.
 
     What is hidden must leave every older shape in one piece, without holes and visible enough.
@@ -262,8 +283,9 @@ def _stamp(ids: NDArray[np.int16], patch: _Patch, shapes: list[Shape],
     return int(under.size)
 
 
-def _place(rng: np.random.Generator, image: NDArray[np.uint8], count: int, layout: str,
-           scale: float) -> tuple[NDArray[np.int16], list[Shape]]:
+def _place(
+    rng: np.random.Generator, image: NDArray[np.uint8], count: int, layout: str, scale: float
+) -> tuple[NDArray[np.int16], list[Shape]]:
     """Draw up to ``count`` shapes into ``image`` (in place); a shape without room is left out."""
     size = image.shape[0]
     ids = np.full((size, size), -1, dtype=np.int16)
@@ -289,8 +311,9 @@ def _place(rng: np.random.Generator, image: NDArray[np.uint8], count: int, layou
     return ids, shapes
 
 
-def _smudge(rng: np.random.Generator, image: NDArray[np.uint8],
-            ids: NDArray[np.int16]) -> NDArray[np.bool_] | None:
+def _smudge(
+    rng: np.random.Generator, image: NDArray[np.uint8], ids: NDArray[np.int16]
+) -> NDArray[np.bool_] | None:
     """Blur and dirty an ellipse of ``image`` (in place); its mask bool [H, W], None if no room.
 
     A spot is refused where it would hide much of a shape.  It is always smaller than any shape
@@ -309,8 +332,10 @@ def _smudge(rng: np.random.Generator, image: NDArray[np.uint8],
         if np.any(touched > SMUDGE_LIMIT * seen) or np.any(seen[touched > 0] <= 1.2 * under.size):
             continue
         # Blurring the neighbourhood alone is several times as fast as blurring the picture.
-        box = (slice(max(0, int(y - height) - 1), int(y + height) + 2),
-               slice(max(0, int(x - width) - 1), int(x + width) + 2))
+        box = (
+            slice(max(0, int(y - height) - 1), int(y + height) + 2),
+            slice(max(0, int(x - width) - 1), int(x + width) + 2),
+        )
         blurred = Image.fromarray(image[box]).filter(ImageFilter.BoxBlur(size / 32))
         dirt = rng.integers(-45, 46, (under.size, 1))
         spot = np.clip(np.asarray(blurred)[mask[box]] + dirt, 0, BRIGHTEST)
@@ -319,8 +344,15 @@ def _smudge(rng: np.random.Generator, image: NDArray[np.uint8],
     return None
 
 
-def draw_scene(rng: np.random.Generator, size: int = 256, *, minimum: int = 3, maximum: int = 6,
-               layout: str | None = None, smudge: float = 0.25) -> Scene:
+def draw_scene(
+    rng: np.random.Generator,
+    size: int = 256,
+    *,
+    minimum: int = 3,
+    maximum: int = 6,
+    layout: str | None = None,
+    smudge: float = 0.25,
+) -> Scene:
     """Draw one scene of ``size`` x ``size`` px with ``minimum``..``maximum`` shapes.
 
     ``layout`` is one of ``LAYOUTS``; None draws an odd-one-out layout with probability
@@ -333,8 +365,10 @@ def draw_scene(rng: np.random.Generator, size: int = 256, *, minimum: int = 3, m
     if layout is not None and layout not in LAYOUTS:
         raise ValueError(f"unknown layout {layout!r}: use one of {', '.join(LAYOUTS)} or None")
     if size < 48 or not 1 <= minimum <= maximum <= 10:
-        raise ValueError(f"need size >= 48 and 1 <= minimum <= maximum <= 10, got size={size}, "
-                         f"minimum={minimum}, maximum={maximum}")
+        raise ValueError(
+            f"need size >= 48 and 1 <= minimum <= maximum <= 10, got size={size}, "
+            f"minimum={minimum}, maximum={maximum}"
+        )
     if layout is None:
         odd = rng.random() < ODD_PROBABILITY
         layout = LAYOUTS[int(rng.integers(1, len(LAYOUTS)))] if odd else "random"

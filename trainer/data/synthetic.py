@@ -35,8 +35,20 @@ from trainer.data.scenes import Scene, Shape, draw_scene
 from trainer.data.wording import SPLITS
 
 __all__ = [
-    "DIRECT", "HELD_OUT", "KINDS", "PRETRAINING", "REASONING", "SPLITS", "Question", "Scene",
-    "Shape", "all_words", "ask", "draw_scene", "sample_texts", "write_dataset",
+    "DIRECT",
+    "HELD_OUT",
+    "KINDS",
+    "PRETRAINING",
+    "REASONING",
+    "SPLITS",
+    "Question",
+    "Scene",
+    "Shape",
+    "all_words",
+    "ask",
+    "draw_scene",
+    "sample_texts",
+    "write_dataset",
 ]
 
 FOLDER: Final = "ReasonSeg"
@@ -71,11 +83,13 @@ def _flag(rng: np.random.Generator, size: int) -> dict[str, Any]:
     return {"label": "flag", "points": rng.integers(0, size, (3, 2)).tolist()}
 
 
-def _annotation(rng: np.random.Generator, scene: Scene, outlines: list[_Polygon],
-                question: Question) -> dict[str, Any]:
+def _annotation(
+    rng: np.random.Generator, scene: Scene, outlines: list[_Polygon], question: Question
+) -> dict[str, Any]:
     """The JSON object of one question."""
     shapes: list[dict[str, Any]] = [
-        {"label": "target", "points": outlines[index]} for index in question.targets]
+        {"label": "target", "points": outlines[index]} for index in question.targets
+    ]
     if scene.ignore is not None:
         smudge = _polygon(scene.ignore)
         if smudge is None:
@@ -83,8 +97,12 @@ def _annotation(rng: np.random.Generator, scene: Scene, outlines: list[_Polygon]
         shapes.append({"label": "ignore", "points": smudge})
     if rng.random() < FLAG_PROBABILITY:
         shapes.append(_flag(rng, scene.image.shape[0]))
-    return {"shapes": shapes, "text": list(question.texts), "is_sentence": question.is_sentence,
-            "kind": question.kind}
+    return {
+        "shapes": shapes,
+        "text": list(question.texts),
+        "is_sentence": question.is_sentence,
+        "kind": question.kind,
+    }
 
 
 def _jpeg(image: NDArray[np.uint8]) -> bytes:
@@ -94,8 +112,9 @@ def _jpeg(image: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def _write_scene(folder: Path, rng: np.random.Generator, name: str, scene: Scene,
-                 questions: list[Question]) -> bool:
+def _write_scene(
+    folder: Path, rng: np.random.Generator, name: str, scene: Scene, questions: list[Question]
+) -> bool:
     """Write each question under its own name; False, with nothing written, for a bad scene."""
     outlines = _polygons(scene)
     if outlines is None:
@@ -109,8 +128,9 @@ def _write_scene(folder: Path, rng: np.random.Generator, name: str, scene: Scene
     return True
 
 
-def _write_split(folder: Path, seed: int, split: str, count: int, kinds: Sequence[str],
-                 size: int) -> None:
+def _write_split(
+    folder: Path, seed: int, split: str, count: int, kinds: Sequence[str], size: int
+) -> None:
     """Write ``count`` questions, the kinds in equal parts as far as ``count`` allows."""
     folder.mkdir(parents=True)
     each, over = divmod(count, len(kinds))
@@ -130,13 +150,23 @@ def _write_split(folder: Path, seed: int, split: str, count: int, kinds: Sequenc
         else:
             fruitless += 1
         if fruitless > PATIENCE:
-            raise RuntimeError(f"{PATIENCE} scenes in a row of {size} px gave no question of the "
-                               f"kinds {open_kinds}: use a larger size or leave these kinds out")
+            raise RuntimeError(
+                f"{PATIENCE} scenes in a row of {size} px gave no question of the "
+                f"kinds {open_kinds}: use a larger size or leave these kinds out"
+            )
         number += 1
 
 
-def write_dataset(root: Path, *, seed: int, train: int, val: int, test: int,
-                  kinds: Sequence[str] = KINDS, size: int = 256) -> Path:
+def write_dataset(
+    root: Path,
+    *,
+    seed: int,
+    train: int,
+    val: int,
+    test: int,
+    kinds: Sequence[str] = KINDS,
+    size: int = 256,
+) -> Path:
     """Write ``root/ReasonSeg/{train,val,test}`` and return ``root/ReasonSeg``.
 
     ``train``, ``val`` and ``test`` are numbers of questions (JSON files, each with its JPEG); up
@@ -150,14 +180,17 @@ def write_dataset(root: Path, *, seed: int, train: int, val: int, test: int,
     check_request(kinds, SPLITS[0])
     counts = dict(zip(SPLITS, (train, val, test), strict=True))
     if seed < 0 or min(counts.values()) < 0 or not any(counts.values()):
-        raise ValueError(f"need seed >= 0, counts >= 0 and at least one question, got seed={seed}, "
-                         f"{', '.join(f'{split}={count}' for split, count in counts.items())}")
+        raise ValueError(
+            f"need seed >= 0, counts >= 0 and at least one question, got seed={seed}, "
+            f"{', '.join(f'{split}={count}' for split, count in counts.items())}"
+        )
     if len(set(kinds)) < len(kinds):
         raise ValueError(f"a kind is named twice in {list(kinds)}: name each kind once")
     final = Path(root) / FOLDER
     if final.exists() and (not final.is_dir() or any(final.iterdir())):
-        raise FileExistsError(f"{final} exists and is not empty: move or delete it, or choose "
-                              "another destination")
+        raise FileExistsError(
+            f"{final} exists and is not empty: move or delete it, or choose another destination"
+        )
     final.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=final.parent, prefix=".unfinished-") as unfinished:
         # One level below: the temporary folder itself is readable by its owner alone.

@@ -41,16 +41,26 @@ FORM_CLUES: Final[dict[str, tuple[str, ...]]] = {
     "cross": ("a first-aid sign", "a plus sign", "the sign of an ambulance"),
 }
 SIZE_CLUES: Final[dict[str, tuple[str, ...]]] = {
-    "largest": ("would need the most paint", "would take the longest to paint",
-                "would weigh the most if all were cut from one board"),
-    "smallest": ("would need the least paint", "would be the quickest to paint",
-                 "would weigh the least if all were cut from one board"),
+    "largest": (
+        "would need the most paint",
+        "would take the longest to paint",
+        "would weigh the most if all were cut from one board",
+    ),
+    "smallest": (
+        "would need the least paint",
+        "would be the quickest to paint",
+        "would weigh the least if all were cut from one board",
+    ),
 }
 POSITION_CLUES: Final[dict[str, tuple[str, ...]]] = {
-    "top": ("would be reached first by a bird on its way down from the sky",
-            "would be the nearest to the sun at noon"),
-    "bottom": ("would be reached first by an ant on its way up from the ground",
-               "would be reached first by the rising water of a flood"),
+    "top": (
+        "would be reached first by a bird on its way down from the sky",
+        "would be the nearest to the sun at noon",
+    ),
+    "bottom": (
+        "would be reached first by an ant on its way up from the ground",
+        "would be reached first by the rising water of a flood",
+    ),
     "left": ("would come first if this were a line of English text",),
     "right": ("would come last if this were a line of English text",),
     "centre": ("would be hit by a dart if the picture were a dart board",),
@@ -98,50 +108,86 @@ _PREDICATE: Final[dict[str, tuple[str, ...]]] = {
 # Noun phrases, without "the" in front.  A key is a kind, or "kind:variant".
 PHRASES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     "colour": {
-        "train": ("{colour} {n}", "{n} painted {colour}", "{n} of the colour {colour}",
-                  "{colour} coloured {n}", "{n} that {look} {colour}"),
+        "train": (
+            "{colour} {n}",
+            "{n} painted {colour}",
+            "{n} of the colour {colour}",
+            "{colour} coloured {n}",
+            "{n} that {look} {colour}",
+        ),
         "val": ("{n} that {is} {colour}", "{n} that {is} painted {colour}"),
         "test": ("{n} coloured {colour}", "{n} of {colour} colour"),
     },
     "shape": {
-        "train": ("{noun}", "{n} in the form of a {form}", "{n} with the outline of a {form}",
-                  "{noun} of any size"),
+        "train": (
+            "{noun}",
+            "{n} in the form of a {form}",
+            "{n} with the outline of a {form}",
+            "{noun} of any size",
+        ),
         "val": ("{n} with the form of a {form}", "{n} that {is} like a {form}"),
         "test": ("{n} that {has} the form of a {form}", "{n} that {look} like a {form}"),
     },
     "texture": {
-        "train": ("{texture} {n}", "{n} with a {texture} surface", "{n} that {look} {texture}",
-                  "{n} with a {texture} texture"),
+        "train": (
+            "{texture} {n}",
+            "{n} with a {texture} surface",
+            "{n} that {look} {texture}",
+            "{n} with a {texture} texture",
+        ),
         "val": ("{n} that {is} {texture}", "{n} of {texture} texture"),
         "test": ("{n} that {has} a {texture} surface", "{n} that {has} a {texture} texture"),
     },
     "colour-shape": {
-        "train": ("{adjective} {noun}", "{noun} with {adjective} paint",
-                  "{noun} with a {adjective} surface", "{noun} that {look} {adjective}"),
+        "train": (
+            "{adjective} {noun}",
+            "{noun} with {adjective} paint",
+            "{noun} with a {adjective} surface",
+            "{noun} that {look} {adjective}",
+        ),
         "val": ("{noun} that {is} {adjective}", "{adjective} {n} with the form of a {form}"),
-        "test": ("{noun} that {has} a {adjective} surface",
-                 "{adjective} {n} in the form of a {form}"),
+        "test": (
+            "{noun} that {has} a {adjective} surface",
+            "{adjective} {n} in the form of a {form}",
+        ),
     },
     "size": {
-        "train": ("{most} {noun}", "{noun} of the {most} size", "{most} {noun} of all",
-                  "{most} {noun} in this picture"),
+        "train": (
+            "{most} {noun}",
+            "{noun} of the {most} size",
+            "{most} {noun} of all",
+            "{most} {noun} in this picture",
+        ),
         "val": ("{noun} that is the {most}", "{noun} with the {most} size"),
         "test": ("{noun} that has the {most} size", "{noun} that is the {most} of all"),
     },
     "position": {
-        "train": ("{most} {noun}", "{noun} nearest to the {edge}",
-                  "{noun} closest to the {edge} of the picture", "{most} {noun} of all"),
+        "train": (
+            "{most} {noun}",
+            "{noun} nearest to the {edge}",
+            "{noun} closest to the {edge} of the picture",
+            "{most} {noun} of all",
+        ),
         "val": ("{noun} that is nearest to the {edge}", "{noun} that is the {most}"),
-        "test": ("{noun} closest to the {edge}",
-                 "{noun} that lies nearest to the {edge} of the picture"),
+        "test": (
+            "{noun} closest to the {edge}",
+            "{noun} that lies nearest to the {edge} of the picture",
+        ),
     },
     "relation": {
-        "train": ("{noun} {side} the {reference}", "{noun} that lies {side} the {reference}",
-                  "{noun} placed {side} the {reference}"),
-        "val": ("{noun} that is {side} the {reference}",
-                "{noun} that is placed {side} the {reference}"),
-        "test": ("{noun} that can be found {side} the {reference}",
-                 "{noun} found {side} the {reference}"),
+        "train": (
+            "{noun} {side} the {reference}",
+            "{noun} that lies {side} the {reference}",
+            "{noun} placed {side} the {reference}",
+        ),
+        "val": (
+            "{noun} that is {side} the {reference}",
+            "{noun} that is placed {side} the {reference}",
+        ),
+        "test": (
+            "{noun} that can be found {side} the {reference}",
+            "{noun} found {side} the {reference}",
+        ),
     },
     "counting:only": {
         "train": ("only {noun}", "single {noun}", "only {noun} of the picture"),
@@ -149,31 +195,50 @@ PHRASES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         "test": ("single {noun} of the picture", "only {noun} to be found"),
     },
     "counting:times": {
-        "train": ("{n} of the {attribute} that appears exactly {times}",
-                  "{n} whose {attribute} appears exactly {times}",
-                  "{n} with the {attribute} seen exactly {times}"),
-        "val": ("{n} with the {attribute} that appears exactly {times}",
-                "{n} whose {attribute} is seen exactly {times}"),
-        "test": ("{n} of the {attribute} seen exactly {times}",
-                 "{n} that {has} the {attribute} seen exactly {times}"),
+        "train": (
+            "{n} of the {attribute} that appears exactly {times}",
+            "{n} whose {attribute} appears exactly {times}",
+            "{n} with the {attribute} seen exactly {times}",
+        ),
+        "val": (
+            "{n} with the {attribute} that appears exactly {times}",
+            "{n} whose {attribute} is seen exactly {times}",
+        ),
+        "test": (
+            "{n} of the {attribute} seen exactly {times}",
+            "{n} that {has} the {attribute} seen exactly {times}",
+        ),
     },
     "counting:most": {
-        "train": ("{n} of the most common {attribute}", "{n} with the most common {attribute}",
-                  "{n} whose {attribute} is the most common"),
-        "val": ("{n} that {has} the most common {attribute}",
-                "{n} with the {attribute} that is the most common"),
-        "test": ("{n} of the {attribute} that is the most common",
-                 "{n} whose {attribute} appears the most"),
+        "train": (
+            "{n} of the most common {attribute}",
+            "{n} with the most common {attribute}",
+            "{n} whose {attribute} is the most common",
+        ),
+        "val": (
+            "{n} that {has} the most common {attribute}",
+            "{n} with the {attribute} that is the most common",
+        ),
+        "test": (
+            "{n} of the {attribute} that is the most common",
+            "{n} whose {attribute} appears the most",
+        ),
     },
     "negation:not": {
-        "train": ("{n} that {is} not {quality}", "{n} that cannot be called {quality}",
-                  "{n} other than the {group}"),
+        "train": (
+            "{n} that {is} not {quality}",
+            "{n} that cannot be called {quality}",
+            "{n} other than the {group}",
+        ),
         "val": ("{n} that could not be called {quality}", "{n} except the {group}"),
         "test": ("{n} that you would not call {quality}", "{n} not to be called {quality}"),
     },
     "negation:only": {
-        "train": ("only {n} that {is} not {quality}", "one {n} that {is} not {quality}",
-                  "only {n} that cannot be called {quality}"),
+        "train": (
+            "only {n} that {is} not {quality}",
+            "one {n} that {is} not {quality}",
+            "only {n} that cannot be called {quality}",
+        ),
         "val": ("only {n} that could not be called {quality}", "only {n} other than the {group}"),
         "test": ("only {n} that you would not call {quality}", "one {n} other than the {group}"),
     },
@@ -183,14 +248,20 @@ PHRASES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         "test": ("{n} that {is} free of {marks}", "{n} that {is} without {marks}"),
     },
     "colour-clue": {
-        "train": ("{n} with the colour of {clue}", "{n} coloured like {clue}",
-                  "{n} with the same colour as {clue}"),
+        "train": (
+            "{n} with the colour of {clue}",
+            "{n} coloured like {clue}",
+            "{n} with the same colour as {clue}",
+        ),
         "val": ("{n} that {has} the colour of {clue}", "{n} of the same colour as {clue}"),
         "test": ("{n} painted like {clue}", "{n} that {is} coloured like {clue}"),
     },
     "shape-clue": {
-        "train": ("{n} with the form of {clue}", "{n} with an outline like {clue}",
-                  "{n} with the same form as {clue}"),
+        "train": (
+            "{n} with the form of {clue}",
+            "{n} with an outline like {clue}",
+            "{n} with the same form as {clue}",
+        ),
         "val": ("{n} that {has} the form of {clue}", "{n} of the same form as {clue}"),
         "test": ("{n} in the form of {clue}", "{n} with the outline of {clue}"),
     },
@@ -199,37 +270,58 @@ PHRASES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
 }
 
 _ASK_PREDICATE: Final[dict[str, tuple[str, ...]]] = {
-    "train": ("Which shape {clue}?", "Which of these shapes {clue}?", "Tell me which shape {clue}.",
-              "Look at the picture: which one {clue}?"),
+    "train": (
+        "Which shape {clue}?",
+        "Which of these shapes {clue}?",
+        "Tell me which shape {clue}.",
+        "Look at the picture: which one {clue}?",
+    ),
     "val": ("Which one {clue}?", "Can you tell me which shape {clue}?"),
     "test": ("Which one of these {clue}?", "Please tell me which one {clue}."),
 }
 # Whole sentences that only suit one kind; the carriers serve every kind besides.
 SENTENCES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     "negation:not": {
-        "train": ("Mark everything except the {group}.", "Leave out the {group} and mark the rest.",
-                  "Which {n} {is} not {quality}?"),
+        "train": (
+            "Mark everything except the {group}.",
+            "Leave out the {group} and mark the rest.",
+            "Which {n} {is} not {quality}?",
+        ),
         "val": ("Find everything except the {group}.", "Leave out the {group} and find the rest."),
-        "test": ("Please show me everything except the {group}.",
-                 "Look for the rest, not for the {group}."),
+        "test": (
+            "Please show me everything except the {group}.",
+            "Look for the rest, not for the {group}.",
+        ),
     },
     "colour-clue": {
-        "train": ("Which of these would you pick if you wanted the colour of {clue}?",
-                  "If you had to paint {clue}, which {n} would have the right colour?",
-                  "Think of {clue}: which {n} {has} the same colour?"),
-        "val": ("Which of these would you pick to paint {clue}?",
-                "Think of the colour of {clue}: where would you find the same?"),
-        "test": ("Which of these would have the right colour for {clue}?",
-                 "Which {n} would you pick if you had to paint {clue}?"),
+        "train": (
+            "Which of these would you pick if you wanted the colour of {clue}?",
+            "If you had to paint {clue}, which {n} would have the right colour?",
+            "Think of {clue}: which {n} {has} the same colour?",
+        ),
+        "val": (
+            "Which of these would you pick to paint {clue}?",
+            "Think of the colour of {clue}: where would you find the same?",
+        ),
+        "test": (
+            "Which of these would have the right colour for {clue}?",
+            "Which {n} would you pick if you had to paint {clue}?",
+        ),
     },
     "shape-clue": {
-        "train": ("Which of these would you pick if you wanted the form of {clue}?",
-                  "If you had to draw {clue}, which {n} would have the right form?",
-                  "Think of {clue}: which {n} {has} the same outline?"),
-        "val": ("Which of these would you pick to draw {clue}?",
-                "Think of the form of {clue}: where would you find the same?"),
-        "test": ("Which of these would have the right form for {clue}?",
-                 "Which {n} would you pick if you had to draw {clue}?"),
+        "train": (
+            "Which of these would you pick if you wanted the form of {clue}?",
+            "If you had to draw {clue}, which {n} would have the right form?",
+            "Think of {clue}: which {n} {has} the same outline?",
+        ),
+        "val": (
+            "Which of these would you pick to draw {clue}?",
+            "Think of the form of {clue}: where would you find the same?",
+        ),
+        "test": (
+            "Which of these would have the right form for {clue}?",
+            "Which {n} would you pick if you had to draw {clue}?",
+        ),
     },
     "size-clue": _ASK_PREDICATE,
     "position-clue": _ASK_PREDICATE,
@@ -248,8 +340,14 @@ def agreement(many: bool) -> dict[str, str]:
     return {"n": "shape", "is": "is", "has": "has", "look": "looks"}
 
 
-def render(rng: np.random.Generator, key: str, slots: dict[str, str], many: bool, split: str,
-           sentence: bool) -> tuple[str, ...]:
+def render(
+    rng: np.random.Generator,
+    key: str,
+    slots: dict[str, str],
+    many: bool,
+    split: str,
+    sentence: bool,
+) -> tuple[str, ...]:
     """One to four different texts for one question.
 
     ``key`` is a key of ``PHRASES``, ``slots`` fills its placeholders, ``many`` tells whether

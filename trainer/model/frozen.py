@@ -225,7 +225,5 @@ class LoraLinear(nn.Module):
         inner = functional.linear(down, self.lora_A.weight.to(x.dtype))
         up = self.lora_B.weight.to(x.dtype)
         # One product adds the adapter to the base's output: no third [..., N] tensor.
-        added = torch.addmm(
-            y.flatten(0, -2), inner.flatten(0, -2), up.t(), alpha=self.scaling
-        )
+        added = torch.addmm(y.flatten(0, -2), inner.flatten(0, -2), up.t(), alpha=self.scaling)
         return added.view(y.shape)

@@ -31,9 +31,7 @@ class WeightSource(Protocol):
 
     fingerprint: str
 
-    def get(
-        self, name: str, shape: torch.Size, device: torch.device, dtype: torch.dtype
-    ) -> Tensor:
+    def get(self, name: str, shape: torch.Size, device: torch.device, dtype: torch.dtype) -> Tensor:
         """The tensor called `name` on `device`, in `dtype` if it holds floating-point numbers.
 
         Raises WeightsError if absent or misshapen.
@@ -67,9 +65,7 @@ class FolderWeights:
             json.dumps([_identity(path) for path in paths]).encode()
         ).hexdigest()[:16]
 
-    def get(
-        self, name: str, shape: torch.Size, device: torch.device, dtype: torch.dtype
-    ) -> Tensor:
+    def get(self, name: str, shape: torch.Size, device: torch.device, dtype: torch.dtype) -> Tensor:
         key = canonical_name(name)
         if key not in self._owner:
             raise WeightsError(f"{self.folder}: tensor {key} is missing")
@@ -95,9 +91,7 @@ class RandomWeights:
         self.seed = seed
         self.fingerprint = f"random-{seed}"
 
-    def get(
-        self, name: str, shape: torch.Size, device: torch.device, dtype: torch.dtype
-    ) -> Tensor:
+    def get(self, name: str, shape: torch.Size, device: torch.device, dtype: torch.dtype) -> Tensor:
         key = canonical_name(name)
         if len(shape) == 1:
             value = 1.0 if key.endswith("weight") else 0.0
@@ -127,9 +121,7 @@ class ShapesAlone:
     def __init__(self, device: str = "meta") -> None:
         self.device = device
 
-    def get(
-        self, name: str, shape: torch.Size, device: torch.device, dtype: torch.dtype
-    ) -> Tensor:
+    def get(self, name: str, shape: torch.Size, device: torch.device, dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, device=self.device, dtype=dtype)
 
     def finish(self, used: Iterable[str]) -> None:

@@ -1,0 +1,85 @@
+"""The lattice of plans, and the order in which levers are pulled.
+
+A family of plans shares the storage of the base weights, compilation, the place of the embeddings
+and the micro-batch. Inside it one thing is traded for memory, in order: recomputing decoder
+layers, then keeping them in host memory. The effective batch is the same everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, get_args
+
+from profiles.grid import MICRO_BATCHES
+from profiles.plan import Plan, PlanError, Quantization
+
+# Best arithmetic first: as published, a scale a row, four bits.
+STORAGES: tuple[Quantization, ...] = ("none", "int8", "nf4")
+assert set(STORAGES) == set(get_args(Quantization))
+
+
+@dataclass(frozen=True)
+class Family:
+    """Plans that differ in what they trade for memory: `path`, from the largest to the smallest."""
+
+    plan: Plan
+    path: tuple[tuple[int, int], ...]  # (checkpointed, host) layers
+
+    def at(self, step: int) -> Plan:
+        """The plan `step` steps along the path."""
+        checkpointed, hosted = self.path[step]
+        update = {"checkpointed_layers": checkpointed, "host_layers": hosted}
+        return self.plan.model_copy(update=update)
+
+
+def families(base: Plan, pinned: Iterable[str]) -> Iterator[Family]:
+    """Every family that `base` can become while its `pinned` settings stay."""
+    pinned = set(pinned)
+
+    def free(setting: str, values: Sequence[Any]) -> Sequence[Any]:
+        return [getattr(base, setting)] if setting in pinned else values
+
+    settings = product(
+        free("quantization", STORAGES),
+        free("compile", (True, False)),
+        free("host_embeddings", (False, True)),
+        _micro_batches(base, pinned),
+    )
+    for storage, compiled, hosted, micro_batch in settings:
+        update = {
+            "quantization": storage, "compile": compiled, "host_embeddings": hosted,
+            "micro_batch": micro_batch,
+            "accumulation": base.effective_batch // (micro_batch * base.processes),
+            "checkpointed_layers": base.profile.llama.layers, "host_layers": 0,
+        }  # fmt: skip
+        path = tuple(_path(base, pinned, hosted))
+        checkpointed, host_layers = path[0]
+        update |= {"checkpointed_layers": checkpointed, "host_layers": host_layers}
+        try:
+            plan = Plan.parse(base.model_dump(mode="json") | update)
+        except PlanError:
+            continue  # such as a host table under whole trained embeddings
+        yield Family(plan, path)
+
+
+def _micro_batches(base: Plan, pinned: set[str]) -> Sequence[int]:
+    if pinned & {"micro_batch", "accumulation"}:
+        return [base.micro_batch]
+    share = base.effective_batch // base.processes
+    return [n for n in range(1, MICRO_BATCHES[-1] + 1) if share % n == 0]
+
+
+def _path(base: Plan, pinned: set[str], hosted: bool) -> Iterator[tuple[int, int]]:
+    layers = base.profile.llama.layers
+    if {"checkpointed_layers", "host_layers"} <= pinned:
+        yield base.checkpointed_layers, base.host_layers
+    elif "host_layers" in pinned:
+        yield from ((n, base.host_layers) for n in range(base.host_layers, layers + 1))
+    else:
+        most = base.checkpointed_layers if "checkpointed_layers" in pinned else layers
+        if "checkpointed_layers" not in pinned:
+            yield from ((n, 0) for n in range(layers))
+        # Layers leave the card only after the smaller thing, the embeddings, has.
+        yield from ((most, n) for n in range((most if hosted else 0) + 1))

@@ -1,0 +1,187 @@
+"""From a base plan and a card to the best plan: by the shipped grid, or with live forecasts.
+
+The grid answers at once for the usual settings. Where it does not reach (other adapters, trained
+parts, longer texts) the plan that it would choose is forecast, the figures are corrected, and the
+choice is made again until it stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from advisor.budget import GIB, Budget, Bytes, budget_of, gib, judge, what_if_gpu
+from advisor.candidates import families
+from advisor.choose import Candidate, Choice, Scales, Speed, choose
+from advisor.probe import Machine
+from advisor.speed import samples_per_second
+from profiles.catalog import GpuProfile, gpus
+from profiles.grid import MICRO_BATCHES, estimate, nearest
+from profiles.plan import Finding, Plan
+from profiles.tested import TestedRow
+
+if TYPE_CHECKING:
+    from advisor.forecast import Forecast
+
+Live = Callable[[Plan, int | None], "Forecast"]
+LIVE_TRIALS = 4
+CLOSE = 0.9  # a corrected choice whose forecast uses less of what was reckoned is made again
+TYPICAL = "rtx-3060-12gb"  # whose rates stand for a card that is not known
+CARD_SIZES_GIB = (4, 6, 8, 10, 11, 12, 16, 20, 24, 32, 40, 48, 80, 96, 141, 180)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """All that a search depends on beside the plan."""
+
+    budget: Budget
+    card: GpuProfile | None = None  # its rates; None: not in the catalogue
+    rows: tuple[TestedRow, ...] = ()
+    spills: bool = False
+    refusals: Callable[[Plan], list[Finding]] = lambda plan: []
+    live: Live | None = None
+    data: Path | None = None
+    text_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """The choice, how it was weighed, and the forecast of the very plan if one was made."""
+
+    choice: Choice
+    scales: Scales
+    text_tokens: int
+    forecast: Forecast | None = None
+
+
+def search(base: Plan, pinned: set[str], setting: Setting) -> Found | str:
+    """The best plan that `base` can become with its `pinned` settings; or why none can be told.
+
+    Raises what the setting's `live` raises.
+    """
+    text = setting.text_tokens or base.tokens.max_text_tokens
+    if setting.data is not None and setting.live is not None:
+        first = _chosen(base, pinned, setting, text, 1.0)
+        told = setting.live(first.choice.best.plan if first else base, None)
+        if not told.tiers:
+            return told.reason
+        text = told.text_tokens
+    if estimate(base, text) is not None:
+        return _chosen(base, pinned, setting, text, 1.0) or "no plan with these settings can run"
+    if setting.live is None:
+        return "nothing that is known covers these settings"
+    correction, found = 1.0, None
+    for _ in range(LIVE_TRIALS):
+        found = _chosen(base, pinned, setting, text, correction)
+        if found is None:
+            return "no plan with these settings can run"
+        reckoned = found.choice.best
+        told = setting.live(reckoned.plan, text)
+        if not told.tiers:
+            return told.reason
+        best = _as_told(reckoned, told, setting)
+        choice = replace(found.choice, best=best, considered=(best, *found.choice.considered[1:]))
+        found = replace(found, choice=choice, forecast=told)
+        share = best.needs.bytes / max(1, reckoned.needs.bytes)
+        smallest = best.verdict != "FITS" and reckoned.verdict != "FITS"
+        if smallest or (best.verdict == "FITS" and share >= CLOSE):
+            break
+        correction *= share
+    return found or "no plan with these settings can run"
+
+
+def largest_micro_batch(plan: Plan, scales: Scales, budget: Budget) -> int | None:
+    """The most samples at once that fit with everything else as in `plan`."""
+    fits = [
+        n
+        for n in range(1, MICRO_BATCHES[-1] + 1)
+        if (found := scales.needs(plan.model_copy(update={"micro_batch": n}))) is not None
+        and found[0].bytes <= budget.usable.bytes
+    ]
+    return max(fits, default=None)
+
+
+def smallest_card_gib(needed_bytes: int) -> int | None:
+    """The smallest usual card, in GiB, that has so much usable memory."""
+    for size in CARD_SIZES_GIB:
+        budget = budget_of(what_if_gpu(size * GIB), Machine(), what_if=True)
+        if budget is not None and needed_bytes <= budget.usable.bytes:
+            return size
+    return None
+
+
+def smallest_cards_text(models: Iterable[str]) -> str:
+    """From which card size on each of `models` trains."""
+    known = []
+    for model in models:
+        base = Plan.parse({"model": model, "device": "cuda"})
+        needs = [
+            found.pool_bytes
+            for family in families(base, ())
+            if (found := estimate(family.at(-1), base.tokens.max_text_tokens)) is not None
+        ]
+        size = smallest_card_gib(min(needs)) if needs else None
+        if size is not None:
+            known.append(f"{model} trains from a {size} GiB card on ({gib(min(needs))})")
+    return "; ".join(known) or "no forecast tells what would"
+
+
+def _chosen(
+    base: Plan, pinned: set[str], setting: Setting, text: int, correction: float
+) -> Found | None:
+    rows = [row for row in setting.rows if _text_of(row) <= text]
+    scales = _scales(setting, text, correction)
+    choice = choose(base, pinned, setting.budget, scales, setting.refusals, rows, setting.spills)
+    return None if choice is None else Found(choice, scales, text)
+
+
+def _scales(setting: Setting, text: int, correction: float) -> Scales:
+    usable = [row for row in setting.rows if row.source != "seed" and _text_of(row) >= text
+              and row.verdict in ("FITS", "TIGHT") and row.needed_bytes is not None]  # fmt: skip
+    return Scales(partial(_needs, usable, text, correction), partial(_speed, setting.card, text))
+
+
+def _needs(
+    rows: list[TestedRow], text: int, correction: float, plan: Plan
+) -> tuple[Bytes, int] | None:
+    """The pool and the host memory of `plan` at most: by forecast, or by a row that took less."""
+    found = estimate(plan, text)
+    source = f"forecasts at {text} text tokens a sample"
+    pool = found.pool_bytes if found is not None else 0
+    if found is None:
+        found = nearest(plan, text)
+        if found is None:
+            return None
+        pool = round(found.pool_bytes * correction)
+        source = "forecasts of the usual settings, corrected"
+    needs = Bytes(bytes=pool, basis="forecast", source=source)
+    for row in rows:
+        took = row.needed_bytes or 0
+        if took < needs.bytes and row.plan.quantization == plan.quantization and row.covers(plan):
+            needs = Bytes(bytes=took, basis="tested", source=f"row {row.id}: {row.title}")
+    return needs, found.host_bytes
+
+
+def _speed(card: GpuProfile | None, text: int, plan: Plan) -> Speed:
+    rates = card or gpus()[TYPICAL]
+    source = f"reckoned for {rates.title}"
+    if card is None:
+        source += ", as this card is not in the catalogue"
+    speed = samples_per_second(plan, text, rates)
+    return Speed(samples_per_second=speed, basis="forecast", source=source)
+
+
+def _as_told(candidate: Candidate, told: Forecast, setting: Setting) -> Candidate:
+    """The candidate with the bytes of its own forecast."""
+    pool, host = told.tier("pool").bytes, told.tier("host").bytes
+    needs = Bytes(bytes=pool, basis="forecast", source="a forecast of this very plan")
+    verdict = judge(pool, setting.budget, setting.spills)
+    update = {"needs": needs, "host_bytes": host, "verdict": verdict, "why_not": ""}
+    return candidate.model_copy(update=update)
+
+
+def _text_of(row: TestedRow) -> int:
+    return row.data_shape.text_tokens if row.data_shape else 0
