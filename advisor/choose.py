@@ -123,7 +123,8 @@ def choose(
 
     fitting = [candidate for candidate in judged if candidate.verdict == "FITS"]
     best = max(fitting, key=rank, default=None) or min(judged, key=lambda c: c.needs.bytes)
-    better = [c for c in judged if rank(c)[:2] > rank(best)[:2] and c.verdict != "FITS"]
+    usable = budget.usable.bytes
+    better = [c for c in judged if rank(c)[:2] > rank(best)[:2] and c.needs.bytes > usable]
     return Choice(
         best=best,
         considered=_others(judged, best, rank),
@@ -183,17 +184,18 @@ def _rank(candidate: Candidate, fastest: float) -> tuple[float, ...]:
     speed = candidate.speed.samples_per_second
     worth = speed >= SLOW * fastest
     arithmetic = len(STORAGES) - STORAGES.index(candidate.plan.quantization) if worth else 0
-    return arithmetic, speed, -candidate.plan.host_layers, -candidate.needs.bytes
+    plan = candidate.plan
+    # What is equal otherwise stays on the card.
+    return arithmetic, speed, -plan.host_layers, -plan.host_embeddings, -candidate.needs.bytes
 
 
 def _others(
     judged: Sequence[Candidate], best: Candidate, rank: Callable[[Candidate], tuple[float, ...]]
 ) -> tuple[Candidate, ...]:
     """The chosen one, then the best of every storage and micro-batch, with why each was not."""
-    groups: dict[tuple[str, int, bool], Candidate] = {}
+    groups: dict[tuple[str, int], Candidate] = {}
     for candidate in sorted(judged, key=lambda c: (c.verdict == "FITS", rank(c))):
-        plan = candidate.plan
-        groups[plan.quantization, plan.micro_batch, plan.compile] = candidate
+        groups[candidate.plan.quantization, candidate.plan.micro_batch] = candidate
     others = []
     for candidate in sorted(groups.values(), key=rank, reverse=True):
         if candidate is best:

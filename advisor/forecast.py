@@ -197,13 +197,11 @@ def _verdict(
         capped = replay(events, expandable, cap_bytes + saved)
         if capped.failed is not None:
             return "OOM", f"{capped.failed}; {gib(cap_bytes)} may be taken"
-        reason = f"after {capped.retries} releases of unused memory, at the limit"
+        return "TIGHT", f"{reason}, after {capped.retries} releases of unused memory"
     if not expandable:
         margin_bytes = max(margin_bytes, round(WHOLE_SEGMENTS_DOUBT * pool))
     if cap_bytes - pool < margin_bytes:
         return "TIGHT", f"{reason}, inside the margin of {gib(margin_bytes)}"
-    if pool > cap_bytes:
-        return "TIGHT", reason
     return "FITS", reason
 
 

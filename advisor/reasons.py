@@ -149,20 +149,24 @@ def _lever_reason(found: Found, lever: str) -> Reason | None:
     value = getattr(best.plan, lever)
     if value == undone:
         return None
-    update = {lever: undone}
-    if lever in ("checkpointed_layers", "host_embeddings"):
-        update["host_layers"] = 0  # which need both
-    without = best.plan.model_copy(update=update)
+    if lever != "host_layers" and best.plan.host_layers and lever != "compile":
+        because = "host layers need it: they are copied once more where they are recomputed"
+        if lever == "host_embeddings":
+            because = "goes before decoder layers do: it costs next to nothing"
+        text = _value_text(lever, value)
+        return Reason(setting=lever, value=text, because=because, basis="policy")
+    without = best.plan.model_copy(update={lever: undone})
     needs, here = found.scales.needs(without), found.scales.needs(best.plan)
     if needs is None or here is None:
         return None
     saved = needs[0].bytes - here[0].bytes
     speed = found.scales.speed(without).samples_per_second
     change = best.speed.samples_per_second / speed - 1
-    also = " and no host layers" if "host_layers" in update and best.plan.host_layers else ""
     because = f"saves {gib(saved)}" if saved > 0 else "saves nothing"
-    because += f", {abs(change):.0%} {'faster' if change > 0 else 'slower'}"
-    because += f" than with {_value_text(lever, undone)}{also}"
+    pace = "as fast as" if abs(change) < 0.005 else f"{abs(change):.0%} faster than"
+    if change <= -0.005:
+        pace = f"{-change:.0%} slower than"
+    because += f", {pace} with {_value_text(lever, undone)}"
     return Reason(setting=lever, value=_value_text(lever, value), because=because, basis="forecast")
 
 

@@ -185,6 +185,9 @@ def _memory(advice: Advice) -> Table:
     for name, number in rows:
         if number is not None:
             table.add_row(name, gib(number.bytes), number.basis, Text(number.source))
+    if advice.largest_micro_batch is not None:
+        most = f"micro-batch {advice.largest_micro_batch}"
+        table.add_row("largest", most, "forecast", Text("that fits with all else as planned"))
     if budget.host is not None and advice.host_bytes is not None:
         note = f"of {gib(budget.host.bytes)}: {budget.host.source}"
         table.add_row("host memory", gib(advice.host_bytes), "forecast", Text(note))

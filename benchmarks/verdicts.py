@@ -1,6 +1,6 @@
 """Is FITS true? Configurations near the border of a card, run on a GPU under that card's cap.
 
-    python benchmarks/verdicts.py --out FILE      runs them on this GPU, side by side
+    python benchmarks/verdicts.py --out FILE      runs those not run yet on this GPU, side by side
     python benchmarks/verdicts.py --table         their forecasts (no GPU) and docs/forecast.md
 
 A border is near when the cap lies within 5 % of what the row was measured to take without it:
@@ -100,7 +100,7 @@ def write_table(rows: list[dict[str, Any]]) -> None:
             print(table[-1], flush=True)
     ran_at_all = sum(row["verdict"] == "FITS" for row in rows)
     total = (f"{len(rows)} runs, of which {ran_at_all} ran. Said to fit, but ran out of memory: "
-             f"{burst}. Refused, but ran: {refused}. TIGHT, which promises nothing: {tight}.")  # fmt: skip
+             f"{burst}. Refused, but ran: {refused}. TIGHT (no promise): {tight}.")  # fmt: skip
     before, _, rest = DOCS.read_text().partition(BEGIN)
     text = "\n".join([BEGIN, total, "", *table, END])
     DOCS.write_text(before + text + rest.partition(END)[2])
@@ -118,7 +118,10 @@ def main() -> None:
     if arguments.table:
         write_table([json.loads(line) for line in ROWS_FILE.read_text().splitlines()])
         return
-    rows = near_borders(list(arguments.measured))
+    standing = ROWS_FILE.read_text().splitlines() if ROWS_FILE.exists() else []
+    known = {(row["name"], row["card_gb"]) for row in map(json.loads, standing)}
+    rows = [row for row in near_borders(list(arguments.measured))
+            if (row["name"], row["card_gb"]) not in known]  # fmt: skip
     run(rows, arguments.out, round(arguments.room_gib * 2**30), arguments.seconds)
 
 

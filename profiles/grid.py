@@ -112,8 +112,7 @@ def _model_in_grid(plan: Plan) -> str | None:
 def _usual(plan: Plan, model: str) -> Plan:
     """The plan of the corners with `plan`'s own place among them."""
     free = ("processes", "compile", "dtype", "device", "host_embeddings", "host_layers", "tokens",
-            "checkpointed_layers", "micro_batch", "accumulation", "effective_batch",
-            "quantization")  # fmt: skip
+            "checkpointed_layers", "micro_batch", "accumulation", "quantization")  # fmt: skip
     data = plan.model_dump(mode="json", include=set(free))
     return Plan.parse(data | {"model": model})
 
