@@ -54,7 +54,8 @@ def families(base: Plan, pinned: Iterable[str]) -> Iterator[Family]:
             "accumulation": base.effective_batch // (micro_batch * base.processes),
             "checkpointed_layers": base.profile.llama.layers, "host_layers": 0,
         }  # fmt: skip
-        path = tuple(_path(base, pinned, hosted))
+        # Compiled layers that are copied in have not run on a GPU yet (benchmarks/emulate.py).
+        path = tuple(_path(base, pinned, hosted and (not compiled or "compile" in pinned)))
         checkpointed, host_layers = path[0]
         update |= {"checkpointed_layers": checkpointed, "host_layers": host_layers}
         try:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -45,11 +46,11 @@ def row_for(size: int, model: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def run(out: Path, room_bytes: int) -> None:
+def run(out: Path, room_bytes: int, names: list[str] | None) -> None:
     """Train every plan under its cap, as many side by side as the GPU holds."""
-    room, started = lattice.Room(room_bytes), time.monotonic()
+    room, started, lock = lattice.Room(room_bytes), time.monotonic(), threading.Lock()
 
-    def work(row: dict[str, Any]) -> dict[str, Any]:
+    def work(row: dict[str, Any]) -> None:
         plan = Plan.parse(row["plan"]).override(["weights=random"])
         steps = str(STEPS - 4)  # three to warm up and a last one are done besides
         options = ["--steps", steps, "--cap-gib", f"{row['cap_bytes'] / 2**30:.6f}"]
@@ -57,17 +58,18 @@ def run(out: Path, room_bytes: int) -> None:
             found = lattice.rehearse(row, plan, *options)
         if isinstance(found, str):
             print(row["size_gib"], row["model"], found[-600:], flush=True)
-            return row | {"failed": found[-600:]}
+            return
         kept = ("verdict", "error", "peak_allocated_bytes", "peak_reserved_bytes", "gpu",
                 "host_bytes", "first_loss", "last_loss", "versions")  # fmt: skip
         row = row | {"measured": {name: found[name] for name in kept}, "steps": STEPS}
         print(row["size_gib"], row["model"], row["measured"], flush=True)
-        return row
+        with lock, out.open("a") as file:
+            file.write(json.dumps(row) + "\n")
 
-    rows = [row_for(size, model) for size in reversed(SIZES) for model in MODELS]
+    rows = [row_for(size, model) for size in reversed(SIZES) for model in MODELS
+            if names is None or f"{size}-{model}" in names]  # fmt: skip
     with ThreadPoolExecutor(8) as pool:
-        done = list(pool.map(work, rows))
-    out.write_text("".join(json.dumps(row) + "\n" for row in reversed(done)))
+        list(pool.map(work, rows))
     print(f"{time.monotonic() - started:.0f} s")
 
 
@@ -93,6 +95,7 @@ def write_table(rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     """Train, or write the table of what was trained."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", help="such as 8-7b")
     parser.add_argument("--out", type=Path, default=ROWS_FILE)
     parser.add_argument("--room-gib", type=float, default=70)
     parser.add_argument("--table", action="store_true")
@@ -100,7 +103,7 @@ def main() -> None:
     if arguments.table:
         write_table([json.loads(line) for line in ROWS_FILE.read_text().splitlines()])
         return
-    run(arguments.out, round(arguments.room_gib * 2**30))
+    run(arguments.out, round(arguments.room_gib * 2**30), arguments.names or None)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ needs no GPU: the step runs on tensors that have shapes and no memory (`trainer.
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import statistics
 import sys
@@ -289,6 +290,7 @@ def main() -> None:
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
     if arguments.fake:
+        gc.disable()  # a process of seconds, and imports make a million objects
         from trainer.extend import NotAlike
         from trainer.fake import cannot_forecast, fake_rehearsal
         from trainer.trace import Unforeseen

@@ -44,6 +44,15 @@ def pinned(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor
 
 
+def unnoticed(target: Tensor) -> Any:
+    """A context in which autograd does not notice that `target` changes.
+
+    A compiled layer keeps its weights for the backward pass by reference. By then its own bytes lie
+    in the buffer again (`Gate`), which a count of changes cannot know.
+    """
+    return torch.autograd._unsafe_preserve_version_counter(target)
+
+
 class _Copier:
     """Copies host tensors into device buffers on a stream of their own."""
 
@@ -53,10 +62,11 @@ class _Copier:
     def start(self, target: Tensor, source: Tensor) -> torch.cuda.Event | None:
         """Begin a copy once all that is queued so far has run; the event marks its end."""
         if self.stream is None:
-            target.copy_(source)
+            with unnoticed(target):
+                target.copy_(source)
             return None
         self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
+        with torch.cuda.stream(self.stream), unnoticed(target):
             target.copy_(source, non_blocking=True)
         return self.stream.record_event()
 
