@@ -39,13 +39,14 @@ def rehearsed(
     options: Sequence[str],
     environment: Mapping[str, str],
     logs: Path,
-    timeout_seconds: float = TIMEOUT_SECONDS,
+    timeout_seconds: float | None = None,
 ) -> Measurement:
     """The measurement that `trainer.rehearsal` prints for `plan`.
 
     `environment` is laid over this process's. Raises RehearsalFailed, with the child's log kept in
     `logs`, and, about the data, BadQuestion.
     """
+    timeout = timeout_seconds or TIMEOUT_SECONDS
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "plan.json"
         path.write_text(plan.to_json(), encoding="utf-8")
@@ -53,12 +54,12 @@ def rehearsed(
         environ = os.environ | environment
         try:
             done = subprocess.run(
-                command, capture_output=True, text=True, timeout=timeout_seconds, env=environ
+                command, capture_output=True, text=True, timeout=timeout, env=environ
             )
             said, out, code = done.stderr, done.stdout, done.returncode
         except subprocess.TimeoutExpired as error:
             said = (error.stderr or b"").decode(errors="replace") + "\ntimed out"
-            raise _failed(f"did not end in {timeout_seconds:.0f} s", said, logs) from None
+            raise _failed(f"did not end in {timeout:.0f} s", said, logs) from None
     if code == 2:
         raise BadQuestion(said.rpartition("error: ")[2].strip())
     if code < 0:

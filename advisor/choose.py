@@ -148,10 +148,13 @@ def _relieved(
         found = scales.needs(family.at(step))
         return found is not None and found[0].bytes <= budget.usable.bytes
 
-    low, high = 0, len(family.path) - 1
+    last = len(family.path) - 1
+    low, high = 0, last
     while low < high:  # less is needed with every step
         middle = (low + high) // 2
         low, high = (low, middle) if fits(middle) else (middle + 1, high)
+    while low < last and _refuting_row(family.at(low), rows, budget) is not None:
+        low += 1
     if (found := _judged(family.at(low), budget, scales, rows, spills)) is not None:
         yield found
 

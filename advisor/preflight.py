@@ -39,7 +39,7 @@ from advisor.choose import (
 from advisor.context import OTHERS, Context, context_of, measure_context
 from advisor.forecast import Forecast, Worst, forecast
 from advisor.probe import Gpu, Machine
-from advisor.reasons import allocator_reason, dtype_reason, plan_reasons
+from advisor.reasons import allocator_reason, dtype_reason, plan_reasons, plan_text
 from advisor.search import (
     Live,
     Setting,
@@ -309,9 +309,34 @@ def _on_gpu(question: _Question, gpu: Gpu, model: str) -> Advice:
         better=choice.better,
         better_card_gib=smallest_card_gib(choice.better.needs.bytes) if choice.better else None,
         forecast=found.forecast,
-        findings=(*question.table.findings, *_card_findings(question, gpu, best, base)),
+        findings=(
+            *question.table.findings,
+            *_card_findings(question, gpu, best, base),
+            *([] if runs else _nearest(question, gpu, model, budget)),
+        ),
         machine=question.machine,
     )
+
+
+def _nearest(question: _Question, gpu: Gpu, model: str, budget: Budget) -> list[Finding]:
+    """Which one of the user's settings has to go for a plan to fit, and the plan that then does."""
+    given = [key for key in assigned(question.overrides) if key not in ("model", "device", "dtype")]
+    for dropped in given:
+        rest = tuple(o for o in question.overrides if dropped not in assigned([o]))
+        other = replace(question, overrides=rest, live=None)
+        pinned = {name.partition(".")[0] for name in assigned(rest)}
+        try:
+            found = search(_base_plan(other, gpu, model), pinned, other.setting(gpu, budget))
+        except PlanError:
+            continue  # the others do not go without it
+        if isinstance(found, str) or found.choice.best.verdict != "FITS":
+            continue
+        best = found.choice.best
+        what = f"the nearest plan that fits is without {dropped}"
+        got = f"{dropped}={assigned(question.overrides)[dropped]}"
+        fix = f"leave it out: {plan_text(best.plan)}, {gib(best.needs.bytes)}"
+        return [Finding("settings", what, got, fix)]
+    return []
 
 
 def _base_plan(question: _Question, gpu: Gpu, model: str) -> Plan:
@@ -473,6 +498,8 @@ def _tiny_instead(question: _Question, gpu: Gpu, large: Advice) -> Advice:
         tiny = _tiny_on_gpu(question, gpu)
     except PlanError:
         return large  # the user's settings were meant for the large model
+    if tiny.verdict == "UNKNOWN":
+        return large
     reason = Reason(setting="model", value="tiny", because=large.summary, basis="tested")
     return tiny.model_copy(
         update={

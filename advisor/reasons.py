@@ -104,6 +104,15 @@ def allocator_reason(plan: Plan) -> Reason:
     )
 
 
+def plan_text(plan: Plan) -> str:
+    """The plan's memory levers in a few words."""
+    layers = plan.profile.llama.layers
+    parts = [f"{plan.quantization} base", f"micro-batch {plan.micro_batch}"]
+    parts.append(f"{plan.checkpointed_layers} of {layers} layers checkpointed")
+    parts += [f"{plan.host_layers} on the host"] if plan.host_layers else []
+    return ", ".join(parts)
+
+
 def lora_text(plan: Plan) -> str:
     """The adapters in a few words."""
     if plan.lora is None:

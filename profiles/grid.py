@@ -1,9 +1,9 @@
 """Forecasts at the corners of the usual plans, and bytes in between: an answer without a rehearsal.
 
-The corners are forecasts of the real step (benchmarks/grid.py). Between them bytes are taken as
-linear in the micro-batch, the text's length, and the checkpointed or host layers. That is never
-too little: a peak is the largest of some phases, each phase is linear in every one of these, and
-the largest of linear functions lies below its chords.
+The corners are forecasts of the real step (benchmarks/grid.py). Between them tensors are taken as
+linear in the micro-batch, the text's length, and the checkpointed or host layers. That is not too
+little: a peak is the largest of some phases, each phase is linear in every one of these, and the
+largest of linear functions lies below its chords.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ TEXT_TOKENS = (64, 512)
 # Without expandable segments the pool is cut up more: up to 30 % beside the tensors were seen
 # (benchmarks/lattice_measured.jsonl), of which a cap lets the allocator win back most.
 WHOLE_SEGMENTS = 1.10
+BUFFERS = 2  # layers' worth of them on the card, if any layer is in host memory
 
 
 def reliefs(model: str, host_embeddings: bool) -> list[tuple[int, int]]:
@@ -79,26 +81,33 @@ def _between(plan: Plan, model: str, text_tokens: int) -> Estimate | None:
         return None
     micro = _place(plan.micro_batch, MICRO_BATCHES)
     text = _place(max(text_tokens, TEXT_TOKENS[0]), TEXT_TOKENS)
-    relief = _place(
-        plan.checkpointed_layers + plan.host_layers,
-        [sum(point) for point in reliefs(model, plan.host_embeddings)],
-    )
-    if micro is None or text is None or relief is None:
+    if micro is None or text is None:
         return None
-    found = [0.0, 0.0, 0.0]
-    for m, m_share in _ends(micro):
-        for t, t_share in _ends(text):
-            for r, r_share in _ends(relief):
-                key = (model, plan.quantization, plan.host_embeddings, m, t, r)
-                corner = _corners()[key]
-                less = corner["compiled_less_bytes"] if plan.compile else 0
-                share = m_share * t_share * r_share
-                found[0] += share * (corner["tensors_bytes"] - less)
-                found[1] += share * (corner["pool_bytes"] - less)
-                found[2] += share * corner["host_bytes"]
+    points = [sum(point) for point in reliefs(model, plan.host_embeddings)]
+    # Two layers' buffers lie on the card as soon as any layer does not: the first two gain nothing.
+    gained = max(0, plan.host_layers - BUFFERS) * layers / (layers - BUFFERS)
+    on_card = _place(plan.checkpointed_layers + gained, points)
+    on_host = _place(plan.checkpointed_layers + plan.host_layers, points)
+    if on_card is None or on_host is None:
+        return None
+
+    def corners(relief: _Place) -> list[tuple[dict[str, Any], float]]:
+        return [
+            (_corners()[model, plan.quantization, plan.host_embeddings, m, t, r], a * b * c)
+            for (m, a), (t, b), (r, c) in product(_ends(micro), _ends(text), _ends(relief))
+        ]
+
+    def mixed(relief: _Place, column: str) -> float:
+        return sum(share * corner[column] for corner, share in corners(relief))
+
+    tensors = mixed(on_card, "tensors_bytes")
+    # How the pool is cut up is no linear matter: the worst of the corners is taken.
+    pool = tensors * max(c["pool_bytes"] / c["tensors_bytes"] for c, _ in corners(on_card))
     if "expandable_segments:True" not in plan.allocator:
-        found[1] *= WHOLE_SEGMENTS
-    return Estimate(*(round(number) for number in found))
+        pool *= WHOLE_SEGMENTS
+    less = mixed(on_card, "compiled_less_bytes") if plan.compile else 0.0
+    host = mixed(on_host, "host_bytes")
+    return Estimate(round(tensors - less), round(pool - less), round(host))
 
 
 def _model_in_grid(plan: Plan) -> str | None:
@@ -128,7 +137,7 @@ def _corners() -> dict[tuple[Any, ...], dict[str, Any]]:
     return corners
 
 
-def _place(value: int, corners: Sequence[int]) -> _Place | None:
+def _place(value: float, corners: Sequence[int]) -> _Place | None:
     for low, high in zip(corners, corners[1:], strict=False):
         if low <= value <= high:
             return _Place(low, high, (value - low) / (high - low))

@@ -1,0 +1,84 @@
+"""Bytes between the corners: never less than a forecast says, and none outside."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from advisor.forecast import interpret
+from profiles.grid import GRID_FILE, MICRO_BATCHES, TEXT_TOKENS, estimate, nearest
+from profiles.plan import Plan
+from trainer.fake import fake_rehearsal
+
+HOPPER = (9, 0)
+
+
+def plan(**settings: object) -> Plan:
+    usual = {"model": "7b", "device": "cuda", "micro_batch": 4, "accumulation": 2,
+             "checkpointed_layers": "all"}  # fmt: skip
+    return Plan.parse(usual | settings)
+
+
+def told(asked: Plan, text: int) -> int:
+    return interpret(*fake_rehearsal(asked, text, 1, HOPPER), HOPPER).tier("pool").bytes
+
+
+@pytest.mark.parametrize("number", [3, 140])
+def test_a_corner_is_still_what_a_forecast_says(number: int) -> None:
+    """Fails when the step or a library has moved: run benchmarks/grid.py."""
+    corner = json.loads(GRID_FILE.read_text().splitlines()[number])
+    facts = {"tensors_bytes", "pool_bytes", "host_bytes", "compiled_less_bytes", "text_tokens"}
+    asked = Plan.parse({k: v for k, v in corner.items() if k not in facts})
+    assert told(asked, corner["text_tokens"]) == pytest.approx(corner["pool_bytes"], rel=1e-3)
+    found = estimate(asked, corner["text_tokens"])
+    assert found is not None and found.pool_bytes == corner["pool_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [({"micro_batch": 2, "checkpointed_layers": 11}, 200),
+     ({"micro_batch": 10, "host_embeddings": True, "host_layers": 9}, 333)],
+)  # fmt: skip
+def test_between_corners_it_is_not_too_little(settings: dict[str, object], text: int) -> None:
+    asked = plan(**settings)
+    found = estimate(asked, text)
+    exact = told(asked, text)
+    assert found is not None
+    assert 0.998 * exact <= found.pool_bytes <= 1.06 * exact
+
+
+def test_every_lever_moves_it_the_right_way() -> None:
+    def pool(text: int = 128, **settings: object) -> int:
+        found = estimate(plan(**settings), text)
+        assert found is not None
+        return found.pool_bytes
+
+    base = pool()
+    assert (
+        pool(text=512) > base and pool(micro_batch=10) > base and pool(quantization="none") > base
+    )
+    assert pool(checkpointed_layers=20) > base and pool(allocator="") > base
+    assert pool(host_embeddings=True) < base
+    assert pool(host_embeddings=True, host_layers=8) < pool(host_embeddings=True)
+    assert pool(checkpointed_layers=0, compile=True) < pool(checkpointed_layers=0)
+    assert pool(lora={"rank": 4, "alpha": 8, "targets": "qv"}) == base, "needs no more"
+    assert pool(model="7b-v1") == base, "a smaller sister"
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [({"lora": {"rank": 64, "alpha": 128, "targets": "qv"}}, 128),
+     ({"train": ["embeddings"]}, 128), ({"cached_encoders": ["sam"]}, 128),
+     ({"logits": "all"}, 128), ({"mask_loss_resolution": 1024}, 128),
+     ({"optimizer": "paged_adamw"}, 128), ({"model": "tiny"}, 128),
+     ({"micro_batch": MICRO_BATCHES[-1] + 1}, 128), ({}, TEXT_TOKENS[-1] + 1),
+     ({"checkpointed_layers": 20, "host_embeddings": True, "host_layers": 3}, 128)],
+)  # fmt: skip
+def test_outside_there_is_no_figure(settings: dict[str, object], text: int) -> None:
+    assert estimate(plan(**settings), text) is None
+
+
+def test_the_nearest_usual_plan_stands_in() -> None:
+    special = plan(lora={"rank": 64, "alpha": 128, "targets": "all-linear"})
+    assert nearest(special, 128) == estimate(plan(), 128)
