@@ -1,0 +1,57 @@
+"""What every card of the catalogue gets: docs/cards.md.
+
+    python benchmarks/cards.py        some seconds; no GPU
+
+Each line is `lisa-advise --gpu CARD --model 7b` (13b): a machine of 16 GiB that has that card, and
+samples as long as a plan allows.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from advisor.preflight import Advice, Target, advise
+from advisor.probe import Machine
+from profiles.catalog import GpuProfile, gpus
+
+DOCS = Path(__file__).resolve().parents[1] / "docs" / "cards.md"
+BEGIN, END = "<!-- benchmarks/cards.py -->", "<!-- /benchmarks/cards.py -->"
+LEAST_GB, MOST_GB = 6, 80
+
+
+def cards() -> list[GpuProfile]:
+    """The catalogue's cards of 6 to 80 GB, by memory."""
+    known = [card for card in gpus().values() if LEAST_GB <= card.memory_gb <= MOST_GB]
+    return sorted(known, key=lambda card: (card.memory_gb, card.key))
+
+
+def cell(advice: Advice) -> str:
+    """A plan in a cell of the table."""
+    plan, needs, speed = advice.plan, advice.needs, advice.speed
+    if plan is None or needs is None or speed is None or advice.exit_code:
+        return f"{advice.verdict}"
+    parts = [plan.quantization, f"b{plan.micro_batch}"]
+    kept = plan.profile.llama.layers - plan.checkpointed_layers
+    parts += [f"{kept} kept"] if kept else []
+    parts += [f"{plan.host_layers} on host"] if plan.host_layers else []
+    parts += ["compiled"] if plan.compile else []
+    size = needs.bytes / 2**30
+    return f"{', '.join(parts)}: {size:.1f} GiB, {speed.samples_per_second:.2g}/s"
+
+
+def main() -> None:
+    """Write the table."""
+    lines = ["| card | usable GiB | 7B | 13B |", "|---|---|---|---|"]
+    for card in cards():
+        found = [advise(Machine(), model, (), Target(card=card)) for model in ("7b", "13b")]
+        budget = found[0].budget
+        assert budget is not None
+        usable = budget.usable.bytes / 2**30
+        lines.append(f"| {card.title} | {usable:.1f} | {cell(found[0])} | {cell(found[1])} |")
+    before, _, rest = DOCS.read_text().partition(BEGIN)
+    DOCS.write_text(before + "\n".join([BEGIN, *lines, END]) + rest.partition(END)[2])
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

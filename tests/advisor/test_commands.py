@@ -1,0 +1,136 @@
+"""lisa-advise table, check and doctor from outside."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from advisor import doctor
+from advisor.budget import GIB
+from advisor.cli import app
+from advisor.doctor import examine, report
+from advisor.probe import Gpu, Machine
+from profiles.tested import read_table, user_table_path
+from tests.conftest import tiny_plan
+
+GPU = Gpu(index=0, uuid="GPU-a", name="Some card", total_bytes=8 * GIB, free_bytes=7 * GIB,
+          compute_capability=(8, 9))  # fmt: skip
+MACHINE = Machine(gpus=(GPU,), driver_version="580.1", cuda_driver_version="13.0",
+                  host_total_bytes=32 * GIB, host_available_bytes=28 * GIB)  # fmt: skip
+HEALTHY: dict[str, Any] = {"versions": {"torch": "2.13.0"}, "torch_cuda": "13.0", "bf16": True,
+                           "cuda_available": True, "compiler": "", "loss": 2.0}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def run(*arguments: str) -> Any:
+    return CliRunner().invoke(app, list(arguments), prog_name="lisa-advise")
+
+
+def test_table_lists_filters_and_judges_the_seed() -> None:
+    seed = run("table", "--source", "seed")
+    assert seed.exit_code == 0
+    assert "contradicted by" in seed.stdout and "confirmed by lean-seed-2" in seed.stdout
+    assert "7 of" in seed.stderr and "drawn-" not in seed.stdout
+    rows = run("table", "--model", "13b", "--verdict", "FITS", "--json").stdout.splitlines()
+    assert rows and all(json.loads(row)["model"] == "13b" for row in rows)
+
+
+def test_rows_go_out_and_come_back_once(tmp_path: Path) -> None:
+    row = read_table().row("lean-7b-b1").model_copy(update={"id": "user-x", "source": "user"})
+    file = tmp_path / "theirs.jsonl"
+    file.write_text(row.model_dump_json() + "\n")
+    assert "1 rows added" in run("table", "import", str(file)).stderr
+    again = run("table", "import", str(file))
+    assert again.exit_code == 0 and "0 rows added, 1 were there" in again.stderr
+    assert run("table", "export", "-").stdout == file.read_text()
+    assert run("table", "export", str(tmp_path / "out.jsonl")).exit_code == 0
+    assert (tmp_path / "out.jsonl").read_text() == file.read_text()
+
+
+def test_damaged_rows_are_told_and_stay_where_they_are(tmp_path: Path) -> None:
+    row = read_table().row("lean-7b-b1").model_copy(update={"id": "user-x", "source": "user"})
+    file = tmp_path / "theirs.jsonl"
+    file.write_text("{broken\n" + row.model_dump_json() + "\n")
+    found = run("table", "import", str(file))
+    assert found.exit_code == 2 and "damaged" in found.stderr and "1 rows added" in found.stderr
+    with user_table_path().open("a") as table:
+        table.write('{"id": 3}\n')
+    listed = run("table", "--source", "user")
+    assert listed.exit_code == 0 and "user-x" in listed.stdout and "damaged" in listed.stderr
+    assert '{"id": 3}' in user_table_path().read_text()
+    assert run("table", "import", "/nowhere").exit_code == 2
+
+
+def test_check_is_one_line_and_an_exit_code(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text(tiny_plan(device="cuda", cached_encoders=["sam", "clip"]).to_json())
+    fits = run("check", str(path), "--gpu", "RTX 3060 12GB")
+    assert fits.exit_code == 0 and fits.stdout.startswith("FITS  tiny ")
+    assert len(fits.stdout.splitlines()) == 1
+    small = run("check", str(path), "--vram", "0.6GiB")
+    assert small.exit_code == 1 and small.stdout.startswith("OOM")
+    assert run("check", str(path)).exit_code == 3, "no card is known"
+    assert run("check", str(tmp_path / "absent.json"), "--vram", "8GiB").exit_code == 2
+
+
+def checks(machine: Machine, monkeypatch: pytest.MonkeyPatch, **facts: Any) -> dict[str, Any]:
+    monkeypatch.setattr(doctor, "_selftest", lambda device: HEALTHY | facts)
+    return {check.name: check for check in examine(machine, offline=True)}
+
+
+def test_a_healthy_machine_has_no_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = checks(MACHINE, monkeypatch)
+    assert {check.status for check in found.values()} == {"ok"}
+    assert not any(check.remedy for check in found.values())
+    assert "a training step of lisa-tiny on cuda" in found
+
+
+@pytest.mark.parametrize(
+    ("facts", "name", "status", "remedy"),
+    [
+        ({"torch_cuda": None}, "torch's CUDA", "fail", "install torch for CUDA"),
+        ({"torch_cuda": "14.1"}, "torch's CUDA", "fail", "newer NVIDIA driver"),
+        ({"cuda_available": False}, "torch sees the GPU", "fail", "CUDA_VISIBLE_DEVICES"),
+        ({"bf16": False}, "bf16", "note", ""),
+        ({"compiler": "needs Triton"}, "compiled layers", "note", "compile=false"),
+        ({"error": "RuntimeError: kaput"}, "a training step of lisa-tiny on cuda", "fail",
+         "--report"),
+    ],
+)  # fmt: skip
+def test_what_is_broken_is_named_with_its_remedy(
+    facts: dict[str, Any], name: str, status: str, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = checks(MACHINE, monkeypatch, **facts)[name]
+    assert check.status == status and remedy in check.remedy
+
+
+def test_a_child_that_dies_is_a_failed_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.sys, "executable", "/bin/false")
+    found = {check.name: check for check in examine(MACHINE, offline=True)}
+    assert found["libraries"].status == "fail"
+    assert "ended with code 1" in found["a training step of lisa-tiny on cuda"].found
+
+
+def test_doctor_runs_a_real_step_here(tmp_path: Path) -> None:
+    result = run("doctor", "--offline", "--json")
+    found = {check["name"]: check for check in json.loads(result.stdout)}
+    assert result.exit_code == 0
+    assert found["a training step of lisa-tiny on cpu"]["status"] == "ok"
+    assert found["driver"]["status"] == "note"
+
+
+def test_the_report_names_no_folder_and_no_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_selftest", lambda device: HEALTHY)
+    text = report(MACHINE, examine(MACHINE, offline=True))
+    assert text.startswith("```\n") and "Some card" in text and "torch 2.13.0" in text
+    assert str(Path.home()) not in text and "GPU-a" not in text

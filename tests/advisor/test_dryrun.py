@@ -1,0 +1,100 @@
+"""Trials on the GPU that is here, with a child that answers in its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from advisor import dryrun
+from advisor.budget import GIB
+from advisor.dryrun import measured
+from advisor.preflight import Advice, advise
+from advisor.probe import Gpu, Machine
+from profiles.measurement import Measurement
+from profiles.plan import Plan
+from profiles.tested import Table, read_table, user_table_path
+
+GPU = Gpu(index=0, uuid="GPU-a", name="Some card", total_bytes=8 * GIB, free_bytes=round(7.8 * GIB),
+          compute_capability=(8, 9))  # fmt: skip
+MACHINE = Machine(gpus=(GPU,), host_total_bytes=32 * GIB, host_available_bytes=28 * GIB)
+
+
+@pytest.fixture(autouse=True)
+def own_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+
+
+def advice() -> Advice:
+    return advise(MACHINE, "7b", table=Table(read_table(Path("/nowhere")).rows, ()))
+
+
+class Child:
+    """What the rehearsals say, one after the other; keeps what they were asked."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *verdicts: str) -> None:
+        self.verdicts = list(verdicts)
+        self.asked: list[tuple[Plan, list[str]]] = []
+        monkeypatch.setattr(dryrun, "rehearsed", self)
+
+    def __call__(self, plan: Plan, options: list[str], *_: object) -> Measurement:
+        self.asked.append((plan, options))
+        verdict = self.verdicts.pop(0)
+        fits = verdict == "FITS"
+        return Measurement.model_validate({
+            "plan": plan, "verdict": verdict, "error": "" if fits else "backward: no more",
+            "gpu": "Some card", "gpu_bytes": 8 * GIB, "text_tokens": (512, 512), "masks": 1,
+            "peak_allocated_bytes": 6 * GIB, "peak_reserved_bytes": round(6.2 * GIB),
+            "step_seconds": 2.5, "random_weights": True, "versions": {"torch": "2.11.0"},
+        })  # fmt: skip
+
+
+def test_a_plan_that_holds_becomes_a_row_and_is_tried_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    child = Child(monkeypatch, "FITS")
+    told: list[str] = []
+    found = measured(advice(), told.append)
+    assert found.plan == advice().plan and found.verdict == "FITS"
+    assert (found.needs.basis, found.needs.bytes) == ("measured", round(6.2 * GIB))
+    ((plan, options),) = child.asked
+    assert plan.weights == "random" and "--save" in options
+    assert options[options.index("--text-tokens") + 1] == "512"
+    (row,) = [row for row in read_table().rows if row.source == "user"]
+    assert row.plan == found.plan and row.forecast_bytes == advice().needs.bytes
+    again = measured(advice(), told.append)
+    assert again.plan == found.plan and len(child.asked) == 1
+    assert "this plan held here" in told[-1]
+
+
+@pytest.mark.parametrize("bad", ["OOM", "SPILLS"])
+def test_what_does_not_hold_gives_way_to_the_ladder(
+    bad: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Child(monkeypatch, bad, "FITS")
+    found = measured(advice(), print)
+    assert found.plan == advice().ladder[0].plan and found.exit_code == 0
+    assert all(rung.needs.bytes < advice().ladder[0].needs.bytes for rung in found.ladder)
+    rows = [row.verdict for row in read_table().rows if row.source == "user"]
+    assert rows == [bad, "FITS"]
+
+
+def test_after_two_trials_the_answer_is_no(monkeypatch: pytest.MonkeyPatch) -> None:
+    child = Child(monkeypatch, "OOM", "OOM")
+    found = measured(advice(), print)
+    assert (found.verdict, found.exit_code, found.command) == ("OOM", 1, None)
+    assert "2 trials did not hold" in str(found.findings[-1]) and len(child.asked) == 2
+
+
+def test_a_smaller_card_is_a_cap(monkeypatch: pytest.MonkeyPatch) -> None:
+    child = Child(monkeypatch, "FITS")
+    measured(advice(), print, cap_bytes=5 * GIB)
+    _, options = child.asked[0]
+    assert float(options[options.index("--cap-gib") + 1]) == pytest.approx(5)
+
+
+def test_nothing_is_tried_without_a_plan_or_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    Child(monkeypatch)
+    for unmeasured in (advise(Machine()), advise(Machine(), "7b")):
+        assert measured(unmeasured, print) is unmeasured
+    assert not user_table_path().exists()
