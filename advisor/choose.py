@@ -22,6 +22,7 @@ from profiles.tested import TestedRow, Verdict, needs_no_more
 TINY_BYTES = GIB
 SLOW = 0.5  # of the card's best speed: below it, better arithmetic is not worth the wait
 RUNGS = 4  # fall-back plans that go with a plan
+RUNG_LAYERS = 4  # decoder layers between two plans that are looked at
 RUNG_SHARE = 0.93  # each takes at most this share of the one before
 
 
@@ -227,7 +228,8 @@ def _ladder(
     steps = [
         found
         for family in open_ones
-        for step in {0, len(family.path) // 4, len(family.path) // 2, len(family.path) - 1}
+        if family.plan.micro_batch <= best.plan.micro_batch
+        for step in {0, *range(len(family.path) - 1, 0, -RUNG_LAYERS)}
         if (found := _judged(family.at(step), budget, scales, (), False)) is not None
         and (budget.host is None or found.host_bytes <= budget.host.bytes)
     ]

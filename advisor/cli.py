@@ -91,6 +91,12 @@ def run(
     save: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the plan, if it fits, to FILE.")
     ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw one step's memory into a PNG.")
+    ] = None,
+    explain: Annotated[
+        Text, typer.Option(metavar="COMPONENT", help="Say what a part of the memory is, and stop.")
+    ] = None,
     as_json: Json = False,
     svg: Annotated[Path | None, typer.Option(metavar="FILE", hidden=True)] = None,
 ) -> None:
@@ -100,9 +106,17 @@ def run(
     """
     if context.invoked_subcommand is not None:
         given = (model, settings, lora_r, no_quantization, gpu, vram, system, data_dir, measure,
-                 emulate_vram, save, as_json, svg)  # fmt: skip
+                 emulate_vram, save, plot, explain, as_json, svg)  # fmt: skip
         if any(given):
             _fail(f"options of {context.invoked_subcommand} go behind its name")
+        return
+    if explain is not None:
+        from advisor.explain import explain as explained
+
+        try:
+            print(explained(explain))
+        except ValueError as error:
+            _fail(f"--explain: {error}")
         return
     from advisor.child import BadQuestion, RehearsalFailed
     from advisor.preflight import advise, live_forecast
@@ -122,6 +136,8 @@ def run(
         advice = advise(machine, model, assignments, target, data=data_dir, live=live)
         if measure or emulate_vram is not None:
             advice = _tried(advice, emulated=emulate_vram is not None)
+        if plot is not None:
+            _plot(advice, plot)
     except PlanError as error:
         _fail(f"these settings cannot run\n{error}")
     except BadQuestion as error:
@@ -156,6 +172,25 @@ def _tried(advice: Advice, emulated: bool) -> Advice:
     if emulated and advice.budget is not None:
         cap = advice.budget.free.bytes - advice.budget.context.bytes
     return measured(advice.model_copy(update={"gpu": here}), _tell, cap)
+
+
+def _plot(advice: Advice, path: Path) -> None:
+    """Draw a step of the advised plan; a plan on the CPU, or none, has no picture."""
+    from advisor.forecast import Worst, timeline
+    from advisor.plot import draw
+
+    if advice.plan is None or advice.gpu is None or advice.budget is None:
+        print("not drawn: there is no plan on a card", file=sys.stderr)
+        return
+    _tell(f"following a step of {advice.plan.model}, some seconds ...")
+    worst = Worst(advice.text_tokens or advice.plan.tokens.max_text_tokens)
+    found = timeline(advice.plan, worst, advice.gpu.compute_capability or (8, 6))
+    title = f"{advice.model} on {advice.gpu.name}: one step, micro-batch {advice.plan.micro_batch}"
+    capacity = advice.budget.free.bytes - advice.budget.context.bytes
+    try:
+        draw(found, title, capacity, path)
+    except OSError as error:
+        _fail(f"{path}: cannot be written: {error.strerror}")
 
 
 def _sugar(lora_r: int | None, no_quantization: bool) -> list[str]:

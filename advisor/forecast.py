@@ -25,12 +25,13 @@ from advisor.allocator import replay
 from advisor.budget import ERRORS_FILE, Frozen, gib
 from advisor.child import RehearsalFailed, cache_folder, rehearsed
 from advisor.context import OTHERS, Context
-from profiles.measurement import Measurement
+from profiles.measurement import Measurement, Timeline
 from profiles.plan import Plan
 from profiles.tested import Verdict
 
 ROOT = Path(__file__).resolve().parents[1]
 MIB = 2**20
+OFFLINE = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}  # for a child that needs neither
 # Resident set of the process beside what is counted: the same rows, 1.96-2.3 GiB.
 HOST_BASE_BYTES = round(2.09 * 2**30)
 HOST_LOOKUP_BYTES = round(0.11 * 2**30)  # buffers of a table looked up and a head streamed
@@ -123,6 +124,18 @@ def forecast(
         return _unknown(plan, worst, compute_capability, measurement.error)
     limits = cap_bytes, margin_bytes, host_limit_bytes, context
     return interpret(measurement, events, compute_capability, *limits)
+
+
+def timeline(plan: Plan, worst: Worst, compute_capability: tuple[int, int]) -> Timeline:
+    """One step of `plan` by component. Raises RehearsalFailed and BadQuestion."""
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "timeline"
+        options = [*_options(plan, worst, compute_capability), "--timeline", str(path)]
+        rehearsed(plan, options, OFFLINE, cache_folder() / "forecasts")
+        try:
+            return Timeline.model_validate_json(path.read_text(encoding="utf-8"))
+        except (ValueError, OSError):
+            raise RehearsalFailed("no step of this plan can be followed without a GPU") from None
 
 
 def interpret(
@@ -253,17 +266,22 @@ def _ask(
     """Run the fake rehearsal. Raises RehearsalFailed and BadQuestion."""
     with tempfile.TemporaryDirectory() as place:
         events = Path(place) / "events"
-        options = ["--fake", "--events", str(events), "--masks", str(worst.masks)]
-        options += ["--compute-capability", ".".join(map(str, compute_capability))]
-        options += ["--text-tokens", str(worst.text_tokens or plan.tokens.max_text_tokens)]
-        if worst.data is not None and worst.text_tokens is None:
-            options += ["--data-dir", str(worst.data.resolve())]
-        offline = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
-        measurement = rehearsed(plan, options, offline, folder)
+        options = [*_options(plan, worst, compute_capability), "--events", str(events)]
+        measurement = rehearsed(plan, options, OFFLINE, folder)
         try:
             return measurement, _events(events)
         except (ValueError, OSError) as error:
             raise RehearsalFailed(f"the rehearsal left no list of requests ({error})") from None
+
+
+def _options(plan: Plan, worst: Worst, compute_capability: tuple[int, int]) -> list[str]:
+    """What the fake rehearsal is asked."""
+    options = ["--fake", "--masks", str(worst.masks)]
+    options += ["--compute-capability", ".".join(map(str, compute_capability))]
+    options += ["--text-tokens", str(worst.text_tokens or plan.tokens.max_text_tokens)]
+    if worst.data is not None and worst.text_tokens is None:
+        options += ["--data-dir", str(worst.data.resolve())]
+    return options
 
 
 def _events(path: Path) -> list[tuple[int, int]]:

@@ -104,10 +104,15 @@ def allocator_reason(plan: Plan) -> Reason:
     )
 
 
+def storage_text(plan: Plan) -> str:
+    """How the base weights are stored, in words."""
+    return f"{plan.dtype if plan.quantization == 'none' else plan.quantization} base"
+
+
 def plan_text(plan: Plan) -> str:
     """The plan's memory levers in a few words."""
     layers = plan.profile.llama.layers
-    parts = [f"{plan.quantization} base", f"micro-batch {plan.micro_batch}"]
+    parts = [storage_text(plan), f"micro-batch {plan.micro_batch}"]
     parts.append(f"{plan.checkpointed_layers} of {layers} layers checkpointed")
     parts += [f"{plan.host_layers} on the host"] if plan.host_layers else []
     return ", ".join(parts)

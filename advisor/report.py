@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from advisor.budget import gib
-from advisor.reasons import lora_text
+from advisor.reasons import lora_text, storage_text
 from profiles.plan import Plan
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def _pairs(lines: Iterator[tuple[str, str]]) -> Table:
 def _plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
     layers = plan.profile.llama.layers
     yield "model", plan.profile.title
-    yield "weights", f"{plan.quantization} base, {plan.dtype} compute, on {plan.device}"
+    yield "weights", f"{storage_text(plan)}, {plan.dtype} compute, on {plan.device}"
     yield "trains", ", ".join(plan.train)
     if plan.lora is not None:
         yield "LoRA", f"{lora_text(plan)}, alpha {plan.lora.alpha:g}, dropout {plan.lora.dropout:g}"
@@ -207,7 +207,7 @@ def _reason_lines(advice: Advice) -> Iterator[Text]:
 def _difference(plan: Plan, chosen: Plan | None) -> str:
     """What `plan` has that the chosen one has not, in a few words."""
     layers = plan.profile.llama.layers
-    parts = [f"{plan.quantization} base", f"micro-batch {plan.micro_batch}"]
+    parts = [storage_text(plan), f"micro-batch {plan.micro_batch}"]
     if chosen is None or plan.checkpointed_layers != chosen.checkpointed_layers:
         parts.append(f"{plan.checkpointed_layers} of {layers} layers checkpointed")
     if plan.host_layers:

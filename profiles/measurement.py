@@ -47,3 +47,13 @@ class Measurement(BaseModel):
     last_loss: float | None = None
     versions: dict[str, str] = Field(default_factory=dict)
     random_weights: bool = Field(description="true shapes, random values")
+
+
+class Timeline(BaseModel):
+    """Bytes of tensors over one training step, by component (from a fake rehearsal)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    plan: Plan
+    parts: dict[str, list[int]] = Field(description="bytes of each component at each moment")
+    phases: tuple[tuple[int, str], ...] = Field(description="(first moment, name)")

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from advisor.preflight import Advice
+from advisor.probe import Machine
 
 ROOT = Path(__file__).parents[1]
 
@@ -22,6 +26,15 @@ def write_docs() -> ModuleType:
 
 def test_the_settings_page_is_up_to_date(write_docs: ModuleType) -> None:
     assert (ROOT / "docs" / "plan.md").read_text(encoding="utf-8") == write_docs.settings_page()
+
+
+def test_the_schema_is_that_of_the_advice(write_docs: ModuleType) -> None:
+    """A changed field must change the schema, and its version where a reader would notice."""
+    text = (ROOT / "docs" / "advice.schema.json").read_text(encoding="utf-8")
+    assert text == write_docs.advice_schema()
+    shown = json.loads(Advice(verdict="UNKNOWN", summary="", model="7b", machine=Machine())
+                       .model_dump_json())  # fmt: skip
+    assert shown.keys() == json.loads(text)["properties"].keys()
 
 
 def test_the_tables_are_those_of_the_recorded_runs(write_docs: ModuleType) -> None:

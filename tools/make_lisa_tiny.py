@@ -283,8 +283,12 @@ def new_model(tokenizer: LisaTokenizer) -> Lisa:
 
 
 def evaluate(
-    trainer: Pretrainer, tokenizer: LisaTokenizer, kinds: tuple[str, ...], device: torch.device,
-    batches: int, autocast: torch.dtype | None,
+    trainer: Pretrainer,
+    tokenizer: LisaTokenizer,
+    kinds: tuple[str, ...],
+    device: torch.device,
+    batches: int,
+    autocast: torch.dtype | None,
 ) -> dict[str, float]:
     """Mean IoU by kind on validation wording and unseen scenes."""
     found: dict[str, list[float]] = {}
@@ -351,10 +355,17 @@ def pretrain(arguments: argparse.Namespace) -> None:
     seen = evaluate(trainer, tokenizer, PRETRAINING, device, arguments.checks, autocast)
     unseen = evaluate(trainer, tokenizer, HELD_OUT, device, arguments.checks, autocast)
     save_model(lisa, arguments.out, torch.bfloat16)
-    report = {"steps": step, "scenes_per_step": arguments.scenes, "questions_per_scene": QUESTIONS,
-              "seconds": round(time.monotonic() - start), "validation": seen, "held_out": unseen,
-              "torch": torch.__version__, "device": torch.cuda.get_device_name()
-              if device.type == "cuda" else "cpu", "log": log}
+    report = {
+        "steps": step,
+        "scenes_per_step": arguments.scenes,
+        "questions_per_scene": QUESTIONS,
+        "seconds": round(time.monotonic() - start),
+        "validation": seen,
+        "held_out": unseen,
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "log": log,
+    }
     (arguments.out / "pretraining.json").write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps({key: report[key] for key in ("steps", "validation", "held_out")}))
 

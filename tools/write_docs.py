@@ -103,11 +103,20 @@ def with_tables(page: str) -> str:
     return with_table(page, "demo", demo_table())
 
 
+def advice_schema() -> str:
+    """What `lisa-advise --json` prints, as a JSON schema."""
+    from advisor.preflight import Advice
+
+    return json.dumps(Advice.model_json_schema(mode="serialization"), indent=2) + "\n"
+
+
 def main() -> None:
     """Write the named parts."""
-    parts = sys.argv[1:] or ["plan", "tables", "advice"]
+    parts = sys.argv[1:] or ["plan", "tables", "schema", "advice"]
     if "plan" in parts:
         (DOCS / "plan.md").write_text(settings_page(), encoding="utf-8")
+    if "schema" in parts:
+        (DOCS / "advice.schema.json").write_text(advice_schema(), encoding="utf-8")
     if "tables" in parts:
         page = DOCS / "lisa-tiny.md"
         page.write_text(with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from profiles.measurement import Measurement
+from profiles.measurement import Measurement, Timeline
 from profiles.plan import Plan
 from trainer.data.made_up import MadeUp
 from trainer.data.samples import length_step
@@ -41,6 +41,7 @@ CUBLAS_WORKSPACE = {True: 32 * MIB, False: 8320 * 1024}
 BORN = {"forward": "activations kept", "backward": "transient", "clipping": "transient",
         "optimizer": "transient", "evaluation": "transient", INSIDE: "transient",
         "load": "frozen weights"}  # fmt: skip
+POINTS = 400  # moments of a step in a timeline
 STEPS = 2  # the first allocates the optimizer's state
 
 
@@ -50,12 +51,14 @@ def fake_rehearsal(
     masks: int,
     compute_capability: tuple[int, int] = (8, 6),
     tell: Callable[[str], None] = lambda phase: None,
+    drawn: Callable[[Timeline], None] | None = None,
 ) -> tuple[Measurement, list[tuple[int, int]]]:
     """Bytes of the plan's training step on a card of that compute capability, and their events.
 
     `text_tokens` and `masks` are those of every sample: give the worst one's. The events are
     (block, bytes), −bytes for a release, from loading to the end of the second step. `tell` hears
-    of every phase that begins. Raises Unforeseen, NotAlike, WeightsError.
+    of every phase that begins, `drawn` of the last step by component. Raises Unforeseen, NotAlike,
+    WeightsError.
     """
     workspace = CUBLAS_WORKSPACE[compute_capability >= (9, 0)]
     collecting = gc.isenabled()
@@ -65,6 +68,8 @@ def fake_rehearsal(
     finally:
         if collecting:
             gc.enable()
+    if drawn is not None:
+        drawn(_timeline(plan, seen.trace))
     assumed = [f"cuBLAS workspaces of twice {workspace / MIB:.1f} MiB (compute capability "
                f"{compute_capability[0]}.{compute_capability[1]}) and 1 MiB"]  # fmt: skip
     if seen.paged:
@@ -98,6 +103,16 @@ def fake_rehearsal(
         random_weights=True,
     )
     return measurement, seen.trace.events
+
+
+def _timeline(plan: Plan, trace: MemoryTrace) -> Timeline:
+    """The last step by component."""
+    by_label, phases = trace.last_step(POINTS)
+    parts: dict[str, list[int]] = {}
+    for label, sizes in by_label.items():
+        name = BORN.get(label, label)
+        parts[name] = [a + b for a, b in zip(parts.get(name, [0] * len(sizes)), sizes, strict=True)]
+    return Timeline(plan=plan, parts=parts, phases=tuple(phases))
 
 
 def cannot_forecast(plan: Plan, text_tokens: int, masks: int, reason: str) -> Measurement:
@@ -185,6 +200,7 @@ def watch(
             trace.begin("optimizer")
             update(optimizer)
             paged = _hold_state(trace, optimizer, plan)
+    trace.close()
     host = sum(t.numel() * t.element_size() for t in host_tensors(model))
     return Watched(trace, paged, host)
 

@@ -270,6 +270,7 @@ def main() -> None:
     parser.add_argument("--save", action="store_true", help="write a checkpoint as well")
     parser.add_argument("--fake", action="store_true", help="count bytes, without a GPU")
     parser.add_argument("--events", type=Path, help="with --fake: write (block, bytes) as int64")
+    parser.add_argument("--timeline", type=Path, help="with --fake: write one step by component")
     parser.add_argument("--compute-capability", default="8.6", help="of the card, with --fake")
     arguments = parser.parse_args()
     plan = Plan.read(arguments.plan)
@@ -298,9 +299,11 @@ def main() -> None:
         major, _, minor = arguments.compute_capability.partition(".")
         capability = int(major), int(minor or 0)
         try:
+            file = arguments.timeline
             measurement, events = fake_rehearsal(
-                plan, text[1], arguments.masks, capability, _tell_phase
-            )
+                plan, text[1], arguments.masks, capability, _tell_phase,
+                (lambda line: file.write_text(line.model_dump_json())) if file else None,
+            )  # fmt: skip
         except (Unforeseen, NotAlike) as error:
             measurement, events = cannot_forecast(plan, text[1], arguments.masks, str(error)), []
         if arguments.events:

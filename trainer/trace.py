@@ -53,6 +53,7 @@ class MemoryTrace(TorchDispatchMode):
         self.sizes: list[int] = []  # of each block, in bytes
         self.phases: list[tuple[int, str]] = []  # (first event, name)
         self.workspace = workspace
+        self.closed = False
         self._handles: set[bool] = set()
         self.live: set[int] = set()  # blocks
         self._blocks: dict[int, int] = {}  # storage -> block
@@ -162,8 +163,14 @@ class MemoryTrace(TorchDispatchMode):
             self._sum = block, addend, len(self.recorded) - 1
         return block
 
+    def close(self) -> None:
+        """What goes from now on goes because the run is over, and is no event of it."""
+        self.closed = True
+
     def give(self, block: int) -> None:
         """The block is gone."""
+        if self.closed:
+            return
         block = self._same.pop(block, block)
         if self._sum is not None and block in self._sum[:2]:
             total, addend, place = self._sum
@@ -218,6 +225,35 @@ class MemoryTrace(TorchDispatchMode):
         for block, size in live.items():
             found[self.labels[block]] = found.get(self.labels[block], 0) + size
         return found
+
+    def last_step(self, points: int) -> tuple[dict[str, list[int]], list[tuple[int, str]]]:
+        """Bytes by label at `points` moments of the last step, the most of each; its phases.
+
+        The phases are (first moment, name). A step ends with the optimizer's phase.
+        """
+        ends = [n for n, (_, name) in enumerate(self.phases) if name == "optimizer"]
+        phases = self.phases[(ends[-2] + 1 if len(ends) > 1 else 0) :]
+        begin, end = phases[0][0], len(self.recorded)
+        width = max(1, -(-(end - begin) // points))
+        now: dict[str, int] = {}
+        moments: list[dict[str, int]] = []
+        most = -1
+        for index, (block, size) in enumerate(self.recorded):
+            if block in self._left_out:
+                continue
+            label = self.labels[block]
+            now[label] = now.get(label, 0) + size
+            if index < begin:
+                continue
+            number = (index - begin) // width
+            while len(moments) <= number:
+                moments.append(dict(now))
+                most = -1
+            if (total := sum(now.values())) > most:
+                moments[number], most = dict(now), total
+        labels = sorted({label for moment in moments for label in moment})
+        shown = [((first - begin) // width, name) for first, name in phases]
+        return {n: [moment.get(n, 0) for moment in moments] for n in labels}, shown
 
 
 INSIDE = "inside an operator"

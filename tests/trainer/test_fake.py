@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from advisor.allocator import replay
-from profiles.measurement import Measurement
+from profiles.measurement import Measurement, Timeline
 from profiles.plan import Plan
 from tests.conftest import tiny_plan
 from trainer.extend import NotAlike, Repeater
@@ -198,3 +198,20 @@ def test_the_child_prints_one_document(tmp_path: Path) -> None:
     found = Measurement.model_validate_json(done.stdout)
     assert found.verdict == "UNKNOWN" and found.peak_allocated_bytes == max(found.phases.values())
     assert "phase: backward" in done.stderr
+
+
+def test_a_step_is_told_moment_by_moment() -> None:
+    """The picture's moments reach the same peak, part by part, and end where the step ends."""
+    drawn: list[Timeline] = []
+    plan = tiny_plan(cached_encoders=["sam", "clip"], effective_batch=4, micro_batch=2)
+    measured, _ = fake_rehearsal(plan, 64, 1, drawn=drawn.append)
+    (line,) = drawn
+    totals = [sum(sizes) for sizes in zip(*line.parts.values(), strict=True)]
+    assert max(totals) == measured.peak_allocated_bytes
+    place = totals.index(max(totals))
+    at_peak = {name: sizes[place] for name, sizes in line.parts.items() if sizes[place]}
+    assert at_peak == measured.live_at_peak
+    assert [name for _, name in line.phases] == [
+        "forward", "backward", "forward", "backward", "clipping", "optimizer"
+    ]  # fmt: skip
+    assert min(totals) >= line.parts["frozen weights"][0] > 0

@@ -1,0 +1,65 @@
+"""The picture of a step, and the words about its parts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from advisor.cli import app
+from advisor.explain import EXPLANATIONS, explain
+from advisor.plot import GREYS, LINE, PAPER, draw
+from profiles.measurement import Timeline
+from tests.conftest import tiny_plan
+
+GIB = 2**30
+STEP = Timeline(
+    plan=tiny_plan(),
+    parts={"frozen weights": [2 * GIB] * 8, "activations kept": [0, GIB, 2 * GIB, GIB] * 2,
+           "gradients": [GIB // 4] * 8},
+    phases=((0, "forward"), (4, "backward")),
+)  # fmt: skip
+
+
+def test_parts_capacity_and_greys(tmp_path: Path) -> None:
+    path = tmp_path / "memory.png"
+    draw(STEP, "a title", 3 * GIB, path)
+    image = Image.open(path).convert("RGB")
+    colours = {colour for _, colour in image.getcolors(1 << 20)}
+    assert {(grey, grey, grey) for grey in GREYS[:3]} | {LINE, PAPER} <= colours
+    # The capacity line lies below the peak of 4.25 GiB, and is as wide as the plot.
+    rows = [y for y in range(image.height) if image.getpixel((300, y)) == LINE]
+    assert 56 < min(rows) < 300 and len(rows) == 3
+    hatches = {index: {image.getpixel((745 + x, 58 + 26 * index + y)) for x in range(20)
+                       for y in range(14)} for index in range(3)}  # fmt: skip
+    assert len(set(map(frozenset, hatches.values()))) == 3, "told apart without colour"
+
+
+def test_a_picture_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def timeline(plan: object, worst: object, capability: object) -> Timeline:
+        asked.append(capability)
+        return STEP
+
+    monkeypatch.setattr("advisor.forecast.timeline", timeline)
+    path = tmp_path / "memory.png"
+    shown = CliRunner().invoke(app, ["--gpu", "RTX 4090", "--plot", str(path)])
+    assert shown.exit_code == 0 and path.is_file() and asked == [(8, 9)]
+    nowhere = CliRunner().invoke(app, ["--gpu", "4090", "--plot", "/no/such/folder/x.png"])
+    assert nowhere.exit_code == 2 and "cannot be written" in nowhere.stderr
+    tiny = CliRunner().invoke(app, ["--plot", str(tmp_path / "none.png")])
+    assert tiny.exit_code == 0 and "not drawn" in tiny.stderr
+
+
+def test_every_part_that_is_counted_is_explained() -> None:
+    from trainer.fake import BORN
+
+    assert set(BORN.values()) <= EXPLANATIONS.keys()
+    assert explain("Frozen_weights").startswith("frozen weights: ")
+    with pytest.raises(ValueError, match="did you mean 'margin'"):
+        explain("margn")
+    assert CliRunner().invoke(app, ["--explain", "context"]).stdout.startswith("context: ")
+    assert CliRunner().invoke(app, ["--explain", "nothing"]).exit_code == 2
