@@ -159,13 +159,14 @@ def interpret(
     process = pool + context.bytes(pinned)
     host = _host_bytes(measurement)
     errors = json.loads(ERRORS_FILE.read_text()) if ERRORS_FILE.exists() else {}
-    kind = "compiled" if plan.compile else "plain"
+    segments = "expandable segments" if expandable else "whole segments"
+    kind = "compiled" if plan.compile else segments
     if plan.dtype != "bf16":
         unmeasured = f"no measured row computes in {plan.dtype}"
         errors = {kind: dict.fromkeys(get_args(TierName), unmeasured)}
     figures: tuple[tuple[TierName, int, str], ...] = (
         ("tensors", tensors, "as the allocator counts them (max_memory_allocated)"),
-        ("pool", pool, f"allocator replayed, {'expandable' if expandable else 'whole'} segments"),
+        ("pool", pool, f"allocator replayed, {segments}"),
         ("process", process, f"the pool, CUDA context and libraries, {context.source}"),
         ("host", host, "resident set: libraries, what lives on the host, batches"),
     )

@@ -52,6 +52,7 @@ from profiles.catalog import GpuProfile, gpu_by_nvml, model_profile
 from profiles.plan import Finding, Plan, PlanError
 from profiles.tested import Table, TestedRow, Verdict, needs_no_more, read_table
 
+OLDEST_IN_WHEELS = (7, 5)  # compute capability in torch's builds for CUDA 13
 DEFAULT_MODEL = "7b"
 EXIT_CODES: dict[Verdict, int] = {"FITS": 0, "TIGHT": 0, "OOM": 1, "SPILLS": 1, "UNKNOWN": 3}
 
@@ -396,7 +397,25 @@ def _card_findings(question: _Question, gpu: Gpu, best: Candidate, base: Plan) -
         what = f"the published {best.plan.model} checkpoints cannot be read yet"
         fix = "--set weights=FOLDER in this project's layout, or --set weights=random to rehearse"
         findings.append(Finding("weights", what, fix=fix))
-    return findings + _neighbours(question, gpu)
+    return findings + _machine_notes(question, gpu, best.plan) + _neighbours(question, gpu)
+
+
+def _machine_notes(question: _Question, gpu: Gpu, plan: Plan) -> list[Finding]:
+    """What this card or machine asks for beside the plan."""
+    findings = []
+    if gpu.compute_capability is not None and gpu.compute_capability < OLDEST_IN_WHEELS:
+        version = "{}.{}".format(*gpu.compute_capability)
+        what = f"compute capability {version}: torch's builds for CUDA 13 leave it out"
+        fix = "install torch for CUDA 12.6: see pytorch.org/get-started"
+        findings.append(Finding(gpu.name, what, fix=fix))
+    count = len([g for g in question.machine.gpus if g.lost is None])
+    if count > 1 and not question.what_if and plan.effective_batch % count == 0:
+        what = f"the plan uses one of {count} GPUs; what {count} processes take is not forecast yet"
+        rest = f"--plan plan.json --set processes={count} --data-dir DIR"
+        fix = f"lisa-train {rest}; or "
+        fix += f"accelerate launch --num_processes {count} -m trainer.cli {rest}"
+        findings.append(Finding("GPUs", what, fix=fix))
+    return findings
 
 
 def _neighbours(question: _Question, gpu: Gpu) -> list[Finding]:
