@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -138,7 +137,7 @@ def _abilities(machine: Machine, facts: dict[str, Any]) -> Iterator[Check]:
 def _room(machine: Machine) -> Iterator[Check]:
     folder = cache_folder()
     place = next(p for p in (folder, *folder.parents) if p.exists())
-    free = shutil.disk_usage(place).free
+    free = machine.disk_free_bytes or 0
     writable = os.access(place, os.W_OK)
     short = free < CACHE_BYTES
     found = f"{gib(free)} free where features are cached"

@@ -141,7 +141,11 @@ class _Question:
     @property
     def spills(self) -> bool:
         """Whether the driver moves tensors to host memory instead of failing."""
-        return self.target.windows if self.target else self.machine.platform in ("windows", "wsl")
+        if self.target:
+            return self.target.windows
+        # A data-centre card may run without Windows' own memory manager (TCC).
+        managed = all(gpu.wddm is not False for gpu in self.machine.gpus)
+        return managed and self.machine.platform in ("windows", "wsl")
 
     @property
     def wants_cpu(self) -> bool:

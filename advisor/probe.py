@@ -41,6 +41,9 @@ class Gpu(_Frozen):
     display_active: bool | None = None
     other_processes: int | None = Field(None, description="processes on the card beside this one")
     other_process_bytes: int | None = None
+    ecc: bool | None = Field(None, description="error correction is on; None: the card has none")
+    pcie: str | None = Field(None, description="generation and lanes at most, such as 4.0 x16")
+    wddm: bool | None = Field(None, description="Windows' driver model, which spills; else None")
     mig_parent: str | None = Field(None, description="UUID of the card a MIG instance is cut from")
     lost: str | None = Field(None, description="why the card cannot be used")
 
@@ -58,6 +61,7 @@ class Machine(_Frozen):
     cuda_driver_version: str | None = Field(None, description="newest CUDA the driver serves")
     host_total_bytes: int | None = None
     host_available_bytes: int | None = None
+    disk_free_bytes: int | None = Field(None, description="where features are cached")
     cpu_count: int | None = Field(None, description="logical cores open to this process")
     cpu_model: str | None = None
     platform: Platform = "linux"
@@ -79,10 +83,11 @@ def probe(environ: Mapping[str, str] | None = None) -> Machine:
         gpus=tuple(visible),
         host_total_bytes=host_total,
         host_available_bytes=host_available,
+        disk_free_bytes=_disk_free(),
         cpu_count=_cpu_count(),
         cpu_model=_cpu_model(),
         platform=system,
-        notes=(*notes, *more),
+        notes=(*notes, *more, *([] if cards else _other_vendors(system))),
         **facts,
     )
 
@@ -226,10 +231,30 @@ def _gpu(nvml: ModuleType, handle: Any, index: int, notes: list[Finding]) -> Gpu
         name=name,
         compute_capability=_ask(nvml, nvml.nvmlDeviceGetCudaComputeCapability, handle),
         display_active=None if display is None else bool(display),
+        ecc=_first(_ask(nvml, nvml.nvmlDeviceGetEccMode, handle)),
+        pcie=_pcie(nvml, handle),
+        wddm=_is_wddm(nvml, handle),
         other_processes=count,
         other_process_bytes=process_bytes,
         **memory,
     )
+
+
+def _pcie(nvml: ModuleType, handle: Any) -> str | None:
+    generation = _ask(nvml, nvml.nvmlDeviceGetMaxPcieLinkGeneration, handle)
+    lanes = _ask(nvml, nvml.nvmlDeviceGetMaxPcieLinkWidth, handle)
+    return None if generation is None or lanes is None else f"{generation}.0 x{lanes}"
+
+
+def _is_wddm(nvml: ModuleType, handle: Any) -> bool | None:
+    """Whether Windows manages the card's memory (WDDM), and moves it to the host when short."""
+    model = _ask(nvml, nvml.nvmlDeviceGetDriverModel, handle)
+    kind = model[0] if isinstance(model, (list, tuple)) else model
+    return None if kind is None else kind == 0  # NVML_DRIVER_WDDM
+
+
+def _first(pair: Any) -> bool | None:
+    return None if pair is None else bool(pair[0])
 
 
 def _memory(
@@ -327,6 +352,34 @@ def _host_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> tuple[int | None, int
             used = int((cgroup / used_file).read_text())
             return min(total, limit), max(0, min(available, limit - used))
     return total, available
+
+
+def _disk_free() -> int | None:
+    import shutil
+
+    from platformdirs import user_cache_path
+
+    folder = user_cache_path("lisa-preflight", appauthor=False)
+    with suppress(OSError):
+        place = next(path for path in (folder, *folder.parents) if path.exists())
+        return shutil.disk_usage(place).free
+    return None
+
+
+def _other_vendors(
+    system: Platform, drm: Path = Path("/sys/class/drm"), processor: str | None = None
+) -> list[Finding]:
+    """A GPU of another maker, and what works there."""
+    works = "lisa-tiny trains on the CPU; 7b and 13b need an NVIDIA GPU, or a what-if card: --gpu"
+    processor = platform_module.machine() if processor is None else processor
+    if system == "darwin" and processor == "arm64":
+        return [Finding("Apple GPU", "is not used: the 4-bit kernels are CUDA's", fix=works)]
+    for vendor in sorted(drm.glob("card*/device/vendor")):
+        with suppress(OSError):
+            if vendor.read_text().strip() == "0x1002":
+                what = "is not used: nothing here was measured under ROCm"
+                return [Finding("AMD GPU", what, fix=works)]
+    return []
 
 
 def _cpu_count() -> int | None:

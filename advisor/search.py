@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 Live = Callable[[Plan, int | None], "Forecast"]
 LIVE_TRIALS = 4
 CLOSE = 0.9  # a corrected choice whose forecast uses less of what was reckoned is made again
+OTHER_VERSIONS = 1.02  # a row of another torch counts for that much more: a policy
 TYPICAL = "rtx-3060-12gb"  # whose rates stand for a card that is not known
 CARD_SIZES_GIB = (4, 6, 8, 10, 11, 12, 16, 20, 24, 32, 40, 48, 80, 96, 141, 180)
 
@@ -159,10 +161,26 @@ def _needs(
         source = "forecasts of the usual settings, corrected"
     needs = Bytes(bytes=pool, basis="forecast", source=source)
     for row in rows:
-        took = row.needed_bytes or 0
+        took, source = row.needed_bytes or 0, f"row {row.id}: {row.title}"
+        if torch := _other_torch(row):
+            took, source = round(OTHER_VERSIONS * took), f"{source}, with torch {torch}"
         if took < needs.bytes and row.plan.quantization == plan.quantization and row.covers(plan):
-            needs = Bytes(bytes=took, basis="tested", source=f"row {row.id}: {row.title}")
+            needs = Bytes(bytes=took, basis="tested", source=source)
     return needs, found.host_bytes
+
+
+@cache
+def _torch_here() -> str:
+    try:
+        return ".".join(version("torch").split(".")[:2])
+    except PackageNotFoundError:
+        return ""
+
+
+def _other_torch(row: TestedRow) -> str:
+    """The torch of the row's run, if another minor version is installed here."""
+    torch = ".".join(row.versions.get("torch", "").split(".")[:2])
+    return torch if torch and torch != _torch_here() else ""
 
 
 def _speed(card: GpuProfile | None, text: int, plan: Plan) -> Speed:

@@ -62,6 +62,9 @@ class Card:
     handle_error: Exception | None = None
     memory_error: Exception | None = None
     memory_v2: bool = True
+    ecc: list[int] | None = None
+    pcie: tuple[int, int] | None = (4, 16)
+    driver_model: list[int] | None = None
     mig: list[Card | None] | None = None  # None in the list: an empty slot
 
 
@@ -135,6 +138,18 @@ class FakeNvml(ModuleType):
     def nvmlDeviceGetGraphicsRunningProcesses(self, card):
         return _processes(card.graphics)
 
+    def nvmlDeviceGetEccMode(self, card):
+        return _supported(card.ecc)
+
+    def nvmlDeviceGetMaxPcieLinkGeneration(self, card):
+        return _supported(card.pcie)[0]
+
+    def nvmlDeviceGetMaxPcieLinkWidth(self, card):
+        return _supported(card.pcie)[1]
+
+    def nvmlDeviceGetDriverModel(self, card):
+        return _supported(card.driver_model)
+
     def nvmlDeviceGetMigMode(self, card):
         if card.mig is None:
             raise NVMLError_NotSupported("Not Supported")
@@ -147,6 +162,12 @@ class FakeNvml(ModuleType):
         if card.mig[slot] is None:
             raise NVMLError_NotFound("Not Found")
         return card.mig[slot]
+
+
+def _supported(answer):
+    if answer is None:
+        raise NVMLError_NotSupported("Not Supported")
+    return answer
 
 
 def _value(answer):

@@ -282,6 +282,11 @@ def test_where_the_driver_swaps_too_much_spills(platform):
     assert (advice.verdict, advice.exit_code) == ("SPILLS", 1)
 
 
+def test_a_card_that_windows_does_not_manage_fails_instead():
+    machine = _machine(free_gib=1.5, platform="windows", wddm=False)
+    assert _advise(machine, model="7b").verdict == "OOM"
+
+
 def test_windows_has_no_expandable_segments():
     advice = _advise(_machine(platform="windows"))
     assert advice.plan.allocator == "" and advice.environment == {}
@@ -467,6 +472,9 @@ def test_a_row_that_took_less_than_forecast_counts():
     held = _user_row(first.plan, 512, peak_reserved_bytes=5 * GIB)
     advice = _advise(_machine(), model="7b", table=Table((*TABLE.rows, held), ()))
     assert (advice.needs.basis, advice.needs.bytes) == ("tested", 5 * GIB)
+    old = held.model_copy(update={"versions": {"torch": "1.9.0"}})
+    less = _advise(_machine(), model="7b", table=Table((*TABLE.rows, old), ()))
+    assert less.needs.bytes == round(1.02 * 5 * GIB) and "with torch 1.9" in less.needs.source
     shorter = _user_row(first.plan, 96, peak_reserved_bytes=5 * GIB)
     again = _advise(_machine(), model="7b", table=Table((*TABLE.rows, shorter), ()))
     assert again.needs.basis == "forecast", "shorter samples say nothing"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from advisor import probe as probe_module
-from advisor.probe import Machine, probe
+from advisor.probe import Machine, _other_vendors, probe
 from tests.advisor import fake_nvml
 from tests.advisor.fake_nvml import GIB, Card, install
 
@@ -51,6 +51,26 @@ def test_one_gpu_with_memory_v2(monkeypatch):
     assert gpu.display_active is True
     assert (gpu.other_processes, gpu.other_process_bytes) == (0, 0)
     assert gpu.mig_parent is None and gpu.lost is None
+
+
+def test_what_else_a_card_says_of_itself(monkeypatch):
+    install(monkeypatch, Card(), Card(ecc=[1, 1], pcie=(5, 8), driver_model=[0, 0]))
+    plain, other = probe({}).gpus
+    assert (plain.ecc, plain.pcie, plain.wddm) == (None, "4.0 x16", None)
+    assert (other.ecc, other.pcie, other.wddm) == (True, "5.0 x8", True)
+    assert probe({}).disk_free_bytes > 0
+
+
+def test_other_makers_gpus_are_named_with_what_works_there(tmp_path):
+    assert _other_vendors("linux", tmp_path, "x86_64") == []
+    for number, vendor in enumerate(("0x8086", "0x1002")):
+        device = tmp_path / f"card{number}" / "device"
+        device.mkdir(parents=True)
+        (device / "vendor").write_text(vendor + "\n")
+    (amd,) = _other_vendors("linux", tmp_path, "x86_64")
+    assert amd.where == "AMD GPU" and "ROCm" in amd.what and "--gpu" in amd.fix
+    (apple,) = _other_vendors("darwin", tmp_path / "none", "arm64")
+    assert apple.where == "Apple GPU"
 
 
 def test_an_old_driver_without_memory_v2(monkeypatch):
