@@ -15,7 +15,8 @@ from advisor import table_cli
 
 if TYPE_CHECKING:
     from advisor.forecast import Forecast
-    from advisor.preflight import Advice, Target
+    from advisor.preflight import Advice
+    from advisor.question import Target
 
 EXIT_USAGE = 2
 MAX_VRAM_BYTES = 2**44  # 16 TiB: anything above is a slip of the unit
@@ -201,7 +202,7 @@ def _sugar(lora_r: int | None, no_quantization: bool) -> list[str]:
 
 def _target(vram: int | None, gpu: str | None, system: str | None) -> Target | None:
     """The card that the options name, if any. Ends with exit code 2 on a contradiction."""
-    from advisor.preflight import Target
+    from advisor.question import Target
     from profiles.catalog import find_gpu
 
     if system not in (None, "linux", "windows"):

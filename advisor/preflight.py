@@ -6,26 +6,14 @@ torch. `lisa-advise` renders the Advice and `lisa-train --auto` runs its plan.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
-from advisor.budget import (
-    Budget,
-    Bytes,
-    Frozen,
-    budget_of,
-    gib,
-    judge,
-    named_gpu,
-    size_text,
-    what_if_gpu,
-)
+from advisor.budget import Budget, Bytes, Frozen, budget_of, gib, judge
 from advisor.choose import (
     TINY_BYTES,
     Candidate,
@@ -38,21 +26,29 @@ from advisor.choose import (
 )
 from advisor.context import OTHERS, Context, context_of, measure_context
 from advisor.forecast import Forecast, Worst, forecast
+from advisor.notes import card_findings, nearest_plan, neighbours
 from advisor.probe import Gpu, Machine
-from advisor.reasons import allocator_reason, dtype_reason, plan_reasons, plan_text
+from advisor.question import (
+    Question,
+    Target,
+    base_plan,
+    command_of,
+    dtype_of,
+    environment_of,
+    refusals,
+    wanted_model,
+)
+from advisor.reasons import allocator_reason, dtype_reason, plan_reasons
 from advisor.search import (
     Live,
-    Setting,
     largest_micro_batch,
     search,
     smallest_card_gib,
     smallest_cards_text,
 )
-from profiles.catalog import GpuProfile, gpu_by_nvml, model_profile
 from profiles.plan import Finding, Plan, PlanError
-from profiles.tested import Table, TestedRow, Verdict, needs_no_more, read_table
+from profiles.tested import Table, Verdict, needs_no_more, read_table
 
-OLDEST_IN_WHEELS = (7, 5)  # compute capability in torch's builds for CUDA 13
 DEFAULT_MODEL = "7b"
 EXIT_CODES: dict[Verdict, int] = {"FITS": 0, "TIGHT": 0, "OOM": 1, "SPILLS": 1, "UNKNOWN": 3}
 
@@ -90,87 +86,6 @@ class Advice(Frozen):
     def exit_code(self) -> int:
         """0 fits, 1 does not fit, 3 cannot decide."""
         return EXIT_CODES[self.verdict]
-
-
-@dataclass(frozen=True)
-class Target:
-    """A card that is not here: of a size, or of the catalogue, under a system."""
-
-    vram_bytes: int | None = None
-    card: GpuProfile | None = None
-    windows: bool = False
-
-    @property
-    def gpu(self) -> Gpu:
-        """What a probe would say of it."""
-        if self.card is not None:
-            return named_gpu(self.card, self.windows)
-        return what_if_gpu(self.vram_bytes or 0, self.windows)
-
-    @property
-    def options(self) -> str:
-        """The command line's options that name it."""
-        system = " --os windows" if self.windows else ""
-        if self.card is not None:
-            return f"--gpu {shlex.quote(self.card.key)}{system}"
-        return f"--vram {size_text(self.vram_bytes or 0)}{system}"
-
-
-@dataclass(frozen=True)
-class _Question:
-    """What was asked, of which machine and which table."""
-
-    machine: Machine
-    model: str | None
-    overrides: tuple[str, ...]
-    table: Table
-    target: Target | None
-    data: Path | None
-    text_tokens: int | None
-    live: Live | None
-
-    @property
-    def what_if(self) -> bool:
-        return self.target is not None
-
-    @property
-    def windows(self) -> bool:
-        """Whether the run is on Windows itself: no expandable segments, no Triton."""
-        return self.target.windows if self.target else self.machine.platform == "windows"
-
-    @property
-    def spills(self) -> bool:
-        """Whether the driver moves tensors to host memory instead of failing."""
-        if self.target:
-            return self.target.windows
-        # A data-centre card may run without Windows' own memory manager (TCC).
-        managed = all(gpu.wddm is not False for gpu in self.machine.gpus)
-        return managed and self.machine.platform in ("windows", "wsl")
-
-    @property
-    def wants_cpu(self) -> bool:
-        return assigned(self.overrides).get("device") == "cpu"
-
-    @property
-    def own_rows(self) -> tuple[TestedRow, ...]:
-        return tuple(row for row in self.table.rows if row.source == "user")
-
-    def budget(self, gpu: Gpu) -> Budget | None:
-        return budget_of(gpu, self.machine, self.what_if, self.own_rows)
-
-    def setting(self, gpu: Gpu, budget: Budget) -> Setting:
-        """What a search on `gpu` depends on."""
-        named = self.target.card if self.target else None
-        return Setting(
-            budget=budget,
-            card=named or gpu_by_nvml(gpu.name, gpu.total_bytes),
-            rows=self.table.rows,
-            spills=self.spills,
-            refusals=partial(_refusals, self, gpu),
-            live=self.live,
-            data=self.data,
-            text_tokens=self.text_tokens,
-        )
 
 
 @dataclass(frozen=True)
@@ -235,9 +150,9 @@ def advise(
     settings that cannot run, and whatever `live` raises.
     """
     overrides = tuple(overrides)
-    question = _Question(
+    question = Question(
         machine=machine,
-        model=_wanted_model(model, assigned(overrides).get("model")),
+        model=wanted_model(model, assigned(overrides).get("model")),
         overrides=overrides,
         table=read_table() if table is None else table,
         target=target,
@@ -256,25 +171,9 @@ def advise(
     return advice
 
 
-def _wanted_model(named: str | None, override: str | None) -> str | None:
-    """The model asked for by --model or --set model=..., None for neither. Raises PlanError."""
-    if named is not None and override is not None and named != override:
-        fix = "give it once"
-        raise PlanError(
-            [Finding("--model", "differs from --set model", f"{named}, {override}", fix)]
-        )
-    wanted = override if named is None else named
-    if wanted is not None:
-        try:
-            model_profile(wanted)
-        except ValueError as error:
-            raise PlanError([Finding("--model", str(error))]) from None
-    return wanted
-
-
-def _on_gpu(question: _Question, gpu: Gpu, model: str) -> Advice:
+def _on_gpu(question: Question, gpu: Gpu, model: str) -> Advice:
     """A plan for one of the large models on `gpu`."""
-    base = _base_plan(question, gpu, model)
+    base = base_plan(question, gpu, model)
     budget = question.budget(gpu)
     if budget is None:
         return _undecided(
@@ -298,8 +197,8 @@ def _on_gpu(question: _Question, gpu: Gpu, model: str) -> Advice:
         summary=_summary(model, gpu, best, budget),
         model=model,
         plan=best.plan,
-        command=_command(question, model) if runs else None,
-        environment=_environment(question, gpu, best.plan),
+        command=command_of(question, model) if runs else None,
+        environment=environment_of(question, gpu, best.plan),
         gpu=gpu,
         what_if=question.what_if,
         budget=budget,
@@ -316,56 +215,11 @@ def _on_gpu(question: _Question, gpu: Gpu, model: str) -> Advice:
         forecast=found.forecast,
         findings=(
             *question.table.findings,
-            *_card_findings(question, gpu, best, base),
-            *([] if runs else _nearest(question, gpu, model, budget)),
+            *card_findings(question, gpu, best, base),
+            *([] if runs else nearest_plan(question, gpu, model, budget)),
         ),
         machine=question.machine,
     )
-
-
-def _nearest(question: _Question, gpu: Gpu, model: str, budget: Budget) -> list[Finding]:
-    """Which one of the user's settings has to go for a plan to fit, and the plan that then does."""
-    given = [key for key in assigned(question.overrides) if key not in ("model", "device", "dtype")]
-    for dropped in given:
-        rest = tuple(o for o in question.overrides if dropped not in assigned([o]))
-        other = replace(question, overrides=rest, live=None)
-        pinned = {name.partition(".")[0] for name in assigned(rest)}
-        try:
-            found = search(_base_plan(other, gpu, model), pinned, other.setting(gpu, budget))
-        except PlanError:
-            continue  # the others do not go without it
-        if isinstance(found, str) or found.choice.best.verdict != "FITS":
-            continue
-        best = found.choice.best
-        what = f"the nearest plan that fits is without {dropped}"
-        got = f"{dropped}={assigned(question.overrides)[dropped]}"
-        fix = f"leave it out: {plan_text(best.plan)}, {gib(best.needs.bytes)}"
-        return [Finding("settings", what, got, fix)]
-    return []
-
-
-def _base_plan(question: _Question, gpu: Gpu, model: str) -> Plan:
-    """The Plan's own defaults on that card, with the user's settings. Raises PlanError."""
-    settings = {"model": model, "device": "cuda", "dtype": _dtype(gpu)}
-    settings["checkpointed_layers"] = "all"
-    if question.windows:
-        settings["allocator"] = ""  # expandable segments are not supported there
-    plan = overridden(Plan.parse(settings), question.overrides, largest_micro_batch=1)
-    findings = _refusals(question, gpu, plan)
-    if findings:
-        raise PlanError(findings)
-    return plan
-
-
-def _refusals(question: _Question, gpu: Gpu, plan: Plan) -> list[Finding]:
-    """Why the plan cannot run on that card; an unknown card is taken to be a recent one."""
-    recent = gpu.compute_capability is None or gpu.compute_capability >= (7, 0)
-    triton = recent and not question.windows
-    return plan.refusals(gpu.name, bf16=gpu.bf16 is not False, triton=triton)
-
-
-def _dtype(gpu: Gpu) -> str:
-    return "fp16" if gpu.bf16 is False else "bf16"
 
 
 def _summary(model: str, gpu: Gpu, best: Candidate, budget: Budget) -> str:
@@ -378,7 +232,7 @@ def _summary(model: str, gpu: Gpu, best: Candidate, budget: Budget) -> str:
     return f"{model} on {gpu.name}: needs {needs}, and {usable} are usable"
 
 
-def _card_reasons(question: _Question, gpu: Gpu, model: str) -> list[Reason]:
+def _card_reasons(question: Question, gpu: Gpu, model: str) -> list[Reason]:
     reasons = []
     if question.model is None:
         because = f"the usual size; ask for another with --model ({model} is the default)"
@@ -389,81 +243,7 @@ def _card_reasons(question: _Question, gpu: Gpu, model: str) -> list[Reason]:
     return reasons
 
 
-def _card_findings(question: _Question, gpu: Gpu, best: Candidate, base: Plan) -> list[Finding]:
-    findings = []
-    runs = best.verdict in ("FITS", "TIGHT")
-    if not runs and best.why_not.startswith("host memory"):
-        findings.append(Finding(gpu.name, best.why_not, fix="close other programs"))
-    elif not runs:
-        fix = smallest_cards_text([base.model])
-        findings.append(Finding(gpu.name, "too little usable memory", fix=fix))
-    if runs and best.plan.model != "tiny" and "weights" not in assigned(question.overrides):
-        what = f"the published {best.plan.model} checkpoints cannot be read yet"
-        fix = "--set weights=FOLDER in this project's layout, or --set weights=random to rehearse"
-        findings.append(Finding("weights", what, fix=fix))
-    return findings + _machine_notes(question, gpu, best.plan) + _neighbours(question, gpu)
-
-
-def _machine_notes(question: _Question, gpu: Gpu, plan: Plan) -> list[Finding]:
-    """What this card or machine asks for beside the plan."""
-    findings = []
-    if gpu.compute_capability is not None and gpu.compute_capability < OLDEST_IN_WHEELS:
-        version = "{}.{}".format(*gpu.compute_capability)
-        what = f"compute capability {version}: torch's builds for CUDA 13 leave it out"
-        fix = "install torch for CUDA 12.6: see pytorch.org/get-started"
-        findings.append(Finding(gpu.name, what, fix=fix))
-    count = len([g for g in question.machine.gpus if g.lost is None])
-    if count > 1 and not question.what_if and plan.effective_batch % count == 0:
-        what = f"the plan uses one of {count} GPUs; what {count} processes take is not forecast yet"
-        rest = f"--plan plan.json --set processes={count} --data-dir DIR"
-        fix = f"lisa-train {rest}; or "
-        fix += f"accelerate launch --num_processes {count} -m trainer.cli {rest}"
-        findings.append(Finding("GPUs", what, fix=fix))
-    return findings
-
-
-def _neighbours(question: _Question, gpu: Gpu) -> list[Finding]:
-    """What else takes memory on that card, or may come to."""
-    findings = []
-    if gpu.other_processes and gpu.other_process_bytes:
-        held = gib(gpu.other_process_bytes)
-        what = f"{held} are held by other processes ({gpu.other_processes})"
-        findings.append(Finding(gpu.name, what, fix="stop them to train with larger batches"))
-    if gpu.display_active:
-        what = "drives a display, which may come to take more memory during a run"
-        findings.append(Finding(gpu.name, what))
-    if question.spills:
-        what = "the driver moves tensors to host memory instead of failing: steps become very slow"
-        findings.append(Finding("windows", what, fix="watch the step time"))
-    return findings
-
-
-def _environment(question: _Question, gpu: Gpu, plan: Plan) -> dict[str, str]:
-    """Variables that make torch use that card and allocator; both of the allocator's names."""
-    environment = {}
-    if plan.allocator:
-        environment["PYTORCH_CUDA_ALLOC_CONF"] = plan.allocator
-        environment["PYTORCH_ALLOC_CONF"] = plan.allocator
-    if len(question.machine.gpus) > 1 and gpu.uuid and not question.what_if:
-        environment["CUDA_VISIBLE_DEVICES"] = gpu.uuid
-    return environment
-
-
-def _command(question: _Question, model: str) -> str:
-    """A command line that trains as advised; DIR stands for the user's data."""
-    options = f"--model {model}"
-    for text in question.overrides:
-        if not text.startswith("model="):
-            options += f" --set {shlex.quote(text)}"
-    if question.target is None:
-        return f"lisa-train --auto {options} --data-dir DIR"
-    return (
-        f"lisa-advise {options} {question.target.options} --save plan.json"
-        " && lisa-train --plan plan.json --data-dir DIR"
-    )
-
-
-def _undecided(question: _Question, model: str, what: str, fix: str) -> Advice:
+def _undecided(question: Question, model: str, what: str, fix: str) -> Advice:
     return Advice(
         verdict="UNKNOWN",
         summary=f"{model}: {what}",
@@ -474,7 +254,7 @@ def _undecided(question: _Question, model: str, what: str, fix: str) -> Advice:
     )
 
 
-def _on_cpu(question: _Question) -> Advice:
+def _on_cpu(question: Question) -> Advice:
     """lisa-tiny on the CPU; a large model there cannot be decided."""
     rows = question.table.rows
     if question.model not in (None, "tiny"):
@@ -502,20 +282,20 @@ def _on_cpu(question: _Question) -> Advice:
         summary=f"tiny on this machine's CPU ({question.machine.cpu_model or 'unknown model'})",
         model="tiny",
         plan=plan,
-        command=_command(question, "tiny"),
+        command=command_of(question, "tiny"),
         reasons=tuple(reasons),
         findings=(*question.table.findings, _larger_models(question)),
         machine=question.machine,
     )
 
 
-def _larger_models(question: _Question) -> Finding:
+def _larger_models(question: Question) -> Finding:
     """What a card would make possible on a machine that trains on its CPU."""
     what = smallest_cards_text(("7b", "13b"))
     return Finding("with a GPU", what, fix="lisa-advise --vram 8GiB says how")
 
 
-def _tiny_instead(question: _Question, gpu: Gpu, large: Advice) -> Advice:
+def _tiny_instead(question: Question, gpu: Gpu, large: Advice) -> Advice:
     """lisa-tiny because the default model does not fit; `large` if the settings rule that out."""
     try:
         tiny = _tiny_on_gpu(question, gpu)
@@ -533,14 +313,14 @@ def _tiny_instead(question: _Question, gpu: Gpu, large: Advice) -> Advice:
     )
 
 
-def _tiny_on_gpu(question: _Question, gpu: Gpu) -> Advice:
+def _tiny_on_gpu(question: Question, gpu: Gpu) -> Advice:
     """The demo's plan on a card: its 5 M parameters stay below TINY_BYTES by policy."""
-    settings = ["device=cuda", f"dtype={_dtype(gpu)}"]
+    settings = ["device=cuda", f"dtype={dtype_of(gpu)}"]
     if question.windows:
         settings.append("allocator=")
     usual = tiny_cpu_plan().override(settings)
     plan = overridden(usual, question.overrides, usual.micro_batch)
-    if findings := _refusals(question, gpu, plan):
+    if findings := refusals(question, gpu, plan):
         raise PlanError(findings)
     budget = question.budget(gpu)
     verdict: Verdict = "UNKNOWN"
@@ -568,13 +348,13 @@ def _tiny_on_gpu(question: _Question, gpu: Gpu) -> Advice:
         summary=f"tiny on {gpu.name}: {summary}",
         model="tiny",
         plan=plan,
-        command=_command(question, "tiny") if runs else None,
-        environment=_environment(question, gpu, plan),
+        command=command_of(question, "tiny") if runs else None,
+        environment=environment_of(question, gpu, plan),
         gpu=gpu,
         what_if=question.what_if,
         budget=budget,
         needs=needs,
         reasons=tuple(reason for reason in reasons if reason.setting not in given),
-        findings=(*question.table.findings, *_neighbours(question, gpu)),
+        findings=(*question.table.findings, *neighbours(question, gpu)),
         machine=question.machine,
     )

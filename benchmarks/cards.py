@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from advisor.preflight import Advice, Target, advise
+from advisor.preflight import Advice, advise
 from advisor.probe import Machine
+from advisor.question import Target
 from profiles.catalog import GpuProfile, gpus
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "cards.md"

@@ -19,8 +19,9 @@ from typing import Any
 
 import lattice
 
-from advisor.preflight import Target, advise
+from advisor.preflight import advise
 from advisor.probe import Machine
+from advisor.question import Target
 from profiles.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]

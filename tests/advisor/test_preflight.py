@@ -11,8 +11,9 @@ from advisor.budget import GIB as BUDGET_GIB
 from advisor.budget import Budget
 from advisor.choose import tiny_cpu_plan
 from advisor.forecast import Forecast, Tier
-from advisor.preflight import Advice, Target, advise
+from advisor.preflight import Advice, advise
 from advisor.probe import Gpu, Machine, probe
+from advisor.question import Target
 from advisor.report import render_svg
 from profiles.catalog import find_gpu
 from profiles.grid import estimate

@@ -1,0 +1,86 @@
+"""What the user should know or mend beside the plan: the card, its neighbours, the machine."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from advisor.budget import Budget, gib
+from advisor.choose import Candidate, assigned
+from advisor.probe import Gpu
+from advisor.question import Question, base_plan
+from advisor.reasons import plan_text
+from advisor.search import search, smallest_cards_text
+from profiles.plan import Finding, Plan, PlanError
+
+OLDEST_IN_WHEELS = (7, 5)  # compute capability in torch's builds for CUDA 13
+
+
+def card_findings(question: Question, gpu: Gpu, best: Candidate, base: Plan) -> list[Finding]:
+    """What does not fit and from where on it would; what is missing; who else is on the card."""
+    findings = []
+    runs = best.verdict in ("FITS", "TIGHT")
+    if not runs and best.why_not.startswith("host memory"):
+        findings.append(Finding(gpu.name, best.why_not, fix="close other programs"))
+    elif not runs:
+        fix = smallest_cards_text([base.model])
+        findings.append(Finding(gpu.name, "too little usable memory", fix=fix))
+    if runs and best.plan.model != "tiny" and "weights" not in assigned(question.overrides):
+        what = f"the published {best.plan.model} checkpoints cannot be read yet"
+        fix = "--set weights=FOLDER in this project's layout, or --set weights=random to rehearse"
+        findings.append(Finding("weights", what, fix=fix))
+    return findings + _machine_notes(question, gpu, best.plan) + neighbours(question, gpu)
+
+
+def nearest_plan(question: Question, gpu: Gpu, model: str, budget: Budget) -> list[Finding]:
+    """Which one of the user's settings has to go for a plan to fit, and the plan that then does."""
+    given = [key for key in assigned(question.overrides) if key not in ("model", "device", "dtype")]
+    for dropped in given:
+        rest = tuple(o for o in question.overrides if dropped not in assigned([o]))
+        other = replace(question, overrides=rest, live=None)
+        pinned = {name.partition(".")[0] for name in assigned(rest)}
+        try:
+            found = search(base_plan(other, gpu, model), pinned, other.setting(gpu, budget))
+        except PlanError:
+            continue  # the others do not go without it
+        if isinstance(found, str) or found.choice.best.verdict != "FITS":
+            continue
+        best = found.choice.best
+        what = f"the nearest plan that fits is without {dropped}"
+        got = f"{dropped}={assigned(question.overrides)[dropped]}"
+        fix = f"leave it out: {plan_text(best.plan)}, {gib(best.needs.bytes)}"
+        return [Finding("settings", what, got, fix)]
+    return []
+
+
+def _machine_notes(question: Question, gpu: Gpu, plan: Plan) -> list[Finding]:
+    """What this card or machine asks for beside the plan."""
+    findings = []
+    if gpu.compute_capability is not None and gpu.compute_capability < OLDEST_IN_WHEELS:
+        version = "{}.{}".format(*gpu.compute_capability)
+        what = f"compute capability {version}: torch's builds for CUDA 13 leave it out"
+        fix = "install torch for CUDA 12.6: see pytorch.org/get-started"
+        findings.append(Finding(gpu.name, what, fix=fix))
+    count = len([g for g in question.machine.gpus if g.lost is None])
+    if count > 1 and not question.what_if and plan.effective_batch % count == 0:
+        what = f"the plan uses one of {count} GPUs; what {count} processes take is not forecast yet"
+        rest = f"--plan plan.json --set processes={count} --data-dir DIR"
+        fix = f"lisa-train {rest}; or "
+        fix += f"accelerate launch --num_processes {count} -m trainer.cli {rest}"
+        findings.append(Finding("GPUs", what, fix=fix))
+    return findings
+
+
+def neighbours(question: Question, gpu: Gpu) -> list[Finding]:
+    """What else takes memory on that card, or may come to."""
+    findings = []
+    if gpu.other_processes and gpu.other_process_bytes:
+        held = gib(gpu.other_process_bytes)
+        what = f"{held} are held by other processes ({gpu.other_processes})"
+        findings.append(Finding(gpu.name, what, fix="stop them to train with larger batches"))
+    if gpu.display_active:
+        what = "drives a display, which may come to take more memory during a run"
+        findings.append(Finding(gpu.name, what))
+    if question.spills:
+        what = "the driver moves tensors to host memory instead of failing: steps become very slow"
+        findings.append(Finding("windows", what, fix="watch the step time"))
+    return findings

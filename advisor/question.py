@@ -1,0 +1,167 @@
+"""What is asked: of which machine and card, with which settings held; and what follows at once."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from advisor.budget import Budget, budget_of, named_gpu, size_text, what_if_gpu
+from advisor.choose import assigned, overridden
+from advisor.probe import Gpu, Machine
+from advisor.search import Live, Setting
+from profiles.catalog import GpuProfile, gpu_by_nvml, model_profile
+from profiles.plan import Finding, Plan, PlanError
+from profiles.tested import Table, TestedRow
+
+
+@dataclass(frozen=True)
+class Target:
+    """A card that is not here: of a size, or of the catalogue, under a system."""
+
+    vram_bytes: int | None = None
+    card: GpuProfile | None = None
+    windows: bool = False
+
+    @property
+    def gpu(self) -> Gpu:
+        """What a probe would say of it."""
+        if self.card is not None:
+            return named_gpu(self.card, self.windows)
+        return what_if_gpu(self.vram_bytes or 0, self.windows)
+
+    @property
+    def options(self) -> str:
+        """The command line's options that name it."""
+        system = " --os windows" if self.windows else ""
+        if self.card is not None:
+            return f"--gpu {shlex.quote(self.card.key)}{system}"
+        return f"--vram {size_text(self.vram_bytes or 0)}{system}"
+
+
+@dataclass(frozen=True)
+class Question:
+    """What was asked, of which machine and which table."""
+
+    machine: Machine
+    model: str | None
+    overrides: tuple[str, ...]
+    table: Table
+    target: Target | None
+    data: Path | None
+    text_tokens: int | None
+    live: Live | None
+
+    @property
+    def what_if(self) -> bool:
+        """Whether the card is not here."""
+        return self.target is not None
+
+    @property
+    def windows(self) -> bool:
+        """Whether the run is on Windows itself: no expandable segments, no Triton."""
+        return self.target.windows if self.target else self.machine.platform == "windows"
+
+    @property
+    def spills(self) -> bool:
+        """Whether the driver moves tensors to host memory instead of failing."""
+        if self.target:
+            return self.target.windows
+        # A data-centre card may run without Windows' own memory manager (TCC).
+        managed = all(gpu.wddm is not False for gpu in self.machine.gpus)
+        return managed and self.machine.platform in ("windows", "wsl")
+
+    @property
+    def wants_cpu(self) -> bool:
+        """Whether the user's settings name the CPU."""
+        return assigned(self.overrides).get("device") == "cpu"
+
+    @property
+    def own_rows(self) -> tuple[TestedRow, ...]:
+        """The user's rows of the table."""
+        return tuple(row for row in self.table.rows if row.source == "user")
+
+    def budget(self, gpu: Gpu) -> Budget | None:
+        """What a run may take on `gpu`; None where its free memory is unknown."""
+        return budget_of(gpu, self.machine, self.what_if, self.own_rows)
+
+    def setting(self, gpu: Gpu, budget: Budget) -> Setting:
+        """What a search on `gpu` depends on."""
+        named = self.target.card if self.target else None
+        return Setting(
+            budget=budget,
+            card=named or gpu_by_nvml(gpu.name, gpu.total_bytes),
+            rows=self.table.rows,
+            spills=self.spills,
+            refusals=partial(refusals, self, gpu),
+            live=self.live,
+            data=self.data,
+            text_tokens=self.text_tokens,
+        )
+
+
+def wanted_model(named: str | None, override: str | None) -> str | None:
+    """The model asked for by --model or --set model=..., None for neither. Raises PlanError."""
+    if named is not None and override is not None and named != override:
+        fix = "give it once"
+        raise PlanError(
+            [Finding("--model", "differs from --set model", f"{named}, {override}", fix)]
+        )
+    wanted = override if named is None else named
+    if wanted is not None:
+        try:
+            model_profile(wanted)
+        except ValueError as error:
+            raise PlanError([Finding("--model", str(error))]) from None
+    return wanted
+
+
+def base_plan(question: Question, gpu: Gpu, model: str) -> Plan:
+    """The Plan's own defaults on that card, with the user's settings. Raises PlanError."""
+    settings = {"model": model, "device": "cuda", "dtype": dtype_of(gpu)}
+    settings["checkpointed_layers"] = "all"
+    if question.windows:
+        settings["allocator"] = ""  # expandable segments are not supported there
+    plan = overridden(Plan.parse(settings), question.overrides, largest_micro_batch=1)
+    findings = refusals(question, gpu, plan)
+    if findings:
+        raise PlanError(findings)
+    return plan
+
+
+def refusals(question: Question, gpu: Gpu, plan: Plan) -> list[Finding]:
+    """Why the plan cannot run on that card; an unknown card is taken to be a recent one."""
+    recent = gpu.compute_capability is None or gpu.compute_capability >= (7, 0)
+    triton = recent and not question.windows
+    return plan.refusals(gpu.name, bf16=gpu.bf16 is not False, triton=triton)
+
+
+def dtype_of(gpu: Gpu) -> str:
+    """The compute dtype on `gpu`."""
+    return "fp16" if gpu.bf16 is False else "bf16"
+
+
+def environment_of(question: Question, gpu: Gpu, plan: Plan) -> dict[str, str]:
+    """Variables that make torch use that card and allocator; both of the allocator's names."""
+    environment = {}
+    if plan.allocator:
+        environment["PYTORCH_CUDA_ALLOC_CONF"] = plan.allocator
+        environment["PYTORCH_ALLOC_CONF"] = plan.allocator
+    if len(question.machine.gpus) > 1 and gpu.uuid and not question.what_if:
+        environment["CUDA_VISIBLE_DEVICES"] = gpu.uuid
+    return environment
+
+
+def command_of(question: Question, model: str) -> str:
+    """A command line that trains as advised; DIR stands for the user's data."""
+    options = f"--model {model}"
+    for text in question.overrides:
+        if not text.startswith("model="):
+            options += f" --set {shlex.quote(text)}"
+    if question.target is None:
+        return f"lisa-train --auto {options} --data-dir DIR"
+    return (
+        f"lisa-advise {options} {question.target.options} --save plan.json"
+        " && lisa-train --plan plan.json --data-dir DIR"
+    )
