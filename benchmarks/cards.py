@@ -13,6 +13,7 @@ from pathlib import Path
 from advisor.preflight import Advice, advise
 from advisor.probe import Machine
 from advisor.question import Target
+from advisor.reasons import storage_text
 from profiles.catalog import GpuProfile, gpus
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "cards.md"
@@ -31,7 +32,7 @@ def cell(advice: Advice) -> str:
     plan, needs, speed = advice.plan, advice.needs, advice.speed
     if plan is None or needs is None or speed is None or advice.exit_code:
         return f"{advice.verdict}"
-    parts = [plan.quantization, f"b{plan.micro_batch}"]
+    parts = [storage_text(plan).removesuffix(" base"), f"b{plan.micro_batch}"]
     kept = plan.profile.llama.layers - plan.checkpointed_layers
     parts += [f"{kept} kept"] if kept else []
     parts += [f"{plan.host_layers} on host"] if plan.host_layers else []

@@ -22,6 +22,7 @@ import lattice
 from advisor.preflight import advise
 from advisor.probe import Machine
 from advisor.question import Target
+from advisor.reasons import storage_text
 from profiles.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -81,7 +82,7 @@ def write_table(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         plan, m = Plan.parse(row["plan"]), row["measured"]
         layers = plan.profile.llama.layers
-        told = f"{plan.quantization}, micro-batch {plan.micro_batch}, "
+        told = f"{storage_text(plan)}, micro-batch {plan.micro_batch}, "
         told += f"{plan.checkpointed_layers} of {layers} checkpointed"
         told += f", {plan.host_layers} on the host" if plan.host_layers else ""
         took, said = m["peak_reserved_bytes"] / 2**30, row["needs_bytes"] / 2**30
