@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from profiles.measurement import Measurement, Timeline
 from profiles.plan import Plan
 from trainer.data.made_up import MadeUp
-from trainer.data.samples import length_step
+from trainer.data.samples import length_step, padded
 from trainer.extend import Repeater
 from trainer.loop import versions
 from trainer.model.build import fill, skeleton, some_tokenizer
@@ -137,8 +137,7 @@ def compiled_saving(plan: Plan, text_tokens: int) -> dict[str, int]:
     bf16 and [T, H] in fp32. Seen as 24.5 MiB a layer and sample of 672 tokens on an H100
     (benchmarks/lean.jsonl, speed-compiled-*); a layer that is recomputed saves it once.
     """
-    step = length_step(plan)
-    length = -(-(plan.profile.clip.image_tokens + text_tokens) // step) * step
+    length = padded(plan.profile.clip.image_tokens + text_tokens, length_step(plan))
     llama = plan.profile.llama
     layer = plan.micro_batch * length * (2 * llama.intermediate + 4 * llama.hidden)
     kept = llama.layers - plan.checkpointed_layers

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from profiles.plan import Plan
-from trainer.data.samples import length_step
+from trainer.data.samples import length_step, padded
 from trainer.losses import IGNORE_LABEL
 from trainer.model.build import TORCH_DTYPES
 from trainer.model.lisa import Batch
@@ -33,9 +33,8 @@ class MadeUp:
         """A micro-batch of samples whose lengths are drawn within the limits."""
         least, most = self.text_tokens
         drawn = torch.randint(least, most + 1, (self.plan.micro_batch,), generator=self.generator)
-        step = length_step(self.plan)
         longest = self.plan.profile.clip.image_tokens + int(drawn.max())
-        longest = -(-longest // step) * step
+        longest = padded(longest, length_step(self.plan))
         ids = torch.full((self.plan.micro_batch, longest), self.tokenizer.pad_id)
         labels = torch.full_like(ids, IGNORE_LABEL)
         for row, text in enumerate(drawn.tolist()):

@@ -129,13 +129,17 @@ def length_step(plan: Plan) -> int:
     return COMPILED_LENGTH_STEP if plan.compile else 1
 
 
+def padded(length: int, step: int) -> int:
+    """The multiple of `step` at or above `length`."""
+    return -(-length // step) * step
+
+
 def collate(samples: Sequence[Sample], tokenizer: LisaTokenizer, step: int = 1) -> Batch:
     """Samples as one batch, right-padded to a multiple of `step` tokens.
 
     Raises ValueError for a mask of other values.
     """
-    longest = max(len(sample.encoded.input_ids) for sample in samples)
-    longest = -(-longest // step) * step
+    longest = padded(max(len(sample.encoded.input_ids) for sample in samples), step)
     ids = torch.full((len(samples), longest), tokenizer.pad_id)
     labels = torch.full((len(samples), longest), IGNORE_LABEL)
     for row, sample in enumerate(samples):
