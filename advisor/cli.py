@@ -274,9 +274,13 @@ def forecast_command(
     else:
         from rich.console import Console
 
+        from advisor.forecast import fitting_micro_batch
         from advisor.report import print_forecast
 
         print_forecast(found, card, Console(highlight=False))
+        smaller = fitting_micro_batch(found) if found.verdict == "OOM" else None
+        if smaller is not None:
+            print(f"\nhint: --set micro_batch={smaller} should fit")
     raise typer.Exit(found.exit_code)
 
 

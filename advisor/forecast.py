@@ -25,6 +25,7 @@ from advisor.allocator import replay
 from advisor.budget import ERRORS_FILE, Frozen, gib
 from advisor.child import RehearsalFailed, cache_folder, rehearsed
 from advisor.context import OTHERS, Context
+from profiles.grid import nearest
 from profiles.measurement import Measurement, Timeline
 from profiles.plan import Plan
 from profiles.tested import Verdict
@@ -124,6 +125,24 @@ def forecast(
         return _unknown(plan, worst, compute_capability, measurement.error)
     limits = cap_bytes, margin_bytes, host_limit_bytes, context
     return interpret(measurement, events, compute_capability, *limits)
+
+
+def fitting_micro_batch(found: Forecast) -> int | None:
+    """The largest micro-batch below the plan's that should fit where this forecast does not.
+
+    The shipped forecasts tell by how much a smaller one takes less; None where they do not reach,
+    or not even one sample fits.
+    """
+    here = nearest(found.plan, found.text_tokens)
+    if here is None or found.cap_bytes is None or not found.tiers:
+        return None
+    scale = found.tier("pool").bytes / here.pool_bytes
+    for size in range(found.plan.micro_batch - 1, 0, -1):
+        smaller = nearest(found.plan.model_copy(update={"micro_batch": size}), found.text_tokens)
+        fits = smaller is not None and scale * smaller.pool_bytes <= found.cap_bytes
+        if fits and found.plan.effective_batch % (size * found.plan.processes) == 0:
+            return size
+    return None
 
 
 def timeline(plan: Plan, worst: Worst, compute_capability: tuple[int, int]) -> Timeline:

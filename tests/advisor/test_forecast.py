@@ -16,6 +16,7 @@ from advisor.child import RehearsalFailed
 from advisor.cli import app
 from advisor.context import HOPPER, OTHERS
 from advisor.forecast import Forecast, Worst, forecast
+from profiles.grid import estimate
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
 
@@ -83,6 +84,24 @@ def test_verdict_under_a_cap_and_a_host_limit(cache: Path) -> None:
     assert (small.verdict, small.exit_code) == ("OOM", 1) and "asked for" in small.reason
     starved = judged(pool, host=2**30)
     assert starved.verdict == "OOM" and starved.reason.startswith("host memory")
+
+
+def test_what_does_not_fit_says_which_micro_batch_should() -> None:
+    plan = Plan.parse({"model": "7b", "device": "cuda", "effective_batch": 20, "micro_batch": 10})
+    known = estimate(plan, 512)
+    assert known is not None
+
+    def told(cap: int, pool: int = known.pool_bytes) -> int | None:
+        tier = module.Tier(name="pool", bytes=pool, source="")
+        found = Forecast(plan=plan, verdict="OOM", compute_capability=(8, 6), text_tokens=512,
+                         masks=1, cap_bytes=cap, tiers=(tier,))  # fmt: skip
+        return module.fitting_micro_batch(found)
+
+    five = estimate(plan.override(["micro_batch=5"]), 512)
+    assert five is not None
+    assert told(five.pool_bytes) == 5 and told(five.pool_bytes - 1) == 4
+    assert told(five.pool_bytes, 2 * known.pool_bytes) == 2, "twice what the usual plan takes"
+    assert told(2**30) is None
 
 
 def test_whole_segments_promise_less(cache: Path) -> None:
