@@ -56,11 +56,11 @@ class _Place(NamedTuple):
 def estimate(plan: Plan, text_tokens: int) -> Estimate | None:
     """What a step of `plan` takes at most with that many text tokens and one mask in each sample.
 
-    None where the grid does not reach: adapters, trained parts or other settings that may need
-    more than the usual ones, a longer text, a larger micro-batch.
+    None where the grid does not reach: several processes, adapters, trained parts or other
+    settings that may need more than the usual ones, a longer text, a larger micro-batch.
     """
     model = _model_in_grid(plan)
-    if model is None or not needs_no_more(plan, _usual(plan, model)):
+    if model is None or plan.processes > 1 or not needs_no_more(plan, _usual(plan, model)):
         return None
     return _between(plan, model, text_tokens)
 
