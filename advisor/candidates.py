@@ -55,7 +55,10 @@ def families(base: Plan, pinned: Iterable[str]) -> Iterator[Family]:
             "checkpointed_layers": base.profile.llama.layers, "host_layers": 0,
         }  # fmt: skip
         # Compiled layers that are copied in have not run on a GPU yet (benchmarks/emulate.py).
-        path = tuple(_path(base, pinned, hosted and (not compiled or "compile" in pinned)))
+        tried = not compiled or "compile" in pinned
+        path = tuple(_path(base, pinned, hosted and tried))
+        if base.host_layers and "host_layers" in pinned and not tried:
+            continue
         checkpointed, host_layers = path[0]
         update |= {"checkpointed_layers": checkpointed, "host_layers": host_layers}
         try:

@@ -20,6 +20,7 @@ from profiles.plan import Finding, Lora, Plan, Schedule
 from profiles.tested import TestedRow, Verdict, needs_no_more
 
 TINY_BYTES = GIB
+OTHERS_EACH = 3  # plans shown beside the chosen one, of each storage
 SLOW = 0.5  # of the card's best speed: below it, better arithmetic is not worth the wait
 RUNGS = 4  # fall-back plans that go with a plan
 RUNG_LAYERS = 4  # decoder layers between two plans that are looked at
@@ -124,8 +125,7 @@ def choose(
 
     fitting = [candidate for candidate in judged if candidate.verdict == "FITS"]
     best = max(fitting, key=rank, default=None) or min(judged, key=lambda c: c.needs.bytes)
-    usable = budget.usable.bytes
-    better = [c for c in judged if rank(c)[:2] > rank(best)[:2] and c.needs.bytes > usable]
+    better = [c for c in judged if _is_worth(rank(c), rank(best)) and _lacks_memory(c, budget)]
     return Choice(
         best=best,
         considered=_others(judged, best, rank),
@@ -167,12 +167,7 @@ def _judged(
     if found is None:
         return None
     needs, host = found
-    verdict, why = judge(needs.bytes, budget, spills), ""
-    if verdict != "FITS":
-        why = "inside the margin" if verdict == "TIGHT" else "needs more than is usable"
-    if verdict in ("FITS", "TIGHT") and budget.host is not None and host > budget.host.bytes:
-        verdict = "OOM"
-        why = f"host memory: {gib(host)} needed, {gib(budget.host.bytes)} usable"
+    verdict, why = verdict_of(needs.bytes, host, budget, spills)
     refuting = _refuting_row(plan, rows, budget)
     if refuting is not None and verdict in ("FITS", "TIGHT"):
         verdict = "SPILLS" if spills else "OOM"
@@ -181,6 +176,16 @@ def _judged(
     return Candidate(
         plan=plan, needs=needs, host_bytes=host, speed=speed, verdict=verdict, why_not=why
     )
+
+
+def verdict_of(pool: int, host: int, budget: Budget, spills: bool) -> tuple[Verdict, str]:
+    """How `pool` bytes on the card and `host` bytes beside it go into the budget, and why not."""
+    verdict, why = judge(pool, budget, spills), ""
+    if verdict != "FITS":
+        why = "inside the margin" if verdict == "TIGHT" else "needs more than is usable"
+    if verdict in ("FITS", "TIGHT") and budget.host is not None and host > budget.host.bytes:
+        return "OOM", f"host memory: {gib(host)} needed, {gib(budget.host.bytes)} usable"
+    return verdict, why
 
 
 def _rank(candidate: Candidate, fastest: float) -> tuple[float, ...]:
@@ -193,16 +198,31 @@ def _rank(candidate: Candidate, fastest: float) -> tuple[float, ...]:
     return arithmetic, speed, -plan.host_layers, -plan.host_embeddings, -candidate.needs.bytes
 
 
+def _is_worth(rank: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    """Whether better arithmetic, or 5 % more speed, speaks for the first."""
+    return rank[0] > other[0] or (rank[0] == other[0] and rank[1] > 1.05 * other[1])
+
+
+def _lacks_memory(candidate: Candidate, budget: Budget) -> bool:
+    """Whether nothing but the card's memory is in the way."""
+    host = budget.host is None or candidate.host_bytes <= budget.host.bytes
+    return host and candidate.needs.bytes > budget.usable.bytes
+
+
 def _others(
     judged: Sequence[Candidate], best: Candidate, rank: Callable[[Candidate], tuple[float, ...]]
 ) -> tuple[Candidate, ...]:
-    """The chosen one, then the best of every storage and micro-batch, with why each was not."""
+    """The chosen one, then the best few of every storage, with why each was not."""
     groups: dict[tuple[str, int], Candidate] = {}
     for candidate in sorted(judged, key=lambda c: (c.verdict == "FITS", rank(c))):
         groups[candidate.plan.quantization, candidate.plan.micro_batch] = candidate
     others = []
-    for candidate in sorted(groups.values(), key=rank, reverse=True):
-        if candidate is best:
+    shown: dict[str, int] = {}
+    order = sorted(groups.values(), key=lambda c: (c.verdict == "FITS", rank(c)), reverse=True)
+    for candidate in order:
+        storage = candidate.plan.quantization
+        shown[storage] = shown.get(storage, 0) + (candidate is not best)
+        if candidate is best or shown[storage] > OTHERS_EACH:
             continue
         why = candidate.why_not
         if not why:

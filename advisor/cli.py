@@ -131,6 +131,7 @@ def run(
     target = _target(vram or emulate_vram, gpu, system)
     _must_be_data(data_dir)
     assignments = [*(settings or ()), *_sugar(lora_r, no_quantization)]
+    _must_agree(assignments)
     machine = probe()
     try:
         live = live_forecast(machine, target, data_dir, _tell)
@@ -187,6 +188,8 @@ def _plot(advice: Advice, path: Path) -> None:
     worst = Worst(advice.text_tokens or advice.plan.tokens.max_text_tokens)
     found = timeline(advice.plan, worst, advice.gpu.compute_capability or (8, 6))
     title = f"{advice.model} on {advice.gpu.name}: one step, micro-batch {advice.plan.micro_batch}"
+    if advice.plan.accumulation > 2:
+        title += f" (2 of {advice.plan.accumulation} shown, all alike)"
     capacity = advice.budget.free.bytes - advice.budget.context.bytes
     try:
         draw(found, title, capacity, path)
@@ -198,6 +201,16 @@ def _sugar(lora_r: int | None, no_quantization: bool) -> list[str]:
     """The settings that the short options stand for; alpha follows the rank, as usual."""
     rank = [f"lora.rank={lora_r}", f"lora.alpha={2 * lora_r}"] if lora_r else []
     return rank + (["quantization=none"] if no_quantization else [])
+
+
+def _must_agree(assignments: list[str]) -> None:
+    """Ends with exit code 2 where one setting is given two values."""
+    given: dict[str, str] = {}
+    for text in assignments:
+        key, _, value = (part.strip() for part in text.partition("="))
+        key = key.replace("-", "_")
+        if given.setdefault(key, value) != value:
+            _fail(f"{key}: got {given[key]} and {value}; give it once")
 
 
 def _target(vram: int | None, gpu: str | None, system: str | None) -> Target | None:
@@ -326,7 +339,7 @@ def _forecast(
             named or card.compute_capability or (8, 6),
             card.cap_bytes,
             card.margin_bytes,
-            machine.host_available_bytes if target is None else None,
+            card.host_bytes,
             card.context,
         )
     except BadQuestion as error:

@@ -224,18 +224,19 @@ def _verdict(
     margin_bytes: int,
 ) -> tuple[Verdict, str]:
     if cap_bytes is None:
-        return "UNKNOWN", "no card was named"
+        return "UNKNOWN", "no card was named (--gpu, --vram)"
     reason = f"the pool grows to {gib(pool)} of {gib(cap_bytes)}"
     if pool > cap_bytes:
         capped = replay(events, expandable, cap_bytes + saved)
         if capped.failed is not None:
-            return "OOM", f"{capped.failed}; {gib(cap_bytes)} may be taken"
+            return "OOM", f"{reason}: {capped.failed}"
         return "TIGHT", f"{reason}, after {capped.retries} releases of unused memory"
     if not expandable:
         margin_bytes = max(margin_bytes, round(WHOLE_SEGMENTS_DOUBT * pool))
     if cap_bytes - pool < margin_bytes:
         return "TIGHT", f"{reason}, inside the margin of {gib(margin_bytes)}"
-    return "FITS", reason
+    kept = f", of which {gib(margin_bytes)} stay free" if margin_bytes else ""
+    return "FITS", reason + kept
 
 
 def _peak(events: list[tuple[int, int]]) -> int:

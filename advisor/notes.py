@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from advisor.budget import Budget, gib
 from advisor.choose import Candidate, assigned
@@ -10,6 +11,7 @@ from advisor.probe import Gpu
 from advisor.question import Question, base_plan
 from advisor.reasons import plan_text
 from advisor.search import search, smallest_cards_text
+from profiles.catalog import gpus
 from profiles.plan import Finding, Plan, PlanError
 
 OLDEST_IN_WHEELS = (7, 5)  # compute capability in torch's builds for CUDA 13
@@ -20,7 +22,9 @@ def card_findings(question: Question, gpu: Gpu, best: Candidate, base: Plan) -> 
     findings = []
     runs = best.verdict in ("FITS", "TIGHT")
     if not runs and best.why_not.startswith("host memory"):
-        findings.append(Finding(gpu.name, best.why_not, fix="close other programs"))
+        fix = "fewer host_layers, or a machine with more" if question.what_if else ""
+        fix = fix or "close other programs, or fewer host_layers"
+        findings.append(Finding(gpu.name, best.why_not, fix=fix))
     elif not runs:
         fix = smallest_cards_text([base.model])
         findings.append(Finding(gpu.name, "too little usable memory", fix=fix))
@@ -28,6 +32,18 @@ def card_findings(question: Question, gpu: Gpu, best: Candidate, base: Plan) -> 
         what = f"the published {best.plan.model} checkpoints cannot be read yet"
         fix = "--set weights=FOLDER in this project's layout, or --set weights=random to rehearse"
         findings.append(Finding("weights", what, fix=fix))
+    weights = assigned(question.overrides).get("weights", "default")
+    if weights not in ("default", "random") and not Path(weights).expanduser().is_dir():
+        findings.append(Finding("weights", "no such folder", weights, "name a model folder"))
+    if runs and best.plan.compile and best.plan.host_layers:
+        what = "compiled layers in host memory have not run on a GPU yet"
+        findings.append(Finding("compile", what, fix="--set compile=false was measured"))
+    named = question.target.card if question.target else None
+    sizes = [c.title for c in gpus().values() if named and c.name == named.name and c != named]
+    if sizes:
+        findings.append(
+            Finding(gpu.name, f"is sold as {', '.join(sizes)} too", fix="name its size")
+        )
     return findings + _machine_notes(question, gpu, best.plan) + neighbours(question, gpu)
 
 

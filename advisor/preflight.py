@@ -97,6 +97,7 @@ class Card:
     margin_bytes: int = 0
     compute_capability: tuple[int, int] | None = None
     context: Context = OTHERS
+    host_bytes: int | None = None
 
 
 def card_for(machine: Machine, target: Target | None = None, measure: bool = False) -> Card:
@@ -112,7 +113,8 @@ def card_for(machine: Machine, target: Target | None = None, measure: bool = Fal
         return Card("no card")
     cap = max(0, budget.free.bytes - budget.context.bytes)
     context = context_of(gpu, machine)
-    return Card(gpu.name, cap, budget.margin.bytes, gpu.compute_capability, context)
+    host = budget.host.bytes if budget.host is not None else None
+    return Card(gpu.name, cap, budget.margin.bytes, gpu.compute_capability, context, host)
 
 
 def live_forecast(
@@ -161,6 +163,9 @@ def advise(
         live=live,
     )
     gpu = pick_gpu(machine) if target is None else target.gpu
+    if target is not None and question.wants_cpu:
+        fix = "leave out one of the two"
+        raise PlanError([Finding("device", "cpu contradicts a named card", "cpu", fix)])
     if gpu is None or question.wants_cpu:
         return _on_cpu(question)
     if question.model == "tiny":
@@ -194,7 +199,7 @@ def _on_gpu(question: Question, gpu: Gpu, model: str) -> Advice:
     runs = best.verdict in ("FITS", "TIGHT")
     return Advice(
         verdict=best.verdict,
-        summary=_summary(model, gpu, best, budget),
+        summary=_summary(model, question.title(gpu), best, budget),
         model=model,
         plan=best.plan,
         command=command_of(question, model) if runs else None,
@@ -222,14 +227,16 @@ def _on_gpu(question: Question, gpu: Gpu, model: str) -> Advice:
     )
 
 
-def _summary(model: str, gpu: Gpu, best: Candidate, budget: Budget) -> str:
+def _summary(model: str, card: str, best: Candidate, budget: Budget) -> str:
     needs, usable = gib(best.needs.bytes), gib(budget.usable.bytes)
+    if best.why_not.startswith("host memory"):
+        return f"{model} on {card}: {best.why_not}"
     if best.verdict == "FITS":
-        return f"{model} on {gpu.name}: at most {needs} of {usable} usable"
+        return f"{model} on {card}: at most {needs} of {usable} usable"
     if best.verdict == "TIGHT":
         margin = gib(budget.margin.bytes)
-        return f"{model} on {gpu.name}: {needs} reaches into the margin of {margin}"
-    return f"{model} on {gpu.name}: needs {needs}, and {usable} are usable"
+        return f"{model} on {card}: {needs} reaches into the margin of {margin}"
+    return f"{model} on {card}: needs {needs}, and {usable} are usable"
 
 
 def _card_reasons(question: Question, gpu: Gpu, model: str) -> list[Reason]:
@@ -303,7 +310,7 @@ def _tiny_instead(question: Question, gpu: Gpu, large: Advice) -> Advice:
         return large  # the user's settings were meant for the large model
     if tiny.verdict == "UNKNOWN":
         return large
-    reason = Reason(setting="model", value="tiny", because=large.summary, basis="tested")
+    reason = Reason(setting="model", value="tiny", because=large.summary, basis="forecast")
     return tiny.model_copy(
         update={
             "reasons": (reason, *tiny.reasons),
@@ -345,7 +352,7 @@ def _tiny_on_gpu(question: Question, gpu: Gpu) -> Advice:
     runs = verdict in ("FITS", "TIGHT")
     return Advice(
         verdict=verdict,
-        summary=f"tiny on {gpu.name}: {summary}",
+        summary=f"tiny on {question.title(gpu)}: {summary}",
         model="tiny",
         plan=plan,
         command=command_of(question, "tiny") if runs else None,

@@ -82,6 +82,10 @@ class Question:
         """The user's rows of the table."""
         return tuple(row for row in self.table.rows if row.source == "user")
 
+    def title(self, gpu: Gpu) -> str:
+        """The card's name; with its memory where it is sold with several."""
+        return self.target.card.title if self.target and self.target.card else gpu.name
+
     def budget(self, gpu: Gpu) -> Budget | None:
         """What a run may take on `gpu`; None where its free memory is unknown."""
         return budget_of(gpu, self.machine, self.what_if, self.own_rows)
@@ -159,9 +163,11 @@ def command_of(question: Question, model: str) -> str:
     for text in question.overrides:
         if not text.startswith("model="):
             options += f" --set {shlex.quote(text)}"
+    folder = shlex.quote(str(question.data)) if question.data is not None else "DIR"
     if question.target is None:
-        return f"lisa-train --auto {options} --data-dir DIR"
+        return f"lisa-train --auto {options} --data-dir {folder}"
+    longest = f" --data-dir {folder}" if question.data is not None else ""
     return (
-        f"lisa-advise {options} {question.target.options} --save plan.json"
-        " && lisa-train --plan plan.json --data-dir DIR"
+        f"lisa-advise {options} {question.target.options}{longest} --save plan.json"
+        f" && lisa-train --plan plan.json --data-dir {folder}"
     )

@@ -39,13 +39,14 @@ def plan_reasons(
         allocator_reason(plan),
     ]
     given = set(assigned(overrides))
+    given |= {name.partition(".")[0] for name in given}
     return [reason for reason in reasons if reason.setting not in given]
 
 
 def _batch_reasons(found: Found, budget: Budget) -> Iterator[Reason]:
     best, plan = found.choice.best, found.choice.best.plan
     because = f"takes {gib(best.needs.bytes)} of {gib(budget.usable.bytes)} usable with samples of "
-    because += f"{found.text_tokens} text tokens ({best.needs.source})"
+    because += f"{found.text_tokens} text tokens"
     most = largest_micro_batch(plan, found.scales, budget)
     if most is not None and most > plan.micro_batch:
         because += f"; {most} would fit as well, but not divide {plan.effective_batch}"
@@ -145,7 +146,7 @@ def _seed_reasons(plan: Plan, rows: Sequence[TestedRow]) -> Iterator[Reason]:
     names = ", ".join(row.id for row in refuted)
     against = dict.fromkeys(name for row in refuted for name in row.contradicted_by)
     facts = "; ".join(f"row {row.id}: {_peak_text(row)}" for row in rows if row.id in against)
-    because = f"the seed says {said} ({names}); contradicted by {facts}"
+    because = f"an older recipe says {said} ({names}); contradicted by {facts}"
     yield Reason(setting="lora", value=lora_text(plan), because=because, basis="tested")
 
 

@@ -48,6 +48,8 @@ def print_text(advice: Advice, console: Console) -> None:
         command = Text("  " + advice.command, style="bold cyan")
         console.print()
         console.print(command, soft_wrap=True)
+        if advice.plan is not None and advice.plan.weights == "default" and advice.model != "tiny":
+            console.print(Text("  needs weights first: see Notes", style="dim"))
     for title, body in _sections(advice):
         console.print()
         console.print(Text(title, style="bold"))

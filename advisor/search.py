@@ -14,9 +14,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from advisor.budget import GIB, Budget, Bytes, budget_of, gib, judge, what_if_gpu
+from advisor.budget import GIB, Budget, Bytes, budget_of, gib, what_if_gpu
 from advisor.candidates import families
-from advisor.choose import Candidate, Choice, Scales, Speed, choose
+from advisor.choose import Candidate, Choice, Scales, Speed, choose, verdict_of
 from advisor.probe import Machine
 from advisor.speed import samples_per_second
 from profiles.catalog import GpuProfile, gpus
@@ -32,7 +32,7 @@ LIVE_TRIALS = 4
 CLOSE = 0.9  # a corrected choice whose forecast uses less of what was reckoned is made again
 OTHER_VERSIONS = 1.02  # a row of another torch counts for that much more: a policy
 TYPICAL = "rtx-3060-12gb"  # whose rates stand for a card that is not known
-CARD_SIZES_GIB = (4, 6, 8, 10, 11, 12, 16, 20, 24, 32, 40, 48, 80, 96, 141, 180)
+CARD_SIZES_GIB = (2, 3, 4, 6, 8, 10, 11, 12, 16, 20, 24, 32, 40, 48, 80, 96, 141, 180)
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ def search(base: Plan, pinned: set[str], setting: Setting) -> Found | str:
         if not told.tiers:
             return told.reason
         text = told.text_tokens
-    if estimate(base, text) is not None:
+    apart = {"host_layers": 0, "checkpointed_layers": base.profile.llama.layers}
+    if estimate(base.model_copy(update=apart), text) is not None:  # all else is as usual
         return _chosen(base, pinned, setting, text, 1.0) or "no plan with these settings can run"
     if setting.live is None:
         return "nothing that is known covers these settings"
@@ -85,9 +86,8 @@ def search(base: Plan, pinned: set[str], setting: Setting) -> Found | str:
         if not told.tiers:
             return told.reason
         best = _as_told(reckoned, told, setting)
-        choice = replace(found.choice, best=best, considered=(best, *found.choice.considered[1:]))
-        found = replace(found, choice=choice, forecast=told)
         share = best.needs.bytes / max(1, reckoned.needs.bytes)
+        found = replace(found, choice=_scaled(found.choice, best, share), forecast=told)
         smallest = best.verdict != "FITS" and reckoned.verdict != "FITS"
         if smallest or (best.verdict == "FITS" and share >= CLOSE):
             break
@@ -196,9 +196,22 @@ def _as_told(candidate: Candidate, told: Forecast, setting: Setting) -> Candidat
     """The candidate with the bytes of its own forecast."""
     pool, host = told.tier("pool").bytes, told.tier("host").bytes
     needs = Bytes(bytes=pool, basis="forecast", source="a forecast of this very plan")
-    verdict = judge(pool, setting.budget, setting.spills)
-    update = {"needs": needs, "host_bytes": host, "verdict": verdict, "why_not": ""}
+    verdict, why = verdict_of(pool, host, setting.budget, setting.spills)
+    update = {"needs": needs, "host_bytes": host, "verdict": verdict, "why_not": why}
     return candidate.model_copy(update=update)
+
+
+def _scaled(choice: Choice, best: Candidate, share: float) -> Choice:
+    """The choice with its best plan as forecast, and the others as far off as that one was."""
+
+    def scaled(candidate: Candidate) -> Candidate:
+        needs = candidate.needs.model_copy(update={"bytes": round(share * candidate.needs.bytes)})
+        return candidate.model_copy(update={"needs": needs})
+
+    others = tuple(scaled(candidate) for candidate in choice.considered[1:])
+    ladder = tuple(scaled(candidate) for candidate in choice.ladder)
+    better = scaled(choice.better) if choice.better else None
+    return Choice(best=best, considered=(best, *others), ladder=ladder, better=better)
 
 
 def _text_of(row: TestedRow) -> int:

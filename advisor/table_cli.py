@@ -27,6 +27,18 @@ def listed(
     """List the shipped and your own rows: seed claims with what measurements say of them."""
     if context.invoked_subcommand is not None:
         return
+    from typing import get_args
+
+    from profiles.catalog import models
+    from profiles.tested import Source, Verdict
+
+    known = {"model": tuple(models()), "source": get_args(Source), "verdict": get_args(Verdict)}
+    for name, value in (("model", model), ("source", source), ("verdict", verdict)):
+        if value is not None and value not in known[name]:
+            print(
+                f"error: --{name}: got {value!r}; known: {', '.join(known[name])}", file=sys.stderr
+            )
+            raise typer.Exit(2)
     table = _read()
     wanted = {"model": model, "source": source, "verdict": verdict}
     given = {name: value for name, value in wanted.items() if value is not None}

@@ -91,7 +91,7 @@ def model_profile(name: str) -> ModelProfile:
     known = models()
     if name in known:
         return known[name]
-    close = difflib.get_close_matches(name, known, n=1)
+    close = difflib.get_close_matches(name.lower(), known, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     raise ValueError(f"unknown model {name!r}; known: {', '.join(known)}{hint}")
 

@@ -21,6 +21,7 @@ from profiles.plan import Finding, Lora, Plan
 
 Verdict = Literal["FITS", "TIGHT", "SPILLS", "OOM", "UNKNOWN"]
 
+Source = Literal["seed", "measured", "user"]
 TABLE_NAME = "tested.jsonl"
 _TARGETS_BY_SIZE = ("qv", "attention", "all-linear")
 _TWO_BYTE_DTYPES = frozenset({"bf16", "fp16"})
@@ -44,7 +45,7 @@ class TestedRow(_Frozen):
 
     id: str = Field(min_length=1, description="name by which reasons quote the row")
     title: str = Field(min_length=1, description="the claim, as its source put it")
-    source: Literal["seed", "measured", "user"] = Field(
+    source: Source = Field(
         description="seed: claims kept as they came; measured: shipped with this project; "
         "user: this user's own runs"
     )

@@ -91,6 +91,11 @@ def free_bytes(device: torch.device) -> tuple[int, int]:
     """Bytes that this process can still take: of the card (under its cap), and of the host."""
     import psutil
 
+    if not torch.cuda.is_available():
+        raise ValueError(
+            "the plan trains on a CUDA device, and torch sees none\n"
+            "    hint: lisa-advise doctor tells why; --set device=cpu trains lisa-tiny here"
+        )
     index = torch.cuda.current_device() if device.index is None else device.index
     free, total = torch.cuda.mem_get_info(index)
     cap = int(torch.cuda.get_per_process_memory_fraction(index) * total)

@@ -64,7 +64,7 @@ def test_without_a_gpu_tiny_trains_on_the_cpu():
     assert advice.command == "lisa-train --auto --model tiny --data-dir DIR"
     assert advice.environment == {}
     notes = "\n".join(map(str, advice.findings))
-    assert "7b trains from a 4 GiB card" in notes and "13b trains from a 4 GiB card" in notes
+    assert "7b trains from a 3 GiB card" in notes and "13b trains from a 4 GiB card" in notes
 
 
 @pytest.mark.parametrize("model", ["7b", "13b", "7b-v1"])
@@ -105,7 +105,7 @@ def test_too_small_is_a_clear_no():
     advice = _advise(vram_gib=2, model="7b")
     assert (advice.verdict, advice.exit_code, advice.command) == ("OOM", 1, None)
     assert advice.needs.bytes == min(c.needs.bytes for c in advice.considered)
-    assert "7b trains from a 4 GiB card" in str(advice.findings[-1])
+    assert "7b trains from a 3 GiB card" in str(advice.findings[-1])
 
 
 def _quality(advice: Advice) -> tuple[int, float]:
@@ -170,6 +170,39 @@ def test_compiled_layers_are_advised_where_triton_runs():
         assert not _advise(_machine(**card, free_gib=23, total_gib=24)).plan.compile
     with pytest.raises(PlanError, match="needs Triton"):
         _advise(_machine(platform="windows"), overrides=["compile=true"])
+
+
+def test_pinned_host_layers_do_not_compile_either():
+    advice = _advise(vram_gib=8, model="7b", overrides=["host_layers=25"])
+    assert advice.verdict == "FITS" and not advice.plan.compile
+    asked = _advise(vram_gib=8, model="7b", overrides=["compile=true"])
+    assert asked.plan.compile and "have not run on a GPU" in str(asked.findings)
+
+
+def test_host_memory_holds_for_a_forecast_plan_too():
+    pins = ["lora.rank=32", "quantization=none", "host_layers=32"]
+    advice = _advise(vram_gib=8, model="7b", overrides=pins, live=_live(1, []))
+    assert advice.verdict == "OOM" and advice.host_bytes > advice.budget.host.bytes
+    assert advice.summary == f"7b on 8 GiB card: {advice.considered[0].why_not}"
+    assert "host memory" in advice.summary
+
+
+def test_a_better_plan_lacks_nothing_but_the_cards_memory():
+    for size in (6, 8, 11, 16, 24):
+        for model in ("7b", "13b"):
+            advice = _advise(vram_gib=size, model=model)
+            if advice.better is not None:
+                assert advice.better.host_bytes <= advice.budget.host.bytes
+                larger = _advise(vram_gib=advice.better_card_gib, model=model)
+                assert _quality(larger) >= _quality(advice)
+
+
+def test_a_command_with_data_names_it_throughout(tmp_path):
+    folder = tmp_path / "my data"
+    advice = _advise(vram_gib=12, model="13b", data=folder, live=_live(1, []))
+    assert advice.command.count(f"--data-dir '{folder}'") == 2
+    with pytest.raises(PlanError, match="contradicts a named card"):
+        _advise(vram_gib=12, overrides=["device=cpu"])
 
 
 def test_compiled_layers_are_not_copied_in_until_that_was_measured():
