@@ -61,9 +61,7 @@ class FolderWeights:
         except (SafetensorError, OSError) as error:
             raise WeightsError(f"{folder}: a weights file cannot be read: {error}") from None
         self._owner = {name: f for f in self._files for name in f.keys()}  # noqa: SIM118
-        self.fingerprint = hashlib.sha256(
-            json.dumps([_identity(path) for path in paths]).encode()
-        ).hexdigest()[:16]
+        self.fingerprint = fingerprint_of(paths)
 
     def get(self, name: str, shape: torch.Size, device: torch.device, dtype: torch.dtype) -> Tensor:
         key = canonical_name(name)
@@ -126,6 +124,12 @@ class ShapesAlone:
 
     def finish(self, used: Iterable[str]) -> None:
         """Shapes fit any name."""
+
+
+def fingerprint_of(paths: Iterable[Path]) -> str:
+    """What tells one set of weights files from another, without reading them whole."""
+    identities = json.dumps([_identity(path) for path in paths])
+    return hashlib.sha256(identities.encode()).hexdigest()[:16]
 
 
 def _identity(path: Path) -> tuple[str, str]:
