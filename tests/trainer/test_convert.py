@@ -29,9 +29,10 @@ from trainer.model.build import build, read_tokenizer, save_model
 from trainer.model.configs import llava_config, sam_config
 from trainer.model.lisa import Lisa
 from trainer.model.names import NamesError, target_names
-from trainer.model.weights import WeightsError, packaged_folder
+from trainer.model.weights import WeightsError, model_folder, packaged_folder
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[2]
 TINY = model_profile("tiny")
 ONE_LAYER = TINY.model_copy(update={"projector_layers": 1})
 LLAMA, CLIP = "llava.model.language_model.", "llava.model.vision_tower."
@@ -569,6 +570,16 @@ def test_the_tokenizer_comes_with_the_language_model(tmp_path: Path, truth: Tens
     (folders[0] / "tokenizer.json").write_text("{}")
     with pytest.raises(WeightsError, match="no tokenizer can be read"):
         made(folders, tmp_path / "out")
+
+
+@pytest.mark.parametrize("model", ["7b", "7b-v1", "13b"])
+def test_docs_and_errors_say_the_command(model: str) -> None:
+    command = model_profile(model).conversion
+    pages = [(ROOT / "docs" / "weights.md").read_text(), (ROOT / "README.md").read_text()]
+    assert command.replace("FOLDER", "DST") in pages[0]
+    assert command in pages[1] or model == "13b"
+    with pytest.raises(WeightsError, match=re.escape(command)):
+        model_folder(Plan.parse({"model": model}))
 
 
 def test_the_command(tmp_path: Path, truth: Tensors) -> None:

@@ -162,10 +162,11 @@ def model_folder(plan: Plan) -> Path:
     if plan.model == "tiny" or plan.weights == "random":
         # Random weights know no words: any tokenizer will do, and this one is always there.
         return packaged_folder()
+    sources = " and ".join(plan.profile.sources)
     raise WeightsError(
-        f"model {plan.model}: download {' and '.join(plan.profile.sources)} is not built in yet\n"
-        "    hint: --set weights=FOLDER names a folder in this project's layout, "
-        "--set weights=random rehearses with random values"
+        f"model {plan.model}: no weights named; they are made of {sources}\n"
+        f"    hint: hf download each --local-dir its name, then {plan.profile.conversion} and "
+        "--set weights=FOLDER; or --set weights=random rehearses with random values"
     )
 
 
