@@ -572,6 +572,36 @@ def test_the_tokenizer_comes_with_the_language_model(tmp_path: Path, truth: Tens
         made(folders, tmp_path / "out")
 
 
+def test_without_sentencepiece_the_package_is_named(
+    tmp_path: Path, truth: Tensors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = sources(tmp_path, truth)
+    (folders[0] / "tokenizer.json").unlink()
+    (folders[0] / "tokenizer.model").write_bytes(b"no model")
+    monkeypatch.setattr("trainer.model.tokenizer_files.find_spec", lambda name: None)
+    with pytest.raises(WeightsError, match=r"tokenizer.model: .*\n.*pip install sentencepiece"):
+        made(folders, tmp_path / "out")
+
+
+def test_a_sentencepiece_model_is_read(tmp_path: Path, truth: Tensors) -> None:
+    sentencepiece = pytest.importorskip("sentencepiece")
+    folders = sources(tmp_path, truth)
+    (folders[0] / "tokenizer.json").unlink()
+    (tmp_path / "text").write_text("the red circle\nall of the blue squares\n" * 200)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "text"), model_prefix=str(folders[0] / "tokenizer"),
+        model_type="bpe", vocab_size=300, byte_fallback=True,
+    )  # fmt: skip
+    report = made(folders, tmp_path / "out")
+    assert report.tokens_added == {
+        token: 300 + n
+        for n, token in enumerate(["[SEG]", "<im_start>", "<im_end>", "<image>", "<pad>"])
+    }
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(folders[0] / "tokenizer.model"))
+    ids = read_tokenizer(tiny_plan(weights=str(tmp_path / "out"))).tokenizer("the red").input_ids
+    assert ids == [1, *pieces.encode("the red")]
+
+
 @pytest.mark.parametrize("model", ["7b", "7b-v1", "13b"])
 def test_docs_and_errors_say_the_command(model: str) -> None:
     command = model_profile(model).conversion
