@@ -29,8 +29,9 @@ def card_findings(question: Question, gpu: Gpu, best: Candidate, base: Plan) -> 
         fix = smallest_cards_text([base.model])
         findings.append(Finding(gpu.name, "too little usable memory", fix=fix))
     if runs and best.plan.model != "tiny" and "weights" not in assigned(question.overrides):
-        what = f"the published {best.plan.model} checkpoints cannot be read yet"
-        fix = "--set weights=FOLDER in this project's layout, or --set weights=random to rehearse"
+        what = f"the published {best.plan.model} checkpoints must be converted first"
+        command = best.plan.profile.conversion
+        fix = f"{command}, then --set weights=FOLDER; or --set weights=random to rehearse"
         findings.append(Finding("weights", what, fix=fix))
     weights = assigned(question.overrides).get("weights", "default")
     if weights not in ("default", "random") and not Path(weights).expanduser().is_dir():

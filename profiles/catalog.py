@@ -78,6 +78,12 @@ class ModelProfile(_Frozen):
     sam: SamShape
     sources: tuple[str, ...]
 
+    @property
+    def conversion(self) -> str:
+        """The command that makes this model's folder of its sources, once they are here."""
+        folders = " ".join(source.rpartition("/")[2] for source in self.sources)
+        return f"lisa-train convert {folders} FOLDER --model {self.name}"
+
 
 @cache
 def models() -> dict[str, ModelProfile]:

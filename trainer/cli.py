@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -109,6 +110,37 @@ def synthesise(
         kinds = tuple(kind or ["negation"])  # one that lisa-tiny has never seen
         where = write_dataset(folder, seed=seed, train=train_, val=val, test=test, kinds=kinds)
     print(f"{train_} + {val} + {test} questions ({', '.join(kinds)}) in {where}")
+
+
+@app.command()
+def convert(
+    sources: Annotated[
+        list[Path], typer.Argument(metavar="SRC...", help="Folders of published checkpoints.")
+    ],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write.")],
+    model: Annotated[str, typer.Option(help="Size to make: 7b, 7b-v1 or 13b.")],
+    shard_gib: Annotated[float, typer.Option(min=0.001, help="Largest file written.")] = 2.0,
+) -> None:
+    """Turn published checkpoints (LLaVA, LISA, SAM, CLIP) into a folder for --set weights=DST."""
+    from trainer.convert import convert as run
+
+    with _user_errors(), _ended_politely():
+        report = run(sources, target, model, _tell, int(shard_gib * 2**30))
+    print("\n".join([*report.lines(), f"{model} in {target}; its conversion.json lists all"]))
+
+
+@contextmanager
+def _ended_politely() -> Iterator[None]:
+    """A request to end cleans up as Ctrl-C does."""
+
+    def interrupt(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _tell(line: str) -> None:

@@ -61,9 +61,7 @@ class FolderWeights:
         except (SafetensorError, OSError) as error:
             raise WeightsError(f"{folder}: a weights file cannot be read: {error}") from None
         self._owner = {name: f for f in self._files for name in f.keys()}  # noqa: SIM118
-        self.fingerprint = hashlib.sha256(
-            json.dumps([_identity(path) for path in paths]).encode()
-        ).hexdigest()[:16]
+        self.fingerprint = fingerprint_of(paths)
 
     def get(self, name: str, shape: torch.Size, device: torch.device, dtype: torch.dtype) -> Tensor:
         key = canonical_name(name)
@@ -128,6 +126,12 @@ class ShapesAlone:
         """Shapes fit any name."""
 
 
+def fingerprint_of(paths: Iterable[Path]) -> str:
+    """What tells one set of weights files from another, without reading them whole."""
+    identities = json.dumps([_identity(path) for path in paths])
+    return hashlib.sha256(identities.encode()).hexdigest()[:16]
+
+
 def _identity(path: Path) -> tuple[str, str]:
     """File name and a hash of its header and size: the header lists every tensor's place."""
     with path.open("rb") as file:
@@ -158,10 +162,11 @@ def model_folder(plan: Plan) -> Path:
     if plan.model == "tiny" or plan.weights == "random":
         # Random weights know no words: any tokenizer will do, and this one is always there.
         return packaged_folder()
+    sources = " and ".join(plan.profile.sources)
     raise WeightsError(
-        f"model {plan.model}: download {' and '.join(plan.profile.sources)} is not built in yet\n"
-        "    hint: --set weights=FOLDER names a folder in this project's layout, "
-        "--set weights=random rehearses with random values"
+        f"model {plan.model}: no weights named; they are made of {sources}\n"
+        f"    hint: hf download each --local-dir its name, then {plan.profile.conversion} and "
+        "--set weights=FOLDER; or --set weights=random rehearses with random values"
     )
 
 

@@ -1,0 +1,216 @@
+"""Folders of published checkpoints, read one tensor at a time.
+
+Nothing is unpickled but tensors: `*.bin` and `*.pth` go through torch's weights-only reader, mapped
+into memory, so that only the tensors asked for are ever read.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from trainer.model.names import NamesError, target_names
+from trainer.model.weights import WeightsError, fingerprint_of
+
+PICKLES = ("pytorch_model*.bin", "*.pth")
+WRAPPERS = ("model", "state_dict", "module")  # keys under which trainers save the tensors
+# As safetensors and torch spell them. Anything else is packed, and means nothing by itself.
+PLAIN_DTYPES = frozenset(
+    {"F64", "F32", "F16", "BF16"}
+    | {f"torch.{name}" for name in ("float64", "float32", "float16", "bfloat16")}
+)
+SHARD = re.compile(r"(.+-)(\d{5})(-of-)(\d{5})(\..+)")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+class TensorFile:
+    """One file of tensors, whatever its format. Raises WeightsError if it cannot be read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._safe: Any = None
+        self._tensors: dict[str, Tensor] = {}
+        try:
+            if path.suffix == ".safetensors":
+                self._safe = safe_open(path, framework="pt")
+            else:
+                self._tensors = _unwrapped(
+                    torch.load(path, weights_only=True, mmap=True, map_location="cpu")
+                )
+        except Exception as error:  # a damaged or hostile file may break its reader anywhere
+            raise WeightsError(_why_unreadable(path, error)) from None
+
+    def headers(self) -> dict[str, tuple[torch.Size, str]]:
+        """Shape and dtype by name."""
+        if self._safe is None:
+            return {name: (t.shape, str(t.dtype)) for name, t in self._tensors.items()}
+        slices = {name: self._safe.get_slice(name) for name in self._safe.keys()}  # noqa: SIM118
+        return {name: (torch.Size(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
+
+    def read(self, name: str, dtype: torch.dtype) -> Tensor:
+        """The tensor in memory of its own."""
+        stored: Tensor = self._tensors[name] if self._safe is None else self._safe.get_tensor(name)
+        return stored.to(dtype, copy=True).contiguous()
+
+
+@dataclass(frozen=True)
+class Found:
+    """One tensor of a source, not read yet."""
+
+    source: str  # the folder's name
+    path: Path
+    name: str
+    shape: torch.Size
+    dtype: str
+
+    @property
+    def where(self) -> str:
+        """For messages: folder, file and name."""
+        return f"{self.source}/{self.path.name}: {self.name}"
+
+
+@dataclass
+class Source:
+    """A folder with a checkpoint: its tensors by the model's names, and what else it says."""
+
+    folder: Path
+    paths: list[Path]
+    tensors: dict[str, Found] = field(default_factory=dict)
+    unused: list[str] = field(default_factory=list)  # names of no use to any model here
+
+    @classmethod
+    def read(cls, folder: Path) -> Source:
+        """The headers of all weights files. Raises WeightsError."""
+        source = cls(folder, weights_files(folder))
+        found: dict[str, Found] = {}
+        for path in source.paths:
+            for name, (shape, dtype) in TensorFile(path).headers().items():
+                if name in found:
+                    raise WeightsError(
+                        f"{folder}: {name} is in both {found[name].path.name} and {path.name}; "
+                        "keep the files of one checkpoint only"
+                    )
+                found[name] = Found(source.name, path, name, shape, dtype)
+        try:
+            targets = target_names(found)
+        except NamesError as error:
+            raise WeightsError(f"{folder}: {error}") from None
+        for name, target in targets.items():
+            if target is None:
+                source.unused.append(name)
+            else:
+                source.tensors[target] = found[name]
+        return source
+
+    @property
+    def name(self) -> str:
+        """The folder's own name, without the path to it."""
+        return self.folder.resolve().name
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """config.json, empty where there is none that can be read."""
+        return read_object(self.folder / "config.json")
+
+    def facts(self) -> dict[str, Any]:
+        """What tells this source from another one, for the report."""
+        kept = ("architectures", "model_type", "transformers_version")
+        return {
+            "name": self.name,
+            "revision": self._revision(),
+            "fingerprint": fingerprint_of(self.paths),
+            "files": [path.name for path in self.paths],
+            "config": {key: self.config[key] for key in kept if key in self.config},
+        }
+
+    def _revision(self) -> str | None:
+        """The hub's commit, where the hub's own tools left it beside the files."""
+        if COMMIT.fullmatch(self.name):
+            return self.name  # a snapshot folder of the hub's cache
+        notes = self.folder / ".cache" / "huggingface" / "download"
+        for note in sorted(notes.glob("*.metadata")):
+            first = note.read_text(encoding="utf-8", errors="replace").partition("\n")[0].strip()
+            if COMMIT.fullmatch(first):
+                return first
+        return None
+
+
+def weights_files(folder: Path) -> list[Path]:
+    """The folder's safetensors, else its pickles, all shards there. Raises WeightsError."""
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "no such folder"
+        raise WeightsError(f"{folder}: {what}; a source is the folder of one checkpoint")
+    paths = sorted(folder.glob("*.safetensors"))
+    paths = paths or sorted({path for pattern in PICKLES for path in folder.glob(pattern)})
+    if not paths:
+        raise WeightsError(
+            f"{folder}: no *.safetensors, pytorch_model*.bin or *.pth here; "
+            "give the folder that holds the checkpoint's weights"
+        )
+    absent = sorted(_expected(folder, paths) - {path.name for path in paths})
+    if absent:
+        raise WeightsError(
+            f"{folder}: {len(absent)} of the checkpoint's files are not here: "
+            f"{', '.join(absent[:5])}; download the rest"
+        )
+    return paths
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object, empty where the file is absent or something else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _expected(folder: Path, paths: list[Path]) -> set[str]:
+    """The file names that an index or the shards' own numbering promises."""
+    names: set[str] = set()
+    for path in paths:
+        if found := SHARD.fullmatch(path.name):
+            start, _, of, count, end = found.groups()
+            names |= {f"{start}{n:05}{of}{count}{end}" for n in range(1, int(count) + 1)}
+    for index in folder.glob(f"*{paths[0].suffix}.index.json"):
+        listed = read_object(index).get("weight_map")
+        names |= set(map(str, listed.values())) if isinstance(listed, dict) else set()
+    return names
+
+
+def _unwrapped(loaded: Any) -> dict[str, Tensor]:
+    """The tensors of what a pickle held, out of a trainer's wrapping; numbers are left out."""
+    if isinstance(loaded, Mapping):
+        for key in WRAPPERS:
+            if isinstance(loaded.get(key), Mapping):
+                loaded = loaded[key]
+                break
+    if not isinstance(loaded, Mapping):
+        raise ValueError(f"it holds a {type(loaded).__name__}, not tensors by name")
+    return {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    text = str(error).partition("\n")[0][:200]
+    where = f"{path.parent.name}/{path.name}"
+    if "Weights only load failed" in text:
+        # torch's own text goes on to say how to run the code in the file: not here.
+        return (
+            f"{where}: refused, it holds more than tensors and could run code when loaded; "
+            "get the checkpoint as *.safetensors"
+        )
+    if "mmap" in text:
+        return (
+            f"{where}: torch's old format, which cannot be read in bounded memory; "
+            "get the checkpoint as *.safetensors, or save it again with a current torch"
+        )
+    return f"{where}: cannot be read, damaged or cut short? ({text}); download it again"
