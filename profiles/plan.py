@@ -67,7 +67,8 @@ class Lora(_Frozen):
     dropout: float = Field(0.05, ge=0, lt=1, description="dropout before the adapter, probability")
     targets: LoraTargets = Field(
         "qv",
-        description="adapted linears: q,v; attention (q,k,v,o); or all seven of a decoder layer",
+        description="adapted linears: qv (q and v); attention (q, k, v, o); or all-linear (all "
+        "seven of a decoder layer)",
     )
 
 
