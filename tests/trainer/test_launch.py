@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.conftest import PHOTOS, tiny_plan
@@ -26,6 +27,22 @@ def losses(folder: Path) -> list[float]:
     return [row["loss"] for row in rows if "loss" in row]
 
 
+def run_or_show_stacks(command: list[str], seconds: int) -> tuple[int, str]:
+    """Exit code and stderr; of a group that hangs, where each process stood, and none is left."""
+    environment = os.environ | {"PYTHONFAULTHANDLER": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                               text=True, env=environment)  # fmt: skip
+    try:
+        said = process.communicate(timeout=seconds)[1]
+        return process.returncode, said
+    except subprocess.TimeoutExpired:
+        group = psutil.Process(process.pid).children(recursive=True)
+        for child in reversed(group):
+            child.send_signal(signal.SIGABRT)  # faulthandler writes the stack to stderr
+        process.kill()
+        return -1, f"no end after {seconds} s\n{process.communicate()[1]}"
+
+
 @pytest.mark.slow
 def test_accelerate_launch_with_two_processes_gives_the_losses_of_one(tmp_path: Path) -> None:
     plan = tiny_plan(micro_batch=2, effective_batch=4, max_val_samples=2)
@@ -39,11 +56,11 @@ def test_accelerate_launch_with_two_processes_gives_the_losses_of_one(tmp_path: 
         "-m", "trainer.cli", "--plan", str(tmp_path / "plan.json"), "--set", "processes=2",
         "--data_dir", str(PHOTOS), "--output_dir", str(two), "--cache_dir", str(tmp_path / "cache"),
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert "batch 2 × 1 × 2 processes" in done.stderr
+    code, said = run_or_show_stacks([str(part) for part in command], seconds=150)
+    assert code == 0, said
+    assert "batch 2 × 1 × 2 processes" in said
     # One process speaks for both.
-    assert done.stderr.count("before training: gIoU") == 1
+    assert said.count("before training: gIoU") == 1
     assert len(losses(two)) == 2
     assert losses(two) == pytest.approx(losses(one), rel=1e-4)
 
