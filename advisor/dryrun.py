@@ -32,8 +32,10 @@ def measured(advice: Advice, tell: Callable[[str], None], cap_bytes: int | None 
     `cap_bytes` limits the pool as a smaller card would. Raises RehearsalFailed.
     """
     gpu = advice.machine.gpus and advice.gpu
-    if not gpu or advice.plan is None or advice.exit_code or advice.considered == ():
+    if not gpu or advice.exit_code or not advice.considered:
         return advice
+    if advice.plan != advice.considered[0].plan:
+        return advice  # lisa-tiny in the place of what was considered and does not fit
     tried = []
     for candidate in (advice.considered[0], *advice.ladder)[:TRIALS]:
         row = _trial(candidate, advice, gpu, tell, cap_bytes)

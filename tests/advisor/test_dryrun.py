@@ -93,6 +93,14 @@ def test_a_smaller_card_is_a_cap(monkeypatch: pytest.MonkeyPatch) -> None:
     assert float(options[options.index("--cap-gib") + 1]) == pytest.approx(5)
 
 
+def test_tiny_in_the_place_of_a_large_model_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    Child(monkeypatch)  # which has no answer: nothing may be asked
+    small = GPU.model_copy(update={"total_bytes": 2 * GIB, "free_bytes": round(1.88 * GIB)})
+    tiny = advise(MACHINE.model_copy(update={"gpus": (small,)}))
+    assert tiny.model == "tiny" and tiny.considered
+    assert measured(tiny, print) is tiny
+
+
 def test_nothing_is_tried_without_a_plan_or_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
     Child(monkeypatch)
     for unmeasured in (advise(Machine()), advise(Machine(), "7b")):
