@@ -56,6 +56,15 @@ class Budget(Frozen):
     usable: Bytes
     host: Bytes | None = None
 
+    @property
+    def cap_bytes(self) -> int:
+        """What the pool may take with no margin kept."""
+        return max(0, self.free.bytes - self.context.bytes)
+
+    def host_holds(self, size: int) -> bool:
+        """Whether `size` bytes go into host memory, as far as its size is known."""
+        return self.host is None or size <= self.host.bytes
+
 
 def gib(number: int) -> str:
     """`number` bytes as text, in GiB."""
@@ -162,6 +171,6 @@ def judge(needed: int, budget: Budget, spills: bool) -> Verdict:
     """How `needed` bytes of tensors go into `budget`; `spills`: the driver swaps to the host."""
     if needed <= budget.usable.bytes:
         return "FITS"
-    if needed <= budget.free.bytes - budget.context.bytes:
+    if needed <= budget.cap_bytes:
         return "TIGHT"
     return "SPILLS" if spills else "OOM"

@@ -52,15 +52,13 @@ def families(base: Plan, pinned: Iterable[str]) -> Iterator[Family]:
             "quantization": storage, "compile": compiled, "host_embeddings": hosted,
             "micro_batch": micro_batch,
             "accumulation": base.effective_batch // (micro_batch * base.processes),
-            "checkpointed_layers": base.profile.llama.layers, "host_layers": 0,
         }  # fmt: skip
         # Compiled layers that are copied in have not run on a GPU yet (benchmarks/emulate.py).
         tried = not compiled or "compile" in pinned
-        path = tuple(_path(base, pinned, hosted and tried))
-        if base.host_layers and "host_layers" in pinned and not tried:
+        path = tuple(point for point in _path(base, pinned, hosted) if tried or not point[1])
+        if not path:
             continue
-        checkpointed, host_layers = path[0]
-        update |= {"checkpointed_layers": checkpointed, "host_layers": host_layers}
+        update |= dict(zip(("checkpointed_layers", "host_layers"), path[0], strict=True))
         try:
             plan = Plan.parse(base.model_dump(mode="json") | update)
         except PlanError:

@@ -113,9 +113,8 @@ def choose(
     host memory instead of failing. None where no plan can be weighed.
     """
     open_ones = [family for family in families(base, pinned) if not refusals(family.plan)]
-    judged = [
-        found for family in open_ones for found in _relieved(family, budget, scales, rows, spills)
-    ]
+    relieved = (_relieved(family, budget, scales, rows, spills) for family in open_ones)
+    judged = [candidate for candidate in relieved if candidate is not None]
     if not judged:
         return None
     fastest = max(scales.speed(family.at(0)).samples_per_second for family in open_ones)
@@ -134,15 +133,9 @@ def choose(
     )
 
 
-def smallest_needs(base: Plan, scales: Scales) -> Bytes | None:
-    """What the smallest plan takes that `base` can become."""
-    found = [scales.needs(family.at(-1)) for family in families(base, ())]
-    return min((needs for needs, _ in filter(None, found)), key=lambda n: n.bytes, default=None)
-
-
 def _relieved(
     family: Family, budget: Budget, scales: Scales, rows: Sequence[TestedRow], spills: bool
-) -> Iterable[Candidate]:
+) -> Candidate | None:
     """The family's plan with as little relief as lets it fit; its smallest one if none does."""
 
     def fits(step: int) -> bool:
@@ -156,8 +149,7 @@ def _relieved(
         low, high = (low, middle) if fits(middle) else (middle + 1, high)
     while low < last and _refuting_row(family.at(low), rows, budget) is not None:
         low += 1
-    if (found := _judged(family.at(low), budget, scales, rows, spills)) is not None:
-        yield found
+    return _judged(family.at(low), budget, scales, rows, spills)
 
 
 def _judged(
@@ -183,7 +175,7 @@ def verdict_of(pool: int, host: int, budget: Budget, spills: bool) -> tuple[Verd
     verdict, why = judge(pool, budget, spills), ""
     if verdict != "FITS":
         why = "inside the margin" if verdict == "TIGHT" else "needs more than is usable"
-    if verdict in ("FITS", "TIGHT") and budget.host is not None and host > budget.host.bytes:
+    if verdict in ("FITS", "TIGHT") and budget.host and not budget.host_holds(host):
         return "OOM", f"host memory: {gib(host)} needed, {gib(budget.host.bytes)} usable"
     return verdict, why
 
@@ -205,8 +197,8 @@ def _is_worth(rank: tuple[float, ...], other: tuple[float, ...]) -> bool:
 
 def _lacks_memory(candidate: Candidate, budget: Budget) -> bool:
     """Whether nothing but the card's memory is in the way."""
-    host = budget.host is None or candidate.host_bytes <= budget.host.bytes
-    return host and candidate.needs.bytes > budget.usable.bytes
+    too_large = candidate.needs.bytes > budget.usable.bytes
+    return too_large and budget.host_holds(candidate.host_bytes)
 
 
 def _others(
@@ -251,7 +243,7 @@ def _ladder(
         if family.plan.micro_batch <= best.plan.micro_batch
         for step in {0, *range(len(family.path) - 1, 0, -RUNG_LAYERS)}
         if (found := _judged(family.at(step), budget, scales, (), False)) is not None
-        and (budget.host is None or found.host_bytes <= budget.host.bytes)
+        and budget.host_holds(found.host_bytes)
     ]
     rungs: list[Candidate] = []
     last = best

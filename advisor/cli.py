@@ -172,7 +172,7 @@ def _tried(advice: Advice, emulated: bool) -> Advice:
         _fail("there is no GPU here to try a plan on\n    hint: --vram SIZE advises without one")
     cap = None
     if emulated and advice.budget is not None:
-        cap = advice.budget.free.bytes - advice.budget.context.bytes
+        cap = advice.budget.cap_bytes
     return measured(advice.model_copy(update={"gpu": here}), _tell, cap)
 
 
@@ -190,9 +190,8 @@ def _plot(advice: Advice, path: Path) -> None:
     title = f"{advice.model} on {advice.gpu.name}: one step, micro-batch {advice.plan.micro_batch}"
     if advice.plan.accumulation > 2:
         title += f" (2 of {advice.plan.accumulation} shown, all alike)"
-    capacity = advice.budget.free.bytes - advice.budget.context.bytes
     try:
-        draw(found, title, capacity, path)
+        draw(found, title, advice.budget.cap_bytes, path)
     except OSError as error:
         _fail(f"{path}: cannot be written: {error.strerror}")
 
@@ -205,12 +204,13 @@ def _sugar(lora_r: int | None, no_quantization: bool) -> list[str]:
 
 def _must_agree(assignments: list[str]) -> None:
     """Ends with exit code 2 where one setting is given two values."""
+    from advisor.choose import assigned
+
     given: dict[str, str] = {}
     for text in assignments:
-        key, _, value = (part.strip() for part in text.partition("="))
-        key = key.replace("-", "_")
-        if given.setdefault(key, value) != value:
-            _fail(f"{key}: got {given[key]} and {value}; give it once")
+        for key, value in assigned([text]).items():
+            if given.setdefault(key, value) != value:
+                _fail(f"{key}: got {given[key]} and {value}; give it once")
 
 
 def _target(vram: int | None, gpu: str | None, system: str | None) -> Target | None:
@@ -280,8 +280,9 @@ def forecast_command(
     Exit codes: 0 fits (or no card was named), 1 does not fit or the count failed, 2 bad usage,
     3 no figure can be given, 130 interrupted.
     """
-    arguments = plan, settings, data_dir, text_tokens, masks, gpu, vram, system, capability
-    found, card = _forecast(*arguments)
+    found, card = _forecast(
+        plan, settings, data_dir, text_tokens, masks, gpu, vram, system, capability
+    )
     if as_json:
         print(found.model_dump_json(indent=2))
     else:

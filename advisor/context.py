@@ -10,6 +10,7 @@ import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
@@ -100,10 +101,12 @@ def _kept(gpu: Gpu, machine: Machine, folder: Path | None) -> Path:
 
 def library_versions() -> list[str]:
     """Of the libraries that memory depends on; "absent" for one that is not installed."""
-    return [_version(name) for name in LIBRARIES]
+    return [installed(name) for name in LIBRARIES]
 
 
-def _version(name: str) -> str:
+@cache
+def installed(name: str) -> str:
+    """The version of a library, "absent" if there is none."""
     try:
         return version(name)
     except PackageNotFoundError:

@@ -15,7 +15,6 @@ import sys
 import tempfile
 from array import array
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -24,7 +23,7 @@ from pydantic import Field
 from advisor.allocator import replay
 from advisor.budget import ERRORS_FILE, Frozen, gib
 from advisor.child import RehearsalFailed, cache_folder, rehearsed
-from advisor.context import OTHERS, Context
+from advisor.context import OTHERS, Context, installed
 from profiles.grid import nearest
 from profiles.measurement import Measurement, Timeline
 from profiles.plan import Plan
@@ -314,7 +313,7 @@ def _events(path: Path) -> list[tuple[int, int]]:
 def _key(plan: Plan, worst: Worst, compute_capability: tuple[int, int]) -> str:
     """A hash of all that can change the answer: question, data, code and libraries."""
     parts: list[Any] = [plan.content_hash, worst.text_tokens, worst.masks, compute_capability]
-    parts += [sys.version, *(_version(name) for name in LIBRARIES)]
+    parts += [sys.version, *(installed(name) for name in LIBRARIES)]
     for package in ("trainer", "profiles"):
         sources = [p for p in (ROOT / package).rglob("*") if p.suffix in (".py", ".toml")]
         parts += [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(sources)]
@@ -323,13 +322,6 @@ def _key(plan: Plan, worst: Worst, compute_capability: tuple[int, int]) -> str:
         parts.append(str(worst.data.resolve()))
         parts += [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:24]
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "absent"
 
 
 def _read(answer: Path, events: Path) -> tuple[Measurement, list[tuple[int, int]]] | None:

@@ -54,9 +54,8 @@ def nearest_plan(question: Question, gpu: Gpu, model: str, budget: Budget) -> li
     for dropped in given:
         rest = tuple(o for o in question.overrides if dropped not in assigned([o]))
         other = replace(question, overrides=rest, live=None)
-        pinned = {name.partition(".")[0] for name in assigned(rest)}
         try:
-            found = search(base_plan(other, gpu, model), pinned, other.setting(gpu, budget))
+            found = search(base_plan(other, gpu, model), other.pinned, other.setting(gpu, budget))
         except PlanError:
             continue  # the others do not go without it
         if isinstance(found, str) or found.choice.best.verdict != "FITS":

@@ -21,7 +21,6 @@ from advisor.choose import (
     Speed,
     assigned,
     overridden,
-    pick_gpu,
     tiny_cpu_plan,
 )
 from advisor.context import OTHERS, Context, context_of, measure_context
@@ -35,6 +34,7 @@ from advisor.question import (
     command_of,
     dtype_of,
     environment_of,
+    gpu_for,
     refusals,
     wanted_model,
 )
@@ -105,29 +105,32 @@ def card_for(machine: Machine, target: Target | None = None, measure: bool = Fal
 
     `measure` has this machine's context measured where it was not. Raises RehearsalFailed.
     """
-    gpu = pick_gpu(machine) if target is None else target.gpu
+    gpu = gpu_for(machine, target)
     if measure and gpu is not None and target is None:
         measure_context(gpu, machine)
     budget = budget_of(gpu, machine, target is not None) if gpu is not None else None
     if gpu is None or budget is None:
         return Card("no card")
-    cap = max(0, budget.free.bytes - budget.context.bytes)
-    context = context_of(gpu, machine)
-    host = budget.host.bytes if budget.host is not None else None
-    return Card(gpu.name, cap, budget.margin.bytes, gpu.compute_capability, context, host)
+    return Card(
+        title=gpu.name,
+        cap_bytes=budget.cap_bytes,
+        margin_bytes=budget.margin.bytes,
+        compute_capability=gpu.compute_capability,
+        context=context_of(gpu, machine),
+        host_bytes=budget.host.bytes if budget.host is not None else None,
+    )
 
 
 def live_forecast(
     machine: Machine, target: Target | None, data: Path | None, tell: Callable[[str], None]
 ) -> Live:
     """A `live` for `advise`: forecasts a plan for that card, and says so first."""
-    card = card_for(machine, target)
 
     def live(plan: Plan, text_tokens: int | None) -> Forecast:
         tell(f"forecasting {plan.model} at micro-batch {plan.micro_batch}, some seconds ...")
         worst = Worst(text_tokens, data=data if text_tokens is None else None)
-        capability = card.compute_capability or (8, 6)
-        return forecast(plan, worst, capability, context=card.context)
+        card = card_for(machine, target)
+        return forecast(plan, worst, card.compute_capability or (8, 6), context=card.context)
 
     return live
 
@@ -162,7 +165,7 @@ def advise(
         text_tokens=text_tokens,
         live=live,
     )
-    gpu = pick_gpu(machine) if target is None else target.gpu
+    gpu = gpu_for(machine, target)
     if target is not None and question.wants_cpu:
         fix = "leave out one of the two"
         raise PlanError([Finding("device", "cpu contradicts a named card", "cpu", fix)])
@@ -187,8 +190,7 @@ def _on_gpu(question: Question, gpu: Gpu, model: str) -> Advice:
             f"{gpu.name} does not say how much memory is free",
             f"name its size: lisa-advise --model {model} --vram 8GiB",
         )
-    pinned = {name.partition(".")[0] for name in assigned(question.overrides)}
-    found = search(base, pinned, question.setting(gpu, budget))
+    found = search(base, question.pinned, question.setting(gpu, budget))
     if isinstance(found, str):
         undecided = _undecided(question, model, found, "leave out --set")
         return undecided.model_copy(update={"gpu": gpu, "budget": budget})

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from advisor.budget import Budget, budget_of, named_gpu, size_text, what_if_gpu
-from advisor.choose import assigned, overridden
+from advisor.choose import assigned, overridden, pick_gpu
 from advisor.probe import Gpu, Machine
 from advisor.search import Live, Setting
 from profiles.catalog import GpuProfile, gpu_by_nvml, model_profile
@@ -82,6 +82,11 @@ class Question:
         """The user's rows of the table."""
         return tuple(row for row in self.table.rows if row.source == "user")
 
+    @property
+    def pinned(self) -> set[str]:
+        """The plan's fields that the user has set, wholly or in part."""
+        return {name.partition(".")[0] for name in assigned(self.overrides)}
+
     def title(self, gpu: Gpu) -> str:
         """The card's name; with its memory where it is sold with several."""
         return self.target.card.title if self.target and self.target.card else gpu.name
@@ -103,6 +108,11 @@ class Question:
             data=self.data,
             text_tokens=self.text_tokens,
         )
+
+
+def gpu_for(machine: Machine, target: Target | None) -> Gpu | None:
+    """The card that is asked about: the named one, else this machine's best."""
+    return pick_gpu(machine) if target is None else target.gpu
 
 
 def wanted_model(named: str | None, override: str | None) -> str | None:

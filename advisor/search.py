@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import cache, partial
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from advisor.budget import GIB, Budget, Bytes, budget_of, gib, what_if_gpu
 from advisor.candidates import families
 from advisor.choose import Candidate, Choice, Scales, Speed, choose, verdict_of
+from advisor.context import installed
 from advisor.probe import Machine
 from advisor.speed import samples_per_second
 from profiles.catalog import GpuProfile, gpus
@@ -141,13 +141,19 @@ def _chosen(
 
 
 def _scales(setting: Setting, text: int, correction: float) -> Scales:
-    usable = [row for row in setting.rows if row.source != "seed" and _text_of(row) >= text
-              and row.verdict in ("FITS", "TIGHT") and row.needed_bytes is not None]  # fmt: skip
+    usable = [
+        _evidence(row)
+        for row in setting.rows
+        if row.source != "seed"
+        and row.verdict in ("FITS", "TIGHT")
+        and row.needed_bytes is not None
+        and _text_of(row) >= text
+    ]
     return Scales(partial(_needs, usable, text, correction), partial(_speed, setting.card, text))
 
 
 def _needs(
-    rows: list[TestedRow], text: int, correction: float, plan: Plan
+    rows: list[tuple[TestedRow, int, str]], text: int, correction: float, plan: Plan
 ) -> tuple[Bytes, int] | None:
     """The pool and the host memory of `plan` at most: by forecast, or by a row that took less."""
     found = estimate(plan, text)
@@ -160,27 +166,23 @@ def _needs(
         pool = round(found.pool_bytes * correction)
         source = "forecasts of the usual settings, corrected"
     needs = Bytes(bytes=pool, basis="forecast", source=source)
-    for row in rows:
-        took, source = row.needed_bytes or 0, f"row {row.id}: {row.title}"
-        if torch := _other_torch(row):
-            took, source = round(OTHER_VERSIONS * took), f"{source}, with torch {torch}"
+    for row, took, source in rows:
         if took < needs.bytes and row.plan.quantization == plan.quantization and row.covers(plan):
             needs = Bytes(bytes=took, basis="tested", source=source)
     return needs, found.host_bytes
 
 
-@cache
-def _torch_here() -> str:
-    try:
-        return ".".join(version("torch").split(".")[:2])
-    except PackageNotFoundError:
-        return ""
+def _evidence(row: TestedRow) -> tuple[TestedRow, int, str]:
+    """The row, what it counts for in bytes, and its source; more under another torch than here."""
+    took, source = row.needed_bytes or 0, f"row {row.id}: {row.title}"
+    torch, here = (_minor(text) for text in (row.versions.get("torch", ""), installed("torch")))
+    if torch and torch != here:
+        return row, round(OTHER_VERSIONS * took), f"{source}, with torch {torch}"
+    return row, took, source
 
 
-def _other_torch(row: TestedRow) -> str:
-    """The torch of the row's run, if another minor version is installed here."""
-    torch = ".".join(row.versions.get("torch", "").split(".")[:2])
-    return torch if torch and torch != _torch_here() else ""
+def _minor(version: str) -> str:
+    return ".".join(version.split(".")[:2])
 
 
 def _speed(card: GpuProfile | None, text: int, plan: Plan) -> Speed:

@@ -122,8 +122,12 @@ def _usual(plan: Plan, model: str) -> Plan:
     """The plan of the corners with `plan`'s own place among them."""
     free = ("processes", "compile", "dtype", "device", "host_embeddings", "host_layers", "tokens",
             "checkpointed_layers", "micro_batch", "accumulation", "quantization")  # fmt: skip
-    data = plan.model_dump(mode="json", include=set(free))
-    return Plan.parse(data | {"model": model})
+    return _default(model).model_copy(update={name: getattr(plan, name) for name in free})
+
+
+@cache
+def _default(model: str) -> Plan:
+    return Plan.parse({"model": model})
 
 
 @cache
