@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tables import put
+
 from advisor.preflight import Advice, advise
 from advisor.probe import Machine
 from advisor.question import Target
@@ -50,8 +52,7 @@ def main() -> None:
         assert budget is not None
         usable = budget.usable.bytes / 2**30
         lines.append(f"| {card.title} | {usable:.1f} | {cell(found[0])} | {cell(found[1])} |")
-    before, _, rest = DOCS.read_text().partition(BEGIN)
-    DOCS.write_text(before + "\n".join([BEGIN, *lines, END]) + rest.partition(END)[2])
+    put(DOCS, BEGIN, END, lines)
     print("\n".join(lines))
 
 

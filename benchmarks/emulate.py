@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import lattice
+from tables import put
 
 from advisor.preflight import advise
 from advisor.probe import Machine
@@ -89,8 +90,7 @@ def write_table(rows: list[dict[str, Any]]) -> None:
         share = m["peak_reserved_bytes"] / row["usable_bytes"]
         table.append(f"| {row['size_gib']} GiB | {row['model']} | {told} | {said:.2f} | {took:.2f} "
                      f"| {share:.0%} | {m['verdict']} |")  # fmt: skip
-    before, _, rest = DOCS.read_text().partition(BEGIN)
-    DOCS.write_text(before + "\n".join([BEGIN, *table, END]) + rest.partition(END)[2])
+    put(DOCS, BEGIN, END, table)
     print("\n".join(table))
 
 

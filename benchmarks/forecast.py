@@ -19,6 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from tables import put
+
 from advisor.budget import ERRORS_FILE
 from advisor.context import HOPPER
 from advisor.forecast import Worst, forecast
@@ -129,9 +131,7 @@ def write_tables(found: list[dict[str, Any]]) -> None:
             shortfalls.setdefault(row["gpu"], []).append(round(short, 5))
     published["pool_shortfalls"] = shortfalls
     ERRORS_FILE.write_text(json.dumps(published, indent=2) + "\n")
-    before, _, rest = DOCS.read_text().partition(BEGIN)
-    text = "\n".join([BEGIN, *totals, "", *table, END])
-    DOCS.write_text(before + text + rest.partition(END)[2])
+    put(DOCS, BEGIN, END, [*totals, "", *table])
 
 
 def main() -> None:

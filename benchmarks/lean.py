@@ -24,6 +24,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from tables import put
+
 from profiles.plan import Plan
 
 HERE = Path(__file__).resolve().parent
@@ -281,14 +283,10 @@ def write_tables(kept: dict[str, dict[str, Any]]) -> None:
     head = ["| configuration | cap | load peak | static | allocated | reserved | samples/s (MFU) |",
             "|---|---|---|---|---|---|---|"]  # fmt: skip
     docs = HERE.parent / "docs" / "lean.md"
-    text = docs.read_text()
     for mark, rows in (("seed", seed_rows()), ("lean", lean_rows()), ("speed", speed_rows())):
         lines = [table_line(kept[row.name]) for row in rows if row.name in kept]
         begin, end = f"<!-- {mark}: benchmarks/lean.py --table -->", f"<!-- /{mark} -->"
-        before, _, rest = text.partition(begin)
-        after = rest.partition(end)[2]
-        text = before + "\n".join([begin, *head, *lines, end]) + after
-    docs.write_text(text)
+        put(docs, begin, end, [*head, *lines])
     table = HERE.parent / "profiles" / "tested.jsonl"
     others = [line for line in table.read_text().splitlines()
               if '"id": "lean-' not in line and '"id": "drawn-' not in line]  # fmt: skip

@@ -15,6 +15,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from tables import put
+
 from advisor import speed
 from advisor.speed import Factors, paper, seconds_of
 from profiles.catalog import gpus
@@ -94,9 +96,7 @@ def main() -> None:
                       "was timed")  # fmt: skip
     speed.SPEED_FILE.write_text(json.dumps(found, indent=2) + "\n")
     print("\n".join([json.dumps(found, indent=2), *table]))
-    if DOCS.exists():
-        before, _, rest = DOCS.read_text().partition(BEGIN)
-        DOCS.write_text(before + "\n".join([BEGIN, *table, END]) + rest.partition(END)[2])
+    put(DOCS, BEGIN, END, table)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from typing import Any
 import lattice
 import lean
 from forecast import CAPABILITY, DOCS
+from tables import put
 
 from advisor.context import HOPPER
 from advisor.forecast import Forecast, Worst, forecast
@@ -101,9 +102,7 @@ def write_table(rows: list[dict[str, Any]]) -> None:
     ran_at_all = sum(row["verdict"] == "FITS" for row in rows)
     total = (f"{len(rows)} runs, of which {ran_at_all} ran. Said to fit, but ran out of memory: "
              f"{burst}. Refused, but ran: {refused}. TIGHT (no promise): {tight}.")  # fmt: skip
-    before, _, rest = DOCS.read_text().partition(BEGIN)
-    text = "\n".join([BEGIN, total, "", *table, END])
-    DOCS.write_text(before + text + rest.partition(END)[2])
+    put(DOCS, BEGIN, END, [total, "", *table])
 
 
 def main() -> None:

@@ -1,0 +1,15 @@
+"""Tables that scripts write into the docs, between marks that stand there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def put(page: Path, begin: str, end: str, lines: Iterable[str]) -> None:
+    """`lines` between the marks of `page`, in the place of what stood there. Raises ValueError."""
+    before, found, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(f"{page.name} lacks the marks {begin} … {end}")
+    page.write_text(before + "\n".join([begin, *lines, end]) + after, encoding="utf-8")
