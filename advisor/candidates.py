@@ -53,11 +53,7 @@ def families(base: Plan, pinned: Iterable[str]) -> Iterator[Family]:
             "micro_batch": micro_batch,
             "accumulation": base.effective_batch // (micro_batch * base.processes),
         }  # fmt: skip
-        # Compiled layers that are copied in have not run on a GPU yet (benchmarks/emulate.py).
-        tried = not compiled or "compile" in pinned
-        path = tuple(point for point in _path(base, pinned, hosted) if tried or not point[1])
-        if not path:
-            continue
+        path = tuple(_path(base, pinned, hosted))
         update |= dict(zip(("checkpointed_layers", "host_layers"), path[0], strict=True))
         try:
             plan = Plan.parse(base.model_dump(mode="json") | update)

@@ -19,7 +19,7 @@ from advisor.probe import Gpu, Machine
 from profiles.plan import Finding, Lora, Plan, Schedule
 from profiles.tested import TestedRow, Verdict, needs_no_more
 
-TINY_BYTES = GIB
+TINY_BYTES = GIB // 2  # 0.29 GiB by forecast
 OTHERS_EACH = 3  # plans shown beside the chosen one, of each storage
 SLOW = 0.5  # of the card's best speed: below it, better arithmetic is not worth the wait
 RUNGS = 4  # fall-back plans that go with a plan

@@ -36,9 +36,6 @@ def card_findings(question: Question, gpu: Gpu, best: Candidate, base: Plan) -> 
     weights = assigned(question.overrides).get("weights", "default")
     if weights not in ("default", "random") and not Path(weights).expanduser().is_dir():
         findings.append(Finding("weights", "no such folder", weights, "name a model folder"))
-    if runs and best.plan.compile and best.plan.host_layers:
-        what = "compiled layers in host memory have not run on a GPU yet"
-        findings.append(Finding("compile", what, fix="--set compile=false was measured"))
     named = question.target.card if question.target else None
     sizes = [c.title for c in gpus().values() if named and c.name == named.name and c != named]
     if sizes:

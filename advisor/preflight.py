@@ -335,7 +335,7 @@ def _tiny_on_gpu(question: Question, gpu: Gpu) -> Advice:
     verdict: Verdict = "UNKNOWN"
     if budget is not None and needs_no_more(plan, usual):
         verdict = judge(TINY_BYTES, budget, question.spills)
-    needs = Bytes(bytes=TINY_BYTES, basis="policy", source="5 M parameters, not yet measured")
+    needs = Bytes(bytes=TINY_BYTES, basis="policy", source="5 M parameters")
     because = "its 5 M parameters and their activations are taken to stay below " + gib(TINY_BYTES)
     reasons = [
         *_card_reasons(replace(question, model="tiny"), gpu, "tiny"),

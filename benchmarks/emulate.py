@@ -80,7 +80,7 @@ def write_table(rows: list[dict[str, Any]]) -> None:
     """docs/advice.md between its marks."""
     table = ["| card | model | plan | forecast | took | of the usable | 20 steps |",
              "|---|---|---|---|---|---|---|"]  # fmt: skip
-    for row in rows:
+    for row in sorted(rows, key=lambda row: (row["size_gib"], row["model"] != "7b")):
         plan, m = Plan.parse(row["plan"]), row["measured"]
         layers = plan.profile.llama.layers
         told = f"{storage_text(plan)}, micro-batch {plan.micro_batch}, "

@@ -95,7 +95,7 @@ def test_a_smaller_card_is_a_cap(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_tiny_in_the_place_of_a_large_model_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     Child(monkeypatch)  # which has no answer: nothing may be asked
-    small = GPU.model_copy(update={"total_bytes": 2 * GIB, "free_bytes": round(1.88 * GIB)})
+    small = GPU.model_copy(update={"total_bytes": 3 * GIB // 2, "free_bytes": round(1.38 * GIB)})
     tiny = advise(MACHINE.model_copy(update={"gpus": (small,)}))
     assert tiny.model == "tiny" and tiny.considered
     assert measured(tiny, print) is tiny

@@ -64,7 +64,7 @@ def test_without_a_gpu_tiny_trains_on_the_cpu():
     assert advice.command == "lisa-train --auto --model tiny --data-dir DIR"
     assert advice.environment == {}
     notes = "\n".join(map(str, advice.findings))
-    assert "7b trains from a 3 GiB card" in notes and "13b trains from a 4 GiB card" in notes
+    assert "7b trains from a 3 GiB card" in notes and "13b trains from a 3 GiB card" in notes
 
 
 @pytest.mark.parametrize("model", ["7b", "13b", "7b-v1"])
@@ -172,13 +172,6 @@ def test_compiled_layers_are_advised_where_triton_runs():
         _advise(_machine(platform="windows"), overrides=["compile=true"])
 
 
-def test_pinned_host_layers_do_not_compile_either():
-    advice = _advise(vram_gib=8, model="7b", overrides=["host_layers=25"])
-    assert advice.verdict == "FITS" and not advice.plan.compile
-    asked = _advise(vram_gib=8, model="7b", overrides=["compile=true"])
-    assert asked.plan.compile and "have not run on a GPU" in str(asked.findings)
-
-
 def test_host_memory_holds_for_a_forecast_plan_too():
     pins = ["lora.rank=32", "quantization=none", "host_layers=32"]
     advice = _advise(vram_gib=8, model="7b", overrides=pins, live=_live(1, []))
@@ -203,13 +196,6 @@ def test_a_command_with_data_names_it_throughout(tmp_path):
     assert advice.command.count(f"--data-dir '{folder}'") == 2
     with pytest.raises(PlanError, match="contradicts a named card"):
         _advise(vram_gib=12, overrides=["device=cpu"])
-
-
-def test_compiled_layers_are_not_copied_in_until_that_was_measured():
-    for size in (6, 8, 10, 12, 16, 24):
-        for model in ("7b", "13b"):
-            plan = _advise(vram_gib=size, model=model).plan
-            assert not (plan.compile and plan.host_layers)
 
 
 def test_the_budget_is_free_memory_less_context_and_margin():
@@ -298,7 +284,7 @@ def test_tiny_with_settings_beyond_its_policy_is_unknown():
 
 
 def test_tiny_when_the_default_does_not_fit():
-    advice = _advise(_machine(free_gib=1.88, total_gib=2.0))
+    advice = _advise(_machine(free_gib=1.38, total_gib=1.5))
     assert (advice.model, advice.verdict) == ("tiny", "FITS")
     because = [reason.because for reason in advice.reasons if reason.setting == "model"]
     assert any("usable" in text for text in because)
