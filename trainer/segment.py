@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 
 from profiles.plan import Plan
 from trainer import checkpoint
@@ -19,12 +18,10 @@ from trainer.data.reasonseg import read_image
 from trainer.losses import IGNORE_LABEL
 from trainer.model.build import build, read_tokenizer
 from trainer.model.lisa import Batch, to_original
+from trainer.pictures import PREDICTED, TRUE, Row, overlay, write_sheet
 
 if TYPE_CHECKING:
     from trainer.loop import Run
-
-PREDICTED, TRUE = (255, 60, 0), (0, 200, 255)
-TILE = 256
 
 
 @dataclass(frozen=True)
@@ -92,15 +89,6 @@ class Segmenter:
         return self.tokenizer.decode(kept).strip()
 
 
-def overlay(
-    image: NDArray[np.uint8], mask: NDArray[np.bool_], colour: tuple[int, int, int]
-) -> NDArray[np.uint8]:
-    """The picture [H, W, 3] with a mask [H, W] laid over it at half strength."""
-    shown = image.copy()
-    shown[mask] = (image[mask] * 0.5 + np.array(colour) * 0.5).astype(np.uint8)
-    return shown
-
-
 def contact_sheet(run: Run, path: Path, count: int) -> Path:
     """Questions, predictions and truths of the first validation samples, as one PNG."""
     from trainer.loop import predict
@@ -116,27 +104,6 @@ def contact_sheet(run: Run, path: Path, count: int) -> Path:
         image = read_image(item.image_path)
         predicted = overlay(image, logits.numpy() > 0, PREDICTED)
         true = overlay(image, sample.truth == 1, TRUE)
-        rows.append(_row([image, predicted, true], item.texts[0]))
-    sheet = Image.new("RGB", (rows[0].width, sum(row.height for row in rows)), "white")
-    top = 0
-    for row in rows:
-        sheet.paste(row, (0, top))
-        top += row.height
-    sheet.save(path)
-    return path
-
-
-def _row(images: list[NDArray[np.uint8]], text: str) -> Image.Image:
-    row = Image.new("RGB", (3 * TILE, TILE + 18), "white")
-    captions = (text, "prediction", "truth")
-    draw = ImageDraw.Draw(row)
-    for column, image in enumerate(images):
-        tile = Image.fromarray(image)
-        tile.thumbnail((TILE, TILE))
-        row.paste(tile, (column * TILE, 18))
-    draw.text((4, 3), captions[0], fill="black")
-    for column in (1, 2):
-        # Long questions run on: the captions stand in the tiles instead.
-        draw.text((column * TILE + 4, 20), captions[column], fill="white", stroke_width=1,
-                  stroke_fill="black")  # fmt: skip
-    return row
+        tiles = (("", image), ("prediction", predicted), ("truth", true))
+        rows.append(Row(item.texts[0], tiles))
+    return write_sheet(rows, path)

@@ -27,7 +27,8 @@ def segment(
     from PIL import Image
 
     from trainer.data.reasonseg import read_image
-    from trainer.segment import PREDICTED, Segmenter, overlay
+    from trainer.pictures import PREDICTED, overlay
+    from trainer.segment import Segmenter
 
     try:
         if out is not None and not out.parent.is_dir():
