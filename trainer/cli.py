@@ -129,6 +129,46 @@ def convert(
     print("\n".join([*report.lines(), f"{model} in {target}; its conversion.json lists all"]))
 
 
+@app.command("import")
+def import_(
+    source: Annotated[
+        Path, typer.Argument(metavar="SRC", help="Folder of LabelMe's JSON, or COCO's JSON.")
+    ],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write.")],
+    questions: Annotated[
+        Path | None, typer.Option(help="CSV or JSONL: picture, label, question.")
+    ] = None,
+    pictures: Annotated[Path | None, typer.Option(help="Folder of COCO's pictures.")] = None,
+    val: Annotated[float, typer.Option(help="Share of pictures to validate on.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
+) -> None:
+    """Turn LabelMe or COCO annotations into ReasonSeg data for --data-dir DST."""
+    from trainer.data.own import import_annotations
+
+    with _user_errors(), _ended_politely():
+        done = import_annotations(
+            source, target, questions=questions, pictures=pictures, val=val, seed=seed
+        )
+    items = ", ".join(f"{split} {count}" for split, count in done.items.items())
+    print(f"{target}: {items} items on {done.pictures} pictures; {done.left_out} without any")
+
+
+@app.command()
+def preview(
+    data: Annotated[Path, typer.Argument(help="Folder with ReasonSeg data.")],
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "train",
+    count: Annotated[int, typer.Option(min=1, help="Items to show.")] = 12,
+    out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("preview.png"),
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the choice.")] = 0,
+) -> None:
+    """Draw some items of a data set: pictures, questions, targets and ignored regions."""
+    from trainer.preview import write_preview
+
+    with _user_errors():
+        lines = write_preview(data, split, count, seed, out)
+    print("\n".join([*lines, f"{out}: target blue, ignored yellow"]))
+
+
 @contextmanager
 def _ended_politely() -> Iterator[None]:
     """A request to end cleans up as Ctrl-C does."""

@@ -6,10 +6,8 @@ The folder is written beside its place and moved there when it is whole.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -28,6 +26,7 @@ from trainer.model.published import PLAIN_DTYPES, Found, Source, TensorFile
 from trainer.model.tokenizer_files import convert_tokenizer
 from trainer.model.tokens import LisaTokenizer
 from trainer.model.weights import WeightsError, canonical_name, packaged_folder
+from trainer.placed import placed, refuse_taken
 
 SHARD_BYTES = 2 << 30
 DTYPE = torch.bfloat16  # of every tensor, as in the packaged folder
@@ -87,14 +86,14 @@ def convert(
     Raises WeightsError, FileExistsError.
     """
     profile = model_profile(model)
-    _refuse_taken(target)
+    refuse_taken(target)
     sources = [Source.read(folder) for folder in folders]
     needed = needed_shapes(profile)
     report = Report(model, [source.facts() for source in sources])
     chosen = choose(sources, needed, model, report)
     language = next(s for s in sources if s.tensors.get(EMBEDDING) == chosen[EMBEDDING])
     report.warnings += _config_differences(language, profile)
-    with _placed(target) as folder:
+    with placed(target) as folder:
         _convert_tokenizer(language, folder, profile, chosen, report)
         _write(folder, chosen, needed, report, tell, shard_bytes)
         text = json.dumps({"dtype": "bf16", **asdict(report)}, indent=1, ensure_ascii=False)
@@ -274,11 +273,6 @@ class Shards:
         self.held, self.bytes = {}, 0
 
 
-def _refuse_taken(target: Path) -> None:
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise FileExistsError(f"{target}: exists and is not an empty folder; name another one")
-
-
 def _check_space(folder: Path, needed: dict[str, torch.Size]) -> None:
     bytes_needed = sum(shape.numel() for shape in needed.values()) * DTYPE.itemsize
     free = shutil.disk_usage(folder).free
@@ -287,22 +281,6 @@ def _check_space(folder: Path, needed: dict[str, torch.Size]) -> None:
             f"{folder.parent}: {free / 2**30:.1f} GiB free on this disk, "
             f"the model takes {bytes_needed / 2**30:.1f}; name a folder on another one"
         )
-
-
-@contextmanager
-def _placed(target: Path) -> Iterator[Path]:
-    """A folder to write in, which becomes `target` if all goes well and vanishes if not."""
-    target = Path(os.path.abspath(target))
-    draft = target.with_name(f".{target.name}.{os.getpid()}")
-    draft.mkdir(parents=True)
-    try:
-        yield draft
-        _refuse_taken(target)  # someone else may have come first
-        if target.exists():
-            target.rmdir()
-        draft.rename(target)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _summary(what: str, items: list[str]) -> str:

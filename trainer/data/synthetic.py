@@ -8,8 +8,6 @@ tiny model has no knowledge of the world to fall back on.
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -33,6 +31,7 @@ from trainer.data.questions import (
 )
 from trainer.data.scenes import Scene, Shape, draw_scene
 from trainer.data.wording import SPLITS
+from trainer.placed import placed
 
 __all__ = [
     "DIRECT",
@@ -187,18 +186,8 @@ def write_dataset(
     if len(set(kinds)) < len(kinds):
         raise ValueError(f"a kind is named twice in {list(kinds)}: name each kind once")
     final = Path(root) / FOLDER
-    if final.exists() and (not final.is_dir() or any(final.iterdir())):
-        raise FileExistsError(
-            f"{final} exists and is not empty: move or delete it, or choose another destination"
-        )
-    final.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=final.parent, prefix=".unfinished-") as unfinished:
-        # One level below: the temporary folder itself is readable by its owner alone.
-        draft = Path(unfinished) / FOLDER
+    with placed(final) as draft:
         for split, count in counts.items():
             if count:
                 _write_split(draft / split, seed, split, count, kinds, size)
-        if final.exists():
-            final.rmdir()
-        shutil.move(draft, final)
     return final

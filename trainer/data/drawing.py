@@ -1,0 +1,108 @@
+"""What readers of annotation tools hand over: pictures with outlines by label, and helpers."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.data.reasonseg import FloatArray, Polygon, Report, read_sentence
+
+TARGET_LABEL, IGNORE_LABEL = "target", "ignore"
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A picture and, for each label, the polygons that answer a question about it.
+
+    `name` is how the annotations call the picture, with forward slashes; `notes` is their file.
+    The polygons are labelled "target" and "ignore", in pixels of the upright picture.
+    """
+
+    name: str
+    picture: Path
+    notes: Path
+    outlined: dict[str, tuple[Polygon, ...]]
+
+
+def json_files(folder: Path) -> list[Path]:
+    """Every JSON file in a folder and its subfolders, sorted, but for hidden ones."""
+    return [
+        path
+        for path in sorted(folder.rglob("*.json"))
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+
+
+def picture_inside(report: Report, what: str, name: object, base: Path, root: Path) -> Path | None:
+    """The path that `name` means from `base`, if in `root`; None with a finding added.
+
+    Symbolic links are followed: annotations from elsewhere shall not pick files of this machine.
+    """
+    text = read_sentence(report, what, name)
+    if text is None:
+        return None
+    # LabelMe on Windows writes backslashes.
+    path = Path(os.path.abspath(base / text.replace("\\", "/").replace("\0", "")))
+    inside = path.is_relative_to(os.path.abspath(root))
+    if inside and path.resolve().is_relative_to(root.resolve()):
+        return path
+    report.add(what, name, f"a picture in {root}", "move the picture there and correct the name")
+    return None
+
+
+def called(picture: Path, root: Path) -> str:
+    """The name of a picture in `root`: its path from there, with forward slashes."""
+    return Path(os.path.relpath(picture, root)).as_posix()
+
+
+def outlines(mask: NDArray[np.bool_]) -> list[FloatArray]:
+    """Outlines [N, 2] that, each painted by `paint_mask`, cover exactly this mask [H, W].
+
+    ReasonSeg knows no holes, so a piece with a hole is cut in two through it, until none is left.
+    """
+    found: list[FloatArray] = []
+    todo = [(mask.astype(np.uint8), 0, 0)]  # with the place of their top left corner
+    while todo:
+        piece, left, top = todo.pop()
+        contours, tree = cv2.findContours(piece, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+        parts: NDArray[np.int32] | None = None
+        for index, contour in enumerate(contours):
+            _, _, first_hole, parent = tree[0][index]
+            if parent >= 0:
+                continue  # a hole: seen to with the part that it is in
+            points = contour[:, 0]
+            if first_hole < 0:
+                # A dot or a line, too, is given as the three points that readers ask for.
+                whole = np.resize(points, (max(3, len(points)), 2))
+                found.append(whole + np.array([left, top], dtype=np.float64))
+                continue
+            if parts is None:
+                parts = cv2.connectedComponents(piece, connectivity=8)[1]
+            x, y, width, height = cv2.boundingRect(contour)
+            holes = [
+                c[:, 0, 1] - y for c, t in zip(contours, tree[0], strict=True) if t[3] == index
+            ]
+            # The hole in the middle: halves stay few where there are many holes.
+            hole = min(holes, key=lambda rows: abs(float(rows.mean()) - height / 2))
+            cut = int(hole.min() + hole.max() + 1) // 2
+            part = parts[y : y + height, x : x + width] == parts[points[0][1], points[0][0]]
+            for rows, start in ((part[:cut], 0), (part[cut:], cut)):
+                todo.append((rows.astype(np.uint8), left + x, top + y + start))
+    return found
+
+
+def traced(regions: NDArray[np.uint8]) -> tuple[Polygon, ...]:
+    """Polygons of a label map [H, W] of {0 background, 1 target, 255 ignore}.
+
+    They do not overlap, so the order in which they are painted does not matter.
+    """
+    return tuple(
+        Polygon(label, points)
+        for value, label in ((1, TARGET_LABEL), (255, IGNORE_LABEL))
+        for points in outlines(regions == value)
+    )

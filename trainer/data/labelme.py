@@ -1,0 +1,157 @@
+"""Reads a folder of LabelMe's annotations: one JSON per picture, with `imagePath` and `shapes`.
+
+LabelMe shows and measures pictures upright, as ReasonSeg does, so points are taken as they are.
+A shape labelled "ignore" belongs to every label of its picture. `imageData` is not looked at.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from trainer.data.drawing import (
+    IGNORE_LABEL,
+    TARGET_LABEL,
+    Drawing,
+    called,
+    json_files,
+    outlines,
+    picture_inside,
+)
+from trainer.data.reasonseg import (
+    Finding,
+    FloatArray,
+    Polygon,
+    Report,
+    Size,
+    load_json,
+    open_image,
+    painted_area,
+    read_points,
+    read_sentence,
+)
+
+# One point every 3 degrees: off by a third of a pixel at most for a radius of 1000.
+CIRCLE_POINTS = 120
+
+
+def read_labelme(folder: Path, findings: list[Finding]) -> Iterator[Drawing]:
+    """The pictures whose annotations are sound; a finding for all that is not."""
+    for path in json_files(folder):
+        report = Report(path, findings)
+        notes = load_json(report, dict, "LabelMe's {imagePath, shapes}")
+        if notes is None:
+            continue
+        if "annotations" in notes:
+            allowed = "LabelMe's files only"
+            report.add("file", "COCO's annotations", allowed, "import it on its own, by its name")
+            continue
+        picture = picture_inside(report, "imagePath", notes.get("imagePath"), path.parent, folder)
+        if picture is None:
+            continue
+        opened = open_image(Report(picture, findings), Image.Image.load)
+        if opened is None or not _is_of(report, notes, opened[0]):
+            continue
+        name = called(picture, folder)
+        yield Drawing(name, picture, path, _outlined(report, notes.get("shapes"), opened[0]))
+
+
+def _is_of(report: Report, notes: dict[str, Any], size: Size) -> bool:
+    """Whether the picture still has the size [H, W] that it was annotated at, if that is told."""
+    told = notes.get("imageHeight"), notes.get("imageWidth")
+    if told in (size, (None, None)):
+        return True
+    fix = "open it in LabelMe again and save it, with the shapes where they belong"
+    report.add("imageHeight, imageWidth", told, f"{size}, the upright picture's", fix)
+    return False
+
+
+def _outlined(report: Report, shapes: object, size: Size) -> dict[str, tuple[Polygon, ...]]:
+    """The polygons of each label, the ignored ones last in each."""
+    if not isinstance(shapes, list):
+        report.add("shapes", shapes, "a list of LabelMe's shapes", "annotate the picture again")
+        return {}
+    targets: dict[str, list[Polygon]] = {}
+    ignored: list[Polygon] = []
+    for index, shape in enumerate(shapes):
+        what, fields = f"shapes[{index}]", shape if isinstance(shape, dict) else {}
+        label = read_sentence(report, f"{what}.label", fields.get("label"))
+        polygons = _polygons(report, what, fields, size)
+        if label is None:
+            continue
+        if label.lower() == IGNORE_LABEL:
+            ignored += [Polygon(IGNORE_LABEL, points) for points in polygons]
+        else:
+            found = targets.setdefault(label, [])
+            found += [Polygon(TARGET_LABEL, points) for points in polygons]
+    return {label: (*polygons, *ignored) for label, polygons in targets.items() if polygons}
+
+
+def _polygons(report: Report, what: str, shape: dict[str, Any], size: Size) -> list[FloatArray]:
+    """The outlines [N, 2] of one shape; none with a finding added."""
+    kind = shape.get("shape_type", "polygon")
+    read = _KINDS.get(kind) if isinstance(kind, str) else None
+    if read is None:
+        fix = "draw it as a polygon, or take it out: it has no inside"
+        report.add(f"{what}.shape_type", kind, ", ".join(_KINDS), fix)
+        return []
+    points = read_points(
+        report, f"{what}.points", shape.get("points"), 3 if kind == "polygon" else 2
+    )
+    if points is None:
+        return []
+    try:
+        found = read(points, shape.get("mask"))
+    except Exception as error:
+        # Broad as for pictures: a damaged mask makes Pillow raise nearly anything.
+        got = f"{type(error).__name__} {error}"
+        report.add(f"{what}.mask", got, "a PNG in base64", "draw the shape again")
+        return []
+    if not any(painted_area(Polygon(TARGET_LABEL, outline), *size) for outline in found):
+        allowed = f"some part within width {size[1]}, height {size[0]}"
+        report.add(f"{what}.points", points.tolist(), allowed, "draw it again or take it out")
+        return []
+    return found
+
+
+def _polygon(points: FloatArray, mask: object) -> list[FloatArray]:
+    return [points]
+
+
+def _rectangle(points: FloatArray, mask: object) -> list[FloatArray]:
+    """From two opposite corners."""
+    (left, top), (right, bottom) = points.min(axis=0), points.max(axis=0)
+    return [np.array([[left, top], [right, top], [right, bottom], [left, bottom]])]
+
+
+def _circle(points: FloatArray, mask: object) -> list[FloatArray]:
+    """From the centre and a point on the rim."""
+    centre, rim = points[:2]
+    angles = np.linspace(0, 2 * np.pi, CIRCLE_POINTS, endpoint=False)
+    turned = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    return [centre + np.hypot(*(rim - centre)) * turned]
+
+
+def _mask(points: FloatArray, mask: object) -> list[FloatArray]:
+    """From the top left corner and a picture of the mask, as LabelMe's AI tools leave it."""
+    if not isinstance(mask, str):
+        raise ValueError(f"{mask!r}")
+    with Image.open(BytesIO(base64.b64decode(mask, validate=True)), formats=["PNG"]) as image:
+        if image.width * image.height > (Image.MAX_IMAGE_PIXELS or float("inf")):
+            raise ValueError(f"{image.width} x {image.height} pixels")
+        inside = np.asarray(image.convert("L")) > 0
+    return [outline + np.trunc(points.min(axis=0)) for outline in outlines(inside)]
+
+
+_KINDS: dict[str, Callable[[FloatArray, object], list[FloatArray]]] = {
+    "polygon": _polygon,
+    "rectangle": _rectangle,
+    "circle": _circle,
+    "mask": _mask,
+}

@@ -1,0 +1,284 @@
+"""One's own annotations, of LabelMe or COCO, written as a ReasonSeg data set.
+
+Each label of a picture becomes one item. Its text is what a questions' file asks about it, or
+without such a file the label itself, as a phrase.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import re
+import shutil
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+from trainer.data.coco import read_coco
+from trainer.data.drawing import Drawing, json_files
+from trainer.data.labelme import read_labelme
+from trainer.data.prompts import PromptError, question_for
+from trainer.data.reasonseg import (
+    DataError,
+    Finding,
+    Polygon,
+    Report,
+    load_json,
+    read_sentence,
+)
+from trainer.placed import placed
+
+FOLDER = "ReasonSeg"
+COLUMNS = ("picture", "label", "question")
+_NAME_BYTES = 100  # of a picture's and of a label's part in a file name; systems allow 255 in all
+
+
+@dataclass
+class _Question:
+    """What a questions' file asks about one label of one picture, and in which line first."""
+
+    line: int
+    texts: list[str] = field(default_factory=list)
+
+
+_Questions: TypeAlias = dict[tuple[str, str], _Question]  # by (picture, label)
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What was written: items per split, and how many pictures have one, and have none."""
+
+    items: dict[str, int]
+    pictures: int
+    left_out: int
+
+
+def import_annotations(
+    source: Path,
+    target: Path,
+    *,
+    questions: Path | None = None,
+    pictures: Path | None = None,
+    val: float = 0.1,
+    seed: int = 0,
+) -> Imported:
+    """Write `target/ReasonSeg/{train,val}` from a LabelMe folder or a COCO instances file.
+
+    `pictures` is the folder that COCO's file names start from, by default its JSON's own. A share
+    `val` of the pictures, one at least, goes to val with all their items; copies of a picture stay
+    together. Each picture is copied once, so that later edits of the source cannot part it from
+    its polygons, and hard-linked for its further labels.
+
+    The target appears when it is whole. Raises DataError with all findings, FileExistsError if
+    the target is not empty, ValueError for unusable arguments.
+    """
+    if not 0 < val < 1:
+        raise ValueError(f"--val: got {val}; allowed: a share between 0 and 1")
+    if source.is_dir() and target.resolve().is_relative_to(source.resolve()):
+        raise ValueError(f"{target}: lies in {source}; name a folder outside of what is read")
+    findings: list[Finding] = []
+    with placed(target) as draft:
+        folder = draft / FOLDER / "train"
+        folder.mkdir(parents=True)
+        asked = None if questions is None else _read_questions(questions, findings)
+        written: dict[str, list[Path]] = {}  # by a picture's content, its items' pictures
+        names: dict[str, bool] = {}  # whether a picture has any item
+        for drawing in _drawings(source, pictures, findings):
+            if drawing.name in names:
+                allowed, fix = "each picture once", "put all its shapes into one entry"
+                Report(drawing.notes, findings).add("picture", drawing.name, allowed, fix)
+            texts = _texts(drawing, asked, findings)
+            names[drawing.name] = bool(texts)
+            if texts and not findings:  # what is broken is looked through, not written
+                content = hashlib.sha256(drawing.picture.read_bytes()).hexdigest()
+                items = _write(folder, drawing, texts, is_sentence=asked is not None)
+                written.setdefault(content, []).extend(items)
+        if questions is not None and asked and not findings:
+            _refuse_unanswered(questions, asked, findings)
+        if len(written) < 2 and not findings:
+            allowed = "2 or more, one of them to validate on"
+            fix = "outline and label more pictures, or ask about more"
+            Report(source, findings).add("different pictures", len(written), allowed, fix)
+        if findings:
+            raise DataError(findings)
+        counts = _split(folder, written, val, seed)
+    with_items = sum(names.values())
+    return Imported(counts, with_items, len(names) - with_items)
+
+
+def _drawings(source: Path, pictures: Path | None, findings: list[Finding]) -> Iterator[Drawing]:
+    """The drawings of a COCO file, of a folder with one, or else of a LabelMe folder."""
+    coco = _coco_file(source)
+    if coco is not None:
+        return read_coco(coco, pictures or coco.parent, findings)
+    if pictures is not None:
+        raise ValueError("--pictures: is for COCO; LabelMe's files tell where their pictures are")
+    if not source.is_dir():
+        raise ValueError(f"{source}: no such folder of LabelMe's files, nor a COCO file")
+    return read_labelme(source, findings)
+
+
+def _coco_file(source: Path) -> Path | None:
+    """The file itself, or the only JSON of a folder if it has COCO's annotations."""
+    if source.is_file():
+        return source
+    files = json_files(source)
+    if len(files) == 1:
+        notes = load_json(Report(files[0]), dict, "an object")
+        if notes is not None and "annotations" in notes:
+            return files[0]
+    return None
+
+
+def _read_questions(path: Path, findings: list[Finding]) -> _Questions:
+    """The questions of a CSV with a header, or of JSONL, both with COLUMNS."""
+    report = Report(path, findings)
+    asked: _Questions = {}
+    try:
+        rows = list(_rows(path))
+    except (OSError, ValueError, RecursionError, csv.Error) as error:
+        got = f"{type(error).__name__} {error}"
+        allowed = (
+            f"CSV (.csv, a header first) or JSON lines (.jsonl) in UTF-8: {', '.join(COLUMNS)}"
+        )
+        report.add("file", got, allowed, "correct the file")
+        return asked
+    for line, row in rows:
+        fields = [read_sentence(report, f"line {line}: {key}", row.get(key)) for key in COLUMNS]
+        picture, label, text = (value and _composed(value) for value in fields)
+        if picture and label and text:
+            _check_text(report, f"line {line}: question", text, True)
+            asked.setdefault((picture, label), _Question(line)).texts.append(text)
+    return asked
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
+    """(number of the line, its fields). Raises OSError, ValueError, csv.Error."""
+    kind = path.suffix.lower()
+    if kind not in (".csv", ".jsonl"):
+        raise ValueError(f"a name that ends in {kind or 'nothing'}")
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        if kind == ".csv":
+            reader = csv.DictReader(file, strict=True)
+            if not set(COLUMNS) <= set(reader.fieldnames or ()):
+                raise ValueError(f"the header {','.join(reader.fieldnames or ())}")
+            for row in reader:
+                yield reader.line_num, row
+            return
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                row = json.loads(line)
+                yield number, row if isinstance(row, dict) else {}
+
+
+def _texts(
+    drawing: Drawing, asked: _Questions | None, findings: list[Finding]
+) -> dict[str, list[str]]:
+    """What is asked about each label of a picture; questions that are met here are taken out."""
+    if asked is None:
+        phrases = {label: label.replace("_", " ") for label in drawing.outlined}
+        for phrase in phrases.values():
+            _check_text(Report(drawing.notes, findings), f"label of {drawing.name}", phrase, False)
+        return {label: [phrase] for label, phrase in phrases.items()}
+    found = {}
+    for label in drawing.outlined:
+        question = asked.pop((_composed(drawing.name), _composed(label)), None)
+        if question is not None:
+            found[label] = question.texts
+    return found
+
+
+def _composed(text: str) -> str:
+    """One spelling of each letter: a Mac's file names have their accents apart."""
+    return unicodedata.normalize("NFC", text)
+
+
+def _check_text(report: Report, what: str, text: str, is_sentence: bool) -> None:
+    """A finding unless the model can be asked this."""
+    try:
+        question_for(text, is_sentence, lambda options: options[0])
+    except PromptError as error:
+        report.add(what, text, "words, none of them the model's own tokens", f"reword it: {error}")
+
+
+def _refuse_unanswered(path: Path, asked: _Questions, findings: list[Finding]) -> None:
+    for (picture, label), question in asked.items():
+        allowed = "a picture and a label that are outlined, spelled as there"
+        fix = "correct the line, or outline what it asks for"
+        Report(path, findings).add(f"line {question.line}", f"{picture}, {label}", allowed, fix)
+
+
+def _write(
+    folder: Path, drawing: Drawing, texts: dict[str, list[str]], is_sentence: bool
+) -> list[Path]:
+    """Write an item for each label; the paths of their pictures."""
+    # Readers judge by content, so any picture may be called .jpg.
+    suffix = ".png" if drawing.picture.suffix.lower() == ".png" else ".jpg"
+    written: list[Path] = []
+    for label, asked in texts.items():
+        name = f"{_plain(os.path.splitext(drawing.name)[0])}-{_plain(label)}"
+        picture = _free(folder, name).with_suffix(suffix)
+        note = {
+            "shapes": [_shape(polygon) for polygon in drawing.outlined[label]],
+            "text": asked,
+            "is_sentence": is_sentence,
+            "picture": drawing.name,
+            "label": label,
+        }
+        text = json.dumps(note, ensure_ascii=False)
+        picture.with_suffix(".json").write_text(text + "\n", encoding="utf-8", newline="\n")
+        _share(written[0] if written else None, drawing.picture, picture)
+        written.append(picture)
+    return written
+
+
+def _shape(polygon: Polygon) -> dict[str, object]:
+    return {"label": polygon.label, "points": polygon.points.tolist()}
+
+
+def _plain(text: str) -> str:
+    """Part of a file name: letters and digits of any script, and a hyphen for all between."""
+    plain = re.sub(r"\W+", "-", _composed(text)).strip("-") or "x"
+    return plain.encode()[:_NAME_BYTES].decode(errors="ignore")
+
+
+def _free(folder: Path, name: str) -> Path:
+    """The first of `name`, `name-2`, ... that no item has: different labels may look alike."""
+    number, path = 1, folder / name
+    while path.with_suffix(".json").exists():
+        number += 1
+        path = folder / f"{name}-{number}"
+    return path
+
+
+def _share(first: Path | None, source: Path, picture: Path) -> None:
+    """A hard link to an item's picture, if there is one and links are known here; else a copy."""
+    if first is not None:
+        try:
+            return os.link(first, picture)
+        except OSError:
+            pass
+    shutil.copyfile(source, picture)
+
+
+def _split(folder: Path, written: dict[str, list[Path]], val: float, seed: int) -> dict[str, int]:
+    """Move a share of the pictures from train to val; the numbers of items in each.
+
+    The order is by a hash of seed and content, so the split of a picture hardly ever changes when
+    others are added.
+    """
+    order = sorted(
+        written, key=lambda content: hashlib.sha256(f"{seed} {content}".encode()).digest()
+    )
+    count = min(max(1, round(val * len(order))), len(order) - 1)
+    moved = [picture for content in order[:count] for picture in written[content]]
+    (folder.parent / "val").mkdir()
+    for path in moved:
+        for file in (path, path.with_suffix(".json")):
+            file.rename(folder.parent / "val" / file.name)
+    total = sum(map(len, written.values()))
+    return {"train": total - len(moved), "val": len(moved)}

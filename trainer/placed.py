@@ -1,0 +1,37 @@
+"""Folders that appear at once when they are whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def refuse_taken(target: Path) -> None:
+    """Raises FileExistsError if `target` is anything but absent or an empty folder."""
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise FileExistsError(
+            f"{target}: exists and is not an empty folder; move or delete it, or name another"
+        )
+
+
+@contextmanager
+def placed(target: Path) -> Iterator[Path]:
+    """A folder to write in, which becomes `target` if all goes well and vanishes if not.
+
+    Raises FileExistsError, before and after the work, for a target that is taken.
+    """
+    target = Path(os.path.abspath(target))
+    refuse_taken(target)
+    draft = target.with_name(f".{target.name}.{os.getpid()}")
+    draft.mkdir(parents=True)
+    try:
+        yield draft
+        refuse_taken(target)  # someone else may have come first
+        if target.exists():
+            target.rmdir()
+        draft.rename(target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
