@@ -24,7 +24,7 @@ from advisor.allocator import replay
 from advisor.budget import ERRORS_FILE, Frozen, gib
 from advisor.child import RehearsalFailed, cache_folder, rehearsed
 from advisor.context import OTHERS, Context, installed
-from profiles.grid import nearest
+from profiles.grid import caching_bytes, nearest
 from profiles.measurement import Measurement, Timeline
 from profiles.plan import Plan
 from profiles.tested import Verdict
@@ -193,6 +193,10 @@ def interpret(
         for name, size, source in figures
     )
     verdict, reason = _verdict(pool, saved, events, expandable, cap_bytes, margin_bytes)
+    caching = caching_bytes(plan)
+    if cap_bytes is not None and caching > cap_bytes:
+        verdict = "OOM"
+        reason = f"building SAM's feature cache takes {gib(caching)} of {gib(cap_bytes)}"
     if verdict != "OOM" and host_limit_bytes is not None and host > host_limit_bytes:
         verdict = "OOM"
         reason = f"host memory: {gib(host)} needed, {gib(host_limit_bytes)} available"

@@ -23,7 +23,7 @@ from trainer.data.features import FeatureCache, encoder_key, fill_cache
 from trainer.data.reasonseg import Item
 from trainer.data.samples import MicroBatches, Sample, SampleSet, collate, image_paths, length_step
 from trainer.metrics import MaskScores
-from trainer.model.build import FrozenEncoder, build, check_compiler, read_tokenizer
+from trainer.model.build import FrozenEncoder, build, check_compiler, read_tokenizer, skeleton
 from trainer.model.footprint import check_fits
 from trainer.model.lisa import Batch, Lisa, to_original
 from trainer.model.tokens import LisaTokenizer
@@ -69,16 +69,21 @@ def prepare_caches(
     caches: dict[Encoder, FeatureCache] = {}
     if not plan.cached_encoders:
         return caches
-    fingerprint = weight_source(plan).fingerprint
+    source = weight_source(plan)
+
+    def load(encoder: Encoder) -> FrozenEncoder:
+        model = skeleton(plan.profile, read_tokenizer(plan))
+        return FrozenEncoder(model, plan, encoder, accelerator.device, source)
+
     for encoder in plan.cached_encoders:
-        cache = FeatureCache(root, encoder_key(plan, encoder, fingerprint))
+        cache = FeatureCache(root, encoder_key(plan, encoder, source.fingerprint))
         with accelerator.main_process_first():
             built = fill_cache(
                 cache,
                 plan,
                 encoder,
                 images,
-                partial(FrozenEncoder, plan, encoder, accelerator.device),
+                partial(load, encoder),
                 partial(reporter.progress, f"{encoder} features"),
                 reporter.line,
             )

@@ -64,7 +64,7 @@ def test_without_a_gpu_tiny_trains_on_the_cpu():
     assert advice.command == "lisa-train --auto --model tiny --data-dir DIR"
     assert advice.environment == {}
     notes = "\n".join(map(str, advice.findings))
-    assert "7b trains from a 3 GiB card" in notes and "13b trains from a 3 GiB card" in notes
+    assert "7b trains from a 4 GiB card" in notes and "13b trains from a 4 GiB card" in notes
 
 
 @pytest.mark.parametrize("model", ["7b", "13b", "7b-v1"])
@@ -105,7 +105,7 @@ def test_too_small_is_a_clear_no():
     advice = _advise(vram_gib=2, model="7b")
     assert (advice.verdict, advice.exit_code, advice.command) == ("OOM", 1, None)
     assert advice.needs.bytes == min(c.needs.bytes for c in advice.considered)
-    assert "7b trains from a 3 GiB card" in str(advice.findings[-1])
+    assert "7b trains from a 4 GiB card" in str(advice.findings[-1])
 
 
 def _quality(advice: Advice) -> tuple[int, float]:

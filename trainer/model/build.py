@@ -104,11 +104,15 @@ def fill(
     source.finish([*used, *dropped])
     add_trained(model, plan, tokenizer.new_ids)
     model.plan_layers(plan.checkpointed_layers, plan.compile)
-    # Parameters were born on the device; what is left are buffers that no file holds.
+    _move_buffers(model, device)
+    return model
+
+
+def _move_buffers(model: nn.Module, device: torch.device) -> None:
+    """Parameters are born on the device; what is left are buffers that no file holds."""
     for module in model.modules():
         for name, buffer in module._buffers.items():
             module._buffers[name] = None if buffer is None else buffer.to(device)
-    return model
 
 
 def check_compiler() -> None:
@@ -202,20 +206,27 @@ def _add_token_rows(model: Lisa, ids: list[int], head: bool) -> None:
 
 
 class FrozenEncoder(nn.Module):
-    """One frozen encoder alone, for building the feature cache: pixels -> features."""
+    """One encoder of a skeleton alone, for building the feature cache: pixels -> features."""
 
-    def __init__(self, plan: Plan, encoder: Encoder, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: Lisa,
+        plan: Plan,
+        encoder: Encoder,
+        device: torch.device,
+        source: WeightSource,
+    ) -> None:
         super().__init__()
-        model = skeleton(plan.profile, read_tokenizer(plan))
         self.device = device
         self.dtype = TORCH_DTYPES[plan.dtype]
         part: nn.Module = (
             model.llava.model.vision_tower if encoder == "clip" else model.sam.vision_encoder
         )
         prefix = "llava.model.vision_tower." if encoder == "clip" else "sam.vision_encoder."
-        materialise(part, weight_source(plan), device, self.dtype, prefix)
+        materialise(part, source, device, self.dtype, prefix)
         model.dtype = self.dtype
-        self.part = part.to(device).eval()
+        _move_buffers(part, device)
+        self.part = part.eval()
         self.encode = model.clip_features if encoder == "clip" else model.sam_features
 
     @torch.no_grad()
