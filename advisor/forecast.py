@@ -91,6 +91,7 @@ class Worst:
     text_tokens: int | None = None
     masks: int = 1
     data: Path | None = None
+    answering: bool = False  # a question, greedily answered, in the place of a training step
 
 
 def forecast(
@@ -123,7 +124,7 @@ def forecast(
     if measurement.peak_allocated_bytes is None:
         return _unknown(plan, worst, compute_capability, measurement.error)
     limits = cap_bytes, margin_bytes, host_limit_bytes, context
-    return interpret(measurement, events, compute_capability, *limits)
+    return interpret(measurement, events, compute_capability, *limits, worst.answering)
 
 
 def fitting_micro_batch(found: Forecast) -> int | None:
@@ -164,6 +165,7 @@ def interpret(
     margin_bytes: int = 0,
     host_limit_bytes: int | None = None,
     context: Context = OTHERS,
+    answering: bool = False,
 ) -> Forecast:
     """The forecast that a fake rehearsal's measurement and events amount to."""
     plan = measurement.plan
@@ -178,7 +180,7 @@ def interpret(
     host = _host_bytes(measurement)
     errors = json.loads(ERRORS_FILE.read_text()) if ERRORS_FILE.exists() else {}
     segments = "expandable segments" if expandable else "whole segments"
-    kind = "compiled" if plan.compile else segments
+    kind = "answering" if answering else "compiled" if plan.compile else segments
     if plan.dtype != "bf16":
         unmeasured = f"no measured row computes in {plan.dtype}"
         errors = {kind: dict.fromkeys(get_args(TierName), unmeasured)}
@@ -300,7 +302,7 @@ def _ask(
 
 def _options(plan: Plan, worst: Worst, compute_capability: tuple[int, int]) -> list[str]:
     """What the fake rehearsal is asked."""
-    options = ["--fake", "--masks", str(worst.masks)]
+    options = ["--fake", "--masks", str(worst.masks)] + ["--answer"] * worst.answering
     options += ["--compute-capability", ".".join(map(str, compute_capability))]
     options += ["--text-tokens", str(worst.text_tokens or plan.tokens.max_text_tokens)]
     if worst.data is not None and worst.text_tokens is None:
@@ -316,7 +318,8 @@ def _events(path: Path) -> list[tuple[int, int]]:
 
 def _key(plan: Plan, worst: Worst, compute_capability: tuple[int, int]) -> str:
     """A hash of all that can change the answer: question, data, code and libraries."""
-    parts: list[Any] = [plan.content_hash, worst.text_tokens, worst.masks, compute_capability]
+    parts: list[Any] = [plan.content_hash, worst.text_tokens, worst.masks, worst.answering]
+    parts.append(compute_capability)
     parts += [sys.version, *(installed(name) for name in LIBRARIES)]
     for package in ("trainer", "profiles"):
         sources = [p for p in (ROOT / package).rglob("*") if p.suffix in (".py", ".toml")]

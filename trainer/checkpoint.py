@@ -56,3 +56,12 @@ def load(folder: Path, model: nn.Module) -> None:
         if tensors[name].shape != parameter.shape:
             raise CheckpointError(f"{path}: {name} has shape {list(tensors[name].shape)}")
         parameter.data.copy_(tensors[name])
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """What the run recorded about a checkpoint; nothing where that is gone or damaged."""
+    try:
+        facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}

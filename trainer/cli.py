@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from trainer.console import (
+    EXIT_INTERRUPTED,
+    EXIT_USAGE,
+    ended_politely,
+    fail,
+    feature_cache,
+    reporter,
+    tell,
+    user_errors,
+)
+from trainer.results_cli import evaluate, export
+
 if TYPE_CHECKING:
     from profiles.plan import Plan
-    from trainer.loop import Reporter
 
-EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -65,7 +71,7 @@ def train(
     if check_data is not None:
         raise typer.Exit(_check_data(check_data))
     if auto and plan is not None:
-        _fail("--auto and --plan: give one of the two")
+        fail("--auto and --plan: give one of the two")
     flags = {
         "schedule.epochs": epochs,
         "micro_batch": batch_size,
@@ -82,10 +88,10 @@ def train(
     assignments = [f"{key}={value}" for key, value in flags.items() if value is not None]
     if no_quantization:
         assignments.insert(0, "quantization=none")
-    with _user_errors():
+    with user_errors():
         resolved = _resolve(auto, plan, model, assignments + (set_ or []), use_lora, data_dir)
         if data_dir is None:
-            _fail(
+            fail(
                 "--data-dir: name the folder that holds ReasonSeg/{train,val}\n"
                 "    hint: lisa-train synthesise DIR writes one to try with"
             )
@@ -106,7 +112,7 @@ def synthesise(
     """Write a synthetic data set in ReasonSeg's format."""
     from trainer.data.synthetic import write_dataset
 
-    with _user_errors():
+    with user_errors():
         kinds = tuple(kind or ["negation"])  # one that lisa-tiny has never seen
         where = write_dataset(folder, seed=seed, train=train_, val=val, test=test, kinds=kinds)
     print(f"{train_} + {val} + {test} questions ({', '.join(kinds)}) in {where}")
@@ -124,27 +130,9 @@ def convert(
     """Turn published checkpoints (LLaVA, LISA, SAM, CLIP) into a folder for --set weights=DST."""
     from trainer.convert import convert as run
 
-    with _user_errors(), _ended_politely():
-        report = run(sources, target, model, _tell, int(shard_gib * 2**30))
+    with user_errors(), ended_politely():
+        report = run(sources, target, model, tell, int(shard_gib * 2**30))
     print("\n".join([*report.lines(), f"{model} in {target}; its conversion.json lists all"]))
-
-
-@contextmanager
-def _ended_politely() -> Iterator[None]:
-    """A request to end cleans up as Ctrl-C does."""
-
-    def interrupt(*_: object) -> NoReturn:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _resolve(
@@ -164,9 +152,9 @@ def _resolve(
         from advisor.probe import probe
 
         machine = probe()
-        live = live_forecast(machine, None, data, _tell)
+        live = live_forecast(machine, None, data, tell)
         advice = advise(machine, model, tuple(assignments), data=data, live=live)
-        advice = measured(advice, _tell)
+        advice = measured(advice, tell)
         if advice.plan is None or advice.exit_code:
             print(f"{advice.verdict}: {advice.summary}", file=sys.stderr)
             raise typer.Exit(advice.exit_code)
@@ -208,10 +196,7 @@ def _train(plan: Plan, data: Path, output: Path, cache: Path | None) -> None:
     from trainer.data.reasonseg import read_split
     from trainer.launch import is_main, must_start_processes, start_processes, worker_arguments
 
-    if cache is None:
-        import platformdirs
-
-        cache = Path(platformdirs.user_cache_dir("lisa-preflight")) / "features"
+    cache = cache or feature_cache()
     if is_main() and (output / "plan.json").exists():
         output = _fresh(output)
         print(f"the run folder is taken: writing to {output}", file=sys.stderr)
@@ -226,6 +211,10 @@ def _train(plan: Plan, data: Path, output: Path, cache: Path | None) -> None:
     raise typer.Exit(code)
 
 
+app.command()(evaluate)
+app.command()(export)
+
+
 @app.command(hidden=True)
 def worker(
     plan: Annotated[Path, typer.Argument()],
@@ -236,7 +225,7 @@ def worker(
     """One of the processes that lisa-train starts; the plan and the folders are settled."""
     from profiles.plan import Plan
 
-    with _user_errors():
+    with user_errors():
         _train_here(Plan.read(plan), data_dir, output_dir, cache_dir)
 
 
@@ -249,24 +238,24 @@ def _train_here(plan: Plan, data: Path, output: Path, cache: Path) -> None:
         # Both names: torch 2.9 ignores the new one for CUDA, later versions prefer it.
         for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
             os.environ.setdefault(name, plan.allocator)
-    with _reporter() as reporter:
+    with reporter() as speaker:
         output.mkdir(parents=True, exist_ok=True)
         processes = f" × {plan.processes} processes" if plan.processes > 1 else ""
-        reporter.line(
+        speaker.line(
             f"plan {plan.content_hash}: {plan.model} on {plan.device}, {plan.quantization}, "
             f"LoRA {f'r={plan.lora.rank}' if plan.lora else 'off'}, "
             f"batch {plan.micro_batch} × {plan.accumulation}{processes}, {len(train)} samples"
         )
+        from trainer.evaluate import run_sheet
         from trainer.loop import Run, describe
-        from trainer.segment import contact_sheet
 
-        run = Run(plan, train, val, output, cache, reporter)
+        run = Run(plan, train, val, output, cache, speaker)
         summary = run.train()
         if run.accelerator.is_main_process:
-            sheet = contact_sheet(run, output / "overlay.png", count=6)
-            reporter.line(f"before  {describe(summary['before'])}")
-            reporter.line(f"after   {describe(summary['after'])}")
-            reporter.line(f"run folder {output}, overlay {sheet}")
+            sheet = run_sheet(run, output / "overlay.png", count=6)
+            speaker.line(f"before  {describe(summary['before'])}")
+            speaker.line(f"after   {describe(summary['after'])}")
+            speaker.line(f"run folder {output}, overlay {sheet}")
 
 
 def _fresh(folder: Path) -> Path:
@@ -291,63 +280,6 @@ def _check_data(folder: Path) -> int:
         print(f"{split}: " + ", ".join(f"{name} {value}" for name, value in counts.items()))
     print(f"{folder}: no findings")
     return 0
-
-
-@contextmanager
-def _reporter() -> Iterator[Reporter]:
-    """A live display on a terminal, plain lines elsewhere; both on stderr, by one process."""
-    from trainer.launch import is_main
-    from trainer.loop import Reporter
-
-    if not is_main():
-        yield Reporter(lambda text: None, lambda what, done, total: None)
-        return
-    if not sys.stderr.isatty():
-        last = [0.0]
-
-        def plain(what: str, done: int, total: int) -> None:
-            if done == total or time.monotonic() - last[0] > 10:
-                last[0] = time.monotonic()
-                print(f"{what}: {done}/{total}", file=sys.stderr, flush=True)
-
-        yield Reporter(lambda text: print(text, file=sys.stderr, flush=True), plain)
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as Remaining
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
-    from rich.console import Console
-
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("starting", total=None)
-
-        def live(what: str, done: int, total: int) -> None:
-            progress.update(task, description=what, completed=done, total=total)
-
-        yield Reporter(lambda text: progress.console.print(text, highlight=False), live)
-
-
-@contextmanager
-def _user_errors() -> Iterator[None]:
-    """Errors that a user can mend become text and an exit code; anything else is a defect."""
-    try:
-        yield
-    except typer.Exit:
-        raise  # a RuntimeError itself: it already says how the command ends
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
-    except (ValueError, FileExistsError, FileNotFoundError) as error:
-        _fail(str(error))
-    except RuntimeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(EXIT_FAILED) from None
-
-
-def _fail(message: str) -> NoReturn:
-    text = message if message.startswith("  - ") else f"  - {message}"
-    print(f"error:\n{text}", file=sys.stderr)
-    raise typer.Exit(EXIT_USAGE)
 
 
 def hyphenated(arguments: list[str]) -> list[str]:

@@ -87,14 +87,14 @@ def convert(
     Raises WeightsError, FileExistsError.
     """
     profile = model_profile(model)
-    _refuse_taken(target)
+    refuse_taken(target)
     sources = [Source.read(folder) for folder in folders]
     needed = needed_shapes(profile)
     report = Report(model, [source.facts() for source in sources])
     chosen = choose(sources, needed, model, report)
     language = next(s for s in sources if s.tensors.get(EMBEDDING) == chosen[EMBEDDING])
     report.warnings += _config_differences(language, profile)
-    with _placed(target) as folder:
+    with placed(target) as folder:
         _convert_tokenizer(language, folder, profile, chosen, report)
         _write(folder, chosen, needed, report, tell, shard_bytes)
         text = json.dumps({"dtype": "bf16", **asdict(report)}, indent=1, ensure_ascii=False)
@@ -274,7 +274,8 @@ class Shards:
         self.held, self.bytes = {}, 0
 
 
-def _refuse_taken(target: Path) -> None:
+def refuse_taken(target: Path) -> None:
+    """Raise FileExistsError if `target` is more than an empty folder."""
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise FileExistsError(f"{target}: exists and is not an empty folder; name another one")
 
@@ -290,14 +291,14 @@ def _check_space(folder: Path, needed: dict[str, torch.Size]) -> None:
 
 
 @contextmanager
-def _placed(target: Path) -> Iterator[Path]:
+def placed(target: Path) -> Iterator[Path]:
     """A folder to write in, which becomes `target` if all goes well and vanishes if not."""
     target = Path(os.path.abspath(target))
     draft = target.with_name(f".{target.name}.{os.getpid()}")
     draft.mkdir(parents=True)
     try:
         yield draft
-        _refuse_taken(target)  # someone else may have come first
+        refuse_taken(target)  # someone else may have come first
         if target.exists():
             target.rmdir()
         draft.rename(target)

@@ -89,6 +89,8 @@ def prepare_caches(
             )
         reporter.line(f"{encoder} features: {built} built, {len(images) - built} found in {root}")
         caches[encoder] = cache
+        if accelerator.device.type == "cuda":
+            torch.cuda.empty_cache()  # what the encoder took is for what comes next
     return caches
 
 
@@ -141,6 +143,12 @@ class Run:
         self.scheduler = self._schedule(optimizer)
         self.step = 0
         self.best: float | None = None
+        self.facts: dict[str, Any] = {
+            "data": {"train": len(train), "val": len(val)},
+            "base": weight_source(plan).fingerprint,
+            "hardware": hardware(self.accelerator.device),
+            "versions": versions(),
+        }
 
     def _schedule(self, optimizer: torch.optim.Optimizer) -> Any:
         schedule, total = self.plan.schedule, self.sampler.steps * self.plan.schedule.epochs
@@ -150,7 +158,7 @@ class Run:
     def train(self) -> dict[str, Any]:
         """Evaluate, then train and evaluate epoch after epoch; returns the summary."""
         self._start_records()
-        before = self.evaluate("before training")
+        before = self.facts["before"] = self.evaluate("before training")
         started = time.monotonic()
         after = before
         for epoch in range(self.plan.schedule.epochs):
@@ -239,7 +247,7 @@ class Run:
 
     def _save(self, name: str, metrics: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
-            facts = {"step": self.step, "metrics": metrics, "versions": versions()}
+            facts = {"step": self.step, "metrics": metrics, **self.facts, **peaks()}
             checkpoint.save(self.folder / name, self.model, self.plan, facts)
         self.accelerator.wait_for_everyone()
 
@@ -277,11 +285,11 @@ def predict(
 ) -> list[torch.Tensor]:
     """Teacher-forced mask logits [H, W] of each sample's first [SEG], at its picture's own size."""
     batch = collate(samples, tokenizer).to(accelerator.device)
-    low = model.predict(batch)
+    low = model.predict(batch).cpu()  # a large picture's mask is no matter of the card's memory
     owner = batch.segs[:, 0].tolist()
     frame = model.sam.config.vision_config.image_size
     return [
-        to_original(low[owner.index(row)][None], frame, *sample.truth.shape)[0].cpu()
+        to_original(low[owner.index(row)][None], frame, *sample.truth.shape)[0]
         for row, sample in enumerate(samples)
     ]
 
@@ -306,6 +314,25 @@ def evaluate(
             scores.add(sample.name, logits.numpy() > 0, sample.truth)
     reporter.progress("evaluating", len(places), len(places))
     return scores
+
+
+def hardware(device: torch.device) -> str:
+    """The card's name, or the processor's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    import platform
+
+    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def peaks() -> dict[str, int]:
+    """The most bytes so far on the card: of tensors, and of the allocator's pool."""
+    if not torch.cuda.is_available():
+        return {}
+    return {
+        "peak_allocated_bytes": torch.cuda.max_memory_allocated(),
+        "peak_reserved_bytes": torch.cuda.max_memory_reserved(),
+    }
 
 
 def versions() -> dict[str, str]:

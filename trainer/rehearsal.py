@@ -269,6 +269,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8, help="timed steps")
     parser.add_argument("--save", action="store_true", help="write a checkpoint as well")
     parser.add_argument("--fake", action="store_true", help="count bytes, without a GPU")
+    parser.add_argument("--answer", action="store_true", help="with --fake: of one question")
     parser.add_argument("--events", type=Path, help="with --fake: write (block, bytes) as int64")
     parser.add_argument("--timeline", type=Path, help="with --fake: write one step by component")
     parser.add_argument("--compute-capability", default="8.6", help="of the card, with --fake")
@@ -293,17 +294,20 @@ def main() -> None:
     if arguments.fake:
         gc.disable()  # a process of seconds, and imports make a million objects
         from trainer.extend import NotAlike
-        from trainer.fake import cannot_forecast, fake_rehearsal
+        from trainer.fake import cannot_forecast, fake_answer, fake_rehearsal
         from trainer.trace import Unforeseen
 
         major, _, minor = arguments.compute_capability.partition(".")
         capability = int(major), int(minor or 0)
         try:
             file = arguments.timeline
-            measurement, events = fake_rehearsal(
-                plan, text[1], arguments.masks, capability, _tell_phase,
-                (lambda line: file.write_text(line.model_dump_json())) if file else None,
-            )  # fmt: skip
+            if arguments.answer:
+                measurement, events = fake_answer(plan, text[1], capability, _tell_phase)
+            else:
+                measurement, events = fake_rehearsal(
+                    plan, text[1], arguments.masks, capability, _tell_phase,
+                    (lambda line: file.write_text(line.model_dump_json())) if file else None,
+                )  # fmt: skip
         except (Unforeseen, NotAlike) as error:
             measurement, events = cannot_forecast(plan, text[1], arguments.masks, str(error)), []
         if arguments.events:
