@@ -52,7 +52,7 @@ def fitting(
     if gpu is None or budget is None:
         raise NoRoom("no GPU with a known memory is visible\n    hint: --set device=cpu")
     capability = gpu.compute_capability or (8, 6)
-    worst = Worst(-(-text_tokens // 64) * 64, answering=True)  # few lengths, so few forecasts
+    worst = worst_question(text_tokens)
     limits = budget.cap_bytes, budget.margin.bytes, budget.host.bytes if budget.host else None
     smallest: Forecast | None = None
     for candidate in _relieved(plan, may_round):
@@ -64,6 +64,11 @@ def fitting(
             return Fit(candidate, found)
         smallest = found
     raise NoRoom(_why_not(plan, smallest, budget))
+
+
+def worst_question(text_tokens: int) -> Worst:
+    """What is forecast for questions of so many text tokens: few lengths, so few forecasts."""
+    return Worst(-(-text_tokens // 64) * 64, answering=True)
 
 
 def _relieved(plan: Plan, may_round: bool) -> Iterator[Plan]:
