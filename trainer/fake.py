@@ -25,7 +25,7 @@ from trainer.data.made_up import MadeUp
 from trainer.data.samples import length_step, padded
 from trainer.extend import Repeater
 from trainer.loop import versions
-from trainer.model.build import FrozenEncoder, fill, skeleton, some_tokenizer
+from trainer.model.build import TORCH_DTYPES, FrozenEncoder, fill, skeleton, some_tokenizer
 from trainer.model.footprint import SMALLEST_PAGED
 from trainer.model.frozen import LoraLinear, make_scale_code
 from trainer.model.host import host_tensors
@@ -130,7 +130,7 @@ def fake_answer(
             pixels = mode.from_tensor(torch.empty(1, 3, side, side))
             FrozenEncoder(bones.pop(encoder), plan, encoder, cpu, source)(pixels)
         trace.begin("load")
-        fill(model, plan, tokenizer, cpu, source).eval()
+        fill(model, plan, tokenizer, cpu, source, TORCH_DTYPES[plan.dtype]).eval()
         batch = _OnHost(**vars(batch.each(mode.from_tensor)))
     trace.leave_out(host_tensors(model))
     trace.hold((tensor for _, tensor in model.on_card()), "frozen weights")

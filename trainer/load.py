@@ -11,7 +11,7 @@ import torch
 
 from profiles.plan import Plan
 from trainer import checkpoint
-from trainer.model.build import build
+from trainer.model.build import TORCH_DTYPES, build
 from trainer.model.lisa import Lisa
 from trainer.model.tokens import LisaTokenizer
 from trainer.model.weights import weight_source
@@ -34,12 +34,11 @@ class Trained:
 
     def load(self, plan: Plan, tokenizer: LisaTokenizer, device: torch.device) -> Lisa:
         """The model under `plan`, ready to answer. Raises WeightsError, CheckpointError."""
-        model = build(plan, tokenizer, device).eval()
+        # Nothing is trained here, so nothing is kept wider than it is computed in.
+        model = build(plan, tokenizer, device, trained_dtype=TORCH_DTYPES[plan.dtype]).eval()
         if self.folder is not None:
             self._check_base(self.folder)
             checkpoint.load(self.folder, model)
-        for parameter in model.parameters():  # nothing is trained here: one dtype throughout
-            parameter.data = parameter.data.to(model.dtype)
         return model
 
     def _check_base(self, folder: Path) -> None:

@@ -69,13 +69,17 @@ def skeleton(profile: ModelProfile, tokenizer: LisaTokenizer) -> Lisa:
 
 
 def build(
-    plan: Plan, tokenizer: LisaTokenizer, device: torch.device, source: WeightSource | None = None
+    plan: Plan,
+    tokenizer: LisaTokenizer,
+    device: torch.device,
+    source: WeightSource | None = None,
+    trained_dtype: torch.dtype = torch.float32,
 ) -> Lisa:
     """The model to train: base weights stored as planned, adapters and rows added, rest frozen.
 
     They come from the plan's source, unless another is given. Raises WeightsError.
     """
-    return fill(skeleton(plan.profile, tokenizer), plan, tokenizer, device, source)
+    return fill(skeleton(plan.profile, tokenizer), plan, tokenizer, device, source, trained_dtype)
 
 
 def fill(
@@ -84,6 +88,7 @@ def fill(
     tokenizer: LisaTokenizer,
     device: torch.device,
     source: WeightSource | None = None,
+    trained_dtype: torch.dtype = torch.float32,
 ) -> Lisa:
     """Give a skeleton its tensors as `build` says; returns it.
 
@@ -102,7 +107,7 @@ def fill(
     used += materialise(model, source, device, model.dtype, done=frozenset(used))
     model.sam.prompt_encoder.shared_embedding = model.sam.shared_image_embedding
     source.finish([*used, *dropped])
-    add_trained(model, plan, tokenizer.new_ids)
+    add_trained(model, plan, tokenizer.new_ids, trained_dtype)
     model.plan_layers(plan.checkpointed_layers, plan.compile)
     _move_buffers(model, device)
     return model
@@ -126,13 +131,15 @@ def check_compiler() -> None:
     raise ValueError(f"compile: needs {missing}\n    hint: --set compile=false")
 
 
-def add_trained(model: Lisa, plan: Plan, new_ids: list[int]) -> None:
+def add_trained(
+    model: Lisa, plan: Plan, new_ids: list[int], dtype: torch.dtype = torch.float32
+) -> None:
     """Add the adapters and trained rows to a model (on any device, meta too); mark what trains."""
     if plan.lora is not None:
         _add_lora(model, plan.lora)
     if "token_rows" in plan.train:
         _add_token_rows(model, new_ids, head="head" not in plan.train)
-    mark_trained(model, plan)
+    mark_trained(model, plan, dtype)
 
 
 def host_layer_places(plan: Plan) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 from torch import nn
 
 from profiles.plan import Plan, TrainedPart
@@ -41,13 +42,13 @@ def trained_names(model: nn.Module, plan: Plan) -> list[str]:
     ]
 
 
-def mark_trained(model: Lisa, plan: Plan) -> None:
-    """Set `requires_grad` from the allow-list alone; trained tensors are kept in fp32."""
+def mark_trained(model: Lisa, plan: Plan, dtype: torch.dtype = torch.float32) -> None:
+    """Set `requires_grad` from the allow-list alone; trained tensors are kept in `dtype`."""
     listed = set(trained_names(model, plan))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in listed)
         if name in listed:
-            parameter.data = parameter.data.float()
+            parameter.data = parameter.data.to(dtype)
 
 
 class GradientCheck:
