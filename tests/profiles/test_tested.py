@@ -238,6 +238,7 @@ def test_what_surely_needs_no_more(less):
         {"model": "13b"},
         {"device": "cpu"},
         {"processes": 2},
+        {"mixture": {"vqa": 1}},
         {"compile": True},
         {"tokens": {"max_masks": 9}},
     ],
