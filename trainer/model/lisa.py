@@ -240,7 +240,10 @@ class Lisa(nn.Module):
 
     def decode_masks(self, states: Tensor, segs: Tensor, sam: Tensor) -> Tensor:
         """Low-resolution mask logits [M, L, L] from the state before each [SEG]."""
-        owner, position = segs.unbind(1)
+        count = len(segs)
+        # SAM's decoder cannot run on nothing. One made-up prompt, cut off below, stands in: the
+        # trained tensors stay in the graph, with zero gradients, as data-parallel wrappers need.
+        owner, position = (segs if count else segs.new_zeros(1, 2)).unbind(1)
         # The state that predicts a token stands one position before it.
         prompts = self.computed(self.text_hidden_fcs)(states[owner, position - 1])
         prompts = prompts[:, None, None, :]
@@ -253,7 +256,7 @@ class Lisa(nn.Module):
             dense_prompt_embeddings=dense.to(prompts.dtype).expand_as(image),
             multimask_output=False,
         )
-        masks: Tensor = logits[:, 0, 0]
+        masks: Tensor = logits[:count, 0, 0]
         return masks
 
     def _positions(self, count: int) -> Tensor:
