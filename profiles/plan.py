@@ -32,6 +32,10 @@ Quantizable = Literal[
 ]
 
 
+# Asked for at once in a picture with several, as in LISA's recipe.
+TARGETS_PER_PICTURE = 3
+
+
 @dataclass(frozen=True)
 class Finding:
     """One thing wrong with an input: what, where, got, allowed, fix."""
@@ -109,7 +113,10 @@ class Mixture(_Frozen):
         0, ge=0, allow_inf_nan=False, description="rate of semantic segmentation (ADE20K, COCO, …)"
     )
     vqa: float = Field(
-        0, ge=0, allow_inf_nan=False, description="rate of dialogues without a mask (LLaVA-Instruct)"
+        0,
+        ge=0,
+        allow_inf_nan=False,
+        description="rate of dialogues without a mask (LLaVA-Instruct)",
     )
     samples: int = Field(
         10_000, ge=1, description="samples drawn in an epoch; with ReasonSeg alone its own number"
@@ -194,6 +201,12 @@ class Plan(_Frozen):
         None, ge=1, description="first n training samples (of a mixture: of each data set)"
     )
     max_val_samples: int | None = Field(None, ge=1, description="first n validation samples")
+
+    @property
+    def most_masks(self) -> int:
+        """[SEG] tokens that a training sample holds at most."""
+        several = self.mixture.refer_seg or self.mixture.sem_seg
+        return min(TARGETS_PER_PICTURE if several else 1, self.tokens.max_masks)
 
     @property
     def profile(self) -> ModelProfile:

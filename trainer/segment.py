@@ -100,7 +100,7 @@ def contact_sheet(run: Run, path: Path, count: int) -> Path:
     masks = [predict(run.model, [s], run.tokenizer, run.accelerator)[0] for s in samples]
     rows = []
     for place, sample, logits in zip(places, samples, masks, strict=True):
-        item = run.val_set.items[place]
+        item = run.val[place]
         image = read_image(item.image_path)
         predicted = overlay(image, logits.numpy() > 0, PREDICTED)
         true = overlay(image, sample.truth == 1, TRUE)
