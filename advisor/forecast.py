@@ -37,6 +37,9 @@ HOST_BASE_BYTES = round(2.09 * 2**30)
 HOST_LOOKUP_BYTES = round(0.11 * 2**30)  # buffers of a table looked up and a head streamed
 LIBRARIES = ("torch", "transformers", "accelerate", "bitsandbytes")
 
+# Files that tell what samples hold: of ReasonSeg, and of the other data sets of a mixture.
+ANNOTATIONS = ("*.json", "*.p", "*.txt", "annotations/training/*.png")
+
 # By which the pool was larger than said without expandable segments, at worst: which of two equal
 # blocks is used again hangs on addresses that the driver chooses (docs/forecast.md).
 WHOLE_SEGMENTS_DOUBT = 0.07
@@ -63,6 +66,7 @@ class Forecast(Frozen):
     compute_capability: tuple[int, int]
     text_tokens: int = Field(description="of every sample, the worst one's")
     masks: int
+    answer_tokens: int | None = Field(None, description="supervised; null: five for each mask")
     cap_bytes: int | None = Field(None, description="what the pool may take")
     tiers: tuple[Tier, ...] = ()
     load_peak_bytes: int | None = None
@@ -86,11 +90,15 @@ class Forecast(Frozen):
 
 @dataclass(frozen=True)
 class Worst:
-    """The sample that decides: `text_tokens` beside the picture's (None: the longest of `data`)."""
+    """The sample that decides: `text_tokens` beside the picture's (None: the longest of `data`).
+
+    Masks and supervised tokens are the most of `data` too, or what the plan's samples may hold.
+    """
 
     text_tokens: int | None = None
-    masks: int = 1
+    masks: int | None = None
     data: Path | None = None
+    answer_tokens: int | None = None
 
 
 def forecast(
@@ -203,6 +211,7 @@ def interpret(
         compute_capability=compute_capability,
         text_tokens=measurement.text_tokens[1],
         masks=measurement.masks,
+        answer_tokens=measurement.answer_tokens,
         cap_bytes=cap_bytes,
         tiers=tiers,
         load_peak_bytes=measurement.load_peak_bytes,
@@ -276,7 +285,7 @@ def _unknown(
         reason=f"outside the forecast's validity: {reason}",
         compute_capability=compute_capability,
         text_tokens=worst.text_tokens or plan.tokens.max_text_tokens,
-        masks=worst.masks,
+        masks=worst.masks or plan.most_masks,
     )
 
 
@@ -296,11 +305,15 @@ def _ask(
 
 def _options(plan: Plan, worst: Worst, compute_capability: tuple[int, int]) -> list[str]:
     """What the fake rehearsal is asked."""
-    options = ["--fake", "--masks", str(worst.masks)]
-    options += ["--compute-capability", ".".join(map(str, compute_capability))]
+    options = ["--fake", "--compute-capability", ".".join(map(str, compute_capability))]
     options += ["--text-tokens", str(worst.text_tokens or plan.tokens.max_text_tokens)]
+    masks, answers = worst.masks, worst.answer_tokens
     if worst.data is not None and worst.text_tokens is None:
         options += ["--data-dir", str(worst.data.resolve())]
+    else:
+        masks, answers = masks or plan.most_masks, answers or plan.most_answer_tokens
+    for name, count in (("--masks", masks), ("--answer-tokens", answers)):
+        options += [name, str(count)] if count is not None else []
     return options
 
 
@@ -312,13 +325,15 @@ def _events(path: Path) -> list[tuple[int, int]]:
 
 def _key(plan: Plan, worst: Worst, compute_capability: tuple[int, int]) -> str:
     """A hash of all that can change the answer: question, data, code and libraries."""
-    parts: list[Any] = [plan.content_hash, worst.text_tokens, worst.masks, compute_capability]
+    sample = worst.text_tokens, worst.masks, worst.answer_tokens
+    parts: list[Any] = [plan.content_hash, sample, compute_capability]
     parts += [sys.version, *(installed(name) for name in LIBRARIES)]
     for package in ("trainer", "profiles"):
         sources = [p for p in (ROOT / package).rglob("*") if p.suffix in (".py", ".toml")]
         parts += [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(sources)]
     if worst.data is not None and worst.text_tokens is None:
-        files = sorted(p for p in worst.data.rglob("*.json") if p.is_file())
+        read = ANNOTATIONS[: 1 if plan.mixture.reason_seg_alone else None]
+        files = sorted(p for names in read for p in worst.data.rglob(names) if p.is_file())
         parts.append(str(worst.data.resolve()))
         parts += [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:24]

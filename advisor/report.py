@@ -68,6 +68,8 @@ def print_forecast(forecast: Forecast, card: str, console: Console) -> None:
         headline = Text(f"The allocator's pool grows to {pool}; no card was named (--vram 8GiB)")
     console.print(headline)
     sample = f"{forecast.text_tokens} text tokens and {forecast.masks} mask(s) a sample"
+    if forecast.answer_tokens is not None:
+        sample += f", {forecast.answer_tokens} of the tokens supervised"
     console.print(f"  {sample}, micro-batch {forecast.plan.micro_batch}", style="dim")
     tiers = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for tier in forecast.tiers:

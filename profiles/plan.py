@@ -209,6 +209,11 @@ class Plan(_Frozen):
         return min(TARGETS_PER_PICTURE if several else 1, self.tokens.max_masks)
 
     @property
+    def most_answer_tokens(self) -> int | None:
+        """Supervised tokens of a training sample at most; None: some five for each mask."""
+        return self.tokens.max_text_tokens if self.mixture.vqa else None
+
+    @property
     def profile(self) -> ModelProfile:
         """Shapes of the plan's model."""
         return model_profile(self.model)
