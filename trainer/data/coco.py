@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from trainer.data.reasonseg import DataError, Report, Size, load_json
+from trainer.data.reasonseg import DataError, FloatArray, Report, Size, load_json
 from trainer.data.visits import spoken
 
-# What pycocotools takes, checked: it reads beyond its memory where counts and size differ.
-Part: TypeAlias = "list[float] | dict[str, Any]"
+# A polygon [2N] of x, y, or run lengths, checked: pycocotools shows what happens to stand in memory
+# where counts and size differ. As arrays, since lists of a million polygons would take gigabytes.
+Part: TypeAlias = "FloatArray | dict[str, Any]"
 _LARGEST_COORDINATE = 1_000_000  # pycocotools walks along every edge, pixel by pixel
 _FIX = "correct the annotation or take it out"
 
@@ -107,8 +108,8 @@ def paint_parts(
 
 def _run_lengths(part: Part, height: int, width: int) -> list[dict[str, Any]]:
     """pycocotools' encodings of one part."""
-    if isinstance(part, list):
-        polygons: list[dict[str, Any]] = coco_mask.frPyObjects([part], height, width)
+    if isinstance(part, np.ndarray):
+        polygons: list[dict[str, Any]] = coco_mask.frPyObjects([part.tolist()], height, width)
         return polygons
     if isinstance(part["counts"], list):
         return [coco_mask.frPyObjects(part, height, width)]
@@ -148,7 +149,7 @@ def _read_parts(report: Report, what: str, value: object, size: Size) -> tuple[P
     checked: list[Part] = []
     for part in parts:
         if _is_polygon(part):
-            checked.append(part)
+            checked.append(np.array(part, dtype=np.float64))
         elif (runs := _checked_runs(part, size)) is not None:
             checked.append(runs)
         else:
