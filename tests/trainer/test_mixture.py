@@ -7,6 +7,7 @@ import os
 import pickle
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -422,6 +423,17 @@ def test_micro_batches_without_masks_change_nothing(mixed: MixedSets) -> None:
     assert decoder and not any(bool(without[name].any()) for name in decoder)
 
 
+def test_an_answer_without_a_mask_predicts_none() -> None:
+    plan = tiny_plan()
+    tokenizer = read_tokenizer(plan)
+    items = read_split(PHOTOS, "train", 1)
+    batch = collate([SampleSet(items, plan, tokenizer, {}, training=False)[0]], tokenizer)
+    model = build(plan, tokenizer, torch.device("cpu")).eval()
+    with_mask = model.predict(batch)
+    none = model.predict(replace(batch, segs=batch.segs[:0]))
+    assert with_mask.shape[0] == 1 and none.shape == (0, *with_mask.shape[1:])
+
+
 def test_the_gradient_check_waits_for_masks(mixed: MixedSets) -> None:
     plan = mixed_plan(mixture={"samples": 60})
     tokenizer = read_tokenizer(plan)
@@ -482,6 +494,7 @@ def test_names_do_not_lead_out_of_the_folder(tmp_path: Path, name: object) -> No
     picture(tmp_path.parent / "0.jpg")
     (told,) = problems("vqa", tmp_path)
     assert "[0].image" in told
+    assert ("not one outside" in told) == (isinstance(name, str) and len(name) > 1)
     folder = write_coco(tmp_path)
     changed = coco([(0, 7, [SQUARE])])
     changed["images"][0]["file_name"] = name
