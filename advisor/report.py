@@ -168,6 +168,10 @@ def _plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
     state = f"{plan.optimizer}, {plan.optimizer_state} state"
     rate = f"{plan.schedule.learning_rate:g} {plan.schedule.shape}"
     yield "optimizer", f"{state}, rate {rate}, {plan.schedule.epochs} epochs"
+    if not plan.mixture.reason_seg_alone:
+        mixture = plan.mixture.model_dump(exclude={"samples"})
+        rates = ", ".join(f"{name} {rate:g}" for name, rate in mixture.items() if rate)
+        yield "mixture", f"{rates}; {plan.mixture.samples} samples an epoch"
     yield "hash", plan.content_hash
 
 

@@ -122,6 +122,8 @@ class Run:
             if plan.compile:
                 check_compiler()
             check_fits(plan, self.tokenizer, *free_bytes(self.accelerator.device))
+        if isinstance(train, MixedSets):
+            SampleSet(train, plan, self.tokenizer, {}, training=True).check_lengths()
         images = image_paths(train.drawn(plan) if isinstance(train, MixedSets) else train, val)
         caches = prepare_caches(plan, images, cache_root, self.accelerator, reporter)
         make_set = partial(SampleSet, plan=plan, tokenizer=self.tokenizer, caches=caches)

@@ -132,8 +132,15 @@ def test_a_mixture_holds_more_masks_and_longer_answers(cache: Path) -> None:
     assert few.most_masks == 2
 
 
-@pytest.mark.parametrize("name", ["vqa/x.json", "refer_seg/refcoco/refs(unc).p", "ade20k/names.txt",
-                                  "ade20k/annotations/training/a.png"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vqa/x.json",
+        "refer_seg/refcoco/refs(unc).p",
+        "ade20k/objectInfo150.txt",
+        "sem_seg/mine/annotations/training/a.png",
+    ],
+)
 def test_changed_annotations_of_a_mixture_are_forecast_anew(tmp_path: Path, name: str) -> None:
     plan, path = tiny_plan(mixture={"vqa": 1}), tmp_path / name
     key = module._key(plan, Worst(data=tmp_path), (8, 6))

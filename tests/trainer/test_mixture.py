@@ -375,6 +375,12 @@ def test_the_plan_bounds_masks_and_text(mixed: MixedSets, tmp_path: Path) -> Non
     write_vqa(tmp_path, talk(long, long))
     with pytest.raises(TooLong, match=r"llava_instruct.json: \[0\]: .*allows 96"):
         SampleSet(read_training(tmp_path, plan), plan, tokenizer, {}, training=True)[0, 0]
+    # and a run is told before it begins
+    write_vqa(tmp_path, *[talk("Q", "A")] * 9, talk(long, long))
+    rare = plan.override(["mixture.samples=50"])
+    with pytest.raises(TooLong, match=r"\[9\]"):
+        SampleSet(read_training(tmp_path, rare), rare, tokenizer, {}, training=True).check_lengths()
+    SampleSet(mixed, one, tokenizer, {}, training=True).check_lengths()
 
 
 def test_the_worst_sample_of_the_whole_mixture(mixed: MixedSets, root: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from profiles.plan import Encoder, Plan
 from trainer.data.features import FeatureCache
 from trainer.data.mixture import MixedSets, generator_of
 from trainer.data.preprocess import frame_mask, pixels
+from trainer.data.prompts import conversation
 from trainer.data.reasonseg import IGNORE, Item, read_image
 from trainer.data.visits import Asked, Picture, ReasoningPicture
 from trainer.losses import IGNORE_LABEL, check_target
@@ -86,24 +88,38 @@ class SampleSet(Dataset[Sample]):
         """The conversation of one visit."""
         return self._visit(epoch, index)[2]
 
+    def check_lengths(self) -> None:
+        """Look at the first turn of every visit of the training, which has to fit.
+
+        Raises TooLong: better now than hours into a run that draws from many dialogues.
+        """
+        for epoch, index in product(range(self.plan.schedule.epochs), range(len(self))):
+            picture, asked = self._asked(epoch, index)
+            first = [asked[0].turn]
+            # A token is a byte or more, so most visits need not be tokenised for it.
+            if len(conversation(first).encode()) > self.plan.tokens.max_text_tokens:
+                self._check_length(picture, self.tokenizer.encode(first))
+
     def _visit(self, epoch: int, index: int) -> tuple[Picture, list[Asked], Encoded]:
         """A picture, what it is asked, and the conversation.
 
         Last turns go until the rest is as short as the plan allows, or only one is left.
         """
-        rng = generator_of(self.plan, epoch, index)
-        picture: Picture
-        if isinstance(self.items, MixedSets):
-            picture = self.items.draw(rng)
-            asked = picture.visit(rng, self.plan.most_masks)
-        else:
-            picture = ReasoningPicture(self.items[index])
-            asked = picture.visit(rng) if self.training else picture.evaluation()
+        picture, asked = self._asked(epoch, index)
         encoded = self.tokenizer.encode([one.turn for one in asked])
         while len(asked) > 1 and self._text(encoded) > self.plan.tokens.max_text_tokens:
             asked = asked[:-1]
             encoded = self.tokenizer.encode([one.turn for one in asked])
         return picture, asked, encoded
+
+    def _asked(self, epoch: int, index: int) -> tuple[Picture, list[Asked]]:
+        """A picture and all that it is asked."""
+        rng = generator_of(self.plan, epoch, index)
+        if isinstance(self.items, MixedSets):
+            picture = self.items.draw(rng)
+            return picture, picture.visit(rng, self.plan.most_masks)
+        item = ReasoningPicture(self.items[index])
+        return item, item.visit(rng) if self.training else item.evaluation()
 
     def _input(self, encoder: Encoder, picture: Picture, image: NDArray[np.uint8]) -> Tensor:
         if encoder in self.caches:
