@@ -44,7 +44,7 @@ def train(
     auto: Annotated[bool, typer.Option(help="Train with lisa-advise's plan.")] = False,
     plan: Annotated[Path | None, typer.Option(help="Train with this plan.json.")] = None,
     model: Annotated[Text, typer.Option(help="Size: tiny, 7b, 7b-v1 or 13b.")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Folder with ReasonSeg data.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder with ReasonSeg and others.")] = None,
     output_dir: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/latest"),
     cache_dir: Annotated[Path | None, typer.Option(help="Feature cache folder.")] = None,
     check_data: Annotated[
@@ -193,6 +193,7 @@ def _seed_plan(model: Text, assignments: list[str], use_lora: bool) -> Plan:
 
 def _train(plan: Plan, data: Path, output: Path, cache: Path | None) -> None:
     """Choose the run folder, and train in this process or in as many as the plan has."""
+    from trainer.data.mixture import read_training
     from trainer.data.reasonseg import read_split
     from trainer.launch import is_main, must_start_processes, start_processes, worker_arguments
 
@@ -202,8 +203,8 @@ def _train(plan: Plan, data: Path, output: Path, cache: Path | None) -> None:
         print(f"the run folder is taken: writing to {output}", file=sys.stderr)
     if not must_start_processes(plan):
         return _train_here(plan, data, output, cache)
-    for split, limit in (("train", plan.max_train_samples), ("val", plan.max_val_samples)):
-        read_split(data, split, limit)  # bad data is told once, not by every process
+    read_training(data, plan)  # bad data is told once, not by every process
+    read_split(data, "val", plan.max_val_samples)
     output.mkdir(parents=True, exist_ok=True)
     plan_file = output / "plan.json"
     plan_file.write_text(plan.to_json(), encoding="utf-8")
@@ -230,9 +231,10 @@ def worker(
 
 
 def _train_here(plan: Plan, data: Path, output: Path, cache: Path) -> None:
+    from trainer.data.mixture import read_training
     from trainer.data.reasonseg import read_split
 
-    train = read_split(data, "train", plan.max_train_samples)
+    train = read_training(data, plan)
     val = read_split(data, "val", plan.max_val_samples)
     if plan.allocator and plan.device == "cuda":
         # Both names: torch 2.9 ignores the new one for CUDA, later versions prefer it.
@@ -268,9 +270,10 @@ def _fresh(folder: Path) -> Path:
 
 
 def _check_data(folder: Path) -> int:
-    from trainer.data.reasonseg import check_data, summarise
+    from trainer.data.mixture import check_data
+    from trainer.data.reasonseg import summarise
 
-    findings = check_data(folder)
+    others, findings = check_data(folder)
     for finding in findings:
         print(f"  - {finding}", file=sys.stderr)
     if findings:
@@ -278,6 +281,9 @@ def _check_data(folder: Path) -> int:
         return EXIT_USAGE
     for split, counts in summarise(folder).items():
         print(f"{split}: " + ", ".join(f"{name} {value}" for name, value in counts.items()))
+    for data_set in others:
+        masks = sum(1 for picture in data_set.pictures for _ in picture.paints())
+        print(f"{data_set.name}: pictures {len(data_set.pictures)}, masks {masks}")
     print(f"{folder}: no findings")
     return 0
 

@@ -157,6 +157,6 @@ def run_sheet(run: Run, path: Path, count: int) -> Path:
     rows = []
     for place in list(range(0, len(run.val_set), step))[:count]:
         logits = predict(run.model, [run.val_set[place]], run.tokenizer, run.accelerator)[0]
-        item = run.val_set.items[place]
+        item = run.val[place]
         rows.append(_row(item, logits.numpy() > 0, item.texts[0]))
     return write_sheet(rows, path)

@@ -42,7 +42,7 @@ CUBLAS_WORKSPACE = {True: 32 * MIB, False: 8320 * 1024}
 BORN = {"forward": "activations kept", "backward": "transient", "clipping": "transient",
         "optimizer": "transient", "evaluation": "transient", INSIDE: "transient",
         "load": "frozen weights", "sam encoder": "encoders", "clip encoder": "encoders",
-        "answer": "keys, values and transient"}  # fmt: skip
+        "answer": "keys and values"}  # fmt: skip
 POINTS = 400  # moments of a step in a timeline
 STEPS = 2  # the first allocates the optimizer's state
 
@@ -54,19 +54,20 @@ def fake_rehearsal(
     compute_capability: tuple[int, int] = (8, 6),
     tell: Callable[[str], None] = lambda phase: None,
     drawn: Callable[[Timeline], None] | None = None,
+    answer_tokens: int | None = None,
 ) -> tuple[Measurement, list[tuple[int, int]]]:
     """Bytes of the plan's training step on a card of that compute capability, and their events.
 
-    `text_tokens` and `masks` are those of every sample: give the worst one's. The events are
-    (block, bytes), −bytes for a release, from loading to the end of the second step. `tell` hears
-    of every phase that begins, `drawn` of the last step by component. Raises Unforeseen, NotAlike,
-    WeightsError.
+    `text_tokens`, `masks` and `answer_tokens` are those of every sample: give the worst one's. The
+    events are (block, bytes), −bytes for a release, from loading to the end of the second step.
+    `tell` hears of every phase that begins, `drawn` of the last step by component. Raises
+    Unforeseen, NotAlike, WeightsError.
     """
     workspace = CUBLAS_WORKSPACE[compute_capability >= (9, 0)]
     collecting = gc.isenabled()
     gc.disable()  # nothing here is in cycles that hold tensors, and looking for them takes 15 %
     try:
-        seen = watch(plan, (text_tokens, text_tokens), masks, workspace, tell=tell)
+        seen = watch(plan, (text_tokens, text_tokens), masks, workspace, True, tell, answer_tokens)
     finally:
         if collecting:
             gc.enable()
@@ -92,6 +93,7 @@ def fake_rehearsal(
         gpu_bytes=0,
         text_tokens=(text_tokens, text_tokens),
         masks=masks,
+        answer_tokens=answer_tokens,
         load_peak_bytes=load,
         peak_allocated_bytes=max(peaks.values()),
         phases=peaks,
@@ -218,13 +220,14 @@ def watch(
     workspace: int,
     extend: bool = True,
     tell: Callable[[str], None] = lambda phase: None,
+    answer_tokens: int | None = None,
 ) -> Watched:
     """Load the model, evaluate and train two steps on fake tensors.
 
     With `extend`, layers alike are watched once (`trainer.extend`).
     """
     tokenizer = some_tokenizer(plan)
-    samples = MadeUp(plan, tokenizer, text_tokens, masks).step()
+    samples = MadeUp(plan, tokenizer, text_tokens, masks, answer_tokens).step()
     make_scale_code()
     # Paged state is counted apart, and compiled layers run as plain ones: both need a GPU.
     shown = plan.override(["optimizer=adamw", "compile=false"])

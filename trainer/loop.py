@@ -20,6 +20,7 @@ from transformers import get_scheduler
 from profiles.plan import Encoder, Plan
 from trainer import checkpoint
 from trainer.data.features import FeatureCache, encoder_key, fill_cache
+from trainer.data.mixture import MixedSets
 from trainer.data.reasonseg import Item
 from trainer.data.samples import MicroBatches, Sample, SampleSet, collate, image_paths, length_step
 from trainer.metrics import MaskScores
@@ -115,20 +116,22 @@ class Run:
     def __init__(
         self,
         plan: Plan,
-        train: list[Item],
+        train: list[Item] | MixedSets,
         val: list[Item],
         folder: Path,
         cache_root: Path,
         reporter: Reporter,
     ) -> None:
-        self.plan, self.folder, self.reporter = plan, folder, reporter
+        self.plan, self.val, self.folder, self.reporter = plan, val, folder, reporter
         self.accelerator = make_accelerator(plan, folder)
         self.tokenizer = read_tokenizer(plan)
         if plan.device == "cuda":
             if plan.compile:
                 check_compiler()
             check_fits(plan, self.tokenizer, *free_bytes(self.accelerator.device))
-        images = image_paths(train, val)
+        if isinstance(train, MixedSets):
+            SampleSet(train, plan, self.tokenizer, {}, training=True).check_lengths()
+        images = image_paths(train.drawn(plan) if isinstance(train, MixedSets) else train, val)
         caches = prepare_caches(plan, images, cache_root, self.accelerator, reporter)
         make_set = partial(SampleSet, plan=plan, tokenizer=self.tokenizer, caches=caches)
         self.train_set = make_set(train, training=True)

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from advisor import preflight
 from advisor.budget import GIB as BUDGET_GIB
 from advisor.budget import Budget
 from advisor.choose import tiny_cpu_plan
-from advisor.forecast import Forecast, Tier
+from advisor.forecast import Forecast, Tier, Worst
 from advisor.preflight import Advice, advise
 from advisor.probe import Gpu, Machine, probe
 from advisor.question import Target
@@ -536,3 +537,33 @@ def test_every_number_has_a_basis_and_every_lever_its_price():
 def test_the_picture_holds_the_answer():
     svg = render_svg(_advise(vram_gib=8))
     assert svg.startswith("<svg") and "FITS" in svg and "lisa-train" in svg
+
+
+def test_a_mixture_is_forecast_with_what_its_samples_hold():
+    """Neither the grid nor a row knows samples with several masks or long answers."""
+    asked: list[tuple[Plan, int | None]] = []
+    mixture = ["mixture.vqa=3", "mixture.sem_seg=9"]
+    advice = _advise(vram_gib=12, model="7b", overrides=mixture, live=_live(1.1, asked))
+    assert advice.verdict == "FITS" and advice.plan.mixture.vqa == 3
+    assert asked[-1] == (advice.plan, 512) and advice.needs.basis == "forecast"
+    assert "--set mixture.sem_seg=9" in advice.command
+    assert _advise(vram_gib=12, model="7b", overrides=mixture).verdict == "UNKNOWN"
+    # lisa-tiny is small whatever its samples hold
+    assert _advise(overrides=mixture).verdict == "FITS"
+    assert _advise(_machine(), model="tiny", overrides=mixture).verdict == "FITS"
+
+
+def test_a_live_forecast_remembers_what_the_data_holds(monkeypatch, tmp_path):
+    asked: list[Worst] = []
+
+    def forecast(plan: Plan, worst: Worst, *rest: object, **context: object) -> Forecast:
+        asked.append(worst)
+        return Forecast(plan=plan, verdict="UNKNOWN", compute_capability=(8, 6), text_tokens=90,
+                        masks=2, answer_tokens=70)  # fmt: skip
+
+    monkeypatch.setattr(preflight, "forecast", forecast)
+    live = preflight.live_forecast(NO_GPU, None, tmp_path, lambda text: None)
+    live(Plan(), None)
+    live(Plan(), 90)
+    live(Plan(), 100)
+    assert asked == [Worst(data=tmp_path), Worst(90, 2, None, 70), Worst(100, 2, None, 70)]

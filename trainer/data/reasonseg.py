@@ -100,7 +100,7 @@ class Item:
 
 
 @dataclass
-class _Report:
+class Report:
     """Collects the findings about one file."""
 
     path: Path
@@ -117,14 +117,14 @@ def read_image(path: Path) -> ByteArray:
     Other modes are converted; alpha is dropped, as OpenCV does; of 16 bits the high byte stays.
     DataError: missing, no picture, truncated, or larger than Pillow's MAX_IMAGE_PIXELS.
     """
-    report = _Report(Path(path))
-    opened = _open_image(report, _to_rgb)
+    report = Report(Path(path))
+    opened = open_image(report, _to_rgb)
     if opened is None:
         raise DataError(report.findings)
     return opened[1]
 
 
-def _open_image(report: _Report, read: Callable[[Image.Image], T]) -> tuple[Size, T] | None:
+def open_image(report: Report, read: Callable[[Image.Image], T]) -> tuple[Size, T] | None:
     """The upright size and what `read` made of the upright image; None with a finding added."""
     limit = Image.MAX_IMAGE_PIXELS or float("inf")
     try:
@@ -184,7 +184,7 @@ def paint_mask(polygons: Sequence[Polygon], height: int, width: int) -> ByteArra
     return mask
 
 
-def _load_json(report: _Report, kind: type[T], allowed: str) -> T | None:
+def load_json(report: Report, kind: type[T], allowed: str) -> T | None:
     """The parsed file, UTF-8 or else cp1252, if of this kind; None with a finding added."""
     try:
         raw = report.path.read_bytes()
@@ -202,7 +202,7 @@ def _load_json(report: _Report, kind: type[T], allowed: str) -> T | None:
     return None
 
 
-def _sentence(report: _Report, what: str, value: object) -> str | None:
+def read_sentence(report: Report, what: str, value: object) -> str | None:
     """A stripped string that is not blank; None with a finding added."""
     # JSON can spell half a surrogate pair, on which every tokenizer fails much later.
     whole = isinstance(value, str) and not any("\ud800" <= char <= "\udfff" for char in value)
@@ -212,7 +212,7 @@ def _sentence(report: _Report, what: str, value: object) -> str | None:
     return None
 
 
-def _read_points(report: _Report, what: str, value: object) -> FloatArray | None:
+def _read_points(report: Report, what: str, value: object) -> FloatArray | None:
     """float64 [N, 2] of a list of pairs; None with a finding added."""
     fix = "redraw the polygon or take the shape out"
     # OpenCV would paint a dot or a line for fewer points; nobody means that as an answer.
@@ -229,7 +229,7 @@ def _read_points(report: _Report, what: str, value: object) -> FloatArray | None
     return np.array(value, dtype=np.float64)
 
 
-def _read_shapes(report: _Report, value: object, size: Size | None) -> list[Polygon]:
+def _read_shapes(report: Report, value: object, size: Size | None) -> list[Polygon]:
     """The sound polygons; `flag` shapes are dropped, unchecked."""
     if not isinstance(value, list):
         report.add("shapes", value, "a list of {label, points}", "correct the file")
@@ -255,9 +255,9 @@ def _read_shapes(report: _Report, value: object, size: Size | None) -> list[Poly
     return polygons
 
 
-def _read_annotation(report: _Report, size: Size | None) -> _Notes:
+def _read_annotation(report: Report, size: Size | None) -> _Notes:
     """(texts, is_sentence, polygons), as far as sound; a finding for all that is not."""
-    parsed = _load_json(report, dict, "{shapes, text, is_sentence}")
+    parsed = load_json(report, dict, "{shapes, text, is_sentence}")
     if parsed is None:
         return (), False, ()
     text, is_sentence = parsed.get("text"), parsed.get("is_sentence")
@@ -265,7 +265,7 @@ def _read_annotation(report: _Report, size: Size | None) -> _Notes:
     if not isinstance(listed, list) or not listed:
         report.add("text", text, "a list of one string or more", "write the question")
         listed = []
-    texts = [_sentence(report, f"text[{index}]", text) for index, text in enumerate(listed)]
+    texts = [read_sentence(report, f"text[{index}]", text) for index, text in enumerate(listed)]
     if not isinstance(is_sentence, bool):
         report.add("is_sentence", is_sentence, "true or false", "correct or add it")
     polygons = _read_shapes(report, parsed.get("shapes"), size)
@@ -273,14 +273,14 @@ def _read_annotation(report: _Report, size: Size | None) -> _Notes:
     return sound, is_sentence is True, tuple(polygons)
 
 
-def _read_explanations(report: _Report, known: set[str]) -> dict[str, list[Explanation]]:
+def _read_explanations(report: Report, known: set[str]) -> dict[str, list[Explanation]]:
     """Explanations by file name of the image, from a file that need not be there."""
     found: dict[str, list[Explanation]] = {}
-    entries = _load_json(report, list, "a list of objects") if report.path.exists() else None
+    entries = load_json(report, list, "a list of objects") if report.path.exists() else None
     for index, entry in enumerate(entries or ()):
         what, fix = f"[{index}]", "correct the entry or take it out"
         fields, keys = entry if isinstance(entry, dict) else {}, ("image", "query", "outputs")
-        image, query, answer = (_sentence(report, f"{what}.{k}", fields.get(k)) for k in keys)
+        image, query, answer = (read_sentence(report, f"{what}.{k}", fields.get(k)) for k in keys)
         if image is not None and image not in known:
             # Only bare names of files that are there: no way out of the data folder.
             report.add(f"{what}.image", image, "the file name of an image of this split", fix)
@@ -297,7 +297,7 @@ def _locate(root: Path) -> tuple[Path, list[str]]:
         present = [split for split in SPLITS if (folder / split).is_dir()]
         if present:
             return folder, present
-    report = _Report(root)
+    report = Report(root)
     got = "none of them" if root.is_dir() else "no such folder"
     allowed = "ReasonSeg/train, ReasonSeg/val or ReasonSeg/test in it"
     report.add("data folder", got, allowed, "name the folder into which ReasonSeg was unpacked")
@@ -316,15 +316,15 @@ def _pair_up(folder: Path) -> dict[str, tuple[list[Path], list[Path]]]:
 
 def _read_item(base: Path, images: list[Path], jsons: list[Path], read: _Read) -> _Found:
     """The item, or None and every finding about it; all files that are there are looked at."""
-    report = _Report(base)
+    report = Report(base)
     for kind, paths in ((" or ".join(IMAGE_SUFFIXES), images), (".json", jsons)):
         if len(paths) != 1:
             got = ", ".join(path.name for path in paths) or "none"
             report.add("files", got, f"one {kind} of this name", "add it or remove what is amiss")
-    opened = [_open_image(_Report(path, report.findings), read) for path in images]
+    opened = [open_image(Report(path, report.findings), read) for path in images]
     # Of two pictures nobody can say which the polygons were drawn on.
     size = opened[0][0] if len(opened) == 1 and opened[0] is not None else None
-    notes = [_read_annotation(_Report(path, report.findings), size) for path in jsons]
+    notes = [_read_annotation(Report(path, report.findings), size) for path in jsons]
     if report.findings:
         return None, report.findings
     return Item(base.name, images[0], jsons[0], *notes[0]), []
@@ -334,11 +334,11 @@ def _scan(folder: Path, split: str, limit: int | None, read: _Read) -> _Scanned:
     """The sound items of a split and every finding about the others."""
     pairs = _pair_up(folder / split)
     known = {path.name for images, _ in pairs.values() for path in images}
-    report = _Report(folder / split)
+    report = Report(folder / split)
     if not pairs:
         report.add("folder", None, "pictures, each with its .json", "fetch the split again")
     extra = folder / "explanatory" / f"{split}.json"
-    explanations = _read_explanations(_Report(extra, report.findings), known)
+    explanations = _read_explanations(Report(extra, report.findings), known)
     items: list[Item] = []
     for name in list(pairs)[:limit]:
         item, broken = _read_item(folder / split / name, *pairs[name], read)
@@ -356,7 +356,7 @@ def read_split(root: Path, split: str, limit: int | None = None) -> list[Item]:
     report truncated ones. DataError: all findings about items, folder, split or limit (>= 1).
     """
     folder, present = _locate(root)
-    report = _Report(folder)
+    report = Report(folder)
     if split not in present:
         report.add("split", split, ", ".join(present), "name one that is there")
     if limit is not None and limit < 1:

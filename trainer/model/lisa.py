@@ -245,10 +245,13 @@ class Lisa(nn.Module):
 
     def decode_masks(self, states: Tensor, segs: Tensor, sam: Tensor) -> Tensor:
         """Low-resolution mask logits [M, L, L] from the state before each [SEG]."""
-        owner, position = segs.unbind(1)
+        count = len(segs)
+        # SAM's decoder cannot run on nothing. One made-up prompt, cut off below, stands in: the
+        # trained tensors stay in the graph, with zero gradients, as data-parallel wrappers need.
+        owner, position = (segs if count else segs.new_zeros(1, 2)).unbind(1)
         # The state that predicts a token stands one position before it.
         prompts = self.prompts_of(states[owner, position - 1])
-        return self.masks_of(prompts, self.sam_features(sam)[owner])
+        return self.masks_of(prompts, self.sam_features(sam)[owner])[:count]
 
     def prompts_of(self, states: Tensor) -> Tensor:
         """States [M, H] that predict a [SEG] -> prompts [M, 1, 1, E] for SAM's mask decoder."""

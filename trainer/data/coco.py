@@ -1,0 +1,212 @@
+"""COCO's annotation format: pictures, categories, and masks as polygons or run lengths.
+
+A mask is a list of polygons ``[x1, y1, x2, y2, …]`` in pixels, a run-length encoding ``{size: [H,
+W], counts: [n, …] or text}``, or a list of such encodings; an empty list covers nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+from trainer.data.reasonseg import DataError, FloatArray, Report, Size, load_json
+from trainer.data.visits import spoken
+
+# A polygon [2N] of x, y, or run lengths, checked: pycocotools shows what happens to stand in memory
+# where counts and size differ. As arrays, since lists of a million polygons would take gigabytes.
+Part: TypeAlias = "FloatArray | dict[str, Any]"
+_LARGEST_COORDINATE = 1_000_000  # pycocotools walks along every edge, pixel by pixel
+_FIX = "correct the annotation or take it out"
+
+
+@dataclass(frozen=True)
+class CocoImage:
+    """One entry of ``images``; `size` is (height, width)."""
+
+    place: str  # in the file
+    file_name: object
+    size: Size
+
+
+@dataclass(frozen=True)
+class CocoMask:
+    """One entry of ``annotations``."""
+
+    image: int
+    category: int
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class Coco:
+    """What is in an annotation file, by id."""
+
+    images: dict[int, CocoImage]
+    categories: dict[int, str]
+    masks: dict[int, CocoMask]
+
+
+def read_coco(report: Report) -> Coco:
+    """The annotation file at the report's path; a finding for all that is not sound."""
+    parsed = load_json(report, dict, "{images, annotations, categories}")
+    if parsed is None:
+        return Coco({}, {}, {})
+    images: dict[int, CocoImage] = {}
+    for place, number, entry in _entries(report, parsed, "images"):
+        height, width = entry.get("height"), entry.get("width")
+        if type(height) is int and type(width) is int and min(height, width) > 0:
+            images[number] = CocoImage(place, entry.get("file_name"), (height, width))
+        else:
+            got = height, width
+            report.add(f"{place} height, width", got, "two whole numbers above 0", _FIX)
+    categories: dict[int, str] = {}
+    for place, number, entry in _entries(report, parsed, "categories"):
+        before, name = len(report.findings), _words(entry.get("name"))
+        categories[number] = spoken(report, f"{place}.name", name) or ""
+        if not categories[number] and len(report.findings) == before:
+            report.add(f"{place}.name", name, "a name that is not blank", _FIX)
+    masks: dict[int, CocoMask] = {}
+    for place, number, entry in _entries(report, parsed, "annotations"):
+        image, category = entry.get("image_id"), entry.get("category_id")
+        if type(image) is not int or image not in images:
+            report.add(f"{place}.image_id", image, "the id of one of the images", _FIX)
+        elif type(category) is not int or category not in categories:
+            report.add(f"{place}.category_id", category, "the id of one of the categories", _FIX)
+        else:
+            what, value = f"{place}.segmentation", entry.get("segmentation")
+            parts = _read_parts(report, what, value, images[image].size)
+            if parts is not None:
+                masks[number] = CocoMask(image, category, parts)
+    return Coco(images, categories, masks)
+
+
+def paint_parts(
+    parts: Sequence[Part], image: CocoImage, source: Path, height: int, width: int
+) -> NDArray[np.uint8]:
+    """All parts as one mask uint8 [height, width] of {0, 1}.
+
+    DataError, naming the `source`, if they were drawn on an image of another size.
+    """
+    if image.size != (height, width):
+        report, size = Report(source), image.size
+        allowed = f"height {size[0]}, width {size[1]}, as annotated"
+        fix = "fetch the picture again, or annotate it as it is upright"
+        report.add(f"{image.place}, picture", f"height {height}, width {width}", allowed, fix)
+        raise DataError(report.findings)
+    encoded = [run for part in parts for run in _run_lengths(part, height, width)]
+    if not encoded:
+        return np.zeros((height, width), np.uint8)
+    painted: NDArray[np.uint8] = coco_mask.decode(coco_mask.merge(encoded))
+    return painted
+
+
+def _run_lengths(part: Part, height: int, width: int) -> list[dict[str, Any]]:
+    """pycocotools' encodings of one part."""
+    if isinstance(part, np.ndarray):
+        polygons: list[dict[str, Any]] = coco_mask.frPyObjects([part.tolist()], height, width)
+        return polygons
+    if isinstance(part["counts"], list):
+        return [coco_mask.frPyObjects(part, height, width)]
+    return [part]
+
+
+def _words(name: object) -> object:
+    """A category's name as one says it: LVIS writes trash_can, part data sets bottle:cap."""
+    return name.replace("_", " ").replace(":", " ") if isinstance(name, str) else name
+
+
+def _entries(
+    report: Report, parsed: dict[str, Any], key: str
+) -> list[tuple[str, int, dict[str, Any]]]:
+    """(place, id, entry) of every sound entry of a list; ids are whole numbers, each once."""
+    listed = parsed.get(key)
+    if not isinstance(listed, list):
+        report.add(key, listed, "a list of objects", "correct the file")
+        return []
+    found: dict[int, tuple[str, int, dict[str, Any]]] = {}
+    for index, entry in enumerate(listed):
+        place = f"{key}[{index}]"
+        number = entry.get("id") if isinstance(entry, dict) else None
+        if type(number) is not int or number in found:
+            report.add(f"{place}.id", number, "a whole number that no other has", _FIX)
+        else:
+            found[number] = (place, number, entry)
+    return list(found.values())
+
+
+def _read_parts(report: Report, what: str, value: object, size: Size) -> tuple[Part, ...] | None:
+    """The checked parts of a segmentation; None with a finding added."""
+    parts = [value] if isinstance(value, dict) else value
+    if not isinstance(parts, list):
+        report.add(what, value, "polygons or run lengths", _FIX)
+        return None
+    checked: list[Part] = []
+    for part in parts:
+        if _is_polygon(part):
+            checked.append(np.array(part, dtype=np.float64))
+        elif (runs := _checked_runs(part, size)) is not None:
+            checked.append(runs)
+        else:
+            allowed = (
+                "a polygon of 3 points [x, y] or more in one list, with coordinates of at most "
+                f"{_LARGEST_COORDINATE}, or run lengths of a picture of height {size[0]}, "
+                f"width {size[1]}"
+            )
+            report.add(what, part, allowed, _FIX)
+            return None
+    return tuple(checked)
+
+
+def _is_polygon(part: object) -> bool:
+    # Of four numbers pycocotools would make a box. NaN is never below.
+    return (
+        isinstance(part, list)
+        and len(part) >= 6
+        and len(part) % 2 == 0
+        and all(type(x) in (int, float) and abs(x) <= _LARGEST_COORDINATE for x in part)
+    )
+
+
+def _checked_runs(part: object, size: Size) -> dict[str, Any] | None:
+    """Run lengths that cover a picture of that size to the pixel; None if they do not."""
+    if not isinstance(part, dict) or part.get("size") != list(size):
+        return None
+    counts = part.get("counts")
+    if isinstance(counts, str) and counts.isascii():
+        lengths = _unpacked(counts.encode())
+    elif isinstance(counts, list) and all(type(n) is int for n in counts):
+        lengths = counts
+    else:
+        return None
+    if not lengths or min(lengths) < 0 or sum(lengths) != size[0] * size[1]:
+        return None
+    return part
+
+
+def _unpacked(counts: bytes) -> list[int]:
+    """The lengths in COCO's text: five bits a character, the lowest first.
+
+    From the fourth on a length is given as its difference to the last but one. Empty for a text
+    that breaks off, or that pycocotools would not have written.
+    """
+    lengths: list[int] = []
+    value = shift = 0
+    for character in counts:
+        digit = character - 48
+        if not 0 <= digit < 64 or shift > 30:
+            return []
+        value |= (digit & 31) << shift
+        shift += 5
+        if digit & 32:
+            continue
+        if digit & 16:
+            value -= 1 << shift
+        lengths.append(value + lengths[-2] if len(lengths) > 2 else value)
+        value = shift = 0
+    return [] if shift else lengths
