@@ -23,6 +23,7 @@ from trainer.console import (
 from trainer.results_cli import evaluate, export
 
 if TYPE_CHECKING:
+    from advisor.preflight import Advice
     from profiles.plan import Plan
 
 app = typer.Typer(
@@ -89,13 +90,15 @@ def train(
     if no_quantization:
         assignments.insert(0, "quantization=none")
     with user_errors():
-        resolved = _resolve(auto, plan, model, assignments + (set_ or []), use_lora, data_dir)
+        resolved, advice = _resolve(
+            auto, plan, model, assignments + (set_ or []), use_lora, data_dir
+        )
         if data_dir is None:
             fail(
                 "--data-dir: name the folder that holds ReasonSeg/{train,val}\n"
                 "    hint: lisa-train synthesise DIR writes one to try with"
             )
-        _train(resolved, data_dir, output_dir, cache_dir)
+        _train(resolved, data_dir, output_dir, cache_dir, advice)
 
 
 @app.command()
@@ -142,8 +145,8 @@ def _resolve(
     assignments: list[str],
     use_lora: bool,
     data: Path | None,
-) -> Plan:
-    """The plan that the command line asks for. Raises PlanError."""
+) -> tuple[Plan, Advice | None]:
+    """The plan that the command line asks for, and with --auto its reasons. Raises PlanError."""
     from profiles.plan import Plan
 
     if auto:
@@ -161,11 +164,11 @@ def _resolve(
         print(f"{advice.verdict}: {advice.summary}", file=sys.stderr)
         for name, value in advice.environment.items():
             os.environ.setdefault(name, value)  # which card, and the allocator, before torch
-        return advice.plan
+        return advice.plan, advice
     if path is not None:
         base = Plan.read(path)
-        return base.override(assignments + ([f"model={model}"] if model else []))
-    return _seed_plan(model, assignments, use_lora)
+        return base.override(assignments + ([f"model={model}"] if model else [])), None
+    return _seed_plan(model, assignments, use_lora), None
 
 
 def _seed_plan(model: Text, assignments: list[str], use_lora: bool) -> Plan:
@@ -191,7 +194,7 @@ def _seed_plan(model: Text, assignments: list[str], use_lora: bool) -> Plan:
     return base.override(batch + assignments)
 
 
-def _train(plan: Plan, data: Path, output: Path, cache: Path | None) -> None:
+def _train(plan: Plan, data: Path, output: Path, cache: Path | None, advice: Advice | None) -> None:
     """Choose the run folder, and train in this process or in as many as the plan has."""
     from trainer.data.mixture import read_training
     from trainer.data.reasonseg import read_split
@@ -201,6 +204,10 @@ def _train(plan: Plan, data: Path, output: Path, cache: Path | None) -> None:
     if is_main() and (output / "plan.json").exists():
         output = _fresh(output)
         print(f"the run folder is taken: writing to {output}", file=sys.stderr)
+    if advice is not None and is_main():
+        output.mkdir(parents=True, exist_ok=True)
+        text = advice.model_dump_json(indent=2) + "\n"
+        (output / "advice.json").write_text(text, encoding="utf-8")
     if not must_start_processes(plan):
         return _train_here(plan, data, output, cache)
     read_training(data, plan)  # bad data is told once, not by every process

@@ -36,7 +36,7 @@ def export_trained(trained: Trained, target: Path) -> int:
         plan = Plan.read(source / "plan.json")
         portable = plan.model_copy(update={"weights": "default"})
         (folder / "plan.json").write_text(portable.to_json(), encoding="utf-8")
-        facts = read_facts(source)
+        facts = _facts(source)
         (folder / "facts.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(card(plan, facts, merged=False), encoding="utf-8")
     return _bytes(target)
@@ -66,7 +66,7 @@ def export_merged(trained: Trained, target: Path, shard_bytes: int = SHARD_BYTES
         if merge.left:
             raise WeightsError(f"{source}: fit nothing in the model: {sorted(merge.left)[:5]}")
         shutil.copyfile(model_folder(plan) / "tokenizer.json", folder / "tokenizer.json")
-        facts = read_facts(source)
+        facts = _facts(source)
         origin = {"model": plan.model, "dtype": plan.dtype, "merged": plan.content_hash}
         (folder / ORIGIN).write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(card(plan, facts, merged=True), encoding="utf-8")
@@ -180,6 +180,17 @@ def _folder(trained: Trained) -> Path:
     if trained.folder is None:
         raise ValueError("nothing was trained here: a converted folder is whole as it is")
     return trained.folder
+
+
+def _facts(checkpoint: Path) -> dict[str, Any]:
+    """What the run recorded about a checkpoint, and what its advice had forecast."""
+    facts = read_facts(checkpoint)
+    try:
+        advice = json.loads((checkpoint.parent / "advice.json").read_text(encoding="utf-8"))
+        forecast = {"forecast_bytes": int(advice["needs"]["bytes"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return facts  # a plan of the user's own
+    return forecast | facts
 
 
 def _bytes(folder: Path) -> int:
