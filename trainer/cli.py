@@ -124,7 +124,8 @@ def synthesise(
 @app.command()
 def convert(
     sources: Annotated[
-        list[Path], typer.Argument(metavar="SRC...", help="Folders of published checkpoints.")
+        list[str],
+        typer.Argument(metavar="SRC...", help="Checkpoints: folders, or OWNER/NAME[@REVISION]."),
     ],
     target: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write.")],
     model: Annotated[str, typer.Option(help="Size to make: 7b, 7b-v1 or 13b.")],
@@ -132,9 +133,11 @@ def convert(
 ) -> None:
     """Turn published checkpoints (LLaVA, LISA, SAM, CLIP) into a folder for --set weights=DST."""
     from trainer.convert import convert as run
+    from trainer.hub import checkpoint_folder
 
     with user_errors(), ended_politely():
-        report = run(sources, target, model, tell, int(shard_gib * 2**30))
+        folders = [checkpoint_folder(source, tell) for source in sources]
+        report = run(folders, target, model, tell, int(shard_gib * 2**30))
     print("\n".join([*report.lines(), f"{model} in {target}; its conversion.json lists all"]))
 
 

@@ -10,9 +10,12 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import errors
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typer.testing import CliRunner
@@ -25,6 +28,7 @@ from trainer.cli import app
 from trainer.convert import Report, convert, needed_shapes
 from trainer.data.reasonseg import read_split
 from trainer.data.samples import SampleSet, collate
+from trainer.hub import checkpoint_folder
 from trainer.model.build import build, read_tokenizer, save_model
 from trainer.model.configs import llava_config, sam_config
 from trainer.model.lisa import Lisa
@@ -642,3 +646,73 @@ def test_a_terminated_command_leaves_nothing(tmp_path: Path, truth: Tensors) -> 
     process.terminate()
     assert process.wait(30) == 130
     assert sorted(tmp_path.iterdir()) == before
+
+
+class Hub:
+    """Stands in for the hub: one repository, at one commit."""
+
+    commit = "0123456789abcdef0123456789abcdef01234567"
+
+    def __init__(self, names: list[str], folder: Path, error: Exception | None = None) -> None:
+        self.names, self.folder, self.error = names, folder, error
+        self.asked: list[Any] = []
+
+    def model_info(self, name: str, revision: str | None) -> Any:
+        self.asked.append((name, revision))
+        if self.error is not None:
+            raise self.error
+        files = [SimpleNamespace(rfilename=file) for file in self.names]
+        return SimpleNamespace(siblings=files, sha=self.commit)
+
+    def fetch(self, name: str, revision: str, allow_patterns: list[str]) -> str:
+        self.asked.append((name, revision, allow_patterns[0]))
+        return str(self.folder)
+
+
+def on_hub(monkeypatch: pytest.MonkeyPatch, hub: Hub) -> Hub:
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: hub)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", hub.fetch)
+    return hub
+
+
+@pytest.mark.parametrize(
+    ("names", "pattern"),
+    [
+        (["model-1.safetensors", "pytorch_model-1.bin", "x.pth"], "*.safetensors"),
+        (["pytorch_model-1.bin", "config.json"], "pytorch_model*.bin"),
+        (["sam_vit_h_4b8939.pth"], "*.pth"),
+    ],
+)
+def test_a_name_on_the_hub_is_fetched_at_one_commit(
+    names: list[str], pattern: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    hub = on_hub(monkeypatch, Hub(names, tmp_path / "snapshot"))
+    assert checkpoint_folder("me/model@v1", lambda line: None) == tmp_path / "snapshot"
+    assert hub.asked == [("me/model", "v1"), ("me/model", Hub.commit, pattern)]
+    (tmp_path / "a").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for local in ("a", str(tmp_path / "a"), "./no/such/folder", "nosuch"):
+        assert checkpoint_folder(local, lambda line: None) == Path(local)
+    assert len(hub.asked) == 2
+
+
+def test_what_the_hub_refuses_says_the_way_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    answer = SimpleNamespace(headers={}, request=None, status_code=403)
+    for kind, message in (
+        (
+            errors.GatedRepoError,
+            "is gated\n    hint: accept its terms on https://huggingface.co/me/x",
+        ),
+        (errors.RevisionNotFoundError, "has no revision v9"),
+        (errors.RepositoryNotFoundError, "no folder here and no repository"),
+        (
+            None,
+            "cannot be fetched: no network\n.*hf download me/x --local-dir FOLDER --revision v9",
+        ),
+    ):
+        error = OSError("no network") if kind is None else kind("x", response=answer)
+        on_hub(monkeypatch, Hub([], tmp_path, error))
+        with pytest.raises(WeightsError, match=message):
+            checkpoint_folder("me/x@v9", lambda line: None)
