@@ -51,6 +51,12 @@ def train(
     check_data: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Check a data folder and stop.")
     ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Go on with a run that was ended.")
+    ] = None,
+    save_minutes: Annotated[
+        float, typer.Option(min=0, help="Between two checkpoints to go on from.")
+    ] = 10.0,
     set_: Settings = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Samples per forward pass.")] = None,
@@ -89,6 +95,11 @@ def train(
     assignments = [f"{key}={value}" for key, value in flags.items() if value is not None]
     if no_quantization:
         assignments.insert(0, "quantization=none")
+    if resume is not None:
+        if auto or plan or model or assignments or set_ or use_lora:
+            fail("--resume goes on with the run's own plan: leave the other settings out")
+        with user_errors():
+            return _resume(resume, data_dir, cache_dir, save_minutes)
     with user_errors():
         resolved, advice = _resolve(
             auto, plan, model, assignments + (set_ or []), use_lora, data_dir
@@ -98,7 +109,7 @@ def train(
                 "--data-dir: name the folder that holds ReasonSeg/{train,val}\n"
                 "    hint: lisa-train synthesise DIR writes one to try with"
             )
-        _train(resolved, data_dir, output_dir, cache_dir, advice)
+        _train(resolved, data_dir, output_dir, cache_dir, advice, save_minutes)
 
 
 @app.command()
@@ -197,11 +208,29 @@ def _seed_plan(model: Text, assignments: list[str], use_lora: bool) -> Plan:
     return base.override(batch + assignments)
 
 
-def _train(plan: Plan, data: Path, output: Path, cache: Path | None, advice: Advice | None) -> None:
-    """Choose the run folder, and train in this process or in as many as the plan has."""
-    from trainer.data.mixture import read_training
-    from trainer.data.reasonseg import read_split
-    from trainer.launch import is_main, must_start_processes, start_processes, worker_arguments
+def _resume(run: Path, data: Path | None, cache: Path | None, save_minutes: float) -> None:
+    """Go on with a run, in its own folder. Raises PlanError, CannotResume."""
+    from profiles.plan import Plan
+    from trainer.resume import Started
+
+    started = Started.read(run)
+    plan = Plan.read(run / "plan.json")
+    if (run / "summary.json").exists():
+        print(f"{run}: this run is complete", file=sys.stderr)
+        return
+    _start(plan, data or started.data, run, cache or started.cache, True, save_minutes)
+
+
+def _train(
+    plan: Plan,
+    data: Path,
+    output: Path,
+    cache: Path | None,
+    advice: Advice | None,
+    save_minutes: float,
+) -> None:
+    """Choose the run folder, and train."""
+    from trainer.launch import is_main
 
     cache = cache or feature_cache()
     if is_main() and (output / "plan.json").exists():
@@ -211,15 +240,26 @@ def _train(plan: Plan, data: Path, output: Path, cache: Path | None, advice: Adv
         output.mkdir(parents=True, exist_ok=True)
         text = advice.model_dump_json(indent=2) + "\n"
         (output / "advice.json").write_text(text, encoding="utf-8")
+    _start(plan, data, output, cache, False, save_minutes)
+
+
+def _start(
+    plan: Plan, data: Path, output: Path, cache: Path, resume: bool, save_minutes: float
+) -> None:
+    """Train in this process, or in as many as the plan has."""
+    from trainer.data.mixture import read_training
+    from trainer.data.reasonseg import read_split
+    from trainer.launch import must_start_processes, start_processes, worker_arguments
+
     if not must_start_processes(plan):
-        return _train_here(plan, data, output, cache)
+        return _train_here(plan, data, output, cache, resume, save_minutes)
     read_training(data, plan)  # bad data is told once, not by every process
     read_split(data, "val", plan.max_val_samples)
     output.mkdir(parents=True, exist_ok=True)
     plan_file = output / "plan.json"
     plan_file.write_text(plan.to_json(), encoding="utf-8")
-    code = start_processes(plan.processes, worker_arguments(plan_file, data, output, cache))
-    raise typer.Exit(code)
+    arguments = worker_arguments(plan_file, data, output, cache, resume, save_minutes)
+    raise typer.Exit(start_processes(plan.processes, arguments))
 
 
 app.command()(evaluate)
@@ -232,15 +272,19 @@ def worker(
     data_dir: Annotated[Path, typer.Option()],
     output_dir: Annotated[Path, typer.Option()],
     cache_dir: Annotated[Path, typer.Option()],
+    save_minutes: Annotated[float, typer.Option()],
+    resume: Annotated[bool, typer.Option("--resume")] = False,
 ) -> None:
     """One of the processes that lisa-train starts; the plan and the folders are settled."""
     from profiles.plan import Plan
 
     with user_errors():
-        _train_here(Plan.read(plan), data_dir, output_dir, cache_dir)
+        _train_here(Plan.read(plan), data_dir, output_dir, cache_dir, resume, save_minutes)
 
 
-def _train_here(plan: Plan, data: Path, output: Path, cache: Path) -> None:
+def _train_here(
+    plan: Plan, data: Path, output: Path, cache: Path, resume: bool, save_minutes: float
+) -> None:
     from trainer.data.mixture import read_training
     from trainer.data.reasonseg import read_split
 
@@ -259,10 +303,20 @@ def _train_here(plan: Plan, data: Path, output: Path, cache: Path) -> None:
             f"batch {plan.micro_batch} × {plan.accumulation}{processes}, {len(train)} samples"
         )
         from trainer.evaluate import run_sheet
+        from trainer.launch import is_main
         from trainer.loop import Run, describe
+        from trainer.resume import Started, check_data, digests, resumable
 
-        run = Run(plan, train, val, output, cache, speaker)
-        summary = run.train()
+        now = digests(train, val)
+        checkpoint = None
+        if resume:
+            check_data(Started.read(output), now)
+            checkpoint = resumable(output, speaker.line)
+        elif is_main():
+            Started(data, cache, now).write(output)
+            (output / "plan.json").write_text(plan.to_json(), encoding="utf-8")
+        run = Run(plan, train, val, output, cache, speaker, 60 * save_minutes)
+        summary = run.train(checkpoint)
         if run.accelerator.is_main_process:
             sheet = run_sheet(run, output / "overlay.png", count=6)
             speaker.line(f"before  {describe(summary['before'])}")

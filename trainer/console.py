@@ -74,8 +74,8 @@ def user_errors() -> Iterator[None]:
         yield
     except typer.Exit:
         raise  # a RuntimeError itself: it already says how the command ends
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(str(error) or "interrupted", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from None
     except (ValueError, *THEIR_FILES) as error:
         fail(str(error))

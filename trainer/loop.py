@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -30,7 +31,15 @@ from trainer.model.lisa import Batch, Lisa, to_original
 from trainer.model.tokens import LisaTokenizer
 from trainer.model.trained import GradientCheck, trained_names
 from trainer.model.weights import weight_source
+from trainer.resume import LAST, PREVIOUS, Stop, changes
 from trainer.step import make_optimizer, training_step
+
+RECORDS = "metrics.jsonl"
+SAVE_SECONDS = 600  # between two checkpoints, so that a kill costs ten minutes at most
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run was asked to end and has saved; says how it goes on."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +130,9 @@ class Run:
         folder: Path,
         cache_root: Path,
         reporter: Reporter,
+        save_seconds: float = SAVE_SECONDS,
     ) -> None:
+        self.save_seconds, self.saved, self.stop = save_seconds, time.monotonic(), Stop()
         self.plan, self.val, self.folder, self.reporter = plan, val, folder, reporter
         self.accelerator = make_accelerator(plan, folder)
         self.tokenizer = read_tokenizer(plan)
@@ -144,8 +155,9 @@ class Run:
         )
         self.wrapped, self.optimizer = self.accelerator.prepare(self.model, optimizer)
         self.scheduler = self._schedule(optimizer)
-        self.step = 0
+        self.step = self.evaluated = 0  # optimizer steps, and epochs
         self.best: float | None = None
+        self.metrics: dict[str, Any] = {}  # of the last evaluation
         self.facts: dict[str, Any] = {
             "data": {"train": len(train), "val": len(val)},
             "base": weight_source(plan).fingerprint,
@@ -158,23 +170,28 @@ class Run:
         name = "constant_with_warmup" if schedule.shape == "constant" else schedule.shape
         return get_scheduler(name, optimizer, min(schedule.warmup_steps, total // 2), total)
 
-    def train(self) -> dict[str, Any]:
-        """Evaluate, then train and evaluate epoch after epoch; returns the summary."""
-        self._start_records()
-        before = self.facts["before"] = self.evaluate("before training")
+    def train(self, resume: Path | None = None) -> dict[str, Any]:
+        """Evaluate, then train and evaluate epoch after epoch; returns the summary.
+
+        With a checkpoint to `resume` from, what it has done is not done again, and the rest comes
+        out as if there had been no break. Raises Interrupted once all is saved.
+        """
         started = time.monotonic()
-        after = before
-        for epoch in range(self.plan.schedule.epochs):
-            self._train_epoch(epoch)
-            after = self.evaluate(f"epoch {epoch + 1}")
-            self._save("last", after)
-            if self.best is None or (after["giou"] or 0.0) > self.best:
-                self.best = after["giou"] or 0.0
-                self._save("best", after)
+        with self.stop.heard():
+            if resume is None:
+                self._start_records()
+                self.facts["before"] = self.evaluate("before training")
+                self._save_state()
+            else:
+                self._restore(resume)
+            for epoch in range(self.evaluated, self.plan.schedule.epochs):
+                self._train_epoch(epoch)
+                self._save_state()
+                self._evaluate_epoch(epoch)
         self.accelerator.end_training()
         summary = {
-            "before": before,
-            "after": after,
+            "before": self.facts["before"],
+            "after": self.metrics,
             "best_giou": self.best,
             "steps": self.step,
             "seconds": round(time.monotonic() - started, 2),
@@ -182,11 +199,20 @@ class Run:
         self._write("summary.json", summary)
         return summary
 
+    def _evaluate_epoch(self, epoch: int) -> None:
+        after = self.evaluate(f"epoch {epoch + 1}")
+        self.evaluated, self.metrics = epoch + 1, after
+        if self.best is None or (after["giou"] or 0.0) > self.best:
+            self.best = after["giou"] or 0.0
+            self._save("best")
+        self._save_state()
+
     def _train_epoch(self, epoch: int) -> None:
-        self.sampler.epoch = epoch
-        self.wrapped.train()
         total = self.sampler.steps
-        for number, batches in enumerate(self._effective_batches()):
+        done = self.step - epoch * total
+        self.sampler.epoch, self.sampler.skip = epoch, done
+        self.wrapped.train()
+        for number, batches in enumerate(self._effective_batches(), done):
             started = time.monotonic()
             # A run that restarts at an epoch draws the same dropout as one that did not.
             torch.manual_seed(self._step_seed())
@@ -209,6 +235,18 @@ class Run:
                 number + 1,
                 total,
             )
+            self._between_steps()
+
+    def _between_steps(self) -> None:
+        """Save where it is time, or where the run is to end. Raises Interrupted."""
+        stop, due = self.stop.asked, time.monotonic() - self.saved > self.save_seconds
+        if self.accelerator.num_processes > 1:
+            here = torch.tensor([stop, due], dtype=torch.float, device=self.accelerator.device)
+            stop, due = (self.accelerator.reduce(here, "sum") > 0).tolist()
+        if due or stop:
+            self._save_state()
+        if stop:
+            raise Interrupted(f"saved after step {self.step}; lisa-train --resume {self.folder}")
 
     def _step_seed(self) -> int:
         rank = self.accelerator.process_index
@@ -234,8 +272,9 @@ class Run:
         """gIoU and cIoU over the validation split, each process its share."""
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         share = range(rank, len(self.val_set), processes)
+        heeding = Reporter(self.reporter.line, self._heeding)
         scores = evaluate(
-            self.model, self.val_set, list(share), self.tokenizer, self.accelerator, self.reporter
+            self.model, self.val_set, list(share), self.tokenizer, self.accelerator, heeding
         )
         rows = scores.rows()
         if processes > 1:
@@ -248,17 +287,69 @@ class Run:
         self.reporter.line(f"{title}: {describe(result)}")
         return result
 
-    def _save(self, name: str, metrics: dict[str, Any]) -> None:
+    def _heeding(self, what: str, done: int, total: int) -> None:
+        """Progress of an evaluation. Raises Interrupted: what came before it is saved."""
+        if self.stop.asked:
+            raise Interrupted(f"ended while {what}; lisa-train --resume {self.folder}")
+        self.reporter.progress(what, done, total)
+
+    def _save(self, name: str) -> None:
+        """A checkpoint to answer with."""
         if self.accelerator.is_main_process:
-            facts = {"step": self.step, "metrics": metrics, **self.facts, **peaks()}
-            checkpoint.save(self.folder / name, self.model, self.plan, facts)
+            checkpoint.save(self.folder / name, self.model, self.plan, self._facts())
         self.accelerator.wait_for_everyone()
+
+    def _save_state(self) -> None:
+        """A checkpoint to go on from; the one before is kept."""
+        if self.accelerator.is_main_process:
+            checkpoint.save(
+                self.folder / LAST, self.model, self.plan, self._facts(), self._state(),
+                self.folder / PREVIOUS,
+            )  # fmt: skip
+        self.saved = time.monotonic()
+        self.accelerator.wait_for_everyone()
+
+    def _facts(self) -> dict[str, Any]:
+        return {"step": self.step, "metrics": self.metrics, **self.facts, **peaks()}
+
+    def _state(self) -> dict[str, Any]:
+        """All that the next step depends on beside the trained tensors.
+
+        Not the random numbers: every step and every sample draws its own, from the plan's seed.
+        """
+        scheduler = {k: v for k, v in self.scheduler.state_dict().items() if k != "lr_lambdas"}
+        scaler = self.accelerator.scaler
+        return {
+            "step": self.step, "evaluated": self.evaluated, "best": self.best,
+            "metrics": self.metrics, "before": self.facts["before"],
+            "records": (self.folder / RECORDS).stat().st_size,
+            "optimizer": self.optimizer.optimizer.state_dict(), "scheduler": scheduler,
+            "scaler": scaler.state_dict() if scaler else {},
+        }  # fmt: skip
+
+    def _restore(self, folder: Path) -> None:
+        """Take up a checkpoint's state; records after it go. Raises CheckpointError."""
+        state = checkpoint.load_state(folder)
+        checkpoint.load(folder, self.model)
+        self.step, self.evaluated, self.best = (state[k] for k in ("step", "evaluated", "best"))
+        self.metrics, self.facts["before"] = state["metrics"], state["before"]
+        optimizer = state["optimizer"]
+        optimizer["state"] = {int(number): of for number, of in optimizer["state"].items()}
+        self.optimizer.optimizer.load_state_dict(optimizer)
+        self.scheduler.load_state_dict(state["scheduler"] | {"lr_lambdas": [None]})
+        if self.accelerator.scaler and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        if self.accelerator.is_main_process:
+            os.truncate(self.folder / RECORDS, state["records"])
+        self.accelerator.init_trackers("tensorboard")
+        self.reporter.line(f"going on from {folder} after step {self.step}")
+        for change in changes(checkpoint.read_facts(folder), versions()):
+            self.reporter.line(f"note: {change}: the rest may differ in the last bits")
 
     def _start_records(self) -> None:
         self.accelerator.init_trackers("tensorboard")
         if self.accelerator.is_main_process:
-            (self.folder / "plan.json").write_text(self.plan.to_json(), encoding="utf-8")
-            (self.folder / "metrics.jsonl").write_text("", encoding="utf-8")
+            (self.folder / RECORDS).write_text("", encoding="utf-8")
         self._write("versions.json", versions())
 
     def _write(self, name: str, document: dict[str, Any]) -> None:
@@ -269,7 +360,7 @@ class Run:
     def _record(self, row: dict[str, Any]) -> None:
         if not self.accelerator.is_main_process:
             return
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        with (self.folder / RECORDS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         numbers = {k: v for k, v in row.items() if isinstance(v, float)}
         self.accelerator.log(numbers, step=self.step)

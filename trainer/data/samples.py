@@ -193,6 +193,7 @@ class MicroBatches:
         self.length = length
         self.rank = rank
         self.epoch = 0
+        self.skip = 0  # optimizer steps of the epoch that are done already
 
     @property
     def steps(self) -> int:
@@ -200,14 +201,14 @@ class MicroBatches:
         return -(-self.size // self.plan.effective_batch)
 
     def __len__(self) -> int:
-        return self.steps * self.plan.accumulation
+        return (self.steps - self.skip) * self.plan.accumulation
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         plan = self.plan
         order = np.random.default_rng([plan.seed, self.epoch]).permutation(self.size)
         order = np.resize(order, self.steps * plan.effective_batch)
         shape = plan.accumulation, plan.processes, plan.micro_batch
-        for effective in order.reshape(self.steps, plan.effective_batch):
+        for effective in order.reshape(self.steps, plan.effective_batch)[self.skip :]:
             lengths = [self.length(self.epoch, int(index)) for index in effective]
             step = effective[np.argsort(lengths, kind="stable")].reshape(shape)
             for micro in step[:, self.rank]:
