@@ -123,7 +123,9 @@ def choose(
         return _rank(candidate, fastest)
 
     fitting = [candidate for candidate in judged if candidate.verdict == "FITS"]
-    best = max(fitting, key=rank, default=None) or min(judged, key=lambda c: c.needs.bytes)
+    tight = [candidate for candidate in judged if candidate.verdict == "TIGHT"]
+    smallest = min(tight or judged, key=lambda c: c.needs.bytes)
+    best = max(fitting, key=rank, default=smallest)
     better = [c for c in judged if _is_worth(rank(c), rank(best)) and _lacks_memory(c, budget)]
     return Choice(
         best=best,

@@ -185,7 +185,10 @@ def _plot(advice: Advice, path: Path) -> None:
         print("not drawn: there is no plan on a card", file=sys.stderr)
         return
     _tell(f"following a step of {advice.plan.model}, some seconds ...")
-    worst = Worst(advice.text_tokens or advice.plan.tokens.max_text_tokens)
+    told = advice.forecast
+    masks, answers = (told.masks, told.answer_tokens) if told else (None, None)
+    text = advice.text_tokens or advice.plan.tokens.max_text_tokens
+    worst = Worst(text, masks, answer_tokens=answers)
     found = timeline(advice.plan, worst, advice.gpu.compute_capability or (8, 6))
     title = f"{advice.model} on {advice.gpu.name}: one step, micro-batch {advice.plan.micro_batch}"
     if advice.plan.accumulation > 2:
@@ -259,7 +262,10 @@ def forecast_command(
         int | None,
         typer.Option(min=32, max=16384, help="Text tokens of a sample. Default: the plan's limit."),
     ] = None,
-    masks: Annotated[int, typer.Option(min=1, max=64, help="Masks of a sample.")] = 1,
+    masks: Annotated[
+        int | None,
+        typer.Option(min=1, max=64, help="Masks of a sample. Default: the data's or the plan's."),
+    ] = None,
     gpu: Card = None,
     vram: Vram = None,
     system: System = None,
@@ -303,7 +309,7 @@ def _forecast(
     settings: list[str] | None,
     data_dir: Path | None,
     text_tokens: int | None,
-    masks: int,
+    masks: int | None,
     gpu: str | None,
     vram: int | None,
     system: str | None,
@@ -366,7 +372,7 @@ def check_command(
     Exit codes: 0 fits, 1 does not fit (or only inside the margin), 2 bad usage, 3 no figure can be
     given or no card is known, 130 interrupted.
     """
-    found, card = _forecast(plan, settings, data_dir, None, 1, gpu, vram, system, None)
+    found, card = _forecast(plan, settings, data_dir, None, None, gpu, vram, system, None)
     verdict = "UNKNOWN" if found.cap_bytes is None else found.verdict
     if as_json:
         print(found.model_dump_json(indent=2))

@@ -60,7 +60,10 @@ def _trial(
 ) -> TestedRow:
     """The row of this very trial: one that is known, or one that is made and kept now."""
     text = advice.text_tokens or candidate.plan.tokens.max_text_tokens
-    name = _row_id(candidate.plan, gpu, text, cap_bytes)
+    sample = advice.forecast
+    masks, answers = (sample.masks, sample.answer_tokens) if sample else (1, None)
+    more = [] if masks == 1 and answers is None else [masks, answers]
+    name = _row_id(candidate.plan, gpu, text, cap_bytes, more)
     for row in read_table().rows:
         if row.id == name and row.verdict == "FITS":
             tell(f"this plan held here on {row.date} (row {name})")
@@ -69,7 +72,9 @@ def _trial(
          "three steps on this GPU ...")  # fmt: skip
     # Values do not move memory: no weights need be at hand.
     plan = candidate.plan.override(["weights=random"])
-    options = ["--steps", "3", "--text-tokens", str(text), "--save"]
+    options = ["--steps", "3", "--text-tokens", str(text), "--masks", str(masks), "--save"]
+    if answers is not None:
+        options += ["--answer-tokens", str(answers)]
     if cap_bytes is not None:
         options += ["--cap-gib", f"{cap_bytes / 2**30:.6f}"]
     environment = {"CUDA_VISIBLE_DEVICES": gpu.uuid} if gpu.uuid else {}
@@ -117,7 +122,7 @@ def _with(advice: Advice, candidate: Candidate, row: TestedRow) -> Advice:
                                      "verdict": verdict, "ladder": rest})  # fmt: skip
 
 
-def _row_id(plan: Plan, gpu: Gpu, text: int, cap_bytes: int | None) -> str:
-    """One name for a plan, a card, a text length and library versions."""
-    facts = [plan.content_hash, gpu.uuid, gpu.name, text, cap_bytes, library_versions()]
+def _row_id(plan: Plan, gpu: Gpu, text: int, cap_bytes: int | None, more: list[int | None]) -> str:
+    """One name for a plan, a card, a text length, what `more` samples hold, and versions."""
+    facts = [plan.content_hash, gpu.uuid, gpu.name, text, cap_bytes, library_versions(), *more]
     return "user-" + hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]

@@ -31,6 +31,8 @@ EXPLANATIONS = {
     "micro_batch and with the text's length; checkpointed layers keep only their input.",
     "transient": "What an operator holds while it runs: a widened weight, a recomputed layer, the "
     "loss's logits. Smaller by micro_batch and by compile.",
+    "keys and values": "What attention keeps of every position while an answer is made, and what "
+    "a layer holds for a moment. Smaller by tokens.max_new_tokens and a shorter question.",
     "cuBLAS workspaces": "Scratch memory of the library for matrix products: 2 × 32 MiB from "
     "compute capability 9.0 on, 2 × 8 before.",
     "host memory": "The process's resident set: libraries, batches, and whatever lives in host "

@@ -24,7 +24,7 @@ from advisor.allocator import replay
 from advisor.budget import ERRORS_FILE, Frozen, gib
 from advisor.child import RehearsalFailed, cache_folder, rehearsed
 from advisor.context import OTHERS, Context, installed
-from profiles.grid import nearest
+from profiles.grid import caching_bytes, nearest
 from profiles.measurement import Measurement, Timeline
 from profiles.plan import Plan
 from profiles.tested import Verdict
@@ -36,6 +36,16 @@ OFFLINE = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}  # for a child tha
 HOST_BASE_BYTES = round(2.09 * 2**30)
 HOST_LOOKUP_BYTES = round(0.11 * 2**30)  # buffers of a table looked up and a head streamed
 LIBRARIES = ("torch", "transformers", "accelerate", "bitsandbytes")
+
+# Files that tell what a mixture's samples hold beside ReasonSeg's. Written out, as ** neither
+# follows links nor spares the folders full of pictures.
+ANNOTATIONS = (
+    "refer_seg/*/instances.json", "refer_seg/*/*.p", "vqa/*.json", "sem_seg/*/annotations.json",
+    "ade20k/*.txt", "ade20k/annotations/training/*.png",
+    "sem_seg/*/*.txt", "sem_seg/*/annotations/training/*.png",
+)  # fmt: skip
+# For a child that first looks at every visit of a training: a full recipe has 100 000.
+DATA_SECONDS = 1200
 
 # By which the pool was larger than said without expandable segments, at worst: which of two equal
 # blocks is used again hangs on addresses that the driver chooses (docs/forecast.md).
@@ -63,6 +73,7 @@ class Forecast(Frozen):
     compute_capability: tuple[int, int]
     text_tokens: int = Field(description="of every sample, the worst one's")
     masks: int
+    answer_tokens: int | None = Field(None, description="supervised; null: five for each mask")
     cap_bytes: int | None = Field(None, description="what the pool may take")
     tiers: tuple[Tier, ...] = ()
     load_peak_bytes: int | None = None
@@ -86,11 +97,16 @@ class Forecast(Frozen):
 
 @dataclass(frozen=True)
 class Worst:
-    """The sample that decides: `text_tokens` beside the picture's (None: the longest of `data`)."""
+    """The sample that decides: `text_tokens` beside the picture's (None: the longest of `data`).
+
+    Masks and supervised tokens are the most of `data` too, or what the plan's samples may hold.
+    """
 
     text_tokens: int | None = None
-    masks: int = 1
+    masks: int | None = None
     data: Path | None = None
+    answer_tokens: int | None = None
+    answering: bool = False  # a question, greedily answered, in the place of a training step
 
 
 def forecast(
@@ -123,7 +139,7 @@ def forecast(
     if measurement.peak_allocated_bytes is None:
         return _unknown(plan, worst, compute_capability, measurement.error)
     limits = cap_bytes, margin_bytes, host_limit_bytes, context
-    return interpret(measurement, events, compute_capability, *limits)
+    return interpret(measurement, events, compute_capability, *limits, worst.answering)
 
 
 def fitting_micro_batch(found: Forecast) -> int | None:
@@ -164,6 +180,7 @@ def interpret(
     margin_bytes: int = 0,
     host_limit_bytes: int | None = None,
     context: Context = OTHERS,
+    answering: bool = False,
 ) -> Forecast:
     """The forecast that a fake rehearsal's measurement and events amount to."""
     plan = measurement.plan
@@ -178,7 +195,7 @@ def interpret(
     host = _host_bytes(measurement)
     errors = json.loads(ERRORS_FILE.read_text()) if ERRORS_FILE.exists() else {}
     segments = "expandable segments" if expandable else "whole segments"
-    kind = "compiled" if plan.compile else segments
+    kind = "answering" if answering else "compiled" if plan.compile else segments
     if plan.dtype != "bf16":
         unmeasured = f"no measured row computes in {plan.dtype}"
         errors = {kind: dict.fromkeys(get_args(TierName), unmeasured)}
@@ -193,6 +210,10 @@ def interpret(
         for name, size, source in figures
     )
     verdict, reason = _verdict(pool, saved, events, expandable, cap_bytes, margin_bytes)
+    caching = caching_bytes(plan)
+    if cap_bytes is not None and caching > cap_bytes:
+        verdict = "OOM"
+        reason = f"building SAM's feature cache takes {gib(caching)} of {gib(cap_bytes)}"
     if verdict != "OOM" and host_limit_bytes is not None and host > host_limit_bytes:
         verdict = "OOM"
         reason = f"host memory: {gib(host)} needed, {gib(host_limit_bytes)} available"
@@ -203,6 +224,7 @@ def interpret(
         compute_capability=compute_capability,
         text_tokens=measurement.text_tokens[1],
         masks=measurement.masks,
+        answer_tokens=measurement.answer_tokens,
         cap_bytes=cap_bytes,
         tiers=tiers,
         load_peak_bytes=measurement.load_peak_bytes,
@@ -276,7 +298,7 @@ def _unknown(
         reason=f"outside the forecast's validity: {reason}",
         compute_capability=compute_capability,
         text_tokens=worst.text_tokens or plan.tokens.max_text_tokens,
-        masks=worst.masks,
+        masks=worst.masks or plan.most_masks,
     )
 
 
@@ -287,7 +309,8 @@ def _ask(
     with tempfile.TemporaryDirectory() as place:
         events = Path(place) / "events"
         options = [*_options(plan, worst, compute_capability), "--events", str(events)]
-        measurement = rehearsed(plan, options, OFFLINE, folder)
+        seconds = DATA_SECONDS if "--data-dir" in options else None
+        measurement = rehearsed(plan, options, OFFLINE, folder, seconds)
         try:
             return measurement, _events(events)
         except (ValueError, OSError) as error:
@@ -296,11 +319,16 @@ def _ask(
 
 def _options(plan: Plan, worst: Worst, compute_capability: tuple[int, int]) -> list[str]:
     """What the fake rehearsal is asked."""
-    options = ["--fake", "--masks", str(worst.masks)]
-    options += ["--compute-capability", ".".join(map(str, compute_capability))]
+    options = ["--fake", "--compute-capability", ".".join(map(str, compute_capability))]
+    options += ["--answer"] * worst.answering
     options += ["--text-tokens", str(worst.text_tokens or plan.tokens.max_text_tokens)]
+    masks, answers = worst.masks, worst.answer_tokens
     if worst.data is not None and worst.text_tokens is None:
         options += ["--data-dir", str(worst.data.resolve())]
+    else:
+        masks, answers = masks or plan.most_masks, answers or plan.most_answer_tokens
+    for name, count in (("--masks", masks), ("--answer-tokens", answers)):
+        options += [name, str(count)] if count is not None else []
     return options
 
 
@@ -312,13 +340,16 @@ def _events(path: Path) -> list[tuple[int, int]]:
 
 def _key(plan: Plan, worst: Worst, compute_capability: tuple[int, int]) -> str:
     """A hash of all that can change the answer: question, data, code and libraries."""
-    parts: list[Any] = [plan.content_hash, worst.text_tokens, worst.masks, compute_capability]
+    sample = worst.text_tokens, worst.masks, worst.answer_tokens, worst.answering
+    parts: list[Any] = [plan.content_hash, sample, compute_capability]
     parts += [sys.version, *(installed(name) for name in LIBRARIES)]
     for package in ("trainer", "profiles"):
         sources = [p for p in (ROOT / package).rglob("*") if p.suffix in (".py", ".toml")]
         parts += [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(sources)]
     if worst.data is not None and worst.text_tokens is None:
         files = sorted(p for p in worst.data.rglob("*.json") if p.is_file())
+        if not plan.mixture.reason_seg_alone:
+            files += sorted(path for names in ANNOTATIONS for path in worst.data.glob(names))
         parts.append(str(worst.data.resolve()))
         parts += [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:24]

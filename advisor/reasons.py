@@ -175,13 +175,18 @@ def _lever_reason(found: Found, lever: str) -> Reason | None:
     if needs is None or here is None:
         return None
     saved = needs[0].bytes - here[0].bytes
-    speed = found.scales.speed(without).samples_per_second
-    change = best.speed.samples_per_second / speed - 1
     because = f"saves {gib(saved)}" if saved > 0 else "saves nothing"
-    pace = "as fast as" if abs(change) < 0.005 else f"{abs(change):.0%} faster than"
-    if change <= -0.005:
-        pace = f"{-change:.0%} slower than"
-    because += f", {pace} with {_value_text(lever, undone)}"
+    here_seconds, there_seconds = (
+        best.plan.effective_batch / speed.samples_per_second
+        for speed in (best.speed, found.scales.speed(without))
+    )
+    change = here_seconds / there_seconds - 1
+    other = _value_text(lever, undone)
+    if abs(change) < 0.005:
+        because += f", as fast as with {other}"
+    else:
+        seconds = f"{abs(here_seconds - there_seconds):.2g} s a step ({abs(change):.0%})"
+        because += f", {'costs' if change > 0 else 'gains'} {seconds} against {other}"
     return Reason(setting=lever, value=_value_text(lever, value), because=because, basis="forecast")
 
 

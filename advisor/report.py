@@ -68,6 +68,8 @@ def print_forecast(forecast: Forecast, card: str, console: Console) -> None:
         headline = Text(f"The allocator's pool grows to {pool}; no card was named (--vram 8GiB)")
     console.print(headline)
     sample = f"{forecast.text_tokens} text tokens and {forecast.masks} mask(s) a sample"
+    if forecast.answer_tokens is not None:
+        sample += f", {forecast.answer_tokens} of the tokens supervised"
     console.print(f"  {sample}, micro-batch {forecast.plan.micro_batch}", style="dim")
     tiers = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for tier in forecast.tiers:
@@ -166,6 +168,10 @@ def _plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
     state = f"{plan.optimizer}, {plan.optimizer_state} state"
     rate = f"{plan.schedule.learning_rate:g} {plan.schedule.shape}"
     yield "optimizer", f"{state}, rate {rate}, {plan.schedule.epochs} epochs"
+    if not plan.mixture.reason_seg_alone:
+        mixture = plan.mixture.model_dump(exclude={"samples"})
+        rates = ", ".join(f"{name} {rate:g}" for name, rate in mixture.items() if rate)
+        yield "mixture", f"{rates}; {plan.mixture.samples} samples an epoch"
     yield "hash", plan.content_hash
 
 

@@ -65,6 +65,9 @@ def search(base: Plan, pinned: set[str], setting: Setting) -> Found | str:
     Raises what the setting's `live` raises.
     """
     text = setting.text_tokens or base.tokens.max_text_tokens
+    if not base.mixture.reason_seg_alone:
+        # The rows do not tell how many masks and answers their samples held.
+        setting = replace(setting, rows=())
     if setting.data is not None and setting.live is not None:
         first = _chosen(base, pinned, setting, text, 1.0)
         told = setting.live(first.choice.best.plan if first else base, None)

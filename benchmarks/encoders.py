@@ -13,7 +13,8 @@ import torch
 
 from profiles.plan import Plan
 from trainer.loop import versions
-from trainer.model.build import FrozenEncoder
+from trainer.model.build import FrozenEncoder, read_tokenizer, skeleton
+from trainer.model.weights import weight_source
 
 
 def main() -> None:
@@ -26,7 +27,8 @@ def main() -> None:
     for encoder, profile in (("sam", plan.profile.sam), ("clip", plan.profile.clip)):
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        part = FrozenEncoder(plan, encoder, cuda)  # type: ignore[arg-type]
+        model = skeleton(plan.profile, read_tokenizer(plan))
+        part = FrozenEncoder(model, plan, encoder, cuda, weight_source(plan))  # type: ignore[arg-type]
         static = torch.cuda.memory_allocated()
         part(torch.randn(1, 3, profile.image_pixels, profile.image_pixels))
         row = {

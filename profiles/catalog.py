@@ -80,9 +80,8 @@ class ModelProfile(_Frozen):
 
     @property
     def conversion(self) -> str:
-        """The command that makes this model's folder of its sources, once they are here."""
-        folders = " ".join(source.rpartition("/")[2] for source in self.sources)
-        return f"lisa-train convert {folders} FOLDER --model {self.name}"
+        """The command that makes this model's folder of its sources on the hub."""
+        return f"lisa-train convert {' '.join(self.sources)} FOLDER --model {self.name}"
 
 
 @cache

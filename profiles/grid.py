@@ -26,6 +26,8 @@ TEXT_TOKENS = (64, 512)
 # Without expandable segments the pool is cut up more: up to 30 % beside the tensors were seen
 # (benchmarks/lattice_measured.jsonl), of which a cap lets the allocator win back most.
 WHOLE_SEGMENTS = 1.10
+# The pool while SAM ViT-H encodes pictures before training begins (benchmarks/encoders.jsonl).
+CACHING_POOL_BYTES = 2_845_835_264
 BUFFERS = 2  # layers' worth of them on the card, if any layer is in host memory
 
 
@@ -107,7 +109,13 @@ def _between(plan: Plan, model: str, text_tokens: int) -> Estimate | None:
         pool *= WHOLE_SEGMENTS
     less = mixed(on_card, "compiled_less_bytes") if plan.compile else 0.0
     host = mixed(on_host, "host_bytes")
-    return Estimate(round(tensors - less), round(pool - less), round(host))
+    pool = max(pool - less, caching_bytes(plan))
+    return Estimate(round(tensors - less), round(pool), round(host))
+
+
+def caching_bytes(plan: Plan) -> int:
+    """What the pool takes while the plan's feature caches are built, before the model loads."""
+    return CACHING_POOL_BYTES if "sam" in plan.cached_encoders and plan.model != "tiny" else 0
 
 
 def _model_in_grid(plan: Plan) -> str | None:

@@ -21,6 +21,9 @@ class Measurement(BaseModel):
     cap_bytes: int | None = Field(None, description="limit put on the process's tensors")
     text_tokens: tuple[int, int] = Field(description="least and most text tokens of a sample")
     masks: int = Field(description="[SEG] tokens of a sample")
+    answer_tokens: int | None = Field(
+        None, description="supervised tokens of a sample; null: five for each mask"
+    )
     steps: int = Field(0, description="optimizer steps done after warming up")
     load_peak_bytes: int | None = Field(None, description="tensors, while the model was built")
     static_bytes: int | None = Field(None, description="tensors that stay between two steps")

@@ -32,6 +32,10 @@ Quantizable = Literal[
 ]
 
 
+# Asked for at once in a picture with several, as in LISA's recipe.
+TARGETS_PER_PICTURE = 3
+
+
 @dataclass(frozen=True)
 class Finding:
     """One thing wrong with an input: what, where, got, allowed, fix."""
@@ -93,6 +97,35 @@ class TokenLimits(_Frozen):
     max_text_tokens: int = Field(512, ge=32, description="tokens beside the image's, per sample")
     max_masks: int = Field(8, ge=1, description="[SEG] tokens per sample")
     max_new_tokens: int = Field(64, ge=1, description="generated tokens per answer")
+
+
+class Mixture(_Frozen):
+    """What training samples are drawn from, in proportion to the rates (LISA's recipe: 1, 3, 9, 3).
+
+    With ReasonSeg alone nothing is drawn: an epoch passes over all of it.
+    """
+
+    reason_seg: float = Field(1, ge=0, allow_inf_nan=False, description="rate of ReasonSeg")
+    refer_seg: float = Field(
+        0, ge=0, allow_inf_nan=False, description="rate of referring segmentation (RefCOCO, …)"
+    )
+    sem_seg: float = Field(
+        0, ge=0, allow_inf_nan=False, description="rate of semantic segmentation (ADE20K, COCO, …)"
+    )
+    vqa: float = Field(
+        0,
+        ge=0,
+        allow_inf_nan=False,
+        description="rate of dialogues without a mask (LLaVA-Instruct)",
+    )
+    samples: int = Field(
+        10_000, ge=1, description="samples drawn in an epoch; with ReasonSeg alone its own number"
+    )
+
+    @property
+    def reason_seg_alone(self) -> bool:
+        """Whether nothing but ReasonSeg is trained on."""
+        return not (self.refer_seg or self.sem_seg or self.vqa)
 
 
 class Plan(_Frozen):
@@ -158,13 +191,27 @@ class Plan(_Frozen):
     )
     schedule: Schedule = Field(Schedule(), description="learning rate and epochs")
     tokens: TokenLimits = Field(TokenLimits(), description="limits of one sample")
+    mixture: Mixture = Field(Mixture(), description="data sets to train on, and their rates")
     allocator: str = Field(
         "expandable_segments:True", description="PyTorch's CUDA allocator settings; '' for none"
     )
     workers: int = Field(0, ge=0, le=64, description="data-loading processes per training process")
     seed: int = Field(0, ge=0, description="seed of weights, data order and dropout")
-    max_train_samples: int | None = Field(None, ge=1, description="first n training samples")
+    max_train_samples: int | None = Field(
+        None, ge=1, description="first n training samples (of a mixture: of each data set)"
+    )
     max_val_samples: int | None = Field(None, ge=1, description="first n validation samples")
+
+    @property
+    def most_masks(self) -> int:
+        """[SEG] tokens that a training sample holds at most."""
+        several = self.mixture.refer_seg or self.mixture.sem_seg
+        return min(TARGETS_PER_PICTURE if several else 1, self.tokens.max_masks)
+
+    @property
+    def most_answer_tokens(self) -> int | None:
+        """Supervised tokens of a training sample at most; None: some five for each mask."""
+        return self.tokens.max_text_tokens if self.mixture.vqa else None
 
     @property
     def profile(self) -> ModelProfile:
@@ -216,7 +263,10 @@ class Plan(_Frozen):
     @property
     def content_hash(self) -> str:
         """First 16 hex digits of SHA-256 over the canonical JSON: equal settings, equal hash."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        data = self.model_dump(mode="json")
+        if self.mixture == Mixture():
+            del data["mixture"]  # plans from before there were mixtures keep their hash
+        canonical = json.dumps(data, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
     def override(self, assignments: Iterable[str]) -> Plan:
@@ -374,6 +424,9 @@ def _placement_contradictions(plan: Plan) -> Iterable[Finding]:
 
 
 def _training_contradictions(plan: Plan) -> Iterable[Finding]:
+    mixture = plan.mixture
+    if mixture.reason_seg_alone and not mixture.reason_seg:
+        yield Finding("mixture", "every rate is 0", fix="--set mixture.reason_seg=1")
     if not plan.train and plan.lora is None:
         yield Finding("train", "nothing is trained", fix="name a part, or add LoRA")
     for inner in sorted({"token_rows", "head"} & set(plan.train)):
@@ -429,6 +482,7 @@ def setting_names() -> list[str]:
         "lora": Lora,
         "schedule": Schedule,
         "tokens": TokenLimits,
+        "mixture": Mixture,
     }
     for name in Plan.model_fields:
         names.append(name)

@@ -225,6 +225,8 @@ def needs_no_more(plan: Plan, other: Plan) -> bool:
         and (plan.optimizer_state == "8bit" or other.optimizer_state == "fp32")
         and plan.tokens.max_text_tokens <= other.tokens.max_text_tokens
         and plan.tokens.max_masks <= other.tokens.max_masks
+        # Other data sets have more masks and longer answers than ReasonSeg.
+        and (plan.mixture.reason_seg_alone or plan.mixture == other.mixture)
     )
 
 

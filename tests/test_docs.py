@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import yaml
 
 from advisor.preflight import Advice
 from advisor.probe import Machine
@@ -47,3 +51,22 @@ def test_a_missed_target_is_told(write_docs: ModuleType) -> None:
     assert write_docs.reached(row)
     assert not write_docs.reached(row | {"giou_after": 0.74})
     assert not write_docs.reached(row | {"giou_before": 0.6})
+
+
+@pytest.mark.slow
+def test_the_workflow_of_the_docs_runs(tmp_path: Path) -> None:
+    """Its own commands, in order, after installing; a plan is committed as a user would make it."""
+    page = (ROOT / "docs" / "advice.md").read_text(encoding="utf-8")
+    workflow = yaml.safe_load(page.split("```yaml\n")[1].split("```")[0])
+    steps = [step["run"] for step in workflow["jobs"]["plan"]["steps"] if "run" in step]
+    commands = [step for step in steps if not step.startswith("pip ")]
+    assert [command.split()[0] for command in commands] == ["lisa-advise"] + 2 * ["lisa-train"]
+    saved = 'lisa-advise --gpu "RTX 3060 12GB" --model 7b --set weights=random --save plan.json'
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for command in (saved, *commands):
+        done = subprocess.run(
+            command, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=200,
+            env=os.environ | {"PATH": path},
+        )  # fmt: skip
+        assert done.returncode == 0, (command, done.stdout, done.stderr)
+    assert (tmp_path / "run" / "best" / "trained.safetensors").is_file()

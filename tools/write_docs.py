@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from profiles.plan import Lora, Plan, Schedule, TokenLimits
+from profiles.plan import Lora, Mixture, Plan, Schedule, TokenLimits
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -30,9 +30,10 @@ def settings_page() -> str:
         ("lora.", Lora),
         ("schedule.", Schedule),
         ("tokens.", TokenLimits),
+        ("mixture.", Mixture),
     ):
         for name, field in section.model_fields.items():
-            if prefix or name not in ("lora", "schedule", "tokens"):
+            if prefix or name not in ("lora", "schedule", "tokens", "mixture"):
                 default = str(field.get_default()).replace("|", "\\|")
                 rows.append(f"| `{prefix}{name}` | `{default}` | {field.description} |")
     text = (

@@ -1,58 +1,212 @@
-"""Checkpoints: the trained tensors alone, as safetensors, with the plan beside them."""
+"""Checkpoints: the trained tensors as safetensors, with the plan and the run's facts beside them.
+
+A checkpoint to go on from holds the state of training as well. A folder is written aside, forced
+to disk and renamed; its manifest has every file's checksum, so that a damaged one is known.
+"""
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from profiles.plan import Plan
+
+TRAINED, STATE, MANIFEST = "trained.safetensors", "state.safetensors", "manifest.json"
 
 
 class CheckpointError(ValueError):
     """A checkpoint that is missing, damaged or another plan's."""
 
 
-def save(folder: Path, model: nn.Module, plan: Plan, facts: dict[str, Any]) -> None:
-    """Write a checkpoint folder whole: aside first, then in the old one's place."""
+class NotWritten(RuntimeError):
+    """A checkpoint that the disk has no room for; the one before is untouched."""
+
+
+def save(
+    folder: Path,
+    model: nn.Module,
+    plan: Plan,
+    facts: dict[str, Any],
+    state: dict[str, Any] | None = None,
+    previous: Path | None = None,
+) -> None:
+    """Write a checkpoint folder whole: aside first, then in the old one's place.
+
+    The old one goes to `previous`, or goes. `state`: of training, see `flat`. Raises NotWritten.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = folder.with_name(f".{folder.name}-{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)  # what a killed run of the same number left
-    aside.mkdir()
-    tensors = {
-        name: parameter.detach().cpu().contiguous()
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    }
-    save_file(tensors, aside / "trained.safetensors")
-    (aside / "plan.json").write_text(plan.to_json(), encoding="utf-8")
-    (aside / "facts.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    old = folder.with_name(f".{folder.name}-old")
+    try:
+        aside.mkdir()
+        _write(aside, trained_tensors(model), plan, facts, state)
+    except (OSError, SafetensorError) as error:
+        size = sum(t.nbytes for t in trained_tensors(model).values())
+        size += sum(t.nbytes for t in flat(state or {})[0].values())
+        shutil.rmtree(aside, ignore_errors=True)
+        raise _no_room(error, folder, size) from None
+    old = previous or folder.with_name(f".{folder.name}-old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         os.replace(folder, old)
     os.replace(aside, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    _force(folder.parent)
+    if previous is None:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _write(
+    folder: Path,
+    tensors: dict[str, Tensor],
+    plan: Plan,
+    facts: dict[str, Any],
+    state: dict[str, Any] | None,
+) -> None:
+    save_file(tensors, folder / TRAINED)
+    (folder / "plan.json").write_text(plan.to_json(), encoding="utf-8")
+    (folder / "facts.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    if state is not None:
+        kept, rest = flat(state)
+        save_file(kept, folder / STATE)
+        (folder / "state.json").write_text(json.dumps(rest), encoding="utf-8")
+    sums = {path.name: _checksum(path) for path in sorted(folder.iterdir())}
+    (folder / MANIFEST).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
+    for path in folder.iterdir():
+        _force(path)
+    _force(folder)
+
+
+def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The trained tensors by name, on the host."""
+    return {
+        name: parameter.detach().cpu().contiguous()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def flat(state: Any, path: str = "") -> tuple[dict[str, Tensor], Any]:
+    """A nested state as tensors by path, and the same nesting with their paths in their places.
+
+    Of dictionaries (their keys become text), lists, tensors, and what JSON knows.
+    """
+    if isinstance(state, Tensor):
+        return {path: state.detach().cpu().contiguous().clone()}, {"tensor": path}
+    if isinstance(state, dict | list | tuple):
+        items = state.items() if isinstance(state, dict) else enumerate(state)
+        tensors: dict[str, Tensor] = {}
+        rest = []
+        for key, value in items:
+            found, shape = flat(value, f"{path}/{key}")
+            tensors |= found
+            rest.append((str(key), shape))
+        return tensors, dict(rest) if isinstance(state, dict) else [shape for _, shape in rest]
+    return {}, state
+
+
+def nested(tensors: dict[str, Tensor], rest: Any) -> Any:
+    """What `flat` took apart."""
+    if isinstance(rest, dict):
+        if rest.keys() == {"tensor"} and isinstance(rest["tensor"], str):
+            return tensors[rest["tensor"]]
+        return {key: nested(tensors, value) for key, value in rest.items()}
+    return [nested(tensors, value) for value in rest] if isinstance(rest, list) else rest
 
 
 def load(folder: Path, model: nn.Module) -> None:
     """Put a checkpoint's tensors into a model built from its plan. Raises CheckpointError."""
-    path = folder / "trained.safetensors"
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from None
+    tensors = _tensors(folder / TRAINED)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if tensors.keys() != trained.keys():
         odd = sorted(tensors.keys() ^ trained.keys())[:5]
-        raise CheckpointError(f"{path}: holds other tensors than its plan trains: {odd}")
+        raise CheckpointError(
+            f"{folder / TRAINED}: holds other tensors than its plan trains: {odd}"
+        )
     for name, parameter in trained.items():
         if tensors[name].shape != parameter.shape:
-            raise CheckpointError(f"{path}: {name} has shape {list(tensors[name].shape)}")
+            shape = list(tensors[name].shape)
+            raise CheckpointError(f"{folder / TRAINED}: {name} has shape {shape}")
         parameter.data.copy_(tensors[name])
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """The state of training, as it was saved. Raises CheckpointError."""
+    try:
+        rest = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        state = nested(_tensors(folder / STATE), rest)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{folder}: its state cannot be read: {error}") from None
+    assert isinstance(state, dict)
+    return state
+
+
+def newest(candidates: list[Path]) -> Iterator[tuple[Path, str]]:
+    """Each folder that is there with what is wrong with it, '' if nothing is; in order."""
+    for folder in candidates:
+        if folder.is_dir():
+            yield folder, damage(folder)
+
+
+def damage(folder: Path) -> str:
+    """What is wrong with a checkpoint's files, by their checksums; '' if nothing is."""
+    try:
+        sums = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        for name, expected in sums.items():
+            if Path(name).name != name or _checksum(folder / name) != expected:
+                return f"{name} is damaged"
+    except (OSError, ValueError, AttributeError) as error:
+        return f"{MANIFEST}: {error}"
+    return "" if {TRAINED, STATE} <= sums.keys() else "holds no state to go on from"
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """What the run recorded about a checkpoint; nothing where that is gone or damaged."""
+    try:
+        facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from None
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _force(path: Path) -> None:
+    """Have what was written reach the disk, as far as the system lets one ask for it."""
+    if os.name == "nt" and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _no_room(error: Exception, folder: Path, size: int) -> NotWritten:
+    free = shutil.disk_usage(folder.parent).free
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or free < size
+    why = "the disk is full" if full else str(error)
+    return NotWritten(
+        f"{folder}: the checkpoint could not be written, {why}: {size / 2**20:.0f} MiB needed, "
+        f"{free / 2**20:.0f} free\n    hint: make room, then lisa-train --resume "
+        f"{folder.parent}; the checkpoint before is whole"
+    )

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from profiles.plan import Plan
-    from trainer.loop import Reporter
+from trainer.console import (
+    EXIT_INTERRUPTED,
+    EXIT_USAGE,
+    ended_politely,
+    fail,
+    feature_cache,
+    reporter,
+    tell,
+    user_errors,
+)
+from trainer.results_cli import evaluate, export
 
-EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+if TYPE_CHECKING:
+    from advisor.preflight import Advice
+    from profiles.plan import Plan
+
 app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -38,12 +45,18 @@ def train(
     auto: Annotated[bool, typer.Option(help="Train with lisa-advise's plan.")] = False,
     plan: Annotated[Path | None, typer.Option(help="Train with this plan.json.")] = None,
     model: Annotated[Text, typer.Option(help="Size: tiny, 7b, 7b-v1 or 13b.")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Folder with ReasonSeg data.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder with ReasonSeg and others.")] = None,
     output_dir: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/latest"),
     cache_dir: Annotated[Path | None, typer.Option(help="Feature cache folder.")] = None,
     check_data: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Check a data folder and stop.")
     ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Go on with a run that was ended.")
+    ] = None,
+    save_minutes: Annotated[
+        float, typer.Option(min=0, help="Between two checkpoints to go on from.")
+    ] = 10.0,
     set_: Settings = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Samples per forward pass.")] = None,
@@ -65,7 +78,7 @@ def train(
     if check_data is not None:
         raise typer.Exit(_check_data(check_data))
     if auto and plan is not None:
-        _fail("--auto and --plan: give one of the two")
+        fail("--auto and --plan: give one of the two")
     flags = {
         "schedule.epochs": epochs,
         "micro_batch": batch_size,
@@ -82,14 +95,21 @@ def train(
     assignments = [f"{key}={value}" for key, value in flags.items() if value is not None]
     if no_quantization:
         assignments.insert(0, "quantization=none")
-    with _user_errors():
-        resolved = _resolve(auto, plan, model, assignments + (set_ or []), use_lora, data_dir)
+    if resume is not None:
+        if auto or plan or model or assignments or set_ or use_lora:
+            fail("--resume goes on with the run's own plan: leave the other settings out")
+        with user_errors():
+            return _resume(resume, data_dir, cache_dir, save_minutes)
+    with user_errors():
+        resolved, advice = _resolve(
+            auto, plan, model, assignments + (set_ or []), use_lora, data_dir
+        )
         if data_dir is None:
-            _fail(
+            fail(
                 "--data-dir: name the folder that holds ReasonSeg/{train,val}\n"
                 "    hint: lisa-train synthesise DIR writes one to try with"
             )
-        _train(resolved, data_dir, output_dir, cache_dir)
+        _train(resolved, data_dir, output_dir, cache_dir, advice, save_minutes)
 
 
 @app.command()
@@ -106,7 +126,7 @@ def synthesise(
     """Write a synthetic data set in ReasonSeg's format."""
     from trainer.data.synthetic import write_dataset
 
-    with _user_errors():
+    with user_errors():
         kinds = tuple(kind or ["negation"])  # one that lisa-tiny has never seen
         where = write_dataset(folder, seed=seed, train=train_, val=val, test=test, kinds=kinds)
     print(f"{train_} + {val} + {test} questions ({', '.join(kinds)}) in {where}")
@@ -115,7 +135,8 @@ def synthesise(
 @app.command()
 def convert(
     sources: Annotated[
-        list[Path], typer.Argument(metavar="SRC...", help="Folders of published checkpoints.")
+        list[str],
+        typer.Argument(metavar="SRC...", help="Checkpoints: folders, or OWNER/NAME[@REVISION]."),
     ],
     target: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write.")],
     model: Annotated[str, typer.Option(help="Size to make: 7b, 7b-v1 or 13b.")],
@@ -123,9 +144,11 @@ def convert(
 ) -> None:
     """Turn published checkpoints (LLaVA, LISA, SAM, CLIP) into a folder for --set weights=DST."""
     from trainer.convert import convert as run
+    from trainer.hub import checkpoint_folder
 
-    with _user_errors(), _ended_politely():
-        report = run(sources, target, model, _tell, int(shard_gib * 2**30))
+    with user_errors(), ended_politely():
+        folders = [checkpoint_folder(source, tell) for source in sources]
+        report = run(folders, target, model, tell, int(shard_gib * 2**30))
     print("\n".join([*report.lines(), f"{model} in {target}; its conversion.json lists all"]))
 
 
@@ -145,7 +168,7 @@ def import_(
     """Turn LabelMe or COCO annotations into ReasonSeg data for --data-dir DST."""
     from trainer.data.own import import_annotations
 
-    with _user_errors(), _ended_politely():
+    with user_errors(), ended_politely():
         done = import_annotations(
             source, target, questions=questions, pictures=pictures, val=val, seed=seed
         )
@@ -164,27 +187,9 @@ def preview(
     """Draw some items of a data set: pictures, questions, targets and ignored regions."""
     from trainer.preview import write_preview
 
-    with _user_errors():
+    with user_errors():
         lines = write_preview(data, split, count, seed, out)
     print("\n".join([*lines, f"{out}: target blue, ignored yellow"]))
-
-
-@contextmanager
-def _ended_politely() -> Iterator[None]:
-    """A request to end cleans up as Ctrl-C does."""
-
-    def interrupt(*_: object) -> NoReturn:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _resolve(
@@ -194,8 +199,8 @@ def _resolve(
     assignments: list[str],
     use_lora: bool,
     data: Path | None,
-) -> Plan:
-    """The plan that the command line asks for. Raises PlanError."""
+) -> tuple[Plan, Advice | None]:
+    """The plan that the command line asks for, and with --auto its reasons. Raises PlanError."""
     from profiles.plan import Plan
 
     if auto:
@@ -204,20 +209,20 @@ def _resolve(
         from advisor.probe import probe
 
         machine = probe()
-        live = live_forecast(machine, None, data, _tell)
+        live = live_forecast(machine, None, data, tell)
         advice = advise(machine, model, tuple(assignments), data=data, live=live)
-        advice = measured(advice, _tell)
+        advice = measured(advice, tell)
         if advice.plan is None or advice.exit_code:
             print(f"{advice.verdict}: {advice.summary}", file=sys.stderr)
             raise typer.Exit(advice.exit_code)
         print(f"{advice.verdict}: {advice.summary}", file=sys.stderr)
         for name, value in advice.environment.items():
             os.environ.setdefault(name, value)  # which card, and the allocator, before torch
-        return advice.plan
+        return advice.plan, advice
     if path is not None:
         base = Plan.read(path)
-        return base.override(assignments + ([f"model={model}"] if model else []))
-    return _seed_plan(model, assignments, use_lora)
+        return base.override(assignments + ([f"model={model}"] if model else [])), None
+    return _seed_plan(model, assignments, use_lora), None
 
 
 def _seed_plan(model: Text, assignments: list[str], use_lora: bool) -> Plan:
@@ -243,27 +248,62 @@ def _seed_plan(model: Text, assignments: list[str], use_lora: bool) -> Plan:
     return base.override(batch + assignments)
 
 
-def _train(plan: Plan, data: Path, output: Path, cache: Path | None) -> None:
-    """Choose the run folder, and train in this process or in as many as the plan has."""
-    from trainer.data.reasonseg import read_split
-    from trainer.launch import is_main, must_start_processes, start_processes, worker_arguments
+def _resume(run: Path, data: Path | None, cache: Path | None, save_minutes: float) -> None:
+    """Go on with a run, in its own folder. Raises PlanError, CannotResume."""
+    from profiles.plan import Plan
+    from trainer.resume import Started
 
-    if cache is None:
-        import platformdirs
+    started = Started.read(run)
+    plan = Plan.read(run / "plan.json")
+    if (run / "summary.json").exists():
+        print(f"{run}: this run is complete", file=sys.stderr)
+        return
+    _start(plan, data or started.data, run, cache or started.cache, True, save_minutes)
 
-        cache = Path(platformdirs.user_cache_dir("lisa-preflight")) / "features"
+
+def _train(
+    plan: Plan,
+    data: Path,
+    output: Path,
+    cache: Path | None,
+    advice: Advice | None,
+    save_minutes: float,
+) -> None:
+    """Choose the run folder, and train."""
+    from trainer.launch import is_main
+
+    cache = cache or feature_cache()
     if is_main() and (output / "plan.json").exists():
         output = _fresh(output)
         print(f"the run folder is taken: writing to {output}", file=sys.stderr)
+    if advice is not None and is_main():
+        output.mkdir(parents=True, exist_ok=True)
+        text = advice.model_dump_json(indent=2) + "\n"
+        (output / "advice.json").write_text(text, encoding="utf-8")
+    _start(plan, data, output, cache, False, save_minutes)
+
+
+def _start(
+    plan: Plan, data: Path, output: Path, cache: Path, resume: bool, save_minutes: float
+) -> None:
+    """Train in this process, or in as many as the plan has."""
+    from trainer.data.mixture import read_training
+    from trainer.data.reasonseg import read_split
+    from trainer.launch import must_start_processes, start_processes, worker_arguments
+
     if not must_start_processes(plan):
-        return _train_here(plan, data, output, cache)
-    for split, limit in (("train", plan.max_train_samples), ("val", plan.max_val_samples)):
-        read_split(data, split, limit)  # bad data is told once, not by every process
+        return _train_here(plan, data, output, cache, resume, save_minutes)
+    read_training(data, plan)  # bad data is told once, not by every process
+    read_split(data, "val", plan.max_val_samples)
     output.mkdir(parents=True, exist_ok=True)
     plan_file = output / "plan.json"
     plan_file.write_text(plan.to_json(), encoding="utf-8")
-    code = start_processes(plan.processes, worker_arguments(plan_file, data, output, cache))
-    raise typer.Exit(code)
+    arguments = worker_arguments(plan_file, data, output, cache, resume, save_minutes)
+    raise typer.Exit(start_processes(plan.processes, arguments))
+
+
+app.command()(evaluate)
+app.command()(export)
 
 
 @app.command(hidden=True)
@@ -272,41 +312,56 @@ def worker(
     data_dir: Annotated[Path, typer.Option()],
     output_dir: Annotated[Path, typer.Option()],
     cache_dir: Annotated[Path, typer.Option()],
+    save_minutes: Annotated[float, typer.Option()],
+    resume: Annotated[bool, typer.Option("--resume")] = False,
 ) -> None:
     """One of the processes that lisa-train starts; the plan and the folders are settled."""
     from profiles.plan import Plan
 
-    with _user_errors():
-        _train_here(Plan.read(plan), data_dir, output_dir, cache_dir)
+    with user_errors():
+        _train_here(Plan.read(plan), data_dir, output_dir, cache_dir, resume, save_minutes)
 
 
-def _train_here(plan: Plan, data: Path, output: Path, cache: Path) -> None:
+def _train_here(
+    plan: Plan, data: Path, output: Path, cache: Path, resume: bool, save_minutes: float
+) -> None:
+    from trainer.data.mixture import read_training
     from trainer.data.reasonseg import read_split
 
-    train = read_split(data, "train", plan.max_train_samples)
+    train = read_training(data, plan)
     val = read_split(data, "val", plan.max_val_samples)
     if plan.allocator and plan.device == "cuda":
         # Both names: torch 2.9 ignores the new one for CUDA, later versions prefer it.
         for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
             os.environ.setdefault(name, plan.allocator)
-    with _reporter() as reporter:
+    with reporter() as speaker:
         output.mkdir(parents=True, exist_ok=True)
         processes = f" × {plan.processes} processes" if plan.processes > 1 else ""
-        reporter.line(
+        speaker.line(
             f"plan {plan.content_hash}: {plan.model} on {plan.device}, {plan.quantization}, "
             f"LoRA {f'r={plan.lora.rank}' if plan.lora else 'off'}, "
             f"batch {plan.micro_batch} × {plan.accumulation}{processes}, {len(train)} samples"
         )
+        from trainer.evaluate import run_sheet
+        from trainer.launch import is_main
         from trainer.loop import Run, describe
-        from trainer.segment import contact_sheet
+        from trainer.resume import Started, check_data, digests, resumable
 
-        run = Run(plan, train, val, output, cache, reporter)
-        summary = run.train()
+        now = digests(train, val)
+        checkpoint = None
+        if resume:
+            check_data(Started.read(output), now)
+            checkpoint = resumable(output, speaker.line)
+        elif is_main():
+            Started(data, cache, now).write(output)
+            (output / "plan.json").write_text(plan.to_json(), encoding="utf-8")
+        run = Run(plan, train, val, output, cache, speaker, 60 * save_minutes)
+        summary = run.train(checkpoint)
         if run.accelerator.is_main_process:
-            sheet = contact_sheet(run, output / "overlay.png", count=6)
-            reporter.line(f"before  {describe(summary['before'])}")
-            reporter.line(f"after   {describe(summary['after'])}")
-            reporter.line(f"run folder {output}, overlay {sheet}")
+            sheet = run_sheet(run, output / "overlay.png", count=6)
+            speaker.line(f"before  {describe(summary['before'])}")
+            speaker.line(f"after   {describe(summary['after'])}")
+            speaker.line(f"run folder {output}, overlay {sheet}")
 
 
 def _fresh(folder: Path) -> Path:
@@ -319,9 +374,10 @@ def _fresh(folder: Path) -> Path:
 
 
 def _check_data(folder: Path) -> int:
-    from trainer.data.reasonseg import check_data, summarise
+    from trainer.data.mixture import check_data
+    from trainer.data.reasonseg import summarise
 
-    findings = check_data(folder)
+    others, findings = check_data(folder)
     for finding in findings:
         print(f"  - {finding}", file=sys.stderr)
     if findings:
@@ -329,65 +385,11 @@ def _check_data(folder: Path) -> int:
         return EXIT_USAGE
     for split, counts in summarise(folder).items():
         print(f"{split}: " + ", ".join(f"{name} {value}" for name, value in counts.items()))
+    for data_set in others:
+        masks = sum(1 for picture in data_set.pictures for _ in picture.paints())
+        print(f"{data_set.name}: pictures {len(data_set.pictures)}, masks {masks}")
     print(f"{folder}: no findings")
     return 0
-
-
-@contextmanager
-def _reporter() -> Iterator[Reporter]:
-    """A live display on a terminal, plain lines elsewhere; both on stderr, by one process."""
-    from trainer.launch import is_main
-    from trainer.loop import Reporter
-
-    if not is_main():
-        yield Reporter(lambda text: None, lambda what, done, total: None)
-        return
-    if not sys.stderr.isatty():
-        last = [0.0]
-
-        def plain(what: str, done: int, total: int) -> None:
-            if done == total or time.monotonic() - last[0] > 10:
-                last[0] = time.monotonic()
-                print(f"{what}: {done}/{total}", file=sys.stderr, flush=True)
-
-        yield Reporter(lambda text: print(text, file=sys.stderr, flush=True), plain)
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as Remaining
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
-    from rich.console import Console
-
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("starting", total=None)
-
-        def live(what: str, done: int, total: int) -> None:
-            progress.update(task, description=what, completed=done, total=total)
-
-        yield Reporter(lambda text: progress.console.print(text, highlight=False), live)
-
-
-@contextmanager
-def _user_errors() -> Iterator[None]:
-    """Errors that a user can mend become text and an exit code; anything else is a defect."""
-    try:
-        yield
-    except typer.Exit:
-        raise  # a RuntimeError itself: it already says how the command ends
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
-    except (ValueError, FileExistsError, FileNotFoundError) as error:
-        _fail(str(error))
-    except RuntimeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(EXIT_FAILED) from None
-
-
-def _fail(message: str) -> NoReturn:
-    text = message if message.startswith("  - ") else f"  - {message}"
-    print(f"error:\n{text}", file=sys.stderr)
-    raise typer.Exit(EXIT_USAGE)
 
 
 def hyphenated(arguments: list[str]) -> list[str]:

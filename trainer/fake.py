@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from accelerate import Accelerator
@@ -24,7 +25,7 @@ from trainer.data.made_up import MadeUp
 from trainer.data.samples import length_step, padded
 from trainer.extend import Repeater
 from trainer.loop import versions
-from trainer.model.build import fill, skeleton, some_tokenizer
+from trainer.model.build import TORCH_DTYPES, FrozenEncoder, fill, skeleton, some_tokenizer
 from trainer.model.footprint import SMALLEST_PAGED
 from trainer.model.frozen import LoraLinear, make_scale_code
 from trainer.model.host import host_tensors
@@ -40,7 +41,8 @@ CUBLAS_WORKSPACE = {True: 32 * MIB, False: 8320 * 1024}
 # What a tensor is that was made in a phase and still lives at the peak.
 BORN = {"forward": "activations kept", "backward": "transient", "clipping": "transient",
         "optimizer": "transient", "evaluation": "transient", INSIDE: "transient",
-        "load": "frozen weights"}  # fmt: skip
+        "load": "frozen weights", "sam encoder": "encoders", "clip encoder": "encoders",
+        "answer": "keys and values"}  # fmt: skip
 POINTS = 400  # moments of a step in a timeline
 STEPS = 2  # the first allocates the optimizer's state
 
@@ -52,19 +54,20 @@ def fake_rehearsal(
     compute_capability: tuple[int, int] = (8, 6),
     tell: Callable[[str], None] = lambda phase: None,
     drawn: Callable[[Timeline], None] | None = None,
+    answer_tokens: int | None = None,
 ) -> tuple[Measurement, list[tuple[int, int]]]:
     """Bytes of the plan's training step on a card of that compute capability, and their events.
 
-    `text_tokens` and `masks` are those of every sample: give the worst one's. The events are
-    (block, bytes), −bytes for a release, from loading to the end of the second step. `tell` hears
-    of every phase that begins, `drawn` of the last step by component. Raises Unforeseen, NotAlike,
-    WeightsError.
+    `text_tokens`, `masks` and `answer_tokens` are those of every sample: give the worst one's. The
+    events are (block, bytes), −bytes for a release, from loading to the end of the second step.
+    `tell` hears of every phase that begins, `drawn` of the last step by component. Raises
+    Unforeseen, NotAlike, WeightsError.
     """
     workspace = CUBLAS_WORKSPACE[compute_capability >= (9, 0)]
     collecting = gc.isenabled()
     gc.disable()  # nothing here is in cycles that hold tensors, and looking for them takes 15 %
     try:
-        seen = watch(plan, (text_tokens, text_tokens), masks, workspace, tell=tell)
+        seen = watch(plan, (text_tokens, text_tokens), masks, workspace, True, tell, answer_tokens)
     finally:
         if collecting:
             gc.enable()
@@ -76,10 +79,7 @@ def fake_rehearsal(
         assumed.append(f"{seen.paged / MIB:.1f} MiB of paged optimizer state are off the card")
     peaks = seen.trace.peaks()
     load = peaks.pop("load")
-    live: dict[str, int] = {}
-    for label, size in seen.trace.live_at_peak().items():
-        component = BORN.get(label, label)
-        live[component] = live.get(component, 0) + size
+    live = _components(seen.trace)
     if plan.compile:
         saved = compiled_saving(plan, text_tokens)
         less = max(saved.values()) / MIB
@@ -93,6 +93,7 @@ def fake_rehearsal(
         gpu_bytes=0,
         text_tokens=(text_tokens, text_tokens),
         masks=masks,
+        answer_tokens=answer_tokens,
         load_peak_bytes=load,
         peak_allocated_bytes=max(peaks.values()),
         phases=peaks,
@@ -103,6 +104,65 @@ def fake_rehearsal(
         random_weights=True,
     )
     return measurement, seen.trace.events
+
+
+def fake_answer(
+    plan: Plan,
+    text_tokens: int,
+    compute_capability: tuple[int, int] = (8, 6),
+    tell: Callable[[str], None] = lambda phase: None,
+) -> tuple[Measurement, list[tuple[int, int]]]:
+    """Bytes of answering one question of `text_tokens`, as `fake_rehearsal` has a training step's.
+
+    The encoders come first, each alone; then the model loads, reads the question, and answers.
+    """
+    workspace = CUBLAS_WORKSPACE[compute_capability >= (9, 0)]
+    tokenizer = some_tokenizer(plan)
+    one = plan.model_copy(update={"micro_batch": 1})
+    batch = MadeUp(one, tokenizer, (text_tokens, text_tokens), masks=1).batch()
+    make_scale_code()
+    cpu, source = torch.device("cpu"), ShapesAlone("cpu")
+    trace = MemoryTrace(workspace, tell)
+    bones = {encoder: skeleton(plan.profile, tokenizer) for encoder in plan.cached_encoders}
+    model = skeleton(plan.profile, tokenizer)
+    with _fake_tensors() as mode, trace:
+        for encoder in plan.cached_encoders:
+            trace.begin(f"{encoder} encoder")
+            side = getattr(plan.profile, encoder).image_pixels
+            pixels = mode.from_tensor(torch.empty(1, 3, side, side))
+            FrozenEncoder(bones.pop(encoder), plan, encoder, cpu, source)(pixels)
+        trace.begin("load")
+        fill(model, plan, tokenizer, cpu, source, TORCH_DTYPES[plan.dtype]).eval()
+        batch = _OnHost(**vars(batch.each(mode.from_tensor)))
+    trace.leave_out(host_tensors(model))
+    trace.hold((tensor for _, tensor in model.on_card()), "frozen weights")
+    with _fake_tensors(mode), trace, torch.no_grad():
+        trace.begin("answer")
+        sent = batch.to(cpu)
+        # The first token takes the whole question, every later one the same.
+        for _, state in islice(model.greedy(sent, plan.tokens.max_new_tokens), 2):
+            model.masks_of(model.prompts_of(state), model.sam_features(sent.sam))
+    trace.close()
+    peaks = trace.peaks()
+    load = peaks.pop("load")
+    measurement = Measurement(
+        plan=plan, verdict="UNKNOWN", gpu="none: fake tensors", gpu_bytes=0,
+        text_tokens=(text_tokens, text_tokens), masks=1, load_peak_bytes=load, phases=peaks,
+        peak_allocated_bytes=max(load, *peaks.values()), live_at_peak=_components(trace),
+        host_bytes=sum(t.numel() * t.element_size() for t in host_tensors(model)),
+        assumed=(f"cuBLAS workspace of {workspace / MIB:.1f} MiB and 1 MiB",),
+        versions=versions(), random_weights=True,
+    )  # fmt: skip
+    return measurement, trace.events
+
+
+def _components(trace: MemoryTrace) -> dict[str, int]:
+    """Bytes at the peak by what they are."""
+    live: dict[str, int] = {}
+    for label, size in trace.live_at_peak().items():
+        component = BORN.get(label, label)
+        live[component] = live.get(component, 0) + size
+    return live
 
 
 def _timeline(plan: Plan, trace: MemoryTrace) -> Timeline:
@@ -160,13 +220,14 @@ def watch(
     workspace: int,
     extend: bool = True,
     tell: Callable[[str], None] = lambda phase: None,
+    answer_tokens: int | None = None,
 ) -> Watched:
     """Load the model, evaluate and train two steps on fake tensors.
 
     With `extend`, layers alike are watched once (`trainer.extend`).
     """
     tokenizer = some_tokenizer(plan)
-    samples = MadeUp(plan, tokenizer, text_tokens, masks).step()
+    samples = MadeUp(plan, tokenizer, text_tokens, masks, answer_tokens).step()
     make_scale_code()
     # Paged state is counted apart, and compiled layers run as plain ones: both need a GPU.
     shown = plan.override(["optimizer=adamw", "compile=false"])

@@ -63,7 +63,10 @@ def start_processes(count: int, arguments: list[str]) -> int:
     return 0
 
 
-def worker_arguments(plan_file: Path, data: Path, output: Path, cache: Path) -> list[str]:
+def worker_arguments(
+    plan_file: Path, data: Path, output: Path, cache: Path, resume: bool, save_minutes: float
+) -> list[str]:
     """The command line of one process, after `python`."""
     folders = ("--data-dir", str(data), "--output-dir", str(output), "--cache-dir", str(cache))
-    return ["-m", "trainer.cli", "worker", str(plan_file), *folders]
+    rest = ["--save-minutes", str(save_minutes)] + ["--resume"] * resume
+    return ["-m", "trainer.cli", "worker", str(plan_file), *folders, *rest]

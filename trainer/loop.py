@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -20,16 +21,25 @@ from transformers import get_scheduler
 from profiles.plan import Encoder, Plan
 from trainer import checkpoint
 from trainer.data.features import FeatureCache, encoder_key, fill_cache
+from trainer.data.mixture import MixedSets
 from trainer.data.reasonseg import Item
 from trainer.data.samples import MicroBatches, Sample, SampleSet, collate, image_paths, length_step
 from trainer.metrics import MaskScores
-from trainer.model.build import FrozenEncoder, build, check_compiler, read_tokenizer
+from trainer.model.build import FrozenEncoder, build, check_compiler, read_tokenizer, skeleton
 from trainer.model.footprint import check_fits
 from trainer.model.lisa import Batch, Lisa, to_original
 from trainer.model.tokens import LisaTokenizer
 from trainer.model.trained import GradientCheck, trained_names
 from trainer.model.weights import weight_source
+from trainer.resume import LAST, PREVIOUS, Stop, changes
 from trainer.step import make_optimizer, training_step
+
+RECORDS = "metrics.jsonl"
+SAVE_SECONDS = 600  # between two checkpoints, so that a kill costs ten minutes at most
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run was asked to end and has saved; says how it goes on."""
 
 
 @dataclass(frozen=True)
@@ -69,21 +79,28 @@ def prepare_caches(
     caches: dict[Encoder, FeatureCache] = {}
     if not plan.cached_encoders:
         return caches
-    fingerprint = weight_source(plan).fingerprint
+    source = weight_source(plan)
+
+    def load(encoder: Encoder) -> FrozenEncoder:
+        model = skeleton(plan.profile, read_tokenizer(plan))
+        return FrozenEncoder(model, plan, encoder, accelerator.device, source)
+
     for encoder in plan.cached_encoders:
-        cache = FeatureCache(root, encoder_key(plan, encoder, fingerprint))
+        cache = FeatureCache(root, encoder_key(plan, encoder, source.fingerprint))
         with accelerator.main_process_first():
             built = fill_cache(
                 cache,
                 plan,
                 encoder,
                 images,
-                partial(FrozenEncoder, plan, encoder, accelerator.device),
+                partial(load, encoder),
                 partial(reporter.progress, f"{encoder} features"),
                 reporter.line,
             )
         reporter.line(f"{encoder} features: {built} built, {len(images) - built} found in {root}")
         caches[encoder] = cache
+        if accelerator.device.type == "cuda":
+            torch.cuda.empty_cache()  # what the encoder took is for what comes next
     return caches
 
 
@@ -108,20 +125,24 @@ class Run:
     def __init__(
         self,
         plan: Plan,
-        train: list[Item],
+        train: list[Item] | MixedSets,
         val: list[Item],
         folder: Path,
         cache_root: Path,
         reporter: Reporter,
+        save_seconds: float = SAVE_SECONDS,
     ) -> None:
-        self.plan, self.folder, self.reporter = plan, folder, reporter
+        self.save_seconds, self.saved, self.stop = save_seconds, time.monotonic(), Stop()
+        self.plan, self.val, self.folder, self.reporter = plan, val, folder, reporter
         self.accelerator = make_accelerator(plan, folder)
         self.tokenizer = read_tokenizer(plan)
         if plan.device == "cuda":
             if plan.compile:
                 check_compiler()
             check_fits(plan, self.tokenizer, *free_bytes(self.accelerator.device))
-        images = image_paths(train, val)
+        if isinstance(train, MixedSets):
+            SampleSet(train, plan, self.tokenizer, {}, training=True).check_lengths()
+        images = image_paths(train.drawn(plan) if isinstance(train, MixedSets) else train, val)
         caches = prepare_caches(plan, images, cache_root, self.accelerator, reporter)
         make_set = partial(SampleSet, plan=plan, tokenizer=self.tokenizer, caches=caches)
         self.train_set = make_set(train, training=True)
@@ -134,31 +155,43 @@ class Run:
         )
         self.wrapped, self.optimizer = self.accelerator.prepare(self.model, optimizer)
         self.scheduler = self._schedule(optimizer)
-        self.step = 0
+        self.step = self.evaluated = 0  # optimizer steps, and epochs
         self.best: float | None = None
+        self.metrics: dict[str, Any] = {}  # of the last evaluation
+        self.facts: dict[str, Any] = {
+            "data": {"train": len(train), "val": len(val)},
+            "base": weight_source(plan).fingerprint,
+            "hardware": hardware(self.accelerator.device),
+            "versions": versions(),
+        }
 
     def _schedule(self, optimizer: torch.optim.Optimizer) -> Any:
         schedule, total = self.plan.schedule, self.sampler.steps * self.plan.schedule.epochs
         name = "constant_with_warmup" if schedule.shape == "constant" else schedule.shape
         return get_scheduler(name, optimizer, min(schedule.warmup_steps, total // 2), total)
 
-    def train(self) -> dict[str, Any]:
-        """Evaluate, then train and evaluate epoch after epoch; returns the summary."""
-        self._start_records()
-        before = self.evaluate("before training")
+    def train(self, resume: Path | None = None) -> dict[str, Any]:
+        """Evaluate, then train and evaluate epoch after epoch; returns the summary.
+
+        With a checkpoint to `resume` from, what it has done is not done again, and the rest comes
+        out as if there had been no break. Raises Interrupted once all is saved.
+        """
         started = time.monotonic()
-        after = before
-        for epoch in range(self.plan.schedule.epochs):
-            self._train_epoch(epoch)
-            after = self.evaluate(f"epoch {epoch + 1}")
-            self._save("last", after)
-            if self.best is None or (after["giou"] or 0.0) > self.best:
-                self.best = after["giou"] or 0.0
-                self._save("best", after)
+        with self.stop.heard():
+            if resume is None:
+                self._start_records()
+                self.facts["before"] = self.evaluate("before training")
+                self._save_state()
+            else:
+                self._restore(resume)
+            for epoch in range(self.evaluated, self.plan.schedule.epochs):
+                self._train_epoch(epoch)
+                self._save_state()
+                self._evaluate_epoch(epoch)
         self.accelerator.end_training()
         summary = {
-            "before": before,
-            "after": after,
+            "before": self.facts["before"],
+            "after": self.metrics,
             "best_giou": self.best,
             "steps": self.step,
             "seconds": round(time.monotonic() - started, 2),
@@ -166,11 +199,20 @@ class Run:
         self._write("summary.json", summary)
         return summary
 
+    def _evaluate_epoch(self, epoch: int) -> None:
+        after = self.evaluate(f"epoch {epoch + 1}")
+        self.evaluated, self.metrics = epoch + 1, after
+        if self.best is None or (after["giou"] or 0.0) > self.best:
+            self.best = after["giou"] or 0.0
+            self._save("best")
+        self._save_state()
+
     def _train_epoch(self, epoch: int) -> None:
-        self.sampler.epoch = epoch
-        self.wrapped.train()
         total = self.sampler.steps
-        for number, batches in enumerate(self._effective_batches()):
+        done = self.step - epoch * total
+        self.sampler.epoch, self.sampler.skip = epoch, done
+        self.wrapped.train()
+        for number, batches in enumerate(self._effective_batches(), done):
             started = time.monotonic()
             # A run that restarts at an epoch draws the same dropout as one that did not.
             torch.manual_seed(self._step_seed())
@@ -193,6 +235,18 @@ class Run:
                 number + 1,
                 total,
             )
+            self._between_steps()
+
+    def _between_steps(self) -> None:
+        """Save where it is time, or where the run is to end. Raises Interrupted."""
+        stop, due = self.stop.asked, time.monotonic() - self.saved > self.save_seconds
+        if self.accelerator.num_processes > 1:
+            here = torch.tensor([stop, due], dtype=torch.float, device=self.accelerator.device)
+            stop, due = (self.accelerator.reduce(here, "sum") > 0).tolist()
+        if due or stop:
+            self._save_state()
+        if stop:
+            raise Interrupted(f"saved after step {self.step}; lisa-train --resume {self.folder}")
 
     def _step_seed(self) -> int:
         rank = self.accelerator.process_index
@@ -218,8 +272,9 @@ class Run:
         """gIoU and cIoU over the validation split, each process its share."""
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         share = range(rank, len(self.val_set), processes)
+        heeding = Reporter(self.reporter.line, self._heeding)
         scores = evaluate(
-            self.model, self.val_set, list(share), self.tokenizer, self.accelerator, self.reporter
+            self.model, self.val_set, list(share), self.tokenizer, self.accelerator, heeding
         )
         rows = scores.rows()
         if processes > 1:
@@ -232,17 +287,69 @@ class Run:
         self.reporter.line(f"{title}: {describe(result)}")
         return result
 
-    def _save(self, name: str, metrics: dict[str, Any]) -> None:
+    def _heeding(self, what: str, done: int, total: int) -> None:
+        """Progress of an evaluation. Raises Interrupted: what came before it is saved."""
+        if self.stop.asked:
+            raise Interrupted(f"ended while {what}; lisa-train --resume {self.folder}")
+        self.reporter.progress(what, done, total)
+
+    def _save(self, name: str) -> None:
+        """A checkpoint to answer with."""
         if self.accelerator.is_main_process:
-            facts = {"step": self.step, "metrics": metrics, "versions": versions()}
-            checkpoint.save(self.folder / name, self.model, self.plan, facts)
+            checkpoint.save(self.folder / name, self.model, self.plan, self._facts())
         self.accelerator.wait_for_everyone()
+
+    def _save_state(self) -> None:
+        """A checkpoint to go on from; the one before is kept."""
+        if self.accelerator.is_main_process:
+            checkpoint.save(
+                self.folder / LAST, self.model, self.plan, self._facts(), self._state(),
+                self.folder / PREVIOUS,
+            )  # fmt: skip
+        self.saved = time.monotonic()
+        self.accelerator.wait_for_everyone()
+
+    def _facts(self) -> dict[str, Any]:
+        return {"step": self.step, "metrics": self.metrics, **self.facts, **peaks()}
+
+    def _state(self) -> dict[str, Any]:
+        """All that the next step depends on beside the trained tensors.
+
+        Not the random numbers: every step and every sample draws its own, from the plan's seed.
+        """
+        scheduler = {k: v for k, v in self.scheduler.state_dict().items() if k != "lr_lambdas"}
+        scaler = self.accelerator.scaler
+        return {
+            "step": self.step, "evaluated": self.evaluated, "best": self.best,
+            "metrics": self.metrics, "before": self.facts["before"],
+            "records": (self.folder / RECORDS).stat().st_size,
+            "optimizer": self.optimizer.optimizer.state_dict(), "scheduler": scheduler,
+            "scaler": scaler.state_dict() if scaler else {},
+        }  # fmt: skip
+
+    def _restore(self, folder: Path) -> None:
+        """Take up a checkpoint's state; records after it go. Raises CheckpointError."""
+        state = checkpoint.load_state(folder)
+        checkpoint.load(folder, self.model)
+        self.step, self.evaluated, self.best = (state[k] for k in ("step", "evaluated", "best"))
+        self.metrics, self.facts["before"] = state["metrics"], state["before"]
+        optimizer = state["optimizer"]
+        optimizer["state"] = {int(number): of for number, of in optimizer["state"].items()}
+        self.optimizer.optimizer.load_state_dict(optimizer)
+        self.scheduler.load_state_dict(state["scheduler"] | {"lr_lambdas": [None]})
+        if self.accelerator.scaler and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        if self.accelerator.is_main_process:
+            os.truncate(self.folder / RECORDS, state["records"])
+        self.accelerator.init_trackers("tensorboard")
+        self.reporter.line(f"going on from {folder} after step {self.step}")
+        for change in changes(checkpoint.read_facts(folder), versions()):
+            self.reporter.line(f"note: {change}: the rest may differ in the last bits")
 
     def _start_records(self) -> None:
         self.accelerator.init_trackers("tensorboard")
         if self.accelerator.is_main_process:
-            (self.folder / "plan.json").write_text(self.plan.to_json(), encoding="utf-8")
-            (self.folder / "metrics.jsonl").write_text("", encoding="utf-8")
+            (self.folder / RECORDS).write_text("", encoding="utf-8")
         self._write("versions.json", versions())
 
     def _write(self, name: str, document: dict[str, Any]) -> None:
@@ -253,7 +360,7 @@ class Run:
     def _record(self, row: dict[str, Any]) -> None:
         if not self.accelerator.is_main_process:
             return
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        with (self.folder / RECORDS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         numbers = {k: v for k, v in row.items() if isinstance(v, float)}
         self.accelerator.log(numbers, step=self.step)
@@ -272,11 +379,11 @@ def predict(
 ) -> list[torch.Tensor]:
     """Teacher-forced mask logits [H, W] of each sample's first [SEG], at its picture's own size."""
     batch = collate(samples, tokenizer).to(accelerator.device)
-    low = model.predict(batch)
+    low = model.predict(batch).cpu()  # a large picture's mask is no matter of the card's memory
     owner = batch.segs[:, 0].tolist()
     frame = model.sam.config.vision_config.image_size
     return [
-        to_original(low[owner.index(row)][None], frame, *sample.truth.shape)[0].cpu()
+        to_original(low[owner.index(row)][None], frame, *sample.truth.shape)[0]
         for row, sample in enumerate(samples)
     ]
 
@@ -301,6 +408,25 @@ def evaluate(
             scores.add(sample.name, logits.numpy() > 0, sample.truth)
     reporter.progress("evaluating", len(places), len(places))
     return scores
+
+
+def hardware(device: torch.device) -> str:
+    """The card's name, or the processor's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    import platform
+
+    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def peaks() -> dict[str, int]:
+    """The most bytes so far on the card: of tensors, and of the allocator's pool."""
+    if not torch.cuda.is_available():
+        return {}
+    return {
+        "peak_allocated_bytes": torch.cuda.max_memory_allocated(),
+        "peak_reserved_bytes": torch.cuda.max_memory_reserved(),
+    }
 
 
 def versions() -> dict[str, str]:

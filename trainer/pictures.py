@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 PREDICTED, TRUE, IGNORED = (255, 60, 0), (0, 200, 255), (255, 220, 0)
+COLOURS = (PREDICTED, TRUE, IGNORED, (160, 60, 255), (0, 220, 90))  # of several masks
 TILE, TITLE = 256, 18  # pixels
 
 

@@ -17,9 +17,9 @@ import statistics
 import sys
 import time
 from array import array
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from profiles.measurement import Measurement
 from profiles.plan import Plan
@@ -32,7 +32,13 @@ PEAK_FLOPS = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12}
 class Rehearsal:
     """A model under a Plan and made-up batches; torch is imported with the first one."""
 
-    def __init__(self, plan: Plan, text_tokens: tuple[int, int], masks: int) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        text_tokens: tuple[int, int],
+        masks: int,
+        answer_tokens: int | None = None,
+    ) -> None:
         from trainer.data.made_up import MadeUp
         from trainer.loop import make_accelerator
         from trainer.model.build import build, read_tokenizer
@@ -45,7 +51,7 @@ class Rehearsal:
         optimizer = make_optimizer(model, plan)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.model.train()
-        self.samples = MadeUp(plan, self.tokenizer, text_tokens, masks)
+        self.samples = MadeUp(plan, self.tokenizer, text_tokens, masks, answer_tokens)
 
     def evaluate(self) -> None:
         """Masks of one micro-batch, as an evaluation predicts them."""
@@ -119,6 +125,7 @@ def rehearse(
     masks: int,
     steps: int,
     save: bool = False,
+    answer_tokens: int | None = None,
 ) -> Measurement:
     """Build the model, warm up, time `steps` steps on this process's GPU.
 
@@ -142,13 +149,14 @@ def rehearse(
         "cap_bytes": cap_bytes,
         "text_tokens": text_tokens,
         "masks": masks,
+        "answer_tokens": answer_tokens,
         "versions": versions() | {"cuda": str(torch.version.cuda), "driver": _driver()},
         "random_weights": plan.weights == "random",
     }
     peaks = PhasePeaks()
     try:
         started = time.monotonic()
-        rehearsal = Rehearsal(plan, text_tokens, masks)
+        rehearsal = Rehearsal(plan, text_tokens, masks, answer_tokens)
         torch.cuda.synchronize()
         facts["load_seconds"] = round(time.monotonic() - started, 2)
         peaks.watch(rehearsal)
@@ -184,23 +192,37 @@ def _tell_phase(phase: str) -> None:
     print(f"phase: {phase}", file=sys.stderr, flush=True)  # whoever reads of a crash learns where
 
 
-def longest_text(plan: Plan, folder: Path) -> int:
-    """Text tokens of the longest sample that training or evaluation meets in a data set.
+class WorstSample(NamedTuple):
+    """The most that any sample of a data set holds, each on its own."""
+
+    text_tokens: int
+    masks: int
+    answer_tokens: int
+
+
+def worst_sample(plan: Plan, folder: Path) -> WorstSample:
+    """The most that training or evaluation meets in a folder: every visit is looked at.
 
     Raises DataError.
     """
+    from trainer.data.mixture import read_training
     from trainer.data.reasonseg import read_split
     from trainer.data.samples import SampleSet
+    from trainer.losses import IGNORE_LABEL
     from trainer.model.build import some_tokenizer
 
     tokenizer = some_tokenizer(plan)
-    longest = 0
-    for split, visits in (("train", plan.schedule.epochs), ("val", 1)):
-        items = read_split(folder, split, getattr(plan, f"max_{split}_samples"))
-        samples = SampleSet(items, plan, tokenizer, {}, training=split == "train")
-        lengths = (samples.length(e, i) for e in range(visits) for i in range(len(items)))
-        longest = max(longest, *lengths, 0)
-    return longest - plan.profile.clip.image_tokens
+    train = SampleSet(read_training(folder, plan), plan, tokenizer, {}, training=True)
+    items = read_split(folder, "val", plan.max_val_samples)
+    val = SampleSet(items, plan, tokenizer, {}, training=False)
+    text = masks = answers = 0
+    for samples, epochs in ((train, plan.schedule.epochs), (val, 1)):
+        for epoch, index in product(range(epochs), range(len(samples))):
+            seen = samples.encoded(epoch, index)
+            text = max(text, len(seen.input_ids) - tokenizer.image_tokens)
+            masks = max(masks, seen.input_ids.count(tokenizer.seg_id))
+            answers = max(answers, len(seen.labels) - seen.labels.count(IGNORE_LABEL))
+    return WorstSample(text, masks, answers)
 
 
 def _timed(rehearsal: Rehearsal) -> float:
@@ -264,11 +286,13 @@ def main() -> None:
     parser.add_argument("plan", type=Path)
     parser.add_argument("--cap-gib", type=float, help="limit on the process's tensors")
     parser.add_argument("--text-tokens", default="96", help="of a sample: N, or LEAST:MOST")
-    parser.add_argument("--data-dir", type=Path, help="take the longest text of this data set")
-    parser.add_argument("--masks", type=int, default=1, help="[SEG] tokens of a sample")
+    parser.add_argument("--masks", type=int, help="[SEG] tokens of a sample, 1 by default")
+    parser.add_argument("--answer-tokens", type=int, help="supervised ones of a sample")
+    parser.add_argument("--data-dir", type=Path, help="take all three from this data set")
     parser.add_argument("--steps", type=int, default=8, help="timed steps")
     parser.add_argument("--save", action="store_true", help="write a checkpoint as well")
     parser.add_argument("--fake", action="store_true", help="count bytes, without a GPU")
+    parser.add_argument("--answer", action="store_true", help="with --fake: of one question")
     parser.add_argument("--events", type=Path, help="with --fake: write (block, bytes) as int64")
     parser.add_argument("--timeline", type=Path, help="with --fake: write one step by component")
     parser.add_argument("--compute-capability", default="8.6", help="of the card, with --fake")
@@ -282,34 +306,42 @@ def main() -> None:
     out = sys.stdout
     sys.stdout = sys.stderr  # whatever a library prints, stdout holds one document
     text = int(least), int(most or least)
+    masks, answers = arguments.masks, arguments.answer_tokens
     if arguments.data_dir:
         from trainer.data.reasonseg import DataError
 
         try:
-            text = (longest_text(plan, arguments.data_dir),) * 2
+            worst = worst_sample(plan, arguments.data_dir)
         except DataError as error:
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
+        text = (worst.text_tokens,) * 2
+        masks, answers = masks or worst.masks, answers or worst.answer_tokens
+    masks = masks or 1
     if arguments.fake:
         gc.disable()  # a process of seconds, and imports make a million objects
         from trainer.extend import NotAlike
-        from trainer.fake import cannot_forecast, fake_rehearsal
+        from trainer.fake import cannot_forecast, fake_answer, fake_rehearsal
         from trainer.trace import Unforeseen
 
         major, _, minor = arguments.compute_capability.partition(".")
         capability = int(major), int(minor or 0)
         try:
             file = arguments.timeline
-            measurement, events = fake_rehearsal(
-                plan, text[1], arguments.masks, capability, _tell_phase,
-                (lambda line: file.write_text(line.model_dump_json())) if file else None,
-            )  # fmt: skip
+            if arguments.answer:
+                measurement, events = fake_answer(plan, text[1], capability, _tell_phase)
+            else:
+                measurement, events = fake_rehearsal(
+                    plan, text[1], masks, capability, _tell_phase,
+                    (lambda line: file.write_text(line.model_dump_json())) if file else None,
+                    answers,
+                )  # fmt: skip
         except (Unforeseen, NotAlike) as error:
-            measurement, events = cannot_forecast(plan, text[1], arguments.masks, str(error)), []
+            measurement, events = cannot_forecast(plan, text[1], masks, str(error)), []
         if arguments.events:
             arguments.events.write_bytes(array("q", chain.from_iterable(events)).tobytes())
     else:
-        options = arguments.masks, arguments.steps, arguments.save
+        options = masks, arguments.steps, arguments.save, answers
         measurement = rehearse(plan, cap, text, *options)
     print(measurement.model_dump_json(), file=out, flush=True)
     if arguments.fake:

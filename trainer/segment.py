@@ -1,27 +1,43 @@
-"""Inference and pictures: a question about an image becomes an answer, masks and an overlay."""
+"""Inference: a question about a picture becomes an answer and masks."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from profiles.plan import Plan
-from trainer import checkpoint
-from trainer.data.preprocess import pixels
-from trainer.data.prompts import Turn, question_for
+from trainer.data.prompts import Turn, explanatory_question_for, question_for
 from trainer.data.reasonseg import read_image
+from trainer.load import Trained
+from trainer.loop import Reporter, make_accelerator, prepare_caches
 from trainer.losses import IGNORE_LABEL
-from trainer.model.build import build, read_tokenizer
+from trainer.model.build import read_tokenizer
 from trainer.model.lisa import Batch, to_original
-from trainer.pictures import PREDICTED, TRUE, Row, overlay, write_sheet
+from trainer.model.tokens import LisaTokenizer
 
-if TYPE_CHECKING:
-    from trainer.loop import Run
+SILENT = Reporter(lambda text: None, lambda what, done, total: None)
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked about a picture: a sentence, or a noun phrase."""
+
+    image: Path
+    text: str
+    is_sentence: bool = True
+    explain: bool = False
+
+    def turn(self) -> Turn:
+        """The question as the model was taught to hear it, unanswered. Raises PromptError."""
+        if self.explain:
+            return Turn(explanatory_question_for(self.text, _first), None)
+        return Turn(question_for(self.text, self.is_sentence, _first), None)
 
 
 @dataclass(frozen=True)
@@ -30,80 +46,72 @@ class Answer:
 
     text: str
     masks: NDArray[np.bool_]  # [n, H, W]
+    seconds: float
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """All masks together, [H, W]; empty where there is none."""
+        return np.asarray(self.masks.any(0))
+
+
+def longest_question(questions: Sequence[Question], plan: Plan, tokenizer: LisaTokenizer) -> int:
+    """Text tokens of the longest question, its prompt among them."""
+    lengths = [len(tokenizer.encode([question.turn()]).input_ids) for question in questions]
+    return max(lengths, default=0) - plan.profile.clip.image_tokens
 
 
 class Segmenter:
-    """A trained model ready for questions; `run` is a run folder or one of its checkpoints."""
+    """A trained model ready for questions about `images`.
 
-    def __init__(self, run: Path) -> None:
-        folder = run if (run / "trained.safetensors").is_file() else run / "best"
-        if not folder.is_dir():
-            raise ValueError(
-                f"{run}: no run folder here, or none with a checkpoint\n"
-                "    hint: --run names the --output-dir of a lisa-train run"
-            )
-        plan = Plan.read(folder / "plan.json")
-        # Any picture may be asked about, so the encoders must be there.
-        online: dict[str, object] = {"cached_encoders": [], "compile": False}
-        if plan.device == "cuda" and not torch.cuda.is_available():
-            online |= {"device": "cpu", "dtype": "fp32", "optimizer": "adamw"}
-        self.plan = Plan.parse(plan.model_dump(mode="json") | online)
-        self.device = torch.device(self.plan.device)
+    The encoders look at all pictures first, one encoder after the other, and leave the card before
+    the rest is loaded: together they would not fit where each does. What they saw is kept in the
+    cache that training uses.
+    """
+
+    def __init__(
+        self,
+        trained: Trained,
+        images: Sequence[Path],
+        cache_root: Path,
+        reporter: Reporter = SILENT,
+        plan: Plan | None = None,
+    ) -> None:
+        """`plan`: the trained one's with other levers. Raises WeightsError, CheckpointError."""
+        self.plan = plan or trained.plan
+        self.accelerator = make_accelerator(self.plan, None)
+        self.device = self.accelerator.device
         self.tokenizer = read_tokenizer(self.plan)
-        self.model = build(self.plan, self.tokenizer, self.device).eval()
-        checkpoint.load(folder, self.model)
-        for parameter in self.model.parameters():  # nothing is trained here: one dtype throughout
-            parameter.data = parameter.data.to(self.model.dtype)
+        pictures = list(dict.fromkeys(images))
+        self.caches = prepare_caches(self.plan, pictures, cache_root, self.accelerator, reporter)
+        self.model = trained.load(self.plan, self.tokenizer, self.device)
 
-    def ask(self, image: NDArray[np.uint8], question: str, is_sentence: bool = True) -> Answer:
-        """Answer one question about a picture [H, W, 3]. Raises PromptError."""
-        turn = Turn(question_for(question, is_sentence, lambda options: options[0]), None)
-        ids = torch.tensor([self.tokenizer.encode([turn]).input_ids], device=self.device)
-        shown = {
-            encoder: torch.from_numpy(pixels(image, encoder, self.plan.profile))[None]
-            for encoder in ("clip", "sam")
-        }
-        batch = Batch.of(
+    def ask(self, question: Question) -> Answer:
+        """Answer one question about one of the pictures. Raises PromptError, DataError."""
+        started = time.monotonic()
+        height, width = read_image(question.image).shape[:2]
+        batch = self._batch(question).to(self.device)
+        limit, end = self.plan.tokens.max_new_tokens, self.tokenizer.end_id
+        new, low = self.model.answer(batch, limit, end)
+        masks = np.zeros((len(low), height, width), bool)
+        frame = self.plan.profile.sam.image_pixels
+        for number, logits in enumerate(low):
+            masks[number] = to_original(logits.cpu()[None], frame, height, width)[0].numpy() > 0
+        kept = [token for token in new.tolist() if token != end]
+        text = self.tokenizer.decode(kept).strip()
+        return Answer(text, masks, time.monotonic() - started)
+
+    def _batch(self, question: Question) -> Batch:
+        ids = torch.tensor([self.tokenizer.encode([question.turn()]).input_ids])
+        shown = {name: self.caches[name].read(question.image)[None] for name in self.caches}
+        return Batch.of(
             ids,
             torch.full_like(ids, IGNORE_LABEL),
             self.tokenizer.seg_id,
             targets=torch.zeros(0),
-            clip=shown["clip"].to(self.device),
-            sam=shown["sam"].to(self.device),
+            clip=shown["clip"],
+            sam=shown["sam"],
         )
-        new, low = self.model.answer(
-            batch,
-            self.plan.tokens.max_new_tokens,
-            eos_token_id=self.tokenizer.end_id,
-            pad_token_id=self.tokenizer.pad_id,
-        )
-        height, width = image.shape[:2]
-        if not len(low):
-            return Answer(self._text(new), np.zeros((0, height, width), bool))
-        frame = self.plan.profile.sam.image_pixels
-        masks = to_original(low, frame, height, width) > 0
-        return Answer(self._text(new), masks.cpu().numpy())
-
-    def _text(self, ids: torch.Tensor) -> str:
-        kept = [token for token in ids.tolist() if token != self.tokenizer.end_id]
-        return self.tokenizer.decode(kept).strip()
 
 
-def contact_sheet(run: Run, path: Path, count: int) -> Path:
-    """Questions, predictions and truths of the first validation samples, as one PNG."""
-    from trainer.loop import predict
-
-    run.model.eval()
-    step = max(1, len(run.val_set) // count)
-    places = list(range(0, len(run.val_set), step))[:count]
-    samples = [run.val_set[place] for place in places]
-    masks = [predict(run.model, [s], run.tokenizer, run.accelerator)[0] for s in samples]
-    rows = []
-    for place, sample, logits in zip(places, samples, masks, strict=True):
-        item = run.val_set.items[place]
-        image = read_image(item.image_path)
-        predicted = overlay(image, logits.numpy() > 0, PREDICTED)
-        true = overlay(image, sample.truth == 1, TRUE)
-        tiles = (("", image), ("prediction", predicted), ("truth", true))
-        rows.append(Row(item.texts[0], tiles))
-    return write_sheet(rows, path)
+def _first(options: Sequence[str]) -> str:
+    return options[0]

@@ -1,53 +1,108 @@
-"""lisa-segment: ask a trained run about a picture."""
+"""lisa-segment: ask a trained model about pictures."""
 
 from __future__ import annotations
 
+import json
 import logging
-import sys
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from trainer.console import feature_cache, tell, user_errors
+
+if TYPE_CHECKING:
+    from advisor.answering import Fit
+    from profiles.plan import Plan
+    from trainer.load import Trained
+    from trainer.segment import Answer, Question
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
 
 
 @app.command()
 def segment(
-    image: Annotated[Path, typer.Argument(help="The picture.")],
-    question: Annotated[str, typer.Argument(help="A whole sentence, or a phrase with --phrase.")],
-    run: Annotated[Path, typer.Option(help="Run folder, or a checkpoint in it.")] = Path(
-        "runs/latest"
-    ),
-    out: Annotated[Path | None, typer.Option(help="Overlay PNG. Default: in this folder.")] = None,
+    image: Annotated[Path, typer.Argument(help="A picture, or a folder of pictures.")],
+    question: Annotated[
+        str | None, typer.Argument(help="A whole sentence, or a phrase with --phrase.")
+    ] = None,
+    questions: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON lines {image, question[, phrase, explain]} about IMAGE's pictures."
+        ),
+    ] = None,
+    run: Annotated[
+        Path, typer.Option(help="Run folder, checkpoint, export, or converted model folder.")
+    ] = Path("runs/latest"),
+    out: Annotated[Path, typer.Option(help="Folder for masks and overlays.")] = Path("."),
     phrase: Annotated[bool, typer.Option(help="The question is a noun phrase.")] = False,
+    explain: Annotated[bool, typer.Option(help="Ask for the reason as well.")] = False,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a setting. Repeatable."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Answer QUESTION about IMAGE and write the mask as an overlay."""
-    import numpy as np
-    from PIL import Image
+    """Answer QUESTION about IMAGE; write the mask and an overlay.
 
-    from trainer.data.reasonseg import read_image
-    from trainer.pictures import PREDICTED, overlay
-    from trainer.segment import Segmenter
+    Exit codes: 0 every answer has a mask, 1 some have none or the card is too small, 2 bad usage.
+    """
+    from trainer.ask import read_questions, stems
+    from trainer.load import find
 
-    try:
-        if out is not None and not out.parent.is_dir():
-            raise ValueError(f"{out}: there is no folder {out.parent}; make it, or name another")
-        picture = read_image(image)
-        answer = Segmenter(run).ask(picture, question, is_sentence=not phrase)
-    except (ValueError, OSError) as error:
-        text = str(error) if str(error).startswith("  - ") else f"  - {error}"
-        print(f"error:\n{text}", file=sys.stderr)
-        raise typer.Exit(2) from None
-    print(answer.text)
-    if not len(answer.masks):
-        print("the answer holds no [SEG]: nothing was segmented", file=sys.stderr)
+    with user_errors():
+        if not out.is_dir():
+            raise ValueError(f"{out}: no such folder; make it, or name another with --out")
+        asked = read_questions(image, question, questions, phrase, explain)
+        trained = find(run, set_ or ())
+        plan, fit = planned(trained, asked)
+        from trainer.segment import Segmenter
+
+        segmenter = Segmenter(trained, [q.image for q in asked], feature_cache(), plan=plan)
+        found = []
+        for one, stem in zip(asked, stems(asked, out), strict=True):
+            answer = segmenter.ask(one)
+            found.append(_told(one, answer, stem, as_json, several=len(asked) > 1))
+    if as_json:
+        print(json.dumps({"memory": fit.forecast.model_dump(mode="json") if fit else None,
+                          "answers": found}, indent=2, ensure_ascii=False))  # fmt: skip
+    if not all(row["masks"] for row in found):
         raise typer.Exit(1)
-    # Not beside the picture: a data folder holds nothing but its items.
-    target = out or Path(image.stem + ".overlay.png")
-    mask = np.asarray(answer.masks.any(0))
-    Image.fromarray(overlay(picture, mask, PREDICTED)).save(target)
-    print(f"{target}: {mask.mean():.1%} of the picture", file=sys.stderr)
+
+
+def planned(trained: Trained, asked: list[Question]) -> tuple[Plan, Fit | None]:
+    """The plan to answer under: forecast for this card first. Raises NoRoom, RehearsalFailed."""
+    if trained.plan.device == "cpu":
+        return trained.plan, None
+    from advisor.answering import fitting
+    from advisor.probe import probe
+    from trainer.model.build import read_tokenizer
+    from trainer.segment import longest_question
+
+    text = longest_question(asked, trained.plan, read_tokenizer(trained.plan))
+    fit = fitting(trained.plan, trained.may_round, text, probe(), tell)
+    tell(fit.line())
+    for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
+        os.environ.setdefault(name, fit.plan.allocator)
+    return fit.plan, fit
+
+
+def _told(question: Question, answer: Answer, stem: Path, as_json: bool, several: bool) -> Any:
+    """Write an answer's pictures and say it; its JSON row."""
+    from trainer.ask import row_of, write_pictures
+
+    files = write_pictures(question, answer, stem)
+    if not as_json:
+        print(f"{question.image.name}: {answer.text}" if several else answer.text)
+        if files:
+            share = answer.mask.mean()
+            tell(f"{', '.join(map(str, files))}: {share:.1%} of the picture, "
+                  f"{answer.seconds:.1f} s")  # fmt: skip
+        else:
+            tell(f"{question.image}: the answer holds no [SEG]: nothing was segmented")
+    return row_of(question, answer, files)
 
 
 def main() -> None:

@@ -84,7 +84,7 @@ def training_step(
         raise NotFinite(f"the loss is not finite; samples of this step: {names}")
     norm = clip(model, plan, accelerator)
     if check is not None and not check.done:
-        check()
+        check(masks=totals.masks > 0)
     update(optimizer)
     total, ce, bce, dice = sums.tolist()
     return StepResult(

@@ -35,7 +35,7 @@ def _run(*arguments: str):
         ((), 0, "FITS"),
         (("--vram", "8GiB"), 0, "FITS"),
         (("--vram", "8192 MiB", "--model", "7b"), 0, "FITS"),
-        (("--vram", "2.2GiB", "--model", "7b"), 0, "TIGHT"),
+        (("--vram", "3.5GiB", "--model", "7b"), 0, "TIGHT"),
         (("--vram", "1.5GiB", "--model", "7b"), 1, "OOM"),
         (("--model", "7b"), 3, "UNKNOWN"),
         (("--gpu", "rtx3060 12gb"), 0, "FITS  7b on RTX 3060 (12 GB)"),

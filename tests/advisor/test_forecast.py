@@ -120,6 +120,35 @@ def test_compiled_plans_are_counted_by_a_rule_that_is_named(cache: Path) -> None
     assert any("compiled layers take" in text for text in compiled.assumed)
 
 
+def test_a_mixture_holds_more_masks_and_longer_answers(cache: Path) -> None:
+    alone = tiny_plan(**CACHED, micro_batch=8, effective_batch=8)
+    shapes = alone.override(["mixture.sem_seg=9"])
+    talks = alone.override(["mixture.vqa=3"])
+    found = [forecast(plan, Worst(), cache=cache) for plan in (alone, shapes, talks)]
+    assert [(f.masks, f.answer_tokens) for f in found] == [(1, None), (3, None), (1, 512)]
+    tensors = [f.tier("tensors").bytes for f in found]
+    assert tensors[0] < tensors[1] and tensors[0] < tensors[2]
+    few = alone.override(["mixture.sem_seg=9", "tokens.max_masks=2"])
+    assert few.most_masks == 2
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vqa/x.json",
+        "refer_seg/refcoco/refs(unc).p",
+        "ade20k/objectInfo150.txt",
+        "sem_seg/mine/annotations/training/a.png",
+    ],
+)
+def test_changed_annotations_of_a_mixture_are_forecast_anew(tmp_path: Path, name: str) -> None:
+    plan, path = tiny_plan(mixture={"vqa": 1}), tmp_path / name
+    key = module._key(plan, Worst(data=tmp_path), (8, 6))
+    path.parent.mkdir(parents=True)
+    path.write_text("new")
+    assert module._key(plan, Worst(data=tmp_path), (8, 6)) != key
+
+
 def test_an_answer_is_kept_and_a_damaged_one_made_again(tmp_path: Path, stub: Path) -> None:
     real = sys.executable
     child.sys.executable = f"{sys.prefix}/bin/python"

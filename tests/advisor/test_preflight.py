@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from advisor import preflight
 from advisor.budget import GIB as BUDGET_GIB
 from advisor.budget import Budget
 from advisor.choose import tiny_cpu_plan
-from advisor.forecast import Forecast, Tier
+from advisor.forecast import Forecast, Tier, Worst
 from advisor.preflight import Advice, advise
 from advisor.probe import Gpu, Machine, probe
 from advisor.question import Target
@@ -64,7 +65,7 @@ def test_without_a_gpu_tiny_trains_on_the_cpu():
     assert advice.command == "lisa-train --auto --model tiny --data-dir DIR"
     assert advice.environment == {}
     notes = "\n".join(map(str, advice.findings))
-    assert "7b trains from a 3 GiB card" in notes and "13b trains from a 3 GiB card" in notes
+    assert "7b trains from a 4 GiB card" in notes and "13b trains from a 4 GiB card" in notes
 
 
 @pytest.mark.parametrize("model", ["7b", "13b", "7b-v1"])
@@ -105,7 +106,7 @@ def test_too_small_is_a_clear_no():
     advice = _advise(vram_gib=2, model="7b")
     assert (advice.verdict, advice.exit_code, advice.command) == ("OOM", 1, None)
     assert advice.needs.bytes == min(c.needs.bytes for c in advice.considered)
-    assert "7b trains from a 3 GiB card" in str(advice.findings[-1])
+    assert "7b trains from a 4 GiB card" in str(advice.findings[-1])
 
 
 def _quality(advice: Advice) -> tuple[int, float]:
@@ -165,7 +166,7 @@ def test_host_memory_is_a_limit_too():
 
 def test_compiled_layers_are_advised_where_triton_runs():
     assert _advise(vram_gib=24).plan.compile
-    assert "faster than with off" in _reason(_advise(vram_gib=24), "compile").because
+    assert "s a step (12%) against off" in _reason(_advise(vram_gib=24), "compile").because
     for card in ({"platform": "windows"}, {"capability": (6, 1)}):
         assert not _advise(_machine(**card, free_gib=23, total_gib=24)).plan.compile
     with pytest.raises(PlanError, match="needs Triton"):
@@ -536,3 +537,33 @@ def test_every_number_has_a_basis_and_every_lever_its_price():
 def test_the_picture_holds_the_answer():
     svg = render_svg(_advise(vram_gib=8))
     assert svg.startswith("<svg") and "FITS" in svg and "lisa-train" in svg
+
+
+def test_a_mixture_is_forecast_with_what_its_samples_hold():
+    """Neither the grid nor a row knows samples with several masks or long answers."""
+    asked: list[tuple[Plan, int | None]] = []
+    mixture = ["mixture.vqa=3", "mixture.sem_seg=9"]
+    advice = _advise(vram_gib=12, model="7b", overrides=mixture, live=_live(1.1, asked))
+    assert advice.verdict == "FITS" and advice.plan.mixture.vqa == 3
+    assert asked[-1] == (advice.plan, 512) and advice.needs.basis == "forecast"
+    assert "--set mixture.sem_seg=9" in advice.command
+    assert _advise(vram_gib=12, model="7b", overrides=mixture).verdict == "UNKNOWN"
+    # lisa-tiny is small whatever its samples hold
+    assert _advise(overrides=mixture).verdict == "FITS"
+    assert _advise(_machine(), model="tiny", overrides=mixture).verdict == "FITS"
+
+
+def test_a_live_forecast_remembers_what_the_data_holds(monkeypatch, tmp_path):
+    asked: list[Worst] = []
+
+    def forecast(plan: Plan, worst: Worst, *rest: object, **context: object) -> Forecast:
+        asked.append(worst)
+        return Forecast(plan=plan, verdict="UNKNOWN", compute_capability=(8, 6), text_tokens=90,
+                        masks=2, answer_tokens=70)  # fmt: skip
+
+    monkeypatch.setattr(preflight, "forecast", forecast)
+    live = preflight.live_forecast(NO_GPU, None, tmp_path, lambda text: None)
+    live(Plan(), None)
+    live(Plan(), 90)
+    live(Plan(), 100)
+    assert asked == [Worst(data=tmp_path), Worst(90, 2, None, 70), Worst(100, 2, None, 70)]

@@ -24,6 +24,7 @@ from trainer.data.samples import SampleSet, collate
 from trainer.loop import Reporter, Run
 from trainer.model.build import build, read_tokenizer
 from trainer.model.footprint import DoesNotFit
+from trainer.model.frozen import Nf4Linear
 from trainer.rehearsal import Rehearsal
 from trainer.step import training_step
 
@@ -154,3 +155,14 @@ def test_loading_takes_no_more_than_training(tmp_path: Path) -> None:
     assert measured.verdict == "FITS"
     assert measured.load_peak_bytes is not None and measured.peak_allocated_bytes is not None
     assert 0 < measured.load_peak_bytes <= measured.peak_allocated_bytes
+
+
+def test_one_row_times_nf4_is_the_widened_product() -> None:
+    """An answer's tokens take a kernel of their own; what they give is a question's arithmetic."""
+    weight = torch.randn(512, 256, device=CUDA, dtype=torch.bfloat16)
+    linear = Nf4Linear(weight)
+    row = torch.randn(1, 1, 256, device=CUDA, dtype=torch.bfloat16)
+    with torch.no_grad():
+        alone, among = linear(row), linear(row.expand(1, 4, 256).contiguous())[:, :1]
+    assert alone.shape == (1, 1, 512)
+    assert float((alone - among).norm() / among.norm()) < 2**-7

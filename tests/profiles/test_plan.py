@@ -1,5 +1,6 @@
 """The Plan: what goes in comes out, what cannot run is refused with every reason at once."""
 
+import hashlib
 import json
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from profiles.plan import Lora, Plan, PlanError, Schedule, TokenLimits, setting_names
+from profiles.plan import Lora, Mixture, Plan, PlanError, Schedule, TokenLimits, setting_names
 
 LAYERS = {"tiny": 4, "7b": 32, "7b-v1": 32, "13b": 40}
 TRAINED = ["mask_decoder", "text_hidden_fcs", "projector", "token_rows"]
@@ -101,6 +102,11 @@ CHANGES = {
     "tokens.max_text_tokens": "96",
     "tokens.max_masks": "1",
     "tokens.max_new_tokens": "1",
+    "mixture.reason_seg": "2",
+    "mixture.refer_seg": "3",
+    "mixture.sem_seg": "9",
+    "mixture.vqa": "3",
+    "mixture.samples": "100",
     "allocator": "",
     "workers": "2",
     "seed": "1",
@@ -114,8 +120,8 @@ CUDA_CHANGES = {
     "compile": "true",
 }
 # Constants, tables whose leaves are changed above, and one that needs a second setting with it.
-NOT_CHANGED_ALONE = {"schema_version", "quantized_parts", "schedule", "tokens", "processes",
-                     "host_layers"}  # fmt: skip
+NOT_CHANGED_ALONE = {"schema_version", "quantized_parts", "schedule", "tokens", "mixture",
+                     "processes", "host_layers"}  # fmt: skip
 
 
 def test_every_setting_is_tried():
@@ -130,12 +136,20 @@ def test_any_change_changes_the_hash(key):
     assert changed.content_hash != plan.content_hash
 
 
+def test_plans_from_before_mixtures_keep_their_hash():
+    data = json.loads(Plan().to_json())
+    del data["mixture"]
+    old = json.dumps(data, sort_keys=True, separators=(",", ":"))
+    assert Plan().content_hash == hashlib.sha256(old.encode()).hexdigest()[:16]
+    assert Plan.parse(data) == Plan()
+
+
 def test_processes_change_the_hash():
     plan = Plan().override(["processes=2"])
     assert plan.content_hash != Plan().content_hash
 
 
-@pytest.mark.parametrize("model", [Plan, Lora, Schedule, TokenLimits])
+@pytest.mark.parametrize("model", [Plan, Lora, Schedule, TokenLimits, Mixture])
 def test_every_field_is_described(model: type[BaseModel]):
     for name, field in model.model_fields.items():
         assert field.description, name
@@ -237,6 +251,8 @@ def test_all_errors_at_once():
         ({"dtype": "fp16"}, "dtype", "needs a GPU"),
         ({"optimizer": "paged_adamw"}, "optimizer", "between GPU and host memory"),
         ({"lora": None, "train": []}, "train", "nothing is trained"),
+        ({"mixture": {"reason_seg": 0}}, "mixture", "every rate is 0"),
+        ({"mixture": {"vqa": float("inf")}}, "mixture.vqa", "finite"),
         ({"train": ["projector", "projector"]}, "train", "named twice"),
         ({"train": ["token_rows", "embeddings"]}, "train", "keep one"),
         ({"checkpointed_layers": 5}, "checkpointed_layers", "4 decoder layers"),

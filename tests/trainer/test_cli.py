@@ -16,10 +16,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
-from trainer.data.reasonseg import paint_mask, read_image, read_split
+from trainer.data.reasonseg import paint_mask, read_split
+from trainer.evaluate import run_sheet
+from trainer.load import find
 from trainer.loop import Reporter, Run
 from trainer.metrics import MaskScores
-from trainer.segment import Segmenter, contact_sheet
+from trainer.segment import Question, Segmenter
 
 QUIET = Reporter(lambda text: None, lambda what, done, total: None)
 
@@ -116,19 +118,17 @@ def test_photographs_are_learnt_by_heart(tmp_path: Path) -> None:
     summary = run.train()
     assert summary["before"]["giou"] < 0.3
     assert summary["best_giou"] >= 0.9
-    assert contact_sheet(run, tmp_path / "overlay.png", 7).stat().st_size > 100_000
-    segmenter, scores = Segmenter(tmp_path), MaskScores()
+    assert run_sheet(run, tmp_path / "overlay.png", 7).stat().st_size > 100_000
+    pictures, cache = [item.image_path for item in items], tmp_path / "cache"
+    segmenter, scores = Segmenter(find(tmp_path), pictures, cache), MaskScores()
     for item in items:
-        picture = read_image(item.image_path)
-        answer = segmenter.ask(picture, item.texts[0], item.is_sentence)
-        assert answer.masks.shape[1:] == picture.shape[:2]
-        truth = paint_mask(item.polygons, *picture.shape[:2])
-        scores.add(item.name, answer.masks.any(0), truth)
-    # Its own answer, and encoders that run instead of cached features.
+        answer = segmenter.ask(Question(item.image_path, item.texts[0], item.is_sentence))
+        scores.add(item.name, answer.mask, paint_mask(item.polygons, *answer.mask.shape))
     assert scores.giou is not None and scores.giou >= 0.85
     # The same tensors under a GPU plan: a machine without one sets its levers aside.
     path = tmp_path / "best" / "plan.json"
     moved = Plan.read(path).override(["device=cuda", "compile=true", "optimizer=paged_adamw"])
     path.write_text(moved.override(["checkpointed_layers=4", "host_layers=3"]).to_json())
-    again = Segmenter(tmp_path).ask(picture, item.texts[0], item.is_sentence)
+    asked = Question(item.image_path, item.texts[0], item.is_sentence)
+    again = Segmenter(find(tmp_path), pictures, cache).ask(asked)
     assert again.text == answer.text and np.array_equal(again.masks, answer.masks)

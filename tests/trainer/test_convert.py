@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -10,9 +11,14 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from huggingface_hub import errors
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typer.testing import CliRunner
@@ -23,11 +29,13 @@ from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
 from trainer.cli import app
 from trainer.convert import Report, convert, needed_shapes
+from trainer.data.preprocess import SAM_MEAN, SAM_STD, inner_size, sam_pixels
 from trainer.data.reasonseg import read_split
 from trainer.data.samples import SampleSet, collate
+from trainer.hub import checkpoint_folder
 from trainer.model.build import build, read_tokenizer, save_model
 from trainer.model.configs import llava_config, sam_config
-from trainer.model.lisa import Lisa
+from trainer.model.lisa import Lisa, to_original
 from trainer.model.names import NamesError, target_names
 from trainer.model.weights import WeightsError, model_folder, packaged_folder
 
@@ -259,8 +267,35 @@ def test_transformers_own_files(tmp_path: Path) -> None:
     assert_same(read_back(tmp_path / "again"), found)  # the fresh layers are always the same
 
 
-def test_the_original_sam_code_computes_the_same(tmp_path: Path) -> None:
-    modeling = pytest.importorskip("segment_anything.modeling")
+@pytest.fixture(scope="module")
+def modeling() -> Any:
+    """SAM's original modules, without their package's other parts, which want torchvision."""
+    spec = importlib.util.find_spec("segment_anything")
+    assert spec is not None and spec.submodule_search_locations is not None
+    package = ModuleType("segment_anything")
+    package.__path__ = list(spec.submodule_search_locations)
+    sys.modules["segment_anything"] = package
+    return importlib.import_module("segment_anything.modeling")
+
+
+def test_the_way_back_to_the_pictures_size_is_the_original_sams(modeling: Any) -> None:
+    """Low-resolution logits up to the frame, the padding off, to any size and shape; pixels too."""
+    low = torch.randn(2, 64, 64)
+    for height, width in ((70, 200), (333, 100), (256, 256), (1, 40)):
+        sam = SimpleNamespace(image_encoder=SimpleNamespace(img_size=256),
+                              pixel_mean=torch.tensor(SAM_MEAN)[:, None, None],
+                              pixel_std=torch.tensor(SAM_STD)[:, None, None])  # fmt: skip
+        inner = inner_size(height, width, 256)
+        theirs = modeling.Sam.postprocess_masks(sam, low[:, None], inner, (height, width))
+        torch.testing.assert_close(to_original(low, 256, height, width), theirs[:, 0])
+        image = np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
+        resized = Image.fromarray(image).resize(inner[::-1], Image.Resampling.BILINEAR)
+        shown = torch.tensor(np.asarray(resized)).permute(2, 0, 1).float()
+        expected = modeling.Sam.preprocess(sam, shown)
+        torch.testing.assert_close(torch.tensor(sam_pixels(image, 256)), expected)
+
+
+def test_the_original_sam_code_computes_the_same(modeling: Any) -> None:
     shapes = TINY.sam
     side, width = shapes.image_pixels // shapes.patch_pixels, shapes.output_channels
     encoder = modeling.ImageEncoderViT(
@@ -642,3 +677,73 @@ def test_a_terminated_command_leaves_nothing(tmp_path: Path, truth: Tensors) -> 
     process.terminate()
     assert process.wait(30) == 130
     assert sorted(tmp_path.iterdir()) == before
+
+
+class Hub:
+    """Stands in for the hub: one repository, at one commit."""
+
+    commit = "0123456789abcdef0123456789abcdef01234567"
+
+    def __init__(self, names: list[str], folder: Path, error: Exception | None = None) -> None:
+        self.names, self.folder, self.error = names, folder, error
+        self.asked: list[Any] = []
+
+    def model_info(self, name: str, revision: str | None) -> Any:
+        self.asked.append((name, revision))
+        if self.error is not None:
+            raise self.error
+        files = [SimpleNamespace(rfilename=file) for file in self.names]
+        return SimpleNamespace(siblings=files, sha=self.commit)
+
+    def fetch(self, name: str, revision: str, allow_patterns: list[str]) -> str:
+        self.asked.append((name, revision, allow_patterns[0]))
+        return str(self.folder)
+
+
+def on_hub(monkeypatch: pytest.MonkeyPatch, hub: Hub) -> Hub:
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: hub)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", hub.fetch)
+    return hub
+
+
+@pytest.mark.parametrize(
+    ("names", "pattern"),
+    [
+        (["model-1.safetensors", "pytorch_model-1.bin", "x.pth"], "*.safetensors"),
+        (["pytorch_model-1.bin", "config.json"], "pytorch_model*.bin"),
+        (["sam_vit_h_4b8939.pth"], "*.pth"),
+    ],
+)
+def test_a_name_on_the_hub_is_fetched_at_one_commit(
+    names: list[str], pattern: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    hub = on_hub(monkeypatch, Hub(names, tmp_path / "snapshot"))
+    assert checkpoint_folder("me/model@v1", lambda line: None) == tmp_path / "snapshot"
+    assert hub.asked == [("me/model", "v1"), ("me/model", Hub.commit, pattern)]
+    (tmp_path / "a").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for local in ("a", str(tmp_path / "a"), "./no/such/folder", "nosuch"):
+        assert checkpoint_folder(local, lambda line: None) == Path(local)
+    assert len(hub.asked) == 2
+
+
+def test_what_the_hub_refuses_says_the_way_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    answer = SimpleNamespace(headers={}, request=None, status_code=403)
+    for kind, message in (
+        (
+            errors.GatedRepoError,
+            "is gated\n    hint: accept its terms on https://huggingface.co/me/x",
+        ),
+        (errors.RevisionNotFoundError, "has no revision v9"),
+        (errors.RepositoryNotFoundError, "no folder here and no repository"),
+        (
+            None,
+            "cannot be fetched: no network\n.*hf download me/x --local-dir FOLDER --revision v9",
+        ),
+    ):
+        error = OSError("no network") if kind is None else kind("x", response=answer)
+        on_hub(monkeypatch, Hub([], tmp_path, error))
+        with pytest.raises(WeightsError, match=message):
+            checkpoint_folder("me/x@v9", lambda line: None)

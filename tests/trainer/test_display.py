@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import PHOTOS, tiny_plan
-from trainer.cli import _reporter
+from trainer.console import reporter as speaking
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
 COLOUR = re.compile(r"\x1b\[[0-9;]*3[0-9]")
@@ -68,7 +68,7 @@ def test_no_color(monkeypatch: pytest.MonkeyPatch, no_colour: bool) -> None:
     terminal = Terminal()
     with os.fdopen(terminal.slave, "w") as stream:
         monkeypatch.setattr(sys, "stderr", stream)
-        with _reporter() as reporter:
+        with speaking() as reporter:
             reporter.progress("sam features", 1, 3)
             reporter.line("one line")
             reporter.progress("sam features", 3, 3)
@@ -79,7 +79,7 @@ def test_no_color(monkeypatch: pytest.MonkeyPatch, no_colour: bool) -> None:
 
 def test_elsewhere_lines_are_plain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", io.StringIO())
-    with _reporter() as reporter:
+    with speaking() as reporter:
         for done in range(101):
             reporter.progress("sam features", done, 100)
         reporter.line("one line")

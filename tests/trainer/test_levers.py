@@ -20,11 +20,12 @@ from tests.trainer.test_model import CPU, gradients, loss_of
 from trainer.data.reasonseg import read_split
 from trainer.model import build as build_module
 from trainer.model import host
-from trainer.model.build import DECODER, build, host_layer_places, read_tokenizer
+from trainer.model.build import DECODER, build, host_layer_places, read_tokenizer, skeleton
 from trainer.model.footprint import DoesNotFit, check_fits, needed_bytes
 from trainer.model.frozen import Int8Linear, LoraLinear, Nf4Linear
 from trainer.model.host import HostHead, HostLayers, stream_rows
 from trainer.model.lisa import Batch, Lisa
+from trainer.model.weights import weight_source
 from trainer.step import make_optimizer
 
 
@@ -313,7 +314,8 @@ def test_cached_features_are_what_the_encoders_give(tmp_path: Path) -> None:
         plan = tiny_plan(dtype=dtype)
         model = build(tiny_plan(), read_tokenizer(plan), CPU)
         cache = FeatureCache(tmp_path, encoder_key(plan, "sam", dtype))
-        reference = FrozenEncoder(tiny_plan(dtype=dtype), "sam", CPU)
+        bones = skeleton(plan.profile, read_tokenizer(plan))
+        reference = FrozenEncoder(bones, plan, "sam", CPU, weight_source(plan))
         fill_cache(
             cache, plan, "sam", [item.image_path], lambda f=reference: f,
             lambda done, total: None, lambda text: None,

@@ -1,227 +1,215 @@
-"""Reads COCO's instance annotations: one JSON of {images, annotations, categories}.
+"""COCO's annotation format: pictures, categories, and masks as polygons or run lengths.
 
-Masks are those that pycocotools makes of them, traced pixel by pixel. All instances of a category
-on a picture are its target. A crowd (`iscrowd`) is ignored for its category, since nobody outlined
-what is in it one by one; where an instance lies on it, the instance holds.
+A mask is a list of polygons ``[x1, y1, x2, y2, …]`` in pixels, a run-length encoding ``{size: [H,
+W], counts: [n, …] or text}``, or a list of such encodings; an empty list covers nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
-from pycocotools import mask as coco
+from pycocotools import mask as coco_mask
 
-from trainer.data.drawing import Drawing, called, picture_inside, traced
-from trainer.data.reasonseg import (
-    IGNORE,
-    TARGET,
-    Finding,
-    Polygon,
-    Report,
-    Size,
-    load_json,
-    open_image,
-    read_sentence,
-)
+from trainer.data.reasonseg import DataError, FloatArray, Report, Size, load_json
+from trainer.data.visits import spoken
 
-Mask: TypeAlias = NDArray[np.bool_]
-Turn: TypeAlias = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
-Named: TypeAlias = tuple[str, dict[str, Any]]  # where it stands in the file, and what it is
-_REDRAW = "export the annotation again or take it out"
-
-# What turns stored pixels upright, by EXIF orientation.
-_TURNS: dict[int, Turn] = {
-    1: lambda mask: mask,
-    5: lambda mask: mask.T,
-    6: lambda mask: np.rot90(mask, -1),
-    7: lambda mask: mask[::-1, ::-1].T,
-    8: np.rot90,
-}
+# A polygon [2N] of x, y, or run lengths, checked: pycocotools shows what happens to stand in memory
+# where counts and size differ. As arrays, since lists of a million polygons would take gigabytes.
+Part: TypeAlias = "FloatArray | dict[str, Any]"
+_LARGEST_COORDINATE = 1_000_000  # pycocotools walks along every edge, pixel by pixel
+_FIX = "correct the annotation or take it out"
 
 
-def read_coco(path: Path, pictures: Path, findings: list[Finding]) -> Iterator[Drawing]:
-    """The pictures whose annotations are sound; a finding for all that is not."""
-    report = Report(path, findings)
-    notes = load_json(report, dict, "COCO's {images, annotations, categories}")
-    if notes is None:
-        return
-    categories = {
-        fields["id"]: name
-        for what, fields in _objects(report, notes, "categories")
-        if (name := read_sentence(report, f"{what}.name", fields.get("name"))) is not None
-    }
-    images = _objects(report, notes, "images")
-    marks: dict[object, list[Named]] = {fields["id"]: [] for _, fields in images}
-    for what, fields in _objects(report, notes, "annotations"):
-        for key, known in (("image_id", marks), ("category_id", categories)):
-            if not _is_id(fields.get(key)) or fields[key] not in known:
-                report.add(f"{what}.{key}", fields.get(key), "an id of this file", _REDRAW)
-                break
+@dataclass(frozen=True)
+class CocoImage:
+    """One entry of ``images``; `size` is (height, width)."""
+
+    place: str  # in the file
+    file_name: object
+    size: Size
+
+
+@dataclass(frozen=True)
+class CocoMask:
+    """One entry of ``annotations``; a crowd is outlined as a whole."""
+
+    image: int
+    category: int
+    parts: tuple[Part, ...]
+    place: str = ""  # in the file
+    crowd: bool = False
+
+
+@dataclass(frozen=True)
+class Coco:
+    """What is in an annotation file, by id."""
+
+    images: dict[int, CocoImage]
+    categories: dict[int, str]
+    masks: dict[int, CocoMask]
+
+
+def read_coco(report: Report) -> Coco:
+    """The annotation file at the report's path; a finding for all that is not sound."""
+    parsed = load_json(report, dict, "{images, annotations, categories}")
+    if parsed is None:
+        return Coco({}, {}, {})
+    images: dict[int, CocoImage] = {}
+    for place, number, entry in _entries(report, parsed, "images"):
+        height, width = entry.get("height"), entry.get("width")
+        if type(height) is int and type(width) is int and min(height, width) > 0:
+            images[number] = CocoImage(place, entry.get("file_name"), (height, width))
         else:
-            marks[fields["image_id"]].append((what, fields))
-    for what, fields in images:
-        name = fields.get("file_name")
-        picture = picture_inside(report, f"{what}.file_name", name, pictures, pictures)
-        if picture is None:
-            continue
-        opened = open_image(Report(picture, findings), _orientation)
-        turn = opened and _turn(report, what, fields, *opened)
-        if turn:
-            outlined = _outlined(report, marks[fields["id"]], categories, fields, turn)
-            yield Drawing(called(picture, pictures), picture, path, outlined)
+            got = height, width
+            report.add(f"{place} height, width", got, "two whole numbers above 0", _FIX)
+    categories: dict[int, str] = {}
+    for place, number, entry in _entries(report, parsed, "categories"):
+        before, name = len(report.findings), _words(entry.get("name"))
+        categories[number] = spoken(report, f"{place}.name", name) or ""
+        if not categories[number] and len(report.findings) == before:
+            report.add(f"{place}.name", name, "a name that is not blank", _FIX)
+    masks: dict[int, CocoMask] = {}
+    for place, number, entry in _entries(report, parsed, "annotations"):
+        image, category = entry.get("image_id"), entry.get("category_id")
+        if type(image) is not int or image not in images:
+            report.add(f"{place}.image_id", image, "the id of one of the images", _FIX)
+        elif type(category) is not int or category not in categories:
+            report.add(f"{place}.category_id", category, "the id of one of the categories", _FIX)
+        else:
+            what, value = f"{place}.segmentation", entry.get("segmentation")
+            parts = _read_parts(report, what, value, images[image].size)
+            if parts is not None:
+                crowd = bool(entry.get("iscrowd"))
+                masks[number] = CocoMask(image, category, parts, place, crowd)
+    return Coco(images, categories, masks)
 
 
-def _is_id(value: object) -> bool:
-    return isinstance(value, int | str)
+def paint_parts(
+    parts: Sequence[Part], image: CocoImage, source: Path, height: int, width: int
+) -> NDArray[np.uint8]:
+    """All parts as one mask uint8 [height, width] of {0, 1}.
+
+    DataError, naming the `source`, if they were drawn on an image of another size.
+    """
+    if image.size != (height, width):
+        report, size = Report(source), image.size
+        allowed = f"height {size[0]}, width {size[1]}, as annotated"
+        fix = "fetch the picture again, or annotate it as it is upright"
+        report.add(f"{image.place}, picture", f"height {height}, width {width}", allowed, fix)
+        raise DataError(report.findings)
+    encoded = [run for part in parts for run in _run_lengths(part, height, width)]
+    if not encoded:
+        return np.zeros((height, width), np.uint8)
+    painted: NDArray[np.uint8] = coco_mask.decode(coco_mask.merge(encoded))
+    return painted
 
 
-def _objects(report: Report, notes: dict[str, Any], key: str) -> list[Named]:
-    """The objects of a list that have an id, each its own."""
-    listed = notes.get(key)
+def _run_lengths(part: Part, height: int, width: int) -> list[dict[str, Any]]:
+    """pycocotools' encodings of one part."""
+    if isinstance(part, np.ndarray):
+        polygons: list[dict[str, Any]] = coco_mask.frPyObjects([part.tolist()], height, width)
+        return polygons
+    if isinstance(part["counts"], list):
+        return [coco_mask.frPyObjects(part, height, width)]
+    return [part]
+
+
+def _words(name: object) -> object:
+    """A category's name as one says it: LVIS writes trash_can, part data sets bottle:cap."""
+    return name.replace("_", " ").replace(":", " ") if isinstance(name, str) else name
+
+
+def _entries(
+    report: Report, parsed: dict[str, Any], key: str
+) -> list[tuple[str, int, dict[str, Any]]]:
+    """(place, id, entry) of every sound entry of a list; ids are whole numbers, each once."""
+    listed = parsed.get(key)
     if not isinstance(listed, list):
-        fix = "export the annotations again; of LabelMe's files, name the folder"
-        report.add(key, listed, "a list, as in COCO's instances", fix)
+        report.add(key, listed, "a list of objects", "correct the file")
         return []
-    found: dict[object, Named] = {}
-    for index, fields in enumerate(listed):
-        what = f"{key}[{index}]"
-        given = fields.get("id") if isinstance(fields, dict) else None
-        if not _is_id(given) or given in found:
-            report.add(f"{what}.id", given, "a number that no other has", "correct the file")
+    found: dict[int, tuple[str, int, dict[str, Any]]] = {}
+    for index, entry in enumerate(listed):
+        place = f"{key}[{index}]"
+        number = entry.get("id") if isinstance(entry, dict) else None
+        if type(number) is not int or number in found:
+            report.add(f"{place}.id", number, "a whole number that no other has", _FIX)
         else:
-            found[given] = (what, fields)
+            found[number] = (place, number, entry)
     return list(found.values())
 
 
-def _orientation(image: Image.Image) -> int:
-    """Its EXIF orientation, once it is known to be whole; 1 is upright."""
-    given = image.getexif().get(ExifTags.Base.Orientation, 1)
-    image.load()
-    return given if given in range(2, 9) else 1
+def _read_parts(report: Report, what: str, value: object, size: Size) -> tuple[Part, ...] | None:
+    """The checked parts of a segmentation; None with a finding added."""
+    parts = [value] if isinstance(value, dict) else value
+    if not isinstance(parts, list):
+        report.add(what, value, "polygons or run lengths", _FIX)
+        return None
+    checked: list[Part] = []
+    for part in parts:
+        if _is_polygon(part):
+            checked.append(np.array(part, dtype=np.float64))
+        elif (runs := _checked_runs(part, size)) is not None:
+            checked.append(runs)
+        else:
+            allowed = (
+                "a polygon of 3 points [x, y] or more in one list, with coordinates of at most "
+                f"{_LARGEST_COORDINATE}, or run lengths of a picture of height {size[0]}, "
+                f"width {size[1]}"
+            )
+            report.add(what, part, allowed, _FIX)
+            return None
+    return tuple(checked)
 
 
-def _turn(
-    report: Report, what: str, fields: dict[str, Any], upright: Size, orientation: int
-) -> Turn | None:
-    """What turns a mask of the annotated size upright; None with a finding added.
+def _is_polygon(part: object) -> bool:
+    # Of four numbers pycocotools would make a box. NaN is never below.
+    return (
+        isinstance(part, list)
+        and len(part) >= 6
+        and len(part) % 2 == 0
+        and all(type(x) in (int, float) and abs(x) <= _LARGEST_COORDINATE for x in part)
+    )
 
-    COCO's own annotations are in stored pixels, some tools' in upright ones: the size tells which.
-    Where it cannot, as for a picture that is upside down, nothing is guessed.
-    """
-    told = fields.get("height"), fields.get("width")
-    stored = upright[::-1] if orientation >= 5 else upright
-    if told == upright and (orientation == 1 or stored != upright):
-        return _TURNS[1]
-    if told == stored and stored != upright:
-        return _TURNS[orientation]
-    if told == upright:
-        allowed = "a size that tells whether masks are of the picture as stored or upright"
-        got = f"{told} for a picture with EXIF orientation {orientation}"
-        fix = "save the picture without its EXIF orientation, looking as it did when annotated"
+
+def _checked_runs(part: object, size: Size) -> dict[str, Any] | None:
+    """Run lengths that cover a picture of that size to the pixel; None if they do not."""
+    if not isinstance(part, dict) or part.get("size") != list(size):
+        return None
+    counts = part.get("counts")
+    if isinstance(counts, str) and counts.isascii():
+        lengths = _unpacked(counts.encode())
+    elif isinstance(counts, list) and all(type(n) is int for n in counts):
+        lengths = counts
     else:
-        allowed, got = f"{upright}, the picture's", f"{told}"
-        fix = "name the very picture that was annotated"
-    report.add(f"{what}.(height, width)", got, allowed, fix)
-    return None
+        return None
+    if not lengths or min(lengths) < 0 or sum(lengths) != size[0] * size[1]:
+        return None
+    return part
 
 
-def _outlined(
-    report: Report,
-    marks: list[Named],
-    categories: dict[object, str],
-    image: dict[str, Any],
-    turn: Turn,
-) -> dict[str, tuple[Polygon, ...]]:
-    """The traced target and ignored regions of each category that has an instance."""
-    height, width = int(image["height"]), int(image["width"])  # some tools write 480.0
-    sure: dict[str, Mask] = {}
-    crowds: dict[str, Mask] = {}
-    for what, fields in marks:
-        try:
-            mask = _decoded(fields.get("segmentation"), height, width)
-        except ValueError as error:
-            allowed = f"polygons [x1, y1, x2, y2, x3, y3, ...] or run lengths, {height} x {width}"
-            report.add(f"{what}.segmentation", str(error), allowed, _REDRAW)
-            continue
-        label = categories[fields["category_id"]]
-        kind = crowds if fields.get("iscrowd") else sure
-        kind[label] = kind[label] | mask if label in kind else mask
-    outlined = {}
-    for label, mask in sure.items():
-        regions = np.zeros((height, width), np.uint8)
-        if label in crowds:
-            regions[crowds[label]] = IGNORE
-        regions[mask] = TARGET
-        outlined[label] = traced(turn(regions))
-    return outlined
+def _unpacked(counts: bytes) -> list[int]:
+    """The lengths in COCO's text: five bits a character, the lowest first.
 
-
-def _decoded(segmentation: object, height: int, width: int) -> Mask:
-    """The mask [H, W] of polygons or run lengths. ValueError: neither, or nothing inside."""
-    if isinstance(segmentation, dict):
-        mask = _from_runs(segmentation, height, width)
-    elif isinstance(segmentation, list) and segmentation:
-        for polygon in segmentation:
-            _check_polygon(polygon, height, width)
-        parts = coco.frPyObjects(segmentation, height, width)
-        mask = coco.decode(coco.merge(parts)).astype(bool)
-    else:
-        raise ValueError(repr(segmentation))
-    if not mask.any():
-        raise ValueError("no pixel of the picture")
-    return mask
-
-
-def _check_polygon(polygon: object, height: int, width: int) -> None:
-    """ValueError unless it is x and y in turn of three points or more, near the picture.
-
-    Near, because pycocotools walks along outlines step by step, however far they go.
+    From the fourth on a length is given as its difference to the last but one. Empty for a text
+    that breaks off, or that pycocotools would not have written.
     """
-    if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
-        raise ValueError(f"polygon {polygon!r}")
-    for place, number in enumerate(polygon):
-        side = height if place % 2 else width
-        if type(number) not in (int, float) or not -side <= number <= 2 * side:
-            raise ValueError(f"coordinate {number!r}")
-
-
-def _from_runs(segmentation: dict[str, Any], height: int, width: int) -> Mask:
-    """The mask of COCO's run lengths, plain or packed. ValueError unless they fill the picture."""
-    size, runs = segmentation.get("size"), segmentation.get("counts")
-    if size != [height, width]:
-        raise ValueError(f"size {size!r}")
-    if isinstance(runs, str):
-        runs = _unpacked(runs)
-    # pycocotools leaves what no run covers uninitialised, so nothing unchecked gets there.
-    if not isinstance(runs, list) or not all(type(run) is int and run >= 0 for run in runs):
-        raise ValueError("run lengths that are no whole numbers from 0 on")
-    if sum(runs) != height * width:
-        raise ValueError(f"run lengths of {sum(runs)} pixels")
-    packed = coco.frPyObjects({"size": size, "counts": runs}, height, width)
-    return coco.decode(packed).astype(bool)
-
-
-def _unpacked(counts: str) -> list[int]:
-    """Run lengths from COCO's text: six bits a character, differences from the third on."""
-    runs: list[int] = []
+    lengths: list[int] = []
     value = shift = 0
     for character in counts:
-        bits = ord(character) - 48
-        if not 0 <= bits < 64 or shift > 60:
-            raise ValueError(f"packed run lengths with {character!r}")
-        value |= (bits & 31) << shift
+        digit = character - 48
+        if not 0 <= digit < 64 or shift > 30:
+            return []
+        value |= (digit & 31) << shift
         shift += 5
-        if bits & 32:  # the number goes on
+        if digit & 32:
             continue
-        if bits & 16:  # negative
+        if digit & 16:
             value -= 1 << shift
-        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        lengths.append(value + lengths[-2] if len(lengths) > 2 else value)
         value = shift = 0
-    if shift:
-        raise ValueError("packed run lengths that break off")
-    return runs
+    return [] if shift else lengths

@@ -16,13 +16,22 @@ ANSWER_TOKENS = 5  # of an answer such as "Sure, [SEG].</s>"
 
 
 class MadeUp:
-    """Micro-batches under a plan, `text_tokens` (least, most) and `masks` a sample."""
+    """Micro-batches under a plan, `text_tokens` (least, most) and `masks` a sample.
+
+    Of the text `answer_tokens` are supervised, by default ANSWER_TOKENS for each mask.
+    """
 
     def __init__(
-        self, plan: Plan, tokenizer: LisaTokenizer, text_tokens: tuple[int, int], masks: int
+        self,
+        plan: Plan,
+        tokenizer: LisaTokenizer,
+        text_tokens: tuple[int, int],
+        masks: int,
+        answer_tokens: int | None = None,
     ) -> None:
         self.plan, self.tokenizer = plan, tokenizer
         self.text_tokens, self.masks = text_tokens, masks
+        self.answer_tokens = answer_tokens or ANSWER_TOKENS * masks
         self.generator = torch.Generator().manual_seed(plan.seed)
 
     def step(self) -> list[Batch]:
@@ -50,8 +59,8 @@ class MadeUp:
         ids[8 : 8 + picture] = self.tokenizer.image_id
         for mask in range(self.masks):
             ids[length - ANSWER_TOKENS * mask - 3] = self.tokenizer.seg_id
-        answer = ANSWER_TOKENS * self.masks
-        labels[length - answer : length] = ids[length - answer : length]
+        answer = slice(max(0, length - self.answer_tokens), length)
+        labels[answer] = ids[answer]
 
     def _targets(self) -> Tensor:
         side = self.plan.mask_loss_resolution

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
-from trainer.data.coco import read_coco
 from trainer.data.drawing import Drawing, json_files
 from trainer.data.labelme import read_labelme
+from trainer.data.own_coco import read_drawings
 from trainer.data.prompts import PromptError, question_for
 from trainer.data.reasonseg import (
     DataError,
@@ -114,7 +114,7 @@ def _drawings(source: Path, pictures: Path | None, findings: list[Finding]) -> I
     """The drawings of a COCO file, of a folder with one, or else of a LabelMe folder."""
     coco = _coco_file(source)
     if coco is not None:
-        return read_coco(coco, pictures or coco.parent, findings)
+        return read_drawings(coco, pictures or coco.parent, findings)
     if pictures is not None:
         raise ValueError("--pictures: is for COCO; LabelMe's files tell where their pictures are")
     if not source.is_dir():

@@ -1,12 +1,13 @@
-"""ReasonSeg items as training samples, and samples as right-padded batches.
+"""Pictures and their questions as training samples, and samples as right-padded batches.
 
 A sample's wording depends only on (seed, epoch, index), never on which worker or process makes it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -17,22 +18,15 @@ from torch.utils.data import Dataset
 
 from profiles.plan import Encoder, Plan
 from trainer.data.features import FeatureCache
+from trainer.data.mixture import MixedSets, generator_of
 from trainer.data.preprocess import frame_mask, pixels
-from trainer.data.prompts import (
-    Turn,
-    answer_for,
-    evaluation_turn,
-    explanatory_answer_for,
-    explanatory_question_for,
-    question_for,
-)
-from trainer.data.reasonseg import Item, paint_mask, read_image
+from trainer.data.prompts import conversation
+from trainer.data.reasonseg import IGNORE, Item, read_image
+from trainer.data.visits import Asked, Picture, ReasoningPicture
 from trainer.losses import IGNORE_LABEL, check_target
 from trainer.model.lisa import Batch
 from trainer.model.tokens import Encoded, LisaTokenizer, TooLong
 
-# Of a training item with an explanation, one in this many visits asks for it.
-EXPLANATION_EVERY = 3
 COMPILED_LENGTH_STEP = 32  # tokens
 
 
@@ -44,21 +38,24 @@ class Sample:
     encoded: Encoded
     targets: NDArray[np.uint8]  # [masks, R, R] of {0, 1, 255} in SAM's frame
     inputs: dict[str, Tensor]  # "clip" and "sam": features or pixels
-    truth: NDArray[np.uint8]  # [H, W] of {0, 1, 255} at the picture's own size
+    truth: NDArray[np.uint8]  # [H, W] of {0, 1, 255}: the first mask at the picture's own size
 
 
 class SampleSet(Dataset[Sample]):
-    """Samples of one split. Index with (epoch, index) in training, with index in evaluation."""
+    """Samples of one split or of a mixture.
+
+    Index with (epoch, index) in training, with index in evaluation, which is of ReasonSeg.
+    """
 
     def __init__(
         self,
-        items: Sequence[Item],
+        items: Sequence[Item] | MixedSets,
         plan: Plan,
         tokenizer: LisaTokenizer,
         caches: dict[Encoder, FeatureCache],
         training: bool,
     ) -> None:
-        self.items = list(items)
+        self.items = items if isinstance(items, MixedSets) else list(items)
         self.plan = plan
         self.tokenizer = tokenizer
         self.caches = caches
@@ -69,56 +66,76 @@ class SampleSet(Dataset[Sample]):
 
     def __getitem__(self, place: int | tuple[int, int]) -> Sample:
         epoch, index = place if isinstance(place, tuple) else (0, place)
-        item = self.items[index]
-        encoded = self._encoded(epoch, index)
-        self._check_length(item, encoded)
-        image = read_image(item.image_path)
-        truth = paint_mask(item.polygons, *image.shape[:2])
+        picture, asked, encoded = self._visit(epoch, index)
+        self._check_length(picture, encoded)
+        image = read_image(picture.image_path)
+        size, side = image.shape[:2], self.plan.mask_loss_resolution
+        truths = [one.paint(*size) for one in asked if one.paint is not None]
+        framed = [frame_mask(truth, side) for truth in truths]
         return Sample(
-            name=item.name,
+            name=picture.name,
             encoded=encoded,
-            targets=frame_mask(truth, self.plan.mask_loss_resolution)[None],
-            inputs={encoder: self._input(encoder, item, image) for encoder in ("clip", "sam")},
-            truth=truth,
+            targets=np.stack(framed) if framed else np.zeros((0, side, side), np.uint8),
+            inputs={encoder: self._input(encoder, picture, image) for encoder in ("clip", "sam")},
+            truth=truths[0] if truths else np.full(size, IGNORE, np.uint8),
         )
 
     def length(self, epoch: int, index: int) -> int:
         """Tokens of one visit to a sample, its picture's among them."""
-        return len(self._encoded(epoch, index).input_ids)
+        return len(self.encoded(epoch, index).input_ids)
 
-    def _encoded(self, epoch: int, index: int) -> Encoded:
-        return self.tokenizer.encode([self.turn(self.items[index], epoch, index)])
+    def encoded(self, epoch: int, index: int) -> Encoded:
+        """The conversation of one visit."""
+        return self._visit(epoch, index)[2]
 
-    def turn(self, item: Item, epoch: int, index: int) -> Turn:
-        """The question and answer of one visit to `item`."""
-        if not self.training:
-            return evaluation_turn(item.texts[0], item.is_sentence)
-        rng = np.random.default_rng([self.plan.seed, epoch, index])
-        choose = _chooser(rng)
-        if item.explanations and rng.integers(EXPLANATION_EVERY) == 0:
-            told = item.explanations[int(rng.integers(len(item.explanations)))]
-            question = explanatory_question_for(told.query, choose)
-            return Turn(question, explanatory_answer_for(told.answer, choose))
-        text = choose(item.texts)
-        return Turn(question_for(text, item.is_sentence, choose), answer_for(choose))
+    def check_lengths(self) -> None:
+        """Look at the first turn of every visit of the training, which has to fit.
 
-    def _input(self, encoder: Encoder, item: Item, image: NDArray[np.uint8]) -> Tensor:
+        Raises TooLong: better now than hours into a run that draws from many dialogues.
+        """
+        for epoch, index in product(range(self.plan.schedule.epochs), range(len(self))):
+            picture, asked = self._asked(epoch, index)
+            first = [asked[0].turn]
+            # A token is a byte or more, so most visits need not be tokenised for it.
+            if len(conversation(first).encode()) > self.plan.tokens.max_text_tokens:
+                self._check_length(picture, self.tokenizer.encode(first))
+
+    def _visit(self, epoch: int, index: int) -> tuple[Picture, list[Asked], Encoded]:
+        """A picture, what it is asked, and the conversation.
+
+        Last turns go until the rest is as short as the plan allows, or only one is left.
+        """
+        picture, asked = self._asked(epoch, index)
+        encoded = self.tokenizer.encode([one.turn for one in asked])
+        while len(asked) > 1 and self._text(encoded) > self.plan.tokens.max_text_tokens:
+            asked = asked[:-1]
+            encoded = self.tokenizer.encode([one.turn for one in asked])
+        return picture, asked, encoded
+
+    def _asked(self, epoch: int, index: int) -> tuple[Picture, list[Asked]]:
+        """A picture and all that it is asked."""
+        rng = generator_of(self.plan, epoch, index)
+        if isinstance(self.items, MixedSets):
+            picture = self.items.draw(rng)
+            return picture, picture.visit(rng, self.plan.most_masks)
+        item = ReasoningPicture(self.items[index])
+        return item, item.visit(rng) if self.training else item.evaluation()
+
+    def _input(self, encoder: Encoder, picture: Picture, image: NDArray[np.uint8]) -> Tensor:
         if encoder in self.caches:
-            return self.caches[encoder].read(item.image_path)
+            return self.caches[encoder].read(picture.image_path)
         return torch.from_numpy(pixels(image, encoder, self.plan.profile))
 
-    def _check_length(self, item: Item, encoded: Encoded) -> None:
-        text = len(encoded.input_ids) - self.tokenizer.image_tokens
-        limit = self.plan.tokens.max_text_tokens
+    def _text(self, encoded: Encoded) -> int:
+        return len(encoded.input_ids) - self.tokenizer.image_tokens
+
+    def _check_length(self, picture: Picture, encoded: Encoded) -> None:
+        text, limit = self._text(encoded), self.plan.tokens.max_text_tokens
         if text > limit:
             raise TooLong(
-                f"{item.json_path}: {text} text tokens, the plan allows {limit}\n"
+                f"{picture.where}: {text} text tokens, the plan allows {limit}\n"
                 f"    hint: shorten the text, or --set tokens.max_text_tokens={text}"
             )
-
-
-def _chooser(rng: np.random.Generator) -> Callable[[Sequence[str]], str]:
-    return lambda options: options[int(rng.integers(len(options)))]
 
 
 def length_step(plan: Plan) -> int:
@@ -176,6 +193,7 @@ class MicroBatches:
         self.length = length
         self.rank = rank
         self.epoch = 0
+        self.skip = 0  # optimizer steps of the epoch that are done already
 
     @property
     def steps(self) -> int:
@@ -183,20 +201,20 @@ class MicroBatches:
         return -(-self.size // self.plan.effective_batch)
 
     def __len__(self) -> int:
-        return self.steps * self.plan.accumulation
+        return (self.steps - self.skip) * self.plan.accumulation
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         plan = self.plan
         order = np.random.default_rng([plan.seed, self.epoch]).permutation(self.size)
         order = np.resize(order, self.steps * plan.effective_batch)
         shape = plan.accumulation, plan.processes, plan.micro_batch
-        for effective in order.reshape(self.steps, plan.effective_batch):
+        for effective in order.reshape(self.steps, plan.effective_batch)[self.skip :]:
             lengths = [self.length(self.epoch, int(index)) for index in effective]
             step = effective[np.argsort(lengths, kind="stable")].reshape(shape)
             for micro in step[:, self.rank]:
                 yield [(self.epoch, int(index)) for index in micro]
 
 
-def image_paths(*splits: Sequence[Item]) -> list[Path]:
+def image_paths(*splits: Iterable[Item | Picture]) -> list[Path]:
     """Every picture once, in order of first appearance."""
     return list(dict.fromkeys(item.image_path for items in splits for item in items))

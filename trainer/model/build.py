@@ -69,13 +69,17 @@ def skeleton(profile: ModelProfile, tokenizer: LisaTokenizer) -> Lisa:
 
 
 def build(
-    plan: Plan, tokenizer: LisaTokenizer, device: torch.device, source: WeightSource | None = None
+    plan: Plan,
+    tokenizer: LisaTokenizer,
+    device: torch.device,
+    source: WeightSource | None = None,
+    trained_dtype: torch.dtype = torch.float32,
 ) -> Lisa:
     """The model to train: base weights stored as planned, adapters and rows added, rest frozen.
 
     They come from the plan's source, unless another is given. Raises WeightsError.
     """
-    return fill(skeleton(plan.profile, tokenizer), plan, tokenizer, device, source)
+    return fill(skeleton(plan.profile, tokenizer), plan, tokenizer, device, source, trained_dtype)
 
 
 def fill(
@@ -84,6 +88,7 @@ def fill(
     tokenizer: LisaTokenizer,
     device: torch.device,
     source: WeightSource | None = None,
+    trained_dtype: torch.dtype = torch.float32,
 ) -> Lisa:
     """Give a skeleton its tensors as `build` says; returns it.
 
@@ -102,13 +107,17 @@ def fill(
     used += materialise(model, source, device, model.dtype, done=frozenset(used))
     model.sam.prompt_encoder.shared_embedding = model.sam.shared_image_embedding
     source.finish([*used, *dropped])
-    add_trained(model, plan, tokenizer.new_ids)
+    add_trained(model, plan, tokenizer.new_ids, trained_dtype)
     model.plan_layers(plan.checkpointed_layers, plan.compile)
-    # Parameters were born on the device; what is left are buffers that no file holds.
+    _move_buffers(model, device)
+    return model
+
+
+def _move_buffers(model: nn.Module, device: torch.device) -> None:
+    """Parameters are born on the device; what is left are buffers that no file holds."""
     for module in model.modules():
         for name, buffer in module._buffers.items():
             module._buffers[name] = None if buffer is None else buffer.to(device)
-    return model
 
 
 def check_compiler() -> None:
@@ -122,13 +131,15 @@ def check_compiler() -> None:
     raise ValueError(f"compile: needs {missing}\n    hint: --set compile=false")
 
 
-def add_trained(model: Lisa, plan: Plan, new_ids: list[int]) -> None:
+def add_trained(
+    model: Lisa, plan: Plan, new_ids: list[int], dtype: torch.dtype = torch.float32
+) -> None:
     """Add the adapters and trained rows to a model (on any device, meta too); mark what trains."""
     if plan.lora is not None:
         _add_lora(model, plan.lora)
     if "token_rows" in plan.train:
         _add_token_rows(model, new_ids, head="head" not in plan.train)
-    mark_trained(model, plan)
+    mark_trained(model, plan, dtype)
 
 
 def host_layer_places(plan: Plan) -> list[int]:
@@ -202,20 +213,27 @@ def _add_token_rows(model: Lisa, ids: list[int], head: bool) -> None:
 
 
 class FrozenEncoder(nn.Module):
-    """One frozen encoder alone, for building the feature cache: pixels -> features."""
+    """One encoder of a skeleton alone, for building the feature cache: pixels -> features."""
 
-    def __init__(self, plan: Plan, encoder: Encoder, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: Lisa,
+        plan: Plan,
+        encoder: Encoder,
+        device: torch.device,
+        source: WeightSource,
+    ) -> None:
         super().__init__()
-        model = skeleton(plan.profile, read_tokenizer(plan))
         self.device = device
         self.dtype = TORCH_DTYPES[plan.dtype]
         part: nn.Module = (
             model.llava.model.vision_tower if encoder == "clip" else model.sam.vision_encoder
         )
         prefix = "llava.model.vision_tower." if encoder == "clip" else "sam.vision_encoder."
-        materialise(part, weight_source(plan), device, self.dtype, prefix)
+        materialise(part, source, device, self.dtype, prefix)
         model.dtype = self.dtype
-        self.part = part.to(device).eval()
+        _move_buffers(part, device)
+        self.part = part.eval()
         self.encode = model.clip_features if encoder == "clip" else model.sam_features
 
     @torch.no_grad()

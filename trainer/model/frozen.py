@@ -12,6 +12,7 @@ Shapes: [..., K] inputs, [N, K] weights, R adapter rank.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -156,11 +157,35 @@ class Nf4Linear(FrozenLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., K] -> [..., N] in x's dtype."""
+        if x.is_cuda and x.numel() == self.in_features and not torch.is_grad_enabled():
+            return self._one_row(x)
         y: Tensor = nf4_product(
             x, self.packed, self.scales, self.outer, self.offset, self.code, self.out_features,
             False,
         )  # fmt: skip
         return y
+
+    def _one_row(self, x: Tensor) -> Tensor:
+        """[1, …, K] -> [1, …, N] without a widened weight: a token of an answer is bound by
+        reading the weight, and its four bits are read once (benchmarks/answering.py)."""
+        read = torch.ops.bitsandbytes
+        inner = read.dequantize_blockwise(
+            self.scales, self.outer, self.code, SCALE_BLOCK, torch.float32
+        )
+        shape, values = [self.out_features, self.in_features], _nf4_values(x.device)
+        y: Tensor = read.gemv_4bit(
+            x.contiguous(), self.packed, shape, inner + self.offset, values, NF4_BLOCK
+        )
+        return y
+
+
+@cache
+def _nf4_values(device: torch.device) -> Tensor:
+    """NF4's sixteen values, fp32."""
+    from bitsandbytes.functional import get_4bit_type
+
+    values: Tensor = get_4bit_type("nf4", device, NF4_BLOCK)
+    return values
 
 
 class Int8Linear(FrozenLinear):

@@ -10,8 +10,7 @@ image embedding, E its channels, L = 4·G side of the low-resolution logits, R o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import partial
 from itertools import chain
 from typing import Any, Literal
@@ -223,32 +222,48 @@ class Lisa(nn.Module):
 
     def hidden_states(self, batch: Batch) -> Tensor:
         """Last-layer hidden states [B, T, H]; those of padding mean nothing."""
-        hidden = self.embed(batch.input_ids, batch.clip)
-        positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
-        rope = self.decoder.rotary_emb(hidden, positions)  # type: ignore[operator]
         learning = self.training and torch.is_grad_enabled()
+
+        def run(index: int) -> RunLayer:
+            return self.runs[index] if learning else self.run_evaluating
+
+        return self._through_layers(self.embed(batch.input_ids, batch.clip), 0, run)
+
+    def _through_layers(self, hidden: Tensor, start: int, run: Callable[[int], RunLayer]) -> Tensor:
+        """Embeddings [B, T, H] of positions `start` on -> last-layer states, by `run(index)`."""
+        positions = torch.arange(start, start + hidden.shape[1], device=hidden.device)[None]
+        rope = self.decoder.rotary_emb(hidden, positions)  # type: ignore[operator]
         for index, layer in enumerate(self.decoder_layers):
-            run = self.runs[index] if learning else self.run_evaluating
             number = self.host_numbers.get(index)
             if number is None or self.host_layers is None:
-                hidden = run(layer, hidden, rope)
+                hidden = run(index)(layer, hidden, rope)
                 continue
             self.host_layers.fetch(number, 1)
-            hidden = Gate.apply(run(layer, hidden, rope), self.host_layers, number)
+            hidden = Gate.apply(run(index)(layer, hidden, rope), self.host_layers, number)
         states: Tensor = self.decoder.norm(hidden)  # type: ignore[operator]
         return states
 
     def decode_masks(self, states: Tensor, segs: Tensor, sam: Tensor) -> Tensor:
         """Low-resolution mask logits [M, L, L] from the state before each [SEG]."""
-        owner, position = segs.unbind(1)
+        count = len(segs)
+        # SAM's decoder cannot run on nothing. One made-up prompt, cut off below, stands in: the
+        # trained tensors stay in the graph, with zero gradients, as data-parallel wrappers need.
+        owner, position = (segs if count else segs.new_zeros(1, 2)).unbind(1)
         # The state that predicts a token stands one position before it.
-        prompts = self.computed(self.text_hidden_fcs)(states[owner, position - 1])
-        prompts = prompts[:, None, None, :]
-        image = self.sam_features(sam)[owner]
+        prompts = self.prompts_of(states[owner, position - 1])
+        return self.masks_of(prompts, self.sam_features(sam)[owner])[:count]
+
+    def prompts_of(self, states: Tensor) -> Tensor:
+        """States [M, H] that predict a [SEG] -> prompts [M, 1, 1, E] for SAM's mask decoder."""
+        prompts: Tensor = self.computed(self.text_hidden_fcs)(states)
+        return prompts[:, None, None, :]
+
+    def masks_of(self, prompts: Tensor, image: Tensor) -> Tensor:
+        """Low-resolution mask logits [M, L, L] of prompts on SAM's features [M, E, G, G]."""
         dense = self.sam.prompt_encoder.no_mask_embed.weight[0].view(1, -1, 1, 1)
         logits, _ = self.computed(self.sam.mask_decoder)(
             image_embeddings=image.to(prompts.dtype),
-            image_positional_embeddings=self._positions(len(owner)).to(prompts.dtype),
+            image_positional_embeddings=self._positions(len(prompts)).to(prompts.dtype),
             sparse_prompt_embeddings=prompts,
             dense_prompt_embeddings=dense.to(prompts.dtype).expand_as(image),
             multimask_output=False,
@@ -293,37 +308,60 @@ class Lisa(nn.Module):
         return self.decode_masks(states, batch.segs, batch.sam).float()
 
     @torch.no_grad()
-    def answer(self, batch: Batch, max_new_tokens: int, **stop: Any) -> tuple[Tensor, Tensor]:
-        """Greedy answer of ONE sample: its new token ids [n] and mask logits [M, L, L]."""
-        with self._fetched_by_hooks():
-            new = self.llava.generate(
-                inputs_embeds=self.embed(batch.input_ids, batch.clip),
-                attention_mask=torch.ones_like(batch.input_ids),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                **stop,
-            )[0]
-        whole = torch.cat([batch.input_ids[0], new])[None]
-        segs = (whole == self.seg_token_id).nonzero()
-        return new, self.predict(replace(batch, input_ids=whole, segs=segs))
+    def answer(self, batch: Batch, most: int, end_id: int) -> tuple[Tensor, list[Tensor]]:
+        """Greedy answer of ONE sample: at most `most` token ids [n], and [L, L] logits a [SEG]."""
+        image = self.sam_features(batch.sam)
+        new, masks = [], []
+        for token, state in self.greedy(batch, most):
+            new.append(int(token))
+            if new[-1] == self.seg_token_id:
+                masks.append(self.masks_of(self.prompts_of(state), image)[0].float())
+            if new[-1] == end_id:
+                break
+        return torch.tensor(new), masks
 
-    @contextmanager
-    def _fetched_by_hooks(self) -> Iterator[None]:
-        """Host-resident layers are fetched when transformers' own loop calls them."""
-        layers, hooks = self.host_layers, []
-        if layers is not None:
-            for index, number in self.host_numbers.items():
-                fetch = partial(_fetch_first, layers, number)
-                hooks.append(self.decoder_layers[index].register_forward_pre_hook(fetch))
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+    def greedy(self, batch: Batch, most: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The likeliest next token [1] and the state [1, H] that predicts it, again and again."""
+        kept = KeyValues(batch.input_ids.shape[1] + most)
+        hidden, start = self.embed(batch.input_ids, batch.clip), 0
+        head = self.computed(self.llava.lm_head)
+        for _ in range(most):
+            state = self._through_layers(hidden, start, lambda index: kept.run_layer)[:, -1]
+            token = head(state).argmax(-1)
+            yield token, state
+            start += hidden.shape[1]
+            hidden = self.llava.get_input_embeddings()(token[:, None]).to(self.dtype)
 
 
-def _fetch_first(layers: HostLayers, number: int, *_: object) -> None:
-    layers.fetch(number, 1)
+class KeyValues:
+    """Keys and values of one conversation, layer by layer, in blocks that are taken once.
+
+    Stands in for transformers' cache, whose blocks are taken anew for every token.
+    """
+
+    def __init__(self, length: int) -> None:
+        self.length = length  # positions, at most
+        self.blocks: dict[int, Tensor] = {}  # [2, B, heads, length, channels]
+        self.filled: dict[int, int] = {}  # positions
+
+    def run_layer(self, layer: nn.Module, hidden: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+        """One decoder layer on [B, T, H], which sees all that came before.
+
+        No mask: either nothing came before, and attention is causal, or T is 1.
+        """
+        output: Tensor = layer(hidden, position_embeddings=rope, past_key_values=self)
+        return output
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: object) -> tuple[Tensor, Tensor]:
+        """Take in [B, heads, T, channels] of a layer; its keys and values so far."""
+        start = self.filled.get(layer, 0)
+        if layer not in self.blocks:
+            shape = 2, *keys.shape[:2], self.length, keys.shape[3]
+            self.blocks[layer] = keys.new_empty(shape)
+        end = self.filled[layer] = start + keys.shape[2]
+        block = self.blocks[layer]
+        block[0, :, :, start:end], block[1, :, :, start:end] = keys, values
+        return block[0, :, :, :end], block[1, :, :, :end]
 
 
 def _unchanged(run: RunLayer) -> RunLayer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 from torch import nn
 
 from profiles.plan import Plan, TrainedPart
@@ -17,6 +18,8 @@ PART_PREFIXES: dict[TrainedPart, tuple[str, ...]] = {
     "head": ("llava.lm_head.weight",),
     "embeddings": ("llava.model.language_model.embed_tokens.weight", "llava.lm_head.weight"),
 }
+# They learn from masks alone.
+OF_MASKS = PART_PREFIXES["mask_decoder"] + PART_PREFIXES["text_hidden_fcs"]
 # With multimask_output=False only the first mask token's hypernetwork is read, and no loss reads
 # the predicted IoU: these never get a gradient, so training them would be a claim without effect.
 UNREAD = (
@@ -41,13 +44,13 @@ def trained_names(model: nn.Module, plan: Plan) -> list[str]:
     ]
 
 
-def mark_trained(model: Lisa, plan: Plan) -> None:
-    """Set `requires_grad` from the allow-list alone; trained tensors are kept in fp32."""
+def mark_trained(model: Lisa, plan: Plan, dtype: torch.dtype = torch.float32) -> None:
+    """Set `requires_grad` from the allow-list alone; trained tensors are kept in `dtype`."""
     listed = set(trained_names(model, plan))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in listed)
         if name in listed:
-            parameter.data = parameter.data.float()
+            parameter.data = parameter.data.to(dtype)
 
 
 class GradientCheck:
@@ -55,6 +58,7 @@ class GradientCheck:
 
     LoRA's A has a gradient of exactly zero while B is zero, which it is until the first update
     with a non-zero learning rate; A is therefore looked at in the first pass with a non-zero B.
+    What learns from masks alone is looked at in the first pass that had any.
     """
 
     def __init__(self, model: nn.Module, listed: Iterable[str]) -> None:
@@ -67,25 +71,31 @@ class GradientCheck:
         """Whether every listed tensor has been seen with a gradient."""
         return not self.waiting
 
-    def __call__(self) -> None:
-        """Check the gradients of one backward pass. Raises GradientError naming tensors."""
+    def __call__(self, masks: bool = True) -> None:
+        """Check the gradients of one backward pass, over samples with `masks` or without any.
+
+        Raises GradientError naming tensors.
+        """
+        excused = {name for name in self.waiting if self._excused(name, masks)}
         stray = [
             name
             for name, parameter in self.parameters.items()
             if parameter.grad is not None and name not in self.listed
         ]
-        dead = [name for name in self.waiting if not self._excused(name) and self._is_zero(name)]
+        dead = [name for name in self.waiting - excused if self._is_zero(name)]
         if stray or dead:
             raise GradientError(
                 f"trained tensors without a gradient: {sorted(dead) or 'none'}; "
                 f"gradients that no plan asked for: {sorted(stray) or 'none'}"
             )
-        self.waiting = {name for name in self.waiting if self._excused(name)}
+        self.waiting = excused
 
     def _is_zero(self, name: str) -> bool:
         gradient = self.parameters[name].grad
         return gradient is None or not bool(gradient.any())
 
-    def _excused(self, name: str) -> bool:
+    def _excused(self, name: str, masks: bool) -> bool:
+        if not masks and name.startswith(OF_MASKS):
+            return True
         other = name.replace(".lora_A.", ".lora_B.")
         return other != name and not bool(self.parameters[other].any())

@@ -165,7 +165,7 @@ def model_folder(plan: Plan) -> Path:
     sources = " and ".join(plan.profile.sources)
     raise WeightsError(
         f"model {plan.model}: no weights named; they are made of {sources}\n"
-        f"    hint: hf download each --local-dir its name, then {plan.profile.conversion} and "
+        f"    hint: {plan.profile.conversion}, then "
         "--set weights=FOLDER; or --set weights=random rehearses with random values"
     )
 

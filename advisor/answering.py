@@ -1,0 +1,104 @@
+"""Under which levers does a trained model answer on this card? Decided by forecasts.
+
+What was trained on one storage of the base weights is answered on it; a whole model may be rounded.
+Then the embeddings leave the card, half of the layers, and all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from advisor.budget import Budget, budget_of, gib
+from advisor.candidates import STORAGES
+from advisor.choose import pick_gpu
+from advisor.context import context_of
+from advisor.forecast import Forecast, Worst, forecast
+from advisor.probe import Machine
+from profiles.plan import Plan, Quantization
+
+WEIGHT_BYTES: dict[Quantization, float] = {"none": 2.0, "int8": 1.0, "nf4": 0.5}
+
+
+class NoRoom(RuntimeError):
+    """No plan answers on this card; says what the smallest would take."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A plan that answers, and its forecast."""
+
+    plan: Plan
+    forecast: Forecast
+
+    def line(self) -> str:
+        """What it takes, in one line."""
+        plan = self.plan
+        told = f"{plan.quantization} base" if plan.quantization != "none" else f"{plan.dtype} base"
+        told += ", embeddings on the host" if plan.host_embeddings else ""
+        told += f", {plan.host_layers} layers on the host" if plan.host_layers else ""
+        return f"{self.forecast.verdict}: {told}: {self.forecast.reason}"
+
+
+def fitting(
+    plan: Plan, may_round: bool, text_tokens: int, machine: Machine, tell: Callable[[str], None]
+) -> Fit:
+    """The first plan, from the least lever to the most, that answers on this machine's card.
+
+    `may_round`: the base weights may be stored in fewer bits. Raises NoRoom, RehearsalFailed.
+    """
+    gpu = pick_gpu(machine)
+    budget = None if gpu is None else budget_of(gpu, machine)
+    if gpu is None or budget is None:
+        raise NoRoom("no GPU with a known memory is visible\n    hint: --set device=cpu")
+    capability = gpu.compute_capability or (8, 6)
+    worst = worst_question(text_tokens)
+    limits = budget.cap_bytes, budget.margin.bytes, budget.host.bytes if budget.host else None
+    smallest: Forecast | None = None
+    for candidate in _relieved(plan, may_round):
+        if _weights(candidate) > budget.cap_bytes:
+            continue
+        tell(f"forecasting {candidate.model} with {_levers(candidate)}, some seconds ...")
+        found = forecast(candidate, worst, capability, *limits, context=context_of(gpu, machine))
+        if found.exit_code == 0:
+            return Fit(candidate, found)
+        smallest = found
+    raise NoRoom(_why_not(plan, smallest, budget))
+
+
+def worst_question(text_tokens: int) -> Worst:
+    """What is forecast for questions of so many text tokens: few lengths, so few forecasts."""
+    return Worst(-(-text_tokens // 64) * 64, answering=True)
+
+
+def _relieved(plan: Plan, may_round: bool) -> Iterator[Plan]:
+    """The plan with more and more levers pulled."""
+    storages = STORAGES[STORAGES.index(plan.quantization) :] if may_round else [plan.quantization]
+    layers = plan.profile.llama.layers
+    for hosted, on_host in ((False, 0), (True, 0), (True, layers // 2), (True, layers)):
+        for storage in storages:
+            if hosted and "embeddings" in plan.train:
+                continue  # whole trained tables stay on the card
+            update = {"quantization": storage, "host_embeddings": hosted or plan.host_embeddings,
+                      "host_layers": max(on_host, plan.host_layers)}  # fmt: skip
+            update["checkpointed_layers"] = layers if update["host_layers"] else 0
+            yield plan.model_copy(update=update)
+
+
+def _weights(plan: Plan) -> float:
+    """Bytes of the decoder's linears on the card, roughly and not too many."""
+    llama = plan.profile.llama
+    each = 4 * llama.hidden**2 + 3 * llama.hidden * llama.intermediate
+    return (llama.layers - plan.host_layers) * each * WEIGHT_BYTES[plan.quantization]
+
+
+def _levers(plan: Plan) -> str:
+    return f"{plan.quantization} base, {plan.host_layers} layers on the host"
+
+
+def _why_not(plan: Plan, smallest: Forecast | None, budget: Budget) -> str:
+    why = f"the smallest way: {smallest.reason}" if smallest else "its weights alone are larger"
+    return (
+        f"{plan.model} does not answer within {gib(budget.usable.bytes)} on this card: {why}\n"
+        "    hint: close other programs on the card, or --set device=cpu"
+    )

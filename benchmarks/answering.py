@@ -1,0 +1,140 @@
+"""What lisa-segment takes, and how long: four photographs under the caps of small cards.
+
+    python benchmarks/answering.py --out FILE      on a GPU, each row in a process of its own
+    python benchmarks/answering.py --table         docs/inference.md's table, forecasts made anew
+
+Random weights of the true shapes: they never end an answer, so each is as long as a plan allows.
+One of the tokens that they say is taken for [SEG], so that masks are decoded as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import lean
+from tables import put
+
+from advisor.answering import worst_question
+from advisor.context import HOPPER
+from advisor.forecast import forecast
+from profiles.plan import Plan
+
+ROOT = Path(__file__).resolve().parents[1]
+ROWS_FILE = ROOT / "benchmarks" / "answering.jsonl"
+DOCS = ROOT / "docs" / "inference.md"
+BEGIN, END = "<!-- benchmarks/answering.py -->", "<!-- /benchmarks/answering.py -->"
+PHOTOS = ROOT / "tests" / "photos" / "ReasonSeg"
+SENTENCE = "Which part of this picture would somebody reach for first, and what is it good for?"
+CARDS = ((6, "7b", "nf4", 0), (8, "7b", "int8", 8), (6, "7b", "none", 24), (16, "7b", "none", 0),
+         (8, "13b", "nf4", 10))  # fmt: skip
+
+
+def plan_of(model: str, storage: str, host: int) -> Plan:
+    """A plan for answering, `host` layers in host memory."""
+    layers = Plan.parse({"model": model}).profile.llama.layers
+    return Plan.parse({
+        "model": model, "weights": "random", "device": "cuda", "quantization": storage,
+        "lora": {"rank": 8, "alpha": 16, "dropout": 0.0, "targets": "qv"},
+        "micro_batch": 1, "accumulation": 1, "host_layers": host, "host_embeddings": host > 0,
+        "checkpointed_layers": layers if host else 0,
+    })  # fmt: skip
+
+
+def measure(plan: Plan, cap_gib: float) -> dict[str, Any]:
+    """Ask about the photographs in this process, under the cap."""
+    import torch
+
+    from trainer.load import Trained
+    from trainer.loop import versions
+    from trainer.segment import Question, Segmenter, longest_question
+
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(cap_gib * 2**30 / total)
+    pictures = sorted(PHOTOS.glob("*/*.jpg"))[:4]
+    questions = [Question(path, SENTENCE) for path in pictures]
+    with tempfile.TemporaryDirectory() as cache:
+        started = time.monotonic()
+        segmenter = Segmenter(Trained(plan, None), pictures, Path(cache), plan=plan)
+        torch.cuda.synchronize()
+        ready = time.monotonic() - started
+        first = segmenter.ask(questions[0])  # warms up
+        spoken = segmenter.tokenizer.tokenizer(first.text, add_special_tokens=False).input_ids
+        segmenter.model.seg_token_id = spoken[len(spoken) // 2]
+        answers = [segmenter.ask(question) for question in questions]
+        text = longest_question(questions, plan, segmenter.tokenizer)
+    return {
+        "pictures": len(pictures), "seconds": [round(a.seconds, 3) for a in answers],
+        "masks": [len(a.masks) for a in answers], "ready_seconds": round(ready, 1),
+        "text_tokens": text, "new_tokens": plan.tokens.max_new_tokens,
+        "peak_allocated_bytes": torch.cuda.max_memory_allocated(),
+        "peak_reserved_bytes": torch.cuda.max_memory_reserved(),
+        "gpu": torch.cuda.get_device_name(), "versions": versions(),
+    }  # fmt: skip
+
+
+def run(out: Path) -> None:
+    """Every row, one after the other."""
+    for card, model, storage, host in CARDS:
+        plan = plan_of(model, storage, host)
+        asked = json.dumps({"plan": plan.model_dump(mode="json"), "cap": lean.CARDS[card]})
+        command = [sys.executable, __file__, "--child", asked]
+        environ = os.environ | {"PYTORCH_ALLOC_CONF": plan.allocator,
+                                "PYTORCH_CUDA_ALLOC_CONF": plan.allocator}  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environ)
+        if done.returncode:
+            print(card, model, storage, host, done.stderr[-1500:], flush=True)
+            continue
+        row = {"card_gb": card, "cap_gib": lean.CARDS[card], "plan": plan.model_dump(mode="json")}
+        row |= json.loads(done.stdout.splitlines()[-1])
+        print(card, model, storage, host, row["peak_reserved_bytes"] / 2**30, row["seconds"],
+              row["masks"], flush=True)  # fmt: skip
+        with out.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def write_table(rows: list[dict[str, Any]]) -> None:
+    """docs/inference.md between its marks."""
+    table = ["| card | model | base | on the host | tensors, forecast | measured | pool, forecast "
+             "| measured | seconds a picture | ready in |",
+             "|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    for row in rows:
+        plan = Plan.parse(row["plan"])
+        found = forecast(plan, worst_question(row["text_tokens"]), (9, 0), context=HOPPER)
+        cells = [f"{row['card_gb']} GB", plan.model, plan.quantization,
+                 f"{plan.host_layers} layers" if plan.host_layers else "–"]  # fmt: skip
+        for tier, name in (("tensors", "allocated"), ("pool", "reserved")):
+            said, took = found.tier(tier).bytes, row[f"peak_{name}_bytes"]  # type: ignore[arg-type]
+            cells += [f"{said / 2**30:.2f}", f"{took / 2**30:.2f} ({said / took - 1:+.1%})"]
+        cells += [f"{statistics.median(row['seconds']):.1f}", f"{row['ready_seconds']:.0f} s"]
+        table.append(f"| {' | '.join(cells)} |")
+    put(DOCS, BEGIN, END, table)
+    print("\n".join(table))
+
+
+def main() -> None:
+    """Measure, or write the table of what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=ROWS_FILE)
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        asked = json.loads(arguments.child)
+        print(json.dumps(measure(Plan.parse(asked["plan"]), asked["cap"])))
+    elif arguments.table:
+        write_table([json.loads(line) for line in ROWS_FILE.read_text().splitlines()])
+    else:
+        run(arguments.out)
+
+
+if __name__ == "__main__":
+    main()

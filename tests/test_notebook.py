@@ -1,0 +1,31 @@
+"""The notebook runs from its first cell to its last, in an empty folder."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "tour.ipynb"
+
+
+@pytest.mark.slow
+def test_the_notebook_shows_a_trained_models_masks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    assert not any(cell.get("outputs") for cell in notebook.cells), "kept without outputs"
+    resources = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(notebook, timeout=240, resources=resources).execute()
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    texts = ["".join(o.get("text", "") for o in cell.outputs) for cell in cells]
+    for text, said in zip(texts, ("FITS", "RTX 3060 Ti", "no findings", "epoch 1: gIoU",
+                                  "gIoU", "[SEG]", ""), strict=True):  # fmt: skip
+        assert said in text, text
+    pictures = [o for o in cells[-1].outputs if "image/png" in o.get("data", {})]
+    assert len(pictures) == 2

@@ -1,0 +1,300 @@
+"""What becomes of a trained model: evaluated, asked, exported, merged."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as coco
+
+from profiles.plan import Plan
+from tests.conftest import PHOTOS, tiny_plan
+from trainer import checkpoint, export
+from trainer.ask import read_questions, run_lengths, stems, write_pictures
+from trainer.checkpoint import CheckpointError
+from trainer.data.reasonseg import read_split
+from trainer.evaluate import generated, teacher_forced, write
+from trainer.load import Trained, find
+from trainer.metrics import MaskScores
+from trainer.model.build import build, read_tokenizer
+from trainer.model.lisa import Batch
+from trainer.model.weights import weight_source
+from trainer.segment import SILENT, Answer, Question, Segmenter
+
+CPU = torch.device("cpu")
+QUESTION = "Which of these could somebody drink from?"
+
+
+def make_run(folder: Path, **settings: Any) -> Path:
+    """A run folder whose adapters and rows are no longer where they began."""
+    plan = tiny_plan(cached_encoders=["sam", "clip"], **settings)
+    model = build(plan, read_tokenizer(plan), CPU)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and (".lora_B." in name or ".rows" in name):
+                parameter += 0.02 * torch.randn_like(parameter)
+    facts = {"step": 7, "base": weight_source(plan).fingerprint, "hardware": "a test",
+             "data": {"train": 3, "val": 2}, "versions": {"torch": "x"},
+             "metrics": {"giou": 0.5, "ciou": 0.4, "images": 2},
+             "peak_reserved_bytes": 2**30, "forecast_bytes": 2**30 + 2**28}  # fmt: skip
+    checkpoint.save(folder / "best", model, plan, facts)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+PICTURES = [item.image_path for item in read_split(PHOTOS, "val")]
+
+
+def opened(where: Path, cache: Path, **override: str) -> Segmenter:
+    trained = find(where, [f"{key}={value}" for key, value in override.items()])
+    return Segmenter(trained, PICTURES, cache)
+
+
+def logits_of(segmenter: Segmenter) -> torch.Tensor:
+    """Teacher-forced mask logits [pictures, L, L]."""
+    found = []
+    for picture in PICTURES:
+        batch = with_answer(segmenter, picture)
+        found.append(segmenter.model.predict(batch)[0])
+    return torch.stack(found)
+
+
+def with_answer(segmenter: Segmenter, picture: Path) -> Batch:
+    """A question with one [SEG] behind it."""
+    batch = segmenter._batch(Question(picture, QUESTION))
+    seg = torch.tensor([[segmenter.tokenizer.seg_id]])
+    ids = torch.cat([batch.input_ids, seg], 1)
+    rest = {"targets": batch.targets, "clip": batch.clip, "sam": batch.sam}
+    return Batch.of(ids, torch.full_like(ids, -100), segmenter.tokenizer.seg_id, **rest)
+
+
+@torch.no_grad()
+def test_kept_keys_and_values_answer_as_reading_all_again_does(run: Path, cache: Path) -> None:
+    segmenter = opened(run, cache)
+    batch = segmenter._batch(Question(PICTURES[0], QUESTION))
+    tokens, states = zip(*segmenter.model.greedy(batch, 6), strict=True)
+    ids = batch.input_ids
+    for token, state in zip(tokens, states, strict=True):
+        whole = segmenter.model.hidden_states(replace(batch, input_ids=ids))[:, -1]
+        assert torch.allclose(state, whole, atol=1e-4)
+        assert int(segmenter.model.llava.lm_head(whole).argmax(-1)) == int(token)
+        ids = torch.cat([ids, token[None]], 1)
+
+
+def test_every_seg_of_an_answer_has_its_mask(run: Path, cache: Path) -> None:
+    segmenter = opened(run, cache, **{"tokens.max_new_tokens": "12"})
+    spoken = segmenter.ask(Question(PICTURES[0], QUESTION)).text
+    ids = segmenter.tokenizer.tokenizer(spoken, add_special_tokens=False).input_ids
+    segmenter.model.seg_token_id = ids[0]
+    answer = segmenter.ask(Question(PICTURES[0], QUESTION))
+    size = Image.open(PICTURES[0]).size[::-1]
+    assert answer.masks.shape == (ids.count(ids[0]), *size)
+    segmenter.model.seg_token_id = -1
+    nothing = segmenter.ask(Question(PICTURES[0], QUESTION))
+    assert nothing.masks.shape == (0, *size) and not nothing.mask.any()
+
+
+def test_evaluation_gives_what_training_did_and_splits_it(run: Path, cache: Path, tmp_path) -> None:
+    items = read_split(PHOTOS, "val")
+    segmenter = opened(run, cache)
+    found = teacher_forced(segmenter, items, SILENT)
+    summary = found.summary()
+    assert (
+        summary["all"]["images"]
+        == len(items)
+        == sum(summary[kind]["images"] for kind in ("short", "long"))
+    )
+    write(found, segmenter, tmp_path / "out", {"split": "val"})
+    rows = [json.loads(line) for line in (tmp_path / "out" / "images.jsonl").open()]
+    assert [row["iou"] for row in rows] == sorted(row["iou"] for row in rows)
+    assert MaskScores.from_rows(rows).giou == summary["all"]["giou"]
+    assert json.loads((tmp_path / "out" / "scores.json").read_text())["all"] == {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in summary["all"].items()
+    }
+    assert Image.open(tmp_path / "out" / "extremes.png").size[0] == 3 * 256
+    spoken = generated(segmenter, items, SILENT)
+    assert spoken.answers.keys() == {item.name for item in items}
+    for item in items:
+        answer = segmenter.ask(Question(item.image_path, item.texts[0], item.is_sentence))
+        assert answer.text == spoken.answers[item.name]
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
+    """Of many small samples of a known population, about 95 % of intervals hold its mean IoU."""
+    generator = np.random.default_rng(3)
+    held = 0
+    for trial in range(200):
+        scores = MaskScores()
+        for number in range(40):
+            scores.add_counts(f"{trial}-{number}", int(generator.integers(0, 101)), 100)
+        low, high = scores.intervals(resamples=300)["giou"]
+        held += low <= 0.5 <= high
+    assert 0.88 <= held / 200 <= 0.99
+    one = MaskScores()
+    one.add_counts("a", 1, 2)
+    assert one.intervals() == {}
+
+
+def test_an_export_answers_bit_for_bit_and_names_no_place_of_this_machine(
+    run: Path, cache: Path, tmp_path: Path
+) -> None:
+    size = export.export_trained(find(run), tmp_path / "out")
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert files == {"trained.safetensors", "plan.json", "facts.json", "README.md"} and size > 10**5
+    assert torch.equal(logits_of(opened(run, cache)), logits_of(opened(tmp_path / "out", cache)))
+    card = (tmp_path / "out" / "README.md").read_text()
+    for text in ("0.500", "3 training and 2", "on a test", "1.00 GiB", "torch x", "7 steps",
+                 "1.25 GiB were forecast (+25.0%)"):  # fmt: skip
+        assert text in card, text
+    assert str(tmp_path) not in card + (tmp_path / "out" / "plan.json").read_text()
+    with pytest.raises(FileExistsError, match="not an empty folder"):
+        export.export_trained(find(run), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("storage", "tolerance"), [("none", 1e-4), ("nf4", 0.15)], ids=["exact", "rounded"]
+)
+def test_merged_weights_answer_alike(
+    storage: str, tolerance: float, cache: Path, tmp_path: Path
+) -> None:
+    """Trained on NF4 and merged into full weights, the base is another: by NF4's rounding."""
+    whole_rows = {"train": ["mask_decoder", "text_hidden_fcs", "token_rows"]}
+    source = make_run(tmp_path / "run", quantization=storage, **whole_rows)
+    export.export_merged(find(source), tmp_path / "out", shard_bytes=4 << 20)
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 2
+    before = logits_of(opened(source, cache))
+    merged = find(tmp_path / "out", ["device=cpu", "dtype=fp32"])
+    assert merged.may_round and merged.plan.lora is None
+    after = logits_of(Segmenter(merged, PICTURES, tmp_path / "cache2"))
+    error = (after - before).norm() / before.norm()
+    assert error < tolerance, float(error)
+    if storage == "nf4":
+        assert error > 1e-3, "merging into unrounded weights cannot be without effect"
+
+
+def test_other_base_weights_are_refused(run: Path, cache: Path, tmp_path: Path) -> None:
+    export.export_trained(find(run), tmp_path / "out")
+    facts = tmp_path / "out" / "facts.json"
+    facts.write_text(json.dumps(json.loads(facts.read_text()) | {"base": "another"}))
+    with pytest.raises(CheckpointError, match="over base weights another"):
+        opened(tmp_path / "out", cache)
+
+
+def test_what_holds_no_model_says_what_would(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no trained model here"):
+        find(tmp_path)
+    (tmp_path / "conversion.json").write_text("{}")
+    with pytest.raises(ValueError, match="names no model"):
+        find(tmp_path)
+    with pytest.raises(ValueError, match="nothing was trained"):
+        export.export_trained(Trained(Plan.parse({}), None), tmp_path / "x")
+
+
+def test_uploading_is_told_and_its_failure_too(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    asked: list[Any] = []
+
+    class Hub:
+        def create_repo(self, name: str, **options: object) -> None:
+            asked.append((name, options))
+
+        def upload_folder(self, repo_id: str, folder_path: Path) -> str:
+            if len(asked) > 1:
+                raise OSError("no network")
+            return f"hub/{repo_id}"
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    assert export.upload(tmp_path, "me/lisa", lambda line: None) == "hub/me/lisa"
+    assert asked[0][1]["private"] is True
+    with pytest.raises(RuntimeError, match="no network\n    hint: .* hf upload me/lisa"):
+        export.upload(tmp_path, "me/lisa", lambda line: None)
+
+
+def test_run_lengths_are_cocos() -> None:
+    mask = np.random.default_rng(0).random((37, 53)) > 0.7
+    row = run_lengths(mask)
+    again = coco.decode({"size": row["size"], "counts": row["counts"].encode()})
+    assert np.array_equal(again == 1, mask) and row["area"] == mask.sum()
+
+
+def test_questions_come_from_a_file_and_all_that_is_wrong_is_told(tmp_path: Path) -> None:
+    folder = PICTURES[0].parent
+    file = tmp_path / "questions.jsonl"
+    good = {"image": PICTURES[0].name, "question": "the cup", "phrase": True}
+    file.write_text(json.dumps(good) + "\n\n" + json.dumps(good | {"phrase": False}) + "\n")
+    asked = read_questions(folder, None, file, False, False)
+    assert [question.is_sentence for question in asked] == [False, True]
+    assert [stem.name for stem in stems(asked, tmp_path)] == [
+        PICTURES[0].stem, f"{PICTURES[0].stem}-2"
+    ]  # fmt: skip
+    bad = [{"image": "../x.jpg", "question": "a"}, {"image": "nope.jpg", "question": "a"},
+           {"image": PICTURES[0].name, "question": "[SEG]"}, {"image": 3, "question": "a"}, [1],
+           {"image": PICTURES[0].name, "question": "a", "colour": "red"}]  # fmt: skip
+    file.write_text("\n".join(map(json.dumps, bad)) + "\nnonsense\n")
+    with pytest.raises(ValueError) as caught:
+        read_questions(folder, None, file, False, False)
+    for text in ("outside", "no such picture", "reserved token", ":4: image: got 3", ":5:",
+                 ":6: colour", ":7:"):  # fmt: skip
+        assert text in str(caught.value), text
+    with pytest.raises(ValueError, match="one of the two"):
+        read_questions(folder, None, None, False, False)
+    with pytest.raises(ValueError, match="whole sentence"):
+        read_questions(PICTURES[0], "a", None, phrase=True, explain=True)
+    assert len(read_questions(folder, "a", None, False, False)) == len(PICTURES)
+    assert "explain" in read_questions(PICTURES[0], "Why?", None, False, True)[0].turn().question
+
+
+def test_pictures_of_several_masks(tmp_path: Path) -> None:
+    height, width = np.asarray(Image.open(PICTURES[0])).shape[:2]
+    masks = np.zeros((2, height, width), bool)
+    masks[0, :5], masks[1, -5:] = True, True
+    question = Question(PICTURES[0], "a")
+    files = write_pictures(question, Answer("x", masks, 0.1), tmp_path / "a.b")
+    names = ["a.b.mask-1.png", "a.b.mask-2.png", "a.b.overlay.png"]
+    assert [path.name for path in files] == names
+    assert np.array_equal(np.asarray(Image.open(files[1])) > 0, masks[1])
+    assert write_pictures(question, Answer("x", masks[:0], 0.1), tmp_path / "c") == []
+
+
+def call(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", module, *arguments]
+    root = {"PYTHONPATH": str(PHOTOS.parents[1])}
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=300, cwd=cwd, env=os.environ | root
+    )
+
+
+def test_the_command_lines(run: Path, tmp_path: Path) -> None:
+    asked = [str(PICTURES[0].parent), "the cup", "--phrase", "--run", str(run), "--json"]
+    done = call("trainer.segment_cli", *asked, cwd=tmp_path)
+    document = json.loads(done.stdout)
+    assert [Path(row["image"]).name for row in document["answers"]] == [p.name for p in PICTURES]
+    assert done.returncode == (0 if all(row["masks"] for row in document["answers"]) else 1)
+    done = call("trainer.cli", "evaluate", str(run), "--data-dir", str(PHOTOS), cwd=tmp_path)
+    assert done.returncode == 0 and "gIoU" in done.stdout and "[" in done.stdout, done.stderr
+    assert (tmp_path / "evaluation-val" / "images.jsonl").is_file()
+    done = call("trainer.cli", "export", str(run), "out", cwd=tmp_path)
+    assert done.returncode == 0 and "README.md" in done.stdout
+    done = call("trainer.cli", "export", str(run), "out", cwd=tmp_path)
+    assert done.returncode == 2 and "not an empty folder" in done.stderr
+    done = call("trainer.segment_cli", "nope.jpg", "the cup", "--run", str(run), cwd=tmp_path)
+    assert done.returncode == 2 and "nope.jpg: no such picture" in done.stderr

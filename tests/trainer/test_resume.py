@@ -1,0 +1,257 @@
+"""A run that is ended anywhere goes on as if nothing had happened, bit for bit on the CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from profiles.plan import Plan
+from tests.conftest import PHOTOS, tiny_plan
+from trainer import checkpoint, loop
+from trainer.data.reasonseg import Item, read_split
+from trainer.loop import Interrupted, Reporter, Run
+from trainer.resume import CannotResume, Started, check_data, digests, resumable
+
+ROOT = PHOTOS.parents[1]
+QUIET = Reporter(lambda text: None, lambda what, done, total: None)
+
+
+def plan(**settings: Any) -> Plan:
+    """Two epochs of four steps, with dropout, accumulation and a falling learning rate."""
+    return tiny_plan(**{
+        "lora": {"rank": 2, "alpha": 4, "dropout": 0.1, "targets": "qv"},
+        "micro_batch": 1, "accumulation": 2, "effective_batch": 2,
+        "cached_encoders": ["sam", "clip"],
+        "schedule": {"learning_rate": 1e-3, "warmup_steps": 1, "epochs": 2, "shape": "linear"},
+    } | settings)  # fmt: skip
+
+
+def items() -> tuple[list[Item], list[Item]]:
+    return read_split(PHOTOS, "train"), read_split(PHOTOS, "val")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def started(folder: Path, cache: Path, reporter: Reporter = QUIET, **settings: Any) -> Run:
+    folder.mkdir(exist_ok=True)
+    save_seconds = settings.pop("save_seconds", 0.0)
+    return Run(plan(**settings), *items(), folder, cache, reporter, save_seconds)
+
+
+def outcome(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
+    """The trained tensors at the end, and all records but for the seconds."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return load_file(folder / "last" / "trained.safetensors"), [
+        {k: v for k, v in row.items() if k != "step_seconds"} for row in rows
+    ]
+
+
+def assert_same(one: Path, other: Path) -> None:
+    (tensors, rows), (expected, known) = outcome(one), outcome(other)
+    assert rows == known
+    assert tensors.keys() == expected.keys()
+    assert all(torch.equal(tensors[name], expected[name]) for name in expected)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    started(folder, cache).train()
+    return folder
+
+
+class Ended(BaseException):
+    """Stands for the process being gone."""
+
+
+def ending_at(number: int) -> Reporter:
+    """Ends the process at the `number`-th sign of progress."""
+    count = [0]
+
+    def progress(what: str, done: int, total: int) -> None:
+        count[0] += 1
+        if count[0] == number:
+            raise Ended
+
+    return Reporter(lambda text: None, progress)
+
+
+def go_on(folder: Path, cache: Path, **settings: Any) -> dict[str, Any]:
+    return started(folder, cache, **settings).train(resumable(folder, lambda line: None))
+
+
+@pytest.mark.parametrize("number", [*range(22, 46, 3)])
+def test_ended_anywhere(number: int, undisturbed: Path, cache: Path, tmp_path: Path) -> None:
+    """In steps and in evaluations of both epochs."""
+    ended = False
+    try:
+        started(tmp_path, cache, ending_at(number)).train()
+    except Ended:
+        ended = True
+    summary = go_on(tmp_path, cache)
+    assert_same(tmp_path, undisturbed)
+    assert ended or number > 40, "nothing was ended"
+    known = json.loads((undisturbed / "summary.json").read_text())
+    assert {**summary, "seconds": 0} == {**known, "seconds": 0}
+
+
+def test_ended_while_saving(
+    undisturbed: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the old checkpoint has gone aside, and before the new one is in its place."""
+    real, count = os.replace, [0]
+
+    def ending(source: Path, target: Path) -> None:
+        count[0] += 1
+        if count[0] == 9:
+            raise Ended
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", ending)
+    with pytest.raises(Ended):
+        started(tmp_path, cache).train()
+    monkeypatch.undo()
+    assert not (tmp_path / "last").exists() and (tmp_path / "previous").is_dir()
+    go_on(tmp_path, cache)
+    assert_same(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"workers": 2}, {"optimizer_state": "8bit"}, {"quantization": "nf4"}],
+    ids=["workers", "8bit", "nf4"],
+)
+def test_with_other_levers(settings: dict[str, Any], cache: Path, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    started(whole, cache, **settings).train()
+    with pytest.raises(Ended):
+        started(parts, cache, ending_at(25), **settings).train()
+    go_on(parts, cache, **settings)
+    assert_same(parts, whole)
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    undisturbed: Path, cache: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(Ended):
+        started(tmp_path, cache, ending_at(30)).train()
+    file = tmp_path / "last" / "trained.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    said: list[str] = []
+    found = resumable(tmp_path, said.append)
+    assert found == tmp_path / "previous" and "trained.safetensors is damaged" in said[0]
+    started(tmp_path, cache).train(found)
+    assert_same(tmp_path, undisturbed)
+    for name in ("last", "previous"):
+        (tmp_path / name / "state.json").write_text("{")
+    with pytest.raises(CannotResume, match="no checkpoint of this run is whole"):
+        resumable(tmp_path, said.append)
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = started(tmp_path, cache)
+    real, count = checkpoint.save_file, [0]
+
+    def full(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        count[0] += 1
+        if count[0] > 4:
+            raise OSError(28, "No space left on device")
+        real(tensors, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(checkpoint.NotWritten, match=r"disk is full: \d+ MiB needed.*\n.*--resume"):
+        run.train()
+    assert checkpoint.damage(tmp_path / "last") == ""
+    assert not list(tmp_path.glob(".last-*"))
+
+
+def test_asked_to_stop_it_saves_and_a_second_time_it_stops_at_once(
+    undisturbed: Path, cache: Path, tmp_path: Path
+) -> None:
+    count = [0]
+
+    def progress(what: str, done: int, total: int) -> None:
+        count[0] += what.startswith("epoch 1")
+        if count[0] == 2:
+            count[0] += 1
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    run = started(tmp_path, cache, Reporter(lambda text: None, progress), save_seconds=1e9)
+    with pytest.raises(Interrupted, match="saved after step 2"):
+        run.train()
+    go_on(tmp_path, cache)
+    assert_same(tmp_path, undisturbed)
+    stop = loop.Stop()
+    with pytest.raises(KeyboardInterrupt), stop.heard():
+        signal.raise_signal(signal.SIGINT)
+        assert stop.asked
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_other_data_are_refused_item_by_item(tmp_path: Path) -> None:
+    train, val = items()
+    before = Started(PHOTOS, tmp_path, digests(train, val))
+    check_data(before, digests(train, val))
+    other = tmp_path / "other.json"
+    other.write_text(train[0].json_path.read_text().replace("[", "[ ", 1))
+    changed = [replace(train[0], json_path=other), *train[2:]]
+    with pytest.raises(CannotResume) as caught:
+        check_data(before, digests(changed, val))
+    assert f"train: 1 changed or new: {train[0].name}" in str(caught.value)
+    assert f"train: 1 gone: {train[1].name}" in str(caught.value)
+
+
+def command(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "trainer.cli", *arguments], text=True, cwd=ROOT,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_command_line_goes_on_after_a_kill(processes: int, tmp_path: Path, cache: Path) -> None:
+    """SIGKILL in the middle of an epoch; --resume needs no other argument."""
+    path = tmp_path / "plan.json"
+    settings = {"processes": processes, "accumulation": 2 // processes, "effective_batch": 2}
+    path.write_text(plan(**settings).to_json())
+    common = ("--plan", str(path), "--data-dir", str(PHOTOS), "--cache-dir", str(cache))
+    whole, parts = str(tmp_path / "whole"), str(tmp_path / "parts")
+    done = command(*common, "--output-dir", whole)
+    assert done.wait(200) == 0, done.stderr and done.stderr.read()
+    child = command(*common, "--output-dir", parts, "--save-minutes", "0")
+    records = Path(parts) / "metrics.jsonl"
+    until = time.monotonic() + 120
+    while time.monotonic() < until:
+        if records.exists() and records.read_text().count('"loss"') >= 2:
+            break
+        time.sleep(0.02)
+    child.send_signal(signal.SIGKILL if processes == 1 else signal.SIGTERM)
+    assert child.wait(60) != 0
+    refused = command("--resume", parts, "--set", "seed=3")
+    assert refused.wait(60) == 2
+    again = command("--resume", parts)
+    assert again.wait(200) == 0, again.stderr and again.stderr.read()
+    assert_same(Path(parts), Path(whole))
+    complete = command("--resume", parts)
+    assert complete.wait(60) == 0
+    assert complete.stderr is not None and "complete" in complete.stderr.read()

@@ -1,0 +1,132 @@
+"""What is asked of a trained model, and how its answers are written down."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from trainer.data.prompts import PromptError
+from trainer.data.reasonseg import IMAGE_SUFFIXES, read_image
+from trainer.pictures import COLOURS, overlay
+from trainer.segment import Answer, Question
+
+
+def read_questions(
+    image: Path, question: str | None, file: Path | None, phrase: bool, explain: bool
+) -> list[Question]:
+    """One question about a picture or about each of a folder, or those of a file of JSON lines.
+
+    Raises ValueError with every line that is wrong.
+    """
+    if (question is None) == (file is None):
+        raise ValueError("give a QUESTION or --questions FILE: one of the two")
+    if file is not None:
+        if not image.is_dir():
+            raise ValueError(f"{image}: --questions asks about a folder's pictures; name one")
+        asked, wrong = _from_file(file, image)
+    else:
+        assert question is not None
+        pictures = _pictures(image) if image.is_dir() else [image]
+        asked = [Question(path, question, not phrase, explain) for path in pictures]
+        wrong = []
+        if phrase and explain:
+            wrong.append("--explain asks with a whole sentence; leave --phrase out")
+    for one in asked:
+        wrong += _problems(one)
+    if wrong:
+        raise ValueError("\n".join(f"  - {line}" for line in dict.fromkeys(wrong)))
+    if not asked:
+        raise ValueError(f"{file or image}: nothing to ask about")
+    return asked
+
+
+def _pictures(folder: Path) -> list[Path]:
+    found = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES]
+    return [p for p in found if not p.name.startswith(".")]
+
+
+def _from_file(file: Path, folder: Path) -> tuple[list[Question], list[str]]:
+    asked, wrong = [], []
+    allowed = {"image": str, "question": str, "phrase": bool, "explain": bool}
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict) or not {"image", "question"} <= row.keys():
+                raise ValueError("needs image and question")
+            for key, value in row.items():
+                if key not in allowed or not isinstance(value, allowed[key]):
+                    raise ValueError(f"{key}: got {value!r}; allowed: image and question (text), "
+                                     "phrase and explain (true or false)")  # fmt: skip
+        except (ValueError, RecursionError) as error:
+            wrong.append(f"{file}:{number}: {error}")
+            continue
+        picture = folder / row["image"]
+        if not picture.resolve().is_relative_to(folder.resolve()):
+            wrong.append(f"{file}:{number}: {row['image']} lies outside {folder}")
+            continue
+        phrase, explain = row.get("phrase", False), row.get("explain", False)
+        asked.append(Question(picture, row["question"], not phrase, explain))
+    return asked, wrong
+
+
+def _problems(question: Question) -> Iterator[str]:
+    try:
+        question.turn()
+    except PromptError as error:
+        yield f"{question.image}: {error} (got {question.text!r})"
+    if not question.image.is_file():
+        yield f"{question.image}: no such picture"
+
+
+def stems(asked: Sequence[Question], folder: Path) -> list[Path]:
+    """Where each answer's pictures go: `folder / NAME`, numbered where NAME was there before."""
+    found: list[Path] = []
+    for question in asked:
+        number, stem = 2, folder / question.image.stem
+        while stem in found:
+            number, stem = number + 1, folder / f"{question.image.stem}-{number}"
+        found.append(stem)
+    return found
+
+
+def write_pictures(question: Question, answer: Answer, stem: Path) -> list[Path]:
+    """STEM.mask.png (of several [SEG]: STEM.mask-1.png, …) and STEM.overlay.png, if any mask."""
+    if not len(answer.masks):
+        return []
+    picture, files = read_image(question.image), []
+    for number, mask in enumerate(answer.masks, 1):
+        name = f".mask-{number}.png" if len(answer.masks) > 1 else ".mask.png"
+        files.append(stem.with_name(stem.name + name))
+        Image.fromarray(mask.astype(np.uint8) * 255).save(files[-1])
+        picture = overlay(picture, mask, COLOURS[(number - 1) % len(COLOURS)])
+    files.append(stem.with_name(stem.name + ".overlay.png"))
+    Image.fromarray(picture).save(files[-1])
+    return files
+
+
+def row_of(question: Question, answer: Answer, files: list[Path]) -> dict[str, Any]:
+    """An answer as plain values; masks as COCO's run lengths (read them with pycocotools)."""
+    return {
+        "image": str(question.image),
+        "question": question.text,
+        "answer": answer.text,
+        "seconds": round(answer.seconds, 3),
+        "masks": [run_lengths(mask) for mask in answer.masks],
+        "files": [str(path) for path in files],
+    }
+
+
+def run_lengths(mask: NDArray[np.bool_]) -> dict[str, Any]:
+    """A mask [H, W] as COCO's compressed RLE {"size": [H, W], "counts": text}, and its area."""
+    from pycocotools import mask as coco
+
+    rle = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {"size": list(mask.shape), "counts": rle["counts"].decode(), "area": int(mask.sum())}

@@ -1,0 +1,105 @@
+"""How the command lines speak: progress, errors a user can mend, and exit codes."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from trainer.loop import Reporter
+
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+# Of what the system refuses, that which another name on the command line would mend.
+THEIR_FILES = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError,
+               PermissionError)  # fmt: skip
+
+
+def feature_cache() -> Path:
+    """The user's folder for encoders' features."""
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("lisa-preflight")) / "features"
+
+
+def tell(line: str) -> None:
+    """One line to whoever watches; stdout is for results."""
+    print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def reporter() -> Iterator[Reporter]:
+    """A live display on a terminal, plain lines elsewhere; both on stderr, by one process."""
+    from trainer.launch import is_main
+    from trainer.loop import Reporter
+
+    if not is_main():
+        yield Reporter(lambda text: None, lambda what, done, total: None)
+        return
+    if not sys.stderr.isatty():
+        last = [0.0]
+
+        def plain(what: str, done: int, total: int) -> None:
+            if done == total or time.monotonic() - last[0] > 10:
+                last[0] = time.monotonic()
+                print(f"{what}: {done}/{total}", file=sys.stderr, flush=True)
+
+        yield Reporter(lambda text: print(text, file=sys.stderr, flush=True), plain)
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
+    from rich.console import Console
+
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("starting", total=None)
+
+        def live(what: str, done: int, total: int) -> None:
+            progress.update(task, description=what, completed=done, total=total)
+
+        yield Reporter(lambda text: progress.console.print(text, highlight=False), live)
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Errors that a user can mend become text and an exit code; anything else is a defect."""
+    try:
+        yield
+    except typer.Exit:
+        raise  # a RuntimeError itself: it already says how the command ends
+    except KeyboardInterrupt as error:
+        print(str(error) or "interrupted", file=sys.stderr)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    except (ValueError, *THEIR_FILES) as error:
+        fail(str(error))
+    except RuntimeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(EXIT_FAILED) from None
+
+
+def fail(message: str) -> NoReturn:
+    """End with `message` and the exit code of bad usage."""
+    text = message if message.startswith("  - ") else f"  - {message}"
+    print(f"error:\n{text}", file=sys.stderr)
+    raise typer.Exit(EXIT_USAGE)
+
+
+@contextmanager
+def ended_politely() -> Iterator[None]:
+    """A request to end cleans up as Ctrl-C does."""
+
+    def interrupt(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

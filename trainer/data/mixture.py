@@ -1,0 +1,134 @@
+"""Training samples drawn from several data sets, as LISA's recipe has it (Lai et al., 2023).
+
+A sample is drawn in three steps: a kind of data set by the plan's rates, one of the kind's data
+sets, one of its pictures, the last two all as likely.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+
+from profiles.plan import Plan
+from trainer.data import refer_seg, sem_seg, vqa
+from trainer.data.reasonseg import DataError, Finding, Item, Report, read_image, read_split
+from trainer.data.reasonseg import check_data as check_reason_seg
+from trainer.data.visits import DataSet, Picture, ReasoningPicture, Scanned
+
+PLACES = {
+    "refer_seg": "refer_seg/{refclef,refcoco,refcoco+,refcocog}",
+    "sem_seg": "ade20k or sem_seg/NAME",
+    "vqa": "vqa/NAME.json",
+}
+
+
+def _read_reason_seg(root: Path, limit: int | None) -> Scanned:
+    try:
+        items = read_split(root, "train", limit)
+    except DataError as error:
+        return [], list(error.findings)
+    return [DataSet("ReasonSeg", [ReasoningPicture(item) for item in items])], []
+
+
+READERS: dict[str, Callable[[Path, int | None], Scanned]] = {
+    "reason_seg": _read_reason_seg,
+    "refer_seg": refer_seg.read,
+    "sem_seg": sem_seg.read,
+    "vqa": vqa.read,
+}
+
+
+class MixedSets:
+    """Data sets by kind, each kind with its rate, of which `samples` are drawn in an epoch."""
+
+    def __init__(
+        self, kinds: Mapping[str, Sequence[DataSet]], rates: Mapping[str, float], samples: int
+    ) -> None:
+        self.kinds = list(kinds.values())
+        self.samples = samples
+        bounds = list(accumulate(rates[kind] for kind in kinds))
+        self.bounds = [bound / bounds[-1] for bound in bounds]
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def draw(self, rng: np.random.Generator) -> Picture:
+        """One picture."""
+        sets = self.kinds[bisect(self.bounds, rng.random())]
+        pictures = sets[int(rng.integers(len(sets)))].pictures
+        return pictures[int(rng.integers(len(pictures)))]
+
+    def drawn(self, plan: Plan) -> Iterator[Picture]:
+        """What every visit of the plan's training draws."""
+        for epoch in range(plan.schedule.epochs):
+            for index in range(len(self)):
+                yield self.draw(generator_of(plan, epoch, index))
+
+
+def generator_of(plan: Plan, epoch: int, index: int) -> np.random.Generator:
+    """What one visit draws from: the same whichever worker or process makes it."""
+    return np.random.default_rng([plan.seed, epoch, index])
+
+
+def read_training(root: Path, plan: Plan) -> list[Item] | MixedSets:
+    """What the plan trains on: ReasonSeg's training split, or its mixture.
+
+    DataError: all findings about the data sets whose rate is not 0.
+    """
+    if plan.mixture.reason_seg_alone:
+        return read_split(root, "train", plan.max_train_samples)
+    rates = {kind: rate for kind in READERS if (rate := getattr(plan.mixture, kind))}
+    kinds: dict[str, list[DataSet]] = {}
+    findings: list[Finding] = []
+    for kind in rates:
+        kinds[kind], broken = READERS[kind](root, plan.max_train_samples)
+        findings += broken or _nothing(root, kind, kinds[kind])
+    if findings:
+        raise DataError(findings)
+    return MixedSets(kinds, rates, plan.mixture.samples)
+
+
+def _nothing(root: Path, kind: str, sets: Sequence[DataSet]) -> list[Finding]:
+    """Findings about a kind without data, and about data sets without a picture."""
+    report = Report(root)
+    if not sets:
+        fix = f"unpack a data set there, or --set mixture.{kind}=0"
+        report.add(f"mixture.{kind}", "no data set", PLACES.get(kind, "ReasonSeg/train"), fix)
+    for found in sets:
+        if not found.pictures:
+            fix = "annotate one, or take the data set out"
+            report.add(found.name, "no picture with an annotation", "one or more", fix)
+    return report.findings
+
+
+def check_data(root: Path) -> tuple[list[DataSet], list[Finding]]:
+    """Every data set beside ReasonSeg that is there, and every problem of all, ReasonSeg's too.
+
+    Every picture is decoded and every mask painted.
+    """
+    findings = check_reason_seg(root)
+    found: list[DataSet] = []
+    for kind in PLACES:
+        sets, broken = READERS[kind](root, None)
+        findings += broken
+        found += sets
+        if not broken and sets:
+            findings += _nothing(root, kind, sets)
+    for data_set in found:
+        for picture in data_set.pictures:
+            findings += _problems(picture)
+    return found, findings
+
+
+def _problems(picture: Picture) -> Sequence[Finding]:
+    try:
+        height, width = read_image(picture.image_path).shape[:2]
+        for paint in picture.paints():
+            paint(height, width)
+    except DataError as error:
+        return error.findings
+    return ()

@@ -1,0 +1,106 @@
+"""One's own COCO annotations as drawings: masks traced pixel by pixel, upright.
+
+All instances of a category on a picture are its target. A crowd (`iscrowd`) is ignored for its
+category, since nobody outlined what is in it one by one; where an instance lies on it, the instance
+holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image
+
+from trainer.data.coco import Coco, CocoImage, CocoMask, paint_parts, read_coco
+from trainer.data.drawing import Drawing, called, picture_inside, traced
+from trainer.data.reasonseg import IGNORE, TARGET, Finding, Polygon, Report, Size, open_image
+
+Mask: TypeAlias = NDArray[np.bool_]
+Turn: TypeAlias = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+
+# What turns stored pixels upright, by EXIF orientation.
+_TURNS: dict[int, Turn] = {
+    1: lambda mask: mask,
+    5: lambda mask: mask.T,
+    6: lambda mask: np.rot90(mask, -1),
+    7: lambda mask: mask[::-1, ::-1].T,
+    8: np.rot90,
+}
+
+
+def read_drawings(path: Path, pictures: Path, findings: list[Finding]) -> Iterator[Drawing]:
+    """The pictures whose annotations are sound; a finding for all that is not."""
+    report = Report(path, findings)
+    notes = read_coco(report)
+    marks: dict[int, list[CocoMask]] = {number: [] for number in notes.images}
+    for mask in notes.masks.values():
+        marks[mask.image].append(mask)
+    for number, image in notes.images.items():
+        what = f"{image.place}.file_name"
+        picture = picture_inside(report, what, image.file_name, pictures, pictures)
+        if picture is None:
+            continue
+        opened = open_image(Report(picture, findings), _orientation)
+        turn = opened and _turn(report, image.place, image.size, *opened)
+        if turn:
+            outlined = _outlined(report, marks[number], notes, image, turn)
+            yield Drawing(called(picture, pictures), picture, path, outlined)
+
+
+def _orientation(image: Image.Image) -> int:
+    """Its EXIF orientation, once it is known to be whole; 1 is upright."""
+    given = image.getexif().get(ExifTags.Base.Orientation, 1)
+    image.load()
+    return given if given in range(2, 9) else 1
+
+
+def _turn(report: Report, what: str, told: Size, upright: Size, orientation: int) -> Turn | None:
+    """What turns a mask of the annotated size upright; None with a finding added.
+
+    COCO's own annotations are in stored pixels, some tools' in upright ones: the size tells which.
+    Where it cannot, as for a picture that is upside down, nothing is guessed.
+    """
+    stored = upright[::-1] if orientation >= 5 else upright
+    if told == upright and (orientation == 1 or stored != upright):
+        return _TURNS[1]
+    if told == stored and stored != upright:
+        return _TURNS[orientation]
+    if told == upright:
+        allowed = "a size that tells whether masks are of the picture as stored or upright"
+        got = f"{told} for a picture with EXIF orientation {orientation}"
+        fix = "save the picture without its EXIF orientation, looking as it did when annotated"
+    else:
+        allowed, got = f"{upright}, the picture's", f"{told}"
+        fix = "name the very picture that was annotated"
+    report.add(f"{what}.(height, width)", got, allowed, fix)
+    return None
+
+
+def _outlined(
+    report: Report, marks: list[CocoMask], notes: Coco, image: CocoImage, turn: Turn
+) -> dict[str, tuple[Polygon, ...]]:
+    """The traced target and ignored regions of each category that has an instance."""
+    sure: dict[str, Mask] = {}
+    crowds: dict[str, Mask] = {}
+    for one in marks:
+        mask = paint_parts(one.parts, image, report.path, *image.size).astype(bool)
+        if not mask.any():
+            allowed = f"some part within width {image.size[1]}, height {image.size[0]}"
+            fix = "export the annotation again or take it out"
+            report.add(f"{one.place}.segmentation", "no pixel of the picture", allowed, fix)
+            continue
+        label = notes.categories[one.category]
+        kind = crowds if one.crowd else sure
+        kind[label] = kind[label] | mask if label in kind else mask
+    outlined = {}
+    for label, mask in sure.items():
+        regions = np.zeros(image.size, np.uint8)
+        if label in crowds:
+            regions[crowds[label]] = IGNORE
+        regions[mask] = TARGET
+        outlined[label] = traced(turn(regions))
+    return outlined

@@ -1,0 +1,173 @@
+"""Reads semantic segmentation, in COCO's format or as pictures of class numbers (ADE20K's).
+
+On disk: ``ROOT/ade20k/`` and any ``ROOT/sem_seg/NAME/``. A folder with ``annotations.json`` is in
+COCO's format, its pictures in ``images/``; all annotations of a category in a picture are one
+mask. Any other has ``images/training/STEM.jpg`` (or .jpeg, .png) beside
+``annotations/training/STEM.png``, 8 bits a pixel: 0 is ignored, n is the n-th class. The classes'
+names stand in ``objectInfo150.txt``, as in ADE20K's archive: tab-separated, with the columns Idx
+and Name; of a name with synonyms the first one is asked for.
+
+Classes of the same name are one. Pictures without any are no part of the data set.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from trainer.data.coco import Part, paint_parts, read_coco
+from trainer.data.reasonseg import (
+    IGNORE,
+    IMAGE_SUFFIXES,
+    DataError,
+    Finding,
+    Report,
+    open_image,
+)
+from trainer.data.visits import DataSet, Scanned, SegmentedPicture, Target, picture_in, spoken
+
+NAMES = "objectInfo150.txt"
+
+
+def read(root: Path, limit: int | None = None) -> Scanned:
+    """The data sets that are there, of each the first `limit` pictures; every finding."""
+    others = sorted((root / "sem_seg").iterdir()) if (root / "sem_seg").is_dir() else []
+    sets: list[DataSet] = []
+    findings: list[Finding] = []
+    for folder in (root / "ade20k", *others):
+        if folder.is_dir():
+            in_coco = (folder / "annotations.json").exists()
+            read_set = _read_coco_set if in_coco else _read_numbered_set
+            name = folder.relative_to(root).as_posix()
+            sets.append(DataSet(name, read_set(folder, limit, findings)))
+    return sets, findings
+
+
+def _read_coco_set(
+    folder: Path, limit: int | None, findings: list[Finding]
+) -> list[SegmentedPicture]:
+    report = Report(folder / "annotations.json", findings)
+    coco = read_coco(report)
+    by_image: dict[int, dict[str, list[Part]]] = {}
+    for mask in coco.masks.values():
+        named = by_image.setdefault(mask.image, {})
+        named.setdefault(coco.categories[mask.category], []).extend(mask.parts)
+    pictures = []
+    for number in [number for number in coco.images if number in by_image][:limit]:
+        image = coco.images[number]
+        path = picture_in(report, f"{image.place}.file_name", image.file_name, folder / "images")
+        if path is not None:
+            where = f"{report.path}: {image.place}"
+            targets = tuple(
+                Target((name,), partial(paint_parts, parts, image, report.path))
+                for name, parts in by_image[number].items()
+            )
+            pictures.append(SegmentedPicture(path.stem, path, where, targets))
+    return pictures
+
+
+def _read_numbered_set(
+    folder: Path, limit: int | None, findings: list[Finding]
+) -> list[SegmentedPicture]:
+    names = _read_names(Report(folder / NAMES, findings))
+    labels = folder / "annotations" / "training"
+    paths = sorted(path for path in labels.glob("*.png") if not path.name.startswith("."))
+    if not paths:
+        what = "pictures of class numbers, .png"
+        Report(labels, findings).add("folder", None, what, "fetch the data set again")
+    with ThreadPoolExecutor() as threads:  # Pillow decodes without Python's lock
+        read_all = partial(_read_numbered, folder / "images" / "training", names)
+        read_one = list(threads.map(read_all, paths[:limit]))
+    findings += [finding for _, found in read_one for finding in found]
+    return [picture for picture, _ in read_one if picture is not None]
+
+
+def _read_numbered(
+    images: Path, names: Mapping[int, str], label: Path
+) -> tuple[SegmentedPicture | None, list[Finding]]:
+    """A picture with the classes in it; None if there are none, or with findings."""
+    report = Report(label)
+    found = [
+        path for suffix in IMAGE_SUFFIXES if (path := images / f"{label.stem}{suffix}").is_file()
+    ]
+    if len(found) != 1:
+        got = ", ".join(path.name for path in found) or "none"
+        allowed = f"one picture {label.stem} in {images}"
+        report.add("picture", got, allowed, "add it or remove what is amiss")
+    opened = open_image(report, _class_numbers)
+    shown = open_image(Report(found[0], report.findings), lambda image: None) if found else None
+    if opened is None or shown is None:
+        return None, report.findings
+    numbers = opened[1]
+    if numbers is None:
+        report.add("picture of class numbers", "another mode", "8 bits a pixel", "convert it")
+        return None, report.findings
+    if numbers.shape != shown[0]:
+        got, allowed = (f"height {h}, width {w}" for h, w in (numbers.shape, shown[0]))
+        report.add("size", got, f"{allowed}, as {found[0].name}", "fetch both again")
+    present = [int(n) for n in np.flatnonzero(np.bincount(numbers.ravel(), minlength=256)) if n]
+    unnamed = [n for n in present if n not in names]
+    if unnamed and names:
+        report.add("class numbers", unnamed, f"0 and those in {NAMES}", "name them there")
+    if report.findings:
+        return None, report.findings
+    together: dict[str, list[int]] = {}
+    for number in present:
+        if names.get(number):
+            together.setdefault(names[number], []).append(number)
+    targets = tuple(
+        Target((name,), partial(_paint_classes, label, tuple(those)))
+        for name, those in together.items()
+    )
+    picture = SegmentedPicture(label.stem, found[0], str(label), targets)
+    return (picture if targets else None), []
+
+
+def _class_numbers(image: Image.Image) -> NDArray[np.uint8] | None:
+    """uint8 [H, W]; None for what is not one byte a pixel."""
+    return np.array(image) if image.mode in ("L", "P") else None
+
+
+def _paint_classes(
+    label: Path, those: tuple[int, ...], height: int, width: int
+) -> NDArray[np.uint8]:
+    """uint8 [height, width]: 1 where the class is one of `those`, 255 where there is none."""
+    report = Report(label)
+    opened = open_image(report, _class_numbers)
+    if opened is None:
+        raise DataError(report.findings)
+    numbers = opened[1]
+    if numbers is None or numbers.shape != (height, width):
+        report.add("picture of class numbers", "changed since it was read", "the same", "run again")
+        raise DataError(report.findings)
+    return np.where(numbers == 0, IGNORE, np.isin(numbers, those)).astype(np.uint8)
+
+
+def _read_names(report: Report) -> dict[int, str]:
+    """Names by class number; empty with a finding added."""
+    names: dict[int, str] = {}
+    try:
+        text = report.path.read_text(encoding="utf-8-sig")
+        rows = list(csv.DictReader(text.splitlines(), delimiter="\t"))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        got = f"{type(error).__name__} {error}"
+        report.add("file", got, "a table in UTF-8 with the columns Idx and Name", "fetch it again")
+        return names
+    for place, row in enumerate(rows, start=2):
+        number, name = row.get("Idx") or "", row.get("Name") or ""
+        said = spoken(report, f"line {place}, Name", name.replace(";", ",").split(",")[0])
+        if not number.strip().isdecimal() or not 0 < int(number) < 256 or said is None:
+            allowed = "Idx from 1 to 255, and Name, with tabs between"
+            report.add(f"line {place}", f"{number!r}, {name!r}", allowed, "correct the line")
+        else:
+            names[int(number)] = said
+    if not rows:
+        report.add("file", "no row", "a table with the columns Idx and Name", "fetch it again")
+    return names

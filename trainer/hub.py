@@ -1,0 +1,55 @@
+"""Checkpoints by their name on the model hub: downloaded once, at one revision, into its cache."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from trainer.model.weights import WeightsError
+
+# owner/name, and behind an @ a branch, a tag or a commit
+NAME = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
+BESIDE = ["*.json", "tokenizer.model"]
+WEIGHTS = (["*.safetensors"], ["pytorch_model*.bin"], ["*.pth"])  # the first kind that is there
+
+
+def checkpoint_folder(source: str, tell: Callable[[str], None]) -> Path:
+    """A local folder as it is; else the hub's files of `owner/name[@revision]`, in the hub's cache.
+
+    Of several kinds of weights files only the first is fetched. Raises WeightsError.
+    """
+    path = Path(source)
+    found = NAME.fullmatch(source)
+    if path.exists() or found is None:
+        return path
+    from huggingface_hub import HfApi, snapshot_download
+
+    repository, revision = found.groups()
+    tell(f"{source}: no such folder; looking on the hub ...")
+    try:
+        info = HfApi().model_info(repository, revision=revision)
+        names = [file.rfilename for file in info.siblings or []]
+        kind = next((k for k in WEIGHTS if any(Path(n).match(k[0]) for n in names)), WEIGHTS[0])
+        # By commit: what is fetched now and what the report names are the same.
+        return Path(snapshot_download(repository, revision=info.sha, allow_patterns=kind + BESIDE))
+    except Exception as error:  # the hub's, the network's, the disk's
+        raise WeightsError(_why_not(source, repository, revision, error)) from None
+
+
+def _why_not(source: str, repository: str, revision: str | None, error: Exception) -> str:
+    from huggingface_hub import errors
+
+    page = f"https://huggingface.co/{repository}"
+    if isinstance(error, errors.GatedRepoError):
+        why, fix = "is gated", f"accept its terms on {page}, then hf auth login"
+    elif isinstance(error, errors.RevisionNotFoundError):
+        why, fix = f"has no revision {revision}", f"{page}/commits/main lists them"
+    elif isinstance(error, errors.RepositoryNotFoundError):
+        why = "is no folder here and no repository on the hub, or a private one"
+        fix = "correct the name, or hf auth login"
+    else:
+        why = f"cannot be fetched: {str(error).partition(chr(10))[0][:200]}"
+        fix = f"on a machine with a network: hf download {repository} --local-dir FOLDER"
+        fix += f" --revision {revision}" * bool(revision) + "; then name FOLDER here"
+    return f"{source}: {why}\n    hint: {fix}"

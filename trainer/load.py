@@ -1,0 +1,90 @@
+"""A trained model from wherever it lies: a run, a checkpoint, an export, or a model folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from profiles.plan import Plan
+from trainer import checkpoint
+from trainer.model.build import TORCH_DTYPES, build
+from trainer.model.lisa import Lisa
+from trainer.model.tokens import LisaTokenizer
+from trainer.model.weights import weight_source
+
+TRAINED = "trained.safetensors"
+ORIGIN = "conversion.json"  # names the model of a converted or merged folder
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A plan for answering, and the folder of the tensors that were trained, if they lie apart."""
+
+    plan: Plan
+    folder: Path | None
+
+    @property
+    def may_round(self) -> bool:
+        """Whether any storage of the base weights will do: nothing was trained on one."""
+        return self.folder is None
+
+    def load(self, plan: Plan, tokenizer: LisaTokenizer, device: torch.device) -> Lisa:
+        """The model under `plan`, ready to answer. Raises WeightsError, CheckpointError."""
+        # Nothing is trained here, so nothing is kept wider than it is computed in.
+        model = build(plan, tokenizer, device, trained_dtype=TORCH_DTYPES[plan.dtype]).eval()
+        if self.folder is not None:
+            self._check_base(self.folder)
+            checkpoint.load(self.folder, model)
+        return model
+
+    def _check_base(self, folder: Path) -> None:
+        """Raise CheckpointError if what was trained lay over other base weights than these."""
+        base = checkpoint.read_facts(folder).get("base")
+        here = weight_source(self.plan).fingerprint
+        if base not in (None, here):
+            raise checkpoint.CheckpointError(
+                f"{folder}: was trained over base weights {base}, here are {here}\n"
+                "    hint: --set weights=FOLDER names the folder that it was trained with"
+            )
+
+
+def find(where: Path, assignments: Sequence[str] = ()) -> Trained:
+    """What `where` holds, with the settings that answer instead of train.
+
+    Raises ValueError where there is no model, PlanError.
+    """
+    folder = next((f for f in (where, where / "best") if (f / TRAINED).is_file()), None)
+    if folder is not None:
+        plan = Plan.read(folder / "plan.json")
+    elif (where / ORIGIN).is_file():
+        plan = _untrained(where)
+    else:
+        raise ValueError(
+            f"{where}: no trained model here\n"
+            "    hint: name a run folder of lisa-train, one of its checkpoints, an export, or a "
+            "folder that lisa-train convert wrote"
+        )
+    answering: dict[str, object] = {
+        "cached_encoders": ["sam", "clip"], "compile": False, "processes": 1,
+        "accumulation": 1, "effective_batch": plan.micro_batch,
+    }  # fmt: skip
+    if plan.device == "cuda" and not torch.cuda.is_available():
+        answering |= {"device": "cpu", "optimizer": "adamw", "host_layers": 0}
+        answering |= {"dtype": "fp32" if plan.model == "tiny" else "bf16"}
+    plan = Plan.parse(plan.model_dump(mode="json") | answering).override(assignments)
+    return Trained(plan, folder)
+
+
+def _untrained(folder: Path) -> Plan:
+    """A plan for a whole model; what it says of training means nothing. Raises ValueError."""
+    try:
+        model = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))["model"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / ORIGIN}: names no model: {error}") from None
+    settings = {"model": model, "weights": str(folder.resolve()), "device": "cuda",
+                "quantization": "none", "lora": None, "train": ["mask_decoder"]}  # fmt: skip
+    return Plan.parse(settings)

@@ -1,0 +1,81 @@
+"""lisa-train evaluate and export: what a trained model is worth, and how it leaves the house."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trainer.console import ended_politely, feature_cache, reporter, tell, user_errors
+from trainer.segment_cli import planned
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting. Repeatable."),
+]
+Run = Annotated[
+    Path, typer.Argument(help="Run folder, checkpoint, export, or converted model folder.")
+]
+
+
+def evaluate(
+    run: Run,
+    data_dir: Annotated[Path, typer.Option(help="Folder with ReasonSeg data.")],
+    split: Annotated[str, typer.Option(help="val, test or train.")] = "val",
+    generate: Annotated[
+        bool, typer.Option(help="Let the model answer, in the place of the published [SEG].")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the figures. Default: evaluation-SPLIT here.")
+    ] = None,
+    set_: Settings = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """gIoU and cIoU on a split, with 95 % intervals, and the worst and best pictures."""
+    with user_errors(), reporter() as speaker:
+        from trainer.data.reasonseg import read_split
+        from trainer.evaluate import asked, generated, lines, teacher_forced, write
+        from trainer.load import find
+        from trainer.segment import Segmenter
+
+        target = out or Path(f"evaluation-{split}" + ("-generated" if generate else ""))
+        items = read_split(data_dir, split)
+        trained = find(run, set_ or ())
+        plan, _ = planned(trained, [asked(item) for item in items])
+        pictures = [item.image_path for item in items]
+        segmenter = Segmenter(trained, pictures, feature_cache(), speaker, plan)
+        found = (generated if generate else teacher_forced)(segmenter, items, speaker)
+        how = "generated" if generate else "teacher-forced"
+        facts = {"split": split, "answers": how, "data": str(data_dir), "model": str(run)}
+        write(found, segmenter, target, facts)
+    if as_json:
+        print(json.dumps(facts | found.summary(), indent=2))
+        return
+    print("\n".join([f"{run} on {split}, {how}", *lines(found.summary())]))
+    print(f"figures of every picture in {target}, the worst and best in {target / 'extremes.png'}")
+
+
+def export(
+    run: Run,
+    target: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write.")],
+    merge: Annotated[
+        bool, typer.Option(help="Whole model, what was trained added to unquantised weights.")
+    ] = False,
+    push: Annotated[
+        str | None, typer.Option(metavar="REPO", help="Upload DST to this hub repository as well.")
+    ] = None,
+    set_: Settings = None,
+) -> None:
+    """Write what was trained (or, with --merge, the whole model) and a model card to DST."""
+    with user_errors(), ended_politely():
+        from trainer.export import export_merged, export_trained, upload
+        from trainer.load import find
+
+        trained = find(run, set_ or ())
+        write = export_merged if merge else export_trained
+        size = write(trained, target)
+        print(f"{target}: {size / 2**20:.1f} MiB, card in {target / 'README.md'}")
+        if push is not None:
+            print(upload(target, push, tell))
