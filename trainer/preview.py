@@ -24,12 +24,11 @@ def write_preview(data: Path, split: str, count: int, seed: int, path: Path) -> 
     items = read_split(data, split)
     drawn = np.random.default_rng(seed).permutation(len(items))[:count]
     chosen = [items[place] for place in sorted(drawn)]
+    rows = [_row(item) for item in chosen]
     try:
-        write_sheet([_row(item) for item in chosen], path)
-    except OSError as error:
-        raise ValueError(
-            f"{path}: {error.strerror or error}; name another place with --out"
-        ) from error
+        write_sheet(rows, path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: {error}; name a .png elsewhere with --out") from error
     return [f"{item.name} ({_kind(item)}): {item.texts[0]}" for item in chosen]
 
 

@@ -45,7 +45,7 @@ class _Question:
     texts: list[str] = field(default_factory=list)
 
 
-_Questions: TypeAlias = dict[tuple[str, str], _Question]  # by (picture, label)
+_Questions: TypeAlias = dict[tuple[str, str], _Question]  # by picture, and label as _alike has it
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,8 @@ def _read_questions(path: Path, findings: list[Finding]) -> _Questions:
         picture, label, text = (value and _composed(value) for value in fields)
         if picture and label and text:
             _check_text(report, f"line {line}: question", text, True)
-            asked.setdefault((picture, label), _Question(line)).texts.append(text)
+            key = picture, _alike(label)
+            asked.setdefault(key, _Question(line)).texts.append(text)
     return asked
 
 
@@ -179,15 +180,19 @@ def _texts(
     drawing: Drawing, asked: _Questions | None, findings: list[Finding]
 ) -> dict[str, list[str]]:
     """What is asked about each label of a picture; questions that are met here are taken out."""
-    if asked is None:
-        phrases = {label: label.replace("_", " ") for label in drawing.outlined}
-        for phrase in phrases.values():
-            _check_text(Report(drawing.notes, findings), f"label of {drawing.name}", phrase, False)
-        return {label: [phrase] for label, phrase in phrases.items()}
-    found = {}
+    report, found = Report(drawing.notes, findings), dict[str, list[str]]()
+    spellings: dict[str, str] = {}
     for label in drawing.outlined:
-        question = asked.pop((_composed(drawing.name), _composed(label)), None)
-        if question is not None:
+        other = spellings.setdefault(_alike(label), label)
+        if other != label:
+            # Each would be asked for with a part of the answer.
+            fix = "rename one of them"
+            report.add(f"labels of {drawing.name}", [other, label], "one spelling of a label", fix)
+        elif asked is None:
+            phrase = label.replace("_", " ")
+            _check_text(report, f"label of {drawing.name}", phrase, False)
+            found[label] = [phrase]
+        elif question := asked.pop((_composed(drawing.name), _alike(label)), None):
             found[label] = question.texts
     return found
 
@@ -195,6 +200,11 @@ def _texts(
 def _composed(text: str) -> str:
     """One spelling of each letter: a Mac's file names have their accents apart."""
     return unicodedata.normalize("NFC", text)
+
+
+def _alike(label: str) -> str:
+    """What all spellings of a label share; COCO's Coffee_cup is read as coffee cup."""
+    return " ".join(re.sub("[_:]", " ", _composed(label)).lower().split())
 
 
 def _check_text(report: Report, what: str, text: str, is_sentence: bool) -> None:
