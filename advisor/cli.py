@@ -22,7 +22,10 @@ EXIT_USAGE = 2
 MAX_VRAM_BYTES = 2**44  # 16 TiB: anything above is a slip of the unit
 _UNITS = {"mib": 2**20, "gib": 2**30, "mb": 10**6, "gb": 10**9}
 
-app = typer.Typer(pretty_exceptions_enable=False)
+app = typer.Typer(
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 app.add_typer(table_cli.app, name="table")
 
 

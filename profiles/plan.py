@@ -18,7 +18,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from profiles.catalog import ModelProfile, model_profile
+from profiles.catalog import ModelProfile, model_profile, models
 
 Dtype = Literal["bf16", "fp16", "fp32"]
 Encoder = Literal["sam", "clip"]
@@ -392,7 +392,11 @@ def _precision_contradictions(plan: Plan) -> Iterable[Finding]:
 
 
 def _placement_contradictions(plan: Plan) -> Iterable[Finding]:
-    if plan.host_layers > plan.checkpointed_layers:
+    layers = models()[plan.model].llama.layers if plan.model in models() else plan.host_layers
+    if plan.host_layers > layers:
+        yield Finding("host_layers", f"{plan.model} has {layers} decoder layers",
+                      str(plan.host_layers), f"choose 0 … {layers}")  # fmt: skip
+    elif plan.host_layers > plan.checkpointed_layers:
         yield Finding(
             "host_layers",
             "a layer in host memory is copied again for the backward pass, which then recomputes "

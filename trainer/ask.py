@@ -28,7 +28,10 @@ def read_questions(
         raise ValueError("give a QUESTION or --questions FILE: one of the two")
     if file is not None:
         if not image.is_dir():
-            raise ValueError(f"{image}: --questions asks about a folder's pictures; name one")
+            what = "is a file" if image.exists() else "no such folder"
+            raise ValueError(f"{image}: {what}; --questions asks about the pictures of a folder")
+        if not file.is_file():
+            raise ValueError(f"{file}: no such file of questions")
         asked, wrong = _from_file(file, image)
     else:
         assert question is not None
@@ -42,7 +45,7 @@ def read_questions(
     if wrong:
         raise ValueError("\n".join(f"  - {line}" for line in dict.fromkeys(wrong)))
     if not asked:
-        raise ValueError(f"{file or image}: nothing to ask about")
+        raise ValueError(f"{file or image}: no {'question' if file else 'picture'} in it")
     return asked
 
 
@@ -59,12 +62,14 @@ def _from_file(file: Path, folder: Path) -> tuple[list[Question], list[str]]:
             continue
         try:
             row = json.loads(line)
-            if not isinstance(row, dict) or not {"image", "question"} <= row.keys():
-                raise ValueError("needs image and question")
+            if not isinstance(row, dict):
+                raise ValueError(f"got {row!r}; allowed: an object with image and question")
             for key, value in row.items():
                 if key not in allowed or not isinstance(value, allowed[key]):
                     raise ValueError(f"{key}: got {value!r}; allowed: image and question (text), "
                                      "phrase and explain (true or false)")  # fmt: skip
+            if not {"image", "question"} <= row.keys():
+                raise ValueError("needs image and question")
         except (ValueError, RecursionError) as error:
             wrong.append(f"{file}:{number}: {error}")
             continue

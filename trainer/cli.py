@@ -383,12 +383,16 @@ def _check_data(folder: Path) -> int:
     if findings:
         print(f"{len(findings)} findings in {folder}", file=sys.stderr)
         return EXIT_USAGE
-    for split, counts in summarise(folder).items():
+    counts_of = summarise(folder)
+    for split, counts in counts_of.items():
         print(f"{split}: " + ", ".join(f"{name} {value}" for name, value in counts.items()))
     for data_set in others:
         masks = sum(1 for picture in data_set.pictures for _ in picture.paints())
         print(f"{data_set.name}: pictures {len(data_set.pictures)}, masks {masks}")
     print(f"{folder}: no findings")
+    missing = [split for split in ("train", "val") if split not in counts_of]
+    if missing:
+        tell(f"note: there is no {' and no '.join(missing)} split, which a training needs")
     return 0
 
 

@@ -270,6 +270,7 @@ class Shards:
             self.count += 1
             path = self.folder / f"model-{self.count:05}.safetensors"
             save_file(self.held, path, metadata={"format": "pt"})
+            path.chmod(0o644)  # safetensors writes for its owner alone; a model is for others too
         self.held, self.bytes = {}, 0
 
 

@@ -134,7 +134,7 @@ def card(plan: Plan, facts: dict[str, Any], merged: bool) -> str:
 
 
 def _about(plan: Plan, merged: bool) -> str:
-    use = 'lisa-segment PICTURE "What would you drink from?" --run THIS_FOLDER'
+    use = 'lisa-segment PICTURE "What would you drink from?" --run FOLDER_OF_THIS_CARD'
     if merged:
         return f"The whole model, ready for questions:\n\n    {use}"
     text = f"The trained tensors alone; they lie over the base weights of `{plan.model}`"
@@ -159,7 +159,7 @@ def _training(plan: Plan, facts: dict[str, Any]) -> Iterator[str]:
     yield f"- base weights in {plan.quantization}, {plan.dtype} arithmetic, {lora}; trained: " + (
         ", ".join(plan.train)
     )
-    yield f"- batch {plan.effective_batch}, {plan.schedule.epochs} epochs of at most, rate " + (
+    yield f"- batch {plan.effective_batch}, epochs: {plan.schedule.epochs}, rate " + (
         f"{plan.schedule.learning_rate:g}, {facts.get('step', '?')} steps"
     )
     if data := facts.get("data"):

@@ -17,6 +17,7 @@ from trainer.model.tokens import LisaTokenizer
 from trainer.model.weights import weight_source
 
 TRAINED = "trained.safetensors"
+DEFAULT = Path("runs/latest")  # where lisa-train trains unless told otherwise
 ORIGIN = "conversion.json"  # names the model of a converted or merged folder
 
 
@@ -50,6 +51,18 @@ class Trained:
                 f"{folder}: was trained over base weights {base}, here are {here}\n"
                 "    hint: --set weights=FOLDER names the folder that it was trained with"
             )
+
+
+def newest(run: Path) -> Path:
+    """`run`, or of `run-2`, `run-3`, … beside it, as later runs of that name are called, the last.
+
+    Only for the default name: what a user names is meant as it is.
+    """
+    if run != DEFAULT:
+        return run
+    later = (p for p in run.parent.glob(f"{run.name}-*") if p.name[len(run.name) + 1 :].isdigit())
+    whole = [p for p in (run, *later) if (p / "best" / TRAINED).is_file()]
+    return max(whole, key=lambda path: (path / "best").stat().st_mtime, default=run)
 
 
 def find(where: Path, assignments: Sequence[str] = ()) -> Trained:

@@ -137,9 +137,10 @@ class Run:
         self.accelerator = make_accelerator(plan, folder)
         self.tokenizer = read_tokenizer(plan)
         if plan.device == "cuda":
+            free = free_bytes(self.accelerator.device)
             if plan.compile:
                 check_compiler()
-            check_fits(plan, self.tokenizer, *free_bytes(self.accelerator.device))
+            check_fits(plan, self.tokenizer, *free)
         if isinstance(train, MixedSets):
             SampleSet(train, plan, self.tokenizer, {}, training=True).check_lengths()
         images = image_paths(train.drawn(plan) if isinstance(train, MixedSets) else train, val)

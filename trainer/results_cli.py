@@ -28,7 +28,8 @@ def evaluate(
         bool, typer.Option(help="Let the model answer, in the place of the published [SEG].")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the figures. Default: evaluation-SPLIT here.")
+        Path | None,
+        typer.Option(help="Folder for the figures. Default: evaluation-SPLIT in the run."),
     ] = None,
     set_: Settings = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
@@ -40,7 +41,8 @@ def evaluate(
         from trainer.load import find
         from trainer.segment import Segmenter
 
-        target = out or Path(f"evaluation-{split}" + ("-generated" if generate else ""))
+        name = f"evaluation-{split}" + ("-generated" if generate else "")
+        target = out or (run / name if (run / "best").is_dir() else Path(name))
         items = read_split(data_dir, split)
         trained = find(run, set_ or ())
         plan, _ = planned(trained, [asked(item) for item in items])

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from trainer.load import Trained
     from trainer.segment import Answer, Question
 
-app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+app = typer.Typer(
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 
 @app.command()
@@ -50,16 +54,18 @@ def segment(
     Exit codes: 0 every answer has a mask, 1 some have none or the card is too small, 2 bad usage.
     """
     from trainer.ask import read_questions, stems
-    from trainer.load import find
+    from trainer.load import find, newest
 
     with user_errors():
-        if not out.is_dir():
-            raise ValueError(f"{out}: no such folder; make it, or name another with --out")
         asked = read_questions(image, question, questions, phrase, explain)
-        trained = find(run, set_ or ())
+        chosen = newest(run)
+        if chosen != run:
+            tell(f"asking the newest run, {chosen}")
+        trained = find(chosen, set_ or ())
         plan, fit = planned(trained, asked)
         from trainer.segment import Segmenter
 
+        out.mkdir(parents=True, exist_ok=True)
         segmenter = Segmenter(trained, [q.image for q in asked], feature_cache(), plan=plan)
         found = []
         for one, stem in zip(asked, stems(asked, out), strict=True):

@@ -291,7 +291,7 @@ def test_the_command_lines(run: Path, tmp_path: Path) -> None:
     assert done.returncode == (0 if all(row["masks"] for row in document["answers"]) else 1)
     done = call("trainer.cli", "evaluate", str(run), "--data-dir", str(PHOTOS), cwd=tmp_path)
     assert done.returncode == 0 and "gIoU" in done.stdout and "[" in done.stdout, done.stderr
-    assert (tmp_path / "evaluation-val" / "images.jsonl").is_file()
+    assert (run / "evaluation-val" / "images.jsonl").is_file()
     done = call("trainer.cli", "export", str(run), "out", cwd=tmp_path)
     assert done.returncode == 0 and "README.md" in done.stdout
     done = call("trainer.cli", "export", str(run), "out", cwd=tmp_path)
