@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shlex
 import shutil
 from io import BytesIO
 from pathlib import Path
@@ -20,10 +21,12 @@ from PIL import ExifTags, Image, ImageDraw, ImageOps
 from pycocotools import mask as coco
 from typer.testing import CliRunner
 
+from tests.conftest import PHOTOS, tiny_plan
 from trainer.cli import app
 from trainer.data.drawing import traced
 from trainer.data.own import import_annotations
 from trainer.data.reasonseg import DataError, Item, check_data, paint_mask, read_image, read_split
+from trainer.loop import Reporter, Run
 
 Mask = NDArray[np.uint8]
 HEIGHT, WIDTH = 40, 60
@@ -498,3 +501,55 @@ def test_a_preview_shows_target_and_ignored(tmp_path: Path) -> None:
     tile = sheet[18:, 256 : 256 + WIDTH]
     assert np.abs(tile[17, 20] - [0, 145, 227]).max() < 6  # half picture, half TRUE
     assert np.abs(tile[0, 0] - [127, 155, 100]).max() < 6  # half picture, half IGNORED
+
+
+# ----------------------------------------------------------------------------------- the page
+
+PAGE = Path(__file__).parents[2] / "docs" / "own-data.md"
+LABELS = {
+    "astronaut": "helmet", "astronaut_patch": "patch", "cat": "eye", "cat_nose": "nose",
+    "clock": "clock", "coffee": "cup", "coffee_handle": "handle", "photographer": "man",
+    "retina": "optic disc", "rocket": "rocket",
+}  # fmt: skip
+
+
+def outlined_photos(folder: Path) -> None:
+    """The photographs of the tests as someone would have outlined them in LabelMe."""
+    shapes: dict[str, list[dict[str, object]]] = {}
+    for split in ("train", "val"):
+        for item in read_split(PHOTOS, split):
+            picture = item.name.split("_")[0]
+            shapes.setdefault(picture, [])
+            for polygon in item.polygons:
+                label = LABELS[item.name] if polygon.label == "target" else "ignore"
+                shapes[picture].append(shape(label, polygon.points.tolist()))
+    folder.mkdir()
+    for name, drawn in shapes.items():
+        shutil.copy(PHOTOS / "ReasonSeg" / "train" / f"{name}.jpg", folder)
+        note = {"imagePath": f"{name}.jpg", "imageData": None, "shapes": drawn}
+        (folder / f"{name}.json").write_text(json.dumps(note))
+
+
+def block(kind: str) -> str:
+    """The first block of a kind on the page."""
+    return PAGE.read_text(encoding="utf-8").split(f"```{kind}\n")[1].split("```")[0]
+
+
+def test_the_pages_commands_print_what_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outlined_photos(tmp_path / "shots")
+    (tmp_path / "questions.csv").write_text(block("csv"), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    for part in block("console").split("$ lisa-train ")[1:]:
+        command, _, output = part.partition("\n")
+        assert call(*shlex.split(command)) == (0, output), command
+
+
+def test_imported_data_train(tmp_path: Path) -> None:
+    outlined_photos(tmp_path / "shots")
+    import_annotations(tmp_path / "shots", tmp_path / "data", val=0.2)
+    train, val = (read_split(tmp_path / "data", split)[:2] for split in ("train", "val"))
+    quiet = Reporter(lambda text: None, lambda what, done, total: None)
+    summary = Run(tiny_plan(), train, val, tmp_path / "run", tmp_path / "cache", quiet).train()
+    assert summary["steps"] == 1
