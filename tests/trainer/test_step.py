@@ -130,7 +130,7 @@ def test_cached_run_equals_online_run(tmp_path: Path, photos: Path, quantization
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         losses.append([row["loss"] for row in rows if "loss" in row])
         assert (folder / "best" / "trained.safetensors").is_file()
-        assert Plan.read(folder / "plan.json") == plan
+        assert Plan.read(folder / "best" / "plan.json") == plan
     # Features are stored in the plan's dtype, fp32 here: nothing is lost on the way.
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
