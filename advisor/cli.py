@@ -70,7 +70,8 @@ DataDir = Annotated[
 def run(
     context: typer.Context,
     model: Annotated[
-        Text, typer.Option(help="Size to train: tiny, 7b, 7b-v1 or 13b. Default: what fits.")
+        Text,
+        typer.Option(help="Size: tiny, 7b, 7b-v1, 13b or 13b-v1. Default: what fits."),
     ] = None,
     settings: Settings = None,
     lora_r: Annotated[

@@ -12,6 +12,7 @@ from advisor.question import Question, base_plan
 from advisor.reasons import plan_text
 from advisor.search import search, smallest_cards_text
 from profiles.catalog import gpus
+from profiles.grid import caching_bytes
 from profiles.plan import Finding, Plan, PlanError
 
 OLDEST_IN_WHEELS = (7, 5)  # compute capability in torch's builds for CUDA 13
@@ -27,7 +28,14 @@ def card_findings(question: Question, gpu: Gpu, best: Candidate, base: Plan) -> 
         findings.append(Finding(gpu.name, best.why_not, fix=fix))
     elif not runs:
         fix = smallest_cards_text([base.model])
-        findings.append(Finding(gpu.name, "too little usable memory", fix=fix))
+        what = "too little usable memory"
+        if best.needs.bytes == caching_bytes(best.plan):
+            what += f": building SAM's feature cache alone takes {gib(best.needs.bytes)}"
+        findings.append(Finding(gpu.name, what, fix=fix))
+    size = question.target.vram_bytes if question.target else None
+    if size and size % 10**9 == 0:
+        what = f"{size // 10**9} GB are {gib(size)}; a card sold as that has as many GiB"
+        findings.append(Finding("--vram", what, fix=f"--vram {size // 10**9}GiB"))
     if runs and best.plan.model != "tiny" and "weights" not in assigned(question.overrides):
         what = f"the published {best.plan.model} checkpoints must be converted first"
         command = best.plan.profile.conversion

@@ -22,12 +22,13 @@ class _Frozen(BaseModel):
 
 
 class LlamaShape(_Frozen):
-    """Decoder sizes: `hidden` and `intermediate` in channels."""
+    """Decoder sizes: `hidden` and `intermediate` in channels; the norms' epsilon."""
 
     hidden: int
     layers: int
     heads: int
     intermediate: int
+    norm_eps: float = 1e-5  # LLaMA 2's
 
 
 class ClipShape(_Frozen):

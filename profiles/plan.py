@@ -132,7 +132,9 @@ class Plan(_Frozen):
     """Settings of one training run."""
 
     schema_version: Literal[1] = Field(1, description="version of this schema")
-    model: str = Field("tiny", description="size, a name in models.toml: tiny, 7b, 7b-v1, 13b")
+    model: str = Field(
+        "tiny", description="size, a name in models.toml: tiny, 7b, 7b-v1, 13b, 13b-v1"
+    )
     weights: str = Field(
         "default",
         description="'default' (packaged or the published source), 'random' (true shapes, random "

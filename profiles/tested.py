@@ -232,8 +232,9 @@ def needs_no_more(plan: Plan, other: Plan) -> bool:
 
 def model_needs_no_more(model: ModelProfile, other: ModelProfile) -> bool:
     """Whether `model` is `other`, or the same decoder and SAM behind no larger a CLIP."""
+    epsilon = {"norm_eps": other.llama.norm_eps}  # which takes no memory
     return model.name == other.name or (
-        model.llama == other.llama
+        model.llama.model_copy(update=epsilon) == other.llama
         and model.sam == other.sam
         and model.vocabulary_rows <= other.vocabulary_rows
         and model.projector_layers <= other.projector_layers

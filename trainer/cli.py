@@ -44,7 +44,7 @@ def train(
     context: typer.Context,
     auto: Annotated[bool, typer.Option(help="Train with lisa-advise's plan.")] = False,
     plan: Annotated[Path | None, typer.Option(help="Train with this plan.json.")] = None,
-    model: Annotated[Text, typer.Option(help="Size: tiny, 7b, 7b-v1 or 13b.")] = None,
+    model: Annotated[Text, typer.Option(help="Size: tiny, 7b, 7b-v1, 13b or 13b-v1.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder with ReasonSeg and others.")] = None,
     output_dir: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/latest"),
     cache_dir: Annotated[Path | None, typer.Option(help="Feature cache folder.")] = None,

@@ -166,9 +166,11 @@ def _all_problems(
     text += "\n".join(f"    - {line}" for line in shown)
     one = f"{PROJECTOR}linear.weight"
     if one not in needed and any(one in source.tensors for source in sources):
-        text += f"\n    hint: its projector has one layer, that of model {model} two; try 7b-v1"
+        text += f"\n    hint: its projector has one layer, that of model {model} two; "
+        text += "try 7b-v1 or 13b-v1"
     elif one in needed and any(f"{PROJECTOR}linear_1.weight" in s.tensors for s in sources):
-        text += f"\n    hint: its projector has two layers, that of model {model} one; try 7b"
+        text += f"\n    hint: its projector has two layers, that of model {model} one; "
+        text += "try 7b or 13b"
     return text
 
 

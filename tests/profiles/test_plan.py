@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from profiles.plan import Lora, Mixture, Plan, PlanError, Schedule, TokenLimits, setting_names
 
-LAYERS = {"tiny": 4, "7b": 32, "7b-v1": 32, "13b": 40}
+LAYERS = {"tiny": 4, "7b": 32, "7b-v1": 32, "13b": 40, "13b-v1": 40}
 TRAINED = ["mask_decoder", "text_hidden_fcs", "projector", "token_rows"]
 
 

@@ -475,7 +475,12 @@ def test_a_pickle_with_code_is_refused_unrun(tmp_path: Path, truth: Tensors, zip
 
 @pytest.mark.parametrize(
     ("model", "layout"),
-    [("7b", [old_llava, sam]), ("7b-v1", [lisa, clip]), ("13b", [new_llava, sam_pth])],
+    [
+        ("7b", [old_llava, sam]),
+        ("7b-v1", [lisa, clip]),
+        ("13b", [new_llava, sam_pth]),
+        ("13b-v1", [lisa, clip]),
+    ],
 )
 def test_names_at_true_sizes(model: str, layout: list[Callable]) -> None:
     needed = needed_shapes(model_profile(model))
@@ -637,12 +642,12 @@ def test_a_sentencepiece_model_is_read(tmp_path: Path, truth: Tensors) -> None:
     assert ids == [1, *pieces.encode("the red")]
 
 
-@pytest.mark.parametrize("model", ["7b", "7b-v1", "13b"])
+@pytest.mark.parametrize("model", ["7b", "7b-v1", "13b", "13b-v1"])
 def test_docs_and_errors_say_the_command(model: str) -> None:
     command = model_profile(model).conversion
     pages = [(ROOT / "docs" / "weights.md").read_text(), (ROOT / "README.md").read_text()]
     assert command.replace("FOLDER", "DST") in pages[0]
-    assert command in pages[1] or model == "13b"
+    assert command in pages[1] or model.startswith("13b")
     with pytest.raises(WeightsError, match=re.escape(command)):
         model_folder(Plan.parse({"model": model}))
 

@@ -28,7 +28,7 @@ def llava_config(profile: ModelProfile, image_token_id: int, pad_token_id: int) 
             num_attention_heads=llama.heads,
             num_key_value_heads=llama.heads,
             vocab_size=profile.vocabulary_rows,
-            rms_norm_eps=1e-5,
+            rms_norm_eps=llama.norm_eps,
             max_position_embeddings=4096,
             pad_token_id=pad_token_id,
             tie_word_embeddings=False,
