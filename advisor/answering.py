@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from advisor.budget import Budget, budget_of, gib
+from advisor.budget import gib
 from advisor.candidates import STORAGES
-from advisor.choose import pick_gpu
-from advisor.context import context_of
 from advisor.forecast import Forecast, Worst, forecast
+from advisor.preflight import card_for
 from advisor.probe import Machine
+from advisor.reasons import storage_text
 from profiles.plan import Plan, Quantization
 
 WEIGHT_BYTES: dict[Quantization, float] = {"none": 2.0, "int8": 1.0, "nf4": 0.5}
@@ -34,7 +34,7 @@ class Fit:
     def line(self) -> str:
         """What it takes, in one line."""
         plan = self.plan
-        told = f"{plan.quantization} base" if plan.quantization != "none" else f"{plan.dtype} base"
+        told = storage_text(plan)
         told += ", embeddings on the host" if plan.host_embeddings else ""
         told += f", {plan.host_layers} layers on the host" if plan.host_layers else ""
         return f"{self.forecast.verdict}: {told}: {self.forecast.reason}"
@@ -47,23 +47,23 @@ def fitting(
 
     `may_round`: the base weights may be stored in fewer bits. Raises NoRoom, RehearsalFailed.
     """
-    gpu = pick_gpu(machine)
-    budget = None if gpu is None else budget_of(gpu, machine)
-    if gpu is None or budget is None:
+    card = card_for(machine)
+    if card.cap_bytes is None:
         raise NoRoom("no GPU with a known memory is visible\n    hint: --set device=cpu")
-    capability = gpu.compute_capability or (8, 6)
+    capability = card.compute_capability or (8, 6)
     worst = worst_question(text_tokens)
-    limits = budget.cap_bytes, budget.margin.bytes, budget.host.bytes if budget.host else None
+    limits = card.cap_bytes, card.margin_bytes, card.host_bytes, card.context
     smallest: Forecast | None = None
     for candidate in _relieved(plan, may_round):
-        if _weights(candidate) > budget.cap_bytes:
+        if _weights(candidate) > card.cap_bytes:
             continue
         tell(f"forecasting {candidate.model} with {_levers(candidate)}, some seconds ...")
-        found = forecast(candidate, worst, capability, *limits, context=context_of(gpu, machine))
+        found = forecast(candidate, worst, capability, *limits)
         if found.exit_code == 0:
             return Fit(candidate, found)
         smallest = found
-    raise NoRoom(_why_not(plan, smallest, budget))
+    usable = max(0, card.cap_bytes - card.margin_bytes)
+    raise NoRoom(_why_not(plan, smallest, usable))
 
 
 def worst_question(text_tokens: int) -> Worst:
@@ -96,9 +96,9 @@ def _levers(plan: Plan) -> str:
     return f"{plan.quantization} base, {plan.host_layers} layers on the host"
 
 
-def _why_not(plan: Plan, smallest: Forecast | None, budget: Budget) -> str:
+def _why_not(plan: Plan, smallest: Forecast | None, usable: int) -> str:
     why = f"the smallest way: {smallest.reason}" if smallest else "its weights alone are larger"
     return (
-        f"{plan.model} does not answer within {gib(budget.usable.bytes)} on this card: {why}\n"
+        f"{plan.model} does not answer within {gib(usable)} on this card: {why}\n"
         "    hint: close other programs on the card, or --set device=cpu"
     )

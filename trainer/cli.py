@@ -18,6 +18,7 @@ from trainer.console import (
     feature_cache,
     reporter,
     tell,
+    use_allocator,
     user_errors,
 )
 from trainer.results_cli import evaluate, export
@@ -330,10 +331,7 @@ def _train_here(
 
     train = read_training(data, plan)
     val = read_split(data, "val", plan.max_val_samples)
-    if plan.allocator and plan.device == "cuda":
-        # Both names: torch 2.9 ignores the new one for CUDA, later versions prefer it.
-        for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
-            os.environ.setdefault(name, plan.allocator)
+    use_allocator(plan)
     with reporter() as speaker:
         output.mkdir(parents=True, exist_ok=True)
         processes = f" × {plan.processes} processes" if plan.processes > 1 else ""

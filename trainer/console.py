@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 import typer
 
 if TYPE_CHECKING:
+    from profiles.plan import Plan
     from trainer.loop import Reporter
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -26,6 +28,14 @@ def feature_cache() -> Path:
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("lisa-preflight")) / "features"
+
+
+def use_allocator(plan: Plan) -> None:
+    """Have torch take up the plan's allocator settings, unless the user has set others."""
+    if plan.allocator and plan.device == "cuda":
+        # Both names: torch 2.9 ignores the new one for CUDA, later versions prefer it.
+        for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
+            os.environ.setdefault(name, plan.allocator)
 
 
 def tell(line: str) -> None:

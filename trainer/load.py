@@ -11,12 +11,12 @@ import torch
 
 from profiles.plan import Plan
 from trainer import checkpoint
+from trainer.checkpoint import TRAINED
 from trainer.model.build import TORCH_DTYPES, build
 from trainer.model.lisa import Lisa
 from trainer.model.tokens import LisaTokenizer
 from trainer.model.weights import weight_source
 
-TRAINED = "trained.safetensors"
 DEFAULT = Path("runs/latest")  # where lisa-train trains unless told otherwise
 ORIGIN = "conversion.json"  # names the model of a converted or merged folder
 

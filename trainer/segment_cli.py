@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trainer.console import feature_cache, tell, user_errors
+from trainer.console import feature_cache, tell, use_allocator, user_errors
 
 if TYPE_CHECKING:
     from advisor.answering import Fit
@@ -90,8 +89,7 @@ def planned(trained: Trained, asked: list[Question]) -> tuple[Plan, Fit | None]:
     text = longest_question(asked, trained.plan, read_tokenizer(trained.plan))
     fit = fitting(trained.plan, trained.may_round, text, probe(), tell)
     tell(fit.line())
-    for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
-        os.environ.setdefault(name, fit.plan.allocator)
+    use_allocator(fit.plan)
     return fit.plan, fit
 
 
