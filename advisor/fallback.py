@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from advisor.budget import Budget, gib
+from advisor.budget import Budget, gib, margin_of
 from advisor.child import BadQuestion, RehearsalFailed
 from advisor.choose import RUNG_SHARE, Candidate, pick_gpu
 from advisor.forecast import Forecast, Worst, forecast
@@ -103,7 +103,8 @@ def fallback(
             return Fallback(short.plan, "the memory is free again", short, told)
         limit, share = budget.usable.bytes, 1.0
     else:
-        limit, share = (short.limit_bytes or budget.usable.bytes) - budget.margin.bytes, RUNG_SHARE
+        had = short.limit_bytes or budget.cap_bytes
+        limit, share = had - margin_of(gpu, had, question.own_rows).bytes, RUNG_SHARE
     because = "other processes hold the rest" if by_others else _compared(short, pool)
     found = smaller(question, gpu, budget, short.plan, set(pinned), limit, share)
     if isinstance(found, Candidate):

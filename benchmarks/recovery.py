@@ -122,8 +122,8 @@ def steps_done(run: Path) -> int:
         return 0
 
 
-def measure(out: Path) -> None:
-    """All runs, one after the other."""
+def measure(out: Path, only: list[str]) -> None:
+    """All runs, or those of `only`, one after the other."""
     work = Path(os.environ.get("TMPDIR", "/tmp")) / "recovery"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
@@ -162,7 +162,7 @@ def measure(out: Path) -> None:
         ("killed", [[*common, "--save-steps", "2"], *again], kill),
         ("robbed", [[*common, "--wait-minutes", "3"]], rob),
     ]
-    for name, calls, heed in runs:
+    for name, calls, heed in [run for run in runs if not only or run[0] in only]:
         cap.write_text(str(CAP_GIB))
         if name == "robbed":  # by real memory, with no cap
             robber.start(round(ROBBED_GIB * 2**30))
@@ -225,12 +225,13 @@ def main() -> None:
     """Measure, or write the table of what was measured."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--only", nargs="*", default=[], help="of the runs")
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
     if arguments.table:
         write_table([json.loads(line) for line in ROWS_FILE.read_text().splitlines()])
     else:
-        measure(arguments.out)
+        measure(arguments.out, arguments.only)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ def _keep_capped(path: str) -> None:
         if cap != applied:
             total = cuda.get_device_properties(0).total_memory
             cuda.set_per_process_memory_fraction(cap * 2**30 / total)
+            cuda.empty_cache()  # a cap is only looked at where the pool grows
             applied = cap
 
 
