@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.ask import Question
 from trainer.data.reasonseg import Item, paint_mask, read_image
 from trainer.data.samples import SampleSet
 from trainer.loop import Reporter, describe, evaluate, predict, versions
 from trainer.metrics import MaskScores
 from trainer.pictures import PREDICTED, TRUE, Row, overlay, write_sheet
-from trainer.segment import Question, Segmenter
+from trainer.segment import Segmenter
 
 if TYPE_CHECKING:
     from trainer.loop import Run

@@ -16,12 +16,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
+from trainer.ask import Question
 from trainer.data.reasonseg import paint_mask, read_split
 from trainer.evaluate import run_sheet
 from trainer.load import find
 from trainer.loop import Reporter, Run
 from trainer.metrics import MaskScores
-from trainer.segment import Question, Segmenter
+from trainer.segment import Segmenter
 
 QUIET = Reporter(lambda text: None, lambda what, done, total: None)
 

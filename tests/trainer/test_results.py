@@ -19,7 +19,7 @@ from pycocotools import mask as coco
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
 from trainer import checkpoint, export
-from trainer.ask import read_questions, run_lengths, stems, write_pictures
+from trainer.ask import Question, read_questions, run_lengths, stems, write_pictures
 from trainer.checkpoint import CheckpointError
 from trainer.data.reasonseg import read_split
 from trainer.evaluate import generated, teacher_forced, write
@@ -28,7 +28,7 @@ from trainer.metrics import MaskScores
 from trainer.model.build import build, read_tokenizer
 from trainer.model.lisa import Batch
 from trainer.model.weights import weight_source
-from trainer.segment import SILENT, Answer, Question, Segmenter
+from trainer.segment import SILENT, Answer, Segmenter
 
 CPU = torch.device("cpu")
 QUESTION = "Which of these could somebody drink from?"
@@ -248,12 +248,14 @@ def test_questions_come_from_a_file_and_all_that_is_wrong_is_told(tmp_path: Path
     ]  # fmt: skip
     bad = [{"image": "../x.jpg", "question": "a"}, {"image": "nope.jpg", "question": "a"},
            {"image": PICTURES[0].name, "question": "[SEG]"}, {"image": 3, "question": "a"}, [1],
-           {"image": PICTURES[0].name, "question": "a", "colour": "red"}]  # fmt: skip
+           {"image": PICTURES[0].name, "question": "a", "colour": "red"},
+           {"image": PICTURES[0].name, "question": " "}]  # fmt: skip
     file.write_text("\n".join(map(json.dumps, bad)) + "\nnonsense\n")
     with pytest.raises(ValueError) as caught:
         read_questions(folder, None, file, False, False)
-    for text in ("outside", "no such picture", "reserved token", ":4: image: got 3", ":5:",
-                 ":6: colour", ":7:"):  # fmt: skip
+    for text in ("outside", f":2: {folder / 'nope.jpg'}: no such picture", ":3: question: ",
+                 "reserved token", ":4: image: got 3", ":5:", ":6: colour", ":7: question: ",
+                 ":8: "):  # fmt: skip
         assert text in str(caught.value), text
     with pytest.raises(ValueError, match="one of the two"):
         read_questions(folder, None, None, False, False)
@@ -296,5 +298,39 @@ def test_the_command_lines(run: Path, tmp_path: Path) -> None:
     assert done.returncode == 0 and "README.md" in done.stdout
     done = call("trainer.cli", "export", str(run), "out", cwd=tmp_path)
     assert done.returncode == 2 and "not an empty folder" in done.stderr
-    done = call("trainer.segment_cli", "nope.jpg", "the cup", "--run", str(run), cwd=tmp_path)
-    assert done.returncode == 2 and "nope.jpg: no such picture" in done.stderr
+
+
+def test_an_unreadable_picture_does_not_stop_the_others(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    whole = PICTURES[0].read_bytes()
+    (folder / "a.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "b.jpg").write_bytes(whole)
+    asked = [str(folder), "the cup", "--phrase", "--run", str(run), "--json"]
+    done = call("trainer.segment_cli", *asked, cwd=tmp_path)
+    broken, answered = json.loads(done.stdout)["answers"]
+    assert done.returncode == 1 and "answer" in answered
+    assert "truncated" in broken["error"] and "answer" not in broken and not broken["masks"]
+    assert "a.jpg" in done.stderr and "1 of 2 questions not answered" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("image", "run", "told"),
+    [("nope.jpg", "runs/x", "nope.jpg: no such picture"), (".", "nope", "nope: no such folder"),
+     ("whole.jpg", ".", ".: no trained model here"), ("whole.jpg", "begun", "begun/last")],
+)  # fmt: skip
+def test_what_is_not_there_is_told_before_torch_is_imported(
+    image: str, run: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "whole.jpg").write_bytes(PICTURES[0].read_bytes())
+    (tmp_path / "begun" / "last").mkdir(parents=True)
+    (tmp_path / "begun" / "last" / "trained.safetensors").touch()
+    # A torch that cannot be imported.
+    (tmp_path / "broken" / "torch").mkdir(parents=True)
+    (tmp_path / "broken" / "torch" / "__init__.py").write_text("raise SystemExit('too early')")
+    path = os.pathsep.join([str(tmp_path / "broken"), str(PHOTOS.parents[1])])
+    command = [sys.executable, "-m", "trainer.segment_cli", image, "a cup", "--run", run]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}
+    )
+    assert done.returncode == 2 and told in done.stderr, done.stderr
