@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from trainer.data.prompts import PromptError, Turn, explanatory_question_for, question_for
-from trainer.data.reasonseg import IMAGE_SUFFIXES, DataError, read_image
+from trainer.data.reasonseg import IMAGE_SUFFIXES, DataError, Item, read_image
 from trainer.pictures import COLOURS, overlay
 
 if TYPE_CHECKING:
@@ -34,6 +34,11 @@ class Question:
         if self.explain:
             return Turn(explanatory_question_for(self.text, _first), None)
         return Turn(question_for(self.text, self.is_sentence, _first), None)
+
+
+def question_of(item: Item) -> Question:
+    """The question that an item is scored by."""
+    return Question(item.image_path, item.texts[0], item.is_sentence)
 
 
 def read_questions(

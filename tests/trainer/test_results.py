@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -277,9 +278,9 @@ def test_pictures_of_several_masks(tmp_path: Path) -> None:
     assert write_pictures(question, Answer("x", masks[:0], 0.1), tmp_path / "c") == []
 
 
-def call(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def call(module: str, *arguments: str, cwd: Path, **other: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", module, *arguments]
-    root = {"PYTHONPATH": str(PHOTOS.parents[1])}
+    root = {"PYTHONPATH": str(PHOTOS.parents[1])} | other
     return subprocess.run(
         command, capture_output=True, text=True, timeout=300, cwd=cwd, env=os.environ | root
     )
@@ -314,23 +315,46 @@ def test_an_unreadable_picture_does_not_stop_the_others(run: Path, tmp_path: Pat
     assert "a.jpg" in done.stderr and "1 of 2 questions not answered" in done.stderr
 
 
+def without_torch(folder: Path) -> dict[str, str]:
+    """An environment in which torch cannot be imported."""
+    (folder / "broken" / "torch").mkdir(parents=True)
+    (folder / "broken" / "torch" / "__init__.py").write_text("raise SystemExit('too early')")
+    path = [str(folder / "broken"), str(PHOTOS.parents[1])]
+    return {"PYTHONPATH": os.pathsep.join(path)}
+
+
+@pytest.mark.parametrize(
+    ("run", "split", "told"),
+    [("begun", "val", "begun: this run has no best checkpoint yet"), ("begun", "test", "allowed: "
+      "train, val"), ("nope", "train", "ReasonSeg/train: folder: got nothing"),
+     ("planned", "val", "planned: this run has saved no checkpoint yet")],
+)  # fmt: skip
+def test_evaluation_without_a_model_or_a_split_says_so_at_once(
+    run: str, split: str, told: str, tmp_path: Path
+) -> None:
+    shutil.copytree(PHOTOS / "ReasonSeg" / "val", tmp_path / "data" / "ReasonSeg" / "val")
+    (tmp_path / "data" / "ReasonSeg" / "train").mkdir()
+    (tmp_path / "begun" / "last").mkdir(parents=True)
+    (tmp_path / "begun" / "last" / "trained.safetensors").touch()
+    (tmp_path / "planned").mkdir()
+    (tmp_path / "planned" / "plan.json").touch()
+    arguments = ["evaluate", run, "--data-dir", "data", "--split", split]
+    done = call("trainer.cli", *arguments, cwd=tmp_path, **without_torch(tmp_path))
+    assert done.returncode == 2 and told in done.stderr, done.stderr
+    assert not list(tmp_path.glob("*/evaluation-*"))
+
+
 @pytest.mark.parametrize(
     ("image", "run", "told"),
     [("nope.jpg", "runs/x", "nope.jpg: no such picture"), (".", "nope", "nope: no such folder"),
      ("whole.jpg", ".", ".: no trained model here"), ("whole.jpg", "begun", "begun/last")],
 )  # fmt: skip
 def test_what_is_not_there_is_told_before_torch_is_imported(
-    image: str, run: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    image: str, run: str, told: str, tmp_path: Path
 ) -> None:
     (tmp_path / "whole.jpg").write_bytes(PICTURES[0].read_bytes())
     (tmp_path / "begun" / "last").mkdir(parents=True)
     (tmp_path / "begun" / "last" / "trained.safetensors").touch()
-    # A torch that cannot be imported.
-    (tmp_path / "broken" / "torch").mkdir(parents=True)
-    (tmp_path / "broken" / "torch" / "__init__.py").write_text("raise SystemExit('too early')")
-    path = os.pathsep.join([str(tmp_path / "broken"), str(PHOTOS.parents[1])])
-    command = [sys.executable, "-m", "trainer.segment_cli", image, "a cup", "--run", run]
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}
-    )
+    arguments = [image, "a cup", "--run", run]
+    done = call("trainer.segment_cli", *arguments, cwd=tmp_path, **without_torch(tmp_path))
     assert done.returncode == 2 and told in done.stderr, done.stderr
