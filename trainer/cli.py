@@ -164,6 +164,7 @@ def import_(
     ] = None,
     pictures: Annotated[Path | None, typer.Option(help="Folder of COCO's pictures.")] = None,
     val: Annotated[float, typer.Option(help="Share of pictures to validate on.")] = 0.1,
+    test: Annotated[float, typer.Option(help="Share of pictures to keep for a test.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
 ) -> None:
     """Turn LabelMe or COCO annotations into ReasonSeg data for --data-dir DST."""
@@ -171,7 +172,7 @@ def import_(
 
     with user_errors(), ended_politely():
         done = import_annotations(
-            source, target, questions=questions, pictures=pictures, val=val, seed=seed
+            source, target, questions=questions, pictures=pictures, val=val, test=test, seed=seed
         )
     items = ", ".join(f"{split} {count}" for split, count in done.items.items())
     print(f"{target}: {items} items on {done.pictures} pictures; {done.left_out} without any")
