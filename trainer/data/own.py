@@ -70,9 +70,10 @@ def import_annotations(
     """Write `target/ReasonSeg/{train,val,test}` from a LabelMe folder or a COCO instances file.
 
     `pictures` is the folder that COCO's file names start from, by default its JSON's own. A share
-    `val` of the pictures, one at least, goes to val with all their items, and unless `test` is 0 a
-    share to test alike; copies of a picture stay together. Each picture is copied once, so that later edits of the source cannot part it from
-    its polygons, and hard-linked for its further labels.
+    `val` of the pictures, one at least, goes to val with all their items, and unless `test` is 0
+    a share to test alike; copies of a picture stay together. Each picture is copied once, so that
+    later edits of the source cannot part it from its polygons, and hard-linked for its further
+    labels.
 
     The target appears when it is whole. Raises DataError with all findings, FileExistsError if
     the target is not empty, ValueError for unusable arguments.
