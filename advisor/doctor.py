@@ -163,7 +163,7 @@ def _hub() -> Iterator[Check]:
         with urllib.request.urlopen(HUB, timeout=HUB_SECONDS):
             yield Check(name="model hub", status="ok", found="answers")
     except (urllib.error.URLError, OSError, ValueError):
-        remedy = "weights must lie in a folder: --set weights=FOLDER"
+        remedy = "weights must lie in a folder: --weights FOLDER"
         yield Check(name="model hub", status="note", found="does not answer", remedy=remedy)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from advisor.budget import Budget, gib
 from advisor.choose import Candidate, assigned
@@ -39,11 +38,8 @@ def card_findings(question: Question, gpu: Gpu, best: Candidate, base: Plan) -> 
     if runs and best.plan.model != "tiny" and "weights" not in assigned(question.overrides):
         what = f"the published {best.plan.model} checkpoints must be converted first"
         command = best.plan.profile.conversion
-        fix = f"{command}, then --set weights=FOLDER; or --set weights=random to rehearse"
+        fix = f"{command}, then --weights FOLDER; or --weights random to rehearse"
         findings.append(Finding("weights", what, fix=fix))
-    weights = assigned(question.overrides).get("weights", "default")
-    if weights not in ("default", "random") and not Path(weights).expanduser().is_dir():
-        findings.append(Finding("weights", "no such folder", weights, "name a model folder"))
     named = question.target.card if question.target else None
     sizes = [c.title for c in gpus().values() if named and c.name == named.name and c != named]
     if sizes:

@@ -46,6 +46,9 @@ def train(
     auto: Annotated[bool, typer.Option(help="Train with lisa-advise's plan.")] = False,
     plan: Annotated[Path | None, typer.Option(help="Train with this plan.json.")] = None,
     model: Annotated[Text, typer.Option(help="Size: tiny, 7b, 7b-v1, 13b or 13b-v1.")] = None,
+    weights: Annotated[
+        Text, typer.Option(metavar="FOLDER", help="Model folder of lisa-train convert, or random.")
+    ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder with ReasonSeg and others.")] = None,
     output_dir: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/latest"),
     cache_dir: Annotated[Path | None, typer.Option(help="Feature cache folder.")] = None,
@@ -62,8 +65,10 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Samples per forward pass.")] = None,
     num_workers: Annotated[int | None, typer.Option(help="Data-loading processes.")] = None,
-    no_quantization: Annotated[bool, typer.Option(help="Full-width base weights.")] = False,
-    use_lora: Annotated[bool, typer.Option(help="Add LoRA adapters.")] = False,
+    no_quantization: Annotated[
+        bool, typer.Option("--no-quantization", help="Full-width base weights.")
+    ] = False,
+    use_lora: Annotated[bool, typer.Option("--use-lora", help="Add LoRA adapters.")] = False,
     lora_r: Annotated[int | None, typer.Option(help="LoRA rank.")] = None,
     lora_alpha: Annotated[float | None, typer.Option(help="LoRA alpha.")] = None,
     lora_dropout: Annotated[float | None, typer.Option(help="LoRA dropout.")] = None,
@@ -81,6 +86,7 @@ def train(
     if auto and plan is not None:
         fail("--auto and --plan: give one of the two")
     flags = {
+        "weights": weights,
         "schedule.epochs": epochs,
         "micro_batch": batch_size,
         "workers": num_workers,
@@ -143,7 +149,7 @@ def convert(
     model: Annotated[str, typer.Option(help="Size to make: 7b, 7b-v1 or 13b.")],
     shard_gib: Annotated[float, typer.Option(min=0.001, help="Largest file written.")] = 2.0,
 ) -> None:
-    """Turn published checkpoints (LLaVA, LISA, SAM, CLIP) into a folder for --set weights=DST."""
+    """Turn published checkpoints (LLaVA, LISA, SAM, CLIP) into a folder for --weights DST."""
     from trainer.convert import convert as run
     from trainer.hub import checkpoint_folder
 
