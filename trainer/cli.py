@@ -393,7 +393,8 @@ def _check_data(folder: Path) -> int:
         print(f"{split}: " + ", ".join(f"{name} {value}" for name, value in counts.items()))
     for data_set in others:
         masks = sum(1 for picture in data_set.pictures for _ in picture.paints())
-        print(f"{data_set.name}: pictures {len(data_set.pictures)}, masks {masks}")
+        left_out = f", left out {data_set.left_out}: no picture" if data_set.left_out else ""
+        print(f"{data_set.name}: pictures {len(data_set.pictures)}, masks {masks}{left_out}")
     print(f"{folder}: no findings")
     missing = [split for split in ("train", "val") if split not in counts_of]
     if missing:
