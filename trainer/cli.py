@@ -16,6 +16,7 @@ from trainer.console import (
     ended_politely,
     fail,
     feature_cache,
+    next_steps,
     reporter,
     tell,
     use_allocator,
@@ -367,6 +368,7 @@ def _train_here(
             speaker.line(f"before  {describe(summary['before'])}")
             speaker.line(f"after   {describe(summary['after'])}")
             speaker.line(f"run folder {output}, overlay {sheet}")
+            speaker.line(next_steps(output, data))
 
 
 def _fresh(folder: Path) -> Path:

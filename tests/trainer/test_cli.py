@@ -58,6 +58,11 @@ def test_exit_codes(arguments: list[str], code: int, message: str) -> None:
     assert message in done.stderr
 
 
+@pytest.mark.parametrize("program", ["lisa-train", "lisa-segment", "lisa-advise"])
+def test_no_flag_is_denied_twice(program: str) -> None:
+    assert "--no-no" not in call(program, "--help").stdout
+
+
 def rows(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
@@ -92,6 +97,8 @@ def test_auto_trains_without_a_gpu_and_speaks_in_plain_lines(tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr
     assert "FITS: tiny on this machine's CPU" in done.stderr
     assert "\nepoch 1/1, loss " in done.stderr and "\x1b" not in done.stderr
+    told = f"\nnext: lisa-train evaluate {run} --data-dir {PHOTOS}, or lisa-segment PICTURE"
+    assert told in done.stderr
     events = EventAccumulator(str(run / "tensorboard"))
     events.Reload()
     (step,) = [row for row in rows(run) if "loss" in row]
