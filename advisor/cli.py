@@ -135,6 +135,8 @@ def run(
         _fail("--emulate-vram names the card itself; leave --vram and --gpu out")
     if measure and (vram or gpu):
         _fail("--measure needs the card here; --emulate-vram SIZE tries a smaller one's plan")
+    for path in (save, plot):
+        _must_be_writable(path)
     target = _target(vram or emulate_vram, gpu, system)
     _must_be_data(data_dir)
     assignments = [*(settings or ()), *_sugar(weights, lora_r, no_quantization)]
@@ -247,6 +249,13 @@ def _target(vram: int | None, gpu: str | None, system: str | None) -> Target | N
 def _must_be_data(folder: Path | None) -> None:
     if folder is not None and not folder.is_dir():
         _fail(f"{folder}: no such folder; --data-dir must name ReasonSeg data")
+
+
+def _must_be_writable(path: Path | None) -> None:
+    """Ends with exit code 2 before the work, not after it."""
+    if path is not None and (path.is_dir() or not os.access(path.parent, os.W_OK)):
+        why = "is a folder" if path.is_dir() else f"no folder {path.parent} to write into"
+        _fail(f"{path}: cannot be written: {why}")
 
 
 def _tell(line: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 
 from advisor.budget import Budget, gib
@@ -41,11 +42,11 @@ def card_findings(question: Question, gpu: Gpu, best: Candidate, base: Plan) -> 
         fix = f"{command}, then --weights FOLDER; or --weights random to rehearse"
         findings.append(Finding("weights", what, fix=fix))
     named = question.target.card if question.target else None
-    sizes = [c.title for c in gpus().values() if named and c.name == named.name and c != named]
-    if sizes:
-        findings.append(
-            Finding(gpu.name, f"is sold as {', '.join(sizes)} too", fix="name its size")
-        )
+    others = [c for c in gpus().values() if named and c.name == named.name and c != named]
+    if others:
+        what = f"is sold as {', '.join(card.title for card in others)} too"
+        fix = f"name its size: --gpu {' or --gpu '.join(shlex.quote(c.key) for c in others)}"
+        findings.append(Finding(gpu.name, what, fix=fix))
     return findings + _machine_notes(question, gpu, best.plan) + neighbours(question, gpu)
 
 

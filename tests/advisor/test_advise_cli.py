@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -108,6 +109,15 @@ def test_save_writes_the_plan_and_the_command_uses_it(tmp_path):
     plan = Plan.read(tmp_path / "my plan.json")
     assert (plan.model, plan.effective_batch) == ("7b", 20)
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["my plan.json"]
+
+
+def test_a_card_of_several_sizes_tells_how_to_name_another():
+    result = _run("--gpu", "3060", "--model", "7b", "--json")
+    (note,) = [f for f in json.loads(result.stdout)["findings"] if "is sold as" in f["what"]]
+    command = note["fix"].removeprefix("name its size: ")
+    other = _run(*shlex.split(command), "--model", "7b", "--json")
+    assert other.exit_code == 0
+    assert "RTX 3060 (12 GB)" in json.loads(other.stdout)["summary"]
 
 
 def test_weights_are_named_or_a_folder_that_is_there(tmp_path):
