@@ -79,11 +79,11 @@ def _pictures(folder: Path) -> list[Path]:
 def _from_file(file: Path, folder: Path) -> tuple[list[Question], list[str]]:
     asked, wrong = [], []
     allowed = {"image": str, "question": str, "phrase": bool, "explain": bool}
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(file.read_bytes().splitlines(), 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line.decode("utf-8-sig"))
             if not isinstance(row, dict):
                 raise ValueError(f"got {row!r}; allowed: an object with image and question")
             for key, value in row.items():

@@ -241,7 +241,7 @@ def test_questions_come_from_a_file_and_all_that_is_wrong_is_told(tmp_path: Path
     folder = PICTURES[0].parent
     file = tmp_path / "questions.jsonl"
     good = {"image": PICTURES[0].name, "question": "the cup", "phrase": True}
-    file.write_text(json.dumps(good) + "\n\n" + json.dumps(good | {"phrase": False}) + "\n")
+    file.write_text("\ufeff" + json.dumps(good) + "\n\n" + json.dumps(good | {"phrase": False}))
     asked = read_questions(folder, None, file, False, False)
     assert [question.is_sentence for question in asked] == [False, True]
     assert [stem.name for stem in stems(asked, tmp_path)] == [
@@ -251,12 +251,13 @@ def test_questions_come_from_a_file_and_all_that_is_wrong_is_told(tmp_path: Path
            {"image": PICTURES[0].name, "question": "[SEG]"}, {"image": 3, "question": "a"}, [1],
            {"image": PICTURES[0].name, "question": "a", "colour": "red"},
            {"image": PICTURES[0].name, "question": " "}]  # fmt: skip
-    file.write_text("\n".join(map(json.dumps, bad)) + "\nnonsense\n")
+    lines = [*(json.dumps(row).encode() for row in bad), b"nonsense", b'{"image": "\xe9"}']
+    file.write_bytes(b"\n".join(lines))
     with pytest.raises(ValueError) as caught:
         read_questions(folder, None, file, False, False)
     for text in ("outside", f":2: {folder / 'nope.jpg'}: no such picture", ":3: question: ",
                  "reserved token", ":4: image: got 3", ":5:", ":6: colour", ":7: question: ",
-                 ":8: "):  # fmt: skip
+                 ":8: ", ":9: 'utf-8'"):  # fmt: skip
         assert text in str(caught.value), text
     with pytest.raises(ValueError, match="one of the two"):
         read_questions(folder, None, None, False, False)
@@ -307,12 +308,13 @@ def test_an_unreadable_picture_does_not_stop_the_others(run: Path, tmp_path: Pat
     whole = PICTURES[0].read_bytes()
     (folder / "a.jpg").write_bytes(whole[: len(whole) // 2])
     (folder / "b.jpg").write_bytes(whole)
+    Image.new("L", (3000, 2)).save(folder / "c.png")  # of which SAM sees less than half a row
     asked = [str(folder), "the cup", "--phrase", "--run", str(run), "--json"]
     done = call("trainer.segment_cli", *asked, cwd=tmp_path)
-    broken, answered = json.loads(done.stdout)["answers"]
-    assert done.returncode == 1 and "answer" in answered
+    broken, answered, thin = json.loads(done.stdout)["answers"]
+    assert done.returncode == 1 and "answer" in answered and "answer" in thin
     assert "truncated" in broken["error"] and "answer" not in broken and not broken["masks"]
-    assert "a.jpg" in done.stderr and "1 of 2 questions not answered" in done.stderr
+    assert "a.jpg" in done.stderr and "1 of 3 questions not answered" in done.stderr
 
 
 def without_torch(folder: Path) -> dict[str, str]:
