@@ -89,6 +89,12 @@ class Schedule(_Frozen):
     beta2: float = Field(0.95, ge=0, lt=1, description="Adam's second-moment decay")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled decay, per update")
     grad_clip: float = Field(1.0, gt=0, description="largest global gradient norm")
+    max_skipped_steps: int = Field(
+        0,
+        ge=0,
+        description="updates that may be left out because loss or gradient is not a finite number; "
+        "the next such one ends the run, before it changes anything",
+    )
 
 
 class TokenLimits(_Frozen):
@@ -266,8 +272,11 @@ class Plan(_Frozen):
     def content_hash(self) -> str:
         """First 16 hex digits of SHA-256 over the canonical JSON: equal settings, equal hash."""
         data = self.model_dump(mode="json")
+        # Plans from before there were these settings keep their hash.
         if self.mixture == Mixture():
-            del data["mixture"]  # plans from before there were mixtures keep their hash
+            del data["mixture"]
+        if not self.schedule.max_skipped_steps:
+            del data["schedule"]["max_skipped_steps"]
         canonical = json.dumps(data, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 

@@ -11,7 +11,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,12 @@ def save(
     plan: Plan,
     facts: dict[str, Any],
     state: dict[str, Any] | None = None,
-    previous: Path | None = None,
+    earlier: Sequence[Path] = (),
 ) -> None:
     """Write a checkpoint folder whole: aside first, then in the old one's place.
 
-    The old one goes to `previous`, or goes. `state`: of training, see `flat`. Raises NotWritten.
+    The old one goes to the first of `earlier`, that one to the second, and so on; the last goes.
+    `state`: of training, see `flat`. Raises NotWritten.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = folder.with_name(f".{folder.name}-{os.getpid()}")
@@ -56,14 +58,15 @@ def save(
         size += sum(t.nbytes for t in flat(state or {})[0].values())
         shutil.rmtree(aside, ignore_errors=True)
         raise _no_room(error, folder, size) from None
-    old = previous or folder.with_name(f".{folder.name}-old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, old)
+    gone = folder.with_name(f".{folder.name}-old")
+    shutil.rmtree(gone, ignore_errors=True)
+    places = [folder, *earlier, gone]
+    for newer, older in reversed(list(pairwise(places))):
+        if newer.exists():
+            os.replace(newer, older)
     os.replace(aside, folder)
     _force(folder.parent)
-    if previous is None:
-        shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def _write(
@@ -85,6 +88,14 @@ def _write(
     for path in folder.iterdir():
         _force(path)
     _force(folder)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Put `text` in a file's place: whoever reads meets the old or the new, never a part."""
+    aside = path.with_name(f".{path.name}-{os.getpid()}")
+    aside.write_text(text, encoding="utf-8")
+    _force(aside)
+    os.replace(aside, path)
 
 
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:

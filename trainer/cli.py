@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,13 +16,11 @@ from trainer.console import (
     ended_politely,
     fail,
     feature_cache,
-    next_steps,
-    reporter,
     tell,
-    use_allocator,
     user_errors,
 )
 from trainer.results_cli import evaluate, export
+from trainer.start_cli import Beginning, begin, go_on, worker
 
 if TYPE_CHECKING:
     from advisor.preflight import Advice
@@ -60,8 +58,16 @@ def train(
         Path | None, typer.Option(metavar="RUN", help="Go on with a run that was ended.")
     ] = None,
     save_minutes: Annotated[
-        float, typer.Option(min=0, help="Between two checkpoints to go on from.")
-    ] = 10.0,
+        float | None, typer.Option(min=0, help="Between two checkpoints to go on from.  [10]")
+    ] = None,
+    save_steps: Annotated[
+        int | None, typer.Option(min=1, help="The same in optimizer steps.")
+    ] = None,
+    keep: Annotated[int | None, typer.Option(min=1, help="Such checkpoints to keep.  [2]")] = None,
+    wait_minutes: Annotated[
+        float | None,
+        typer.Option(min=0, help="For memory that other processes took, before less is used."),
+    ] = None,
     set_: Settings = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Samples per forward pass.")] = None,
@@ -103,21 +109,29 @@ def train(
     assignments = [f"{key}={value}" for key, value in flags.items() if value is not None]
     if no_quantization:
         assignments.insert(0, "quantization=none")
+    asked = {"minutes": save_minutes, "steps": save_steps, "checkpoints": keep,
+             "wait_minutes": wait_minutes}  # fmt: skip
+    keeping: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     if resume is not None:
         if auto or plan or model or assignments or set_ or use_lora:
             fail("--resume goes on with the run's own plan: leave the other settings out")
         with user_errors():
-            return _resume(resume, data_dir, cache_dir, save_minutes)
+            return go_on(resume, data_dir, cache_dir, keeping)
+    from trainer.resume import Keeping, Started
+
     with user_errors():
-        resolved, advice = _resolve(
-            auto, plan, model, assignments + (set_ or []), use_lora, data_dir
-        )
+        assignments += set_ or []
+        resolved, advice = _resolve(auto, plan, model, assignments, use_lora, data_dir)
         if data_dir is None:
             fail(
                 "--data-dir: name the folder that holds ReasonSeg/{train,val}\n"
                 "    hint: lisa-train synthesise DIR writes one to try with"
             )
-        _train(resolved, data_dir, output_dir, cache_dir, advice, save_minutes)
+        held = {text.partition("=")[0].partition(".")[0].replace("-", "_") for text in assignments}
+        started = Started(data_dir, cache_dir or feature_cache(), {}, Keeping(**keeping))
+        if advice is not None:  # what the user has set stays, whatever is given up for memory
+            started = replace(started, pinned=tuple(held), environment=advice.environment)
+        begin(Beginning(resolved, _new_folder(output_dir), started, advice))
 
 
 @app.command()
@@ -225,8 +239,6 @@ def _resolve(
             print(f"{advice.verdict}: {advice.summary}", file=sys.stderr)
             raise typer.Exit(advice.exit_code)
         print(f"{advice.verdict}: {advice.summary}", file=sys.stderr)
-        for name, value in advice.environment.items():
-            os.environ.setdefault(name, value)  # which card, and the allocator, before torch
         return advice.plan, advice
     if path is not None:
         base = Plan.read(path)
@@ -257,127 +269,26 @@ def _seed_plan(model: Text, assignments: list[str], use_lora: bool) -> Plan:
     return base.override(batch + assignments)
 
 
-def _resume(run: Path, data: Path | None, cache: Path | None, save_minutes: float) -> None:
-    """Go on with a run, in its own folder. Raises PlanError, CannotResume."""
-    from profiles.plan import Plan
-    from trainer.resume import Started
-
-    started = Started.read(run)
-    plan = Plan.read(run / "plan.json")
-    if (run / "summary.json").exists():
-        print(f"{run}: this run is complete", file=sys.stderr)
-        return
-    _start(plan, data or started.data, run, cache or started.cache, True, save_minutes)
-
-
-def _train(
-    plan: Plan,
-    data: Path,
-    output: Path,
-    cache: Path | None,
-    advice: Advice | None,
-    save_minutes: float,
-) -> None:
-    """Choose the run folder, and train."""
+def _new_folder(wanted: Path) -> Path:
+    """`wanted`, or where there is a run already, the first free `wanted-N`."""
     from trainer.launch import is_main
 
-    cache = cache or feature_cache()
-    if is_main() and (output / "plan.json").exists():
-        output = _fresh(output)
-        print(f"the run folder is taken: writing to {output}", file=sys.stderr)
-    if advice is not None and is_main():
-        output.mkdir(parents=True, exist_ok=True)
-        text = advice.model_dump_json(indent=2) + "\n"
-        (output / "advice.json").write_text(text, encoding="utf-8")
-    _start(plan, data, output, cache, False, save_minutes)
-
-
-def _start(
-    plan: Plan, data: Path, output: Path, cache: Path, resume: bool, save_minutes: float
-) -> None:
-    """Train in this process, or in as many as the plan has."""
-    from trainer.data.mixture import read_training
-    from trainer.data.reasonseg import read_split
-    from trainer.launch import must_start_processes, start_processes, worker_arguments
-
-    if not must_start_processes(plan):
-        return _train_here(plan, data, output, cache, resume, save_minutes)
-    read_training(data, plan)  # bad data is told once, not by every process
-    read_split(data, "val", plan.max_val_samples)
-    output.mkdir(parents=True, exist_ok=True)
-    plan_file = output / "plan.json"
-    plan_file.write_text(plan.to_json(), encoding="utf-8")
-    arguments = worker_arguments(plan_file, data, output, cache, resume, save_minutes)
-    raise typer.Exit(start_processes(plan.processes, arguments))
+    if not is_main() or not (wanted / "plan.json").exists():
+        return wanted
+    folder = next(
+        candidate
+        for n in range(2, 10_000)
+        if not (candidate := wanted.with_name(f"{wanted.name}-{n}")).exists()
+    )
+    tell(f"the run folder is taken: writing to {folder}")
+    return folder
 
 
 app.command()(evaluate)
 app.command()(export)
 
 
-@app.command(hidden=True)
-def worker(
-    plan: Annotated[Path, typer.Argument()],
-    data_dir: Annotated[Path, typer.Option()],
-    output_dir: Annotated[Path, typer.Option()],
-    cache_dir: Annotated[Path, typer.Option()],
-    save_minutes: Annotated[float, typer.Option()],
-    resume: Annotated[bool, typer.Option("--resume")] = False,
-) -> None:
-    """One of the processes that lisa-train starts; the plan and the folders are settled."""
-    from profiles.plan import Plan
-
-    with user_errors():
-        _train_here(Plan.read(plan), data_dir, output_dir, cache_dir, resume, save_minutes)
-
-
-def _train_here(
-    plan: Plan, data: Path, output: Path, cache: Path, resume: bool, save_minutes: float
-) -> None:
-    from trainer.data.mixture import read_training
-    from trainer.data.reasonseg import read_split
-
-    train = read_training(data, plan)
-    val = read_split(data, "val", plan.max_val_samples)
-    use_allocator(plan)
-    with reporter() as speaker:
-        output.mkdir(parents=True, exist_ok=True)
-        processes = f" × {plan.processes} processes" if plan.processes > 1 else ""
-        speaker.line(
-            f"plan {plan.content_hash}: {plan.model} on {plan.device}, {plan.quantization}, "
-            f"LoRA {f'r={plan.lora.rank}' if plan.lora else 'off'}, "
-            f"batch {plan.micro_batch} × {plan.accumulation}{processes}, {len(train)} samples"
-        )
-        from trainer.evaluate import run_sheet
-        from trainer.launch import is_main
-        from trainer.loop import Run, describe
-        from trainer.resume import Started, check_data, digests, resumable
-
-        now = digests(train, val)
-        checkpoint = None
-        if resume:
-            check_data(Started.read(output), now)
-            checkpoint = resumable(output, speaker.line)
-        elif is_main():
-            Started(data, cache, now).write(output)
-            (output / "plan.json").write_text(plan.to_json(), encoding="utf-8")
-        run = Run(plan, train, val, output, cache, speaker, 60 * save_minutes)
-        summary = run.train(checkpoint)
-        if run.accelerator.is_main_process:
-            sheet = run_sheet(run, output / "overlay.png", count=6)
-            speaker.line(f"before  {describe(summary['before'])}")
-            speaker.line(f"after   {describe(summary['after'])}")
-            speaker.line(f"run folder {output}, overlay {sheet}")
-            speaker.line(next_steps(output, data))
-
-
-def _fresh(folder: Path) -> Path:
-    """The first free `folder-N`: a finished run is never written over."""
-    return next(
-        candidate
-        for n in range(2, 10_000)
-        if not (candidate := folder.with_name(f"{folder.name}-{n}")).exists()
-    )
+app.command(hidden=True)(worker)
 
 
 def _check_data(folder: Path) -> int:

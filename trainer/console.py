@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from trainer.loop import Reporter
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_OUT_OF_MEMORY = 75  # of one process among several: the run goes on with less
 # Of what the system refuses, that which another name on the command line would mend.
 THEIR_FILES = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError,
                PermissionError)  # fmt: skip

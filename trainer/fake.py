@@ -26,7 +26,7 @@ from trainer.data.samples import length_step, padded
 from trainer.extend import Repeater
 from trainer.loop import versions
 from trainer.model.build import TORCH_DTYPES, FrozenEncoder, fill, skeleton, some_tokenizer
-from trainer.model.footprint import SMALLEST_PAGED
+from trainer.model.footprint import SMALLEST_PAGED, component_of
 from trainer.model.frozen import LoraLinear, make_scale_code
 from trainer.model.host import host_tensors
 from trainer.model.lisa import Batch, Lisa, run_layer
@@ -240,7 +240,7 @@ def watch(
         batches = [_OnHost(**vars(batch.each(mode.from_tensor))) for batch in samples]
     trace.leave_out(host_tensors(model))
     for name, tensor in model.on_card():
-        trace.hold([tensor], _component(name, tensor))
+        trace.hold([tensor], component_of(name, tensor))
     optimizer = make_optimizer(model, shown)  # an 8-bit one makes its code out of real numbers
     accelerator = Accelerator(cpu=True)
     if extend:
@@ -305,12 +305,3 @@ def _hold_state(trace: MemoryTrace, optimizer: torch.optim.Optimizer, plan: Plan
     large = [s for s in states if s.numel() >= SMALLEST_PAGED]
     trace.leave_out(large)
     return sum(rounded(s.numel() * s.element_size()) for s in large)
-
-
-def _component(name: str, tensor: Tensor) -> str:
-    """What a tensor that stays on the card is part of."""
-    if tensor.requires_grad:
-        parts = {"lora_": "adapters", "rows": "trained rows", "mask_decoder": "mask decoder"}
-        return next((part for mark, part in parts.items() if mark in name), "other trained")
-    encoder = "vision_tower" in name or "vision_encoder" in name
-    return "encoders" if encoder else "frozen weights"

@@ -12,7 +12,6 @@ import os
 import sys
 import uuid
 from collections.abc import Mapping
-from pathlib import Path
 
 from profiles.plan import Plan
 
@@ -61,12 +60,3 @@ def start_processes(count: int, arguments: list[str]) -> int:
     except (SignalException, KeyboardInterrupt):
         return 130
     return 0
-
-
-def worker_arguments(
-    plan_file: Path, data: Path, output: Path, cache: Path, resume: bool, save_minutes: float
-) -> list[str]:
-    """The command line of one process, after `python`."""
-    folders = ("--data-dir", str(data), "--output-dir", str(output), "--cache-dir", str(cache))
-    rest = ["--save-minutes", str(save_minutes)] + ["--resume"] * resume
-    return ["-m", "trainer.cli", "worker", str(plan_file), *folders, *rest]

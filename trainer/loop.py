@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
@@ -31,11 +32,11 @@ from trainer.model.lisa import Batch, Lisa, to_original
 from trainer.model.tokens import LisaTokenizer
 from trainer.model.trained import GradientCheck, trained_names
 from trainer.model.weights import weight_source
-from trainer.resume import LAST, PREVIOUS, Stop, changes
-from trainer.step import make_optimizer, training_step
+from trainer.recovery import during, is_shortage
+from trainer.resume import LAST, USUAL, CannotResume, Keeping, Stop, changes, check_plan
+from trainer.step import UPDATING, NotFinite, StepResult, make_optimizer, training_step
 
 RECORDS = "metrics.jsonl"
-SAVE_SECONDS = 600  # between two checkpoints, so that a kill costs ten minutes at most
 
 
 class Interrupted(KeyboardInterrupt):
@@ -130,9 +131,10 @@ class Run:
         folder: Path,
         cache_root: Path,
         reporter: Reporter,
-        save_seconds: float = SAVE_SECONDS,
+        keeping: Keeping = USUAL,
     ) -> None:
-        self.save_seconds, self.saved, self.stop = save_seconds, time.monotonic(), Stop()
+        self.keeping, self.stop = keeping, Stop()
+        self.saved, self.saved_step = time.monotonic(), 0
         self.plan, self.val, self.folder, self.reporter = plan, val, folder, reporter
         self.accelerator = make_accelerator(plan, folder)
         self.tokenizer = read_tokenizer(plan)
@@ -144,11 +146,13 @@ class Run:
         if isinstance(train, MixedSets):
             SampleSet(train, plan, self.tokenizer, {}, training=True).check_lengths()
         images = image_paths(train.drawn(plan) if isinstance(train, MixedSets) else train, val)
-        caches = prepare_caches(plan, images, cache_root, self.accelerator, reporter)
+        with during("building features"):
+            caches = prepare_caches(plan, images, cache_root, self.accelerator, reporter)
         make_set = partial(SampleSet, plan=plan, tokenizer=self.tokenizer, caches=caches)
         self.train_set = make_set(train, training=True)
         self.val_set = make_set(val, training=False)
-        self.model = build(plan, self.tokenizer, self.accelerator.device)
+        with during("loading"):
+            self.model = build(plan, self.tokenizer, self.accelerator.device)
         self.check = GradientCheck(self.model, trained_names(self.model, plan))
         optimizer = make_optimizer(self.model, plan)
         self.sampler = MicroBatches(
@@ -157,6 +161,7 @@ class Run:
         self.wrapped, self.optimizer = self.accelerator.prepare(self.model, optimizer)
         self.scheduler = self._schedule(optimizer)
         self.step = self.evaluated = 0  # optimizer steps, and epochs
+        self.skipped = 0  # updates left out because they were not finite
         self.best: float | None = None
         self.metrics: dict[str, Any] = {}  # of the last evaluation
         self.facts: dict[str, Any] = {
@@ -217,30 +222,61 @@ class Run:
             started = time.monotonic()
             # A run that restarts at an epoch draws the same dropout as one that did not.
             torch.manual_seed(self._step_seed())
-            result = training_step(
-                self.wrapped, batches, self.optimizer, self.plan, self.accelerator, self.check
-            )
+            with self._saved_on_shortage():
+                result = self._update(batches)
             rate = self.scheduler.get_last_lr()[0]
             if not self.accelerator.optimizer_step_was_skipped:
                 self.scheduler.step()
             self.step += 1
-            row = asdict(result) | {
+            row = (asdict(result) if result else {"skipped": self.skipped}) | {
                 "step": self.step,
                 "epoch": epoch + 1,
                 "learning_rate": rate,
                 "step_seconds": round(time.monotonic() - started, 4),
             }
             self._record(row)
-            self.reporter.progress(
-                f"epoch {epoch + 1}/{self.plan.schedule.epochs}, loss {result.loss:.3f}",
-                number + 1,
-                total,
-            )
+            loss = f"loss {result.loss:.3f}" if result else "update left out"
+            title = f"epoch {epoch + 1}/{self.plan.schedule.epochs}, {loss}"
+            self.reporter.progress(title, number + 1, total)
             self._between_steps()
+
+    def _update(self, batches: list[Batch]) -> StepResult | None:
+        """One step; None if it was left out for what is not finite, as often as the plan allows."""
+        try:
+            return training_step(
+                self.wrapped, batches, self.optimizer, self.plan, self.accelerator, self.check
+            )
+        except NotFinite as error:
+            allowed = self.plan.schedule.max_skipped_steps
+            if self.skipped >= allowed:
+                raise NotFinite(
+                    f"step {self.step + 1}: {error}\n    hint: look at these samples, lower "
+                    "schedule.learning_rate, or allow some such steps with "
+                    f"schedule.max_skipped_steps (now {allowed}); nothing was updated"
+                ) from None
+            self.skipped += 1
+            self.reporter.line(
+                f"step {self.step + 1} left out ({self.skipped} of {allowed}): {error}"
+            )
+            return None
+
+    @contextmanager
+    def _saved_on_shortage(self) -> Iterator[None]:
+        """An out-of-memory error before the update loses no step: nothing has changed yet."""
+        try:
+            with during("training"):
+                yield
+        except Exception as error:
+            alone = self.accelerator.num_processes == 1
+            if alone and is_shortage(error) and UPDATING not in error.__notes__:
+                self.optimizer.zero_grad(set_to_none=True)
+                self._save_state()
+            raise
 
     def _between_steps(self) -> None:
         """Save where it is time, or where the run is to end. Raises Interrupted."""
-        stop, due = self.stop.asked, time.monotonic() - self.saved > self.save_seconds
+        stop, due = self.stop.asked, time.monotonic() - self.saved > 60 * self.keeping.minutes
+        due |= self.keeping.steps is not None and self.step - self.saved_step >= self.keeping.steps
         if self.accelerator.num_processes > 1:
             here = torch.tensor([stop, due], dtype=torch.float, device=self.accelerator.device)
             stop, due = (self.accelerator.reduce(here, "sum") > 0).tolist()
@@ -274,9 +310,10 @@ class Run:
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         share = range(rank, len(self.val_set), processes)
         heeding = Reporter(self.reporter.line, self._heeding)
-        scores = evaluate(
-            self.model, self.val_set, list(share), self.tokenizer, self.accelerator, heeding
-        )
+        with during("evaluating"):
+            scores = evaluate(
+                self.model, self.val_set, list(share), self.tokenizer, self.accelerator, heeding
+            )
         rows = scores.rows()
         if processes > 1:
             from accelerate.utils import gather_object
@@ -305,9 +342,9 @@ class Run:
         if self.accelerator.is_main_process:
             checkpoint.save(
                 self.folder / LAST, self.model, self.plan, self._facts(), self._state(),
-                self.folder / PREVIOUS,
+                self.keeping.earlier(self.folder),
             )  # fmt: skip
-        self.saved = time.monotonic()
+        self.saved, self.saved_step = time.monotonic(), self.step
         self.accelerator.wait_for_everyone()
 
     def _facts(self) -> dict[str, Any]:
@@ -322,6 +359,7 @@ class Run:
         scaler = self.accelerator.scaler
         return {
             "step": self.step, "evaluated": self.evaluated, "best": self.best,
+            "skipped": self.skipped,
             "metrics": self.metrics, "before": self.facts["before"],
             "records": (self.folder / RECORDS).stat().st_size,
             "optimizer": self.optimizer.optimizer.state_dict(), "scheduler": scheduler,
@@ -329,10 +367,21 @@ class Run:
         }  # fmt: skip
 
     def _restore(self, folder: Path) -> None:
-        """Take up a checkpoint's state; records after it go. Raises CheckpointError."""
+        """Take up a checkpoint's state; records after it go.
+
+        Raises CheckpointError, and CannotResume where the plan or the base weights are others.
+        """
+        levers = check_plan(self.plan, Plan.read(folder / "plan.json"))
+        facts = checkpoint.read_facts(folder)
+        if facts.get("base") not in (None, self.facts["base"]):
+            raise CannotResume(
+                f"{folder}: was trained over base weights {facts['base']}, here are "
+                f"{self.facts['base']}\n    hint: put those back, or begin a new run"
+            )
         state = checkpoint.load_state(folder)
         checkpoint.load(folder, self.model)
         self.step, self.evaluated, self.best = (state[k] for k in ("step", "evaluated", "best"))
+        self.skipped, self.saved_step = state.get("skipped", 0), self.step
         self.metrics, self.facts["before"] = state["metrics"], state["before"]
         optimizer = state["optimizer"]
         optimizer["state"] = {int(number): of for number, of in optimizer["state"].items()}
@@ -344,7 +393,7 @@ class Run:
             os.truncate(self.folder / RECORDS, state["records"])
         self.accelerator.init_trackers("tensorboard")
         self.reporter.line(f"going on from {folder} after step {self.step}")
-        for change in changes(checkpoint.read_facts(folder), versions()):
+        for change in [*levers, *changes(facts, versions())]:
             self.reporter.line(f"note: {change}: the rest may differ in the last bits")
 
     def _start_records(self) -> None:

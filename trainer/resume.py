@@ -7,17 +7,23 @@ import json
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from profiles.plan import Plan
 from trainer import checkpoint
 from trainer.data.mixture import MixedSets
 from trainer.data.reasonseg import Item
 
 RECORD = "run.json"
-LAST, PREVIOUS = "last", "previous"
+LAST = "last"
 SHOWN = 5  # changed items
+# What a run may go on with otherwise than it began: it learns the same from the same samples.
+MAY_CHANGE = frozenset({
+    "quantization", "compile", "host_embeddings", "host_layers", "micro_batch", "accumulation",
+    "checkpointed_layers", "processes", "workers", "allocator", "cached_encoders", "weights",
+})  # fmt: skip
 
 
 class CannotResume(ValueError):
@@ -25,27 +31,54 @@ class CannotResume(ValueError):
 
 
 @dataclass(frozen=True)
+class Keeping:
+    """When a run saves, how many checkpoints it can go on from, and whom it waits for."""
+
+    minutes: float = 10.0  # between two checkpoints, so that a kill costs that much at most
+    steps: int | None = None  # the same in optimizer steps
+    checkpoints: int = 2
+    wait_minutes: float = 0.0  # for memory that other processes took
+
+    def earlier(self, folder: Path) -> list[Path]:
+        """Where the checkpoints before the last one lie in a run folder, the newer first."""
+        return [folder / f"{LAST}-{n}" for n in range(1, self.checkpoints)]
+
+
+USUAL = Keeping()
+
+
+@dataclass(frozen=True)
 class Started:
-    """Where a run's data and caches are, and what its data were."""
+    """Where a run's data and caches are, what its data were, and how it was asked for."""
 
     data: Path
     cache: Path
     digests: dict[str, dict[str, str]]  # split -> item -> digest of annotation and picture
+    keeping: Keeping = USUAL
+    pinned: tuple[str, ...] = ()  # settings that the user named
+    environment: dict[str, str] = field(default_factory=dict)  # such as which card
 
     def write(self, folder: Path) -> None:
         """Into the run folder."""
-        document = {"data_dir": str(self.data.resolve()), "cache_dir": str(self.cache.resolve()),
-                    "items": self.digests}  # fmt: skip
+        document = asdict(self) | {"data": str(self.data.resolve()),
+                                   "cache": str(self.cache.resolve())}  # fmt: skip
         text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
-        (folder / RECORD).write_text(text, encoding="utf-8")
+        checkpoint.write_whole(folder / RECORD, text)
 
     @classmethod
     def read(cls, folder: Path) -> Started:
         """From a run folder. Raises CannotResume."""
         try:
             found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-            return cls(Path(found["data_dir"]), Path(found["cache_dir"]), dict(found["items"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            return cls(
+                Path(found["data"]),
+                Path(found["cache"]),
+                {split: dict(items) for split, items in found["digests"].items()},
+                Keeping(**found["keeping"]),
+                tuple(found["pinned"]),
+                dict(found["environment"]),
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CannotResume(
                 f"{folder}: no run to go on with ({error})\n"
                 "    hint: --resume names the --output-dir of a lisa-train run"
@@ -87,10 +120,24 @@ def check_data(before: Started, now: dict[str, dict[str, str]]) -> None:
         )
 
 
+def check_plan(now: Plan, before: Plan) -> list[str]:
+    """What has changed since the checkpoint's plan. Raises CannotResume for what must not."""
+    old, new = (plan.model_dump(mode="json") for plan in (before, now))
+    lines = {name: f"{name}: {old[name]} -> {new[name]}" for name in new if old[name] != new[name]}
+    refused = [line for name, line in lines.items() if name not in MAY_CHANGE]
+    if refused:
+        listed = "\n    ".join(refused)
+        raise CannotResume(
+            f"the run's plan.json is not the plan of its checkpoint\n    {listed}\n"
+            "    hint: put these back, or begin a new run"
+        )
+    return list(lines.values())
+
+
 def resumable(folder: Path, tell: Callable[[str], None]) -> Path | None:
     """The run's newest whole checkpoint, None where it has none yet. Raises CannotResume."""
     damaged: list[str] = []
-    for candidate, wrong in checkpoint.newest([folder / LAST, folder / PREVIOUS]):
+    for candidate, wrong in checkpoint.newest(_places(folder)):
         if not wrong:
             if damaged:
                 tell(f"{damaged[0]}: going on from {candidate}, the one before")
@@ -99,6 +146,12 @@ def resumable(folder: Path, tell: Callable[[str], None]) -> Path | None:
     if damaged:
         raise CannotResume("no checkpoint of this run is whole:\n    " + "\n    ".join(damaged))
     return None
+
+
+def _places(folder: Path) -> list[Path]:
+    """Where checkpoints to go on from lie in a run folder, the newest first."""
+    earlier = [p for p in folder.glob(f"{LAST}-*") if p.name[len(LAST) + 1 :].isdigit()]
+    return [folder / LAST, *sorted(earlier, key=lambda p: int(p.name[len(LAST) + 1 :]))]
 
 
 def changes(facts: dict[str, Any], versions: dict[str, str]) -> list[str]:

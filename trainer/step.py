@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from math import isfinite
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,15 +15,17 @@ from profiles.plan import Plan
 from trainer.losses import LossWeights, Totals
 from trainer.model.lisa import Batch
 from trainer.model.trained import GradientCheck
+from trainer.recovery import during
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 WEIGHTS = LossWeights()
+UPDATING = "updating"  # the phase in which an error may leave half an update
 
 
 class NotFinite(RuntimeError):
-    """A loss that is not a number; names the samples of its batch."""
+    """A loss or gradient that is not a finite number; names the samples of its step."""
 
 
 @dataclass(frozen=True)
@@ -78,21 +81,24 @@ def training_step(
     """
     totals = total_of(batches, accelerator)
     sums = accumulate(model, batches, totals, accelerator)
-    if not bool(sums.isfinite().all()):
-        names = ", ".join(name for batch in batches for name in batch.names)
-        optimizer.zero_grad(set_to_none=True)
-        raise NotFinite(f"the loss is not finite; samples of this step: {names}")
     norm = clip(model, plan, accelerator)
+    total, ce, bce, dice, size = torch.stack([*sums, norm.float()]).tolist()
+    # In fp16 the gradient scaler leaves out updates of its own, until its scale is right.
+    bad = "loss" if not isfinite(total) else "gradient" if not isfinite(size) else ""
+    if bad == "loss" or (bad and accelerator.scaler is None):
+        optimizer.zero_grad(set_to_none=True)
+        names = ", ".join(name for batch in batches for name in batch.names)
+        raise NotFinite(f"the {bad} is not finite; samples of this step: {names}")
     if check is not None and not check.done:
         check(masks=totals.masks > 0)
-    update(optimizer)
-    total, ce, bce, dice = sums.tolist()
+    with during(UPDATING):
+        update(optimizer)
     return StepResult(
         loss=total,
         ce=ce / max(1, totals.tokens),
         bce=bce / max(1, totals.masks),
         dice=dice / max(1, totals.masks),
-        gradient_norm=float(norm) if norm is not None else 0.0,
+        gradient_norm=size,
     )
 
 
@@ -127,10 +133,10 @@ def accumulate(
     return reduced
 
 
-def clip(model: nn.Module, plan: Plan, accelerator: Accelerator) -> Tensor | None:
+def clip(model: nn.Module, plan: Plan, accelerator: Accelerator) -> Tensor:
     """Scale the gradients down to the plan's norm; returns the norm before."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    norm: Tensor | None = accelerator.clip_grad_norm_(trained, plan.schedule.grad_clip)
+    norm: Tensor = accelerator.clip_grad_norm_(trained, plan.schedule.grad_clip)
     return norm
 
 

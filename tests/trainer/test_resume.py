@@ -21,7 +21,7 @@ from tests.conftest import PHOTOS, tiny_plan
 from trainer import checkpoint, loop
 from trainer.data.reasonseg import Item, read_split
 from trainer.loop import Interrupted, Reporter, Run
-from trainer.resume import CannotResume, Started, check_data, digests, resumable
+from trainer.resume import CannotResume, Keeping, Started, check_data, digests, resumable
 
 ROOT = PHOTOS.parents[1]
 QUIET = Reporter(lambda text: None, lambda what, done, total: None)
@@ -48,8 +48,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def started(folder: Path, cache: Path, reporter: Reporter = QUIET, **settings: Any) -> Run:
     folder.mkdir(exist_ok=True)
-    save_seconds = settings.pop("save_seconds", 0.0)
-    return Run(plan(**settings), *items(), folder, cache, reporter, save_seconds)
+    keeping = settings.pop("keeping", Keeping(minutes=0))
+    return Run(plan(**settings), *items(), folder, cache, reporter, keeping)
 
 
 def outcome(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
@@ -116,8 +116,8 @@ def test_ended_while_saving(
     real, count = os.replace, [0]
 
     def ending(source: Path, target: Path) -> None:
-        count[0] += 1
-        if count[0] == 9:
+        count[0] += target.name == "last"
+        if count[0] == 4:
             raise Ended
         real(source, target)
 
@@ -125,7 +125,7 @@ def test_ended_while_saving(
     with pytest.raises(Ended):
         started(tmp_path, cache).train()
     monkeypatch.undo()
-    assert not (tmp_path / "last").exists() and (tmp_path / "previous").is_dir()
+    assert not (tmp_path / "last").exists() and (tmp_path / "last-1").is_dir()
     go_on(tmp_path, cache)
     assert_same(tmp_path, undisturbed)
 
@@ -155,10 +155,10 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     file.write_bytes(content)
     said: list[str] = []
     found = resumable(tmp_path, said.append)
-    assert found == tmp_path / "previous" and "trained.safetensors is damaged" in said[0]
+    assert found == tmp_path / "last-1" and "trained.safetensors is damaged" in said[0]
     started(tmp_path, cache).train(found)
     assert_same(tmp_path, undisturbed)
-    for name in ("last", "previous"):
+    for name in ("last", "last-1"):
         (tmp_path / name / "state.json").write_text("{")
     with pytest.raises(CannotResume, match="no checkpoint of this run is whole"):
         resumable(tmp_path, said.append)
@@ -194,7 +194,9 @@ def test_asked_to_stop_it_saves_and_a_second_time_it_stops_at_once(
             count[0] += 1
             os.kill(os.getpid(), signal.SIGTERM)
 
-    run = started(tmp_path, cache, Reporter(lambda text: None, progress), save_seconds=1e9)
+    run = started(
+        tmp_path, cache, Reporter(lambda text: None, progress), keeping=Keeping(minutes=1e9)
+    )
     with pytest.raises(Interrupted, match="saved after step 2"):
         run.train()
     go_on(tmp_path, cache)

@@ -48,6 +48,15 @@ def needed_bytes(plan: Plan, tokenizer: LisaTokenizer) -> dict[str, int]:
     }
 
 
+def component_of(name: str, tensor: Tensor) -> str:
+    """What a tensor that stays on the card is part of."""
+    if tensor.requires_grad:
+        parts = {"lora_": "adapters", "rows": "trained rows", "mask_decoder": "mask decoder"}
+        return next((part for mark, part in parts.items() if mark in name), "other trained")
+    encoder = "vision_tower" in name or "vision_encoder" in name
+    return "encoders" if encoder else "frozen weights"
+
+
 def _size(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 

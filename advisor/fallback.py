@@ -1,0 +1,240 @@
+"""After an out-of-memory error: whose fault it was, and the plan that the run goes on with.
+
+Only levers change: the samples of every update, the learning rates and what is trained stay. The
+base weights keep their storage as long as a plan with it fits.
+"""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from advisor.budget import Budget, gib
+from advisor.child import BadQuestion, RehearsalFailed
+from advisor.choose import RUNG_SHARE, Candidate, pick_gpu
+from advisor.forecast import Forecast, Worst, forecast
+from advisor.preflight import live_forecast
+from advisor.probe import Gpu, Machine, probe
+from advisor.question import Question
+from advisor.reasons import plan_text
+from advisor.search import search, smallest_cards_text
+from profiles.plan import Plan
+from profiles.shortage import Shortage
+from profiles.tested import DataShape, TestedRow, append, read_table
+
+# The settings that change how much memory a run takes, and nothing that it learns.
+LEVERS = frozenset({"quantization", "compile", "host_embeddings", "host_layers", "micro_batch",
+                    "accumulation", "checkpointed_layers"})  # fmt: skip
+OTHERS_BYTES = 2**29  # less growth beside the pool may be this process's own libraries
+ASK_AGAIN_SECONDS = 10
+
+
+class NothingSmaller(RuntimeError):
+    """No plan is left that could hold; says what was tried and what would fit."""
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """What the run goes on with, and why; its figures for the record."""
+
+    plan: Plan
+    because: str
+    short: Shortage
+    forecast: Forecast | None = None  # of the plan that ran out
+
+    @property
+    def text(self) -> str:
+        """The plan in a few words."""
+        return plan_text(self.plan)
+
+    def record(self) -> dict[str, Any]:
+        """For the run folder: the plan, and by component what was forecast and what was taken."""
+        told = self.forecast
+        forecast = {
+            "components": told.live_at_peak if told else {},
+            **({f"{tier.name}_bytes": tier.bytes for tier in told.tiers} if told else {}),
+        }
+        taken = {
+            "components": self.short.components,
+            "tensors_bytes": self.short.allocated_bytes,
+            "pool_bytes": self.short.reserved_bytes,
+        }
+        return {"because": self.because, "plan": self.plan.content_hash, "levers": self.text,
+                "forecast": forecast, "taken": taken}  # fmt: skip
+
+
+def fallback(
+    tried: Sequence[Shortage],
+    pinned: Sequence[str],
+    data: Path,
+    wait_minutes: float,
+    tell: Callable[[str], None],
+    look: Callable[[], Machine] = probe,
+) -> Fallback:
+    """The plan after the last of `tried`, of which the user's `pinned` settings stay.
+
+    Where other processes took the memory, that is waited for as long as `wait_minutes`. The error
+    becomes a row of the user's table. Raises NothingSmaller.
+    """
+    short, machine = tried[-1], look()
+    gpu = pick_gpu(machine)
+    if short.plan.device == "cpu" or gpu is None:
+        return _by_hand(tried, pinned, "no card to ask")
+    told = _forecast(short, gpu, data)
+    pool = told.tier("pool").bytes if told and told.tiers else None
+    _keep_row(short, gpu, told, pool)
+    text = told.text_tokens if told else None
+    question = Question(machine, short.plan.model, (), read_table(), None, None if text else data,
+                        text, live_forecast(machine, None, data, tell))  # fmt: skip
+    budget = question.budget(gpu)
+    if budget is None:
+        return _by_hand(tried, pinned, "the card does not say what is free")
+    by_others = taken_by_others(short, pool)
+    if by_others:
+        tell(f"other processes took {gib(short.taken_by_others)} of {gpu.name}{_who(gpu)}")
+        budget = _waited(
+            question, pool or short.reserved_bytes or 0, budget, wait_minutes, tell, look
+        )
+        if budget.usable.bytes >= (pool or short.reserved_bytes or 0) and _moves(tried):
+            return Fallback(short.plan, "the memory is free again", short, told)
+        limit, share = budget.usable.bytes, 1.0
+    else:
+        limit, share = (short.limit_bytes or budget.usable.bytes) - budget.margin.bytes, RUNG_SHARE
+    because = "other processes hold the rest" if by_others else _compared(short, pool)
+    found = smaller(question, gpu, budget, short.plan, set(pinned), limit, share)
+    if isinstance(found, Candidate):
+        because += f"; this one takes {gib(found.needs.bytes)} of {gib(limit)}"
+        return Fallback(found.plan, because, short, told)
+    if found:  # no forecast covers this plan: lisa-tiny's, or one of several processes
+        return _by_hand(tried, pinned, because)
+    raise _ended(tried)
+
+
+def taken_by_others(short: Shortage, pool: int | None) -> bool:
+    """Whether the plan would have held, had nothing beside its pool grown since the run began."""
+    grown = short.taken_by_others >= OTHERS_BYTES
+    return grown and (pool is None or pool <= (short.limit_before_bytes or 0))
+
+
+def smaller(
+    question: Question,
+    gpu: Gpu,
+    budget: Budget,
+    plan: Plan,
+    pinned: set[str],
+    limit: int,
+    share: float,
+) -> Candidate | str:
+    """The best plan below `limit` bytes and `share` of what `plan` takes; or why there is none."""
+    setting = question.setting(gpu, budget)
+    itself = search(plan, set(Plan.model_fields), setting)
+    if isinstance(itself, str):
+        return itself
+    ceiling = min(limit, round(share * itself.choice.best.needs.bytes))
+    usable = budget.usable.model_copy(update={"bytes": max(0, ceiling)})
+    setting = replace(setting, budget=budget.model_copy(update={"usable": usable}))
+    others = set(Plan.model_fields) - LEVERS
+    for held in (others | pinned | {"quantization"}, others | pinned):
+        found = search(plan, held, setting)
+        if not isinstance(found, str) and found.choice.best.verdict == "FITS":
+            return found.choice.best
+    return ""
+
+
+def _waited(
+    question: Question,
+    pool: int,
+    budget: Budget,
+    minutes: float,
+    tell: Callable[[str], None],
+    look: Callable[[], Machine],
+) -> Budget:
+    """The budget once `pool` bytes are usable, or when the time is up."""
+    until = time.monotonic() + 60 * minutes
+    while budget.usable.bytes < pool and time.monotonic() < until:
+        left = (until - time.monotonic()) / 60
+        tell(f"waiting for {gib(pool)}, {gib(budget.usable.bytes)} usable, {left:.0f} min left")
+        time.sleep(min(ASK_AGAIN_SECONDS, max(0.0, until - time.monotonic())))
+        machine = look()
+        gpu = pick_gpu(machine)
+        now = replace(question, machine=machine).budget(gpu) if gpu else None
+        budget = now or budget
+    return budget
+
+
+def _by_hand(tried: Sequence[Shortage], pinned: Sequence[str], because: str) -> Fallback:
+    """Where no forecast tells: all layers recomputed, then fewer samples at once."""
+    plan = tried[-1].plan
+    layers, share = plan.profile.llama.layers, plan.effective_batch // plan.processes
+    sizes = [n for n in range(1, plan.micro_batch) if share % n == 0]
+    if plan.checkpointed_layers < layers and "checkpointed_layers" not in pinned:
+        return Fallback(plan.override([f"checkpointed_layers={layers}"]), because, tried[-1])
+    if sizes and not {"micro_batch", "accumulation"} & set(pinned):
+        return Fallback(plan.override([f"micro_batch={sizes[-1]}"]), because, tried[-1])
+    raise _ended(tried)
+
+
+def _moves(tried: Sequence[Shortage]) -> bool:
+    """Whether the run has got further since the time before last."""
+    return len(tried) < 3 or tried[-1].step > tried[-3].step
+
+
+def _forecast(short: Shortage, gpu: Gpu, data: Path) -> Forecast | None:
+    """Of the plan that ran out; None where there is none to be had."""
+    try:
+        return forecast(short.plan, Worst(data=data), gpu.compute_capability or (8, 6))
+    except (RehearsalFailed, BadQuestion):
+        return None
+
+
+def _keep_row(short: Shortage, gpu: Gpu, told: Forecast | None, pool: int | None) -> None:
+    plan = short.plan
+    text = told.text_tokens if told else plan.tokens.max_text_tokens
+    row = TestedRow(
+        id=f"run-{plan.content_hash}-{datetime.datetime.now():%Y%m%d%H%M%S}",
+        title=f"{plan.model} {plan.content_hash}, {short.phase}",
+        source="user",
+        status="measured",
+        model=plan.model,
+        settings=plan.model_dump(mode="json", exclude={"schema_version", "model"}),
+        gpu=short.gpu,
+        gpu_memory_gib=None if gpu.total_bytes is None else gpu.total_bytes / 2**30,
+        cap_bytes=short.limit_bytes,
+        forecast_bytes=pool,
+        verdict="OOM",
+        versions=short.versions,
+        data_shape=DataShape(image_tokens=plan.profile.clip.image_tokens, text_tokens=text),
+        date=datetime.date.today(),
+        note=short.error,
+    )
+    append(row)
+
+
+def _compared(short: Shortage, pool: int | None) -> str:
+    had = f"the pool had {gib(short.limit_bytes)}" if short.limit_bytes else "the pool was full"
+    return f"{had}, {gib(pool)} were forecast" if pool is not None else had
+
+
+def _who(gpu: Gpu) -> str:
+    if not gpu.other_processes:
+        return ""
+    held = f", with {gib(gpu.other_process_bytes)}" if gpu.other_process_bytes else ""
+    return f" ({gpu.other_processes} on it now{held})"
+
+
+def _ended(tried: Sequence[Shortage]) -> NothingSmaller:
+    lines = [
+        f"{plan_text(s.plan)}: {s.phase} after step {s.step}"
+        + (f", {gib(s.limit_bytes)} to be had" if s.limit_bytes else "")
+        for s in tried
+    ]
+    listed = "\n    ".join(lines)
+    return NothingSmaller(
+        f"out of memory, and no smaller plan is left; tried:\n    {listed}\n"
+        f"    hint: {smallest_cards_text([tried[-1].plan.model])}; with more memory free, "
+        "lisa-train --resume tries the last plan again"
+    )

@@ -1,0 +1,32 @@
+"""What there was, and what was taken, when a run ran out of memory; the JSON that it leaves."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from profiles.plan import Plan
+
+
+class Shortage(BaseModel):
+    """An out-of-memory error. Bytes as torch and the driver count them; null without a card."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    plan: Plan
+    phase: str = Field(description="what the run was doing: loading, evaluating, training …")
+    step: int = Field(description="optimizer steps done by then")
+    error: str = Field(description="the allocator's message")
+    gpu: str | None = Field(None, description="name of the card")
+    allocated_bytes: int | None = Field(None, description="tensors at their peak")
+    reserved_bytes: int | None = Field(None, description="the allocator's pool at its peak")
+    limit_bytes: int | None = Field(None, description="what the pool could have had at most")
+    limit_before_bytes: int | None = Field(None, description="the same when the run began")
+    outside_bytes: int | None = Field(None, description="of the card, taken beside the pool")
+    outside_before_bytes: int | None = Field(None, description="the same when the run began")
+    components: dict[str, int] = Field(default_factory=dict, description="tensors by what they are")
+    versions: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def taken_by_others(self) -> int:
+        """Bytes by which what lies beside the pool has grown since the run began."""
+        return (self.outside_bytes or 0) - (self.outside_before_bytes or 0)
