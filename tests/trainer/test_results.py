@@ -317,6 +317,14 @@ def test_an_unreadable_picture_does_not_stop_the_others(run: Path, tmp_path: Pat
     assert "a.jpg" in done.stderr and "1 of 3 questions not answered" in done.stderr
 
 
+def test_nothing_is_loaded_where_no_picture_can_be_read(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"no picture")
+    arguments = ["a.jpg", "a cup", "--run", str(run), "--json"]
+    done = call("trainer.segment_cli", *arguments, cwd=tmp_path, **without_torch(tmp_path))
+    (row,) = json.loads(done.stdout)["answers"]
+    assert done.returncode == 1 and "a.jpg" in row["error"], done.stderr
+
+
 def without_torch(folder: Path) -> dict[str, str]:
     """An environment in which torch cannot be imported."""
     (folder / "broken" / "torch").mkdir(parents=True)
