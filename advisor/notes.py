@@ -8,7 +8,7 @@ from dataclasses import replace
 from advisor.budget import Budget, gib
 from advisor.choose import Candidate, assigned
 from advisor.probe import Gpu
-from advisor.question import Question, base_plan
+from advisor.question import Question, base_plan, weights_needed
 from advisor.reasons import plan_text
 from advisor.search import search, smallest_cards_text
 from profiles.catalog import gpus
@@ -81,7 +81,8 @@ def _machine_notes(question: Question, gpu: Gpu, plan: Plan) -> list[Finding]:
     count = len([g for g in question.machine.gpus if g.lost is None])
     if count > 1 and not question.what_if and plan.effective_batch % count == 0:
         what = f"the plan uses one of {count} GPUs; what {count} processes take is not forecast yet"
-        rest = f"--plan plan.json --set processes={count} --data-dir DIR"
+        needed = weights_needed(plan.model, plan.weights)
+        rest = f"--plan plan.json{needed} --set processes={count} --data-dir DIR"
         fix = f"lisa-train {rest}; or "
         fix += f"accelerate launch --num_processes {count} -m trainer.cli {rest}"
         findings.append(Finding("GPUs", what, fix=fix))
