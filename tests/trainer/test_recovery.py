@@ -1,0 +1,273 @@
+"""A run that runs out of memory goes on with a smaller plan, and learns the same."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from advisor.fallback import NothingSmaller
+from profiles.plan import Plan
+from tests.conftest import PHOTOS
+from tests.trainer.test_resume import ROOT, assert_same, outcome, plan
+from trainer import loop, recovery, start_cli
+from trainer.recovery import is_shortage
+from trainer.resume import CannotResume, Keeping, Started, check_plan
+from trainer.start_cli import Beginning, begin, go_on
+
+# Runs lisa-train with an error planted; the process that takes its place is a plain one.
+PLANTED = """
+import sys, torch
+from trainer import cli, loop
+real, calls = loop.training_step, [0]
+def failing(*arguments):
+    calls[0] += 1
+    if calls[0] == 3:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+    return real(*arguments)
+loop.training_step = failing
+cli.main()
+"""
+
+
+class Replaced(BaseException):
+    """Stands for the process having become another."""
+
+
+@pytest.fixture(autouse=True)
+def no_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    def replaced(folder: Path) -> None:
+        raise Replaced
+
+    monkeypatch.setattr(recovery, "replace_process", replaced)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def beginning(folder: Path, cache: Path, **settings: Any) -> Beginning:
+    started = Started(PHOTOS, cache, {}, Keeping(minutes=0), ("seed",))
+    return Beginning(plan(**settings), folder, started)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    begin(beginning(folder, cache))
+    return folder
+
+
+def failing_at(
+    monkeypatch: pytest.MonkeyPatch, name: str, number: int, message: str = "CUDA out of memory"
+) -> None:
+    """The `number`-th call of `trainer.loop`'s `name` runs out of memory."""
+    real: Callable[..., Any] = getattr(loop, name)
+    calls = [0]
+
+    def failing(*arguments: Any, **named: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == number:
+            raise torch.OutOfMemoryError(message)
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(loop, name, failing)
+
+
+@pytest.mark.slow
+def test_the_process_is_replaced_and_nothing_is_lost(
+    undisturbed: Path, cache: Path, tmp_path: Path
+) -> None:
+    """On the command line, with data workers: the same numbers to the last bit."""
+    settings = tmp_path / "plan.json"
+    settings.write_text(plan(workers=1).to_json())
+    run = tmp_path / "run"
+    options = ["--plan", str(settings), "--data-dir", str(PHOTOS), "--cache-dir", str(cache)]
+    done = subprocess.run(
+        [sys.executable, "-c", PLANTED, *options, "--output-dir", str(run)],
+        capture_output=True, text=True, cwd=ROOT, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "out of memory while training, after step 2" in done.stderr
+    assert "going on with fp32 base, micro-batch 1, 4 of 4 layers checkpointed" in done.stderr
+    assert_same(run, undisturbed)
+    assert Plan.read(run / "plan.json").checkpointed_layers == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "phase", "step"),
+    [("training_step", 1, "training", 0), ("training_step", 6, "training", 5),
+     ("predict", 1, "evaluating", 0), ("predict", 4, "evaluating", 4), ("build", 1, "loading", 0),
+     ("prepare_caches", 1, "building features", 0)],
+)  # fmt: skip
+def test_anywhere(
+    name: str, number: int, phase: str, step: int,
+    undisturbed: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    failing_at(monkeypatch, name, number)
+    with pytest.raises(Replaced):
+        begin(beginning(tmp_path, cache))
+    ((place, short),) = recovery.shortages(tmp_path).items()
+    assert (short.phase, short.step, short.error) == (phase, step, "CUDA out of memory")
+    assert recovery.unanswered(tmp_path) == place
+    go_on(tmp_path, None, None, {})
+    assert recovery.unanswered(tmp_path) is None
+    assert_same(tmp_path, undisturbed)
+
+
+def test_no_step_is_repeated_unless_it_was_half_an_update(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing was saved for an hour: an error before the update saves, one inside it cannot."""
+    from trainer import step
+
+    for name, module, done in (("accumulate", step, 3), ("update", step, 0)):
+        folder = tmp_path / name
+        run = beginning(folder, cache)
+        seldom = Started(run.started.data, cache, {}, Keeping(minutes=60))
+        with monkeypatch.context() as patch:
+            failing_at_module(patch, module, name, 4)
+            with pytest.raises(Replaced):
+                begin(Beginning(run.plan, folder, seldom))
+        state = json.loads((folder / "last" / "state.json").read_text())
+        assert state["step"] == done
+
+
+def failing_at_module(patch: pytest.MonkeyPatch, module: Any, name: str, number: int) -> None:
+    real, calls = getattr(module, name), [0]
+
+    def failing(*arguments: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == number:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(*arguments)
+
+    patch.setattr(module, name, failing)
+
+
+def test_fewer_samples_at_once_go_on_the_same_curve(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums in another order: the same losses to five digits, the same learning rates and steps."""
+    settings = {"micro_batch": 2, "accumulation": 1, "checkpointed_layers": 4}
+    settings |= {"lora": {"rank": 2, "alpha": 4, "dropout": 0.0, "targets": "qv"}}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    begin(beginning(whole, cache, **settings))
+    failing_at(monkeypatch, "training_step", 4)
+    with pytest.raises(Replaced):
+        begin(beginning(parts, cache, **settings))
+    go_on(parts, None, None, {})
+    assert Plan.read(parts / "plan.json").micro_batch == 1
+    (_, rows), (_, expected) = outcome(parts), outcome(whole)
+    assert [row.pop("evaluation", "") for row in rows] == [
+        row.pop("evaluation", "") for row in expected
+    ]
+    for row, known in zip(rows, expected, strict=True):
+        assert row == pytest.approx(known, rel=1e-4)
+
+
+def test_the_ladder_ends_with_what_was_tried(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def always(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "training_step", always)
+        with pytest.raises(Replaced):
+            begin(beginning(tmp_path, cache, micro_batch=2, accumulation=1))
+        for _ in range(2):
+            with pytest.raises(Replaced):
+                go_on(tmp_path, None, None, {})
+        with pytest.raises(NothingSmaller) as caught:
+            go_on(tmp_path, None, None, {})
+    said = str(caught.value)
+    assert said.count("training after step 0") == 3 and "micro-batch 2" in said
+    # With the memory there again the last plan is tried again, and is enough.
+    go_on(tmp_path, None, None, {})
+    assert json.loads((tmp_path / "summary.json").read_text())["steps"] == 8
+
+
+def test_a_user_setting_stays(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing_at(monkeypatch, "training_step", 1)
+    run = beginning(tmp_path, cache, micro_batch=2, accumulation=1, checkpointed_layers=4)
+    started = Started(PHOTOS, cache, {}, Keeping(minutes=0), ("micro_batch",))
+    with pytest.raises(Replaced):
+        begin(Beginning(run.plan, tmp_path, started))
+    with pytest.raises(NothingSmaller):
+        go_on(tmp_path, None, None, {})
+
+
+def test_of_several_processes_the_one_that_starts_them_is_replaced(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trainer import launch
+
+    monkeypatch.setattr(launch, "start_processes", lambda *_: start_cli.EXIT_OUT_OF_MEMORY)
+    with pytest.raises(Replaced):
+        begin(beginning(tmp_path, cache, processes=2, accumulation=1))
+
+
+def test_what_is_out_of_memory() -> None:
+    assert is_shortage(torch.OutOfMemoryError("CUDA out of memory"))
+    assert is_shortage(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"))
+    assert not is_shortage(RuntimeError("out of patience"))
+    assert not is_shortage(ValueError("CUBLAS_STATUS_ALLOC_FAILED"))
+
+
+def test_an_edited_plan_is_explained_or_refused_field_by_field() -> None:
+    before = plan()
+    levers = before.override(["micro_batch=2", "checkpointed_layers=2"])
+    assert check_plan(levers, before) == [
+        "micro_batch: 1 -> 2", "accumulation: 2 -> 1", "checkpointed_layers: 0 -> 2"
+    ]  # fmt: skip
+    other = before.override(["seed=3", "effective_batch=4", "schedule.epochs=3"])
+    with pytest.raises(CannotResume) as caught:
+        check_plan(other, before)
+    assert "seed: 0 -> 3" in str(caught.value) and "effective_batch: 2 -> 4" in str(caught.value)
+    assert "schedule: " in str(caught.value)
+
+
+def test_more_checkpoints_are_kept_and_saved_by_steps(cache: Path, tmp_path: Path) -> None:
+    run = beginning(tmp_path, cache)
+    keeping = Keeping(minutes=60, steps=3, checkpoints=3)
+    begin(Beginning(run.plan, tmp_path, Started(PHOTOS, cache, {}, keeping)))
+    steps = [json.loads((tmp_path / name / "state.json").read_text())["step"]
+             for name in ("last", "last-1", "last-2")]  # fmt: skip
+    assert steps == [8, 8, 7]  # after the evaluation, before it, and three steps after step 4
+    assert not (tmp_path / "last-3").exists() and not list(tmp_path.glob(".last*"))
+
+
+def test_what_is_not_finite_is_left_out_as_often_as_allowed(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trainer import step
+
+    real, bad = step.accumulate, {2, 5}
+    calls = [0]
+
+    def poisoned(model: torch.nn.Module, *arguments: Any) -> Any:
+        calls[0] += 1
+        sums = real(model, *arguments)
+        if calls[0] in bad:  # the loss is a number, one gradient is not
+            next(p for p in model.parameters() if p.grad is not None).grad.view(-1)[0] = torch.inf
+        return sums
+
+    monkeypatch.setattr(step, "accumulate", poisoned)
+    allowed = {"schedule": plan().schedule.model_dump() | {"max_skipped_steps": 2}}
+    begin(beginning(tmp_path / "two", cache, **allowed))
+    tensors, rows = outcome(tmp_path / "two")
+    left_out = [row for row in rows if "skipped" in row]
+    assert [(row["step"], row["skipped"]) for row in left_out] == [(2, 1), (5, 2)]
+    assert all(bool(tensor.isfinite().all()) for tensor in tensors.values())
+    calls[0] = 0
+    with pytest.raises(loop.NotFinite, match=r"step 2: the gradient is not finite; samples of"):
+        begin(beginning(tmp_path / "none", cache))
+    assert json.loads((tmp_path / "none" / "last" / "state.json").read_text())["step"] == 1
