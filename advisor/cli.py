@@ -74,6 +74,9 @@ def run(
         typer.Option(help="Size: tiny, 7b, 7b-v1, 13b or 13b-v1. Default: what fits."),
     ] = None,
     settings: Settings = None,
+    weights: Annotated[
+        Text, typer.Option(metavar="FOLDER", help="Model folder of lisa-train convert, or random.")
+    ] = None,
     lora_r: Annotated[
         int | None, typer.Option("--lora-r", min=1, max=256, help="Fix LoRA's rank.")
     ] = None,
@@ -110,8 +113,8 @@ def run(
     Exit codes: 0 fits, 1 does not fit, 2 bad usage, 3 cannot decide, 130 interrupted.
     """
     if context.invoked_subcommand is not None:
-        given = (model, settings, lora_r, no_quantization, gpu, vram, system, data_dir, measure,
-                 emulate_vram, save, plot, explain, as_json, svg)  # fmt: skip
+        given = (model, settings, weights, lora_r, no_quantization, gpu, vram, system, data_dir,
+                 measure, emulate_vram, save, plot, explain, as_json, svg)  # fmt: skip
         if any(given):
             _fail(f"options of {context.invoked_subcommand} go behind its name")
         return
@@ -132,9 +135,11 @@ def run(
         _fail("--emulate-vram names the card itself; leave --vram and --gpu out")
     if measure and (vram or gpu):
         _fail("--measure needs the card here; --emulate-vram SIZE tries a smaller one's plan")
+    for path in (save, plot):
+        _must_be_writable(path)
     target = _target(vram or emulate_vram, gpu, system)
     _must_be_data(data_dir)
-    assignments = [*(settings or ()), *_sugar(lora_r, no_quantization)]
+    assignments = [*(settings or ()), *_sugar(weights, lora_r, no_quantization)]
     _must_agree(assignments)
     machine = probe()
     try:
@@ -203,10 +208,11 @@ def _plot(advice: Advice, path: Path) -> None:
         _fail(f"{path}: cannot be written: {error.strerror}")
 
 
-def _sugar(lora_r: int | None, no_quantization: bool) -> list[str]:
+def _sugar(weights: str | None, lora_r: int | None, no_quantization: bool) -> list[str]:
     """The settings that the short options stand for; alpha follows the rank, as usual."""
+    named = [] if weights is None else [f"weights={weights}"]
     rank = [f"lora.rank={lora_r}", f"lora.alpha={2 * lora_r}"] if lora_r else []
-    return rank + (["quantization=none"] if no_quantization else [])
+    return named + rank + (["quantization=none"] if no_quantization else [])
 
 
 def _must_agree(assignments: list[str]) -> None:
@@ -243,6 +249,13 @@ def _target(vram: int | None, gpu: str | None, system: str | None) -> Target | N
 def _must_be_data(folder: Path | None) -> None:
     if folder is not None and not folder.is_dir():
         _fail(f"{folder}: no such folder; --data-dir must name ReasonSeg data")
+
+
+def _must_be_writable(path: Path | None) -> None:
+    """Ends with exit code 2 before the work, not after it."""
+    if path is not None and (path.is_dir() or not os.access(path.parent, os.W_OK)):
+        why = "is a folder" if path.is_dir() else f"no folder {path.parent} to write into"
+        _fail(f"{path}: cannot be written: {why}")
 
 
 def _tell(line: str) -> None:
@@ -430,11 +443,14 @@ def _saved(advice: Advice, path: Path) -> Advice:
     """The advice with its plan written to `path` and a command that uses it."""
     import shlex
 
+    from advisor.question import weights_needed
+
     if advice.plan is None or advice.command is None:
         print(f"not saved: {advice.verdict}, so there is no plan to train", file=sys.stderr)
         return advice
     write(path, advice.plan.to_json())
-    command = f"lisa-train --plan {shlex.quote(str(path))} --data-dir DIR"
+    needed = weights_needed(advice.plan.model, advice.plan.weights)
+    command = f"lisa-train --plan {shlex.quote(str(path))}{needed} --data-dir DIR"
     return advice.model_copy(update={"command": command})
 
 

@@ -19,6 +19,7 @@ from advisor.probe import Machine
 SELFTEST_SECONDS = 180
 HUB = "https://huggingface.co"
 HUB_SECONDS = 3
+NO_CUDA = "no CUDA device"
 # Features of ReasonSeg's 239 training pictures and some: 8 MiB each (SAM's 256 x 64 x 64 in fp32
 # at most, CLIP's 576 x 1024).
 CACHE_BYTES = 4 * 2**30
@@ -79,6 +80,9 @@ def _driver(machine: Machine, facts: dict[str, Any]) -> Iterator[Check]:
         found = str(machine.notes[0]) if machine.notes else "no GPU is visible"
         remedy = "lisa-tiny trains on the CPU; for 7b and 13b a GPU is needed"
         yield Check(name="driver", status="note", found=found, remedy=remedy)
+        built = facts.get("torch_cuda")
+        kind = f"is built for CUDA {built}" if built else "is a CPU build"
+        yield Check(name="torch's CUDA", status="note", found=f"{NO_CUDA}: torch {kind}")
         return
     found = f"{machine.driver_version}, serves CUDA {machine.cuda_driver_version}; {gpu.name}"
     yield Check(name="driver", status="ok", found=found)
@@ -119,8 +123,12 @@ def _libraries(facts: dict[str, Any]) -> Iterator[Check]:
 
 
 def _abilities(machine: Machine, facts: dict[str, Any]) -> Iterator[Check]:
-    gpu = pick_gpu(machine)
-    if gpu is None or "versions" not in facts:
+    if "versions" not in facts:
+        return
+    if pick_gpu(machine) is None:
+        yield Check(name="bf16", status="note", found=f"{NO_CUDA}: lisa-tiny computes in fp32")
+        found = facts["compiler"] or "Triton and a C compiler are there"
+        yield Check(name="compiled layers", status="note", found=f"{NO_CUDA}: {found}")
         return
     bf16 = bool(facts["bf16"])
     found = "computes in bf16" if bf16 else "no bf16: plans compute in fp16 with a gradient scaler"
@@ -163,7 +171,7 @@ def _hub() -> Iterator[Check]:
         with urllib.request.urlopen(HUB, timeout=HUB_SECONDS):
             yield Check(name="model hub", status="ok", found="answers")
     except (urllib.error.URLError, OSError, ValueError):
-        remedy = "weights must lie in a folder: --set weights=FOLDER"
+        remedy = "weights must lie in a folder: --weights FOLDER"
         yield Check(name="model hub", status="note", found="does not answer", remedy=remedy)
 
 

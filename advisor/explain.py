@@ -9,6 +9,10 @@ EXPLANATIONS = {
     "tensor. It hangs on card, driver and versions, not on the plan; measured once on a card here.",
     "margin": "Left free because forecasts are not exact: the 95 % quantile of how far they fell "
     "short before on this GPU model. Your own measured rows count; --measure adds one.",
+    "usable": "What the pool may grow to: free, less context and margin.",
+    "tensors": "What torch counts as allocated at its peak (max_memory_allocated). Smaller by what "
+    "is live then: lisa-advise forecast lists it.",
+    "process": "What nvidia-smi shows of a run: the pool and the context together.",
     "pool": "What torch's allocator takes from the driver: tensors and the gaps between them. "
     "Expandable segments keep the gaps small.",
     "frozen weights": "The base model: decoder, embeddings and head, projector, mask decoder. "
@@ -31,6 +35,8 @@ EXPLANATIONS = {
     "micro_batch and with the text's length; checkpointed layers keep only their input.",
     "transient": "What an operator holds while it runs: a widened weight, a recomputed layer, the "
     "loss's logits. Smaller by micro_batch and by compile.",
+    "compiled layers": "What compile=true saves, hence below zero: a fused layer keeps neither its "
+    "gate's product nor the widened input of a norm. A rule from measured rows, not a count.",
     "keys and values": "What attention keeps of every position while an answer is made, and what "
     "a layer holds for a moment. Smaller by tokens.max_new_tokens and a shorter question.",
     "cuBLAS workspaces": "Scratch memory of the library for matrix products: 2 × 32 MiB from "
@@ -39,13 +45,15 @@ EXPLANATIONS = {
     "memory instead of on the card. Smaller by fewer host_layers and workers.",
 }  # fmt: skip
 
+ALIASES = {"host": "host memory"}  # as forecasts call it
+
 
 def explain(component: str) -> str:
     """The text for `component`. Raises ValueError naming the known ones."""
     import difflib
 
     name = component.strip().lower().replace("_", " ").replace("-", " ")
-    by_lower = {key.lower(): key for key in EXPLANATIONS}
+    by_lower = {key.lower(): key for key in EXPLANATIONS} | ALIASES
     if name in by_lower:
         key = by_lower[name]
         return f"{key}: {EXPLANATIONS[key]}"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
-from pathlib import Path
 
 from advisor.budget import Budget, gib
 from advisor.choose import Candidate, assigned
 from advisor.probe import Gpu
-from advisor.question import Question, base_plan
+from advisor.question import Question, base_plan, weights_needed
 from advisor.reasons import plan_text
 from advisor.search import search, smallest_cards_text
 from profiles.catalog import gpus
@@ -39,17 +39,14 @@ def card_findings(question: Question, gpu: Gpu, best: Candidate, base: Plan) -> 
     if runs and best.plan.model != "tiny" and "weights" not in assigned(question.overrides):
         what = f"the published {best.plan.model} checkpoints must be converted first"
         command = best.plan.profile.conversion
-        fix = f"{command}, then --set weights=FOLDER; or --set weights=random to rehearse"
+        fix = f"{command}, then --weights FOLDER; or --weights random to rehearse"
         findings.append(Finding("weights", what, fix=fix))
-    weights = assigned(question.overrides).get("weights", "default")
-    if weights not in ("default", "random") and not Path(weights).expanduser().is_dir():
-        findings.append(Finding("weights", "no such folder", weights, "name a model folder"))
     named = question.target.card if question.target else None
-    sizes = [c.title for c in gpus().values() if named and c.name == named.name and c != named]
-    if sizes:
-        findings.append(
-            Finding(gpu.name, f"is sold as {', '.join(sizes)} too", fix="name its size")
-        )
+    others = [c for c in gpus().values() if named and c.name == named.name and c != named]
+    if others:
+        what = f"is sold as {', '.join(card.title for card in others)} too"
+        fix = f"name its size: --gpu {' or --gpu '.join(shlex.quote(c.key) for c in others)}"
+        findings.append(Finding(gpu.name, what, fix=fix))
     return findings + _machine_notes(question, gpu, best.plan) + neighbours(question, gpu)
 
 
@@ -84,7 +81,8 @@ def _machine_notes(question: Question, gpu: Gpu, plan: Plan) -> list[Finding]:
     count = len([g for g in question.machine.gpus if g.lost is None])
     if count > 1 and not question.what_if and plan.effective_batch % count == 0:
         what = f"the plan uses one of {count} GPUs; what {count} processes take is not forecast yet"
-        rest = f"--plan plan.json --set processes={count} --data-dir DIR"
+        needed = weights_needed(plan.model, plan.weights)
+        rest = f"--plan plan.json{needed} --set processes={count} --data-dir DIR"
         fix = f"lisa-train {rest}; or "
         fix += f"accelerate launch --num_processes {count} -m trainer.cli {rest}"
         findings.append(Finding("GPUs", what, fix=fix))

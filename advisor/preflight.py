@@ -174,6 +174,7 @@ def advise(
         text_tokens=text_tokens,
         live=live,
     )
+    _must_be_folder(assigned(overrides).get("weights", "default"))
     gpu = gpu_for(machine, target)
     if target is not None and question.wants_cpu:
         fix = "leave out one of the two"
@@ -186,6 +187,13 @@ def advise(
     if question.model is None and advice.exit_code == 1:
         return _tiny_instead(question, gpu, advice)
     return advice
+
+
+def _must_be_folder(weights: str) -> None:
+    """Raise PlanError where the weights that are named are not there."""
+    if weights not in ("default", "random") and not Path(weights).expanduser().is_dir():
+        fix = "name a folder that lisa-train convert wrote, or random to rehearse"
+        raise PlanError([Finding("weights", "no such folder", weights, fix)])
 
 
 def _on_gpu(question: Question, gpu: Gpu, model: str) -> Advice:

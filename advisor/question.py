@@ -168,16 +168,25 @@ def environment_of(question: Question, gpu: Gpu, plan: Plan) -> dict[str, str]:
 
 
 def command_of(question: Question, model: str) -> str:
-    """A command line that trains as advised; DIR stands for the user's data."""
+    """A command line that trains as advised; DIR and FOLDER stand for the user's data, weights."""
+    given = assigned(question.overrides)
     options = f"--model {model}"
     for text in question.overrides:
-        if not text.startswith("model="):
+        if not text.startswith(("model=", "weights=")):
             options += f" --set {shlex.quote(text)}"
+    if "weights" in given:
+        options += f" --weights {shlex.quote(given['weights'])}"
+    needed = weights_needed(model, given.get("weights", "default"))
     folder = shlex.quote(str(question.data)) if question.data is not None else "DIR"
     if question.target is None:
-        return f"lisa-train --auto {options} --data-dir {folder}"
+        return f"lisa-train --auto {options}{needed} --data-dir {folder}"
     longest = f" --data-dir {folder}" if question.data is not None else ""
     return (
         f"lisa-advise {options} {question.target.options}{longest} --save plan.json"
-        f" && lisa-train --plan plan.json --data-dir {folder}"
+        f" && lisa-train --plan plan.json{needed} --data-dir {folder}"
     )
+
+
+def weights_needed(model: str, weights: str) -> str:
+    """The option that a command still lacks where nothing is packaged and no weights are named."""
+    return " --weights FOLDER" if model != "tiny" and weights == "default" else ""

@@ -143,10 +143,10 @@ def _seed_reasons(plan: Plan, rows: Sequence[TestedRow]) -> Iterator[Reason]:
     said = f'"{refuted[0].title}"'
     if plan.quantization == "nf4" and plan.lora is not None:
         said = "never LoRA with 4-bit on 8 GB"
-    names = ", ".join(row.id for row in refuted)
+    names = ("row " if len(refuted) == 1 else "rows ") + ", ".join(row.id for row in refuted)
     against = dict.fromkeys(name for row in refuted for name in row.contradicted_by)
     facts = "; ".join(f"row {row.id}: {_peak_text(row)}" for row in rows if row.id in against)
-    because = f"an older recipe says {said} ({names}); contradicted by {facts}"
+    because = f"an older recipe says {said} ({names} of lisa-advise table); contradicted by {facts}"
     yield Reason(setting="lora", value=lora_text(plan), because=because, basis="tested")
 
 

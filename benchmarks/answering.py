@@ -53,9 +53,10 @@ def measure(plan: Plan, cap_gib: float) -> dict[str, Any]:
     """Ask about the photographs in this process, under the cap."""
     import torch
 
+    from trainer.ask import Question
     from trainer.load import Trained
     from trainer.loop import versions
-    from trainer.segment import Question, Segmenter, longest_question
+    from trainer.segment import Segmenter, longest_question
 
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction(cap_gib * 2**30 / total)

@@ -1,20 +1,44 @@
-"""What is asked of a trained model, and how its answers are written down."""
+"""What is asked of a trained model, and how its answers are written down; without torch."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from trainer.data.prompts import PromptError
-from trainer.data.reasonseg import IMAGE_SUFFIXES, read_image
+from trainer.data.prompts import PromptError, Turn, explanatory_question_for, question_for
+from trainer.data.reasonseg import IMAGE_SUFFIXES, DataError, Item, read_image
 from trainer.pictures import COLOURS, overlay
-from trainer.segment import Answer, Question
+
+if TYPE_CHECKING:
+    from trainer.segment import Answer
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked about a picture: a sentence, or a noun phrase."""
+
+    image: Path
+    text: str
+    is_sentence: bool = True
+    explain: bool = False
+
+    def turn(self) -> Turn:
+        """The question as the model was taught to hear it, unanswered. Raises PromptError."""
+        if self.explain:
+            return Turn(explanatory_question_for(self.text, _first), None)
+        return Turn(question_for(self.text, self.is_sentence, _first), None)
+
+
+def question_of(item: Item) -> Question:
+    """The question that an item is scored by."""
+    return Question(item.image_path, item.texts[0], item.is_sentence)
 
 
 def read_questions(
@@ -37,11 +61,9 @@ def read_questions(
         assert question is not None
         pictures = _pictures(image) if image.is_dir() else [image]
         asked = [Question(path, question, not phrase, explain) for path in pictures]
-        wrong = []
+        wrong = [problem for one in asked[:1] for problem in _problems(one)]
         if phrase and explain:
             wrong.append("--explain asks with a whole sentence; leave --phrase out")
-    for one in asked:
-        wrong += _problems(one)
     if wrong:
         raise ValueError("\n".join(f"  - {line}" for line in dict.fromkeys(wrong)))
     if not asked:
@@ -57,11 +79,11 @@ def _pictures(folder: Path) -> list[Path]:
 def _from_file(file: Path, folder: Path) -> tuple[list[Question], list[str]]:
     asked, wrong = [], []
     allowed = {"image": str, "question": str, "phrase": bool, "explain": bool}
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(file.read_bytes().splitlines(), 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line.decode("utf-8-sig"))
             if not isinstance(row, dict):
                 raise ValueError(f"got {row!r}; allowed: an object with image and question")
             for key, value in row.items():
@@ -79,6 +101,7 @@ def _from_file(file: Path, folder: Path) -> tuple[list[Question], list[str]]:
             continue
         phrase, explain = row.get("phrase", False), row.get("explain", False)
         asked.append(Question(picture, row["question"], not phrase, explain))
+        wrong += [f"{file}:{number}: {problem}" for problem in _problems(asked[-1])]
     return asked, wrong
 
 
@@ -86,9 +109,20 @@ def _problems(question: Question) -> Iterator[str]:
     try:
         question.turn()
     except PromptError as error:
-        yield f"{question.image}: {error} (got {question.text!r})"
+        yield f"question: {error} (got {question.text!r})"
     if not question.image.is_file():
         yield f"{question.image}: no such picture"
+
+
+def unreadable(asked: Sequence[Question]) -> dict[Path, str]:
+    """What is wrong with each picture that cannot be read; all are decoded."""
+    wrong = {}
+    for picture in dict.fromkeys(one.image for one in asked):
+        try:
+            read_image(picture)
+        except DataError as error:
+            wrong[picture] = "; ".join(map(str, error.findings))
+    return wrong
 
 
 def stems(asked: Sequence[Question], folder: Path) -> list[Path]:
@@ -129,9 +163,19 @@ def row_of(question: Question, answer: Answer, files: list[Path]) -> dict[str, A
     }
 
 
+def row_of_unanswered(question: Question, error: str) -> dict[str, Any]:
+    """The row of a question whose picture cannot be read."""
+    named = {"image": str(question.image), "question": question.text}
+    return named | {"error": error, "masks": [], "files": []}
+
+
 def run_lengths(mask: NDArray[np.bool_]) -> dict[str, Any]:
     """A mask [H, W] as COCO's compressed RLE {"size": [H, W], "counts": text}, and its area."""
     from pycocotools import mask as coco
 
     rle = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
     return {"size": list(mask.shape), "counts": rle["counts"].decode(), "area": int(mask.sum())}
+
+
+def _first(options: Sequence[str]) -> str:
+    return options[0]

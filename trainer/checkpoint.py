@@ -21,8 +21,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from profiles.plan import Plan
+from trainer.load import TRAINED
 
-TRAINED, STATE, MANIFEST = "trained.safetensors", "state.safetensors", "manifest.json"
+STATE, MANIFEST = "state.safetensors", "manifest.json"
 
 
 class CheckpointError(ValueError):

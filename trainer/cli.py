@@ -45,6 +45,9 @@ def train(
     auto: Annotated[bool, typer.Option(help="Train with lisa-advise's plan.")] = False,
     plan: Annotated[Path | None, typer.Option(help="Train with this plan.json.")] = None,
     model: Annotated[Text, typer.Option(help="Size: tiny, 7b, 7b-v1, 13b or 13b-v1.")] = None,
+    weights: Annotated[
+        Text, typer.Option(metavar="FOLDER", help="Model folder of lisa-train convert, or random.")
+    ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder with ReasonSeg and others.")] = None,
     output_dir: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/latest"),
     cache_dir: Annotated[Path | None, typer.Option(help="Feature cache folder.")] = None,
@@ -69,8 +72,10 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Samples per forward pass.")] = None,
     num_workers: Annotated[int | None, typer.Option(help="Data-loading processes.")] = None,
-    no_quantization: Annotated[bool, typer.Option(help="Full-width base weights.")] = False,
-    use_lora: Annotated[bool, typer.Option(help="Add LoRA adapters.")] = False,
+    no_quantization: Annotated[
+        bool, typer.Option("--no-quantization", help="Full-width base weights.")
+    ] = False,
+    use_lora: Annotated[bool, typer.Option("--use-lora", help="Add LoRA adapters.")] = False,
     lora_r: Annotated[int | None, typer.Option(help="LoRA rank.")] = None,
     lora_alpha: Annotated[float | None, typer.Option(help="LoRA alpha.")] = None,
     lora_dropout: Annotated[float | None, typer.Option(help="LoRA dropout.")] = None,
@@ -88,6 +93,7 @@ def train(
     if auto and plan is not None:
         fail("--auto and --plan: give one of the two")
     flags = {
+        "weights": weights,
         "schedule.epochs": epochs,
         "micro_batch": batch_size,
         "workers": num_workers,
@@ -158,7 +164,7 @@ def convert(
     model: Annotated[str, typer.Option(help="Size to make: 7b, 7b-v1 or 13b.")],
     shard_gib: Annotated[float, typer.Option(min=0.001, help="Largest file written.")] = 2.0,
 ) -> None:
-    """Turn published checkpoints (LLaVA, LISA, SAM, CLIP) into a folder for --set weights=DST."""
+    """Turn published checkpoints (LLaVA, LISA, SAM, CLIP) into a folder for --weights DST."""
     from trainer.convert import convert as run
     from trainer.hub import checkpoint_folder
 
@@ -179,6 +185,7 @@ def import_(
     ] = None,
     pictures: Annotated[Path | None, typer.Option(help="Folder of COCO's pictures.")] = None,
     val: Annotated[float, typer.Option(help="Share of pictures to validate on.")] = 0.1,
+    test: Annotated[float, typer.Option(help="Share of pictures to keep for a test.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
 ) -> None:
     """Turn LabelMe or COCO annotations into ReasonSeg data for --data-dir DST."""
@@ -186,7 +193,7 @@ def import_(
 
     with user_errors(), ended_politely():
         done = import_annotations(
-            source, target, questions=questions, pictures=pictures, val=val, seed=seed
+            source, target, questions=questions, pictures=pictures, val=val, test=test, seed=seed
         )
     items = ", ".join(f"{split} {count}" for split, count in done.items.items())
     print(f"{target}: {items} items on {done.pictures} pictures; {done.left_out} without any")
@@ -299,7 +306,8 @@ def _check_data(folder: Path) -> int:
         print(f"{split}: " + ", ".join(f"{name} {value}" for name, value in counts.items()))
     for data_set in others:
         masks = sum(1 for picture in data_set.pictures for _ in picture.paints())
-        print(f"{data_set.name}: pictures {len(data_set.pictures)}, masks {masks}")
+        left_out = f", left out {data_set.left_out}: no picture" if data_set.left_out else ""
+        print(f"{data_set.name}: pictures {len(data_set.pictures)}, masks {masks}{left_out}")
     print(f"{folder}: no findings")
     missing = [split for split in ("train", "val") if split not in counts_of]
     if missing:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
+import shlex
 import signal
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -44,6 +47,34 @@ def tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+class Plain:
+    """Progress as lines, one in ten seconds and each last one; with the time that is left."""
+
+    def __init__(self) -> None:
+        self.phase, self.first, self.began, self.told = "", 0, 0.0, -math.inf
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        now, phase = time.monotonic(), what.partition(",")[0]
+        if phase != self.phase or done < self.first:
+            self.phase, self.first, self.began = phase, done, now
+        if done < total and now - self.told <= 10:
+            return
+        self.told, left = now, ""
+        if self.first < done < total:
+            seconds = (now - self.began) / (done - self.first) * (total - done)
+            left = f", {timedelta(seconds=round(seconds))} left"
+        tell(f"{what}: {done}/{total}{left}")
+
+
+def next_steps(run: Path, data: Path) -> str:
+    """What to do with a run that has ended."""
+    folder = shlex.quote(str(run))
+    return (
+        f"next: lisa-train evaluate {folder} --data-dir {shlex.quote(str(data))}, "
+        f'or lisa-segment PICTURE "QUESTION" --run {folder}'
+    )
+
+
 @contextmanager
 def reporter() -> Iterator[Reporter]:
     """A live display on a terminal, plain lines elsewhere; both on stderr, by one process."""
@@ -54,14 +85,7 @@ def reporter() -> Iterator[Reporter]:
         yield Reporter(lambda text: None, lambda what, done, total: None)
         return
     if not sys.stderr.isatty():
-        last = [0.0]
-
-        def plain(what: str, done: int, total: int) -> None:
-            if done == total or time.monotonic() - last[0] > 10:
-                last[0] = time.monotonic()
-                print(f"{what}: {done}/{total}", file=sys.stderr, flush=True)
-
-        yield Reporter(lambda text: print(text, file=sys.stderr, flush=True), plain)
+        yield Reporter(tell, Plain())
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.progress import TimeRemainingColumn as Remaining

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.ask import question_of
 from trainer.data.reasonseg import Item, paint_mask, read_image
 from trainer.data.samples import SampleSet
 from trainer.loop import Reporter, describe, evaluate, predict, versions
 from trainer.metrics import MaskScores
 from trainer.pictures import PREDICTED, TRUE, Row, overlay, write_sheet
-from trainer.segment import Question, Segmenter
+from trainer.segment import Segmenter
 
 if TYPE_CHECKING:
     from trainer.loop import Run
@@ -78,7 +79,7 @@ def generated(segmenter: Segmenter, items: Sequence[Item], reporter: Reporter) -
     scores, answers = MaskScores(), {}
     for done, item in enumerate(items):
         reporter.progress("answering", done, len(items))
-        answer = segmenter.ask(asked(item))
+        answer = segmenter.ask(question_of(item))
         answers[item.name] = answer.text
         scores.add(item.name, answer.mask, paint_mask(item.polygons, *answer.mask.shape))
     reporter.progress("answering", len(items), len(items))
@@ -116,7 +117,7 @@ def _write_extremes(found: Evaluation, segmenter: Segmenter, path: Path) -> None
     order = [by_name[row["name"]] for row in found.rows()]
     chosen = order if len(order) <= 2 * SHOWN else [*order[:SHOWN], *order[-SHOWN:]]
     mask_of: Callable[[Item], Mask] = (
-        (lambda item: segmenter.ask(asked(item)).mask)
+        (lambda item: segmenter.ask(question_of(item)).mask)
         if found.answers
         else (lambda item: _forced_mask(segmenter, item))
     )
@@ -136,11 +137,6 @@ def _forced_mask(segmenter: Segmenter, item: Item) -> Mask:
 def _samples(segmenter: Segmenter, items: Sequence[Item]) -> SampleSet:
     plan, tokenizer, caches = segmenter.plan, segmenter.tokenizer, segmenter.caches
     return SampleSet(items, plan, tokenizer, caches, training=False)
-
-
-def asked(item: Item) -> Question:
-    """The question that an item is scored by."""
-    return Question(item.image_path, item.texts[0], item.is_sentence)
 
 
 def _row(item: Item, mask: Mask, title: str) -> Row:

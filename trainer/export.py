@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from profiles.plan import Plan
-from trainer.checkpoint import TRAINED, read_facts
+from trainer.checkpoint import read_facts
 from trainer.convert import SHARD_BYTES, Shards, needed_shapes
-from trainer.load import ORIGIN, Trained
+from trainer.load import ORIGIN, TRAINED, Trained
 from trainer.model.build import TORCH_DTYPES, read_tokenizer
 from trainer.model.names import EMBEDDING, HEAD
 from trainer.model.weights import FolderWeights, WeightsError, canonical_name, model_folder

@@ -1,4 +1,7 @@
-"""A trained model from wherever it lies: a run, a checkpoint, an export, or a model folder."""
+"""A trained model from wherever it lies: a run, a checkpoint, an export, or a model folder.
+
+torch is imported where a model loads: whether there is one is told at once.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from profiles.plan import Plan
-from trainer import checkpoint
-from trainer.checkpoint import TRAINED
-from trainer.model.build import TORCH_DTYPES, build
-from trainer.model.lisa import Lisa
-from trainer.model.tokens import LisaTokenizer
-from trainer.model.weights import weight_source
 
+if TYPE_CHECKING:
+    import torch
+
+    from trainer.model.lisa import Lisa
+    from trainer.model.tokens import LisaTokenizer
+
+TRAINED = "trained.safetensors"  # in every checkpoint and export
 DEFAULT = Path("runs/latest")  # where lisa-train trains unless told otherwise
 ORIGIN = "conversion.json"  # names the model of a converted or merged folder
 
@@ -35,6 +38,9 @@ class Trained:
 
     def load(self, plan: Plan, tokenizer: LisaTokenizer, device: torch.device) -> Lisa:
         """The model under `plan`, ready to answer. Raises WeightsError, CheckpointError."""
+        from trainer import checkpoint
+        from trainer.model.build import TORCH_DTYPES, build
+
         # Nothing is trained here, so nothing is kept wider than it is computed in.
         model = build(plan, tokenizer, device, trained_dtype=TORCH_DTYPES[plan.dtype]).eval()
         if self.folder is not None:
@@ -44,6 +50,9 @@ class Trained:
 
     def _check_base(self, folder: Path) -> None:
         """Raise CheckpointError if what was trained lay over other base weights than these."""
+        from trainer import checkpoint
+        from trainer.model.weights import weight_source
+
         base = checkpoint.read_facts(folder).get("base")
         here = weight_source(self.plan).fingerprint
         if base not in (None, here):
@@ -76,20 +85,38 @@ def find(where: Path, assignments: Sequence[str] = ()) -> Trained:
     elif (where / ORIGIN).is_file():
         plan = _untrained(where)
     else:
-        raise ValueError(
-            f"{where}: no trained model here\n"
-            "    hint: name a run folder of lisa-train, one of its checkpoints, an export, or a "
-            "folder that lisa-train convert wrote"
-        )
+        raise ValueError(f"{where}: {_why_none(where)}")
     answering: dict[str, object] = {
         "cached_encoders": ["sam", "clip"], "compile": False, "processes": 1,
         "accumulation": 1, "effective_batch": plan.micro_batch,
     }  # fmt: skip
-    if plan.device == "cuda" and not torch.cuda.is_available():
+    if plan.device == "cuda" and not _sees_gpu():
         answering |= {"device": "cpu", "optimizer": "adamw", "host_layers": 0}
         answering |= {"dtype": "fp32" if plan.model == "tiny" else "bf16"}
     plan = Plan.parse(plan.model_dump(mode="json") | answering).override(assignments)
     return Trained(plan, folder)
+
+
+def _why_none(where: Path) -> str:
+    """What is wrong with a folder that holds no model, and what would hold one."""
+    others = sorted(f.parent for f in where.glob(f"*/{TRAINED}") if f.parent.name[0] != ".")
+    if others:
+        what = "this run has no best checkpoint yet"
+        fix = f"name {' or '.join(map(str, others))}, or lisa-train --resume {where}"
+    elif (where / "plan.json").is_file():
+        what = "this run has saved no checkpoint yet"
+        fix = f"wait, or lisa-train --resume {where}"
+    else:
+        what = "no trained model here" if where.is_dir() else "no such folder"
+        fix = "name a run folder of lisa-train, one of its checkpoints, an export, or a folder " \
+              "that lisa-train convert wrote"  # fmt: skip
+    return f"{what}\n    hint: {fix}"
+
+
+def _sees_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _untrained(folder: Path) -> Plan:

@@ -35,23 +35,27 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """gIoU and cIoU on a split, with 95 % intervals, and the worst and best pictures."""
-    with user_errors(), reporter() as speaker:
+    with user_errors():
+        from trainer.ask import question_of
         from trainer.data.reasonseg import read_split
-        from trainer.evaluate import asked, generated, lines, teacher_forced, write
         from trainer.load import find
+
+        items = read_split(data_dir, split)
+        trained = find(run, set_ or ())
+        plan, _ = planned(trained, [question_of(item) for item in items])
+        from trainer.evaluate import generated, lines, teacher_forced, write
         from trainer.segment import Segmenter
 
         name = f"evaluation-{split}" + ("-generated" if generate else "")
         target = out or (run / name if (run / "best").is_dir() else Path(name))
-        items = read_split(data_dir, split)
-        trained = find(run, set_ or ())
-        plan, _ = planned(trained, [asked(item) for item in items])
-        pictures = [item.image_path for item in items]
-        segmenter = Segmenter(trained, pictures, feature_cache(), speaker, plan)
-        found = (generated if generate else teacher_forced)(segmenter, items, speaker)
         how = "generated" if generate else "teacher-forced"
         facts = {"split": split, "answers": how, "data": str(data_dir), "model": str(run)}
-        write(found, segmenter, target, facts)
+        target.mkdir(parents=True, exist_ok=True)  # before the work, not after it
+        pictures = [item.image_path for item in items]
+        with reporter() as speaker:
+            segmenter = Segmenter(trained, pictures, feature_cache(), speaker, plan)
+            found = (generated if generate else teacher_forced)(segmenter, items, speaker)
+            write(found, segmenter, target, facts)
     if as_json:
         print(json.dumps(facts | found.summary(), indent=2))
         return
@@ -72,10 +76,11 @@ def export(
 ) -> None:
     """Write what was trained (or, with --merge, the whole model) and a model card to DST."""
     with user_errors(), ended_politely():
-        from trainer.export import export_merged, export_trained, upload
         from trainer.load import find
 
         trained = find(run, set_ or ())
+        from trainer.export import export_merged, export_trained, upload
+
         write = export_merged if merge else export_trained
         size = write(trained, target)
         print(f"{target}: {size / 2**20:.1f} MiB, card in {target / 'README.md'}")

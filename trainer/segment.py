@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from profiles.plan import Plan
-from trainer.data.prompts import Turn, explanatory_question_for, question_for
+from trainer.ask import Question
 from trainer.data.reasonseg import read_image
 from trainer.load import Trained
 from trainer.loop import Reporter, make_accelerator, prepare_caches
@@ -22,22 +22,6 @@ from trainer.model.lisa import Batch, to_original
 from trainer.model.tokens import LisaTokenizer
 
 SILENT = Reporter(lambda text: None, lambda what, done, total: None)
-
-
-@dataclass(frozen=True)
-class Question:
-    """What is asked about a picture: a sentence, or a noun phrase."""
-
-    image: Path
-    text: str
-    is_sentence: bool = True
-    explain: bool = False
-
-    def turn(self) -> Turn:
-        """The question as the model was taught to hear it, unanswered. Raises PromptError."""
-        if self.explain:
-            return Turn(explanatory_question_for(self.text, _first), None)
-        return Turn(question_for(self.text, self.is_sentence, _first), None)
 
 
 @dataclass(frozen=True)
@@ -111,7 +95,3 @@ class Segmenter:
             clip=shown["clip"],
             sam=shown["sam"],
         )
-
-
-def _first(options: Sequence[str]) -> str:
-    return options[0]

@@ -14,8 +14,9 @@ from trainer.console import feature_cache, tell, use_allocator, user_errors
 if TYPE_CHECKING:
     from advisor.answering import Fit
     from profiles.plan import Plan
+    from trainer.ask import Question
     from trainer.load import Trained
-    from trainer.segment import Answer, Question
+    from trainer.segment import Answer, Segmenter
 
 app = typer.Typer(
     pretty_exceptions_enable=False,
@@ -50,9 +51,10 @@ def segment(
 ) -> None:
     """Answer QUESTION about IMAGE; write the mask and an overlay.
 
-    Exit codes: 0 every answer has a mask, 1 some have none or the card is too small, 2 bad usage.
+    Exit codes: 0 every answer has a mask, 1 some have none, a picture cannot be read or the card
+    is too small, 2 bad usage.
     """
-    from trainer.ask import read_questions, stems
+    from trainer.ask import read_questions, row_of_unanswered, stems, unreadable
     from trainer.load import find, newest
 
     with user_errors():
@@ -61,20 +63,36 @@ def segment(
         if chosen != run:
             tell(f"asking the newest run, {chosen}")
         trained = find(chosen, set_ or ())
-        plan, fit = planned(trained, asked)
-        from trainer.segment import Segmenter
-
         out.mkdir(parents=True, exist_ok=True)
-        segmenter = Segmenter(trained, [q.image for q in asked], feature_cache(), plan=plan)
+        broken = unreadable(asked)
+        for error in broken.values():
+            tell(f"left out: {error}")
+        segmenter, fit = _opened(trained, [one for one in asked if one.image not in broken])
         found = []
         for one, stem in zip(asked, stems(asked, out), strict=True):
-            answer = segmenter.ask(one)
-            found.append(_told(one, answer, stem, as_json, several=len(asked) > 1))
+            if segmenter is None or one.image in broken:
+                found.append(row_of_unanswered(one, broken[one.image]))
+            else:
+                answer = segmenter.ask(one)
+                found.append(_told(one, answer, stem, as_json, several=len(asked) > 1))
+    if broken:
+        count = sum(one.image in broken for one in asked)
+        tell(f"{count} of {len(asked)} questions not answered: their pictures cannot be read")
     if as_json:
         print(json.dumps({"memory": fit.forecast.model_dump(mode="json") if fit else None,
                           "answers": found}, indent=2, ensure_ascii=False))  # fmt: skip
     if not all(row["masks"] for row in found):
         raise typer.Exit(1)
+
+
+def _opened(trained: Trained, asked: list[Question]) -> tuple[Segmenter | None, Fit | None]:
+    """The model, loaded for these questions, and its forecast; nothing is loaded for none."""
+    if not asked:
+        return None, None
+    plan, fit = planned(trained, asked)
+    from trainer.segment import Segmenter
+
+    return Segmenter(trained, [one.image for one in asked], feature_cache(), plan=plan), fit
 
 
 def planned(trained: Trained, asked: list[Question]) -> tuple[Plan, Fit | None]:

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trainer.console import EXIT_OUT_OF_MEMORY, reporter, tell, use_allocator, user_errors
+from trainer.console import (
+    EXIT_OUT_OF_MEMORY,
+    next_steps,
+    reporter,
+    tell,
+    use_allocator,
+    user_errors,
+)
 
 if TYPE_CHECKING:
     from advisor.preflight import Advice
@@ -159,6 +166,7 @@ def _train(run: Beginning) -> None:
             speaker.line(f"before  {describe(summary['before'])}")
             speaker.line(f"after   {describe(summary['after'])}")
             speaker.line(f"run folder {folder}, overlay {sheet}")
+            speaker.line(next_steps(folder, started.data))
 
 
 def _read_data(run: Beginning) -> tuple[list[Item] | MixedSets, list[Item]]:

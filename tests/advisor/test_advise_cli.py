@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -104,10 +105,33 @@ def test_json_keeps_warnings_on_stderr(tmp_path):
 
 def test_save_writes_the_plan_and_the_command_uses_it(tmp_path):
     result = _run("--vram", "8GiB", "--save", "my plan.json")
-    assert "lisa-train --plan 'my plan.json' --data-dir DIR" in result.stdout
+    assert "lisa-train --plan 'my plan.json' --weights FOLDER --data-dir DIR" in result.stdout
     plan = Plan.read(tmp_path / "my plan.json")
     assert (plan.model, plan.effective_batch) == ("7b", 20)
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["my plan.json"]
+
+
+def test_a_card_of_several_sizes_tells_how_to_name_another():
+    result = _run("--gpu", "3060", "--model", "7b", "--json")
+    (note,) = [f for f in json.loads(result.stdout)["findings"] if "is sold as" in f["what"]]
+    command = note["fix"].removeprefix("name its size: ")
+    other = _run(*shlex.split(command), "--model", "7b", "--json")
+    assert other.exit_code == 0
+    assert "RTX 3060 (12 GB)" in json.loads(other.stdout)["summary"]
+
+
+def test_weights_are_named_or_a_folder_that_is_there(tmp_path):
+    asked = ("--model", "7b", "--vram", "8GiB", "--save", "plan.json", "--weights")
+    (tmp_path / "some weights").mkdir()
+    for weights in ("random", "some weights"):
+        result = _run(*asked, weights)
+        assert result.exit_code == 0 and "FOLDER" not in result.stdout
+        assert Plan.read(tmp_path / "plan.json").weights == weights
+    (tmp_path / "plan.json").unlink()
+    result = _run(*asked, "nowhere")
+    assert result.exit_code == 2 and not (tmp_path / "plan.json").exists()
+    assert "weights: no such folder (got nowhere)\n    hint: name a folder that" in result.stderr
+    assert "give it once" in _run(*asked, "random", "--set", "weights=x").stderr
 
 
 def test_a_plan_that_does_not_fit_is_not_saved(tmp_path):
@@ -121,7 +145,7 @@ def test_the_command_is_never_wrapped():
     lines = _run("--vram", "8GiB", "--set", "seed=3").stdout.splitlines()
     expected = (
         "  lisa-advise --model 7b --set seed=3 --vram 8GiB --save plan.json"
-        " && lisa-train --plan plan.json --data-dir DIR"
+        " && lisa-train --plan plan.json --weights FOLDER --data-dir DIR"
     )
     assert expected in lines
     assert all(len(line) <= 80 for line in lines if line != expected)
@@ -132,7 +156,7 @@ def test_a_real_card_is_named(monkeypatch):
     result = _run()
     assert result.exit_code == 0
     assert "Card [bold] with markup" in result.stdout
-    assert "lisa-train --auto --model 7b --data-dir DIR" in result.stdout
+    assert "lisa-train --auto --model 7b --weights FOLDER --data-dir DIR" in result.stdout
 
 
 def test_no_colour_when_it_is_not_wanted_or_no_terminal():

@@ -115,6 +115,13 @@ def test_what_is_broken_is_named_with_its_remedy(
     assert check.status == status and remedy in check.remedy
 
 
+def test_without_a_gpu_every_line_about_one_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = checks(MACHINE.model_copy(update={"gpus": ()}), monkeypatch, torch_cuda=None)
+    for name in ("torch's CUDA", "bf16", "compiled layers"):
+        assert found[name].status == "note" and found[name].found.startswith("no CUDA device: ")
+    assert found["torch's CUDA"].found.endswith("torch is a CPU build")
+
+
 def test_a_child_that_dies_is_a_failed_check(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.sys, "executable", "/bin/false")
     found = {check.name: check for check in examine(MACHINE, offline=True)}

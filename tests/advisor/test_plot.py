@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from PIL import Image
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 
 from advisor.cli import app
 from advisor.explain import EXPLANATIONS, explain
+from advisor.forecast import TierName
 from advisor.plot import GREYS, LINE, PAPER, draw
 from profiles.measurement import Timeline
 from tests.conftest import tiny_plan
@@ -48,8 +50,12 @@ def test_a_picture_from_the_command_line(tmp_path: Path, monkeypatch: pytest.Mon
     path = tmp_path / "memory.png"
     shown = CliRunner().invoke(app, ["--gpu", "RTX 4090", "--plot", str(path)])
     assert shown.exit_code == 0 and path.is_file() and asked == [(8, 9)]
-    nowhere = CliRunner().invoke(app, ["--gpu", "4090", "--plot", "/no/such/folder/x.png"])
-    assert nowhere.exit_code == 2 and "cannot be written" in nowhere.stderr
+    for option in ("--plot", "--save"):
+        nowhere = CliRunner().invoke(app, ["--gpu", "4090", option, "/no/such/folder/x.png"])
+        assert nowhere.exit_code == 2 and "cannot be written: no folder" in nowhere.stderr
+        folder = CliRunner().invoke(app, ["--gpu", "4090", option, str(tmp_path)])
+        assert folder.exit_code == 2 and "cannot be written: is a folder" in folder.stderr
+    assert len(asked) == 1, "nothing was reckoned for them"
     tiny = CliRunner().invoke(app, ["--plot", str(tmp_path / "none.png")])
     assert tiny.exit_code == 0 and "not drawn" in tiny.stderr
 
@@ -58,6 +64,8 @@ def test_every_part_that_is_counted_is_explained() -> None:
     from trainer.fake import BORN
 
     assert set(BORN.values()) <= EXPLANATIONS.keys()
+    for name in (*get_args(TierName), "usable", "free", "margin", "compiled layers"):
+        assert explain(name), name
     assert explain("Frozen_weights").startswith("frozen weights: ")
     with pytest.raises(ValueError, match="did you mean 'margin'"):
         explain("margn")

@@ -195,6 +195,10 @@ def test_a_command_with_data_names_it_throughout(tmp_path):
     folder = tmp_path / "my data"
     advice = _advise(vram_gib=12, model="13b", data=folder, live=_live(1, []))
     assert advice.command.count(f"--data-dir '{folder}'") == 2
+    advice = _advise(_machine(), model="7b")
+    assert advice.command == "lisa-train --auto --model 7b --weights FOLDER --data-dir DIR"
+    advice = _advise(_machine(), model="7b", overrides=["weights=random"])
+    assert advice.command == "lisa-train --auto --model 7b --weights random --data-dir DIR"
     with pytest.raises(PlanError, match="contradicts a named card"):
         _advise(vram_gib=12, overrides=["device=cpu"])
 

@@ -16,12 +16,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
+from trainer.ask import Question
 from trainer.data.reasonseg import paint_mask, read_split
 from trainer.evaluate import run_sheet
 from trainer.load import find
 from trainer.loop import Reporter, Run
 from trainer.metrics import MaskScores
-from trainer.segment import Question, Segmenter
+from trainer.segment import Segmenter
 
 QUIET = Reporter(lambda text: None, lambda what, done, total: None)
 
@@ -43,7 +44,9 @@ def call(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         (["--model", "tiny"], 2, "--data-dir"),
         (["--model", "tiny", "--data-dir", "no-such-folder"], 2, "no-such-folder"),
         (["--model", "7b", "--set", "device=cpu", "--set", "dtype=fp32", "--data-dir",
-          str(PHOTOS)], 2, "weights=FOLDER"),
+          str(PHOTOS)], 2, "--weights FOLDER"),
+        (["--model", "tiny", "--weights", "nowhere", "--data-dir", str(PHOTOS)], 2, "nowhere"),
+        (["--resume", "x", "--weights", "random"], 2, "leave the other settings out"),
         (["--model", "tiny", "--set", "device=cpu", "--set", "dtype=fp16", "--data-dir",
           str(PHOTOS)], 2, "fp16 training needs a GPU (got fp16 on cpu)\n    hint: use fp32"),
         (["--no-such-flag"], 2, "no-such-flag"),
@@ -53,6 +56,11 @@ def test_exit_codes(arguments: list[str], code: int, message: str) -> None:
     done = call("lisa-train", *arguments)
     assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
     assert message in done.stderr
+
+
+@pytest.mark.parametrize("program", ["lisa-train", "lisa-segment", "lisa-advise"])
+def test_no_flag_is_denied_twice(program: str) -> None:
+    assert "--no-no" not in call(program, "--help").stdout
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
@@ -89,6 +97,8 @@ def test_auto_trains_without_a_gpu_and_speaks_in_plain_lines(tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr
     assert "FITS: tiny on this machine's CPU" in done.stderr
     assert "\nepoch 1/1, loss " in done.stderr and "\x1b" not in done.stderr
+    told = f"\nnext: lisa-train evaluate {run} --data-dir {PHOTOS}, or lisa-segment PICTURE"
+    assert told in done.stderr
     events = EventAccumulator(str(run / "tensorboard"))
     events.Reload()
     (step,) = [row for row in rows(run) if "loss" in row]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import trainer.console as console
 from tests.conftest import PHOTOS, tiny_plan
 from trainer.console import reporter as speaking
 
@@ -86,3 +87,21 @@ def test_elsewhere_lines_are_plain(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = sys.stderr.getvalue().splitlines()  # type: ignore[attr-defined]
     # Not a line for every picture: the last, and one now and then.
     assert lines[-2:] == ["sam features: 100/100", "one line"] and len(lines) < 5
+
+
+def test_plain_lines_tell_the_time_left_of_each_phase(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(console.time, "monotonic", lambda: now)
+    plain = console.Plain()
+    for what, done, total, seconds in (
+        ("sam features", 0, 4, 30), ("sam features", 1, 4, 3), ("sam features", 4, 4, 20),
+        ("epoch 1/2, loss 0.500", 11, 91, 40), ("epoch 1/2, loss 0.400", 21, 91, 0),
+    ):  # fmt: skip
+        plain(what, done, total)
+        now += seconds
+    assert capsys.readouterr().err.splitlines() == [
+        "sam features: 0/4", "sam features: 1/4, 0:01:30 left", "sam features: 4/4",
+        "epoch 1/2, loss 0.500: 11/91", "epoch 1/2, loss 0.400: 21/91, 0:04:40 left",
+    ]  # fmt: skip

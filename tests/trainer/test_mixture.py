@@ -225,6 +225,63 @@ def test_class_numbers(tmp_path: Path) -> None:
     assert (screen[4:8, 10:] == 255).all() and (screen[:, 5:10] == 0).all()
 
 
+def test_parts_are_asked_for_both_ways_and_names_lose_what_tells_them_apart(tmp_path: Path) -> None:
+    folder = write_coco(tmp_path)
+    names = {7: "mouse_(computer_equipment):scroll_wheel", 8: "bat_(animal)", 9: "bat_(sports)"}
+    categories = [{"id": number, "name": name} for number, name in names.items()]
+    shapes = coco([(0, number, [SQUARE]) for number in names])
+    write(folder / "annotations.json", shapes | {"categories": categories})
+    (only,) = sound("sem_seg", tmp_path)[0].pictures
+    assert isinstance(only, SegmentedPicture)
+    assert [target.phrases for target in only.targets] == [
+        ("mouse scroll wheel", "scroll wheel of the mouse"), ("bat",)
+    ]  # fmt: skip
+
+
+def write_numbered(folder: Path, images: str, labels: str, *numbers: int) -> None:
+    """One picture, striped with the class numbers, two columns each and the last one the rest."""
+    picture(folder / images / "a.jpg")
+    columns = np.minimum(np.arange(WIDTH) // 2, len(numbers) - 1)
+    label = np.broadcast_to(np.array(numbers, np.uint8)[columns], (HEIGHT, WIDTH))
+    (folder / labels).mkdir(parents=True)
+    Image.fromarray(np.ascontiguousarray(label)).save(folder / labels / "a.png")
+
+
+STUFF = "0: unlabeled\n1: person\n171: wall-brick\n182: wood\n"
+VISTAS = {"labels": [{"readable": "Bird"}, {"readable": "Lane Marking - General"},
+                     {"readable": "Unlabeled"}]}  # fmt: skip
+
+
+def test_cocostuff_counts_from_0_and_ignores_255(tmp_path: Path) -> None:
+    """Its README: things and stuff are 0-181 in the pictures, 1-182 in labels.txt, 255 is void."""
+    folder = tmp_path / "sem_seg" / "cocostuff"
+    write_numbered(folder, "images/train2017", "annotations/train2017", 0, 255, 170, 181)
+    write(folder / "labels.txt", STUFF)
+    (only,) = sound("sem_seg", tmp_path)[0].pictures
+    assert isinstance(only, SegmentedPicture)
+    painted = masks(only)
+    assert list(painted) == ["person", "wood"]
+    assert painted["person"][0, :8].tolist() == [1, 1, 255, 255, 255, 255, 0, 0]
+    write(folder / "labels.txt", STUFF.replace("182: wood", "wood"))
+    assert "labels.txt: file: got" in problems("sem_seg", tmp_path)[0]
+    write(folder / "labels.txt", STUFF.replace("182: wood", "99: wood"))
+    assert "class numbers: got [181]" in problems("sem_seg", tmp_path)[0]
+
+
+def test_mapillary_names_its_classes_by_place(tmp_path: Path) -> None:
+    folder = tmp_path / "sem_seg" / "mapillary"
+    write_numbered(folder, "training/images", "training/v2.0/labels", 0, 2, 1)
+    write(folder / "config_v2.0.json", VISTAS)
+    (only,) = sound("sem_seg", tmp_path)[0].pictures
+    assert isinstance(only, SegmentedPicture)
+    painted = masks(only)
+    assert list(painted) == ["bird", "lane marking - general"]
+    assert painted["bird"][0, :6].tolist() == [1, 1, 255, 255, 0, 0]
+    for wrong in ({"labels": []}, {"labels": [3]}, {"labels": 3}, {}, {"labels": [{}]}):
+        write(folder / "config_v2.0.json", wrong)
+        assert "config_v2.0.json: labels" in problems("sem_seg", tmp_path)[0]
+
+
 def test_palettes_hold_class_numbers_too(tmp_path: Path) -> None:
     folder = write_ade20k(tmp_path)
     label = Image.open(folder / "annotations" / "training" / "a.png")
@@ -243,6 +300,18 @@ def test_dialogues(tmp_path: Path) -> None:
     assert (asked.turn.question, asked.turn.answer) == ("<image>\nWhat?", "A.")
     assert asked.paint is None and list(first.paints()) == []
     assert second.image_path.name == "9.jpg"
+
+
+def test_dialogues_about_no_picture_are_left_out_and_counted(tmp_path: Path) -> None:
+    (tmp_path / "ReasonSeg").symlink_to(PHOTOS / "ReasonSeg")
+    text = talk("Q", "A")
+    del text["image"]
+    write_vqa(tmp_path, text, talk("Q", "A"), text, talk("Q", "B"))
+    assert [p.where[-3:] for p in sound("vqa", tmp_path)[0].pictures] == ["[1]", "[3]"]
+    assert len(READERS["vqa"](tmp_path, 1)[0][0].pictures) == 1
+    done = CliRunner().invoke(app, ["--check-data", str(tmp_path)])
+    assert done.exit_code == 0
+    assert "vqa/llava_instruct: pictures 2, masks 0, left out 2: no picture" in done.output
 
 
 def test_the_limit_holds_for_each_data_set(tmp_path: Path) -> None:

@@ -268,6 +268,25 @@ def test_splits_are_by_picture_and_last(tmp_path: Path) -> None:
     assert len(contents(tmp_path / "two", "val") & val) >= 2
     import_annotations(source, tmp_path / "three", val=0.3, seed=1)
     assert contents(tmp_path / "three", "val") != contents(tmp_path / "two", "val")
+    done = import_annotations(source, tmp_path / "four", val=0.3, test=0.2)
+    parts = [contents(tmp_path / "four", split) for split in ("train", "val", "test")]
+    assert parts[1] == contents(tmp_path / "two", "val") and list(map(len, parts)) == [6, 4, 2]
+    assert len(set.union(*parts)) == 12 and set(done.items) == {"train", "val", "test"}
+    import_annotations(source, tmp_path / "five", val=0.3, test=0.2)
+    assert contents(tmp_path / "five", "test") == parts[2]
+
+
+@pytest.mark.parametrize(("val", "test"), [(0.5, 0.4), (0.1, 0.1), (0.9, 0.05)])
+def test_each_split_has_a_picture_of_three(val: float, test: float, tmp_path: Path) -> None:
+    for number in range(3):
+        labelme(tmp_path / "in", f"p{number}", shape("cup"), colour=number * 20)
+    done = import_annotations(tmp_path / "in", tmp_path / "out", val=val, test=test)
+    assert done.items == {"train": 1, "val": 1, "test": 1}
+    shutil.rmtree(tmp_path / "out")
+    (tmp_path / "in" / "p0.json").unlink()
+    (tmp_path / "in" / "p0.jpg").unlink()
+    with pytest.raises(DataError, match="3 or more"):
+        import_annotations(tmp_path / "in", tmp_path / "out", val=val, test=test)
 
 
 def test_spellings_of_a_label_are_one(tmp_path: Path) -> None:
@@ -473,6 +492,7 @@ def test_import_and_preview(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (("import", source, source / "data"), "lies in"),
         (("import", tmp_path / "none", tmp_path / "x"), "no such folder"),
         (("import", source, tmp_path / "x", "--val", "1"), "between 0 and 1"),
+        (("import", source, tmp_path / "x", "--test", "0.9"), "leaves some to train on"),
         (("import", source, tmp_path / "x", "--pictures", source), "--pictures"),
         (("preview", data, "--split", "test"), "split"),
         (("preview", tmp_path / "none"), "no such folder"),

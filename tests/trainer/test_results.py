@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,7 +20,7 @@ from pycocotools import mask as coco
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
 from trainer import checkpoint, export
-from trainer.ask import read_questions, run_lengths, stems, write_pictures
+from trainer.ask import Question, read_questions, run_lengths, stems, write_pictures
 from trainer.checkpoint import CheckpointError
 from trainer.data.reasonseg import read_split
 from trainer.evaluate import generated, teacher_forced, write
@@ -28,7 +29,7 @@ from trainer.metrics import MaskScores
 from trainer.model.build import build, read_tokenizer
 from trainer.model.lisa import Batch
 from trainer.model.weights import weight_source
-from trainer.segment import SILENT, Answer, Question, Segmenter
+from trainer.segment import SILENT, Answer, Segmenter
 
 CPU = torch.device("cpu")
 QUESTION = "Which of these could somebody drink from?"
@@ -240,7 +241,7 @@ def test_questions_come_from_a_file_and_all_that_is_wrong_is_told(tmp_path: Path
     folder = PICTURES[0].parent
     file = tmp_path / "questions.jsonl"
     good = {"image": PICTURES[0].name, "question": "the cup", "phrase": True}
-    file.write_text(json.dumps(good) + "\n\n" + json.dumps(good | {"phrase": False}) + "\n")
+    file.write_text("\ufeff" + json.dumps(good) + "\n\n" + json.dumps(good | {"phrase": False}))
     asked = read_questions(folder, None, file, False, False)
     assert [question.is_sentence for question in asked] == [False, True]
     assert [stem.name for stem in stems(asked, tmp_path)] == [
@@ -248,12 +249,15 @@ def test_questions_come_from_a_file_and_all_that_is_wrong_is_told(tmp_path: Path
     ]  # fmt: skip
     bad = [{"image": "../x.jpg", "question": "a"}, {"image": "nope.jpg", "question": "a"},
            {"image": PICTURES[0].name, "question": "[SEG]"}, {"image": 3, "question": "a"}, [1],
-           {"image": PICTURES[0].name, "question": "a", "colour": "red"}]  # fmt: skip
-    file.write_text("\n".join(map(json.dumps, bad)) + "\nnonsense\n")
+           {"image": PICTURES[0].name, "question": "a", "colour": "red"},
+           {"image": PICTURES[0].name, "question": " "}]  # fmt: skip
+    lines = [*(json.dumps(row).encode() for row in bad), b"nonsense", b'{"image": "\xe9"}']
+    file.write_bytes(b"\n".join(lines))
     with pytest.raises(ValueError) as caught:
         read_questions(folder, None, file, False, False)
-    for text in ("outside", "no such picture", "reserved token", ":4: image: got 3", ":5:",
-                 ":6: colour", ":7:"):  # fmt: skip
+    for text in ("outside", f":2: {folder / 'nope.jpg'}: no such picture", ":3: question: ",
+                 "reserved token", ":4: image: got 3", ":5:", ":6: colour", ":7: question: ",
+                 ":8: ", ":9: 'utf-8'"):  # fmt: skip
         assert text in str(caught.value), text
     with pytest.raises(ValueError, match="one of the two"):
         read_questions(folder, None, None, False, False)
@@ -275,9 +279,9 @@ def test_pictures_of_several_masks(tmp_path: Path) -> None:
     assert write_pictures(question, Answer("x", masks[:0], 0.1), tmp_path / "c") == []
 
 
-def call(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def call(module: str, *arguments: str, cwd: Path, **other: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", module, *arguments]
-    root = {"PYTHONPATH": str(PHOTOS.parents[1])}
+    root = {"PYTHONPATH": str(PHOTOS.parents[1])} | other
     return subprocess.run(
         command, capture_output=True, text=True, timeout=300, cwd=cwd, env=os.environ | root
     )
@@ -296,5 +300,71 @@ def test_the_command_lines(run: Path, tmp_path: Path) -> None:
     assert done.returncode == 0 and "README.md" in done.stdout
     done = call("trainer.cli", "export", str(run), "out", cwd=tmp_path)
     assert done.returncode == 2 and "not an empty folder" in done.stderr
-    done = call("trainer.segment_cli", "nope.jpg", "the cup", "--run", str(run), cwd=tmp_path)
-    assert done.returncode == 2 and "nope.jpg: no such picture" in done.stderr
+
+
+def test_an_unreadable_picture_does_not_stop_the_others(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    whole = PICTURES[0].read_bytes()
+    (folder / "a.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "b.jpg").write_bytes(whole)
+    Image.new("L", (3000, 2)).save(folder / "c.png")  # of which SAM sees less than half a row
+    asked = [str(folder), "the cup", "--phrase", "--run", str(run), "--json"]
+    done = call("trainer.segment_cli", *asked, cwd=tmp_path)
+    broken, answered, thin = json.loads(done.stdout)["answers"]
+    assert done.returncode == 1 and "answer" in answered and "answer" in thin
+    assert "truncated" in broken["error"] and "answer" not in broken and not broken["masks"]
+    assert "a.jpg" in done.stderr and "1 of 3 questions not answered" in done.stderr
+
+
+def test_nothing_is_loaded_where_no_picture_can_be_read(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"no picture")
+    arguments = ["a.jpg", "a cup", "--run", str(run), "--json"]
+    done = call("trainer.segment_cli", *arguments, cwd=tmp_path, **without_torch(tmp_path))
+    (row,) = json.loads(done.stdout)["answers"]
+    assert done.returncode == 1 and "a.jpg" in row["error"], done.stderr
+
+
+def without_torch(folder: Path) -> dict[str, str]:
+    """An environment in which torch cannot be imported."""
+    (folder / "broken" / "torch").mkdir(parents=True)
+    (folder / "broken" / "torch" / "__init__.py").write_text("raise SystemExit('too early')")
+    path = [str(folder / "broken"), str(PHOTOS.parents[1])]
+    return {"PYTHONPATH": os.pathsep.join(path)}
+
+
+@pytest.mark.parametrize(
+    ("run", "split", "told"),
+    [("begun", "val", "begun: this run has no best checkpoint yet"), ("begun", "test", "allowed: "
+      "train, val"), ("nope", "train", "ReasonSeg/train: folder: got nothing"),
+     ("planned", "val", "planned: this run has saved no checkpoint yet")],
+)  # fmt: skip
+def test_evaluation_without_a_model_or_a_split_says_so_at_once(
+    run: str, split: str, told: str, tmp_path: Path
+) -> None:
+    shutil.copytree(PHOTOS / "ReasonSeg" / "val", tmp_path / "data" / "ReasonSeg" / "val")
+    (tmp_path / "data" / "ReasonSeg" / "train").mkdir()
+    (tmp_path / "begun" / "last").mkdir(parents=True)
+    (tmp_path / "begun" / "last" / "trained.safetensors").touch()
+    (tmp_path / "planned").mkdir()
+    (tmp_path / "planned" / "plan.json").touch()
+    arguments = ["evaluate", run, "--data-dir", "data", "--split", split]
+    done = call("trainer.cli", *arguments, cwd=tmp_path, **without_torch(tmp_path))
+    assert done.returncode == 2 and told in done.stderr, done.stderr
+    assert not list(tmp_path.glob("*/evaluation-*"))
+
+
+@pytest.mark.parametrize(
+    ("image", "run", "told"),
+    [("nope.jpg", "runs/x", "nope.jpg: no such picture"), (".", "nope", "nope: no such folder"),
+     ("whole.jpg", ".", ".: no trained model here"), ("whole.jpg", "begun", "begun/last")],
+)  # fmt: skip
+def test_what_is_not_there_is_told_before_torch_is_imported(
+    image: str, run: str, told: str, tmp_path: Path
+) -> None:
+    (tmp_path / "whole.jpg").write_bytes(PICTURES[0].read_bytes())
+    (tmp_path / "begun" / "last").mkdir(parents=True)
+    (tmp_path / "begun" / "last" / "trained.safetensors").touch()
+    arguments = [image, "a cup", "--run", run]
+    done = call("trainer.segment_cli", *arguments, cwd=tmp_path, **without_torch(tmp_path))
+    assert done.returncode == 2 and told in done.stderr, done.stderr

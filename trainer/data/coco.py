@@ -6,6 +6,7 @@ W], counts: [n, …] or text}``, or a list of such encodings; an empty list cove
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,8 +121,8 @@ def _run_lengths(part: Part, height: int, width: int) -> list[dict[str, Any]]:
 
 
 def _words(name: object) -> object:
-    """A category's name as one says it: LVIS writes trash_can, part data sets bottle:cap."""
-    return name.replace("_", " ").replace(":", " ") if isinstance(name, str) else name
+    """A category's name as one says it: LVIS writes trash_can, and bat_(animal) of one bat."""
+    return re.sub(r"_\([^)]*\)", "", name).replace("_", " ") if isinstance(name, str) else name
 
 
 def _entries(

@@ -64,20 +64,24 @@ def import_annotations(
     questions: Path | None = None,
     pictures: Path | None = None,
     val: float = 0.1,
+    test: float = 0.0,
     seed: int = 0,
 ) -> Imported:
-    """Write `target/ReasonSeg/{train,val}` from a LabelMe folder or a COCO instances file.
+    """Write `target/ReasonSeg/{train,val,test}` from a LabelMe folder or a COCO instances file.
 
     `pictures` is the folder that COCO's file names start from, by default its JSON's own. A share
-    `val` of the pictures, one at least, goes to val with all their items; copies of a picture stay
-    together. Each picture is copied once, so that later edits of the source cannot part it from
-    its polygons, and hard-linked for its further labels.
+    `val` of the pictures, one at least, goes to val with all their items, and unless `test` is 0
+    a share to test alike; copies of a picture stay together. Each picture is copied once, so that
+    later edits of the source cannot part it from its polygons, and hard-linked for its further
+    labels.
 
     The target appears when it is whole. Raises DataError with all findings, FileExistsError if
     the target is not empty, ValueError for unusable arguments.
     """
     if not 0 < val < 1:
         raise ValueError(f"--val: got {val}; allowed: a share between 0 and 1")
+    if not 0 <= test < 1 - val:
+        raise ValueError(f"--test: got {test}; allowed: 0, or a share that leaves some to train on")
     if source.is_dir() and target.resolve().is_relative_to(source.resolve()):
         raise ValueError(f"{target}: lies in {source}; name a folder outside of what is read")
     findings: list[Finding] = []
@@ -99,13 +103,14 @@ def import_annotations(
                 written.setdefault(content, []).extend(items)
         if questions is not None and asked and not findings:
             _refuse_unanswered(questions, asked, findings)
-        if len(written) < 2 and not findings:
-            allowed = "2 or more, one of them to validate on"
+        least = 3 if test else 2
+        if len(written) < least and not findings:
+            allowed = f"{least} or more, one at least for each split"
             fix = "outline and label more pictures, or ask about more"
             Report(source, findings).add("different pictures", len(written), allowed, fix)
         if findings:
             raise DataError(findings)
-        counts = _split(folder, written, val, seed)
+        counts = _split(folder, written, val, test, seed)
     with_items = sum(names.values())
     return Imported(counts, with_items, len(names) - with_items)
 
@@ -275,20 +280,29 @@ def _share(first: Path | None, source: Path, picture: Path) -> None:
     shutil.copyfile(source, picture)
 
 
-def _split(folder: Path, written: dict[str, list[Path]], val: float, seed: int) -> dict[str, int]:
-    """Move a share of the pictures from train to val; the numbers of items in each.
+def _split(
+    folder: Path, written: dict[str, list[Path]], val: float, test: float, seed: int
+) -> dict[str, int]:
+    """Move a share of the pictures from train to val, and to test; the numbers of items in each.
 
     The order is by a hash of seed and content, so the split of a picture hardly ever changes when
-    others are added.
+    others are added. Val is its beginning and test its end, so that neither share moves the other
+    while some are left to train on.
     """
     order = sorted(
         written, key=lambda content: hashlib.sha256(f"{seed} {content}".encode()).digest()
     )
-    count = min(max(1, round(val * len(order))), len(order) - 1)
-    moved = [picture for content in order[:count] for picture in written[content]]
-    (folder.parent / "val").mkdir()
-    for path in moved:
-        for file in (path, path.with_suffix(".json")):
-            file.rename(folder.parent / "val" / file.name)
-    total = sum(map(len, written.values()))
-    return {"train": total - len(moved), "val": len(moved)}
+    total = len(order)
+    tested = min(max(1, round(test * total)), total - 2) if test else 0
+    validated = min(max(1, round(val * total)), total - 1 - tested)
+    chosen = {"val": order[:validated], "test": order[total - tested :]}
+    counts = {"train": sum(map(len, written.values()))}
+    for split, contents in chosen.items():
+        moved = [picture for content in contents for picture in written[content]]
+        if moved:
+            (folder.parent / split).mkdir()
+            counts |= {split: len(moved), "train": counts["train"] - len(moved)}
+        for path in moved:
+            for file in (path, path.with_suffix(".json")):
+                file.rename(folder.parent / split / file.name)
+    return counts

@@ -93,7 +93,7 @@ def _outlined(
             fix = "export the annotation again or take it out"
             report.add(f"{one.place}.segmentation", "no pixel of the picture", allowed, fix)
             continue
-        label = notes.categories[one.category]
+        label = notes.categories[one.category].replace(":", " ")
         kind = crowds if one.crowd else sure
         kind[label] = kind[label] | mask if label in kind else mask
     outlined = {}

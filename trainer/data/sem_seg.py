@@ -1,11 +1,10 @@
-"""Reads semantic segmentation, in COCO's format or as pictures of class numbers (ADE20K's).
+"""Reads semantic segmentation, in COCO's format or as pictures of class numbers.
 
 On disk: ``ROOT/ade20k/`` and any ``ROOT/sem_seg/NAME/``. A folder with ``annotations.json`` is in
 COCO's format, its pictures in ``images/``; all annotations of a category in a picture are one
-mask. Any other has ``images/training/STEM.jpg`` (or .jpeg, .png) beside
-``annotations/training/STEM.png``, 8 bits a pixel: 0 is ignored, n is the n-th class. The classes'
-names stand in ``objectInfo150.txt``, as in ADE20K's archive: tab-separated, with the columns Idx
-and Name; of a name with synonyms the first one is asked for.
+mask. Any other is laid out as ADE20K, COCO-Stuff or Mapillary Vistas, whichever file of names it
+has (see LAYOUTS), with pictures of 8 bits a pixel. 255 is ignored everywhere, and so is a class
+that has a number but no name to ask for.
 
 Classes of the same name are one. Pictures without any are no part of the data set.
 """
@@ -13,8 +12,10 @@ Classes of the same name are one. Pictures without any are no part of the data s
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -29,11 +30,10 @@ from trainer.data.reasonseg import (
     DataError,
     Finding,
     Report,
+    load_json,
     open_image,
 )
 from trainer.data.visits import DataSet, Scanned, SegmentedPicture, Target, picture_in, spoken
-
-NAMES = "objectInfo150.txt"
 
 
 def read(root: Path, limit: int | None = None) -> Scanned:
@@ -66,7 +66,7 @@ def _read_coco_set(
         if path is not None:
             where = f"{report.path}: {image.place}"
             targets = tuple(
-                Target((name,), partial(paint_parts, parts, image, report.path))
+                Target(_phrases(name), partial(paint_parts, parts, image, report.path))
                 for name, parts in by_image[number].items()
             )
             pictures.append(SegmentedPicture(path.stem, path, where, targets))
@@ -76,14 +76,15 @@ def _read_coco_set(
 def _read_numbered_set(
     folder: Path, limit: int | None, findings: list[Finding]
 ) -> list[SegmentedPicture]:
-    names = _read_names(Report(folder / NAMES, findings))
-    labels = folder / "annotations" / "training"
+    layout = next((known for known in LAYOUTS if (folder / known.names).exists()), LAYOUTS[0])
+    names = layout.read_names(Report(folder / layout.names, findings))
+    labels = folder / layout.labels
     paths = sorted(path for path in labels.glob("*.png") if not path.name.startswith("."))
     if not paths:
         what = "pictures of class numbers, .png"
         Report(labels, findings).add("folder", None, what, "fetch the data set again")
     with ThreadPoolExecutor() as threads:  # Pillow decodes without Python's lock
-        read_all = partial(_read_numbered, folder / "images" / "training", names)
+        read_all = partial(_read_numbered, folder / layout.images, names)
         read_one = list(threads.map(read_all, paths[:limit]))
     findings += [finding for _, found in read_one for finding in found]
     return [picture for picture, _ in read_one if picture is not None]
@@ -112,18 +113,19 @@ def _read_numbered(
     if numbers.shape != shown[0]:
         got, allowed = (f"height {h}, width {w}" for h, w in (numbers.shape, shown[0]))
         report.add("size", got, f"{allowed}, as {found[0].name}", "fetch both again")
-    present = [int(n) for n in np.flatnonzero(np.bincount(numbers.ravel(), minlength=256)) if n]
+    present = [int(n) for n in np.flatnonzero(np.bincount(numbers.ravel(), minlength=256))]
     unnamed = [n for n in present if n not in names]
     if unnamed and names:
-        report.add("class numbers", unnamed, f"0 and those in {NAMES}", "name them there")
+        report.add("class numbers", unnamed, "those in the file of names", "name them there")
     if report.findings:
         return None, report.findings
     together: dict[str, list[int]] = {}
     for number in present:
         if names.get(number):
             together.setdefault(names[number], []).append(number)
+    ignored = tuple(number for number, name in names.items() if not name)
     targets = tuple(
-        Target((name,), partial(_paint_classes, label, tuple(those)))
+        Target((name,), partial(_paint_classes, label, tuple(those), ignored))
         for name, those in together.items()
     )
     picture = SegmentedPicture(label.stem, found[0], str(label), targets)
@@ -136,9 +138,9 @@ def _class_numbers(image: Image.Image) -> NDArray[np.uint8] | None:
 
 
 def _paint_classes(
-    label: Path, those: tuple[int, ...], height: int, width: int
+    label: Path, those: tuple[int, ...], ignored: tuple[int, ...], height: int, width: int
 ) -> NDArray[np.uint8]:
-    """uint8 [height, width]: 1 where the class is one of `those`, 255 where there is none."""
+    """uint8 [height, width]: 1 where the class is one of `those`, 255 where one of `ignored`."""
     report = Report(label)
     opened = open_image(report, _class_numbers)
     if opened is None:
@@ -147,11 +149,19 @@ def _paint_classes(
     if numbers is None or numbers.shape != (height, width):
         report.add("picture of class numbers", "changed since it was read", "the same", "run again")
         raise DataError(report.findings)
-    return np.where(numbers == 0, IGNORE, np.isin(numbers, those)).astype(np.uint8)
+    values = np.zeros(256, np.uint8)  # by class number
+    values[list(those)], values[list(ignored)] = 1, IGNORE
+    return values[numbers]
 
 
-def _read_names(report: Report) -> dict[int, str]:
-    """Names by class number; empty with a finding added."""
+def _phrases(name: str) -> tuple[str, ...]:
+    """How a category is asked for: PACO and Pascal-Part write bottle:cap for a part."""
+    whole, _, part = (text.strip() for text in name.partition(":"))
+    return (f"{whole} {part}", f"{part} of the {whole}") if whole and part else (name,)
+
+
+def _ade20k_names(report: Report) -> dict[int, str]:
+    """Names by class number, '' for what is ignored; empty with a finding added."""
     names: dict[int, str] = {}
     try:
         text = report.path.read_text(encoding="utf-8-sig")
@@ -170,4 +180,56 @@ def _read_names(report: Report) -> dict[int, str]:
             names[int(number)] = said
     if not rows:
         report.add("file", "no row", "a table with the columns Idx and Name", "fetch it again")
-    return names
+    return names and {0: "", 255: "", **names}
+
+
+def _cocostuff_names(report: Report) -> dict[int, str]:
+    """Its labels are counted from 1, its pictures' numbers from 0.
+
+    As LISA has it, classes such as wall-brick, door-stuff and food-other are not asked for: nobody
+    says them, and without their endings they would be a part of what is meant.
+    """
+    try:
+        lines = report.path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        lines = [f"{type(error).__name__} {error}"]
+    found = [re.fullmatch(r"([0-9]+): (.+)", line) for line in lines if line.strip()]
+    names: dict[int, str] = {}
+    for match in found:
+        number, name = (int(match[1]), match[2]) if match else (256, "")
+        if number > 255:
+            allowed = "lines such as 1: person, with numbers up to 255"
+            report.add("file", match and match[0] or lines[0], allowed, "fetch it again")
+            return {}
+        if number:
+            names[number - 1] = "" if "-" in name else spoken(report, f"{number}", name) or ""
+    return names and {**names, 255: ""}
+
+
+def _mapillary_names(report: Report) -> dict[int, str]:
+    """The n-th label, from 0, is called as its `readable` says."""
+    labels = (load_json(report, dict, "an object with labels") or {}).get("labels")
+    listed = labels if isinstance(labels, list) else []
+    named = [label.get("readable") if isinstance(label, dict) else None for label in listed]
+    if not 0 < len(named) <= 255 or not all(isinstance(name, str) for name in named):
+        report.add("labels", labels, "1 to 255 objects with a readable name", "fetch it again")
+        return {}
+    said = [spoken(report, f"labels[{n}].readable", name) or "" for n, name in enumerate(named)]
+    return {255: "", **{n: "" if name == "unlabeled" else name for n, name in enumerate(said)}}
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where a data set has its class names, pictures, and pictures of class numbers."""
+
+    names: str
+    images: str
+    labels: str
+    read_names: Callable[[Report], dict[int, str]]
+
+
+LAYOUTS = (
+    _Layout("objectInfo150.txt", "images/training", "annotations/training", _ade20k_names),
+    _Layout("labels.txt", "images/train2017", "annotations/train2017", _cocostuff_names),
+    _Layout("config_v2.0.json", "training/images", "training/v2.0/labels", _mapillary_names),
+)

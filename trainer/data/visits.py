@@ -64,6 +64,7 @@ class DataSet:
 
     name: str
     pictures: Sequence[Picture]
+    left_out: int = 0  # entries that are about no picture
 
 
 Scanned: TypeAlias = tuple[list[DataSet], list[Finding]]

@@ -2,7 +2,7 @@
 
 On disk: ``ROOT/vqa/*.json``, each a list of ``{id, image, conversations: [{from: human, value},
 {from: gpt, value}, …]}``; a picture lies in ``ROOT/coco/train2017`` or, with its folders named, in
-``ROOT``.
+``ROOT``. Entries without ``image``, as LLaVA-1.5's mix has some, are left out.
 """
 
 from __future__ import annotations
@@ -45,11 +45,16 @@ def read(root: Path, limit: int | None = None) -> Scanned:
     findings: list[Finding] = []
     for path in sorted((root / "vqa").glob("*.json")):
         report = Report(path, findings)
-        entries = (load_json(report, list, "a list of dialogues") or [])[:limit]
-        read_all = (_read(report, root, index, entry) for index, entry in enumerate(entries))
+        entries = load_json(report, list, "a list of dialogues") or []
+        shown = [(n, e) for n, e in enumerate(entries) if not _is_text_only(e)]
+        read_all = (_read(report, root, index, entry) for index, entry in shown[:limit])
         dialogues = [dialogue for dialogue in read_all if dialogue is not None]
-        sets.append(DataSet(f"vqa/{path.stem}", dialogues))
+        sets.append(DataSet(f"vqa/{path.stem}", dialogues, len(entries) - len(shown)))
     return sets, findings
+
+
+def _is_text_only(entry: object) -> bool:
+    return isinstance(entry, dict) and "conversations" in entry and "image" not in entry
 
 
 def _read(report: Report, root: Path, index: int, entry: object) -> Dialogue | None:

@@ -22,6 +22,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import LlavaConfig, LlavaForConditionalGeneration, SamConfig, SamModel
 
+from trainer.data.preprocess import inner_size
 from trainer.losses import (
     IGNORE_LABEL,
     LossSums,
@@ -385,8 +386,7 @@ def to_original(logits: Tensor, frame: int, height: int, width: int) -> Tensor:
     The way back through SAM's frame: up to `frame`², crop the padding, resize (Kirillov et al.
     2023, arXiv:2304.02643, `postprocess_masks`).
     """
-    scale = frame / max(height, width)
-    inner = int(height * scale + 0.5), int(width * scale + 0.5)
+    inner = inner_size(height, width, frame)
     resize = partial(functional.interpolate, mode="bilinear", align_corners=False)
     framed = resize(logits[:, None].float(), size=(frame, frame))
     return resize(framed[..., : inner[0], : inner[1]], size=(height, width))[:, 0]

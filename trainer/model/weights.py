@@ -166,7 +166,7 @@ def model_folder(plan: Plan) -> Path:
     raise WeightsError(
         f"model {plan.model}: no weights named; they are made of {sources}\n"
         f"    hint: {plan.profile.conversion}, then "
-        "--set weights=FOLDER; or --set weights=random rehearses with random values"
+        "--weights FOLDER; or --weights random rehearses with random values"
     )
 
 
