@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: test demo lint clean
+.PHONY: test demo faults lint clean
 
 # One thread a worker: two workers with two threads each fight over two cores.
 test: lint
@@ -12,6 +12,10 @@ test: lint
 
 demo: $(READY)
 	$(BIN)/python benchmarks/demo.py
+
+# Tiny trainings, killed, starved and damaged at random: some ten minutes.
+faults: $(READY)
+	$(BIN)/python benchmarks/faults.py --table
 
 lint: $(READY)
 	$(BIN)/ruff check .

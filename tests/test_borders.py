@@ -83,4 +83,4 @@ def test_only_the_trainers_command_lines_ask_the_advisor():
         for path in (ROOT / "trainer").rglob("*.py")
         if "advisor" in _imports(path)
     }
-    assert askers <= {"trainer/cli.py", "trainer/segment_cli.py"}
+    assert askers <= {f"trainer/{name}.py" for name in ("cli", "start_cli", "segment_cli")}

@@ -33,7 +33,16 @@ from trainer.model.tokens import LisaTokenizer
 from trainer.model.trained import GradientCheck, trained_names
 from trainer.model.weights import weight_source
 from trainer.recovery import during, is_shortage
-from trainer.resume import LAST, USUAL, CannotResume, Keeping, Stop, changes, check_plan
+from trainer.resume import (
+    LAST,
+    USUAL,
+    CannotResume,
+    Keeping,
+    Stop,
+    changes,
+    check_plan,
+    set_aside_newer,
+)
 from trainer.step import UPDATING, NotFinite, StepResult, make_optimizer, training_step
 
 RECORDS = "metrics.jsonl"
@@ -299,7 +308,7 @@ class Run:
             collate_fn=partial(collate, tokenizer=self.tokenizer, step=length_step(self.plan)),
         )
         group: list[Batch] = []
-        for batch in loader:
+        for batch in told_plainly(loader, self.folder):
             group.append(batch)
             if len(group) == self.plan.accumulation:
                 yield group
@@ -389,8 +398,11 @@ class Run:
         self.scheduler.load_state_dict(state["scheduler"] | {"lr_lambdas": [None]})
         if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.accelerator.wait_for_everyone()  # all have read what they need
         if self.accelerator.is_main_process:
-            os.truncate(self.folder / RECORDS, state["records"])
+            set_aside_newer(self.folder, folder)
+            records = self.folder / RECORDS
+            os.truncate(records, min(state["records"], records.stat().st_size))
         self.accelerator.init_trackers("tensorboard")
         self.reporter.line(f"going on from {folder} after step {self.step}")
         for change in [*levers, *changes(facts, versions())]:
@@ -414,6 +426,30 @@ class Run:
             file.write(json.dumps(row) + "\n")
         numbers = {k: v for k, v in row.items() if isinstance(v, float)}
         self.accelerator.log(numbers, step=self.step)
+
+
+def told_plainly(loader: DataLoader[Any], run: Path) -> Iterator[Batch]:
+    """The loader's batches; an error in a data worker without that worker's traceback."""
+    try:
+        yield from loader
+    except Exception as error:
+        if str(error).startswith("DataLoader worker"):
+            raise RuntimeError(
+                "a data worker was ended from outside, perhaps for want of host memory\n"
+                f"    hint: lisa-train --resume {run} goes on"
+            ) from None
+        if "Original Traceback" in str(error):
+            raise type(error)(_last_words(error)) from None
+        raise
+
+
+def _last_words(error: Exception) -> str:
+    """What an error said before torch put the worker's traceback around it."""
+    kind = type(error)
+    heads = [kind.__name__, f"{kind.__module__}.{kind.__qualname__}"]
+    text = str(error)
+    starts = [text.rfind(f"\n{head}: ") + len(head) + 3 for head in heads if f"\n{head}: " in text]
+    return text[max(starts, default=0) :].strip()
 
 
 def describe(result: dict[str, Any]) -> str:

@@ -82,7 +82,7 @@ def components(model: Lisa, optimizer: torch.optim.Optimizer) -> dict[str, int]:
         if tensor.is_cuda:
             found[name] = found.get(name, 0) + tensor.nbytes
     rest = torch.cuda.max_memory_allocated() - sum(found.values())
-    return found | {"transient": max(0, rest)}
+    return found | {"the rest": max(0, rest)}
 
 
 def write_down(

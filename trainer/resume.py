@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +19,7 @@ from trainer.data.mixture import MixedSets
 from trainer.data.reasonseg import Item
 
 RECORD = "run.json"
-LAST = "last"
+LAST, DAMAGED = "last", "damaged"
 SHOWN = 5  # changed items
 # What a run may go on with otherwise than it began: it learns the same from the same samples.
 MAY_CHANGE = frozenset({
@@ -152,6 +154,19 @@ def _places(folder: Path) -> list[Path]:
     """Where checkpoints to go on from lie in a run folder, the newest first."""
     earlier = [p for p in folder.glob(f"{LAST}-*") if p.name[len(LAST) + 1 :].isdigit()]
     return [folder / LAST, *sorted(earlier, key=lambda p: int(p.name[len(LAST) + 1 :]))]
+
+
+def set_aside_newer(folder: Path, good: Path) -> None:
+    """Move checkpoints newer than `good`, all damaged, out of the way of those that come.
+
+    Else the next one saved would push the good one out, and keep a damaged one in its place.
+    """
+    for place in _places(folder):
+        if place == good:
+            return
+        if place.is_dir():
+            shutil.rmtree(folder / DAMAGED, ignore_errors=True)
+            os.replace(place, folder / DAMAGED)
 
 
 def changes(facts: dict[str, Any], versions: dict[str, str]) -> list[str]:

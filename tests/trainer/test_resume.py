@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from safetensors.torch import load_file
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
 from trainer import checkpoint, loop
+from trainer.data.features import BadEntry
 from trainer.data.reasonseg import Item, read_split
 from trainer.loop import Interrupted, Reporter, Run
 from trainer.resume import CannotResume, Keeping, Started, check_data, digests, resumable
@@ -158,10 +160,35 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     assert found == tmp_path / "last-1" and "trained.safetensors is damaged" in said[0]
     started(tmp_path, cache).train(found)
     assert_same(tmp_path, undisturbed)
+    # It is not kept in the place of a good one.
+    assert checkpoint.damage(tmp_path / "damaged") == "trained.safetensors is damaged"
+    assert checkpoint.damage(tmp_path / "last-1") == ""
     for name in ("last", "last-1"):
         (tmp_path / name / "state.json").write_text("{")
     with pytest.raises(CannotResume, match="no checkpoint of this run is whole"):
         resumable(tmp_path, said.append)
+
+
+@pytest.mark.parametrize("how", ["flipped", "removed"])
+def test_features_that_go_bad_midway_are_told_plainly_and_made_anew(
+    how: str, undisturbed: Path, cache: Path, tmp_path: Path
+) -> None:
+    """Met by a data worker, whose traceback is nobody's business."""
+    own = tmp_path / "cache"
+    shutil.copytree(cache, own)
+    run = started(tmp_path / "run", own, workers=1)
+    for entry in own.glob("sam-*/*.safetensors"):
+        content = bytearray(entry.read_bytes())
+        content[-1] ^= 1
+        entry.write_bytes(content) if how == "flipped" else entry.unlink()
+    run.evaluate = lambda title: {"giou": 0.0, "ciou": 0.0, "images": 0}  # type: ignore[method-assign]
+    with pytest.raises(BadEntry) as caught:
+        run.train()
+    first, hint = str(caught.value).split("\n")
+    assert first.startswith(str(own)) and "anew" in hint
+    shutil.rmtree(tmp_path / "run")
+    started(tmp_path / "run", own, workers=1).train()
+    assert_same(tmp_path / "run", undisturbed)
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(

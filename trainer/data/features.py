@@ -34,6 +34,10 @@ class BadEntry(ValueError):
     """A cache entry that is truncated, altered or another encoder's."""
 
 
+class NoEntry(BadEntry):
+    """A cache entry that is not there."""
+
+
 def encoder_key(plan: Plan, encoder: Encoder, fingerprint: str) -> str:
     """Names the features: equal keys, equal features of equal pictures."""
     shape = getattr(plan.profile, encoder).model_dump_json()
@@ -53,14 +57,18 @@ class FeatureCache:
         return self.folder / f"{_content_hash(image, image.stat().st_mtime_ns)}.safetensors"
 
     def read(self, image: Path) -> Tensor:
-        """The features of a picture. Raises FileNotFoundError, BadEntry."""
-        return read_entry(self.entry(image), self.key)
+        """The features of a picture. Raises BadEntry."""
+        try:
+            return read_entry(self.entry(image), self.key)
+        except BadEntry as error:
+            hint = "start or --resume again: bad features are made anew"
+            raise type(error)(f"{error}\n    hint: {hint}") from None
 
     def problem(self, image: Path) -> str | None:
         """Why a picture's entry must be built: '' if there is none yet, None if it is good."""
         try:
-            self.read(image)
-        except FileNotFoundError:
+            read_entry(self.entry(image), self.key)
+        except NoEntry:
             return ""
         except BadEntry as error:
             return str(error)
@@ -94,9 +102,9 @@ class FeatureCache:
 
 
 def read_entry(path: Path, key: str) -> Tensor:
-    """Features from one file. Raises FileNotFoundError, BadEntry."""
+    """Features from one file. Raises BadEntry, NoEntry."""
     if not path.is_file():
-        raise FileNotFoundError(path)
+        raise NoEntry(f"{path}: not there")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
