@@ -81,6 +81,7 @@ def go_on(folder: Path, data: Path | None, cache: Path | None, keeping: Mapping[
     plan = Plan.read(folder / "plan.json")
     if (folder / "summary.json").exists():
         return tell(f"{folder}: this run is complete")
+    started.write(folder)  # for the next time, which may come without a user
     begin(Beginning(_recovered(plan, folder, started), folder, started, resumes=True))
 
 

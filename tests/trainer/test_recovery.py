@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -99,6 +100,47 @@ def test_the_process_is_replaced_and_nothing_is_lost(
     assert "going on with fp32 base, micro-batch 1, 4 of 4 layers checkpointed" in done.stderr
     assert_same(run, undisturbed)
     assert Plan.read(run / "plan.json").checkpointed_layers == 4
+
+
+# Python imports it in every process; the first to get so far in training runs out of memory.
+PLANTED_ONCE = """
+import os, sys, threading, time
+def plant():
+    while not hasattr(sys.modules.get("trainer.loop"), "Run"):
+        time.sleep(0.01)
+    import torch
+    loop = sys.modules["trainer.loop"]
+    real, calls = loop.training_step, [0]
+    def failing(*arguments):
+        calls[0] += 1
+        if calls[0] == 3 and os.environ["RANK"] == "1" and not os.path.exists(os.environ["ONCE"]):
+            open(os.environ["ONCE"], "w").close()
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(*arguments)
+    loop.training_step = failing
+if "RANK" in os.environ:
+    threading.Thread(target=plant, daemon=True).start()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_together(cache: Path, tmp_path: Path) -> None:
+    """One of them runs out of memory; both are ended, and two others take their places."""
+    settings = tmp_path / "plan.json"
+    settings.write_text(plan(processes=2, accumulation=1).to_json())
+    (tmp_path / "sitecustomize.py").write_text(PLANTED_ONCE)
+    run, once = tmp_path / "run", tmp_path / "once"
+    options = ["--plan", str(settings), "--data-dir", str(PHOTOS), "--cache-dir", str(cache)]
+    done = subprocess.run(
+        [sys.executable, "-m", "trainer.cli", *options, "--output-dir", str(run),
+         "--save-steps", "1"], capture_output=True, text=True, cwd=ROOT, timeout=300,
+        env=os.environ | {"PYTHONPATH": str(tmp_path), "ONCE": str(once)},
+    )  # fmt: skip
+    assert done.returncode == 0 and once.exists(), done.stderr
+    assert "out of memory while training, after step 2" in done.stderr
+    assert "Traceback" not in done.stderr
+    (_, rows) = outcome(run)
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 9))
 
 
 @pytest.mark.parametrize(
