@@ -54,8 +54,8 @@ def measure(plan: Plan, cap_gib: float) -> dict[str, Any]:
     import torch
 
     from trainer.ask import Question
+    from trainer.facts import versions
     from trainer.load import Trained
-    from trainer.loop import versions
     from trainer.segment import Segmenter, longest_question
 
     total = torch.cuda.get_device_properties(0).total_memory

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from trainer.ask import question_of
 from trainer.data.reasonseg import Item, paint_mask, read_image
 from trainer.data.samples import SampleSet
-from trainer.loop import Reporter, describe, evaluate, predict, versions
+from trainer.facts import versions
+from trainer.loop import Reporter, describe, evaluate, predict
 from trainer.metrics import MaskScores
 from trainer.pictures import PREDICTED, TRUE, Row, overlay, write_sheet
 from trainer.segment import Segmenter

@@ -24,7 +24,7 @@ from profiles.plan import Plan
 from trainer.data.made_up import MadeUp
 from trainer.data.samples import length_step, padded
 from trainer.extend import Repeater
-from trainer.loop import versions
+from trainer.facts import versions
 from trainer.model.build import TORCH_DTYPES, FrozenEncoder, fill, skeleton, some_tokenizer
 from trainer.model.footprint import SMALLEST_PAGED, component_of
 from trainer.model.frozen import LoraLinear, make_scale_code

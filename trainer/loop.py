@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from trainer.data.features import FeatureCache, encoder_key, fill_cache
 from trainer.data.mixture import MixedSets
 from trainer.data.reasonseg import Item
 from trainer.data.samples import MicroBatches, Sample, SampleSet, collate, image_paths, length_step
+from trainer.facts import free_bytes, hardware, peaks, versions
 from trainer.metrics import MaskScores
 from trainer.model.build import FrozenEncoder, build, check_compiler, read_tokenizer, skeleton
 from trainer.model.footprint import check_fits
@@ -114,21 +114,6 @@ def prepare_caches(
     return caches
 
 
-def free_bytes(device: torch.device) -> tuple[int, int]:
-    """Bytes that this process can still take: of the card (under its cap), and of the host."""
-    import psutil
-
-    if not torch.cuda.is_available():
-        raise ValueError(
-            "the plan trains on a CUDA device, and torch sees none\n"
-            "    hint: lisa-advise doctor tells why; --set device=cpu trains lisa-tiny here"
-        )
-    index = torch.cuda.current_device() if device.index is None else device.index
-    free, total = torch.cuda.mem_get_info(index)
-    cap = int(torch.cuda.get_per_process_memory_fraction(index) * total)
-    return min(free, cap - torch.cuda.memory_reserved(index)), psutil.virtual_memory().available
-
-
 class Run:
     """One training run in one process."""
 
@@ -148,7 +133,7 @@ class Run:
         self.accelerator = make_accelerator(plan, folder)
         self.tokenizer = read_tokenizer(plan)
         if plan.device == "cuda":
-            free = free_bytes(self.accelerator.device)
+            free = free_bytes(plan)
             if plan.compile:
                 check_compiler()
             check_fits(plan, self.tokenizer, *free)
@@ -494,34 +479,3 @@ def evaluate(
             scores.add(sample.name, logits.numpy() > 0, sample.truth)
     reporter.progress("evaluating", len(places), len(places))
     return scores
-
-
-def hardware(device: torch.device) -> str:
-    """The card's name, or the processor's."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    import platform
-
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
-
-
-def peaks() -> dict[str, int]:
-    """The most bytes so far on the card: of tensors, and of the allocator's pool."""
-    if not torch.cuda.is_available():
-        return {}
-    return {
-        "peak_allocated_bytes": torch.cuda.max_memory_allocated(),
-        "peak_reserved_bytes": torch.cuda.max_memory_reserved(),
-    }
-
-
-def versions() -> dict[str, str]:
-    """Versions of the libraries that can change a result."""
-    names = ("torch", "transformers", "bitsandbytes", "accelerate", "lisa-preflight")
-    found = {}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except ImportError:
-            found[name] = "unknown"
-    return found

@@ -23,6 +23,7 @@ from torch import Tensor
 from profiles.plan import Plan
 from profiles.shortage import Shortage
 from trainer.checkpoint import write_whole
+from trainer.facts import room, versions
 from trainer.model.footprint import component_of
 from trainer.model.lisa import Lisa
 
@@ -60,17 +61,6 @@ def is_shortage(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "CUBLAS_STATUS_ALLOC_FAILED" in str(error)
 
 
-def room(plan: Plan) -> tuple[int, int] | None:
-    """Bytes that this process's pool may have at most, and that lie beside it on the card."""
-    if plan.device == "cpu" or not torch.cuda.is_available():
-        return None
-    torch.cuda.init()  # so that the context counts from the beginning
-    free, total = torch.cuda.mem_get_info()
-    pool = torch.cuda.memory_reserved()
-    cap = int(torch.cuda.get_per_process_memory_fraction() * total)
-    return min(pool + free, cap), total - free - pool
-
-
 def components(model: Lisa, optimizer: torch.optim.Optimizer) -> dict[str, int]:
     """Bytes of tensors on the card by what they are, in the forecast's words."""
     held = [(component_of(name, tensor), tensor) for name, tensor in model.on_card()]
@@ -91,7 +81,6 @@ def write_down(
     error: BaseException,
     run: Run | None,
     before: tuple[int, int] | None,
-    versions: dict[str, str],
 ) -> Path:
     """Leave in the run folder what is known of an out-of-memory error; where it lies."""
     now, card = room(plan), torch.cuda.is_initialized()
@@ -109,7 +98,7 @@ def write_down(
         limit_before_bytes=before[0] if before else None,
         outside_before_bytes=before[1] if before else None,
         components=components(run.model, run.optimizer.optimizer) if run and card else {},
-        versions=versions,
+        versions=versions(),
     )
     place = _new_place(folder / FOLDER)
     if card:

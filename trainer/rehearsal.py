@@ -134,7 +134,7 @@ def rehearse(
     """
     import torch
 
-    from trainer.loop import versions
+    from trainer.facts import versions
 
     if not torch.cuda.is_available():
         raise RuntimeError("a real rehearsal needs a CUDA device")

@@ -18,7 +18,7 @@ def facts(device: str) -> dict[str, Any]:
     """Versions and devices, and the loss of one step or the error in its place."""
     import torch
 
-    from trainer.loop import versions
+    from trainer.facts import versions
     from trainer.model.build import check_compiler
 
     found: dict[str, Any] = {"versions": versions(), "torch_cuda": torch.version.cuda,

@@ -141,7 +141,8 @@ def _train(run: Beginning) -> None:
             f"batch {plan.micro_batch} × {plan.accumulation}{processes}, {len(train)} samples"
         )
         from trainer.evaluate import run_sheet
-        from trainer.loop import Run, describe, versions
+        from trainer.facts import room
+        from trainer.loop import Run, describe
         from trainer.resume import check_data, digests, resumable
 
         now = digests(train, val)
@@ -151,14 +152,14 @@ def _train(run: Beginning) -> None:
             checkpoint = resumable(folder, speaker.line)
         elif is_main():
             _write(replace(run, started=replace(started, digests=now)))
-        before, training = recovery.room(plan), None
+        before, training = room(plan), None
         try:
             training = Run(plan, train, val, folder, started.cache, speaker, started.keeping)
             summary = training.train(checkpoint)
         except Exception as error:
             if not recovery.is_shortage(error):
                 raise
-            place = recovery.write_down(folder, plan, error, training, before, versions())
+            place = recovery.write_down(folder, plan, error, training, before)
             raise recovery.OutOfMemory(
                 f"out of memory, see {place}; lisa-train --resume {folder} goes on with less"
             ) from None

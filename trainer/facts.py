@@ -1,0 +1,66 @@
+"""What a run stands on: card or processor, the memory there is and was taken, library versions."""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import version
+
+import torch
+
+from profiles.plan import Plan
+
+
+def room(plan: Plan) -> tuple[int, int] | None:
+    """Bytes that this process's pool may have at most, and that lie beside it on the card."""
+    if plan.device == "cpu" or not torch.cuda.is_available():
+        return None
+    torch.cuda.init()
+    card = int(os.environ.get("LOCAL_RANK", 0))
+    free, total = torch.cuda.mem_get_info(card)  # which makes the context: it counts from now on
+    pool = torch.cuda.memory_reserved(card)
+    cap = int(torch.cuda.get_per_process_memory_fraction(card) * total)
+    return min(pool + free, cap), total - free - pool
+
+
+def free_bytes(plan: Plan) -> tuple[int, int]:
+    """Bytes that this process can still take: of the card (under its cap), and of the host."""
+    import psutil
+
+    there = room(plan)
+    if there is None:
+        raise ValueError(
+            "the plan trains on a CUDA device, and torch sees none\n"
+            "    hint: lisa-advise doctor tells why; --set device=cpu trains lisa-tiny here"
+        )
+    return there[0] - torch.cuda.memory_reserved(), psutil.virtual_memory().available
+
+
+def hardware(device: torch.device) -> str:
+    """The card's name, or the processor's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    import platform
+
+    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def peaks() -> dict[str, int]:
+    """The most bytes so far on the card: of tensors, and of the allocator's pool."""
+    if not torch.cuda.is_available():
+        return {}
+    return {
+        "peak_allocated_bytes": torch.cuda.max_memory_allocated(),
+        "peak_reserved_bytes": torch.cuda.max_memory_reserved(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that can change a result."""
+    names = ("torch", "transformers", "bitsandbytes", "accelerate", "lisa-preflight")
+    found = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except ImportError:
+            found[name] = "unknown"
+    return found
