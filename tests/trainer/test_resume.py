@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from profiles.plan import Plan
@@ -109,6 +110,27 @@ def test_ended_anywhere(number: int, undisturbed: Path, cache: Path, tmp_path: P
     assert ended or number > 40, "nothing was ended"
     known = json.loads((undisturbed / "summary.json").read_text())
     assert {**summary, "seconds": 0} == {**known, "seconds": 0}
+
+
+def test_ended_between_two_micro_batches(
+    undisturbed: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gradients of half an effective batch are gone, and made again."""
+    real, count = Accelerator.backward, [0]
+
+    def ending(self: Accelerator, loss: torch.Tensor) -> None:
+        count[0] += 1
+        if count[0] == 6:  # the second of step 3
+            raise Ended
+        real(self, loss)
+
+    monkeypatch.setattr(Accelerator, "backward", ending)
+    with pytest.raises(Ended):
+        started(tmp_path, cache).train()
+    monkeypatch.undo()
+    assert json.loads((tmp_path / "last" / "state.json").read_text())["step"] == 2
+    go_on(tmp_path, cache)
+    assert_same(tmp_path, undisturbed)
 
 
 def test_ended_while_saving(
