@@ -151,7 +151,7 @@ def damage_checkpoint(case: Case) -> int:
     """Killed, and then a file of its newest checkpoint is damaged."""
     code = kill(case)
     files = sorted(case.run.glob("last/*"))
-    if files:
+    if files and code:  # not where it had ended by then
         case.befallen.append(damage(case.rng.choice(files), case.rng))
     return code
 
