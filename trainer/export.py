@@ -37,7 +37,7 @@ def export_trained(trained: Trained, target: Path) -> int:
         plan = Plan.read(source / "plan.json")
         portable = plan.model_copy(update={"weights": "default"})
         (folder / "plan.json").write_text(portable.to_json(), encoding="utf-8")
-        facts = _facts(source)
+        facts = facts_of(source)
         (folder / "facts.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(card(plan, facts, merged=False), encoding="utf-8")
     return _bytes(target)
@@ -67,7 +67,7 @@ def export_merged(trained: Trained, target: Path, shard_bytes: int = SHARD_BYTES
         if merge.left:
             raise WeightsError(f"{source}: fit nothing in the model: {sorted(merge.left)[:5]}")
         shutil.copyfile(model_folder(plan) / "tokenizer.json", folder / "tokenizer.json")
-        facts = _facts(source)
+        facts = facts_of(source)
         origin = {"model": plan.model, "dtype": plan.dtype, "merged": plan.content_hash}
         (folder / ORIGIN).write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(card(plan, facts, merged=True), encoding="utf-8")
@@ -183,7 +183,7 @@ def _folder(trained: Trained) -> Path:
     return trained.folder
 
 
-def _facts(checkpoint: Path) -> dict[str, Any]:
+def facts_of(checkpoint: Path) -> dict[str, Any]:
     """What the run recorded about a checkpoint, and what its advice had forecast."""
     facts = read_facts(checkpoint)
     try:
