@@ -1,4 +1,4 @@
-"""Hostile input: every surface gets cases, in a process of its own, under limits of time and memory.
+"""Hostile input: every surface gets cases, in a process of its own, within time and memory.
 
     python benchmarks/fuzz.py                       >= 10 000 cases, and the table in the docs
     python benchmarks/fuzz.py --seed 7              others
@@ -142,7 +142,8 @@ def main() -> None:
     if failed:
         sys.exit("\n\n".join([f"{len(failed)} surfaces failed:", *failed]))
     head = "| surface | cases | right answers | clear errors | slowest, s | most memory, MiB |"
-    put(PAGE, BEGIN, END, [told, "", head, "|---|---|---|---|---|---|", *(t.line() for t in tallies)])
+    rows = [tally.line() for tally in tallies]
+    put(PAGE, BEGIN, END, [told, "", head, "|---|---|---|---|---|---|", *rows])
 
 
 if __name__ == "__main__":

@@ -44,8 +44,9 @@ class Started:
         """From a run folder. Raises CannotResume."""
         try:
             found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-            return cls(Path(found["data_dir"]), Path(found["cache_dir"]), dict(found["items"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            items = {split: dict(known) for split, known in found["items"].items()}
+            return cls(Path(found["data_dir"]), Path(found["cache_dir"]), items)
+        except Exception as error:  # values of any other kind break it anywhere
             raise CannotResume(
                 f"{folder}: no run to go on with ({error})\n"
                 "    hint: --resume names the --output-dir of a lisa-train run"

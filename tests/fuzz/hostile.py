@@ -33,13 +33,13 @@ RAW = {
 }
 TEXTS = (
     "", " ", "x", "a\0b", "\ud800", "\u202e", "\ufeff", "x" * 5000, "%s {0} %n", "\n\r\t\x1b[2J",
-    "..", "../../outside.jpg", "/etc/passwd", "C:\\Windows\\win.ini", "..\\..\\outside.jpg", "~root",
-    "//host/share", "[SEG]", "<image>", "</s>", "__class__", "NaN", "-1", "1e400", "true",
+    "..", "../../outside.jpg", "/etc/passwd", "C:\\Windows\\win.ini", "..\\..\\outside.jpg",
+    "~root", "//host/share", "[SEG]", "<image>", "</s>", "__class__", "NaN", "-1", "1e400", "true",
     "file:///etc/passwd", "link.jpg", "a" * 300 + ".jpg",
 )  # fmt: skip
 NUMBERS = (
-    0, -1, 1, 2, 3, 255, 65_536, 2**31, 2**32 - 1, 2**63, 2**64, -(2**63), 10**30, 0.5, -0.0, 1e-320,
-    1e300, 1.7e308, -1.7e308, float("nan"), float("inf"), float("-inf"),
+    0, -1, 1, 2, 3, 255, 65_536, 2**31, 2**32 - 1, 2**63, 2**64, -(2**63), 10**30, 0.5, -0.0,
+    1e-320, 1e300, 1.7e308, -1.7e308, float("nan"), float("inf"), float("-inf"),
 )  # fmt: skip
 odd = st.one_of(
     st.sampled_from([None, True, False, [], {}, [[]], [None], {"": 0}, [[1, 2]] * 3]),

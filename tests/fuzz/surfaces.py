@@ -1,4 +1,4 @@
-"""Every place where data from outside come in, as a surface: hostile cases, and what must come of one.
+"""Every place where data come in, as a surface: hostile cases, and what must come of one.
 
 A case is fed to the very function that the command lines call. It ends in a right answer, which is
 looked at, or in an exception that the function's own docstring names; a subclass or a relative of
@@ -293,7 +293,7 @@ COCO: dict[str, Any] = {
         {"id": 2, "image_id": 2, "category_id": 2, "iscrowd": 1,
          "segmentation": {"size": [HEIGHT, WIDTH], "counts": [100, 500, 2472]}},
         {"id": 3, "image_id": 2, "category_id": 1,
-         "segmentation": {"size": [HEIGHT, WIDTH], "counts": "U9?Q1000000000000000000000000000000000000000000000kb1"}},
+         "segmentation": {"size": [HEIGHT, WIDTH], "counts": f"U9?Q1{46 * '0'}kb1"}},
     ],
 }  # fmt: skip
 LABELME: dict[str, Any] = {
@@ -391,9 +391,14 @@ class _Calls:
 
 
 BOMB = b"\x80\x04" + b"]" + b"r" + struct.pack("<I", 2**31 - 1) + b"."  # a memo of 16 GiB
-LAUGHS = b"\x80\x04]q\0(" + b"".join(
-    b"l" + b"q" + bytes([n]) + b"(" + b"h" + bytes([n]) + b"h" + bytes([n]) for n in range(1, 60)
-) + b"l."  # lists of the list before, twice
+LAUGHS = (
+    b"\x80\x04]q\0("
+    + b"".join(
+        b"l" + b"q" + bytes([n]) + b"(" + b"h" + bytes([n]) + b"h" + bytes([n])
+        for n in range(1, 60)
+    )
+    + b"l."
+)  # lists of the list before, twice
 
 
 @st.composite

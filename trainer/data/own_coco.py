@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from trainer.data.coco import Coco, CocoImage, CocoMask, paint_parts, read_coco
-from trainer.data.drawing import Drawing, called, picture_inside, traced
+from trainer.data.drawing import Drawing, called, traced
+from trainer.data.paths import picture_in
 from trainer.data.reasonseg import IGNORE, TARGET, Finding, Polygon, Report, Size, open_image
 
 Mask: TypeAlias = NDArray[np.bool_]
@@ -41,7 +42,7 @@ def read_drawings(path: Path, pictures: Path, findings: list[Finding]) -> Iterat
         marks[mask.image].append(mask)
     for number, image in notes.images.items():
         what = f"{image.place}.file_name"
-        picture = picture_inside(report, what, image.file_name, pictures, pictures)
+        picture = picture_in(report, what, image.file_name, pictures)
         if picture is None:
             continue
         opened = open_image(Report(picture, findings), _orientation)

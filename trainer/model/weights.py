@@ -67,7 +67,10 @@ class FolderWeights:
         key = canonical_name(name)
         if key not in self._owner:
             raise WeightsError(f"{self.folder}: tensor {key} is missing")
-        tensor: Tensor = self._owner[key].get_tensor(key)
+        try:
+            tensor: Tensor = self._owner[key].get_tensor(key)
+        except Exception as error:  # an altered header may break its reader anywhere
+            raise WeightsError(f"{self.folder}: tensor {key} cannot be read: {error}") from None
         if tensor.shape != shape:
             raise WeightsError(
                 f"{self.folder}: tensor {key} has shape {list(tensor.shape)}, "
