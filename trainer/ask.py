@@ -73,7 +73,7 @@ def _from_file(file: Path, folder: Path) -> tuple[list[Question], list[str]]:
             for key, value in row.items():
                 if key not in allowed or not isinstance(value, allowed[key]):
                     raise ValueError(f"{brief(key)}: got {brief(value)}; allowed: image and "
-                                     "question (text), phrase, explain (true or false)")  # fmt: skip
+                                     "question (text), phrase, explain (bool)")  # fmt: skip
             if not {"image", "question"} <= row.keys():
                 raise ValueError("needs image and question")
         except (ValueError, RecursionError) as error:

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,18 @@ def load_state(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{type(state).__name__} in the place of a dictionary")
     except (OSError, ValueError, KeyError, RecursionError) as error:
         raise CheckpointError(f"{folder}: its state cannot be read: {error}") from None
+
+
+@contextmanager
+def taken_up(folder: Path) -> Iterator[None]:
+    """A state that no training can go on from, though its files are whole, is a CheckpointError."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        what = f"{type(error).__name__} {error}"
+        raise CheckpointError(f"{folder}: its state is another training's: {what}") from None
 
 
 def newest(candidates: list[Path]) -> Iterator[tuple[Path, str]]:

@@ -46,6 +46,7 @@ class _Facts(TypedDict, total=False):
     data: _Items | None
     hardware: str | None
     peak_reserved_bytes: int | None
+    forecast_bytes: int | None
     base: str | None
     versions: dict[str, str]
 
@@ -216,7 +217,7 @@ def facts_of(checkpoint: Path) -> dict[str, Any]:
     """What the run recorded about a checkpoint, and what its advice had forecast."""
     facts = read_facts(checkpoint)
     try:
-        _FACTS.validate_python(facts)
+        _FACTS.validate_python(facts, strict=True)
     except ValidationError:
         facts = {}  # as with those that are gone: what is not known is left out
     try:

@@ -184,7 +184,8 @@ class Run:
                 self.facts["before"] = self.evaluate("before training")
                 self._save_state()
             else:
-                self._restore(resume)
+                with checkpoint.taken_up(resume):
+                    self._restore(resume)
             for epoch in range(self.evaluated, self.plan.schedule.epochs):
                 self._train_epoch(epoch)
                 self._save_state()
@@ -341,7 +342,8 @@ class Run:
         if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         if self.accelerator.is_main_process:
-            os.truncate(self.folder / RECORDS, state["records"])
+            records = self.folder / RECORDS
+            os.truncate(records, min(state["records"], records.stat().st_size))
         self.accelerator.init_trackers("tensorboard")
         self.reporter.line(f"going on from {folder} after step {self.step}")
         for change in changes(checkpoint.read_facts(folder), versions()):

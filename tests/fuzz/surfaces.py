@@ -13,6 +13,7 @@ import os
 import pickle
 import shutil
 import struct
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 from PIL import Image
+from pycocotools import mask as coco_mask
 from safetensors.torch import save
 
 from profiles.catalog import model_profile
@@ -66,6 +68,7 @@ class Surface:
     name: str
     cases: st.SearchStrategy[Any]
     feed: Callable[[Any, Path], bool]
+    sound: Any  # a case that must be answered
     clear: tuple[type[Exception], ...] = ()
     share: float = 1.0  # of the cases that other surfaces get
 
@@ -282,6 +285,9 @@ def feed_largest(name: str, folder: Path) -> bool:
 
 # --- other annotations ---------------------------------------------------------------------------
 
+_MASK = np.zeros((HEIGHT, WIDTH), np.uint8, order="F")
+_MASK[5:20, 6:30] = 1
+RUNS = coco_mask.encode(_MASK)["counts"].decode()
 BOX = [5, 5, 40, 8, 30, 40, 4, 30]
 COCO: dict[str, Any] = {
     "images": [
@@ -293,7 +299,7 @@ COCO: dict[str, Any] = {
         {"id": 2, "image_id": 2, "category_id": 2, "iscrowd": 1,
          "segmentation": {"size": [HEIGHT, WIDTH], "counts": [100, 500, 2472]}},
         {"id": 3, "image_id": 2, "category_id": 1,
-         "segmentation": {"size": [HEIGHT, WIDTH], "counts": f"U9?Q1{46 * '0'}kb1"}},
+         "segmentation": {"size": [HEIGHT, WIDTH], "counts": RUNS}},
     ],
 }  # fmt: skip
 LABELME: dict[str, Any] = {
@@ -445,17 +451,23 @@ def feed_sem(case: tuple[bytes, bytes, bytes], root: Path) -> bool:
     return _checked(root)
 
 
+def class_numbers() -> bytes:
+    """Half of the picture is of no class, half of the first one."""
+    file = io.BytesIO()
+    Image.fromarray(_MASK.clip(0, 1)).save(file, "PNG")
+    return file.getvalue()
+
+
+SEM = json.dumps(COCO).encode(), b"Idx\tName\n1\twall\n2\tcup;mug\n", class_numbers()
+
+
 @st.composite
 def sem_sets(draw: Draw) -> tuple[bytes, bytes, bytes]:
     """One of the three files is hostile."""
-    which = draw(st.integers(0, 2))
-    classes = draw(lines(CLASSES, "Idx,Name")).replace(b",", b"\t", 4) if which == 1 else None
-    sound = draw(st.integers(0, 2))
-    return (
-        draw(documents(COCO)) if which == 0 else json.dumps(COCO).encode(),
-        b"Idx\tName\n1\twall\n2\tcup;mug\n" if classes is None else classes,
-        draw(hostile.pictures()) if which == 2 else hostile.png(WIDTH, HEIGHT, 8, 3 * (sound > 1)),
-    )
+    case, which = list(SEM), draw(st.integers(0, 2))
+    hostile_one = (documents(COCO), lines(CLASSES, "Idx,Name"), hostile.pictures())[which]
+    case[which] = draw(hostile_one).replace(b",", b"\t") if which == 1 else draw(hostile_one)
+    return case[0], case[1], case[2]
 
 
 def feed_vqa(data: bytes, root: Path) -> bool:
@@ -468,7 +480,7 @@ def feed_vqa(data: bytes, root: Path) -> bool:
 # --- tensors: cache, checkpoints, model folders --------------------------------------------------
 
 FEATURES = torch.arange(24, dtype=torch.float32).reshape(2, 3, 4)
-ENTRY = save({"features": FEATURES}, {"key": "clip-1", "crc32": "3254079480"})
+ENTRY = save({"features": FEATURES}, {"key": "clip-1", "crc32": str(zlib.crc32(FEATURES.numpy()))})
 
 
 def feed_entry(data: bytes, folder: Path) -> bool:
@@ -555,7 +567,7 @@ def feed_weights(data: bytes, folder: Path) -> bool:
     return True
 
 
-TURN = Turn("<image>\nWhat is here? [SEG]", "It is [SEG].")
+TURN = Turn("<image>\nWhat is here?", "It is [SEG].")
 
 
 @cache
@@ -611,8 +623,13 @@ CONFIG: dict[str, Any] = {
     "architectures": ["LlavaForConditionalGeneration"], "model_type": "llava",
     "text_config": {"rms_norm_eps": 1e-6, "num_attention_heads": 4}, "transformers_version": "4.0",
 }  # fmt: skip
+PUBLISHED = {
+    "llava.model.language_model.embed_tokens.weight": "language_model.model.embed_tokens.weight",
+    "llava.model.language_model.norm.weight": "language_model.model.norm.weight",
+    "llava.lm_head.weight": "language_model.lm_head.weight",
+}
 INDEX: dict[str, Any] = {"weight_map": {"a": "model.safetensors", "b": "model.safetensors"}}
-ADDED: dict[str, Any] = {"[SEG]": 300, "<im_start>": 301}
+ADDED: dict[str, Any] = {"[SEG]": 5}
 
 
 @st.composite
@@ -623,7 +640,7 @@ def sources(draw: Draw) -> tuple[str, bytes]:
     name = draw(st.sampled_from([*files, "model.safetensors", "pytorch_model.bin",
                                  "tokenizer.json"]))  # fmt: skip
     if name == "model.safetensors":
-        return name, draw(tensor_files(save(layout())))
+        return name, draw(tensor_files(save(published())))
     if name == "tokenizer.json":
         return name, draw(tokenizer_files())
     if name == "pytorch_model.bin":
@@ -632,10 +649,17 @@ def sources(draw: Draw) -> tuple[str, bytes]:
 
 
 @cache
+def published() -> dict[str, Any]:
+    """Some tensors of a LLaVA, by their published names."""
+    shapes = needed_shapes(TINY)
+    return {there: torch.ones(shapes[here]) for here, there in PUBLISHED.items()}
+
+
+@cache
 def binary(old: bool) -> bytes:
     """As torch writes them, in the present format and the old one."""
     file = io.BytesIO()
-    torch.save({"state_dict": layout()}, file, _use_new_zipfile_serialization=not old)
+    torch.save({"state_dict": published()}, file, _use_new_zipfile_serialization=not old)
     return file.getvalue()
 
 
@@ -653,42 +677,57 @@ def binaries(draw: Draw) -> bytes:
 def feed_source(case: tuple[str, bytes], folder: Path) -> bool:
     name, data = case
     if name != "pytorch_model.bin":
-        (folder / "model.safetensors").write_bytes(save(layout()))
+        (folder / "model.safetensors").write_bytes(save(published()))
     shutil.copy(packaged_folder() / "tokenizer.json", folder)
     (folder / name).write_bytes(data)
     source = Source.read(folder)
     report = Report("tiny", [source.facts()])
     json.dumps(report.sources)
-    needed = {name: value.shape for name, value in layout().items()}
+    needed = {here: published()[there].shape for here, there in PUBLISHED.items()}
     choose([source], needed, "tiny", report)
     convert_tokenizer(folder, folder / "converted.json", 4096)
     return bool(report.used)
 
 
+def _json(document: Any) -> bytes:
+    return json.dumps(document).encode()
+
+
+def _lines(rows: Sequence[Any]) -> bytes:
+    return b"\n".join(map(_json, rows))
+
+
+_CSV = st.tuples(st.just("q.csv"), lines(QUESTIONS, "picture,label,question"))
+_JSONL = st.tuples(st.just("q.jsonl"), lines(QUESTIONS))
 SURFACES = (
-    Surface("plan.json", documents(PLAN), feed_plan, (PlanError,)),
-    Surface("--set", assignments(), feed_assignments, (PlanError,)),
-    Surface("tested table", lines(ROWS), feed_table),
-    Surface("ReasonSeg annotation", annotations(), feed_annotation, (DataError,), 2.0),
-    Surface("ReasonSeg explanations", documents(EXPLANATIONS), feed_explanations, (DataError,)),
-    Surface("pictures", named_pictures(), feed_picture, (DataError,), 2.0),
-    Surface("largest pictures", st.sampled_from(sorted(LARGEST)), feed_largest, (DataError,),
-            0.05),
-    Surface("COCO import", documents(COCO), feed_coco, (DataError,)),
-    Surface("LabelMe import", documents(LABELME), feed_labelme, (DataError,)),
-    Surface("import's questions",
-            st.tuples(st.just("q.csv"), lines(QUESTIONS, "picture,label,question"))
-            | st.tuples(st.just("q.jsonl"), lines(QUESTIONS)), feed_questions, (DataError,)),
-    Surface("lisa-segment's questions", lines(ASKED), feed_asked, (ValueError,)),
-    Surface("refer_seg pickle", references(), feed_refer),
-    Surface("sem_seg", sem_sets(), feed_sem),
-    Surface("vqa", documents(DIALOGUES), feed_vqa),
-    Surface("cache entry", tensor_files(ENTRY), feed_entry, (BadEntry,)),
-    Surface("trained tensors", tensor_files(TRAINED), feed_trained, (CheckpointError,)),
-    Surface("run folder", of_a_run(), feed_run, (CheckpointError, CannotResume)),
-    Surface("model weights", st.deferred(lambda: tensor_files(save(layout()))), feed_weights,
+    Surface("plan.json", documents(PLAN), feed_plan, _json(PLAN), (PlanError,)),
+    Surface("--set", assignments(), feed_assignments, ["lora.rank=4"], (PlanError,)),
+    Surface("tested table", lines(ROWS), feed_table, _lines(ROWS)),
+    Surface("ReasonSeg annotation", annotations(), feed_annotation, _json(ANNOTATION),
+            (DataError,), 2.0),
+    Surface("ReasonSeg explanations", documents(EXPLANATIONS), feed_explanations,
+            _json(EXPLANATIONS), (DataError,)),
+    Surface("pictures", named_pictures(), feed_picture, ("a.jpg", PICTURE), (DataError,), 2.0),
+    Surface("largest pictures", st.sampled_from(sorted(LARGEST)), feed_largest, "a column of JPEG",
+            (DataError,), 0.05),
+    Surface("COCO import", documents(COCO), feed_coco, _json(COCO), (DataError,)),
+    Surface("LabelMe import", documents(LABELME), feed_labelme, _json(LABELME), (DataError,)),
+    Surface("import's questions", _CSV | _JSONL, feed_questions, ("q.jsonl", _lines(QUESTIONS)),
+            (DataError,)),
+    Surface("lisa-segment's questions", lines(ASKED), feed_asked, _lines(ASKED), (ValueError,)),
+    Surface("refer_seg pickle", references(), feed_refer, pickle.dumps(REFERENCES)),
+    Surface("sem_seg", sem_sets(), feed_sem, SEM),
+    Surface("vqa", documents(DIALOGUES), feed_vqa, _json(DIALOGUES)),
+    Surface("cache entry", tensor_files(ENTRY), feed_entry, ENTRY, (BadEntry,)),
+    Surface("trained tensors", tensor_files(TRAINED), feed_trained, TRAINED, (CheckpointError,)),
+    Surface("run folder", of_a_run(), feed_run, ("run.json", _json(RECORD)),
+            (CheckpointError, CannotResume)),
+    Surface("model weights", tensor_files(save(layout())), feed_weights, save(layout()),
             (WeightsError,)),
-    Surface("model tokenizer", st.deferred(tokenizer_files), feed_tokenizer, (WeightsError,), 0.5),
-    Surface("model folder", model_folders(), feed_model_folder, (PlanError, ValueError)),
-    Surface("convert's sources", st.deferred(sources), feed_source, (WeightsError,), 0.5),
+    Surface("model tokenizer", tokenizer_files(), feed_tokenizer, _json(tokenizer_document()),
+            (WeightsError,), 0.5),
+    Surface("model folder", model_folders(), feed_model_folder,
+            ("conversion.json", _json(CONVERSION)), (PlanError, ValueError)),
+    Surface("convert's sources", sources(), feed_source, ("added_tokens.json", _json(ADDED)),
+            (WeightsError,), 0.5),
 )  # fmt: skip

@@ -22,7 +22,7 @@ from trainer.data.prompts import (
     segments,
 )
 from trainer.losses import IGNORE_LABEL
-from trainer.model.weights import WeightsError
+from trainer.model.weights import WeightsError, legible
 
 NEW_TOKENS = (SEG_TOKEN, IMAGE_START_TOKEN, IMAGE_END_TOKEN)
 
@@ -63,7 +63,7 @@ class LisaTokenizer:
         path = folder / "tokenizer.json"
         if not path.is_file():
             raise WeightsError(f"{path}: no tokenizer.json in the model folder")
-        try:
+        with legible(path, "lisa-train convert writes one beside the weights"):
             fast = PreTrainedTokenizerFast(
                 tokenizer_file=str(path),
                 bos_token="<s>",
@@ -73,11 +73,6 @@ class LisaTokenizer:
             )
             made = cls(fast, image_tokens)
             made.encode([_TRIAL])
-        except Exception as error:  # the library raises no narrower kind
-            raise WeightsError(
-                f"{path}: no tokenizer of LISA's can be read from it: {error}\n"
-                "    hint: lisa-train convert writes one beside the weights"
-            ) from None
         return made
 
     def _id(self, token: str) -> int:
