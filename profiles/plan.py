@@ -203,7 +203,7 @@ class Plan(_Frozen):
         "expandable_segments:True", description="PyTorch's CUDA allocator settings; '' for none"
     )
     workers: int = Field(0, ge=0, le=64, description="data-loading processes per training process")
-    seed: int = Field(0, ge=0, le=2**32 - 1, description="seed of weights, data order and dropout")
+    seed: int = Field(0, ge=0, le=2**64 - 1, description="seed of weights, data order and dropout")
     max_train_samples: int | None = Field(
         None,
         ge=1,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from reprlib import Repr
 
-_LARGEST = 10**60
+_LARGEST = 10**4000
 
 
 class _Brief(Repr):

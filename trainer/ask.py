@@ -72,15 +72,15 @@ def _from_file(file: Path, folder: Path) -> tuple[list[Question], list[str]]:
                 raise ValueError(f"got {brief(row)}; allowed: an object with image and question")
             for key, value in row.items():
                 if key not in allowed or not isinstance(value, allowed[key]):
-                    raise ValueError(f"{brief(key)}: got {brief(value)}; allowed: image and "
+                    raise ValueError(f"{brief(key)[1:-1]}: got {brief(value)}; allowed: image and "
                                      "question (text), phrase, explain (bool)")  # fmt: skip
             if not {"image", "question"} <= row.keys():
                 raise ValueError("needs image and question")
         except (ValueError, RecursionError) as error:
             wrong.append(f"{file}:{number}: {error}")
             continue
-        found = Report(file)
-        picture = picture_in(found, f"line {number}, image", row["image"], folder)
+        found = Report(Path(f"{file}:{number}"))
+        picture = picture_in(found, "image", row["image"], folder)
         if picture is None:
             wrong += map(str, found.findings)
             continue

@@ -252,7 +252,7 @@ def test_questions_come_from_a_file_and_all_that_is_wrong_is_told(tmp_path: Path
     file.write_text("\n".join(map(json.dumps, bad)) + "\nnonsense\n")
     with pytest.raises(ValueError) as caught:
         read_questions(folder, None, file, False, False)
-    for text in ("outside", "no such picture", "reserved token", ":4: image: got 3", ":5:",
+    for text in ("outside", "no such file", "reserved token", ":4: image: got 3", ":5:",
                  ":6: colour", ":7:"):  # fmt: skip
         assert text in str(caught.value), text
     with pytest.raises(ValueError, match="one of the two"):

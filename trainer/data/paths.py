@@ -22,18 +22,29 @@ def picture_in(
         return None
     allowed = f"the path of a picture in {root or ' or '.join(map(str, folders))}"
     parts = PureWindowsPath(text)  # knows both kinds of separators, and drives
-    outside = bool(parts.anchor) or "\0" in text
+    outside = bool(parts.anchor)
     for folder in () if outside else folders:
-        border = root or folder
         path = Path(os.path.abspath(folder.joinpath(*parts.parts)))
-        leads_out = os.path.lexists(path) and not path.resolve().is_relative_to(border.resolve())
-        if leads_out or not path.is_relative_to(os.path.abspath(border)):
-            outside = True
-        elif path.is_file():
+        outside |= _leads_out(path, root or folder)
+        if not outside and _is_file(path):
             return path
     if outside:
         fix = "put the picture itself there and correct the name"
         report.add(what, name, f"{allowed}, not one outside of it", fix)
     else:
-        report.add(what, name, allowed, "fetch the picture or take the annotation out")
+        fix = "fetch the picture or take the annotation out"
+        report.add(what, name, f"{allowed}; there is no such file", fix)
     return None
+
+
+def _leads_out(path: Path, border: Path) -> bool:
+    if not path.is_relative_to(os.path.abspath(border)):
+        return True
+    return _is_file(path) and not path.resolve().is_relative_to(border.resolve())
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long, for one
+        return False
