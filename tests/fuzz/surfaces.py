@@ -41,7 +41,7 @@ from trainer.data.mixture import check_data
 from trainer.data.own import import_annotations
 from trainer.data.preprocess import clip_pixels, frame_mask, sam_pixels
 from trainer.data.prompts import Turn
-from trainer.data.reasonseg import DataError, paint_mask, read_image, read_split
+from trainer.data.reasonseg import LONGEST_SIDE, DataError, paint_mask, read_image, read_split
 from trainer.export import card, facts_of
 from trainer.load import find
 from trainer.model.published import Source
@@ -267,8 +267,10 @@ LARGEST: dict[str, Callable[[], bytes]] = {
     "16 bits with alpha, as large as allowed": lambda: hostile.png(SIDE, SIDE, 16, 6),
     "palette, one row too many": lambda: hostile.png(SIDE, SIDE + 2, 8, 3),
     "twice as large as allowed": lambda: hostile.png(SIDE * 2 - 9, SIDE, 1),
-    "a line, as long as allowed": lambda: hostile.png(LIMIT, 1, 1),
-    "a column, as high as allowed": lambda: hostile.png(1, LIMIT, 1),
+    "a line of all pixels allowed": lambda: hostile.png(LIMIT, 1, 1),
+    "a column of all pixels allowed": lambda: hostile.png(1, LIMIT, 1),
+    "a line, as long as allowed": lambda: hostile.png(LONGEST_SIDE, 1),
+    "strips, as high as allowed": lambda: hostile.png(1300, LONGEST_SIDE, 8, 2),
     "a column of JPEG": _column,
     "claims 4 billion pixels": lambda: hostile.png(65_535, 65_535, 8, 2, rows=1),
     "claims 2^31 columns": lambda: hostile.png(2**31 - 1, 1, 1, rows=0),

@@ -38,6 +38,7 @@ _Notes: TypeAlias = "tuple[tuple[str, ...], bool, tuple[Polygon, ...]]"
 SPLITS = ("train", "val", "test")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 TARGET, IGNORE = 1, 255
+LONGEST_SIDE = 65_535  # pixels; JPEG knows no longer one
 
 # Judged by content, not by extension: pictures gathered from the web often carry a wrong one.
 _IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
@@ -122,7 +123,8 @@ def read_image(path: Path) -> ByteArray:
     """Read a picture upright as uint8 [H, W, 3], RGB.
 
     Other modes are converted; alpha is dropped, as OpenCV does; of 16 bits the high byte stays.
-    DataError: missing, no picture, truncated, or larger than Pillow's MAX_IMAGE_PIXELS.
+    DataError: missing, no picture, truncated, or larger than Pillow's MAX_IMAGE_PIXELS or
+    LONGEST_SIDE.
     """
     report = Report(Path(path))
     opened = open_image(report, _to_rgb)
@@ -139,7 +141,8 @@ def open_image(report: Report, read: Callable[[Image.Image], T]) -> tuple[Size, 
             raise FileNotFoundError
         with Image.open(report.path, formats=_IMAGE_FORMATS) as opened:
             width, height = opened.size
-            if width * height > limit:  # up to twice its limit Pillow only warns
+            # Up to twice its limit Pillow only warns; to lines it gives gigabytes of row pointers.
+            if width * height > limit or max(width, height) > LONGEST_SIDE:
                 raise Image.DecompressionBombError(f"{width} x {height} pixels")
             sideways = opened.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
             return ((width, height) if sideways else (height, width)), read(opened)
@@ -147,7 +150,7 @@ def open_image(report: Report, read: Callable[[Image.Image], T]) -> tuple[Size, 
         report.add("image", "no such file", "the path of a picture", "give one that is there")
     except Exception as error:
         # Broad because damaged files make Pillow raise nearly anything, struct.error for one.
-        allowed = f"a complete {', '.join(_IMAGE_FORMATS)} file of at most {limit} pixels"
+        allowed = f"a complete {', '.join(_IMAGE_FORMATS)} file of at most {limit} pixels, {LONGEST_SIDE} a side"
         fix = "fetch or save the picture again, smaller if that is the complaint"
         report.add("image", f"{type(error).__name__} {error}", allowed, fix)
     return None
