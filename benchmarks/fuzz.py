@@ -38,7 +38,7 @@ MIB = 1 << 20
 GIB = 1 << 30
 BOUND = {"largest pictures": 2 * GIB}  # bytes of a case
 ELSEWHERE = GIB // 2
-CASES = 550
+CASES = 1000
 
 
 @dataclass
@@ -97,7 +97,7 @@ def feed(surface: Surface, cases: int, number: int, place: Path) -> Tally:
 
 def child(name: str, cases: int, number: int) -> Tally:
     """A surface in a process of its own. Raises RuntimeError with all that it said."""
-    command = [sys.executable, __file__, "--surface", name, "--cases", str(cases),
+    command = [sys.executable, __file__, f"--surface={name}", "--cases", str(cases),
                "--seed", str(number), "--json"]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)

@@ -20,7 +20,6 @@ from trainer.data.drawing import Drawing, called, traced
 from trainer.data.paths import picture_in
 from trainer.data.reasonseg import IGNORE, TARGET, Finding, Polygon, Report, Size, open_image
 
-Mask: TypeAlias = NDArray[np.bool_]
 Turn: TypeAlias = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 
 # What turns stored pixels upright, by EXIF orientation.
@@ -85,23 +84,19 @@ def _outlined(
     report: Report, marks: list[CocoMask], notes: Coco, image: CocoImage, turn: Turn
 ) -> dict[str, tuple[Polygon, ...]]:
     """The traced target and ignored regions of each category that has an instance."""
-    sure: dict[str, Mask] = {}
-    crowds: dict[str, Mask] = {}
+    together: dict[str, list[CocoMask]] = {}
     for one in marks:
-        mask = paint_parts(one.parts, image, report.path, *image.size).astype(bool)
-        if not mask.any():
-            allowed = f"some part within width {image.size[1]}, height {image.size[0]}"
-            fix = "export the annotation again or take it out"
-            report.add(f"{one.place}.segmentation", "no pixel of the picture", allowed, fix)
-            continue
-        label = notes.categories[one.category]
-        kind = crowds if one.crowd else sure
-        kind[label] = kind[label] | mask if label in kind else mask
+        together.setdefault(notes.categories[one.category], []).append(one)
     outlined = {}
-    for label, mask in sure.items():
+    for label, those in together.items():  # one after the other: a mask has the picture's size
         regions = np.zeros(image.size, np.uint8)
-        if label in crowds:
-            regions[crowds[label]] = IGNORE
-        regions[mask] = TARGET
-        outlined[label] = traced(turn(regions))
+        for one in sorted(those, key=lambda one: not one.crowd):
+            mask = paint_parts(one.parts, image, report.path, *image.size).astype(bool)
+            regions[mask] = IGNORE if one.crowd else TARGET
+            if not mask.any():
+                allowed = f"some part within width {image.size[1]}, height {image.size[0]}"
+                fix = "export the annotation again or take it out"
+                report.add(f"{one.place}.segmentation", "no pixel of the picture", allowed, fix)
+        if TARGET in regions:
+            outlined[label] = traced(turn(regions))
     return outlined

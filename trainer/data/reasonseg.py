@@ -150,7 +150,8 @@ def open_image(report: Report, read: Callable[[Image.Image], T]) -> tuple[Size, 
         report.add("image", "no such file", "the path of a picture", "give one that is there")
     except Exception as error:
         # Broad because damaged files make Pillow raise nearly anything, struct.error for one.
-        allowed = f"a complete {', '.join(_IMAGE_FORMATS)} file of at most {limit} pixels, {LONGEST_SIDE} a side"
+        most = f"at most {limit} pixels, {LONGEST_SIDE} a side"
+        allowed = f"a complete {', '.join(_IMAGE_FORMATS)} file of {most}"
         fix = "fetch or save the picture again, smaller if that is the complaint"
         report.add("image", f"{type(error).__name__} {error}", allowed, fix)
     return None
