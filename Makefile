@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: test demo lint clean
+.PHONY: test demo fuzz lint clean
 
 # One thread a worker: two workers with two threads each fight over two cores.
 test: lint
@@ -12,6 +12,10 @@ test: lint
 
 demo: $(READY)
 	$(BIN)/python benchmarks/demo.py
+
+# Over 10 000 hostile cases, a process for each kind, and their table in docs/hostile-input.md.
+fuzz: $(READY)
+	$(BIN)/python benchmarks/fuzz.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -52,7 +52,7 @@ def rehearsed(
         path = Path(place) / "plan.json"
         path.write_text(plan.to_json(), encoding="utf-8")
         command = [sys.executable, "-m", "trainer.rehearsal", str(path), *options]
-        environ = at_home(os.environ) | environment
+        environ = at_home(os.environ) | dict(environment)
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=timeout, env=environ

@@ -398,7 +398,7 @@ class _Calls:
         return os.system, ("touch run-from-a-pickle",)
 
 
-BOMB = b"\x80\x04" + b"]" + b"r" + struct.pack("<I", 2**31 - 1) + b"."  # a memo of 16 GiB
+BOMB = b"\x80\x04" + b"]" + b"r" + struct.pack("<I", 2**31 - 1) + b"."  # a memo of 32 GiB
 LAUGHS = (
     b"\x80\x04]q\0("
     + b"".join(

@@ -297,7 +297,7 @@ def test_questions_that_are_no_text_are_told_with_their_file(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("data", [surfaces.BOMB, surfaces.LAUGHS])
 def test_a_pickle_that_grows_is_refused_in_no_time(tmp_path: Path, data: bytes) -> None:
-    """A memo of 32 GiB in eleven bytes; and lists that are twice the list before, 60 times."""
+    """A memo of 32 GiB in nine bytes; and lists that are twice the list before, 60 times."""
     path = tmp_path / "refs"
     path.write_bytes(data)
     started = time.monotonic()
