@@ -327,7 +327,7 @@ def _with_batch_arithmetic(data: Mapping[str, Any]) -> dict[str, Any]:
     `checkpointed_layers: "all"` becomes the model's number of layers.
     """
     result = dict(data)
-    processes = result.get("processes", 1)
+    processes = 1 if result.get("processes") is None else result["processes"]
     micro, accumulation, effective = (
         result.get(key) for key in ("micro_batch", "accumulation", "effective_batch")
     )
@@ -532,6 +532,8 @@ def _assign(data: dict[str, Any], text: str) -> Finding | None:
         if data.get(parent) is None:
             data[parent] = {}
         data = data[parent]
+        if not isinstance(data, dict):
+            return Finding(parent, "is a table of settings", brief(data), f"leave {parent}= out")
     data[last] = value
     return None
 

@@ -87,6 +87,16 @@ def test_numbers_that_multiply_beyond_any_text_are_refused() -> None:
         Plan.from_json(document)
 
 
+def test_processes_may_not_be_nothing() -> None:
+    with pytest.raises(PlanError, match="processes"):
+        Plan().override(["processes=null"])
+
+
+def test_a_table_that_was_set_to_a_value_has_no_settings() -> None:
+    with pytest.raises(PlanError, match="schedule: is a table of settings .got True"):
+        Plan().override(["schedule=true", "schedule.epochs=2"])
+
+
 def test_half_a_character_in_a_name_can_still_be_logged() -> None:
     with pytest.raises(PlanError) as caught:
         Plan.from_json('{"\\ud800": 1, "model": "\\ud800"}')
@@ -160,6 +170,14 @@ def test_many_small_shapes_on_a_large_picture_are_read_at_once(tmp_path: Path) -
     started = time.monotonic()
     assert len(read_split(root, "train")[0].polygons) == 2000
     assert time.monotonic() - started < 5
+
+
+def test_an_annotation_with_thousands_of_faults_is_told_in_a_hundred_lines(tmp_path: Path) -> None:
+    annotation = surfaces.ANNOTATION | {"text": [[1, 2]] * 20_000}
+    with pytest.raises(DataError) as caught:
+        read_split(reason_seg(tmp_path, _json(annotation)), "train")
+    assert len(caught.value.findings) == 20_000
+    assert str(caught.value).splitlines()[100:] == ["… and 19900 findings more"]
 
 
 def test_edges_far_outside_of_the_picture_are_refused(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ LONGEST_SIDE = 65_535  # pixels; JPEG knows no longer one
 
 # Judged by content, not by extension: pictures gathered from the web often carry a wrong one.
 _IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+_MOST_LINES = 100
 # Far beyond any picture Pillow agrees to open, and safe in OpenCV's fixed-point arithmetic.
 _LARGEST_COORDINATE = 1_000_000
 # Of ReasonSeg's and LabelMe's files, which hold one picture's polygons (LabelMe's a copy of it).
@@ -64,7 +65,7 @@ class Finding:
 
 
 class DataError(ValueError):
-    """The data cannot be used as it is; `findings` holds every reason, `str()` lists them all."""
+    """The data cannot be used as it is; `findings` has all reasons, `str()` the first hundred."""
 
     def __init__(self, findings: Sequence[Finding]) -> None:
         if isinstance(findings, str):
@@ -75,7 +76,9 @@ class DataError(ValueError):
         self.findings: tuple[Finding, ...] = tuple(findings)
 
     def __str__(self) -> str:
-        return "\n".join(str(finding) for finding in self.findings)
+        lines = [str(finding) for finding in self.findings[:_MOST_LINES]]
+        more = len(self.findings) - len(lines)
+        return "\n".join(lines + [f"… and {more} findings more"] * bool(more))
 
 
 @dataclass(frozen=True)
