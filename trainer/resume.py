@@ -44,7 +44,7 @@ class Started:
         """From a run folder. Raises CannotResume."""
         try:
             found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-            items = {split: dict(known) for split, known in found["items"].items()}
+            items = {split: dict(known.items()) for split, known in found["items"].items()}
             return cls(Path(found["data_dir"]), Path(found["cache_dir"]), items)
         except Exception as error:  # values of any other kind break it anywhere
             raise CannotResume(

@@ -379,7 +379,7 @@ def test_a_state_of_another_kind_of_training_is_a_checkpoint_error() -> None:
             raise error
 
 
-@pytest.mark.parametrize("items", [[], {"train": 3}, {"train": None}, "x", None])
+@pytest.mark.parametrize("items", [[], {"train": 3}, {"train": [[1, 2]]}, "x", None])
 def test_a_record_of_no_items_is_no_run(tmp_path: Path, items: object) -> None:
     record = {"data_dir": "a", "cache_dir": "b", "items": items}
     (tmp_path / "run.json").write_bytes(_json(record))
