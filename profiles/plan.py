@@ -35,6 +35,8 @@ Quantizable = Literal[
 
 MOST = 1_000_000  # of anything counted: more is a slip, and would take memory before training
 
+_MOST_LINES = 100  # of an error
+
 # Asked for at once in a picture with several, as in LISA's recipe.
 TARGETS_PER_PICTURE = 3
 
@@ -59,7 +61,9 @@ class PlanError(ValueError):
 
     def __init__(self, findings: Iterable[Finding]) -> None:
         self.findings = tuple(findings)
-        super().__init__("\n".join(f"  - {finding}" for finding in self.findings))
+        lines = [f"  - {finding}" for finding in self.findings[:_MOST_LINES]]
+        more = len(self.findings) - len(lines)
+        super().__init__("\n".join(lines + [f"  - … and {more} more"] * bool(more)))
 
 
 class _Frozen(BaseModel):

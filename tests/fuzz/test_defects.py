@@ -97,6 +97,12 @@ def test_a_table_that_was_set_to_a_value_has_no_settings() -> None:
         Plan().override(["schedule=true", "schedule.epochs=2"])
 
 
+def test_a_plan_with_thousands_of_faults_is_told_in_a_hundred_lines() -> None:
+    with pytest.raises(PlanError) as caught:
+        Plan().override(["cached_encoders=" + json.dumps([[1, 2]] * 20_000)])
+    assert str(caught.value).splitlines()[100:] == ["  - … and 19900 more"]
+
+
 def test_half_a_character_in_a_name_can_still_be_logged() -> None:
     with pytest.raises(PlanError) as caught:
         Plan.from_json('{"\\ud800": 1, "model": "\\ud800"}')
