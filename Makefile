@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: test demo faults lint clean
+.PHONY: test demo faults fuzz lint clean
 
 # One thread a worker: two workers with two threads each fight over two cores.
 test: lint
@@ -16,6 +16,10 @@ demo: $(READY)
 # Tiny trainings, killed, starved and damaged at random: some ten minutes.
 faults: $(READY)
 	$(BIN)/python benchmarks/faults.py --table
+
+# Over 10 000 hostile cases, a process for each kind, and their table in docs/hostile-input.md.
+fuzz: $(READY)
+	$(BIN)/python benchmarks/fuzz.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

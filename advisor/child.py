@@ -15,6 +15,7 @@ from pathlib import Path
 
 from profiles.measurement import Measurement
 from profiles.plan import Plan
+from profiles.surroundings import at_home
 
 TIMEOUT_SECONDS = 300
 
@@ -51,7 +52,7 @@ def rehearsed(
         path = Path(place) / "plan.json"
         path.write_text(plan.to_json(), encoding="utf-8")
         command = [sys.executable, "-m", "trainer.rehearsal", str(path), *options]
-        environ = os.environ | environment
+        environ = at_home(os.environ) | dict(environment)
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=timeout, env=environ

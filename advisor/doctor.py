@@ -15,6 +15,7 @@ from advisor.budget import Frozen, gib
 from advisor.child import cache_folder
 from advisor.choose import pick_gpu
 from advisor.probe import Machine
+from profiles.surroundings import at_home
 
 SELFTEST_SECONDS = 180
 HUB = "https://huggingface.co"
@@ -62,7 +63,10 @@ def report(machine: Machine, checks: tuple[Check, ...]) -> str:
 def _selftest(device: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "trainer.selftest", device]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SELFTEST_SECONDS)
+        environ = at_home(os.environ)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=SELFTEST_SECONDS, env=environ
+        )
     except subprocess.TimeoutExpired:
         return {"error": f"did not end in {SELFTEST_SECONDS} s"}
     try:

@@ -31,7 +31,7 @@ from profiles.tested import Verdict
 
 ROOT = Path(__file__).resolve().parents[1]
 MIB = 2**20
-OFFLINE = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}  # for a child that needs neither
+NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}  # for a child that needs none
 # Resident set of the process beside what is counted: the same rows, 1.96-2.3 GiB.
 HOST_BASE_BYTES = round(2.09 * 2**30)
 HOST_LOOKUP_BYTES = round(0.11 * 2**30)  # buffers of a table looked up and a head streamed
@@ -165,7 +165,7 @@ def timeline(plan: Plan, worst: Worst, compute_capability: tuple[int, int]) -> T
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "timeline"
         options = [*_options(plan, worst, compute_capability), "--timeline", str(path)]
-        rehearsed(plan, options, OFFLINE, cache_folder() / "forecasts")
+        rehearsed(plan, options, NO_GPU, cache_folder() / "forecasts")
         try:
             return Timeline.model_validate_json(path.read_text(encoding="utf-8"))
         except (ValueError, OSError):
@@ -310,7 +310,7 @@ def _ask(
         events = Path(place) / "events"
         options = [*_options(plan, worst, compute_capability), "--events", str(events)]
         seconds = DATA_SECONDS if "--data-dir" in options else None
-        measurement = rehearsed(plan, options, OFFLINE, folder, seconds)
+        measurement = rehearsed(plan, options, NO_GPU, folder, seconds)
         try:
             return measurement, _events(events)
         except (ValueError, OSError) as error:

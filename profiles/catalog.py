@@ -11,6 +11,8 @@ from importlib.resources import files
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from profiles.text import brief
+
 # "12GB", "12 GB", "12 GiB", "12g"; not the 10G of "A10G".
 _SIZE = re.compile(r"(?<![a-z0-9.])(\d+(?:\.\d+)?)\s*g(?:i?b)?\b")
 # What does not tell one card from another.
@@ -99,7 +101,7 @@ def model_profile(name: str) -> ModelProfile:
         return known[name]
     close = difflib.get_close_matches(name.lower(), known, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"unknown model {name!r}; known: {', '.join(known)}{hint}")
+    raise ValueError(f"unknown model {brief(name)}; known: {', '.join(known)}{hint}")
 
 
 class GpuProfile(_Frozen):

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import PydanticCustomError
 
 from profiles.catalog import ModelProfile, model_profile, models
+from profiles.text import brief
 
 Dtype = Literal["bf16", "fp16", "fp32"]
 Encoder = Literal["sam", "clip"]
@@ -31,6 +32,10 @@ Quantizable = Literal[
     "llama", "clip", "sam_encoder", "mask_decoder", "text_hidden_fcs", "projector"
 ]
 
+
+MOST = 1_000_000  # of anything counted: more is a slip, and would take memory before training
+
+_MOST_LINES = 100  # of an error
 
 # Asked for at once in a picture with several, as in LISA's recipe.
 TARGETS_PER_PICTURE = 3
@@ -56,11 +61,15 @@ class PlanError(ValueError):
 
     def __init__(self, findings: Iterable[Finding]) -> None:
         self.findings = tuple(findings)
-        super().__init__("\n".join(f"  - {finding}" for finding in self.findings))
+        lines = [f"  - {finding}" for finding in self.findings[:_MOST_LINES]]
+        more = len(self.findings) - len(lines)
+        super().__init__("\n".join(lines + [f"  - … and {more} more"] * bool(more)))
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
+    )
 
 
 class Lora(_Frozen):
@@ -83,8 +92,8 @@ class Schedule(_Frozen):
     shape: Literal["linear", "cosine", "constant"] = Field(
         "linear", description="decay after the warm-up (transformers' schedules)"
     )
-    warmup_steps: int = Field(100, ge=0, description="linear warm-up, in optimizer steps")
-    epochs: int = Field(10, ge=1, description="passes over the training split")
+    warmup_steps: int = Field(100, ge=0, le=MOST, description="linear warm-up, in optimizer steps")
+    epochs: int = Field(10, ge=1, le=MOST, description="passes over the training split")
     beta1: float = Field(0.9, ge=0, lt=1, description="Adam's first-moment decay")
     beta2: float = Field(0.95, ge=0, lt=1, description="Adam's second-moment decay")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled decay, per update")
@@ -92,6 +101,7 @@ class Schedule(_Frozen):
     max_skipped_steps: int = Field(
         0,
         ge=0,
+        le=MOST,
         description="updates that may be left out because loss or gradient is not a finite number; "
         "the next such one ends the run, before it changes anything",
     )
@@ -100,9 +110,11 @@ class Schedule(_Frozen):
 class TokenLimits(_Frozen):
     """What one sample may hold; a longer one is an error that names the sample."""
 
-    max_text_tokens: int = Field(512, ge=32, description="tokens beside the image's, per sample")
-    max_masks: int = Field(8, ge=1, description="[SEG] tokens per sample")
-    max_new_tokens: int = Field(64, ge=1, description="generated tokens per answer")
+    max_text_tokens: int = Field(
+        512, ge=32, le=MOST, description="tokens beside the image's, per sample"
+    )
+    max_masks: int = Field(8, ge=1, le=MOST, description="[SEG] tokens per sample")
+    max_new_tokens: int = Field(64, ge=1, le=MOST, description="generated tokens per answer")
 
 
 class Mixture(_Frozen):
@@ -111,21 +123,19 @@ class Mixture(_Frozen):
     With ReasonSeg alone nothing is drawn: an epoch passes over all of it.
     """
 
-    reason_seg: float = Field(1, ge=0, allow_inf_nan=False, description="rate of ReasonSeg")
-    refer_seg: float = Field(
-        0, ge=0, allow_inf_nan=False, description="rate of referring segmentation (RefCOCO, …)"
-    )
-    sem_seg: float = Field(
-        0, ge=0, allow_inf_nan=False, description="rate of semantic segmentation (ADE20K, COCO, …)"
-    )
+    reason_seg: float = Field(1, ge=0, description="rate of ReasonSeg")
+    refer_seg: float = Field(0, ge=0, description="rate of referring segmentation (RefCOCO, …)")
+    sem_seg: float = Field(0, ge=0, description="rate of semantic segmentation (ADE20K, COCO, …)")
     vqa: float = Field(
         0,
         ge=0,
-        allow_inf_nan=False,
         description="rate of dialogues without a mask (LLaVA-Instruct)",
     )
     samples: int = Field(
-        10_000, ge=1, description="samples drawn in an epoch; with ReasonSeg alone its own number"
+        10_000,
+        ge=1,
+        le=MOST,
+        description="samples drawn in an epoch; with ReasonSeg alone its own number",
     )
 
     @property
@@ -164,9 +174,9 @@ class Plan(_Frozen):
         "token_rows (rows of the new tokens in embedding and head), head (the whole output "
         "projection), embeddings (embedding and head, both whole)",
     )
-    effective_batch: int = Field(20, ge=1, description="samples per optimizer step")
-    micro_batch: int = Field(2, ge=1, description="samples per forward pass and process")
-    accumulation: int = Field(10, ge=1, description="forward passes per optimizer step")
+    effective_batch: int = Field(20, ge=1, le=MOST, description="samples per optimizer step")
+    micro_batch: int = Field(2, ge=1, le=MOST, description="samples per forward pass and process")
+    accumulation: int = Field(10, ge=1, le=MOST, description="forward passes per optimizer step")
     checkpointed_layers: int = Field(
         0, ge=0, description="decoder layers whose activations are recomputed, 0 … all"
     )
@@ -204,11 +214,16 @@ class Plan(_Frozen):
         "expandable_segments:True", description="PyTorch's CUDA allocator settings; '' for none"
     )
     workers: int = Field(0, ge=0, le=64, description="data-loading processes per training process")
-    seed: int = Field(0, ge=0, description="seed of weights, data order and dropout")
+    seed: int = Field(0, ge=0, le=2**64 - 1, description="seed of weights, data order and dropout")
     max_train_samples: int | None = Field(
-        None, ge=1, description="first n training samples (of a mixture: of each data set)"
+        None,
+        ge=1,
+        le=MOST,
+        description="first n training samples (of a mixture: of each data set)",
     )
-    max_val_samples: int | None = Field(None, ge=1, description="first n validation samples")
+    max_val_samples: int | None = Field(
+        None, ge=1, le=MOST, description="first n validation samples"
+    )
 
     @property
     def most_masks(self) -> int:
@@ -250,7 +265,7 @@ class Plan(_Frozen):
         """A Plan from a JSON document called `where`. Raises PlanError."""
         try:
             data = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # ValueError: numbers of 4300 digits, too
             raise PlanError([Finding(where, f"is not valid JSON: {error}")]) from None
         return cls.parse(data)
 
@@ -259,7 +274,7 @@ class Plan(_Frozen):
         """A Plan from a file. Raises PlanError naming the file."""
         try:
             text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             fix = "give the path of a plan.json, such as the one in a run folder"
             raise PlanError([Finding(str(path), f"cannot be read: {error}", fix=fix)]) from None
         return cls.from_json(text, str(path))
@@ -326,12 +341,12 @@ def _with_batch_arithmetic(data: Mapping[str, Any]) -> dict[str, Any]:
     `checkpointed_layers: "all"` becomes the model's number of layers.
     """
     result = dict(data)
-    processes = result.get("processes", 1)
+    processes = 1 if result.get("processes") is None else result["processes"]
     micro, accumulation, effective = (
         result.get(key) for key in ("micro_batch", "accumulation", "effective_batch")
     )
     numbers = [n for n in (micro, accumulation, effective, processes) if n is not None]
-    if all(type(n) is int and n > 0 for n in numbers):
+    if all(type(n) is int and 0 < n <= MOST for n in numbers):
         if effective is None and micro and accumulation:
             result["effective_batch"] = micro * accumulation * processes
         elif accumulation is None and micro and effective:
@@ -357,7 +372,7 @@ def _contradictions(plan: Plan) -> Iterable[Finding]:
     try:
         layers = plan.profile.llama.layers
     except ValueError as error:
-        yield Finding("model", str(error), repr(plan.model))
+        yield Finding("model", str(error), brief(plan.model))
         layers = None
     if plan.micro_batch * plan.accumulation * plan.processes != plan.effective_batch:
         yield Finding(
@@ -477,17 +492,16 @@ def _findings(error: ValidationError) -> list[Finding]:
         if detail["type"] == "plan":
             result += context["findings"]
             continue
-        where = ".".join(str(part) for part in detail["loc"]) or "plan"
+        where = ".".join(_legible(str(part)) for part in detail["loc"]) or "plan"
         if detail["type"] == "extra_forbidden":
             result.append(Finding(where, "no such setting", fix=_nearest_setting(where)))
         else:
-            result.append(Finding(where, detail["msg"], _short(detail["input"])))
+            result.append(Finding(where, detail["msg"], brief(detail["input"])))
     return result
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+def _legible(name: str) -> str:
+    return name if name.isprintable() and len(name) <= 60 else brief(name)
 
 
 def setting_names() -> list[str]:
@@ -518,12 +532,12 @@ def _assign(data: dict[str, Any], text: str) -> Finding | None:
     key, equals, raw = text.partition("=")
     key = key.strip().replace("-", "_")
     if not equals or not key:
-        return Finding("--set", "must read key=value", repr(text), "--set micro_batch=4")
+        return Finding("--set", "must read key=value", brief(text), "--set micro_batch=4")
     if key not in setting_names():
-        return Finding(key, "no such setting", repr(text), _nearest_setting(key))
+        return Finding(_legible(key), "no such setting", brief(text), _nearest_setting(key))
     try:
         value = json.loads(raw)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         value = raw
     if isinstance(value, str) and key in ("train", "cached_encoders", "quantized_parts"):
         value = [part.strip() for part in value.split(",") if part.strip()]
@@ -532,6 +546,8 @@ def _assign(data: dict[str, Any], text: str) -> Finding | None:
         if data.get(parent) is None:
             data[parent] = {}
         data = data[parent]
+        if not isinstance(data, dict):
+            return Finding(parent, "is a table of settings", brief(data), f"leave {parent}= out")
     data[last] = value
     return None
 

@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from profiles.text import brief
+from trainer.data.paths import picture_in
 from trainer.data.prompts import PromptError, Turn, explanatory_question_for, question_for
-from trainer.data.reasonseg import IMAGE_SUFFIXES, DataError, Item, read_image
+from trainer.data.reasonseg import IMAGE_SUFFIXES, DataError, Item, Report, read_image
 from trainer.pictures import COLOURS, overlay
 
 if TYPE_CHECKING:
@@ -79,25 +81,26 @@ def _pictures(folder: Path) -> list[Path]:
 def _from_file(file: Path, folder: Path) -> tuple[list[Question], list[str]]:
     asked, wrong = [], []
     allowed = {"image": str, "question": str, "phrase": bool, "explain": bool}
-    for number, line in enumerate(file.read_bytes().splitlines(), 1):
+    for number, line in enumerate(file.read_bytes().split(b"\n"), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line.decode("utf-8-sig"))
             if not isinstance(row, dict):
-                raise ValueError(f"got {row!r}; allowed: an object with image and question")
+                raise ValueError(f"got {brief(row)}; allowed: an object with image and question")
             for key, value in row.items():
                 if key not in allowed or not isinstance(value, allowed[key]):
-                    raise ValueError(f"{key}: got {value!r}; allowed: image and question (text), "
-                                     "phrase and explain (true or false)")  # fmt: skip
+                    raise ValueError(f"{brief(key)[1:-1]}: got {brief(value)}; allowed: image and "
+                                     "question (text), phrase, explain (bool)")  # fmt: skip
             if not {"image", "question"} <= row.keys():
                 raise ValueError("needs image and question")
         except (ValueError, RecursionError) as error:
             wrong.append(f"{file}:{number}: {error}")
             continue
-        picture = folder / row["image"]
-        if not picture.resolve().is_relative_to(folder.resolve()):
-            wrong.append(f"{file}:{number}: {row['image']} lies outside {folder}")
+        found = Report(Path(f"{file}:{number}"))
+        picture = picture_in(found, "image", row["image"], folder)
+        if picture is None:
+            wrong += map(str, found.findings)
             continue
         phrase, explain = row.get("phrase", False), row.get("explain", False)
         asked.append(Question(picture, row["question"], not phrase, explain))
@@ -109,7 +112,7 @@ def _problems(question: Question) -> Iterator[str]:
     try:
         question.turn()
     except PromptError as error:
-        yield f"question: {error} (got {question.text!r})"
+        yield f"question: {error} (got {brief(question.text)})"
     if not question.image.is_file():
         yield f"{question.image}: no such picture"
 

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -156,10 +157,23 @@ def load_state(folder: Path) -> dict[str, Any]:
     try:
         rest = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         state = nested(_tensors(folder / STATE), rest)
-    except (OSError, ValueError, KeyError) as error:
+        if isinstance(state, dict):
+            return state
+        raise ValueError(f"{type(state).__name__} in the place of a dictionary")
+    except (OSError, ValueError, KeyError, RecursionError) as error:
         raise CheckpointError(f"{folder}: its state cannot be read: {error}") from None
-    assert isinstance(state, dict)
-    return state
+
+
+@contextmanager
+def taken_up(folder: Path) -> Iterator[None]:
+    """A state that no training can go on from, though its files are whole, is a CheckpointError."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        what = f"{type(error).__name__} {error}"
+        raise CheckpointError(f"{folder}: its state is another training's: {what}") from None
 
 
 def newest(candidates: list[Path]) -> Iterator[tuple[Path, str]]:
@@ -176,7 +190,7 @@ def damage(folder: Path) -> str:
         for name, expected in sums.items():
             if Path(name).name != name or _checksum(folder / name) != expected:
                 return f"{name} is damaged"
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         return f"{MANIFEST}: {error}"
     return "" if {TRAINED, STATE} <= sums.keys() else "holds no state to go on from"
 
@@ -185,7 +199,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
     """What the run recorded about a checkpoint; nothing where that is gone or damaged."""
     try:
         facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return facts if isinstance(facts, dict) else {}
 
@@ -193,7 +207,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
 def _tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
-    except (OSError, SafetensorError) as error:
+    except Exception as error:  # an altered header may break its reader anywhere
         raise CheckpointError(f"{path}: cannot be read: {error}") from None
 
 

@@ -16,6 +16,7 @@ from trainer.console import (
     ended_politely,
     fail,
     feature_cache,
+    stay_at_home,
     tell,
     user_errors,
 )
@@ -86,6 +87,8 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
 ) -> None:
     """Train LISA on ReasonSeg data: by the advisor's plan (--auto), a plan file, or flags."""
+    if context.invoked_subcommand not in ("convert", "export"):  # which may be sent to the hub
+        stay_at_home()
     if context.invoked_subcommand:
         return
     if check_data is not None:
@@ -163,13 +166,16 @@ def convert(
     target: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write.")],
     model: Annotated[str, typer.Option(help="Size to make: 7b, 7b-v1 or 13b.")],
     shard_gib: Annotated[float, typer.Option(min=0.001, help="Largest file written.")] = 2.0,
+    offline: Annotated[
+        bool, typer.Option(help="Of the hub, only what lies in its cache. Or HF_HUB_OFFLINE=1.")
+    ] = False,
 ) -> None:
     """Turn published checkpoints (LLaVA, LISA, SAM, CLIP) into a folder for --weights DST."""
     from trainer.convert import convert as run
     from trainer.hub import checkpoint_folder
 
     with user_errors(), ended_politely():
-        folders = [checkpoint_folder(source, tell) for source in sources]
+        folders = [checkpoint_folder(source, tell, offline) for source in sources]
         report = run(folders, target, model, tell, int(shard_gib * 2**30))
     print("\n".join([*report.lines(), f"{model} in {target}; its conversion.json lists all"]))
 

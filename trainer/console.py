@@ -43,6 +43,13 @@ def use_allocator(plan: Plan) -> None:
             os.environ.setdefault(name, plan.allocator)
 
 
+def stay_at_home() -> None:
+    """Before torch is imported: neither the network nor a folder of others has a say in this."""
+    from profiles.surroundings import at_home
+
+    os.environ.update(at_home(os.environ))
+
+
 def tell(line: str) -> None:
     """One line to whoever watches; stdout is for results."""
     print(line, file=sys.stderr, flush=True)

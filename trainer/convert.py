@@ -152,6 +152,8 @@ def _misfit(name: str, found: Found, shape: torch.Size) -> str | None:
     if found.dtype not in PLAIN_DTYPES:
         return f"{found.where} is stored as {found.dtype}: quantised; give the unquantised weights"
     if name in (EMBEDDING, HEAD) and found.shape[1:] == shape[1:]:
+        if not found.shape[0]:
+            return f"{got}: no row at all"
         return f"{got}: more rows than the model has" if found.shape[0] > shape[0] else None
     return got if found.shape != shape else None
 

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from profiles.plan import Plan
 from trainer.checkpoint import read_facts
@@ -22,6 +24,34 @@ from trainer.model.weights import FolderWeights, WeightsError, canonical_name, m
 from trainer.placed import placed, refuse_taken
 
 CPU = torch.device("cpu")
+
+
+class _Scores(TypedDict, total=False):
+    images: int
+    giou: float | None
+    ciou: float | None
+
+
+class _Items(TypedDict):
+    train: int
+    val: int
+
+
+class _Facts(TypedDict, total=False):
+    """Of what a run recorded, that which a card tells."""
+
+    step: int | None
+    metrics: _Scores | None
+    before: _Scores | None
+    data: _Items | None
+    hardware: str | None
+    peak_reserved_bytes: int | None
+    forecast_bytes: int | None
+    base: str | None
+    versions: dict[str, str]
+
+
+_FACTS = TypeAdapter(_Facts)
 
 
 def export_trained(trained: Trained, target: Path) -> int:
@@ -37,7 +67,7 @@ def export_trained(trained: Trained, target: Path) -> int:
         plan = Plan.read(source / "plan.json")
         portable = plan.model_copy(update={"weights": "default"})
         (folder / "plan.json").write_text(portable.to_json(), encoding="utf-8")
-        facts = _facts(source)
+        facts = facts_of(source)
         (folder / "facts.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(card(plan, facts, merged=False), encoding="utf-8")
     return _bytes(target)
@@ -67,7 +97,7 @@ def export_merged(trained: Trained, target: Path, shard_bytes: int = SHARD_BYTES
         if merge.left:
             raise WeightsError(f"{source}: fit nothing in the model: {sorted(merge.left)[:5]}")
         shutil.copyfile(model_folder(plan) / "tokenizer.json", folder / "tokenizer.json")
-        facts = _facts(source)
+        facts = facts_of(source)
         origin = {"model": plan.model, "dtype": plan.dtype, "merged": plan.content_hash}
         (folder / ORIGIN).write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(card(plan, facts, merged=True), encoding="utf-8")
@@ -150,7 +180,7 @@ def _results(facts: dict[str, Any]) -> Iterator[str]:
     found = facts.get("metrics") or {}
     yield "| | gIoU | cIoU | pictures |\n|---|---|---|---|"
     for name, row in (("before", facts.get("before") or {}), ("after", found)):
-        if row.get("images"):
+        if row.get("images") and None not in (row.get("giou"), row.get("ciou")):
             yield f"| {name} | {row['giou']:.3f} | {row['ciou']:.3f} | {row['images']} |"
 
 
@@ -183,13 +213,17 @@ def _folder(trained: Trained) -> Path:
     return trained.folder
 
 
-def _facts(checkpoint: Path) -> dict[str, Any]:
+def facts_of(checkpoint: Path) -> dict[str, Any]:
     """What the run recorded about a checkpoint, and what its advice had forecast."""
     facts = read_facts(checkpoint)
     try:
+        _FACTS.validate_python(facts, strict=True)
+    except ValidationError:
+        facts = {}  # as with those that are gone: what is not known is left out
+    try:
         advice = json.loads((checkpoint.parent / "advice.json").read_text(encoding="utf-8"))
         forecast = {"forecast_bytes": int(advice["needs"]["bytes"])}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return facts  # a plan of the user's own
     return forecast | facts
 

@@ -14,18 +14,21 @@ BESIDE = ["*.json", "tokenizer.model"]
 WEIGHTS = (["*.safetensors"], ["pytorch_model*.bin"], ["*.pth"])  # the first kind that is there
 
 
-def checkpoint_folder(source: str, tell: Callable[[str], None]) -> Path:
+def checkpoint_folder(source: str, tell: Callable[[str], None], offline: bool = False) -> Path:
     """A local folder as it is; else the hub's files of `owner/name[@revision]`, in the hub's cache.
 
-    Of several kinds of weights files only the first is fetched. Raises WeightsError.
+    Of several kinds of weights files only the first is fetched. `offline`, or with the hub's own
+    HF_HUB_OFFLINE, nothing is: what lies in the cache has to do. Raises WeightsError.
     """
     path = Path(source)
     found = NAME.fullmatch(source)
     if path.exists() or found is None:
         return path
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi, constants, snapshot_download
 
     repository, revision = found.groups()
+    if offline or constants.HF_HUB_OFFLINE:
+        return _from_cache(source, repository, revision)
     tell(f"{source}: no such folder; looking on the hub ...")
     try:
         info = HfApi().model_info(repository, revision=revision)
@@ -35,6 +38,19 @@ def checkpoint_folder(source: str, tell: Callable[[str], None]) -> Path:
         return Path(snapshot_download(repository, revision=info.sha, allow_patterns=kind + BESIDE))
     except Exception as error:  # the hub's, the network's, the disk's
         raise WeightsError(_why_not(source, repository, revision, error)) from None
+
+
+def _from_cache(source: str, repository: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repository, revision=revision, local_files_only=True))
+    except Exception as error:  # the hub's, the disk's
+        raise WeightsError(
+            f"{source}: no such folder, and not in the hub's cache ({str(error)[:100]})\n"
+            "    hint: leave --offline and HF_HUB_OFFLINE out, or fetch it elsewhere and name the "
+            "folder"
+        ) from None
 
 
 def _why_not(source: str, repository: str, revision: str | None, error: Exception) -> str:

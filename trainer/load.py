@@ -123,7 +123,7 @@ def _untrained(folder: Path) -> Plan:
     """A plan for a whole model; what it says of training means nothing. Raises ValueError."""
     try:
         model = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))["model"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{folder / ORIGIN}: names no model: {error}") from None
     settings = {"model": model, "weights": str(folder.resolve()), "device": "cuda",
                 "quantization": "none", "lora": None, "train": ["mask_decoder"]}  # fmt: skip

@@ -183,7 +183,8 @@ class Run:
                 self.facts["before"] = self.evaluate("before training")
                 self._save_state()
             else:
-                self._restore(resume)
+                with checkpoint.taken_up(resume):
+                    self._restore(resume)
             for epoch in range(self.evaluated, self.plan.schedule.epochs):
                 self._train_epoch(epoch)
                 self._save_state()

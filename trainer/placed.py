@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 
 def refuse_taken(target: Path) -> None:
@@ -25,13 +25,15 @@ def placed(target: Path) -> Iterator[Path]:
     """
     target = Path(os.path.abspath(target))
     refuse_taken(target)
-    draft = target.with_name(f".{target.name}.{os.getpid()}")
-    draft.mkdir(parents=True)
-    try:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # In a folder that only its owner may enter, so that nobody reads or swaps what is half done.
+    with TemporaryDirectory(
+        dir=target.parent, prefix=f".{target.name}.", ignore_cleanup_errors=True
+    ) as private:
+        draft = Path(private) / target.name
+        draft.mkdir()
         yield draft
         refuse_taken(target)  # someone else may have come first
         if target.exists():
             target.rmdir()
         draft.rename(target)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)

@@ -8,7 +8,14 @@ from typing import Annotated
 
 import typer
 
-from trainer.console import ended_politely, feature_cache, reporter, tell, user_errors
+from trainer.console import (
+    ended_politely,
+    feature_cache,
+    reporter,
+    stay_at_home,
+    tell,
+    user_errors,
+)
 from trainer.segment_cli import planned
 
 Settings = Annotated[
@@ -75,6 +82,8 @@ def export(
     set_: Settings = None,
 ) -> None:
     """Write what was trained (or, with --merge, the whole model) and a model card to DST."""
+    if push is None:
+        stay_at_home()
     with user_errors(), ended_politely():
         from trainer.load import find
 

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from profiles.plan import Plan
 from trainer import checkpoint
 from trainer.data.mixture import MixedSets
@@ -71,16 +73,8 @@ class Started:
     def read(cls, folder: Path) -> Started:
         """From a run folder. Raises CannotResume."""
         try:
-            found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-            return cls(
-                Path(found["data"]),
-                Path(found["cache"]),
-                {split: dict(items) for split, items in found["digests"].items()},
-                Keeping(**found["keeping"]),
-                tuple(found["pinned"]),
-                dict(found["environment"]),
-            )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            return TypeAdapter(cls).validate_json((folder / RECORD).read_bytes())
+        except (OSError, ValueError) as error:
             raise CannotResume(
                 f"{folder}: no run to go on with ({error})\n"
                 "    hint: --resume names the --output-dir of a lisa-train run"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trainer.console import feature_cache, tell, use_allocator, user_errors
+from trainer.console import feature_cache, stay_at_home, tell, use_allocator, user_errors
 
 if TYPE_CHECKING:
     from advisor.answering import Fit
@@ -54,6 +54,7 @@ def segment(
     Exit codes: 0 every answer has a mask, 1 some have none, a picture cannot be read or the card
     is too small, 2 bad usage.
     """
+    stay_at_home()
     from trainer.ask import read_questions, row_of_unanswered, stems, unreadable
     from trainer.load import find, newest
 

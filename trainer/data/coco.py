@@ -23,6 +23,8 @@ from trainer.data.visits import spoken
 # where counts and size differ. As arrays, since lists of a million polygons would take gigabytes.
 Part: TypeAlias = "FloatArray | dict[str, Any]"
 _LARGEST_COORDINATE = 1_000_000  # pycocotools walks along every edge, pixel by pixel
+# Points outside of the picture and edges back and forth included; no outline drawn comes near.
+_LONGEST_OUTLINE = 100  # times the picture's height and width together
 _FIX = "correct the annotation or take it out"
 
 
@@ -152,14 +154,15 @@ def _read_parts(report: Report, what: str, value: object, size: Size) -> tuple[P
         return None
     checked: list[Part] = []
     for part in parts:
-        if _is_polygon(part):
-            checked.append(np.array(part, dtype=np.float64))
+        if _is_polygon(part) and (outline := _short_enough(part, size)) is not None:
+            checked.append(outline)
         elif (runs := _checked_runs(part, size)) is not None:
             checked.append(runs)
         else:
             allowed = (
                 "a polygon of 3 points [x, y] or more in one list, with coordinates of at most "
-                f"{_LARGEST_COORDINATE}, or run lengths of a picture of height {size[0]}, "
+                f"{_LARGEST_COORDINATE} and edges of at most {_LONGEST_OUTLINE} times height and "
+                f"width together, or run lengths; the picture has height {size[0]}, "
                 f"width {size[1]}"
             )
             report.add(what, part, allowed, _FIX)
@@ -175,6 +178,13 @@ def _is_polygon(part: object) -> bool:
         and len(part) % 2 == 0
         and all(type(x) in (int, float) and abs(x) <= _LARGEST_COORDINATE for x in part)
     )
+
+
+def _short_enough(part: list[float], size: Size) -> FloatArray | None:
+    """The polygon [2N]; None if walking along its edges would take seconds and gigabytes."""
+    points = np.array(part, dtype=np.float64).reshape(-1, 2)
+    steps = np.abs(points - np.roll(points, -1, axis=0)).max(axis=1).sum()
+    return points.ravel() if steps <= _LONGEST_OUTLINE * sum(size) else None
 
 
 def _checked_runs(part: object, size: Size) -> dict[str, Any] | None:

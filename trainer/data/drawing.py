@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.reasonseg import FloatArray, Polygon, Report, read_sentence
+from trainer.data.reasonseg import FloatArray, Polygon
 
 TARGET_LABEL, IGNORE_LABEL = "target", "ignore"
 
@@ -36,23 +36,6 @@ def json_files(folder: Path) -> list[Path]:
         for path in sorted(folder.rglob("*.json"))
         if not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
-
-
-def picture_inside(report: Report, what: str, name: object, base: Path, root: Path) -> Path | None:
-    """The path that `name` means from `base`, if in `root`; None with a finding added.
-
-    Symbolic links are followed: annotations from elsewhere shall not pick files of this machine.
-    """
-    text = read_sentence(report, what, name)
-    if text is None:
-        return None
-    # LabelMe on Windows writes backslashes.
-    path = Path(os.path.abspath(base / text.replace("\\", "/").replace("\0", "")))
-    inside = path.is_relative_to(os.path.abspath(root))
-    if inside and path.resolve().is_relative_to(root.resolve()):
-        return path
-    report.add(what, name, f"a picture in {root}", "move the picture there and correct the name")
-    return None
 
 
 def called(picture: Path, root: Path) -> str:

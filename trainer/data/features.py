@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -109,7 +109,7 @@ def read_entry(path: Path, key: str) -> Tensor:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             features: Tensor = file.get_tensor("features")
-    except (SafetensorError, OSError) as error:
+    except Exception as error:  # an altered header may break its reader anywhere
         raise BadEntry(f"{path}: unreadable: {error}") from None
     if metadata.get("key") != key:
         raise BadEntry(f"{path}: made by another encoder: {metadata.get('key')}")
@@ -119,7 +119,7 @@ def read_entry(path: Path, key: str) -> Tensor:
 
 
 def _checksum(features: Tensor) -> int:
-    return zlib.crc32(features.view(torch.uint8).numpy().tobytes())
+    return zlib.crc32(features.flatten().view(torch.uint8).numpy().tobytes())
 
 
 @lru_cache(maxsize=65536)

@@ -22,9 +22,11 @@ from trainer.data.drawing import (
     called,
     json_files,
     outlines,
-    picture_inside,
 )
+from trainer.data.paths import picture_in
 from trainer.data.reasonseg import (
+    LARGEST_FILE,
+    Budget,
     Finding,
     FloatArray,
     Polygon,
@@ -45,14 +47,14 @@ def read_labelme(folder: Path, findings: list[Finding]) -> Iterator[Drawing]:
     """The pictures whose annotations are sound; a finding for all that is not."""
     for path in json_files(folder):
         report = Report(path, findings)
-        notes = load_json(report, dict, "LabelMe's {imagePath, shapes}")
+        notes = load_json(report, dict, "LabelMe's {imagePath, shapes}", LARGEST_FILE)
         if notes is None:
             continue
         if "annotations" in notes:
             allowed = "LabelMe's files only"
             report.add("file", "COCO's annotations", allowed, "import it on its own, by its name")
             continue
-        picture = picture_inside(report, "imagePath", notes.get("imagePath"), path.parent, folder)
+        picture = picture_in(report, "imagePath", notes.get("imagePath"), path.parent, root=folder)
         if picture is None:
             continue
         opened = open_image(Report(picture, findings), Image.Image.load)
@@ -79,10 +81,11 @@ def _outlined(report: Report, shapes: object, size: Size) -> dict[str, tuple[Pol
         return {}
     targets: dict[str, list[Polygon]] = {}
     ignored: list[Polygon] = []
+    budget = Budget()
     for index, shape in enumerate(shapes):
         what, fields = f"shapes[{index}]", shape if isinstance(shape, dict) else {}
         label = read_sentence(report, f"{what}.label", fields.get("label"))
-        polygons = _polygons(report, what, fields, size)
+        polygons = _polygons(report, what, fields, size, budget)
         if label is None:
             continue
         if label.lower() == IGNORE_LABEL:
@@ -93,7 +96,9 @@ def _outlined(report: Report, shapes: object, size: Size) -> dict[str, tuple[Pol
     return {label: (*polygons, *ignored) for label, polygons in targets.items() if polygons}
 
 
-def _polygons(report: Report, what: str, shape: dict[str, Any], size: Size) -> list[FloatArray]:
+def _polygons(
+    report: Report, what: str, shape: dict[str, Any], size: Size, budget: Budget
+) -> list[FloatArray]:
     """The outlines [N, 2] of one shape; none with a finding added."""
     kind = shape.get("shape_type", "polygon")
     read = _KINDS.get(kind) if isinstance(kind, str) else None
@@ -112,6 +117,8 @@ def _polygons(report: Report, what: str, shape: dict[str, Any], size: Size) -> l
         # Broad as for pictures: a damaged mask makes Pillow raise nearly anything.
         got = f"{type(error).__name__} {error}"
         report.add(f"{what}.mask", got, "a PNG in base64", "draw the shape again")
+        return []
+    if not all(budget.covers(report, f"{what}.points", outline, size) for outline in found):
         return []
     if not any(painted_area(Polygon(TARGET_LABEL, outline), *size) for outline in found):
         allowed = f"some part within width {size[1]}, height {size[0]}"

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from trainer.data.coco import Coco, CocoImage, CocoMask, paint_parts, read_coco
-from trainer.data.drawing import Drawing, called, picture_inside, traced
+from trainer.data.drawing import Drawing, called, traced
+from trainer.data.paths import picture_in
 from trainer.data.reasonseg import IGNORE, TARGET, Finding, Polygon, Report, Size, open_image
 
-Mask: TypeAlias = NDArray[np.bool_]
 Turn: TypeAlias = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 
 # What turns stored pixels upright, by EXIF orientation.
@@ -41,7 +41,7 @@ def read_drawings(path: Path, pictures: Path, findings: list[Finding]) -> Iterat
         marks[mask.image].append(mask)
     for number, image in notes.images.items():
         what = f"{image.place}.file_name"
-        picture = picture_inside(report, what, image.file_name, pictures, pictures)
+        picture = picture_in(report, what, image.file_name, pictures)
         if picture is None:
             continue
         opened = open_image(Report(picture, findings), _orientation)
@@ -84,23 +84,20 @@ def _outlined(
     report: Report, marks: list[CocoMask], notes: Coco, image: CocoImage, turn: Turn
 ) -> dict[str, tuple[Polygon, ...]]:
     """The traced target and ignored regions of each category that has an instance."""
-    sure: dict[str, Mask] = {}
-    crowds: dict[str, Mask] = {}
+    together: dict[str, list[CocoMask]] = {}
     for one in marks:
-        mask = paint_parts(one.parts, image, report.path, *image.size).astype(bool)
-        if not mask.any():
-            allowed = f"some part within width {image.size[1]}, height {image.size[0]}"
-            fix = "export the annotation again or take it out"
-            report.add(f"{one.place}.segmentation", "no pixel of the picture", allowed, fix)
-            continue
         label = notes.categories[one.category].replace(":", " ")
-        kind = crowds if one.crowd else sure
-        kind[label] = kind[label] | mask if label in kind else mask
+        together.setdefault(label, []).append(one)
     outlined = {}
-    for label, mask in sure.items():
+    for label, those in together.items():  # one after the other: a mask has the picture's size
         regions = np.zeros(image.size, np.uint8)
-        if label in crowds:
-            regions[crowds[label]] = IGNORE
-        regions[mask] = TARGET
-        outlined[label] = traced(turn(regions))
+        for one in sorted(those, key=lambda one: not one.crowd):
+            mask = paint_parts(one.parts, image, report.path, *image.size).astype(bool)
+            regions[mask] = IGNORE if one.crowd else TARGET
+            if not mask.any():
+                allowed = f"some part within width {image.size[1]}, height {image.size[0]}"
+                fix = "export the annotation again or take it out"
+                report.add(f"{one.place}.segmentation", "no pixel of the picture", allowed, fix)
+        if TARGET in regions:
+            outlined[label] = traced(turn(regions))
     return outlined

@@ -23,6 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
+from profiles.text import brief
+
 FloatArray: TypeAlias = NDArray[np.float64]
 ByteArray: TypeAlias = NDArray[np.uint8]
 Size: TypeAlias = tuple[int, int]
@@ -36,11 +38,18 @@ _Notes: TypeAlias = "tuple[tuple[str, ...], bool, tuple[Polygon, ...]]"
 SPLITS = ("train", "val", "test")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 TARGET, IGNORE = 1, 255
+LONGEST_SIDE = 65_535  # pixels; JPEG knows no longer one
 
 # Judged by content, not by extension: pictures gathered from the web often carry a wrong one.
 _IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+_MOST_LINES = 100
 # Far beyond any picture Pillow agrees to open, and safe in OpenCV's fixed-point arithmetic.
 _LARGEST_COORDINATE = 1_000_000
+# Of ReasonSeg's and LabelMe's files, which hold one picture's polygons (LabelMe's a copy of it).
+LARGEST_FILE = 64 << 20  # bytes
+# Every visit to a sample paints its mask again, and OpenCV takes minutes over an outline that
+# crosses itself everywhere. In nanoseconds, roughly.
+_MOST_PAINTING = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -56,7 +65,7 @@ class Finding:
 
 
 class DataError(ValueError):
-    """The data cannot be used as it is; `findings` holds every reason, `str()` lists them all."""
+    """The data cannot be used as it is; `findings` has all reasons, `str()` the first hundred."""
 
     def __init__(self, findings: Sequence[Finding]) -> None:
         if isinstance(findings, str):
@@ -67,7 +76,9 @@ class DataError(ValueError):
         self.findings: tuple[Finding, ...] = tuple(findings)
 
     def __str__(self) -> str:
-        return "\n".join(str(finding) for finding in self.findings)
+        lines = [str(finding) for finding in self.findings[:_MOST_LINES]]
+        more = len(self.findings) - len(lines)
+        return "\n".join(lines + [f"… and {more} findings more"] * bool(more))
 
 
 @dataclass(frozen=True)
@@ -107,7 +118,7 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
 
     def add(self, what: str, got: object, allowed: str, fix: str) -> None:
-        shown = "nothing" if got is None else repr(got)[:100]
+        shown = "nothing" if got is None else brief(got, 100)
         self.findings.append(Finding(self.path, f"{what}: got {shown}; allowed: {allowed}", fix))
 
 
@@ -115,7 +126,8 @@ def read_image(path: Path) -> ByteArray:
     """Read a picture upright as uint8 [H, W, 3], RGB.
 
     Other modes are converted; alpha is dropped, as OpenCV does; of 16 bits the high byte stays.
-    DataError: missing, no picture, truncated, or larger than Pillow's MAX_IMAGE_PIXELS.
+    DataError: missing, no picture, truncated, or larger than Pillow's MAX_IMAGE_PIXELS or
+    LONGEST_SIDE.
     """
     report = Report(Path(path))
     opened = open_image(report, _to_rgb)
@@ -128,9 +140,12 @@ def open_image(report: Report, read: Callable[[Image.Image], T]) -> tuple[Size, 
     """The upright size and what `read` made of the upright image; None with a finding added."""
     limit = Image.MAX_IMAGE_PIXELS or float("inf")
     try:
+        if not report.path.is_file():  # a pipe would be waited for
+            raise FileNotFoundError
         with Image.open(report.path, formats=_IMAGE_FORMATS) as opened:
             width, height = opened.size
-            if width * height > limit:  # up to twice its limit Pillow only warns
+            # Up to twice its limit Pillow only warns; to lines it gives gigabytes of row pointers.
+            if width * height > limit or max(width, height) > LONGEST_SIDE:
                 raise Image.DecompressionBombError(f"{width} x {height} pixels")
             sideways = opened.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
             return ((width, height) if sideways else (height, width)), read(opened)
@@ -138,7 +153,8 @@ def open_image(report: Report, read: Callable[[Image.Image], T]) -> tuple[Size, 
         report.add("image", "no such file", "the path of a picture", "give one that is there")
     except Exception as error:
         # Broad because damaged files make Pillow raise nearly anything, struct.error for one.
-        allowed = f"a complete {', '.join(_IMAGE_FORMATS)} file of at most {limit} pixels"
+        most = f"at most {limit} pixels, {LONGEST_SIDE} a side"
+        allowed = f"a complete {', '.join(_IMAGE_FORMATS)} file of {most}"
         fix = "fetch or save the picture again, smaller if that is the complaint"
         report.add("image", f"{type(error).__name__} {error}", allowed, fix)
     return None
@@ -149,7 +165,7 @@ def _to_rgb(image: Image.Image) -> ByteArray:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
         # Pillow's own conversion clips at 255, which turns 16-bit pictures white.
-        deep = np.clip(np.asarray(image).astype(np.int64), 0, 65535) >> 8
+        deep = np.clip(np.asarray(image), 0, 65535) >> 8
         return np.repeat(deep.astype(np.uint8)[:, :, None], 3, axis=2)
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # straight to RGB warns
@@ -166,7 +182,49 @@ def _paint(mask: ByteArray, polygon: Polygon, value: int) -> ByteArray:
 
 def painted_area(polygon: Polygon, height: int, width: int) -> int:
     """Pixels that the polygon would cover on its own."""
-    return int(np.count_nonzero(_paint(np.zeros((height, width), dtype=np.uint8), polygon, 1)))
+    # On a canvas of the part of the picture that it may reach, since there may be thousands.
+    points = polygon.points.astype(np.int32)
+    start = points.min(axis=0).clip(0, (width, height))
+    columns, rows = (points.max(axis=0) + 1).clip(0, (width, height)) - start
+    if min(rows, columns) <= 0:
+        return 0
+    moved = Polygon(polygon.label, polygon.points.astype(np.int32) - start)
+    return int(np.count_nonzero(_paint(np.zeros((rows, columns), dtype=np.uint8), moved, 1)))
+
+
+@dataclass
+class Budget:
+    """What may still be spent on painting the polygons of one picture."""
+
+    left: int = _MOST_PAINTING
+
+    def covers(self, report: Report, what: str, points: FloatArray, size: Size) -> bool:
+        """Whether one more polygon [N, 2] can be painted; if not, a finding is added."""
+        self.left -= _effort(points, size)
+        if self.left < 0:
+            allowed = "outlines that are painted in a few seconds, all of a picture together"
+            fix = "redraw what crosses itself again and again, or take shapes out"
+            report.add(what, f"{len(points)} points, too much to paint", allowed, fix)
+        return self.left >= 0
+
+
+def _effort(points: FloatArray, size: Size) -> int:
+    """What painting a polygon takes: its box in the picture, the rows of its edges, and crossings.
+
+    Of these at most as many as there are pairs of edges in the row that most of them pass.
+    """
+    height, width = size
+    box = (points.max(0).clip(0, (width, height)) - points.min(0).clip(0, (width, height))).prod()
+    y = np.trunc(points[:, 1]).clip(None, height)
+    edges = np.sort([y, np.roll(y, -1)], axis=0)
+    edges = edges[:, edges[0] < edges[1]]  # OpenCV leaves level ones out
+    rows = (edges[1] - edges[0]).sum()
+    # As many rows as tell enough: from end to end there may be a million of them.
+    top, scale = y.min(), 4096 / max(4096, np.ptp(y))
+    passing = np.zeros(4098, int)
+    np.add.at(passing, ((edges[0] - top) * scale).astype(int), 1)
+    np.add.at(passing, ((edges[1] - top) * scale).astype(int), -1)
+    return int(box / 2 + 5 * rows) + 250 * int(passing.cumsum().max()) ** 2
 
 
 def paint_mask(polygons: Sequence[Polygon], height: int, width: int) -> ByteArray:
@@ -184,9 +242,18 @@ def paint_mask(polygons: Sequence[Polygon], height: int, width: int) -> ByteArra
     return mask
 
 
-def load_json(report: Report, kind: type[T], allowed: str) -> T | None:
-    """The parsed file, UTF-8 or else cp1252, if of this kind; None with a finding added."""
+def load_json(
+    report: Report, kind: type[T], allowed: str, most_bytes: float = float("inf")
+) -> T | None:
+    """The parsed file, UTF-8 or else cp1252, if of this kind; None with a finding added.
+
+    Parsing takes some twenty times the memory that the file has bytes.
+    """
     try:
+        if not report.path.is_file():  # a pipe would be waited for
+            raise FileNotFoundError("no such file")
+        if report.path.stat().st_size > most_bytes:
+            raise ValueError(f"more than {most_bytes / 2**20:.0f} MiB")
         raw = report.path.read_bytes()
         try:
             text = raw.decode("utf-8-sig")
@@ -195,7 +262,7 @@ def load_json(report: Report, kind: type[T], allowed: str) -> T | None:
         parsed = json.loads(text)
         if isinstance(parsed, kind):
             return parsed
-        raise ValueError(f"content {parsed!r}")
+        raise ValueError(f"content {brief(parsed)}")
     except (OSError, ValueError, RecursionError) as error:
         got, fix = f"{type(error).__name__} {error}", "correct the file or fetch it again"
         report.add("file", got, f"JSON in UTF-8 or cp1252, {allowed}", fix)
@@ -235,6 +302,7 @@ def _read_shapes(report: Report, value: object, size: Size | None) -> list[Polyg
         report.add("shapes", value, "a list of {label, points}", "correct the file")
         return []
     polygons: list[Polygon] = []
+    budget = Budget()
     for index, shape in enumerate(value):
         what = f"shapes[{index}]"
         fields = shape if isinstance(shape, dict) else {}
@@ -246,6 +314,8 @@ def _read_shapes(report: Report, value: object, size: Size | None) -> list[Polyg
         points = read_points(report, f"{what}.points", fields.get("points"))
         if points is None or not isinstance(label, str):
             continue
+        if size is not None and not budget.covers(report, f"{what}.points", points, size):
+            break
         polygons.append(Polygon(label, points))
         if size is not None and painted_area(polygons[-1], *size) == 0:
             (left, top), (right, bottom) = points.min(axis=0), points.max(axis=0)
@@ -257,7 +327,7 @@ def _read_shapes(report: Report, value: object, size: Size | None) -> list[Polyg
 
 def _read_annotation(report: Report, size: Size | None) -> _Notes:
     """(texts, is_sentence, polygons), as far as sound; a finding for all that is not."""
-    parsed = load_json(report, dict, "{shapes, text, is_sentence}")
+    parsed = load_json(report, dict, "{shapes, text, is_sentence}", LARGEST_FILE)
     if parsed is None:
         return (), False, ()
     text, is_sentence = parsed.get("text"), parsed.get("is_sentence")

@@ -14,9 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+from profiles.text import brief
 from trainer.data.coco import Coco, CocoMask, paint_parts, read_coco
+from trainer.data.paths import picture_in
 from trainer.data.reasonseg import Finding, Report
-from trainer.data.visits import DataSet, Scanned, SegmentedPicture, Target, picture_in, spoken
+from trainer.data.visits import DataSet, Scanned, SegmentedPicture, Target, spoken
 
 SPLIT_BY = {"refclef": "unc", "refcoco": "unc", "refcoco+": "unc", "refcocog": "umd"}
 IMAGES = {"refclef": "images/saiapr_tc-12"}
@@ -83,8 +85,12 @@ def _phrases(report: Report, place: str, reference: dict[Any, Any]) -> tuple[str
     return phrases
 
 
-class _PlainValues(pickle.Unpickler):
-    """Knows lists, dictionaries, text and numbers, and refuses whatever a pickle would call."""
+class _PlainValues(pickle._Unpickler):
+    """Knows lists, dictionaries, text and numbers, and refuses whatever a pickle would call.
+
+    It is the one in Python: that in C gives a file of few bytes a memo of as many gigabytes as
+    it asks for.
+    """
 
     def find_class(self, module: str, name: str) -> NoReturn:
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
@@ -97,7 +103,7 @@ def read_references(report: Report) -> list[Any]:
         found = _PlainValues(io.BytesIO(report.path.read_bytes()), encoding="utf-8").load()
         if isinstance(found, list):
             return found
-        raise ValueError(f"content {found!r}")
+        raise ValueError(f"content {brief(found)}")
     except Exception as error:  # damaged pickles raise nearly anything
         got, allowed = f"{type(error).__name__} {error}", "a pickled list of plain values"
         report.add("file", got, allowed, _FIX)

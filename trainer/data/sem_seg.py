@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from trainer.data.coco import Part, paint_parts, read_coco
+from trainer.data.paths import picture_in
 from trainer.data.reasonseg import (
     IGNORE,
     IMAGE_SUFFIXES,
@@ -33,7 +34,7 @@ from trainer.data.reasonseg import (
     load_json,
     open_image,
 )
-from trainer.data.visits import DataSet, Scanned, SegmentedPicture, Target, picture_in, spoken
+from trainer.data.visits import DataSet, Scanned, SegmentedPicture, Target, spoken
 
 
 def read(root: Path, limit: int | None = None) -> Scanned:

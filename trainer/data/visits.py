@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Protocol, TypeAlias
 
 import numpy as np
@@ -151,26 +151,6 @@ class SegmentedPicture:
 def chooser(rng: np.random.Generator) -> Callable[[Sequence[str]], str]:
     """Picks one of several texts, each as likely."""
     return lambda options: options[int(rng.integers(len(options)))]
-
-
-def picture_in(report: Report, what: str, name: object, *folders: Path) -> Path | None:
-    """The picture called `name` in the first folder that has it; None with a finding added.
-
-    No name leads out of its folder, whatever system it was written for.
-    """
-    allowed = f"the path of a picture in {' or '.join(map(str, folders))}"
-    if not isinstance(name, str) or not name.strip() or "\0" in name:
-        report.add(what, name, allowed, "correct the annotation")
-        return None
-    parts = PureWindowsPath(name)  # knows both kinds of separators, and drives
-    if parts.anchor or ".." in parts.parts:
-        report.add(what, name, f"{allowed}, not one outside of it", "correct the annotation")
-        return None
-    for folder in folders:
-        if (path := folder.joinpath(*parts.parts)).is_file():
-            return path
-    report.add(what, name, allowed, "fetch the picture or take the annotation out")
-    return None
 
 
 def spoken(report: Report, what: str, text: object) -> str | None:

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from trainer.data.paths import picture_in
 from trainer.data.prompts import IMAGE_PREFIX, IMAGE_TOKEN, RESERVED_TOKENS, Turn
 from trainer.data.reasonseg import Finding, Report, load_json, read_sentence
-from trainer.data.visits import Asked, DataSet, Paint, Scanned, picture_in
+from trainer.data.visits import Asked, DataSet, Paint, Scanned
 
 _FIX = "correct the dialogue or take it out"
 

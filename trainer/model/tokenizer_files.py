@@ -13,7 +13,7 @@ from tokenizers.processors import TemplateProcessing
 from trainer.data.prompts import END_OF_TURN, IMAGE_TOKEN
 from trainer.model.published import read_object
 from trainer.model.tokens import NEW_TOKENS
-from trainer.model.weights import WeightsError
+from trainer.model.weights import WeightsError, legible
 
 START, UNKNOWN, PADDING = "<s>", "<unk>", "<pad>"
 
@@ -23,7 +23,11 @@ def convert_tokenizer(folder: Path, target: Path, rows: int) -> dict[str, int]:
 
     `rows` are the model's: every id must have one. Raises WeightsError.
     """
-    tokenizer = _read(folder)
+    with legible(folder, "the tokenizer must be the one that came with the language model"):
+        return _convert(_read(folder), folder, target, rows)
+
+
+def _convert(tokenizer: Tokenizer, folder: Path, target: Path, rows: int) -> dict[str, int]:
     absent = [t for t in (UNKNOWN, START, END_OF_TURN) if tokenizer.token_to_id(t) is None]
     if absent:
         raise WeightsError(
@@ -46,10 +50,8 @@ def convert_tokenizer(folder: Path, target: Path, rows: int) -> dict[str, int]:
 def _read(folder: Path) -> Tokenizer:
     path = folder / "tokenizer.json"
     if path.is_file():
-        try:
+        with legible(path):
             return Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises no narrower kind
-            raise WeightsError(f"{path}: no tokenizer can be read from it: {error}") from None
     if (folder / "tokenizer.model").is_file():
         return _from_sentencepiece(folder / "tokenizer.model")
     raise WeightsError(
@@ -68,11 +70,9 @@ def _from_sentencepiece(path: Path) -> Tokenizer:
 
     with TemporaryDirectory() as alone:  # without the folder's configs, which may name anything
         shutil.copy(path, Path(alone) / "tokenizer.model")
-        try:
+        with legible(path):
             # `legacy`: how LLaMA's checkpoints of that time were trained.
             made = LlamaTokenizerFast.from_pretrained(alone, local_files_only=True, legacy=True)
-        except Exception as error:  # a damaged file may break its reader anywhere
-            raise WeightsError(f"{path}: no tokenizer can be read from it: {error}") from None
     tokenizer: Tokenizer = made.backend_tokenizer
     return tokenizer
 

@@ -22,8 +22,12 @@ from trainer.data.prompts import (
     segments,
 )
 from trainer.losses import IGNORE_LABEL
+from trainer.model.weights import WeightsError, legible
 
 NEW_TOKENS = (SEG_TOKEN, IMAGE_START_TOKEN, IMAGE_END_TOKEN)
+
+
+_TRIAL = Turn(f"{IMAGE_TOKEN}\nWhat is to be segmented?", f"It is {SEG_TOKEN}.")
 
 
 class TooLong(ValueError):
@@ -55,18 +59,21 @@ class LisaTokenizer:
 
     @classmethod
     def read(cls, folder: Path, image_tokens: int) -> LisaTokenizer:
-        """From a folder with `tokenizer.json`. Raises FileNotFoundError naming it."""
+        """From a folder with `tokenizer.json`. Raises WeightsError naming it."""
         path = folder / "tokenizer.json"
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: no tokenizer.json in the model folder")
-        fast = PreTrainedTokenizerFast(
-            tokenizer_file=str(path),
-            bos_token="<s>",
-            eos_token=END_OF_TURN,
-            pad_token="<pad>",
-            unk_token="<unk>",
-        )
-        return cls(fast, image_tokens)
+            raise WeightsError(f"{path}: no tokenizer.json in the model folder")
+        with legible(path, "lisa-train convert writes one beside the weights"):
+            fast = PreTrainedTokenizerFast(
+                tokenizer_file=str(path),
+                bos_token="<s>",
+                eos_token=END_OF_TURN,
+                pad_token="<pad>",
+                unk_token="<unk>",
+            )
+            made = cls(fast, image_tokens)
+            made.encode([_TRIAL])
+        return made
 
     def _id(self, token: str) -> int:
         number = self.tokenizer.convert_tokens_to_ids(token)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Protocol
@@ -24,6 +25,18 @@ RANDOM_BLOCK = 1 << 22  # values
 
 class WeightsError(ValueError):
     """Weights that are missing, unreadable or of other shapes; says what would fix it."""
+
+
+@contextmanager
+def legible(path: Path, fix: str = "") -> Iterator[None]:
+    """Whatever a damaged or hostile file makes its reader raise becomes a WeightsError."""
+    try:
+        yield
+    except (WeightsError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic in a reader's Rust code is no Exception
+        hint = f"\n    hint: {fix}" * bool(fix)
+        raise WeightsError(f"{path}: cannot be read: {str(error)[:300]}{hint}") from None
 
 
 class WeightSource(Protocol):
@@ -67,7 +80,8 @@ class FolderWeights:
         key = canonical_name(name)
         if key not in self._owner:
             raise WeightsError(f"{self.folder}: tensor {key} is missing")
-        tensor: Tensor = self._owner[key].get_tensor(key)
+        with legible(self.folder / key):
+            tensor: Tensor = self._owner[key].get_tensor(key)
         if tensor.shape != shape:
             raise WeightsError(
                 f"{self.folder}: tensor {key} has shape {list(tensor.shape)}, "

@@ -1,0 +1,323 @@
+"""No pickle runs, no command asks the network, nothing is written where it has no business."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from profiles.plan import Plan
+from tests.conftest import PHOTOS, tiny_plan
+from trainer import checkpoint
+from trainer.checkpoint import CheckpointError
+from trainer.convert import convert
+from trainer.data.features import BadEntry, FeatureCache, encoder_key, fill_cache
+from trainer.data.reasonseg import Report
+from trainer.data.refer_seg import read_references
+from trainer.hub import checkpoint_folder
+from trainer.load import find
+from trainer.model.build import read_tokenizer
+from trainer.model.weights import WeightsError, packaged_folder, weight_source
+from trainer.placed import placed
+from trainer.resume import resumable
+
+ROOT = Path(__file__).parents[1]
+CPU = torch.device("cpu")
+PICTURE = PHOTOS / "ReasonSeg" / "val" / "astronaut_patch.jpg"
+
+
+# ------------------------------------------------------------------------------------- no pickles
+
+
+class Runs:
+    """Makes the folder `mark` when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Callable[..., None], tuple[str]]:
+        return os.mkdir, (str(self.mark),)
+
+
+@pytest.fixture
+def planted(tmp_path: Path) -> Iterator[bytes]:
+    """A pickle that would leave a mark; at the end there is none, though it does work."""
+    mark = tmp_path / "ran"
+    data = pickle.dumps({"model": Runs(mark)})
+    yield data
+    assert not mark.exists()
+    pickle.loads(data)
+    assert mark.is_dir()
+
+
+def torch_saved(tmp_path: Path, old: bool) -> bytes:
+    """As torch saves it, in its archive or its old format."""
+    path = tmp_path / "saved"
+    torch.save({"model": Runs(tmp_path / "ran")}, path, _use_new_zipfile_serialization=not old)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "sam.pth", "model.safetensors"])
+@pytest.mark.parametrize("form", ["bare", "archive", "old"])
+def test_convert_runs_nothing(tmp_path: Path, planted: bytes, name: str, form: str) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    data = planted if form == "bare" else torch_saved(tmp_path, form == "old")
+    (source / name).write_bytes(data)
+    with pytest.raises(WeightsError, match=name):
+        convert([source], tmp_path / "made", "tiny", lambda line: None)
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_a_model_folder_runs_nothing(tmp_path: Path, planted: bytes, name: str) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(packaged_folder(), folder)
+    for extra in ("pytorch_model.bin", "model.pt", "training_args.bin"):
+        (folder / extra).write_bytes(planted)  # passed over
+    (folder / name).write_bytes(planted)
+    plan = tiny_plan(weights=str(folder))
+    with pytest.raises(WeightsError):
+        weight_source(plan)
+        read_tokenizer(plan)
+
+
+def test_a_cache_entry_runs_nothing_and_is_built_again(tmp_path: Path, planted: bytes) -> None:
+    plan = tiny_plan()
+    cache = FeatureCache(tmp_path / "cache", encoder_key(plan, "clip", "x"))
+    cache.folder.mkdir(parents=True)
+    cache.entry(PICTURE).write_bytes(planted)
+    with pytest.raises(BadEntry):
+        cache.read(PICTURE)
+    quiet = SimpleNamespace(progress=lambda done, total: None, told=list[str]())
+    built = fill_cache(cache, plan, "clip", [PICTURE], lambda: lambda shown: shown,
+                       quiet.progress, quiet.told.append)  # fmt: skip
+    assert built == 1 and cache.read(PICTURE).ndim == 3
+
+
+def test_a_checkpoint_runs_nothing(tmp_path: Path, planted: bytes) -> None:
+    """Not even one whose manifest has been made to fit."""
+    model, run = torch.nn.Linear(2, 2), tmp_path / "run"
+    checkpoint.save(run / "last", model, Plan(), {}, {"step": 1, "a": torch.ones(2)})
+    for name in (checkpoint.TRAINED, checkpoint.STATE):
+        (run / "last" / name).write_bytes(planted)
+    with pytest.raises(ValueError, match="is damaged"):
+        resumable(run, lambda line: None)
+    sums = json.loads((run / "last" / "manifest.json").read_text())
+    sums = {name: checkpoint._checksum(run / "last" / name) for name in sums}
+    (run / "last" / "manifest.json").write_text(json.dumps(sums))
+    folder = resumable(run, lambda line: None)
+    assert folder == run / "last"
+    for read in (checkpoint.load_state, lambda folder: checkpoint.load(folder, model)):
+        with pytest.raises(CheckpointError):
+            read(folder)
+
+
+def test_answering_runs_nothing(tmp_path: Path, planted: bytes) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / checkpoint.TRAINED).write_bytes(planted)
+    plan = tiny_plan()
+    (tmp_path / "run" / "plan.json").write_text(plan.to_json())
+    trained = find(tmp_path / "run")
+    with pytest.raises(CheckpointError):
+        trained.load(trained.plan, read_tokenizer(plan), CPU)
+
+
+def test_references_run_nothing(tmp_path: Path, planted: bytes) -> None:
+    path = tmp_path / "refs(unc).p"
+    for data in (planted, pickle.dumps([Runs(tmp_path / "ran")], 0), b"cos\nmkdir\n(S'ran'\ntR."):
+        path.write_bytes(data)
+        report = Report(path)
+        assert read_references(report) == []
+        assert "it asks for" in str(report.findings[0])
+
+
+def sources() -> Iterator[tuple[str, ast.AST]]:
+    for package in ("advisor", "profiles", "trainer"):
+        for path in (ROOT / package).rglob("*.py"):
+            name = path.relative_to(ROOT).as_posix()
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                yield name, node
+
+
+def test_no_source_unpickles_or_runs_code_of_others() -> None:
+    """refer_seg's pickles are read by a class that refuses to look anything up."""
+    unpicklers = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+    for name, node in sources():
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            named = {alias.name for alias in node.names} | {getattr(node, "module", None)}
+            assert name == "trainer/data/refer_seg.py" or not named & unpicklers, name
+        if isinstance(node, ast.keyword):
+            assert node.arg not in ("trust_remote_code", "allow_pickle"), name
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            given = {k.arg: ast.unparse(k.value) for k in node.keywords}
+            assert called not in ("eval", "exec", "torch.save", "torch.hub.load"), name
+            if called == "torch.load":
+                assert given["weights_only"] == "True", name
+            if called.endswith("from_pretrained"):
+                assert given["local_files_only"] == "True", name
+
+
+# --------------------------------------------------------------------------- network, and writing
+
+
+RUN = """
+import os, sys
+from pathlib import Path
+for line in Path(sys.argv[1]).read_text().splitlines():
+    program, *arguments = line.split("\\t")
+    if program == "lisa-advise":
+        from advisor.cli import main
+    elif program == "lisa-train":
+        from trainer.cli import main
+    else:
+        from trainer.segment_cli import main
+    sys.argv = [program, *arguments]
+    try:
+        main()
+        code = 0
+    except SystemExit as end:
+        code = end.code or 0
+    print("ended", program, arguments[0], code, file=sys.stderr, flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A user's way through all commands, without a network, in a home, a folder and a /tmp."""
+    place = tmp_path_factory.mktemp("watched")
+    for name in ("home", "work", "tmp"):
+        (place / name).mkdir()
+    (place / "tiny.json").write_text(
+        tiny_plan(quantization="nf4", cached_encoders=["sam", "clip"],
+                  max_train_samples=2, max_val_samples=1).to_json()
+    )  # fmt: skip
+    plan, data, picture = str(place / "tiny.json"), str(PHOTOS), str(PICTURE)
+    commands = [
+        ["lisa-advise", "--model", "7b", "--vram", "8GiB", "--save", "plan.json"],
+        ["lisa-advise", "forecast", "plan.json", "--vram", "8GiB"],
+        ["lisa-advise", "doctor", "--offline"],
+        ["lisa-train", "--check-data", data],
+        ["lisa-train", "preview", data],
+        ["lisa-train", "--plan", plan, "--data-dir", data, "--output-dir", "run"],
+        ["lisa-train", "evaluate", "run", "--data-dir", data],
+        ["lisa-segment", picture, "Who is it?", "--run", "run", "--out", "answers"],
+        ["lisa-train", "export", "run", "shared"],
+        ["lisa-train", "export", "run", "merged", "--merge"],
+        ["lisa-train", "convert", "nobody/nothing", "model", "--model", "7b", "--offline"],
+    ]
+    (place / "commands").write_text("\n".join(map("\t".join, commands)))
+    own = ("XDG_", "HF_", "TORCH")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(own)} | {
+        "HOME": str(place / "home"), "TMPDIR": str(place / "tmp"), "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": f"{ROOT / 'tests' / 'watched'}{os.pathsep}{ROOT}",
+        "WATCHED_LOG": str(place / "log"), "PYTHONDONTWRITEBYTECODE": "1",
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, str(place / "commands")], cwd=place / "work",
+        env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    ended = [line.split() for line in done.stderr.splitlines() if line.startswith("ended ")]
+    log = (place / "log").read_text().splitlines()
+    return SimpleNamespace(place=place, done=done, ended=ended, log=log, commands=commands)
+
+
+def test_the_watch_refuses_the_network_and_tells(tmp_path: Path) -> None:
+    script = "import urllib.request as u; open('a', 'w').close(); u.urlopen('http://127.0.0.1:9')"
+    environment = {
+        "PYTHONPATH": str(ROOT / "tests" / "watched"),
+        "WATCHED_LOG": str(tmp_path / "l"),
+    }
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, text=True,
+                          env=os.environ | environment, capture_output=True)  # fmt: skip
+    assert "the network is refused" in done.stderr
+    log = (tmp_path / "l").read_text()
+    assert f"wrote {tmp_path / 'a'}\n" in log and "\nnetwork socket." in log
+
+
+@pytest.mark.slow
+def test_no_command_asks_the_network(watched: SimpleNamespace) -> None:
+    """Unless told to: convert with a name on the hub, export --push, doctor."""
+    codes = [int(line[-1]) for line in watched.ended]
+    # lisa-advise doctor may fail for what this machine lacks; what is not in the cache is refused.
+    assert [codes[n] for n in range(len(codes)) if n not in (2, 7)] == [0] * 8 + [2], (
+        watched.done.stderr
+    )
+    assert len(codes) == len(watched.commands)
+    assert "not in the hub's cache" in watched.done.stderr
+    assert not [line for line in watched.log if line.startswith("network")]
+    assert "Traceback" not in watched.done.stderr
+
+
+@pytest.mark.slow
+def test_nothing_is_written_elsewhere(watched: SimpleNamespace) -> None:
+    """Run folder, what was named, the user's cache; temporary files are gone at the end."""
+    place: Path = watched.place
+    allowed = [place / "work", place / "home" / ".cache" / "lisa-preflight", place / "tmp"]
+    allowed += [place / "home" / ".local" / "share" / "lisa-preflight", Path("/dev")]
+    wrote = {Path(line.removeprefix("wrote ")) for line in watched.log if line[:6] == "wrote "}
+    assert place / "work" / "run" / "plan.json" in wrote
+    # The folders on the way to the cache, too.
+    on_the_way = {parent for folder in allowed for parent in folder.parents}
+    elsewhere = [p for p in wrote - on_the_way if not any(p.is_relative_to(a) for a in allowed)]
+    assert elsewhere == []
+    assert list((place / "tmp").iterdir()) == []
+    left = {path.name for path in (place / "work").iterdir()}
+    assert left == {"plan.json", "run", "answers", "shared", "merged", "preview.png"}
+    hidden = [p for p in (place / "work").rglob(".*")]
+    assert hidden == []
+
+
+# ---------------------------------------------------------------------------------- hub, privacy
+
+
+def test_offline_takes_the_hubs_cache_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, object]] = []
+
+    def fetch(name: str, **given: object) -> str:
+        asked.append(given)
+        if name == "not/here":
+            raise OSError("no snapshot")
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: pytest.fail("the hub was asked"))
+    assert checkpoint_folder("me/model@v1", lambda line: None, offline=True) == tmp_path
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(WeightsError, match="not in the hub's cache .*\n    hint: leave --offline"):
+        checkpoint_folder("not/here", lambda line: None)
+    assert all(given["local_files_only"] is True for given in asked)
+    assert [given["revision"] for given in asked] == ["v1", None]
+
+
+def test_what_is_half_done_is_private(tmp_path: Path) -> None:
+    with placed(tmp_path / "made") as folder:
+        (folder / "a").write_text("a")
+        (private,) = tmp_path.iterdir()
+        assert private.stat().st_mode & 0o077 == 0 and folder.parent == private
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+    assert (tmp_path / "made").stat().st_mode & 0o700 == 0o700
+
+
+def test_a_cache_entry_is_private_while_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes: list[int] = []
+    replace = os.replace
+    monkeypatch.setattr("os.replace", lambda a, b: (modes.append(os.stat(a).st_mode & 0o777),
+                                                    replace(a, b)))  # fmt: skip
+    FeatureCache(tmp_path, "clip-x").write(PICTURE, torch.ones(2))
+    assert modes == [0o600]
