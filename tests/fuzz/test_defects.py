@@ -313,7 +313,7 @@ def test_questions_that_are_no_text_are_told_with_their_file(tmp_path: Path) -> 
     (tmp_path / "a.png").write_bytes(PICTURE)
     asked = tmp_path / "asked.jsonl"
     asked.write_bytes(b'\x80{"image": "a.png"}')
-    with pytest.raises(ValueError, match="asked.jsonl: cannot be read as UTF-8"):
+    with pytest.raises(ValueError, match="asked.jsonl:1: .utf-8. codec"):
         read_questions(tmp_path, None, asked, False, False)
     row = json.dumps({"image": "a.png", "question": "x\u2028y"}, ensure_ascii=False)
     asked.write_text(row, encoding="utf-8-sig")  # neither is the end of a line
