@@ -5,6 +5,7 @@ pytest -m gpu tests/gpu
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
@@ -136,6 +137,7 @@ def test_a_run_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
     plan = Plan.parse(SEVEN | {"quantization": "none"})
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.empty_cache()
+    gc.collect()  # what earlier tests left must not go meanwhile
     before = torch.cuda.memory_allocated()
     torch.cuda.set_per_process_memory_fraction(11.2 * 2**30 / total)
     try:
