@@ -17,6 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -169,7 +170,7 @@ def taken_up(folder: Path) -> Iterator[None]:
     """A state that no training can go on from, though its files are whole, is a CheckpointError."""
     try:
         yield
-    except CheckpointError:
+    except (CheckpointError, torch.OutOfMemoryError):
         raise
     except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         what = f"{type(error).__name__} {error}"

@@ -183,8 +183,7 @@ class Run:
                 self.facts["before"] = self.evaluate("before training")
                 self._save_state()
             else:
-                with checkpoint.taken_up(resume):
-                    self._restore(resume)
+                self._restore(resume)
             for epoch in range(self.evaluated, self.plan.schedule.epochs):
                 self._train_epoch(epoch)
                 self._save_state()
@@ -373,6 +372,14 @@ class Run:
                 f"{folder}: was trained over base weights {facts['base']}, here are "
                 f"{self.facts['base']}\n    hint: put those back, or begin a new run"
             )
+        with during("loading"), checkpoint.taken_up(folder):
+            self._take_up(folder)
+        self.accelerator.init_trackers("tensorboard")
+        self.reporter.line(f"going on from {folder} after step {self.step}")
+        for change in [*levers, *changes(facts, versions())]:
+            self.reporter.line(f"note: {change}: the rest may differ in the last bits")
+
+    def _take_up(self, folder: Path) -> None:
         state = checkpoint.load_state(folder)
         checkpoint.load(folder, self.model)
         self.step, self.evaluated, self.best = (state[k] for k in ("step", "evaluated", "best"))
@@ -389,10 +396,6 @@ class Run:
             set_aside_newer(self.folder, folder)
             records = self.folder / RECORDS
             os.truncate(records, min(state["records"], records.stat().st_size))
-        self.accelerator.init_trackers("tensorboard")
-        self.reporter.line(f"going on from {folder} after step {self.step}")
-        for change in [*levers, *changes(facts, versions())]:
-            self.reporter.line(f"note: {change}: the rest may differ in the last bits")
 
     def _start_records(self) -> None:
         self.accelerator.init_trackers("tensorboard")

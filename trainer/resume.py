@@ -136,7 +136,7 @@ def resumable(folder: Path, tell: Callable[[str], None]) -> Path | None:
     for candidate, wrong in checkpoint.newest(_places(folder)):
         if not wrong:
             if damaged:
-                tell(f"{damaged[0]}: going on from {candidate}, the one before")
+                tell(f"{'; '.join(damaged)}: going on from {candidate}, the one before")
             return candidate
         damaged.append(f"{candidate}: {wrong}")
     if damaged:

@@ -277,6 +277,29 @@ def test_an_edited_plan_is_explained_or_refused_field_by_field() -> None:
     assert "schedule: " in str(caught.value)
 
 
+def test_going_on_meets_an_edited_plan_and_a_full_card(
+    undisturbed: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither is taken for a damaged checkpoint."""
+    failing_at(monkeypatch, "training_step", 4)
+    with pytest.raises(Replaced):
+        begin(beginning(tmp_path, cache))
+    path = tmp_path / "plan.json"
+    for place in (tmp_path / "out-of-memory").iterdir():
+        (place / recovery.ANSWER).write_text("{}")  # as if it had gone on
+    path.write_text(plan(seed=3).to_json())
+    with pytest.raises(CannotResume, match="seed: 0 -> 3"):
+        go_on(tmp_path, None, None, {})
+    path.write_text(plan().to_json())
+    with monkeypatch.context() as patch:
+        failing_at_module(patch, loop.checkpoint, "load_state", 1)
+        with pytest.raises(Replaced):
+            go_on(tmp_path, None, None, {})
+    assert list(recovery.shortages(tmp_path).values())[-1].phase == "loading"
+    go_on(tmp_path, None, None, {})
+    assert_same(tmp_path, undisturbed)
+
+
 def test_more_checkpoints_are_kept_and_saved_by_steps(cache: Path, tmp_path: Path) -> None:
     run = beginning(tmp_path, cache)
     keeping = Keeping(minutes=60, steps=3, checkpoints=3)
