@@ -47,7 +47,7 @@ def _from_cache(source: str, repository: str, revision: str | None) -> Path:
         return Path(snapshot_download(repository, revision=revision, local_files_only=True))
     except Exception as error:  # the hub's, the disk's
         raise WeightsError(
-            f"{source}: no such folder, and not in the hub's cache ({str(error)[:100]})\n"
+            f"{source}: no such folder, and not in the hub's cache ({type(error).__name__})\n"
             "    hint: leave --offline and HF_HUB_OFFLINE out, or fetch it elsewhere and name the "
             "folder"
         ) from None
