@@ -85,8 +85,7 @@ def _write(
         kept, rest = flat(state)
         save_file(kept, folder / STATE)
         (folder / "state.json").write_text(json.dumps(rest), encoding="utf-8")
-    sums = {path.name: _checksum(path) for path in sorted(folder.iterdir())}
-    (folder / MANIFEST).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
+    seal(folder)
     for path in folder.iterdir():
         _force(path)
     _force(folder)
@@ -185,6 +184,27 @@ def newest(candidates: list[Path]) -> Iterator[tuple[Path, str]]:
 
 
 def damage(folder: Path) -> str:
+    """Why no training can go on from a checkpoint; '' if one can."""
+    wrong = altered(folder)
+    return wrong or ("" if (folder / STATE).is_file() else "holds no state to go on from")
+
+
+def verify(folder: Path) -> None:
+    """Raise CheckpointError if a file is not as it was written; one without checksums passes."""
+    if (folder / MANIFEST).exists() and (wrong := altered(folder)):
+        raise CheckpointError(
+            f"{folder}: {wrong}\n    hint: name another checkpoint of the run, such as "
+            f"{folder.parent / 'last'}, or export it again"
+        )
+
+
+def seal(folder: Path) -> None:
+    """Write the checksums of a folder's files beside them."""
+    sums = {path.name: _checksum(path) for path in sorted(folder.iterdir())}
+    (folder / MANIFEST).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
+
+
+def altered(folder: Path) -> str:
     """What is wrong with a checkpoint's files, by their checksums; '' if nothing is."""
     try:
         sums = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -193,7 +213,7 @@ def damage(folder: Path) -> str:
                 return f"{name} is damaged"
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         return f"{MANIFEST}: {error}"
-    return "" if {TRAINED, STATE} <= sums.keys() else "holds no state to go on from"
+    return "" if TRAINED in sums else f"{TRAINED} has no checksum"
 
 
 def read_facts(folder: Path) -> dict[str, Any]:

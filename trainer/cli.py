@@ -118,6 +118,8 @@ def train(
     if resume is not None:
         if auto or plan or model or assignments or set_ or use_lora:
             fail("--resume goes on with the run's own plan: leave the other settings out")
+        if output_dir != Path("runs/latest"):
+            fail("--resume goes on in the run's own folder: leave --output-dir out")
         with user_errors():
             return go_on(resume, data_dir, cache_dir, keeping)
     from trainer.resume import Keeping, Started

@@ -15,7 +15,7 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from profiles.plan import Plan
-from trainer.checkpoint import read_facts
+from trainer.checkpoint import read_facts, seal, verify
 from trainer.convert import SHARD_BYTES, Shards, needed_shapes
 from trainer.load import ORIGIN, TRAINED, Trained
 from trainer.model.build import TORCH_DTYPES, read_tokenizer
@@ -69,6 +69,7 @@ def export_trained(trained: Trained, target: Path) -> int:
         (folder / "plan.json").write_text(portable.to_json(), encoding="utf-8")
         facts = facts_of(source)
         (folder / "facts.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        seal(folder)  # all but the card, which is the user's to write on
         (folder / "README.md").write_text(card(plan, facts, merged=False), encoding="utf-8")
     return _bytes(target)
 
@@ -210,6 +211,7 @@ def _training(plan: Plan, facts: dict[str, Any]) -> Iterator[str]:
 def _folder(trained: Trained) -> Path:
     if trained.folder is None:
         raise ValueError("nothing was trained here: a converted folder is whole as it is")
+    verify(trained.folder)
     return trained.folder
 
 

@@ -41,6 +41,8 @@ class Trained:
         from trainer import checkpoint
         from trainer.model.build import TORCH_DTYPES, build
 
+        if self.folder is not None:
+            checkpoint.verify(self.folder)
         # Nothing is trained here, so nothing is kept wider than it is computed in.
         model = build(plan, tokenizer, device, trained_dtype=TORCH_DTYPES[plan.dtype]).eval()
         if self.folder is not None:

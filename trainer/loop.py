@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -322,7 +321,9 @@ class Run:
     def _heeding(self, what: str, done: int, total: int) -> None:
         """Progress of an evaluation. Raises Interrupted: what came before it is saved."""
         if self.stop.asked:
-            raise Interrupted(f"ended while {what}; lisa-train --resume {self.folder}")
+            raise Interrupted(
+                f"ended while {what}; all before it is saved; lisa-train --resume {self.folder}"
+            )
         self.reporter.progress(what, done, total)
 
     def _save(self, name: str) -> None:
@@ -394,8 +395,16 @@ class Run:
         self.accelerator.wait_for_everyone()  # all have read what they need
         if self.accelerator.is_main_process:
             set_aside_newer(self.folder, folder)
-            records = self.folder / RECORDS
-            os.truncate(records, min(state["records"], records.stat().st_size))
+            self._cut_records(state["records"])
+
+    def _cut_records(self, size: int) -> None:
+        """Take off what came after the checkpoint; where lines are missing, a torn one as well."""
+        path = self.folder / RECORDS
+        kept = path.read_bytes()[:size] if path.exists() else b""
+        if len(kept) < size:
+            kept = kept[: kept.rfind(b"\n") + 1]
+            self.reporter.line(f"{path}: records of some steps are lost")
+        path.write_bytes(kept)
 
     def _start_records(self) -> None:
         self.accelerator.init_trackers("tensorboard")

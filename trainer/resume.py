@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from profiles.plan import Plan
 from trainer import checkpoint
@@ -74,7 +74,13 @@ class Started:
         """From a run folder. Raises CannotResume."""
         try:
             return TypeAdapter(cls).validate_json((folder / RECORD).read_bytes())
-        except (OSError, ValueError) as error:
+        except ValidationError as error:
+            what = error.errors(include_url=False, include_input=False)[0]["msg"]
+            raise CannotResume(
+                f"{folder / RECORD}: damaged ({what})\n"
+                "    hint: no run to go on with; begin a new one"
+            ) from None
+        except OSError as error:
             raise CannotResume(
                 f"{folder}: no run to go on with ({error})\n"
                 "    hint: --resume names the --output-dir of a lisa-train run"
@@ -118,8 +124,9 @@ def check_data(before: Started, now: dict[str, dict[str, str]]) -> None:
 
 def check_plan(now: Plan, before: Plan) -> list[str]:
     """What has changed since the checkpoint's plan. Raises CannotResume for what must not."""
-    old, new = (plan.model_dump(mode="json") for plan in (before, now))
-    lines = {name: f"{name}: {old[name]} -> {new[name]}" for name in new if old[name] != new[name]}
+    old, new = (_flat(plan.model_dump(mode="json")) for plan in (before, now))
+    changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    lines = {name: f"{name}: {old.get(name)} -> {new.get(name)}" for name in changed}
     refused = [line for name, line in lines.items() if name not in MAY_CHANGE]
     if refused:
         listed = "\n    ".join(refused)
@@ -130,17 +137,35 @@ def check_plan(now: Plan, before: Plan) -> list[str]:
     return list(lines.values())
 
 
+def _flat(settings: dict[str, Any], head: str = "") -> dict[str, Any]:
+    """Settings by their dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        inner = isinstance(value, dict)
+        found |= _flat(value, f"{head}{name}.") if inner else {head + name: value}
+    return found
+
+
 def resumable(folder: Path, tell: Callable[[str], None]) -> Path | None:
     """The run's newest whole checkpoint, None where it has none yet. Raises CannotResume."""
     damaged: list[str] = []
     for candidate, wrong in checkpoint.newest(_places(folder)):
         if not wrong:
             if damaged:
-                tell(f"{'; '.join(damaged)}: going on from {candidate}, the one before")
+                tell(f"{'; '.join(damaged)}: going on from {candidate}; what is damaged is moved "
+                     f"to {folder / DAMAGED}")  # fmt: skip
             return candidate
         damaged.append(f"{candidate}: {wrong}")
+    best = folder / "best"
+    others = f"; {best} can still be evaluated" if best.is_dir() else ""
     if damaged:
-        raise CannotResume("no checkpoint of this run is whole:\n    " + "\n    ".join(damaged))
+        listed = "\n    ".join(damaged)
+        raise CannotResume(f"no checkpoint of this run is whole:\n    {listed}\n"
+                           f"    hint: begin a new run{others}")  # fmt: skip
+    if best.is_dir():
+        raise CannotResume(f"{folder}: its checkpoints to go on from are gone\n"
+                           f"    hint: begin a new run{others}")  # fmt: skip
+    tell(f"{folder}: no checkpoint yet, from the beginning")
     return None
 
 

@@ -39,6 +39,8 @@ def call(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         (["--check-data", "no-such-folder"], 2, "no-such-folder"),
         (["--auto", "--plan", "x.json"], 2, "one of the two"),
         (["--plan", "no-such.json", "--data-dir", "x"], 2, "no-such.json"),
+        (["--resume", "no-such", "--output-dir", "x"], 2, "leave --output-dir out"),
+        (["--resume", "no-such"], 2, "no run to go on with"),
         (["--model", "9b", "--data-dir", "x"], 2, "known: tiny"),
         (["--model", "tiny", "--set", "modell=tiny", "--data-dir", "x"], 2, "did you mean model"),
         (["--model", "tiny"], 2, "--data-dir"),

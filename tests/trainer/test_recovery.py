@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,10 @@ from profiles.plan import Plan
 from tests.conftest import PHOTOS
 from tests.trainer.test_resume import ROOT, assert_same, outcome, plan
 from trainer import loop, recovery, start_cli
+from trainer.checkpoint import CheckpointError
+from trainer.export import export_trained
+from trainer.load import find
+from trainer.model.build import read_tokenizer
 from trainer.recovery import is_shortage
 from trainer.resume import CannotResume, Keeping, Started, check_plan
 from trainer.start_cli import Beginning, begin, go_on
@@ -274,7 +279,7 @@ def test_an_edited_plan_is_explained_or_refused_field_by_field() -> None:
     with pytest.raises(CannotResume) as caught:
         check_plan(other, before)
     assert "seed: 0 -> 3" in str(caught.value) and "effective_batch: 2 -> 4" in str(caught.value)
-    assert "schedule: " in str(caught.value)
+    assert "schedule.epochs: 2 -> 3" in str(caught.value)
 
 
 def test_going_on_meets_an_edited_plan_and_a_full_card(
@@ -298,6 +303,37 @@ def test_going_on_meets_an_edited_plan_and_a_full_card(
     assert list(recovery.shortages(tmp_path).values())[-1].phase == "loading"
     go_on(tmp_path, None, None, {})
     assert_same(tmp_path, undisturbed)
+
+
+def test_what_is_missing_or_damaged_is_told(
+    undisturbed: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    file = run / "best" / "trained.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    trained = find(run)
+    with pytest.raises(CheckpointError, match=r"trained.safetensors is damaged\n.*last"):
+        trained.load(trained.plan, read_tokenizer(trained.plan), torch.device("cpu"))
+    with pytest.raises(CheckpointError, match=r"trained.safetensors is damaged"):
+        export_trained(trained, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    # Records that are shorter than the checkpoint knows lose a torn line, and that is told.
+    (run / "summary.json").unlink()
+    rows = (run / "metrics.jsonl").read_bytes()
+    (run / "metrics.jsonl").write_bytes(rows[:300])
+    go_on(run, None, None, {})
+    assert "records of some steps are lost" in capsys.readouterr().err
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        json.loads(line)
+    # Without a checkpoint nothing is begun over what there is.
+    (run / "summary.json").unlink()
+    for place in (*run.glob("last*"), run / "damaged"):
+        shutil.rmtree(place, ignore_errors=True)
+    with pytest.raises(CannotResume, match="are gone\n.*best can still be evaluated"):
+        go_on(run, None, None, {})
 
 
 def test_more_checkpoints_are_kept_and_saved_by_steps(cache: Path, tmp_path: Path) -> None:

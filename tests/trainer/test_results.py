@@ -161,7 +161,8 @@ def test_an_export_answers_bit_for_bit_and_names_no_place_of_this_machine(
 ) -> None:
     size = export.export_trained(find(run), tmp_path / "out")
     files = {path.name for path in (tmp_path / "out").iterdir()}
-    assert files == {"trained.safetensors", "plan.json", "facts.json", "README.md"} and size > 10**5
+    assert files == {"trained.safetensors", "plan.json", "facts.json", "manifest.json", "README.md"}
+    assert size > 10**5
     assert torch.equal(logits_of(opened(run, cache)), logits_of(opened(tmp_path / "out", cache)))
     card = (tmp_path / "out" / "README.md").read_text()
     for text in ("0.500", "3 training and 2", "on a test", "1.00 GiB", "torch x", "7 steps",
@@ -197,6 +198,9 @@ def test_other_base_weights_are_refused(run: Path, cache: Path, tmp_path: Path) 
     export.export_trained(find(run), tmp_path / "out")
     facts = tmp_path / "out" / "facts.json"
     facts.write_text(json.dumps(json.loads(facts.read_text()) | {"base": "another"}))
+    with pytest.raises(CheckpointError, match="facts.json is damaged"):
+        opened(tmp_path / "out", cache)
+    (tmp_path / "out" / "manifest.json").unlink()  # as older exports are
     with pytest.raises(CheckpointError, match="over base weights another"):
         opened(tmp_path / "out", cache)
 
