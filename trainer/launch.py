@@ -7,11 +7,13 @@ folder — is handed to the processes, not worked out again by each.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import sys
 import uuid
 from collections.abc import Mapping
+from typing import Any
 
 from profiles.plan import Plan
 
@@ -50,7 +52,7 @@ def start_processes(count: int, arguments: list[str]) -> int:
         rdzv_endpoint="localhost:0",
         local_addr="127.0.0.1",
         max_restarts=0,
-        shutdown_timeout=SHUTDOWN_SECONDS,
+        **_shutdown_timeout(LaunchConfig),
     )
     try:
         elastic_launch(config, sys.executable)(*arguments)
@@ -60,3 +62,9 @@ def start_processes(count: int, arguments: list[str]) -> int:
     except (SignalException, KeyboardInterrupt):
         return 130
     return 0
+
+
+def _shutdown_timeout(config: type) -> dict[str, Any]:
+    """The setting of `SHUTDOWN_SECONDS`, where torch's launcher has it: 2.11 does not yet."""
+    has = "shutdown_timeout" in {field.name for field in dataclasses.fields(config)}
+    return {"shutdown_timeout": SHUTDOWN_SECONDS} if has else {}

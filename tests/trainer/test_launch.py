@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ import pytest
 
 from tests.conftest import PHOTOS, tiny_plan
 from trainer.data.reasonseg import read_split
-from trainer.launch import is_main, must_start_processes
+from trainer.launch import SHUTDOWN_SECONDS, _shutdown_timeout, is_main, must_start_processes
 from trainer.loop import Reporter, Run
 
 QUIET = Reporter(lambda text: None, lambda what, done, total: None)
@@ -72,6 +73,14 @@ def test_who_starts_the_processes() -> None:
     assert must_start_processes(two, {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "True"})
     assert not must_start_processes(two, {"RANK": "1", "WORLD_SIZE": "2"})
     assert is_main({}) and is_main({"RANK": "0"}) and not is_main({"RANK": "1"})
+
+
+def test_the_launcher_of_torch_2_11_is_not_asked_for_what_it_lacks() -> None:
+    """Its `LaunchConfig` has no `shutdown_timeout`; an unknown argument would end the start."""
+    older = dataclasses.make_dataclass("LaunchConfig", ["max_restarts"])
+    newer = dataclasses.make_dataclass("LaunchConfig", ["max_restarts", "shutdown_timeout"])
+    assert _shutdown_timeout(older) == {}
+    assert _shutdown_timeout(newer) == {"shutdown_timeout": SHUTDOWN_SECONDS}
 
 
 def start(script: str, folder: Path) -> subprocess.Popen[str]:
