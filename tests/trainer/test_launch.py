@@ -85,10 +85,11 @@ def test_the_launcher_of_torch_2_11_is_not_asked_for_what_it_lacks() -> None:
 
 def start(script: str, folder: Path) -> subprocess.Popen[str]:
     """Two processes that write their ids to `folder` and then run `script`."""
+    path = os.pathsep.join([os.getcwd(), *sys.path])
     head = "import os, sys, time; open(os.environ['RANK'], 'w').write(str(os.getpid())); "
     return subprocess.Popen(
         [sys.executable, "-c", START.format(head + script)], cwd=folder,
-        env=os.environ | {"PYTHONPATH": os.getcwd()}, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": path}, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 
