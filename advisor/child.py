@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from profiles.measurement import Measurement
 from profiles.plan import Plan
-from profiles.surroundings import at_home
+from profiles.surroundings import at_home, python_module
 
 TIMEOUT_SECONDS = 300
 
@@ -51,7 +50,7 @@ def rehearsed(
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "plan.json"
         path.write_text(plan.to_json(), encoding="utf-8")
-        command = [sys.executable, "-m", "trainer.rehearsal", str(path), *options]
+        command = python_module("trainer.rehearsal", str(path), *options)
         environ = at_home(os.environ) | dict(environment)
         try:
             done = subprocess.run(

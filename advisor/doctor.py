@@ -15,7 +15,7 @@ from advisor.budget import Frozen, gib
 from advisor.child import cache_folder
 from advisor.choose import pick_gpu
 from advisor.probe import Machine
-from profiles.surroundings import at_home
+from profiles.surroundings import at_home, python_module
 
 SELFTEST_SECONDS = 180
 HUB = "https://huggingface.co"
@@ -61,7 +61,7 @@ def report(machine: Machine, checks: tuple[Check, ...]) -> str:
 
 
 def _selftest(device: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "trainer.selftest", device]
+    command = python_module("trainer.selftest", device)
     try:
         environ = at_home(os.environ)
         done = subprocess.run(

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from profiles.plan import Plan
+from profiles.surroundings import at_home
 from tests.conftest import PHOTOS, tiny_plan
 from trainer import checkpoint
 from trainer.checkpoint import CheckpointError
@@ -321,3 +322,76 @@ def test_a_cache_entry_is_private_while_it_is_written(
                                                     replace(a, b)))  # fmt: skip
     FeatureCache(tmp_path, "clip-x").write(PICTURE, torch.ones(2))
     assert modes == [0o600]
+
+
+# ------------------------------------------------------- no code of the folder that one stands in
+
+PLANTED = ("pydantic", "numpy", "torch", "profiles", "trainer", "sitecustomize", "usercustomize")
+
+
+@pytest.fixture
+def strangers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
+    """Stand in a folder of modules that would tell of being run; which of them were."""
+    folder = tmp_path / "planted"
+    folder.mkdir()
+    for name in PLANTED:
+        code = f"open({str(tmp_path / name)!r}, 'w').close()\n"
+        (folder / f"{name}.py").write_text(code, encoding="utf-8")
+    monkeypatch.chdir(folder)
+    # The tests' own path leads to libraries, never to the folder of the planted ones.
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    return lambda: [name for name in PLANTED if (tmp_path / name).exists()]
+
+
+def test_planted_modules_would_run_without_the_switch(strangers: Callable[[], list[str]]) -> None:
+    """What the tests below look for does happen: they could fail."""
+    subprocess.run([sys.executable, "-c", "import pydantic, numpy, profiles"])
+    assert strangers()
+
+
+def test_a_forecast_runs_no_code_of_the_folder(strangers: Callable[[], list[str]]) -> None:
+    from advisor.child import rehearsed
+
+    Path("plan.json").write_text(tiny_plan().to_json(), encoding="utf-8")
+    measured = rehearsed(tiny_plan(), ["--fake"], {}, Path("logs"))
+    assert measured.peak_allocated_bytes
+    assert strangers() == []
+
+
+def test_the_selftest_runs_no_code_of_the_folder(strangers: Callable[[], list[str]]) -> None:
+    from advisor.doctor import _selftest
+
+    assert "error" not in _selftest("cpu")
+    assert strangers() == []
+
+
+def test_several_processes_run_no_code_of_the_folder(strangers: Callable[[], list[str]]) -> None:
+    start = "import sys; from trainer.launch import start_processes as s; sys.exit(s(2, {!r}))"
+    code = start.format(["-c", "import pydantic, numpy, profiles"])
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert strangers() == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no process becomes another one there")
+def test_a_run_that_becomes_another_runs_no_code_of_the_folder(
+    strangers: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trainer import recovery
+
+    became: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda _, command: became.append(command))
+    recovery.replace_process(Path("run"))
+    done = subprocess.run([*became[0], "--help"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert strangers() == []
+
+
+def test_processes_that_libraries_start_run_no_code_of_the_folder(
+    strangers: Callable[[], list[str]],
+) -> None:
+    """torch's compilers and the like know the environment only."""
+    command = [sys.executable, "-c", "import pydantic, numpy, profiles"]
+    subprocess.run(command, env=at_home(os.environ), check=True)
+    assert strangers() == []

@@ -31,7 +31,7 @@ def must_start_processes(plan: Plan, environment: Mapping[str, str] = os.environ
 
 
 def start_processes(count: int, arguments: list[str]) -> int:
-    """Run `python ARGUMENTS` `count` times as one group; its exit code.
+    """Run `python -P ARGUMENTS` `count` times as one group; its exit code.
 
     A process that fails ends the others. So does an interrupt of this one, which gives 130.
     """
@@ -55,7 +55,7 @@ def start_processes(count: int, arguments: list[str]) -> int:
         **_shutdown_timeout(LaunchConfig),
     )
     try:
-        elastic_launch(config, sys.executable)(*arguments)
+        elastic_launch(config, sys.executable)("-P", *arguments)
     except ChildFailedError as error:
         code = error.get_first_failure()[1].exitcode
         return code if code > 0 else 1

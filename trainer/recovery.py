@@ -22,6 +22,7 @@ from torch import Tensor
 
 from profiles.plan import Plan
 from profiles.shortage import Shortage
+from profiles.surroundings import python_module
 from trainer.checkpoint import write_whole
 from trainer.facts import room, versions
 from trainer.model.footprint import component_of
@@ -150,5 +151,5 @@ def replace_process(folder: Path) -> NoReturn:
         child.join()
     if sys.platform == "win32":  # there a process cannot become another one
         raise OutOfMemory(f"out of memory; lisa-train --resume {folder} goes on")
-    command = [sys.executable, "-m", "trainer.cli", "--resume", str(folder)]
+    command = python_module("trainer.cli", "--resume", str(folder))
     os.execv(sys.executable, command)
