@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from trainer.console import (
     tell,
     user_errors,
 )
+from trainer.launch import end_with_parent, is_launched, without_leftovers
 from trainer.results_cli import evaluate, export
 from trainer.start_cli import Beginning, begin, go_on, worker
 
@@ -338,6 +340,10 @@ def main() -> None:
     """Entry point of `lisa-train`, also `accelerate launch -m trainer.cli`."""
     # On CPUs with AVX512-BF16 it asks for a package that would fetch code from a hub.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    if leftovers := without_leftovers(os.environ):
+        tell(f"no launcher is running: {', '.join(leftovers)} of the environment not heeded")
+    if is_launched(os.environ):
+        end_with_parent()
     try:
         app(args=hyphenated(sys.argv[1:]), prog_name="lisa-train")
     except KeyboardInterrupt:

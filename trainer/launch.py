@@ -7,17 +7,56 @@ folder — is handed to the processes, not worked out again by each.
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import logging
 import os
+import signal
 import sys
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 from profiles.plan import Plan
 
 SHUTDOWN_SECONDS = 10  # between asking the processes to end and killing them
+
+RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")  # each a whole number
+_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+
+
+def is_launched(environment: Mapping[str, str]) -> bool:
+    """Whether a launcher started this process: all its variables are there and make sense."""
+    try:
+        rank, local, count = (int(environment[name]) for name in RANKS[:3])
+        port = int(environment["MASTER_PORT"])
+    except (KeyError, ValueError):
+        return False
+    return 0 <= local <= rank < count and 0 < port < 65536 and bool(environment.get("MASTER_ADDR"))
+
+
+def without_leftovers(environment: MutableMapping[str, str]) -> list[str]:
+    """Take a launcher's variables out where no launcher runs; those taken out, as NAME=VALUE.
+
+    A `RANK=1` that an earlier session left in the shell would make this process a silent second.
+    """
+    if is_launched(environment):
+        return []
+    return [f"{name}={environment.pop(name)}" for name in RANKS if name in environment]
+
+
+def end_with_parent() -> None:
+    """Have Linux kill this process as soon as its launcher is gone, however that was ended.
+
+    A launcher killed by SIGKILL cannot end its workers, and they would train on beside the run
+    that resumes. prctl(2), PR_SET_PDEATHSIG; other systems have no such call.
+    """
+    if sys.platform != "linux":
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before the call
+        os._exit(1)
 
 
 def is_main(environment: Mapping[str, str] = os.environ) -> bool:

@@ -16,7 +16,14 @@ import pytest
 
 from tests.conftest import PHOTOS, tiny_plan
 from trainer.data.reasonseg import read_split
-from trainer.launch import SHUTDOWN_SECONDS, _shutdown_timeout, is_main, must_start_processes
+from trainer.launch import (
+    SHUTDOWN_SECONDS,
+    _shutdown_timeout,
+    is_launched,
+    is_main,
+    must_start_processes,
+    without_leftovers,
+)
 from trainer.loop import Reporter, Run
 
 QUIET = Reporter(lambda text: None, lambda what, done, total: None)
@@ -73,6 +80,53 @@ def test_who_starts_the_processes() -> None:
     assert must_start_processes(two, {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "True"})
     assert not must_start_processes(two, {"RANK": "1", "WORLD_SIZE": "2"})
     assert is_main({}) and is_main({"RANK": "0"}) and not is_main({"RANK": "1"})
+
+
+LAUNCHED = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": "29500"}  # fmt: skip
+
+
+@pytest.mark.parametrize("missing", LAUNCHED)
+def test_a_launchers_variables_count_only_together(missing: str) -> None:
+    assert is_launched(LAUNCHED) and without_leftovers(dict(LAUNCHED)) == []
+    left = {name: value for name, value in LAUNCHED.items() if name != missing}
+    said = without_leftovers(left)
+    assert said and not set(left) & {"RANK", "LOCAL_RANK", "WORLD_SIZE"}
+    assert is_main(left)
+
+
+@pytest.mark.parametrize("wrong", [
+    {"RANK": "abc"}, {"RANK": "2"}, {"RANK": "-1"}, {"WORLD_SIZE": ""}, {"LOCAL_RANK": "1.5"},
+    {"MASTER_PORT": "0"}, {"MASTER_ADDR": ""}, {"RANK": "0"},
+])  # fmt: skip
+def test_a_launchers_variables_count_only_when_sane(wrong: dict[str, str]) -> None:
+    assert not is_launched(LAUNCHED | wrong)
+
+
+def test_a_leftover_rank_is_reported_and_the_command_speaks() -> None:
+    command = [sys.executable, "-P", "-m", "trainer.cli", "--help"]
+    done = subprocess.run(command, env=os.environ | {"RANK": "abc"}, capture_output=True, text=True)
+    assert done.returncode == 0 and "--data-dir" in done.stdout
+    assert "RANK=abc" in done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl")
+def test_workers_end_with_a_killed_launcher(tmp_path: Path) -> None:
+    """SIGKILL leaves a launcher no time to end them."""
+    script = (
+        "from trainer.launch import end_with_parent as e; e(); "
+        "open('ready' + os.environ['RANK'], 'w').close(); time.sleep(60)"
+    )
+    parent = start(script, tmp_path)
+    started = pids(tmp_path)
+    while len(list(tmp_path.glob("ready*"))) < 2:
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 2
+    while not all_ended(started) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert all_ended(started)
 
 
 def test_the_launcher_of_torch_2_11_is_not_asked_for_what_it_lacks() -> None:
