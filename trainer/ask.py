@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,16 @@ from PIL import Image
 from profiles.text import brief
 from trainer.data.paths import picture_in
 from trainer.data.prompts import PromptError, Turn, explanatory_question_for, question_for
-from trainer.data.reasonseg import IMAGE_SUFFIXES, DataError, Item, Report, read_image
+from trainer.data.reasonseg import DataError, Item, Report, is_picture, read_image
 from trainer.pictures import COLOURS, overlay
 
 if TYPE_CHECKING:
     from trainer.segment import Answer
+
+
+# What `write_pictures` writes: asked about a folder twice, its own answers are no questions.
+_WRITTEN = re.compile(r"(.+?)(?:-\d+)?\.(?:mask(?:-\d+)?|overlay)\.png")
+_NAMED = 8  # of the files that are passed over
 
 
 @dataclass(frozen=True)
@@ -74,8 +80,30 @@ def read_questions(
 
 
 def _pictures(folder: Path) -> list[Path]:
-    found = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES]
-    return [p for p in found if not p.name.startswith(".")]
+    """The folder's pictures, whatever they are called: content decides where the name does not."""
+    seen = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    found = [path for path in seen if not path.is_dir() and is_picture(path)]
+    stems_there = {path.stem for path in found}
+    return [path for path in found if not _is_answer(path, stems_there)]
+
+
+def _is_answer(path: Path, stems_there: set[str]) -> bool:
+    """Whether an earlier call wrote this about a picture beside it."""
+    written = _WRITTEN.fullmatch(path.name)
+    # A picture may itself be called a-2: then a-2.mask.png is about that one.
+    return written is not None and bool({written[1], path.name.split(".mask")[0],
+                                         path.name.split(".overlay")[0]} & stems_there)  # fmt: skip
+
+
+def passed_over(folder: Path) -> str | None:
+    """A line about what of a folder is not asked about, but for hidden files; None for nothing."""
+    asked = set(_pictures(folder))
+    left = [p for p in sorted(folder.iterdir()) if p not in asked and p.name[0] != "."]
+    if not left:
+        return None
+    names = [p.name + "/" * p.is_dir() for p in left[:_NAMED]]
+    names += [f"and {len(left) - _NAMED} more"] * (len(left) > _NAMED)
+    return f"passed over in {folder}, no pictures to ask about: {', '.join(names)}"
 
 
 def _from_file(file: Path, folder: Path) -> tuple[list[Question], list[str]]:

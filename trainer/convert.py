@@ -87,7 +87,7 @@ def convert(
     """
     profile = model_profile(model)
     refuse_taken(target)
-    sources = [Source.read(folder) for folder in folders]
+    sources = [Source.read(folder, tell) for folder in folders]
     needed = needed_shapes(profile)
     report = Report(model, [source.facts() for source in sources])
     chosen = choose(sources, needed, model, report)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from trainer.model.published import is_state
 from trainer.model.weights import WeightsError
 
 # owner/name, and behind an @ a branch, a tag or a commit
@@ -20,9 +21,10 @@ def checkpoint_folder(source: str, tell: Callable[[str], None], offline: bool = 
     Of several kinds of weights files only the first is fetched. `offline`, or with the hub's own
     HF_HUB_OFFLINE, nothing is: what lies in the cache has to do. Raises WeightsError.
     """
-    path = Path(source)
+    path = Path(source).expanduser() if source.startswith("~") else Path(source)
     found = NAME.fullmatch(source)
-    if path.exists() or found is None:
+    # No owner's name begins with a dot: ./x and ../x are paths, though nothing is there.
+    if path.exists() or found is None or source.startswith((".", "~")):
         return path
     from huggingface_hub import HfApi, constants, snapshot_download
 
@@ -33,6 +35,8 @@ def checkpoint_folder(source: str, tell: Callable[[str], None], offline: bool = 
     try:
         info = HfApi().model_info(repository, revision=revision)
         names = [file.rfilename for file in info.siblings or []]
+        # Of the repository's own folder: what lies in others has no say in what is fetched.
+        names = [name for name in names if "/" not in name and not is_state(name)]
         kind = next((k for k in WEIGHTS if any(Path(n).match(k[0]) for n in names)), WEIGHTS[0])
         # By commit: what is fetched now and what the report names are the same.
         return Path(snapshot_download(repository, revision=info.sha, allow_patterns=kind + BESIDE))

@@ -55,11 +55,14 @@ def segment(
     is too small, 2 bad usage.
     """
     stay_at_home()
-    from trainer.ask import read_questions, row_of_unanswered, stems, unreadable
+    from trainer.ask import passed_over, read_questions, row_of_unanswered, stems, unreadable
     from trainer.load import find, newest
 
     with user_errors():
         asked = read_questions(image, question, questions, phrase, explain)
+        left = passed_over(image) if questions is None and image.is_dir() else None
+        if left is not None:
+            tell(left)
         chosen = newest(run)
         if chosen != run:
             tell(f"asking the newest run, {chosen}")

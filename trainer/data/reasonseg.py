@@ -41,7 +41,12 @@ TARGET, IGNORE = 1, 255
 LONGEST_SIDE = 65_535  # pixels; JPEG knows no longer one
 
 # Judged by content, not by extension: pictures gathered from the web often carry a wrong one.
-_IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+_IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
+# Names of pictures, in any case; those of formats that are not read too, so that this is said.
+_PICTURE_SUFFIXES = frozenset(
+    (*IMAGE_SUFFIXES, ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".apng", ".webp", ".bmp", ".dib",
+     ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2", ".jxl", ".mpo")
+)  # fmt: skip
 _MOST_LINES = 100
 # Far beyond any picture Pillow agrees to open, and safe in OpenCV's fixed-point arithmetic.
 _LARGEST_COORDINATE = 1_000_000
@@ -136,6 +141,19 @@ def read_image(path: Path) -> ByteArray:
     return opened[1]
 
 
+def is_picture(path: Path) -> bool:
+    """Whether a file is a picture by its name, or else by its first bytes."""
+    if path.suffix.lower() in _PICTURE_SUFFIXES:
+        return True
+    try:
+        if not path.is_file():  # a pipe would be waited for
+            return False
+        with Image.open(path, formats=_IMAGE_FORMATS):
+            return True
+    except Exception:  # anything that is no picture may break Pillow anywhere
+        return False
+
+
 def open_image(report: Report, read: Callable[[Image.Image], T]) -> tuple[Size, T] | None:
     """The upright size and what `read` made of the upright image; None with a finding added."""
     limit = Image.MAX_IMAGE_PIXELS or float("inf")
@@ -148,6 +166,7 @@ def open_image(report: Report, read: Callable[[Image.Image], T]) -> tuple[Size, 
             if width * height > limit or max(width, height) > LONGEST_SIDE:
                 raise Image.DecompressionBombError(f"{width} x {height} pixels")
             sideways = opened.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+            sideways &= opened.format != "TIFF"  # Pillow turns these by itself, their size as well
             return ((width, height) if sideways else (height, width)), read(opened)
     except FileNotFoundError:
         report.add("image", "no such file", "the path of a picture", "give one that is there")
@@ -163,6 +182,9 @@ def open_image(report: Report, read: Callable[[Image.Image], T]) -> tuple[Size, 
 def _to_rgb(image: Image.Image) -> ByteArray:
     """uint8 [H, W, 3], upright, of a picture in any of Pillow's modes."""
     image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        # Heights or distances in a TIFF: Pillow would clip them to what looks like a picture.
+        raise ValueError("floating-point values are no colours")
     if image.mode.startswith("I"):
         # Pillow's own conversion clips at 255, which turns 16-bit pictures white.
         deep = np.clip(np.asarray(image), 0, 65535) >> 8

@@ -40,6 +40,8 @@ from trainer.data.visits import DataSet, Scanned, SegmentedPicture, Target, spok
 def read(root: Path, limit: int | None = None) -> Scanned:
     """The data sets that are there, of each the first `limit` pictures; every finding."""
     others = sorted((root / "sem_seg").iterdir()) if (root / "sem_seg").is_dir() else []
+    # What macOS and notebooks leave in a folder is no data set.
+    others = [folder for folder in others if folder.name[0] != "." and folder.name != "__MACOSX"]
     sets: list[DataSet] = []
     findings: list[Finding] = []
     for folder in (root / "ade20k", *others):

@@ -45,6 +45,8 @@ def read(root: Path, limit: int | None = None) -> Scanned:
     sets: list[DataSet] = []
     findings: list[Finding] = []
     for path in sorted((root / "vqa").glob("*.json")):
+        if path.name.startswith("."):  # macOS's ._x.json
+            continue
         report = Report(path, findings)
         entries = load_json(report, list, "a list of dialogues") or []
         shown = [(n, e) for n, e in enumerate(entries) if not _is_text_only(e)]

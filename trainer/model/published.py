@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,13 @@ from trainer.model.names import NamesError, target_names
 from trainer.model.weights import WeightsError, fingerprint_of
 
 PICKLES = ("pytorch_model*.bin", "*.pth")
+# What trainers keep beside the weights, in any format: it has no say in which these are.
+STATE = re.compile(
+    r"(rng_state|random_states?|optimi[sz]er|scheduler|scaler|training_args|trainer_state|zero_pp_rank"
+    r"|(?:bf16_|fp16_)?zero_|global_step|early_stopping|sampler)(?:[_.\-\d].*|s)?",
+    re.IGNORECASE,
+)
+SHOWN = 5  # of the files that are passed over
 WRAPPERS = ("model", "state_dict", "module")  # keys under which trainers save the tensors
 # As safetensors and torch spell them. Anything else is packed, and means nothing by itself.
 PLAIN_DTYPES = frozenset(
@@ -88,9 +95,12 @@ class Source:
     unused: list[str] = field(default_factory=list)  # names of no use to any model here
 
     @classmethod
-    def read(cls, folder: Path) -> Source:
-        """The headers of all weights files. Raises WeightsError."""
-        source = cls(folder, weights_files(folder))
+    def read(cls, folder: Path, tell: Callable[[str], None] = lambda line: None) -> Source:
+        """The headers of all weights files; `tell` hears which others were passed over.
+
+        Raises WeightsError.
+        """
+        source = cls(folder, weights_files(folder, tell))
         found: dict[str, Found] = {}
         for path in source.paths:
             for name, (shape, dtype) in TensorFile(path).headers().items():
@@ -144,16 +154,28 @@ class Source:
         return None
 
 
-def weights_files(folder: Path) -> list[Path]:
-    """The folder's safetensors, else its pickles, all shards there. Raises WeightsError."""
+def weights_files(folder: Path, tell: Callable[[str], None] = lambda line: None) -> list[Path]:
+    """The folder's safetensors, else its pickles, all shards there. Raises WeightsError.
+
+    DeepSpeed's zero_to_fp32 makes a folder that is called pytorch_model.bin: where no file has the
+    weights, those in such a folder are taken. `tell` hears what else was there and is not read.
+    """
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "no such folder"
         raise WeightsError(f"{folder}: {what}; a source is the folder of one checkpoint")
-    paths = sorted(folder.glob("*.safetensors"))
-    paths = paths or sorted({path for pattern in PICKLES for path in folder.glob(pattern)})
+    safe, pickles = _files(folder, ("*.safetensors",)), _files(folder, PICKLES)
+    inner = [p for p in _named(folder, ("*.safetensors", PICKLES[0])) if _holds_weights(p)]
+    whole = any(path.match(PICKLES[0]) for path in pickles)
+    if not safe and not whole and inner:
+        if len(inner) > 1:
+            names = ", ".join(f"{path.name}/" for path in inner)
+            raise WeightsError(f"{folder}: several folders hold weights: {names}; name one of them")
+        tell(f"{folder}: reading the weights in its folder {inner[0].name}/")
+        return weights_files(inner[0], tell) + pickles
+    paths = safe or pickles
     if not paths:
         raise WeightsError(
-            f"{folder}: no *.safetensors, pytorch_model*.bin or *.pth here; "
+            f"{folder}: no *.safetensors, pytorch_model*.bin or *.pth here{_elsewhere(folder)}; "
             "give the folder that holds the checkpoint's weights"
         )
     absent = sorted(_expected(folder, paths) - {path.name for path in paths})
@@ -162,7 +184,42 @@ def weights_files(folder: Path) -> list[Path]:
             f"{folder}: {len(absent)} of the checkpoint's files are not here: "
             f"{', '.join(absent[:5])}; download the rest"
         )
+    if safe and pickles:
+        tell(f"{folder}: reading the *.safetensors; passed over: {_short(pickles)}")
+    if inner:
+        tell(f"{folder}: passed over: {_short(inner)}; name that folder to read it instead")
     return paths
+
+
+def is_state(name: str) -> bool:
+    """Whether a file of this name is hidden or a trainer's own state, and so no weights."""
+    return name.startswith(".") or STATE.fullmatch(name.rpartition(".")[0]) is not None
+
+
+def _named(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
+    """What is called as weights are, files and folders, each once."""
+    found = {path for pattern in patterns for path in folder.glob(pattern)}
+    return sorted(path for path in found if not is_state(path.name))
+
+
+def _files(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
+    return [path for path in _named(folder, patterns) if not path.is_dir()]
+
+
+def _holds_weights(place: Path) -> bool:
+    return place.is_dir() and bool(_files(place, ("*.safetensors", *PICKLES)))
+
+
+def _elsewhere(folder: Path) -> str:
+    """Which folders in this one hold weights, for the message that it holds none."""
+    inner = [path for path in sorted(folder.iterdir()) if path.name[0] != "."]
+    inner = [path for path in inner if _holds_weights(path)]
+    return f", but in {_short(inner)}" if inner else ""
+
+
+def _short(paths: list[Path]) -> str:
+    names = [path.name + "/" * path.is_dir() for path in paths[:SHOWN]]
+    return ", ".join(names + ["…"] * (len(paths) > SHOWN))
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -182,6 +239,8 @@ def _expected(folder: Path, paths: list[Path]) -> set[str]:
             start, _, of, count, end = found.groups()
             names |= {f"{start}{n:05}{of}{count}{end}" for n in range(1, int(count) + 1)}
     for index in folder.glob(f"*{paths[0].suffix}.index.json"):
+        if index.name.startswith("."):
+            continue
         listed = read_object(index).get("weight_map")
         names |= set(map(str, listed.values())) if isinstance(listed, dict) else set()
     return names

@@ -66,7 +66,8 @@ class FolderWeights:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        paths = sorted(folder.glob("*.safetensors"))
+        # Hidden files are no weights: macOS leaves a ._x beside each x.
+        paths = sorted(p for p in folder.glob("*.safetensors") if p.name[0] != "." and p.is_file())
         if not paths:
             raise WeightsError(f"{folder}: no *.safetensors file here; give a model folder")
         try:
