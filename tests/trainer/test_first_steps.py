@@ -1,0 +1,77 @@
+"""The first steps of somebody who has read no page: what is typed without thought, and its end."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import PHOTOS
+
+WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="what a CPU alone does")
+
+
+def train(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    path = Path(sys.executable).with_name("lisa-train")
+    return subprocess.run(
+        [path, *map(str, arguments)], capture_output=True, text=True, timeout=300, cwd=cwd
+    )
+
+
+def quick(tmp_path: Path) -> list[str | Path]:
+    """Options of a run that takes seconds."""
+    return [
+        "--data-dir", PHOTOS, "--max-train-samples", "2", "--max-val-samples", "1",
+        "--cache-dir", tmp_path / "cache",
+    ]  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------ no plan named
+
+
+@WITHOUT_GPU
+@pytest.mark.parametrize("how", [[], ["--auto"], ["--set", "device=cpu", "--set", "dtype=fp32"]])
+@pytest.mark.parametrize("model", ["7b", "13b"])
+def test_a_large_model_is_not_trained_on_a_cpu(tmp_path: Path, model: str, how: list[str]) -> None:
+    run = tmp_path / "run"
+    done = train("--model", model, *how, "--data-dir", PHOTOS, "--output-dir", run)
+    assert done.returncode == 2, done.stderr
+    assert "takes a GPU" in done.stderr and "lisa-advise doctor" in done.stderr
+    assert not run.exists()
+
+
+def test_nor_by_a_plan_file(tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps({"model": "7b", "device": "cpu", "dtype": "fp32"}))
+    done = train("--plan", plan, "--data-dir", PHOTOS, "--output-dir", tmp_path / "run")
+    assert done.returncode == 2 and "lisa-advise doctor" in done.stderr, done.stderr
+
+
+@WITHOUT_GPU
+def test_older_flags_pin_settings_of_the_advised_plan(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = train(
+        *quick(tmp_path), "--output-dir", run, "--model", "tiny", "--use_lora", "--lora_r", "4",
+        "--batch_size", "2", "--epochs", "1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "no plan is named: training with lisa-advise's" in done.stderr
+    plan = json.loads((run / "plan.json").read_text())
+    assert (plan["lora"]["rank"], plan["micro_batch"], plan["schedule"]["epochs"]) == (4, 2, 1)
+    # The rest is the advice's, not a plan of its own.
+    assert (plan["effective_batch"], plan["cached_encoders"]) == (8, ["sam", "clip"])
+    assert {"lora", "micro_batch"} <= set(json.loads((run / "run.json").read_text())["pinned"])
+    assert (run / "advice.json").is_file()
+
+
+@WITHOUT_GPU
+def test_untested_settings_of_lisa_tiny_are_tried_but_not_by_auto(tmp_path: Path) -> None:
+    odd = [*quick(tmp_path), "--model", "tiny", "--epochs", "1", "--set", "quantization=int8"]
+    odd += ["--batch-size", "1"]
+    assert train(*odd, "--auto", "--output-dir", tmp_path / "auto").returncode == 3
+    done = train(*odd, "--output-dir", tmp_path / "run")
+    assert done.returncode == 0 and "UNKNOWN: " in done.stderr, done.stderr
