@@ -142,7 +142,7 @@ def _train(run: Beginning) -> None:
         )
         from trainer.evaluate import run_sheet
         from trainer.facts import room
-        from trainer.loop import Run, describe
+        from trainer.loop import Run, outcome
         from trainer.resume import check_data, digests, resumable
 
         now = digests(train, val)
@@ -165,8 +165,8 @@ def _train(run: Beginning) -> None:
             ) from None
         if training.accelerator.is_main_process:
             sheet = run_sheet(training, folder / "overlay.png", count=6)
-            speaker.line(f"before  {describe(summary['before'])}")
-            speaker.line(f"after   {describe(summary['after'])}")
+            for line in outcome(summary, folder):
+                speaker.line(line)
             speaker.line(f"run folder {folder}, overlay {sheet}")
             speaker.line(next_steps(folder, started.data))
 

@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import PHOTOS
+from tests.conftest import PHOTOS, tiny_plan
+from trainer.data.reasonseg import read_split
+from trainer.loop import Reporter, Run, outcome
 
+QUIET = Reporter(lambda text: None, lambda what, done, total: None)
 WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="what a CPU alone does")
 
 
@@ -75,3 +78,28 @@ def test_untested_settings_of_lisa_tiny_are_tried_but_not_by_auto(tmp_path: Path
     assert train(*odd, "--auto", "--output-dir", tmp_path / "auto").returncode == 3
     done = train(*odd, "--output-dir", tmp_path / "run")
     assert done.returncode == 0 and "UNKNOWN: " in done.stderr, done.stderr
+
+
+# ------------------------------------------------------------------------------------- what it says
+
+
+def test_the_end_tells_the_best_epoch_apart_from_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`best` is what answers: a run that got worse must not seem to have come to nothing."""
+    items = read_split(PHOTOS, "train", 1)
+    run = Run(tiny_plan(schedule={"epochs": 3}), items, items, tmp_path, tmp_path / "c", QUIET)
+    gious = iter((0.002, 0.02, 0.055, 0.004))
+    monkeypatch.setattr(run, "evaluate", lambda _: {"giou": next(gious), "ciou": 0.01, "images": 6})
+    summary = run.train()
+    best = summary["best"]
+    assert (best["giou"], best["epoch"], summary["best_giou"]) == (0.055, 2, 0.055)
+    told = [line.split(" over ") for line in outcome(summary, tmp_path)]
+    assert [head for head, _ in told] == [
+        "before  gIoU 0.002, cIoU 0.010", "best    gIoU 0.055, cIoU 0.010",
+        "last    gIoU 0.004, cIoU 0.010",
+    ]  # fmt: skip
+    assert f"epoch 2 of 3, in {tmp_path / 'best'}" in told[1][1] and "epoch 3" in told[2][1]
+    # A run that is taken up after its best epoch still knows it.
+    again = Run(run.plan, items, items, tmp_path, tmp_path / "c", QUIET)
+    assert again.train(tmp_path / "last")["best"] == best
