@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+LATEST = Path("runs/latest")  # as in trainer.load, which finds the last of that name
 Text = str | None
 Settings = Annotated[
     list[str] | None,
@@ -52,7 +54,7 @@ def train(
         Text, typer.Option(metavar="FOLDER", help="Model folder of lisa-train convert, or random.")
     ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder with ReasonSeg and others.")] = None,
-    output_dir: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/latest"),
+    output_dir: Annotated[Path, typer.Option(help="Run folder, a new one.")] = LATEST,
     cache_dir: Annotated[Path | None, typer.Option(help="Feature cache folder.")] = None,
     check_data: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Check a data folder and stop.")
@@ -120,7 +122,7 @@ def train(
     if resume is not None:
         if auto or plan or model or assignments or set_ or use_lora:
             fail("--resume goes on with the run's own plan: leave the other settings out")
-        if output_dir != Path("runs/latest"):
+        if output_dir != LATEST:
             fail("--resume goes on in the run's own folder: leave --output-dir out")
         with user_errors():
             return go_on(resume, data_dir, cache_dir, keeping)
@@ -134,6 +136,7 @@ def train(
                 "--data-dir: name the folder that holds ReasonSeg/{train,val}\n"
                 "    hint: lisa-train synthesise DIR writes one to try with"
             )
+        folder = _new_folder(output_dir)
         resolved, advice = _resolve(auto, plan, model, assignments, data_dir)
         if use_lora and resolved.lora is None:  # an advised plan has them, a plan file need not
             resolved = resolved.override([f"lora={Lora().model_dump_json()}"])
@@ -141,7 +144,7 @@ def train(
         started = Started(data_dir, cache_dir or feature_cache(), {}, Keeping(**keeping))
         if advice is not None:  # what the user has set stays, whatever is given up for memory
             started = replace(started, pinned=tuple(held), environment=advice.environment)
-        begin(Beginning(resolved, _new_folder(output_dir), started, advice))
+        begin(Beginning(resolved, folder, started, advice))
 
 
 @app.command()
@@ -272,18 +275,29 @@ def _refuse_large_on_cpu(model: str, on_cpu: bool) -> None:
 
 
 def _new_folder(wanted: Path) -> Path:
-    """`wanted`, or where there is a run already, the first free `wanted-N`."""
+    """`wanted`, unless something is in it: runs are never mixed.
+
+    The default name then gets a number, which is told; a name that the user gave is refused.
+    """
     from trainer.launch import is_main
 
-    if not is_main() or not (wanted / "plan.json").exists():
+    empty = not wanted.exists() or (wanted.is_dir() and not any(wanted.iterdir()))
+    if not is_main() or empty:
         return wanted
     folder = next(
         candidate
         for n in range(2, 10_000)
         if not (candidate := wanted.with_name(f"{wanted.name}-{n}")).exists()
     )
-    tell(f"the run folder is taken: writing to {folder}")
-    return folder
+    if wanted == LATEST:
+        tell(f"{wanted} holds an earlier run: this one goes to {folder}")
+        return folder
+    other = f"; or lisa-train --resume {shlex.quote(str(wanted))} goes on with the run in it"
+    goes_on = (wanted / "plan.json").exists() and not (wanted / "summary.json").exists()
+    fail(
+        f"--output-dir: {wanted} is there already, and runs are not mixed\n"
+        f"    hint: --output-dir {shlex.quote(str(folder))}{other if goes_on else ''}"
+    )
 
 
 app.command()(evaluate)

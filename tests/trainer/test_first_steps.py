@@ -103,3 +103,82 @@ def test_the_end_tells_the_best_epoch_apart_from_the_last(
     # A run that is taken up after its best epoch still knows it.
     again = Run(run.plan, items, items, tmp_path, tmp_path / "c", QUIET)
     assert again.train(tmp_path / "last")["best"] == best
+
+
+# ------------------------------------------------------------------------------------ run folders
+
+
+# Runs lisa-train with something that goes wrong while features are built.
+PLANTED = """
+import sys
+import trainer.loop as loop
+from trainer.cli import main
+def wrong(*arguments):
+    raise {error}
+loop.prepare_caches = wrong
+sys.argv = ["lisa-train", *sys.argv[1:]]
+main()
+"""
+
+
+def planted(error: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", PLANTED.replace("{error}", error), *map(str, arguments)],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> list[str | Path]:
+    plan = tiny_plan(max_train_samples=2, max_val_samples=1, cached_encoders=["sam"])
+    (tmp_path / "plan.json").write_text(plan.to_json())
+    return [
+        "--plan", tmp_path / "plan.json", "--data-dir", PHOTOS,
+        "--cache-dir", tmp_path / "cache",
+    ]  # fmt: skip
+
+
+def test_ctrl_c_before_the_training_names_what_goes_on(
+    tmp_path: Path, options: list[str | Path]
+) -> None:
+    run = tmp_path / "my run"
+    done = planted("KeyboardInterrupt", *options, "--output-dir", run)
+    assert done.returncode == 130, done.stderr
+    assert f"lisa-train --resume '{run}' begins it" in done.stderr
+    again = train("--resume", run)  # and what it names works
+    assert again.returncode == 0 and (run / "summary.json").is_file(), again.stderr
+
+
+def test_a_start_that_fails_leaves_no_run_folder(tmp_path: Path, options: list[str | Path]) -> None:
+    run = tmp_path / "run"
+    assert planted("ValueError('no')", *options, "--output-dir", run).returncode == 2
+    assert not run.exists()
+    run.mkdir()  # one that the user has made stays, empty
+    assert planted("RuntimeError('no')", *options, "--output-dir", run).returncode == 1
+    assert run.is_dir() and not any(run.iterdir())
+    # A run that goes on is not taken away.
+    planted("KeyboardInterrupt", *options, "--output-dir", run)
+    assert planted("RuntimeError('no')", "--resume", run).returncode == 1
+    assert (run / "plan.json").is_file()
+
+
+@pytest.mark.parametrize("held", ["plan.json", "notes.txt"])
+def test_runs_are_not_mixed(tmp_path: Path, options: list[str | Path], held: str) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / held).write_text("{}")
+    done = train(*options, "--output-dir", run)
+    assert done.returncode == 2, done.stderr
+    assert f"{run} is there already" in done.stderr
+    assert f"--output-dir {run}-2" in done.stderr
+    assert ("--resume" in done.stderr) == (held == "plan.json")
+    assert [path.name for path in run.iterdir()] == [held]
+    # The usual name gets a number, said before anything else.
+    latest = tmp_path / "runs" / "latest"
+    latest.mkdir(parents=True)
+    (latest / held).write_text("{}")
+    done = train(*options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith(f"{Path('runs/latest')} holds an earlier run")
+    assert (tmp_path / "runs" / "latest-2" / "summary.json").is_file()
+    assert [path.name for path in latest.iterdir()] == [held]
