@@ -47,10 +47,10 @@ def main() -> None:
         "--output-dir", str(folder / "run"), "--cache-dir", str(folder / "cache"), "--seed", seed,
     )  # fmt: skip
     summary = json.loads((folder / "run" / "summary.json").read_text())
-    before, after = summary["before"], summary["after"]
     print("\na question kind that lisa-tiny had never seen (negation), unseen scenes and wording")
-    print(f"         gIoU   cIoU\nbefore  {before['giou']:.3f}  {before['ciou']:.3f}")
-    print(f"after   {after['giou']:.3f}  {after['ciou']:.3f}")
+    print("         gIoU   cIoU")
+    for name, scores in (("before", "before"), ("best", "best"), ("last", "after")):
+        print(f"{name:6}  {summary[scores]['giou']:.3f}  {summary[scores]['ciou']:.3f}")
     print(f"{time.monotonic() - started:.0f} s in all; look at {folder / 'run' / 'overlay.png'}")
 
 

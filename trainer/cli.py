@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +36,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+LATEST = Path("runs/latest")  # as in trainer.load, which finds the last of that name
 Text = str | None
 Settings = Annotated[
     list[str] | None,
@@ -45,14 +47,16 @@ Settings = Annotated[
 @app.callback(invoke_without_command=True)
 def train(
     context: typer.Context,
-    auto: Annotated[bool, typer.Option(help="Train with lisa-advise's plan.")] = False,
+    auto: Annotated[
+        bool, typer.Option("--auto", help="Train with lisa-advise's plan: so it is without --plan.")
+    ] = False,
     plan: Annotated[Path | None, typer.Option(help="Train with this plan.json.")] = None,
     model: Annotated[Text, typer.Option(help="Size: tiny, 7b, 7b-v1, 13b or 13b-v1.")] = None,
     weights: Annotated[
         Text, typer.Option(metavar="FOLDER", help="Model folder of lisa-train convert, or random.")
     ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder with ReasonSeg and others.")] = None,
-    output_dir: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/latest"),
+    output_dir: Annotated[Path, typer.Option(help="Run folder, a new one.")] = LATEST,
     cache_dir: Annotated[Path | None, typer.Option(help="Feature cache folder.")] = None,
     check_data: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Check a data folder and stop.")
@@ -88,7 +92,7 @@ def train(
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
 ) -> None:
-    """Train LISA on ReasonSeg data: by the advisor's plan (--auto), a plan file, or flags."""
+    """Train LISA on ReasonSeg data: by the advisor's plan, or a plan file; settings stay as set."""
     if context.invoked_subcommand not in ("convert", "export"):  # which may be sent to the hub
         stay_at_home()
     if context.invoked_subcommand:
@@ -120,25 +124,29 @@ def train(
     if resume is not None:
         if auto or plan or model or assignments or set_ or use_lora:
             fail("--resume goes on with the run's own plan: leave the other settings out")
-        if output_dir != Path("runs/latest"):
+        if output_dir != LATEST:
             fail("--resume goes on in the run's own folder: leave --output-dir out")
         with user_errors():
             return go_on(resume, data_dir, cache_dir, keeping)
+    from profiles.plan import Lora
     from trainer.resume import Keeping, Started
 
     with user_errors():
         assignments += set_ or []
-        resolved, advice = _resolve(auto, plan, model, assignments, use_lora, data_dir)
         if data_dir is None:
             fail(
                 "--data-dir: name the folder that holds ReasonSeg/{train,val}\n"
                 "    hint: lisa-train synthesise DIR writes one to try with"
             )
+        folder = _new_folder(output_dir)
+        resolved, advice = _resolve(auto, plan, model, assignments, data_dir)
+        if use_lora and resolved.lora is None:  # an advised plan has them, a plan file need not
+            resolved = resolved.override([f"lora={Lora().model_dump_json()}"])
         held = {text.partition("=")[0].partition(".")[0].replace("-", "_") for text in assignments}
         started = Started(data_dir, cache_dir or feature_cache(), {}, Keeping(**keeping))
         if advice is not None:  # what the user has set stays, whatever is given up for memory
             started = replace(started, pinned=tuple(held), environment=advice.environment)
-        begin(Beginning(resolved, _new_folder(output_dir), started, advice))
+        begin(Beginning(resolved, folder, started, advice))
 
 
 @app.command()
@@ -226,72 +234,72 @@ def preview(
 
 
 def _resolve(
-    auto: bool,
-    path: Path | None,
-    model: Text,
-    assignments: list[str],
-    use_lora: bool,
-    data: Path | None,
+    auto: bool, path: Path | None, model: Text, assignments: list[str], data: Path
 ) -> tuple[Plan, Advice | None]:
-    """The plan that the command line asks for, and with --auto its reasons. Raises PlanError."""
+    """The plan file with the settings, else the advice and its plan. Raises PlanError."""
     from profiles.plan import Plan
 
-    if auto:
-        from advisor.dryrun import measured
-        from advisor.preflight import advise, live_forecast
-        from advisor.probe import probe
-
-        machine = probe()
-        live = live_forecast(machine, None, data, tell)
-        advice = advise(machine, model, tuple(assignments), data=data, live=live)
-        advice = measured(advice, tell)
-        if advice.plan is None or advice.exit_code:
-            print(f"{advice.verdict}: {advice.summary}", file=sys.stderr)
-            raise typer.Exit(advice.exit_code)
-        print(f"{advice.verdict}: {advice.summary}", file=sys.stderr)
-        return advice.plan, advice
     if path is not None:
         base = Plan.read(path)
-        return base.override(assignments + ([f"model={model}"] if model else [])), None
-    return _seed_plan(model, assignments, use_lora), None
-
-
-def _seed_plan(model: Text, assignments: list[str], use_lora: bool) -> Plan:
-    """The plan of plain flags: NF4 without LoRA unless asked, no accumulation."""
+        plan = base.override(assignments + ([f"model={model}"] if model else []))
+        _refuse_large_on_cpu(plan.model, plan.device == "cpu")
+        return plan, None
+    from advisor.choose import assigned, pick_gpu
+    from advisor.dryrun import measured
+    from advisor.preflight import advise, live_forecast
     from advisor.probe import probe
-    from profiles.plan import Lora, Plan
 
-    gpu = any(gpu.lost is None for gpu in probe().gpus)
-    wants_lora = use_lora or any(text.startswith("lora.") for text in assignments)
-    base = Plan.parse(
-        {
-            "model": model or ("7b" if gpu else "tiny"),
-            "device": "cuda" if gpu else "cpu",
-            "dtype": "bf16" if gpu else "fp32",
-            "lora": Lora().model_dump() if wants_lora else None,
-            "train": ["mask_decoder", "text_hidden_fcs", "projector", "token_rows"],
-            "micro_batch": 1,
-            "accumulation": 1,
-        }
-    )
-    micro = [text.partition("=")[2] for text in assignments if text.startswith("micro_batch=")]
-    batch = [f"effective_batch={micro[-1]}"] if micro else []
-    return base.override(batch + assignments)
+    if not auto:
+        tell("no plan is named: training with lisa-advise's (--auto)")
+    machine = probe()
+    live = live_forecast(machine, None, data, tell)
+    advice = advise(machine, model, tuple(assignments), data=data, live=live)
+    on_cpu = pick_gpu(machine) is None or assigned(assignments).get("device") == "cpu"
+    _refuse_large_on_cpu(advice.model, on_cpu)
+    advice = measured(advice, tell)
+    print(f"{advice.verdict}: {advice.summary}", file=sys.stderr)
+    # lisa-tiny is so small that settings nobody has tested may be tried, unless advice is asked.
+    tries = not auto and advice.model == "tiny" and advice.verdict == "UNKNOWN"
+    if advice.plan is None or (advice.exit_code and not tries):
+        raise typer.Exit(advice.exit_code)
+    return advice.plan, advice
+
+
+def _refuse_large_on_cpu(model: str, on_cpu: bool) -> None:
+    """End where a large model would train on the CPU, which takes days for an epoch."""
+    if on_cpu and model != "tiny":
+        fail(
+            f"{model}: training it takes a GPU; on a CPU one epoch would take days\n"
+            "    hint: lisa-advise doctor says what is missing here, "
+            f"lisa-advise --model {model} --vram 8GiB what a card could do; "
+            "--model tiny trains on a CPU"
+        )
 
 
 def _new_folder(wanted: Path) -> Path:
-    """`wanted`, or where there is a run already, the first free `wanted-N`."""
+    """`wanted`, unless something is in it: runs are never mixed.
+
+    The default name then gets a number, which is told; a name that the user gave is refused.
+    """
     from trainer.launch import is_main
 
-    if not is_main() or not (wanted / "plan.json").exists():
+    empty = not wanted.exists() or (wanted.is_dir() and not any(wanted.iterdir()))
+    if not is_main() or empty:
         return wanted
     folder = next(
         candidate
         for n in range(2, 10_000)
         if not (candidate := wanted.with_name(f"{wanted.name}-{n}")).exists()
     )
-    tell(f"the run folder is taken: writing to {folder}")
-    return folder
+    if wanted == LATEST:
+        tell(f"{wanted} holds an earlier run: this one goes to {folder}")
+        return folder
+    other = f"; or lisa-train --resume {shlex.quote(str(wanted))} goes on with the run in it"
+    goes_on = (wanted / "plan.json").exists() and not (wanted / "summary.json").exists()
+    fail(
+        f"--output-dir: {wanted} is there already, and runs are not mixed\n"
+        f"    hint: --output-dir {shlex.quote(str(folder))}{other if goes_on else ''}"
+    )
 
 
 app.command()(evaluate)

@@ -156,6 +156,7 @@ class Run:
         self.step = self.evaluated = 0  # optimizer steps, and epochs
         self.skipped = 0  # updates left out because they were not finite
         self.best: float | None = None
+        self.best_at: dict[str, Any] | None = None  # its evaluation and epoch
         self.metrics: dict[str, Any] = {}  # of the last evaluation
         self.facts: dict[str, Any] = {
             "data": {"train": len(train), "val": len(val)},
@@ -192,6 +193,8 @@ class Run:
             "before": self.facts["before"],
             "after": self.metrics,
             "best_giou": self.best,
+            "best": self.best_at,
+            "epochs": self.evaluated,
             "steps": self.step,
             "seconds": round(time.monotonic() - started, 2),
         }
@@ -203,6 +206,7 @@ class Run:
         self.evaluated, self.metrics = epoch + 1, after
         if self.best is None or (after["giou"] or 0.0) > self.best:
             self.best = after["giou"] or 0.0
+            self.best_at = after | {"epoch": self.evaluated}
             self._save("best")
         self._save_state()
 
@@ -354,7 +358,7 @@ class Run:
         scaler = self.accelerator.scaler
         return {
             "step": self.step, "evaluated": self.evaluated, "best": self.best,
-            "skipped": self.skipped,
+            "skipped": self.skipped, "best_at": self.best_at,
             "metrics": self.metrics, "before": self.facts["before"],
             "records": (self.folder / RECORDS).stat().st_size,
             "optimizer": self.optimizer.optimizer.state_dict(), "scheduler": scheduler,
@@ -385,6 +389,7 @@ class Run:
         checkpoint.load(folder, self.model)
         self.step, self.evaluated, self.best = (state[k] for k in ("step", "evaluated", "best"))
         self.skipped, self.saved_step = state.get("skipped", 0), self.step
+        self.best_at = state.get("best_at")
         self.metrics, self.facts["before"] = state["metrics"], state["before"]
         optimizer = state["optimizer"]
         optimizer["state"] = {int(number): of for number, of in optimizer["state"].items()}
@@ -455,6 +460,16 @@ def describe(result: dict[str, Any]) -> str:
     if not result["images"]:
         return "no validation picture"
     return f"gIoU {result['giou']:.3f}, cIoU {result['ciou']:.3f} over {result['images']} pictures"
+
+
+def outcome(summary: dict[str, Any], folder: Path) -> list[str]:
+    """What a run came to: before, at its best, which is what `folder` answers with, and last."""
+    best, epochs = summary["best"], summary["epochs"]
+    lines = [f"before  {describe(summary['before'])}"]
+    if best is not None:  # None: taken up from a checkpoint that does not know of it
+        kept = folder / "best"
+        lines.append(f"best    {describe(best)}, epoch {best['epoch']} of {epochs}, in {kept}")
+    return [*lines, f"last    {describe(summary['after'])}, epoch {epochs}"]
 
 
 @torch.no_grad()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import shlex
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trainer.console import (
+    EXIT_INTERRUPTED,
     EXIT_OUT_OF_MEMORY,
     next_steps,
     reporter,
@@ -40,6 +44,47 @@ class Beginning:
 
 def begin(run: Beginning) -> None:
     """Train in this process, or in as many as the plan has; out of memory, go on afterwards."""
+    with _started(run):
+        _begin(run)
+
+
+@contextmanager
+def _started(run: Beginning) -> Iterator[None]:
+    """A start that fails leaves no run folder; one that is interrupted says how it goes on."""
+    from trainer.launch import is_main
+    from trainer.recovery import OutOfMemory
+
+    existed = run.folder.exists()
+    own = not run.resumes and not (existed and any(run.folder.iterdir()))
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        # What says something has saved; else it was before the training, or a second Ctrl-C.
+        raise KeyboardInterrupt(str(error) or _how_to_go_on(run.folder)) from None
+    except OutOfMemory:
+        raise  # what it took is written down in there
+    except Exception as error:
+        interrupted = isinstance(error, typer.Exit) and error.exit_code == EXIT_INTERRUPTED
+        if is_main() and interrupted:  # it was the processes' training
+            tell(_how_to_go_on(run.folder))
+        elif is_main() and own and not (run.folder / "last").exists():
+            shutil.rmtree(run.folder, ignore_errors=True)
+            if existed:
+                run.folder.mkdir(exist_ok=True)
+        raise
+
+
+def _how_to_go_on(folder: Path) -> str:
+    """What to type after an interrupt that came before, or in the middle of, saving."""
+    if not (folder / "plan.json").exists():
+        return "interrupted before anything was written: the same command starts again"
+    again = f"lisa-train --resume {shlex.quote(str(folder))}"
+    if (folder / "last").exists():
+        return f"interrupted; {again} goes on from the last checkpoint"
+    return f"interrupted before the training; {again} begins it, with the features built so far"
+
+
+def _begin(run: Beginning) -> None:
     from trainer.launch import must_start_processes, start_processes
     from trainer.recovery import OutOfMemory, replace_process
 
@@ -142,7 +187,7 @@ def _train(run: Beginning) -> None:
         )
         from trainer.evaluate import run_sheet
         from trainer.facts import room
-        from trainer.loop import Run, describe
+        from trainer.loop import Run, outcome
         from trainer.resume import check_data, digests, resumable
 
         now = digests(train, val)
@@ -165,8 +210,8 @@ def _train(run: Beginning) -> None:
             ) from None
         if training.accelerator.is_main_process:
             sheet = run_sheet(training, folder / "overlay.png", count=6)
-            speaker.line(f"before  {describe(summary['before'])}")
-            speaker.line(f"after   {describe(summary['after'])}")
+            for line in outcome(summary, folder):
+                speaker.line(line)
             speaker.line(f"run folder {folder}, overlay {sheet}")
             speaker.line(next_steps(folder, started.data))
 

@@ -46,7 +46,7 @@ def call(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         (["--model", "tiny"], 2, "--data-dir"),
         (["--model", "tiny", "--data-dir", "no-such-folder"], 2, "no-such-folder"),
         (["--model", "7b", "--set", "device=cpu", "--set", "dtype=fp32", "--data-dir",
-          str(PHOTOS)], 2, "--weights FOLDER"),
+          str(PHOTOS)], 2, "lisa-advise doctor"),
         (["--model", "tiny", "--weights", "nowhere", "--data-dir", str(PHOTOS)], 2, "nowhere"),
         (["--resume", "x", "--weights", "random"], 2, "leave the other settings out"),
         (["--model", "tiny", "--set", "device=cpu", "--set", "dtype=fp16", "--data-dir",

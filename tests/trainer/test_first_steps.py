@@ -1,0 +1,184 @@
+"""The first steps of somebody who has read no page: what is typed without thought, and its end."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import PHOTOS, tiny_plan
+from trainer.data.reasonseg import read_split
+from trainer.loop import Reporter, Run, outcome
+
+QUIET = Reporter(lambda text: None, lambda what, done, total: None)
+WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="what a CPU alone does")
+
+
+def train(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    path = Path(sys.executable).with_name("lisa-train")
+    return subprocess.run(
+        [path, *map(str, arguments)], capture_output=True, text=True, timeout=300, cwd=cwd
+    )
+
+
+def quick(tmp_path: Path) -> list[str | Path]:
+    """Options of a run that takes seconds."""
+    return [
+        "--data-dir", PHOTOS, "--max-train-samples", "2", "--max-val-samples", "1",
+        "--cache-dir", tmp_path / "cache",
+    ]  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------ no plan named
+
+
+@WITHOUT_GPU
+@pytest.mark.parametrize("how", [[], ["--auto"], ["--set", "device=cpu", "--set", "dtype=fp32"]])
+@pytest.mark.parametrize("model", ["7b", "13b"])
+def test_a_large_model_is_not_trained_on_a_cpu(tmp_path: Path, model: str, how: list[str]) -> None:
+    run = tmp_path / "run"
+    done = train("--model", model, *how, "--data-dir", PHOTOS, "--output-dir", run)
+    assert done.returncode == 2, done.stderr
+    assert "takes a GPU" in done.stderr and "lisa-advise doctor" in done.stderr
+    assert not run.exists()
+
+
+def test_nor_by_a_plan_file(tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps({"model": "7b", "device": "cpu", "dtype": "fp32"}))
+    done = train("--plan", plan, "--data-dir", PHOTOS, "--output-dir", tmp_path / "run")
+    assert done.returncode == 2 and "lisa-advise doctor" in done.stderr, done.stderr
+
+
+@WITHOUT_GPU
+def test_older_flags_pin_settings_of_the_advised_plan(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = train(
+        *quick(tmp_path), "--output-dir", run, "--model", "tiny", "--use_lora", "--lora_r", "4",
+        "--batch_size", "2", "--epochs", "1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "no plan is named: training with lisa-advise's" in done.stderr
+    plan = json.loads((run / "plan.json").read_text())
+    assert (plan["lora"]["rank"], plan["micro_batch"], plan["schedule"]["epochs"]) == (4, 2, 1)
+    # The rest is the advice's, not a plan of its own.
+    assert (plan["effective_batch"], plan["cached_encoders"]) == (8, ["sam", "clip"])
+    assert {"lora", "micro_batch"} <= set(json.loads((run / "run.json").read_text())["pinned"])
+    assert (run / "advice.json").is_file()
+
+
+@WITHOUT_GPU
+def test_untested_settings_of_lisa_tiny_are_tried_but_not_by_auto(tmp_path: Path) -> None:
+    odd = [*quick(tmp_path), "--model", "tiny", "--epochs", "1", "--set", "quantization=int8"]
+    odd += ["--batch-size", "1"]
+    assert train(*odd, "--auto", "--output-dir", tmp_path / "auto").returncode == 3
+    done = train(*odd, "--output-dir", tmp_path / "run")
+    assert done.returncode == 0 and "UNKNOWN: " in done.stderr, done.stderr
+
+
+# ------------------------------------------------------------------------------------- what it says
+
+
+def test_the_end_tells_the_best_epoch_apart_from_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`best` is what answers: a run that got worse must not seem to have come to nothing."""
+    items = read_split(PHOTOS, "train", 1)
+    run = Run(tiny_plan(schedule={"epochs": 3}), items, items, tmp_path, tmp_path / "c", QUIET)
+    gious = iter((0.002, 0.02, 0.055, 0.004))
+    monkeypatch.setattr(run, "evaluate", lambda _: {"giou": next(gious), "ciou": 0.01, "images": 6})
+    summary = run.train()
+    best = summary["best"]
+    assert (best["giou"], best["epoch"], summary["best_giou"]) == (0.055, 2, 0.055)
+    told = [line.split(" over ") for line in outcome(summary, tmp_path)]
+    assert [head for head, _ in told] == [
+        "before  gIoU 0.002, cIoU 0.010", "best    gIoU 0.055, cIoU 0.010",
+        "last    gIoU 0.004, cIoU 0.010",
+    ]  # fmt: skip
+    assert f"epoch 2 of 3, in {tmp_path / 'best'}" in told[1][1] and "epoch 3" in told[2][1]
+    # A run that is taken up after its best epoch still knows it.
+    again = Run(run.plan, items, items, tmp_path, tmp_path / "c", QUIET)
+    assert again.train(tmp_path / "last")["best"] == best
+
+
+# ------------------------------------------------------------------------------------ run folders
+
+
+# Runs lisa-train with something that goes wrong while features are built.
+PLANTED = """
+import sys
+import trainer.loop as loop
+from trainer.cli import main
+def wrong(*arguments):
+    raise {error}
+loop.prepare_caches = wrong
+sys.argv = ["lisa-train", *sys.argv[1:]]
+main()
+"""
+
+
+def planted(error: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", PLANTED.replace("{error}", error), *map(str, arguments)],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> list[str | Path]:
+    plan = tiny_plan(max_train_samples=2, max_val_samples=1, cached_encoders=["sam"])
+    (tmp_path / "plan.json").write_text(plan.to_json())
+    return [
+        "--plan", tmp_path / "plan.json", "--data-dir", PHOTOS,
+        "--cache-dir", tmp_path / "cache",
+    ]  # fmt: skip
+
+
+def test_ctrl_c_before_the_training_names_what_goes_on(
+    tmp_path: Path, options: list[str | Path]
+) -> None:
+    run = tmp_path / "my run"
+    done = planted("KeyboardInterrupt", *options, "--output-dir", run)
+    assert done.returncode == 130, done.stderr
+    assert f"lisa-train --resume '{run}' begins it" in done.stderr
+    again = train("--resume", run)  # and what it names works
+    assert again.returncode == 0 and (run / "summary.json").is_file(), again.stderr
+
+
+def test_a_start_that_fails_leaves_no_run_folder(tmp_path: Path, options: list[str | Path]) -> None:
+    run = tmp_path / "run"
+    assert planted("ValueError('no')", *options, "--output-dir", run).returncode == 2
+    assert not run.exists()
+    run.mkdir()  # one that the user has made stays, empty
+    assert planted("RuntimeError('no')", *options, "--output-dir", run).returncode == 1
+    assert run.is_dir() and not any(run.iterdir())
+    # A run that goes on is not taken away.
+    planted("KeyboardInterrupt", *options, "--output-dir", run)
+    assert planted("RuntimeError('no')", "--resume", run).returncode == 1
+    assert (run / "plan.json").is_file()
+
+
+@pytest.mark.parametrize("held", ["plan.json", "notes.txt"])
+def test_runs_are_not_mixed(tmp_path: Path, options: list[str | Path], held: str) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / held).write_text("{}")
+    done = train(*options, "--output-dir", run)
+    assert done.returncode == 2, done.stderr
+    assert f"{run} is there already" in done.stderr
+    assert f"--output-dir {run}-2" in done.stderr
+    assert ("--resume" in done.stderr) == (held == "plan.json")
+    assert [path.name for path in run.iterdir()] == [held]
+    # The usual name gets a number, said before anything else.
+    latest = tmp_path / "runs" / "latest"
+    latest.mkdir(parents=True)
+    (latest / held).write_text("{}")
+    done = train(*options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith(f"{Path('runs/latest')} holds an earlier run")
+    assert (tmp_path / "runs" / "latest-2" / "summary.json").is_file()
+    assert [path.name for path in latest.iterdir()] == [held]
