@@ -5,7 +5,9 @@ What is wrong with a whole file or folder cannot be left out. Without leave noth
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from trainer.data.reasonseg import DataError, Finding
@@ -13,6 +15,7 @@ from trainer.data.reasonseg import DataError, Finding
 ALL = 2**53 - 1  # more entries than any data set has
 OPTION = "--skip-broken"
 LIST = "skipped.txt"
+VARIABLE = "LISA_SKIP_BROKEN"  # tells the processes that lisa-train asks about the data
 
 
 def read_most(text: str | None) -> int:
@@ -63,3 +66,23 @@ def write_list(path: Path, findings: Sequence[Finding]) -> None:
     """A line for each finding about what was left out."""
     text = "".join(" ".join(str(one).splitlines()) + "\n" for one in findings)
     path.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
+
+
+def announce(most: int) -> None:
+    """Let the processes that look at the data for this one leave out as much."""
+    os.environ.pop(VARIABLE, None)
+    if most:
+        os.environ[VARIABLE] = str(most)
+
+
+@dataclass
+class Leave:
+    """How many broken entries a command may leave out, and which it did."""
+
+    most: int = 0
+    left_out: list[Finding] = field(default_factory=list)
+
+    def settle(self, findings: Sequence[Finding], hints: Sequence[str] = ()) -> None:
+        """Leave these out; DataError with all of them where that is too much."""
+        settle([*self.left_out, *findings], self.most, hints)
+        self.left_out += findings

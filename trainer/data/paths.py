@@ -67,6 +67,11 @@ class PictureSearch:
         self.least, self.by_name, self.strict = least, by_name, strict
         self.missing = 0  # names that were not found
         self._index: dict[str, list[tuple[Path, Path]]] | None = None
+        self._shared = Counter[str]()
+        self.told(recorded)
+
+    def told(self, recorded: Iterable[object]) -> None:
+        """Take note of all names that will be asked for, so that none is taken for another."""
         texts = {text for text in recorded if isinstance(text, str)}
         self._shared = Counter(_key(PureWindowsPath(text).name) for text in texts)
 
@@ -166,13 +171,16 @@ class PictureSearch:
 def search_folders(source: Path, pictures: Path | None) -> list[Path]:
     """Where pictures of an import are looked for: `--pictures`, the notes' folder, `images/`.
 
-    The folder above is looked at only if the notes' own is named as one of annotations.
+    The folder above is looked at only if the notes' own is named as one of annotations. Raises
+    ValueError if `pictures` is no folder.
     """
     own = Path(os.path.abspath(source if source.is_dir() else source.parent))
     folders = [own, own / "images"]
     if own.name.lower() in _NOTES_FOLDERS:
         folders += [own.parent / "images", own.parent]
     if pictures is not None:
+        if not pictures.is_dir():
+            raise ValueError(f"--pictures: {pictures} is no folder")
         folders.insert(0, pictures)
     return [folder for folder in folders if folder.is_dir()]
 

@@ -5,8 +5,9 @@ and optionally ``explanatory/<split>.json`` (upstream has ``train.json`` only) b
 Polygons are in pixels of the picture AFTER its EXIF orientation is applied: that is how
 annotators saw it, and what ``cv2.imread`` hands to upstream's code.
 
-Nothing broken is skipped: all findings are raised at once, or returned by `check_data`. Hidden
-files (``.DS_Store``, ``._x.jpg``) and other extensions are no part of the data set: passed over.
+All findings are raised at once, or returned by `check_data`; nothing broken is skipped unasked.
+Hidden files (``.DS_Store``, ``._x.jpg``) and other extensions are no part of the data set: passed
+over.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import cv2
 import numpy as np
@@ -25,6 +26,9 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
 from profiles.text import brief
+
+if TYPE_CHECKING:
+    from trainer.data.broken import Leave
 
 FloatArray: TypeAlias = NDArray[np.float64]
 ByteArray: TypeAlias = NDArray[np.uint8]
@@ -43,8 +47,8 @@ LONGEST_SIDE = 65_535  # pixels; JPEG knows no longer one
 
 # Judged by content, not by extension: pictures gathered from the web often carry a wrong one.
 _IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-# Public dialogues are about some GIFs called .jpg. Their first frame is taken; as outlines may be of
-# another one, pictures with outlines are no GIFs.
+# Public dialogues are about some GIFs called .jpg. Their first frame is taken; as outlines may be
+# of another one, pictures with outlines are no GIFs.
 _ALL_FORMATS = (*_IMAGE_FORMATS, "GIF")
 # Pillow refuses a whole PNG for a colour profile or text beyond 1 MiB, as editors write it.
 PngImagePlugin.MAX_TEXT_CHUNK = 64 << 20
@@ -441,11 +445,14 @@ def _scan(folder: Path, split: str, limit: int | None, read: _Read) -> _Scanned:
     return items, report.findings
 
 
-def read_split(root: Path, split: str, limit: int | None = None) -> list[Item]:
+def read_split(
+    root: Path, split: str, limit: int | None = None, leave: Leave | None = None
+) -> list[Item]:
     """The items of a split, sorted by name, or the first `limit` of them.
 
     Of pictures only the headers are read, to start a training soon; `check_data` and `read_image`
     report truncated ones. DataError: all findings about items, folder, split or limit (>= 1).
+    `leave`: takes broken items; where it may take any, every picture is decoded.
     """
     folder, present = _locate(root)
     report = Report(folder)
@@ -455,9 +462,14 @@ def read_split(root: Path, split: str, limit: int | None = None) -> list[Item]:
         report.add("limit", limit, "1 or more, or none", "leave the limit out to read all")
     if report.findings:
         raise DataError(report.findings)
-    items, report.findings = _scan(folder, split, limit, lambda image: None)
-    if report.findings:
+    read: _Read = _to_rgb if leave is not None and leave.most else lambda image: None
+    items, report.findings = _scan(folder, split, limit, read)
+    if report.findings and leave is None:
         raise DataError(report.findings)
+    if report.findings and not items:
+        report.add(split, "no sound item", "one or more", "mend the others")
+    if leave is not None:
+        leave.settle(report.findings)
     return items
 
 
@@ -471,12 +483,12 @@ def check_data(root: Path) -> list[Finding]:
     return [finding for _, findings in scans for finding in findings]
 
 
-def summarise(root: Path) -> dict[str, Counts]:
+def summarise(root: Path, leave: Leave | None = None) -> dict[str, Counts]:
     """Per split: items, texts, sentences (items that are one), explanations, empty_masks, and
     smallest_image and largest_image as (width, height); DataError as from `read_split`."""
     summary: dict[str, Counts] = {}
     for split in _locate(root)[1]:
-        items, sizes, empty = read_split(root, split), list[Size](), 0
+        items, sizes, empty = read_split(root, split, None, leave), list[Size](), 0
         for item in items:
             height, width = read_image(item.image_path).shape[:2]
             sizes.append((width, height))
