@@ -42,6 +42,10 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a plan setting. Repeatable."),
 ]
+SkipBroken = Annotated[
+    Text,
+    typer.Option(metavar="N|all", help="Leave at most N broken entries of the data out."),
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -75,6 +79,7 @@ def train(
         float | None,
         typer.Option(min=0, help="For memory that other processes took, before less is used."),
     ] = None,
+    skip_broken: SkipBroken = None,
     set_: Settings = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Samples per forward pass.")] = None,
@@ -98,7 +103,7 @@ def train(
     if context.invoked_subcommand:
         return
     if check_data is not None:
-        raise typer.Exit(_check_data(check_data))
+        raise typer.Exit(_check_data(check_data, skip_broken))
     if auto and plan is not None:
         fail("--auto and --plan: give one of the two")
     flags = {
@@ -124,15 +129,20 @@ def train(
     if resume is not None:
         if auto or plan or model or assignments or set_ or use_lora:
             fail("--resume goes on with the run's own plan: leave the other settings out")
+        if skip_broken is not None:
+            fail("--resume leaves out what the run did: leave --skip-broken out")
         if output_dir != LATEST:
             fail("--resume goes on in the run's own folder: leave --output-dir out")
         with user_errors():
             return go_on(resume, data_dir, cache_dir, keeping)
     from profiles.plan import Lora
+    from trainer.data.broken import announce, read_most
     from trainer.resume import Keeping, Started
 
     with user_errors():
         assignments += set_ or []
+        most = read_most(skip_broken)
+        announce(most)
         if data_dir is None:
             fail(
                 "--data-dir: name the folder that holds ReasonSeg/{train,val}\n"
@@ -143,7 +153,8 @@ def train(
         if use_lora and resolved.lora is None:  # an advised plan has them, a plan file need not
             resolved = resolved.override([f"lora={Lora().model_dump_json()}"])
         held = {text.partition("=")[0].partition(".")[0].replace("-", "_") for text in assignments}
-        started = Started(data_dir, cache_dir or feature_cache(), {}, Keeping(**keeping))
+        started = Started(data_dir, cache_dir or feature_cache(), {}, Keeping(**keeping),
+                          skip_broken=most)  # fmt: skip
         if advice is not None:  # what the user has set stays, whatever is given up for memory
             started = replace(started, pinned=tuple(held), environment=advice.environment)
         begin(Beginning(resolved, folder, started, advice))
@@ -201,20 +212,25 @@ def import_(
     questions: Annotated[
         Path | None, typer.Option(help="CSV or JSONL: picture, label, question.")
     ] = None,
-    pictures: Annotated[Path | None, typer.Option(help="Folder of COCO's pictures.")] = None,
+    pictures: Annotated[Path | None, typer.Option(help="Where the pictures lie.")] = None,
     val: Annotated[float, typer.Option(help="Share of pictures to validate on.")] = 0.1,
     test: Annotated[float, typer.Option(help="Share of pictures to keep for a test.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
+    skip_broken: SkipBroken = None,
 ) -> None:
     """Turn LabelMe or COCO annotations into ReasonSeg data for --data-dir DST."""
+    from trainer.data import broken
     from trainer.data.own import import_annotations
 
     with user_errors(), ended_politely():
         done = import_annotations(
-            source, target, questions=questions, pictures=pictures, val=val, test=test, seed=seed
-        )
+            source, target, questions=questions, pictures=pictures, val=val, test=test, seed=seed,
+            skip_broken=broken.read_most(skip_broken),
+        )  # fmt: skip
     items = ", ".join(f"{split} {count}" for split, count in done.items.items())
     print(f"{target}: {items} items on {done.pictures} pictures; {done.left_out} without any")
+    if done.broken:
+        print(broken.told(done.broken, target / broken.LIST))
 
 
 @app.command()
@@ -309,24 +325,35 @@ app.command()(export)
 app.command(hidden=True)(worker)
 
 
-def _check_data(folder: Path) -> int:
+def _check_data(folder: Path, skip_broken: Text = None) -> int:
+    from trainer.data import broken
     from trainer.data.mixture import check_data
     from trainer.data.reasonseg import summarise
 
+    with user_errors():
+        most = broken.read_most(skip_broken)
     others, findings = check_data(folder)
-    for finding in findings:
-        print(f"  - {finding}", file=sys.stderr)
-    if findings:
+    if not broken.can_go(findings, most):
+        for finding in findings:
+            print(f"  - {finding}", file=sys.stderr)
         print(f"{len(findings)} findings in {folder}", file=sys.stderr)
+        for line in broken.hint(findings, most):
+            print(line, file=sys.stderr)
         return EXIT_USAGE
-    counts_of = summarise(folder)
+    with user_errors():
+        counts_of = summarise(folder, broken.Leave(broken.ALL))
     for split, counts in counts_of.items():
         print(f"{split}: " + ", ".join(f"{name} {value}" for name, value in counts.items()))
     for data_set in others:
         masks = sum(1 for picture in data_set.pictures for _ in picture.paints())
         left_out = f", left out {data_set.left_out}: no picture" if data_set.left_out else ""
         print(f"{data_set.name}: pictures {len(data_set.pictures)}, masks {masks}{left_out}")
-    print(f"{folder}: no findings")
+    if findings:
+        listed = Path(broken.LIST)  # here: a folder of data may be another's
+        broken.write_list(listed, findings)
+        print(f"{folder}: {broken.told(findings, listed)}")
+    else:
+        print(f"{folder}: no findings")
     missing = [split for split in ("train", "val") if split not in counts_of]
     if missing:
         tell(f"note: there is no {' and no '.join(missing)} split, which a training needs")

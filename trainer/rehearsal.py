@@ -205,6 +205,7 @@ def worst_sample(plan: Plan, folder: Path) -> WorstSample:
 
     Raises DataError.
     """
+    from trainer.data.broken import VARIABLE, Leave, read_most
     from trainer.data.mixture import read_training
     from trainer.data.reasonseg import read_split
     from trainer.data.samples import SampleSet
@@ -212,8 +213,9 @@ def worst_sample(plan: Plan, folder: Path) -> WorstSample:
     from trainer.model.build import some_tokenizer
 
     tokenizer = some_tokenizer(plan)
-    train = SampleSet(read_training(folder, plan), plan, tokenizer, {}, training=True)
-    items = read_split(folder, "val", plan.max_val_samples)
+    leave = Leave(read_most(os.environ.get(VARIABLE)))
+    train = SampleSet(read_training(folder, plan, leave), plan, tokenizer, {}, training=True)
+    items = read_split(folder, "val", plan.max_val_samples, leave)
     val = SampleSet(items, plan, tokenizer, {}, training=False)
     text = masks = answers = 0
     for samples, epochs in ((train, plan.schedule.epochs), (val, 1)):

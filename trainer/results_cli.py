@@ -39,15 +39,22 @@ def evaluate(
         typer.Option(help="Folder for the figures. Default: evaluation-SPLIT in the run."),
     ] = None,
     set_: Settings = None,
+    skip_broken: Annotated[
+        str | None, typer.Option(metavar="N|all", help="Leave at most N broken items out.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """gIoU and cIoU on a split, with 95 % intervals, and the worst and best pictures."""
     with user_errors():
         from trainer.ask import question_of
+        from trainer.data.broken import Leave, read_most
         from trainer.data.reasonseg import read_split
         from trainer.load import find
 
-        items = read_split(data_dir, split)
+        leave = Leave(read_most(skip_broken))
+        items = read_split(data_dir, split, None, leave)
+        for one in leave.left_out:
+            tell(f"left out: {one}")
         trained = find(run, set_ or ())
         plan, _ = planned(trained, [question_of(item) for item in items])
         from trainer.evaluate import generated, lines, teacher_forced, write

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -61,6 +61,7 @@ class Started:
     keeping: Keeping = USUAL
     pinned: tuple[str, ...] = ()  # settings that the user named
     environment: dict[str, str] = field(default_factory=dict)  # such as which card
+    skip_broken: int = 0  # entries of the data that may be left out
 
     def write(self, folder: Path) -> None:
         """Into the run folder."""
@@ -87,13 +88,17 @@ class Started:
             ) from None
 
 
-def digests(train: Sequence[Item] | MixedSets, val: Sequence[Item]) -> dict[str, dict[str, str]]:
+def digests(
+    train: Sequence[Item] | MixedSets, val: Sequence[Item], left_out: Collection[str] = ()
+) -> dict[str, dict[str, str]]:
     """What tells the data from others: of each item its annotation's bytes and picture's size.
 
-    Of a mixture the number of its draws and pictures stands for all.
+    Of a mixture the number of its draws and pictures stands for all, and what is broken in it and
+    `left_out`, as mending it would change every draw.
     """
     if isinstance(train, MixedSets):
-        return {"train": {"mixture": str(len(train))}, "val": dict(map(_digest, val))}
+        drawn = {"mixture": str(len(train))} | dict.fromkeys(sorted(left_out), "left out")
+        return {"train": drawn, "val": dict(map(_digest, val))}
     return {"train": dict(map(_digest, train)), "val": dict(map(_digest, val))}
 
 

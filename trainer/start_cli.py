@@ -114,6 +114,7 @@ def go_on(folder: Path, data: Path | None, cache: Path | None, keeping: Mapping[
     NothingSmaller.
     """
     from profiles.plan import Plan
+    from trainer.data.broken import announce
     from trainer.resume import Started
 
     started = Started.read(folder)
@@ -123,6 +124,7 @@ def go_on(folder: Path, data: Path | None, cache: Path | None, keeping: Mapping[
         cache=cache or started.cache,
         keeping=replace(started.keeping, **keeping),
     )
+    announce(started.skip_broken)
     plan = Plan.read(folder / "plan.json")
     if (folder / "summary.json").exists():
         return tell(f"{folder}: this run is complete")
@@ -176,7 +178,7 @@ def _train(run: Beginning) -> None:
     from trainer.launch import is_main
 
     plan, folder, started = run.plan, run.folder, run.started
-    train, val = _read_data(run)
+    train, val, left_out = _read_data(run)
     use_allocator(plan)
     with reporter() as speaker:
         processes = f" × {plan.processes} processes" if plan.processes > 1 else ""
@@ -190,7 +192,7 @@ def _train(run: Beginning) -> None:
         from trainer.loop import Run, outcome
         from trainer.resume import check_data, digests, resumable
 
-        now = digests(train, val)
+        now = digests(train, val, left_out)
         checkpoint = None
         if run.resumes:
             check_data(started, now)
@@ -216,13 +218,23 @@ def _train(run: Beginning) -> None:
             speaker.line(next_steps(folder, started.data))
 
 
-def _read_data(run: Beginning) -> tuple[list[Item] | MixedSets, list[Item]]:
-    """What is trained and what is validated on. Raises DataError."""
+def _read_data(run: Beginning) -> tuple[list[Item] | MixedSets, list[Item], set[str]]:
+    """What is trained, what is validated on, and entries left out. Raises DataError."""
+    from trainer.data.broken import LIST, Leave, entries, told, write_list
     from trainer.data.mixture import read_training
     from trainer.data.reasonseg import read_split
+    from trainer.launch import is_main
 
-    data, plan = run.started.data, run.plan
-    return read_training(data, plan), read_split(data, "val", plan.max_val_samples)
+    data, plan, leave = run.started.data, run.plan, Leave(run.started.skip_broken)
+    train = read_training(data, plan, leave)
+    val = read_split(data, "val", plan.max_val_samples, leave)
+    if leave.left_out and is_main():
+        listed = run.folder / LIST
+        run.folder.mkdir(parents=True, exist_ok=True)
+        write_list(listed, leave.left_out)
+        tell(told(leave.left_out, listed))
+    gone = {os.path.relpath(entry, data) for entry in entries(leave.left_out)}
+    return train, val, gone
 
 
 def _write(run: Beginning) -> None:

@@ -493,7 +493,7 @@ def test_import_and_preview(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (("import", tmp_path / "none", tmp_path / "x"), "no such folder"),
         (("import", source, tmp_path / "x", "--val", "1"), "between 0 and 1"),
         (("import", source, tmp_path / "x", "--test", "0.9"), "leaves some to train on"),
-        (("import", source, tmp_path / "x", "--pictures", source), "--pictures"),
+        (("import", source, tmp_path / "x", "--pictures", tmp_path / "no"), "--pictures"),
         (("preview", data, "--split", "test"), "split"),
         (("preview", tmp_path / "none"), "no such folder"),
         (("preview", data, "--count", "0"), "--count"),

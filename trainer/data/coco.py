@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,22 +40,31 @@ class CocoImage:
 
 @dataclass(frozen=True)
 class CocoMask:
-    """One entry of ``annotations``; a crowd is outlined as a whole."""
+    """One entry of ``annotations``; a crowd is outlined as a whole.
+
+    `box` outlines its ``bbox``, if that is a box with an inside; None if there is no telling.
+    """
 
     image: int
     category: int
     parts: tuple[Part, ...]
     place: str = ""  # in the file
     crowd: bool = False
+    box: tuple[Part, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Coco:
-    """What is in an annotation file, by id."""
+    """What is in an annotation file, by id.
+
+    `unusable`: annotations without a sound mask, by id. They are findings already; what they cover
+    must not be taken for background where they are left out.
+    """
 
     images: dict[int, CocoImage]
     categories: dict[int, str]
     masks: dict[int, CocoMask]
+    unusable: dict[int, CocoMask] = field(default_factory=dict)
 
 
 def read_coco(report: Report) -> Coco:
@@ -63,22 +73,34 @@ def read_coco(report: Report) -> Coco:
     if parsed is None:
         return Coco({}, {}, {})
     images: dict[int, CocoImage] = {}
+    # What belongs to a broken entry goes with it, without a finding of its own.
+    broken_images, broken_categories = set[int](), set[int]()
     for place, number, entry in _entries(report, parsed, "images"):
         height, width = entry.get("height"), entry.get("width")
         if type(height) is int and type(width) is int and min(height, width) > 0:
-            images[number] = CocoImage(place, entry.get("file_name"), (height, width))
+            images[number] = CocoImage(place, _file_name(entry), (height, width))
         else:
+            broken_images.add(number)
             got = height, width
             report.add(f"{place} height, width", got, "two whole numbers above 0", _FIX)
     categories: dict[int, str] = {}
     for place, number, entry in _entries(report, parsed, "categories"):
         before, name = len(report.findings), _words(entry.get("name"))
-        categories[number] = spoken(report, f"{place}.name", name) or ""
-        if not categories[number] and len(report.findings) == before:
+        said = spoken(report, f"{place}.name", name)
+        if said:
+            categories[number] = said
+            continue
+        broken_categories.add(number)
+        if len(report.findings) == before:
             report.add(f"{place}.name", name, "a name that is not blank", _FIX)
     masks: dict[int, CocoMask] = {}
+    unusable: dict[int, CocoMask] = {}
     for place, number, entry in _entries(report, parsed, "annotations"):
         image, category = entry.get("image_id"), entry.get("category_id")
+        if type(image) is int and image in broken_images:
+            continue
+        if type(category) is int and category in broken_categories:
+            continue
         if type(image) is not int or image not in images:
             report.add(f"{place}.image_id", image, "the id of one of the images", _FIX)
         elif type(category) is not int or category not in categories:
@@ -86,10 +108,41 @@ def read_coco(report: Report) -> Coco:
         else:
             what, value = f"{place}.segmentation", entry.get("segmentation")
             parts = _read_parts(report, what, value, images[image].size)
+            crowd, box = bool(entry.get("iscrowd")), _box(entry)
+            if parts == () and box:
+                report.add(what, value, "an outline of what is in the bbox", _FIX)
+                parts = None
             if parts is not None:
-                crowd = bool(entry.get("iscrowd"))
-                masks[number] = CocoMask(image, category, parts, place, crowd)
-    return Coco(images, categories, masks)
+                masks[number] = CocoMask(image, category, parts, place, crowd, box)
+            else:
+                unusable[number] = CocoMask(image, category, (), place, crowd, box)
+    return Coco(images, categories, masks, unusable)
+
+
+def _file_name(entry: dict[str, Any]) -> object:
+    """The picture's name; LVIS tells only its address, by folder and name: train2017/1.jpg."""
+    name, address = entry.get("file_name"), entry.get("coco_url")
+    if name is not None or not isinstance(address, str):
+        return name
+    try:
+        parts = PurePosixPath(unquote(urlsplit(address).path)).parts
+    except ValueError:
+        return name
+    return "/".join(part for part in parts[-2:] if part != "/") or name
+
+
+def _box(entry: dict[str, Any]) -> tuple[Part, ...] | None:
+    """The outline of an annotation's box; empty for a box of no size, None if there is none."""
+    box = entry.get("bbox")
+    if not isinstance(box, list) or len(box) != 4:
+        return None
+    if not all(type(x) in (int, float) and abs(x) <= _LARGEST_COORDINATE / 2 for x in box):
+        return None
+    left, top, width, height = map(float, box)
+    if min(width, height) <= 0:
+        return () if width == height == 0 else None
+    right, bottom = left + width, top + height
+    return (np.array([left, top, right, top, right, bottom, left, bottom]),)
 
 
 def paint_parts(

@@ -27,6 +27,7 @@ class Drawing:
     picture: Path
     notes: Path
     outlined: dict[str, tuple[Polygon, ...]]
+    sound: bool = True  # whether nothing of it is a finding
 
 
 def json_files(folder: Path) -> list[Path]:

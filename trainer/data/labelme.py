@@ -23,7 +23,7 @@ from trainer.data.drawing import (
     json_files,
     outlines,
 )
-from trainer.data.paths import picture_in
+from trainer.data.paths import PictureSearch
 from trainer.data.reasonseg import (
     LARGEST_FILE,
     Budget,
@@ -43,10 +43,10 @@ from trainer.data.reasonseg import (
 CIRCLE_POINTS = 120
 
 
-def read_labelme(folder: Path, findings: list[Finding]) -> Iterator[Drawing]:
+def read_labelme(folder: Path, search: PictureSearch, findings: list[Finding]) -> Iterator[Drawing]:
     """The pictures whose annotations are sound; a finding for all that is not."""
     for path in json_files(folder):
-        report = Report(path, findings)
+        report, before = Report(path, findings, entry=str(path)), len(findings)
         notes = load_json(report, dict, "LabelMe's {imagePath, shapes}", LARGEST_FILE)
         if notes is None:
             continue
@@ -54,14 +54,16 @@ def read_labelme(folder: Path, findings: list[Finding]) -> Iterator[Drawing]:
             allowed = "LabelMe's files only"
             report.add("file", "COCO's annotations", allowed, "import it on its own, by its name")
             continue
-        picture = picture_in(report, "imagePath", notes.get("imagePath"), path.parent, root=folder)
-        if picture is None:
+        placed = search.find(report, "imagePath", notes.get("imagePath"), path.parent, folder)
+        if placed is None:
             continue
-        opened = open_image(Report(picture, findings), Image.Image.load)
+        picture, root = placed
+        opened = open_image(Report(picture, findings, report.entry), Image.Image.load)
         if opened is None or not _is_of(report, notes, opened[0]):
             continue
-        name = called(picture, folder)
-        yield Drawing(name, picture, path, _outlined(report, notes.get("shapes"), opened[0]))
+        outlined = _outlined(report, notes.get("shapes"), opened[0])
+        # Without all of its shapes a label would be asked for with a part of the answer.
+        yield Drawing(called(picture, root), picture, path, outlined, len(findings) == before)
 
 
 def _is_of(report: Report, notes: dict[str, Any], size: Size) -> bool:

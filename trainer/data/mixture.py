@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from bisect import bisect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import numpy as np
 
 from profiles.plan import Plan
 from trainer.data import refer_seg, sem_seg, vqa
+from trainer.data.broken import Leave, can_go
 from trainer.data.reasonseg import DataError, Finding, Item, Report, read_image, read_split
 from trainer.data.reasonseg import check_data as check_reason_seg
 from trainer.data.visits import DataSet, Picture, ReasoningPicture, Scanned
@@ -74,21 +77,31 @@ def generator_of(plan: Plan, epoch: int, index: int) -> np.random.Generator:
     return np.random.default_rng([plan.seed, epoch, index])
 
 
-def read_training(root: Path, plan: Plan) -> list[Item] | MixedSets:
+def read_training(root: Path, plan: Plan, leave: Leave | None = None) -> list[Item] | MixedSets:
     """What the plan trains on: ReasonSeg's training split, or its mixture.
 
-    DataError: all findings about the data sets whose rate is not 0.
+    DataError: all findings about the data sets whose rate is not 0. `leave`: takes what is broken;
+    where it may take any, every picture is decoded and every mask painted once.
     """
     if plan.mixture.reason_seg_alone:
-        return read_split(root, "train", plan.max_train_samples)
+        return read_split(root, "train", plan.max_train_samples, leave)
     rates = {kind: rate for kind in READERS if (rate := getattr(plan.mixture, kind))}
     kinds: dict[str, list[DataSet]] = {}
     findings: list[Finding] = []
     for kind in rates:
+        if kind == "reason_seg" and leave is not None:
+            items = read_split(root, "train", plan.max_train_samples, leave)
+            kinds[kind] = [DataSet("ReasonSeg", [ReasoningPicture(item) for item in items])]
+            continue
         kinds[kind], broken = READERS[kind](root, plan.max_train_samples)
-        findings += broken or _nothing(root, kind, kinds[kind])
-    if findings:
-        raise DataError(findings)
+        if leave is not None and can_go(broken, leave.most):
+            if leave.most:
+                kinds[kind], unusable = sound(kinds[kind])
+                broken = [*broken, *unusable]
+            findings += [*broken, *_nothing(root, kind, kinds[kind])]
+        else:
+            findings += broken or _nothing(root, kind, kinds[kind])
+    (leave or Leave()).settle(findings)
     return MixedSets(kinds, rates, plan.mixture.samples)
 
 
@@ -105,6 +118,19 @@ def _nothing(root: Path, kind: str, sets: Sequence[DataSet]) -> list[Finding]:
     return report.findings
 
 
+def sound(sets: Sequence[DataSet]) -> tuple[list[DataSet], list[Finding]]:
+    """The data sets without pictures that cannot be read or painted, and what is wrong there."""
+    kept: list[DataSet] = []
+    findings: list[Finding] = []
+    with ThreadPoolExecutor() as threads:  # Pillow decodes without Python's lock
+        for data_set in sets:
+            wrong = list(threads.map(_problems, data_set.pictures))
+            both = zip(data_set.pictures, wrong, strict=True)
+            kept.append(replace(data_set, pictures=[one for one, bad in both if not bad]))
+            findings += [finding for bad in wrong for finding in bad]
+    return kept, findings
+
+
 def check_data(root: Path) -> tuple[list[DataSet], list[Finding]]:
     """Every data set beside ReasonSeg that is there, and every problem of all, ReasonSeg's too.
 
@@ -118,10 +144,8 @@ def check_data(root: Path) -> tuple[list[DataSet], list[Finding]]:
         found += sets
         if not broken and sets:
             findings += _nothing(root, kind, sets)
-    for data_set in found:
-        for picture in data_set.pictures:
-            findings += _problems(picture)
-    return found, findings
+    found, unusable = sound(found)
+    return found, findings + unusable
 
 
 def _problems(picture: Picture) -> Sequence[Finding]:
@@ -130,5 +154,6 @@ def _problems(picture: Picture) -> Sequence[Finding]:
         for paint in picture.paints():
             paint(height, width)
     except DataError as error:
-        return error.findings
+        # Of all that is told here, the picture is what can be left out.
+        return [replace(one, entry=picture.where) for one in error.findings]
     return ()

@@ -18,12 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
+from trainer.data import broken
 from trainer.data.drawing import Drawing, json_files
 from trainer.data.labelme import read_labelme
 from trainer.data.own_coco import read_drawings
+from trainer.data.paths import PictureSearch, search_folders
 from trainer.data.prompts import PromptError, question_for
 from trainer.data.reasonseg import (
-    DataError,
     Finding,
     Polygon,
     Report,
@@ -50,11 +51,15 @@ _Questions: TypeAlias = dict[tuple[str, str], _Question]  # by picture, and labe
 
 @dataclass(frozen=True)
 class Imported:
-    """What was written: items per split, and how many pictures have one, and have none."""
+    """What was written: items per split, and how many pictures have one, and have none.
+
+    `broken` is what was wrong with the entries that were skipped, as asked.
+    """
 
     items: dict[str, int]
     pictures: int
     left_out: int
+    broken: tuple[Finding, ...] = ()
 
 
 def import_annotations(
@@ -66,10 +71,12 @@ def import_annotations(
     val: float = 0.1,
     test: float = 0.0,
     seed: int = 0,
+    skip_broken: int = 0,
 ) -> Imported:
     """Write `target/ReasonSeg/{train,val,test}` from a LabelMe folder or a COCO instances file.
 
-    `pictures` is the folder that COCO's file names start from, by default its JSON's own. A share
+    `pictures` is where the pictures lie, if not beside the annotations. At most `skip_broken`
+    broken entries are left out, and listed in `target/skipped.txt`; by default none is. A share
     `val` of the pictures, one at least, goes to val with all their items, and unless `test` is 0
     a share to test alike; copies of a picture stay together. Each picture is copied once, so that
     later edits of the source cannot part it from its polygons, and hard-linked for its further
@@ -91,40 +98,50 @@ def import_annotations(
         asked = None if questions is None else _read_questions(questions, findings)
         written: dict[str, list[Path]] = {}  # by a picture's content, its items' pictures
         names: dict[str, bool] = {}  # whether a picture has any item
-        for drawing in _drawings(source, pictures, findings):
+        search = PictureSearch(search_folders(source, pictures))
+        for drawing in _drawings(source, search, findings):
+            before, report = len(findings), _report(drawing, findings)
             if drawing.name in names:
                 allowed, fix = "each picture once", "put all its shapes into one entry"
-                Report(drawing.notes, findings).add("picture", drawing.name, allowed, fix)
-            texts = _texts(drawing, asked, findings)
-            names[drawing.name] = bool(texts)
-            if texts and not findings:  # what is broken is looked through, not written
+                report.add("picture", drawing.name, allowed, fix)
+            texts = _texts(drawing, asked, report)
+            whole = drawing.sound and len(findings) == before
+            names[drawing.name] = names.get(drawing.name, False) or (whole and bool(texts))
+            # What is broken is looked through, not written.
+            if texts and whole and broken.can_go(findings, skip_broken):
                 content = hashlib.sha256(drawing.picture.read_bytes()).hexdigest()
                 items = _write(folder, drawing, texts, is_sentence=asked is not None)
                 written.setdefault(content, []).extend(items)
-        if questions is not None and asked and not findings:
+        if questions is not None and asked and broken.can_go(findings, skip_broken):
             _refuse_unanswered(questions, asked, findings)
         least = 3 if test else 2
-        if len(written) < least and not findings:
+        if len(written) < least and broken.can_go(findings, skip_broken):
             allowed = f"{least} or more, one at least for each split"
             fix = "outline and label more pictures, or ask about more"
             Report(source, findings).add("different pictures", len(written), allowed, fix)
-        if findings:
-            raise DataError(findings)
+        elsewhere = "hint: if the pictures lie elsewhere, name their folder with --pictures FOLDER"
+        left_out = broken.settle(findings, skip_broken, [elsewhere] * bool(search.missing))
         counts = _split(folder, written, val, test, seed)
+        if left_out:
+            broken.write_list(draft / broken.LIST, left_out)
     with_items = sum(names.values())
-    return Imported(counts, with_items, len(names) - with_items)
+    return Imported(counts, with_items, len(names) - with_items, left_out)
 
 
-def _drawings(source: Path, pictures: Path | None, findings: list[Finding]) -> Iterator[Drawing]:
+def _report(drawing: Drawing, findings: list[Finding]) -> Report:
+    """For what is wrong with a picture as a whole."""
+    return Report(drawing.notes, findings, f"{drawing.notes}: {drawing.name}")
+
+
+def _drawings(source: Path, search: PictureSearch, findings: list[Finding]) -> Iterator[Drawing]:
     """The drawings of a COCO file, of a folder with one, or else of a LabelMe folder."""
     coco = _coco_file(source)
     if coco is not None:
-        return read_drawings(coco, pictures or coco.parent, findings)
-    if pictures is not None:
-        raise ValueError("--pictures: is for COCO; LabelMe's files tell where their pictures are")
+        search.folders = list(dict.fromkeys([*search.folders, *search_folders(coco, None)]))
+        return read_drawings(coco, search, findings)
     if not source.is_dir():
         raise ValueError(f"{source}: no such folder of LabelMe's files, nor a COCO file")
-    return read_labelme(source, findings)
+    return read_labelme(source, search, findings)
 
 
 def _coco_file(source: Path) -> Path | None:
@@ -181,11 +198,9 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
                 yield number, row if isinstance(row, dict) else {}
 
 
-def _texts(
-    drawing: Drawing, asked: _Questions | None, findings: list[Finding]
-) -> dict[str, list[str]]:
+def _texts(drawing: Drawing, asked: _Questions | None, report: Report) -> dict[str, list[str]]:
     """What is asked about each label of a picture; questions that are met here are taken out."""
-    report, found = Report(drawing.notes, findings), dict[str, list[str]]()
+    found = dict[str, list[str]]()
     spellings: dict[str, str] = {}
     for label in drawing.outlined:
         other = spellings.setdefault(_alike(label), label)

@@ -17,7 +17,7 @@ from PIL import ExifTags, Image
 
 from trainer.data.coco import Coco, CocoImage, CocoMask, paint_parts, read_coco
 from trainer.data.drawing import Drawing, called, traced
-from trainer.data.paths import picture_in
+from trainer.data.paths import PictureSearch
 from trainer.data.reasonseg import IGNORE, TARGET, Finding, Polygon, Report, Size, open_image
 
 Turn: TypeAlias = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
@@ -32,19 +32,22 @@ _TURNS: dict[int, Turn] = {
 }
 
 
-def read_drawings(path: Path, pictures: Path, findings: list[Finding]) -> Iterator[Drawing]:
+def read_drawings(path: Path, search: PictureSearch, findings: list[Finding]) -> Iterator[Drawing]:
     """The pictures whose annotations are sound; a finding for all that is not."""
     report = Report(path, findings)
     notes = read_coco(report)
     marks: dict[int, list[CocoMask]] = {number: [] for number in notes.images}
-    for mask in notes.masks.values():
+    for mask in (*notes.masks.values(), *notes.unusable.values()):
         marks[mask.image].append(mask)
+    search.told(image.file_name for image in notes.images.values())
     for number, image in notes.images.items():
         what = f"{image.place}.file_name"
-        picture = picture_in(report, what, image.file_name, pictures)
-        if picture is None:
+        placed = search.find(report, what, image.file_name)
+        if placed is None:
             continue
-        opened = open_image(Report(picture, findings), _orientation)
+        picture, pictures = placed
+        entry = f"{path}: {image.place}"
+        opened = open_image(Report(picture, findings, entry), _orientation)
         turn = opened and _turn(report, image.place, image.size, *opened)
         if turn:
             outlined = _outlined(report, marks[number], notes, image, turn)
@@ -89,15 +92,22 @@ def _outlined(
         label = notes.categories[one.category].replace(":", " ")
         together.setdefault(label, []).append(one)
     outlined = {}
+    unusable = {one.place for one in notes.unusable.values()}
     for label, those in together.items():  # one after the other: a mask has the picture's size
-        regions = np.zeros(image.size, np.uint8)
+        regions, all_told = np.zeros(image.size, np.uint8), True
         for one in sorted(those, key=lambda one: not one.crowd):
             mask = paint_parts(one.parts, image, report.path, *image.size).astype(bool)
             regions[mask] = IGNORE if one.crowd else TARGET
-            if not mask.any():
+            if one.place in unusable:
+                pass  # told when it was read
+            elif not mask.any():
                 allowed = f"some part within width {image.size[1]}, height {image.size[0]}"
                 fix = "export the annotation again or take it out"
                 report.add(f"{one.place}.segmentation", "no pixel of the picture", allowed, fix)
-        if TARGET in regions:
+            if not mask.any():  # if it is left out, nobody knows what in its box is the answer
+                all_told &= one.box is not None
+                boxed = paint_parts(one.box or (), image, report.path, *image.size).astype(bool)
+                regions[boxed & (regions == 0)] = IGNORE
+        if TARGET in regions and all_told:
             outlined[label] = traced(turn(regions))
     return outlined

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PureWindowsPath
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from trainer.data.reasonseg import Report, read_sentence
+
+# Folders that hold nothing but annotations: the pictures are beside them.
+_NOTES_FOLDERS = ("annotations", "annotation", "labels", "label", "json", "jsons", "labelme")
+_SHOWN = 5  # candidates
+_MOST_FILES = 2_000_000  # looked at for a name; a whole disk is not searched
 
 
 def picture_in(
@@ -20,21 +30,211 @@ def picture_in(
     text = read_sentence(report, what, name)
     if text is None:
         return None
-    allowed = f"the path of a picture in {root or ' or '.join(map(str, folders))}"
     parts = PureWindowsPath(text)  # knows both kinds of separators, and drives
     outside = bool(parts.anchor)
     for folder in () if outside else folders:
         path = Path(os.path.abspath(folder.joinpath(*parts.parts)))
         outside |= _leads_out(path, root or folder)
-        if not outside and _is_file(path):
-            return path
+        found = None if outside else _as_called(path)
+        if found and not _leads_out(found, root or folder):
+            return found
+    _refuse(report, what, name, root or " or ".join(map(str, folders)), outside)
+    return None
+
+
+class PictureSearch:
+    """Finds the pictures that annotations name, by one rule for all formats.
+
+    First as recorded in each folder, then by the end of the recorded path, then by the base name
+    if one picture below the folders has it. Paths may be of another machine or system, or
+    addresses. Nothing is found outside of the folders, whatever a name or a link says.
+    """
+
+    def __init__(
+        self,
+        folders: Iterable[Path],
+        *,
+        least: int = 1,
+        by_name: bool = True,
+        strict: bool = False,
+        recorded: Iterable[object] = (),
+    ) -> None:
+        """`recorded`: all names, if they are known; `strict`: none may lead elsewhere.
+
+        `least` is how many parts of a path have to agree.
+        """
+        self.folders = list(dict.fromkeys(Path(os.path.abspath(folder)) for folder in folders))
+        self.least, self.by_name, self.strict = least, by_name, strict
+        self.missing = 0  # names that were not found
+        self._index: dict[str, list[tuple[Path, Path]]] | None = None
+        self._shared = Counter[str]()
+        self.told(recorded)
+
+    def told(self, recorded: Iterable[object]) -> None:
+        """Take note of all names that will be asked for, so that none is taken for another."""
+        texts = {text for text in recorded if isinstance(text, str)}
+        self._shared = Counter(_key(PureWindowsPath(text).name) for text in texts)
+
+    def find(
+        self,
+        report: Report,
+        what: str,
+        name: object,
+        beside: Path | None = None,
+        root: Path | None = None,
+    ) -> tuple[Path, Path] | None:
+        """The picture and the folder it is told from; None with a finding added.
+
+        A path that is recorded from the folder `beside` may lead anywhere in `root`.
+        """
+        text = read_sentence(report, what, name)
+        if text is None:
+            return None
+        outside = False
+        spellings = [PureWindowsPath(spelling) for spelling in _spellings(text)]
+        for parts in spellings:
+            outside |= bool(parts.anchor)
+            if parts.anchor:
+                continue
+            places = [(folder, folder) for folder in self.folders]
+            if beside is not None:
+                places.insert(0, (beside, root or beside))
+            for start, border in places:
+                path = Path(os.path.abspath(start.joinpath(*parts.parts)))
+                if _leads_out(path, border):
+                    outside = True
+                elif (found := _as_called(path)) and not _leads_out(found, border):
+                    return found, border
+        # A shortened path is a guess if another entry's picture has the same base name.
+        guesses = not (self.strict and outside)
+        if guesses and self._shared[_key(PureWindowsPath(text).name)] <= 1:
+            for parts in spellings:
+                found_there = self._by_end(parts)
+                if found_there:
+                    return found_there
+            candidates = list(self._candidates(spellings))
+            if len(candidates) == 1:
+                return candidates[0]
+            if candidates:
+                listed = ", ".join(str(path) for path, _ in candidates[:_SHOWN])
+                more = " …" if len(candidates) > _SHOWN else ""
+                allowed = f"the name of one picture; this is ambiguous: {listed}{more}"
+                fix = "write the path that is meant, or keep one of them there"
+                report.add(what, name, allowed, fix)
+                return None
+        self.missing += not self.strict
+        _refuse(report, what, name, " or ".join(map(str, self.folders)), outside)
+        return None
+
+    def _by_end(self, parts: PureWindowsPath) -> tuple[Path, Path] | None:
+        """The picture at the longest end of a path that leads to one."""
+        names = [part for part in parts.parts if part not in (parts.anchor, "..")]
+        for start in range(len(names) - max(self.least, 1) + 1):
+            for folder in self.folders:
+                path = Path(os.path.abspath(folder.joinpath(*names[start:])))
+                found = None if _leads_out(path, folder) else _as_called(path)
+                if found and not _leads_out(found, folder):
+                    return found, folder
+        return None
+
+    def _candidates(self, spellings: list[PureWindowsPath]) -> Iterator[tuple[Path, Path]]:
+        """All pictures below the folders with the base name of the first spelling that has any."""
+        if not self.by_name:
+            return
+        if self._index is None:
+            self._index = self._walk()
+        for parts in spellings:
+            if found := self._index.get(_key(parts.name)):
+                exact = [one for one in found if one[0].name == parts.name]
+                yield from exact if len(exact) == 1 else found
+                return
+
+    def _walk(self) -> dict[str, list[tuple[Path, Path]]]:
+        """Every file below the folders by the key of its name, each once; links lead nowhere."""
+        index: dict[str, list[tuple[Path, Path]]] = {}
+        known: set[Path] = set()
+        for folder in self.folders:
+            for place, below, names in os.walk(folder):
+                below[:] = sorted(name for name in below if not name.startswith("."))
+                for name in sorted(names):
+                    path = Path(place, name)
+                    hidden = name.startswith(".") or name.lower().endswith(".json")
+                    if hidden or path in known or _leads_out(path, folder):
+                        continue
+                    known.add(path)
+                    index.setdefault(_key(name), []).append((path, folder))
+                if len(known) > _MOST_FILES:
+                    return index
+        return index
+
+
+def search_folders(source: Path, pictures: Path | None) -> list[Path]:
+    """Where pictures of an import are looked for: `--pictures`, the notes' folder, `images/`.
+
+    The folder above is looked at only if the notes' own is named as one of annotations. Raises
+    ValueError if `pictures` is no folder.
+    """
+    own = Path(os.path.abspath(source if source.is_dir() else source.parent))
+    folders = [own, own / "images"]
+    if own.name.lower() in _NOTES_FOLDERS:
+        folders += [own.parent / "images", own.parent]
+    if pictures is not None:
+        if not pictures.is_dir():
+            raise ValueError(f"--pictures: {pictures} is no folder")
+        folders.insert(0, pictures)
+    return [folder for folder in folders if folder.is_dir()]
+
+
+def _spellings(text: str) -> list[str]:
+    """What a recorded name may stand for, the likeliest first: as it is, and with less around."""
+    found = [text]
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text) or "?" in text:
+        try:
+            address = urlsplit(text)
+            # Label Studio serves local files as /data/local-files/?d=folder/name.jpg.
+            inner = parse_qs(address.query).get("d", [])
+            found += [*inner, address.path.lstrip("/"), unquote(address.path).lstrip("/")]
+        except ValueError:  # no address after all
+            pass
+    if "%" in text:
+        found.append(unquote(text))
+    for spelling in list(found):
+        # An upload of Label Studio: eight digits of a hash before the user's own name.
+        head, separator, base = re.split(r"(.*[/\\])", spelling)[-3:] if re.search(
+            r"[/\\]", spelling) else ("", "", spelling)  # fmt: skip
+        if re.match(r"[0-9a-f]{8}-.", base):
+            found.append(head + separator + base[9:])
+    sound = (one for one in found if one.strip() and "\0" not in one)
+    return list(dict.fromkeys(sound)) or [text]
+
+
+def _key(name: str) -> str:
+    """What spellings of a file name share: composed letters, and the suffix in small ones."""
+    stem, suffix = os.path.splitext(unicodedata.normalize("NFC", name))
+    return stem + suffix.lower()
+
+
+def _as_called(path: Path) -> Path | None:
+    """The file, or the one beside whose name differs in its suffix's case or letters' form."""
+    if _is_file(path):
+        return path
+    stem, suffix = os.path.splitext(path.name)
+    for form in ("NFC", "NFD"):
+        for ending in (suffix, suffix.lower(), suffix.upper(), suffix.capitalize()):
+            other = path.parent / unicodedata.normalize(form, stem + ending)
+            if _is_file(other):
+                return other
+    return None
+
+
+def _refuse(report: Report, what: str, name: object, where: object, outside: bool) -> None:
+    allowed = f"the path of a picture in {where}"
     if outside:
         fix = "put the picture itself there and correct the name"
         report.add(what, name, f"{allowed}, not one outside of it", fix)
     else:
         fix = "fetch the picture or take the annotation out"
         report.add(what, name, f"{allowed}; there is no such file", fix)
-    return None
 
 
 def _leads_out(path: Path, border: Path) -> bool:

@@ -5,25 +5,30 @@ and optionally ``explanatory/<split>.json`` (upstream has ``train.json`` only) b
 Polygons are in pixels of the picture AFTER its EXIF orientation is applied: that is how
 annotators saw it, and what ``cv2.imread`` hands to upstream's code.
 
-Nothing broken is skipped: all findings are raised at once, or returned by `check_data`. Hidden
-files (``.DS_Store``, ``._x.jpg``) and other extensions are no part of the data set: passed over.
+All findings are raised at once, or returned by `check_data`; nothing broken is skipped unasked.
+Hidden files (``.DS_Store``, ``._x.jpg``) and other extensions are no part of the data set: passed
+over.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
 from profiles.text import brief
+
+if TYPE_CHECKING:
+    from trainer.data.broken import Leave
 
 FloatArray: TypeAlias = NDArray[np.float64]
 ByteArray: TypeAlias = NDArray[np.uint8]
@@ -41,7 +46,12 @@ TARGET, IGNORE = 1, 255
 LONGEST_SIDE = 65_535  # pixels; JPEG knows no longer one
 
 # Judged by content, not by extension: pictures gathered from the web often carry a wrong one.
-_IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
+_IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "AVIF")
+# Public dialogues are about some GIFs called .jpg. Their first frame is taken; as outlines may be
+# of another one, pictures with outlines are no GIFs.
+_ALL_FORMATS = (*_IMAGE_FORMATS, "GIF")
+# Pillow refuses a whole PNG for a colour profile or text beyond 1 MiB, as editors write it.
+PngImagePlugin.MAX_TEXT_CHUNK = 64 << 20
 # Names of pictures, in any case; those of formats that are not read too, so that this is said.
 _PICTURE_SUFFIXES = frozenset(
     (*IMAGE_SUFFIXES, ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".apng", ".webp", ".bmp", ".dib",
@@ -59,11 +69,15 @@ _MOST_PAINTING = 1_000_000_000
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong with one file or folder, and what to do about it."""
+    """One thing that is wrong with one file or folder, and what to do about it.
+
+    `entry` tells the entry that would have to be left out; None if it is no single one.
+    """
 
     path: Path
     reason: str
     fix: str
+    entry: str | None = None
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}. Fix: {self.fix}."
@@ -72,18 +86,20 @@ class Finding:
 class DataError(ValueError):
     """The data cannot be used as it is; `findings` has all reasons, `str()` the first hundred."""
 
-    def __init__(self, findings: Sequence[Finding]) -> None:
+    def __init__(self, findings: Sequence[Finding], hints: Sequence[str] = ()) -> None:
         if isinstance(findings, str):
             # torch re-raises a worker's exception as type(message) and falls back on RuntimeError
             # at a TypeError; without this a message would be taken apart into its letters.
             raise TypeError("DataError takes a sequence of Finding, not a string")
         super().__init__(tuple(findings))
         self.findings: tuple[Finding, ...] = tuple(findings)
+        self.hints: tuple[str, ...] = tuple(hints)  # lines for all of them together
 
     def __str__(self) -> str:
         lines = [str(finding) for finding in self.findings[:_MOST_LINES]]
         more = len(self.findings) - len(lines)
-        return "\n".join(lines + [f"… and {more} findings more"] * bool(more))
+        told = [f"… and {more} findings more"] * bool(more)
+        return "\n".join([*lines, *told, *(f"    {hint}" for hint in self.hints)])
 
 
 @dataclass(frozen=True)
@@ -117,14 +133,22 @@ class Item:
 
 @dataclass
 class Report:
-    """Collects the findings about one file."""
+    """Collects the findings about one file.
+
+    `entry`: the one entry that all of them are about. Without it `annotations[5].id` is about that
+    entry of the list, and `file` about all.
+    """
 
     path: Path
     findings: list[Finding] = field(default_factory=list)
+    entry: str | None = None
 
     def add(self, what: str, got: object, allowed: str, fix: str) -> None:
         shown = "nothing" if got is None else brief(got, 100)
-        self.findings.append(Finding(self.path, f"{what}: got {shown}; allowed: {allowed}", fix))
+        listed = re.match(r"\w*\[\d+\]|line \d+(?=:)", what)
+        entry = self.entry or (f"{self.path}: {listed[0]}" if listed else None)
+        reason = f"{what}: got {shown}; allowed: {allowed}"
+        self.findings.append(Finding(self.path, reason, fix, entry))
 
 
 def read_image(path: Path) -> ByteArray:
@@ -135,7 +159,7 @@ def read_image(path: Path) -> ByteArray:
     LONGEST_SIDE.
     """
     report = Report(Path(path))
-    opened = open_image(report, _to_rgb)
+    opened = open_image(report, _to_rgb, _ALL_FORMATS)
     if opened is None:
         raise DataError(report.findings)
     return opened[1]
@@ -148,19 +172,21 @@ def is_picture(path: Path) -> bool:
     try:
         if not path.is_file():  # a pipe would be waited for
             return False
-        with Image.open(path, formats=_IMAGE_FORMATS):
+        with Image.open(path, formats=_ALL_FORMATS):
             return True
     except Exception:  # anything that is no picture may break Pillow anywhere
         return False
 
 
-def open_image(report: Report, read: Callable[[Image.Image], T]) -> tuple[Size, T] | None:
+def open_image(
+    report: Report, read: Callable[[Image.Image], T], formats: tuple[str, ...] = _IMAGE_FORMATS
+) -> tuple[Size, T] | None:
     """The upright size and what `read` made of the upright image; None with a finding added."""
     limit = Image.MAX_IMAGE_PIXELS or float("inf")
     try:
         if not report.path.is_file():  # a pipe would be waited for
             raise FileNotFoundError
-        with Image.open(report.path, formats=_IMAGE_FORMATS) as opened:
+        with Image.open(report.path, formats=formats) as opened:
             width, height = opened.size
             # Up to twice its limit Pillow only warns; to lines it gives gigabytes of row pointers.
             if width * height > limit or max(width, height) > LONGEST_SIDE:
@@ -173,7 +199,7 @@ def open_image(report: Report, read: Callable[[Image.Image], T]) -> tuple[Size, 
     except Exception as error:
         # Broad because damaged files make Pillow raise nearly anything, struct.error for one.
         most = f"at most {limit} pixels, {LONGEST_SIDE} a side"
-        allowed = f"a complete {', '.join(_IMAGE_FORMATS)} file of {most}"
+        allowed = f"a complete {', '.join(formats)} file of {most}"
         fix = "fetch or save the picture again, smaller if that is the complaint"
         report.add("image", f"{type(error).__name__} {error}", allowed, fix)
     return None
@@ -408,15 +434,15 @@ def _pair_up(folder: Path) -> dict[str, tuple[list[Path], list[Path]]]:
 
 def _read_item(base: Path, images: list[Path], jsons: list[Path], read: _Read) -> _Found:
     """The item, or None and every finding about it; all files that are there are looked at."""
-    report = Report(base)
+    report = Report(base, entry=str(base))
     for kind, paths in ((" or ".join(IMAGE_SUFFIXES), images), (".json", jsons)):
         if len(paths) != 1:
             got = ", ".join(path.name for path in paths) or "none"
             report.add("files", got, f"one {kind} of this name", "add it or remove what is amiss")
-    opened = [open_image(Report(path, report.findings), read) for path in images]
+    opened = [open_image(Report(path, report.findings, report.entry), read) for path in images]
     # Of two pictures nobody can say which the polygons were drawn on.
     size = opened[0][0] if len(opened) == 1 and opened[0] is not None else None
-    notes = [_read_annotation(Report(path, report.findings), size) for path in jsons]
+    notes = [_read_annotation(Report(path, report.findings, report.entry), size) for path in jsons]
     if report.findings:
         return None, report.findings
     return Item(base.name, images[0], jsons[0], *notes[0]), []
@@ -441,11 +467,14 @@ def _scan(folder: Path, split: str, limit: int | None, read: _Read) -> _Scanned:
     return items, report.findings
 
 
-def read_split(root: Path, split: str, limit: int | None = None) -> list[Item]:
+def read_split(
+    root: Path, split: str, limit: int | None = None, leave: Leave | None = None
+) -> list[Item]:
     """The items of a split, sorted by name, or the first `limit` of them.
 
     Of pictures only the headers are read, to start a training soon; `check_data` and `read_image`
     report truncated ones. DataError: all findings about items, folder, split or limit (>= 1).
+    `leave`: takes broken items; where it may take any, every picture is decoded.
     """
     folder, present = _locate(root)
     report = Report(folder)
@@ -455,9 +484,14 @@ def read_split(root: Path, split: str, limit: int | None = None) -> list[Item]:
         report.add("limit", limit, "1 or more, or none", "leave the limit out to read all")
     if report.findings:
         raise DataError(report.findings)
-    items, report.findings = _scan(folder, split, limit, lambda image: None)
-    if report.findings:
+    read: _Read = _to_rgb if leave is not None and leave.most else lambda image: None
+    items, report.findings = _scan(folder, split, limit, read)
+    if report.findings and leave is None:
         raise DataError(report.findings)
+    if report.findings and not items:
+        report.add(split, "no sound item", "one or more", "mend the others")
+    if leave is not None:
+        leave.settle(report.findings)
     return items
 
 
@@ -471,12 +505,12 @@ def check_data(root: Path) -> list[Finding]:
     return [finding for _, findings in scans for finding in findings]
 
 
-def summarise(root: Path) -> dict[str, Counts]:
+def summarise(root: Path, leave: Leave | None = None) -> dict[str, Counts]:
     """Per split: items, texts, sentences (items that are one), explanations, empty_masks, and
     smallest_image and largest_image as (width, height); DataError as from `read_split`."""
     summary: dict[str, Counts] = {}
     for split in _locate(root)[1]:
-        items, sizes, empty = read_split(root, split), list[Size](), 0
+        items, sizes, empty = read_split(root, split, None, leave), list[Size](), 0
         for item in items:
             height, width = read_image(item.image_path).shape[:2]
             sizes.append((width, height))

@@ -33,11 +33,16 @@ def read(root: Path, limit: int | None = None) -> Scanned:
     findings: list[Finding] = []
     for name in SPLIT_BY:
         if (folder / name).is_dir():
-            sets.append(_read_set(folder, name, limit, findings))
+            data_set = _read_set(folder, name, limit, findings)
+            if data_set is not None:
+                sets.append(data_set)
     return sets, findings
 
 
-def _read_set(folder: Path, name: str, limit: int | None, findings: list[Finding]) -> DataSet:
+def _read_set(
+    folder: Path, name: str, limit: int | None, findings: list[Finding]
+) -> DataSet | None:
+    """The pictures with references; None with a finding if none of its pictures is there."""
     listed = Report(folder / name / "instances.json", findings)
     coco = read_coco(listed)
     report = Report(folder / name / f"refs({SPLIT_BY[name]}).p", findings)
@@ -53,19 +58,28 @@ def _read_set(folder: Path, name: str, limit: int | None, findings: list[Finding
             by_image.setdefault(mask.image, []).append(target)
     images = folder / IMAGES.get(name, COCO_IMAGES)
     pictures: list[SegmentedPicture] = []
+    before = len(findings)
     for number in list(by_image)[:limit]:
         image = coco.images[number]
         path = picture_in(listed, f"{image.place}.file_name", image.file_name, images)
         if path is not None:
             where = f"{listed.path}: {image.place}"
             pictures.append(SegmentedPicture(path.stem, path, where, tuple(by_image[number])))
+    if by_image and not pictures:
+        # One finding for thousands: its pictures are to be had elsewhere than its references.
+        del findings[before:]
+        fix = f"unpack its pictures there, or take the folder {folder / name} out to do without it"
+        missing = Report(images, findings, entry=str(folder / name))
+        allowed = f"the pictures of {name}"
+        missing.add("pictures", f"none of the {len(by_image)} that are asked about", allowed, fix)
+        return None
     return DataSet(f"refer_seg/{name}", pictures)
 
 
 def _mask(report: Report, place: str, reference: dict[Any, Any], coco: Coco) -> CocoMask | None:
     number = reference.get("ann_id")
     mask = coco.masks.get(number) if type(number) is int else None
-    if mask is None:
+    if mask is None and number not in coco.unusable:
         allowed = "the id of a sound annotation in instances.json"
         report.add(f"{place}.ann_id", number, allowed, _FIX)
     return mask

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from trainer.data.coco import Part, paint_parts, read_coco
-from trainer.data.paths import picture_in
+from trainer.data.paths import PictureSearch
 from trainer.data.reasonseg import (
     IGNORE,
     IMAGE_SUFFIXES,
@@ -62,11 +62,19 @@ def _read_coco_set(
     for mask in coco.masks.values():
         named = by_image.setdefault(mask.image, {})
         named.setdefault(coco.categories[mask.category], []).extend(mask.parts)
+    # Without all of its masks a category would be asked for with a part of the answer.
+    for mask in coco.unusable.values():
+        if mask.box != ():
+            by_image.get(mask.image, {}).pop(coco.categories[mask.category], None)
+    by_image = {number: named for number, named in by_image.items() if named}
     pictures = []
+    names = [image.file_name for image in coco.images.values()]
+    search = PictureSearch([folder / "images"], strict=True, recorded=names)
     for number in [number for number in coco.images if number in by_image][:limit]:
         image = coco.images[number]
-        path = picture_in(report, f"{image.place}.file_name", image.file_name, folder / "images")
-        if path is not None:
+        placed = search.find(report, f"{image.place}.file_name", image.file_name)
+        if placed is not None:
+            path = placed[0]
             where = f"{report.path}: {image.place}"
             targets = tuple(
                 Target(_phrases(name), partial(paint_parts, parts, image, report.path))
@@ -97,7 +105,7 @@ def _read_numbered(
     images: Path, names: Mapping[int, str], label: Path
 ) -> tuple[SegmentedPicture | None, list[Finding]]:
     """A picture with the classes in it; None if there are none, or with findings."""
-    report = Report(label)
+    report = Report(label, entry=str(label))
     found = [
         path for suffix in IMAGE_SUFFIXES if (path := images / f"{label.stem}{suffix}").is_file()
     ]
@@ -106,7 +114,8 @@ def _read_numbered(
         allowed = f"one picture {label.stem} in {images}"
         report.add("picture", got, allowed, "add it or remove what is amiss")
     opened = open_image(report, _class_numbers)
-    shown = open_image(Report(found[0], report.findings), lambda image: None) if found else None
+    told = Report(found[0], report.findings, report.entry) if found else None
+    shown = open_image(told, lambda image: None) if told else None
     if opened is None or shown is None:
         return None, report.findings
     numbers = opened[1]
