@@ -47,6 +47,12 @@ ANNOTATIONS = (
 # For a child that first looks at every visit of a training: a full recipe has 100 000.
 DATA_SECONDS = 1200
 
+# Where the plan's weights are not named, its vocabulary is not at hand.
+TINY_COUNTS = "lisa-tiny's tokenizer"
+TINY_COUNTS_MORE = (
+    f"{TINY_COUNTS}, whose smaller vocabulary takes more tokens than the model's own: "
+    "--weights FOLDER has that one count"
+)
 # By which the pool was larger than said without expandable segments, at worst: which of two equal
 # blocks is used again hangs on addresses that the driver chooses (docs/forecast.md).
 WHOLE_SEGMENTS_DOUBT = 0.07
@@ -72,6 +78,7 @@ class Forecast(Frozen):
     reason: str = Field("", description="of the verdict")
     compute_capability: tuple[int, int]
     text_tokens: int = Field(description="of every sample, the worst one's")
+    counted_by: str = Field("", description="which tokenizer counted a data set's text, if any")
     masks: int
     answer_tokens: int | None = Field(None, description="supervised; null: five for each mask")
     cap_bytes: int | None = Field(None, description="what the pool may take")
@@ -139,7 +146,17 @@ def forecast(
     if measurement.peak_allocated_bytes is None:
         return _unknown(plan, worst, compute_capability, measurement.error)
     limits = cap_bytes, margin_bytes, host_limit_bytes, context
-    return interpret(measurement, events, compute_capability, *limits, worst.answering)
+    found = interpret(measurement, events, compute_capability, *limits, worst.answering)
+    data = worst.data if worst.text_tokens is None else None
+    return found.model_copy(update={"counted_by": counted_by(plan, data)})
+
+
+def counted_by(plan: Plan, data: Path | None) -> str:
+    """Which tokenizer counts the text of `data`; empty without any."""
+    if data is None:
+        return ""
+    own = plan.model == "tiny" or plan.weights not in ("default", "random")
+    return "the model's own tokenizer" if own else TINY_COUNTS
 
 
 def fitting_micro_batch(found: Forecast) -> int | None:

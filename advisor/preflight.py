@@ -24,7 +24,7 @@ from advisor.choose import (
     tiny_cpu_plan,
 )
 from advisor.context import OTHERS, Context, context_of, measure_context
-from advisor.forecast import Forecast, Worst, forecast
+from advisor.forecast import Forecast, Worst, counted_by, forecast
 from advisor.notes import card_findings, nearest_plan, neighbours
 from advisor.probe import Gpu, Machine
 from advisor.question import (
@@ -71,6 +71,7 @@ class Advice(Frozen):
     needs: Bytes | None = Field(None, description="the run's pool at most; None = unknown")
     host_bytes: int | None = Field(None, description="the run's host memory at most")
     text_tokens: int | None = Field(None, description="of the longest sample reckoned with")
+    counted_by: str = Field("", description="which tokenizer counted a data set's text, if any")
     speed: Speed | None = None
     largest_micro_batch: int | None = Field(None, description="that fits with all else as planned")
     reasons: tuple[Reason, ...] = ()
@@ -139,7 +140,8 @@ def live_forecast(
         found = forecast(plan, worst, card.compute_capability or (8, 6), context=card.context)
         if first:
             seen = Worst(masks=found.masks, answer_tokens=found.answer_tokens)
-        return found
+        # A later question names the length that was counted for the first.
+        return found.model_copy(update={"counted_by": counted_by(plan, data)})
 
     return live
 
@@ -229,6 +231,7 @@ def _on_gpu(question: Question, gpu: Gpu, model: str) -> Advice:
         needs=best.needs,
         host_bytes=best.host_bytes,
         text_tokens=found.text_tokens,
+        counted_by=found.counted_by,
         speed=best.speed,
         largest_micro_batch=largest_micro_batch(best.plan, found.scales, budget),
         reasons=tuple(reasons),

@@ -8,6 +8,7 @@ from typing import Any
 from advisor.budget import Basis, Budget, gib
 from advisor.candidates import STORAGES
 from advisor.choose import Reason, assigned, same_except
+from advisor.forecast import TINY_COUNTS, TINY_COUNTS_MORE
 from advisor.probe import Gpu
 from advisor.search import Found, largest_micro_batch
 from profiles.plan import Plan
@@ -43,10 +44,17 @@ def plan_reasons(
     return [reason for reason in reasons if reason.setting not in given]
 
 
+def told_by(counted_by: str) -> str:
+    """The tokenizer that counted, and what to make of it where it is not the model's."""
+    return TINY_COUNTS_MORE if counted_by == TINY_COUNTS else counted_by
+
+
 def _batch_reasons(found: Found, budget: Budget) -> Iterator[Reason]:
     best, plan = found.choice.best, found.choice.best.plan
     because = f"takes {gib(best.needs.bytes)} of {gib(budget.usable.bytes)} usable with samples of "
     because += f"{found.text_tokens} text tokens"
+    if found.counted_by:
+        because += f" (counted by {told_by(found.counted_by)})"
     most = largest_micro_batch(plan, found.scales, budget)
     if most is not None and most > plan.micro_batch:
         because += f"; {most} would fit as well, but not divide {plan.effective_batch}"

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from advisor.budget import gib
-from advisor.reasons import lora_text, storage_text
+from advisor.reasons import lora_text, storage_text, told_by
 from profiles.plan import Plan
 
 if TYPE_CHECKING:
@@ -71,6 +71,8 @@ def print_forecast(forecast: Forecast, card: str, console: Console) -> None:
     if forecast.answer_tokens is not None:
         sample += f", {forecast.answer_tokens} of the tokens supervised"
     console.print(f"  {sample}, micro-batch {forecast.plan.micro_batch}", style="dim")
+    if forecast.counted_by:
+        console.print(Text(f"  text counted by {told_by(forecast.counted_by)}", style="dim"))
     tiers = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for tier in forecast.tiers:
         note = tier.source + (f"; {tier.error}" if tier.error else "")

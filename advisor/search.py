@@ -47,6 +47,7 @@ class Setting:
     live: Live | None = None
     data: Path | None = None
     text_tokens: int | None = None
+    counted_by: str = ""  # the tokenizer that counted the data's longest text
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Found:
     scales: Scales
     text_tokens: int
     forecast: Forecast | None = None
+    counted_by: str = ""
 
 
 def search(base: Plan, pinned: set[str], setting: Setting) -> Found | str:
@@ -74,6 +76,7 @@ def search(base: Plan, pinned: set[str], setting: Setting) -> Found | str:
         if not told.tiers:
             return told.reason
         text = told.text_tokens
+        setting = replace(setting, counted_by=told.counted_by)
     apart = {"host_layers": 0, "checkpointed_layers": base.profile.llama.layers}
     if estimate(base.model_copy(update=apart), text) is not None:  # all else is as usual
         return _chosen(base, pinned, setting, text, 1.0) or "no plan with these settings can run"
@@ -140,7 +143,7 @@ def _chosen(
     rows = [row for row in setting.rows if _text_of(row) <= text]
     scales = _scales(setting, text, correction)
     choice = choose(base, pinned, setting.budget, scales, setting.refusals, rows, setting.spills)
-    return None if choice is None else Found(choice, scales, text)
+    return None if choice is None else Found(choice, scales, text, None, setting.counted_by)
 
 
 def _scales(setting: Setting, text: int, correction: float) -> Scales:
@@ -152,15 +155,21 @@ def _scales(setting: Setting, text: int, correction: float) -> Scales:
         and row.needed_bytes is not None
         and _text_of(row) >= text
     ]
-    return Scales(partial(_needs, usable, text, correction), partial(_speed, setting.card, text))
+    needs = partial(_needs, usable, text, correction, _counted(setting.counted_by))
+    return Scales(needs, partial(_speed, setting.card, text))
+
+
+def _counted(by: str) -> str:
+    """What a figure's source says of the tokenizer that its text was counted with."""
+    return f", text counted by {by}" if by else ""
 
 
 def _needs(
-    rows: list[tuple[TestedRow, int, str]], text: int, correction: float, plan: Plan
+    rows: list[tuple[TestedRow, int, str]], text: int, correction: float, counted: str, plan: Plan
 ) -> tuple[Bytes, int] | None:
     """The pool and the host memory of `plan` at most: by forecast, or by a row that took less."""
     found = estimate(plan, text)
-    source = f"forecasts at {text} text tokens a sample"
+    source = f"forecasts at {text} text tokens a sample{counted}"
     pool = found.pool_bytes if found is not None else 0
     if found is None:
         found = nearest(plan, text)
@@ -200,7 +209,8 @@ def _speed(card: GpuProfile | None, text: int, plan: Plan) -> Speed:
 def _as_told(candidate: Candidate, told: Forecast, setting: Setting) -> Candidate:
     """The candidate with the bytes of its own forecast."""
     pool, host = told.tier("pool").bytes, told.tier("host").bytes
-    needs = Bytes(bytes=pool, basis="forecast", source="a forecast of this very plan")
+    source = f"a forecast of this very plan{_counted(setting.counted_by)}"
+    needs = Bytes(bytes=pool, basis="forecast", source=source)
     verdict, why = verdict_of(pool, host, setting.budget, setting.spills)
     update = {"needs": needs, "host_bytes": host, "verdict": verdict, "why_not": why}
     return candidate.model_copy(update=update)

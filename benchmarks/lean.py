@@ -278,15 +278,22 @@ def tested_row(record: dict[str, Any], prefix: str = "lean-") -> dict[str, Any]:
     }  # fmt: skip
 
 
-def write_tables(kept: dict[str, dict[str, Any]]) -> None:
-    """docs/lean.md between its marks, and the measured rows of the tested table."""
+def doc_tables(kept: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
+    """The tables of docs/lean.md by their marks."""
     head = ["| configuration | cap | load peak | static | allocated | reserved | samples/s (MFU) |",
             "|---|---|---|---|---|---|---|"]  # fmt: skip
+    parts = {"seed": seed_rows(), "lean": lean_rows(), "speed": speed_rows()}
+    return {
+        mark: [*head, *(table_line(kept[row.name]) for row in rows if row.name in kept)]
+        for mark, rows in parts.items()
+    }
+
+
+def write_tables(kept: dict[str, dict[str, Any]]) -> None:
+    """docs/lean.md between its marks, and the measured rows of the tested table."""
     docs = HERE.parent / "docs" / "lean.md"
-    for mark, rows in (("seed", seed_rows()), ("lean", lean_rows()), ("speed", speed_rows())):
-        lines = [table_line(kept[row.name]) for row in rows if row.name in kept]
-        begin, end = f"<!-- {mark}: benchmarks/lean.py --table -->", f"<!-- /{mark} -->"
-        put(docs, begin, end, [*head, *lines])
+    for mark, lines in doc_tables(kept).items():
+        put(docs, f"<!-- {mark}: benchmarks/lean.py --table -->", f"<!-- /{mark} -->", lines)
     table = HERE.parent / "profiles" / "tested.jsonl"
     others = [line for line in table.read_text().splitlines()
               if '"id": "lean-' not in line and '"id": "drawn-' not in line]  # fmt: skip

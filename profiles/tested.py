@@ -126,12 +126,17 @@ def user_table_path() -> Path:
     return user_data_path("lisa-preflight", appauthor=False) / TABLE_NAME
 
 
+def shipped_table() -> Table:
+    """The shipped rows alone: what the docs say must not hang on the writer's own."""
+    return Table(*parse_table((files("profiles") / TABLE_NAME).read_bytes(), TABLE_NAME))
+
+
 def read_table(user_path: Path | None = None) -> Table:
     """The shipped rows and then the user's (`user_path`, by default the user data folder).
 
     A damaged line, or a file that cannot be read, becomes a finding and never an error.
     """
-    rows, findings = parse_table((files("profiles") / TABLE_NAME).read_bytes(), TABLE_NAME)
+    rows, findings = shipped_table()
     path = user_table_path() if user_path is None else user_path
     try:
         data = path.read_bytes()

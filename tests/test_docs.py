@@ -15,17 +15,81 @@ import yaml
 
 from advisor.preflight import Advice
 from advisor.probe import Machine
+from profiles.catalog import models
+from profiles.tested import read_table
 
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="module")
-def write_docs() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("write_docs", ROOT / "tools" / "write_docs.py")
+def script(place: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A script of the repository as a module, with its neighbours in reach."""
+    path = ROOT / place
+    monkeypatch.syspath_prepend(str(path.parent))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, path.stem, module)  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def write_docs(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    return script("tools/write_docs.py", monkeypatch)
+
+
+@pytest.fixture
+def own_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A writer's own table, that says a 7B took nearly nothing."""
+    lines = (ROOT / "profiles" / "tested.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    for row in rows:
+        row |= {"id": f"user-{row['id']}", "source": "user", "contradicted_by": []}
+        row |= {"peak_allocated_bytes": 2**30, "peak_reserved_bytes": 2**30, "verdict": "FITS"}
+    path = tmp_path / "own.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+    monkeypatch.setattr("profiles.tested.user_table_path", lambda: path)
+    return path
+
+
+def test_the_readme_says_what_was_measured_and_is_advised(
+    write_docs: ModuleType, own_rows: Path
+) -> None:
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert write_docs.readme(page) == page
+    assert any(row.source == "user" for row in read_table().rows), "which have no say in it"
+    # A number changed by hand is noticed.
+    assert write_docs.readme(page.replace("| 3.8 |", "| 3.9 |")) == page
+
+
+def test_the_lean_page_says_what_its_rows_say(
+    write_docs: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "docs" / "lean.md").read_text(encoding="utf-8")
+    assert write_docs.lean_page(page) == page
+    lean = script("benchmarks/lean.py", monkeypatch)
+    for mark, lines in lean.doc_tables(lean.read_rows()).items():
+        begin, end = f"<!-- {mark}: benchmarks/lean.py --table -->", f"<!-- /{mark} -->"
+        assert "\n".join([begin, *lines, end]) in page
+    assert "leaves that pair out" not in page
+
+
+@pytest.mark.slow
+def test_the_cards_page_does_not_hang_on_the_writers_own_rows(
+    own_rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cards = script("benchmarks/cards.py", monkeypatch)
+    page = (ROOT / "docs" / "cards.md").read_text(encoding="utf-8")
+    assert "\n".join([cards.BEGIN, *cards.table(), cards.END]) in page
+
+
+def test_convert_lists_every_size_that_it_makes() -> None:
+    done = subprocess.run(
+        [Path(sys.executable).with_name("lisa-train"), "convert", "--help"],
+        capture_output=True, text=True, timeout=60, env=os.environ | {"COLUMNS": "200"},
+    )  # fmt: skip
+    sizes = [name for name in models() if name != "tiny"]
+    assert sizes and all(name in done.stdout.split("Size to make:")[1] for name in sizes)
 
 
 def test_the_settings_page_is_up_to_date(write_docs: ModuleType) -> None:

@@ -1,9 +1,10 @@
 """Write what the docs take from the code and from recorded runs.
 
-    python tools/write_docs.py [plan] [tables] [advice]    # all three by default
+    python tools/write_docs.py [plan] [tables] [measured] [schema] [advice]    # all by default
 
-plan: docs/plan.md. tables: those of docs/lisa-tiny.md, between their marker comments.
-advice: docs/advice.svg.
+plan: docs/plan.md. tables: those of docs/lisa-tiny.md, between their marker comments. measured:
+README.md's table and the figures of docs/lean.md's text, from benchmarks/lean.jsonl, and what is
+advised beside them. advice: docs/advice.svg.
 """
 
 from __future__ import annotations
@@ -104,6 +105,102 @@ def with_tables(page: str) -> str:
     return with_table(page, "demo", demo_table())
 
 
+# Rows of benchmarks/lean.jsonl in README.md, and how they are called there.
+SHOWN = {
+    "7b-4gb": "7B, 4-bit, LoRA r=8, 20 of 32 layers in host memory",
+    "7b-b1-host": "7B, 4-bit, LoRA r=8, embeddings in host memory",
+    "7b-r64-host": "7B, 4-bit, LoRA r=64 on all linears, 8 of 32 layers in host memory",
+    "speed-compiled-b10-k32": "7B, 4-bit, LoRA r=8, compiled, batch 10",
+    "13b-6gb": "13B, 4-bit, LoRA r=8, 20 of 40 layers in host memory",
+    "7b-bf16-12gb": "7B, bf16, LoRA r=8, 10 of 32 layers in host memory",
+}
+
+
+def lean_records() -> dict[str, dict[str, Any]]:
+    """The kept rows of benchmarks/lean.py by name."""
+    lines = (ROOT / "benchmarks/lean.jsonl").read_text(encoding="utf-8").splitlines()
+    return {record["name"]: record for record in map(json.loads, lines)}
+
+
+def measured_table() -> str:
+    """README.md's table of what was measured."""
+    records = lean_records()
+    lines = ["| | peak | samples/s there | fits a card of |", "|---|---|---|---|"]
+    for name, title in SHOWN.items():
+        measurement, card = records[name]["measurement"], records[name]["card_gb"]
+        peak = measurement["peak_allocated_bytes"] / 2**30
+        speed = measurement["samples_per_second"]
+        shown = "" if speed is None else f"{speed:.0f}"
+        lines.append(f"| {title} | {peak:.1f} | {shown} | {card} GB |")
+    return "\n".join(lines)
+
+
+def advised_text() -> str:
+    """What an 8 GiB card is advised, beside the measured row that is another plan."""
+    from advisor.preflight import advise
+    from advisor.probe import Machine
+    from advisor.question import Target
+    from profiles.tested import shipped_table
+
+    def advised(*settings: str) -> str:
+        target, table = Target(vram_bytes=8 * 2**30), shipped_table()
+        advice = advise(Machine(), "7b", settings, target, table=table)
+        plan, needs, speed = advice.plan, advice.needs, advice.speed
+        if plan is None or needs is None or speed is None:
+            raise ValueError(f"no advice for 8 GiB: {advice.summary}")
+        storage = plan.dtype if plan.quantization == "none" else plan.quantization
+        hosted = f", {plan.host_layers} layers in host memory" if plan.host_layers else ""
+        size, rate = needs.bytes / 2**30, speed.samples_per_second
+        compiled = ", compiled" if plan.compile else ""
+        return (
+            f"{storage}{hosted}{compiled}, micro-batch {plan.micro_batch} "
+            f"({size:.2f} GiB, {rate:.2g} samples/s on an RTX 3060)"
+        )
+
+    return (
+        "The advice for 8 GiB is another plan than the table's 8 GB row, for it reckons with "
+        f"samples of 512 text\ntokens and rounds no weights where that keeps half of the speed:\n"
+        f"{advised()}.\nWith `--set quantization=nf4` it is {advised('quantization=nf4')}."
+    )
+
+
+def faster_text() -> str:
+    """docs/lean.md: by how much the best row beats the older recipe."""
+    rate = {name: r["measurement"]["samples_per_second"] for name, r in lean_records().items()}
+    older, best = rate["speed-seed-ckpt-b4"], rate["speed-compiled-b10-k32"]
+    return (
+        f"The older recipe does {older:.2f} samples/s there, the best row {best:.2f} under the "
+        f"8 GB card's cap: {best / older:.1f} times."
+    )
+
+
+def streaming_text() -> str:
+    """docs/lean.md: what streaming costs."""
+    rate = {name: r["measurement"]["samples_per_second"] for name, r in lean_records().items()}
+    parts = []
+    for what, hosted, resident in (
+        ("32 quantised layers", "stream-b8", "speed-b8"),
+        ("32 layers in bf16, where one is four times as large,", "stream-bf16-32-b8",
+         "stream-bf16-0-b8"),
+        ("10 of them", "stream-bf16-10-b8", "stream-bf16-0-b8"),
+    ):  # fmt: skip
+        now, before = rate[hosted], rate[resident]
+        parts.append(f"- {what} keep {now:.1f} of {before:.1f} samples/s ({now / before:.0%})")
+    return "\n".join(["In host memory, at batch 8:", "", *parts])
+
+
+def readme(page: str) -> str:
+    """README.md with what was measured and what is advised."""
+    page = with_table(page, "measured", measured_table())
+    return with_table(page, "advised", advised_text())
+
+
+def lean_page(page: str) -> str:
+    """docs/lean.md with the figures of its text."""
+    page = with_table(page, "faster", faster_text())
+    return with_table(page, "streaming", streaming_text())
+
+
 def advice_schema() -> str:
     """What `lisa-advise --json` prints, as a JSON schema."""
     from advisor.preflight import Advice
@@ -113,7 +210,7 @@ def advice_schema() -> str:
 
 def main() -> None:
     """Write the named parts."""
-    parts = sys.argv[1:] or ["plan", "tables", "schema", "advice"]
+    parts = sys.argv[1:] or ["plan", "tables", "measured", "schema", "advice"]
     if "plan" in parts:
         (DOCS / "plan.md").write_text(settings_page(), encoding="utf-8")
     if "schema" in parts:
@@ -121,6 +218,9 @@ def main() -> None:
     if "tables" in parts:
         page = DOCS / "lisa-tiny.md"
         page.write_text(with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")
+    if "measured" in parts:
+        for page, written in ((ROOT / "README.md", readme), (DOCS / "lean.md", lean_page)):
+            page.write_text(written(page.read_text(encoding="utf-8")), encoding="utf-8")
     if "advice" in parts:
         program = Path(sys.executable).with_name("lisa-advise")
         picture = str(DOCS / "advice.svg")

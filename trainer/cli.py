@@ -187,7 +187,7 @@ def convert(
         typer.Argument(metavar="SRC...", help="Checkpoints: folders, or OWNER/NAME[@REVISION]."),
     ],
     target: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write.")],
-    model: Annotated[str, typer.Option(help="Size to make: 7b, 7b-v1 or 13b.")],
+    model: Annotated[str, typer.Option(help="Size to make: 7b, 7b-v1, 13b or 13b-v1.")],
     shard_gib: Annotated[float, typer.Option(min=0.001, help="Largest file written.")] = 2.0,
     offline: Annotated[
         bool, typer.Option(help="Of the hub, only what lies in its cache. Or HF_HUB_OFFLINE=1.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from advisor.forecast import TINY_COUNTS, counted_by
+from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
 from trainer.data.reasonseg import read_split
 from trainer.loop import Reporter, Run, outcome
@@ -182,3 +185,41 @@ def test_runs_are_not_mixed(tmp_path: Path, options: list[str | Path], held: str
     assert done.stderr.startswith(f"{Path('runs/latest')} holds an earlier run")
     assert (tmp_path / "runs" / "latest-2" / "summary.json").is_file()
     assert [path.name for path in latest.iterdir()] == [held]
+
+
+# ------------------------------------------------------------------------------------ what counted
+
+
+def advise(cache: Path, *arguments: str | Path) -> str:
+    path = Path(sys.executable).with_name("lisa-advise")
+    done = subprocess.run(
+        [path, *map(str, arguments)], capture_output=True, text=True, timeout=300,
+        env=os.environ | {"XDG_CACHE_HOME": str(cache), "COLUMNS": "300"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_text_that_lisa_tinys_tokenizer_counted_is_said_to_be(tmp_path: Path) -> None:
+    """Without weights the model's vocabulary is not here: the length is only an upper bound."""
+    data = ["--data-dir", PHOTOS, "--vram", "8GiB"]
+    advice = json.loads(advise(tmp_path, "--model", "7b", *data, "--json"))
+    tiny = "lisa-tiny's tokenizer"
+    assert advice["counted_by"] == tiny and advice["needs"]["source"].endswith(f"by {tiny}")
+    why = {reason["setting"]: reason["because"] for reason in advice["reasons"]}["micro_batch"]
+    assert f"counted by {tiny}" in why and "--weights FOLDER" in why
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps(advice["plan"]))
+    # The same question again is read from the cache.
+    assert f"text counted by {tiny}" in advise(tmp_path, "forecast", plan, *data)
+    assert json.loads(advise(tmp_path, "forecast", plan, *data, "--json"))["counted_by"] == tiny
+    without = json.loads(advise(tmp_path, "--model", "7b", "--vram", "8GiB", "--json"))
+    assert without["counted_by"] == "" and "tokenizer" not in without["needs"]["source"]
+
+
+def test_the_models_own_tokenizer_counts_where_its_weights_are_named() -> None:
+    named = Plan.parse({"model": "7b", "device": "cuda", "weights": "/models/7b"})
+    assert counted_by(named, PHOTOS) == "the model's own tokenizer"
+    assert counted_by(named, None) == ""
+    for weights in ("default", "random"):
+        assert counted_by(named.override([f"weights={weights}"]), PHOTOS) == TINY_COUNTS
