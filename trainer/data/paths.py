@@ -134,7 +134,8 @@ class PictureSearch:
                 path = Path(os.path.abspath(folder.joinpath(*names[start:])))
                 found = None if _leads_out(path, folder) else _as_called(path)
                 if found and not _leads_out(found, folder):
-                    return found, folder
+                    # A questions' file names it as from the first folder that it is in.
+                    return found, next(one for one in self.folders if found.is_relative_to(one))
         return None
 
     def _candidates(self, spellings: list[PureWindowsPath]) -> Iterator[tuple[Path, Path]]:

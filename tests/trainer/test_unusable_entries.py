@@ -1,0 +1,223 @@
+"""Broken entries are left out on request: no more than allowed, counted, listed, and remembered."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from tests.conftest import PHOTOS, tiny_plan
+from tests.trainer.test_mixture import talk, write_coco, write_refer_seg, write_vqa
+from tests.trainer.test_own_data import HEIGHT, WIDTH, instances, items, labelme, picture, shape
+from trainer.cli import app
+from trainer.data.broken import ALL, Leave, read_most
+from trainer.data.mixture import READERS, MixedSets, read_training
+from trainer.data.own import Imported, import_annotations
+from trainer.data.reasonseg import IGNORE, DataError, paint_mask, read_image
+from trainer.resume import CannotResume, Started, check_data, digests
+
+OUTLINE = {"segmentation": [[10, 10, 29, 10, 29, 24, 10, 24]]}
+
+
+def call(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return result.exit_code, result.output
+
+
+def imported(source: Path, target: Path, most: int = ALL) -> Imported:
+    """What an import with `most` leaves out; it may leave out no fewer."""
+    with pytest.raises(DataError, match="--skip-broken"):
+        import_annotations(source, target)
+    return import_annotations(source, target, skip_broken=most)
+
+
+@pytest.mark.parametrize(("text", "most"), [(None, 0), ("0", 0), ("12", 12), ("all", ALL)])
+def test_how_many(text: str | None, most: int) -> None:
+    assert read_most(text) == most
+
+
+@pytest.mark.parametrize("text", ["", "-1", "1.5", "some"])
+def test_how_many_it_cannot_be(text: str) -> None:
+    with pytest.raises(ValueError, match="--skip-broken"):
+        read_most(text)
+
+
+def test_broken_labelme_files_are_left_out_up_to_a_number(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    for number in range(5):
+        labelme(source, str(number), shape(), colour=40 * number)
+    (source / "0.jpg").unlink()
+    (source / "1.json").write_text("{")
+    labelme(source, "2", shape(), shape(shape_type="point"), colour=80)  # a part of the answer
+    code, told = call("import", source, tmp_path / "out", "--skip-broken", 2)
+    assert code == 2 and told.count("--skip-broken 3") == 1 and not (tmp_path / "out").exists()
+    code, told = call("import", source, tmp_path / "out", "--skip-broken", 3)
+    assert code == 0 and "left out 3 broken entries" in told, told
+    listed = (tmp_path / "out" / "skipped.txt").read_text().splitlines()
+    assert [Path(line.partition(": ")[0]).name for line in listed] == [
+        "0.json", "1.json", "2.json"]  # fmt: skip
+    assert set(items(tmp_path / "out")) == {"3-cup", "4-cup"}
+
+
+def test_what_is_wrong_with_all_is_not_left_out(tmp_path: Path) -> None:
+    path = instances(tmp_path / "in", OUTLINE)
+    path.write_text("{")
+    with pytest.raises(DataError) as raised:
+        import_annotations(path, tmp_path / "out", skip_broken=ALL)
+    assert "--skip-broken" not in str(raised.value)
+
+
+def test_boxes_among_outlines_are_ignored_there(tmp_path: Path) -> None:
+    path = instances(
+        tmp_path / "in", OUTLINE,
+        {"segmentation": [], "bbox": [40, 5, 10, 10]}, {"bbox": [0, 0, 0, 0]},
+    )  # fmt: skip
+    done = imported(path, tmp_path / "out")
+    assert len(done.broken) == 2 and done.items["train"] + done.items["val"] == 2
+    mask = paint_mask(items(tmp_path / "out")["a-cup"].polygons, HEIGHT, WIDTH)
+    assert mask[10, 45] == IGNORE and mask[15, 15] == 1 and mask[0, 0] == 0
+
+
+def test_a_label_with_a_mask_that_nobody_can_place_is_left_out(tmp_path: Path) -> None:
+    path = instances(
+        tmp_path / "in", OUTLINE, {"segmentation": [[1, 2]]}, OUTLINE | {"category_id": 2}
+    )
+    imported(path, tmp_path / "out", 1)
+    assert set(items(tmp_path / "out")) == {"a-other", "b-other"}
+
+
+def test_sizes_and_names_that_are_null_take_their_annotations_along(tmp_path: Path) -> None:
+    path = instances(tmp_path / "in", OUTLINE)
+    notes = json.loads(path.read_text())
+    picture(tmp_path / "in" / "c.jpg", 30)
+    notes["images"] += [
+        {"id": 3, "file_name": "c.jpg", "height": None, "width": None},
+        {"id": 4, "file_name": None, "height": HEIGHT, "width": WIDTH},
+    ]
+    notes["categories"].append({"id": 5, "name": None})
+    for number, (image, category) in enumerate(((3, 1), (4, 1), (1, 5)), 50):
+        mark = {"id": number, "image_id": image, "category_id": category}
+        notes["annotations"].append(mark | OUTLINE)
+    path.write_text(json.dumps(notes))
+    done = imported(path, tmp_path / "out", 3)
+    assert len(done.broken) == 3 and set(items(tmp_path / "out")) == {"a-cup", "b-other"}
+
+
+def dialogues(root: Path) -> Path:
+    """Five: one whose picture is gone, one cut off, one a GIF called .jpg."""
+    root.mkdir(exist_ok=True)
+    (root / "ReasonSeg").symlink_to(PHOTOS / "ReasonSeg")
+    place = root / "ocr_vqa" / "images"
+    for number in (0, 2, 3, 4):
+        picture(place / f"{number}.jpg", number)
+    cut = place / "2.jpg"
+    cut.write_bytes(cut.read_bytes()[:-300])
+    frame = Image.new("P", (WIDTH, HEIGHT), 3)
+    frame.save(place / "3.jpg", "GIF", save_all=True, append_images=[frame])
+    write_vqa(root, *(talk("Q", "A", image=f"ocr_vqa/images/{n}.jpg") for n in range(5)))
+    return root
+
+
+def test_pictures_that_are_gone_from_dialogues(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = dialogues(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    code, told = call("--check-data", root)
+    assert code == 2 and told.count("--skip-broken 2") == 1
+    assert "1.jpg" in told and "2.jpg" in told and "3.jpg" not in told
+    code, told = call("--check-data", root, "--skip-broken", "1")
+    assert code == 2
+    code, told = call("--check-data", root, "--skip-broken", "2")
+    assert code == 0 and "left out 2 broken entries" in told and "no findings" not in told
+    assert "vqa/llava_instruct: pictures 3" in told
+    assert len((tmp_path / "skipped.txt").read_text().splitlines()) == 2
+    assert read_image(root / "ocr_vqa" / "images" / "3.jpg").shape == (HEIGHT, WIDTH, 3)
+
+
+def plan(**rates: float) -> Any:
+    return tiny_plan(mixture={"samples": 20, "reason_seg": 1, **rates})
+
+
+def test_a_training_leaves_out_the_same_when_it_goes_on(tmp_path: Path) -> None:
+    root = dialogues(tmp_path)
+    with pytest.raises(DataError, match="--skip-broken"):
+        read_training(root, plan(vqa=1), Leave())
+    leave = Leave(2)
+    train = read_training(root, plan(vqa=1), leave)
+    assert isinstance(train, MixedSets) and len(leave.left_out) == 2
+    assert len(train.kinds[1][0].pictures) == 3
+    before = Started(root, tmp_path, digests(train, [], {"a"}), skip_broken=2)
+    before.write(tmp_path)
+    assert Started.read(tmp_path).skip_broken == 2
+    check_data(before, digests(train, [], {"a"}))
+    for other in ((), {"b"}, {"a", "b"}):
+        with pytest.raises(CannotResume):
+            check_data(before, digests(train, [], other))
+
+
+def test_the_run_remembers_what_to_leave_out(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    for split in ("train", "val"):
+        for file in (PHOTOS / "ReasonSeg" / split).iterdir():
+            place = root / "ReasonSeg" / split / file.name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(file.read_bytes())
+    broken = sorted((root / "ReasonSeg" / "train").glob("*.jpg"))[0]
+    broken.write_bytes(broken.read_bytes()[:2000])  # its header is sound
+    run, most = tmp_path / "run", ("--skip-broken", "all")
+    common = ("--model", "tiny", "--data-dir", root, "--output-dir", run, "--epochs", "1",
+              "--max-train-samples", "2", "--max-val-samples", "1",
+              "--cache-dir", tmp_path / "cache", "--num-workers", "0")  # fmt: skip
+    code, told = call(*common, *most)
+    assert code == 0, told
+    assert json.loads((run / "run.json").read_text())["skip_broken"] == ALL
+    assert broken.stem in (run / "skipped.txt").read_text()
+    assert broken.stem not in json.loads((run / "run.json").read_text())["digests"]["train"]
+    (run / "summary.json").unlink()
+    code, told = call("--resume", run)
+    assert code == 0, told
+    assert call("--resume", run, *most)[0] == 2
+
+
+def test_a_folder_without_its_pictures_may_go(tmp_path: Path) -> None:
+    write_refer_seg(tmp_path)
+    folder = write_refer_seg(tmp_path, "refclef")
+    for file in (tmp_path / "refer_seg" / "images" / "saiapr_tc-12").iterdir():
+        file.unlink()
+    sets, (finding,) = READERS["refer_seg"](tmp_path, None)
+    assert [one.name for one in sets] == ["refer_seg/refcoco"]
+    assert f"take the folder {folder} out" in finding.fix and finding.entry == str(folder)
+
+
+def test_in_a_mixture_a_category_with_a_box_is_not_asked_for(tmp_path: Path) -> None:
+    square = [[1, 1, 5, 1, 5, 5]]
+    folder = write_coco(tmp_path, (0, 7, square), (0, 8, square), (1, 7, square))
+    notes = json.loads((folder / "annotations.json").read_text())
+    notes["annotations"].append(
+        {"id": 9, "image_id": 0, "category_id": 7, "segmentation": [], "bbox": [1, 1, 3, 3]}
+    )
+    (folder / "annotations.json").write_text(json.dumps(notes))
+    (data_set,), findings = READERS["sem_seg"](tmp_path, None)
+    assert len(findings) == 1 and findings[0].entry is not None
+    assert [len(list(one.paints())) for one in data_set.pictures] == [1, 1]
+
+
+def test_a_png_with_a_large_profile_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.new("RGB", (WIDTH, HEIGHT), (10, 20, 30)).save(path)
+    raw, body = path.read_bytes(), b"x\0\0" + zlib.compress(b"\0" * (5 << 20))
+    text = b"Comment\0\0" + zlib.compress(b"y" * (5 << 20))
+    chunks = b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in ((b"iCCP", body), (b"zTXt", text))
+    )
+    path.write_bytes(raw[:33] + chunks + raw[33:])
+    assert np.array_equal(read_image(path)[0, 0], (10, 20, 30))
