@@ -135,7 +135,8 @@ def margin_of(gpu: Gpu, free: int, rows: Iterable[TestedRow] = ()) -> Bytes:
     The 95 % quantile of the shortfalls on this GPU model, shipped and the user's own. A model with
     few rows gets that of all, and at least 3 %: a policy.
     """
-    shipped: dict[str, list[float]] = json.loads(ERRORS_FILE.read_text())["pool_shortfalls"]
+    errors = json.loads(ERRORS_FILE.read_text(encoding="utf-8"))
+    shipped: dict[str, list[float]] = errors["pool_shortfalls"]
     own = [
         (row.gpu, 1 - row.forecast_bytes / row.peak_reserved_bytes)
         for row in rows

@@ -52,10 +52,12 @@ def rehearsed(
         path.write_text(plan.to_json(), encoding="utf-8")
         command = python_module("trainer.rehearsal", str(path), *options)
         environ = at_home(os.environ) | dict(environment)
+        environ["PYTHONIOENCODING"] = "utf-8:replace"  # whatever the user's is, it is read so
         try:
             done = subprocess.run(
-                command, capture_output=True, text=True, timeout=timeout, env=environ
-            )
+                command, capture_output=True, encoding="utf-8", errors="replace",
+                timeout=timeout, env=environ,
+            )  # fmt: skip
             said, out, code = done.stderr, done.stdout, done.returncode
         except subprocess.TimeoutExpired as error:
             said = (error.stderr or b"").decode(errors="replace") + "\ntimed out"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from advisor import table_cli
+from profiles.streams import set_streams
 
 if TYPE_CHECKING:
     from advisor.forecast import Forecast
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from advisor.question import Target
 
 EXIT_USAGE = 2
+PLOT_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".pdf")
 MAX_VRAM_BYTES = 2**44  # 16 TiB: anything above is a slip of the unit
 _UNITS = {"mib": 2**20, "gib": 2**30, "mb": 10**6, "gb": 10**9}
 
@@ -100,7 +102,7 @@ def run(
         Path | None, typer.Option(metavar="FILE", help="Write the plan, if it fits, to FILE.")
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw one step's memory into a PNG.")
+        Path | None, typer.Option(metavar="FILE", help="Draw one step's memory into a picture.")
     ] = None,
     explain: Annotated[
         Text, typer.Option(metavar="COMPONENT", help="Say what a part of the memory is, and stop.")
@@ -137,6 +139,8 @@ def run(
         _fail("--measure needs the card here; --emulate-vram SIZE tries a smaller one's plan")
     for path in (save, plot):
         _must_be_writable(path)
+    if plot is not None and plot.suffix.lower() not in PLOT_SUFFIXES:
+        _fail(f"--plot: got {plot.name}; the name must end in one of {', '.join(PLOT_SUFFIXES)}")
     target = _target(vram or emulate_vram, gpu, system)
     _must_be_data(data_dir)
     assignments = [*(settings or ()), *_sugar(weights, lora_r, no_quantization)]
@@ -416,7 +420,7 @@ def doctor_command(
     from advisor.report import print_checks
 
     machine = probe()
-    checks = examine(machine, offline)
+    checks = examine(machine, offline, (lambda line: None) if as_json else _tell)
     if as_json:
         print(json.dumps([check.model_dump() for check in checks], indent=2))
     elif as_report:
@@ -472,10 +476,7 @@ def _fail(message: str) -> NoReturn:
 
 def main() -> None:
     """Entry point of `lisa-advise`."""
-    for stream in (sys.stdout, sys.stderr):
-        # An unprintable character in a GPU's or a file's name must not become a traceback.
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+    set_streams()
     app(prog_name="lisa-advise")
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from pydantic import Field
@@ -35,11 +35,19 @@ class Check(Frozen):
     remedy: str = ""
 
 
-def examine(machine: Machine, offline: bool = False) -> tuple[Check, ...]:
-    """Every check on this machine; a training step of lisa-tiny runs in a child process."""
+def examine(
+    machine: Machine, offline: bool = False, tell: Callable[[str], None] = lambda line: None
+) -> tuple[Check, ...]:
+    """Every check on this machine; a training step of lisa-tiny runs in a child process.
+
+    `tell` hears what is about to take seconds.
+    """
     gpu = pick_gpu(machine)
     device = "cuda" if gpu is not None else "cpu"
+    tell(f"a training step of lisa-tiny on {device}, up to a minute ...")
     facts = _selftest(device)
+    if not offline:
+        tell(f"asking the model hub, {HUB_SECONDS} s at most ...")
     return (
         *_driver(machine, facts),
         *_libraries(facts),
@@ -65,7 +73,8 @@ def _selftest(device: str) -> dict[str, Any]:
     try:
         environ = at_home(os.environ)
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=SELFTEST_SECONDS, env=environ
+            command, capture_output=True, encoding="utf-8", errors="replace",
+            timeout=SELFTEST_SECONDS, env=environ | {"PYTHONIOENCODING": "utf-8:replace"},
         )
     except subprocess.TimeoutExpired:
         return {"error": f"did not end in {SELFTEST_SECONDS} s"}

@@ -210,7 +210,7 @@ def interpret(
     pinned = plan.host_embeddings or plan.host_layers > 0
     process = pool + context.bytes(pinned)
     host = _host_bytes(measurement)
-    errors = json.loads(ERRORS_FILE.read_text()) if ERRORS_FILE.exists() else {}
+    errors = json.loads(ERRORS_FILE.read_text(encoding="utf-8")) if ERRORS_FILE.exists() else {}
     segments = "expandable segments" if expandable else "whole segments"
     kind = "answering" if answering else "compiled" if plan.compile else segments
     if plan.dtype != "bf16":

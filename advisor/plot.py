@@ -1,4 +1,4 @@
-"""Memory over one training step by component, as a PNG that can be read in grey."""
+"""Memory over one training step by component, as a picture that can be read in grey."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def draw(timeline: Timeline, title: str, capacity_bytes: int | None, path: Path)
     pen.text((LEFT, 14), title, fill=INK, font=font)
     pen.text((LEFT, 34), f"GiB of tensors, peak {peak / GIB:.2f}", fill=INK, font=small)
     pen.text((right + 14, TOP - 20), "most of each, GiB", fill=INK, font=small)
-    image.save(path, format="PNG")
+    image.save(path)  # in the format that the name says
 
 
 def _parts(timeline: Timeline) -> dict[str, list[int]]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
+from pathlib import Path
+
+CGROUP = Path("/sys/fs/cgroup")
 
 
 def python_module(module: str, *arguments: str) -> list[str]:
@@ -20,10 +24,43 @@ def at_home(environment: Mapping[str, str]) -> dict[str, str]:
 
     `PYTHONSAFEPATH` is `-P` for processes that libraries start, such as torch's compilers.
     On CPUs with AVX512-BF16 bitsandbytes would fetch a kernel's code from the hub. torch would
-    load compiled code from a folder of /tmp with a name that anyone may have taken first.
+    load compiled code from a folder of /tmp with a name that anyone may have taken first. Its
+    threads would spin while they wait: on cores that others use too, that made it 6 times slower.
     """
     from platformdirs import user_cache_path
 
     compiled = user_cache_path("lisa-preflight", appauthor=False) / "compiled"
-    kept = {"TORCHINDUCTOR_CACHE_DIR": str(compiled)} | dict(environment)
+    kept = {"TORCHINDUCTOR_CACHE_DIR": str(compiled), "OMP_WAIT_POLICY": "PASSIVE"}
+    kept |= dict(environment)
     return kept | {"HF_HUB_OFFLINE": "1", "PYTHONSAFEPATH": "1"}
+
+
+def usable_cores(cgroup: Path = CGROUP) -> int:
+    """Cores that this process may keep busy: by its affinity and its container's quota."""
+    if hasattr(os, "sched_getaffinity"):
+        count = len(os.sched_getaffinity(0))
+    else:
+        count = os.cpu_count() or 1
+    import psutil
+
+    physical = psutil.cpu_count(logical=False) or count  # two threads on one core gain nothing
+    return max(1, min(count, physical, int(_quota(cgroup) or count)))
+
+
+def _quota(cgroup: Path) -> float | None:
+    """Cores' worth of time that a container may take, by either version of cgroups."""
+    two = cgroup / "cpu.max"
+    one = cgroup / "cpu" / "cpu.cfs_quota_us", cgroup / "cpu" / "cpu.cfs_period_us"
+    try:
+        if two.exists():
+            quota, period = two.read_text(encoding="ascii").split()
+        else:
+            quota, period = (path.read_text(encoding="ascii").strip() for path in one)
+        return None if quota == "max" or int(quota) <= 0 else int(quota) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+
+
+def threads_for(cores: int, processes: int = 1, workers: int = 0) -> int:
+    """Threads that each of `processes` computes with, a core being left for each of its workers."""
+    return max(1, cores // max(1, processes) - workers)

@@ -191,7 +191,7 @@ def row_of(question: Question, answer: Answer, files: list[Path]) -> dict[str, A
         "seconds": round(answer.seconds, 3),
         "masks": [run_lengths(mask) for mask in answer.masks],
         "files": [str(path) for path in files],
-    }
+    } | ({"masks_left_out": answer.left_out} if answer.left_out else {})
 
 
 def row_of_unanswered(question: Question, error: str) -> dict[str, Any]:

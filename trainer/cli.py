@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from profiles.streams import set_streams
 from trainer.console import (
     EXIT_INTERRUPTED,
     EXIT_USAGE,
@@ -373,6 +374,7 @@ def hyphenated(arguments: list[str]) -> list[str]:
 
 def main() -> None:
     """Entry point of `lisa-train`, also `accelerate launch -m trainer.cli`."""
+    set_streams()
     # On CPUs with AVX512-BF16 it asks for a package that would fetch code from a hub.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     if leftovers := without_leftovers(os.environ):

@@ -9,7 +9,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -41,6 +41,19 @@ def use_allocator(plan: Plan) -> None:
         # Both names: torch 2.9 ignores the new one for CUDA, later versions prefer it.
         for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
             os.environ.setdefault(name, plan.allocator)
+
+
+def use_threads(plan: Plan, say: Callable[[str], None]) -> None:
+    """On the CPU, as many threads as there are cores for this process, unless the user has said."""
+    if plan.device != "cpu":
+        return
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        from profiles.surroundings import threads_for, usable_cores
+
+        torch.set_num_threads(threads_for(usable_cores(), plan.processes, plan.workers))
+    say(f"CPU threads: {torch.get_num_threads()} (OMP_NUM_THREADS sets another number)")
 
 
 def stay_at_home() -> None:

@@ -18,6 +18,7 @@ from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 from profiles.plan import Plan
+from profiles.surroundings import threads_for, usable_cores
 
 SHUTDOWN_SECONDS = 10  # between asking the processes to end and killing them
 
@@ -81,7 +82,7 @@ def start_processes(count: int, arguments: list[str]) -> int:
     # The failed process has already said why; torch's report adds only where it ran.
     for name in ("", ".agent.server.api"):
         logging.getLogger("torch.distributed.elastic" + name).setLevel(logging.CRITICAL)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads_for(usable_cores(), count)))
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

@@ -335,7 +335,8 @@ def main() -> None:
             else:
                 measurement, events = fake_rehearsal(
                     plan, text[1], masks, capability, _tell_phase,
-                    (lambda line: file.write_text(line.model_dump_json())) if file else None,
+                    (lambda line: file.write_text(line.model_dump_json(), encoding="utf-8"))
+                    if file else None,
                     answers,
                 )  # fmt: skip
         except (Unforeseen, NotAlike) as error:

@@ -31,6 +31,7 @@ class Answer:
     text: str
     masks: NDArray[np.bool_]  # [n, H, W]
     seconds: float
+    left_out: int = 0  # masks beyond what was asked for, the last ones
 
     @property
     def mask(self) -> NDArray[np.bool_]:
@@ -69,20 +70,25 @@ class Segmenter:
         self.caches = prepare_caches(self.plan, pictures, cache_root, self.accelerator, reporter)
         self.model = trained.load(self.plan, self.tokenizer, self.device)
 
-    def ask(self, question: Question) -> Answer:
-        """Answer one question about one of the pictures. Raises PromptError, DataError."""
+    def ask(self, question: Question, most_masks: int | None = None) -> Answer:
+        """Answer one question about one of the pictures, with so many masks at most.
+
+        Raises PromptError, DataError.
+        """
         started = time.monotonic()
         height, width = read_image(question.image).shape[:2]
         batch = self._batch(question).to(self.device)
         limit, end = self.plan.tokens.max_new_tokens, self.tokenizer.end_id
         new, low = self.model.answer(batch, limit, end)
+        left_out = max(0, len(low) - most_masks) if most_masks else 0
+        low = low[: len(low) - left_out]
         masks = np.zeros((len(low), height, width), bool)
         frame = self.plan.profile.sam.image_pixels
         for number, logits in enumerate(low):
             masks[number] = to_original(logits.cpu()[None], frame, height, width)[0].numpy() > 0
         kept = [token for token in new.tolist() if token != end]
         text = self.tokenizer.decode(kept).strip()
-        return Answer(text, masks, time.monotonic() - started)
+        return Answer(text, masks, time.monotonic() - started, left_out)
 
     def _batch(self, question: Question) -> Batch:
         ids = torch.tensor([self.tokenizer.encode([question.turn()]).input_ids])

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trainer.console import feature_cache, stay_at_home, tell, use_allocator, user_errors
+from profiles.streams import set_streams
+from trainer.console import (
+    feature_cache,
+    stay_at_home,
+    tell,
+    use_allocator,
+    use_threads,
+    user_errors,
+)
 
 if TYPE_CHECKING:
     from advisor.answering import Fit
@@ -77,7 +85,7 @@ def segment(
             if segmenter is None or one.image in broken:
                 found.append(row_of_unanswered(one, broken[one.image]))
             else:
-                answer = segmenter.ask(one)
+                answer = segmenter.ask(one, segmenter.plan.tokens.max_masks)
                 found.append(_told(one, answer, stem, as_json, several=len(asked) > 1))
     if broken:
         count = sum(one.image in broken for one in asked)
@@ -102,6 +110,7 @@ def _opened(trained: Trained, asked: list[Question]) -> tuple[Segmenter | None, 
 def planned(trained: Trained, asked: list[Question]) -> tuple[Plan, Fit | None]:
     """The plan to answer under: forecast for this card first. Raises NoRoom, RehearsalFailed."""
     if trained.plan.device == "cpu":
+        use_threads(trained.plan, tell)
         return trained.plan, None
     from advisor.answering import fitting
     from advisor.probe import probe
@@ -120,6 +129,11 @@ def _told(question: Question, answer: Answer, stem: Path, as_json: bool, several
     from trainer.ask import row_of, write_pictures
 
     files = write_pictures(question, answer, stem)
+    if answer.left_out:
+        kept, total = len(answer.masks), len(answer.masks) + answer.left_out
+        tell(f"{question.image}: the answer holds {total} masks, more than one was taught with: "
+             f"the first {kept} are kept\n    hint: --set tokens.max_masks={total} keeps all; "
+             "one that trained longer says fewer")  # fmt: skip
     if not as_json:
         print(f"{question.image.name}: {answer.text}" if several else answer.text)
         if files:
@@ -133,6 +147,7 @@ def _told(question: Question, answer: Answer, stem: Path, as_json: bool, several
 
 def main() -> None:
     """Entry point of `lisa-segment`."""
+    set_streams()
     # On CPUs with AVX512-BF16 it asks for a package that would fetch code from a hub.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     app(prog_name="lisa-segment")

@@ -20,6 +20,7 @@ from trainer.console import (
     reporter,
     tell,
     use_allocator,
+    use_threads,
     user_errors,
 )
 
@@ -187,6 +188,7 @@ def _train(run: Beginning) -> None:
             f"LoRA {f'r={plan.lora.rank}' if plan.lora else 'off'}, "
             f"batch {plan.micro_batch} × {plan.accumulation}{processes}, {len(train)} samples"
         )
+        use_threads(plan, speaker.line)
         from trainer.evaluate import run_sheet
         from trainer.facts import room
         from trainer.loop import Run, outcome
