@@ -218,6 +218,12 @@ def import_(
     test: Annotated[float, typer.Option(help="Share of pictures to keep for a test.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
     skip_broken: SkipBroken = None,
+    encoding: Annotated[
+        str | None, typer.Option(help="Of files that are not UTF-8, such as gbk.")
+    ] = None,
+    frame: Annotated[
+        str | None, typer.Option(help="Of outlines on turned pictures: stored or upright.")
+    ] = None,
 ) -> None:
     """Turn LabelMe or COCO annotations into ReasonSeg data for --data-dir DST."""
     from trainer.data import broken
@@ -226,10 +232,12 @@ def import_(
     with user_errors(), ended_politely():
         done = import_annotations(
             source, target, questions=questions, pictures=pictures, val=val, test=test, seed=seed,
-            skip_broken=broken.read_most(skip_broken),
+            skip_broken=broken.read_most(skip_broken), encoding=encoding, frame=frame,
         )  # fmt: skip
     items = ", ".join(f"{split} {count}" for split, count in done.items.items())
     print(f"{target}: {items} items on {done.pictures} pictures; {done.left_out} without any")
+    for what in done.assumed:
+        print(f"note: {what}")
     if done.broken:
         print(broken.told(done.broken, target / broken.LIST))
 

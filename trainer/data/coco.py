@@ -7,7 +7,7 @@ W], counts: [n, …] or text}``, or a list of such encodings; an empty list cove
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
@@ -50,6 +50,7 @@ class CocoMask:
     parts: tuple[Part, ...]
     place: str = ""  # in the file
     crowd: bool = False
+    grouped: bool = True  # whether a crowd is said to be one, rather than one painted object
     box: tuple[Part, ...] | None = None
 
 
@@ -65,11 +66,15 @@ class Coco:
     categories: dict[int, str]
     masks: dict[int, CocoMask]
     unusable: dict[int, CocoMask] = field(default_factory=dict)
+    tool: str = ""  # info.contributor, where exporters name themselves
 
 
-def read_coco(report: Report) -> Coco:
-    """The annotation file at the report's path; a finding for all that is not sound."""
-    parsed = load_json(report, dict, "{images, annotations, categories}")
+def read_coco(report: Report, text_of: Callable[[bytes], str] | None = None) -> Coco:
+    """The annotation file at the report's path; a finding for all that is not sound.
+
+    `text_of` decodes a file of another tool than COCO's.
+    """
+    parsed = load_json(report, dict, "{images, annotations, categories}", text_of=text_of)
     if parsed is None:
         return Coco({}, {}, {})
     images: dict[int, CocoImage] = {}
@@ -109,14 +114,18 @@ def read_coco(report: Report) -> Coco:
             what, value = f"{place}.segmentation", entry.get("segmentation")
             parts = _read_parts(report, what, value, images[image].size)
             crowd, box = bool(entry.get("iscrowd")), _box(entry)
+            attributes = entry.get("attributes")
+            grouped = not isinstance(attributes, dict) or bool(attributes.get("is_crowd"))
             if parts == () and box:
                 report.add(what, value, "an outline of what is in the bbox", _FIX)
                 parts = None
             if parts is not None:
-                masks[number] = CocoMask(image, category, parts, place, crowd, box)
+                masks[number] = CocoMask(image, category, parts, place, crowd, grouped, box)
             else:
-                unusable[number] = CocoMask(image, category, (), place, crowd, box)
-    return Coco(images, categories, masks, unusable)
+                unusable[number] = CocoMask(image, category, (), place, crowd, grouped, box)
+    info = parsed.get("info")
+    tool = str(info.get("contributor") or "") if isinstance(info, dict) else ""
+    return Coco(images, categories, masks, unusable, tool)
 
 
 def _file_name(entry: dict[str, Any]) -> object:

@@ -23,6 +23,7 @@ from trainer.data.drawing import (
     json_files,
     outlines,
 )
+from trainer.data.encoding import Conventions
 from trainer.data.paths import PictureSearch
 from trainer.data.reasonseg import (
     LARGEST_FILE,
@@ -41,13 +42,23 @@ from trainer.data.reasonseg import (
 
 # One point every 3 degrees: off by a third of a pixel at most for a radius of 1000.
 CIRCLE_POINTS = 120
+# The words of LabelMe's own labels.txt, which its converters know as well.
+IGNORE_IN_LABELME, BACKGROUND_LABELS = "__ignore__", ("_background_", "__background__")
+WITHOUT_INSIDE = ("point", "points", "line", "linestrip")
 
 
-def read_labelme(folder: Path, search: PictureSearch, findings: list[Finding]) -> Iterator[Drawing]:
+def read_labelme(
+    folder: Path,
+    search: PictureSearch,
+    findings: list[Finding],
+    conventions: Conventions | None = None,
+) -> Iterator[Drawing]:
     """The pictures whose annotations are sound; a finding for all that is not."""
+    conventions = conventions or Conventions()
     for path in json_files(folder):
         report, before = Report(path, findings, entry=str(path)), len(findings)
-        notes = load_json(report, dict, "LabelMe's {imagePath, shapes}", LARGEST_FILE)
+        notes = load_json(report, dict, "LabelMe's {imagePath, shapes}", LARGEST_FILE,
+                          conventions.text)  # fmt: skip
         if notes is None:
             continue
         if "annotations" in notes:
@@ -86,6 +97,12 @@ def _outlined(report: Report, shapes: object, size: Size) -> dict[str, tuple[Pol
     budget = Budget()
     for index, shape in enumerate(shapes):
         what, fields = f"shapes[{index}]", shape if isinstance(shape, dict) else {}
+        if fields.get("label") in BACKGROUND_LABELS:
+            fix = "take the shape out: what is not outlined is background"
+            report.add(f"{what}.label", fields["label"], "the name of a thing", fix)
+            continue
+        if fields.get("label") == IGNORE_IN_LABELME:
+            fields = fields | {"label": IGNORE_LABEL}
         label = read_sentence(report, f"{what}.label", fields.get("label"))
         polygons = _polygons(report, what, fields, size, budget)
         if label is None:
@@ -105,12 +122,12 @@ def _polygons(
     kind = shape.get("shape_type", "polygon")
     read = _KINDS.get(kind) if isinstance(kind, str) else None
     if read is None:
-        fix = "draw it as a polygon, or take it out: it has no inside"
+        fix = "draw it as a polygon, or take it out"
+        fix += ": it has no inside" if kind in WITHOUT_INSIDE else ""
         report.add(f"{what}.shape_type", kind, ", ".join(_KINDS), fix)
         return []
-    points = read_points(
-        report, f"{what}.points", shape.get("points"), 3 if kind == "polygon" else 2
-    )
+    least = {"polygon": 3, "rectangle": 2, "circle": 2, "mask": 2}.get(kind, 4)
+    points = read_points(report, f"{what}.points", shape.get("points"), least)
     if points is None:
         return []
     try:
@@ -134,7 +151,7 @@ def _polygon(points: FloatArray, mask: object) -> list[FloatArray]:
 
 
 def _rectangle(points: FloatArray, mask: object) -> list[FloatArray]:
-    """From two opposite corners."""
+    """From two opposite corners, or all four, as X-AnyLabeling writes them."""
     (left, top), (right, bottom) = points.min(axis=0), points.max(axis=0)
     return [np.array([[left, top], [right, top], [right, bottom], [left, bottom]])]
 
@@ -163,4 +180,7 @@ _KINDS: dict[str, Callable[[FloatArray, object], list[FloatArray]]] = {
     "rectangle": _rectangle,
     "circle": _circle,
     "mask": _mask,
+    "oriented_rectangle": _polygon,  # LabelMe: four corners
+    "rotation": _polygon,  # X-AnyLabeling: the same
+    "quadrilateral": _polygon,  # X-AnyLabeling: four corners at any angles
 }

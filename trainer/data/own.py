@@ -6,6 +6,7 @@ without such a file the label itself, as a phrase.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
 import json
@@ -15,11 +16,13 @@ import shutil
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
 from typing import TypeAlias
 
 from trainer.data import broken
 from trainer.data.drawing import Drawing, json_files
+from trainer.data.encoding import Conventions
 from trainer.data.labelme import read_labelme
 from trainer.data.own_coco import read_drawings
 from trainer.data.paths import PictureSearch, search_folders
@@ -60,6 +63,7 @@ class Imported:
     pictures: int
     left_out: int
     broken: tuple[Finding, ...] = ()
+    assumed: tuple[str, ...] = ()  # how a tool's own conventions were understood, and how often
 
 
 def import_annotations(
@@ -72,6 +76,8 @@ def import_annotations(
     test: float = 0.0,
     seed: int = 0,
     skip_broken: int = 0,
+    encoding: str | None = None,
+    frame: str | None = None,
 ) -> Imported:
     """Write `target/ReasonSeg/{train,val,test}` from a LabelMe folder or a COCO instances file.
 
@@ -85,6 +91,15 @@ def import_annotations(
     The target appears when it is whole. Raises DataError with all findings, FileExistsError if
     the target is not empty, ValueError for unusable arguments.
     """
+    if frame not in (None, "stored", "upright"):
+        raise ValueError(f"--frame: got {frame!r}; allowed: stored, upright")
+    if encoding is not None:
+        try:
+            codecs.lookup(encoding)
+        except LookupError:
+            allowed = "a name that Python knows, such as gbk, shift_jis or cp1252"
+            raise ValueError(f"--encoding: got {encoding!r}; allowed: {allowed}") from None
+    conventions = Conventions(encoding, frame)
     if not 0 < val < 1:
         raise ValueError(f"--val: got {val}; allowed: a share between 0 and 1")
     if not 0 <= test < 1 - val:
@@ -95,11 +110,11 @@ def import_annotations(
     with placed(target) as draft:
         folder = draft / FOLDER / "train"
         folder.mkdir(parents=True)
-        asked = None if questions is None else _read_questions(questions, findings)
+        asked = None if questions is None else _read_questions(questions, findings, conventions)
         written: dict[str, list[Path]] = {}  # by a picture's content, its items' pictures
         names: dict[str, bool] = {}  # whether a picture has any item
         search = PictureSearch(search_folders(source, pictures))
-        for drawing in _drawings(source, search, findings):
+        for drawing in _drawings(source, search, findings, conventions):
             before, report = len(findings), _report(drawing, findings)
             if drawing.name in names:
                 allowed, fix = "each picture once", "put all its shapes into one entry"
@@ -125,7 +140,8 @@ def import_annotations(
         if left_out:
             broken.write_list(draft / broken.LIST, left_out)
     with_items = sum(names.values())
-    return Imported(counts, with_items, len(names) - with_items, left_out)
+    assumed = tuple(f"{count} {what}" for what, count in conventions.assumed.items())
+    return Imported(counts, with_items, len(names) - with_items, left_out, assumed)
 
 
 def _report(drawing: Drawing, findings: list[Finding]) -> Report:
@@ -133,15 +149,17 @@ def _report(drawing: Drawing, findings: list[Finding]) -> Report:
     return Report(drawing.notes, findings, f"{drawing.notes}: {drawing.name}")
 
 
-def _drawings(source: Path, search: PictureSearch, findings: list[Finding]) -> Iterator[Drawing]:
+def _drawings(
+    source: Path, search: PictureSearch, findings: list[Finding], conventions: Conventions
+) -> Iterator[Drawing]:
     """The drawings of a COCO file, of a folder with one, or else of a LabelMe folder."""
     coco = _coco_file(source)
     if coco is not None:
         search.folders = list(dict.fromkeys([*search.folders, *search_folders(coco, None)]))
-        return read_drawings(coco, search, findings)
+        return read_drawings(coco, search, findings, conventions)
     if not source.is_dir():
         raise ValueError(f"{source}: no such folder of LabelMe's files, nor a COCO file")
-    return read_labelme(source, search, findings)
+    return read_labelme(source, search, findings, conventions)
 
 
 def _coco_file(source: Path) -> Path | None:
@@ -156,13 +174,15 @@ def _coco_file(source: Path) -> Path | None:
     return None
 
 
-def _read_questions(path: Path, findings: list[Finding]) -> _Questions:
+def _read_questions(
+    path: Path, findings: list[Finding], conventions: Conventions
+) -> _Questions:
     """The questions of a CSV with a header, or of JSONL, both with COLUMNS."""
     report = Report(path, findings)
     asked: _Questions = {}
     try:
-        rows = list(_rows(path))
-    except (OSError, ValueError, RecursionError, csv.Error) as error:
+        rows = list(_rows(path, conventions))
+    except (OSError, ValueError, LookupError, RecursionError, csv.Error) as error:
         got = f"{type(error).__name__} {error}"
         allowed = (
             f"CSV (.csv, a header first) or JSON lines (.jsonl) in UTF-8: {', '.join(COLUMNS)}"
@@ -179,14 +199,17 @@ def _read_questions(path: Path, findings: list[Finding]) -> _Questions:
     return asked
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
+def _rows(path: Path, conventions: Conventions) -> Iterator[tuple[int, dict[str, object]]]:
     """(number of the line, its fields). Raises OSError, ValueError, csv.Error."""
     kind = path.suffix.lower()
     if kind not in (".csv", ".jsonl"):
         raise ValueError(f"a name that ends in {kind or 'nothing'}")
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with StringIO(conventions.text(path.read_bytes()), newline="") as file:
         if kind == ".csv":
-            reader = csv.DictReader(file, strict=True)
+            first = file.readline()
+            file.seek(0)
+            comma = max(",;\t", key=first.count)  # spreadsheets of many countries write semicolons
+            reader = csv.DictReader(file, strict=True, delimiter=comma)
             if not set(COLUMNS) <= set(reader.fieldnames or ()):
                 raise ValueError(f"the header {','.join(reader.fieldnames or ())}")
             for row in reader:

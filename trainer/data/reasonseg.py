@@ -291,9 +291,15 @@ def paint_mask(polygons: Sequence[Polygon], height: int, width: int) -> ByteArra
 
 
 def load_json(
-    report: Report, kind: type[T], allowed: str, most_bytes: float = float("inf")
+    report: Report,
+    kind: type[T],
+    allowed: str,
+    most_bytes: float = float("inf"),
+    text_of: Callable[[bytes], str] | None = None,
 ) -> T | None:
     """The parsed file, UTF-8 or else cp1252, if of this kind; None with a finding added.
+
+    `text_of` decodes otherwise, and raises ValueError or LookupError.
 
     Parsing takes some twenty times the memory that the file has bytes.
     """
@@ -303,18 +309,25 @@ def load_json(
         if report.path.stat().st_size > most_bytes:
             raise ValueError(f"more than {most_bytes / 2**20:.0f} MiB")
         raw = report.path.read_bytes()
-        try:
-            text = raw.decode("utf-8-sig")
-        except UnicodeDecodeError:
-            text = raw.decode("cp1252")
+        text = (text_of or _published_text)(raw)
         parsed = json.loads(text)
         if isinstance(parsed, kind):
             return parsed
         raise ValueError(f"content {brief(parsed)}")
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError, LookupError, RecursionError) as error:
         got, fix = f"{type(error).__name__} {error}", "correct the file or fetch it again"
+        if "--encoding" in str(error):
+            fix = "name its encoding, such as --encoding gbk"
         report.add("file", got, f"JSON in UTF-8 or cp1252, {allowed}", fix)
     return None
+
+
+def _published_text(raw: bytes) -> str:
+    """UTF-8, or else cp1252, as ReasonSeg's published files are."""
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return raw.decode("cp1252")
 
 
 def read_sentence(report: Report, what: str, value: object) -> str | None:

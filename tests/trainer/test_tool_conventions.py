@@ -1,0 +1,233 @@
+"""Annotation tools' own meaning: turned pictures, painted masks, encodings, words and shapes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from trainer.data.encoding import decoded
+from trainer.data.own import Imported, import_annotations
+from trainer.data.reasonseg import DataError, Item, paint_mask, read_split
+
+UPRIGHT = (60, 80)  # width, height
+BOX = (6, 8, 24, 32)  # left, top, right, bottom of the object in the upright picture
+# How Pillow makes the stored picture of an upright one, by the orientation that undoes it.
+STORE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_270,
+}  # fmt: skip
+
+
+def picture(path: Path, seed: int, orientation: int = 1) -> tuple[int, int]:
+    """Write a picture with a bright object at BOX as one sees it; its stored (width, height)."""
+    pixels = np.random.default_rng(seed).integers(0, 90, (UPRIGHT[1], UPRIGHT[0], 3))
+    pixels[BOX[1] : BOX[3], BOX[0] : BOX[2]] = 250
+    image = Image.fromarray(pixels.astype(np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    if orientation in STORE:
+        image = image.transpose(STORE[orientation])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, exif=exif, quality=95)
+    return image.size
+
+
+def mask_of(item: Item) -> np.ndarray:
+    return paint_mask(item.polygons, UPRIGHT[1], UPRIGHT[0])
+
+
+def overlap(folder: Path) -> float:
+    """The worst IoU of the imported masks with BOX."""
+    true = np.zeros((UPRIGHT[1], UPRIGHT[0]), bool)
+    true[BOX[1] : BOX[3], BOX[0] : BOX[2]] = True
+    ious = []
+    for split in ("train", "val"):
+        for item in read_split(folder, split):
+            painted = mask_of(item) == 1
+            ious.append((painted & true).sum() / (painted | true).sum())
+    assert ious
+    return float(min(ious))
+
+
+def coco(folder: Path, orientation: int, contributor: str, scale: bool) -> Path:
+    """COCO of three pictures; `scale`: outlines in parts of the upright picture, stored size."""
+    images, notes = [], []
+    for n in range(3):
+        width, height = picture(folder / f"{n}.jpg", n, orientation)
+        across, down = (width / UPRIGHT[0], height / UPRIGHT[1]) if scale else (1, 1)
+        left, top, right, bottom = BOX
+        corners = [(left, top), (right, top), (right, bottom), (left, bottom)]
+        outline = [part for x, y in corners for part in (x * across, y * down)]
+        size = (width, height) if scale else UPRIGHT
+        images.append({"id": n, "file_name": f"{n}.jpg", "width": size[0], "height": size[1]})
+        notes.append({"id": n, "image_id": n, "category_id": 0, "segmentation": [outline],
+                      "iscrowd": 0})  # fmt: skip
+    return written(folder, images, notes, {"contributor": contributor})
+
+
+def written(folder: Path, images: list[Any], notes: list[Any], info: dict[str, Any]) -> Path:
+    path = folder / "result.json"
+    document = {"images": images, "annotations": notes, "info": info,
+                "categories": [{"id": 0, "name": "cup"}]}  # fmt: skip
+    path.write_text(json.dumps(document), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_label_studio_draws_on_the_upright_picture(tmp_path: Path, orientation: int) -> None:
+    """Its converter multiplies per cent of the upright picture by the stored width and height."""
+    source = coco(tmp_path / "in", orientation, "Label Studio", scale=True)
+    done = import_annotations(source, tmp_path / "out")
+    assert overlap(tmp_path / "out") > 0.8
+    assert any("Label Studio" in what for what in done.assumed) == (orientation != 1)
+
+
+@pytest.mark.parametrize("orientation", [2, 3, 4])
+def test_a_frame_that_nothing_tells_is_asked_for(tmp_path: Path, orientation: int) -> None:
+    source = coco(tmp_path / "in", orientation, "", scale=False)
+    with pytest.raises(DataError, match="--frame stored or --frame upright"):
+        import_annotations(source, tmp_path / "out")
+    import_annotations(source, tmp_path / "out", frame="upright")
+    assert overlap(tmp_path / "out") > 0.8
+    import_annotations(source, tmp_path / "stored", frame="stored")
+    assert overlap(tmp_path / "stored") < 0.1
+    with pytest.raises(ValueError, match="allowed: stored, upright"):
+        import_annotations(source, tmp_path / "no", frame="sideways")
+
+
+def painted(folder: Path, attributes: dict[str, Any] | None) -> Path:
+    images, notes = [], []
+    for n in range(3):
+        picture(folder / f"{n}.jpg", n)
+        mask = np.zeros((UPRIGHT[1], UPRIGHT[0]), np.uint8, order="F")
+        mask[BOX[1] : BOX[3], BOX[0] : BOX[2]] = 1
+        runs = coco_mask.encode(np.asfortranarray(mask))
+        runs["counts"] = runs["counts"].decode()
+        images.append({"id": n, "file_name": f"{n}.jpg", "width": 60, "height": 80})
+        note = {"id": n, "image_id": n, "category_id": 0, "segmentation": runs, "iscrowd": 1}
+        notes.append(note if attributes is None else note | {"attributes": attributes})
+    return written(folder, images, notes, {})
+
+
+def test_masks_painted_in_cvat_are_objects(tmp_path: Path) -> None:
+    """CVAT exports them as run lengths with iscrowd 1, beside attributes of its own."""
+    done = import_annotations(painted(tmp_path / "in", {"occluded": False}), tmp_path / "out")
+    assert overlap(tmp_path / "out") == 1
+    assert any("CVAT" in what and what.startswith("3 ") for what in done.assumed)
+
+
+@pytest.mark.parametrize("attributes", [None, {"is_crowd": True}])
+def test_crowds_stay_crowds(tmp_path: Path, attributes: dict[str, Any] | None) -> None:
+    with pytest.raises(DataError, match="outline and label more pictures"):
+        import_annotations(painted(tmp_path / "in", attributes), tmp_path / "out")
+
+
+CORNERS = [[BOX[0], BOX[1]], [BOX[2], BOX[1]], [BOX[2], BOX[3]], [BOX[0], BOX[3]]]
+
+
+def labelme(folder: Path, *shapes: dict[str, Any], encoding: str = "utf-8") -> Path:
+    for n in range(3):
+        picture(folder / f"{n}.jpg", n)
+        notes = {"imagePath": f"{n}.jpg", "imageWidth": 60, "imageHeight": 80, "shapes": shapes}
+        text = json.dumps(notes, ensure_ascii=False)
+        (folder / f"{n}.json").write_bytes(text.encode(encoding))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "kind", ["polygon", "rectangle", "oriented_rectangle", "rotation", "quadrilateral"]
+)
+def test_shapes_with_four_corners(tmp_path: Path, kind: str) -> None:
+    shape = {"label": "cup", "shape_type": kind, "points": CORNERS}
+    import_annotations(labelme(tmp_path / "in", shape), tmp_path / "out")
+    assert overlap(tmp_path / "out") > 0.8
+
+
+@pytest.mark.parametrize("kind", ["line", "linestrip", "point", "points", "cuboid"])
+def test_a_shape_that_is_not_read_is_refused_for_its_own_reason(tmp_path: Path, kind: str) -> None:
+    shape = {"label": "cup", "shape_type": kind, "points": CORNERS}
+    with pytest.raises(DataError) as refused:
+        import_annotations(labelme(tmp_path / "in", shape), tmp_path / "out")
+    assert ("it has no inside" in str(refused.value)) == (kind != "cuboid")
+    assert str(refused.value).count(f"got '{kind}'") == 3  # all of them, at once
+
+
+def test_labelmes_word_for_ignore(tmp_path: Path) -> None:
+    shapes = [{"label": "cup", "shape_type": "polygon", "points": CORNERS},
+              {"label": "__ignore__", "shape_type": "rectangle",
+               "points": [[40, 50], [50, 60]]}]  # fmt: skip
+    import_annotations(labelme(tmp_path / "in", *shapes), tmp_path / "out")
+    items = [item for split in ("train", "val") for item in read_split(tmp_path / "out", split)]
+    assert len(items) == 3  # "cup" alone is asked for
+    assert all(255 in mask_of(item) for item in items)
+
+
+def test_labelmes_word_for_the_background_is_no_thing(tmp_path: Path) -> None:
+    shapes = [{"label": label, "shape_type": "polygon", "points": CORNERS}
+              for label in ("cup", "_background_")]  # fmt: skip
+    with pytest.raises(DataError, match="take the shape out"):
+        import_annotations(labelme(tmp_path / "in", *shapes), tmp_path / "out")
+
+
+def imported(tmp_path: Path, label: str, stored: str, **options: Any) -> Imported:
+    shape = {"label": label, "shape_type": "polygon", "points": CORNERS}
+    return import_annotations(
+        labelme(tmp_path / "in", shape, encoding=stored), tmp_path / "out", **options
+    )
+
+
+def asked(folder: Path) -> set[str]:
+    return {text for item in read_split(folder, "train") for text in item.texts}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "gbk", "shift_jis"])
+def test_an_older_encoding_is_read_where_it_is_plausible(tmp_path: Path, encoding: str) -> None:
+    label = "コップ" if encoding == "shift_jis" else "杯子"
+    done = imported(tmp_path, label, encoding)
+    assert asked(tmp_path / "out") == {label}
+    assert bool(done.assumed) == (encoding not in ("utf-8", "utf-8-sig"))
+
+
+def test_text_that_may_be_several_is_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="--encoding"):
+        imported(tmp_path, "стол", "cp1251")
+    imported(tmp_path, "стол", "cp1251", encoding="cp1251")
+    assert asked(tmp_path / "out") == {"стол"}
+    with pytest.raises(ValueError, match="a name that Python knows"):
+        imported(tmp_path, "cup", "utf-8", encoding="klingon")
+
+
+@pytest.mark.parametrize("text", ["café", "Tür", "niño", "the dog’s “bone” – 5 °C", "œuvre"])
+def test_western_words_are_read_as_such(text: str) -> None:
+    assert decoded(text.encode("cp1252")) == (text, "cp1252")
+
+
+@pytest.mark.parametrize("text, encoding", [
+    ("杯子", "gbk"), ("桌子上的杯子", "gbk"), ("猫の耳", "shift_jis"), ("컵", "euc_kr"),
+    ("стол", "cp1251"), ("красная чашка", "cp1251"), ("狗", "big5"), ("ñandú", "cp1252"),
+])  # fmt: skip
+def test_no_word_becomes_another_in_silence(text: str, encoding: str) -> None:
+    try:
+        assert decoded(text.encode(encoding))[0] == text
+    except ValueError as error:
+        assert "--encoding" in str(error)
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp1252"])
+def test_spreadsheets_of_many_countries(tmp_path: Path, separator: str, encoding: str) -> None:
+    shape = {"label": "cup", "shape_type": "polygon", "points": CORNERS}
+    source = labelme(tmp_path / "in", shape)
+    lines = [("picture", "label", "question")]
+    lines += [(f"{n}.jpg", "cup", "Which one is for café au lait?") for n in range(3)]
+    text = "\r\n".join(separator.join(line) for line in lines)
+    (tmp_path / "q.csv").write_bytes(text.encode(encoding))
+    import_annotations(source, tmp_path / "out", questions=tmp_path / "q.csv")
+    assert asked(tmp_path / "out") == {"Which one is for café au lait?"}

@@ -1,0 +1,133 @@
+"""Text of annotation tools: UTF-8, or an older encoding where only one is plausible.
+
+Older LabelMe on a Chinese Windows wrote GBK, spreadsheets write cp1252. Nearly any bytes decode as
+cp1252, so that they decode says nothing: what comes out must look like words.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"),
+        (codecs.BOM_UTF16_BE, "utf-16"))  # fmt: skip
+_MIXED_WORD = re.compile("[A-Za-z][\u0400-\u04ff]|[\u0400-\u04ff][A-Za-z]")  # "cafй" for "café"
+_PUNCTUATION = "’‘“”–—…°«»¿¡€£§·×²³±µ½¼®©™ "
+
+
+@dataclass
+class Conventions:
+    """What the user says of files whose tool leaves it open, and what was assumed otherwise."""
+
+    encoding: str | None = None
+    frame: str | None = None  # "stored" or "upright": the frame of a turned picture's outlines
+    assumed: dict[str, int] = field(default_factory=dict)  # how often, by what was assumed
+
+    def assume(self, what: str) -> None:
+        self.assumed[what] = self.assumed.get(what, 0) + 1
+
+    def text(self, raw: bytes) -> str:
+        """The text of a file. Raises ValueError where no encoding, or more than one, is plausible.
+
+        LookupError: `encoding` is none that Python knows.
+        """
+        text, name = decoded(raw, self.encoding)
+        if name not in ("utf-8", "utf-8-sig", self.encoding):
+            self.assume(f"files read as {name}")
+        return text
+
+
+def decoded(raw: bytes, encoding: str | None = None) -> tuple[str, str]:
+    """The text and the encoding that it was in: `encoding`, a BOM's, UTF-8, or the plausible one.
+
+    Raises ValueError where no older encoding, or more than one, gives plausible text.
+    """
+    if encoding is not None:
+        return raw.decode(encoding), encoding
+    for mark, name in BOMS:
+        if raw.startswith(mark):
+            return raw.decode(name), name
+    try:
+        return raw.decode("utf-8"), "utf-8"
+    except UnicodeDecodeError:
+        found = [name for name in _PLAUSIBLE if _is_plausible(raw, name)]
+    if len(found) == 1:
+        return raw.decode(found[0]), found[0]
+    may = f"may be {', '.join(found)}" if found else "no other encoding gives words"
+    raise ValueError(f"text that is not UTF-8, and {may}: name it with --encoding")
+
+
+def _is_plausible(raw: bytes, name: str) -> bool:
+    try:
+        text = raw.decode(name)
+    except UnicodeDecodeError:
+        return False
+    return _PLAUSIBLE[name](text)
+
+
+def _of_script(*scripts: str) -> Callable[[str], bool]:
+    """A test for text whose letters beyond ASCII are all of these scripts, by Unicode's names."""
+
+    def fits(text: str) -> bool:
+        beyond = [c for c in text if not c.isascii() and c not in _PUNCTUATION]
+        names = [unicodedata.name(character, "") for character in beyond]
+        return (
+            not _MIXED_WORD.search(text)
+            and any(name.startswith(scripts) for name in names)
+            and all(name.startswith((*scripts, "IDEOGRAPHIC", "FULLWIDTH")) for name in names)
+        )
+
+    return fits
+
+
+def _is_western(text: str) -> bool:
+    """Letters and typographic signs, seldom side by side and none within a word of capitals."""
+    beside = 0
+    for before, character in zip(" " + text, text, strict=False):
+        if character.isascii():
+            beside = 0
+            continue
+        latin = unicodedata.name(character, "").startswith("LATIN") and character != "ƒ"
+        if not latin and character not in _PUNCTUATION:
+            return False
+        beside += 1
+        # Other encodings' words come out as "Ñòîë" or "±­×Ó": signs within words, capitals behind
+        # small letters.
+        if beside > 2 or (character.isupper() and before.islower()):
+            return False
+        if not latin and before.isalpha() and not before.isascii():
+            return False
+    return True
+
+
+def _is_simplified(text: str) -> bool:
+    """Of the 6763 characters of GB 2312: the rest of GBK is rare, and what other text becomes."""
+    try:
+        text.encode("gb2312")
+    except UnicodeEncodeError:
+        return False
+    return _of_script("CJK")(text)
+
+
+def _is_traditional(text: str) -> bool:
+    """Of the 5401 frequent characters of Big5, which come first in it."""
+    frequent = (c.isascii() or c.encode("big5", "replace") < b"\xc6\x7f" for c in text)
+    return _of_script("CJK")(text) and all(frequent)
+
+
+def _is_japanese(text: str) -> bool:
+    kana = any(unicodedata.name(c, "").startswith(("HIRAGANA", "KATAKANA")) for c in text)
+    return kana and _of_script("CJK", "HIRAGANA", "KATAKANA")(text)
+
+
+_PLAUSIBLE: dict[str, Callable[[str], bool]] = {
+    "cp1252": _is_western,
+    "gbk": _is_simplified,
+    "big5": _is_traditional,
+    "shift_jis": _is_japanese,
+    "euc_kr": _of_script("HANGUL"),
+    "cp1251": _of_script("CYRILLIC"),
+}
