@@ -27,6 +27,8 @@ UNNAMED = "unknown GPU"
 MOST_CARDS, MOST_INSTANCES, MOST_BYTES = 256, 8, 2**44  # beyond these an answer is garbage
 # Devices on one die with the host's memory: by name, and by compute capability.
 SHARES_MEMORY = re.compile(r"\b(GB10|Orin|Thor|Xavier|Tegra|Jetson|nvgpu)\b", re.IGNORECASE)
+# "GRID V100D-16C", "NVIDIA A10-24Q", "NVIDIA A100-4-20C", "GRID A100D-10CME", "A16-2B4".
+VGPU_NAME = re.compile(r"\bGRID\b|-\d+(?:[ABQ]\d?|C(?:ME)?)$", re.IGNORECASE)
 SHARING_CAPABILITIES = {(5, 3), (6, 2), (7, 2), (8, 7), (11, 0), (12, 1)}
 
 
@@ -53,6 +55,7 @@ class Gpu(_Frozen):
     pcie: str | None = Field(None, description="generation and lanes at most, such as 4.0 x16")
     wddm: bool | None = Field(None, description="Windows' driver model, which spills; else None")
     mig_parent: str | None = Field(None, description="UUID of the card a MIG instance is cut from")
+    vgpu: bool | None = Field(None, description="a share of a card, lent to a virtual machine")
     lost: str | None = Field(None, description="why the card cannot be used")
 
     @property
@@ -269,6 +272,7 @@ def _gpu(nvml: ModuleType, handle: Any, index: int, notes: list[Finding]) -> Gpu
         ecc=_first(_ask(nvml, "nvmlDeviceGetEccMode", handle)),
         pcie=_pcie(nvml, handle),
         wddm=_is_wddm(nvml, handle),
+        vgpu=_is_vgpu(nvml, handle, name),
         other_processes=count,
         other_process_bytes=process_bytes,
         **memory,
@@ -300,6 +304,14 @@ def _is_wddm(nvml: ModuleType, handle: Any) -> bool | None:
     kind = model[0] if isinstance(model, (list, tuple)) and model else model
     number = _whole(kind, 9)
     return None if number is None else number == 0  # NVML_DRIVER_WDDM
+
+
+def _is_vgpu(nvml: ModuleType, handle: Any, name: str) -> bool | None:
+    """Whether the card is a virtual GPU, by its name or by what NVML says."""
+    if VGPU_NAME.search(name):
+        return True
+    mode = _whole(_ask(nvml, "nvmlDeviceGetVirtualizationMode", handle), 9)
+    return None if mode is None else mode == 2  # NVML_GPU_VIRTUALIZATION_MODE_VGPU
 
 
 def _first(pair: Any) -> bool | None:
