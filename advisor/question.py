@@ -161,13 +161,19 @@ def whole_segments(question: Question, gpu: Gpu) -> str:
     return ""
 
 
+def too_old(gpu: Gpu) -> Finding | None:
+    """Why no build of torch that runs this serves that card, if so."""
+    if gpu.compute_capability is None or gpu.compute_capability >= OLDEST_BUILT:
+        return None
+    version = "{}.{}".format(*gpu.compute_capability)
+    what = f"is too old: no build of torch that runs this serves compute capability {version}"
+    return Finding(gpu.name, what, fix="use another card, or --model tiny --set device=cpu")
+
+
 def refusals(question: Question, gpu: Gpu, plan: Plan) -> list[Finding]:
     """Why the plan cannot run on that card; an unknown card is taken to be a recent one."""
-    if gpu.compute_capability is not None and gpu.compute_capability < OLDEST_BUILT:
-        version = "{}.{}".format(*gpu.compute_capability)
-        what = f"is too old: no build of torch that runs this serves compute capability {version}"
-        fix = "use another card, or --set device=cpu with --model tiny"
-        return [Finding(gpu.name, what, fix=fix)]
+    if old := too_old(gpu):
+        return [old]
     recent = gpu.compute_capability is None or gpu.compute_capability >= (7, 0)
     triton = recent and not question.windows
     return plan.refusals(gpu.name, bf16=gpu.bf16 is not False, triton=triton)
