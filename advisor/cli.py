@@ -246,7 +246,8 @@ def _target(vram: int | None, gpu: str | None, system: str | None) -> Target | N
     try:
         card = None if gpu is None else find_gpu(gpu)
     except ValueError as error:
-        _fail(f"--gpu: {error}")
+        # Whatever is wrong with the name, the size alone is enough to go on.
+        _fail(f"--gpu: {error}\n    hint: a card that is not listed: --vram SIZE, such as 8GiB")
     return Target(vram, card, windows=system == "windows")
 
 

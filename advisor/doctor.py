@@ -146,13 +146,40 @@ def _abilities(machine: Machine, facts: dict[str, Any]) -> Iterator[Check]:
     bf16 = bool(facts["bf16"])
     found = "computes in bf16" if bf16 else "no bf16: plans compute in fp16 with a gradient scaler"
     yield Check(name="bf16", status="ok" if bf16 else "note", found=found)
-    windows = machine.platform == "windows"
-    found = "not on Windows: the pool needs some more" if windows else "available"
-    yield Check(name="expandable segments", status="note" if windows else "ok", found=found)
+    yield _segments(machine)
     missing = facts["compiler"]
     yield Check(name="compiled layers", status="note" if missing else "ok",
                 found=missing or "Triton and a C compiler are there",
                 remedy="apt install gcc, or --set compile=false" if missing else "")  # fmt: skip
+
+
+def _segments(machine: Machine) -> Check:
+    """Whether expandable segments work here: tried, as drivers and virtual GPUs differ."""
+    if machine.platform == "windows":
+        found, ok = "not on Windows: the pool needs some more", False
+    else:
+        found, ok = _segments_tried()
+    remedy = "" if ok or machine.platform == "windows" else "--set allocator="
+    status: Literal["ok", "note"] = "ok" if ok else "note"
+    return Check(name="expandable segments", status=status, found=found, remedy=remedy)
+
+
+def _segments_tried() -> tuple[str, bool]:
+    """What came of an allocation with them, in a child: it may end the process."""
+    code = "import torch; torch.empty(1 << 26, dtype=torch.uint8, device='cuda').fill_(1)"
+    code += "; torch.cuda.synchronize()"
+    setting = "expandable_segments:True"
+    names = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+    environ = at_home(os.environ) | dict.fromkeys(names, setting)
+    try:
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                              timeout=SELFTEST_SECONDS, env=environ)  # fmt: skip
+    except (subprocess.TimeoutExpired, OSError) as error:
+        return f"could not be tried: {type(error).__name__}", False
+    if done.returncode == 0 and "not supported" not in done.stderr:
+        return "tried: an allocation went well", True
+    last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no word")
+    return f"an allocation with them failed: {last[:200]}", False
 
 
 def _room(machine: Machine) -> Iterator[Check]:

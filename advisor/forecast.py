@@ -273,7 +273,8 @@ def _verdict(
         margin_bytes = max(margin_bytes, round(WHOLE_SEGMENTS_DOUBT * pool))
     if cap_bytes - pool < margin_bytes:
         return "TIGHT", f"{reason}, inside the margin of {gib(margin_bytes)}"
-    kept = f", of which {gib(margin_bytes)} stay free" if margin_bytes else ""
+    left = gib(cap_bytes - pool)
+    kept = f"; {left} stay free, {gib(margin_bytes)} of them as margin" if margin_bytes else ""
     return "FITS", reason + kept
 
 

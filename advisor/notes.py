@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+from collections.abc import Mapping
 from dataclasses import replace
 
 from advisor.budget import Budget, gib
 from advisor.choose import Candidate, assigned
 from advisor.probe import Gpu
-from advisor.question import Question, base_plan, weights_needed
+from advisor.question import Question, base_plan, weights_needed, whole_segments
 from advisor.reasons import plan_text
 from advisor.search import search, smallest_cards_text
 from profiles.catalog import gpus
@@ -78,6 +80,14 @@ def _machine_notes(question: Question, gpu: Gpu, plan: Plan) -> list[Finding]:
         what = f"compute capability {version}: torch's builds for CUDA 13 leave it out"
         fix = "install torch for CUDA 12.6: see pytorch.org/get-started"
         findings.append(Finding(gpu.name, what, fix=fix))
+    if why := whole_segments(question, gpu):
+        if not question.windows:
+            fix = "none needed: the plan goes without them"
+            if "expandable_segments:True" in plan.allocator:
+                fix = "--set allocator="
+            findings.append(Finding(gpu.name, why, fix=fix))
+    elif found := shell_allocator(os.environ, plan):
+        findings.append(found)
     count = len([g for g in question.machine.gpus if g.lost is None])
     if count > 1 and not question.what_if and plan.effective_batch % count == 0:
         what = f"the plan uses one of {count} GPUs; what {count} processes take is not forecast yet"
@@ -87,6 +97,17 @@ def _machine_notes(question: Question, gpu: Gpu, plan: Plan) -> list[Finding]:
         fix += f"accelerate launch --num_processes {count} -m trainer.cli {rest}"
         findings.append(Finding("GPUs", what, fix=fix))
     return findings
+
+
+def shell_allocator(environ: Mapping[str, str], plan: Plan) -> Finding | None:
+    """What the shell sets for torch's allocator, and that it counts instead of the plan's."""
+    for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
+        got = environ.get(name)
+        if got is not None and got != plan.allocator and plan.device == "cuda":
+            what = f"stands in this shell and overrules the plan's {plan.allocator!r}: "
+            what += "the forecast does not count with it"
+            return Finding(name, what, got, f"unset {name}")
+    return None
 
 
 def neighbours(question: Question, gpu: Gpu) -> list[Finding]:

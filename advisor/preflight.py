@@ -36,6 +36,7 @@ from advisor.question import (
     environment_of,
     gpu_for,
     refusals,
+    too_old,
     wanted_model,
 )
 from advisor.reasons import allocator_reason, dtype_reason, plan_reasons
@@ -183,6 +184,9 @@ def advise(
         raise PlanError([Finding("device", "cpu contradicts a named card", "cpu", fix)])
     if gpu is None or question.wants_cpu:
         return _on_cpu(question)
+    if old := too_old(gpu):
+        model = question.model or DEFAULT_MODEL
+        return _undecided(question, model, f"{gpu.name} {old.what}", old.fix)
     if question.model == "tiny":
         return _tiny_on_gpu(question, gpu)
     advice = _on_gpu(question, gpu, question.model or DEFAULT_MODEL)

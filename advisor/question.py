@@ -9,11 +9,13 @@ from pathlib import Path
 
 from advisor.budget import Budget, budget_of, named_gpu, size_text, what_if_gpu
 from advisor.choose import assigned, overridden, pick_gpu
-from advisor.probe import Gpu, Machine
+from advisor.probe import UNNAMED, Gpu, Machine
 from advisor.search import Live, Setting
 from profiles.catalog import GpuProfile, gpu_by_nvml, model_profile
 from profiles.plan import Finding, Plan, PlanError
 from profiles.tested import Table, TestedRow
+
+OLDEST_BUILT = (5, 0)  # compute capability in torch's builds for CUDA 12.6, the oldest that do
 
 
 @dataclass(frozen=True)
@@ -135,8 +137,8 @@ def base_plan(question: Question, gpu: Gpu, model: str) -> Plan:
     """The Plan's own defaults on that card, with the user's settings. Raises PlanError."""
     settings = {"model": model, "device": "cuda", "dtype": dtype_of(gpu)}
     settings["checkpointed_layers"] = "all"
-    if question.windows:
-        settings["allocator"] = ""  # expandable segments are not supported there
+    if whole_segments(question, gpu):
+        settings["allocator"] = ""
     plan = overridden(Plan.parse(settings), question.overrides, largest_micro_batch=1)
     findings = refusals(question, gpu, plan)
     if findings:
@@ -144,8 +146,34 @@ def base_plan(question: Question, gpu: Gpu, model: str) -> Plan:
     return plan
 
 
+def whole_segments(question: Question, gpu: Gpu) -> str:
+    """Why a run there has no expandable segments; empty where it has."""
+    if question.windows:
+        return "Windows has no expandable segments"
+    if question.what_if:
+        return ""
+    if gpu.vgpu:
+        return "a virtual GPU (vGPU) has no virtual memory management for expandable segments"
+    if gpu.vgpu is None and gpu.name == UNNAMED:
+        return "without its name, the card may be a vGPU, which has no expandable segments"
+    if question.machine.platform == "wsl":
+        return "under WSL expandable segments do not work with every driver"
+    return ""
+
+
+def too_old(gpu: Gpu) -> Finding | None:
+    """Why no build of torch that runs this serves that card, if so."""
+    if gpu.compute_capability is None or gpu.compute_capability >= OLDEST_BUILT:
+        return None
+    version = "{}.{}".format(*gpu.compute_capability)
+    what = f"is too old: no build of torch that runs this serves compute capability {version}"
+    return Finding(gpu.name, what, fix="use another card, or --model tiny --set device=cpu")
+
+
 def refusals(question: Question, gpu: Gpu, plan: Plan) -> list[Finding]:
     """Why the plan cannot run on that card; an unknown card is taken to be a recent one."""
+    if old := too_old(gpu):
+        return [old]
     recent = gpu.compute_capability is None or gpu.compute_capability >= (7, 0)
     triton = recent and not question.windows
     return plan.refusals(gpu.name, bf16=gpu.bf16 is not False, triton=triton)

@@ -40,7 +40,10 @@ def use_allocator(plan: Plan) -> None:
     if plan.allocator and plan.device == "cuda":
         # Both names: torch 2.9 ignores the new one for CUDA, later versions prefer it.
         for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
-            os.environ.setdefault(name, plan.allocator)
+            kept = os.environ.setdefault(name, plan.allocator)
+            if kept != plan.allocator and "RANK" not in os.environ:
+                tell(f"{name}={kept} of this shell overrules the plan's {plan.allocator}, which "
+                     f"was forecast: unset {name} if memory runs out")  # fmt: skip
 
 
 def use_threads(plan: Plan, say: Callable[[str], None]) -> None:
