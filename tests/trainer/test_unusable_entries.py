@@ -221,3 +221,22 @@ def test_a_png_with_a_large_profile_is_read(tmp_path: Path) -> None:
     )
     path.write_bytes(raw[:33] + chunks + raw[33:])
     assert np.array_equal(read_image(path)[0, 0], (10, 20, 30))
+
+
+def test_questions_about_what_is_left_out_are_left_out(tmp_path: Path) -> None:
+    source, asked = tmp_path / "in", tmp_path / "q.csv"
+    for number in range(3):
+        labelme(source, str(number), shape(), colour=40 * number)
+    (source / "0.jpg").unlink()
+    lines = [f"{number}.jpg,cup,From what would one drink?" for number in range(3)]
+    asked.write_text("\n".join(["picture,label,question", *lines]))
+    done = import_annotations(source, tmp_path / "out", questions=asked, skip_broken=2)
+    assert len(done.broken) == 2 and set(items(tmp_path / "out")) == {"1-cup", "2-cup"}
+
+
+def test_a_coco_file_among_labelmes_is_not_one_entry(tmp_path: Path) -> None:
+    source = instances(tmp_path / "in", OUTLINE).parent
+    for number in range(3):
+        labelme(source, str(number), shape(), colour=40 * number)
+    with pytest.raises(DataError, match="on its own"):
+        import_annotations(source, tmp_path / "out", skip_broken=ALL)

@@ -63,7 +63,8 @@ def read_labelme(
             continue
         if "annotations" in notes:
             allowed = "LabelMe's files only"
-            report.add("file", "COCO's annotations", allowed, "import it on its own, by its name")
+            whole = Report(path, findings)  # thousands of entries are not left out as one
+            whole.add("file", "COCO's annotations", allowed, "import it on its own, by its name")
             continue
         placed = search.find(report, "imagePath", notes.get("imagePath"), path.parent, folder)
         if placed is None:

@@ -262,7 +262,8 @@ def _refuse_unanswered(path: Path, asked: _Questions, findings: list[Finding]) -
     for (picture, label), question in asked.items():
         allowed = "a picture and a label that are outlined, spelled as there"
         fix = "correct the line, or outline what it asks for"
-        Report(path, findings).add(f"line {question.line}", f"{picture}, {label}", allowed, fix)
+        report = Report(path, findings, f"{path}: line {question.line}")
+        report.add(f"line {question.line}", f"{picture}, {label}", allowed, fix)
 
 
 def _write(
