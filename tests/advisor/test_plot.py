@@ -71,3 +71,8 @@ def test_every_part_that_is_counted_is_explained() -> None:
         explain("margn")
     assert CliRunner().invoke(app, ["--explain", "context"]).stdout.startswith("context: ")
     assert CliRunner().invoke(app, ["--explain", "nothing"]).exit_code == 2
+
+
+def test_a_name_that_is_no_pictures_is_refused_before_the_work(tmp_path: Path) -> None:
+    shown = CliRunner().invoke(app, ["--gpu", "RTX 4090", "--plot", str(tmp_path / "x.xyz")])
+    assert shown.exit_code == 2 and ".png, .jpg" in shown.stderr
