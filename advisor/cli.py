@@ -194,7 +194,7 @@ def _plot(advice: Advice, path: Path) -> None:
     from advisor.forecast import Worst, timeline
     from advisor.plot import draw
 
-    if advice.plan is None or advice.gpu is None or advice.budget is None:
+    if advice.plan is None or advice.gpu is None or advice.budget is None or not advice.needs:
         print("not drawn: there is no plan on a card", file=sys.stderr)
         return
     _tell(f"following a step of {advice.plan.model}, some seconds ...")
@@ -207,7 +207,7 @@ def _plot(advice: Advice, path: Path) -> None:
     if advice.plan.accumulation > 2:
         title += f" (2 of {advice.plan.accumulation} shown, all alike)"
     try:
-        draw(found, title, advice.budget.cap_bytes, path)
+        draw(found, title, advice.needs.bytes, advice.budget.usable.bytes, path)
     except OSError as error:
         _fail(f"{path}: cannot be written: {error.strerror}")
 

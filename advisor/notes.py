@@ -100,13 +100,14 @@ def _machine_notes(question: Question, gpu: Gpu, plan: Plan) -> list[Finding]:
 
 
 def shell_allocator(environ: Mapping[str, str], plan: Plan) -> Finding | None:
-    """What the shell sets for torch's allocator, and that it counts instead of the plan's."""
+    """What the shell sets for torch's allocator, and that the plan's counts instead."""
     for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
         got = environ.get(name)
-        if got is not None and got != plan.allocator and plan.device == "cuda":
-            what = f"stands in this shell and overrules the plan's {plan.allocator!r}: "
-            what += "the forecast does not count with it"
-            return Finding(name, what, got, f"unset {name}")
+        if got and got != plan.allocator and plan.device == "cuda":
+            what = "stands in this shell; lisa-train overrules it with the plan's "
+            what += repr(plan.allocator)
+            fix = f"--set allocator={shlex.quote(got)} has it forecast and used"
+            return Finding(name, what, got, fix)
     return None
 
 

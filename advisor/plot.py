@@ -20,12 +20,16 @@ FIRST = ("frozen weights", "encoders", "adapters", "trained rows", "mask decoder
 LEAST_SHARE = 0.01  # of the peak: smaller components are shown together
 
 
-def draw(timeline: Timeline, title: str, capacity_bytes: int | None, path: Path) -> None:
-    """Write the picture. Raises OSError."""
-    parts = _parts(timeline)
+def draw(timeline: Timeline, title: str, needs_bytes: int, usable_bytes: int, path: Path) -> None:
+    """Write the picture, with the figures of the advice: what is needed of what is usable.
+
+    The step is followed with plain layers. What compiled ones save beyond `needs_bytes` is taken
+    off, first from what lives shortest. Raises OSError.
+    """
+    parts, saved = _within(_parts(timeline), needs_bytes)
     moments = len(next(iter(parts.values())))
     peak = max(sum(sizes[n] for sizes in parts.values()) for n in range(moments))
-    top = 1.08 * max(peak, capacity_bytes or 0)
+    top = 1.08 * max(peak, usable_bytes)
     image = Image.new("RGB", SIZE, PAPER)
     pen = ImageDraw.Draw(image)
     font, small = ImageFont.load_default(15), ImageFont.load_default(12)
@@ -59,14 +63,30 @@ def draw(timeline: Timeline, title: str, capacity_bytes: int | None, path: Path)
         if x(end) - x(moment) > 9 * len(name):
             middle = (x(moment) + x(end)) / 2
             pen.text((middle, floor + 10), name, fill=INK, font=small, anchor="ma")
-    if capacity_bytes is not None:
-        pen.line([(LEFT, y(capacity_bytes)), (right, y(capacity_bytes))], fill=LINE, width=3)
-        text = f"capacity {capacity_bytes / GIB:.2f} GiB"
-        pen.text((right - 6, y(capacity_bytes) - 4), text, fill=LINE, font=small, anchor="rs")
+    pen.line([(LEFT, y(usable_bytes)), (right, y(usable_bytes))], fill=LINE, width=3)
+    text = f"usable {usable_bytes / GIB:.2f} GiB"
+    pen.text((right - 6, y(usable_bytes) - 4), text, fill=LINE, font=small, anchor="rs")
     pen.text((LEFT, 14), title, fill=INK, font=font)
-    pen.text((LEFT, 34), f"GiB of tensors, peak {peak / GIB:.2f}", fill=INK, font=small)
+    text = f"GiB of tensors; with the pool's gaps at most {needs_bytes / GIB:.2f} are needed"
+    if saved:
+        text += f"; compiled layers save {saved / GIB:.2f}"
+    pen.text((LEFT, 34), text, fill=INK, font=small)
     pen.text((right + 14, TOP - 20), "most of each, GiB", fill=INK, font=small)
     image.save(path)  # in the format that the name says
+
+
+def _within(parts: dict[str, list[int]], most: int) -> tuple[dict[str, list[int]], int]:
+    """The components cut to `most` bytes together at every moment, and the most that was cut."""
+    cut = {name: list(sizes) for name, sizes in parts.items()}
+    saved = 0
+    for moment in range(len(next(iter(cut.values())))):
+        over = max(0, sum(sizes[moment] for sizes in cut.values()) - most)
+        saved = max(saved, over)
+        for name in reversed([*cut]):  # what lives shortest stands last
+            less = min(over, cut[name][moment])
+            cut[name][moment] -= less
+            over -= less
+    return cut, saved
 
 
 def _parts(timeline: Timeline) -> dict[str, list[int]]:

@@ -36,14 +36,17 @@ def feature_cache() -> Path:
 
 
 def use_allocator(plan: Plan) -> None:
-    """Have torch take up the plan's allocator settings, unless the user has set others."""
-    if plan.allocator and plan.device == "cuda":
-        # Both names: torch 2.9 ignores the new one for CUDA, later versions prefer it.
-        for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
-            kept = os.environ.setdefault(name, plan.allocator)
-            if kept != plan.allocator and "RANK" not in os.environ:
-                tell(f"{name}={kept} of this shell overrules the plan's {plan.allocator}, which "
-                     f"was forecast: unset {name} if memory runs out")  # fmt: skip
+    """Have torch use the plan's allocator settings: the forecast is of them, not of the shell's."""
+    if plan.device != "cuda":
+        return
+    # Both names: torch 2.9 ignores the new one for CUDA, later versions prefer it.
+    for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
+        shells = os.environ.get(name, "")
+        if shells != plan.allocator:
+            os.environ[name] = plan.allocator
+            if shells and "RANK" not in os.environ:
+                tell(f"{name}={shells} of this shell is overruled by the plan's "
+                     f"{plan.allocator!r}; --set allocator={shells} trains with it")  # fmt: skip
 
 
 def use_threads(plan: Plan, say: Callable[[str], None]) -> None:

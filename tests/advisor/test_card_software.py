@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from advisor.probe import VGPU_NAME, Machine, probe
 from profiles.plan import Finding
 from tests.advisor.fake_nvml import GIB, Card, install
 from tests.conftest import tiny_plan
+from trainer.console import use_allocator
 from trainer.data.reasonseg import DataError, _locate
 
 
@@ -48,7 +50,7 @@ def test_no_build_serves_kepler(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_shells_allocator_is_reported() -> None:
     plan = tiny_plan().model_copy(update={"device": "cuda"})
     found = shell_allocator({"PYTORCH_ALLOC_CONF": "max_split_size_mb:128"}, plan)
-    assert isinstance(found, Finding) and found.fix == "unset PYTORCH_ALLOC_CONF"
+    assert isinstance(found, Finding) and "--set allocator=max_split_size_mb:128" in found.fix
     assert shell_allocator({}, plan) is None
 
 
@@ -72,3 +74,17 @@ def test_a_moved_data_folder_leads_to_its_option(tmp_path: Path) -> None:
 def test_margin_and_what_is_free_are_told_apart() -> None:
     _, reason = _verdict(2 * GIB, 0, [], True, 5 * GIB, GIB // 2)
     assert "3.00 GiB stay free, 0.50 GiB of them as margin" in reason
+
+
+@pytest.mark.parametrize("planned", ["expandable_segments:True", ""])
+def test_the_plans_allocator_overrules_the_shells(
+    planned: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The forecast is of the plan's settings; without them what FITS may run out of memory."""
+    names = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+    for name in names:
+        monkeypatch.setenv(name, "max_split_size_mb:128")
+    use_allocator(tiny_plan(device="cuda", dtype="bf16", allocator=planned))
+    assert [os.environ[name] for name in names] == [planned, planned]
+    said = capsys.readouterr().err
+    assert "max_split_size_mb:128" in said and "--set allocator=" in said

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from advisor.cli import app
 from advisor.explain import EXPLANATIONS, explain
 from advisor.forecast import TierName
-from advisor.plot import GREYS, LINE, PAPER, draw
+from advisor.plot import GREYS, LINE, PAPER, _parts, _within, draw
 from profiles.measurement import Timeline
 from tests.conftest import tiny_plan
 
@@ -25,18 +25,29 @@ STEP = Timeline(
 )  # fmt: skip
 
 
-def test_parts_capacity_and_greys(tmp_path: Path) -> None:
+def test_parts_what_is_usable_and_greys(tmp_path: Path) -> None:
     path = tmp_path / "memory.png"
-    draw(STEP, "a title", 3 * GIB, path)
+    draw(STEP, "a title", round(4.5 * GIB), 3 * GIB, path)
     image = Image.open(path).convert("RGB")
     colours = {colour for _, colour in image.getcolors(1 << 20)}
     assert {(grey, grey, grey) for grey in GREYS[:3]} | {LINE, PAPER} <= colours
-    # The capacity line lies below the peak of 4.25 GiB, and is as wide as the plot.
+    # The line of what is usable lies below the peak of 4.25 GiB, and is as wide as the plot.
     rows = [y for y in range(image.height) if image.getpixel((300, y)) == LINE]
     assert 56 < min(rows) < 300 and len(rows) == 3
     hatches = {index: {image.getpixel((745 + x, 58 + 26 * index + y)) for x in range(20)
                        for y in range(14)} for index in range(3)}  # fmt: skip
     assert len(set(map(frozenset, hatches.values()))) == 3, "told apart without colour"
+
+
+def test_the_picture_has_the_figures_of_the_advice() -> None:
+    """What compiled layers save is off the picture as it is off the text."""
+    needs = round(3.5 * GIB)
+    cut, saved = _within(_parts(STEP), needs)
+    totals = [sum(sizes[n] for sizes in cut.values()) for n in range(8)]
+    assert max(totals) == needs and saved == round(0.75 * GIB)
+    assert cut["frozen weights"] == STEP.parts["frozen weights"]  # the shortest-lived go first
+    assert totals[0] == round(2.25 * GIB)  # and what is below stays as it is
+    assert _within(_parts(STEP), 5 * GIB) == (_parts(STEP), 0)
 
 
 def test_a_picture_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
