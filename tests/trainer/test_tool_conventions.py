@@ -231,3 +231,17 @@ def test_spreadsheets_of_many_countries(tmp_path: Path, separator: str, encoding
     (tmp_path / "q.csv").write_bytes(text.encode(encoding))
     import_annotations(source, tmp_path / "out", questions=tmp_path / "q.csv")
     assert asked(tmp_path / "out") == {"Which one is for café au lait?"}
+
+
+def test_a_question_that_nothing_answers_names_what_there_is(tmp_path: Path) -> None:
+    shapes = [{"label": label, "shape_type": "polygon", "points": CORNERS}
+              for label in ("cup", "saucer")]  # fmt: skip
+    source = labelme(tmp_path / "in", *shapes)
+    lines = ["picture,label,question", "0.jpg,cup,What holds the tea?",
+             "1.jpg,saucr,What is under the cup?", "2.jpeg,cup,What holds the tea?"]  # fmt: skip
+    (tmp_path / "q.csv").write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(DataError) as refused:
+        import_annotations(source, tmp_path / "out", questions=tmp_path / "q.csv")
+    said = str(refused.value)
+    assert "a label outlined on 1.jpg: cup, saucer" in said and "did you mean saucer?" in said
+    assert "one of the 3 pictures" in said and "did you mean 2.jpg?" in said

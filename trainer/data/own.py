@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import difflib
 import hashlib
 import json
 import os
@@ -112,10 +113,12 @@ def import_annotations(
         folder.mkdir(parents=True)
         asked = None if questions is None else _read_questions(questions, findings, conventions)
         written: dict[str, list[Path]] = {}  # by a picture's content, its items' pictures
+        labels: dict[str, list[str]] = {}  # by a picture's name
         names: dict[str, bool] = {}  # whether a picture has any item
         search = PictureSearch(search_folders(source, pictures))
         for drawing in _drawings(source, search, findings, conventions):
             before, report = len(findings), _report(drawing, findings)
+            labels.setdefault(_composed(drawing.name), []).extend(drawing.outlined)
             if drawing.name in names:
                 allowed, fix = "each picture once", "put all its shapes into one entry"
                 report.add("picture", drawing.name, allowed, fix)
@@ -128,7 +131,7 @@ def import_annotations(
                 items = _write(folder, drawing, texts, is_sentence=asked is not None)
                 written.setdefault(content, []).extend(items)
         if questions is not None and asked and broken.can_go(findings, skip_broken):
-            _refuse_unanswered(questions, asked, findings)
+            _refuse_unanswered(questions, asked, labels, findings)
         least = 3 if test else 2
         if len(written) < least and broken.can_go(findings, skip_broken):
             allowed = f"{least} or more, one at least for each split"
@@ -258,10 +261,24 @@ def _check_text(report: Report, what: str, text: str, is_sentence: bool) -> None
         report.add(what, text, "words, none of them the model's own tokens", f"reword it: {error}")
 
 
-def _refuse_unanswered(path: Path, asked: _Questions, findings: list[Finding]) -> None:
+def _refuse_unanswered(
+    path: Path, asked: _Questions, labels: dict[str, list[str]], findings: list[Finding]
+) -> None:
+    """A finding for each question that nothing outlined answers, with what there is instead.
+
+    `labels`: those outlined on each picture, by its name.
+    """
     for (picture, label), question in asked.items():
-        allowed = "a picture and a label that are outlined, spelled as there"
+        there = labels.get(picture)
+        if there is None:
+            close = difflib.get_close_matches(picture, labels, n=1)
+            allowed = f"the name of one of the {len(labels)} pictures that were read"
+        else:
+            close = difflib.get_close_matches(label, there, n=1)
+            allowed = f"a label outlined on {picture}: {', '.join(sorted(there)) or 'it has none'}"
         fix = "correct the line, or outline what it asks for"
+        if close:
+            fix = f"did you mean {close[0]}? Else {fix}"
         report = Report(path, findings, f"{path}: line {question.line}")
         report.add(f"line {question.line}", f"{picture}, {label}", allowed, fix)
 
