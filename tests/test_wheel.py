@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+IGNORED = {"__pycache__", ".ruff_cache", ".mypy_cache", ".pytest_cache"}
 PACKAGES = ("advisor", "profiles", "trainer")
 
 
@@ -64,7 +65,7 @@ def test_every_file_that_the_packages_read_is_in_the_wheel(wheel: Path) -> None:
         str(path.relative_to(ROOT))
         for name in PACKAGES
         for path in (ROOT / name).rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts and path.name != "ruff.toml"
+        if path.is_file() and not IGNORED.intersection(path.parts) and path.name != "ruff.toml"
     }
     assert len(there) > 80
     assert there <= set(zipfile.ZipFile(wheel).namelist())

@@ -16,6 +16,7 @@ from advisor.child import RehearsalFailed
 from advisor.cli import app
 from advisor.context import HOPPER, OTHERS
 from advisor.forecast import Forecast, Worst, forecast
+from profiles import surroundings
 from profiles.grid import estimate
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
@@ -34,7 +35,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An executable in the place of Python; the test writes what it does."""
     path = tmp_path / "python"
-    monkeypatch.setattr(child.sys, "executable", str(path))
+    monkeypatch.setattr(surroundings.sys, "executable", str(path))
     return path
 
 
@@ -151,9 +152,9 @@ def test_changed_annotations_of_a_mixture_are_forecast_anew(tmp_path: Path, name
 
 def test_an_answer_is_kept_and_a_damaged_one_made_again(tmp_path: Path, stub: Path) -> None:
     real = sys.executable
-    child.sys.executable = f"{sys.prefix}/bin/python"
+    surroundings.sys.executable = f"{sys.prefix}/bin/python"
     first = forecast(tiny_plan(**CACHED), WORST, cache=tmp_path)
-    child.sys.executable = real
+    surroundings.sys.executable = real
     write(stub, "sys.exit('asked again')")
     assert forecast(tiny_plan(**CACHED), WORST, cache=tmp_path) == first
     with pytest.raises(RehearsalFailed, match="asked again"):
