@@ -15,7 +15,7 @@ from advisor.budget import Frozen, gib
 from advisor.child import cache_folder
 from advisor.choose import pick_gpu
 from advisor.probe import Machine
-from profiles.surroundings import at_home, python_module
+from profiles.surroundings import ALLOCATOR_VARIABLES, at_home, python_module
 
 SELFTEST_SECONDS = 180
 HUB = "https://huggingface.co"
@@ -169,8 +169,7 @@ def _segments_tried() -> tuple[str, bool]:
     code = "import torch; torch.empty(1 << 26, dtype=torch.uint8, device='cuda').fill_(1)"
     code += "; torch.cuda.synchronize()"
     setting = "expandable_segments:True"
-    names = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
-    environ = at_home(os.environ) | dict.fromkeys(names, setting)
+    environ = at_home(os.environ) | dict.fromkeys(ALLOCATOR_VARIABLES, setting)
     try:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
                               timeout=SELFTEST_SECONDS, env=environ)  # fmt: skip

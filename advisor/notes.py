@@ -16,6 +16,7 @@ from advisor.search import search, smallest_cards_text
 from profiles.catalog import gpus
 from profiles.grid import caching_bytes
 from profiles.plan import Finding, Plan, PlanError
+from profiles.surroundings import ALLOCATOR_VARIABLES
 
 OLDEST_IN_WHEELS = (7, 5)  # compute capability in torch's builds for CUDA 13
 
@@ -101,7 +102,7 @@ def _machine_notes(question: Question, gpu: Gpu, plan: Plan) -> list[Finding]:
 
 def shell_allocator(environ: Mapping[str, str], plan: Plan) -> Finding | None:
     """What the shell sets for torch's allocator, and that the plan's counts instead."""
-    for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
+    for name in ALLOCATOR_VARIABLES:
         got = environ.get(name)
         if got and got != plan.allocator and plan.device == "cuda":
             what = "stands in this shell; lisa-train overrules it with the plan's "

@@ -13,6 +13,7 @@ from advisor.probe import UNNAMED, Gpu, Machine
 from advisor.search import Live, Setting
 from profiles.catalog import GpuProfile, gpu_by_nvml, model_profile
 from profiles.plan import Finding, Plan, PlanError
+from profiles.surroundings import ALLOCATOR_VARIABLES
 from profiles.tested import Table, TestedRow
 
 OLDEST_BUILT = (5, 0)  # compute capability in torch's builds for CUDA 12.6, the oldest that do
@@ -186,10 +187,9 @@ def dtype_of(gpu: Gpu) -> str:
 
 def environment_of(question: Question, gpu: Gpu, plan: Plan) -> dict[str, str]:
     """Variables that make torch use that card and allocator; both of the allocator's names."""
-    environment = {}
+    environment: dict[str, str] = {}
     if plan.allocator:
-        environment["PYTORCH_CUDA_ALLOC_CONF"] = plan.allocator
-        environment["PYTORCH_ALLOC_CONF"] = plan.allocator
+        environment |= dict.fromkeys(ALLOCATOR_VARIABLES, plan.allocator)
     if len(question.machine.gpus) > 1 and gpu.uuid and not question.what_if:
         environment["CUDA_VISIBLE_DEVICES"] = gpu.uuid
     return environment

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
+# Both names: torch 2.9 ignores the new one for CUDA, later versions prefer it.
+ALLOCATOR_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 
 
 def python_module(module: str, *arguments: str) -> list[str]:

@@ -75,7 +75,7 @@ def test_the_lean_page_says_what_its_rows_say(
 
 
 @pytest.mark.slow
-def test_the_cards_page_does_not_hang_on_the_writers_own_rows(
+def test_the_cards_page_does_not_depend_on_the_writers_own_rows(
     own_rows: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cards = script("benchmarks/cards.py", monkeypatch)

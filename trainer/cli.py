@@ -304,7 +304,7 @@ def _refuse_large_on_cpu(model: str, on_cpu: bool) -> None:
 def _new_folder(wanted: Path) -> Path:
     """`wanted`, unless something is in it: runs are never mixed.
 
-    The default name then gets a number, which is told; a name that the user gave is refused.
+    The default name then gets a number, which is printed; a name that the user gave is refused.
     """
     from trainer.launch import is_main
 

@@ -39,8 +39,9 @@ def use_allocator(plan: Plan) -> None:
     """Have torch use the plan's allocator settings: the forecast is of them, not of the shell's."""
     if plan.device != "cuda":
         return
-    # Both names: torch 2.9 ignores the new one for CUDA, later versions prefer it.
-    for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
+    from profiles.surroundings import ALLOCATOR_VARIABLES
+
+    for name in ALLOCATOR_VARIABLES:
         shells = os.environ.get(name, "")
         if shells != plan.allocator:
             os.environ[name] = plan.allocator

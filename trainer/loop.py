@@ -466,7 +466,7 @@ def outcome(summary: dict[str, Any], folder: Path) -> list[str]:
     """What a run came to: before, at its best, which is what `folder` answers with, and last."""
     best, epochs = summary["best"], summary["epochs"]
     lines = [f"before  {describe(summary['before'])}"]
-    if best is not None:  # None: taken up from a checkpoint that does not know of it
+    if best is not None:  # None: resumed from a checkpoint without it
         kept = folder / "best"
         lines.append(f"best    {describe(best)}, epoch {best['epoch']} of {epochs}, in {kept}")
     return [*lines, f"last    {describe(summary['after'])}, epoch {epochs}"]

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 from profiles.measurement import Measurement
 from profiles.plan import Plan
+from profiles.surroundings import ALLOCATOR_VARIABLES
 
 WARM_UP = 3  # steps: the first allocates the optimizer's state, a compiled one takes two
 # Dense bf16 rate in FLOP/s by the vendor's data sheets; utilisation is left out for other cards.
@@ -300,9 +301,8 @@ def main() -> None:
     parser.add_argument("--compute-capability", default="8.6", help="of the card, with --fake")
     arguments = parser.parse_args()
     plan = Plan.read(arguments.plan)
-    for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
-        if plan.allocator:
-            os.environ[name] = plan.allocator
+    if plan.allocator:
+        os.environ.update(dict.fromkeys(ALLOCATOR_VARIABLES, plan.allocator))
     least, _, most = arguments.text_tokens.partition(":")
     cap = None if arguments.cap_gib is None else round(arguments.cap_gib * 2**30)
     out = sys.stdout

@@ -103,7 +103,7 @@ def test_the_end_tells_the_best_epoch_apart_from_the_last(
         "last    gIoU 0.004, cIoU 0.010",
     ]  # fmt: skip
     assert f"epoch 2 of 3, in {tmp_path / 'best'}" in told[1][1] and "epoch 3" in told[2][1]
-    # A run that is taken up after its best epoch still knows it.
+    # A run that resumes after its best epoch still knows it.
     again = Run(run.plan, items, items, tmp_path, tmp_path / "c", QUIET)
     assert again.train(tmp_path / "last")["best"] == best
 

@@ -154,6 +154,6 @@ def _problems(picture: Picture) -> Sequence[Finding]:
         for paint in picture.paints():
             paint(height, width)
     except DataError as error:
-        # Of all that is told here, the picture is what can be left out.
+        # Of all that is reported here, the picture is what can be left out.
         return [replace(one, entry=picture.where) for one in error.findings]
     return ()

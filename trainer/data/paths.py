@@ -83,7 +83,7 @@ class PictureSearch:
         beside: Path | None = None,
         root: Path | None = None,
     ) -> tuple[Path, Path] | None:
-        """The picture and the folder it is told from; None with a finding added.
+        """The picture and the folder it was found from; None with a finding added.
 
         A path that is recorded from the folder `beside` may lead anywhere in `root`.
         """

@@ -66,7 +66,7 @@ def _read_set(
             where = f"{listed.path}: {image.place}"
             pictures.append(SegmentedPicture(path.stem, path, where, tuple(by_image[number])))
     if by_image and not pictures:
-        # One finding for thousands: its pictures are to be had elsewhere than its references.
+        # One finding for thousands: its pictures come from elsewhere than its references.
         del findings[before:]
         fix = f"unpack its pictures there, or take the folder {folder / name} out to do without it"
         missing = Report(images, findings, entry=str(folder / name))
