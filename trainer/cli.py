@@ -23,7 +23,7 @@ from trainer.console import (
     tell,
     user_errors,
 )
-from trainer.launch import end_with_parent, is_launched, without_leftovers
+from trainer.launch import end_with_parent, is_launched, leave_group, without_leftovers
 from trainer.results_cli import evaluate, export
 from trainer.start_cli import Beginning, begin, go_on, worker
 
@@ -387,12 +387,17 @@ def main() -> None:
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     if leftovers := without_leftovers(os.environ):
         tell(f"no launcher is running: {', '.join(leftovers)} of the environment not heeded")
-    if is_launched(os.environ):
+    if launched := is_launched(os.environ):
         end_with_parent()
     try:
         app(args=hyphenated(sys.argv[1:]), prog_name="lisa-train")
     except KeyboardInterrupt:
-        sys.exit(EXIT_INTERRUPTED)
+        code = EXIT_INTERRUPTED
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    if launched:
+        leave_group(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

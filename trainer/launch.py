@@ -15,7 +15,7 @@ import signal
 import sys
 import uuid
 from collections.abc import Mapping, MutableMapping
-from typing import Any
+from typing import Any, NoReturn
 
 from profiles.plan import Plan
 from profiles.surroundings import threads_for, usable_cores
@@ -24,6 +24,7 @@ SHUTDOWN_SECONDS = 10  # between asking the processes to end and killing them
 
 RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")  # each a whole number
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+_held: list[object] = []  # never freed, see `hold`
 
 
 def is_launched(environment: Mapping[str, str]) -> bool:
@@ -58,6 +59,22 @@ def end_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before the call
         os._exit(1)
+
+
+def hold(thing: object) -> None:
+    """Keep what a group's process trains with until `leave_group`.
+
+    Freeing it frees torch's gradient reducer, which holds Python's lock while it waits for gloo's
+    threads; one of these may want that lock, and the process never ends.
+    """
+    _held.append(thing)
+
+
+def leave_group(code: int) -> NoReturn:
+    """End this process of a group at once; all is written, and nothing is freed, see `hold`."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def is_main(environment: Mapping[str, str] = os.environ) -> bool:

@@ -176,7 +176,7 @@ def worker(
 def _train(run: Beginning) -> None:
     """Train in this process. Raises OutOfMemory once that is written down."""
     from trainer import recovery
-    from trainer.launch import is_main
+    from trainer.launch import hold, is_main
 
     plan, folder, started = run.plan, run.folder, run.started
     train, val, left_out = _read_data(run)
@@ -204,6 +204,8 @@ def _train(run: Beginning) -> None:
         before, training = room(plan), None
         try:
             training = Run(plan, train, val, folder, started.cache, speaker, started.keeping)
+            if plan.processes > 1:
+                hold(training)
             summary = training.train(checkpoint)
         except Exception as error:
             if not recovery.is_shortage(error):
