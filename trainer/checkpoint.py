@@ -1,7 +1,8 @@
 """Checkpoints: the trained tensors as safetensors, with the plan and the run's facts beside them.
 
 A checkpoint to go on from holds the state of training as well. A folder is written aside, forced
-to disk and renamed; its manifest has every file's checksum, so that a damaged one is known.
+to disk and renamed; its manifest has every file's checksum, so that a damaged one is known. A kill
+between two renames leaves a whole one under a hidden name: which is the newest, its facts say.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Sequence, Set
@@ -22,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from profiles.files import force
 from profiles.plan import Plan
 from trainer.load import TRAINED
 
@@ -47,7 +50,8 @@ def save(
     """Write a checkpoint folder whole: aside first, then in the old one's place.
 
     The old one goes to the first of `earlier`, that one to the second, and so on; the last goes.
-    `state`: of training, see `flat`. Raises NotWritten.
+    Only then is removed what killed saves left. `state`: of training, see `flat`.
+    Raises NotWritten.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = folder.with_name(f".{folder.name}-{os.getpid()}")
@@ -60,15 +64,68 @@ def save(
         size += sum(t.nbytes for t in flat(state or {})[0].values())
         shutil.rmtree(aside, ignore_errors=True)
         raise _no_room(error, folder, size) from None
+    _put(aside, folder, earlier)
+    _sweep(folder)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what kills left of a checkpoint, now that a whole one is in its place."""
+    for left in hidden(folder):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _put(new: Path, folder: Path, earlier: Sequence[Path]) -> None:
+    """Rename `new` to `folder`; those before move on, and the last of them goes."""
     gone = folder.with_name(f".{folder.name}-old")
-    shutil.rmtree(gone, ignore_errors=True)
-    places = [folder, *earlier, gone]
-    for newer, older in reversed(list(pairwise(places))):
-        if newer.exists():
-            os.replace(newer, older)
-    os.replace(aside, folder)
-    _force(folder.parent)
-    shutil.rmtree(gone, ignore_errors=True)
+    if folder.exists() and new != gone:
+        shutil.rmtree(gone, ignore_errors=True)
+        for newer, older in reversed(list(pairwise([folder, *earlier, gone]))):
+            if newer.exists():
+                os.replace(newer, older)
+    os.replace(new, folder)
+    force(folder.parent)
+
+
+def hidden(folder: Path) -> list[Path]:
+    """What kills left of a checkpoint: half written, whole, or half removed."""
+    return [path for path in folder.parent.glob(f".{folder.name}-*") if path.is_dir()]
+
+
+def by_age(folder: Path, visible: Sequence[Path]) -> list[Path]:
+    """The `visible` folders of a checkpoint, the newer first, and its hidden ones; newest first.
+
+    The number of its save decides, which its facts hold; one without facts stays where its name
+    puts it. An earlier version's have no number: there the step decides.
+    """
+    aside = hidden(folder)
+    old = [path for path in aside if path.name.endswith("-old")]
+    places = [*(path for path in aside if path not in old), *visible, *old]
+    ages: list[tuple[float, float]] = [(math.inf, 0)]  # of what is written last
+    for place in places:
+        facts = read_facts(place)
+        match facts.get("save", 0), facts.get("step"):
+            case int(save), int(step):
+                ages.append((save, step))
+            case _:
+                ages.append(ages[-1])
+    order = sorted(range(len(places)), key=lambda n: ages[n + 1], reverse=True)  # stable
+    return [places[n] for n in order if places[n].is_dir()]
+
+
+def settle(good: Path, folder: Path, earlier: Sequence[Path] = ()) -> None:
+    """Give a whole checkpoint that a kill left hidden its place; other leftovers go."""
+    if good.name.startswith("."):
+        _put(good, folder, earlier)
+    _sweep(folder)
+
+
+def mend(folder: Path) -> None:
+    """Put a checkpoint back that a kill took away between two renames, if one is whole."""
+    if folder.exists():
+        return _sweep(folder)
+    whole = [path for path in by_age(folder, []) if not altered(path)]
+    if whole:
+        settle(whole[0], folder)
 
 
 def _write(
@@ -87,16 +144,8 @@ def _write(
         (folder / "state.json").write_text(json.dumps(rest), encoding="utf-8")
     seal(folder)
     for path in folder.iterdir():
-        _force(path)
-    _force(folder)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Put `text` in a file's place: whoever reads meets the old or the new, never a part."""
-    aside = path.with_name(f".{path.name}-{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
-    _force(aside)
-    os.replace(aside, path)
+        force(path)
+    force(folder)
 
 
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -176,13 +225,6 @@ def taken_up(folder: Path) -> Iterator[None]:
         raise CheckpointError(f"{folder}: its state is another training's: {what}") from None
 
 
-def newest(candidates: list[Path]) -> Iterator[tuple[Path, str]]:
-    """Each folder that is there with what is wrong with it, '' if nothing is; in order."""
-    for folder in candidates:
-        if folder.is_dir():
-            yield folder, damage(folder)
-
-
 def damage(folder: Path) -> str:
     """Why no training can go on from a checkpoint; '' if one can."""
     wrong = altered(folder)
@@ -240,17 +282,6 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 def _checksum(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _force(path: Path) -> None:
-    """Have what was written reach the disk, as far as the system lets one ask for it."""
-    if os.name == "nt" and path.is_dir():
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _no_room(error: Exception, folder: Path, size: int) -> NotWritten:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from trainer.console import (
 )
 from trainer.launch import end_with_parent, is_launched, leave_group, without_leftovers
 from trainer.results_cli import evaluate, export
+from trainer.run_folder import LATEST, new_run
 from trainer.start_cli import Beginning, begin, go_on, worker
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-LATEST = Path("runs/latest")  # as in trainer.load, which finds the last of that name
 Text = str | None
 Settings = Annotated[
     list[str] | None,
@@ -149,16 +148,17 @@ def train(
                 "--data-dir: name the folder that holds ReasonSeg/{train,val}\n"
                 "    hint: lisa-train synthesise DIR writes one to try with"
             )
-        folder = _new_folder(output_dir)
-        resolved, advice = _resolve(auto, plan, model, assignments, data_dir)
-        if use_lora and resolved.lora is None:  # an advised plan has them, a plan file need not
-            resolved = resolved.override([f"lora={Lora().model_dump_json()}"])
-        held = {text.partition("=")[0].partition(".")[0].replace("-", "_") for text in assignments}
         started = Started(data_dir, cache_dir or feature_cache(), {}, Keeping(**keeping),
                           skip_broken=most)  # fmt: skip
-        if advice is not None:  # what the user has set stays, whatever is given up for memory
-            started = replace(started, pinned=tuple(held), environment=advice.environment)
-        begin(Beginning(resolved, folder, started, advice))
+        with new_run(output_dir) as folder:
+            resolved, advice = _resolve(auto, plan, model, assignments, data_dir)
+            if use_lora and resolved.lora is None:  # an advised plan has them, a file need not
+                resolved = resolved.override([f"lora={Lora().model_dump_json()}"])
+            if advice is not None:  # what the user has set stays, whatever is given up for memory
+                named = (text.partition("=")[0].partition(".")[0] for text in assignments)
+                pinned = tuple({name.replace("-", "_") for name in named})
+                started = replace(started, pinned=pinned, environment=advice.environment)
+            begin(Beginning(resolved, folder, started, advice))
 
 
 @app.command()
@@ -301,36 +301,8 @@ def _refuse_large_on_cpu(model: str, on_cpu: bool) -> None:
         )
 
 
-def _new_folder(wanted: Path) -> Path:
-    """`wanted`, unless something is in it: runs are never mixed.
-
-    The default name then gets a number, which is printed; a name that the user gave is refused.
-    """
-    from trainer.launch import is_main
-
-    empty = not wanted.exists() or (wanted.is_dir() and not any(wanted.iterdir()))
-    if not is_main() or empty:
-        return wanted
-    folder = next(
-        candidate
-        for n in range(2, 10_000)
-        if not (candidate := wanted.with_name(f"{wanted.name}-{n}")).exists()
-    )
-    if wanted == LATEST:
-        tell(f"{wanted} holds an earlier run: this one goes to {folder}")
-        return folder
-    other = f"; or lisa-train --resume {shlex.quote(str(wanted))} goes on with the run in it"
-    goes_on = (wanted / "plan.json").exists() and not (wanted / "summary.json").exists()
-    fail(
-        f"--output-dir: {wanted} is there already, and runs are not mixed\n"
-        f"    hint: --output-dir {shlex.quote(str(folder))}{other if goes_on else ''}"
-    )
-
-
 app.command()(evaluate)
 app.command()(export)
-
-
 app.command(hidden=True)(worker)
 
 

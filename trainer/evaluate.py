@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from profiles.files import sweep, write_whole
 from trainer.ask import question_of
 from trainer.data.reasonseg import Item, paint_mask, read_image
 from trainer.data.samples import SampleSet
@@ -90,11 +91,12 @@ def generated(segmenter: Segmenter, items: Sequence[Item], reporter: Reporter) -
 def write(found: Evaluation, segmenter: Segmenter, folder: Path, facts: dict[str, Any]) -> None:
     """scores.json, images.jsonl (the worst first) and extremes.png in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder, ("scores.json", "images.jsonl", "extremes.png"))
     document = {**facts, **found.summary(), "plan": segmenter.plan.content_hash,
                 "versions": versions()}  # fmt: skip
-    (folder / "scores.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    write_whole(folder / "scores.json", json.dumps(document, indent=2) + "\n")
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in found.rows()]
-    (folder / "images.jsonl").write_text("".join(lines), encoding="utf-8")
+    write_whole(folder / "images.jsonl", "".join(lines))
     _write_extremes(found, segmenter, folder / "extremes.png")
 
 

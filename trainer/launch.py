@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 from profiles.plan import Plan
 from profiles.surroundings import threads_for, usable_cores
+from trainer.console import EXIT_OUT_OF_MEMORY
 
 SHUTDOWN_SECONDS = 10  # between asking the processes to end and killing them
 
@@ -114,6 +115,9 @@ def start_processes(count: int, arguments: list[str]) -> int:
     try:
         elastic_launch(config, sys.executable)("-P", *arguments)
     except ChildFailedError as error:
+        codes = [failure.exitcode for failure in error.failures.values()]
+        if EXIT_OUT_OF_MEMORY in codes:  # the others only lost their connection to that process
+            return EXIT_OUT_OF_MEMORY
         code = error.get_first_failure()[1].exitcode
         return code if code > 0 else 1
     except (SignalException, KeyboardInterrupt):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from accelerate.utils import AutocastKwargs, DataLoaderConfiguration
 from torch.utils.data import DataLoader
 from transformers import get_scheduler
 
+from profiles.files import force, write_whole
 from profiles.plan import Encoder, Plan
 from trainer import checkpoint
 from trainer.data.features import FeatureCache, encoder_key, fill_cache
@@ -24,6 +26,7 @@ from trainer.data.mixture import MixedSets
 from trainer.data.reasonseg import Item
 from trainer.data.samples import MicroBatches, Sample, SampleSet, collate, image_paths, length_step
 from trainer.facts import free_bytes, hardware, peaks, versions
+from trainer.launch import end_with_parent
 from trainer.metrics import MaskScores
 from trainer.model.build import FrozenEncoder, build, check_compiler, read_tokenizer, skeleton
 from trainer.model.footprint import check_fits
@@ -40,11 +43,17 @@ from trainer.resume import (
     Stop,
     changes,
     check_plan,
-    set_aside_newer,
+    tidy,
 )
+from trainer.run_folder import SUMMARY
 from trainer.step import UPDATING, NotFinite, StepResult, make_optimizer, training_step
 
 RECORDS = "metrics.jsonl"
+MOST_WORKERS_LOST = 2  # in one process: after that, something is wrong that stays
+
+
+class WorkerEnded(RuntimeError):
+    """A data worker that was ended from outside; says how the run goes on."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -155,6 +164,8 @@ class Run:
         self.scheduler = self._schedule(optimizer)
         self.step = self.evaluated = 0  # optimizer steps, and epochs
         self.skipped = 0  # updates left out because they were not finite
+        self.workers_lost = 0  # data workers, in this process
+        self.saves = 0  # states saved, over all that have gone on with the run
         self.best: float | None = None
         self.best_at: dict[str, Any] | None = None  # its evaluation and epoch
         self.metrics: dict[str, Any] = {}  # of the last evaluation
@@ -198,7 +209,7 @@ class Run:
             "steps": self.step,
             "seconds": round(time.monotonic() - started, 2),
         }
-        self._write("summary.json", summary)
+        self._write(SUMMARY, summary)
         return summary
 
     def _evaluate_epoch(self, epoch: int) -> None:
@@ -215,7 +226,7 @@ class Run:
         done = self.step - epoch * total
         self.sampler.epoch, self.sampler.skip = epoch, done
         self.wrapped.train()
-        for number, batches in enumerate(self._effective_batches(), done):
+        for number, batches in enumerate(self._effective_batches(epoch), done):
             started = time.monotonic()
             # A run that restarts at an epoch draws the same dropout as one that did not.
             torch.manual_seed(self._step_seed())
@@ -286,14 +297,31 @@ class Run:
         rank = self.accelerator.process_index
         return hash((self.plan.seed, self.step, rank)) % (1 << 63)
 
-    def _effective_batches(self) -> Iterator[list[Batch]]:
-        """This process's micro-batches, grouped by optimizer step."""
+    def _effective_batches(self, epoch: int) -> Iterator[list[Batch]]:
+        """This process's micro-batches, grouped by optimizer step.
+
+        A data worker that was ended from outside costs no step: what it was to bring is made anew.
+        """
+        while True:
+            try:
+                yield from self._grouped()
+                return
+            except WorkerEnded as error:
+                self.workers_lost += 1
+                if self.workers_lost > MOST_WORKERS_LOST:
+                    raise
+                what = str(error).splitlines()[0]
+                self.reporter.line(f"{what} ({self.workers_lost} of {MOST_WORKERS_LOST}): going on")
+                self.sampler.skip = self.step - epoch * self.sampler.steps
+
+    def _grouped(self) -> Iterator[list[Batch]]:
         loader = DataLoader(
             self.train_set,
             batch_sampler=self.sampler,
             num_workers=self.plan.workers,
             pin_memory=self.plan.device == "cuda",
             collate_fn=partial(collate, tokenizer=self.tokenizer, step=length_step(self.plan)),
+            worker_init_fn=_end_with_run,
         )
         group: list[Batch] = []
         for batch in told_plainly(loader, self.folder):
@@ -338,10 +366,12 @@ class Run:
 
     def _save_state(self) -> None:
         """A checkpoint to go on from; the one before is kept."""
+        self.saves += 1
         if self.accelerator.is_main_process:
+            force(self.folder / RECORDS)  # the state counts on them
             checkpoint.save(
-                self.folder / LAST, self.model, self.plan, self._facts(), self._state(),
-                self.keeping.earlier(self.folder),
+                self.folder / LAST, self.model, self.plan, self._facts() | {"save": self.saves},
+                self._state(), self.keeping.earlier(self.folder),
             )  # fmt: skip
         self.saved, self.saved_step = time.monotonic(), self.step
         self.accelerator.wait_for_everyone()
@@ -379,7 +409,8 @@ class Run:
             )
         with during("loading"), checkpoint.taken_up(folder):
             self._take_up(folder)
-        self.accelerator.init_trackers("tensorboard")
+        self.saves = facts.get("save", 0)
+        self._show_records()
         self.reporter.line(f"going on from {folder} after step {self.step}")
         for change in [*levers, *changes(facts, versions())]:
             self.reporter.line(f"note: {change}: the rest may differ in the last bits")
@@ -399,7 +430,7 @@ class Run:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.accelerator.wait_for_everyone()  # all have read what they need
         if self.accelerator.is_main_process:
-            set_aside_newer(self.folder, folder)
+            tidy(self.folder, folder, self.keeping.earlier(self.folder))
             self._cut_records(state["records"])
 
     def _cut_records(self, size: int) -> None:
@@ -409,26 +440,44 @@ class Run:
         if len(kept) < size:
             kept = kept[: kept.rfind(b"\n") + 1]
             self.reporter.line(f"{path}: records of some steps are lost")
-        path.write_bytes(kept)
+        write_whole(path, kept)
 
     def _start_records(self) -> None:
-        self.accelerator.init_trackers("tensorboard")
         if self.accelerator.is_main_process:
-            (self.folder / RECORDS).write_text("", encoding="utf-8")
+            write_whole(self.folder / RECORDS, "")
+        self._show_records()
         self._write("versions.json", versions())
 
     def _write(self, name: str, document: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
-            text = json.dumps(document, indent=2) + "\n"
-            (self.folder / name).write_text(text, encoding="utf-8")
+            write_whole(self.folder / name, json.dumps(document, indent=2) + "\n")
 
     def _record(self, row: dict[str, Any]) -> None:
         if not self.accelerator.is_main_process:
             return
         with (self.folder / RECORDS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+        self._show(row)
+
+    def _show(self, row: dict[str, Any]) -> None:
+        """A record's numbers in TensorBoard."""
         numbers = {k: v for k, v in row.items() if isinstance(v, float)}
-        self.accelerator.log(numbers, step=self.step)
+        self.accelerator.log(numbers, step=row["step"])
+
+    def _show_records(self) -> None:
+        """Begin TensorBoard anew from the records: what a kill has done twice is shown once."""
+        folder = self.folder / "tensorboard"
+        if self.accelerator.is_main_process:
+            shutil.rmtree(folder, ignore_errors=True)
+        self.accelerator.init_trackers(folder.name)
+        if self.accelerator.is_main_process:
+            for line in (self.folder / RECORDS).read_text(encoding="utf-8").splitlines():
+                self._show(json.loads(line))
+
+
+def _end_with_run(number: int) -> None:
+    """In each data worker: a forked one shares the run folder's lock, and would keep it."""
+    end_with_parent()
 
 
 def told_plainly(loader: DataLoader[Any], run: Path) -> Iterator[Batch]:
@@ -437,9 +486,10 @@ def told_plainly(loader: DataLoader[Any], run: Path) -> Iterator[Batch]:
         yield from loader
     except Exception as error:
         if str(error).startswith("DataLoader worker"):
-            raise RuntimeError(
+            raise WorkerEnded(
                 "a data worker was ended from outside, perhaps for want of host memory\n"
-                f"    hint: lisa-train --resume {run} goes on"
+                f"    hint: lisa-train --resume {run} goes on; with less host memory where its "
+                'plan.json says "workers": 0'
             ) from None
         if "Original Traceback" in str(error):
             raise type(error)(_last_words(error)) from None

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+
+from profiles.files import write_whole
 
 PREDICTED, TRUE, IGNORED = (255, 60, 0), (0, 200, 255), (255, 220, 0)
 COLOURS = (PREDICTED, TRUE, IGNORED, (160, 60, 255), (0, 220, 90))  # of several masks
@@ -39,7 +42,9 @@ def write_sheet(rows: Sequence[Row], path: Path) -> Path:
     sheet = Image.new("RGB", (width, max(1, len(rows)) * height), "white")
     for number, row in enumerate(rows):
         _draw(sheet, row, number * height)
-    sheet.save(path)
+    png = BytesIO()
+    sheet.save(png, "PNG")
+    write_whole(path, png.getvalue())
     return path
 
 

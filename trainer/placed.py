@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
+
+from profiles.files import HOLDER, force, held, sweep
+
+MANY = 1000  # files: one by one would take longer than asking for all of the system's
 
 
 def refuse_taken(target: Path) -> None:
-    """Raises FileExistsError if `target` is anything but absent or an empty folder."""
+    """Raises FileExistsError if `target` is anything but absent or an empty folder, and Held.
+
+    What a killed writer of it left goes.
+    """
+    target = Path(os.path.abspath(target))
+    if (target.parent / _name(target)).exists():
+        with _private(target):
+            pass
+    _refuse(target)
+
+
+def _refuse(target: Path) -> None:
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise FileExistsError(
             f"{target}: exists and is not an empty folder; move or delete it, or name another"
@@ -21,19 +36,51 @@ def refuse_taken(target: Path) -> None:
 def placed(target: Path) -> Iterator[Path]:
     """A folder to write in, which becomes `target` if all goes well and vanishes if not.
 
-    Raises FileExistsError, before and after the work, for a target that is taken.
+    What a killed writer of the same target left goes first. Raises FileExistsError, before and
+    after the work, for a target that is taken, and Held while another process writes it.
     """
     target = Path(os.path.abspath(target))
-    refuse_taken(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    # In a folder that only its owner may enter, so that nobody reads or swaps what is half done.
-    with TemporaryDirectory(
-        dir=target.parent, prefix=f".{target.name}.", ignore_cleanup_errors=True
-    ) as private:
-        draft = Path(private) / target.name
+    with _private(target) as private:
+        _refuse(target)
+        draft = private / target.name
         draft.mkdir()
         yield draft
-        refuse_taken(target)  # someone else may have come first
+        _refuse(target)  # someone else may have come first
+        _force_all(draft)
         if target.exists():
             target.rmdir()
         draft.rename(target)
+        force(target.parent)
+
+
+def _name(target: Path) -> str:
+    return f".{target.name}.part"
+
+
+@contextmanager
+def _private(target: Path) -> Iterator[Path]:
+    """An empty folder beside the target, held, that vanishes afterwards.
+
+    Only its owner may enter, so that nobody else reads or swaps what is half done.
+    """
+    private = target.parent / _name(target)
+    private.mkdir(mode=0o700, exist_ok=True)
+    if os.name == "posix" and (private.is_symlink() or private.stat().st_uid != os.getuid()):
+        raise PermissionError(f"{private}: is another user's; delete it, or name another target")
+    with held(private):
+        try:
+            sweep(private, (HOLDER,))
+            shutil.rmtree(private / target.name, ignore_errors=True)
+            yield private
+        finally:
+            shutil.rmtree(private, ignore_errors=True)
+
+
+def _force_all(folder: Path) -> None:
+    """Have a folder's files reach the disk before its name says that it is whole."""
+    paths = [folder, *folder.rglob("*")]
+    if len(paths) > MANY and hasattr(os, "sync"):
+        return os.sync()
+    for path in paths:
+        force(path)

@@ -11,6 +11,7 @@ import gzip
 import json
 import multiprocessing
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,10 +21,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor
 
+from profiles.files import sweep, write_whole
 from profiles.plan import Plan
 from profiles.shortage import Shortage
 from profiles.surroundings import python_module
-from trainer.checkpoint import write_whole
 from trainer.facts import room, versions
 from trainer.model.footprint import component_of
 from trainer.model.lisa import Lisa
@@ -119,6 +120,15 @@ def _new_place(parent: Path) -> Path:
             continue
         return parent / f"{number:03}"
     raise OutOfMemory(f"{parent}: too many out-of-memory errors")
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove reports in a run folder whose process was killed while it wrote them."""
+    for place in (folder / FOLDER).glob("*/"):
+        if not (place / REPORT).exists():
+            shutil.rmtree(place, ignore_errors=True)
+        else:
+            sweep(place, (ANSWER,))
 
 
 def shortages(folder: Path) -> dict[Path, Shortage]:

@@ -15,12 +15,13 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from profiles.files import write_whole
 from profiles.plan import Plan
 from trainer import checkpoint
 from trainer.data.mixture import MixedSets
 from trainer.data.reasonseg import Item
+from trainer.run_folder import RECORD
 
-RECORD = "run.json"
 LAST, DAMAGED = "last", "damaged"
 SHOWN = 5  # changed items
 # What a run may go on with otherwise than it began: it learns the same from the same samples.
@@ -68,7 +69,7 @@ class Started:
         document = asdict(self) | {"data": str(self.data.resolve()),
                                    "cache": str(self.cache.resolve())}  # fmt: skip
         text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
-        checkpoint.write_whole(folder / RECORD, text)
+        write_whole(folder / RECORD, text)
 
     @classmethod
     def read(cls, folder: Path) -> Started:
@@ -152,15 +153,20 @@ def _flat(settings: dict[str, Any], head: str = "") -> dict[str, Any]:
 
 
 def resumable(folder: Path, tell: Callable[[str], None]) -> Path | None:
-    """The run's newest whole checkpoint, None where it has none yet. Raises CannotResume."""
+    """The run's newest whole checkpoint, None where it has none yet. Raises CannotResume.
+
+    Also one that a kill left under a hidden name: `tidy` then gives it its place.
+    """
     damaged: list[str] = []
-    for candidate, wrong in checkpoint.newest(_places(folder)):
+    for candidate in _newest_first(folder):
+        wrong = checkpoint.damage(candidate)
         if not wrong:
             if damaged:
                 tell(f"{'; '.join(damaged)}: going on from {candidate}; what is damaged is moved "
                      f"to {folder / DAMAGED}")  # fmt: skip
             return candidate
-        damaged.append(f"{candidate}: {wrong}")
+        if not candidate.name.startswith("."):  # a hidden one was just never finished
+            damaged.append(f"{candidate}: {wrong}")
     best = folder / "best"
     others = f"; {best} can still be evaluated" if best.is_dir() else ""
     if damaged:
@@ -174,23 +180,29 @@ def resumable(folder: Path, tell: Callable[[str], None]) -> Path | None:
     return None
 
 
-def _places(folder: Path) -> list[Path]:
-    """Where checkpoints to go on from lie in a run folder, the newest first."""
+def _newest_first(folder: Path) -> list[Path]:
+    """The checkpoints to go on from in a run folder."""
     earlier = [p for p in folder.glob(f"{LAST}-*") if p.name[len(LAST) + 1 :].isdigit()]
-    return [folder / LAST, *sorted(earlier, key=lambda p: int(p.name[len(LAST) + 1 :]))]
+    earlier.sort(key=lambda path: int(path.name[len(LAST) + 1 :]))
+    return checkpoint.by_age(folder / LAST, [folder / LAST, *earlier])
 
 
-def set_aside_newer(folder: Path, good: Path) -> None:
-    """Move checkpoints newer than `good`, all damaged, out of the way of those that come.
+def tidy(folder: Path, good: Path, earlier: Sequence[Path]) -> None:
+    """Have the next save find `good`, and `best`, in their places, as if no kill had been.
 
-    Else the next one saved would push the good one out, and keep a damaged one in its place.
+    Checkpoints newer than `good`, all damaged, go out of the way: else the next one saved would
+    push the good one out, and keep a damaged one in its place.
     """
-    for place in _places(folder):
+    for place in _newest_first(folder):
         if place == good:
-            return
-        if place.is_dir():
+            break
+        if place.name.startswith("."):
+            shutil.rmtree(place, ignore_errors=True)
+        else:
             shutil.rmtree(folder / DAMAGED, ignore_errors=True)
             os.replace(place, folder / DAMAGED)
+    checkpoint.settle(good, folder / LAST, earlier)
+    checkpoint.mend(folder / "best")
 
 
 def changes(facts: dict[str, Any], versions: dict[str, str]) -> list[str]:

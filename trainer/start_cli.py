@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from profiles.files import held, sweep
 from trainer.console import (
     EXIT_INTERRUPTED,
     EXIT_OUT_OF_MEMORY,
@@ -23,6 +23,7 @@ from trainer.console import (
     use_threads,
     user_errors,
 )
+from trainer.run_folder import FILES, OVERLAY, RECORD, is_complete
 
 if TYPE_CHECKING:
     from advisor.preflight import Advice
@@ -43,41 +44,33 @@ class Beginning:
     resumes: bool = False
 
 
+@dataclass(frozen=True)
+class Data:
+    """What a run trains on and is validated on, and what tells it from other data."""
+
+    train: list[Item] | MixedSets
+    val: list[Item]
+    digests: dict[str, dict[str, str]]
+
+
 def begin(run: Beginning) -> None:
     """Train in this process, or in as many as the plan has; out of memory, go on afterwards."""
-    with _started(run):
-        _begin(run)
-
-
-@contextmanager
-def _started(run: Beginning) -> Iterator[None]:
-    """A start that fails leaves no run folder; one that is interrupted says how it goes on."""
     from trainer.launch import is_main
-    from trainer.recovery import OutOfMemory
 
-    existed = run.folder.exists()
-    own = not run.resumes and not (existed and any(run.folder.iterdir()))
     try:
-        yield
+        _begin(run)
     except KeyboardInterrupt as error:
         # What says something has saved; else it was before the training, or a second Ctrl-C.
         raise KeyboardInterrupt(str(error) or _how_to_go_on(run.folder)) from None
-    except OutOfMemory:
-        raise  # what it took is written down in there
-    except Exception as error:
-        interrupted = isinstance(error, typer.Exit) and error.exit_code == EXIT_INTERRUPTED
-        if is_main() and interrupted:  # it was the processes' training
+    except typer.Exit as error:
+        if is_main() and error.exit_code == EXIT_INTERRUPTED:  # it was the processes' training
             tell(_how_to_go_on(run.folder))
-        elif is_main() and own and not (run.folder / "last").exists():
-            shutil.rmtree(run.folder, ignore_errors=True)
-            if existed:
-                run.folder.mkdir(exist_ok=True)
         raise
 
 
 def _how_to_go_on(folder: Path) -> str:
     """What to type after an interrupt that came before, or in the middle of, saving."""
-    if not (folder / "plan.json").exists():
+    if not (folder / RECORD).exists():
         return "interrupted before anything was written: the same command starts again"
     again = f"lisa-train --resume {shlex.quote(str(folder))}"
     if (folder / "last").exists():
@@ -86,34 +79,62 @@ def _how_to_go_on(folder: Path) -> str:
 
 
 def _begin(run: Beginning) -> None:
-    from trainer.launch import must_start_processes, start_processes
+    from trainer.launch import is_main, must_start_processes, start_processes
     from trainer.recovery import OutOfMemory, replace_process
 
     for name, value in run.started.environment.items():
         os.environ.setdefault(name, value)  # which card, and the allocator, before torch
+    data = _read_data(run)  # bad data is reported once, not by every process
+    checkpoint = _checked(run, data)
+    if is_main():
+        _write(replace(run, started=replace(run.started, digests=data.digests)))
     if must_start_processes(run.plan):
-        _read_data(run)  # bad data is told once, not by every process
-        if not run.resumes:
-            _write(run)
         arguments = ["-m", "trainer.cli", "worker", str(run.folder)] + ["--resume"] * run.resumes
         code = start_processes(run.plan.processes, arguments)
         if code != EXIT_OUT_OF_MEMORY:
             raise typer.Exit(code)
         replace_process(run.folder)
     try:
-        _train(run)
+        _train(run, data, checkpoint)
     except OutOfMemory:
         if "RANK" in os.environ:  # whoever started the processes has to start them again
             raise
         replace_process(run.folder)
 
 
+def _checked(run: Beginning, data: Data) -> Path | None:
+    """The checkpoint to go on from, once nothing is in the way. Raises CannotResume, PlanError."""
+    from profiles.plan import Plan
+    from trainer.resume import check_data, check_plan, resumable
+
+    if not run.resumes:
+        return None
+    check_data(run.started, data.digests)
+    checkpoint = resumable(run.folder, tell)
+    if checkpoint is not None:
+        check_plan(run.plan, Plan.read(checkpoint / "plan.json"))
+    return checkpoint
+
+
 def go_on(folder: Path, data: Path | None, cache: Path | None, keeping: Mapping[str, Any]) -> None:
-    """Take up a run in its own folder, with a smaller plan if it ran out of memory.
+    """Resume a run in its own folder, with a smaller plan if it ran out of memory.
 
     `keeping`: what is to be otherwise than it began. Raises PlanError, CannotResume,
-    NothingSmaller.
+    NothingSmaller, Held.
     """
+    from trainer.launch import is_main
+    from trainer.recovery import remove_unfinished
+    from trainer.resume import Started
+
+    Started.read(folder)  # a folder that holds no run is refused, and left as it is
+    with held(folder) if is_main() else nullcontext():
+        if is_main():
+            sweep(folder, FILES)
+            remove_unfinished(folder)
+        _go_on(folder, data, cache, keeping)
+
+
+def _go_on(folder: Path, data: Path | None, cache: Path | None, keeping: Mapping[str, Any]) -> None:
     from profiles.plan import Plan
     from trainer.data.broken import announce
     from trainer.resume import Started
@@ -127,16 +148,15 @@ def go_on(folder: Path, data: Path | None, cache: Path | None, keeping: Mapping[
     )
     announce(started.skip_broken)
     plan = Plan.read(folder / "plan.json")
-    if (folder / "summary.json").exists():
+    if is_complete(folder):
         return tell(f"{folder}: this run is complete")
-    started.write(folder)  # for the next time, which may come without a user
     begin(Beginning(_recovered(plan, folder, started), folder, started, resumes=True))
 
 
 def _recovered(plan: Plan, folder: Path, started: Started) -> Plan:
     """The plan to go on with: another one where the run has just run out of memory."""
+    from profiles.files import write_whole
     from trainer import recovery
-    from trainer.checkpoint import write_whole
 
     place = recovery.unanswered(folder)
     if place is None:
@@ -163,47 +183,41 @@ def worker(
     """One of the processes that lisa-train starts: the plan and all else lie in the run folder."""
     from profiles.plan import Plan
     from trainer.recovery import OutOfMemory
-    from trainer.resume import Started
+    from trainer.resume import Started, resumable
 
     with user_errors():
         plan, started = Plan.read(folder / "plan.json"), Started.read(folder)
+        run = Beginning(plan, folder, started, resumes=resumes)
         try:
-            _train(Beginning(plan, folder, started, resumes=resumes))
+            _train(run, _read_data(run), resumable(folder, tell) if resumes else None)
         except OutOfMemory:
             raise typer.Exit(EXIT_OUT_OF_MEMORY) from None
 
 
-def _train(run: Beginning) -> None:
+def _train(run: Beginning, data: Data, checkpoint: Path | None) -> None:
     """Train in this process. Raises OutOfMemory once that is written down."""
     from trainer import recovery
-    from trainer.launch import hold, is_main
+    from trainer.launch import hold
 
     plan, folder, started = run.plan, run.folder, run.started
-    train, val, left_out = _read_data(run)
     use_allocator(plan)
     with reporter() as speaker:
         processes = f" × {plan.processes} processes" if plan.processes > 1 else ""
         speaker.line(
             f"plan {plan.content_hash}: {plan.model} on {plan.device}, {plan.quantization}, "
             f"LoRA {f'r={plan.lora.rank}' if plan.lora else 'off'}, "
-            f"batch {plan.micro_batch} × {plan.accumulation}{processes}, {len(train)} samples"
+            f"batch {plan.micro_batch} × {plan.accumulation}{processes}, {len(data.train)} samples"
         )
         use_threads(plan, speaker.line)
         from trainer.evaluate import run_sheet
         from trainer.facts import room
         from trainer.loop import Run, outcome
-        from trainer.resume import check_data, digests, resumable
 
-        now = digests(train, val, left_out)
-        checkpoint = None
-        if run.resumes:
-            check_data(started, now)
-            checkpoint = resumable(folder, speaker.line)
-        elif is_main():
-            _write(replace(run, started=replace(started, digests=now)))
         before, training = room(plan), None
         try:
-            training = Run(plan, train, val, folder, started.cache, speaker, started.keeping)
+            training = Run(
+                plan, data.train, data.val, folder, started.cache, speaker, started.keeping
+            )
             if plan.processes > 1:
                 hold(training)
             summary = training.train(checkpoint)
@@ -215,19 +229,20 @@ def _train(run: Beginning) -> None:
                 f"out of memory, see {place}; lisa-train --resume {folder} goes on with less"
             ) from None
         if training.accelerator.is_main_process:
-            sheet = run_sheet(training, folder / "overlay.png", count=6)
+            sheet = run_sheet(training, folder / OVERLAY, count=6)
             for line in outcome(summary, folder):
                 speaker.line(line)
             speaker.line(f"run folder {folder}, overlay {sheet}")
             speaker.line(next_steps(folder, started.data))
 
 
-def _read_data(run: Beginning) -> tuple[list[Item] | MixedSets, list[Item], set[str]]:
-    """What is trained, what is validated on, and entries left out. Raises DataError."""
+def _read_data(run: Beginning) -> Data:
+    """What is trained and validated on, less what may be left out. Raises DataError."""
     from trainer.data.broken import LIST, Leave, entries, told, write_list
     from trainer.data.mixture import read_training
     from trainer.data.reasonseg import read_split
     from trainer.launch import is_main
+    from trainer.resume import digests
 
     data, plan, leave = run.started.data, run.plan, Leave(run.started.skip_broken)
     train = read_training(data, plan, leave)
@@ -238,15 +253,16 @@ def _read_data(run: Beginning) -> tuple[list[Item] | MixedSets, list[Item], set[
         write_list(listed, leave.left_out)
         tell(told(leave.left_out, listed))
     gone = {os.path.relpath(entry, data) for entry in entries(leave.left_out)}
-    return train, val, gone
+    return Data(train, val, digests(train, val, gone))
 
 
 def _write(run: Beginning) -> None:
     """Into the run folder, what `--resume` needs."""
-    from trainer.checkpoint import write_whole
+    from profiles.files import write_whole
 
     run.folder.mkdir(parents=True, exist_ok=True)
-    run.started.write(run.folder)
-    write_whole(run.folder / "plan.json", run.plan.to_json())
+    if not run.resumes:
+        write_whole(run.folder / "plan.json", run.plan.to_json())
     if run.advice is not None:
         write_whole(run.folder / "advice.json", run.advice.model_dump_json(indent=2) + "\n")
+    run.started.write(run.folder)  # the last: from now on there is a run

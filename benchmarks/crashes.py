@@ -1,0 +1,412 @@
+"""Kill a command just before every one of its file operations, do it again, and compare.
+
+    python benchmarks/crashes.py [--scene NAME] [--sample N] [--seed 0] [--table]
+
+Each scene is a command that writes: trainings that keep 1, 2 and 3 checkpoints, a resume, an
+out-of-memory restart, building a feature cache, import, export, convert, evaluate, synthesise. It
+runs once undisturbed, and its file operations are counted (benchmarks/file_operations.py). Then it
+runs once for each of them, is killed there, and is done again as its user would: `--resume` where a
+run has begun, else the same command. The end has to be the same bit for bit, with no file more or
+less; of a training, the newest checkpoint that was whole must be what is gone on from. *torn*: what
+was written and not forced to disk is lost in addition. *twice*: the second attempt is killed as
+well, at a random operation. --table writes docs/recovery.md's table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import re
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from file_operations import Shim
+from tables import put
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs" / "recovery.md"
+MARK = "<!-- benchmarks/crashes.py -->", "<!-- /benchmarks/crashes.py -->"
+PHOTOS = ROOT / "tests" / "photos"
+PATIENCE = 300  # seconds for one process: longer is a hang
+PLAN = {
+    "model": "tiny", "device": "cpu", "dtype": "fp32", "quantization": "none",
+    "lora": {"rank": 2, "alpha": 4, "dropout": 0.1, "targets": "qv"}, "mask_loss_resolution": 64,
+    "micro_batch": 1, "accumulation": 2, "effective_batch": 2, "workers": 0,
+    "max_train_samples": 2, "max_val_samples": 1,
+    "schedule": {"learning_rate": 1e-3, "warmup_steps": 1, "epochs": 2, "shape": "linear"},
+}  # fmt: skip
+WAYS = ("killed", "torn", "twice")
+TAKEN = "exists and is not an empty folder"  # it had ended, but for what comes after its last file
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A command that writes into its folder, and how it is begun."""
+
+    name: str
+    command: Callable[[Path], list[str]]  # lisa-train's arguments, in the scene's folder
+    prepare: Callable[[Path, Path], None]  # (folder, what all scenes share)
+    run: str = ""  # the run folder in it, if the command trains
+    plant: Callable[[Path], None] = lambda folder: None
+
+
+def begin(keep: int, cache: str = "../../shared/cache") -> Callable[[Path], list[str]]:
+    """A training that keeps so many checkpoints."""
+    return lambda folder: [
+        "--plan", str(folder / "plan.json"), "--data-dir", str(PHOTOS), "--output-dir",
+        str(folder / "run"), "--cache-dir", str(folder / cache), "--save-steps", "1",
+        "--keep", str(keep),
+    ]  # fmt: skip
+
+
+def write_plan(folder: Path, shared: Path) -> None:
+    """What `begin` needs."""
+    (folder / "plan.json").write_text(json.dumps(PLAN))
+
+
+def write_begun(folder: Path, shared: Path) -> None:
+    """A run that was killed between two renames of its third save."""
+    shutil.copytree(shared / "begun", folder / "run")
+
+
+def copy_run(folder: Path, shared: Path) -> None:
+    """A run that has ended."""
+    shutil.copytree(shared / "whole", folder / "run")
+
+
+def write_coco(folder: Path, shared: Path) -> None:
+    """Annotations for import, with their pictures."""
+    (folder / "in").mkdir()
+    pictures, annotations = [], []
+    for number, name in enumerate(("cat", "clock", "coffee", "rocket"), 1):
+        shutil.copy(PHOTOS / "ReasonSeg" / "train" / f"{name}.jpg", folder / "in")
+        pictures.append({"id": number, "file_name": f"{name}.jpg", "width": 0, "height": 0})
+        annotations.append({"id": number, "image_id": number, "category_id": 1, "iscrowd": 0,
+                            "segmentation": [[9, 9, 60, 9, 60, 50, 9, 50]]})  # fmt: skip
+    from PIL import Image
+
+    for entry in pictures:
+        with Image.open(folder / "in" / str(entry["file_name"])) as picture:
+            entry["width"], entry["height"] = picture.size
+    document = {"images": pictures, "annotations": annotations,
+                "categories": [{"id": 1, "name": "thing"}]}  # fmt: skip
+    (folder / "in" / "annotations.json").write_text(json.dumps(document))
+
+
+def write_upstream(folder: Path, shared: Path) -> None:
+    """Checkpoints under their publishers' names, for convert."""
+    shutil.copytree(shared / "upstream", folder / "in")
+
+
+def runs_out(folder: Path) -> None:
+    """The second step runs out of memory; the process that would follow is left to `finished`."""
+    import torch
+
+    from trainer import loop
+
+    real, run = loop.training_step, folder / "run"
+
+    def failing(*arguments: Any, **named: Any) -> Any:
+        steps = (run / "metrics.jsonl").read_text().count('"loss"')
+        if steps == 1 and not list(run.glob("out-of-memory/*/shortage.json")):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB")
+        return real(*arguments, **named)
+
+    loop.training_step = failing
+    os.execv = lambda path, arguments: os._exit(75)  # type: ignore[misc, assignment]
+
+
+SCENES = [
+    Scene("train, --keep 1", begin(1), write_plan, "run"),
+    Scene("train, --keep 2", begin(2), write_plan, "run"),
+    Scene("train, --keep 3", begin(3), write_plan, "run"),
+    Scene("resume", lambda f: ["--resume", str(f / "run")], write_begun, "run"),
+    Scene("out of memory", begin(2), write_plan, "run", runs_out),
+    Scene("feature cache", begin(2, "cache"), write_plan, "run"),
+    Scene("import", lambda f: ["import", str(f / "in" / "annotations.json"), str(f / "out")],
+          write_coco),
+    Scene("export", lambda f: ["export", str(f / "run"), str(f / "out")], copy_run),
+    Scene("export --merge", lambda f: ["export", str(f / "run"), str(f / "out"), "--merge"],
+          copy_run),
+    Scene("convert", lambda f: ["convert", *map(str, sorted((f / "in").iterdir())),
+                                str(f / "out"), "--model", "tiny"], write_upstream),
+    Scene("evaluate", lambda f: ["evaluate", str(f / "run"), "--data-dir", str(PHOTOS), "--out",
+                                 str(f / "out")], copy_run),
+    Scene("synthesise", lambda f: ["synthesise", str(f / "out"), "--train", "3", "--val", "2",
+                                   "--test", "1"], lambda folder, shared: None),
+]  # fmt: skip
+
+
+def forked(arguments: list[str], log: Path, prepare: Callable[[], None] = lambda: None) -> int:
+    """Run lisa-train in a forked process, `prepare` first; exit code, negative for a signal."""
+    pid = os.fork()
+    if not pid:
+        code = 1
+        try:
+            with log.open("ab", buffering=0) as file:
+                os.dup2(file.fileno(), 1)
+                os.dup2(file.fileno(), 2)
+            prepare()
+            sys.argv = ["lisa-train", *arguments]
+            from trainer import cli
+
+            cli.main()
+        except SystemExit as error:
+            code = error.code if isinstance(error.code, int) else 1
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    until = time.monotonic() + PATIENCE
+    while time.monotonic() < until:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.005)
+    os.kill(pid, 9)
+    os.waitpid(pid, 0)
+    raise TimeoutError(f"hung for {PATIENCE} s")
+
+
+class Attempt:
+    """One scene in a folder of its own."""
+
+    def __init__(self, scene: Scene, base: Path, name: str) -> None:
+        self.scene = scene
+        self.folder, self.log = base / "scenes" / name, base / "logs" / name
+        self.folder.mkdir(parents=True)
+        self.log.parent.mkdir(exist_ok=True)
+        scene.prepare(self.folder, base / "shared")
+
+    def run(self, fatal: int | None, torn: bool, operations: Path | None = None) -> int:
+        """As its user would start it now; killed before an operation, or not."""
+        run = self.folder / (self.scene.run or "-")
+        resumes = (run / "run.json").exists()
+        command = ["--resume", str(run)] if resumes else self.scene.command(self.folder)
+
+        def prepare() -> None:
+            self.scene.plant(self.folder)
+            Shim(self.folder, fatal, torn, operations).install()
+
+        return forked(command, self.log, prepare)
+
+    def finished(self) -> int:
+        """Start it until it ends by itself; the last exit code."""
+        for _ in range(3):
+            code = self.run(None, False)
+            if code != 75:  # out of memory: the process would have been replaced
+                return code
+        return code
+
+    def said(self) -> str:
+        """All that was printed."""
+        return self.log.read_text(errors="replace")
+
+    def state(self) -> dict[str, str]:
+        """Every file with a digest of what decides; names hold no process number or time."""
+        found: dict[str, str] = {}
+        for path in sorted(self.folder.rglob("*")):
+            name = str(path.relative_to(self.folder))
+            if path.name.startswith("events.out.tfevents"):
+                name, content = str(Path(name).with_name("events")), b""
+            elif path.is_dir():
+                content = b""
+            else:
+                content = steady(path).replace(str(self.folder).encode(), b"")
+            found[name] = hashlib.sha256(content).hexdigest()[:12]
+        return found
+
+
+def steady(path: Path) -> bytes:
+    """A file's content without what differs from one run to the next: times, places, memory."""
+    if path.name in (".lock", ".holder.json", "run.json", "manifest.json", "facts.json",
+                     "shortage.json", "answer.json", "overlay.png", "extremes.png",
+                     "conversion.json") or path.name.endswith(".md"):  # fmt: skip
+        return b""
+    content = path.read_bytes()
+    if path.name in ("metrics.jsonl", "summary.json", "state.json", "scores.json"):
+        return re.sub(rb'"(step_seconds|seconds|records)": [0-9.]+', b"", content)
+    return content
+
+
+def whole_checkpoints(run: Path) -> list[tuple[int, int]]:
+    """(save, step) of every folder in a run that a training can go on from, by its checksums."""
+    found = []
+    for manifest in [*run.glob("*/manifest.json"), *run.glob(".*/manifest.json")]:
+        try:
+            sums = json.loads(manifest.read_text())
+            files = {n: (manifest.parent / n).read_bytes() for n in sums}
+            if "state.json" in sums and all(
+                hashlib.sha256(files[name]).hexdigest() == sums[name] for name in sums
+            ):
+                facts = json.loads(files["facts.json"])
+                found.append((facts["save"], facts["step"]))
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+def one(scene: Scene, base: Path, name: str, way: str, fatal: int, second: int, known: dict[str, str]) -> str:  # noqa: E501
+    """Kill an attempt, do it again, compare; '' if all is as it should be."""
+    attempt = Attempt(scene, base, name)
+    code = attempt.run(fatal, torn=way == "torn")
+    if code != -9:
+        return f"was not killed: exit code {code}: {attempt.said()[-600:]}"
+    if way == "twice":
+        code = attempt.run(second, torn=False)
+        if code not in (-9, 0, 75) and TAKEN not in attempt.said():
+            return f"second: exit code {code}: {attempt.said()[-900:]}"
+    whole = whole_checkpoints(attempt.folder / scene.run) if scene.run else []
+    complete = (attempt.folder / "run" / "summary.json").exists() and way != "torn"
+    before = len(attempt.said())
+    code = attempt.finished()
+    said = attempt.said()[before:]
+    if code and TAKEN not in said:
+        return f"exit code {code}: {said[-900:]}"
+    if "Traceback" in said:
+        return said[said.index("Traceback") :][-900:]
+    if whole and not complete and "run is complete" not in said:
+        steps = re.findall(r"going on from \S+ after step (\d+)", said)
+        if not steps or int(steps[0]) != max(whole)[1]:
+            return f"went on from step {steps or 'none'}, {max(whole)} was whole"
+    state = attempt.state()
+    if scene.run:  # kept for the user where a checkpoint was damaged: never by a kill alone
+        odd = [n for n in state if "/damaged" in n]
+        if odd:
+            return f"set aside as damaged: {odd[:3]}"
+    differs = {n for n in state.keys() | known.keys() if state.get(n) != known.get(n)}
+    if differs:
+        return f"differs: {sorted(differs)[:6]}"
+    shutil.rmtree(attempt.folder)
+    attempt.log.unlink()
+    return ""
+
+
+def work(cases: list[tuple[str, str, int, int]], base: Path, known: dict[str, dict[str, str]]) -> list[dict[str, Any]]:  # noqa: E501
+    """Some cases one after the other, in this process."""
+    rows = []
+    for name, way, fatal, second in cases:
+        scene = next(scene for scene in SCENES if scene.name == name)
+        label = re.sub(r"\W+", "-", f"{name} {way} {fatal} {second}")
+        try:
+            why = one(scene, base, label, way, fatal, second, known[name])
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+        rows.append({"scene": name, "way": way, "fatal": fatal, "second": second, "why": why})
+        if why:
+            print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+def prepare(base: Path, scenes: list[Scene]) -> tuple[dict[str, int], dict[str, dict[str, str]]]:
+    """What the scenes share; how many operations each has, and how each ends undisturbed."""
+    shared = base / "shared"
+    shared.mkdir()
+    sys.path.insert(0, str(ROOT))
+    first = Attempt(Scene("", begin(2), write_plan, "run"), base, "first")
+    if first.finished():
+        sys.exit(first.said())
+    shutil.copytree(first.folder / "run", shared / "whole")
+    begun = Attempt(Scene("", begin(2), write_plan, "run"), base, "begun")
+    operations = base / "operations"
+    counting = Attempt(Scene("", begin(2), write_plan, "run"), base, "counting")
+    counting.run(None, False, operations)
+    lines = operations.read_text().splitlines()
+    renames = [n for n, line in enumerate(lines, 1) if re.search(r"replace \S*run/last$", line)]
+    begun.run(renames[2], False)
+    shutil.copytree(begun.folder / "run", shared / "begun")
+    if any(scene.name == "convert" for scene in scenes):
+        import torch
+        from safetensors.torch import load_file
+
+        from tests.trainer.test_convert import reference, sources
+        from trainer.model.build import save_model
+
+        (shared / "upstream").mkdir()
+        (shared / "layout").mkdir()
+        layout = save_model(reference(), shared / "layout", torch.bfloat16)
+        sources(shared / "upstream", load_file(layout))
+    counts, known = {}, {}
+    for scene in scenes:
+        label = re.sub(r"\W+", "-", scene.name)
+        attempt, listed = Attempt(scene, base, label), base / f"operations-{label}"
+        code = attempt.run(None, False, listed)
+        if code not in (0, 75):
+            sys.exit(f"{scene.name}: exit code {code}\n{attempt.said()}")
+        if code == 75:
+            attempt.finished()
+        counts[scene.name] = len(listed.read_text().splitlines())
+        known[scene.name] = attempt.state()
+        print(f"{scene.name}: {counts[scene.name]} operations", flush=True)
+    return counts, known
+
+
+def table_of(rows: list[dict[str, Any]], counts: dict[str, int]) -> list[str]:
+    """Markdown: one line a scene."""
+    lines = ["| command | file operations | killed before each | torn as well | killed twice | same end, nothing left over | wrong |",  # noqa: E501
+             "|---|---|---|---|---|---|---|"]  # fmt: skip
+    for name in [*counts, "all"]:
+        mine = [row for row in rows if name in ("all", row["scene"])]
+        ways = [sum(row["way"] == way for row in mine) for way in WAYS]
+        wrong = sum(bool(row["why"]) for row in mine)
+        cells = [sum(counts.values()) if name == "all" else counts[name], *ways,
+                 len(mine) - wrong, wrong]  # fmt: skip
+        lines.append(f"| {name} | {' | '.join(map(str, cells))} |")
+    return lines
+
+
+def main() -> None:
+    """Run them all; exit code 1 if anything was not as it should be."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--scene", action="append", choices=[scene.name for scene in SCENES])
+    parser.add_argument("--sample", type=int, help="only so many, drawn by the seed")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--table", action="store_true", help="write docs/recovery.md's table")
+    arguments = parser.parse_args()
+    import torch
+
+    from advisor import fallback  # noqa: F401  what the forked processes would each import
+    from trainer import convert, evaluate, export, loop, start_cli  # noqa: F401
+    from trainer.data import own, synthetic  # noqa: F401
+
+    torch.set_num_threads(1)
+    scenes = [s for s in SCENES if not arguments.scene or s.name in arguments.scene]
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as name:
+        base = Path(name)
+        os.environ |= {"XDG_DATA_HOME": f"{base}/data", "XDG_CACHE_HOME": f"{base}/kept",
+                       "OMP_NUM_THREADS": "1"}  # fmt: skip
+        counts, known = prepare(base, scenes)
+        rng = random.Random(arguments.seed)
+        cases = [(scene, way, n, 0) for scene in counts for way in ("killed", "torn")
+                 for n in range(1, counts[scene] + 1)]  # fmt: skip
+        cases += [(scene, "twice", rng.randint(1, counts[scene]), rng.randint(1, counts[scene]))
+                  for scene in counts for _ in range(counts[scene] // 3)]  # fmt: skip
+        if arguments.sample:
+            cases = rng.sample(cases, min(arguments.sample, len(cases)))
+        shares = [(cases[n::2], base, known) for n in range(2)]
+        with ProcessPoolExecutor(2, multiprocessing.get_context("fork")) as pool:
+            rows = [row for share in pool.map(work, *zip(*shares, strict=True)) for row in share]
+    lines = table_of(rows, counts)
+    print("\n".join(lines))
+    print(f"{time.monotonic() - started:.0f} s")
+    if arguments.table:
+        put(DOCS, *MARK, lines)
+    sys.exit(any(row["why"] for row in rows))
+
+
+if __name__ == "__main__":
+    main()

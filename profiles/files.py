@@ -1,0 +1,109 @@
+"""Files whose content decides something: written whole, and a folder that one process may write.
+
+A process may be killed between any two operations, and the power may go.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+LOCK, HOLDER = ".lock", ".holder.json"
+PATIENCE = 2.0  # seconds that a process just killed, or just ending, may take to let go
+
+
+class Held(ValueError):
+    """A folder that another process is writing in; says which."""
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Put `content` in a file's place: whoever reads meets the old or the new, never a part.
+
+    It has reached the disk when this returns. Raises OSError; what was there is then untouched.
+    """
+    aside = path.with_name(f".{path.name}-{os.getpid()}")
+    try:
+        with aside.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
+    force(path.parent)
+
+
+def force(path: Path) -> None:
+    """Have what was written reach the disk, as far as the system lets one ask for it."""
+    if os.name == "nt" and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def is_aside(path: Path, names: Iterable[str]) -> bool:
+    """Whether a killed `write_whole` left this file, on its way to one of `names`."""
+    return any(re.fullmatch(rf"\.{re.escape(name)}-\d+", path.name) for name in names)
+
+
+def sweep(folder: Path, names: Iterable[str]) -> None:
+    """Remove what killed writers of `names` left in a folder that nobody else writes in."""
+    for path in list(folder.iterdir()) if folder.is_dir() else ():
+        if is_aside(path, names):
+            path.unlink(missing_ok=True)
+
+
+def is_vacant(folder: Path) -> bool:
+    """Whether a folder is absent, or empty but for who held it."""
+    if not folder.exists():
+        return True
+    return folder.is_dir() and {path.name for path in folder.iterdir()} <= {LOCK, HOLDER}
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a folder, made if need be, until the block or the process ends, however it ends.
+
+    The system's own lock (flock; LockFileEx on Windows), so a killed holder leaves none behind. On
+    a network file system it holds between machines only where the server keeps locks (NFS with
+    lockd, NFSv4, SMB); where there are none at all, filelock falls back to the file's existence.
+    Raises Held, OSError.
+    """
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK, timeout=PATIENCE)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise Held(f"{folder}: {_holder(folder)} is writing there") from None
+    try:
+        own = {"pid": os.getpid(), "host": socket.gethostname(),
+               "since": datetime.now(UTC).isoformat(timespec="seconds")}  # fmt: skip
+        write_whole(folder / HOLDER, json.dumps(own) + "\n")
+        yield
+    finally:
+        lock.release()
+
+
+def _holder(folder: Path) -> str:
+    """The process that holds a folder, as it has written it down."""
+    for _ in range(10):  # it may just be about to
+        try:
+            found = json.loads((folder / HOLDER).read_text(encoding="utf-8"))
+            return f"process {found['pid']} on {found['host']} (since {found['since']})"
+        except (OSError, ValueError, KeyError, TypeError):
+            time.sleep(0.05)
+    return "another process"
+
