@@ -224,6 +224,9 @@ def import_(
     frame: Annotated[
         str | None, typer.Option(help="Of outlines on turned pictures: stored or upright.")
     ] = None,
+    iscrowd: Annotated[
+        str | None, typer.Option(help="What COCO's iscrowd 1 marks: object or crowd.")
+    ] = None,
 ) -> None:
     """Turn LabelMe or COCO annotations into ReasonSeg data for --data-dir DST."""
     from trainer.data import broken
@@ -233,6 +236,7 @@ def import_(
         done = import_annotations(
             source, target, questions=questions, pictures=pictures, val=val, test=test, seed=seed,
             skip_broken=broken.read_most(skip_broken), encoding=encoding, frame=frame,
+            iscrowd=iscrowd,
         )  # fmt: skip
     items = ", ".join(f"{split} {count}" for split, count in done.items.items())
     print(f"{target}: {items} items on {done.pictures} pictures; {done.left_out} without any")
