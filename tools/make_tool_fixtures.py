@@ -35,6 +35,7 @@ MADE = Path(__file__).resolve().parents[1] / "tests" / "tools_made"
 WIDTH, HEIGHT = 60, 80  # upright
 # The picture's name, and the EXIF orientation it is stored with; "茶杯" is a tea cup.
 PICTURES = {"upright.jpg": 1, "half turn.jpg": 3, "right.jpg": 6, "left.jpg": 8, "茶杯 1.jpg": 1}
+EMPTY = "nothing.jpg"  # nobody outlined anything on it
 # How Pillow makes the stored picture of an upright one.
 STORE = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90,
          8: Image.Transpose.ROTATE_270}  # fmt: skip
@@ -42,6 +43,7 @@ STORE = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90,
 # What is outlined, in upright pixels: corners as an annotator clicks them, on pixels' borders.
 CUP = [(6, 8), (26, 8), (26, 14), (14, 14), (14, 34), (6, 34)]
 EYES = [[(34, 6), (42, 6), (42, 16), (34, 16)], [(46, 6), (54, 6), (54, 20), (46, 20)]]
+BOX = (24, 56, 34, 66)  # left, top, right, bottom: drawn as a rectangle, where the tool has those
 CROWD = [(4, 60), (56, 60), (50, 76), (4, 76)]
 LABELS = ("tea_cup", "eyes", "ring", "面 包", "people")
 
@@ -96,6 +98,7 @@ def make_scene() -> None:
         if orientation in STORE:
             image = image.transpose(STORE[orientation])
         image.save(MADE / "pictures" / name, exif=exif, quality=90)
+    Image.new("RGB", (WIDTH, HEIGHT)).save(MADE / "pictures" / EMPTY)
 
 
 def made(tool: str, package: str) -> Path:
@@ -119,11 +122,12 @@ def make_label_studio() -> None:
     config = (
         '<View><Image name="image" value="$image"/>'
         '<PolygonLabels name="outline" toName="image">{0}</PolygonLabels>'
+        '<RectangleLabels name="box" toName="image">{0}</RectangleLabels>'
         '<BrushLabels name="paint" toName="image">{0}</BrushLabels></View>'
     ).format("".join(f'<Label value="{label}"/>' for label in LABELS))
 
     def region(kind: str, label: str, value: dict[str, Any]) -> dict[str, Any]:
-        name = {"polygonlabels": "outline", "brushlabels": "paint"}[kind]
+        name = {"polygonlabels": "outline", "brushlabels": "paint", "rectanglelabels": "box"}[kind]
         # The editor asks the browser for the picture's size: that is the upright one.
         return {"original_width": WIDTH, "original_height": HEIGHT, "image_rotation": 0,
                 "type": kind, "from_name": name, "to_name": "image", "origin": "manual",
@@ -138,27 +142,47 @@ def make_label_studio() -> None:
         rle = brush.mask2rle(mask.astype(np.uint8) * 255)
         return region("brushlabels", label, {"format": "rle", "rle": rle})
 
+    def task(number: int, name: str, result: list[dict[str, Any]]) -> dict[str, Any]:
+        upload = f"/data/upload/7/a1b2c3d{number}-{name.replace(' ', '_')}"
+        annotation = {"id": number, "completed_by": 1, "was_cancelled": False, "result": result,
+                      "created_at": "2026-01-01T00:00:00Z"}  # fmt: skip
+        return {"id": number, "annotations": [annotation] if result else [],
+                "data": {"image": upload}}  # fmt: skip
+
+    def write(name: str, result: list[dict[str, Any]]) -> Path:
+        tasks = [task(number, picture, result) for number, picture in enumerate(PICTURES, 1)]
+        tasks.append(task(9, EMPTY, []))
+        source = folder / name
+        source.write_text(json.dumps(tasks, ensure_ascii=False) + "\n", encoding="utf-8")
+        return source
+
     masks = truth()
-    result = [outline("tea_cup", CUP), *(outline("eyes", part) for part in EYES)]
-    result += [paint(label, masks[label]) for label in ("ring", "面 包", "eyes")]
-    tasks = [
-        {"id": n, "data": {"image": f"/data/upload/7/a1b2c3d{n}-{name.replace(' ', '_')}"},
-         "annotations": [{"id": n, "completed_by": 1, "was_cancelled": False,
-                          "created_at": "2026-01-01T00:00:00Z", "result": result}]}
-        for n, name in enumerate(PICTURES, 1)
-    ]  # fmt: skip
-    source = folder / "tasks.json"
-    source.write_text(json.dumps(tasks, ensure_ascii=False) + "\n", encoding="utf-8")
+    left, top, right, bottom = BOX
+    box = {
+        "x": 100 * left / WIDTH,
+        "y": 100 * top / HEIGHT,
+        "width": 100 * (right - left) / WIDTH,
+        "height": 100 * (bottom - top) / HEIGHT,
+        "rotation": 0,
+    }
+    outlined = [outline("tea_cup", CUP), *(outline("eyes", part) for part in EYES)]
+    painted = [paint(label, masks[label]) for label in ("ring", "面 包", "eyes")]
+    tasks = write("tasks.json", outlined + painted)
+    boxed = write("boxed.json", [*outlined, region("rectanglelabels", "eyes", box)])
     uploads = folder / "upload" / "7"
     uploads.mkdir(parents=True, exist_ok=True)
-    for task, name in zip(tasks, PICTURES, strict=True):
-        upload = uploads / Path(task["data"]["image"]).name
+    for number, name in [*enumerate(PICTURES, 1), (9, EMPTY)]:
+        upload = uploads / Path(task(number, name, [])["data"]["image"]).name
         upload.write_bytes((MADE / "pictures" / name).read_bytes())
     converter = Converter(config, str(folder), upload_dir=str(folder / "upload"))
-    converter.convert(str(source), str(folder / "coco"), "COCO", is_dir=False)
+    converter.convert(str(tasks), str(folder / "coco"), "COCO", is_dir=False)
+    converter.convert(str(boxed), str(folder / "coco-boxed"), "COCO", is_dir=False)
     shutil.rmtree(folder / "upload")
-    converter.convert(str(source), str(folder / "coco-without-pictures"), "COCO", is_dir=False)
-    converter.convert(str(source), str(folder / "brush"), "BRUSH_TO_COCO", is_dir=False)
+    converter.convert(str(tasks), str(folder / "coco-without-pictures"), "COCO", is_dir=False)
+    converter.convert(str(tasks), str(folder / "brush"), "BRUSH_TO_COCO", is_dir=False)
+    boxed.unlink()
+    for images in folder.rglob("images"):
+        images.rmdir()
 
 
 def make_datumaro() -> None:
@@ -194,6 +218,8 @@ def make_datumaro() -> None:
             media = Picture.from_file(path=str(MADE / "pictures" / picture))
             items.append(DatasetItem(Path(picture).stem, media=media, subset="default",
                                      annotations=shapes(attributes)))  # fmt: skip
+        empty = Picture.from_file(path=str(MADE / "pictures" / EMPTY))
+        items.append(DatasetItem(Path(EMPTY).stem, media=empty, subset="default"))
         dataset = Dataset.from_iterable(items, categories=list(LABELS))
         dataset.export(str(folder / name), "coco_instances", save_media=False)
     dataset.export(str(folder / "cvat"), "cvat", save_media=False)
@@ -213,7 +239,9 @@ def make_supervision() -> None:
         path: supervision.Detections(xyxy=boxes, mask=inside, class_id=np.arange(len(LABELS)))
         for path in paths
     }
-    dataset = supervision.DetectionDataset(list(LABELS), paths, found)
+    empty = str(MADE / "pictures" / EMPTY)
+    found[empty] = supervision.Detections.empty()
+    dataset = supervision.DetectionDataset(list(LABELS), [*paths, empty], found)
     dataset.as_coco(annotations_path=str(folder / "annotations.json"))
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -34,7 +35,7 @@ BARE, CVAT = (f"datumaro/{kind}/annotations/instances_default.json" for kind in
 SUPERVISION = "supervision/annotations.json"
 
 
-def imported(source: str, target: Path, **options: str) -> Imported:
+def imported(source: str, target: Path, **options: Any) -> Imported:
     return import_annotations(MADE / source, target, pictures=MADE / "pictures", **options)
 
 
@@ -87,6 +88,22 @@ def test_label_studios_brush_is_read_to_the_pixel_but_for_holes(tmp_path: Path) 
     for label, mask in found:
         truth = whole > 0 if label == "ring" else TRUTH[label]
         assert np.array_equal(mask == TARGET, truth), label
+
+
+def test_label_studios_rectangles_are_boxes_where_they_were_drawn(tmp_path: Path) -> None:
+    """They come without an outline, in other pixels than the polygons of a turned picture."""
+    source = "label-studio/coco-boxed/result.json"
+    with pytest.raises(DataError, match="an outline of what is in the bbox"):
+        imported(source, tmp_path / "out")
+    imported(source, tmp_path / "out", skip_broken=PICTURES)
+    found = masks(tmp_path / "out")
+    assert sorted(label for label, _ in found) == sorted([*DRAWN] * PICTURES)
+    left, top, right, bottom = 24, 56, 34, 66  # BOX of the script
+    box = np.zeros_like(TRUTH["eyes"])
+    box[top:bottom, left:right] = True
+    for label, mask in found:
+        assert np.array_equal(mask == TARGET, TRUTH[label])
+        assert np.array_equal(mask == IGNORE, box & (label == "eyes"))
 
 
 @pytest.mark.parametrize("source, labels, options", [

@@ -84,10 +84,13 @@ def read_coco(report: Report, text_of: Callable[[bytes], str] | None = None) -> 
     images: dict[int, CocoImage] = {}
     # What belongs to a broken entry goes with it, without a finding of its own.
     broken_images, broken_categories = set[int](), set[int]()
+    annotated = _annotated(parsed)
     for place, number, entry in _entries(report, parsed, "images"):
         height, width = entry.get("height"), entry.get("width")
         if type(height) is int and type(width) is int and min(height, width) > 0:
             images[number] = CocoImage(place, _file_name(entry), (height, width))
+        elif (height, width) == (None, None) and number not in annotated:
+            pass  # Label Studio's converter, of a task without annotations whose picture is away
         else:
             broken_images.add(number)
             got = height, width
@@ -138,6 +141,14 @@ def _is_panoptic(parsed: dict[str, Any]) -> bool:
     listed = parsed.get("annotations")
     first = listed[0] if isinstance(listed, list) and listed else None
     return isinstance(first, dict) and "segments_info" in first
+
+
+def _annotated(parsed: dict[str, Any]) -> set[int]:
+    """The ids of images with annotations, sound or not."""
+    listed = parsed.get("annotations")
+    entries = listed if isinstance(listed, list) else []
+    ids = [entry.get("image_id") for entry in entries if isinstance(entry, dict)]
+    return {number for number in ids if type(number) is int}
 
 
 def _tool(parsed: dict[str, Any]) -> str:
