@@ -29,6 +29,7 @@ _LONGEST_OUTLINE = 100  # times the picture's height and width together
 # Tools that do not name themselves. CVAT exports through Datumaro.
 DATUMARO, SUPERVISION = "Datumaro", "supervision"
 _DATUMARO_INFO = {"contributor", "date_created", "description", "url", "version", "year"}
+PLACE = ("place",)  # key of an entry's place in another tool's file; JSON's keys are all text
 _FIX = "correct the annotation or take it out"
 
 
@@ -78,8 +79,11 @@ def read_coco(report: Report, text_of: Callable[[bytes], str] | None = None) -> 
     `text_of` decodes a file of another tool than COCO's.
     """
     parsed = load_json(report, dict, "{images, annotations, categories}", text_of=text_of)
-    if parsed is None:
-        return Coco({}, {}, {})
+    return Coco({}, {}, {}) if parsed is None else checked_coco(report, parsed)
+
+
+def checked_coco(report: Report, parsed: dict[str, Any]) -> Coco:
+    """What is sound of COCO's document; a finding for all that is not."""
     tool = _tool(parsed)
     images: dict[int, CocoImage] = {}
     # What belongs to a broken entry goes with it, without a finding of its own.
@@ -250,6 +254,8 @@ def _entries(
     found: dict[int, tuple[str, int, dict[str, Any]]] = {}
     for index, entry in enumerate(listed):
         place = f"{key}[{index}]"
+        if isinstance(entry, dict) and PLACE in entry:
+            place = entry[PLACE]
         number = entry.get("id") if isinstance(entry, dict) else None
         if type(number) is not int or number in found:
             report.add(f"{place}.id", number, "a whole number that no other has", _FIX)

@@ -1,4 +1,4 @@
-"""One's own annotations, of LabelMe or COCO, written as a ReasonSeg data set.
+"""One's own annotations, of LabelMe, COCO or Label Studio, written as a ReasonSeg data set.
 
 Each label of a picture becomes one item. Its text is what a questions' file asks about it, or
 without such a file the label itself, as a phrase.
@@ -82,7 +82,7 @@ def import_annotations(
     frame: str | None = None,
     iscrowd: str | None = None,
 ) -> Imported:
-    """Write `target/ReasonSeg/{train,val,test}` from a LabelMe folder or a COCO instances file.
+    """Write `target/ReasonSeg/{train,val,test}` from files of LabelMe, COCO or Label Studio.
 
     `pictures` is where the pictures lie, if not beside the annotations. At most `skip_broken`
     broken entries are left out, and listed in `target/skipped.txt`; by default none is. A share
@@ -176,13 +176,13 @@ def _drawings(
 
 
 def _coco_file(source: Path) -> Path | None:
-    """The file itself, or the only JSON of a folder if it has COCO's annotations."""
+    """The file itself, or the only JSON of a folder if it is COCO's or Label Studio's."""
     if source.is_file():
         return source
     files = json_files(source)
     if len(files) == 1:
-        notes = load_json(Report(files[0]), dict, "an object")
-        if notes is not None and "annotations" in notes:
+        notes = load_json(Report(files[0]), object, "an object or a list")
+        if isinstance(notes, list) or (isinstance(notes, dict) and "annotations" in notes):
             return files[0]
     return None
 

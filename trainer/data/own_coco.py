@@ -23,12 +23,13 @@ from trainer.data.coco import (
     CocoImage,
     CocoMask,
     Part,
+    checked_coco,
     paint_parts,
-    read_coco,
 )
 from trainer.data.drawing import Drawing, called, frames, means_ignore, orientation_of, traced
 from trainer.data.encoding import Conventions
 from trainer.data.foreign import is_foreign
+from trainer.data.label_studio import TASKS, as_coco
 from trainer.data.paths import PictureSearch
 from trainer.data.reasonseg import (
     IGNORE,
@@ -38,14 +39,14 @@ from trainer.data.reasonseg import (
     Polygon,
     Report,
     Size,
+    load_json,
     open_image,
 )
 
 Turn: TypeAlias = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 
 # info.contributor of Label Studio's exports: COCO, and Brush labels to COCO.
-BRUSH = "Label Studio Converter"
-LABEL_STUDIO = ("Label Studio", BRUSH)
+LABEL_STUDIO, BRUSH = "Label Studio", "Label Studio Converter"
 
 # What turns stored pixels upright, by EXIF orientation.
 _TURNS: dict[int, Turn] = {
@@ -71,7 +72,7 @@ def read_drawings(
     if is_foreign(report):
         return
     conventions = conventions or Conventions()
-    notes = read_coco(report, conventions.text)
+    notes = _read(report, conventions)
     marks: dict[int, list[CocoMask]] = {number: [] for number in notes.images}
     for mask in (*notes.masks.values(), *notes.unusable.values()):
         marks[mask.image].append(replace(mask, crowd=_is_crowd(mask, conventions)))
@@ -95,6 +96,20 @@ def read_drawings(
         if turn:
             outlined = _outlined(report, those, notes, image, turn)
             yield Drawing(called(picture, pictures), picture, path, outlined)
+
+
+def _read(report: Report, conventions: Conventions) -> Coco:
+    """COCO's file, or Label Studio's list of tasks."""
+    allowed = "COCO's {images, annotations, categories}, or Label Studio's list of tasks"
+    before = len(report.findings)
+    parsed = load_json(report, object, allowed, text_of=conventions.text)
+    if isinstance(parsed, list):
+        parsed = as_coco(report, parsed)
+    if isinstance(parsed, dict):
+        return checked_coco(report, parsed)
+    if len(report.findings) == before:
+        report.add("file", parsed, allowed, "correct the file or fetch it again")
+    return Coco({}, {}, {})
 
 
 def _is_crowd(mask: CocoMask, conventions: Conventions) -> bool:
@@ -124,7 +139,8 @@ def _is_drawn_upright(tool: str, image: CocoImage, upright: Size, conventions: C
     Label Studio's converter multiplies per cent of what the annotator saw by the stored width and
     height, or if it did not find the picture, by those of the upright one.
     """
-    known = tool in LABEL_STUDIO and image.size in (upright, upright[::-1])
+    known = tool == LABEL_STUDIO and image.size == upright[::-1]
+    known |= tool in (LABEL_STUDIO, BRUSH, TASKS) and image.size == upright
     if not known or conventions.frame is not None:
         return False
     conventions.assume("turned pictures' outlines read as upright, as Label Studio draws them")
