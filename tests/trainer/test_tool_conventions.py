@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from tests.brush import packed
 from trainer.data.encoding import decoded
 from trainer.data.own import Imported, import_annotations
 from trainer.data.reasonseg import DataError, Item, paint_mask, read_split
@@ -159,14 +160,153 @@ def test_a_shape_that_is_not_read_is_refused_for_its_own_reason(tmp_path: Path, 
     assert str(refused.value).count(f"got '{kind}'") == 3  # all of them, at once
 
 
-def test_labelmes_word_for_ignore(tmp_path: Path) -> None:
+@pytest.mark.parametrize("word", ["ignore", "__ignore__", "_ignore_", "Ignore"])
+def test_words_for_ignore(tmp_path: Path, word: str) -> None:
+    """In LabelMe's files and as a category of COCO's; never asked for."""
     shapes = [{"label": "cup", "shape_type": "polygon", "points": CORNERS},
-              {"label": "__ignore__", "shape_type": "rectangle",
+              {"label": word, "shape_type": "rectangle",
                "points": [[40, 50], [50, 60]]}]  # fmt: skip
     import_annotations(labelme(tmp_path / "in", *shapes), tmp_path / "out")
-    items = [item for split in ("train", "val") for item in read_split(tmp_path / "out", split)]
-    assert len(items) == 3  # "cup" alone is asked for
-    assert all(255 in mask_of(item) for item in items)
+    source = coco(tmp_path / "coco", 1, "", scale=False)
+    notes = json.loads(source.read_text(encoding="utf-8"))
+    notes["categories"].append({"id": 1, "name": word})
+    notes["annotations"] += [
+        {"id": 10 + n, "image_id": n, "category_id": 1, "iscrowd": 0,
+         "segmentation": [[40, 50, 50, 50, 50, 60, 40, 60]]}
+        for n in range(3)
+    ]  # fmt: skip
+    source.write_text(json.dumps(notes), encoding="utf-8")
+    import_annotations(source, tmp_path / "of coco")
+    for folder in (tmp_path / "out", tmp_path / "of coco"):
+        items = [item for split in ("train", "val") for item in read_split(folder, split)]
+        assert [item.texts for item in items] == [("cup",)] * 3
+        for item in items:
+            ignored = mask_of(item) == 255
+            assert ignored[51:59, 41:49].all() and not ignored[:48].any()
+
+
+def test_of_an_object_and_what_is_ignored_the_smaller_lies_on_top(tmp_path: Path) -> None:
+    """As with LabelMe's shapes, whichever comes first in the file."""
+    source = coco(tmp_path / "coco", 1, "", scale=False)
+    notes = json.loads(source.read_text(encoding="utf-8"))
+    notes["categories"].append({"id": 1, "name": "ignore"})
+    around, within = [0, 0, 60, 0, 60, 80, 0, 80], [10, 12, 14, 12, 14, 16, 10, 16]
+    notes["annotations"] += [
+        {
+            "id": 10 + n + 3 * k,
+            "image_id": n,
+            "category_id": 1,
+            "iscrowd": 0,
+            "segmentation": [part],
+        }
+        for n in range(3)
+        for k, part in enumerate((within, around))
+    ]
+    source.write_text(json.dumps(notes), encoding="utf-8")
+    import_annotations(source, tmp_path / "out")
+    for item in read_split(tmp_path / "out", "train"):
+        mask = mask_of(item)
+        assert (mask[12:16, 10:14] == 255).all() and mask[9, 7] == 1 and mask[70, 50] == 255
+
+
+def test_one_polygon_in_no_list_of_its_own_is_read(tmp_path: Path) -> None:
+    """VIA (VGG Image Annotator) writes COCO so. It is not on PyPI: made up after its code."""
+    source = coco(tmp_path / "in", 1, "", scale=False)
+    notes = json.loads(source.read_text(encoding="utf-8"))
+    for one in notes["annotations"]:
+        one["segmentation"] = one["segmentation"][0]
+    source.write_text(json.dumps(notes), encoding="utf-8")
+    import_annotations(source, tmp_path / "out")
+    assert overlap(tmp_path / "out") == 1
+
+
+VIA = {"0.jpg123": {"filename": "0.jpg", "size": 123, "regions": [], "file_attributes": {}}}
+
+
+@pytest.mark.parametrize("name, text", [
+    ("via.json", json.dumps(VIA)),
+    ("project.json", json.dumps({"_via_settings": {}, "_via_img_metadata": VIA})),
+    ("via.csv", "filename,file_size,file_attributes,region_count,region_id\n0.jpg,123,{},0,0\n"),
+])  # fmt: skip
+def test_via_is_told_what_to_export(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / name).write_text(text, encoding="utf-8")
+    for source in (tmp_path / "in", tmp_path / "in" / name):
+        with pytest.raises(DataError, match="Export Annotations .COCO format.") as refused:
+            import_annotations(source, tmp_path / "out")
+        assert len(refused.value.findings) == 1 and "VIA" in str(refused.value)
+
+
+def test_a_folder_without_any_json_says_so(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "0.txt").write_text("0 0.5 0.5 0.2 0.2", encoding="utf-8")
+    with pytest.raises(DataError, match="annotations: got 'no JSON file'"):
+        import_annotations(tmp_path / "in", tmp_path / "out")
+
+
+def tasks(
+    folder: Path, kind: str, value: dict[str, Any], orientation: int = 1, **more: Any
+) -> Path:
+    """Label Studio's JSON of three pictures, each with one region; `more` is of its tasks."""
+    entries = []
+    for n in range(3):
+        picture(folder / f"{n}.jpg", n, orientation)
+        region = {"type": kind, "value": value | {kind: ["cup"]},
+                  "original_width": UPRIGHT[0], "original_height": UPRIGHT[1]}  # fmt: skip
+        one = {"was_cancelled": False, "result": [region]}
+        data = {"note": "a text", "image": f"/data/upload/3/0123abcd-{n}.jpg"}
+        entries.append({"id": n, "data": data, "annotations": [one]} | more)
+    (folder / "tasks.json").write_text(json.dumps(entries), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_label_studios_brush_as_its_editor_packs_it(tmp_path: Path, orientation: int) -> None:
+    """Value by value where something is painted; the converter's own packing has runs only."""
+    mask = np.zeros((UPRIGHT[1], UPRIGHT[0]), bool)
+    mask[BOX[1] : BOX[3], BOX[0] : BOX[2]] = True
+    value = {"format": "rle", "rle": packed(mask)}
+    import_annotations(tasks(tmp_path / "in", "brushlabels", value, orientation), tmp_path / "out")
+    assert overlap(tmp_path / "out") == 1
+
+
+def test_label_studios_ellipse_is_turned_clockwise(tmp_path: Path) -> None:
+    value = {"x": 50, "y": 50, "radiusX": 40, "radiusY": 5, "rotation": 90}
+    import_annotations(tasks(tmp_path / "in", "ellipselabels", value), tmp_path / "out")
+    y, x = np.mgrid[: UPRIGHT[1], : UPRIGHT[0]] + 0.5
+    true = np.hypot((x - 30) / 4, (y - 40) / 24) < 1  # 40 % of the width reach up and down
+    for item in read_split(tmp_path / "out", "train"):
+        mask = mask_of(item) == 1
+        assert (mask & true).sum() / (mask | true).sum() > 0.9
+
+
+@pytest.mark.parametrize("value, more, said", [
+    ({"format": "rle", "rle": [1, 2, 3]}, {}, "run lengths that break off"),
+    ({"format": "rle", "rle": [0] * 40}, {}, "0 values for 60 x 80 pixels"),
+    ({"x": 10, "y": 10, "width": 5, "height": 5}, {}, "an outline of what is in the bbox"),
+    ({"points": [[1, 1], [2, "x"], [3, 3]]}, {}, ".result[0].segmentation: got \"ValueError"),
+    ({}, {"annotations": [{"result": []}, {"result": []}]}, "2 of one picture"),
+    ({}, {"annotations": "no"}, "not JSON-MIN"),
+])  # fmt: skip
+def test_label_studios_tasks_that_are_not_sound(
+    tmp_path: Path, value: dict[str, Any], more: dict[str, Any], said: str
+) -> None:
+    source = tasks(tmp_path / "in", "brushlabels", value, **more)
+    with pytest.raises(DataError) as refused:
+        import_annotations(source, tmp_path / "out")
+    assert str(refused.value).count(said) == 3  # of every task, and of nothing else
+    assert len(refused.value.findings) == 3
+
+
+def test_what_was_cancelled_in_label_studio_is_not_read(tmp_path: Path) -> None:
+    points = {"points": [[100 * x / 60, 100 * y / 80] for x, y in CORNERS]}
+    source = tasks(tmp_path / "in", "polygonlabels", points)
+    entries = json.loads((source / "tasks.json").read_text(encoding="utf-8"))
+    for entry in entries:
+        entry["annotations"].insert(0, {"was_cancelled": True, "result": [{"value": {}}]})
+    (source / "tasks.json").write_text(json.dumps(entries), encoding="utf-8")
+    import_annotations(source, tmp_path / "out")
+    assert overlap(tmp_path / "out") == 1
 
 
 def test_labelmes_word_for_the_background_is_no_thing(tmp_path: Path) -> None:

@@ -67,8 +67,8 @@ def _size(report: Report, place: str, regions: list[dict[str, Any]]) -> Size | N
     if not sizes:
         return None
     height, width = sizes[0]
-    whole = type(height) is int and type(width) is int and min(height, width) > 0
-    if whole and all(size == sizes[0] for size in sizes):
+    same = all(size == sizes[0] for size in sizes)
+    if same and type(height) is int and type(width) is int and min(height, width) > 0:
         return height, width
     got = list(dict.fromkeys(map(str, sizes)))
     allowed = "two whole numbers above 0, the same in all regions"

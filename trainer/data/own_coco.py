@@ -103,7 +103,7 @@ def _read(report: Report, conventions: Conventions) -> Coco:
     allowed = "COCO's {images, annotations, categories}, or Label Studio's list of tasks"
     before = len(report.findings)
     parsed = load_json(report, object, allowed, text_of=conventions.text)
-    if isinstance(parsed, list):
+    if isinstance(parsed, list) and parsed:
         parsed = as_coco(report, parsed)
     if isinstance(parsed, dict):
         return checked_coco(report, parsed)
@@ -234,9 +234,11 @@ def _outlined(
 
     for label, those in together.items():  # one after the other: a mask has the picture's size
         regions, all_told = np.zeros(image.size, np.uint8), True
-        for one in sorted([*those, *ignored], key=order):
+        marked = [(one, IGNORE if one.crowd else TARGET) for one in those]
+        marked += [(one, IGNORE) for one in ignored]
+        for one, value in sorted(marked, key=lambda pair: order(pair[0])):
             mask = painted(one)
-            regions[mask] = IGNORE if one.crowd or one in ignored else TARGET
+            regions[mask] = value
             if one.place in unusable:
                 pass  # told when it was read
             elif not mask.any():
