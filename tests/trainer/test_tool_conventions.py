@@ -209,12 +209,16 @@ def test_of_an_object_and_what_is_ignored_the_smaller_lies_on_top(tmp_path: Path
         assert (mask[12:16, 10:14] == 255).all() and mask[9, 7] == 1 and mask[70, 50] == 255
 
 
-def test_one_polygon_in_no_list_of_its_own_is_read(tmp_path: Path) -> None:
-    """VIA (VGG Image Annotator) writes COCO so. It is not on PyPI: made up after its code."""
+def test_vias_coco_is_read(tmp_path: Path) -> None:
+    """Its older versions give ids as text, and a polygon without the list around it.
+
+    VIA (VGG Image Annotator) is no package: made up after its code and what people show of it.
+    """
     source = coco(tmp_path / "in", 1, "", scale=False)
     notes = json.loads(source.read_text(encoding="utf-8"))
     for one in notes["annotations"]:
         one["segmentation"] = one["segmentation"][0]
+        one["image_id"] = str(one["image_id"])
     source.write_text(json.dumps(notes), encoding="utf-8")
     import_annotations(source, tmp_path / "out")
     assert overlap(tmp_path / "out") == 1
@@ -235,6 +239,12 @@ def test_via_is_told_what_to_export(tmp_path: Path, name: str, text: str) -> Non
         with pytest.raises(DataError, match="Export Annotations .COCO format.") as refused:
             import_annotations(source, tmp_path / "out")
         assert len(refused.value.findings) == 1 and "VIA" in str(refused.value)
+
+
+def test_pascal_vocs_boxes_are_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "0.xml").write_text("<annotation><filename>0.jpg</filename></annotation>")
+    with pytest.raises(DataError, match="Pascal VOC's XML"):
+        import_annotations(tmp_path / "0.xml", tmp_path / "out")
 
 
 def test_a_folder_without_any_json_says_so(tmp_path: Path) -> None:

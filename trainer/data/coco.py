@@ -117,7 +117,7 @@ def checked_coco(report: Report, parsed: dict[str, Any]) -> Coco:
         report.add("annotations", "COCO's panoptic segments_info", allowed, fix)
         return Coco({}, {}, {})
     for place, number, entry in _entries(report, parsed, "annotations"):
-        image, category = entry.get("image_id"), entry.get("category_id")
+        image, category = _id(entry.get("image_id")), _id(entry.get("category_id"))
         if type(image) is int and image in broken_images:
             continue
         if type(category) is int and category in broken_categories:
@@ -151,7 +151,7 @@ def _annotated(parsed: dict[str, Any]) -> set[int]:
     """The ids of images with annotations, sound or not."""
     listed = parsed.get("annotations")
     entries = listed if isinstance(listed, list) else []
-    ids = [entry.get("image_id") for entry in entries if isinstance(entry, dict)]
+    ids = [_id(entry.get("image_id")) for entry in entries if isinstance(entry, dict)]
     return {number for number in ids if type(number) is int}
 
 
@@ -256,12 +256,18 @@ def _entries(
         place = f"{key}[{index}]"
         if isinstance(entry, dict) and PLACE in entry:
             place = entry[PLACE]
-        number = entry.get("id") if isinstance(entry, dict) else None
+        number = _id(entry.get("id")) if isinstance(entry, dict) else None
         if type(number) is not int or number in found:
             report.add(f"{place}.id", number, "a whole number that no other has", _FIX)
         else:
             found[number] = (place, number, entry)
     return list(found.values())
+
+
+def _id(value: object) -> object:
+    """An id, or the number that a text spells: VIA wrote `image_id` so."""
+    spelled = isinstance(value, str) and re.fullmatch("[0-9]{1,18}", value)
+    return int(spelled[0]) if spelled else value
 
 
 def _read_parts(report: Report, what: str, value: object, size: Size) -> tuple[Part, ...] | None:
