@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +153,39 @@ def test_shapes_with_four_corners(tmp_path: Path, kind: str) -> None:
     assert overlap(tmp_path / "out") > 0.8
 
 
+@pytest.mark.parametrize("orientation", STORE)
+def test_shapes_drawn_on_the_picture_as_stored(tmp_path: Path, orientation: int) -> None:
+    """X-AnyLabeling's, or older LabelMe's; a painted mask stays the same to the pixel."""
+    inside = np.zeros((UPRIGHT[1], UPRIGHT[0]), np.uint8)
+    inside[BOX[1] : BOX[3], BOX[0] : BOX[2]] = 1
+    inside[BOX[1] + 2, BOX[0] : BOX[2] - 5] = 0  # not the same from any other side
+    stored = np.asarray(Image.fromarray(inside).transpose(STORE[orientation]))
+    rows, columns = np.nonzero(stored)
+    top, bottom, left, right = rows.min(), rows.max() + 1, columns.min(), columns.max() + 1
+    file = BytesIO()
+    Image.fromarray(stored[top:bottom, left:right] * 255).save(file, "PNG")
+    shapes = [
+        {"label": "mask", "shape_type": "mask", "mask": base64.b64encode(file.getvalue()).decode(),
+         "points": [[int(left), int(top)], [int(right) - 1, int(bottom) - 1]]},
+        {"label": "box", "shape_type": "rectangle",
+         "points": [[int(left), int(top)], [int(right), int(bottom)]]},
+    ]  # fmt: skip
+    source = labelme(tmp_path / "in", *shapes)
+    for n in range(3):
+        width, height = picture(source / f"{n}.jpg", n, orientation)
+        notes = json.loads((source / f"{n}.json").read_text(encoding="utf-8"))
+        notes |= {"imageWidth": width, "imageHeight": height}
+        (source / f"{n}.json").write_text(json.dumps(notes), encoding="utf-8")
+    import_annotations(source, tmp_path / "out", frame="stored")
+    for item in read_split(tmp_path / "out", "train"):
+        painted = mask_of(item) == 1
+        if item.texts == ("mask",):
+            assert np.array_equal(painted, inside == 1)
+        else:
+            assert (painted & (inside == 1)).sum() > 0.95 * inside.sum()
+            assert painted.sum() < 1.2 * inside.sum()
+
+
 @pytest.mark.parametrize("kind", ["line", "linestrip", "point", "points", "cuboid"])
 def test_a_shape_that_is_not_read_is_refused_for_its_own_reason(tmp_path: Path, kind: str) -> None:
     shape = {"label": "cup", "shape_type": kind, "points": CORNERS}
@@ -281,10 +316,12 @@ def test_label_studios_brush_as_its_editor_packs_it(tmp_path: Path, orientation:
 
 
 def test_label_studios_ellipse_is_turned_clockwise(tmp_path: Path) -> None:
-    value = {"x": 50, "y": 50, "radiusX": 40, "radiusY": 5, "rotation": 90}
+    value = {"x": 50, "y": 50, "radiusX": 40, "radiusY": 5, "rotation": 30}
     import_annotations(tasks(tmp_path / "in", "ellipselabels", value), tmp_path / "out")
     y, x = np.mgrid[: UPRIGHT[1], : UPRIGHT[0]] + 0.5
-    true = np.hypot((x - 30) / 4, (y - 40) / 24) < 1  # 40 % of the width reach up and down
+    along = (x - 30) * np.cos(np.pi / 6) + (y - 40) * np.sin(np.pi / 6)  # y grows downwards
+    off = (y - 40) * np.cos(np.pi / 6) - (x - 30) * np.sin(np.pi / 6)
+    true = np.hypot(along / 24, off / 4) < 1  # 40 % of the width, 5 % of the height
     for item in read_split(tmp_path / "out", "train"):
         mask = mask_of(item) == 1
         assert (mask & true).sum() / (mask | true).sum() > 0.9

@@ -10,8 +10,8 @@ _HEAD_BYTES = 4096
 _COCO = "polygons and masks as COCO's instances"
 # (what it looks like at its beginning, what it is, what to export instead)
 _KINDS = (
-    (r"<.*<annotations>", "CVAT's XML", "in CVAT, export the dataset as COCO 1.0"),
-    (r"<.*<annotation>", "Pascal VOC's XML, which has boxes", f"export {_COCO}"),
+    (r"\s*<(.*<)?annotations\b", "CVAT's XML", "in CVAT, export the dataset as COCO 1.0"),
+    (r"\s*<(.*<)?annotation\b", "Pascal VOC's XML, which has boxes", f"export {_COCO}"),
     (r"\s*<", "XML", f"export {_COCO}"),
     (r'\s*\{\s*("_via_|"[^"]*"\s*:\s*\{\s*"(fileref|filename)")',
      "a project or the JSON of VIA (VGG Image Annotator)",
