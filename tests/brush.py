@@ -6,7 +6,7 @@ from itertools import groupby
 
 import numpy as np
 
-COLOUR = (255, 80, 10, 128)  # RGBA of what was painted
+COLOUR = (255, 80, 0, 128)  # RGBA of what was painted: the last of them says that it is
 
 
 def packed(mask: np.ndarray) -> list[int]:

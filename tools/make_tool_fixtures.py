@@ -2,13 +2,17 @@
 
 A maintainer runs this, each tool in an environment of its own (they pin each other's libraries):
 
-    pip install label-studio-sdk==2.1.2      && python tools/make_tool_fixtures.py label-studio
-    pip install datumaro==1.13.12            && python tools/make_tool_fixtures.py datumaro
-    pip install supervision==0.31.2          && python tools/make_tool_fixtures.py supervision
-    pip install labelme==6.3.1               && python tools/make_tool_fixtures.py labelme
+    pip install pillow numpy                    # python tools/make_tool_fixtures.py scene
+    pip install label-studio-sdk==2.1.2         # python tools/make_tool_fixtures.py label-studio
+    pip install datumaro==1.13.12               # python tools/make_tool_fixtures.py datumaro
+    pip install supervision==0.31.2 opencv-python-headless      # ... supervision
+    pip install labelme==6.3.1                  # ... labelme; again with 4.6.0 and 3.16.7
+    pip install --no-deps x-anylabeling-cvhub==4.2.1            # ... x-anylabeling, with what it
+    pip install PyQt6==6.9.1 json_repair jsonlines importlib_metadata markdown natsort numpy \\
+        openai opencv-python-headless packaging pillow pyyaml qimage2ndarray requests termcolor tqdm
 
-`python tools/make_tool_fixtures.py scene`, with Pillow and NumPy, writes the pictures and the truth
-first. Tests only read what was written: `make test` installs no tool.
+`scene` writes the pictures and the truth, and comes first. Tests only read what was written:
+`make test` installs no tool.
 
 The scene is drawn here, in pixels of the upright picture, and what belongs to each object is
 computed here as well (`truth`), by no tool. Tools are told the same shapes; what they write is left

@@ -207,7 +207,8 @@ def convert(
 @app.command("import")
 def import_(
     source: Annotated[
-        Path, typer.Argument(metavar="SRC", help="Folder of LabelMe's JSON, or COCO's JSON.")
+        Path,
+        typer.Argument(metavar="SRC", help="LabelMe's folder, or a JSON of COCO or Label Studio."),
     ],
     target: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write.")],
     questions: Annotated[
@@ -228,7 +229,7 @@ def import_(
         str | None, typer.Option(help="What COCO's iscrowd 1 marks: object or crowd.")
     ] = None,
 ) -> None:
-    """Turn LabelMe or COCO annotations into ReasonSeg data for --data-dir DST."""
+    """Turn annotations of LabelMe, COCO or Label Studio into ReasonSeg data for --data-dir DST."""
     from trainer.data import broken
     from trainer.data.own import import_annotations
 

@@ -186,6 +186,20 @@ def test_shapes_drawn_on_the_picture_as_stored(tmp_path: Path, orientation: int)
             assert painted.sum() < 1.2 * inside.sum()
 
 
+def test_a_frame_may_be_said_where_no_size_is_told(tmp_path: Path) -> None:
+    shape = {"label": "cup", "shape_type": "polygon", "points": [[56, 6], [72, 6], [56, 24]]}
+    source = labelme(tmp_path / "in", shape)
+    for n in range(3):
+        picture(source / f"{n}.jpg", n, 6)
+        notes = {"imagePath": f"{n}.jpg", "shapes": [shape]}
+        (source / f"{n}.json").write_text(json.dumps(notes), encoding="utf-8")
+    done = import_annotations(source, tmp_path / "out", frame="stored")
+    assert done.assumed == ("3 turned pictures' shapes read as drawn on the picture as stored",)
+    for item in read_split(tmp_path / "out", "train"):
+        rows, columns = np.nonzero(mask_of(item) == 1)
+        assert (rows.min(), rows.max(), columns.min(), columns.max()) == (56, 72, 36, 54)
+
+
 @pytest.mark.parametrize("kind", ["line", "linestrip", "point", "points", "cuboid"])
 def test_a_shape_that_is_not_read_is_refused_for_its_own_reason(tmp_path: Path, kind: str) -> None:
     shape = {"label": "cup", "shape_type": kind, "points": CORNERS}

@@ -96,7 +96,9 @@ def _turn(
     LabelMe's own files are upright; whether X-AnyLabeling's are, depends on what its user clicked.
     """
     told = notes.get("imageHeight"), notes.get("imageWidth")
-    fits = frames(upright if told == (None, None) else told, upright, orientation)
+    fits = frames(told, upright, orientation)
+    if told == (None, None):
+        fits = ["upright"] if orientation == 1 else ["upright", "stored"]
     if not fits:
         fix = "open it in LabelMe again and save it, with the shapes where they belong"
         report.add("imageHeight, imageWidth", told, f"{upright}, the upright picture's", fix)
