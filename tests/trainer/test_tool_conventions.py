@@ -359,6 +359,20 @@ def test_label_studios_tasks_that_are_not_sound(
     assert len(refused.value.findings) == 3
 
 
+def test_label_studios_regions_that_are_labelled_by_another_tag(tmp_path: Path) -> None:
+    """<Polygon> with <Labels> gives two results; choices and texts have no outline."""
+    points = {"points": [[100 * x / 60, 100 * y / 80] for x, y in CORNERS]}
+    source = tasks(tmp_path / "in", "labels", points)
+    entries = json.loads((source / "tasks.json").read_text(encoding="utf-8"))
+    for entry in entries:
+        result = entry["annotations"][0]["result"]
+        result.insert(0, result[0] | {"type": "polygon", "value": points})
+        result.append({"type": "choices", "value": {"choices": ["sharp"]}})
+    (source / "tasks.json").write_text(json.dumps(entries), encoding="utf-8")
+    import_annotations(source, tmp_path / "out")
+    assert overlap(tmp_path / "out") == 1
+
+
 def test_what_was_cancelled_in_label_studio_is_not_read(tmp_path: Path) -> None:
     points = {"points": [[100 * x / 60, 100 * y / 80] for x, y in CORNERS]}
     source = tasks(tmp_path / "in", "polygonlabels", points)

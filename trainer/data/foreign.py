@@ -32,6 +32,7 @@ def is_foreign(report: Report) -> bool:
         return False  # told by whoever reads it
     for pattern, what, fix in _KINDS:
         if re.match(pattern, head, re.DOTALL):
-            report.add("file", what, "LabelMe's files, or COCO's instances", fix)
+            allowed = "LabelMe's files, COCO's instances, or Label Studio's JSON"
+            report.add("file", what, allowed, fix)
             return True
     return False

@@ -170,7 +170,7 @@ def _drawings(
         others = [path for path in sorted(source.rglob("*")) if path.suffix in (".xml", ".csv")]
         if not any(is_foreign(Report(path, findings)) for path in others):
             fix = "name the folder that has them, or export them so"
-            allowed = "LabelMe's files, or COCO's instances"
+            allowed = "LabelMe's files, COCO's instances, or Label Studio's JSON"
             Report(source, findings).add("annotations", "no JSON file", allowed, fix)
     return read_labelme(source, search, findings, conventions)
 
