@@ -207,7 +207,8 @@ def convert(
 @app.command("import")
 def import_(
     source: Annotated[
-        Path, typer.Argument(metavar="SRC", help="Folder of LabelMe's JSON, or COCO's JSON.")
+        Path,
+        typer.Argument(metavar="SRC", help="LabelMe's folder, or a JSON of COCO or Label Studio."),
     ],
     target: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write.")],
     questions: Annotated[
@@ -224,8 +225,11 @@ def import_(
     frame: Annotated[
         str | None, typer.Option(help="Of outlines on turned pictures: stored or upright.")
     ] = None,
+    iscrowd: Annotated[
+        str | None, typer.Option(help="What COCO's iscrowd 1 marks: object or crowd.")
+    ] = None,
 ) -> None:
-    """Turn LabelMe or COCO annotations into ReasonSeg data for --data-dir DST."""
+    """Turn annotations of LabelMe, COCO or Label Studio into ReasonSeg data for --data-dir DST."""
     from trainer.data import broken
     from trainer.data.own import import_annotations
 
@@ -233,6 +237,7 @@ def import_(
         done = import_annotations(
             source, target, questions=questions, pictures=pictures, val=val, test=test, seed=seed,
             skip_broken=broken.read_most(skip_broken), encoding=encoding, frame=frame,
+            iscrowd=iscrowd,
         )  # fmt: skip
     items = ", ".join(f"{split} {count}" for split, count in done.items.items())
     print(f"{target}: {items} items on {done.pictures} pictures; {done.left_out} without any")

@@ -30,6 +30,7 @@ from safetensors.torch import save
 from profiles.catalog import model_profile
 from profiles.plan import Plan, PlanError, setting_names
 from profiles.tested import parse_table
+from tests.brush import packed
 from tests.fuzz import hostile
 from tests.fuzz.hostile import Draw, changed, documents, lines, odd, spelled, tensor_files
 from trainer import checkpoint, recovery
@@ -312,6 +313,20 @@ LABELME: dict[str, Any] = {
         {"label": "ignore", "shape_type": "rectangle", "points": [[2, 2], [9, 9]]},
     ],
 }  # fmt: skip
+LABEL_STUDIO: list[Any] = [
+    {"id": number, "data": {"image": f"/data/upload/1/0123abcd-{number}.png"}, "annotations": [
+        {"was_cancelled": False, "result": [
+            {"type": "polygonlabels", "original_height": HEIGHT, "original_width": WIDTH,
+             "value": {"points": [[10, 10], [60, 15], [50, 80]], "polygonlabels": ["cup"]}},
+            {"type": "ellipselabels", "original_height": HEIGHT, "original_width": WIDTH,
+             "value": {"x": 70, "y": 50, "radiusX": 10, "radiusY": 20, "rotation": 30,
+                       "ellipselabels": ["trash can"]}},
+            {"type": "brushlabels", "original_height": HEIGHT, "original_width": WIDTH,
+             "value": {"format": "rle", "rle": packed(_MASK), "brushlabels": ["cup"]}},
+        ]},
+    ]}
+    for number in (1, 2)
+]  # fmt: skip
 QUESTIONS = [
     {"picture": "1.png", "label": "trash can", "question": "Where does the paper go?"},
     {"picture": "2.png", "label": "Trash_can", "question": "What is to be emptied?"},
@@ -351,6 +366,12 @@ def feed_labelme(data: bytes, root: Path) -> bool:
     source = _with_pictures(root / "source")
     (source / "1.json").write_bytes(data)
     (source / "2.json").write_bytes(json.dumps(LABELME | {"imagePath": "2.png"}).encode())
+    return _imported(source, root)
+
+
+def feed_label_studio(data: bytes, root: Path) -> bool:
+    source = _with_pictures(root / "source") / "tasks.json"
+    source.write_bytes(data)
     return _imported(source, root)
 
 
@@ -725,6 +746,8 @@ SURFACES = (
             (DataError,), 0.05),
     Surface("COCO import", documents(COCO), feed_coco, _json(COCO), (DataError,)),
     Surface("LabelMe import", documents(LABELME), feed_labelme, _json(LABELME), (DataError,)),
+    Surface("Label Studio import", documents(LABEL_STUDIO), feed_label_studio,
+            _json(LABEL_STUDIO), (DataError,)),
     Surface("import's questions", _CSV | _JSONL, feed_questions, ("q.jsonl", _lines(QUESTIONS)),
             (DataError,)),
     Surface("lisa-segment's questions", lines(ASKED), feed_asked, _lines(ASKED), (ValueError,)),

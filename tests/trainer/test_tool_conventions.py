@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from tests.brush import packed
 from trainer.data.encoding import decoded
 from trainer.data.own import Imported, import_annotations
 from trainer.data.reasonseg import DataError, Item, paint_mask, read_split
@@ -150,6 +153,53 @@ def test_shapes_with_four_corners(tmp_path: Path, kind: str) -> None:
     assert overlap(tmp_path / "out") > 0.8
 
 
+@pytest.mark.parametrize("orientation", STORE)
+def test_shapes_drawn_on_the_picture_as_stored(tmp_path: Path, orientation: int) -> None:
+    """X-AnyLabeling's, or older LabelMe's; a painted mask stays the same to the pixel."""
+    inside = np.zeros((UPRIGHT[1], UPRIGHT[0]), np.uint8)
+    inside[BOX[1] : BOX[3], BOX[0] : BOX[2]] = 1
+    inside[BOX[1] + 2, BOX[0] : BOX[2] - 5] = 0  # not the same from any other side
+    stored = np.asarray(Image.fromarray(inside).transpose(STORE[orientation]))
+    rows, columns = np.nonzero(stored)
+    top, bottom, left, right = rows.min(), rows.max() + 1, columns.min(), columns.max() + 1
+    file = BytesIO()
+    Image.fromarray(stored[top:bottom, left:right] * 255).save(file, "PNG")
+    shapes = [
+        {"label": "mask", "shape_type": "mask", "mask": base64.b64encode(file.getvalue()).decode(),
+         "points": [[int(left), int(top)], [int(right) - 1, int(bottom) - 1]]},
+        {"label": "box", "shape_type": "rectangle",
+         "points": [[int(left), int(top)], [int(right), int(bottom)]]},
+    ]  # fmt: skip
+    source = labelme(tmp_path / "in", *shapes)
+    for n in range(3):
+        width, height = picture(source / f"{n}.jpg", n, orientation)
+        notes = json.loads((source / f"{n}.json").read_text(encoding="utf-8"))
+        notes |= {"imageWidth": width, "imageHeight": height}
+        (source / f"{n}.json").write_text(json.dumps(notes), encoding="utf-8")
+    import_annotations(source, tmp_path / "out", frame="stored")
+    for item in read_split(tmp_path / "out", "train"):
+        painted = mask_of(item) == 1
+        if item.texts == ("mask",):
+            assert np.array_equal(painted, inside == 1)
+        else:
+            assert (painted & (inside == 1)).sum() > 0.95 * inside.sum()
+            assert painted.sum() < 1.2 * inside.sum()
+
+
+def test_a_frame_may_be_said_where_no_size_is_told(tmp_path: Path) -> None:
+    shape = {"label": "cup", "shape_type": "polygon", "points": [[56, 6], [72, 6], [56, 24]]}
+    source = labelme(tmp_path / "in", shape)
+    for n in range(3):
+        picture(source / f"{n}.jpg", n, 6)
+        notes = {"imagePath": f"{n}.jpg", "shapes": [shape]}
+        (source / f"{n}.json").write_text(json.dumps(notes), encoding="utf-8")
+    done = import_annotations(source, tmp_path / "out", frame="stored")
+    assert done.assumed == ("3 turned pictures' shapes read as drawn on the picture as stored",)
+    for item in read_split(tmp_path / "out", "train"):
+        rows, columns = np.nonzero(mask_of(item) == 1)
+        assert (rows.min(), rows.max(), columns.min(), columns.max()) == (56, 72, 36, 54)
+
+
 @pytest.mark.parametrize("kind", ["line", "linestrip", "point", "points", "cuboid"])
 def test_a_shape_that_is_not_read_is_refused_for_its_own_reason(tmp_path: Path, kind: str) -> None:
     shape = {"label": "cup", "shape_type": kind, "points": CORNERS}
@@ -159,14 +209,179 @@ def test_a_shape_that_is_not_read_is_refused_for_its_own_reason(tmp_path: Path, 
     assert str(refused.value).count(f"got '{kind}'") == 3  # all of them, at once
 
 
-def test_labelmes_word_for_ignore(tmp_path: Path) -> None:
+@pytest.mark.parametrize("word", ["ignore", "__ignore__", "_ignore_", "Ignore"])
+def test_words_for_ignore(tmp_path: Path, word: str) -> None:
+    """In LabelMe's files and as a category of COCO's; never asked for."""
     shapes = [{"label": "cup", "shape_type": "polygon", "points": CORNERS},
-              {"label": "__ignore__", "shape_type": "rectangle",
+              {"label": word, "shape_type": "rectangle",
                "points": [[40, 50], [50, 60]]}]  # fmt: skip
     import_annotations(labelme(tmp_path / "in", *shapes), tmp_path / "out")
-    items = [item for split in ("train", "val") for item in read_split(tmp_path / "out", split)]
-    assert len(items) == 3  # "cup" alone is asked for
-    assert all(255 in mask_of(item) for item in items)
+    source = coco(tmp_path / "coco", 1, "", scale=False)
+    notes = json.loads(source.read_text(encoding="utf-8"))
+    notes["categories"].append({"id": 1, "name": word})
+    notes["annotations"] += [
+        {"id": 10 + n, "image_id": n, "category_id": 1, "iscrowd": 0,
+         "segmentation": [[40, 50, 50, 50, 50, 60, 40, 60]]}
+        for n in range(3)
+    ]  # fmt: skip
+    source.write_text(json.dumps(notes), encoding="utf-8")
+    import_annotations(source, tmp_path / "of coco")
+    for folder in (tmp_path / "out", tmp_path / "of coco"):
+        items = [item for split in ("train", "val") for item in read_split(folder, split)]
+        assert [item.texts for item in items] == [("cup",)] * 3
+        for item in items:
+            ignored = mask_of(item) == 255
+            assert ignored[51:59, 41:49].all() and not ignored[:48].any()
+
+
+def test_of_an_object_and_what_is_ignored_the_smaller_lies_on_top(tmp_path: Path) -> None:
+    """As with LabelMe's shapes, whichever comes first in the file."""
+    source = coco(tmp_path / "coco", 1, "", scale=False)
+    notes = json.loads(source.read_text(encoding="utf-8"))
+    notes["categories"].append({"id": 1, "name": "ignore"})
+    around, within = [0, 0, 60, 0, 60, 80, 0, 80], [10, 12, 14, 12, 14, 16, 10, 16]
+    notes["annotations"] += [
+        {
+            "id": 10 + n + 3 * k,
+            "image_id": n,
+            "category_id": 1,
+            "iscrowd": 0,
+            "segmentation": [part],
+        }
+        for n in range(3)
+        for k, part in enumerate((within, around))
+    ]
+    source.write_text(json.dumps(notes), encoding="utf-8")
+    import_annotations(source, tmp_path / "out")
+    for item in read_split(tmp_path / "out", "train"):
+        mask = mask_of(item)
+        assert (mask[12:16, 10:14] == 255).all() and mask[9, 7] == 1 and mask[70, 50] == 255
+
+
+def test_vias_coco_is_read(tmp_path: Path) -> None:
+    """Its older versions give ids as text, and a polygon without the list around it.
+
+    VIA (VGG Image Annotator) is no package: made up after its code and what people show of it.
+    """
+    source = coco(tmp_path / "in", 1, "", scale=False)
+    notes = json.loads(source.read_text(encoding="utf-8"))
+    for one in notes["annotations"]:
+        one["segmentation"] = one["segmentation"][0]
+        one["image_id"] = str(one["image_id"])
+    source.write_text(json.dumps(notes), encoding="utf-8")
+    import_annotations(source, tmp_path / "out")
+    assert overlap(tmp_path / "out") == 1
+
+
+VIA = {"0.jpg123": {"filename": "0.jpg", "size": 123, "regions": [], "file_attributes": {}}}
+
+
+@pytest.mark.parametrize("name, text", [
+    ("via.json", json.dumps(VIA)),
+    ("project.json", json.dumps({"_via_settings": {}, "_via_img_metadata": VIA})),
+    ("via.csv", "filename,file_size,file_attributes,region_count,region_id\n0.jpg,123,{},0,0\n"),
+])  # fmt: skip
+def test_via_is_told_what_to_export(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / name).write_text(text, encoding="utf-8")
+    for source in (tmp_path / "in", tmp_path / "in" / name):
+        with pytest.raises(DataError, match="Export Annotations .COCO format.") as refused:
+            import_annotations(source, tmp_path / "out")
+        assert len(refused.value.findings) == 1 and "VIA" in str(refused.value)
+
+
+def test_pascal_vocs_boxes_are_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "0.xml").write_text("<annotation><filename>0.jpg</filename></annotation>")
+    with pytest.raises(DataError, match="Pascal VOC's XML"):
+        import_annotations(tmp_path / "0.xml", tmp_path / "out")
+
+
+def test_a_folder_without_any_json_says_so(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "0.txt").write_text("0 0.5 0.5 0.2 0.2", encoding="utf-8")
+    with pytest.raises(DataError, match="annotations: got 'no JSON file'"):
+        import_annotations(tmp_path / "in", tmp_path / "out")
+
+
+def tasks(
+    folder: Path, kind: str, value: dict[str, Any], orientation: int = 1, **more: Any
+) -> Path:
+    """Label Studio's JSON of three pictures, each with one region; `more` is of its tasks."""
+    entries = []
+    for n in range(3):
+        picture(folder / f"{n}.jpg", n, orientation)
+        region = {"type": kind, "value": value | {kind: ["cup"]},
+                  "original_width": UPRIGHT[0], "original_height": UPRIGHT[1]}  # fmt: skip
+        one = {"was_cancelled": False, "result": [region]}
+        data = {"note": "a text", "image": f"/data/upload/3/0123abcd-{n}.jpg"}
+        entries.append({"id": n, "data": data, "annotations": [one]} | more)
+    (folder / "tasks.json").write_text(json.dumps(entries), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_label_studios_brush_as_its_editor_packs_it(tmp_path: Path, orientation: int) -> None:
+    """Value by value where something is painted; the converter's own packing has runs only."""
+    mask = np.zeros((UPRIGHT[1], UPRIGHT[0]), bool)
+    mask[BOX[1] : BOX[3], BOX[0] : BOX[2]] = True
+    value = {"format": "rle", "rle": packed(mask)}
+    import_annotations(tasks(tmp_path / "in", "brushlabels", value, orientation), tmp_path / "out")
+    assert overlap(tmp_path / "out") == 1
+
+
+def test_label_studios_ellipse_is_turned_clockwise(tmp_path: Path) -> None:
+    value = {"x": 50, "y": 50, "radiusX": 40, "radiusY": 5, "rotation": 30}
+    import_annotations(tasks(tmp_path / "in", "ellipselabels", value), tmp_path / "out")
+    y, x = np.mgrid[: UPRIGHT[1], : UPRIGHT[0]] + 0.5
+    along = (x - 30) * np.cos(np.pi / 6) + (y - 40) * np.sin(np.pi / 6)  # y grows downwards
+    off = (y - 40) * np.cos(np.pi / 6) - (x - 30) * np.sin(np.pi / 6)
+    true = np.hypot(along / 24, off / 4) < 1  # 40 % of the width, 5 % of the height
+    for item in read_split(tmp_path / "out", "train"):
+        mask = mask_of(item) == 1
+        assert (mask & true).sum() / (mask | true).sum() > 0.9
+
+
+@pytest.mark.parametrize("value, more, said", [
+    ({"format": "rle", "rle": [1, 2, 3]}, {}, "run lengths that break off"),
+    ({"format": "rle", "rle": [0] * 40}, {}, "0 values for 60 x 80 pixels"),
+    ({"x": 10, "y": 10, "width": 5, "height": 5}, {}, "an outline of what is in the bbox"),
+    ({"points": [[1, 1], [2, "x"], [3, 3]]}, {}, ".result[0].segmentation: got \"ValueError"),
+    ({}, {"annotations": [{"result": []}, {"result": []}]}, "2 of one picture"),
+    ({}, {"annotations": "no"}, "not JSON-MIN"),
+])  # fmt: skip
+def test_label_studios_tasks_that_are_not_sound(
+    tmp_path: Path, value: dict[str, Any], more: dict[str, Any], said: str
+) -> None:
+    source = tasks(tmp_path / "in", "brushlabels", value, **more)
+    with pytest.raises(DataError) as refused:
+        import_annotations(source, tmp_path / "out")
+    assert str(refused.value).count(said) == 3  # of every task, and of nothing else
+    assert len(refused.value.findings) == 3
+
+
+def test_label_studios_regions_that_are_labelled_by_another_tag(tmp_path: Path) -> None:
+    """<Polygon> with <Labels> gives two results; choices and texts have no outline."""
+    points = {"points": [[100 * x / 60, 100 * y / 80] for x, y in CORNERS]}
+    source = tasks(tmp_path / "in", "labels", points)
+    entries = json.loads((source / "tasks.json").read_text(encoding="utf-8"))
+    for entry in entries:
+        result = entry["annotations"][0]["result"]
+        result.insert(0, result[0] | {"type": "polygon", "value": points})
+        result.append({"type": "choices", "value": {"choices": ["sharp"]}})
+    (source / "tasks.json").write_text(json.dumps(entries), encoding="utf-8")
+    import_annotations(source, tmp_path / "out")
+    assert overlap(tmp_path / "out") == 1
+
+
+def test_what_was_cancelled_in_label_studio_is_not_read(tmp_path: Path) -> None:
+    points = {"points": [[100 * x / 60, 100 * y / 80] for x, y in CORNERS]}
+    source = tasks(tmp_path / "in", "polygonlabels", points)
+    entries = json.loads((source / "tasks.json").read_text(encoding="utf-8"))
+    for entry in entries:
+        entry["annotations"].insert(0, {"was_cancelled": True, "result": [{"value": {}}]})
+    (source / "tasks.json").write_text(json.dumps(entries), encoding="utf-8")
+    import_annotations(source, tmp_path / "out")
+    assert overlap(tmp_path / "out") == 1
 
 
 def test_labelmes_word_for_the_background_is_no_thing(tmp_path: Path) -> None:

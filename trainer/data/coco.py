@@ -26,6 +26,10 @@ Part: TypeAlias = "FloatArray | dict[str, Any]"
 _LARGEST_COORDINATE = 1_000_000  # pycocotools walks along every edge, pixel by pixel
 # Points outside of the picture and edges back and forth included; no outline drawn comes near.
 _LONGEST_OUTLINE = 100  # times the picture's height and width together
+# Tools that do not name themselves. CVAT exports through Datumaro.
+DATUMARO, SUPERVISION = "Datumaro", "supervision"
+_DATUMARO_INFO = {"contributor", "date_created", "description", "url", "version", "year"}
+PLACE = ("place",)  # key of an entry's place in another tool's file; JSON's keys are all text
 _FIX = "correct the annotation or take it out"
 
 
@@ -66,7 +70,7 @@ class Coco:
     categories: dict[int, str]
     masks: dict[int, CocoMask]
     unusable: dict[int, CocoMask] = field(default_factory=dict)
-    tool: str = ""  # info.contributor, where exporters name themselves
+    tool: str = ""  # what wrote it: info.contributor, DATUMARO or SUPERVISION
 
 
 def read_coco(report: Report, text_of: Callable[[bytes], str] | None = None) -> Coco:
@@ -75,15 +79,22 @@ def read_coco(report: Report, text_of: Callable[[bytes], str] | None = None) -> 
     `text_of` decodes a file of another tool than COCO's.
     """
     parsed = load_json(report, dict, "{images, annotations, categories}", text_of=text_of)
-    if parsed is None:
-        return Coco({}, {}, {})
+    return Coco({}, {}, {}) if parsed is None else checked_coco(report, parsed)
+
+
+def checked_coco(report: Report, parsed: dict[str, Any]) -> Coco:
+    """What is sound of COCO's document; a finding for all that is not."""
+    tool = _tool(parsed)
     images: dict[int, CocoImage] = {}
     # What belongs to a broken entry goes with it, without a finding of its own.
     broken_images, broken_categories = set[int](), set[int]()
+    annotated = _annotated(parsed)
     for place, number, entry in _entries(report, parsed, "images"):
         height, width = entry.get("height"), entry.get("width")
         if type(height) is int and type(width) is int and min(height, width) > 0:
             images[number] = CocoImage(place, _file_name(entry), (height, width))
+        elif (height, width) == (None, None) and number not in annotated:
+            pass  # Label Studio's converter, of a task without annotations whose picture is away
         else:
             broken_images.add(number)
             got = height, width
@@ -100,8 +111,13 @@ def read_coco(report: Report, text_of: Callable[[bytes], str] | None = None) -> 
             report.add(f"{place}.name", name, "a name that is not blank", _FIX)
     masks: dict[int, CocoMask] = {}
     unusable: dict[int, CocoMask] = {}
+    if _is_panoptic(parsed):
+        allowed = "instances, each with its segmentation"
+        fix = "export the dataset as COCO's instances, not as panoptic"
+        report.add("annotations", "COCO's panoptic segments_info", allowed, fix)
+        return Coco({}, {}, {})
     for place, number, entry in _entries(report, parsed, "annotations"):
-        image, category = entry.get("image_id"), entry.get("category_id")
+        image, category = _id(entry.get("image_id")), _id(entry.get("category_id"))
         if type(image) is int and image in broken_images:
             continue
         if type(category) is int and category in broken_categories:
@@ -114,8 +130,7 @@ def read_coco(report: Report, text_of: Callable[[bytes], str] | None = None) -> 
             what, value = f"{place}.segmentation", entry.get("segmentation")
             parts = _read_parts(report, what, value, images[image].size)
             crowd, box = bool(entry.get("iscrowd")), _box(entry)
-            attributes = entry.get("attributes")
-            grouped = not isinstance(attributes, dict) or bool(attributes.get("is_crowd"))
+            grouped = _is_said_to_be_crowd(entry, tool)
             if parts == () and box:
                 report.add(what, value, "an outline of what is in the bbox", _FIX)
                 parts = None
@@ -123,9 +138,48 @@ def read_coco(report: Report, text_of: Callable[[bytes], str] | None = None) -> 
                 masks[number] = CocoMask(image, category, parts, place, crowd, grouped, box)
             else:
                 unusable[number] = CocoMask(image, category, (), place, crowd, grouped, box)
-    info = parsed.get("info")
-    tool = str(info.get("contributor") or "") if isinstance(info, dict) else ""
     return Coco(images, categories, masks, unusable, tool)
+
+
+def _is_panoptic(parsed: dict[str, Any]) -> bool:
+    listed = parsed.get("annotations")
+    first = listed[0] if isinstance(listed, list) and listed else None
+    return isinstance(first, dict) and "segments_info" in first
+
+
+def _annotated(parsed: dict[str, Any]) -> set[int]:
+    """The ids of images with annotations, sound or not."""
+    listed = parsed.get("annotations")
+    entries = listed if isinstance(listed, list) else []
+    ids = [_id(entry.get("image_id")) for entry in entries if isinstance(entry, dict)]
+    return {number for number in ids if type(number) is int}
+
+
+def _tool(parsed: dict[str, Any]) -> str:
+    """What wrote the file: by its name where it gives one, or by what only it leaves so."""
+    info, categories = parsed.get("info"), parsed.get("categories")
+    if not isinstance(info, dict):
+        return ""
+    if info.keys() >= _DATUMARO_INFO and not any(info.values()):
+        return DATUMARO
+    if not info and isinstance(categories, list) and all(
+        isinstance(entry, dict) and entry.get("supercategory") == "common-objects"
+        for entry in categories
+    ):  # fmt: skip
+        return SUPERVISION
+    return str(info.get("contributor") or "")
+
+
+def _is_said_to_be_crowd(entry: dict[str, Any], tool: str) -> bool:
+    """Whether `iscrowd` 1 is meant as COCO does, rather than for any mask that is no polygon.
+
+    CVAT and Datumaro write run lengths so, and attributes of their own beside them; supervision
+    what has a hole or several parts.
+    """
+    attributes = entry.get("attributes")
+    if isinstance(attributes, dict):
+        return bool(attributes.get("is_crowd"))
+    return tool not in (DATUMARO, SUPERVISION)
 
 
 def _file_name(entry: dict[str, Any]) -> object:
@@ -200,7 +254,9 @@ def _entries(
     found: dict[int, tuple[str, int, dict[str, Any]]] = {}
     for index, entry in enumerate(listed):
         place = f"{key}[{index}]"
-        number = entry.get("id") if isinstance(entry, dict) else None
+        if isinstance(entry, dict) and PLACE in entry:
+            place = entry[PLACE]
+        number = _id(entry.get("id")) if isinstance(entry, dict) else None
         if type(number) is not int or number in found:
             report.add(f"{place}.id", number, "a whole number that no other has", _FIX)
         else:
@@ -208,9 +264,15 @@ def _entries(
     return list(found.values())
 
 
+def _id(value: object) -> object:
+    """An id, or the number that a text spells: VIA wrote `image_id` so."""
+    spelled = isinstance(value, str) and re.fullmatch("[0-9]{1,18}", value)
+    return int(spelled[0]) if spelled else value
+
+
 def _read_parts(report: Report, what: str, value: object, size: Size) -> tuple[Part, ...] | None:
     """The checked parts of a segmentation; None with a finding added."""
-    parts = [value] if isinstance(value, dict) else value
+    parts = [value] if isinstance(value, dict) or _is_polygon(value) else value
     if not isinstance(parts, list):
         report.add(what, value, "polygons or run lengths", _FIX)
         return None

@@ -9,8 +9,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import ExifTags, Image
 
-from trainer.data.reasonseg import FloatArray, Polygon
+from trainer.data.reasonseg import FloatArray, Polygon, Size
 
 TARGET_LABEL, IGNORE_LABEL = "target", "ignore"
 
@@ -28,6 +29,28 @@ class Drawing:
     notes: Path
     outlined: dict[str, tuple[Polygon, ...]]
     sound: bool = True  # whether nothing of it is a finding
+
+
+def means_ignore(label: str) -> bool:
+    """Whether a label says "ignore", in any of the spellings of LabelMe's users: `__ignore__`."""
+    return label.strip("_ ").lower() == IGNORE_LABEL
+
+
+def orientation_of(image: Image.Image) -> int:
+    """A picture's EXIF orientation, once it is known to be whole; 1 is upright."""
+    given = image.getexif().get(ExifTags.Base.Orientation, 1)
+    image.load()
+    return given if given in range(2, 9) else 1
+
+
+def frames(told: object, upright: Size, orientation: int) -> list[str]:
+    """Which of "upright" and "stored" outlines may be in, by the size [H, W] they were drawn at.
+
+    Both for a picture that is upside down, mirrored or square.
+    """
+    stored = upright[::-1] if orientation >= 5 else upright
+    sizes = {"upright": upright} if orientation == 1 else {"upright": upright, "stored": stored}
+    return [frame for frame, size in sizes.items() if told == size]
 
 
 def json_files(folder: Path) -> list[Path]:

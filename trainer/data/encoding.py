@@ -24,6 +24,7 @@ class Conventions:
 
     encoding: str | None = None
     frame: str | None = None  # "stored" or "upright": the frame of a turned picture's outlines
+    iscrowd: str | None = None  # "object" or "crowd": what COCO's `iscrowd: 1` marks
     assumed: dict[str, int] = field(default_factory=dict)  # how often, by what was assumed
 
     def assume(self, what: str) -> None:

@@ -1,6 +1,7 @@
 """Reads a folder of LabelMe's annotations: one JSON per picture, with `imagePath` and `shapes`.
 
 LabelMe shows and measures pictures upright, as ReasonSeg does, so points are taken as they are.
+X-AnyLabeling, which writes the same, measures them as stored, unless it has turned the file itself.
 A shape labelled "ignore" belongs to every label of its picture. `imageData` is not looked at.
 """
 
@@ -20,10 +21,14 @@ from trainer.data.drawing import (
     TARGET_LABEL,
     Drawing,
     called,
+    frames,
     json_files,
+    means_ignore,
+    orientation_of,
     outlines,
 )
 from trainer.data.encoding import Conventions
+from trainer.data.foreign import is_foreign
 from trainer.data.paths import PictureSearch
 from trainer.data.reasonseg import (
     LARGEST_FILE,
@@ -42,8 +47,8 @@ from trainer.data.reasonseg import (
 
 # One point every 3 degrees: off by a third of a pixel at most for a radius of 1000.
 CIRCLE_POINTS = 120
-# The words of LabelMe's own labels.txt, which its converters know as well.
-IGNORE_IN_LABELME, BACKGROUND_LABELS = "__ignore__", ("_background_", "__background__")
+# Of LabelMe's own labels.txt, which its converters know as well.
+BACKGROUND_LABELS = ("_background_", "__background__")
 WITHOUT_INSIDE = ("point", "points", "line", "linestrip")
 
 
@@ -56,6 +61,8 @@ def read_labelme(
     """The pictures whose annotations are sound; a finding for all that is not."""
     conventions = conventions or Conventions()
     for path in json_files(folder):
+        if is_foreign(Report(path, findings)):
+            continue
         report, before = Report(path, findings, entry=str(path)), len(findings)
         notes = load_json(report, dict, "LabelMe's {imagePath, shapes}", LARGEST_FILE,
                           conventions.text)  # fmt: skip
@@ -70,25 +77,50 @@ def read_labelme(
         if placed is None:
             continue
         picture, root = placed
-        opened = open_image(Report(picture, findings, report.entry), Image.Image.load)
-        if opened is None or not _is_of(report, notes, opened[0]):
+        opened = open_image(Report(picture, findings, report.entry), orientation_of)
+        turn = opened and _turn(report, notes, conventions, *opened)
+        if opened is None or turn is None:
             continue
-        outlined = _outlined(report, notes.get("shapes"), opened[0])
+        outlined = _outlined(report, notes.get("shapes"), opened[0], turn)
         # Without all of its shapes a label would be asked for with a part of the answer.
         yield Drawing(called(picture, root), picture, path, outlined, len(findings) == before)
 
 
-def _is_of(report: Report, notes: dict[str, Any], size: Size) -> bool:
-    """Whether the picture still has the size [H, W] that it was annotated at, if that is told."""
+def _turn(
+    report: Report, notes: dict[str, Any], conventions: Conventions, upright: Size,
+    orientation: int,
+) -> int | None:  # fmt: skip
+    """The orientation that points have to be turned by, 1 for none; None with a finding added.
+
+    The size [H, W] that a picture was annotated at tells the frame of a quarter turn. Of others
+    LabelMe's own files are upright; whether X-AnyLabeling's are, depends on what its user clicked.
+    """
     told = notes.get("imageHeight"), notes.get("imageWidth")
-    if told in (size, (None, None)):
-        return True
-    fix = "open it in LabelMe again and save it, with the shapes where they belong"
-    report.add("imageHeight, imageWidth", told, f"{size}, the upright picture's", fix)
-    return False
+    fits = frames(told, upright, orientation)
+    if told == (None, None):
+        fits = ["upright"] if orientation == 1 else ["upright", "stored"]
+    if not fits:
+        fix = "open it in LabelMe again and save it, with the shapes where they belong"
+        report.add("imageHeight, imageWidth", told, f"{upright}, the upright picture's", fix)
+        return None
+    frame = fits[0]
+    if len(fits) > 1 and conventions.frame is not None:
+        frame = conventions.frame
+    elif len(fits) > 1 and "checked" in notes:  # X-AnyLabeling's own key
+        got = f"X-AnyLabeling's shapes on a picture with EXIF orientation {orientation}"
+        allowed = "a size that tells whether they are of the picture as stored or upright"
+        fix = "say it with --frame stored, or --frame upright if X-AnyLabeling turned its copy"
+        report.add("imageHeight, imageWidth", got, allowed, fix)
+        return None
+    if frame == "upright":
+        return 1
+    conventions.assume("turned pictures' shapes read as drawn on the picture as stored")
+    return orientation
 
 
-def _outlined(report: Report, shapes: object, size: Size) -> dict[str, tuple[Polygon, ...]]:
+def _outlined(
+    report: Report, shapes: object, size: Size, turn: int
+) -> dict[str, tuple[Polygon, ...]]:
     """The polygons of each label, the ignored ones last in each."""
     if not isinstance(shapes, list):
         report.add("shapes", shapes, "a list of LabelMe's shapes", "annotate the picture again")
@@ -102,13 +134,11 @@ def _outlined(report: Report, shapes: object, size: Size) -> dict[str, tuple[Pol
             fix = "take the shape out: what is not outlined is background"
             report.add(f"{what}.label", fields["label"], "the name of a thing", fix)
             continue
-        if fields.get("label") == IGNORE_IN_LABELME:
-            fields = fields | {"label": IGNORE_LABEL}
         label = read_sentence(report, f"{what}.label", fields.get("label"))
-        polygons = _polygons(report, what, fields, size, budget)
+        polygons = _polygons(report, what, fields, size, budget, turn)
         if label is None:
             continue
-        if label.lower() == IGNORE_LABEL:
+        if means_ignore(label):
             ignored += [Polygon(IGNORE_LABEL, points) for points in polygons]
         else:
             found = targets.setdefault(label, [])
@@ -117,7 +147,7 @@ def _outlined(report: Report, shapes: object, size: Size) -> dict[str, tuple[Pol
 
 
 def _polygons(
-    report: Report, what: str, shape: dict[str, Any], size: Size, budget: Budget
+    report: Report, what: str, shape: dict[str, Any], size: Size, budget: Budget, turn: int
 ) -> list[FloatArray]:
     """The outlines [N, 2] of one shape; none with a finding added."""
     kind = shape.get("shape_type", "polygon")
@@ -138,6 +168,8 @@ def _polygons(
         got = f"{type(error).__name__} {error}"
         report.add(f"{what}.mask", got, "a PNG in base64", "draw the shape again")
         return []
+    last = 1 if kind == "mask" else 0  # its outlines run through the middles of pixels
+    found = [_turned(outline, turn, size[0] - last, size[1] - last) for outline in found]
     if not all(budget.covers(report, f"{what}.points", outline, size) for outline in found):
         return []
     if not any(painted_area(Polygon(TARGET_LABEL, outline), *size) for outline in found):
@@ -145,6 +177,16 @@ def _polygons(
         report.add(f"{what}.points", points.tolist(), allowed, "draw it again or take it out")
         return []
     return found
+
+
+def _turned(points: FloatArray, orientation: int, height: int, width: int) -> FloatArray:
+    """Points [N, 2] of a stored picture in its upright one, which is of this size."""
+    x, y = points.T
+    if orientation >= 5:
+        x, y = y, x
+    x = width - x if orientation in (2, 3, 6, 7) else x
+    y = height - y if orientation in (3, 4, 7, 8) else y
+    return np.stack([x, y], axis=1)
 
 
 def _polygon(points: FloatArray, mask: object) -> list[FloatArray]:

@@ -1,4 +1,4 @@
-"""One's own annotations, of LabelMe or COCO, written as a ReasonSeg data set.
+"""One's own annotations, of LabelMe, COCO or Label Studio, written as a ReasonSeg data set.
 
 Each label of a picture becomes one item. Its text is what a questions' file asks about it, or
 without such a file the label itself, as a phrase.
@@ -24,6 +24,7 @@ from typing import TypeAlias
 from trainer.data import broken
 from trainer.data.drawing import Drawing, json_files
 from trainer.data.encoding import Conventions
+from trainer.data.foreign import is_foreign
 from trainer.data.labelme import read_labelme
 from trainer.data.own_coco import read_drawings
 from trainer.data.paths import PictureSearch, search_folders
@@ -79,8 +80,9 @@ def import_annotations(
     skip_broken: int = 0,
     encoding: str | None = None,
     frame: str | None = None,
+    iscrowd: str | None = None,
 ) -> Imported:
-    """Write `target/ReasonSeg/{train,val,test}` from a LabelMe folder or a COCO instances file.
+    """Write `target/ReasonSeg/{train,val,test}` from files of LabelMe, COCO or Label Studio.
 
     `pictures` is where the pictures lie, if not beside the annotations. At most `skip_broken`
     broken entries are left out, and listed in `target/skipped.txt`; by default none is. A share
@@ -94,13 +96,15 @@ def import_annotations(
     """
     if frame not in (None, "stored", "upright"):
         raise ValueError(f"--frame: got {frame!r}; allowed: stored, upright")
+    if iscrowd not in (None, "object", "crowd"):
+        raise ValueError(f"--iscrowd: got {iscrowd!r}; allowed: object, crowd")
     if encoding is not None:
         try:
             codecs.lookup(encoding)
         except LookupError:
             allowed = "a name that Python knows, such as gbk, shift_jis or cp1252"
             raise ValueError(f"--encoding: got {encoding!r}; allowed: {allowed}") from None
-    conventions = Conventions(encoding, frame)
+    conventions = Conventions(encoding, frame, iscrowd)
     if not 0 < val < 1:
         raise ValueError(f"--val: got {val}; allowed: a share between 0 and 1")
     if not 0 <= test < 1 - val:
@@ -162,24 +166,28 @@ def _drawings(
         return read_drawings(coco, search, findings, conventions)
     if not source.is_dir():
         raise ValueError(f"{source}: no such folder of LabelMe's files, nor a COCO file")
+    if not json_files(source):
+        others = [path for path in sorted(source.rglob("*")) if path.suffix in (".xml", ".csv")]
+        if not any(is_foreign(Report(path, findings)) for path in others):
+            fix = "name the folder that has them, or export them so"
+            allowed = "LabelMe's files, COCO's instances, or Label Studio's JSON"
+            Report(source, findings).add("annotations", "no JSON file", allowed, fix)
     return read_labelme(source, search, findings, conventions)
 
 
 def _coco_file(source: Path) -> Path | None:
-    """The file itself, or the only JSON of a folder if it has COCO's annotations."""
+    """The file itself, or the only JSON of a folder if it is COCO's or Label Studio's."""
     if source.is_file():
         return source
     files = json_files(source)
     if len(files) == 1:
-        notes = load_json(Report(files[0]), dict, "an object")
-        if notes is not None and "annotations" in notes:
+        notes = load_json(Report(files[0]), object, "an object or a list")
+        if isinstance(notes, list) or (isinstance(notes, dict) and "annotations" in notes):
             return files[0]
     return None
 
 
-def _read_questions(
-    path: Path, findings: list[Finding], conventions: Conventions
-) -> _Questions:
+def _read_questions(path: Path, findings: list[Finding], conventions: Conventions) -> _Questions:
     """The questions of a CSV with a header, or of JSONL, both with COLUMNS."""
     report = Report(path, findings)
     asked: _Questions = {}

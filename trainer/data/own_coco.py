@@ -2,7 +2,7 @@
 
 All instances of a category on a picture are its target. A crowd (`iscrowd`) is ignored for its
 category, since nobody outlined what is in it one by one; where an instance lies on it, the instance
-holds.
+holds. What is labelled "ignore" is ignored for every category on its picture, as with LabelMe.
 """
 
 from __future__ import annotations
@@ -10,22 +10,43 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeGuard
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from pycocotools import mask as coco_mask
 
-from trainer.data.coco import Coco, CocoImage, CocoMask, paint_parts, read_coco
-from trainer.data.drawing import Drawing, called, traced
+from trainer.data.coco import (
+    SUPERVISION,
+    Coco,
+    CocoImage,
+    CocoMask,
+    Part,
+    checked_coco,
+    paint_parts,
+)
+from trainer.data.drawing import Drawing, called, frames, means_ignore, orientation_of, traced
 from trainer.data.encoding import Conventions
+from trainer.data.foreign import is_foreign
+from trainer.data.label_studio import TASKS, as_coco
 from trainer.data.paths import PictureSearch
-from trainer.data.reasonseg import IGNORE, TARGET, Finding, Polygon, Report, Size, open_image
+from trainer.data.reasonseg import (
+    IGNORE,
+    TARGET,
+    Finding,
+    FloatArray,
+    Polygon,
+    Report,
+    Size,
+    load_json,
+    open_image,
+)
 
 Turn: TypeAlias = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 
-LABEL_STUDIO = "Label Studio"  # info.contributor of its exports
+# info.contributor of Label Studio's exports: COCO, and Brush labels to COCO.
+LABEL_STUDIO, BRUSH = "Label Studio", "Label Studio Converter"
 
 # What turns stored pixels upright, by EXIF orientation.
 _TURNS: dict[int, Turn] = {
@@ -48,15 +69,13 @@ def read_drawings(
 ) -> Iterator[Drawing]:
     """The pictures whose annotations are sound; a finding for all that is not."""
     report = Report(path, findings)
+    if is_foreign(report):
+        return
     conventions = conventions or Conventions()
-    notes = read_coco(report, conventions.text)
+    notes = _read(report, conventions)
     marks: dict[int, list[CocoMask]] = {number: [] for number in notes.images}
     for mask in (*notes.masks.values(), *notes.unusable.values()):
-        if mask.crowd and not mask.grouped:
-            # CVAT and Datumaro mark whatever was painted as a crowd; they write attributes too.
-            conventions.assume("painted annotations with iscrowd 1 read as objects, as CVAT means")
-            mask = replace(mask, crowd=False)
-        marks[mask.image].append(mask)
+        marks[mask.image].append(replace(mask, crowd=_is_crowd(mask, conventions)))
     search.told(image.file_name for image in notes.images.values())
     for number, image in notes.images.items():
         what = f"{image.place}.file_name"
@@ -65,46 +84,125 @@ def read_drawings(
             continue
         picture, pictures = placed
         entry = f"{path}: {image.place}"
-        opened = open_image(Report(picture, findings, entry), _orientation)
-        turn = opened and _turn(report, image, notes.tool, conventions, *opened)
+        opened = open_image(Report(picture, findings, entry), orientation_of)
+        if opened is None:
+            continue
+        upright, orientation = opened
+        those, turn = [_filled(mask, image, notes.tool) for mask in marks[number]], None
+        if orientation != 1 and _is_drawn_upright(notes.tool, image, upright, conventions):
+            those = [_stretched(mask, image.size, upright) for mask in those]
+            image, turn = replace(image, size=upright), _TURNS[1]
+        turn = turn or _turn(report, image, conventions.frame, upright, orientation)
         if turn:
-            outlined = _outlined(report, marks[number], notes, image, turn)
+            outlined = _outlined(report, those, notes, image, turn)
             yield Drawing(called(picture, pictures), picture, path, outlined)
 
 
-def _orientation(image: Image.Image) -> int:
-    """Its EXIF orientation, once it is known to be whole; 1 is upright."""
-    given = image.getexif().get(ExifTags.Base.Orientation, 1)
-    image.load()
-    return given if given in range(2, 9) else 1
+def _read(report: Report, conventions: Conventions) -> Coco:
+    """COCO's file, or Label Studio's list of tasks."""
+    allowed = "COCO's {images, annotations, categories}, or Label Studio's list of tasks"
+    before = len(report.findings)
+    parsed = load_json(report, object, allowed, text_of=conventions.text)
+    if isinstance(parsed, list) and parsed:
+        parsed = as_coco(report, parsed)
+    if isinstance(parsed, dict):
+        return checked_coco(report, parsed)
+    if len(report.findings) == before:
+        report.add("file", parsed, allowed, "correct the file or fetch it again")
+    return Coco({}, {}, {})
+
+
+def _is_crowd(mask: CocoMask, conventions: Conventions) -> bool:
+    """Whether `iscrowd` 1 means a crowd, as COCO has it, or an object that was painted.
+
+    CVAT, Datumaro and supervision mark objects so whose outline is no polygon. None of them tells
+    which it was, so the user has the last word.
+    """
+    if not mask.crowd:
+        return False
+    if conventions.iscrowd is not None:
+        return conventions.iscrowd == "crowd"
+    if mask.grouped:
+        conventions.assume("annotations with iscrowd 1 left out of the answers, as crowds; if they "
+                           "are objects: --iscrowd object")  # fmt: skip
+    else:
+        conventions.assume(
+            "annotations with iscrowd 1 read as objects, as CVAT and others mark what was painted; "
+            "if they are crowds: --iscrowd crowd"
+        )
+    return mask.grouped
+
+
+def _is_drawn_upright(tool: str, image: CocoImage, upright: Size, conventions: Conventions) -> bool:
+    """Whether outlines on a turned picture are parts of the upright one, whatever size is told.
+
+    Label Studio's converter multiplies per cent of what the annotator saw by the stored width and
+    height, or if it did not find the picture, by those of the upright one.
+    """
+    known = tool == LABEL_STUDIO and image.size == upright[::-1]
+    known |= tool in (LABEL_STUDIO, BRUSH, TASKS) and image.size == upright
+    if not known or conventions.frame is not None:
+        return False
+    conventions.assume("turned pictures' outlines read as upright, as Label Studio draws them")
+    return True
+
+
+def _filled(mask: CocoMask, image: CocoImage, tool: str) -> CocoMask:
+    """With run lengths for outlines that a tool traced along the middles of a mask's last pixels.
+
+    supervision and Label Studio's brush do, by OpenCV's findContours; painted as COCO's polygons
+    they would lose a row and a column.
+    """
+    if not any(_is_traced(part, tool) for part in mask.parts):
+        return mask
+    region = np.zeros(image.size, np.uint8)
+    for part in mask.parts:
+        if _is_traced(part, tool):
+            cv2.fillPoly(region, [part.reshape(-1, 2).astype(np.int32)], 1)
+    rest = tuple(part for part in mask.parts if not _is_traced(part, tool))
+    return replace(mask, parts=(*rest, coco_mask.encode(np.asfortranarray(region))))
+
+
+def _is_traced(part: Part, tool: str) -> TypeGuard[FloatArray]:
+    """Whether a polygon is of whole numbers, and of Label Studio's with a step across a corner.
+
+    Label Studio's rounds what was clicked to whole numbers as well; edges along rows, columns and
+    diagonals only, with one of the last, come from a brush.
+    """
+    if tool not in (SUPERVISION, BRUSH) or isinstance(part, dict) or (part % 1).any():
+        return False
+    points = part.reshape(-1, 2)
+    across, down = np.abs(np.roll(points, -1, axis=0) - points).T
+    diagonal = (across == down) & (across > 0)
+    straight = (across == 0) | (down == 0)
+    return tool == SUPERVISION or bool((diagonal | straight).all() and diagonal.any())
+
+
+def _stretched(mask: CocoMask, told: Size, upright: Size) -> CocoMask:
+    """Its polygons in pixels of the upright picture; the box of a rectangle is so already."""
+    stretch = upright[1] / told[1], upright[0] / told[0]
+    parts = tuple(
+        (part.reshape(-1, 2) * np.array(stretch)).ravel() if isinstance(part, np.ndarray) else part
+        for part in mask.parts
+    )
+    return replace(mask, parts=parts)
 
 
 def _turn(
-    report: Report, image: CocoImage, tool: str, conventions: Conventions, upright: Size,
-    orientation: int,
-) -> Turn | None:  # fmt: skip
+    report: Report, image: CocoImage, frame: str | None, upright: Size, orientation: int
+) -> Turn | None:
     """What turns a mask of the annotated size upright; None with a finding added.
 
     COCO's own annotations are in stored pixels, some tools' in upright ones: the size tells which,
-    or the user does. Label Studio gives the stored size, but parts of the upright picture: its
-    converter multiplies per cent of what the annotator saw by the stored width and height.
-    Where nothing tells, as for a picture that is upside down, nothing is guessed.
+    or the user does with `frame`. Where nothing tells, as for a picture that is upside down,
+    nothing is guessed.
     """
     what, told = image.place, image.size
-    stored = upright[::-1] if orientation >= 5 else upright
-    frame = conventions.frame
-    if frame is None and orientation != 1 and tool == LABEL_STUDIO and told in (stored, upright):
-        conventions.assume("turned pictures' outlines read as upright, as Label Studio draws them")
-        return lambda mask: cv2.resize(mask, upright[::-1], interpolation=cv2.INTER_NEAREST)
-    if frame == "upright" and told == upright:
-        return _TURNS[1]
-    if frame == "stored" and told == stored:
-        return _TURNS[orientation]
-    if told == upright and (orientation == 1 or stored != upright):
-        return _TURNS[1]
-    if told == stored and stored != upright:
-        return _TURNS[orientation]
-    if told == upright:
+    fits = frames(told, upright, orientation)
+    named = fits[0] if len(fits) == 1 else frame
+    if fits and named:
+        return _TURNS[1 if named == "upright" else orientation]
+    if fits:
         allowed = "a size that tells whether masks are of the picture as stored or upright"
         got = f"{told} for a picture with EXIF orientation {orientation}"
         fix = "say which with --frame stored or --frame upright"
@@ -120,16 +218,27 @@ def _outlined(
 ) -> dict[str, tuple[Polygon, ...]]:
     """The traced target and ignored regions of each category that has an instance."""
     together: dict[str, list[CocoMask]] = {}
+    ignored: list[CocoMask] = []
     for one in marks:
         label = notes.categories[one.category].replace(":", " ")
-        together.setdefault(label, []).append(one)
+        (ignored if means_ignore(label) else together.setdefault(label, [])).append(one)
     outlined = {}
     unusable = {one.place for one in notes.unusable.values()}
+
+    def painted(one: CocoMask) -> NDArray[np.bool_]:
+        return paint_parts(one.parts, image, report.path, *image.size).astype(bool)
+
+    def order(one: CocoMask) -> tuple[bool, int]:
+        """Crowds below, and the smaller on top of the larger where some are ignored."""
+        return not one.crowd, -int(painted(one).sum()) if ignored else 0
+
     for label, those in together.items():  # one after the other: a mask has the picture's size
         regions, all_told = np.zeros(image.size, np.uint8), True
-        for one in sorted(those, key=lambda one: not one.crowd):
-            mask = paint_parts(one.parts, image, report.path, *image.size).astype(bool)
-            regions[mask] = IGNORE if one.crowd else TARGET
+        marked = [(one, IGNORE if one.crowd else TARGET) for one in those]
+        marked += [(one, IGNORE) for one in ignored]
+        for one, value in sorted(marked, key=lambda pair: order(pair[0])):
+            mask = painted(one)
+            regions[mask] = value
             if one.place in unusable:
                 pass  # told when it was read
             elif not mask.any():

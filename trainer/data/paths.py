@@ -15,6 +15,7 @@ from trainer.data.reasonseg import Report, read_sentence
 # Folders that hold nothing but annotations: the pictures are beside them.
 _NOTES_FOLDERS = ("annotations", "annotation", "labels", "label", "json", "jsons", "labelme")
 _SHOWN = 5  # candidates
+_UPLOAD = re.compile(r"[0-9a-f]{8}-(?=.)")  # Label Studio puts a hash before the user's own name
 _MOST_FILES = 2_000_000  # looked at for a name; a whole disk is not searched
 
 
@@ -144,14 +145,18 @@ class PictureSearch:
             return
         if self._index is None:
             self._index = self._walk()
-        for parts in spellings:
-            if found := self._index.get(_key(parts.name)):
-                exact = [one for one in found if one[0].name == parts.name]
+        uploads = [_UPLOAD.sub("", parts.name) for parts in spellings if _UPLOAD.match(parts.name)]
+        for name in [parts.name for parts in spellings] + [f"/{name}" for name in uploads]:
+            if found := self._index.get(_key(name)):
+                exact = [one for one in found if one[0].name == name]
                 yield from exact if len(exact) == 1 else found
                 return
 
     def _walk(self) -> dict[str, list[tuple[Path, Path]]]:
-        """Every file below the folders by the key of its name, each once; links lead nowhere."""
+        """Every file below the folders by the key of its name, each once; links lead nowhere.
+
+        And by the key of "/" and what an upload makes of its name, where that is another.
+        """
         index: dict[str, list[tuple[Path, Path]]] = {}
         known: set[Path] = set()
         for folder in self.folders:
@@ -163,7 +168,8 @@ class PictureSearch:
                     if hidden or path in known or _leads_out(path, folder):
                         continue
                     known.add(path)
-                    index.setdefault(_key(name), []).append((path, folder))
+                    for called in {name, f"/{_uploaded(name)}"} - {f"/{name}"}:
+                        index.setdefault(_key(called), []).append((path, folder))
                 if len(known) > _MOST_FILES:
                     return index
         return index
@@ -200,13 +206,17 @@ def _spellings(text: str) -> list[str]:
     if "%" in text:
         found.append(unquote(text))
     for spelling in list(found):
-        # An upload of Label Studio: eight digits of a hash before the user's own name.
         head, separator, base = re.split(r"(.*[/\\])", spelling)[-3:] if re.search(
             r"[/\\]", spelling) else ("", "", spelling)  # fmt: skip
-        if re.match(r"[0-9a-f]{8}-.", base):
-            found.append(head + separator + base[9:])
+        if _UPLOAD.match(base):
+            found.append(head + separator + _UPLOAD.sub("", base))
     sound = (one for one in found if one.strip() and "\0" not in one)
     return list(dict.fromkeys(sound)) or [text]
+
+
+def _uploaded(name: str) -> str:
+    """What Label Studio calls an upload, behind the hash: Django's get_valid_filename."""
+    return re.sub(r"[^-\w.]", "", name.strip().replace(" ", "_"))
 
 
 def _key(name: str) -> str:
