@@ -299,7 +299,7 @@ def work(cases: list[tuple[str, str, int, int]], base: Path, known: dict[str, di
     """Some cases one after the other, in this process."""
     rows = []
     for name, way, fatal, second in cases:
-        scene = next(scene for scene in SCENES if scene.name == name)
+        scene = scene_of(name)
         label = re.sub(r"\W+", "-", f"{name} {way} {fatal} {second}")
         try:
             why = one(scene, base, label, way, fatal, second, known[name])
@@ -340,18 +340,29 @@ def prepare(base: Path, scenes: list[Scene]) -> tuple[dict[str, int], dict[str, 
         layout = save_model(reference(), shared / "layout", torch.bfloat16)
         sources(shared / "upstream", load_file(layout))
     counts, known = {}, {}
-    for scene in scenes:
-        label = re.sub(r"\W+", "-", scene.name)
-        attempt, listed = Attempt(scene, base, label), base / f"operations-{label}"
-        code = attempt.run(None, False, listed)
-        if code not in (0, 75):
-            sys.exit(f"{scene.name}: exit code {code}\n{attempt.said()}")
-        if code == 75:
-            attempt.finished()
-        counts[scene.name] = len(listed.read_text().splitlines())
-        known[scene.name] = attempt.state()
-        print(f"{scene.name}: {counts[scene.name]} operations", flush=True)
+    with ProcessPoolExecutor(2, multiprocessing.get_context("fork")) as pool:
+        names = [scene.name for scene in scenes]
+        ends = pool.map(undisturbed, names, [base] * len(names))
+        for name, (counts[name], known[name]) in zip(names, ends, strict=True):
+            print(f"{name}: {counts[name]} operations", flush=True)
     return counts, known
+
+
+def undisturbed(name: str, base: Path) -> tuple[int, dict[str, str]]:
+    """How many operations a scene has, and how it ends."""
+    scene, label = scene_of(name), re.sub(r"\W+", "-", name)
+    attempt, listed = Attempt(scene, base, label), base / f"operations-{label}"
+    code = attempt.run(None, False, listed)
+    if code == 75:
+        code = attempt.finished()
+    if code:
+        raise RuntimeError(f"{name}: exit code {code}\n{attempt.said()}")
+    return len(listed.read_text().splitlines()), attempt.state()
+
+
+def scene_of(name: str) -> Scene:
+    """The scene of a name: its functions do not pass from one process to another."""
+    return next(scene for scene in SCENES if scene.name == name)
 
 
 def table_of(rows: list[dict[str, Any]], counts: dict[str, int]) -> list[str]:

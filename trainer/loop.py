@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -483,7 +484,7 @@ def _end_with_run(number: int) -> None:
 def told_plainly(loader: DataLoader[Any], run: Path) -> Iterator[Batch]:
     """The loader's batches; an error in a data worker without that worker's traceback."""
     try:
-        yield from loader
+        yield from _begun(loader)
     except Exception as error:
         if str(error).startswith("DataLoader worker"):
             raise WorkerEnded(
@@ -494,6 +495,20 @@ def told_plainly(loader: DataLoader[Any], run: Path) -> Iterator[Batch]:
         if "Original Traceback" in str(error):
             raise type(error)(_last_words(error)) from None
         raise
+
+
+def _begun(loader: DataLoader[Any]) -> Iterator[Batch]:
+    """The loader's iterator.
+
+    torch would have a worker's death raise wherever this process is, even in the middle of an
+    update or a save. Without its handler, waiting for that worker's batch finds it, within 5 s.
+    """
+    if not hasattr(signal, "SIGCHLD"):
+        return iter(loader)
+    before = signal.getsignal(signal.SIGCHLD)
+    batches = iter(loader)
+    signal.signal(signal.SIGCHLD, before)
+    return batches
 
 
 def _last_words(error: Exception) -> str:

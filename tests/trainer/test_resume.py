@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -23,7 +24,7 @@ from tests.conftest import PHOTOS, tiny_plan
 from trainer import checkpoint, loop
 from trainer.data.features import BadEntry
 from trainer.data.reasonseg import Item, read_split
-from trainer.loop import Interrupted, Reporter, Run
+from trainer.loop import Interrupted, Reporter, Run, WorkerEnded
 from trainer.resume import CannotResume, Keeping, Started, check_data, digests, resumable
 
 ROOT = PHOTOS.parents[1]
@@ -97,7 +98,7 @@ def go_on(folder: Path, cache: Path, **settings: Any) -> dict[str, Any]:
     return started(folder, cache, **settings).train(resumable(folder, lambda line: None))
 
 
-@pytest.mark.parametrize("number", [*range(22, 46, 3)])
+@pytest.mark.parametrize("number", [22, 31, 40])
 def test_ended_anywhere(number: int, undisturbed: Path, cache: Path, tmp_path: Path) -> None:
     """In steps and in evaluations of both epochs."""
     ended = False
@@ -133,24 +134,42 @@ def test_ended_between_two_micro_batches(
     assert_same(tmp_path, undisturbed)
 
 
-def test_ended_while_saving(
-    undisturbed: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """After the old checkpoint has gone aside, and before the new one is in its place."""
-    real, count = os.replace, [0]
+def test_tensorboard_shows_what_the_records_hold(cache: Path, tmp_path: Path) -> None:
+    """Each step once, though a kill had it done twice."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    def ending(source: Path, target: Path) -> None:
-        count[0] += target.name == "last"
-        if count[0] == 4:
-            raise Ended
-        real(source, target)
-
-    monkeypatch.setattr(os, "replace", ending)
     with pytest.raises(Ended):
-        started(tmp_path, cache).train()
-    monkeypatch.undo()
-    assert not (tmp_path / "last").exists() and (tmp_path / "last-1").is_dir()
+        started(tmp_path, cache, ending_at(30), keeping=Keeping(minutes=60)).train()
     go_on(tmp_path, cache)
+    shown = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    for tag in ("loss", "giou"):
+        points = [(event.step, event.value) for event in shown.Scalars(tag)]
+        assert points == [(row["step"], pytest.approx(row[tag])) for row in rows if tag in row]
+
+
+@pytest.mark.parametrize("kills", [2, 3])
+def test_data_workers_that_are_killed_are_replaced_twice(
+    kills: int, undisturbed: Path, cache: Path, tmp_path: Path
+) -> None:
+    """The out-of-memory killer of the system takes them first."""
+    said: list[str] = []
+    left = [kills]
+
+    def progress(what: str, done: int, total: int) -> None:
+        if what.startswith("epoch") and done < total and left[0]:
+            left[0] -= 1
+            for child in multiprocessing.active_children():
+                child.kill()
+
+    run = started(tmp_path, cache, Reporter(said.append, progress), workers=1)
+    if kills > 2:
+        with pytest.raises(WorkerEnded, match="--resume"):
+            run.train()
+        go_on(tmp_path, cache, workers=1)
+    else:
+        run.train()
+    assert sum("data worker was ended" in line for line in said) == 2
     assert_same(tmp_path, undisturbed)
 
 

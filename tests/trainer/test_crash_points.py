@@ -1,0 +1,23 @@
+"""Killed just before a file operation, any of them, a command done again ends the same."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SAMPLE = 60
+
+
+@pytest.mark.slow
+def test_a_seeded_sample_of_the_crash_points() -> None:
+    """All of them: `python benchmarks/crashes.py`; docs/recovery.md has its table."""
+    command = [sys.executable, "benchmarks/crashes.py", "--sample", str(SAMPLE)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    cells = next(line for line in done.stdout.splitlines() if line.startswith("| all |")).split("|")
+    *_, right, wrong, _ = cells
+    assert (int(right), int(wrong)) == (SAMPLE, 0)

@@ -1,0 +1,176 @@
+"""A run folder has one writer; what is half written decides nothing; a refusal changes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from profiles.files import Held, held, is_vacant, sweep, write_whole
+from tests.conftest import PHOTOS, tiny_plan
+from trainer.cli import app
+from trainer.placed import placed
+from trainer.resume import Started, digests
+from trainer.run_folder import is_complete, new_run
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from profiles.files import held
+with held(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@contextmanager
+def other_process(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds a folder."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None and child.stdout.readline() == "held\n"
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.wait()
+
+
+def run(*arguments: object) -> tuple[int, str]:
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return done.exit_code, done.output
+
+
+def tree(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def begun(folder: Path) -> Path:
+    """A run folder whose run has written down what it began with."""
+    from trainer.data.reasonseg import read_split
+
+    folder.mkdir()
+    train, val = read_split(PHOTOS, "train"), read_split(PHOTOS, "val")
+    Started(PHOTOS, folder / "cache", digests(train, val)).write(folder)
+    (folder / "plan.json").write_text(tiny_plan().to_json())
+    return folder
+
+
+def test_the_second_writer_learns_who_is_the_first(tmp_path: Path) -> None:
+    with other_process(tmp_path / "run") as child:
+        with pytest.raises(Held, match=f"process {child.pid} on "), held(tmp_path / "run"):
+            pass
+        child.kill()
+        child.wait()
+        with held(tmp_path / "run"):  # at once: the lock has ended with its holder
+            assert json.loads((tmp_path / "run" / ".holder.json").read_text())["pid"] == os.getpid()
+    assert is_vacant(tmp_path / "run")
+
+
+def test_a_second_training_writes_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with other_process(folder) as child:
+        before = tree(folder)
+        code, said = run("--model", "tiny", "--data-dir", PHOTOS, "--output-dir", folder)
+        assert code == 2 and f"process {child.pid}" in said and f"--output-dir {folder}-2" in said
+        assert tree(folder) == before
+
+
+def test_a_second_training_of_the_default_name_goes_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with other_process(tmp_path / "runs" / "latest"):
+        from trainer.run_folder import LATEST
+
+        with new_run(LATEST) as folder:
+            assert folder == Path("runs/latest-2")
+
+
+def test_a_second_resume_is_refused(tmp_path: Path) -> None:
+    folder = begun(tmp_path / "run")
+    with other_process(folder) as child:
+        before = tree(folder)
+        code, said = run("--resume", folder)
+        assert code == 2 and f"process {child.pid}" in said
+        assert tree(folder) == before
+
+
+def test_resuming_what_is_no_run_makes_no_folder(tmp_path: Path) -> None:
+    code, said = run("--resume", tmp_path / "none")
+    assert code == 2 and "no run to go on with" in said and not (tmp_path / "none").exists()
+
+
+def test_a_refused_data_folder_is_not_remembered(tmp_path: Path) -> None:
+    folder = begun(tmp_path / "run")
+    before = tree(folder)
+    code, said = run("--resume", folder, "--data-dir", tmp_path / "typo")
+    assert code == 2 and "typo" in said
+    after = {path: content for path, content in tree(folder).items() if path in before}
+    assert after == before
+
+
+def test_a_start_that_was_killed_before_it_was_a_run_is_no_run(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("plan.json", ".run.json-4711", ".lock"):
+        (folder / name).touch()
+    with new_run(folder) as taken:
+        assert taken == folder and not (folder / ".run.json-4711").exists()
+    (folder / "mine.txt").touch()
+    with pytest.raises(BaseException, match="2"), new_run(folder):
+        pass
+    assert (folder / "mine.txt").exists()
+
+
+@pytest.mark.parametrize("summary", ["", "{", "[]", "{}", '{"before": 1'])
+def test_a_torn_summary_ends_no_run(summary: str, tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text(summary)
+    (tmp_path / "overlay.png").touch()
+    assert not is_complete(tmp_path)
+
+
+def test_a_file_is_the_old_or_the_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "summary.json"
+    write_whole(path, "old")
+    (tmp_path / ".summary.json-77").touch()
+    (tmp_path / ".another-77").touch()  # of somebody else
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_whole(path, "new")
+    assert path.read_text() == "old"
+    sweep(tmp_path, ["summary.json"])
+    assert {p.name for p in tmp_path.iterdir()} == {"summary.json", ".another-77"}
+
+
+def test_two_imports_into_one_folder(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    with placed(target) as draft:
+        (draft / "a").touch()
+        started = time.monotonic()
+        with pytest.raises(Held, match=str(os.getpid())), placed(target):
+            pass
+        assert time.monotonic() - started < 30
+    assert {path.name for path in tmp_path.rglob("*")} == {"out", "a"}
+
+
+def test_what_a_killed_import_left_goes(tmp_path: Path) -> None:
+    left = tmp_path / ".out.part" / "out"
+    left.mkdir(parents=True)
+    (left / "half").touch()
+    with placed(tmp_path / "out") as draft:
+        (draft / "whole").touch()
+    assert {path.name for path in tmp_path.rglob("*")} == {"out", "whole"}
