@@ -73,8 +73,12 @@ def _selftest(device: str) -> dict[str, Any]:
     try:
         environ = at_home(os.environ)
         done = subprocess.run(
-            command, capture_output=True, encoding="utf-8", errors="replace",
-            timeout=SELFTEST_SECONDS, env=environ | {"PYTHONIOENCODING": "utf-8:replace"},
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=SELFTEST_SECONDS,
+            env=environ | {"PYTHONIOENCODING": "utf-8:replace"},
         )
     except subprocess.TimeoutExpired:
         return {"error": f"did not end in {SELFTEST_SECONDS} s"}

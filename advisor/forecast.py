@@ -27,6 +27,7 @@ from advisor.context import OTHERS, Context, installed
 from profiles.grid import caching_bytes, nearest
 from profiles.measurement import Measurement, Timeline
 from profiles.plan import Plan
+from profiles.skipping import announced
 from profiles.tested import Verdict
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -368,7 +369,10 @@ def _key(plan: Plan, worst: Worst, compute_capability: tuple[int, int]) -> str:
         files = sorted(p for p in worst.data.rglob("*.json") if p.is_file())
         if not plan.mixture.reason_seg_alone:
             files += sorted(path for names in ANNOTATIONS for path in worst.data.glob(names))
-        parts.append(str(worst.data.resolve()))
+        most = announced()
+        if most:  # then a picture that is mended, or breaks, changes what is read
+            files = sorted(p for p in worst.data.rglob("*") if p.is_file())
+        parts += [str(worst.data.resolve()), most]
         parts += [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:24]
 

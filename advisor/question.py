@@ -11,6 +11,7 @@ from advisor.budget import Budget, budget_of, named_gpu, size_text, what_if_gpu
 from advisor.choose import assigned, overridden, pick_gpu
 from advisor.probe import UNNAMED, Gpu, Machine
 from advisor.search import Live, Setting
+from profiles import skipping
 from profiles.catalog import GpuProfile, gpu_by_nvml, model_profile
 from profiles.plan import Finding, Plan, PlanError
 from profiles.surroundings import ALLOCATOR_VARIABLES
@@ -206,6 +207,7 @@ def command_of(question: Question, model: str) -> str:
         options += f" --weights {shlex.quote(given['weights'])}"
     needed = weights_needed(model, given.get("weights", "default"))
     folder = shlex.quote(str(question.data)) if question.data is not None else "DIR"
+    folder += skipping.option()
     if question.target is None:
         return f"lisa-train --auto {options}{needed} --data-dir {folder}"
     longest = f" --data-dir {folder}" if question.data is not None else ""

@@ -92,9 +92,9 @@ def _begin(run: Beginning) -> None:
     for name, value in run.started.environment.items():
         os.environ.setdefault(name, value)  # which card, and the allocator, before torch
     if must_start_processes(run.plan):
-        _read_data(run)  # bad data is told once, not by every process
+        left_out = _read_data(run)[2]  # bad data is told, and looked for, once for all processes
         if not run.resumes:
-            _write(run)
+            _write(replace(run, started=replace(run.started, left_out=tuple(sorted(left_out)))))
         arguments = ["-m", "trainer.cli", "worker", str(run.folder)] + ["--resume"] * run.resumes
         code = start_processes(run.plan.processes, arguments)
         if code != EXIT_OUT_OF_MEMORY:
@@ -115,7 +115,7 @@ def go_on(folder: Path, data: Path | None, cache: Path | None, keeping: Mapping[
     NothingSmaller.
     """
     from profiles.plan import Plan
-    from trainer.data.broken import announce
+    from profiles.skipping import announce
     from trainer.resume import Started
 
     started = Started.read(folder)
@@ -200,7 +200,8 @@ def _train(run: Beginning) -> None:
             check_data(started, now)
             checkpoint = resumable(folder, speaker.line)
         elif is_main():
-            _write(replace(run, started=replace(started, digests=now)))
+            known = tuple(sorted(left_out))
+            _write(replace(run, started=replace(started, digests=now, left_out=known)))
         before, training = room(plan), None
         try:
             training = Run(plan, train, val, folder, started.cache, speaker, started.keeping)
@@ -221,22 +222,32 @@ def _train(run: Beginning) -> None:
 
 
 def _read_data(run: Beginning) -> tuple[list[Item] | MixedSets, list[Item], set[str]]:
-    """What is trained, what is validated on, and entries left out. Raises DataError."""
-    from trainer.data.broken import LIST, Leave, entries, told, write_list
+    """What is trained, what is validated on, and entries left out. Raises DataError.
+
+    Whatever the run found to be broken when it began is left out again, and not looked for.
+    """
+    from trainer.data.broken import LIST, Leave, told, write_list
     from trainer.data.mixture import read_training
-    from trainer.data.reasonseg import read_split
+    from trainer.data.reasonseg import DataError, read_split
     from trainer.launch import is_main
 
-    data, plan, leave = run.started.data, run.plan, Leave(run.started.skip_broken)
-    train = read_training(data, plan, leave)
-    val = read_split(data, "val", plan.max_val_samples, leave)
-    if leave.left_out and is_main():
+    data, plan = run.started.data, run.plan
+    known = None if run.started.left_out is None else frozenset(run.started.left_out)
+    leave = Leave(run.started.skip_broken, known=known, root=data)
+    try:
+        train = read_training(data, plan, leave)
+        val = read_split(data, "val", plan.max_val_samples, leave)
+    except DataError as error:
+        if not run.resumes or not error.hints:
+            raise
+        fix = "hint: mend them, as a run goes on with the data that it began with"
+        raise DataError(error.findings, [fix]) from None
+    if leave.left_out and known is None and is_main():
         listed = run.folder / LIST
         run.folder.mkdir(parents=True, exist_ok=True)
         write_list(listed, leave.left_out)
         tell(told(leave.left_out, listed))
-    gone = {os.path.relpath(entry, data) for entry in entries(leave.left_out)}
-    return train, val, gone
+    return train, val, leave.places()
 
 
 def _write(run: Beginning) -> None:

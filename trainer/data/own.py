@@ -177,9 +177,7 @@ def _coco_file(source: Path) -> Path | None:
     return None
 
 
-def _read_questions(
-    path: Path, findings: list[Finding], conventions: Conventions
-) -> _Questions:
+def _read_questions(path: Path, findings: list[Finding], conventions: Conventions) -> _Questions:
     """The questions of a CSV with a header, or of JSONL, both with COLUMNS."""
     report = Report(path, findings)
     asked: _Questions = {}

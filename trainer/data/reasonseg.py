@@ -462,8 +462,10 @@ def _read_item(base: Path, images: list[Path], jsons: list[Path], read: _Read) -
     return Item(base.name, images[0], jsons[0], *notes[0]), []
 
 
-def _scan(folder: Path, split: str, limit: int | None, read: _Read) -> _Scanned:
-    """The sound items of a split and every finding about the others."""
+def _scan(
+    folder: Path, split: str, limit: int | None, read: _Read, leave: Leave | None = None
+) -> _Scanned:
+    """The sound items of a split and every finding about the others but those `leave` knows."""
     pairs = _pair_up(folder / split)
     known = {path.name for images, _ in pairs.values() for path in images}
     report = Report(folder / split)
@@ -473,6 +475,8 @@ def _scan(folder: Path, split: str, limit: int | None, read: _Read) -> _Scanned:
     explanations = _read_explanations(Report(extra, report.findings), known)
     items: list[Item] = []
     for name in list(pairs)[:limit]:
+        if leave is not None and leave.knows(str(folder / split / name)):
+            continue
         item, broken = _read_item(folder / split / name, *pairs[name], read)
         report.findings += broken
         if item is not None:
@@ -488,7 +492,8 @@ def read_split(
 
     Of pictures only the headers are read, to start a training soon; `check_data` and `read_image`
     report truncated ones. DataError: all findings about items, folder, split or limit (>= 1).
-    `leave`: takes broken items; where it may take any, every picture is decoded.
+    `leave`: takes broken items; where it may take any, every picture is decoded, unless it knows
+    them from before.
     """
     folder, present = _locate(root)
     report = Report(folder)
@@ -498,8 +503,8 @@ def read_split(
         report.add("limit", limit, "1 or more, or none", "leave the limit out to read all")
     if report.findings:
         raise DataError(report.findings)
-    read: _Read = _to_rgb if leave is not None and leave.most else lambda image: None
-    items, report.findings = _scan(folder, split, limit, read)
+    read: _Read = _to_rgb if leave is not None and leave.decodes else lambda image: None
+    items, report.findings = _scan(folder, split, limit, read, leave)
     if report.findings and leave is None:
         raise DataError(report.findings)
     if report.findings and not items:
