@@ -357,9 +357,11 @@ def _forecast(
 ) -> tuple[Forecast, str]:
     """The forecast of a plan file on the card that is named or here, and that card's name."""
     from advisor.child import BadQuestion, RehearsalFailed
+    from advisor.choose import pick_gpu
     from advisor.forecast import Worst, forecast
     from advisor.preflight import card_for
     from advisor.probe import probe
+    from advisor.question import unfit_segments
     from profiles.plan import Plan, PlanError
 
     named = None if capability is None else parse_capability(capability)
@@ -378,6 +380,9 @@ def _forecast(
             _fail(f"--{name.replace('_', '-')}: got {given}, the plan allows {most}\n"
                   f"    hint: --set tokens.max_{name}={given}")  # fmt: skip
     machine = probe()
+    here = pick_gpu(machine) if target is None else None
+    if here is not None and (note := unfit_segments(machine, here, chosen)):
+        print(f"note: {note}", file=sys.stderr)
     try:
         card = card_for(machine, target, measure=True)
         found = forecast(

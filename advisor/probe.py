@@ -78,6 +78,12 @@ class Machine(_Frozen):
     platform: Platform = "linux"
     notes: tuple[Finding, ...] = ()
 
+    @property
+    def driver_branch(self) -> int | None:
+        """The driver's major version; under WSL it is that of Windows' driver."""
+        head = (self.driver_version or "").partition(".")[0]
+        return int(head) if head.isascii() and head.isdecimal() else None
+
 
 def probe(environ: Mapping[str, str] | None = None) -> Machine:
     """This machine as it is now. Raises nothing for a missing or broken driver.

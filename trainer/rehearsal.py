@@ -345,6 +345,12 @@ def main() -> None:
         if arguments.events:
             arguments.events.write_bytes(array("q", chain.from_iterable(events)).tobytes())
     else:
+        from trainer.console import try_segments
+
+        try:
+            try_segments(plan)
+        except ValueError as error:
+            raise SystemExit(f"error: {' '.join(str(error).split())}") from None
         options = masks, arguments.steps, arguments.save, answers
         measurement = rehearse(plan, cap, text, *options)
     print(measurement.model_dump_json(), file=out, flush=True)

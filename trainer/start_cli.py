@@ -19,6 +19,7 @@ from trainer.console import (
     next_steps,
     reporter,
     tell,
+    try_segments,
     use_allocator,
     use_threads,
     user_errors,
@@ -189,6 +190,8 @@ def _train(run: Beginning) -> None:
             f"batch {plan.micro_batch} × {plan.accumulation}{processes}, {len(train)} samples"
         )
         use_threads(plan, speaker.line)
+        in_plan = f'"allocator": "" in {folder / "plan.json"}'
+        try_segments(plan, in_plan if run.resumes else "--set allocator=")
         from trainer.evaluate import run_sheet
         from trainer.facts import room
         from trainer.loop import Run, outcome
