@@ -23,7 +23,8 @@ MACHINE = Machine(gpus=(GPU,), driver_version="580.1", cuda_driver_version="13.0
                   host_total_bytes=32 * GIB, host_available_bytes=28 * GIB,
                   disk_free_bytes=90 * GIB)  # fmt: skip
 HEALTHY: dict[str, Any] = {"versions": {"torch": "2.13.0"}, "torch_cuda": "13.0", "bf16": True,
-                           "cuda_available": True, "architectures": ["sm_80"], "compiler": "", "loss": 2.0}  # fmt: skip
+                           "cuda_available": True, "architectures": ["sm_80"], "compiler": "",
+                           "loss": 2.0}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
