@@ -173,7 +173,8 @@ def user_errors() -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
         where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror}\n    hint: make room, and --resume a run",
+        print(f"error: {where}{error.strerror}\n    hint: make room, then start again; "
+              "a run goes on with lisa-train --resume",
               file=sys.stderr)  # fmt: skip
         raise typer.Exit(EXIT_FAILED) from None
     except RuntimeError as error:

@@ -431,7 +431,8 @@ def _locate(root: Path) -> tuple[Path, list[str]]:
     report = Report(root)
     got = "none of them" if root.is_dir() else "no such folder"
     allowed = "ReasonSeg/train, ReasonSeg/val or ReasonSeg/test in it"
-    fix = "name the folder into which ReasonSeg was unpacked, or moved since: --data-dir DIR"
+    fix = "name the folder into which ReasonSeg was unpacked, or moved since"
+    fix += " (of a training, --resume too: --data-dir DIR)"
     report.add("data folder", got, allowed, fix)
     raise DataError(report.findings)
 
