@@ -144,3 +144,16 @@ def test_the_report_names_no_folder_and_no_user(monkeypatch: pytest.MonkeyPatch)
     text = report(MACHINE, examine(MACHINE, offline=True))
     assert text.startswith("```\n") and "Some card" in text and "torch 2.13.0" in text
     assert str(Path.home()) not in text and "GPU-a" not in text
+
+
+def test_the_doctor_says_what_takes_seconds_before_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    happened: list[str] = []
+    monkeypatch.setattr(doctor, "_selftest", lambda device: happened.append("step") or HEALTHY)
+    monkeypatch.setattr(doctor, "_segments_tried", lambda: ("tried", True))
+    monkeypatch.setattr(doctor, "_hub", lambda: happened.append("hub") or iter(()))
+    examine(MACHINE, tell=happened.append)
+    assert happened[1::2] == ["step", "hub"]
+    assert "training step" in happened[0] and "model hub" in happened[2]
+    happened.clear()
+    examine(MACHINE, offline=True, tell=happened.append)
+    assert happened[1:] == ["step"]

@@ -1,13 +1,14 @@
 """Reads the ReasonSeg data set from disk: pictures, questions and hand-drawn polygons.
 
-On disk: ``ROOT/ReasonSeg/{train,val,test}/<name>.jpg`` (or .jpeg, .png) beside ``<name>.json``,
-and optionally ``explanatory/<split>.json`` (upstream has ``train.json`` only) beside the splits.
+On disk: ``ROOT/ReasonSeg/{train,val,test}/<name>.jpg`` (or .jpeg, .png; without them any other
+kind of picture that has the name) beside ``<name>.json``, and optionally
+``explanatory/<split>.json`` (upstream has ``train.json`` only) beside the splits.
 Polygons are in pixels of the picture AFTER its EXIF orientation is applied: that is how
 annotators saw it, and what ``cv2.imread`` hands to upstream's code.
 
 All findings are raised at once, or returned by `check_data`; nothing broken is skipped unasked.
-Hidden files (``.DS_Store``, ``._x.jpg``) and other extensions are no part of the data set: passed
-over.
+Hidden files (``.DS_Store``, ``._x.jpg``) and what else lies there are no part of the data set:
+passed over.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ _ALL_FORMATS = (*_IMAGE_FORMATS, "GIF")
 # Pillow refuses a whole PNG for a colour profile or text beyond 1 MiB, as editors write it.
 PngImagePlugin.MAX_TEXT_CHUNK = 64 << 20
 # Names of pictures, in any case; those of formats that are not read too, so that this is said.
-_PICTURE_SUFFIXES = frozenset(
+PICTURE_SUFFIXES = frozenset(
     (*IMAGE_SUFFIXES, ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".apng", ".webp", ".bmp", ".dib",
      ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2", ".jxl", ".mpo")
 )  # fmt: skip
@@ -167,7 +168,7 @@ def read_image(path: Path) -> ByteArray:
 
 def is_picture(path: Path) -> bool:
     """Whether a file is a picture by its name, or else by its first bytes."""
-    if path.suffix.lower() in _PICTURE_SUFFIXES:
+    if path.suffix.lower() in PICTURE_SUFFIXES:
         return True
     try:
         if not path.is_file():  # a pipe would be waited for
@@ -440,10 +441,17 @@ def _locate(root: Path) -> tuple[Path, list[str]]:
 def _pair_up(folder: Path) -> dict[str, tuple[list[Path], list[Path]]]:
     """The (images, JSON files) of each base name, sorted. Sound is: one of each."""
     pairs: dict[str, tuple[list[Path], list[Path]]] = {}
+    others: list[Path] = []
     for path in sorted(folder.iterdir()):
         suffix, hidden = path.suffix.lower(), path.name.startswith(".")
         if suffix in (".json", *IMAGE_SUFFIXES) and not hidden and path.is_file():
             pairs.setdefault(path.stem, ([], []))[suffix == ".json"].append(path)
+        elif suffix in PICTURE_SUFFIXES and not hidden and path.is_file():
+            others.append(path)
+    lonely = {name for name, (images, _) in pairs.items() if not images}
+    for path in others:  # beside a picture of the usual kinds it is a preview, or somebody's copy
+        if path.stem in lonely:
+            pairs[path.stem][0].append(path)
     return dict(sorted(pairs.items()))
 
 
