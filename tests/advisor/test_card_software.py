@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from advisor import doctor, notes
+from advisor.budget import margin_for
 from advisor.cli import app
 from advisor.forecast import _verdict
 from advisor.notes import shell_allocator
 from advisor.preflight import advise
 from advisor.probe import VGPU_NAME, Gpu, Machine, probe
-from advisor.question import lacks_segments
+from advisor.question import Target, lacks_segments
+from advisor.search import _as_told
 from profiles.plan import Finding
 from tests.advisor.fake_nvml import GIB, Card, install
 from tests.conftest import tiny_plan
@@ -204,3 +208,27 @@ def test_the_doctor_sees_a_build_without_the_cards_kernels(monkeypatch: pytest.M
     assert check.status == "fail" and "6.0" in check.found and "CUDA 12.6" in check.remedy
     facts["architectures"] = ["sm_60"]
     assert "torch's kernels" not in [one.name for one in doctor._driver(probe({}), facts)]
+
+
+@pytest.mark.parametrize("allocator", ["", "expandable_segments:True"])
+def test_advice_and_check_keep_the_same_margin(allocator: str) -> None:
+    """What `advise` calls FITS `check` did not where the doubt about whole segments was larger."""
+    advice = advise(Machine(), "7b", [], Target(vram_bytes=24 * GIB))
+    assert advice.plan is not None and advice.budget is not None
+    budget = advice.budget
+    plan = advice.plan.override([f"allocator={allocator}"])
+    candidate = advice.considered[0].model_copy(update={"plan": plan})
+    setting: Any = SimpleNamespace(budget=budget, spills=False, counted_by="")
+    seen = set()
+    for share in (0.90, 0.92, 0.94, 0.95, 0.97, 0.99, 1.0, 1.01):
+        pool = round(share * budget.cap_bytes)
+        margin = margin_for(plan, pool, budget.margin.bytes)
+        checked, _ = _verdict(pool, 0, [(0, pool)], True, budget.cap_bytes, margin)
+        told: Any = SimpleNamespace(
+            tier=lambda name, pool=pool: SimpleNamespace(bytes={"pool": pool, "host": 0}[name])
+        )
+        advised = _as_told(candidate, told, setting)
+        assert advised.verdict == checked, (share, advised.verdict, checked)
+        assert (advised.needs.bytes <= budget.usable.bytes) == (checked == "FITS")  # as is shown
+        seen.add(checked)
+    assert seen == {"FITS", "TIGHT", "OOM"}
