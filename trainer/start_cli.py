@@ -195,6 +195,7 @@ def _train(run: Beginning) -> None:
         from trainer.evaluate import run_sheet
         from trainer.facts import room
         from trainer.loop import Run, outcome
+        from trainer.model.footprint import DoesNotFit
         from trainer.resume import check_data, digests, resumable
 
         now = digests(train, val, left_out)
@@ -211,6 +212,9 @@ def _train(run: Beginning) -> None:
             summary = training.train(checkpoint)
         except Exception as error:
             if not recovery.is_shortage(error):
+                if run.resumes and isinstance(error, DoesNotFit) and is_main():
+                    tell(f"note: --resume takes no settings: free the memory and try again, or set "
+                         f"what the error names in {folder / 'plan.json'}")  # fmt: skip
                 raise
             place = recovery.write_down(folder, plan, error, training, before)
             raise recovery.OutOfMemory(
