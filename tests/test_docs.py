@@ -151,6 +151,37 @@ def test_the_lean_page_says_what_its_rows_say(
     assert "leaves that pair out" not in page
 
 
+@pytest.mark.parametrize(("name", "write"), [
+    ("emulate", "write_table"), ("recovery", "write_table"), ("forecast", "write_tables"),
+    ("speed", "main"),
+])  # fmt: skip
+def test_a_benchmarks_table_is_that_of_its_rows(
+    name: str, write: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And so is what profiles/ holds of them: forecasts' errors, and factors of a step's time."""
+    benchmark = script(f"benchmarks/{name}.py", monkeypatch)
+    made = {"DOCS": benchmark, "ERRORS_FILE": benchmark}
+    if name == "speed":
+        made["SPEED_FILE"] = benchmark.speed
+    kept = {}
+    for constant, owner in made.items():
+        if path := getattr(owner, constant, None):
+            copy = tmp_path / path.name
+            copy.write_bytes(path.read_bytes())
+            kept[copy] = path
+            monkeypatch.setattr(owner, constant, copy)
+    if write == "main":
+        monkeypatch.setattr(sys, "argv", [name])
+        benchmark.main()
+        benchmark.speed.factors.cache_clear()
+    else:
+        rows = (ROOT / "benchmarks" / benchmark.ROWS_FILE.name).read_text("utf-8").splitlines()
+        getattr(benchmark, write)([json.loads(line) for line in rows])
+    assert len(kept) == {"forecast": 2, "speed": 2}.get(name, 1)
+    for copy, path in kept.items():
+        assert copy.read_text("utf-8") == path.read_text("utf-8"), path
+
+
 @pytest.mark.slow
 def test_the_cards_page_does_not_depend_on_the_writers_own_rows(
     own_rows: Path, monkeypatch: pytest.MonkeyPatch
