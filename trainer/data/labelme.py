@@ -58,6 +58,7 @@ def read_labelme(
     conventions = conventions or Conventions()
     recorded: list[str] = []
     apart: list[Path] = []
+    start = len(findings)
     # Pictures that lie where they should come first: then all names are known, and a picture that
     # has to be guessed is not taken for another one of its name.
     for path in json_files(folder):
@@ -78,6 +79,7 @@ def read_labelme(
         notes = _notes(report, conventions)
         if notes is not None:
             yield from _drawing(report, notes, folder, search)
+    findings[start:] = sorted(findings[start:], key=lambda one: one.entry or str(one.path))
 
 
 def _notes(report: Report, conventions: Conventions) -> dict[str, Any] | None:
