@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from advisor.budget import gib
+from advisor.budget import gib, margin_for
 from advisor.candidates import STORAGES
 from advisor.forecast import Forecast, Worst, forecast
 from advisor.preflight import card_for
@@ -62,7 +62,10 @@ def fitting(
         if found.exit_code == 0:
             return Fit(candidate, found)
         smallest = found
-    usable = max(0, card.cap_bytes - card.margin_bytes)
+    margin = card.margin_bytes
+    if smallest is not None:
+        margin = margin_for(smallest.plan, smallest.tier("pool").bytes, margin)
+    usable = max(0, card.cap_bytes - margin)
     raise NoRoom(_why_not(plan, smallest, usable))
 
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from advisor.context import context_of
 from advisor.probe import Gpu, Machine
 from profiles.catalog import GpuProfile
+from profiles.plan import Plan
 from profiles.tested import TestedRow, Verdict
 
 Basis = Literal["exact", "tested", "forecast", "measured", "policy"]
@@ -31,6 +32,10 @@ HOST_SHARE = 0.85  # of the available host memory; the rest is the system's and 
 ERRORS_FILE = Path(__file__).resolve().parents[1] / "profiles" / "forecast_errors.json"
 QUANTILE = 0.95
 FEWEST_ROWS = 20  # of a GPU model, before its own errors are trusted alone
+
+# By which the pool was larger than said without expandable segments, at worst: which of two equal
+# blocks is used again hangs on addresses that the driver chooses (docs/forecast.md).
+WHOLE_SEGMENTS_DOUBT = 0.07
 
 
 class Frozen(BaseModel):
@@ -127,6 +132,16 @@ def budget_of(
         usable=Bytes(bytes=usable, basis="policy", source="free - context - margin"),
         host=_host_budget(machine, what_if),
     )
+
+
+def margin_for(plan: Plan, pool: int, margin_bytes: int) -> int:
+    """What has to stay free beside the plan's pool: the card's margin, or the pool's doubt if more.
+
+    Bytes. Every verdict and every text about a forecast takes the margin from here.
+    """
+    if "expandable_segments:True" in plan.allocator:
+        return margin_bytes
+    return max(margin_bytes, round(WHOLE_SEGMENTS_DOUBT * pool))
 
 
 def margin_of(gpu: Gpu, free: int, rows: Iterable[TestedRow] = ()) -> Bytes:

@@ -34,6 +34,24 @@ def cache_folder() -> Path:
     return user_cache_path("lisa-preflight", appauthor=False)
 
 
+def in_child(
+    command: Sequence[str], timeout_seconds: float, environment: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, its output kept; `environment` is laid over this process's.
+
+    Raises TimeoutExpired.
+    """
+    return subprocess.run(
+        command,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        timeout=timeout_seconds,
+        # Whatever the user's encoding is, what it prints is read in this one.
+        env={**at_home(os.environ), **environment, "PYTHONIOENCODING": "utf-8:replace"},
+    )
+
+
 def rehearsed(
     plan: Plan,
     options: Sequence[str],
@@ -51,13 +69,8 @@ def rehearsed(
         path = Path(place) / "plan.json"
         path.write_text(plan.to_json(), encoding="utf-8")
         command = python_module("trainer.rehearsal", str(path), *options)
-        environ = at_home(os.environ) | dict(environment)
-        environ["PYTHONIOENCODING"] = "utf-8:replace"  # whatever the user's is, it is read so
         try:
-            done = subprocess.run(
-                command, capture_output=True, encoding="utf-8", errors="replace",
-                timeout=timeout, env=environ,
-            )  # fmt: skip
+            done = in_child(command, timeout, environment)
             said, out, code = done.stderr, done.stdout, done.returncode
         except subprocess.TimeoutExpired as error:
             said = (error.stderr or b"").decode(errors="replace") + "\ntimed out"

@@ -66,6 +66,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 DataDir = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Take the longest sample of this data set.")
 ]
+SkipBroken = Annotated[
+    Text, typer.Option(metavar="N|all", help="Leave at most N broken entries of the data out.")
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -89,6 +92,7 @@ def run(
     vram: Vram = None,
     system: System = None,
     data_dir: DataDir = None,
+    skip_broken: SkipBroken = None,
     measure: Annotated[
         bool, typer.Option("--measure", help="Try the plan on this GPU: three steps, once.")
     ] = False,
@@ -116,7 +120,7 @@ def run(
     """
     if context.invoked_subcommand is not None:
         given = (model, settings, weights, lora_r, no_quantization, gpu, vram, system, data_dir,
-                 measure, emulate_vram, save, plot, explain, as_json, svg)  # fmt: skip
+                 skip_broken, measure, emulate_vram, save, plot, explain, as_json, svg)  # fmt: skip
         if any(given):
             _fail(f"options of {context.invoked_subcommand} go behind its name")
         return
@@ -142,7 +146,7 @@ def run(
     if plot is not None and plot.suffix.lower() not in PLOT_SUFFIXES:
         _fail(f"--plot: got {plot.name}; the name must end in one of {', '.join(PLOT_SUFFIXES)}")
     target = _target(vram or emulate_vram, gpu, system)
-    _must_be_data(data_dir)
+    _must_be_data(data_dir, skip_broken)
     assignments = [*(settings or ()), *_sugar(weights, lora_r, no_quantization)]
     _must_agree(assignments)
     machine = probe()
@@ -251,9 +255,21 @@ def _target(vram: int | None, gpu: str | None, system: str | None) -> Target | N
     return Target(vram, card, windows=system == "windows")
 
 
-def _must_be_data(folder: Path | None) -> None:
+def _must_be_data(folder: Path | None, skip_broken: str | None) -> None:
+    """Ends with exit code 2 for no data; what may be left out of it is announced."""
+    from profiles.skipping import VARIABLE, announce, announced, read_most
+
     if folder is not None and not folder.is_dir():
         _fail(f"{folder}: no such folder; --data-dir must name ReasonSeg data")
+    if skip_broken is not None and folder is None:
+        _fail("--skip-broken goes with --data-dir")
+    try:
+        if skip_broken is not None:
+            announce(read_most(skip_broken))
+        else:
+            announced()
+    except ValueError as error:
+        _fail(str(error) if skip_broken is not None else f"{VARIABLE}: {error}")
 
 
 def _must_be_writable(path: Path | None) -> None:
@@ -280,6 +296,7 @@ def forecast_command(
     plan: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan.json.")],
     settings: Settings = None,
     data_dir: DataDir = None,
+    skip_broken: SkipBroken = None,
     text_tokens: Annotated[
         int | None,
         typer.Option(min=32, max=16384, help="Text tokens of a sample. Default: the plan's limit."),
@@ -309,7 +326,7 @@ def forecast_command(
     3 no figure can be given, 130 interrupted.
     """
     found, card = _forecast(
-        plan, settings, data_dir, text_tokens, masks, gpu, vram, system, capability
+        plan, settings, data_dir, skip_broken, text_tokens, masks, gpu, vram, system, capability
     )
     if as_json:
         print(found.model_dump_json(indent=2))
@@ -330,6 +347,7 @@ def _forecast(
     path: Path,
     settings: list[str] | None,
     data_dir: Path | None,
+    skip_broken: str | None,
     text_tokens: int | None,
     masks: int | None,
     gpu: str | None,
@@ -339,9 +357,11 @@ def _forecast(
 ) -> tuple[Forecast, str]:
     """The forecast of a plan file on the card that is named or here, and that card's name."""
     from advisor.child import BadQuestion, RehearsalFailed
+    from advisor.choose import pick_gpu
     from advisor.forecast import Worst, forecast
     from advisor.preflight import card_for
     from advisor.probe import probe
+    from advisor.question import unfit_segments
     from profiles.plan import Plan, PlanError
 
     named = None if capability is None else parse_capability(capability)
@@ -349,7 +369,7 @@ def _forecast(
         chosen = Plan.read(path).override(settings or ())
     except PlanError as error:
         _fail(f"this plan cannot run\n{error}")
-    _must_be_data(data_dir)
+    _must_be_data(data_dir, skip_broken)
     target = _target(vram, gpu, system)
     if data_dir is not None and text_tokens is not None:
         _fail("--data-dir and --text-tokens both name the longest sample; give one of them")
@@ -360,6 +380,9 @@ def _forecast(
             _fail(f"--{name.replace('_', '-')}: got {given}, the plan allows {most}\n"
                   f"    hint: --set tokens.max_{name}={given}")  # fmt: skip
     machine = probe()
+    here = pick_gpu(machine) if target is None else None
+    if here is not None and (note := unfit_segments(machine, here, chosen)):
+        print(f"note: {note}", file=sys.stderr)
     try:
         card = card_for(machine, target, measure=True)
         found = forecast(
@@ -384,6 +407,7 @@ def check_command(
     plan: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan.json.")],
     settings: Settings = None,
     data_dir: DataDir = None,
+    skip_broken: SkipBroken = None,
     gpu: Card = None,
     vram: Vram = None,
     system: System = None,
@@ -394,7 +418,9 @@ def check_command(
     Exit codes: 0 fits, 1 does not fit (or only inside the margin), 2 bad usage, 3 no figure can be
     given or no card is known, 130 interrupted.
     """
-    found, card = _forecast(plan, settings, data_dir, None, None, gpu, vram, system, None)
+    found, card = _forecast(
+        plan, settings, data_dir, skip_broken, None, None, gpu, vram, system, None
+    )
     verdict = "UNKNOWN" if found.cap_bytes is None else found.verdict
     if as_json:
         print(found.model_dump_json(indent=2))
@@ -449,13 +475,14 @@ def _saved(advice: Advice, path: Path) -> Advice:
     import shlex
 
     from advisor.question import weights_needed
+    from profiles.skipping import option
 
     if advice.plan is None or advice.command is None:
         print(f"not saved: {advice.verdict}, so there is no plan to train", file=sys.stderr)
         return advice
     write(path, advice.plan.to_json())
     needed = weights_needed(advice.plan.model, advice.plan.weights)
-    command = f"lisa-train --plan {shlex.quote(str(path))}{needed} --data-dir DIR"
+    command = f"lisa-train --plan {shlex.quote(str(path))}{needed} --data-dir DIR{option()}"
     return advice.model_copy(update={"command": command})
 
 

@@ -6,16 +6,18 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 from pydantic import Field
 
 from advisor.budget import Frozen, gib
-from advisor.child import cache_folder
+from advisor.child import cache_folder, in_child
 from advisor.choose import pick_gpu
+from advisor.notes import OLDEST_IN_WHEELS, older_torch
 from advisor.probe import Machine
-from profiles.surroundings import ALLOCATOR_VARIABLES, at_home, python_module
+from advisor.question import too_old
+from profiles.surroundings import ALLOCATOR_VARIABLES, python_module
 
 SELFTEST_SECONDS = 180
 HUB = "https://huggingface.co"
@@ -71,11 +73,7 @@ def report(machine: Machine, checks: tuple[Check, ...]) -> str:
 def _selftest(device: str) -> dict[str, Any]:
     command = python_module("trainer.selftest", device)
     try:
-        environ = at_home(os.environ)
-        done = subprocess.run(
-            command, capture_output=True, encoding="utf-8", errors="replace",
-            timeout=SELFTEST_SECONDS, env=environ | {"PYTHONIOENCODING": "utf-8:replace"},
-        )
+        done = in_child(command, SELFTEST_SECONDS, {})
     except subprocess.TimeoutExpired:
         return {"error": f"did not end in {SELFTEST_SECONDS} s"}
     try:
@@ -115,6 +113,31 @@ def _driver(machine: Machine, facts: dict[str, Any]) -> Iterator[Check]:
         found = "torch sees no GPU, though the driver does"
         remedy = "reinstall torch for this CUDA; check CUDA_VISIBLE_DEVICES"
         yield Check(name="torch sees the GPU", status="fail", found=found, remedy=remedy)
+    elif gpu.compute_capability and not serves(facts["architectures"], gpu.compute_capability):
+        version = "{}.{}".format(*gpu.compute_capability)
+        found = f"this build has none for {gpu.name}, compute capability {version}: it is for "
+        found += ", ".join(facts["architectures"])
+        remedy = "install a newer torch"
+        if gpu.compute_capability < OLDEST_IN_WHEELS:
+            old = too_old(gpu)
+            remedy = old.fix if old else older_torch()
+        yield Check(name="torch's kernels", status="fail", found=found, remedy=remedy)
+
+
+def serves(architectures: Sequence[str], capability: tuple[int, int]) -> bool:
+    """Whether torch's build (`torch.cuda.get_arch_list`) has kernels for a compute capability.
+
+    `sm_86` serves cards of the same major number from 8.6 on, `compute_90` (PTX) all from 9.0 on
+    (CUDA C++ Programming Guide, binary and PTX compatibility).
+    """
+    for name in architectures:
+        kind, _, digits = name.rstrip("af").partition("_")
+        if not digits.isdecimal():
+            continue
+        built = int(digits[:-1]), int(digits[-1])
+        if built <= capability and (kind == "compute" or built[0] == capability[0]):
+            return True
+    return False
 
 
 def _number(text: str | None) -> float | None:
@@ -169,10 +192,9 @@ def _segments_tried() -> tuple[str, bool]:
     code = "import torch; torch.empty(1 << 26, dtype=torch.uint8, device='cuda').fill_(1)"
     code += "; torch.cuda.synchronize()"
     setting = "expandable_segments:True"
-    environ = at_home(os.environ) | dict.fromkeys(ALLOCATOR_VARIABLES, setting)
+    environment = dict.fromkeys(ALLOCATOR_VARIABLES, setting)
     try:
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
-                              timeout=SELFTEST_SECONDS, env=environ)  # fmt: skip
+        done = in_child([sys.executable, "-P", "-c", code], SELFTEST_SECONDS, environment)
     except (subprocess.TimeoutExpired, OSError) as error:
         return f"could not be tried: {type(error).__name__}", False
     if done.returncode == 0 and "not supported" not in done.stderr:

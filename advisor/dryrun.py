@@ -44,8 +44,9 @@ def measured(advice: Advice, tell: Callable[[str], None], cap_bytes: int | None 
             return _with(advice, candidate, row)
     last = tried[-1]
     what = "; ".join(f"{row.title}: {row.verdict}, {row.note}" for row in tried)
-    finding = Finding(gpu.name, f"{len(tried)} trials did not hold ({what})",
-                      fix="free memory on the card, or name what is free with --vram")  # fmt: skip
+    fix = "free memory on the card, or lisa-advise --emulate-vram SIZE --save plan.json with what "
+    fix += "is free, then lisa-train --plan plan.json"
+    finding = Finding(gpu.name, f"{len(tried)} trials did not hold ({what})", fix=fix)
     update = {"verdict": last.verdict, "command": None, "findings": (*advice.findings, finding),
               "summary": f"{advice.model} on {gpu.name}: {last.note}"}  # fmt: skip
     return advice.model_copy(update=update)

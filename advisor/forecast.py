@@ -21,12 +21,13 @@ from typing import Any, Literal, get_args
 from pydantic import Field
 
 from advisor.allocator import replay
-from advisor.budget import ERRORS_FILE, Frozen, gib
+from advisor.budget import ERRORS_FILE, Frozen, gib, margin_for
 from advisor.child import RehearsalFailed, cache_folder, rehearsed
 from advisor.context import OTHERS, Context, installed
 from profiles.grid import caching_bytes, nearest
 from profiles.measurement import Measurement, Timeline
 from profiles.plan import Plan
+from profiles.skipping import announced
 from profiles.tested import Verdict
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,10 +54,6 @@ TINY_COUNTS_MORE = (
     f"{TINY_COUNTS}, whose smaller vocabulary takes more tokens than the model's own: "
     "--weights FOLDER has that one count"
 )
-# By which the pool was larger than said without expandable segments, at worst: which of two equal
-# blocks is used again hangs on addresses that the driver chooses (docs/forecast.md).
-WHOLE_SEGMENTS_DOUBT = 0.07
-
 TierName = Literal["tensors", "pool", "process", "host"]
 
 
@@ -226,6 +223,7 @@ def interpret(
         Tier(name=name, bytes=size, source=source, error=errors.get(kind, {}).get(name, ""))
         for name, size, source in figures
     )
+    margin_bytes = margin_for(plan, pool, margin_bytes)
     verdict, reason = _verdict(pool, saved, events, expandable, cap_bytes, margin_bytes)
     caching = caching_bytes(plan)
     if cap_bytes is not None and caching > cap_bytes:
@@ -269,8 +267,6 @@ def _verdict(
         if capped.failed is not None:
             return "OOM", f"{reason}: {capped.failed}"
         return "TIGHT", f"{reason}, after {capped.retries} releases of unused memory"
-    if not expandable:
-        margin_bytes = max(margin_bytes, round(WHOLE_SEGMENTS_DOUBT * pool))
     if cap_bytes - pool < margin_bytes:
         return "TIGHT", f"{reason}, inside the margin of {gib(margin_bytes)}"
     left = gib(cap_bytes - pool)
@@ -368,7 +364,10 @@ def _key(plan: Plan, worst: Worst, compute_capability: tuple[int, int]) -> str:
         files = sorted(p for p in worst.data.rglob("*.json") if p.is_file())
         if not plan.mixture.reason_seg_alone:
             files += sorted(path for names in ANNOTATIONS for path in worst.data.glob(names))
-        parts.append(str(worst.data.resolve()))
+        most = announced()
+        if most:  # then a picture that is mended, or breaks, changes what is read
+            files = sorted(p for p in worst.data.rglob("*") if p.is_file())
+        parts += [str(worst.data.resolve()), most]
         parts += [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:24]
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from advisor.budget import Budget, gib
 from advisor.choose import Candidate, assigned
+from advisor.context import installed
 from advisor.probe import Gpu
 from advisor.question import Question, base_plan, weights_needed, whole_segments
 from advisor.reasons import plan_text
@@ -18,7 +19,10 @@ from profiles.grid import caching_bytes
 from profiles.plan import Finding, Plan, PlanError
 from profiles.surroundings import ALLOCATOR_VARIABLES
 
-OLDEST_IN_WHEELS = (7, 5)  # compute capability in torch's builds for CUDA 13
+# Compute capability in torch's builds (2.11 and later) for CUDA 12.8 and later: pytorch#172352.
+OLDEST_IN_WHEELS = (7, 5)
+# The last torch with builds for CUDA 12.6, which serve 5.0 and later: pytorch#190385.
+LAST_WITH_OLDER = "2.14"
 
 
 def card_findings(question: Question, gpu: Gpu, best: Candidate, base: Plan) -> list[Finding]:
@@ -50,7 +54,7 @@ def card_findings(question: Question, gpu: Gpu, best: Candidate, base: Plan) -> 
         what = f"is sold as {', '.join(card.title for card in others)} too"
         fix = f"name its size: --gpu {' or --gpu '.join(shlex.quote(c.key) for c in others)}"
         findings.append(Finding(gpu.name, what, fix=fix))
-    return findings + _machine_notes(question, gpu, best.plan) + neighbours(question, gpu)
+    return findings + machine_notes(question, gpu, best.plan) + neighbours(question, gpu)
 
 
 def nearest_plan(question: Question, gpu: Gpu, model: str, budget: Budget) -> list[Finding]:
@@ -73,21 +77,19 @@ def nearest_plan(question: Question, gpu: Gpu, model: str, budget: Budget) -> li
     return []
 
 
-def _machine_notes(question: Question, gpu: Gpu, plan: Plan) -> list[Finding]:
+def machine_notes(question: Question, gpu: Gpu, plan: Plan) -> list[Finding]:
     """What this card or machine asks for beside the plan."""
     findings = []
     if gpu.compute_capability is not None and gpu.compute_capability < OLDEST_IN_WHEELS:
         version = "{}.{}".format(*gpu.compute_capability)
-        what = f"compute capability {version}: torch's builds for CUDA 13 leave it out"
-        fix = "install torch for CUDA 12.6: see pytorch.org/get-started"
-        findings.append(Finding(gpu.name, what, fix=fix))
-    if why := whole_segments(question, gpu):
-        if not question.windows:
-            fix = "none needed: the plan goes without them"
-            if "expandable_segments:True" in plan.allocator:
-                fix = "--set allocator="
-            findings.append(Finding(gpu.name, why, fix=fix))
-    elif found := shell_allocator(os.environ, plan):
+        if question.what_if or "+cu126" not in installed("torch"):
+            what = f"compute capability {version}: torch's builds since CUDA 12.8 leave it out"
+            findings.append(Finding(gpu.name, what, fix=older_torch()))
+    why, planned = whole_segments(question, gpu), "expandable_segments:True" in plan.allocator
+    if why and (planned or not question.windows):  # on Windows nobody expects them
+        fix = "--set allocator=" if planned else "none needed: the plan goes without them"
+        findings.append(Finding(gpu.name, why, fix=fix))
+    if found := shell_allocator(os.environ, plan):
         findings.append(found)
     count = len([g for g in question.machine.gpus if g.lost is None])
     if count > 1 and not question.what_if and plan.effective_batch % count == 0:
@@ -98,6 +100,12 @@ def _machine_notes(question: Question, gpu: Gpu, plan: Plan) -> list[Finding]:
         fix += f"accelerate launch --num_processes {count} -m trainer.cli {rest}"
         findings.append(Finding("GPUs", what, fix=fix))
     return findings
+
+
+def older_torch() -> str:
+    """Which torch serves a card that the usual builds leave out."""
+    where = "pytorch.org/get-started/previous-versions"
+    return f"install torch for CUDA 12.6, up to {LAST_WITH_OLDER}: see {where}"
 
 
 def shell_allocator(environ: Mapping[str, str], plan: Plan) -> Finding | None:

@@ -25,7 +25,7 @@ from advisor.choose import (
 )
 from advisor.context import OTHERS, Context, context_of, measure_context
 from advisor.forecast import Forecast, Worst, counted_by, forecast
-from advisor.notes import card_findings, nearest_plan, neighbours
+from advisor.notes import card_findings, machine_notes, nearest_plan, neighbours
 from advisor.probe import Gpu, Machine
 from advisor.question import (
     Question,
@@ -38,6 +38,7 @@ from advisor.question import (
     refusals,
     too_old,
     wanted_model,
+    whole_segments,
 )
 from advisor.reasons import allocator_reason, dtype_reason, plan_reasons
 from advisor.search import (
@@ -220,7 +221,8 @@ def _on_gpu(question: Question, gpu: Gpu, model: str) -> Advice:
     choice = found.choice
     best = choice.best
     reasons = [*_card_reasons(question, gpu, model)]
-    reasons += plan_reasons(found, gpu, budget, question.table.rows, question.overrides)
+    whole = whole_segments(question, gpu)
+    reasons += plan_reasons(found, gpu, budget, question.table.rows, question.overrides, whole)
     runs = best.verdict in ("FITS", "TIGHT")
     return Advice(
         verdict=best.verdict,
@@ -357,7 +359,8 @@ def _tiny_instead(question: Question, gpu: Gpu, large: Advice) -> Advice:
 def _tiny_on_gpu(question: Question, gpu: Gpu) -> Advice:
     """The demo's plan on a card: its 5 M parameters stay below TINY_BYTES by policy."""
     settings = ["device=cuda", f"dtype={dtype_of(gpu)}"]
-    if question.windows:
+    whole = whole_segments(question, gpu)
+    if whole:
         settings.append("allocator=")
     usual = tiny_cpu_plan().override(settings)
     plan = overridden(usual, question.overrides, usual.micro_batch)
@@ -373,7 +376,7 @@ def _tiny_on_gpu(question: Question, gpu: Gpu) -> Advice:
         *_card_reasons(replace(question, model="tiny"), gpu, "tiny"),
         Reason(setting="needs", value=gib(TINY_BYTES), because=because, basis="policy"),
         dtype_reason(plan, gpu),
-        allocator_reason(plan),
+        allocator_reason(plan, whole),
     ]
     summaries: dict[Verdict, str] = {
         "FITS": f"below {gib(TINY_BYTES)}",
@@ -396,6 +399,10 @@ def _tiny_on_gpu(question: Question, gpu: Gpu) -> Advice:
         budget=budget,
         needs=needs,
         reasons=tuple(reason for reason in reasons if reason.setting not in given),
-        findings=(*question.table.findings, *neighbours(question, gpu)),
+        findings=(
+            *question.table.findings,
+            *machine_notes(question, gpu, plan),
+            *neighbours(question, gpu),
+        ),
         machine=question.machine,
     )

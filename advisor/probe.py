@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from profiles.catalog import gpu_by_nvml
 from profiles.plan import Finding
+from profiles.surroundings import usable_cores
 
 Platform = Literal["linux", "wsl", "windows", "darwin"]
 
@@ -73,10 +74,16 @@ class Machine(_Frozen):
     host_total_bytes: int | None = None
     host_available_bytes: int | None = None
     disk_free_bytes: int | None = Field(None, description="where features are cached")
-    cpu_count: int | None = Field(None, description="logical cores open to this process")
+    cpu_count: int | None = Field(None, description="cores that a run here may keep busy")
     cpu_model: str | None = None
     platform: Platform = "linux"
     notes: tuple[Finding, ...] = ()
+
+    @property
+    def driver_branch(self) -> int | None:
+        """The driver's major version; under WSL it is that of Windows' driver."""
+        head = (self.driver_version or "").partition(".")[0]
+        return int(head) if head.isascii() and head.isdecimal() else None
 
 
 def probe(environ: Mapping[str, str] | None = None) -> Machine:
@@ -95,7 +102,7 @@ def probe(environ: Mapping[str, str] | None = None) -> Machine:
         host_total_bytes=host_total,
         host_available_bytes=host_available,
         disk_free_bytes=_disk_free(),
-        cpu_count=_cpu_count(),
+        cpu_count=usable_cores(),
         cpu_model=_cpu_model(),
         platform=system,
         notes=(*notes, *more, *([] if cards else _other_vendors(system))),
@@ -483,12 +490,6 @@ def _other_vendors(
                 what = "is not used: nothing here was measured under ROCm"
                 return [Finding("AMD GPU", what, fix=works)]
     return []
-
-
-def _cpu_count() -> int | None:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()
 
 
 def _cpu_model() -> str | None:

@@ -11,11 +11,14 @@ from advisor.budget import Budget, budget_of, named_gpu, size_text, what_if_gpu
 from advisor.choose import assigned, overridden, pick_gpu
 from advisor.probe import UNNAMED, Gpu, Machine
 from advisor.search import Live, Setting
+from profiles import skipping
 from profiles.catalog import GpuProfile, gpu_by_nvml, model_profile
 from profiles.plan import Finding, Plan, PlanError
 from profiles.surroundings import ALLOCATOR_VARIABLES
 from profiles.tested import Table, TestedRow
 
+# NVIDIA's WSL drivers before R615 fail at them on some cards (pytorch/pytorch#192330).
+WSL_SEGMENTS_DRIVER = 615
 OLDEST_BUILT = (5, 0)  # compute capability in torch's builds for CUDA 12.6, the oldest that do
 
 
@@ -151,15 +154,29 @@ def whole_segments(question: Question, gpu: Gpu) -> str:
     """Why a run there has no expandable segments; empty where it has."""
     if question.windows:
         return "Windows has no expandable segments"
-    if question.what_if:
-        return ""
+    return "" if question.what_if else lacks_segments(question.machine, gpu)
+
+
+def lacks_segments(machine: Machine, gpu: Gpu) -> str:
+    """Why this machine's card has no expandable segments; empty where it is taken to have them."""
+    if machine.platform == "windows":
+        return "Windows has no expandable segments"
     if gpu.vgpu:
         return "a virtual GPU (vGPU) has no virtual memory management for expandable segments"
     if gpu.vgpu is None and gpu.name == UNNAMED:
         return "without its name, the card may be a vGPU, which has no expandable segments"
-    if question.machine.platform == "wsl":
-        return "under WSL expandable segments do not work with every driver"
+    if machine.platform == "wsl" and (machine.driver_branch or 0) < WSL_SEGMENTS_DRIVER:
+        return f"under WSL expandable segments need a driver of {WSL_SEGMENTS_DRIVER} or later"
     return ""
+
+
+def unfit_segments(machine: Machine, gpu: Gpu, plan: Plan) -> Finding | None:
+    """A plan's expandable segments where this machine's card has none; None where all is well."""
+    if plan.device != "cuda" or "expandable_segments:True" not in plan.allocator:
+        return None
+    why = lacks_segments(machine, gpu)
+    got = f"allocator={plan.allocator}"
+    return Finding(gpu.name, why, got, fix="--set allocator=") if why else None
 
 
 def too_old(gpu: Gpu) -> Finding | None:
@@ -206,6 +223,7 @@ def command_of(question: Question, model: str) -> str:
         options += f" --weights {shlex.quote(given['weights'])}"
     needed = weights_needed(model, given.get("weights", "default"))
     folder = shlex.quote(str(question.data)) if question.data is not None else "DIR"
+    folder += skipping.option()
     if question.target is None:
         return f"lisa-train --auto {options}{needed} --data-dir {folder}"
     longest = f" --data-dir {folder}" if question.data is not None else ""

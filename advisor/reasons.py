@@ -27,8 +27,12 @@ def plan_reasons(
     budget: Budget,
     rows: Sequence[TestedRow],
     overrides: Iterable[str],
+    whole: str,
 ) -> list[Reason]:
-    """Reasons for the chosen plan; a setting that the user gave has none."""
+    """Reasons for the chosen plan; a setting that the user gave has none.
+
+    `whole`: why the card has no expandable segments; empty where it has.
+    """
     plan = found.choice.best.plan
     reasons = [
         *_batch_reasons(found, budget),
@@ -37,7 +41,7 @@ def plan_reasons(
         *_seed_reasons(plan, rows),
         *(reason for lever in LEVERS if (reason := _lever_reason(found, lever))),
         *(reason for lever in TESTED_LEVERS if (reason := _tested_reason(plan, rows, lever))),
-        allocator_reason(plan),
+        allocator_reason(plan, whole),
     ]
     given = set(assigned(overrides))
     given |= {name.partition(".")[0] for name in given}
@@ -103,11 +107,9 @@ def dtype_reason(plan: Plan, gpu: Gpu) -> Reason:
     return Reason(setting="dtype", value=plan.dtype, because=because, basis=basis)
 
 
-def allocator_reason(plan: Plan) -> Reason:
-    """Why the CUDA allocator is set as it is."""
-    because = "keeps the pool close to what the tensors take"
-    if not plan.allocator:
-        because = "expandable segments are not supported on Windows"
+def allocator_reason(plan: Plan, whole: str) -> Reason:
+    """Why the CUDA allocator is set as it is; `whole`: why expandable segments are left out."""
+    because = whole or "keeps the pool close to what the tensors take"
     return Reason(
         setting="allocator", value=plan.allocator or "default", because=because, basis="policy"
     )

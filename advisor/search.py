@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from advisor.budget import GIB, Budget, Bytes, budget_of, gib, what_if_gpu
+from advisor.budget import GIB, Budget, Bytes, budget_of, gib, margin_for, what_if_gpu
 from advisor.candidates import families
 from advisor.choose import Candidate, Choice, Scales, Speed, choose, verdict_of
 from advisor.context import installed
@@ -210,6 +210,11 @@ def _as_told(candidate: Candidate, told: Forecast, setting: Setting) -> Candidat
     """The candidate with the bytes of its own forecast."""
     pool, host = told.tier("pool").bytes, told.tier("host").bytes
     source = f"a forecast of this very plan{_counted(setting.counted_by)}"
+    margin = setting.budget.margin.bytes
+    doubt = margin_for(candidate.plan, pool, margin) - margin
+    if doubt and pool <= setting.budget.cap_bytes:  # beyond it there is nothing to doubt
+        pool = min(pool + doubt, setting.budget.cap_bytes)
+        source += ", and what whole segments may take beyond it and the margin"
     needs = Bytes(bytes=pool, basis="forecast", source=source)
     verdict, why = verdict_of(pool, host, setting.budget, setting.spills)
     update = {"needs": needs, "host_bytes": host, "verdict": verdict, "why_not": why}

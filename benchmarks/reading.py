@@ -2,7 +2,9 @@
 
     python benchmarks/reading.py
 
-Prints what docs/data.md and docs/own-data.md quote. One core; a row's pictures are one file.
+Writes benchmarks/reading.jsonl, from which `python tools/write_docs.py measured` takes what
+docs/data.md and docs/own-data.md quote. One core, and its own seconds: others may be busy on it. A
+row's pictures are one file.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from trainer.data import sem_seg, vqa  # noqa: E402
 from trainer.data.own import import_annotations  # noqa: E402
 from trainer.data.visits import Scanned  # noqa: E402
 
+ROWS_FILE = ROOT / "benchmarks" / "reading.jsonl"
 WIDTH, HEIGHT, POLYGONS = 640, 480, 7  # of a picture
 RNG = np.random.default_rng(0)
 
@@ -102,30 +105,33 @@ def sound(scanned: Scanned) -> None:
     assert scanned[0] and not scanned[1], scanned[1][:3]
 
 
-def row(what: str, read: Callable[[], Any]) -> None:
-    """Print what was read, and in how long."""
-    started = time.perf_counter()
+def row(what: str, count: int, read: Callable[[], Any]) -> dict[str, Any]:
+    """What was read, how many of it, and the processor's seconds that it took."""
+    started = time.process_time()
     read()
-    print(f"| {what} | {time.perf_counter() - started:.1f} |", flush=True)
+    found = {"what": what, "count": count, "seconds": round(time.process_time() - started, 2)}
+    print(found, file=sys.stderr, flush=True)
+    return found
 
 
 def main() -> None:
     """Write each kind of data aside, and read it."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    print("| read | seconds |\n|---|---|")
+    found = []
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         write_coco(root / "own.json", root / "own", 1000, alike=False)
-        row("1000 pictures with 7000 polygons, imported", lambda: import_annotations(
-            root / "own.json", root / "imported", pictures=root / "own"))  # fmt: skip
+        found.append(row("imported pictures", 1000, lambda: import_annotations(
+            root / "own.json", root / "imported", pictures=root / "own")))  # fmt: skip
         write_numbered(root / "b" / "ade20k", 1000)
-        row("1000 pictures of class numbers", lambda: sound(sem_seg.read(root / "b")))
+        found.append(row("numbered pictures", 1000, lambda: sound(sem_seg.read(root / "b"))))
         write_dialogues(root / "c", 50_000)
-        row("50 000 dialogues", lambda: sound(vqa.read(root / "c")))
+        found.append(row("dialogues", 50_000, lambda: sound(vqa.read(root / "c"))))
         things = root / "d" / "sem_seg" / "things"
         write_coco(things / "annotations.json", things / "images", 20_000, alike=True)
-        row("20 000 pictures with 140 000 polygons", lambda: sound(sem_seg.read(root / "d")))
+        found.append(row("outlined pictures", 20_000, lambda: sound(sem_seg.read(root / "d"))))
+    ROWS_FILE.write_text("".join(json.dumps(one) + "\n" for one in found), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,82 @@ def test_the_readme_says_what_was_measured_and_is_advised(
     assert write_docs.readme(page.replace("| 3.8 |", "| 3.9 |")) == page
 
 
+# A number with a unit of time, memory or share: what a benchmark measures, and goes out of date.
+FIGURE = re.compile(r"(?<![\w.])\d[\d.]*\s?(?:ms|s|GiB|MiB|KiB|%|times|seconds|samples/s)(?![\w/])")
+NOT_MEASURED = {  # what may stand by hand, and why
+    "README.md": {"8GiB": "an option's value"},
+    "docs/advice.md": {
+        "95 %": "the quantile that margin_of takes", "3 %": "LEAST_MARGIN of advisor/budget.py",
+        "0.3 GiB": "the same", "85 %": "the share of host memory, advisor/budget.py",
+        "16 GiB": "what is assumed of a host, advisor/budget.py", "93 %": "RUNG_SHARE",
+    },
+    "docs/cards.md": {"16 GiB": "what is assumed of a host"},
+    "docs/forecast.md": {
+        "1 MiB": "the allocator's rounding, and a constant of trainer/trace.py",
+        "762 MiB": "HOPPER of advisor/context.py", "0.74 GiB": "OTHERS, the same",
+        "141 MiB": "of another's page, which is linked", "2.09 GiB": "HOST_BASE_BYTES",
+        "32 MiB": "cuBLAS' own size", "1.4 %": "of another's page", "5.4 %": "of another's page",
+        "15.3 %": "of another's page", "1.6 %": "of another's page", "16.7 %": "of another's page",
+        "5 %": "which rows benchmarks/verdicts.py takes", "23.0 GiB": "caps of benchmarks/lean.py",
+        "7 %": "WHOLE_SEGMENTS_DOUBT", "8 s": "a target of benchmarks/forecast_time.py",
+        "3 s": "a target", "3 GiB": "a target",
+    },
+    "docs/hostile-input.md": {
+        "10 s": "the bound that make fuzz holds", "512 MiB": "the same", "2 GiB": "the same",
+        "64 MiB": "LARGEST_FILE", "100 times": "a limit of trainer/data", "64 times": "a limit",
+        "32 GiB": "what nine bytes ask of Python's own unpickler",
+    },
+    "docs/inference.md": {
+        "95 %": "the interval's kind", "15 %": "asserted in tests/trainer/test_results.py",
+    },
+    "docs/lean.md": {"3.4 GiB": "caps of benchmarks/lean.py"},
+    "docs/own-data.md": {"95 %": "the interval's kind"},
+    "docs/recovery.md": {
+        "93 %": "RUNG_SHARE",
+        "6.0 GiB": "what benchmarks/recovery.py sets", "3 GiB": "the same",
+    },
+}  # fmt: skip
+
+
+def by_hand(page: str) -> str:
+    """A page without what scripts write between marks, and without code."""
+    page = re.sub(r"^```.*?^```", "", page, flags=re.DOTALL | re.MULTILINE)
+    page = re.sub(r"`[^`\n]*`", "", page)
+    for begin, end in ((r"(\w+): begin", r"\1: end"), (r"([^>:]+?)(?:: [^>]*)?", r"/\1")):
+        page = re.sub(f"<!-- {begin} -->.*?<!-- {end} -->", "", page, flags=re.DOTALL)
+    return page
+
+
+def test_no_measured_figure_stands_by_hand() -> None:
+    """Of a log of decisions each figure is of its day; all others come from rows, between marks."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    for path in pages:
+        place = path.relative_to(ROOT).as_posix()
+        if place == "docs/decisions.md":
+            continue
+        found = set(FIGURE.findall(by_hand(path.read_text("utf-8"))))
+        known = NOT_MEASURED.get(place, {}).keys()
+        new = sorted(found - known)
+        assert not new, f"{place}: {new}: write them by tools/figures.py, or say why not here"
+        gone = sorted(known - found)
+        assert not gone, f"{place}: {gone} are listed here, and gone"
+
+
+def test_a_figure_by_hand_is_seen() -> None:
+    page = "a\n<!-- x: begin -->\n3 s\n<!-- x: end -->\n`4 s`\n<!-- b/y.py --> 5 s <!-- /b/y.py -->"
+    assert not FIGURE.search(by_hand(page))
+    for text in ("took 7 to 10 s (one", "by 5–7 %:", "of 1.5 GiB,", "it was 2.9 times:", "30 ms"):
+        assert FIGURE.search(by_hand(f"{page}\n{text}"))
+
+
+def test_running_text_says_what_its_rows_say(write_docs: ModuleType) -> None:
+    for place in write_docs.PAGES:
+        page = (ROOT / place).read_text(encoding="utf-8")
+        assert write_docs.with_figures(place, page) == page, place
+    page = (ROOT / "docs/lean.md").read_text(encoding="utf-8")
+    assert write_docs.with_figures("docs/lean.md", page.replace("490 ms", "480 ms")) == page
+
+
 def test_the_lean_page_says_what_its_rows_say(
     write_docs: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -72,6 +149,37 @@ def test_the_lean_page_says_what_its_rows_say(
         begin, end = f"<!-- {mark}: benchmarks/lean.py --table -->", f"<!-- /{mark} -->"
         assert "\n".join([begin, *lines, end]) in page
     assert "leaves that pair out" not in page
+
+
+@pytest.mark.parametrize(("name", "write"), [
+    ("emulate", "write_table"), ("recovery", "write_table"), ("forecast", "write_tables"),
+    ("speed", "main"),
+])  # fmt: skip
+def test_a_benchmarks_table_is_that_of_its_rows(
+    name: str, write: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And so is what profiles/ holds of them: forecasts' errors, and factors of a step's time."""
+    benchmark = script(f"benchmarks/{name}.py", monkeypatch)
+    made = {"DOCS": benchmark, "ERRORS_FILE": benchmark}
+    if name == "speed":
+        made["SPEED_FILE"] = benchmark.speed
+    kept = {}
+    for constant, owner in made.items():
+        if path := getattr(owner, constant, None):
+            copy = tmp_path / path.name
+            copy.write_bytes(path.read_bytes())
+            kept[copy] = path
+            monkeypatch.setattr(owner, constant, copy)
+    if write == "main":
+        monkeypatch.setattr(sys, "argv", [name])
+        benchmark.main()
+        benchmark.speed.factors.cache_clear()
+    else:
+        rows = (ROOT / "benchmarks" / benchmark.ROWS_FILE.name).read_text("utf-8").splitlines()
+        getattr(benchmark, write)([json.loads(line) for line in rows])
+    assert len(kept) == {"forecast": 2, "speed": 2}.get(name, 1)
+    for copy, path in kept.items():
+        assert copy.read_text("utf-8") == path.read_text("utf-8"), path
 
 
 @pytest.mark.slow

@@ -3,8 +3,9 @@
     python tools/write_docs.py [plan] [tables] [measured] [schema] [advice]    # all by default
 
 plan: docs/plan.md. tables: those of docs/lisa-tiny.md, between their marker comments. measured:
-README.md's table and the figures of docs/lean.md's text, from benchmarks/lean.jsonl, and what is
-advised beside them. advice: docs/advice.svg.
+README.md's table and the figures of docs/lean.md's text, from benchmarks/lean.jsonl, what is
+advised beside them, and the figures of all pages' running text (tools/figures.py). advice:
+docs/advice.svg.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from figures import PAGES
 
 from profiles.plan import Lora, Mixture, Plan, Schedule, TokenLimits
 
@@ -201,6 +204,13 @@ def lean_page(page: str) -> str:
     return with_table(page, "streaming", streaming_text())
 
 
+def with_figures(place: str, page: str) -> str:
+    """A page, by its path from the repository, with the figures of its running text."""
+    for mark, text in PAGES[place].items():
+        page = with_table(page, mark, text())
+    return page
+
+
 def advice_schema() -> str:
     """What `lisa-advise --json` prints, as a JSON schema."""
     from advisor.preflight import Advice
@@ -221,6 +231,10 @@ def main() -> None:
     if "measured" in parts:
         for page, written in ((ROOT / "README.md", readme), (DOCS / "lean.md", lean_page)):
             page.write_text(written(page.read_text(encoding="utf-8")), encoding="utf-8")
+        for place in PAGES:
+            page = ROOT / place
+            text = with_figures(place, page.read_text(encoding="utf-8"))
+            page.write_text(text, encoding="utf-8")
     if "advice" in parts:
         program = Path(sys.executable).with_name("lisa-advise")
         picture = str(DOCS / "advice.svg")

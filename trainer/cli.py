@@ -136,7 +136,7 @@ def train(
         with user_errors():
             return go_on(resume, data_dir, cache_dir, keeping)
     from profiles.plan import Lora
-    from trainer.data.broken import announce, read_most
+    from profiles.skipping import announce, read_most
     from trainer.resume import Keeping, Started
 
     with user_errors():
@@ -230,13 +230,14 @@ def import_(
     ] = None,
 ) -> None:
     """Turn annotations of LabelMe, COCO or Label Studio into ReasonSeg data for --data-dir DST."""
+    from profiles.skipping import read_most
     from trainer.data import broken
     from trainer.data.own import import_annotations
 
     with user_errors(), ended_politely():
         done = import_annotations(
             source, target, questions=questions, pictures=pictures, val=val, test=test, seed=seed,
-            skip_broken=broken.read_most(skip_broken), encoding=encoding, frame=frame,
+            skip_broken=read_most(skip_broken), encoding=encoding, frame=frame,
             iscrowd=iscrowd,
         )  # fmt: skip
     items = ", ".join(f"{split} {count}" for split, count in done.items.items())
@@ -254,12 +255,18 @@ def preview(
     count: Annotated[int, typer.Option(min=1, help="Items to show.")] = 12,
     out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("preview.png"),
     seed: Annotated[int, typer.Option(min=0, help="Seed of the choice.")] = 0,
+    skip_broken: SkipBroken = None,
 ) -> None:
     """Draw some items of a data set: pictures, questions, targets and ignored regions."""
+    from profiles.skipping import read_most
+    from trainer.data.broken import Leave
     from trainer.preview import write_preview
 
     with user_errors():
-        lines = write_preview(data, split, count, seed, out)
+        leave = Leave(read_most(skip_broken))
+        lines = write_preview(data, split, count, seed, out, leave)
+    for one in leave.left_out:
+        tell(f"left out: {one}")
     print("\n".join([*lines, f"{out}: target blue, ignored yellow"]))
 
 
@@ -312,12 +319,13 @@ app.command(hidden=True)(worker)
 
 
 def _check_data(folder: Path, skip_broken: Text = None) -> int:
+    from profiles.skipping import ALL, read_most
     from trainer.data import broken
     from trainer.data.mixture import check_data
     from trainer.data.reasonseg import summarise
 
     with user_errors():
-        most = broken.read_most(skip_broken)
+        most = read_most(skip_broken)
     others, findings = check_data(folder)
     if not broken.can_go(findings, most):
         for finding in findings:
@@ -327,7 +335,7 @@ def _check_data(folder: Path, skip_broken: Text = None) -> int:
             print(line, file=sys.stderr)
         return EXIT_USAGE
     with user_errors():
-        counts_of = summarise(folder, broken.Leave(broken.ALL))
+        counts_of = summarise(folder, broken.Leave(ALL))
     for split, counts in counts_of.items():
         print(f"{split}: " + ", ".join(f"{name} {value}" for name, value in counts.items()))
     for data_set in others:

@@ -40,14 +40,41 @@ def use_allocator(plan: Plan) -> None:
     if plan.device != "cuda":
         return
     from profiles.surroundings import ALLOCATOR_VARIABLES
+    from trainer.launch import is_main
 
     for name in ALLOCATOR_VARIABLES:
         shells = os.environ.get(name, "")
         if shells != plan.allocator:
             os.environ[name] = plan.allocator
-            if shells and "RANK" not in os.environ:
+            if shells and is_main():
                 tell(f"{name}={shells} of this shell is overruled by the plan's "
                      f"{plan.allocator!r}; --set allocator={shells} trains with it")  # fmt: skip
+
+
+def try_segments(plan: Plan, fix: str = "--set allocator=") -> None:
+    """One allocation with the plan's expandable segments, before anything takes long.
+
+    No query tells of them: a virtual GPU may go by any name. Raises ValueError, with `fix`, where
+    they do not work here; what is wrong with the card itself is raised as it is.
+    """
+    if plan.device != "cuda" or "expandable_segments:True" not in plan.allocator:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        return  # another message's matter
+    device = int(os.environ.get("LOCAL_RANK", "0"))
+    torch.cuda.mem_get_info(device)  # without the allocator: the card and its driver as such
+    try:
+        torch.empty(1 << 21, dtype=torch.uint8, device=f"cuda:{device}")
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        said = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"expandable segments do not work on this GPU: {said}\n"
+            f"    hint: {fix} goes without them, with a pool up to a tenth larger"
+        ) from None
 
 
 def use_threads(plan: Plan, say: Callable[[str], None]) -> None:
@@ -146,7 +173,8 @@ def user_errors() -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
         where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror}\n    hint: make room, and --resume a run",
+        print(f"error: {where}{error.strerror}\n    hint: make room, then start again; "
+              "a run goes on with lisa-train --resume",
               file=sys.stderr)  # fmt: skip
         raise typer.Exit(EXIT_FAILED) from None
     except RuntimeError as error:

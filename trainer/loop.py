@@ -259,9 +259,9 @@ class Run:
             allowed = self.plan.schedule.max_skipped_steps
             if self.skipped >= allowed:
                 raise NotFinite(
-                    f"step {self.step + 1}: {error}\n    hint: look at these samples, lower "
-                    "schedule.learning_rate, or allow some such steps with "
-                    f"schedule.max_skipped_steps (now {allowed}); nothing was updated"
+                    f"step {self.step + 1}: {error}\n    hint: look at these samples; a new run "
+                    "may lower --set schedule.learning_rate=R, or leave such steps out with "
+                    f"--set schedule.max_skipped_steps=N (now {allowed}); nothing was updated"
                 ) from None
             self.skipped += 1
             self.reporter.line(

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import textwrap
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from trainer.data.reasonseg import IGNORE, TARGET, Item, paint_mask, read_image, read_split
 from trainer.pictures import IGNORED, TRUE, Row, overlay, write_sheet
 
+if TYPE_CHECKING:
+    from trainer.data.broken import Leave
+
 TITLE_LETTERS = 84  # as many as two tiles are wide
 
 
-def write_preview(data: Path, split: str, count: int, seed: int, path: Path) -> list[str]:
+def write_preview(
+    data: Path, split: str, count: int, seed: int, path: Path, leave: Leave | None = None
+) -> list[str]:
     """Write `count` items of a split, drawn with `seed`, as one PNG; a line of text about each.
 
-    Raises DataError for broken data, ValueError where the file cannot be written, or lies in the
-    data folder, which would take it for a picture to train on.
+    `leave` takes broken items. Raises DataError for broken data, ValueError where the file cannot
+    be written, or lies in the data folder, which would take it for a picture to train on.
     """
     if path.resolve().is_relative_to(data.resolve()):
         raise ValueError(f"{path}: lies in the data folder; name another place with --out")
-    items = read_split(data, split)
+    items = read_split(data, split, None, leave)
     drawn = np.random.default_rng(seed).permutation(len(items))[:count]
     chosen = [items[place] for place in sorted(drawn)]
     rows = [_row(item) for item in chosen]

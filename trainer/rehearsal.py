@@ -206,7 +206,8 @@ def worst_sample(plan: Plan, folder: Path) -> WorstSample:
 
     Raises DataError.
     """
-    from trainer.data.broken import VARIABLE, Leave, read_most
+    from profiles.skipping import announced
+    from trainer.data.broken import Leave
     from trainer.data.mixture import read_training
     from trainer.data.reasonseg import read_split
     from trainer.data.samples import SampleSet
@@ -214,7 +215,7 @@ def worst_sample(plan: Plan, folder: Path) -> WorstSample:
     from trainer.model.build import some_tokenizer
 
     tokenizer = some_tokenizer(plan)
-    leave = Leave(read_most(os.environ.get(VARIABLE)))
+    leave = Leave(announced())
     train = SampleSet(read_training(folder, plan, leave), plan, tokenizer, {}, training=True)
     items = read_split(folder, "val", plan.max_val_samples, leave)
     val = SampleSet(items, plan, tokenizer, {}, training=False)
@@ -344,6 +345,12 @@ def main() -> None:
         if arguments.events:
             arguments.events.write_bytes(array("q", chain.from_iterable(events)).tobytes())
     else:
+        from trainer.console import try_segments
+
+        try:
+            try_segments(plan)
+        except ValueError as error:
+            raise SystemExit(f"error: {' '.join(str(error).split())}") from None
         options = masks, arguments.steps, arguments.save, answers
         measurement = rehearse(plan, cap, text, *options)
     print(measurement.model_dump_json(), file=out, flush=True)

@@ -46,8 +46,9 @@ def evaluate(
 ) -> None:
     """gIoU and cIoU on a split, with 95 % intervals, and the worst and best pictures."""
     with user_errors():
+        from profiles.skipping import read_most
         from trainer.ask import question_of
-        from trainer.data.broken import Leave, read_most
+        from trainer.data.broken import Leave
         from trainer.data.reasonseg import read_split
         from trainer.load import find
 

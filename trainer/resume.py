@@ -63,6 +63,7 @@ class Started:
     pinned: tuple[str, ...] = ()  # settings that the user named
     environment: dict[str, str] = field(default_factory=dict)  # such as which card
     skip_broken: int = 0  # entries of the data that may be left out
+    left_out: tuple[str, ...] | None = None  # those that were, by their paths from `data`
 
     def write(self, folder: Path) -> None:
         """Into the run folder."""
@@ -124,7 +125,8 @@ def check_data(before: Started, now: dict[str, dict[str, str]]) -> None:
         listed = "\n    ".join(lines)
         raise CannotResume(
             f"{before.data}: not the data that this run began with\n    {listed}\n"
-            "    hint: put them back, or begin a new run"
+            "    hint: put them back; if they were moved, --data-dir DIR names their folder; "
+            "or begin a new run"
         )
 
 

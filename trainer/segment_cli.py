@@ -14,6 +14,7 @@ from trainer.console import (
     feature_cache,
     stay_at_home,
     tell,
+    try_segments,
     use_allocator,
     use_threads,
     user_errors,
@@ -121,6 +122,7 @@ def planned(trained: Trained, asked: list[Question]) -> tuple[Plan, Fit | None]:
     fit = fitting(trained.plan, trained.may_round, text, probe(), tell)
     tell(fit.line())
     use_allocator(fit.plan)
+    try_segments(fit.plan)
     return fit.plan, fit
 
 

@@ -22,6 +22,7 @@ def facts(device: str) -> dict[str, Any]:
     from trainer.model.build import check_compiler
 
     found: dict[str, Any] = {"versions": versions(), "torch_cuda": torch.version.cuda,
+                             "architectures": torch.cuda.get_arch_list(),
                              "cuda_available": torch.cuda.is_available(),
                              "bf16": torch.cuda.is_available() and torch.cuda.is_bf16_supported(
                                  including_emulation=False)}  # fmt: skip

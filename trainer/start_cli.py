@@ -19,6 +19,7 @@ from trainer.console import (
     next_steps,
     reporter,
     tell,
+    try_segments,
     use_allocator,
     use_threads,
     user_errors,
@@ -50,6 +51,7 @@ class Data:
 
     train: list[Item] | MixedSets
     val: list[Item]
+    left_out: tuple[str, ...]
     digests: dict[str, dict[str, str]]
 
 
@@ -87,7 +89,8 @@ def _begin(run: Beginning) -> None:
     data = _read_data(run)  # bad data is reported once, not by every process
     checkpoint = _checked(run, data)
     if is_main():
-        _write(replace(run, started=replace(run.started, digests=data.digests)))
+        known = replace(run.started, digests=data.digests, left_out=data.left_out)
+        _write(replace(run, started=known))
     if must_start_processes(run.plan):
         arguments = ["-m", "trainer.cli", "worker", str(run.folder)] + ["--resume"] * run.resumes
         code = start_processes(run.plan.processes, arguments)
@@ -136,7 +139,7 @@ def go_on(folder: Path, data: Path | None, cache: Path | None, keeping: Mapping[
 
 def _go_on(folder: Path, data: Path | None, cache: Path | None, keeping: Mapping[str, Any]) -> None:
     from profiles.plan import Plan
-    from trainer.data.broken import announce
+    from profiles.skipping import announce
     from trainer.resume import Started
 
     started = Started.read(folder)
@@ -197,7 +200,7 @@ def worker(
 def _train(run: Beginning, data: Data, checkpoint: Path | None) -> None:
     """Train in this process. Raises OutOfMemory once that is written down."""
     from trainer import recovery
-    from trainer.launch import hold
+    from trainer.launch import hold, is_main
 
     plan, folder, started = run.plan, run.folder, run.started
     use_allocator(plan)
@@ -209,9 +212,12 @@ def _train(run: Beginning, data: Data, checkpoint: Path | None) -> None:
             f"batch {plan.micro_batch} × {plan.accumulation}{processes}, {len(data.train)} samples"
         )
         use_threads(plan, speaker.line)
+        in_plan = f'"allocator": "" in {folder / "plan.json"}'
+        try_segments(plan, in_plan if run.resumes else "--set allocator=")
         from trainer.evaluate import run_sheet
         from trainer.facts import room
         from trainer.loop import Run, outcome
+        from trainer.model.footprint import DoesNotFit
 
         before, training = room(plan), None
         try:
@@ -223,6 +229,9 @@ def _train(run: Beginning, data: Data, checkpoint: Path | None) -> None:
             summary = training.train(checkpoint)
         except Exception as error:
             if not recovery.is_shortage(error):
+                if run.resumes and isinstance(error, DoesNotFit) and is_main():
+                    tell(f"note: --resume takes no settings: free the memory and try again, or set "
+                         f"what the error names in {folder / 'plan.json'}")  # fmt: skip
                 raise
             place = recovery.write_down(folder, plan, error, training, before)
             raise recovery.OutOfMemory(
@@ -237,23 +246,34 @@ def _train(run: Beginning, data: Data, checkpoint: Path | None) -> None:
 
 
 def _read_data(run: Beginning) -> Data:
-    """What is trained and validated on, less what may be left out. Raises DataError."""
-    from trainer.data.broken import LIST, Leave, entries, told, write_list
+    """What is trained and validated on, less what may be left out. Raises DataError.
+
+    Whatever the run found to be broken when it began is left out again, and not looked for.
+    """
+    from trainer.data.broken import LIST, Leave, told, write_list
     from trainer.data.mixture import read_training
-    from trainer.data.reasonseg import read_split
+    from trainer.data.reasonseg import DataError, read_split
     from trainer.launch import is_main
     from trainer.resume import digests
 
-    data, plan, leave = run.started.data, run.plan, Leave(run.started.skip_broken)
-    train = read_training(data, plan, leave)
-    val = read_split(data, "val", plan.max_val_samples, leave)
-    if leave.left_out and is_main():
+    data, plan = run.started.data, run.plan
+    known = None if run.started.left_out is None else frozenset(run.started.left_out)
+    leave = Leave(run.started.skip_broken, known=known, root=data)
+    try:
+        train = read_training(data, plan, leave)
+        val = read_split(data, "val", plan.max_val_samples, leave)
+    except DataError as error:
+        if not run.resumes or not error.hints:
+            raise
+        fix = "hint: mend them, as a run goes on with the data that it began with"
+        raise DataError(error.findings, [fix]) from None
+    if leave.left_out and known is None and is_main():
         listed = run.folder / LIST
         run.folder.mkdir(parents=True, exist_ok=True)
         write_list(listed, leave.left_out)
         tell(told(leave.left_out, listed))
-    gone = {os.path.relpath(entry, data) for entry in entries(leave.left_out)}
-    return Data(train, val, digests(train, val, gone))
+    places = leave.places()
+    return Data(train, val, tuple(sorted(places)), digests(train, val, places))
 
 
 def _write(run: Beginning) -> None:

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from advisor import doctor
+from advisor import doctor, notes
+from advisor.budget import margin_for
 from advisor.cli import app
 from advisor.forecast import _verdict
 from advisor.notes import shell_allocator
 from advisor.preflight import advise
-from advisor.probe import VGPU_NAME, Machine, probe
+from advisor.probe import VGPU_NAME, Gpu, Machine, probe
+from advisor.question import Target, lacks_segments
+from advisor.search import _as_told
 from profiles.plan import Finding
 from tests.advisor.fake_nvml import GIB, Card, install
 from tests.conftest import tiny_plan
-from trainer.console import use_allocator
+from trainer.console import try_segments, use_allocator
 from trainer.data.reasonseg import DataError, _locate
 
 
@@ -88,3 +93,142 @@ def test_the_plans_allocator_overrules_the_shells(
     assert [os.environ[name] for name in names] == [planned, planned]
     said = capsys.readouterr().err
     assert "max_split_size_mb:128" in said and "--set allocator=" in said
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_of_several_processes_one_tells_of_the_overruling(
+    rank: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
+        monkeypatch.setenv(name, "max_split_size_mb:128")
+    use_allocator(tiny_plan(device="cuda", dtype="bf16"))
+    assert ("overruled" in capsys.readouterr().err) == (rank == "0")
+
+
+@pytest.mark.parametrize(("said", "blamed"), [
+    ("CUDA driver error: operation not supported", True), ("", False)])  # fmt: skip
+def test_segments_that_fail_at_the_start_name_the_setting(
+    said: str, blamed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A virtual GPU that goes by an ordinary name is only known by trying."""
+    import torch
+
+    asked = []
+
+    def empty(*size: int, device: str, **_: object) -> None:
+        asked.append(device)
+        if said:
+            raise RuntimeError(said)
+
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1, 1))
+    monkeypatch.setattr(torch, "empty", empty)
+    plan = tiny_plan(device="cuda", dtype="bf16", allocator="expandable_segments:True")
+    if blamed:
+        with pytest.raises(ValueError, match=r"(?s)not supported.*hint: --set allocator= "):
+            try_segments(plan)
+    else:
+        try_segments(plan)
+    assert asked == ["cuda:1"]
+    try_segments(plan.override(["allocator="]))
+    assert asked == ["cuda:1"]
+
+
+def test_a_card_that_is_broken_is_not_blamed_on_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    def broken(device: int) -> None:
+        raise RuntimeError("no kernel image")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", broken)
+    with pytest.raises(RuntimeError, match="no kernel image"):
+        try_segments(tiny_plan(device="cuda", dtype="bf16"))
+
+
+@pytest.mark.parametrize(("driver", "whole"), [("610.74", True), (None, True), ("616.92", False)])
+def test_under_wsl_the_driver_decides(driver: str | None, whole: bool) -> None:
+    """pytorch/pytorch#192330: mended in R615, 616.92 was tried."""
+    machine = Machine(platform="wsl", driver_version=driver)
+    assert bool(lacks_segments(machine, Gpu(index=0, name="NVIDIA RTX A4000"))) == whole
+
+
+def test_a_saved_plan_with_segments_is_reported_on_a_virtual_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, Card(name="NVIDIA A10-24Q", total=24 * GIB, free=23 * GIB))
+    monkeypatch.setattr("advisor.context.rehearsed", None)
+    saved = tmp_path / "plan.json"
+    for allocator, noted in (("expandable_segments:True", True), ("", False)):
+        plan = tiny_plan(device="cuda", dtype="bf16", allocator=allocator, micro_batch=1,
+                         accumulation=1, processes=2)  # fmt: skip
+        saved.write_text(plan.to_json())
+        told = CliRunner().invoke(app, ["check", str(saved)])
+        assert ("vGPU" in told.stderr and "--set allocator=" in told.stderr) == noted, told.output
+
+
+@pytest.mark.parametrize("model", ["7b", "tiny"])
+def test_on_a_virtual_gpu_the_shells_allocator_is_reported_too(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, Card(name="NVIDIA A10-24Q", total=24 * GIB, free=23 * GIB))
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "max_split_size_mb:128")
+    advice = advise(probe({}), model, [])
+    assert advice.plan is not None and advice.plan.allocator == ""
+    because = [reason.because for reason in advice.reasons if reason.setting == "allocator"]
+    assert "vGPU" in because[0] and "Windows" not in because[0]
+    assert any("max_split_size_mb" in (f.got or "") for f in advice.findings)
+
+
+@pytest.mark.parametrize(("build", "told"), [("2.13.0", True), ("2.13.0+cu126", False)])
+def test_an_older_card_names_a_build_that_serves_it(
+    build: str, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notes, "installed", lambda name: build)
+    install(monkeypatch, Card(name="Tesla P100", total=16 * GIB, free=15 * GIB, capability=(6, 0)))
+    advice = advise(probe({}), "7b", [])
+    assert any("CUDA 12.6, up to 2.14" in (f.fix or "") for f in advice.findings) == told
+
+
+@pytest.mark.parametrize(("capability", "served"), [
+    ((6, 1), False), ((7, 0), False), ((7, 5), True), ((8, 9), True), ((9, 0), True),
+    ((10, 3), True), ((11, 0), False), ((12, 1), True)])  # fmt: skip
+def test_which_cards_a_build_serves(capability: tuple[int, int], served: bool) -> None:
+    built = ["sm_75", "sm_80", "sm_86", "sm_90a", "sm_100", "sm_120", "compute_120"]
+    assert doctor.serves(built, capability) == served
+
+
+def test_the_doctor_sees_a_build_without_the_cards_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, Card(name="Tesla P100", total=16 * GIB, free=15 * GIB, capability=(6, 0)))
+    facts = {"versions": {}, "torch_cuda": "13.0", "cuda_available": True,
+             "architectures": ["sm_75", "sm_80"]}  # fmt: skip
+    (check,) = [one for one in doctor._driver(probe({}), facts) if one.name == "torch's kernels"]
+    assert check.status == "fail" and "6.0" in check.found and "CUDA 12.6" in check.remedy
+    facts["architectures"] = ["sm_60"]
+    assert "torch's kernels" not in [one.name for one in doctor._driver(probe({}), facts)]
+
+
+@pytest.mark.parametrize("allocator", ["", "expandable_segments:True"])
+def test_advice_and_check_keep_the_same_margin(allocator: str) -> None:
+    """What `advise` calls FITS `check` did not where the doubt about whole segments was larger."""
+    advice = advise(Machine(), "7b", [], Target(vram_bytes=24 * GIB))
+    assert advice.plan is not None and advice.budget is not None
+    budget = advice.budget
+    plan = advice.plan.override([f"allocator={allocator}"])
+    candidate = advice.considered[0].model_copy(update={"plan": plan})
+    setting: Any = SimpleNamespace(budget=budget, spills=False, counted_by="")
+    seen = set()
+    for share in (0.90, 0.92, 0.94, 0.95, 0.97, 0.99, 1.0, 1.01):
+        pool = round(share * budget.cap_bytes)
+        margin = margin_for(plan, pool, budget.margin.bytes)
+        checked, _ = _verdict(pool, 0, [(0, pool)], True, budget.cap_bytes, margin)
+        told: Any = SimpleNamespace(
+            tier=lambda name, pool=pool: SimpleNamespace(bytes={"pool": pool, "host": 0}[name])
+        )
+        advised = _as_told(candidate, told, setting)
+        assert advised.verdict == checked, (share, advised.verdict, checked)
+        assert (advised.needs.bytes <= budget.usable.bytes) == (checked == "FITS")  # as is shown
+        seen.add(checked)
+    assert seen == {"FITS", "TIGHT", "OOM"}

@@ -23,7 +23,8 @@ MACHINE = Machine(gpus=(GPU,), driver_version="580.1", cuda_driver_version="13.0
                   host_total_bytes=32 * GIB, host_available_bytes=28 * GIB,
                   disk_free_bytes=90 * GIB)  # fmt: skip
 HEALTHY: dict[str, Any] = {"versions": {"torch": "2.13.0"}, "torch_cuda": "13.0", "bf16": True,
-                           "cuda_available": True, "compiler": "", "loss": 2.0}  # fmt: skip
+                           "cuda_available": True, "architectures": ["sm_80"], "compiler": "",
+                           "loss": 2.0}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -143,3 +144,16 @@ def test_the_report_names_no_folder_and_no_user(monkeypatch: pytest.MonkeyPatch)
     text = report(MACHINE, examine(MACHINE, offline=True))
     assert text.startswith("```\n") and "Some card" in text and "torch 2.13.0" in text
     assert str(Path.home()) not in text and "GPU-a" not in text
+
+
+def test_the_doctor_says_what_takes_seconds_before_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    happened: list[str] = []
+    monkeypatch.setattr(doctor, "_selftest", lambda device: happened.append("step") or HEALTHY)
+    monkeypatch.setattr(doctor, "_segments_tried", lambda: ("tried", True))
+    monkeypatch.setattr(doctor, "_hub", lambda: happened.append("hub") or iter(()))
+    examine(MACHINE, tell=happened.append)
+    assert happened[1::2] == ["step", "hub"]
+    assert "training step" in happened[0] and "model hub" in happened[2]
+    happened.clear()
+    examine(MACHINE, offline=True, tell=happened.append)
+    assert happened[1:] == ["step"]

@@ -84,6 +84,8 @@ def test_after_two_trials_the_answer_is_no(monkeypatch: pytest.MonkeyPatch) -> N
     found = measured(advice(), print)
     assert (found.verdict, found.exit_code, found.command) == ("OOM", 1, None)
     assert "2 trials did not hold" in str(found.findings[-1]) and len(child.asked) == 2
+    # Neither --measure nor lisa-train knows --vram, as the remedy had it.
+    assert "--emulate-vram SIZE --save" in found.findings[-1].fix
 
 
 def test_a_smaller_card_is_a_cap(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from advisor.cli import app
+from advisor.cli import PLOT_SUFFIXES, app
 from advisor.explain import EXPLANATIONS, explain
 from advisor.forecast import TierName
-from advisor.plot import GREYS, LINE, PAPER, _parts, _within, draw
+from advisor.plot import GREYS, LINE, PAPER, SIZE, _parts, _within, draw
 from profiles.measurement import Timeline
 from tests.conftest import tiny_plan
 
@@ -82,6 +82,19 @@ def test_every_part_that_is_counted_is_explained() -> None:
         explain("margn")
     assert CliRunner().invoke(app, ["--explain", "context"]).stdout.startswith("context: ")
     assert CliRunner().invoke(app, ["--explain", "nothing"]).exit_code == 2
+
+
+@pytest.mark.parametrize("suffix", PLOT_SUFFIXES)
+def test_every_kind_of_picture_that_is_named_is_drawn(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"memory{suffix}"
+    draw(STEP, "a title", 4 * GIB, 3 * GIB, path)
+    if suffix == ".pdf":
+        assert path.read_bytes().startswith(b"%PDF")
+        return
+    with Image.open(path) as image:
+        image.load()
+        assert image.format != "PNG" or suffix == ".png"
+        assert image.size == SIZE
 
 
 def test_a_name_that_is_no_pictures_is_refused_before_the_work(tmp_path: Path) -> None:

@@ -752,3 +752,18 @@ def test_what_the_hub_refuses_says_the_way_out(
         on_hub(monkeypatch, Hub([], tmp_path, error))
         with pytest.raises(WeightsError, match=message):
             checkpoint_folder("me/x@v9", lambda line: None)
+
+
+@pytest.mark.parametrize("source", ["./nope", "../nope", "~/nope", "./owner/name"])
+def test_what_is_written_as_a_path_is_not_looked_for_on_the_hub(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hub(*_: object, **__: object) -> None:
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", hub)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", hub)
+    assert not checkpoint_folder(source, pytest.fail).exists()
+    monkeypatch.chdir(tmp_path)
+    told = CliRunner().invoke(app, ["convert", source, "dst", "--model", "7b"])
+    assert told.exit_code == 2 and "no such folder" in told.output

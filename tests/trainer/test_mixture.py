@@ -252,6 +252,17 @@ VISTAS = {"labels": [{"readable": "Bird"}, {"readable": "Lane Marking - General"
                      {"readable": "Unlabeled"}]}  # fmt: skip
 
 
+def test_a_picture_of_class_numbers_may_be_of_any_kind(tmp_path: Path) -> None:
+    folder = tmp_path / "sem_seg" / "cocostuff"
+    write_numbered(folder, "images/train2017", "annotations/train2017", 0)
+    write(folder / "labels.txt", STUFF)
+    shown = folder / "images/train2017/a.jpg"
+    Image.open(shown).save(shown.with_suffix(".webp"))
+    shown.unlink()
+    (only,) = sound("sem_seg", tmp_path)[0].pictures
+    assert only.image_path.suffix == ".webp"
+
+
 def test_cocostuff_counts_from_0_and_ignores_255(tmp_path: Path) -> None:
     """Its README: things and stuff are 0-181 in the pictures, 1-182 in labels.txt, 255 is void."""
     folder = tmp_path / "sem_seg" / "cocostuff"

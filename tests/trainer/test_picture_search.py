@@ -114,6 +114,24 @@ def test_labelme_files_apart_from_their_pictures(tmp_path: Path) -> None:
     assert set(items(tmp_path / "more")) == {"0-cup", "1-cup", "2-cup"}
 
 
+def test_a_missing_labelme_picture_does_not_take_anothers(tmp_path: Path) -> None:
+    """With --skip-broken the right one of two would go, and outlines stay on the wrong picture."""
+    source = tmp_path / "in"
+    for number, (day, name) in enumerate((("1", "a"), ("2", "a"), ("3", "b"))):
+        labelme(source / day, name, shape(day), colour=60 * number)
+    (source / "1" / "a.jpg").unlink()
+    done = import_annotations(source, tmp_path / "out", skip_broken=1)
+    assert [finding.entry for finding in done.broken] == [str(source / "1" / "a.json")]
+    found = items(tmp_path / "out")
+    assert sorted(found) == ["2-a-2", "3-b-3"]
+    # What a longer end tells apart is found.
+    (tmp_path / "shots" / "1").mkdir(parents=True)
+    labelme(source / "1", "a", shape("1"), colour=200, imagePath="..\\old\\1\\a.jpg")
+    (source / "1" / "a.jpg").rename(tmp_path / "shots" / "1" / "a.jpg")
+    import_annotations(source, tmp_path / "all", pictures=tmp_path / "shots")
+    assert len(items(tmp_path / "all")) == 3
+
+
 def test_lvis_tells_addresses_only(tmp_path: Path) -> None:
     folder = write_coco(tmp_path)
     path = folder / "annotations.json"

@@ -177,6 +177,27 @@ def test_pairs(tmp_path: Path) -> None:
     assert len(reasons(tmp_path)) == 3
 
 
+@pytest.mark.parametrize("name", ["a.webp", "a.bmp", "a.tif", "a.JFIF"])
+def test_a_picture_of_another_kind_is_its_items(tmp_path: Path, name: str) -> None:
+    folder = add(tmp_path)
+    kind = "JPEG" if name.endswith("JFIF") else None
+    Image.open(folder / "a.jpg").save(folder / name, kind)
+    assert read_split(tmp_path, "train")[0].image_path.name == "a.jpg"  # that comes first
+    (folder / "a.jpg").unlink()
+    (item,) = read_split(tmp_path, "train")
+    assert item.image_path.name == name and check_data(tmp_path) == []
+    (folder / "alone.webp").write_bytes((folder / name).read_bytes())  # asked about nowhere
+    assert check_data(tmp_path) == []
+
+
+def test_a_kind_that_is_not_read_is_named(tmp_path: Path) -> None:
+    folder = add(tmp_path)
+    (folder / "a.jpg").rename(folder / "a.heic")
+    (folder / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(200))
+    (finding,) = check_data(tmp_path)
+    assert finding.path.name == "a.heic" and "JPEG, PNG, WEBP" in finding.reason
+
+
 BROKEN = {
     "[": "JSONDecodeError",
     "[1]": "content [1]",

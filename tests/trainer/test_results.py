@@ -369,3 +369,26 @@ def test_what_is_not_there_is_told_before_torch_is_imported(
     arguments = [image, "a cup", "--run", run]
     done = call("trainer.segment_cli", *arguments, cwd=tmp_path, **without_torch(tmp_path))
     assert done.returncode == 2 and told in done.stderr, done.stderr
+
+
+def test_masks_beyond_the_limit_are_left_out_and_told(
+    run: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """A model that trained little says [SEG] again and again, and each mask fills a picture."""
+    from trainer.segment_cli import _told
+
+    segmenter = opened(run, cache)
+    low = torch.full((3, 256, 256), -1.0)
+    low[0] = 1.0
+    end = segmenter.tokenizer.end_id
+    monkeypatch.setattr(segmenter.model, "answer", lambda *_: (torch.tensor([end]), low))
+    question = Question(PICTURES[0], "Where?")
+    every, some = segmenter.ask(question), segmenter.ask(question, 2)
+    assert (len(every.masks), every.left_out, len(some.masks), some.left_out) == (3, 0, 2, 1)
+    assert some.masks[0].all() and not some.masks[1].any()  # the first ones are kept
+    row = _told(question, some, tmp_path / "a", as_json=True, several=False)
+    said = capsys.readouterr().err
+    assert row["masks_left_out"] == 1 and "the first 2 are kept" in said
+    assert "--set tokens.max_masks=3 keeps all" in said
+    assert len(list(tmp_path.glob("a.mask*.png"))) == 2

@@ -18,14 +18,25 @@ import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
 from trainer import checkpoint, loop
+from trainer.cli import app
 from trainer.data.features import BadEntry
 from trainer.data.reasonseg import Item, read_split
 from trainer.loop import Interrupted, Reporter, Run, WorkerEnded
-from trainer.resume import CannotResume, Keeping, Started, check_data, digests, resumable
+from trainer.model.footprint import DoesNotFit
+from trainer.resume import (
+    MAY_CHANGE,
+    CannotResume,
+    Keeping,
+    Started,
+    check_data,
+    digests,
+    resumable,
+)
 
 ROOT = PHOTOS.parents[1]
 QUIET = Reporter(lambda text: None, lambda what, done, total: None)
@@ -288,6 +299,7 @@ def test_other_data_are_refused_item_by_item(tmp_path: Path) -> None:
         check_data(before, digests(changed, val))
     assert f"train: 1 changed or new: {train[0].name}" in str(caught.value)
     assert f"train: 1 gone: {train[1].name}" in str(caught.value)
+    assert "--data-dir DIR names their folder" in str(caught.value)  # not to be put back, if moved
 
 
 def command(*arguments: str) -> subprocess.Popen[str]:
@@ -325,3 +337,22 @@ def test_the_command_line_goes_on_after_a_kill(processes: int, tmp_path: Path, c
     complete = command("--resume", parts)
     assert complete.wait(60) == 0
     assert complete.stderr is not None and "complete" in complete.stderr.read()
+
+
+def test_a_plan_that_no_longer_fits_is_told_how_a_resume_changes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error names settings, which --resume refuses; in plan.json these may change."""
+
+    def full(*_: object) -> None:
+        raise DoesNotFit("the plan needs more\n    hint: --set host_embeddings=true")
+
+    plan = tiny_plan()
+    train = read_split(PHOTOS, "train", plan.max_train_samples)
+    val = read_split(PHOTOS, "val", plan.max_val_samples)
+    Started(PHOTOS, tmp_path / "cache", digests(train, val)).write(tmp_path)
+    (tmp_path / "plan.json").write_text(plan.to_json())
+    monkeypatch.setattr("trainer.loop.Run", full)
+    told = CliRunner().invoke(app, ["--resume", str(tmp_path)])
+    assert told.exit_code == 1 and f"or set what the error names in {tmp_path}" in told.output
+    assert "host_embeddings" in MAY_CHANGE

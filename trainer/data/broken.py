@@ -10,23 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from profiles.skipping import OPTION
 from trainer.data.reasonseg import DataError, Finding
 
-ALL = 2**53 - 1  # more entries than any data set has
-OPTION = "--skip-broken"
 LIST = "skipped.txt"
-VARIABLE = "LISA_SKIP_BROKEN"  # tells the processes that lisa-train asks about the data
-
-
-def read_most(text: str | None) -> int:
-    """How many broken entries may be left out, of the option's text. Raises ValueError."""
-    if text is None:
-        return 0
-    if text.strip().lower() == "all":
-        return ALL
-    if text.strip().isascii() and text.strip().isdecimal():
-        return min(int(text), ALL) if len(text) < 20 else ALL
-    raise ValueError(f"{OPTION}: got {text!r}; allowed: a number of entries, or all")
 
 
 def entries(findings: Sequence[Finding]) -> set[str]:
@@ -68,19 +55,35 @@ def write_list(path: Path, findings: Sequence[Finding]) -> None:
     path.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
-def announce(most: int) -> None:
-    """Let the processes that look at the data for this one leave out as much."""
-    os.environ.pop(VARIABLE, None)
-    if most:
-        os.environ[VARIABLE] = str(most)
-
-
 @dataclass
 class Leave:
-    """How many broken entries a command may leave out, and which it did."""
+    """How many broken entries a command may leave out, and which it did.
+
+    `known`: those that were found by decoding everything before, by their path from `root`: they
+    are left out again, and nothing is decoded.
+    """
 
     most: int = 0
     left_out: list[Finding] = field(default_factory=list)
+    known: frozenset[str] | None = None
+    root: Path = Path()
+
+    @property
+    def decodes(self) -> bool:
+        """Whether every picture is to be decoded, to find those that cannot be."""
+        return self.most > 0 and self.known is None
+
+    def knows(self, entry: str) -> bool:
+        """Whether this entry was left out before."""
+        return bool(self.known) and self.place(entry) in (self.known or ())
+
+    def place(self, entry: str) -> str:
+        """The entry by its path from `root`, which stays when the data are moved."""
+        return os.path.relpath(entry, self.root)
+
+    def places(self) -> set[str]:
+        """All that was left out, by their paths from `root`."""
+        return {self.place(entry) for entry in entries(self.left_out)} | (self.known or set())
 
     def settle(self, findings: Sequence[Finding], hints: Sequence[str] = ()) -> None:
         """Leave these out; DataError with all of them where that is too much."""

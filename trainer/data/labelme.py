@@ -8,6 +8,7 @@ A shape labelled "ignore" belongs to every label of its picture. `imageData` is 
 from __future__ import annotations
 
 import base64
+import os
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
@@ -60,30 +61,64 @@ def read_labelme(
 ) -> Iterator[Drawing]:
     """The pictures whose annotations are sound; a finding for all that is not."""
     conventions = conventions or Conventions()
+    recorded: list[str] = []
+    apart: list[Path] = []
+    start = len(findings)
+    # Pictures that lie where they should come first: then all names are known, and a picture that
+    # has to be guessed is not taken for another one of its name.
     for path in json_files(folder):
         if is_foreign(Report(path, findings)):
             continue
-        report, before = Report(path, findings, entry=str(path)), len(findings)
-        notes = load_json(report, dict, "LabelMe's {imagePath, shapes}", LARGEST_FILE,
-                          conventions.text)  # fmt: skip
+        report = Report(path, findings, entry=str(path))
+        notes = _notes(report, conventions)
         if notes is None:
             continue
-        if "annotations" in notes:
-            allowed = "LabelMe's files only"
-            whole = Report(path, findings)  # thousands of entries are not left out as one
-            whole.add("file", "COCO's annotations", allowed, "import it on its own, by its name")
-            continue
-        placed = search.find(report, "imagePath", notes.get("imagePath"), path.parent, folder)
-        if placed is None:
-            continue
-        picture, root = placed
-        opened = open_image(Report(picture, findings, report.entry), orientation_of)
-        turn = opened and _turn(report, notes, conventions, *opened)
-        if opened is None or turn is None:
-            continue
-        outlined = _outlined(report, notes.get("shapes"), opened[0], turn)
-        # Without all of its shapes a label would be asked for with a part of the answer.
-        yield Drawing(called(picture, root), picture, path, outlined, len(findings) == before)
+        name = notes.get("imagePath")
+        if isinstance(name, str):
+            recorded.append(os.path.join(path.parent, name))
+            if not search.is_recorded(name, path.parent, folder):
+                apart.append(path)
+                continue
+        yield from _drawing(report, notes, folder, search, conventions)
+    search.told(recorded)
+    for path in apart:
+        report = Report(path, findings, entry=str(path))
+        notes = _notes(report, conventions)
+        if notes is not None:
+            yield from _drawing(report, notes, folder, search, conventions)
+    findings[start:] = sorted(findings[start:], key=lambda one: one.entry or str(one.path))
+
+
+def _notes(report: Report, conventions: Conventions) -> dict[str, Any] | None:
+    """The parsed file of one picture; None with a finding added."""
+    notes = load_json(report, dict, "LabelMe's {imagePath, shapes}", LARGEST_FILE,
+                      conventions.text)  # fmt: skip
+    if notes is not None and "annotations" in notes:
+        allowed = "LabelMe's files only"
+        whole = Report(report.path, report.findings)  # thousands of entries do not go as one
+        whole.add("file", "COCO's annotations", allowed, "import it on its own, by its name")
+        return None
+    return notes
+
+
+def _drawing(
+    report: Report, notes: dict[str, Any], folder: Path, search: PictureSearch,
+    conventions: Conventions,
+) -> Iterator[Drawing]:  # fmt: skip
+    """What the file tells of its picture, if both can be used at all."""
+    findings, path = report.findings, report.path
+    before = len(findings)
+    placed = search.find(report, "imagePath", notes.get("imagePath"), path.parent, folder)
+    if placed is None:
+        return
+    picture, root = placed
+    opened = open_image(Report(picture, findings, report.entry), orientation_of)
+    turn = opened and _turn(report, notes, conventions, *opened)
+    if opened is None or turn is None:
+        return
+    outlined = _outlined(report, notes.get("shapes"), opened[0], turn)
+    # Without all of its shapes a label would be asked for with a part of the answer.
+    yield Drawing(called(picture, root), picture, path, outlined, len(findings) == before)
 
 
 def _turn(

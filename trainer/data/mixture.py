@@ -81,7 +81,8 @@ def read_training(root: Path, plan: Plan, leave: Leave | None = None) -> list[It
     """What the plan trains on: ReasonSeg's training split, or its mixture.
 
     DataError: all findings about the data sets whose rate is not 0. `leave`: takes what is broken;
-    where it may take any, every picture is decoded and every mask painted once.
+    where it may take any, every picture is decoded and every mask painted once, unless it knows
+    them from before.
     """
     if plan.mixture.reason_seg_alone:
         return read_split(root, "train", plan.max_train_samples, leave)
@@ -95,9 +96,11 @@ def read_training(root: Path, plan: Plan, leave: Leave | None = None) -> list[It
             continue
         kinds[kind], broken = READERS[kind](root, plan.max_train_samples)
         if leave is not None and can_go(broken, leave.most):
-            if leave.most:
+            if leave.decodes:
                 kinds[kind], unusable = sound(kinds[kind])
                 broken = [*broken, *unusable]
+            elif leave.known:
+                kinds[kind] = [_without(data_set, leave) for data_set in kinds[kind]]
             findings += [*broken, *_nothing(root, kind, kinds[kind])]
         else:
             findings += broken or _nothing(root, kind, kinds[kind])
@@ -116,6 +119,12 @@ def _nothing(root: Path, kind: str, sets: Sequence[DataSet]) -> list[Finding]:
             fix = "annotate one, or take the data set out"
             report.add(found.name, "no picture with an annotation", "one or more", fix)
     return report.findings
+
+
+def _without(data_set: DataSet, leave: Leave) -> DataSet:
+    """The data set without the pictures that were left out before."""
+    kept = [picture for picture in data_set.pictures if not leave.knows(picture.where)]
+    return replace(data_set, pictures=kept)
 
 
 def sound(sets: Sequence[DataSet]) -> tuple[list[DataSet], list[Finding]]:

@@ -72,9 +72,17 @@ class PictureSearch:
         self.told(recorded)
 
     def told(self, recorded: Iterable[object]) -> None:
-        """Take note of all names that will be asked for, so that none is taken for another."""
+        """Take note of all names that will be asked for, so that none is taken for another.
+
+        An end that several of them have leads nowhere.
+        """
         texts = {text for text in recorded if isinstance(text, str)}
-        self._shared = Counter(_key(PureWindowsPath(text).name) for text in texts)
+        self._shared = Counter(end for text in texts for end in _ends(text))
+
+    def is_recorded(self, name: object, beside: Path, root: Path) -> bool:
+        """Whether the name leads to a picture as it is, without a guess."""
+        found = self._as_recorded(name, beside, root) if isinstance(name, str) else None
+        return isinstance(found, tuple)
 
     def find(
         self,
@@ -91,29 +99,19 @@ class PictureSearch:
         text = read_sentence(report, what, name)
         if text is None:
             return None
-        outside = False
+        exact = self._as_recorded(text, beside, root)
+        if isinstance(exact, tuple):
+            return exact
+        outside = exact
         spellings = [PureWindowsPath(spelling) for spelling in _spellings(text)]
-        for parts in spellings:
-            outside |= bool(parts.anchor)
-            if parts.anchor:
-                continue
-            places = [(folder, folder) for folder in self.folders]
-            if beside is not None:
-                places.insert(0, (beside, root or beside))
-            for start, border in places:
-                path = Path(os.path.abspath(start.joinpath(*parts.parts)))
-                if _leads_out(path, border):
-                    outside = True
-                elif (found := _as_called(path)) and not _leads_out(found, border):
-                    return found, border
-        # A shortened path is a guess if another entry's picture has the same base name.
-        guesses = not (self.strict and outside)
-        if guesses and self._shared[_key(PureWindowsPath(text).name)] <= 1:
+        if not (self.strict and outside):
             for parts in spellings:
                 found_there = self._by_end(parts)
                 if found_there:
                     return found_there
-            candidates = list(self._candidates(spellings))
+            # By its base name alone it is a guess if another entry's picture has the same.
+            shared = self._shared[_key(PureWindowsPath(text).name)] > 1
+            candidates = [] if shared else list(self._candidates(spellings))
             if len(candidates) == 1:
                 return candidates[0]
             if candidates:
@@ -127,10 +125,32 @@ class PictureSearch:
         _refuse(report, what, name, " or ".join(map(str, self.folders)), outside)
         return None
 
+    def _as_recorded(
+        self, text: str, beside: Path | None, root: Path | None
+    ) -> tuple[Path, Path] | bool:
+        """The picture just where the name leads; else whether it leads out of the folders."""
+        outside = False
+        places = [(folder, folder) for folder in self.folders]
+        if beside is not None:
+            places.insert(0, (beside, root or beside))
+        for parts in map(PureWindowsPath, _spellings(text)):
+            outside |= bool(parts.anchor)
+            if parts.anchor:
+                continue
+            for start, border in places:
+                path = Path(os.path.abspath(start.joinpath(*parts.parts)))
+                if _leads_out(path, border):
+                    outside = True
+                elif (found := _as_called(path)) and not _leads_out(found, border):
+                    return found, border
+        return outside
+
     def _by_end(self, parts: PureWindowsPath) -> tuple[Path, Path] | None:
         """The picture at the longest end of a path that leads to one."""
-        names = [part for part in parts.parts if part not in (parts.anchor, "..")]
+        names = _names(parts)
         for start in range(len(names) - max(self.least, 1) + 1):
+            if self._shared[_key("/".join(names[start:]))] > 1:
+                return None
             for folder in self.folders:
                 path = Path(os.path.abspath(folder.joinpath(*names[start:])))
                 found = None if _leads_out(path, folder) else _as_called(path)
@@ -219,8 +239,19 @@ def _uploaded(name: str) -> str:
     return re.sub(r"[^-\w.]", "", name.strip().replace(" ", "_"))
 
 
+def _names(parts: PureWindowsPath) -> list[str]:
+    """The folders and the file of a path, without a drive and ways up."""
+    return [part for part in parts.parts if part not in (parts.anchor, "..")]
+
+
+def _ends(text: str) -> set[str]:
+    """The keys of all ends of a recorded name, whatever it may stand for."""
+    paths = [_names(PureWindowsPath(spelling)) for spelling in _spellings(text)]
+    return {_key("/".join(names[n:])) for names in paths for n in range(len(names))}
+
+
 def _key(name: str) -> str:
-    """What spellings of a file name share: composed letters, and the suffix in small ones."""
+    """What spellings of a name or path share: composed letters, the suffix in small ones."""
     stem, suffix = os.path.splitext(unicodedata.normalize("NFC", name))
     return stem + suffix.lower()
 

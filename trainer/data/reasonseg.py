@@ -1,13 +1,14 @@
 """Reads the ReasonSeg data set from disk: pictures, questions and hand-drawn polygons.
 
-On disk: ``ROOT/ReasonSeg/{train,val,test}/<name>.jpg`` (or .jpeg, .png) beside ``<name>.json``,
-and optionally ``explanatory/<split>.json`` (upstream has ``train.json`` only) beside the splits.
+On disk: ``ROOT/ReasonSeg/{train,val,test}/<name>.jpg`` (or .jpeg, .png; without them any other
+kind of picture that has the name) beside ``<name>.json``, and optionally
+``explanatory/<split>.json`` (upstream has ``train.json`` only) beside the splits.
 Polygons are in pixels of the picture AFTER its EXIF orientation is applied: that is how
 annotators saw it, and what ``cv2.imread`` hands to upstream's code.
 
 All findings are raised at once, or returned by `check_data`; nothing broken is skipped unasked.
-Hidden files (``.DS_Store``, ``._x.jpg``) and other extensions are no part of the data set: passed
-over.
+Hidden files (``.DS_Store``, ``._x.jpg``) and what else lies there are no part of the data set:
+passed over.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ _ALL_FORMATS = (*_IMAGE_FORMATS, "GIF")
 # Pillow refuses a whole PNG for a colour profile or text beyond 1 MiB, as editors write it.
 PngImagePlugin.MAX_TEXT_CHUNK = 64 << 20
 # Names of pictures, in any case; those of formats that are not read too, so that this is said.
-_PICTURE_SUFFIXES = frozenset(
+PICTURE_SUFFIXES = frozenset(
     (*IMAGE_SUFFIXES, ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".apng", ".webp", ".bmp", ".dib",
      ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2", ".jxl", ".mpo")
 )  # fmt: skip
@@ -167,7 +168,7 @@ def read_image(path: Path) -> ByteArray:
 
 def is_picture(path: Path) -> bool:
     """Whether a file is a picture by its name, or else by its first bytes."""
-    if path.suffix.lower() in _PICTURE_SUFFIXES:
+    if path.suffix.lower() in PICTURE_SUFFIXES:
         return True
     try:
         if not path.is_file():  # a pipe would be waited for
@@ -431,7 +432,8 @@ def _locate(root: Path) -> tuple[Path, list[str]]:
     report = Report(root)
     got = "none of them" if root.is_dir() else "no such folder"
     allowed = "ReasonSeg/train, ReasonSeg/val or ReasonSeg/test in it"
-    fix = "name the folder into which ReasonSeg was unpacked, or moved since: --data-dir DIR"
+    fix = "name the folder into which ReasonSeg was unpacked, or moved since"
+    fix += " (of a training, --resume too: --data-dir DIR)"
     report.add("data folder", got, allowed, fix)
     raise DataError(report.findings)
 
@@ -439,10 +441,17 @@ def _locate(root: Path) -> tuple[Path, list[str]]:
 def _pair_up(folder: Path) -> dict[str, tuple[list[Path], list[Path]]]:
     """The (images, JSON files) of each base name, sorted. Sound is: one of each."""
     pairs: dict[str, tuple[list[Path], list[Path]]] = {}
+    others: list[Path] = []
     for path in sorted(folder.iterdir()):
         suffix, hidden = path.suffix.lower(), path.name.startswith(".")
         if suffix in (".json", *IMAGE_SUFFIXES) and not hidden and path.is_file():
             pairs.setdefault(path.stem, ([], []))[suffix == ".json"].append(path)
+        elif suffix in PICTURE_SUFFIXES and not hidden and path.is_file():
+            others.append(path)
+    lonely = {name for name, (images, _) in pairs.items() if not images}
+    for path in others:  # beside a picture of the usual kinds it is a preview, or somebody's copy
+        if path.stem in lonely:
+            pairs[path.stem][0].append(path)
     return dict(sorted(pairs.items()))
 
 
@@ -462,8 +471,10 @@ def _read_item(base: Path, images: list[Path], jsons: list[Path], read: _Read) -
     return Item(base.name, images[0], jsons[0], *notes[0]), []
 
 
-def _scan(folder: Path, split: str, limit: int | None, read: _Read) -> _Scanned:
-    """The sound items of a split and every finding about the others."""
+def _scan(
+    folder: Path, split: str, limit: int | None, read: _Read, leave: Leave | None = None
+) -> _Scanned:
+    """The sound items of a split and every finding about the others but those `leave` knows."""
     pairs = _pair_up(folder / split)
     known = {path.name for images, _ in pairs.values() for path in images}
     report = Report(folder / split)
@@ -473,6 +484,8 @@ def _scan(folder: Path, split: str, limit: int | None, read: _Read) -> _Scanned:
     explanations = _read_explanations(Report(extra, report.findings), known)
     items: list[Item] = []
     for name in list(pairs)[:limit]:
+        if leave is not None and leave.knows(str(folder / split / name)):
+            continue
         item, broken = _read_item(folder / split / name, *pairs[name], read)
         report.findings += broken
         if item is not None:
@@ -488,7 +501,8 @@ def read_split(
 
     Of pictures only the headers are read, to start a training soon; `check_data` and `read_image`
     report truncated ones. DataError: all findings about items, folder, split or limit (>= 1).
-    `leave`: takes broken items; where it may take any, every picture is decoded.
+    `leave`: takes broken items; where it may take any, every picture is decoded, unless it knows
+    them from before.
     """
     folder, present = _locate(root)
     report = Report(folder)
@@ -498,8 +512,8 @@ def read_split(
         report.add("limit", limit, "1 or more, or none", "leave the limit out to read all")
     if report.findings:
         raise DataError(report.findings)
-    read: _Read = _to_rgb if leave is not None and leave.most else lambda image: None
-    items, report.findings = _scan(folder, split, limit, read)
+    read: _Read = _to_rgb if leave is not None and leave.decodes else lambda image: None
+    items, report.findings = _scan(folder, split, limit, read, leave)
     if report.findings and leave is None:
         raise DataError(report.findings)
     if report.findings and not items:

@@ -28,6 +28,7 @@ from trainer.data.paths import PictureSearch
 from trainer.data.reasonseg import (
     IGNORE,
     IMAGE_SUFFIXES,
+    PICTURE_SUFFIXES,
     DataError,
     Finding,
     Report,
@@ -106,9 +107,10 @@ def _read_numbered(
 ) -> tuple[SegmentedPicture | None, list[Finding]]:
     """A picture with the classes in it; None if there are none, or with findings."""
     report = Report(label, entry=str(label))
-    found = [
-        path for suffix in IMAGE_SUFFIXES if (path := images / f"{label.stem}{suffix}").is_file()
-    ]
+    for kinds in (IMAGE_SUFFIXES, sorted(PICTURE_SUFFIXES)):
+        found = [path for kind in kinds if (path := images / f"{label.stem}{kind}").is_file()]
+        if found:
+            break
     if len(found) != 1:
         got = ", ".join(path.name for path in found) or "none"
         allowed = f"one picture {label.stem} in {images}"

@@ -1,0 +1,38 @@
+"""How many broken entries of a data set may be left out: what a command passes to its children."""
+
+from __future__ import annotations
+
+import os
+
+ALL = 2**53 - 1  # more entries than any data set has
+OPTION = "--skip-broken"
+VARIABLE = "LISA_SKIP_BROKEN"  # tells the processes that look at the data for a command
+
+
+def read_most(text: str | None) -> int:
+    """How many broken entries may be left out, of the option's text. Raises ValueError."""
+    if text is None:
+        return 0
+    if text.strip().lower() == "all":
+        return ALL
+    if text.strip().isascii() and text.strip().isdecimal():
+        return min(int(text), ALL) if len(text) < 20 else ALL
+    raise ValueError(f"{OPTION}: got {text!r}; allowed: a number of entries, or all")
+
+
+def announce(most: int) -> None:
+    """Let the processes that look at the data for this one leave out as much."""
+    os.environ.pop(VARIABLE, None)
+    if most:
+        os.environ[VARIABLE] = str(most)
+
+
+def announced() -> int:
+    """What this process, or the one that started it, has announced. Raises ValueError."""
+    return read_most(os.environ.get(VARIABLE))
+
+
+def option() -> str:
+    """What was announced, as the end of a command line; empty for nothing."""
+    most = announced()
+    return "" if not most else f" {OPTION} {'all' if most == ALL else most}"

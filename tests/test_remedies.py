@@ -1,0 +1,64 @@
+"""What messages tell the user to type exists."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import typer
+
+from advisor.cli import app as advise
+from profiles.plan import Lora, Mixture, Plan, Schedule, TokenLimits
+from trainer.cli import app as train
+from trainer.segment_cli import app as segment
+
+ROOT = Path(__file__).parents[1]
+OTHERS = {  # options of other programs, as messages name them
+    "--gpus": "docker", "--force-reinstall": "pip", "--local-dir": "hf download",
+    "--revision": "hf download", "--num_processes": "accelerate launch",
+}  # fmt: skip
+# Of the children of this project, which nobody types.
+INNER = {"--fake", "--answer", "--events", "--timeline", "--text-tokens", "--cap-gib", "--steps",
+         "--answer-tokens"}  # fmt: skip
+
+
+def options(command: click.Command) -> Iterator[str]:
+    """Every option of a command and of those below it."""
+    for parameter in command.params:
+        yield from (name for name in (*parameter.opts, *parameter.secondary_opts))
+    for below in getattr(command, "commands", {}).values():
+        yield from options(below)
+
+
+def texts() -> Iterator[tuple[Path, str]]:
+    """Every string of the packages' code that is no docstring."""
+    for package in ("advisor", "trainer", "profiles"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+            for node in ast.walk(tree):
+                text = node.value if isinstance(node, ast.Constant) else None
+                if isinstance(text, str) and id(node) not in docs:
+                    yield path, text
+
+
+def test_every_option_in_a_message_exists() -> None:
+    apps = (typer.main.get_command(app) for app in (advise, train, segment))
+    known = {name for command in apps for name in options(command)} | OTHERS.keys() | INNER
+    seen = [(path.name, name) for path, text in texts()
+            for name in re.findall(r"(?<![\w-])--[a-z][a-z_-]+", text)]  # fmt: skip
+    assert len(seen) > 100, "nothing was looked at"
+    assert not [one for one in seen if one[1] not in known and one[1] != "--help"]
+
+
+def test_every_setting_in_a_message_exists() -> None:
+    known = set(Plan.model_fields)
+    for prefix, part in (("lora", Lora), ("schedule", Schedule), ("tokens", TokenLimits),
+                         ("mixture", Mixture)):  # fmt: skip
+        known |= {f"{prefix}.{name}" for name in part.model_fields}
+    seen = [(path.name, name) for path, text in texts()
+            for name in re.findall(r"--set ([a-z_.]+)=", text)]  # fmt: skip
+    assert len(seen) > 10 and not [one for one in seen if one[1] not in known]

@@ -1,0 +1,218 @@
+"""The measured figures of the docs' running text, each from its recorded rows.
+
+`PAGES` has, by page and mark, what stands between `<!-- MARK: begin -->` and `<!-- MARK: end -->`.
+`python tools/write_docs.py measured` writes them, tests/test_docs.py compares.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from profiles.catalog import model_profile
+
+ROOT = Path(__file__).resolve().parents[1]
+SAM_BYTES = CLIP_BYTES = 2  # of a cached feature's number: bf16
+WHOLE_SHOWN = 3.0  # percent off, from which on a whole-segments row is counted
+
+
+def rows(name: str) -> list[dict[str, Any]]:
+    """The kept rows of a benchmark."""
+    lines = (ROOT / "benchmarks" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def off(row: dict[str, Any], tier: str) -> float:
+    """Percent by which a row of benchmarks/forecast.py is off; above zero is too much."""
+    return 100 * (float(row["forecast"][tier]) / float(row["measured"][tier]) - 1)
+
+
+def accuracy() -> str:
+    """README.md: how far forecasts were off, and what became of plans at a border."""
+    found = rows("forecast_rows")
+    plain = [row for row in found if row["group"] != "compiled"]
+    compiled = [row for row in found if row["group"] == "compiled"]
+    drawn = [row for row in plain if row["group"].startswith("drawn")]
+
+    def both(chosen: list[dict[str, Any]], tier: str) -> tuple[float, float]:
+        sizes = [abs(off(row, tier)) for row in chosen]
+        return statistics.median(sizes), max(sizes)
+
+    tensors = both(plain, "tensors")
+    pool = both([row for row in plain if row["segments"] == "expandable"], "pool")
+    worst = both(compiled, "tensors")[1], both(compiled, "pool")[1]
+    return (
+        f"Over {len(plain)} configurations measured on an H100, {len(drawn)} of them drawn at "
+        "random, half of those set aside before anything\n"
+        f"was tuned, the tensors were off by {tensors[0]:.2f} % (median) and {tensors[1]:.1f} % "
+        "(worst), the pool of plans with expandable segments\n"
+        f"by {pool[0]:.1f} % and {pool[1]:.1f} %; of {len(compiled)} compiled plans tensors and "
+        f"pool by {worst[0]:.1f} % and {worst[1]:.1f} % at worst."
+    )
+
+
+def answering() -> str:
+    """README.md: what answering takes on a small card."""
+    row = next(row for row in rows("answering")
+               if row["card_gb"] == 6 and row["plan"]["quantization"] == "nf4")  # fmt: skip
+    seconds = statistics.median(row["seconds"])
+    return (
+        f"A 7B in NF4 answers on a {row['card_gb']} GB card: "
+        f"{row['peak_reserved_bytes'] / 2**30:.1f} GiB, some {seconds:.0f} s a picture on an H100 "
+        "under that cap"
+    )
+
+
+def profiled() -> str:
+    """docs/lean.md: what of a streamed step is hidden, and where a compiled step goes."""
+    by_name = {row["name"]: row for row in rows("profile")}
+    seconds = {row["name"]: row["measurement"]["step_seconds"] for row in rows("lean")}
+    streamed, step = by_name["stream-b8"], by_name["speed-compiled-b10-k32"]
+    longer = 1e3 * (seconds["stream-b8"] - seconds["speed-b8"])
+    copies, kinds = streamed["copy_to_device_ms"], step["kinds_ms"]
+    order = ("matrix product", "element-wise", "dequantisation", "attention")
+    parts = ", ".join(f"{kind} {kinds[kind]:.0f}" for kind in order)
+    idle = step["step_ms"] - step["kernels_busy_ms"]
+    return (
+        f"The quantised step is {longer:.0f} ms longer than the resident one and copies for "
+        f"{copies:.0f} ms: {1 - longer / copies:.0%} of the copying\n"
+        f"are hidden. In the profile {streamed['copy_beside_kernels']:.0%} of it ran beside a "
+        "kernel, for there the host, slowed by the profiler, left\n"
+        f"the GPU idle for {streamed['step_ms'] - streamed['kernels_busy_ms']:.0f} of "
+        f"{streamed['step_ms']:.0f} ms, and copies fell into those gaps too.\n\n"
+        "**Where a step goes** (`python benchmarks/profile_step.py`, kept in "
+        "`benchmarks/profile.jsonl`), compiled,\n"
+        f"batch 10, {step['step_ms']:.0f} ms: {parts}, idle {idle:.0f}, the longest\n"
+        f"gap {max(step['idle_ms']):.0f} ms where the loss is looked at. The largest cost that is "
+        "no matrix product is element-wise work that\n"
+        "is already fused, LoRA's dropout in it (a mask for each of q and v, in both passes)."
+    )
+
+
+def reading() -> str:
+    """docs/data.md: what cached features and annotations take."""
+    shapes = model_profile("7b")
+    sam = SAM_BYTES * shapes.sam.output_channels * shapes.sam.embedding_pixels**2
+    clip = CLIP_BYTES * shapes.clip.image_tokens * shapes.clip.hidden
+    took = {row["what"]: row for row in rows("reading")}
+    outlined, dialogues = took["outlined pictures"], took["dialogues"]
+    numbered = took["numbered pictures"]
+    return (
+        "Cached features are made for the pictures that the plan will draw, all epochs, before the "
+        f"model\nloads: {(sam + clip) / 2**20:.1f} MiB a picture at 7B. Reading takes "
+        f"{outlined['seconds']:.0f} s of a processor for {outlined['count']} pictures with seven "
+        f"polygons each,\n{dialogues['seconds']:.0f} s for {dialogues['count']} dialogues and "
+        f"{1e3 * numbered['seconds'] / numbered['count']:.1f} ms for a picture of class numbers "
+        "(`python benchmarks/reading.py`),\nin every process."
+    )
+
+
+def importing() -> str:
+    """docs/own-data.md: how long an import takes."""
+    row = next(row for row in rows("reading") if row["what"] == "imported pictures")
+    return (
+        f"{row['count']} pictures of 640 × 480 with seven polygons each took "
+        f"{row['seconds']:.0f} s of one processor (`python benchmarks/reading.py`)."
+    )
+
+
+def emulated() -> str:
+    """docs/advice.md: whether advised plans held under the caps of smaller cards."""
+    found = rows("emulate")
+    held = [row for row in found if row["measured"]["verdict"] == "FITS"]
+    shares = [row["measured"]["peak_reserved_bytes"] / row["usable_bytes"] for row in held]
+    return (
+        f"Trained for {found[0]['steps']} steps under the caps of smaller cards on one H100 "
+        "(`python benchmarks/emulate.py`), with\nrandom weights of the true shapes and "
+        f"{found[0]['text']} text tokens: {len(held)} of {len(found)} held, and took "
+        f"{100 * min(shares):.0f}–{100 * max(shares):.0f} % of what is usable:"
+    )
+
+
+def explained() -> str:
+    """docs/forecast.md: the worst rows."""
+    plain = [row for row in rows("forecast_rows") if row["group"] != "compiled"]
+    whole = [row for row in plain if row["segments"] == "whole"]
+    beyond = [row for row in whole if abs(off(row, "pool")) > WHOLE_SHOWN]
+    segments = [row for row in plain if row["segments"] == "expandable"]
+    worst = max(segments, key=lambda row: abs(off(row, "pool")))
+    host = sorted(plain, key=lambda row: off(row, "host"))
+    return (
+        '- **Whole segments** (`allocator=""`): which of two equal blocks is used again hangs on '
+        "addresses that the\n  driver chooses, and small differences in order grow: "
+        f"{len(beyond)} of {len(whole)} rows are more than {WHOLE_SHOWN:.0f} % off, the worst\n  "
+        f"{max(abs(off(row, 'pool')) for row in whole):.1f} % (process "
+        f"{max(abs(off(row, 'process')) for row in whole):.1f} %). The tensors agree. Plans use "
+        "expandable segments by default, and\n  a plan without them is TIGHT, not FITS, where less "
+        "than the doubt about its pool is left.\n"
+        f"- **Expandable segments, worst {abs(off(worst, 'pool')):.1f} %**: `{worst['name']}`, a "
+        f"small plan whose pool of {worst['measured']['pool'] / 2**20:.0f} MiB grows by whole "
+        "pages.\n"
+        f"- **Host memory**: {-off(host[0], 'host'):.1f} % short on `{host[0]['name']}` and "
+        f"{-off(host[1], 'host'):.1f} % on `{host[1]['name']}`; the\n  compiler's own memory is "
+        "not counted."
+    )
+
+
+def caching() -> str:
+    """docs/forecast.md: what building the feature caches takes."""
+    took = {row["encoder"]: row for row in rows("encoders")}
+    sam, clip = took["sam"], took["clip"]
+    return (
+        "Building the feature caches runs before training and takes "
+        f"{sam['peak_allocated_bytes'] / 2**30:.2f} GiB of tensors "
+        f"({sam['peak_reserved_bytes'] / 2**30:.2f} of the pool) for SAM and\n"
+        f"{clip['peak_allocated_bytes'] / 2**30:.2f} for CLIP at 7B (`benchmarks/encoders.py`): a "
+        "card that has no room for it gets OOM. Not forecast yet: more\nthan one process."
+    )
+
+
+def tiny() -> str:
+    """docs/lisa-tiny.md: the packaged model's size, from its file."""
+    from safetensors import safe_open
+
+    path = ROOT / "profiles/tiny/model.safetensors"
+    with safe_open(path, framework="np") as file:
+        shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+    count = sum(math.prod(shape) for shape in shapes)
+    return (
+        f"The packaged model: {count / 1e6:.2f} M parameters, "
+        f"{path.stat().st_size / 1e6:.1f} MB of bf16 safetensors, "
+        "the same modules as 7B (CLIP,\nprojector, LLaMA, SAM) in small."
+    )
+
+
+def pretraining() -> str:
+    """docs/lisa-tiny.md: how long the packaged model was made."""
+    record = json.loads((ROOT / "profiles/tiny/pretraining.json").read_text(encoding="utf-8"))
+    return (
+        "The tokenizer is a byte-level BPE of 768 tokens. Pretraining trained everything, "
+        f"encoders included,\nfor {record['steps']} steps of "
+        f"{record['scenes_per_step']} generated scenes × {record['questions_per_scene']} questions "
+        f"({record['seconds']} s on one {record['device']}), with auxiliary "
+        "heads that\nare dropped afterwards."
+    )
+
+
+def bf16_size() -> str:
+    """docs/weights.md: the disk space of a converted folder."""
+    from trainer.convert import needed_shapes
+
+    count = sum(shape.numel() for shape in needed_shapes(model_profile("7b")).values())
+    return f"The disk space is that of the model in bf16, {2 * count / 2**30:.1f} GiB at 7B."
+
+
+PAGES: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {"answering": answering, "accuracy": accuracy},
+    "docs/lean.md": {"profiled": profiled},
+    "docs/data.md": {"reading": reading},
+    "docs/own-data.md": {"importing": importing},
+    "docs/advice.md": {"emulated": emulated},
+    "docs/forecast.md": {"caching": caching, "explained": explained},
+    "docs/lisa-tiny.md": {"tiny": tiny, "making": pretraining},
+    "docs/weights.md": {"size": bf16_size},
+}
