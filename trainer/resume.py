@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from profiles.files import read_regular
 from profiles.plan import Plan
 from trainer import checkpoint
 from trainer.data.mixture import MixedSets
@@ -74,7 +75,7 @@ class Started:
     def read(cls, folder: Path) -> Started:
         """From a run folder. Raises CannotResume."""
         try:
-            return TypeAdapter(cls).validate_json((folder / RECORD).read_bytes())
+            return TypeAdapter(cls).validate_json(read_regular(folder / RECORD))
         except ValidationError as error:
             what = error.errors(include_url=False, include_input=False)[0]["msg"]
             raise CannotResume(
