@@ -92,9 +92,8 @@ def _begin(run: Beginning) -> None:
     for name, value in run.started.environment.items():
         os.environ.setdefault(name, value)  # which card, and the allocator, before torch
     if must_start_processes(run.plan):
-        _read_data(run)  # bad data is told once, not by every process
-        if not run.resumes:
-            _write(run)
+        # Bad and changed data are told once, not by every process.
+        _settle(run, *_read_data(run))
         arguments = ["-m", "trainer.cli", "worker", str(run.folder)] + ["--resume"] * run.resumes
         code = start_processes(run.plan.processes, arguments)
         if code != EXIT_OUT_OF_MEMORY:
@@ -168,13 +167,16 @@ def worker(
     with user_errors():
         plan, started = Plan.read(folder / "plan.json"), Started.read(folder)
         try:
-            _train(Beginning(plan, folder, started, resumes=resumes))
+            _train(Beginning(plan, folder, started, resumes=resumes), settled=True)
         except OutOfMemory:
             raise typer.Exit(EXIT_OUT_OF_MEMORY) from None
 
 
-def _train(run: Beginning) -> None:
-    """Train in this process. Raises OutOfMemory once that is written down."""
+def _train(run: Beginning, settled: bool = False) -> None:
+    """Train in this process. Raises OutOfMemory once that is written down.
+
+    `settled`: what the data are was written down, or checked, by whoever started the process.
+    """
     from trainer import recovery
     from trainer.launch import is_main
 
@@ -192,15 +194,11 @@ def _train(run: Beginning) -> None:
         from trainer.evaluate import run_sheet
         from trainer.facts import room
         from trainer.loop import Run, outcome
-        from trainer.resume import check_data, digests, resumable
+        from trainer.resume import resumable
 
-        now = digests(train, val, left_out)
-        checkpoint = None
-        if run.resumes:
-            check_data(started, now)
-            checkpoint = resumable(folder, speaker.line)
-        elif is_main():
-            _write(replace(run, started=replace(started, digests=now)))
+        if is_main() and not settled:
+            _settle(run, train, val, left_out)
+        checkpoint = resumable(folder, speaker.line) if run.resumes else None
         before, training = room(plan), None
         try:
             training = Run(plan, train, val, folder, started.cache, speaker, started.keeping)
@@ -237,6 +235,22 @@ def _read_data(run: Beginning) -> tuple[list[Item] | MixedSets, list[Item], set[
         tell(told(leave.left_out, listed))
     gone = {os.path.relpath(entry, data) for entry in entries(leave.left_out)}
     return train, val, gone
+
+
+def _settle(
+    run: Beginning, train: list[Item] | MixedSets, val: list[Item], left_out: set[str]
+) -> None:
+    """Write down what the run needs to be resumed, or check its data. Raises CannotResume."""
+    from trainer.data.contents import Contents
+    from trainer.resume import digests, settled
+
+    started = run.started
+    now = digests(train, val, left_out, Contents(started.data, started.cache))
+    if not run.resumes:
+        return _write(replace(run, started=replace(started, digests=now)))
+    known = settled(started, now, run.folder)
+    if known != started:
+        known.write(run.folder)
 
 
 def _write(run: Beginning) -> None:
