@@ -1,14 +1,17 @@
 """How long data take to read and to import: made-up annotations of the published data sets' sizes.
 
-    python benchmarks/reading.py
+    python benchmarks/reading.py [--cores N] [--keep FILE]
 
-Prints what docs/data.md and docs/own-data.md quote. One core; a row's pictures are one file.
+Prints what docs/data.md and docs/own-data.md quote. One core unless more are asked for; pictures of
+most rows are links to one file.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import platform
 import sys
 import tempfile
 import time
@@ -22,7 +25,8 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from trainer.data import sem_seg, vqa  # noqa: E402
+from trainer.data import mixture, sem_seg, vqa  # noqa: E402
+from trainer.data.contents import Contents  # noqa: E402
 from trainer.data.own import import_annotations  # noqa: E402
 from trainer.data.visits import Scanned  # noqa: E402
 
@@ -97,28 +101,61 @@ def write_numbered(folder: Path, count: int) -> None:
     (folder / "objectInfo150.txt").write_text("\n".join(lines))
 
 
+def write_items(folder: Path, count: int) -> None:
+    """ReasonSeg's format: pictures of 640 x 480, each with a question and a polygon."""
+    stems = [f"{number:06}" for number in range(count)]
+    write_pictures(folder, [f"{stem}.jpg" for stem in stems], alike=True)
+    for stem in stems:
+        points = np.reshape(polygon(), (-1, 2)).tolist()
+        note = {"shapes": [{"label": "target", "points": points}], "text": ["a thing"],
+                "is_sentence": False}  # fmt: skip
+        (folder / f"{stem}.json").write_text(json.dumps(note))
+
+
+def check(root: Path) -> None:
+    """What --check-data does. Raises unless all is sound."""
+    counts, _, findings = mixture.check(root)
+    assert counts["train"]["items"] and not findings, findings[:3]
+
+
 def sound(scanned: Scanned) -> None:
     """Raises unless all was read."""
     assert scanned[0] and not scanned[1], scanned[1][:3]
 
 
-def row(what: str, read: Callable[[], Any]) -> None:
-    """Print what was read, and in how long."""
-    started = time.perf_counter()
-    read()
-    print(f"| {what} | {time.perf_counter() - started:.1f} |", flush=True)
-
-
 def main() -> None:
     """Write each kind of data aside, and read it."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--cores", type=int, default=1)
+    parser.add_argument("--keep", type=Path)
+    asked = parser.parse_args()
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: asked.cores])
+    machine = f"{platform.machine()}, Python {platform.python_version()}, {asked.cores} cores"
+
+    def row(what: str, read: Callable[[], Any]) -> None:
+        """Print what was read, and in how long."""
+        started = time.perf_counter()
+        read()
+        seconds = round(time.perf_counter() - started, 1)
+        print(f"| {what} | {seconds} |", flush=True)
+        if asked.keep is not None:
+            with asked.keep.open("a", encoding="utf-8") as file:
+                kept = {"read": what, "seconds": seconds, "machine": machine}
+                file.write(json.dumps(kept) + "\n")
+
     print("| read | seconds |\n|---|---|")
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         write_coco(root / "own.json", root / "own", 1000, alike=False)
         row("1000 pictures with 7000 polygons, imported", lambda: import_annotations(
             root / "own.json", root / "imported", pictures=root / "own"))  # fmt: skip
+        write_items(root / "a" / "ReasonSeg" / "train", 5000)
+        row("5000 items, checked", lambda: check(root / "a"))
+        pictures = sorted((root / "own").iterdir())
+        for what in ("read", "known"):
+            row(f"1000 pictures, digests {what}",
+                lambda: Contents(root / "own", root / "cache").of(pictures))  # fmt: skip
         write_numbered(root / "b" / "ade20k", 1000)
         row("1000 pictures of class numbers", lambda: sound(sem_seg.read(root / "b")))
         write_dialogues(root / "c", 50_000)

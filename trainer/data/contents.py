@@ -10,11 +10,11 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeAlias
 
 from profiles.files import read_regular
+from trainer.data.spread import in_threads
 
 _Known: TypeAlias = dict[str, tuple[int, int, str]]  # path -> size, mtime in ns, digest
 _BLOCK = 1 << 20
@@ -41,10 +41,8 @@ class Contents:
                 found[name] = known
             else:  # its size and age from before it is read: a later change is seen next time
                 found[name], new[name] = (now.st_size, now.st_mtime_ns, ""), path
-        # hashlib lets go of Python's lock, and a disk reads several files at once.
-        with ThreadPoolExecutor() as threads:
-            for name, digest in zip(new, threads.map(_digest, new.values()), strict=True):
-                found[name] = (*found[name][:2], digest)
+        for name, digest in zip(new, in_threads(_digest, new.values()), strict=True):
+            found[name] = (*found[name][:2], digest)
         if new:
             self._known |= found
             self._keep()
