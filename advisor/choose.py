@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from pydantic import Field
 
@@ -17,7 +18,7 @@ from advisor.budget import GIB, Basis, Budget, Bytes, Frozen, gib, judge
 from advisor.candidates import STORAGES, Family, families
 from advisor.probe import Gpu, Machine
 from profiles.plan import Finding, Lora, Plan, Schedule
-from profiles.tested import TestedRow, Verdict, needs_no_more
+from profiles.tested import TestedRow, Verdict, needs_no_more, one_of_each
 
 TINY_BYTES = GIB // 2  # 0.29 GiB by forecast
 OTHERS_EACH = 3  # plans shown beside the chosen one, of each storage
@@ -113,6 +114,8 @@ def choose(
     host memory instead of failing. None where no plan can be weighed.
     """
     open_ones = [family for family in families(base, pinned) if not refusals(family.plan)]
+    against = [row for row in rows if _is_against(row, budget)]
+    rows = one_of_each(against, attrgetter("plan"))
     relieved = (_relieved(family, budget, scales, rows, spills) for family in open_ones)
     judged = [candidate for candidate in relieved if candidate is not None]
     if not judged:
@@ -149,7 +152,7 @@ def _relieved(
     while low < high:  # less is needed with every step
         middle = (low + high) // 2
         low, high = (low, middle) if fits(middle) else (middle + 1, high)
-    while low < last and _refuting_row(family.at(low), rows, budget) is not None:
+    while low < last and _refuting_row(family.at(low), rows) is not None:
         low += 1
     return _judged(family.at(low), budget, scales, rows, spills)
 
@@ -162,7 +165,7 @@ def _judged(
         return None
     needs, host = found
     verdict, why = verdict_of(needs.bytes, host, budget, spills)
-    refuting = _refuting_row(plan, rows, budget)
+    refuting = _refuting_row(plan, rows)
     if refuting is not None and verdict in ("FITS", "TIGHT"):
         verdict = "SPILLS" if spills else "OOM"
         why = f"row {refuting.id} ran out of memory with no more than this"
@@ -258,14 +261,15 @@ def _ladder(
     return tuple(rungs)
 
 
-def _refuting_row(plan: Plan, rows: Iterable[TestedRow], budget: Budget) -> TestedRow | None:
-    """A row that ran out of at least this much memory although it needs no more than `plan`."""
-    for row in rows:
-        if row.source == "seed" or row.verdict != "OOM" or row.limit_bytes is None:
-            continue
-        if row.limit_bytes >= budget.usable.bytes and needs_no_more(row.plan, plan):
-            return row
-    return None
+def _is_against(row: TestedRow, budget: Budget) -> bool:
+    """Whether a row ran out of at least as much memory as is usable."""
+    told = row.source != "seed" and row.verdict == "OOM" and row.limit_bytes is not None
+    return told and (row.limit_bytes or 0) >= budget.usable.bytes
+
+
+def _refuting_row(plan: Plan, rows: Iterable[TestedRow]) -> TestedRow | None:
+    """The first row that ran out of memory although it needs no more than `plan`."""
+    return next((row for row in rows if needs_no_more(row.plan, plan)), None)
 
 
 def overridden(plan: Plan, overrides: Sequence[str], largest_micro_batch: int) -> Plan:
@@ -288,8 +292,3 @@ def assigned(overrides: Iterable[str]) -> dict[str, str]:
     """The settings that `key=value` texts assign, with their raw values."""
     pairs = (text.partition("=") for text in overrides)
     return {key.strip().replace("-", "_"): value.strip() for key, _, value in pairs}
-
-
-def same_except(plan: Plan, other: Plan, *settings: str) -> bool:
-    """Whether two plans agree in everything but `settings`."""
-    return plan.model_dump(exclude=set(settings)) == other.model_dump(exclude=set(settings))

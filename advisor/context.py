@@ -17,6 +17,7 @@ from typing import Literal
 
 from advisor.child import RehearsalFailed, cache_folder, rehearsed
 from advisor.probe import Gpu, Machine
+from profiles.files import read_regular
 from profiles.plan import Plan
 
 MIB = 2**20
@@ -48,7 +49,7 @@ def context_of(gpu: Gpu, machine: Machine, folder: Path | None = None) -> Contex
     """The context on `gpu`: what was measured there before, else the nearest profile."""
     path = _kept(gpu, machine, folder)
     try:
-        plain, pinning = json.loads(path.read_text(encoding="utf-8"))
+        plain, pinning = json.loads(read_regular(path))
         return Context(int(plain), int(pinning), "measured", "measured on this GPU")
     except (OSError, ValueError, TypeError):
         return HOPPER if (gpu.compute_capability or (0, 0)) >= (9, 0) else OTHERS

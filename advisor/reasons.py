@@ -7,7 +7,7 @@ from typing import Any
 
 from advisor.budget import Basis, Budget, gib
 from advisor.candidates import STORAGES
-from advisor.choose import Reason, assigned, same_except
+from advisor.choose import Reason, assigned
 from advisor.forecast import TINY_COUNTS, TINY_COUNTS_MORE
 from advisor.probe import Gpu
 from advisor.search import Found, largest_micro_batch
@@ -34,13 +34,14 @@ def plan_reasons(
     `whole`: why the card has no expandable segments; empty where it has.
     """
     plan = found.choice.best.plan
+    measured = _one_of_each(plan.model, rows)
     reasons = [
         *_batch_reasons(found, budget),
         dtype_reason(plan, gpu),
         _storage_reason(found, budget),
         *_seed_reasons(plan, rows),
         *(reason for lever in LEVERS if (reason := _lever_reason(found, lever))),
-        *(reason for lever in TESTED_LEVERS if (reason := _tested_reason(plan, rows, lever))),
+        *(reason for lever in TESTED_LEVERS if (reason := _tested_reason(plan, measured, lever))),
         allocator_reason(plan, whole),
     ]
     given = set(assigned(overrides))
@@ -203,25 +204,44 @@ def _lever_reason(found: Found, lever: str) -> Reason | None:
 def _tested_reason(plan: Plan, rows: Sequence[TestedRow], lever: str) -> Reason | None:
     """What `lever` gains and costs, from two rows that differ in nothing else; None without."""
     value = getattr(plan, lever)
-    pairs = [
-        (with_it, without)
-        for with_it in rows
-        for without in rows
-        if with_it.gpu == without.gpu
-        and with_it.model == without.model == plan.model
-        and with_it.peak_allocated_bytes
-        and without.peak_allocated_bytes
-        and _pulled(lever, getattr(with_it.plan, lever), getattr(without.plan, lever), value)
-        and same_except(with_it.plan, without.plan, lever)
-    ]
-    if not pairs:
+    pair = next(_pairs(plan, rows, lever), None)
+    if pair is None:
         return None
-    with_it, without = pairs[0]
+    with_it, without = pair
     because = f"{_cost_text(with_it)} (row {with_it.id}); with "
     because += f"{_value_text(lever, getattr(without.plan, lever))} {_cost_text(without)}"
     because += f" (row {without.id})"
     text = _value_text(lever, value)
     return Reason(setting=lever, value=text, because=because, basis="tested")
+
+
+def _one_of_each(model: str, rows: Iterable[TestedRow]) -> list[TestedRow]:
+    """The first measured row of each card and plan of a model."""
+    first: dict[tuple[str | None, int], TestedRow] = {}  # a file's rows share their plans
+    for row in rows:
+        if row.model == model and row.peak_allocated_bytes:
+            first.setdefault((row.gpu, id(row.plan)), row)
+    return list(first.values())
+
+
+def _pairs(
+    plan: Plan, rows: Sequence[TestedRow], lever: str
+) -> Iterator[tuple[TestedRow, TestedRow]]:
+    """Two rows each that differ in `lever` alone, the first with it as far as `plan` has it."""
+    alike: dict[object, list[TestedRow]] = {}  # but for the lever
+    for row in rows:
+        alike.setdefault(_but_for(lever, row), []).append(row)
+    for with_it in rows:
+        pulled = getattr(with_it.plan, lever)
+        for without in alike[_but_for(lever, with_it)]:
+            if _pulled(lever, pulled, getattr(without.plan, lever), getattr(plan, lever)):
+                yield with_it, without
+
+
+def _but_for(lever: str, row: TestedRow) -> tuple[object, ...]:
+    """The card and all settings of a row but for one."""
+    names = (name for name in Plan.model_fields if name != lever)
+    return row.gpu, *(getattr(row.plan, name) for name in names)
 
 
 def _pulled(lever: str, with_it: Any, without: Any, value: Any) -> bool:

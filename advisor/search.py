@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ from advisor.speed import samples_per_second
 from profiles.catalog import GpuProfile, gpus
 from profiles.grid import MICRO_BATCHES, estimate, nearest
 from profiles.plan import Finding, Plan
-from profiles.tested import TestedRow
+from profiles.tested import TestedRow, one_of_each
 
 if TYPE_CHECKING:
     from advisor.forecast import Forecast
@@ -140,21 +141,24 @@ def smallest_cards_text(models: Iterable[str]) -> str:
 def _chosen(
     base: Plan, pinned: set[str], setting: Setting, text: int, correction: float
 ) -> Found | None:
-    rows = [row for row in setting.rows if _text_of(row) <= text]
+    rows = [row for row in setting.rows if row.verdict == "OOM" and _text_of(row) <= text]
     scales = _scales(setting, text, correction)
     choice = choose(base, pinned, setting.budget, scales, setting.refusals, rows, setting.spills)
     return None if choice is None else Found(choice, scales, text, None, setting.counted_by)
 
 
 def _scales(setting: Setting, text: int, correction: float) -> Scales:
-    usable = [
-        _evidence(row)
+    here = _minor(installed("torch"))
+    held = [
+        (_counts_for(row, here), row)
         for row in setting.rows
-        if row.source != "seed"
-        and row.verdict in ("FITS", "TIGHT")
+        if row.verdict in ("FITS", "TIGHT")
+        and row.source != "seed"
         and row.needed_bytes is not None
         and _text_of(row) >= text
     ]
+    held.sort(key=itemgetter(0))  # so that the first row that covers a plan is the one to quote
+    usable = one_of_each(held, lambda one: one[1].plan)
     needs = partial(_needs, usable, text, correction, _counted(setting.counted_by))
     return Scales(needs, partial(_speed, setting.card, text))
 
@@ -165,7 +169,7 @@ def _counted(by: str) -> str:
 
 
 def _needs(
-    rows: list[tuple[TestedRow, int, str]], text: int, correction: float, counted: str, plan: Plan
+    rows: list[tuple[int, TestedRow]], text: int, correction: float, counted: str, plan: Plan
 ) -> tuple[Bytes, int] | None:
     """The pool and the host memory of `plan` at most: by forecast, or by a row that took less."""
     found = estimate(plan, text)
@@ -178,19 +182,21 @@ def _needs(
         pool = round(found.pool_bytes * correction)
         source = "forecasts of the usual settings, corrected"
     needs = Bytes(bytes=pool, basis="forecast", source=source)
-    for row, took, source in rows:
-        if took < needs.bytes and row.plan.quantization == plan.quantization and row.covers(plan):
-            needs = Bytes(bytes=took, basis="tested", source=source)
+    for took, row in rows:
+        if took >= needs.bytes:
+            break
+        if row.plan.quantization == plan.quantization and row.covers(plan):
+            source = f"row {row.id}: {row.title}"
+            if took != row.needed_bytes:
+                source += f", with torch {_minor(row.versions['torch'])}"
+            return Bytes(bytes=took, basis="tested", source=source), found.host_bytes
     return needs, found.host_bytes
 
 
-def _evidence(row: TestedRow) -> tuple[TestedRow, int, str]:
-    """The row, what it counts for in bytes, and its source; more under another torch than here."""
-    took, source = row.needed_bytes or 0, f"row {row.id}: {row.title}"
-    torch, here = (_minor(text) for text in (row.versions.get("torch", ""), installed("torch")))
-    if torch and torch != here:
-        return row, round(OTHER_VERSIONS * took), f"{source}, with torch {torch}"
-    return row, took, source
+def _counts_for(row: TestedRow, here: str) -> int:
+    """What the row counts for in bytes: more under another torch than `here`, major.minor."""
+    took, torch = row.needed_bytes or 0, _minor(row.versions.get("torch", ""))
+    return round(OTHER_VERSIONS * took) if torch and torch != here else took
 
 
 def _minor(version: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -51,6 +52,7 @@ def listed(
     from rich.table import Table as RichTable
     from rich.text import Text
 
+    by_name = {row.id: row for row in reversed(table.rows)}  # the first of a name holds
     shown = RichTable(box=None, header_style="bold", padding=(0, 2, 0, 0))
     for name in ("row", "verdict", "GiB", "cap", "text", "what, and what measurements say"):
         shown.add_column(name, justify="right" if name in ("GiB", "cap", "text") else "left")
@@ -58,7 +60,7 @@ def listed(
         shape = row.data_shape
         shown.add_row(
             Text(row.id), row.verdict, _gib(row.needed_bytes), _gib(row.limit_bytes),
-            str(shape.text_tokens) if shape else "", Text(row.title + _judged(row, table)),
+            str(shape.text_tokens) if shape else "", Text(row.title + _judged(row, by_name)),
         )  # fmt: skip
     Console(highlight=False).print(shown)
     print(f"{len(rows)} of {len(table.rows)} rows", file=sys.stderr)
@@ -85,17 +87,19 @@ def import_(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="JSON lines, as exported.")],
 ) -> None:
     """Add the rows of a file to your own; rows that you have stay as they are."""
-    from profiles.tested import append, parse_table
+    from profiles.files import read_regular
+    from profiles.tested import append_all, parse_table
 
     try:
-        found = parse_table(file.read_bytes(), str(file))
+        found = parse_table(read_regular(file), str(file))
     except OSError as error:
         print(f"error: {file}: cannot be read: {error.strerror}", file=sys.stderr)
         raise typer.Exit(2) from None
     known = {row.id for row in _read().rows}
-    new = [row for row in found.rows if row.id not in known]
-    for row in new:
-        append(row.model_copy(update={"source": "user"}))
+    new = {row.id: row for row in reversed(found.rows) if row.id not in known}
+    own = [row.model_copy(update={"source": "user"}) for row in reversed(new.values())]
+    if own:
+        append_all(own)
     for finding in found.findings:
         print(finding, file=sys.stderr)
     print(f"{len(new)} rows added, {len(found.rows) - len(new)} were there", file=sys.stderr)
@@ -115,13 +119,16 @@ def _gib(number: int | None) -> str:
     return "" if number is None else f"{number / 2**30:.2f}"
 
 
-def _judged(row: TestedRow, table: Table) -> str:
+def _judged(row: TestedRow, by_name: Mapping[str, TestedRow]) -> str:
     """What measured rows say of a claim, with their numbers."""
     told = ""
     for word, names in (("confirmed", row.confirmed_by), ("contradicted", row.contradicted_by)):
         facts = []
         for name in names:
-            other = table.row(name)
+            other = by_name.get(name)
+            if other is None:  # a row of others may name one that is not here
+                facts.append(name)
+                continue
             took = f"takes {_gib(other.needed_bytes)} GiB"
             if other.verdict == "OOM":
                 took = f"out of memory at {_gib(other.limit_bytes)} GiB"

@@ -24,7 +24,8 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from trainer.data import sem_seg, vqa  # noqa: E402
+from trainer.data import mixture, sem_seg, vqa  # noqa: E402
+from trainer.data.contents import Contents  # noqa: E402
 from trainer.data.own import import_annotations  # noqa: E402
 from trainer.data.visits import Scanned  # noqa: E402
 
@@ -100,6 +101,23 @@ def write_numbered(folder: Path, count: int) -> None:
     (folder / "objectInfo150.txt").write_text("\n".join(lines))
 
 
+def write_items(folder: Path, count: int) -> None:
+    """ReasonSeg's format: pictures of 640 x 480, each with a question and a polygon."""
+    stems = [f"{number:06}" for number in range(count)]
+    write_pictures(folder, [f"{stem}.jpg" for stem in stems], alike=True)
+    for stem in stems:
+        points = np.reshape(polygon(), (-1, 2)).tolist()
+        note = {"shapes": [{"label": "target", "points": points}], "text": ["a thing"],
+                "is_sentence": False}  # fmt: skip
+        (folder / f"{stem}.json").write_text(json.dumps(note))
+
+
+def check(root: Path) -> None:
+    """What --check-data does. Raises unless all is sound."""
+    counts, _, findings = mixture.check(root)
+    assert counts["train"]["items"] and not findings, findings[:3]
+
+
 def sound(scanned: Scanned) -> None:
     """Raises unless all was read."""
     assert scanned[0] and not scanned[1], scanned[1][:3]
@@ -124,6 +142,12 @@ def main() -> None:
         write_coco(root / "own.json", root / "own", 1000, alike=False)
         found.append(row("imported pictures", 1000, lambda: import_annotations(
             root / "own.json", root / "imported", pictures=root / "own")))  # fmt: skip
+        write_items(root / "a" / "ReasonSeg" / "train", 5000)
+        found.append(row("checked items", 5000, lambda: check(root / "a")))
+        pictures = sorted((root / "own").iterdir())
+        for what in ("digested pictures", "digested pictures again"):
+            found.append(row(what, 1000, lambda: Contents(root / "own", root / "cache").of(
+                pictures)))  # fmt: skip
         write_numbered(root / "b" / "ade20k", 1000)
         found.append(row("numbered pictures", 1000, lambda: sound(sem_seg.read(root / "b"))))
         write_dialogues(root / "c", 50_000)

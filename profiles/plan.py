@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import PydanticCustomError
 
 from profiles.catalog import ModelProfile, model_profile, models
+from profiles.files import read_regular
 from profiles.text import brief
 
 Dtype = Literal["bf16", "fp16", "fp32"]
@@ -273,7 +274,7 @@ class Plan(_Frozen):
     def read(cls, path: Path) -> Plan:
         """A Plan from a file. Raises PlanError naming the file."""
         try:
-            text = path.read_text(encoding="utf-8")
+            text = read_regular(path).decode("utf-8")
         except (OSError, ValueError) as error:
             fix = "give the path of a plan.json, such as the one in a run folder"
             raise PlanError([Finding(str(path), f"cannot be read: {error}", fix=fix)]) from None

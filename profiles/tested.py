@@ -7,21 +7,31 @@ folder and are only ever appended. A row is evidence: an unknown number is null,
 from __future__ import annotations
 
 import datetime
+import errno
+import gc
+import marshal
 import os
+import stat
 import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from importlib.resources import files
+from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 
 from profiles.catalog import ModelProfile
+from profiles.files import read_regular
 from profiles.plan import Finding, Lora, Plan
 
 Verdict = Literal["FITS", "TIGHT", "SPILLS", "OOM", "UNKNOWN"]
 
 Source = Literal["seed", "measured", "user"]
+T = TypeVar("T")
+Plans: TypeAlias = dict[tuple[str, bytes], Plan]  # by model and settings
 TABLE_NAME = "tested.jsonl"
 _TARGETS_BY_SIZE = ("qv", "attention", "all-linear")
 _TWO_BYTE_DTYPES = frozenset({"bf16", "fp16"})
@@ -76,15 +86,27 @@ class TestedRow(_Frozen):
     confirmed_by: tuple[str, ...] = Field((), description="ids of rows that saw the same")
 
     @model_validator(mode="after")
-    def _settings_are_a_plan(self) -> Self:
-        if "model" in self.settings:
+    def _settings_are_a_plan(self, info: ValidationInfo) -> Self:
+        own = self.__dict__  # reading fields through pydantic counts in a large table
+        if "model" in own["settings"]:
             raise ValueError("the model stands beside the settings, not in them")
-        _ = self.plan  # raises PlanError, a ValueError
+        if info.context is None:
+            _ = self.plan  # raises PlanError, a ValueError
+            return self
+        # Many rows of a file have the same plan, and parsing it takes the most time.
+        plans: Plans = info.context
+        key = own["model"], marshal.dumps(own["settings"], 2)
+        if key not in plans:
+            plans[key] = self.plan
+        own["plan"] = plans[key]
         return self
 
     @cached_property
     def plan(self) -> Plan:
-        """The row's settings as a Plan; what the row does not pin has the Plan's default."""
+        """The row's settings as a Plan; what the row does not pin has the Plan's default.
+
+        Rows of one file with the same settings share it.
+        """
         return Plan.parse({**self.settings, "model": self.model})
 
     @property
@@ -139,12 +161,12 @@ def read_table(user_path: Path | None = None) -> Table:
     rows, findings = shipped_table()
     path = user_table_path() if user_path is None else user_path
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
     except FileNotFoundError:
         return Table(rows, findings)
     except OSError as error:
         finding = Finding(
-            str(path), f"cannot be read: {error.strerror}", fix="its rows are missing"
+            str(path), f"cannot be read: {error.strerror}", fix="its rows are missing until it can"
         )
         return Table(rows, (*findings, finding))
     own = parse_table(data, str(path))
@@ -155,36 +177,58 @@ def parse_table(data: bytes, where: str) -> Table:
     """The rows in JSON-lines `data` of the file `where`, and a finding per damaged line."""
     rows: list[TestedRow] = []
     findings: list[Finding] = []
-    for number, line in enumerate(data.split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(TestedRow.model_validate_json(line))
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            field = ".".join(str(part) for part in first["loc"])
-            what = f"skipped a damaged row: {field + ': ' if field else ''}{first['msg']}"
-            findings.append(Finding(f"{where}:{number}", what, fix="mend or delete that line"))
+    plans: Plans = {}
+    with _all_kept():
+        for number, line in enumerate(BytesIO(data), start=1):
+            if not line.strip():
+                continue
+            try:
+                rows.append(TestedRow.model_validate_json(line, context=plans))
+            except ValidationError as error:
+                first = error.errors(include_url=False)[0]
+                field = ".".join(str(part) for part in first["loc"])
+                what = f"skipped a damaged row: {field + ': ' if field else ''}{first['msg']}"
+                findings.append(Finding(f"{where}:{number}", what, fix="mend or delete that line"))
     return Table(tuple(rows), tuple(findings))
 
 
+@contextmanager
+def _all_kept() -> Iterator[None]:
+    """While many objects are made that all stay: else Python looks through them ever again."""
+    searched = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if searched:
+            gc.enable()
+
+
 def append(row: TestedRow, path: Path | None = None) -> Path:
-    """Append `row` to the user's table (`path`) and return where it went. Raises OSError.
+    """Append `row` to the user's table, as `append_all` does several."""
+    return append_all((row,), path)
+
+
+def append_all(rows: Iterable[TestedRow], path: Path | None = None) -> Path:
+    """Append `rows` to the user's table (`path`) and return where they went. Raises OSError.
 
     One write in append mode: rows of processes that append together neither mix nor get lost,
     with or without the lock, which only keeps the look at the last byte true.
     """
     path = user_table_path() if path is None else path
     path.parent.mkdir(parents=True, exist_ok=True)
-    line = row.model_dump_json().encode() + b"\n"
+    lines = b"".join(row.model_dump_json().encode() + b"\n" for row in rows)
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)
     handle = os.open(path, flags, 0o644)
     try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "is no regular file", str(path))
         _lock(handle)
         if _ends_inside_a_line(handle):
-            line = b"\n" + line  # a torn last line must not swallow this row
-        if os.write(handle, line) != len(line):
-            raise OSError(f"{path}: only part of the row was written; is the disk full?")
+            lines = b"\n" + lines  # a torn last line must not swallow the next row
+        if os.write(handle, lines) != len(lines):
+            raise OSError(f"{path}: only a part was written; is the disk full?")
         os.fsync(handle)
     finally:
         os.close(handle)
@@ -206,16 +250,40 @@ def _ends_inside_a_line(handle: int) -> bool:
     return os.read(handle, 1) != b"\n"
 
 
+_SAME = ("device", "processes", "quantization", "quantized_parts", "optimizer", "compile")
+# All that `needs_no_more` looks at; whatever else a plan has, it says the same of it.
+_LOOKED_AT = (
+    *_SAME, "dtype", "model", "lora", "train", "micro_batch", "checkpointed_layers",
+    "host_layers", "host_embeddings", "cached_encoders", "logits", "mask_loss_resolution",
+    "optimizer_state", "tokens", "mixture",
+)  # fmt: skip
+
+
+def one_of_each(found: Iterable[T], plan_of: Callable[[T], Plan]) -> list[T]:
+    """The first thing found of each plan's memory: others of it say the same of any other plan.
+
+    A table may have a hundred thousand rows, and each is held against hundreds of plans.
+    """
+    first: dict[object, T] = {}
+    memories: dict[int, object] = {}  # by the plan itself, which rows of a file share
+    for one in found:
+        plan = plan_of(one)
+        memory = memories.get(id(plan))
+        if memory is None:
+            memory = memories[id(plan)] = tuple(getattr(plan, name) for name in _LOOKED_AT)
+        first.setdefault(memory, one)
+    return list(first.values())
+
+
 def needs_no_more(plan: Plan, other: Plan) -> bool:
     """Whether `plan` surely peaks at or below `other`'s bytes, from the direction of each lever.
 
     False means "not known", not "more". Learning rates, seeds, the length of the data set and the
     allocator's settings are left out: they do not move the peak, or only its slack.
     """
-    same = ("device", "processes", "quantization", "quantized_parts", "optimizer", "compile")
     dtypes = {plan.dtype, other.dtype}
     return (
-        all(getattr(plan, name) == getattr(other, name) for name in same)
+        all(getattr(plan, name) == getattr(other, name) for name in _SAME)
         and (len(dtypes) == 1 or dtypes == _TWO_BYTE_DTYPES)
         and model_needs_no_more(plan.profile, other.profile)
         and _lora_needs_no_more(plan.lora, other.lora)

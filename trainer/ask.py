@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from profiles.files import read_regular
 from profiles.text import brief
 from trainer.data.paths import picture_in
 from trainer.data.prompts import PromptError, Turn, explanatory_question_for, question_for
@@ -109,7 +110,7 @@ def passed_over(folder: Path) -> str | None:
 def _from_file(file: Path, folder: Path) -> tuple[list[Question], list[str]]:
     asked, wrong = [], []
     allowed = {"image": str, "question": str, "phrase": bool, "explain": bool}
-    for number, line in enumerate(file.read_bytes().split(b"\n"), 1):
+    for number, line in enumerate(read_regular(file).split(b"\n"), 1):
         if not line.strip():
             continue
         try:

@@ -15,6 +15,7 @@ from profiles.streams import set_streams
 from trainer.console import (
     EXIT_INTERRUPTED,
     EXIT_USAGE,
+    Plain,
     ended_politely,
     fail,
     feature_cache,
@@ -319,14 +320,13 @@ app.command(hidden=True)(worker)
 
 
 def _check_data(folder: Path, skip_broken: Text = None) -> int:
-    from profiles.skipping import ALL, read_most
+    from profiles.skipping import read_most
     from trainer.data import broken
-    from trainer.data.mixture import check_data
-    from trainer.data.reasonseg import summarise
+    from trainer.data.mixture import check
 
     with user_errors():
         most = read_most(skip_broken)
-    others, findings = check_data(folder)
+        counts_of, others, findings = check(folder, Plain())
     if not broken.can_go(findings, most):
         for finding in findings:
             print(f"  - {finding}", file=sys.stderr)
@@ -334,9 +334,9 @@ def _check_data(folder: Path, skip_broken: Text = None) -> int:
         for line in broken.hint(findings, most):
             print(line, file=sys.stderr)
         return EXIT_USAGE
-    with user_errors():
-        counts_of = summarise(folder, broken.Leave(ALL))
     for split, counts in counts_of.items():
+        if not counts:
+            fail(f"{folder}: no sound item would be left in {split}\n    hint: mend some")
         print(f"{split}: " + ", ".join(f"{name} {value}" for name, value in counts.items()))
     for data_set in others:
         masks = sum(1 for picture in data_set.pictures for _ in picture.paints())

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from typing_extensions import TypedDict
 
+from profiles.files import read_regular
 from profiles.plan import Plan
 from trainer.checkpoint import read_facts, seal, verify
 from trainer.convert import SHARD_BYTES, Shards, needed_shapes
@@ -223,7 +224,7 @@ def facts_of(checkpoint: Path) -> dict[str, Any]:
     except ValidationError:
         facts = {}  # as with those that are gone: what is not known is left out
     try:
-        advice = json.loads((checkpoint.parent / "advice.json").read_text(encoding="utf-8"))
+        advice = json.loads(read_regular(checkpoint.parent / "advice.json"))
         forecast = {"forecast_bytes": int(advice["needs"]["bytes"])}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return facts  # a plan of the user's own

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from profiles.files import read_regular
 from profiles.plan import Plan
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def _sees_gpu() -> bool:
 def _untrained(folder: Path) -> Plan:
     """A plan for a whole model; what it says of training means nothing. Raises ValueError."""
     try:
-        model = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))["model"]
+        model = json.loads(read_regular(folder / ORIGIN))["model"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{folder / ORIGIN}: names no model: {error}") from None
     settings = {"model": model, "weights": str(folder.resolve()), "device": "cuda",

@@ -9,19 +9,26 @@ import shutil
 import signal
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from pydantic import TypeAdapter, ValidationError
 
-from profiles.files import write_whole
+from profiles.files import read_regular, write_whole
 from profiles.plan import Plan
 from trainer import checkpoint
+from trainer.data.contents import Contents
 from trainer.data.mixture import MixedSets
 from trainer.data.reasonseg import Item
+from trainer.data.visits import DataSet, ReasoningPicture
 from trainer.run_folder import RECORD
 
+# split -> item -> digest of its annotation and its picture's size;
+# split's pictures -> path, or data set -> digest of the content, or of its pictures' sizes
+Digests: TypeAlias = dict[str, dict[str, str]]
+PICTURES = "{} pictures"
+_PICTURES = tuple(map(PICTURES.format, ("train", "val")))
 LAST, DAMAGED = "last", "damaged"
 SHOWN = 5  # changed items
 # What a run may go on with otherwise than it began: it learns the same from the same samples.
@@ -58,7 +65,7 @@ class Started:
 
     data: Path
     cache: Path
-    digests: dict[str, dict[str, str]]  # split -> item -> digest of annotation and picture
+    digests: Digests
     keeping: Keeping = USUAL
     pinned: tuple[str, ...] = ()  # settings that the user named
     environment: dict[str, str] = field(default_factory=dict)  # such as which card
@@ -76,7 +83,7 @@ class Started:
     def read(cls, folder: Path) -> Started:
         """From a run folder. Raises CannotResume."""
         try:
-            return TypeAdapter(cls).validate_json((folder / RECORD).read_bytes())
+            return TypeAdapter(cls).validate_json(read_regular(folder / RECORD))
         except ValidationError as error:
             what = error.errors(include_url=False, include_input=False)[0]["msg"]
             raise CannotResume(
@@ -91,29 +98,75 @@ class Started:
 
 
 def digests(
-    train: Sequence[Item] | MixedSets, val: Sequence[Item], left_out: Collection[str] = ()
-) -> dict[str, dict[str, str]]:
-    """What tells the data from others: of each item its annotation's bytes and picture's size.
+    train: Sequence[Item] | MixedSets,
+    val: Sequence[Item],
+    left_out: Collection[str] = (),
+    contents: Contents | None = None,
+) -> Digests:
+    """What tells the data from others: by split, of each item; and of its pictures, by their paths.
 
-    Of a mixture the number of its draws and pictures stands for all, and what is broken in it and
-    `left_out`, as mending it would change every draw.
+    Of a mixture the number of its draws and what is broken and `left_out`, as mending it would
+    change every draw; of its data sets the pictures' names and sizes in their order, and of its
+    ReasonSeg the pictures themselves.
     """
+    contents = contents or Contents()
+    found: Digests = {"train": {}, "val": dict(map(_digest, val)), PICTURES.format("train"): {}}
     if isinstance(train, MixedSets):
-        drawn = {"mixture": str(len(train))} | dict.fromkeys(sorted(left_out), "left out")
-        return {"train": drawn, "val": dict(map(_digest, val))}
-    return {"train": dict(map(_digest, train)), "val": dict(map(_digest, val))}
+        found["train"] = {"mixture": str(len(train))} | dict.fromkeys(sorted(left_out), "left out")
+        sets = [one for kind in train.kinds for one in kind]
+        own = [
+            one.image_path
+            for data in sets
+            for one in data.pictures
+            if isinstance(one, ReasoningPicture)
+        ]
+        found[PICTURES.format("train")] = dict(map(_set_digest, sets))
+    else:
+        found["train"] = dict(map(_digest, train))
+        own = [item.image_path for item in train]
+    found[PICTURES.format("train")] |= contents.of(own)
+    found[PICTURES.format("val")] = contents.of([item.image_path for item in val])
+    return found
 
 
 def _digest(item: Item) -> tuple[str, str]:
+    """As earlier versions have it: of the annotation's bytes and the picture's size."""
     annotation = hashlib.sha256(item.json_path.read_bytes())
     annotation.update(repr((item.explanations, item.image_path.stat().st_size)).encode())
     return item.name, annotation.hexdigest()[:16]
 
 
-def check_data(before: Started, now: dict[str, dict[str, str]]) -> None:
-    """Raise CannotResume, item by item, if the data are others than the run began with."""
+def _set_digest(data: DataSet) -> tuple[str, str]:
+    told = hashlib.sha256()
+    for one in data.pictures:
+        told.update(repr((one.name, one.image_path.stat().st_size)).encode())
+    return f"{data.name}: {len(data.pictures)} pictures", told.hexdigest()[:16]
+
+
+def settled(before: Started, now: Digests, folder: Path) -> Started:
+    """The run with what its data are. Raises CannotResume where it began with others.
+
+    A run that died before these were written down has trained nothing that could contradict them.
+    """
+    trained = any(folder.glob(f"{LAST}*")) or (folder / "best").exists()
+    if not before.digests and not trained:
+        return replace(before, digests=now)
+    check_data(before, now)
+    return replace(before, digests=now | before.digests)  # an earlier version's know no pictures
+
+
+def check_data(before: Started, now: Digests) -> None:
+    """Raise CannotResume, item by item, if the data are others than the run began with.
+
+    Of pictures a run of an earlier version knows the sizes alone, in its items' digests.
+    """
+    if not before.digests:
+        raise CannotResume(f"{before.data}: {RECORD} does not say what data this run began with\n"
+                           "    hint: begin a new run")  # fmt: skip
     lines = []
     for split, items in now.items():
+        if split not in before.digests and split in _PICTURES:
+            continue
         known = before.digests.get(split, {})
         changed = [name for name in items if known.get(name) != items[name]]
         gone = [name for name in known if name not in items]
@@ -125,8 +178,8 @@ def check_data(before: Started, now: dict[str, dict[str, str]]) -> None:
         listed = "\n    ".join(lines)
         raise CannotResume(
             f"{before.data}: not the data that this run began with\n    {listed}\n"
-            "    hint: put them back; if they were moved, --data-dir DIR names their folder; "
-            "or begin a new run"
+            "    hint: put them back as they were; if they were moved, --data-dir DIR names their "
+            "folder; or begin a new run"
         )
 
 

@@ -47,12 +47,11 @@ class Beginning:
 
 @dataclass(frozen=True)
 class Data:
-    """What a run trains on and is validated on, and what tells it from other data."""
+    """What a run trains on and is validated on, and which broken entries were left out."""
 
     train: list[Item] | MixedSets
     val: list[Item]
     left_out: tuple[str, ...]
-    digests: dict[str, dict[str, str]]
 
 
 def begin(run: Beginning) -> None:
@@ -83,14 +82,17 @@ def _how_to_go_on(folder: Path) -> str:
 def _begin(run: Beginning) -> None:
     from trainer.launch import is_main, must_start_processes, start_processes
     from trainer.recovery import OutOfMemory, replace_process
+    from trainer.resume import resumable
 
     for name, value in run.started.environment.items():
         os.environ.setdefault(name, value)  # which card, and the allocator, before torch
     data = _read_data(run)  # bad data is reported once, not by every process
-    checkpoint = _checked(run, data)
+    checkpoint = None
     if is_main():
-        known = replace(run.started, digests=data.digests, left_out=data.left_out)
-        _write(replace(run, started=known))
+        run, checkpoint = _checked(run, data)
+        _write(run)
+    elif run.resumes:
+        checkpoint = resumable(run.folder, tell)
     if must_start_processes(run.plan):
         arguments = ["-m", "trainer.cli", "worker", str(run.folder)] + ["--resume"] * run.resumes
         code = start_processes(run.plan.processes, arguments)
@@ -105,18 +107,25 @@ def _begin(run: Beginning) -> None:
         replace_process(run.folder)
 
 
-def _checked(run: Beginning, data: Data) -> Path | None:
-    """The checkpoint to go on from, once nothing is in the way. Raises CannotResume, PlanError."""
-    from profiles.plan import Plan
-    from trainer.resume import check_data, check_plan, resumable
+def _checked(run: Beginning, data: Data) -> tuple[Beginning, Path | None]:
+    """The run with what its data are, and its checkpoint to go on from, if nothing is in the way.
 
+    Raises CannotResume, PlanError.
+    """
+    from profiles.plan import Plan
+    from trainer.data.contents import Contents
+    from trainer.resume import check_plan, digests, resumable, settled
+
+    started = replace(run.started, left_out=data.left_out)
+    contents = Contents(started.data, started.cache)
+    now = digests(data.train, data.val, data.left_out, contents)
     if not run.resumes:
-        return None
-    check_data(run.started, data.digests)
+        return replace(run, started=replace(started, digests=now)), None
+    started = settled(started, now, run.folder)
     checkpoint = resumable(run.folder, tell)
     if checkpoint is not None:
         check_plan(run.plan, Plan.read(checkpoint / "plan.json"))
-    return checkpoint
+    return replace(run, started=started), checkpoint
 
 
 def go_on(folder: Path, data: Path | None, cache: Path | None, keeping: Mapping[str, Any]) -> None:
@@ -254,7 +263,6 @@ def _read_data(run: Beginning) -> Data:
     from trainer.data.mixture import read_training
     from trainer.data.reasonseg import DataError, read_split
     from trainer.launch import is_main
-    from trainer.resume import digests
 
     data, plan = run.started.data, run.plan
     known = None if run.started.left_out is None else frozenset(run.started.left_out)
@@ -272,8 +280,7 @@ def _read_data(run: Beginning) -> Data:
         run.folder.mkdir(parents=True, exist_ok=True)
         write_list(listed, leave.left_out)
         tell(told(leave.left_out, listed))
-    places = leave.places()
-    return Data(train, val, tuple(sorted(places)), digests(train, val, places))
+    return Data(train, val, tuple(sorted(leave.places())))
 
 
 def _write(run: Beginning) -> None:

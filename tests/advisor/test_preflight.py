@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from advisor import preflight
+from advisor import choose, preflight, reasons
 from advisor.budget import GIB as BUDGET_GIB
 from advisor.budget import Budget
 from advisor.choose import tiny_cpu_plan
@@ -16,6 +16,7 @@ from advisor.preflight import Advice, advise
 from advisor.probe import Gpu, Machine, probe
 from advisor.question import Target
 from advisor.report import render_svg
+from profiles import tested
 from profiles.catalog import find_gpu
 from profiles.grid import estimate
 from profiles.plan import Plan, PlanError
@@ -571,3 +572,33 @@ def test_a_live_forecast_remembers_what_the_data_holds(monkeypatch, tmp_path):
     live(Plan(), 90)
     live(Plan(), 100)
     assert asked == [Worst(data=tmp_path), Worst(90, 2, None, 70), Worst(100, 2, None, 70)]
+
+
+@pytest.mark.parametrize("verdict", ["FITS", "OOM"])
+def test_work_grows_with_the_table_no_faster_than_its_rows(monkeypatch, verdict):
+    looks = []
+    for where in (choose, tested):
+        compare = where.needs_no_more
+        monkeypatch.setattr(
+            where, "needs_no_more", lambda *of, to=compare: looks.append(of) or to(*of)
+        )
+    but_for = reasons._but_for
+    monkeypatch.setattr(reasons, "_but_for", lambda *of: looks.append(of) or but_for(*of))
+
+    def looked(plans: int, copies: int) -> tuple[int, str]:
+        own = tuple(
+            TestedRow(id=f"u{copy}-{number}", title="t", source="user", status="s", model="7b",
+                      settings={"device": "cuda", "tokens": {"max_text_tokens": 64 + number}},
+                      gpu="Some card", cap_bytes=8 * GIB, peak_allocated_bytes=5 * GIB,
+                      peak_reserved_bytes=6 * GIB, verdict=verdict,
+                      data_shape=DataShape(image_tokens=576, text_tokens=200))
+            for copy in range(copies) for number in range(plans)
+        )  # fmt: skip
+        looks.clear()
+        advice = _advise(model="7b", vram_gib=8, table=Table(TABLE.rows + own, ()))
+        return len(looks), advice.model_dump_json()
+
+    few, more = looked(20, 1), looked(40, 1)
+    assert few[0] > 0 and more[0] <= 2.1 * few[0]
+    again = looked(20, 9)
+    assert again[1] == few[1] and again[0] <= few[0] + 4 * 9 * 20  # two levers, twice

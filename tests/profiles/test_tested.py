@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from profiles import tested
 from profiles.plan import Plan
 from profiles.tested import (
     TestedRow,
     append,
     needs_no_more,
+    one_of_each,
     parse_table,
     read_table,
     user_table_path,
@@ -150,6 +152,41 @@ def test_rows_append_to_the_users_file_and_are_read_back(tmp_path):
     row = _row(date="2026-01-02", peak_reserved_bytes=GIB)
     assert append(row, path) == path
     assert read_table(path).rows == (*TABLE.rows, row)
+
+
+def test_rows_with_the_same_settings_are_parsed_into_one_plan(monkeypatch):
+    parsed = []
+    parse = Plan.parse
+    monkeypatch.setattr(Plan, "parse", lambda data: parsed.append(data) or parse(data))
+    lines = [_row(id=str(n), settings={"micro_batch": n % 2 + 1}).model_dump_json().encode()
+             for n in range(50)]  # fmt: skip
+    parsed.clear()
+    rows = parse_table(b"\n".join(lines), "mine.jsonl").rows
+    assert len(parsed) == 2 and [row.plan.micro_batch for row in rows] == [1, 2] * 25
+    wrong = lines[0].replace(b'"micro_batch":1', b'"micro_batch":-1')
+    assert len(parse_table(b"\n".join([*lines, wrong, wrong]), "mine").findings) == 2
+
+
+def test_one_row_stands_for_each_plans_memory():
+    rows = [_row(id=str(n), settings={"seed": n, "micro_batch": n % 3 + 1}) for n in range(30)]
+    assert [row.id for row in one_of_each(rows, lambda row: row.plan)] == ["0", "1", "2"]
+
+
+def test_all_that_a_comparison_looks_at_tells_plans_apart(monkeypatch):
+    # What `needs_no_more` reads of a plan must be in the key of `one_of_each`.
+    seen, read = set(), Plan.__getattribute__
+
+    def noted(plan, name):
+        seen.add(name)
+        return read(plan, name)
+
+    plan = Plan.parse(BASE)
+    other = plan.model_copy()
+    monkeypatch.setattr(Plan, "__getattribute__", noted)
+    assert needs_no_more(plan, other)
+    monkeypatch.undo()
+    looked_at = seen & set(Plan.model_fields)
+    assert "micro_batch" in looked_at and looked_at <= set(tested._LOOKED_AT)
 
 
 def test_a_torn_last_line_does_not_swallow_the_next_row(tmp_path):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from bisect import bisect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
@@ -18,8 +17,18 @@ import numpy as np
 from profiles.plan import Plan
 from trainer.data import refer_seg, sem_seg, vqa
 from trainer.data.broken import Leave, can_go
-from trainer.data.reasonseg import DataError, Finding, Item, Report, read_image, read_split
-from trainer.data.reasonseg import check_data as check_reason_seg
+from trainer.data.reasonseg import (
+    DataError,
+    Finding,
+    Item,
+    Progress,
+    Report,
+    Summary,
+    read_image,
+    read_split,
+)
+from trainer.data.reasonseg import check as check_reason_seg
+from trainer.data.spread import in_threads
 from trainer.data.visits import DataSet, Picture, ReasoningPicture, Scanned
 
 PLACES = {
@@ -127,25 +136,38 @@ def _without(data_set: DataSet, leave: Leave) -> DataSet:
     return replace(data_set, pictures=kept)
 
 
-def sound(sets: Sequence[DataSet]) -> tuple[list[DataSet], list[Finding]]:
+def sound(
+    sets: Sequence[DataSet], progress: Progress | None = None
+) -> tuple[list[DataSet], list[Finding]]:
     """The data sets without pictures that cannot be read or painted, and what is wrong there."""
     kept: list[DataSet] = []
     findings: list[Finding] = []
-    with ThreadPoolExecutor() as threads:  # Pillow decodes without Python's lock
-        for data_set in sets:
-            wrong = list(threads.map(_problems, data_set.pictures))
-            both = zip(data_set.pictures, wrong, strict=True)
-            kept.append(replace(data_set, pictures=[one for one, bad in both if not bad]))
-            findings += [finding for bad in wrong for finding in bad]
+    for data_set in sets:
+        pictures: list[Picture] = []
+        both = zip(data_set.pictures, in_threads(_problems, data_set.pictures), strict=True)
+        for done, (picture, wrong) in enumerate(both, 1):
+            findings += wrong
+            if not wrong:
+                pictures.append(picture)
+            if progress is not None:
+                progress(f"checking {data_set.name}", done, len(data_set.pictures))
+        kept.append(replace(data_set, pictures=pictures))
     return kept, findings
 
 
 def check_data(root: Path) -> tuple[list[DataSet], list[Finding]]:
-    """Every data set beside ReasonSeg that is there, and every problem of all, ReasonSeg's too.
+    """Every data set beside ReasonSeg that is there, and every problem of all, ReasonSeg's too."""
+    return check(root)[1:]
+
+
+def check(
+    root: Path, progress: Progress | None = None
+) -> tuple[Summary, list[DataSet], list[Finding]]:
+    """ReasonSeg's counts, every data set beside it that is there, and every problem of all.
 
     Every picture is decoded and every mask painted.
     """
-    findings = check_reason_seg(root)
+    summary, findings = check_reason_seg(root, progress)
     found: list[DataSet] = []
     for kind in PLACES:
         sets, broken = READERS[kind](root, None)
@@ -153,8 +175,8 @@ def check_data(root: Path) -> tuple[list[DataSet], list[Finding]]:
         found += sets
         if not broken and sets:
             findings += _nothing(root, kind, sets)
-    found, unusable = sound(found)
-    return found, findings + unusable
+    found, unusable = sound(found, progress)
+    return summary, found, findings + unusable
 
 
 def _problems(picture: Picture) -> Sequence[Finding]:

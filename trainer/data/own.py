@@ -21,6 +21,7 @@ from io import StringIO
 from pathlib import Path
 from typing import TypeAlias
 
+from profiles.files import read_regular
 from trainer.data import broken
 from trainer.data.drawing import Drawing, json_files
 from trainer.data.encoding import Conventions
@@ -215,7 +216,7 @@ def _rows(path: Path, conventions: Conventions) -> Iterator[tuple[int, dict[str,
     kind = path.suffix.lower()
     if kind not in (".csv", ".jsonl"):
         raise ValueError(f"a name that ends in {kind or 'nothing'}")
-    with StringIO(conventions.text(path.read_bytes()), newline="") as file:
+    with StringIO(conventions.text(read_regular(path)), newline="") as file:
         if kind == ".csv":
             first = file.readline()
             file.seek(0)

@@ -18,8 +18,9 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
 import cv2
 import numpy as np
@@ -27,6 +28,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
 from profiles.text import brief
+from trainer.data.spread import in_threads
 
 if TYPE_CHECKING:
     from trainer.data.broken import Leave
@@ -36,8 +38,10 @@ ByteArray: TypeAlias = NDArray[np.uint8]
 Size: TypeAlias = tuple[int, int]
 Counts: TypeAlias = dict[str, int | Size]
 T = TypeVar("T")
-_Found: TypeAlias = "tuple[Item | None, list[Finding]]"
-_Scanned: TypeAlias = "tuple[list[Item], list[Finding]]"
+Summary: TypeAlias = dict[str, Counts]  # by split
+Progress: TypeAlias = Callable[[str, int, int], None]  # what, how many are done, of how many
+_Files: TypeAlias = "tuple[Path, list[Path], list[Path]]"  # of an item: base, pictures, JSON
+_Scanned: TypeAlias = "tuple[list[_Look], list[Finding]]"
 _Read: TypeAlias = Callable[[Image.Image], object]
 _Notes: TypeAlias = "tuple[tuple[str, ...], bool, tuple[Polygon, ...]]"
 
@@ -132,6 +136,15 @@ class Item:
     explanations: tuple[Explanation, ...] = ()
 
 
+class _Look(NamedTuple):
+    """What was seen of an item: itself if it is sound, what is wrong, and (height, width)."""
+
+    item: Item | None
+    findings: list[Finding]
+    size: Size = (0, 0)
+    empty: bool = False  # whether no pixel is a target, if that was looked at
+
+
 @dataclass
 class Report:
     """Collects the findings about one file.
@@ -219,6 +232,16 @@ def _to_rgb(image: Image.Image) -> ByteArray:
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # straight to RGB warns
     return np.array(image.convert("RGB"), dtype=np.uint8)
+
+
+def _whole(image: Image.Image) -> None:
+    """Decode all of a picture. Raises nearly anything where it is damaged."""
+    if image.format == "JPEG":
+        # An eighth of its size: all of the file is read and decoded, but for the last transform.
+        image.draft("L", (1, 1))
+        image.load()
+    else:
+        _to_rgb(image)  # which has more to refuse
 
 
 def _paint(mask: ByteArray, polygon: Polygon, value: int) -> ByteArray:
@@ -455,8 +478,9 @@ def _pair_up(folder: Path) -> dict[str, tuple[list[Path], list[Path]]]:
     return dict(sorted(pairs.items()))
 
 
-def _read_item(base: Path, images: list[Path], jsons: list[Path], read: _Read) -> _Found:
+def _look(files: _Files, read: _Read, paint: bool) -> _Look:
     """The item, or None and every finding about it; all files that are there are looked at."""
+    base, images, jsons = files
     report = Report(base, entry=str(base))
     for kind, paths in ((" or ".join(IMAGE_SUFFIXES), images), (".json", jsons)):
         if len(paths) != 1:
@@ -466,15 +490,21 @@ def _read_item(base: Path, images: list[Path], jsons: list[Path], read: _Read) -
     # Of two pictures nobody can say which the polygons were drawn on.
     size = opened[0][0] if len(opened) == 1 and opened[0] is not None else None
     notes = [_read_annotation(Report(path, report.findings, report.entry), size) for path in jsons]
-    if report.findings:
-        return None, report.findings
-    return Item(base.name, images[0], jsons[0], *notes[0]), []
+    if report.findings or size is None:
+        return _Look(None, report.findings)
+    item = Item(base.name, images[0], jsons[0], *notes[0])
+    return _Look(item, [], size, paint and TARGET not in paint_mask(item.polygons, *size))
+
+
+def _header(image: Image.Image) -> None:
+    """All that is needed is known before the pixels are."""
 
 
 def _scan(
-    folder: Path, split: str, limit: int | None, read: _Read, leave: Leave | None = None
-) -> _Scanned:
-    """The sound items of a split and every finding about the others but those `leave` knows."""
+    folder: Path, split: str, limit: int | None, read: _Read, *, leave: Leave | None = None,
+    paint: bool = False, progress: Progress | None = None,
+) -> _Scanned:  # fmt: skip
+    """What is sound in a split, and every finding about all else but what `leave` knows."""
     pairs = _pair_up(folder / split)
     known = {path.name for images, _ in pairs.values() for path in images}
     report = Report(folder / split)
@@ -482,16 +512,24 @@ def _scan(
         report.add("folder", None, "pictures, each with its .json", "fetch the split again")
     extra = folder / "explanatory" / f"{split}.json"
     explanations = _read_explanations(Report(extra, report.findings), known)
-    items: list[Item] = []
-    for name in list(pairs)[:limit]:
-        if leave is not None and leave.knows(str(folder / split / name)):
-            continue
-        item, broken = _read_item(folder / split / name, *pairs[name], read)
-        report.findings += broken
-        if item is not None:
-            answers = explanations.get(item.image_path.name, [])
-            items.append(replace(item, explanations=tuple(answers)))
-    return items, report.findings
+    looks: list[_Look] = []
+    files = [
+        (folder / split / name, *pairs[name])
+        for name in list(pairs)[:limit]
+        if leave is None or not leave.knows(str(folder / split / name))
+    ]
+    work = partial(_look, read=read, paint=paint)
+    # A header is read sooner than handed to a thread.
+    looked = map(work, files) if read is _header else in_threads(work, files)
+    for done, look in enumerate(looked, 1):
+        report.findings += look.findings
+        if look.item is not None:
+            answers = explanations.get(look.item.image_path.name, [])
+            item = replace(look.item, explanations=tuple(answers))
+            looks.append(look._replace(item=item))
+        if progress is not None:
+            progress(f"checking {split}", done, len(files))
+    return looks, report.findings
 
 
 def read_split(
@@ -512,44 +550,67 @@ def read_split(
         report.add("limit", limit, "1 or more, or none", "leave the limit out to read all")
     if report.findings:
         raise DataError(report.findings)
-    read: _Read = _to_rgb if leave is not None and leave.decodes else lambda image: None
-    items, report.findings = _scan(folder, split, limit, read, leave)
-    if report.findings and leave is None:
-        raise DataError(report.findings)
-    if report.findings and not items:
+    read = _whole if leave is not None and leave.decodes else _header
+    return _items(_settled(folder, split, _scan(folder, split, limit, read, leave=leave), leave))
+
+
+def _settled(folder: Path, split: str, scanned: _Scanned, leave: Leave | None) -> list[_Look]:
+    """What is sound; DataError for the rest, as far as `leave` does not take it."""
+    looks, findings = scanned
+    if findings and leave is None:
+        raise DataError(findings)
+    if findings and not looks:
+        report = Report(folder, findings)
         report.add(split, "no sound item", "one or more", "mend the others")
     if leave is not None:
-        leave.settle(report.findings)
-    return items
+        leave.settle(findings)
+    return looks
+
+
+def _items(looks: Sequence[_Look]) -> list[Item]:
+    return [look.item for look in looks if look.item is not None]
 
 
 def check_data(root: Path) -> list[Finding]:
     """Every problem of the splits that are there (one at least): all is decoded and painted."""
+    return check(root)[1]
+
+
+def check(root: Path, progress: Progress | None = None) -> tuple[Summary, list[Finding]]:
+    """What `summarise` says of the sound items, and every problem; each picture is decoded once.
+
+    Of a split without a sound item there are no counts.
+    """
     try:
         folder, present = _locate(root)
     except DataError as error:
-        return list(error.findings)
-    scans = [_scan(folder, split, None, _to_rgb) for split in present]
-    return [finding for _, findings in scans for finding in findings]
+        return {}, list(error.findings)
+    summary: Summary = {}
+    findings: list[Finding] = []
+    for split in present:
+        looks, broken = _scan(folder, split, None, _whole, paint=True, progress=progress)
+        summary[split] = _counts(looks) if looks else {}
+        findings += broken
+    return summary, findings
 
 
-def summarise(root: Path, leave: Leave | None = None) -> dict[str, Counts]:
+def summarise(root: Path, leave: Leave | None = None) -> Summary:
     """Per split: items, texts, sentences (items that are one), explanations, empty_masks, and
     smallest_image and largest_image as (width, height); DataError as from `read_split`."""
-    summary: dict[str, Counts] = {}
-    for split in _locate(root)[1]:
-        items, sizes, empty = read_split(root, split, None, leave), list[Size](), 0
-        for item in items:
-            height, width = read_image(item.image_path).shape[:2]
-            sizes.append((width, height))
-            empty += TARGET not in paint_mask(item.polygons, height, width)
-        summary[split] = {
-            "items": len(items),
-            "texts": sum(len(item.texts) for item in items),
-            "sentences": sum(item.is_sentence for item in items),
-            "explanations": sum(len(item.explanations) for item in items),
-            "empty_masks": empty,
-            "smallest_image": min(sizes, key=math.prod),
-            "largest_image": max(sizes, key=math.prod),
-        }
-    return summary
+    folder, present = _locate(root)
+    scans = {split: _scan(folder, split, None, _whole, paint=True) for split in present}
+    return {split: _counts(_settled(folder, split, scan, leave)) for split, scan in scans.items()}
+
+
+def _counts(looks: Sequence[_Look]) -> Counts:
+    items = _items(looks)
+    sizes = [(width, height) for height, width in (look.size for look in looks)]
+    return {
+        "items": len(items),
+        "texts": sum(len(item.texts) for item in items),
+        "sentences": sum(item.is_sentence for item in items),
+        "explanations": sum(len(item.explanations) for item in items),
+        "empty_masks": sum(look.empty for look in looks),
+        "smallest_image": min(sizes, key=math.prod),
+        "largest_image": max(sizes, key=math.prod),
+    }

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+from profiles.files import read_regular
 from profiles.text import brief
 from trainer.data.coco import Coco, CocoMask, paint_parts, read_coco
 from trainer.data.paths import picture_in
@@ -114,7 +115,7 @@ def read_references(report: Report) -> list[Any]:
     """The list in the pickle at the report's path; empty with a finding added."""
     try:
         # UTF-8 for what Python 2 wrote as bytes.
-        found = _PlainValues(io.BytesIO(report.path.read_bytes()), encoding="utf-8").load()
+        found = _PlainValues(io.BytesIO(read_regular(report.path)), encoding="utf-8").load()
         if isinstance(found, list):
             return found
         raise ValueError(f"content {brief(found)}")

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from profiles.files import read_regular
 from trainer.data.coco import Part, paint_parts, read_coco
 from trainer.data.paths import PictureSearch
 from trainer.data.reasonseg import (
@@ -178,7 +179,7 @@ def _ade20k_names(report: Report) -> dict[int, str]:
     """Names by class number, '' for what is ignored; empty with a finding added."""
     names: dict[int, str] = {}
     try:
-        text = report.path.read_text(encoding="utf-8-sig")
+        text = read_regular(report.path).decode("utf-8-sig")
         rows = list(csv.DictReader(text.splitlines(), delimiter="\t"))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         got = f"{type(error).__name__} {error}"
@@ -204,7 +205,7 @@ def _cocostuff_names(report: Report) -> dict[int, str]:
     says them, and without their endings they would be a part of what is meant.
     """
     try:
-        lines = report.path.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_regular(report.path).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         lines = [f"{type(error).__name__} {error}"]
     found = [re.fullmatch(r"([0-9]+): (.+)", line) for line in lines if line.strip()]

@@ -18,6 +18,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from profiles.files import read_regular
 from trainer.model.names import NamesError, target_names
 from trainer.model.weights import WeightsError, fingerprint_of
 
@@ -148,7 +149,7 @@ class Source:
             return self.name  # a snapshot folder of the hub's cache
         notes = self.folder / ".cache" / "huggingface" / "download"
         for note in sorted(notes.glob("*.metadata")):
-            first = note.read_text(encoding="utf-8", errors="replace").partition("\n")[0].strip()
+            first = read_regular(note).decode("utf-8", "replace").partition("\n")[0].strip()
             if COMMIT.fullmatch(first):
                 return first
         return None
@@ -225,7 +226,7 @@ def _short(paths: list[Path]) -> str:
 def read_object(path: Path) -> dict[str, Any]:
     """A JSON object, empty where the file is absent or something else."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_regular(path))
     except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

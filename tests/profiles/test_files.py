@@ -1,0 +1,64 @@
+"""Files that users name: what is no regular file of bounded size is refused, never waited for."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from profiles.files import read_regular
+from profiles.plan import Plan, PlanError
+from profiles.tested import Table, append, read_table, shipped_table
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="pipes and devices of a Unix")
+
+
+@pytest.fixture
+def pipe(tmp_path) -> Path:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    return path
+
+
+def test_a_regular_file_is_read_whole_up_to_the_bound(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"12345")
+    assert read_regular(path) == read_regular(path, 5) == b"12345"
+    with pytest.raises(OSError, match="allowed: at most 0 MiB"):
+        read_regular(path, 4)
+
+
+def test_a_file_of_gigabytes_is_refused_by_its_size_alone(tmp_path):
+    path = tmp_path / "huge"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)  # it takes no room; reading it would take hours
+    with pytest.raises(OSError, match="has 1048576 MiB"):
+        read_regular(path)
+
+
+def test_what_is_no_regular_file_is_named(tmp_path, pipe):
+    with pytest.raises(OSError, match="is a pipe"):
+        read_regular(pipe)
+    with pytest.raises(OSError, match="is a device"):
+        read_regular(Path("/dev/zero"))
+    with pytest.raises(IsADirectoryError):
+        read_regular(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        read_regular(tmp_path / "absent")
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(tmp_path / "socket"))
+        with pytest.raises(OSError):
+            read_regular(tmp_path / "socket")
+
+
+def test_a_pipe_for_a_table_is_a_note_and_takes_no_rows(pipe):
+    rows = shipped_table().rows
+    table = read_table(pipe)
+    assert table == Table(rows, table.findings) and "is a pipe" in table.findings[0].what
+    with pytest.raises(OSError, match="no regular file"):
+        append(rows[0], pipe)
+
+
+def test_a_pipe_for_a_plan_is_refused(pipe):
+    with pytest.raises(PlanError, match="is a pipe"):
+        Plan.read(pipe)

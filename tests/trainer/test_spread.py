@@ -1,0 +1,105 @@
+"""Work on many pictures in threads: in order, few ahead, and over at once when interrupted."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageFile
+
+from tests.conftest import PHOTOS
+from trainer.data import mixture, spread
+from trainer.data.reasonseg import check, check_data, open_image, summarise
+from trainer.data.spread import AHEAD, in_threads
+
+
+@pytest.fixture(autouse=True)
+def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spread, "usable_cores", lambda: 2)
+
+
+def test_results_come_in_order_from_several_threads() -> None:
+    both = threading.Barrier(2, timeout=20)  # passed only if two work at once
+
+    def work(number: int) -> int:
+        both.wait()
+        return number * number
+
+    assert list(in_threads(work, range(40))) == [number * number for number in range(40)]
+
+
+def test_little_is_begun_before_its_turn_and_an_interrupt_drops_the_rest() -> None:
+    begun: list[int] = []
+    results = in_threads(lambda number: begun.append(number) or number, iter(range(10_000)))
+    with pytest.raises(KeyboardInterrupt):
+        for result in results:
+            assert len(begun) <= result + 2 * AHEAD + 2
+            if result == 50:
+                raise KeyboardInterrupt
+    results.close()
+    time.sleep(0.05)
+    assert len(begun) < 80
+
+
+def test_what_the_work_raises_is_raised() -> None:
+    with pytest.raises(ZeroDivisionError):
+        list(in_threads(lambda number: 1 // number, (2, 1, 0, 1)))
+
+
+def test_a_check_decodes_each_picture_once_and_finds_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(shutil.copytree(PHOTOS, tmp_path / "data"))
+    whole = summarise(root)
+    assert check(root) == (whole, [])
+    pictures = sorted((root / "ReasonSeg" / "train").glob("*.jpg"))
+    for picture in pictures[:3]:
+        raw = picture.read_bytes()
+        picture.write_bytes(raw[: len(raw) // 2])  # its header is sound
+    decoded: Counter[str] = Counter()
+    load = ImageFile.ImageFile.load
+
+    def counted(image: ImageFile.ImageFile) -> object:
+        if image.tile:
+            decoded[str(image.filename)] += 1
+        return load(image)
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", counted)
+    counts, sets, findings = mixture.check(root)
+    assert [finding.path for finding in findings] == pictures[:3] and sets == []
+    assert counts["train"]["items"] == whole["train"]["items"] - 3
+    assert set(decoded.values()) == {1} and len(decoded) == sum(
+        int(of["items"]) for of in whole.values()
+    )
+    assert findings == check_data(root)
+
+
+def test_progress_tells_each_item(tmp_path: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    check(PHOTOS, lambda *of: told.append(of))
+    trained = [(done, total) for what, done, total in told if what == "checking train"]
+    assert trained == [(n + 1, len(trained)) for n in range(len(trained))] and trained
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_smaller_decoding_sees_the_same_damage(
+    mode: str, progressive: bool, tmp_path: Path
+) -> None:
+    """Where a JPEG breaks off it is refused, wherever that is."""
+    from trainer.data.reasonseg import Report, _to_rgb, _whole
+
+    path = tmp_path / "a.jpg"
+    noise = Image.effect_noise((200, 120), 60).convert(mode)
+    noise.save(path, progressive=progressive)
+    raw, seen = path.read_bytes(), set()
+    for cut in (*range(1, len(raw), len(raw) // 40), len(raw)):
+        path.write_bytes(raw[:cut])
+        sound = [open_image(Report(path), read) is not None for read in (_whole, _to_rgb)]
+        assert sound[0] == sound[1], cut
+        seen.add(sound[0])
+    assert seen == {True, False}

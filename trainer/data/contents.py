@@ -1,0 +1,77 @@
+"""What pictures hold, as digests that are reckoned once: afterwards a picture costs a stat.
+
+The memory is a JSON file in the cache folder, one for each data folder. A picture that is as large
+and as old as when it was read (size and mtime in nanoseconds) is taken to be the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from profiles.files import read_regular
+from trainer.data.spread import in_threads
+
+_Known: TypeAlias = dict[str, tuple[int, int, str]]  # path -> size, mtime in ns, digest
+_BLOCK = 1 << 20
+DIGITS = 16
+
+
+class Contents:
+    """Digests of the files in a data folder; `cache` is where they are kept, None for nowhere."""
+
+    def __init__(self, root: Path = Path(), cache: Path | None = None) -> None:
+        self.root = root
+        name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:DIGITS]
+        self._place = None if cache is None else cache / f"contents-{name}.json"
+        self._known: _Known = _read(self._place) if self._place else {}
+
+    def of(self, paths: Sequence[Path]) -> dict[str, str]:
+        """The digest of each file by its path from the root. Raises OSError."""
+        found: _Known = {}
+        new: dict[str, Path] = {}
+        for path in paths:
+            name = Path(os.path.relpath(path, self.root)).as_posix()
+            now, known = path.stat(), self._known.get(name)
+            if known is not None and known[:2] == (now.st_size, now.st_mtime_ns):
+                found[name] = known
+            else:  # its size and age from before it is read: a later change is seen next time
+                found[name], new[name] = (now.st_size, now.st_mtime_ns, ""), path
+        for name, digest in zip(new, in_threads(_digest, new.values()), strict=True):
+            found[name] = (*found[name][:2], digest)
+        if new:
+            self._known |= found
+            self._keep()
+        return {name: digest for name, (_, _, digest) in found.items()}
+
+    def _keep(self) -> None:
+        """For the next time; without a place to write, it is reckoned again then."""
+        from profiles.files import write_whole
+
+        if self._place is not None:
+            try:
+                self._place.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(self._place, json.dumps(self._known))
+            except OSError:
+                pass
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.blake2b(digest_size=DIGITS // 2)
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _read(place: Path) -> _Known:
+    """What is known from before; nothing where that is damaged."""
+    try:
+        rows = json.loads(read_regular(place)).items()
+        return {name: (int(size), int(age), str(digest)) for name, (size, age, digest) in rows}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return {}
