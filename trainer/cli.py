@@ -239,7 +239,7 @@ def import_(
         done = import_annotations(
             source, target, questions=questions, pictures=pictures, val=val, test=test, seed=seed,
             skip_broken=read_most(skip_broken), encoding=encoding, frame=frame,
-            iscrowd=iscrowd,
+            iscrowd=iscrowd, progress=Plain(patience=10),
         )  # fmt: skip
     items = ", ".join(f"{split} {count}" for split, count in done.items.items())
     print(f"{target}: {items} items on {done.pictures} pictures; {done.left_out} without any")
@@ -326,7 +326,7 @@ def _check_data(folder: Path, skip_broken: Text = None) -> int:
 
     with user_errors():
         most = read_most(skip_broken)
-        counts_of, others, findings = check(folder, Plain())
+        counts_of, others, findings = check(folder, Plain(patience=10))
     if not broken.can_go(findings, most):
         for finding in findings:
             print(f"  - {finding}", file=sys.stderr)

@@ -103,16 +103,20 @@ def tell(line: str) -> None:
 
 
 class Plain:
-    """Progress as lines, one in ten seconds and each last one; with the time that is left."""
+    """Progress as lines, one in ten seconds and each last one; with the time that is left.
 
-    def __init__(self) -> None:
+    Nothing in the first `patience` seconds: what is over by then needs no progress.
+    """
+
+    def __init__(self, patience: float = 0) -> None:
+        self.speaks = time.monotonic() + patience
         self.phase, self.first, self.began, self.told = "", 0, 0.0, -math.inf
 
     def __call__(self, what: str, done: int, total: int) -> None:
         now, phase = time.monotonic(), what.partition(",")[0]
         if phase != self.phase or done < self.first:
             self.phase, self.first, self.began = phase, done, now
-        if done < total and now - self.told <= 10:
+        if now < self.speaks or (done < total and now - self.told <= 10):
             return
         self.told, left = now, ""
         if self.first < done < total:

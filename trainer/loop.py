@@ -445,6 +445,7 @@ class Run:
 
     def _start_records(self) -> None:
         if self.accelerator.is_main_process:
+            self.folder.mkdir(parents=True, exist_ok=True)
             write_whole(self.folder / RECORDS, "")
         self._show_records()
         self._write("versions.json", versions())

@@ -36,15 +36,21 @@ def overlay(
 
 
 def write_sheet(rows: Sequence[Row], path: Path) -> Path:
-    """Write the rows, one below the other, as one PNG."""
+    """Write the rows, one below the other, as the kind of picture that the suffix names.
+
+    Raises ValueError for a suffix that names none.
+    """
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind is None:
+        raise ValueError(f"{path}: {path.suffix or 'no suffix'} names no kind of picture; try .png")
     width = TILE * max((len(row.tiles) for row in rows), default=1)
     height = TILE + TITLE
     sheet = Image.new("RGB", (width, max(1, len(rows)) * height), "white")
     for number, row in enumerate(rows):
         _draw(sheet, row, number * height)
-    png = BytesIO()
-    sheet.save(png, "PNG")
-    write_whole(path, png.getvalue())
+    picture = BytesIO()
+    sheet.save(picture, kind)
+    write_whole(path, picture.getvalue())
     return path
 
 

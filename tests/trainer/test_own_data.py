@@ -573,3 +573,22 @@ def test_imported_data_train(tmp_path: Path) -> None:
     quiet = Reporter(lambda text: None, lambda what, done, total: None)
     summary = Run(tiny_plan(), train, val, tmp_path / "run", tmp_path / "cache", quiet).train()
     assert summary["steps"] == 1
+
+
+@pytest.mark.parametrize("tool", ["LabelMe", "COCO"])
+def test_import_says_how_far_it_is(tool: str, tmp_path: Path) -> None:
+    source = pair(tmp_path / "in", shape())
+    if tool == "COCO":
+        images = [{"id": n, "file_name": f"{name}.jpg", "width": WIDTH, "height": HEIGHT}
+                  for n, name in enumerate("ab")]  # fmt: skip
+        outline = [float(x) for point in SQUARE for x in point]
+        marks = [{"id": n, "image_id": n, "category_id": 1, "segmentation": [outline]}
+                 for n in range(2)]  # fmt: skip
+        document = {"images": images, "annotations": marks,
+                    "categories": [{"id": 1, "name": "cup"}]}  # fmt: skip
+        for path in source.glob("*.json"):
+            path.unlink()
+        (source / "coco.json").write_text(json.dumps(document))
+    said: list[tuple[str, int, int]] = []
+    import_annotations(source, tmp_path / "out", progress=lambda *one: said.append(one))
+    assert said == [("importing pictures", 1, 2), ("importing pictures", 2, 2)]

@@ -24,6 +24,7 @@ from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
 from trainer import checkpoint, loop
 from trainer.cli import app
+from trainer.data.contents import Contents
 from trainer.data.features import BadEntry
 from trainer.data.reasonseg import Item, read_split
 from trainer.loop import Interrupted, Reporter, Run, WorkerEnded
@@ -350,7 +351,8 @@ def test_a_plan_that_no_longer_fits_is_told_how_a_resume_changes_it(
     plan = tiny_plan()
     train = read_split(PHOTOS, "train", plan.max_train_samples)
     val = read_split(PHOTOS, "val", plan.max_val_samples)
-    Started(PHOTOS, tmp_path / "cache", digests(train, val)).write(tmp_path)
+    now = digests(train, val, (), Contents(PHOTOS))
+    Started(PHOTOS, tmp_path / "cache", now).write(tmp_path)
     (tmp_path / "plan.json").write_text(plan.to_json())
     monkeypatch.setattr("trainer.loop.Run", full)
     told = CliRunner().invoke(app, ["--resume", str(tmp_path)])

@@ -37,6 +37,7 @@ from trainer.data.reasonseg import (
     Finding,
     FloatArray,
     Polygon,
+    Progress,
     Report,
     Size,
     load_json,
@@ -58,6 +59,7 @@ def read_labelme(
     search: PictureSearch,
     findings: list[Finding],
     conventions: Conventions | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[Drawing]:
     """The pictures whose annotations are sound; a finding for all that is not."""
     conventions = conventions or Conventions()
@@ -66,7 +68,10 @@ def read_labelme(
     start = len(findings)
     # Pictures that lie where they should come first: then all names are known, and a picture that
     # has to be guessed is not taken for another one of its name.
-    for path in json_files(folder):
+    files = json_files(folder)
+    for done, path in enumerate(files, 1):
+        if progress is not None:
+            progress("importing pictures", done, len(files))
         if is_foreign(Report(path, findings)):
             continue
         report = Report(path, findings, entry=str(path))

@@ -33,6 +33,7 @@ from trainer.data.prompts import PromptError, question_for
 from trainer.data.reasonseg import (
     Finding,
     Polygon,
+    Progress,
     Report,
     load_json,
     read_sentence,
@@ -82,6 +83,7 @@ def import_annotations(
     encoding: str | None = None,
     frame: str | None = None,
     iscrowd: str | None = None,
+    progress: Progress | None = None,
 ) -> Imported:
     """Write `target/ReasonSeg/{train,val,test}` from files of LabelMe, COCO or Label Studio.
 
@@ -121,7 +123,7 @@ def import_annotations(
         labels: dict[str, list[str]] = {}  # by a picture's name
         names: dict[str, bool] = {}  # whether a picture has any item
         search = PictureSearch(search_folders(source, pictures))
-        for drawing in _drawings(source, search, findings, conventions):
+        for drawing in _drawings(source, search, findings, conventions, progress):
             before, report = len(findings), _report(drawing, findings)
             labels.setdefault(_composed(drawing.name), []).extend(drawing.outlined)
             if drawing.name in names:
@@ -158,13 +160,17 @@ def _report(drawing: Drawing, findings: list[Finding]) -> Report:
 
 
 def _drawings(
-    source: Path, search: PictureSearch, findings: list[Finding], conventions: Conventions
+    source: Path,
+    search: PictureSearch,
+    findings: list[Finding],
+    conventions: Conventions,
+    progress: Progress | None,
 ) -> Iterator[Drawing]:
     """The drawings of a COCO file, of a folder with one, or else of a LabelMe folder."""
     coco = _coco_file(source)
     if coco is not None:
         search.folders = list(dict.fromkeys([*search.folders, *search_folders(coco, None)]))
-        return read_drawings(coco, search, findings, conventions)
+        return read_drawings(coco, search, findings, conventions, progress)
     if not source.is_dir():
         raise ValueError(f"{source}: no such folder of LabelMe's files, nor a COCO file")
     if not json_files(source):
@@ -173,7 +179,7 @@ def _drawings(
             fix = "name the folder that has them, or export them so"
             allowed = "LabelMe's files, COCO's instances, or Label Studio's JSON"
             Report(source, findings).add("annotations", "no JSON file", allowed, fix)
-    return read_labelme(source, search, findings, conventions)
+    return read_labelme(source, search, findings, conventions, progress)
 
 
 def _coco_file(source: Path) -> Path | None:

@@ -37,6 +37,7 @@ from trainer.data.reasonseg import (
     Finding,
     FloatArray,
     Polygon,
+    Progress,
     Report,
     Size,
     load_json,
@@ -66,6 +67,7 @@ def read_drawings(
     search: PictureSearch,
     findings: list[Finding],
     conventions: Conventions | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[Drawing]:
     """The pictures whose annotations are sound; a finding for all that is not."""
     report = Report(path, findings)
@@ -77,7 +79,9 @@ def read_drawings(
     for mask in (*notes.masks.values(), *notes.unusable.values()):
         marks[mask.image].append(replace(mask, crowd=_is_crowd(mask, conventions)))
     search.told(image.file_name for image in notes.images.values())
-    for number, image in notes.images.items():
+    for done, (number, image) in enumerate(notes.images.items(), 1):
+        if progress is not None:
+            progress("importing pictures", done, len(notes.images))
         what = f"{image.place}.file_name"
         placed = search.find(report, what, image.file_name)
         if placed is None:
