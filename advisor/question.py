@@ -15,6 +15,7 @@ from profiles.catalog import GpuProfile, gpu_by_nvml, model_profile
 from profiles.plan import Finding, Plan, PlanError
 from profiles.surroundings import ALLOCATOR_VARIABLES
 from profiles.tested import Table, TestedRow
+from profiles.text import argument
 
 OLDEST_BUILT = (5, 0)  # compute capability in torch's builds for CUDA 12.6, the oldest that do
 
@@ -203,9 +204,9 @@ def command_of(question: Question, model: str) -> str:
         if not text.startswith(("model=", "weights=")):
             options += f" --set {shlex.quote(text)}"
     if "weights" in given:
-        options += f" --weights {shlex.quote(given['weights'])}"
+        options += f" --weights {argument(given['weights'])}"
     needed = weights_needed(model, given.get("weights", "default"))
-    folder = shlex.quote(str(question.data)) if question.data is not None else "DIR"
+    folder = argument(question.data) if question.data is not None else "DIR"
     if question.target is None:
         return f"lisa-train --auto {options}{needed} --data-dir {folder}"
     longest = f" --data-dir {folder}" if question.data is not None else ""

@@ -14,10 +14,18 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from profiles.catalog import ModelProfile
 from profiles.plan import Finding, Lora, Plan
+from profiles.text import one_line
 
 Verdict = Literal["FITS", "TIGHT", "SPILLS", "OOM", "UNKNOWN"]
 
@@ -74,6 +82,13 @@ class TestedRow(_Frozen):
     note: str = Field("", description="conditions and doubts")
     contradicted_by: tuple[str, ...] = Field((), description="ids of rows that refute this one")
     confirmed_by: tuple[str, ...] = Field((), description="ids of rows that saw the same")
+
+    @field_validator("id", "title")
+    @classmethod
+    def _is_one_line(cls, text: str) -> str:
+        if one_line(text) != text:
+            raise ValueError("must be one line without control characters")
+        return text
 
     @model_validator(mode="after")
     def _settings_are_a_plan(self) -> Self:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from profiles.text import brief
+from profiles.text import brief, one_line
 from trainer.data.paths import picture_in
 from trainer.data.prompts import PromptError, Turn, explanatory_question_for, question_for
 from trainer.data.reasonseg import DataError, Item, Report, is_picture, read_image
@@ -101,7 +101,7 @@ def passed_over(folder: Path) -> str | None:
     left = [p for p in sorted(folder.iterdir()) if p not in asked and p.name[0] != "."]
     if not left:
         return None
-    names = [p.name + "/" * p.is_dir() for p in left[:_NAMED]]
+    names = [one_line(p.name) + "/" * p.is_dir() for p in left[:_NAMED]]
     names += [f"and {len(left) - _NAMED} more"] * (len(left) > _NAMED)
     return f"passed over in {folder}, no pictures to ask about: {', '.join(names)}"
 
@@ -142,7 +142,7 @@ def _problems(question: Question) -> Iterator[str]:
     except PromptError as error:
         yield f"question: {error} (got {brief(question.text)})"
     if not question.image.is_file():
-        yield f"{question.image}: no such picture"
+        yield f"{one_line(question.image)}: no such picture"
 
 
 def unreadable(asked: Sequence[Question]) -> dict[Path, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from profiles.streams import set_streams
+from profiles.streams import say, set_streams
+from profiles.text import argument
 from trainer.console import (
     EXIT_INTERRUPTED,
     EXIT_USAGE,
@@ -178,7 +178,7 @@ def synthesise(
     with user_errors():
         kinds = tuple(kind or ["negation"])  # one that lisa-tiny has never seen
         where = write_dataset(folder, seed=seed, train=train_, val=val, test=test, kinds=kinds)
-    print(f"{train_} + {val} + {test} questions ({', '.join(kinds)}) in {where}")
+    say(f"{train_} + {val} + {test} questions ({', '.join(kinds)}) in {where}")
 
 
 @app.command()
@@ -201,7 +201,7 @@ def convert(
     with user_errors(), ended_politely():
         folders = [checkpoint_folder(source, tell, offline) for source in sources]
         report = run(folders, target, model, tell, int(shard_gib * 2**30))
-    print("\n".join([*report.lines(), f"{model} in {target}; its conversion.json lists all"]))
+    say("\n".join([*report.lines(), f"{model} in {target}; its conversion.json lists all"]))
 
 
 @app.command("import")
@@ -235,11 +235,11 @@ def import_(
             skip_broken=broken.read_most(skip_broken), encoding=encoding, frame=frame,
         )  # fmt: skip
     items = ", ".join(f"{split} {count}" for split, count in done.items.items())
-    print(f"{target}: {items} items on {done.pictures} pictures; {done.left_out} without any")
+    say(f"{target}: {items} items on {done.pictures} pictures; {done.left_out} without any")
     for what in done.assumed:
-        print(f"note: {what}")
+        say(f"note: {what}")
     if done.broken:
-        print(broken.told(done.broken, target / broken.LIST))
+        say(broken.told(done.broken, target / broken.LIST))
 
 
 @app.command()
@@ -255,7 +255,7 @@ def preview(
 
     with user_errors():
         lines = write_preview(data, split, count, seed, out)
-    print("\n".join([*lines, f"{out}: target blue, ignored yellow"]))
+    say("\n".join([*lines, f"{out}: target blue, ignored yellow"]))
 
 
 def _resolve(
@@ -282,7 +282,7 @@ def _resolve(
     on_cpu = pick_gpu(machine) is None or assigned(assignments).get("device") == "cpu"
     _refuse_large_on_cpu(advice.model, on_cpu)
     advice = measured(advice, tell)
-    print(f"{advice.verdict}: {advice.summary}", file=sys.stderr)
+    tell(f"{advice.verdict}: {advice.summary}")
     # lisa-tiny is so small that settings nobody has tested may be tried, unless advice is asked.
     tries = not auto and advice.model == "tiny" and advice.verdict == "UNKNOWN"
     if advice.plan is None or (advice.exit_code and not tries):
@@ -319,11 +319,11 @@ def _new_folder(wanted: Path) -> Path:
     if wanted == LATEST:
         tell(f"{wanted} holds an earlier run: this one goes to {folder}")
         return folder
-    other = f"; or lisa-train --resume {shlex.quote(str(wanted))} goes on with the run in it"
+    other = f"; or lisa-train --resume {argument(wanted)} goes on with the run in it"
     goes_on = (wanted / "plan.json").exists() and not (wanted / "summary.json").exists()
     fail(
         f"--output-dir: {wanted} is there already, and runs are not mixed\n"
-        f"    hint: --output-dir {shlex.quote(str(folder))}{other if goes_on else ''}"
+        f"    hint: --output-dir {argument(folder)}{other if goes_on else ''}"
     )
 
 
@@ -344,25 +344,25 @@ def _check_data(folder: Path, skip_broken: Text = None) -> int:
     others, findings = check_data(folder)
     if not broken.can_go(findings, most):
         for finding in findings:
-            print(f"  - {finding}", file=sys.stderr)
-        print(f"{len(findings)} findings in {folder}", file=sys.stderr)
+            tell(f"  - {finding}")
+        tell(f"{len(findings)} findings in {folder}")
         for line in broken.hint(findings, most):
-            print(line, file=sys.stderr)
+            tell(line)
         return EXIT_USAGE
     with user_errors():
         counts_of = summarise(folder, broken.Leave(broken.ALL))
     for split, counts in counts_of.items():
-        print(f"{split}: " + ", ".join(f"{name} {value}" for name, value in counts.items()))
+        say(f"{split}: " + ", ".join(f"{name} {value}" for name, value in counts.items()))
     for data_set in others:
         masks = sum(1 for picture in data_set.pictures for _ in picture.paints())
         left_out = f", left out {data_set.left_out}: no picture" if data_set.left_out else ""
-        print(f"{data_set.name}: pictures {len(data_set.pictures)}, masks {masks}{left_out}")
+        say(f"{data_set.name}: pictures {len(data_set.pictures)}, masks {masks}{left_out}")
     if findings:
         listed = Path(broken.LIST)  # here: a folder of data may be another's
         broken.write_list(listed, findings)
-        print(f"{folder}: {broken.told(findings, listed)}")
+        say(f"{folder}: {broken.told(findings, listed)}")
     else:
-        print(f"{folder}: no findings")
+        say(f"{folder}: no findings")
     missing = [split for split in ("train", "val") if split not in counts_of]
     if missing:
         tell(f"note: there is no {' and no '.join(missing)} split, which a training needs")
@@ -372,11 +372,9 @@ def _check_data(folder: Path, skip_broken: Text = None) -> int:
 def hyphenated(arguments: list[str]) -> list[str]:
     """Options spelled with underscores, as the seed's commands have them, spelled with hyphens."""
     result: list[Any] = []
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        result.append(
-            name.replace("_", "-") + equals + value if name.startswith("--") else argument
-        )
+    for one in arguments:
+        name, equals, value = one.partition("=")
+        result.append(name.replace("_", "-") + equals + value if name.startswith("--") else one)
     return result
 
 

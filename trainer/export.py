@@ -15,6 +15,7 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from profiles.plan import Plan
+from profiles.text import argument
 from trainer.checkpoint import read_facts, seal, verify
 from trainer.convert import SHARD_BYTES, Shards, needed_shapes
 from trainer.load import ORIGIN, TRAINED, Trained
@@ -147,7 +148,7 @@ def upload(folder: Path, repository: str, tell: Callable[[str], None]) -> str:
     except Exception as error:  # the hub's, httpx's, the system's: all mean it is not there
         raise RuntimeError(
             f"upload to {repository}: {error}\n    hint: {folder} is whole; hf auth login, then "
-            f"hf upload {repository} {folder}"
+            f"hf upload {argument(repository)} {argument(folder)}"
         ) from None
 
 

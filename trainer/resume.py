@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from profiles.plan import Plan
+from profiles.text import one_line
 from trainer import checkpoint
 from trainer.data.mixture import MixedSets
 from trainer.data.reasonseg import Item
@@ -117,7 +118,9 @@ def check_data(before: Started, now: dict[str, dict[str, str]]) -> None:
         gone = [name for name in known if name not in items]
         for what, names in (("changed or new", changed), ("gone", gone)):
             if names:
-                shown = ", ".join(names[:SHOWN]) + (" …" if len(names) > SHOWN else "")
+                shown = ", ".join(map(one_line, names[:SHOWN])) + (
+                    " …" if len(names) > SHOWN else ""
+                )
                 lines.append(f"{split}: {len(names)} {what}: {shown}")
     if lines:
         listed = "\n    ".join(lines)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from profiles.streams import set_streams
+from profiles.streams import say, set_streams
+from profiles.text import one_line
 from trainer.console import (
     feature_cache,
     stay_at_home,
@@ -91,7 +92,7 @@ def segment(
         count = sum(one.image in broken for one in asked)
         tell(f"{count} of {len(asked)} questions not answered: their pictures cannot be read")
     if as_json:
-        print(json.dumps({"memory": fit.forecast.model_dump(mode="json") if fit else None,
+        say(json.dumps({"memory": fit.forecast.model_dump(mode="json") if fit else None,
                           "answers": found}, indent=2, ensure_ascii=False))  # fmt: skip
     if not all(row["masks"] for row in found):
         raise typer.Exit(1)
@@ -131,17 +132,19 @@ def _told(question: Question, answer: Answer, stem: Path, as_json: bool, several
     files = write_pictures(question, answer, stem)
     if answer.left_out:
         kept, total = len(answer.masks), len(answer.masks) + answer.left_out
-        tell(f"{question.image}: the answer holds {total} masks, more than one was taught with: "
-             f"the first {kept} are kept\n    hint: --set tokens.max_masks={total} keeps all; "
-             "one that trained longer says fewer")  # fmt: skip
+        tell(
+            f"{one_line(question.image)}: the answer holds {total} masks, more than one was "
+            f"taught with: the first {kept} are kept\n    hint: --set tokens.max_masks={total} "
+            "keeps all; one that trained longer says fewer"
+        )
     if not as_json:
-        print(f"{question.image.name}: {answer.text}" if several else answer.text)
+        say(one_line(f"{question.image.name}: {answer.text}") if several else answer.text)
         if files:
             share = answer.mask.mean()
-            tell(f"{', '.join(map(str, files))}: {share:.1%} of the picture, "
+            tell(f"{', '.join(map(one_line, files))}: {share:.1%} of the picture, "
                   f"{answer.seconds:.1f} s")  # fmt: skip
         else:
-            tell(f"{question.image}: the answer holds no [SEG]: nothing was segmented")
+            tell(f"{one_line(question.image)}: the answer holds no [SEG]: nothing was segmented")
     return row_of(question, answer, files)
 
 

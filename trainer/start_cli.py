@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from profiles.text import argument, operand
 from trainer.console import (
     EXIT_INTERRUPTED,
     EXIT_OUT_OF_MEMORY,
@@ -79,7 +79,7 @@ def _how_to_go_on(folder: Path) -> str:
     """What to type after an interrupt that came before, or in the middle of, saving."""
     if not (folder / "plan.json").exists():
         return "interrupted before anything was written: the same command starts again"
-    again = f"lisa-train --resume {shlex.quote(str(folder))}"
+    again = f"lisa-train --resume {argument(folder)}"
     if (folder / "last").exists():
         return f"interrupted; {again} goes on from the last checkpoint"
     return f"interrupted before the training; {again} begins it, with the features built so far"
@@ -95,7 +95,9 @@ def _begin(run: Beginning) -> None:
         _read_data(run)  # bad data is told once, not by every process
         if not run.resumes:
             _write(run)
-        arguments = ["-m", "trainer.cli", "worker", str(run.folder)] + ["--resume"] * run.resumes
+        arguments = ["-m", "trainer.cli", "worker", operand(run.folder)] + [
+            "--resume"
+        ] * run.resumes
         code = start_processes(run.plan.processes, arguments)
         if code != EXIT_OUT_OF_MEMORY:
             raise typer.Exit(code)
@@ -210,7 +212,8 @@ def _train(run: Beginning) -> None:
                 raise
             place = recovery.write_down(folder, plan, error, training, before)
             raise recovery.OutOfMemory(
-                f"out of memory, see {place}; lisa-train --resume {folder} goes on with less"
+                f"out of memory, see {place}; "
+                f"lisa-train --resume {argument(folder)} goes on with less"
             ) from None
         if training.accelerator.is_main_process:
             sheet = run_sheet(training, folder / "overlay.png", count=6)

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
-from profiles.text import brief
+from profiles.text import brief, one_line
 
 if TYPE_CHECKING:
     from trainer.data.broken import Leave
@@ -80,7 +80,7 @@ class Finding:
     entry: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.reason}. Fix: {self.fix}."
+        return one_line(f"{self.path}: {self.reason}. Fix: {self.fix}.")
 
 
 class DataError(ValueError):
