@@ -51,6 +51,11 @@ def one_line(text: object) -> str:
     return printable(str(text)).replace("\n", "\\n").replace("\t", "\\t")
 
 
+def is_text(name: str) -> bool:
+    """Whether all of it are whole characters: neither JSON's half ones nor bytes of a file name."""
+    return not any("\ud800" <= one <= "\udfff" for one in name)
+
+
 def operand(value: str | os.PathLike[str]) -> str:
     """A path as a command may be given it: a leading dash would make it an option."""
     text = os.fspath(value)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 # What `write_pictures` writes: asked about a folder twice, its own answers are no questions.
 _WRITTEN = re.compile(r"(.+?)(?:-\d+)?\.(?:mask(?:-\d+)?|overlay)\.png")
 _NAMED = 8  # of the files that are passed over
+_LONGEST_STEM = 200  # bytes: systems take names of 255, and -12.mask-3.png comes behind
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ def _pictures(folder: Path) -> list[Path]:
     """The folder's pictures, whatever they are called: content decides where the name does not."""
     seen = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
     found = [path for path in seen if not path.is_dir() and is_picture(path)]
-    stems_there = {path.stem for path in found}
+    stems_there = {_shortened(path.stem) for path in found}
     return [path for path in found if not _is_answer(path, stems_there)]
 
 
@@ -160,11 +163,21 @@ def stems(asked: Sequence[Question], folder: Path) -> list[Path]:
     """Where each answer's pictures go: `folder / NAME`, numbered where NAME was there before."""
     found: list[Path] = []
     for question in asked:
-        number, stem = 2, folder / question.image.stem
+        name = _shortened(question.image.stem)
+        number, stem = 2, folder / name
         while stem in found:
-            number, stem = number + 1, folder / f"{question.image.stem}-{number}"
+            number, stem = number + 1, folder / f"{name}-{number}"
         found.append(stem)
     return found
+
+
+def _shortened(stem: str) -> str:
+    """A picture's name with room for what comes behind it; a cut one ends in its checksum."""
+    spelled = os.fsencode(stem)
+    if len(spelled) <= _LONGEST_STEM:
+        return stem
+    whole = spelled[: _LONGEST_STEM - 9].decode("utf-8", "ignore")
+    return f"{whole}-{hashlib.sha256(spelled).hexdigest()[:8]}"
 
 
 def write_pictures(question: Question, answer: Answer, stem: Path) -> list[Path]:
@@ -195,7 +208,7 @@ def row_of(question: Question, answer: Answer, files: list[Path]) -> dict[str, A
 
 
 def row_of_unanswered(question: Question, error: str) -> dict[str, Any]:
-    """The row of a question whose picture cannot be read."""
+    """The row of a question whose picture cannot be read, or its answer not be written."""
     named = {"image": str(question.image), "question": question.text}
     return named | {"error": error, "masks": [], "files": []}
 

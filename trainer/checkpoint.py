@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from profiles.plan import Plan
+from profiles.text import argument
 from trainer.load import TRAINED
 
 STATE, MANIFEST = "state.safetensors", "manifest.json"
@@ -33,7 +35,7 @@ class CheckpointError(ValueError):
 
 
 class NotWritten(RuntimeError):
-    """A checkpoint that the disk has no room for; the one before is untouched."""
+    """A checkpoint that the system does not take; one from before is untouched."""
 
 
 def save(
@@ -254,11 +256,46 @@ def _force(path: Path) -> None:
 
 
 def _no_room(error: Exception, folder: Path, size: int) -> NotWritten:
-    free = shutil.disk_usage(folder.parent).free
-    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or free < size
-    why = "the disk is full" if full else str(error)
+    """What stood in the way, by the system's own figures, and what a resume will find."""
+    why, fix = _cause(error, folder.parent, size)
+    if any((place / STATE).is_file() for place in folder.parent.iterdir()):
+        kept = "the checkpoint before is whole"
+    else:
+        kept = "there is no earlier checkpoint, so it begins again"
     return NotWritten(
-        f"{folder}: the checkpoint could not be written, {why}: {size / 2**20:.0f} MiB needed, "
-        f"{free / 2**20:.0f} free\n    hint: make room, then lisa-train --resume "
-        f"{folder.parent}; the checkpoint before is whole"
+        f"{folder}: the checkpoint could not be written, {why}\n"
+        f"    hint: {fix}, then lisa-train --resume {argument(folder.parent)}; {kept}"
     )
+
+
+def _cause(error: Exception, place: Path, size: int) -> tuple[str, str]:
+    """Why `size` bytes could not be written into `place`, and what would mend it."""
+    told = re.search(r"\(os error (\d+)\)", str(error))  # safetensors' only word of it
+    number = getattr(error, "errno", None) or (int(told[1]) if told else None)
+    free = shutil.disk_usage(place).free
+    if number == errno.EROFS:
+        return "the file system is read-only", "have it mounted for writing"
+    if number in (errno.EACCES, errno.EPERM):
+        return f"permission denied ({error})", f"make {place} writable for you"
+    if number == errno.EDQUOT:
+        return f"your quota is used up: {_mib(size)} needed", "delete what you can spare"
+    if number == errno.ENOSPC and _no_inode(place):
+        return (
+            f"the disk takes no more files: no inode is free, though {_mib(free)} are",
+            "delete files, however small",
+        )
+    if number == errno.ENOSPC or free < size:
+        return f"the disk is full: {_mib(size)} needed, {_mib(free)} free", "make room"
+    return f"{error}: {_mib(size)} needed, {_mib(free)} free", "mend that"
+
+
+def _no_inode(place: Path) -> bool:
+    """Whether a file system that counts its inodes has none left; Windows has none to count."""
+    if not hasattr(os, "statvfs"):
+        return False
+    counts = os.statvfs(place)
+    return counts.f_files > 0 and counts.f_favail == 0
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:.0f} MiB"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from profiles.streams import say, set_streams
-from profiles.text import argument
+from profiles.text import argument, is_text
 from trainer.console import (
     EXIT_INTERRUPTED,
     EXIT_USAGE,
@@ -134,6 +134,7 @@ def train(
             fail("--resume leaves out what the run did: leave --skip-broken out")
         if output_dir != LATEST:
             fail("--resume goes on in the run's own folder: leave --output-dir out")
+        _must_be_text({"--data-dir": data_dir, "--cache-dir": cache_dir, "--resume": resume})
         with user_errors():
             return go_on(resume, data_dir, cache_dir, keeping)
     from profiles.plan import Lora
@@ -149,6 +150,8 @@ def train(
                 "--data-dir: name the folder that holds ReasonSeg/{train,val}\n"
                 "    hint: lisa-train synthesise DIR writes one to try with"
             )
+        _must_be_text({"--data-dir": data_dir, "--output-dir": output_dir,
+                       "--cache-dir": cache_dir, "--weights": weights})  # fmt: skip
         folder = _new_folder(output_dir)
         resolved, advice = _resolve(auto, plan, model, assignments, data_dir)
         if use_lora and resolved.lora is None:  # an advised plan has them, a plan file need not
@@ -299,6 +302,14 @@ def _refuse_large_on_cpu(model: str, on_cpu: bool) -> None:
             f"lisa-advise --model {model} --vram 8GiB what a card could do; "
             "--model tiny trains on a CPU"
         )
+
+
+def _must_be_text(folders: dict[str, Path | str | None]) -> None:
+    """End where a folder's name is no text: the run's records could not say where it lies."""
+    for option, folder in folders.items():
+        whole = os.path.abspath(folder or "")
+        if not is_text(whole):
+            fail(f"{option}: got {whole}; allowed: a path in UTF-8\n    hint: rename the folder")
 
 
 def _new_folder(wanted: Path) -> Path:

@@ -86,8 +86,7 @@ def segment(
             if segmenter is None or one.image in broken:
                 found.append(row_of_unanswered(one, broken[one.image]))
             else:
-                answer = segmenter.ask(one, segmenter.plan.tokens.max_masks)
-                found.append(_told(one, answer, stem, as_json, several=len(asked) > 1))
+                found.append(_answered(segmenter, one, stem, as_json, several=len(asked) > 1))
     if broken:
         count = sum(one.image in broken for one in asked)
         tell(f"{count} of {len(asked)} questions not answered: their pictures cannot be read")
@@ -125,7 +124,25 @@ def planned(trained: Trained, asked: list[Question]) -> tuple[Plan, Fit | None]:
     return fit.plan, fit
 
 
-def _told(question: Question, answer: Answer, stem: Path, as_json: bool, several: bool) -> Any:
+def _answered(
+    segmenter: Segmenter, question: Question, stem: Path, as_json: bool, several: bool
+) -> dict[str, Any]:
+    """Ask, write and say one answer; its JSON row. What fails here is this answer's alone."""
+    from trainer.ask import row_of_unanswered
+
+    try:
+        answer = segmenter.ask(question, segmenter.plan.tokens.max_masks)
+        return _told(question, answer, stem, as_json, several)
+    except (OSError, ValueError) as error:
+        if not several:
+            raise
+        tell(f"error: {one_line(question.image)}: {error}")
+        return row_of_unanswered(question, str(error))
+
+
+def _told(
+    question: Question, answer: Answer, stem: Path, as_json: bool, several: bool
+) -> dict[str, Any]:
     """Write an answer's pictures and say it; its JSON row."""
     from trainer.ask import row_of, write_pictures
 

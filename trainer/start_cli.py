@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from profiles.text import argument, operand
+from profiles.text import argument, one_line, operand
 from trainer.console import (
     EXIT_INTERRUPTED,
     EXIT_OUT_OF_MEMORY,
@@ -219,7 +219,7 @@ def _train(run: Beginning) -> None:
             sheet = run_sheet(training, folder / "overlay.png", count=6)
             for line in outcome(summary, folder):
                 speaker.line(line)
-            speaker.line(f"run folder {folder}, overlay {sheet}")
+            speaker.line(f"run folder {one_line(folder)}, overlay {one_line(sheet)}")
             speaker.line(next_steps(folder, started.data))
 
 

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
-from profiles.text import brief, one_line
+from profiles.text import brief, is_text, one_line
 
 if TYPE_CHECKING:
     from trainer.data.broken import Leave
@@ -333,7 +333,7 @@ def _published_text(raw: bytes) -> str:
 def read_sentence(report: Report, what: str, value: object) -> str | None:
     """A stripped string that is not blank; None with a finding added."""
     # JSON can spell half a surrogate pair, on which every tokenizer fails much later.
-    whole = isinstance(value, str) and not any("\ud800" <= char <= "\udfff" for char in value)
+    whole = isinstance(value, str) and is_text(value)
     if isinstance(value, str) and value.strip() and whole:
         return value.strip()
     report.add(what, value, "text, not blank, in whole characters", "write it or take it out")
@@ -449,6 +449,8 @@ def _pair_up(folder: Path) -> dict[str, tuple[list[Path], list[Path]]]:
 def _read_item(base: Path, images: list[Path], jsons: list[Path], read: _Read) -> _Found:
     """The item, or None and every finding about it; all files that are there are looked at."""
     report = Report(base, entry=str(base))
+    if not is_text(base.name):  # which no figures can be written about, hours later
+        report.add("name", base.name, "text in UTF-8", "rename the picture and its .json")
     for kind, paths in ((" or ".join(IMAGE_SUFFIXES), images), (".json", jsons)):
         if len(paths) != 1:
             got = ", ".join(path.name for path in paths) or "none"
