@@ -24,7 +24,9 @@ from pydantic import (
 )
 
 from profiles.catalog import ModelProfile
+from profiles.places import data_folder
 from profiles.plan import Finding, Lora, Plan
+from profiles.streams import tell
 from profiles.text import one_line
 
 Verdict = Literal["FITS", "TIGHT", "SPILLS", "OOM", "UNKNOWN"]
@@ -136,9 +138,7 @@ class Table(NamedTuple):
 
 def user_table_path() -> Path:
     """Where this user's own rows lie; the file need not exist."""
-    from platformdirs import user_data_path
-
-    return user_data_path("lisa-preflight", appauthor=False) / TABLE_NAME
+    return data_folder() / TABLE_NAME
 
 
 def shipped_table() -> Table:
@@ -181,6 +181,14 @@ def parse_table(data: bytes, where: str) -> Table:
             what = f"skipped a damaged row: {field + ': ' if field else ''}{first['msg']}"
             findings.append(Finding(f"{where}:{number}", what, fix="mend or delete that line"))
     return Table(tuple(rows), tuple(findings))
+
+
+def keep(row: TestedRow) -> None:
+    """Append `row` to the user's table; that it cannot be written is said, and no error."""
+    try:
+        append(row)
+    except OSError as error:
+        tell(f"note: what was found is not kept in {user_table_path()}: {error.strerror or error}")
 
 
 def append(row: TestedRow, path: Path | None = None) -> Path:

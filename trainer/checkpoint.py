@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from profiles.plan import Plan
 from profiles.text import argument
 from trainer.load import TRAINED
+from trainer.placed import share
 
 STATE, MANIFEST = "state.safetensors", "manifest.json"
 
@@ -81,11 +82,13 @@ def _write(
     state: dict[str, Any] | None,
 ) -> None:
     save_file(tensors, folder / TRAINED)
+    share(folder / TRAINED)
     (folder / "plan.json").write_text(plan.to_json(), encoding="utf-8")
     (folder / "facts.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     if state is not None:
         kept, rest = flat(state)
         save_file(kept, folder / STATE)
+        share(folder / STATE)
         (folder / "state.json").write_text(json.dumps(rest), encoding="utf-8")
     seal(folder)
     for path in folder.iterdir():

@@ -19,11 +19,12 @@ from trainer.console import (
     ended_politely,
     fail,
     feature_cache,
+    heed_the_plan,
     stay_at_home,
     tell,
     user_errors,
 )
-from trainer.launch import end_with_parent, is_launched, without_leftovers
+from trainer.launch import end_with_parent, is_launched
 from trainer.results_cli import evaluate, export
 from trainer.start_cli import Beginning, begin, go_on, worker
 
@@ -394,8 +395,7 @@ def main() -> None:
     set_streams()
     # On CPUs with AVX512-BF16 it asks for a package that would fetch code from a hub.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    if leftovers := without_leftovers(os.environ):
-        tell(f"no launcher is running: {', '.join(leftovers)} of the environment not heeded")
+    heed_the_plan()
     if is_launched(os.environ):
         end_with_parent()
     try:

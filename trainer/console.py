@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
+from profiles.places import cache_folder
 from profiles.streams import tell
 from profiles.text import argument, printable
 
@@ -32,9 +33,7 @@ THEIR_FILES = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirect
 
 def feature_cache() -> Path:
     """The user's folder for encoders' features."""
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("lisa-preflight")) / "features"
+    return cache_folder() / "features"
 
 
 def use_allocator(plan: Plan) -> None:
@@ -50,6 +49,15 @@ def use_allocator(plan: Plan) -> None:
             if shells and "RANK" not in os.environ:
                 tell(f"{name}={shells} of this shell is overruled by the plan's "
                      f"{plan.allocator!r}; --set allocator={shells} trains with it")  # fmt: skip
+
+
+def heed_the_plan() -> None:
+    """Called first: variables that another session left in the shell do not overrule the plan."""
+    from trainer.launch import is_main, without_leftovers
+
+    main = is_main()
+    if (leftovers := without_leftovers(os.environ)) and (main or is_main()):
+        tell(f"{', '.join(leftovers)} of this shell: not heeded, the plan decides")
 
 
 def use_threads(plan: Plan, say: Callable[[str], None]) -> None:
@@ -145,7 +153,8 @@ def user_errors() -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
         where = f"{error.filename}: " if error.filename else ""
-        tell(f"error: {where}{error.strerror}\n    hint: make room, and --resume a run")
+        fix = "make room" if error.errno != errno.EROFS else "name a folder that can be written"
+        tell(f"error: {where}{error.strerror}\n    hint: {fix}, and --resume a run")
         raise typer.Exit(EXIT_FAILED) from None
     except RuntimeError as error:
         tell(f"error: {error}")

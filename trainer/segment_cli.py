@@ -13,6 +13,7 @@ from profiles.streams import say, set_streams
 from profiles.text import one_line
 from trainer.console import (
     feature_cache,
+    heed_the_plan,
     stay_at_home,
     tell,
     use_allocator,
@@ -168,6 +169,7 @@ def _told(
 def main() -> None:
     """Entry point of `lisa-segment`."""
     set_streams()
+    heed_the_plan()
     # On CPUs with AVX512-BF16 it asks for a package that would fetch code from a hub.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     app(prog_name="lisa-segment")
