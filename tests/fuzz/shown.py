@@ -32,8 +32,8 @@ ORDERS = re.compile(
 PARTS = (
     "\x1b[2J", "\x1b]52;c;aGk=\x07", "\x1b]0;x\x1b\\", "\x9b1A", "\x9d0;x\x9c", "\u202e", "\u2066",
     "\u2028", "\x85", "\r", "\n", "\t", "\b", "\x00", "\ud83d", "\udcff", "\U000e0041", "\ufeff",
-    "[/a]", "[red]", ":smile:", "---\n", "<b>", "](x)", "www.a.b", "http://a", "`", "|", "$x", "'", '"',
-    "-x ", "--", "*", "~", "!", "\\", "%s", "{0}", "桌", "é", "👩‍🚀", "می‌خ", "a" * 120,
+    "[/a]", "[red]", ":smile:", "---\n", "<b>", "](x)", "www.a.b", "http://a", "`", "|", "$x",
+    "'", '"', "-x ", "--", "*", "~", "!", "\\", "%s", "{0}", "桌", "é", "👩‍🚀", "می‌خ", "a" * 120,
 )  # fmt: skip
 texts = st.lists(
     st.one_of(st.sampled_from(PARTS), st.sampled_from(TEXTS), st.text(max_size=6)), max_size=6
