@@ -17,7 +17,7 @@ demo: $(READY)
 faults: $(READY)
 	$(BIN)/python benchmarks/faults.py --table
 
-# Over 10 000 hostile cases, a process for each kind, and their table in docs/hostile-input.md.
+# Over 15 000 hostile cases, a process for each kind, and their table in docs/hostile-input.md.
 fuzz: $(READY)
 	$(BIN)/python benchmarks/fuzz.py
 

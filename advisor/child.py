@@ -27,13 +27,6 @@ class BadQuestion(ValueError):
     """Data that cannot be read; says what, where and what would mend it."""
 
 
-def cache_folder() -> Path:
-    """Where answers are kept that can be worked out again."""
-    from platformdirs import user_cache_path
-
-    return user_cache_path("lisa-preflight", appauthor=False)
-
-
 def in_child(
     command: Sequence[str], timeout_seconds: float, environment: Mapping[str, str]
 ) -> subprocess.CompletedProcess[str]:

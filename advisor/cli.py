@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from advisor import table_cli
-from profiles.streams import set_streams
+from profiles.streams import say, set_streams, tell
+from profiles.text import argument
 
 if TYPE_CHECKING:
     from advisor.forecast import Forecast
@@ -128,7 +129,7 @@ def run(
         from advisor.explain import explain as explained
 
         try:
-            print(explained(explain))
+            say(explained(explain))
         except ValueError as error:
             _fail(f"--explain: {error}")
         return
@@ -151,7 +152,7 @@ def run(
     _must_agree(assignments)
     machine = probe()
     try:
-        live = live_forecast(machine, target, data_dir, _tell)
+        live = live_forecast(machine, target, data_dir, tell)
         advice = advise(machine, model, assignments, target, data=data_dir, live=live)
         if measure or emulate_vram is not None:
             advice = _tried(advice, emulated=emulate_vram is not None)
@@ -162,7 +163,7 @@ def run(
     except BadQuestion as error:
         _fail(f"this data cannot be used\n{error}")
     except RehearsalFailed as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}")
         raise typer.Exit(1) from None
     if save is not None:
         advice = _saved(advice, save)
@@ -190,7 +191,7 @@ def _tried(advice: Advice, emulated: bool) -> Advice:
     cap = None
     if emulated and advice.budget is not None:
         cap = advice.budget.cap_bytes
-    return measured(advice.model_copy(update={"gpu": here}), _tell, cap)
+    return measured(advice.model_copy(update={"gpu": here}), tell, cap)
 
 
 def _plot(advice: Advice, path: Path) -> None:
@@ -199,9 +200,9 @@ def _plot(advice: Advice, path: Path) -> None:
     from advisor.plot import draw
 
     if advice.plan is None or advice.gpu is None or advice.budget is None or not advice.needs:
-        print("not drawn: there is no plan on a card", file=sys.stderr)
+        tell("not drawn: there is no plan on a card")
         return
-    _tell(f"following a step of {advice.plan.model}, some seconds ...")
+    tell(f"following a step of {advice.plan.model}, some seconds ...")
     told = advice.forecast
     masks, answers = (told.masks, told.answer_tokens) if told else (None, None)
     text = advice.text_tokens or advice.plan.tokens.max_text_tokens
@@ -279,10 +280,6 @@ def _must_be_writable(path: Path | None) -> None:
         _fail(f"{path}: cannot be written: {why}")
 
 
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 def parse_capability(text: str) -> tuple[int, int]:
     """Compute capability from text such as 8.6. Raises typer.BadParameter."""
     match = re.fullmatch(r"([0-9]{1,2})\.([0-9])", text.strip(), re.ASCII)
@@ -329,17 +326,15 @@ def forecast_command(
         plan, settings, data_dir, skip_broken, text_tokens, masks, gpu, vram, system, capability
     )
     if as_json:
-        print(found.model_dump_json(indent=2))
+        say(found.model_dump_json(indent=2))
     else:
-        from rich.console import Console
-
         from advisor.forecast import fitting_micro_batch
-        from advisor.report import print_forecast
+        from advisor.report import PlainConsole, print_forecast
 
-        print_forecast(found, card, Console(highlight=False))
+        print_forecast(found, card, PlainConsole())
         smaller = fitting_micro_batch(found) if found.verdict == "OOM" else None
         if smaller is not None:
-            print(f"\nhint: --set micro_batch={smaller} should fit")
+            say(f"\nhint: --set micro_batch={smaller} should fit")
     raise typer.Exit(found.exit_code)
 
 
@@ -397,7 +392,7 @@ def _forecast(
     except BadQuestion as error:
         _fail(f"this data cannot be used\n{error}")
     except RehearsalFailed as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}")
         raise typer.Exit(1) from None
     return found, card.title
 
@@ -423,10 +418,10 @@ def check_command(
     )
     verdict = "UNKNOWN" if found.cap_bytes is None else found.verdict
     if as_json:
-        print(found.model_dump_json(indent=2))
+        say(found.model_dump_json(indent=2))
     else:
         name = f"{found.plan.model} {found.plan.content_hash}"
-        print(f"{verdict}  {name} on {card}: {found.reason}")
+        say(f"{verdict}  {name} on {card}: {found.reason}")
     raise typer.Exit({"FITS": 0, "UNKNOWN": 3}.get(verdict, 1))
 
 
@@ -447,42 +442,38 @@ def doctor_command(
     from advisor.report import print_checks
 
     machine = probe()
-    checks = examine(machine, offline, (lambda line: None) if as_json else _tell)
+    checks = examine(machine, offline, (lambda line: None) if as_json else tell)
     if as_json:
-        print(json.dumps([check.model_dump() for check in checks], indent=2))
+        say(json.dumps([check.model_dump() for check in checks], indent=2))
     elif as_report:
-        print(report(machine, checks))
+        say(report(machine, checks))
     else:
         print_checks(checks)
     raise typer.Exit(1 if any(check.status == "fail" for check in checks) else 0)
 
 
 def _print(advice: Advice, as_json: bool) -> None:
-    from rich.console import Console
-
-    from advisor.report import print_text, to_json
+    from advisor.report import PlainConsole, print_text, to_json
 
     if as_json:
-        print(to_json(advice))
+        say(to_json(advice))
         for finding in (*advice.findings, *advice.machine.notes):
-            print(finding, file=sys.stderr)
+            tell(str(finding))
     else:
-        print_text(advice, Console(highlight=False))
+        print_text(advice, PlainConsole())
 
 
 def _saved(advice: Advice, path: Path) -> Advice:
     """The advice with its plan written to `path` and a command that uses it."""
-    import shlex
-
     from advisor.question import weights_needed
     from profiles.skipping import option
 
     if advice.plan is None or advice.command is None:
-        print(f"not saved: {advice.verdict}, so there is no plan to train", file=sys.stderr)
+        tell(f"not saved: {advice.verdict}, so there is no plan to train")
         return advice
     write(path, advice.plan.to_json())
     needed = weights_needed(advice.plan.model, advice.plan.weights)
-    command = f"lisa-train --plan {shlex.quote(str(path))}{needed} --data-dir DIR{option()}"
+    command = f"lisa-train --plan {argument(path)}{needed} --data-dir DIR{option()}"
     return advice.model_copy(update={"command": command})
 
 
@@ -498,7 +489,7 @@ def write(path: Path, text: str) -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
+    tell(f"error: {message}")
     raise typer.Exit(EXIT_USAGE)
 
 

@@ -15,9 +15,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
-from advisor.child import RehearsalFailed, cache_folder, rehearsed
+from advisor.child import RehearsalFailed, rehearsed
 from advisor.probe import Gpu, Machine
 from profiles.files import read_regular
+from profiles.places import cache_folder
 from profiles.plan import Plan
 
 MIB = 2**20

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -12,11 +11,12 @@ from typing import Any, Literal
 from pydantic import Field
 
 from advisor.budget import Frozen, gib
-from advisor.child import cache_folder, in_child
+from advisor.child import in_child
 from advisor.choose import pick_gpu
 from advisor.notes import OLDEST_IN_WHEELS, older_torch
 from advisor.probe import Machine
 from advisor.question import too_old
+from profiles.places import cache_folder, caches_stay
 from profiles.surroundings import ALLOCATOR_VARIABLES, python_module
 
 SELFTEST_SECONDS = 180
@@ -204,17 +204,15 @@ def _segments_tried() -> tuple[str, bool]:
 
 
 def _room(machine: Machine) -> Iterator[Check]:
-    folder = cache_folder()
-    place = next(p for p in (folder, *folder.parents) if p.exists())
     free = machine.disk_free_bytes or 0
-    writable = os.access(place, os.W_OK)
+    stays = caches_stay()
     short = free < CACHE_BYTES
     found = f"{gib(free)} free where features are cached"
-    if not writable:
-        found = "the cache folder cannot be written"
+    if not stays:
+        found += f", in {cache_folder()}: the home folder cannot be written"
     remedy = f"about {gib(CACHE_BYTES)} are wanted; --cache-dir names another disk"
-    bad = short or not writable
-    yield Check(name="disk", status="fail" if not writable else "note" if short else "ok",
+    bad = short or not stays
+    yield Check(name="disk", status="note" if bad else "ok",
                 found=found, remedy=remedy if bad else "")  # fmt: skip
     if machine.host_available_bytes is not None:
         found = f"{gib(machine.host_available_bytes)} of {gib(machine.host_total_bytes or 0)} free"

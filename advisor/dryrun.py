@@ -13,14 +13,15 @@ import json
 from collections.abc import Callable
 
 from advisor.budget import Bytes, gib, judge
-from advisor.child import cache_folder, rehearsed
+from advisor.child import rehearsed
 from advisor.choose import Candidate
 from advisor.context import library_versions
 from advisor.preflight import Advice
 from advisor.probe import Gpu
 from profiles.measurement import Measurement
+from profiles.places import cache_folder
 from profiles.plan import Finding, Plan
-from profiles.tested import DataShape, TestedRow, append, read_table
+from profiles.tested import DataShape, TestedRow, keep, read_table
 
 TRIALS = 2
 TRIAL_SECONDS = 900
@@ -81,7 +82,7 @@ def _trial(
     environment = {"CUDA_VISIBLE_DEVICES": gpu.uuid} if gpu.uuid else {}
     found = rehearsed(plan, options, environment, cache_folder(), TRIAL_SECONDS)
     row = _row(name, candidate, found, gpu, text)
-    append(row)
+    keep(row)
     return row
 
 

@@ -24,7 +24,7 @@ from advisor.reasons import plan_text
 from advisor.search import search, smallest_cards_text
 from profiles.plan import Plan
 from profiles.shortage import Shortage
-from profiles.tested import DataShape, TestedRow, append, read_table
+from profiles.tested import DataShape, TestedRow, keep, read_table
 
 # The settings that change how much memory a run takes, and nothing that it learns.
 LEVERS = frozenset({"quantization", "compile", "host_embeddings", "host_layers", "micro_batch",
@@ -212,7 +212,7 @@ def _keep_row(short: Shortage, gpu: Gpu, told: Forecast | None, pool: int | None
         date=datetime.date.today(),
         note=short.error,
     )
-    append(row)
+    keep(row)
 
 
 def _compared(short: Shortage, pool: int | None) -> str:

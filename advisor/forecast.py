@@ -22,10 +22,11 @@ from pydantic import Field
 
 from advisor.allocator import replay
 from advisor.budget import ERRORS_FILE, Frozen, gib, margin_for
-from advisor.child import RehearsalFailed, cache_folder, rehearsed
+from advisor.child import RehearsalFailed, rehearsed
 from advisor.context import OTHERS, Context, installed
 from profiles.grid import caching_bytes, nearest
 from profiles.measurement import Measurement, Timeline
+from profiles.places import cache_folder
 from profiles.plan import Plan
 from profiles.skipping import announced
 from profiles.tested import Verdict

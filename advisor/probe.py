@@ -19,6 +19,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from profiles.catalog import gpu_by_nvml
+from profiles.places import cache_folder
 from profiles.plan import Finding
 from profiles.surroundings import usable_cores
 
@@ -467,9 +468,7 @@ def _host_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> tuple[int | None, int
 def _disk_free() -> int | None:
     import shutil
 
-    from platformdirs import user_cache_path
-
-    folder = user_cache_path("lisa-preflight", appauthor=False)
+    folder = cache_folder()
     with suppress(OSError):
         place = next(path for path in (folder, *folder.parents) if path.exists())
         return shutil.disk_usage(place).free

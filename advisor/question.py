@@ -16,6 +16,7 @@ from profiles.catalog import GpuProfile, gpu_by_nvml, model_profile
 from profiles.plan import Finding, Plan, PlanError
 from profiles.surroundings import ALLOCATOR_VARIABLES
 from profiles.tested import Table, TestedRow
+from profiles.text import argument
 
 # NVIDIA's WSL drivers before R615 fail at them on some cards (pytorch/pytorch#192330).
 WSL_SEGMENTS_DRIVER = 615
@@ -220,9 +221,9 @@ def command_of(question: Question, model: str) -> str:
         if not text.startswith(("model=", "weights=")):
             options += f" --set {shlex.quote(text)}"
     if "weights" in given:
-        options += f" --weights {shlex.quote(given['weights'])}"
+        options += f" --weights {argument(given['weights'])}"
     needed = weights_needed(model, given.get("weights", "default"))
-    folder = shlex.quote(str(question.data)) if question.data is not None else "DIR"
+    folder = argument(question.data) if question.data is not None else "DIR"
     folder += skipping.option()
     if question.target is None:
         return f"lisa-train --auto {options}{needed} --data-dir {folder}"

@@ -5,20 +5,20 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.padding import Padding
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from advisor.budget import gib
 from advisor.reasons import lora_text, storage_text, told_by
 from profiles.plan import Plan
+from profiles.text import printable
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from advisor.doctor import Check
     from advisor.forecast import Forecast
     from advisor.preflight import Advice
@@ -32,6 +32,20 @@ VERDICT_STYLES = {
 }
 SVG_COLUMNS = 80
 CONSIDERED_SHOWN = 8
+
+
+class PlainConsole(Console):
+    """A console to which text is text: no markup of rich's, no order to the terminal in it."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterator[Segment]:
+        """What rich writes for `renderable`, its own control codes as they are."""
+        for one in super().render(renderable, options):
+            yield one if one.control else Segment(printable(one.text), one.style)
 
 
 def to_json(advice: Advice) -> str:
@@ -96,19 +110,18 @@ def print_checks(checks: Iterable[Check]) -> None:
         remedy = f"\n-> {check.remedy}" if check.remedy else ""
         status = Text(check.status, style=styles[check.status])
         table.add_row(status, Text(check.name), Text(check.found + remedy))
-    Console(highlight=False).print(table)
+    PlainConsole().print(table)
 
 
 def render_svg(advice: Advice) -> str:
     """The same text as an SVG picture, 80 columns wide."""
-    console = Console(
+    console = PlainConsole(
         record=True,
         file=io.StringIO(),
         width=SVG_COLUMNS,
         force_terminal=True,
         color_system="truecolor",
         legacy_windows=False,
-        highlight=False,
     )
     print_text(advice, console)
     return console.export_svg(title="lisa-advise")

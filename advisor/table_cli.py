@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from profiles.streams import say, tell
 
 if TYPE_CHECKING:
     from profiles.tested import Table, TestedRow
@@ -36,9 +37,7 @@ def listed(
     known = {"model": tuple(models()), "source": get_args(Source), "verdict": get_args(Verdict)}
     for name, value in (("model", model), ("source", source), ("verdict", verdict)):
         if value is not None and value not in known[name]:
-            print(
-                f"error: --{name}: got {value!r}; known: {', '.join(known[name])}", file=sys.stderr
-            )
+            tell(f"error: --{name}: got {value!r}; known: {', '.join(known[name])}")
             raise typer.Exit(2)
     table = _read()
     wanted = {"model": model, "source": source, "verdict": verdict}
@@ -46,11 +45,12 @@ def listed(
     rows = [row for row in table.rows if all(getattr(row, name) == v for name, v in given.items())]
     if as_json:
         for row in rows:
-            print(row.model_dump_json())
+            say(row.model_dump_json())
         return
-    from rich.console import Console
     from rich.table import Table as RichTable
     from rich.text import Text
+
+    from advisor.report import PlainConsole
 
     by_name = {row.id: row for row in reversed(table.rows)}  # the first of a name holds
     shown = RichTable(box=None, header_style="bold", padding=(0, 2, 0, 0))
@@ -62,8 +62,8 @@ def listed(
             Text(row.id), row.verdict, _gib(row.needed_bytes), _gib(row.limit_bytes),
             str(shape.text_tokens) if shape else "", Text(row.title + _judged(row, by_name)),
         )  # fmt: skip
-    Console(highlight=False).print(shown)
-    print(f"{len(rows)} of {len(table.rows)} rows", file=sys.stderr)
+    PlainConsole().print(shown)
+    tell(f"{len(rows)} of {len(table.rows)} rows")
 
 
 @app.command("export")
@@ -74,12 +74,12 @@ def export(
     rows = [row for row in _read().rows if row.source == "user"]
     text = "".join(row.model_dump_json() + "\n" for row in rows)
     if str(file) == "-":
-        sys.stdout.write(text)
+        say(text.removesuffix("\n"))
     else:
         from advisor.cli import write
 
         write(file, text)
-    print(f"{len(rows)} rows", file=sys.stderr)
+    tell(f"{len(rows)} rows")
 
 
 @app.command("import")
@@ -93,7 +93,7 @@ def import_(
     try:
         found = parse_table(read_regular(file), str(file))
     except OSError as error:
-        print(f"error: {file}: cannot be read: {error.strerror}", file=sys.stderr)
+        tell(f"error: {file}: cannot be read: {error.strerror}")
         raise typer.Exit(2) from None
     known = {row.id for row in _read().rows}
     new = {row.id: row for row in reversed(found.rows) if row.id not in known}
@@ -101,8 +101,8 @@ def import_(
     if own:
         append_all(own)
     for finding in found.findings:
-        print(finding, file=sys.stderr)
-    print(f"{len(new)} rows added, {len(found.rows) - len(new)} were there", file=sys.stderr)
+        tell(str(finding))
+    tell(f"{len(new)} rows added, {len(found.rows) - len(new)} were there")
     raise typer.Exit(2 if found.findings else 0)
 
 
@@ -111,7 +111,7 @@ def _read() -> Table:
 
     table = read_table()
     for finding in table.findings:
-        print(finding, file=sys.stderr)
+        tell(str(finding))
     return table
 
 

@@ -20,7 +20,7 @@ from pydantic_core import PydanticCustomError
 
 from profiles.catalog import ModelProfile, model_profile, models
 from profiles.files import read_regular
-from profiles.text import brief
+from profiles.text import brief, one_line
 
 Dtype = Literal["bf16", "fp16", "fp32"]
 Encoder = Literal["sam", "clip"]
@@ -54,7 +54,7 @@ class Finding:
     def __str__(self) -> str:
         got = f" (got {self.got})" if self.got else ""
         fix = f"\n    hint: {self.fix}" if self.fix else ""
-        return f"{self.where}: {self.what}{got}{fix}"
+        return one_line(f"{self.where}: {self.what}{got}") + fix
 
 
 class PlanError(ValueError):

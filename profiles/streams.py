@@ -1,10 +1,15 @@
-"""What a command writes: whatever the terminal's encoding, an answer is never lost to it."""
+"""What a command writes: whatever the terminal's encoding, an answer is never lost to it.
+
+All text goes out through `say` and `tell`, so that nothing in it is an order to the terminal.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Sequence
+
+from profiles.text import printable
 
 
 def set_streams(arguments: Sequence[str] | None = None) -> None:
@@ -24,6 +29,16 @@ def set_streams(arguments: Sequence[str] | None = None) -> None:
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
         else:
             stream.reconfigure(errors="replace")
+
+
+def say(text: str) -> None:
+    """A result, on stdout."""
+    print(printable(text), flush=True)
+
+
+def tell(text: str) -> None:
+    """A message to whoever watches, on stderr; stdout is for results."""
+    print(printable(text), file=sys.stderr, flush=True)
 
 
 def _begin_in_utf8() -> None:

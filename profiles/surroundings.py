@@ -7,6 +7,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from profiles.places import cache_folder, libraries_caches
+
 CGROUP = Path("/sys/fs/cgroup")
 # Both names: torch 2.9 ignores the new one for CUDA, later versions prefer it.
 ALLOCATOR_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
@@ -21,19 +23,44 @@ def python_module(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-P", "-m", module, *arguments]
 
 
+# accelerate reads these by dozens; these few leave what is computed alone.
+_ACCELERATE, _HARMLESS = "ACCELERATE_", ("LOG_LEVEL", "DEBUG_MODE", "ENABLE_RICH", "CPU_AFFINITY")
+_OFF = ("", "0", "no", "n", "none", "false", "f", "off", "default")
+# Of MPI: accelerate takes them for a launcher's, and would wait for processes that never come.
+_MPI = ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS", "OMPI_COMM_WORLD_RANK",
+        "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE",
+        "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK",
+        "MV2_COMM_WORLD_LOCAL_SIZE")  # fmt: skip
+
+
+def borrowed(environment: Mapping[str, str]) -> list[str]:
+    """Variables of this shell by which accelerate would do other than the plan says.
+
+    DeepSpeed or FSDP, another precision, compiler, device or accumulation, as another project's
+    session leaves them. Those that say no are none.
+    """
+    named = (name for name in environment if name.startswith(_ACCELERATE))
+    found = [name for name in named if name.removeprefix(_ACCELERATE) not in _HARMLESS]
+    return sorted(name for name in found if environment[name].strip().lower() not in _OFF) + [
+        name for name in _MPI if name in environment
+    ]
+
+
 def at_home(environment: Mapping[str, str]) -> dict[str, str]:
     """The environment, with the hub out of reach and compiled code in the user's own cache.
+
+    What is `borrowed` is left out.
 
     `PYTHONSAFEPATH` is `-P` for processes that libraries start, such as torch's compilers.
     On CPUs with AVX512-BF16 bitsandbytes would fetch a kernel's code from the hub. torch would
     load compiled code from a folder of /tmp with a name that anyone may have taken first. Its
     threads would spin while they wait: on cores that others use too, that made it 6 times slower.
     """
-    from platformdirs import user_cache_path
-
-    compiled = user_cache_path("lisa-preflight", appauthor=False) / "compiled"
+    compiled = cache_folder() / "compiled"
     kept = {"TORCHINDUCTOR_CACHE_DIR": str(compiled), "OMP_WAIT_POLICY": "PASSIVE"}
-    kept |= dict(environment)
+    foreign = borrowed(environment)
+    kept |= libraries_caches()
+    kept |= {name: value for name, value in environment.items() if name not in foreign}
     return kept | {"HF_HUB_OFFLINE": "1", "PYTHONSAFEPATH": "1"}
 
 

@@ -21,11 +21,22 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from profiles.catalog import ModelProfile
 from profiles.files import read_regular
+from profiles.places import data_folder
 from profiles.plan import Finding, Lora, Plan
+from profiles.streams import tell
+from profiles.text import one_line
 
 Verdict = Literal["FITS", "TIGHT", "SPILLS", "OOM", "UNKNOWN"]
 
@@ -85,6 +96,13 @@ class TestedRow(_Frozen):
     contradicted_by: tuple[str, ...] = Field((), description="ids of rows that refute this one")
     confirmed_by: tuple[str, ...] = Field((), description="ids of rows that saw the same")
 
+    @field_validator("id", "title")
+    @classmethod
+    def _is_one_line(cls, text: str) -> str:
+        if one_line(text) != text:
+            raise ValueError("must be one line without control characters")
+        return text
+
     @model_validator(mode="after")
     def _settings_are_a_plan(self, info: ValidationInfo) -> Self:
         own = self.__dict__  # reading fields through pydantic counts in a large table
@@ -143,9 +161,7 @@ class Table(NamedTuple):
 
 def user_table_path() -> Path:
     """Where this user's own rows lie; the file need not exist."""
-    from platformdirs import user_data_path
-
-    return user_data_path("lisa-preflight", appauthor=False) / TABLE_NAME
+    return data_folder() / TABLE_NAME
 
 
 def shipped_table() -> Table:
@@ -203,6 +219,14 @@ def _all_kept() -> Iterator[None]:
         gc.freeze()
         if searched:
             gc.enable()
+
+
+def keep(row: TestedRow) -> None:
+    """Append `row` to the user's table; that it cannot be written is said, and no error."""
+    try:
+        append(row)
+    except OSError as error:
+        tell(f"note: what was found is not kept in {user_table_path()}: {error.strerror or error}")
 
 
 def append(row: TestedRow, path: Path | None = None) -> Path:

@@ -1,8 +1,15 @@
-"""Values of others in messages: whatever they are, a few words of them."""
+"""Text and values of others in messages: whatever they hold, they only ever show as text."""
 
 from __future__ import annotations
 
+import json
+import os
+import shlex
+import unicodedata
 from reprlib import Repr
+
+_UNSHOWN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # Unicode's categories
+_JOINERS = "\u200c\u200d"  # Persian, Indic scripts and emoji are spelled with them
 
 _LARGEST = 10**4000
 
@@ -23,3 +30,42 @@ def brief(value: object, letters: int = 60) -> str:
     """`repr(value)` in so many letters at most, however long, deep or entwined the value is."""
     text = _BRIEF.repr(value)
     return text if len(text) <= letters else text[: letters - 3] + "..."
+
+
+def printable(text: str) -> str:
+    """`text` with all that a terminal would obey, or that has no shape, spelled as `\\u001b` is.
+
+    Control characters (C0 but for tab and line break, C1), marks that turn the direction of
+    writing, and half characters. The spelling is JSON's, so a JSON document stays what it says.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(one if _is_shown(one) else json.dumps(one)[1:-1] for one in text)
+
+
+def one_line(text: object) -> str:
+    """`str(text)` as `printable` has it, and in one line: what is about one thing forges no other.
+
+    For names, questions and whatever else comes from files.
+    """
+    return printable(str(text)).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def is_text(name: str) -> bool:
+    """Whether all of it are whole characters: neither JSON's half ones nor bytes of a file name."""
+    return not any("\ud800" <= one <= "\udfff" for one in name)
+
+
+def operand(value: str | os.PathLike[str]) -> str:
+    """A path as a command may be given it: a leading dash would make it an option."""
+    text = os.fspath(value)
+    return f"./{text}" if text.startswith("-") else text
+
+
+def argument(value: str | os.PathLike[str]) -> str:
+    """A path as one word of a command line that can be pasted into a shell."""
+    return shlex.quote(operand(value))
+
+
+def _is_shown(one: str) -> bool:
+    return one in _JOINERS or one in "\n\t" or unicodedata.category(one) not in _UNSHOWN

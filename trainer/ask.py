@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from profiles.files import read_regular
-from profiles.text import brief
+from profiles.text import brief, one_line
 from trainer.data.paths import picture_in
 from trainer.data.prompts import PromptError, Turn, explanatory_question_for, question_for
 from trainer.data.reasonseg import DataError, Item, Report, is_picture, read_image
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 # What `write_pictures` writes: asked about a folder twice, its own answers are no questions.
 _WRITTEN = re.compile(r"(.+?)(?:-\d+)?\.(?:mask(?:-\d+)?|overlay)\.png")
 _NAMED = 8  # of the files that are passed over
+_LONGEST_STEM = 200  # bytes: systems take names of 255, and -12.mask-3.png comes behind
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ def _pictures(folder: Path) -> list[Path]:
     """The folder's pictures, whatever they are called: content decides where the name does not."""
     seen = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
     found = [path for path in seen if not path.is_dir() and is_picture(path)]
-    stems_there = {path.stem for path in found}
+    stems_there = {_shortened(path.stem) for path in found}
     return [path for path in found if not _is_answer(path, stems_there)]
 
 
@@ -102,7 +105,7 @@ def passed_over(folder: Path) -> str | None:
     left = [p for p in sorted(folder.iterdir()) if p not in asked and p.name[0] != "."]
     if not left:
         return None
-    names = [p.name + "/" * p.is_dir() for p in left[:_NAMED]]
+    names = [one_line(p.name) + "/" * p.is_dir() for p in left[:_NAMED]]
     names += [f"and {len(left) - _NAMED} more"] * (len(left) > _NAMED)
     return f"passed over in {folder}, no pictures to ask about: {', '.join(names)}"
 
@@ -143,7 +146,7 @@ def _problems(question: Question) -> Iterator[str]:
     except PromptError as error:
         yield f"question: {error} (got {brief(question.text)})"
     if not question.image.is_file():
-        yield f"{question.image}: no such picture"
+        yield f"{one_line(question.image)}: no such picture"
 
 
 def unreadable(asked: Sequence[Question]) -> dict[Path, str]:
@@ -161,11 +164,21 @@ def stems(asked: Sequence[Question], folder: Path) -> list[Path]:
     """Where each answer's pictures go: `folder / NAME`, numbered where NAME was there before."""
     found: list[Path] = []
     for question in asked:
-        number, stem = 2, folder / question.image.stem
+        name = _shortened(question.image.stem)
+        number, stem = 2, folder / name
         while stem in found:
-            number, stem = number + 1, folder / f"{question.image.stem}-{number}"
+            number, stem = number + 1, folder / f"{name}-{number}"
         found.append(stem)
     return found
+
+
+def _shortened(stem: str) -> str:
+    """A picture's name with room for what comes behind it; a cut one ends in its checksum."""
+    spelled = os.fsencode(stem)
+    if len(spelled) <= _LONGEST_STEM:
+        return stem
+    whole = spelled[: _LONGEST_STEM - 9].decode("utf-8", "ignore")
+    return f"{whole}-{hashlib.sha256(spelled).hexdigest()[:8]}"
 
 
 def write_pictures(question: Question, answer: Answer, stem: Path) -> list[Path]:
@@ -196,7 +209,7 @@ def row_of(question: Question, answer: Answer, files: list[Path]) -> dict[str, A
 
 
 def row_of_unanswered(question: Question, error: str) -> dict[str, Any]:
-    """The row of a question whose picture cannot be read."""
+    """The row of a question whose picture cannot be read, or its answer not be written."""
     named = {"image": str(question.image), "question": question.text}
     return named | {"error": error, "masks": [], "files": []}
 

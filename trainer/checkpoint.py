@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
@@ -26,7 +27,9 @@ from torch import Tensor, nn
 
 from profiles.files import force
 from profiles.plan import Plan
+from profiles.text import argument
 from trainer.load import TRAINED
+from trainer.placed import share
 
 STATE, MANIFEST = "state.safetensors", "manifest.json"
 
@@ -36,7 +39,7 @@ class CheckpointError(ValueError):
 
 
 class NotWritten(RuntimeError):
-    """A checkpoint that the disk has no room for; the one before is untouched."""
+    """A checkpoint that the system does not take; one from before is untouched."""
 
 
 def save(
@@ -136,11 +139,13 @@ def _write(
     state: dict[str, Any] | None,
 ) -> None:
     save_file(tensors, folder / TRAINED)
+    share(folder / TRAINED)
     (folder / "plan.json").write_text(plan.to_json(), encoding="utf-8")
     (folder / "facts.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     if state is not None:
         kept, rest = flat(state)
         save_file(kept, folder / STATE)
+        share(folder / STATE)
         (folder / "state.json").write_text(json.dumps(rest), encoding="utf-8")
     seal(folder)
     for path in folder.iterdir():
@@ -285,11 +290,46 @@ def _checksum(path: Path) -> str:
 
 
 def _no_room(error: Exception, folder: Path, size: int) -> NotWritten:
-    free = shutil.disk_usage(folder.parent).free
-    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or free < size
-    why = "the disk is full" if full else str(error)
+    """What stood in the way, by the system's own figures, and what a resume will find."""
+    why, fix = _cause(error, folder.parent, size)
+    if any((place / STATE).is_file() for place in folder.parent.iterdir()):
+        kept = "the checkpoint before is whole"
+    else:
+        kept = "there is no earlier checkpoint, so it begins again"
     return NotWritten(
-        f"{folder}: the checkpoint could not be written, {why}: {size / 2**20:.0f} MiB needed, "
-        f"{free / 2**20:.0f} free\n    hint: make room, then lisa-train --resume "
-        f"{folder.parent}; the checkpoint before is whole"
+        f"{folder}: the checkpoint could not be written, {why}\n"
+        f"    hint: {fix}, then lisa-train --resume {argument(folder.parent)}; {kept}"
     )
+
+
+def _cause(error: Exception, place: Path, size: int) -> tuple[str, str]:
+    """Why `size` bytes could not be written into `place`, and what would mend it."""
+    told = re.search(r"\(os error (\d+)\)", str(error))  # safetensors' only word of it
+    number = getattr(error, "errno", None) or (int(told[1]) if told else None)
+    free = shutil.disk_usage(place).free
+    if number == errno.EROFS:
+        return "the file system is read-only", "have it mounted for writing"
+    if number in (errno.EACCES, errno.EPERM):
+        return f"permission denied ({error})", f"make {place} writable for you"
+    if number == errno.EDQUOT:
+        return f"your quota is used up: {_mib(size)} needed", "delete what you can spare"
+    if number == errno.ENOSPC and _no_inode(place):
+        return (
+            f"the disk takes no more files: no inode is free, though {_mib(free)} are",
+            "delete files, however small",
+        )
+    if number == errno.ENOSPC or free < size:
+        return f"the disk is full: {_mib(size)} needed, {_mib(free)} free", "make room"
+    return f"{error}: {_mib(size)} needed, {_mib(free)} free", "mend that"
+
+
+def _no_inode(place: Path) -> bool:
+    """Whether a file system that counts its inodes has none left; Windows has none to count."""
+    if not hasattr(os, "statvfs"):
+        return False
+    counts = os.statvfs(place)
+    return counts.f_files > 0 and counts.f_favail == 0
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:.0f} MiB"

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from profiles.streams import set_streams
+from profiles.streams import say, set_streams
+from profiles.text import is_text
 from trainer.console import (
     EXIT_INTERRUPTED,
     EXIT_USAGE,
@@ -19,11 +20,12 @@ from trainer.console import (
     ended_politely,
     fail,
     feature_cache,
+    heed_the_plan,
     stay_at_home,
     tell,
     user_errors,
 )
-from trainer.launch import end_with_parent, is_launched, leave_group, without_leftovers
+from trainer.launch import end_with_parent, is_launched, leave_group
 from trainer.results_cli import evaluate, export
 from trainer.run_folder import LATEST, new_run
 from trainer.start_cli import Beginning, begin, go_on, worker
@@ -134,6 +136,7 @@ def train(
             fail("--resume leaves out what the run did: leave --skip-broken out")
         if output_dir != LATEST:
             fail("--resume goes on in the run's own folder: leave --output-dir out")
+        _must_be_text({"--data-dir": data_dir, "--cache-dir": cache_dir, "--resume": resume})
         with user_errors():
             return go_on(resume, data_dir, cache_dir, keeping)
     from profiles.plan import Lora
@@ -149,6 +152,8 @@ def train(
                 "--data-dir: name the folder that holds ReasonSeg/{train,val}\n"
                 "    hint: lisa-train synthesise DIR writes one to try with"
             )
+        _must_be_text({"--data-dir": data_dir, "--output-dir": output_dir,
+                       "--cache-dir": cache_dir, "--weights": weights})  # fmt: skip
         started = Started(data_dir, cache_dir or feature_cache(), {}, Keeping(**keeping),
                           skip_broken=most)  # fmt: skip
         with new_run(output_dir) as folder:
@@ -179,7 +184,7 @@ def synthesise(
     with user_errors():
         kinds = tuple(kind or ["negation"])  # one that lisa-tiny has never seen
         where = write_dataset(folder, seed=seed, train=train_, val=val, test=test, kinds=kinds)
-    print(f"{train_} + {val} + {test} questions ({', '.join(kinds)}) in {where}")
+    say(f"{train_} + {val} + {test} questions ({', '.join(kinds)}) in {where}")
 
 
 @app.command()
@@ -202,7 +207,7 @@ def convert(
     with user_errors(), ended_politely():
         folders = [checkpoint_folder(source, tell, offline) for source in sources]
         report = run(folders, target, model, tell, int(shard_gib * 2**30))
-    print("\n".join([*report.lines(), f"{model} in {target}; its conversion.json lists all"]))
+    say("\n".join([*report.lines(), f"{model} in {target}; its conversion.json lists all"]))
 
 
 @app.command("import")
@@ -242,11 +247,11 @@ def import_(
             iscrowd=iscrowd, progress=Plain(patience=10),
         )  # fmt: skip
     items = ", ".join(f"{split} {count}" for split, count in done.items.items())
-    print(f"{target}: {items} items on {done.pictures} pictures; {done.left_out} without any")
+    say(f"{target}: {items} items on {done.pictures} pictures; {done.left_out} without any")
     for what in done.assumed:
-        print(f"note: {what}")
+        say(f"note: {what}")
     if done.broken:
-        print(broken.told(done.broken, target / broken.LIST))
+        say(broken.told(done.broken, target / broken.LIST))
 
 
 @app.command()
@@ -268,7 +273,7 @@ def preview(
         lines = write_preview(data, split, count, seed, out, leave)
     for one in leave.left_out:
         tell(f"left out: {one}")
-    print("\n".join([*lines, f"{out}: target blue, ignored yellow"]))
+    say("\n".join([*lines, f"{out}: target blue, ignored yellow"]))
 
 
 def _resolve(
@@ -295,7 +300,7 @@ def _resolve(
     on_cpu = pick_gpu(machine) is None or assigned(assignments).get("device") == "cpu"
     _refuse_large_on_cpu(advice.model, on_cpu)
     advice = measured(advice, tell)
-    print(f"{advice.verdict}: {advice.summary}", file=sys.stderr)
+    tell(f"{advice.verdict}: {advice.summary}")
     # lisa-tiny is so small that settings nobody has tested may be tried, unless advice is asked.
     tries = not auto and advice.model == "tiny" and advice.verdict == "UNKNOWN"
     if advice.plan is None or (advice.exit_code and not tries):
@@ -314,6 +319,14 @@ def _refuse_large_on_cpu(model: str, on_cpu: bool) -> None:
         )
 
 
+def _must_be_text(folders: dict[str, Path | str | None]) -> None:
+    """End where a folder's name is no text: the run's records could not say where it lies."""
+    for option, folder in folders.items():
+        whole = os.path.abspath(folder or "")
+        if not is_text(whole):
+            fail(f"{option}: got {whole}; allowed: a path in UTF-8\n    hint: rename the folder")
+
+
 app.command()(evaluate)
 app.command()(export)
 app.command(hidden=True)(worker)
@@ -329,25 +342,25 @@ def _check_data(folder: Path, skip_broken: Text = None) -> int:
         counts_of, others, findings = check(folder, Plain(patience=10))
     if not broken.can_go(findings, most):
         for finding in findings:
-            print(f"  - {finding}", file=sys.stderr)
-        print(f"{len(findings)} findings in {folder}", file=sys.stderr)
+            tell(f"  - {finding}")
+        tell(f"{len(findings)} findings in {folder}")
         for line in broken.hint(findings, most):
-            print(line, file=sys.stderr)
+            tell(line)
         return EXIT_USAGE
     for split, counts in counts_of.items():
         if not counts:
             fail(f"{folder}: no sound item would be left in {split}\n    hint: mend some")
-        print(f"{split}: " + ", ".join(f"{name} {value}" for name, value in counts.items()))
+        say(f"{split}: " + ", ".join(f"{name} {value}" for name, value in counts.items()))
     for data_set in others:
         masks = sum(1 for picture in data_set.pictures for _ in picture.paints())
         left_out = f", left out {data_set.left_out}: no picture" if data_set.left_out else ""
-        print(f"{data_set.name}: pictures {len(data_set.pictures)}, masks {masks}{left_out}")
+        say(f"{data_set.name}: pictures {len(data_set.pictures)}, masks {masks}{left_out}")
     if findings:
         listed = Path(broken.LIST)  # here: a folder of data may be another's
         broken.write_list(listed, findings)
-        print(f"{folder}: {broken.told(findings, listed)}")
+        say(f"{folder}: {broken.told(findings, listed)}")
     else:
-        print(f"{folder}: no findings")
+        say(f"{folder}: no findings")
     missing = [split for split in ("train", "val") if split not in counts_of]
     if missing:
         tell(f"note: there is no {' and no '.join(missing)} split, which a training needs")
@@ -357,11 +370,9 @@ def _check_data(folder: Path, skip_broken: Text = None) -> int:
 def hyphenated(arguments: list[str]) -> list[str]:
     """Options spelled with underscores, as the seed's commands have them, spelled with hyphens."""
     result: list[Any] = []
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        result.append(
-            name.replace("_", "-") + equals + value if name.startswith("--") else argument
-        )
+    for one in arguments:
+        name, equals, value = one.partition("=")
+        result.append(name.replace("_", "-") + equals + value if name.startswith("--") else one)
     return result
 
 
@@ -370,8 +381,7 @@ def main() -> None:
     set_streams()
     # On CPUs with AVX512-BF16 it asks for a package that would fetch code from a hub.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    if leftovers := without_leftovers(os.environ):
-        tell(f"no launcher is running: {', '.join(leftovers)} of the environment not heeded")
+    heed_the_plan()
     if launched := is_launched(os.environ):
         end_with_parent()
     try:

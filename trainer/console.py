@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import math
 import os
-import shlex
 import signal
 import sys
 import time
@@ -16,6 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import typer
+
+from profiles.places import cache_folder
+from profiles.streams import tell
+from profiles.text import argument, printable
 
 if TYPE_CHECKING:
     from profiles.plan import Plan
@@ -30,9 +33,7 @@ THEIR_FILES = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirect
 
 def feature_cache() -> Path:
     """The user's folder for encoders' features."""
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("lisa-preflight")) / "features"
+    return cache_folder() / "features"
 
 
 def use_allocator(plan: Plan) -> None:
@@ -77,6 +78,15 @@ def try_segments(plan: Plan, fix: str = "--set allocator=") -> None:
         ) from None
 
 
+def heed_the_plan() -> None:
+    """Called first: variables that another session left in the shell do not overrule the plan."""
+    from trainer.launch import is_main, without_leftovers
+
+    main = is_main()
+    if (leftovers := without_leftovers(os.environ)) and (main or is_main()):
+        tell(f"{', '.join(leftovers)} of this shell: not heeded, the plan decides")
+
+
 def use_threads(plan: Plan, say: Callable[[str], None]) -> None:
     """On the CPU, as many threads as there are cores for this process, unless the user has said."""
     if plan.device != "cpu":
@@ -95,11 +105,6 @@ def stay_at_home() -> None:
     from profiles.surroundings import at_home
 
     os.environ.update(at_home(os.environ))
-
-
-def tell(line: str) -> None:
-    """One line to whoever watches; stdout is for results."""
-    print(line, file=sys.stderr, flush=True)
 
 
 class Plain:
@@ -127,9 +132,9 @@ class Plain:
 
 def next_steps(run: Path, data: Path) -> str:
     """What to do with a run that has ended."""
-    folder = shlex.quote(str(run))
+    folder = argument(run)
     return (
-        f"next: lisa-train evaluate {folder} --data-dir {shlex.quote(str(data))}, "
+        f"next: lisa-train evaluate {folder} --data-dir {argument(data)}, "
         f'or lisa-segment PICTURE "QUESTION" --run {folder}'
     )
 
@@ -146,19 +151,21 @@ def reporter() -> Iterator[Reporter]:
     if not sys.stderr.isatty():
         yield Reporter(tell, Plain())
         return
+    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.progress import TimeRemainingColumn as Remaining
+    from rich.text import Text
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
-    from rich.console import Console
+    told = TextColumn("{task.description}", markup=False)  # a folder's [/a] is no order to rich
+    columns = (told, BarColumn(), MofNCompleteColumn(), Remaining())
 
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("starting", total=None)
 
         def live(what: str, done: int, total: int) -> None:
-            progress.update(task, description=what, completed=done, total=total)
+            progress.update(task, description=printable(what), completed=done, total=total)
 
-        yield Reporter(lambda text: progress.console.print(text, highlight=False), live)
+        yield Reporter(lambda text: progress.console.print(Text(printable(text))), live)
 
 
 @contextmanager
@@ -169,7 +176,7 @@ def user_errors() -> Iterator[None]:
     except typer.Exit:
         raise  # a RuntimeError itself: it already says how the command ends
     except KeyboardInterrupt as error:
-        print(str(error) or "interrupted", file=sys.stderr)
+        tell(str(error) or "interrupted")
         raise typer.Exit(EXIT_INTERRUPTED) from None
     except (ValueError, *THEIR_FILES) as error:
         fail(str(error))
@@ -177,19 +184,19 @@ def user_errors() -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
         where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror}\n    hint: make room, then start again; "
-              "a run goes on with lisa-train --resume",
-              file=sys.stderr)  # fmt: skip
+        fix = "make room" if error.errno != errno.EROFS else "name a folder that can be written"
+        tell(f"error: {where}{error.strerror}\n    hint: {fix}, then start again; "
+             "a run goes on with lisa-train --resume")  # fmt: skip
         raise typer.Exit(EXIT_FAILED) from None
     except RuntimeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}")
         raise typer.Exit(EXIT_FAILED) from None
 
 
 def fail(message: str) -> NoReturn:
     """End with `message` and the exit code of bad usage."""
     text = message if message.startswith("  - ") else f"  - {message}"
-    print(f"error:\n{text}", file=sys.stderr)
+    tell(f"error:\n{text}")
     raise typer.Exit(EXIT_USAGE)
 
 

@@ -26,7 +26,7 @@ from trainer.model.published import PLAIN_DTYPES, Found, Source, TensorFile
 from trainer.model.tokenizer_files import convert_tokenizer
 from trainer.model.tokens import LisaTokenizer
 from trainer.model.weights import WeightsError, canonical_name, packaged_folder
-from trainer.placed import placed, refuse_taken
+from trainer.placed import placed, refuse_taken, share
 
 SHARD_BYTES = 2 << 30
 DTYPE = torch.bfloat16  # of every tensor, as in the packaged folder
@@ -274,7 +274,7 @@ class Shards:
             self.count += 1
             path = self.folder / f"model-{self.count:05}.safetensors"
             save_file(self.held, path, metadata={"format": "pt"})
-            path.chmod(0o644)  # safetensors writes for its owner alone; a model is for others too
+            share(path)
         self.held, self.bytes = {}, 0
 
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from safetensors.torch import load_file
 from torch import Tensor
 from typing_extensions import TypedDict
 
 from profiles.files import read_regular
 from profiles.plan import Plan
-from trainer.checkpoint import read_facts, seal, verify
+from profiles.text import argument, one_line
+from trainer.checkpoint import MANIFEST, altered, read_facts, seal, verify
 from trainer.convert import SHARD_BYTES, Shards, needed_shapes
 from trainer.load import ORIGIN, TRAINED, Trained
 from trainer.model.build import TORCH_DTYPES, read_tokenizer
@@ -27,27 +30,30 @@ from trainer.placed import placed, refuse_taken
 CPU = torch.device("cpu")
 
 
+_Count = Annotated[int, Field(ge=0, le=2**53)]
+
+
 class _Scores(TypedDict, total=False):
-    images: int
+    images: _Count
     giou: float | None
     ciou: float | None
 
 
 class _Items(TypedDict):
-    train: int
-    val: int
+    train: _Count
+    val: _Count
 
 
 class _Facts(TypedDict, total=False):
     """Of what a run recorded, that which a card tells."""
 
-    step: int | None
+    step: _Count | None
     metrics: _Scores | None
     before: _Scores | None
     data: _Items | None
     hardware: str | None
-    peak_reserved_bytes: int | None
-    forecast_bytes: int | None
+    peak_reserved_bytes: _Count | None
+    forecast_bytes: _Count | None
     base: str | None
     versions: dict[str, str]
 
@@ -148,12 +154,16 @@ def upload(folder: Path, repository: str, tell: Callable[[str], None]) -> str:
     except Exception as error:  # the hub's, httpx's, the system's: all mean it is not there
         raise RuntimeError(
             f"upload to {repository}: {error}\n    hint: {folder} is whole; hf auth login, then "
-            f"hf upload {repository} {folder}"
+            f"hf upload {argument(repository)} {argument(folder)}"
         ) from None
 
 
 def card(plan: Plan, facts: dict[str, Any], merged: bool) -> str:
-    """The model card: every figure is from the run's own records; what is not known is left out."""
+    """The model card: every figure is from the run's own records; what is not known is left out.
+
+    The records may come from elsewhere: their text stands there as text, and none of it in the
+    block of YAML, which others act upon.
+    """
     title = f"LISA-{plan.model}, fine-tuned" + (" and merged" if merged else "")
     sections = [
         "---\nlibrary_name: lisa-preflight\ntags: [reasoning-segmentation, lisa]\n---",
@@ -180,6 +190,9 @@ def _about(plan: Plan, merged: bool) -> str:
 
 def _results(facts: dict[str, Any]) -> Iterator[str]:
     found = facts.get("metrics") or {}
+    if not found.get("images"):
+        yield "No figures: none were recorded, or the record is no longer as the run wrote it."
+        return
     yield "| | gIoU | cIoU | pictures |\n|---|---|---|---|"
     for name, row in (("before", facts.get("before") or {}), ("after", found)):
         if row.get("images") and None not in (row.get("giou"), row.get("ciou")):
@@ -197,7 +210,7 @@ def _training(plan: Plan, facts: dict[str, Any]) -> Iterator[str]:
     if data := facts.get("data"):
         yield f"- data: {data['train']} training and {data['val']} validation questions"
     if machine := facts.get("hardware"):
-        yield f"- on {machine}"
+        yield f"- on {_text(machine)}"
     if measured := facts.get("peak_reserved_bytes"):
         told = f"- memory: {measured / 2**30:.2f} GiB of the allocator's pool at the peak"
         if forecast := facts.get("forecast_bytes"):
@@ -205,8 +218,15 @@ def _training(plan: Plan, facts: dict[str, Any]) -> Iterator[str]:
         yield told
     if plan.weights == "random":
         yield "- **the base weights were random values: a rehearsal, of no use**"
-    yield f"- plan `{plan.content_hash}`, base weights `{facts.get('base', 'unknown')}`"
-    yield "- versions: " + ", ".join(f"{k} {v}" for k, v in facts.get("versions", {}).items())
+    yield f"- plan `{plan.content_hash}`, base weights {_text(facts.get('base') or 'unknown')}"
+    yield "- versions: " + ", ".join(
+        f"{_text(name)} {_text(number)}" for name, number in facts.get("versions", {}).items()
+    )
+
+
+def _text(value: str) -> str:
+    """Text of a record as Markdown shows it unchanged: no mark of its own, no HTML, no address."""
+    return re.sub(r"(?!(?<=\d)\.(?=\d))[!-'*.:-@\[-`{-~]", r"\\\g<0>", one_line(value))
 
 
 def _folder(trained: Trained) -> Path:
@@ -217,18 +237,24 @@ def _folder(trained: Trained) -> Path:
 
 
 def facts_of(checkpoint: Path) -> dict[str, Any]:
-    """What the run recorded about a checkpoint, and what its advice had forecast."""
+    """What the run recorded about a checkpoint, and what its advice had forecast.
+
+    Nothing where the record is gone, is none, or is not the one that the checkpoint was sealed
+    with: what is not known is left out.
+    """
     facts = read_facts(checkpoint)
-    try:
-        _FACTS.validate_python(facts, strict=True)
-    except ValidationError:
-        facts = {}  # as with those that are gone: what is not known is left out
+    if (checkpoint / MANIFEST).exists() and altered(checkpoint, {"facts.json"}):
+        return {}
     try:
         advice = json.loads(read_regular(checkpoint.parent / "advice.json"))
         forecast = {"forecast_bytes": int(advice["needs"]["bytes"])}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return facts  # a plan of the user's own
-    return forecast | facts
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        forecast = {}  # a plan of the user's own
+    for told in (forecast | facts, facts):
+        with suppress(ValidationError):
+            _FACTS.validate_python(told, strict=True)
+            return told
+    return {}
 
 
 def _bytes(folder: Path) -> int:

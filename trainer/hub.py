@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 
+from profiles.places import libraries_caches
 from trainer.model.published import is_state
 from trainer.model.weights import WeightsError
 
@@ -26,6 +28,7 @@ def checkpoint_folder(source: str, tell: Callable[[str], None], offline: bool = 
     # No owner's name begins with a dot: ./x and ../x are paths, though nothing is there.
     if path.exists() or found is None or source.startswith((".", "~")):
         return path
+    os.environ |= libraries_caches() | dict(os.environ)
     from huggingface_hub import HfApi, constants, snapshot_download
 
     repository, revision = found.groups()

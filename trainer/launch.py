@@ -18,7 +18,7 @@ from collections.abc import Mapping, MutableMapping
 from typing import Any, NoReturn
 
 from profiles.plan import Plan
-from profiles.surroundings import threads_for, usable_cores
+from profiles.surroundings import borrowed, threads_for, usable_cores
 from trainer.console import EXIT_OUT_OF_MEMORY
 
 SHUTDOWN_SECONDS = 10  # between asking the processes to end and killing them
@@ -39,13 +39,17 @@ def is_launched(environment: Mapping[str, str]) -> bool:
 
 
 def without_leftovers(environment: MutableMapping[str, str]) -> list[str]:
-    """Take a launcher's variables out where no launcher runs; those taken out, as NAME=VALUE.
+    """Take out what would overrule the plan; those taken out, as NAME=VALUE.
 
-    A `RANK=1` that an earlier session left in the shell would make this process a silent second.
+    Of a launcher where none runs: a `RANK=1` that an earlier session left in the shell would make
+    this process a silent second. And what accelerate would do otherwise than the plan.
     """
-    if is_launched(environment):
-        return []
-    return [f"{name}={environment.pop(name)}" for name in RANKS if name in environment]
+    names = borrowed(environment)
+    if is_launched(environment):  # by `accelerate launch --cpu`, say, for a plan on the CPU
+        names = [name for name in names if name != "ACCELERATE_USE_CPU"]
+    else:
+        names += [name for name in RANKS if name in environment]
+    return [f"{name}={environment.pop(name)}" for name in names]
 
 
 def end_with_parent() -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from profiles.files import read_regular
 from profiles.plan import Plan
+from profiles.text import argument, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -105,10 +106,10 @@ def _why_none(where: Path) -> str:
     others = sorted(f.parent for f in where.glob(f"*/{TRAINED}") if f.parent.name[0] != ".")
     if others:
         what = "this run has no best checkpoint yet"
-        fix = f"name {' or '.join(map(str, others))}, or lisa-train --resume {where}"
+        fix = f"name {' or '.join(map(one_line, others))}, or lisa-train --resume {argument(where)}"
     elif (where / "plan.json").is_file():
         what = "this run has saved no checkpoint yet"
-        fix = f"wait, or lisa-train --resume {where}"
+        fix = f"wait, or lisa-train --resume {argument(where)}"
     else:
         what = "no trained model here" if where.is_dir() else "no such folder"
         fix = "name a run folder of lisa-train, one of its checkpoints, an export, or a folder " \

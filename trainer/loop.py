@@ -21,6 +21,7 @@ from transformers import get_scheduler
 
 from profiles.files import force, write_whole
 from profiles.plan import Encoder, Plan
+from profiles.text import argument
 from trainer import checkpoint
 from trainer.data.features import FeatureCache, encoder_key, fill_cache
 from trainer.data.mixture import MixedSets
@@ -292,7 +293,9 @@ class Run:
         if due or stop:
             self._save_state()
         if stop:
-            raise Interrupted(f"saved after step {self.step}; lisa-train --resume {self.folder}")
+            raise Interrupted(
+                f"saved after step {self.step}; lisa-train --resume {argument(self.folder)}"
+            )
 
     def _step_seed(self) -> int:
         rank = self.accelerator.process_index
@@ -355,7 +358,8 @@ class Run:
         """Progress of an evaluation. Raises Interrupted: what came before it is saved."""
         if self.stop.asked:
             raise Interrupted(
-                f"ended while {what}; all before it is saved; lisa-train --resume {self.folder}"
+                f"ended while {what}; all before it is saved; "
+                f"lisa-train --resume {argument(self.folder)}"
             )
         self.reporter.progress(what, done, total)
 
@@ -490,8 +494,8 @@ def told_plainly(loader: DataLoader[Any], run: Path) -> Iterator[Batch]:
         if str(error).startswith("DataLoader worker"):
             raise WorkerEnded(
                 "a data worker was ended from outside, perhaps for want of host memory\n"
-                f"    hint: lisa-train --resume {run} goes on; with less host memory where its "
-                'plan.json says "workers": 0'
+                f"    hint: lisa-train --resume {argument(run)} goes on; with less host memory "
+                'where its plan.json says "workers": 0'
             ) from None
         if "Original Traceback" in str(error):
             raise type(error)(_last_words(error)) from None

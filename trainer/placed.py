@@ -32,6 +32,16 @@ def _refuse(target: Path) -> None:
         )
 
 
+def share(path: Path) -> None:
+    """Give a file the rights that this user gives new ones: safetensors writes for its owner alone.
+
+    A model or a cache on a shared machine is for others too, unless the umask says otherwise.
+    """
+    mask = os.umask(0o077)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
+
+
 @contextmanager
 def placed(target: Path) -> Iterator[Path]:
     """A folder to write in, which becomes `target` if all goes well and vanishes if not.

@@ -25,6 +25,7 @@ from profiles.files import sweep, write_whole
 from profiles.plan import Plan
 from profiles.shortage import Shortage
 from profiles.surroundings import python_module
+from profiles.text import argument, operand
 from trainer.facts import room, versions
 from trainer.model.footprint import component_of
 from trainer.model.lisa import Lisa
@@ -160,6 +161,6 @@ def replace_process(folder: Path) -> NoReturn:
         child.kill()
         child.join()
     if sys.platform == "win32":  # there a process cannot become another one
-        raise OutOfMemory(f"out of memory; lisa-train --resume {folder} goes on")
-    command = python_module("trainer.cli", "--resume", str(folder))
+        raise OutOfMemory(f"out of memory; lisa-train --resume {argument(folder)} goes on")
+    command = python_module("trainer.cli", "--resume", operand(folder))
     os.execv(sys.executable, command)

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 from profiles.measurement import Measurement
 from profiles.plan import Plan
+from profiles.streams import tell
 from profiles.surroundings import ALLOCATOR_VARIABLES
 
 WARM_UP = 3  # steps: the first allocates the optimizer's state, a compiled one takes two
@@ -190,7 +191,7 @@ def rehearse(
 
 
 def _tell_phase(phase: str) -> None:
-    print(f"phase: {phase}", file=sys.stderr, flush=True)  # whoever reads of a crash learns where
+    tell(f"phase: {phase}")  # whoever reads of a crash learns where
 
 
 class WorstSample(NamedTuple):
@@ -316,7 +317,7 @@ def main() -> None:
         try:
             worst = worst_sample(plan, arguments.data_dir)
         except DataError as error:
-            print(f"error: {error}", file=sys.stderr)
+            tell(f"error: {error}")
             raise SystemExit(2) from None
         text = (worst.text_tokens,) * 2
         masks, answers = masks or worst.masks, answers or worst.answer_tokens

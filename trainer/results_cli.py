@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from profiles.streams import say
 from trainer.console import (
     ended_politely,
     feature_cache,
@@ -72,10 +73,10 @@ def evaluate(
             found = (generated if generate else teacher_forced)(segmenter, items, speaker)
             write(found, segmenter, target, facts)
     if as_json:
-        print(json.dumps(facts | found.summary(), indent=2))
+        say(json.dumps(facts | found.summary(), indent=2))
         return
-    print("\n".join([f"{run} on {split}, {how}", *lines(found.summary())]))
-    print(f"figures of every picture in {target}, the worst and best in {target / 'extremes.png'}")
+    say("\n".join([f"{run} on {split}, {how}", *lines(found.summary())]))
+    say(f"figures of every picture in {target}, the worst and best in {target / 'extremes.png'}")
 
 
 def export(
@@ -100,6 +101,6 @@ def export(
 
         write = export_merged if merge else export_trained
         size = write(trained, target)
-        print(f"{target}: {size / 2**20:.1f} MiB, card in {target / 'README.md'}")
+        say(f"{target}: {size / 2**20:.1f} MiB, card in {target / 'README.md'}")
         if push is not None:
-            print(upload(target, push, tell))
+            say(upload(target, push, tell))

@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from profiles.files import read_regular, write_whole
 from profiles.plan import Plan
+from profiles.text import one_line
 from trainer import checkpoint
 from trainer.data.contents import Contents
 from trainer.data.mixture import MixedSets
@@ -172,7 +173,9 @@ def check_data(before: Started, now: Digests) -> None:
         gone = [name for name in known if name not in items]
         for what, names in (("changed or new", changed), ("gone", gone)):
             if names:
-                shown = ", ".join(names[:SHOWN]) + (" …" if len(names) > SHOWN else "")
+                shown = ", ".join(map(one_line, names[:SHOWN])) + (
+                    " …" if len(names) > SHOWN else ""
+                )
                 lines.append(f"{split}: {len(names)} {what}: {shown}")
     if lines:
         listed = "\n    ".join(lines)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,6 +11,7 @@ from pathlib import Path
 import typer
 
 from profiles.files import HOLDER, LOCK, Held, held, is_aside, is_vacant, sweep
+from profiles.text import argument
 from trainer.console import EXIT_INTERRUPTED, fail, tell
 from trainer.launch import is_main
 
@@ -72,7 +72,7 @@ def _take(folder: Path, wanted: Path, stack: ExitStack) -> bool:
             return True
     if wanted == LATEST:
         return False
-    other = f"; or lisa-train --resume {shlex.quote(str(wanted))} goes on with the run in it"
+    other = f"; or lisa-train --resume {argument(wanted)} goes on with the run in it"
     goes_on = (wanted / RECORD).exists() and not is_complete(wanted)
     fail(
         f"--output-dir: {wanted} is there already, and runs are not mixed\n"
@@ -90,7 +90,7 @@ def _is_free(folder: Path) -> bool:
 
 def _free_name(wanted: Path) -> str:
     """The next name that nothing has, as a shell takes it."""
-    return shlex.quote(str(next(place for place in _places(wanted) if not place.exists())))
+    return argument(next(place for place in _places(wanted) if not place.exists()))
 
 
 def is_complete(folder: Path) -> bool:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from profiles.streams import set_streams
+from profiles.streams import say, set_streams
+from profiles.text import one_line
 from trainer.console import (
     feature_cache,
+    heed_the_plan,
     stay_at_home,
     tell,
     try_segments,
@@ -86,13 +88,12 @@ def segment(
             if segmenter is None or one.image in broken:
                 found.append(row_of_unanswered(one, broken[one.image]))
             else:
-                answer = segmenter.ask(one, segmenter.plan.tokens.max_masks)
-                found.append(_told(one, answer, stem, as_json, several=len(asked) > 1))
+                found.append(_answered(segmenter, one, stem, as_json, several=len(asked) > 1))
     if broken:
         count = sum(one.image in broken for one in asked)
         tell(f"{count} of {len(asked)} questions not answered: their pictures cannot be read")
     if as_json:
-        print(json.dumps({"memory": fit.forecast.model_dump(mode="json") if fit else None,
+        say(json.dumps({"memory": fit.forecast.model_dump(mode="json") if fit else None,
                           "answers": found}, indent=2, ensure_ascii=False))  # fmt: skip
     if not all(row["masks"] for row in found):
         raise typer.Exit(1)
@@ -126,30 +127,51 @@ def planned(trained: Trained, asked: list[Question]) -> tuple[Plan, Fit | None]:
     return fit.plan, fit
 
 
-def _told(question: Question, answer: Answer, stem: Path, as_json: bool, several: bool) -> Any:
+def _answered(
+    segmenter: Segmenter, question: Question, stem: Path, as_json: bool, several: bool
+) -> dict[str, Any]:
+    """Ask, write and say one answer; its JSON row. What fails here is this answer's alone."""
+    from trainer.ask import row_of_unanswered
+
+    try:
+        answer = segmenter.ask(question, segmenter.plan.tokens.max_masks)
+        return _told(question, answer, stem, as_json, several)
+    except (OSError, ValueError) as error:
+        if not several:
+            raise
+        tell(f"error: {one_line(question.image)}: {error}")
+        return row_of_unanswered(question, str(error))
+
+
+def _told(
+    question: Question, answer: Answer, stem: Path, as_json: bool, several: bool
+) -> dict[str, Any]:
     """Write an answer's pictures and say it; its JSON row."""
     from trainer.ask import row_of, write_pictures
 
     files = write_pictures(question, answer, stem)
     if answer.left_out:
         kept, total = len(answer.masks), len(answer.masks) + answer.left_out
-        tell(f"{question.image}: the answer holds {total} masks, more than one was taught with: "
-             f"the first {kept} are kept\n    hint: --set tokens.max_masks={total} keeps all; "
-             "one that trained longer says fewer")  # fmt: skip
+        tell(
+            f"{one_line(question.image)}: the answer holds {total} masks, more than one was "
+            f"taught with: the first {kept} are kept\n    hint: --set tokens.max_masks={total} "
+            "keeps all; one that trained longer says fewer"
+        )
     if not as_json:
-        print(f"{question.image.name}: {answer.text}" if several else answer.text)
+        say(one_line(f"{question.image.name}: {answer.text}") if several else answer.text)
         if files:
             share = answer.mask.mean()
-            tell(f"{', '.join(map(str, files))}: {share:.1%} of the picture, "
+            tell(f"{', '.join(map(one_line, files))}: {share:.1%} of the picture, "
                   f"{answer.seconds:.1f} s")  # fmt: skip
         else:
-            tell(f"{question.image}: the answer holds no [SEG]: nothing was segmented")
+            tell(f"{one_line(question.image)}: the answer holds no [SEG]: nothing was segmented")
     return row_of(question, answer, files)
 
 
 def main() -> None:
     """Entry point of `lisa-segment`."""
     set_streams()
+    heed_the_plan()
     # On CPUs with AVX512-BF16 it asks for a package that would fetch code from a hub.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     app(prog_name="lisa-segment")

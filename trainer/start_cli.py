@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from profiles.files import held, sweep
+from profiles.text import argument, one_line, operand
 from trainer.console import (
     EXIT_INTERRUPTED,
     EXIT_OUT_OF_MEMORY,
@@ -73,7 +73,7 @@ def _how_to_go_on(folder: Path) -> str:
     """What to type after an interrupt that came before, or in the middle of, saving."""
     if not (folder / RECORD).exists():
         return "interrupted before anything was written: the same command starts again"
-    again = f"lisa-train --resume {shlex.quote(str(folder))}"
+    again = f"lisa-train --resume {argument(folder)}"
     if (folder / "last").exists():
         return f"interrupted; {again} goes on from the last checkpoint"
     return f"interrupted before the training; {again} begins it, with the features built so far"
@@ -94,7 +94,8 @@ def _begin(run: Beginning) -> None:
     elif run.resumes:
         checkpoint = resumable(run.folder, tell)
     if must_start_processes(run.plan):
-        arguments = ["-m", "trainer.cli", "worker", str(run.folder)] + ["--resume"] * run.resumes
+        command = ["-m", "trainer.cli", "worker", operand(run.folder)]
+        arguments = command + ["--resume"] * run.resumes
         code = start_processes(run.plan.processes, arguments)
         if code != EXIT_OUT_OF_MEMORY:
             raise typer.Exit(code)
@@ -244,13 +245,14 @@ def _train(run: Beginning, data: Data, checkpoint: Path | None) -> None:
                 raise
             place = recovery.write_down(folder, plan, error, training, before)
             raise recovery.OutOfMemory(
-                f"out of memory, see {place}; lisa-train --resume {folder} goes on with less"
+                f"out of memory, see {place}; "
+                f"lisa-train --resume {argument(folder)} goes on with less"
             ) from None
         if training.accelerator.is_main_process:
             sheet = run_sheet(training, folder / OVERLAY, count=6)
             for line in outcome(summary, folder):
                 speaker.line(line)
-            speaker.line(f"run folder {folder}, overlay {sheet}")
+            speaker.line(f"run folder {one_line(folder)}, overlay {one_line(sheet)}")
             speaker.line(next_steps(folder, started.data))
 
 

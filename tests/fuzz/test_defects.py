@@ -424,3 +424,9 @@ def test_embeddings_without_a_row_make_no_model(tmp_path: Path) -> None:
     needed = {here: tensors[there].shape for here, there in surfaces.PUBLISHED.items()}
     with pytest.raises(WeightsError, match="no row at all"):
         choose([Source.read(tmp_path)], needed, "tiny", Conversion("tiny"))
+
+
+@pytest.mark.parametrize("number", [{}, [], None, True, 1.0, "1"])
+def test_a_reference_to_what_is_no_number_is_a_finding(tmp_path: Path, number: object) -> None:
+    first = surfaces.REFERENCES[0] | {"ann_id": number}
+    assert not surfaces.feed_refer(pickle.dumps([first, *surfaces.REFERENCES[1:]]), tmp_path)

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
-from tests.fuzz.surfaces import SURFACES, Surface
+from tests.fuzz.shown import SURFACES
+from tests.fuzz.surfaces import Surface
 
 SAMPLE = 40
 QUICK = [surface for surface in SURFACES if surface.name != "largest pictures"]

@@ -51,7 +51,7 @@ def told(findings: Sequence[Finding], path: Path) -> str:
 
 def write_list(path: Path, findings: Sequence[Finding]) -> None:
     """A line for each finding about what was left out."""
-    text = "".join(" ".join(str(one).splitlines()) + "\n" for one in findings)
+    text = "".join(f"{one}\n" for one in findings)
     path.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from profiles.plan import Encoder, Plan
 from trainer.data.preprocess import VERSION, pixels
 from trainer.data.reasonseg import read_image
+from trainer.placed import share
 
 ASIDE = ".writing-"
 # An entry is written in well under a second; what is this old was left behind by a killed writer.
@@ -86,6 +87,7 @@ class FeatureCache:
                 aside,
                 metadata={"key": self.key, "crc32": str(_checksum(features))},
             )
+            share(Path(aside))
             os.replace(aside, self.entry(image))
         except BaseException:
             Path(aside).unlink(missing_ok=True)

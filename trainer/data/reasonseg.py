@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
-from profiles.text import brief
+from profiles.text import brief, is_text, one_line
 from trainer.data.spread import in_threads
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Finding:
     entry: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.reason}. Fix: {self.fix}."
+        return one_line(f"{self.path}: {self.reason}. Fix: {self.fix}.")
 
 
 class DataError(ValueError):
@@ -357,7 +357,7 @@ def _published_text(raw: bytes) -> str:
 def read_sentence(report: Report, what: str, value: object) -> str | None:
     """A stripped string that is not blank; None with a finding added."""
     # JSON can spell half a surrogate pair, on which every tokenizer fails much later.
-    whole = isinstance(value, str) and not any("\ud800" <= char <= "\udfff" for char in value)
+    whole = isinstance(value, str) and is_text(value)
     if isinstance(value, str) and value.strip() and whole:
         return value.strip()
     report.add(what, value, "text, not blank, in whole characters", "write it or take it out")
@@ -482,6 +482,8 @@ def _look(files: _Files, read: _Read, paint: bool) -> _Look:
     """The item, or None and every finding about it; all files that are there are looked at."""
     base, images, jsons = files
     report = Report(base, entry=str(base))
+    if not is_text(base.name):  # which no figures can be written about, hours later
+        report.add("name", base.name, "text in UTF-8", "rename the picture and its .json")
     for kind, paths in ((" or ".join(IMAGE_SUFFIXES), images), (".json", jsons)):
         if len(paths) != 1:
             got = ", ".join(path.name for path in paths) or "none"

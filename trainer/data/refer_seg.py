@@ -79,10 +79,12 @@ def _read_set(
 
 def _mask(report: Report, place: str, reference: dict[Any, Any], coco: Coco) -> CocoMask | None:
     number = reference.get("ann_id")
-    mask = coco.masks.get(number) if type(number) is int else None
+    if type(number) is not int:  # of a pickle, which may have a dictionary there
+        number = None
+    mask = None if number is None else coco.masks.get(number)
     if mask is None and number not in coco.unusable:
         allowed = "the id of a sound annotation in instances.json"
-        report.add(f"{place}.ann_id", number, allowed, _FIX)
+        report.add(f"{place}.ann_id", reference.get("ann_id"), allowed, _FIX)
     return mask
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from profiles.plan import Encoder, Plan
+from profiles.text import one_line
 from trainer.data.features import FeatureCache
 from trainer.data.mixture import MixedSets, generator_of
 from trainer.data.preprocess import frame_mask, pixels
@@ -133,7 +134,7 @@ class SampleSet(Dataset[Sample]):
         text, limit = self._text(encoded), self.plan.tokens.max_text_tokens
         if text > limit:
             raise TooLong(
-                f"{picture.where}: {text} text tokens, the plan allows {limit}\n"
+                f"{one_line(picture.where)}: {text} text tokens, the plan allows {limit}\n"
                 f"    hint: shorten the text, or --set tokens.max_text_tokens={text}"
             )
 

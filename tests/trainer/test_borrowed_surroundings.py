@@ -1,0 +1,282 @@
+"""A home that cannot be written, a shell of another project, a disk that takes no more."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from profiles import places
+from profiles.surroundings import at_home, borrowed
+from profiles.tested import append, keep, read_table, shipped_table, user_table_path
+from tests.conftest import tiny_plan
+from trainer import checkpoint
+from trainer.console import user_errors
+from trainer.convert import Shards
+from trainer.data.features import FeatureCache
+from trainer.data.synthetic import write_dataset
+from trainer.launch import without_leftovers
+from trainer.placed import share
+
+ROOT = Path(__file__).parents[2]
+HOMES = ("HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME", "HF_HOME", "TRITON_CACHE_DIR")
+
+
+@pytest.fixture
+def homeless(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """A temporary folder where the home is a file, as no permission stops whoever runs tests."""
+    for name in HOMES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "/dev/null")
+    monkeypatch.setattr(places.tempfile, "tempdir", str(tmp_path))
+    places._temporary.cache_clear()
+    yield tmp_path
+    places._temporary.cache_clear()
+
+
+def test_caches_go_to_a_temporary_folder_with_one_note(
+    homeless: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = homeless / f"lisa-preflight-{os.getuid()}"
+    assert places.cache_folder() == place / "cache" and places.data_folder() == place / "data"
+    assert not places.caches_stay()
+    found = at_home({})
+    for name in ("TORCHINDUCTOR_CACHE_DIR", "HF_HOME", "TRITON_CACHE_DIR"):
+        assert Path(found[name]).is_relative_to(place), name
+    assert at_home({"HF_HOME": "/mine"})["HF_HOME"] == "/mine"
+    said = capsys.readouterr().err
+    assert said.count("note: ") == 1 and str(place) in said and "XDG_CACHE_HOME" in said
+    assert stat.S_IMODE(place.stat().st_mode) == 0o700
+    row = shipped_table().rows[0].model_copy(update={"id": "mine", "source": "user"})
+    keep(row)
+    assert user_table_path().is_relative_to(place) and read_table().row("mine")
+    places._temporary.cache_clear()  # the next command finds what this one kept
+    assert read_table().row("mine")
+
+
+@pytest.mark.parametrize("taken", ["file", "others", "link"])
+def test_a_temporary_folder_of_another_is_not_used(
+    taken: str, homeless: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = homeless / f"lisa-preflight-{os.getuid()}"
+    if taken == "file":
+        place.touch()
+    elif taken == "link":
+        (homeless / "x").mkdir(mode=0o700)
+        place.symlink_to(homeless / "x")
+    else:
+        place.mkdir(mode=0o777)
+        place.chmod(0o777)
+    found = places.cache_folder().parent
+    assert found != place and found.parent == homeless and not found.is_symlink()
+    assert stat.S_IMODE(found.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("how", ["read-only", "no home", "missing"])
+def test_whatever_is_wrong_with_the_home(
+    how: str, homeless: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = homeless / "home"
+    monkeypatch.setenv("HOME", str(home))
+    if how == "read-only":  # access(2) is what tells a mount that is
+        home.mkdir()
+        real = os.access
+        monkeypatch.setattr(os, "access", lambda path, mode, **more: (
+            not Path(path).is_relative_to(home) and real(path, mode, **more)))  # fmt: skip
+    elif how == "no home":  # a user whom the system does not know: "~" stays as it is
+        monkeypatch.setattr(os.path, "expanduser", lambda path: str(path))
+    else:
+        assert places.cache_folder().is_relative_to(home)  # which can be made
+        return
+    assert places.cache_folder().parent.parent == homeless
+
+
+def test_the_home_is_used_where_it_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in HOMES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert places.cache_folder() == tmp_path / ".cache" / "lisa-preflight"
+    assert places.caches_stay() and places.libraries_caches() == {}
+    assert list(tmp_path.iterdir()) == []  # to look is not to make
+
+
+def test_commands_work_without_a_home(tmp_path: Path) -> None:
+    """An advice, a check and what asks the hub's cache: one note each, and the usual answer."""
+    write_dataset(tmp_path, seed=0, train=2, val=1, test=0, kinds=("negation",))
+    environment = {k: v for k, v in os.environ.items() if k not in HOMES} | {
+        "HOME": "/dev/null", "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}  # fmt: skip
+    for module, arguments in (
+        ("advisor.cli", ("--vram", "8GiB", "--model", "7b", "--json")),
+        ("trainer.cli", ("--check-data", ".")),
+        ("trainer.cli", ("convert", "a/b", "m", "--model", "7b", "--offline")),
+    ):
+        done = subprocess.run([sys.executable, "-m", module, *arguments], cwd=tmp_path,
+                              env=environment, capture_output=True, text=True)  # fmt: skip
+        assert done.returncode == (2 if "convert" in arguments else 0), done.stderr
+        assert done.stderr.count("note: the home") == 1 and "Traceback" not in done.stderr
+    assert (tmp_path / f"lisa-preflight-{os.getuid()}").is_dir()
+
+
+def test_a_row_that_cannot_be_kept_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    (tmp_path / "lisa-preflight").touch()
+    monkeypatch.setattr("profiles.tested.data_folder", lambda: tmp_path / "lisa-preflight")
+    row = shipped_table().rows[0]
+    with pytest.raises(OSError):
+        append(row)
+    keep(row)
+    assert "note: what was found is not kept" in capsys.readouterr().err
+
+
+def test_a_read_only_place_is_not_called_full(capsys: pytest.CaptureFixture[str]) -> None:
+    for number, fix in ((errno.EROFS, "a folder that can be written"), (errno.ENOSPC, "make room")):
+        with pytest.raises(Exception) as ended, user_errors():
+            raise OSError(number, os.strerror(number), "/run")
+        said = capsys.readouterr().err
+        assert ended.value.exit_code == 1 and fix in said and "/run: " in said
+
+
+# --- a shell of another project ------------------------------------------------------------------
+
+FOREIGN = {
+    "ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_USE_FSDP": "1", "ACCELERATE_CPU": "yes",
+    "ACCELERATE_MIXED_PRECISION": "fp16", "ACCELERATE_DYNAMO_BACKEND": "INDUCTOR",
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4", "ACCELERATE_TORCH_DEVICE": "meta",
+    "ACCELERATE_USE_MEGATRON_LM": "true", "OMPI_COMM_WORLD_SIZE": "4", "PMI_RANK": "1",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "true", "ACCELERATE_USE_CPU": "true",
+}  # fmt: skip
+HARMLESS = {
+    "ACCELERATE_LOG_LEVEL": "info", "ACCELERATE_DYNAMO_MODE": "default", "PATH": "/bin",
+    "ACCELERATE_USE_XPU": "False",
+}  # fmt: skip
+
+
+def test_what_would_overrule_the_plan_is_taken_out() -> None:
+    assert set(borrowed(FOREIGN | HARMLESS)) == FOREIGN.keys()
+    environment = FOREIGN | HARMLESS
+    said = without_leftovers(environment)
+    assert environment == HARMLESS and len(said) == len(FOREIGN)
+    assert "ACCELERATE_USE_DEEPSPEED=true" in said
+    assert HARMLESS.items() <= at_home(FOREIGN | HARMLESS).items()
+    assert not FOREIGN.keys() & at_home(FOREIGN | HARMLESS).keys()
+
+
+def test_a_launcher_may_say_that_it_is_for_the_cpu() -> None:
+    launched = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": "29500", "ACCELERATE_USE_CPU": "True",
+                "ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "NO"}  # fmt: skip
+    assert without_leftovers(dict(launched)) == []
+    assert without_leftovers(launched | {"ACCELERATE_USE_FSDP": "true"}) == [
+        "ACCELERATE_USE_FSDP=true"
+    ]
+
+
+def test_accelerate_does_as_the_plan_says_in_a_foreign_shell(tmp_path: Path) -> None:
+    """In a process of its own: what accelerate has read it does not forget."""
+    script = (
+        "import os, json; from trainer.console import heed_the_plan; heed_the_plan();"
+        "from tests.conftest import tiny_plan; from trainer.loop import make_accelerator;"
+        "a = make_accelerator(tiny_plan(), None);"
+        "print(json.dumps([a.mixed_precision, a.num_processes, str(a.device),"
+        "a.gradient_accumulation_steps, a.state.dynamo_plugin.backend.value,"
+        "a.distributed_type.value]))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,
+                          env=os.environ | FOREIGN | {"PYTHONPATH": str(ROOT)})  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == ["no", 1, "cpu", 1, "NO", "NO"]
+    notes = [line for line in done.stderr.splitlines() if "not heeded" in line]
+    assert len(notes) == 1 and all(name in notes[0] for name in FOREIGN)
+
+
+# --- files for others, and disks that take none --------------------------------------------------
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o002, 0o077])
+def test_files_have_the_rights_that_the_umask_gives(mask: int, tmp_path: Path) -> None:
+    before = os.umask(mask)
+    try:
+        (tmp_path / "usual").touch()
+        (tmp_path / "picture.png").write_bytes(b"x")
+        cache = FeatureCache(tmp_path, "key")
+        cache.write(tmp_path / "picture.png", torch.ones(2))
+        model = torch.nn.Linear(2, 2)
+        state = {"a": torch.ones(2)}
+        checkpoint.save(tmp_path / "run" / "last", model, tiny_plan(), {}, state)
+        shards = Shards(tmp_path, 100)
+        shards.add("a", torch.ones(2))
+        shards.close()
+        (tmp_path / "own").touch(0o600)
+        share(tmp_path / "own")
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) >= 9
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o666 & ~mask}
+
+
+def saved(folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> str:
+    """What is said of a checkpoint that `error` stops."""
+
+    def fails(tensors: object, path: Path) -> None:
+        raise error
+
+    monkeypatch.setattr(checkpoint, "save_file", fails)
+    with pytest.raises(checkpoint.NotWritten) as ended:
+        checkpoint.save(folder, torch.nn.Linear(2, 2), tiny_plan(), {}, {"a": torch.ones(2)})
+    assert not list(folder.parent.glob(".last-*"))
+    return str(ended.value)
+
+
+def os_error(number: int) -> OSError:
+    return OSError(number, os.strerror(number))
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (os_error(errno.EROFS), "read-only"),
+        (SafetensorError("I/O error: Read-only file system (os error 30)"), "read-only"),
+        (os_error(errno.EACCES), "permission denied"),
+        (os_error(errno.EDQUOT), "quota"),
+        (os_error(errno.ENOSPC), "the disk is full"),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), "the disk is full"),
+        (os_error(errno.EIO), "Input/output error"),
+    ],
+)
+def test_a_checkpoint_that_is_not_written_names_the_cause(
+    error: Exception, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = saved(tmp_path / "-run" / "last", monkeypatch, error)
+    assert said in first.splitlines()[0] and "no earlier checkpoint" in first
+    monkeypatch.undo()
+    checkpoint.save(tmp_path / "-run" / "last", torch.nn.Linear(2, 2), tiny_plan(), {}, {"a": 1})
+    again = saved(tmp_path / "-run" / "last", monkeypatch, error)
+    assert "the checkpoint before is whole" in again and "no earlier" not in again
+
+
+def test_a_disk_without_inodes_is_not_called_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = SimpleNamespace(f_files=1000, f_favail=0)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(checkpoint.os, "statvfs", lambda path: counts)
+    said = saved(tmp_path / "run" / "last", monkeypatch, os_error(errno.ENOSPC))
+    assert "no inode is free" in said and "delete files" in said
+    counts.f_files = 0  # a file system that counts none, such as btrfs
+    said = saved(tmp_path / "run" / "last", monkeypatch, os_error(errno.ENOSPC))
+    assert "disk is full" in said
