@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from advisor import table_cli
+from profiles.files import write_whole
 from profiles.streams import say, set_streams, tell
 from profiles.text import argument
 
@@ -479,12 +480,9 @@ def _saved(advice: Advice, path: Path) -> Advice:
 
 def write(path: Path, text: str) -> None:
     """Put `text` into `path` whole, or leave what was there."""
-    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
     try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        write_whole(path, text)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         _fail(f"{path}: cannot be written: {error.strerror}")
 
 

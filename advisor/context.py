@@ -17,7 +17,7 @@ from typing import Literal
 
 from advisor.child import RehearsalFailed, rehearsed
 from advisor.probe import Gpu, Machine
-from profiles.files import read_regular
+from profiles.files import read_regular, write_whole
 from profiles.places import cache_folder
 from profiles.plan import Plan
 
@@ -79,7 +79,7 @@ def measure_context(gpu: Gpu, machine: Machine, folder: Path | None = None) -> C
     path = _kept(gpu, machine, folder)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps([plain, pinned - plain]), encoding="utf-8")
+        write_whole(path, json.dumps([plain, pinned - plain]))
     except OSError:
         pass  # a cache that cannot be written is no error
     return Context(plain, pinned - plain, "measured", "measured on this GPU")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 import tempfile
 from array import array
@@ -24,6 +23,7 @@ from advisor.allocator import replay
 from advisor.budget import ERRORS_FILE, Frozen, gib, margin_for
 from advisor.child import RehearsalFailed, rehearsed
 from advisor.context import OTHERS, Context, installed
+from profiles.files import write_whole
 from profiles.grid import caching_bytes, nearest
 from profiles.measurement import Measurement, Timeline
 from profiles.places import cache_folder
@@ -385,12 +385,9 @@ def _read(answer: Path, events: Path) -> tuple[Measurement, list[tuple[int, int]
 def _keep(folder: Path, key: str, measurement: Measurement, events: list[tuple[int, int]]) -> None:
     """Write an answer whole, the events first; a cache that cannot be written is no error."""
     numbers = array("q", (number for event in events for number in event))
-    parts = ((f"{key}.events", numbers.tobytes()), (f"{key}.json", measurement.model_dump_json()))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, content in parts:
-            temporary = folder / f".{name}.{os.getpid()}.tmp"
-            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-            temporary.replace(folder / name)
+        write_whole(folder / f"{key}.events", numbers.tobytes())
+        write_whole(folder / f"{key}.json", measurement.model_dump_json())
     except OSError:
         return

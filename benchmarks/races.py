@@ -1,0 +1,192 @@
+"""Two commands at once on one run folder, and launchers that are killed: fifty times each.
+
+    python benchmarks/races.py [--times 50] [--only starters|resumers|launchers] [--table]
+
+*starters*: two trainings begin together on one --output-dir; one trains, the other is refused and
+names the first. *resumers*: the same with two --resume of a run that was killed. *launchers*: a
+training in two or three processes whose launcher is killed (SIGKILL) at a random moment; 2 s later
+none of its processes is left, and --resume ends as the undisturbed run does, bit for bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+from crashes import DOCS, PHOTOS, PLAN, ROOT, forked, steady
+from tables import put
+
+MARK = "<!-- benchmarks/races.py -->", "<!-- /benchmarks/races.py -->"
+
+
+def arguments(place: Path, name: str) -> list[str]:
+    """Of a training into a folder of that name."""
+    folders = {"--output-dir": place / name, "--cache-dir": place / "cache", "--data-dir": PHOTOS,
+               "--plan": place / "plan.json"}  # fmt: skip
+    named = [text for option, path in folders.items() for text in (option, str(path))]
+    return [*named, "--save-steps", "1"]
+
+
+def outcome(run: Path) -> dict[str, bytes]:
+    """What decides of a run that has ended."""
+    names = ("last/trained.safetensors", "best/trained.safetensors", "metrics.jsonl",
+             "summary.json")  # fmt: skip
+    return {name: steady(run / name) for name in names}
+
+
+def two_at_once(place: Path, command: list[str], delay: float) -> list[tuple[int, str]]:
+    """Exit code and text of two processes with the same command."""
+    found: list[tuple[int, str]] = [(0, ""), (0, "")]
+
+    def one(number: int) -> None:
+        time.sleep(delay * number)
+        log = place / f"log-{number}"
+        log.unlink(missing_ok=True)
+        code = forked(command, log)
+        found[number] = code, log.read_text(errors="replace")
+
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+def judge(found: list[tuple[int, str]], run: Path, known: dict[str, bytes]) -> str:
+    """What is wrong with the end of two at once; '' if nothing is."""
+    codes = sorted(code for code, _ in found)
+    refused = [said for code, said in found if code == 2]
+    late = [said for code, said in found if code == 0 and "run is complete" in said]
+    if codes == [0, 2] and not any("process " in said or "is there already" in said
+                                   for said in refused):  # fmt: skip
+        return f"refused for another reason: {refused}"
+    if codes != [0, 2] and not (codes == [0, 0] and late):
+        return f"exit codes {codes}: {[said[-400:] for _, said in found]}"
+    return "" if outcome(run) == known else "mixed: another end than undisturbed"
+
+
+def starters(place: Path, known: dict[str, bytes], rng: random.Random) -> str:
+    """Two trainings begin at once."""
+    run = place / "run"
+    shutil.rmtree(run, ignore_errors=True)
+    return judge(two_at_once(place, arguments(place, "run"), rng.uniform(0, 1)), run, known)
+
+
+def resumers(place: Path, known: dict[str, bytes], rng: random.Random) -> str:
+    """Two resume the same run."""
+    run = place / "run"
+    shutil.rmtree(run, ignore_errors=True)
+    shutil.copytree(place / "begun", run)
+    found = two_at_once(place, ["--resume", str(run)], rng.uniform(0, 1))
+    return judge(found, run, known)
+
+
+def launchers(place: Path, known: dict[str, bytes], rng: random.Random) -> str:
+    """A launcher of two or three processes is killed."""
+    run, count = place / "several", rng.choice((2, 3))
+    shutil.rmtree(run, ignore_errors=True)
+    command = [sys.executable, "-m", "trainer.cli", *arguments(place, "several"),
+               "--set", f"processes={count}"]  # fmt: skip
+    log = (place / "log-several").open("wb")
+    launcher = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT)
+    time.sleep(rng.uniform(1, 14))
+    children = psutil.Process(launcher.pid).children(recursive=True)
+    launcher.send_signal(signal.SIGKILL)
+    launcher.wait()
+    _, left = psutil.wait_procs(children, timeout=2)
+    if left:
+        for child in left:
+            child.kill()
+        return f"{len(left)} of {len(children)} processes left after 2 s"
+    if not (run / "run.json").exists():
+        return ""  # before there was a run
+    done = subprocess.run([sys.executable, "-m", "trainer.cli", "--resume", str(run)],
+                          cwd=ROOT, capture_output=True, text=True)  # fmt: skip
+    if done.returncode:
+        return f"exit code {done.returncode}: {done.stderr[-600:]}"
+    reference = place / f"whole-{count}"
+    if not reference.exists():
+        whole = [*command[:3], *arguments(place, reference.name), "--set", f"processes={count}"]
+        subprocess.run(whole, cwd=ROOT, capture_output=True, check=True)
+    return "" if outcome(run) == outcome(reference) else "another end than undisturbed"
+
+
+Race = Callable[[Path, dict[str, bytes], random.Random], str]
+RACES: dict[str, Race] = {"starters": starters, "resumers": resumers, "launchers": launchers}
+TITLES = {"starters": "two trainings begun together in one folder",
+          "resumers": "two `--resume` of one run",
+          "launchers": "launcher of 2 or 3 processes killed"}  # fmt: skip
+
+
+def main() -> None:
+    """Run them all; exit code 1 if anything went wrong."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--times", type=int, default=50)
+    parser.add_argument("--only", choices=[*RACES])
+    parser.add_argument("--table", action="store_true", help="write docs/recovery.md's table")
+    asked = parser.parse_args()
+    import torch
+
+    from trainer import evaluate, loop, start_cli  # noqa: F401  what forked processes import
+
+    torch.set_num_threads(1)
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        os.environ |= {"XDG_CACHE_HOME": f"{place}/kept", "XDG_DATA_HOME": f"{place}/data",
+                       "OMP_NUM_THREADS": "1"}  # fmt: skip
+        plan = PLAN | {"max_train_samples": 7, "max_val_samples": 2, "effective_batch": 6,
+                       "accumulation": 6}  # fmt: skip
+        (place / "plan.json").write_text(json.dumps(plan))
+        if forked(arguments(place, "whole"), place / "log"):
+            sys.exit((place / "log").read_text())
+        known = outcome(place / "whole")
+
+        def dies() -> None:
+            from trainer import checkpoint
+
+            real, saves = checkpoint.save, [0]
+
+            def save(*given: Any, **named: Any) -> None:
+                real(*given, **named)
+                saves[0] += 1
+                if saves[0] == 2:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            checkpoint.save = save
+
+        forked(arguments(place, "begun"), place / "log", dies)
+        for kind, race in RACES.items():
+            if asked.only not in (None, kind):
+                continue
+            for number in range(asked.times):
+                why = race(place, known, random.Random(f"{kind} {number}"))
+                rows.append({"kind": kind, "why": why})
+                print(f"{kind} {number}: {why or 'as it should be'}", flush=True)
+    lines = ["| what | times | as it should be | wrong |", "|---|---|---|---|"]
+    for kind in {row["kind"]: None for row in rows}:
+        mine = [row for row in rows if row["kind"] == kind]
+        wrong = sum(bool(row["why"]) for row in mine)
+        lines.append(f"| {TITLES[kind]} | {len(mine)} | {len(mine) - wrong} | {wrong} |")
+    print("\n".join(lines))
+    if asked.table:
+        put(DOCS, *MARK, lines)
+    sys.exit(any(row["why"] for row in rows))
+
+
+if __name__ == "__main__":
+    main()
