@@ -1,4 +1,4 @@
-"""A run on the GPU in fp16, with its gradient scaler: killed and resumed, held against two whole ones.
+"""fp16 on the GPU, with its gradient scaler: killed and resumed, against two whole runs.
 
 pytest -m gpu tests/gpu/test_resume_on_gpu.py -s    prints the figures
 """
