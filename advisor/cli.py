@@ -378,7 +378,7 @@ def _forecast(
     machine = probe()
     here = pick_gpu(machine) if target is None else None
     if here is not None and (note := unfit_segments(machine, here, chosen)):
-        print(f"note: {note}", file=sys.stderr)
+        tell(f"note: {note}")
     try:
         card = card_for(machine, target, measure=True)
         found = forecast(

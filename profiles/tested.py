@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime
 import errno
 import gc
-import marshal
 import os
 import stat
 import sys
@@ -113,7 +112,7 @@ class TestedRow(_Frozen):
             return self
         # Many rows of a file have the same plan, and parsing it takes the most time.
         plans: Plans = info.context
-        key = own["model"], marshal.dumps(own["settings"], 2)
+        key = own["model"], repr(own["settings"])
         if key not in plans:
             plans[key] = self.plan
         own["plan"] = plans[key]

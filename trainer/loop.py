@@ -508,11 +508,9 @@ def _begun(loader: DataLoader[Any]) -> Iterator[Batch]:
     torch would have a worker's death raise wherever this process is, even in the middle of an
     update or a save. Without its handler, waiting for that worker's batch finds it, within 5 s.
     """
-    if not hasattr(signal, "SIGCHLD"):
-        return iter(loader)
-    before = signal.getsignal(signal.SIGCHLD)
     batches = iter(loader)
-    signal.signal(signal.SIGCHLD, before)
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     return batches
 
 

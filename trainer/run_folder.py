@@ -37,7 +37,7 @@ def new_run(wanted: Path) -> Iterator[Path]:
         existed = wanted.exists()
         folder = next(place for place in _places(wanted) if _take(place, wanted, stack))
         if folder != wanted:
-            tell(f"{wanted} is another run's: this one goes to {folder}")
+            tell(f"{wanted} holds an earlier run, or one that goes on: this one goes to {folder}")
             existed = False
         sweep(folder, FILES)
         try:
@@ -65,7 +65,7 @@ def _take(folder: Path, wanted: Path, stack: ExitStack) -> bool:
             stack.enter_context(held(folder))
         except Held as error:
             if wanted != LATEST:
-                hint = f"--output-dir {_free_name(wanted)}, or wait for its end"
+                hint = f"--output-dir {argument(_free_name(wanted))}, or wait for its end"
                 raise Held(f"--output-dir: {error}\n    hint: {hint}") from None
             return False
         if _is_free(folder):  # nobody has come first
@@ -76,21 +76,21 @@ def _take(folder: Path, wanted: Path, stack: ExitStack) -> bool:
     goes_on = (wanted / RECORD).exists() and not is_complete(wanted)
     fail(
         f"--output-dir: {wanted} is there already, and runs are not mixed\n"
-        f"    hint: --output-dir {_free_name(wanted)}{other if goes_on else ''}"
+        f"    hint: --output-dir {argument(_free_name(wanted))}{other if goes_on else ''}"
     )
 
 
 def _is_free(folder: Path) -> bool:
-    """Whether no run is in a folder: at most what a start writes before its run.json."""
+    """Whether no run is in a folder: at most what a killed start wrote before its run.json."""
     return is_vacant(folder) or (
-        folder.is_dir()
+        (folder / LOCK).is_file()  # else it is the user's
         and all(path.name in BEFORE or is_aside(path, FILES) for path in folder.iterdir())
     )
 
 
-def _free_name(wanted: Path) -> str:
-    """The next name that nothing has, as a shell takes it."""
-    return argument(next(place for place in _places(wanted) if not place.exists()))
+def _free_name(wanted: Path) -> Path:
+    """The next name that nothing has."""
+    return next(place for place in _places(wanted) if not place.exists())
 
 
 def is_complete(folder: Path) -> bool:

@@ -48,7 +48,7 @@ def test_a_changed_picture_of_the_same_size_is_named(data: Path, tmp_path: Path)
         check_data(before, looked(data, tmp_path))
     told = str(caught.value)
     assert f"train pictures: 1 changed or new: ReasonSeg/train/{picture.name}" in told
-    assert "val" not in told and "hint: put them back as they were, or begin a new run" in told
+    assert "val:" not in told and "hint: put them back as they were" in told
 
 
 def test_data_that_moved_are_the_same(data: Path, tmp_path: Path) -> None:
