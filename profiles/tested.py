@@ -41,7 +41,7 @@ Verdict = Literal["FITS", "TIGHT", "SPILLS", "OOM", "UNKNOWN"]
 
 Source = Literal["seed", "measured", "user"]
 T = TypeVar("T")
-Plans: TypeAlias = dict[tuple[str, bytes], Plan]  # by model and settings
+Plans: TypeAlias = dict[tuple[str, str], Plan]  # by model and settings
 TABLE_NAME = "tested.jsonl"
 _TARGETS_BY_SIZE = ("qv", "attention", "all-linear")
 _TWO_BYTE_DTYPES = frozenset({"bf16", "fp16"})

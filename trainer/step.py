@@ -89,7 +89,9 @@ def training_step(
         optimizer.zero_grad(set_to_none=True)
         names = ", ".join(name for batch in batches for name in batch.names)
         raise NotFinite(f"the {bad} is not finite; samples of this step: {names}")
-    if check is not None and not check.done:
+    # Clipping by a norm that is not finite has made the finite gradients zero: that update is one
+    # of those that the scaler leaves out, and nothing can be seen in it.
+    if check is not None and not check.done and isfinite(size):
         check(masks=totals.masks > 0)
     with during(UPDATING):
         update(optimizer)

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from accelerate.state import AcceleratorState
 
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
+from trainer import step
 from trainer.cli import hyphenated
 from trainer.data.reasonseg import read_split
 from trainer.data.samples import MicroBatches, SampleSet, TooLong, collate
@@ -166,3 +168,26 @@ def test_bf16_trains_on_the_cpu(tmp_path: Path, photos: Path) -> None:
 def test_underscores_are_hyphens() -> None:
     seed = ["--batch_size=1", "--num_workers", "0", "a_b", "--data_dir", "x_y"]
     assert hyphenated(seed) == ["--batch-size=1", "--num-workers", "0", "a_b", "--data-dir", "x_y"]
+
+
+def test_an_update_that_the_scaler_leaves_out_says_nothing_of_the_gradients(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In fp16 the first scale overflows; clipped by an infinite norm, all gradients are zero."""
+    sizes = iter([float("inf"), 1.0])
+    checked: list[bool] = []
+
+    class Check:
+        done = False
+
+        def __call__(self, masks: bool) -> None:
+            checked.append(masks)
+
+    monkeypatch.setattr(step, "total_of", lambda *_: SimpleNamespace(tokens=1, masks=1))
+    monkeypatch.setattr(step, "accumulate", lambda *_: torch.ones(4))
+    monkeypatch.setattr(step, "clip", lambda *_: torch.tensor(next(sizes)))
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.0)
+    fp16 = SimpleNamespace(scaler=object(), num_processes=1)
+    for expected in ([], [True]):
+        step.training_step(None, [], optimizer, tiny_plan(), fp16, Check())  # type: ignore[arg-type]
+        assert checked == expected
