@@ -15,11 +15,12 @@ import socket
 import stat
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 LOCK, HOLDER = ".lock", ".holder.json"
+STALE_SECONDS = 3600  # of what was written aside: nobody is writing it any more
 PATIENCE = 2.0  # seconds that a process just killed, or just ending, may take to let go
 LARGEST = 512 << 20  # bytes: a table of 100 000 rows has a third of it
 _KINDS = (
@@ -87,11 +88,16 @@ def is_aside(path: Path, names: Iterable[str]) -> bool:
     return any(re.fullmatch(rf"\.{re.escape(name)}-\d+", path.name) for name in names)
 
 
-def sweep(folder: Path, names: Iterable[str]) -> None:
-    """Remove what killed writers of `names` left in a folder that nobody else writes in."""
+def sweep(folder: Path, names: Iterable[str], older_seconds: float = 0) -> None:
+    """Remove what killed writers of `names` left in a folder.
+
+    Where others may be writing just now, only what is so old that none of them is.
+    """
     for path in list(folder.iterdir()) if folder.is_dir() else ():
         if is_aside(path, names):
-            path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # another process sweeps too
+                if time.time() - path.stat().st_mtime >= older_seconds:
+                    path.unlink()
 
 
 def is_vacant(folder: Path) -> bool:

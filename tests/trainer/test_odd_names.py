@@ -84,11 +84,13 @@ def test_a_run_of_any_name_is_gone_on_with(
     folder = Path(name)
     folder.mkdir(parents=True)
     (folder / "plan.json").write_text("{}")
+    Started(data, tmp_path, {}, Keeping()).write(folder)
     refused = CliRunner().invoke(cli.app, [f"--output-dir={name}", "--data-dir", str(data)])
     again = re.search(r"or (lisa-train --resume .*) goes on with", refused.output, re.DOTALL)
     assert refused.exit_code == 2 and again, refused.output
-    Started(data, tmp_path, {}, Keeping()).write(folder)
-    (folder / "summary.json").write_text("{}")
+    ends = {"before": {}, "after": {}, "epochs": 1, "steps": 1}
+    (folder / "summary.json").write_text(json.dumps(ends))
+    (folder / "overlay.png").touch()
     done = typed(again[1])
     assert done.exit_code == 0 and "this run is complete" in done.output, done.output
     other = re.search(r"hint: (--output-dir .*); or lisa-train", refused.output, re.DOTALL)
@@ -154,7 +156,9 @@ def with_odd_name(root: Path) -> None:
         pytest.skip("this file system takes text only")
 
 
-def test_a_name_that_is_no_text_is_found_before_the_training(tmp_path: Path) -> None:
+def test_a_name_that_is_no_text_is_found_before_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_dataset(tmp_path, seed=0, train=2, val=2, test=0, kinds=("negation",))
     with_odd_name(tmp_path)
     with pytest.raises(DataError, match=r"b\\udcff: name: got .*; allowed: text in UTF-8"):
@@ -162,7 +166,7 @@ def test_a_name_that_is_no_text_is_found_before_the_training(tmp_path: Path) -> 
     asked = ["--check-data", str(tmp_path)]
     checked = CliRunner().invoke(cli.app, asked)
     assert checked.exit_code == 2 and "b\\udcff: name: got" in checked.output
-    os.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path)
     left = CliRunner().invoke(cli.app, [*asked, "--skip-broken", "1"])
     assert left.exit_code == 0 and "val: items 1" in left.output
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from profiles.files import read_regular
+from profiles.files import STALE_SECONDS, read_regular, sweep, write_whole
 from trainer.data.spread import in_threads
 
 _Known: TypeAlias = dict[str, tuple[int, int, str]]  # path -> size, mtime in ns, digest
@@ -50,11 +50,10 @@ class Contents:
 
     def _keep(self) -> None:
         """For the next time; without a place to write, it is reckoned again then."""
-        from profiles.files import write_whole
-
         if self._place is not None:
             try:
                 self._place.parent.mkdir(parents=True, exist_ok=True)
+                sweep(self._place.parent, [self._place.name], STALE_SECONDS)
                 write_whole(self._place, json.dumps(self._known))
             except OSError:
                 pass

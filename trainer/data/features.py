@@ -20,6 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from profiles.files import STALE_SECONDS
 from profiles.plan import Encoder, Plan
 from trainer.data.preprocess import VERSION, pixels
 from trainer.data.reasonseg import read_image
@@ -28,7 +29,6 @@ from trainer.placed import share
 ASIDE = ".writing-"
 # An entry is written in well under a second; what is this old was left behind by a killed writer.
 # By age, not by process id: a cache may be shared between machines.
-STALE_SECONDS = 3600
 
 
 class BadEntry(ValueError):
