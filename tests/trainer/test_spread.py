@@ -91,7 +91,7 @@ def test_a_smaller_decoding_sees_the_same_damage(
     mode: str, progressive: bool, tmp_path: Path
 ) -> None:
     """Where a JPEG breaks off it is refused, wherever that is."""
-    from trainer.data.reasonseg import Report, _to_rgb, _whole
+    from trainer.data.reasonseg import Report, _to_rgb, load_whole
 
     path = tmp_path / "a.jpg"
     noise = Image.effect_noise((200, 120), 60).convert(mode)
@@ -99,7 +99,7 @@ def test_a_smaller_decoding_sees_the_same_damage(
     raw, seen = path.read_bytes(), set()
     for cut in (*range(1, len(raw), len(raw) // 40), len(raw)):
         path.write_bytes(raw[:cut])
-        sound = [open_image(Report(path), read) is not None for read in (_whole, _to_rgb)]
+        sound = [open_image(Report(path), read) is not None for read in (load_whole, _to_rgb)]
         assert sound[0] == sound[1], cut
         seen.add(sound[0])
     assert seen == {True, False}

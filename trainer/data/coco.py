@@ -221,11 +221,34 @@ def paint_parts(
         fix = "fetch the picture again, or annotate it as it is upright"
         report.add(f"{image.place}, picture", f"height {height}, width {width}", allowed, fix)
         raise DataError(report.findings)
-    encoded = [run for part in parts for run in _run_lengths(part, height, width)]
-    if not encoded:
+    encoded = _merged(parts, height, width)
+    if encoded is None:
         return np.zeros((height, width), np.uint8)
-    painted: NDArray[np.uint8] = coco_mask.decode(coco_mask.merge(encoded))
+    painted: NDArray[np.uint8] = coco_mask.decode(encoded)
     return painted
+
+
+def painted_box(parts: Sequence[Part], size: Size) -> tuple[slice, slice, NDArray[np.bool_]]:
+    """The rows and columns [h, w] that all parts lie in, and what they cover of these.
+
+    Decoding a whole picture's mask takes thirty times as long as encoding it did.
+    """
+    height, encoded = size[0], _merged(parts, *size)
+    if encoded is None:
+        return slice(0), slice(0), np.zeros((0, 0), bool)
+    left, top, across, down = map(int, coco_mask.toBbox(encoded))
+    # Run lengths go down one column after the other, of 0 and 1 in turn.
+    ends = np.cumsum(_lengths(encoded["counts"]))
+    runs = np.diff((ends - left * height).clip(0, across * height), prepend=0)
+    covered = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(across, height).T
+    rows, columns = slice(top, top + down), slice(left, left + across)
+    return rows, columns, covered[rows]
+
+
+def _merged(parts: Sequence[Part], height: int, width: int) -> dict[str, Any] | None:
+    """pycocotools' encoding of all parts as one mask; None without any."""
+    encoded = [run for part in parts for run in _run_lengths(part, height, width)]
+    return coco_mask.merge(encoded) if encoded else None
 
 
 def _run_lengths(part: Part, height: int, width: int) -> list[dict[str, Any]]:
@@ -325,6 +348,19 @@ def _checked_runs(part: object, size: Size) -> dict[str, Any] | None:
     if not lengths or min(lengths) < 0 or sum(lengths) != size[0] * size[1]:
         return None
     return part
+
+
+def _lengths(counts: bytes) -> NDArray[np.int64]:
+    """The lengths in sound text of COCO's, as `_unpacked` tells them, but all at once."""
+    digits = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
+    last = np.flatnonzero(digits & 32 == 0)
+    first = np.concatenate(([0], last[:-1] + 1))
+    place = np.arange(len(digits)) - np.repeat(first, last - first + 1)
+    values = np.add.reduceat((digits & 31) << 5 * place, first)
+    values -= np.where(digits[last] & 16, 1 << 5 * (last - first + 1), 0)
+    values[1::2] = values[1::2].cumsum()
+    values[2::2] = values[2::2].cumsum()
+    return values
 
 
 def _unpacked(counts: bytes) -> list[int]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-from trainer.data.reasonseg import FloatArray, Polygon, Size
+from trainer.data.reasonseg import FloatArray, Polygon, Size, load_whole
 
 TARGET_LABEL, IGNORE_LABEL = "target", "ignore"
 
@@ -39,7 +39,7 @@ def means_ignore(label: str) -> bool:
 def orientation_of(image: Image.Image) -> int:
     """A picture's EXIF orientation, once it is known to be whole; 1 is upright."""
     given = image.getexif().get(ExifTags.Base.Orientation, 1)
-    image.load()
+    load_whole(image)
     return given if given in range(2, 9) else 1
 
 
@@ -108,8 +108,10 @@ def traced(regions: NDArray[np.uint8]) -> tuple[Polygon, ...]:
 
     They do not overlap, so the order in which they are painted does not matter.
     """
+    x, y, width, height = cv2.boundingRect(np.ascontiguousarray(regions))
+    inner, corner = regions[y : y + height, x : x + width], np.array([x, y], dtype=np.float64)
     return tuple(
-        Polygon(label, points)
+        Polygon(label, points + corner)
         for value, label in ((1, TARGET_LABEL), (255, IGNORE_LABEL))
-        for points in outlines(regions == value)
+        for points in outlines(inner == value)
     )

@@ -24,7 +24,7 @@ from trainer.data.coco import (
     CocoMask,
     Part,
     checked_coco,
-    paint_parts,
+    painted_box,
 )
 from trainer.data.drawing import Drawing, called, frames, means_ignore, orientation_of, traced
 from trainer.data.encoding import Conventions
@@ -229,30 +229,30 @@ def _outlined(
     outlined = {}
     unusable = {one.place for one in notes.unusable.values()}
 
-    def painted(one: CocoMask) -> NDArray[np.bool_]:
-        return paint_parts(one.parts, image, report.path, *image.size).astype(bool)
-
     def order(one: CocoMask) -> tuple[bool, int]:
         """Crowds below, and the smaller on top of the larger where some are ignored."""
-        return not one.crowd, -int(painted(one).sum()) if ignored else 0
+        area = int(painted_box(one.parts, image.size)[2].sum()) if ignored else 0
+        return not one.crowd, -area
 
     for label, those in together.items():  # one after the other: a mask has the picture's size
         regions, all_told = np.zeros(image.size, np.uint8), True
         marked = [(one, IGNORE if one.crowd else TARGET) for one in those]
         marked += [(one, IGNORE) for one in ignored]
         for one, value in sorted(marked, key=lambda pair: order(pair[0])):
-            mask = painted(one)
-            regions[mask] = value
+            rows, columns, covered = painted_box(one.parts, image.size)
+            regions[rows, columns][covered] = value
+            empty = not covered.any()
             if one.place in unusable:
                 pass  # told when it was read
-            elif not mask.any():
+            elif empty:
                 allowed = f"some part within width {image.size[1]}, height {image.size[0]}"
                 fix = "export the annotation again or take it out"
                 report.add(f"{one.place}.segmentation", "no pixel of the picture", allowed, fix)
-            if not mask.any():  # if it is left out, nobody knows what in its box is the answer
+            if empty:  # if it is left out, nobody knows what in its box is the answer
                 all_told &= one.box is not None
-                boxed = paint_parts(one.box or (), image, report.path, *image.size).astype(bool)
-                regions[boxed & (regions == 0)] = IGNORE
+                rows, columns, covered = painted_box(one.box or (), image.size)
+                inner = regions[rows, columns]
+                inner[covered & (inner == 0)] = IGNORE
         if TARGET in regions and all_told:
             outlined[label] = traced(turn(regions))
     return outlined

@@ -234,7 +234,7 @@ def _to_rgb(image: Image.Image) -> ByteArray:
     return np.array(image.convert("RGB"), dtype=np.uint8)
 
 
-def _whole(image: Image.Image) -> None:
+def load_whole(image: Image.Image) -> None:
     """Decode all of a picture. Raises nearly anything where it is damaged."""
     if image.format == "JPEG":
         # An eighth of its size: all of the file is read and decoded, but for the last transform.
@@ -552,7 +552,7 @@ def read_split(
         report.add("limit", limit, "1 or more, or none", "leave the limit out to read all")
     if report.findings:
         raise DataError(report.findings)
-    read = _whole if leave is not None and leave.decodes else _header
+    read = load_whole if leave is not None and leave.decodes else _header
     return _items(_settled(folder, split, _scan(folder, split, limit, read, leave=leave), leave))
 
 
@@ -590,7 +590,7 @@ def check(root: Path, progress: Progress | None = None) -> tuple[Summary, list[F
     summary: Summary = {}
     findings: list[Finding] = []
     for split in present:
-        looks, broken = _scan(folder, split, None, _whole, paint=True, progress=progress)
+        looks, broken = _scan(folder, split, None, load_whole, paint=True, progress=progress)
         summary[split] = _counts(looks) if looks else {}
         findings += broken
     return summary, findings
@@ -600,7 +600,7 @@ def summarise(root: Path, leave: Leave | None = None) -> Summary:
     """Per split: items, texts, sentences (items that are one), explanations, empty_masks, and
     smallest_image and largest_image as (width, height); DataError as from `read_split`."""
     folder, present = _locate(root)
-    scans = {split: _scan(folder, split, None, _whole, paint=True) for split in present}
+    scans = {split: _scan(folder, split, None, load_whole, paint=True) for split in present}
     return {split: _counts(_settled(folder, split, scan, leave)) for split, scan in scans.items()}
 
 
