@@ -25,7 +25,6 @@ import shutil
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -39,7 +38,6 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs" / "recovery.md"
 MARK = "<!-- benchmarks/crashes.py -->", "<!-- /benchmarks/crashes.py -->"
 PHOTOS = ROOT / "tests" / "photos"
-PATIENCE = 300  # seconds for one process: longer is a hang
 PLAN = {
     "model": "tiny", "device": "cpu", "dtype": "fp32", "quantization": "none",
     "lora": {"rank": 2, "alpha": 4, "dropout": 0.1, "targets": "qv"}, "mask_loss_resolution": 64,
@@ -149,38 +147,6 @@ SCENES = [
 ]  # fmt: skip
 
 
-def forked(arguments: list[str], log: Path, prepare: Callable[[], None] = lambda: None) -> int:
-    """Run lisa-train in a forked process, `prepare` first; exit code, negative for a signal."""
-    pid = os.fork()
-    if not pid:
-        code = 1
-        try:
-            with log.open("ab", buffering=0) as file:
-                os.dup2(file.fileno(), 1)
-                os.dup2(file.fileno(), 2)
-            prepare()
-            sys.argv = ["lisa-train", *arguments]
-            from trainer import cli
-
-            cli.main()
-        except SystemExit as error:
-            code = error.code if isinstance(error.code, int) else 1
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stderr.flush()
-            os._exit(code)
-    until = time.monotonic() + PATIENCE
-    while time.monotonic() < until:
-        found, status = os.waitpid(pid, os.WNOHANG)
-        if found:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.005)
-    os.kill(pid, 9)
-    os.waitpid(pid, 0)
-    raise TimeoutError(f"hung for {PATIENCE} s")
-
-
 class Attempt:
     """One scene in a folder of its own."""
 
@@ -201,7 +167,7 @@ class Attempt:
             self.scene.plant(self.folder)
             Shim(self.folder, fatal, torn, operations).install()
 
-        return forked(command, self.log, prepare)
+        return run(command, self.log, prepare)
 
     def finished(self) -> int:
         """Start it until it ends by itself; the last exit code."""

@@ -22,20 +22,19 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import forked
 from tables import put
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs" / "recovery.md"
 MARK = "<!-- benchmarks/faults.py -->", "<!-- /benchmarks/faults.py -->"
 PHOTOS = ROOT / "tests" / "photos"
-PATIENCE = 180  # seconds for one process: longer is a hang
 ATTEMPTS = 8
 MOUNT = ("mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs")
 # What a resumed run says where nothing can be gone on with, as docs/recovery.md has it.
@@ -77,39 +76,7 @@ class Case:
 
     def start(self, plant: Callable[[], None] = lambda: None) -> int:
         """Fork a process that trains; its number. `plant` runs in it first."""
-        arguments, log = self.arguments(), self.place / "log"
-        pid = os.fork()
-        if pid:
-            return pid
-        code = 1
-        try:
-            with log.open("ab", buffering=0) as file:
-                os.dup2(file.fileno(), 1)
-                os.dup2(file.fileno(), 2)
-            plant()
-            sys.argv = ["lisa-train", *arguments]
-            from trainer import cli
-
-            cli.main()
-        except SystemExit as error:
-            code = error.code if isinstance(error.code, int) else 1
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stderr.flush()
-            os._exit(code)
-
-    def end(self, pid: int) -> int:
-        """Wait for a process; its exit code, negative for a signal. Raises TimeoutError."""
-        until = time.monotonic() + PATIENCE
-        while time.monotonic() < until:
-            found, status = os.waitpid(pid, os.WNOHANG)
-            if found:
-                return os.waitstatus_to_exitcode(status)
-            time.sleep(0.02)
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        raise TimeoutError(f"hung for {PATIENCE} s")
+        return forked.start(self.arguments(), self.place / "log", plant)
 
     def moment(self) -> float:
         """Seconds after the start, anywhere in the run."""
@@ -125,7 +92,7 @@ def kill(case: Case, number: int = signal.SIGKILL) -> int:
     time.sleep(moment)
     case.befallen.append(f"{signal.Signals(number).name} at {moment:.2f} s")
     os.kill(pid, number)
-    return case.end(pid)
+    return forked.end(pid)
 
 
 def terminate(case: Case) -> int:
@@ -166,7 +133,7 @@ def damage_cache(case: Case) -> int:
             case.befallen.append(damage(path, case.rng))
     if case.rng.random() < 0.5:
         os.kill(pid, signal.SIGKILL)
-    return case.end(pid)
+    return forked.end(pid)
 
 
 def out_of_memory(case: Case) -> int:
@@ -196,7 +163,7 @@ def out_of_memory(case: Case) -> int:
 
         setattr(owner, name, failing)
 
-    return case.end(case.start(plant))
+    return forked.end(case.start(plant))
 
 
 def driver_fails(case: Case) -> int:
@@ -214,7 +181,7 @@ def worker_dies(case: Case) -> int:
     import psutil
 
     pid = case.start()
-    until, wait = time.monotonic() + PATIENCE, case.rng.uniform(0, case.seconds / 4)
+    until, wait = time.monotonic() + forked.PATIENCE, case.rng.uniform(0, case.seconds / 4)
     while time.monotonic() < until and psutil.pid_exists(pid):
         try:
             workers = psutil.Process(pid).children()
@@ -228,7 +195,7 @@ def worker_dies(case: Case) -> int:
             break
         wait -= 0.01 if workers else 0.0
         time.sleep(0.01)
-    return case.end(pid)
+    return forked.end(pid)
 
 
 def full_disk(case: Case) -> int:
@@ -238,7 +205,7 @@ def full_disk(case: Case) -> int:
     subprocess.run(["mount", "-o", f"remount,size={size + used_kib(disk)}k", disk], check=True)
     case.befallen.append(f"{size} KiB left on the disk")
     try:
-        return case.end(case.start())
+        return forked.end(case.start())
     finally:
         subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
 
@@ -254,7 +221,7 @@ DISTURBANCES: dict[str, Callable[[Case], int]] = {
     "out of memory": out_of_memory, "NVML fails": driver_fails, "data worker dies": worker_dies,
 }  # fmt: skip
 ALLOWED = {"killed": {-9}, "terminated": {-15, 130}, "checkpoint damaged": {-9},
-           "cache damaged": {-9, 2}, "disk full": {1}, "data worker dies": {1}}  # fmt: skip
+           "cache damaged": {-9, 2}, "disk full": {1}}  # fmt: skip
 
 
 def outcome(run: Path) -> str:
@@ -275,7 +242,7 @@ def disturbed(case: Case, known: str) -> tuple[str, str]:
         before = log.stat().st_size if log.exists() else 0
         does_harm = attempt < times
         try:
-            code = DISTURBANCES[case.kind](case) if does_harm else case.end(case.start())
+            code = DISTURBANCES[case.kind](case) if does_harm else forked.end(case.start())
         except TimeoutError as error:
             return "LOST", str(error)
         said = log.read_bytes()[before:].decode(errors="replace")
@@ -373,11 +340,11 @@ def main() -> None:
         first = Case("", random.Random(0), base, 0.0)
         (base / "plan.json").write_text(json.dumps(PLAN))
         (base / "disk").mkdir()
-        if first.end(first.start()):
+        if forked.end(first.start()):
             sys.exit((base / "log").read_text())
         first.started = False
         started = time.monotonic()
-        first.end(first.start())  # now that the features are cached
+        forked.end(first.start())  # now that the features are cached
         seconds, known = time.monotonic() - started, outcome(first.run)
         print(f"an undisturbed run takes {seconds:.1f} s", flush=True)
         kinds = [arguments.only] if arguments.only else list(DISTURBANCES)

@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from crashes import DOCS, PHOTOS, PLAN, ROOT, forked, steady
+from crashes import DOCS, PHOTOS, PLAN, ROOT, steady
+from forked import run as forked
 from tables import put
 
 MARK = "<!-- benchmarks/races.py -->", "<!-- /benchmarks/races.py -->"
