@@ -1,6 +1,6 @@
 """Kill a command just before every one of its file operations, do it again, and compare.
 
-    python benchmarks/crashes.py [--scene NAME] [--sample N] [--seed 0] [--table]
+    python benchmarks/crashes.py [--scene NAME] [--sample N] [--processes 2] [--table]
 
 Each scene is a command that writes: trainings that keep 1, 2 and 3 checkpoints, a resume, an
 out-of-memory restart, building a feature cache, import, export, convert, evaluate, synthesise. It
@@ -353,6 +353,7 @@ def main() -> None:
     parser.add_argument("--scene", action="append", choices=[scene.name for scene in SCENES])
     parser.add_argument("--sample", type=int, help="only so many, drawn by the seed")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=2, help="side by side  [2]")
     parser.add_argument("--table", action="store_true", help="write docs/recovery.md's table")
     arguments = parser.parse_args()
     import torch
@@ -376,8 +377,8 @@ def main() -> None:
                   for scene in counts for _ in range(counts[scene] // 3)]  # fmt: skip
         if arguments.sample:
             cases = rng.sample(cases, min(arguments.sample, len(cases)))
-        shares = [(cases[n::2], base, known) for n in range(2)]
-        with ProcessPoolExecutor(2, multiprocessing.get_context("fork")) as pool:
+        shares = [(cases[n :: arguments.processes], base, known) for n in range(arguments.processes)]
+        with ProcessPoolExecutor(arguments.processes, multiprocessing.get_context("fork")) as pool:
             rows = [row for share in pool.map(work, *zip(*shares, strict=True)) for row in share]
     lines = table_of(rows, counts)
     print("\n".join(lines))
