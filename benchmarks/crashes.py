@@ -377,8 +377,9 @@ def main() -> None:
                   for scene in counts for _ in range(counts[scene] // 3)]  # fmt: skip
         if arguments.sample:
             cases = rng.sample(cases, min(arguments.sample, len(cases)))
-        shares = [(cases[n :: arguments.processes], base, known) for n in range(arguments.processes)]
-        with ProcessPoolExecutor(arguments.processes, multiprocessing.get_context("fork")) as pool:
+        many = arguments.processes
+        shares = [(cases[n::many], base, known) for n in range(many)]
+        with ProcessPoolExecutor(many, multiprocessing.get_context("fork")) as pool:
             rows = [row for share in pool.map(work, *zip(*shares, strict=True)) for row in share]
     lines = table_of(rows, counts)
     print("\n".join(lines))
