@@ -51,6 +51,7 @@ from trainer.run_folder import SUMMARY
 from trainer.step import UPDATING, NotFinite, StepResult, make_optimizer, training_step
 
 RECORDS = "metrics.jsonl"
+FROM_WORKER = "Original Traceback"  # torch puts it into an error that a data worker raised
 MOST_WORKERS_LOST = 2  # in one process: after that, something is wrong that stays
 
 
@@ -491,13 +492,15 @@ def told_plainly(loader: DataLoader[Any], run: Path) -> Iterator[Batch]:
     try:
         yield from _begun(loader)
     except Exception as error:
-        if str(error).startswith("DataLoader worker"):
+        # One that is gone is found by torch, or by what it was handing over just then.
+        lost = isinstance(error, ConnectionError | EOFError) and FROM_WORKER not in str(error)
+        if lost or str(error).startswith("DataLoader worker"):
             raise WorkerEnded(
                 "a data worker was ended from outside, perhaps for want of host memory\n"
                 f"    hint: lisa-train --resume {argument(run)} goes on; with less host memory "
                 'where its plan.json says "workers": 0'
             ) from None
-        if "Original Traceback" in str(error):
+        if FROM_WORKER in str(error):
             raise type(error)(_last_words(error)) from None
         raise
 
