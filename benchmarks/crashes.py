@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import forked
 from file_operations import Shim
 from tables import put
 
@@ -167,7 +168,7 @@ class Attempt:
             self.scene.plant(self.folder)
             Shim(self.folder, fatal, torn, operations).install()
 
-        return run(command, self.log, prepare)
+        return forked.run(command, self.log, prepare)
 
     def finished(self) -> int:
         """Start it until it ends by itself; the last exit code."""
