@@ -1,6 +1,7 @@
 """Kill a command just before every one of its file operations, do it again, and compare.
 
-    python benchmarks/crashes.py [--scene NAME] [--sample N] [--processes 2] [--table]
+    python benchmarks/crashes.py [--scene NAME] [--sample N] [--processes 2]
+    python benchmarks/crashes.py --table
 
 Each scene is a command that writes: trainings that keep 1, 2 and 3 checkpoints, a resume, an
 out-of-memory restart, building a feature cache, import, export, convert, evaluate, synthesise. It
@@ -9,7 +10,8 @@ runs once for each of them, is killed there, and is done again as its user would
 run has begun, else the same command. The end has to be the same bit for bit, with no file more or
 less; of a training, the newest checkpoint that was whole must be what is gone on from. *torn*: what
 was written and not forced to disk is lost in addition. *twice*: the second attempt is killed as
-well, at a random operation. --table writes docs/recovery.md's table.
+well, at a random operation. The latter two at every third operation. Each case is a row in --rows,
+from which --table writes docs/recovery.md's table.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ from file_operations import Shim
 from tables import put
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCS = ROOT / "docs" / "recovery.md"
+DOCS, ROWS_FILE = ROOT / "docs" / "recovery.md", ROOT / "benchmarks" / "crashes.jsonl"
 MARK = "<!-- benchmarks/crashes.py -->", "<!-- /benchmarks/crashes.py -->"
 PHOTOS = ROOT / "tests" / "photos"
 PLAN = {
@@ -264,8 +266,13 @@ def one(scene: Scene, base: Path, name: str, way: str, fatal: int, second: int, 
     return ""
 
 
-def work(cases: list[tuple[str, str, int, int]], base: Path, known: dict[str, dict[str, str]]) -> list[dict[str, Any]]:  # noqa: E501
-    """Some cases one after the other, in this process."""
+Cases = list[tuple[str, str, int, int]]
+
+
+def work(
+    cases: Cases, base: Path, counts: dict[str, int], known: dict[str, dict[str, str]], kept: Path
+) -> list[dict[str, Any]]:
+    """Some cases one after the other, in this process; each is a row of a file at once."""
     rows = []
     for name, way, fatal, second in cases:
         scene = scene_of(name)
@@ -274,7 +281,10 @@ def work(cases: list[tuple[str, str, int, int]], base: Path, known: dict[str, di
             why = one(scene, base, label, way, fatal, second, known[name])
         except Exception as error:
             why = f"{type(error).__name__}: {error}"
-        rows.append({"scene": name, "way": way, "fatal": fatal, "second": second, "why": why})
+        rows.append({"scene": name, "of": counts[name], "way": way, "fatal": fatal,
+                     "second": second, "why": why})  # fmt: skip
+        with kept.open("a") as file:
+            file.write(json.dumps(rows[-1]) + "\n")
         if why:
             print(json.dumps(rows[-1]), flush=True)
     return rows
@@ -334,8 +344,9 @@ def scene_of(name: str) -> Scene:
     return next(scene for scene in SCENES if scene.name == name)
 
 
-def table_of(rows: list[dict[str, Any]], counts: dict[str, int]) -> list[str]:
+def table_of(rows: list[dict[str, Any]]) -> list[str]:
     """Markdown: one line a scene."""
+    counts = {s.name: row["of"] for s in SCENES for row in rows if row["scene"] == s.name}
     lines = ["| command | file operations | killed before each | torn as well | killed twice | same end, nothing left over | wrong |",  # noqa: E501
              "|---|---|---|---|---|---|---|"]  # fmt: skip
     for name in [*counts, "all"]:
@@ -355,8 +366,12 @@ def main() -> None:
     parser.add_argument("--sample", type=int, help="only so many, drawn by the seed")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=2, help="side by side  [2]")
+    parser.add_argument("--rows", type=Path, help="a file, a line for each case")
     parser.add_argument("--table", action="store_true", help="write docs/recovery.md's table")
     arguments = parser.parse_args()
+    if arguments.table:
+        rows = [json.loads(line) for line in ROWS_FILE.read_text().splitlines()]
+        return put(DOCS, *MARK, table_of(rows))
     import torch
 
     from advisor import fallback  # noqa: F401  what the forked processes would each import
@@ -372,21 +387,21 @@ def main() -> None:
                        "OMP_NUM_THREADS": "1"}  # fmt: skip
         counts, known = prepare(base, scenes)
         rng = random.Random(arguments.seed)
-        cases = [(scene, way, n, 0) for scene in counts for way in ("killed", "torn")
+        cases = [(scene, "killed", n, 0) for scene in counts
                  for n in range(1, counts[scene] + 1)]  # fmt: skip
+        cases += [(scene, "torn", n, 0) for scene in counts
+                  for n in range(rng.randint(1, 3), counts[scene] + 1, 3)]  # fmt: skip
         cases += [(scene, "twice", rng.randint(1, counts[scene]), rng.randint(1, counts[scene]))
                   for scene in counts for _ in range(counts[scene] // 3)]  # fmt: skip
         if arguments.sample:
             cases = rng.sample(cases, min(arguments.sample, len(cases)))
         many = arguments.processes
-        shares = [(cases[n::many], base, known) for n in range(many)]
+        kept = arguments.rows or base / "rows.jsonl"
+        shares = [(cases[n::many], base, counts, known, kept) for n in range(many)]
         with ProcessPoolExecutor(many, multiprocessing.get_context("fork")) as pool:
             rows = [row for share in pool.map(work, *zip(*shares, strict=True)) for row in share]
-    lines = table_of(rows, counts)
-    print("\n".join(lines))
+    print("\n".join(table_of(rows)))
     print(f"{time.monotonic() - started:.0f} s")
-    if arguments.table:
-        put(DOCS, *MARK, lines)
     sys.exit(any(row["why"] for row in rows))
 
 

@@ -80,11 +80,15 @@ def _sweep(folder: Path) -> None:
 def _put(new: Path, folder: Path, earlier: Sequence[Path]) -> None:
     """Rename `new` to `folder`; those before move on, and the last of them goes."""
     gone = folder.with_name(f".{folder.name}-old")
-    if folder.exists() and new != gone:
+    places = [folder, *earlier]
+    if new == gone:
+        new = new.rename(folder.with_name(f".{folder.name}-0"))
+    # Up to the first place that is empty: the rest need not move.
+    moving = next((n for n, place in enumerate(places) if not place.exists()), len(places))
+    if moving == len(places):
         shutil.rmtree(gone, ignore_errors=True)
-        for newer, older in reversed(list(pairwise([folder, *earlier, gone]))):
-            if newer.exists():
-                os.replace(newer, older)
+    for newer, older in reversed(list(pairwise([*places, gone][: moving + 1]))):
+        os.replace(newer, older)
     os.replace(new, folder)
     force(folder.parent)
 
