@@ -189,8 +189,8 @@ class Attempt:
         found: dict[str, str] = {}
         for path in sorted(self.folder.rglob("*")):
             name = str(path.relative_to(self.folder))
-            if re.fullmatch(r"cache/\.contents-\w+\.json-\d+", name):
-                continue  # others may write there: it goes when it is an hour old
+            if re.fullmatch(r"cache/(\.contents-\w+\.json-\d+|[\w-]+/\.writing-\w+)", name):
+                continue  # others may be writing there: it goes when it is an hour old
             if path.name.startswith("events.out.tfevents"):
                 name, content = str(Path(name).with_name("events")), b""
             elif path.is_dir():

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from profiles.files import STALE_SECONDS
+from profiles.files import STALE_SECONDS, force
 from profiles.plan import Encoder, Plan
 from trainer.data.preprocess import VERSION, pixels
 from trainer.data.reasonseg import read_image
@@ -88,6 +88,7 @@ class FeatureCache:
                 metadata={"key": self.key, "crc32": str(_checksum(features))},
             )
             share(Path(aside))
+            force(Path(aside))
             os.replace(aside, self.entry(image))
         except BaseException:
             Path(aside).unlink(missing_ok=True)
