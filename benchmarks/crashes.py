@@ -359,6 +359,11 @@ def table_of(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def write_table(rows: list[dict[str, Any]]) -> None:
+    """Into docs/recovery.md."""
+    put(DOCS, *MARK, table_of(rows))
+
+
 def main() -> None:
     """Run them all; exit code 1 if anything was not as it should be."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -370,8 +375,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="write docs/recovery.md's table")
     arguments = parser.parse_args()
     if arguments.table:
-        rows = [json.loads(line) for line in ROWS_FILE.read_text().splitlines()]
-        return put(DOCS, *MARK, table_of(rows))
+        return write_table([json.loads(line) for line in ROWS_FILE.read_text().splitlines()])
     import torch
 
     from advisor import fallback  # noqa: F401  what the forked processes would each import

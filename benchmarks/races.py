@@ -1,6 +1,7 @@
 """Two commands at once on one run folder, and launchers that are killed: fifty times each.
 
-    python benchmarks/races.py [--times 50] [--only starters|resumers|launchers] [--table]
+    python benchmarks/races.py [--times 50] [--only starters|resumers|launchers]
+    python benchmarks/races.py --table          docs/recovery.md's table
 
 *starters*: two trainings begin together on one --output-dir; one trains, the other is refused and
 names the first. *resumers*: the same with two --resume of a run that was killed. *launchers*: a
@@ -30,6 +31,7 @@ from crashes import DOCS, PHOTOS, PLAN, ROOT, steady
 from forked import run as forked
 from tables import put
 
+ROWS_FILE = ROOT / "benchmarks" / "races.jsonl"
 MARK = "<!-- benchmarks/races.py -->", "<!-- /benchmarks/races.py -->"
 
 
@@ -133,6 +135,21 @@ TITLES = {"starters": "two trainings begun together in one folder",
           "launchers": "launcher of 2 or 3 processes killed"}  # fmt: skip
 
 
+def table_of(rows: list[dict[str, Any]]) -> list[str]:
+    """Markdown: one line a kind."""
+    lines = ["| what | times | as it should be | wrong |", "|---|---|---|---|"]
+    for kind in {row["kind"]: None for row in rows}:
+        mine = [row for row in rows if row["kind"] == kind]
+        wrong = sum(bool(row["why"]) for row in mine)
+        lines.append(f"| {TITLES[kind]} | {len(mine)} | {len(mine) - wrong} | {wrong} |")
+    return lines
+
+
+def write_table(rows: list[dict[str, Any]]) -> None:
+    """Into docs/recovery.md."""
+    put(DOCS, *MARK, table_of(rows))
+
+
 def main() -> None:
     """Run them all; exit code 1 if anything went wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -140,6 +157,8 @@ def main() -> None:
     parser.add_argument("--only", choices=[*RACES])
     parser.add_argument("--table", action="store_true", help="write docs/recovery.md's table")
     asked = parser.parse_args()
+    if asked.table:
+        return write_table([json.loads(line) for line in ROWS_FILE.read_text().splitlines()])
     import torch
 
     from trainer import evaluate, loop, start_cli  # noqa: F401  what forked processes import
@@ -178,14 +197,9 @@ def main() -> None:
                 why = race(place, known, random.Random(f"{kind} {number}"))
                 rows.append({"kind": kind, "why": why})
                 print(f"{kind} {number}: {why or 'as it should be'}", flush=True)
-    lines = ["| what | times | as it should be | wrong |", "|---|---|---|---|"]
-    for kind in {row["kind"]: None for row in rows}:
-        mine = [row for row in rows if row["kind"] == kind]
-        wrong = sum(bool(row["why"]) for row in mine)
-        lines.append(f"| {TITLES[kind]} | {len(mine)} | {len(mine) - wrong} | {wrong} |")
-    print("\n".join(lines))
-    if asked.table:
-        put(DOCS, *MARK, lines)
+    print("\n".join(table_of(rows)))
+    if asked.only is None:
+        ROWS_FILE.write_text("".join(json.dumps(row) + "\n" for row in rows))
     sys.exit(any(row["why"] for row in rows))
 
 

@@ -153,7 +153,7 @@ def test_the_lean_page_says_what_its_rows_say(
 
 @pytest.mark.parametrize(("name", "write"), [
     ("emulate", "write_table"), ("recovery", "write_table"), ("forecast", "write_tables"),
-    ("speed", "main"),
+    ("speed", "main"), ("crashes", "write_table"), ("races", "write_table"),
 ])  # fmt: skip
 def test_a_benchmarks_table_is_that_of_its_rows(
     name: str, write: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
