@@ -228,7 +228,9 @@ def whole_checkpoints(run: Path) -> list[tuple[int, int]]:
     return found
 
 
-def one(scene: Scene, base: Path, name: str, way: str, fatal: int, second: int, known: dict[str, str]) -> str:  # noqa: E501
+def one(
+    scene: Scene, base: Path, name: str, way: str, fatal: int, second: int, known: dict[str, str]
+) -> str:  # noqa: E501
     """Kill an attempt, do it again, compare; '' if all is as it should be."""
     attempt = Attempt(scene, base, name)
     code = attempt.run(fatal, torn=way == "torn")
@@ -264,7 +266,9 @@ def one(scene: Scene, base: Path, name: str, way: str, fatal: int, second: int, 
     return ""
 
 
-def work(cases: list[tuple[str, str, int, int]], base: Path, known: dict[str, dict[str, str]]) -> list[dict[str, Any]]:  # noqa: E501
+def work(
+    cases: list[tuple[str, str, int, int]], base: Path, known: dict[str, dict[str, str]]
+) -> list[dict[str, Any]]:  # noqa: E501
     """Some cases one after the other, in this process."""
     rows = []
     for name, way, fatal, second in cases:
