@@ -56,7 +56,7 @@ Vram = Annotated[
     int | None,
     typer.Option(metavar="SIZE", parser=parse_size, help="For a card of this size, such as 8GiB."),
 ]
-Card = Annotated[Text, typer.Option(metavar="NAME", help='For this card, such as "RTX 3060".')]
+Card = Annotated[Text, typer.Option(metavar="NAME", help='For this card, such as "RTX 3060 12GB".')]
 System = Annotated[
     Text, typer.Option("--os", help="With --vram or --gpu: linux (default) or windows.")
 ]

@@ -14,7 +14,7 @@ from advisor.probe import Gpu
 from advisor.question import Question, base_plan, weights_needed, whole_segments
 from advisor.reasons import plan_text
 from advisor.search import search, smallest_cards_text
-from profiles.catalog import gpus
+from profiles.catalog import gpus, models
 from profiles.grid import caching_bytes
 from profiles.plan import Finding, Plan, PlanError
 from profiles.surroundings import ALLOCATOR_VARIABLES
@@ -26,8 +26,8 @@ LAST_WITH_OLDER = "2.14"
 
 
 def card_findings(question: Question, gpu: Gpu, best: Candidate, base: Plan) -> list[Finding]:
-    """What does not fit and from where on it would; what is missing; who else is on the card."""
-    findings = []
+    """Which card was taken, what does not fit and what would, what is missing, who is there."""
+    findings = other_sizes(question, gpu)
     runs = best.verdict in ("FITS", "TIGHT")
     if not runs and best.why_not.startswith("host memory"):
         fix = "fewer host_layers, or a machine with more" if question.what_if else ""
@@ -48,13 +48,31 @@ def card_findings(question: Question, gpu: Gpu, best: Candidate, base: Plan) -> 
         command = best.plan.profile.conversion
         fix = f"{command}, then --weights FOLDER; or --weights random to rehearse"
         findings.append(Finding("weights", what, fix=fix))
+        findings += released_start(best.plan)
+    return findings + machine_notes(question, gpu, best.plan) + neighbours(question, gpu)
+
+
+def other_sizes(question: Question, gpu: Gpu) -> list[Finding]:
+    """That the named card is sold with other memory too, which is another answer."""
     named = question.target.card if question.target else None
     others = [c for c in gpus().values() if named and c.name == named.name and c != named]
-    if others:
-        what = f"is sold as {', '.join(card.title for card in others)} too"
-        fix = f"name its size: --gpu {' or --gpu '.join(shlex.quote(c.key) for c in others)}"
-        findings.append(Finding(gpu.name, what, fix=fix))
-    return findings + machine_notes(question, gpu, best.plan) + neighbours(question, gpu)
+    if not others:
+        return []
+    what = f"is sold as {', '.join(card.title for card in others)} too"
+    fix = f"name its size: --gpu {' or --gpu '.join(shlex.quote(c.key) for c in others)}"
+    return [Finding(gpu.name, what, fix=fix)]
+
+
+def released_start(plan: Plan) -> list[Finding]:
+    """That training may start from a released LISA of this size, where there is one.
+
+    It needs no more memory: its decoder has the same shapes, and its pictures fewer tokens.
+    """
+    released = models().get(f"{plan.model}-v1")
+    if released is None:
+        return []
+    what = "a released LISA, already trained to segment, fits as well and is the better start"
+    return [Finding(released.name, what, fix=f"--model {released.name}")]
 
 
 def nearest_plan(question: Question, gpu: Gpu, model: str, budget: Budget) -> list[Finding]:

@@ -230,7 +230,9 @@ def whole_checkpoints(run: Path) -> list[tuple[int, int]]:
     return found
 
 
-def one(scene: Scene, base: Path, name: str, way: str, fatal: int, second: int, known: dict[str, str]) -> str:  # noqa: E501
+def one(
+    scene: Scene, base: Path, name: str, way: str, fatal: int, second: int, known: dict[str, str]
+) -> str:  # noqa: E501
     """Kill an attempt, do it again, compare; '' if all is as it should be."""
     attempt = Attempt(scene, base, name)
     code = attempt.run(fatal, torn=way == "torn")

@@ -142,7 +142,7 @@ def explained() -> str:
     worst = max(segments, key=lambda row: abs(off(row, "pool")))
     host = sorted(plain, key=lambda row: off(row, "host"))
     return (
-        '- **Whole segments** (`allocator=""`): which of two equal blocks is used again hangs on '
+        '- **Whole segments** (`allocator=""`): which of two equal blocks is used again depends on '
         "addresses that the\n  driver chooses, and small differences in order grow: "
         f"{len(beyond)} of {len(whole)} rows are more than {WHOLE_SHOWN:.0f} % off, the worst\n  "
         f"{max(abs(off(row, 'pool')) for row in whole):.1f} % (process "

@@ -161,8 +161,9 @@ def advised_text() -> str:
         )
 
     return (
-        "The advice for 8 GiB is another plan than the table's 8 GB row, for it reckons with "
-        f"samples of 512 text\ntokens and rounds no weights where that keeps half of the speed:\n"
+        "The advice for 8 GiB is another plan than the table's 8 GB row, because it assumes "
+        "samples of 512 text\ntokens, and keeps unrounded weights as long as at least half of the "
+        "possible speed is left:\n"
         f"{advised()}.\nWith `--set quantization=nf4` it is {advised('quantization=nf4')}."
     )
 

@@ -142,9 +142,10 @@ class Run:
         self.saved, self.saved_step = time.monotonic(), 0
         self.plan, self.val, self.folder, self.reporter = plan, val, folder, reporter
         self.accelerator = make_accelerator(plan, folder)
+        # A missing card comes before missing weights, which are gigabytes to fetch for nothing.
+        free = free_bytes(plan) if plan.device == "cuda" else None
         self.tokenizer = read_tokenizer(plan)
-        if plan.device == "cuda":
-            free = free_bytes(plan)
+        if free is not None:
             if plan.compile:
                 check_compiler()
             check_fits(plan, self.tokenizer, *free)

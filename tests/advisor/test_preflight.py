@@ -539,6 +539,18 @@ def test_every_number_has_a_basis_and_every_lever_its_price():
     assert Advice.model_validate_json(advice.model_dump_json()) == advice
 
 
+@pytest.mark.parametrize("model", ["7b", "13b"])
+@pytest.mark.parametrize("vram_gib", [6, 24])
+def test_a_released_lisa_is_named_as_the_better_start_and_fits_too(model, vram_gib):
+    plain = _advise(model=model, vram_gib=vram_gib)
+    (note,) = [f for f in plain.findings if "released LISA" in f.what]
+    released = _advise(model=note.fix.removeprefix("--model "), vram_gib=vram_gib)
+    assert (released.model, released.verdict) == (f"{model}-v1", plain.verdict)
+    # One who has named weights has chosen a start, and a released LISA has none that is better.
+    named = _advise(model=model, vram_gib=vram_gib, overrides=("weights=random",))
+    assert "released LISA" not in str((named.findings, released.findings))
+
+
 def test_the_picture_holds_the_answer():
     svg = render_svg(_advise(vram_gib=8))
     assert svg.startswith("<svg") and "FITS" in svg and "lisa-train" in svg

@@ -58,6 +58,16 @@ def test_nor_by_a_plan_file(tmp_path: Path) -> None:
 
 
 @WITHOUT_GPU
+def test_a_missing_card_is_told_before_missing_weights(tmp_path: Path) -> None:
+    """Whoever lacks both would else convert 14 GiB first, and then be refused."""
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps({"model": "7b", "device": "cuda"}))
+    done = train("--plan", plan, *quick(tmp_path), "--output-dir", tmp_path / "run")
+    assert done.returncode == 2 and "torch sees none" in done.stderr, done.stderr
+    assert "lisa-train convert" not in done.stderr
+
+
+@WITHOUT_GPU
 def test_older_flags_pin_settings_of_the_advised_plan(tmp_path: Path) -> None:
     run = tmp_path / "run"
     done = train(

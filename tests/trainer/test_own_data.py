@@ -526,6 +526,7 @@ def test_a_preview_shows_target_and_ignored(tmp_path: Path) -> None:
 # ----------------------------------------------------------------------------------- the page
 
 PAGE = Path(__file__).parents[2] / "docs" / "own-data.md"
+OUTLINED = PHOTOS / "outlined"
 LABELS = {
     "astronaut": "helmet", "astronaut_patch": "patch", "cat": "eye", "cat_nose": "nose",
     "clock": "clock", "coffee": "cup", "coffee_handle": "handle", "photographer": "man",
@@ -533,21 +534,20 @@ LABELS = {
 }  # fmt: skip
 
 
-def outlined_photos(folder: Path) -> None:
-    """The photographs of the tests as someone would have outlined them in LabelMe."""
-    shapes: dict[str, list[dict[str, object]]] = {}
+def test_the_outlined_photographs_are_those_of_reasonseg() -> None:
+    """`tests/photos/outlined` holds them once more, as someone would have left them in LabelMe."""
+    expected: dict[str, list[tuple[str, Any]]] = {}
     for split in ("train", "val"):
         for item in read_split(PHOTOS, split):
-            picture = item.name.split("_")[0]
-            shapes.setdefault(picture, [])
             for polygon in item.polygons:
                 label = LABELS[item.name] if polygon.label == "target" else "ignore"
-                shapes[picture].append(shape(label, polygon.points.tolist()))
-    folder.mkdir()
-    for name, drawn in shapes.items():
-        shutil.copy(PHOTOS / "ReasonSeg" / "train" / f"{name}.jpg", folder)
-        note = {"imagePath": f"{name}.jpg", "imageData": None, "shapes": drawn}
-        (folder / f"{name}.json").write_text(json.dumps(note))
+                drawn = expected.setdefault(item.name.split("_")[0], [])
+                drawn.append((label, polygon.points.tolist()))
+    found = {
+        path.stem: [(one["label"], one["points"]) for one in json.loads(path.read_text())["shapes"]]
+        for path in OUTLINED.glob("*.json")
+    }
+    assert found == expected
 
 
 def block(kind: str) -> str:
@@ -558,8 +558,8 @@ def block(kind: str) -> str:
 def test_the_pages_commands_print_what_it_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    outlined_photos(tmp_path / "shots")
-    (tmp_path / "questions.csv").write_text(block("csv"), encoding="utf-8")
+    assert block("csv") == (OUTLINED / "questions.csv").read_text(encoding="utf-8")
+    shutil.copytree(PHOTOS, tmp_path / "tests" / "photos")
     monkeypatch.chdir(tmp_path)
     for part in block("console").split("$ lisa-train ")[1:]:
         command, _, output = part.partition("\n")
@@ -567,8 +567,8 @@ def test_the_pages_commands_print_what_it_says(
 
 
 def test_imported_data_train(tmp_path: Path) -> None:
-    outlined_photos(tmp_path / "shots")
-    import_annotations(tmp_path / "shots", tmp_path / "data", val=0.2)
+    pictures = PHOTOS / "ReasonSeg" / "train"
+    import_annotations(OUTLINED, tmp_path / "data", pictures=pictures, val=0.2)
     train, val = (read_split(tmp_path / "data", split)[:2] for split in ("train", "val"))
     quiet = Reporter(lambda text: None, lambda what, done, total: None)
     summary = Run(tiny_plan(), train, val, tmp_path / "run", tmp_path / "cache", quiet).train()
