@@ -280,6 +280,34 @@ def test_pictures_of_several_masks(tmp_path: Path) -> None:
     assert write_pictures(question, Answer("x", masks[:0], 0.1), tmp_path / "c") == []
 
 
+def test_an_earlier_answers_pictures_go_and_no_other_file(tmp_path: Path) -> None:
+    height, width = np.asarray(Image.open(PICTURES[0])).shape[:2]
+    masks, question = np.ones((2, height, width), bool), Question(PICTURES[0], "a")
+    others = {"a.bc.mask-1.png", "a.mask.png", "a.b.mask-x.png", "a.b.mask-01.png", "a.b.png"}
+    for name in others:
+        (tmp_path / name).touch()
+    stem = tmp_path / "a.b"
+    for count, left in (
+        (2, {"a.b.mask-1.png", "a.b.mask-2.png", "a.b.overlay.png"}),
+        (1, {"a.b.mask.png", "a.b.overlay.png"}),
+        (0, set()),
+    ):
+        write_pictures(question, Answer("x", masks[:count], 0.1), stem)
+        assert {path.name for path in tmp_path.iterdir()} == left | others
+
+
+def test_a_questions_file_of_another_kind_is_refused_once(tmp_path: Path) -> None:
+    folder, file = PICTURES[0].parent, tmp_path / "q.csv"
+    file.write_text("picture,label,question\n" + "a.jpg,cup,What is hot?\n" * 3)
+    with pytest.raises(ValueError) as caught:
+        read_questions(folder, None, file, False, False)
+    assert str(caught.value).count("q.csv") == 1 and '{"image": "a.jpg", "q' in str(caught.value)
+    row = {"picture": PICTURES[0].name, "label": "cup", "question": "What is hot?"}
+    file.write_text(json.dumps(row))
+    (one,) = read_questions(folder, None, file, False, False)
+    assert one.image.name == PICTURES[0].name
+
+
 def call(module: str, *arguments: str, cwd: Path, **other: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", module, *arguments]
     root = {"PYTHONPATH": str(PHOTOS.parents[1])} | other
