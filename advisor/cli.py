@@ -260,9 +260,12 @@ def _target(vram: int | None, gpu: str | None, system: str | None) -> Target | N
 def _must_be_data(folder: Path | None, skip_broken: str | None) -> None:
     """Ends with exit code 2 for no data; what may be left out of it is announced."""
     from profiles.skipping import VARIABLE, announce, announced, read_most
+    from profiles.splits import NEEDED, located
 
     if folder is not None and not folder.is_dir():
         _fail(f"{folder}: no such folder; --data-dir must name ReasonSeg data")
+    if folder is not None and located(folder) is None:
+        _fail(f"{folder}: --data-dir must name ReasonSeg data; needed: {NEEDED}")
     if skip_broken is not None and folder is None:
         _fail("--skip-broken goes with --data-dir")
     try:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from profiles.streams import say, tell
+from profiles.text import counted
 
 if TYPE_CHECKING:
     from profiles.tested import Table, TestedRow
@@ -79,7 +80,7 @@ def export(
         from advisor.cli import write
 
         write(file, text)
-    tell(f"{len(rows)} rows")
+    tell(counted(len(rows), "row"))
 
 
 @app.command("import")
@@ -102,7 +103,7 @@ def import_(
         append_all(own)
     for finding in found.findings:
         tell(str(finding))
-    tell(f"{len(new)} rows added, {len(found.rows) - len(new)} were there")
+    tell(f"{counted(len(new), 'row')} added, {len(found.rows) - len(new)} were there")
     raise typer.Exit(2 if found.findings else 0)
 
 
