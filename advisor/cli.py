@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from advisor import table_cli
-from profiles.files import write_whole
+from profiles.files import refused, write_whole
 from profiles.streams import say, set_streams, tell
 from profiles.text import argument
 
@@ -279,9 +279,15 @@ def _must_be_data(folder: Path | None, skip_broken: str | None) -> None:
 
 def _must_be_writable(path: Path | None) -> None:
     """Ends with exit code 2 before the work, not after it."""
-    if path is not None and (path.is_dir() or not os.access(path.parent, os.W_OK)):
-        why = "is a folder" if path.is_dir() else f"no folder {path.parent} to write into"
-        _fail(f"{path}: cannot be written: {why}")
+    if path is None:
+        return
+    if path.is_dir():
+        _fail(f"{path}: cannot be written: is a folder")
+    if not path.parent.is_dir():
+        _fail(f"{path}: cannot be written: no folder {path.parent} to write into")
+    if not os.access(path.parent, os.W_OK):
+        _fail(f"{path}: cannot be written: no right to write into {path.parent}\n"
+              "    hint: name another folder, or change its rights")  # fmt: skip
 
 
 def parse_capability(text: str) -> tuple[int, int]:
@@ -497,7 +503,11 @@ def _fail(message: str) -> NoReturn:
 def main() -> None:
     """Entry point of `lisa-advise`."""
     set_streams()
-    app(prog_name="lisa-advise")
+    try:
+        app(prog_name="lisa-advise")
+    except PermissionError as error:
+        tell(f"error: {refused(error)}")
+        sys.exit(EXIT_USAGE)
 
 
 if __name__ == "__main__":

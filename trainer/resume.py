@@ -92,9 +92,11 @@ class Started:
                 "    hint: no run to go on with; begin a new one"
             ) from None
         except OSError as error:
+            what = f"no run to go on with ({(error.strerror or str(error)).lower()}: {RECORD})"
+            if not folder.is_dir():
+                what = "is a file" if folder.exists() else "no such folder"
             raise CannotResume(
-                f"{folder}: no run to go on with ({error})\n"
-                "    hint: --resume names the --output-dir of a lisa-train run"
+                f"{folder}: {what}\n    hint: --resume names the --output-dir of a lisa-train run"
             ) from None
 
 

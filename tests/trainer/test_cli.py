@@ -40,7 +40,7 @@ def call(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         (["--auto", "--plan", "x.json"], 2, "one of the two"),
         (["--plan", "no-such.json", "--data-dir", "x"], 2, "no-such.json"),
         (["--resume", "no-such", "--output-dir", "x"], 2, "leave --output-dir out"),
-        (["--resume", "no-such"], 2, "no run to go on with"),
+        (["--resume", "no-such"], 2, "no-such: no such folder"),
         (["--model", "9b", "--data-dir", "x"], 2, "known: tiny"),
         (["--model", "tiny", "--set", "modell=tiny", "--data-dir", "x"], 2, "did you mean model"),
         (["--model", "tiny"], 2, "--data-dir"),
