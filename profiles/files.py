@@ -171,4 +171,3 @@ def _holder(folder: Path) -> str:
         except (OSError, ValueError, KeyError, TypeError):
             time.sleep(0.05)
     return "another process"
-

@@ -170,9 +170,9 @@ def train(
 @app.command()
 def synthesise(
     folder: Annotated[Path, typer.Argument(help="Where ReasonSeg/ is written.")],
-    train_: Annotated[int, typer.Option("--train", help="Training questions.")] = 640,
-    val: Annotated[int, typer.Option(help="Validation questions.")] = 120,
-    test: Annotated[int, typer.Option(help="Test questions.")] = 120,
+    train_: Annotated[int, typer.Option("--train", min=1, help="Training questions.")] = 640,
+    val: Annotated[int, typer.Option(min=1, help="Validation questions.")] = 120,
+    test: Annotated[int, typer.Option(min=0, help="Test questions.")] = 120,
     kind: Annotated[
         list[str] | None, typer.Option(help="Question kind; repeatable. Default: negation.")
     ] = None,

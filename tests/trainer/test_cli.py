@@ -52,12 +52,25 @@ def call(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         (["--model", "tiny", "--set", "device=cpu", "--set", "dtype=fp16", "--data-dir",
           str(PHOTOS)], 2, "fp16 training needs a GPU (got fp16 on cpu)\n    hint: use fp32"),
         (["--no-such-flag"], 2, "no-such-flag"),
+        (["synthesise", "no-such", "--train", "0"], 2, "'--train'"),
+        (["synthesise", "no-such", "--val", "0"], 2, "'--val'"),
     ],
 )  # fmt: skip
 def test_exit_codes(arguments: list[str], code: int, message: str) -> None:
     done = call("lisa-train", *arguments)
     assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
     assert message in done.stderr
+
+
+@pytest.mark.parametrize("entry", ["trainer.entry.train", "trainer.entry.segment",
+                                   "advisor.entry.main"])  # fmt: skip
+def test_ctrl_c_while_python_imports_is_an_interrupt(tmp_path: Path, entry: str) -> None:
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt")
+    module, _, name = entry.rpartition(".")
+    first = f"import sys; sys.path.insert(0, {str(tmp_path)!r})"
+    command = [sys.executable, "-c", f"{first}; from {module} import {name}; {name}()"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "")
 
 
 @pytest.mark.parametrize("program", ["lisa-train", "lisa-segment", "lisa-advise"])

@@ -23,7 +23,7 @@ from trainer import checkpoint, export
 from trainer.ask import Question, read_questions, run_lengths, stems, write_pictures
 from trainer.checkpoint import CheckpointError
 from trainer.data.reasonseg import read_split
-from trainer.evaluate import generated, teacher_forced, write
+from trainer.evaluate import generated, replaced, teacher_forced, write
 from trainer.load import Trained, find
 from trainer.metrics import MaskScores
 from trainer.model.build import build, read_tokenizer
@@ -294,6 +294,19 @@ def test_an_earlier_answers_pictures_go_and_no_other_file(tmp_path: Path) -> Non
     ):
         write_pictures(question, Answer("x", masks[:count], 0.1), stem)
         assert {path.name for path in tmp_path.iterdir()} == left | others
+
+
+def test_figures_of_other_data_are_not_replaced_without_a_word(tmp_path: Path) -> None:
+    data, model = tmp_path / "data", tmp_path / "run"
+    assert replaced(tmp_path, data, model) == []
+    scores = tmp_path / "scores.json"
+    scores.write_text(json.dumps({"data": str(data), "model": str(model)}))
+    assert replaced(tmp_path, tmp_path / "x" / ".." / "data", model) == []
+    assert replaced(tmp_path, tmp_path / "other", model) == [str(data)]
+    assert replaced(tmp_path, data, tmp_path / "other") == [str(model)]
+    for damaged in ("[", "[]", '{"data": "\\u0000"}', '{"data": 3}'):
+        scores.write_text(damaged)
+        assert replaced(tmp_path, data, model) == []
 
 
 def test_a_questions_file_of_another_kind_is_refused_once(tmp_path: Path) -> None:
