@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from advisor import table_cli
-from profiles.files import refused, write_whole
+from profiles.files import reason, refused, write_whole
 from profiles.streams import say, set_streams, tell
 from profiles.text import argument
 
@@ -215,7 +215,7 @@ def _plot(advice: Advice, path: Path) -> None:
     try:
         draw(found, title, advice.needs.bytes, advice.budget.usable.bytes, path)
     except OSError as error:
-        _fail(f"{path}: cannot be written: {error.strerror}")
+        _fail(f"{path}: cannot be written: {reason(error)}")
 
 
 def _sugar(weights: str | None, lora_r: int | None, no_quantization: bool) -> list[str]:
@@ -492,7 +492,7 @@ def write(path: Path, text: str) -> None:
     try:
         write_whole(path, text)
     except OSError as error:
-        _fail(f"{path}: cannot be written: {error.strerror}")
+        _fail(f"{path}: cannot be written: {reason(error)}")
 
 
 def _fail(message: str) -> NoReturn:

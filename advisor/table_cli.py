@@ -88,13 +88,13 @@ def import_(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="JSON lines, as exported.")],
 ) -> None:
     """Add the rows of a file to your own; rows that you have stay as they are."""
-    from profiles.files import read_regular
+    from profiles.files import read_regular, reason
     from profiles.tested import append_all, parse_table
 
     try:
         found = parse_table(read_regular(file), str(file))
     except OSError as error:
-        tell(f"error: {file}: cannot be read: {error.strerror}")
+        tell(f"error: {file}: cannot be read: {reason(error)}")
         raise typer.Exit(2) from None
     known = {row.id for row in _read().rows}
     new = {row.id: row for row in reversed(found.rows) if row.id not in known}

@@ -83,6 +83,11 @@ def force(path: Path) -> None:
         os.close(handle)
 
 
+def reason(error: Exception) -> str:
+    """What went wrong, without the number and the name of which an OSError's text has both."""
+    return error.strerror.lower() if isinstance(error, OSError) and error.strerror else str(error)
+
+
 def refused(error: OSError) -> str:
     """What the system would not do with a user's file, by the name that the user knows, and a hint.
 
@@ -90,7 +95,7 @@ def refused(error: OSError) -> str:
     """
     if error.errno is None or error.filename is None:
         return str(error)
-    why = (error.strerror or "refused").lower()
+    why = reason(error)
     place = _known(Path(os.fsdecode(error.filename)))
     if not isinstance(error, PermissionError):
         return f"{place}: {why}"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from profiles.files import reason
 from profiles.streams import say, set_streams
 from profiles.text import counted, is_text
 from trainer.console import (
@@ -362,7 +363,7 @@ def _check_data(folder: Path, skip_broken: Text = None) -> int:
             broken.write_list(listed, findings)
         except OSError as error:
             say(f"{folder}: {broken.told(findings)}")
-            tell(f"note: {listed} cannot be written here: {error.strerror}\n"
+            tell(f"note: {listed} cannot be written here: {reason(error)}\n"
                  "    hint: without --skip-broken they are shown")  # fmt: skip
         else:
             say(f"{folder}: {broken.told(findings, listed)}")

@@ -347,7 +347,7 @@ def test_one_labelme_file_is_told_from_coco_and_its_folder_named(tmp_path: Path)
     with pytest.raises(DataError) as raised:
         import_annotations(one, target)
     (finding,) = raised.value.findings
-    assert "LabelMe's, of one picture" in finding.reason
+    assert "LabelMe's or ReasonSeg's, of one picture" in finding.reason
     assert finding.fix.endswith(str(one.parent)) and not target.exists()
 
 
@@ -356,6 +356,9 @@ def test_reasonseg_data_are_not_imported_and_that_is_said_once(tmp_path: Path) -
         folder = tmp_path / "in" / "ReasonSeg" / split
         labelme(folder, "a", shape())
         (folder / "a.json").write_text('{"shapes": [], "text": ["x"], "is_sentence": true}')
+    first = tmp_path / "in" / "ReasonSeg" / "explanatory" / "train.json"
+    first.parent.mkdir()
+    first.write_text("[]")
     with pytest.raises(ValueError, match="holds ReasonSeg data already.*\n.*--check-data"):
         import_annotations(tmp_path / "in", tmp_path / "out")
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from profiles.files import read_regular
+from profiles.splits import SPLITS
 from profiles.text import argument
 from trainer.data import broken
 from trainer.data.drawing import Drawing, json_files
@@ -177,10 +178,11 @@ def _drawings(
     if not source.is_dir():
         raise ValueError(f"{source}: no such folder of LabelMe's files, nor a COCO file")
     files = json_files(source)
-    if files and _is_reason_seg(files[0]):
+    first = next((path for path in files if path.parent.name in SPLITS), None)
+    if first is not None and _is_reason_seg(first):
         raise ValueError(
-            f"{source}: holds ReasonSeg data already ({files[0].name}); allowed: {READ}\n"
-            f"    hint: lisa-train --check-data {argument(source)} looks it through as it is"
+            f"{source}: holds ReasonSeg data already ({first.name}); allowed: {READ}\n"
+            f"    hint: lisa-train --check-data {argument(first.parent.parent)} takes it as it is"
         )
     if not files:
         others = [path for path in sorted(source.rglob("*")) if path.suffix in (".xml", ".csv")]

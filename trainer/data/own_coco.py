@@ -110,9 +110,9 @@ def _read(report: Report, conventions: Conventions) -> Coco:
     parsed = load_json(report, object, allowed, text_of=conventions.text)
     if isinstance(parsed, list) and parsed:
         parsed = as_coco(report, parsed)
-    if isinstance(parsed, dict) and {"shapes", "imagePath"} <= parsed.keys():
+    if isinstance(parsed, dict) and "shapes" in parsed and "images" not in parsed:
         fix = f"name the folder that it lies in: {argument(report.path.parent)}"
-        report.add("file", "LabelMe's, of one picture", allowed, fix)
+        report.add("file", "LabelMe's or ReasonSeg's, of one picture", allowed, fix)
     elif isinstance(parsed, dict):
         return checked_coco(report, parsed)
     if len(report.findings) == before:
