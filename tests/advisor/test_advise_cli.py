@@ -169,6 +169,12 @@ def test_svg(tmp_path):
     assert (tmp_path / "picture.svg").read_text(encoding="utf-8").startswith("<svg")
 
 
+def test_a_folder_that_cannot_be_written_is_told_from_one_that_is_absent(monkeypatch):
+    monkeypatch.setattr("os.access", lambda *_: False)
+    result = _run("--save", "plan.json")
+    assert result.exit_code == 2 and "no right to write into ." in result.stderr
+
+
 def test_an_interrupt_is_exit_130(monkeypatch):
     def interrupted():
         raise KeyboardInterrupt

@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import typer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
 from trainer.ask import Question
+from trainer.console import user_errors
 from trainer.data.reasonseg import paint_mask, read_split
 from trainer.evaluate import run_sheet
 from trainer.load import find
@@ -60,6 +62,13 @@ def test_exit_codes(arguments: list[str], code: int, message: str) -> None:
     done = call("lisa-train", *arguments)
     assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
     assert message in done.stderr
+
+
+def test_a_refused_file_is_told_without_a_number(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit), user_errors():
+        raise PermissionError(13, "Permission denied", "absent/.own.part")
+    told = capsys.readouterr().err
+    assert "absent/own: cannot be written: permission denied" in told and "Errno" not in told
 
 
 @pytest.mark.parametrize("entry", ["trainer.entry.train", "trainer.entry.segment",
