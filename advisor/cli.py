@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from advisor import table_cli
-from profiles.files import write_whole
+from profiles.files import reason, refused, write_whole
 from profiles.streams import say, set_streams, tell
 from profiles.text import argument
 
@@ -215,7 +215,7 @@ def _plot(advice: Advice, path: Path) -> None:
     try:
         draw(found, title, advice.needs.bytes, advice.budget.usable.bytes, path)
     except OSError as error:
-        _fail(f"{path}: cannot be written: {error.strerror}")
+        _fail(f"{path}: cannot be written: {reason(error)}")
 
 
 def _sugar(weights: str | None, lora_r: int | None, no_quantization: bool) -> list[str]:
@@ -260,9 +260,12 @@ def _target(vram: int | None, gpu: str | None, system: str | None) -> Target | N
 def _must_be_data(folder: Path | None, skip_broken: str | None) -> None:
     """Ends with exit code 2 for no data; what may be left out of it is announced."""
     from profiles.skipping import VARIABLE, announce, announced, read_most
+    from profiles.splits import NEEDED, located
 
     if folder is not None and not folder.is_dir():
         _fail(f"{folder}: no such folder; --data-dir must name ReasonSeg data")
+    if folder is not None and located(folder) is None:
+        _fail(f"{folder}: --data-dir must name ReasonSeg data; needed: {NEEDED}")
     if skip_broken is not None and folder is None:
         _fail("--skip-broken goes with --data-dir")
     try:
@@ -276,9 +279,15 @@ def _must_be_data(folder: Path | None, skip_broken: str | None) -> None:
 
 def _must_be_writable(path: Path | None) -> None:
     """Ends with exit code 2 before the work, not after it."""
-    if path is not None and (path.is_dir() or not os.access(path.parent, os.W_OK)):
-        why = "is a folder" if path.is_dir() else f"no folder {path.parent} to write into"
-        _fail(f"{path}: cannot be written: {why}")
+    if path is None:
+        return
+    if path.is_dir():
+        _fail(f"{path}: cannot be written: is a folder")
+    if not path.parent.is_dir():
+        _fail(f"{path}: cannot be written: no folder {path.parent} to write into")
+    if not os.access(path.parent, os.W_OK):
+        _fail(f"{path}: cannot be written: no right to write into {path.parent}\n"
+              "    hint: name another folder, or change its rights")  # fmt: skip
 
 
 def parse_capability(text: str) -> tuple[int, int]:
@@ -483,7 +492,7 @@ def write(path: Path, text: str) -> None:
     try:
         write_whole(path, text)
     except OSError as error:
-        _fail(f"{path}: cannot be written: {error.strerror}")
+        _fail(f"{path}: cannot be written: {reason(error)}")
 
 
 def _fail(message: str) -> NoReturn:
@@ -494,7 +503,11 @@ def _fail(message: str) -> NoReturn:
 def main() -> None:
     """Entry point of `lisa-advise`."""
     set_streams()
-    app(prog_name="lisa-advise")
+    try:
+        app(prog_name="lisa-advise")
+    except PermissionError as error:
+        tell(f"error: {refused(error)}")
+        sys.exit(EXIT_USAGE)
 
 
 if __name__ == "__main__":

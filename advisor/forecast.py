@@ -13,6 +13,7 @@ import json
 import sys
 import tempfile
 from array import array
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -21,7 +22,7 @@ from pydantic import Field
 
 from advisor.allocator import replay
 from advisor.budget import ERRORS_FILE, Frozen, gib, margin_for
-from advisor.child import RehearsalFailed, rehearsed
+from advisor.child import BadQuestion, RehearsalFailed, rehearsed
 from advisor.context import OTHERS, Context, installed
 from profiles.files import write_whole
 from profiles.grid import caching_bytes, nearest
@@ -29,6 +30,7 @@ from profiles.measurement import Measurement, Timeline
 from profiles.places import cache_folder
 from profiles.plan import Plan
 from profiles.skipping import announced
+from profiles.splits import NEEDED, located
 from profiles.tested import Verdict
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -134,6 +136,8 @@ def forecast(
     outside = _outside(plan)
     if outside:
         return _unknown(plan, worst, compute_capability, outside)
+    if worst.data is not None and located(worst.data) is None:  # before all of it is looked through
+        raise BadQuestion(f"{worst.data}: holds no ReasonSeg data; needed: {NEEDED}")
     folder = cache_folder() / "forecasts" if cache is None else cache
     key = _key(plan, worst, compute_capability)
     answer = _read(folder / f"{key}.json", folder / f"{key}.events")
@@ -369,7 +373,10 @@ def _key(plan: Plan, worst: Worst, compute_capability: tuple[int, int]) -> str:
         if most:  # then a picture that is mended, or breaks, changes what is read
             files = sorted(p for p in worst.data.rglob("*") if p.is_file())
         parts += [str(worst.data.resolve()), most]
-        parts += [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+        for path in files:
+            with suppress(OSError):  # it has just vanished: what is read does not hold it either
+                found = path.stat()
+                parts.append((str(path), found.st_size, found.st_mtime_ns))
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:24]
 
 

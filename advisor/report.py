@@ -16,7 +16,7 @@ from rich.text import Text
 from advisor.budget import gib
 from advisor.reasons import lora_text, storage_text, told_by
 from profiles.plan import Plan
-from profiles.text import printable
+from profiles.text import counted, printable
 
 if TYPE_CHECKING:
     from advisor.doctor import Check
@@ -182,7 +182,7 @@ def _plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "cached", ", ".join(plan.cached_encoders) or "no encoder"
     state = f"{plan.optimizer}, {plan.optimizer_state} state"
     rate = f"{plan.schedule.learning_rate:g} {plan.schedule.shape}"
-    yield "optimizer", f"{state}, rate {rate}, {plan.schedule.epochs} epochs"
+    yield "optimizer", f"{state}, rate {rate}, {counted(plan.schedule.epochs, 'epoch')}"
     if not plan.mixture.reason_seg_alone:
         mixture = plan.mixture.model_dump(exclude={"samples"})
         rates = ", ".join(f"{name} {rate:g}" for name, rate in mixture.items() if rate)

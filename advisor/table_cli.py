@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from profiles.streams import say, tell
+from profiles.text import counted
 
 if TYPE_CHECKING:
     from profiles.tested import Table, TestedRow
@@ -79,7 +80,7 @@ def export(
         from advisor.cli import write
 
         write(file, text)
-    tell(f"{len(rows)} rows")
+    tell(counted(len(rows), "row"))
 
 
 @app.command("import")
@@ -87,13 +88,13 @@ def import_(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="JSON lines, as exported.")],
 ) -> None:
     """Add the rows of a file to your own; rows that you have stay as they are."""
-    from profiles.files import read_regular
+    from profiles.files import read_regular, reason
     from profiles.tested import append_all, parse_table
 
     try:
         found = parse_table(read_regular(file), str(file))
     except OSError as error:
-        tell(f"error: {file}: cannot be read: {error.strerror}")
+        tell(f"error: {file}: cannot be read: {reason(error)}")
         raise typer.Exit(2) from None
     known = {row.id for row in _read().rows}
     new = {row.id: row for row in reversed(found.rows) if row.id not in known}
@@ -102,7 +103,7 @@ def import_(
         append_all(own)
     for finding in found.findings:
         tell(str(finding))
-    tell(f"{len(new)} rows added, {len(found.rows) - len(new)} were there")
+    tell(f"{counted(len(new), 'row')} added, {len(found.rows) - len(new)} were there")
     raise typer.Exit(2 if found.findings else 0)
 
 

@@ -83,6 +83,40 @@ def force(path: Path) -> None:
         os.close(handle)
 
 
+def reason(error: Exception) -> str:
+    """What went wrong, without the number and the name of which an OSError's text has both."""
+    return error.strerror.lower() if isinstance(error, OSError) and error.strerror else str(error)
+
+
+def refused(error: OSError) -> str:
+    """What the system would not do with a user's file, by the name that the user knows, and a hint.
+
+    An error without a number is the house's own and says all itself.
+    """
+    if error.errno is None or error.filename is None:
+        return str(error)
+    why = reason(error)
+    place = _known(Path(os.fsdecode(error.filename)))
+    if not isinstance(error, PermissionError):
+        return f"{place}: {why}"
+    there = next((one for one in (place, *place.parents) if os.path.lexists(one)), place)
+    rights = os.R_OK | os.X_OK if there.is_dir() else os.R_OK
+    done = "written" if os.access(there, rights) else "read"
+    return (
+        f"{place}: cannot be {done}: {why}\n    hint: name another, or change the rights of {there}"
+    )
+
+
+def _known(path: Path) -> Path:
+    """What a hidden file or folder of the house's own is for: what it becomes, or its folder."""
+    for one in (*reversed(path.parents), path):
+        if one.name in (LOCK, HOLDER):
+            return one.parent
+        if aside := re.fullmatch(r"\.(.+)(?:\.part|-\d+)", one.name):
+            return one.with_name(aside[1]) if aside[1] not in (LOCK, HOLDER) else one.parent
+    return path
+
+
 def is_aside(path: Path, names: Iterable[str]) -> bool:
     """Whether a killed `write_whole` left this file, on its way to one of `names`."""
     return any(re.fullmatch(rf"\.{re.escape(name)}-\d+", path.name) for name in names)

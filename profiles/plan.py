@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import PydanticCustomError
 
 from profiles.catalog import ModelProfile, model_profile, models
-from profiles.files import read_regular
+from profiles.files import read_regular, reason
 from profiles.text import brief, one_line
 
 Dtype = Literal["bf16", "fp16", "fp32"]
@@ -277,7 +277,9 @@ class Plan(_Frozen):
             text = read_regular(path).decode("utf-8")
         except (OSError, ValueError) as error:
             fix = "give the path of a plan.json, such as the one in a run folder"
-            raise PlanError([Finding(str(path), f"cannot be read: {error}", fix=fix)]) from None
+            raise PlanError(
+                [Finding(str(path), f"cannot be read: {reason(error)}", fix=fix)]
+            ) from None
         return cls.from_json(text, str(path))
 
     def to_json(self) -> str:

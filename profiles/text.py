@@ -51,6 +51,11 @@ def one_line(text: object) -> str:
     return printable(str(text)).replace("\n", "\\n").replace("\t", "\\t")
 
 
+def counted(number: int, one: str, more: str = "") -> str:
+    """A number and what it counts: 1 picture, 2 pictures; `more` where it is not `one` and an s."""
+    return f"{number} {one if number == 1 else more or one + 's'}"
+
+
 def is_text(name: str) -> bool:
     """Whether all of it are whole characters: neither JSON's half ones nor bytes of a file name."""
     return not any("\ud800" <= one <= "\udfff" for one in name)

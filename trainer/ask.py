@@ -111,8 +111,13 @@ def passed_over(folder: Path) -> str | None:
 
 
 def _from_file(file: Path, folder: Path) -> tuple[list[Question], list[str]]:
-    asked, wrong = [], []
-    allowed = {"image": str, "question": str, "phrase": bool, "explain": bool}
+    """The questions of JSON lines, and what is wrong with each line; once, if none is such a line.
+
+    A questions' file of `lisa-train import` in JSON lines serves too: its picture is the image.
+    """
+    asked, wrong, objects = [], [], 0
+    allowed = {"image": str, "picture": str, "label": str, "question": str, "phrase": bool,
+               "explain": bool}  # fmt: skip
     for number, line in enumerate(read_regular(file).split(b"\n"), 1):
         if not line.strip():
             continue
@@ -120,23 +125,27 @@ def _from_file(file: Path, folder: Path) -> tuple[list[Question], list[str]]:
             row = json.loads(line.decode("utf-8-sig"))
             if not isinstance(row, dict):
                 raise ValueError(f"got {brief(row)}; allowed: an object with image and question")
+            objects += 1
             for key, value in row.items():
                 if key not in allowed or not isinstance(value, allowed[key]):
                     raise ValueError(f"{brief(key)[1:-1]}: got {brief(value)}; allowed: image and "
                                      "question (text), phrase, explain (bool)")  # fmt: skip
-            if not {"image", "question"} <= row.keys():
+            if ("image" in row) == ("picture" in row) or "question" not in row:
                 raise ValueError("needs image and question")
         except (ValueError, RecursionError) as error:
             wrong.append(f"{file}:{number}: {error}")
             continue
         found = Report(Path(f"{file}:{number}"))
-        picture = picture_in(found, "image", row["image"], folder)
+        picture = picture_in(found, "image", row.get("image", row.get("picture")), folder)
         if picture is None:
             wrong += map(str, found.findings)
             continue
         phrase, explain = row.get("phrase", False), row.get("explain", False)
         asked.append(Question(picture, row["question"], not phrase, explain))
         wrong += [f"{file}:{number}: {problem}" for problem in _problems(asked[-1])]
+    if wrong and not objects:
+        return [], [f"{wrong[0]}; no line is a JSON object, and each has to be, such as "
+                    '{"image": "a.jpg", "question": "What is hot?"}']  # fmt: skip
     return asked, wrong
 
 
@@ -182,18 +191,30 @@ def _shortened(stem: str) -> str:
 
 
 def write_pictures(question: Question, answer: Answer, stem: Path) -> list[Path]:
-    """STEM.mask.png (of several [SEG]: STEM.mask-1.png, …) and STEM.overlay.png, if any mask."""
-    if not len(answer.masks):
-        return []
-    picture, files = read_image(question.image), []
-    for number, mask in enumerate(answer.masks, 1):
-        name = f".mask-{number}.png" if len(answer.masks) > 1 else ".mask.png"
-        files.append(stem.with_name(stem.name + name))
-        Image.fromarray(mask.astype(np.uint8) * 255).save(files[-1])
-        picture = overlay(picture, mask, COLOURS[(number - 1) % len(COLOURS)])
-    files.append(stem.with_name(stem.name + ".overlay.png"))
-    Image.fromarray(picture).save(files[-1])
+    """STEM.mask.png (of several [SEG]: STEM.mask-1.png, …) and STEM.overlay.png, if any mask.
+
+    What an earlier answer left under STEM's names goes: it would pass for this one's.
+    """
+    files: list[Path] = []
+    if len(answer.masks):
+        picture = read_image(question.image)
+        for number, mask in enumerate(answer.masks, 1):
+            name = f".mask-{number}.png" if len(answer.masks) > 1 else ".mask.png"
+            files.append(stem.with_name(stem.name + name))
+            Image.fromarray(mask.astype(np.uint8) * 255).save(files[-1])
+            picture = overlay(picture, mask, COLOURS[(number - 1) % len(COLOURS)])
+        files.append(stem.with_name(stem.name + ".overlay.png"))
+        Image.fromarray(picture).save(files[-1])
+    for path in _written_before(stem):
+        if path not in files:
+            path.unlink(missing_ok=True)
     return files
+
+
+def _written_before(stem: Path) -> list[Path]:
+    """The files under the names that `write_pictures` writes for STEM."""
+    names = re.compile(re.escape(stem.name) + r"\.(?:mask(?:-[1-9][0-9]*)?|overlay)\.png")
+    return [path for path in stem.parent.iterdir() if names.fullmatch(path.name)]
 
 
 def row_of(question: Question, answer: Answer, files: list[Path]) -> dict[str, Any]:

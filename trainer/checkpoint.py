@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from profiles.files import force
+from profiles.files import force, reason
 from profiles.plan import Plan
 from profiles.text import argument
 from trainer.load import TRAINED
@@ -219,7 +219,7 @@ def load_state(folder: Path) -> dict[str, Any]:
             return state
         raise ValueError(f"{type(state).__name__} in the place of a dictionary")
     except (OSError, ValueError, KeyError, RecursionError) as error:
-        raise CheckpointError(f"{folder}: its state cannot be read: {error}") from None
+        raise CheckpointError(f"{folder}: its state cannot be read: {reason(error)}") from None
 
 
 @contextmanager

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from profiles.files import reason
 from profiles.streams import say, set_streams
-from profiles.text import is_text
+from profiles.text import counted, is_text
 from trainer.console import (
     EXIT_INTERRUPTED,
     EXIT_USAGE,
@@ -170,9 +171,9 @@ def train(
 @app.command()
 def synthesise(
     folder: Annotated[Path, typer.Argument(help="Where ReasonSeg/ is written.")],
-    train_: Annotated[int, typer.Option("--train", help="Training questions.")] = 640,
-    val: Annotated[int, typer.Option(help="Validation questions.")] = 120,
-    test: Annotated[int, typer.Option(help="Test questions.")] = 120,
+    train_: Annotated[int, typer.Option("--train", min=1, help="Training questions.")] = 640,
+    val: Annotated[int, typer.Option(min=1, help="Validation questions.")] = 120,
+    test: Annotated[int, typer.Option(min=0, help="Test questions.")] = 120,
     kind: Annotated[
         list[str] | None, typer.Option(help="Question kind; repeatable. Default: negation.")
     ] = None,
@@ -247,7 +248,8 @@ def import_(
             iscrowd=iscrowd, progress=Plain(patience=10),
         )  # fmt: skip
     items = ", ".join(f"{split} {count}" for split, count in done.items.items())
-    say(f"{target}: {items} items on {done.pictures} pictures; {done.left_out} without any")
+    whole = counted(done.pictures, "picture")
+    say(f"{target}: {items} items on {whole}; {done.left_out} without any")
     for what in done.assumed:
         say(f"note: {what}")
     if done.broken:
@@ -343,7 +345,7 @@ def _check_data(folder: Path, skip_broken: Text = None) -> int:
     if not broken.can_go(findings, most):
         for finding in findings:
             tell(f"  - {finding}")
-        tell(f"{len(findings)} findings in {folder}")
+        tell(f"{counted(len(findings), 'finding')} in {folder}")
         for line in broken.hint(findings, most):
             tell(line)
         return EXIT_USAGE
@@ -357,8 +359,14 @@ def _check_data(folder: Path, skip_broken: Text = None) -> int:
         say(f"{data_set.name}: pictures {len(data_set.pictures)}, masks {masks}{left_out}")
     if findings:
         listed = Path(broken.LIST)  # here: a folder of data may be another's
-        broken.write_list(listed, findings)
-        say(f"{folder}: {broken.told(findings, listed)}")
+        try:
+            broken.write_list(listed, findings)
+        except OSError as error:
+            say(f"{folder}: {broken.told(findings)}")
+            tell(f"note: {listed} cannot be written here: {reason(error)}\n"
+                 "    hint: without --skip-broken they are shown")  # fmt: skip
+        else:
+            say(f"{folder}: {broken.told(findings, listed)}")
     else:
         say(f"{folder}: no findings")
     missing = [split for split in ("train", "val") if split not in counts_of]

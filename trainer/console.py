@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
+from profiles.files import refused
 from profiles.places import cache_folder
 from profiles.streams import tell
 from profiles.text import argument, printable
@@ -178,8 +179,10 @@ def user_errors() -> Iterator[None]:
     except KeyboardInterrupt as error:
         tell(str(error) or "interrupted")
         raise typer.Exit(EXIT_INTERRUPTED) from None
-    except (ValueError, *THEIR_FILES) as error:
+    except ValueError as error:
         fail(str(error))
+    except THEIR_FILES as error:
+        fail(refused(error))
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise

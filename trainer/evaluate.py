@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from profiles.files import sweep, write_whole
+from profiles.files import read_regular, sweep, write_whole
 from trainer.ask import question_of
 from trainer.data.reasonseg import Item, paint_mask, read_image
 from trainer.data.samples import SampleSet
@@ -98,6 +98,16 @@ def write(found: Evaluation, segmenter: Segmenter, folder: Path, facts: dict[str
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in found.rows()]
     write_whole(folder / "images.jsonl", "".join(lines))
     _write_extremes(found, segmenter, folder / "extremes.png")
+
+
+def replaced(folder: Path, data: Path, model: Path) -> list[str]:
+    """Of which other data and model the figures in a folder are, as far as that can be read."""
+    try:
+        before = json.loads(read_regular(folder / "scores.json"))
+        pairs = [(Path(before["data"]), data), (Path(before["model"]), model)]
+        return [str(then) for then, now in pairs if then.resolve() != now.resolve()]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []
 
 
 def lines(summary: dict[str, Any]) -> list[str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from profiles.files import read_regular
+from profiles.files import read_regular, reason
 from profiles.plan import Plan
 from profiles.text import argument, one_line
 
@@ -128,7 +128,7 @@ def _untrained(folder: Path) -> Plan:
     try:
         model = json.loads(read_regular(folder / ORIGIN))["model"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{folder / ORIGIN}: names no model: {error}") from None
+        raise ValueError(f"{folder / ORIGIN}: names no model: {reason(error)}") from None
     settings = {"model": model, "weights": str(folder.resolve()), "device": "cuda",
                 "quantization": "none", "lora": None, "train": ["mask_decoder"]}  # fmt: skip
     return Plan.parse(settings)

@@ -21,7 +21,7 @@ from transformers import get_scheduler
 
 from profiles.files import force, write_whole
 from profiles.plan import Encoder, Plan
-from profiles.text import argument
+from profiles.text import argument, counted
 from trainer import checkpoint
 from trainer.data.features import FeatureCache, encoder_key, fill_cache
 from trainer.data.mixture import MixedSets
@@ -531,7 +531,8 @@ def describe(result: dict[str, Any]) -> str:
     """One line of an evaluation's figures."""
     if not result["images"]:
         return "no validation picture"
-    return f"gIoU {result['giou']:.3f}, cIoU {result['ciou']:.3f} over {result['images']} pictures"
+    pictures = counted(result["images"], "picture")
+    return f"gIoU {result['giou']:.3f}, cIoU {result['ciou']:.3f} over {pictures}"
 
 
 def outcome(summary: dict[str, Any], folder: Path) -> list[str]:

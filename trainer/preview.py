@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from profiles.files import reason
 from profiles.text import one_line
 from trainer.data.reasonseg import IGNORE, TARGET, Item, paint_mask, read_image, read_split
 from trainer.pictures import IGNORED, TRUE, Row, overlay, write_sheet
@@ -35,7 +36,7 @@ def write_preview(
     try:
         write_sheet(rows, path)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: {error}; name a .png elsewhere with --out") from error
+        raise ValueError(f"{path}: {reason(error)}; name a .png elsewhere with --out") from error
     return [one_line(f"{item.name} ({_kind(item)}): {item.texts[0]}") for item in chosen]
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from profiles.streams import say
+from profiles.text import one_line
 from trainer.console import (
     ended_politely,
     feature_cache,
@@ -59,7 +60,7 @@ def evaluate(
             tell(f"left out: {one}")
         trained = find(run, set_ or ())
         plan, _ = planned(trained, [question_of(item) for item in items])
-        from trainer.evaluate import generated, lines, teacher_forced, write
+        from trainer.evaluate import generated, lines, replaced, teacher_forced, write
         from trainer.segment import Segmenter
 
         name = f"evaluation-{split}" + ("-generated" if generate else "")
@@ -67,6 +68,9 @@ def evaluate(
         how = "generated" if generate else "teacher-forced"
         facts = {"split": split, "answers": how, "data": str(data_dir), "model": str(run)}
         target.mkdir(parents=True, exist_ok=True)  # before the work, not after it
+        for other in replaced(target, data_dir, run):
+            tell(f"note: {target} holds figures of {one_line(other)}, which these replace; "
+                 "--out FOLDER keeps both")  # fmt: skip
         pictures = [item.image_path for item in items]
         with reporter() as speaker:
             segmenter = Segmenter(trained, pictures, feature_cache(), speaker, plan)

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 from pydantic import TypeAdapter, ValidationError
 
-from profiles.files import read_regular, write_whole
+from profiles.files import read_regular, reason, write_whole
 from profiles.plan import Plan
 from profiles.text import one_line
 from trainer import checkpoint
@@ -92,9 +92,11 @@ class Started:
                 "    hint: no run to go on with; begin a new one"
             ) from None
         except OSError as error:
+            what = f"no run to go on with ({RECORD}: {reason(error)})"
+            if not folder.is_dir():
+                what = "is a file" if folder.exists() else "no such folder"
             raise CannotResume(
-                f"{folder}: no run to go on with ({error})\n"
-                "    hint: --resume names the --output-dir of a lisa-train run"
+                f"{folder}: {what}\n    hint: --resume names the --output-dir of a lisa-train run"
             ) from None
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from profiles.files import refused
 from profiles.streams import say, set_streams
 from profiles.text import one_line
 from trainer.console import (
@@ -139,8 +140,9 @@ def _answered(
     except (OSError, ValueError) as error:
         if not several:
             raise
-        tell(f"error: {one_line(question.image)}: {error}")
-        return row_of_unanswered(question, str(error))
+        why = refused(error) if isinstance(error, OSError) else str(error)
+        tell(f"error: {one_line(question.image)}: {why}")
+        return row_of_unanswered(question, why)
 
 
 def _told(

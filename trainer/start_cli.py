@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from profiles.files import held, sweep
-from profiles.text import argument, one_line, operand
+from profiles.text import argument, counted, one_line, operand
 from trainer.console import (
     EXIT_INTERRUPTED,
     EXIT_OUT_OF_MEMORY,
@@ -219,7 +219,8 @@ def _train(run: Beginning, data: Data, checkpoint: Path | None) -> None:
         speaker.line(
             f"plan {plan.content_hash}: {plan.model} on {plan.device}, {plan.quantization}, "
             f"LoRA {f'r={plan.lora.rank}' if plan.lora else 'off'}, "
-            f"batch {plan.micro_batch} × {plan.accumulation}{processes}, {len(data.train)} samples"
+            f"batch {plan.micro_batch} × {plan.accumulation}{processes}, "
+            f"{counted(len(data.train), 'sample')}"
         )
         use_threads(plan, speaker.line)
         in_plan = f'"allocator": "" in {folder / "plan.json"}'

@@ -72,7 +72,8 @@ def test_the_answer_comes_first_and_sets_the_exit_code(arguments, code, words):
         (("--vram", "8GiB", "--os", "beos"), "give linux or windows"),
         (("--os", "windows"), "goes with --vram or --gpu"),
         (("--lora-r", "0"), "lora-r"),
-        (("--data-dir", "/nowhere"), "no such folder"),
+        (("--data-dir", "absent"), "no such folder"),
+        (("--data-dir", "."), "needed: ReasonSeg/train, ReasonSeg/val or"),
         (("--measure", "--vram", "8GiB"), "--emulate-vram"),
         (("--emulate-vram", "8GiB"), "no GPU here"),
         (("--save", "no/such/folder/plan.json"), "cannot be written"),
@@ -167,6 +168,12 @@ def test_no_colour_when_it_is_not_wanted_or_no_terminal():
 def test_svg(tmp_path):
     assert _run("--svg", "picture.svg").exit_code == 0
     assert (tmp_path / "picture.svg").read_text(encoding="utf-8").startswith("<svg")
+
+
+def test_a_folder_that_cannot_be_written_is_told_from_one_that_is_absent(monkeypatch):
+    monkeypatch.setattr("os.access", lambda *_: False)
+    result = _run("--save", "plan.json")
+    assert result.exit_code == 2 and "no right to write into ." in result.stderr
 
 
 def test_an_interrupt_is_exit_130(monkeypatch):

@@ -51,7 +51,7 @@ def test_rows_go_out_and_come_back_once(tmp_path: Path) -> None:
     row = read_table().row("lean-7b-b1").model_copy(update={"id": "user-x", "source": "user"})
     file = tmp_path / "theirs.jsonl"
     file.write_text(row.model_dump_json() + "\n")
-    assert "1 rows added" in run("table", "import", str(file)).stderr
+    assert "1 row added" in run("table", "import", str(file)).stderr
     again = run("table", "import", str(file))
     assert again.exit_code == 0 and "0 rows added, 1 were there" in again.stderr
     assert run("table", "export", "-").stdout == file.read_text()
@@ -64,13 +64,13 @@ def test_damaged_rows_are_told_and_stay_where_they_are(tmp_path: Path) -> None:
     file = tmp_path / "theirs.jsonl"
     file.write_text("{broken\n" + row.model_dump_json() + "\n")
     found = run("table", "import", str(file))
-    assert found.exit_code == 2 and "damaged" in found.stderr and "1 rows added" in found.stderr
+    assert found.exit_code == 2 and "damaged" in found.stderr and "1 row added" in found.stderr
     with user_table_path().open("a") as table:
         table.write('{"id": 3}\n')
     listed = run("table", "--source", "user")
     assert listed.exit_code == 0 and "user-x" in listed.stdout and "damaged" in listed.stderr
     assert '{"id": 3}' in user_table_path().read_text()
-    assert run("table", "import", "/nowhere").exit_code == 2
+    assert run("table", "import", str(tmp_path / "absent")).exit_code == 2
 
 
 def test_check_is_one_line_and_an_exit_code(tmp_path: Path) -> None:

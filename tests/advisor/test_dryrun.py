@@ -26,7 +26,9 @@ def own_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def advice() -> Advice:
-    return advise(MACHINE, "7b", table=Table(read_table(Path("/nowhere")).rows, ()))
+    return advise(
+        MACHINE, "7b", table=Table(read_table(Path(__file__).with_name("absent")).rows, ())
+    )
 
 
 class Child:

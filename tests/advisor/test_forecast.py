@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from advisor import child
 from advisor import forecast as module
-from advisor.child import RehearsalFailed
+from advisor.child import BadQuestion, RehearsalFailed
 from advisor.cli import app
 from advisor.context import HOPPER, OTHERS
 from advisor.forecast import Forecast, Worst, forecast
@@ -150,6 +150,22 @@ def test_changed_annotations_of_a_mixture_are_forecast_anew(tmp_path: Path, name
     assert module._key(plan, Worst(data=tmp_path), (8, 6)) != key
 
 
+def test_a_file_that_vanishes_while_the_data_are_looked_through_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone.json").symlink_to(tmp_path / "absent")
+    monkeypatch.setattr(Path, "is_file", lambda path: True)  # as it was a moment ago
+    assert module._key(tiny_plan(), Worst(data=tmp_path), (8, 6))
+
+
+def test_a_folder_without_reasonseg_is_not_looked_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_key", lambda *_: pytest.fail("looked through"))
+    with pytest.raises(BadQuestion, match="holds no ReasonSeg data; needed: ReasonSeg/train"):
+        forecast(tiny_plan(**CACHED), Worst(data=tmp_path), cache=tmp_path)
+
+
 def test_an_answer_is_kept_and_a_damaged_one_made_again(tmp_path: Path, stub: Path) -> None:
     real = sys.executable
     surroundings.sys.executable = f"{sys.prefix}/bin/python"
@@ -206,7 +222,7 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Pa
     document = Forecast.model_validate_json(runner.invoke(app, [*ask, "--json"]).stdout)
     assert document.text_tokens == 64 and document.plan == Plan.read(path)
     for wrong in (["--vram", "8"], ["--compute-capability", "x"], ["--masks", "0"],
-                  ["--set", "model=99b"], ["--data-dir", "/nowhere"]):  # fmt: skip
+                  ["--set", "model=99b"], ["--data-dir", str(tmp_path / "absent")]):  # fmt: skip
         assert runner.invoke(app, [*ask, *wrong]).exit_code == 2, wrong
     both = [*ask, "--data-dir", str(PHOTOS)]
     above = ["forecast", str(path), "--text-tokens", "600"]

@@ -62,7 +62,9 @@ def test_a_picture_from_the_command_line(tmp_path: Path, monkeypatch: pytest.Mon
     shown = CliRunner().invoke(app, ["--gpu", "RTX 4090", "--plot", str(path)])
     assert shown.exit_code == 0 and path.is_file() and asked == [(8, 9)]
     for option in ("--plot", "--save"):
-        nowhere = CliRunner().invoke(app, ["--gpu", "4090", option, "/no/such/folder/x.png"])
+        nowhere = CliRunner().invoke(
+            app, ["--gpu", "4090", option, str(tmp_path / "absent" / "x.png")]
+        )
         assert nowhere.exit_code == 2 and "cannot be written: no folder" in nowhere.stderr
         folder = CliRunner().invoke(app, ["--gpu", "4090", option, str(tmp_path)])
         assert folder.exit_code == 2 and "cannot be written: is a folder" in folder.stderr

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from profiles.files import read_regular
+from profiles.files import read_regular, refused
 from profiles.plan import Plan, PlanError
 from profiles.tested import Table, append, read_table, shipped_table
 
@@ -62,3 +62,28 @@ def test_a_pipe_for_a_table_is_a_note_and_takes_no_rows(pipe):
 def test_a_pipe_for_a_plan_is_refused(pipe):
     with pytest.raises(PlanError, match="is a pipe"):
         Plan.read(pipe)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "known"),
+    [
+        ("own", "own"),
+        (".own.part", "own"),
+        (".own.part/.lock", "own"),
+        (".lock", ""),
+        ("..holder.json-12", ""),
+        (".plan.json-4711", "plan.json"),
+        (".mine/x", ".mine/x"),
+    ],
+)
+def test_what_the_system_refuses_is_told_by_the_name_that_the_user_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hidden: str, known: str
+) -> None:
+    denied = PermissionError(13, "Permission denied", str(tmp_path / hidden))
+    place, hint = tmp_path / known, f"\n    hint: name another, or change the rights of {tmp_path}"
+    assert refused(denied) == f"{place}: cannot be written: permission denied{hint}"
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert refused(denied) == f"{place}: cannot be read: permission denied{hint}"
+    gone = FileNotFoundError(2, "No such file or directory", str(tmp_path / hidden))
+    assert refused(gone) == f"{place}: no such file or directory"
+    assert refused(FileExistsError("own: exists")) == "own: exists"

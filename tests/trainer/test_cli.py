@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import typer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
 from trainer.ask import Question
+from trainer.console import user_errors
 from trainer.data.reasonseg import paint_mask, read_split
 from trainer.evaluate import run_sheet
 from trainer.load import find
@@ -40,7 +42,7 @@ def call(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         (["--auto", "--plan", "x.json"], 2, "one of the two"),
         (["--plan", "no-such.json", "--data-dir", "x"], 2, "no-such.json"),
         (["--resume", "no-such", "--output-dir", "x"], 2, "leave --output-dir out"),
-        (["--resume", "no-such"], 2, "no run to go on with"),
+        (["--resume", "no-such"], 2, "no-such: no such folder"),
         (["--model", "9b", "--data-dir", "x"], 2, "known: tiny"),
         (["--model", "tiny", "--set", "modell=tiny", "--data-dir", "x"], 2, "did you mean model"),
         (["--model", "tiny"], 2, "--data-dir"),
@@ -52,12 +54,32 @@ def call(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         (["--model", "tiny", "--set", "device=cpu", "--set", "dtype=fp16", "--data-dir",
           str(PHOTOS)], 2, "fp16 training needs a GPU (got fp16 on cpu)\n    hint: use fp32"),
         (["--no-such-flag"], 2, "no-such-flag"),
+        (["synthesise", "no-such", "--train", "0"], 2, "'--train'"),
+        (["synthesise", "no-such", "--val", "0"], 2, "'--val'"),
     ],
 )  # fmt: skip
 def test_exit_codes(arguments: list[str], code: int, message: str) -> None:
     done = call("lisa-train", *arguments)
     assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
     assert message in done.stderr
+
+
+def test_a_refused_file_is_told_without_a_number(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit), user_errors():
+        raise PermissionError(13, "Permission denied", "absent/.own.part")
+    told = capsys.readouterr().err
+    assert "absent/own: cannot be written: permission denied" in told and "Errno" not in told
+
+
+@pytest.mark.parametrize("entry", ["trainer.entry.train", "trainer.entry.segment",
+                                   "advisor.entry.main"])  # fmt: skip
+def test_ctrl_c_while_python_imports_is_an_interrupt(tmp_path: Path, entry: str) -> None:
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt")
+    module, _, name = entry.rpartition(".")
+    first = f"import sys; sys.path.insert(0, {str(tmp_path)!r})"
+    command = [sys.executable, "-c", f"{first}; from {module} import {name}; {name}()"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "")
 
 
 @pytest.mark.parametrize("program", ["lisa-train", "lisa-segment", "lisa-advise"])

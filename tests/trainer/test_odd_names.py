@@ -217,5 +217,5 @@ def test_an_answer_that_cannot_be_written_loses_no_other(
     assert done.exit_code == 1, done.output
     rows = json.loads(done.stdout)["answers"]
     assert [Path(row["image"]).name for row in rows] == ["a.jpg", "b.jpg", "c.jpg"]
-    assert "No space left" in rows[1]["error"] and "b.jpg: " in done.stderr
+    assert "no space left" in rows[1]["error"] and "b.jpg: " in done.stderr
     assert all("error" not in row for row in (rows[0], rows[2]))

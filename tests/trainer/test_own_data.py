@@ -330,7 +330,7 @@ def test_questions(tmp_path: Path, kind: str) -> None:
             ("b.jpg", "other", "What is left?")]  # fmt: skip
     path = tmp_path / f"q.{kind}"
     if kind == "csv":
-        lines = ["picture,label,question"]
+        lines = ["Picture, LABEL,question"]  # as somebody's spreadsheet has it
         lines += [",".join('"' + cell.replace('"', '""') + '"' for cell in row) for row in rows]
     else:
         keys = ("picture", "label", "question")
@@ -339,6 +339,28 @@ def test_questions(tmp_path: Path, kind: str) -> None:
     found = imported(source, questions=path)
     assert len(found) == 2 and all(item.is_sentence for item in found.values())
     assert found["a-tasse-à-thé"].texts == ('What holds tea, "hot"?', "What does one drink from?")
+
+
+def test_one_labelme_file_is_told_from_coco_and_its_folder_named(tmp_path: Path) -> None:
+    one = labelme(tmp_path / "in", "a", shape()) / "a.json"
+    target = tmp_path / "out"
+    with pytest.raises(DataError) as raised:
+        import_annotations(one, target)
+    (finding,) = raised.value.findings
+    assert "LabelMe's or ReasonSeg's, of one picture" in finding.reason
+    assert finding.fix.endswith(str(one.parent)) and not target.exists()
+
+
+def test_reasonseg_data_are_not_imported_and_that_is_said_once(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        folder = tmp_path / "in" / "ReasonSeg" / split
+        labelme(folder, "a", shape())
+        (folder / "a.json").write_text('{"shapes": [], "text": ["x"], "is_sentence": true}')
+    first = tmp_path / "in" / "ReasonSeg" / "explanatory" / "train.json"
+    first.parent.mkdir()
+    first.write_text("[]")
+    with pytest.raises(ValueError, match="holds ReasonSeg data already.*\n.*--check-data"):
+        import_annotations(tmp_path / "in", tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from trainer import checkpoint, export
 from trainer.ask import Question, read_questions, run_lengths, stems, write_pictures
 from trainer.checkpoint import CheckpointError
 from trainer.data.reasonseg import read_split
-from trainer.evaluate import generated, teacher_forced, write
+from trainer.evaluate import generated, replaced, teacher_forced, write
 from trainer.load import Trained, find
 from trainer.metrics import MaskScores
 from trainer.model.build import build, read_tokenizer
@@ -278,6 +278,47 @@ def test_pictures_of_several_masks(tmp_path: Path) -> None:
     assert [path.name for path in files] == names
     assert np.array_equal(np.asarray(Image.open(files[1])) > 0, masks[1])
     assert write_pictures(question, Answer("x", masks[:0], 0.1), tmp_path / "c") == []
+
+
+def test_an_earlier_answers_pictures_go_and_no_other_file(tmp_path: Path) -> None:
+    height, width = np.asarray(Image.open(PICTURES[0])).shape[:2]
+    masks, question = np.ones((2, height, width), bool), Question(PICTURES[0], "a")
+    others = {"a.bc.mask-1.png", "a.mask.png", "a.b.mask-x.png", "a.b.mask-01.png", "a.b.png"}
+    for name in others:
+        (tmp_path / name).touch()
+    stem = tmp_path / "a.b"
+    for count, left in (
+        (2, {"a.b.mask-1.png", "a.b.mask-2.png", "a.b.overlay.png"}),
+        (1, {"a.b.mask.png", "a.b.overlay.png"}),
+        (0, set()),
+    ):
+        write_pictures(question, Answer("x", masks[:count], 0.1), stem)
+        assert {path.name for path in tmp_path.iterdir()} == left | others
+
+
+def test_figures_of_other_data_are_not_replaced_without_a_word(tmp_path: Path) -> None:
+    data, model = tmp_path / "data", tmp_path / "run"
+    assert replaced(tmp_path, data, model) == []
+    scores = tmp_path / "scores.json"
+    scores.write_text(json.dumps({"data": str(data), "model": str(model)}))
+    assert replaced(tmp_path, tmp_path / "x" / ".." / "data", model) == []
+    assert replaced(tmp_path, tmp_path / "other", model) == [str(data)]
+    assert replaced(tmp_path, data, tmp_path / "other") == [str(model)]
+    for damaged in ("[", "[]", '{"data": "\\u0000"}', '{"data": 3}'):
+        scores.write_text(damaged)
+        assert replaced(tmp_path, data, model) == []
+
+
+def test_a_questions_file_of_another_kind_is_refused_once(tmp_path: Path) -> None:
+    folder, file = PICTURES[0].parent, tmp_path / "q.csv"
+    file.write_text("picture,label,question\n" + "a.jpg,cup,What is hot?\n" * 3)
+    with pytest.raises(ValueError) as caught:
+        read_questions(folder, None, file, False, False)
+    assert str(caught.value).count("q.csv") == 1 and '{"image": "a.jpg", "q' in str(caught.value)
+    row = {"picture": PICTURES[0].name, "label": "cup", "question": "What is hot?"}
+    file.write_text(json.dumps(row))
+    (one,) = read_questions(folder, None, file, False, False)
+    assert one.image.name == PICTURES[0].name
 
 
 def call(module: str, *arguments: str, cwd: Path, **other: str) -> subprocess.CompletedProcess[str]:

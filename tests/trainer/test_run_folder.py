@@ -107,7 +107,7 @@ def test_a_second_resume_is_refused(tmp_path: Path) -> None:
 
 def test_resuming_what_is_no_run_makes_no_folder(tmp_path: Path) -> None:
     code, said = run("--resume", tmp_path / "none")
-    assert code == 2 and "no run to go on with" in said and not (tmp_path / "none").exists()
+    assert code == 2 and "none: no such folder" in said and not (tmp_path / "none").exists()
 
 
 def test_a_refused_data_folder_is_not_remembered(tmp_path: Path) -> None:

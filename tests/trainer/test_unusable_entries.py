@@ -136,11 +136,16 @@ def test_pictures_that_are_gone_from_dialogues(
     assert code == 2 and told.count("--skip-broken 2") == 1
     assert "1.jpg" in told and "2.jpg" in told and "3.jpg" not in told
     code, told = call("--check-data", root, "--skip-broken", "1")
-    assert code == 2
+    assert code == 2 and "2 findings in" in told
     code, told = call("--check-data", root, "--skip-broken", "2")
     assert code == 0 and "left out 2 broken entries" in told and "no findings" not in told
     assert "vqa/llava_instruct: pictures 3" in told
     assert len((tmp_path / "skipped.txt").read_text().splitlines()) == 2
+    (tmp_path / "skipped.txt").unlink()
+    (tmp_path / "skipped.txt").mkdir()  # stands for a folder that cannot be written
+    code, told = call("--check-data", root, "--skip-broken", "2")
+    assert code == 0 and "left out 2 broken entries\n" in told
+    assert "note: skipped.txt cannot be written here: is a directory" in told
     assert read_image(root / "ocr_vqa" / "images" / "3.jpg").shape == (HEIGHT, WIDTH, 3)
 
 

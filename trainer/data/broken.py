@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from profiles.skipping import OPTION
+from profiles.text import counted
 from trainer.data.reasonseg import DataError, Finding
 
 LIST = "skipped.txt"
@@ -40,13 +41,15 @@ def hint(findings: Sequence[Finding], most: int) -> list[str]:
     if not findings or any(finding.entry is None for finding in findings):
         return []
     count = len(entries(findings))
+    these = "this broken entry" if count == 1 else f"these {count} broken entries"
     more = f" (not just {most})" if most else ""
-    return [f"hint: {OPTION} {count}{more}, or all, leaves these {count} broken entries out"]
+    return [f"hint: {OPTION} {count}{more}, or all, leaves {these} out"]
 
 
-def told(findings: Sequence[Finding], path: Path) -> str:
-    """How many entries were left out, and where they are listed."""
-    return f"left out {len(entries(findings))} broken entries, listed in {path}"
+def told(findings: Sequence[Finding], path: Path | None = None) -> str:
+    """How many entries were left out, and where they are listed, if they are."""
+    what = counted(len(entries(findings)), "broken entry", "broken entries")
+    return f"left out {what}" + (f", listed in {path}" if path is not None else "")
 
 
 def write_list(path: Path, findings: Sequence[Finding]) -> None:

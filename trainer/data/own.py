@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 from profiles.files import read_regular
+from profiles.splits import SPLITS
+from profiles.text import argument
 from trainer.data import broken
 from trainer.data.drawing import Drawing, json_files
 from trainer.data.encoding import Conventions
@@ -31,6 +33,7 @@ from trainer.data.own_coco import read_drawings
 from trainer.data.paths import PictureSearch, search_folders
 from trainer.data.prompts import PromptError, question_for
 from trainer.data.reasonseg import (
+    LARGEST_FILE,
     Finding,
     Polygon,
     Progress,
@@ -41,6 +44,7 @@ from trainer.data.reasonseg import (
 from trainer.placed import placed
 
 FOLDER = "ReasonSeg"
+READ = "LabelMe's files, COCO's instances, or Label Studio's JSON"
 COLUMNS = ("picture", "label", "question")
 _NAME_BYTES = 100  # of a picture's and of a label's part in a file name; systems allow 255 in all
 
@@ -173,12 +177,18 @@ def _drawings(
         return read_drawings(coco, search, findings, conventions, progress)
     if not source.is_dir():
         raise ValueError(f"{source}: no such folder of LabelMe's files, nor a COCO file")
-    if not json_files(source):
+    files = json_files(source)
+    first = next((path for path in files if path.parent.name in SPLITS), None)
+    if first is not None and _is_reason_seg(first):
+        raise ValueError(
+            f"{source}: holds ReasonSeg data already ({first.name}); allowed: {READ}\n"
+            f"    hint: lisa-train --check-data {argument(first.parent.parent)} takes it as it is"
+        )
+    if not files:
         others = [path for path in sorted(source.rglob("*")) if path.suffix in (".xml", ".csv")]
         if not any(is_foreign(Report(path, findings)) for path in others):
             fix = "name the folder that has them, or export them so"
-            allowed = "LabelMe's files, COCO's instances, or Label Studio's JSON"
-            Report(source, findings).add("annotations", "no JSON file", allowed, fix)
+            Report(source, findings).add("annotations", "no JSON file", READ, fix)
     return read_labelme(source, search, findings, conventions, progress)
 
 
@@ -192,6 +202,14 @@ def _coco_file(source: Path) -> Path | None:
         if isinstance(notes, list) or (isinstance(notes, dict) and "annotations" in notes):
             return files[0]
     return None
+
+
+def _is_reason_seg(path: Path) -> bool:
+    """Whether a file has a ReasonSeg item's keys, and no picture's name as LabelMe's have."""
+    notes = load_json(Report(path), object, "an object", LARGEST_FILE)
+    return isinstance(notes, dict) and (
+        {"shapes", "text", "is_sentence"} <= notes.keys() and "imagePath" not in notes
+    )
 
 
 def _read_questions(path: Path, findings: list[Finding], conventions: Conventions) -> _Questions:
@@ -228,6 +246,11 @@ def _rows(path: Path, conventions: Conventions) -> Iterator[tuple[int, dict[str,
             file.seek(0)
             comma = max(",;\t", key=first.count)  # spreadsheets of many countries write semicolons
             reader = csv.DictReader(file, strict=True, delimiter=comma)
+            header = [name.strip() for name in reader.fieldnames or ()]
+            # A spreadsheet's capitals; a name that is none of ours stays as it is.
+            reader.fieldnames = [
+                name.lower() if name.lower() in COLUMNS else name for name in header
+            ]
             if not set(COLUMNS) <= set(reader.fieldnames or ()):
                 raise ValueError(f"the header {','.join(reader.fieldnames or ())}")
             for row in reader:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from profiles.text import argument
 from trainer.data.coco import (
     SUPERVISION,
     Coco,
@@ -109,7 +110,10 @@ def _read(report: Report, conventions: Conventions) -> Coco:
     parsed = load_json(report, object, allowed, text_of=conventions.text)
     if isinstance(parsed, list) and parsed:
         parsed = as_coco(report, parsed)
-    if isinstance(parsed, dict):
+    if isinstance(parsed, dict) and "shapes" in parsed and "images" not in parsed:
+        fix = f"name the folder that it lies in: {argument(report.path.parent)}"
+        report.add("file", "LabelMe's or ReasonSeg's, of one picture", allowed, fix)
+    elif isinstance(parsed, dict):
         return checked_coco(report, parsed)
     if len(report.findings) == before:
         report.add("file", parsed, allowed, "correct the file or fetch it again")

@@ -27,7 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
-from profiles.text import brief, is_text, one_line
+from profiles.splits import NEEDED, located
+from profiles.text import brief, counted, is_text, one_line
 from trainer.data.spread import in_threads
 
 if TYPE_CHECKING:
@@ -45,7 +46,6 @@ _Scanned: TypeAlias = "tuple[list[_Look], list[Finding]]"
 _Read: TypeAlias = Callable[[Image.Image], object]
 _Notes: TypeAlias = "tuple[tuple[str, ...], bool, tuple[Polygon, ...]]"
 
-SPLITS = ("train", "val", "test")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 TARGET, IGNORE = 1, 255
 LONGEST_SIDE = 65_535  # pixels; JPEG knows no longer one
@@ -103,7 +103,7 @@ class DataError(ValueError):
     def __str__(self) -> str:
         lines = [str(finding) for finding in self.findings[:_MOST_LINES]]
         more = len(self.findings) - len(lines)
-        told = [f"… and {more} findings more"] * bool(more)
+        told = [f"… and {counted(more, 'finding')} more"] * bool(more)
         return "\n".join([*lines, *told, *(f"    {hint}" for hint in self.hints)])
 
 
@@ -447,17 +447,14 @@ def _read_explanations(report: Report, known: set[str]) -> dict[str, list[Explan
 def _locate(root: Path) -> tuple[Path, list[str]]:
     """The folder that holds the splits, and the splits that are there; DataError if none are."""
     root = Path(root)
-    # The most specific first: a data folder may well have an unrelated `train` of its own.
-    for folder in (root / "ReasonSeg", root / "reason_seg" / "ReasonSeg", root):
-        present = [split for split in SPLITS if (folder / split).is_dir()]
-        if present:
-            return folder, present
+    found = located(root)
+    if found is not None:
+        return found
     report = Report(root)
     got = "none of them" if root.is_dir() else "no such folder"
-    allowed = "ReasonSeg/train, ReasonSeg/val or ReasonSeg/test in it"
     fix = "name the folder into which ReasonSeg was unpacked, or moved since"
     fix += " (of a training, --resume too: --data-dir DIR)"
-    report.add("data folder", got, allowed, fix)
+    report.add("data folder", got, NEEDED, fix)
     raise DataError(report.findings)
 
 

@@ -1,0 +1,18 @@
+"""Where ReasonSeg lies below a data folder: whoever looks for long into one asks this first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+SPLITS = ("train", "val", "test")
+NEEDED = "ReasonSeg/train, ReasonSeg/val or ReasonSeg/test in it"
+
+
+def located(root: Path) -> tuple[Path, list[str]] | None:
+    """The folder that holds the splits, and the splits that are there; None if none are."""
+    # The most specific first: a data folder may well have an unrelated `train` of its own.
+    for folder in (root / "ReasonSeg", root / "reason_seg" / "ReasonSeg", root):
+        present = [split for split in SPLITS if (folder / split).is_dir()]
+        if present:
+            return folder, present
+    return None
