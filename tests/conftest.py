@@ -31,3 +31,9 @@ def tiny_plan(**settings: object) -> Plan:
 def photos() -> Path:
     """A genuine ReasonSeg directory of real photographs."""
     return PHOTOS
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first: at the end one worker would be busy with it, and the other idle."""
+    longest = ("test_a_seeded_sample_of_the_crash_points", "test_photographs_are_learnt_by_heart")
+    items.sort(key=lambda item: item.name not in longest)
