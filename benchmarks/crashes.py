@@ -63,7 +63,7 @@ class Scene:
     plant: Callable[[Path], None] = lambda folder: None
 
 
-def begin(keep: int, cache: str = "../../shared/cache") -> Callable[[Path], list[str]]:
+def begin(keep: int, cache: str = "../../common/cache") -> Callable[[Path], list[str]]:
     """A training that keeps so many checkpoints."""
     return lambda folder: [
         "--plan", str(folder / "plan.json"), "--data-dir", str(PHOTOS), "--output-dir",
@@ -158,7 +158,7 @@ class Attempt:
         self.folder, self.log = base / "scenes" / name, base / "logs" / name
         self.folder.mkdir(parents=True)
         self.log.parent.mkdir(exist_ok=True)
-        scene.prepare(self.folder, base / "shared")
+        scene.prepare(self.folder, base / "common")
 
     def run(self, fatal: int | None, torn: bool, operations: Path | None = None) -> int:
         """As its user would start it now; killed before an operation, or not."""
@@ -294,7 +294,7 @@ def work(
 
 def prepare(base: Path, scenes: list[Scene]) -> tuple[dict[str, int], dict[str, dict[str, str]]]:
     """What the scenes share; how many operations each has, and how each ends undisturbed."""
-    shared = base / "shared"
+    shared = base / "common"
     shared.mkdir()
     sys.path.insert(0, str(ROOT))
     first = Attempt(Scene("", begin(2), write_plan, "run"), base, "first")

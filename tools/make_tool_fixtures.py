@@ -229,6 +229,9 @@ def make_datumaro() -> None:
     dataset.export(str(folder / "cvat"), "cvat", save_media=False)
     dataset.export(str(folder / "own"), "datumaro", save_media=False)
     dataset.export(str(folder / "panoptic"), "coco_panoptic", save_media=False)
+    written = folder / "own" / "annotations" / "default.json"
+    here = f"{MADE}/"  # no path of the machine that this was made on
+    written.write_text(written.read_text(encoding="utf-8").replace(here, ""), encoding="utf-8")
 
 
 def make_supervision() -> None:
