@@ -34,7 +34,7 @@ QUANTILE = 0.95
 FEWEST_ROWS = 20  # of a GPU model, before its own errors are trusted alone
 
 # By which the pool was larger than said without expandable segments, at worst: which of two equal
-# blocks is used again hangs on addresses that the driver chooses (docs/forecast.md).
+# blocks is used again depends on addresses that the driver chooses (docs/forecast.md).
 WHOLE_SEGMENTS_DOUBT = 0.07
 
 

@@ -127,7 +127,7 @@ def _judged(row: TestedRow, by_name: Mapping[str, TestedRow]) -> str:
         facts = []
         for name in names:
             other = by_name.get(name)
-            if other is None:  # a row of others may name one that is not here
+            if other is None:  # an imported row may name a row that is absent
                 facts.append(name)
                 continue
             took = f"takes {_gib(other.needed_bytes)} GiB"

@@ -1,4 +1,4 @@
-"""Text and values of others in messages: whatever they hold, they only ever show as text."""
+"""Text from files and users in messages: whatever it holds, it only ever shows as text."""
 
 from __future__ import annotations
 

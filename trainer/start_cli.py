@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from profiles.files import held, sweep
+from profiles.files import held, sweep, write_whole
 from profiles.text import argument, counted, one_line, operand
 from trainer.console import (
     EXIT_INTERRUPTED,
@@ -168,7 +168,6 @@ def _go_on(folder: Path, data: Path | None, cache: Path | None, keeping: Mapping
 
 def _recovered(plan: Plan, folder: Path, started: Started) -> Plan:
     """The plan to go on with: another one where the run has just run out of memory."""
-    from profiles.files import write_whole
     from trainer import recovery
 
     place = recovery.unanswered(folder)
@@ -288,8 +287,6 @@ def _read_data(run: Beginning) -> Data:
 
 def _write(run: Beginning) -> None:
     """Into the run folder, what `--resume` needs."""
-    from profiles.files import write_whole
-
     run.folder.mkdir(parents=True, exist_ok=True)
     if not run.resumes:
         write_whole(run.folder / "plan.json", run.plan.to_json())

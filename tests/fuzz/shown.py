@@ -150,7 +150,7 @@ def feed_listing(data: bytes, folder: Path) -> bool:
 
 @st.composite
 def planted_rows(draw: Draw) -> bytes:
-    """Of the tested table, with text of others in names, titles and versions."""
+    """Of the tested table, with hostile text in names, titles and versions."""
     if draw(st.booleans()):
         return draw(lines(ROWS))
     rows = changed(draw, ROWS)
