@@ -15,7 +15,7 @@ A maintainer runs this, each tool in an environment of its own (they pin each ot
 `make test` installs no tool.
 
 The scene is drawn here, in pixels of the upright picture, and what belongs to each object is
-computed here as well (`truth`), by no tool. Every tool gets the same shapes; what they write is left
+computed here as well (`truth`), by no tool. All tools get the same shapes; what they write is left
 as it is. Label Studio's tasks are composed here as its editor leaves them: that part is no package.
 """
 

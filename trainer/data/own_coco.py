@@ -142,7 +142,7 @@ def _is_crowd(mask: CocoMask, conventions: Conventions) -> bool:
 
 
 def _is_drawn_upright(tool: str, image: CocoImage, upright: Size, conventions: Conventions) -> bool:
-    """Whether outlines on a turned picture are parts of the upright one, whatever size the file gives.
+    """Whether outlines on a turned picture are parts of the upright one, at any size given.
 
     Label Studio's converter multiplies per cent of what the annotator saw by the stored width and
     height, or if it did not find the picture, by those of the upright one.
