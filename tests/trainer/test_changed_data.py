@@ -16,9 +16,9 @@ from tests.conftest import PHOTOS, tiny_plan
 from tests.trainer.test_unusable_entries import call
 from trainer.data import contents
 from trainer.data.contents import Contents
+from trainer.data.formats.reasonseg import read_split
 from trainer.data.mixture import read_training
-from trainer.data.reasonseg import read_split
-from trainer.resume import CannotResume, Started, check_data, digests, settled
+from trainer.run.resume import CannotResume, Started, check_data, digests, settled
 
 
 @pytest.fixture
