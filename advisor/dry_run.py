@@ -12,15 +12,17 @@ import hashlib
 import json
 from collections.abc import Callable
 
-from advisor.choice.rank import Candidate
-from advisor.machine.budget import Bytes, gib, judge
+from advisor.advice import Advice
+from advisor.choice.candidate import Candidate
+from advisor.machine.budget import Bytes, judge
 from advisor.machine.cuda_context import library_versions
 from advisor.machine.probe import Gpu
-from advisor.preflight import Advice
 from advisor.rehearsal import rehearsed
+from profiles.findings import Finding
 from profiles.measurement import Measurement
 from profiles.places import cache_folder
-from profiles.plan import Finding, Plan
+from profiles.plan import Plan
+from profiles.sizes import GIB, gib
 from profiles.tested import DataShape, TestedRow, keep, read_table
 
 TRIALS = 2
@@ -78,7 +80,7 @@ def _trial(
     if answers is not None:
         options += ["--answer-tokens", str(answers)]
     if cap_bytes is not None:
-        options += ["--cap-gib", f"{cap_bytes / 2**30:.6f}"]
+        options += ["--cap-gib", f"{cap_bytes / GIB:.6f}"]
     environment = {"CUDA_VISIBLE_DEVICES": gpu.uuid} if gpu.uuid else {}
     found = rehearsed(plan, options, environment, cache_folder(), TRIAL_SECONDS)
     row = _row(name, candidate, found, gpu, text)
@@ -97,7 +99,7 @@ def _row(name: str, candidate: Candidate, found: Measurement, gpu: Gpu, text: in
         model=candidate.plan.model,
         settings=settings,
         gpu=gpu.name,
-        gpu_memory_gib=None if gpu.total_bytes is None else gpu.total_bytes / 2**30,
+        gpu_memory_gib=None if gpu.total_bytes is None else gpu.total_bytes / GIB,
         cap_bytes=found.cap_bytes or gpu.free_bytes,
         peak_allocated_bytes=found.peak_allocated_bytes if fits else None,
         peak_reserved_bytes=found.peak_reserved_bytes if fits else None,

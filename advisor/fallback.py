@@ -13,17 +13,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from advisor.choice.rank import RUNG_SHARE, Candidate, pick_gpu
+from advisor.choice.candidate import Candidate
+from advisor.choice.rank import RUNG_SHARE
 from advisor.choice.search import search, smallest_cards_text
-from advisor.machine.budget import Budget, gib, margin_of
+from advisor.machine.budget import Budget, margin_of
 from advisor.machine.probe import Gpu, Machine, probe
-from advisor.memory.forecast import Forecast, Worst, forecast
-from advisor.preflight import live_forecast
+from advisor.machine.target import pick_gpu
+from advisor.memory.card import live_forecast
+from advisor.memory.forecast import Forecast, forecast
+from advisor.memory.worst_sample import Worst
 from advisor.rehearsal import BadQuestion, RehearsalFailed
-from advisor.report.reasons import plan_text
+from advisor.report.plan_words import plan_text
 from advisor.request import Question
 from profiles.plan import Plan
 from profiles.shortage import Shortage
+from profiles.sizes import GIB, gib
 from profiles.tested import DataShape, TestedRow, keep, read_table
 
 # The settings that change how much memory a run takes, and nothing that it learns.
@@ -203,7 +207,7 @@ def _keep_row(short: Shortage, gpu: Gpu, told: Forecast | None, pool: int | None
         model=plan.model,
         settings=plan.model_dump(mode="json", exclude={"schema_version", "model"}),
         gpu=short.gpu,
-        gpu_memory_gib=None if gpu.total_bytes is None else gpu.total_bytes / 2**30,
+        gpu_memory_gib=None if gpu.total_bytes is None else gpu.total_bytes / GIB,
         cap_bytes=short.limit_bytes,
         forecast_bytes=pool,
         verdict="OOM",

@@ -10,12 +10,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from advisor.choice.candidates import STORAGES
-from advisor.machine.budget import gib, margin_for
+from advisor.machine.budget import margin_for
 from advisor.machine.probe import Machine
-from advisor.memory.forecast import Forecast, Worst, forecast
-from advisor.preflight import card_for
-from advisor.report.reasons import storage_text
-from profiles.plan import Plan, Quantization
+from advisor.memory.card import card_for
+from advisor.memory.forecast import Forecast, forecast
+from advisor.memory.worst_sample import Worst
+from advisor.report.plan_words import storage_text
+from profiles.plan import Plan
+from profiles.settings import Quantization
+from profiles.sizes import gib
 
 WEIGHT_BYTES: dict[Quantization, float] = {"none": 2.0, "int8": 1.0, "nf4": 0.5}
 

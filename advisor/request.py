@@ -3,48 +3,32 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from advisor.choice.rank import assigned, overridden, pick_gpu
-from advisor.choice.search import Live, Setting
-from advisor.machine.budget import Budget, budget_of, named_gpu, size_text, what_if_gpu
+from advisor.choice.search import Setting
+from advisor.machine.budget import (
+    Budget,
+    budget_of,
+)
 from advisor.machine.probe import UNNAMED, Gpu, Machine
+from advisor.machine.target import Target
+from advisor.memory.card import Live
 from profiles import skipping
 from profiles.environment import ALLOCATOR_VARIABLES
-from profiles.gpus import GpuProfile, gpu_by_nvml, model_profile
-from profiles.plan import Finding, Plan, PlanError
+from profiles.findings import Finding, PlanError
+from profiles.gpus import gpu_by_nvml
+from profiles.models import model_profile
+from profiles.overrides import assigned
+from profiles.plan import Plan
 from profiles.tested import Table, TestedRow
 from profiles.text import argument
 
 # NVIDIA's WSL drivers before R615 fail at them on some cards (pytorch/pytorch#192330).
 WSL_SEGMENTS_DRIVER = 615
 OLDEST_BUILT = (5, 0)  # compute capability in torch's builds for CUDA 12.6, the oldest that do
-
-
-@dataclass(frozen=True)
-class Target:
-    """A card that is not here: of a size, or of the catalogue, under a system."""
-
-    vram_bytes: int | None = None
-    card: GpuProfile | None = None
-    windows: bool = False
-
-    @property
-    def gpu(self) -> Gpu:
-        """What a probe would say of it."""
-        if self.card is not None:
-            return named_gpu(self.card, self.windows)
-        return what_if_gpu(self.vram_bytes or 0, self.windows)
-
-    @property
-    def options(self) -> str:
-        """The command line's options that name it."""
-        system = " --os windows" if self.windows else ""
-        if self.card is not None:
-            return f"--gpu {shlex.quote(self.card.key)}{system}"
-        return f"--vram {size_text(self.vram_bytes or 0)}{system}"
 
 
 @dataclass(frozen=True)
@@ -115,11 +99,6 @@ class Question:
             data=self.data,
             text_tokens=self.text_tokens,
         )
-
-
-def gpu_for(machine: Machine, target: Target | None) -> Gpu | None:
-    """The card that is asked about: the named one, else this machine's best."""
-    return pick_gpu(machine) if target is None else target.gpu
 
 
 def wanted_model(named: str | None, override: str | None) -> str | None:
@@ -237,3 +216,19 @@ def command_of(question: Question, model: str) -> str:
 def weights_needed(model: str, weights: str) -> str:
     """The option that a command still lacks where nothing is packaged and no weights are named."""
     return " --weights FOLDER" if model != "tiny" and weights == "default" else ""
+
+
+def overridden(plan: Plan, overrides: Sequence[str], largest_micro_batch: int) -> Plan:
+    """`plan` with the user's settings, its effective batch kept. Raises PlanError.
+
+    Unless the user sets it, the micro-batch is the largest divisor of the effective batch up to
+    `largest_micro_batch`: fewer samples at once need less memory, so what was tested at that size
+    stays an upper bound.
+    """
+    apart = {"micro_batch": 1, "accumulation": plan.effective_batch, "processes": 1}
+    plan = plan.model_copy(update=apart).override(overrides)
+    if {"micro_batch", "accumulation"} & set(assigned(overrides)):
+        return plan
+    share = plan.effective_batch // plan.processes
+    micro_batch = max(n for n in range(1, largest_micro_batch + 1) if share % n == 0)
+    return plan.override([f"micro_batch={micro_batch}"])

@@ -53,7 +53,7 @@ def measure(plan: Plan, cap_gib: float) -> dict[str, Any]:
     """Ask about the photographs in this process, under the cap."""
     import torch
 
-    from trainer.answer.questions import Question
+    from trainer.answer.question import Question
     from trainer.answer.segmenter import Segmenter, longest_question
     from trainer.answer.trained_model import Trained
     from trainer.hardware import versions

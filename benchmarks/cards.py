@@ -12,10 +12,11 @@ from pathlib import Path
 
 from tables import put
 
+from advisor.advice import Advice
 from advisor.machine.probe import Machine
-from advisor.preflight import Advice, advise
-from advisor.report.reasons import storage_text
-from advisor.request import Target
+from advisor.machine.target import Target
+from advisor.preflight import advise
+from advisor.report.plan_words import storage_text
 from profiles.gpus import GpuProfile, gpus
 from profiles.tested import shipped_table
 

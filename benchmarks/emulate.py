@@ -21,9 +21,9 @@ import lattice
 from tables import put
 
 from advisor.machine.probe import Machine
+from advisor.machine.target import Target
 from advisor.preflight import advise
-from advisor.report.reasons import storage_text
-from advisor.request import Target
+from advisor.report.plan_words import storage_text
 from profiles.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]

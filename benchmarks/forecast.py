@@ -23,7 +23,8 @@ from tables import put
 
 from advisor.machine.budget import ERRORS_FILE
 from advisor.machine.cuda_context import HOPPER
-from advisor.memory.forecast import Worst, forecast
+from advisor.memory.forecast import forecast
+from advisor.memory.worst_sample import Worst
 from profiles.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]

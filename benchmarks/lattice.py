@@ -26,7 +26,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from profiles.plan import Plan, PlanError
+from profiles.findings import PlanError
+from profiles.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS_FILE = ROOT / "benchmarks" / "lattice.jsonl"

@@ -23,7 +23,8 @@ from forecast import CAPABILITY, DOCS
 from tables import put
 
 from advisor.machine.cuda_context import HOPPER
-from advisor.memory.forecast import Forecast, Worst, forecast
+from advisor.memory.forecast import Forecast, forecast
+from advisor.memory.worst_sample import Worst
 from profiles.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -19,6 +19,8 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+from profiles.sizes import MIB
+
 LOCK, HOLDER = ".lock", ".holder.json"
 STALE_SECONDS = 3600  # of what was written aside: nobody is writing it any more
 PATIENCE = 2.0  # seconds that a process just killed, or just ending, may take to let go
@@ -45,7 +47,7 @@ def read_regular(path: Path, most_bytes: int = LARGEST) -> bytes:
             raise OSError(errno.EINVAL, f"is {kind}; allowed: a regular file", str(path))
         data = file.read(most_bytes + 1) if found.st_size <= most_bytes else b""
         if max(found.st_size, len(data)) > most_bytes:
-            size, most = (f"{number / 2**20:.0f} MiB" for number in (found.st_size, most_bytes))
+            size, most = (f"{number / MIB:.0f} MiB" for number in (found.st_size, most_bytes))
             raise OSError(errno.EFBIG, f"has {size}; allowed: at most {most}", str(path))
         return data
 

@@ -9,9 +9,10 @@ from collections.abc import Iterable
 from functools import cache
 from importlib.resources import files
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from profiles.text import brief
+from profiles.records import Frozen
+from profiles.sizes import MIB
 
 # "12GB", "12 GB", "12 GiB", "12g"; not the 10G of "A10G".
 _SIZE = re.compile(r"(?<![a-z0-9.])(\d+(?:\.\d+)?)\s*g(?:i?b)?\b")
@@ -19,92 +20,7 @@ _SIZE = re.compile(r"(?<![a-z0-9.])(\d+(?:\.\d+)?)\s*g(?:i?b)?\b")
 _NOISE = re.compile("nvidia|geforce|tesla|gpu|generation|edition|with|design")
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class LlamaShape(_Frozen):
-    """Decoder sizes: `hidden` and `intermediate` in channels; the norms' epsilon."""
-
-    hidden: int
-    layers: int
-    heads: int
-    intermediate: int
-    norm_eps: float = 1e-5  # LLaMA 2's
-
-
-class ClipShape(_Frozen):
-    """Sizes of CLIP's vision tower; the picture is `image_pixels` square."""
-
-    image_pixels: int
-    patch_pixels: int
-    hidden: int
-    layers: int
-    heads: int
-    intermediate: int
-
-    @property
-    def image_tokens(self) -> int:
-        """Patches of one picture, the class token dropped."""
-        return (self.image_pixels // self.patch_pixels) ** 2
-
-
-class SamShape(_Frozen):
-    """Sizes of SAM's image encoder and mask decoder; the frame is `image_pixels` square."""
-
-    image_pixels: int
-    patch_pixels: int
-    hidden: int
-    layers: int
-    heads: int
-    intermediate: int
-    global_layers: tuple[int, ...]
-    window_patches: int
-    output_channels: int
-    decoder_intermediate: int
-
-    @property
-    def embedding_pixels(self) -> int:
-        """Side of the image embedding [output_channels, side, side]."""
-        return self.image_pixels // self.patch_pixels
-
-
-class ModelProfile(_Frozen):
-    """One size of LISA."""
-
-    name: str
-    title: str
-    vocabulary_rows: int
-    llama: LlamaShape
-    clip: ClipShape
-    projector_layers: int
-    sam: SamShape
-    sources: tuple[str, ...]
-
-    @property
-    def conversion(self) -> str:
-        """The command that makes this model's folder of its sources on the hub."""
-        return f"lisa-train convert {' '.join(self.sources)} FOLDER --model {self.name}"
-
-
-@cache
-def models() -> dict[str, ModelProfile]:
-    """All profiles by name."""
-    text = (files("profiles") / "models.toml").read_text(encoding="utf-8")
-    return {name: ModelProfile(name=name, **row) for name, row in tomllib.loads(text).items()}
-
-
-def model_profile(name: str) -> ModelProfile:
-    """The profile called `name`. Raises ValueError naming the known ones."""
-    known = models()
-    if name in known:
-        return known[name]
-    close = difflib.get_close_matches(name.lower(), known, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"unknown model {brief(name)}; known: {', '.join(known)}{hint}")
-
-
-class GpuProfile(_Frozen):
+class GpuProfile(Frozen):
     """One card with one size of memory. How the figures are meant stands in `gpus.toml`."""
 
     key: str
@@ -129,7 +45,7 @@ class GpuProfile(_Frozen):
     @property
     def visible_bytes(self) -> int:
         """Total memory as NVML counts it; CUDA sees a few hundred MiB less."""
-        return self.visible_mib * 2**20
+        return self.visible_mib * MIB
 
     def rate_flops(self, dtype: str) -> float:
         """Peak FLOP/s of matrix products in "bf16", "fp16" or "fp32".

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from profiles.plan import Plan
+from profiles.records import Frozen
 from profiles.tested import Verdict
 
 
-class Measurement(BaseModel):
+class Measurement(Frozen):
     """Bytes (and, on a GPU, seconds) of a Plan's training step."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     plan: Plan
     verdict: Verdict = Field(description="FITS or OOM on this GPU; UNKNOWN without one")
@@ -52,10 +51,8 @@ class Measurement(BaseModel):
     random_weights: bool = Field(description="true shapes, random values")
 
 
-class Timeline(BaseModel):
+class Timeline(Frozen):
     """Bytes of tensors over one training step, by component (from a fake rehearsal)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     plan: Plan
     parts: dict[str, list[int]] = Field(description="bytes of each component at each moment")

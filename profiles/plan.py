@@ -10,142 +10,40 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from math import gcd
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from profiles.files import read_regular, reason
-from profiles.gpus import ModelProfile, model_profile, models
-from profiles.text import brief, one_line
-
-Dtype = Literal["bf16", "fp16", "fp32"]
-Encoder = Literal["sam", "clip"]
-LoraTargets = Literal["qv", "attention", "all-linear"]
-Quantization = Literal["nf4", "int8", "none"]
-TrainedPart = Literal[
-    "mask_decoder", "text_hidden_fcs", "projector", "token_rows", "head", "embeddings"
-]
-Quantizable = Literal[
-    "llama", "clip", "sam_encoder", "mask_decoder", "text_hidden_fcs", "projector"
-]
-
-
-MOST = 1_000_000  # of anything counted: more is a slip, and would take memory before training
-
-_MOST_LINES = 100  # of an error
-
-# Asked for at once in a picture with several, as in LISA's recipe.
-TARGETS_PER_PICTURE = 3
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing wrong with an input: what, where, got, allowed, fix."""
-
-    where: str
-    what: str
-    got: str = ""
-    fix: str = ""
-
-    def __str__(self) -> str:
-        got = f" (got {self.got})" if self.got else ""
-        fix = f"\n    hint: {self.fix}" if self.fix else ""
-        return one_line(f"{self.where}: {self.what}{got}") + fix
+from profiles.findings import Finding, PlanError
+from profiles.models import ModelProfile, model_profile, models
+from profiles.overrides import (
+    assign,
+    forget_dependent_batch,
+    legible,
+    nearest_setting,
+    with_batch_arithmetic,
+)
+from profiles.settings import (
+    MOST,
+    TARGETS_PER_PICTURE,
+    Dtype,
+    Encoder,
+    Lora,
+    Mixture,
+    Quantizable,
+    Quantization,
+    Schedule,
+    Settings,
+    TokenLimits,
+    TrainedPart,
+)
+from profiles.text import brief
 
 
-class PlanError(ValueError):
-    """A plan that cannot run; `findings` holds every reason."""
-
-    def __init__(self, findings: Iterable[Finding]) -> None:
-        self.findings = tuple(findings)
-        lines = [f"  - {finding}" for finding in self.findings[:_MOST_LINES]]
-        more = len(self.findings) - len(lines)
-        super().__init__("\n".join(lines + [f"  - … and {more} more"] * bool(more)))
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
-    )
-
-
-class Lora(_Frozen):
-    """Low-rank adapters on the LLaMA decoder (Hu et al. 2021, arXiv:2106.09685)."""
-
-    rank: int = Field(8, ge=1, le=256, description="rank r of both factors, in channels")
-    alpha: float = Field(16, gt=0, description="scale numerator; the adapter is scaled by alpha/r")
-    dropout: float = Field(0.05, ge=0, lt=1, description="dropout before the adapter, probability")
-    targets: LoraTargets = Field(
-        "qv",
-        description="adapted linears: qv (q and v); attention (q, k, v, o); or all-linear (all "
-        "seven of a decoder layer)",
-    )
-
-
-class Schedule(_Frozen):
-    """Optimisation over time; the values default to LISA's published recipe."""
-
-    learning_rate: float = Field(3e-4, gt=0, description="peak learning rate, per update")
-    shape: Literal["linear", "cosine", "constant"] = Field(
-        "linear", description="decay after the warm-up (transformers' schedules)"
-    )
-    warmup_steps: int = Field(100, ge=0, le=MOST, description="linear warm-up, in optimizer steps")
-    epochs: int = Field(10, ge=1, le=MOST, description="passes over the training split")
-    beta1: float = Field(0.9, ge=0, lt=1, description="Adam's first-moment decay")
-    beta2: float = Field(0.95, ge=0, lt=1, description="Adam's second-moment decay")
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled decay, per update")
-    grad_clip: float = Field(1.0, gt=0, description="largest global gradient norm")
-    max_skipped_steps: int = Field(
-        0,
-        ge=0,
-        le=MOST,
-        description="updates that may be left out because loss or gradient is not a finite number; "
-        "the next such one ends the run, before it changes anything",
-    )
-
-
-class TokenLimits(_Frozen):
-    """What one sample may hold; a longer one is an error that names the sample."""
-
-    max_text_tokens: int = Field(
-        512, ge=32, le=MOST, description="tokens beside the image's, per sample"
-    )
-    max_masks: int = Field(8, ge=1, le=MOST, description="[SEG] tokens per sample")
-    max_new_tokens: int = Field(64, ge=1, le=MOST, description="generated tokens per answer")
-
-
-class Mixture(_Frozen):
-    """What training samples are drawn from, in proportion to the rates (LISA's recipe: 1, 3, 9, 3).
-
-    With ReasonSeg alone nothing is drawn: an epoch passes over all of it.
-    """
-
-    reason_seg: float = Field(1, ge=0, description="rate of ReasonSeg")
-    refer_seg: float = Field(0, ge=0, description="rate of referring segmentation (RefCOCO, …)")
-    sem_seg: float = Field(0, ge=0, description="rate of semantic segmentation (ADE20K, COCO, …)")
-    vqa: float = Field(
-        0,
-        ge=0,
-        description="rate of dialogues without a mask (LLaVA-Instruct)",
-    )
-    samples: int = Field(
-        10_000,
-        ge=1,
-        le=MOST,
-        description="samples drawn in an epoch; with ReasonSeg alone its own number",
-    )
-
-    @property
-    def reason_seg_alone(self) -> bool:
-        """Whether nothing but ReasonSeg is trained on."""
-        return not (self.refer_seg or self.sem_seg or self.vqa)
-
-
-class Plan(_Frozen):
+class Plan(Settings):
     """Settings of one training run."""
 
     schema_version: Literal[1] = Field(1, description="version of this schema")
@@ -255,7 +153,7 @@ class Plan(_Frozen):
         """A Plan from plain data. Raises PlanError with every problem, not only the first."""
         if not isinstance(data, Mapping):
             raise PlanError([Finding("plan", "must be a table of settings", type(data).__name__)])
-        data = _with_batch_arithmetic(data)
+        data = with_batch_arithmetic(data)
         try:
             return cls.model_validate(data)
         except ValidationError as error:
@@ -306,12 +204,13 @@ class Plan(_Frozen):
         """
         data = self.model_dump(mode="json")
         assignments = list(assignments)
-        findings = [f for text in assignments if (f := _assign(data, text)) is not None]
+        names = setting_names()
+        findings = [f for text in assignments if (f := assign(data, text, names)) is not None]
         if findings:
             raise PlanError(findings)
         given = {text.partition("=")[0].strip().replace("-", "_") for text in assignments}
         batch = {"micro_batch", "accumulation", "effective_batch"}
-        _forget_dependent_batch(data, given & (batch | {"processes"}))
+        forget_dependent_batch(data, given & (batch | {"processes"}))
         return Plan.parse(data)
 
     def refusals(self, gpu_name: str, bf16: bool, triton: bool = True) -> list[Finding]:
@@ -336,38 +235,6 @@ class Plan(_Frozen):
                 )
             )
         return findings
-
-
-def _with_batch_arithmetic(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Fill in the one of effective batch, micro-batch and accumulation that is not given.
-
-    `checkpointed_layers: "all"` becomes the model's number of layers.
-    """
-    result = dict(data)
-    processes = 1 if result.get("processes") is None else result["processes"]
-    micro, accumulation, effective = (
-        result.get(key) for key in ("micro_batch", "accumulation", "effective_batch")
-    )
-    numbers = [n for n in (micro, accumulation, effective, processes) if n is not None]
-    if all(type(n) is int and 0 < n <= MOST for n in numbers):
-        if effective is None and micro and accumulation:
-            result["effective_batch"] = micro * accumulation * processes
-        elif accumulation is None and micro and effective:
-            result["accumulation"] = max(1, effective // (micro * processes))
-        elif micro is None and accumulation and effective:
-            result["micro_batch"] = max(1, effective // (accumulation * processes))
-        elif effective and micro is None and accumulation is None:
-            result["micro_batch"] = 1
-            result["accumulation"] = max(1, effective // processes)
-        elif effective is None and micro and accumulation is None:
-            result["accumulation"] = 1
-            result["effective_batch"] = micro * processes
-    if result.get("checkpointed_layers") == "all":
-        try:
-            result["checkpointed_layers"] = model_profile(result.get("model", "tiny")).llama.layers
-        except (ValueError, TypeError):
-            result["checkpointed_layers"] = 0  # the model's own finding says what is wrong
-    return result
 
 
 def _contradictions(plan: Plan) -> Iterable[Finding]:
@@ -482,7 +349,7 @@ def _all_findings(cls: type[Plan], data: dict[str, Any], error: ValidationError)
         # Cross-field checks run only on a plan whose fields are valid: look at the rest alone.
         rest = {key: value for key, value in data.items() if key not in bad}
         try:
-            cls.model_validate(_with_batch_arithmetic(rest))
+            cls.model_validate(with_batch_arithmetic(rest))
         except ValidationError as other:
             findings += [f for f in _findings(other) if f.where not in bad]
     return findings
@@ -495,16 +362,14 @@ def _findings(error: ValidationError) -> list[Finding]:
         if detail["type"] == "plan":
             result += context["findings"]
             continue
-        where = ".".join(_legible(str(part)) for part in detail["loc"]) or "plan"
+        where = ".".join(legible(str(part)) for part in detail["loc"]) or "plan"
         if detail["type"] == "extra_forbidden":
-            result.append(Finding(where, "no such setting", fix=_nearest_setting(where)))
+            result.append(
+                Finding(where, "no such setting", fix=nearest_setting(where, setting_names()))
+            )
         else:
             result.append(Finding(where, detail["msg"], brief(detail["input"])))
     return result
-
-
-def _legible(name: str) -> str:
-    return name if name.isprintable() and len(name) <= 60 else brief(name)
 
 
 def setting_names() -> list[str]:
@@ -521,53 +386,3 @@ def setting_names() -> list[str]:
         if name in nested:
             names += [f"{name}.{inner}" for inner in nested[name].model_fields]
     return names
-
-
-def _nearest_setting(name: str) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(name, setting_names(), n=1, cutoff=0.5)
-    return f"did you mean {close[0]}?" if close else "see docs/plan.md for the settings"
-
-
-def _assign(data: dict[str, Any], text: str) -> Finding | None:
-    """Apply one `key=value` to `data` in place; a Finding when it cannot be."""
-    key, equals, raw = text.partition("=")
-    key = key.strip().replace("-", "_")
-    if not equals or not key:
-        return Finding("--set", "must read key=value", brief(text), "--set micro_batch=4")
-    if key not in setting_names():
-        return Finding(_legible(key), "no such setting", brief(text), _nearest_setting(key))
-    try:
-        value = json.loads(raw)
-    except (ValueError, RecursionError):
-        value = raw
-    if isinstance(value, str) and key in ("train", "cached_encoders", "quantized_parts"):
-        value = [part.strip() for part in value.split(",") if part.strip()]
-    *parents, last = key.split(".")
-    for parent in parents:
-        if data.get(parent) is None:
-            data[parent] = {}
-        data = data[parent]
-        if not isinstance(data, dict):
-            return Finding(parent, "is a table of settings", brief(data), f"leave {parent}= out")
-    data[last] = value
-    return None
-
-
-def _forget_dependent_batch(data: dict[str, Any], given: set[str]) -> None:
-    """Drop the batch sizes that follow from the `given` ones, to be worked out anew.
-
-    The effective batch stays what it was unless it is set, or both of the others are: a
-    micro-batch is a memory lever, an effective batch is the user's recipe. More processes than
-    the micro-batch leaves room for make the micro-batch smaller.
-    """
-    processes = data["processes"]
-    if given == {"processes"} and type(processes) is int and processes > 0:
-        data["micro_batch"] = gcd(data["micro_batch"], data["effective_batch"] // processes)
-    if {"micro_batch", "accumulation"} <= given:
-        follower = "effective_batch"
-    else:
-        follower = "micro_batch" if "accumulation" in given else "accumulation"
-    if given and follower not in given:
-        data.pop(follower)

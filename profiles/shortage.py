@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from profiles.plan import Plan
+from profiles.records import Frozen
 
 
-class Shortage(BaseModel):
+class Shortage(Frozen):
     """An out-of-memory error. Bytes as torch and the driver count them; null without a card."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     plan: Plan
     phase: str = Field(description="what the run was doing: loading, evaluating, training …")

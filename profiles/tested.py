@@ -21,8 +21,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self, TypeAlias, TypeVar
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     ValidationError,
     ValidationInfo,
@@ -31,9 +29,13 @@ from pydantic import (
 )
 
 from profiles.files import read_regular
-from profiles.gpus import ModelProfile
+from profiles.findings import Finding
+from profiles.models import ModelProfile
 from profiles.places import data_folder
-from profiles.plan import Finding, Lora, Plan
+from profiles.plan import Plan
+from profiles.records import Frozen
+from profiles.settings import Lora
+from profiles.sizes import GIB
 from profiles.streams import tell
 from profiles.text import one_line
 
@@ -47,18 +49,14 @@ _TARGETS_BY_SIZE = ("qv", "attention", "all-linear")
 _TWO_BYTE_DTYPES = frozenset({"bf16", "fp16"})
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class DataShape(_Frozen):
+class DataShape(Frozen):
     """Tokens of one sample in the tested step."""
 
     image_tokens: int = Field(ge=0, description="CLIP patches that enter the decoder")
     text_tokens: int = Field(ge=0, description="tokens beside the image's")
 
 
-class TestedRow(_Frozen):
+class TestedRow(Frozen):
     """One tested (or merely claimed) configuration."""
 
     __test__ = False  # the name starts with Test, which pytest would collect
@@ -137,7 +135,7 @@ class TestedRow(_Frozen):
         """What the tested process could have at most."""
         if self.cap_bytes is not None:
             return self.cap_bytes
-        return None if self.gpu_memory_gib is None else round(self.gpu_memory_gib * 2**30)
+        return None if self.gpu_memory_gib is None else round(self.gpu_memory_gib * GIB)
 
     def covers(self, plan: Plan) -> bool:
         """Whether `plan` needs no more memory than this row's plan did."""

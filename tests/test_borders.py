@@ -1,4 +1,4 @@
-"""The arrows of the house: trainer.cli -> advisor -> profiles, trainer -> profiles.
+"""The arrows of the house: trainer.cli -> advisor -> profiles, trainer -> profiles; no circles.
 
 Each module is imported in a fresh interpreter, because what one test imports another would see.
 """
@@ -86,3 +86,46 @@ def test_only_the_trainers_command_lines_ask_the_advisor():
         if "advisor" in _imports(path)
     }
     assert askers <= {f"trainer/cli/{name}.py" for name in ("train", "start", "segment")}
+
+
+def _imported(path: Path, known: set[str]) -> set[str]:
+    """The house's own files that a file imports anywhere, for type checks too."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert not node.level, f"{path}: write imports out"
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in known else node.module for name in inner}
+    return found & known
+
+
+def _graph() -> dict[str, set[str]]:
+    """Which file of the three houses imports which."""
+    paths = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for house in ("advisor", "profiles", "trainer")
+        for path in (ROOT / house).rglob("*.py")
+    }
+    return {name: _imported(path, set(paths)) for name, path in paths.items()}
+
+
+def test_no_files_import_each_other_in_a_circle():
+    """Take away what imports nothing that is left, again and again: a circle stays."""
+    left = _graph()
+    while ends := {name for name, imported in left.items() if not imported & left.keys()}:
+        left = {name: imported for name, imported in left.items() if name not in ends}
+    assert not left
+
+
+def test_the_model_imports_nothing_of_the_data():
+    for name, imported in _graph().items():
+        if name.startswith("trainer.model"):
+            assert not [one for one in imported if one.startswith("trainer.data")], name
+
+
+def test_what_runs_knows_nothing_of_the_command_lines():
+    for name, imported in _graph().items():
+        if not name.startswith(("trainer.cli", "advisor.cli")):
+            assert not [one for one in imported if ".cli" in one], name

@@ -14,9 +14,9 @@ from types import ModuleType
 import pytest
 import yaml
 
+from advisor.advice import Advice
 from advisor.machine.probe import Machine
-from advisor.preflight import Advice
-from profiles.gpus import models
+from profiles.models import models
 from profiles.tested import read_table
 
 ROOT = Path(__file__).parents[1]

@@ -11,7 +11,8 @@ import click
 import typer
 
 from advisor.cli.main import app as advise
-from profiles.plan import Lora, Mixture, Plan, Schedule, TokenLimits
+from profiles.plan import Plan
+from profiles.settings import Lora, Mixture, Schedule, TokenLimits
 from trainer.cli.segment import app as segment
 from trainer.cli.train import app as train
 

@@ -25,7 +25,7 @@ from trainer.atomic_folder import placed
 from trainer.convert.convert import convert
 from trainer.convert.hub import checkpoint_folder
 from trainer.data.feature_cache import BadEntry, FeatureCache, encoder_key, fill_cache
-from trainer.data.formats.reasonseg import Report
+from trainer.data.findings import Report
 from trainer.data.formats.refer_seg import read_references
 from trainer.model.build import read_tokenizer
 from trainer.model.weights import WeightsError, packaged_folder, weight_source

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from profiles.gpus import model_profile
+from profiles.models import model_profile
 
 ROOT = Path(__file__).resolve().parents[1]
 SAM_BYTES = CLIP_BYTES = 2  # of a cached feature's number: bf16

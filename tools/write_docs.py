@@ -19,7 +19,8 @@ from typing import Any
 
 from figures import PAGES
 
-from profiles.plan import Lora, Mixture, Plan, Schedule, TokenLimits
+from profiles.plan import Plan
+from profiles.settings import Lora, Mixture, Schedule, TokenLimits
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -141,8 +142,8 @@ def measured_table() -> str:
 def advised_text() -> str:
     """What an 8 GiB card is advised, beside the measured row that is another plan."""
     from advisor.machine.probe import Machine
+    from advisor.machine.target import Target
     from advisor.preflight import advise
-    from advisor.request import Target
     from profiles.tested import shipped_table
 
     def advised(*settings: str) -> str:
@@ -214,7 +215,7 @@ def with_figures(place: str, page: str) -> str:
 
 def advice_schema() -> str:
     """What `lisa-advise --json` prints, as a JSON schema."""
-    from advisor.preflight import Advice
+    from advisor.advice import Advice
 
     return json.dumps(Advice.model_json_schema(mode="serialization"), indent=2) + "\n"
 

@@ -7,13 +7,12 @@ A conversation has the vicuna v1 layout:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+
+from trainer.batch import IMAGE_TOKEN, SEG_TOKEN, Turn
 
 Choose = Callable[[Sequence[str]], str]
 """Picks one of several templates, e.g. ``random.Random(seed).choice``."""
 
-IMAGE_TOKEN = "<image>"
-SEG_TOKEN = "[SEG]"
 IMAGE_START_TOKEN = "<im_start>"
 IMAGE_END_TOKEN = "<im_end>"
 END_OF_TURN = "</s>"
@@ -29,13 +28,6 @@ RESERVED_TOKENS: tuple[str, ...] = (
 
 IMAGE_PREFIX = IMAGE_TOKEN + "\n"
 
-SYSTEM_PROMPT = (
-    "A chat between a curious human and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the human's questions."
-)
-USER_ROLE = "USER"
-ASSISTANT_ROLE = "ASSISTANT"
-SEPARATOR = " "
 
 SHORT_QUESTIONS: tuple[str, ...] = (
     IMAGE_PREFIX + "Can you segment the {text} in this image?",
@@ -70,19 +62,11 @@ class PromptError(ValueError):
     """A text or conversation that must not or cannot be turned into a prompt."""
 
 
-@dataclass(frozen=True)
-class Turn:
-    """One question and its answer; ``answer`` is None where it is still to be generated."""
-
-    question: str
-    answer: str | None
-
-
 def _first(options: Sequence[str]) -> str:
     return options[0]
 
 
-def _reject(text: str, tokens: Sequence[str], what: str) -> None:
+def reject(text: str, tokens: Sequence[str], what: str) -> None:
     """Raise ``PromptError``, naming the token, where ``text`` contains one of ``tokens``."""
     for token in tokens:
         if token in text:
@@ -95,7 +79,7 @@ def _outside_text(text: str, what: str) -> str:
     Raises:
         PromptError: it is empty or contains a reserved token.
     """
-    _reject(text, RESERVED_TOKENS, what)
+    reject(text, RESERVED_TOKENS, what)
     stripped = text.strip()
     if not stripped:
         raise PromptError(f"{what} is empty")
@@ -157,72 +141,3 @@ def evaluation_turn(text: str, is_sentence: bool) -> Turn:
         PromptError: ``text`` is empty or contains a reserved token.
     """
     return Turn(question_for(text, is_sentence, _first), EVALUATION_ANSWER)
-
-
-def _checked_question(question: str, is_first: bool) -> str:
-    """The question as it stands in the conversation: ``<image>`` leads the first one only.
-
-    Raises:
-        PromptError: the first question does not begin with the image line, or the rest of a
-            question is empty or contains a reserved token.
-    """
-    has_image = question.startswith(IMAGE_PREFIX)
-    if is_first and not has_image:
-        raise PromptError(f"the first question must begin with {IMAGE_PREFIX!r}")
-    body = question.removeprefix(IMAGE_PREFIX)
-    _reject(body, RESERVED_TOKENS, "question")
-    if not body.strip():
-        raise PromptError("question is empty")
-    return question if is_first else body
-
-
-def _checked_answer(answer: str) -> str:
-    """The answer unchanged; it may hold ``[SEG]`` but no other reserved token.
-
-    Raises:
-        PromptError: it is empty or contains such a token.
-    """
-    _reject(answer, [token for token in RESERVED_TOKENS if token != SEG_TOKEN], "answer")
-    if not answer.strip():
-        raise PromptError("answer is empty")
-    return answer
-
-
-def segments(turns: Sequence[Turn]) -> list[tuple[str, bool]]:
-    """The conversation in consecutive pieces, each with a flag "supervised".
-
-    Pieces alternate: context up to and including ``ASSISTANT:`` (False), then the answer with its
-    ``</s>`` (True). The space between the two belongs to the answer, because generation starts
-    from a prompt that ends in ``ASSISTANT:`` and the model then writes the space (in most
-    vocabularies as part of the first word). Joined, the pieces are the whole conversation.
-
-    ``<image>`` stands once: the first question must begin with ``<image>\\n``, and that line is
-    dropped from later questions.
-
-    Args:
-        turns: at least one. Only the last may have the answer None; the conversation then ends in
-            ``ASSISTANT:``.
-
-    Raises:
-        PromptError: no turns, an unanswered turn before the last, an empty question or answer, no
-            leading image line in the first question, or a reserved token out of place.
-    """
-    if not turns:
-        raise PromptError("a conversation needs at least one turn")
-    pieces: list[tuple[str, bool]] = []
-    opening = SYSTEM_PROMPT + SEPARATOR
-    for index, turn in enumerate(turns):
-        question = _checked_question(turn.question, is_first=index == 0)
-        context = f"{opening}{USER_ROLE}: {question}{SEPARATOR}{ASSISTANT_ROLE}:"
-        pieces.append((context, False))
-        opening = ""  # a later turn follows directly on the closing </s>
-        if turn.answer is not None:
-            pieces.append((f" {_checked_answer(turn.answer)}{END_OF_TURN}", True))
-        elif index != len(turns) - 1:
-            raise PromptError(f"turn {index} has no answer but is not the last")
-    return pieces
-
-
-def conversation(turns: Sequence[Turn]) -> str:
-    """The whole conversation as one string (``segments`` joined; same errors)."""
-    return "".join(piece for piece, _ in segments(turns))

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from profiles.plan import Plan
+from trainer.batch import Batch
 from trainer.losses import LossWeights, Totals
-from trainer.model.families.llava_sam.model import Batch
 from trainer.model.trained import GradientCheck
-from trainer.run.out_of_memory import during
+from trainer.phase import during
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any, get_args
 
+from profiles.findings import PlanError
 from profiles.grid import MICRO_BATCHES
-from profiles.plan import Plan, PlanError, Quantization
+from profiles.plan import Plan
+from profiles.settings import Quantization
 
 # Best arithmetic first: as published, a scale a row, four bits.
 STORAGES: tuple[Quantization, ...] = ("none", "int8", "nf4")

@@ -9,94 +9,21 @@ plans fit, so it never gets a worse one. The effective batch is the user's and i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from operator import attrgetter
 
-from pydantic import Field
-
+from advisor.choice.candidate import Candidate, Choice, Scales
 from advisor.choice.candidates import STORAGES, Family, families
-from advisor.machine.budget import GIB, Basis, Budget, Bytes, Frozen, gib, judge
-from advisor.machine.probe import Gpu, Machine
-from profiles.plan import Finding, Lora, Plan, Schedule
+from advisor.machine.budget import Budget, judge
+from profiles.findings import Finding
+from profiles.plan import Plan
+from profiles.sizes import gib
 from profiles.tested import TestedRow, Verdict, needs_no_more, one_of_each
 
-TINY_BYTES = GIB // 2  # 0.29 GiB by forecast
 OTHERS_EACH = 3  # plans shown beside the chosen one, of each storage
 SLOW = 0.5  # of the card's best speed: below it, better arithmetic is not worth the wait
 RUNGS = 4  # fall-back plans that go with a plan
 RUNG_LAYERS = 4  # decoder layers between two plans that are looked at
 RUNG_SHARE = 0.93  # each takes at most this share of the one before
-
-
-class Reason(Frozen):
-    """Why a setting has its value."""
-
-    setting: str
-    value: str
-    because: str
-    basis: Basis
-
-
-class Speed(Frozen):
-    """Samples per second in training."""
-
-    samples_per_second: float
-    basis: Basis
-    source: str = Field(description="the card that it is for, and how it was told")
-
-
-class Candidate(Frozen):
-    """One plan held against the budget."""
-
-    plan: Plan
-    needs: Bytes = Field(description="of the allocator's pool, at most")
-    host_bytes: int = Field(description="resident set of the process")
-    speed: Speed
-    verdict: Verdict
-    why_not: str = Field("", description="why it was not chosen; empty for the chosen one")
-
-
-@dataclass(frozen=True)
-class Scales:
-    """How plans are weighed: what one needs on the card and the host, and how fast it trains."""
-
-    needs: Callable[[Plan], tuple[Bytes, int] | None]
-    speed: Callable[[Plan], Speed]
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The chosen plan, or the smallest where none fits, and what stands around it."""
-
-    best: Candidate
-    considered: tuple[Candidate, ...]
-    ladder: tuple[Candidate, ...]
-    better: Candidate | None  # the next better plan, which does not fit
-
-
-def tiny_cpu_plan() -> Plan:
-    """The plan of the demo: lisa-tiny on the CPU."""
-    return Plan(
-        model="tiny",
-        device="cpu",
-        dtype="fp32",
-        quantization="nf4",
-        lora=Lora(rank=16, alpha=32, dropout=0, targets="all-linear"),
-        train=("mask_decoder", "text_hidden_fcs", "token_rows"),
-        effective_batch=8,
-        micro_batch=8,
-        accumulation=1,
-        cached_encoders=("sam", "clip"),
-        mask_loss_resolution=128,
-        schedule=Schedule(learning_rate=1e-3, shape="cosine", warmup_steps=10, epochs=3),
-        workers=0,
-    )
-
-
-def pick_gpu(machine: Machine) -> Gpu | None:
-    """The visible GPU with the most free bytes; one whose memory is unknown comes last."""
-    usable = [gpu for gpu in machine.gpus if gpu.lost is None]
-    return max(usable, key=lambda gpu: gpu.free_bytes or 0, default=None)
 
 
 def choose(
@@ -270,25 +197,3 @@ def _is_against(row: TestedRow, budget: Budget) -> bool:
 def _refuting_row(plan: Plan, rows: Iterable[TestedRow]) -> TestedRow | None:
     """The first row that ran out of memory although it needs no more than `plan`."""
     return next((row for row in rows if needs_no_more(row.plan, plan)), None)
-
-
-def overridden(plan: Plan, overrides: Sequence[str], largest_micro_batch: int) -> Plan:
-    """`plan` with the user's settings, its effective batch kept. Raises PlanError.
-
-    Unless the user sets it, the micro-batch is the largest divisor of the effective batch up to
-    `largest_micro_batch`: fewer samples at once need less memory, so what was tested at that size
-    stays an upper bound.
-    """
-    apart = {"micro_batch": 1, "accumulation": plan.effective_batch, "processes": 1}
-    plan = plan.model_copy(update=apart).override(overrides)
-    if {"micro_batch", "accumulation"} & set(assigned(overrides)):
-        return plan
-    share = plan.effective_batch // plan.processes
-    micro_batch = max(n for n in range(1, largest_micro_batch + 1) if share % n == 0)
-    return plan.override([f"micro_batch={micro_batch}"])
-
-
-def assigned(overrides: Iterable[str]) -> dict[str, str]:
-    """The settings that `key=value` texts assign, with their raw values."""
-    pairs = (text.partition("=") for text in overrides)
-    return {key.strip().replace("-", "_"): value.strip() for key, _, value in pairs}

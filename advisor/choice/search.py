@@ -14,21 +14,24 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from advisor.choice.candidate import Candidate, Choice, Scales, Speed
 from advisor.choice.candidates import families
-from advisor.choice.rank import Candidate, Choice, Scales, Speed, choose, verdict_of
-from advisor.machine.budget import GIB, Budget, Bytes, budget_of, gib, margin_for, what_if_gpu
+from advisor.choice.rank import choose, verdict_of
+from advisor.machine.budget import Budget, Bytes, budget_of, margin_for, what_if_gpu
 from advisor.machine.cuda_context import installed
 from advisor.machine.probe import Machine
+from advisor.memory.card import Live
 from advisor.memory.speed import samples_per_second
+from profiles.findings import Finding
 from profiles.gpus import GpuProfile, gpus
 from profiles.grid import MICRO_BATCHES, estimate, nearest
-from profiles.plan import Finding, Plan
+from profiles.plan import Plan
+from profiles.sizes import GIB, gib
 from profiles.tested import TestedRow, one_of_each
 
 if TYPE_CHECKING:
     from advisor.memory.forecast import Forecast
 
-Live = Callable[[Plan, int | None], "Forecast"]
 LIVE_TRIALS = 4
 CLOSE = 0.9  # a corrected choice whose forecast uses less of what was reckoned is made again
 OTHER_VERSIONS = 1.02  # a row of another torch counts for that much more: a policy

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from profiles.sizes import GIB
 from profiles.streams import say, tell
 from profiles.text import counted
 
@@ -32,7 +33,7 @@ def listed(
         return
     from typing import get_args
 
-    from profiles.gpus import models
+    from profiles.models import models
     from profiles.tested import Source, Verdict
 
     known = {"model": tuple(models()), "source": get_args(Source), "verdict": get_args(Verdict)}
@@ -77,7 +78,7 @@ def export(
     if str(file) == "-":
         say(text.removesuffix("\n"))
     else:
-        from advisor.cli.main import write
+        from advisor.cli.output import write
 
         write(file, text)
     tell(counted(len(rows), "row"))
@@ -117,7 +118,7 @@ def _read() -> Table:
 
 
 def _gib(number: int | None) -> str:
-    return "" if number is None else f"{number / 2**30:.2f}"
+    return "" if number is None else f"{number / GIB:.2f}"
 
 
 def _judged(row: TestedRow, by_name: Mapping[str, TestedRow]) -> str:

@@ -12,17 +12,16 @@ from math import ceil
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from advisor.machine.cuda_context import context_of
 from advisor.machine.probe import Gpu, Machine
 from profiles.gpus import GpuProfile
 from profiles.plan import Plan
+from profiles.records import Frozen
+from profiles.sizes import GIB, MIB, gib
 from profiles.tested import TestedRow, Verdict
 
 Basis = Literal["exact", "tested", "forecast", "measured", "policy"]
 
-GIB = 2**30
 WHAT_IF_KEPT_BYTES = round(0.2 * GIB)  # "8 GB" cards show 7.6-8.0 GiB
 # Windows' own desktop and what its driver sets aside; 0.5-1.2 GiB are usual.
 WINDOWS_KEPT_BYTES = round(0.9 * GIB)
@@ -36,12 +35,6 @@ FEWEST_ROWS = 20  # of a GPU model, before its own errors are trusted alone
 # By which the pool was larger than said without expandable segments, at worst: which of two equal
 # blocks is used again depends on addresses that the driver chooses (docs/forecast.md).
 WHOLE_SEGMENTS_DOUBT = 0.07
-
-
-class Frozen(BaseModel):
-    """Base of the advisor's records: immutable, no unknown fields."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Bytes(Frozen):
@@ -71,14 +64,9 @@ class Budget(Frozen):
         return self.host is None or size <= self.host.bytes
 
 
-def gib(number: int) -> str:
-    """`number` bytes as text, in GiB."""
-    return f"{number / GIB:.2f} GiB"
-
-
 def size_text(size: int) -> str:
     """`size` bytes as a command line takes them: `8GiB`, or `8GB` where that is round."""
-    for unit, name in ((GIB, "GiB"), (10**9, "GB"), (2**20, "MiB"), (10**6, "MB")):
+    for unit, name in ((GIB, "GiB"), (10**9, "GB"), (MIB, "MiB"), (10**6, "MB")):
         if size % unit == 0:
             return f"{size // unit}{name}"
     return f"{size / GIB:.10g}GiB"

@@ -20,8 +20,8 @@ from advisor.rehearsal import RehearsalFailed, rehearsed
 from profiles.files import read_regular, write_whole
 from profiles.places import cache_folder
 from profiles.plan import Plan
+from profiles.sizes import MIB
 
-MIB = 2**20
 LIBRARIES = ("torch", "bitsandbytes", "transformers")
 
 

@@ -10,14 +10,15 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from advisor.choice.rank import pick_gpu
-from advisor.machine.budget import Frozen, gib
 from advisor.machine.probe import Machine
+from advisor.machine.target import pick_gpu
 from advisor.rehearsal import in_child
 from advisor.report.findings import OLDEST_IN_WHEELS, older_torch
 from advisor.request import too_old
 from profiles.environment import ALLOCATOR_VARIABLES, python_module
 from profiles.places import cache_folder, caches_stay
+from profiles.records import Frozen
+from profiles.sizes import GIB, gib
 
 SELFTEST_SECONDS = 180
 HUB = "https://huggingface.co"
@@ -25,7 +26,7 @@ HUB_SECONDS = 3
 NO_CUDA = "no CUDA device"
 # Features of ReasonSeg's 239 training pictures and some: 8 MiB each (SAM's 256 x 64 x 64 in fp32
 # at most, CLIP's 576 x 1024).
-CACHE_BYTES = 4 * 2**30
+CACHE_BYTES = 4 * GIB
 
 
 class Check(Frozen):
@@ -216,7 +217,7 @@ def _room(machine: Machine) -> Iterator[Check]:
                 found=found, remedy=remedy if bad else "")  # fmt: skip
     if machine.host_available_bytes is not None:
         found = f"{gib(machine.host_available_bytes)} of {gib(machine.host_total_bytes or 0)} free"
-        small = machine.host_available_bytes < 6 * 2**30
+        small = machine.host_available_bytes < 6 * GIB
         remedy = "close other programs: loading 7b takes some GiB" if small else ""
         status: Literal["ok", "note"] = "note" if small else "ok"
         yield Check(name="host memory", status=status, found=found, remedy=remedy)

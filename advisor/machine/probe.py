@@ -16,12 +16,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from profiles.environment import usable_cores
+from profiles.findings import Finding
 from profiles.gpus import gpu_by_nvml
 from profiles.places import cache_folder
-from profiles.plan import Finding
+from profiles.records import Frozen
 
 Platform = Literal["linux", "wsl", "windows", "darwin"]
 
@@ -34,11 +35,7 @@ VGPU_NAME = re.compile(r"\bGRID\b|-\d+(?:[ABQ]\d?|C(?:ME)?)$", re.IGNORECASE)
 SHARING_CAPABILITIES = {(5, 3), (6, 2), (7, 2), (8, 7), (11, 0), (12, 1)}
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Gpu(_Frozen):
+class Gpu(Frozen):
     """One CUDA device: a card, or one MIG instance of a card. Bytes as NVML reports them."""
 
     index: int = Field(description="NVML's index of the card; not always CUDA's")
@@ -66,7 +63,7 @@ class Gpu(_Frozen):
         return None if self.compute_capability is None else self.compute_capability >= (8, 0)
 
 
-class Machine(_Frozen):
+class Machine(Frozen):
     """What was probed."""
 
     gpus: tuple[Gpu, ...] = Field((), description="the visible ones, in NVML's order")

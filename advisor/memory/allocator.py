@@ -14,7 +14,8 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-MIB = 2**20
+from profiles.sizes import MIB
+
 MIN_BLOCK = 512  # kMinBlockSize
 SMALL_REQUEST = MIB  # kSmallSize: up to it from the small pool
 SMALL_SEGMENT = 2 * MIB  # kSmallBuffer

@@ -8,46 +8,33 @@ worst of a data set or the largest that the plan allows: a mean would pass and d
 
 from __future__ import annotations
 
-import hashlib
 import json
-import sys
 import tempfile
-from array import array
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from pydantic import Field
 
-from advisor.machine.budget import ERRORS_FILE, Frozen, gib, margin_for
-from advisor.machine.cuda_context import OTHERS, Context, installed
+from advisor.machine.budget import ERRORS_FILE, margin_for
+from advisor.machine.cuda_context import OTHERS, Context
 from advisor.memory.allocator import replay
+from advisor.memory.forecast_cache import keep, key_of, read, read_events
+from advisor.memory.worst_sample import Worst
 from advisor.rehearsal import BadQuestion, RehearsalFailed, rehearsed
-from profiles.files import write_whole
 from profiles.grid import caching_bytes, nearest
 from profiles.measurement import Measurement, Timeline
 from profiles.places import cache_folder
 from profiles.plan import Plan
-from profiles.skipping import announced
+from profiles.records import Frozen
+from profiles.sizes import GIB, gib
 from profiles.splits import NEEDED, located
 from profiles.tested import Verdict
 
-ROOT = Path(__file__).resolve().parents[2]
-MIB = 2**20
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}  # for a child that needs none
 # Resident set of the process beside what is counted: the same rows, 1.96-2.3 GiB.
-HOST_BASE_BYTES = round(2.09 * 2**30)
-HOST_LOOKUP_BYTES = round(0.11 * 2**30)  # buffers of a table looked up and a head streamed
-LIBRARIES = ("torch", "transformers", "accelerate", "bitsandbytes")
+HOST_BASE_BYTES = round(2.09 * GIB)
+HOST_LOOKUP_BYTES = round(0.11 * GIB)  # buffers of a table looked up and a head streamed
 
-# Files that tell what a mixture's samples hold beside ReasonSeg's. Written out, as ** neither
-# follows links nor spares the folders full of pictures.
-ANNOTATIONS = (
-    "refer_seg/*/instances.json", "refer_seg/*/*.p", "vqa/*.json", "sem_seg/*/annotations.json",
-    "ade20k/*.txt", "ade20k/annotations/training/*.png",
-    "sem_seg/*/*.txt", "sem_seg/*/annotations/training/*.png",
-)  # fmt: skip
 # For a child that first looks at every visit of a training: a full recipe has 100 000.
 DATA_SECONDS = 1200
 
@@ -102,20 +89,6 @@ class Forecast(Frozen):
         return {tier.name: tier for tier in self.tiers}[name]
 
 
-@dataclass(frozen=True)
-class Worst:
-    """The sample that decides: `text_tokens` beside the picture's (None: the longest of `data`).
-
-    Masks and supervised tokens are the most of `data` too, or what the plan's samples may hold.
-    """
-
-    text_tokens: int | None = None
-    masks: int | None = None
-    data: Path | None = None
-    answer_tokens: int | None = None
-    answering: bool = False  # a question, greedily answered, in the place of a training step
-
-
 def forecast(
     plan: Plan,
     worst: Worst,
@@ -139,11 +112,11 @@ def forecast(
     if worst.data is not None and located(worst.data) is None:  # before all of it is looked through
         raise BadQuestion(f"{worst.data}: holds no ReasonSeg data; needed: {NEEDED}")
     folder = cache_folder() / "forecasts" if cache is None else cache
-    key = _key(plan, worst, compute_capability)
-    answer = _read(folder / f"{key}.json", folder / f"{key}.events")
+    key = key_of(plan, worst, compute_capability)
+    answer = read(folder / f"{key}.json", folder / f"{key}.events")
     if answer is None:
         answer = _ask(plan, worst, compute_capability, folder)
-        _keep(folder, key, *answer)
+        keep(folder, key, *answer)
     measurement, events = answer
     if measurement.peak_allocated_bytes is None:
         return _unknown(plan, worst, compute_capability, measurement.error)
@@ -331,7 +304,7 @@ def _ask(
         seconds = DATA_SECONDS if "--data-dir" in options else None
         measurement = rehearsed(plan, options, NO_GPU, folder, seconds)
         try:
-            return measurement, _events(events)
+            return measurement, read_events(events)
         except (ValueError, OSError) as error:
             raise RehearsalFailed(f"the rehearsal left no list of requests ({error})") from None
 
@@ -349,52 +322,3 @@ def _options(plan: Plan, worst: Worst, compute_capability: tuple[int, int]) -> l
     for name, count in (("--masks", masks), ("--answer-tokens", answers)):
         options += [name, str(count)] if count is not None else []
     return options
-
-
-def _events(path: Path) -> list[tuple[int, int]]:
-    """(block, bytes) as the rehearsal wrote them. Raises OSError, ValueError."""
-    numbers = array("q", path.read_bytes())
-    return list(zip(numbers[::2], numbers[1::2], strict=True))
-
-
-def _key(plan: Plan, worst: Worst, compute_capability: tuple[int, int]) -> str:
-    """A hash of all that can change the answer: question, data, code and libraries."""
-    sample = worst.text_tokens, worst.masks, worst.answer_tokens, worst.answering
-    parts: list[Any] = [plan.content_hash, sample, compute_capability]
-    parts += [sys.version, *(installed(name) for name in LIBRARIES)]
-    for package in ("trainer", "profiles"):
-        sources = [p for p in (ROOT / package).rglob("*") if p.suffix in (".py", ".toml")]
-        parts += [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(sources)]
-    if worst.data is not None and worst.text_tokens is None:
-        files = sorted(p for p in worst.data.rglob("*.json") if p.is_file())
-        if not plan.mixture.reason_seg_alone:
-            files += sorted(path for names in ANNOTATIONS for path in worst.data.glob(names))
-        most = announced()
-        if most:  # then a picture that is mended, or breaks, changes what is read
-            files = sorted(p for p in worst.data.rglob("*") if p.is_file())
-        parts += [str(worst.data.resolve()), most]
-        for path in files:
-            with suppress(OSError):  # it has just vanished: what is read does not hold it either
-                found = path.stat()
-                parts.append((str(path), found.st_size, found.st_mtime_ns))
-    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:24]
-
-
-def _read(answer: Path, events: Path) -> tuple[Measurement, list[tuple[int, int]]] | None:
-    """A kept answer; None if there is none, or it is damaged."""
-    try:
-        measurement = Measurement.model_validate_json(answer.read_text(encoding="utf-8"))
-        return measurement, _events(events)
-    except (OSError, ValueError):
-        return None
-
-
-def _keep(folder: Path, key: str, measurement: Measurement, events: list[tuple[int, int]]) -> None:
-    """Write an answer whole, the events first; a cache that cannot be written is no error."""
-    numbers = array("q", (number for event in events for number in event))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / f"{key}.events", numbers.tobytes())
-        write_whole(folder / f"{key}.json", measurement.model_dump_json())
-    except OSError:
-        return

@@ -7,17 +7,21 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 
-from advisor.choice.rank import Candidate, assigned
+from advisor.choice.candidate import Candidate
 from advisor.choice.search import search, smallest_cards_text
-from advisor.machine.budget import Budget, gib
+from advisor.machine.budget import Budget
 from advisor.machine.cuda_context import installed
 from advisor.machine.probe import Gpu
-from advisor.report.reasons import plan_text
+from advisor.report.plan_words import plan_text
 from advisor.request import Question, base_plan, weights_needed, whole_segments
 from profiles.environment import ALLOCATOR_VARIABLES
-from profiles.gpus import gpus, models
+from profiles.findings import Finding, PlanError
+from profiles.gpus import gpus
 from profiles.grid import caching_bytes
-from profiles.plan import Finding, Plan, PlanError
+from profiles.models import models
+from profiles.overrides import assigned
+from profiles.plan import Plan
+from profiles.sizes import gib
 
 # Compute capability in torch's builds (2.11 and later) for CUDA 12.8 and later: pytorch#172352.
 OLDEST_IN_WHEELS = (7, 5)

@@ -8,9 +8,9 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from profiles.measurement import Timeline
+from profiles.sizes import GIB
 
 SIZE, LEFT, TOP, BOTTOM, LEGEND = (960, 540), 70, 56, 60, 230
-GIB = 2**30
 # Dark to light from the bottom up, each with a hatch of its own.
 GREYS = (70, 110, 150, 180, 205, 225, 240, 90, 130, 170)
 INK, PAPER, LINE = (20, 20, 20), (255, 255, 255), (190, 30, 30)

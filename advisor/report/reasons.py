@@ -5,13 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from advisor.choice.candidate import Reason
 from advisor.choice.candidates import STORAGES
-from advisor.choice.rank import Reason, assigned
-from advisor.choice.search import Found, largest_micro_batch
-from advisor.machine.budget import Basis, Budget, gib
+from advisor.choice.search import (
+    Found,
+    largest_micro_batch,
+)
+from advisor.machine.budget import Basis, Budget
 from advisor.machine.probe import Gpu
 from advisor.memory.forecast import TINY_COUNTS, TINY_COUNTS_MORE
+from advisor.report.plan_words import lora_text
+from advisor.request import Question
+from profiles.overrides import assigned
 from profiles.plan import Plan
+from profiles.sizes import gib
 from profiles.tested import TestedRow
 
 TESTED_LEVERS = ("cached_encoders", "logits")
@@ -114,27 +121,6 @@ def allocator_reason(plan: Plan, whole: str) -> Reason:
     return Reason(
         setting="allocator", value=plan.allocator or "default", because=because, basis="policy"
     )
-
-
-def storage_text(plan: Plan) -> str:
-    """How the base weights are stored, in words."""
-    return f"{plan.dtype if plan.quantization == 'none' else plan.quantization} base"
-
-
-def plan_text(plan: Plan) -> str:
-    """The plan's memory levers in a few words."""
-    layers = plan.profile.llama.layers
-    parts = [storage_text(plan), f"micro-batch {plan.micro_batch}"]
-    parts.append(f"{plan.checkpointed_layers} of {layers} layers checkpointed")
-    parts += [f"{plan.host_layers} on the host"] if plan.host_layers else []
-    return ", ".join(parts)
-
-
-def lora_text(plan: Plan) -> str:
-    """The adapters in a few words."""
-    if plan.lora is None:
-        return "none"
-    return f"r={plan.lora.rank} on {'q,v' if plan.lora.targets == 'qv' else plan.lora.targets}"
 
 
 def _seed_reasons(plan: Plan, rows: Sequence[TestedRow]) -> Iterator[Reason]:
@@ -262,3 +248,14 @@ def _cost_text(row: TestedRow) -> str:
     assert row.peak_allocated_bytes is not None
     seconds = f", {row.step_seconds:.2f} s a step" if row.step_seconds else ""
     return gib(row.peak_allocated_bytes) + seconds
+
+
+def card_reasons(question: Question, gpu: Gpu, model: str) -> list[Reason]:
+    reasons = []
+    if question.model is None:
+        because = f"the usual size; ask for another with --model ({model} is the default)"
+        reasons.append(Reason(setting="model", value=model, because=because, basis="policy"))
+    if len(question.machine.gpus) > 1 and not question.what_if:
+        because = f"the most free memory of {len(question.machine.gpus)} visible GPUs"
+        reasons.append(Reason(setting="gpu", value=gpu.name, because=because, basis="exact"))
+    return reasons

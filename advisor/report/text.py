@@ -13,15 +13,16 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from advisor.machine.budget import gib
-from advisor.report.reasons import lora_text, storage_text, told_by
+from advisor.report.plan_words import lora_text, storage_text
+from advisor.report.reasons import told_by
 from profiles.plan import Plan
+from profiles.sizes import gib
 from profiles.text import counted, printable
 
 if TYPE_CHECKING:
+    from advisor.advice import Advice
     from advisor.machine.doctor import Check
     from advisor.memory.forecast import Forecast
-    from advisor.preflight import Advice
 
 VERDICT_STYLES = {
     "FITS": "bold green",

@@ -10,7 +10,8 @@ import time
 import pytest
 from typer.testing import CliRunner
 
-from advisor.cli.main import app, parse_size
+from advisor.cli.main import app
+from advisor.cli.options import parse_size
 from profiles.plan import Plan
 from tests.advisor import fake_nvml
 from tests.advisor.fake_nvml import Card, install

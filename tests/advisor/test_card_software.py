@@ -15,16 +15,18 @@ from advisor.cli.main import app
 from advisor.machine import doctor
 from advisor.machine.budget import margin_for
 from advisor.machine.probe import VGPU_NAME, Gpu, Machine, probe
+from advisor.machine.target import Target
 from advisor.memory.forecast import _verdict
 from advisor.preflight import advise
 from advisor.report import findings as notes
 from advisor.report.findings import shell_allocator
-from advisor.request import Target, lacks_segments
-from profiles.plan import Finding
+from advisor.request import lacks_segments
+from profiles.findings import Finding
 from tests.advisor.fake_nvml import GIB, Card, install
 from tests.conftest import tiny_plan
-from trainer.cli.console import try_segments, use_allocator
-from trainer.data.formats.reasonseg import DataError, _locate
+from trainer.data.findings import DataError
+from trainer.data.formats.reasonseg import _locate
+from trainer.process import try_segments, use_allocator
 
 
 @pytest.mark.parametrize("name", ["GRID V100-16C", "NVIDIA A10-24Q", "GRID T4-8Q", "A16-2B4",

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from advisor import dry_run as dryrun
+from advisor.advice import Advice
 from advisor.dry_run import measured
-from advisor.machine.budget import GIB
 from advisor.machine.probe import Gpu, Machine
-from advisor.preflight import Advice, advise
+from advisor.preflight import advise
 from profiles.measurement import Measurement
 from profiles.plan import Plan
+from profiles.sizes import GIB
 from profiles.tested import Table, read_table, user_table_path
 
 GPU = Gpu(index=0, uuid="GPU-a", name="Some card", total_bytes=8 * GIB, free_bytes=round(7.8 * GIB),

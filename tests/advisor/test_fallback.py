@@ -8,11 +8,12 @@ import pytest
 
 from advisor import fallback as module
 from advisor.fallback import LEVERS, Fallback, NothingSmaller, fallback
-from advisor.machine.budget import GIB
 from advisor.machine.probe import Gpu, Machine
-from advisor.memory.forecast import Worst, forecast
+from advisor.memory.forecast import forecast
+from advisor.memory.worst_sample import Worst
 from profiles.plan import Plan
 from profiles.shortage import Shortage
+from profiles.sizes import GIB
 from profiles.tested import read_table
 from tests.conftest import PHOTOS
 from trainer.run.resume import MAY_CHANGE

@@ -14,7 +14,8 @@ from advisor import rehearsal as child
 from advisor.cli.main import app
 from advisor.machine.cuda_context import HOPPER, OTHERS
 from advisor.memory import forecast as module
-from advisor.memory.forecast import Forecast, Worst, forecast
+from advisor.memory.forecast import Forecast, forecast
+from advisor.memory.worst_sample import Worst
 from advisor.rehearsal import BadQuestion, RehearsalFailed
 from profiles import environment as surroundings
 from profiles.grid import estimate

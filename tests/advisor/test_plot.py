@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from advisor.cli.main import PLOT_SUFFIXES, app
+from advisor.cli.main import app
+from advisor.cli.options import PLOT_SUFFIXES
 from advisor.memory.forecast import TierName
 from advisor.report.glossary import EXPLANATIONS, explain
 from advisor.report.plot import GREYS, LINE, PAPER, SIZE, _parts, _within, draw

@@ -8,20 +8,23 @@ from pathlib import Path
 import pytest
 
 from advisor import preflight
+from advisor.advice import Advice
 from advisor.choice import rank as choose
-from advisor.choice.rank import tiny_cpu_plan
 from advisor.machine.budget import GIB as BUDGET_GIB
 from advisor.machine.budget import Budget
 from advisor.machine.probe import Gpu, Machine, probe
-from advisor.memory.forecast import Forecast, Tier, Worst
-from advisor.preflight import Advice, advise
+from advisor.machine.target import Target
+from advisor.memory.forecast import Forecast, Tier
+from advisor.memory.worst_sample import Worst
+from advisor.preflight import advise
 from advisor.report import reasons
 from advisor.report.text import render_svg
-from advisor.request import Target
+from advisor.tiny import tiny_cpu_plan
 from profiles import tested
+from profiles.findings import PlanError
 from profiles.gpus import find_gpu
 from profiles.grid import estimate
-from profiles.plan import Plan, PlanError
+from profiles.plan import Plan
 from profiles.tested import DataShape, Table, TestedRow, read_table
 from tests.advisor import fake_nvml
 from tests.advisor.fake_nvml import GIB, Card, install

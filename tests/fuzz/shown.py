@@ -20,9 +20,12 @@ from profiles.text import argument, brief, one_line, printable
 from tests.fuzz import surfaces
 from tests.fuzz.hostile import TEXTS, Draw, changed, documents, lines, spelled
 from tests.fuzz.surfaces import FACTS, PICTURE, ROWS, Surface, Wrong
-from trainer.answer.questions import Question, read_questions, stems
+from trainer.answer.output import stems
+from trainer.answer.question import Question
+from trainer.answer.questions import read_questions
 from trainer.convert.export import card, facts_of
-from trainer.data.formats.reasonseg import DataError, read_split
+from trainer.data.findings import DataError
+from trainer.data.formats.reasonseg import read_split
 from trainer.data.mixture import check_data
 from trainer.parallel.launch import RANKS, is_launched, without_leftovers
 

@@ -27,32 +27,31 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from safetensors.torch import save
 
-from profiles.gpus import model_profile
-from profiles.plan import Plan, PlanError, setting_names
+from profiles.findings import PlanError
+from profiles.models import model_profile
+from profiles.plan import Plan, setting_names
 from profiles.tested import parse_table
 from tests.brush import packed
 from tests.fuzz import hostile
 from tests.fuzz.hostile import Draw, changed, documents, lines, odd, spelled, tensor_files
 from trainer.answer.questions import read_questions
 from trainer.answer.trained_model import find
+from trainer.batch import Turn
 from trainer.convert.checkpoint_folder import Source
 from trainer.convert.convert import Report, choose, needed_shapes
 from trainer.convert.export import card, facts_of
 from trainer.convert.tokenizer import convert_tokenizer
 from trainer.data.feature_cache import BadEntry, read_entry
-from trainer.data.formats.reasonseg import (
-    LONGEST_SIDE,
-    DataError,
-    paint_mask,
-    read_image,
-    read_split,
-)
+from trainer.data.findings import DataError
+from trainer.data.formats.reasonseg import read_split
+from trainer.data.images import LONGEST_SIDE, read_image
 from trainer.data.importing.own import import_annotations
 from trainer.data.mixture import check_data
-from trainer.model.families.llava_sam.pictures import clip_pixels, frame_mask, sam_pixels
+from trainer.data.polygons import paint_mask
+from trainer.frame import frame_mask
+from trainer.model.families.llava_sam.pictures import clip_pixels, sam_pixels
 from trainer.model.families.llava_sam.tokenizer import LisaTokenizer
 from trainer.model.weights import FolderWeights, WeightsError, packaged_folder
-from trainer.prompts import Turn
 from trainer.run import checkpoint
 from trainer.run import out_of_memory as recovery
 from trainer.run.checkpoint import CheckpointError

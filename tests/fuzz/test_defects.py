@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save, save_file
 
-from profiles.plan import Plan, PlanError
+from profiles.findings import PlanError
+from profiles.plan import Plan
 from profiles.text import brief
 from tests.fuzz import surfaces
 from tests.fuzz.hostile import png
@@ -30,22 +31,15 @@ from trainer.convert.convert import Report as Conversion
 from trainer.convert.convert import choose
 from trainer.convert.export import card, facts_of
 from trainer.data.feature_cache import BadEntry, FeatureCache, read_entry
+from trainer.data.findings import DataError, Report
 from trainer.data.formats.coco import read_coco
-from trainer.data.formats.reasonseg import (
-    LARGEST_FILE,
-    LONGEST_SIDE,
-    DataError,
-    Polygon,
-    Report,
-    check_data,
-    load_json,
-    painted_area,
-    read_image,
-    read_split,
-)
+from trainer.data.formats.reasonseg import check_data, read_split
 from trainer.data.formats.refer_seg import read_references
+from trainer.data.images import LONGEST_SIDE, read_image
 from trainer.data.importing.own import import_annotations
+from trainer.data.json_fields import LARGEST_FILE, load_json
 from trainer.data.picture_paths import picture_in
+from trainer.data.polygons import Polygon, painted_area
 from trainer.model.families.llava_sam.pictures import LONGEST, clip_pixels
 from trainer.model.families.llava_sam.tokenizer import LisaTokenizer
 from trainer.model.weights import WeightsError

@@ -26,7 +26,8 @@ from trainer.model.build import build, read_tokenizer
 from trainer.model.footprint import DoesNotFit
 from trainer.model.layers.frozen import Nf4Linear
 from trainer.rehearse.real import Rehearsal
-from trainer.run.run import Reporter, Run
+from trainer.reporter import Reporter
+from trainer.run.run import Run
 from trainer.step import training_step
 
 pytestmark = pytest.mark.gpu

@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 
 from tests.conftest import PHOTOS, tiny_plan
 from trainer.data.formats.reasonseg import read_split
+from trainer.reporter import Reporter
 from trainer.run.resume import Keeping, resumable
-from trainer.run.run import Reporter, Run
+from trainer.run.run import Run
 
 pytestmark = pytest.mark.gpu
 MIDWAY = 7  # of 14 steps

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from profiles.files import read_regular, refused
-from profiles.plan import Plan, PlanError
+from profiles.findings import PlanError
+from profiles.plan import Plan
 from profiles.tested import Table, append, read_table, shipped_table
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="pipes and devices of a Unix")

@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from profiles.plan import Lora, Mixture, Plan, PlanError, Schedule, TokenLimits, setting_names
+from profiles.findings import PlanError
+from profiles.plan import Plan, setting_names
+from profiles.settings import Lora, Mixture, Schedule, TokenLimits
 
 LAYERS = {"tiny": 4, "7b": 32, "7b-v1": 32, "13b": 40, "13b-v1": 40}
 TRAINED = ["mask_decoder", "text_hidden_fcs", "projector", "token_rows"]

@@ -18,13 +18,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
 from trainer.answer.evaluate import run_sheet
-from trainer.answer.questions import Question
+from trainer.answer.question import Question
 from trainer.answer.segmenter import Segmenter
 from trainer.answer.trained_model import find
 from trainer.cli.console import user_errors
-from trainer.data.formats.reasonseg import paint_mask, read_split
+from trainer.data.formats.reasonseg import read_split
+from trainer.data.polygons import paint_mask
+from trainer.reporter import Reporter
 from trainer.run.metrics import MaskScores
-from trainer.run.run import Reporter, Run
+from trainer.run.run import Run
 
 QUIET = Reporter(lambda text: None, lambda what, done, total: None)
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 import trainer.convert.convert
-from profiles.gpus import model_profile
+from profiles.models import model_profile
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
 from trainer.cli.train import app
@@ -32,11 +32,12 @@ from trainer.convert.convert import Report, convert, needed_shapes
 from trainer.convert.hub import checkpoint_folder
 from trainer.data.formats.reasonseg import read_split
 from trainer.data.samples import SampleSet, collate
+from trainer.frame import inner_size
 from trainer.model.build import build, read_tokenizer, save_model
 from trainer.model.families.llava_sam.configs import llava_config, sam_config
 from trainer.model.families.llava_sam.model import Lisa, to_original
 from trainer.model.families.llava_sam.names import NamesError, target_names
-from trainer.model.families.llava_sam.pictures import SAM_MEAN, SAM_STD, inner_size, sam_pixels
+from trainer.model.families.llava_sam.pictures import SAM_MEAN, SAM_STD, sam_pixels
 from trainer.model.weights import WeightsError, model_folder, packaged_folder
 
 CPU = torch.device("cpu")

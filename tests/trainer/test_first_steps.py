@@ -15,7 +15,9 @@ from advisor.memory.forecast import TINY_COUNTS, counted_by
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
 from trainer.data.formats.reasonseg import read_split
-from trainer.run.run import Reporter, Run, outcome
+from trainer.reporter import Reporter
+from trainer.run.run import Run
+from trainer.run.validation import outcome
 
 QUIET = Reporter(lambda text: None, lambda what, done, total: None)
 WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="what a CPU alone does")

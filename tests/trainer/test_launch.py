@@ -24,7 +24,8 @@ from trainer.parallel.launch import (
     must_start_processes,
     without_leftovers,
 )
-from trainer.run.run import Reporter, Run
+from trainer.reporter import Reporter
+from trainer.run.run import Run
 
 QUIET = Reporter(lambda text: None, lambda what, done, total: None)
 START = (

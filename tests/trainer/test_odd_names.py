@@ -23,12 +23,14 @@ from profiles.tested import shipped_table
 from profiles.text import argument
 from tests.conftest import PHOTOS
 from tests.trainer.test_results import make_run
-from trainer.answer.questions import Question, read_questions, stems, write_pictures
-from trainer.answer.segmenter import Answer
+from trainer.answer.output import stems, write_pictures
+from trainer.answer.question import Answer, Question
+from trainer.answer.questions import read_questions
 from trainer.cli import segment as segment_cli
 from trainer.cli import train as cli
 from trainer.cli.console import next_steps
-from trainer.data.formats.reasonseg import DataError, read_split
+from trainer.data.findings import DataError
+from trainer.data.formats.reasonseg import read_split
 from trainer.data.synthetic.dataset import write_dataset
 from trainer.run.resume import Keeping, Started
 
@@ -212,7 +214,7 @@ def test_an_answer_that_cannot_be_written_loses_no_other(
             raise OSError(28, "No space left on device", str(stem))
         return write_pictures(question, answer, stem)
 
-    monkeypatch.setattr("trainer.answer.questions.write_pictures", full)
+    monkeypatch.setattr("trainer.answer.output.write_pictures", full)
     arguments = [str(tmp_path), "where?", "--run", str(run), "--out", str(tmp_path / "out"), *FEW]
     done = CliRunner().invoke(segment_cli.app, [*arguments, "--json"])
     assert done.exit_code == 1, done.output

@@ -23,17 +23,14 @@ from typer.testing import CliRunner
 
 from tests.conftest import PHOTOS, tiny_plan
 from trainer.cli.train import app
-from trainer.data.formats.reasonseg import (
-    DataError,
-    Item,
-    check_data,
-    paint_mask,
-    read_image,
-    read_split,
-)
+from trainer.data.findings import DataError
+from trainer.data.formats.reasonseg import Item, check_data, read_split
+from trainer.data.images import read_image
 from trainer.data.importing.outlines import traced
 from trainer.data.importing.own import import_annotations
-from trainer.run.run import Reporter, Run
+from trainer.data.polygons import paint_mask
+from trainer.reporter import Reporter
+from trainer.run.run import Run
 
 Mask = NDArray[np.uint8]
 HEIGHT, WIDTH = 40, 60

@@ -9,16 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from trainer.data.formats.reasonseg import (
-    DataError,
-    Item,
-    Polygon,
-    check_data,
-    paint_mask,
-    read_image,
-    read_split,
-    summarise,
-)
+from trainer.data.findings import DataError
+from trainer.data.formats.reasonseg import Item, check_data, read_split, summarise
+from trainer.data.images import read_image
+from trainer.data.polygons import Polygon, paint_mask
 
 ROOT = Path(__file__).parents[1] / "photos"
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.trainer.test_mixture import write_coco
 from tests.trainer.test_own_data import instances, items, labelme, picture, shape
-from trainer.data.formats.reasonseg import DataError, Report
+from trainer.data.findings import DataError, Report
 from trainer.data.importing.own import import_annotations
 from trainer.data.mixture import READERS
 from trainer.data.picture_paths import PictureSearch

@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trainer.batch import Turn
+from trainer.model.families.llava_sam.conversation import conversation, segments
 from trainer.prompts import (
     ANSWERS,
     EXPLANATORY_QUESTIONS,
@@ -19,14 +21,11 @@ from trainer.prompts import (
     SHORT_QUESTIONS,
     Choose,
     PromptError,
-    Turn,
     answer_for,
-    conversation,
     evaluation_turn,
     explanatory_answer_for,
     explanatory_question_for,
     question_for,
-    segments,
 )
 
 TOKENS = ["<image>", "[SEG]", "<im_start>", "<im_end>", "</s>"]

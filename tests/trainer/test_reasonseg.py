@@ -12,14 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from trainer.data.formats.reasonseg import (
-    DataError,
-    Finding,
-    check_data,
-    read_image,
-    read_split,
-    summarise,
-)
+from trainer.data.findings import DataError, Finding
+from trainer.data.formats.reasonseg import check_data, read_split, summarise
+from trainer.data.images import read_image
 
 SQUARE = [[2, 2], [9, 2], [9, 7], [2, 7]]
 

@@ -20,13 +20,15 @@ from pycocotools import mask as coco
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
 from trainer.answer.evaluate import generated, replaced, teacher_forced, write
-from trainer.answer.questions import Question, read_questions, run_lengths, stems, write_pictures
-from trainer.answer.segmenter import SILENT, Answer, Segmenter
+from trainer.answer.output import run_lengths, stems, write_pictures
+from trainer.answer.question import Answer, Question
+from trainer.answer.questions import read_questions
+from trainer.answer.segmenter import SILENT, Segmenter
 from trainer.answer.trained_model import Trained, find
+from trainer.batch import Batch
 from trainer.convert import export
 from trainer.data.formats.reasonseg import read_split
 from trainer.model.build import build, read_tokenizer
-from trainer.model.families.llava_sam.model import Batch
 from trainer.model.weights import weight_source
 from trainer.run import checkpoint
 from trainer.run.checkpoint import CheckpointError

@@ -27,6 +27,7 @@ from trainer.data.contents import Contents
 from trainer.data.feature_cache import BadEntry
 from trainer.data.formats.reasonseg import Item, read_split
 from trainer.model.footprint import DoesNotFit
+from trainer.reporter import Reporter
 from trainer.run import checkpoint
 from trainer.run import run as loop
 from trainer.run.resume import (
@@ -38,7 +39,8 @@ from trainer.run.resume import (
     digests,
     resumable,
 )
-from trainer.run.run import Interrupted, Reporter, Run, WorkerEnded
+from trainer.run.run import Interrupted, Run
+from trainer.run.workers import WorkerEnded
 
 ROOT = PHOTOS.parents[1]
 QUIET = Reporter(lambda text: None, lambda what, done, total: None)

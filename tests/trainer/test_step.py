@@ -21,7 +21,8 @@ from trainer.cli.train import hyphenated
 from trainer.data.formats.reasonseg import read_split
 from trainer.data.samples import MicroBatches, SampleSet, TooLong, collate
 from trainer.model.build import build, read_tokenizer
-from trainer.run.run import Reporter, Run
+from trainer.reporter import Reporter
+from trainer.run.run import Run
 from trainer.step import NotFinite, make_optimizer, training_step
 
 QUIET = Reporter(lambda text: None, lambda what, done, total: None)

@@ -10,7 +10,7 @@ import torch
 
 from profiles.environment import at_home, threads_for, usable_cores
 from tests.conftest import tiny_plan
-from trainer.cli.console import use_threads
+from trainer.process import use_threads
 
 
 @pytest.mark.parametrize(("quota", "cores"), [("max 100000", 8), ("200000 100000", 2),

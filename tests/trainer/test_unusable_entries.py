@@ -20,9 +20,11 @@ from tests.trainer.test_mixture import talk, write_coco, write_refer_seg, write_
 from tests.trainer.test_own_data import HEIGHT, WIDTH, instances, items, labelme, picture, shape
 from trainer.cli.train import app
 from trainer.data.broken import Leave
-from trainer.data.formats.reasonseg import IGNORE, DataError, paint_mask, read_image
+from trainer.data.findings import DataError
+from trainer.data.images import read_image
 from trainer.data.importing.own import Imported, import_annotations
 from trainer.data.mixture import READERS, MixedSets, read_training
+from trainer.data.polygons import IGNORE, paint_mask
 from trainer.run.resume import CannotResume, Started, check_data, digests
 
 OUTLINE = {"segmentation": [[10, 10, 29, 10, 29, 24, 10, 24]]}
@@ -198,9 +200,7 @@ def test_the_run_remembers_what_to_leave_out(
     assert broken.stem not in json.loads((run / "run.json").read_text())["digests"]["train"]
     (run / "summary.json").unlink()
     # What is known is not looked for: with 2 000 pictures decoding took 39 s, reading headers 0.8.
-    monkeypatch.setattr(
-        "trainer.data.formats.reasonseg._to_rgb", None
-    )  # read_split would decode by it
+    monkeypatch.setattr("trainer.data.images._to_rgb", None)  # read_split would decode by it
     taken = read_training(root, tiny_plan(), Leave(ALL, known=frozenset(
         json.loads((run / "run.json").read_text())["left_out"]), root=root))  # fmt: skip
     assert isinstance(taken, list) and broken.stem not in {item.name for item in taken}

@@ -14,12 +14,15 @@ from numpy.typing import NDArray
 from profiles.files import read_regular, sweep, write_whole
 from trainer.answer.questions import question_of
 from trainer.answer.segmenter import Segmenter
-from trainer.data.formats.reasonseg import Item, paint_mask, read_image
+from trainer.data.formats.reasonseg import Item
+from trainer.data.images import read_image
 from trainer.data.overlays import PREDICTED, TRUE, Row, overlay, write_sheet
+from trainer.data.polygons import paint_mask
 from trainer.data.samples import SampleSet
 from trainer.hardware import versions
+from trainer.reporter import Reporter
 from trainer.run.metrics import MaskScores
-from trainer.run.run import Reporter, describe, evaluate, predict
+from trainer.run.validation import describe, evaluate, predict
 
 if TYPE_CHECKING:
     from trainer.run.run import Run

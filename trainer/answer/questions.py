@@ -2,50 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
 from profiles.files import read_regular
 from profiles.text import brief, one_line
-from trainer.data.formats.reasonseg import DataError, Item, Report, is_picture, read_image
-from trainer.data.overlays import COLOURS, overlay
+from trainer.answer.output import NAMED, WRITTEN, shortened
+from trainer.answer.question import Question
+from trainer.data.findings import DataError, Report
+from trainer.data.formats.reasonseg import Item
+from trainer.data.images import is_picture, read_image
 from trainer.data.picture_paths import picture_in
-from trainer.prompts import PromptError, Turn, explanatory_question_for, question_for
-
-if TYPE_CHECKING:
-    from trainer.answer.segmenter import Answer
-
-
-# What `write_pictures` writes: asked about a folder twice, its own answers are no questions.
-_WRITTEN = re.compile(r"(.+?)(?:-\d+)?\.(?:mask(?:-\d+)?|overlay)\.png")
-_NAMED = 8  # of the files that are passed over
-_LONGEST_STEM = 200  # bytes: systems take names of 255, and -12.mask-3.png comes behind
-
-
-@dataclass(frozen=True)
-class Question:
-    """What is asked about a picture: a sentence, or a noun phrase."""
-
-    image: Path
-    text: str
-    is_sentence: bool = True
-    explain: bool = False
-
-    def turn(self) -> Turn:
-        """The question as the model was taught to hear it, unanswered. Raises PromptError."""
-        if self.explain:
-            return Turn(explanatory_question_for(self.text, _first), None)
-        return Turn(question_for(self.text, self.is_sentence, _first), None)
+from trainer.prompts import PromptError
 
 
 def question_of(item: Item) -> Question:
@@ -87,13 +56,13 @@ def _pictures(folder: Path) -> list[Path]:
     """The folder's pictures, whatever they are called: content decides where the name does not."""
     seen = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
     found = [path for path in seen if not path.is_dir() and is_picture(path)]
-    stems_there = {_shortened(path.stem) for path in found}
+    stems_there = {shortened(path.stem) for path in found}
     return [path for path in found if not _is_answer(path, stems_there)]
 
 
 def _is_answer(path: Path, stems_there: set[str]) -> bool:
     """Whether an earlier call wrote this about a picture beside it."""
-    written = _WRITTEN.fullmatch(path.name)
+    written = WRITTEN.fullmatch(path.name)
     # A picture may itself be called a-2: then a-2.mask.png is about that one.
     return written is not None and bool({written[1], path.name.split(".mask")[0],
                                          path.name.split(".overlay")[0]} & stems_there)  # fmt: skip
@@ -105,8 +74,8 @@ def passed_over(folder: Path) -> str | None:
     left = [p for p in sorted(folder.iterdir()) if p not in asked and p.name[0] != "."]
     if not left:
         return None
-    names = [one_line(p.name) + "/" * p.is_dir() for p in left[:_NAMED]]
-    names += [f"and {len(left) - _NAMED} more"] * (len(left) > _NAMED)
+    names = [one_line(p.name) + "/" * p.is_dir() for p in left[:NAMED]]
+    names += [f"and {len(left) - NAMED} more"] * (len(left) > NAMED)
     return f"passed over in {folder}, no pictures to ask about: {', '.join(names)}"
 
 
@@ -167,81 +136,3 @@ def unreadable(asked: Sequence[Question]) -> dict[Path, str]:
         except DataError as error:
             wrong[picture] = "; ".join(map(str, error.findings))
     return wrong
-
-
-def stems(asked: Sequence[Question], folder: Path) -> list[Path]:
-    """Where each answer's pictures go: `folder / NAME`, numbered where NAME was there before."""
-    found: list[Path] = []
-    for question in asked:
-        name = _shortened(question.image.stem)
-        number, stem = 2, folder / name
-        while stem in found:
-            number, stem = number + 1, folder / f"{name}-{number}"
-        found.append(stem)
-    return found
-
-
-def _shortened(stem: str) -> str:
-    """A picture's name with room for what comes behind it; a cut one ends in its checksum."""
-    spelled = os.fsencode(stem)
-    if len(spelled) <= _LONGEST_STEM:
-        return stem
-    whole = spelled[: _LONGEST_STEM - 9].decode("utf-8", "ignore")
-    return f"{whole}-{hashlib.sha256(spelled).hexdigest()[:8]}"
-
-
-def write_pictures(question: Question, answer: Answer, stem: Path) -> list[Path]:
-    """STEM.mask.png (of several [SEG]: STEM.mask-1.png, …) and STEM.overlay.png, if any mask.
-
-    What an earlier answer left under STEM's names goes: it would pass for this one's.
-    """
-    files: list[Path] = []
-    if len(answer.masks):
-        picture = read_image(question.image)
-        for number, mask in enumerate(answer.masks, 1):
-            name = f".mask-{number}.png" if len(answer.masks) > 1 else ".mask.png"
-            files.append(stem.with_name(stem.name + name))
-            Image.fromarray(mask.astype(np.uint8) * 255).save(files[-1])
-            picture = overlay(picture, mask, COLOURS[(number - 1) % len(COLOURS)])
-        files.append(stem.with_name(stem.name + ".overlay.png"))
-        Image.fromarray(picture).save(files[-1])
-    for path in _written_before(stem):
-        if path not in files:
-            path.unlink(missing_ok=True)
-    return files
-
-
-def _written_before(stem: Path) -> list[Path]:
-    """The files under the names that `write_pictures` writes for STEM."""
-    names = re.compile(re.escape(stem.name) + r"\.(?:mask(?:-[1-9][0-9]*)?|overlay)\.png")
-    return [path for path in stem.parent.iterdir() if names.fullmatch(path.name)]
-
-
-def row_of(question: Question, answer: Answer, files: list[Path]) -> dict[str, Any]:
-    """An answer as plain values; masks as COCO's run lengths (read them with pycocotools)."""
-    return {
-        "image": str(question.image),
-        "question": question.text,
-        "answer": answer.text,
-        "seconds": round(answer.seconds, 3),
-        "masks": [run_lengths(mask) for mask in answer.masks],
-        "files": [str(path) for path in files],
-    } | ({"masks_left_out": answer.left_out} if answer.left_out else {})
-
-
-def row_of_unanswered(question: Question, error: str) -> dict[str, Any]:
-    """The row of a question whose picture cannot be read, or its answer not be written."""
-    named = {"image": str(question.image), "question": question.text}
-    return named | {"error": error, "masks": [], "files": []}
-
-
-def run_lengths(mask: NDArray[np.bool_]) -> dict[str, Any]:
-    """A mask [H, W] as COCO's compressed RLE {"size": [H, W], "counts": text}, and its area."""
-    from pycocotools import mask as coco
-
-    rle = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
-    return {"size": list(mask.shape), "counts": rle["counts"].decode(), "area": int(mask.sum())}
-
-
-def _first(options: Sequence[str]) -> str:
-    return options[0]

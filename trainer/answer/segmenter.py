@@ -4,39 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from profiles.plan import Plan
-from trainer.answer.questions import Question
+from trainer.answer.question import Answer, Question
 from trainer.answer.trained_model import Trained
-from trainer.data.formats.reasonseg import read_image
+from trainer.batch import Batch
+from trainer.data.images import read_image
 from trainer.losses import IGNORE_LABEL
 from trainer.model.build import read_tokenizer
-from trainer.model.families.llava_sam.model import Batch, to_original
+from trainer.model.families.llava_sam.model import to_original
 from trainer.model.families.llava_sam.tokenizer import LisaTokenizer
-from trainer.run.run import Reporter, make_accelerator, prepare_caches
+from trainer.parallel.accelerator import make_accelerator
+from trainer.reporter import Reporter
+from trainer.run.feature_caches import prepare_caches
 
 SILENT = Reporter(lambda text: None, lambda what, done, total: None)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the model said, and a mask [H, W] bool for each [SEG] in it."""
-
-    text: str
-    masks: NDArray[np.bool_]  # [n, H, W]
-    seconds: float
-    left_out: int = 0  # masks beyond what was asked for, the last ones
-
-    @property
-    def mask(self) -> NDArray[np.bool_]:
-        """All masks together, [H, W]; empty where there is none."""
-        return np.asarray(self.masks.any(0))
 
 
 def longest_question(questions: Sequence[Question], plan: Plan, tokenizer: LisaTokenizer) -> int:

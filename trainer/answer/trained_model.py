@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from profiles.files import read_regular, reason
 from profiles.plan import Plan
 from profiles.text import argument, one_line
+from trainer.run.checkpoint import TRAINED
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from trainer.model.families.llava_sam.model import Lisa
     from trainer.model.families.llava_sam.tokenizer import LisaTokenizer
 
-TRAINED = "trained.safetensors"  # in every checkpoint and export
 DEFAULT = Path("runs/latest")  # where lisa-train trains unless told otherwise
 ORIGIN = "conversion.json"  # names the model of a converted or merged folder
 

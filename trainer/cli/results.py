@@ -8,17 +8,12 @@ from typing import Annotated
 
 import typer
 
-from profiles.streams import say
+from profiles.sizes import MIB
+from profiles.streams import say, tell
 from profiles.text import one_line
-from trainer.cli.console import (
-    ended_politely,
-    feature_cache,
-    reporter,
-    stay_at_home,
-    tell,
-    user_errors,
-)
+from trainer.cli.console import ended_politely, reporter, user_errors
 from trainer.cli.segment import planned
+from trainer.process import feature_cache, stay_at_home
 
 Settings = Annotated[
     list[str] | None,
@@ -105,6 +100,6 @@ def export(
 
         write = export_merged if merge else export_trained
         size = write(trained, target)
-        say(f"{target}: {size / 2**20:.1f} MiB, card in {target / 'README.md'}")
+        say(f"{target}: {size / MIB:.1f} MiB, card in {target / 'README.md'}")
         if push is not None:
             say(upload(target, push, tell))

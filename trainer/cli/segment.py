@@ -10,24 +10,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from profiles.files import refused
-from profiles.streams import say, set_streams
+from profiles.streams import say, set_streams, tell
 from profiles.text import one_line
-from trainer.cli.console import (
+from trainer.cli.console import user_errors
+from trainer.process import (
     feature_cache,
     heed_the_plan,
     stay_at_home,
-    tell,
     try_segments,
     use_allocator,
     use_threads,
-    user_errors,
 )
 
 if TYPE_CHECKING:
     from advisor.inference import Fit
     from profiles.plan import Plan
-    from trainer.answer.questions import Question
-    from trainer.answer.segmenter import Answer, Segmenter
+    from trainer.answer.question import Answer, Question
+    from trainer.answer.segmenter import Segmenter
     from trainer.answer.trained_model import Trained
 
 app = typer.Typer(
@@ -67,13 +66,8 @@ def segment(
     is too small, 2 bad usage.
     """
     stay_at_home()
-    from trainer.answer.questions import (
-        passed_over,
-        read_questions,
-        row_of_unanswered,
-        stems,
-        unreadable,
-    )
+    from trainer.answer.output import row_of_unanswered, stems
+    from trainer.answer.questions import passed_over, read_questions, unreadable
     from trainer.answer.trained_model import find, newest
 
     with user_errors():
@@ -138,7 +132,7 @@ def _answered(
     segmenter: Segmenter, question: Question, stem: Path, as_json: bool, several: bool
 ) -> dict[str, Any]:
     """Ask, write and say one answer; its JSON row. What fails here is this answer's alone."""
-    from trainer.answer.questions import row_of_unanswered
+    from trainer.answer.output import row_of_unanswered
 
     try:
         answer = segmenter.ask(question, segmenter.plan.tokens.max_masks)
@@ -155,7 +149,7 @@ def _told(
     question: Question, answer: Answer, stem: Path, as_json: bool, several: bool
 ) -> dict[str, Any]:
     """Write an answer's pictures and say it; its JSON row."""
-    from trainer.answer.questions import row_of, write_pictures
+    from trainer.answer.output import row_of, write_pictures
 
     files = write_pictures(question, answer, stem)
     if answer.left_out:

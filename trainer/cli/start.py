@@ -11,23 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from profiles.exits import EXIT_INTERRUPTED, EXIT_OUT_OF_MEMORY
 from profiles.files import held, sweep, write_whole
+from profiles.streams import tell
 from profiles.text import argument, counted, one_line, operand
-from trainer.cli.console import (
-    EXIT_INTERRUPTED,
-    EXIT_OUT_OF_MEMORY,
-    next_steps,
-    reporter,
-    tell,
-    try_segments,
-    use_allocator,
-    use_threads,
-    user_errors,
-)
+from trainer.cli.console import next_steps, reporter, user_errors
+from trainer.process import try_segments, use_allocator, use_threads
 from trainer.run.folder import FILES, OVERLAY, RECORD, is_complete
 
 if TYPE_CHECKING:
-    from advisor.preflight import Advice
+    from advisor.advice import Advice
     from profiles.plan import Plan
     from trainer.data.formats.reasonseg import Item
     from trainer.data.mixture import MixedSets
@@ -227,7 +220,8 @@ def _train(run: Beginning, data: Data, checkpoint: Path | None) -> None:
         from trainer.answer.evaluate import run_sheet
         from trainer.hardware import room
         from trainer.model.footprint import DoesNotFit
-        from trainer.run.run import Run, outcome
+        from trainer.run.run import Run
+        from trainer.run.validation import outcome
 
         before, training = room(plan), None
         try:
@@ -243,7 +237,10 @@ def _train(run: Beginning, data: Data, checkpoint: Path | None) -> None:
                     tell(f"note: --resume takes no settings: free the memory and try again, or set "
                          f"what the error names in {folder / 'plan.json'}")  # fmt: skip
                 raise
-            place = recovery.write_down(folder, plan, error, training, before)
+            reached = None
+            if training is not None:
+                reached = training.step, training.model, training.optimizer.optimizer
+            place = recovery.write_down(folder, plan, error, reached, before)
             raise recovery.OutOfMemory(
                 f"out of memory, see {place}; "
                 f"lisa-train --resume {argument(folder)} goes on with less"
@@ -262,7 +259,8 @@ def _read_data(run: Beginning) -> Data:
     Whatever the run found to be broken when it began is left out again, and not looked for.
     """
     from trainer.data.broken import LIST, Leave, told, write_list
-    from trainer.data.formats.reasonseg import DataError, read_split
+    from trainer.data.findings import DataError
+    from trainer.data.formats.reasonseg import read_split
     from trainer.data.mixture import read_training
     from trainer.parallel.launch import is_main
 

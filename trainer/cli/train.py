@@ -11,28 +11,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from profiles.files import reason
-from profiles.streams import say, set_streams
-from profiles.text import counted, is_text
-from trainer.cli.console import (
-    EXIT_INTERRUPTED,
-    EXIT_USAGE,
-    Plain,
-    ended_politely,
-    fail,
-    feature_cache,
-    heed_the_plan,
-    stay_at_home,
-    tell,
-    user_errors,
-)
+from profiles.exits import EXIT_INTERRUPTED
+from profiles.sizes import GIB
+from profiles.streams import say, set_streams, tell
+from profiles.text import is_text
+from trainer.cli.console import ended_politely, user_errors
+from trainer.cli.data import check_data_folder, import_, preview, synthesise
+from trainer.cli.options import Settings, SkipBroken, Text
 from trainer.cli.results import evaluate, export
 from trainer.cli.start import Beginning, begin, go_on, worker
+from trainer.exits import fail
 from trainer.parallel.launch import end_with_parent, is_launched, leave_group
+from trainer.process import feature_cache, heed_the_plan, stay_at_home
 from trainer.run.folder import LATEST, new_run
 
 if TYPE_CHECKING:
-    from advisor.preflight import Advice
+    from advisor.advice import Advice
     from profiles.plan import Plan
 
 app = typer.Typer(
@@ -40,16 +34,6 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-Text = str | None
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a plan setting. Repeatable."),
-]
-SkipBroken = Annotated[
-    Text,
-    typer.Option(metavar="N|all", help="Leave at most N broken entries of the data out."),
-]
 
 
 @app.callback(invoke_without_command=True)
@@ -107,7 +91,7 @@ def train(
     if context.invoked_subcommand:
         return
     if check_data is not None:
-        raise typer.Exit(_check_data(check_data, skip_broken))
+        raise typer.Exit(check_data_folder(check_data, skip_broken))
     if auto and plan is not None:
         fail("--auto and --plan: give one of the two")
     flags = {
@@ -140,7 +124,7 @@ def train(
         _must_be_text({"--data-dir": data_dir, "--cache-dir": cache_dir, "--resume": resume})
         with user_errors():
             return go_on(resume, data_dir, cache_dir, keeping)
-    from profiles.plan import Lora
+    from profiles.settings import Lora
     from profiles.skipping import announce, read_most
     from trainer.run.resume import Keeping, Started
 
@@ -169,26 +153,6 @@ def train(
 
 
 @app.command()
-def synthesise(
-    folder: Annotated[Path, typer.Argument(help="Where ReasonSeg/ is written.")],
-    train_: Annotated[int, typer.Option("--train", min=1, help="Training questions.")] = 640,
-    val: Annotated[int, typer.Option(min=1, help="Validation questions.")] = 120,
-    test: Annotated[int, typer.Option(min=0, help="Test questions.")] = 120,
-    kind: Annotated[
-        list[str] | None, typer.Option(help="Question kind; repeatable. Default: negation.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of scenes and questions.")] = 0,
-) -> None:
-    """Write a synthetic data set in ReasonSeg's format."""
-    from trainer.data.synthetic.dataset import write_dataset
-
-    with user_errors():
-        kinds = tuple(kind or ["negation"])  # one that lisa-tiny has never seen
-        where = write_dataset(folder, seed=seed, train=train_, val=val, test=test, kinds=kinds)
-    say(f"{train_} + {val} + {test} questions ({', '.join(kinds)}) in {where}")
-
-
-@app.command()
 def convert(
     sources: Annotated[
         list[str],
@@ -207,75 +171,8 @@ def convert(
 
     with user_errors(), ended_politely():
         folders = [checkpoint_folder(source, tell, offline) for source in sources]
-        report = run(folders, target, model, tell, int(shard_gib * 2**30))
+        report = run(folders, target, model, tell, int(shard_gib * GIB))
     say("\n".join([*report.lines(), f"{model} in {target}; its conversion.json lists all"]))
-
-
-@app.command("import")
-def import_(
-    source: Annotated[
-        Path,
-        typer.Argument(metavar="SRC", help="LabelMe's folder, or a JSON of COCO or Label Studio."),
-    ],
-    target: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write.")],
-    questions: Annotated[
-        Path | None, typer.Option(help="CSV or JSONL: picture, label, question.")
-    ] = None,
-    pictures: Annotated[Path | None, typer.Option(help="Where the pictures lie.")] = None,
-    val: Annotated[float, typer.Option(help="Share of pictures to validate on.")] = 0.1,
-    test: Annotated[float, typer.Option(help="Share of pictures to keep for a test.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
-    skip_broken: SkipBroken = None,
-    encoding: Annotated[
-        str | None, typer.Option(help="Of files that are not UTF-8, such as gbk.")
-    ] = None,
-    frame: Annotated[
-        str | None, typer.Option(help="Of outlines on turned pictures: stored or upright.")
-    ] = None,
-    iscrowd: Annotated[
-        str | None, typer.Option(help="What COCO's iscrowd 1 marks: object or crowd.")
-    ] = None,
-) -> None:
-    """Turn annotations of LabelMe, COCO or Label Studio into ReasonSeg data for --data-dir DST."""
-    from profiles.skipping import read_most
-    from trainer.data import broken
-    from trainer.data.importing.own import import_annotations
-
-    with user_errors(), ended_politely():
-        done = import_annotations(
-            source, target, questions=questions, pictures=pictures, val=val, test=test, seed=seed,
-            skip_broken=read_most(skip_broken), encoding=encoding, frame=frame,
-            iscrowd=iscrowd, progress=Plain(patience=10),
-        )  # fmt: skip
-    items = ", ".join(f"{split} {count}" for split, count in done.items.items())
-    whole = counted(done.pictures, "picture")
-    say(f"{target}: {items} items on {whole}; {done.left_out} without any")
-    for what in done.assumed:
-        say(f"note: {what}")
-    if done.broken:
-        say(broken.told(done.broken, target / broken.LIST))
-
-
-@app.command()
-def preview(
-    data: Annotated[Path, typer.Argument(help="Folder with ReasonSeg data.")],
-    split: Annotated[str, typer.Option(help="train, val or test.")] = "train",
-    count: Annotated[int, typer.Option(min=1, help="Items to show.")] = 12,
-    out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("preview.png"),
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the choice.")] = 0,
-    skip_broken: SkipBroken = None,
-) -> None:
-    """Draw some items of a data set: pictures, questions, targets and ignored regions."""
-    from profiles.skipping import read_most
-    from trainer.data.broken import Leave
-    from trainer.data.preview import write_preview
-
-    with user_errors():
-        leave = Leave(read_most(skip_broken))
-        lines = write_preview(data, split, count, seed, out, leave)
-    for one in leave.left_out:
-        tell(f"left out: {one}")
-    say("\n".join([*lines, f"{out}: target blue, ignored yellow"]))
 
 
 def _resolve(
@@ -289,10 +186,12 @@ def _resolve(
         plan = base.override(assignments + ([f"model={model}"] if model else []))
         _refuse_large_on_cpu(plan.model, plan.device == "cpu")
         return plan, None
-    from advisor.choice.rank import assigned, pick_gpu
     from advisor.dry_run import measured
     from advisor.machine.probe import probe
-    from advisor.preflight import advise, live_forecast
+    from advisor.machine.target import pick_gpu
+    from advisor.memory.card import live_forecast
+    from advisor.preflight import advise
+    from profiles.overrides import assigned
 
     if not auto:
         tell("no plan is named: training with lisa-advise's (--auto)")
@@ -329,50 +228,12 @@ def _must_be_text(folders: dict[str, Path | str | None]) -> None:
             fail(f"{option}: got {whole}; allowed: a path in UTF-8\n    hint: rename the folder")
 
 
+app.command()(synthesise)
+app.command("import")(import_)
+app.command()(preview)
 app.command()(evaluate)
 app.command()(export)
 app.command(hidden=True)(worker)
-
-
-def _check_data(folder: Path, skip_broken: Text = None) -> int:
-    from profiles.skipping import read_most
-    from trainer.data import broken
-    from trainer.data.mixture import check
-
-    with user_errors():
-        most = read_most(skip_broken)
-        counts_of, others, findings = check(folder, Plain(patience=10))
-    if not broken.can_go(findings, most):
-        for finding in findings:
-            tell(f"  - {finding}")
-        tell(f"{counted(len(findings), 'finding')} in {folder}")
-        for line in broken.hint(findings, most):
-            tell(line)
-        return EXIT_USAGE
-    for split, counts in counts_of.items():
-        if not counts:
-            fail(f"{folder}: no sound item would be left in {split}\n    hint: mend some")
-        say(f"{split}: " + ", ".join(f"{name} {value}" for name, value in counts.items()))
-    for data_set in others:
-        masks = sum(1 for picture in data_set.pictures for _ in picture.paints())
-        left_out = f", left out {data_set.left_out}: no picture" if data_set.left_out else ""
-        say(f"{data_set.name}: pictures {len(data_set.pictures)}, masks {masks}{left_out}")
-    if findings:
-        listed = Path(broken.LIST)  # here: a folder of data may be another's
-        try:
-            broken.write_list(listed, findings)
-        except OSError as error:
-            say(f"{folder}: {broken.told(findings)}")
-            tell(f"note: {listed} cannot be written here: {reason(error)}\n"
-                 "    hint: without --skip-broken they are shown")  # fmt: skip
-        else:
-            say(f"{folder}: {broken.told(findings, listed)}")
-    else:
-        say(f"{folder}: no findings")
-    missing = [split for split in ("train", "val") if split not in counts_of]
-    if missing:
-        tell(f"note: there is no {' and no '.join(missing)} split, which a training needs")
-    return 0
 
 
 def hyphenated(arguments: list[str]) -> list[str]:

@@ -17,8 +17,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from profiles.gpus import ModelProfile, model_profile
+from profiles.models import ModelProfile, model_profile
+from profiles.sizes import GIB
 from trainer.atomic_folder import placed, refuse_taken, share
+from trainer.batch import SEG_TOKEN
 from trainer.convert.checkpoint_folder import PLAIN_DTYPES, Found, Source, TensorFile
 from trainer.convert.tokenizer import convert_tokenizer
 from trainer.model.build import skeleton
@@ -26,7 +28,6 @@ from trainer.model.families.llava_sam.configs import llava_config
 from trainer.model.families.llava_sam.names import CLIP, EMBEDDING, HEAD, PROJECTOR
 from trainer.model.families.llava_sam.tokenizer import LisaTokenizer
 from trainer.model.weights import WeightsError, canonical_name, packaged_folder
-from trainer.prompts import SEG_TOKEN
 
 SHARD_BYTES = 2 << 30
 DTYPE = torch.bfloat16  # of every tensor, as in the packaged folder
@@ -283,8 +284,8 @@ def _check_space(folder: Path, needed: dict[str, torch.Size]) -> None:
     free = shutil.disk_usage(folder).free
     if free < bytes_needed:
         raise WeightsError(
-            f"{folder.parent}: {free / 2**30:.1f} GiB free on this disk, "
-            f"the model takes {bytes_needed / 2**30:.1f}; name a folder on another one"
+            f"{folder.parent}: {free / GIB:.1f} GiB free on this disk, "
+            f"the model takes {bytes_needed / GIB:.1f}; name a folder on another one"
         )
 
 

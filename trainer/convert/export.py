@@ -18,14 +18,15 @@ from typing_extensions import TypedDict
 
 from profiles.files import read_regular
 from profiles.plan import Plan
+from profiles.sizes import GIB
 from profiles.text import argument, one_line
-from trainer.answer.trained_model import ORIGIN, TRAINED, Trained
+from trainer.answer.trained_model import ORIGIN, Trained
 from trainer.atomic_folder import placed, refuse_taken
 from trainer.convert.convert import SHARD_BYTES, Shards, needed_shapes
 from trainer.model.build import TORCH_DTYPES, read_tokenizer
 from trainer.model.families.llava_sam.names import EMBEDDING, HEAD
 from trainer.model.weights import FolderWeights, WeightsError, canonical_name, model_folder
-from trainer.run.checkpoint import MANIFEST, altered, read_facts, seal, verify
+from trainer.run.checkpoint import MANIFEST, TRAINED, altered, read_facts, seal, verify
 
 CPU = torch.device("cpu")
 
@@ -212,9 +213,9 @@ def _training(plan: Plan, facts: dict[str, Any]) -> Iterator[str]:
     if machine := facts.get("hardware"):
         yield f"- on {_text(machine)}"
     if measured := facts.get("peak_reserved_bytes"):
-        told = f"- memory: {measured / 2**30:.2f} GiB of the allocator's pool at the peak"
+        told = f"- memory: {measured / GIB:.2f} GiB of the allocator's pool at the peak"
         if forecast := facts.get("forecast_bytes"):
-            told += f"; {forecast / 2**30:.2f} GiB were forecast ({forecast / measured - 1:+.1%})"
+            told += f"; {forecast / GIB:.2f} GiB were forecast ({forecast / measured - 1:+.1%})"
         yield told
     if plan.weights == "random":
         yield "- **the base weights were random values: a rehearsal, of no use**"

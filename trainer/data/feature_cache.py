@@ -21,9 +21,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from profiles.files import STALE_SECONDS, force
-from profiles.plan import Encoder, Plan
+from profiles.plan import Plan
+from profiles.settings import Encoder
 from trainer.atomic_folder import share
-from trainer.data.formats.reasonseg import read_image
+from trainer.data.images import read_image
 from trainer.model.families.llava_sam.pictures import VERSION, pixels
 
 ASIDE = ".writing-"

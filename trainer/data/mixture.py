@@ -16,19 +16,12 @@ import numpy as np
 
 from profiles.plan import Plan
 from trainer.data.broken import Leave, can_go
+from trainer.data.findings import DataError, Finding, Report
 from trainer.data.formats import refer_seg, sem_seg, vqa
-from trainer.data.formats.reasonseg import (
-    DataError,
-    Finding,
-    Item,
-    Progress,
-    Report,
-    Summary,
-    read_image,
-    read_split,
-)
+from trainer.data.formats.reasonseg import Item, Progress, ReasoningPicture, Summary, read_split
 from trainer.data.formats.reasonseg import check as check_reason_seg
-from trainer.data.pictures import DataSet, Picture, ReasoningPicture, Scanned
+from trainer.data.images import read_image
+from trainer.data.pictures import DataSet, Picture, Scanned
 from trainer.data.threads import in_threads
 
 PLACES = {

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PureWindowsPath
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from trainer.data.formats.reasonseg import Report, read_sentence
+from trainer.data.findings import Report
+from trainer.data.json_fields import read_sentence
 
 # Folders that hold nothing but annotations: the pictures are beside them.
 _NOTES_FOLDERS = ("annotations", "annotation", "labels", "label", "json", "jsons", "labelme")

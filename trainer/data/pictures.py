@@ -10,19 +10,13 @@ from typing import Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.formats.reasonseg import Finding, Item, Report, paint_mask
+from trainer.batch import Turn
+from trainer.data.findings import Finding, Report
 from trainer.prompts import (
     RESERVED_TOKENS,
-    Turn,
     answer_for,
-    evaluation_turn,
-    explanatory_answer_for,
-    explanatory_question_for,
     question_for,
 )
-
-# Of a training item with an explanation, one in this many visits asks for it.
-EXPLANATION_EVERY = 3
 
 Paint: TypeAlias = Callable[[int, int], NDArray[np.uint8]]
 """(height, width) of the picture -> uint8 [height, width]: 0 background, 1 target, 255 ignore."""
@@ -68,53 +62,6 @@ class DataSet:
 
 
 Scanned: TypeAlias = tuple[list[DataSet], list[Finding]]
-
-
-@dataclass(frozen=True)
-class ReasoningPicture:
-    """An item of ReasonSeg: one question, one mask."""
-
-    item: Item
-
-    @property
-    def name(self) -> str:
-        """The item's."""
-        return self.item.name
-
-    @property
-    def image_path(self) -> Path:
-        """The item's."""
-        return self.item.image_path
-
-    @property
-    def where(self) -> str:
-        """The item's annotation."""
-        return str(self.item.json_path)
-
-    def visit(self, rng: np.random.Generator, most_masks: int = 1) -> list[Asked]:
-        """One of its texts or, now and then, of its explanations."""
-        return [Asked(self._turn(rng), self._paint)]
-
-    def evaluation(self) -> list[Asked]:
-        """Its first text, answered as the published evaluation has it."""
-        turn = evaluation_turn(self.item.texts[0], self.item.is_sentence)
-        return [Asked(turn, self._paint)]
-
-    def paints(self) -> Iterator[Paint]:
-        """Its one mask."""
-        yield self._paint
-
-    def _turn(self, rng: np.random.Generator) -> Turn:
-        item, choose = self.item, chooser(rng)
-        if item.explanations and rng.integers(EXPLANATION_EVERY) == 0:
-            told = item.explanations[int(rng.integers(len(item.explanations)))]
-            question = explanatory_question_for(told.query, choose)
-            return Turn(question, explanatory_answer_for(told.answer, choose))
-        text = choose(item.texts)
-        return Turn(question_for(text, item.is_sentence, choose), answer_for(choose))
-
-    def _paint(self, height: int, width: int) -> NDArray[np.uint8]:
-        return paint_mask(self.item.polygons, height, width)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,10 @@ import numpy as np
 
 from profiles.files import reason
 from profiles.text import one_line
-from trainer.data.formats.reasonseg import IGNORE, TARGET, Item, paint_mask, read_image, read_split
+from trainer.data.formats.reasonseg import Item, read_split
+from trainer.data.images import read_image
 from trainer.data.overlays import IGNORED, TRUE, Row, overlay, write_sheet
+from trainer.data.polygons import IGNORE, TARGET, paint_mask
 
 if TYPE_CHECKING:
     from trainer.data.broken import Leave

@@ -16,17 +16,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from profiles.plan import Encoder, Plan
+from profiles.plan import Plan
+from profiles.settings import Encoder
 from profiles.text import one_line
+from trainer.batch import Batch, Encoded
 from trainer.data.feature_cache import FeatureCache
-from trainer.data.formats.reasonseg import IGNORE, Item, read_image
+from trainer.data.formats.reasonseg import Item, ReasoningPicture
+from trainer.data.images import read_image
 from trainer.data.mixture import MixedSets, generator_of
-from trainer.data.pictures import Asked, Picture, ReasoningPicture
+from trainer.data.pictures import Asked, Picture
+from trainer.data.polygons import IGNORE
+from trainer.frame import frame_mask
 from trainer.losses import IGNORE_LABEL, check_target
-from trainer.model.families.llava_sam.model import Batch
-from trainer.model.families.llava_sam.pictures import frame_mask, pixels
-from trainer.model.families.llava_sam.tokenizer import Encoded, LisaTokenizer, TooLong
-from trainer.prompts import conversation
+from trainer.model.families.llava_sam.conversation import conversation
+from trainer.model.families.llava_sam.pictures import pixels
+from trainer.model.families.llava_sam.tokenizer import LisaTokenizer, TooLong
 
 COMPILED_LENGTH_STEP = 32  # tokens
 

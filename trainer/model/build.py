@@ -12,8 +12,9 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 
-from profiles.gpus import ModelProfile
-from profiles.plan import Dtype, Encoder, Lora, Plan
+from profiles.models import ModelProfile
+from profiles.plan import Plan
+from profiles.settings import Dtype, Encoder, Lora
 from trainer.model.families.llava_sam.configs import llava_config, sam_config
 from trainer.model.families.llava_sam.model import Lisa
 from trainer.model.families.llava_sam.tokenizer import LisaTokenizer

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from profiles.plan import Plan
+from profiles.sizes import gib
 from trainer.model.build import build
 from trainer.model.families.llava_sam.tokenizer import LisaTokenizer
 from trainer.model.layers.host import host_tensors
@@ -67,15 +68,15 @@ def check_fits(plan: Plan, tokenizer: LisaTokenizer, usable: int, host_usable: i
     host = needed.pop("host")
     total = sum(needed.values())
     if total > usable:
-        parts = ", ".join(f"{name} {_gib(size)}" for name, size in needed.items())
+        parts = ", ".join(f"{name} {gib(size)}" for name, size in needed.items())
         raise DoesNotFit(
-            f"the plan needs at least {_gib(total)} on the card before any activation ({parts}); "
-            f"{_gib(usable)} are free\n"
+            f"the plan needs at least {gib(total)} on the card before any activation ({parts}); "
+            f"{gib(usable)} are free\n"
             f"    hint: {_hint(plan)}"
         )
     if host > host_usable:
         raise DoesNotFit(
-            f"the plan keeps {_gib(host)} in host memory, and {_gib(host_usable)} are available\n"
+            f"the plan keeps {gib(host)} in host memory, and {gib(host_usable)} are available\n"
             "    hint: lower host_layers, or set host_embeddings=false"
         )
 
@@ -91,7 +92,3 @@ def _hint(plan: Plan) -> str:
     if plan.quantization == "none":
         return "--set quantization=nf4"
     return "--set checkpointed_layers=all --set host_layers=N keeps N decoder layers in host memory"
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB"

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from profiles.plan import Plan, TrainedPart
+from profiles.plan import Plan
+from profiles.settings import TrainedPart
 from trainer.model.families.llava_sam.model import Lisa
 
 PART_PREFIXES: dict[TrainedPart, tuple[str, ...]] = {

@@ -18,8 +18,8 @@ from collections.abc import Mapping, MutableMapping
 from typing import Any, NoReturn
 
 from profiles.environment import borrowed, threads_for, usable_cores
+from profiles.exits import EXIT_OUT_OF_MEMORY
 from profiles.plan import Plan
-from trainer.cli.console import EXIT_OUT_OF_MEMORY
 
 SHUTDOWN_SECONDS = 10  # between asking the processes to end and killing them
 

@@ -16,8 +16,10 @@ from pathlib import Path
 
 from profiles.environment import ALLOCATOR_VARIABLES
 from profiles.plan import Plan
+from profiles.sizes import GIB
 from profiles.streams import tell
-from trainer.rehearse.real import rehearse, tell_phase, worst_sample
+from trainer.rehearse.real import rehearse, tell_phase
+from trainer.rehearse.worst_sample import worst_sample
 
 
 def main() -> None:
@@ -41,13 +43,13 @@ def main() -> None:
     if plan.allocator:
         os.environ.update(dict.fromkeys(ALLOCATOR_VARIABLES, plan.allocator))
     least, _, most = arguments.text_tokens.partition(":")
-    cap = None if arguments.cap_gib is None else round(arguments.cap_gib * 2**30)
+    cap = None if arguments.cap_gib is None else round(arguments.cap_gib * GIB)
     out = sys.stdout
     sys.stdout = sys.stderr  # whatever a library prints, stdout holds one document
     text = int(least), int(most or least)
     masks, answers = arguments.masks, arguments.answer_tokens
     if arguments.data_dir:
-        from trainer.data.formats.reasonseg import DataError
+        from trainer.data.findings import DataError
 
         try:
             worst = worst_sample(plan, arguments.data_dir)
@@ -81,7 +83,7 @@ def main() -> None:
         if arguments.events:
             arguments.events.write_bytes(array("q", chain.from_iterable(events)).tobytes())
     else:
-        from trainer.cli.console import try_segments
+        from trainer.process import try_segments
 
         try:
             try_segments(plan)

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from profiles.plan import Plan
+from trainer.batch import Batch
 from trainer.data.samples import length_step, padded
 from trainer.losses import IGNORE_LABEL
 from trainer.model.build import TORCH_DTYPES
-from trainer.model.families.llava_sam.model import Batch
 from trainer.model.families.llava_sam.tokenizer import LisaTokenizer
 
 ANSWER_TOKENS = 5  # of an answer such as "Sure, [SEG].</s>"

@@ -21,11 +21,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from profiles.measurement import Measurement, Timeline
 from profiles.plan import Plan
+from profiles.sizes import MIB
+from trainer.batch import Batch
 from trainer.data.samples import length_step, padded
 from trainer.hardware import versions
 from trainer.model.build import TORCH_DTYPES, FrozenEncoder, fill, skeleton, some_tokenizer
-from trainer.model.families.llava_sam.model import Batch, Lisa, run_layer
+from trainer.model.families.llava_sam.model import Lisa
 from trainer.model.footprint import SMALLEST_PAGED, component_of
+from trainer.model.layers.decoder import run_layer
 from trainer.model.layers.frozen import LoraLinear, make_scale_code
 from trainer.model.layers.host import host_tensors
 from trainer.model.weights import ShapesAlone
@@ -34,7 +37,6 @@ from trainer.rehearse.memory_trace import INSIDE, MemoryTrace, rounded
 from trainer.rehearse.repeated_layers import Repeater
 from trainer.step import accumulate, clip, make_optimizer, total_of, update
 
-MIB = 2**20
 # Of each of cuBLAS's two handles (the main thread's and autograd's): 32 MiB on Hopper and later,
 # else 8.125 (PyTorch's CUDA notes, CUBLAS_WORKSPACE_CONFIG). Twice 32 were seen on an H100.
 CUBLAS_WORKSPACE = {True: 32 * MIB, False: 8320 * 1024}

@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from profiles.sizes import MIB
+
 ROUNDING = 512  # bytes
 
 
@@ -27,7 +29,7 @@ def rounded(size: int) -> int:
 
 # Every measured row takes 1.00 MiB more than all that is traced (benchmarks/forecast_rows.jsonl):
 # most likely cuBLASLt's workspace, whose default that is.
-BESIDE = 2**20
+BESIDE = MIB
 
 
 class Unforeseen(RuntimeError):

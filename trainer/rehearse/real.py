@@ -11,9 +11,8 @@ import os
 import statistics
 import sys
 import time
-from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from profiles.measurement import Measurement
 from profiles.plan import Plan
@@ -35,8 +34,8 @@ class Rehearsal:
         answer_tokens: int | None = None,
     ) -> None:
         from trainer.model.build import build, read_tokenizer
+        from trainer.parallel.accelerator import make_accelerator
         from trainer.rehearse.dummy_batch import MadeUp
-        from trainer.run.run import make_accelerator
         from trainer.step import make_optimizer
 
         self.plan, self.text_tokens = plan, text_tokens
@@ -185,42 +184,6 @@ def rehearse(
 
 def tell_phase(phase: str) -> None:
     tell(f"phase: {phase}")  # whoever reads of a crash learns where
-
-
-class WorstSample(NamedTuple):
-    """The most that any sample of a data set holds, each on its own."""
-
-    text_tokens: int
-    masks: int
-    answer_tokens: int
-
-
-def worst_sample(plan: Plan, folder: Path) -> WorstSample:
-    """The most that training or evaluation meets in a folder: every visit is looked at.
-
-    Raises DataError.
-    """
-    from profiles.skipping import announced
-    from trainer.data.broken import Leave
-    from trainer.data.formats.reasonseg import read_split
-    from trainer.data.mixture import read_training
-    from trainer.data.samples import SampleSet
-    from trainer.losses import IGNORE_LABEL
-    from trainer.model.build import some_tokenizer
-
-    tokenizer = some_tokenizer(plan)
-    leave = Leave(announced())
-    train = SampleSet(read_training(folder, plan, leave), plan, tokenizer, {}, training=True)
-    items = read_split(folder, "val", plan.max_val_samples, leave)
-    val = SampleSet(items, plan, tokenizer, {}, training=False)
-    text = masks = answers = 0
-    for samples, epochs in ((train, plan.schedule.epochs), (val, 1)):
-        for epoch, index in product(range(epochs), range(len(samples))):
-            seen = samples.encoded(epoch, index)
-            text = max(text, len(seen.input_ids) - tokenizer.image_tokens)
-            masks = max(masks, seen.input_ids.count(tokenizer.seg_id))
-            answers = max(answers, len(seen.labels) - seen.labels.count(IGNORE_LABEL))
-    return WorstSample(text, masks, answers)
 
 
 def _timed(rehearsal: Rehearsal) -> float:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from trainer.model.families.llava_sam.model import RunLayer
+from trainer.model.layers.decoder import RunLayer
 from trainer.rehearse.memory_trace import MemoryTrace
 
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -27,9 +27,13 @@ from torch import Tensor, nn
 
 from profiles.files import force, reason
 from profiles.plan import Plan
+from profiles.sizes import mib
 from profiles.text import argument
-from trainer.answer.trained_model import TRAINED
 from trainer.atomic_folder import share
+
+if TYPE_CHECKING:
+    import torch
+
 
 STATE, MANIFEST = "state.safetensors", "manifest.json"
 
@@ -316,15 +320,15 @@ def _cause(error: Exception, place: Path, size: int) -> tuple[str, str]:
     if number in (errno.EACCES, errno.EPERM):
         return f"permission denied ({error})", f"make {place} writable for you"
     if number == errno.EDQUOT:
-        return f"your quota is used up: {_mib(size)} needed", "delete what you can spare"
+        return f"your quota is used up: {mib(size)} needed", "delete what you can spare"
     if number == errno.ENOSPC and _no_inode(place):
         return (
-            f"the disk takes no more files: no inode is free, though {_mib(free)} are",
+            f"the disk takes no more files: no inode is free, though {mib(free)} are",
             "delete files, however small",
         )
     if number == errno.ENOSPC or free < size:
-        return f"the disk is full: {_mib(size)} needed, {_mib(free)} free", "make room"
-    return f"{error}: {_mib(size)} needed, {_mib(free)} free", "mend that"
+        return f"the disk is full: {mib(size)} needed, {mib(free)} free", "make room"
+    return f"{error}: {mib(size)} needed, {mib(free)} free", "mend that"
 
 
 def _no_inode(place: Path) -> bool:
@@ -335,5 +339,4 @@ def _no_inode(place: Path) -> bool:
     return counts.f_files > 0 and counts.f_favail == 0
 
 
-def _mib(size: int) -> str:
-    return f"{size / 2**20:.0f} MiB"
+TRAINED = "trained.safetensors"  # in every checkpoint and export

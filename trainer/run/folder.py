@@ -10,9 +10,11 @@ from pathlib import Path
 
 import typer
 
+from profiles.exits import EXIT_INTERRUPTED
 from profiles.files import HOLDER, LOCK, Held, held, is_aside, is_vacant, sweep
+from profiles.streams import tell
 from profiles.text import argument
-from trainer.cli.console import EXIT_INTERRUPTED, fail, tell
+from trainer.exits import fail
 from trainer.parallel.launch import is_main
 
 LATEST = Path(

@@ -13,10 +13,8 @@ import multiprocessing
 import os
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -30,9 +28,6 @@ from trainer.hardware import room, versions
 from trainer.model.families.llava_sam.model import Lisa
 from trainer.model.footprint import component_of
 
-if TYPE_CHECKING:
-    from trainer.run.run import Run
-
 FOLDER, REPORT, ANSWER = "out-of-memory", "shortage.json", "answer.json"
 # cudaErrorMemoryAllocation: raised bare by what asks the driver past the allocator.
 ALLOCATION_FAILED = 2
@@ -40,16 +35,6 @@ ALLOCATION_FAILED = 2
 
 class OutOfMemory(RuntimeError):
     """The run ran out of memory and has written down all about it, in its run folder."""
-
-
-@contextmanager
-def during(phase: str) -> Iterator[None]:
-    """Have an error that passes say what the run was doing; the innermost says it first."""
-    try:
-        yield
-    except Exception as error:
-        error.add_note(phase)
-        raise
 
 
 def is_shortage(error: BaseException) -> bool:
@@ -82,16 +67,20 @@ def write_down(
     folder: Path,
     plan: Plan,
     error: BaseException,
-    run: Run | None,
+    reached: tuple[int, Lisa, torch.optim.Optimizer] | None,
     before: tuple[int, int] | None,
 ) -> Path:
-    """Leave in the run folder what is known of an out-of-memory error; where it lies."""
+    """Leave in the run folder what is known of an out-of-memory error; where it lies.
+
+    `reached`: step, model and optimizer, once there are any; `before`: limit and bytes of others
+    on the card before the run took any.
+    """
     now, card = room(plan), torch.cuda.is_initialized()
     notes = getattr(error, "__notes__", ["loading"])
     shortage = Shortage(
         plan=plan,
         phase=notes[0],
-        step=run.step if run else 0,
+        step=reached[0] if reached else 0,
         error=str(error).splitlines()[0] if str(error) else type(error).__name__,
         gpu=torch.cuda.get_device_name() if card else None,
         allocated_bytes=torch.cuda.max_memory_allocated() if card else None,
@@ -100,7 +89,7 @@ def write_down(
         outside_bytes=now[1] if now else None,
         limit_before_bytes=before[0] if before else None,
         outside_before_bytes=before[1] if before else None,
-        components=components(run.model, run.optimizer.optimizer) if run and card else {},
+        components=components(*reached[1:]) if reached and card else {},
         versions=versions(),
     )
     place = _new_place(folder / FOLDER)

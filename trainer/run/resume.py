@@ -19,9 +19,9 @@ from profiles.files import read_regular, reason, write_whole
 from profiles.plan import Plan
 from profiles.text import one_line
 from trainer.data.contents import Contents
-from trainer.data.formats.reasonseg import Item
+from trainer.data.formats.reasonseg import Item, ReasoningPicture
 from trainer.data.mixture import MixedSets
-from trainer.data.pictures import DataSet, ReasoningPicture
+from trainer.data.pictures import DataSet
 from trainer.run import checkpoint
 from trainer.run.folder import RECORD
 

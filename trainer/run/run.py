@@ -4,40 +4,38 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import AutocastKwargs, DataLoaderConfiguration
 from torch.utils.data import DataLoader
 from transformers import get_scheduler
 
 from profiles.files import force, write_whole
-from profiles.plan import Encoder, Plan
-from profiles.text import argument, counted
-from trainer.data.feature_cache import FeatureCache, encoder_key, fill_cache
+from profiles.plan import Plan
+from profiles.text import argument
+from trainer.batch import Batch
 from trainer.data.formats.reasonseg import Item
 from trainer.data.mixture import MixedSets
-from trainer.data.samples import MicroBatches, Sample, SampleSet, collate, image_paths, length_step
+from trainer.data.samples import MicroBatches, SampleSet, collate, image_paths, length_step
 from trainer.hardware import free_bytes, hardware, peaks, versions
-from trainer.model.build import FrozenEncoder, build, check_compiler, read_tokenizer, skeleton
-from trainer.model.families.llava_sam.model import Batch, Lisa, to_original
-from trainer.model.families.llava_sam.tokenizer import LisaTokenizer
+from trainer.model.build import build, check_compiler, read_tokenizer
 from trainer.model.footprint import check_fits
 from trainer.model.trained import GradientCheck, trained_names
 from trainer.model.weights import weight_source
-from trainer.parallel.launch import end_with_parent
+from trainer.parallel.accelerator import make_accelerator
+from trainer.phase import during
+from trainer.reporter import Reporter
 from trainer.run import checkpoint
+from trainer.run.feature_caches import prepare_caches
 from trainer.run.folder import SUMMARY
 from trainer.run.metrics import MaskScores
-from trainer.run.out_of_memory import during, is_shortage
+from trainer.run.out_of_memory import is_shortage
 from trainer.run.resume import (
     LAST,
     USUAL,
@@ -48,81 +46,15 @@ from trainer.run.resume import (
     check_plan,
     tidy,
 )
+from trainer.run.validation import describe, evaluate
+from trainer.run.workers import MOST_WORKERS_LOST, WorkerEnded, end_with_run, told_plainly
 from trainer.step import UPDATING, NotFinite, StepResult, make_optimizer, training_step
 
 RECORDS = "metrics.jsonl"
-FROM_WORKER = "Original Traceback"  # torch puts it into an error that a data worker raised
-MOST_WORKERS_LOST = 2  # in one process: after that, something is wrong that stays
-
-
-class WorkerEnded(RuntimeError):
-    """A data worker that was ended from outside; says how the run goes on."""
 
 
 class Interrupted(KeyboardInterrupt):
     """The run was asked to end and has saved; says how it goes on."""
-
-
-@dataclass(frozen=True)
-class Reporter:
-    """How a run speaks: one line of text, and progress (what, done, of how many)."""
-
-    line: Callable[[str], None]
-    progress: Callable[[str, int, int], None]
-
-
-def make_accelerator(plan: Plan, run: Path | None) -> Accelerator:
-    """Accelerate on the plan's device; TensorBoard where there is a run folder.
-
-    The model casts for itself: only fp16 needs something of accelerate, its gradient scaler.
-    """
-    accelerator = Accelerator(
-        mixed_precision="fp16" if plan.dtype == "fp16" else "no",
-        kwargs_handlers=[AutocastKwargs(enabled=False)],
-        cpu=plan.device == "cpu",
-        log_with="tensorboard" if run else None,
-        project_dir=run,
-        dataloader_config=DataLoaderConfiguration(split_batches=False),
-    )
-    if accelerator.num_processes != plan.processes:
-        raise ValueError(
-            f"the plan is for {plan.processes} processes, {accelerator.num_processes} were started"
-            f"\n    hint: --set processes={accelerator.num_processes}, or leave the launcher out: "
-            "lisa-train starts the plan's processes"
-        )
-    return accelerator
-
-
-def prepare_caches(
-    plan: Plan, images: list[Path], root: Path, accelerator: Accelerator, reporter: Reporter
-) -> dict[Encoder, FeatureCache]:
-    """The feature caches that the plan names, filled for `images` before the model loads."""
-    caches: dict[Encoder, FeatureCache] = {}
-    if not plan.cached_encoders:
-        return caches
-    source = weight_source(plan)
-
-    def load(encoder: Encoder) -> FrozenEncoder:
-        model = skeleton(plan.profile, read_tokenizer(plan))
-        return FrozenEncoder(model, plan, encoder, accelerator.device, source)
-
-    for encoder in plan.cached_encoders:
-        cache = FeatureCache(root, encoder_key(plan, encoder, source.fingerprint))
-        with accelerator.main_process_first():
-            built = fill_cache(
-                cache,
-                plan,
-                encoder,
-                images,
-                partial(load, encoder),
-                partial(reporter.progress, f"{encoder} features"),
-                reporter.line,
-            )
-        reporter.line(f"{encoder} features: {built} built, {len(images) - built} found in {root}")
-        caches[encoder] = cache
-        if accelerator.device.type == "cuda":
-            torch.cuda.empty_cache()  # what the encoder took is for what comes next
-    return caches
 
 
 class Run:
@@ -327,7 +259,7 @@ class Run:
             num_workers=self.plan.workers,
             pin_memory=self.plan.device == "cuda",
             collate_fn=partial(collate, tokenizer=self.tokenizer, step=length_step(self.plan)),
-            worker_init_fn=_end_with_run,
+            worker_init_fn=end_with_run,
         )
         group: list[Batch] = []
         for batch in told_plainly(loader, self.folder):
@@ -481,102 +413,3 @@ class Run:
         if self.accelerator.is_main_process:
             for line in (self.folder / RECORDS).read_text(encoding="utf-8").splitlines():
                 self._show(json.loads(line))
-
-
-def _end_with_run(number: int) -> None:
-    """In each data worker: a forked one shares the run folder's lock, and would keep it."""
-    end_with_parent()
-
-
-def told_plainly(loader: DataLoader[Any], run: Path) -> Iterator[Batch]:
-    """The loader's batches; an error in a data worker without that worker's traceback."""
-    try:
-        yield from _begun(loader)
-    except Exception as error:
-        # One that is gone is found by torch, or by what it was handing over just then.
-        lost = isinstance(error, ConnectionError | EOFError) and FROM_WORKER not in str(error)
-        if lost or str(error).startswith("DataLoader worker"):
-            raise WorkerEnded(
-                "a data worker was ended from outside, perhaps for want of host memory\n"
-                f"    hint: lisa-train --resume {argument(run)} goes on; with less host memory "
-                'where its plan.json says "workers": 0'
-            ) from None
-        if FROM_WORKER in str(error):
-            raise type(error)(_last_words(error)) from None
-        raise
-
-
-def _begun(loader: DataLoader[Any]) -> Iterator[Batch]:
-    """The loader's iterator.
-
-    torch would have a worker's death raise wherever this process is, even in the middle of an
-    update or a save. Without its handler, waiting for that worker's batch finds it, within 5 s.
-    """
-    batches = iter(loader)
-    if hasattr(signal, "SIGCHLD"):
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    return batches
-
-
-def _last_words(error: Exception) -> str:
-    """What an error said before torch put the worker's traceback around it."""
-    kind = type(error)
-    heads = [kind.__name__, f"{kind.__module__}.{kind.__qualname__}"]
-    text = str(error)
-    starts = [text.rfind(f"\n{head}: ") + len(head) + 3 for head in heads if f"\n{head}: " in text]
-    return text[max(starts, default=0) :].strip()
-
-
-def describe(result: dict[str, Any]) -> str:
-    """One line of an evaluation's figures."""
-    if not result["images"]:
-        return "no validation picture"
-    pictures = counted(result["images"], "picture")
-    return f"gIoU {result['giou']:.3f}, cIoU {result['ciou']:.3f} over {pictures}"
-
-
-def outcome(summary: dict[str, Any], folder: Path) -> list[str]:
-    """What a run came to: before, at its best, which is what `folder` answers with, and last."""
-    best, epochs = summary["best"], summary["epochs"]
-    lines = [f"before  {describe(summary['before'])}"]
-    if best is not None:  # None: resumed from a checkpoint without it
-        kept = folder / "best"
-        lines.append(f"best    {describe(best)}, epoch {best['epoch']} of {epochs}, in {kept}")
-    return [*lines, f"last    {describe(summary['after'])}, epoch {epochs}"]
-
-
-@torch.no_grad()
-def predict(
-    model: Lisa, samples: list[Sample], tokenizer: LisaTokenizer, accelerator: Accelerator
-) -> list[torch.Tensor]:
-    """Teacher-forced mask logits [H, W] of each sample's first [SEG], at its picture's own size."""
-    batch = collate(samples, tokenizer).to(accelerator.device)
-    low = model.predict(batch).cpu()  # a large picture's mask is no matter of the card's memory
-    owner = batch.segs[:, 0].tolist()
-    frame = model.sam.config.vision_config.image_size
-    return [
-        to_original(low[owner.index(row)][None], frame, *sample.truth.shape)[0]
-        for row, sample in enumerate(samples)
-    ]
-
-
-def evaluate(
-    model: Lisa,
-    samples: SampleSet,
-    places: list[int],
-    tokenizer: LisaTokenizer,
-    accelerator: Accelerator,
-    reporter: Reporter,
-) -> MaskScores:
-    """Scores of the samples at `places`, as LISA's published evaluation has them."""
-    model.eval()
-    scores = MaskScores()
-    size = samples.plan.micro_batch  # so that evaluating never takes more memory than training
-    for start in range(0, len(places), size):
-        reporter.progress("evaluating", start, len(places))
-        chunk = [samples[place] for place in places[start : start + size]]
-        masks = predict(model, chunk, tokenizer, accelerator)
-        for sample, logits in zip(chunk, masks, strict=True):
-            scores.add(sample.name, logits.numpy() > 0, sample.truth)
-    reporter.progress("evaluating", len(places), len(places))
-    return scores

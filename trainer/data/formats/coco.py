@@ -17,7 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from trainer.data.formats.reasonseg import DataError, FloatArray, Report, Size, load_json
+from trainer.data.arrays import FloatArray, Size
+from trainer.data.findings import DataError, Report
+from trainer.data.json_fields import load_json
 from trainer.data.pictures import spoken
 
 # A polygon [2N] of x, y, or run lengths, checked: pycocotools shows what happens to stand in memory

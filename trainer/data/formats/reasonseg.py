@@ -13,106 +13,45 @@ passed over.
 
 from __future__ import annotations
 
-import json
 import math
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, PngImagePlugin
+from PIL import Image
 
 from profiles.splits import NEEDED, located
-from profiles.text import brief, counted, is_text, one_line
+from profiles.text import is_text
+from trainer.batch import Turn
+from trainer.data.arrays import Size
+from trainer.data.findings import DataError, Finding, Report
+from trainer.data.images import IMAGE_SUFFIXES, PICTURE_SUFFIXES, load_whole, open_image
+from trainer.data.json_fields import LARGEST_FILE, load_json, read_sentence
+from trainer.data.pictures import Asked, Paint, chooser
+from trainer.data.polygons import TARGET, Budget, Polygon, paint_mask, painted_area, read_points
 from trainer.data.threads import in_threads
+from trainer.prompts import (
+    answer_for,
+    evaluation_turn,
+    explanatory_answer_for,
+    explanatory_question_for,
+    question_for,
+)
 
 if TYPE_CHECKING:
     from trainer.data.broken import Leave
 
-FloatArray: TypeAlias = NDArray[np.float64]
-ByteArray: TypeAlias = NDArray[np.uint8]
-Size: TypeAlias = tuple[int, int]
 Counts: TypeAlias = dict[str, int | Size]
-T = TypeVar("T")
 Summary: TypeAlias = dict[str, Counts]  # by split
 Progress: TypeAlias = Callable[[str, int, int], None]  # what, how many are done, of how many
 _Files: TypeAlias = "tuple[Path, list[Path], list[Path]]"  # of an item: base, pictures, JSON
 _Scanned: TypeAlias = "tuple[list[_Look], list[Finding]]"
 _Read: TypeAlias = Callable[[Image.Image], object]
 _Notes: TypeAlias = "tuple[tuple[str, ...], bool, tuple[Polygon, ...]]"
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-TARGET, IGNORE = 1, 255
-LONGEST_SIDE = 65_535  # pixels; JPEG knows no longer one
-
-# Judged by content, not by extension: pictures gathered from the web often carry a wrong one.
-_IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "AVIF")
-# Public dialogues are about some GIFs called .jpg. Their first frame is taken; as outlines may be
-# of another one, pictures with outlines are no GIFs.
-_ALL_FORMATS = (*_IMAGE_FORMATS, "GIF")
-# Pillow refuses a whole PNG for a colour profile or text beyond 1 MiB, as editors write it.
-PngImagePlugin.MAX_TEXT_CHUNK = 64 << 20
-# Names of pictures, in any case; those of formats that are not read too, so that this is said.
-PICTURE_SUFFIXES = frozenset(
-    (*IMAGE_SUFFIXES, ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".apng", ".webp", ".bmp", ".dib",
-     ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2", ".jxl", ".mpo")
-)  # fmt: skip
-_MOST_LINES = 100
-# Far beyond any picture Pillow agrees to open, and safe in OpenCV's fixed-point arithmetic.
-_LARGEST_COORDINATE = 1_000_000
-# Of ReasonSeg's and LabelMe's files, which hold one picture's polygons (LabelMe's a copy of it).
-LARGEST_FILE = 64 << 20  # bytes
-# Every visit to a sample paints its mask again, and OpenCV takes minutes over an outline that
-# crosses itself everywhere. In nanoseconds, roughly.
-_MOST_PAINTING = 1_000_000_000
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is wrong with one file or folder, and what to do about it.
-
-    `entry` tells the entry that would have to be left out; None if it is no single one.
-    """
-
-    path: Path
-    reason: str
-    fix: str
-    entry: str | None = None
-
-    def __str__(self) -> str:
-        return one_line(f"{self.path}: {self.reason}. Fix: {self.fix}.")
-
-
-class DataError(ValueError):
-    """The data cannot be used as it is; `findings` has all reasons, `str()` the first hundred."""
-
-    def __init__(self, findings: Sequence[Finding], hints: Sequence[str] = ()) -> None:
-        if isinstance(findings, str):
-            # torch re-raises a worker's exception as type(message) and falls back on RuntimeError
-            # at a TypeError; without this a message would be taken apart into its letters.
-            raise TypeError("DataError takes a sequence of Finding, not a string")
-        super().__init__(tuple(findings))
-        self.findings: tuple[Finding, ...] = tuple(findings)
-        self.hints: tuple[str, ...] = tuple(hints)  # lines for all of them together
-
-    def __str__(self) -> str:
-        lines = [str(finding) for finding in self.findings[:_MOST_LINES]]
-        more = len(self.findings) - len(lines)
-        told = [f"… and {counted(more, 'finding')} more"] * bool(more)
-        return "\n".join([*lines, *told, *(f"    {hint}" for hint in self.hints)])
-
-
-@dataclass(frozen=True)
-class Polygon:
-    """A closed outline; `points` is float64 [N, 2] (x, y) in pixels, N >= 3, not to be changed."""
-
-    label: str
-    points: FloatArray
 
 
 @dataclass(frozen=True)
@@ -143,242 +82,6 @@ class _Look(NamedTuple):
     findings: list[Finding]
     size: Size = (0, 0)
     empty: bool = False  # whether no pixel is a target, if that was looked at
-
-
-@dataclass
-class Report:
-    """Collects the findings about one file.
-
-    `entry`: the one entry that all of them are about. Without it `annotations[5].id` is about that
-    entry of the list, and `file` about all.
-    """
-
-    path: Path
-    findings: list[Finding] = field(default_factory=list)
-    entry: str | None = None
-
-    def add(self, what: str, got: object, allowed: str, fix: str) -> None:
-        shown = "nothing" if got is None else brief(got, 100)
-        listed = re.match(r"\w*\[\d+\]|line \d+(?=:)", what)
-        entry = self.entry or (f"{self.path}: {listed[0]}" if listed else None)
-        reason = f"{what}: got {shown}; allowed: {allowed}"
-        self.findings.append(Finding(self.path, reason, fix, entry))
-
-
-def read_image(path: Path) -> ByteArray:
-    """Read a picture upright as uint8 [H, W, 3], RGB.
-
-    Other modes are converted; alpha is dropped, as OpenCV does; of 16 bits the high byte stays.
-    DataError: missing, no picture, truncated, or larger than Pillow's MAX_IMAGE_PIXELS or
-    LONGEST_SIDE.
-    """
-    report = Report(Path(path))
-    opened = open_image(report, _to_rgb, _ALL_FORMATS)
-    if opened is None:
-        raise DataError(report.findings)
-    return opened[1]
-
-
-def is_picture(path: Path) -> bool:
-    """Whether a file is a picture by its name, or else by its first bytes."""
-    if path.suffix.lower() in PICTURE_SUFFIXES:
-        return True
-    try:
-        if not path.is_file():  # a pipe would be waited for
-            return False
-        with Image.open(path, formats=_ALL_FORMATS):
-            return True
-    except Exception:  # anything that is no picture may break Pillow anywhere
-        return False
-
-
-def open_image(
-    report: Report, read: Callable[[Image.Image], T], formats: tuple[str, ...] = _IMAGE_FORMATS
-) -> tuple[Size, T] | None:
-    """The upright size and what `read` made of the upright image; None with a finding added."""
-    limit = Image.MAX_IMAGE_PIXELS or float("inf")
-    try:
-        if not report.path.is_file():  # a pipe would be waited for
-            raise FileNotFoundError
-        with Image.open(report.path, formats=formats) as opened:
-            width, height = opened.size
-            # Up to twice its limit Pillow only warns; to lines it gives gigabytes of row pointers.
-            if width * height > limit or max(width, height) > LONGEST_SIDE:
-                raise Image.DecompressionBombError(f"{width} x {height} pixels")
-            sideways = opened.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-            sideways &= opened.format != "TIFF"  # Pillow turns these by itself, their size as well
-            return ((width, height) if sideways else (height, width)), read(opened)
-    except FileNotFoundError:
-        report.add("image", "no such file", "the path of a picture", "give one that is there")
-    except Exception as error:
-        # Broad because damaged files make Pillow raise nearly anything, struct.error for one.
-        most = f"at most {limit} pixels, {LONGEST_SIDE} a side"
-        allowed = f"a complete {', '.join(formats)} file of {most}"
-        fix = "fetch or save the picture again, smaller if that is the complaint"
-        report.add("image", f"{type(error).__name__} {error}", allowed, fix)
-    return None
-
-
-def _to_rgb(image: Image.Image) -> ByteArray:
-    """uint8 [H, W, 3], upright, of a picture in any of Pillow's modes."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "F":
-        # Heights or distances in a TIFF: Pillow would clip them to what looks like a picture.
-        raise ValueError("floating-point values are no colours")
-    if image.mode.startswith("I"):
-        # Pillow's own conversion clips at 255, which turns 16-bit pictures white.
-        deep = np.clip(np.asarray(image), 0, 65535) >> 8
-        return np.repeat(deep.astype(np.uint8)[:, :, None], 3, axis=2)
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # straight to RGB warns
-    return np.array(image.convert("RGB"), dtype=np.uint8)
-
-
-def load_whole(image: Image.Image) -> None:
-    """Decode all of a picture. Raises nearly anything where it is damaged."""
-    if image.format == "JPEG":
-        # An eighth of its size: all of the file is read and decoded, but for the last transform.
-        image.draft("L", (1, 1))
-        image.load()
-    else:
-        _to_rgb(image)  # which has more to refuse
-
-
-def _paint(mask: ByteArray, polygon: Polygon, value: int) -> ByteArray:
-    """Paint a polygon with its outline into mask uint8 [H, W], in place."""
-    points = [polygon.points.astype(np.int32)]
-    cv2.polylines(mask, points, True, value, 1)
-    cv2.fillPoly(mask, points, value)
-    return mask
-
-
-def painted_area(polygon: Polygon, height: int, width: int) -> int:
-    """Pixels that the polygon would cover on its own."""
-    # On a canvas of the part of the picture that it may reach, since there may be thousands.
-    points = polygon.points.astype(np.int32)
-    start = points.min(axis=0).clip(0, (width, height))
-    columns, rows = (points.max(axis=0) + 1).clip(0, (width, height)) - start
-    if min(rows, columns) <= 0:
-        return 0
-    moved = Polygon(polygon.label, polygon.points.astype(np.int32) - start)
-    return int(np.count_nonzero(_paint(np.zeros((rows, columns), dtype=np.uint8), moved, 1)))
-
-
-@dataclass
-class Budget:
-    """What may still be spent on painting the polygons of one picture."""
-
-    left: int = _MOST_PAINTING
-
-    def covers(self, report: Report, what: str, points: FloatArray, size: Size) -> bool:
-        """Whether one more polygon [N, 2] can be painted; if not, a finding is added."""
-        self.left -= _effort(points, size)
-        if self.left < 0:
-            allowed = "outlines that are painted in a few seconds, all of a picture together"
-            fix = "redraw what crosses itself again and again, or take shapes out"
-            report.add(what, f"{len(points)} points, too much to paint", allowed, fix)
-        return self.left >= 0
-
-
-def _effort(points: FloatArray, size: Size) -> int:
-    """What painting a polygon takes: its box in the picture, the rows of its edges, and crossings.
-
-    Of these at most as many as there are pairs of edges in the row that most of them pass.
-    """
-    height, width = size
-    box = (points.max(0).clip(0, (width, height)) - points.min(0).clip(0, (width, height))).prod()
-    y = np.trunc(points[:, 1]).clip(None, height)
-    edges = np.sort([y, np.roll(y, -1)], axis=0)
-    edges = edges[:, edges[0] < edges[1]]  # OpenCV leaves level ones out
-    rows = (edges[1] - edges[0]).sum()
-    # As many rows as tell enough: from end to end there may be a million of them.
-    top, scale = y.min(), 4096 / max(4096, np.ptp(y))
-    passing = np.zeros(4098, int)
-    np.add.at(passing, ((edges[0] - top) * scale).astype(int), 1)
-    np.add.at(passing, ((edges[1] - top) * scale).astype(int), -1)
-    return int(box / 2 + 5 * rows) + 250 * int(passing.cumsum().max()) ** 2
-
-
-def paint_mask(polygons: Sequence[Polygon], height: int, width: int) -> ByteArray:
-    """Paint the ground truth uint8 [height, width]: 0 background, 1 target, 255 ignore.
-
-    The largest painted area comes first, so that small polygons stay visible on large ones. Of
-    equal areas the one listed first in the file ends on top, as with upstream's reversed sort.
-    Coordinates are truncated towards zero; parts outside the picture are cut off.
-    """
-    mask = np.zeros((height, width), dtype=np.uint8)
-    areas = [painted_area(polygon, height, width) for polygon in polygons]
-    for index in np.argsort(areas, kind="stable")[::-1]:
-        polygon = polygons[index]
-        _paint(mask, polygon, IGNORE if "ignore" in polygon.label.lower() else TARGET)
-    return mask
-
-
-def load_json(
-    report: Report,
-    kind: type[T],
-    allowed: str,
-    most_bytes: float = float("inf"),
-    text_of: Callable[[bytes], str] | None = None,
-) -> T | None:
-    """The parsed file, UTF-8 or else cp1252, if of this kind; None with a finding added.
-
-    `text_of` decodes otherwise, and raises ValueError or LookupError.
-
-    Parsing takes some twenty times the memory that the file has bytes.
-    """
-    try:
-        if not report.path.is_file():  # a pipe would be waited for
-            raise FileNotFoundError("no such file")
-        if report.path.stat().st_size > most_bytes:
-            raise ValueError(f"more than {most_bytes / 2**20:.0f} MiB")
-        raw = report.path.read_bytes()
-        text = (text_of or _published_text)(raw)
-        parsed = json.loads(text)
-        if isinstance(parsed, kind):
-            return parsed
-        raise ValueError(f"content {brief(parsed)}")
-    except (OSError, ValueError, LookupError, RecursionError) as error:
-        got, fix = f"{type(error).__name__} {error}", "correct the file or fetch it again"
-        if "--encoding" in str(error):
-            fix = "name its encoding, such as --encoding gbk"
-        report.add("file", got, f"JSON in UTF-8 or cp1252, {allowed}", fix)
-    return None
-
-
-def _published_text(raw: bytes) -> str:
-    """UTF-8, or else cp1252, as ReasonSeg's published files are."""
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return raw.decode("cp1252")
-
-
-def read_sentence(report: Report, what: str, value: object) -> str | None:
-    """A stripped string that is not blank; None with a finding added."""
-    # JSON can spell half a surrogate pair, on which every tokenizer fails much later.
-    whole = isinstance(value, str) and is_text(value)
-    if isinstance(value, str) and value.strip() and whole:
-        return value.strip()
-    report.add(what, value, "text, not blank, in whole characters", "write it or take it out")
-    return None
-
-
-def read_points(report: Report, what: str, value: object, least: int = 3) -> FloatArray | None:
-    """float64 [N, 2] of a list of pairs, N >= least; None with a finding added."""
-    fix = "redraw the polygon or take the shape out"
-    # OpenCV would paint a dot or a line for fewer points; nobody means that as an answer.
-    if not isinstance(value, list) or len(value) < least:
-        report.add(what, value, f"a list of {least} or more points [x, y]", fix)
-        return None
-    for number, pair in enumerate(value):
-        numeric = isinstance(pair, list) and [type(x) in (int, float) for x in pair] == [True] * 2
-        # Compared as they are: JSON's whole numbers may not fit a float. NaN is never below.
-        if not numeric or not all(abs(x) <= _LARGEST_COORDINATE for x in pair):
-            allowed = f"two finite numbers [x, y], at most {_LARGEST_COORDINATE} in size"
-            report.add(f"{what}[{number}]", pair, allowed, fix)
-            return None
-    return np.array(value, dtype=np.float64)
 
 
 def _read_shapes(report: Report, value: object, size: Size | None) -> list[Polygon]:
@@ -613,3 +316,54 @@ def _counts(looks: Sequence[_Look]) -> Counts:
         "smallest_image": min(sizes, key=math.prod),
         "largest_image": max(sizes, key=math.prod),
     }
+
+
+# Of a training item with an explanation, one in this many visits asks for it.
+EXPLANATION_EVERY = 3
+
+
+@dataclass(frozen=True)
+class ReasoningPicture:
+    """An item of ReasonSeg: one question, one mask."""
+
+    item: Item
+
+    @property
+    def name(self) -> str:
+        """The item's."""
+        return self.item.name
+
+    @property
+    def image_path(self) -> Path:
+        """The item's."""
+        return self.item.image_path
+
+    @property
+    def where(self) -> str:
+        """The item's annotation."""
+        return str(self.item.json_path)
+
+    def visit(self, rng: np.random.Generator, most_masks: int = 1) -> list[Asked]:
+        """One of its texts or, now and then, of its explanations."""
+        return [Asked(self._turn(rng), self._paint)]
+
+    def evaluation(self) -> list[Asked]:
+        """Its first text, answered as the published evaluation has it."""
+        turn = evaluation_turn(self.item.texts[0], self.item.is_sentence)
+        return [Asked(turn, self._paint)]
+
+    def paints(self) -> Iterator[Paint]:
+        """Its one mask."""
+        yield self._paint
+
+    def _turn(self, rng: np.random.Generator) -> Turn:
+        item, choose = self.item, chooser(rng)
+        if item.explanations and rng.integers(EXPLANATION_EVERY) == 0:
+            told = item.explanations[int(rng.integers(len(item.explanations)))]
+            question = explanatory_question_for(told.query, choose)
+            return Turn(question, explanatory_answer_for(told.answer, choose))
+        text = choose(item.texts)
+        return Turn(question_for(text, item.is_sentence, choose), answer_for(choose))
+
+    def _paint(self, height: int, width: int) -> NDArray[np.uint8]:
+        return paint_mask(self.item.polygons, height, width)

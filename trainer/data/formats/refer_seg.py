@@ -16,8 +16,8 @@ from typing import Any, NoReturn
 
 from profiles.files import read_regular
 from profiles.text import brief
+from trainer.data.findings import Finding, Report
 from trainer.data.formats.coco import Coco, CocoMask, paint_parts, read_coco
-from trainer.data.formats.reasonseg import Finding, Report
 from trainer.data.picture_paths import picture_in
 from trainer.data.pictures import DataSet, Scanned, SegmentedPicture, Target, spoken
 

@@ -24,19 +24,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from profiles.files import read_regular
+from trainer.data.findings import DataError, Finding, Report
 from trainer.data.formats.coco import Part, paint_parts, read_coco
-from trainer.data.formats.reasonseg import (
-    IGNORE,
-    IMAGE_SUFFIXES,
-    PICTURE_SUFFIXES,
-    DataError,
-    Finding,
-    Report,
-    load_json,
-    open_image,
-)
+from trainer.data.images import IMAGE_SUFFIXES, PICTURE_SUFFIXES, open_image
+from trainer.data.json_fields import load_json
 from trainer.data.picture_paths import PictureSearch
 from trainer.data.pictures import DataSet, Scanned, SegmentedPicture, Target, spoken
+from trainer.data.polygons import IGNORE
 
 
 def read(root: Path, limit: int | None = None) -> Scanned:

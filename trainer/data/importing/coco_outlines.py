@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from profiles.text import argument
+from trainer.data.arrays import FloatArray, Size
+from trainer.data.findings import Finding, Report
 from trainer.data.formats.coco import (
     SUPERVISION,
     Coco,
@@ -27,18 +29,8 @@ from trainer.data.formats.coco import (
     checked_coco,
     painted_box,
 )
-from trainer.data.formats.reasonseg import (
-    IGNORE,
-    TARGET,
-    Finding,
-    FloatArray,
-    Polygon,
-    Progress,
-    Report,
-    Size,
-    load_json,
-    open_image,
-)
+from trainer.data.formats.reasonseg import Progress
+from trainer.data.images import open_image
 from trainer.data.importing.encoding import Conventions
 from trainer.data.importing.foreign import is_foreign
 from trainer.data.importing.label_studio import TASKS, as_coco
@@ -50,7 +42,9 @@ from trainer.data.importing.outlines import (
     orientation_of,
     traced,
 )
+from trainer.data.json_fields import load_json
 from trainer.data.picture_paths import PictureSearch
+from trainer.data.polygons import IGNORE, TARGET, Polygon
 
 Turn: TypeAlias = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 

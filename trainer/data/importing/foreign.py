@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from trainer.data.formats.reasonseg import Report
+from trainer.data.findings import Report
 
 _HEAD_BYTES = 4096
 _COCO = "polygons and masks as COCO's instances"

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from trainer.data.arrays import FloatArray, Size
+from trainer.data.findings import Report
 from trainer.data.formats.coco import PLACE
-from trainer.data.formats.reasonseg import FloatArray, Report, Size
 
 TASKS = "Label Studio's tasks"  # as if it were COCO's info.contributor
 _ELLIPSE_POINTS = 120

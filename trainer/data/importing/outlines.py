@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-from trainer.data.formats.reasonseg import FloatArray, Polygon, Size, load_whole
+from trainer.data.arrays import FloatArray, Size
+from trainer.data.images import load_whole
+from trainer.data.polygons import Polygon
 
 TARGET_LABEL, IGNORE_LABEL = "target", "ignore"
 

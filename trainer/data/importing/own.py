@@ -26,21 +26,16 @@ from profiles.splits import SPLITS
 from profiles.text import argument
 from trainer.atomic_folder import placed
 from trainer.data import broken
-from trainer.data.formats.reasonseg import (
-    LARGEST_FILE,
-    Finding,
-    Polygon,
-    Progress,
-    Report,
-    load_json,
-    read_sentence,
-)
+from trainer.data.findings import Finding, Report
+from trainer.data.formats.reasonseg import Progress
 from trainer.data.importing.coco_outlines import read_drawings
 from trainer.data.importing.encoding import Conventions
 from trainer.data.importing.foreign import is_foreign
 from trainer.data.importing.labelme import read_labelme
 from trainer.data.importing.outlines import Drawing, json_files
+from trainer.data.json_fields import LARGEST_FILE, load_json, read_sentence
 from trainer.data.picture_paths import PictureSearch, search_folders
+from trainer.data.polygons import Polygon
 from trainer.prompts import PromptError, question_for
 
 FOLDER = "ReasonSeg"

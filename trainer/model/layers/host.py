@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from profiles.sizes import GIB, MIB
 from trainer.model.layers.frozen import FrozenLinear
 
-CHUNK_BYTES = 32 * 2**20
+CHUNK_BYTES = 32 * MIB
 ALIGNMENT = 256  # bytes; what CUDA's own allocations have
 
 
@@ -37,7 +38,7 @@ def pinned(tensor: Tensor, device: torch.device) -> Tensor:
     error = runtime.cudaHostRegister(place, size, 0)
     if int(error) != 0:
         raise RuntimeError(
-            f"the system does not let {size / 2**30:.2f} GiB of host memory be pinned ({error})\n"
+            f"the system does not let {size / GIB:.2f} GiB of host memory be pinned ({error})\n"
             "    hint: raise the limit on locked memory (ulimit -l), or use fewer host_layers"
         )
     weakref.finalize(tensor.untyped_storage(), runtime.cudaHostUnregister, place)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, SamConfig, SamVisionConfig
 from transformers.models.sam.configuration_sam import SamMaskDecoderConfig, SamPromptEncoderConfig
 
-from profiles.gpus import ModelProfile
+from profiles.models import ModelProfile
 
 
 def llava_config(profile: ModelProfile, image_token_id: int, pad_token_id: int) -> LlavaConfig:

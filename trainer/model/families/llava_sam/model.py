@@ -10,7 +10,6 @@ image embedding, E its channels, L = 4·G side of the low-resolution logits, R o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
 from functools import partial
 from itertools import chain
 from typing import Any, Literal
@@ -19,81 +18,25 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 from transformers import LlavaConfig, LlavaForConditionalGeneration, SamConfig, SamModel
 
+from trainer.batch import Batch
+from trainer.frame import inner_size
 from trainer.losses import (
-    IGNORE_LABEL,
     LossSums,
     cross_entropy_sum,
     mask_bce_per_mask,
     mask_dice_per_mask,
 )
-from trainer.model.families.llava_sam.pictures import inner_size
+from trainer.model.layers.decoder import (
+    KeyValues,
+    RunLayer,
+    as_it_is,
+    compiled_layer,
+    recompute_layer,
+    run_layer,
+)
 from trainer.model.layers.host import Gate, HostHead, HostLayers, stored_tensors
-
-
-@dataclass
-class Batch:
-    """Right-padded samples. Each encoder's input is its features where cached, else pixels.
-
-    Places are (sample, position) pairs. They are found on the CPU, so that no step has to wait for
-    the GPU to learn how many there are.
-    """
-
-    input_ids: Tensor  # [B, T] int64, each image as N image tokens
-    segs: Tensor  # [M, 2] places of [SEG]
-    predicting: Tensor  # [n, 2] places whose next token is supervised
-    answers: Tensor  # [n] int64, those next tokens
-    targets: Tensor  # [M, R, R] uint8: 0 background, 1 object, 255 ignored
-    clip: Tensor  # [B, N, C] features or [B, 3, P, P] pixels
-    sam: Tensor  # [B, E, G, G] features or [B, 3, S, S] pixels
-    names: tuple[str, ...] = ()  # of the samples, for error messages
-
-    @classmethod
-    def of(cls, input_ids: Tensor, labels: Tensor, seg_token_id: int, **rest: Any) -> Batch:
-        """From ids [B, T] and labels [B, T] (IGNORE_LABEL where nothing is supervised)."""
-        predicting = (labels[:, 1:] != IGNORE_LABEL).nonzero()
-        answers = labels[:, 1:][predicting[:, 0], predicting[:, 1]]
-        segs = (input_ids == seg_token_id).nonzero()
-        return cls(input_ids, segs, predicting, answers, **rest)
-
-    def to(self, device: torch.device) -> Batch:
-        """The batch with its tensors on `device`."""
-        return self.each(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pin_memory(self) -> Batch:
-        """The batch in page-locked memory, from which copies to a GPU run beside its work."""
-        return self.each(Tensor.pin_memory)
-
-    def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        """The batch with every tensor changed."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        changed: dict[str, Any] = {
-            name: change(value) if isinstance(value, Tensor) else value
-            for name, value in values.items()
-        }
-        return Batch(**changed)
-
-
-def run_layer(layer: nn.Module, hidden: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """One decoder layer on [B, T, H].
-
-    No mask: attention is causal and padding stands on the right, so no real position sees any of
-    it. Without a mask the fast attention kernels apply.
-    """
-    output: Tensor = layer(hidden, position_embeddings=rope)
-    return output
-
-
-def recompute_layer(layer: nn.Module, hidden: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """`run_layer`, keeping only its input for the backward pass."""
-    output: Tensor = checkpoint(run_layer, layer, hidden, rope, use_reentrant=False)
-    return output
-
-
-MOST_LENGTHS = 256  # beyond it dynamo would go on uncompiled, and slowly
-RunLayer = Callable[[nn.Module, Tensor, tuple[Tensor, Tensor]], Tensor]
 
 
 class OneLayerProjector(nn.Module):
@@ -181,7 +124,7 @@ class Lisa(nn.Module):
     def plan_layers(self, checkpointed: int, compiled: bool) -> None:
         """Recompute the first `checkpointed` decoder layers in the backward pass; compile all."""
         # Compiled with the recomputation inside, the backward graph leaves out what it needs not.
-        wrap: Callable[[RunLayer], RunLayer] = _compiled if compiled else _unchanged
+        wrap: Callable[[RunLayer], RunLayer] = compiled_layer if compiled else as_it_is
         recompute, run = wrap(recompute_layer), wrap(run_layer)
         self.runs = [
             recompute if index < checkpointed else run for index in range(len(self.decoder_layers))
@@ -332,52 +275,6 @@ class Lisa(nn.Module):
             yield token, state
             start += hidden.shape[1]
             hidden = self.llava.get_input_embeddings()(token[:, None]).to(self.dtype)
-
-
-class KeyValues:
-    """Keys and values of one conversation, layer by layer, in blocks that are taken once.
-
-    Stands in for transformers' cache, whose blocks are taken anew for every token.
-    """
-
-    def __init__(self, length: int) -> None:
-        self.length = length  # positions, at most
-        self.blocks: dict[int, Tensor] = {}  # [2, B, heads, length, channels]
-        self.filled: dict[int, int] = {}  # positions
-
-    def run_layer(self, layer: nn.Module, hidden: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-        """One decoder layer on [B, T, H], which sees all that came before.
-
-        No mask: either nothing came before, and attention is causal, or T is 1.
-        """
-        output: Tensor = layer(hidden, position_embeddings=rope, past_key_values=self)
-        return output
-
-    def update(self, keys: Tensor, values: Tensor, layer: int, *_: object) -> tuple[Tensor, Tensor]:
-        """Take in [B, heads, T, channels] of a layer; its keys and values so far."""
-        start = self.filled.get(layer, 0)
-        if layer not in self.blocks:
-            shape = 2, *keys.shape[:2], self.length, keys.shape[3]
-            self.blocks[layer] = keys.new_empty(shape)
-        end = self.filled[layer] = start + keys.shape[2]
-        block = self.blocks[layer]
-        block[0, :, :, start:end], block[1, :, :, start:end] = keys, values
-        return block[0, :, :, :end], block[1, :, :, :end]
-
-
-def _unchanged(run: RunLayer) -> RunLayer:
-    return run
-
-
-def _compiled(run: RunLayer) -> RunLayer:
-    """`run`, compiled anew for each length of a micro-batch (`trainer.data.samples.length_step`).
-
-    Not for any length at once: with a symbolic length and the recomputation inside, torch 2.11's
-    partitioner fails ("Node … was invalid, but is output").
-    """
-    torch._dynamo.config.recompile_limit = MOST_LENGTHS
-    compiled: RunLayer = torch.compile(run, dynamic=False)
-    return compiled
 
 
 def to_original(logits: Tensor, frame: int, height: int, width: int) -> Tensor:

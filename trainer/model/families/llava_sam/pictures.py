@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from profiles.gpus import ModelProfile
+from profiles.models import ModelProfile
+from trainer.frame import inner_size
 
 # Part of the feature cache's key: raise it when pixels come out differently.
 VERSION = 1
@@ -38,12 +39,6 @@ def _middle(image: NDArray[np.uint8], longest: int) -> NDArray[np.uint8]:
     return np.ascontiguousarray(image[top:, left:][:longest, :longest])
 
 
-def inner_size(height: int, width: int, frame: int) -> tuple[int, int]:
-    """Height and width of the picture inside SAM's padded frame: longest side to `frame`."""
-    scale = frame / max(height, width)
-    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
-
-
 def sam_pixels(image: NDArray[np.uint8], frame: int) -> NDArray[np.float32]:
     """[H, W, 3] -> [3, frame, frame]: longest side to `frame`, normalised, padded right, bottom.
 
@@ -54,15 +49,6 @@ def sam_pixels(image: NDArray[np.uint8], frame: int) -> NDArray[np.float32]:
     framed = np.zeros((frame, frame, 3), np.float32)
     framed[:height, :width] = (np.asarray(resized, np.float32) - SAM_MEAN) / SAM_STD
     return framed.transpose(2, 0, 1)
-
-
-def frame_mask(mask: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """[H, W] of {0, 1, 255} -> [side, side] in SAM's frame; the padding is 255, ignored."""
-    height, width = inner_size(mask.shape[0], mask.shape[1], side)
-    resized = Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST)
-    framed = np.full((side, side), 255, np.uint8)
-    framed[:height, :width] = np.asarray(resized)
-    return framed
 
 
 def pixels(image: NDArray[np.uint8], encoder: str, profile: ModelProfile) -> NDArray[np.float32]:

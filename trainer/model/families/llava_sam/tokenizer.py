@@ -7,22 +7,15 @@ space token, some have spare rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
+from trainer.batch import IMAGE_TOKEN, SEG_TOKEN, Encoded, Turn
 from trainer.losses import IGNORE_LABEL
+from trainer.model.families.llava_sam.conversation import segments
 from trainer.model.weights import WeightsError, legible
-from trainer.prompts import (
-    END_OF_TURN,
-    IMAGE_END_TOKEN,
-    IMAGE_START_TOKEN,
-    IMAGE_TOKEN,
-    SEG_TOKEN,
-    Turn,
-    segments,
-)
+from trainer.prompts import END_OF_TURN, IMAGE_END_TOKEN, IMAGE_START_TOKEN
 
 NEW_TOKENS = (SEG_TOKEN, IMAGE_START_TOKEN, IMAGE_END_TOKEN)
 
@@ -32,14 +25,6 @@ _TRIAL = Turn(f"{IMAGE_TOKEN}\nWhat is to be segmented?", f"It is {SEG_TOKEN}.")
 
 class TooLong(ValueError):
     """A sample over the plan's token limits; the message names it and the limit."""
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """One conversation: `labels` equal `input_ids` on supervised positions."""
-
-    input_ids: list[int]
-    labels: list[int]
 
 
 class LisaTokenizer:

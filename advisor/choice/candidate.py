@@ -1,0 +1,59 @@
+"""What the choice is made of: a plan held against the budget, its speed, and the reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pydantic import Field
+
+from advisor.machine.budget import Basis, Bytes
+from profiles.plan import Plan
+from profiles.records import Frozen
+from profiles.tested import Verdict
+
+
+class Reason(Frozen):
+    """Why a setting has its value."""
+
+    setting: str
+    value: str
+    because: str
+    basis: Basis
+
+
+class Speed(Frozen):
+    """Samples per second in training."""
+
+    samples_per_second: float
+    basis: Basis
+    source: str = Field(description="the card that it is for, and how it was told")
+
+
+class Candidate(Frozen):
+    """One plan held against the budget."""
+
+    plan: Plan
+    needs: Bytes = Field(description="of the allocator's pool, at most")
+    host_bytes: int = Field(description="resident set of the process")
+    speed: Speed
+    verdict: Verdict
+    why_not: str = Field("", description="why it was not chosen; empty for the chosen one")
+
+
+@dataclass(frozen=True)
+class Scales:
+    """How plans are weighed: what one needs on the card and the host, and how fast it trains."""
+
+    needs: Callable[[Plan], tuple[Bytes, int] | None]
+    speed: Callable[[Plan], Speed]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The chosen plan, or the smallest where none fits, and what stands around it."""
+
+    best: Candidate
+    considered: tuple[Candidate, ...]
+    ladder: tuple[Candidate, ...]
+    better: Candidate | None  # the next better plan, which does not fit

@@ -1,0 +1,162 @@
+"""lisa-advise forecast and check: what a step of a plan file takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from advisor.cli.options import (
+    Card,
+    DataDir,
+    Json,
+    Settings,
+    SkipBroken,
+    System,
+    Vram,
+    must_be_data,
+    named_card,
+    parse_capability,
+)
+from profiles.exits import EXIT_FAILED, fail
+from profiles.streams import say, tell
+
+if TYPE_CHECKING:
+    from advisor.memory.forecast import Forecast
+
+
+def forecast_command(
+    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan.json.")],
+    settings: Settings = None,
+    data_dir: DataDir = None,
+    skip_broken: SkipBroken = None,
+    text_tokens: Annotated[
+        int | None,
+        typer.Option(min=32, max=16384, help="Text tokens of a sample. Default: the plan's limit."),
+    ] = None,
+    masks: Annotated[
+        int | None,
+        typer.Option(min=1, max=64, help="Masks of a sample. Default: the data's or the plan's."),
+    ] = None,
+    gpu: Card = None,
+    vram: Vram = None,
+    system: System = None,
+    capability: Annotated[
+        str | None,
+        typer.Option(
+            "--compute-capability",
+            metavar="X.Y",
+            help="Of the card. Default: this machine's, else 8.6.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """What will a step of this plan take? Counted without a GPU, in seconds.
+
+    TIGHT: inside the margin that the advice keeps.
+
+    Exit codes: 0 fits (or no card was named), 1 does not fit or the count failed, 2 bad usage,
+    3 no figure can be given, 130 interrupted.
+    """
+    found, card = _forecast(
+        plan, settings, data_dir, skip_broken, text_tokens, masks, gpu, vram, system, capability
+    )
+    if as_json:
+        say(found.model_dump_json(indent=2))
+    else:
+        from advisor.memory.forecast import fitting_micro_batch
+        from advisor.report.text import PlainConsole, print_forecast
+
+        print_forecast(found, card, PlainConsole())
+        smaller = fitting_micro_batch(found) if found.verdict == "OOM" else None
+        if smaller is not None:
+            say(f"\nhint: --set micro_batch={smaller} should fit")
+    raise typer.Exit(found.exit_code)
+
+
+def _forecast(
+    path: Path,
+    settings: list[str] | None,
+    data_dir: Path | None,
+    skip_broken: str | None,
+    text_tokens: int | None,
+    masks: int | None,
+    gpu: str | None,
+    vram: int | None,
+    system: str | None,
+    capability: str | None,
+) -> tuple[Forecast, str]:
+    """The forecast of a plan file on the card that is named or here, and that card's name."""
+    from advisor.machine.probe import probe
+    from advisor.machine.target import pick_gpu
+    from advisor.memory.card import card_for
+    from advisor.memory.forecast import forecast
+    from advisor.memory.worst_sample import Worst
+    from advisor.rehearsal import BadQuestion, RehearsalFailed
+    from advisor.request import unfit_segments
+    from profiles.findings import PlanError
+    from profiles.plan import Plan
+
+    named = None if capability is None else parse_capability(capability)
+    try:
+        chosen = Plan.read(path).override(settings or ())
+    except PlanError as error:
+        fail(f"this plan cannot run\n{error}")
+    must_be_data(data_dir, skip_broken)
+    target = named_card(vram, gpu, system)
+    if data_dir is not None and text_tokens is not None:
+        fail("--data-dir and --text-tokens both name the longest sample; give one of them")
+    limits = chosen.tokens
+    for name, given, most in (("text_tokens", text_tokens, limits.max_text_tokens),
+                              ("masks", masks, limits.max_masks)):  # fmt: skip
+        if given is not None and given > most:
+            fail(f"--{name.replace('_', '-')}: got {given}, the plan allows {most}\n"
+                  f"    hint: --set tokens.max_{name}={given}")  # fmt: skip
+    machine = probe()
+    here = pick_gpu(machine) if target is None else None
+    if here is not None and (note := unfit_segments(machine, here, chosen)):
+        tell(f"note: {note}")
+    try:
+        card = card_for(machine, target, measure=True)
+        found = forecast(
+            chosen,
+            Worst(text_tokens, masks, data_dir),
+            named or card.compute_capability or (8, 6),
+            card.cap_bytes,
+            card.margin_bytes,
+            card.host_bytes,
+            card.context,
+        )
+    except BadQuestion as error:
+        fail(f"this data cannot be used\n{error}")
+    except RehearsalFailed as error:
+        fail(str(error), EXIT_FAILED)
+    return found, card.title
+
+
+def check_command(
+    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan.json.")],
+    settings: Settings = None,
+    data_dir: DataDir = None,
+    skip_broken: SkipBroken = None,
+    gpu: Card = None,
+    vram: Vram = None,
+    system: System = None,
+    as_json: Json = False,
+) -> None:
+    """Does this plan still fit that card, with these versions? One line, for CI.
+
+    Exit codes: 0 fits, 1 does not fit (or only inside the margin), 2 bad usage, 3 no figure can be
+    given or no card is known, 130 interrupted.
+    """
+    found, card = _forecast(
+        plan, settings, data_dir, skip_broken, None, None, gpu, vram, system, None
+    )
+    verdict = "UNKNOWN" if found.cap_bytes is None else found.verdict
+    if as_json:
+        say(found.model_dump_json(indent=2))
+    else:
+        name = f"{found.plan.model} {found.plan.content_hash}"
+        say(f"{verdict}  {name} on {card}: {found.reason}")
+    raise typer.Exit({"FITS": 0, "UNKNOWN": 3}.get(verdict, 1))

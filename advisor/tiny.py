@@ -1,0 +1,168 @@
+"""lisa-tiny: the plan where there is no card, or none that holds the model asked for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from advisor.advice import Advice, undecided
+from advisor.choice.candidate import Reason
+from advisor.choice.search import smallest_cards_text
+from advisor.machine.budget import Bytes, judge
+from advisor.machine.probe import Gpu
+from advisor.report.findings import machine_notes, neighbours
+from advisor.report.reasons import allocator_reason, card_reasons, dtype_reason
+from advisor.request import (
+    Question,
+    command_of,
+    dtype_of,
+    environment_of,
+    overridden,
+    refusals,
+    whole_segments,
+)
+from profiles.findings import Finding, PlanError
+from profiles.overrides import assigned
+from profiles.plan import Plan
+from profiles.settings import Lora, Mixture, Schedule
+from profiles.sizes import GIB, gib
+from profiles.tested import Verdict, needs_no_more
+
+TINY_BYTES = GIB // 2  # 0.29 GiB by forecast
+
+
+def tiny_cpu_plan() -> Plan:
+    """The plan of the demo: lisa-tiny on the CPU."""
+    return Plan(
+        model="tiny",
+        device="cpu",
+        dtype="fp32",
+        quantization="nf4",
+        lora=Lora(rank=16, alpha=32, dropout=0, targets="all-linear"),
+        train=("mask_decoder", "text_hidden_fcs", "token_rows"),
+        effective_batch=8,
+        micro_batch=8,
+        accumulation=1,
+        cached_encoders=("sam", "clip"),
+        mask_loss_resolution=128,
+        schedule=Schedule(learning_rate=1e-3, shape="cosine", warmup_steps=10, epochs=3),
+        workers=0,
+    )
+
+
+def on_cpu(question: Question) -> Advice:
+    """lisa-tiny on the CPU; a large model there cannot be decided."""
+    rows = question.table.rows
+    if question.model not in (None, "tiny"):
+        model = str(question.model)
+        overridden(Plan.parse({"model": model}), question.overrides, 1)  # bad settings come first
+        what = "no tested row trains it on a CPU" if question.wants_cpu else "no usable GPU"
+        return undecided(question, model, what, f"lisa-advise --model {model} --vram 8GiB")
+    tiny = tiny_cpu_plan()
+    plan = overridden(tiny, question.overrides, tiny.micro_batch)
+    if plan.device == "cuda":
+        return undecided(question, "tiny", "no usable GPU", "leave out --set device=cuda")
+    row = next((row for row in rows if row.verdict == "FITS" and row.covers(_alone(plan))), None)
+    if row is None:
+        what = "no tested row covers these settings on a CPU"
+        fix = "leave out --set, or try the settings with lisa-train without --auto"
+        return undecided(question, "tiny", what, fix).model_copy(update={"plan": plan})
+    reasons = [
+        Reason(setting="model", value="tiny", because=f"row {row.id}: {row.title}", basis="tested")
+    ]
+    if "dtype" not in assigned(question.overrides):
+        because = "most CPUs compute bf16 no faster than fp32"
+        reasons.append(Reason(setting="dtype", value=plan.dtype, because=because, basis="policy"))
+    return Advice(
+        verdict="FITS",
+        summary=f"tiny on this machine's CPU ({question.machine.cpu_model or 'unknown model'})",
+        model="tiny",
+        plan=plan,
+        command=command_of(question, "tiny"),
+        reasons=tuple(reasons),
+        findings=(*question.table.findings, _larger_models(question)),
+        machine=question.machine,
+    )
+
+
+def _alone(plan: Plan) -> Plan:
+    """lisa-tiny's plan on ReasonSeg alone: TINY_BYTES is enough for what a mixture's samples hold.
+
+    0.42 GiB by forecast, at 512 tokens that are all supervised and 3 masks a sample.
+    """
+    return plan.model_copy(update={"mixture": Mixture()})
+
+
+def _larger_models(question: Question) -> Finding:
+    """What a card would make possible on a machine that trains on its CPU."""
+    what = smallest_cards_text(("7b", "13b"))
+    return Finding("with a GPU", what, fix="lisa-advise --vram 8GiB says how")
+
+
+def tiny_instead(question: Question, gpu: Gpu, large: Advice) -> Advice:
+    """lisa-tiny because the default model does not fit; `large` if the settings rule that out."""
+    try:
+        tiny = tiny_on_gpu(question, gpu)
+    except PlanError:
+        return large  # the user's settings were meant for the large model
+    if tiny.verdict == "UNKNOWN":
+        return large
+    reason = Reason(setting="model", value="tiny", because=large.summary, basis="forecast")
+    return tiny.model_copy(
+        update={
+            "reasons": (reason, *tiny.reasons),
+            "considered": large.considered,
+            "findings": large.findings,
+        }
+    )
+
+
+def tiny_on_gpu(question: Question, gpu: Gpu) -> Advice:
+    """The demo's plan on a card: its 5 M parameters stay below TINY_BYTES by policy."""
+    settings = ["device=cuda", f"dtype={dtype_of(gpu)}"]
+    whole = whole_segments(question, gpu)
+    if whole:
+        settings.append("allocator=")
+    usual = tiny_cpu_plan().override(settings)
+    plan = overridden(usual, question.overrides, usual.micro_batch)
+    if findings := refusals(question, gpu, plan):
+        raise PlanError(findings)
+    budget = question.budget(gpu)
+    verdict: Verdict = "UNKNOWN"
+    if budget is not None and needs_no_more(_alone(plan), usual):
+        verdict = judge(TINY_BYTES, budget, question.spills)
+    needs = Bytes(bytes=TINY_BYTES, basis="policy", source="5 M parameters")
+    because = "its 5 M parameters and their activations are taken to stay below " + gib(TINY_BYTES)
+    reasons = [
+        *card_reasons(replace(question, model="tiny"), gpu, "tiny"),
+        Reason(setting="needs", value=gib(TINY_BYTES), because=because, basis="policy"),
+        dtype_reason(plan, gpu),
+        allocator_reason(plan, whole),
+    ]
+    summaries: dict[Verdict, str] = {
+        "FITS": f"below {gib(TINY_BYTES)}",
+        "TIGHT": f"up to {gib(TINY_BYTES)} reach into the margin",
+        "UNKNOWN": "these settings, or this card's free memory, are not known well enough",
+    }
+    usable = gib(budget.usable.bytes) if budget is not None else "unknown"
+    summary = summaries.get(verdict, f"takes up to {gib(TINY_BYTES)}, and {usable} are usable")
+    given = assigned(question.overrides)
+    runs = verdict in ("FITS", "TIGHT")
+    return Advice(
+        verdict=verdict,
+        summary=f"tiny on {question.title(gpu)}: {summary}",
+        model="tiny",
+        plan=plan,
+        command=command_of(question, "tiny") if runs else None,
+        environment=environment_of(question, gpu, plan),
+        gpu=gpu,
+        what_if=question.what_if,
+        budget=budget,
+        needs=needs,
+        reasons=tuple(reason for reason in reasons if reason.setting not in given),
+        findings=(
+            *question.table.findings,
+            *machine_notes(question, gpu, plan),
+            *neighbours(question, gpu),
+        ),
+        machine=question.machine,
+    )

@@ -1,0 +1,115 @@
+"""The Plan's nested settings and the names that its fields may take."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import ConfigDict, Field
+
+from profiles.records import Frozen
+
+Dtype = Literal["bf16", "fp16", "fp32"]
+
+
+Encoder = Literal["sam", "clip"]
+
+
+LoraTargets = Literal["qv", "attention", "all-linear"]
+
+
+Quantization = Literal["nf4", "int8", "none"]
+
+
+TrainedPart = Literal[
+    "mask_decoder", "text_hidden_fcs", "projector", "token_rows", "head", "embeddings"
+]
+
+
+Quantizable = Literal[
+    "llama", "clip", "sam_encoder", "mask_decoder", "text_hidden_fcs", "projector"
+]
+
+
+MOST = 1_000_000  # of anything counted: more is a slip, and would take memory before training
+
+
+# Asked for at once in a picture with several, as in LISA's recipe.
+TARGETS_PER_PICTURE = 3
+
+
+class Settings(Frozen):
+    """A table of settings: checked by default values too, and finite."""
+
+    model_config = ConfigDict(validate_default=True, allow_inf_nan=False)
+
+
+class Lora(Settings):
+    """Low-rank adapters on the LLaMA decoder (Hu et al. 2021, arXiv:2106.09685)."""
+
+    rank: int = Field(8, ge=1, le=256, description="rank r of both factors, in channels")
+    alpha: float = Field(16, gt=0, description="scale numerator; the adapter is scaled by alpha/r")
+    dropout: float = Field(0.05, ge=0, lt=1, description="dropout before the adapter, probability")
+    targets: LoraTargets = Field(
+        "qv",
+        description="adapted linears: qv (q and v); attention (q, k, v, o); or all-linear (all "
+        "seven of a decoder layer)",
+    )
+
+
+class Schedule(Settings):
+    """Optimisation over time; the values default to LISA's published recipe."""
+
+    learning_rate: float = Field(3e-4, gt=0, description="peak learning rate, per update")
+    shape: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description="decay after the warm-up (transformers' schedules)"
+    )
+    warmup_steps: int = Field(100, ge=0, le=MOST, description="linear warm-up, in optimizer steps")
+    epochs: int = Field(10, ge=1, le=MOST, description="passes over the training split")
+    beta1: float = Field(0.9, ge=0, lt=1, description="Adam's first-moment decay")
+    beta2: float = Field(0.95, ge=0, lt=1, description="Adam's second-moment decay")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled decay, per update")
+    grad_clip: float = Field(1.0, gt=0, description="largest global gradient norm")
+    max_skipped_steps: int = Field(
+        0,
+        ge=0,
+        le=MOST,
+        description="updates that may be left out because loss or gradient is not a finite number; "
+        "the next such one ends the run, before it changes anything",
+    )
+
+
+class TokenLimits(Settings):
+    """What one sample may hold; a longer one is an error that names the sample."""
+
+    max_text_tokens: int = Field(
+        512, ge=32, le=MOST, description="tokens beside the image's, per sample"
+    )
+    max_masks: int = Field(8, ge=1, le=MOST, description="[SEG] tokens per sample")
+    max_new_tokens: int = Field(64, ge=1, le=MOST, description="generated tokens per answer")
+
+
+class Mixture(Settings):
+    """What training samples are drawn from, in proportion to the rates (LISA's recipe: 1, 3, 9, 3).
+
+    With ReasonSeg alone nothing is drawn: an epoch passes over all of it.
+    """
+
+    reason_seg: float = Field(1, ge=0, description="rate of ReasonSeg")
+    refer_seg: float = Field(0, ge=0, description="rate of referring segmentation (RefCOCO, …)")
+    sem_seg: float = Field(0, ge=0, description="rate of semantic segmentation (ADE20K, COCO, …)")
+    vqa: float = Field(
+        0,
+        ge=0,
+        description="rate of dialogues without a mask (LLaVA-Instruct)",
+    )
+    samples: int = Field(
+        10_000,
+        ge=1,
+        le=MOST,
+        description="samples drawn in an epoch; with ReasonSeg alone its own number",
+    )
+
+    @property
+    def reason_seg_alone(self) -> bool:
+        """Whether nothing but ReasonSeg is trained on."""
+        return not (self.refer_seg or self.sem_seg or self.vqa)

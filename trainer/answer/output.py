@@ -1,0 +1,104 @@
+"""What an answer leaves behind: mask, overlay and a row, under a name of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from trainer.data.images import read_image
+from trainer.data.overlays import COLOURS, overlay
+
+if TYPE_CHECKING:
+    from trainer.answer.question import Answer
+from trainer.answer.question import Question
+
+# What `write_pictures` writes: asked about a folder twice, its own answers are no questions.
+WRITTEN = re.compile(r"(.+?)(?:-\d+)?\.(?:mask(?:-\d+)?|overlay)\.png")
+
+
+NAMED = 8  # of the files that are passed over
+
+
+_LONGEST_STEM = 200  # bytes: systems take names of 255, and -12.mask-3.png comes behind
+
+
+def stems(asked: Sequence[Question], folder: Path) -> list[Path]:
+    """Where each answer's pictures go: `folder / NAME`, numbered where NAME was there before."""
+    found: list[Path] = []
+    for question in asked:
+        name = shortened(question.image.stem)
+        number, stem = 2, folder / name
+        while stem in found:
+            number, stem = number + 1, folder / f"{name}-{number}"
+        found.append(stem)
+    return found
+
+
+def shortened(stem: str) -> str:
+    """A picture's name with room for what comes behind it; a cut one ends in its checksum."""
+    spelled = os.fsencode(stem)
+    if len(spelled) <= _LONGEST_STEM:
+        return stem
+    whole = spelled[: _LONGEST_STEM - 9].decode("utf-8", "ignore")
+    return f"{whole}-{hashlib.sha256(spelled).hexdigest()[:8]}"
+
+
+def write_pictures(question: Question, answer: Answer, stem: Path) -> list[Path]:
+    """STEM.mask.png (of several [SEG]: STEM.mask-1.png, …) and STEM.overlay.png, if any mask.
+
+    What an earlier answer left under STEM's names goes: it would pass for this one's.
+    """
+    files: list[Path] = []
+    if len(answer.masks):
+        picture = read_image(question.image)
+        for number, mask in enumerate(answer.masks, 1):
+            name = f".mask-{number}.png" if len(answer.masks) > 1 else ".mask.png"
+            files.append(stem.with_name(stem.name + name))
+            Image.fromarray(mask.astype(np.uint8) * 255).save(files[-1])
+            picture = overlay(picture, mask, COLOURS[(number - 1) % len(COLOURS)])
+        files.append(stem.with_name(stem.name + ".overlay.png"))
+        Image.fromarray(picture).save(files[-1])
+    for path in _written_before(stem):
+        if path not in files:
+            path.unlink(missing_ok=True)
+    return files
+
+
+def _written_before(stem: Path) -> list[Path]:
+    """The files under the names that `write_pictures` writes for STEM."""
+    names = re.compile(re.escape(stem.name) + r"\.(?:mask(?:-[1-9][0-9]*)?|overlay)\.png")
+    return [path for path in stem.parent.iterdir() if names.fullmatch(path.name)]
+
+
+def row_of(question: Question, answer: Answer, files: list[Path]) -> dict[str, Any]:
+    """An answer as plain values; masks as COCO's run lengths (read them with pycocotools)."""
+    return {
+        "image": str(question.image),
+        "question": question.text,
+        "answer": answer.text,
+        "seconds": round(answer.seconds, 3),
+        "masks": [run_lengths(mask) for mask in answer.masks],
+        "files": [str(path) for path in files],
+    } | ({"masks_left_out": answer.left_out} if answer.left_out else {})
+
+
+def row_of_unanswered(question: Question, error: str) -> dict[str, Any]:
+    """The row of a question whose picture cannot be read, or its answer not be written."""
+    named = {"image": str(question.image), "question": question.text}
+    return named | {"error": error, "masks": [], "files": []}
+
+
+def run_lengths(mask: NDArray[np.bool_]) -> dict[str, Any]:
+    """A mask [H, W] as COCO's compressed RLE {"size": [H, W], "counts": text}, and its area."""
+    from pycocotools import mask as coco
+
+    rle = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {"size": list(mask.shape), "counts": rle["counts"].decode(), "area": int(mask.sum())}

@@ -1,0 +1,48 @@
+"""What is asked about a picture, and what the model answered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.batch import Turn
+from trainer.prompts import explanatory_question_for, question_for
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked about a picture: a sentence, or a noun phrase."""
+
+    image: Path
+    text: str
+    is_sentence: bool = True
+    explain: bool = False
+
+    def turn(self) -> Turn:
+        """The question as the model was taught to hear it, unanswered. Raises PromptError."""
+        if self.explain:
+            return Turn(explanatory_question_for(self.text, first), None)
+        return Turn(question_for(self.text, self.is_sentence, first), None)
+
+
+def first(options: Sequence[str]) -> str:
+    return options[0]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said, and a mask [H, W] bool for each [SEG] in it."""
+
+    text: str
+    masks: NDArray[np.bool_]  # [n, H, W]
+    seconds: float
+    left_out: int = 0  # masks beyond what was asked for, the last ones
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """All masks together, [H, W]; empty where there is none."""
+        return np.asarray(self.masks.any(0))

@@ -1,0 +1,141 @@
+"""lisa-train's commands about data: synthesise, import, preview, and the check."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from profiles.exits import EXIT_USAGE
+from profiles.files import reason
+from profiles.streams import say, tell
+from profiles.text import counted
+from trainer.cli.console import Plain, ended_politely, user_errors
+from trainer.cli.options import SkipBroken, Text
+from trainer.exits import fail
+
+
+def synthesise(
+    folder: Annotated[Path, typer.Argument(help="Where ReasonSeg/ is written.")],
+    train_: Annotated[int, typer.Option("--train", min=1, help="Training questions.")] = 640,
+    val: Annotated[int, typer.Option(min=1, help="Validation questions.")] = 120,
+    test: Annotated[int, typer.Option(min=0, help="Test questions.")] = 120,
+    kind: Annotated[
+        list[str] | None, typer.Option(help="Question kind; repeatable. Default: negation.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of scenes and questions.")] = 0,
+) -> None:
+    """Write a synthetic data set in ReasonSeg's format."""
+    from trainer.data.synthetic.dataset import write_dataset
+
+    with user_errors():
+        kinds = tuple(kind or ["negation"])  # one that lisa-tiny has never seen
+        where = write_dataset(folder, seed=seed, train=train_, val=val, test=test, kinds=kinds)
+    say(f"{train_} + {val} + {test} questions ({', '.join(kinds)}) in {where}")
+
+
+def import_(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="SRC", help="LabelMe's folder, or a JSON of COCO or Label Studio."),
+    ],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write.")],
+    questions: Annotated[
+        Path | None, typer.Option(help="CSV or JSONL: picture, label, question.")
+    ] = None,
+    pictures: Annotated[Path | None, typer.Option(help="Where the pictures lie.")] = None,
+    val: Annotated[float, typer.Option(help="Share of pictures to validate on.")] = 0.1,
+    test: Annotated[float, typer.Option(help="Share of pictures to keep for a test.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
+    skip_broken: SkipBroken = None,
+    encoding: Annotated[
+        str | None, typer.Option(help="Of files that are not UTF-8, such as gbk.")
+    ] = None,
+    frame: Annotated[
+        str | None, typer.Option(help="Of outlines on turned pictures: stored or upright.")
+    ] = None,
+    iscrowd: Annotated[
+        str | None, typer.Option(help="What COCO's iscrowd 1 marks: object or crowd.")
+    ] = None,
+) -> None:
+    """Turn annotations of LabelMe, COCO or Label Studio into ReasonSeg data for --data-dir DST."""
+    from profiles.skipping import read_most
+    from trainer.data import broken
+    from trainer.data.importing.own import import_annotations
+
+    with user_errors(), ended_politely():
+        done = import_annotations(
+            source, target, questions=questions, pictures=pictures, val=val, test=test, seed=seed,
+            skip_broken=read_most(skip_broken), encoding=encoding, frame=frame,
+            iscrowd=iscrowd, progress=Plain(patience=10),
+        )  # fmt: skip
+    items = ", ".join(f"{split} {count}" for split, count in done.items.items())
+    whole = counted(done.pictures, "picture")
+    say(f"{target}: {items} items on {whole}; {done.left_out} without any")
+    for what in done.assumed:
+        say(f"note: {what}")
+    if done.broken:
+        say(broken.told(done.broken, target / broken.LIST))
+
+
+def preview(
+    data: Annotated[Path, typer.Argument(help="Folder with ReasonSeg data.")],
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "train",
+    count: Annotated[int, typer.Option(min=1, help="Items to show.")] = 12,
+    out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("preview.png"),
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the choice.")] = 0,
+    skip_broken: SkipBroken = None,
+) -> None:
+    """Draw some items of a data set: pictures, questions, targets and ignored regions."""
+    from profiles.skipping import read_most
+    from trainer.data.broken import Leave
+    from trainer.data.preview import write_preview
+
+    with user_errors():
+        leave = Leave(read_most(skip_broken))
+        lines = write_preview(data, split, count, seed, out, leave)
+    for one in leave.left_out:
+        tell(f"left out: {one}")
+    say("\n".join([*lines, f"{out}: target blue, ignored yellow"]))
+
+
+def check_data_folder(folder: Path, skip_broken: Text = None) -> int:
+    from profiles.skipping import read_most
+    from trainer.data import broken
+    from trainer.data.mixture import check
+
+    with user_errors():
+        most = read_most(skip_broken)
+        counts_of, others, findings = check(folder, Plain(patience=10))
+    if not broken.can_go(findings, most):
+        for finding in findings:
+            tell(f"  - {finding}")
+        tell(f"{counted(len(findings), 'finding')} in {folder}")
+        for line in broken.hint(findings, most):
+            tell(line)
+        return EXIT_USAGE
+    for split, counts in counts_of.items():
+        if not counts:
+            fail(f"{folder}: no sound item would be left in {split}\n    hint: mend some")
+        say(f"{split}: " + ", ".join(f"{name} {value}" for name, value in counts.items()))
+    for data_set in others:
+        masks = sum(1 for picture in data_set.pictures for _ in picture.paints())
+        left_out = f", left out {data_set.left_out}: no picture" if data_set.left_out else ""
+        say(f"{data_set.name}: pictures {len(data_set.pictures)}, masks {masks}{left_out}")
+    if findings:
+        listed = Path(broken.LIST)  # here: a folder of data may be another's
+        try:
+            broken.write_list(listed, findings)
+        except OSError as error:
+            say(f"{folder}: {broken.told(findings)}")
+            tell(f"note: {listed} cannot be written here: {reason(error)}\n"
+                 "    hint: without --skip-broken they are shown")  # fmt: skip
+        else:
+            say(f"{folder}: {broken.told(findings, listed)}")
+    else:
+        say(f"{folder}: no findings")
+    missing = [split for split in ("train", "val") if split not in counts_of]
+    if missing:
+        tell(f"note: there is no {' and no '.join(missing)} split, which a training needs")
+    return 0

@@ -1,0 +1,16 @@
+"""Types of arrays."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray: TypeAlias = NDArray[np.float64]
+
+
+ByteArray: TypeAlias = NDArray[np.uint8]
+
+
+Size: TypeAlias = tuple[int, int]

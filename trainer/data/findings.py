@@ -1,0 +1,67 @@
+"""What is wrong with data: findings, the error that carries them, and the report of a check."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from profiles.text import brief, counted, one_line
+
+_MOST_LINES = 100
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong with one file or folder, and what to do about it.
+
+    `entry` tells the entry that would have to be left out; None if it is no single one.
+    """
+
+    path: Path
+    reason: str
+    fix: str
+    entry: str | None = None
+
+    def __str__(self) -> str:
+        return one_line(f"{self.path}: {self.reason}. Fix: {self.fix}.")
+
+
+class DataError(ValueError):
+    """The data cannot be used as it is; `findings` has all reasons, `str()` the first hundred."""
+
+    def __init__(self, findings: Sequence[Finding], hints: Sequence[str] = ()) -> None:
+        if isinstance(findings, str):
+            # torch re-raises a worker's exception as type(message) and falls back on RuntimeError
+            # at a TypeError; without this a message would be taken apart into its letters.
+            raise TypeError("DataError takes a sequence of Finding, not a string")
+        super().__init__(tuple(findings))
+        self.findings: tuple[Finding, ...] = tuple(findings)
+        self.hints: tuple[str, ...] = tuple(hints)  # lines for all of them together
+
+    def __str__(self) -> str:
+        lines = [str(finding) for finding in self.findings[:_MOST_LINES]]
+        more = len(self.findings) - len(lines)
+        told = [f"… and {counted(more, 'finding')} more"] * bool(more)
+        return "\n".join([*lines, *told, *(f"    {hint}" for hint in self.hints)])
+
+
+@dataclass
+class Report:
+    """Collects the findings about one file.
+
+    `entry`: the one entry that all of them are about. Without it `annotations[5].id` is about that
+    entry of the list, and `file` about all.
+    """
+
+    path: Path
+    findings: list[Finding] = field(default_factory=list)
+    entry: str | None = None
+
+    def add(self, what: str, got: object, allowed: str, fix: str) -> None:
+        shown = "nothing" if got is None else brief(got, 100)
+        listed = re.match(r"\w*\[\d+\]|line \d+(?=:)", what)
+        entry = self.entry or (f"{self.path}: {listed[0]}" if listed else None)
+        reason = f"{what}: got {shown}; allowed: {allowed}"
+        self.findings.append(Finding(self.path, reason, fix, entry))

@@ -1,0 +1,119 @@
+"""Pictures on disk: opened with limits, decoded, turned upright."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin
+
+from trainer.data.arrays import ByteArray, Size
+from trainer.data.findings import DataError, Report
+
+T = TypeVar("T")
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+LONGEST_SIDE = 65_535  # pixels; JPEG knows no longer one
+
+
+# Judged by content, not by extension: pictures gathered from the web often carry a wrong one.
+_IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "AVIF")
+
+
+# Public dialogues are about some GIFs called .jpg. Their first frame is taken; as outlines may be
+# of another one, pictures with outlines are no GIFs.
+_ALL_FORMATS = (*_IMAGE_FORMATS, "GIF")
+
+
+# Pillow refuses a whole PNG for a colour profile or text beyond 1 MiB, as editors write it.
+PngImagePlugin.MAX_TEXT_CHUNK = 64 << 20
+
+
+# Names of pictures, in any case; those of formats that are not read too, so that this is said.
+PICTURE_SUFFIXES = frozenset(
+    (*IMAGE_SUFFIXES, ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".apng", ".webp", ".bmp", ".dib",
+     ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2", ".jxl", ".mpo")
+)  # fmt: skip
+
+
+def read_image(path: Path) -> ByteArray:
+    """Read a picture upright as uint8 [H, W, 3], RGB.
+
+    Other modes are converted; alpha is dropped, as OpenCV does; of 16 bits the high byte stays.
+    DataError: missing, no picture, truncated, or larger than Pillow's MAX_IMAGE_PIXELS or
+    LONGEST_SIDE.
+    """
+    report = Report(Path(path))
+    opened = open_image(report, _to_rgb, _ALL_FORMATS)
+    if opened is None:
+        raise DataError(report.findings)
+    return opened[1]
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file is a picture by its name, or else by its first bytes."""
+    if path.suffix.lower() in PICTURE_SUFFIXES:
+        return True
+    try:
+        if not path.is_file():  # a pipe would be waited for
+            return False
+        with Image.open(path, formats=_ALL_FORMATS):
+            return True
+    except Exception:  # anything that is no picture may break Pillow anywhere
+        return False
+
+
+def open_image(
+    report: Report, read: Callable[[Image.Image], T], formats: tuple[str, ...] = _IMAGE_FORMATS
+) -> tuple[Size, T] | None:
+    """The upright size and what `read` made of the upright image; None with a finding added."""
+    limit = Image.MAX_IMAGE_PIXELS or float("inf")
+    try:
+        if not report.path.is_file():  # a pipe would be waited for
+            raise FileNotFoundError
+        with Image.open(report.path, formats=formats) as opened:
+            width, height = opened.size
+            # Up to twice its limit Pillow only warns; to lines it gives gigabytes of row pointers.
+            if width * height > limit or max(width, height) > LONGEST_SIDE:
+                raise Image.DecompressionBombError(f"{width} x {height} pixels")
+            sideways = opened.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+            sideways &= opened.format != "TIFF"  # Pillow turns these by itself, their size as well
+            return ((width, height) if sideways else (height, width)), read(opened)
+    except FileNotFoundError:
+        report.add("image", "no such file", "the path of a picture", "give one that is there")
+    except Exception as error:
+        # Broad because damaged files make Pillow raise nearly anything, struct.error for one.
+        most = f"at most {limit} pixels, {LONGEST_SIDE} a side"
+        allowed = f"a complete {', '.join(formats)} file of {most}"
+        fix = "fetch or save the picture again, smaller if that is the complaint"
+        report.add("image", f"{type(error).__name__} {error}", allowed, fix)
+    return None
+
+
+def _to_rgb(image: Image.Image) -> ByteArray:
+    """uint8 [H, W, 3], upright, of a picture in any of Pillow's modes."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        # Heights or distances in a TIFF: Pillow would clip them to what looks like a picture.
+        raise ValueError("floating-point values are no colours")
+    if image.mode.startswith("I"):
+        # Pillow's own conversion clips at 255, which turns 16-bit pictures white.
+        deep = np.clip(np.asarray(image), 0, 65535) >> 8
+        return np.repeat(deep.astype(np.uint8)[:, :, None], 3, axis=2)
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # straight to RGB warns
+    return np.array(image.convert("RGB"), dtype=np.uint8)
+
+
+def load_whole(image: Image.Image) -> None:
+    """Decode all of a picture. Raises nearly anything where it is damaged."""
+    if image.format == "JPEG":
+        # An eighth of its size: all of the file is read and decoded, but for the last transform.
+        image.draft("L", (1, 1))
+        image.load()
+    else:
+        _to_rgb(image)  # which has more to refuse

@@ -1,0 +1,67 @@
+"""JSON files that others wrote: read with limits, field by field."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import TypeVar
+
+from profiles.sizes import MIB
+from profiles.text import brief, is_text
+from trainer.data.findings import Report
+
+T = TypeVar("T")
+
+
+# Of ReasonSeg's and LabelMe's files, which hold one picture's polygons (LabelMe's a copy of it).
+LARGEST_FILE = 64 << 20  # bytes
+
+
+def load_json(
+    report: Report,
+    kind: type[T],
+    allowed: str,
+    most_bytes: float = float("inf"),
+    text_of: Callable[[bytes], str] | None = None,
+) -> T | None:
+    """The parsed file, UTF-8 or else cp1252, if of this kind; None with a finding added.
+
+    `text_of` decodes otherwise, and raises ValueError or LookupError.
+
+    Parsing takes some twenty times the memory that the file has bytes.
+    """
+    try:
+        if not report.path.is_file():  # a pipe would be waited for
+            raise FileNotFoundError("no such file")
+        if report.path.stat().st_size > most_bytes:
+            raise ValueError(f"more than {most_bytes / MIB:.0f} MiB")
+        raw = report.path.read_bytes()
+        text = (text_of or _published_text)(raw)
+        parsed = json.loads(text)
+        if isinstance(parsed, kind):
+            return parsed
+        raise ValueError(f"content {brief(parsed)}")
+    except (OSError, ValueError, LookupError, RecursionError) as error:
+        got, fix = f"{type(error).__name__} {error}", "correct the file or fetch it again"
+        if "--encoding" in str(error):
+            fix = "name its encoding, such as --encoding gbk"
+        report.add("file", got, f"JSON in UTF-8 or cp1252, {allowed}", fix)
+    return None
+
+
+def _published_text(raw: bytes) -> str:
+    """UTF-8, or else cp1252, as ReasonSeg's published files are."""
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return raw.decode("cp1252")
+
+
+def read_sentence(report: Report, what: str, value: object) -> str | None:
+    """A stripped string that is not blank; None with a finding added."""
+    # JSON can spell half a surrogate pair, on which every tokenizer fails much later.
+    whole = isinstance(value, str) and is_text(value)
+    if isinstance(value, str) and value.strip() and whole:
+        return value.strip()
+    report.add(what, value, "text, not blank, in whole characters", "write it or take it out")
+    return None

@@ -1,0 +1,90 @@
+"""What a process is set to before a plan runs in it: allocator, threads, variables, folders."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from profiles.places import cache_folder
+from profiles.streams import tell
+
+if TYPE_CHECKING:
+    from profiles.plan import Plan
+
+
+def feature_cache() -> Path:
+    """The user's folder for encoders' features."""
+    return cache_folder() / "features"
+
+
+def use_allocator(plan: Plan) -> None:
+    """Have torch use the plan's allocator settings: the forecast is of them, not of the shell's."""
+    if plan.device != "cuda":
+        return
+    from profiles.environment import ALLOCATOR_VARIABLES
+    from trainer.parallel.launch import is_main
+
+    for name in ALLOCATOR_VARIABLES:
+        shells = os.environ.get(name, "")
+        if shells != plan.allocator:
+            os.environ[name] = plan.allocator
+            if shells and is_main():
+                tell(f"{name}={shells} of this shell is overruled by the plan's "
+                     f"{plan.allocator!r}; --set allocator={shells} trains with it")  # fmt: skip
+
+
+def try_segments(plan: Plan, fix: str = "--set allocator=") -> None:
+    """One allocation with the plan's expandable segments, before anything takes long.
+
+    No query tells of them: a virtual GPU may go by any name. Raises ValueError, with `fix`, where
+    they do not work here; what is wrong with the card itself is raised as it is.
+    """
+    if plan.device != "cuda" or "expandable_segments:True" not in plan.allocator:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        return  # another message's matter
+    device = int(os.environ.get("LOCAL_RANK", "0"))
+    torch.cuda.mem_get_info(device)  # without the allocator: the card and its driver as such
+    try:
+        torch.empty(1 << 21, dtype=torch.uint8, device=f"cuda:{device}")
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        said = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"expandable segments do not work on this GPU: {said}\n"
+            f"    hint: {fix} goes without them, with a pool up to a tenth larger"
+        ) from None
+
+
+def heed_the_plan() -> None:
+    """Called first: variables that another session left in the shell do not overrule the plan."""
+    from trainer.parallel.launch import is_main, without_leftovers
+
+    main = is_main()
+    if (leftovers := without_leftovers(os.environ)) and (main or is_main()):
+        tell(f"{', '.join(leftovers)} of this shell: not heeded, the plan decides")
+
+
+def use_threads(plan: Plan, say: Callable[[str], None]) -> None:
+    """On the CPU, as many threads as there are cores for this process, unless the user has said."""
+    if plan.device != "cpu":
+        return
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        from profiles.environment import threads_for, usable_cores
+
+        torch.set_num_threads(threads_for(usable_cores(), plan.processes, plan.workers))
+    say(f"CPU threads: {torch.get_num_threads()} (OMP_NUM_THREADS sets another number)")
+
+
+def stay_at_home() -> None:
+    """Before torch is imported: neither the network nor a folder of others has a say in this."""
+    from profiles.environment import at_home
+
+    os.environ.update(at_home(os.environ))

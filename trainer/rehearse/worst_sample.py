@@ -1,0 +1,45 @@
+"""The largest sample that a training step can meet."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+from profiles.plan import Plan
+
+
+class WorstSample(NamedTuple):
+    """The most that any sample of a data set holds, each on its own."""
+
+    text_tokens: int
+    masks: int
+    answer_tokens: int
+
+
+def worst_sample(plan: Plan, folder: Path) -> WorstSample:
+    """The most that training or evaluation meets in a folder: every visit is looked at.
+
+    Raises DataError.
+    """
+    from profiles.skipping import announced
+    from trainer.data.broken import Leave
+    from trainer.data.formats.reasonseg import read_split
+    from trainer.data.mixture import read_training
+    from trainer.data.samples import SampleSet
+    from trainer.losses import IGNORE_LABEL
+    from trainer.model.build import some_tokenizer
+
+    tokenizer = some_tokenizer(plan)
+    leave = Leave(announced())
+    train = SampleSet(read_training(folder, plan, leave), plan, tokenizer, {}, training=True)
+    items = read_split(folder, "val", plan.max_val_samples, leave)
+    val = SampleSet(items, plan, tokenizer, {}, training=False)
+    text = masks = answers = 0
+    for samples, epochs in ((train, plan.schedule.epochs), (val, 1)):
+        for epoch, index in product(range(epochs), range(len(samples))):
+            seen = samples.encoded(epoch, index)
+            text = max(text, len(seen.input_ids) - tokenizer.image_tokens)
+            masks = max(masks, seen.input_ids.count(tokenizer.seg_id))
+            answers = max(answers, len(seen.labels) - seen.labels.count(IGNORE_LABEL))
+    return WorstSample(text, masks, answers)

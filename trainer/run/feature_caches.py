@@ -1,0 +1,48 @@
+"""The feature caches that a plan names, filled before the model loads."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from profiles.plan import Plan
+from profiles.settings import Encoder
+from trainer.data.feature_cache import FeatureCache, encoder_key, fill_cache
+from trainer.model.build import FrozenEncoder, read_tokenizer, skeleton
+from trainer.model.weights import weight_source
+from trainer.reporter import Reporter
+
+
+def prepare_caches(
+    plan: Plan, images: list[Path], root: Path, accelerator: Accelerator, reporter: Reporter
+) -> dict[Encoder, FeatureCache]:
+    """The feature caches that the plan names, filled for `images` before the model loads."""
+    caches: dict[Encoder, FeatureCache] = {}
+    if not plan.cached_encoders:
+        return caches
+    source = weight_source(plan)
+
+    def load(encoder: Encoder) -> FrozenEncoder:
+        model = skeleton(plan.profile, read_tokenizer(plan))
+        return FrozenEncoder(model, plan, encoder, accelerator.device, source)
+
+    for encoder in plan.cached_encoders:
+        cache = FeatureCache(root, encoder_key(plan, encoder, source.fingerprint))
+        with accelerator.main_process_first():
+            built = fill_cache(
+                cache,
+                plan,
+                encoder,
+                images,
+                partial(load, encoder),
+                partial(reporter.progress, f"{encoder} features"),
+                reporter.line,
+            )
+        reporter.line(f"{encoder} features: {built} built, {len(images) - built} found in {root}")
+        caches[encoder] = cache
+        if accelerator.device.type == "cuda":
+            torch.cuda.empty_cache()  # what the encoder took is for what comes next
+    return caches

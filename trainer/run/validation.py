@@ -1,0 +1,71 @@
+"""Evaluation within a run: masks for the validation split, and their scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from profiles.text import counted
+from trainer.data.samples import Sample, SampleSet, collate
+from trainer.model.families.llava_sam.model import Lisa, to_original
+from trainer.model.families.llava_sam.tokenizer import LisaTokenizer
+from trainer.reporter import Reporter
+from trainer.run.metrics import MaskScores
+
+
+def describe(result: dict[str, Any]) -> str:
+    """One line of an evaluation's figures."""
+    if not result["images"]:
+        return "no validation picture"
+    pictures = counted(result["images"], "picture")
+    return f"gIoU {result['giou']:.3f}, cIoU {result['ciou']:.3f} over {pictures}"
+
+
+def outcome(summary: dict[str, Any], folder: Path) -> list[str]:
+    """What a run came to: before, at its best, which is what `folder` answers with, and last."""
+    best, epochs = summary["best"], summary["epochs"]
+    lines = [f"before  {describe(summary['before'])}"]
+    if best is not None:  # None: resumed from a checkpoint without it
+        kept = folder / "best"
+        lines.append(f"best    {describe(best)}, epoch {best['epoch']} of {epochs}, in {kept}")
+    return [*lines, f"last    {describe(summary['after'])}, epoch {epochs}"]
+
+
+@torch.no_grad()
+def predict(
+    model: Lisa, samples: list[Sample], tokenizer: LisaTokenizer, accelerator: Accelerator
+) -> list[torch.Tensor]:
+    """Teacher-forced mask logits [H, W] of each sample's first [SEG], at its picture's own size."""
+    batch = collate(samples, tokenizer).to(accelerator.device)
+    low = model.predict(batch).cpu()  # a large picture's mask is no matter of the card's memory
+    owner = batch.segs[:, 0].tolist()
+    frame = model.sam.config.vision_config.image_size
+    return [
+        to_original(low[owner.index(row)][None], frame, *sample.truth.shape)[0]
+        for row, sample in enumerate(samples)
+    ]
+
+
+def evaluate(
+    model: Lisa,
+    samples: SampleSet,
+    places: list[int],
+    tokenizer: LisaTokenizer,
+    accelerator: Accelerator,
+    reporter: Reporter,
+) -> MaskScores:
+    """Scores of the samples at `places`, as LISA's published evaluation has them."""
+    model.eval()
+    scores = MaskScores()
+    size = samples.plan.micro_batch  # so that evaluating never takes more memory than training
+    for start in range(0, len(places), size):
+        reporter.progress("evaluating", start, len(places))
+        chunk = [samples[place] for place in places[start : start + size]]
+        masks = predict(model, chunk, tokenizer, accelerator)
+        for sample, logits in zip(chunk, masks, strict=True):
+            scores.add(sample.name, logits.numpy() > 0, sample.truth)
+    reporter.progress("evaluating", len(places), len(places))
+    return scores

@@ -1,0 +1,67 @@
+"""Data workers: their end, their errors, and what is said of both."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from profiles.text import argument
+from trainer.batch import Batch
+from trainer.parallel.launch import end_with_parent
+
+FROM_WORKER = "Original Traceback"  # torch puts it into an error that a data worker raised
+
+
+MOST_WORKERS_LOST = 2  # in one process: after that, something is wrong that stays
+
+
+class WorkerEnded(RuntimeError):
+    """A data worker that was ended from outside; says how the run goes on."""
+
+
+def end_with_run(number: int) -> None:
+    """In each data worker: a forked one shares the run folder's lock, and would keep it."""
+    end_with_parent()
+
+
+def told_plainly(loader: DataLoader[Any], run: Path) -> Iterator[Batch]:
+    """The loader's batches; an error in a data worker without that worker's traceback."""
+    try:
+        yield from _begun(loader)
+    except Exception as error:
+        # One that is gone is found by torch, or by what it was handing over just then.
+        lost = isinstance(error, ConnectionError | EOFError) and FROM_WORKER not in str(error)
+        if lost or str(error).startswith("DataLoader worker"):
+            raise WorkerEnded(
+                "a data worker was ended from outside, perhaps for want of host memory\n"
+                f"    hint: lisa-train --resume {argument(run)} goes on; with less host memory "
+                'where its plan.json says "workers": 0'
+            ) from None
+        if FROM_WORKER in str(error):
+            raise type(error)(_last_words(error)) from None
+        raise
+
+
+def _begun(loader: DataLoader[Any]) -> Iterator[Batch]:
+    """The loader's iterator.
+
+    torch would have a worker's death raise wherever this process is, even in the middle of an
+    update or a save. Without its handler, waiting for that worker's batch finds it, within 5 s.
+    """
+    batches = iter(loader)
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    return batches
+
+
+def _last_words(error: Exception) -> str:
+    """What an error said before torch put the worker's traceback around it."""
+    kind = type(error)
+    heads = [kind.__name__, f"{kind.__module__}.{kind.__qualname__}"]
+    text = str(error)
+    starts = [text.rfind(f"\n{head}: ") + len(head) + 3 for head in heads if f"\n{head}: " in text]
+    return text[max(starts, default=0) :].strip()
