@@ -16,6 +16,7 @@ from profiles.text import argument, counted, one_line, operand
 from trainer.console import (
     EXIT_INTERRUPTED,
     EXIT_OUT_OF_MEMORY,
+    Plain,
     next_steps,
     reporter,
     tell,
@@ -118,7 +119,7 @@ def _checked(run: Beginning, data: Data) -> tuple[Beginning, Path | None]:
     from trainer.resume import check_plan, digests, resumable, settled
 
     started = replace(run.started, left_out=data.left_out)
-    contents = Contents(started.data, started.cache)
+    contents = Contents(started.data, started.cache, Plain(patience=10))
     now = digests(data.train, data.val, data.left_out, contents)
     if not run.resumes:
         return replace(run, started=replace(started, digests=now)), None
