@@ -13,15 +13,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from advisor.budget import Budget, gib, margin_of
-from advisor.child import BadQuestion, RehearsalFailed
-from advisor.choose import RUNG_SHARE, Candidate, pick_gpu
-from advisor.forecast import Forecast, Worst, forecast
+from advisor.choice.rank import RUNG_SHARE, Candidate, pick_gpu
+from advisor.choice.search import search, smallest_cards_text
+from advisor.machine.budget import Budget, gib, margin_of
+from advisor.machine.probe import Gpu, Machine, probe
+from advisor.memory.forecast import Forecast, Worst, forecast
 from advisor.preflight import live_forecast
-from advisor.probe import Gpu, Machine, probe
-from advisor.question import Question
-from advisor.reasons import plan_text
-from advisor.search import search, smallest_cards_text
+from advisor.rehearsal import BadQuestion, RehearsalFailed
+from advisor.report.reasons import plan_text
+from advisor.request import Question
 from profiles.plan import Plan
 from profiles.shortage import Shortage
 from profiles.tested import DataShape, TestedRow, keep, read_table

@@ -13,8 +13,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from advisor.budget import Budget, Bytes, Frozen, budget_of, gib, judge
-from advisor.choose import (
+from advisor.choice.rank import (
     TINY_BYTES,
     Candidate,
     Reason,
@@ -23,11 +22,20 @@ from advisor.choose import (
     overridden,
     tiny_cpu_plan,
 )
-from advisor.context import OTHERS, Context, context_of, measure_context
-from advisor.forecast import Forecast, Worst, counted_by, forecast
-from advisor.notes import card_findings, machine_notes, nearest_plan, neighbours
-from advisor.probe import Gpu, Machine
-from advisor.question import (
+from advisor.choice.search import (
+    Live,
+    largest_micro_batch,
+    search,
+    smallest_card_gib,
+    smallest_cards_text,
+)
+from advisor.machine.budget import Budget, Bytes, Frozen, budget_of, gib, judge
+from advisor.machine.cuda_context import OTHERS, Context, context_of, measure_context
+from advisor.machine.probe import Gpu, Machine
+from advisor.memory.forecast import Forecast, Worst, counted_by, forecast
+from advisor.report.findings import card_findings, machine_notes, nearest_plan, neighbours
+from advisor.report.reasons import allocator_reason, dtype_reason, plan_reasons
+from advisor.request import (
     Question,
     Target,
     base_plan,
@@ -39,14 +47,6 @@ from advisor.question import (
     too_old,
     wanted_model,
     whole_segments,
-)
-from advisor.reasons import allocator_reason, dtype_reason, plan_reasons
-from advisor.search import (
-    Live,
-    largest_micro_batch,
-    search,
-    smallest_card_gib,
-    smallest_cards_text,
 )
 from profiles.plan import Finding, Mixture, Plan, PlanError
 from profiles.tested import Table, Verdict, needs_no_more, read_table

@@ -23,9 +23,9 @@ from typing import Any
 import lean
 from tables import put
 
-from advisor.answering import worst_question
-from advisor.context import HOPPER
-from advisor.forecast import forecast
+from advisor.inference import worst_question
+from advisor.machine.cuda_context import HOPPER
+from advisor.memory.forecast import forecast
 from profiles.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,10 +53,10 @@ def measure(plan: Plan, cap_gib: float) -> dict[str, Any]:
     """Ask about the photographs in this process, under the cap."""
     import torch
 
-    from trainer.ask import Question
-    from trainer.facts import versions
-    from trainer.load import Trained
-    from trainer.segment import Segmenter, longest_question
+    from trainer.answer.questions import Question
+    from trainer.answer.segmenter import Segmenter, longest_question
+    from trainer.answer.trained_model import Trained
+    from trainer.hardware import versions
 
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction(cap_gib * 2**30 / total)

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from tables import put
 
+from advisor.machine.probe import Machine
 from advisor.preflight import Advice, advise
-from advisor.probe import Machine
-from advisor.question import Target
-from advisor.reasons import storage_text
-from profiles.catalog import GpuProfile, gpus
+from advisor.report.reasons import storage_text
+from advisor.request import Target
+from profiles.gpus import GpuProfile, gpus
 from profiles.tested import shipped_table
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "cards.md"

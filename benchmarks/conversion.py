@@ -24,9 +24,9 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from profiles.catalog import model_profile  # noqa: E402
+from profiles.gpus import model_profile  # noqa: E402
 from tests.trainer import test_convert as published  # noqa: E402
-from trainer.convert import Shards, needed_shapes  # noqa: E402
+from trainer.convert.convert import Shards, needed_shapes  # noqa: E402
 from trainer.model.weights import packaged_folder  # noqa: E402
 
 

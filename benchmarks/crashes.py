@@ -115,7 +115,7 @@ def runs_out(folder: Path) -> None:
     """The second step runs out of memory; the process that would follow is left to `finished`."""
     import torch
 
-    from trainer import loop
+    from trainer.run import run as loop
 
     real, run = loop.training_step, folder / "run"
 
@@ -381,8 +381,6 @@ def main() -> None:
     import torch
 
     from advisor import fallback  # noqa: F401  what the forked processes would each import
-    from trainer import convert, evaluate, export, loop, start_cli  # noqa: F401
-    from trainer.data import own, synthetic  # noqa: F401
 
     torch.set_num_threads(1)
     scenes = [s for s in SCENES if not arguments.scene or s.name in arguments.scene]

@@ -20,10 +20,10 @@ from typing import Any
 import lattice
 from tables import put
 
+from advisor.machine.probe import Machine
 from advisor.preflight import advise
-from advisor.probe import Machine
-from advisor.question import Target
-from advisor.reasons import storage_text
+from advisor.report.reasons import storage_text
+from advisor.request import Target
 from profiles.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from profiles.plan import Plan
-from trainer.facts import versions
+from trainer.hardware import versions
 from trainer.model.build import FrozenEncoder, read_tokenizer, skeleton
 from trainer.model.weights import weight_source
 

@@ -356,7 +356,6 @@ def main() -> None:
     import torch
 
     from advisor import fallback  # noqa: F401  what the forked processes would each import
-    from trainer import evaluate, loop, start_cli  # noqa: F401
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:

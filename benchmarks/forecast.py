@@ -21,9 +21,9 @@ from typing import Any
 
 from tables import put
 
-from advisor.budget import ERRORS_FILE
-from advisor.context import HOPPER
-from advisor.forecast import Worst, forecast
+from advisor.machine.budget import ERRORS_FILE
+from advisor.machine.cuda_context import HOPPER
+from advisor.memory.forecast import Worst, forecast
 from profiles.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]

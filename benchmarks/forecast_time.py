@@ -39,8 +39,8 @@ def cold() -> float:
 
 def further() -> float:
     """Seconds of one more forecast in a process that has made one."""
-    from advisor.forecast import interpret
-    from trainer.fake import fake_rehearsal
+    from advisor.memory.forecast import interpret
+    from trainer.rehearse.fake import fake_rehearsal
 
     def one(micro_batch: int) -> float:
         plan = Plan.parse(PLAN | {"micro_batch": micro_batch, "effective_batch": micro_batch})

@@ -24,7 +24,7 @@ def start(arguments: list[str], log: Path, prepare: Callable[[], None] = lambda:
             os.dup2(file.fileno(), 2)
         prepare()
         sys.argv = ["lisa-train", *arguments]
-        from trainer import cli
+        from trainer.cli import train as cli
 
         cli.main()
     except SystemExit as error:

@@ -2,8 +2,8 @@
 
     python benchmarks/grid.py            about ten minutes on two cores, no GPU
 
-Each corner is a forecast of the real step (`trainer.fake` and the allocator's replay). Between
-corners the advisor interpolates (`profiles.grid` says why that is never too little).
+Each corner is a forecast of the real step (`trainer.rehearse.fake` and the allocator's replay).
+Between corners the advisor interpolates (`profiles.grid` says why that is never too little).
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ CAPABILITY = (9, 0)  # cuBLAS takes most there: 48 MiB more than on the cards be
 
 def corners(model: str, quantization: str) -> list[dict[str, Any]]:
     """All corners of one model in one storage; a process of its own keeps the imports."""
-    from advisor.forecast import interpret
-    from trainer.fake import compiled_saving, fake_rehearsal
+    from advisor.memory.forecast import interpret
+    from trainer.rehearse.fake import compiled_saving, fake_rehearsal
 
     rows = []
     for hosted, micro_batch, text in product((False, True), MICRO_BATCHES, TEXT_TOKENS):

@@ -73,7 +73,7 @@ def rehearse(row: dict[str, Any], plan: Plan, *options: str) -> dict[str, Any] |
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "plan.json"
         path.write_text(plan.to_json())
-        command = [sys.executable, "-m", "trainer.rehearsal", str(path), *options,
+        command = [sys.executable, "-m", "trainer.rehearse", str(path), *options,
                    "--text-tokens", str(row["text"]), "--masks", str(row["masks"])]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     return done.stderr[-1500:] if done.returncode else json.loads(done.stdout)

@@ -5,7 +5,7 @@
                                              of profiles/tested.jsonl that begin with "lean-"; those
                                              of lattice_measured.jsonl there begin with "drawn-"
 
-Each row is a fresh process (`trainer.rehearsal`) under a cap on its tensors that stands for a card:
+Each row is a fresh process (`trainer.rehearse`) under a cap on its tensors that stands for a card:
 what a user's card leaves after the context and a display. A row run again replaces the old one.
 """
 
@@ -168,7 +168,14 @@ def run(row: Row) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "plan.json"
         path.write_text(plan.to_json())
-        command = [sys.executable, "-m", "trainer.rehearsal", str(path), "--text-tokens", row.text]
+        command = [
+            sys.executable,
+            "-m",
+            "trainer.rehearse",
+            str(path),
+            "--text-tokens",
+            row.text,
+        ]
         command += ["--steps", str(row.steps)]
         command += ["--cap-gib", str(CARDS[row.card])]
         done = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parent)

@@ -77,7 +77,7 @@ def profile(name: str) -> dict[str, Any]:
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as torch_profile
 
-    from trainer.rehearsal import Rehearsal, _timed
+    from trainer.rehearse.real import Rehearsal, _timed
 
     rehearsal = Rehearsal(plan, (int(row.text), int(row.text)), masks=1)
     for _ in range(4):

@@ -161,8 +161,6 @@ def main() -> None:
         return write_table([json.loads(line) for line in ROWS_FILE.read_text().splitlines()])
     import torch
 
-    from trainer import evaluate, loop, start_cli  # noqa: F401  what forked processes import
-
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
@@ -177,7 +175,7 @@ def main() -> None:
         known = outcome(place / "whole")
 
         def dies() -> None:
-            from trainer import checkpoint
+            from trainer.run import checkpoint
 
             real, saves = checkpoint.save, [0]
 

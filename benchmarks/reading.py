@@ -24,10 +24,11 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from trainer.data import mixture, sem_seg, vqa  # noqa: E402
+from trainer.data import mixture  # noqa: E402
 from trainer.data.contents import Contents  # noqa: E402
-from trainer.data.own import import_annotations  # noqa: E402
-from trainer.data.visits import Scanned  # noqa: E402
+from trainer.data.formats import sem_seg, vqa  # noqa: E402
+from trainer.data.importing.own import import_annotations  # noqa: E402
+from trainer.data.pictures import Scanned  # noqa: E402
 
 ROWS_FILE = ROOT / "benchmarks" / "reading.jsonl"
 WIDTH, HEIGHT, POLYGONS = 640, 480, 7  # of a picture

@@ -5,7 +5,7 @@
 Each recording is a fresh process: a model is built, evaluated and trained for two steps while the
 allocator keeps its history. What is kept of it (`NAME.json.gz`) is the order of requests and
 releases, and the pool's growth and shrinking between them: the test data of the replay in
-`advisor/allocator.py`.
+`advisor/memory/allocator.py`.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def record(recording: Recording) -> dict[str, Any]:
         os.environ[variable] = plan.allocator
     import torch
 
-    from trainer.rehearsal import Rehearsal
+    from trainer.rehearse.real import Rehearsal
 
     total = torch.cuda.get_device_properties(0).total_memory
     if recording.cap_gib:

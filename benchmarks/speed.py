@@ -17,9 +17,9 @@ from typing import Any
 
 from tables import put
 
-from advisor import speed
-from advisor.speed import Factors, paper, seconds_of
-from profiles.catalog import gpus
+from advisor.memory import speed
+from advisor.memory.speed import Factors, paper, seconds_of
+from profiles.gpus import gpus
 from profiles.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -22,8 +22,8 @@ import lean
 from forecast import CAPABILITY, DOCS
 from tables import put
 
-from advisor.context import HOPPER
-from advisor.forecast import Forecast, Worst, forecast
+from advisor.machine.cuda_context import HOPPER
+from advisor.memory.forecast import Forecast, Worst, forecast
 from profiles.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -16,7 +16,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from profiles.catalog import model_profile
+from profiles.gpus import model_profile
 from profiles.plan import Plan
 from profiles.tested import model_needs_no_more, needs_no_more
 

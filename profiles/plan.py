@@ -18,8 +18,8 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from profiles.catalog import ModelProfile, model_profile, models
 from profiles.files import read_regular, reason
+from profiles.gpus import ModelProfile, model_profile, models
 from profiles.text import brief, one_line
 
 Dtype = Literal["bf16", "fp16", "fp32"]

@@ -31,8 +31,8 @@ from pydantic import (
     model_validator,
 )
 
-from profiles.catalog import ModelProfile
 from profiles.files import read_regular
+from profiles.gpus import ModelProfile
 from profiles.places import data_folder
 from profiles.plan import Finding, Lora, Plan
 from profiles.streams import tell

@@ -45,7 +45,7 @@ def _all_strangers(modules: list[str], forbidden: set[str]) -> list[str]:
 
 def test_the_advisor_imports_neither_torch_nor_the_trainer():
     modules = _modules(advisor)
-    assert "advisor.cli" in modules and "advisor.probe" in modules
+    assert "advisor.cli.main" in modules and "advisor.machine.probe" in modules
     assert _all_strangers(modules, HEAVY) == []
 
 
@@ -56,7 +56,9 @@ def test_profiles_import_neither_torch_nor_the_others():
 
 
 def test_a_bare_advisor_loads_nothing_heavy_for_help():
-    assert _strangers("advisor.cli", {"pydantic", "psutil", "pynvml", "rich.table"}).endswith(": ")
+    assert _strangers("advisor.cli.main", {"pydantic", "psutil", "pynvml", "rich.table"}).endswith(
+        ": "
+    )
 
 
 def _imports(path: Path) -> set[str]:
@@ -83,4 +85,4 @@ def test_only_the_trainers_command_lines_ask_the_advisor():
         for path in (ROOT / "trainer").rglob("*.py")
         if "advisor" in _imports(path)
     }
-    assert askers <= {f"trainer/{name}.py" for name in ("cli", "start_cli", "segment_cli")}
+    assert askers <= {f"trainer/cli/{name}.py" for name in ("train", "start", "segment")}

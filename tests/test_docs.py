@@ -14,9 +14,9 @@ from types import ModuleType
 import pytest
 import yaml
 
+from advisor.machine.probe import Machine
 from advisor.preflight import Advice
-from advisor.probe import Machine
-from profiles.catalog import models
+from profiles.gpus import models
 from profiles.tested import read_table
 
 ROOT = Path(__file__).parents[1]
@@ -68,14 +68,15 @@ FIGURE = re.compile(r"(?<![\w.])\d[\d.]*\s?(?:ms|s|GiB|MiB|KiB|%|times|seconds|s
 NOT_MEASURED = {  # what may stand by hand, and why
     "README.md": {"8GiB": "an option's value", "16 GiB": "what is assumed of a host"},
     "docs/advice.md": {
-        "95 %": "the quantile that margin_of takes", "3 %": "LEAST_MARGIN of advisor/budget.py",
-        "0.3 GiB": "the same", "85 %": "the share of host memory, advisor/budget.py",
-        "16 GiB": "what is assumed of a host, advisor/budget.py", "93 %": "RUNG_SHARE",
+        "95 %": "the quantile that margin_of takes",
+        "3 %": "LEAST_MARGIN of advisor/machine/budget.py",
+        "0.3 GiB": "the same", "85 %": "the share of host memory, advisor/machine/budget.py",
+        "16 GiB": "what is assumed of a host, advisor/machine/budget.py", "93 %": "RUNG_SHARE",
     },
     "docs/cards.md": {"16 GiB": "what is assumed of a host"},
     "docs/forecast.md": {
-        "1 MiB": "the allocator's rounding, and a constant of trainer/trace.py",
-        "762 MiB": "HOPPER of advisor/context.py", "0.74 GiB": "OTHERS, the same",
+        "1 MiB": "the allocator's rounding, and a constant of trainer/rehearse/memory_trace.py",
+        "762 MiB": "HOPPER of advisor/machine/cuda_context.py", "0.74 GiB": "OTHERS, the same",
         "141 MiB": "of another's page, which is linked", "2.09 GiB": "HOST_BASE_BYTES",
         "32 MiB": "cuBLAS' own size", "1.4 %": "of another's page", "5.4 %": "of another's page",
         "15.3 %": "of another's page", "1.6 %": "of another's page", "16.7 %": "of another's page",

@@ -10,10 +10,10 @@ from pathlib import Path
 import click
 import typer
 
-from advisor.cli import app as advise
+from advisor.cli.main import app as advise
 from profiles.plan import Lora, Mixture, Plan, Schedule, TokenLimits
-from trainer.cli import app as train
-from trainer.segment_cli import app as segment
+from trainer.cli.segment import app as segment
+from trainer.cli.train import app as train
 
 ROOT = Path(__file__).parents[1]
 OTHERS = {  # options of other programs, as messages name them

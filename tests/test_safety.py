@@ -16,22 +16,22 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from profiles.environment import at_home
 from profiles.files import HOLDER, LOCK
 from profiles.plan import Plan
-from profiles.surroundings import at_home
 from tests.conftest import PHOTOS, tiny_plan
-from trainer import checkpoint
-from trainer.checkpoint import CheckpointError
-from trainer.convert import convert
-from trainer.data.features import BadEntry, FeatureCache, encoder_key, fill_cache
-from trainer.data.reasonseg import Report
-from trainer.data.refer_seg import read_references
-from trainer.hub import checkpoint_folder
-from trainer.load import find
+from trainer.answer.trained_model import find
+from trainer.atomic_folder import placed
+from trainer.convert.convert import convert
+from trainer.convert.hub import checkpoint_folder
+from trainer.data.feature_cache import BadEntry, FeatureCache, encoder_key, fill_cache
+from trainer.data.formats.reasonseg import Report
+from trainer.data.formats.refer_seg import read_references
 from trainer.model.build import read_tokenizer
 from trainer.model.weights import WeightsError, packaged_folder, weight_source
-from trainer.placed import placed
-from trainer.resume import resumable
+from trainer.run import checkpoint
+from trainer.run.checkpoint import CheckpointError
+from trainer.run.resume import resumable
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -158,7 +158,7 @@ def test_no_source_unpickles_or_runs_code_of_others() -> None:
     for name, node in sources():
         if isinstance(node, ast.Import | ast.ImportFrom):
             named = {alias.name for alias in node.names} | {getattr(node, "module", None)}
-            assert name == "trainer/data/refer_seg.py" or not named & unpicklers, name
+            assert name == "trainer/data/formats/refer_seg.py" or not named & unpicklers, name
         if isinstance(node, ast.keyword):
             assert node.arg not in ("trust_remote_code", "allow_pickle"), name
         if isinstance(node, ast.Call):
@@ -180,11 +180,11 @@ from pathlib import Path
 for line in Path(sys.argv[1]).read_text().splitlines():
     program, *arguments = line.split("\\t")
     if program == "lisa-advise":
-        from advisor.cli import main
+        from advisor.cli.main import main
     elif program == "lisa-train":
-        from trainer.cli import main
+        from trainer.cli.train import main
     else:
-        from trainer.segment_cli import main
+        from trainer.cli.segment import main
     sys.argv = [program, *arguments]
     try:
         main()
@@ -341,7 +341,7 @@ def test_planted_modules_would_run_without_the_switch(strangers: Callable[[], li
 
 
 def test_a_forecast_runs_no_code_of_the_folder(strangers: Callable[[], list[str]]) -> None:
-    from advisor.child import rehearsed
+    from advisor.rehearsal import rehearsed
 
     Path("plan.json").write_text(tiny_plan().to_json(), encoding="utf-8")
     measured = rehearsed(tiny_plan(), ["--fake"], {}, Path("logs"))
@@ -350,14 +350,16 @@ def test_a_forecast_runs_no_code_of_the_folder(strangers: Callable[[], list[str]
 
 
 def test_the_selftest_runs_no_code_of_the_folder(strangers: Callable[[], list[str]]) -> None:
-    from advisor.doctor import _selftest
+    from advisor.machine.doctor import _selftest
 
     assert "error" not in _selftest("cpu")
     assert strangers() == []
 
 
 def test_several_processes_run_no_code_of_the_folder(strangers: Callable[[], list[str]]) -> None:
-    start = "import sys; from trainer.launch import start_processes as s; sys.exit(s(2, {!r}))"
+    start = (
+        "import sys; from trainer.parallel.launch import start_processes as s; sys.exit(s(2, {!r}))"
+    )
     code = start.format(["-c", "import pydantic, numpy, profiles"])
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -368,7 +370,7 @@ def test_several_processes_run_no_code_of_the_folder(strangers: Callable[[], lis
 def test_a_run_that_becomes_another_runs_no_code_of_the_folder(
     strangers: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trainer import recovery
+    from trainer.run import out_of_memory as recovery
 
     became: list[list[str]] = []
     monkeypatch.setattr(os, "execv", lambda _, command: became.append(command))

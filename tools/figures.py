@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from profiles.catalog import model_profile
+from profiles.gpus import model_profile
 
 ROOT = Path(__file__).resolve().parents[1]
 SAM_BYTES = CLIP_BYTES = 2  # of a cached feature's number: bf16
@@ -200,7 +200,7 @@ def pretraining() -> str:
 
 def bf16_size() -> str:
     """docs/weights.md: the disk space of a converted folder."""
-    from trainer.convert import needed_shapes
+    from trainer.convert.convert import needed_shapes
 
     count = sum(shape.numel() for shape in needed_shapes(model_profile("7b")).values())
     return f"The disk space is that of the model in bf16, {2 * count / 2**30:.1f} GiB at 7B."

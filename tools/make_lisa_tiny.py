@@ -25,23 +25,23 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset
 
-from profiles.catalog import model_profile
-from trainer.data.preprocess import clip_pixels, frame_mask, sam_pixels
-from trainer.data.prompts import (
+from profiles.gpus import model_profile
+from trainer.data.synthetic.questions import HELD_OUT, KINDS, PRETRAINING, ask, sample_texts
+from trainer.data.synthetic.scenes import COLOURS, FORMS, TEXTURES, Scene, draw_scene
+from trainer.losses import IGNORE_LABEL, mask_bce_per_mask, mask_dice_per_mask
+from trainer.model.build import save_model
+from trainer.model.families.llava_sam.configs import llava_config, sam_config
+from trainer.model.families.llava_sam.model import Batch, Lisa
+from trainer.model.families.llava_sam.pictures import clip_pixels, frame_mask, sam_pixels
+from trainer.model.families.llava_sam.tokenizer import NEW_TOKENS, LisaTokenizer
+from trainer.model.weights import packaged_folder
+from trainer.prompts import (
     SYSTEM_PROMPT,
     Turn,
     answer_for,
     evaluation_turn,
     question_for,
 )
-from trainer.data.questions import HELD_OUT, KINDS, PRETRAINING, ask, sample_texts
-from trainer.data.scenes import COLOURS, FORMS, TEXTURES, Scene, draw_scene
-from trainer.losses import IGNORE_LABEL, mask_bce_per_mask, mask_dice_per_mask
-from trainer.model.build import save_model
-from trainer.model.configs import llava_config, sam_config
-from trainer.model.lisa import Batch, Lisa
-from trainer.model.tokens import NEW_TOKENS, LisaTokenizer
-from trainer.model.weights import packaged_folder
 
 PROFILE = model_profile("tiny")
 QUESTIONS = 6  # per scene

@@ -140,9 +140,9 @@ def measured_table() -> str:
 
 def advised_text() -> str:
     """What an 8 GiB card is advised, beside the measured row that is another plan."""
+    from advisor.machine.probe import Machine
     from advisor.preflight import advise
-    from advisor.probe import Machine
-    from advisor.question import Target
+    from advisor.request import Target
     from profiles.tested import shipped_table
 
     def advised(*settings: str) -> str:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from profiles.plan import Plan
 from trainer.losses import LossWeights, Totals
-from trainer.model.lisa import Batch
+from trainer.model.families.llava_sam.model import Batch
 from trainer.model.trained import GradientCheck
-from trainer.recovery import during
+from trainer.run.out_of_memory import during
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

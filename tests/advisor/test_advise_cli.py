@@ -10,7 +10,7 @@ import time
 import pytest
 from typer.testing import CliRunner
 
-from advisor.cli import app, parse_size
+from advisor.cli.main import app, parse_size
 from profiles.plan import Plan
 from tests.advisor import fake_nvml
 from tests.advisor.fake_nvml import Card, install
@@ -180,7 +180,7 @@ def test_an_interrupt_is_exit_130(monkeypatch):
     def interrupted():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("advisor.probe.probe", interrupted)
+    monkeypatch.setattr("advisor.machine.probe.probe", interrupted)
     assert _run().exit_code == 130
 
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from advisor import answering
-from advisor.answering import NoRoom, fitting
-from advisor.forecast import Forecast, Tier, Worst
-from advisor.probe import Gpu, Machine
+from advisor import inference as answering
+from advisor.inference import NoRoom, fitting
+from advisor.machine.probe import Gpu, Machine
+from advisor.memory.forecast import Forecast, Tier, Worst
 from profiles.plan import Plan
 
 GIB = 2**30

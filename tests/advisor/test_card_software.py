@@ -10,20 +10,21 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from advisor import doctor, notes
-from advisor.budget import margin_for
-from advisor.cli import app
-from advisor.forecast import _verdict
-from advisor.notes import shell_allocator
+from advisor.choice.search import _as_told
+from advisor.cli.main import app
+from advisor.machine import doctor
+from advisor.machine.budget import margin_for
+from advisor.machine.probe import VGPU_NAME, Gpu, Machine, probe
+from advisor.memory.forecast import _verdict
 from advisor.preflight import advise
-from advisor.probe import VGPU_NAME, Gpu, Machine, probe
-from advisor.question import Target, lacks_segments
-from advisor.search import _as_told
+from advisor.report import findings as notes
+from advisor.report.findings import shell_allocator
+from advisor.request import Target, lacks_segments
 from profiles.plan import Finding
 from tests.advisor.fake_nvml import GIB, Card, install
 from tests.conftest import tiny_plan
-from trainer.console import try_segments, use_allocator
-from trainer.data.reasonseg import DataError, _locate
+from trainer.cli.console import try_segments, use_allocator
+from trainer.data.formats.reasonseg import DataError, _locate
 
 
 @pytest.mark.parametrize("name", ["GRID V100-16C", "NVIDIA A10-24Q", "GRID T4-8Q", "A16-2B4",
@@ -159,7 +160,7 @@ def test_a_saved_plan_with_segments_is_reported_on_a_virtual_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(monkeypatch, Card(name="NVIDIA A10-24Q", total=24 * GIB, free=23 * GIB))
-    monkeypatch.setattr("advisor.context.rehearsed", None)
+    monkeypatch.setattr("advisor.machine.cuda_context.rehearsed", None)
     saved = tmp_path / "plan.json"
     for allocator, noted in (("expandable_segments:True", True), ("", False)):
         plan = tiny_plan(device="cuda", dtype="bf16", allocator=allocator, micro_batch=1,

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from advisor import doctor
-from advisor.budget import GIB
-from advisor.cli import app
-from advisor.doctor import examine, report
-from advisor.probe import Gpu, Machine
+from advisor.cli.main import app
+from advisor.machine import doctor
+from advisor.machine.budget import GIB
+from advisor.machine.doctor import examine, report
+from advisor.machine.probe import Gpu, Machine
 from profiles.tested import read_table, user_table_path
 from tests.conftest import tiny_plan
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from advisor import context
-from advisor.context import HOPPER, OTHERS, context_of, measure_context
-from advisor.probe import Gpu, Machine
+from advisor.machine import cuda_context as context
+from advisor.machine.cuda_context import HOPPER, OTHERS, context_of, measure_context
+from advisor.machine.probe import Gpu, Machine
 from profiles.measurement import Measurement
 from profiles.plan import Plan
 

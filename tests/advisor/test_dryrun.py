@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from advisor import dryrun
-from advisor.budget import GIB
-from advisor.dryrun import measured
+from advisor import dry_run as dryrun
+from advisor.dry_run import measured
+from advisor.machine.budget import GIB
+from advisor.machine.probe import Gpu, Machine
 from advisor.preflight import Advice, advise
-from advisor.probe import Gpu, Machine
 from profiles.measurement import Measurement
 from profiles.plan import Plan
 from profiles.tested import Table, read_table, user_table_path

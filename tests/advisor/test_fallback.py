@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 from advisor import fallback as module
-from advisor.budget import GIB
 from advisor.fallback import LEVERS, Fallback, NothingSmaller, fallback
-from advisor.forecast import Worst, forecast
-from advisor.probe import Gpu, Machine
+from advisor.machine.budget import GIB
+from advisor.machine.probe import Gpu, Machine
+from advisor.memory.forecast import Worst, forecast
 from profiles.plan import Plan
 from profiles.shortage import Shortage
 from profiles.tested import read_table
 from tests.conftest import PHOTOS
-from trainer.resume import MAY_CHANGE
+from trainer.run.resume import MAY_CHANGE
 
 PLAN = Plan.parse({
     "model": "7b", "device": "cuda", "quantization": "nf4", "effective_batch": 20,

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from advisor import child
-from advisor import forecast as module
-from advisor.child import BadQuestion, RehearsalFailed
-from advisor.cli import app
-from advisor.context import HOPPER, OTHERS
-from advisor.forecast import Forecast, Worst, forecast
-from profiles import surroundings
+from advisor import rehearsal as child
+from advisor.cli.main import app
+from advisor.machine.cuda_context import HOPPER, OTHERS
+from advisor.memory import forecast as module
+from advisor.memory.forecast import Forecast, Worst, forecast
+from advisor.rehearsal import BadQuestion, RehearsalFailed
+from profiles import environment as surroundings
 from profiles.grid import estimate
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan

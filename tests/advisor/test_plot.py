@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from advisor.cli import PLOT_SUFFIXES, app
-from advisor.explain import EXPLANATIONS, explain
-from advisor.forecast import TierName
-from advisor.plot import GREYS, LINE, PAPER, SIZE, _parts, _within, draw
+from advisor.cli.main import PLOT_SUFFIXES, app
+from advisor.memory.forecast import TierName
+from advisor.report.glossary import EXPLANATIONS, explain
+from advisor.report.plot import GREYS, LINE, PAPER, SIZE, _parts, _within, draw
 from profiles.measurement import Timeline
 from tests.conftest import tiny_plan
 
@@ -57,7 +57,7 @@ def test_a_picture_from_the_command_line(tmp_path: Path, monkeypatch: pytest.Mon
         asked.append(capability)
         return STEP
 
-    monkeypatch.setattr("advisor.forecast.timeline", timeline)
+    monkeypatch.setattr("advisor.memory.forecast.timeline", timeline)
     path = tmp_path / "memory.png"
     shown = CliRunner().invoke(app, ["--gpu", "RTX 4090", "--plot", str(path)])
     assert shown.exit_code == 0 and path.is_file() and asked == [(8, 9)]
@@ -74,7 +74,7 @@ def test_a_picture_from_the_command_line(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_every_part_that_is_counted_is_explained() -> None:
-    from trainer.fake import BORN
+    from trainer.rehearse.fake import BORN
 
     assert set(BORN.values()) <= EXPLANATIONS.keys()
     for name in (*get_args(TierName), "usable", "free", "margin", "compiled layers"):

@@ -7,17 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from advisor import choose, preflight, reasons
-from advisor.budget import GIB as BUDGET_GIB
-from advisor.budget import Budget
-from advisor.choose import tiny_cpu_plan
-from advisor.forecast import Forecast, Tier, Worst
+from advisor import preflight
+from advisor.choice import rank as choose
+from advisor.choice.rank import tiny_cpu_plan
+from advisor.machine.budget import GIB as BUDGET_GIB
+from advisor.machine.budget import Budget
+from advisor.machine.probe import Gpu, Machine, probe
+from advisor.memory.forecast import Forecast, Tier, Worst
 from advisor.preflight import Advice, advise
-from advisor.probe import Gpu, Machine, probe
-from advisor.question import Target
-from advisor.report import render_svg
+from advisor.report import reasons
+from advisor.report.text import render_svg
+from advisor.request import Target
 from profiles import tested
-from profiles.catalog import find_gpu
+from profiles.gpus import find_gpu
 from profiles.grid import estimate
 from profiles.plan import Plan, PlanError
 from profiles.tested import DataShape, Table, TestedRow, read_table

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from advisor import probe as probe_module
-from advisor.probe import Machine, _other_vendors, probe
-from profiles.surroundings import usable_cores
+from advisor.machine import probe as probe_module
+from advisor.machine.probe import Machine, _other_vendors, probe
+from profiles.environment import usable_cores
 from tests.advisor import fake_nvml
 from tests.advisor.fake_nvml import GIB, Card, install
 
@@ -219,7 +219,7 @@ def test_the_machine_survives_json(monkeypatch):
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_a_containers_limit_counts_where_it_is_less(version: int, tmp_path: Path) -> None:
-    from advisor.probe import _host_memory
+    from advisor.machine.probe import _host_memory
 
     total, available = _host_memory(tmp_path)  # no such files: the machine's own
     assert total is not None and available is not None and available <= total

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from advisor.speed import factors, samples_per_second, seconds_of
-from profiles.catalog import find_gpu, gpus
+from advisor.memory.speed import factors, samples_per_second, seconds_of
+from profiles.gpus import find_gpu, gpus
 from profiles.plan import Plan
 
 LEAN = Path(__file__).resolve().parents[2] / "benchmarks" / "lean.jsonl"

@@ -12,19 +12,19 @@ from pathlib import Path
 import click
 from hypothesis import strategies as st
 
-from advisor.report import PlainConsole
+from advisor.report.text import PlainConsole
+from profiles.environment import at_home, borrowed
 from profiles.plan import Plan
-from profiles.surroundings import at_home, borrowed
 from profiles.tested import parse_table
 from profiles.text import argument, brief, one_line, printable
 from tests.fuzz import surfaces
 from tests.fuzz.hostile import TEXTS, Draw, changed, documents, lines, spelled
 from tests.fuzz.surfaces import FACTS, PICTURE, ROWS, Surface, Wrong
-from trainer.ask import Question, read_questions, stems
+from trainer.answer.questions import Question, read_questions, stems
+from trainer.convert.export import card, facts_of
+from trainer.data.formats.reasonseg import DataError, read_split
 from trainer.data.mixture import check_data
-from trainer.data.reasonseg import DataError, read_split
-from trainer.export import card, facts_of
-from trainer.launch import RANKS, is_launched, without_leftovers
+from trainer.parallel.launch import RANKS, is_launched, without_leftovers
 
 ORDERS = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"

@@ -27,30 +27,37 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from safetensors.torch import save
 
-from profiles.catalog import model_profile
+from profiles.gpus import model_profile
 from profiles.plan import Plan, PlanError, setting_names
 from profiles.tested import parse_table
 from tests.brush import packed
 from tests.fuzz import hostile
 from tests.fuzz.hostile import Draw, changed, documents, lines, odd, spelled, tensor_files
-from trainer import checkpoint, recovery
-from trainer.ask import read_questions
-from trainer.checkpoint import CheckpointError
-from trainer.convert import Report, choose, needed_shapes
-from trainer.data.features import BadEntry, read_entry
+from trainer.answer.questions import read_questions
+from trainer.answer.trained_model import find
+from trainer.convert.checkpoint_folder import Source
+from trainer.convert.convert import Report, choose, needed_shapes
+from trainer.convert.export import card, facts_of
+from trainer.convert.tokenizer import convert_tokenizer
+from trainer.data.feature_cache import BadEntry, read_entry
+from trainer.data.formats.reasonseg import (
+    LONGEST_SIDE,
+    DataError,
+    paint_mask,
+    read_image,
+    read_split,
+)
+from trainer.data.importing.own import import_annotations
 from trainer.data.mixture import check_data
-from trainer.data.own import import_annotations
-from trainer.data.preprocess import clip_pixels, frame_mask, sam_pixels
-from trainer.data.prompts import Turn
-from trainer.data.reasonseg import LONGEST_SIDE, DataError, paint_mask, read_image, read_split
-from trainer.export import card, facts_of
-from trainer.load import find
-from trainer.model.published import Source
-from trainer.model.tokenizer_files import convert_tokenizer
-from trainer.model.tokens import LisaTokenizer
+from trainer.model.families.llava_sam.pictures import clip_pixels, frame_mask, sam_pixels
+from trainer.model.families.llava_sam.tokenizer import LisaTokenizer
 from trainer.model.weights import FolderWeights, WeightsError, packaged_folder
-from trainer.resume import CannotResume, Started
-from trainer.resume import check_data as check_same
+from trainer.prompts import Turn
+from trainer.run import checkpoint
+from trainer.run import out_of_memory as recovery
+from trainer.run.checkpoint import CheckpointError
+from trainer.run.resume import CannotResume, Started
+from trainer.run.resume import check_data as check_same
 
 TINY = model_profile("tiny")
 WIDTH, HEIGHT = 64, 48

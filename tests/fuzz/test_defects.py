@@ -23,17 +23,15 @@ from profiles.text import brief
 from tests.fuzz import surfaces
 from tests.fuzz.hostile import png
 from tests.fuzz.surfaces import COCO, LABELME, PICTURE, _json, reason_seg
-from trainer import checkpoint
-from trainer.ask import read_questions
-from trainer.checkpoint import CheckpointError
-from trainer.convert import Report as Conversion
-from trainer.convert import choose
-from trainer.data.coco import read_coco
-from trainer.data.features import BadEntry, FeatureCache, read_entry
-from trainer.data.own import import_annotations
-from trainer.data.paths import picture_in
-from trainer.data.preprocess import LONGEST, clip_pixels
-from trainer.data.reasonseg import (
+from trainer.answer.questions import read_questions
+from trainer.answer.trained_model import find
+from trainer.convert.checkpoint_folder import Source, read_object
+from trainer.convert.convert import Report as Conversion
+from trainer.convert.convert import choose
+from trainer.convert.export import card, facts_of
+from trainer.data.feature_cache import BadEntry, FeatureCache, read_entry
+from trainer.data.formats.coco import read_coco
+from trainer.data.formats.reasonseg import (
     LARGEST_FILE,
     LONGEST_SIDE,
     DataError,
@@ -45,13 +43,15 @@ from trainer.data.reasonseg import (
     read_image,
     read_split,
 )
-from trainer.data.refer_seg import read_references
-from trainer.export import card, facts_of
-from trainer.load import find
-from trainer.model.published import Source, read_object
-from trainer.model.tokens import LisaTokenizer
+from trainer.data.formats.refer_seg import read_references
+from trainer.data.importing.own import import_annotations
+from trainer.data.picture_paths import picture_in
+from trainer.model.families.llava_sam.pictures import LONGEST, clip_pixels
+from trainer.model.families.llava_sam.tokenizer import LisaTokenizer
 from trainer.model.weights import WeightsError
-from trainer.resume import CannotResume, Started
+from trainer.run import checkpoint
+from trainer.run.checkpoint import CheckpointError
+from trainer.run.resume import CannotResume, Started
 
 DEEP = "[" * 100_000 + "]" * 100_000
 DIGITS = "9" * 5000

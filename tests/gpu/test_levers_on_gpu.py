@@ -20,13 +20,13 @@ from profiles.measurement import Measurement
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
 from tests.trainer import test_model
-from trainer.data.reasonseg import read_split
+from trainer.data.formats.reasonseg import read_split
 from trainer.data.samples import SampleSet, collate
-from trainer.loop import Reporter, Run
 from trainer.model.build import build, read_tokenizer
 from trainer.model.footprint import DoesNotFit
-from trainer.model.frozen import Nf4Linear
-from trainer.rehearsal import Rehearsal
+from trainer.model.layers.frozen import Nf4Linear
+from trainer.rehearse.real import Rehearsal
+from trainer.run.run import Reporter, Run
 from trainer.step import training_step
 
 pytestmark = pytest.mark.gpu
@@ -151,7 +151,7 @@ def test_a_run_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
 def test_loading_takes_no_more_than_training(tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text(Plan.parse(SEVEN | {"micro_batch": 1}).to_json())
     plan = str(tmp_path / "plan.json")
-    command = [sys.executable, "-m", "trainer.rehearsal", plan, "--steps", "1"]
+    command = [sys.executable, "-m", "trainer.rehearse", plan, "--steps", "1"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     measured = Measurement.model_validate_json(done.stdout)
     assert measured.verdict == "FITS"

@@ -16,9 +16,9 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from tests.conftest import PHOTOS, tiny_plan
-from trainer.data.reasonseg import read_split
-from trainer.loop import Reporter, Run
-from trainer.resume import Keeping, resumable
+from trainer.data.formats.reasonseg import read_split
+from trainer.run.resume import Keeping, resumable
+from trainer.run.run import Reporter, Run
 
 pytestmark = pytest.mark.gpu
 MIDWAY = 7  # of 14 steps

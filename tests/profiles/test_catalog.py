@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from profiles.catalog import GpuProfile, find_gpu, gpu_by_nvml, gpus
+from profiles.gpus import GpuProfile, find_gpu, gpu_by_nvml, gpus
 
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 2**20

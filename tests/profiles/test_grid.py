@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from advisor.forecast import interpret
+from advisor.memory.forecast import interpret
 from profiles.grid import GRID_FILE, MICRO_BATCHES, TEXT_TOKENS, estimate, nearest
 from profiles.plan import Plan
-from trainer.fake import fake_rehearsal
+from trainer.rehearse.fake import fake_rehearsal
 
 HOPPER = (9, 0)
 

@@ -18,16 +18,16 @@ import torch
 from safetensors import SafetensorError
 
 from profiles import places
-from profiles.surroundings import at_home, borrowed
+from profiles.environment import at_home, borrowed
 from profiles.tested import append, keep, read_table, shipped_table, user_table_path
 from tests.conftest import tiny_plan
-from trainer import checkpoint
-from trainer.console import user_errors
-from trainer.convert import Shards
-from trainer.data.features import FeatureCache
-from trainer.data.synthetic import write_dataset
-from trainer.launch import without_leftovers
-from trainer.placed import share
+from trainer.atomic_folder import share
+from trainer.cli.console import user_errors
+from trainer.convert.convert import Shards
+from trainer.data.feature_cache import FeatureCache
+from trainer.data.synthetic.dataset import write_dataset
+from trainer.parallel.launch import without_leftovers
+from trainer.run import checkpoint
 
 ROOT = Path(__file__).parents[2]
 HOMES = ("HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME", "HF_HOME", "TRITON_CACHE_DIR")
@@ -187,8 +187,8 @@ def test_a_launcher_may_say_that_it_is_for_the_cpu() -> None:
 def test_accelerate_does_as_the_plan_says_in_a_foreign_shell(tmp_path: Path) -> None:
     """In a process of its own: what accelerate has read it does not forget."""
     script = (
-        "import os, json; from trainer.console import heed_the_plan; heed_the_plan();"
-        "from tests.conftest import tiny_plan; from trainer.loop import make_accelerator;"
+        "import os, json; from trainer.cli.console import heed_the_plan; heed_the_plan();"
+        "from tests.conftest import tiny_plan; from trainer.run.run import make_accelerator;"
         "a = make_accelerator(tiny_plan(), None);"
         "print(json.dumps([a.mixed_precision, a.num_processes, str(a.device),"
         "a.gradient_accumulation_steps, a.state.dynamo_plugin.backend.value,"

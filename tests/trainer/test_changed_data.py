@@ -14,13 +14,13 @@ from PIL import Image
 
 from tests.conftest import PHOTOS, tiny_plan
 from tests.trainer.test_unusable_entries import call
-from trainer import start_cli
-from trainer.console import Plain
+from trainer.cli import start as start_cli
+from trainer.cli.console import Plain
 from trainer.data import contents
 from trainer.data.contents import Contents
+from trainer.data.formats.reasonseg import read_split
 from trainer.data.mixture import read_training
-from trainer.data.reasonseg import read_split
-from trainer.resume import CannotResume, Started, check_data, digests, settled
+from trainer.run.resume import CannotResume, Started, check_data, digests, settled
 
 
 @pytest.fixture

@@ -17,14 +17,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
-from trainer.ask import Question
-from trainer.console import user_errors
-from trainer.data.reasonseg import paint_mask, read_split
-from trainer.evaluate import run_sheet
-from trainer.load import find
-from trainer.loop import Reporter, Run
-from trainer.metrics import MaskScores
-from trainer.segment import Segmenter
+from trainer.answer.evaluate import run_sheet
+from trainer.answer.questions import Question
+from trainer.answer.segmenter import Segmenter
+from trainer.answer.trained_model import find
+from trainer.cli.console import user_errors
+from trainer.data.formats.reasonseg import paint_mask, read_split
+from trainer.run.metrics import MaskScores
+from trainer.run.run import Reporter, Run
 
 QUIET = Reporter(lambda text: None, lambda what, done, total: None)
 
@@ -71,8 +71,8 @@ def test_a_refused_file_is_told_without_a_number(capsys: pytest.CaptureFixture[s
     assert "absent/own: cannot be written: permission denied" in told and "Errno" not in told
 
 
-@pytest.mark.parametrize("entry", ["trainer.entry.train", "trainer.entry.segment",
-                                   "advisor.entry.main"])  # fmt: skip
+@pytest.mark.parametrize("entry", ["trainer.cli.__main__.train", "trainer.cli.__main__.segment",
+                                   "advisor.cli.__main__.main"])  # fmt: skip
 def test_ctrl_c_while_python_imports_is_an_interrupt(tmp_path: Path, entry: str) -> None:
     (tmp_path / "typer.py").write_text("raise KeyboardInterrupt")
     module, _, name = entry.rpartition(".")

@@ -23,20 +23,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typer.testing import CliRunner
 
-import trainer.convert
-from profiles.catalog import model_profile
+import trainer.convert.convert
+from profiles.gpus import model_profile
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
-from trainer.cli import app
-from trainer.convert import Report, convert, needed_shapes
-from trainer.data.preprocess import SAM_MEAN, SAM_STD, inner_size, sam_pixels
-from trainer.data.reasonseg import read_split
+from trainer.cli.train import app
+from trainer.convert.convert import Report, convert, needed_shapes
+from trainer.convert.hub import checkpoint_folder
+from trainer.data.formats.reasonseg import read_split
 from trainer.data.samples import SampleSet, collate
-from trainer.hub import checkpoint_folder
 from trainer.model.build import build, read_tokenizer, save_model
-from trainer.model.configs import llava_config, sam_config
-from trainer.model.lisa import Lisa, to_original
-from trainer.model.names import NamesError, target_names
+from trainer.model.families.llava_sam.configs import llava_config, sam_config
+from trainer.model.families.llava_sam.model import Lisa, to_original
+from trainer.model.families.llava_sam.names import NamesError, target_names
+from trainer.model.families.llava_sam.pictures import SAM_MEAN, SAM_STD, inner_size, sam_pixels
 from trainer.model.weights import WeightsError, model_folder, packaged_folder
 
 CPU = torch.device("cpu")
@@ -340,7 +340,7 @@ def test_a_one_layer_projector_fits_only_its_model(
     folders = sources(tmp_path, load_file(path))
     with pytest.raises(WeightsError, match=r"linear_1.weight(.|\n)*try 7b-v1"):
         made(folders, tmp_path / "out")
-    monkeypatch.setattr("trainer.convert.model_profile", lambda name: ONE_LAYER)
+    monkeypatch.setattr("trainer.convert.convert.model_profile", lambda name: ONE_LAYER)
     made(folders, tmp_path / "out")
     assert_same(read_back(tmp_path / "out"), load_file(path))
 
@@ -524,7 +524,7 @@ def test_an_interrupted_conversion_leaves_nothing(
 ) -> None:
     folders = sources(tmp_path, truth)
     before = sorted(tmp_path.iterdir())
-    write = trainer.convert.save_file
+    write = trainer.convert.convert.save_file
     written: list[Path] = []
 
     def fail(tensors: Tensors, path: Path, metadata: dict[str, str]) -> None:
@@ -533,7 +533,7 @@ def test_an_interrupted_conversion_leaves_nothing(
         if len(written) == 3:
             raise error
 
-    monkeypatch.setattr("trainer.convert.save_file", fail)
+    monkeypatch.setattr("trainer.convert.convert.save_file", fail)
     with pytest.raises(error):
         made(folders, tmp_path / "out", shard_bytes=1 << 20)
     assert len(written) == 3
@@ -556,7 +556,7 @@ def test_a_taken_folder_is_refused_and_an_empty_one_filled(tmp_path: Path, truth
 def test_a_full_disk_is_told_before_anything_is_written(
     tmp_path: Path, truth: Tensors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainer.convert.shutil.disk_usage", lambda path: os.statvfs_result)
+    monkeypatch.setattr("trainer.convert.convert.shutil.disk_usage", lambda path: os.statvfs_result)
     monkeypatch.setattr("os.statvfs_result.free", 1 << 20, raising=False)
     with pytest.raises(WeightsError, match="0.0 GiB free on this disk"):
         made(sources(tmp_path, truth), tmp_path / "out")
@@ -618,7 +618,7 @@ def test_without_sentencepiece_the_package_is_named(
     folders = sources(tmp_path, truth)
     (folders[0] / "tokenizer.json").unlink()
     (folders[0] / "tokenizer.model").write_bytes(b"no model")
-    monkeypatch.setattr("trainer.model.tokenizer_files.find_spec", lambda name: None)
+    monkeypatch.setattr("trainer.convert.tokenizer.find_spec", lambda name: None)
     with pytest.raises(WeightsError, match=r"tokenizer.model: .*\n.*pip install sentencepiece"):
         made(folders, tmp_path / "out")
 
@@ -668,7 +668,7 @@ def test_a_terminated_command_leaves_nothing(tmp_path: Path, truth: Tensors) -> 
     folders = sources(tmp_path, truth)
     before = sorted(tmp_path.iterdir())
     slow = (
-        "import sys, time, trainer.convert as c, trainer.cli as cli\n"
+        "import sys, time, trainer.convert.convert as c, trainer.cli.train as cli\n"
         "write = c.save_file\n"
         "c.save_file = lambda *a, **k: (write(*a, **k), print('written', flush=True), "
         "time.sleep(60))\n"

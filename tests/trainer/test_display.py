@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-import trainer.console as console
+import trainer.cli.console as console
 from tests.conftest import PHOTOS, tiny_plan
-from trainer.console import reporter as speaking
+from trainer.cli.console import reporter as speaking
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
 COLOUR = re.compile(r"\x1b\[[0-9;]*3[0-9]")

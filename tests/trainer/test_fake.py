@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 import torch
 
-from advisor.allocator import replay
+from advisor.memory.allocator import replay
 from profiles.measurement import Measurement, Timeline
 from profiles.plan import Plan
 from tests.conftest import tiny_plan
-from trainer.extend import NotAlike, Repeater
-from trainer.fake import MIB, fake_rehearsal, watch
 from trainer.model.build import read_tokenizer
 from trainer.model.footprint import needed_bytes
-from trainer.trace import MemoryTrace, Unforeseen, rounded
+from trainer.rehearse.fake import MIB, fake_rehearsal, watch
+from trainer.rehearse.memory_trace import MemoryTrace, Unforeseen, rounded
+from trainer.rehearse.repeated_layers import NotAlike, Repeater
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKSPACE = 8320 * 1024
@@ -90,7 +90,7 @@ def test_thirty_two_layers_are_watched_by_running_a_few(monkeypatch: pytest.Monk
 
 def test_layers_that_differ_are_not_taken_for_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last layer of a kind must use memory as the second did."""
-    from trainer.model import lisa
+    from trainer.model.families.llava_sam import model as lisa
 
     calls = []
 
@@ -193,7 +193,7 @@ def test_an_unknown_kernel_is_no_figure() -> None:
 
 def test_the_child_prints_one_document(tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text(tiny_plan().to_json())
-    command = [sys.executable, "-m", "trainer.rehearsal", str(tmp_path / "plan.json"), "--fake"]
+    command = [sys.executable, "-m", "trainer.rehearse", str(tmp_path / "plan.json"), "--fake"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     found = Measurement.model_validate_json(done.stdout)
     assert found.verdict == "UNKNOWN" and found.peak_allocated_bytes == max(found.phases.values())

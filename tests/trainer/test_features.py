@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from profiles.catalog import model_profile
+from profiles.gpus import model_profile
 from tests.conftest import PHOTOS, tiny_plan
-from trainer.data.features import STALE_SECONDS, BadEntry, FeatureCache, fill_cache
-from trainer.data.preprocess import pixels
-from trainer.data.reasonseg import read_image, read_split
+from trainer.data.feature_cache import STALE_SECONDS, BadEntry, FeatureCache, fill_cache
+from trainer.data.formats.reasonseg import read_image, read_split
+from trainer.model.families.llava_sam.pictures import pixels
 
 IMAGES = [item.image_path for item in read_split(PHOTOS, "train")]
 

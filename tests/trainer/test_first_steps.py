@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from advisor.forecast import TINY_COUNTS, counted_by
+from advisor.memory.forecast import TINY_COUNTS, counted_by
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
-from trainer.data.reasonseg import read_split
-from trainer.loop import Reporter, Run, outcome
+from trainer.data.formats.reasonseg import read_split
+from trainer.run.run import Reporter, Run, outcome
 
 QUIET = Reporter(lambda text: None, lambda what, done, total: None)
 WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="what a CPU alone does")
@@ -124,8 +124,8 @@ def test_the_end_tells_the_best_epoch_apart_from_the_last(
 # Runs lisa-train with something that goes wrong while features are built.
 PLANTED = """
 import sys
-import trainer.loop as loop
-from trainer.cli import main
+import trainer.run.run as loop
+from trainer.cli.train import main
 def wrong(*arguments):
     raise {error}
 loop.prepare_caches = wrong

@@ -10,12 +10,12 @@ import torch
 from PIL import ExifTags, Image
 from safetensors.torch import save_file
 
-from trainer.ask import passed_over, read_questions
-from trainer.data.reasonseg import DataError, Report, open_image, read_image
-from trainer.data.sem_seg import read as read_sem_seg
-from trainer.data.vqa import read as read_vqa
-from trainer.hub import checkpoint_folder
-from trainer.model.published import Source, weights_files
+from trainer.answer.questions import passed_over, read_questions
+from trainer.convert.checkpoint_folder import Source, weights_files
+from trainer.convert.hub import checkpoint_folder
+from trainer.data.formats.reasonseg import DataError, Report, open_image, read_image
+from trainer.data.formats.sem_seg import read as read_sem_seg
+from trainer.data.formats.vqa import read as read_vqa
 from trainer.model.weights import FolderWeights, WeightsError
 
 NAMES = ("IMG 1.JPG", "b.webp", "c.BMP", "d.jfif", "e.Tif", "f.tiff", "g.gif", "h.jpe", "猫 ä.png")

@@ -15,8 +15,8 @@ import psutil
 import pytest
 
 from tests.conftest import PHOTOS, tiny_plan
-from trainer.data.reasonseg import read_split
-from trainer.launch import (
+from trainer.data.formats.reasonseg import read_split
+from trainer.parallel.launch import (
     SHUTDOWN_SECONDS,
     _shutdown_timeout,
     is_launched,
@@ -24,10 +24,13 @@ from trainer.launch import (
     must_start_processes,
     without_leftovers,
 )
-from trainer.loop import Reporter, Run
+from trainer.run.run import Reporter, Run
 
 QUIET = Reporter(lambda text: None, lambda what, done, total: None)
-START = "import sys; from trainer.launch import start_processes as s; sys.exit(s(2, ['-c', {!r}]))"
+START = (
+    "import sys; from trainer.parallel.launch import start_processes; "
+    "sys.exit(start_processes(2, ['-c', {!r}]))"
+)
 
 
 def losses(folder: Path) -> list[float]:
@@ -114,7 +117,7 @@ def test_a_leftover_rank_is_reported_and_the_command_speaks() -> None:
 def test_workers_end_with_a_killed_launcher(tmp_path: Path) -> None:
     """SIGKILL leaves a launcher no time to end them."""
     script = (
-        "from trainer.launch import end_with_parent as e; e(); "
+        "from trainer.parallel.launch import end_with_parent as e; e(); "
         "open('ready' + os.environ['RANK'], 'w').close(); time.sleep(60)"
     )
     parent = start(script, tmp_path)

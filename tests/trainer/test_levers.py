@@ -17,14 +17,14 @@ from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
 from tests.trainer import test_model
 from tests.trainer.test_model import CPU, gradients, loss_of
-from trainer.data.reasonseg import read_split
+from trainer.data.formats.reasonseg import read_split
 from trainer.model import build as build_module
-from trainer.model import host
 from trainer.model.build import DECODER, build, host_layer_places, read_tokenizer, skeleton
+from trainer.model.families.llava_sam.model import Batch, Lisa
 from trainer.model.footprint import DoesNotFit, check_fits, needed_bytes
-from trainer.model.frozen import Int8Linear, LoraLinear, Nf4Linear
-from trainer.model.host import HostHead, HostLayers, stream_rows
-from trainer.model.lisa import Batch, Lisa
+from trainer.model.layers import host
+from trainer.model.layers.frozen import Int8Linear, LoraLinear, Nf4Linear
+from trainer.model.layers.host import HostHead, HostLayers, stream_rows
 from trainer.model.weights import weight_source
 from trainer.step import make_optimizer
 
@@ -304,10 +304,10 @@ def test_8bit_optimizer_follows_the_curve_of_fp32() -> None:
 
 def test_cached_features_are_what_the_encoders_give(tmp_path: Path) -> None:
     """Stored in the plan's dtype: fp32 here, so nothing is lost; bf16 keeps 8 bits."""
-    from trainer.data.features import FeatureCache, encoder_key, fill_cache
-    from trainer.data.preprocess import pixels
-    from trainer.data.reasonseg import read_image
+    from trainer.data.feature_cache import FeatureCache, encoder_key, fill_cache
+    from trainer.data.formats.reasonseg import read_image
     from trainer.model.build import FrozenEncoder
+    from trainer.model.families.llava_sam.pictures import pixels
 
     item = read_split(PHOTOS, "train", 1)[0]
     for dtype, precision in (("fp32", 0.0), ("bf16", 2**-8)):

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from trainer.metrics import MaskScores, intersection_union, predicted_mask
+from trainer.run.metrics import MaskScores, intersection_union, predicted_mask
 
 Array = npt.NDArray[Any]
 Pair = tuple[Array, Array]

@@ -22,15 +22,15 @@ from typer.testing import CliRunner
 
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
-from trainer.cli import app
+from trainer.cli.train import app
+from trainer.data.formats.reasonseg import DataError, read_split
 from trainer.data.mixture import READERS, MixedSets, check_data, read_training
-from trainer.data.reasonseg import DataError, read_split
+from trainer.data.pictures import DataSet, SegmentedPicture
 from trainer.data.samples import MicroBatches, SampleSet, collate, image_paths
-from trainer.data.visits import DataSet, SegmentedPicture
 from trainer.model.build import build, read_tokenizer
-from trainer.model.tokens import TooLong
+from trainer.model.families.llava_sam.tokenizer import TooLong
 from trainer.model.trained import GradientCheck, trained_names
-from trainer.rehearsal import worst_sample
+from trainer.rehearse.real import worst_sample
 from trainer.step import accumulate, make_optimizer, total_of, training_step
 
 HEIGHT, WIDTH = 12, 20

@@ -10,15 +10,15 @@ from torch import nn
 
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
-from trainer.data.prompts import Turn
-from trainer.data.reasonseg import read_split
+from trainer.data.formats.reasonseg import read_split
 from trainer.data.samples import SampleSet, collate
 from trainer.losses import Totals
 from trainer.model.build import build, read_tokenizer
-from trainer.model.lisa import Batch, Lisa
-from trainer.model.rows import TokenRowEmbedding, TokenRowHead
+from trainer.model.families.llava_sam.model import Batch, Lisa
+from trainer.model.layers.token_rows import TokenRowEmbedding, TokenRowHead
 from trainer.model.trained import GradientCheck, GradientError, trained_names
 from trainer.model.weights import WeightsError
+from trainer.prompts import Turn
 
 CPU = torch.device("cpu")
 PAD = read_tokenizer(tiny_plan()).pad_id

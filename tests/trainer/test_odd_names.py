@@ -16,20 +16,21 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from advisor.probe import Machine
-from advisor.question import Question as Asked
-from advisor.question import command_of
+from advisor.machine.probe import Machine
+from advisor.request import Question as Asked
+from advisor.request import command_of
 from profiles.tested import shipped_table
 from profiles.text import argument
 from tests.conftest import PHOTOS
 from tests.trainer.test_results import make_run
-from trainer import cli, segment_cli
-from trainer.ask import Question, read_questions, stems, write_pictures
-from trainer.console import next_steps
-from trainer.data.reasonseg import DataError, read_split
-from trainer.data.synthetic import write_dataset
-from trainer.resume import Keeping, Started
-from trainer.segment import Answer
+from trainer.answer.questions import Question, read_questions, stems, write_pictures
+from trainer.answer.segmenter import Answer
+from trainer.cli import segment as segment_cli
+from trainer.cli import train as cli
+from trainer.cli.console import next_steps
+from trainer.data.formats.reasonseg import DataError, read_split
+from trainer.data.synthetic.dataset import write_dataset
+from trainer.run.resume import Keeping, Started
 
 ROOT = Path(__file__).parents[2]
 ODD = ["-run x", "a'b", "$x", "two\nlines", "--help", "*", "y[/a]", "桌子"]
@@ -211,7 +212,7 @@ def test_an_answer_that_cannot_be_written_loses_no_other(
             raise OSError(28, "No space left on device", str(stem))
         return write_pictures(question, answer, stem)
 
-    monkeypatch.setattr("trainer.ask.write_pictures", full)
+    monkeypatch.setattr("trainer.answer.questions.write_pictures", full)
     arguments = [str(tmp_path), "where?", "--run", str(run), "--out", str(tmp_path / "out"), *FEW]
     done = CliRunner().invoke(segment_cli.app, [*arguments, "--json"])
     assert done.exit_code == 1, done.output

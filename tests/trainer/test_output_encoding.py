@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.conftest import PHOTOS
 from tests.trainer.test_results import make_run
-from trainer.data.synthetic import write_dataset
+from trainer.data.synthetic.dataset import write_dataset
 
 ENCODINGS = (
     {"PYTHONIOENCODING": "cp1252"},
@@ -47,7 +47,7 @@ def test_answers_come_in_utf8(tmp_path: Path, run: Path, environment: dict[str, 
     shutil.copy(next(PHOTOS.rglob("*.jpg")), folder / f"{NAME}.jpg")
     where = ("--run", run, "--out", tmp_path / "out", "--set", "tokens.max_new_tokens=2")
     asked = (folder, "Wo ist der Stuhl für die Tür, 桌子?", *where)
-    code, out, err = called("trainer.segment_cli", *asked, "--json", **environment)
+    code, out, err = called("trainer.cli.segment", *asked, "--json", **environment)
     assert code in (0, 1) and "Traceback" not in err, err
     row = json.loads(out)["answers"][0]
     assert row["image"] == str(folder / f"{NAME}.jpg") and "für die Tür, 桌子" in row["question"]
@@ -83,6 +83,6 @@ def test_a_name_that_is_no_text_does_not_break_the_json(tmp_path: Path, run: Pat
     except OSError:
         pytest.skip("this file system takes text only")
     where = ("--run", run, "--out", tmp_path / "out", "--set", "tokens.max_new_tokens=2")
-    code, out, err = called("trainer.segment_cli", tmp_path, "Where?", *where, "--json")
+    code, out, err = called("trainer.cli.segment", tmp_path, "Where?", *where, "--json")
     assert code in (0, 1) and "Traceback" not in err, err
     assert json.loads(out)["answers"][0]["image"] == os.fsdecode(picture)

@@ -17,25 +17,29 @@ import pytest
 from rich.table import Table
 from rich.text import Text
 
-from advisor.report import PlainConsole
+from advisor.report.text import PlainConsole
 from profiles.plan import Plan
 from profiles.streams import say, tell
 from profiles.tested import shipped_table
 from profiles.text import printable
 from tests.fuzz.surfaces import FACTS
 from tests.trainer.test_results import make_run
-from trainer import checkpoint
-from trainer.console import reporter
-from trainer.data.synthetic import write_dataset
-from trainer.export import card, export_trained, facts_of
-from trainer.load import find
+from trainer.answer.trained_model import find
+from trainer.cli.console import reporter
+from trainer.convert.export import card, export_trained, facts_of
+from trainer.data.synthetic.dataset import write_dataset
+from trainer.run import checkpoint
 
 ROOT = Path(__file__).parents[2]
 # Sets a title, fills the clipboard, moves up, in C1's spelling too; turns the direction of writing.
 ORDERS = "\x1b]0;owned\x07\x1b]52;c;aGk=\x07\x1b[1A\x9b2J\u202e\u2066"
 FORGED = "FORGED: all is well"
 PLANTED = f"a{ORDERS}\n{FORGED}\r[/a][red]"
-COMMAND = {"train": "trainer.cli", "advise": "advisor.cli", "segment": "trainer.segment_cli"}
+COMMAND = {
+    "train": "trainer.cli",
+    "advise": "advisor.cli",
+    "segment": "trainer.cli.segment",
+}
 
 
 def on_a_terminal(command: str, *arguments: object, cwd: Path, **environment: str) -> str:
@@ -207,9 +211,9 @@ ALLOWED = {
     ("profiles/streams.py", "print(printable(text), flush=True)"),
     ("profiles/streams.py", "print(printable(text), file=sys.stderr, flush=True)"),
     ("profiles/tested.py", "os.write(handle, lines)"),
-    ("trainer/rehearsal.py", "print(measurement.model_dump_json(), file=out, flush=True)"),
-    ("trainer/selftest.py", "print(json.dumps(facts(sys.argv[1])), file=out, flush=True)"),
-    ("trainer/console.py", "Console(stderr=True)"),  # of `reporter`, which is given plain text
+    ("trainer/rehearse/real.py", "print(measurement.model_dump_json(), file=out, flush=True)"),
+    ("trainer/rehearse/selftest.py", "print(json.dumps(facts(sys.argv[1])), file=out, flush=True)"),
+    ("trainer/cli/console.py", "Console(stderr=True)"),  # of `reporter`, which is given plain text
 }
 
 

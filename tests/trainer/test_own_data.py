@@ -22,11 +22,18 @@ from pycocotools import mask as coco
 from typer.testing import CliRunner
 
 from tests.conftest import PHOTOS, tiny_plan
-from trainer.cli import app
-from trainer.data.drawing import traced
-from trainer.data.own import import_annotations
-from trainer.data.reasonseg import DataError, Item, check_data, paint_mask, read_image, read_split
-from trainer.loop import Reporter, Run
+from trainer.cli.train import app
+from trainer.data.formats.reasonseg import (
+    DataError,
+    Item,
+    check_data,
+    paint_mask,
+    read_image,
+    read_split,
+)
+from trainer.data.importing.outlines import traced
+from trainer.data.importing.own import import_annotations
+from trainer.run.run import Reporter, Run
 
 Mask = NDArray[np.uint8]
 HEIGHT, WIDTH = 40, 60

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from trainer.data.reasonseg import (
+from trainer.data.formats.reasonseg import (
     DataError,
     Item,
     Polygon,

@@ -9,10 +9,10 @@ import pytest
 
 from tests.trainer.test_mixture import write_coco
 from tests.trainer.test_own_data import instances, items, labelme, picture, shape
+from trainer.data.formats.reasonseg import DataError, Report
+from trainer.data.importing.own import import_annotations
 from trainer.data.mixture import READERS
-from trainer.data.own import import_annotations
-from trainer.data.paths import PictureSearch
-from trainer.data.reasonseg import DataError, Report
+from trainer.data.picture_paths import PictureSearch
 
 OUTLINE = {"segmentation": [[10, 10, 29, 10, 29, 24, 10, 24]]}
 

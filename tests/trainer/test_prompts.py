@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.data.prompts import (
+from trainer.prompts import (
     ANSWERS,
     EXPLANATORY_QUESTIONS,
     LONG_QUESTIONS,
@@ -240,5 +240,5 @@ def test_unfit_conversations_are_refused(turns: list[Turn], message: str) -> Non
 
 
 def test_module_needs_no_torch() -> None:
-    code = "import sys, trainer.data.prompts; assert 'torch' not in sys.modules"
+    code = "import sys, trainer.prompts; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from trainer.data.reasonseg import (
+from trainer.data.formats.reasonseg import (
     DataError,
     Finding,
     check_data,

@@ -18,19 +18,22 @@ from advisor.fallback import NothingSmaller
 from profiles.plan import Plan
 from tests.conftest import PHOTOS
 from tests.trainer.test_resume import ROOT, assert_same, outcome, plan
-from trainer import loop, recovery, start_cli
-from trainer.checkpoint import CheckpointError
-from trainer.export import export_trained
-from trainer.load import find
+from trainer.answer.trained_model import find
+from trainer.cli import start as start_cli
+from trainer.cli.start import Beginning, begin, go_on
+from trainer.convert.export import export_trained
 from trainer.model.build import read_tokenizer
-from trainer.recovery import is_shortage
-from trainer.resume import CannotResume, Keeping, Started, check_plan
-from trainer.start_cli import Beginning, begin, go_on
+from trainer.run import out_of_memory as recovery
+from trainer.run import run as loop
+from trainer.run.checkpoint import CheckpointError
+from trainer.run.out_of_memory import is_shortage
+from trainer.run.resume import CannotResume, Keeping, Started, check_plan
 
 # Runs lisa-train with an error planted; the process that takes its place is a plain one.
 PLANTED = """
 import sys, torch
-from trainer import cli, loop
+from trainer.cli import train as cli
+from trainer.run import run as loop
 real, calls = loop.training_step, [0]
 def failing(*arguments):
     calls[0] += 1
@@ -74,7 +77,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
 def failing_at(
     monkeypatch: pytest.MonkeyPatch, name: str, number: int, message: str = "CUDA out of memory"
 ) -> None:
-    """The `number`-th call of `trainer.loop`'s `name` runs out of memory."""
+    """The `number`-th call of `trainer.run.run`'s `name` runs out of memory."""
     real: Callable[..., Any] = getattr(loop, name)
     calls = [0]
 
@@ -111,10 +114,10 @@ def test_the_process_is_replaced_and_nothing_is_lost(
 PLANTED_ONCE = """
 import os, sys, threading, time
 def plant():
-    while not hasattr(sys.modules.get("trainer.loop"), "Run"):
+    while not hasattr(sys.modules.get("trainer.run.run"), "Run"):
         time.sleep(0.01)
     import torch
-    loop = sys.modules["trainer.loop"]
+    loop = sys.modules["trainer.run.run"]
     real, calls = loop.training_step, [0]
     def failing(*arguments):
         calls[0] += 1
@@ -255,7 +258,7 @@ def test_a_user_setting_stays(cache: Path, tmp_path: Path, monkeypatch: pytest.M
 def test_of_several_processes_the_one_that_starts_them_is_replaced(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trainer import launch
+    from trainer.parallel import launch
 
     monkeypatch.setattr(launch, "start_processes", lambda *_: start_cli.EXIT_OUT_OF_MEMORY)
     with pytest.raises(Replaced):

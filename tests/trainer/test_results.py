@@ -19,17 +19,18 @@ from pycocotools import mask as coco
 
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
-from trainer import checkpoint, export
-from trainer.ask import Question, read_questions, run_lengths, stems, write_pictures
-from trainer.checkpoint import CheckpointError
-from trainer.data.reasonseg import read_split
-from trainer.evaluate import generated, replaced, teacher_forced, write
-from trainer.load import Trained, find
-from trainer.metrics import MaskScores
+from trainer.answer.evaluate import generated, replaced, teacher_forced, write
+from trainer.answer.questions import Question, read_questions, run_lengths, stems, write_pictures
+from trainer.answer.segmenter import SILENT, Answer, Segmenter
+from trainer.answer.trained_model import Trained, find
+from trainer.convert import export
+from trainer.data.formats.reasonseg import read_split
 from trainer.model.build import build, read_tokenizer
-from trainer.model.lisa import Batch
+from trainer.model.families.llava_sam.model import Batch
 from trainer.model.weights import weight_source
-from trainer.segment import SILENT, Answer, Segmenter
+from trainer.run import checkpoint
+from trainer.run.checkpoint import CheckpointError
+from trainer.run.metrics import MaskScores
 
 CPU = torch.device("cpu")
 QUESTION = "Which of these could somebody drink from?"
@@ -331,7 +332,7 @@ def call(module: str, *arguments: str, cwd: Path, **other: str) -> subprocess.Co
 
 def test_the_command_lines(run: Path, tmp_path: Path) -> None:
     asked = [str(PICTURES[0].parent), "the cup", "--phrase", "--run", str(run), "--json"]
-    done = call("trainer.segment_cli", *asked, cwd=tmp_path)
+    done = call("trainer.cli.segment", *asked, cwd=tmp_path)
     document = json.loads(done.stdout)
     assert [Path(row["image"]).name for row in document["answers"]] == [p.name for p in PICTURES]
     assert done.returncode == (0 if all(row["masks"] for row in document["answers"]) else 1)
@@ -352,7 +353,7 @@ def test_an_unreadable_picture_does_not_stop_the_others(run: Path, tmp_path: Pat
     (folder / "b.jpg").write_bytes(whole)
     Image.new("L", (3000, 2)).save(folder / "c.png")  # of which SAM sees less than half a row
     asked = [str(folder), "the cup", "--phrase", "--run", str(run), "--json"]
-    done = call("trainer.segment_cli", *asked, cwd=tmp_path)
+    done = call("trainer.cli.segment", *asked, cwd=tmp_path)
     broken, answered, thin = json.loads(done.stdout)["answers"]
     assert done.returncode == 1 and "answer" in answered and "answer" in thin
     assert "truncated" in broken["error"] and "answer" not in broken and not broken["masks"]
@@ -362,7 +363,7 @@ def test_an_unreadable_picture_does_not_stop_the_others(run: Path, tmp_path: Pat
 def test_nothing_is_loaded_where_no_picture_can_be_read(run: Path, tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"no picture")
     arguments = ["a.jpg", "a cup", "--run", str(run), "--json"]
-    done = call("trainer.segment_cli", *arguments, cwd=tmp_path, **without_torch(tmp_path))
+    done = call("trainer.cli.segment", *arguments, cwd=tmp_path, **without_torch(tmp_path))
     (row,) = json.loads(done.stdout)["answers"]
     assert done.returncode == 1 and "a.jpg" in row["error"], done.stderr
 
@@ -408,7 +409,7 @@ def test_what_is_not_there_is_told_before_torch_is_imported(
     (tmp_path / "begun" / "last").mkdir(parents=True)
     (tmp_path / "begun" / "last" / "trained.safetensors").touch()
     arguments = [image, "a cup", "--run", run]
-    done = call("trainer.segment_cli", *arguments, cwd=tmp_path, **without_torch(tmp_path))
+    done = call("trainer.cli.segment", *arguments, cwd=tmp_path, **without_torch(tmp_path))
     assert done.returncode == 2 and told in done.stderr, done.stderr
 
 
@@ -417,7 +418,7 @@ def test_masks_beyond_the_limit_are_left_out_and_told(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """A model that trained little says [SEG] again and again, and each mask fills a picture."""
-    from trainer.segment_cli import _told
+    from trainer.cli.segment import _told
 
     segmenter = opened(run, cache)
     low = torch.full((3, 256, 256), -1.0)

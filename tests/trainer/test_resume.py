@@ -22,14 +22,14 @@ from typer.testing import CliRunner
 
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
-from trainer import checkpoint, loop
-from trainer.cli import app
+from trainer.cli.train import app
 from trainer.data.contents import Contents
-from trainer.data.features import BadEntry
-from trainer.data.reasonseg import Item, read_split
-from trainer.loop import Interrupted, Reporter, Run, WorkerEnded
+from trainer.data.feature_cache import BadEntry
+from trainer.data.formats.reasonseg import Item, read_split
 from trainer.model.footprint import DoesNotFit
-from trainer.resume import (
+from trainer.run import checkpoint
+from trainer.run import run as loop
+from trainer.run.resume import (
     MAY_CHANGE,
     CannotResume,
     Keeping,
@@ -38,6 +38,7 @@ from trainer.resume import (
     digests,
     resumable,
 )
+from trainer.run.run import Interrupted, Reporter, Run, WorkerEnded
 
 ROOT = PHOTOS.parents[1]
 QUIET = Reporter(lambda text: None, lambda what, done, total: None)
@@ -353,7 +354,7 @@ def test_a_plan_that_no_longer_fits_is_told_how_a_resume_changes_it(
     now = digests(train, val, (), Contents(PHOTOS))
     Started(PHOTOS, tmp_path / "cache", now).write(tmp_path)
     (tmp_path / "plan.json").write_text(plan.to_json())
-    monkeypatch.setattr("trainer.loop.Run", full)
+    monkeypatch.setattr("trainer.run.run.Run", full)
     told = CliRunner().invoke(app, ["--resume", str(tmp_path)])
     assert told.exit_code == 1 and f"or set what the error names in {tmp_path}" in told.output
     assert "host_embeddings" in MAY_CHANGE

@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 
 from profiles.files import Held, held, is_vacant, sweep, write_whole
 from tests.conftest import PHOTOS, tiny_plan
-from trainer.cli import app
-from trainer.placed import placed
-from trainer.resume import Started, digests
-from trainer.run_folder import is_complete, new_run
+from trainer.atomic_folder import placed
+from trainer.cli.train import app
+from trainer.run.folder import is_complete, new_run
+from trainer.run.resume import Started, digests
 
 HOLD = """
 import sys, time
@@ -56,7 +56,7 @@ def tree(folder: Path) -> dict[Path, bytes]:
 
 def begun(folder: Path) -> Path:
     """A run folder whose run has written down what it began with."""
-    from trainer.data.reasonseg import read_split
+    from trainer.data.formats.reasonseg import read_split
 
     folder.mkdir()
     train, val = read_split(PHOTOS, "train"), read_split(PHOTOS, "val")
@@ -90,7 +90,7 @@ def test_a_second_training_of_the_default_name_goes_to_the_next(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with other_process(tmp_path / "runs" / "latest"):
-        from trainer.run_folder import LATEST
+        from trainer.run.folder import LATEST
 
         with new_run(LATEST) as folder:
             assert folder == Path("runs/latest-2")

@@ -12,9 +12,10 @@ import pytest
 from PIL import Image, ImageFile
 
 from tests.conftest import PHOTOS
-from trainer.data import mixture, spread
-from trainer.data.reasonseg import check, check_data, open_image, summarise
-from trainer.data.spread import AHEAD, in_threads
+from trainer.data import mixture
+from trainer.data import threads as spread
+from trainer.data.formats.reasonseg import check, check_data, open_image, summarise
+from trainer.data.threads import AHEAD, in_threads
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +92,7 @@ def test_a_smaller_decoding_sees_the_same_damage(
     mode: str, progressive: bool, tmp_path: Path
 ) -> None:
     """Where a JPEG breaks off it is refused, wherever that is."""
-    from trainer.data.reasonseg import Report, _to_rgb, load_whole
+    from trainer.data.formats.reasonseg import Report, _to_rgb, load_whole
 
     path = tmp_path / "a.jpg"
     noise = Image.effect_noise((200, 120), 60).convert(mode)

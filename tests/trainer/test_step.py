@@ -17,11 +17,11 @@ from accelerate.state import AcceleratorState
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
 from trainer import step
-from trainer.cli import hyphenated
-from trainer.data.reasonseg import read_split
+from trainer.cli.train import hyphenated
+from trainer.data.formats.reasonseg import read_split
 from trainer.data.samples import MicroBatches, SampleSet, TooLong, collate
-from trainer.loop import Reporter, Run
 from trainer.model.build import build, read_tokenizer
+from trainer.run.run import Reporter, Run
 from trainer.step import NotFinite, make_optimizer, training_step
 
 QUIET = Reporter(lambda text: None, lambda what, done, total: None)

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer.data.questions import all_words, sample_texts
-from trainer.data.scenes import (
+from trainer.data.synthetic.dataset import HELD_OUT, KINDS, PRETRAINING, SPLITS, ask, write_dataset
+from trainer.data.synthetic.questions import all_words, sample_texts
+from trainer.data.synthetic.scenes import (
     COLOURS,
     FORMS,
     LAYOUTS,
@@ -24,8 +25,14 @@ from trainer.data.scenes import (
     extent,
     is_one_piece,
 )
-from trainer.data.synthetic import HELD_OUT, KINDS, PRETRAINING, SPLITS, ask, write_dataset
-from trainer.data.wording import CARRIERS, COLOUR_CLUES, FORM_CLUES, agreement, patterns, tokens
+from trainer.data.synthetic.wording import (
+    CARRIERS,
+    COLOUR_CLUES,
+    FORM_CLUES,
+    agreement,
+    patterns,
+    tokens,
+)
 
 
 @pytest.fixture(scope="module")
@@ -491,7 +498,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("trainer.data.synthetic._annotation", stop)
+    monkeypatch.setattr("trainer.data.synthetic.dataset._annotation", stop)
     with pytest.raises(KeyboardInterrupt):
         write_dataset(tmp_path, seed=0, train=1, val=0, test=0)
     assert not list(tmp_path.iterdir())

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from profiles.surroundings import at_home, threads_for, usable_cores
+from profiles.environment import at_home, threads_for, usable_cores
 from tests.conftest import tiny_plan
-from trainer.console import use_threads
+from trainer.cli.console import use_threads
 
 
 @pytest.mark.parametrize(("quota", "cores"), [("max 100000", 8), ("200000 100000", 2),
@@ -46,7 +46,7 @@ def test_a_run_says_how_many_threads_it_takes(monkeypatch: pytest.MonkeyPatch) -
     said: list[str] = []
     try:
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-        monkeypatch.setattr("profiles.surroundings.usable_cores", lambda: 4)
+        monkeypatch.setattr("profiles.environment.usable_cores", lambda: 4)
         use_threads(tiny_plan(workers=1), said.append)
         assert torch.get_num_threads() == 3 and said[-1].startswith("CPU threads: 3 ")
         monkeypatch.setenv("OMP_NUM_THREADS", "2")

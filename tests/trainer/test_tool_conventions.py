@@ -14,9 +14,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from tests.brush import packed
-from trainer.data.encoding import decoded
-from trainer.data.own import Imported, import_annotations
-from trainer.data.reasonseg import DataError, Item, paint_mask, read_split
+from trainer.data.formats.reasonseg import DataError, Item, paint_mask, read_split
+from trainer.data.importing.encoding import decoded
+from trainer.data.importing.own import Imported, import_annotations
 
 UPRIGHT = (60, 80)  # width, height
 BOX = (6, 8, 24, 32)  # left, top, right, bottom of the object in the upright picture

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer.data.own import Imported, import_annotations
-from trainer.data.reasonseg import IGNORE, TARGET, DataError, paint_mask, read_split
+from trainer.data.formats.reasonseg import IGNORE, TARGET, DataError, paint_mask, read_split
+from trainer.data.importing.own import Imported, import_annotations
 
 ROOT = Path(__file__).parents[2]
 MADE = ROOT / "tests" / "tools_made"

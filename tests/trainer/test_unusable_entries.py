@@ -13,17 +13,17 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from advisor.cli import app as advise_app
+from advisor.cli.main import app as advise_app
 from profiles.skipping import ALL, VARIABLE, announce, announced, read_most
 from tests.conftest import PHOTOS, tiny_plan
 from tests.trainer.test_mixture import talk, write_coco, write_refer_seg, write_vqa
 from tests.trainer.test_own_data import HEIGHT, WIDTH, instances, items, labelme, picture, shape
-from trainer.cli import app
+from trainer.cli.train import app
 from trainer.data.broken import Leave
+from trainer.data.formats.reasonseg import IGNORE, DataError, paint_mask, read_image
+from trainer.data.importing.own import Imported, import_annotations
 from trainer.data.mixture import READERS, MixedSets, read_training
-from trainer.data.own import Imported, import_annotations
-from trainer.data.reasonseg import IGNORE, DataError, paint_mask, read_image
-from trainer.resume import CannotResume, Started, check_data, digests
+from trainer.run.resume import CannotResume, Started, check_data, digests
 
 OUTLINE = {"segmentation": [[10, 10, 29, 10, 29, 24, 10, 24]]}
 
@@ -198,7 +198,9 @@ def test_the_run_remembers_what_to_leave_out(
     assert broken.stem not in json.loads((run / "run.json").read_text())["digests"]["train"]
     (run / "summary.json").unlink()
     # What is known is not looked for: with 2 000 pictures decoding took 39 s, reading headers 0.8.
-    monkeypatch.setattr("trainer.data.reasonseg._to_rgb", None)  # read_split would decode by it
+    monkeypatch.setattr(
+        "trainer.data.formats.reasonseg._to_rgb", None
+    )  # read_split would decode by it
     taken = read_training(root, tiny_plan(), Leave(ALL, known=frozenset(
         json.loads((run / "run.json").read_text())["left_out"]), root=root))  # fmt: skip
     assert isinstance(taken, list) and broken.stem not in {item.name for item in taken}

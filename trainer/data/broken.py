@@ -12,7 +12,7 @@ from pathlib import Path
 
 from profiles.skipping import OPTION
 from profiles.text import counted
-from trainer.data.reasonseg import DataError, Finding
+from trainer.data.formats.reasonseg import DataError, Finding
 
 LIST = "skipped.txt"
 

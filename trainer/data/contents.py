@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 from profiles.files import STALE_SECONDS, read_regular, sweep, write_whole
-from trainer.data.reasonseg import Progress
-from trainer.data.spread import in_threads
+from trainer.data.formats.reasonseg import Progress
+from trainer.data.threads import in_threads
 
 _Known: TypeAlias = dict[str, tuple[int, int, str]]  # path -> size, mtime in ns, digest
 _BLOCK = 1 << 20

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from profiles.plan import Plan
-from trainer.data import refer_seg, sem_seg, vqa
 from trainer.data.broken import Leave, can_go
-from trainer.data.reasonseg import (
+from trainer.data.formats import refer_seg, sem_seg, vqa
+from trainer.data.formats.reasonseg import (
     DataError,
     Finding,
     Item,
@@ -27,9 +27,9 @@ from trainer.data.reasonseg import (
     read_image,
     read_split,
 )
-from trainer.data.reasonseg import check as check_reason_seg
-from trainer.data.spread import in_threads
-from trainer.data.visits import DataSet, Picture, ReasoningPicture, Scanned
+from trainer.data.formats.reasonseg import check as check_reason_seg
+from trainer.data.pictures import DataSet, Picture, ReasoningPicture, Scanned
+from trainer.data.threads import in_threads
 
 PLACES = {
     "refer_seg": "refer_seg/{refclef,refcoco,refcoco+,refcocog}",

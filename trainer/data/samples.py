@@ -18,15 +18,15 @@ from torch.utils.data import Dataset
 
 from profiles.plan import Encoder, Plan
 from profiles.text import one_line
-from trainer.data.features import FeatureCache
+from trainer.data.feature_cache import FeatureCache
+from trainer.data.formats.reasonseg import IGNORE, Item, read_image
 from trainer.data.mixture import MixedSets, generator_of
-from trainer.data.preprocess import frame_mask, pixels
-from trainer.data.prompts import conversation
-from trainer.data.reasonseg import IGNORE, Item, read_image
-from trainer.data.visits import Asked, Picture, ReasoningPicture
+from trainer.data.pictures import Asked, Picture, ReasoningPicture
 from trainer.losses import IGNORE_LABEL, check_target
-from trainer.model.lisa import Batch
-from trainer.model.tokens import Encoded, LisaTokenizer, TooLong
+from trainer.model.families.llava_sam.model import Batch
+from trainer.model.families.llava_sam.pictures import frame_mask, pixels
+from trainer.model.families.llava_sam.tokenizer import Encoded, LisaTokenizer, TooLong
+from trainer.prompts import conversation
 
 COMPILED_LENGTH_STEP = 32  # tokens
 

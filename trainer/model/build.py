@@ -12,14 +12,14 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 
-from profiles.catalog import ModelProfile
+from profiles.gpus import ModelProfile
 from profiles.plan import Dtype, Encoder, Lora, Plan
-from trainer.model.configs import llava_config, sam_config
-from trainer.model.frozen import LoraLinear, frozen_linear
-from trainer.model.host import HostEmbedding, HostHead, HostLayers
-from trainer.model.lisa import Lisa
-from trainer.model.rows import TokenRowEmbedding, TokenRowHead
-from trainer.model.tokens import LisaTokenizer
+from trainer.model.families.llava_sam.configs import llava_config, sam_config
+from trainer.model.families.llava_sam.model import Lisa
+from trainer.model.families.llava_sam.tokenizer import LisaTokenizer
+from trainer.model.layers.frozen import LoraLinear, frozen_linear
+from trainer.model.layers.host import HostEmbedding, HostHead, HostLayers
+from trainer.model.layers.token_rows import TokenRowEmbedding, TokenRowHead
 from trainer.model.trained import mark_trained
 from trainer.model.weights import (
     WeightsError,

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from profiles.plan import Plan
 from trainer.model.build import build
-from trainer.model.host import host_tensors
-from trainer.model.tokens import LisaTokenizer
+from trainer.model.families.llava_sam.tokenizer import LisaTokenizer
+from trainer.model.layers.host import host_tensors
 from trainer.model.weights import ShapesAlone
 
 # bitsandbytes keeps the moments of smaller tensors in fp32 (`min_8bit_size`), and pages only those

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from profiles.plan import Plan, TrainedPart
-from trainer.model.lisa import Lisa
+from trainer.model.families.llava_sam.model import Lisa
 
 PART_PREFIXES: dict[TrainedPart, tuple[str, ...]] = {
     "mask_decoder": ("sam.mask_decoder.",),

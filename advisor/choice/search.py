@@ -1,0 +1,244 @@
+"""From a base plan and a card to the best plan: by the shipped grid, or with live forecasts.
+
+The grid answers at once for the usual settings. Where it does not reach (other adapters, trained
+parts, longer texts) the plan that it would choose is forecast, the figures are corrected, and the
+choice is made again until it stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from operator import itemgetter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from advisor.choice.candidates import families
+from advisor.choice.rank import Candidate, Choice, Scales, Speed, choose, verdict_of
+from advisor.machine.budget import GIB, Budget, Bytes, budget_of, gib, margin_for, what_if_gpu
+from advisor.machine.cuda_context import installed
+from advisor.machine.probe import Machine
+from advisor.memory.speed import samples_per_second
+from profiles.gpus import GpuProfile, gpus
+from profiles.grid import MICRO_BATCHES, estimate, nearest
+from profiles.plan import Finding, Plan
+from profiles.tested import TestedRow, one_of_each
+
+if TYPE_CHECKING:
+    from advisor.memory.forecast import Forecast
+
+Live = Callable[[Plan, int | None], "Forecast"]
+LIVE_TRIALS = 4
+CLOSE = 0.9  # a corrected choice whose forecast uses less of what was reckoned is made again
+OTHER_VERSIONS = 1.02  # a row of another torch counts for that much more: a policy
+TYPICAL = "rtx-3060-12gb"  # whose rates stand for a card that is not known
+CARD_SIZES_GIB = (2, 3, 4, 6, 8, 10, 11, 12, 16, 20, 24, 32, 40, 48, 80, 96, 141, 180)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """All that a search depends on beside the plan."""
+
+    budget: Budget
+    card: GpuProfile | None = None  # its rates; None: not in the catalogue
+    rows: tuple[TestedRow, ...] = ()
+    spills: bool = False
+    refusals: Callable[[Plan], list[Finding]] = lambda plan: []
+    live: Live | None = None
+    data: Path | None = None
+    text_tokens: int | None = None
+    counted_by: str = ""  # the tokenizer that counted the data's longest text
+
+
+@dataclass(frozen=True)
+class Found:
+    """The choice, how it was weighed, and the forecast of the very plan if one was made."""
+
+    choice: Choice
+    scales: Scales
+    text_tokens: int
+    forecast: Forecast | None = None
+    counted_by: str = ""
+
+
+def search(base: Plan, pinned: set[str], setting: Setting) -> Found | str:
+    """The best plan that `base` can become with its `pinned` settings; or why none can be told.
+
+    Raises what the setting's `live` raises.
+    """
+    text = setting.text_tokens or base.tokens.max_text_tokens
+    if not base.mixture.reason_seg_alone:
+        # The rows do not tell how many masks and answers their samples held.
+        setting = replace(setting, rows=())
+    if setting.data is not None and setting.live is not None:
+        first = _chosen(base, pinned, setting, text, 1.0)
+        told = setting.live(first.choice.best.plan if first else base, None)
+        if not told.tiers:
+            return told.reason
+        text = told.text_tokens
+        setting = replace(setting, counted_by=told.counted_by)
+    apart = {"host_layers": 0, "checkpointed_layers": base.profile.llama.layers}
+    if estimate(base.model_copy(update=apart), text) is not None:  # all else is as usual
+        return _chosen(base, pinned, setting, text, 1.0) or "no plan with these settings can run"
+    if setting.live is None:
+        return "nothing that is known covers these settings"
+    correction, found = 1.0, None
+    for _ in range(LIVE_TRIALS):
+        found = _chosen(base, pinned, setting, text, correction)
+        if found is None:
+            return "no plan with these settings can run"
+        reckoned = found.choice.best
+        told = setting.live(reckoned.plan, text)
+        if not told.tiers:
+            return told.reason
+        best = _as_told(reckoned, told, setting)
+        share = best.needs.bytes / max(1, reckoned.needs.bytes)
+        found = replace(found, choice=_scaled(found.choice, best, share), forecast=told)
+        smallest = best.verdict != "FITS" and reckoned.verdict != "FITS"
+        if smallest or (best.verdict == "FITS" and share >= CLOSE):
+            break
+        correction *= share
+    return found or "no plan with these settings can run"
+
+
+def largest_micro_batch(plan: Plan, scales: Scales, budget: Budget) -> int | None:
+    """The most samples at once that fit with everything else as in `plan`."""
+    fits = [
+        n
+        for n in range(1, MICRO_BATCHES[-1] + 1)
+        if (found := scales.needs(plan.model_copy(update={"micro_batch": n}))) is not None
+        and found[0].bytes <= budget.usable.bytes
+    ]
+    return max(fits, default=None)
+
+
+def smallest_card_gib(needed_bytes: int) -> int | None:
+    """The smallest usual card, in GiB, that has so much usable memory."""
+    for size in CARD_SIZES_GIB:
+        budget = budget_of(what_if_gpu(size * GIB), Machine(), what_if=True)
+        if budget is not None and needed_bytes <= budget.usable.bytes:
+            return size
+    return None
+
+
+def smallest_cards_text(models: Iterable[str]) -> str:
+    """From which card size on each of `models` trains."""
+    known = []
+    for model in models:
+        base = Plan.parse({"model": model, "device": "cuda"})
+        needs = [
+            found.pool_bytes
+            for family in families(base, ())
+            if (found := estimate(family.at(-1), base.tokens.max_text_tokens)) is not None
+        ]
+        size = smallest_card_gib(min(needs)) if needs else None
+        if size is not None:
+            known.append(f"{model} trains from a {size} GiB card on ({gib(min(needs))})")
+    return "; ".join(known) or "no forecast tells what would"
+
+
+def _chosen(
+    base: Plan, pinned: set[str], setting: Setting, text: int, correction: float
+) -> Found | None:
+    rows = [row for row in setting.rows if row.verdict == "OOM" and _text_of(row) <= text]
+    scales = _scales(setting, text, correction)
+    choice = choose(base, pinned, setting.budget, scales, setting.refusals, rows, setting.spills)
+    return None if choice is None else Found(choice, scales, text, None, setting.counted_by)
+
+
+def _scales(setting: Setting, text: int, correction: float) -> Scales:
+    here = _minor(installed("torch"))
+    held = [
+        (_counts_for(row, here), row)
+        for row in setting.rows
+        if row.verdict in ("FITS", "TIGHT")
+        and row.source != "seed"
+        and row.needed_bytes is not None
+        and _text_of(row) >= text
+    ]
+    held.sort(key=itemgetter(0))  # so that the first row that covers a plan is the one to quote
+    usable = one_of_each(held, lambda one: one[1].plan)
+    needs = partial(_needs, usable, text, correction, _counted(setting.counted_by))
+    return Scales(needs, partial(_speed, setting.card, text))
+
+
+def _counted(by: str) -> str:
+    """What a figure's source says of the tokenizer that its text was counted with."""
+    return f", text counted by {by}" if by else ""
+
+
+def _needs(
+    rows: list[tuple[int, TestedRow]], text: int, correction: float, counted: str, plan: Plan
+) -> tuple[Bytes, int] | None:
+    """The pool and the host memory of `plan` at most: by forecast, or by a row that took less."""
+    found = estimate(plan, text)
+    source = f"forecasts at {text} text tokens a sample{counted}"
+    pool = found.pool_bytes if found is not None else 0
+    if found is None:
+        found = nearest(plan, text)
+        if found is None:
+            return None
+        pool = round(found.pool_bytes * correction)
+        source = "forecasts of the usual settings, corrected"
+    needs = Bytes(bytes=pool, basis="forecast", source=source)
+    for took, row in rows:
+        if took >= needs.bytes:
+            break
+        if row.plan.quantization == plan.quantization and row.covers(plan):
+            source = f"row {row.id}: {row.title}"
+            if took != row.needed_bytes:
+                source += f", with torch {_minor(row.versions['torch'])}"
+            return Bytes(bytes=took, basis="tested", source=source), found.host_bytes
+    return needs, found.host_bytes
+
+
+def _counts_for(row: TestedRow, here: str) -> int:
+    """What the row counts for in bytes: more under another torch than `here`, major.minor."""
+    took, torch = row.needed_bytes or 0, _minor(row.versions.get("torch", ""))
+    return round(OTHER_VERSIONS * took) if torch and torch != here else took
+
+
+def _minor(version: str) -> str:
+    return ".".join(version.split(".")[:2])
+
+
+def _speed(card: GpuProfile | None, text: int, plan: Plan) -> Speed:
+    rates = card or gpus()[TYPICAL]
+    source = f"reckoned for {rates.title}"
+    if card is None:
+        source += ", as this card is not in the catalogue"
+    speed = samples_per_second(plan, text, rates)
+    return Speed(samples_per_second=speed, basis="forecast", source=source)
+
+
+def _as_told(candidate: Candidate, told: Forecast, setting: Setting) -> Candidate:
+    """The candidate with the bytes of its own forecast."""
+    pool, host = told.tier("pool").bytes, told.tier("host").bytes
+    source = f"a forecast of this very plan{_counted(setting.counted_by)}"
+    margin = setting.budget.margin.bytes
+    doubt = margin_for(candidate.plan, pool, margin) - margin
+    if doubt and pool <= setting.budget.cap_bytes:  # beyond it there is nothing to doubt
+        pool = min(pool + doubt, setting.budget.cap_bytes)
+        source += ", and what whole segments may take beyond it and the margin"
+    needs = Bytes(bytes=pool, basis="forecast", source=source)
+    verdict, why = verdict_of(pool, host, setting.budget, setting.spills)
+    update = {"needs": needs, "host_bytes": host, "verdict": verdict, "why_not": why}
+    return candidate.model_copy(update=update)
+
+
+def _scaled(choice: Choice, best: Candidate, share: float) -> Choice:
+    """The choice with its best plan as forecast, and the others as far off as that one was."""
+
+    def scaled(candidate: Candidate) -> Candidate:
+        needs = candidate.needs.model_copy(update={"bytes": round(share * candidate.needs.bytes)})
+        return candidate.model_copy(update={"needs": needs})
+
+    others = tuple(scaled(candidate) for candidate in choice.considered[1:])
+    ladder = tuple(scaled(candidate) for candidate in choice.ladder)
+    better = scaled(choice.better) if choice.better else None
+    return Choice(best=best, considered=(best, *others), ladder=ladder, better=better)
+
+
+def _text_of(row: TestedRow) -> int:
+    return row.data_shape.text_tokens if row.data_shape else 0

@@ -1,0 +1,139 @@
+"""lisa-advise table: the tested configurations, listed, exported and imported."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from profiles.streams import say, tell
+from profiles.text import counted
+
+if TYPE_CHECKING:
+    from profiles.tested import Table, TestedRow
+
+app = typer.Typer(help="What was tested, on which card, and what it took.")
+Option = Annotated[str | None, typer.Option(help="Only such rows.")]
+
+
+@app.callback(invoke_without_command=True)
+def listed(
+    context: typer.Context,
+    model: Option = None,
+    source: Option = None,
+    verdict: Option = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
+) -> None:
+    """List the shipped and your own rows: seed claims with what measurements say of them."""
+    if context.invoked_subcommand is not None:
+        return
+    from typing import get_args
+
+    from profiles.gpus import models
+    from profiles.tested import Source, Verdict
+
+    known = {"model": tuple(models()), "source": get_args(Source), "verdict": get_args(Verdict)}
+    for name, value in (("model", model), ("source", source), ("verdict", verdict)):
+        if value is not None and value not in known[name]:
+            tell(f"error: --{name}: got {value!r}; known: {', '.join(known[name])}")
+            raise typer.Exit(2)
+    table = _read()
+    wanted = {"model": model, "source": source, "verdict": verdict}
+    given = {name: value for name, value in wanted.items() if value is not None}
+    rows = [row for row in table.rows if all(getattr(row, name) == v for name, v in given.items())]
+    if as_json:
+        for row in rows:
+            say(row.model_dump_json())
+        return
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    from advisor.report.text import PlainConsole
+
+    by_name = {row.id: row for row in reversed(table.rows)}  # the first of a name holds
+    shown = RichTable(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for name in ("row", "verdict", "GiB", "cap", "text", "what, and what measurements say"):
+        shown.add_column(name, justify="right" if name in ("GiB", "cap", "text") else "left")
+    for row in rows:
+        shape = row.data_shape
+        shown.add_row(
+            Text(row.id), row.verdict, _gib(row.needed_bytes), _gib(row.limit_bytes),
+            str(shape.text_tokens) if shape else "", Text(row.title + _judged(row, by_name)),
+        )  # fmt: skip
+    PlainConsole().print(shown)
+    tell(f"{len(rows)} of {len(table.rows)} rows")
+
+
+@app.command("export")
+def export(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSON lines; '-' for stdout.")],
+) -> None:
+    """Write your own rows, to share them."""
+    rows = [row for row in _read().rows if row.source == "user"]
+    text = "".join(row.model_dump_json() + "\n" for row in rows)
+    if str(file) == "-":
+        say(text.removesuffix("\n"))
+    else:
+        from advisor.cli.main import write
+
+        write(file, text)
+    tell(counted(len(rows), "row"))
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSON lines, as exported.")],
+) -> None:
+    """Add the rows of a file to your own; rows that you have stay as they are."""
+    from profiles.files import read_regular, reason
+    from profiles.tested import append_all, parse_table
+
+    try:
+        found = parse_table(read_regular(file), str(file))
+    except OSError as error:
+        tell(f"error: {file}: cannot be read: {reason(error)}")
+        raise typer.Exit(2) from None
+    known = {row.id for row in _read().rows}
+    new = {row.id: row for row in reversed(found.rows) if row.id not in known}
+    own = [row.model_copy(update={"source": "user"}) for row in reversed(new.values())]
+    if own:
+        append_all(own)
+    for finding in found.findings:
+        tell(str(finding))
+    tell(f"{counted(len(new), 'row')} added, {len(found.rows) - len(new)} were there")
+    raise typer.Exit(2 if found.findings else 0)
+
+
+def _read() -> Table:
+    from profiles.tested import read_table
+
+    table = read_table()
+    for finding in table.findings:
+        tell(str(finding))
+    return table
+
+
+def _gib(number: int | None) -> str:
+    return "" if number is None else f"{number / 2**30:.2f}"
+
+
+def _judged(row: TestedRow, by_name: Mapping[str, TestedRow]) -> str:
+    """What measured rows say of a claim, with their numbers."""
+    told = ""
+    for word, names in (("confirmed", row.confirmed_by), ("contradicted", row.contradicted_by)):
+        facts = []
+        for name in names:
+            other = by_name.get(name)
+            if other is None:  # an imported row may name a row that is absent
+                facts.append(name)
+                continue
+            took = f"takes {_gib(other.needed_bytes)} GiB"
+            if other.verdict == "OOM":
+                took = f"out of memory at {_gib(other.limit_bytes)} GiB"
+            facts.append(f"{name} {took}")
+        if facts:
+            told += f"; {word} by {', '.join(facts)}"
+    return told + (f" ({json.dumps(row.versions)})" if row.source == "user" else "")

@@ -1,0 +1,130 @@
+"""Bytes and seconds with the GPU: the trainer's rehearsal, run here for real before a plan is said.
+
+A trial trains three steps on samples as long as the longest, evaluates and writes a checkpoint, in
+a child process. Its outcome becomes a row of the user's table, so one trial serves every run of the
+same plan on the same card with the same libraries.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+from collections.abc import Callable
+
+from advisor.choice.rank import Candidate
+from advisor.machine.budget import Bytes, gib, judge
+from advisor.machine.cuda_context import library_versions
+from advisor.machine.probe import Gpu
+from advisor.preflight import Advice
+from advisor.rehearsal import rehearsed
+from profiles.measurement import Measurement
+from profiles.places import cache_folder
+from profiles.plan import Finding, Plan
+from profiles.tested import DataShape, TestedRow, keep, read_table
+
+TRIALS = 2
+TRIAL_SECONDS = 900
+
+
+def measured(advice: Advice, tell: Callable[[str], None], cap_bytes: int | None = None) -> Advice:
+    """The advice with a plan that held on this machine's card: its own, or the next of its ladder.
+
+    `cap_bytes` limits the pool as a smaller card would. Raises RehearsalFailed.
+    """
+    gpu = advice.machine.gpus and advice.gpu
+    if not gpu or advice.exit_code or not advice.considered:
+        return advice
+    if advice.plan != advice.considered[0].plan:
+        return advice  # lisa-tiny in the place of what was considered and does not fit
+    tried = []
+    for candidate in (advice.considered[0], *advice.ladder)[:TRIALS]:
+        row = _trial(candidate, advice, gpu, tell, cap_bytes)
+        tried.append(row)
+        if row.verdict == "FITS":
+            return _with(advice, candidate, row)
+    last = tried[-1]
+    what = "; ".join(f"{row.title}: {row.verdict}, {row.note}" for row in tried)
+    fix = "free memory on the card, or lisa-advise --emulate-vram SIZE --save plan.json with what "
+    fix += "is free, then lisa-train --plan plan.json"
+    finding = Finding(gpu.name, f"{len(tried)} trials did not hold ({what})", fix=fix)
+    update = {"verdict": last.verdict, "command": None, "findings": (*advice.findings, finding),
+              "summary": f"{advice.model} on {gpu.name}: {last.note}"}  # fmt: skip
+    return advice.model_copy(update=update)
+
+
+def _trial(
+    candidate: Candidate,
+    advice: Advice,
+    gpu: Gpu,
+    tell: Callable[[str], None],
+    cap_bytes: int | None,
+) -> TestedRow:
+    """The row of this very trial: one that is known, or one that is made and kept now."""
+    text = advice.text_tokens or candidate.plan.tokens.max_text_tokens
+    sample = advice.forecast
+    masks, answers = (sample.masks, sample.answer_tokens) if sample else (1, None)
+    more = [] if masks == 1 and answers is None else [masks, answers]
+    name = _row_id(candidate.plan, gpu, text, cap_bytes, more)
+    for row in read_table().rows:
+        if row.id == name and row.verdict == "FITS":
+            tell(f"this plan held here on {row.date} (row {name})")
+            return row
+    tell(f"trying {candidate.plan.model} with {gib(candidate.needs.bytes)} forecast, "
+         "three steps on this GPU ...")  # fmt: skip
+    # Values do not move memory: no weights need be at hand.
+    plan = candidate.plan.override(["weights=random"])
+    options = ["--steps", "3", "--text-tokens", str(text), "--masks", str(masks), "--save"]
+    if answers is not None:
+        options += ["--answer-tokens", str(answers)]
+    if cap_bytes is not None:
+        options += ["--cap-gib", f"{cap_bytes / 2**30:.6f}"]
+    environment = {"CUDA_VISIBLE_DEVICES": gpu.uuid} if gpu.uuid else {}
+    found = rehearsed(plan, options, environment, cache_folder(), TRIAL_SECONDS)
+    row = _row(name, candidate, found, gpu, text)
+    keep(row)
+    return row
+
+
+def _row(name: str, candidate: Candidate, found: Measurement, gpu: Gpu, text: int) -> TestedRow:
+    settings = candidate.plan.model_dump(mode="json", exclude={"schema_version", "model"})
+    fits = found.verdict == "FITS"
+    return TestedRow(
+        id=name,
+        title=f"{candidate.plan.model} {candidate.plan.content_hash}",
+        source="user",
+        status="measured",
+        model=candidate.plan.model,
+        settings=settings,
+        gpu=gpu.name,
+        gpu_memory_gib=None if gpu.total_bytes is None else gpu.total_bytes / 2**30,
+        cap_bytes=found.cap_bytes or gpu.free_bytes,
+        peak_allocated_bytes=found.peak_allocated_bytes if fits else None,
+        peak_reserved_bytes=found.peak_reserved_bytes if fits else None,
+        forecast_bytes=candidate.needs.bytes if candidate.needs.basis == "forecast" else None,
+        step_seconds=found.step_seconds,
+        verdict=found.verdict,
+        versions=found.versions,
+        data_shape=DataShape(image_tokens=candidate.plan.profile.clip.image_tokens,
+                             text_tokens=text),
+        date=datetime.date.today(),
+        note=found.error or "three steps, an evaluation and a checkpoint",
+    )  # fmt: skip
+
+
+def _with(advice: Advice, candidate: Candidate, row: TestedRow) -> Advice:
+    peak = row.peak_reserved_bytes or 0
+    needs = Bytes(bytes=peak, basis="measured", source=f"on this GPU, row {row.id}")
+    budget = advice.budget
+    verdict = judge(peak, budget, spills=False) if budget is not None else row.verdict
+    seconds = f", {row.step_seconds:.2f} s a step" if row.step_seconds else ""
+    summary = f"{advice.model}: held on this GPU with {gib(peak)}{seconds}"
+    rest = tuple(rung for rung in advice.ladder if rung.needs.bytes < candidate.needs.bytes)
+    return advice.model_copy(update={"plan": candidate.plan, "needs": needs, "summary": summary,
+                                     "verdict": verdict, "ladder": rest})  # fmt: skip
+
+
+def _row_id(plan: Plan, gpu: Gpu, text: int, cap_bytes: int | None, more: list[int | None]) -> str:
+    """One name for a plan, a card, a text length, what `more` samples hold, and versions."""
+    facts = [plan.content_hash, gpu.uuid, gpu.name, text, cap_bytes, library_versions(), *more]
+    return "user-" + hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]

@@ -1,0 +1,107 @@
+"""Under which levers does a trained model answer on this card? Decided by forecasts.
+
+What was trained on one storage of the base weights is answered on it; a whole model may be rounded.
+Then the embeddings leave the card, half of the layers, and all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from advisor.choice.candidates import STORAGES
+from advisor.machine.budget import gib, margin_for
+from advisor.machine.probe import Machine
+from advisor.memory.forecast import Forecast, Worst, forecast
+from advisor.preflight import card_for
+from advisor.report.reasons import storage_text
+from profiles.plan import Plan, Quantization
+
+WEIGHT_BYTES: dict[Quantization, float] = {"none": 2.0, "int8": 1.0, "nf4": 0.5}
+
+
+class NoRoom(RuntimeError):
+    """No plan answers on this card; says what the smallest would take."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A plan that answers, and its forecast."""
+
+    plan: Plan
+    forecast: Forecast
+
+    def line(self) -> str:
+        """What it takes, in one line."""
+        plan = self.plan
+        told = storage_text(plan)
+        told += ", embeddings on the host" if plan.host_embeddings else ""
+        told += f", {plan.host_layers} layers on the host" if plan.host_layers else ""
+        return f"{self.forecast.verdict}: {told}: {self.forecast.reason}"
+
+
+def fitting(
+    plan: Plan, may_round: bool, text_tokens: int, machine: Machine, tell: Callable[[str], None]
+) -> Fit:
+    """The first plan, from the least lever to the most, that answers on this machine's card.
+
+    `may_round`: the base weights may be stored in fewer bits. Raises NoRoom, RehearsalFailed.
+    """
+    card = card_for(machine)
+    if card.cap_bytes is None:
+        raise NoRoom("no GPU with a known memory is visible\n    hint: --set device=cpu")
+    capability = card.compute_capability or (8, 6)
+    worst = worst_question(text_tokens)
+    limits = card.cap_bytes, card.margin_bytes, card.host_bytes, card.context
+    smallest: Forecast | None = None
+    for candidate in _relieved(plan, may_round):
+        if _weights(candidate) > card.cap_bytes:
+            continue
+        tell(f"forecasting {candidate.model} with {_levers(candidate)}, some seconds ...")
+        found = forecast(candidate, worst, capability, *limits)
+        if found.exit_code == 0:
+            return Fit(candidate, found)
+        smallest = found
+    margin = card.margin_bytes
+    if smallest is not None:
+        margin = margin_for(smallest.plan, smallest.tier("pool").bytes, margin)
+    usable = max(0, card.cap_bytes - margin)
+    raise NoRoom(_why_not(plan, smallest, usable))
+
+
+def worst_question(text_tokens: int) -> Worst:
+    """What is forecast for questions of so many text tokens: few lengths, so few forecasts."""
+    return Worst(-(-text_tokens // 64) * 64, answering=True)
+
+
+def _relieved(plan: Plan, may_round: bool) -> Iterator[Plan]:
+    """The plan with more and more levers pulled."""
+    storages = STORAGES[STORAGES.index(plan.quantization) :] if may_round else [plan.quantization]
+    layers = plan.profile.llama.layers
+    for hosted, on_host in ((False, 0), (True, 0), (True, layers // 2), (True, layers)):
+        for storage in storages:
+            if hosted and "embeddings" in plan.train:
+                continue  # whole trained tables stay on the card
+            update = {"quantization": storage, "host_embeddings": hosted or plan.host_embeddings,
+                      "host_layers": max(on_host, plan.host_layers)}  # fmt: skip
+            update["checkpointed_layers"] = layers if update["host_layers"] else 0
+            yield plan.model_copy(update=update)
+
+
+def _weights(plan: Plan) -> float:
+    """Bytes of the decoder's linears on the card, roughly and not too many."""
+    llama = plan.profile.llama
+    each = 4 * llama.hidden**2 + 3 * llama.hidden * llama.intermediate
+    return (llama.layers - plan.host_layers) * each * WEIGHT_BYTES[plan.quantization]
+
+
+def _levers(plan: Plan) -> str:
+    return f"{plan.quantization} base, {plan.host_layers} layers on the host"
+
+
+def _why_not(plan: Plan, smallest: Forecast | None, usable: int) -> str:
+    why = f"the smallest way: {smallest.reason}" if smallest else "its weights alone are larger"
+    return (
+        f"{plan.model} does not answer within {gib(usable)} on this card: {why}\n"
+        "    hint: close other programs on the card, or --set device=cpu"
+    )

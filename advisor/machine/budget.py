@@ -1,0 +1,192 @@
+"""What a run may take on a card: free memory, less the context and a margin.
+
+Bytes inside; each number carries its basis.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from itertools import chain
+from math import ceil
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from advisor.machine.cuda_context import context_of
+from advisor.machine.probe import Gpu, Machine
+from profiles.gpus import GpuProfile
+from profiles.plan import Plan
+from profiles.tested import TestedRow, Verdict
+
+Basis = Literal["exact", "tested", "forecast", "measured", "policy"]
+
+GIB = 2**30
+WHAT_IF_KEPT_BYTES = round(0.2 * GIB)  # "8 GB" cards show 7.6-8.0 GiB
+# Windows' own desktop and what its driver sets aside; 0.5-1.2 GiB are usual.
+WINDOWS_KEPT_BYTES = round(0.9 * GIB)
+WHAT_IF_HOST_BYTES = 16 * GIB  # of a machine that is not here
+HOST_PROCESS_BYTES = 3 * GIB  # Python, torch and CUDA's host side, where host and GPU share memory
+HOST_SHARE = 0.85  # of the available host memory; the rest is the system's and the page cache's
+ERRORS_FILE = Path(__file__).resolve().parents[2] / "profiles" / "forecast_errors.json"
+QUANTILE = 0.95
+FEWEST_ROWS = 20  # of a GPU model, before its own errors are trusted alone
+
+# By which the pool was larger than said without expandable segments, at worst: which of two equal
+# blocks is used again depends on addresses that the driver chooses (docs/forecast.md).
+WHOLE_SEGMENTS_DOUBT = 0.07
+
+
+class Frozen(BaseModel):
+    """Base of the advisor's records: immutable, no unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Bytes(Frozen):
+    """A number of bytes and where it comes from."""
+
+    bytes: int
+    basis: Basis
+    source: str
+
+
+class Budget(Frozen):
+    """What the pool of a run may take: usable = free - context - margin; and its host memory."""
+
+    free: Bytes
+    context: Bytes
+    margin: Bytes
+    usable: Bytes
+    host: Bytes | None = None
+
+    @property
+    def cap_bytes(self) -> int:
+        """What the pool may take with no margin kept."""
+        return max(0, self.free.bytes - self.context.bytes)
+
+    def host_holds(self, size: int) -> bool:
+        """Whether `size` bytes go into host memory, as far as its size is known."""
+        return self.host is None or size <= self.host.bytes
+
+
+def gib(number: int) -> str:
+    """`number` bytes as text, in GiB."""
+    return f"{number / GIB:.2f} GiB"
+
+
+def size_text(size: int) -> str:
+    """`size` bytes as a command line takes them: `8GiB`, or `8GB` where that is round."""
+    for unit, name in ((GIB, "GiB"), (10**9, "GB"), (2**20, "MiB"), (10**6, "MB")):
+        if size % unit == 0:
+            return f"{size // unit}{name}"
+    return f"{size / GIB:.10g}GiB"
+
+
+def what_if_gpu(vram_bytes: int, windows: bool = False) -> Gpu:
+    """A card that is not here, of which only the size is known."""
+    kept = WINDOWS_KEPT_BYTES if windows else WHAT_IF_KEPT_BYTES
+    return Gpu(
+        index=0,
+        name=f"{vram_bytes / GIB:.4g} GiB card",
+        total_bytes=vram_bytes,
+        free_bytes=max(0, vram_bytes - kept),
+    )
+
+
+def named_gpu(profile: GpuProfile, windows: bool = False) -> Gpu:
+    """A card of the catalogue that is not here."""
+    facts = {"name": profile.name, "compute_capability": profile.compute_capability}
+    return what_if_gpu(profile.visible_bytes, windows).model_copy(update=facts)
+
+
+def budget_of(
+    gpu: Gpu, machine: Machine, what_if: bool = False, rows: Iterable[TestedRow] = ()
+) -> Budget | None:
+    """The budget on `gpu`, or None where its free memory is unknown.
+
+    `rows` are the user's own, whose forecasts and peaks count towards the margin.
+    """
+    free = gpu.free_bytes
+    basis: Basis = "policy" if what_if else "exact"
+    kept = (gpu.total_bytes or 0) - (free or 0)
+    source = f"size less {gib(kept)} of driver and display" if what_if else "driver (NVML)"
+    if free is None and gpu.unified_memory and machine.host_available_bytes is not None:
+        free = max(0, machine.host_available_bytes - HOST_PROCESS_BYTES)
+        basis = "policy"
+        source = f"shared host memory less {gib(HOST_PROCESS_BYTES)} for the process"
+    if free is None:
+        return None
+    margin = margin_of(gpu, free, rows)
+    context = context_of(gpu, machine)
+    usable = max(0, free - context.bytes(pinned=True) - margin.bytes)
+    return Budget(
+        free=Bytes(bytes=free, basis=basis, source=source),
+        context=Bytes(
+            bytes=context.bytes(pinned=True),
+            basis=context.basis,
+            source=f"CUDA context and libraries, {context.source}",
+        ),
+        margin=margin,
+        usable=Bytes(bytes=usable, basis="policy", source="free - context - margin"),
+        host=_host_budget(machine, what_if),
+    )
+
+
+def margin_for(plan: Plan, pool: int, margin_bytes: int) -> int:
+    """What has to stay free beside the plan's pool: the card's margin, or the pool's doubt if more.
+
+    Bytes. Every verdict and every text about a forecast takes the margin from here.
+    """
+    if "expandable_segments:True" in plan.allocator:
+        return margin_bytes
+    return max(margin_bytes, round(WHOLE_SEGMENTS_DOUBT * pool))
+
+
+def margin_of(gpu: Gpu, free: int, rows: Iterable[TestedRow] = ()) -> Bytes:
+    """What is left free on `gpu`, from how far forecasts of the pool fell short before.
+
+    The 95 % quantile of the shortfalls on this GPU model, shipped and the user's own. A model with
+    few rows gets that of all, and at least 3 %: a policy.
+    """
+    errors = json.loads(ERRORS_FILE.read_text(encoding="utf-8"))
+    shipped: dict[str, list[float]] = errors["pool_shortfalls"]
+    own = [
+        (row.gpu, 1 - row.forecast_bytes / row.peak_reserved_bytes)
+        for row in rows
+        if row.source == "user" and row.forecast_bytes and row.peak_reserved_bytes
+    ]
+    here = [*shipped.get(gpu.name, ()), *(short for name, short in own if name == gpu.name)]
+    everywhere = [*chain(*shipped.values()), *(short for _, short in own)]
+    enough = len(here) >= FEWEST_ROWS
+    shortfalls = here if enough else everywhere
+    share = max(0.0, sorted(shortfalls)[ceil(QUANTILE * len(shortfalls)) - 1])
+    least_share, least = (0.0, 0.15) if enough else (0.03, 0.30)
+    size = max(round(max(share, least_share) * free), round(least * GIB))
+    where = "on this GPU model" if enough else "on other GPUs, none or few on this model"
+    source = (
+        f"forecasts fell short by at most {share:.1%} in 95 % of {len(shortfalls)} rows {where}"
+    )
+    source += f"; at least {least:.2f} GiB" + (f" and {least_share:.0%}" if least_share else "")
+    return Bytes(bytes=size, basis="tested" if enough else "policy", source=source)
+
+
+def _host_budget(machine: Machine, what_if: bool) -> Bytes | None:
+    if what_if:
+        source = f"a machine of {gib(WHAT_IF_HOST_BYTES)} is assumed"
+        return Bytes(bytes=round(HOST_SHARE * WHAT_IF_HOST_BYTES), basis="policy", source=source)
+    if machine.host_available_bytes is None:
+        return None
+    source = f"{HOST_SHARE:.0%} of what the system has available"
+    size = round(HOST_SHARE * machine.host_available_bytes)
+    return Bytes(bytes=size, basis="exact", source=source)
+
+
+def judge(needed: int, budget: Budget, spills: bool) -> Verdict:
+    """How `needed` bytes of tensors go into `budget`; `spills`: the driver swaps to the host."""
+    if needed <= budget.usable.bytes:
+        return "FITS"
+    if needed <= budget.cap_bytes:
+        return "TIGHT"
+    return "SPILLS" if spills else "OOM"

@@ -1,0 +1,400 @@
+"""Bytes of a plan's training step without a GPU: asks the trainer's fake rehearsal in a child.
+
+Four tiers, each with an error of its own (`profiles/forecast_errors.json`, from
+benchmarks/forecast.py): tensors, as torch counts them; the allocator's pool, by replaying every
+request; the process, as NVML shows it; host memory. The rehearsal runs at one sample's size, the
+worst of a data set or the largest that the plan allows: a mean would pass and die later.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import tempfile
+from array import array
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import Field
+
+from advisor.machine.budget import ERRORS_FILE, Frozen, gib, margin_for
+from advisor.machine.cuda_context import OTHERS, Context, installed
+from advisor.memory.allocator import replay
+from advisor.rehearsal import BadQuestion, RehearsalFailed, rehearsed
+from profiles.files import write_whole
+from profiles.grid import caching_bytes, nearest
+from profiles.measurement import Measurement, Timeline
+from profiles.places import cache_folder
+from profiles.plan import Plan
+from profiles.skipping import announced
+from profiles.splits import NEEDED, located
+from profiles.tested import Verdict
+
+ROOT = Path(__file__).resolve().parents[2]
+MIB = 2**20
+NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}  # for a child that needs none
+# Resident set of the process beside what is counted: the same rows, 1.96-2.3 GiB.
+HOST_BASE_BYTES = round(2.09 * 2**30)
+HOST_LOOKUP_BYTES = round(0.11 * 2**30)  # buffers of a table looked up and a head streamed
+LIBRARIES = ("torch", "transformers", "accelerate", "bitsandbytes")
+
+# Files that tell what a mixture's samples hold beside ReasonSeg's. Written out, as ** neither
+# follows links nor spares the folders full of pictures.
+ANNOTATIONS = (
+    "refer_seg/*/instances.json", "refer_seg/*/*.p", "vqa/*.json", "sem_seg/*/annotations.json",
+    "ade20k/*.txt", "ade20k/annotations/training/*.png",
+    "sem_seg/*/*.txt", "sem_seg/*/annotations/training/*.png",
+)  # fmt: skip
+# For a child that first looks at every visit of a training: a full recipe has 100 000.
+DATA_SECONDS = 1200
+
+# Where the plan's weights are not named, its vocabulary is not at hand.
+TINY_COUNTS = "lisa-tiny's tokenizer"
+TINY_COUNTS_MORE = (
+    f"{TINY_COUNTS}, whose smaller vocabulary takes more tokens than the model's own: "
+    "--weights FOLDER has that one count"
+)
+TierName = Literal["tensors", "pool", "process", "host"]
+
+
+class Tier(Frozen):
+    """One of the four figures."""
+
+    name: TierName
+    bytes: int
+    source: str
+    error: str = Field("", description="how far such figures were off, and in which rows")
+
+
+class Forecast(Frozen):
+    """What a step of the plan will take, on a card of one compute capability."""
+
+    schema_version: Literal[1] = 1
+    plan: Plan
+    verdict: Verdict = Field(description="under the cap; UNKNOWN without one, or without figures")
+    reason: str = Field("", description="of the verdict")
+    compute_capability: tuple[int, int]
+    text_tokens: int = Field(description="of every sample, the worst one's")
+    counted_by: str = Field("", description="which tokenizer counted a data set's text, if any")
+    masks: int
+    answer_tokens: int | None = Field(None, description="supervised; null: five for each mask")
+    cap_bytes: int | None = Field(None, description="what the pool may take")
+    tiers: tuple[Tier, ...] = ()
+    load_peak_bytes: int | None = None
+    phases: dict[str, int] = Field(default_factory=dict, description="most tensor bytes in each")
+    live_at_peak: dict[str, int] = Field(default_factory=dict, description="by component")
+    fragmentation: float | None = Field(None, description="share of the pool beside the tensors")
+    assumed: tuple[str, ...] = ()
+    versions: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def exit_code(self) -> int:
+        """0 fits (or no cap was named), 1 does not fit, 3 no figure."""
+        if not self.tiers:
+            return 3
+        return 1 if self.verdict in ("OOM", "SPILLS") else 0
+
+    def tier(self, name: TierName) -> Tier:
+        """The tier called `name`. Raises KeyError where there is no figure."""
+        return {tier.name: tier for tier in self.tiers}[name]
+
+
+@dataclass(frozen=True)
+class Worst:
+    """The sample that decides: `text_tokens` beside the picture's (None: the longest of `data`).
+
+    Masks and supervised tokens are the most of `data` too, or what the plan's samples may hold.
+    """
+
+    text_tokens: int | None = None
+    masks: int | None = None
+    data: Path | None = None
+    answer_tokens: int | None = None
+    answering: bool = False  # a question, greedily answered, in the place of a training step
+
+
+def forecast(
+    plan: Plan,
+    worst: Worst,
+    compute_capability: tuple[int, int] = (8, 6),
+    cap_bytes: int | None = None,
+    margin_bytes: int = 0,
+    host_limit_bytes: int | None = None,
+    context: Context = OTHERS,
+    cache: Path | None = None,
+) -> Forecast:
+    """Forecast `plan` at its worst sample; verdict under a cap on the pool, if one is given.
+
+    TIGHT is what fits under the cap, but not with `margin_bytes` left.
+
+    A forecast that was made before, with the same code, versions and question, is read from the
+    `cache` folder. Raises RehearsalFailed and, about the data, BadQuestion.
+    """
+    outside = _outside(plan)
+    if outside:
+        return _unknown(plan, worst, compute_capability, outside)
+    if worst.data is not None and located(worst.data) is None:  # before all of it is looked through
+        raise BadQuestion(f"{worst.data}: holds no ReasonSeg data; needed: {NEEDED}")
+    folder = cache_folder() / "forecasts" if cache is None else cache
+    key = _key(plan, worst, compute_capability)
+    answer = _read(folder / f"{key}.json", folder / f"{key}.events")
+    if answer is None:
+        answer = _ask(plan, worst, compute_capability, folder)
+        _keep(folder, key, *answer)
+    measurement, events = answer
+    if measurement.peak_allocated_bytes is None:
+        return _unknown(plan, worst, compute_capability, measurement.error)
+    limits = cap_bytes, margin_bytes, host_limit_bytes, context
+    found = interpret(measurement, events, compute_capability, *limits, worst.answering)
+    data = worst.data if worst.text_tokens is None else None
+    return found.model_copy(update={"counted_by": counted_by(plan, data)})
+
+
+def counted_by(plan: Plan, data: Path | None) -> str:
+    """Which tokenizer counts the text of `data`; empty without any."""
+    if data is None:
+        return ""
+    own = plan.model == "tiny" or plan.weights not in ("default", "random")
+    return "the model's own tokenizer" if own else TINY_COUNTS
+
+
+def fitting_micro_batch(found: Forecast) -> int | None:
+    """The largest micro-batch below the plan's that should fit where this forecast does not.
+
+    The shipped forecasts tell by how much a smaller one takes less; None where they do not reach,
+    or not even one sample fits.
+    """
+    here = nearest(found.plan, found.text_tokens)
+    if here is None or found.cap_bytes is None or not found.tiers:
+        return None
+    scale = found.tier("pool").bytes / here.pool_bytes
+    for size in range(found.plan.micro_batch - 1, 0, -1):
+        smaller = nearest(found.plan.model_copy(update={"micro_batch": size}), found.text_tokens)
+        fits = smaller is not None and scale * smaller.pool_bytes <= found.cap_bytes
+        if fits and found.plan.effective_batch % (size * found.plan.processes) == 0:
+            return size
+    return None
+
+
+def timeline(plan: Plan, worst: Worst, compute_capability: tuple[int, int]) -> Timeline:
+    """One step of `plan` by component. Raises RehearsalFailed and BadQuestion."""
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "timeline"
+        options = [*_options(plan, worst, compute_capability), "--timeline", str(path)]
+        rehearsed(plan, options, NO_GPU, cache_folder() / "forecasts")
+        try:
+            return Timeline.model_validate_json(path.read_text(encoding="utf-8"))
+        except (ValueError, OSError):
+            raise RehearsalFailed("no step of this plan can be followed without a GPU") from None
+
+
+def interpret(
+    measurement: Measurement,
+    events: list[tuple[int, int]],
+    compute_capability: tuple[int, int],
+    cap_bytes: int | None = None,
+    margin_bytes: int = 0,
+    host_limit_bytes: int | None = None,
+    context: Context = OTHERS,
+    answering: bool = False,
+) -> Forecast:
+    """The forecast that a fake rehearsal's measurement and events amount to."""
+    plan = measurement.plan
+    expandable = "expandable_segments:True" in plan.allocator
+    tensors_seen = measurement.peak_allocated_bytes or 0
+    free = replay(events, expandable)
+    # What a rule takes off the counted tensors (compiled layers) is off the pool as well.
+    saved = max(0, _peak(events) - tensors_seen) if plan.compile else 0
+    tensors, pool = free.peak_allocated - saved, free.peak_reserved - saved
+    pinned = plan.host_embeddings or plan.host_layers > 0
+    process = pool + context.bytes(pinned)
+    host = _host_bytes(measurement)
+    errors = json.loads(ERRORS_FILE.read_text(encoding="utf-8")) if ERRORS_FILE.exists() else {}
+    segments = "expandable segments" if expandable else "whole segments"
+    kind = "answering" if answering else "compiled" if plan.compile else segments
+    if plan.dtype != "bf16":
+        unmeasured = f"no measured row computes in {plan.dtype}"
+        errors = {kind: dict.fromkeys(get_args(TierName), unmeasured)}
+    figures: tuple[tuple[TierName, int, str], ...] = (
+        ("tensors", tensors, "as the allocator counts them (max_memory_allocated)"),
+        ("pool", pool, f"allocator replayed, {segments}"),
+        ("process", process, f"the pool, CUDA context and libraries, {context.source}"),
+        ("host", host, "resident set: libraries, what lives on the host, batches"),
+    )
+    tiers = tuple(
+        Tier(name=name, bytes=size, source=source, error=errors.get(kind, {}).get(name, ""))
+        for name, size, source in figures
+    )
+    margin_bytes = margin_for(plan, pool, margin_bytes)
+    verdict, reason = _verdict(pool, saved, events, expandable, cap_bytes, margin_bytes)
+    caching = caching_bytes(plan)
+    if cap_bytes is not None and caching > cap_bytes:
+        verdict = "OOM"
+        reason = f"building SAM's feature cache takes {gib(caching)} of {gib(cap_bytes)}"
+    if verdict != "OOM" and host_limit_bytes is not None and host > host_limit_bytes:
+        verdict = "OOM"
+        reason = f"host memory: {gib(host)} needed, {gib(host_limit_bytes)} available"
+    return Forecast(
+        plan=plan,
+        verdict=verdict,
+        reason=reason,
+        compute_capability=compute_capability,
+        text_tokens=measurement.text_tokens[1],
+        masks=measurement.masks,
+        answer_tokens=measurement.answer_tokens,
+        cap_bytes=cap_bytes,
+        tiers=tiers,
+        load_peak_bytes=measurement.load_peak_bytes,
+        phases=measurement.phases,
+        live_at_peak=measurement.live_at_peak,
+        fragmentation=round(1 - tensors / pool, 4),
+        assumed=measurement.assumed,
+        versions=measurement.versions,
+    )
+
+
+def _verdict(
+    pool: int,
+    saved: int,
+    events: list[tuple[int, int]],
+    expandable: bool,
+    cap_bytes: int | None,
+    margin_bytes: int,
+) -> tuple[Verdict, str]:
+    if cap_bytes is None:
+        return "UNKNOWN", "no card was named (--gpu, --vram)"
+    reason = f"the pool grows to {gib(pool)} of {gib(cap_bytes)}"
+    if pool > cap_bytes:
+        capped = replay(events, expandable, cap_bytes + saved)
+        if capped.failed is not None:
+            return "OOM", f"{reason}: {capped.failed}"
+        return "TIGHT", f"{reason}, after {capped.retries} releases of unused memory"
+    if cap_bytes - pool < margin_bytes:
+        return "TIGHT", f"{reason}, inside the margin of {gib(margin_bytes)}"
+    left = gib(cap_bytes - pool)
+    kept = f"; {left} stay free, {gib(margin_bytes)} of them as margin" if margin_bytes else ""
+    return "FITS", reason + kept
+
+
+def _peak(events: list[tuple[int, int]]) -> int:
+    now = peak = 0
+    for _, size in events:
+        now += size
+        peak = max(peak, now)
+    return peak
+
+
+def _host_bytes(measurement: Measurement) -> int:
+    """Peak resident set of the training process on Linux."""
+    plan, shapes = measurement.plan, measurement.plan.profile
+    pixels = {"sam": shapes.sam.image_pixels, "clip": shapes.clip.image_pixels}
+    online = sum(3 * 4 * side**2 for name, side in pixels.items()
+                 if name not in plan.cached_encoders)  # fmt: skip
+    # A batch as collated and as pinned; a worker of its own keeps two ahead.
+    batches = plan.micro_batch * online * (2 + 2 * plan.workers)
+    lookup = HOST_LOOKUP_BYTES if plan.host_embeddings else 0
+    return HOST_BASE_BYTES + lookup + batches + (measurement.host_bytes or 0)
+
+
+def _outside(plan: Plan) -> str:
+    """Why no figure can be given for a plan, known before anything is run; empty if one can."""
+    if plan.device != "cuda":
+        return "the plan trains on the CPU, where there is no card to count for"
+    if plan.processes > 1:
+        return "what several processes exchange their gradients through is not counted yet"
+    return ""
+
+
+def _unknown(
+    plan: Plan, worst: Worst, compute_capability: tuple[int, int], reason: str
+) -> Forecast:
+    return Forecast(
+        plan=plan,
+        verdict="UNKNOWN",
+        reason=f"outside the forecast's validity: {reason}",
+        compute_capability=compute_capability,
+        text_tokens=worst.text_tokens or plan.tokens.max_text_tokens,
+        masks=worst.masks or plan.most_masks,
+    )
+
+
+def _ask(
+    plan: Plan, worst: Worst, compute_capability: tuple[int, int], folder: Path
+) -> tuple[Measurement, list[tuple[int, int]]]:
+    """Run the fake rehearsal. Raises RehearsalFailed and BadQuestion."""
+    with tempfile.TemporaryDirectory() as place:
+        events = Path(place) / "events"
+        options = [*_options(plan, worst, compute_capability), "--events", str(events)]
+        seconds = DATA_SECONDS if "--data-dir" in options else None
+        measurement = rehearsed(plan, options, NO_GPU, folder, seconds)
+        try:
+            return measurement, _events(events)
+        except (ValueError, OSError) as error:
+            raise RehearsalFailed(f"the rehearsal left no list of requests ({error})") from None
+
+
+def _options(plan: Plan, worst: Worst, compute_capability: tuple[int, int]) -> list[str]:
+    """What the fake rehearsal is asked."""
+    options = ["--fake", "--compute-capability", ".".join(map(str, compute_capability))]
+    options += ["--answer"] * worst.answering
+    options += ["--text-tokens", str(worst.text_tokens or plan.tokens.max_text_tokens)]
+    masks, answers = worst.masks, worst.answer_tokens
+    if worst.data is not None and worst.text_tokens is None:
+        options += ["--data-dir", str(worst.data.resolve())]
+    else:
+        masks, answers = masks or plan.most_masks, answers or plan.most_answer_tokens
+    for name, count in (("--masks", masks), ("--answer-tokens", answers)):
+        options += [name, str(count)] if count is not None else []
+    return options
+
+
+def _events(path: Path) -> list[tuple[int, int]]:
+    """(block, bytes) as the rehearsal wrote them. Raises OSError, ValueError."""
+    numbers = array("q", path.read_bytes())
+    return list(zip(numbers[::2], numbers[1::2], strict=True))
+
+
+def _key(plan: Plan, worst: Worst, compute_capability: tuple[int, int]) -> str:
+    """A hash of all that can change the answer: question, data, code and libraries."""
+    sample = worst.text_tokens, worst.masks, worst.answer_tokens, worst.answering
+    parts: list[Any] = [plan.content_hash, sample, compute_capability]
+    parts += [sys.version, *(installed(name) for name in LIBRARIES)]
+    for package in ("trainer", "profiles"):
+        sources = [p for p in (ROOT / package).rglob("*") if p.suffix in (".py", ".toml")]
+        parts += [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(sources)]
+    if worst.data is not None and worst.text_tokens is None:
+        files = sorted(p for p in worst.data.rglob("*.json") if p.is_file())
+        if not plan.mixture.reason_seg_alone:
+            files += sorted(path for names in ANNOTATIONS for path in worst.data.glob(names))
+        most = announced()
+        if most:  # then a picture that is mended, or breaks, changes what is read
+            files = sorted(p for p in worst.data.rglob("*") if p.is_file())
+        parts += [str(worst.data.resolve()), most]
+        for path in files:
+            with suppress(OSError):  # it has just vanished: what is read does not hold it either
+                found = path.stat()
+                parts.append((str(path), found.st_size, found.st_mtime_ns))
+    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:24]
+
+
+def _read(answer: Path, events: Path) -> tuple[Measurement, list[tuple[int, int]]] | None:
+    """A kept answer; None if there is none, or it is damaged."""
+    try:
+        measurement = Measurement.model_validate_json(answer.read_text(encoding="utf-8"))
+        return measurement, _events(events)
+    except (OSError, ValueError):
+        return None
+
+
+def _keep(folder: Path, key: str, measurement: Measurement, events: list[tuple[int, int]]) -> None:
+    """Write an answer whole, the events first; a cache that cannot be written is no error."""
+    numbers = array("q", (number for event in events for number in event))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / f"{key}.events", numbers.tobytes())
+        write_whole(folder / f"{key}.json", measurement.model_dump_json())
+    except OSError:
+        return

@@ -1,0 +1,102 @@
+"""Seconds of a training step on a card: a roofline with factors from measured steps.
+
+    seconds = max(arithmetic, launches) + fixed + copies that arithmetic does not hide
+
+Arithmetic is the sum of matrix products (FLOP over the card's rate), dequantisation and
+element-wise work (bytes over its bandwidth). What a real step takes beyond that paper time, the
+factors in `profiles/speed.json` say; benchmarks/speed.py takes them from profiles on an H100.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from profiles.gpus import GpuProfile, gpus
+from profiles.plan import Plan
+
+SPEED_FILE = Path(__file__).resolve().parents[2] / "profiles" / "speed.json"
+REFERENCE = "h100-sxm-80gb"
+BYTES_PER_WEIGHT = {"nf4": 4.127 / 8, "int8": 1.0, "none": 2.0}
+# Forward products of one picture, 2 FLOP a weight and position (ViT-H at 4096, ViT-L at 577).
+ENCODER_FLOPS = {"sam": 2 * 632e6 * 4096, "clip": 2 * 303e6 * 577}
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Real over paper time, and seconds that do not depend on the card."""
+
+    matmul: float
+    dequantisation: float
+    elementwise: float
+    elementwise_compiled: float
+    launch_seconds: float  # of one pass through one decoder layer, by the CPU
+    launch_compiled_seconds: float
+    fixed_seconds: float  # of a micro-batch
+    copy: float  # share of the copies' time that shows even beside arithmetic
+    error: str
+
+
+@cache
+def factors() -> Factors:
+    """The shipped factors."""
+    return Factors(**json.loads(SPEED_FILE.read_text(encoding="utf-8")))
+
+
+@dataclass(frozen=True)
+class Paper:
+    """Paper seconds of one micro-batch, and passes through a decoder layer."""
+
+    matmul: float
+    dequantisation: float
+    elementwise: float
+    copies: float
+    passes: int
+
+
+def paper(plan: Plan, text_tokens: int, gpu: GpuProfile) -> Paper:
+    """What data-sheet rates alone would give.
+
+    A frozen linear is multiplied forward, backward for its input, and once more where the layer is
+    recomputed. Host layers are copied in each direction.
+    """
+    llama = plan.profile.llama
+    tokens = plan.micro_batch * (plan.profile.clip.image_tokens + text_tokens)
+    weights = 4 * llama.hidden**2 + 3 * llama.hidden * llama.intermediate
+    passes = 2 * llama.layers + plan.checkpointed_layers
+    attention = 2 * tokens * (tokens / plan.micro_batch) * llama.hidden  # causal: half of 4·T²·H
+    flops = 2 * tokens * weights * passes + attention * (passes + 1.5 * llama.layers)
+    online = (flop for name, flop in ENCODER_FLOPS.items() if name not in plan.cached_encoders)
+    flops += plan.micro_batch * sum(online)
+    stored = BYTES_PER_WEIGHT[plan.quantization]
+    widened = 0.0 if plan.quantization == "none" else weights * passes * (stored + 2 + 2)
+    bandwidth = gpu.bandwidth_gb_s * 1e9
+    moved = tokens * passes * (8 * llama.hidden + 3 * llama.intermediate) * 2
+    copied = 2 * plan.host_layers * weights * stored
+    return Paper(
+        matmul=flops / gpu.rate_flops(plan.dtype),
+        dequantisation=widened / bandwidth,
+        elementwise=moved / bandwidth,
+        copies=copied / (gpu.pcie_gb_s * 1e9),
+        passes=passes,
+    )
+
+
+def seconds_of(plan: Plan, text_tokens: int, gpu: GpuProfile) -> float:
+    """Seconds of one micro-batch. Raises ValueError where the card lacks the plan's dtype."""
+    on_paper, known = paper(plan, text_tokens, gpu), factors()
+    elementwise = known.elementwise_compiled if plan.compile else known.elementwise
+    launch = known.launch_compiled_seconds if plan.compile else known.launch_seconds
+    arithmetic = on_paper.matmul * known.matmul
+    arithmetic += on_paper.dequantisation * known.dequantisation
+    arithmetic += on_paper.elementwise * elementwise
+    busy = max(arithmetic, launch * on_paper.passes) + known.fixed_seconds
+    return busy + max(known.copy * on_paper.copies, on_paper.copies - arithmetic)
+
+
+def samples_per_second(plan: Plan, text_tokens: int, gpu: GpuProfile | None) -> float:
+    """Samples a second in training; on the reference card where `gpu` is not known."""
+    card = gpus()[REFERENCE] if gpu is None else gpu
+    return plan.micro_batch * plan.processes / seconds_of(plan, text_tokens, card)

@@ -1,0 +1,154 @@
+"""What the user should know or mend beside the plan: the card, its neighbours, the machine."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping
+from dataclasses import replace
+
+from advisor.choice.rank import Candidate, assigned
+from advisor.choice.search import search, smallest_cards_text
+from advisor.machine.budget import Budget, gib
+from advisor.machine.cuda_context import installed
+from advisor.machine.probe import Gpu
+from advisor.report.reasons import plan_text
+from advisor.request import Question, base_plan, weights_needed, whole_segments
+from profiles.environment import ALLOCATOR_VARIABLES
+from profiles.gpus import gpus, models
+from profiles.grid import caching_bytes
+from profiles.plan import Finding, Plan, PlanError
+
+# Compute capability in torch's builds (2.11 and later) for CUDA 12.8 and later: pytorch#172352.
+OLDEST_IN_WHEELS = (7, 5)
+# The last torch with builds for CUDA 12.6, which serve 5.0 and later: pytorch#190385.
+LAST_WITH_OLDER = "2.14"
+
+
+def card_findings(question: Question, gpu: Gpu, best: Candidate, base: Plan) -> list[Finding]:
+    """Which card was taken, what does not fit and what would, what is missing, who is there."""
+    findings = other_sizes(question, gpu)
+    runs = best.verdict in ("FITS", "TIGHT")
+    if not runs and best.why_not.startswith("host memory"):
+        fix = "fewer host_layers, or a machine with more" if question.what_if else ""
+        fix = fix or "close other programs, or fewer host_layers"
+        findings.append(Finding(gpu.name, best.why_not, fix=fix))
+    elif not runs:
+        fix = smallest_cards_text([base.model])
+        what = "too little usable memory"
+        if best.needs.bytes == caching_bytes(best.plan):
+            what += f": building SAM's feature cache alone takes {gib(best.needs.bytes)}"
+        findings.append(Finding(gpu.name, what, fix=fix))
+    size = question.target.vram_bytes if question.target else None
+    if size and size % 10**9 == 0:
+        what = f"{size // 10**9} GB are {gib(size)}; a card sold as that has as many GiB"
+        findings.append(Finding("--vram", what, fix=f"--vram {size // 10**9}GiB"))
+    if runs and best.plan.model != "tiny" and "weights" not in assigned(question.overrides):
+        what = f"the published {best.plan.model} checkpoints must be converted first"
+        command = best.plan.profile.conversion
+        fix = f"{command}, then --weights FOLDER; or --weights random to rehearse"
+        findings.append(Finding("weights", what, fix=fix))
+        findings += released_start(best.plan)
+    return findings + machine_notes(question, gpu, best.plan) + neighbours(question, gpu)
+
+
+def other_sizes(question: Question, gpu: Gpu) -> list[Finding]:
+    """That the named card is sold with other memory too, which is another answer."""
+    named = question.target.card if question.target else None
+    others = [c for c in gpus().values() if named and c.name == named.name and c != named]
+    if not others:
+        return []
+    what = f"is sold as {', '.join(card.title for card in others)} too"
+    fix = f"name its size: --gpu {' or --gpu '.join(shlex.quote(c.key) for c in others)}"
+    return [Finding(gpu.name, what, fix=fix)]
+
+
+def released_start(plan: Plan) -> list[Finding]:
+    """That training may start from a released LISA of this size, where there is one.
+
+    It needs no more memory: its decoder has the same shapes, and its pictures fewer tokens.
+    """
+    released = models().get(f"{plan.model}-v1")
+    if released is None:
+        return []
+    what = "a released LISA, already trained to segment, fits as well and is the better start"
+    return [Finding(released.name, what, fix=f"--model {released.name}")]
+
+
+def nearest_plan(question: Question, gpu: Gpu, model: str, budget: Budget) -> list[Finding]:
+    """Which one of the user's settings has to go for a plan to fit, and the plan that then does."""
+    given = [key for key in assigned(question.overrides) if key not in ("model", "device", "dtype")]
+    for dropped in given:
+        rest = tuple(o for o in question.overrides if dropped not in assigned([o]))
+        other = replace(question, overrides=rest, live=None)
+        try:
+            found = search(base_plan(other, gpu, model), other.pinned, other.setting(gpu, budget))
+        except PlanError:
+            continue  # the others do not go without it
+        if isinstance(found, str) or found.choice.best.verdict != "FITS":
+            continue
+        best = found.choice.best
+        what = f"the nearest plan that fits is without {dropped}"
+        got = f"{dropped}={assigned(question.overrides)[dropped]}"
+        fix = f"leave it out: {plan_text(best.plan)}, {gib(best.needs.bytes)}"
+        return [Finding("settings", what, got, fix)]
+    return []
+
+
+def machine_notes(question: Question, gpu: Gpu, plan: Plan) -> list[Finding]:
+    """What this card or machine asks for beside the plan."""
+    findings = []
+    if gpu.compute_capability is not None and gpu.compute_capability < OLDEST_IN_WHEELS:
+        version = "{}.{}".format(*gpu.compute_capability)
+        if question.what_if or "+cu126" not in installed("torch"):
+            what = f"compute capability {version}: torch's builds since CUDA 12.8 leave it out"
+            findings.append(Finding(gpu.name, what, fix=older_torch()))
+    why, planned = whole_segments(question, gpu), "expandable_segments:True" in plan.allocator
+    if why and (planned or not question.windows):  # on Windows nobody expects them
+        fix = "--set allocator=" if planned else "none needed: the plan goes without them"
+        findings.append(Finding(gpu.name, why, fix=fix))
+    if found := shell_allocator(os.environ, plan):
+        findings.append(found)
+    count = len([g for g in question.machine.gpus if g.lost is None])
+    if count > 1 and not question.what_if and plan.effective_batch % count == 0:
+        what = f"the plan uses one of {count} GPUs; what {count} processes take is not forecast yet"
+        needed = weights_needed(plan.model, plan.weights)
+        rest = f"--plan plan.json{needed} --set processes={count} --data-dir DIR"
+        fix = f"lisa-train {rest}; or "
+        fix += f"accelerate launch --num_processes {count} -m trainer.cli {rest}"
+        findings.append(Finding("GPUs", what, fix=fix))
+    return findings
+
+
+def older_torch() -> str:
+    """Which torch serves a card that the usual builds leave out."""
+    where = "pytorch.org/get-started/previous-versions"
+    return f"install torch for CUDA 12.6, up to {LAST_WITH_OLDER}: see {where}"
+
+
+def shell_allocator(environ: Mapping[str, str], plan: Plan) -> Finding | None:
+    """What the shell sets for torch's allocator, and that the plan's counts instead."""
+    for name in ALLOCATOR_VARIABLES:
+        got = environ.get(name)
+        if got and got != plan.allocator and plan.device == "cuda":
+            what = "stands in this shell; lisa-train overrules it with the plan's "
+            what += repr(plan.allocator)
+            fix = f"--set allocator={shlex.quote(got)} has it forecast and used"
+            return Finding(name, what, got, fix)
+    return None
+
+
+def neighbours(question: Question, gpu: Gpu) -> list[Finding]:
+    """What else takes memory on that card, or may come to."""
+    findings = []
+    if gpu.other_processes and gpu.other_process_bytes:
+        held = gib(gpu.other_process_bytes)
+        what = f"{held} are held by other processes ({gpu.other_processes})"
+        findings.append(Finding(gpu.name, what, fix="stop them to train with larger batches"))
+    if gpu.display_active:
+        what = "drives a display, which may come to take more memory during a run"
+        findings.append(Finding(gpu.name, what))
+    if question.spills:
+        what = "the driver moves tensors to host memory instead of failing: steps become very slow"
+        findings.append(Finding("windows", what, fix="watch the step time"))
+    return findings

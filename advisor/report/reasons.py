@@ -1,0 +1,264 @@
+"""Why each setting of a chosen plan has its value: a Reason per automatic choice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from advisor.choice.candidates import STORAGES
+from advisor.choice.rank import Reason, assigned
+from advisor.choice.search import Found, largest_micro_batch
+from advisor.machine.budget import Basis, Budget, gib
+from advisor.machine.probe import Gpu
+from advisor.memory.forecast import TINY_COUNTS, TINY_COUNTS_MORE
+from profiles.plan import Plan
+from profiles.tested import TestedRow
+
+TESTED_LEVERS = ("cached_encoders", "logits")
+# Levers whose price is the difference to the same plan without them.
+LEVERS: dict[str, Any] = {
+    "host_layers": 0, "checkpointed_layers": 0, "host_embeddings": False, "compile": False,
+}  # fmt: skip
+
+
+def plan_reasons(
+    found: Found,
+    gpu: Gpu,
+    budget: Budget,
+    rows: Sequence[TestedRow],
+    overrides: Iterable[str],
+    whole: str,
+) -> list[Reason]:
+    """Reasons for the chosen plan; a setting that the user gave has none.
+
+    `whole`: why the card has no expandable segments; empty where it has.
+    """
+    plan = found.choice.best.plan
+    measured = _one_of_each(plan.model, rows)
+    reasons = [
+        *_batch_reasons(found, budget),
+        dtype_reason(plan, gpu),
+        _storage_reason(found, budget),
+        *_seed_reasons(plan, rows),
+        *(reason for lever in LEVERS if (reason := _lever_reason(found, lever))),
+        *(reason for lever in TESTED_LEVERS if (reason := _tested_reason(plan, measured, lever))),
+        allocator_reason(plan, whole),
+    ]
+    given = set(assigned(overrides))
+    given |= {name.partition(".")[0] for name in given}
+    return [reason for reason in reasons if reason.setting not in given]
+
+
+def told_by(counted_by: str) -> str:
+    """The tokenizer that counted, and what to make of it where it is not the model's."""
+    return TINY_COUNTS_MORE if counted_by == TINY_COUNTS else counted_by
+
+
+def _batch_reasons(found: Found, budget: Budget) -> Iterator[Reason]:
+    best, plan = found.choice.best, found.choice.best.plan
+    because = f"takes {gib(best.needs.bytes)} of {gib(budget.usable.bytes)} usable with samples of "
+    because += f"{found.text_tokens} text tokens"
+    if found.counted_by:
+        because += f" (counted by {told_by(found.counted_by)})"
+    most = largest_micro_batch(plan, found.scales, budget)
+    if most is not None and most > plan.micro_batch:
+        because += f"; {most} would fit as well, but not divide {plan.effective_batch}"
+        if plan.effective_batch % most == 0:
+            because = because.rpartition(", but")[0] + ", and be no better"
+    yield Reason(
+        setting="micro_batch", value=str(plan.micro_batch), because=because, basis=best.needs.basis
+    )
+    because = f"kept: micro-batch {plan.micro_batch} x {plan.accumulation} forward passes"
+    value = str(plan.effective_batch)
+    yield Reason(setting="effective_batch", value=value, because=because, basis="exact")
+
+
+def _storage_reason(found: Found, budget: Budget) -> Reason:
+    """Why the base weights are kept as they are."""
+    best = found.choice.best
+    storage = best.plan.quantization
+    finer = STORAGES[: STORAGES.index(storage)]
+    because = "fits without rounding the base weights"
+    if finer:
+        told = []
+        for name in finer:
+            tried = [c for c in found.choice.considered if c.plan.quantization == name]
+            least = min(tried, key=lambda c: c.needs.bytes, default=None)
+            quick = max(tried, key=lambda c: c.speed.samples_per_second, default=None)
+            if least is None or quick is None:
+                continue
+            if least.verdict != "FITS":
+                told.append(f"{name} needs {gib(least.needs.bytes)} at least ({least.why_not})")
+            else:
+                told.append(f"{name} would train {quick.speed.samples_per_second:.2g} samples/s, "
+                            f"not {best.speed.samples_per_second:.2g}")  # fmt: skip
+        because = "; ".join(told) or "the finer ones are ruled out by your settings"
+    return Reason(setting="quantization", value=storage, because=because, basis="forecast")
+
+
+def dtype_reason(plan: Plan, gpu: Gpu) -> Reason:
+    """Why the plan computes in its dtype on that card."""
+    basis: Basis = "exact"
+    if gpu.compute_capability is None:
+        because, basis = "compute capability unknown: 8.0 or later is assumed", "policy"
+    else:
+        version = "{}.{}".format(*gpu.compute_capability)
+        able = "computes in bf16" if gpu.bf16 else "has no bf16 arithmetic (from 8.0)"
+        because = f"{gpu.name} {able}: compute capability {version}"
+    return Reason(setting="dtype", value=plan.dtype, because=because, basis=basis)
+
+
+def allocator_reason(plan: Plan, whole: str) -> Reason:
+    """Why the CUDA allocator is set as it is; `whole`: why expandable segments are left out."""
+    because = whole or "keeps the pool close to what the tensors take"
+    return Reason(
+        setting="allocator", value=plan.allocator or "default", because=because, basis="policy"
+    )
+
+
+def storage_text(plan: Plan) -> str:
+    """How the base weights are stored, in words."""
+    return f"{plan.dtype if plan.quantization == 'none' else plan.quantization} base"
+
+
+def plan_text(plan: Plan) -> str:
+    """The plan's memory levers in a few words."""
+    layers = plan.profile.llama.layers
+    parts = [storage_text(plan), f"micro-batch {plan.micro_batch}"]
+    parts.append(f"{plan.checkpointed_layers} of {layers} layers checkpointed")
+    parts += [f"{plan.host_layers} on the host"] if plan.host_layers else []
+    return ", ".join(parts)
+
+
+def lora_text(plan: Plan) -> str:
+    """The adapters in a few words."""
+    if plan.lora is None:
+        return "none"
+    return f"r={plan.lora.rank} on {'q,v' if plan.lora.targets == 'qv' else plan.lora.targets}"
+
+
+def _seed_reasons(plan: Plan, rows: Sequence[TestedRow]) -> Iterator[Reason]:
+    """What the seed claims about this quantization with (or without) LoRA, and what refutes it."""
+    refuted = [
+        row
+        for row in rows
+        if row.source == "seed"
+        and row.status != "recommended"
+        and row.contradicted_by
+        and row.model == plan.model
+        and row.plan.quantization == plan.quantization
+        and (row.plan.lora is None) == (plan.lora is None)
+    ]
+    if not refuted:
+        return
+    said = f'"{refuted[0].title}"'
+    if plan.quantization == "nf4" and plan.lora is not None:
+        said = "never LoRA with 4-bit on 8 GB"
+    names = ("row " if len(refuted) == 1 else "rows ") + ", ".join(row.id for row in refuted)
+    against = dict.fromkeys(name for row in refuted for name in row.contradicted_by)
+    facts = "; ".join(f"row {row.id}: {_peak_text(row)}" for row in rows if row.id in against)
+    because = f"an older recipe says {said} ({names} of lisa-advise table); contradicted by {facts}"
+    yield Reason(setting="lora", value=lora_text(plan), because=because, basis="tested")
+
+
+def _peak_text(row: TestedRow) -> str:
+    if row.peak_allocated_bytes is not None:
+        return gib(row.peak_allocated_bytes)
+    limit = f" at {gib(row.limit_bytes)}" if row.limit_bytes else ""
+    return "out of memory" + limit if row.verdict == "OOM" else row.verdict
+
+
+def _lever_reason(found: Found, lever: str) -> Reason | None:
+    """What `lever` saves and costs on this model and card; None if it is not pulled."""
+    best = found.choice.best
+    undone = LEVERS[lever]
+    value = getattr(best.plan, lever)
+    if value == undone:
+        return None
+    if lever != "host_layers" and best.plan.host_layers and lever != "compile":
+        because = "host layers need it: they are copied once more where they are recomputed"
+        if lever == "host_embeddings":
+            because = "goes before decoder layers do: it costs next to nothing"
+        text = _value_text(lever, value)
+        return Reason(setting=lever, value=text, because=because, basis="policy")
+    without = best.plan.model_copy(update={lever: undone})
+    needs, here = found.scales.needs(without), found.scales.needs(best.plan)
+    if needs is None or here is None:
+        return None
+    saved = needs[0].bytes - here[0].bytes
+    because = f"saves {gib(saved)}" if saved > 0 else "saves nothing"
+    here_seconds, there_seconds = (
+        best.plan.effective_batch / speed.samples_per_second
+        for speed in (best.speed, found.scales.speed(without))
+    )
+    change = here_seconds / there_seconds - 1
+    other = _value_text(lever, undone)
+    if abs(change) < 0.005:
+        because += f", as fast as with {other}"
+    else:
+        seconds = f"{abs(here_seconds - there_seconds):.2g} s a step ({abs(change):.0%})"
+        because += f", {'costs' if change > 0 else 'gains'} {seconds} against {other}"
+    return Reason(setting=lever, value=_value_text(lever, value), because=because, basis="forecast")
+
+
+def _tested_reason(plan: Plan, rows: Sequence[TestedRow], lever: str) -> Reason | None:
+    """What `lever` gains and costs, from two rows that differ in nothing else; None without."""
+    value = getattr(plan, lever)
+    pair = next(_pairs(plan, rows, lever), None)
+    if pair is None:
+        return None
+    with_it, without = pair
+    because = f"{_cost_text(with_it)} (row {with_it.id}); with "
+    because += f"{_value_text(lever, getattr(without.plan, lever))} {_cost_text(without)}"
+    because += f" (row {without.id})"
+    text = _value_text(lever, value)
+    return Reason(setting=lever, value=text, because=because, basis="tested")
+
+
+def _one_of_each(model: str, rows: Iterable[TestedRow]) -> list[TestedRow]:
+    """The first measured row of each card and plan of a model."""
+    first: dict[tuple[str | None, int], TestedRow] = {}  # a file's rows share their plans
+    for row in rows:
+        if row.model == model and row.peak_allocated_bytes:
+            first.setdefault((row.gpu, id(row.plan)), row)
+    return list(first.values())
+
+
+def _pairs(
+    plan: Plan, rows: Sequence[TestedRow], lever: str
+) -> Iterator[tuple[TestedRow, TestedRow]]:
+    """Two rows each that differ in `lever` alone, the first with it as far as `plan` has it."""
+    alike: dict[object, list[TestedRow]] = {}  # but for the lever
+    for row in rows:
+        alike.setdefault(_but_for(lever, row), []).append(row)
+    for with_it in rows:
+        pulled = getattr(with_it.plan, lever)
+        for without in alike[_but_for(lever, with_it)]:
+            if _pulled(lever, pulled, getattr(without.plan, lever), getattr(plan, lever)):
+                yield with_it, without
+
+
+def _but_for(lever: str, row: TestedRow) -> tuple[object, ...]:
+    """The card and all settings of a row but for one."""
+    names = (name for name in Plan.model_fields if name != lever)
+    return row.gpu, *(getattr(row.plan, name) for name in names)
+
+
+def _pulled(lever: str, with_it: Any, without: Any, value: Any) -> bool:
+    if lever == "cached_encoders":
+        return set(without) < set(with_it) <= set(value)
+    return bool(with_it == value and without != value)
+
+
+def _value_text(lever: str, value: Any) -> str:
+    if lever in ("checkpointed_layers", "host_layers"):
+        return f"{value} layers"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return (", ".join(value) or "none") if isinstance(value, tuple) else str(value)
+
+
+def _cost_text(row: TestedRow) -> str:
+    assert row.peak_allocated_bytes is not None
+    seconds = f", {row.step_seconds:.2f} s a step" if row.step_seconds else ""
+    return gib(row.peak_allocated_bytes) + seconds

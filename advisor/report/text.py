@@ -1,0 +1,278 @@
+"""Advice as text (rich) and as a picture; JSON is the Advice itself. The answer comes first."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.padding import Padding
+from rich.segment import Segment
+from rich.table import Table
+from rich.text import Text
+
+from advisor.machine.budget import gib
+from advisor.report.reasons import lora_text, storage_text, told_by
+from profiles.plan import Plan
+from profiles.text import counted, printable
+
+if TYPE_CHECKING:
+    from advisor.machine.doctor import Check
+    from advisor.memory.forecast import Forecast
+    from advisor.preflight import Advice
+
+VERDICT_STYLES = {
+    "FITS": "bold green",
+    "TIGHT": "bold yellow",
+    "SPILLS": "bold red",
+    "OOM": "bold red",
+    "UNKNOWN": "bold magenta",
+}
+SVG_COLUMNS = 80
+CONSIDERED_SHOWN = 8
+
+
+class PlainConsole(Console):
+    """A console to which text is text: no markup of rich's, no order to the terminal in it."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterator[Segment]:
+        """What rich writes for `renderable`, its own control codes as they are."""
+        for one in super().render(renderable, options):
+            yield one if one.control else Segment(printable(one.text), one.style)
+
+
+def to_json(advice: Advice) -> str:
+    """The advice as one JSON document in ASCII, so that any terminal encoding can carry it."""
+    return json.dumps(advice.model_dump(mode="json"), indent=2)
+
+
+def print_text(advice: Advice, console: Console) -> None:
+    """The advice for a reader: verdict, command, plan, memory, reasons, what else was weighed."""
+    headline = Text(advice.verdict, style=VERDICT_STYLES[advice.verdict])
+    console.print(headline.append("  " + advice.summary, style="default"))
+    if advice.command:
+        # Never wrapped: a command that is cut in two does not survive being pasted.
+        command = Text("  " + advice.command, style="bold cyan")
+        console.print()
+        console.print(command, soft_wrap=True)
+        if advice.plan is not None and advice.plan.weights == "default" and advice.model != "tiny":
+            console.print(Text("  needs weights first: see Notes", style="dim"))
+    for title, body in _sections(advice):
+        console.print()
+        console.print(Text(title, style="bold"))
+        console.print(Padding(body, (0, 0, 0, 2), expand=False))
+
+
+def print_forecast(forecast: Forecast, card: str, console: Console) -> None:
+    """A forecast for a reader: verdict, the four tiers, what is live at the peak, assumptions."""
+    headline = Text(forecast.verdict, style=VERDICT_STYLES[forecast.verdict])
+    headline.append(f"  on {card}: {forecast.reason}", style="default")
+    if not forecast.tiers:
+        console.print(headline)
+        return
+    if forecast.cap_bytes is None:
+        pool = gib(forecast.tier("pool").bytes)
+        headline = Text(f"The allocator's pool grows to {pool}; no card was named (--vram 8GiB)")
+    console.print(headline)
+    sample = f"{forecast.text_tokens} text tokens and {forecast.masks} mask(s) a sample"
+    if forecast.answer_tokens is not None:
+        sample += f", {forecast.answer_tokens} of the tokens supervised"
+    console.print(f"  {sample}, micro-batch {forecast.plan.micro_batch}", style="dim")
+    if forecast.counted_by:
+        console.print(Text(f"  text counted by {told_by(forecast.counted_by)}", style="dim"))
+    tiers = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for tier in forecast.tiers:
+        note = tier.source + (f"; {tier.error}" if tier.error else "")
+        tiers.add_row(tier.name, gib(tier.bytes), Text(note, style="dim"))
+    phases = _pairs((name, gib(size)) for name, size in forecast.phases.items())
+    live = sorted(forecast.live_at_peak.items(), key=lambda item: -item[1])
+    parts = _pairs((name, gib(size)) for name, size in live)
+    assumed = _bullets(Text(text) for text in forecast.assumed)
+    for title, body in (("Forecast", tiers), ("Tensors by phase", phases),
+                        ("Live at the peak", parts), ("Assumed", assumed)):  # fmt: skip
+        console.print()
+        console.print(Text(title, style="bold"))
+        console.print(Padding(body, (0, 0, 0, 2), expand=False))
+
+
+def print_checks(checks: Iterable[Check]) -> None:
+    """The doctor's checks for a reader."""
+    table = Table.grid(padding=(0, 2))
+    styles = {"ok": "green", "note": "yellow", "fail": "bold red"}
+    for check in checks:
+        remedy = f"\n-> {check.remedy}" if check.remedy else ""
+        status = Text(check.status, style=styles[check.status])
+        table.add_row(status, Text(check.name), Text(check.found + remedy))
+    PlainConsole().print(table)
+
+
+def render_svg(advice: Advice) -> str:
+    """The same text as an SVG picture, 80 columns wide."""
+    console = PlainConsole(
+        record=True,
+        file=io.StringIO(),
+        width=SVG_COLUMNS,
+        force_terminal=True,
+        color_system="truecolor",
+        legacy_windows=False,
+    )
+    print_text(advice, console)
+    return console.export_svg(title="lisa-advise")
+
+
+def _sections(advice: Advice) -> Iterator[tuple[str, RenderableType]]:
+    if advice.plan is not None:
+        yield "Plan", _pairs(_plan_lines(advice.plan))
+    if advice.budget is not None:
+        yield "Memory", _memory(advice)
+    if advice.reasons:
+        yield "Why", _bullets(_reason_lines(advice))
+    if advice.ladder:
+        yield "If memory runs out after all", _ladder(advice)
+    if any(candidate.why_not for candidate in advice.considered):
+        yield "Also considered", _considered(advice)
+    if advice.better is not None:
+        yield "Better, on a larger card", _bullets([_better_line(advice)])
+    # What this machine lacks does not bear on a card that is not here.
+    notes = advice.findings if advice.what_if else (*advice.findings, *advice.machine.notes)
+    if notes:
+        yield "Notes", _bullets(Text(str(note)) for note in notes)
+
+
+def _bullets(lines: Iterable[Text]) -> Table:
+    table = Table.grid(padding=(0, 1))
+    for line in lines:
+        table.add_row("-", line)
+    return table
+
+
+def _pairs(lines: Iterator[tuple[str, str]]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True, style="dim")
+    table.add_column()
+    for name, value in lines:
+        table.add_row(Text(name), Text(value))
+    return table
+
+
+def _plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
+    layers = plan.profile.llama.layers
+    yield "model", plan.profile.title
+    yield "weights", f"{storage_text(plan)}, {plan.dtype} compute, on {plan.device}"
+    yield "trains", ", ".join(plan.train)
+    if plan.lora is not None:
+        yield "LoRA", f"{lora_text(plan)}, alpha {plan.lora.alpha:g}, dropout {plan.lora.dropout:g}"
+    processes = f" x {plan.processes} processes" if plan.processes > 1 else ""
+    product = f"micro-batch {plan.micro_batch} x {plan.accumulation} forward passes{processes}"
+    yield "batch", f"{plan.effective_batch} = {product}"
+    yield "checkpointed", f"{plan.checkpointed_layers} of {layers} decoder layers"
+    placed = [f"{plan.host_layers} decoder layers"] if plan.host_layers else []
+    placed += ["embedding and head"] if plan.host_embeddings else []
+    if placed:
+        yield "on the host", ", ".join(placed)
+    if plan.compile:
+        yield "compiled", "decoder layers, by torch.compile"
+    yield "cached", ", ".join(plan.cached_encoders) or "no encoder"
+    state = f"{plan.optimizer}, {plan.optimizer_state} state"
+    rate = f"{plan.schedule.learning_rate:g} {plan.schedule.shape}"
+    yield "optimizer", f"{state}, rate {rate}, {counted(plan.schedule.epochs, 'epoch')}"
+    if not plan.mixture.reason_seg_alone:
+        mixture = plan.mixture.model_dump(exclude={"samples"})
+        rates = ", ".join(f"{name} {rate:g}" for name, rate in mixture.items() if rate)
+        yield "mixture", f"{rates}; {plan.mixture.samples} samples an epoch"
+    yield "hash", plan.content_hash
+
+
+def _memory(advice: Advice) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True, style="dim")
+    table.add_column(no_wrap=True, justify="right")
+    table.add_column(no_wrap=True, style="dim")
+    table.add_column()
+    budget = advice.budget
+    assert budget is not None
+    rows = [
+        ("free", budget.free),
+        ("- context", budget.context),
+        ("- margin", budget.margin),
+        ("= usable", budget.usable),
+        ("plan needs", advice.needs),
+    ]
+    for name, number in rows:
+        if number is not None:
+            table.add_row(name, gib(number.bytes), number.basis, Text(number.source))
+    if advice.largest_micro_batch is not None:
+        most = f"micro-batch {advice.largest_micro_batch}"
+        table.add_row("largest", most, "forecast", Text("that fits with all else as planned"))
+    if budget.host is not None and advice.host_bytes is not None:
+        note = f"of {gib(budget.host.bytes)}: {budget.host.source}"
+        table.add_row("host memory", gib(advice.host_bytes), "forecast", Text(note))
+    if advice.speed is not None:
+        speed = f"{advice.speed.samples_per_second:.2g} /s"
+        source = f"samples, {advice.speed.source}"
+        table.add_row("speed", speed, advice.speed.basis, Text(source))
+    return table
+
+
+def _reason_lines(advice: Advice) -> Iterator[Text]:
+    for reason in advice.reasons:
+        line = Text().append(f"{reason.setting} {reason.value}", style="bold")
+        yield line.append(f" [{reason.basis}] ", style="dim").append(reason.because)
+
+
+def _difference(plan: Plan, chosen: Plan | None) -> str:
+    """What `plan` has that the chosen one has not, in a few words."""
+    layers = plan.profile.llama.layers
+    parts = [storage_text(plan), f"micro-batch {plan.micro_batch}"]
+    if chosen is None or plan.checkpointed_layers != chosen.checkpointed_layers:
+        parts.append(f"{plan.checkpointed_layers} of {layers} layers checkpointed")
+    if plan.host_layers:
+        parts.append(f"{plan.host_layers} layers on the host")
+    elif plan.host_embeddings:
+        parts.append("embeddings on the host")
+    if chosen is None or plan.compile != chosen.compile:
+        parts.append("compiled" if plan.compile else "not compiled")
+    return ", ".join(parts)
+
+
+def _ladder(advice: Advice) -> Table:
+    table = Table.grid(padding=(0, 2))
+    for number, rung in enumerate(advice.ladder, start=1):
+        speed = f"{rung.speed.samples_per_second:.2g} /s"
+        what = _difference(rung.plan, advice.plan)
+        table.add_row(f"{number}.", gib(rung.needs.bytes), speed, Text(what))
+    return table
+
+
+def _better_line(advice: Advice) -> Text:
+    better = advice.better
+    assert better is not None
+    card = f"a {advice.better_card_gib} GiB card" if advice.better_card_gib else "no single card"
+    return Text(f"{_difference(better.plan, advice.plan)}: {gib(better.needs.bytes)}, {card}")
+
+
+def _considered(advice: Advice) -> Table:
+    others = [candidate for candidate in advice.considered if candidate.why_not]
+    table = Table.grid(padding=(0, 2))
+    for _ in range(3):
+        table.add_column(justify="right", no_wrap=True)
+    table.add_column()
+    for candidate in others[:CONSIDERED_SHOWN]:
+        what = f"{_difference(candidate.plan, advice.plan)}: {candidate.why_not}"
+        table.add_row(
+            Text(candidate.verdict, style=VERDICT_STYLES[candidate.verdict]),
+            gib(candidate.needs.bytes),
+            f"{candidate.speed.samples_per_second:.2g} /s",
+            Text(what),
+        )
+    hidden = len(others) - CONSIDERED_SHOWN
+    if hidden > 0:
+        table.add_row("", "", "", Text(f"and {hidden} more: see --json", style="dim"))
+    return table

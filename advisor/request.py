@@ -1,0 +1,239 @@
+"""What is asked: of which machine and card, with which settings held; and what follows at once."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from advisor.choice.rank import assigned, overridden, pick_gpu
+from advisor.choice.search import Live, Setting
+from advisor.machine.budget import Budget, budget_of, named_gpu, size_text, what_if_gpu
+from advisor.machine.probe import UNNAMED, Gpu, Machine
+from profiles import skipping
+from profiles.environment import ALLOCATOR_VARIABLES
+from profiles.gpus import GpuProfile, gpu_by_nvml, model_profile
+from profiles.plan import Finding, Plan, PlanError
+from profiles.tested import Table, TestedRow
+from profiles.text import argument
+
+# NVIDIA's WSL drivers before R615 fail at them on some cards (pytorch/pytorch#192330).
+WSL_SEGMENTS_DRIVER = 615
+OLDEST_BUILT = (5, 0)  # compute capability in torch's builds for CUDA 12.6, the oldest that do
+
+
+@dataclass(frozen=True)
+class Target:
+    """A card that is not here: of a size, or of the catalogue, under a system."""
+
+    vram_bytes: int | None = None
+    card: GpuProfile | None = None
+    windows: bool = False
+
+    @property
+    def gpu(self) -> Gpu:
+        """What a probe would say of it."""
+        if self.card is not None:
+            return named_gpu(self.card, self.windows)
+        return what_if_gpu(self.vram_bytes or 0, self.windows)
+
+    @property
+    def options(self) -> str:
+        """The command line's options that name it."""
+        system = " --os windows" if self.windows else ""
+        if self.card is not None:
+            return f"--gpu {shlex.quote(self.card.key)}{system}"
+        return f"--vram {size_text(self.vram_bytes or 0)}{system}"
+
+
+@dataclass(frozen=True)
+class Question:
+    """What was asked, of which machine and which table."""
+
+    machine: Machine
+    model: str | None
+    overrides: tuple[str, ...]
+    table: Table
+    target: Target | None
+    data: Path | None
+    text_tokens: int | None
+    live: Live | None
+
+    @property
+    def what_if(self) -> bool:
+        """Whether the card is not here."""
+        return self.target is not None
+
+    @property
+    def windows(self) -> bool:
+        """Whether the run is on Windows itself: no expandable segments, no Triton."""
+        return self.target.windows if self.target else self.machine.platform == "windows"
+
+    @property
+    def spills(self) -> bool:
+        """Whether the driver moves tensors to host memory instead of failing."""
+        if self.target:
+            return self.target.windows
+        # A data-centre card may run without Windows' own memory manager (TCC).
+        managed = all(gpu.wddm is not False for gpu in self.machine.gpus)
+        return managed and self.machine.platform in ("windows", "wsl")
+
+    @property
+    def wants_cpu(self) -> bool:
+        """Whether the user's settings name the CPU."""
+        return assigned(self.overrides).get("device") == "cpu"
+
+    @property
+    def own_rows(self) -> tuple[TestedRow, ...]:
+        """The user's rows of the table."""
+        return tuple(row for row in self.table.rows if row.source == "user")
+
+    @property
+    def pinned(self) -> set[str]:
+        """The plan's fields that the user has set, wholly or in part."""
+        return {name.partition(".")[0] for name in assigned(self.overrides)}
+
+    def title(self, gpu: Gpu) -> str:
+        """The card's name; with its memory where it is sold with several."""
+        return self.target.card.title if self.target and self.target.card else gpu.name
+
+    def budget(self, gpu: Gpu) -> Budget | None:
+        """What a run may take on `gpu`; None where its free memory is unknown."""
+        return budget_of(gpu, self.machine, self.what_if, self.own_rows)
+
+    def setting(self, gpu: Gpu, budget: Budget) -> Setting:
+        """What a search on `gpu` depends on."""
+        named = self.target.card if self.target else None
+        return Setting(
+            budget=budget,
+            card=named or gpu_by_nvml(gpu.name, gpu.total_bytes),
+            rows=self.table.rows,
+            spills=self.spills,
+            refusals=partial(refusals, self, gpu),
+            live=self.live,
+            data=self.data,
+            text_tokens=self.text_tokens,
+        )
+
+
+def gpu_for(machine: Machine, target: Target | None) -> Gpu | None:
+    """The card that is asked about: the named one, else this machine's best."""
+    return pick_gpu(machine) if target is None else target.gpu
+
+
+def wanted_model(named: str | None, override: str | None) -> str | None:
+    """The model asked for by --model or --set model=..., None for neither. Raises PlanError."""
+    if named is not None and override is not None and named != override:
+        fix = "give it once"
+        raise PlanError(
+            [Finding("--model", "differs from --set model", f"{named}, {override}", fix)]
+        )
+    wanted = override if named is None else named
+    if wanted is not None:
+        try:
+            model_profile(wanted)
+        except ValueError as error:
+            raise PlanError([Finding("--model", str(error))]) from None
+    return wanted
+
+
+def base_plan(question: Question, gpu: Gpu, model: str) -> Plan:
+    """The Plan's own defaults on that card, with the user's settings. Raises PlanError."""
+    settings = {"model": model, "device": "cuda", "dtype": dtype_of(gpu)}
+    settings["checkpointed_layers"] = "all"
+    if whole_segments(question, gpu):
+        settings["allocator"] = ""
+    plan = overridden(Plan.parse(settings), question.overrides, largest_micro_batch=1)
+    findings = refusals(question, gpu, plan)
+    if findings:
+        raise PlanError(findings)
+    return plan
+
+
+def whole_segments(question: Question, gpu: Gpu) -> str:
+    """Why a run there has no expandable segments; empty where it has."""
+    if question.windows:
+        return "Windows has no expandable segments"
+    return "" if question.what_if else lacks_segments(question.machine, gpu)
+
+
+def lacks_segments(machine: Machine, gpu: Gpu) -> str:
+    """Why this machine's card has no expandable segments; empty where it is taken to have them."""
+    if machine.platform == "windows":
+        return "Windows has no expandable segments"
+    if gpu.vgpu:
+        return "a virtual GPU (vGPU) has no virtual memory management for expandable segments"
+    if gpu.vgpu is None and gpu.name == UNNAMED:
+        return "without its name, the card may be a vGPU, which has no expandable segments"
+    if machine.platform == "wsl" and (machine.driver_branch or 0) < WSL_SEGMENTS_DRIVER:
+        return f"under WSL expandable segments need a driver of {WSL_SEGMENTS_DRIVER} or later"
+    return ""
+
+
+def unfit_segments(machine: Machine, gpu: Gpu, plan: Plan) -> Finding | None:
+    """A plan's expandable segments where this machine's card has none; None where all is well."""
+    if plan.device != "cuda" or "expandable_segments:True" not in plan.allocator:
+        return None
+    why = lacks_segments(machine, gpu)
+    got = f"allocator={plan.allocator}"
+    return Finding(gpu.name, why, got, fix="--set allocator=") if why else None
+
+
+def too_old(gpu: Gpu) -> Finding | None:
+    """Why no build of torch that runs this serves that card, if so."""
+    if gpu.compute_capability is None or gpu.compute_capability >= OLDEST_BUILT:
+        return None
+    version = "{}.{}".format(*gpu.compute_capability)
+    what = f"is too old: no build of torch that runs this serves compute capability {version}"
+    return Finding(gpu.name, what, fix="use another card, or --model tiny --set device=cpu")
+
+
+def refusals(question: Question, gpu: Gpu, plan: Plan) -> list[Finding]:
+    """Why the plan cannot run on that card; an unknown card is taken to be a recent one."""
+    if old := too_old(gpu):
+        return [old]
+    recent = gpu.compute_capability is None or gpu.compute_capability >= (7, 0)
+    triton = recent and not question.windows
+    return plan.refusals(gpu.name, bf16=gpu.bf16 is not False, triton=triton)
+
+
+def dtype_of(gpu: Gpu) -> str:
+    """The compute dtype on `gpu`."""
+    return "fp16" if gpu.bf16 is False else "bf16"
+
+
+def environment_of(question: Question, gpu: Gpu, plan: Plan) -> dict[str, str]:
+    """Variables that make torch use that card and allocator; both of the allocator's names."""
+    environment: dict[str, str] = {}
+    if plan.allocator:
+        environment |= dict.fromkeys(ALLOCATOR_VARIABLES, plan.allocator)
+    if len(question.machine.gpus) > 1 and gpu.uuid and not question.what_if:
+        environment["CUDA_VISIBLE_DEVICES"] = gpu.uuid
+    return environment
+
+
+def command_of(question: Question, model: str) -> str:
+    """A command line that trains as advised; DIR and FOLDER stand for the user's data, weights."""
+    given = assigned(question.overrides)
+    options = f"--model {model}"
+    for text in question.overrides:
+        if not text.startswith(("model=", "weights=")):
+            options += f" --set {shlex.quote(text)}"
+    if "weights" in given:
+        options += f" --weights {argument(given['weights'])}"
+    needed = weights_needed(model, given.get("weights", "default"))
+    folder = argument(question.data) if question.data is not None else "DIR"
+    folder += skipping.option()
+    if question.target is None:
+        return f"lisa-train --auto {options}{needed} --data-dir {folder}"
+    longest = f" --data-dir {folder}" if question.data is not None else ""
+    return (
+        f"lisa-advise {options} {question.target.options}{longest} --save plan.json"
+        f" && lisa-train --plan plan.json{needed} --data-dir {folder}"
+    )
+
+
+def weights_needed(model: str, weights: str) -> str:
+    """The option that a command still lacks where nothing is packaged and no weights are named."""
+    return " --weights FOLDER" if model != "tiny" and weights == "default" else ""

@@ -1,0 +1,171 @@
+"""A trained model's scores on a split, with their uncertainty, and its best and worst pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from profiles.files import read_regular, sweep, write_whole
+from trainer.answer.questions import question_of
+from trainer.answer.segmenter import Segmenter
+from trainer.data.formats.reasonseg import Item, paint_mask, read_image
+from trainer.data.overlays import PREDICTED, TRUE, Row, overlay, write_sheet
+from trainer.data.samples import SampleSet
+from trainer.hardware import versions
+from trainer.run.metrics import MaskScores
+from trainer.run.run import Reporter, describe, evaluate, predict
+
+if TYPE_CHECKING:
+    from trainer.run.run import Run
+
+SHOWN = 4  # of the best, and of the worst
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of every picture, and the answers where they were generated."""
+
+    items: tuple[Item, ...]
+    scores: MaskScores
+    answers: dict[str, str]  # by item; empty where the answer was given
+
+    def summary(self) -> dict[str, Any]:
+        """gIoU and cIoU with 95 % intervals: of all, of short and of long questions."""
+        long = {item.name for item in self.items if item.is_sentence}
+        rows = self.scores.rows()
+        groups = {
+            "all": rows,
+            "short": [row for row in rows if row["name"] not in long],
+            "long": [row for row in rows if row["name"] in long],
+        }
+        return {name: _figures(MaskScores.from_rows(group)) for name, group in groups.items()}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row a picture, the worst first."""
+        by_name = {item.name: item for item in self.items}
+        found: list[dict[str, Any]] = []
+        for row in self.scores.rows():
+            item = by_name[str(row["name"])]
+            row |= {"question": item.texts[0], "is_sentence": item.is_sentence}
+            found.append(row | {"answer": self.answers.get(item.name, "")})
+        return sorted(found, key=lambda row: (row["iou"], row["name"]))
+
+
+def _figures(scores: MaskScores) -> dict[str, Any]:
+    found = {"giou": scores.giou, "ciou": scores.ciou, "images": scores.count}
+    return found | {f"{name}_95": ends for name, ends in scores.intervals().items()}
+
+
+def teacher_forced(segmenter: Segmenter, items: Sequence[Item], reporter: Reporter) -> Evaluation:
+    """As published: the answer "[SEG]." is given, and its mask compared. Raises DataError."""
+    samples = _samples(segmenter, items)
+    scores = evaluate(
+        segmenter.model, samples, list(range(len(items))), segmenter.tokenizer,
+        segmenter.accelerator, reporter,
+    )  # fmt: skip
+    return Evaluation(tuple(items), scores, {})
+
+
+def generated(segmenter: Segmenter, items: Sequence[Item], reporter: Reporter) -> Evaluation:
+    """As a user meets it: the model answers, and all masks of its answer are compared together.
+
+    An answer without [SEG] is an empty mask.
+    """
+    scores, answers = MaskScores(), {}
+    for done, item in enumerate(items):
+        reporter.progress("answering", done, len(items))
+        answer = segmenter.ask(question_of(item))
+        answers[item.name] = answer.text
+        scores.add(item.name, answer.mask, paint_mask(item.polygons, *answer.mask.shape))
+    reporter.progress("answering", len(items), len(items))
+    return Evaluation(tuple(items), scores, answers)
+
+
+def write(found: Evaluation, segmenter: Segmenter, folder: Path, facts: dict[str, Any]) -> None:
+    """scores.json, images.jsonl (the worst first) and extremes.png in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder, ("scores.json", "images.jsonl", "extremes.png"))
+    document = {**facts, **found.summary(), "plan": segmenter.plan.content_hash,
+                "versions": versions()}  # fmt: skip
+    write_whole(folder / "scores.json", json.dumps(document, indent=2) + "\n")
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in found.rows()]
+    write_whole(folder / "images.jsonl", "".join(lines))
+    _write_extremes(found, segmenter, folder / "extremes.png")
+
+
+def replaced(folder: Path, data: Path, model: Path) -> list[str]:
+    """Of which other data and model the figures in a folder are, as far as that can be read."""
+    try:
+        before = json.loads(read_regular(folder / "scores.json"))
+        pairs = [(Path(before["data"]), data), (Path(before["model"]), model)]
+        return [str(then) for then, now in pairs if then.resolve() != now.resolve()]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []
+
+
+def lines(summary: dict[str, Any]) -> list[str]:
+    """The summary as a user reads it."""
+    return [f"{name:5}  {_line(figures)}" for name, figures in summary.items()]
+
+
+def _line(figures: dict[str, Any]) -> str:
+    text = describe(figures) if figures["images"] else "no picture"
+    for name, title in (("giou", "gIoU"), ("ciou", "cIoU")):
+        if ends := figures.get(f"{name}_95"):
+            value = f"{title} {figures[name]:.3f}"
+            text = text.replace(value, f"{value} [{ends[0]:.3f}, {ends[1]:.3f}]")
+    return text
+
+
+def _write_extremes(found: Evaluation, segmenter: Segmenter, path: Path) -> None:
+    """The worst and the best pictures: question, prediction, truth."""
+    by_name = {item.name: item for item in found.items}
+    order = [by_name[row["name"]] for row in found.rows()]
+    chosen = order if len(order) <= 2 * SHOWN else [*order[:SHOWN], *order[-SHOWN:]]
+    mask_of: Callable[[Item], Mask] = (
+        (lambda item: segmenter.ask(question_of(item)).mask)
+        if found.answers
+        else (lambda item: _forced_mask(segmenter, item))
+    )
+    iou = {row["name"]: row["iou"] for row in found.scores.rows()}
+    rows = [
+        _row(item, mask_of(item), f"IoU {iou[item.name]:.2f}  {item.texts[0]}") for item in chosen
+    ]
+    write_sheet(rows, path)
+
+
+def _forced_mask(segmenter: Segmenter, item: Item) -> Mask:
+    sample = _samples(segmenter, [item])[0]
+    logits = predict(segmenter.model, [sample], segmenter.tokenizer, segmenter.accelerator)[0]
+    return logits.numpy() > 0
+
+
+def _samples(segmenter: Segmenter, items: Sequence[Item]) -> SampleSet:
+    plan, tokenizer, caches = segmenter.plan, segmenter.tokenizer, segmenter.caches
+    return SampleSet(items, plan, tokenizer, caches, training=False)
+
+
+def _row(item: Item, mask: Mask, title: str) -> Row:
+    image = read_image(item.image_path)
+    truth = paint_mask(item.polygons, *image.shape[:2]) == 1
+    predicted, true = overlay(image, mask, PREDICTED), overlay(image, truth, TRUE)
+    return Row(title, (("", image), ("prediction", predicted), ("truth", true)))
+
+
+def run_sheet(run: Run, path: Path, count: int) -> Path:
+    """Questions, predictions and truths of a run's first validation samples, as one PNG."""
+    run.model.eval()
+    step = max(1, len(run.val_set) // count)
+    rows = []
+    for place in list(range(0, len(run.val_set), step))[:count]:
+        logits = predict(run.model, [run.val_set[place]], run.tokenizer, run.accelerator)[0]
+        item = run.val[place]
+        rows.append(_row(item, logits.numpy() > 0, item.texts[0]))
+    return write_sheet(rows, path)

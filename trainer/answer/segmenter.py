@@ -1,0 +1,103 @@
+"""Inference: a question about a picture becomes an answer and masks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from profiles.plan import Plan
+from trainer.answer.questions import Question
+from trainer.answer.trained_model import Trained
+from trainer.data.formats.reasonseg import read_image
+from trainer.losses import IGNORE_LABEL
+from trainer.model.build import read_tokenizer
+from trainer.model.families.llava_sam.model import Batch, to_original
+from trainer.model.families.llava_sam.tokenizer import LisaTokenizer
+from trainer.run.run import Reporter, make_accelerator, prepare_caches
+
+SILENT = Reporter(lambda text: None, lambda what, done, total: None)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said, and a mask [H, W] bool for each [SEG] in it."""
+
+    text: str
+    masks: NDArray[np.bool_]  # [n, H, W]
+    seconds: float
+    left_out: int = 0  # masks beyond what was asked for, the last ones
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """All masks together, [H, W]; empty where there is none."""
+        return np.asarray(self.masks.any(0))
+
+
+def longest_question(questions: Sequence[Question], plan: Plan, tokenizer: LisaTokenizer) -> int:
+    """Text tokens of the longest question, its prompt among them."""
+    lengths = [len(tokenizer.encode([question.turn()]).input_ids) for question in questions]
+    return max(lengths, default=0) - plan.profile.clip.image_tokens
+
+
+class Segmenter:
+    """A trained model ready for questions about `images`.
+
+    The encoders look at all pictures first, one encoder after the other, and leave the card before
+    the rest is loaded: together they would not fit where each does. What they saw is kept in the
+    cache that training uses.
+    """
+
+    def __init__(
+        self,
+        trained: Trained,
+        images: Sequence[Path],
+        cache_root: Path,
+        reporter: Reporter = SILENT,
+        plan: Plan | None = None,
+    ) -> None:
+        """`plan`: the trained one's with other levers. Raises WeightsError, CheckpointError."""
+        self.plan = plan or trained.plan
+        self.accelerator = make_accelerator(self.plan, None)
+        self.device = self.accelerator.device
+        self.tokenizer = read_tokenizer(self.plan)
+        pictures = list(dict.fromkeys(images))
+        self.caches = prepare_caches(self.plan, pictures, cache_root, self.accelerator, reporter)
+        self.model = trained.load(self.plan, self.tokenizer, self.device)
+
+    def ask(self, question: Question, most_masks: int | None = None) -> Answer:
+        """Answer one question about one of the pictures, with so many masks at most.
+
+        Raises PromptError, DataError.
+        """
+        started = time.monotonic()
+        height, width = read_image(question.image).shape[:2]
+        batch = self._batch(question).to(self.device)
+        limit, end = self.plan.tokens.max_new_tokens, self.tokenizer.end_id
+        new, low = self.model.answer(batch, limit, end)
+        left_out = max(0, len(low) - most_masks) if most_masks else 0
+        low = low[: len(low) - left_out]
+        masks = np.zeros((len(low), height, width), bool)
+        frame = self.plan.profile.sam.image_pixels
+        for number, logits in enumerate(low):
+            masks[number] = to_original(logits.cpu()[None], frame, height, width)[0].numpy() > 0
+        kept = [token for token in new.tolist() if token != end]
+        text = self.tokenizer.decode(kept).strip()
+        return Answer(text, masks, time.monotonic() - started, left_out)
+
+    def _batch(self, question: Question) -> Batch:
+        ids = torch.tensor([self.tokenizer.encode([question.turn()]).input_ids])
+        shown = {name: self.caches[name].read(question.image)[None] for name in self.caches}
+        return Batch.of(
+            ids,
+            torch.full_like(ids, IGNORE_LABEL),
+            self.tokenizer.seg_id,
+            targets=torch.zeros(0),
+            clip=shown["clip"],
+            sam=shown["sam"],
+        )

@@ -1,0 +1,134 @@
+"""A trained model from wherever it lies: a run, a checkpoint, an export, or a model folder.
+
+torch is imported where a model loads: whether there is one is told at once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from profiles.files import read_regular, reason
+from profiles.plan import Plan
+from profiles.text import argument, one_line
+
+if TYPE_CHECKING:
+    import torch
+
+    from trainer.model.families.llava_sam.model import Lisa
+    from trainer.model.families.llava_sam.tokenizer import LisaTokenizer
+
+TRAINED = "trained.safetensors"  # in every checkpoint and export
+DEFAULT = Path("runs/latest")  # where lisa-train trains unless told otherwise
+ORIGIN = "conversion.json"  # names the model of a converted or merged folder
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A plan for answering, and the folder of the tensors that were trained, if they lie apart."""
+
+    plan: Plan
+    folder: Path | None
+
+    @property
+    def may_round(self) -> bool:
+        """Whether any storage of the base weights will do: nothing was trained on one."""
+        return self.folder is None
+
+    def load(self, plan: Plan, tokenizer: LisaTokenizer, device: torch.device) -> Lisa:
+        """The model under `plan`, ready to answer. Raises WeightsError, CheckpointError."""
+        from trainer.model.build import TORCH_DTYPES, build
+        from trainer.run import checkpoint
+
+        if self.folder is not None:
+            checkpoint.verify(self.folder)
+        # Nothing is trained here, so nothing is kept wider than it is computed in.
+        model = build(plan, tokenizer, device, trained_dtype=TORCH_DTYPES[plan.dtype]).eval()
+        if self.folder is not None:
+            self._check_base(self.folder)
+            checkpoint.load(self.folder, model)
+        return model
+
+    def _check_base(self, folder: Path) -> None:
+        """Raise CheckpointError if what was trained lay over other base weights than these."""
+        from trainer.model.weights import weight_source
+        from trainer.run import checkpoint
+
+        base = checkpoint.read_facts(folder).get("base")
+        here = weight_source(self.plan).fingerprint
+        if base not in (None, here):
+            raise checkpoint.CheckpointError(
+                f"{folder}: was trained over base weights {base}, here are {here}\n"
+                "    hint: --set weights=FOLDER names the folder that it was trained with"
+            )
+
+
+def newest(run: Path) -> Path:
+    """`run`, or of `run-2`, `run-3`, … beside it, as later runs of that name are called, the last.
+
+    Only for the default name: what a user names is meant as it is.
+    """
+    if run != DEFAULT:
+        return run
+    later = (p for p in run.parent.glob(f"{run.name}-*") if p.name[len(run.name) + 1 :].isdigit())
+    whole = [p for p in (run, *later) if (p / "best" / TRAINED).is_file()]
+    return max(whole, key=lambda path: (path / "best").stat().st_mtime, default=run)
+
+
+def find(where: Path, assignments: Sequence[str] = ()) -> Trained:
+    """What `where` holds, with the settings that answer instead of train.
+
+    Raises ValueError where there is no model, PlanError.
+    """
+    folder = next((f for f in (where, where / "best") if (f / TRAINED).is_file()), None)
+    if folder is not None:
+        plan = Plan.read(folder / "plan.json")
+    elif (where / ORIGIN).is_file():
+        plan = _untrained(where)
+    else:
+        raise ValueError(f"{where}: {_why_none(where)}")
+    answering: dict[str, object] = {
+        "cached_encoders": ["sam", "clip"], "compile": False, "processes": 1,
+        "accumulation": 1, "effective_batch": plan.micro_batch,
+    }  # fmt: skip
+    if plan.device == "cuda" and not _sees_gpu():
+        answering |= {"device": "cpu", "optimizer": "adamw", "host_layers": 0}
+        answering |= {"dtype": "fp32" if plan.model == "tiny" else "bf16"}
+    plan = Plan.parse(plan.model_dump(mode="json") | answering).override(assignments)
+    return Trained(plan, folder)
+
+
+def _why_none(where: Path) -> str:
+    """What is wrong with a folder that holds no model, and what would hold one."""
+    others = sorted(f.parent for f in where.glob(f"*/{TRAINED}") if f.parent.name[0] != ".")
+    if others:
+        what = "this run has no best checkpoint yet"
+        fix = f"name {' or '.join(map(one_line, others))}, or lisa-train --resume {argument(where)}"
+    elif (where / "plan.json").is_file():
+        what = "this run has saved no checkpoint yet"
+        fix = f"wait, or lisa-train --resume {argument(where)}"
+    else:
+        what = "no trained model here" if where.is_dir() else "no such folder"
+        fix = "name a run folder of lisa-train, one of its checkpoints, an export, or a folder " \
+              "that lisa-train convert wrote"  # fmt: skip
+    return f"{what}\n    hint: {fix}"
+
+
+def _sees_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _untrained(folder: Path) -> Plan:
+    """A plan for a whole model; what it says of training means nothing. Raises ValueError."""
+    try:
+        model = json.loads(read_regular(folder / ORIGIN))["model"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{folder / ORIGIN}: names no model: {reason(error)}") from None
+    settings = {"model": model, "weights": str(folder.resolve()), "device": "cuda",
+                "quantization": "none", "lora": None, "train": ["mask_decoder"]}  # fmt: skip
+    return Plan.parse(settings)

@@ -1,0 +1,110 @@
+"""lisa-train evaluate and export: what a trained model is worth, and how it leaves the house."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from profiles.streams import say
+from profiles.text import one_line
+from trainer.cli.console import (
+    ended_politely,
+    feature_cache,
+    reporter,
+    stay_at_home,
+    tell,
+    user_errors,
+)
+from trainer.cli.segment import planned
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting. Repeatable."),
+]
+Run = Annotated[
+    Path, typer.Argument(help="Run folder, checkpoint, export, or converted model folder.")
+]
+
+
+def evaluate(
+    run: Run,
+    data_dir: Annotated[Path, typer.Option(help="Folder with ReasonSeg data.")],
+    split: Annotated[str, typer.Option(help="val, test or train.")] = "val",
+    generate: Annotated[
+        bool, typer.Option(help="Let the model answer, in the place of the published [SEG].")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the figures. Default: evaluation-SPLIT in the run."),
+    ] = None,
+    set_: Settings = None,
+    skip_broken: Annotated[
+        str | None, typer.Option(metavar="N|all", help="Leave at most N broken items out.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """gIoU and cIoU on a split, with 95 % intervals, and the worst and best pictures."""
+    with user_errors():
+        from profiles.skipping import read_most
+        from trainer.answer.questions import question_of
+        from trainer.answer.trained_model import find
+        from trainer.data.broken import Leave
+        from trainer.data.formats.reasonseg import read_split
+
+        leave = Leave(read_most(skip_broken))
+        items = read_split(data_dir, split, None, leave)
+        for one in leave.left_out:
+            tell(f"left out: {one}")
+        trained = find(run, set_ or ())
+        plan, _ = planned(trained, [question_of(item) for item in items])
+        from trainer.answer.evaluate import generated, lines, replaced, teacher_forced, write
+        from trainer.answer.segmenter import Segmenter
+
+        name = f"evaluation-{split}" + ("-generated" if generate else "")
+        target = out or (run / name if (run / "best").is_dir() else Path(name))
+        how = "generated" if generate else "teacher-forced"
+        facts = {"split": split, "answers": how, "data": str(data_dir), "model": str(run)}
+        target.mkdir(parents=True, exist_ok=True)  # before the work, not after it
+        for other in replaced(target, data_dir, run):
+            tell(f"note: {target} holds figures of {one_line(other)}, which these replace; "
+                 "--out FOLDER keeps both")  # fmt: skip
+        pictures = [item.image_path for item in items]
+        with reporter() as speaker:
+            segmenter = Segmenter(trained, pictures, feature_cache(), speaker, plan)
+            found = (generated if generate else teacher_forced)(segmenter, items, speaker)
+            write(found, segmenter, target, facts)
+    if as_json:
+        say(json.dumps(facts | found.summary(), indent=2))
+        return
+    say("\n".join([f"{run} on {split}, {how}", *lines(found.summary())]))
+    say(f"figures of every picture in {target}, the worst and best in {target / 'extremes.png'}")
+
+
+def export(
+    run: Run,
+    target: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write.")],
+    merge: Annotated[
+        bool, typer.Option(help="Whole model, what was trained added to unquantised weights.")
+    ] = False,
+    push: Annotated[
+        str | None, typer.Option(metavar="REPO", help="Upload DST to this hub repository as well.")
+    ] = None,
+    set_: Settings = None,
+) -> None:
+    """Write what was trained (or, with --merge, the whole model) and a model card to DST."""
+    if push is None:
+        stay_at_home()
+    with user_errors(), ended_politely():
+        from trainer.answer.trained_model import find
+
+        trained = find(run, set_ or ())
+        from trainer.convert.export import export_merged, export_trained, upload
+
+        write = export_merged if merge else export_trained
+        size = write(trained, target)
+        say(f"{target}: {size / 2**20:.1f} MiB, card in {target / 'README.md'}")
+        if push is not None:
+            say(upload(target, push, tell))

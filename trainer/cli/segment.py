@@ -1,0 +1,185 @@
+"""lisa-segment: ask a trained model about pictures."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from profiles.files import refused
+from profiles.streams import say, set_streams
+from profiles.text import one_line
+from trainer.cli.console import (
+    feature_cache,
+    heed_the_plan,
+    stay_at_home,
+    tell,
+    try_segments,
+    use_allocator,
+    use_threads,
+    user_errors,
+)
+
+if TYPE_CHECKING:
+    from advisor.inference import Fit
+    from profiles.plan import Plan
+    from trainer.answer.questions import Question
+    from trainer.answer.segmenter import Answer, Segmenter
+    from trainer.answer.trained_model import Trained
+
+app = typer.Typer(
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.command()
+def segment(
+    image: Annotated[Path, typer.Argument(help="A picture, or a folder of pictures.")],
+    question: Annotated[
+        str | None, typer.Argument(help="A whole sentence, or a phrase with --phrase.")
+    ] = None,
+    questions: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON lines {image, question[, phrase, explain]} about IMAGE's pictures."
+        ),
+    ] = None,
+    run: Annotated[
+        Path, typer.Option(help="Run folder, checkpoint, export, or converted model folder.")
+    ] = Path("runs/latest"),
+    out: Annotated[Path, typer.Option(help="Folder for masks and overlays.")] = Path("."),
+    phrase: Annotated[bool, typer.Option(help="The question is a noun phrase.")] = False,
+    explain: Annotated[bool, typer.Option(help="Ask for the reason as well.")] = False,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a setting. Repeatable."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Answer QUESTION about IMAGE; write the mask and an overlay.
+
+    Exit codes: 0 every answer has a mask, 1 some have none, a picture cannot be read or the card
+    is too small, 2 bad usage.
+    """
+    stay_at_home()
+    from trainer.answer.questions import (
+        passed_over,
+        read_questions,
+        row_of_unanswered,
+        stems,
+        unreadable,
+    )
+    from trainer.answer.trained_model import find, newest
+
+    with user_errors():
+        asked = read_questions(image, question, questions, phrase, explain)
+        left = passed_over(image) if questions is None and image.is_dir() else None
+        if left is not None:
+            tell(left)
+        chosen = newest(run)
+        if chosen != run:
+            tell(f"asking the newest run, {chosen}")
+        trained = find(chosen, set_ or ())
+        out.mkdir(parents=True, exist_ok=True)
+        broken = unreadable(asked)
+        for error in broken.values():
+            tell(f"left out: {error}")
+        segmenter, fit = _opened(trained, [one for one in asked if one.image not in broken])
+        found = []
+        for one, stem in zip(asked, stems(asked, out), strict=True):
+            if segmenter is None or one.image in broken:
+                found.append(row_of_unanswered(one, broken[one.image]))
+            else:
+                found.append(_answered(segmenter, one, stem, as_json, several=len(asked) > 1))
+    if broken:
+        count = sum(one.image in broken for one in asked)
+        tell(f"{count} of {len(asked)} questions not answered: their pictures cannot be read")
+    if as_json:
+        say(json.dumps({"memory": fit.forecast.model_dump(mode="json") if fit else None,
+                          "answers": found}, indent=2, ensure_ascii=False))  # fmt: skip
+    if not all(row["masks"] for row in found):
+        raise typer.Exit(1)
+
+
+def _opened(trained: Trained, asked: list[Question]) -> tuple[Segmenter | None, Fit | None]:
+    """The model, loaded for these questions, and its forecast; nothing is loaded for none."""
+    if not asked:
+        return None, None
+    plan, fit = planned(trained, asked)
+    from trainer.answer.segmenter import Segmenter
+
+    return Segmenter(trained, [one.image for one in asked], feature_cache(), plan=plan), fit
+
+
+def planned(trained: Trained, asked: list[Question]) -> tuple[Plan, Fit | None]:
+    """The plan to answer under: forecast for this card first. Raises NoRoom, RehearsalFailed."""
+    if trained.plan.device == "cpu":
+        use_threads(trained.plan, tell)
+        return trained.plan, None
+    from advisor.inference import fitting
+    from advisor.machine.probe import probe
+    from trainer.answer.segmenter import longest_question
+    from trainer.model.build import read_tokenizer
+
+    text = longest_question(asked, trained.plan, read_tokenizer(trained.plan))
+    fit = fitting(trained.plan, trained.may_round, text, probe(), tell)
+    tell(fit.line())
+    use_allocator(fit.plan)
+    try_segments(fit.plan)
+    return fit.plan, fit
+
+
+def _answered(
+    segmenter: Segmenter, question: Question, stem: Path, as_json: bool, several: bool
+) -> dict[str, Any]:
+    """Ask, write and say one answer; its JSON row. What fails here is this answer's alone."""
+    from trainer.answer.questions import row_of_unanswered
+
+    try:
+        answer = segmenter.ask(question, segmenter.plan.tokens.max_masks)
+        return _told(question, answer, stem, as_json, several)
+    except (OSError, ValueError) as error:
+        if not several:
+            raise
+        why = refused(error) if isinstance(error, OSError) else str(error)
+        tell(f"error: {one_line(question.image)}: {why}")
+        return row_of_unanswered(question, why)
+
+
+def _told(
+    question: Question, answer: Answer, stem: Path, as_json: bool, several: bool
+) -> dict[str, Any]:
+    """Write an answer's pictures and say it; its JSON row."""
+    from trainer.answer.questions import row_of, write_pictures
+
+    files = write_pictures(question, answer, stem)
+    if answer.left_out:
+        kept, total = len(answer.masks), len(answer.masks) + answer.left_out
+        tell(
+            f"{one_line(question.image)}: the answer holds {total} masks, more than one was "
+            f"taught with: the first {kept} are kept\n    hint: --set tokens.max_masks={total} "
+            "keeps all; one that trained longer says fewer"
+        )
+    if not as_json:
+        say(one_line(f"{question.image.name}: {answer.text}") if several else answer.text)
+        if files:
+            share = answer.mask.mean()
+            tell(f"{', '.join(map(one_line, files))}: {share:.1%} of the picture, "
+                  f"{answer.seconds:.1f} s")  # fmt: skip
+        else:
+            tell(f"{one_line(question.image)}: the answer holds no [SEG]: nothing was segmented")
+    return row_of(question, answer, files)
+
+
+def main() -> None:
+    """Entry point of `lisa-segment`."""
+    set_streams()
+    heed_the_plan()
+    # On CPUs with AVX512-BF16 it asks for a package that would fetch code from a hub.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    app(prog_name="lisa-segment")

@@ -1,0 +1,296 @@
+"""A training from its settled plan on: in this process or several, anew, resumed, or recovered."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from profiles.files import held, sweep, write_whole
+from profiles.text import argument, counted, one_line, operand
+from trainer.cli.console import (
+    EXIT_INTERRUPTED,
+    EXIT_OUT_OF_MEMORY,
+    Plain,
+    next_steps,
+    reporter,
+    tell,
+    try_segments,
+    use_allocator,
+    use_threads,
+    user_errors,
+)
+from trainer.run.folder import FILES, OVERLAY, RECORD, is_complete
+
+if TYPE_CHECKING:
+    from advisor.preflight import Advice
+    from profiles.plan import Plan
+    from trainer.data.formats.reasonseg import Item
+    from trainer.data.mixture import MixedSets
+    from trainer.run.resume import Started
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """A run about to be: its plan, its folder, and all that `--resume` will need."""
+
+    plan: Plan
+    folder: Path
+    started: Started
+    advice: Advice | None = None
+    resumes: bool = False
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run trains on and is validated on, and which broken entries were left out."""
+
+    train: list[Item] | MixedSets
+    val: list[Item]
+    left_out: tuple[str, ...]
+
+
+def begin(run: Beginning) -> None:
+    """Train in this process, or in as many as the plan has; out of memory, go on afterwards."""
+    from trainer.parallel.launch import is_main
+
+    try:
+        _begin(run)
+    except KeyboardInterrupt as error:
+        # What says something has saved; else it was before the training, or a second Ctrl-C.
+        raise KeyboardInterrupt(str(error) or _how_to_go_on(run.folder)) from None
+    except typer.Exit as error:
+        if is_main() and error.exit_code == EXIT_INTERRUPTED:  # it was the processes' training
+            tell(_how_to_go_on(run.folder))
+        raise
+
+
+def _how_to_go_on(folder: Path) -> str:
+    """What to type after an interrupt that came before, or in the middle of, saving."""
+    if not (folder / RECORD).exists():
+        return "interrupted before anything was written: the same command starts again"
+    again = f"lisa-train --resume {argument(folder)}"
+    if (folder / "last").exists():
+        return f"interrupted; {again} goes on from the last checkpoint"
+    return f"interrupted before the training; {again} begins it, with the features built so far"
+
+
+def _begin(run: Beginning) -> None:
+    from trainer.parallel.launch import is_main, must_start_processes, start_processes
+    from trainer.run.out_of_memory import OutOfMemory, replace_process
+    from trainer.run.resume import resumable
+
+    for name, value in run.started.environment.items():
+        os.environ.setdefault(name, value)  # which card, and the allocator, before torch
+    data = _read_data(run)  # bad data is reported once, not by every process
+    checkpoint = None
+    if is_main():
+        run, checkpoint = _checked(run, data)
+        _write(run)
+    elif run.resumes:
+        checkpoint = resumable(run.folder, tell)
+    if must_start_processes(run.plan):
+        command = ["-m", "trainer.cli", "worker", operand(run.folder)]
+        arguments = command + ["--resume"] * run.resumes
+        code = start_processes(run.plan.processes, arguments)
+        if code != EXIT_OUT_OF_MEMORY:
+            raise typer.Exit(code)
+        replace_process(run.folder)
+    try:
+        _train(run, data, checkpoint)
+    except OutOfMemory:
+        if "RANK" in os.environ:  # whoever started the processes has to start them again
+            raise
+        replace_process(run.folder)
+
+
+def _checked(run: Beginning, data: Data) -> tuple[Beginning, Path | None]:
+    """The run with what its data are, and its checkpoint to go on from, if nothing is in the way.
+
+    Raises CannotResume, PlanError.
+    """
+    from profiles.plan import Plan
+    from trainer.data.contents import Contents
+    from trainer.run.resume import check_plan, digests, resumable, settled
+
+    started = replace(run.started, left_out=data.left_out)
+    contents = Contents(started.data, started.cache, Plain(patience=10))
+    now = digests(data.train, data.val, data.left_out, contents)
+    if not run.resumes:
+        return replace(run, started=replace(started, digests=now)), None
+    started = settled(started, now, run.folder)
+    checkpoint = resumable(run.folder, tell)
+    if checkpoint is not None:
+        check_plan(run.plan, Plan.read(checkpoint / "plan.json"))
+    return replace(run, started=started), checkpoint
+
+
+def go_on(folder: Path, data: Path | None, cache: Path | None, keeping: Mapping[str, Any]) -> None:
+    """Resume a run in its own folder, with a smaller plan if it ran out of memory.
+
+    `keeping`: what is to be otherwise than it began. Raises PlanError, CannotResume,
+    NothingSmaller, Held.
+    """
+    from trainer.parallel.launch import is_main
+    from trainer.run.out_of_memory import remove_unfinished
+    from trainer.run.resume import Started
+
+    Started.read(folder)  # a folder that holds no run is refused, and left as it is
+    with held(folder) if is_main() else nullcontext():
+        if is_main():
+            sweep(folder, FILES)
+            remove_unfinished(folder)
+        _go_on(folder, data, cache, keeping)
+
+
+def _go_on(folder: Path, data: Path | None, cache: Path | None, keeping: Mapping[str, Any]) -> None:
+    from profiles.plan import Plan
+    from profiles.skipping import announce
+    from trainer.run.resume import Started
+
+    started = Started.read(folder)
+    started = replace(
+        started,
+        data=data or started.data,
+        cache=cache or started.cache,
+        keeping=replace(started.keeping, **keeping),
+    )
+    announce(started.skip_broken)
+    plan = Plan.read(folder / "plan.json")
+    if is_complete(folder):
+        return tell(f"{folder}: this run is complete")
+    begin(Beginning(_recovered(plan, folder, started), folder, started, resumes=True))
+
+
+def _recovered(plan: Plan, folder: Path, started: Started) -> Plan:
+    """The plan to go on with: another one where the run has just run out of memory."""
+    from trainer.run import out_of_memory as recovery
+
+    place = recovery.unanswered(folder)
+    if place is None:
+        return plan
+    from advisor.fallback import NothingSmaller, fallback
+
+    tried = list(recovery.shortages(folder).values())
+    tell(f"out of memory while {tried[-1].phase}, after step {tried[-1].step}; {place} tells all")
+    try:
+        found = fallback(tried, started.pinned, started.data, started.keeping.wait_minutes, tell)
+    except NothingSmaller as error:
+        recovery.answer(place, {"because": str(error)})
+        raise
+    write_whole(folder / "plan.json", found.plan.to_json())
+    recovery.answer(place, found.record())
+    tell(f"going on with {found.text}: {found.because}")
+    return found.plan
+
+
+def worker(
+    folder: Annotated[Path, typer.Argument()],
+    resumes: Annotated[bool, typer.Option("--resume")] = False,
+) -> None:
+    """One of the processes that lisa-train starts: the plan and all else lie in the run folder."""
+    from profiles.plan import Plan
+    from trainer.run.out_of_memory import OutOfMemory
+    from trainer.run.resume import Started, resumable
+
+    with user_errors():
+        plan, started = Plan.read(folder / "plan.json"), Started.read(folder)
+        run = Beginning(plan, folder, started, resumes=resumes)
+        try:
+            _train(run, _read_data(run), resumable(folder, tell) if resumes else None)
+        except OutOfMemory:
+            raise typer.Exit(EXIT_OUT_OF_MEMORY) from None
+
+
+def _train(run: Beginning, data: Data, checkpoint: Path | None) -> None:
+    """Train in this process. Raises OutOfMemory once that is written down."""
+    from trainer.parallel.launch import hold, is_main
+    from trainer.run import out_of_memory as recovery
+
+    plan, folder, started = run.plan, run.folder, run.started
+    use_allocator(plan)
+    with reporter() as speaker:
+        processes = f" × {plan.processes} processes" if plan.processes > 1 else ""
+        speaker.line(
+            f"plan {plan.content_hash}: {plan.model} on {plan.device}, {plan.quantization}, "
+            f"LoRA {f'r={plan.lora.rank}' if plan.lora else 'off'}, "
+            f"batch {plan.micro_batch} × {plan.accumulation}{processes}, "
+            f"{counted(len(data.train), 'sample')}"
+        )
+        use_threads(plan, speaker.line)
+        in_plan = f'"allocator": "" in {folder / "plan.json"}'
+        try_segments(plan, in_plan if run.resumes else "--set allocator=")
+        from trainer.answer.evaluate import run_sheet
+        from trainer.hardware import room
+        from trainer.model.footprint import DoesNotFit
+        from trainer.run.run import Run, outcome
+
+        before, training = room(plan), None
+        try:
+            training = Run(
+                plan, data.train, data.val, folder, started.cache, speaker, started.keeping
+            )
+            if plan.processes > 1:
+                hold(training)
+            summary = training.train(checkpoint)
+        except Exception as error:
+            if not recovery.is_shortage(error):
+                if run.resumes and isinstance(error, DoesNotFit) and is_main():
+                    tell(f"note: --resume takes no settings: free the memory and try again, or set "
+                         f"what the error names in {folder / 'plan.json'}")  # fmt: skip
+                raise
+            place = recovery.write_down(folder, plan, error, training, before)
+            raise recovery.OutOfMemory(
+                f"out of memory, see {place}; "
+                f"lisa-train --resume {argument(folder)} goes on with less"
+            ) from None
+        if training.accelerator.is_main_process:
+            sheet = run_sheet(training, folder / OVERLAY, count=6)
+            for line in outcome(summary, folder):
+                speaker.line(line)
+            speaker.line(f"run folder {one_line(folder)}, overlay {one_line(sheet)}")
+            speaker.line(next_steps(folder, started.data))
+
+
+def _read_data(run: Beginning) -> Data:
+    """What is trained and validated on, less what may be left out. Raises DataError.
+
+    Whatever the run found to be broken when it began is left out again, and not looked for.
+    """
+    from trainer.data.broken import LIST, Leave, told, write_list
+    from trainer.data.formats.reasonseg import DataError, read_split
+    from trainer.data.mixture import read_training
+    from trainer.parallel.launch import is_main
+
+    data, plan = run.started.data, run.plan
+    known = None if run.started.left_out is None else frozenset(run.started.left_out)
+    leave = Leave(run.started.skip_broken, known=known, root=data)
+    try:
+        train = read_training(data, plan, leave)
+        val = read_split(data, "val", plan.max_val_samples, leave)
+    except DataError as error:
+        if not run.resumes or not error.hints:
+            raise
+        fix = "hint: mend them, as a run goes on with the data that it began with"
+        raise DataError(error.findings, [fix]) from None
+    if leave.left_out and known is None and is_main():
+        listed = run.folder / LIST
+        run.folder.mkdir(parents=True, exist_ok=True)
+        write_list(listed, leave.left_out)
+        tell(told(leave.left_out, listed))
+    return Data(train, val, tuple(sorted(leave.places())))
+
+
+def _write(run: Beginning) -> None:
+    """Into the run folder, what `--resume` needs."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    if not run.resumes:
+        write_whole(run.folder / "plan.json", run.plan.to_json())
+    if run.advice is not None:
+        write_whole(run.folder / "advice.json", run.advice.model_dump_json(indent=2) + "\n")
+    run.started.write(run.folder)  # the last: from now on there is a run

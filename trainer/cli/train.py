@@ -1,0 +1,403 @@
+"""lisa-train: parse and print. torch is imported inside the commands."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from profiles.files import reason
+from profiles.streams import say, set_streams
+from profiles.text import counted, is_text
+from trainer.cli.console import (
+    EXIT_INTERRUPTED,
+    EXIT_USAGE,
+    Plain,
+    ended_politely,
+    fail,
+    feature_cache,
+    heed_the_plan,
+    stay_at_home,
+    tell,
+    user_errors,
+)
+from trainer.cli.results import evaluate, export
+from trainer.cli.start import Beginning, begin, go_on, worker
+from trainer.parallel.launch import end_with_parent, is_launched, leave_group
+from trainer.run.folder import LATEST, new_run
+
+if TYPE_CHECKING:
+    from advisor.preflight import Advice
+    from profiles.plan import Plan
+
+app = typer.Typer(
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Text = str | None
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a plan setting. Repeatable."),
+]
+SkipBroken = Annotated[
+    Text,
+    typer.Option(metavar="N|all", help="Leave at most N broken entries of the data out."),
+]
+
+
+@app.callback(invoke_without_command=True)
+def train(
+    context: typer.Context,
+    auto: Annotated[
+        bool, typer.Option("--auto", help="Train with lisa-advise's plan: so it is without --plan.")
+    ] = False,
+    plan: Annotated[Path | None, typer.Option(help="Train with this plan.json.")] = None,
+    model: Annotated[Text, typer.Option(help="Size: tiny, 7b, 7b-v1, 13b or 13b-v1.")] = None,
+    weights: Annotated[
+        Text, typer.Option(metavar="FOLDER", help="Model folder of lisa-train convert, or random.")
+    ] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder with ReasonSeg and others.")] = None,
+    output_dir: Annotated[Path, typer.Option(help="Run folder, a new one.")] = LATEST,
+    cache_dir: Annotated[Path | None, typer.Option(help="Feature cache folder.")] = None,
+    check_data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Check a data folder and stop.")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Go on with a run that was ended.")
+    ] = None,
+    save_minutes: Annotated[
+        float | None, typer.Option(min=0, help="Between two checkpoints to go on from.  [10]")
+    ] = None,
+    save_steps: Annotated[
+        int | None, typer.Option(min=1, help="The same in optimizer steps.")
+    ] = None,
+    keep: Annotated[int | None, typer.Option(min=1, help="Such checkpoints to keep.  [2]")] = None,
+    wait_minutes: Annotated[
+        float | None,
+        typer.Option(min=0, help="For memory that other processes took, before less is used."),
+    ] = None,
+    skip_broken: SkipBroken = None,
+    set_: Settings = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples per forward pass.")] = None,
+    num_workers: Annotated[int | None, typer.Option(help="Data-loading processes.")] = None,
+    no_quantization: Annotated[
+        bool, typer.Option("--no-quantization", help="Full-width base weights.")
+    ] = False,
+    use_lora: Annotated[bool, typer.Option("--use-lora", help="Add LoRA adapters.")] = False,
+    lora_r: Annotated[int | None, typer.Option(help="LoRA rank.")] = None,
+    lora_alpha: Annotated[float | None, typer.Option(help="LoRA alpha.")] = None,
+    lora_dropout: Annotated[float | None, typer.Option(help="LoRA dropout.")] = None,
+    grad_clip: Annotated[float | None, typer.Option(help="Largest gradient norm.")] = None,
+    max_train_samples: Annotated[int | None, typer.Option(help="First n to train on.")] = None,
+    max_val_samples: Annotated[int | None, typer.Option(help="First n to validate on.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+) -> None:
+    """Train LISA on ReasonSeg data: by the advisor's plan, or a plan file; settings stay as set."""
+    if context.invoked_subcommand not in ("convert", "export"):  # which may be sent to the hub
+        stay_at_home()
+    if context.invoked_subcommand:
+        return
+    if check_data is not None:
+        raise typer.Exit(_check_data(check_data, skip_broken))
+    if auto and plan is not None:
+        fail("--auto and --plan: give one of the two")
+    flags = {
+        "weights": weights,
+        "schedule.epochs": epochs,
+        "micro_batch": batch_size,
+        "workers": num_workers,
+        "lora.rank": lora_r,
+        "lora.alpha": lora_alpha,
+        "lora.dropout": lora_dropout,
+        "schedule.grad_clip": grad_clip,
+        "max_train_samples": max_train_samples,
+        "max_val_samples": max_val_samples,
+        "schedule.learning_rate": lr,
+        "seed": seed,
+    }
+    assignments = [f"{key}={value}" for key, value in flags.items() if value is not None]
+    if no_quantization:
+        assignments.insert(0, "quantization=none")
+    asked = {"minutes": save_minutes, "steps": save_steps, "checkpoints": keep,
+             "wait_minutes": wait_minutes}  # fmt: skip
+    keeping: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    if resume is not None:
+        if auto or plan or model or assignments or set_ or use_lora:
+            fail("--resume goes on with the run's own plan: leave the other settings out")
+        if skip_broken is not None:
+            fail("--resume leaves out what the run did: leave --skip-broken out")
+        if output_dir != LATEST:
+            fail("--resume goes on in the run's own folder: leave --output-dir out")
+        _must_be_text({"--data-dir": data_dir, "--cache-dir": cache_dir, "--resume": resume})
+        with user_errors():
+            return go_on(resume, data_dir, cache_dir, keeping)
+    from profiles.plan import Lora
+    from profiles.skipping import announce, read_most
+    from trainer.run.resume import Keeping, Started
+
+    with user_errors():
+        assignments += set_ or []
+        most = read_most(skip_broken)
+        announce(most)
+        if data_dir is None:
+            fail(
+                "--data-dir: name the folder that holds ReasonSeg/{train,val}\n"
+                "    hint: lisa-train synthesise DIR writes one to try with"
+            )
+        _must_be_text({"--data-dir": data_dir, "--output-dir": output_dir,
+                       "--cache-dir": cache_dir, "--weights": weights})  # fmt: skip
+        started = Started(data_dir, cache_dir or feature_cache(), {}, Keeping(**keeping),
+                          skip_broken=most)  # fmt: skip
+        with new_run(output_dir) as folder:
+            resolved, advice = _resolve(auto, plan, model, assignments, data_dir)
+            if use_lora and resolved.lora is None:  # an advised plan has them, a file need not
+                resolved = resolved.override([f"lora={Lora().model_dump_json()}"])
+            if advice is not None:  # what the user has set stays, whatever is given up for memory
+                named = (text.partition("=")[0].partition(".")[0] for text in assignments)
+                pinned = tuple({name.replace("-", "_") for name in named})
+                started = replace(started, pinned=pinned, environment=advice.environment)
+            begin(Beginning(resolved, folder, started, advice))
+
+
+@app.command()
+def synthesise(
+    folder: Annotated[Path, typer.Argument(help="Where ReasonSeg/ is written.")],
+    train_: Annotated[int, typer.Option("--train", min=1, help="Training questions.")] = 640,
+    val: Annotated[int, typer.Option(min=1, help="Validation questions.")] = 120,
+    test: Annotated[int, typer.Option(min=0, help="Test questions.")] = 120,
+    kind: Annotated[
+        list[str] | None, typer.Option(help="Question kind; repeatable. Default: negation.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of scenes and questions.")] = 0,
+) -> None:
+    """Write a synthetic data set in ReasonSeg's format."""
+    from trainer.data.synthetic.dataset import write_dataset
+
+    with user_errors():
+        kinds = tuple(kind or ["negation"])  # one that lisa-tiny has never seen
+        where = write_dataset(folder, seed=seed, train=train_, val=val, test=test, kinds=kinds)
+    say(f"{train_} + {val} + {test} questions ({', '.join(kinds)}) in {where}")
+
+
+@app.command()
+def convert(
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="SRC...", help="Checkpoints: folders, or OWNER/NAME[@REVISION]."),
+    ],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write.")],
+    model: Annotated[str, typer.Option(help="Size to make: 7b, 7b-v1, 13b or 13b-v1.")],
+    shard_gib: Annotated[float, typer.Option(min=0.001, help="Largest file written.")] = 2.0,
+    offline: Annotated[
+        bool, typer.Option(help="Of the hub, only what lies in its cache. Or HF_HUB_OFFLINE=1.")
+    ] = False,
+) -> None:
+    """Turn published checkpoints (LLaVA, LISA, SAM, CLIP) into a folder for --weights DST."""
+    from trainer.convert.convert import convert as run
+    from trainer.convert.hub import checkpoint_folder
+
+    with user_errors(), ended_politely():
+        folders = [checkpoint_folder(source, tell, offline) for source in sources]
+        report = run(folders, target, model, tell, int(shard_gib * 2**30))
+    say("\n".join([*report.lines(), f"{model} in {target}; its conversion.json lists all"]))
+
+
+@app.command("import")
+def import_(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="SRC", help="LabelMe's folder, or a JSON of COCO or Label Studio."),
+    ],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write.")],
+    questions: Annotated[
+        Path | None, typer.Option(help="CSV or JSONL: picture, label, question.")
+    ] = None,
+    pictures: Annotated[Path | None, typer.Option(help="Where the pictures lie.")] = None,
+    val: Annotated[float, typer.Option(help="Share of pictures to validate on.")] = 0.1,
+    test: Annotated[float, typer.Option(help="Share of pictures to keep for a test.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
+    skip_broken: SkipBroken = None,
+    encoding: Annotated[
+        str | None, typer.Option(help="Of files that are not UTF-8, such as gbk.")
+    ] = None,
+    frame: Annotated[
+        str | None, typer.Option(help="Of outlines on turned pictures: stored or upright.")
+    ] = None,
+    iscrowd: Annotated[
+        str | None, typer.Option(help="What COCO's iscrowd 1 marks: object or crowd.")
+    ] = None,
+) -> None:
+    """Turn annotations of LabelMe, COCO or Label Studio into ReasonSeg data for --data-dir DST."""
+    from profiles.skipping import read_most
+    from trainer.data import broken
+    from trainer.data.importing.own import import_annotations
+
+    with user_errors(), ended_politely():
+        done = import_annotations(
+            source, target, questions=questions, pictures=pictures, val=val, test=test, seed=seed,
+            skip_broken=read_most(skip_broken), encoding=encoding, frame=frame,
+            iscrowd=iscrowd, progress=Plain(patience=10),
+        )  # fmt: skip
+    items = ", ".join(f"{split} {count}" for split, count in done.items.items())
+    whole = counted(done.pictures, "picture")
+    say(f"{target}: {items} items on {whole}; {done.left_out} without any")
+    for what in done.assumed:
+        say(f"note: {what}")
+    if done.broken:
+        say(broken.told(done.broken, target / broken.LIST))
+
+
+@app.command()
+def preview(
+    data: Annotated[Path, typer.Argument(help="Folder with ReasonSeg data.")],
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "train",
+    count: Annotated[int, typer.Option(min=1, help="Items to show.")] = 12,
+    out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("preview.png"),
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the choice.")] = 0,
+    skip_broken: SkipBroken = None,
+) -> None:
+    """Draw some items of a data set: pictures, questions, targets and ignored regions."""
+    from profiles.skipping import read_most
+    from trainer.data.broken import Leave
+    from trainer.data.preview import write_preview
+
+    with user_errors():
+        leave = Leave(read_most(skip_broken))
+        lines = write_preview(data, split, count, seed, out, leave)
+    for one in leave.left_out:
+        tell(f"left out: {one}")
+    say("\n".join([*lines, f"{out}: target blue, ignored yellow"]))
+
+
+def _resolve(
+    auto: bool, path: Path | None, model: Text, assignments: list[str], data: Path
+) -> tuple[Plan, Advice | None]:
+    """The plan file with the settings, else the advice and its plan. Raises PlanError."""
+    from profiles.plan import Plan
+
+    if path is not None:
+        base = Plan.read(path)
+        plan = base.override(assignments + ([f"model={model}"] if model else []))
+        _refuse_large_on_cpu(plan.model, plan.device == "cpu")
+        return plan, None
+    from advisor.choice.rank import assigned, pick_gpu
+    from advisor.dry_run import measured
+    from advisor.machine.probe import probe
+    from advisor.preflight import advise, live_forecast
+
+    if not auto:
+        tell("no plan is named: training with lisa-advise's (--auto)")
+    machine = probe()
+    live = live_forecast(machine, None, data, tell)
+    advice = advise(machine, model, tuple(assignments), data=data, live=live)
+    on_cpu = pick_gpu(machine) is None or assigned(assignments).get("device") == "cpu"
+    _refuse_large_on_cpu(advice.model, on_cpu)
+    advice = measured(advice, tell)
+    tell(f"{advice.verdict}: {advice.summary}")
+    # lisa-tiny is so small that settings nobody has tested may be tried, unless advice is asked.
+    tries = not auto and advice.model == "tiny" and advice.verdict == "UNKNOWN"
+    if advice.plan is None or (advice.exit_code and not tries):
+        raise typer.Exit(advice.exit_code)
+    return advice.plan, advice
+
+
+def _refuse_large_on_cpu(model: str, on_cpu: bool) -> None:
+    """End where a large model would train on the CPU, which takes days for an epoch."""
+    if on_cpu and model != "tiny":
+        fail(
+            f"{model}: training it takes a GPU; on a CPU one epoch would take days\n"
+            "    hint: lisa-advise doctor says what is missing here, "
+            f"lisa-advise --model {model} --vram 8GiB what a card could do; "
+            "--model tiny trains on a CPU"
+        )
+
+
+def _must_be_text(folders: dict[str, Path | str | None]) -> None:
+    """End where a folder's name is no text: the run's records could not say where it lies."""
+    for option, folder in folders.items():
+        whole = os.path.abspath(folder or "")
+        if not is_text(whole):
+            fail(f"{option}: got {whole}; allowed: a path in UTF-8\n    hint: rename the folder")
+
+
+app.command()(evaluate)
+app.command()(export)
+app.command(hidden=True)(worker)
+
+
+def _check_data(folder: Path, skip_broken: Text = None) -> int:
+    from profiles.skipping import read_most
+    from trainer.data import broken
+    from trainer.data.mixture import check
+
+    with user_errors():
+        most = read_most(skip_broken)
+        counts_of, others, findings = check(folder, Plain(patience=10))
+    if not broken.can_go(findings, most):
+        for finding in findings:
+            tell(f"  - {finding}")
+        tell(f"{counted(len(findings), 'finding')} in {folder}")
+        for line in broken.hint(findings, most):
+            tell(line)
+        return EXIT_USAGE
+    for split, counts in counts_of.items():
+        if not counts:
+            fail(f"{folder}: no sound item would be left in {split}\n    hint: mend some")
+        say(f"{split}: " + ", ".join(f"{name} {value}" for name, value in counts.items()))
+    for data_set in others:
+        masks = sum(1 for picture in data_set.pictures for _ in picture.paints())
+        left_out = f", left out {data_set.left_out}: no picture" if data_set.left_out else ""
+        say(f"{data_set.name}: pictures {len(data_set.pictures)}, masks {masks}{left_out}")
+    if findings:
+        listed = Path(broken.LIST)  # here: a folder of data may be another's
+        try:
+            broken.write_list(listed, findings)
+        except OSError as error:
+            say(f"{folder}: {broken.told(findings)}")
+            tell(f"note: {listed} cannot be written here: {reason(error)}\n"
+                 "    hint: without --skip-broken they are shown")  # fmt: skip
+        else:
+            say(f"{folder}: {broken.told(findings, listed)}")
+    else:
+        say(f"{folder}: no findings")
+    missing = [split for split in ("train", "val") if split not in counts_of]
+    if missing:
+        tell(f"note: there is no {' and no '.join(missing)} split, which a training needs")
+    return 0
+
+
+def hyphenated(arguments: list[str]) -> list[str]:
+    """Options spelled with underscores, as the seed's commands have them, spelled with hyphens."""
+    result: list[Any] = []
+    for one in arguments:
+        name, equals, value = one.partition("=")
+        result.append(name.replace("_", "-") + equals + value if name.startswith("--") else one)
+    return result
+
+
+def main() -> None:
+    """Entry point of `lisa-train`, also `accelerate launch -m trainer.cli`."""
+    set_streams()
+    # On CPUs with AVX512-BF16 it asks for a package that would fetch code from a hub.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    heed_the_plan()
+    if launched := is_launched(os.environ):
+        end_with_parent()
+    try:
+        app(args=hyphenated(sys.argv[1:]), prog_name="lisa-train")
+    except KeyboardInterrupt:
+        code = EXIT_INTERRUPTED
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    if launched:
+        leave_group(code)
+    sys.exit(code)

@@ -1,0 +1,293 @@
+"""Published checkpoints -> one folder in this project's layout, in bounded memory.
+
+The folder is written beside its place and moved there when it is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from profiles.gpus import ModelProfile, model_profile
+from trainer.atomic_folder import placed, refuse_taken, share
+from trainer.convert.checkpoint_folder import PLAIN_DTYPES, Found, Source, TensorFile
+from trainer.convert.tokenizer import convert_tokenizer
+from trainer.model.build import skeleton
+from trainer.model.families.llava_sam.configs import llava_config
+from trainer.model.families.llava_sam.names import CLIP, EMBEDDING, HEAD, PROJECTOR
+from trainer.model.families.llava_sam.tokenizer import LisaTokenizer
+from trainer.model.weights import WeightsError, canonical_name, packaged_folder
+from trainer.prompts import SEG_TOKEN
+
+SHARD_BYTES = 2 << 30
+DTYPE = torch.bfloat16  # of every tensor, as in the packaged folder
+SEG_LAYERS = "text_hidden_fcs."
+SEED = 0  # of text_hidden_fcs where no source has it
+SHOWN = 3
+# Which checkpoint would have a tensor; the first prefix that fits.
+GIVERS = (
+    (CLIP, "openai/clip-vit-large-patch14 (224 px, model 7b-v1) or a LLaVA-1.5 checkpoint"),
+    (f"{PROJECTOR}linear.", "a released LISA checkpoint with a one-layer projector"),
+    (PROJECTOR, "a LLaVA-1.5 checkpoint, with its two-layer projector"),
+    ("llava.", "a LLaVA or a released LISA checkpoint"),
+    ("sam.", "facebook/sam-vit-huge or a released LISA checkpoint"),
+    (SEG_LAYERS, "a released LISA checkpoint"),
+)
+Tell = Callable[[str], None]
+
+
+@dataclass
+class Report:
+    """What became of every tensor; `conversion.json` holds all of it."""
+
+    model: str
+    sources: list[dict[str, Any]] = field(default_factory=list)
+    used: dict[str, str] = field(default_factory=dict)  # model's name -> folder/file: name
+    renamed: dict[str, str] = field(default_factory=dict)  # checkpoint's name -> model's
+    padded: dict[str, list[int]] = field(default_factory=dict)  # name -> rows there, rows needed
+    initialised: list[str] = field(default_factory=list)
+    unused: dict[str, list[str]] = field(default_factory=dict)  # folder -> names
+    tokens_added: dict[str, int] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """The report as a user reads it."""
+        unused = [f"{folder}: {name}" for folder, names in self.unused.items() for name in names]
+        padded = [f"{name} ({a} -> {b} rows)" for name, (a, b) in self.padded.items()]
+        return [
+            _summary("used", list(self.used)),
+            _summary("renamed", [f"{old} -> {new}" for old, new in self.renamed.items()]),
+            _summary("padded with the mean of their rows", padded),
+            _summary(f"initialised afresh (seed {SEED})", self.initialised),
+            _summary("unused", unused),
+            _summary("tokens added", [f"{t} ({n})" for t, n in self.tokens_added.items()]),
+            *(f"warning: {text}" for text in self.warnings),
+        ]
+
+
+def convert(
+    folders: Sequence[Path],
+    target: Path,
+    model: str,
+    tell: Tell,
+    shard_bytes: int = SHARD_BYTES,
+) -> Report:
+    """Write the model that the sources' tensors make; earlier sources win.
+
+    Raises WeightsError, FileExistsError.
+    """
+    profile = model_profile(model)
+    refuse_taken(target)
+    sources = [Source.read(folder, tell) for folder in folders]
+    needed = needed_shapes(profile)
+    report = Report(model, [source.facts() for source in sources])
+    chosen = choose(sources, needed, model, report)
+    language = next(s for s in sources if s.tensors.get(EMBEDDING) == chosen[EMBEDDING])
+    report.warnings += _config_differences(language, profile)
+    with placed(target) as folder:
+        _convert_tokenizer(language, folder, profile, chosen, report)
+        _write(folder, chosen, needed, report, tell, shard_bytes)
+        text = json.dumps({"dtype": "bf16", **asdict(report)}, indent=1, ensure_ascii=False)
+        (folder / "conversion.json").write_text(text + "\n", encoding="utf-8")
+    return report
+
+
+def needed_shapes(profile: ModelProfile) -> dict[str, torch.Size]:
+    """Every tensor that the model asks its folder for. Nothing is allocated."""
+    # Which token is which changes no shape, so the tokenizer at hand will do.
+    tokenizer = LisaTokenizer.read(packaged_folder(), profile.clip.image_tokens)
+    return {
+        canonical_name(name): value.shape
+        for name, value in skeleton(profile, tokenizer).state_dict().items()
+        if not name.startswith("sam.prompt_encoder.shared_embedding.")
+    }
+
+
+def choose(
+    sources: Sequence[Source], needed: dict[str, torch.Size], model: str, report: Report
+) -> dict[str, Found]:
+    """The tensor for each name, and the report's lists. Raises WeightsError on all that is wrong.
+
+    Without any text_hidden_fcs, as in plain LLaVA, they are left out: to be initialised.
+    """
+    chosen: dict[str, Found] = {}
+    for source in sources:
+        unused = list(source.unused)
+        for name, found in source.tensors.items():
+            if name in needed and name not in chosen:
+                chosen[name] = found
+                continue
+            unused.append(found.name)
+        if unused:
+            report.unused.setdefault(source.name, []).extend(sorted(unused))
+    absent = [name for name in needed if name not in chosen]
+    if not any(name.startswith(SEG_LAYERS) for name in chosen):
+        report.initialised = [name for name in absent if name.startswith(SEG_LAYERS)]
+    problems = [_missing(n, needed[n]) for n in absent if n not in report.initialised]
+    problems += filter(None, (_misfit(n, found, needed[n]) for n, found in chosen.items()))
+    if problems:
+        raise WeightsError(_all_problems(problems, sources, needed, model))
+    report.used = {name: found.where for name, found in chosen.items()}
+    report.renamed = {found.name: n for n, found in chosen.items() if found.name != n}
+    return chosen
+
+
+def _missing(name: str, shape: torch.Size) -> str:
+    giver = next(text for prefix, text in GIVERS if name.startswith(prefix))
+    return f"{name} {list(shape)} is in none of the sources; it comes with {giver}"
+
+
+def _misfit(name: str, found: Found, shape: torch.Size) -> str | None:
+    """What is wrong with a tensor, if anything; too few rows are not."""
+    got = f"{found.where} has shape {list(found.shape)}, {name} needs {list(shape)}"
+    if found.dtype not in PLAIN_DTYPES:
+        return f"{found.where} is stored as {found.dtype}: quantised; give the unquantised weights"
+    if name in (EMBEDDING, HEAD) and found.shape[1:] == shape[1:]:
+        if not found.shape[0]:
+            return f"{got}: no row at all"
+        return f"{got}: more rows than the model has" if found.shape[0] > shape[0] else None
+    return got if found.shape != shape else None
+
+
+def _all_problems(
+    problems: list[str], sources: Sequence[Source], needed: dict[str, torch.Size], model: str
+) -> str:
+    shown = problems[:SHOWN]
+    if len(problems) > SHOWN:
+        shown.append(f"… and {len(problems) - SHOWN} tensors more")
+    text = f"{len(problems)} tensors keep these sources from being model {model}:\n"
+    text += "\n".join(f"    - {line}" for line in shown)
+    one = f"{PROJECTOR}linear.weight"
+    if one not in needed and any(one in source.tensors for source in sources):
+        text += f"\n    hint: its projector has one layer, that of model {model} two; "
+        text += "try 7b-v1 or 13b-v1"
+    elif one in needed and any(f"{PROJECTOR}linear_1.weight" in s.tensors for s in sources):
+        text += f"\n    hint: its projector has two layers, that of model {model} one; "
+        text += "try 7b or 13b"
+    return text
+
+
+def _config_differences(language: Source, profile: ModelProfile) -> list[str]:
+    """Settings that no shape shows, where the checkpoint was trained under others."""
+    theirs = language.config.get("text_config", language.config)
+    ours = llava_config(profile, 0, 0).text_config
+    if not isinstance(theirs, dict):
+        return []
+    return [
+        f"{language.name}/config.json says {key} {theirs[key]}, the model computes with "
+        f"{getattr(ours, key)}"
+        for key in ("rms_norm_eps", "num_attention_heads", "num_key_value_heads")
+        if theirs.get(key) not in (None, getattr(ours, key))
+    ]
+
+
+def _convert_tokenizer(
+    language: Source,
+    folder: Path,
+    profile: ModelProfile,
+    chosen: dict[str, Found],
+    report: Report,
+) -> None:
+    """The tokenizer of the source that gave the embeddings: no other one fits their rows."""
+    path = folder / "tokenizer.json"
+    report.tokens_added = convert_tokenizer(language.folder, path, profile.vocabulary_rows)
+    seg = LisaTokenizer.read(folder, profile.clip.image_tokens).seg_id
+    rows = chosen[EMBEDDING].shape[0]
+    trained = any(name.startswith(SEG_LAYERS) for name in language.tensors)
+    if trained and seg >= rows:
+        raise WeightsError(
+            f"{language.folder}: a trained LISA, but its tokenizer gives {SEG_TOKEN} the id {seg} "
+            f"and its embeddings have {rows} rows; use the tokenizer that it was trained with"
+        )
+
+
+def _write(
+    folder: Path,
+    chosen: dict[str, Found],
+    needed: dict[str, torch.Size],
+    report: Report,
+    tell: Tell,
+    shard_bytes: int,
+) -> None:
+    _check_space(folder, needed)
+    shards = Shards(folder, shard_bytes)
+    of_path: list[tuple[Path, str]] = sorted((found.path, name) for name, found in chosen.items())
+    for path, names in groupby(of_path, key=lambda item: item[0]):
+        tell(f"reading {path.parent.name}/{path.name}")
+        file = TensorFile(path)
+        for _, name in names:
+            value = file.read(chosen[name].name, DTYPE)
+            if value.shape != needed[name]:
+                report.padded[name] = [value.shape[0], needed[name][0]]
+                value = with_rows(value, needed[name][0])
+            shards.add(name, value)
+    for name, value in fresh_seg_layers(needed, report.initialised).items():
+        shards.add(name, value.to(DTYPE))
+    shards.close()
+
+
+def with_rows(table: Tensor, rows: int) -> Tensor:
+    """[n, H] -> [rows, H], what is added being the mean of what is there."""
+    mean = table.mean(0, keepdim=True, dtype=torch.float32).to(table.dtype)
+    return torch.cat([table, mean.expand(rows - len(table), -1)])
+
+
+def fresh_seg_layers(needed: dict[str, torch.Size], names: Sequence[str]) -> dict[str, Tensor]:
+    """Starting values as torch draws them for a linear layer, always the same ones."""
+    values: dict[str, Tensor] = {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        for layer in sorted({name.rpartition(".")[0] for name in names}):
+            rows, columns = needed[f"{layer}.weight"]
+            linear = nn.Linear(columns, rows)
+            values |= {f"{layer}.{key}": value for key, value in linear.state_dict().items()}
+    return values
+
+
+class Shards:
+    """Safetensors files that are written as they fill, so that one at most is in memory."""
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        self.folder, self.limit = folder, limit
+        self.held: dict[str, Tensor] = {}
+        self.bytes = self.count = 0
+
+    def add(self, name: str, value: Tensor) -> None:
+        """Take one tensor; a file holds more than the limit only if a single tensor does."""
+        if self.held and self.bytes + value.nbytes > self.limit:
+            self.close()
+        self.held[name] = value
+        self.bytes += value.nbytes
+
+    def close(self) -> None:
+        """Write what is held."""
+        if self.held:
+            self.count += 1
+            path = self.folder / f"model-{self.count:05}.safetensors"
+            save_file(self.held, path, metadata={"format": "pt"})
+            share(path)
+        self.held, self.bytes = {}, 0
+
+
+def _check_space(folder: Path, needed: dict[str, torch.Size]) -> None:
+    bytes_needed = sum(shape.numel() for shape in needed.values()) * DTYPE.itemsize
+    free = shutil.disk_usage(folder).free
+    if free < bytes_needed:
+        raise WeightsError(
+            f"{folder.parent}: {free / 2**30:.1f} GiB free on this disk, "
+            f"the model takes {bytes_needed / 2**30:.1f}; name a folder on another one"
+        )
+
+
+def _summary(what: str, items: list[str]) -> str:
+    shown = ", ".join(items[:SHOWN]) + (", …" if len(items) > SHOWN else "")
+    return f"{what}: {len(items)}" + (f" ({shown})" if items else "")

@@ -1,0 +1,261 @@
+"""A trained model for others: the trained tensors alone, or the whole model with them merged in."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field, TypeAdapter, ValidationError
+from safetensors.torch import load_file
+from torch import Tensor
+from typing_extensions import TypedDict
+
+from profiles.files import read_regular
+from profiles.plan import Plan
+from profiles.text import argument, one_line
+from trainer.answer.trained_model import ORIGIN, TRAINED, Trained
+from trainer.atomic_folder import placed, refuse_taken
+from trainer.convert.convert import SHARD_BYTES, Shards, needed_shapes
+from trainer.model.build import TORCH_DTYPES, read_tokenizer
+from trainer.model.families.llava_sam.names import EMBEDDING, HEAD
+from trainer.model.weights import FolderWeights, WeightsError, canonical_name, model_folder
+from trainer.run.checkpoint import MANIFEST, altered, read_facts, seal, verify
+
+CPU = torch.device("cpu")
+
+
+_Count = Annotated[int, Field(ge=0, le=2**53)]
+
+
+class _Scores(TypedDict, total=False):
+    images: _Count
+    giou: float | None
+    ciou: float | None
+
+
+class _Items(TypedDict):
+    train: _Count
+    val: _Count
+
+
+class _Facts(TypedDict, total=False):
+    """Of what a run recorded, that which a card tells."""
+
+    step: _Count | None
+    metrics: _Scores | None
+    before: _Scores | None
+    data: _Items | None
+    hardware: str | None
+    peak_reserved_bytes: _Count | None
+    forecast_bytes: _Count | None
+    base: str | None
+    versions: dict[str, str]
+
+
+_FACTS = TypeAdapter(_Facts)
+
+
+def export_trained(trained: Trained, target: Path) -> int:
+    """Trained tensors, plan and card into `target`; returns the bytes written.
+
+    Raises FileExistsError, and ValueError where nothing was trained.
+    """
+    source = _folder(trained)
+    refuse_taken(target)
+    with placed(target) as folder:
+        shutil.copyfile(source / TRAINED, folder / TRAINED)
+        # As it was trained, but for the place of the base weights: that is this machine's.
+        plan = Plan.read(source / "plan.json")
+        portable = plan.model_copy(update={"weights": "default"})
+        (folder / "plan.json").write_text(portable.to_json(), encoding="utf-8")
+        facts = facts_of(source)
+        (folder / "facts.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        seal(folder)  # all but the card, which is the user's to write on
+        (folder / "README.md").write_text(card(plan, facts, merged=False), encoding="utf-8")
+    return _bytes(target)
+
+
+def export_merged(trained: Trained, target: Path, shard_bytes: int = SHARD_BYTES) -> int:
+    """The whole model under this project's names, unquantised; returns the bytes written.
+
+    Adapters are added to the weights as published, W + (alpha / r) B A in fp32 (Hu et al. 2021,
+    arXiv:2106.09685), whatever storage they were trained on. One file at most is in memory.
+    Raises WeightsError, FileExistsError, and ValueError where nothing was trained.
+    """
+    source, plan = _folder(trained), trained.plan
+    if plan.weights == "random":
+        raise ValueError("weights: random values have nothing to be merged into")
+    refuse_taken(target)
+    base = FolderWeights(model_folder(plan))
+    tokenizer = read_tokenizer(plan)
+    merge = _Merge(plan, load_file(source / TRAINED), tokenizer.new_ids)
+    dtype = TORCH_DTYPES[plan.dtype]
+    with placed(target) as folder:
+        shards = Shards(folder, shard_bytes)
+        for name, shape in needed_shapes(plan.profile).items():
+            value = base.get(name, shape, CPU, torch.float32)
+            shards.add(name, merge(name, value).to(dtype).contiguous())
+        shards.close()
+        if merge.left:
+            raise WeightsError(f"{source}: fit nothing in the model: {sorted(merge.left)[:5]}")
+        shutil.copyfile(model_folder(plan) / "tokenizer.json", folder / "tokenizer.json")
+        facts = facts_of(source)
+        origin = {"model": plan.model, "dtype": plan.dtype, "merged": plan.content_hash}
+        (folder / ORIGIN).write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
+        (folder / "README.md").write_text(card(plan, facts, merged=True), encoding="utf-8")
+    return _bytes(target)
+
+
+class _Merge:
+    """Base tensors by name -> those with what was trained in them."""
+
+    def __init__(self, plan: Plan, trained: dict[str, Tensor], new_ids: list[int]) -> None:
+        self.trained = {canonical_name(name): value for name, value in trained.items()}
+        self.left = set(self.trained)
+        self.new_ids = new_ids
+        self.scaling = plan.lora.alpha / plan.lora.rank if plan.lora else 0.0
+
+    def __call__(self, name: str, value: Tensor) -> Tensor:
+        """The tensor [...] called `name`, from its base `value` in fp32."""
+        whole = self._take(name)
+        if whole is not None:
+            return whole
+        stem = name.removesuffix(".weight")
+        down, up = self._take(f"{stem}.lora_A.weight"), self._take(f"{stem}.lora_B.weight")
+        if down is not None and up is not None:
+            return value + self.scaling * (up @ down)
+        rows = self._take(f"{stem}.rows") if name in (EMBEDDING, HEAD) else None
+        return value if rows is None else value.index_copy(0, torch.tensor(self.new_ids), rows)
+
+    def _take(self, name: str) -> Tensor | None:
+        self.left.discard(name)
+        found = self.trained.get(name)
+        return None if found is None else found.float()
+
+
+def upload(folder: Path, repository: str, tell: Callable[[str], None]) -> str:
+    """Put an exported folder on the model hub, privately unless it is there; returns its address.
+
+    Raises RuntimeError with what the hub said.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    tell(f"uploading {folder} to {repository} ...")
+    try:
+        api.create_repo(repository, private=True, exist_ok=True)
+        return str(api.upload_folder(repo_id=repository, folder_path=folder))
+    except Exception as error:  # the hub's, httpx's, the system's: all mean it is not there
+        raise RuntimeError(
+            f"upload to {repository}: {error}\n    hint: {folder} is whole; hf auth login, then "
+            f"hf upload {argument(repository)} {argument(folder)}"
+        ) from None
+
+
+def card(plan: Plan, facts: dict[str, Any], merged: bool) -> str:
+    """The model card: every figure is from the run's own records; what is not known is left out.
+
+    The records may come from elsewhere: their text stands there as text, and none of it in the
+    block of YAML, which others act upon.
+    """
+    title = f"LISA-{plan.model}, fine-tuned" + (" and merged" if merged else "")
+    sections = [
+        "---\nlibrary_name: lisa-preflight\ntags: [reasoning-segmentation, lisa]\n---",
+        f"# {title}",
+        _about(plan, merged),
+        "## Results\n\n" + "\n".join(_results(facts)),
+        "## Training\n\n" + "\n".join(_training(plan, facts)),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _about(plan: Plan, merged: bool) -> str:
+    use = 'lisa-segment PICTURE "What would you drink from?" --run FOLDER_OF_THIS_CARD'
+    if merged:
+        return f"The whole model, ready for questions:\n\n    {use}"
+    text = f"The trained tensors alone; they lie over the base weights of `{plan.model}`"
+    if plan.model == "tiny":
+        return f"{text}, which come with the package:\n\n    {use}"
+    return (
+        f"{text} ({' and '.join(plan.profile.sources)}):\n\n"
+        f"    {plan.profile.conversion}\n    {use} --set weights=FOLDER"
+    )
+
+
+def _results(facts: dict[str, Any]) -> Iterator[str]:
+    found = facts.get("metrics") or {}
+    if not found.get("images"):
+        yield "No figures: none were recorded, or the record is no longer as the run wrote it."
+        return
+    yield "| | gIoU | cIoU | pictures |\n|---|---|---|---|"
+    for name, row in (("before", facts.get("before") or {}), ("after", found)):
+        if row.get("images") and None not in (row.get("giou"), row.get("ciou")):
+            yield f"| {name} | {row['giou']:.3f} | {row['ciou']:.3f} | {row['images']} |"
+
+
+def _training(plan: Plan, facts: dict[str, Any]) -> Iterator[str]:
+    lora = f"LoRA r={plan.lora.rank} on {plan.lora.targets}" if plan.lora else "no LoRA"
+    yield f"- base weights in {plan.quantization}, {plan.dtype} arithmetic, {lora}; trained: " + (
+        ", ".join(plan.train)
+    )
+    yield f"- batch {plan.effective_batch}, epochs: {plan.schedule.epochs}, rate " + (
+        f"{plan.schedule.learning_rate:g}, {facts.get('step', '?')} steps"
+    )
+    if data := facts.get("data"):
+        yield f"- data: {data['train']} training and {data['val']} validation questions"
+    if machine := facts.get("hardware"):
+        yield f"- on {_text(machine)}"
+    if measured := facts.get("peak_reserved_bytes"):
+        told = f"- memory: {measured / 2**30:.2f} GiB of the allocator's pool at the peak"
+        if forecast := facts.get("forecast_bytes"):
+            told += f"; {forecast / 2**30:.2f} GiB were forecast ({forecast / measured - 1:+.1%})"
+        yield told
+    if plan.weights == "random":
+        yield "- **the base weights were random values: a rehearsal, of no use**"
+    yield f"- plan `{plan.content_hash}`, base weights {_text(facts.get('base') or 'unknown')}"
+    yield "- versions: " + ", ".join(
+        f"{_text(name)} {_text(number)}" for name, number in facts.get("versions", {}).items()
+    )
+
+
+def _text(value: str) -> str:
+    """Text of a record as Markdown shows it unchanged: no mark of its own, no HTML, no address."""
+    return re.sub(r"(?!(?<=\d)\.(?=\d))[!-'*.:-@\[-`{-~]", r"\\\g<0>", one_line(value))
+
+
+def _folder(trained: Trained) -> Path:
+    if trained.folder is None:
+        raise ValueError("nothing was trained here: a converted folder is whole as it is")
+    verify(trained.folder)
+    return trained.folder
+
+
+def facts_of(checkpoint: Path) -> dict[str, Any]:
+    """What the run recorded about a checkpoint, and what its advice had forecast.
+
+    Nothing where the record is gone, is none, or is not the one that the checkpoint was sealed
+    with: what is not known is left out.
+    """
+    facts = read_facts(checkpoint)
+    if (checkpoint / MANIFEST).exists() and altered(checkpoint, {"facts.json"}):
+        return {}
+    try:
+        advice = json.loads(read_regular(checkpoint.parent / "advice.json"))
+        forecast = {"forecast_bytes": int(advice["needs"]["bytes"])}
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        forecast = {}  # a plan of the user's own
+    for told in (forecast | facts, facts):
+        with suppress(ValidationError):
+            _FACTS.validate_python(told, strict=True)
+            return told
+    return {}
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())

@@ -1,0 +1,78 @@
+"""Checkpoints by their name on the model hub: downloaded once, at one revision, into its cache."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from profiles.places import libraries_caches
+from trainer.convert.checkpoint_folder import is_state
+from trainer.model.weights import WeightsError
+
+# owner/name, and behind an @ a branch, a tag or a commit
+NAME = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
+BESIDE = ["*.json", "tokenizer.model"]
+WEIGHTS = (["*.safetensors"], ["pytorch_model*.bin"], ["*.pth"])  # the first kind that is there
+
+
+def checkpoint_folder(source: str, tell: Callable[[str], None], offline: bool = False) -> Path:
+    """A local folder as it is; else the hub's files of `owner/name[@revision]`, in the hub's cache.
+
+    Of several kinds of weights files only the first is fetched. `offline`, or with the hub's own
+    HF_HUB_OFFLINE, nothing is: what lies in the cache has to do. Raises WeightsError.
+    """
+    path = Path(source).expanduser() if source.startswith("~") else Path(source)
+    found = NAME.fullmatch(source)
+    # No owner's name begins with a dot: ./x and ../x are paths, though nothing is there.
+    if path.exists() or found is None or source.startswith((".", "~")):
+        return path
+    os.environ |= libraries_caches() | dict(os.environ)
+    from huggingface_hub import HfApi, constants, snapshot_download
+
+    repository, revision = found.groups()
+    if offline or constants.HF_HUB_OFFLINE:
+        return _from_cache(source, repository, revision)
+    tell(f"{source}: no such folder; looking on the hub ...")
+    try:
+        info = HfApi().model_info(repository, revision=revision)
+        names = [file.rfilename for file in info.siblings or []]
+        # Of the repository's own folder: what lies in others has no say in what is fetched.
+        names = [name for name in names if "/" not in name and not is_state(name)]
+        kind = next((k for k in WEIGHTS if any(Path(n).match(k[0]) for n in names)), WEIGHTS[0])
+        # By commit: what is fetched now and what the report names are the same.
+        return Path(snapshot_download(repository, revision=info.sha, allow_patterns=kind + BESIDE))
+    except Exception as error:  # the hub's, the network's, the disk's
+        raise WeightsError(_why_not(source, repository, revision, error)) from None
+
+
+def _from_cache(source: str, repository: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repository, revision=revision, local_files_only=True))
+    except Exception as error:  # the hub's, the disk's
+        raise WeightsError(
+            f"{source}: no such folder, and not in the hub's cache ({type(error).__name__})\n"
+            "    hint: leave --offline and HF_HUB_OFFLINE out, or fetch it elsewhere and name the "
+            "folder"
+        ) from None
+
+
+def _why_not(source: str, repository: str, revision: str | None, error: Exception) -> str:
+    from huggingface_hub import errors
+
+    page = f"https://huggingface.co/{repository}"
+    if isinstance(error, errors.GatedRepoError):
+        why, fix = "is gated", f"accept its terms on {page}, then hf auth login"
+    elif isinstance(error, errors.RevisionNotFoundError):
+        why, fix = f"has no revision {revision}", f"{page}/commits/main lists them"
+    elif isinstance(error, errors.RepositoryNotFoundError):
+        why = "is no folder here and no repository on the hub, or a private one"
+        fix = "correct the name, or hf auth login"
+    else:
+        why = f"cannot be fetched: {str(error).partition(chr(10))[0][:200]}"
+        fix = f"on a machine with a network: hf download {repository} --local-dir FOLDER"
+        fix += f" --revision {revision}" * bool(revision) + "; then name FOLDER here"
+    return f"{source}: {why}\n    hint: {fix}"

@@ -1,0 +1,147 @@
+"""Cache of frozen encoders' features on disk: one safetensors file per picture and encoder.
+
+An entry is keyed by the picture's bytes, the encoder's weights and the preprocessing, so that no
+stale one can be read. Writers write aside and rename: two at once, or a kill, leave whole entries.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import zlib
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from profiles.files import STALE_SECONDS, force, sweep
+from profiles.plan import Encoder, Plan
+from trainer.atomic_folder import share
+from trainer.data.formats.reasonseg import read_image
+from trainer.model.families.llava_sam.pictures import VERSION, pixels
+
+ASIDE = "writing"  # an entry on its way, with a random number: machines may share a cache
+
+
+class BadEntry(ValueError):
+    """A cache entry that is truncated, altered or another encoder's."""
+
+
+class NoEntry(BadEntry):
+    """A cache entry that is not there."""
+
+
+def encoder_key(plan: Plan, encoder: Encoder, fingerprint: str) -> str:
+    """Names the features: equal keys, equal features of equal pictures."""
+    shape = getattr(plan.profile, encoder).model_dump_json()
+    text = f"{encoder}|{shape}|{plan.dtype}|{fingerprint}|preprocess {VERSION}"
+    return f"{encoder}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+class FeatureCache:
+    """Features of one encoder under `root / key`."""
+
+    def __init__(self, root: Path, key: str) -> None:
+        self.folder = root / key
+        self.key = key
+
+    def entry(self, image: Path) -> Path:
+        """Where the features of a picture are, or would be."""
+        return self.folder / f"{_content_hash(image, image.stat().st_mtime_ns)}.safetensors"
+
+    def read(self, image: Path) -> Tensor:
+        """The features of a picture. Raises BadEntry."""
+        try:
+            return read_entry(self.entry(image), self.key)
+        except BadEntry as error:
+            hint = "start or --resume again: bad features are made anew"
+            raise type(error)(f"{error}\n    hint: {hint}") from None
+
+    def problem(self, image: Path) -> str | None:
+        """Why a picture's entry must be built: '' if there is none yet, None if it is good."""
+        try:
+            read_entry(self.entry(image), self.key)
+        except NoEntry:
+            return ""
+        except BadEntry as error:
+            return str(error)
+        return None
+
+    def write(self, image: Path, features: Tensor) -> None:
+        """Store features [...]: aside first, then renamed."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        features = features.contiguous().cpu()
+        aside = self.folder / f".{ASIDE}-{secrets.randbits(63)}"
+        try:
+            save_file(
+                {"features": features},
+                aside,
+                metadata={"key": self.key, "crc32": str(_checksum(features))},
+            )
+            share(aside)
+            force(aside)
+            os.replace(aside, self.entry(image))
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+
+
+def read_entry(path: Path, key: str) -> Tensor:
+    """Features from one file. Raises BadEntry, NoEntry."""
+    if not path.is_file():
+        raise NoEntry(f"{path}: not there")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            features: Tensor = file.get_tensor("features")
+    except Exception as error:  # an altered header may break its reader anywhere
+        raise BadEntry(f"{path}: unreadable: {error}") from None
+    if metadata.get("key") != key:
+        raise BadEntry(f"{path}: made by another encoder: {metadata.get('key')}")
+    if metadata.get("crc32") != str(_checksum(features)):
+        raise BadEntry(f"{path}: checksum differs")
+    return features
+
+
+def _checksum(features: Tensor) -> int:
+    return zlib.crc32(features.flatten().view(torch.uint8).numpy().tobytes())
+
+
+@lru_cache(maxsize=65536)
+def _content_hash(image: Path, modified: int) -> str:
+    del modified  # part of the memory's key: a changed file is hashed again
+    return hashlib.sha256(image.read_bytes()).hexdigest()
+
+
+def fill_cache(
+    cache: FeatureCache,
+    plan: Plan,
+    encoder: Encoder,
+    images: Sequence[Path],
+    load_encoder: Callable[[], Callable[[Tensor], Tensor]],
+    progress: Callable[[int, int], None],
+    report: Callable[[str], None],
+) -> int:
+    """Build the missing and damaged entries; returns how many. The encoder loads only if needed."""
+    # By age, not by process: a cache may be shared between machines. An entry takes a second.
+    sweep(cache.folder, [ASIDE], STALE_SECONDS)
+    encode: Callable[[Tensor], Tensor] | None = None
+    built = 0
+    for done, image in enumerate(images):
+        progress(done, len(images))
+        problem = cache.problem(image)
+        if problem is None:
+            continue
+        if problem:
+            report(f"rebuilding {problem}")
+        encode = encode or load_encoder()
+        batch = torch.from_numpy(pixels(read_image(image), encoder, plan.profile))[None]
+        cache.write(image, encode(batch)[0])
+        built += 1
+    progress(len(images), len(images))
+    return built

@@ -1,0 +1,250 @@
+"""Reads semantic segmentation, in COCO's format or as pictures of class numbers.
+
+On disk: ``ROOT/ade20k/`` and any ``ROOT/sem_seg/NAME/``. A folder with ``annotations.json`` is in
+COCO's format, its pictures in ``images/``; all annotations of a category in a picture are one
+mask. Any other is laid out as ADE20K, COCO-Stuff or Mapillary Vistas, whichever file of names it
+has (see LAYOUTS), with pictures of 8 bits a pixel. 255 is ignored everywhere, and so is a class
+that has a number but no name to ask for.
+
+Classes of the same name are one. Pictures without any are no part of the data set.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from profiles.files import read_regular
+from trainer.data.formats.coco import Part, paint_parts, read_coco
+from trainer.data.formats.reasonseg import (
+    IGNORE,
+    IMAGE_SUFFIXES,
+    PICTURE_SUFFIXES,
+    DataError,
+    Finding,
+    Report,
+    load_json,
+    open_image,
+)
+from trainer.data.picture_paths import PictureSearch
+from trainer.data.pictures import DataSet, Scanned, SegmentedPicture, Target, spoken
+
+
+def read(root: Path, limit: int | None = None) -> Scanned:
+    """The data sets that are there, of each the first `limit` pictures; every finding."""
+    others = sorted((root / "sem_seg").iterdir()) if (root / "sem_seg").is_dir() else []
+    # What macOS and notebooks leave in a folder is no data set.
+    others = [folder for folder in others if folder.name[0] != "." and folder.name != "__MACOSX"]
+    sets: list[DataSet] = []
+    findings: list[Finding] = []
+    for folder in (root / "ade20k", *others):
+        if folder.is_dir():
+            in_coco = (folder / "annotations.json").exists()
+            read_set = _read_coco_set if in_coco else _read_numbered_set
+            name = folder.relative_to(root).as_posix()
+            sets.append(DataSet(name, read_set(folder, limit, findings)))
+    return sets, findings
+
+
+def _read_coco_set(
+    folder: Path, limit: int | None, findings: list[Finding]
+) -> list[SegmentedPicture]:
+    report = Report(folder / "annotations.json", findings)
+    coco = read_coco(report)
+    by_image: dict[int, dict[str, list[Part]]] = {}
+    for mask in coco.masks.values():
+        named = by_image.setdefault(mask.image, {})
+        named.setdefault(coco.categories[mask.category], []).extend(mask.parts)
+    # Without all of its masks a category would be asked for with a part of the answer.
+    for mask in coco.unusable.values():
+        if mask.box != ():
+            by_image.get(mask.image, {}).pop(coco.categories[mask.category], None)
+    by_image = {number: named for number, named in by_image.items() if named}
+    pictures = []
+    names = [image.file_name for image in coco.images.values()]
+    search = PictureSearch([folder / "images"], strict=True, recorded=names)
+    for number in [number for number in coco.images if number in by_image][:limit]:
+        image = coco.images[number]
+        placed = search.find(report, f"{image.place}.file_name", image.file_name)
+        if placed is not None:
+            path = placed[0]
+            where = f"{report.path}: {image.place}"
+            targets = tuple(
+                Target(_phrases(name), partial(paint_parts, parts, image, report.path))
+                for name, parts in by_image[number].items()
+            )
+            pictures.append(SegmentedPicture(path.stem, path, where, targets))
+    return pictures
+
+
+def _read_numbered_set(
+    folder: Path, limit: int | None, findings: list[Finding]
+) -> list[SegmentedPicture]:
+    layout = next((known for known in LAYOUTS if (folder / known.names).exists()), LAYOUTS[0])
+    names = layout.read_names(Report(folder / layout.names, findings))
+    labels = folder / layout.labels
+    paths = sorted(path for path in labels.glob("*.png") if not path.name.startswith("."))
+    if not paths:
+        what = "pictures of class numbers, .png"
+        Report(labels, findings).add("folder", None, what, "fetch the data set again")
+    with ThreadPoolExecutor() as threads:  # Pillow decodes without Python's lock
+        read_all = partial(_read_numbered, folder / layout.images, names)
+        read_one = list(threads.map(read_all, paths[:limit]))
+    findings += [finding for _, found in read_one for finding in found]
+    return [picture for picture, _ in read_one if picture is not None]
+
+
+def _read_numbered(
+    images: Path, names: Mapping[int, str], label: Path
+) -> tuple[SegmentedPicture | None, list[Finding]]:
+    """A picture with the classes in it; None if there are none, or with findings."""
+    report = Report(label, entry=str(label))
+    for kinds in (IMAGE_SUFFIXES, sorted(PICTURE_SUFFIXES)):
+        found = [path for kind in kinds if (path := images / f"{label.stem}{kind}").is_file()]
+        if found:
+            break
+    if len(found) != 1:
+        got = ", ".join(path.name for path in found) or "none"
+        allowed = f"one picture {label.stem} in {images}"
+        report.add("picture", got, allowed, "add it or remove what is amiss")
+    opened = open_image(report, _class_numbers)
+    told = Report(found[0], report.findings, report.entry) if found else None
+    shown = open_image(told, lambda image: None) if told else None
+    if opened is None or shown is None:
+        return None, report.findings
+    numbers = opened[1]
+    if numbers is None:
+        report.add("picture of class numbers", "another mode", "8 bits a pixel", "convert it")
+        return None, report.findings
+    if numbers.shape != shown[0]:
+        got, allowed = (f"height {h}, width {w}" for h, w in (numbers.shape, shown[0]))
+        report.add("size", got, f"{allowed}, as {found[0].name}", "fetch both again")
+    present = [int(n) for n in np.flatnonzero(np.bincount(numbers.ravel(), minlength=256))]
+    unnamed = [n for n in present if n not in names]
+    if unnamed and names:
+        report.add("class numbers", unnamed, "those in the file of names", "name them there")
+    if report.findings:
+        return None, report.findings
+    together: dict[str, list[int]] = {}
+    for number in present:
+        if names.get(number):
+            together.setdefault(names[number], []).append(number)
+    ignored = tuple(number for number, name in names.items() if not name)
+    targets = tuple(
+        Target((name,), partial(_paint_classes, label, tuple(those), ignored))
+        for name, those in together.items()
+    )
+    picture = SegmentedPicture(label.stem, found[0], str(label), targets)
+    return (picture if targets else None), []
+
+
+def _class_numbers(image: Image.Image) -> NDArray[np.uint8] | None:
+    """uint8 [H, W]; None for what is not one byte a pixel."""
+    return np.array(image) if image.mode in ("L", "P") else None
+
+
+def _paint_classes(
+    label: Path, those: tuple[int, ...], ignored: tuple[int, ...], height: int, width: int
+) -> NDArray[np.uint8]:
+    """uint8 [height, width]: 1 where the class is one of `those`, 255 where one of `ignored`."""
+    report = Report(label)
+    opened = open_image(report, _class_numbers)
+    if opened is None:
+        raise DataError(report.findings)
+    numbers = opened[1]
+    if numbers is None or numbers.shape != (height, width):
+        report.add("picture of class numbers", "changed since it was read", "the same", "run again")
+        raise DataError(report.findings)
+    values = np.zeros(256, np.uint8)  # by class number
+    values[list(those)], values[list(ignored)] = 1, IGNORE
+    return values[numbers]
+
+
+def _phrases(name: str) -> tuple[str, ...]:
+    """How a category is asked for: PACO and Pascal-Part write bottle:cap for a part."""
+    whole, _, part = (text.strip() for text in name.partition(":"))
+    return (f"{whole} {part}", f"{part} of the {whole}") if whole and part else (name,)
+
+
+def _ade20k_names(report: Report) -> dict[int, str]:
+    """Names by class number, '' for what is ignored; empty with a finding added."""
+    names: dict[int, str] = {}
+    try:
+        text = read_regular(report.path).decode("utf-8-sig")
+        rows = list(csv.DictReader(text.splitlines(), delimiter="\t"))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        got = f"{type(error).__name__} {error}"
+        report.add("file", got, "a table in UTF-8 with the columns Idx and Name", "fetch it again")
+        return names
+    for place, row in enumerate(rows, start=2):
+        number, name = row.get("Idx") or "", row.get("Name") or ""
+        said = spoken(report, f"line {place}, Name", name.replace(";", ",").split(",")[0])
+        if not number.strip().isdecimal() or not 0 < int(number) < 256 or said is None:
+            allowed = "Idx from 1 to 255, and Name, with tabs between"
+            report.add(f"line {place}", f"{number!r}, {name!r}", allowed, "correct the line")
+        else:
+            names[int(number)] = said
+    if not rows:
+        report.add("file", "no row", "a table with the columns Idx and Name", "fetch it again")
+    return names and {0: "", 255: "", **names}
+
+
+def _cocostuff_names(report: Report) -> dict[int, str]:
+    """Its labels are counted from 1, its pictures' numbers from 0.
+
+    As LISA has it, classes such as wall-brick, door-stuff and food-other are not asked for: nobody
+    says them, and without their endings they would be a part of what is meant.
+    """
+    try:
+        lines = read_regular(report.path).decode("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        lines = [f"{type(error).__name__} {error}"]
+    found = [re.fullmatch(r"([0-9]+): (.+)", line) for line in lines if line.strip()]
+    names: dict[int, str] = {}
+    for match in found:
+        number, name = (int(match[1]), match[2]) if match else (256, "")
+        if number > 255:
+            allowed = "lines such as 1: person, with numbers up to 255"
+            report.add("file", match and match[0] or lines[0], allowed, "fetch it again")
+            return {}
+        if number:
+            names[number - 1] = "" if "-" in name else spoken(report, f"{number}", name) or ""
+    return names and {**names, 255: ""}
+
+
+def _mapillary_names(report: Report) -> dict[int, str]:
+    """The n-th label, from 0, is called as its `readable` says."""
+    labels = (load_json(report, dict, "an object with labels") or {}).get("labels")
+    listed = labels if isinstance(labels, list) else []
+    named = [label.get("readable") if isinstance(label, dict) else None for label in listed]
+    if not 0 < len(named) <= 255 or not all(isinstance(name, str) for name in named):
+        report.add("labels", labels, "1 to 255 objects with a readable name", "fetch it again")
+        return {}
+    said = [spoken(report, f"labels[{n}].readable", name) or "" for n, name in enumerate(named)]
+    return {255: "", **{n: "" if name == "unlabeled" else name for n, name in enumerate(said)}}
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where a data set has its class names, pictures, and pictures of class numbers."""
+
+    names: str
+    images: str
+    labels: str
+    read_names: Callable[[Report], dict[int, str]]
+
+
+LAYOUTS = (
+    _Layout("objectInfo150.txt", "images/training", "annotations/training", _ade20k_names),
+    _Layout("labels.txt", "images/train2017", "annotations/train2017", _cocostuff_names),
+    _Layout("config_v2.0.json", "training/images", "training/v2.0/labels", _mapillary_names),
+)

@@ -1,0 +1,269 @@
+"""One's own COCO annotations as drawings: masks traced pixel by pixel, upright.
+
+All instances of a category on a picture are its target. A crowd (`iscrowd`) is ignored for its
+category, since nobody outlined what is in it one by one; where an instance lies on it, the instance
+holds. What is labelled "ignore" is ignored for every category on its picture, as with LabelMe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeAlias, TypeGuard
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+from profiles.text import argument
+from trainer.data.formats.coco import (
+    SUPERVISION,
+    Coco,
+    CocoImage,
+    CocoMask,
+    Part,
+    checked_coco,
+    painted_box,
+)
+from trainer.data.formats.reasonseg import (
+    IGNORE,
+    TARGET,
+    Finding,
+    FloatArray,
+    Polygon,
+    Progress,
+    Report,
+    Size,
+    load_json,
+    open_image,
+)
+from trainer.data.importing.encoding import Conventions
+from trainer.data.importing.foreign import is_foreign
+from trainer.data.importing.label_studio import TASKS, as_coco
+from trainer.data.importing.outlines import (
+    Drawing,
+    called,
+    frames,
+    means_ignore,
+    orientation_of,
+    traced,
+)
+from trainer.data.picture_paths import PictureSearch
+
+Turn: TypeAlias = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+
+# info.contributor of Label Studio's exports: COCO, and Brush labels to COCO.
+LABEL_STUDIO, BRUSH = "Label Studio", "Label Studio Converter"
+
+# What turns stored pixels upright, by EXIF orientation.
+_TURNS: dict[int, Turn] = {
+    1: lambda mask: mask,
+    2: lambda mask: mask[:, ::-1],
+    3: lambda mask: mask[::-1, ::-1],
+    4: lambda mask: mask[::-1],
+    5: lambda mask: mask.T,
+    6: lambda mask: np.rot90(mask, -1),
+    7: lambda mask: mask[::-1, ::-1].T,
+    8: np.rot90,
+}
+
+
+def read_drawings(
+    path: Path,
+    search: PictureSearch,
+    findings: list[Finding],
+    conventions: Conventions | None = None,
+    progress: Progress | None = None,
+) -> Iterator[Drawing]:
+    """The pictures whose annotations are sound; a finding for all that is not."""
+    report = Report(path, findings)
+    if is_foreign(report):
+        return
+    conventions = conventions or Conventions()
+    notes = _read(report, conventions)
+    marks: dict[int, list[CocoMask]] = {number: [] for number in notes.images}
+    for mask in (*notes.masks.values(), *notes.unusable.values()):
+        marks[mask.image].append(replace(mask, crowd=_is_crowd(mask, conventions)))
+    search.told(image.file_name for image in notes.images.values())
+    for done, (number, image) in enumerate(notes.images.items(), 1):
+        if progress is not None:
+            progress("importing pictures", done, len(notes.images))
+        what = f"{image.place}.file_name"
+        placed = search.find(report, what, image.file_name)
+        if placed is None:
+            continue
+        picture, pictures = placed
+        entry = f"{path}: {image.place}"
+        opened = open_image(Report(picture, findings, entry), orientation_of)
+        if opened is None:
+            continue
+        upright, orientation = opened
+        those, turn = [_filled(mask, image, notes.tool) for mask in marks[number]], None
+        if orientation != 1 and _is_drawn_upright(notes.tool, image, upright, conventions):
+            those = [_stretched(mask, image.size, upright) for mask in those]
+            image, turn = replace(image, size=upright), _TURNS[1]
+        turn = turn or _turn(report, image, conventions.frame, upright, orientation)
+        if turn:
+            outlined = _outlined(report, those, notes, image, turn)
+            yield Drawing(called(picture, pictures), picture, path, outlined)
+
+
+def _read(report: Report, conventions: Conventions) -> Coco:
+    """COCO's file, or Label Studio's list of tasks."""
+    allowed = "COCO's {images, annotations, categories}, or Label Studio's list of tasks"
+    before = len(report.findings)
+    parsed = load_json(report, object, allowed, text_of=conventions.text)
+    if isinstance(parsed, list) and parsed:
+        parsed = as_coco(report, parsed)
+    if isinstance(parsed, dict) and "shapes" in parsed and "images" not in parsed:
+        fix = f"name the folder that it lies in: {argument(report.path.parent)}"
+        report.add("file", "LabelMe's or ReasonSeg's, of one picture", allowed, fix)
+    elif isinstance(parsed, dict):
+        return checked_coco(report, parsed)
+    if len(report.findings) == before:
+        report.add("file", parsed, allowed, "correct the file or fetch it again")
+    return Coco({}, {}, {})
+
+
+def _is_crowd(mask: CocoMask, conventions: Conventions) -> bool:
+    """Whether `iscrowd` 1 means a crowd, as COCO has it, or an object that was painted.
+
+    CVAT, Datumaro and supervision mark objects so whose outline is no polygon. None of them tells
+    which it was, so the user has the last word.
+    """
+    if not mask.crowd:
+        return False
+    if conventions.iscrowd is not None:
+        return conventions.iscrowd == "crowd"
+    if mask.grouped:
+        conventions.assume("annotations with iscrowd 1 left out of the answers, as crowds; if they "
+                           "are objects: --iscrowd object")  # fmt: skip
+    else:
+        conventions.assume(
+            "annotations with iscrowd 1 read as objects, as CVAT and others mark what was painted; "
+            "if they are crowds: --iscrowd crowd"
+        )
+    return mask.grouped
+
+
+def _is_drawn_upright(tool: str, image: CocoImage, upright: Size, conventions: Conventions) -> bool:
+    """Whether outlines on a turned picture are parts of the upright one, at any size given.
+
+    Label Studio's converter multiplies per cent of what the annotator saw by the stored width and
+    height, or if it did not find the picture, by those of the upright one.
+    """
+    known = tool == LABEL_STUDIO and image.size == upright[::-1]
+    known |= tool in (LABEL_STUDIO, BRUSH, TASKS) and image.size == upright
+    if not known or conventions.frame is not None:
+        return False
+    conventions.assume("turned pictures' outlines read as upright, as Label Studio draws them")
+    return True
+
+
+def _filled(mask: CocoMask, image: CocoImage, tool: str) -> CocoMask:
+    """With run lengths for outlines that a tool traced along the middles of a mask's last pixels.
+
+    supervision and Label Studio's brush do, by OpenCV's findContours; painted as COCO's polygons
+    they would lose a row and a column.
+    """
+    if not any(_is_traced(part, tool) for part in mask.parts):
+        return mask
+    region = np.zeros(image.size, np.uint8)
+    for part in mask.parts:
+        if _is_traced(part, tool):
+            cv2.fillPoly(region, [part.reshape(-1, 2).astype(np.int32)], 1)
+    rest = tuple(part for part in mask.parts if not _is_traced(part, tool))
+    return replace(mask, parts=(*rest, coco_mask.encode(np.asfortranarray(region))))
+
+
+def _is_traced(part: Part, tool: str) -> TypeGuard[FloatArray]:
+    """Whether a polygon is of whole numbers, and of Label Studio's with a step across a corner.
+
+    Label Studio's rounds what was clicked to whole numbers as well; edges along rows, columns and
+    diagonals only, with one of the last, come from a brush.
+    """
+    if tool not in (SUPERVISION, BRUSH) or isinstance(part, dict) or (part % 1).any():
+        return False
+    points = part.reshape(-1, 2)
+    across, down = np.abs(np.roll(points, -1, axis=0) - points).T
+    diagonal = (across == down) & (across > 0)
+    straight = (across == 0) | (down == 0)
+    return tool == SUPERVISION or bool((diagonal | straight).all() and diagonal.any())
+
+
+def _stretched(mask: CocoMask, told: Size, upright: Size) -> CocoMask:
+    """Its polygons in pixels of the upright picture; the box of a rectangle is so already."""
+    stretch = upright[1] / told[1], upright[0] / told[0]
+    parts = tuple(
+        (part.reshape(-1, 2) * np.array(stretch)).ravel() if isinstance(part, np.ndarray) else part
+        for part in mask.parts
+    )
+    return replace(mask, parts=parts)
+
+
+def _turn(
+    report: Report, image: CocoImage, frame: str | None, upright: Size, orientation: int
+) -> Turn | None:
+    """What turns a mask of the annotated size upright; None with a finding added.
+
+    COCO's own annotations are in stored pixels, some tools' in upright ones: the size tells which,
+    or the user does with `frame`. Where nothing tells, as for a picture that is upside down,
+    nothing is guessed.
+    """
+    what, told = image.place, image.size
+    fits = frames(told, upright, orientation)
+    named = fits[0] if len(fits) == 1 else frame
+    if fits and named:
+        return _TURNS[1 if named == "upright" else orientation]
+    if fits:
+        allowed = "a size that tells whether masks are of the picture as stored or upright"
+        got = f"{told} for a picture with EXIF orientation {orientation}"
+        fix = "say which with --frame stored or --frame upright"
+    else:
+        allowed, got = f"{upright}, the picture's", f"{told}"
+        fix = "name the very picture that was annotated"
+    report.add(f"{what}.(height, width)", got, allowed, fix)
+    return None
+
+
+def _outlined(
+    report: Report, marks: list[CocoMask], notes: Coco, image: CocoImage, turn: Turn
+) -> dict[str, tuple[Polygon, ...]]:
+    """The traced target and ignored regions of each category that has an instance."""
+    together: dict[str, list[CocoMask]] = {}
+    ignored: list[CocoMask] = []
+    for one in marks:
+        label = notes.categories[one.category].replace(":", " ")
+        (ignored if means_ignore(label) else together.setdefault(label, [])).append(one)
+    outlined = {}
+    unusable = {one.place for one in notes.unusable.values()}
+
+    def order(one: CocoMask) -> tuple[bool, int]:
+        """Crowds below, and the smaller on top of the larger where some are ignored."""
+        area = int(painted_box(one.parts, image.size)[2].sum()) if ignored else 0
+        return not one.crowd, -area
+
+    for label, those in together.items():  # one after the other: a mask has the picture's size
+        regions, all_told = np.zeros(image.size, np.uint8), True
+        marked = [(one, IGNORE if one.crowd else TARGET) for one in those]
+        marked += [(one, IGNORE) for one in ignored]
+        for one, value in sorted(marked, key=lambda pair: order(pair[0])):
+            rows, columns, covered = painted_box(one.parts, image.size)
+            regions[rows, columns][covered] = value
+            empty = not covered.any()
+            if one.place in unusable:
+                pass  # told when it was read
+            elif empty:
+                allowed = f"some part within width {image.size[1]}, height {image.size[0]}"
+                fix = "export the annotation again or take it out"
+                report.add(f"{one.place}.segmentation", "no pixel of the picture", allowed, fix)
+            if empty:  # if it is left out, nobody knows what in its box is the answer
+                all_told &= one.box is not None
+                rows, columns, covered = painted_box(one.box or (), image.size)
+                inner = regions[rows, columns]
+                inner[covered & (inner == 0)] = IGNORE
+        if TARGET in regions and all_told:
+            outlined[label] = traced(turn(regions))
+    return outlined

@@ -1,0 +1,38 @@
+"""Files of annotation tools that are not read, each refused by its name and with what to export."""
+
+from __future__ import annotations
+
+import re
+
+from trainer.data.formats.reasonseg import Report
+
+_HEAD_BYTES = 4096
+_COCO = "polygons and masks as COCO's instances"
+# (what it looks like at its beginning, what it is, what to export instead)
+_KINDS = (
+    (r"\s*<(.*<)?annotations\b", "CVAT's XML", "in CVAT, export the dataset as COCO 1.0"),
+    (r"\s*<(.*<)?annotation\b", "Pascal VOC's XML, which has boxes", f"export {_COCO}"),
+    (r"\s*<", "XML", f"export {_COCO}"),
+    (r'\s*\{\s*("_via_|"[^"]*"\s*:\s*\{\s*"(fileref|filename)")',
+     "a project or the JSON of VIA (VGG Image Annotator)",
+     "in VIA, choose Annotation, Export Annotations (COCO format)"),
+    (r"(#?\s*)?filename,file_size,", "VIA's CSV",
+     "in VIA, choose Annotation, Export Annotations (COCO format)"),
+    (r'\s*\{.*"(dm_format_version|media_type)"', "Datumaro's own JSON",
+     "export the dataset as coco_instances"),
+)  # fmt: skip
+
+
+def is_foreign(report: Report) -> bool:
+    """Whether the file at the report's path is of a known kind that is not read: a finding then."""
+    try:
+        with report.path.open("rb") as file:
+            head = file.read(_HEAD_BYTES).decode("utf-8-sig", "ignore")
+    except OSError:
+        return False  # told by whoever reads it
+    for pattern, what, fix in _KINDS:
+        if re.match(pattern, head, re.DOTALL):
+            allowed = "LabelMe's files, COCO's instances, or Label Studio's JSON"
+            report.add("file", what, allowed, fix)
+            return True
+    return False

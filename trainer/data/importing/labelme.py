@@ -1,0 +1,269 @@
+"""Reads a folder of LabelMe's annotations: one JSON per picture, with `imagePath` and `shapes`.
+
+LabelMe shows and measures pictures upright, as ReasonSeg does, so points are taken as they are.
+X-AnyLabeling, which writes the same, measures them as stored, unless it has turned the file itself.
+A shape labelled "ignore" belongs to every label of its picture. `imageData` is not looked at.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from trainer.data.formats.reasonseg import (
+    LARGEST_FILE,
+    Budget,
+    Finding,
+    FloatArray,
+    Polygon,
+    Progress,
+    Report,
+    Size,
+    load_json,
+    open_image,
+    painted_area,
+    read_points,
+    read_sentence,
+)
+from trainer.data.importing.encoding import Conventions
+from trainer.data.importing.foreign import is_foreign
+from trainer.data.importing.outlines import (
+    IGNORE_LABEL,
+    TARGET_LABEL,
+    Drawing,
+    called,
+    frames,
+    json_files,
+    means_ignore,
+    orientation_of,
+    outlines,
+)
+from trainer.data.picture_paths import PictureSearch
+
+# One point every 3 degrees: off by a third of a pixel at most for a radius of 1000.
+CIRCLE_POINTS = 120
+# Of LabelMe's own labels.txt, which its converters know as well.
+BACKGROUND_LABELS = ("_background_", "__background__")
+WITHOUT_INSIDE = ("point", "points", "line", "linestrip")
+
+
+def read_labelme(
+    folder: Path,
+    search: PictureSearch,
+    findings: list[Finding],
+    conventions: Conventions | None = None,
+    progress: Progress | None = None,
+) -> Iterator[Drawing]:
+    """The pictures whose annotations are sound; a finding for all that is not."""
+    conventions = conventions or Conventions()
+    recorded: list[str] = []
+    apart: list[Path] = []
+    start = len(findings)
+    # Pictures that lie where they should come first: then all names are known, and a picture that
+    # has to be guessed is not taken for another one of its name.
+    files = json_files(folder)
+    for done, path in enumerate(files, 1):
+        if progress is not None:
+            progress("importing pictures", done, len(files))
+        if is_foreign(Report(path, findings)):
+            continue
+        report = Report(path, findings, entry=str(path))
+        notes = _notes(report, conventions)
+        if notes is None:
+            continue
+        name = notes.get("imagePath")
+        if isinstance(name, str):
+            recorded.append(os.path.join(path.parent, name))
+            if not search.is_recorded(name, path.parent, folder):
+                apart.append(path)
+                continue
+        yield from _drawing(report, notes, folder, search, conventions)
+    search.told(recorded)
+    for path in apart:
+        report = Report(path, findings, entry=str(path))
+        notes = _notes(report, conventions)
+        if notes is not None:
+            yield from _drawing(report, notes, folder, search, conventions)
+    findings[start:] = sorted(findings[start:], key=lambda one: one.entry or str(one.path))
+
+
+def _notes(report: Report, conventions: Conventions) -> dict[str, Any] | None:
+    """The parsed file of one picture; None with a finding added."""
+    notes = load_json(report, dict, "LabelMe's {imagePath, shapes}", LARGEST_FILE,
+                      conventions.text)  # fmt: skip
+    if notes is not None and "annotations" in notes:
+        allowed = "LabelMe's files only"
+        whole = Report(report.path, report.findings)  # thousands of entries do not go as one
+        whole.add("file", "COCO's annotations", allowed, "import it on its own, by its name")
+        return None
+    return notes
+
+
+def _drawing(
+    report: Report, notes: dict[str, Any], folder: Path, search: PictureSearch,
+    conventions: Conventions,
+) -> Iterator[Drawing]:  # fmt: skip
+    """What the file tells of its picture, if both can be used at all."""
+    findings, path = report.findings, report.path
+    before = len(findings)
+    placed = search.find(report, "imagePath", notes.get("imagePath"), path.parent, folder)
+    if placed is None:
+        return
+    picture, root = placed
+    opened = open_image(Report(picture, findings, report.entry), orientation_of)
+    turn = opened and _turn(report, notes, conventions, *opened)
+    if opened is None or turn is None:
+        return
+    outlined = _outlined(report, notes.get("shapes"), opened[0], turn)
+    # Without all of its shapes a label would be asked for with a part of the answer.
+    yield Drawing(called(picture, root), picture, path, outlined, len(findings) == before)
+
+
+def _turn(
+    report: Report, notes: dict[str, Any], conventions: Conventions, upright: Size,
+    orientation: int,
+) -> int | None:  # fmt: skip
+    """The orientation that points have to be turned by, 1 for none; None with a finding added.
+
+    The size [H, W] that a picture was annotated at tells the frame of a quarter turn. Of others
+    LabelMe's own files are upright; whether X-AnyLabeling's are, depends on what its user clicked.
+    """
+    told = notes.get("imageHeight"), notes.get("imageWidth")
+    fits = frames(told, upright, orientation)
+    if told == (None, None):
+        fits = ["upright"] if orientation == 1 else ["upright", "stored"]
+    if not fits:
+        fix = "open it in LabelMe again and save it, with the shapes where they belong"
+        report.add("imageHeight, imageWidth", told, f"{upright}, the upright picture's", fix)
+        return None
+    frame = fits[0]
+    if len(fits) > 1 and conventions.frame is not None:
+        frame = conventions.frame
+    elif len(fits) > 1 and "checked" in notes:  # X-AnyLabeling's own key
+        got = f"X-AnyLabeling's shapes on a picture with EXIF orientation {orientation}"
+        allowed = "a size that tells whether they are of the picture as stored or upright"
+        fix = "say it with --frame stored, or --frame upright if X-AnyLabeling turned its copy"
+        report.add("imageHeight, imageWidth", got, allowed, fix)
+        return None
+    if frame == "upright":
+        return 1
+    conventions.assume("turned pictures' shapes read as drawn on the picture as stored")
+    return orientation
+
+
+def _outlined(
+    report: Report, shapes: object, size: Size, turn: int
+) -> dict[str, tuple[Polygon, ...]]:
+    """The polygons of each label, the ignored ones last in each."""
+    if not isinstance(shapes, list):
+        report.add("shapes", shapes, "a list of LabelMe's shapes", "annotate the picture again")
+        return {}
+    targets: dict[str, list[Polygon]] = {}
+    ignored: list[Polygon] = []
+    budget = Budget()
+    for index, shape in enumerate(shapes):
+        what, fields = f"shapes[{index}]", shape if isinstance(shape, dict) else {}
+        if fields.get("label") in BACKGROUND_LABELS:
+            fix = "take the shape out: what is not outlined is background"
+            report.add(f"{what}.label", fields["label"], "the name of a thing", fix)
+            continue
+        label = read_sentence(report, f"{what}.label", fields.get("label"))
+        polygons = _polygons(report, what, fields, size, budget, turn)
+        if label is None:
+            continue
+        if means_ignore(label):
+            ignored += [Polygon(IGNORE_LABEL, points) for points in polygons]
+        else:
+            found = targets.setdefault(label, [])
+            found += [Polygon(TARGET_LABEL, points) for points in polygons]
+    return {label: (*polygons, *ignored) for label, polygons in targets.items() if polygons}
+
+
+def _polygons(
+    report: Report, what: str, shape: dict[str, Any], size: Size, budget: Budget, turn: int
+) -> list[FloatArray]:
+    """The outlines [N, 2] of one shape; none with a finding added."""
+    kind = shape.get("shape_type", "polygon")
+    read = _KINDS.get(kind) if isinstance(kind, str) else None
+    if read is None:
+        fix = "draw it as a polygon, or take it out"
+        fix += ": it has no inside" if kind in WITHOUT_INSIDE else ""
+        report.add(f"{what}.shape_type", kind, ", ".join(_KINDS), fix)
+        return []
+    least = {"polygon": 3, "rectangle": 2, "circle": 2, "mask": 2}.get(kind, 4)
+    points = read_points(report, f"{what}.points", shape.get("points"), least)
+    if points is None:
+        return []
+    try:
+        found = read(points, shape.get("mask"))
+    except Exception as error:
+        # Broad as for pictures: a damaged mask makes Pillow raise nearly anything.
+        got = f"{type(error).__name__} {error}"
+        report.add(f"{what}.mask", got, "a PNG in base64", "draw the shape again")
+        return []
+    last = 1 if kind == "mask" else 0  # its outlines run through the middles of pixels
+    found = [_turned(outline, turn, size[0] - last, size[1] - last) for outline in found]
+    if not all(budget.covers(report, f"{what}.points", outline, size) for outline in found):
+        return []
+    if not any(painted_area(Polygon(TARGET_LABEL, outline), *size) for outline in found):
+        allowed = f"some part within width {size[1]}, height {size[0]}"
+        report.add(f"{what}.points", points.tolist(), allowed, "draw it again or take it out")
+        return []
+    return found
+
+
+def _turned(points: FloatArray, orientation: int, height: int, width: int) -> FloatArray:
+    """Points [N, 2] of a stored picture in its upright one, which is of this size."""
+    x, y = points.T
+    if orientation >= 5:
+        x, y = y, x
+    x = width - x if orientation in (2, 3, 6, 7) else x
+    y = height - y if orientation in (3, 4, 7, 8) else y
+    return np.stack([x, y], axis=1)
+
+
+def _polygon(points: FloatArray, mask: object) -> list[FloatArray]:
+    return [points]
+
+
+def _rectangle(points: FloatArray, mask: object) -> list[FloatArray]:
+    """From two opposite corners, or all four, as X-AnyLabeling writes them."""
+    (left, top), (right, bottom) = points.min(axis=0), points.max(axis=0)
+    return [np.array([[left, top], [right, top], [right, bottom], [left, bottom]])]
+
+
+def _circle(points: FloatArray, mask: object) -> list[FloatArray]:
+    """From the centre and a point on the rim."""
+    centre, rim = points[:2]
+    angles = np.linspace(0, 2 * np.pi, CIRCLE_POINTS, endpoint=False)
+    turned = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    return [centre + np.hypot(*(rim - centre)) * turned]
+
+
+def _mask(points: FloatArray, mask: object) -> list[FloatArray]:
+    """From the top left corner and a picture of the mask, as LabelMe's AI tools leave it."""
+    if not isinstance(mask, str):
+        raise ValueError(f"{mask!r}")
+    with Image.open(BytesIO(base64.b64decode(mask, validate=True)), formats=["PNG"]) as image:
+        if image.width * image.height > (Image.MAX_IMAGE_PIXELS or float("inf")):
+            raise ValueError(f"{image.width} x {image.height} pixels")
+        inside = np.asarray(image.convert("L")) > 0
+    return [outline + np.trunc(points.min(axis=0)) for outline in outlines(inside)]
+
+
+_KINDS: dict[str, Callable[[FloatArray, object], list[FloatArray]]] = {
+    "polygon": _polygon,
+    "rectangle": _rectangle,
+    "circle": _circle,
+    "mask": _mask,
+    "oriented_rectangle": _polygon,  # LabelMe: four corners
+    "rotation": _polygon,  # X-AnyLabeling: the same
+    "quadrilateral": _polygon,  # X-AnyLabeling: four corners at any angles
+}

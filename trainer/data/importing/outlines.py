@@ -1,0 +1,117 @@
+"""What readers of annotation tools hand over: pictures with outlines by label, and helpers."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image
+
+from trainer.data.formats.reasonseg import FloatArray, Polygon, Size, load_whole
+
+TARGET_LABEL, IGNORE_LABEL = "target", "ignore"
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A picture and, for each label, the polygons that answer a question about it.
+
+    `name` is how the annotations call the picture, with forward slashes; `notes` is their file.
+    The polygons are labelled "target" and "ignore", in pixels of the upright picture.
+    """
+
+    name: str
+    picture: Path
+    notes: Path
+    outlined: dict[str, tuple[Polygon, ...]]
+    sound: bool = True  # whether nothing of it is a finding
+
+
+def means_ignore(label: str) -> bool:
+    """Whether a label says "ignore", in any of the spellings of LabelMe's users: `__ignore__`."""
+    return label.strip("_ ").lower() == IGNORE_LABEL
+
+
+def orientation_of(image: Image.Image) -> int:
+    """A picture's EXIF orientation, once it is known to be whole; 1 is upright."""
+    given = image.getexif().get(ExifTags.Base.Orientation, 1)
+    load_whole(image)
+    return given if given in range(2, 9) else 1
+
+
+def frames(told: object, upright: Size, orientation: int) -> list[str]:
+    """Which of "upright" and "stored" outlines may be in, by the size [H, W] they were drawn at.
+
+    Both for a picture that is upside down, mirrored or square.
+    """
+    stored = upright[::-1] if orientation >= 5 else upright
+    sizes = {"upright": upright} if orientation == 1 else {"upright": upright, "stored": stored}
+    return [frame for frame, size in sizes.items() if told == size]
+
+
+def json_files(folder: Path) -> list[Path]:
+    """Every JSON file in a folder and its subfolders, sorted, but for hidden ones."""
+    return [
+        path
+        for path in sorted(folder.rglob("*.json"))
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+
+
+def called(picture: Path, root: Path) -> str:
+    """The name of a picture in `root`: its path from there, with forward slashes."""
+    return Path(os.path.relpath(picture, root)).as_posix()
+
+
+def outlines(mask: NDArray[np.bool_]) -> list[FloatArray]:
+    """Outlines [N, 2] that, each painted by `paint_mask`, cover exactly this mask [H, W].
+
+    ReasonSeg knows no holes, so a piece with a hole is cut in two through it, until none is left.
+    """
+    found: list[FloatArray] = []
+    todo = [(mask.astype(np.uint8), 0, 0)]  # with the place of their top left corner
+    while todo:
+        piece, left, top = todo.pop()
+        contours, tree = cv2.findContours(piece, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+        parts: NDArray[np.int32] | None = None
+        for index, contour in enumerate(contours):
+            _, _, first_hole, parent = tree[0][index]
+            if parent >= 0:
+                continue  # a hole: seen to with the part that it is in
+            points = contour[:, 0]
+            if first_hole < 0:
+                # A dot or a line, too, is given as the three points that readers ask for.
+                whole = np.resize(points, (max(3, len(points)), 2))
+                found.append(whole + np.array([left, top], dtype=np.float64))
+                continue
+            if parts is None:
+                parts = cv2.connectedComponents(piece, connectivity=8)[1]
+            x, y, width, height = cv2.boundingRect(contour)
+            holes = [
+                c[:, 0, 1] - y for c, t in zip(contours, tree[0], strict=True) if t[3] == index
+            ]
+            # The hole in the middle: halves stay few where there are many holes.
+            hole = min(holes, key=lambda rows: abs(float(rows.mean()) - height / 2))
+            cut = int(hole.min() + hole.max() + 1) // 2
+            part = parts[y : y + height, x : x + width] == parts[points[0][1], points[0][0]]
+            for rows, start in ((part[:cut], 0), (part[cut:], cut)):
+                todo.append((rows.astype(np.uint8), left + x, top + y + start))
+    return found
+
+
+def traced(regions: NDArray[np.uint8]) -> tuple[Polygon, ...]:
+    """Polygons of a label map [H, W] of {0 background, 1 target, 255 ignore}.
+
+    They do not overlap, so the order in which they are painted does not matter.
+    """
+    x, y, width, height = cv2.boundingRect(np.ascontiguousarray(regions))
+    inner, corner = regions[y : y + height, x : x + width], np.array([x, y], dtype=np.float64)
+    return tuple(
+        Polygon(label, points + corner)
+        for value, label in ((1, TARGET_LABEL), (255, IGNORE_LABEL))
+        for points in outlines(inner == value)
+    )

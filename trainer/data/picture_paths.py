@@ -1,0 +1,292 @@
+"""The one place where the name of a picture, as annotations have it, becomes a path."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PureWindowsPath
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from trainer.data.formats.reasonseg import Report, read_sentence
+
+# Folders that hold nothing but annotations: the pictures are beside them.
+_NOTES_FOLDERS = ("annotations", "annotation", "labels", "label", "json", "jsons", "labelme")
+_SHOWN = 5  # candidates
+_UPLOAD = re.compile(r"[0-9a-f]{8}-(?=.)")  # Label Studio puts a hash before the user's own name
+_MOST_FILES = 2_000_000  # looked at for a name; a whole disk is not searched
+
+
+def picture_in(
+    report: Report, what: str, name: object, *folders: Path, root: Path | None = None
+) -> Path | None:
+    """The picture called `name` in the first folder that has it; None with a finding added.
+
+    No name leads out of `root`, by default out of the folder itself, whatever system it was
+    written for, nor by a symbolic link on the way: annotations from elsewhere shall not pick files
+    of this machine.
+    """
+    text = read_sentence(report, what, name)
+    if text is None:
+        return None
+    parts = PureWindowsPath(text)  # knows both kinds of separators, and drives
+    outside = bool(parts.anchor)
+    for folder in () if outside else folders:
+        path = Path(os.path.abspath(folder.joinpath(*parts.parts)))
+        outside |= _leads_out(path, root or folder)
+        found = None if outside else _as_called(path)
+        if found and not _leads_out(found, root or folder):
+            return found
+    _refuse(report, what, name, root or " or ".join(map(str, folders)), outside)
+    return None
+
+
+class PictureSearch:
+    """Finds the pictures that annotations name, by one rule for all formats.
+
+    First as recorded in each folder, then by the end of the recorded path, then by the base name
+    if one picture below the folders has it. Paths may be of another machine or system, or
+    addresses. Nothing is found outside of the folders, whatever a name or a link says.
+    """
+
+    def __init__(
+        self,
+        folders: Iterable[Path],
+        *,
+        least: int = 1,
+        by_name: bool = True,
+        strict: bool = False,
+        recorded: Iterable[object] = (),
+    ) -> None:
+        """`recorded`: all names, if they are known; `strict`: none may lead elsewhere.
+
+        `least` is how many parts of a path have to agree.
+        """
+        self.folders = list(dict.fromkeys(Path(os.path.abspath(folder)) for folder in folders))
+        self.least, self.by_name, self.strict = least, by_name, strict
+        self.missing = 0  # names that were not found
+        self._index: dict[str, list[tuple[Path, Path]]] | None = None
+        self._shared = Counter[str]()
+        self.told(recorded)
+
+    def told(self, recorded: Iterable[object]) -> None:
+        """Take note of all names that will be asked for, so that none is taken for another.
+
+        An end that several of them have leads nowhere.
+        """
+        texts = {text for text in recorded if isinstance(text, str)}
+        self._shared = Counter(end for text in texts for end in _ends(text))
+
+    def is_recorded(self, name: object, beside: Path, root: Path) -> bool:
+        """Whether the name leads to a picture as it is, without a guess."""
+        found = self._as_recorded(name, beside, root) if isinstance(name, str) else None
+        return isinstance(found, tuple)
+
+    def find(
+        self,
+        report: Report,
+        what: str,
+        name: object,
+        beside: Path | None = None,
+        root: Path | None = None,
+    ) -> tuple[Path, Path] | None:
+        """The picture and the folder it was found from; None with a finding added.
+
+        A path that is recorded from the folder `beside` may lead anywhere in `root`.
+        """
+        text = read_sentence(report, what, name)
+        if text is None:
+            return None
+        exact = self._as_recorded(text, beside, root)
+        if isinstance(exact, tuple):
+            return exact
+        outside = exact
+        spellings = [PureWindowsPath(spelling) for spelling in _spellings(text)]
+        if not (self.strict and outside):
+            for parts in spellings:
+                found_there = self._by_end(parts)
+                if found_there:
+                    return found_there
+            # By its base name alone it is a guess if another entry's picture has the same.
+            shared = self._shared[_key(PureWindowsPath(text).name)] > 1
+            candidates = [] if shared else list(self._candidates(spellings))
+            if len(candidates) == 1:
+                return candidates[0]
+            if candidates:
+                listed = ", ".join(str(path) for path, _ in candidates[:_SHOWN])
+                more = " …" if len(candidates) > _SHOWN else ""
+                allowed = f"the name of one picture; this is ambiguous: {listed}{more}"
+                fix = "write the path that is meant, or keep one of them there"
+                report.add(what, name, allowed, fix)
+                return None
+        self.missing += not self.strict
+        _refuse(report, what, name, " or ".join(map(str, self.folders)), outside)
+        return None
+
+    def _as_recorded(
+        self, text: str, beside: Path | None, root: Path | None
+    ) -> tuple[Path, Path] | bool:
+        """The picture just where the name leads; else whether it leads out of the folders."""
+        outside = False
+        places = [(folder, folder) for folder in self.folders]
+        if beside is not None:
+            places.insert(0, (beside, root or beside))
+        for parts in map(PureWindowsPath, _spellings(text)):
+            outside |= bool(parts.anchor)
+            if parts.anchor:
+                continue
+            for start, border in places:
+                path = Path(os.path.abspath(start.joinpath(*parts.parts)))
+                if _leads_out(path, border):
+                    outside = True
+                elif (found := _as_called(path)) and not _leads_out(found, border):
+                    return found, border
+        return outside
+
+    def _by_end(self, parts: PureWindowsPath) -> tuple[Path, Path] | None:
+        """The picture at the longest end of a path that leads to one."""
+        names = _names(parts)
+        for start in range(len(names) - max(self.least, 1) + 1):
+            if self._shared[_key("/".join(names[start:]))] > 1:
+                return None
+            for folder in self.folders:
+                path = Path(os.path.abspath(folder.joinpath(*names[start:])))
+                found = None if _leads_out(path, folder) else _as_called(path)
+                if found and not _leads_out(found, folder):
+                    # A questions' file names it as from the first folder that it is in.
+                    return found, next(one for one in self.folders if found.is_relative_to(one))
+        return None
+
+    def _candidates(self, spellings: list[PureWindowsPath]) -> Iterator[tuple[Path, Path]]:
+        """All pictures below the folders with the base name of the first spelling that has any."""
+        if not self.by_name:
+            return
+        if self._index is None:
+            self._index = self._walk()
+        uploads = [_UPLOAD.sub("", parts.name) for parts in spellings if _UPLOAD.match(parts.name)]
+        for name in [parts.name for parts in spellings] + [f"/{name}" for name in uploads]:
+            if found := self._index.get(_key(name)):
+                exact = [one for one in found if one[0].name == name]
+                yield from exact if len(exact) == 1 else found
+                return
+
+    def _walk(self) -> dict[str, list[tuple[Path, Path]]]:
+        """Every file below the folders by the key of its name, each once; links lead nowhere.
+
+        And by the key of "/" and what an upload makes of its name, where that is another.
+        """
+        index: dict[str, list[tuple[Path, Path]]] = {}
+        known: set[Path] = set()
+        for folder in self.folders:
+            for place, below, names in os.walk(folder):
+                below[:] = sorted(name for name in below if not name.startswith("."))
+                for name in sorted(names):
+                    path = Path(place, name)
+                    hidden = name.startswith(".") or name.lower().endswith(".json")
+                    if hidden or path in known or _leads_out(path, folder):
+                        continue
+                    known.add(path)
+                    for called in {name, f"/{_uploaded(name)}"} - {f"/{name}"}:
+                        index.setdefault(_key(called), []).append((path, folder))
+                if len(known) > _MOST_FILES:
+                    return index
+        return index
+
+
+def search_folders(source: Path, pictures: Path | None) -> list[Path]:
+    """Where pictures of an import are looked for: `--pictures`, the notes' folder, `images/`.
+
+    The folder above is looked at only if the notes' own is named as one of annotations. Raises
+    ValueError if `pictures` is no folder.
+    """
+    own = Path(os.path.abspath(source if source.is_dir() else source.parent))
+    folders = [own, own / "images"]
+    if own.name.lower() in _NOTES_FOLDERS:
+        folders += [own.parent / "images", own.parent]
+    if pictures is not None:
+        if not pictures.is_dir():
+            raise ValueError(f"--pictures: {pictures} is no folder")
+        folders.insert(0, pictures)
+    return [folder for folder in folders if folder.is_dir()]
+
+
+def _spellings(text: str) -> list[str]:
+    """What a recorded name may stand for, the likeliest first: as it is, and with less around."""
+    found = [text]
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text) or "?" in text:
+        try:
+            address = urlsplit(text)
+            # Label Studio serves local files as /data/local-files/?d=folder/name.jpg.
+            inner = parse_qs(address.query).get("d", [])
+            found += [*inner, address.path.lstrip("/"), unquote(address.path).lstrip("/")]
+        except ValueError:  # no address after all
+            pass
+    if "%" in text:
+        found.append(unquote(text))
+    for spelling in list(found):
+        head, separator, base = re.split(r"(.*[/\\])", spelling)[-3:] if re.search(
+            r"[/\\]", spelling) else ("", "", spelling)  # fmt: skip
+        if _UPLOAD.match(base):
+            found.append(head + separator + _UPLOAD.sub("", base))
+    sound = (one for one in found if one.strip() and "\0" not in one)
+    return list(dict.fromkeys(sound)) or [text]
+
+
+def _uploaded(name: str) -> str:
+    """What Label Studio calls an upload, behind the hash: Django's get_valid_filename."""
+    return re.sub(r"[^-\w.]", "", name.strip().replace(" ", "_"))
+
+
+def _names(parts: PureWindowsPath) -> list[str]:
+    """The folders and the file of a path, without a drive and ways up."""
+    return [part for part in parts.parts if part not in (parts.anchor, "..")]
+
+
+def _ends(text: str) -> set[str]:
+    """The keys of all ends of a recorded name, whatever it may stand for."""
+    paths = [_names(PureWindowsPath(spelling)) for spelling in _spellings(text)]
+    return {_key("/".join(names[n:])) for names in paths for n in range(len(names))}
+
+
+def _key(name: str) -> str:
+    """What spellings of a name or path share: composed letters, the suffix in small ones."""
+    stem, suffix = os.path.splitext(unicodedata.normalize("NFC", name))
+    return stem + suffix.lower()
+
+
+def _as_called(path: Path) -> Path | None:
+    """The file, or the one beside whose name differs in its suffix's case or letters' form."""
+    if _is_file(path):
+        return path
+    stem, suffix = os.path.splitext(path.name)
+    for form in ("NFC", "NFD"):
+        for ending in (suffix, suffix.lower(), suffix.upper(), suffix.capitalize()):
+            other = path.parent / unicodedata.normalize(form, stem + ending)
+            if _is_file(other):
+                return other
+    return None
+
+
+def _refuse(report: Report, what: str, name: object, where: object, outside: bool) -> None:
+    allowed = f"the path of a picture in {where}"
+    if outside:
+        fix = "put the picture itself there and correct the name"
+        report.add(what, name, f"{allowed}, not one outside of it", fix)
+    else:
+        fix = "fetch the picture or take the annotation out"
+        report.add(what, name, f"{allowed}; there is no such file", fix)
+
+
+def _leads_out(path: Path, border: Path) -> bool:
+    if not path.is_relative_to(os.path.abspath(border)):
+        return True
+    return _is_file(path) and not path.resolve().is_relative_to(border.resolve())
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long, for one
+        return False

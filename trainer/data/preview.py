@@ -1,0 +1,57 @@
+"""A sheet of a data set's items as they are trained on: picture, question, and the answer."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from profiles.files import reason
+from profiles.text import one_line
+from trainer.data.formats.reasonseg import IGNORE, TARGET, Item, paint_mask, read_image, read_split
+from trainer.data.overlays import IGNORED, TRUE, Row, overlay, write_sheet
+
+if TYPE_CHECKING:
+    from trainer.data.broken import Leave
+
+TITLE_LETTERS = 84  # as many as two tiles are wide
+
+
+def write_preview(
+    data: Path, split: str, count: int, seed: int, path: Path, leave: Leave | None = None
+) -> list[str]:
+    """Write `count` items of a split, drawn with `seed`, as one PNG; a line of text about each.
+
+    `leave` takes broken items. Raises DataError for broken data, ValueError where the file cannot
+    be written, or lies in the data folder, which would take it for a picture to train on.
+    """
+    if path.resolve().is_relative_to(data.resolve()):
+        raise ValueError(f"{path}: lies in the data folder; name another place with --out")
+    items = read_split(data, split, None, leave)
+    drawn = np.random.default_rng(seed).permutation(len(items))[:count]
+    chosen = [items[place] for place in sorted(drawn)]
+    rows = [_row(item) for item in chosen]
+    try:
+        write_sheet(rows, path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: {reason(error)}; name a .png elsewhere with --out") from error
+    return [one_line(f"{item.name} ({_kind(item)}): {item.texts[0]}") for item in chosen]
+
+
+def _kind(item: Item) -> str:
+    kind = "sentence" if item.is_sentence else "phrase"
+    return kind if len(item.texts) == 1 else f"{kind}, 1 of {len(item.texts)} texts"
+
+
+def _row(item: Item) -> Row:
+    image = read_image(item.image_path)
+    mask = paint_mask(item.polygons, *image.shape[:2])
+    target, ignored = mask == TARGET, mask == IGNORE
+    caption = f"target {target.mean():.1%}" if target.any() else "no target"
+    if ignored.any():
+        caption += f", ignored {ignored.mean():.1%}"
+    answer = overlay(overlay(image, target, TRUE), ignored, IGNORED)
+    title = textwrap.shorten(item.texts[0], TITLE_LETTERS, placeholder=" ...")
+    return Row(title, ((f"{item.name}\n{_kind(item)}", image), (caption, answer)))

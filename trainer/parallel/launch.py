@@ -1,0 +1,135 @@
+"""Starts the processes of a plan that has several, through torch's own launcher.
+
+`accelerate launch --cpu --num_processes N` starts a single process where MPI is not set up, and
+`lisa-train --set processes=N` uses no launcher at all. What was decided once — the plan, the run
+folder — is handed to the processes, not worked out again by each.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import logging
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Mapping, MutableMapping
+from typing import Any, NoReturn
+
+from profiles.environment import borrowed, threads_for, usable_cores
+from profiles.plan import Plan
+from trainer.cli.console import EXIT_OUT_OF_MEMORY
+
+SHUTDOWN_SECONDS = 10  # between asking the processes to end and killing them
+
+RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")  # each a whole number
+_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+_held: list[object] = []  # never freed, see `hold`
+
+
+def is_launched(environment: Mapping[str, str]) -> bool:
+    """Whether a launcher started this process: all its variables are there and make sense."""
+    try:
+        rank, local, count = (int(environment[name]) for name in RANKS[:3])
+        port = int(environment["MASTER_PORT"])
+    except (KeyError, ValueError):
+        return False
+    return 0 <= local <= rank < count and 0 < port < 65536 and bool(environment.get("MASTER_ADDR"))
+
+
+def without_leftovers(environment: MutableMapping[str, str]) -> list[str]:
+    """Take out what would overrule the plan; those taken out, as NAME=VALUE.
+
+    Of a launcher where none runs: a `RANK=1` that an earlier session left in the shell would make
+    this process a silent second. And what accelerate would do otherwise than the plan.
+    """
+    names = borrowed(environment)
+    if is_launched(environment):  # by `accelerate launch --cpu`, say, for a plan on the CPU
+        names = [name for name in names if name != "ACCELERATE_USE_CPU"]
+    else:
+        names += [name for name in RANKS if name in environment]
+    return [f"{name}={environment.pop(name)}" for name in names]
+
+
+def end_with_parent() -> None:
+    """Have Linux kill this process as soon as its launcher is gone, however that was ended.
+
+    A launcher killed by SIGKILL cannot end its workers, and they would train on beside the run
+    that resumes. prctl(2), PR_SET_PDEATHSIG; other systems have no such call.
+    """
+    if sys.platform != "linux":
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before the call
+        os._exit(1)
+
+
+def hold(thing: object) -> None:
+    """Keep what a group's process trains with until `leave_group`.
+
+    Freeing it frees torch's gradient reducer, which holds Python's lock while it waits for gloo's
+    threads; one of these may want that lock, and the process never ends.
+    """
+    _held.append(thing)
+
+
+def leave_group(code: int) -> NoReturn:
+    """End this process of a group at once; all is written, and nothing is freed, see `hold`."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def is_main(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process speaks and writes for the run."""
+    return environment.get("RANK", "0") == "0"
+
+
+def must_start_processes(plan: Plan, environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether the plan's processes are still to be started: no launcher has done it."""
+    return plan.processes > 1 and not {"RANK", "WORLD_SIZE"} & environment.keys()
+
+
+def start_processes(count: int, arguments: list[str]) -> int:
+    """Run `python -P ARGUMENTS` `count` times as one group; its exit code.
+
+    A process that fails ends the others. So does an interrupt of this one, which gives 130.
+    """
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    # The failed process has already said why; torch's report adds only where it ran.
+    for name in ("", ".agent.server.api"):
+        logging.getLogger("torch.distributed.elastic" + name).setLevel(logging.CRITICAL)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads_for(usable_cores(), count)))
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="127.0.0.1",
+        max_restarts=0,
+        **_shutdown_timeout(LaunchConfig),
+    )
+    try:
+        elastic_launch(config, sys.executable)("-P", *arguments)
+    except ChildFailedError as error:
+        codes = [failure.exitcode for failure in error.failures.values()]
+        if EXIT_OUT_OF_MEMORY in codes:  # the others only lost their connection to that process
+            return EXIT_OUT_OF_MEMORY
+        code = error.get_first_failure()[1].exitcode
+        return code if code > 0 else 1
+    except (SignalException, KeyboardInterrupt):
+        return 130
+    return 0
+
+
+def _shutdown_timeout(config: type) -> dict[str, Any]:
+    """The setting of `SHUTDOWN_SECONDS`, where torch's launcher has it: 2.11 does not yet."""
+    has = "shutdown_timeout" in {field.name for field in dataclasses.fields(config)}
+    return {"shutdown_timeout": SHUTDOWN_SECONDS} if has else {}

@@ -1,0 +1,307 @@
+"""The training step without a GPU: its own code on tensors that have shapes and no memory.
+
+What runs is `trainer.model.build` and the parts of `trainer.step`, on fake CPU tensors (torch's
+FakeTensorMode) that stand for the card's. Nothing of the step is described a second time; what fake
+tensors cannot show is added by name, in `Measurement.assumed`.
+"""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from profiles.measurement import Measurement, Timeline
+from profiles.plan import Plan
+from trainer.data.samples import length_step, padded
+from trainer.hardware import versions
+from trainer.model.build import TORCH_DTYPES, FrozenEncoder, fill, skeleton, some_tokenizer
+from trainer.model.families.llava_sam.model import Batch, Lisa, run_layer
+from trainer.model.footprint import SMALLEST_PAGED, component_of
+from trainer.model.layers.frozen import LoraLinear, make_scale_code
+from trainer.model.layers.host import host_tensors
+from trainer.model.weights import ShapesAlone
+from trainer.rehearse.dummy_batch import MadeUp
+from trainer.rehearse.memory_trace import INSIDE, MemoryTrace, rounded
+from trainer.rehearse.repeated_layers import Repeater
+from trainer.step import accumulate, clip, make_optimizer, total_of, update
+
+MIB = 2**20
+# Of each of cuBLAS's two handles (the main thread's and autograd's): 32 MiB on Hopper and later,
+# else 8.125 (PyTorch's CUDA notes, CUBLAS_WORKSPACE_CONFIG). Twice 32 were seen on an H100.
+CUBLAS_WORKSPACE = {True: 32 * MIB, False: 8320 * 1024}
+# What a tensor is that was made in a phase and still lives at the peak.
+BORN = {"forward": "activations kept", "backward": "transient", "clipping": "transient",
+        "optimizer": "transient", "evaluation": "transient", INSIDE: "transient",
+        "load": "frozen weights", "sam encoder": "encoders", "clip encoder": "encoders",
+        "answer": "keys and values"}  # fmt: skip
+POINTS = 400  # moments of a step in a timeline
+STEPS = 2  # the first allocates the optimizer's state
+
+
+def fake_rehearsal(
+    plan: Plan,
+    text_tokens: int,
+    masks: int,
+    compute_capability: tuple[int, int] = (8, 6),
+    tell: Callable[[str], None] = lambda phase: None,
+    drawn: Callable[[Timeline], None] | None = None,
+    answer_tokens: int | None = None,
+) -> tuple[Measurement, list[tuple[int, int]]]:
+    """Bytes of the plan's training step on a card of that compute capability, and their events.
+
+    `text_tokens`, `masks` and `answer_tokens` are those of every sample: give the worst one's. The
+    events are (block, bytes), −bytes for a release, from loading to the end of the second step.
+    `tell` hears of every phase that begins, `drawn` of the last step by component. Raises
+    Unforeseen, NotAlike, WeightsError.
+    """
+    workspace = CUBLAS_WORKSPACE[compute_capability >= (9, 0)]
+    collecting = gc.isenabled()
+    gc.disable()  # nothing here is in cycles that hold tensors, and looking for them takes 15 %
+    try:
+        seen = watch(plan, (text_tokens, text_tokens), masks, workspace, True, tell, answer_tokens)
+    finally:
+        if collecting:
+            gc.enable()
+    if drawn is not None:
+        drawn(_timeline(plan, seen.trace))
+    assumed = [f"cuBLAS workspaces of twice {workspace / MIB:.1f} MiB (compute capability "
+               f"{compute_capability[0]}.{compute_capability[1]}) and 1 MiB"]  # fmt: skip
+    if seen.paged:
+        assumed.append(f"{seen.paged / MIB:.1f} MiB of paged optimizer state are off the card")
+    peaks = seen.trace.peaks()
+    load = peaks.pop("load")
+    live = _components(seen.trace)
+    if plan.compile:
+        saved = compiled_saving(plan, text_tokens)
+        less = max(saved.values()) / MIB
+        assumed.append(f"compiled layers take {less:.0f} MiB less (a rule from measured rows)")
+        live["compiled layers"] = -saved[max(peaks, key=lambda phase: peaks[phase])]
+        peaks = {phase: size - saved.get(phase, 0) for phase, size in peaks.items()}
+    measurement = Measurement(
+        plan=plan,
+        verdict="UNKNOWN",
+        gpu="none: fake tensors",
+        gpu_bytes=0,
+        text_tokens=(text_tokens, text_tokens),
+        masks=masks,
+        answer_tokens=answer_tokens,
+        load_peak_bytes=load,
+        peak_allocated_bytes=max(peaks.values()),
+        phases=peaks,
+        live_at_peak=live,
+        host_bytes=seen.host,
+        assumed=tuple(assumed),
+        versions=versions(),
+        random_weights=True,
+    )
+    return measurement, seen.trace.events
+
+
+def fake_answer(
+    plan: Plan,
+    text_tokens: int,
+    compute_capability: tuple[int, int] = (8, 6),
+    tell: Callable[[str], None] = lambda phase: None,
+) -> tuple[Measurement, list[tuple[int, int]]]:
+    """Bytes of answering one question of `text_tokens`, as `fake_rehearsal` has a training step's.
+
+    The encoders come first, each alone; then the model loads, reads the question, and answers.
+    """
+    workspace = CUBLAS_WORKSPACE[compute_capability >= (9, 0)]
+    tokenizer = some_tokenizer(plan)
+    one = plan.model_copy(update={"micro_batch": 1})
+    batch = MadeUp(one, tokenizer, (text_tokens, text_tokens), masks=1).batch()
+    make_scale_code()
+    cpu, source = torch.device("cpu"), ShapesAlone("cpu")
+    trace = MemoryTrace(workspace, tell)
+    bones = {encoder: skeleton(plan.profile, tokenizer) for encoder in plan.cached_encoders}
+    model = skeleton(plan.profile, tokenizer)
+    with _fake_tensors() as mode, trace:
+        for encoder in plan.cached_encoders:
+            trace.begin(f"{encoder} encoder")
+            side = getattr(plan.profile, encoder).image_pixels
+            pixels = mode.from_tensor(torch.empty(1, 3, side, side))
+            FrozenEncoder(bones.pop(encoder), plan, encoder, cpu, source)(pixels)
+        trace.begin("load")
+        fill(model, plan, tokenizer, cpu, source, TORCH_DTYPES[plan.dtype]).eval()
+        batch = _OnHost(**vars(batch.each(mode.from_tensor)))
+    trace.leave_out(host_tensors(model))
+    trace.hold((tensor for _, tensor in model.on_card()), "frozen weights")
+    with _fake_tensors(mode), trace, torch.no_grad():
+        trace.begin("answer")
+        sent = batch.to(cpu)
+        # The first token takes the whole question, every later one the same.
+        for _, state in islice(model.greedy(sent, plan.tokens.max_new_tokens), 2):
+            model.masks_of(model.prompts_of(state), model.sam_features(sent.sam))
+    trace.close()
+    peaks = trace.peaks()
+    load = peaks.pop("load")
+    measurement = Measurement(
+        plan=plan, verdict="UNKNOWN", gpu="none: fake tensors", gpu_bytes=0,
+        text_tokens=(text_tokens, text_tokens), masks=1, load_peak_bytes=load, phases=peaks,
+        peak_allocated_bytes=max(load, *peaks.values()), live_at_peak=_components(trace),
+        host_bytes=sum(t.numel() * t.element_size() for t in host_tensors(model)),
+        assumed=(f"cuBLAS workspace of {workspace / MIB:.1f} MiB and 1 MiB",),
+        versions=versions(), random_weights=True,
+    )  # fmt: skip
+    return measurement, trace.events
+
+
+def _components(trace: MemoryTrace) -> dict[str, int]:
+    """Bytes at the peak by what they are."""
+    live: dict[str, int] = {}
+    for label, size in trace.live_at_peak().items():
+        component = BORN.get(label, label)
+        live[component] = live.get(component, 0) + size
+    return live
+
+
+def _timeline(plan: Plan, trace: MemoryTrace) -> Timeline:
+    """The last step by component."""
+    by_label, phases = trace.last_step(POINTS)
+    parts: dict[str, list[int]] = {}
+    for label, sizes in by_label.items():
+        name = BORN.get(label, label)
+        parts[name] = [a + b for a, b in zip(parts.get(name, [0] * len(sizes)), sizes, strict=True)]
+    return Timeline(plan=plan, parts=parts, phases=tuple(phases))
+
+
+def cannot_forecast(plan: Plan, text_tokens: int, masks: int, reason: str) -> Measurement:
+    """No figure, and why."""
+    return Measurement(
+        plan=plan,
+        verdict="UNKNOWN",
+        error=reason,
+        gpu="none: fake tensors",
+        gpu_bytes=0,
+        text_tokens=(text_tokens, text_tokens),
+        masks=masks,
+        versions=versions(),
+        random_weights=True,
+    )
+
+
+def compiled_saving(plan: Plan, text_tokens: int) -> dict[str, int]:
+    """Bytes by which compiled layers take less than plain ones, by phase.
+
+    Fused, a layer keeps neither the product of its gate nor a widened input of a norm: [T, I] in
+    bf16 and [T, H] in fp32. Seen as 24.5 MiB a layer and sample of 672 tokens on an H100
+    (benchmarks/lean.jsonl, speed-compiled-*); a layer that is recomputed saves it once.
+    """
+    length = padded(plan.profile.clip.image_tokens + text_tokens, length_step(plan))
+    llama = plan.profile.llama
+    layer = plan.micro_batch * length * (2 * llama.intermediate + 4 * llama.hidden)
+    kept = llama.layers - plan.checkpointed_layers
+    return {"forward": kept * layer, "backward": max(1, kept) * layer}
+
+
+@dataclass(frozen=True)
+class Watched:
+    """The events of a run; bytes of paged optimizer state, and of tensors in host memory."""
+
+    trace: MemoryTrace
+    paged: int
+    host: int
+
+
+def watch(
+    plan: Plan,
+    text_tokens: tuple[int, int],
+    masks: int,
+    workspace: int,
+    extend: bool = True,
+    tell: Callable[[str], None] = lambda phase: None,
+    answer_tokens: int | None = None,
+) -> Watched:
+    """Load the model, evaluate and train two steps on fake tensors.
+
+    With `extend`, layers alike are watched once (`trainer.rehearse.repeated_layers`).
+    """
+    tokenizer = some_tokenizer(plan)
+    samples = MadeUp(plan, tokenizer, text_tokens, masks, answer_tokens).step()
+    make_scale_code()
+    # Paged state is counted apart, and compiled layers run as plain ones: both need a GPU.
+    shown = plan.override(["optimizer=adamw", "compile=false"])
+    trace = MemoryTrace(workspace, tell)
+    trace.begin("load")
+    model = skeleton(plan.profile, tokenizer)
+    with _fake_tensors() as mode, trace:
+        fill(model, shown, tokenizer, torch.device("cpu"), ShapesAlone("cpu")).train()
+        _keep_dropout_masks(model)
+        batches = [_OnHost(**vars(batch.each(mode.from_tensor))) for batch in samples]
+    trace.leave_out(host_tensors(model))
+    for name, tensor in model.on_card():
+        trace.hold([tensor], component_of(name, tensor))
+    optimizer = make_optimizer(model, shown)  # an 8-bit one makes its code out of real numbers
+    accelerator = Accelerator(cpu=True)
+    if extend:
+        _repeat_layers(model, trace, plan)
+    model.register_forward_pre_hook(lambda *_: trace.begin("forward"))
+    model.register_forward_hook(lambda *_: trace.begin("backward"))
+    paged = 0
+    with _fake_tensors(mode), trace:
+        trace.begin("evaluation")
+        model.eval().predict(batches[0].to(torch.device("cpu")))
+        model.train()
+        for _ in range(STEPS):
+            accumulate(model, batches, total_of(batches, accelerator), accelerator)
+            trace.hold((p.grad for p in model.parameters() if p.grad is not None), "gradients")
+            trace.begin("clipping")
+            clip(model, plan, accelerator)
+            trace.begin("optimizer")
+            update(optimizer)
+            paged = _hold_state(trace, optimizer, plan)
+    trace.close()
+    host = sum(t.numel() * t.element_size() for t in host_tensors(model))
+    return Watched(trace, paged, host)
+
+
+@contextmanager
+def _fake_tensors(mode: FakeTensorMode | None = None) -> Iterator[FakeTensorMode]:
+    """Tensors of shapes alone, without the warnings of libraries that look at them."""
+    with warnings.catch_warnings(), mode or FakeTensorMode(allow_non_fake_inputs=True) as entered:
+        warnings.simplefilter("ignore")
+        yield entered
+
+
+class _OnHost(Batch):
+    """A batch that takes memory of its own when it is sent to the card."""
+
+    def to(self, device: torch.device) -> Batch:
+        return self.each(Tensor.clone)
+
+
+def _keep_dropout_masks(model: Lisa) -> None:
+    """CUDA's dropout makes its mask at probability 0 too, the CPU's does not."""
+    for module in model.modules():
+        if isinstance(module, LoraLinear):
+            module.dropout = module.dropout or 1e-9
+
+
+def _repeat_layers(model: Lisa, trace: MemoryTrace, plan: Plan) -> None:
+    """Have layers alike watched once."""
+    kinds = ["checkpointed" if n < plan.checkpointed_layers else "plain"
+             for n in range(len(model.runs))]  # fmt: skip
+    repeater = Repeater(trace, model.decoder_layers, kinds)
+    model.runs = [repeater.wrap(run) for run in model.runs]
+    model.run_evaluating = repeater.wrap(run_layer)
+
+
+def _hold_state(trace: MemoryTrace, optimizer: torch.optim.Optimizer, plan: Plan) -> int:
+    """Name the optimizer's state; leave out what is paged, and return its bytes."""
+    states = [v for s in optimizer.state.values() for v in s.values() if isinstance(v, Tensor)]
+    trace.hold(states, "optimizer state")
+    if plan.optimizer != "paged_adamw":
+        return 0
+    large = [s for s in states if s.numel() >= SMALLEST_PAGED]
+    trace.leave_out(large)
+    return sum(rounded(s.numel() * s.element_size()) for s in large)

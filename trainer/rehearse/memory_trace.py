@@ -1,0 +1,291 @@
+"""Every allocation of a step, watched from outside: which tensors live when, and how large.
+
+A dispatch mode sees each operator's results. A tensor's bytes count from the operator that made
+its storage until that storage is gone, rounded up to 512 bytes as CUDA's allocator rounds
+(c10/cuda/CUDACachingAllocator.cpp, kMinBlockSize). It works on fake tensors, which have shapes and
+no memory, so a 7B step can be watched on any machine, in seconds.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+ROUNDING = 512  # bytes
+
+
+def rounded(size: int) -> int:
+    """`size` in bytes as the allocator hands it out."""
+    return -(-size // ROUNDING) * ROUNDING
+
+
+# Every measured row takes 1.00 MiB more than all that is traced (benchmarks/forecast_rows.jsonl):
+# most likely cuBLASLt's workspace, whose default that is.
+BESIDE = 2**20
+
+
+class Unforeseen(RuntimeError):
+    """Something whose memory cannot be seen from outside: no figure may be given."""
+
+
+class MemoryTrace(TorchDispatchMode):
+    """Records allocations and releases as (block, bytes), −bytes for a release.
+
+    `workspace` is what each of cuBLAS's two handles, the main thread's and autograd's, takes at its
+    first product, in bytes. `tell` hears of every phase that begins.
+    """
+
+    def __init__(
+        self, workspace: int = 0, tell: Callable[[str], None] = lambda phase: None
+    ) -> None:
+        super().__init__()
+        self.tell = tell
+        self.recorded: list[tuple[int, int]] = []
+        self.labels: list[str] = []  # of each block: the component, or the phase of its birth
+        self.sizes: list[int] = []  # of each block, in bytes
+        self.phases: list[tuple[int, str]] = []  # (first event, name)
+        self.workspace = workspace
+        self.closed = False
+        self._handles: set[bool] = set()
+        self.live: set[int] = set()  # blocks
+        self._blocks: dict[int, int] = {}  # storage -> block
+        self._addend: int | None = None  # the block into which the next one may be added
+        self._sum: tuple[int, int, int] | None = None  # a sum taken just now: it, addend, place
+        self._same: dict[int, int] = {}  # a sum's block -> the block in whose place it is
+        self._elsewhere: set[int] = set()  # storages that are not on the card
+        self._left_out: set[int] = set()  # their blocks, if seen before that was known
+
+    @property
+    def events(self) -> list[tuple[int, int]]:
+        """What was recorded, without what is not on the card."""
+        return [event for event in self.recorded if event[0] not in self._left_out]
+
+    def hold(self, tensors: Iterable[Tensor], label: str) -> None:
+        """Count tensors that exist already, and name them. Those counted before get the name."""
+        for tensor in tensors:
+            self._see(tensor, label)
+            block = self.block_of(tensor)
+            if block is not None:
+                self.labels[block] = label
+
+    def leave_out(self, tensors: Iterable[Tensor]) -> None:
+        """Never count these, nor views of them: they are not on the card."""
+        for tensor in tensors:
+            block = self.block_of(tensor)
+            if block is not None:
+                self._left_out.add(block)
+            self._elsewhere.add(tensor.untyped_storage()._cdata)
+
+    def begin(self, phase: str) -> None:
+        """What follows belongs to `phase`."""
+        self.phases.append((len(self.recorded), phase))
+        self.tell(phase)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        packet = func.overloadpacket
+        if func.namespace not in SEEN_THROUGH:
+            raise Unforeseen(f"operator {func} is a kernel whose own memory is not known")
+        if self.workspace and packet in PRODUCTS:
+            self._take_workspace()
+        hidden = HIDDEN.get(packet)
+        before, beside = hidden(*args) if hidden else ([], [])
+        blocks = [self.take(size, INSIDE) for size in before]
+        held = [self.take(size, INSIDE) for size in beside]
+        for block in blocks:
+            self.give(block)
+        result = func(*args, **(kwargs or {}))
+        label = self.phases[-1][1] if self.phases else ""
+        if packet is torch.ops.aten.add and label == "backward" and not torch.is_grad_enabled():
+            self._expect_in_place(args[0])
+        for value in tree_leaves(result):
+            if isinstance(value, Tensor):
+                self._see(value, label)
+        for block in held:
+            self.give(block)
+        return result
+
+    def _expect_in_place(self, first: Any) -> None:
+        """A sum outside of recorded arithmetic is autograd adding gradients up.
+
+        It adds into the first one where nobody else holds that one (torch's InputBuffer); of fake
+        tensors it makes a third. So the sum takes the first's place, if that goes at once.
+        """
+        if isinstance(first, Tensor):
+            self._addend = self.block_of(first)
+
+    def _take_workspace(self) -> None:
+        backward = bool(self.phases) and self.phases[-1][1] == "backward"
+        if not self._handles:
+            self.take(BESIDE, "cuBLAS workspaces")
+        if backward not in self._handles:
+            self._handles.add(backward)
+            self.take(self.workspace, "cuBLAS workspaces")
+
+    def block_of(self, tensor: Tensor) -> int | None:
+        """The block of the tensor's storage, if it is counted."""
+        block = self._blocks.get(tensor.untyped_storage()._cdata)
+        return None if block is None else self._same.get(block, block)
+
+    def _see(self, tensor: Tensor, label: str) -> None:
+        if tensor.device.type == "meta":
+            return  # a place that waits for its weight
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self._blocks and key not in self._elsewhere and storage.nbytes():
+            self._blocks[key] = self.take(storage.nbytes(), label)
+            weakref.finalize(storage, self._gone, key)
+
+    def _gone(self, key: int) -> None:
+        block = self._blocks.pop(key)
+        if block >= 0:
+            self.give(block)
+        self._elsewhere.discard(key)
+
+    def take(self, size: int, label: str) -> int:
+        """Count `size` bytes; returns the block's number."""
+        block = len(self.labels)
+        self.labels.append(label)
+        self.sizes.append(rounded(size))
+        self.recorded.append((block, self.sizes[block]))
+        self.live.add(block)
+        addend, self._addend, self._sum = self._addend, None, None
+        if addend is not None and self.sizes[addend] == self.sizes[block]:
+            self._sum = block, addend, len(self.recorded) - 1
+        return block
+
+    def close(self) -> None:
+        """What goes from now on goes because the run is over, and is no event of it."""
+        self.closed = True
+
+    def give(self, block: int) -> None:
+        """The block is gone."""
+        if self.closed:
+            return
+        block = self._same.pop(block, block)
+        if self._sum is not None and block in self._sum[:2]:
+            total, addend, place = self._sum
+            self._sum = None
+            if block == addend:
+                self._same[total] = addend
+                del self.recorded[place]
+                self.live.remove(total)
+                return
+        self.recorded.append((block, -self.sizes[block]))
+        self.live.remove(block)
+
+    def give_early(self, tensor: Tensor) -> None:
+        """Count a tensor as gone, whoever may still hold it."""
+        key = tensor.untyped_storage()._cdata
+        block = self._blocks.get(key, -1)
+        if block >= 0:
+            self.give(block)
+            self._blocks[key] = -1
+
+    def peaks(self) -> dict[str, int]:
+        """The most bytes live at once in each phase."""
+        found: dict[str, int] = {}
+        starts = [*self.phases[1:], (len(self.recorded), "")]
+        now = sum(size for _, size in self._counted(0, self.phases[0][0]))
+        for (first, name), (end, _) in zip(self.phases, starts, strict=True):
+            top = now
+            for _, size in self._counted(first, end):
+                now += size
+                top = max(top, now)
+            found[name] = max(found.get(name, 0), top)
+        return found
+
+    def _counted(self, first: int, end: int) -> Iterable[tuple[int, int]]:
+        return (event for event in self.recorded[first:end] if event[0] not in self._left_out)
+
+    def live_at_peak(self) -> dict[str, int]:
+        """Bytes by label at the moment of the largest peak."""
+        events = self.events
+        now = peak = place = 0
+        for index, (_, size) in enumerate(events):
+            now += size
+            if now > peak:
+                peak, place = now, index
+        live: dict[int, int] = {}
+        for block, size in events[: place + 1]:
+            if size > 0:
+                live[block] = size
+            else:
+                del live[block]
+        found: dict[str, int] = {}
+        for block, size in live.items():
+            found[self.labels[block]] = found.get(self.labels[block], 0) + size
+        return found
+
+    def last_step(self, points: int) -> tuple[dict[str, list[int]], list[tuple[int, str]]]:
+        """Bytes by label at `points` moments of the last step, the most of each; its phases.
+
+        The phases are (first moment, name). A step ends with the optimizer's phase.
+        """
+        ends = [n for n, (_, name) in enumerate(self.phases) if name == "optimizer"]
+        phases = self.phases[(ends[-2] + 1 if len(ends) > 1 else 0) :]
+        begin, end = phases[0][0], len(self.recorded)
+        width = max(1, -(-(end - begin) // points))
+        now: dict[str, int] = {}
+        moments: list[dict[str, int]] = []
+        most = -1
+        for index, (block, size) in enumerate(self.recorded):
+            if block in self._left_out:
+                continue
+            label = self.labels[block]
+            now[label] = now.get(label, 0) + size
+            if index < begin:
+                continue
+            number = (index - begin) // width
+            while len(moments) <= number:
+                moments.append(dict(now))
+                most = -1
+            if (total := sum(now.values())) > most:
+                moments[number], most = dict(now), total
+        labels = sorted({label for moment in moments for label in moment})
+        shown = [((first - begin) // width, name) for first, name in phases]
+        return {n: [moment.get(n, 0) for moment in moments] for n in labels}, shown
+
+
+INSIDE = "inside an operator"
+Inside = tuple[list[int], list[int]]  # bytes: gone before the result is made, held beside it
+
+
+def _nf4_inside(x: Tensor, packed: Tensor, scales: Tensor, *rest: Any) -> Inside:
+    """`nf4_product`: two forms of the scales until the weight is widened, then the weight."""
+    widened = scales.numel() * 4
+    return [widened, widened], [packed.numel() * 2 * x.element_size()]
+
+
+def _int8_inside(x: Tensor, codes: Tensor, scales: Tensor, back: bool) -> Inside:
+    """`int8_product`: the scales, going back the scaled input, the weight."""
+    scaled = [x.numel() * x.element_size()] if back else []
+    return [], [scales.numel() * x.element_size(), *scaled, codes.numel() * x.element_size()]
+
+
+def _attention_back_inside(gradient: Tensor, query: Tensor, *rest: Any) -> Inside:
+    """Flash attention adds the query's gradient up in fp32, and keeps a sum a query row
+    (Dao 2023, arXiv:2307.08691, algorithm 2)."""
+    return [], [query.numel() * 4 + query.numel() // query.shape[-1] * 4]
+
+
+# Operators that are one call from outside and hold memory of their own while they run.
+HIDDEN: dict[Any, Callable[..., Inside]] = {
+    torch.ops.lisa_preflight.nf4_product: _nf4_inside,
+    torch.ops.lisa_preflight.int8_product: _int8_inside,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_back_inside,
+}
+# Namespaces of operators that take no memory beside their results, or are listed above.
+SEEN_THROUGH = {"aten", "prim", "prims", "profiler", "bitsandbytes", "lisa_preflight"}
+# Operators that run on cuBLAS.
+PRODUCTS = {
+    torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.ops.aten.baddbmm,
+    torch.ops.lisa_preflight.nf4_product, torch.ops.lisa_preflight.int8_product,
+}  # fmt: skip

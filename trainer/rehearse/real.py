@@ -1,0 +1,278 @@
+"""The training step run under a Plan without training: a child process that prints a Measurement.
+
+The step is the one that trains (`trainer.step`), on made-up samples of a given length. A process
+of its own is needed: an out-of-memory step leaves its process in an unknown state. With --fake it
+needs no GPU: the step runs on tensors that have shapes and no memory (`trainer.rehearse.fake`).
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import time
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from profiles.measurement import Measurement
+from profiles.plan import Plan
+from profiles.streams import tell
+
+WARM_UP = 3  # steps: the first allocates the optimizer's state, a compiled one takes two
+# Dense bf16 rate in FLOP/s by the vendor's data sheets; utilisation is left out for other cards.
+PEAK_FLOPS = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12}
+
+
+class Rehearsal:
+    """A model under a Plan and made-up batches; torch is imported with the first one."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        text_tokens: tuple[int, int],
+        masks: int,
+        answer_tokens: int | None = None,
+    ) -> None:
+        from trainer.model.build import build, read_tokenizer
+        from trainer.rehearse.dummy_batch import MadeUp
+        from trainer.run.run import make_accelerator
+        from trainer.step import make_optimizer
+
+        self.plan, self.text_tokens = plan, text_tokens
+        self.accelerator = make_accelerator(plan, None)
+        self.tokenizer = read_tokenizer(plan)
+        model = build(plan, self.tokenizer, self.accelerator.device)
+        optimizer = make_optimizer(model, plan)
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.model.train()
+        self.samples = MadeUp(plan, self.tokenizer, text_tokens, masks, answer_tokens)
+
+    def evaluate(self) -> None:
+        """Masks of one micro-batch, as an evaluation predicts them."""
+        model = self.accelerator.unwrap_model(self.model).eval()
+        model.predict(self.samples.batch().to(self.accelerator.device))
+        model.train()
+
+    def save(self) -> None:
+        """Write a checkpoint, as training does, and throw it away."""
+        import tempfile
+
+        from trainer.run import checkpoint
+
+        model = self.accelerator.unwrap_model(self.model)
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint.save(Path(folder) / "trial", model, self.plan, {})
+
+    def batches(self) -> list[Any]:
+        """The micro-batches of one step, in pinned memory as data workers leave them."""
+        return [batch.pin_memory() for batch in self.samples.step()]
+
+    def step(self, batches: list[Any] | None = None) -> float:
+        """One optimizer step; its loss."""
+        from trainer.step import training_step
+
+        batches = batches or self.batches()
+        result = training_step(self.model, batches, self.optimizer, self.plan, self.accelerator)
+        return result.loss
+
+
+class PhasePeaks:
+    """The most bytes of tensors in each phase, and of the pool over all, on this process's GPU."""
+
+    def __init__(self) -> None:
+        self.allocated: dict[str, int] = {}
+        self.reserved = 0
+        self.phase = "load"
+
+    def begin(self, phase: str) -> None:
+        """Close the phase so far; what follows belongs to `phase`."""
+        import torch
+
+        peak = torch.cuda.max_memory_allocated()
+        self.allocated[self.phase] = max(peak, self.allocated.get(self.phase, 0))
+        self.reserved = max(self.reserved, torch.cuda.max_memory_reserved())
+        torch.cuda.reset_peak_memory_stats()
+        self.phase = phase
+
+    def watch(self, rehearsal: Rehearsal) -> None:
+        """Begin a phase wherever the step does; clipping counts to the backward pass."""
+        model = rehearsal.accelerator.unwrap_model(rehearsal.model)
+        model.register_forward_pre_hook(lambda *_: self.begin("forward"))
+        model.register_forward_hook(lambda *_: self.begin("backward"))
+        optimizer = rehearsal.optimizer.optimizer
+        optimizer.register_step_pre_hook(lambda *_: self.begin("optimizer"))
+
+
+def model_flops(plan: Plan, tokens: int) -> float:
+    """Products of one sample of `tokens`: forward and input gradients of the decoder's linears,
+    2 operations each, and attention's two products; nothing recomputed, no encoder."""
+    llama = plan.profile.llama
+    linears = llama.layers * (4 * llama.hidden**2 + 3 * llama.hidden * llama.intermediate)
+    attention = llama.layers * 2 * tokens * llama.hidden  # causal: half of 4·T·H
+    return tokens * (2 * 2 * linears + 3 * attention)
+
+
+def rehearse(
+    plan: Plan,
+    cap_bytes: int | None,
+    text_tokens: tuple[int, int],
+    masks: int,
+    steps: int,
+    save: bool = False,
+    answer_tokens: int | None = None,
+) -> Measurement:
+    """Build the model, warm up, time `steps` steps on this process's GPU.
+
+    With `save` a checkpoint is written as well, and thrown away. What took more than was free, and
+    yet did not fail, SPILLS: the driver moved it to host memory.
+    """
+    import torch
+
+    from trainer.hardware import versions
+
+    if not torch.cuda.is_available():
+        raise RuntimeError("a real rehearsal needs a CUDA device")
+    properties = torch.cuda.get_device_properties(0)
+    free = torch.cuda.mem_get_info()[0]
+    if cap_bytes is not None:
+        torch.cuda.set_per_process_memory_fraction(cap_bytes / properties.total_memory)
+    facts: dict[str, Any] = {
+        "plan": plan,
+        "gpu": properties.name,
+        "gpu_bytes": properties.total_memory,
+        "cap_bytes": cap_bytes,
+        "text_tokens": text_tokens,
+        "masks": masks,
+        "answer_tokens": answer_tokens,
+        "versions": versions() | {"cuda": str(torch.version.cuda), "driver": _driver()},
+        "random_weights": plan.weights == "random",
+    }
+    peaks = PhasePeaks()
+    try:
+        started = time.monotonic()
+        rehearsal = Rehearsal(plan, text_tokens, masks, answer_tokens)
+        torch.cuda.synchronize()
+        facts["load_seconds"] = round(time.monotonic() - started, 2)
+        peaks.watch(rehearsal)
+        peaks.begin("evaluation")  # a run begins with one
+        rehearsal.evaluate()
+        peaks.begin("forward")
+        facts["first_loss"] = rehearsal.step()
+        for _ in range(WARM_UP - 1):
+            rehearsal.step()
+        facts["static_bytes"] = torch.cuda.memory_allocated()
+        seconds = [_timed(rehearsal) for _ in range(steps)]
+        facts["last_loss"] = rehearsal.step()
+        facts |= _speed(rehearsal, statistics.median(seconds), properties.name) | {"steps": steps}
+        if save:
+            rehearsal.save()
+        verdict = "FITS"
+    except torch.OutOfMemoryError as error:
+        verdict, facts["error"] = "OOM", f"{peaks.phase}: {str(error).splitlines()[0]}"
+    peaks.begin("done")
+    if verdict == "FITS" and peaks.reserved > free:
+        verdict = "SPILLS"
+        facts["error"] = f"took {peaks.reserved} bytes where {free} were free"
+    facts["load_peak_bytes"] = peaks.allocated.get("load")
+    facts["phases"] = {name: peak for name, peak in peaks.allocated.items() if name != "load"}
+    facts["peak_allocated_bytes"] = max(facts["phases"].values(), default=None)
+    facts["peak_reserved_bytes"] = peaks.reserved
+    facts["process_bytes"] = _nvml_used()
+    facts["host_bytes"] = _peak_resident()
+    return Measurement(verdict=verdict, **facts)
+
+
+def tell_phase(phase: str) -> None:
+    tell(f"phase: {phase}")  # whoever reads of a crash learns where
+
+
+class WorstSample(NamedTuple):
+    """The most that any sample of a data set holds, each on its own."""
+
+    text_tokens: int
+    masks: int
+    answer_tokens: int
+
+
+def worst_sample(plan: Plan, folder: Path) -> WorstSample:
+    """The most that training or evaluation meets in a folder: every visit is looked at.
+
+    Raises DataError.
+    """
+    from profiles.skipping import announced
+    from trainer.data.broken import Leave
+    from trainer.data.formats.reasonseg import read_split
+    from trainer.data.mixture import read_training
+    from trainer.data.samples import SampleSet
+    from trainer.losses import IGNORE_LABEL
+    from trainer.model.build import some_tokenizer
+
+    tokenizer = some_tokenizer(plan)
+    leave = Leave(announced())
+    train = SampleSet(read_training(folder, plan, leave), plan, tokenizer, {}, training=True)
+    items = read_split(folder, "val", plan.max_val_samples, leave)
+    val = SampleSet(items, plan, tokenizer, {}, training=False)
+    text = masks = answers = 0
+    for samples, epochs in ((train, plan.schedule.epochs), (val, 1)):
+        for epoch, index in product(range(epochs), range(len(samples))):
+            seen = samples.encoded(epoch, index)
+            text = max(text, len(seen.input_ids) - tokenizer.image_tokens)
+            masks = max(masks, seen.input_ids.count(tokenizer.seg_id))
+            answers = max(answers, len(seen.labels) - seen.labels.count(IGNORE_LABEL))
+    return WorstSample(text, masks, answers)
+
+
+def _timed(rehearsal: Rehearsal) -> float:
+    import torch
+
+    batches = rehearsal.batches()  # in training the data workers make them meanwhile
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    rehearsal.step(batches)
+    torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def _speed(rehearsal: Rehearsal, seconds: float, gpu: str) -> dict[str, Any]:
+    plan, text = rehearsal.plan, rehearsal.text_tokens
+    samples = plan.micro_batch * min(2, plan.accumulation)
+    found: dict[str, Any] = {
+        "step_seconds": round(seconds, 4),
+        "samples_per_second": round(samples / seconds, 3),
+    }
+    if gpu in PEAK_FLOPS and text[0] == text[1] and plan.dtype == "bf16":
+        rate = samples * model_flops(plan, plan.profile.clip.image_tokens + text[0]) / seconds
+        found["model_flops_utilisation"] = round(rate / PEAK_FLOPS[gpu], 4)
+    return found
+
+
+def _nvml_used() -> int | None:
+    """This process's bytes on the first GPU, as NVML sees them; None where it is silent."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        card = pynvml.nvmlDeviceGetHandleByIndex(0)
+        found = {p.pid: p.usedGpuMemory for p in pynvml.nvmlDeviceGetComputeRunningProcesses(card)}
+        return found.get(os.getpid())
+    except Exception:  # whatever NVML's trouble is, the rehearsal's own counts stand
+        return None
+
+
+def _driver() -> str:
+    try:
+        import pynvml
+
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    except Exception:
+        return "unknown"
+
+
+def _peak_resident() -> int | None:
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kib * (1 if sys.platform == "darwin" else 1024)

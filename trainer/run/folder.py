@@ -1,0 +1,106 @@
+"""A run's own folder: found free and held, and whether the run in it has come to its end."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import typer
+
+from profiles.files import HOLDER, LOCK, Held, held, is_aside, is_vacant, sweep
+from profiles.text import argument
+from trainer.cli.console import EXIT_INTERRUPTED, fail, tell
+from trainer.parallel.launch import is_main
+
+LATEST = Path(
+    "runs/latest"
+)  # as in trainer.answer.trained_model, which finds the last of that name
+RECORD, SUMMARY, OVERLAY = "run.json", "summary.json", "overlay.png"
+# What a start writes before its run.json, and all that is ever written whole into a run folder.
+BEFORE = (LOCK, HOLDER, "plan.json", "advice.json", "skipped.txt")
+FILES = (*BEFORE, RECORD, "metrics.jsonl", "versions.json", SUMMARY, OVERLAY)
+WORK = ("last", "out-of-memory")  # what a start that fails must not take with it
+
+
+@contextmanager
+def new_run(wanted: Path) -> Iterator[Path]:
+    """A run folder that nobody else writes in: `wanted`, unless something is in it.
+
+    The default name then gets a number, which is printed; a name that the user gave is refused. A
+    start that fails leaves no run folder.
+    """
+    if not is_main():
+        yield wanted
+        return
+    with ExitStack() as stack:
+        existed = wanted.exists()
+        folder = next(place for place in _places(wanted) if _take(place, wanted, stack))
+        if folder != wanted:
+            tell(f"{wanted} holds an earlier run, or one that goes on: this one goes to {folder}")
+            existed = False
+        sweep(folder, FILES)
+        try:
+            yield folder
+        except Exception as error:
+            interrupted = isinstance(error, typer.Exit) and error.exit_code == EXIT_INTERRUPTED
+            if not interrupted and not any((folder / name).exists() for name in WORK):
+                shutil.rmtree(folder, ignore_errors=True)
+                if existed:
+                    folder.mkdir(exist_ok=True)
+            raise
+
+
+def _places(wanted: Path) -> Iterator[Path]:
+    """Where a new run may go."""
+    yield wanted
+    for number in range(2, 10_000):
+        yield wanted.with_name(f"{wanted.name}-{number}")
+
+
+def _take(folder: Path, wanted: Path, stack: ExitStack) -> bool:
+    """Hold a folder that no run is in, if it is one. Raises Held for a name that the user gave."""
+    if _is_free(folder):
+        try:
+            stack.enter_context(held(folder))
+        except Held as error:
+            if wanted != LATEST:
+                hint = f"--output-dir {argument(_free_name(wanted))}, or wait for its end"
+                raise Held(f"--output-dir: {error}\n    hint: {hint}") from None
+            return False
+        if _is_free(folder):  # nobody has come first
+            return True
+    if wanted == LATEST:
+        return False
+    other = f"; or lisa-train --resume {argument(wanted)} goes on with the run in it"
+    goes_on = (wanted / RECORD).exists() and not is_complete(wanted)
+    fail(
+        f"--output-dir: {wanted} is there already, and runs are not mixed\n"
+        f"    hint: --output-dir {argument(_free_name(wanted))}{other if goes_on else ''}"
+    )
+
+
+def _is_free(folder: Path) -> bool:
+    """Whether no run is in a folder: at most what a killed start wrote before its run.json."""
+    return is_vacant(folder) or (
+        (folder / LOCK).is_file()  # else it is the user's
+        and all(path.name in BEFORE or is_aside(path, FILES) for path in folder.iterdir())
+    )
+
+
+def _free_name(wanted: Path) -> Path:
+    """The next name that nothing has."""
+    return next(place for place in _places(wanted) if not place.exists())
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a run has come to its end: its summary is there, and whole, and the overlay after."""
+    if not (folder / OVERLAY).exists():
+        return False
+    try:
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(summary, dict) and {"before", "after", "epochs", "steps"} <= summary.keys()

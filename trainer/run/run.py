@@ -1,0 +1,582 @@
+"""The training run: caches, model, epochs, evaluation, checkpoints and the run folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import AutocastKwargs, DataLoaderConfiguration
+from torch.utils.data import DataLoader
+from transformers import get_scheduler
+
+from profiles.files import force, write_whole
+from profiles.plan import Encoder, Plan
+from profiles.text import argument, counted
+from trainer.data.feature_cache import FeatureCache, encoder_key, fill_cache
+from trainer.data.formats.reasonseg import Item
+from trainer.data.mixture import MixedSets
+from trainer.data.samples import MicroBatches, Sample, SampleSet, collate, image_paths, length_step
+from trainer.hardware import free_bytes, hardware, peaks, versions
+from trainer.model.build import FrozenEncoder, build, check_compiler, read_tokenizer, skeleton
+from trainer.model.families.llava_sam.model import Batch, Lisa, to_original
+from trainer.model.families.llava_sam.tokenizer import LisaTokenizer
+from trainer.model.footprint import check_fits
+from trainer.model.trained import GradientCheck, trained_names
+from trainer.model.weights import weight_source
+from trainer.parallel.launch import end_with_parent
+from trainer.run import checkpoint
+from trainer.run.folder import SUMMARY
+from trainer.run.metrics import MaskScores
+from trainer.run.out_of_memory import during, is_shortage
+from trainer.run.resume import (
+    LAST,
+    USUAL,
+    CannotResume,
+    Keeping,
+    Stop,
+    changes,
+    check_plan,
+    tidy,
+)
+from trainer.step import UPDATING, NotFinite, StepResult, make_optimizer, training_step
+
+RECORDS = "metrics.jsonl"
+FROM_WORKER = "Original Traceback"  # torch puts it into an error that a data worker raised
+MOST_WORKERS_LOST = 2  # in one process: after that, something is wrong that stays
+
+
+class WorkerEnded(RuntimeError):
+    """A data worker that was ended from outside; says how the run goes on."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run was asked to end and has saved; says how it goes on."""
+
+
+@dataclass(frozen=True)
+class Reporter:
+    """How a run speaks: one line of text, and progress (what, done, of how many)."""
+
+    line: Callable[[str], None]
+    progress: Callable[[str, int, int], None]
+
+
+def make_accelerator(plan: Plan, run: Path | None) -> Accelerator:
+    """Accelerate on the plan's device; TensorBoard where there is a run folder.
+
+    The model casts for itself: only fp16 needs something of accelerate, its gradient scaler.
+    """
+    accelerator = Accelerator(
+        mixed_precision="fp16" if plan.dtype == "fp16" else "no",
+        kwargs_handlers=[AutocastKwargs(enabled=False)],
+        cpu=plan.device == "cpu",
+        log_with="tensorboard" if run else None,
+        project_dir=run,
+        dataloader_config=DataLoaderConfiguration(split_batches=False),
+    )
+    if accelerator.num_processes != plan.processes:
+        raise ValueError(
+            f"the plan is for {plan.processes} processes, {accelerator.num_processes} were started"
+            f"\n    hint: --set processes={accelerator.num_processes}, or leave the launcher out: "
+            "lisa-train starts the plan's processes"
+        )
+    return accelerator
+
+
+def prepare_caches(
+    plan: Plan, images: list[Path], root: Path, accelerator: Accelerator, reporter: Reporter
+) -> dict[Encoder, FeatureCache]:
+    """The feature caches that the plan names, filled for `images` before the model loads."""
+    caches: dict[Encoder, FeatureCache] = {}
+    if not plan.cached_encoders:
+        return caches
+    source = weight_source(plan)
+
+    def load(encoder: Encoder) -> FrozenEncoder:
+        model = skeleton(plan.profile, read_tokenizer(plan))
+        return FrozenEncoder(model, plan, encoder, accelerator.device, source)
+
+    for encoder in plan.cached_encoders:
+        cache = FeatureCache(root, encoder_key(plan, encoder, source.fingerprint))
+        with accelerator.main_process_first():
+            built = fill_cache(
+                cache,
+                plan,
+                encoder,
+                images,
+                partial(load, encoder),
+                partial(reporter.progress, f"{encoder} features"),
+                reporter.line,
+            )
+        reporter.line(f"{encoder} features: {built} built, {len(images) - built} found in {root}")
+        caches[encoder] = cache
+        if accelerator.device.type == "cuda":
+            torch.cuda.empty_cache()  # what the encoder took is for what comes next
+    return caches
+
+
+class Run:
+    """One training run in one process."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        train: list[Item] | MixedSets,
+        val: list[Item],
+        folder: Path,
+        cache_root: Path,
+        reporter: Reporter,
+        keeping: Keeping = USUAL,
+    ) -> None:
+        self.keeping, self.stop = keeping, Stop()
+        self.saved, self.saved_step = time.monotonic(), 0
+        self.plan, self.val, self.folder, self.reporter = plan, val, folder, reporter
+        self.accelerator = make_accelerator(plan, folder)
+        # A missing card comes before missing weights, which are gigabytes to fetch for nothing.
+        free = free_bytes(plan) if plan.device == "cuda" else None
+        self.tokenizer = read_tokenizer(plan)
+        if free is not None:
+            if plan.compile:
+                check_compiler()
+            check_fits(plan, self.tokenizer, *free)
+        if isinstance(train, MixedSets):
+            SampleSet(train, plan, self.tokenizer, {}, training=True).check_lengths()
+        images = image_paths(train.drawn(plan) if isinstance(train, MixedSets) else train, val)
+        with during("building features"):
+            caches = prepare_caches(plan, images, cache_root, self.accelerator, reporter)
+        make_set = partial(SampleSet, plan=plan, tokenizer=self.tokenizer, caches=caches)
+        self.train_set = make_set(train, training=True)
+        self.val_set = make_set(val, training=False)
+        with during("loading"):
+            self.model = build(plan, self.tokenizer, self.accelerator.device)
+        self.check = GradientCheck(self.model, trained_names(self.model, plan))
+        optimizer = make_optimizer(self.model, plan)
+        self.sampler = MicroBatches(
+            len(train), plan, self.train_set.length, self.accelerator.process_index
+        )
+        self.wrapped, self.optimizer = self.accelerator.prepare(self.model, optimizer)
+        self.scheduler = self._schedule(optimizer)
+        self.step = self.evaluated = 0  # optimizer steps, and epochs
+        self.skipped = 0  # updates left out because they were not finite
+        self.workers_lost = 0  # data workers, in this process
+        self.saves = 0  # states saved, over all that have gone on with the run
+        self.best: float | None = None
+        self.best_at: dict[str, Any] | None = None  # its evaluation and epoch
+        self.metrics: dict[str, Any] = {}  # of the last evaluation
+        self.facts: dict[str, Any] = {
+            "data": {"train": len(train), "val": len(val)},
+            "base": weight_source(plan).fingerprint,
+            "hardware": hardware(self.accelerator.device),
+            "versions": versions(),
+        }
+
+    def _schedule(self, optimizer: torch.optim.Optimizer) -> Any:
+        schedule, total = self.plan.schedule, self.sampler.steps * self.plan.schedule.epochs
+        name = "constant_with_warmup" if schedule.shape == "constant" else schedule.shape
+        return get_scheduler(name, optimizer, min(schedule.warmup_steps, total // 2), total)
+
+    def train(self, resume: Path | None = None) -> dict[str, Any]:
+        """Evaluate, then train and evaluate epoch after epoch; returns the summary.
+
+        With a checkpoint to `resume` from, what it has done is not done again, and the rest comes
+        out as if there had been no break. Raises Interrupted once all is saved.
+        """
+        started = time.monotonic()
+        with self.stop.heard():
+            if resume is None:
+                self._start_records()
+                self.facts["before"] = self.evaluate("before training")
+                self._save_state()
+            else:
+                self._restore(resume)
+            for epoch in range(self.evaluated, self.plan.schedule.epochs):
+                self._train_epoch(epoch)
+                self._save_state()
+                self._evaluate_epoch(epoch)
+        self.accelerator.end_training()
+        summary = {
+            "before": self.facts["before"],
+            "after": self.metrics,
+            "best_giou": self.best,
+            "best": self.best_at,
+            "epochs": self.evaluated,
+            "steps": self.step,
+            "seconds": round(time.monotonic() - started, 2),
+        }
+        self._write(SUMMARY, summary)
+        return summary
+
+    def _evaluate_epoch(self, epoch: int) -> None:
+        after = self.evaluate(f"epoch {epoch + 1}")
+        self.evaluated, self.metrics = epoch + 1, after
+        if self.best is None or (after["giou"] or 0.0) > self.best:
+            self.best = after["giou"] or 0.0
+            self.best_at = after | {"epoch": self.evaluated}
+            self._save("best")
+        self._save_state()
+
+    def _train_epoch(self, epoch: int) -> None:
+        total = self.sampler.steps
+        done = self.step - epoch * total
+        self.sampler.epoch, self.sampler.skip = epoch, done
+        self.wrapped.train()
+        for number, batches in enumerate(self._effective_batches(epoch), done):
+            started = time.monotonic()
+            # A run that restarts at an epoch draws the same dropout as one that did not.
+            torch.manual_seed(self._step_seed())
+            with self._saved_on_shortage():
+                result = self._update(batches)
+            rate = self.scheduler.get_last_lr()[0]
+            if not self.accelerator.optimizer_step_was_skipped:
+                self.scheduler.step()
+            self.step += 1
+            row = (asdict(result) if result else {"skipped": self.skipped}) | {
+                "step": self.step,
+                "epoch": epoch + 1,
+                "learning_rate": rate,
+                "step_seconds": round(time.monotonic() - started, 4),
+            }
+            self._record(row)
+            loss = f"loss {result.loss:.3f}" if result else "update left out"
+            title = f"epoch {epoch + 1}/{self.plan.schedule.epochs}, {loss}"
+            self.reporter.progress(title, number + 1, total)
+            self._between_steps()
+
+    def _update(self, batches: list[Batch]) -> StepResult | None:
+        """One step; None if it was left out for what is not finite, as often as the plan allows."""
+        try:
+            return training_step(
+                self.wrapped, batches, self.optimizer, self.plan, self.accelerator, self.check
+            )
+        except NotFinite as error:
+            allowed = self.plan.schedule.max_skipped_steps
+            if self.skipped >= allowed:
+                raise NotFinite(
+                    f"step {self.step + 1}: {error}\n    hint: look at these samples; a new run "
+                    "may lower --set schedule.learning_rate=R, or leave such steps out with "
+                    f"--set schedule.max_skipped_steps=N (now {allowed}); nothing was updated"
+                ) from None
+            self.skipped += 1
+            self.reporter.line(
+                f"step {self.step + 1} left out ({self.skipped} of {allowed}): {error}"
+            )
+            return None
+
+    @contextmanager
+    def _saved_on_shortage(self) -> Iterator[None]:
+        """An out-of-memory error before the update loses no step: nothing has changed yet."""
+        try:
+            with during("training"):
+                yield
+        except Exception as error:
+            alone = self.accelerator.num_processes == 1
+            if alone and is_shortage(error) and UPDATING not in error.__notes__:
+                self.optimizer.zero_grad(set_to_none=True)
+                self._save_state()
+            raise
+
+    def _between_steps(self) -> None:
+        """Save where it is time, or where the run is to end. Raises Interrupted."""
+        stop, due = self.stop.asked, time.monotonic() - self.saved > 60 * self.keeping.minutes
+        due |= self.keeping.steps is not None and self.step - self.saved_step >= self.keeping.steps
+        if self.accelerator.num_processes > 1:
+            here = torch.tensor([stop, due], dtype=torch.float, device=self.accelerator.device)
+            stop, due = (self.accelerator.reduce(here, "sum") > 0).tolist()
+        if due or stop:
+            self._save_state()
+        if stop:
+            raise Interrupted(
+                f"saved after step {self.step}; lisa-train --resume {argument(self.folder)}"
+            )
+
+    def _step_seed(self) -> int:
+        rank = self.accelerator.process_index
+        return hash((self.plan.seed, self.step, rank)) % (1 << 63)
+
+    def _effective_batches(self, epoch: int) -> Iterator[list[Batch]]:
+        """This process's micro-batches, grouped by optimizer step.
+
+        A data worker that was ended from outside costs no step: what it was to bring is made anew.
+        """
+        while True:
+            try:
+                yield from self._grouped()
+                return
+            except WorkerEnded as error:
+                self.workers_lost += 1
+                if self.workers_lost > MOST_WORKERS_LOST:
+                    raise
+                what = str(error).splitlines()[0]
+                self.reporter.line(f"{what} ({self.workers_lost} of {MOST_WORKERS_LOST}): going on")
+                self.sampler.skip = self.step - epoch * self.sampler.steps
+
+    def _grouped(self) -> Iterator[list[Batch]]:
+        loader = DataLoader(
+            self.train_set,
+            batch_sampler=self.sampler,
+            num_workers=self.plan.workers,
+            pin_memory=self.plan.device == "cuda",
+            collate_fn=partial(collate, tokenizer=self.tokenizer, step=length_step(self.plan)),
+            worker_init_fn=_end_with_run,
+        )
+        group: list[Batch] = []
+        for batch in told_plainly(loader, self.folder):
+            group.append(batch)
+            if len(group) == self.plan.accumulation:
+                yield group
+                group = []
+
+    def evaluate(self, title: str) -> dict[str, Any]:
+        """gIoU and cIoU over the validation split, each process its share."""
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        share = range(rank, len(self.val_set), processes)
+        heeding = Reporter(self.reporter.line, self._heeding)
+        with during("evaluating"):
+            scores = evaluate(
+                self.model, self.val_set, list(share), self.tokenizer, self.accelerator, heeding
+            )
+        rows = scores.rows()
+        if processes > 1:
+            from accelerate.utils import gather_object
+
+            rows = gather_object(rows)
+        whole = MaskScores.from_rows(rows)
+        result = {"giou": whole.giou, "ciou": whole.ciou, "images": whole.count}
+        self._record({"evaluation": title, "step": self.step} | result)
+        self.reporter.line(f"{title}: {describe(result)}")
+        return result
+
+    def _heeding(self, what: str, done: int, total: int) -> None:
+        """Progress of an evaluation. Raises Interrupted: what came before it is saved."""
+        if self.stop.asked:
+            raise Interrupted(
+                f"ended while {what}; all before it is saved; "
+                f"lisa-train --resume {argument(self.folder)}"
+            )
+        self.reporter.progress(what, done, total)
+
+    def _save(self, name: str) -> None:
+        """A checkpoint to answer with."""
+        if self.accelerator.is_main_process:
+            checkpoint.save(self.folder / name, self.model, self.plan, self._facts())
+        self.accelerator.wait_for_everyone()
+
+    def _save_state(self) -> None:
+        """A checkpoint to go on from; the one before is kept."""
+        self.saves += 1
+        if self.accelerator.is_main_process:
+            force(self.folder / RECORDS)  # the state counts on them
+            checkpoint.save(
+                self.folder / LAST, self.model, self.plan, self._facts() | {"save": self.saves},
+                self._state(), self.keeping.earlier(self.folder),
+            )  # fmt: skip
+        self.saved, self.saved_step = time.monotonic(), self.step
+        self.accelerator.wait_for_everyone()
+
+    def _facts(self) -> dict[str, Any]:
+        return {"step": self.step, "metrics": self.metrics, **self.facts, **peaks()}
+
+    def _state(self) -> dict[str, Any]:
+        """All that the next step depends on beside the trained tensors.
+
+        Not the random numbers: every step and every sample draws its own, from the plan's seed.
+        """
+        scheduler = {k: v for k, v in self.scheduler.state_dict().items() if k != "lr_lambdas"}
+        scaler = self.accelerator.scaler
+        return {
+            "step": self.step, "evaluated": self.evaluated, "best": self.best,
+            "skipped": self.skipped, "best_at": self.best_at,
+            "metrics": self.metrics, "before": self.facts["before"],
+            "records": (self.folder / RECORDS).stat().st_size,
+            "optimizer": self.optimizer.optimizer.state_dict(), "scheduler": scheduler,
+            "scaler": scaler.state_dict() if scaler else {},
+        }  # fmt: skip
+
+    def _restore(self, folder: Path) -> None:
+        """Take up a checkpoint's state; records after it go.
+
+        Raises CheckpointError, and CannotResume where the plan or the base weights are others.
+        """
+        levers = check_plan(self.plan, Plan.read(folder / "plan.json"))
+        facts = checkpoint.read_facts(folder)
+        if facts.get("base") not in (None, self.facts["base"]):
+            raise CannotResume(
+                f"{folder}: was trained over base weights {facts['base']}, here are "
+                f"{self.facts['base']}\n    hint: put those back, or begin a new run"
+            )
+        with during("loading"), checkpoint.taken_up(folder):
+            self._take_up(folder)
+        self.saves = facts.get("save", 0)
+        self._show_records()
+        self.reporter.line(f"going on from {folder} after step {self.step}")
+        for change in [*levers, *changes(facts, versions())]:
+            self.reporter.line(f"note: {change}: the rest may differ in the last bits")
+
+    def _take_up(self, folder: Path) -> None:
+        state = checkpoint.load_state(folder)
+        checkpoint.load(folder, self.model)
+        self.step, self.evaluated, self.best = (state[k] for k in ("step", "evaluated", "best"))
+        self.skipped, self.saved_step = state.get("skipped", 0), self.step
+        self.best_at = state.get("best_at")
+        self.metrics, self.facts["before"] = state["metrics"], state["before"]
+        optimizer = state["optimizer"]
+        optimizer["state"] = {int(number): of for number, of in optimizer["state"].items()}
+        self.optimizer.optimizer.load_state_dict(optimizer)
+        self.scheduler.load_state_dict(state["scheduler"] | {"lr_lambdas": [None]})
+        if self.accelerator.scaler and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.accelerator.wait_for_everyone()  # all have read what they need
+        if self.accelerator.is_main_process:
+            tidy(self.folder, folder, self.keeping.earlier(self.folder))
+            self._cut_records(state["records"])
+
+    def _cut_records(self, size: int) -> None:
+        """Take off what came after the checkpoint; where lines are missing, a torn one as well."""
+        path = self.folder / RECORDS
+        kept = path.read_bytes()[:size] if path.exists() else b""
+        if len(kept) < size:
+            kept = kept[: kept.rfind(b"\n") + 1]
+            self.reporter.line(f"{path}: records of some steps are lost")
+        write_whole(path, kept)
+
+    def _start_records(self) -> None:
+        if self.accelerator.is_main_process:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_whole(self.folder / RECORDS, "")
+        self._show_records()
+        self._write("versions.json", versions())
+
+    def _write(self, name: str, document: dict[str, Any]) -> None:
+        if self.accelerator.is_main_process:
+            write_whole(self.folder / name, json.dumps(document, indent=2) + "\n")
+
+    def _record(self, row: dict[str, Any]) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        with (self.folder / RECORDS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        self._show(row)
+
+    def _show(self, row: dict[str, Any]) -> None:
+        """A record's numbers in TensorBoard."""
+        numbers = {k: v for k, v in row.items() if isinstance(v, float)}
+        self.accelerator.log(numbers, step=row["step"])
+
+    def _show_records(self) -> None:
+        """Begin TensorBoard anew from the records: what a kill has done twice is shown once."""
+        folder = self.folder / "tensorboard"
+        if self.accelerator.is_main_process:
+            shutil.rmtree(folder, ignore_errors=True)
+        self.accelerator.init_trackers(folder.name)
+        if self.accelerator.is_main_process:
+            for line in (self.folder / RECORDS).read_text(encoding="utf-8").splitlines():
+                self._show(json.loads(line))
+
+
+def _end_with_run(number: int) -> None:
+    """In each data worker: a forked one shares the run folder's lock, and would keep it."""
+    end_with_parent()
+
+
+def told_plainly(loader: DataLoader[Any], run: Path) -> Iterator[Batch]:
+    """The loader's batches; an error in a data worker without that worker's traceback."""
+    try:
+        yield from _begun(loader)
+    except Exception as error:
+        # One that is gone is found by torch, or by what it was handing over just then.
+        lost = isinstance(error, ConnectionError | EOFError) and FROM_WORKER not in str(error)
+        if lost or str(error).startswith("DataLoader worker"):
+            raise WorkerEnded(
+                "a data worker was ended from outside, perhaps for want of host memory\n"
+                f"    hint: lisa-train --resume {argument(run)} goes on; with less host memory "
+                'where its plan.json says "workers": 0'
+            ) from None
+        if FROM_WORKER in str(error):
+            raise type(error)(_last_words(error)) from None
+        raise
+
+
+def _begun(loader: DataLoader[Any]) -> Iterator[Batch]:
+    """The loader's iterator.
+
+    torch would have a worker's death raise wherever this process is, even in the middle of an
+    update or a save. Without its handler, waiting for that worker's batch finds it, within 5 s.
+    """
+    batches = iter(loader)
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    return batches
+
+
+def _last_words(error: Exception) -> str:
+    """What an error said before torch put the worker's traceback around it."""
+    kind = type(error)
+    heads = [kind.__name__, f"{kind.__module__}.{kind.__qualname__}"]
+    text = str(error)
+    starts = [text.rfind(f"\n{head}: ") + len(head) + 3 for head in heads if f"\n{head}: " in text]
+    return text[max(starts, default=0) :].strip()
+
+
+def describe(result: dict[str, Any]) -> str:
+    """One line of an evaluation's figures."""
+    if not result["images"]:
+        return "no validation picture"
+    pictures = counted(result["images"], "picture")
+    return f"gIoU {result['giou']:.3f}, cIoU {result['ciou']:.3f} over {pictures}"
+
+
+def outcome(summary: dict[str, Any], folder: Path) -> list[str]:
+    """What a run came to: before, at its best, which is what `folder` answers with, and last."""
+    best, epochs = summary["best"], summary["epochs"]
+    lines = [f"before  {describe(summary['before'])}"]
+    if best is not None:  # None: resumed from a checkpoint without it
+        kept = folder / "best"
+        lines.append(f"best    {describe(best)}, epoch {best['epoch']} of {epochs}, in {kept}")
+    return [*lines, f"last    {describe(summary['after'])}, epoch {epochs}"]
+
+
+@torch.no_grad()
+def predict(
+    model: Lisa, samples: list[Sample], tokenizer: LisaTokenizer, accelerator: Accelerator
+) -> list[torch.Tensor]:
+    """Teacher-forced mask logits [H, W] of each sample's first [SEG], at its picture's own size."""
+    batch = collate(samples, tokenizer).to(accelerator.device)
+    low = model.predict(batch).cpu()  # a large picture's mask is no matter of the card's memory
+    owner = batch.segs[:, 0].tolist()
+    frame = model.sam.config.vision_config.image_size
+    return [
+        to_original(low[owner.index(row)][None], frame, *sample.truth.shape)[0]
+        for row, sample in enumerate(samples)
+    ]
+
+
+def evaluate(
+    model: Lisa,
+    samples: SampleSet,
+    places: list[int],
+    tokenizer: LisaTokenizer,
+    accelerator: Accelerator,
+    reporter: Reporter,
+) -> MaskScores:
+    """Scores of the samples at `places`, as LISA's published evaluation has them."""
+    model.eval()
+    scores = MaskScores()
+    size = samples.plan.micro_batch  # so that evaluating never takes more memory than training
+    for start in range(0, len(places), size):
+        reporter.progress("evaluating", start, len(places))
+        chunk = [samples[place] for place in places[start : start + size]]
+        masks = predict(model, chunk, tokenizer, accelerator)
+        for sample, logits in zip(chunk, masks, strict=True):
+            scores.add(sample.name, logits.numpy() > 0, sample.truth)
+    reporter.progress("evaluating", len(places), len(places))
+    return scores
