@@ -15,11 +15,13 @@ demo: $(READY)
 
 # Tiny trainings, killed, starved and damaged at random: some ten minutes.
 faults: $(READY)
+	$(BIN)/python benchmarks/faults.py --rows benchmarks/faults.jsonl
 	$(BIN)/python benchmarks/faults.py --table
 
 # Over 15 000 hostile cases, a process for each kind, and their table in docs/hostile-input.md.
 fuzz: $(READY)
-	$(BIN)/python benchmarks/fuzz.py
+	$(BIN)/python benchmarks/fuzz.py --rows benchmarks/fuzz.jsonl
+	$(BIN)/python benchmarks/fuzz.py --table
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,10 +1,11 @@
 """Tiny trainings that are disturbed at random, seeded moments: all have to end as undisturbed.
 
-    python benchmarks/faults.py [--runs 208] [--seed 0] [--table] [--only KIND]
+    python benchmarks/faults.py [--runs 208] [--seed 0] [--rows FILE] [--only KIND]
+    python benchmarks/faults.py --table      docs/recovery.md's table, from benchmarks/faults.jsonl
 
 Each run is `lisa-train` in a process of its own, disturbed up to three times and resumed until it
 ends. Its trained weights and records are then held against those of a run that nothing disturbed:
-bit for bit. --table writes docs/recovery.md's table. To save time the processes are forked from one
+bit for bit. --rows keeps what came of each kind. To save time the processes are forked from one
 that has imported torch; one that runs out of memory becomes a fresh one, as it does for a user.
 """
 
@@ -32,7 +33,7 @@ import forked
 from tables import put
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCS = ROOT / "docs" / "recovery.md"
+DOCS, ROWS_FILE = ROOT / "docs" / "recovery.md", ROOT / "benchmarks" / "faults.jsonl"
 MARK = "<!-- benchmarks/faults.py -->", "<!-- /benchmarks/faults.py -->"
 PHOTOS = ROOT / "tests" / "photos"
 ATTEMPTS = 8
@@ -304,19 +305,41 @@ def can_mount(base: Path) -> bool:
     return done.returncode == 0
 
 
+COUNTED = ("runs", "disturbances", "same", "clear error", "LOST")
+
+
+def counts_of(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row a kind: how many runs and disturbances, and how the runs ended."""
+    rows = []
+    for kind in DISTURBANCES:
+        if mine := [run for run in runs if run["kind"] == kind]:
+            row = {"kind": kind, "runs": len(mine)}
+            row["disturbances"] = sum(len(run["befallen"]) for run in mine)
+            rows.append(row | {end: sum(run["ended"] == end for run in mine)
+                               for end in COUNTED[2:]})  # fmt: skip
+    return rows
+
+
 def table_of(rows: list[dict[str, Any]]) -> list[str]:
     """Markdown: one line a kind."""
-    lines = ["| disturbed by | runs | disturbances | same as undisturbed | clear error | lost |",
-             "|---|---|---|---|---|---|"]  # fmt: skip
-    for kind in [*DISTURBANCES, "all"]:
-        mine = [row for row in rows if kind in ("all", row["kind"])]
-        if mine:
-            counts = [
-                sum(row["ended"] == end for row in mine) for end in ("same", "clear error", "LOST")
-            ]
-            harms = sum(len(row["befallen"]) for row in mine)
-            lines.append(f"| {kind} | {len(mine)} | {harms} | {' | '.join(map(str, counts))} |")
-    return lines
+    total = {"kind": "all"} | {name: sum(row[name] for row in rows) for name in COUNTED}
+    return ["| disturbed by | runs | disturbances | same as undisturbed | clear error | lost |",
+            "|---|---|---|---|---|---|",
+            *(f"| {row['kind']} | {' | '.join(str(row[name]) for name in COUNTED)} |"
+              for row in [*rows, total])]  # fmt: skip
+
+
+def keep(rows: list[dict[str, Any]], file: Path) -> None:
+    """A row a kind, in the place of its earlier one; those of the others stay."""
+    lines = file.read_text("utf-8").splitlines() if file.exists() else []
+    by_kind = {row["kind"]: row for row in [*map(json.loads, lines), *rows]}
+    known = [by_kind[kind] for kind in DISTURBANCES if kind in by_kind]
+    file.write_text("".join(json.dumps(row) + "\n" for row in known), "utf-8")
+
+
+def write_table(rows: list[dict[str, Any]]) -> None:
+    """Into docs/recovery.md."""
+    put(DOCS, *MARK, table_of(rows))
 
 
 def main() -> None:
@@ -325,8 +348,11 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=208)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=[*DISTURBANCES])
+    parser.add_argument("--rows", type=Path, help="a file, a line for each kind")
     parser.add_argument("--table", action="store_true", help="write docs/recovery.md's table")
     arguments = parser.parse_args()
+    if arguments.table:
+        return write_table([json.loads(line) for line in ROWS_FILE.read_text().splitlines()])
     import torch
 
     from advisor import fallback  # noqa: F401  what the forked processes would each import
@@ -353,13 +379,13 @@ def main() -> None:
         cases = [(kinds[n % len(kinds)], n // len(kinds)) for n in range(arguments.runs)]
         shares = [(cases[n::2], base, known, seconds, arguments.seed) for n in range(2)]
         with ProcessPoolExecutor(2, multiprocessing.get_context("fork")) as pool:
-            rows = [row for share in pool.map(work, *zip(*shares, strict=True)) for row in share]
-    lines = table_of(rows)
-    print("\n".join(lines))
+            runs = [row for share in pool.map(work, *zip(*shares, strict=True)) for row in share]
+    rows = counts_of(runs)
+    print("\n".join(table_of(rows)))
     print(f"{time.monotonic() - started:.0f} s")
-    if arguments.table:
-        put(DOCS, *MARK, lines)
-    sys.exit(any(row["ended"] == "LOST" for row in rows))
+    if arguments.rows:
+        keep(rows, arguments.rows)
+    sys.exit(any(run["ended"] == "LOST" for run in runs))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """Hostile input: every surface gets cases, in a process of its own, within time and memory.
 
-    python benchmarks/fuzz.py                       >= 15 000 cases, and the table in the docs
+    python benchmarks/fuzz.py                       >= 15 000 cases
     python benchmarks/fuzz.py --seed 7              others
-    python benchmarks/fuzz.py --surface plan.json   one surface, no table
+    python benchmarks/fuzz.py --surface plan.json   one surface
+    python benchmarks/fuzz.py --rows benchmarks/fuzz.jsonl    keeps what each surface came to
+    python benchmarks/fuzz.py --table               the table in the docs, from these rows
 
 A case that fails is made as small as hypothesis can and printed; the same seed finds it again. The
 memory of a case is what the process held at most, over what it held before.
@@ -32,7 +34,7 @@ sys.path.insert(0, str(ROOT))
 from tests.fuzz.shown import SURFACES  # noqa: E402
 from tests.fuzz.surfaces import Surface, Wrong  # noqa: E402
 
-PAGE = ROOT / "docs" / "hostile-input.md"
+DOCS, ROWS_FILE = ROOT / "docs" / "hostile-input.md", ROOT / "benchmarks" / "fuzz.jsonl"
 BEGIN, END = "<!-- fuzz: benchmarks/fuzz.py -->", "<!-- /fuzz -->"
 SECONDS = 10  # of a processor's time, a case; by the clock six times as many end the process
 MIB = 1 << 20
@@ -47,6 +49,7 @@ class Tally:
     """What became of a surface's cases."""
 
     name: str
+    seed: int
     right: int = 0
     errors: int = 0
     slowest_seconds: float = 0.0
@@ -66,7 +69,7 @@ def status(key: str) -> int:
 
 def feed(surface: Surface, cases: int, number: int, place: Path) -> Tally:
     """Try the cases. Raises what the first bad one raised, as small as it can be made."""
-    tally = Tally(surface.name)
+    tally = Tally(surface.name, number)
     bound = BOUND.get(surface.name, ELSEWHERE)
 
     @seed(number)
@@ -119,32 +122,57 @@ def run_all(cases: int, number: int, workers: int) -> tuple[list[Tally], list[st
         return [one.result() for one in begun if not one.exception()], failed
 
 
+def keep(tallies: list[Tally], file: Path) -> None:
+    """A row a surface, in the place of its earlier one; those of the others stay."""
+    lines = file.read_text("utf-8").splitlines() if file.exists() else []
+    rows = {row["name"]: row for row in map(json.loads, lines)}
+    rows |= {tally.name: asdict(tally) for tally in tallies}
+    known = [rows[surface.name] for surface in SURFACES if surface.name in rows]
+    file.write_text("".join(json.dumps(row) + "\n" for row in known), "utf-8")
+
+
+def write_table(rows: list[dict[str, Any]]) -> None:
+    """Into docs/hostile-input.md."""
+    tallies = [Tally(**row) for row in rows]
+    seeds = sorted({tally.seed for tally in tallies})
+    total = f"{sum(tally.right + tally.errors for tally in tallies):,}".replace(",", " ")
+    told = f"{total} cases, seed {', '.join(map(str, seeds))}."
+    head = "| surface | cases | right answers | clear errors | slowest, s | most memory, MiB |"
+    lines = [told, "", head, "|---|---|---|---|---|---|", *(tally.line() for tally in tallies)]
+    put(DOCS, BEGIN, END, lines)
+
+
 def main() -> None:
-    """One surface in this process, or all in others and the table."""
+    """One surface in this process, or all in others; or the table of what was found."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--surface", choices=[surface.name for surface in SURFACES])
     parser.add_argument("--cases", type=int, default=CASES, help="of a surface with share 1")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--rows", type=Path, help="a file, a line for each surface")
+    parser.add_argument("--table", action="store_true", help="write docs/hostile-input.md's table")
     parser.add_argument("--json", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.table:
+        return write_table([json.loads(ln) for ln in ROWS_FILE.read_text("utf-8").splitlines()])
     started = time.monotonic()
     if arguments.surface:
         surface = next(s for s in SURFACES if s.name == arguments.surface)
         with tempfile.TemporaryDirectory() as place:
             tally = feed(surface, arguments.cases, arguments.seed, Path(place))
         print(json.dumps(asdict(tally)) if arguments.json else tally.line())
+        if arguments.rows:
+            keep([tally], arguments.rows)
         return
     tallies, failed = run_all(arguments.cases, arguments.seed, arguments.workers)
     total = sum(tally.right + tally.errors for tally in tallies)
     told = (f"{total:,} cases in {time.monotonic() - started:.0f} s on {arguments.workers} cores, "
             f"seed {arguments.seed}.").replace(",", " ", 1)  # fmt: skip
     print(told)
+    if arguments.rows:
+        keep(tallies, arguments.rows)
     if failed:
         sys.exit("\n\n".join([f"{len(failed)} surfaces failed:", *failed]))
-    head = "| surface | cases | right answers | clear errors | slowest, s | most memory, MiB |"
-    rows = [tally.line() for tally in tallies]
-    put(PAGE, BEGIN, END, [told, "", head, "|---|---|---|---|---|---|", *rows])
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import errno
 import gc
+import marshal
 import os
 import stat
 import sys
@@ -43,7 +44,8 @@ Verdict = Literal["FITS", "TIGHT", "SPILLS", "OOM", "UNKNOWN"]
 
 Source = Literal["seed", "measured", "user"]
 T = TypeVar("T")
-Plans: TypeAlias = dict[tuple[str, str], Plan]  # by model and settings
+# What rows of a file share, by model and settings: plan, settings, names of the fields given.
+Plans: TypeAlias = dict[tuple[str, bytes], tuple[Plan, dict[str, Any], set[str]]]
 TABLE_NAME = "tested.jsonl"
 _TARGETS_BY_SIZE = ("qv", "attention", "all-linear")
 _TWO_BYTE_DTYPES = frozenset({"bf16", "fp16"})
@@ -108,12 +110,16 @@ class TestedRow(Frozen):
         if info.context is None:
             _ = self.plan  # raises PlanError, a ValueError
             return self
-        # Many rows of a file have the same plan, and parsing it takes the most time.
+        # Many rows of a file have the same plan, and parsing it takes the most time. Version 2 of
+        # marshal writes what is equal alike; repr takes five times as long.
         plans: Plans = info.context
-        key = own["model"], repr(own["settings"])
+        key = own["model"], marshal.dumps(own["settings"], 2)
         if key not in plans:
-            plans[key] = self.plan
-        own["plan"] = plans[key]
+            plans[key] = self.plan, own["settings"], self.__pydantic_fields_set__
+        # Rows of their own settings and set of given fields take 6 KB each, and time to get it.
+        own["plan"], own["settings"], given = plans[key]
+        if given == self.__pydantic_fields_set__:
+            object.__setattr__(self, "__pydantic_fields_set__", given)
         return self
 
     @cached_property
@@ -193,7 +199,7 @@ def parse_table(data: bytes, where: str) -> Table:
     plans: Plans = {}
     with _all_kept():
         for number, line in enumerate(BytesIO(data), start=1):
-            if not line.strip():
+            if line.isspace():
                 continue
             try:
                 rows.append(TestedRow.model_validate_json(line, context=plans))
@@ -286,13 +292,12 @@ def one_of_each(found: Iterable[T], plan_of: Callable[[T], Plan]) -> list[T]:
     A table may have a hundred thousand rows, and each is held against hundreds of plans.
     """
     first: dict[object, T] = {}
-    memories: dict[int, object] = {}  # by the plan itself, which rows of a file share
+    seen: set[int] = set()  # by the plan itself, which rows of a file share
     for one in found:
         plan = plan_of(one)
-        memory = memories.get(id(plan))
-        if memory is None:
-            memory = memories[id(plan)] = tuple(getattr(plan, name) for name in _LOOKED_AT)
-        first.setdefault(memory, one)
+        if id(plan) not in seen:
+            seen.add(id(plan))
+            first.setdefault(tuple(getattr(plan, name) for name in _LOOKED_AT), one)
     return list(first.values())
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from profiles.plan import Plan
+from profiles.skipping import VARIABLE
 
 PHOTOS = Path(__file__).parent / "photos"
 
@@ -31,6 +34,16 @@ def tiny_plan(**settings: object) -> Plan:
 def photos() -> Path:
     """A genuine ReasonSeg directory of real photographs."""
     return PHOTOS
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_announced() -> Iterator[None]:
+    """A command that runs inside of a test announces its --skip-broken to its children for good."""
+    before = os.environ.pop(VARIABLE, None)
+    yield
+    os.environ.pop(VARIABLE, None)
+    if before is not None:
+        os.environ[VARIABLE] = before
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -155,6 +155,7 @@ def test_the_lean_page_says_what_its_rows_say(
 @pytest.mark.parametrize(("name", "write"), [
     ("emulate", "write_table"), ("recovery", "write_table"), ("forecast", "write_tables"),
     ("speed", "main"), ("crashes", "write_table"), ("races", "write_table"),
+    ("faults", "write_table"), ("fuzz", "write_table"),
 ])  # fmt: skip
 def test_a_benchmarks_table_is_that_of_its_rows(
     name: str, write: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -181,6 +182,17 @@ def test_a_benchmarks_table_is_that_of_its_rows(
     assert len(kept) == {"forecast": 2, "speed": 2}.get(name, 1)
     for copy, path in kept.items():
         assert copy.read_text("utf-8") == path.read_text("utf-8"), path
+
+
+def test_every_surface_and_every_disturbance_has_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    fuzz = script("benchmarks/fuzz.py", monkeypatch)
+    faults = script("benchmarks/faults.py", monkeypatch)
+    for benchmark, key, known in (
+        (fuzz, "name", [surface.name for surface in fuzz.SURFACES]),
+        (faults, "kind", list(faults.DISTURBANCES)),
+    ):
+        lines = (ROOT / "benchmarks" / benchmark.ROWS_FILE.name).read_text("utf-8").splitlines()
+        assert [json.loads(line)[key] for line in lines] == known
 
 
 @pytest.mark.slow

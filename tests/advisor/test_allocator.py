@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from advisor.memory.allocator import MIB, CachingAllocator, PoolExhausted, replay
+from advisor.memory.allocator import CachingAllocator, PoolExhausted, replay
+from profiles.sizes import MIB
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"  # benchmarks/snapshots.py, on one H100
 # Whole segments lie where the driver puts them, and of two blocks of one size the lower is taken:

@@ -10,7 +10,6 @@ import pytest
 from advisor import preflight
 from advisor.advice import Advice
 from advisor.choice import rank as choose
-from advisor.machine.budget import GIB as BUDGET_GIB
 from advisor.machine.budget import Budget
 from advisor.machine.probe import Gpu, Machine, probe
 from advisor.machine.target import Target
@@ -25,6 +24,7 @@ from profiles.findings import PlanError
 from profiles.gpus import find_gpu
 from profiles.grid import estimate
 from profiles.plan import Plan
+from profiles.sizes import GIB as BUDGET_GIB
 from profiles.tested import DataShape, Table, TestedRow, read_table
 from tests.advisor import fake_nvml
 from tests.advisor.fake_nvml import GIB, Card, install

@@ -163,6 +163,12 @@ def test_rows_with_the_same_settings_are_parsed_into_one_plan(monkeypatch):
     parsed.clear()
     rows = parse_table(b"\n".join(lines), "mine.jsonl").rows
     assert len(parsed) == 2 and [row.plan.micro_batch for row in rows] == [1, 2] * 25
+    # A hundred thousand of either would take half a gigabyte.
+    assert len({id(row.settings) for row in rows}) == len({id(row.plan) for row in rows}) == 2
+    assert len({id(row.__pydantic_fields_set__) for row in rows}) == 2
+    other = lines[0].replace(b'"note":"",', b"")
+    fewer, whole = parse_table(b"\n".join([other, lines[0]]), "mine.jsonl").rows
+    assert whole.model_fields_set - fewer.model_fields_set == {"note"} and whole == fewer
     wrong = lines[0].replace(b'"micro_batch":1', b'"micro_batch":-1')
     assert len(parse_table(b"\n".join([*lines, wrong, wrong]), "mine").findings) == 2
 

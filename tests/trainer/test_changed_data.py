@@ -14,6 +14,8 @@ from PIL import Image
 
 from tests.conftest import PHOTOS, tiny_plan
 from tests.trainer.test_unusable_entries import call
+from trainer.cli import start as start_cli
+from trainer.cli.console import Plain
 from trainer.data import contents
 from trainer.data.contents import Contents
 from trainer.data.formats.reasonseg import read_split
@@ -167,3 +169,33 @@ def test_the_command_line_begins_such_a_run_and_refuses_other_pictures(
     repaint(picture)
     code, told = call("--resume", run)
     assert code == 2 and f"val pictures: 1 changed or new: ReasonSeg/val/{picture.name}" in told
+
+
+def test_pictures_that_have_to_be_read_are_counted(data: Path, tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    pictures = [item.image_path for item in read_split(data, "train")]
+
+    def reading() -> list[tuple[int, int]]:
+        told.clear()
+        Contents(data, tmp_path, lambda what, done, total: told.append((done, total))).of(pictures)
+        return told
+
+    assert reading() == [(done, len(pictures)) for done in range(1, len(pictures) + 1)]
+    assert reading() == []
+    repaint(pictures[0])
+    assert reading() == [(1, 1)]
+
+
+def test_a_run_tells_how_far_the_first_reading_is(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where it takes longer than the patience, which is none here."""
+    monkeypatch.setattr(start_cli, "Plain", lambda patience: Plain())
+    start = Started(data, tmp_path / "cache", {})
+    run = start_cli.Beginning(tiny_plan(), tmp_path / "run", start)
+    train, val = read_split(data, "train"), read_split(data, "val")
+    start_cli._checked(run, start_cli.Data(train, val, ()))
+    said = capsys.readouterr().err
+    assert f"reading the pictures' bytes: {len(train)}/{len(train)}" in said
+    start_cli._checked(run, start_cli.Data(train, val, ()))
+    assert not capsys.readouterr().err

@@ -13,9 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from profiles.files import STALE_SECONDS
 from profiles.models import model_profile
 from tests.conftest import PHOTOS, tiny_plan
-from trainer.data.feature_cache import STALE_SECONDS, BadEntry, FeatureCache, fill_cache
+from trainer.data.feature_cache import BadEntry, FeatureCache, fill_cache
 from trainer.data.formats.reasonseg import read_split
 from trainer.data.images import read_image
 from trainer.model.families.llava_sam.pictures import pixels

@@ -13,8 +13,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer.data.synthetic.dataset import HELD_OUT, KINDS, PRETRAINING, SPLITS, ask, write_dataset
-from trainer.data.synthetic.questions import all_words, sample_texts
+from trainer.data.synthetic.dataset import write_dataset
+from trainer.data.synthetic.questions import (
+    HELD_OUT,
+    KINDS,
+    PRETRAINING,
+    all_words,
+    ask,
+    sample_texts,
+)
 from trainer.data.synthetic.scenes import (
     COLOURS,
     FORMS,
@@ -29,6 +36,7 @@ from trainer.data.synthetic.wording import (
     CARRIERS,
     COLOUR_CLUES,
     FORM_CLUES,
+    SPLITS,
     agreement,
     patterns,
     tokens,

@@ -51,6 +51,13 @@ def masks(folder: Path) -> list[tuple[str, np.ndarray]]:
     ]
 
 
+def masks_of(labels: set[str], folder: Path) -> list[tuple[str, np.ndarray]]:
+    """(label, mask) of every item, after a look that each picture has these labels alone."""
+    found = masks(folder)
+    assert sorted(label for label, _ in found) == sorted([*labels] * PICTURES)
+    return found
+
+
 def within_a_pixel(mask: np.ndarray, truth: np.ndarray) -> bool:
     """Whether they differ in pixels along the border only."""
     kernel, drawn = np.ones((3, 3), np.uint8), truth.astype(np.uint8)
@@ -70,8 +77,7 @@ def test_coco_is_read_to_the_pixel(
     tmp_path: Path, source: str, labels: set[str], options: dict[str, str]
 ) -> None:
     imported(source, tmp_path / "out", **options)
-    found = masks(tmp_path / "out")
-    assert sorted(label for label, _ in found) == sorted([*labels] * PICTURES)
+    found = masks_of(labels, tmp_path / "out")
     for label, mask in found:
         assert np.array_equal(mask == TARGET, TRUTH[label]), label
         assert IGNORE not in mask
@@ -80,8 +86,7 @@ def test_coco_is_read_to_the_pixel(
 def test_label_studios_brush_is_read_to_the_pixel_but_for_holes(tmp_path: Path) -> None:
     """Brush labels to COCO writes outer outlines only; the ring's hole is lost there."""
     imported(BRUSH, tmp_path / "out")
-    found = masks(tmp_path / "out")
-    assert sorted(label for label, _ in found) == sorted([*(DRAWN | PAINTED)] * PICTURES)
+    found = masks_of(DRAWN | PAINTED, tmp_path / "out")
     rows, columns = np.nonzero(TRUTH["ring"])
     middle = rows.mean().astype(int), columns.mean().astype(int)
     whole = TRUTH["ring"].astype(np.uint8)
@@ -104,8 +109,7 @@ def test_label_studios_rectangles_are_boxes_where_they_were_drawn(tmp_path: Path
     with pytest.raises(DataError, match="an outline of what is in the bbox"):
         imported(source, tmp_path / "out")
     imported(source, tmp_path / "out", skip_broken=PICTURES)
-    found = masks(tmp_path / "out")
-    assert sorted(label for label, _ in found) == sorted([*DRAWN] * PICTURES)
+    found = masks_of(DRAWN, tmp_path / "out")
     left, top, right, bottom = 24, 56, 34, 66  # BOX of the script
     box = np.zeros_like(TRUTH["eyes"])
     box[top:bottom, left:right] = True
@@ -125,8 +129,7 @@ def test_shapes_are_read_to_a_pixel_along_the_border(
 ) -> None:
     """LabelMe paints an outline's own pixels as well. In its files the people are ignored."""
     imported(source, tmp_path / "out", **options)
-    found = masks(tmp_path / "out")
-    assert sorted(label for label, _ in found) == sorted([*labels] * PICTURES)
+    found = masks_of(labels, tmp_path / "out")
     for label, mask in found:
         assert within_a_pixel(mask == TARGET, TRUTH[label]), label
         ignored = TRUTH["people"] if source.startswith("labelme") else TRUTH["people"] & False

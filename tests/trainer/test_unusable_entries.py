@@ -14,7 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from advisor.cli.main import app as advise_app
-from profiles.skipping import ALL, VARIABLE, read_most
+from profiles.skipping import ALL, VARIABLE, announce, announced, read_most
 from tests.conftest import PHOTOS, tiny_plan
 from tests.trainer.test_mixture import talk, write_coco, write_refer_seg, write_vqa
 from tests.trainer.test_own_data import HEIGHT, WIDTH, instances, items, labelme, picture, shape
@@ -324,3 +324,10 @@ def test_a_coco_file_among_labelmes_is_not_one_entry(tmp_path: Path) -> None:
         labelme(source, str(number), shape(), colour=40 * number)
     with pytest.raises(DataError, match="on its own"):
         import_annotations(source, tmp_path / "out", skip_broken=ALL)
+
+
+@pytest.mark.parametrize("turn", ["first", "second"])
+def test_what_a_test_announces_ends_with_it(turn: str) -> None:
+    assert announced() == 0, turn
+    announce(3)
+    assert announced() == 3

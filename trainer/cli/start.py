@@ -15,7 +15,7 @@ from profiles.exits import EXIT_INTERRUPTED, EXIT_OUT_OF_MEMORY
 from profiles.files import held, sweep, write_whole
 from profiles.streams import tell
 from profiles.text import argument, counted, one_line, operand
-from trainer.cli.console import next_steps, reporter, user_errors
+from trainer.cli.console import Plain, next_steps, reporter, user_errors
 from trainer.process import try_segments, use_allocator, use_threads
 from trainer.run.folder import FILES, OVERLAY, RECORD, is_complete
 
@@ -111,7 +111,7 @@ def _checked(run: Beginning, data: Data) -> tuple[Beginning, Path | None]:
     from trainer.run.resume import check_plan, digests, resumable, settled
 
     started = replace(run.started, left_out=data.left_out)
-    contents = Contents(started.data, started.cache)
+    contents = Contents(started.data, started.cache, Plain(patience=10))
     now = digests(data.train, data.val, data.left_out, contents)
     if not run.resumes:
         return replace(run, started=replace(started, digests=now)), None

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from profiles.files import STALE_SECONDS, read_regular, sweep, write_whole
+from trainer.data.formats.reasonseg import Progress
 from trainer.data.threads import in_threads
 
 _Known: TypeAlias = dict[str, tuple[int, int, str]]  # path -> size, mtime in ns, digest
@@ -22,10 +23,15 @@ DIGITS = 16
 
 
 class Contents:
-    """Digests of the files in a data folder; `cache` is where they are kept, None for nowhere."""
+    """Digests of the files in a data folder; `cache` is where they are kept, None for nowhere.
 
-    def __init__(self, root: Path = Path(), cache: Path | None = None) -> None:
-        self.root = root
+    `progress` hears how many pictures were read, of those that have to be.
+    """
+
+    def __init__(
+        self, root: Path = Path(), cache: Path | None = None, progress: Progress | None = None
+    ) -> None:
+        self.root, self._progress = root, progress
         name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:DIGITS]
         self._place = None if cache is None else cache / f"contents-{name}.json"
         self._known: _Known = _read(self._place) if self._place else {}
@@ -41,8 +47,11 @@ class Contents:
                 found[name] = known
             else:  # its size and age from before it is read: a later change is seen next time
                 found[name], new[name] = (now.st_size, now.st_mtime_ns, ""), path
-        for name, digest in zip(new, in_threads(_digest, new.values()), strict=True):
+        digests = in_threads(_digest, new.values())
+        for done, (name, digest) in enumerate(zip(new, digests, strict=True), start=1):
             found[name] = (*found[name][:2], digest)
+            if self._progress is not None:
+                self._progress("reading the pictures' bytes", done, len(new))
         if new:
             self._known |= found
             self._keep()

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
-import time
+import secrets
 import zlib
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -20,16 +19,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from profiles.files import STALE_SECONDS, force
+from profiles.files import STALE_SECONDS, force, sweep
 from profiles.plan import Plan
 from profiles.settings import Encoder
 from trainer.atomic_folder import share
 from trainer.data.images import read_image
 from trainer.model.families.llava_sam.pictures import VERSION, pixels
 
-ASIDE = ".writing-"
-# An entry is written in well under a second; what is this old was left behind by a killed writer.
-# By age, not by process id: a cache may be shared between machines.
+ASIDE = "writing"  # an entry on its way, with a random number: machines may share a cache
 
 
 class BadEntry(ValueError):
@@ -80,29 +77,19 @@ class FeatureCache:
         """Store features [...]: aside first, then renamed."""
         self.folder.mkdir(parents=True, exist_ok=True)
         features = features.contiguous().cpu()
-        handle, aside = tempfile.mkstemp(dir=self.folder, prefix=ASIDE)
-        os.close(handle)
+        aside = self.folder / f".{ASIDE}-{secrets.randbits(63)}"
         try:
             save_file(
                 {"features": features},
                 aside,
                 metadata={"key": self.key, "crc32": str(_checksum(features))},
             )
-            share(Path(aside))
-            force(Path(aside))
+            share(aside)
+            force(aside)
             os.replace(aside, self.entry(image))
         except BaseException:
-            Path(aside).unlink(missing_ok=True)
+            aside.unlink(missing_ok=True)
             raise
-
-    def sweep(self) -> None:
-        """Remove what killed writers left behind."""
-        for aside in self.folder.glob(ASIDE + "*"):
-            try:
-                if time.time() - aside.stat().st_mtime > STALE_SECONDS:
-                    aside.unlink()
-            except FileNotFoundError:
-                pass  # another process sweeps too
 
 
 def read_entry(path: Path, key: str) -> Tensor:
@@ -142,7 +129,8 @@ def fill_cache(
     report: Callable[[str], None],
 ) -> int:
     """Build the missing and damaged entries; returns how many. The encoder loads only if needed."""
-    cache.sweep()
+    # By age, not by process: a cache may be shared between machines. An entry takes a second.
+    sweep(cache.folder, [ASIDE], STALE_SECONDS)
     encode: Callable[[Tensor], Tensor] | None = None
     built = 0
     for done, image in enumerate(images):
