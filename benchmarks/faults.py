@@ -1,11 +1,13 @@
 """Tiny trainings that are disturbed at random, seeded moments: all have to end as undisturbed.
 
-    python benchmarks/faults.py [--runs 208] [--seed 0] [--table] [--only KIND]
+    python benchmarks/faults.py [--runs 208] [--seed 0] [--processes 2] [--table] [--only KIND]
 
 Each run is `lisa-train` in a process of its own, disturbed up to three times and resumed until it
 ends. Its trained weights and records are then held against those of a run that nothing disturbed:
-bit for bit. --table writes docs/recovery.md's table. To save time the processes are forked from one
-that has imported torch; one that runs out of memory becomes a fresh one, as it does for a user.
+bit for bit. Each is a row in --rows as soon as it has ended; what has a row there is not run again,
+so runs that were cut off go on. --table writes docs/recovery.md's table. To save time the processes
+are forked from one that has imported torch; one that runs out of memory becomes a fresh one, as it
+does for a user.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import forked
+from crashes import rows_in
 from tables import put
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -263,9 +266,9 @@ def disturbed(case: Case, known: str) -> tuple[str, str]:
 
 
 def work(
-    cases: list[tuple[str, int]], base: Path, known: str, seconds: float, seed: int
+    cases: list[tuple[str, int]], base: Path, known: str, seconds: float, seed: int, kept: Path
 ) -> list[dict[str, Any]]:
-    """Some cases one after the other, in this process."""
+    """Some cases one after the other, in this process; each is a row of a file at once."""
     found = []
     for kind, number in cases:
         place = base / f"{kind.replace(' ', '-')}-{number}"
@@ -286,6 +289,8 @@ def work(
         row = {"kind": kind, "number": number, "ended": ended, "why": why,
                "befallen": case.befallen, "seconds": time.monotonic() - started}  # fmt: skip
         found.append(row)
+        with kept.open("a") as file:
+            file.write(json.dumps(row) + "\n")
         print(json.dumps(row) if ended == "LOST" else f"{kind} {number}: {ended}", flush=True)
         if ended != "LOST":
             shutil.rmtree(place)
@@ -324,6 +329,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=208)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=2, help="side by side  [2]")
+    parser.add_argument("--rows", type=Path, help="a file, a line for each run; goes on with it")
     parser.add_argument("--only", choices=[*DISTURBANCES])
     parser.add_argument("--table", action="store_true", help="write docs/recovery.md's table")
     arguments = parser.parse_args()
@@ -352,9 +359,13 @@ def main() -> None:
             print("disk full: left out, small disks cannot be made without root", flush=True)
             kinds.remove("disk full")
         cases = [(kinds[n % len(kinds)], n // len(kinds)) for n in range(arguments.runs)]
-        shares = [(cases[n::2], base, known, seconds, arguments.seed) for n in range(2)]
-        with ProcessPoolExecutor(2, multiprocessing.get_context("fork")) as pool:
-            rows = [row for share in pool.map(work, *zip(*shares, strict=True)) for row in share]
+        many, kept = arguments.processes, arguments.rows or base / "rows.jsonl"
+        done = {(row["kind"], row["number"]): row for row in rows_in(kept)}
+        rows = [done[case] for case in cases if case in done]
+        cases = [case for case in cases if case not in done]
+        shares = [(cases[n::many], base, known, seconds, arguments.seed, kept) for n in range(many)]
+        with ProcessPoolExecutor(many, multiprocessing.get_context("fork")) as pool:
+            rows += [row for share in pool.map(work, *zip(*shares, strict=True)) for row in share]
     lines = table_of(rows)
     print("\n".join(lines))
     print(f"{time.monotonic() - started:.0f} s")
