@@ -157,7 +157,7 @@ def work(
 def table_of(rows: list[dict[str, Any]]) -> list[str]:
     """Markdown: one line a kind."""
     lines = ["| what | times | as it should be | wrong |", "|---|---|---|---|"]
-    for kind in {row["kind"]: None for row in rows}:
+    for kind in [kind for kind in RACES if kind in {row["kind"] for row in rows}]:
         mine = [row for row in rows if row["kind"] == kind]
         wrong = sum(bool(row["why"]) for row in mine)
         lines.append(f"| {TITLES[kind]} | {len(mine)} | {len(mine) - wrong} | {wrong} |")

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import AutocastKwargs, DataLoaderConfiguration
+from accelerate.utils import AutocastKwargs, DataLoaderConfiguration, DistributedDataParallelKwargs
 from torch.utils.data import DataLoader
 from transformers import get_scheduler
 
@@ -78,7 +78,13 @@ def make_accelerator(plan: Plan, run: Path | None) -> Accelerator:
     """
     accelerator = Accelerator(
         mixed_precision="fp16" if plan.dtype == "fp16" else "no",
-        kwargs_handlers=[AutocastKwargs(enabled=False)],
+        kwargs_handlers=[
+            AutocastKwargs(enabled=False),
+            # Else DDP moves the gradients to other places of its buckets after the first step, and
+            # from three processes on the sums of a resumed run differ in the last bits. Only on the
+            # CPU, where the rest is exact: it walks the graph in each step.
+            DistributedDataParallelKwargs(find_unused_parameters=plan.device == "cpu"),
+        ],
         cpu=plan.device == "cpu",
         log_with="tensorboard" if run else None,
         project_dir=run,
