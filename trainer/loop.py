@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import AutocastKwargs, DataLoaderConfiguration, DistributedDataParallelKwargs
+from accelerate.utils import AutocastKwargs, DataLoaderConfiguration
 from torch.utils.data import DataLoader
 from transformers import get_scheduler
 
@@ -78,13 +78,7 @@ def make_accelerator(plan: Plan, run: Path | None) -> Accelerator:
     """
     accelerator = Accelerator(
         mixed_precision="fp16" if plan.dtype == "fp16" else "no",
-        kwargs_handlers=[
-            AutocastKwargs(enabled=False),
-            # Else DDP moves the gradients to other places of its buckets after the first step, and
-            # from three processes on the sums of a resumed run differ in the last bits. Only on the
-            # CPU, where the rest is exact: it walks the graph in each step.
-            DistributedDataParallelKwargs(find_unused_parameters=plan.device == "cpu"),
-        ],
+        kwargs_handlers=[AutocastKwargs(enabled=False)],
         cpu=plan.device == "cpu",
         log_with="tensorboard" if run else None,
         project_dir=run,
@@ -171,6 +165,11 @@ class Run:
             len(train), plan, self.train_set.length, self.accelerator.process_index
         )
         self.wrapped, self.optimizer = self.accelerator.prepare(self.model, optimizer)
+        # Two numbers have one sum; on a GPU not even the rest of a step is the same twice.
+        if plan.device == "cpu" and plan.processes > 2:
+            from trainer.in_order import add_in_order
+
+            add_in_order(self.wrapped)
         self.scheduler = self._schedule(optimizer)
         self.step = self.evaluated = 0  # optimizer steps, and epochs
         self.skipped = 0  # updates left out because they were not finite

@@ -168,6 +168,45 @@ def test_a_failing_process_ends_the_other_and_gives_its_exit_code(tmp_path: Path
     assert all_ended(started)
 
 
+RESUMED = """
+import sys; from pathlib import Path; from shutil import copytree
+from tests.conftest import PHOTOS, tiny_plan
+from trainer.data.reasonseg import read_split; from trainer.launch import is_main
+from trainer.loop import Reporter, Run; from trainer.resume import Keeping
+base = Path(sys.argv[1]); one, two = base / "one", base / "two"
+plan = tiny_plan(processes=3, micro_batch=1, effective_batch=3, workers=0)
+data = read_split(PHOTOS, "train")[:6], read_split(PHOTOS, "val", 1)
+quiet = Reporter(lambda text: None, lambda *counts: None)
+def run(folder):
+    folder.mkdir(exist_ok=True)
+    return Run(plan, *data, folder, base / "cache", quiet, Keeping(steps=1, checkpoints=9))
+whole = run(one)
+whole.accelerator.end_training = lambda: None  # it would end the group
+whole.train()
+if is_main(): copytree(next(f for f in sorted(one.glob("last*"))
+                            if '"step":1,' in (f / "facts.json").read_text().replace(" ", "")),
+                       base / "first"); copytree(one, two)
+whole.accelerator.wait_for_everyone()
+broken = run(two); broken.train(base / "first")
+import os; os._exit(0)
+"""
+
+
+@pytest.mark.slow
+def test_three_processes_that_are_resumed_end_as_those_that_were_not(tmp_path: Path) -> None:
+    """Bit for bit: the second step's gradients of three processes are added in the same order."""
+    start = "import sys; from trainer.launch import start_processes as s; sys.exit(s(3, {!r}))"
+    command = [sys.executable, "-c", start.format(["-c", RESUMED, str(tmp_path)])]
+    path = os.pathsep.join([os.getcwd(), *sys.path])
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True,
+                          text=True, timeout=150)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    one, two = (tmp_path / name for name in ("one", "two"))
+    assert losses(two) == losses(one) and len(losses(one)) == 2
+    trained = [(folder / "last" / "trained.safetensors").read_bytes() for folder in (one, two)]
+    assert trained[0] == trained[1] != (tmp_path / "first" / "trained.safetensors").read_bytes()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="looks in /proc")
 def test_an_interrupt_ends_all_processes(tmp_path: Path) -> None:
     parent = start("time.sleep(60)", tmp_path)
