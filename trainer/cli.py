@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from trainer.console import (
     tell,
     user_errors,
 )
-from trainer.launch import end_with_parent, is_launched, leave_group
+from trainer.launch import end_with_parent, is_launched, is_under_accelerate, leave_group
 from trainer.results_cli import evaluate, export
 from trainer.run_folder import LATEST, new_run
 from trainer.start_cli import Beginning, begin, go_on, worker
@@ -392,6 +393,8 @@ def main() -> None:
     heed_the_plan()
     if launched := is_launched(os.environ):
         end_with_parent()
+    elif is_under_accelerate():
+        end_with_parent(signal.SIGTERM)  # saves, and ends the processes it has started
     try:
         app(args=hyphenated(sys.argv[1:]), prog_name="lisa-train")
     except KeyboardInterrupt:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import typer
 
-from profiles.files import HOLDER, LOCK, Held, held, is_aside, is_vacant, sweep
+from profiles.files import HOLDER, LOCK, Held, held, is_aside, is_vacant, sweep, writer
 from profiles.text import argument
 from trainer.console import EXIT_INTERRUPTED, fail, tell
 from trainer.launch import is_main
@@ -73,9 +73,11 @@ def _take(folder: Path, wanted: Path, stack: ExitStack) -> bool:
     if wanted == LATEST:
         return False
     other = f"; or lisa-train --resume {argument(wanted)} goes on with the run in it"
-    goes_on = (wanted / RECORD).exists() and not is_complete(wanted)
+    process = writer(wanted)
+    goes_on = (wanted / RECORD).exists() and not is_complete(wanted) and process is None
+    busy = f", {process} is writing there" if process else ""
     fail(
-        f"--output-dir: {wanted} is there already, and runs are not mixed\n"
+        f"--output-dir: {wanted} is there already{busy}, and runs are not mixed\n"
         f"    hint: --output-dir {argument(_free_name(wanted))}{other if goes_on else ''}"
     )
 

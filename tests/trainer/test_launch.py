@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -158,6 +159,88 @@ def pids(folder: Path) -> list[int]:
 
 def all_ended(processes: list[int]) -> bool:
     return not any(Path(f"/proc/{pid}").exists() for pid in processes)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl")
+def test_torchruns_hold_their_run_folder_and_leave_no_process(tmp_path: Path) -> None:
+    """A second one is told who holds the folder; the first one, killed, takes its processes along.
+
+    The second may start its processes on another port, so it is refused for the folder alone.
+    """
+    plan = tiny_plan(processes=2, micro_batch=1, schedule={"epochs": 500})
+    (tmp_path / "plan.json").write_text(plan.to_json())
+    folder = tmp_path / "run"
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
+        "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "-m", "trainer.cli",
+        "--plan", str(tmp_path / "plan.json"), "--data-dir", str(PHOTOS),
+        "--output-dir", str(folder), "--cache-dir", str(tmp_path / "cache"),
+    ]  # fmt: skip
+    with (tmp_path / "log").open("w") as log:
+        first = subprocess.Popen(command, stdout=log, stderr=log)
+    records, until = folder / "metrics.jsonl", time.monotonic() + 90
+    try:
+        while not records.exists() or '"loss"' not in records.read_text():
+            assert first.poll() is None and time.monotonic() < until, (tmp_path / "log").read_text()
+            time.sleep(0.05)
+        trained = psutil.Process(first.pid).children(recursive=True)
+        second = subprocess.run(command, capture_output=True, text=True, timeout=90)
+    finally:
+        first.kill()
+        first.wait()
+    deadline = time.monotonic() + 2
+    while any(map(is_alive, trained)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    left = [process for process in trained if is_alive(process)]
+    for process in left:
+        process.kill()
+    assert len(trained) >= 2 and not left
+    assert "exitcode  : 2 " in second.stderr
+    holders = re.findall(r"process (\d+)", second.stderr)
+    assert holders and int(holders[0]) in [process.pid for process in trained], second.stderr
+    assert "--resume" not in second.stderr  # a run that goes on cannot be gone on with
+
+
+ACCELERATE = """
+import subprocess, sys
+subprocess.run([sys.executable, "-c", "import sys, time; from pathlib import Path; "
+    "from trainer import cli; cli.app = lambda **_: (Path('ready').touch(), time.sleep(60)); "
+    "cli.main()"])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl")
+@pytest.mark.parametrize(("name", "along"), [("accelerate", True), ("other", False)])
+def test_a_training_ends_with_the_accelerate_launch_that_waits_for_it(
+    name: str, along: bool, tmp_path: Path
+) -> None:
+    """Which starts one process without a rank; any other parent may go, as nohup's does."""
+    (tmp_path / name).write_text(ACCELERATE)
+    path = os.pathsep.join([os.getcwd(), *sys.path])
+    parent = subprocess.Popen([sys.executable, tmp_path / name], cwd=tmp_path,
+                              env=os.environ | {"PYTHONPATH": path})  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "ready").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    (child,) = psutil.Process(parent.pid).children()
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 2
+    while is_alive(child) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    ended = not is_alive(child)
+    if not ended:
+        child.kill()
+    assert ended == along
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether it runs; one that has ended may wait to be reaped by what took it over."""
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks in /proc")
