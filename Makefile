@@ -15,6 +15,7 @@ demo: $(READY)
 
 # Tiny trainings, killed, starved and damaged at random: some ten minutes.
 faults: $(READY)
+	rm -f benchmarks/faults.jsonl
 	$(BIN)/python benchmarks/faults.py --rows benchmarks/faults.jsonl
 	$(BIN)/python benchmarks/faults.py --table
 

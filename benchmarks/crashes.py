@@ -1,6 +1,6 @@
 """Kill a command just before every one of its file operations, do it again, and compare.
 
-    python benchmarks/crashes.py [--scene NAME] [--sample N] [--processes 2]
+    python benchmarks/crashes.py [--scene NAME] [--sample N] [--every 3] [--processes 2]
     python benchmarks/crashes.py --table
 
 Each scene is a command that writes: trainings that keep 1, 2 and 3 checkpoints, a resume, an
@@ -10,8 +10,9 @@ runs once for each of them, is killed there, and is done again as its user would
 run has begun, else the same command. The end has to be the same bit for bit, with no file more or
 less; of a training, the newest checkpoint that was whole must be what is gone on from. *torn*: what
 was written and not forced to disk is lost in addition. *twice*: the second attempt is killed as
-well, at a random operation. The latter two at every third operation. Each case is a row in --rows,
-from which --table writes docs/recovery.md's table.
+well, at a random operation. The latter two at every third operation, or as --every says. Each case
+is a row in --rows as soon as it has ended; what has a row there is not run again, so a run that was
+cut off goes on. From benchmarks/crashes.jsonl, --table writes docs/recovery.md's table.
 """
 
 from __future__ import annotations
@@ -292,6 +293,31 @@ def work(
     return rows
 
 
+def still_to_run(
+    cases: Cases, counts: dict[str, int], kept: Path
+) -> tuple[list[dict[str, Any]], Cases]:
+    """The rows that a file holds of these cases, and the cases that have none.
+
+    A row of a scene that had another number of operations then is of another program.
+    """
+    found = {
+        (row["scene"], row["way"], row["fatal"], row["second"]): row
+        for row in rows_in(kept)
+        if row["of"] == counts.get(row["scene"])
+    }
+    return [found[c] for c in cases if c in found], [c for c in cases if c not in found]
+
+
+def rows_in(kept: Path) -> list[dict[str, Any]]:
+    """The rows of a file; of one that was cut off, all but what a kill left half written."""
+    rows = []
+    if kept.exists():
+        content = kept.read_text()
+        kept.write_text(content[: content.rfind("\n") + 1])
+        rows = [json.loads(line) for line in kept.read_text().splitlines()]
+    return rows
+
+
 def prepare(base: Path, scenes: list[Scene]) -> tuple[dict[str, int], dict[str, dict[str, str]]]:
     """What the scenes share; how many operations each has, and how each ends undisturbed."""
     shared = base / "common"
@@ -372,8 +398,9 @@ def main() -> None:
     parser.add_argument("--scene", action="append", choices=[scene.name for scene in SCENES])
     parser.add_argument("--sample", type=int, help="only so many, drawn by the seed")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--every", type=int, default=3, help="operation is torn and twice  [3]")
     parser.add_argument("--processes", type=int, default=2, help="side by side  [2]")
-    parser.add_argument("--rows", type=Path, help="a file, a line for each case")
+    parser.add_argument("--rows", type=Path, help="a file, a line for each case; goes on with it")
     parser.add_argument("--table", action="store_true", help="write docs/recovery.md's table")
     arguments = parser.parse_args()
     if arguments.table:
@@ -384,6 +411,7 @@ def main() -> None:
 
     torch.set_num_threads(1)
     scenes = [s for s in SCENES if not arguments.scene or s.name in arguments.scene]
+    every = arguments.every
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         base = Path(name)
@@ -394,16 +422,16 @@ def main() -> None:
         cases = [(scene, "killed", n, 0) for scene in counts
                  for n in range(1, counts[scene] + 1)]  # fmt: skip
         cases += [(scene, "torn", n, 0) for scene in counts
-                  for n in range(rng.randint(1, 3), counts[scene] + 1, 3)]  # fmt: skip
+                  for n in range(rng.randint(1, every), counts[scene] + 1, every)]  # fmt: skip
         cases += [(scene, "twice", rng.randint(1, counts[scene]), rng.randint(1, counts[scene]))
-                  for scene in counts for _ in range(counts[scene] // 3)]  # fmt: skip
+                  for scene in counts for _ in range(counts[scene] // every)]  # fmt: skip
         if arguments.sample:
             cases = rng.sample(cases, min(arguments.sample, len(cases)))
-        many = arguments.processes
-        kept = arguments.rows or base / "rows.jsonl"
+        many, kept = arguments.processes, arguments.rows or base / "rows.jsonl"
+        rows, cases = still_to_run(cases, counts, kept)
         shares = [(cases[n::many], base, counts, known, kept) for n in range(many)]
         with ProcessPoolExecutor(many, multiprocessing.get_context("fork")) as pool:
-            rows = [row for share in pool.map(work, *zip(*shares, strict=True)) for row in share]
+            rows += [row for share in pool.map(work, *zip(*shares, strict=True)) for row in share]
     print("\n".join(table_of(rows)))
     print(f"{time.monotonic() - started:.0f} s")
     sys.exit(any(row["why"] for row in rows))

@@ -1,12 +1,15 @@
 """Tiny trainings that are disturbed at random, seeded moments: all have to end as undisturbed.
 
-    python benchmarks/faults.py [--runs 208] [--seed 0] [--rows FILE] [--only KIND]
-    python benchmarks/faults.py --table      docs/recovery.md's table, from benchmarks/faults.jsonl
+    python benchmarks/faults.py [--runs 208] [--seed 0] [--processes 2] [--rows FILE] [--only KIND]
+    python benchmarks/faults.py --table
 
 Each run is `lisa-train` in a process of its own, disturbed up to three times and resumed until it
 ends. Its trained weights and records are then held against those of a run that nothing disturbed:
-bit for bit. --rows keeps what came of each kind. To save time the processes are forked from one
-that has imported torch; one that runs out of memory becomes a fresh one, as it does for a user.
+bit for bit. Each is a row in --rows as soon as it has ended; what has a row there is not run again,
+so runs that were cut off go on. --table writes docs/recovery.md's table from
+benchmarks/faults.jsonl. To save time the processes
+are forked from one that has imported torch; one that runs out of memory becomes a fresh one, as it
+does for a user.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import forked
+from crashes import rows_in
 from tables import put
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -264,9 +268,9 @@ def disturbed(case: Case, known: str) -> tuple[str, str]:
 
 
 def work(
-    cases: list[tuple[str, int]], base: Path, known: str, seconds: float, seed: int
+    cases: list[tuple[str, int]], base: Path, known: str, seconds: float, seed: int, kept: Path
 ) -> list[dict[str, Any]]:
-    """Some cases one after the other, in this process."""
+    """Some cases one after the other, in this process; each is a row of a file at once."""
     found = []
     for kind, number in cases:
         place = base / f"{kind.replace(' ', '-')}-{number}"
@@ -287,6 +291,8 @@ def work(
         row = {"kind": kind, "number": number, "ended": ended, "why": why,
                "befallen": case.befallen, "seconds": time.monotonic() - started}  # fmt: skip
         found.append(row)
+        with kept.open("a") as file:
+            file.write(json.dumps(row) + "\n")
         print(json.dumps(row) if ended == "LOST" else f"{kind} {number}: {ended}", flush=True)
         if ended != "LOST":
             shutil.rmtree(place)
@@ -321,20 +327,13 @@ def counts_of(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def table_of(rows: list[dict[str, Any]]) -> list[str]:
-    """Markdown: one line a kind."""
+    """Markdown: one line a kind, from a row a run."""
+    rows = counts_of(rows)
     total = {"kind": "all"} | {name: sum(row[name] for row in rows) for name in COUNTED}
     return ["| disturbed by | runs | disturbances | same as undisturbed | clear error | lost |",
             "|---|---|---|---|---|---|",
             *(f"| {row['kind']} | {' | '.join(str(row[name]) for name in COUNTED)} |"
               for row in [*rows, total])]  # fmt: skip
-
-
-def keep(rows: list[dict[str, Any]], file: Path) -> None:
-    """A row a kind, in the place of its earlier one; those of the others stay."""
-    lines = file.read_text("utf-8").splitlines() if file.exists() else []
-    by_kind = {row["kind"]: row for row in [*map(json.loads, lines), *rows]}
-    known = [by_kind[kind] for kind in DISTURBANCES if kind in by_kind]
-    file.write_text("".join(json.dumps(row) + "\n" for row in known), "utf-8")
 
 
 def write_table(rows: list[dict[str, Any]]) -> None:
@@ -347,8 +346,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=208)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=2, help="side by side  [2]")
+    parser.add_argument("--rows", type=Path, help="a file, a line for each run; goes on with it")
     parser.add_argument("--only", choices=[*DISTURBANCES])
-    parser.add_argument("--rows", type=Path, help="a file, a line for each kind")
     parser.add_argument("--table", action="store_true", help="write docs/recovery.md's table")
     arguments = parser.parse_args()
     if arguments.table:
@@ -377,15 +377,17 @@ def main() -> None:
             print("disk full: left out, small disks cannot be made without root", flush=True)
             kinds.remove("disk full")
         cases = [(kinds[n % len(kinds)], n // len(kinds)) for n in range(arguments.runs)]
-        shares = [(cases[n::2], base, known, seconds, arguments.seed) for n in range(2)]
-        with ProcessPoolExecutor(2, multiprocessing.get_context("fork")) as pool:
-            runs = [row for share in pool.map(work, *zip(*shares, strict=True)) for row in share]
-    rows = counts_of(runs)
-    print("\n".join(table_of(rows)))
+        many, kept = arguments.processes, arguments.rows or base / "rows.jsonl"
+        done = {(row["kind"], row["number"]): row for row in rows_in(kept)}
+        rows = [done[case] for case in cases if case in done]
+        cases = [case for case in cases if case not in done]
+        shares = [(cases[n::many], base, known, seconds, arguments.seed, kept) for n in range(many)]
+        with ProcessPoolExecutor(many, multiprocessing.get_context("fork")) as pool:
+            rows += [row for share in pool.map(work, *zip(*shares, strict=True)) for row in share]
+    lines = table_of(rows)
+    print("\n".join(lines))
     print(f"{time.monotonic() - started:.0f} s")
-    if arguments.rows:
-        keep(rows, arguments.rows)
-    sys.exit(any(run["ended"] == "LOST" for run in runs))
+    sys.exit(any(row["ended"] == "LOST" for row in rows))
 
 
 if __name__ == "__main__":

@@ -1,18 +1,20 @@
 """Two commands at once on one run folder, and launchers that are killed: fifty times each.
 
-    python benchmarks/races.py [--times 50] [--only starters|resumers|launchers]
+    python benchmarks/races.py [--times 50] [--processes 1] [--only starters|resumers|launchers]
     python benchmarks/races.py --table          docs/recovery.md's table
 
 *starters*: two trainings begin together on one --output-dir; one trains, the other is refused and
 names the first. *resumers*: the same with two --resume of a run that was killed. *launchers*: a
 training in two or three processes whose launcher is killed (SIGKILL) at a random moment; 2 s later
 none of its processes is left, and --resume ends as the undisturbed run does, bit for bit.
+Each race is a row in --rows as soon as it has ended; what has a row there is not run again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -23,15 +25,17 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import psutil
-from crashes import DOCS, PHOTOS, PLAN, ROOT, steady
+from crashes import DOCS, PHOTOS, PLAN, ROOT, rows_in, steady
 from forked import run as forked
 from tables import put
 
 ROWS_FILE = ROOT / "benchmarks" / "races.jsonl"
+GROUPS = (2, 3)
 MARK = "<!-- benchmarks/races.py -->", "<!-- /benchmarks/races.py -->"
 
 
@@ -50,14 +54,13 @@ def outcome(run: Path) -> dict[str, bytes]:
     return {name: steady(run / name) for name in names}
 
 
-def two_at_once(place: Path, command: list[str], delay: float) -> list[tuple[int, str]]:
-    """Exit code and text of two processes with the same command."""
+def two_at_once(run: Path, command: list[str], delay: float) -> list[tuple[int, str]]:
+    """Exit code and text of two processes with the same command, which is about a run folder."""
     found: list[tuple[int, str]] = [(0, ""), (0, "")]
 
     def one(number: int) -> None:
         time.sleep(delay * number)
-        log = place / f"log-{number}"
-        log.unlink(missing_ok=True)
+        log = run.with_name(f"{run.name}-log-{number}")
         code = forked(command, log)
         found[number] = code, log.read_text(errors="replace")
 
@@ -82,34 +85,28 @@ def judge(found: list[tuple[int, str]], run: Path, known: dict[str, bytes]) -> s
     return "" if outcome(run) == known else "mixed: another end than undisturbed"
 
 
-def starters(place: Path, known: dict[str, bytes], rng: random.Random) -> str:
+def starters(run: Path, known: dict[str, bytes], rng: random.Random) -> str:
     """Two trainings begin at once."""
-    run = place / "run"
-    shutil.rmtree(run, ignore_errors=True)
-    return judge(two_at_once(place, arguments(place, "run"), rng.uniform(0, 1)), run, known)
+    command = arguments(run.parent, run.name)
+    return judge(two_at_once(run, command, rng.uniform(0, 1)), run, known)
 
 
-def resumers(place: Path, known: dict[str, bytes], rng: random.Random) -> str:
+def resumers(run: Path, known: dict[str, bytes], rng: random.Random) -> str:
     """Two resume the same run."""
-    run = place / "run"
-    shutil.rmtree(run, ignore_errors=True)
-    shutil.copytree(place / "begun", run)
-    found = two_at_once(place, ["--resume", str(run)], rng.uniform(0, 1))
+    shutil.copytree(run.with_name("begun"), run)
+    found = two_at_once(run, ["--resume", str(run)], rng.uniform(0, 1))
     return judge(found, run, known)
 
 
-def launchers(place: Path, known: dict[str, bytes], rng: random.Random) -> str:
+def launchers(run: Path, known: dict[str, bytes], rng: random.Random) -> str:
     """A launcher of two or three processes is killed."""
-    run, count = place / "several", rng.choice((2, 3))
-    shutil.rmtree(run, ignore_errors=True)
-    command = [sys.executable, "-m", "trainer.cli", *arguments(place, "several"),
-               "--set", f"processes={count}"]  # fmt: skip
-    log = (place / "log-several").open("wb")
-    launcher = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT)
-    time.sleep(rng.uniform(1, 14))
-    children = psutil.Process(launcher.pid).children(recursive=True)
-    launcher.send_signal(signal.SIGKILL)
-    launcher.wait()
+    count = rng.choice(GROUPS)
+    with run.with_name(f"{run.name}-log").open("wb") as log:
+        launcher = subprocess.Popen(group(run, count), stdout=log, stderr=log, cwd=ROOT)
+        time.sleep(rng.uniform(1, 14))
+        children = psutil.Process(launcher.pid).children(recursive=True)
+        launcher.send_signal(signal.SIGKILL)
+        launcher.wait()
     _, left = psutil.wait_procs(children, timeout=2)
     if left:
         for child in left:
@@ -121,11 +118,14 @@ def launchers(place: Path, known: dict[str, bytes], rng: random.Random) -> str:
                           cwd=ROOT, capture_output=True, text=True)  # fmt: skip
     if done.returncode:
         return f"exit code {done.returncode}: {done.stderr[-600:]}"
-    reference = place / f"whole-{count}"
-    if not reference.exists():
-        whole = [*command[:3], *arguments(place, reference.name), "--set", f"processes={count}"]
-        subprocess.run(whole, cwd=ROOT, capture_output=True, check=True)
-    return "" if outcome(run) == outcome(reference) else "another end than undisturbed"
+    whole = outcome(run.with_name(f"whole-{count}"))
+    return "" if outcome(run) == whole else f"{count} processes: another end than undisturbed"
+
+
+def group(run: Path, count: int) -> list[str]:
+    """A training into a run folder by so many processes."""
+    return [sys.executable, "-m", "trainer.cli", *arguments(run.parent, run.name),
+            "--set", f"processes={count}"]  # fmt: skip
 
 
 Race = Callable[[Path, dict[str, bytes], random.Random], str]
@@ -135,10 +135,29 @@ TITLES = {"starters": "two trainings begun together in one folder",
           "launchers": "launcher of 2 or 3 processes killed"}  # fmt: skip
 
 
+def work(
+    cases: list[tuple[str, int]], place: Path, known: dict[str, bytes], kept: Path
+) -> list[dict[str, Any]]:
+    """Some races one after the other, each in a folder of its own and a row of a file at once."""
+    rows = []
+    for kind, number in cases:
+        run = place / f"{kind}-{number}"
+        try:
+            why = RACES[kind](run, known, random.Random(f"{kind} {number}"))
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+        rows.append({"kind": kind, "number": number, "why": why})
+        with kept.open("a") as file:
+            file.write(json.dumps(rows[-1]) + "\n")
+        print(f"{kind} {number}: {why or 'as it should be'}", flush=True)
+        shutil.rmtree(run, ignore_errors=True)
+    return rows
+
+
 def table_of(rows: list[dict[str, Any]]) -> list[str]:
     """Markdown: one line a kind."""
     lines = ["| what | times | as it should be | wrong |", "|---|---|---|---|"]
-    for kind in {row["kind"]: None for row in rows}:
+    for kind in [kind for kind in RACES if kind in {row["kind"] for row in rows}]:
         mine = [row for row in rows if row["kind"] == kind]
         wrong = sum(bool(row["why"]) for row in mine)
         lines.append(f"| {TITLES[kind]} | {len(mine)} | {len(mine) - wrong} | {wrong} |")
@@ -154,6 +173,8 @@ def main() -> None:
     """Run them all; exit code 1 if anything went wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--times", type=int, default=50)
+    parser.add_argument("--processes", type=int, default=1, help="side by side  [1]")
+    parser.add_argument("--rows", type=Path, help="a file, a line for each race; goes on with it")
     parser.add_argument("--only", choices=[*RACES])
     parser.add_argument("--table", action="store_true", help="write docs/recovery.md's table")
     asked = parser.parse_args()
@@ -162,7 +183,6 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         os.environ |= {"XDG_CACHE_HOME": f"{place}/kept", "XDG_DATA_HOME": f"{place}/data",
@@ -188,16 +208,20 @@ def main() -> None:
             checkpoint.save = save
 
         forked(arguments(place, "begun"), place / "log", dies)
-        for kind, race in RACES.items():
-            if asked.only not in (None, kind):
-                continue
-            for number in range(asked.times):
-                why = race(place, known, random.Random(f"{kind} {number}"))
-                rows.append({"kind": kind, "why": why})
-                print(f"{kind} {number}: {why or 'as it should be'}", flush=True)
+        kinds = [asked.only] if asked.only else [*RACES]
+        if "launchers" in kinds:
+            for count in GROUPS:
+                whole = group(place / f"whole-{count}", count)
+                subprocess.run(whole, cwd=ROOT, capture_output=True, check=True)
+        many, kept = asked.processes, asked.rows or place / "rows.jsonl"
+        cases = [(kind, number) for kind in kinds for number in range(asked.times)]
+        done = {(row["kind"], row["number"]): row for row in rows_in(kept)}
+        rows = [done[case] for case in cases if case in done]
+        cases = [case for case in cases if case not in done]
+        shares = [(cases[n::many], place, known, kept) for n in range(many)]
+        with ProcessPoolExecutor(many, multiprocessing.get_context("fork")) as pool:
+            rows += [row for share in pool.map(work, *zip(*shares, strict=True)) for row in share]
     print("\n".join(table_of(rows)))
-    if asked.only is None:
-        ROWS_FILE.write_text("".join(json.dumps(row) + "\n" for row in rows))
     sys.exit(any(row["why"] for row in rows))
 
 

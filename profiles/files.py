@@ -169,6 +169,23 @@ def held(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def writer(folder: Path) -> str | None:
+    """The process that holds a folder just now, if one does; nothing is written."""
+    from filelock import FileLock, Timeout
+
+    if not (folder / LOCK).is_file():
+        return None
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        return _holder(folder)
+    except OSError:  # not ours to lock
+        return None
+    lock.release()
+    return None
+
+
 def _holder(folder: Path) -> str:
     """The process that holds a folder, as it has written it down."""
     for _ in range(10):  # it may just be about to

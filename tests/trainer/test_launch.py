@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -164,12 +165,136 @@ def all_ended(processes: list[int]) -> bool:
     return not any(Path(f"/proc/{pid}").exists() for pid in processes)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl")
+def test_torchruns_hold_their_run_folder_and_leave_no_process(tmp_path: Path) -> None:
+    """A second one is told who holds the folder; the first one, killed, takes its processes along.
+
+    The second may start its processes on another port, so it is refused for the folder alone.
+    """
+    plan = tiny_plan(processes=2, micro_batch=1, schedule={"epochs": 500})
+    (tmp_path / "plan.json").write_text(plan.to_json())
+    folder = tmp_path / "run"
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
+        "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "-m", "trainer.cli",
+        "--plan", str(tmp_path / "plan.json"), "--data-dir", str(PHOTOS),
+        "--output-dir", str(folder), "--cache-dir", str(tmp_path / "cache"),
+    ]  # fmt: skip
+    with (tmp_path / "log").open("w") as log:
+        first = subprocess.Popen(command, stdout=log, stderr=log)
+    records, until = folder / "metrics.jsonl", time.monotonic() + 90
+    try:
+        while not records.exists() or '"loss"' not in records.read_text():
+            assert first.poll() is None and time.monotonic() < until, (tmp_path / "log").read_text()
+            time.sleep(0.05)
+        trained = psutil.Process(first.pid).children(recursive=True)
+        second = subprocess.run(command, capture_output=True, text=True, timeout=90)
+    finally:
+        first.kill()
+        first.wait()
+    deadline = time.monotonic() + 2
+    while any(map(is_alive, trained)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    left = [process for process in trained if is_alive(process)]
+    for process in left:
+        process.kill()
+    assert len(trained) >= 2 and not left
+    assert "exitcode  : 2 " in second.stderr
+    holders = re.findall(r"process (\d+)", second.stderr)
+    assert holders and int(holders[0]) in [process.pid for process in trained], second.stderr
+    assert "--resume" not in second.stderr  # a run that goes on cannot be gone on with
+
+
+ACCELERATE = """
+import subprocess, sys
+subprocess.run([sys.executable, "-c", "import sys, time; from pathlib import Path; "
+    "from trainer import cli; cli.app = lambda **_: (Path('ready').touch(), time.sleep(60)); "
+    "cli.main()"])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl")
+@pytest.mark.parametrize(("name", "along"), [("accelerate", True), ("other", False)])
+def test_a_training_ends_with_the_accelerate_launch_that_waits_for_it(
+    name: str, along: bool, tmp_path: Path
+) -> None:
+    """Which starts one process without a rank; any other parent may go, as nohup's does."""
+    (tmp_path / name).write_text(ACCELERATE)
+    path = os.pathsep.join([os.getcwd(), *sys.path])
+    parent = subprocess.Popen([sys.executable, tmp_path / name], cwd=tmp_path,
+                              env=os.environ | {"PYTHONPATH": path})  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "ready").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    (child,) = psutil.Process(parent.pid).children()
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 2
+    while is_alive(child) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    ended = not is_alive(child)
+    if not ended:
+        child.kill()
+    assert ended == along
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether it runs; one that has ended may wait to be reaped by what took it over."""
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="looks in /proc")
 def test_a_failing_process_ends_the_other_and_gives_its_exit_code(tmp_path: Path) -> None:
     parent = start("time.sleep(60) if os.environ['RANK'] == '0' else sys.exit(2)", tmp_path)
     started = pids(tmp_path)
     assert parent.wait(timeout=50) == 2
     assert all_ended(started)
+
+
+RESUMED = """
+import sys; from pathlib import Path; from shutil import copytree
+from tests.conftest import PHOTOS, tiny_plan
+from trainer.data.formats.reasonseg import read_split; from trainer.parallel.launch import is_main
+from trainer.reporter import Reporter
+from trainer.run.run import Run; from trainer.run.resume import Keeping
+base = Path(sys.argv[1]); one, two = base / "one", base / "two"
+plan = tiny_plan(processes=3, micro_batch=1, effective_batch=3, workers=0)
+data = read_split(PHOTOS, "train")[:6], read_split(PHOTOS, "val", 1)
+quiet = Reporter(lambda text: None, lambda *counts: None)
+def run(folder):
+    folder.mkdir(exist_ok=True)
+    return Run(plan, *data, folder, base / "cache", quiet, Keeping(steps=1, checkpoints=9))
+whole = run(one)
+whole.accelerator.end_training = lambda: None  # it would end the group
+whole.train()
+if is_main(): copytree(next(f for f in sorted(one.glob("last*"))
+                            if '"step":1,' in (f / "facts.json").read_text().replace(" ", "")),
+                       base / "first"); copytree(one, two)
+whole.accelerator.wait_for_everyone()
+broken = run(two); broken.train(base / "first")
+import os; os._exit(0)
+"""
+
+
+@pytest.mark.slow
+def test_three_processes_that_are_resumed_end_as_those_that_were_not(tmp_path: Path) -> None:
+    """Bit for bit: the second step's gradients of three processes are added in the same order."""
+    start = (
+        "import sys; from trainer.parallel.launch import start_processes as s; sys.exit(s(3, {!r}))"
+    )
+    command = [sys.executable, "-c", start.format(["-c", RESUMED, str(tmp_path)])]
+    path = os.pathsep.join([os.getcwd(), *sys.path])
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True,
+                          text=True, timeout=150)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    one, two = (tmp_path / name for name in ("one", "two"))
+    assert losses(two) == losses(one) and len(losses(one)) == 2
+    trained = [(folder / "last" / "trained.safetensors").read_bytes() for folder in (one, two)]
+    assert trained[0] == trained[1] != (tmp_path / "first" / "trained.safetensors").read_bytes()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks in /proc")

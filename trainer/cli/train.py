@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from trainer.cli.options import Settings, SkipBroken, Text
 from trainer.cli.results import evaluate, export
 from trainer.cli.start import Beginning, begin, go_on, worker
 from trainer.exits import fail
-from trainer.parallel.launch import end_with_parent, is_launched, leave_group
+from trainer.parallel.launch import end_with_parent, is_launched, is_under_accelerate, leave_group
 from trainer.process import feature_cache, heed_the_plan, stay_at_home
 from trainer.run.folder import LATEST, new_run
 
@@ -253,6 +254,8 @@ def main() -> None:
     heed_the_plan()
     if launched := is_launched(os.environ):
         end_with_parent()
+    elif is_under_accelerate():
+        end_with_parent(signal.SIGTERM)  # saves, and ends the processes it has started
     try:
         app(args=hyphenated(sys.argv[1:]), prog_name="lisa-train")
     except KeyboardInterrupt:

@@ -15,6 +15,7 @@ import signal
 import sys
 import uuid
 from collections.abc import Mapping, MutableMapping
+from pathlib import Path
 from typing import Any, NoReturn
 
 from profiles.environment import borrowed, threads_for, usable_cores
@@ -52,18 +53,34 @@ def without_leftovers(environment: MutableMapping[str, str]) -> list[str]:
     return [f"{name}={environment.pop(name)}" for name in names]
 
 
-def end_with_parent() -> None:
-    """Have Linux kill this process as soon as its launcher is gone, however that was ended.
+def end_with_parent(by: signal.Signals | None = None) -> None:
+    """Have Linux end this process as soon as its launcher is gone, however that was ended.
 
     A launcher killed by SIGKILL cannot end its workers, and they would train on beside the run
-    that resumes. prctl(2), PR_SET_PDEATHSIG; other systems have no such call.
+    that resumes. Killed, unless `by` names a signal. prctl(2), PR_SET_PDEATHSIG; other systems have
+    no such call.
     """
     if sys.platform != "linux":
         return
     parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, by or signal.SIGKILL)
     if os.getppid() != parent:  # it ended before the call
         os._exit(1)
+
+
+def is_under_accelerate() -> bool:
+    """Whether `accelerate launch` waits for this process, which it started as a single one.
+
+    It passes on no signal: ended, it would leave the training behind.
+    """
+    try:
+        words = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().split(b"\0")
+    except OSError:  # another system, or it is gone
+        return False
+    called = [os.path.basename(word) for word in words]
+    return any(one in (b"accelerate", b"accelerate-launch") for one in called[:3]) or (
+        b"accelerate.commands.launch" in words
+    )
 
 
 def hold(thing: object) -> None:

@@ -11,15 +11,13 @@ from pathlib import Path
 import typer
 
 from profiles.exits import EXIT_INTERRUPTED
-from profiles.files import HOLDER, LOCK, Held, held, is_aside, is_vacant, sweep
+from profiles.files import HOLDER, LOCK, Held, held, is_aside, is_vacant, sweep, writer
 from profiles.streams import tell
 from profiles.text import argument
 from trainer.exits import fail
 from trainer.parallel.launch import is_main
 
-LATEST = Path(
-    "runs/latest"
-)  # as in trainer.answer.trained_model, which finds the last of that name
+LATEST = Path("runs/latest")  # as in trained_model.py, which finds the last of that name
 RECORD, SUMMARY, OVERLAY = "run.json", "summary.json", "overlay.png"
 # What a start writes before its run.json, and all that is ever written whole into a run folder.
 BEFORE = (LOCK, HOLDER, "plan.json", "advice.json", "skipped.txt")
@@ -77,9 +75,11 @@ def _take(folder: Path, wanted: Path, stack: ExitStack) -> bool:
     if wanted == LATEST:
         return False
     other = f"; or lisa-train --resume {argument(wanted)} goes on with the run in it"
-    goes_on = (wanted / RECORD).exists() and not is_complete(wanted)
+    process = writer(wanted)
+    goes_on = (wanted / RECORD).exists() and not is_complete(wanted) and process is None
+    busy = f", {process} is writing there" if process else ""
     fail(
-        f"--output-dir: {wanted} is there already, and runs are not mixed\n"
+        f"--output-dir: {wanted} is there already{busy}, and runs are not mixed\n"
         f"    hint: --output-dir {argument(_free_name(wanted))}{other if goes_on else ''}"
     )
 

@@ -97,6 +97,11 @@ class Run:
             len(train), plan, self.train_set.length, self.accelerator.process_index
         )
         self.wrapped, self.optimizer = self.accelerator.prepare(self.model, optimizer)
+        # Two numbers have one sum; on a GPU not even the rest of a step is the same twice.
+        if plan.device == "cpu" and plan.processes > 2:
+            from trainer.parallel.in_order import add_in_order
+
+            add_in_order(self.wrapped)
         self.scheduler = self._schedule(optimizer)
         self.step = self.evaluated = 0  # optimizer steps, and epochs
         self.skipped = 0  # updates left out because they were not finite
