@@ -7,7 +7,7 @@ holds. What is labelled "ignore" is ignored for every category on its picture, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias, TypeGuard
@@ -23,9 +23,10 @@ from trainer.data.coco import (
     Coco,
     CocoImage,
     CocoMask,
+    PaintedBox,
     Part,
     checked_coco,
-    painted_box,
+    painted_boxes,
 )
 from trainer.data.drawing import Drawing, called, frames, means_ignore, orientation_of, traced
 from trainer.data.encoding import Conventions
@@ -78,7 +79,8 @@ def read_drawings(
     notes = _read(report, conventions)
     marks: dict[int, list[CocoMask]] = {number: [] for number in notes.images}
     for mask in (*notes.masks.values(), *notes.unusable.values()):
-        marks[mask.image].append(replace(mask, crowd=_is_crowd(mask, conventions)))
+        crowd = _is_crowd(mask, conventions)
+        marks[mask.image].append(mask if crowd == mask.crowd else replace(mask, crowd=crowd))
     search.told(image.file_name for image in notes.images.values())
     for done, (number, image) in enumerate(notes.images.items(), 1):
         if progress is not None:
@@ -232,31 +234,53 @@ def _outlined(
         (ignored if means_ignore(label) else together.setdefault(label, [])).append(one)
     outlined = {}
     unusable = {one.place for one in notes.unusable.values()}
+    sound = [one for those in together.values() for one in those] + ignored
+    boxes = painted_boxes([one.parts for one in sound], image.size)
+    painted = {one.place: box for one, box in zip(sound, boxes, strict=True)}
 
     def order(one: CocoMask) -> tuple[bool, int]:
         """Crowds below, and the smaller on top of the larger where some are ignored."""
-        area = int(painted_box(one.parts, image.size)[2].sum()) if ignored else 0
-        return not one.crowd, -area
+        return not one.crowd, -painted[one.place].area if ignored else 0
 
     for label, those in together.items():  # one after the other: a mask has the picture's size
         regions, all_told = np.zeros(image.size, np.uint8), True
+        drawn: list[PaintedBox] = []
         marked = [(one, IGNORE if one.crowd else TARGET) for one in those]
         marked += [(one, IGNORE) for one in ignored]
         for one, value in sorted(marked, key=lambda pair: order(pair[0])):
-            rows, columns, covered = painted_box(one.parts, image.size)
-            regions[rows, columns][covered] = value
-            empty = not covered.any()
-            if one.place in unusable:
-                pass  # told when it was read
-            elif empty:
+            box = painted[one.place]
+            empty = not box.area
+            if not empty:
+                regions[box.rows, box.columns][box.covered()] = value
+            elif one.place not in unusable:  # of which it was told when they were read
                 allowed = f"some part within width {image.size[1]}, height {image.size[0]}"
                 fix = "export the annotation again or take it out"
                 report.add(f"{one.place}.segmentation", "no pixel of the picture", allowed, fix)
+            drawn.append(box)
             if empty:  # if it is left out, nobody knows what in its box is the answer
                 all_told &= one.box is not None
-                rows, columns, covered = painted_box(one.box or (), image.size)
-                inner = regions[rows, columns]
-                inner[covered & (inner == 0)] = IGNORE
-        if TARGET in regions and all_told:
-            outlined[label] = traced(turn(regions))
+                (box,) = painted_boxes([one.box or ()], image.size)
+                inner = regions[box.rows, box.columns]
+                inner[box.covered() & (inner == 0)] = IGNORE
+                drawn.append(box)
+        rows, columns = _hull(drawn)
+        part = regions[rows, columns]
+        if TARGET in part and all_told:
+            is_turned = turn is not _TURNS[1]
+            outlined[label] = (
+                traced(turn(regions)) if is_turned else traced(part, columns.start, rows.start)
+            )
     return outlined
+
+
+def _hull(boxes: list[PaintedBox]) -> tuple[slice, slice]:
+    """The rows and columns that all boxes with an inside lie in."""
+    sides = [(box.rows, box.columns) for box in boxes if box.area]
+    if not sides:
+        return slice(0, 0), slice(0, 0)
+    rows, columns = zip(*sides, strict=True)
+    return _around(rows), _around(columns)
+
+
+def _around(spans: Sequence[slice]) -> slice:
+    return slice(min(one.start for one in spans), max(one.stop for one in spans))
