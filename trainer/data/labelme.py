@@ -27,6 +27,7 @@ from trainer.data.drawing import (
     means_ignore,
     orientation_of,
     outlines,
+    spelled,
 )
 from trainer.data.encoding import Conventions
 from trainer.data.foreign import is_foreign
@@ -158,10 +159,8 @@ def _turn(
     return orientation
 
 
-def _outlined(
-    report: Report, shapes: object, size: Size, turn: int
-) -> dict[str, tuple[Polygon, ...]]:
-    """The polygons of each label, the ignored ones last in each."""
+def _outlined(report: Report, shapes: object, size: Size, turn: int) -> dict[str, str]:
+    """The polygons of each label in JSON, the ignored ones last in each."""
     if not isinstance(shapes, list):
         report.add("shapes", shapes, "a list of LabelMe's shapes", "annotate the picture again")
         return {}
@@ -183,7 +182,9 @@ def _outlined(
         else:
             found = targets.setdefault(label, [])
             found += [Polygon(TARGET_LABEL, points) for points in polygons]
-    return {label: (*polygons, *ignored) for label, polygons in targets.items() if polygons}
+    return {
+        label: spelled((*polygons, *ignored)) for label, polygons in targets.items() if polygons
+    }
 
 
 def _polygons(

@@ -21,8 +21,6 @@ from io import StringIO
 from pathlib import Path
 from typing import TypeAlias
 
-import numpy as np
-
 from profiles.files import read_regular
 from profiles.splits import SPLITS
 from profiles.text import argument
@@ -37,7 +35,6 @@ from trainer.data.prompts import PromptError, question_for
 from trainer.data.reasonseg import (
     LARGEST_FILE,
     Finding,
-    Polygon,
     Progress,
     Report,
     load_json,
@@ -333,24 +330,13 @@ def _write(
     written: list[Path] = []
     for label, asked in texts.items():
         told = {"text": asked, "is_sentence": is_sentence, "picture": drawing.name, "label": label}
-        shapes = ", ".join(map(_shape, drawing.outlined[label]))
-        note = f'{{"shapes": [{shapes}], {json.dumps(told, ensure_ascii=False)[1:]}\n'
+        shapes = drawing.outlined[label]
+        note = f'{{"shapes": {shapes}, {json.dumps(told, ensure_ascii=False)[1:]}\n'
         name = _write_new(f"{folder}{os.sep}{stem}-{_plain(label)}", note)
         picture = Path(name + suffix)
         _share(written[0] if written else None, content, picture)
         written.append(picture)
     return written
-
-
-def _shape(polygon: Polygon) -> str:
-    """As json.dumps spells it, which takes three times as long over whole numbers."""
-    points = polygon.points
-    whole = points.astype(np.int64)
-    if (whole == points).all():
-        listed = ("[%d.0, %d.0], " * len(points) % tuple(whole.ravel().tolist()))[:-2]
-    else:
-        listed = json.dumps(points.tolist())[1:-1]
-    return f'{{"label": {json.dumps(polygon.label, ensure_ascii=False)}, "points": [{listed}]}}'
 
 
 @lru_cache(maxsize=1000)  # labels come again and again
