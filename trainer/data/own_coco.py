@@ -318,7 +318,7 @@ def _outlined(
             box = painted[one.place]
             empty = not box.area
             if not empty:
-                regions[box.rows, box.columns][box.covered()] = value
+                np.copyto(regions[box.rows, box.columns], value, where=box.covered())
             elif one.place not in unusable:  # of which it was told when they were read
                 allowed = f"some part within width {image.size[1]}, height {image.size[0]}"
                 fix = "export the annotation again or take it out"
