@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 from profiles.files import HOLDER, force, held, sweep
@@ -89,7 +90,7 @@ def _private(target: Path) -> Iterator[Path]:
 
 def _force_all(folder: Path) -> None:
     """Have a folder's files reach the disk before its name says that it is whole."""
-    paths = [folder, *folder.rglob("*")]
+    paths = [folder, *islice(folder.rglob("*"), MANY if hasattr(os, "sync") else None)]
     if len(paths) > MANY and hasattr(os, "sync"):
         return os.sync()
     for path in paths:

@@ -209,7 +209,7 @@ def test_torchruns_hold_their_run_folder_and_leave_no_process(tmp_path: Path) ->
 ACCELERATE = """
 import subprocess, sys
 subprocess.run([sys.executable, "-c", "import sys, time; from pathlib import Path; "
-    "from trainer import cli; cli.app = lambda **_: (Path('ready').touch(), time.sleep(60)); "
+    "from trainer.cli import train as cli; cli.app = lambda **_: (Path('ready').touch(), time.sleep(60)); "
     "cli.main()"])
 """
 

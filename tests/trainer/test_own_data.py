@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 
 from tests.conftest import PHOTOS, tiny_plan
 from trainer.cli.train import app
+from trainer.data import threads
 from trainer.data.findings import DataError
 from trainer.data.formats.reasonseg import Item, check_data, read_split
 from trainer.data.images import read_image
@@ -618,3 +619,41 @@ def test_import_says_how_far_it_is(tool: str, tmp_path: Path) -> None:
     said: list[tuple[str, int, int]] = []
     import_annotations(source, tmp_path / "out", progress=lambda *one: said.append(one))
     assert said == [("importing pictures", 1, 2), ("importing pictures", 2, 2)]
+
+
+def test_processes_draw_and_find_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "in").mkdir()
+    images, marks = [], []
+    for number in range(40):
+        name = f"{number}.jpg"
+        if number % 7:  # else it is missing
+            picture(tmp_path / "in" / name, number, orientation=6 if number % 5 == 0 else None)
+        size = (HEIGHT, WIDTH) if number % 5 or number % 2 else (WIDTH, HEIGHT)
+        images.append({"id": number, "file_name": name, "height": size[0], "width": size[1]})
+        far = 900 if number % 11 == 0 else 0  # no pixel of the picture
+        where = [far + 2, 2, far + 20 + number % 9, 2, far + 20, 20]
+        marks += [
+            {"image_id": number, "category_id": 1, "segmentation": [where]},
+            {"image_id": number, "category_id": 2, "segmentation": run_lengths(ring())}
+            | {"iscrowd": number % 2},
+        ]
+    for number, mark in enumerate(marks):
+        mark["id"] = number
+    names = [{"id": 1, "name": "cup"}, {"id": 2, "name": "ring"}]
+    notes = tmp_path / "in" / "instances.json"
+    notes.write_text(json.dumps({"images": images, "annotations": marks, "categories": names}))
+
+    def done(target: str) -> tuple[object, ...]:
+        with pytest.raises(DataError) as refused:
+            import_annotations(notes, tmp_path / target)
+        told = import_annotations(notes, tmp_path / target, skip_broken=40)
+        files = [path for path in sorted((tmp_path / target).rglob("*")) if path.is_file()]
+        contents = [(path.relative_to(tmp_path / target), path.read_bytes()) for path in files]
+        return refused.value.findings, told, contents
+
+    alone = done("alone")
+    monkeypatch.setattr(threads, "usable_cores", lambda: 2)
+    monkeypatch.setattr(threads, "WORTH_PROCESSES", 1)
+    assert done("together") == alone
+    assert len(alone[0]) > 8  # type: ignore[arg-type]
+    assert len(list((tmp_path / "alone").rglob("*.jpg"))) > 20

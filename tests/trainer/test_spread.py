@@ -1,8 +1,11 @@
-"""Work on many pictures in threads: in order, few ahead, and over at once when interrupted."""
+"""Work on many pictures: in order, few ahead, and over at once when interrupted."""
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -12,16 +15,15 @@ import pytest
 from PIL import Image, ImageFile
 
 from tests.conftest import PHOTOS
-from trainer.data import mixture
-from trainer.data import threads as spread
+from trainer.data import mixture, threads
 from trainer.data.formats.reasonseg import check, check_data, summarise
 from trainer.data.images import open_image
-from trainer.data.threads import AHEAD, in_threads
+from trainer.data.threads import AHEAD, in_processes, in_threads
 
 
 @pytest.fixture(autouse=True)
 def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spread, "usable_cores", lambda: 2)
+    monkeypatch.setattr(threads, "usable_cores", lambda: 2)
 
 
 def test_results_come_in_order_from_several_threads() -> None:
@@ -106,3 +108,45 @@ def test_a_smaller_decoding_sees_the_same_damage(
         assert sound[0] == sound[1], cut
         seen.add(sound[0])
     assert seen == {True, False}
+
+
+def test_processes_work_in_order_and_only_where_it_is_worth_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here = os.getpid()
+    assert set(in_processes(process_of, range(99), threads.WORTH_PROCESSES - 1)) == {here}
+    monkeypatch.setattr(threads, "GROUP", 1)
+    found = list(in_processes(process_of, range(40), threads.WORTH_PROCESSES))
+    assert here not in found
+    assert list(in_processes(abs, range(-40, 0), threads.WORTH_PROCESSES)) == [*range(40, 0, -1)]
+    with pytest.raises(TypeError):
+        list(in_processes(abs, [1, "2", 3], threads.WORTH_PROCESSES))
+    with pytest.raises(OSError, match="the system ended a process"):
+        list(in_processes(os._exit, [1, 2], threads.WORTH_PROCESSES))
+
+
+def process_of(number: int) -> int:
+    """The process that works on it."""
+    return os.getpid()
+
+
+def test_processes_end_with_a_killed_parent(tmp_path: Path) -> None:
+    script = tmp_path / "killed.py"
+    script.write_text(
+        "import os, sys, time\n"
+        "from trainer.data import threads\n"
+        "def work(number):\n"
+        "    print(os.getpid(), flush=True)\n"
+        "    time.sleep(60)\n"
+        "if __name__ == '__main__':\n"
+        "    threads.usable_cores = lambda: 2\n"
+        "    list(threads.in_processes(work, range(99), threads.WORTH_PROCESSES))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(PHOTOS.parents[1]), *sys.path])}
+    with subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, env=environment
+    ) as parent:
+        assert parent.stdout is not None
+        assert int(parent.stdout.readline()) != parent.pid
+        parent.kill()
+        parent.communicate(timeout=20)  # to the end of what they write: when none of them is left

@@ -47,7 +47,7 @@ Tell = Callable[[str], None]
 
 
 @dataclass
-class Report:
+class Conversion:
     """What became of every tensor; `conversion.json` holds all of it."""
 
     model: str
@@ -81,7 +81,7 @@ def convert(
     model: str,
     tell: Tell,
     shard_bytes: int = SHARD_BYTES,
-) -> Report:
+) -> Conversion:
     """Write the model that the sources' tensors make; earlier sources win.
 
     Raises WeightsError, FileExistsError.
@@ -90,7 +90,7 @@ def convert(
     refuse_taken(target)
     sources = [Source.read(folder, tell) for folder in folders]
     needed = needed_shapes(profile)
-    report = Report(model, [source.facts() for source in sources])
+    report = Conversion(model, [source.facts() for source in sources])
     chosen = choose(sources, needed, model, report)
     language = next(s for s in sources if s.tensors.get(EMBEDDING) == chosen[EMBEDDING])
     report.warnings += _config_differences(language, profile)
@@ -114,7 +114,7 @@ def needed_shapes(profile: ModelProfile) -> dict[str, torch.Size]:
 
 
 def choose(
-    sources: Sequence[Source], needed: dict[str, torch.Size], model: str, report: Report
+    sources: Sequence[Source], needed: dict[str, torch.Size], model: str, report: Conversion
 ) -> dict[str, Found]:
     """The tensor for each name, and the report's lists. Raises WeightsError on all that is wrong.
 
@@ -196,7 +196,7 @@ def _convert_tokenizer(
     folder: Path,
     profile: ModelProfile,
     chosen: dict[str, Found],
-    report: Report,
+    report: Conversion,
 ) -> None:
     """The tokenizer of the source that gave the embeddings: no other one fits their rows."""
     path = folder / "tokenizer.json"
@@ -215,7 +215,7 @@ def _write(
     folder: Path,
     chosen: dict[str, Found],
     needed: dict[str, torch.Size],
-    report: Report,
+    report: Conversion,
     tell: Tell,
     shard_bytes: int,
 ) -> None:

@@ -142,7 +142,9 @@ class PictureSearch:
                 path = Path(os.path.abspath(start.joinpath(*parts.parts)))
                 if _leads_out(path, border):
                     outside = True
-                elif (found := _as_called(path)) and not _leads_out(found, border):
+                elif (found := _as_called(path)) and (
+                    found is path or not _leads_out(found, border)
+                ):
                     return found, border
         return outside
 

@@ -1,15 +1,28 @@
-"""Work on many pictures at once, in threads: Pillow, OpenCV and files let go of Python's lock."""
+"""Work on many pictures at once.
+
+In threads where Pillow, OpenCV or files let go of Python's lock, in processes where Python itself
+has the work.
+"""
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
+from threading import Thread
+from typing import Generic, TypeVar
 
 from profiles.environment import usable_cores
 
 AHEAD = 4  # pieces of work a core that are begun or done before their turn: they take memory
+GROUP = 32  # things that go to a process at once
+WORTH_PROCESSES = 1000  # things: starting processes takes as long as a few hundred
+MOST_PROCESSES = 4  # more are not kept busy by the one that hands out and writes
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -20,14 +33,72 @@ def in_threads(work: Callable[[T], R], things: Iterable[T]) -> Iterator[R]:
     An interrupt waits for no more than those few.
     """
     cores = usable_cores()
+    return _in_order(ThreadPoolExecutor(cores), AHEAD * cores, work, things)
+
+
+def in_processes(work: Callable[[T], R], things: Iterable[T], count: int) -> Iterator[R]:
+    """As `in_threads`, in processes of their own where the `count` things are worth starting them.
+
+    What goes there and comes back is pickled, groups of things at once. The processes end with this
+    one, however it ends. Raises OSError if the system ended one of them.
+    """
+    most = min(usable_cores(), MOST_PROCESSES)
+    if most == 1 or count < WORTH_PROCESSES:
+        yield from map(work, things)
+        return
+    processes = ProcessPoolExecutor(
+        most, multiprocessing.get_context("spawn"), initializer=_depend_on_parent
+    )
+    try:
+        for results in _in_order(processes, AHEAD * most, _Group(work), _groups(things)):
+            yield from results
+    except BrokenProcessPool:
+        raise OSError(
+            "the system ended a process that worked on pictures, perhaps for want of memory\n"
+            "    hint: close other programs and do it again"
+        ) from None
+
+
+def _in_order(
+    workers: Executor, ahead: int, work: Callable[[T], R], things: Iterable[T]
+) -> Iterator[R]:
     begun: deque[Future[R]] = deque()
-    with ThreadPoolExecutor(cores) as threads:
+    with workers:
         try:
             for thing in things:
-                begun.append(threads.submit(work, thing))
-                if len(begun) > AHEAD * cores:
+                begun.append(workers.submit(work, thing))
+                if len(begun) > ahead:
                     yield begun.popleft().result()
             while begun:
                 yield begun.popleft().result()
         finally:
-            threads.shutdown(wait=False, cancel_futures=True)
+            workers.shutdown(wait=False, cancel_futures=True)
+
+
+class _Group(Generic[T, R]):
+    """Work on each of a list of things."""
+
+    def __init__(self, work: Callable[[T], R]) -> None:
+        self.work = work
+
+    def __call__(self, things: list[T]) -> list[R]:
+        return list(map(self.work, things))
+
+
+def _groups(things: Iterable[T]) -> Iterator[list[T]]:
+    those = iter(things)
+    while group := list(islice(those, GROUP)):
+        yield group
+
+
+def _depend_on_parent() -> None:
+    """End when the parent does, which alone answers Ctrl-C: a terminal sends it to all."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+    os._exit(1)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -25,7 +25,7 @@ from trainer.data.pictures import spoken
 # A polygon [2N] of x, y, or run lengths, checked: pycocotools shows what happens to stand in memory
 # where counts and size differ. As arrays, since lists of a million polygons would take gigabytes.
 Part: TypeAlias = "FloatArray | dict[str, Any]"
-_LARGEST_COORDINATE = 1_000_000  # pycocotools walks along every edge, pixel by pixel
+_LARGEST_COORDINATE = 1e6  # pycocotools walks along every edge, pixel by pixel
 # Points outside of the picture and edges back and forth included; no outline drawn comes near.
 _LONGEST_OUTLINE = 100  # times the picture's height and width together
 # Tools that do not name themselves. CVAT exports through Datumaro.
@@ -223,44 +223,82 @@ def paint_parts(
         fix = "fetch the picture again, or annotate it as it is upright"
         report.add(f"{image.place}, picture", f"height {height}, width {width}", allowed, fix)
         raise DataError(report.findings)
-    encoded = _merged(parts, height, width)
+    (encoded,) = _merged([parts], height, width)
     if encoded is None:
         return np.zeros((height, width), np.uint8)
     painted: NDArray[np.uint8] = coco_mask.decode(encoded)
     return painted
 
 
-def painted_box(parts: Sequence[Part], size: Size) -> tuple[slice, slice, NDArray[np.bool_]]:
-    """The rows and columns [h, w] that all parts lie in, and what they cover of these.
+class PaintedBox(NamedTuple):
+    """What a mask covers: the rows and columns that all of it lies in, and its runs there.
 
-    Decoding a whole picture's mask takes thirty times as long as encoding it did.
+    `runs` go down one of these columns after the other, from top to bottom of the picture, of 0 and
+    1 in turn.
     """
-    height, encoded = size[0], _merged(parts, *size)
-    if encoded is None:
-        return slice(0), slice(0), np.zeros((0, 0), bool)
-    left, top, across, down = map(int, coco_mask.toBbox(encoded))
-    # Run lengths go down one column after the other, of 0 and 1 in turn.
-    ends = np.cumsum(_lengths(encoded["counts"]))
-    runs = np.diff((ends - left * height).clip(0, across * height), prepend=0)
-    covered = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(across, height).T
-    rows, columns = slice(top, top + down), slice(left, left + across)
-    return rows, columns, covered[rows]
+
+    rows: slice = slice(0)
+    columns: slice = slice(0)
+    runs: NDArray[np.int64] = np.zeros(0, np.int64)
+
+    @property
+    def area(self) -> int:
+        """Pixels that are covered."""
+        return int(self.runs[1::2].sum())
+
+    def covered(self) -> NDArray[np.bool_]:
+        """Of the rows and columns, bool [h, w]."""
+        bits = np.zeros(len(self.runs), bool)
+        bits[1::2] = True
+        across = self.columns.stop - self.columns.start if self.area else 0
+        return bits.repeat(self.runs).reshape(max(across, 1), -1).T[self.rows]
 
 
-def _merged(parts: Sequence[Part], height: int, width: int) -> dict[str, Any] | None:
-    """pycocotools' encoding of all parts as one mask; None without any."""
-    encoded = [run for part in parts for run in _run_lengths(part, height, width)]
-    return coco_mask.merge(encoded) if encoded else None
+def painted_boxes(masks: Sequence[Sequence[Part]], size: Size) -> list[PaintedBox]:
+    """What each mask covers, from all of its parts.
+
+    Decoding a whole picture's mask takes thirty times as long as encoding it did; and one call for
+    all masks of a picture takes hardly longer than for one.
+    """
+    height, encoded = size[0], _merged(masks, *size)
+    known = [one for one in encoded if one is not None]
+    if not known:
+        return [PaintedBox()] * len(masks)
+    boxes = iter(coco_mask.toBbox(known).astype(int).tolist())
+    all_lengths = iter(_lengths([one["counts"] for one in known]))
+    found = []
+    for one in encoded:
+        if one is None:
+            found.append(PaintedBox())
+            continue
+        left, top, across, down = next(boxes)
+        start, end = left * height, (left + across) * height
+        ends = np.minimum(np.maximum(next(all_lengths).cumsum(), start), end)
+        runs = np.concatenate((ends[:1] - start, ends[1:] - ends[:-1]))
+        found.append(PaintedBox(slice(top, top + down), slice(left, left + across), runs))
+    return found
 
 
-def _run_lengths(part: Part, height: int, width: int) -> list[dict[str, Any]]:
-    """pycocotools' encodings of one part."""
-    if isinstance(part, np.ndarray):
-        polygons: list[dict[str, Any]] = coco_mask.frPyObjects([part.tolist()], height, width)
-        return polygons
-    if isinstance(part["counts"], list):
-        return [coco_mask.frPyObjects(part, height, width)]
-    return [part]
+def _merged(
+    masks: Sequence[Sequence[Part]], height: int, width: int
+) -> list[dict[str, Any] | None]:
+    """pycocotools' encoding of all parts of each mask as one; None for a mask without any."""
+    outlines = [part.tolist() for parts in masks for part in parts if isinstance(part, np.ndarray)]
+    encoded = iter(coco_mask.frPyObjects(outlines, height, width) if outlines else ())
+    found: list[dict[str, Any] | None] = []
+    for parts in masks:
+        runs = [
+            next(encoded) if isinstance(part, np.ndarray) else _run_lengths(part, height, width)
+            for part in parts
+        ]
+        alone = len(runs) == 1 and isinstance(parts[0], np.ndarray)
+        found.append(runs[0] if alone else coco_mask.merge(runs) if runs else None)
+    return found
+
+
+def _run_lengths(part: dict[str, Any], height: int, width: int) -> dict[str, Any]:
+    """pycocotools' encoding of given run lengths."""
+    return coco_mask.frPyObjects(part, height, width) if isinstance(part["counts"], list) else part
 
 
 def _words(name: object) -> object:
@@ -310,8 +348,8 @@ def _read_parts(report: Report, what: str, value: object, size: Size) -> tuple[P
         else:
             allowed = (
                 "a polygon of 3 points [x, y] or more in one list, with coordinates of at most "
-                f"{_LARGEST_COORDINATE} and edges of at most {_LONGEST_OUTLINE} times height and "
-                f"width together, or run lengths; the picture has height {size[0]}, "
+                f"{_LARGEST_COORDINATE:.0f} and edges of at most {_LONGEST_OUTLINE} times height "
+                f"and width together, or run lengths; the picture has height {size[0]}, "
                 f"width {size[1]}"
             )
             report.add(what, part, allowed, _FIX)
@@ -320,20 +358,25 @@ def _read_parts(report: Report, what: str, value: object, size: Size) -> tuple[P
 
 
 def _is_polygon(part: object) -> bool:
-    # Of four numbers pycocotools would make a box. NaN is never below.
+    # Of four numbers pycocotools would make a box.
     return (
         isinstance(part, list)
         and len(part) >= 6
         and len(part) % 2 == 0
-        and all(type(x) in (int, float) and abs(x) <= _LARGEST_COORDINATE for x in part)
+        and {int, float}.issuperset(map(type, part))
+        # NaN is never below; a whole number is compared as it is, since it may not fit a float.
+        and all(map(_LARGEST_COORDINATE.__ge__, map(abs, part)))
     )
 
 
 def _short_enough(part: list[float], size: Size) -> FloatArray | None:
     """The polygon [2N]; None if walking along its edges would take seconds and gigabytes."""
-    points = np.array(part, dtype=np.float64).reshape(-1, 2)
-    steps = np.abs(points - np.roll(points, -1, axis=0)).max(axis=1).sum()
-    return points.ravel() if steps <= _LONGEST_OUTLINE * sum(size) else None
+    points, most = np.array(part, dtype=np.float64), _LONGEST_OUTLINE * sum(size)
+    if len(part) * (max(part) - min(part)) <= most:  # no edge is longer
+        return points
+    corners = points.reshape(-1, 2)
+    steps = np.abs(corners - np.roll(corners, -1, axis=0)).max(axis=1).sum()
+    return points if steps <= most else None
 
 
 def _checked_runs(part: object, size: Size) -> dict[str, Any] | None:
@@ -352,17 +395,20 @@ def _checked_runs(part: object, size: Size) -> dict[str, Any] | None:
     return part
 
 
-def _lengths(counts: bytes) -> NDArray[np.int64]:
-    """The lengths in sound text of COCO's, as `_unpacked` tells them, but all at once."""
-    digits = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
+def _lengths(texts: Sequence[bytes]) -> list[NDArray[np.int64]]:
+    """The lengths in each of some sound texts of COCO's, as `_unpacked` tells them, at once."""
+    digits = np.frombuffer(b"".join(texts), np.uint8).astype(np.int64) - 48
     last = np.flatnonzero(digits & 32 == 0)
     first = np.concatenate(([0], last[:-1] + 1))
     place = np.arange(len(digits)) - np.repeat(first, last - first + 1)
     values = np.add.reduceat((digits & 31) << 5 * place, first)
     values -= np.where(digits[last] & 16, 1 << 5 * (last - first + 1), 0)
-    values[1::2] = values[1::2].cumsum()
-    values[2::2] = values[2::2].cumsum()
-    return values
+    ends = np.searchsorted(last, np.cumsum([len(text) for text in texts]))
+    found = [values[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    for lengths in found:
+        lengths[1::2] = lengths[1::2].cumsum()
+        lengths[2::2] = lengths[2::2].cumsum()
+    return found
 
 
 def _unpacked(counts: bytes) -> list[int]:

@@ -7,8 +7,9 @@ holds. What is labelled "ignore" is ignored for every category on its picture, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias, TypeGuard
 
@@ -25,9 +26,10 @@ from trainer.data.formats.coco import (
     Coco,
     CocoImage,
     CocoMask,
+    PaintedBox,
     Part,
     checked_coco,
-    painted_box,
+    painted_boxes,
 )
 from trainer.data.formats.reasonseg import Progress
 from trainer.data.images import open_image
@@ -40,11 +42,13 @@ from trainer.data.importing.outlines import (
     frames,
     means_ignore,
     orientation_of,
+    spelled,
     traced,
 )
 from trainer.data.json_fields import load_json
 from trainer.data.picture_paths import PictureSearch
 from trainer.data.polygons import IGNORE, TARGET, Polygon
+from trainer.data.threads import in_processes
 
 Turn: TypeAlias = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 
@@ -79,29 +83,87 @@ def read_drawings(
     notes = _read(report, conventions)
     marks: dict[int, list[CocoMask]] = {number: [] for number in notes.images}
     for mask in (*notes.masks.values(), *notes.unusable.values()):
-        marks[mask.image].append(replace(mask, crowd=_is_crowd(mask, conventions)))
+        crowd = _is_crowd(mask, conventions)
+        marks[mask.image].append(mask if crowd == mask.crowd else replace(mask, crowd=crowd))
     search.told(image.file_name for image in notes.images.values())
-    for done, (number, image) in enumerate(notes.images.items(), 1):
+    unusable = {one.place for one in notes.unusable.values()}
+    entries = (
+        _found(path, search, image, marks.pop(number), unusable)
+        for number, image in notes.images.items()
+    )
+    total = len(notes.images)
+    draw = partial(_drawn, path, notes.categories, notes.tool, conventions.frame)
+    for done, drawn in enumerate(in_processes(draw, entries, total), 1):
         if progress is not None:
-            progress("importing pictures", done, len(notes.images))
-        what = f"{image.place}.file_name"
-        placed = search.find(report, what, image.file_name)
-        if placed is None:
-            continue
-        picture, pictures = placed
-        entry = f"{path}: {image.place}"
-        opened = open_image(Report(picture, findings, entry), orientation_of)
-        if opened is None:
-            continue
-        upright, orientation = opened
-        those, turn = [_filled(mask, image, notes.tool) for mask in marks[number]], None
-        if orientation != 1 and _is_drawn_upright(notes.tool, image, upright, conventions):
-            those = [_stretched(mask, image.size, upright) for mask in those]
-            image, turn = replace(image, size=upright), _TURNS[1]
-        turn = turn or _turn(report, image, conventions.frame, upright, orientation)
-        if turn:
-            outlined = _outlined(report, those, notes, image, turn)
-            yield Drawing(called(picture, pictures), picture, path, outlined)
+            progress("importing pictures", done, total)
+        findings += drawn.findings
+        for what in drawn.assumed:
+            conventions.assume(what)
+        if drawn.drawing is not None:
+            yield drawn.drawing
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A picture to be drawn: its file and the folder that it is called from, if it was found."""
+
+    image: CocoImage
+    placed: tuple[Path, Path] | None
+    marks: list[CocoMask]
+    unusable: set[str]  # places of those of the marks that are findings already
+    findings: list[Finding]
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """What became of an entry: a drawing if it can be, what is wrong, and what was assumed."""
+
+    drawing: Drawing | None
+    findings: list[Finding]
+    assumed: list[str]
+
+
+def _found(
+    path: Path, search: PictureSearch, image: CocoImage, marks: list[CocoMask], unusable: set[str]
+) -> _Entry:
+    findings: list[Finding] = []
+    placed = search.find(Report(path, findings), f"{image.place}.file_name", image.file_name)
+    told = {one.place for one in marks if one.place in unusable} if unusable else unusable
+    return _Entry(image, placed, marks, told, findings)
+
+
+def _drawn(
+    path: Path, categories: dict[int, str], tool: str, frame: str | None, entry: _Entry
+) -> _Drawn:
+    """The drawing of one picture; it may be made in another process."""
+    report, conventions = Report(path, entry.findings), Conventions(frame=frame)
+    drawing = None
+    if entry.placed is not None:
+        drawing = _drawing(report, entry, entry.placed, categories, tool, conventions)
+    return _Drawn(drawing, report.findings, list(conventions.assumed))
+
+
+def _drawing(
+    report: Report, entry: _Entry, placed: tuple[Path, Path], categories: dict[int, str],
+    tool: str, conventions: Conventions,
+) -> Drawing | None:  # fmt: skip
+    image, (picture, pictures) = entry.image, placed
+    opened = open_image(
+        Report(picture, report.findings, f"{report.path}: {image.place}"), orientation_of
+    )
+    if opened is None:
+        return None
+    upright, orientation = opened
+    those, turn = [_filled(mask, image, tool) for mask in entry.marks], None
+    if orientation != 1 and _is_drawn_upright(tool, image, upright, conventions):
+        those = [_stretched(mask, image.size, upright) for mask in those]
+        image, turn = replace(image, size=upright), _TURNS[1]
+    turn = turn or _turn(report, image, conventions.frame, upright, orientation)
+    if turn is None:
+        return None
+    outlined = _outlined(report, those, entry.unusable, categories, image, turn)
+    shapes = {label: spelled(polygons) for label, polygons in outlined.items()}
+    return Drawing(called(picture, pictures), picture, report.path, shapes)
 
 
 def _read(report: Report, conventions: Conventions) -> Coco:
@@ -223,41 +285,63 @@ def _turn(
 
 
 def _outlined(
-    report: Report, marks: list[CocoMask], notes: Coco, image: CocoImage, turn: Turn
-) -> dict[str, tuple[Polygon, ...]]:
+    report: Report, marks: list[CocoMask], unusable: set[str], categories: dict[int, str],
+    image: CocoImage, turn: Turn,
+) -> dict[str, tuple[Polygon, ...]]:  # fmt: skip
     """The traced target and ignored regions of each category that has an instance."""
     together: dict[str, list[CocoMask]] = {}
     ignored: list[CocoMask] = []
     for one in marks:
-        label = notes.categories[one.category].replace(":", " ")
+        label = categories[one.category].replace(":", " ")
         (ignored if means_ignore(label) else together.setdefault(label, [])).append(one)
     outlined = {}
-    unusable = {one.place for one in notes.unusable.values()}
+    sound = [one for those in together.values() for one in those] + ignored
+    boxes = painted_boxes([one.parts for one in sound], image.size)
+    painted = {one.place: box for one, box in zip(sound, boxes, strict=True)}
 
     def order(one: CocoMask) -> tuple[bool, int]:
         """Crowds below, and the smaller on top of the larger where some are ignored."""
-        area = int(painted_box(one.parts, image.size)[2].sum()) if ignored else 0
-        return not one.crowd, -area
+        return not one.crowd, -painted[one.place].area if ignored else 0
 
     for label, those in together.items():  # one after the other: a mask has the picture's size
         regions, all_told = np.zeros(image.size, np.uint8), True
+        drawn: list[PaintedBox] = []
         marked = [(one, IGNORE if one.crowd else TARGET) for one in those]
         marked += [(one, IGNORE) for one in ignored]
         for one, value in sorted(marked, key=lambda pair: order(pair[0])):
-            rows, columns, covered = painted_box(one.parts, image.size)
-            regions[rows, columns][covered] = value
-            empty = not covered.any()
-            if one.place in unusable:
-                pass  # told when it was read
-            elif empty:
+            box = painted[one.place]
+            empty = not box.area
+            if not empty:
+                np.copyto(regions[box.rows, box.columns], value, where=box.covered())
+            elif one.place not in unusable:  # of which it was told when they were read
                 allowed = f"some part within width {image.size[1]}, height {image.size[0]}"
                 fix = "export the annotation again or take it out"
                 report.add(f"{one.place}.segmentation", "no pixel of the picture", allowed, fix)
+            drawn.append(box)
             if empty:  # if it is left out, nobody knows what in its box is the answer
                 all_told &= one.box is not None
-                rows, columns, covered = painted_box(one.box or (), image.size)
-                inner = regions[rows, columns]
-                inner[covered & (inner == 0)] = IGNORE
-        if TARGET in regions and all_told:
-            outlined[label] = traced(turn(regions))
+                (box,) = painted_boxes([one.box or ()], image.size)
+                inner = regions[box.rows, box.columns]
+                inner[box.covered() & (inner == 0)] = IGNORE
+                drawn.append(box)
+        rows, columns = _hull(drawn)
+        part = regions[rows, columns]
+        if TARGET in part and all_told:
+            is_turned = turn is not _TURNS[1]
+            outlined[label] = (
+                traced(turn(regions)) if is_turned else traced(part, columns.start, rows.start)
+            )
     return outlined
+
+
+def _hull(boxes: list[PaintedBox]) -> tuple[slice, slice]:
+    """The rows and columns that all boxes with an inside lie in."""
+    sides = [(box.rows, box.columns) for box in boxes if box.area]
+    if not sides:
+        return slice(0, 0), slice(0, 0)
+    rows, columns = zip(*sides, strict=True)
+    return _around(rows), _around(columns)
+
+
+def _around(spans: Sequence[slice]) -> slice:
+    return slice(min(one.start for one in spans), max(one.stop for one in spans))

@@ -33,6 +33,7 @@ from trainer.data.importing.outlines import (
     means_ignore,
     orientation_of,
     outlines,
+    spelled,
 )
 from trainer.data.json_fields import LARGEST_FILE, load_json, read_sentence
 from trainer.data.picture_paths import PictureSearch
@@ -149,10 +150,8 @@ def _turn(
     return orientation
 
 
-def _outlined(
-    report: Report, shapes: object, size: Size, turn: int
-) -> dict[str, tuple[Polygon, ...]]:
-    """The polygons of each label, the ignored ones last in each."""
+def _outlined(report: Report, shapes: object, size: Size, turn: int) -> dict[str, str]:
+    """The polygons of each label in JSON, the ignored ones last in each."""
     if not isinstance(shapes, list):
         report.add("shapes", shapes, "a list of LabelMe's shapes", "annotate the picture again")
         return {}
@@ -174,7 +173,9 @@ def _outlined(
         else:
             found = targets.setdefault(label, [])
             found += [Polygon(TARGET_LABEL, points) for points in polygons]
-    return {label: (*polygons, *ignored) for label, polygons in targets.items() if polygons}
+    return {
+        label: spelled((*polygons, *ignored)) for label, polygons in targets.items() if polygons
+    }
 
 
 def _polygons(

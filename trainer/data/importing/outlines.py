@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,14 +15,15 @@ from PIL import ExifTags, Image
 
 from trainer.data.arrays import FloatArray, Size
 from trainer.data.images import load_whole
-from trainer.data.polygons import Polygon
+from trainer.data.polygons import IGNORE, TARGET, Polygon
 
 TARGET_LABEL, IGNORE_LABEL = "target", "ignore"
+_LABELS = (TARGET, TARGET_LABEL), (IGNORE, IGNORE_LABEL)  # of a label map's values
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A picture and, for each label, the polygons that answer a question about it.
+    """A picture and, for each label, the polygons that answer a question about it, in JSON.
 
     `name` is how the annotations call the picture, with forward slashes; `notes` is their file.
     The polygons are labelled "target" and "ignore", in pixels of the upright picture.
@@ -29,7 +32,7 @@ class Drawing:
     name: str
     picture: Path
     notes: Path
-    outlined: dict[str, tuple[Polygon, ...]]
+    outlined: dict[str, str]  # lists of ReasonSeg's shapes, `spelled`
     sound: bool = True  # whether nothing of it is a finding
 
 
@@ -75,20 +78,20 @@ def outlines(mask: NDArray[np.bool_]) -> list[FloatArray]:
     ReasonSeg knows no holes, so a piece with a hole is cut in two through it, until none is left.
     """
     found: list[FloatArray] = []
-    todo = [(mask.astype(np.uint8), 0, 0)]  # with the place of their top left corner
+    todo = [(mask.view(np.uint8), 0, 0)]  # with the place of their top left corner
     while todo:
         piece, left, top = todo.pop()
         contours, tree = cv2.findContours(piece, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
         parts: NDArray[np.int32] | None = None
+        corner = np.array([left, top], dtype=np.float64)
         for index, contour in enumerate(contours):
-            _, _, first_hole, parent = tree[0][index]
+            _, _, first_hole, parent = tree[0][index].tolist()
             if parent >= 0:
                 continue  # a hole: seen to with the part that it is in
             points = contour[:, 0]
             if first_hole < 0:
                 # A dot or a line, too, is given as the three points that readers ask for.
-                whole = np.resize(points, (max(3, len(points)), 2))
-                found.append(whole + np.array([left, top], dtype=np.float64))
+                found.append((points if len(points) > 2 else np.resize(points, (3, 2))) + corner)
                 continue
             if parts is None:
                 parts = cv2.connectedComponents(piece, connectivity=8)[1]
@@ -101,19 +104,38 @@ def outlines(mask: NDArray[np.bool_]) -> list[FloatArray]:
             cut = int(hole.min() + hole.max() + 1) // 2
             part = parts[y : y + height, x : x + width] == parts[points[0][1], points[0][0]]
             for rows, start in ((part[:cut], 0), (part[cut:], cut)):
-                todo.append((rows.astype(np.uint8), left + x, top + y + start))
+                todo.append((rows.view(np.uint8), left + x, top + y + start))
     return found
 
 
-def traced(regions: NDArray[np.uint8]) -> tuple[Polygon, ...]:
+def traced(regions: NDArray[np.uint8], left: int = 0, top: int = 0) -> tuple[Polygon, ...]:
     """Polygons of a label map [H, W] of {0 background, 1 target, 255 ignore}.
 
-    They do not overlap, so the order in which they are painted does not matter.
+    They do not overlap, so the order in which they are painted does not matter. The map may be a
+    part of the picture's that begins at (left, top).
     """
     x, y, width, height = cv2.boundingRect(np.ascontiguousarray(regions))
-    inner, corner = regions[y : y + height, x : x + width], np.array([x, y], dtype=np.float64)
+    inner = regions[y : y + height, x : x + width]
+    corner = np.array([left + x, top + y], dtype=np.float64)
     return tuple(
         Polygon(label, points + corner)
-        for value, label in ((1, TARGET_LABEL), (255, IGNORE_LABEL))
+        for value, label in _LABELS
+        if value in inner
         for points in outlines(inner == value)
     )
+
+
+def spelled(polygons: Iterable[Polygon]) -> str:
+    """A list of ReasonSeg's shapes in JSON."""
+    return f"[{', '.join(map(_spelled, polygons))}]"
+
+
+def _spelled(polygon: Polygon) -> str:
+    """As json.dumps does, which takes three times as long over whole numbers."""
+    points = polygon.points
+    whole = points.astype(np.int64)
+    if (whole == points).all():
+        listed = ("[%d.0, %d.0], " * len(points) % tuple(whole.ravel().tolist()))[:-2]
+    else:
+        listed = json.dumps(points.tolist())[1:-1]
+    return f'{{"label": "{polygon.label}", "points": [{listed}]}}'

@@ -13,10 +13,10 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from io import StringIO
 from pathlib import Path
 from typing import TypeAlias
@@ -35,7 +35,6 @@ from trainer.data.importing.labelme import read_labelme
 from trainer.data.importing.outlines import Drawing, json_files
 from trainer.data.json_fields import LARGEST_FILE, load_json, read_sentence
 from trainer.data.picture_paths import PictureSearch, search_folders
-from trainer.data.polygons import Polygon
 from trainer.prompts import PromptError, question_for
 
 FOLDER = "ReasonSeg"
@@ -133,9 +132,9 @@ def import_annotations(
             names[drawing.name] = names.get(drawing.name, False) or (whole and bool(texts))
             # What is broken is looked through, not written.
             if texts and whole and broken.can_go(findings, skip_broken):
-                content = hashlib.sha256(drawing.picture.read_bytes()).hexdigest()
-                items = _write(folder, drawing, texts, is_sentence=asked is not None)
-                written.setdefault(content, []).extend(items)
+                content = drawing.picture.read_bytes()
+                items = _write(folder, drawing, content, texts, is_sentence=asked is not None)
+                written.setdefault(hashlib.sha256(content).hexdigest(), []).extend(items)
         if questions is not None and asked and broken.can_go(findings, skip_broken):
             _refuse_unanswered(questions, asked, labels, findings)
         least = 3 if test else 2
@@ -317,56 +316,55 @@ def _refuse_unanswered(
 
 
 def _write(
-    folder: Path, drawing: Drawing, texts: dict[str, list[str]], is_sentence: bool
+    folder: Path, drawing: Drawing, content: bytes, texts: dict[str, list[str]], is_sentence: bool
 ) -> list[Path]:
-    """Write an item for each label; the paths of their pictures."""
+    """Write an item for each label, with the picture's content; the paths of their pictures."""
     # Readers judge by content, so any picture may be called .jpg.
     suffix = ".png" if drawing.picture.suffix.lower() == ".png" else ".jpg"
+    stem = _plain(os.path.splitext(drawing.name)[0])
     written: list[Path] = []
     for label, asked in texts.items():
-        name = f"{_plain(os.path.splitext(drawing.name)[0])}-{_plain(label)}"
-        picture = _free(folder, name).with_suffix(suffix)
-        note = {
-            "shapes": [_shape(polygon) for polygon in drawing.outlined[label]],
-            "text": asked,
-            "is_sentence": is_sentence,
-            "picture": drawing.name,
-            "label": label,
-        }
-        text = json.dumps(note, ensure_ascii=False)
-        picture.with_suffix(".json").write_text(text + "\n", encoding="utf-8", newline="\n")
-        _share(written[0] if written else None, drawing.picture, picture)
+        told = {"text": asked, "is_sentence": is_sentence, "picture": drawing.name, "label": label}
+        shapes = drawing.outlined[label]
+        note = f'{{"shapes": {shapes}, {json.dumps(told, ensure_ascii=False)[1:]}\n'
+        name = _write_new(f"{folder}{os.sep}{stem}-{_plain(label)}", note)
+        picture = Path(name + suffix)
+        _share(written[0] if written else None, content, picture)
         written.append(picture)
     return written
 
 
-def _shape(polygon: Polygon) -> dict[str, object]:
-    return {"label": polygon.label, "points": polygon.points.tolist()}
-
-
+@lru_cache(maxsize=1000)  # labels come again and again
 def _plain(text: str) -> str:
     """Part of a file name: letters and digits of any script, and a hyphen for all between."""
     plain = re.sub(r"\W+", "-", _composed(text)).strip("-") or "x"
     return plain.encode()[:_NAME_BYTES].decode(errors="ignore")
 
 
-def _free(folder: Path, name: str) -> Path:
-    """The first of `name`, `name-2`, ... that no item has: different labels may look alike."""
-    number, path = 1, folder / name
-    while path.with_suffix(".json").exists():
-        number += 1
-        path = folder / f"{name}-{number}"
-    return path
+def _write_new(name: str, note: str) -> str:
+    """Write the note of an item, and tell its path without a suffix.
+
+    It is the first of `name`, `name-2`, ... that no item has: different labels may look alike.
+    """
+    number, path = 1, name
+    while True:
+        try:
+            with open(f"{path}.json", "xb", buffering=0) as file:
+                file.write(note.encode())
+            return path
+        except FileExistsError:
+            number += 1
+            path = f"{name}-{number}"
 
 
-def _share(first: Path | None, source: Path, picture: Path) -> None:
+def _share(first: Path | None, content: bytes, picture: Path) -> None:
     """A hard link to an item's picture, if there is one and links are known here; else a copy."""
     if first is not None:
         try:
             return os.link(first, picture)
         except OSError:
             pass
-    shutil.copyfile(source, picture)
+    picture.write_bytes(content)
 
 
 def _split(
