@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from profiles.models import model_profile  # noqa: E402
-from tests.trainer import test_convert as published  # noqa: E402
+from tests.trainer.convert import test_convert as published  # noqa: E402
 from trainer.convert.convert import Shards, needed_shapes  # noqa: E402
 from trainer.model.weights import packaged_folder  # noqa: E402
 

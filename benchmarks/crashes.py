@@ -339,7 +339,7 @@ def prepare(base: Path, scenes: list[Scene]) -> tuple[dict[str, int], dict[str, 
         import torch
         from safetensors.torch import load_file
 
-        from tests.trainer.test_convert import reference, sources
+        from tests.trainer.convert.test_convert import reference, sources
         from trainer.model.build import save_model
 
         (shared / "upstream").mkdir()

@@ -11,7 +11,8 @@ import pytest
 from profiles.plan import Plan
 from profiles.skipping import VARIABLE
 
-PHOTOS = Path(__file__).parent / "photos"
+ROOT = Path(__file__).parents[1]
+PHOTOS = ROOT / "tests" / "photos"
 
 
 def tiny_plan(**settings: object) -> Plan:

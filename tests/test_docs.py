@@ -90,7 +90,7 @@ NOT_MEASURED = {  # what may stand by hand, and why
         "32 GiB": "what nine bytes ask of Python's own unpickler",
     },
     "docs/inference.md": {
-        "95 %": "the interval's kind", "15 %": "asserted in tests/trainer/test_results.py",
+        "95 %": "the interval's kind", "15 %": "asserted in tests/trainer/answer/test_results.py",
     },
     "docs/lean.md": {"3.4 GiB": "caps of benchmarks/lean.py"},
     "docs/own-data.md": {"95 %": "the interval's kind"},

@@ -38,7 +38,7 @@ from trainer.answer.questions import read_questions
 from trainer.answer.trained_model import find
 from trainer.batch import Turn
 from trainer.convert.checkpoint_folder import Source
-from trainer.convert.convert import Report, choose, needed_shapes
+from trainer.convert.convert import Conversion, choose, needed_shapes
 from trainer.convert.export import card, facts_of
 from trainer.convert.tokenizer import convert_tokenizer
 from trainer.data.feature_cache import BadEntry, read_entry
@@ -721,7 +721,7 @@ def feed_source(case: tuple[str, bytes], folder: Path) -> bool:
     shutil.copy(packaged_folder() / "tokenizer.json", folder)
     (folder / name).write_bytes(data)
     source = Source.read(folder)
-    report = Report("tiny", [source.facts()])
+    report = Conversion("tiny", [source.facts()])
     json.dumps(report.sources)
     needed = {here: published()[there].shape for here, there in PUBLISHED.items()}
     choose([source], needed, "tiny", report)

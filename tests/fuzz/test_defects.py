@@ -27,8 +27,7 @@ from tests.fuzz.surfaces import COCO, LABELME, PICTURE, _json, reason_seg
 from trainer.answer.questions import read_questions
 from trainer.answer.trained_model import find
 from trainer.convert.checkpoint_folder import Source, read_object
-from trainer.convert.convert import Report as Conversion
-from trainer.convert.convert import choose
+from trainer.convert.convert import Conversion, choose
 from trainer.convert.export import card, facts_of
 from trainer.data.feature_cache import BadEntry, FeatureCache, read_entry
 from trainer.data.findings import DataError, Report

@@ -19,7 +19,7 @@ from torch import Tensor
 from profiles.measurement import Measurement
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
-from tests.trainer import test_model
+from tests.trainer.model import test_model
 from trainer.data.formats.reasonseg import read_split
 from trainer.data.samples import SampleSet, collate
 from trainer.model.build import build, read_tokenizer

@@ -15,8 +15,8 @@ from torch.nn import functional
 
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
-from tests.trainer import test_model
-from tests.trainer.test_model import CPU, gradients, loss_of
+from tests.trainer.model import test_model
+from tests.trainer.model.test_model import CPU, gradients, loss_of
 from trainer.batch import Batch
 from trainer.data.formats.reasonseg import read_split
 from trainer.model import build as build_module

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
 from advisor.memory.speed import factors, samples_per_second, seconds_of
 from profiles.gpus import find_gpu, gpus
 from profiles.plan import Plan
+from tests.conftest import ROOT
 
-LEAN = Path(__file__).resolve().parents[2] / "benchmarks" / "lean.jsonl"
+LEAN = ROOT / "benchmarks" / "lean.jsonl"
 H100 = gpus()["h100-sxm-80gb"]
 
 

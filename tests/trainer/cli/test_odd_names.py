@@ -21,8 +21,8 @@ from advisor.request import Question as Asked
 from advisor.request import command_of
 from profiles.tested import shipped_table
 from profiles.text import argument
-from tests.conftest import PHOTOS
-from tests.trainer.test_results import make_run
+from tests.conftest import PHOTOS, ROOT
+from tests.trainer.answer.test_results import make_run
 from trainer.answer.output import stems, write_pictures
 from trainer.answer.question import Answer, Question
 from trainer.answer.questions import read_questions
@@ -34,7 +34,6 @@ from trainer.data.formats.reasonseg import read_split
 from trainer.data.synthetic.dataset import write_dataset
 from trainer.run.resume import Keeping, Started
 
-ROOT = Path(__file__).parents[2]
 ODD = ["-run x", "a'b", "$x", "two\nlines", "--help", "*", "y[/a]", "桌子"]
 FEW = ["--set", "tokens.max_new_tokens=2"]
 NOT_TEXT = os.fsdecode(b"b\xff")

@@ -21,7 +21,7 @@ from PIL import ExifTags, Image, ImageDraw, ImageOps
 from pycocotools import mask as coco
 from typer.testing import CliRunner
 
-from tests.conftest import PHOTOS, tiny_plan
+from tests.conftest import PHOTOS, ROOT, tiny_plan
 from trainer.cli.train import app
 from trainer.data import threads
 from trainer.data.findings import DataError
@@ -552,7 +552,7 @@ def test_a_preview_shows_target_and_ignored(tmp_path: Path) -> None:
 
 # ----------------------------------------------------------------------------------- the page
 
-PAGE = Path(__file__).parents[2] / "docs" / "own-data.md"
+PAGE = ROOT / "docs" / "own-data.md"
 OUTLINED = PHOTOS / "outlined"
 LABELS = {
     "astronaut": "helmet", "astronaut_patch": "patch", "cat": "eye", "cat_nose": "nose",

@@ -15,14 +15,13 @@ from advisor.memory.allocator import replay
 from profiles.measurement import Measurement, Timeline
 from profiles.plan import Plan
 from profiles.sizes import MIB
-from tests.conftest import tiny_plan
+from tests.conftest import ROOT, tiny_plan
 from trainer.model.build import read_tokenizer
 from trainer.model.footprint import needed_bytes
 from trainer.rehearse.fake import fake_rehearsal, watch
 from trainer.rehearse.memory_trace import MemoryTrace, Unforeseen, rounded
 from trainer.rehearse.repeated_layers import NotAlike, Repeater
 
-ROOT = Path(__file__).resolve().parents[2]
 WORKSPACE = 8320 * 1024
 
 

@@ -9,12 +9,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.conftest import ROOT as REPO
 from trainer.data.findings import DataError
 from trainer.data.formats.reasonseg import Item, check_data, read_split, summarise
 from trainer.data.images import read_image
 from trainer.data.polygons import Polygon, paint_mask
 
-ROOT = Path(__file__).parents[1] / "photos"
+ROOT = REPO / "tests" / "photos"
 
 # Upright (height, width), and the share of target pixels, looked at on overlays: a tenth to
 # either side of what the hand-drawn outlines cover.

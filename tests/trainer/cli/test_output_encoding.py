@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import PHOTOS
-from tests.trainer.test_results import make_run
+from tests.trainer.answer.test_results import make_run
 from trainer.data.synthetic.dataset import write_dataset
 
 ENCODINGS = (

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from profiles import places
 from profiles.environment import at_home, borrowed
 from profiles.tested import append, keep, read_table, shipped_table, user_table_path
-from tests.conftest import tiny_plan
+from tests.conftest import ROOT, tiny_plan
 from trainer.atomic_folder import share
 from trainer.cli.console import user_errors
 from trainer.convert.convert import Shards
@@ -29,7 +29,6 @@ from trainer.data.synthetic.dataset import write_dataset
 from trainer.parallel.launch import without_leftovers
 from trainer.run import checkpoint
 
-ROOT = Path(__file__).parents[2]
 HOMES = ("HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME", "HF_HOME", "TRITON_CACHE_DIR")
 
 

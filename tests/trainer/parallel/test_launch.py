@@ -209,8 +209,8 @@ def test_torchruns_hold_their_run_folder_and_leave_no_process(tmp_path: Path) ->
 ACCELERATE = """
 import subprocess, sys
 subprocess.run([sys.executable, "-c", "import sys, time; from pathlib import Path; "
-    "from trainer.cli import train as cli; cli.app = lambda **_: (Path('ready').touch(), time.sleep(60)); "
-    "cli.main()"])
+    "from trainer.cli import train; "
+    "train.app = lambda **_: (Path('ready').touch(), time.sleep(60)); train.main()"])
 """
 
 

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.conftest import ROOT
 from trainer.data.findings import DataError
 from trainer.data.formats.reasonseg import read_split
 from trainer.data.importing.own import Imported, import_annotations
 from trainer.data.polygons import IGNORE, TARGET, paint_mask
 
-ROOT = Path(__file__).parents[2]
 MADE = ROOT / "tests" / "tools_made"
 VERSIONS: dict[str, str] = json.loads((MADE / "VERSIONS.json").read_text())
 TRUTH = {

@@ -17,7 +17,7 @@ import torch
 from advisor.fallback import NothingSmaller
 from profiles.plan import Plan
 from tests.conftest import PHOTOS
-from tests.trainer.test_resume import ROOT, assert_same, outcome, plan
+from tests.trainer.run.test_resume import ROOT, assert_same, outcome, plan
 from trainer.answer.trained_model import find
 from trainer.cli import start as start_cli
 from trainer.cli.start import Beginning, begin, go_on
@@ -25,6 +25,7 @@ from trainer.convert.export import export_trained
 from trainer.model.build import read_tokenizer
 from trainer.run import out_of_memory as recovery
 from trainer.run import run as loop
+from trainer.run import validation
 from trainer.run.checkpoint import CheckpointError
 from trainer.run.out_of_memory import is_shortage
 from trainer.run.resume import CannotResume, Keeping, Started, check_plan
@@ -77,8 +78,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
 def failing_at(
     monkeypatch: pytest.MonkeyPatch, name: str, number: int, message: str = "CUDA out of memory"
 ) -> None:
-    """The `number`-th call of `trainer.run.run`'s `name` runs out of memory."""
-    real: Callable[..., Any] = getattr(loop, name)
+    """The `number`-th call of what a run calls `name` runs out of memory."""
+    place = validation if name == "predict" else loop
+    real: Callable[..., Any] = getattr(place, name)
     calls = [0]
 
     def failing(*arguments: Any, **named: Any) -> Any:
@@ -87,7 +89,7 @@ def failing_at(
             raise torch.OutOfMemoryError(message)
         return real(*arguments, **named)
 
-    monkeypatch.setattr(loop, name, failing)
+    monkeypatch.setattr(place, name, failing)
 
 
 @pytest.mark.slow

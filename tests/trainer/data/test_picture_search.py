@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.trainer.test_mixture import write_coco
-from tests.trainer.test_own_data import instances, items, labelme, picture, shape
+from tests.trainer.data.importing.test_own_data import instances, items, labelme, picture, shape
+from tests.trainer.data.test_mixture import write_coco
 from trainer.data.findings import DataError, Report
 from trainer.data.importing.own import import_annotations
 from trainer.data.mixture import READERS

@@ -26,9 +26,9 @@ from typer.testing import CliRunner
 import trainer.convert.convert
 from profiles.models import model_profile
 from profiles.plan import Plan
-from tests.conftest import PHOTOS, tiny_plan
+from tests.conftest import PHOTOS, ROOT, tiny_plan
 from trainer.cli.train import app
-from trainer.convert.convert import Report, convert, needed_shapes
+from trainer.convert.convert import Conversion, convert, needed_shapes
 from trainer.convert.hub import checkpoint_folder
 from trainer.data.formats.reasonseg import read_split
 from trainer.data.samples import SampleSet, collate
@@ -41,7 +41,6 @@ from trainer.model.families.llava_sam.pictures import SAM_MEAN, SAM_STD, sam_pix
 from trainer.model.weights import WeightsError, model_folder, packaged_folder
 
 CPU = torch.device("cpu")
-ROOT = Path(__file__).parents[2]
 TINY = model_profile("tiny")
 ONE_LAYER = TINY.model_copy(update={"projector_layers": 1})
 LLAMA, CLIP = "llava.model.language_model.", "llava.model.vision_tower."
@@ -196,7 +195,7 @@ def sources(path: Path, truth: Tensors, leave_out: tuple[str, ...] = ()) -> list
     ]
 
 
-def made(folders: list[Path], target: Path, **rest: int) -> Report:
+def made(folders: list[Path], target: Path, **rest: int) -> Conversion:
     return convert(folders, target, "tiny", lambda line: None, **rest)
 
 

@@ -16,8 +16,16 @@ from typer.testing import CliRunner
 from advisor.cli.main import app as advise_app
 from profiles.skipping import ALL, VARIABLE, announce, announced, read_most
 from tests.conftest import PHOTOS, tiny_plan
-from tests.trainer.test_mixture import talk, write_coco, write_refer_seg, write_vqa
-from tests.trainer.test_own_data import HEIGHT, WIDTH, instances, items, labelme, picture, shape
+from tests.trainer.data.importing.test_own_data import (
+    HEIGHT,
+    WIDTH,
+    instances,
+    items,
+    labelme,
+    picture,
+    shape,
+)
+from tests.trainer.data.test_mixture import talk, write_coco, write_refer_seg, write_vqa
 from trainer.cli.train import app
 from trainer.data.broken import Leave
 from trainer.data.findings import DataError

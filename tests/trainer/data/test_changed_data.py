@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import PHOTOS, tiny_plan
-from tests.trainer.test_unusable_entries import call
+from tests.trainer.data.test_unusable_entries import call
 from trainer.cli import start as start_cli
 from trainer.cli.console import Plain
 from trainer.data import contents

@@ -315,7 +315,7 @@ def command(*arguments: str) -> subprocess.Popen[str]:
 
 @pytest.mark.slow
 def test_the_command_line_goes_on_after_a_kill(tmp_path: Path, cache: Path) -> None:
-    """Two processes; of one, tests/trainer/test_crash_points.py. --resume needs no argument."""
+    """Two processes; of one, tests/trainer/run/test_crash_points.py. --resume needs no argument."""
     path = tmp_path / "plan.json"
     settings = {"processes": 2, "accumulation": 1, "effective_batch": 2}
     path.write_text(plan(**settings).to_json())

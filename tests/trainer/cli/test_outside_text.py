@@ -22,15 +22,15 @@ from profiles.plan import Plan
 from profiles.streams import say, tell
 from profiles.tested import shipped_table
 from profiles.text import printable
+from tests.conftest import ROOT
 from tests.fuzz.surfaces import FACTS
-from tests.trainer.test_results import make_run
+from tests.trainer.answer.test_results import make_run
 from trainer.answer.trained_model import find
 from trainer.cli.console import reporter
 from trainer.convert.export import card, export_trained, facts_of
 from trainer.data.synthetic.dataset import write_dataset
 from trainer.run import checkpoint
 
-ROOT = Path(__file__).parents[2]
 # Sets a title, fills the clipboard, moves up, in C1's spelling too; turns the direction of writing.
 ORDERS = "\x1b]0;owned\x07\x1b]52;c;aGk=\x07\x1b[1A\x9b2J\u202e\u2066"
 FORGED = "FORGED: all is well"

@@ -69,7 +69,7 @@ def writer(folder: Path, script: str) -> subprocess.Popen[str]:
     """A process that runs `script` with `cache` and `fill` at hand."""
     head = (
         "import os, signal, sys, time\nfrom pathlib import Path\n"
-        "from tests.trainer.test_features import fill, FeatureCache\n"
+        "from tests.trainer.data.test_feature_cache import fill, FeatureCache\n"
         f"cache = FeatureCache(Path({str(folder)!r}), 'clip-test')\n"
     )
     return subprocess.Popen(
