@@ -29,6 +29,7 @@ from profiles.files import force, reason
 from profiles.plan import Plan
 from profiles.text import argument
 from trainer.load import TRAINED
+from trainer.model.names import name_in_files
 from trainer.placed import share
 
 STATE, MANIFEST = "state.safetensors", "manifest.json"
@@ -158,9 +159,9 @@ def _write(
 
 
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The trained tensors by name, on the host."""
+    """The trained tensors by their names in files, on the host."""
     return {
-        name: parameter.detach().cpu().contiguous()
+        name_in_files(name): parameter.detach().cpu().contiguous()
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     }
@@ -197,7 +198,7 @@ def nested(tensors: dict[str, Tensor], rest: Any) -> Any:
 def load(folder: Path, model: nn.Module) -> None:
     """Put a checkpoint's tensors into a model built from its plan. Raises CheckpointError."""
     tensors = _tensors(folder / TRAINED)
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    trained = {name_in_files(n): p for n, p in model.named_parameters() if p.requires_grad}
     if tensors.keys() != trained.keys():
         odd = sorted(tensors.keys() ^ trained.keys())[:5]
         raise CheckpointError(

@@ -25,9 +25,10 @@ from trainer.data.made_up import MadeUp
 from trainer.data.samples import length_step, padded
 from trainer.extend import Repeater
 from trainer.facts import versions
+from trainer.model.adapters import AdaptedLinear
 from trainer.model.build import TORCH_DTYPES, FrozenEncoder, fill, skeleton, some_tokenizer
 from trainer.model.footprint import SMALLEST_PAGED, component_of
-from trainer.model.frozen import LoraLinear, make_scale_code
+from trainer.model.frozen import make_scale_code
 from trainer.model.host import host_tensors
 from trainer.model.lisa import Batch, Lisa, run_layer
 from trainer.model.weights import ShapesAlone
@@ -283,7 +284,7 @@ class _OnHost(Batch):
 def _keep_dropout_masks(model: Lisa) -> None:
     """CUDA's dropout makes its mask at probability 0 too, the CPU's does not."""
     for module in model.modules():
-        if isinstance(module, LoraLinear):
+        if isinstance(module, AdaptedLinear):
             module.dropout = module.dropout or 1e-9
 
 

@@ -13,9 +13,10 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from profiles.catalog import ModelProfile
-from profiles.plan import Dtype, Encoder, Lora, Plan
+from profiles.plan import Dtype, Encoder, Plan
+from trainer.model.adapters import add_adapters
 from trainer.model.configs import llava_config, sam_config
-from trainer.model.frozen import LoraLinear, frozen_linear
+from trainer.model.frozen import frozen_linear
 from trainer.model.host import HostEmbedding, HostHead, HostLayers
 from trainer.model.lisa import Lisa
 from trainer.model.rows import TokenRowEmbedding, TokenRowHead
@@ -35,13 +36,6 @@ TORCH_DTYPES: dict[Dtype, torch.dtype] = {
     "fp32": torch.float32,
 }
 DECODER = "llava.model.language_model."
-LORA_TARGETS = {
-    "qv": ["q_proj", "v_proj"],
-    "attention": ["q_proj", "k_proj", "v_proj", "o_proj"],
-    "all-linear": [
-        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
-    ],
-}  # fmt: skip
 
 
 def read_tokenizer(plan: Plan) -> LisaTokenizer:
@@ -136,7 +130,7 @@ def add_trained(
 ) -> None:
     """Add the adapters and trained rows to a model (on any device, meta too); mark what trains."""
     if plan.lora is not None:
-        _add_lora(model, plan.lora)
+        add_adapters(model, plan.lora)
     if "token_rows" in plan.train:
         _add_token_rows(model, new_ids, head="head" not in plan.train)
     mark_trained(model, plan, dtype)
@@ -193,13 +187,6 @@ def _load_host_embeddings(model: Lisa, source: WeightSource, device: torch.devic
 def _set(root: nn.Module, path: str, module: nn.Module) -> None:
     parent, _, name = path.rpartition(".")
     setattr(root.get_submodule(parent), name, module)
-
-
-def _add_lora(model: Lisa, lora: Lora) -> None:
-    # Below the decoder only, so that names like q_proj cannot reach CLIP or SAM.
-    for path, linear in list(model.decoder.named_modules()):
-        if path.rpartition(".")[2] in LORA_TARGETS[lora.targets]:
-            _set(model.decoder, path, LoraLinear(linear, lora.rank, lora.alpha, lora.dropout))
 
 
 def _add_token_rows(model: Lisa, ids: list[int], head: bool) -> None:

@@ -78,6 +78,8 @@ ORIGINAL_SAM = tuple(
 )  # fmt: skip
 ADAPTER = re.compile(r"\.(?:lora_[AB]|lora_embedding_[AB]|base_layer|modules_to_save)\.")
 
+ADAPTER_NAME = "default"  # PEFT's for a model's only adapter
+
 
 class NamesError(ValueError):
     """Names of which no single reading is right."""
@@ -97,6 +99,12 @@ def target_names(names: Iterable[str]) -> dict[str, str | None]:
     _drop_tied_positions(result)
     _refuse_collisions(result)
     return result
+
+
+def name_in_files(parameter: str) -> str:
+    """A parameter's name in checkpoints: as PEFT's files, and ours from before it, without the
+    adapter's."""
+    return re.sub(rf"(\.lora_[AB])\.{ADAPTER_NAME}\.", r"\1.", parameter)
 
 
 def _target(name: str, original_sam: bool) -> str | None:
