@@ -28,8 +28,10 @@ from torch import Tensor, nn
 from profiles.files import force, reason
 from profiles.plan import Plan
 from profiles.text import argument
+from trainer import adapter_files
 from trainer.load import TRAINED
 from trainer.model.names import name_in_files
+from trainer.model.weights import WeightsError
 from trainer.placed import share
 
 STATE, MANIFEST = "state.safetensors", "manifest.json"
@@ -195,9 +197,20 @@ def nested(tensors: dict[str, Tensor], rest: Any) -> Any:
     return [nested(tensors, value) for value in rest] if isinstance(rest, list) else rest
 
 
+def read_trained(folder: Path) -> dict[str, Tensor]:
+    """The trained tensors of a checkpoint or an export, by their names in checkpoints.
+
+    Raises CheckpointError.
+    """
+    try:
+        return _tensors(folder / TRAINED) | adapter_files.read(folder)
+    except WeightsError as error:
+        raise CheckpointError(str(error)) from None
+
+
 def load(folder: Path, model: nn.Module) -> None:
     """Put a checkpoint's tensors into a model built from its plan. Raises CheckpointError."""
-    tensors = _tensors(folder / TRAINED)
+    tensors = read_trained(folder)
     trained = {name_in_files(n): p for n, p in model.named_parameters() if p.requires_grad}
     if tensors.keys() != trained.keys():
         odd = sorted(tensors.keys() ^ trained.keys())[:5]
@@ -246,7 +259,9 @@ def verify(folder: Path) -> None:
 
     The plan beside them is text that its user may have changed.
     """
-    if (folder / MANIFEST).exists() and (wrong := altered(folder, {TRAINED})):
+    if (folder / MANIFEST).exists() and (
+        wrong := altered(folder, {TRAINED, adapter_files.CONFIG, adapter_files.TENSORS})
+    ):
         raise CheckpointError(
             f"{folder}: {wrong}\n    hint: name another checkpoint of the run, such as "
             f"{folder.parent / 'last'}, or export it again"

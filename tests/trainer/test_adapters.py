@@ -8,15 +8,21 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from peft.tuners.lora import Linear as PeftLinear
 from safetensors.torch import load_file
 from torch import nn
+from transformers import LlavaForConditionalGeneration
 
 from profiles.plan import Lora
 from tests.conftest import PHOTOS, tiny_plan
-from trainer.load import TRAINED
+from tests.trainer.test_model import made
+from trainer import checkpoint, export
+from trainer.load import TRAINED, find
 from trainer.model.adapters import NAME, AdaptedLinear, peft_config
 from trainer.model.build import build, read_tokenizer
+from trainer.model.configs import llava_config
+from trainer.model.weights import FolderWeights, packaged_folder
 from trainer.start_cli import go_on
 
 CPU = torch.device("cpu")
@@ -57,6 +63,77 @@ def test_adapters_begin_at_the_base_model_in_fp32(storage: str) -> None:
         assert down.dtype == up.dtype == torch.float32 and not up.any()
         bound = down.shape[1] ** -0.5  # as a linear layer's
         assert 0.8 * bound < down.abs().max() <= bound
+
+
+def theirs(folder: Path) -> PeftModel:
+    """transformers' own LLaVA with lisa-tiny's weights, and on it what PEFT finds in a folder."""
+    plan = tiny_plan()
+    tokenizer = read_tokenizer(plan)
+    config = llava_config(plan.profile, tokenizer.image_id, tokenizer.pad_id)
+    llava = LlavaForConditionalGeneration(config).eval()
+    source, whole = FolderWeights(packaged_folder()), llava.state_dict()
+    llava.load_state_dict({
+        name: source.get(f"llava.{name}", value.shape, CPU, torch.float32)
+        for name, value in whole.items()
+    })  # fmt: skip
+    return PeftModel.from_pretrained(llava, folder)
+
+
+WHOLE = ["projector", "text_hidden_fcs", "mask_decoder"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"train": ["mask_decoder", "text_hidden_fcs", "token_rows"]},
+        {"train": [*WHOLE, "token_rows", "head"], "lora": Lora(targets="all-linear").model_dump()},
+        {"train": [*WHOLE, "embeddings"], "lora": Lora(alpha=2.5).model_dump()},
+        {"train": []},
+    ],
+    ids=["rows", "head and projector", "embeddings", "adapters alone"],
+)
+@torch.no_grad()
+def test_peft_loads_an_export_onto_transformers_llava(settings: Any, tmp_path: Path) -> None:
+    plan = tiny_plan(**settings)
+    model, batch = made(plan)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter += 0.1 * parameter.abs().mean().clamp(min=0.1) * torch.randn_like(parameter)
+    checkpoint.save(tmp_path / "run" / "best", model, plan, {})
+    export.export_trained(find(tmp_path / "run"), tmp_path / "out")
+    model.eval()
+    mask = torch.ones(batch.input_ids.shape)  # causal: what comes after, padding too, is not seen
+    ours = model.llava.lm_head(model.hidden_states(batch))
+    inputs = {"input_ids": batch.input_ids, "pixel_values": batch.clip, "attention_mask": mask}
+    peft = theirs(tmp_path / "out")
+    found = peft(**inputs).logits
+    torch.testing.assert_close(found, ours, rtol=0, atol=1e-6 * float(ours.abs().max()))
+    peft.base_model.disable_adapter_layers()
+    assert (peft(**inputs).logits - ours).abs().max() > 0.1  # the adapter is no formality
+    again = build(plan, read_tokenizer(plan), CPU)
+    checkpoint.load(tmp_path / "out", again)
+    for (name, old), (_, new) in zip(
+        model.named_parameters(), again.named_parameters(), strict=True
+    ):
+        assert torch.equal(old, new), name
+
+
+def test_an_older_export_is_read_and_exported_as_pefts(tmp_path: Path) -> None:
+    found = find(BEFORE / "export")
+    model = found.load(found.plan, read_tokenizer(found.plan), CPU)
+    tensors = load_file(BEFORE / "export" / TRAINED)
+    assert tensors.keys() == checkpoint.trained_tensors(model).keys()
+    for name, value in checkpoint.trained_tensors(model).items():
+        assert torch.equal(value, tensors[name]), name
+    export.export_trained(found, tmp_path / "out")
+    peft = theirs(tmp_path / "out")
+    layer = "model.language_model.layers.1.self_attn.k_proj"
+    factor = peft.base_model.model.get_submodule(layer).lora_B[NAME].weight
+    assert torch.equal(factor, tensors[f"llava.{layer}.lora_B.weight"])
+    file = tmp_path / "out" / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    with pytest.raises(checkpoint.CheckpointError, match=f"{file.name} is damaged"):
+        find(tmp_path / "out").load(found.plan, read_tokenizer(found.plan), CPU)
 
 
 def test_an_older_run_goes_on_where_it_would_have(tmp_path: Path) -> None:

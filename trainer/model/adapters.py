@@ -101,3 +101,17 @@ def add_adapters(model: Lisa, lora: Lora) -> None:
     for layer in model.decoder.modules():
         if isinstance(layer, AdaptedLinear):
             layer.begin(norm.weight.device)
+
+
+def merged(weight: Tensor, down: Tensor, up: Tensor, lora: Lora) -> Tensor:
+    """W [N, K] with its adapter's factors [R, K] and [N, R] merged in, by PEFT, in W's dtype."""
+    alpha: Any = lora.alpha  # PEFT divides it: a fraction, too
+    with torch.device("meta"):
+        base = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+        base.weight = nn.Parameter(weight.clone(), requires_grad=False)
+        layer: Any = peft_lora.Linear(
+            base, NAME, config=peft_config(lora), r=lora.rank, lora_alpha=alpha
+        )
+    layer.lora_A[NAME].weight, layer.lora_B[NAME].weight = map(nn.Parameter, (down, up))
+    layer.merge()
+    return base.weight.detach()
