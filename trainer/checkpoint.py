@@ -163,10 +163,14 @@ def _write(
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
     """The trained tensors by their names in files, on the host."""
     return {
-        name_in_files(name): parameter.detach().cpu().contiguous()
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
+        name: parameter.detach().cpu().contiguous()
+        for name, parameter in trained_parameters(model).items()
     }
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The trained parameters by their names in files."""
+    return {name_in_files(n): p for n, p in model.named_parameters() if p.requires_grad}
 
 
 def flat(state: Any, path: str = "") -> tuple[dict[str, Tensor], Any]:
@@ -211,7 +215,7 @@ def read_trained(folder: Path) -> dict[str, Tensor]:
 def load(folder: Path, model: nn.Module) -> None:
     """Put a checkpoint's tensors into a model built from its plan. Raises CheckpointError."""
     tensors = read_trained(folder)
-    trained = {name_in_files(n): p for n, p in model.named_parameters() if p.requires_grad}
+    trained = trained_parameters(model)
     if tensors.keys() != trained.keys():
         odd = sorted(tensors.keys() ^ trained.keys())[:5]
         raise CheckpointError(

@@ -21,7 +21,7 @@ from transformers import get_scheduler
 
 from profiles.files import force, write_whole
 from profiles.plan import Encoder, Plan
-from profiles.text import argument, counted
+from profiles.text import argument, counted, one_line
 from trainer import checkpoint
 from trainer.data.features import FeatureCache, encoder_key, fill_cache
 from trainer.data.mixture import MixedSets
@@ -184,6 +184,14 @@ class Run:
         schedule, total = self.plan.schedule, self.sampler.steps * self.plan.schedule.epochs
         name = "constant_with_warmup" if schedule.shape == "constant" else schedule.shape
         return get_scheduler(name, optimizer, min(schedule.warmup_steps, total // 2), total)
+
+    def start_from(self, folder: Path) -> None:
+        """Take the trained tensors that an adapter's folder holds. Raises AdapterError."""
+        from trainer.starting import start
+
+        with during("loading"):
+            count = start(folder, self.plan, self.model, self.tokenizer.new_ids)
+        self.reporter.line(f"starting from {one_line(folder)}: {counted(count, 'tensor')}")
 
     def train(self, resume: Path | None = None) -> dict[str, Any]:
         """Evaluate, then train and evaluate epoch after epoch; returns the summary.

@@ -8,22 +8,24 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear as PeftLinear
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import LlavaForConditionalGeneration
 
 from profiles.plan import Lora
 from tests.conftest import PHOTOS, tiny_plan
 from tests.trainer.test_model import made
-from trainer import checkpoint, export
+from trainer import checkpoint, export, starting
 from trainer.load import TRAINED, find
 from trainer.model.adapters import NAME, AdaptedLinear, peft_config
 from trainer.model.build import build, read_tokenizer
 from trainer.model.configs import llava_config
+from trainer.model.names import from_adapter, to_adapter
 from trainer.model.weights import FolderWeights, packaged_folder
-from trainer.start_cli import go_on
+from trainer.resume import Started
+from trainer.start_cli import Beginning, begin, go_on
 
 CPU = torch.device("cpu")
 BEFORE = Path(__file__).parent / "before_peft"  # a run and an export of 0.1.0 before PEFT
@@ -71,12 +73,17 @@ def theirs(folder: Path) -> PeftModel:
     tokenizer = read_tokenizer(plan)
     config = llava_config(plan.profile, tokenizer.image_id, tokenizer.pad_id)
     llava = LlavaForConditionalGeneration(config).eval()
-    source, whole = FolderWeights(packaged_folder()), llava.state_dict()
-    llava.load_state_dict({
-        name: source.get(f"llava.{name}", value.shape, CPU, torch.float32)
-        for name, value in whole.items()
-    })  # fmt: skip
+    llava.load_state_dict(theirs_weights(llava))
     return PeftModel.from_pretrained(llava, folder)
+
+
+def theirs_weights(llava: nn.Module) -> dict[str, torch.Tensor]:
+    """lisa-tiny's for transformers' own LLaVA."""
+    source = FolderWeights(packaged_folder())
+    return {
+        name: source.get(f"llava.{name}", value.shape, CPU, torch.float32)
+        for name, value in llava.state_dict().items()
+    }
 
 
 WHOLE = ["projector", "text_hidden_fcs", "mask_decoder"]
@@ -149,3 +156,109 @@ def test_an_older_run_goes_on_where_it_would_have(tmp_path: Path) -> None:
     adapters = [name for name in expected if "lora_" in name]
     moved = max(float((expected[name] - began[name]).abs().max()) for name in adapters)
     assert len(adapters) == 2 * 4 * 4 and moved > 5e-4  # far more than is allowed above
+
+
+def trained_by_peft(folder: Path, width: int = 0, **settings: Any) -> nn.Module:
+    """An adapter on transformers' LLaVA as others train and save it; returns that LLaVA."""
+    plan = tiny_plan()
+    tokenizer = read_tokenizer(plan)
+    config = llava_config(plan.profile, tokenizer.image_id, tokenizer.pad_id)
+    config.text_config.hidden_size += width
+    where = r".*language_model.*\.(q_proj|v_proj)"
+    usual: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": where}
+    llava = LlavaForConditionalGeneration(config)
+    if not width:
+        llava.load_state_dict(theirs_weights(llava))
+    model = get_peft_model(llava, LoraConfig(**usual | settings))
+    torch.manual_seed(5)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data.normal_(std=0.05)
+    model.save_pretrained(str(folder))
+    return model.eval()
+
+
+@torch.no_grad()
+def test_training_starts_from_an_adapter_that_peft_trained(tmp_path: Path) -> None:
+    whole = ["multi_modal_projector"]
+    peft = trained_by_peft(tmp_path / "adapter", modules_to_save=whole, use_dora=False)
+    plan = tiny_plan(train=["projector", "mask_decoder", "token_rows"])
+    model, batch = made(plan)
+    starting.check(tmp_path / "adapter", plan)
+    new_ids = read_tokenizer(plan).new_ids
+    assert starting.start(tmp_path / "adapter", plan, model, new_ids) == 2 * 2 * 4 + 4
+    ours = model.eval().llava.lm_head(model.hidden_states(batch))
+    mask = torch.ones(batch.input_ids.shape)
+    found = peft(input_ids=batch.input_ids, pixel_values=batch.clip, attention_mask=mask).logits
+    torch.testing.assert_close(ours, found, rtol=0, atol=1e-6 * float(found.abs().max()))
+
+
+@pytest.mark.parametrize("prefix", ["language_model.model.", "model."])
+def test_names_of_older_transformers_and_of_llama_alone_are_known(prefix: str) -> None:
+    """LLaVA's decoder was `language_model.model` before transformers 4.52."""
+    name = f"base_model.model.{prefix}layers.3.mlp.up_proj.lora_B.weight"
+    found = from_adapter(name)
+    assert found == "llava.model.language_model.layers.3.mlp.up_proj.lora_B.weight"
+    assert found == from_adapter(to_adapter(found))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"use_dora": True}, r"use_dora: got True; DoRA rescales"),
+        ({"use_rslora": True}, r"use_rslora: got True; its scale is alpha / sqrt\(r\)"),
+        ({"r": 2, "lora_alpha": 4}, r"r: got 2, the plan's lora.rank is 4\n.*lora_alpha: got 4, "
+         r"[^\n]*8\n    hint: .*--lora-r 2 --lora-alpha 4 --set lora.targets=qv"),
+        ({"rank_pattern": {"layers.0.self_attn.q_proj": 2}}, "rank_pattern: .*from linear to"),
+        ({"lora_alpha": 3}, "lora_alpha: got 3, the plan's lora.alpha is 8"),
+        ({"target_modules": r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj)"},
+         "16 tensors are of nothing that the plan trains: .*k_proj.*lora.targets=attention"),
+        ({"target_modules": r".*language_model.*\.q_proj"}, "8 factors of lora.targets=qv are mis"),
+        ({"target_modules": ["q_proj", "v_proj"]}, r"\d+ tensors adapt CLIP, which is frozen here"),
+        ({"modules_to_save": ["lm_head"]}, "1 tensors are of nothing .*lm_head"),
+        ({"trainable_token_indices": {"embed_tokens": [5]}}, r"indices: got \[5\]; the new tokens"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights: got 'olora'; it changed the base"),
+        ({"width": 64}, "another size than model tiny: .* has shape .4, 256., here .4, 192."),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)  # fmt: skip
+def test_what_a_plan_cannot_start_from_is_said(settings: Any, said: str, tmp_path: Path) -> None:
+    trained_by_peft(tmp_path, **settings)
+    with pytest.raises(starting.AdapterError, match=f"(?s){said}"):
+        starting.check(tmp_path, tiny_plan())
+
+
+def test_files_that_are_no_adapter_are_refused(tmp_path: Path) -> None:
+    def refused(said: str) -> None:
+        with pytest.raises(ValueError, match=said):
+            starting.check(tmp_path, tiny_plan())
+
+    refused("adapter_config.json: cannot be read: .*\n    hint: .*lisa-train export RUN DST")
+    config = tmp_path / "adapter_config.json"
+    config.write_text("[1]")
+    refused("allowed: a table")
+    config.write_text('{"peft_type": "IA3"}')
+    refused(r"adapter_model.safetensors: missing\n    hint: save_pretrained")
+    (tmp_path / "adapter_model.bin").touch()
+    refused("pickled, and nothing is unpickled")
+    tensors = tmp_path / "adapter_model.safetensors"
+    save_file({"a": torch.full((1,), torch.nan)}, tensors)
+    refused("peft_type: got 'IA3'; allowed: LORA(.|\n)*hold no finite numbers: 'a'")
+    tensors.write_bytes(b"nonsense")
+    refused("adapter_model.safetensors: cannot be read")
+
+
+def test_a_run_starts_from_an_export_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = find(BEFORE / "export")
+    export.export_trained(old, tmp_path / "out")
+    started = Started(PHOTOS, tmp_path / "cache", {}, adapter=tmp_path / "out")
+    longer = old.plan.override(["max_train_samples=2", "max_val_samples=1"])
+    plan = longer.override(["schedule.learning_rate=1e-9", "schedule.epochs=1"])
+    begin(Beginning(plan, tmp_path / "run", started))
+    assert "starting from" in capsys.readouterr().err
+    assert Started.read(tmp_path / "run").adapter == tmp_path / "out"
+    found = load_file(tmp_path / "run" / "last" / TRAINED)
+    for name, value in load_file(BEFORE / "export" / TRAINED).items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-6)
