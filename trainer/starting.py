@@ -25,6 +25,7 @@ from trainer.model.adapters import TARGETS
 from trainer.model.build import build, read_tokenizer
 from trainer.model.lisa import Lisa
 from trainer.model.names import CLIP, ROWS
+from trainer.model.published import PLAIN_DTYPES
 from trainer.model.weights import ShapesAlone, weight_source
 
 SHOWN = 3  # names of tensors
@@ -57,7 +58,7 @@ def check(folder: Path, plan: Plan) -> None:
     """Raise AdapterError, WeightsError, CheckpointError if the plan cannot start from `folder`."""
     tokenizer = read_tokenizer(plan)
     model = build(plan, tokenizer, torch.device("meta"), ShapesAlone())
-    _tensors(folder, plan, model, tokenizer.new_ids)
+    fitting(folder, plan, model, tokenizer.new_ids)
 
 
 def start(folder: Path, plan: Plan, model: Lisa, new_ids: Sequence[int]) -> int:
@@ -65,27 +66,24 @@ def start(folder: Path, plan: Plan, model: Lisa, new_ids: Sequence[int]) -> int:
 
     Raises as `check` does.
     """
-    tensors = _tensors(folder, plan, model, new_ids)
+    tensors = fitting(folder, plan, model, new_ids)
     parameters = trained_parameters(model)
     for name, value in tensors.items():
         parameters[name].data.copy_(value)
     return len(tensors)
 
 
-def _tensors(folder: Path, plan: Plan, model: Lisa, new_ids: Sequence[int]) -> dict[str, Tensor]:
-    """What the folder holds by this model's names, all of which the plan trains."""
+def fitting(folder: Path, plan: Plan, model: Lisa, new_ids: Sequence[int]) -> dict[str, Tensor]:
+    """What the folder holds by the model's names, all of which the plan trains; see `check`."""
     config = _config(folder)
     _refuse_other_base(folder, plan)
     exported = (folder / TRAINED).is_file()
     tensors = read_trained(folder) if exported else adapter_files.read(folder)
     shapes = {name: value.shape for name, value in trained_parameters(model).items()}
     found = _fitting_settings(config, tensors)
-    endless = [name for name, value in tensors.items() if not value.isfinite().all()]
     problems = [*_other_kinds(config), *_other_lora(config, plan.lora, tensors, shapes),
                 *_other_rows(config, tensors, new_ids), *_strangers(tensors, shapes),
-                *_misshapen(tensors, shapes, plan)]  # fmt: skip
-    if endless:
-        problems.append(f"{len(endless)} tensors hold no finite numbers: {_shown(endless)}")
+                *_misshapen(tensors, shapes, plan), *_unusable(tensors)]  # fmt: skip
     if problems:
         listed = "".join(f"\n    - {problem}" for problem in problems)
         hint = f"\n    hint: as it was trained: {found}" if found else ""
@@ -208,6 +206,17 @@ def _misshapen(
         has, needs = list(tensors[first].shape), list(shapes[first])
         yield (f"{len(wrong)} tensors are of a base of another size than model {plan.model}: "
                f"{brief(first)} has shape {has}, here {needs}")  # fmt: skip
+
+
+def _unusable(tensors: Mapping[str, Tensor]) -> Iterator[str]:
+    """Values that are no plain numbers."""
+    packed = [name for name, value in tensors.items() if str(value.dtype) not in PLAIN_DTYPES]
+    if packed:
+        kind = tensors[packed[0]].dtype
+        yield f"{len(packed)} tensors are stored as {kind}: {_shown(packed)}"
+    endless = [n for n, v in tensors.items() if n not in packed and not v.isfinite().all()]
+    if endless:
+        yield f"{len(endless)} tensors hold no finite numbers: {_shown(endless)}"
 
 
 def _fitting_settings(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:

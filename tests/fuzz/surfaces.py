@@ -31,9 +31,10 @@ from profiles.catalog import model_profile
 from profiles.plan import Plan, PlanError, setting_names
 from profiles.tested import parse_table
 from tests.brush import packed
+from tests.conftest import tiny_plan
 from tests.fuzz import hostile
 from tests.fuzz.hostile import Draw, changed, documents, lines, odd, spelled, tensor_files
-from trainer import checkpoint, recovery
+from trainer import adapter_files, checkpoint, recovery, starting
 from trainer.ask import read_questions
 from trainer.checkpoint import CheckpointError
 from trainer.convert import Report, choose, needed_shapes
@@ -45,12 +46,15 @@ from trainer.data.prompts import Turn
 from trainer.data.reasonseg import LONGEST_SIDE, DataError, paint_mask, read_image, read_split
 from trainer.export import card, facts_of
 from trainer.load import find
+from trainer.model.build import build, read_tokenizer
+from trainer.model.names import from_adapter, to_adapter
 from trainer.model.published import Source
 from trainer.model.tokenizer_files import convert_tokenizer
 from trainer.model.tokens import LisaTokenizer
-from trainer.model.weights import FolderWeights, WeightsError, packaged_folder
+from trainer.model.weights import FolderWeights, ShapesAlone, WeightsError, packaged_folder
 from trainer.resume import CannotResume, Started
 from trainer.resume import check_data as check_same
+from trainer.starting import AdapterError
 
 TINY = model_profile("tiny")
 WIDTH, HEIGHT = 64, 48
@@ -525,6 +529,39 @@ def feed_trained(data: bytes, folder: Path) -> bool:
     return model.weight.shape == (3, 4) and model.weight.dtype == torch.float32
 
 
+@cache
+def adapted() -> tuple[Plan, Any, dict[str, torch.Tensor]]:
+    """A plan with its model, of shapes alone, and an adapter that it can start from."""
+    plan = tiny_plan(train=[])
+    model = build(plan, read_tokenizer(plan), torch.device("meta"), ShapesAlone())
+    shapes = {name: p.shape for name, p in checkpoint.trained_parameters(model).items()}
+    return plan, model, {to_adapter(name): torch.ones(shape) for name, shape in shapes.items()}
+
+
+ADAPTER: dict[str, Any] = {
+    "peft_type": "LORA", "r": 4, "lora_alpha": 8, "lora_dropout": 0.1, "bias": "none",
+    "target_modules": ["q_proj", "v_proj"], "use_dora": False, "use_rslora": False,
+    "rank_pattern": {}, "init_lora_weights": True, "modules_to_save": None,
+    "trainable_token_indices": {"embed_tokens": [3]}, "peft_version": "0.21.0",
+}  # fmt: skip
+
+
+@st.composite
+def adapters(draw: Draw) -> tuple[bytes, bytes]:
+    """An adapter's configuration and tensors, one of the two changed."""
+    config, tensors = _json(ADAPTER), save(adapted()[2])
+    if draw(st.booleans()):
+        return draw(documents(ADAPTER)), tensors
+    return config, draw(tensor_files(tensors))
+
+
+def feed_adapter(case: tuple[bytes, bytes], folder: Path) -> bool:
+    for name, data in zip((adapter_files.CONFIG, adapter_files.TENSORS), case, strict=True):
+        (folder / name).write_bytes(data)
+    plan, model, sound = adapted()
+    return starting.fitting(folder, plan, model, []).keys() == set(map(from_adapter, sound))
+
+
 MANIFEST: dict[str, Any] = {checkpoint.TRAINED: "0" * 64, checkpoint.STATE: "0" * 64}
 STATE: dict[str, Any] = {
     "step": 3, "best": 0.5, "metrics": None, "records": 10,
@@ -756,6 +793,8 @@ SURFACES = (
     Surface("vqa", documents(DIALOGUES), feed_vqa, _json(DIALOGUES)),
     Surface("cache entry", tensor_files(ENTRY), feed_entry, ENTRY, (BadEntry,)),
     Surface("trained tensors", tensor_files(TRAINED), feed_trained, TRAINED, (CheckpointError,)),
+    Surface("PEFT adapter", adapters(), feed_adapter, (_json(ADAPTER), save(adapted()[2])),
+            (AdapterError, CheckpointError, WeightsError), 0.5),
     Surface("run folder", of_a_run(), feed_run, ("run.json", _json(RECORD)),
             (CheckpointError, CannotResume)),
     Surface("model weights", tensor_files(save(layout())), feed_weights, save(layout()),
