@@ -263,9 +263,8 @@ def verify(folder: Path) -> None:
 
     The plan beside them is text that its user may have changed.
     """
-    if (folder / MANIFEST).exists() and (
-        wrong := altered(folder, {TRAINED, adapter_files.CONFIG, adapter_files.TENSORS})
-    ):
+    tensors = {TRAINED, adapter_files.CONFIG, adapter_files.TENSORS}
+    if (folder / MANIFEST).exists() and (wrong := altered(folder, tensors)):
         raise CheckpointError(
             f"{folder}: {wrong}\n    hint: name another checkpoint of the run, such as "
             f"{folder.parent / 'last'}, or export it again"

@@ -69,21 +69,23 @@ def test_adapters_begin_at_the_base_model_in_fp32(storage: str) -> None:
 
 def theirs(folder: Path) -> PeftModel:
     """transformers' own LLaVA with lisa-tiny's weights, and on it what PEFT finds in a folder."""
+    return PeftModel.from_pretrained(plain_llava(), folder)
+
+
+def plain_llava(wider: int = 0) -> LlavaForConditionalGeneration:
+    """transformers' own LLaVA with lisa-tiny's weights; of a `wider` decoder, with random ones."""
     plan = tiny_plan()
     tokenizer = read_tokenizer(plan)
     config = llava_config(plan.profile, tokenizer.image_id, tokenizer.pad_id)
+    config.text_config.hidden_size += wider
     llava = LlavaForConditionalGeneration(config).eval()
-    llava.load_state_dict(theirs_weights(llava))
-    return PeftModel.from_pretrained(llava, folder)
-
-
-def theirs_weights(llava: nn.Module) -> dict[str, torch.Tensor]:
-    """lisa-tiny's for transformers' own LLaVA."""
-    source = FolderWeights(packaged_folder())
-    return {
-        name: source.get(f"llava.{name}", value.shape, CPU, torch.float32)
-        for name, value in llava.state_dict().items()
-    }
+    if not wider:
+        source = FolderWeights(packaged_folder())
+        llava.load_state_dict({
+            name: source.get(f"llava.{name}", value.shape, CPU, torch.float32)
+            for name, value in llava.state_dict().items()
+        })  # fmt: skip
+    return llava
 
 
 WHOLE = ["projector", "text_hidden_fcs", "mask_decoder"]
@@ -115,8 +117,9 @@ def test_peft_loads_an_export_onto_transformers_llava(settings: Any, tmp_path: P
     peft = theirs(tmp_path / "out")
     found = peft(**inputs).logits
     torch.testing.assert_close(found, ours, rtol=0, atol=1e-6 * float(ours.abs().max()))
-    peft.base_model.disable_adapter_layers()
-    assert (peft(**inputs).logits - ours).abs().max() > 0.1  # the adapter is no formality
+    peft.base_model.disable_adapter_layers()  # takes all off again, also what was trained whole
+    bare = plain_llava()(**inputs).logits
+    assert torch.equal(peft(**inputs).logits, bare) and (bare - ours).abs().max() > 0.1
     again = build(plan, read_tokenizer(plan), CPU)
     checkpoint.load(tmp_path / "out", again)
     for (name, old), (_, new) in zip(
@@ -158,18 +161,11 @@ def test_an_older_run_goes_on_where_it_would_have(tmp_path: Path) -> None:
     assert len(adapters) == 2 * 4 * 4 and moved > 5e-4  # far more than is allowed above
 
 
-def trained_by_peft(folder: Path, width: int = 0, **settings: Any) -> nn.Module:
+def trained_by_peft(folder: Path, wider: int = 0, **settings: Any) -> nn.Module:
     """An adapter on transformers' LLaVA as others train and save it; returns that LLaVA."""
-    plan = tiny_plan()
-    tokenizer = read_tokenizer(plan)
-    config = llava_config(plan.profile, tokenizer.image_id, tokenizer.pad_id)
-    config.text_config.hidden_size += width
     where = r".*language_model.*\.(q_proj|v_proj)"
     usual: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": where}
-    llava = LlavaForConditionalGeneration(config)
-    if not width:
-        llava.load_state_dict(theirs_weights(llava))
-    model = get_peft_model(llava, LoraConfig(**usual | settings))
+    model = get_peft_model(plain_llava(wider), LoraConfig(**usual | settings))
     torch.manual_seed(5)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -218,7 +214,7 @@ def test_names_of_older_transformers_and_of_llama_alone_are_known(prefix: str) -
         ({"modules_to_save": ["lm_head"]}, "1 tensors are of nothing .*lm_head"),
         ({"trainable_token_indices": {"embed_tokens": [5]}}, r"indices: got \[5\]; the new tokens"),
         ({"init_lora_weights": "olora"}, "init_lora_weights: got 'olora'; it changed the base"),
-        ({"width": 64}, "another size than model tiny: .* has shape .4, 256., here .4, 192."),
+        ({"wider": 64}, "another size than model tiny: .* has shape .4, 256., here .4, 192."),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )  # fmt: skip
