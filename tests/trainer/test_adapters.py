@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear as PeftLinear
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import LlavaForConditionalGeneration
 
 from profiles.plan import Lora
 from tests.conftest import PHOTOS, tiny_plan
-from tests.trainer.test_model import made
+from tests.trainer.test_model import loss_of, made
 from trainer import checkpoint, export, starting
 from trainer.load import TRAINED, find
 from trainer.model.adapters import NAME, AdaptedLinear, peft_config
@@ -258,3 +260,18 @@ def test_a_run_starts_from_an_export_and_says_so(
     found = load_file(tmp_path / "run" / "last" / TRAINED)
     for name, value in load_file(BEFORE / "export" / TRAINED).items():
         torch.testing.assert_close(found[name], value, rtol=0, atol=1e-6)
+
+
+def test_all_layers_compile_once_without_a_break(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = tiny_plan(quantization="nf4", lora=Lora(targets="all-linear").model_dump())
+    model, batch = made(plan)
+    counter = CompileCounterWithBackend("aot_eager")
+    whole = partial(torch.compile, dynamic=False, backend=counter, fullgraph=True)
+    monkeypatch.setattr("trainer.model.lisa._compiled", whole)
+    losses = []
+    for compiled in (False, True):
+        model.train().plan_layers(4, compiled)
+        torch.manual_seed(1)
+        losses.append(loss_of(model, batch))
+        losses[-1].backward()
+    assert torch.equal(*losses) and counter.frame_count == 1
