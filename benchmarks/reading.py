@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 from trainer.data import mixture  # noqa: E402
 from trainer.data.contents import Contents  # noqa: E402
 from trainer.data.formats import sem_seg, vqa  # noqa: E402
-from trainer.data.importing.own import import_annotations  # noqa: E402
+from trainer.data.importing.importer import import_annotations  # noqa: E402
 from trainer.data.pictures import Scanned  # noqa: E402
 
 ROWS_FILE = ROOT / "benchmarks" / "reading.jsonl"

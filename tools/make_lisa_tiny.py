@@ -26,7 +26,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset
 
 from profiles.models import model_profile
-from trainer.batch import Batch, Turn
+from trainer.batch import Batch
 from trainer.data.synthetic.questions import HELD_OUT, KINDS, PRETRAINING, ask, sample_texts
 from trainer.data.synthetic.scenes import COLOURS, FORMS, TEXTURES, Scene, draw_scene
 from trainer.frame import frame_mask
@@ -38,7 +38,7 @@ from trainer.model.families.llava_sam.model import Lisa
 from trainer.model.families.llava_sam.pictures import clip_pixels, sam_pixels
 from trainer.model.families.llava_sam.tokenizer import NEW_TOKENS, LisaTokenizer
 from trainer.model.weights import packaged_folder
-from trainer.prompts import answer_for, evaluation_turn, question_for
+from trainer.prompts import Turn, answer_for, evaluation_turn, question_for
 
 PROFILE = model_profile("tiny")
 QUESTIONS = 6  # per scene

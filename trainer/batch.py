@@ -63,17 +63,3 @@ class Encoded:
 
     input_ids: list[int]
     labels: list[int]
-
-
-IMAGE_TOKEN = "<image>"
-
-
-SEG_TOKEN = "[SEG]"
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One question and its answer; ``answer`` is None where it is still to be generated."""
-
-    question: str
-    answer: str | None

@@ -56,7 +56,7 @@ def peaks() -> dict[str, int]:
 
 def versions() -> dict[str, str]:
     """Versions of the libraries that can change a result."""
-    names = ("torch", "transformers", "bitsandbytes", "accelerate", "lisa-preflight")
+    names = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "lisa-preflight")
     found = {}
     for name in names:
         try:

@@ -7,8 +7,9 @@ A conversation has the vicuna v1 layout:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from trainer.batch import IMAGE_TOKEN, SEG_TOKEN, Turn
+IMAGE_TOKEN, SEG_TOKEN = "<image>", "[SEG]"
 
 Choose = Callable[[Sequence[str]], str]
 """Picks one of several templates, e.g. ``random.Random(seed).choice``."""
@@ -60,6 +61,14 @@ EVALUATION_ANSWER = "[SEG]."
 
 class PromptError(ValueError):
     """A text or conversation that must not or cannot be turned into a prompt."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One question and its answer; ``answer`` is None where it is still to be generated."""
+
+    question: str
+    answer: str | None
 
 
 def _first(options: Sequence[str]) -> str:

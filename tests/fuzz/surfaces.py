@@ -32,11 +32,12 @@ from profiles.models import model_profile
 from profiles.plan import Plan, setting_names
 from profiles.tested import parse_table
 from tests.brush import packed
+from tests.conftest import tiny_plan
 from tests.fuzz import hostile
 from tests.fuzz.hostile import Draw, changed, documents, lines, odd, spelled, tensor_files
+from trainer import adapter_files
 from trainer.answer.questions import read_questions
 from trainer.answer.trained_model import find
-from trainer.batch import Turn
 from trainer.convert.checkpoint_folder import Source
 from trainer.convert.convert import Conversion, choose, needed_shapes
 from trainer.convert.export import card, facts_of
@@ -45,18 +46,23 @@ from trainer.data.feature_cache import BadEntry, read_entry
 from trainer.data.findings import DataError
 from trainer.data.formats.reasonseg import read_split
 from trainer.data.images import LONGEST_SIDE, read_image
-from trainer.data.importing.own import import_annotations
+from trainer.data.importing.importer import import_annotations
 from trainer.data.mixture import check_data
 from trainer.data.polygons import paint_mask
 from trainer.frame import frame_mask
+from trainer.model.build import build, read_tokenizer
+from trainer.model.families.llava_sam.names import from_adapter, to_adapter
 from trainer.model.families.llava_sam.pictures import clip_pixels, sam_pixels
 from trainer.model.families.llava_sam.tokenizer import LisaTokenizer
-from trainer.model.weights import FolderWeights, WeightsError, packaged_folder
+from trainer.model.weights import FolderWeights, ShapesAlone, WeightsError, packaged_folder
+from trainer.prompts import Turn
 from trainer.run import checkpoint
 from trainer.run import out_of_memory as recovery
+from trainer.run import start_from_adapter as starting
 from trainer.run.checkpoint import CheckpointError
 from trainer.run.resume import CannotResume, Started
 from trainer.run.resume import check_data as check_same
+from trainer.run.start_from_adapter import AdapterError
 
 TINY = model_profile("tiny")
 WIDTH, HEIGHT = 64, 48
@@ -531,6 +537,39 @@ def feed_trained(data: bytes, folder: Path) -> bool:
     return model.weight.shape == (3, 4) and model.weight.dtype == torch.float32
 
 
+@cache
+def adapted() -> tuple[Plan, Any, dict[str, torch.Tensor]]:
+    """A plan with its model, of shapes alone, and an adapter that it can start from."""
+    plan = tiny_plan(train=[])
+    model = build(plan, read_tokenizer(plan), torch.device("meta"), ShapesAlone())
+    shapes = {name: p.shape for name, p in checkpoint.trained_parameters(model).items()}
+    return plan, model, {to_adapter(name): torch.ones(shape) for name, shape in shapes.items()}
+
+
+ADAPTER: dict[str, Any] = {
+    "peft_type": "LORA", "r": 4, "lora_alpha": 8, "lora_dropout": 0.1, "bias": "none",
+    "target_modules": ["q_proj", "v_proj"], "use_dora": False, "use_rslora": False,
+    "rank_pattern": {}, "init_lora_weights": True, "modules_to_save": None,
+    "trainable_token_indices": {"embed_tokens": [3]}, "peft_version": "0.21.0",
+}  # fmt: skip
+
+
+@st.composite
+def adapters(draw: Draw) -> tuple[bytes, bytes]:
+    """An adapter's configuration and tensors, one of the two changed."""
+    config, tensors = _json(ADAPTER), save(adapted()[2])
+    if draw(st.booleans()):
+        return draw(documents(ADAPTER)), tensors
+    return config, draw(tensor_files(tensors))
+
+
+def feed_adapter(case: tuple[bytes, bytes], folder: Path) -> bool:
+    for name, data in zip((adapter_files.CONFIG, adapter_files.TENSORS), case, strict=True):
+        (folder / name).write_bytes(data)
+    plan, model, sound = adapted()
+    return starting.fitting(folder, plan, model, []).keys() == set(map(from_adapter, sound))
+
+
 MANIFEST: dict[str, Any] = {checkpoint.TRAINED: "0" * 64, checkpoint.STATE: "0" * 64}
 STATE: dict[str, Any] = {
     "step": 3, "best": 0.5, "metrics": None, "records": 10,
@@ -762,6 +801,8 @@ SURFACES = (
     Surface("vqa", documents(DIALOGUES), feed_vqa, _json(DIALOGUES)),
     Surface("cache entry", tensor_files(ENTRY), feed_entry, ENTRY, (BadEntry,)),
     Surface("trained tensors", tensor_files(TRAINED), feed_trained, TRAINED, (CheckpointError,)),
+    Surface("PEFT adapter", adapters(), feed_adapter, (_json(ADAPTER), save(adapted()[2])),
+            (AdapterError, CheckpointError, WeightsError), 0.5),
     Surface("run folder", of_a_run(), feed_run, ("run.json", _json(RECORD)),
             (CheckpointError, CannotResume)),
     Surface("model weights", tensor_files(save(layout())), feed_weights, save(layout()),

@@ -35,7 +35,7 @@ from trainer.data.formats.coco import read_coco
 from trainer.data.formats.reasonseg import check_data, read_split
 from trainer.data.formats.refer_seg import read_references
 from trainer.data.images import LONGEST_SIDE, read_image
-from trainer.data.importing.own import import_annotations
+from trainer.data.importing.importer import import_annotations
 from trainer.data.json_fields import LARGEST_FILE, load_json
 from trainer.data.picture_paths import picture_in
 from trainer.data.polygons import Polygon, painted_area

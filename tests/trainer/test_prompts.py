@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.batch import Turn
 from trainer.model.families.llava_sam.conversation import conversation, segments
 from trainer.prompts import (
     ANSWERS,
@@ -21,6 +20,7 @@ from trainer.prompts import (
     SHORT_QUESTIONS,
     Choose,
     PromptError,
+    Turn,
     answer_for,
     evaluation_turn,
     explanatory_answer_for,

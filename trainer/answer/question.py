@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.batch import Turn
-from trainer.prompts import explanatory_question_for, question_for
+from trainer.prompts import Turn, explanatory_question_for, question_for
 
 
 @dataclass(frozen=True)

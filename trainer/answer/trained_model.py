@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from profiles.files import read_regular, reason
 from profiles.plan import Plan
 from profiles.text import argument, one_line
-from trainer.run.checkpoint import TRAINED
+from trainer.run.folder import TRAINED
 
 if TYPE_CHECKING:
     import torch

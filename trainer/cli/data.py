@@ -62,7 +62,7 @@ def import_(
     """Turn annotations of LabelMe, COCO or Label Studio into ReasonSeg data for --data-dir DST."""
     from profiles.skipping import read_most
     from trainer.data import broken
-    from trainer.data.importing.own import import_annotations
+    from trainer.data.importing.importer import import_annotations
 
     with user_errors(), ended_politely():
         done = import_annotations(

@@ -177,3 +177,7 @@ def main() -> None:
     # On CPUs with AVX512-BF16 it asks for a package that would fetch code from a hub.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     app(prog_name="lisa-segment")
+
+
+if __name__ == "__main__":
+    main()

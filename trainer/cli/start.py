@@ -104,7 +104,7 @@ def _begin(run: Beginning) -> None:
 def _checked(run: Beginning, data: Data) -> tuple[Beginning, Path | None]:
     """The run with what its data are, and its checkpoint to go on from, if nothing is in the way.
 
-    Raises CannotResume, PlanError.
+    Raises CannotResume, PlanError, AdapterError.
     """
     from profiles.plan import Plan
     from trainer.data.contents import Contents
@@ -114,6 +114,10 @@ def _checked(run: Beginning, data: Data) -> tuple[Beginning, Path | None]:
     contents = Contents(started.data, started.cache, Plain(patience=10))
     now = digests(data.train, data.val, data.left_out, contents)
     if not run.resumes:
+        if started.adapter is not None:
+            from trainer.run.start_from_adapter import check
+
+            check(started.adapter, run.plan)
         return replace(run, started=replace(started, digests=now)), None
     started = settled(started, now, run.folder)
     checkpoint = resumable(run.folder, tell)
@@ -230,6 +234,8 @@ def _train(run: Beginning, data: Data, checkpoint: Path | None) -> None:
             )
             if plan.processes > 1:
                 hold(training)
+            if checkpoint is None and started.adapter is not None:
+                training.start_from(started.adapter)
             summary = training.train(checkpoint)
         except Exception as error:
             if not recovery.is_shortage(error):

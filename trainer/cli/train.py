@@ -48,6 +48,10 @@ def train(
     weights: Annotated[
         Text, typer.Option(metavar="FOLDER", help="Model folder of lisa-train convert, or random.")
     ] = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Start from this LoRA adapter: PEFT's, or an export."),
+    ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder with ReasonSeg and others.")] = None,
     output_dir: Annotated[Path, typer.Option(help="Run folder, a new one.")] = LATEST,
     cache_dir: Annotated[Path | None, typer.Option(help="Feature cache folder.")] = None,
@@ -120,6 +124,8 @@ def train(
             fail("--resume goes on with the run's own plan: leave the other settings out")
         if skip_broken is not None:
             fail("--resume leaves out what the run did: leave --skip-broken out")
+        if adapter is not None:
+            fail("--resume goes on with what the run has trained: leave --adapter out")
         if output_dir != LATEST:
             fail("--resume goes on in the run's own folder: leave --output-dir out")
         _must_be_text({"--data-dir": data_dir, "--cache-dir": cache_dir, "--resume": resume})
@@ -139,9 +145,10 @@ def train(
                 "    hint: lisa-train synthesise DIR writes one to try with"
             )
         _must_be_text({"--data-dir": data_dir, "--output-dir": output_dir,
-                       "--cache-dir": cache_dir, "--weights": weights})  # fmt: skip
+                       "--cache-dir": cache_dir, "--weights": weights,
+                       "--adapter": adapter})  # fmt: skip
         started = Started(data_dir, cache_dir or feature_cache(), {}, Keeping(**keeping),
-                          skip_broken=most)  # fmt: skip
+                          skip_broken=most, adapter=adapter)  # fmt: skip
         with new_run(output_dir) as folder:
             resolved, advice = _resolve(auto, plan, model, assignments, data_dir)
             if use_lora and resolved.lora is None:  # an advised plan has them, a file need not

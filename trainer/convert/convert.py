@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from profiles.models import ModelProfile, model_profile
 from profiles.sizes import GIB
 from trainer.atomic_folder import placed, refuse_taken, share
-from trainer.batch import SEG_TOKEN
 from trainer.convert.checkpoint_folder import PLAIN_DTYPES, Found, Source, TensorFile
 from trainer.convert.tokenizer import convert_tokenizer
 from trainer.model.build import skeleton
@@ -28,6 +27,7 @@ from trainer.model.families.llava_sam.configs import llava_config
 from trainer.model.families.llava_sam.names import CLIP, EMBEDDING, HEAD, PROJECTOR
 from trainer.model.families.llava_sam.tokenizer import LisaTokenizer
 from trainer.model.weights import WeightsError, canonical_name, packaged_folder
+from trainer.prompts import SEG_TOKEN
 
 SHARD_BYTES = 2 << 30
 DTYPE = torch.bfloat16  # of every tensor, as in the packaged folder

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import Field, TypeAdapter, ValidationError
-from safetensors.torch import load_file
+from safetensors.torch import save_file
 from torch import Tensor
 from typing_extensions import TypedDict
 
@@ -20,13 +20,16 @@ from profiles.files import read_regular
 from profiles.plan import Plan
 from profiles.sizes import GIB
 from profiles.text import argument, one_line
+from trainer import adapter_files
 from trainer.answer.trained_model import ORIGIN, Trained
-from trainer.atomic_folder import placed, refuse_taken
+from trainer.atomic_folder import placed, refuse_taken, share
 from trainer.convert.convert import SHARD_BYTES, Shards, needed_shapes
+from trainer.model.adapters import merged
 from trainer.model.build import TORCH_DTYPES, read_tokenizer
 from trainer.model.families.llava_sam.names import EMBEDDING, HEAD
 from trainer.model.weights import FolderWeights, WeightsError, canonical_name, model_folder
-from trainer.run.checkpoint import MANIFEST, TRAINED, altered, read_facts, seal, verify
+from trainer.run.checkpoint import MANIFEST, altered, read_facts, read_trained, seal, verify
+from trainer.run.folder import TRAINED
 
 CPU = torch.device("cpu")
 
@@ -63,18 +66,27 @@ _FACTS = TypeAdapter(_Facts)
 
 
 def export_trained(trained: Trained, target: Path) -> int:
-    """Trained tensors, plan and card into `target`; returns the bytes written.
+    """What was trained, plan and card into `target`; returns the bytes written.
+
+    With LoRA, LLaVA's part is an adapter in PEFT's format. Raises WeightsError where the tokenizer
+    that says which rows are new is not here.
 
     Raises FileExistsError, and ValueError where nothing was trained.
     """
     source = _folder(trained)
     refuse_taken(target)
     with placed(target) as folder:
-        shutil.copyfile(source / TRAINED, folder / TRAINED)
         # As it was trained, but for the place of the base weights: that is this machine's.
         plan = Plan.read(source / "plan.json")
         portable = plan.model_copy(update={"weights": "default"})
         (folder / "plan.json").write_text(portable.to_json(), encoding="utf-8")
+        rest = read_trained(source)
+        if plan.lora is not None:
+            rows = "token_rows" in plan.train
+            new_ids = read_tokenizer(trained.plan).new_ids if rows else ()
+            rest = adapter_files.write(folder, plan, plan.lora, rest, new_ids)
+        save_file(rest, folder / TRAINED)
+        share(folder / TRAINED)
         facts = facts_of(source)
         (folder / "facts.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         seal(folder)  # all but the card, which is the user's to write on
@@ -85,9 +97,9 @@ def export_trained(trained: Trained, target: Path) -> int:
 def export_merged(trained: Trained, target: Path, shard_bytes: int = SHARD_BYTES) -> int:
     """The whole model under this project's names, unquantised; returns the bytes written.
 
-    Adapters are added to the weights as published, W + (alpha / r) B A in fp32 (Hu et al. 2021,
-    arXiv:2106.09685), whatever storage they were trained on. One file at most is in memory.
-    Raises WeightsError, FileExistsError, and ValueError where nothing was trained.
+    PEFT merges adapters into the weights as published, in fp32, whatever storage they were
+    trained on. One file at most is in memory. Raises WeightsError, FileExistsError, and ValueError
+    where nothing was trained.
     """
     source, plan = _folder(trained), trained.plan
     if plan.weights == "random":
@@ -95,7 +107,7 @@ def export_merged(trained: Trained, target: Path, shard_bytes: int = SHARD_BYTES
     refuse_taken(target)
     base = FolderWeights(model_folder(plan))
     tokenizer = read_tokenizer(plan)
-    merge = _Merge(plan, load_file(source / TRAINED), tokenizer.new_ids)
+    merge = _Merge(plan, read_trained(source), tokenizer.new_ids)
     dtype = TORCH_DTYPES[plan.dtype]
     with placed(target) as folder:
         shards = Shards(folder, shard_bytes)
@@ -120,7 +132,7 @@ class _Merge:
         self.trained = {canonical_name(name): value for name, value in trained.items()}
         self.left = set(self.trained)
         self.new_ids = new_ids
-        self.scaling = plan.lora.alpha / plan.lora.rank if plan.lora else 0.0
+        self.lora = plan.lora
 
     def __call__(self, name: str, value: Tensor) -> Tensor:
         """The tensor [...] called `name`, from its base `value` in fp32."""
@@ -129,8 +141,8 @@ class _Merge:
             return whole
         stem = name.removesuffix(".weight")
         down, up = self._take(f"{stem}.lora_A.weight"), self._take(f"{stem}.lora_B.weight")
-        if down is not None and up is not None:
-            return value + self.scaling * (up @ down)
+        if self.lora is not None and down is not None and up is not None:
+            return merged(value, down, up, self.lora)
         rows = self._take(f"{stem}.rows") if name in (EMBEDDING, HEAD) else None
         return value if rows is None else value.index_copy(0, torch.tensor(self.new_ids), rows)
 
@@ -182,10 +194,18 @@ def _about(plan: Plan, merged: bool) -> str:
         return f"The whole model, ready for questions:\n\n    {use}"
     text = f"The trained tensors alone; they lie over the base weights of `{plan.model}`"
     if plan.model == "tiny":
-        return f"{text}, which come with the package:\n\n    {use}"
+        text = f"{text}, which come with the package:\n\n    {use}"
+    else:
+        text = (
+            f"{text} ({' and '.join(plan.profile.sources)}):\n\n"
+            f"    {plan.profile.conversion}\n    {use} --set weights=FOLDER"
+        )
+    if plan.lora is None:
+        return text
     return (
-        f"{text} ({' and '.join(plan.profile.sources)}):\n\n"
-        f"    {plan.profile.conversion}\n    {use} --set weights=FOLDER"
+        f"{text}\n\nWhat was trained of LLaVA is a LoRA adapter in PEFT's format, which lies over "
+        "the same weights in transformers' LLaVA too; `trained.safetensors` has the rest:\n\n"
+        "    PeftModel.from_pretrained(llava, FOLDER_OF_THIS_CARD)"
     )
 
 

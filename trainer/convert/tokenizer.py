@@ -10,11 +10,10 @@ from tempfile import TemporaryDirectory
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from trainer.batch import IMAGE_TOKEN
 from trainer.convert.checkpoint_folder import read_object
 from trainer.model.families.llava_sam.tokenizer import NEW_TOKENS
 from trainer.model.weights import WeightsError, legible
-from trainer.prompts import END_OF_TURN
+from trainer.prompts import END_OF_TURN, IMAGE_TOKEN
 
 START, UNKNOWN, PADDING = "<s>", "<unk>", "<pad>"
 

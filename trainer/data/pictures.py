@@ -10,10 +10,10 @@ from typing import Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.batch import Turn
 from trainer.data.findings import Finding, Report
 from trainer.prompts import (
     RESERVED_TOKENS,
+    Turn,
     answer_for,
     question_for,
 )

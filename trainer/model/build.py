@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from profiles.models import ModelProfile
 from profiles.plan import Plan
-from profiles.settings import Dtype, Encoder, Lora
+from profiles.settings import Dtype, Encoder
+from trainer.model.adapters import add_adapters
 from trainer.model.families.llava_sam.configs import llava_config, sam_config
 from trainer.model.families.llava_sam.model import Lisa
 from trainer.model.families.llava_sam.tokenizer import LisaTokenizer
-from trainer.model.layers.frozen import LoraLinear, frozen_linear
+from trainer.model.layers.frozen import frozen_linear
 from trainer.model.layers.host import HostEmbedding, HostHead, HostLayers
 from trainer.model.layers.token_rows import TokenRowEmbedding, TokenRowHead
 from trainer.model.trained import mark_trained
@@ -36,13 +37,6 @@ TORCH_DTYPES: dict[Dtype, torch.dtype] = {
     "fp32": torch.float32,
 }
 DECODER = "llava.model.language_model."
-LORA_TARGETS = {
-    "qv": ["q_proj", "v_proj"],
-    "attention": ["q_proj", "k_proj", "v_proj", "o_proj"],
-    "all-linear": [
-        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
-    ],
-}  # fmt: skip
 
 
 def read_tokenizer(plan: Plan) -> LisaTokenizer:
@@ -137,7 +131,7 @@ def add_trained(
 ) -> None:
     """Add the adapters and trained rows to a model (on any device, meta too); mark what trains."""
     if plan.lora is not None:
-        _add_lora(model, plan.lora)
+        add_adapters(model, plan.lora)
     if "token_rows" in plan.train:
         _add_token_rows(model, new_ids, head="head" not in plan.train)
     mark_trained(model, plan, dtype)
@@ -194,13 +188,6 @@ def _load_host_embeddings(model: Lisa, source: WeightSource, device: torch.devic
 def _set(root: nn.Module, path: str, module: nn.Module) -> None:
     parent, _, name = path.rpartition(".")
     setattr(root.get_submodule(parent), name, module)
-
-
-def _add_lora(model: Lisa, lora: Lora) -> None:
-    # Below the decoder only, so that names like q_proj cannot reach CLIP or SAM.
-    for path, linear in list(model.decoder.named_modules()):
-        if path.rpartition(".")[2] in LORA_TARGETS[lora.targets]:
-            _set(model.decoder, path, LoraLinear(linear, lora.rank, lora.alpha, lora.dropout))
 
 
 def _add_token_rows(model: Lisa, ids: list[int], head: bool) -> None:

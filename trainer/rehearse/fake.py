@@ -25,11 +25,12 @@ from profiles.sizes import MIB
 from trainer.batch import Batch
 from trainer.data.samples import length_step, padded
 from trainer.hardware import versions
+from trainer.model.adapters import AdaptedLinear
 from trainer.model.build import TORCH_DTYPES, FrozenEncoder, fill, skeleton, some_tokenizer
 from trainer.model.families.llava_sam.model import Lisa
 from trainer.model.footprint import SMALLEST_PAGED, component_of
 from trainer.model.layers.decoder import run_layer
-from trainer.model.layers.frozen import LoraLinear, make_scale_code
+from trainer.model.layers.frozen import make_scale_code
 from trainer.model.layers.host import host_tensors
 from trainer.model.weights import ShapesAlone
 from trainer.rehearse.dummy_batch import MadeUp
@@ -285,7 +286,7 @@ class _OnHost(Batch):
 def _keep_dropout_masks(model: Lisa) -> None:
     """CUDA's dropout makes its mask at probability 0 too, the CPU's does not."""
     for module in model.modules():
-        if isinstance(module, LoraLinear):
+        if isinstance(module, AdaptedLinear):
             module.dropout = module.dropout or 1e-9
 
 

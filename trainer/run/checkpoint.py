@@ -29,11 +29,14 @@ from profiles.files import force, reason
 from profiles.plan import Plan
 from profiles.sizes import mib
 from profiles.text import argument
+from trainer import adapter_files
 from trainer.atomic_folder import share
+from trainer.model.families.llava_sam.names import name_in_files
+from trainer.model.weights import WeightsError
+from trainer.run.folder import TRAINED
 
 if TYPE_CHECKING:
     import torch
-
 
 STATE, MANIFEST = "state.safetensors", "manifest.json"
 
@@ -162,12 +165,16 @@ def _write(
 
 
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The trained tensors by name, on the host."""
+    """The trained tensors by their names in files, on the host."""
     return {
         name: parameter.detach().cpu().contiguous()
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
+        for name, parameter in trained_parameters(model).items()
     }
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The trained parameters by their names in files."""
+    return {name_in_files(n): p for n, p in model.named_parameters() if p.requires_grad}
 
 
 def flat(state: Any, path: str = "") -> tuple[dict[str, Tensor], Any]:
@@ -198,10 +205,21 @@ def nested(tensors: dict[str, Tensor], rest: Any) -> Any:
     return [nested(tensors, value) for value in rest] if isinstance(rest, list) else rest
 
 
+def read_trained(folder: Path) -> dict[str, Tensor]:
+    """The trained tensors of a checkpoint or an export, by their names in checkpoints.
+
+    Raises CheckpointError.
+    """
+    try:
+        return _tensors(folder / TRAINED) | adapter_files.read(folder)
+    except WeightsError as error:
+        raise CheckpointError(str(error)) from None
+
+
 def load(folder: Path, model: nn.Module) -> None:
     """Put a checkpoint's tensors into a model built from its plan. Raises CheckpointError."""
-    tensors = _tensors(folder / TRAINED)
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    tensors = read_trained(folder)
+    trained = trained_parameters(model)
     if tensors.keys() != trained.keys():
         odd = sorted(tensors.keys() ^ trained.keys())[:5]
         raise CheckpointError(
@@ -249,7 +267,8 @@ def verify(folder: Path) -> None:
 
     The plan beside them is text that its user may have changed.
     """
-    if (folder / MANIFEST).exists() and (wrong := altered(folder, {TRAINED})):
+    tensors = {TRAINED, adapter_files.CONFIG, adapter_files.TENSORS}
+    if (folder / MANIFEST).exists() and (wrong := altered(folder, tensors)):
         raise CheckpointError(
             f"{folder}: {wrong}\n    hint: name another checkpoint of the run, such as "
             f"{folder.parent / 'last'}, or export it again"
@@ -337,6 +356,3 @@ def _no_inode(place: Path) -> bool:
         return False
     counts = os.statvfs(place)
     return counts.f_files > 0 and counts.f_favail == 0
-
-
-TRAINED = "trained.safetensors"  # in every checkpoint and export

@@ -18,6 +18,7 @@ from trainer.exits import fail
 from trainer.parallel.launch import is_main
 
 LATEST = Path("runs/latest")  # as in trained_model.py, which finds the last of that name
+TRAINED = "trained.safetensors"  # in every checkpoint and export
 RECORD, SUMMARY, OVERLAY = "run.json", "summary.json", "overlay.png"
 # What a start writes before its run.json, and all that is ever written whole into a run folder.
 BEFORE = (LOCK, HOLDER, "plan.json", "advice.json", "skipped.txt")

@@ -72,11 +72,12 @@ class Started:
     environment: dict[str, str] = field(default_factory=dict)  # such as which card
     skip_broken: int = 0  # entries of the data that may be left out
     left_out: tuple[str, ...] | None = None  # those that were, by their paths from `data`
+    adapter: Path | None = None  # what the training starts from, before its first checkpoint
 
     def write(self, folder: Path) -> None:
         """Into the run folder."""
-        document = asdict(self) | {"data": str(self.data.resolve()),
-                                   "cache": str(self.cache.resolve())}  # fmt: skip
+        folders = {"data": self.data, "cache": self.cache, "adapter": self.adapter}
+        document = asdict(self) | {k: v and str(v.resolve()) for k, v in folders.items()}
         text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
         write_whole(folder / RECORD, text)
 

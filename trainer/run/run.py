@@ -18,7 +18,7 @@ from transformers import get_scheduler
 
 from profiles.files import force, write_whole
 from profiles.plan import Plan
-from profiles.text import argument
+from profiles.text import argument, counted, one_line
 from trainer.batch import Batch
 from trainer.data.formats.reasonseg import Item
 from trainer.data.mixture import MixedSets
@@ -121,6 +121,14 @@ class Run:
         schedule, total = self.plan.schedule, self.sampler.steps * self.plan.schedule.epochs
         name = "constant_with_warmup" if schedule.shape == "constant" else schedule.shape
         return get_scheduler(name, optimizer, min(schedule.warmup_steps, total // 2), total)
+
+    def start_from(self, folder: Path) -> None:
+        """Take the trained tensors that an adapter's folder holds. Raises AdapterError."""
+        from trainer.run.start_from_adapter import start
+
+        with during("loading"):
+            count = start(folder, self.plan, self.model, self.tokenizer.new_ids)
+        self.reporter.line(f"starting from {one_line(folder)}: {counted(count, 'tensor')}")
 
     def train(self, resume: Path | None = None) -> dict[str, Any]:
         """Evaluate, then train and evaluate epoch after epoch; returns the summary.

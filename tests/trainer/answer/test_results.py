@@ -164,7 +164,10 @@ def test_an_export_answers_bit_for_bit_and_names_no_place_of_this_machine(
 ) -> None:
     size = export.export_trained(find(run), tmp_path / "out")
     files = {path.name for path in (tmp_path / "out").iterdir()}
-    assert files == {"trained.safetensors", "plan.json", "facts.json", "manifest.json", "README.md"}
+    assert files == {
+        "adapter_config.json", "adapter_model.safetensors", "trained.safetensors", "plan.json",
+        "facts.json", "manifest.json", "README.md",
+    }  # fmt: skip
     assert size > 10**5
     assert torch.equal(logits_of(opened(run, cache)), logits_of(opened(tmp_path / "out", cache)))
     card = (tmp_path / "out" / "README.md").read_text()

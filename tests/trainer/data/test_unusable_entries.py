@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from advisor.cli.main import app as advise_app
 from profiles.skipping import ALL, VARIABLE, announce, announced, read_most
 from tests.conftest import PHOTOS, tiny_plan
-from tests.trainer.data.importing.test_own_data import (
+from tests.trainer.data.importing.test_importer import (
     HEIGHT,
     WIDTH,
     instances,
@@ -30,7 +30,7 @@ from trainer.cli.train import app
 from trainer.data.broken import Leave
 from trainer.data.findings import DataError
 from trainer.data.images import read_image
-from trainer.data.importing.own import Imported, import_annotations
+from trainer.data.importing.importer import Imported, import_annotations
 from trainer.data.mixture import READERS, MixedSets, read_training
 from trainer.data.polygons import IGNORE, paint_mask
 from trainer.run.resume import CannotResume, Started, check_data, digests

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
@@ -20,11 +19,12 @@ from tests.trainer.model.test_model import CPU, gradients, loss_of
 from trainer.batch import Batch
 from trainer.data.formats.reasonseg import read_split
 from trainer.model import build as build_module
+from trainer.model.adapters import AdaptedLinear
 from trainer.model.build import DECODER, build, host_layer_places, read_tokenizer, skeleton
 from trainer.model.families.llava_sam.model import Lisa
 from trainer.model.footprint import DoesNotFit, check_fits, needed_bytes
 from trainer.model.layers import host
-from trainer.model.layers.frozen import Int8Linear, LoraLinear, Nf4Linear
+from trainer.model.layers.frozen import Int8Linear, Nf4Linear
 from trainer.model.layers.host import HostHead, HostLayers, stream_rows
 from trainer.model.weights import weight_source
 from trainer.step import make_optimizer
@@ -235,47 +235,12 @@ def test_int8_linear_is_a_product_with_its_rounded_weight() -> None:
     assert (found - x.grad).norm() < 1e-5 * x.grad.norm()
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_lora_equals_peft(dropout: float) -> None:
-    from peft import LoraConfig, inject_adapter_in_model
-
-    class Holder(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.q_proj = nn.Linear(32, 24, bias=False)
-
-    holder = Holder()
-    base = nn.Linear(32, 24, bias=False)
-    base.weight.data.copy_(holder.q_proj.weight)
-    config = LoraConfig(r=4, lora_alpha=12, lora_dropout=dropout, target_modules=["q_proj"])
-    inject_adapter_in_model(config, holder)
-    ours, theirs = LoraLinear(base, 4, 12, dropout), holder.q_proj
-    assert not bool(ours.lora_B.weight.any())
-    bound = math.sqrt(1 / 32)  # PEFT's start is that of a linear layer
-    assert 0.8 * bound < ours.lora_A.weight.abs().max() <= bound
-    ours.lora_B.weight.data.normal_()
-    theirs.lora_A["default"].weight.data.copy_(ours.lora_A.weight)
-    theirs.lora_B["default"].weight.data.copy_(ours.lora_B.weight)
-    x = torch.randn(2, 5, 32)
-    for module in (ours, theirs):
-        torch.manual_seed(1)  # the same dropout
-        module(x).square().sum().backward()
-    torch.manual_seed(1)
-    y = ours(x)
-    torch.manual_seed(1)
-    torch.testing.assert_close(y, theirs(x))
-    for factor in ("lora_A", "lora_B"):
-        found = getattr(ours, factor).weight.grad
-        expected = getattr(theirs, factor)["default"].weight.grad
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize(("targets", "count"), [("qv", 2), ("attention", 4), ("all-linear", 7)])
 @pytest.mark.parametrize("rank", [4, 64])
 def test_lora_reaches_its_targets_alone(targets: str, count: int, rank: int) -> None:
     lora = {"rank": rank, "alpha": 16, "dropout": 0.0, "targets": targets}
     model = build(tiny_plan(lora=lora), read_tokenizer(tiny_plan()), CPU)
-    adapted = [name for name, m in model.named_modules() if isinstance(m, LoraLinear)]
+    adapted = [name for name, m in model.named_modules() if isinstance(m, AdaptedLinear)]
     assert len(adapted) == count * 4
     assert all("language_model.layers" in name for name in adapted)
     assert {p.shape[0] for n, p in model.named_parameters() if "lora_A" in n} == {rank}

@@ -10,7 +10,7 @@ from torch import nn
 
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
-from trainer.batch import Batch, Turn
+from trainer.batch import Batch
 from trainer.data.formats.reasonseg import read_split
 from trainer.data.samples import SampleSet, collate
 from trainer.losses import Totals
@@ -19,6 +19,7 @@ from trainer.model.families.llava_sam.model import Lisa
 from trainer.model.layers.token_rows import TokenRowEmbedding, TokenRowHead
 from trainer.model.trained import GradientCheck, GradientError, trained_names
 from trainer.model.weights import WeightsError
+from trainer.prompts import Turn
 
 CPU = torch.device("cpu")
 PAD = read_tokenizer(tiny_plan()).pad_id

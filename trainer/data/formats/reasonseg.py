@@ -26,7 +26,6 @@ from PIL import Image
 
 from profiles.splits import NEEDED, located
 from profiles.text import is_text
-from trainer.batch import Turn
 from trainer.data.arrays import Size
 from trainer.data.findings import DataError, Finding, Report
 from trainer.data.images import IMAGE_SUFFIXES, PICTURE_SUFFIXES, load_whole, open_image
@@ -35,6 +34,7 @@ from trainer.data.pictures import Asked, Paint, chooser
 from trainer.data.polygons import TARGET, Budget, Polygon, paint_mask, painted_area, read_points
 from trainer.data.threads import in_threads
 from trainer.prompts import (
+    Turn,
     answer_for,
     evaluation_turn,
     explanatory_answer_for,

@@ -14,12 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from trainer.batch import IMAGE_TOKEN, Turn
 from trainer.data.findings import Finding, Report
 from trainer.data.json_fields import load_json, read_sentence
 from trainer.data.picture_paths import picture_in
 from trainer.data.pictures import Asked, DataSet, Paint, Scanned
-from trainer.prompts import IMAGE_PREFIX, RESERVED_TOKENS
+from trainer.prompts import IMAGE_PREFIX, IMAGE_TOKEN, RESERVED_TOKENS, Turn
 
 _FIX = "correct the dialogue or take it out"
 

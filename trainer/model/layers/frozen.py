@@ -1,4 +1,4 @@
-"""Frozen linears stored in few bits, and the trained adapters beside them.
+"""Frozen linears stored in few bits.
 
 A frozen weight needs no gradient, so its product needs nothing kept: the forward pass multiplies by
 the widened weight and lets it go, the backward pass widens it again. Both products are operators
@@ -7,7 +7,7 @@ them. The bits are bitsandbytes': NF4 in blocks of 64 with doubly quantised scal
 2023, arXiv:2305.14314) or int8 with one scale a row (Dettmers et al. 2022, arXiv:2208.07339; the
 activations stay in the compute dtype here).
 
-Shapes: [..., K] inputs, [N, K] weights, R adapter rank.
+Shapes: [..., K] inputs, [N, K] weights.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 NF4_BLOCK, SCALE_BLOCK = 64, 256
 
@@ -122,6 +121,12 @@ class FrozenLinear(nn.Module):
         super().__init__()
         self.out_features, self.in_features = out_features, in_features
 
+    @property
+    def qweight(self) -> Tensor:
+        """The largest of the stored tensors, by the name under which PEFT asks for the device."""
+        bits: Tensor = getattr(self, self.stored[0])
+        return bits
+
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}"
 
@@ -220,35 +225,3 @@ def frozen_linear(weight: Tensor, storage: Literal["nf4", "int8", "none"]) -> nn
         linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
     linear.weight = nn.Parameter(weight, requires_grad=False)
     return linear
-
-
-class LoraLinear(nn.Module):
-    """y = base(x) + (alpha / r) · B A dropout(x) (Hu et al. 2021, arXiv:2106.09685).
-
-    The factors are PEFT's `lora_A.weight` [R, K] and `lora_B.weight` [N, R]. They are kept in fp32
-    and multiplied in x's dtype.
-    """
-
-    def __init__(self, base: nn.Module, rank: int, alpha: float, dropout: float) -> None:
-        super().__init__()
-        self.base_layer = base
-        features: Any = base
-        device = next(iter([*base.parameters(), *base.buffers()])).device
-        self.lora_A = nn.Linear(features.in_features, rank, bias=False, device=device)
-        self.lora_B = nn.Linear(rank, features.out_features, bias=False, device=device)
-        # PEFT's start: A as a linear layer's, B zero, so that training begins at the base model.
-        nn.init.kaiming_uniform_(self.lora_A.weight, a=5**0.5)
-        nn.init.zeros_(self.lora_B.weight)
-        self.scaling = alpha / rank
-        self.dropout = dropout
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., K] -> [..., N] in x's dtype."""
-        y = self.base_layer(x)
-        # By name: `dropout` is another operator, with a mask of another width, on every device.
-        down, _ = torch.native_dropout(x, self.dropout, self.training)
-        inner = functional.linear(down, self.lora_A.weight.to(x.dtype))
-        up = self.lora_B.weight.to(x.dtype)
-        # One product adds the adapter to the base's output: no third [..., N] tensor.
-        added = torch.addmm(y.flatten(0, -2), inner.flatten(0, -2), up.t(), alpha=self.scaling)
-        return added.view(y.shape)

@@ -17,7 +17,7 @@ from tests.brush import packed
 from trainer.data.findings import DataError
 from trainer.data.formats.reasonseg import Item, read_split
 from trainer.data.importing.encoding import decoded
-from trainer.data.importing.own import Imported, import_annotations
+from trainer.data.importing.importer import Imported, import_annotations
 from trainer.data.polygons import paint_mask
 
 UPRIGHT = (60, 80)  # width, height

@@ -17,7 +17,7 @@ from PIL import Image
 from tests.conftest import ROOT
 from trainer.data.findings import DataError
 from trainer.data.formats.reasonseg import read_split
-from trainer.data.importing.own import Imported, import_annotations
+from trainer.data.importing.importer import Imported, import_annotations
 from trainer.data.polygons import IGNORE, TARGET, paint_mask
 
 MADE = ROOT / "tests" / "tools_made"

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trainer.batch import SEG_TOKEN, Turn
-from trainer.prompts import END_OF_TURN, IMAGE_PREFIX, RESERVED_TOKENS, PromptError, reject
+from trainer.prompts import (
+    END_OF_TURN,
+    IMAGE_PREFIX,
+    RESERVED_TOKENS,
+    SEG_TOKEN,
+    PromptError,
+    Turn,
+    reject,
+)
 
 SYSTEM_PROMPT = (
     "A chat between a curious human and an artificial intelligence assistant. "

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 TRAINING_PREFIX = "base_model.model."  # peft's wrapper, around upstream's training checkpoints
 LISA_SAM_PREFIX = "model.visual_model."
+LLAVA = "llava."
 LLAMA = "llava.model.language_model."
 CLIP = "llava.model.vision_tower."
 PROJECTOR = "llava.model.multi_modal_projector."
@@ -78,6 +79,9 @@ ORIGINAL_SAM = tuple(
 )  # fmt: skip
 ADAPTER = re.compile(r"\.(?:lora_[AB]|lora_embedding_[AB]|base_layer|modules_to_save)\.")
 
+ADAPTER_NAME = "default"  # PEFT's for a model's only adapter
+ROWS, PEFT_ROWS = ".rows", ".token_adapter.trainable_tokens_delta"
+
 
 class NamesError(ValueError):
     """Names of which no single reading is right."""
@@ -97,6 +101,24 @@ def target_names(names: Iterable[str]) -> dict[str, str | None]:
     _drop_tied_positions(result)
     _refuse_collisions(result)
     return result
+
+
+def name_in_files(parameter: str) -> str:
+    """A parameter's name in checkpoints: as PEFT's files, and ours from before it, without the
+    adapter's."""
+    return re.sub(rf"(\.lora_[AB])\.{ADAPTER_NAME}\.", r"\1.", parameter)
+
+
+def to_adapter(name: str) -> str:
+    """A trained tensor's name in PEFT's files, for transformers' LLaVA, from ours."""
+    inner = name.removeprefix(LLAVA)
+    return TRAINING_PREFIX + re.sub(rf"{re.escape(ROWS)}$", PEFT_ROWS, inner)
+
+
+def from_adapter(name: str) -> str | None:
+    """This model's name of a tensor in PEFT's files, of whichever LLaVA or LLaMA; None: not one."""
+    found = _target(name.removeprefix(TRAINING_PREFIX), original_sam=False)
+    return found and re.sub(rf"{re.escape(PEFT_ROWS)}$", ROWS, found)
 
 
 def _target(name: str, original_sam: bool) -> str | None:

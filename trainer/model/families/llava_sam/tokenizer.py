@@ -11,11 +11,18 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
-from trainer.batch import IMAGE_TOKEN, SEG_TOKEN, Encoded, Turn
+from trainer.batch import Encoded
 from trainer.losses import IGNORE_LABEL
 from trainer.model.families.llava_sam.conversation import segments
 from trainer.model.weights import WeightsError, legible
-from trainer.prompts import END_OF_TURN, IMAGE_END_TOKEN, IMAGE_START_TOKEN
+from trainer.prompts import (
+    END_OF_TURN,
+    IMAGE_END_TOKEN,
+    IMAGE_START_TOKEN,
+    IMAGE_TOKEN,
+    SEG_TOKEN,
+    Turn,
+)
 
 NEW_TOKENS = (SEG_TOKEN, IMAGE_START_TOKEN, IMAGE_END_TOKEN)
 

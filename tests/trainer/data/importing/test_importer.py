@@ -27,8 +27,8 @@ from trainer.data import threads
 from trainer.data.findings import DataError
 from trainer.data.formats.reasonseg import Item, check_data, read_split
 from trainer.data.images import read_image
+from trainer.data.importing.importer import import_annotations
 from trainer.data.importing.outlines import traced
-from trainer.data.importing.own import import_annotations
 from trainer.data.polygons import paint_mask
 from trainer.reporter import Reporter
 from trainer.run.run import Run

@@ -1,0 +1,62 @@
+"""An adapter on disk, as PEFT keeps it: what `lisa-train export` writes, and what others trained.
+
+All that was trained of LLaVA is in `adapter_model.safetensors`: LoRA's factors, the new tokens'
+rows (PEFT's trainable tokens), and parts trained whole (PEFT's modules to save).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from profiles.plan import Plan
+from profiles.settings import Lora, TrainedPart
+from trainer.atomic_folder import share
+from trainer.model.families.llava_sam.names import LLAVA, from_adapter, to_adapter
+from trainer.model.weights import legible
+
+CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"  # PEFT's names
+# Modules of LLaVA that a part trains whole.
+_WHOLE: dict[TrainedPart, tuple[str, ...]] = {
+    "projector": ("multi_modal_projector",),
+    "head": ("lm_head",),
+    "embeddings": ("embed_tokens", "lm_head"),
+}
+
+
+def write(
+    folder: Path, plan: Plan, lora: Lora, trained: Mapping[str, Tensor], new_ids: Sequence[int]
+) -> dict[str, Tensor]:
+    """PEFT's two files of what was trained of LLaVA; returns the rest, which has no place there."""
+    from trainer.model.adapters import peft_config
+
+    whole = [name for part in plan.train for name in _WHOLE.get(part, ())]
+    rows = {name: list(new_ids) for name in ("embed_tokens", "lm_head") if name not in whole}
+    peft_config(
+        lora,
+        task_type="CAUSAL_LM",
+        inference_mode=True,
+        base_model_name_or_path=None if plan.model == "tiny" else plan.profile.sources[0],
+        modules_to_save=whole or None,
+        trainable_token_indices=rows if "token_rows" in plan.train else None,
+    ).save_pretrained(str(folder))
+    ours = {to_adapter(name): value for name, value in trained.items() if name.startswith(LLAVA)}
+    save_file(ours, folder / TENSORS, metadata={"format": "pt"})
+    share(folder / TENSORS)
+    return {name: value for name, value in trained.items() if not name.startswith(LLAVA)}
+
+
+def read(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a folder's adapter by this model's names; none where there is no adapter.
+
+    One that is no part of the model keeps its name. Raises WeightsError.
+    """
+    path = folder / TENSORS
+    if not path.is_file():
+        return {}
+    with legible(path), safe_open(path, framework="pt") as file:
+        return {from_adapter(name) or name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

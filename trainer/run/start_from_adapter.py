@@ -1,0 +1,237 @@
+"""Training that starts from an adapter: one that others trained with PEFT, or an export.
+
+Only what this decoder computes exactly is taken: plain LoRA on the linears, and in the rank and
+scale, of the plan. All that stands in the way is told at once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from profiles.files import read_regular, reason
+from profiles.plan import Plan
+from profiles.settings import Lora
+from profiles.text import brief
+from trainer import adapter_files
+from trainer.convert.checkpoint_folder import PLAIN_DTYPES
+from trainer.model.adapters import TARGETS
+from trainer.model.build import build, read_tokenizer
+from trainer.model.families.llava_sam.model import Lisa
+from trainer.model.families.llava_sam.names import CLIP, ROWS
+from trainer.model.weights import ShapesAlone, weight_source
+from trainer.run.checkpoint import read_facts, read_trained, trained_parameters, verify
+from trainer.run.folder import TRAINED
+
+SHOWN = 3  # names of tensors
+FACTORS = (".lora_A.weight", ".lora_B.weight")
+# Settings of PEFT's that change nothing in what a trained plain adapter computes, or are looked at
+# by themselves. Any other one must be as PEFT has it by default.
+_HARMLESS = frozenset({
+    "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "eva_config",
+    "exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern",
+    "layers_to_transform", "loftq_config", "lora_alpha", "lora_dropout", "lora_ga_config",
+    "megatron_config", "megatron_core", "modules_to_save", "peft_type", "peft_version", "r",
+    "revision", "runtime_config", "target_modules", "task_type", "trainable_token_indices",
+})  # fmt: skip
+_WHY = {
+    "use_dora": "DoRA rescales every row of the weight, which the frozen linears here do not have",
+    "use_rslora": "its scale is alpha / sqrt(r), here it is alpha / r",
+    "rank_pattern": "ranks differ from linear to linear, here all have the plan's",
+    "alpha_pattern": "scales differ from linear to linear, here all have the plan's",
+    "layer_replication": "the decoder's layers were repeated, so the base is another",
+    "lora_bias": "it has biases, which LLaMA's linears here do not",
+}
+_PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")  # the others change the base too
+
+
+class AdapterError(ValueError):
+    """An adapter that a plan cannot start from; says every reason and what to set."""
+
+
+def check(folder: Path, plan: Plan) -> None:
+    """Raise AdapterError, WeightsError, CheckpointError if the plan cannot start from `folder`."""
+    tokenizer = read_tokenizer(plan)
+    model = build(plan, tokenizer, torch.device("meta"), ShapesAlone())
+    fitting(folder, plan, model, tokenizer.new_ids)
+
+
+def start(folder: Path, plan: Plan, model: Lisa, new_ids: Sequence[int]) -> int:
+    """Give a model built from the plan what `folder` holds; returns how many tensors.
+
+    Raises as `check` does.
+    """
+    tensors = fitting(folder, plan, model, new_ids)
+    parameters = trained_parameters(model)
+    for name, value in tensors.items():
+        parameters[name].data.copy_(value)
+    return len(tensors)
+
+
+def fitting(folder: Path, plan: Plan, model: Lisa, new_ids: Sequence[int]) -> dict[str, Tensor]:
+    """What the folder holds by the model's names, all of which the plan trains; see `check`."""
+    config = _config(folder)
+    _refuse_other_base(folder, plan)
+    exported = (folder / TRAINED).is_file()
+    tensors = read_trained(folder) if exported else adapter_files.read(folder)
+    shapes = {name: value.shape for name, value in trained_parameters(model).items()}
+    found = _fitting_settings(config, tensors)
+    problems = [*_other_kinds(config), *_other_lora(config, plan.lora, tensors, shapes),
+                *_other_rows(config, tensors, new_ids), *_strangers(tensors, shapes),
+                *_misshapen(tensors, shapes, plan), *_unusable(tensors)]  # fmt: skip
+    if problems:
+        listed = "".join(f"\n    - {problem}" for problem in problems)
+        hint = f"\n    hint: as it was trained: {found}" if found else ""
+        raise AdapterError(f"{folder}: this plan cannot start from it:{listed}{hint}")
+    return tensors
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """PEFT's configuration as plain data."""
+    path = folder / adapter_files.CONFIG
+    fix = (
+        "--adapter takes a folder that PEFT's save_pretrained wrote, or lisa-train export RUN DST "
+        "(of a run or an older export)"
+    )
+    try:
+        config = json.loads(read_regular(path))
+    except (OSError, ValueError, RecursionError) as error:
+        raise AdapterError(f"{path}: cannot be read: {reason(error)}\n    hint: {fix}") from None
+    if not isinstance(config, dict):
+        raise AdapterError(f"{path}: got {brief(config)}; allowed: a table\n    hint: {fix}")
+    if not (folder / adapter_files.TENSORS).is_file():
+        there = (folder / "adapter_model.bin").is_file()
+        why = "adapter_model.bin is pickled, and nothing is unpickled here" if there else "missing"
+        raise AdapterError(
+            f"{folder / adapter_files.TENSORS}: {why}\n"
+            "    hint: save_pretrained(FOLDER, safe_serialization=True) writes it"
+        )
+    return config
+
+
+def _refuse_other_base(folder: Path, plan: Plan) -> None:
+    """An export says over which base weights it was trained; PEFT's files do not."""
+    if not (folder / TRAINED).is_file():
+        return
+    verify(folder)
+    base, here = read_facts(folder).get("base"), weight_source(plan).fingerprint
+    if base not in (None, here):
+        raise AdapterError(
+            f"{folder}: was trained over base weights {base}, here are {here}\n"
+            "    hint: --weights FOLDER names the folder that it was trained with"
+        )
+
+
+def _other_kinds(config: Mapping[str, Any]) -> Iterator[str]:
+    """Why it is not plain LoRA."""
+    from peft import LoraConfig
+
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        yield f"peft_type: got {brief(kind)}; allowed: LORA"
+        return
+    usual = LoraConfig().to_dict()
+    for name, value in config.items():
+        if name == "bias" and value != "none":
+            yield f"bias: got {brief(value)}; allowed: none, as LLaMA's linears have no bias"
+        elif name not in _HARMLESS and value and value != usual.get(name):
+            why = _WHY.get(name, "only plain LoRA is computed here")
+            yield f"{name}: got {brief(value)}; {why}"
+    begun = config.get("init_lora_weights", True)
+    if begun not in _PLAIN_STARTS:
+        yield (f"init_lora_weights: got {brief(begun)}; it changed the base weights, which are not "
+               "in the folder: save it with path_initial_model_for_weight_conversion")  # fmt: skip
+
+
+def _other_lora(
+    config: Mapping[str, Any], lora: Lora | None, tensors: Mapping[str, Tensor],
+    shapes: Mapping[str, torch.Size],
+) -> Iterator[str]:  # fmt: skip
+    """How rank, scale or adapted linears differ from the plan's."""
+    if lora is None:
+        yield "the plan has no adapters (lora is none)"
+        return
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if rank != lora.rank:
+        yield f"r: got {brief(rank)}, the plan's lora.rank is {lora.rank}"
+    if alpha != lora.alpha:
+        yield f"lora_alpha: got {brief(alpha)}, the plan's lora.alpha is {lora.alpha:g}"
+    missing = [name for name in shapes if name.endswith(FACTORS) and name not in tensors]
+    if missing:
+        yield (f"target_modules: {len(missing)} factors of lora.targets={lora.targets} are missing:"
+               f" {_shown(missing)}")  # fmt: skip
+
+
+def _other_rows(
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor], new_ids: Sequence[int]
+) -> Iterator[str]:
+    """Rows of tokens that are others here."""
+    if not any(name.endswith(ROWS) for name in tensors):
+        return
+    told = config.get("trainable_token_indices")
+    for ids in told.values() if isinstance(told, dict) else [told]:
+        if ids != list(new_ids):
+            yield (f"trainable_token_indices: got {brief(ids)}; the new tokens here are "
+                   f"{list(new_ids)}")  # fmt: skip
+
+
+def _strangers(tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> Iterator[str]:
+    """Tensors that the plan does not train."""
+    odd = [name for name in tensors if name not in shapes]
+    clip = [name for name in odd if name.startswith(CLIP)]
+    if clip:
+        yield f"{len(clip)} tensors adapt CLIP, which is frozen here: {_shown(clip)}"
+    if rest := [name for name in odd if name not in clip]:
+        yield f"{len(rest)} tensors are of nothing that the plan trains: {_shown(rest)}"
+
+
+def _misshapen(
+    tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], plan: Plan
+) -> Iterator[str]:
+    """Tensors of a base of another size; a rank that differs is told by itself."""
+    wrong = []
+    for name, value in tensors.items():
+        if name in shapes and value.shape != shapes[name]:
+            width = -1 if name.endswith(FACTORS[0]) else 0
+            whole = not name.endswith(FACTORS) or value.dim() != 2
+            if whole or value.shape[width] != shapes[name][width]:
+                wrong.append(name)
+    if wrong:
+        first = wrong[0]
+        has, needs = list(tensors[first].shape), list(shapes[first])
+        yield (f"{len(wrong)} tensors are of a base of another size than model {plan.model}: "
+               f"{brief(first)} has shape {has}, here {needs}")  # fmt: skip
+
+
+def _unusable(tensors: Mapping[str, Tensor]) -> Iterator[str]:
+    """Values that are no plain numbers."""
+    packed = [name for name, value in tensors.items() if str(value.dtype) not in PLAIN_DTYPES]
+    if packed:
+        kind = tensors[packed[0]].dtype
+        yield f"{len(packed)} tensors are stored as {kind}: {_shown(packed)}"
+    endless = [n for n, v in tensors.items() if n not in packed and not v.isfinite().all()]
+    if endless:
+        yield f"{len(endless)} tensors hold no finite numbers: {_shown(endless)}"
+
+
+def _fitting_settings(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """The options under which a plan has these adapters; '' if none has."""
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    stems = {name.removesuffix(FACTORS[0]) for name in tensors if name.endswith(FACTORS[0])}
+    linears = {stem.rpartition(".")[2] for stem in stems}
+    targets = next((key for key, value in TARGETS.items() if set(value) == linears), None)
+    if targets is None or type(rank) is not int or not isinstance(alpha, int | float):
+        return ""
+    if not 1 <= rank <= 256 or not math.isfinite(alpha) or alpha <= 0:
+        return ""
+    return f"--lora-r {rank} --lora-alpha {alpha:g} --set lora.targets={targets}"
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(brief(name) for name in names[:SHOWN]) + ", …" * (len(names) > SHOWN)
