@@ -15,7 +15,7 @@ from torch import Tensor
 
 from profiles.plan import Lora, Plan, TrainedPart
 from trainer.model.names import LLAVA, from_adapter, to_adapter
-from trainer.model.weights import legible
+from trainer.model.weights import WeightsError, legible
 from trainer.placed import share
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"  # PEFT's names
@@ -57,5 +57,11 @@ def read(folder: Path) -> dict[str, Tensor]:
     path = folder / TENSORS
     if not path.is_file():
         return {}
+    tensors: dict[str, Tensor] = {}
     with legible(path), safe_open(path, framework="pt") as file:
-        return {from_adapter(name) or name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        for theirs in file.keys():  # noqa: SIM118
+            name = from_adapter(theirs) or theirs
+            if name in tensors:
+                raise WeightsError(f"{path}: {theirs} is {name} once more, by another name")
+            tensors[name] = file.get_tensor(theirs)
+    return tensors
