@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from profiles.plan import Lora, Plan, TrainedPart
+from profiles.text import brief
 from trainer.model.names import LLAVA, from_adapter, to_adapter
 from trainer.model.weights import WeightsError, legible
 from trainer.placed import share
@@ -62,6 +63,6 @@ def read(folder: Path) -> dict[str, Tensor]:
         for theirs in file.keys():  # noqa: SIM118
             name = from_adapter(theirs) or theirs
             if name in tensors:
-                raise WeightsError(f"{path}: {theirs} is {name} once more, by another name")
+                raise WeightsError(f"{path}: {brief(theirs)} is {brief(name)} once more")
             tensors[name] = file.get_tensor(theirs)
     return tensors
