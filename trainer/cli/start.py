@@ -68,8 +68,8 @@ def _how_to_go_on(folder: Path) -> str:
         return "interrupted before anything was written: the same command starts again"
     again = f"lisa-train --resume {argument(folder)}"
     if (folder / "last").exists():
-        return f"interrupted; {again} goes on from the last checkpoint"
-    return f"interrupted before the training; {again} begins it, with the features built so far"
+        return f"interrupted; {again} continues from the last checkpoint"
+    return f"interrupted before the training; {again} starts it, with the features built so far"
 
 
 def _begin(run: Beginning) -> None:
@@ -173,7 +173,7 @@ def _recovered(plan: Plan, folder: Path, started: Started) -> Plan:
     from advisor.fallback import NothingSmaller, fallback
 
     tried = list(recovery.shortages(folder).values())
-    tell(f"out of memory while {tried[-1].phase}, after step {tried[-1].step}; {place} tells all")
+    tell(f"out of memory while {tried[-1].phase}, after step {tried[-1].step}; details in {place}")
     try:
         found = fallback(tried, started.pinned, started.data, started.keeping.wait_minutes, tell)
     except NothingSmaller as error:
@@ -181,7 +181,7 @@ def _recovered(plan: Plan, folder: Path, started: Started) -> Plan:
         raise
     write_whole(folder / "plan.json", found.plan.to_json())
     recovery.answer(place, found.record())
-    tell(f"going on with {found.text}: {found.because}")
+    tell(f"continuing with {found.text}: {found.because}")
     return found.plan
 
 
@@ -249,7 +249,7 @@ def _train(run: Beginning, data: Data, checkpoint: Path | None) -> None:
             place = recovery.write_down(folder, plan, error, reached, before)
             raise recovery.OutOfMemory(
                 f"out of memory, see {place}; "
-                f"lisa-train --resume {argument(folder)} goes on with less"
+                f"lisa-train --resume {argument(folder)} continues with a smaller plan"
             ) from None
         if training.accelerator.is_main_process:
             sheet = run_sheet(training, folder / OVERLAY, count=6)

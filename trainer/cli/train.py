@@ -41,7 +41,7 @@ app = typer.Typer(
 def train(
     context: typer.Context,
     auto: Annotated[
-        bool, typer.Option("--auto", help="Train with lisa-advise's plan: so it is without --plan.")
+        bool, typer.Option("--auto", help="Train lisa-advise's plan. The default without --plan.")
     ] = False,
     plan: Annotated[Path | None, typer.Option(help="Train with this plan.json.")] = None,
     model: Annotated[Text, typer.Option(help="Size: tiny, 7b, 7b-v1, 13b or 13b-v1.")] = None,
@@ -52,25 +52,25 @@ def train(
         Path | None,
         typer.Option(metavar="FOLDER", help="Start from this LoRA adapter: PEFT's, or an export."),
     ] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Folder with ReasonSeg and others.")] = None,
-    output_dir: Annotated[Path, typer.Option(help="Run folder, a new one.")] = LATEST,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the data sets.")] = None,
+    output_dir: Annotated[Path, typer.Option(help="Run folder; new or empty.")] = LATEST,
     cache_dir: Annotated[Path | None, typer.Option(help="Feature cache folder.")] = None,
     check_data: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Check a data folder and stop.")
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Go on with a run that was ended.")
+        Path | None, typer.Option(metavar="RUN", help="Continue a run that was interrupted.")
     ] = None,
     save_minutes: Annotated[
-        float | None, typer.Option(min=0, help="Between two checkpoints to go on from.  [10]")
+        float | None, typer.Option(min=0, help="Minutes between checkpoints for --resume.  [10]")
     ] = None,
     save_steps: Annotated[
-        int | None, typer.Option(min=1, help="The same in optimizer steps.")
+        int | None, typer.Option(min=1, help="Optimizer steps between them.")
     ] = None,
-    keep: Annotated[int | None, typer.Option(min=1, help="Such checkpoints to keep.  [2]")] = None,
+    keep: Annotated[int | None, typer.Option(min=1, help="Number of them to keep.  [2]")] = None,
     wait_minutes: Annotated[
         float | None,
-        typer.Option(min=0, help="For memory that other processes took, before less is used."),
+        typer.Option(min=0, help="Minutes to wait for memory that other processes took."),
     ] = None,
     skip_broken: SkipBroken = None,
     set_: Settings = None,
@@ -78,7 +78,7 @@ def train(
     batch_size: Annotated[int | None, typer.Option(help="Samples per forward pass.")] = None,
     num_workers: Annotated[int | None, typer.Option(help="Data-loading processes.")] = None,
     no_quantization: Annotated[
-        bool, typer.Option("--no-quantization", help="Full-width base weights.")
+        bool, typer.Option("--no-quantization", help="Keep the base weights as published.")
     ] = False,
     use_lora: Annotated[bool, typer.Option("--use-lora", help="Add LoRA adapters.")] = False,
     lora_r: Annotated[int | None, typer.Option(help="LoRA rank.")] = None,
@@ -88,9 +88,9 @@ def train(
     max_train_samples: Annotated[int | None, typer.Option(help="First n to train on.")] = None,
     max_val_samples: Annotated[int | None, typer.Option(help="First n to validate on.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights, order and dropout.")] = None,
 ) -> None:
-    """Train LISA on ReasonSeg data: by the advisor's plan, or a plan file; settings stay as set."""
+    """Train LISA on ReasonSeg data, with the advisor's plan or a plan file, and your settings."""
     if context.invoked_subcommand not in ("convert", "export"):  # which may be sent to the hub
         stay_at_home()
     if context.invoked_subcommand:
@@ -170,7 +170,7 @@ def convert(
     model: Annotated[str, typer.Option(help="Size to make: 7b, 7b-v1, 13b or 13b-v1.")],
     shard_gib: Annotated[float, typer.Option(min=0.001, help="Largest file written.")] = 2.0,
     offline: Annotated[
-        bool, typer.Option(help="Of the hub, only what lies in its cache. Or HF_HUB_OFFLINE=1.")
+        bool, typer.Option(help="Use only the hub's cache, as with HF_HUB_OFFLINE=1.")
     ] = False,
 ) -> None:
     """Turn published checkpoints (LLaVA, LISA, SAM, CLIP) into a folder for --weights DST."""
@@ -221,7 +221,7 @@ def _refuse_large_on_cpu(model: str, on_cpu: bool) -> None:
     """End where a large model would train on the CPU, which takes days for an epoch."""
     if on_cpu and model != "tiny":
         fail(
-            f"{model}: training it takes a GPU; on a CPU one epoch would take days\n"
+            f"{model}: training it needs a GPU; on a CPU one epoch would take days\n"
             "    hint: lisa-advise doctor says what is missing here, "
             f"lisa-advise --model {model} --vram 8GiB what a card could do; "
             "--model tiny trains on a CPU"
@@ -245,7 +245,7 @@ app.command(hidden=True)(worker)
 
 
 def hyphenated(arguments: list[str]) -> list[str]:
-    """Options spelled with underscores, as the seed's commands have them, spelled with hyphens."""
+    """Options spelled with underscores, as the original script has them, spelled with hyphens."""
     result: list[Any] = []
     for one in arguments:
         name, equals, value = one.partition("=")

@@ -159,7 +159,7 @@ def test_ctrl_c_before_the_training_names_what_goes_on(
     run = tmp_path / "my run"
     done = planted("KeyboardInterrupt", *options, "--output-dir", run)
     assert done.returncode == 130, done.stderr
-    assert f"lisa-train --resume '{run}' begins it" in done.stderr
+    assert f"lisa-train --resume '{run}' starts it" in done.stderr
     again = train("--resume", run)  # and what it names works
     assert again.returncode == 0 and (run / "summary.json").is_file(), again.stderr
 
