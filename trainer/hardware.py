@@ -1,4 +1,4 @@
-"""What a run stands on: card or processor, the memory there is and was taken, library versions."""
+"""What a run uses: its card or processor, the memory available and taken, library versions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def free_bytes(plan: Plan) -> tuple[int, int]:
     if there is None:
         raise ValueError(
             "the plan trains on a CUDA device, and torch sees none\n"
-            "    hint: lisa-advise doctor tells why; lisa-train --auto --model tiny trains on a CPU"
+            "    hint: lisa-advise doctor says why; lisa-train --auto --model tiny trains on a CPU"
         )
     return there[0] - torch.cuda.memory_reserved(), psutil.virtual_memory().available
 

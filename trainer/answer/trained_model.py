@@ -1,6 +1,6 @@
 """A trained model from wherever it lies: a run, a checkpoint, an export, or a model folder.
 
-torch is imported where a model loads: whether there is one is told at once.
+torch is imported only when a model loads, so a missing model is reported at once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from trainer.model.families.llava_sam.model import Lisa
     from trainer.model.families.llava_sam.tokenizer import LisaTokenizer
 
-DEFAULT = Path("runs/latest")  # where lisa-train trains unless told otherwise
+DEFAULT = Path("runs/latest")  # lisa-train's default run folder
 ORIGIN = "conversion.json"  # names the model of a converted or merged folder
 
 

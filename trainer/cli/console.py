@@ -1,4 +1,4 @@
-"""How the command lines speak: progress, errors a user can mend, and exit codes."""
+"""How the command lines report: progress, errors a user can fix, and exit codes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from trainer.exits import fail
 if TYPE_CHECKING:
     from trainer.reporter import Reporter
 
-# Of what the system refuses, that which another name on the command line would mend.
+# Errors of the system that another name on the command line would fix.
 THEIR_FILES = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError,
                PermissionError)  # fmt: skip
 
@@ -92,7 +92,7 @@ def reporter() -> Iterator[Reporter]:
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Errors that a user can mend become text and an exit code; anything else is a defect."""
+    """Errors that a user can fix become text and an exit code; anything else is a defect."""
     try:
         yield
     except typer.Exit:
@@ -110,7 +110,7 @@ def user_errors() -> Iterator[None]:
         where = f"{error.filename}: " if error.filename else ""
         fix = "make room" if error.errno != errno.EROFS else "name a folder that can be written"
         tell(f"error: {where}{error.strerror}\n    hint: {fix}, then start again; "
-             "a run goes on with lisa-train --resume")  # fmt: skip
+             "lisa-train --resume continues a run")  # fmt: skip
         raise typer.Exit(EXIT_FAILED) from None
     except RuntimeError as error:
         tell(f"error: {error}")

@@ -157,7 +157,7 @@ def _told(
         tell(
             f"{one_line(question.image)}: the answer holds {total} masks, more than training "
             f"used: the first {kept} are kept\n    hint: --set tokens.max_masks={total} "
-            "keeps all; one that trained longer says fewer"
+            "keeps all; a model trained longer gives fewer"
         )
     if not as_json:
         say(one_line(f"{question.image.name}: {answer.text}") if several else answer.text)

@@ -48,7 +48,7 @@ class Data:
 
 
 def begin(run: Beginning) -> None:
-    """Train in this process, or in as many as the plan has; out of memory, go on afterwards."""
+    """Train in this process, or in as many as the plan has; continue after out of memory."""
     from trainer.parallel.launch import is_main
 
     try:
@@ -102,7 +102,7 @@ def _begin(run: Beginning) -> None:
 
 
 def _checked(run: Beginning, data: Data) -> tuple[Beginning, Path | None]:
-    """The run with what its data are, and its checkpoint to go on from, if nothing is in the way.
+    """The run with its data's record, and the checkpoint to continue from, if it can be resumed.
 
     Raises CannotResume, PlanError, AdapterError.
     """
@@ -164,7 +164,7 @@ def _go_on(folder: Path, data: Path | None, cache: Path | None, keeping: Mapping
 
 
 def _recovered(plan: Plan, folder: Path, started: Started) -> Plan:
-    """The plan to go on with: another one where the run has just run out of memory."""
+    """The plan to continue with: another one if the run has just run out of memory."""
     from trainer.run import out_of_memory as recovery
 
     place = recovery.unanswered(folder)
@@ -279,7 +279,7 @@ def _read_data(run: Beginning) -> Data:
     except DataError as error:
         if not run.resumes or not error.hints:
             raise
-        fix = "hint: mend them, as a run goes on with the data that it began with"
+        fix = "hint: fix them, because a run continues with the data that it started with"
         raise DataError(error.findings, [fix]) from None
     if leave.left_out and known is None and is_main():
         listed = run.folder / LIST

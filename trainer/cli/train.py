@@ -121,13 +121,13 @@ def train(
     keeping: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     if resume is not None:
         if auto or plan or model or assignments or set_ or use_lora:
-            fail("--resume goes on with the run's own plan: leave the other settings out")
+            fail("--resume uses the run's own plan: leave out the other settings")
         if skip_broken is not None:
-            fail("--resume leaves out what the run did: leave --skip-broken out")
+            fail("--resume skips the same entries as the run did: leave out --skip-broken")
         if adapter is not None:
-            fail("--resume goes on with what the run has trained: leave --adapter out")
+            fail("--resume continues with what the run has trained: leave out --adapter")
         if output_dir != LATEST:
-            fail("--resume goes on in the run's own folder: leave --output-dir out")
+            fail("--resume continues in the run's own folder: leave out --output-dir")
         _must_be_text({"--data-dir": data_dir, "--cache-dir": cache_dir, "--resume": resume})
         with user_errors():
             return go_on(resume, data_dir, cache_dir, keeping)
@@ -202,7 +202,7 @@ def _resolve(
     from profiles.overrides import assigned
 
     if not auto:
-        tell("no plan is named: training with lisa-advise's (--auto)")
+        tell("no plan given: training with lisa-advise's (--auto)")
     machine = probe()
     live = live_forecast(machine, None, data, tell)
     advice = advise(machine, model, tuple(assignments), data=data, live=live)

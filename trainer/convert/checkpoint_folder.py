@@ -97,7 +97,7 @@ class Source:
 
     @classmethod
     def read(cls, folder: Path, tell: Callable[[str], None] = lambda line: None) -> Source:
-        """The headers of all weights files; `tell` hears which others were passed over.
+        """The headers of all weights files; `tell` gets the names of others that were skipped.
 
         Raises WeightsError.
         """
@@ -133,7 +133,7 @@ class Source:
         return read_object(self.folder / "config.json")
 
     def facts(self) -> dict[str, Any]:
-        """What tells this source from another one, for the report."""
+        """What distinguishes this source from another one, for the report."""
         kept = ("architectures", "model_type", "transformers_version")
         return {
             "name": self.name,
@@ -159,7 +159,7 @@ def weights_files(folder: Path, tell: Callable[[str], None] = lambda line: None)
     """The folder's safetensors, else its pickles, all shards there. Raises WeightsError.
 
     DeepSpeed's zero_to_fp32 makes a folder that is called pytorch_model.bin: where no file has the
-    weights, those in such a folder are taken. `tell` hears what else was there and is not read.
+    weights, those in such a folder are taken. `tell` gets the names of files that are not read.
     """
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "no such folder"
@@ -186,9 +186,9 @@ def weights_files(folder: Path, tell: Callable[[str], None] = lambda line: None)
             f"{', '.join(absent[:5])}; download the rest"
         )
     if safe and pickles:
-        tell(f"{folder}: reading the *.safetensors; passed over: {_short(pickles)}")
+        tell(f"{folder}: reading the *.safetensors; skipped: {_short(pickles)}")
     if inner:
-        tell(f"{folder}: passed over: {_short(inner)}; name that folder to read it instead")
+        tell(f"{folder}: skipped: {_short(inner)}; name that folder to read it instead")
     return paths
 
 
@@ -263,7 +263,7 @@ def _why_unreadable(path: Path, error: Exception) -> str:
     text = str(error).partition("\n")[0][:200]
     where = f"{path.parent.name}/{path.name}"
     if "Weights only load failed" in text:
-        # torch's own text goes on to say how to run the code in the file: not here.
+        # torch's own text continues with how to run the code in the file: not here.
         return (
             f"{where}: refused, it holds more than tensors and could run code when loaded; "
             "get the checkpoint as *.safetensors"

@@ -1,4 +1,4 @@
-"""What pictures hold, as digests that are reckoned once: afterwards a picture costs a stat.
+"""What pictures hold, as digests that are computed once: afterwards a picture costs a stat.
 
 The memory is a JSON file in the cache folder, one for each data folder. A picture that is as large
 and as old as when it was read (size and mtime in nanoseconds) is taken to be the same.
@@ -58,7 +58,7 @@ class Contents:
         return {name: digest for name, (_, _, digest) in found.items()}
 
     def _keep(self) -> None:
-        """For the next time; without a place to write, it is reckoned again then."""
+        """For the next time; if there is no place to write, it is computed again then."""
         if self._place is not None:
             try:
                 self._place.parent.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ _MOST_LINES = 100
 class Finding:
     """One thing that is wrong with one file or folder, and what to do about it.
 
-    `entry` tells the entry that would have to be left out; None if it is no single one.
+    `entry` is the entry that would have to be left out; None if it is not a single one.
     """
 
     path: Path

@@ -216,7 +216,7 @@ def search_folders(source: Path, pictures: Path | None) -> list[Path]:
 
 
 def _spellings(text: str) -> list[str]:
-    """What a recorded name may stand for, the likeliest first: as it is, and with less around."""
+    """What a recorded name may mean, the likeliest first: as it is, and with less around."""
     found = [text]
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text) or "?" in text:
         try:
@@ -248,7 +248,7 @@ def _names(parts: PureWindowsPath) -> list[str]:
 
 
 def _ends(text: str) -> set[str]:
-    """The keys of all ends of a recorded name, whatever it may stand for."""
+    """The keys of all ends of a recorded name, whatever it may mean."""
     paths = [_names(PureWindowsPath(spelling)) for spelling in _spellings(text)]
     return {_key("/".join(names[n:])) for names in paths for n in range(len(names))}
 

@@ -101,7 +101,7 @@ def chooser(rng: np.random.Generator) -> Callable[[Sequence[str]], str]:
 
 
 def spoken(report: Report, what: str, text: object) -> str | None:
-    """A phrase as it stands in a question, in small letters; None if it is blank.
+    """A phrase as a question uses it, in lower case; None if it is blank.
 
     None, too, with a finding added, if it is no text or holds a token of the model's own.
     """

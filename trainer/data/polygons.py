@@ -78,7 +78,7 @@ def _effort(points: FloatArray, size: Size) -> int:
     edges = np.sort([y, np.roll(y, -1)], axis=0)
     edges = edges[:, edges[0] < edges[1]]  # OpenCV leaves level ones out
     rows = (edges[1] - edges[0]).sum()
-    # As many rows as tell enough: from end to end there may be a million of them.
+    # A sample of the rows is enough: from end to end there may be a million of them.
     top, scale = y.min(), 4096 / max(4096, np.ptp(y))
     passing = np.zeros(4098, int)
     np.add.at(passing, ((edges[0] - top) * scale).astype(int), 1)

@@ -1,6 +1,6 @@
 """Checkpoints: the trained tensors as safetensors, with the plan and the run's facts beside them.
 
-A checkpoint to go on from holds the state of training as well. A folder is written aside, forced
+A checkpoint to resume from also holds the state of training. A folder is written aside, forced
 to disk and renamed; its manifest has every file's checksum, so that a damaged one is known. A kill
 between two renames leaves a whole one under a hidden name: which is the newest, its facts say.
 """
@@ -239,14 +239,14 @@ def load_state(folder: Path) -> dict[str, Any]:
         state = nested(_tensors(folder / STATE), rest)
         if isinstance(state, dict):
             return state
-        raise ValueError(f"{type(state).__name__} in the place of a dictionary")
+        raise ValueError(f"{type(state).__name__} instead of a dictionary")
     except (OSError, ValueError, KeyError, RecursionError) as error:
         raise CheckpointError(f"{folder}: its state cannot be read: {reason(error)}") from None
 
 
 @contextmanager
 def taken_up(folder: Path) -> Iterator[None]:
-    """A state that no training can go on from, though its files are whole, is a CheckpointError."""
+    """A state that no training can resume from, though its files are intact: a CheckpointError."""
     try:
         yield
     except (CheckpointError, torch.OutOfMemoryError):
@@ -257,9 +257,9 @@ def taken_up(folder: Path) -> Iterator[None]:
 
 
 def damage(folder: Path) -> str:
-    """Why no training can go on from a checkpoint; '' if one can."""
+    """Why no training can resume from a checkpoint; '' if one can."""
     wrong = altered(folder)
-    return wrong or ("" if (folder / STATE).is_file() else "holds no state to go on from")
+    return wrong or ("" if (folder / STATE).is_file() else "holds no state to resume from")
 
 
 def verify(folder: Path) -> None:
@@ -330,7 +330,7 @@ def _no_room(error: Exception, folder: Path, size: int) -> NotWritten:
 
 
 def _cause(error: Exception, place: Path, size: int) -> tuple[str, str]:
-    """Why `size` bytes could not be written into `place`, and what would mend it."""
+    """Why `size` bytes could not be written into `place`, and how to fix it."""
     told = re.search(r"\(os error (\d+)\)", str(error))  # safetensors' only word of it
     number = getattr(error, "errno", None) or (int(told[1]) if told else None)
     free = shutil.disk_usage(place).free

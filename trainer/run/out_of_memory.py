@@ -122,7 +122,7 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def shortages(folder: Path) -> dict[Path, Shortage]:
-    """What a run folder tells of, the oldest first; what cannot be read is left out."""
+    """The shortages that a run folder records, the oldest first; unreadable ones are left out."""
     found = {}
     for place in sorted((folder / FOLDER).glob("*/")):
         try:
@@ -134,13 +134,13 @@ def shortages(folder: Path) -> dict[Path, Shortage]:
 
 
 def unanswered(folder: Path) -> Path | None:
-    """Where the last shortage lies, if the run has not gone on since."""
+    """The folder of the last shortage, if the run has not continued since."""
     places = list(shortages(folder))
     return places[-1] if places and not (places[-1] / ANSWER).exists() else None
 
 
 def answer(place: Path, document: dict[str, Any]) -> None:
-    """Write down beside a shortage what the run goes on with."""
+    """Record beside a shortage the plan that the run continues with."""
     write_whole(place / ANSWER, json.dumps(document, indent=2) + "\n")
 
 
@@ -150,6 +150,6 @@ def replace_process(folder: Path) -> NoReturn:
         child.kill()
         child.join()
     if sys.platform == "win32":  # there a process cannot become another one
-        raise OutOfMemory(f"out of memory; lisa-train --resume {argument(folder)} goes on")
+        raise OutOfMemory(f"out of memory; lisa-train --resume {argument(folder)} continues it")
     command = python_module("trainer.cli", "--resume", operand(folder))
     os.execv(sys.executable, command)

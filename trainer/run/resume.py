@@ -32,7 +32,7 @@ PICTURES = "{} pictures"
 _PICTURES = tuple(map(PICTURES.format, ("train", "val")))
 LAST, DAMAGED = "last", "damaged"
 SHOWN = 5  # changed items
-# What a run may go on with otherwise than it began: it learns the same from the same samples.
+# Settings that may differ from the run's start: it learns the same from the same samples.
 MAY_CHANGE = frozenset({
     "quantization", "compile", "host_embeddings", "host_layers", "micro_batch", "accumulation",
     "checkpointed_layers", "processes", "workers", "allocator", "cached_encoders", "weights",
@@ -40,12 +40,12 @@ MAY_CHANGE = frozenset({
 
 
 class CannotResume(ValueError):
-    """A run that cannot go on as it was; says what is in the way."""
+    """A run that cannot be resumed; says what prevents it."""
 
 
 @dataclass(frozen=True)
 class Keeping:
-    """When a run saves, how many checkpoints it can go on from, and whom it waits for."""
+    """When a run saves, how many checkpoints it keeps to resume from, and how long it waits."""
 
     minutes: float = 10.0  # between two checkpoints, so that a kill costs that much at most
     steps: int | None = None  # the same in optimizer steps
@@ -89,11 +89,10 @@ class Started:
         except ValidationError as error:
             what = error.errors(include_url=False, include_input=False)[0]["msg"]
             raise CannotResume(
-                f"{folder / RECORD}: damaged ({what})\n"
-                "    hint: no run to go on with; begin a new one"
+                f"{folder / RECORD}: damaged ({what})\n    hint: no run to resume; begin a new one"
             ) from None
         except OSError as error:
-            what = f"no run to go on with ({RECORD}: {reason(error)})"
+            what = f"no run to resume ({RECORD}: {reason(error)})"
             if not folder.is_dir():
                 what = "is a file" if folder.exists() else "no such folder"
             raise CannotResume(
@@ -107,7 +106,7 @@ def digests(
     left_out: Collection[str] = (),
     contents: Contents | None = None,
 ) -> Digests:
-    """What tells the data from others: by split, of each item; and of its pictures, by their paths.
+    """What identifies the data: by split, of each item; and of its pictures, by their paths.
 
     Of a mixture the number of its draws and what is broken and `left_out`, as mending it would
     change every draw; of its data sets the pictures' names and sizes in their order, and of its
@@ -235,14 +234,14 @@ def resumable(folder: Path, tell: Callable[[str], None]) -> Path | None:
         raise CannotResume(f"no checkpoint of this run is whole:\n    {listed}\n"
                            f"    hint: begin a new run{others}")  # fmt: skip
     if best.is_dir():
-        raise CannotResume(f"{folder}: its checkpoints to go on from are gone\n"
+        raise CannotResume(f"{folder}: its checkpoints to resume from are gone\n"
                            f"    hint: begin a new run{others}")  # fmt: skip
     tell(f"{folder}: no checkpoint yet, from the beginning")
     return None
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    """The checkpoints to go on from in a run folder."""
+    """The checkpoints to resume from in a run folder."""
     earlier = [p for p in folder.glob(f"{LAST}-*") if p.name[len(LAST) + 1 :].isdigit()]
     earlier.sort(key=lambda path: int(path.name[len(LAST) + 1 :]))
     return checkpoint.by_age(folder / LAST, [folder / LAST, *earlier])

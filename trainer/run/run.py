@@ -54,7 +54,7 @@ RECORDS = "metrics.jsonl"
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was asked to end and has saved; says how it goes on."""
+    """The run was asked to end and has saved; says how to continue it."""
 
 
 class Run:
@@ -106,7 +106,7 @@ class Run:
         self.step = self.evaluated = 0  # optimizer steps, and epochs
         self.skipped = 0  # updates left out because they were not finite
         self.workers_lost = 0  # data workers, in this process
-        self.saves = 0  # states saved, over all that have gone on with the run
+        self.saves = 0  # states saved, over all processes that have continued the run
         self.best: float | None = None
         self.best_at: dict[str, Any] | None = None  # its evaluation and epoch
         self.metrics: dict[str, Any] = {}  # of the last evaluation
@@ -262,7 +262,7 @@ class Run:
                 if self.workers_lost > MOST_WORKERS_LOST:
                     raise
                 what = str(error).splitlines()[0]
-                self.reporter.line(f"{what} ({self.workers_lost} of {MOST_WORKERS_LOST}): going on")
+                self.reporter.line(f"{what} ({self.workers_lost} of {MOST_WORKERS_LOST})")
                 self.sampler.skip = self.step - epoch * self.sampler.steps
 
     def _grouped(self) -> Iterator[list[Batch]]:
@@ -317,7 +317,7 @@ class Run:
         self.accelerator.wait_for_everyone()
 
     def _save_state(self) -> None:
-        """A checkpoint to go on from; the one before is kept."""
+        """A checkpoint to resume from; the one before is kept."""
         self.saves += 1
         if self.accelerator.is_main_process:
             force(self.folder / RECORDS)  # the state counts on them
@@ -363,7 +363,7 @@ class Run:
             self._take_up(folder)
         self.saves = facts.get("save", 0)
         self._show_records()
-        self.reporter.line(f"going on from {folder} after step {self.step}")
+        self.reporter.line(f"continuing from {folder} after step {self.step}")
         for change in [*levers, *changes(facts, versions())]:
             self.reporter.line(f"note: {change}: the rest may differ in the last bits")
 

@@ -1,7 +1,7 @@
 """Training that starts from an adapter: one that others trained with PEFT, or an export.
 
 Only what this decoder computes exactly is taken: plain LoRA on the linears, and in the rank and
-scale, of the plan. All that stands in the way is told at once.
+scale, of the plan. All that prevents it is reported at once.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ def _strangers(tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) 
 def _misshapen(
     tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], plan: Plan
 ) -> Iterator[str]:
-    """Tensors of a base of another size; a rank that differs is told by itself."""
+    """Tensors of a base of another size; a rank that differs is reported by itself."""
     wrong = []
     for name, value in tensors.items():
         if name in shapes and value.shape != shapes[name]:

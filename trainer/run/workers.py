@@ -20,7 +20,7 @@ MOST_WORKERS_LOST = 2  # in one process: after that, something is wrong that sta
 
 
 class WorkerEnded(RuntimeError):
-    """A data worker that was ended from outside; says how the run goes on."""
+    """A data worker that was ended from outside; says how to continue the run."""
 
 
 def end_with_run(number: int) -> None:
@@ -38,7 +38,7 @@ def told_plainly(loader: DataLoader[Any], run: Path) -> Iterator[Batch]:
         if lost or str(error).startswith("DataLoader worker"):
             raise WorkerEnded(
                 "a data worker was ended from outside, perhaps for want of host memory\n"
-                f"    hint: lisa-train --resume {argument(run)} goes on; with less host memory "
+                f"    hint: lisa-train --resume {argument(run)} continues; with less host memory "
                 'where its plan.json says "workers": 0'
             ) from None
         if FROM_WORKER in str(error):

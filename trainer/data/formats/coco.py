@@ -22,7 +22,7 @@ from trainer.data.findings import DataError, Report
 from trainer.data.json_fields import load_json
 from trainer.data.pictures import spoken
 
-# A polygon [2N] of x, y, or run lengths, checked: pycocotools shows what happens to stand in memory
+# A polygon [2N] of x, y, or run lengths, checked: pycocotools shows whatever is in memory
 # where counts and size differ. As arrays, since lists of a million polygons would take gigabytes.
 Part: TypeAlias = "FloatArray | dict[str, Any]"
 _LARGEST_COORDINATE = 1e6  # pycocotools walks along every edge, pixel by pixel
@@ -185,7 +185,7 @@ def _is_said_to_be_crowd(entry: dict[str, Any], tool: str) -> bool:
 
 
 def _file_name(entry: dict[str, Any]) -> object:
-    """The picture's name; LVIS tells only its address, by folder and name: train2017/1.jpg."""
+    """The picture's name; LVIS gives only its address, by folder and name: train2017/1.jpg."""
     name, address = entry.get("file_name"), entry.get("coco_url")
     if name is not None or not isinstance(address, str):
         return name
@@ -321,7 +321,7 @@ def _entries(
             place = entry[PLACE]
         number = _id(entry.get("id")) if isinstance(entry, dict) else None
         if type(number) is not int or number in found:
-            report.add(f"{place}.id", number, "a whole number that no other has", _FIX)
+            report.add(f"{place}.id", number, "a whole number, used only once", _FIX)
         else:
             found[number] = (place, number, entry)
     return list(found.values())
@@ -396,7 +396,7 @@ def _checked_runs(part: object, size: Size) -> dict[str, Any] | None:
 
 
 def _lengths(texts: Sequence[bytes]) -> list[NDArray[np.int64]]:
-    """The lengths in each of some sound texts of COCO's, as `_unpacked` tells them, at once."""
+    """The lengths in each of some valid texts of COCO's, as `_unpacked` gives them, at once."""
     digits = np.frombuffer(b"".join(texts), np.uint8).astype(np.int64) - 48
     last = np.flatnonzero(digits & 32 == 0)
     first = np.concatenate(([0], last[:-1] + 1))

@@ -263,7 +263,7 @@ def _settled(folder: Path, split: str, scanned: _Scanned, leave: Leave | None) -
         raise DataError(findings)
     if findings and not looks:
         report = Report(folder, findings)
-        report.add(split, "no sound item", "one or more", "mend the others")
+        report.add(split, "no valid item", "one or more", "fix the others")
     if leave is not None:
         leave.settle(findings)
     return looks

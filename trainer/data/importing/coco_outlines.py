@@ -214,7 +214,7 @@ def _is_drawn_upright(tool: str, image: CocoImage, upright: Size, conventions: C
     known |= tool in (LABEL_STUDIO, BRUSH, TASKS) and image.size == upright
     if not known or conventions.frame is not None:
         return False
-    conventions.assume("turned pictures' outlines read as upright, as Label Studio draws them")
+    conventions.assume("rotated pictures' outlines read as upright, as Label Studio draws them")
     return True
 
 
@@ -274,7 +274,7 @@ def _turn(
     if fits and named:
         return _TURNS[1 if named == "upright" else orientation]
     if fits:
-        allowed = "a size that tells whether masks are of the picture as stored or upright"
+        allowed = "a size that shows whether masks refer to the picture as stored or upright"
         got = f"{told} for a picture with EXIF orientation {orientation}"
         fix = "say which with --frame stored or --frame upright"
     else:
@@ -313,7 +313,7 @@ def _outlined(
             empty = not box.area
             if not empty:
                 np.copyto(regions[box.rows, box.columns], value, where=box.covered())
-            elif one.place not in unusable:  # of which it was told when they were read
+            elif one.place not in unusable:  # which were reported when they were read
                 allowed = f"some part within width {image.size[1]}, height {image.size[0]}"
                 fix = "export the annotation again or take it out"
                 report.add(f"{one.place}.segmentation", "no pixel of the picture", allowed, fix)

@@ -29,7 +29,7 @@ def is_foreign(report: Report) -> bool:
         with report.path.open("rb") as file:
             head = file.read(_HEAD_BYTES).decode("utf-8-sig", "ignore")
     except OSError:
-        return False  # told by whoever reads it
+        return False  # whoever reads it reports it
     for pattern, what, fix in _KINDS:
         if re.match(pattern, head, re.DOTALL):
             allowed = "LabelMe's files, COCO's instances, or Label Studio's JSON"
