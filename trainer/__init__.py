@@ -1,1 +1,1 @@
-"""What runs: the LISA model, its data, its training step and its loop."""
+"""The part that trains: the LISA model, its data, its training step and its loop."""

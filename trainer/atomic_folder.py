@@ -1,4 +1,4 @@
-"""Folders that appear at once when they are whole."""
+"""Folders that appear in one step, when they are complete."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MANY = 1000  # files: one by one would take longer than asking for all of the sy
 def refuse_taken(target: Path) -> None:
     """Raises FileExistsError if `target` is anything but absent or an empty folder, and Held.
 
-    What a killed writer of it left goes.
+    Removes what a killed writer of it left.
     """
     target = Path(os.path.abspath(target))
     if (target.parent / _name(target)).exists():
@@ -34,7 +34,7 @@ def _refuse(target: Path) -> None:
 
 
 def share(path: Path) -> None:
-    """Give a file the rights that this user gives new ones: safetensors writes for its owner alone.
+    """Give a file the umask's rights: safetensors makes files that only their owner can read.
 
     A model or a cache on a shared machine is for others too, unless the umask says otherwise.
     """
@@ -47,7 +47,7 @@ def share(path: Path) -> None:
 def placed(target: Path) -> Iterator[Path]:
     """A folder to write in, which becomes `target` if all goes well and vanishes if not.
 
-    What a killed writer of the same target left goes first. Raises FileExistsError, before and
+    Removes first what a killed writer of the same target left. Raises FileExistsError, before and
     after the work, for a target that is taken, and Held while another process writes it.
     """
     target = Path(os.path.abspath(target))
@@ -89,7 +89,7 @@ def _private(target: Path) -> Iterator[Path]:
 
 
 def _force_all(folder: Path) -> None:
-    """Have a folder's files reach the disk before its name says that it is whole."""
+    """Force a folder's files to the disk before its name says that it is complete."""
     paths = [folder, *islice(folder.rglob("*"), MANY if hasattr(os, "sync") else None)]
     if len(paths) > MANY and hasattr(os, "sync"):
         return os.sync()

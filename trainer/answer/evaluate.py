@@ -77,7 +77,7 @@ def teacher_forced(segmenter: Segmenter, items: Sequence[Item], reporter: Report
 
 
 def generated(segmenter: Segmenter, items: Sequence[Item], reporter: Reporter) -> Evaluation:
-    """As a user meets it: the model answers, and all masks of its answer are compared together.
+    """As in use: the model answers, and all masks of its answer are compared together.
 
     An answer without [SEG] is an empty mask.
     """
@@ -104,7 +104,7 @@ def write(found: Evaluation, segmenter: Segmenter, folder: Path, facts: dict[str
 
 
 def replaced(folder: Path, data: Path, model: Path) -> list[str]:
-    """Of which other data and model the figures in a folder are, as far as that can be read."""
+    """The other data or model that the scores in a folder are of, as far as it can be read."""
     try:
         before = json.loads(read_regular(folder / "scores.json"))
         pairs = [(Path(before["data"]), data), (Path(before["model"]), model)]

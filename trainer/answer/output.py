@@ -1,4 +1,4 @@
-"""What an answer leaves behind: mask, overlay and a row, under a name of its own."""
+"""What is written for an answer: mask, overlay and a row, under a name of its own."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def stems(asked: Sequence[Question], folder: Path) -> list[Path]:
 
 
 def shortened(stem: str) -> str:
-    """A picture's name with room for what comes behind it; a cut one ends in its checksum."""
+    """A picture's name, short enough for suffixes; a cut one ends in its checksum."""
     spelled = os.fsencode(stem)
     if len(spelled) <= _LONGEST_STEM:
         return stem
@@ -54,7 +54,7 @@ def shortened(stem: str) -> str:
 def write_pictures(question: Question, answer: Answer, stem: Path) -> list[Path]:
     """STEM.mask.png (of several [SEG]: STEM.mask-1.png, …) and STEM.overlay.png, if any mask.
 
-    What an earlier answer left under STEM's names goes: it would pass for this one's.
+    Files of an earlier answer under STEM's names are removed: they would pass for this one's.
     """
     files: list[Path] = []
     if len(answer.masks):

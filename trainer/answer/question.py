@@ -22,7 +22,7 @@ class Question:
     explain: bool = False
 
     def turn(self) -> Turn:
-        """The question as the model was taught to hear it, unanswered. Raises PromptError."""
+        """The question as the model was trained on it, unanswered. Raises PromptError."""
         if self.explain:
             return Turn(explanatory_question_for(self.text, first), None)
         return Turn(question_for(self.text, self.is_sentence, first), None)
@@ -34,7 +34,7 @@ def first(options: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model said, and a mask [H, W] bool for each [SEG] in it."""
+    """The model's text, and a mask [H, W] bool for each [SEG] in it."""
 
     text: str
     masks: NDArray[np.bool_]  # [n, H, W]

@@ -1,4 +1,4 @@
-"""What is asked of a trained model, and how its answers are written down; without torch."""
+"""The questions to a trained model, from the command line or a file; without torch."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def read_questions(
 
 
 def _pictures(folder: Path) -> list[Path]:
-    """The folder's pictures, whatever they are called: content decides where the name does not."""
+    """The folder's pictures, by suffix or else by content."""
     seen = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
     found = [path for path in seen if not path.is_dir() and is_picture(path)]
     stems_there = {shortened(path.stem) for path in found}
@@ -69,7 +69,7 @@ def _is_answer(path: Path, stems_there: set[str]) -> bool:
 
 
 def passed_over(folder: Path) -> str | None:
-    """A line about what of a folder is not asked about, but for hidden files; None for nothing."""
+    """A line that names a folder's skipped files, except hidden ones; None if there are none."""
     asked = set(_pictures(folder))
     left = [p for p in sorted(folder.iterdir()) if p not in asked and p.name[0] != "."]
     if not left:

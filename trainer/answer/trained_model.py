@@ -1,4 +1,4 @@
-"""A trained model from wherever it lies: a run, a checkpoint, an export, or a model folder.
+"""A trained model from any of its forms: a run, a checkpoint, an export, or a model folder.
 
 torch is imported only when a model loads, so a missing model is reported at once.
 """
@@ -28,14 +28,14 @@ ORIGIN = "conversion.json"  # names the model of a converted or merged folder
 
 @dataclass(frozen=True)
 class Trained:
-    """A plan for answering, and the folder of the tensors that were trained, if they lie apart."""
+    """A plan for answering, and the folder of the trained tensors, if they are separate."""
 
     plan: Plan
     folder: Path | None
 
     @property
     def may_round(self) -> bool:
-        """Whether any storage of the base weights will do: nothing was trained on one."""
+        """Whether the base weights may have any storage, because nothing was trained on one."""
         return self.folder is None
 
     def load(self, plan: Plan, tokenizer: LisaTokenizer, device: torch.device) -> Lisa:
@@ -45,7 +45,7 @@ class Trained:
 
         if self.folder is not None:
             checkpoint.verify(self.folder)
-        # Nothing is trained here, so nothing is kept wider than it is computed in.
+        # Nothing is trained here, so no tensor needs more bits than the compute dtype.
         model = build(plan, tokenizer, device, trained_dtype=TORCH_DTYPES[plan.dtype]).eval()
         if self.folder is not None:
             self._check_base(self.folder)
@@ -102,7 +102,7 @@ def find(where: Path, assignments: Sequence[str] = ()) -> Trained:
 
 
 def _why_none(where: Path) -> str:
-    """What is wrong with a folder that holds no model, and what would hold one."""
+    """Why a folder holds no model, and which folder to name instead."""
     others = sorted(f.parent for f in where.glob(f"*/{TRAINED}") if f.parent.name[0] != ".")
     if others:
         what = "this run has no best checkpoint yet"
@@ -124,7 +124,7 @@ def _sees_gpu() -> bool:
 
 
 def _untrained(folder: Path) -> Plan:
-    """A plan for a whole model; what it says of training means nothing. Raises ValueError."""
+    """A plan for a whole model; its training settings mean nothing. Raises ValueError."""
     try:
         model = json.loads(read_regular(folder / ORIGIN))["model"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

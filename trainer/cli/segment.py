@@ -131,7 +131,7 @@ def planned(trained: Trained, asked: list[Question]) -> tuple[Plan, Fit | None]:
 def _answered(
     segmenter: Segmenter, question: Question, stem: Path, as_json: bool, several: bool
 ) -> dict[str, Any]:
-    """Ask, write and say one answer; its JSON row. What fails here is this answer's alone."""
+    """Ask, write and print one answer; its JSON row. A failure concerns this answer alone."""
     from trainer.answer.output import row_of_unanswered
 
     try:
@@ -148,7 +148,7 @@ def _answered(
 def _told(
     question: Question, answer: Answer, stem: Path, as_json: bool, several: bool
 ) -> dict[str, Any]:
-    """Write an answer's pictures and say it; its JSON row."""
+    """Write an answer's pictures and print it; its JSON row."""
     from trainer.answer.output import row_of, write_pictures
 
     files = write_pictures(question, answer, stem)

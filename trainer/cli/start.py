@@ -1,4 +1,4 @@
-"""A training from its settled plan on: in this process or several, anew, resumed, or recovered."""
+"""A training once its plan is decided: in one process or several, new, resumed, or recovered."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Beginning:
-    """A run about to be: its plan, its folder, and all that `--resume` will need."""
+    """A run before it starts: its plan, its folder, and all that `--resume` will need."""
 
     plan: Plan
     folder: Path
@@ -63,7 +63,7 @@ def begin(run: Beginning) -> None:
 
 
 def _how_to_go_on(folder: Path) -> str:
-    """What to type after an interrupt that came before, or in the middle of, saving."""
+    """The command to continue with after an interrupt before, or in the middle of, saving."""
     if not (folder / RECORD).exists():
         return "interrupted before anything was written: the same command starts again"
     again = f"lisa-train --resume {argument(folder)}"
@@ -129,7 +129,7 @@ def _checked(run: Beginning, data: Data) -> tuple[Beginning, Path | None]:
 def go_on(folder: Path, data: Path | None, cache: Path | None, keeping: Mapping[str, Any]) -> None:
     """Resume a run in its own folder, with a smaller plan if it ran out of memory.
 
-    `keeping`: what is to be otherwise than it began. Raises PlanError, CannotResume,
+    `keeping`: what is to differ from the run's start. Raises PlanError, CannotResume,
     NothingSmaller, Held.
     """
     from trainer.parallel.launch import is_main
@@ -189,7 +189,7 @@ def worker(
     folder: Annotated[Path, typer.Argument()],
     resumes: Annotated[bool, typer.Option("--resume")] = False,
 ) -> None:
-    """One of the processes that lisa-train starts: the plan and all else lie in the run folder."""
+    """One of the processes that lisa-train starts: plan and options are in the run folder."""
     from profiles.plan import Plan
     from trainer.run.out_of_memory import OutOfMemory
     from trainer.run.resume import Started, resumable
@@ -204,7 +204,7 @@ def worker(
 
 
 def _train(run: Beginning, data: Data, checkpoint: Path | None) -> None:
-    """Train in this process. Raises OutOfMemory once that is written down."""
+    """Train in this process. Raises OutOfMemory once that is recorded."""
     from trainer.parallel.launch import hold, is_main
     from trainer.run import out_of_memory as recovery
 
@@ -260,9 +260,9 @@ def _train(run: Beginning, data: Data, checkpoint: Path | None) -> None:
 
 
 def _read_data(run: Beginning) -> Data:
-    """What is trained and validated on, less what may be left out. Raises DataError.
+    """The training and validation data, without entries that may be skipped. Raises DataError.
 
-    Whatever the run found to be broken when it began is left out again, and not looked for.
+    Entries that the run found broken at its start are skipped again, without another search.
     """
     from trainer.data.broken import LIST, Leave, told, write_list
     from trainer.data.findings import DataError

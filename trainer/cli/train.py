@@ -210,7 +210,7 @@ def _resolve(
     _refuse_large_on_cpu(advice.model, on_cpu)
     advice = measured(advice, tell)
     tell(f"{advice.verdict}: {advice.summary}")
-    # lisa-tiny is so small that settings nobody has tested may be tried, unless advice is asked.
+    # lisa-tiny is so small that untested settings may be tried, unless --auto asks for advice.
     tries = not auto and advice.model == "tiny" and advice.verdict == "UNKNOWN"
     if advice.plan is None or (advice.exit_code and not tries):
         raise typer.Exit(advice.exit_code)
@@ -218,7 +218,7 @@ def _resolve(
 
 
 def _refuse_large_on_cpu(model: str, on_cpu: bool) -> None:
-    """End where a large model would train on the CPU, which takes days for an epoch."""
+    """Refuse to train a large model on the CPU, which takes days for an epoch."""
     if on_cpu and model != "tiny":
         fail(
             f"{model}: training it needs a GPU; on a CPU one epoch would take days\n"
@@ -229,7 +229,7 @@ def _refuse_large_on_cpu(model: str, on_cpu: bool) -> None:
 
 
 def _must_be_text(folders: dict[str, Path | str | None]) -> None:
-    """End where a folder's name is no text: the run's records could not say where it lies."""
+    """Refuse a folder whose name is not valid text: the run's records could not name it."""
     for option, folder in folders.items():
         whole = os.path.abspath(folder or "")
         if not is_text(whole):

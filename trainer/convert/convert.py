@@ -1,6 +1,6 @@
 """Published checkpoints -> one folder in this project's layout, in bounded memory.
 
-The folder is written beside its place and moved there when it is whole.
+The folder is written beside its target and renamed when it is complete.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Tell = Callable[[str], None]
 
 @dataclass
 class Conversion:
-    """What became of every tensor; `conversion.json` holds all of it."""
+    """The source of every tensor; `conversion.json` holds all of it."""
 
     model: str
     sources: list[dict[str, Any]] = field(default_factory=list)
@@ -82,7 +82,7 @@ def convert(
     tell: Tell,
     shard_bytes: int = SHARD_BYTES,
 ) -> Conversion:
-    """Write the model that the sources' tensors make; earlier sources win.
+    """Write the model made of the sources' tensors; earlier sources come first.
 
     Raises WeightsError, FileExistsError.
     """
@@ -148,7 +148,7 @@ def _missing(name: str, shape: torch.Size) -> str:
 
 
 def _misfit(name: str, found: Found, shape: torch.Size) -> str | None:
-    """What is wrong with a tensor, if anything; too few rows are not."""
+    """What is wrong with a tensor, if anything; too few rows are allowed."""
     got = f"{found.where} has shape {list(found.shape)}, {name} needs {list(shape)}"
     if found.dtype not in PLAIN_DTYPES:
         return f"{found.where} is stored as {found.dtype}: quantised; give the unquantised weights"
@@ -243,7 +243,7 @@ def with_rows(table: Tensor, rows: int) -> Tensor:
 
 
 def fresh_seg_layers(needed: dict[str, torch.Size], names: Sequence[str]) -> dict[str, Tensor]:
-    """Starting values as torch draws them for a linear layer, always the same ones."""
+    """Initial values as torch draws them for a linear layer, the same every time."""
     values: dict[str, Tensor] = {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)

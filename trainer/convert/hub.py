@@ -21,7 +21,7 @@ def checkpoint_folder(source: str, tell: Callable[[str], None], offline: bool = 
     """A local folder as it is; else the hub's files of `owner/name[@revision]`, in the hub's cache.
 
     Of several kinds of weights files only the first is fetched. `offline`, or with the hub's own
-    HF_HUB_OFFLINE, nothing is: what lies in the cache has to do. Raises WeightsError.
+    HF_HUB_OFFLINE, nothing is fetched, only the cache is used. Raises WeightsError.
     """
     path = Path(source).expanduser() if source.startswith("~") else Path(source)
     found = NAME.fullmatch(source)
