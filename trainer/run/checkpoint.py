@@ -46,7 +46,7 @@ class CheckpointError(ValueError):
 
 
 class NotWritten(RuntimeError):
-    """A checkpoint that the system does not take; one from before is untouched."""
+    """A checkpoint that could not be written; the one before is untouched."""
 
 
 def save(
@@ -57,7 +57,7 @@ def save(
     state: dict[str, Any] | None = None,
     earlier: Sequence[Path] = (),
 ) -> None:
-    """Write a checkpoint folder whole: aside first, then in the old one's place.
+    """Write a checkpoint folder: under a hidden name first, then in place of the old one.
 
     The old one goes to the first of `earlier`, that one to the second, and so on; the last goes.
     Only then is removed what killed saves left. `state`: of training, see `flat`.
@@ -79,7 +79,7 @@ def save(
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what kills left of a checkpoint, now that a whole one is in its place."""
+    """Remove what kills left of a checkpoint, now that a complete one is in its place."""
     for left in hidden(folder):
         shutil.rmtree(left, ignore_errors=True)
 
@@ -127,14 +127,14 @@ def by_age(folder: Path, visible: Sequence[Path]) -> list[Path]:
 
 
 def settle(good: Path, folder: Path, earlier: Sequence[Path] = ()) -> None:
-    """Give a whole checkpoint that a kill left hidden its place; other leftovers go."""
+    """Rename a complete checkpoint that a kill left hidden; remove other leftovers."""
     if good.name.startswith("."):
         _put(good, folder, earlier)
     _sweep(folder)
 
 
 def mend(folder: Path) -> None:
-    """Put a checkpoint back that a kill took away between two renames, if one is whole."""
+    """Restore a checkpoint that a kill left between two renames, if a complete one is there."""
     if folder.exists():
         return _sweep(folder)
     whole = [path for path in by_age(folder, []) if not altered(path)]
@@ -197,7 +197,7 @@ def flat(state: Any, path: str = "") -> tuple[dict[str, Tensor], Any]:
 
 
 def nested(tensors: dict[str, Tensor], rest: Any) -> Any:
-    """What `flat` took apart."""
+    """The nested state that `flat` flattened."""
     if isinstance(rest, dict):
         if rest.keys() == {"tensor"} and isinstance(rest["tensor"], str):
             return tensors[rest["tensor"]]
@@ -296,7 +296,7 @@ def altered(folder: Path, only: Set[str] | None = None) -> str:
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """What the run recorded about a checkpoint; nothing where that is gone or damaged."""
+    """What the run recorded about a checkpoint; nothing if that is missing or damaged."""
     try:
         facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -317,7 +317,7 @@ def _checksum(path: Path) -> str:
 
 
 def _no_room(error: Exception, folder: Path, size: int) -> NotWritten:
-    """What stood in the way, by the system's own figures, and what a resume will find."""
+    """Why a save failed, by the system's own figures, and what a resume will find."""
     why, fix = _cause(error, folder.parent, size)
     if any((place / STATE).is_file() for place in folder.parent.iterdir()):
         kept = "the checkpoint before is whole"

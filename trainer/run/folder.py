@@ -1,4 +1,4 @@
-"""A run's own folder: found free and held, and whether the run in it has come to its end."""
+"""A run's own folder: found free and locked, and whether the run in it is complete."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ def new_run(wanted: Path) -> Iterator[Path]:
 
 
 def _places(wanted: Path) -> Iterator[Path]:
-    """Where a new run may go."""
+    """Folders that a new run may use."""
     yield wanted
     for number in range(2, 10_000):
         yield wanted.with_name(f"{wanted.name}-{number}")
 
 
 def _take(folder: Path, wanted: Path, stack: ExitStack) -> bool:
-    """Hold a folder that no run is in, if it is one. Raises Held for a name that the user gave."""
+    """Lock a folder if no run is in it. Raises Held for a name that the user gave."""
     if _is_free(folder):
         try:
             stack.enter_context(held(folder))
@@ -94,12 +94,12 @@ def _is_free(folder: Path) -> bool:
 
 
 def _free_name(wanted: Path) -> Path:
-    """The next name that nothing has."""
+    """The next unused name."""
     return next(place for place in _places(wanted) if not place.exists())
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a run has come to its end: its summary is there, and whole, and the overlay after."""
+    """Whether a run is complete: it has an intact summary, and then the overlay."""
     if not (folder / OVERLAY).exists():
         return False
     try:

@@ -1,8 +1,8 @@
-"""Out of memory: what a run leaves behind, and how a fresh process takes its place.
+"""Out of memory: what a run records, and how a fresh process replaces it.
 
-An out-of-memory step leaves its process in an unknown state, and its pool cut up, so nothing is
-tried again in it. It writes down what happened and is replaced by `lisa-train --resume RUN`, which
-chooses a smaller plan before it touches the card.
+An out-of-memory step leaves its process in an unknown state and its pool fragmented, so nothing is
+tried again in it. It records what happened and is replaced by `lisa-train --resume RUN`, which
+chooses a smaller plan before it uses the card.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ ALLOCATION_FAILED = 2
 
 
 class OutOfMemory(RuntimeError):
-    """The run ran out of memory and has written down all about it, in its run folder."""
+    """The run ran out of memory and has recorded it in its run folder."""
 
 
 def is_shortage(error: BaseException) -> bool:
     """Whether an error is the card's memory running out, by its type.
 
-    cuBLAS, which takes memory of its own for a handle, has but a plain RuntimeError and its text.
+    cuBLAS, which takes memory of its own for a handle, raises only a RuntimeError with its text.
     """
     if isinstance(error, torch.OutOfMemoryError):
         return True
@@ -70,7 +70,7 @@ def write_down(
     reached: tuple[int, Lisa, torch.optim.Optimizer] | None,
     before: tuple[int, int] | None,
 ) -> Path:
-    """Leave in the run folder what is known of an out-of-memory error; where it lies.
+    """Record an out-of-memory error in the run folder; returns the record's folder.
 
     `reached`: step, model and optimizer, once there are any; `before`: limit and bytes of others
     on the card before the run took any.

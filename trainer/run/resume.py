@@ -1,4 +1,4 @@
-"""Going on with a run: what it began with, what has changed since, and being asked to stop."""
+"""Resuming a run: what it started with, what has changed since, and requests to stop."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Keeping:
     wait_minutes: float = 0.0  # for memory that other processes took
 
     def earlier(self, folder: Path) -> list[Path]:
-        """Where the checkpoints before the last one lie in a run folder, the newer first."""
+        """The folders of the checkpoints before the last one in a run folder, the newer first."""
         return [folder / f"{LAST}-{n}" for n in range(1, self.checkpoints)]
 
 
@@ -62,7 +62,7 @@ USUAL = Keeping()
 
 @dataclass(frozen=True)
 class Started:
-    """Where a run's data and caches are, what its data were, and how it was asked for."""
+    """Where a run's data and caches are, what its data were, and with which options it started."""
 
     data: Path
     cache: Path
@@ -147,7 +147,7 @@ def _set_digest(data: DataSet) -> tuple[str, str]:
 
 
 def settled(before: Started, now: Digests, folder: Path) -> Started:
-    """The run with what its data are. Raises CannotResume where it began with others.
+    """The run with a record of its data. Raises CannotResume if it started with other data.
 
     A run that died before these were written down has trained nothing that could contradict them.
     """
@@ -159,7 +159,7 @@ def settled(before: Started, now: Digests, folder: Path) -> Started:
 
 
 def check_data(before: Started, now: Digests) -> None:
-    """Raise CannotResume, item by item, if the data are others than the run began with.
+    """Raise CannotResume, item by item, if the data are not those that the run started with.
 
     Of pictures a run of an earlier version knows the sizes alone, in its items' digests.
     """
@@ -189,7 +189,7 @@ def check_data(before: Started, now: Digests) -> None:
 
 
 def check_plan(now: Plan, before: Plan) -> list[str]:
-    """What has changed since the checkpoint's plan. Raises CannotResume for what must not."""
+    """What has changed since the checkpoint's plan. Raises CannotResume if it must not change."""
     old, new = (_flat(plan.model_dump(mode="json")) for plan in (before, now))
     changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     lines = {name: f"{name}: {old.get(name)} -> {new.get(name)}" for name in changed}
@@ -213,7 +213,7 @@ def _flat(settings: dict[str, Any], head: str = "") -> dict[str, Any]:
 
 
 def resumable(folder: Path, tell: Callable[[str], None]) -> Path | None:
-    """The run's newest whole checkpoint, None where it has none yet. Raises CannotResume.
+    """The run's newest intact checkpoint, None if it has none yet. Raises CannotResume.
 
     Also one that a kill left under a hidden name: `tidy` then gives it its place.
     """
@@ -248,7 +248,7 @@ def _newest_first(folder: Path) -> list[Path]:
 
 
 def tidy(folder: Path, good: Path, earlier: Sequence[Path]) -> None:
-    """Have the next save find `good`, and `best`, in their places, as if no kill had been.
+    """Put `good` and `best` in their places for the next save, as if there had been no kill.
 
     Checkpoints newer than `good`, all damaged, go out of the way: else the next one saved would
     push the good one out, and keep a damaged one in its place.
@@ -266,7 +266,7 @@ def tidy(folder: Path, good: Path, earlier: Sequence[Path]) -> None:
 
 
 def changes(facts: dict[str, Any], versions: dict[str, str]) -> list[str]:
-    """Which library versions are others than a checkpoint was made with."""
+    """Library versions that differ from those a checkpoint was made with."""
     before = facts.get("versions", {})
     return [
         f"{name} {before.get(name, 'unknown')} -> {now}"

@@ -52,7 +52,7 @@ _PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")  # the others cha
 
 
 class AdapterError(ValueError):
-    """An adapter that a plan cannot start from; says every reason and what to set."""
+    """An adapter that a plan cannot start from; gives every reason and what to set."""
 
 
 def check(folder: Path, plan: Plan) -> None:
@@ -63,7 +63,7 @@ def check(folder: Path, plan: Plan) -> None:
 
 
 def start(folder: Path, plan: Plan, model: Lisa, new_ids: Sequence[int]) -> int:
-    """Give a model built from the plan what `folder` holds; returns how many tensors.
+    """Load the tensors in `folder` into a model built from the plan; returns their number.
 
     Raises as `check` does.
     """
@@ -171,7 +171,7 @@ def _other_lora(
 def _other_rows(
     config: Mapping[str, Any], tensors: Mapping[str, Tensor], new_ids: Sequence[int]
 ) -> Iterator[str]:
-    """Rows of tokens that are others here."""
+    """Trained token rows of other tokens than this model's."""
     if not any(name.endswith(ROWS) for name in tensors):
         return
     told = config.get("trainable_token_indices")
@@ -210,7 +210,7 @@ def _misshapen(
 
 
 def _unusable(tensors: Mapping[str, Tensor]) -> Iterator[str]:
-    """Values that are no plain numbers."""
+    """Tensors with values that are not ordinary numbers."""
     packed = [name for name, value in tensors.items() if str(value.dtype) not in PLAIN_DTYPES]
     if packed:
         kind = tensors[packed[0]].dtype

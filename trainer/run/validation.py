@@ -25,7 +25,7 @@ def describe(result: dict[str, Any]) -> str:
 
 
 def outcome(summary: dict[str, Any], folder: Path) -> list[str]:
-    """What a run came to: before, at its best, which is what `folder` answers with, and last."""
+    """A run's scores: before, at its best, which is what `folder` answers with, and last."""
     best, epochs = summary["best"], summary["epochs"]
     lines = [f"before  {describe(summary['before'])}"]
     if best is not None:  # None: resumed from a checkpoint without it
@@ -40,7 +40,7 @@ def predict(
 ) -> list[torch.Tensor]:
     """Teacher-forced mask logits [H, W] of each sample's first [SEG], at its picture's own size."""
     batch = collate(samples, tokenizer).to(accelerator.device)
-    low = model.predict(batch).cpu()  # a large picture's mask is no matter of the card's memory
+    low = model.predict(batch).cpu()  # a large picture's mask would not fit there
     owner = batch.segs[:, 0].tolist()
     frame = model.sam.config.vision_config.image_size
     return [

@@ -1,4 +1,4 @@
-"""Data workers: their end, their errors, and what is said of both."""
+"""Data workers: how they end, their errors, and the messages about both."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class WorkerEnded(RuntimeError):
 
 
 def end_with_run(number: int) -> None:
-    """In each data worker: a forked one shares the run folder's lock, and would keep it."""
+    """Called in each data worker: a forked one shares the run folder's lock, and would keep it."""
     end_with_parent()
 
 
@@ -59,7 +59,7 @@ def _begun(loader: DataLoader[Any]) -> Iterator[Batch]:
 
 
 def _last_words(error: Exception) -> str:
-    """What an error said before torch put the worker's traceback around it."""
+    """An error's own text, without the worker's traceback that torch adds."""
     kind = type(error)
     heads = [kind.__name__, f"{kind.__module__}.{kind.__qualname__}"]
     text = str(error)
