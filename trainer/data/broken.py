@@ -1,6 +1,6 @@
 """Leaving broken entries out: at most as many as the user allows, counted and listed.
 
-What is wrong with a whole file or folder cannot be left out. Without leave nothing is.
+What is wrong with a whole file or folder cannot be left out. Without permission nothing is.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ def entries(findings: Sequence[Finding]) -> set[str]:
 
 
 def can_go(findings: Sequence[Finding], most: int) -> bool:
-    """Whether all that is broken are entries, and no more than may be left out."""
+    """Whether only entries are broken, and no more than may be left out."""
     return all(one.entry is not None for one in findings) and len(entries(findings)) <= most
 
 
 def settle(
     findings: Sequence[Finding], most: int, hints: Sequence[str] = ()
 ) -> tuple[Finding, ...]:
-    """What is left out; DataError with all findings where it cannot be, or may not be."""
+    """The entries left out; DataError with all findings if they cannot or may not be."""
     if can_go(findings, most):
         return tuple(findings)
     raise DataError(findings, (*hints, *hint(findings, most)))
 
 
 def hint(findings: Sequence[Finding], most: int) -> list[str]:
-    """One line on how the rest can be used; none where leaving entries out would not help."""
+    """One line on how to use the rest; none if leaving entries out would not help."""
     if not findings or any(finding.entry is None for finding in findings):
         return []
     count = len(entries(findings))

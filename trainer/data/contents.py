@@ -25,7 +25,7 @@ DIGITS = 16
 class Contents:
     """Digests of the files in a data folder; `cache` is where they are kept, None for nowhere.
 
-    `progress` hears how many pictures were read, of those that have to be.
+    `progress` gets the number of pictures read, and of those to read.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ def _digest(path: Path) -> str:
 
 
 def _read(place: Path) -> _Known:
-    """What is known from before; nothing where that is damaged."""
+    """The digests stored earlier; none if the file is damaged."""
     try:
         rows = json.loads(read_regular(place)).items()
         return {name: (int(size), int(age), str(digest)) for name, (size, age, digest) in rows}

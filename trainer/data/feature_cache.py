@@ -1,7 +1,8 @@
 """Cache of frozen encoders' features on disk: one safetensors file per picture and encoder.
 
 An entry is keyed by the picture's bytes, the encoder's weights and the preprocessing, so that no
-stale one can be read. Writers write aside and rename: two at once, or a kill, leave whole entries.
+stale one can be read. Entries are written under another name and renamed, so that two writers at
+once, or a kill, leave complete entries.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class FeatureCache:
         return None
 
     def write(self, image: Path, features: Tensor) -> None:
-        """Store features [...]: aside first, then renamed."""
+        """Store features [...]: under a temporary name first, then renamed."""
         self.folder.mkdir(parents=True, exist_ok=True)
         features = features.contiguous().cpu()
         aside = self.folder / f".{ASIDE}-{secrets.randbits(63)}"

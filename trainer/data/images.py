@@ -1,4 +1,4 @@
-"""Pictures on disk: opened with limits, decoded, turned upright."""
+"""Pictures on disk: opened with limits, decoded, rotated upright."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def is_picture(path: Path) -> bool:
 def open_image(
     report: Report, read: Callable[[Image.Image], T], formats: tuple[str, ...] = _IMAGE_FORMATS
 ) -> tuple[Size, T] | None:
-    """The upright size and what `read` made of the upright image; None with a finding added."""
+    """The upright size and the result of `read` on the upright image; None with a finding added."""
     limit = Image.MAX_IMAGE_PIXELS or float("inf")
     try:
         if not report.path.is_file():  # a pipe would be waited for

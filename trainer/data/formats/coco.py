@@ -76,7 +76,7 @@ class Coco:
 
 
 def read_coco(report: Report, text_of: Callable[[bytes], str] | None = None) -> Coco:
-    """The annotation file at the report's path; a finding for all that is not sound.
+    """The annotation file at the report's path; a finding for everything invalid.
 
     `text_of` decodes a file of another tool than COCO's.
     """
@@ -85,7 +85,7 @@ def read_coco(report: Report, text_of: Callable[[bytes], str] | None = None) -> 
 
 
 def checked_coco(report: Report, parsed: dict[str, Any]) -> Coco:
-    """What is sound of COCO's document; a finding for all that is not."""
+    """The valid part of COCO's document; a finding for everything else."""
     tool = _tool(parsed)
     images: dict[int, CocoImage] = {}
     # What belongs to a broken entry goes with it, without a finding of its own.
@@ -150,7 +150,7 @@ def _is_panoptic(parsed: dict[str, Any]) -> bool:
 
 
 def _annotated(parsed: dict[str, Any]) -> set[int]:
-    """The ids of images with annotations, sound or not."""
+    """The ids of images with annotations, valid or not."""
     listed = parsed.get("annotations")
     entries = listed if isinstance(listed, list) else []
     ids = [_id(entry.get("image_id")) for entry in entries if isinstance(entry, dict)]
@@ -158,7 +158,7 @@ def _annotated(parsed: dict[str, Any]) -> set[int]:
 
 
 def _tool(parsed: dict[str, Any]) -> str:
-    """What wrote the file: by its name where it gives one, or by what only it leaves so."""
+    """The tool that wrote the file: by its name in the file, or by traits of its files."""
     info, categories = parsed.get("info"), parsed.get("categories")
     if not isinstance(info, dict):
         return ""

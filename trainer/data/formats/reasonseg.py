@@ -6,9 +6,9 @@ kind of picture that has the name) beside ``<name>.json``, and optionally
 Polygons are in pixels of the picture AFTER its EXIF orientation is applied: that is how
 annotators saw it, and what ``cv2.imread`` hands to upstream's code.
 
-All findings are raised at once, or returned by `check_data`; nothing broken is skipped unasked.
-Hidden files (``.DS_Store``, ``._x.jpg``) and what else lies there are no part of the data set:
-passed over.
+All findings are raised at once, or returned by `check_data`; broken items are skipped only on
+request. Hidden files (``.DS_Store``, ``._x.jpg``) and other files are not part of the data set and
+are ignored.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Explanation:
 
 @dataclass(frozen=True)
 class Item:
-    """A picture and its question, rephrased in `texts`; without target polygons: none is there."""
+    """A picture and its question, rephrased in `texts`; no target polygons: nothing to find."""
 
     name: str
     image_path: Path
@@ -85,7 +85,7 @@ class _Look(NamedTuple):
 
 
 def _read_shapes(report: Report, value: object, size: Size | None) -> list[Polygon]:
-    """The sound polygons; `flag` shapes are dropped, unchecked."""
+    """The valid polygons; `flag` shapes are dropped, unchecked."""
     if not isinstance(value, list):
         report.add("shapes", value, "a list of {label, points}", "correct the file")
         return []
@@ -114,7 +114,7 @@ def _read_shapes(report: Report, value: object, size: Size | None) -> list[Polyg
 
 
 def _read_annotation(report: Report, size: Size | None) -> _Notes:
-    """(texts, is_sentence, polygons), as far as sound; a finding for all that is not."""
+    """(texts, is_sentence, polygons), as far as valid; a finding for everything else."""
     parsed = load_json(report, dict, "{shapes, text, is_sentence}", LARGEST_FILE)
     if parsed is None:
         return (), False, ()
@@ -206,7 +206,7 @@ def _scan(
     folder: Path, split: str, limit: int | None, read: _Read, *, leave: Leave | None = None,
     paint: bool = False, progress: Progress | None = None,
 ) -> _Scanned:  # fmt: skip
-    """What is sound in a split, and every finding about all else but what `leave` knows."""
+    """A split's valid items, and findings about all others except those that `leave` knows."""
     pairs = _pair_up(folder / split)
     known = {path.name for images, _ in pairs.values() for path in images}
     report = Report(folder / split)
@@ -257,7 +257,7 @@ def read_split(
 
 
 def _settled(folder: Path, split: str, scanned: _Scanned, leave: Leave | None) -> list[_Look]:
-    """What is sound; DataError for the rest, as far as `leave` does not take it."""
+    """The valid items; DataError for the others, unless `leave` accepts them."""
     looks, findings = scanned
     if findings and leave is None:
         raise DataError(findings)

@@ -89,7 +89,7 @@ def _mask(report: Report, place: str, reference: dict[Any, Any], coco: Coco) -> 
 
 
 def _phrases(report: Report, place: str, reference: dict[Any, Any]) -> tuple[str, ...]:
-    """What people called the target; a blank among others says nothing and is passed over."""
+    """The phrases for the target; a blank one among others is skipped."""
     listed, before = reference.get("sentences"), len(report.findings)
     sentences = listed if isinstance(listed, list) else []
     said = [
@@ -105,8 +105,8 @@ def _phrases(report: Report, place: str, reference: dict[Any, Any]) -> tuple[str
 class _PlainValues(pickle._Unpickler):
     """Knows lists, dictionaries, text and numbers, and refuses whatever a pickle would call.
 
-    It is the one in Python: that in C gives a file of few bytes a memo of as many gigabytes as
-    it asks for.
+    It is Python's own unpickler: the one in C allocates a memo of as many gigabytes as a file of
+    few bytes asks for.
     """
 
     def find_class(self, module: str, name: str) -> NoReturn:

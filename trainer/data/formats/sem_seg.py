@@ -164,7 +164,7 @@ def _paint_classes(
 
 
 def _phrases(name: str) -> tuple[str, ...]:
-    """How a category is asked for: PACO and Pascal-Part write bottle:cap for a part."""
+    """The phrases for a category: PACO and Pascal-Part write bottle:cap for a part."""
     whole, _, part = (text.strip() for text in name.partition(":"))
     return (f"{whole} {part}", f"{part} of the {whole}") if whole and part else (name,)
 
@@ -195,8 +195,8 @@ def _ade20k_names(report: Report) -> dict[int, str]:
 def _cocostuff_names(report: Report) -> dict[int, str]:
     """Its labels are counted from 1, its pictures' numbers from 0.
 
-    As LISA has it, classes such as wall-brick, door-stuff and food-other are not asked for: nobody
-    says them, and without their endings they would be a part of what is meant.
+    As in LISA, classes such as wall-brick, door-stuff and food-other are not asked for: nobody
+    says these words, and without their endings they would be only a part of what is meant.
     """
     try:
         lines = read_regular(report.path).decode("utf-8-sig").splitlines()

@@ -25,7 +25,7 @@ _FIX = "correct the dialogue or take it out"
 
 @dataclass(frozen=True)
 class Dialogue:
-    """A picture that is talked about."""
+    """A dialogue about a picture."""
 
     name: str
     image_path: Path
@@ -90,7 +90,7 @@ def _read_turns(report: Report, what: str, value: object) -> tuple[Turn, ...]:
 
 
 def _text(report: Report, what: str, value: object) -> str | None:
-    """What was said, without the picture's place; None with a finding added."""
+    """The text of a turn, without the image token; None with a finding added."""
     if isinstance(value, str):
         value = value.replace(IMAGE_TOKEN, "")  # this project says where it stands
     text = read_sentence(report, what, value)

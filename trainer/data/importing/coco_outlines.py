@@ -1,4 +1,4 @@
-"""One's own COCO annotations as drawings: masks traced pixel by pixel, upright.
+"""The user's COCO annotations as drawings: masks traced pixel by pixel, upright.
 
 All instances of a category on a picture are its target. A crowd (`iscrowd`) is ignored for its
 category, since nobody outlined what is in it one by one; where an instance lies on it, the instance
@@ -75,7 +75,7 @@ def read_drawings(
     conventions: Conventions | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Drawing]:
-    """The pictures whose annotations are sound; a finding for all that is not."""
+    """The pictures whose annotations are valid; a finding for everything else."""
     report = Report(path, findings)
     if is_foreign(report):
         return
@@ -116,7 +116,7 @@ class _Entry:
 
 @dataclass(frozen=True)
 class _Drawn:
-    """What became of an entry: a drawing if it can be, what is wrong, and what was assumed."""
+    """The result for an entry: a drawing if possible, what is wrong, and what was assumed."""
 
     drawing: Drawing | None
     findings: list[Finding]
@@ -186,8 +186,8 @@ def _read(report: Report, conventions: Conventions) -> Coco:
 def _is_crowd(mask: CocoMask, conventions: Conventions) -> bool:
     """Whether `iscrowd` 1 means a crowd, as COCO has it, or an object that was painted.
 
-    CVAT, Datumaro and supervision mark objects so whose outline is no polygon. None of them tells
-    which it was, so the user has the last word.
+    CVAT, Datumaro and supervision mark objects whose outline is not a polygon in this way. Their
+    files do not show which it was, so the user decides.
     """
     if not mask.crowd:
         return False
@@ -265,7 +265,7 @@ def _turn(
     """What turns a mask of the annotated size upright; None with a finding added.
 
     COCO's own annotations are in stored pixels, some tools' in upright ones: the size tells which,
-    or the user does with `frame`. Where nothing tells, as for a picture that is upside down,
+    or the user does with `frame`. If neither does, as for a picture that is upside down,
     nothing is guessed.
     """
     what, told = image.place, image.size

@@ -1,7 +1,7 @@
 """Text of annotation tools: UTF-8, or an older encoding where only one is plausible.
 
 Older LabelMe on a Chinese Windows wrote GBK, spreadsheets write cp1252. Nearly any bytes decode as
-cp1252, so that they decode says nothing: what comes out must look like words.
+cp1252, so decoding proves nothing: the decoded text must look like words.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _PUNCTUATION = "’‘“”–—…°«»¿¡€£§·×²³±µ½¼®©™ "
 
 @dataclass
 class Conventions:
-    """What the user says of files whose tool leaves it open, and what was assumed otherwise."""
+    """What the user says where files are ambiguous, and what was assumed otherwise."""
 
     encoding: str | None = None
     frame: str | None = None  # "stored" or "upright": the frame of a turned picture's outlines

@@ -1,4 +1,4 @@
-"""Files of annotation tools that are not read, each refused by its name and with what to export."""
+"""Files of annotation tools that are not read: each is named, with the export to choose."""
 
 from __future__ import annotations
 

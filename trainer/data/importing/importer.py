@@ -1,4 +1,4 @@
-"""One's own annotations, of LabelMe, COCO or Label Studio, written as a ReasonSeg data set.
+"""The user's annotations from LabelMe, COCO or Label Studio, written as a ReasonSeg data set.
 
 Each label of a picture becomes one item. Its text is what a questions' file asks about it, or
 without such a file the label itself, as a phrase.
@@ -92,7 +92,7 @@ def import_annotations(
     later edits of the source cannot part it from its polygons, and hard-linked for its further
     labels.
 
-    The target appears when it is whole. Raises DataError with all findings, FileExistsError if
+    The target appears when it is complete. Raises DataError with all findings, FileExistsError if
     the target is not empty, ValueError for unusable arguments.
     """
     if frame not in (None, "stored", "upright"):
@@ -153,7 +153,7 @@ def import_annotations(
 
 
 def _report(drawing: Drawing, findings: list[Finding]) -> Report:
-    """For what is wrong with a picture as a whole."""
+    """A report for what is wrong with a picture as a whole."""
     return Report(drawing.notes, findings, f"{drawing.notes}: {drawing.name}")
 
 
@@ -281,7 +281,7 @@ def _composed(text: str) -> str:
 
 
 def _alike(label: str) -> str:
-    """What all spellings of a label share; COCO's Coffee_cup is read as coffee cup."""
+    """The form that all spellings of a label share; COCO's Coffee_cup is read as coffee cup."""
     return " ".join(re.sub("[_:]", " ", _composed(label)).lower().split())
 
 
@@ -342,7 +342,7 @@ def _plain(text: str) -> str:
 
 
 def _write_new(name: str, note: str) -> str:
-    """Write the note of an item, and tell its path without a suffix.
+    """Write the JSON of an item; returns its path without a suffix.
 
     It is the first of `name`, `name-2`, ... that no item has: different labels may look alike.
     """

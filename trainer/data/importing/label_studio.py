@@ -1,4 +1,4 @@
-"""Label Studio's own JSON: the export that keeps all that was painted with a brush, holes as well.
+"""Label Studio's own JSON: the export that keeps everything painted with a brush, holes too.
 
 A list of tasks. A region's numbers are per cent of the picture as the annotator saw it; a brush's
 are run lengths of RGBA, of which the last is what was painted.
@@ -63,7 +63,7 @@ def as_coco(report: Report, tasks: list[Any]) -> dict[str, Any]:
 
 
 def _size(report: Report, place: str, regions: list[dict[str, Any]]) -> Size | None:
-    """The picture's size as all regions tell it; None without regions, or with a finding added."""
+    """The picture's size as all regions have it; None without regions, or with a finding added."""
     sizes = [(one.get("original_height"), one.get("original_width")) for one in regions]
     if not sizes:
         return None

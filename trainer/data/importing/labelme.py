@@ -53,7 +53,7 @@ def read_labelme(
     conventions: Conventions | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Drawing]:
-    """The pictures whose annotations are sound; a finding for all that is not."""
+    """The pictures whose annotations are valid; a finding for everything else."""
     conventions = conventions or Conventions()
     recorded: list[str] = []
     apart: list[Path] = []
@@ -102,7 +102,7 @@ def _drawing(
     report: Report, notes: dict[str, Any], folder: Path, search: PictureSearch,
     conventions: Conventions,
 ) -> Iterator[Drawing]:  # fmt: skip
-    """What the file tells of its picture, if both can be used at all."""
+    """The drawing in a file, if the file and its picture can be used at all."""
     findings, path = report.findings, report.path
     before = len(findings)
     placed = search.find(report, "imagePath", notes.get("imagePath"), path.parent, folder)

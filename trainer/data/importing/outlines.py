@@ -1,4 +1,4 @@
-"""What readers of annotation tools hand over: pictures with outlines by label, and helpers."""
+"""The result of reading annotation tools' files: pictures with outlines by label; and helpers."""
 
 from __future__ import annotations
 
