@@ -62,7 +62,7 @@ def try_segments(plan: Plan, fix: str = "--set allocator=") -> None:
 
 
 def heed_the_plan() -> None:
-    """Called first: variables that another session left in the shell do not overrule the plan."""
+    """Called first: variables that another session left in the shell do not override the plan."""
     from trainer.parallel.launch import is_main, without_leftovers
 
     main = is_main()

@@ -68,19 +68,19 @@ class MixedSets:
         return pictures[int(rng.integers(len(pictures)))]
 
     def drawn(self, plan: Plan) -> Iterator[Picture]:
-        """What every visit of the plan's training draws."""
+        """Every sample that the plan's training draws."""
         for epoch in range(plan.schedule.epochs):
             for index in range(len(self)):
                 yield self.draw(generator_of(plan, epoch, index))
 
 
 def generator_of(plan: Plan, epoch: int, index: int) -> np.random.Generator:
-    """What one visit draws from: the same whichever worker or process makes it."""
+    """The generator of one sample: the same in whichever worker or process makes it."""
     return np.random.default_rng([plan.seed, epoch, index])
 
 
 def read_training(root: Path, plan: Plan, leave: Leave | None = None) -> list[Item] | MixedSets:
-    """What the plan trains on: ReasonSeg's training split, or its mixture.
+    """The plan's training data: ReasonSeg's training split, or its mixture.
 
     DataError: all findings about the data sets whose rate is not 0. `leave`: takes what is broken;
     where it may take any, every picture is decoded and every mask painted once, unless it knows

@@ -1,4 +1,4 @@
-"""The one place where the name of a picture, as annotations have it, becomes a path."""
+"""The only place where a picture's name in annotations becomes a path."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class PictureSearch:
         self.told(recorded)
 
     def told(self, recorded: Iterable[object]) -> None:
-        """Take note of all names that will be asked for, so that none is taken for another.
+        """Record all names that will be searched for, so that none is taken for another.
 
         An end that several of them have leads nowhere.
         """

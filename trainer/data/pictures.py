@@ -1,4 +1,4 @@
-"""What a data set hands over: pictures, what each is asked, and how its masks are painted."""
+"""The pictures of a data set, with their questions and how their masks are painted."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class Picture(Protocol):
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Its name in messages."""
 
     @property
     def image_path(self) -> Path:
-        """Where it lies."""
+        """Its path."""
 
     @property
     def where(self) -> str:

@@ -53,7 +53,7 @@ def painted_area(polygon: Polygon, height: int, width: int) -> int:
 
 @dataclass
 class Budget:
-    """What may still be spent on painting the polygons of one picture."""
+    """The effort left for painting the polygons of one picture."""
 
     left: int = _MOST_PAINTING
 

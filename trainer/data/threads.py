@@ -1,7 +1,7 @@
 """Work on many pictures at once.
 
-In threads where Pillow, OpenCV or files let go of Python's lock, in processes where Python itself
-has the work.
+In threads where Pillow, OpenCV or files release Python's lock, in processes where Python itself
+does the work.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The training step without a GPU: its own code on tensors that have shapes and no memory.
+"""The training step without a GPU: its own code on tensors that have shapes but no memory.
 
 What runs is `trainer.model.build` and the parts of `trainer.step`, on fake CPU tensors (torch's
 FakeTensorMode) in place of the card's. Nothing of the step is described a second time; what fake
@@ -179,7 +179,7 @@ def _timeline(plan: Plan, trace: MemoryTrace) -> Timeline:
 
 
 def cannot_forecast(plan: Plan, text_tokens: int, masks: int, reason: str) -> Measurement:
-    """No figure, and why."""
+    """A result without a figure, with the reason."""
     return Measurement(
         plan=plan,
         verdict="UNKNOWN",
@@ -291,7 +291,7 @@ def _keep_dropout_masks(model: Lisa) -> None:
 
 
 def _repeat_layers(model: Lisa, trace: MemoryTrace, plan: Plan) -> None:
-    """Have layers alike watched once."""
+    """Trace only a few of the identical layers, and repeat them for the others."""
     kinds = ["checkpointed" if n < plan.checkpointed_layers else "plain"
              for n in range(len(model.runs))]  # fmt: skip
     repeater = Repeater(trace, model.decoder_layers, kinds)
