@@ -1,4 +1,4 @@
-"""The mask decoder's padded square frame: where a picture lies in it."""
+"""The mask decoder's padded square frame, and the place of a picture in it."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from profiles.plan import Plan
 
 
 def room(plan: Plan) -> tuple[int, int] | None:
-    """Bytes that this process's pool may have at most, and that lie beside it on the card."""
+    """Bytes that this process's pool may have at most, and bytes used beside it on the card."""
     if plan.device == "cpu" or not torch.cuda.is_available():
         return None
     torch.cuda.init()

@@ -38,7 +38,7 @@ def checkpoint_folder(source: str, tell: Callable[[str], None], offline: bool = 
     try:
         info = HfApi().model_info(repository, revision=revision)
         names = [file.rfilename for file in info.siblings or []]
-        # Of the repository's own folder: what lies in others has no say in what is fetched.
+        # Only the repository's top folder counts: files in others do not decide what is fetched.
         names = [name for name in names if "/" not in name and not is_state(name)]
         kind = next((k for k in WEIGHTS if any(Path(n).match(k[0]) for n in names)), WEIGHTS[0])
         # By commit: what is fetched now and what the report names are the same.

@@ -27,10 +27,10 @@ def write_preview(
     """Write `count` items of a split, drawn with `seed`, as one PNG; a line of text about each.
 
     `leave` takes broken items. Raises DataError for broken data, ValueError where the file cannot
-    be written, or lies in the data folder, which would take it for a picture to train on.
+    be written, or is in the data folder, where it would be read as a picture to train on.
     """
     if path.resolve().is_relative_to(data.resolve()):
-        raise ValueError(f"{path}: lies in the data folder; name another place with --out")
+        raise ValueError(f"{path}: is in the data folder; name another place with --out")
     items = read_split(data, split, None, leave)
     drawn = np.random.default_rng(seed).permutation(len(items))[:count]
     chosen = [items[place] for place in sorted(drawn)]

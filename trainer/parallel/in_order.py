@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def add_in_order(wrapped: DistributedDataParallel) -> None:
-    """Have gradients added in one order, wherever they lie in DDP's buckets.
+    """Have gradients added in one order, wherever they are in DDP's buckets.
 
     gloo's ring adds them in an order that goes by their place, and DDP gives them another place
     after its first step: three processes that are resumed would differ in the last bits from three

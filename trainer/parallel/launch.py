@@ -40,7 +40,7 @@ def is_launched(environment: Mapping[str, str]) -> bool:
 
 
 def without_leftovers(environment: MutableMapping[str, str]) -> list[str]:
-    """Take out what would overrule the plan; those taken out, as NAME=VALUE.
+    """Remove variables that would override the plan; returns them as NAME=VALUE.
 
     Of a launcher where none runs: a `RANK=1` that an earlier session left in the shell would make
     this process a silent second. And what accelerate would do otherwise than the plan.

@@ -347,7 +347,7 @@ def _cause(error: Exception, place: Path, size: int) -> tuple[str, str]:
         )
     if number == errno.ENOSPC or free < size:
         return f"the disk is full: {mib(size)} needed, {mib(free)} free", "make room"
-    return f"{error}: {mib(size)} needed, {mib(free)} free", "mend that"
+    return f"{error}: {mib(size)} needed, {mib(free)} free", "fix that"
 
 
 def _no_inode(place: Path) -> bool:

@@ -108,7 +108,7 @@ def digests(
 ) -> Digests:
     """What identifies the data: by split, of each item; and of its pictures, by their paths.
 
-    Of a mixture the number of its draws and what is broken and `left_out`, as mending it would
+    Of a mixture the number of its draws and what is broken and `left_out`, as repairing it would
     change every draw; of its data sets the pictures' names and sizes in their order, and of its
     ReasonSeg the pictures themselves.
     """

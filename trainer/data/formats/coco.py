@@ -64,7 +64,7 @@ class CocoMask:
 class Coco:
     """What is in an annotation file, by id.
 
-    `unusable`: annotations without a sound mask, by id. They are findings already; what they cover
+    `unusable`: annotations without a valid mask, by id. They are findings already; what they cover
     must not be taken for background where they are left out.
     """
 
@@ -231,7 +231,7 @@ def paint_parts(
 
 
 class PaintedBox(NamedTuple):
-    """What a mask covers: the rows and columns that all of it lies in, and its runs there.
+    """What a mask covers: the rows and columns that contain all of it, and its runs there.
 
     `runs` go down one of these columns after the other, from top to bottom of the picture, of 0 and
     1 in turn.
@@ -309,7 +309,7 @@ def _words(name: object) -> object:
 def _entries(
     report: Report, parsed: dict[str, Any], key: str
 ) -> list[tuple[str, int, dict[str, Any]]]:
-    """(place, id, entry) of every sound entry of a list; ids are whole numbers, each once."""
+    """(place, id, entry) of every valid entry of a list; ids are whole numbers, each once."""
     listed = parsed.get(key)
     if not isinstance(listed, list):
         report.add(key, listed, "a list of objects", "correct the file")

@@ -76,7 +76,7 @@ class Item:
 
 
 class _Look(NamedTuple):
-    """What was seen of an item: itself if it is sound, what is wrong, and (height, width)."""
+    """What was read of an item: itself if it is valid, what is wrong, and (height, width)."""
 
     item: Item | None
     findings: list[Finding]
@@ -279,9 +279,9 @@ def check_data(root: Path) -> list[Finding]:
 
 
 def check(root: Path, progress: Progress | None = None) -> tuple[Summary, list[Finding]]:
-    """What `summarise` says of the sound items, and every problem; each picture is decoded once.
+    """What `summarise` says of the valid items, and every problem; each picture is decoded once.
 
-    Of a split without a sound item there are no counts.
+    Of a split without a valid item there are no counts.
     """
     try:
         folder, present = _locate(root)

@@ -1,7 +1,7 @@
 """The user's COCO annotations as drawings: masks traced pixel by pixel, upright.
 
 All instances of a category on a picture are its target. A crowd (`iscrowd`) is ignored for its
-category, since nobody outlined what is in it one by one; where an instance lies on it, the instance
+category, since nobody outlined what is in it one by one; where an instance is on it, the instance
 holds. What is labelled "ignore" is ignored for every category on its picture, as with LabelMe.
 """
 
@@ -174,7 +174,7 @@ def _read(report: Report, conventions: Conventions) -> Coco:
     if isinstance(parsed, list) and parsed:
         parsed = as_coco(report, parsed)
     if isinstance(parsed, dict) and "shapes" in parsed and "images" not in parsed:
-        fix = f"name the folder that it lies in: {argument(report.path.parent)}"
+        fix = f"name the folder that it is in: {argument(report.path.parent)}"
         report.add("file", "LabelMe's or ReasonSeg's, of one picture", allowed, fix)
     elif isinstance(parsed, dict):
         return checked_coco(report, parsed)
@@ -264,7 +264,7 @@ def _turn(
 ) -> Turn | None:
     """What turns a mask of the annotated size upright; None with a finding added.
 
-    COCO's own annotations are in stored pixels, some tools' in upright ones: the size tells which,
+    COCO's own annotations are in stored pixels, some tools' in upright ones: the size shows which,
     or the user does with `frame`. If neither does, as for a picture that is upside down,
     nothing is guessed.
     """
@@ -335,7 +335,7 @@ def _outlined(
 
 
 def _hull(boxes: list[PaintedBox]) -> tuple[slice, slice]:
-    """The rows and columns that all boxes with an inside lie in."""
+    """The rows and columns that contain all boxes with an inside."""
     sides = [(box.rows, box.columns) for box in boxes if box.area]
     if not sides:
         return slice(0, 0), slice(0, 0)

@@ -85,7 +85,7 @@ def import_annotations(
 ) -> Imported:
     """Write `target/ReasonSeg/{train,val,test}` from files of LabelMe, COCO or Label Studio.
 
-    `pictures` is where the pictures lie, if not beside the annotations. At most `skip_broken`
+    `pictures` is where the pictures are, if not beside the annotations. At most `skip_broken`
     broken entries are left out, and listed in `target/skipped.txt`; by default none is. A share
     `val` of the pictures, one at least, goes to val with all their items, and unless `test` is 0
     a share to test alike; copies of a picture stay together. Each picture is copied once, so that
@@ -111,7 +111,7 @@ def import_annotations(
     if not 0 <= test < 1 - val:
         raise ValueError(f"--test: got {test}; allowed: 0, or a share that leaves some to train on")
     if source.is_dir() and target.resolve().is_relative_to(source.resolve()):
-        raise ValueError(f"{target}: lies in {source}; name a folder outside of what is read")
+        raise ValueError(f"{target}: is in {source}; name a folder outside of what is read")
     findings: list[Finding] = []
     with placed(target) as draft:
         folder = draft / FOLDER / "train"
@@ -142,7 +142,7 @@ def import_annotations(
             allowed = f"{least} or more, one at least for each split"
             fix = "outline and label more pictures, or ask about more"
             Report(source, findings).add("different pictures", len(written), allowed, fix)
-        elsewhere = "hint: if the pictures lie elsewhere, name their folder with --pictures FOLDER"
+        elsewhere = "hint: if the pictures are elsewhere, name their folder with --pictures FOLDER"
         left_out = broken.settle(findings, skip_broken, [elsewhere] * bool(search.missing))
         counts = _split(folder, written, val, test, seed)
         if left_out:

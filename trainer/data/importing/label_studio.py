@@ -26,7 +26,7 @@ _FIX = "correct it in Label Studio and export again, or take it out"
 
 
 def as_coco(report: Report, tasks: list[Any]) -> dict[str, Any]:
-    """COCO's document of tasks, each entry with its own place; a finding for what is not sound."""
+    """COCO's document of tasks, each entry with its own place; a finding for what is not valid."""
     images: list[dict[Any, Any]] = []
     notes: list[dict[Any, Any]] = []
     numbers: dict[str, int] = {}

@@ -58,7 +58,7 @@ def read_labelme(
     recorded: list[str] = []
     apart: list[Path] = []
     start = len(findings)
-    # Pictures that lie where they should come first: then all names are known, and a picture that
+    # Pictures that are where they should be come first: then all names are known, and a picture that
     # has to be guessed is not taken for another one of its name.
     files = json_files(folder)
     for done, path in enumerate(files, 1):
@@ -124,7 +124,7 @@ def _turn(
 ) -> int | None:  # fmt: skip
     """The orientation that points have to be turned by, 1 for none; None with a finding added.
 
-    The size [H, W] that a picture was annotated at tells the frame of a quarter turn. Of others
+    The size [H, W] that a picture was annotated at shows the frame of a quarter turn. Of others
     LabelMe's own files are upright; whether X-AnyLabeling's are, depends on what its user clicked.
     """
     told = notes.get("imageHeight"), notes.get("imageWidth")
