@@ -203,8 +203,8 @@ def _about(plan: Plan, merged: bool) -> str:
     if plan.lora is None:
         return text
     return (
-        f"{text}\n\nThe trained parts of LLaVA are a LoRA adapter in PEFT's format, which also works "
-        "with the same weights in transformers' LLaVA; `trained.safetensors` has the rest:\n\n"
+        f"{text}\n\nThe trained parts of LLaVA are a LoRA adapter in PEFT's format, which works "
+        "with the same weights in transformers' LLaVA, too; `trained.safetensors` has the rest:\n\n"
         "    PeftModel.from_pretrained(llava, FOLDER_OF_THIS_CARD)"
     )
 

@@ -58,7 +58,7 @@ def read_labelme(
     recorded: list[str] = []
     apart: list[Path] = []
     start = len(findings)
-    # Pictures that are where they should be come first: then all names are known, and a picture that
+    # Pictures found where they should be come first: then all names are known, and a picture that
     # has to be guessed is not taken for another one of its name.
     files = json_files(folder)
     for done, path in enumerate(files, 1):
