@@ -347,7 +347,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=208)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=2, help="side by side  [2]")
-    parser.add_argument("--rows", type=Path, help="a file, a line for each run; goes on with it")
+    parser.add_argument("--rows", type=Path, help="a file, a line for each run; continues it")
     parser.add_argument("--only", choices=[*DISTURBANCES])
     parser.add_argument("--table", action="store_true", help="write docs/recovery.md's table")
     arguments = parser.parse_args()

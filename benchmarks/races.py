@@ -174,7 +174,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--times", type=int, default=50)
     parser.add_argument("--processes", type=int, default=1, help="side by side  [1]")
-    parser.add_argument("--rows", type=Path, help="a file, a line for each race; goes on with it")
+    parser.add_argument("--rows", type=Path, help="a file, a line for each race; continues it")
     parser.add_argument("--only", choices=[*RACES])
     parser.add_argument("--table", action="store_true", help="write docs/recovery.md's table")
     asked = parser.parse_args()
