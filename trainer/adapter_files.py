@@ -16,7 +16,9 @@ from torch import Tensor
 from profiles.plan import Plan
 from profiles.settings import Lora, TrainedPart
 from trainer.atomic_folder import share
-from trainer.model.families.llava_sam.names import LLAVA, from_adapter, to_adapter
+from trainer.model.adapter_names import to_peft
+from trainer.model.families import family_of
+from trainer.model.segmentation_model import SegmentationModel
 from trainer.model.weights import legible
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"  # PEFT's names
@@ -34,24 +36,31 @@ def write(
     """PEFT's two files of what was trained of LLaVA; returns the rest, which has no place there."""
     from trainer.model.adapters import peft_config
 
+    model = family_of(plan.profile).model
+    root = f"{model.adapted_at}."
     whole = [name for part in plan.train for name in _WHOLE.get(part, ())]
     rows = {name: list(new_ids) for name in ("embed_tokens", "lm_head") if name not in whole}
     peft_config(
         lora,
+        model.decoder_at,
         task_type="CAUSAL_LM",
         inference_mode=True,
-        base_model_name_or_path=None if plan.model == "tiny" else plan.profile.sources[0],
+        base_model_name_or_path=None if plan.profile.packaged else plan.profile.sources[0],
         modules_to_save=whole or None,
         trainable_token_indices=rows if "token_rows" in plan.train else None,
     ).save_pretrained(str(folder))
-    ours = {to_adapter(name): value for name, value in trained.items() if name.startswith(LLAVA)}
+    ours = {
+        to_peft(name.removeprefix(root)): value
+        for name, value in trained.items()
+        if name.startswith(root)
+    }
     save_file(ours, folder / TENSORS, metadata={"format": "pt"})
     share(folder / TENSORS)
-    return {name: value for name, value in trained.items() if not name.startswith(LLAVA)}
+    return {name: value for name, value in trained.items() if not name.startswith(root)}
 
 
-def read(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a folder's adapter by this model's names; none where there is no adapter.
+def read(folder: Path, model: type[SegmentationModel]) -> dict[str, Tensor]:
+    """The tensors of a folder's adapter by the model's names; none where there is no adapter.
 
     One that is no part of the model keeps its name. Raises WeightsError.
     """
@@ -59,4 +68,5 @@ def read(folder: Path) -> dict[str, Tensor]:
     if not path.is_file():
         return {}
     with legible(path), safe_open(path, framework="pt") as file:
-        return {from_adapter(name) or name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        names = {name: model.from_adapter(name) or name for name in file.keys()}  # noqa: SIM118
+        return {ours: file.get_tensor(name) for name, ours in names.items()}
