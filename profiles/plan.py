@@ -16,9 +16,10 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from profiles.families import ModelProfile
 from profiles.files import read_regular, reason
 from profiles.findings import Finding, PlanError
-from profiles.models import ModelProfile, model_profile, models
+from profiles.models import model_profile, models
 from profiles.overrides import (
     assign,
     forget_dependent_batch,

@@ -31,7 +31,8 @@ from profiles.sizes import mib
 from profiles.text import argument
 from trainer import adapter_files
 from trainer.atomic_folder import share
-from trainer.model.families.llava_sam.names import name_in_files
+from trainer.model.adapter_names import name_in_files
+from trainer.model.segmentation_model import SegmentationModel
 from trainer.model.weights import WeightsError
 from trainer.run.folder import TRAINED
 
@@ -205,20 +206,20 @@ def nested(tensors: dict[str, Tensor], rest: Any) -> Any:
     return [nested(tensors, value) for value in rest] if isinstance(rest, list) else rest
 
 
-def read_trained(folder: Path) -> dict[str, Tensor]:
+def read_trained(folder: Path, model: type[SegmentationModel]) -> dict[str, Tensor]:
     """The trained tensors of a checkpoint or an export, by their names in checkpoints.
 
     Raises CheckpointError.
     """
     try:
-        return _tensors(folder / TRAINED) | adapter_files.read(folder)
+        return _tensors(folder / TRAINED) | adapter_files.read(folder, model)
     except WeightsError as error:
         raise CheckpointError(str(error)) from None
 
 
-def load(folder: Path, model: nn.Module) -> None:
+def load(folder: Path, model: SegmentationModel) -> None:
     """Put a checkpoint's tensors into a model built from its plan. Raises CheckpointError."""
-    tensors = read_trained(folder)
+    tensors = read_trained(folder, type(model))
     trained = trained_parameters(model)
     if tensors.keys() != trained.keys():
         odd = sorted(tensors.keys() ^ trained.keys())[:5]

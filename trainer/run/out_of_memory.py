@@ -25,8 +25,8 @@ from profiles.plan import Plan
 from profiles.shortage import Shortage
 from profiles.text import argument, operand
 from trainer.hardware import room, versions
-from trainer.model.families.llava_sam.model import Lisa
 from trainer.model.footprint import component_of
+from trainer.model.segmentation_model import SegmentationModel
 
 FOLDER, REPORT, ANSWER = "out-of-memory", "shortage.json", "answer.json"
 # cudaErrorMemoryAllocation: raised bare by what asks the driver past the allocator.
@@ -49,9 +49,9 @@ def is_shortage(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "CUBLAS_STATUS_ALLOC_FAILED" in str(error)
 
 
-def components(model: Lisa, optimizer: torch.optim.Optimizer) -> dict[str, int]:
+def components(model: SegmentationModel, optimizer: torch.optim.Optimizer) -> dict[str, int]:
     """Bytes of tensors on the card by what they are, in the forecast's words."""
-    held = [(component_of(name, tensor), tensor) for name, tensor in model.on_card()]
+    held = [(component_of(model, name, tensor), tensor) for name, tensor in model.on_card()]
     held += [("gradients", p.grad) for p in model.parameters() if p.grad is not None]
     state = [value for of in optimizer.state.values() for value in of.values()]
     held += [("optimizer state", value) for value in state if isinstance(value, Tensor)]
@@ -67,7 +67,7 @@ def write_down(
     folder: Path,
     plan: Plan,
     error: BaseException,
-    reached: tuple[int, Lisa, torch.optim.Optimizer] | None,
+    reached: tuple[int, SegmentationModel, torch.optim.Optimizer] | None,
     before: tuple[int, int] | None,
 ) -> Path:
     """Leave in the run folder what is known of an out-of-memory error; where it lies.
