@@ -25,11 +25,6 @@ TrainedPart = Literal[
 ]
 
 
-Quantizable = Literal[
-    "llama", "clip", "sam_encoder", "mask_decoder", "text_hidden_fcs", "projector"
-]
-
-
 MOST = 1_000_000  # of anything counted: more is a slip, and would take memory before training
 
 

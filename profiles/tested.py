@@ -277,7 +277,7 @@ def _ends_inside_a_line(handle: int) -> bool:
     return os.read(handle, 1) != b"\n"
 
 
-_SAME = ("device", "processes", "quantization", "quantized_parts", "optimizer", "compile")
+_SAME = ("device", "processes", "quantization", "optimizer", "compile")
 # All that `needs_no_more` looks at; whatever else a plan has, it says the same of it.
 _LOOKED_AT = (
     *_SAME, "dtype", "model", "lora", "train", "micro_batch", "checkpointed_layers",
