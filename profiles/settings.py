@@ -18,6 +18,8 @@ LoraTargets = Literal["qv", "attention", "all-linear"]
 
 
 Quantization = Literal["nf4", "int8", "none"]
+# Bytes of one stored weight, its share of the scales included.
+STORED_BYTES: dict[Quantization, float] = {"nf4": 4.127 / 8, "int8": 1.0, "none": 2.0}
 
 
 TrainedPart = Literal[

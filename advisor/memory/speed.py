@@ -16,10 +16,10 @@ from pathlib import Path
 
 from profiles.gpus import GpuProfile, gpus
 from profiles.plan import Plan
+from profiles.settings import STORED_BYTES
 
 SPEED_FILE = Path(__file__).resolve().parents[2] / "profiles" / "speed.json"
 REFERENCE = "h100-sxm-80gb"
-BYTES_PER_WEIGHT = {"nf4": 4.127 / 8, "int8": 1.0, "none": 2.0}
 # Forward products of one picture, 2 FLOP a weight and position (ViT-H at 4096, ViT-L at 577).
 ENCODER_FLOPS = {"sam": 2 * 632e6 * 4096, "clip": 2 * 303e6 * 577}
 
@@ -70,7 +70,7 @@ def paper(plan: Plan, text_tokens: int, gpu: GpuProfile) -> Paper:
     flops = 2 * tokens * weights * passes + attention * (passes + 1.5 * llama.layers)
     online = (flop for name, flop in ENCODER_FLOPS.items() if name not in plan.cached_encoders)
     flops += plan.micro_batch * sum(online)
-    stored = BYTES_PER_WEIGHT[plan.quantization]
+    stored = STORED_BYTES[plan.quantization]
     widened = 0.0 if plan.quantization == "none" else weights * passes * (stored + 2 + 2)
     bandwidth = gpu.bandwidth_gb_s * 1e9
     moved = tokens * passes * (8 * llama.hidden + 3 * llama.intermediate) * 2
