@@ -16,9 +16,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from profiles.levers import needs_no_more
 from profiles.models import model_profile
 from profiles.plan import Plan
-from profiles.tested import needs_no_more
 
 GRID_FILE = Path(__file__).with_name("grid.jsonl")
 MICRO_BATCHES = (1, 4, 20)

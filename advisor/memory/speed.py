@@ -16,10 +16,10 @@ from pathlib import Path
 
 from profiles.gpus import GpuProfile, gpus
 from profiles.plan import Plan
+from profiles.settings import STORED_BYTES
 
 SPEED_FILE = Path(__file__).resolve().parents[2] / "profiles" / "speed.json"
 REFERENCE = "h100-sxm-80gb"
-BYTES_PER_WEIGHT = {"nf4": 4.127 / 8, "int8": 1.0, "none": 2.0}
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def paper(plan: Plan, text_tokens: int, gpu: GpuProfile) -> Paper:
     encoders = plan.profile.encoders.items()
     online = (facts.flops for name, facts in encoders if name not in plan.cached_encoders)
     flops += plan.micro_batch * sum(online)
-    stored = BYTES_PER_WEIGHT[plan.quantization]
+    stored = STORED_BYTES[plan.quantization]
     widened = 0.0 if plan.quantization == "none" else weights * passes * (stored + 2 + 2)
     bandwidth = gpu.bandwidth_gb_s * 1e9
     moved = tokens * passes * (8 * llama.hidden + 3 * llama.intermediate) * 2

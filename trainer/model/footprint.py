@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from profiles.levers import next_relief
 from profiles.plan import Plan
 from profiles.sizes import gib
 from trainer.model.build import build
@@ -73,24 +74,10 @@ def check_fits(plan: Plan, tokenizer: ConversationTokenizer, usable: int, host_u
         raise DoesNotFit(
             f"the plan needs at least {gib(total)} on the card before any activation ({parts}); "
             f"{gib(usable)} are free\n"
-            f"    hint: {_hint(plan)}"
+            f"    hint: {next_relief(plan)}"
         )
     if host > host_usable:
         raise DoesNotFit(
             f"the plan keeps {gib(host)} in host memory, and {gib(host_usable)} are available\n"
             "    hint: lower host_layers, or set host_embeddings=false"
         )
-
-
-def _hint(plan: Plan) -> str:
-    """The next lever for the weights, the cheapest first."""
-    encoders = plan.profile.encoders
-    if set(plan.cached_encoders) != set(encoders):
-        return f"--set cached_encoders={','.join(encoders)} keeps both encoders off the card"
-    if {"head", "embeddings"} & set(plan.train):
-        return "train token_rows instead of the whole embedding and head"
-    if not plan.host_embeddings:
-        return "--set host_embeddings=true"
-    if plan.quantization == "none":
-        return "--set quantization=nf4"
-    return "--set checkpointed_layers=all --set host_layers=N keeps N decoder layers in host memory"

@@ -34,11 +34,6 @@ MaskT = TypeVar("MaskT", Tensor, npt.NDArray[Any])
 """A torch tensor (any device) or a numpy array; both masks of a pair are of one kind."""
 
 
-def predicted_mask(logits: MaskT) -> MaskT:
-    """Boolean mask ``logits > 0``, shape kept; the logits are already at the original size."""
-    return logits > 0
-
-
 def intersection_union(pred: MaskT, target: MaskT) -> tuple[int, int]:
     """Pixel counts of intersection and union over the pixels that are scored.
 

@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 from pydantic import TypeAdapter, ValidationError
 
 from profiles.files import read_regular, reason, write_whole
+from profiles.levers import MAY_CHANGE_ON_RESUME
 from profiles.plan import Plan
 from profiles.text import one_line
 from trainer.data.contents import Contents
@@ -32,11 +33,6 @@ PICTURES = "{} pictures"
 _PICTURES = tuple(map(PICTURES.format, ("train", "val")))
 LAST, DAMAGED = "last", "damaged"
 SHOWN = 5  # changed items
-# What a run may go on with otherwise than it began: it learns the same from the same samples.
-MAY_CHANGE = frozenset({
-    "quantization", "compile", "host_embeddings", "host_layers", "micro_batch", "accumulation",
-    "checkpointed_layers", "processes", "workers", "allocator", "cached_encoders", "weights",
-})  # fmt: skip
 
 
 class CannotResume(ValueError):
@@ -194,7 +190,7 @@ def check_plan(now: Plan, before: Plan) -> list[str]:
     old, new = (_flat(plan.model_dump(mode="json")) for plan in (before, now))
     changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     lines = {name: f"{name}: {old.get(name)} -> {new.get(name)}" for name in changed}
-    refused = [line for name, line in lines.items() if name not in MAY_CHANGE]
+    refused = [line for name, line in lines.items() if name not in MAY_CHANGE_ON_RESUME]
     if refused:
         listed = "\n    ".join(refused)
         raise CannotResume(

@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from profiles.levers import MAY_CHANGE_ON_RESUME
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
 from trainer.cli.train import app
@@ -31,7 +32,6 @@ from trainer.reporter import Reporter
 from trainer.run import checkpoint
 from trainer.run import run as loop
 from trainer.run.resume import (
-    MAY_CHANGE,
     CannotResume,
     Keeping,
     Started,
@@ -359,4 +359,4 @@ def test_a_plan_that_no_longer_fits_is_told_how_a_resume_changes_it(
     monkeypatch.setattr("trainer.run.run.Run", full)
     told = CliRunner().invoke(app, ["--resume", str(tmp_path)])
     assert told.exit_code == 1 and f"or set what the error names in {tmp_path}" in told.output
-    assert "host_embeddings" in MAY_CHANGE
+    assert "host_embeddings" in MAY_CHANGE_ON_RESUME
