@@ -55,12 +55,13 @@ class Trained:
     def _check_base(self, folder: Path) -> None:
         """Raise CheckpointError if what was trained lay over other base weights than these."""
         from trainer.model.weights import weight_source
-        from trainer.run import checkpoint
+        from trainer.run.checkpoint import CheckpointError
+        from trainer.run.checkpoint_files import read_facts
 
-        base = checkpoint.read_facts(folder).get("base")
+        base = read_facts(folder).get("base")
         here = weight_source(self.plan).fingerprint
         if base not in (None, here):
-            raise checkpoint.CheckpointError(
+            raise CheckpointError(
                 f"{folder}: was trained over base weights {base}, here are {here}\n"
                 "    hint: --set weights=FOLDER names the folder that it was trained with"
             )

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from profiles.plan import Plan
     from trainer.data.formats.reasonseg import Item
     from trainer.data.mixture import MixedSets
-    from trainer.run.resume import Started
+    from trainer.run.started import Started
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,8 @@ def _checked(run: Beginning, data: Data) -> tuple[Beginning, Path | None]:
     """
     from profiles.plan import Plan
     from trainer.data.contents import Contents
-    from trainer.run.resume import check_plan, digests, resumable, settled
+    from trainer.run.data_digests import digests, settled
+    from trainer.run.resume import check_plan, resumable
 
     started = replace(run.started, left_out=data.left_out)
     contents = Contents(started.data, started.cache, Plain(patience=10))
@@ -134,7 +135,7 @@ def go_on(folder: Path, data: Path | None, cache: Path | None, keeping: Mapping[
     """
     from trainer.parallel.launch import is_main
     from trainer.run.out_of_memory import remove_unfinished
-    from trainer.run.resume import Started
+    from trainer.run.started import Started
 
     Started.read(folder)  # a folder that holds no run is refused, and left as it is
     with held(folder) if is_main() else nullcontext():
@@ -147,7 +148,7 @@ def go_on(folder: Path, data: Path | None, cache: Path | None, keeping: Mapping[
 def _go_on(folder: Path, data: Path | None, cache: Path | None, keeping: Mapping[str, Any]) -> None:
     from profiles.plan import Plan
     from profiles.skipping import announce
-    from trainer.run.resume import Started
+    from trainer.run.started import Started
 
     started = Started.read(folder)
     started = replace(
@@ -192,7 +193,8 @@ def worker(
     """One of the processes that lisa-train starts: the plan and all else lie in the run folder."""
     from profiles.plan import Plan
     from trainer.run.out_of_memory import OutOfMemory
-    from trainer.run.resume import Started, resumable
+    from trainer.run.resume import resumable
+    from trainer.run.started import Started
 
     with user_errors():
         plan, started = Plan.read(folder / "plan.json"), Started.read(folder)

@@ -133,7 +133,7 @@ def train(
             return go_on(resume, data_dir, cache_dir, keeping)
     from profiles.settings import Lora
     from profiles.skipping import announce, read_most
-    from trainer.run.resume import Keeping, Started
+    from trainer.run.started import Keeping, Started
 
     with user_errors():
         assignments += set_ or []

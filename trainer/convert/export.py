@@ -28,7 +28,8 @@ from trainer.model.adapters import merged
 from trainer.model.build import TORCH_DTYPES, read_tokenizer
 from trainer.model.families.llava_sam.names import EMBEDDING, HEAD
 from trainer.model.weights import FolderWeights, WeightsError, canonical_name, model_folder
-from trainer.run.checkpoint import MANIFEST, altered, read_facts, read_trained, seal, verify
+from trainer.run.checkpoint import read_trained, verify
+from trainer.run.checkpoint_files import MANIFEST, altered, read_facts, seal
 from trainer.run.folder import TRAINED
 
 CPU = torch.device("cpu")

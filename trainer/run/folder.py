@@ -19,11 +19,13 @@ from trainer.parallel.launch import is_main
 
 LATEST = Path("runs/latest")  # as in trained_model.py, which finds the last of that name
 TRAINED = "trained.safetensors"  # in every checkpoint and export
+STATE = "state.safetensors"  # in every checkpoint to resume from
+LAST = "last"  # the newest checkpoint to resume from
 RECORD, SUMMARY, OVERLAY = "run.json", "summary.json", "overlay.png"
 # What a start writes before its run.json, and all that is ever written whole into a run folder.
 BEFORE = (LOCK, HOLDER, "plan.json", "advice.json", "skipped.txt")
 FILES = (*BEFORE, RECORD, "metrics.jsonl", "versions.json", SUMMARY, OVERLAY)
-WORK = ("last", "out-of-memory")  # what a start that fails must not take with it
+WORK = (LAST, "out-of-memory")  # what a start that fails must not take with it
 
 
 @contextmanager

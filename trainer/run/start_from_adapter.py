@@ -26,7 +26,8 @@ from trainer.model.build import build, read_tokenizer
 from trainer.model.families.llava_sam.model import Lisa
 from trainer.model.families.llava_sam.names import CLIP, ROWS
 from trainer.model.weights import ShapesAlone, weight_source
-from trainer.run.checkpoint import read_facts, read_trained, trained_parameters, verify
+from trainer.run.checkpoint import read_trained, trained_parameters, verify
+from trainer.run.checkpoint_files import read_facts
 from trainer.run.folder import TRAINED
 
 SHOWN = 3  # names of tensors

@@ -49,6 +49,24 @@ def predict(
     ]
 
 
+def evaluate_together(
+    model: Lisa,
+    samples: SampleSet,
+    tokenizer: LisaTokenizer,
+    accelerator: Accelerator,
+    reporter: Reporter,
+) -> MaskScores:
+    """Scores of all samples; each process evaluates its share of them."""
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    share = list(range(rank, len(samples), processes))
+    scores = evaluate(model, samples, share, tokenizer, accelerator, reporter)
+    if processes == 1:
+        return scores
+    from accelerate.utils import gather_object
+
+    return MaskScores.from_rows(gather_object(scores.rows()))
+
+
 def evaluate(
     model: Lisa,
     samples: SampleSet,

@@ -1,4 +1,4 @@
-"""Data workers: their end, their errors, and what is said of both."""
+"""Data workers: how they end, and how their errors are reported."""
 
 from __future__ import annotations
 
@@ -16,9 +16,6 @@ from trainer.parallel.launch import end_with_parent
 FROM_WORKER = "Original Traceback"  # torch puts it into an error that a data worker raised
 
 
-MOST_WORKERS_LOST = 2  # in one process: after that, something is wrong that stays
-
-
 class WorkerEnded(RuntimeError):
     """A data worker that was ended from outside; says how the run goes on."""
 
@@ -28,10 +25,10 @@ def end_with_run(number: int) -> None:
     end_with_parent()
 
 
-def told_plainly(loader: DataLoader[Any], run: Path) -> Iterator[Batch]:
+def without_traceback(loader: DataLoader[Any], run: Path) -> Iterator[Batch]:
     """The loader's batches; an error in a data worker without that worker's traceback."""
     try:
-        yield from _begun(loader)
+        yield from _iterator(loader)
     except Exception as error:
         # One that is gone is found by torch, or by what it was handing over just then.
         lost = isinstance(error, ConnectionError | EOFError) and FROM_WORKER not in str(error)
@@ -46,7 +43,7 @@ def told_plainly(loader: DataLoader[Any], run: Path) -> Iterator[Batch]:
         raise
 
 
-def _begun(loader: DataLoader[Any]) -> Iterator[Batch]:
+def _iterator(loader: DataLoader[Any]) -> Iterator[Batch]:
     """The loader's iterator.
 
     torch would have a worker's death raise wherever this process is, even in the middle of an

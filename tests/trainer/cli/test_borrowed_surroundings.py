@@ -27,7 +27,8 @@ from trainer.convert.convert import Shards
 from trainer.data.feature_cache import FeatureCache
 from trainer.data.synthetic.dataset import write_dataset
 from trainer.parallel.launch import without_leftovers
-from trainer.run import checkpoint
+from trainer.run import checkpoint, write_failure
+from trainer.run.write_failure import NotWritten
 
 HOMES = ("HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME", "HF_HOME", "TRITON_CACHE_DIR")
 
@@ -234,7 +235,7 @@ def saved(folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> st
         raise error
 
     monkeypatch.setattr(checkpoint, "save_file", fails)
-    with pytest.raises(checkpoint.NotWritten) as ended:
+    with pytest.raises(NotWritten) as ended:
         checkpoint.save(folder, torch.nn.Linear(2, 2), tiny_plan(), {}, {"a": torch.ones(2)})
     assert not list(folder.parent.glob(".last-*"))
     return str(ended.value)
@@ -272,8 +273,8 @@ def test_a_disk_without_inodes_is_not_called_full(
 ) -> None:
     counts = SimpleNamespace(f_files=1000, f_favail=0)
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage)
-    monkeypatch.setattr(checkpoint.os, "statvfs", lambda path: counts)
+    monkeypatch.setattr(write_failure.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(write_failure.os, "statvfs", lambda path: counts)
     said = saved(tmp_path / "run" / "last", monkeypatch, os_error(errno.ENOSPC))
     assert "no inode is free" in said and "delete files" in said
     counts.f_files = 0  # a file system that counts none, such as btrfs

@@ -32,7 +32,7 @@ from trainer.cli.console import next_steps
 from trainer.data.findings import DataError
 from trainer.data.formats.reasonseg import read_split
 from trainer.data.synthetic.dataset import write_dataset
-from trainer.run.resume import Keeping, Started
+from trainer.run.started import Keeping, Started
 
 ODD = ["-run x", "a'b", "$x", "two\nlines", "--help", "*", "y[/a]", "桌子"]
 FEW = ["--set", "tokens.max_new_tokens=2"]

@@ -20,7 +20,8 @@ from trainer.data import contents
 from trainer.data.contents import Contents
 from trainer.data.formats.reasonseg import read_split
 from trainer.data.mixture import read_training
-from trainer.run.resume import CannotResume, Started, check_data, digests, settled
+from trainer.run.data_digests import check_data, digests, settled
+from trainer.run.started import CannotResume, Started
 
 
 @pytest.fixture

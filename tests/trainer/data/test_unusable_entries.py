@@ -33,7 +33,8 @@ from trainer.data.images import read_image
 from trainer.data.importing.importer import Imported, import_annotations
 from trainer.data.mixture import READERS, MixedSets, read_training
 from trainer.data.polygons import IGNORE, paint_mask
-from trainer.run.resume import CannotResume, Started, check_data, digests
+from trainer.run.data_digests import check_data, digests
+from trainer.run.started import CannotResume, Started
 
 OUTLINE = {"segmentation": [[10, 10, 29, 10, 29, 24, 10, 24]]}
 

@@ -31,7 +31,7 @@ from trainer.model.weights import FolderWeights, packaged_folder
 from trainer.run import checkpoint
 from trainer.run import start_from_adapter as starting
 from trainer.run.folder import TRAINED
-from trainer.run.resume import Started
+from trainer.run.started import Started
 
 CPU = torch.device("cpu")
 BEFORE = Path(__file__).parent / "before_peft"  # a run and an export of 0.1.0 before PEFT

@@ -18,8 +18,9 @@ from profiles.files import Held, held, is_vacant, sweep, write_whole
 from tests.conftest import PHOTOS, tiny_plan
 from trainer.atomic_folder import placed
 from trainer.cli.train import app
+from trainer.run.data_digests import digests
 from trainer.run.folder import is_complete, new_run
-from trainer.run.resume import Started, digests
+from trainer.run.started import Started
 
 HOLD = """
 import sys, time

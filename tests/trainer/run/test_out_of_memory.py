@@ -28,7 +28,8 @@ from trainer.run import run as loop
 from trainer.run import validation
 from trainer.run.checkpoint import CheckpointError
 from trainer.run.out_of_memory import is_shortage
-from trainer.run.resume import CannotResume, Keeping, Started, check_plan
+from trainer.run.resume import check_plan
+from trainer.run.started import CannotResume, Keeping, Started
 
 # Runs lisa-train with an error planted; the process that takes its place is a plain one.
 PLANTED = """

@@ -30,17 +30,12 @@ from trainer.model.footprint import DoesNotFit
 from trainer.reporter import Reporter
 from trainer.run import checkpoint
 from trainer.run import run as loop
-from trainer.run.resume import (
-    MAY_CHANGE,
-    CannotResume,
-    Keeping,
-    Started,
-    check_data,
-    digests,
-    resumable,
-)
+from trainer.run.data_digests import check_data, digests
+from trainer.run.resume import MAY_CHANGE, resumable
 from trainer.run.run import Interrupted, Run
+from trainer.run.started import CannotResume, Keeping, Started
 from trainer.run.workers import WorkerEnded
+from trainer.run.write_failure import NotWritten
 
 ROOT = PHOTOS.parents[1]
 QUIET = Reporter(lambda text: None, lambda what, done, total: None)
@@ -260,7 +255,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(
         real(tensors, path)
 
     monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(checkpoint.NotWritten, match=r"disk is full: \d+ MiB needed.*\n.*--resume"):
+    with pytest.raises(NotWritten, match=r"disk is full: \d+ MiB needed.*\n.*--resume"):
         run.train()
     assert checkpoint.damage(tmp_path / "last") == ""
     assert not list(tmp_path.glob(".last-*"))

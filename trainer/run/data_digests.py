@@ -1,0 +1,112 @@
+"""Digests of a run's data, so that --resume goes on only with the same data."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from profiles.text import one_line
+from trainer.data.contents import Contents
+from trainer.data.formats.reasonseg import Item, ReasoningPicture
+from trainer.data.mixture import MixedSets
+from trainer.data.pictures import DataSet
+from trainer.run.folder import LAST, RECORD
+from trainer.run.started import CannotResume, Digests, Started
+
+PICTURES = "{} pictures"
+
+
+_PICTURES = tuple(map(PICTURES.format, ("train", "val")))
+
+
+SHOWN = 5  # changed items
+
+
+def digests(
+    train: Sequence[Item] | MixedSets,
+    val: Sequence[Item],
+    left_out: Collection[str] = (),
+    contents: Contents | None = None,
+) -> Digests:
+    """What tells the data from others: by split, of each item; and of its pictures, by their paths.
+
+    Of a mixture the number of its draws and what is broken and `left_out`, as mending it would
+    change every draw; of its data sets the pictures' names and sizes in their order, and of its
+    ReasonSeg the pictures themselves.
+    """
+    contents = contents or Contents()
+    found: Digests = {"train": {}, "val": dict(map(_digest, val)), PICTURES.format("train"): {}}
+    if isinstance(train, MixedSets):
+        found["train"] = {"mixture": str(len(train))} | dict.fromkeys(sorted(left_out), "left out")
+        sets = [one for kind in train.kinds for one in kind]
+        own = [
+            one.image_path
+            for data in sets
+            for one in data.pictures
+            if isinstance(one, ReasoningPicture)
+        ]
+        found[PICTURES.format("train")] = dict(map(_set_digest, sets))
+    else:
+        found["train"] = dict(map(_digest, train))
+        own = [item.image_path for item in train]
+    found[PICTURES.format("train")] |= contents.of(own)
+    found[PICTURES.format("val")] = contents.of([item.image_path for item in val])
+    return found
+
+
+def _digest(item: Item) -> tuple[str, str]:
+    """As earlier versions have it: of the annotation's bytes and the picture's size."""
+    annotation = hashlib.sha256(item.json_path.read_bytes())
+    annotation.update(repr((item.explanations, item.image_path.stat().st_size)).encode())
+    return item.name, annotation.hexdigest()[:16]
+
+
+def _set_digest(data: DataSet) -> tuple[str, str]:
+    told = hashlib.sha256()
+    for one in data.pictures:
+        told.update(repr((one.name, one.image_path.stat().st_size)).encode())
+    return f"{data.name}: {len(data.pictures)} pictures", told.hexdigest()[:16]
+
+
+def settled(before: Started, now: Digests, folder: Path) -> Started:
+    """The run with what its data are. Raises CannotResume where it began with others.
+
+    A run that died before these were written down has trained nothing that could contradict them.
+    """
+    trained = any(folder.glob(f"{LAST}*")) or (folder / "best").exists()
+    if not before.digests and not trained:
+        return replace(before, digests=now)
+    check_data(before, now)
+    return replace(before, digests=now | before.digests)  # an earlier version's know no pictures
+
+
+def check_data(before: Started, now: Digests) -> None:
+    """Raise CannotResume, item by item, if the data are others than the run began with.
+
+    Of pictures a run of an earlier version knows the sizes alone, in its items' digests.
+    """
+    if not before.digests:
+        raise CannotResume(f"{before.data}: {RECORD} does not say what data this run began with\n"
+                           "    hint: begin a new run")  # fmt: skip
+    lines = []
+    for split, items in now.items():
+        if split not in before.digests and split in _PICTURES:
+            continue
+        known = before.digests.get(split, {})
+        changed = [name for name in items if known.get(name) != items[name]]
+        gone = [name for name in known if name not in items]
+        for what, names in (("changed or new", changed), ("gone", gone)):
+            if names:
+                shown = ", ".join(map(one_line, names[:SHOWN])) + (
+                    " …" if len(names) > SHOWN else ""
+                )
+                lines.append(f"{split}: {len(names)} {what}: {shown}")
+    if lines:
+        listed = "\n    ".join(lines)
+        raise CannotResume(
+            f"{before.data}: not the data that this run began with\n    {listed}\n"
+            "    hint: put them back as they were; if they were moved, --data-dir DIR names their "
+            "folder; or begin a new run"
+        )

@@ -1,0 +1,79 @@
+"""What a run was started with, kept in its run.json for --resume."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+from pydantic import TypeAdapter, ValidationError
+
+from profiles.files import read_regular, reason, write_whole
+from trainer.run.folder import LAST, RECORD
+
+# split -> item -> digest of its annotation and its picture's size;
+# split's pictures -> path, or data set -> digest of the content, or of its pictures' sizes
+Digests: TypeAlias = dict[str, dict[str, str]]
+
+
+class CannotResume(ValueError):
+    """A run that cannot go on as it was; says what is in the way."""
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """When a run saves, how many checkpoints it can go on from, and whom it waits for."""
+
+    minutes: float = 10.0  # between two checkpoints, so that a kill costs that much at most
+    steps: int | None = None  # the same in optimizer steps
+    checkpoints: int = 2
+    wait_minutes: float = 0.0  # for memory that other processes took
+
+    def earlier(self, folder: Path) -> list[Path]:
+        """Where the checkpoints before the last one lie in a run folder, the newer first."""
+        return [folder / f"{LAST}-{n}" for n in range(1, self.checkpoints)]
+
+
+USUAL = Keeping()
+
+
+@dataclass(frozen=True)
+class Started:
+    """Where a run's data and caches are, what its data were, and how it was asked for."""
+
+    data: Path
+    cache: Path
+    digests: Digests
+    keeping: Keeping = USUAL
+    pinned: tuple[str, ...] = ()  # settings that the user named
+    environment: dict[str, str] = field(default_factory=dict)  # such as which card
+    skip_broken: int = 0  # entries of the data that may be left out
+    left_out: tuple[str, ...] | None = None  # those that were, by their paths from `data`
+    adapter: Path | None = None  # what the training starts from, before its first checkpoint
+
+    def write(self, folder: Path) -> None:
+        """Into the run folder."""
+        folders = {"data": self.data, "cache": self.cache, "adapter": self.adapter}
+        document = asdict(self) | {k: v and str(v.resolve()) for k, v in folders.items()}
+        text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+        write_whole(folder / RECORD, text)
+
+    @classmethod
+    def read(cls, folder: Path) -> Started:
+        """From a run folder. Raises CannotResume."""
+        try:
+            return TypeAdapter(cls).validate_json(read_regular(folder / RECORD))
+        except ValidationError as error:
+            what = error.errors(include_url=False, include_input=False)[0]["msg"]
+            raise CannotResume(
+                f"{folder / RECORD}: damaged ({what})\n"
+                "    hint: no run to go on with; begin a new one"
+            ) from None
+        except OSError as error:
+            what = f"no run to go on with ({RECORD}: {reason(error)})"
+            if not folder.is_dir():
+                what = "is a file" if folder.exists() else "no such folder"
+            raise CannotResume(
+                f"{folder}: {what}\n    hint: --resume names the --output-dir of a lisa-train run"
+            ) from None
