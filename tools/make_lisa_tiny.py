@@ -27,7 +27,13 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from profiles.models import model_profile
 from trainer.batch import Batch
-from trainer.data.synthetic.questions import HELD_OUT, KINDS, PRETRAINING, ask, sample_texts
+from trainer.data.synthetic.questions import (
+    HELD_OUT,
+    KINDS,
+    PRETRAINING,
+    make_questions,
+    sample_texts,
+)
 from trainer.data.synthetic.scenes import COLOURS, FORMS, TEXTURES, Scene, draw_scene
 from trainer.frame import frame_mask
 from trainer.losses import IGNORE_LABEL, mask_bce_per_mask, mask_dice_per_mask
@@ -110,7 +116,7 @@ class Scenes(IterableDataset):
         rng = np.random.default_rng([self.seed, worker.id if worker else 0])
         while True:
             scene = draw_scene(rng, PROFILE.sam.image_pixels)
-            questions = ask(rng, scene, self.kinds, self.split)
+            questions = make_questions(rng, scene, self.kinds, self.split)
             if questions:
                 yield self.example(rng, scene, questions)
 

@@ -22,11 +22,7 @@ from trainer.answer.question import Question
 
 # What `write_pictures` writes: asked about a folder twice, its own answers are no questions.
 WRITTEN = re.compile(r"(.+?)(?:-\d+)?\.(?:mask(?:-\d+)?|overlay)\.png")
-
-
 NAMED = 8  # of the files that are passed over
-
-
 _LONGEST_STEM = 200  # bytes: systems take names of 255, and -12.mask-3.png comes behind
 
 

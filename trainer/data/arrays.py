@@ -8,9 +8,5 @@ import numpy as np
 from numpy.typing import NDArray
 
 FloatArray: TypeAlias = NDArray[np.float64]
-
-
 ByteArray: TypeAlias = NDArray[np.uint8]
-
-
 Size: TypeAlias = tuple[int, int]

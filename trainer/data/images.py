@@ -15,24 +15,14 @@ from trainer.data.findings import DataError, Report
 T = TypeVar("T")
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-
-
 LONGEST_SIDE = 65_535  # pixels; JPEG knows no longer one
-
-
 # Judged by content, not by extension: pictures gathered from the web often carry a wrong one.
 _IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "AVIF")
-
-
 # Public dialogues are about some GIFs called .jpg. Their first frame is taken; as outlines may be
 # of another one, pictures with outlines are no GIFs.
 _ALL_FORMATS = (*_IMAGE_FORMATS, "GIF")
-
-
 # Pillow refuses a whole PNG for a colour profile or text beyond 1 MiB, as editors write it.
 PngImagePlugin.MAX_TEXT_CHUNK = 64 << 20
-
-
 # Names of pictures, in any case; those of formats that are not read too, so that this is said.
 PICTURE_SUFFIXES = frozenset(
     (*IMAGE_SUFFIXES, ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".apng", ".webp", ".bmp", ".dib",

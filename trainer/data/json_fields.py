@@ -11,8 +11,6 @@ from profiles.text import brief, is_text
 from trainer.data.findings import Report
 
 T = TypeVar("T")
-
-
 # Of ReasonSeg's and LabelMe's files, which hold one picture's polygons (LabelMe's a copy of it).
 LARGEST_FILE = 64 << 20  # bytes
 

@@ -12,12 +12,8 @@ from trainer.data.arrays import ByteArray, FloatArray, Size
 from trainer.data.findings import Report
 
 TARGET, IGNORE = 1, 255
-
-
 # Far beyond any picture Pillow agrees to open, and safe in OpenCV's fixed-point arithmetic.
 _LARGEST_COORDINATE = 1_000_000
-
-
 # Every visit to a sample paints its mask again, and OpenCV takes minutes over an outline that
 # crosses itself everywhere. In nanoseconds, roughly.
 _MOST_PAINTING = 1_000_000_000

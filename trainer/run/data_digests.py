@@ -16,11 +16,7 @@ from trainer.run.folder import LAST, RECORD
 from trainer.run.started import CannotResume, Digests, Started
 
 PICTURES = "{} pictures"
-
-
 _PICTURES = tuple(map(PICTURES.format, ("train", "val")))
-
-
 SHOWN = 5  # changed items
 
 

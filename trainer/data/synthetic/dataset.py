@@ -24,10 +24,10 @@ from trainer.data.synthetic.questions import (
     KINDS,
     PRETRAINING,
     REASONING,
-    Question,
+    SyntheticQuestion,
     all_words,
-    ask,
     check_request,
+    make_questions,
     sample_texts,
 )
 from trainer.data.synthetic.scenes import Scene, Shape, draw_scene
@@ -40,11 +40,11 @@ __all__ = [
     "PRETRAINING",
     "REASONING",
     "SPLITS",
-    "Question",
+    "SyntheticQuestion",
     "Scene",
     "Shape",
     "all_words",
-    "ask",
+    "make_questions",
     "draw_scene",
     "sample_texts",
     "write_dataset",
@@ -83,7 +83,7 @@ def _flag(rng: np.random.Generator, size: int) -> dict[str, Any]:
 
 
 def _annotation(
-    rng: np.random.Generator, scene: Scene, outlines: list[_Polygon], question: Question
+    rng: np.random.Generator, scene: Scene, outlines: list[_Polygon], question: SyntheticQuestion
 ) -> dict[str, Any]:
     """The JSON object of one question."""
     shapes: list[dict[str, Any]] = [
@@ -112,7 +112,11 @@ def _jpeg(image: NDArray[np.uint8]) -> bytes:
 
 
 def _write_scene(
-    folder: Path, rng: np.random.Generator, name: str, scene: Scene, questions: list[Question]
+    folder: Path,
+    rng: np.random.Generator,
+    name: str,
+    scene: Scene,
+    questions: list[SyntheticQuestion],
 ) -> bool:
     """Write each question under its own name; False, with nothing written, for a bad scene."""
     outlines = _polygons(scene)
@@ -141,7 +145,7 @@ def _write_split(
         scene = draw_scene(rng, size)
         # The kinds furthest behind come first, so that the rare ones do not pile up at the end.
         open_kinds = sorted((kind for kind in kinds if wanted[kind]), key=lambda k: -wanted[k])
-        questions = ask(rng, scene, open_kinds, split)[:QUESTIONS_PER_SCENE]
+        questions = make_questions(rng, scene, open_kinds, split)[:QUESTIONS_PER_SCENE]
         if questions and _write_scene(folder, rng, f"{split}_{number:06d}", scene, questions):
             fruitless = 0
             for question in questions:
