@@ -28,10 +28,14 @@ from profiles.splits import NEEDED, located
 from profiles.text import is_text
 from trainer.data.arrays import Size
 from trainer.data.findings import DataError, Finding, Report
+from trainer.data.formats.reasonseg_annotation import (
+    Explanation,
+    read_annotation,
+    read_explanations,
+)
 from trainer.data.images import IMAGE_SUFFIXES, PICTURE_SUFFIXES, load_whole, open_image
-from trainer.data.json_fields import LARGEST_FILE, load_json, read_sentence
 from trainer.data.pictures import Asked, Paint, chooser
-from trainer.data.polygons import TARGET, Budget, Polygon, paint_mask, painted_area, read_points
+from trainer.data.polygons import TARGET, Polygon, paint_mask
 from trainer.data.threads import in_threads
 from trainer.prompts import (
     Turn,
@@ -51,15 +55,8 @@ Progress: TypeAlias = Callable[[str, int, int], None]  # what, how many are done
 _Files: TypeAlias = "tuple[Path, list[Path], list[Path]]"  # of an item: base, pictures, JSON
 _Scanned: TypeAlias = "tuple[list[_Look], list[Finding]]"
 _Read: TypeAlias = Callable[[Image.Image], object]
-_Notes: TypeAlias = "tuple[tuple[str, ...], bool, tuple[Polygon, ...]]"
 
-
-@dataclass(frozen=True)
-class Explanation:
-    """A question that asks for reasons as well, and the answer in words."""
-
-    query: str
-    answer: str
+EXPLANATION_EVERY = 3  # one in this many visits to a training item asks for its explanation
 
 
 @dataclass(frozen=True)
@@ -82,69 +79,6 @@ class _Look(NamedTuple):
     findings: list[Finding]
     size: Size = (0, 0)
     empty: bool = False  # whether no pixel is a target, if that was looked at
-
-
-def _read_shapes(report: Report, value: object, size: Size | None) -> list[Polygon]:
-    """The sound polygons; `flag` shapes are dropped, unchecked."""
-    if not isinstance(value, list):
-        report.add("shapes", value, "a list of {label, points}", "correct the file")
-        return []
-    polygons: list[Polygon] = []
-    budget = Budget()
-    for index, shape in enumerate(value):
-        what = f"shapes[{index}]"
-        fields = shape if isinstance(shape, dict) else {}
-        label = fields.get("label")
-        if isinstance(label, str) and label.lower() == "flag":
-            continue  # a leftover of the annotation tool, which upstream passes over as well
-        if not isinstance(label, str):
-            report.add(f"{what}.label", label, "text", "name the shape 'target' or 'ignore'")
-        points = read_points(report, f"{what}.points", fields.get("points"))
-        if points is None or not isinstance(label, str):
-            continue
-        if size is not None and not budget.covers(report, f"{what}.points", points, size):
-            break
-        polygons.append(Polygon(label, points))
-        if size is not None and painted_area(polygons[-1], *size) == 0:
-            (left, top), (right, bottom) = points.min(axis=0), points.max(axis=0)
-            got = f"x {left:g} to {right:g}, y {top:g} to {bottom:g}, wholly outside"
-            allowed = f"some part within width {size[1]}, height {size[0]}"
-            report.add(f"{what}.points", got, allowed, "redraw it on the upright picture")
-    return polygons
-
-
-def _read_annotation(report: Report, size: Size | None) -> _Notes:
-    """(texts, is_sentence, polygons), as far as sound; a finding for all that is not."""
-    parsed = load_json(report, dict, "{shapes, text, is_sentence}", LARGEST_FILE)
-    if parsed is None:
-        return (), False, ()
-    text, is_sentence = parsed.get("text"), parsed.get("is_sentence")
-    listed = [text] if isinstance(text, str) else text
-    if not isinstance(listed, list) or not listed:
-        report.add("text", text, "a list of one string or more", "write the question")
-        listed = []
-    texts = [read_sentence(report, f"text[{index}]", text) for index, text in enumerate(listed)]
-    if not isinstance(is_sentence, bool):
-        report.add("is_sentence", is_sentence, "true or false", "correct or add it")
-    polygons = _read_shapes(report, parsed.get("shapes"), size)
-    sound = tuple(text for text in texts if text is not None)
-    return sound, is_sentence is True, tuple(polygons)
-
-
-def _read_explanations(report: Report, known: set[str]) -> dict[str, list[Explanation]]:
-    """Explanations by file name of the image, from a file that need not be there."""
-    found: dict[str, list[Explanation]] = {}
-    entries = load_json(report, list, "a list of objects") if report.path.exists() else None
-    for index, entry in enumerate(entries or ()):
-        what, fix = f"[{index}]", "correct the entry or take it out"
-        fields, keys = entry if isinstance(entry, dict) else {}, ("image", "query", "outputs")
-        image, query, answer = (read_sentence(report, f"{what}.{k}", fields.get(k)) for k in keys)
-        if image is not None and image not in known:
-            # Only bare names of files that are there: no way out of the data folder.
-            report.add(f"{what}.image", image, "the file name of an image of this split", fix)
-        elif image is not None and query is not None and answer is not None:
-            found.setdefault(image, []).append(Explanation(query, answer))
-    return found
 
 
 def _locate(root: Path) -> tuple[Path, list[str]]:
@@ -191,7 +125,7 @@ def _look(files: _Files, read: _Read, paint: bool) -> _Look:
     opened = [open_image(Report(path, report.findings, report.entry), read) for path in images]
     # Of two pictures nobody can say which the polygons were drawn on.
     size = opened[0][0] if len(opened) == 1 and opened[0] is not None else None
-    notes = [_read_annotation(Report(path, report.findings, report.entry), size) for path in jsons]
+    notes = [read_annotation(Report(path, report.findings, report.entry), size) for path in jsons]
     if report.findings or size is None:
         return _Look(None, report.findings)
     item = Item(base.name, images[0], jsons[0], *notes[0])
@@ -213,7 +147,7 @@ def _scan(
     if not pairs:
         report.add("folder", None, "pictures, each with its .json", "fetch the split again")
     extra = folder / "explanatory" / f"{split}.json"
-    explanations = _read_explanations(Report(extra, report.findings), known)
+    explanations = read_explanations(Report(extra, report.findings), known)
     looks: list[_Look] = []
     files = [
         (folder / split / name, *pairs[name])
@@ -316,10 +250,6 @@ def _counts(looks: Sequence[_Look]) -> Counts:
         "smallest_image": min(sizes, key=math.prod),
         "largest_image": max(sizes, key=math.prod),
     }
-
-
-# Of a training item with an explanation, one in this many visits asks for it.
-EXPLANATION_EVERY = 3
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ from PIL import Image
 
 from profiles.files import read_regular
 from trainer.data.findings import DataError, Finding, Report
-from trainer.data.formats.coco import Part, paint_parts, read_coco
+from trainer.data.formats.coco import paint_parts, read_coco
+from trainer.data.formats.coco_masks import Part
 from trainer.data.images import IMAGE_SUFFIXES, PICTURE_SUFFIXES, open_image
 from trainer.data.json_fields import load_json
 from trainer.data.picture_paths import PictureSearch

@@ -10,9 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from trainer.data.importing.outlines import Drawing
-from trainer.data.importing.questions_file import (
-    composed,
-)
+from trainer.data.importing.questions_file import composed
 
 FOLDER = "ReasonSeg"
 _NAME_BYTES = 100  # of a picture's and of a label's part in a file name; systems allow 255 in all

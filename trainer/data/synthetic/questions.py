@@ -13,9 +13,7 @@ from typing import Final
 import numpy as np
 
 from trainer.data.synthetic.candidates import CENTRE, MAKERS, MARKS, SIDES, SIZE_WORDS, TIMES
-from trainer.data.synthetic.scene_facts import (
-    EDGES,
-)
+from trainer.data.synthetic.scene_facts import EDGES
 from trainer.data.synthetic.scenes import COLOURS, FORMS, TEXTURES, Scene, draw_scene
 from trainer.data.synthetic.wording import (
     COLOUR_CLUES,
