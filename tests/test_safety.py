@@ -21,7 +21,7 @@ from profiles.files import HOLDER, LOCK
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
 from trainer.answer.trained_model import find
-from trainer.atomic_folder import placed
+from trainer.atomic_folder import atomic_folder
 from trainer.convert.convert import convert
 from trainer.convert.hub import checkpoint_folder
 from trainer.data.feature_cache import BadEntry, FeatureCache, encoder_key, fill_cache
@@ -308,7 +308,7 @@ def test_offline_takes_the_hubs_cache_and_nothing_else(
 
 
 def test_what_is_half_done_is_private(tmp_path: Path) -> None:
-    with placed(tmp_path / "made") as folder:
+    with atomic_folder(tmp_path / "made") as folder:
         (folder / "a").write_text("a")
         (private,) = tmp_path.iterdir()
         assert private.stat().st_mode & 0o077 == 0 and folder.parent == private

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from profiles.plan import Plan
 from profiles.settings import Lora, TrainedPart
-from trainer.atomic_folder import share
+from trainer.atomic_folder import apply_umask
 from trainer.model.families.llava_sam.names import LLAVA, from_adapter, to_adapter
 from trainer.model.weights import legible
 
@@ -46,7 +46,7 @@ def write(
     ).save_pretrained(str(folder))
     ours = {to_adapter(name): value for name, value in trained.items() if name.startswith(LLAVA)}
     save_file(ours, folder / TENSORS, metadata={"format": "pt"})
-    share(folder / TENSORS)
+    apply_umask(folder / TENSORS)
     return {name: value for name, value in trained.items() if not name.startswith(LLAVA)}
 
 

@@ -33,7 +33,7 @@ def _refuse(target: Path) -> None:
         )
 
 
-def share(path: Path) -> None:
+def apply_umask(path: Path) -> None:
     """Give a file the rights that this user gives new ones: safetensors writes for its owner alone.
 
     A model or a cache on a shared machine is for others too, unless the umask says otherwise.
@@ -44,7 +44,7 @@ def share(path: Path) -> None:
 
 
 @contextmanager
-def placed(target: Path) -> Iterator[Path]:
+def atomic_folder(target: Path) -> Iterator[Path]:
     """A folder to write in, which becomes `target` if all goes well and vanishes if not.
 
     What a killed writer of the same target left goes first. Raises FileExistsError, before and

@@ -16,11 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORE_LABEL = -100
-"""Label of a token that is not supervised (the convention of ``F.cross_entropy``)."""
-
-IGNORE_PIXEL = 255
-"""Target value of a pixel that takes no part in the mask losses."""
+from trainer.ignored import IGNORE_LABEL as IGNORE_LABEL
+from trainer.ignored import IGNORE_PIXEL as IGNORE_PIXEL
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def try_segments(plan: Plan, fix: str = "--set allocator=") -> None:
         ) from None
 
 
-def heed_the_plan() -> None:
+def clear_leftover_variables() -> None:
     """Called first: variables that another session left in the shell do not overrule the plan."""
     from trainer.parallel.launch import is_main, without_leftovers
 
@@ -83,7 +83,7 @@ def use_threads(plan: Plan, say: Callable[[str], None]) -> None:
     say(f"CPU threads: {torch.get_num_threads()} (OMP_NUM_THREADS sets another number)")
 
 
-def stay_at_home() -> None:
+def work_offline() -> None:
     """Before torch is imported: neither the network nor a folder of others has a say in this."""
     from profiles.environment import at_home
 

@@ -68,7 +68,7 @@ def _is_answer(path: Path, stems_there: set[str]) -> bool:
                                          path.name.split(".overlay")[0]} & stems_there)  # fmt: skip
 
 
-def passed_over(folder: Path) -> str | None:
+def others_line(folder: Path) -> str | None:
     """A line about what of a folder is not asked about, but for hidden files; None for nothing."""
     asked = set(_pictures(folder))
     left = [p for p in sorted(folder.iterdir()) if p not in asked and p.name[0] != "."]

@@ -13,7 +13,7 @@ from profiles.streams import say, tell
 from profiles.text import one_line
 from trainer.cli.console import ended_politely, reporter, user_errors
 from trainer.cli.segment import planned
-from trainer.process import feature_cache, stay_at_home
+from trainer.process import feature_cache, work_offline
 
 Settings = Annotated[
     list[str] | None,
@@ -46,10 +46,10 @@ def evaluate(
         from profiles.skipping import read_most
         from trainer.answer.questions import question_of
         from trainer.answer.trained_model import find
-        from trainer.data.broken import Leave
+        from trainer.data.broken import SkippedEntries
         from trainer.data.formats.reasonseg import read_split
 
-        leave = Leave(read_most(skip_broken))
+        leave = SkippedEntries(read_most(skip_broken))
         items = read_split(data_dir, split, None, leave)
         for one in leave.left_out:
             tell(f"left out: {one}")
@@ -91,7 +91,7 @@ def export(
 ) -> None:
     """Write what was trained (or, with --merge, the whole model) and a model card to DST."""
     if push is None:
-        stay_at_home()
+        work_offline()
     with user_errors(), ended_politely():
         from trainer.answer.trained_model import find
 

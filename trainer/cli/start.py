@@ -1,4 +1,4 @@
-"""A training from its settled plan on: in this process or several, anew, resumed, or recovered."""
+"""A training, once its plan is final: in one process or several; new, resumed, or recovered."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Beginning:
+class PlannedRun:
     """A run about to be: its plan, its folder, and all that `--resume` will need."""
 
     plan: Plan
@@ -47,22 +47,22 @@ class Data:
     left_out: tuple[str, ...]
 
 
-def begin(run: Beginning) -> None:
+def start_run(run: PlannedRun) -> None:
     """Train in this process, or in as many as the plan has; out of memory, go on afterwards."""
     from trainer.parallel.launch import is_main
 
     try:
-        _begin(run)
+        _prepare_and_train(run)
     except KeyboardInterrupt as error:
         # What says something has saved; else it was before the training, or a second Ctrl-C.
-        raise KeyboardInterrupt(str(error) or _how_to_go_on(run.folder)) from None
+        raise KeyboardInterrupt(str(error) or _how_to_resume(run.folder)) from None
     except typer.Exit as error:
         if is_main() and error.exit_code == EXIT_INTERRUPTED:  # it was the processes' training
-            tell(_how_to_go_on(run.folder))
+            tell(_how_to_resume(run.folder))
         raise
 
 
-def _how_to_go_on(folder: Path) -> str:
+def _how_to_resume(folder: Path) -> str:
     """What to type after an interrupt that came before, or in the middle of, saving."""
     if not (folder / RECORD).exists():
         return "interrupted before anything was written: the same command starts again"
@@ -72,7 +72,7 @@ def _how_to_go_on(folder: Path) -> str:
     return f"interrupted before the training; {again} begins it, with the features built so far"
 
 
-def _begin(run: Beginning) -> None:
+def _prepare_and_train(run: PlannedRun) -> None:
     from trainer.parallel.launch import is_main, must_start_processes, start_processes
     from trainer.run.out_of_memory import OutOfMemory, replace_process
     from trainer.run.resume import resumable
@@ -101,14 +101,14 @@ def _begin(run: Beginning) -> None:
         replace_process(run.folder)
 
 
-def _checked(run: Beginning, data: Data) -> tuple[Beginning, Path | None]:
+def _checked(run: PlannedRun, data: Data) -> tuple[PlannedRun, Path | None]:
     """The run with what its data are, and its checkpoint to go on from, if nothing is in the way.
 
     Raises CannotResume, PlanError, AdapterError.
     """
     from profiles.plan import Plan
     from trainer.data.contents import Contents
-    from trainer.run.data_digests import digests, settled
+    from trainer.run.data_digests import checked_start, digests
     from trainer.run.resume import check_plan, resumable
 
     started = replace(run.started, left_out=data.left_out)
@@ -120,14 +120,16 @@ def _checked(run: Beginning, data: Data) -> tuple[Beginning, Path | None]:
 
             check(started.adapter, run.plan)
         return replace(run, started=replace(started, digests=now)), None
-    started = settled(started, now, run.folder)
+    started = checked_start(started, now, run.folder)
     checkpoint = resumable(run.folder, tell)
     if checkpoint is not None:
         check_plan(run.plan, Plan.read(checkpoint / "plan.json"))
     return replace(run, started=started), checkpoint
 
 
-def go_on(folder: Path, data: Path | None, cache: Path | None, keeping: Mapping[str, Any]) -> None:
+def resume_run(
+    folder: Path, data: Path | None, cache: Path | None, keeping: Mapping[str, Any]
+) -> None:
     """Resume a run in its own folder, with a smaller plan if it ran out of memory.
 
     `keeping`: what is to be otherwise than it began. Raises PlanError, CannotResume,
@@ -142,10 +144,12 @@ def go_on(folder: Path, data: Path | None, cache: Path | None, keeping: Mapping[
         if is_main():
             sweep(folder, FILES)
             remove_unfinished(folder)
-        _go_on(folder, data, cache, keeping)
+        _resume_held(folder, data, cache, keeping)
 
 
-def _go_on(folder: Path, data: Path | None, cache: Path | None, keeping: Mapping[str, Any]) -> None:
+def _resume_held(
+    folder: Path, data: Path | None, cache: Path | None, keeping: Mapping[str, Any]
+) -> None:
     from profiles.plan import Plan
     from profiles.skipping import announce
     from trainer.run.started import Started
@@ -161,14 +165,14 @@ def _go_on(folder: Path, data: Path | None, cache: Path | None, keeping: Mapping
     plan = Plan.read(folder / "plan.json")
     if is_complete(folder):
         return tell(f"{folder}: this run is complete")
-    begin(Beginning(_recovered(plan, folder, started), folder, started, resumes=True))
+    start_run(PlannedRun(_recovered(plan, folder, started), folder, started, resumes=True))
 
 
 def _recovered(plan: Plan, folder: Path, started: Started) -> Plan:
     """The plan to go on with: another one where the run has just run out of memory."""
     from trainer.run import out_of_memory as recovery
 
-    place = recovery.unanswered(folder)
+    place = recovery.unhandled(folder)
     if place is None:
         return plan
     from advisor.fallback import NothingSmaller, fallback
@@ -178,10 +182,10 @@ def _recovered(plan: Plan, folder: Path, started: Started) -> Plan:
     try:
         found = fallback(tried, started.pinned, started.data, started.keeping.wait_minutes, tell)
     except NothingSmaller as error:
-        recovery.answer(place, {"because": str(error)})
+        recovery.write_answer(place, {"because": str(error)})
         raise
     write_whole(folder / "plan.json", found.plan.to_json())
-    recovery.answer(place, found.record())
+    recovery.write_answer(place, found.record())
     tell(f"going on with {found.text}: {found.because}")
     return found.plan
 
@@ -198,14 +202,14 @@ def worker(
 
     with user_errors():
         plan, started = Plan.read(folder / "plan.json"), Started.read(folder)
-        run = Beginning(plan, folder, started, resumes=resumes)
+        run = PlannedRun(plan, folder, started, resumes=resumes)
         try:
             _train(run, _read_data(run), resumable(folder, tell) if resumes else None)
         except OutOfMemory:
             raise typer.Exit(EXIT_OUT_OF_MEMORY) from None
 
 
-def _train(run: Beginning, data: Data, checkpoint: Path | None) -> None:
+def _train(run: PlannedRun, data: Data, checkpoint: Path | None) -> None:
     """Train in this process. Raises OutOfMemory once that is written down."""
     from trainer.parallel.launch import hold, is_main
     from trainer.run import out_of_memory as recovery
@@ -248,7 +252,7 @@ def _train(run: Beginning, data: Data, checkpoint: Path | None) -> None:
             reached = None
             if training is not None:
                 reached = training.step, training.model, training.optimizer.optimizer
-            place = recovery.write_down(folder, plan, error, reached, before)
+            place = recovery.write_report(folder, plan, error, reached, before)
             raise recovery.OutOfMemory(
                 f"out of memory, see {place}; "
                 f"lisa-train --resume {argument(folder)} goes on with less"
@@ -261,12 +265,12 @@ def _train(run: Beginning, data: Data, checkpoint: Path | None) -> None:
             speaker.line(next_steps(folder, started.data))
 
 
-def _read_data(run: Beginning) -> Data:
+def _read_data(run: PlannedRun) -> Data:
     """What is trained and validated on, less what may be left out. Raises DataError.
 
     Whatever the run found to be broken when it began is left out again, and not looked for.
     """
-    from trainer.data.broken import LIST, Leave, told, write_list
+    from trainer.data.broken import LIST, SkippedEntries, left_out_line, write_list
     from trainer.data.findings import DataError
     from trainer.data.formats.reasonseg import read_split
     from trainer.data.mixture import read_training
@@ -274,7 +278,7 @@ def _read_data(run: Beginning) -> Data:
 
     data, plan = run.started.data, run.plan
     known = None if run.started.left_out is None else frozenset(run.started.left_out)
-    leave = Leave(run.started.skip_broken, known=known, root=data)
+    leave = SkippedEntries(run.started.skip_broken, known=known, root=data)
     try:
         train = read_training(data, plan, leave)
         val = read_split(data, "val", plan.max_val_samples, leave)
@@ -287,11 +291,11 @@ def _read_data(run: Beginning) -> Data:
         listed = run.folder / LIST
         run.folder.mkdir(parents=True, exist_ok=True)
         write_list(listed, leave.left_out)
-        tell(told(leave.left_out, listed))
+        tell(left_out_line(leave.left_out, listed))
     return Data(train, val, tuple(sorted(leave.places())))
 
 
-def _write(run: Beginning) -> None:
+def _write(run: PlannedRun) -> None:
     """Into the run folder, what `--resume` needs."""
     run.folder.mkdir(parents=True, exist_ok=True)
     if not run.resumes:

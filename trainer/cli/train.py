@@ -20,10 +20,10 @@ from trainer.cli.console import ended_politely, user_errors
 from trainer.cli.data import check_data_folder, import_, preview, synthesise
 from trainer.cli.options import Settings, SkipBroken, Text
 from trainer.cli.results import evaluate, export
-from trainer.cli.start import Beginning, begin, go_on, worker
+from trainer.cli.start import PlannedRun, resume_run, start_run, worker
 from trainer.exits import fail
 from trainer.parallel.launch import end_with_parent, is_launched, is_under_accelerate, leave_group
-from trainer.process import feature_cache, heed_the_plan, stay_at_home
+from trainer.process import clear_leftover_variables, feature_cache, work_offline
 from trainer.run.folder import LATEST, new_run
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def train(
 ) -> None:
     """Train LISA on ReasonSeg data: by the advisor's plan, or a plan file; settings stay as set."""
     if context.invoked_subcommand not in ("convert", "export"):  # which may be sent to the hub
-        stay_at_home()
+        work_offline()
     if context.invoked_subcommand:
         return
     if check_data is not None:
@@ -130,7 +130,7 @@ def train(
             fail("--resume goes on in the run's own folder: leave --output-dir out")
         _must_be_text({"--data-dir": data_dir, "--cache-dir": cache_dir, "--resume": resume})
         with user_errors():
-            return go_on(resume, data_dir, cache_dir, keeping)
+            return resume_run(resume, data_dir, cache_dir, keeping)
     from profiles.settings import Lora
     from profiles.skipping import announce, read_most
     from trainer.run.started import Keeping, Started
@@ -157,7 +157,7 @@ def train(
                 named = (text.partition("=")[0].partition(".")[0] for text in assignments)
                 pinned = tuple({name.replace("-", "_") for name in named})
                 started = replace(started, pinned=pinned, environment=advice.environment)
-            begin(Beginning(resolved, folder, started, advice))
+            start_run(PlannedRun(resolved, folder, started, advice))
 
 
 @app.command()
@@ -258,7 +258,7 @@ def main() -> None:
     set_streams()
     # On CPUs with AVX512-BF16 it asks for a package that would fetch code from a hub.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    heed_the_plan()
+    clear_leftover_variables()
     if launched := is_launched(os.environ):
         end_with_parent()
     elif is_under_accelerate():

@@ -22,7 +22,7 @@ from profiles.sizes import GIB
 from profiles.text import argument, one_line
 from trainer import adapter_files
 from trainer.answer.trained_model import ORIGIN, Trained
-from trainer.atomic_folder import placed, refuse_taken, share
+from trainer.atomic_folder import apply_umask, atomic_folder, refuse_taken
 from trainer.convert.convert import SHARD_BYTES, Shards, needed_shapes
 from trainer.model.adapters import merged
 from trainer.model.build import TORCH_DTYPES, read_tokenizer
@@ -76,7 +76,7 @@ def export_trained(trained: Trained, target: Path) -> int:
     """
     source = _folder(trained)
     refuse_taken(target)
-    with placed(target) as folder:
+    with atomic_folder(target) as folder:
         # As it was trained, but for the place of the base weights: that is this machine's.
         plan = Plan.read(source / "plan.json")
         portable = plan.model_copy(update={"weights": "default"})
@@ -87,7 +87,7 @@ def export_trained(trained: Trained, target: Path) -> int:
             new_ids = read_tokenizer(trained.plan).new_ids if rows else ()
             rest = adapter_files.write(folder, plan, plan.lora, rest, new_ids)
         save_file(rest, folder / TRAINED)
-        share(folder / TRAINED)
+        apply_umask(folder / TRAINED)
         facts = facts_of(source)
         (folder / "facts.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         seal(folder)  # all but the card, which is the user's to write on
@@ -110,7 +110,7 @@ def export_merged(trained: Trained, target: Path, shard_bytes: int = SHARD_BYTES
     tokenizer = read_tokenizer(plan)
     merge = _Merge(plan, read_trained(source), tokenizer.new_ids)
     dtype = TORCH_DTYPES[plan.dtype]
-    with placed(target) as folder:
+    with atomic_folder(target) as folder:
         shards = Shards(folder, shard_bytes)
         for name, shape in needed_shapes(plan.profile).items():
             value = base.get(name, shape, CPU, torch.float32)

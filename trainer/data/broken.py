@@ -22,16 +22,16 @@ def entries(findings: Sequence[Finding]) -> set[str]:
     return {finding.entry for finding in findings if finding.entry is not None}
 
 
-def can_go(findings: Sequence[Finding], most: int) -> bool:
+def may_be_left_out(findings: Sequence[Finding], most: int) -> bool:
     """Whether all that is broken are entries, and no more than may be left out."""
     return all(one.entry is not None for one in findings) and len(entries(findings)) <= most
 
 
-def settle(
+def accept(
     findings: Sequence[Finding], most: int, hints: Sequence[str] = ()
 ) -> tuple[Finding, ...]:
     """What is left out; DataError with all findings where it cannot be, or may not be."""
-    if can_go(findings, most):
+    if may_be_left_out(findings, most):
         return tuple(findings)
     raise DataError(findings, (*hints, *hint(findings, most)))
 
@@ -46,7 +46,7 @@ def hint(findings: Sequence[Finding], most: int) -> list[str]:
     return [f"hint: {OPTION} {count}{more}, or all, leaves {these} out"]
 
 
-def told(findings: Sequence[Finding], path: Path | None = None) -> str:
+def left_out_line(findings: Sequence[Finding], path: Path | None = None) -> str:
     """How many entries were left out, and where they are listed, if they are."""
     what = counted(len(entries(findings)), "broken entry", "broken entries")
     return f"left out {what}" + (f", listed in {path}" if path is not None else "")
@@ -59,7 +59,7 @@ def write_list(path: Path, findings: Sequence[Finding]) -> None:
 
 
 @dataclass
-class Leave:
+class SkippedEntries:
     """How many broken entries a command may leave out, and which it did.
 
     `known`: those that were found by decoding everything before, by their path from `root`: they
@@ -88,7 +88,7 @@ class Leave:
         """All that was left out, by their paths from `root`."""
         return {self.place(entry) for entry in entries(self.left_out)} | (self.known or set())
 
-    def settle(self, findings: Sequence[Finding], hints: Sequence[str] = ()) -> None:
+    def accept(self, findings: Sequence[Finding], hints: Sequence[str] = ()) -> None:
         """Leave these out; DataError with all of them where that is too much."""
-        settle([*self.left_out, *findings], self.most, hints)
+        accept([*self.left_out, *findings], self.most, hints)
         self.left_out += findings

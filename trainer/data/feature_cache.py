@@ -22,7 +22,7 @@ from torch import Tensor
 from profiles.files import STALE_SECONDS, force, sweep
 from profiles.plan import Plan
 from profiles.settings import Encoder
-from trainer.atomic_folder import share
+from trainer.atomic_folder import apply_umask
 from trainer.data.images import read_image
 from trainer.model.families.llava_sam.pictures import VERSION, pixels
 
@@ -84,7 +84,7 @@ class FeatureCache:
                 aside,
                 metadata={"key": self.key, "crc32": str(_checksum(features))},
             )
-            share(aside)
+            apply_umask(aside)
             force(aside)
             os.replace(aside, self.entry(image))
         except BaseException:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from profiles.plan import Plan
-from trainer.data.broken import Leave, can_go
+from trainer.data.broken import SkippedEntries, may_be_left_out
 from trainer.data.findings import DataError, Finding, Report
 from trainer.data.formats import refer_seg, sem_seg, vqa
 from trainer.data.formats.reasonseg import Item, Progress, ReasoningPicture, Summary, read_split
@@ -79,7 +79,9 @@ def generator_of(plan: Plan, epoch: int, index: int) -> np.random.Generator:
     return np.random.default_rng([plan.seed, epoch, index])
 
 
-def read_training(root: Path, plan: Plan, leave: Leave | None = None) -> list[Item] | MixedSets:
+def read_training(
+    root: Path, plan: Plan, leave: SkippedEntries | None = None
+) -> list[Item] | MixedSets:
     """What the plan trains on: ReasonSeg's training split, or its mixture.
 
     DataError: all findings about the data sets whose rate is not 0. `leave`: takes what is broken;
@@ -97,7 +99,7 @@ def read_training(root: Path, plan: Plan, leave: Leave | None = None) -> list[It
             kinds[kind] = [DataSet("ReasonSeg", [ReasoningPicture(item) for item in items])]
             continue
         kinds[kind], broken = READERS[kind](root, plan.max_train_samples)
-        if leave is not None and can_go(broken, leave.most):
+        if leave is not None and may_be_left_out(broken, leave.most):
             if leave.decodes:
                 kinds[kind], unusable = sound(kinds[kind])
                 broken = [*broken, *unusable]
@@ -106,7 +108,7 @@ def read_training(root: Path, plan: Plan, leave: Leave | None = None) -> list[It
             findings += [*broken, *_nothing(root, kind, kinds[kind])]
         else:
             findings += broken or _nothing(root, kind, kinds[kind])
-    (leave or Leave()).settle(findings)
+    (leave or SkippedEntries()).accept(findings)
     return MixedSets(kinds, rates, plan.mixture.samples)
 
 
@@ -123,7 +125,7 @@ def _nothing(root: Path, kind: str, sets: Sequence[DataSet]) -> list[Finding]:
     return report.findings
 
 
-def _without(data_set: DataSet, leave: Leave) -> DataSet:
+def _without(data_set: DataSet, leave: SkippedEntries) -> DataSet:
     """The data set without the pictures that were left out before."""
     kept = [picture for picture in data_set.pictures if not leave.knows(picture.where)]
     return replace(data_set, pictures=kept)
@@ -175,7 +177,7 @@ def check(
 def _problems(picture: Picture) -> Sequence[Finding]:
     try:
         height, width = read_image(picture.image_path).shape[:2]
-        for paint in picture.paints():
+        for paint in picture.all_masks():
             paint(height, width)
     except DataError as error:
         # Of all that is reported here, the picture is what can be left out.

@@ -70,9 +70,9 @@ class PictureSearch:
         self.missing = 0  # names that were not found
         self._index: dict[str, list[tuple[Path, Path]]] | None = None
         self._shared = Counter[str]()
-        self.told(recorded)
+        self.register(recorded)
 
-    def told(self, recorded: Iterable[object]) -> None:
+    def register(self, recorded: Iterable[object]) -> None:
         """Take note of all names that will be asked for, so that none is taken for another.
 
         An end that several of them have leads nowhere.

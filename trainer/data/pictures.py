@@ -23,7 +23,7 @@ Paint: TypeAlias = Callable[[int, int], NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedTurn:
     """A question and its answer, with the mask of the answer's one [SEG] if it has one."""
 
     turn: Turn
@@ -45,10 +45,10 @@ class Picture(Protocol):
     def where(self) -> str:
         """The file, and the place in it, to look at if something is wrong."""
 
-    def visit(self, rng: np.random.Generator, most_masks: int) -> list[Asked]:
+    def draw_turns(self, rng: np.random.Generator, most_masks: int) -> list[AskedTurn]:
         """One training conversation, one question or more; all that is drawn comes from `rng`."""
 
-    def paints(self) -> Iterator[Paint]:
+    def all_masks(self) -> Iterator[Paint]:
         """Every mask that it has."""
 
 
@@ -81,26 +81,28 @@ class SegmentedPicture:
     where: str
     targets: tuple[Target, ...]
 
-    def visit(self, rng: np.random.Generator, most_masks: int) -> list[Asked]:
+    def draw_turns(self, rng: np.random.Generator, most_masks: int) -> list[AskedTurn]:
         """Up to `most_masks` of the targets in any order, each in a turn of its own."""
-        choose = chooser(rng)
+        choose = random_choice(rng)
         drawn = (self.targets[n] for n in rng.permutation(len(self.targets))[:most_masks])
         return [
-            Asked(Turn(question_for(choose(t.phrases), False, choose), answer_for(choose)), t.paint)
+            AskedTurn(
+                Turn(question_for(choose(t.phrases), False, choose), answer_for(choose)), t.paint
+            )
             for t in drawn
         ]
 
-    def paints(self) -> Iterator[Paint]:
+    def all_masks(self) -> Iterator[Paint]:
         """Every target's."""
         return (target.paint for target in self.targets)
 
 
-def chooser(rng: np.random.Generator) -> Callable[[Sequence[str]], str]:
+def random_choice(rng: np.random.Generator) -> Callable[[Sequence[str]], str]:
     """Picks one of several texts, each as likely."""
     return lambda options: options[int(rng.integers(len(options)))]
 
 
-def spoken(report: Report, what: str, text: object) -> str | None:
+def as_phrase(report: Report, what: str, text: object) -> str | None:
     """A phrase as it stands in a question, in small letters; None if it is blank.
 
     None, too, with a finding added, if it is no text or holds a token of the model's own.

@@ -10,8 +10,9 @@ import numpy as np
 
 from trainer.data.arrays import ByteArray, FloatArray, Size
 from trainer.data.findings import Report
+from trainer.ignored import IGNORE_PIXEL
 
-TARGET, IGNORE = 1, 255
+TARGET, IGNORE = 1, IGNORE_PIXEL
 # Far beyond any picture Pillow agrees to open, and safe in OpenCV's fixed-point arithmetic.
 _LARGEST_COORDINATE = 1_000_000
 # Every visit to a sample paints its mask again, and OpenCV takes minutes over an outline that

@@ -16,13 +16,13 @@ from trainer.data.overlays import IGNORED, TRUE, Row, overlay, write_sheet
 from trainer.data.polygons import IGNORE, TARGET, paint_mask
 
 if TYPE_CHECKING:
-    from trainer.data.broken import Leave
+    from trainer.data.broken import SkippedEntries
 
 TITLE_LETTERS = 84  # as many as two tiles are wide
 
 
 def write_preview(
-    data: Path, split: str, count: int, seed: int, path: Path, leave: Leave | None = None
+    data: Path, split: str, count: int, seed: int, path: Path, leave: SkippedEntries | None = None
 ) -> list[str]:
     """Write `count` items of a split, drawn with `seed`, as one PNG; a line of text about each.
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from profiles.files import force, reason
 from profiles.plan import Plan
 from trainer import adapter_files
-from trainer.atomic_folder import share
+from trainer.atomic_folder import apply_umask
 from trainer.model.families.llava_sam.names import name_in_files
 from trainer.model.weights import WeightsError
 from trainer.run.checkpoint_files import MANIFEST, altered, seal
@@ -73,13 +73,13 @@ def _write(
     state: dict[str, Any] | None,
 ) -> None:
     save_file(tensors, folder / TRAINED)
-    share(folder / TRAINED)
+    apply_umask(folder / TRAINED)
     (folder / "plan.json").write_text(plan.to_json(), encoding="utf-8")
     (folder / "facts.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     if state is not None:
         kept, rest = flat(state)
         save_file(kept, folder / STATE)
-        share(folder / STATE)
+        apply_umask(folder / STATE)
         (folder / "state.json").write_text(json.dumps(rest), encoding="utf-8")
     seal(folder)
     for path in folder.iterdir():

@@ -66,7 +66,7 @@ def _set_digest(data: DataSet) -> tuple[str, str]:
     return f"{data.name}: {len(data.pictures)} pictures", told.hexdigest()[:16]
 
 
-def settled(before: Started, now: Digests, folder: Path) -> Started:
+def checked_start(before: Started, now: Digests, folder: Path) -> Started:
     """The run with what its data are. Raises CannotResume where it began with others.
 
     A run that died before these were written down has trained nothing that could contradict them.

@@ -23,8 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-IGNORE_PIXEL = 255
-"""Target value of a pixel that is not scored."""
+from trainer.ignored import IGNORE_PIXEL
 
 Interval = tuple[float, float]
 GIOU_EPS = 1e-5

@@ -49,7 +49,7 @@ def is_shortage(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "CUBLAS_STATUS_ALLOC_FAILED" in str(error)
 
 
-def components(model: Lisa, optimizer: torch.optim.Optimizer) -> dict[str, int]:
+def bytes_by_component(model: Lisa, optimizer: torch.optim.Optimizer) -> dict[str, int]:
     """Bytes of tensors on the card by what they are, in the forecast's words."""
     held = [(component_of(name, tensor), tensor) for name, tensor in model.on_card()]
     held += [("gradients", p.grad) for p in model.parameters() if p.grad is not None]
@@ -63,7 +63,7 @@ def components(model: Lisa, optimizer: torch.optim.Optimizer) -> dict[str, int]:
     return found | {"the rest": max(0, rest)}
 
 
-def write_down(
+def write_report(
     folder: Path,
     plan: Plan,
     error: BaseException,
@@ -89,7 +89,7 @@ def write_down(
         outside_bytes=now[1] if now else None,
         limit_before_bytes=before[0] if before else None,
         outside_before_bytes=before[1] if before else None,
-        components=components(*reached[1:]) if reached and card else {},
+        components=bytes_by_component(*reached[1:]) if reached and card else {},
         versions=versions(),
     )
     place = _new_place(folder / FOLDER)
@@ -133,13 +133,13 @@ def shortages(folder: Path) -> dict[Path, Shortage]:
     return found
 
 
-def unanswered(folder: Path) -> Path | None:
+def unhandled(folder: Path) -> Path | None:
     """Where the last shortage lies, if the run has not gone on since."""
     places = list(shortages(folder))
     return places[-1] if places and not (places[-1] / ANSWER).exists() else None
 
 
-def answer(place: Path, document: dict[str, Any]) -> None:
+def write_answer(place: Path, document: dict[str, Any]) -> None:
     """Write down beside a shortage what the run goes on with."""
     write_whole(place / ANSWER, json.dumps(document, indent=2) + "\n")
 

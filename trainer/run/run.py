@@ -148,7 +148,7 @@ class Run:
         without a break. Raises Interrupted once all is saved.
         """
         started = time.monotonic()
-        with self.stop.heard():
+        with self.stop.listening():
             if resume is None:
                 self.records.start()
                 self.records.write("versions.json", versions())

@@ -14,7 +14,7 @@ class Stop:
         self.asked = False
 
     @contextmanager
-    def heard(self) -> Iterator[None]:
+    def listening(self) -> Iterator[None]:
         """Ctrl-C and SIGTERM ask; what they did before comes back afterwards."""
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 

@@ -21,7 +21,7 @@ from profiles import places
 from profiles.environment import at_home, borrowed
 from profiles.tested import append, keep, read_table, shipped_table, user_table_path
 from tests.conftest import ROOT, tiny_plan
-from trainer.atomic_folder import share
+from trainer.atomic_folder import apply_umask
 from trainer.cli.console import user_errors
 from trainer.convert.convert import Shards
 from trainer.data.feature_cache import FeatureCache
@@ -187,7 +187,7 @@ def test_a_launcher_may_say_that_it_is_for_the_cpu() -> None:
 def test_accelerate_does_as_the_plan_says_in_a_foreign_shell(tmp_path: Path) -> None:
     """In a process of its own: what accelerate has read it does not forget."""
     script = (
-        "import os, json; from trainer.cli.console import heed_the_plan; heed_the_plan();"
+        "import os, json; from trainer.process import clear_leftover_variables as clear; clear();"
         "from tests.conftest import tiny_plan; from trainer.run.run import make_accelerator;"
         "a = make_accelerator(tiny_plan(), None);"
         "print(json.dumps([a.mixed_precision, a.num_processes, str(a.device),"
@@ -220,7 +220,7 @@ def test_files_have_the_rights_that_the_umask_gives(mask: int, tmp_path: Path) -
         shards.add("a", torch.ones(2))
         shards.close()
         (tmp_path / "own").touch(0o600)
-        share(tmp_path / "own")
+        apply_umask(tmp_path / "own")
     finally:
         os.umask(before)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -20,7 +20,7 @@ from trainer.data import contents
 from trainer.data.contents import Contents
 from trainer.data.formats.reasonseg import read_split
 from trainer.data.mixture import read_training
-from trainer.run.data_digests import check_data, digests, settled
+from trainer.run.data_digests import check_data, checked_start, digests
 from trainer.run.started import CannotResume, Started
 
 
@@ -90,12 +90,12 @@ def test_a_run_of_an_earlier_version_goes_on_and_notices_from_then_on(
     now = looked(data)
     old = {split: now[split] for split in ("train", "val")}  # all that they wrote
     before = Started(data, tmp_path, old)
-    known = settled(before, now, tmp_path)
+    known = checked_start(before, now, tmp_path)
     assert known.digests == now
     repaint(read_split(data, "train")[0].image_path)
     check_data(before, looked(data))
     with pytest.raises(CannotResume, match="train pictures: 1 changed"):
-        settled(known, looked(data), tmp_path)
+        checked_start(known, looked(data), tmp_path)
 
 
 def test_the_digest_of_an_item_is_that_of_earlier_versions(data: Path) -> None:
@@ -144,11 +144,11 @@ def test_a_run_that_died_before_its_data_were_written_down_begins(
     data: Path, tmp_path: Path
 ) -> None:
     begun = Started(data, tmp_path, {})
-    assert settled(begun, looked(data), tmp_path).digests == looked(data)
+    assert checked_start(begun, looked(data), tmp_path).digests == looked(data)
     for trained in ("last", "last-1", "best"):
         (tmp_path / trained).mkdir()
         with pytest.raises(CannotResume, match="does not say what data"):
-            settled(begun, looked(data), tmp_path)
+            checked_start(begun, looked(data), tmp_path)
         (tmp_path / trained).rmdir()
 
 
@@ -193,7 +193,7 @@ def test_a_run_tells_how_far_the_first_reading_is(
     """Where it takes longer than the patience, which is none here."""
     monkeypatch.setattr(start_cli, "Plain", lambda patience: Plain())
     start = Started(data, tmp_path / "cache", {})
-    run = start_cli.Beginning(tiny_plan(), tmp_path / "run", start)
+    run = start_cli.PlannedRun(tiny_plan(), tmp_path / "run", start)
     train, val = read_split(data, "train"), read_split(data, "val")
     start_cli._checked(run, start_cli.Data(train, val, ()))
     said = capsys.readouterr().err

@@ -280,7 +280,7 @@ def test_asked_to_stop_it_saves_and_a_second_time_it_stops_at_once(
     go_on(tmp_path, cache)
     assert_same(tmp_path, undisturbed)
     stop = loop.Stop()
-    with pytest.raises(KeyboardInterrupt), stop.heard():
+    with pytest.raises(KeyboardInterrupt), stop.listening():
         signal.raise_signal(signal.SIGINT)
         assert stop.asked
         signal.raise_signal(signal.SIGINT)

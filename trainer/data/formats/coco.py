@@ -20,7 +20,7 @@ from trainer.data.arrays import Size
 from trainer.data.findings import DataError, Report
 from trainer.data.formats.coco_masks import FIX, LARGEST_COORDINATE, Part, painted, read_parts
 from trainer.data.json_fields import load_json
-from trainer.data.pictures import spoken
+from trainer.data.pictures import as_phrase
 
 # Tools that do not name themselves. CVAT exports through Datumaro.
 DATUMARO, SUPERVISION = "Datumaro", "supervision"
@@ -134,7 +134,7 @@ def _read_categories(report: Report, parsed: dict[str, Any]) -> tuple[dict[int, 
     broken: set[int] = set()
     for place, number, entry in _entries(report, parsed, "categories"):
         before, name = len(report.findings), _words(entry.get("name"))
-        said = spoken(report, f"{place}.name", name)
+        said = as_phrase(report, f"{place}.name", name)
         if said:
             categories[number] = said
             continue

@@ -34,7 +34,7 @@ from trainer.data.formats.reasonseg_annotation import (
     read_explanations,
 )
 from trainer.data.images import IMAGE_SUFFIXES, PICTURE_SUFFIXES, load_whole, open_image
-from trainer.data.pictures import Asked, Paint, chooser
+from trainer.data.pictures import AskedTurn, Paint, random_choice
 from trainer.data.polygons import TARGET, Polygon, paint_mask
 from trainer.data.threads import in_threads
 from trainer.prompts import (
@@ -47,7 +47,7 @@ from trainer.prompts import (
 )
 
 if TYPE_CHECKING:
-    from trainer.data.broken import Leave
+    from trainer.data.broken import SkippedEntries
 
 Counts: TypeAlias = dict[str, int | Size]
 Summary: TypeAlias = dict[str, Counts]  # by split
@@ -137,8 +137,8 @@ def _header(image: Image.Image) -> None:
 
 
 def _scan(
-    folder: Path, split: str, limit: int | None, read: _Read, *, leave: Leave | None = None,
-    paint: bool = False, progress: Progress | None = None,
+    folder: Path, split: str, limit: int | None, read: _Read, *,
+    leave: SkippedEntries | None = None, paint: bool = False, progress: Progress | None = None,
 ) -> _Scanned:  # fmt: skip
     """What is sound in a split, and every finding about all else but what `leave` knows."""
     pairs = _pair_up(folder / split)
@@ -169,7 +169,7 @@ def _scan(
 
 
 def read_split(
-    root: Path, split: str, limit: int | None = None, leave: Leave | None = None
+    root: Path, split: str, limit: int | None = None, leave: SkippedEntries | None = None
 ) -> list[Item]:
     """The items of a split, sorted by name, or the first `limit` of them.
 
@@ -190,7 +190,9 @@ def read_split(
     return _items(_settled(folder, split, _scan(folder, split, limit, read, leave=leave), leave))
 
 
-def _settled(folder: Path, split: str, scanned: _Scanned, leave: Leave | None) -> list[_Look]:
+def _settled(
+    folder: Path, split: str, scanned: _Scanned, leave: SkippedEntries | None
+) -> list[_Look]:
     """What is sound; DataError for the rest, as far as `leave` does not take it."""
     looks, findings = scanned
     if findings and leave is None:
@@ -199,7 +201,7 @@ def _settled(folder: Path, split: str, scanned: _Scanned, leave: Leave | None) -
         report = Report(folder, findings)
         report.add(split, "no sound item", "one or more", "mend the others")
     if leave is not None:
-        leave.settle(findings)
+        leave.accept(findings)
     return looks
 
 
@@ -230,7 +232,7 @@ def check(root: Path, progress: Progress | None = None) -> tuple[Summary, list[F
     return summary, findings
 
 
-def summarise(root: Path, leave: Leave | None = None) -> Summary:
+def summarise(root: Path, leave: SkippedEntries | None = None) -> Summary:
     """Per split: items, texts, sentences (items that are one), explanations, empty_masks, and
     smallest_image and largest_image as (width, height); DataError as from `read_split`."""
     folder, present = _locate(root)
@@ -273,21 +275,21 @@ class ReasoningPicture:
         """The item's annotation."""
         return str(self.item.json_path)
 
-    def visit(self, rng: np.random.Generator, most_masks: int = 1) -> list[Asked]:
+    def draw_turns(self, rng: np.random.Generator, most_masks: int = 1) -> list[AskedTurn]:
         """One of its texts or, now and then, of its explanations."""
-        return [Asked(self._turn(rng), self._paint)]
+        return [AskedTurn(self._turn(rng), self._paint)]
 
-    def evaluation(self) -> list[Asked]:
+    def evaluation(self) -> list[AskedTurn]:
         """Its first text, answered as the published evaluation has it."""
         turn = evaluation_turn(self.item.texts[0], self.item.is_sentence)
-        return [Asked(turn, self._paint)]
+        return [AskedTurn(turn, self._paint)]
 
-    def paints(self) -> Iterator[Paint]:
+    def all_masks(self) -> Iterator[Paint]:
         """Its one mask."""
         yield self._paint
 
     def _turn(self, rng: np.random.Generator) -> Turn:
-        item, choose = self.item, chooser(rng)
+        item, choose = self.item, random_choice(rng)
         if item.explanations and rng.integers(EXPLANATION_EVERY) == 0:
             told = item.explanations[int(rng.integers(len(item.explanations)))]
             question = explanatory_question_for(told.query, choose)

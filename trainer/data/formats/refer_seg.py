@@ -19,7 +19,7 @@ from profiles.text import brief
 from trainer.data.findings import Finding, Report
 from trainer.data.formats.coco import Coco, CocoMask, paint_parts, read_coco
 from trainer.data.picture_paths import picture_in
-from trainer.data.pictures import DataSet, Scanned, SegmentedPicture, Target, spoken
+from trainer.data.pictures import DataSet, Scanned, SegmentedPicture, Target, as_phrase
 
 SPLIT_BY = {"refclef": "unc", "refcoco": "unc", "refcoco+": "unc", "refcocog": "umd"}
 IMAGES = {"refclef": "images/saiapr_tc-12"}
@@ -93,7 +93,9 @@ def _phrases(report: Report, place: str, reference: dict[Any, Any]) -> tuple[str
     listed, before = reference.get("sentences"), len(report.findings)
     sentences = listed if isinstance(listed, list) else []
     said = [
-        spoken(report, f"{place}.sentences[{n}].sent", s.get("sent") if isinstance(s, dict) else s)
+        as_phrase(
+            report, f"{place}.sentences[{n}].sent", s.get("sent") if isinstance(s, dict) else s
+        )
         for n, s in enumerate(sentences)
     ]
     phrases = tuple(phrase for phrase in said if phrase is not None)

@@ -30,7 +30,7 @@ from trainer.data.formats.coco_masks import Part
 from trainer.data.images import IMAGE_SUFFIXES, PICTURE_SUFFIXES, open_image
 from trainer.data.json_fields import load_json
 from trainer.data.picture_paths import PictureSearch
-from trainer.data.pictures import DataSet, Scanned, SegmentedPicture, Target, spoken
+from trainer.data.pictures import DataSet, Scanned, SegmentedPicture, Target, as_phrase
 from trainer.data.polygons import IGNORE
 
 
@@ -182,7 +182,7 @@ def _ade20k_names(report: Report) -> dict[int, str]:
         return names
     for place, row in enumerate(rows, start=2):
         number, name = row.get("Idx") or "", row.get("Name") or ""
-        said = spoken(report, f"line {place}, Name", name.replace(";", ",").split(",")[0])
+        said = as_phrase(report, f"line {place}, Name", name.replace(";", ",").split(",")[0])
         if not number.strip().isdecimal() or not 0 < int(number) < 256 or said is None:
             allowed = "Idx from 1 to 255, and Name, with tabs between"
             report.add(f"line {place}", f"{number!r}, {name!r}", allowed, "correct the line")
@@ -212,7 +212,7 @@ def _cocostuff_names(report: Report) -> dict[int, str]:
             report.add("file", match and match[0] or lines[0], allowed, "fetch it again")
             return {}
         if number:
-            names[number - 1] = "" if "-" in name else spoken(report, f"{number}", name) or ""
+            names[number - 1] = "" if "-" in name else as_phrase(report, f"{number}", name) or ""
     return names and {**names, 255: ""}
 
 
@@ -224,7 +224,7 @@ def _mapillary_names(report: Report) -> dict[int, str]:
     if not 0 < len(named) <= 255 or not all(isinstance(name, str) for name in named):
         report.add("labels", labels, "1 to 255 objects with a readable name", "fetch it again")
         return {}
-    said = [spoken(report, f"labels[{n}].readable", name) or "" for n, name in enumerate(named)]
+    said = [as_phrase(report, f"labels[{n}].readable", name) or "" for n, name in enumerate(named)]
     return {255: "", **{n: "" if name == "unlabeled" else name for n, name in enumerate(said)}}
 
 

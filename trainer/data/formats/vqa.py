@@ -17,7 +17,7 @@ import numpy as np
 from trainer.data.findings import Finding, Report
 from trainer.data.json_fields import load_json, read_sentence
 from trainer.data.picture_paths import picture_in
-from trainer.data.pictures import Asked, DataSet, Paint, Scanned
+from trainer.data.pictures import AskedTurn, DataSet, Paint, Scanned
 from trainer.prompts import IMAGE_PREFIX, IMAGE_TOKEN, RESERVED_TOKENS, Turn
 
 _FIX = "correct the dialogue or take it out"
@@ -32,11 +32,11 @@ class Dialogue:
     where: str
     turns: tuple[Turn, ...]
 
-    def visit(self, rng: np.random.Generator, most_masks: int) -> list[Asked]:
+    def draw_turns(self, rng: np.random.Generator, most_masks: int) -> list[AskedTurn]:
         """The whole dialogue."""
-        return [Asked(turn) for turn in self.turns]
+        return [AskedTurn(turn) for turn in self.turns]
 
-    def paints(self) -> Iterator[Paint]:
+    def all_masks(self) -> Iterator[Paint]:
         """None."""
         return iter(())
 

@@ -17,7 +17,7 @@ from trainer.data.formats.coco import SUPERVISION, CocoImage, CocoMask
 from trainer.data.formats.coco_masks import Part
 from trainer.data.importing.encoding import Conventions
 from trainer.data.importing.label_studio import TASKS
-from trainer.data.importing.outlines import frames
+from trainer.data.importing.outlines import possible_frames
 
 PixelTransform: TypeAlias = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 # info.contributor of Label Studio's exports: COCO, and Brush labels to COCO.
@@ -121,7 +121,7 @@ def to_upright(
     nothing is guessed.
     """
     what, told = image.place, image.size
-    fits = frames(told, upright, orientation)
+    fits = possible_frames(told, upright, orientation)
     named = fits[0] if len(fits) == 1 else frame
     if fits and named:
         return TO_UPRIGHT[1 if named == "upright" else orientation]

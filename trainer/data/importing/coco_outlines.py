@@ -34,11 +34,11 @@ from trainer.data.importing.foreign import is_foreign
 from trainer.data.importing.label_studio import as_coco
 from trainer.data.importing.outlines import (
     Drawing,
-    called,
     means_ignore,
+    name_below,
     orientation_of,
-    spelled,
-    traced,
+    polygons_as_json,
+    trace_regions,
 )
 from trainer.data.json_fields import load_json
 from trainer.data.picture_paths import PictureSearch
@@ -63,7 +63,7 @@ def read_drawings(
     for mask in (*notes.masks.values(), *notes.unusable.values()):
         crowd = is_crowd(mask, conventions)
         marks[mask.image].append(mask if crowd == mask.crowd else replace(mask, crowd=crowd))
-    search.told(image.file_name for image in notes.images.values())
+    search.register(image.file_name for image in notes.images.values())
     unusable = {one.place for one in notes.unusable.values()}
     entries = (
         _found(path, search, image, marks.pop(number), unusable)
@@ -140,8 +140,8 @@ def _drawing(
     if turn is None:
         return None
     outlined = _outlined(report, those, entry.unusable, categories, image, turn)
-    shapes = {label: spelled(polygons) for label, polygons in outlined.items()}
-    return Drawing(called(picture, pictures), picture, report.path, shapes)
+    shapes = {label: polygons_as_json(polygons) for label, polygons in outlined.items()}
+    return Drawing(name_below(picture, pictures), picture, report.path, shapes)
 
 
 def _read(report: Report, conventions: Conventions) -> Coco:
@@ -206,7 +206,9 @@ def _outlined(
         if TARGET in part and all_told:
             is_turned = turn is not TO_UPRIGHT[1]
             outlined[label] = (
-                traced(turn(regions)) if is_turned else traced(part, columns.start, rows.start)
+                trace_regions(turn(regions))
+                if is_turned
+                else trace_regions(part, columns.start, rows.start)
             )
     return outlined
 

@@ -11,7 +11,7 @@ import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trainer.atomic_folder import placed
+from trainer.atomic_folder import atomic_folder
 from trainer.data import broken
 from trainer.data.findings import Finding, Report
 from trainer.data.formats.reasonseg import Progress
@@ -67,7 +67,7 @@ class _Items:
         sound = drawing.sound and len(self.findings) == before
         self.names[drawing.name] = self.names.get(drawing.name, False) or (sound and bool(texts))
         # After too many findings the rest is only checked, not written.
-        if texts and sound and broken.can_go(self.findings, self.skip_broken):
+        if texts and sound and broken.may_be_left_out(self.findings, self.skip_broken):
             content = drawing.picture.read_bytes()
             is_sentence = self.asked is not None
             items = write_items(self.folder, drawing, content, texts, is_sentence)
@@ -113,7 +113,7 @@ def import_annotations(
     if source.is_dir() and target.resolve().is_relative_to(source.resolve()):
         raise ValueError(f"{target}: lies in {source}; name a folder outside of what is read")
     findings: list[Finding] = []
-    with placed(target) as draft:
+    with atomic_folder(target) as draft:
         folder = draft / FOLDER / "train"
         folder.mkdir(parents=True)
         asked = None if questions is None else read_questions(questions, findings, conventions)
@@ -121,12 +121,12 @@ def import_annotations(
         search = PictureSearch(search_folders(source, pictures))
         for drawing in drawings(source, search, findings, conventions, progress):
             items.add(drawing)
-        if questions is not None and asked and broken.can_go(findings, skip_broken):
+        if questions is not None and asked and broken.may_be_left_out(findings, skip_broken):
             refuse_unanswered(questions, asked, items.labels, findings)
-        if broken.can_go(findings, skip_broken):
+        if broken.may_be_left_out(findings, skip_broken):
             items.check_count(source, least=3 if test else 2)
         elsewhere = "hint: if the pictures lie elsewhere, name their folder with --pictures FOLDER"
-        left_out = broken.settle(findings, skip_broken, [elsewhere] * bool(search.missing))
+        left_out = broken.accept(findings, skip_broken, [elsewhere] * bool(search.missing))
         counts = split_items(folder, items.written, val, test, seed)
         if left_out:
             broken.write_list(draft / broken.LIST, left_out)

@@ -24,16 +24,16 @@ from trainer.data.images import open_image
 from trainer.data.importing.encoding import Conventions
 from trainer.data.importing.foreign import is_foreign
 from trainer.data.importing.outlines import (
-    IGNORE_LABEL,
-    TARGET_LABEL,
+    IGNORED_SHAPE,
+    TARGET_SHAPE,
     Drawing,
-    called,
-    frames,
     json_files,
     means_ignore,
+    name_below,
     orientation_of,
     outlines,
-    spelled,
+    polygons_as_json,
+    possible_frames,
 )
 from trainer.data.json_fields import LARGEST_FILE, load_json, read_sentence
 from trainer.data.picture_paths import PictureSearch
@@ -77,7 +77,7 @@ def read_labelme(
                 apart.append(path)
                 continue
         yield from _drawing(report, notes, folder, search, conventions)
-    search.told(recorded)
+    search.register(recorded)
     for path in apart:
         report = Report(path, findings, entry=str(path))
         notes = _notes(report, conventions)
@@ -115,7 +115,7 @@ def _drawing(
         return
     outlined = _outlined(report, notes.get("shapes"), opened[0], turn)
     # Without all of its shapes a label would be asked for with a part of the answer.
-    yield Drawing(called(picture, root), picture, path, outlined, len(findings) == before)
+    yield Drawing(name_below(picture, root), picture, path, outlined, len(findings) == before)
 
 
 def _turn(
@@ -128,7 +128,7 @@ def _turn(
     LabelMe's own files are upright; whether X-AnyLabeling's are, depends on what its user clicked.
     """
     told = notes.get("imageHeight"), notes.get("imageWidth")
-    fits = frames(told, upright, orientation)
+    fits = possible_frames(told, upright, orientation)
     if told == (None, None):
         fits = ["upright"] if orientation == 1 else ["upright", "stored"]
     if not fits:
@@ -169,12 +169,14 @@ def _outlined(report: Report, shapes: object, size: Size, turn: int) -> dict[str
         if label is None:
             continue
         if means_ignore(label):
-            ignored += [Polygon(IGNORE_LABEL, points) for points in polygons]
+            ignored += [Polygon(IGNORED_SHAPE, points) for points in polygons]
         else:
             found = targets.setdefault(label, [])
-            found += [Polygon(TARGET_LABEL, points) for points in polygons]
+            found += [Polygon(TARGET_SHAPE, points) for points in polygons]
     return {
-        label: spelled((*polygons, *ignored)) for label, polygons in targets.items() if polygons
+        label: polygons_as_json((*polygons, *ignored))
+        for label, polygons in targets.items()
+        if polygons
     }
 
 
@@ -204,7 +206,7 @@ def _polygons(
     found = [_turned(outline, turn, size[0] - last, size[1] - last) for outline in found]
     if not all(budget.covers(report, f"{what}.points", outline, size) for outline in found):
         return []
-    if not any(painted_area(Polygon(TARGET_LABEL, outline), *size) for outline in found):
+    if not any(painted_area(Polygon(TARGET_SHAPE, outline), *size) for outline in found):
         allowed = f"some part within width {size[1]}, height {size[0]}"
         report.add(f"{what}.points", points.tolist(), allowed, "draw it again or take it out")
         return []

@@ -17,8 +17,8 @@ from trainer.data.arrays import FloatArray, Size
 from trainer.data.images import load_whole
 from trainer.data.polygons import IGNORE, TARGET, Polygon
 
-TARGET_LABEL, IGNORE_LABEL = "target", "ignore"
-_LABELS = (TARGET, TARGET_LABEL), (IGNORE, IGNORE_LABEL)  # of a label map's values
+TARGET_SHAPE, IGNORED_SHAPE = "target", "ignore"
+_LABELS = (TARGET, TARGET_SHAPE), (IGNORE, IGNORED_SHAPE)  # of a label map's values
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Drawing:
 
 def means_ignore(label: str) -> bool:
     """Whether a label says "ignore", in any of the spellings of LabelMe's users: `__ignore__`."""
-    return label.strip("_ ").lower() == IGNORE_LABEL
+    return label.strip("_ ").lower() == IGNORED_SHAPE
 
 
 def orientation_of(image: Image.Image) -> int:
@@ -48,7 +48,7 @@ def orientation_of(image: Image.Image) -> int:
     return given if given in range(2, 9) else 1
 
 
-def frames(told: object, upright: Size, orientation: int) -> list[str]:
+def possible_frames(told: object, upright: Size, orientation: int) -> list[str]:
     """Which of "upright" and "stored" outlines may be in, by the size [H, W] they were drawn at.
 
     Both for a picture that is upside down, mirrored or square.
@@ -67,7 +67,7 @@ def json_files(folder: Path) -> list[Path]:
     ]
 
 
-def called(picture: Path, root: Path) -> str:
+def name_below(picture: Path, root: Path) -> str:
     """The name of a picture in `root`: its path from there, with forward slashes."""
     return Path(os.path.relpath(picture, root)).as_posix()
 
@@ -108,7 +108,7 @@ def outlines(mask: NDArray[np.bool_]) -> list[FloatArray]:
     return found
 
 
-def traced(regions: NDArray[np.uint8], left: int = 0, top: int = 0) -> tuple[Polygon, ...]:
+def trace_regions(regions: NDArray[np.uint8], left: int = 0, top: int = 0) -> tuple[Polygon, ...]:
     """Polygons of a label map [H, W] of {0 background, 1 target, 255 ignore}.
 
     They do not overlap, so the order in which they are painted does not matter. The map may be a
@@ -125,7 +125,7 @@ def traced(regions: NDArray[np.uint8], left: int = 0, top: int = 0) -> tuple[Pol
     )
 
 
-def spelled(polygons: Iterable[Polygon]) -> str:
+def polygons_as_json(polygons: Iterable[Polygon]) -> str:
     """A list of ReasonSeg's shapes in JSON."""
     return f"[{', '.join(map(_spelled, polygons))}]"
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from trainer.atomic_folder import placed
+from trainer.atomic_folder import atomic_folder
 from trainer.data.synthetic.questions import (
     DIRECT,
     HELD_OUT,
@@ -190,7 +190,7 @@ def write_dataset(
     if len(set(kinds)) < len(kinds):
         raise ValueError(f"a kind is named twice in {list(kinds)}: name each kind once")
     final = Path(root) / FOLDER
-    with placed(final) as draft:
+    with atomic_folder(final) as draft:
         for split, count in counts.items():
             if count:
                 _write_split(draft / split, seed, split, count, kinds, size)
