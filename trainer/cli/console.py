@@ -1,4 +1,4 @@
-"""How the command lines speak: progress, errors a user can mend, and exit codes."""
+"""How the commands report: progress, errors that a user can fix, and exit codes."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from trainer.exits import fail
 if TYPE_CHECKING:
     from trainer.reporter import Reporter
 
-# Of what the system refuses, that which another name on the command line would mend.
+# System errors that another name on the command line would avoid.
 THEIR_FILES = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError,
                PermissionError)  # fmt: skip
 
 
 class Plain:
-    """Progress as lines, one in ten seconds and each last one; with the time that is left.
+    """Progress as lines with the time left: one every ten seconds, and the last one.
 
-    Nothing in the first `patience` seconds: what is over by then needs no progress.
+    Silent for the first `patience` seconds: what ends by then needs no progress.
     """
 
     def __init__(self, patience: float = 0) -> None:
@@ -78,7 +78,7 @@ def reporter() -> Iterator[Reporter]:
     from rich.progress import TimeRemainingColumn as Remaining
     from rich.text import Text
 
-    told = TextColumn("{task.description}", markup=False)  # a folder's [/a] is no order to rich
+    told = TextColumn("{task.description}", markup=False)  # a [/a] in a folder's name is not markup
     columns = (told, BarColumn(), MofNCompleteColumn(), Remaining())
 
     with Progress(*columns, console=Console(stderr=True)) as progress:
@@ -92,11 +92,11 @@ def reporter() -> Iterator[Reporter]:
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Errors that a user can mend become text and an exit code; anything else is a defect."""
+    """Print errors that a user can fix and end with an exit code; anything else is a defect."""
     try:
         yield
     except typer.Exit:
-        raise  # a RuntimeError itself: it already says how the command ends
+        raise  # typer.Exit is a RuntimeError, and already decides the exit code
     except KeyboardInterrupt as error:
         tell(str(error) or "interrupted")
         raise typer.Exit(EXIT_INTERRUPTED) from None
@@ -119,7 +119,7 @@ def user_errors() -> Iterator[None]:
 
 @contextmanager
 def ended_politely() -> Iterator[None]:
-    """A request to end cleans up as Ctrl-C does."""
+    """On SIGTERM clean up as on Ctrl-C."""
 
     def interrupt(*_: object) -> NoReturn:
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""lisa-train evaluate and export: what a trained model is worth, and how it leaves the house."""
+"""lisa-train evaluate and export: scores of a trained model, and its files for other tools."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def evaluate(
         target = out or (run / name if (run / "best").is_dir() else Path(name))
         how = "generated" if generate else "teacher-forced"
         facts = {"split": split, "answers": how, "data": str(data_dir), "model": str(run)}
-        target.mkdir(parents=True, exist_ok=True)  # before the work, not after it
+        target.mkdir(parents=True, exist_ok=True)  # fail before the work, not after it
         for other in replaced(target, data_dir, run):
             tell(f"note: {target} holds figures of {one_line(other)}, which these replace; "
                  "--out FOLDER keeps both")  # fmt: skip

@@ -101,7 +101,7 @@ def segment(
 
 
 def _loaded(trained: Trained, asked: list[Question]) -> tuple[Segmenter | None, Fit | None]:
-    """The model, loaded for these questions, and its forecast; nothing is loaded for none."""
+    """The model, loaded for these questions, and its forecast; None without questions."""
     if not asked:
         return None, None
     plan, fit = planned(trained, asked)
@@ -111,7 +111,7 @@ def _loaded(trained: Trained, asked: list[Question]) -> tuple[Segmenter | None, 
 
 
 def planned(trained: Trained, asked: list[Question]) -> tuple[Plan, Fit | None]:
-    """The plan to answer under: forecast for this card first. Raises NoRoom, RehearsalFailed."""
+    """The plan to answer with, forecast for this card. Raises NoRoom, RehearsalFailed."""
     if trained.plan.device == "cpu":
         use_threads(trained.plan, tell)
         return trained.plan, None
@@ -131,7 +131,7 @@ def planned(trained: Trained, asked: list[Question]) -> tuple[Plan, Fit | None]:
 def _answered(
     segmenter: Segmenter, question: Question, stem: Path, as_json: bool, several: bool
 ) -> dict[str, Any]:
-    """Ask, write and say one answer; its JSON row. What fails here is this answer's alone."""
+    """Ask, write and print one answer; its JSON row. An error affects this answer only."""
     from trainer.answer.output import row_of_unanswered
 
     try:
@@ -148,7 +148,7 @@ def _answered(
 def _written(
     question: Question, answer: Answer, stem: Path, as_json: bool, several: bool
 ) -> dict[str, Any]:
-    """Write an answer's pictures and say it; its JSON row."""
+    """Write an answer's pictures and print it; its JSON row."""
     from trainer.answer.output import row_of, write_pictures
 
     files = write_pictures(question, answer, stem)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run about to be: its plan, its folder, and all that `--resume` will need."""
+    """A run to start: its plan, its folder, and all that `--resume` will need."""
 
     plan: Plan
     folder: Path
@@ -40,7 +40,7 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Data:
-    """What a run trains on and is validated on, and which broken entries were left out."""
+    """Training and validation data of a run, and the broken entries that were left out."""
 
     train: list[Item] | MixedSets
     val: list[Item]
@@ -48,22 +48,22 @@ class Data:
 
 
 def start_run(run: PlannedRun) -> None:
-    """Train in this process, or in as many as the plan has; out of memory, go on afterwards."""
+    """Train in this process, or in as many as the plan has; after out of memory, resume."""
     from trainer.parallel.launch import is_main
 
     try:
         _prepare_and_train(run)
     except KeyboardInterrupt as error:
-        # What says something has saved; else it was before the training, or a second Ctrl-C.
+        # One with text has saved; else it came before the training, or was a second Ctrl-C.
         raise KeyboardInterrupt(str(error) or _how_to_resume(run.folder)) from None
     except typer.Exit as error:
-        if is_main() and error.exit_code == EXIT_INTERRUPTED:  # it was the processes' training
+        if is_main() and error.exit_code == EXIT_INTERRUPTED:  # the processes were training
             tell(_how_to_resume(run.folder))
         raise
 
 
 def _how_to_resume(folder: Path) -> str:
-    """What to type after an interrupt that came before, or in the middle of, saving."""
+    """What to type after an interrupt that came before or during a save."""
     if not (folder / RECORD).exists():
         return "interrupted before anything was written: the same command starts again"
     again = f"lisa-train --resume {argument(folder)}"
@@ -96,13 +96,13 @@ def _prepare_and_train(run: PlannedRun) -> None:
     try:
         _train(run, data, checkpoint)
     except OutOfMemory:
-        if "RANK" in os.environ:  # whoever started the processes has to start them again
+        if "RANK" in os.environ:  # the launcher has to start all processes again
             raise
         replace_process(run.folder)
 
 
 def _checked(run: PlannedRun, data: Data) -> tuple[PlannedRun, Path | None]:
-    """The run with what its data are, and its checkpoint to go on from, if nothing is in the way.
+    """The run with the digests of its data, and the checkpoint to resume from, if any.
 
     Raises CannotResume, PlanError, AdapterError.
     """
@@ -132,14 +132,14 @@ def resume_run(
 ) -> None:
     """Resume a run in its own folder, with a smaller plan if it ran out of memory.
 
-    `keeping`: what is to be otherwise than it began. Raises PlanError, CannotResume,
+    `keeping`: changed fields of Keeping. Raises PlanError, CannotResume,
     NothingSmaller, Held.
     """
     from trainer.parallel.launch import is_main
     from trainer.run.out_of_memory import remove_unfinished
     from trainer.run.started import Started
 
-    Started.read(folder)  # a folder that holds no run is refused, and left as it is
+    Started.read(folder)  # refuse a folder that holds no run, and leave it unchanged
     with held(folder) if is_main() else nullcontext():
         if is_main():
             sweep(folder, FILES)
@@ -169,7 +169,7 @@ def _resume_held(
 
 
 def _recovered(plan: Plan, folder: Path, started: Started) -> Plan:
-    """The plan to go on with: another one where the run has just run out of memory."""
+    """The plan to continue with: a smaller one if the run has just run out of memory."""
     from trainer.run import out_of_memory as recovery
 
     place = recovery.unhandled(folder)
@@ -210,7 +210,7 @@ def worker(
 
 
 def _train(run: PlannedRun, data: Data, checkpoint: Path | None) -> None:
-    """Train in this process. Raises OutOfMemory once that is written down."""
+    """Train in this process. Raises OutOfMemory once a report is written."""
     from trainer.parallel.launch import hold, is_main
     from trainer.run import out_of_memory as recovery
 
@@ -266,9 +266,9 @@ def _train(run: PlannedRun, data: Data, checkpoint: Path | None) -> None:
 
 
 def _read_data(run: PlannedRun) -> Data:
-    """What is trained and validated on, less what may be left out. Raises DataError.
+    """The data to train and validate on, without broken entries. Raises DataError.
 
-    Whatever the run found to be broken when it began is left out again, and not looked for.
+    On resume exactly those entries are left out that the run left out when it began.
     """
     from trainer.data.broken import LIST, SkippedEntries, left_out_line, write_list
     from trainer.data.findings import DataError
@@ -296,10 +296,10 @@ def _read_data(run: PlannedRun) -> Data:
 
 
 def _write(run: PlannedRun) -> None:
-    """Into the run folder, what `--resume` needs."""
+    """Write what `--resume` needs into the run folder."""
     run.folder.mkdir(parents=True, exist_ok=True)
     if not run.resumes:
         write_whole(run.folder / "plan.json", run.plan.to_json())
     if run.advice is not None:
         write_whole(run.folder / "advice.json", run.advice.model_dump_json(indent=2) + "\n")
-    run.started.write(run.folder)  # the last: from now on there is a run
+    run.started.write(run.folder)  # last: with run.json the run exists

@@ -151,9 +151,13 @@ def train(
                           skip_broken=most, adapter=adapter)  # fmt: skip
         with new_run(output_dir) as folder:
             resolved, advice = _resolve(auto, plan, model, assignments, data_dir)
-            if use_lora and resolved.lora is None:  # an advised plan has them, a file need not
+            if (
+                use_lora and resolved.lora is None
+            ):  # an advised plan has adapters, a plan file may not
                 resolved = resolved.override([f"lora={Lora().model_dump_json()}"])
-            if advice is not None:  # what the user has set stays, whatever is given up for memory
+            if (
+                advice is not None
+            ):  # settings of the user stay, whatever else changes to save memory
                 named = (text.partition("=")[0].partition(".")[0] for text in assignments)
                 pinned = tuple({name.replace("-", "_") for name in named})
                 started = replace(started, pinned=pinned, environment=advice.environment)
@@ -186,7 +190,7 @@ def convert(
 def _resolve(
     auto: bool, path: Path | None, model: Text, assignments: list[str], data: Path
 ) -> tuple[Plan, Advice | None]:
-    """The plan file with the settings, else the advice and its plan. Raises PlanError."""
+    """The plan of the file with the settings, or the advisor's plan with the advice."""
     from profiles.plan import Plan
 
     if path is not None:
@@ -210,7 +214,7 @@ def _resolve(
     _refuse_large_on_cpu(advice.model, on_cpu)
     advice = measured(advice, tell)
     tell(f"{advice.verdict}: {advice.summary}")
-    # lisa-tiny is so small that settings nobody has tested may be tried, unless advice is asked.
+    # lisa-tiny is small enough to try untested settings, unless the user asked for advice.
     tries = not auto and advice.model == "tiny" and advice.verdict == "UNKNOWN"
     if advice.plan is None or (advice.exit_code and not tries):
         raise typer.Exit(advice.exit_code)
@@ -218,7 +222,7 @@ def _resolve(
 
 
 def _refuse_large_on_cpu(model: str, on_cpu: bool) -> None:
-    """End where a large model would train on the CPU, which takes days for an epoch."""
+    """End if a large model would train on the CPU, where an epoch takes days."""
     if on_cpu and model != "tiny":
         fail(
             f"{model}: training it takes a GPU; on a CPU one epoch would take days\n"
@@ -229,7 +233,7 @@ def _refuse_large_on_cpu(model: str, on_cpu: bool) -> None:
 
 
 def _must_be_text(folders: dict[str, Path | str | None]) -> None:
-    """End where a folder's name is no text: the run's records could not say where it lies."""
+    """End if a folder's name is not valid text: the run's records could not hold it."""
     for option, folder in folders.items():
         whole = os.path.abspath(folder or "")
         if not is_text(whole):
@@ -245,7 +249,7 @@ app.command(hidden=True)(worker)
 
 
 def hyphenated(arguments: list[str]) -> list[str]:
-    """Options spelled with underscores, as the seed's commands have them, spelled with hyphens."""
+    """The arguments, with hyphens for underscores in the names of options."""
     result: list[Any] = []
     for one in arguments:
         name, equals, value = one.partition("=")

@@ -33,7 +33,7 @@ from trainer.run.write_failure import write_failure
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is missing, damaged or another plan's."""
+    """A checkpoint that is missing, damaged, or of another plan."""
 
 
 def save(
@@ -44,15 +44,15 @@ def save(
     state: dict[str, Any] | None = None,
     earlier: Sequence[Path] = (),
 ) -> None:
-    """Write a checkpoint folder whole: aside first, then in the old one's place.
+    """Write a checkpoint under a temporary name, then rename it to `folder`.
 
-    The old one goes to the first of `earlier`, that one to the second, and so on; the last goes.
-    Only then is removed what killed saves left. `state`: of training, see `flat`.
-    Raises NotWritten.
+    The checkpoint before moves to the first of `earlier`, that one to the second, and so on; the
+    last is removed. Leftovers of killed saves are removed after that. `state` is the state of
+    training, nested as `flat` allows. Raises NotWritten.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = folder.with_name(f".{folder.name}-{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)  # what a killed run of the same number left
+    shutil.rmtree(aside, ignore_errors=True)  # left by a killed run with the same process id
     try:
         aside.mkdir()
         _write(aside, trained_tensors(model), plan, facts, state)
@@ -141,7 +141,7 @@ def load_state(folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def state_errors(folder: Path) -> Iterator[None]:
-    """A state that no training can go on from, though its files are whole, is a CheckpointError."""
+    """Turn the errors of a state that cannot be restored into CheckpointError."""
     try:
         yield
     except (CheckpointError, torch.OutOfMemoryError):
@@ -152,15 +152,15 @@ def state_errors(folder: Path) -> Iterator[None]:
 
 
 def damage(folder: Path) -> str:
-    """Why no training can go on from a checkpoint; '' if one can."""
+    """Why a checkpoint cannot be resumed from; '' if it can."""
     wrong = altered(folder)
     return wrong or ("" if (folder / STATE).is_file() else "holds no state to go on from")
 
 
 def verify(folder: Path) -> None:
-    """Raise CheckpointError if the tensors are not as written; a folder without checksums passes.
+    """Raise CheckpointError if the tensors have changed; a folder without checksums passes.
 
-    The plan beside them is text that its user may have changed.
+    The plan beside them is not checked: users may edit it.
     """
     tensors = {TRAINED, adapter_files.CONFIG, adapter_files.TENSORS}
     if (folder / MANIFEST).exists() and (wrong := altered(folder, tensors)):
@@ -173,5 +173,5 @@ def verify(folder: Path) -> None:
 def _tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
-    except Exception as error:  # an altered header may break its reader anywhere
+    except Exception as error:  # a changed header may raise anything in the reader
         raise CheckpointError(f"{path}: cannot be read: {error}") from None

@@ -40,7 +40,7 @@ def checksum(path: Path) -> str:
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """What the run recorded about a checkpoint; nothing where that is gone or damaged."""
+    """What the run recorded about a checkpoint; empty if the file is missing or damaged."""
     try:
         facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -18,18 +18,18 @@ from trainer.run.checkpoint_files import altered, read_facts
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what kills left of a checkpoint, now that a whole one is in its place."""
+    """Remove what killed saves left, now that a complete checkpoint is in its place."""
     for left in hidden(folder):
         shutil.rmtree(left, ignore_errors=True)
 
 
 def put_in_place(new: Path, folder: Path, earlier: Sequence[Path]) -> None:
-    """Rename `new` to `folder`; those before move on, and the last of them goes."""
+    """Rename `new` to `folder`; earlier ones move one place on, and the last is removed."""
     gone = folder.with_name(f".{folder.name}-old")
     places = [folder, *earlier]
     if new == gone:
         new = new.rename(folder.with_name(f".{folder.name}-0"))
-    # Up to the first place that is empty: the rest need not move.
+    # Those behind the first empty place need not move.
     moving = next((n for n, place in enumerate(places) if not place.exists()), len(places))
     if moving == len(places):
         shutil.rmtree(gone, ignore_errors=True)
@@ -40,20 +40,20 @@ def put_in_place(new: Path, folder: Path, earlier: Sequence[Path]) -> None:
 
 
 def hidden(folder: Path) -> list[Path]:
-    """What kills left of a checkpoint: half written, whole, or half removed."""
+    """What killed saves left of a checkpoint: half written, complete, or half removed."""
     return [path for path in folder.parent.glob(f".{folder.name}-*") if path.is_dir()]
 
 
 def by_age(folder: Path, visible: Sequence[Path]) -> list[Path]:
-    """The `visible` folders of a checkpoint, the newer first, and its hidden ones; newest first.
+    """The `visible` folders of a checkpoint (newer ones first) and its hidden ones, newest first.
 
-    The number of its save decides, which its facts hold; one without facts stays where its name
-    puts it. An earlier version's have no number: there the step decides.
+    Ordered by the number of the save in their facts; earlier versions wrote none: then by step. A
+    checkpoint without facts stays where its name puts it.
     """
     aside = hidden(folder)
     old = [path for path in aside if path.name.endswith("-old")]
     places = [*(path for path in aside if path not in old), *visible, *old]
-    ages: list[tuple[float, float]] = [(math.inf, 0)]  # of what is written last
+    ages: list[tuple[float, float]] = [(math.inf, 0)]  # of the one that is written last
     for place in places:
         facts = read_facts(place)
         match facts.get("save", 0), facts.get("step"):
@@ -66,14 +66,14 @@ def by_age(folder: Path, visible: Sequence[Path]) -> list[Path]:
 
 
 def restore_place(good: Path, folder: Path, earlier: Sequence[Path] = ()) -> None:
-    """Give a whole checkpoint that a kill left hidden its place; other leftovers go."""
+    """Move a complete checkpoint from a hidden name to its place; remove other leftovers."""
     if good.name.startswith("."):
         put_in_place(good, folder, earlier)
     remove_leftovers(folder)
 
 
 def recover(folder: Path) -> None:
-    """Put a checkpoint back that a kill took away between two renames, if one is whole."""
+    """Restore a checkpoint that a kill between two renames left under a hidden name, if any."""
     if folder.exists():
         return remove_leftovers(folder)
     whole = [path for path in by_age(folder, []) if not altered(path)]

@@ -26,11 +26,11 @@ def digests(
     left_out: Collection[str] = (),
     contents: Contents | None = None,
 ) -> Digests:
-    """What tells the data from others: by split, of each item; and of its pictures, by their paths.
+    """What identifies the data: a digest of each item by split, and of each picture by path.
 
-    Of a mixture the number of its draws and what is broken and `left_out`, as mending it would
-    change every draw; of its data sets the pictures' names and sizes in their order, and of its
-    ReasonSeg the pictures themselves.
+    For a mixture: the number of its draws; the broken entries that were left out, since repairing
+    one would change every draw; for each data set the names and sizes of its pictures, in order;
+    and digests of ReasonSeg's pictures.
     """
     contents = contents or Contents()
     found: Digests = {"train": {}, "val": dict(map(_digest, val)), PICTURES.format("train"): {}}
@@ -53,7 +53,7 @@ def digests(
 
 
 def _digest(item: Item) -> tuple[str, str]:
-    """As earlier versions have it: of the annotation's bytes and the picture's size."""
+    """Of the annotation's bytes and the picture's size, as in earlier versions."""
     annotation = hashlib.sha256(item.json_path.read_bytes())
     annotation.update(repr((item.explanations, item.image_path.stat().st_size)).encode())
     return item.name, annotation.hexdigest()[:16]
@@ -67,21 +67,21 @@ def _set_digest(data: DataSet) -> tuple[str, str]:
 
 
 def checked_start(before: Started, now: Digests, folder: Path) -> Started:
-    """The run with what its data are. Raises CannotResume where it began with others.
+    """The run's start with the digests of its data. Raises CannotResume if the data have changed.
 
-    A run that died before these were written down has trained nothing that could contradict them.
+    A run that ended before it recorded any digests has trained nothing, so any data will do.
     """
     trained = any(folder.glob(f"{LAST}*")) or (folder / "best").exists()
     if not before.digests and not trained:
         return replace(before, digests=now)
     check_data(before, now)
-    return replace(before, digests=now | before.digests)  # an earlier version's know no pictures
+    return replace(before, digests=now | before.digests)  # earlier versions recorded no pictures
 
 
 def check_data(before: Started, now: Digests) -> None:
-    """Raise CannotResume, item by item, if the data are others than the run began with.
+    """Raise CannotResume, item by item, if the data have changed since the run began.
 
-    Of pictures a run of an earlier version knows the sizes alone, in its items' digests.
+    Earlier versions recorded only the sizes of pictures, within the digests of items.
     """
     if not before.digests:
         raise CannotResume(f"{before.data}: {RECORD} does not say what data this run began with\n"

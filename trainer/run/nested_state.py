@@ -8,9 +8,9 @@ from torch import Tensor
 
 
 def flat(state: Any, path: str = "") -> tuple[dict[str, Tensor], Any]:
-    """A nested state as tensors by path, and the same nesting with their paths in their places.
+    """A nested state as tensors by path, and the same nesting with paths instead of tensors.
 
-    Of dictionaries (their keys become text), lists, tensors, and what JSON knows.
+    It may hold dictionaries (their keys become text), lists, tensors, and values of JSON.
     """
     if isinstance(state, Tensor):
         return {path: state.detach().cpu().contiguous().clone()}, {"tensor": path}
@@ -27,7 +27,7 @@ def flat(state: Any, path: str = "") -> tuple[dict[str, Tensor], Any]:
 
 
 def nested(tensors: dict[str, Tensor], rest: Any) -> Any:
-    """What `flat` took apart."""
+    """The state that `flat` took apart."""
     if isinstance(rest, dict):
         if rest.keys() == {"tensor"} and isinstance(rest["tensor"], str):
             return tensors[rest["tensor"]]

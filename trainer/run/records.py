@@ -21,14 +21,14 @@ class Records:
         self.folder, self.path, self.accelerator = folder, folder / RECORDS, accelerator
 
     def start(self) -> None:
-        """Begin with none."""
+        """Create the run folder and empty records."""
         if self.accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_whole(self.path, "")
         self.rebuild_tensorboard()
 
     def append(self, row: dict[str, Any]) -> None:
-        """Add a row, which has the `step` that it belongs to."""
+        """Add a row; it must have a `step`."""
         if not self.accelerator.is_main_process:
             return
         with self.path.open("a", encoding="utf-8") as file:

@@ -16,7 +16,7 @@ from trainer.run.started import CannotResume
 
 DAMAGED = "damaged"  # where a damaged checkpoint is moved
 
-# What a run may go on with otherwise than it began: it learns the same from the same samples.
+# Settings that may change on resume: with others the run learns the same from the same samples.
 MAY_CHANGE = frozenset({
     "quantization", "compile", "host_embeddings", "host_layers", "micro_batch", "accumulation",
     "checkpointed_layers", "processes", "workers", "allocator", "cached_encoders", "weights",
@@ -24,7 +24,7 @@ MAY_CHANGE = frozenset({
 
 
 def check_plan(now: Plan, before: Plan) -> list[str]:
-    """What has changed since the checkpoint's plan. Raises CannotResume for what must not."""
+    """Changes since the checkpoint's plan. Raises CannotResume for those that must not be."""
     old, new = (_flat(plan.model_dump(mode="json")) for plan in (before, now))
     changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     lines = {name: f"{name}: {old.get(name)} -> {new.get(name)}" for name in changed}
@@ -48,9 +48,9 @@ def _flat(settings: dict[str, Any], head: str = "") -> dict[str, Any]:
 
 
 def resumable(folder: Path, tell: Callable[[str], None]) -> Path | None:
-    """The run's newest whole checkpoint, None where it has none yet. Raises CannotResume.
+    """The run's newest undamaged checkpoint; None if it has none yet. Raises CannotResume.
 
-    Also one that a kill left under a hidden name: `tidy` then gives it its place.
+    It may still have a hidden name if a save was killed: `tidy` moves it into place.
     """
     damaged: list[str] = []
     for candidate in _newest_first(folder):
@@ -60,7 +60,7 @@ def resumable(folder: Path, tell: Callable[[str], None]) -> Path | None:
                 tell(f"{'; '.join(damaged)}: going on from {candidate}; what is damaged is moved "
                      f"to {folder / DAMAGED}")  # fmt: skip
             return candidate
-        if not candidate.name.startswith("."):  # a hidden one was just never finished
+        if not candidate.name.startswith("."):  # a hidden one is only unfinished
             damaged.append(f"{candidate}: {wrong}")
     best = folder / "best"
     others = f"; {best} can still be evaluated" if best.is_dir() else ""
@@ -76,17 +76,17 @@ def resumable(folder: Path, tell: Callable[[str], None]) -> Path | None:
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    """The checkpoints to go on from in a run folder."""
+    """The checkpoints in a run folder that hold a state, newest first."""
     earlier = [p for p in folder.glob(f"{LAST}-*") if p.name[len(LAST) + 1 :].isdigit()]
     earlier.sort(key=lambda path: int(path.name[len(LAST) + 1 :]))
     return by_age(folder / LAST, [folder / LAST, *earlier])
 
 
 def tidy(folder: Path, good: Path, earlier: Sequence[Path]) -> None:
-    """Have the next save find `good`, and `best`, in their places, as if no kill had been.
+    """Move `good`, and `best`, into their places, as if no save had been killed.
 
-    Checkpoints newer than `good`, all damaged, go out of the way: else the next one saved would
-    push the good one out, and keep a damaged one in its place.
+    Checkpoints newer than `good` are all damaged and are moved away: otherwise the next save would
+    push out the good one and keep a damaged one.
     """
     for place in _newest_first(folder):
         if place == good:
@@ -101,7 +101,7 @@ def tidy(folder: Path, good: Path, earlier: Sequence[Path]) -> None:
 
 
 def changes(facts: dict[str, Any], versions: dict[str, str]) -> list[str]:
-    """Which library versions are others than a checkpoint was made with."""
+    """Which library versions have changed since a checkpoint was saved."""
     before = facts.get("versions", {})
     return [
         f"{name} {before.get(name, 'unknown')} -> {now}"

@@ -41,13 +41,13 @@ from trainer.step import UPDATING, NotFinite, StepResult, make_optimizer, traini
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was asked to end and has saved; says how it goes on."""
+    """The run was asked to stop and has saved; the message says how to resume it."""
 
 
 def check_room(plan: Plan, tokenizer: LisaTokenizer) -> None:
-    """Raise an error where the card or its compiler cannot serve the plan.
+    """Raise an error if the card or its compiler cannot run the plan.
 
-    Before anything is loaded: missing weights would be gigabytes to fetch for nothing.
+    Called before anything is loaded, so that nobody fetches gigabytes of weights in vain.
     """
     if plan.device != "cuda":
         return
@@ -103,7 +103,7 @@ class Run:
         self.epoch_steps = sampler.steps
         self.batches = StepBatches(self.train_set, sampler, plan, folder, reporter.line)
         self.wrapped, self.optimizer = self.accelerator.prepare(self.model, optimizer)
-        # Two numbers have one sum; on a GPU not even the rest of a step is the same twice.
+        # A sum of two has only one order; on a GPU other parts of a step vary anyway.
         if plan.device == "cpu" and plan.processes > 2:
             from trainer.parallel.in_order import add_in_order
 
@@ -134,7 +134,7 @@ class Run:
         return make_set(train, training=True), make_set(val, training=False)
 
     def start_from(self, folder: Path) -> None:
-        """Take the trained tensors that an adapter's folder holds. Raises AdapterError."""
+        """Load the trained tensors of an adapter's folder. Raises AdapterError."""
         from trainer.run.start_from_adapter import start
 
         with during("loading"):
@@ -201,7 +201,7 @@ class Run:
             self._between_steps()
 
     def _update(self, batches: list[Batch]) -> StepResult | None:
-        """One step; None if it was left out for what is not finite, as often as the plan allows."""
+        """One step; None if it was skipped because a number was not finite, as the plan allows."""
         try:
             return training_step(
                 self.wrapped, batches, self.optimizer, self.plan, self.accelerator, self.check
@@ -222,7 +222,7 @@ class Run:
 
     @contextmanager
     def _saved_on_shortage(self) -> Iterator[None]:
-        """An out-of-memory error before the update loses no step: nothing has changed yet."""
+        """Save on an out-of-memory error before the update: no parameter has changed yet."""
         try:
             with during("training"):
                 yield
@@ -234,7 +234,7 @@ class Run:
             raise
 
     def _between_steps(self) -> None:
-        """Save where it is time, or where the run is to end. Raises Interrupted."""
+        """Save if a checkpoint is due or the run is to stop. Raises Interrupted."""
         stop, due = self.stop.asked, self.state.due()
         if self.accelerator.num_processes > 1:
             here = torch.tensor([stop, due], dtype=torch.float, device=self.accelerator.device)
@@ -251,7 +251,7 @@ class Run:
         return hash((self.plan.seed, self.step, rank)) % (1 << 63)
 
     def evaluate(self, title: str) -> dict[str, Any]:
-        """gIoU and cIoU over the validation split, each process its share."""
+        """gIoU and cIoU over the validation split; each process evaluates a share."""
         reporter = Reporter(self.reporter.line, self._progress_or_stop)
         with during("evaluating"):
             scores = evaluate_together(

@@ -18,20 +18,20 @@ Digests: TypeAlias = dict[str, dict[str, str]]
 
 
 class CannotResume(ValueError):
-    """A run that cannot go on as it was; says what is in the way."""
+    """A run that cannot be resumed; the message says why."""
 
 
 @dataclass(frozen=True)
 class Keeping:
-    """When a run saves, how many checkpoints it can go on from, and whom it waits for."""
+    """When a run saves, how many checkpoints it keeps, and how long it waits for memory."""
 
-    minutes: float = 10.0  # between two checkpoints, so that a kill costs that much at most
+    minutes: float = 10.0  # between two checkpoints: the most that a kill can cost
     steps: int | None = None  # the same in optimizer steps
     checkpoints: int = 2
-    wait_minutes: float = 0.0  # for memory that other processes took
+    wait_minutes: float = 0.0  # for other processes to free memory
 
     def earlier(self, folder: Path) -> list[Path]:
-        """Where the checkpoints before the last one lie in a run folder, the newer first."""
+        """The folders of the checkpoints before the last one in a run folder, newest first."""
         return [folder / f"{LAST}-{n}" for n in range(1, self.checkpoints)]
 
 
@@ -40,7 +40,7 @@ USUAL = Keeping()
 
 @dataclass(frozen=True)
 class Started:
-    """Where a run's data and caches are, what its data were, and how it was asked for."""
+    """A run's data and cache folders, the digests of its data, and the options of its start."""
 
     data: Path
     cache: Path
@@ -48,12 +48,12 @@ class Started:
     keeping: Keeping = USUAL
     pinned: tuple[str, ...] = ()  # settings that the user named
     environment: dict[str, str] = field(default_factory=dict)  # such as which card
-    skip_broken: int = 0  # entries of the data that may be left out
-    left_out: tuple[str, ...] | None = None  # those that were, by their paths from `data`
+    skip_broken: int = 0  # how many broken entries of the data may be left out
+    left_out: tuple[str, ...] | None = None  # the entries left out, by their paths from `data`
     adapter: Path | None = None  # what the training starts from, before its first checkpoint
 
     def write(self, folder: Path) -> None:
-        """Into the run folder."""
+        """Write run.json into the run folder."""
         folders = {"data": self.data, "cache": self.cache, "adapter": self.adapter}
         document = asdict(self) | {k: v and str(v.resolve()) for k, v in folders.items()}
         text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
@@ -61,7 +61,7 @@ class Started:
 
     @classmethod
     def read(cls, folder: Path) -> Started:
-        """From a run folder. Raises CannotResume."""
+        """Read run.json of a run folder. Raises CannotResume."""
         try:
             return TypeAdapter(cls).validate_json(read_regular(folder / RECORD))
         except ValidationError as error:

@@ -8,14 +8,14 @@ from contextlib import contextmanager
 
 
 class Stop:
-    """Whether the user or the system has asked the run to end; a second time ends it at once."""
+    """Whether the user or the system asked the run to stop; a second request ends it at once."""
 
     def __init__(self) -> None:
         self.asked = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM ask; what they did before comes back afterwards."""
+        """Take Ctrl-C and SIGTERM as requests; the handlers before are restored afterwards."""
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
         def ask(number: int, frame: object) -> None:

@@ -25,10 +25,10 @@ def describe(result: dict[str, Any]) -> str:
 
 
 def outcome(summary: dict[str, Any], folder: Path) -> list[str]:
-    """What a run came to: before, at its best, which is what `folder` answers with, and last."""
+    """Results of a run: before training, at its best (which `folder` answers with), and last."""
     best, epochs = summary["best"], summary["epochs"]
     lines = [f"before  {describe(summary['before'])}"]
-    if best is not None:  # None: resumed from a checkpoint without it
+    if best is not None:  # None: resumed from an old checkpoint that lacks it
         kept = folder / "best"
         lines.append(f"best    {describe(best)}, epoch {best['epoch']} of {epochs}, in {kept}")
     return [*lines, f"last    {describe(summary['after'])}, epoch {epochs}"]
@@ -40,7 +40,9 @@ def predict(
 ) -> list[torch.Tensor]:
     """Teacher-forced mask logits [H, W] of each sample's first [SEG], at its picture's own size."""
     batch = collate(samples, tokenizer).to(accelerator.device)
-    low = model.predict(batch).cpu()  # a large picture's mask is no matter of the card's memory
+    low = model.predict(
+        batch
+    ).cpu()  # resized on the host, so that large pictures take no memory of the card
     owner = batch.segs[:, 0].tolist()
     frame = model.sam.config.vision_config.image_size
     return [

@@ -17,11 +17,11 @@ FROM_WORKER = "Original Traceback"  # torch puts it into an error that a data wo
 
 
 class WorkerEnded(RuntimeError):
-    """A data worker that was ended from outside; says how the run goes on."""
+    """A data worker that was ended from outside; the message says how to resume the run."""
 
 
 def end_with_run(number: int) -> None:
-    """In each data worker: a forked one shares the run folder's lock, and would keep it."""
+    """Runs in each data worker: a forked one shares the run folder's lock and would keep it."""
     end_with_parent()
 
 
@@ -30,7 +30,7 @@ def without_traceback(loader: DataLoader[Any], run: Path) -> Iterator[Batch]:
     try:
         yield from _iterator(loader)
     except Exception as error:
-        # One that is gone is found by torch, or by what it was handing over just then.
+        # A lost worker is noticed by torch, or by a transfer that breaks off.
         lost = isinstance(error, ConnectionError | EOFError) and FROM_WORKER not in str(error)
         if lost or str(error).startswith("DataLoader worker"):
             raise WorkerEnded(
@@ -46,8 +46,8 @@ def without_traceback(loader: DataLoader[Any], run: Path) -> Iterator[Batch]:
 def _iterator(loader: DataLoader[Any]) -> Iterator[Batch]:
     """The loader's iterator.
 
-    torch would have a worker's death raise wherever this process is, even in the middle of an
-    update or a save. Without its handler, waiting for that worker's batch finds it, within 5 s.
+    When a worker dies, torch's signal handler raises wherever this process is, even in the middle
+    of an update or a save. Without the handler, waiting for the worker's batch notices within 5 s.
     """
     batches = iter(loader)
     if hasattr(signal, "SIGCHLD"):

@@ -14,11 +14,11 @@ from trainer.run.folder import STATE
 
 
 class NotWritten(RuntimeError):
-    """A checkpoint that the system does not take; one from before is untouched."""
+    """A checkpoint that could not be written; the one before is untouched."""
 
 
 def write_failure(error: Exception, folder: Path, size: int) -> NotWritten:
-    """What stood in the way, by the system's own figures, and what a resume will find."""
+    """The error with its cause, the system's figures, and what a resume will find."""
     why, fix = _cause(error, folder.parent, size)
     if any((place / STATE).is_file() for place in folder.parent.iterdir()):
         kept = "the checkpoint before is whole"
@@ -31,8 +31,10 @@ def write_failure(error: Exception, folder: Path, size: int) -> NotWritten:
 
 
 def _cause(error: Exception, place: Path, size: int) -> tuple[str, str]:
-    """Why `size` bytes could not be written into `place`, and what would mend it."""
-    told = re.search(r"\(os error (\d+)\)", str(error))  # safetensors' only word of it
+    """Why `size` bytes could not be written into `place`, and the remedy."""
+    told = re.search(
+        r"\(os error (\d+)\)", str(error)
+    )  # safetensors gives the number only in its text
     number = getattr(error, "errno", None) or (int(told[1]) if told else None)
     free = shutil.disk_usage(place).free
     if number == errno.EROFS:
@@ -52,7 +54,7 @@ def _cause(error: Exception, place: Path, size: int) -> tuple[str, str]:
 
 
 def _no_inode(place: Path) -> bool:
-    """Whether a file system that counts its inodes has none left; Windows has none to count."""
+    """Whether the file system has no inode left; False where inodes are not counted (Windows)."""
     if not hasattr(os, "statvfs"):
         return False
     counts = os.statvfs(place)
