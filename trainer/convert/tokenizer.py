@@ -21,7 +21,7 @@ START, UNKNOWN, PADDING = "<s>", "<unk>", "<pad>"
 def convert_tokenizer(folder: Path, target: Path, rows: int) -> dict[str, int]:
     """Write the folder's tokenizer with all of LISA's tokens to `target`; returns those added.
 
-    `rows` are the model's: every id must have one. Raises WeightsError.
+    `rows` is the model's number of token rows: every id must have one. Raises WeightsError.
     """
     with legible(folder, "the tokenizer must be the one that came with the language model"):
         return _convert(_read(folder), folder, target, rows)
@@ -34,7 +34,7 @@ def _convert(tokenizer: Tokenizer, folder: Path, target: Path, rows: int) -> dic
             f"{folder}: its tokenizer has no {', '.join(absent)}; LISA needs LLaMA's tokenizer"
         )
     added = _add_recorded(tokenizer, folder)
-    # In upstream's order, in which a released LISA's last rows stand; ours come after them.
+    # In upstream's order, as in a released LISA's last rows; this project's tokens follow.
     for token in (*NEW_TOKENS, IMAGE_TOKEN, PADDING):
         added |= _add(tokenizer, token)
     if tokenizer.get_vocab_size() > rows:
@@ -106,7 +106,7 @@ def _add(tokenizer: Tokenizer, token: str) -> dict[str, int]:
 
 
 def _start_sentences(tokenizer: Tokenizer) -> None:
-    """Have every text begin with the start token, as LLaMA was trained."""
+    """Make every text begin with the start token, as LLaMA was trained."""
     start = tokenizer.token_to_id(START)
     if tokenizer.encode("a").ids[0] != start:
         tokenizer.post_processor = TemplateProcessing(

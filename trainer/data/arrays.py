@@ -1,4 +1,4 @@
-"""Types of arrays."""
+"""Types of arrays and of picture sizes (height, width)."""
 
 from __future__ import annotations
 

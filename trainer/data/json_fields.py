@@ -1,4 +1,4 @@
-"""JSON files that others wrote: read with limits, field by field."""
+"""Reads JSON files of others, with limits and field by field."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def load_json(
 ) -> T | None:
     """The parsed file, UTF-8 or else cp1252, if of this kind; None with a finding added.
 
-    `text_of` decodes otherwise, and raises ValueError or LookupError.
+    `text_of` replaces the decoding; it may raise ValueError or LookupError.
 
     Parsing takes some twenty times the memory that the file has bytes.
     """

@@ -1,4 +1,4 @@
-"""What a data set hands over: pictures, what each is asked, and how its masks are painted."""
+"""What data sets provide: pictures, the questions about each, and how to paint its masks."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ class AskedTurn:
 
 
 class Picture(Protocol):
-    """A picture of a data set and what it can be asked."""
+    """A picture of a data set with its possible questions."""
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Its name in messages."""
 
     @property
     def image_path(self) -> Path:
-        """Where it lies."""
+        """Its file."""
 
     @property
     def where(self) -> str:
-        """The file, and the place in it, to look at if something is wrong."""
+        """The annotation file, and the place in it, for messages."""
 
     def draw_turns(self, rng: np.random.Generator, most_masks: int) -> list[AskedTurn]:
-        """One training conversation, one question or more; all that is drawn comes from `rng`."""
+        """Draw one training conversation of one question or more; `rng` decides everything."""
 
     def all_masks(self) -> Iterator[Paint]:
-        """Every mask that it has."""
+        """All of its masks."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class DataSet:
 
     name: str
     pictures: Sequence[Picture]
-    left_out: int = 0  # entries that are about no picture
+    left_out: int = 0  # entries without a picture
 
 
 Scanned: TypeAlias = tuple[list[DataSet], list[Finding]]
@@ -66,7 +66,7 @@ Scanned: TypeAlias = tuple[list[DataSet], list[Finding]]
 
 @dataclass(frozen=True)
 class Target:
-    """Something to segment: phrases that all mean it, and its mask."""
+    """Something to segment: phrases that mean it, and its mask."""
 
     phrases: tuple[str, ...]
     paint: Paint
@@ -74,7 +74,7 @@ class Target:
 
 @dataclass(frozen=True)
 class SegmentedPicture:
-    """A picture with targets, one at least, that are asked for in short phrases."""
+    """A picture with one target or more, asked for in short phrases."""
 
     name: str
     image_path: Path
@@ -82,7 +82,7 @@ class SegmentedPicture:
     targets: tuple[Target, ...]
 
     def draw_turns(self, rng: np.random.Generator, most_masks: int) -> list[AskedTurn]:
-        """Up to `most_masks` of the targets in any order, each in a turn of its own."""
+        """Up to `most_masks` of the targets in random order, each in its own turn."""
         choose = random_choice(rng)
         drawn = (self.targets[n] for n in rng.permutation(len(self.targets))[:most_masks])
         return [
@@ -93,26 +93,26 @@ class SegmentedPicture:
         ]
 
     def all_masks(self) -> Iterator[Paint]:
-        """Every target's."""
+        """The masks of all targets."""
         return (target.paint for target in self.targets)
 
 
 def random_choice(rng: np.random.Generator) -> Callable[[Sequence[str]], str]:
-    """Picks one of several texts, each as likely."""
+    """A function that draws one of several texts uniformly."""
     return lambda options: options[int(rng.integers(len(options)))]
 
 
 def as_phrase(report: Report, what: str, text: object) -> str | None:
-    """A phrase as it stands in a question, in small letters; None if it is blank.
+    """A phrase as used in a question, in lower case; None if it is blank.
 
-    None, too, with a finding added, if it is no text or holds a token of the model's own.
+    Also None, with a finding added, if it is not text or contains one of the model's tokens.
     """
     if not isinstance(text, str) or any(token in text.lower() for token in _RESERVED):
         allowed = f"text without {', '.join(RESERVED_TOKENS)}"
         report.add(what, text, allowed, "correct the annotation or take it out")
         return None
     phrase = " ".join(text.lower().split())
-    # The templates carry on after a phrase and take one full stop or question mark off.
+    # The templates continue after a phrase and remove one full stop or question mark.
     return phrase if phrase.rstrip(".? ") else None
 
 

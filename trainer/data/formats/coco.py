@@ -22,7 +22,7 @@ from trainer.data.formats.coco_masks import FIX, LARGEST_COORDINATE, Part, paint
 from trainer.data.json_fields import load_json
 from trainer.data.pictures import as_phrase
 
-# Tools that do not name themselves. CVAT exports through Datumaro.
+# Tools that do not record their name. CVAT exports through Datumaro.
 DATUMARO, SUPERVISION = "Datumaro", "supervision"
 _DATUMARO_INFO = {"contributor", "date_created", "description", "url", "version", "year"}
 PLACE = ("place",)  # key of an entry's place in another tool's file; JSON's keys are all text
@@ -39,9 +39,9 @@ class CocoImage:
 
 @dataclass(frozen=True)
 class CocoMask:
-    """One entry of ``annotations``; a crowd is outlined as a whole.
+    """One entry of ``annotations``; a crowd has one outline for all.
 
-    `box` outlines its ``bbox``, if that is a box with an inside; None if there is no telling.
+    `box` is the outline of its ``bbox``: empty for a box of no size, None for no usable box.
     """
 
     image: int
@@ -49,7 +49,7 @@ class CocoMask:
     parts: tuple[Part, ...]
     place: str = ""  # in the file
     crowd: bool = False
-    grouped: bool = True  # whether a crowd is said to be one, rather than one painted object
+    grouped: bool = True  # whether `crowd` means a crowd, rather than one painted object
     box: tuple[Part, ...] | None = None
 
 
@@ -57,8 +57,8 @@ class CocoMask:
 class Coco:
     """What is in an annotation file, by id.
 
-    `unusable`: annotations without a sound mask, by id. They are findings already; what they cover
-    must not be taken for background where they are left out.
+    `unusable`: annotations with a broken mask, by id. They are findings already; if they are left
+    out, what they cover must not become background.
     """
 
     images: dict[int, CocoImage]
@@ -69,16 +69,16 @@ class Coco:
 
 
 def read_coco(report: Report, text_of: Callable[[bytes], str] | None = None) -> Coco:
-    """The annotation file at the report's path; a finding for all that is not sound.
+    """Read the annotation file at the report's path; a finding for every error.
 
-    `text_of` decodes a file of another tool than COCO's.
+    `text_of` decodes files of other tools.
     """
     parsed = load_json(report, dict, "{images, annotations, categories}", text_of=text_of)
     return Coco({}, {}, {}) if parsed is None else checked_coco(report, parsed)
 
 
 def checked_coco(report: Report, parsed: dict[str, Any]) -> Coco:
-    """What is sound of COCO's document; a finding for all that is not."""
+    """The valid parts of COCO's document; a finding for every error."""
     tool = _tool(parsed)
     images, broken_images = _read_images(report, parsed)
     categories, broken_categories = _read_categories(report, parsed)
@@ -91,7 +91,7 @@ def checked_coco(report: Report, parsed: dict[str, Any]) -> Coco:
     unusable: dict[int, CocoMask] = {}
     for place, number, entry in _entries(report, parsed, "annotations"):
         image, category = _id(entry.get("image_id")), _id(entry.get("category_id"))
-        # What belongs to a broken entry goes with it, without a finding of its own.
+        # Annotations of a broken image or category are dropped without a finding of their own.
         if type(image) is int and image in broken_images:
             continue
         if type(category) is int and category in broken_categories:
@@ -120,7 +120,7 @@ def _read_images(report: Report, parsed: dict[str, Any]) -> tuple[dict[int, Coco
         if type(height) is int and type(width) is int and min(height, width) > 0:
             images[number] = CocoImage(place, _file_name(entry), (height, width))
         elif (height, width) == (None, None) and number not in annotated:
-            pass  # Label Studio's converter, of a task without annotations whose picture is away
+            pass  # Label Studio's converter: no annotations, and the picture was not found
         else:
             broken.add(number)
             got = height, width
@@ -163,7 +163,7 @@ def _is_panoptic(parsed: dict[str, Any]) -> bool:
 
 
 def _annotated(parsed: dict[str, Any]) -> set[int]:
-    """The ids of images with annotations, sound or not."""
+    """The ids of images with annotations, valid or not."""
     listed = parsed.get("annotations")
     entries = listed if isinstance(listed, list) else []
     ids = [_id(entry.get("image_id")) for entry in entries if isinstance(entry, dict)]
@@ -171,7 +171,7 @@ def _annotated(parsed: dict[str, Any]) -> set[int]:
 
 
 def _tool(parsed: dict[str, Any]) -> str:
-    """What wrote the file: by its name where it gives one, or by what only it leaves so."""
+    """The tool that wrote the file, by the name it records or by its typical fields."""
     info, categories = parsed.get("info"), parsed.get("categories")
     if not isinstance(info, dict):
         return ""
@@ -186,10 +186,10 @@ def _tool(parsed: dict[str, Any]) -> str:
 
 
 def _is_said_to_be_crowd(entry: dict[str, Any], tool: str) -> bool:
-    """Whether `iscrowd` 1 is meant as COCO does, rather than for any mask that is no polygon.
+    """Whether `iscrowd` 1 has COCO's meaning, rather than any mask that is not one polygon.
 
-    CVAT and Datumaro write run lengths so, and attributes of their own beside them; supervision
-    what has a hole or several parts.
+    CVAT and Datumaro set it for run lengths, with attributes of their own; supervision sets it for
+    masks with holes or several parts.
     """
     attributes = entry.get("attributes")
     if isinstance(attributes, dict):
@@ -198,7 +198,7 @@ def _is_said_to_be_crowd(entry: dict[str, Any], tool: str) -> bool:
 
 
 def _file_name(entry: dict[str, Any]) -> object:
-    """The picture's name; LVIS tells only its address, by folder and name: train2017/1.jpg."""
+    """The picture's name. LVIS records only its address: folder and name, train2017/1.jpg."""
     name, address = entry.get("file_name"), entry.get("coco_url")
     if name is not None or not isinstance(address, str):
         return name
@@ -228,7 +228,7 @@ def paint_parts(
 ) -> NDArray[np.uint8]:
     """All parts as one mask uint8 [height, width] of {0, 1}.
 
-    DataError, naming the `source`, if they were drawn on an image of another size.
+    Raises DataError, with `source`, if they were drawn on an image of another size.
     """
     if image.size != (height, width):
         report, size = Report(source), image.size
@@ -240,14 +240,14 @@ def paint_parts(
 
 
 def _words(name: object) -> object:
-    """A category's name as one says it: LVIS writes trash_can, and bat_(animal) of one bat."""
+    """A category's name as people say it: LVIS writes trash_can, and bat_(animal)."""
     return re.sub(r"_\([^)]*\)", "", name).replace("_", " ") if isinstance(name, str) else name
 
 
 def _entries(
     report: Report, parsed: dict[str, Any], key: str
 ) -> list[tuple[str, int, dict[str, Any]]]:
-    """(place, id, entry) of every sound entry of a list; ids are whole numbers, each once."""
+    """(place, id, entry) of every valid entry of a list; ids are whole numbers, each once."""
     listed = parsed.get(key)
     if not isinstance(listed, list):
         report.add(key, listed, "a list of objects", "correct the file")
@@ -266,6 +266,6 @@ def _entries(
 
 
 def _id(value: object) -> object:
-    """An id, or the number that a text spells: VIA wrote `image_id` so."""
+    """An id; text of digits becomes a number, as VIA writes `image_id`."""
     spelled = isinstance(value, str) and re.fullmatch("[0-9]{1,18}", value)
     return int(spelled[0]) if spelled else value

@@ -12,11 +12,11 @@ from pycocotools import mask as coco_mask
 from trainer.data.arrays import FloatArray, Size
 from trainer.data.findings import Report
 
-# A polygon [2N] of x, y, or run lengths, checked: pycocotools shows what happens to stand in memory
-# where counts and size differ. As arrays, since lists of a million polygons would take gigabytes.
+# A polygon [2N] of x, y, or run lengths. Checked: where counts and size differ, pycocotools reads
+# arbitrary memory. Arrays, since lists of a million polygons would take gigabytes.
 Part: TypeAlias = "FloatArray | dict[str, Any]"
 LARGEST_COORDINATE = 1e6  # pycocotools walks along every edge, pixel by pixel
-# Points outside of the picture and edges back and forth included; no outline drawn comes near.
+# Including edges outside of the picture and back and forth; drawn outlines are far shorter.
 _LONGEST_OUTLINE = 100  # times the picture's height and width together
 FIX = "correct the annotation or take it out"
 
@@ -31,10 +31,10 @@ def painted(parts: Sequence[Part], height: int, width: int) -> NDArray[np.uint8]
 
 
 class PaintedBox(NamedTuple):
-    """What a mask covers: the rows and columns that all of it lies in, and its runs there.
+    """A mask as its bounding rows and columns, and its runs there.
 
-    `runs` go down one of these columns after the other, from top to bottom of the picture, of 0 and
-    1 in turn.
+    `runs` are lengths of alternating 0 and 1 down these columns, one column after the other, each
+    over the full height of the picture.
     """
 
     rows: slice = slice(0)
@@ -43,11 +43,11 @@ class PaintedBox(NamedTuple):
 
     @property
     def area(self) -> int:
-        """Pixels that are covered."""
+        """Covered pixels."""
         return int(self.runs[1::2].sum())
 
     def covered(self) -> NDArray[np.bool_]:
-        """Of the rows and columns, bool [h, w]."""
+        """The mask within its rows and columns, bool [h, w]."""
         bits = np.zeros(len(self.runs), bool)
         bits[1::2] = True
         across = self.columns.stop - self.columns.start if self.area else 0
@@ -55,10 +55,10 @@ class PaintedBox(NamedTuple):
 
 
 def painted_boxes(masks: Sequence[Sequence[Part]], size: Size) -> list[PaintedBox]:
-    """What each mask covers, from all of its parts.
+    """Each mask, painted from all of its parts.
 
-    Decoding a whole picture's mask takes thirty times as long as encoding it did; and one call for
-    all masks of a picture takes hardly longer than for one.
+    Not decoded in full: that takes thirty times as long as encoding a mask. One call for all masks
+    of a picture takes hardly longer than for one.
     """
     height, encoded = size[0], _merged(masks, *size)
     known = [one for one in encoded if one is not None]
@@ -126,13 +126,13 @@ def read_parts(report: Report, what: str, value: object, size: Size) -> tuple[Pa
 
 
 def _is_polygon(part: object) -> bool:
-    # Of four numbers pycocotools would make a box.
+    # pycocotools reads four numbers as a box.
     return (
         isinstance(part, list)
         and len(part) >= 6
         and len(part) % 2 == 0
         and {int, float}.issuperset(map(type, part))
-        # NaN is never below; a whole number is compared as it is, since it may not fit a float.
+        # NaN fails as well; integers are compared without conversion: they may not fit a float.
         and all(map(LARGEST_COORDINATE.__ge__, map(abs, part)))
     )
 
@@ -164,7 +164,7 @@ def _checked_runs(part: object, size: Size) -> dict[str, Any] | None:
 
 
 def _lengths(texts: Sequence[bytes]) -> list[NDArray[np.int64]]:
-    """The lengths in each of some sound texts of COCO's, as `_unpacked` tells them, at once."""
+    """The lengths in several valid texts of COCO, as `_unpacked` returns them, vectorised."""
     digits = np.frombuffer(b"".join(texts), np.uint8).astype(np.int64) - 48
     last = np.flatnonzero(digits & 32 == 0)
     first = np.concatenate(([0], last[:-1] + 1))
@@ -182,8 +182,8 @@ def _lengths(texts: Sequence[bytes]) -> list[NDArray[np.int64]]:
 def _unpacked(counts: bytes) -> list[int]:
     """The lengths in COCO's text: five bits a character, the lowest first.
 
-    From the fourth on a length is given as its difference to the last but one. Empty for a text
-    that breaks off, or that pycocotools would not have written.
+    From the fourth on, each length is stored as the difference to the last but one. Empty for a
+    text that is cut off or that pycocotools would not have written.
     """
     lengths: list[int] = []
     value = shift = 0

@@ -1,14 +1,13 @@
 """Reads the ReasonSeg data set from disk: pictures, questions and hand-drawn polygons.
 
-On disk: ``ROOT/ReasonSeg/{train,val,test}/<name>.jpg`` (or .jpeg, .png; without them any other
-kind of picture that has the name) beside ``<name>.json``, and optionally
+On disk: ``ROOT/ReasonSeg/{train,val,test}/<name>.jpg`` (or .jpeg, .png; if there is none, any other
+kind of picture with that name) beside ``<name>.json``, and optionally
 ``explanatory/<split>.json`` (upstream has ``train.json`` only) beside the splits.
-Polygons are in pixels of the picture AFTER its EXIF orientation is applied: that is how
-annotators saw it, and what ``cv2.imread`` hands to upstream's code.
+Polygons are in pixels of the picture AFTER its EXIF orientation is applied: as annotators saw it,
+and as ``cv2.imread`` returns it to upstream's code.
 
-All findings are raised at once, or returned by `check_data`; nothing broken is skipped unasked.
-Hidden files (``.DS_Store``, ``._x.jpg``) and what else lies there are no part of the data set:
-passed over.
+All findings are raised at once, or returned by `check_data`; broken items are never skipped without
+request. Hidden files (``.DS_Store``, ``._x.jpg``) and other kinds of files are ignored.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ EXPLANATION_EVERY = 3  # one in this many visits to a training item asks for its
 
 @dataclass(frozen=True)
 class Item:
-    """A picture and its question, rephrased in `texts`; without target polygons: none is there."""
+    """A picture and its question, rephrased in `texts`; without target polygons, no target."""
 
     name: str
     image_path: Path
@@ -73,16 +72,16 @@ class Item:
 
 
 class _Look(NamedTuple):
-    """What was seen of an item: itself if it is sound, what is wrong, and (height, width)."""
+    """The result of reading an item: itself if valid, the findings, and (height, width)."""
 
     item: Item | None
     findings: list[Finding]
     size: Size = (0, 0)
-    empty: bool = False  # whether no pixel is a target, if that was looked at
+    empty: bool = False  # whether no pixel is a target, if that was checked
 
 
 def _locate(root: Path) -> tuple[Path, list[str]]:
-    """The folder that holds the splits, and the splits that are there; DataError if none are."""
+    """The folder that holds the splits, and the splits found. Raises DataError for none."""
     root = Path(root)
     found = located(root)
     if found is not None:
@@ -96,7 +95,7 @@ def _locate(root: Path) -> tuple[Path, list[str]]:
 
 
 def _pair_up(folder: Path) -> dict[str, tuple[list[Path], list[Path]]]:
-    """The (images, JSON files) of each base name, sorted. Sound is: one of each."""
+    """The (images, JSON files) of each base name, sorted. A valid item has one of each."""
     pairs: dict[str, tuple[list[Path], list[Path]]] = {}
     others: list[Path] = []
     for path in sorted(folder.iterdir()):
@@ -106,24 +105,24 @@ def _pair_up(folder: Path) -> dict[str, tuple[list[Path], list[Path]]]:
         elif suffix in PICTURE_SUFFIXES and not hidden and path.is_file():
             others.append(path)
     lonely = {name for name, (images, _) in pairs.items() if not images}
-    for path in others:  # beside a picture of the usual kinds it is a preview, or somebody's copy
+    for path in others:  # beside a picture of the usual kinds it is a preview or a copy
         if path.stem in lonely:
             pairs[path.stem][0].append(path)
     return dict(sorted(pairs.items()))
 
 
 def _look(files: _Files, read: _Read, paint: bool) -> _Look:
-    """The item, or None and every finding about it; all files that are there are looked at."""
+    """The item, or None and every finding about it; all of its files are checked."""
     base, images, jsons = files
     report = Report(base, entry=str(base))
-    if not is_text(base.name):  # which no figures can be written about, hours later
+    if not is_text(base.name):  # otherwise the figures of it could not be written
         report.add("name", base.name, "text in UTF-8", "rename the picture and its .json")
     for kind, paths in ((" or ".join(IMAGE_SUFFIXES), images), (".json", jsons)):
         if len(paths) != 1:
             got = ", ".join(path.name for path in paths) or "none"
             report.add("files", got, f"one {kind} of this name", "add it or remove what is amiss")
     opened = [open_image(Report(path, report.findings, report.entry), read) for path in images]
-    # Of two pictures nobody can say which the polygons were drawn on.
+    # With two pictures it is unknown which one the polygons were drawn on.
     size = opened[0][0] if len(opened) == 1 and opened[0] is not None else None
     notes = [read_annotation(Report(path, report.findings, report.entry), size) for path in jsons]
     if report.findings or size is None:
@@ -133,14 +132,14 @@ def _look(files: _Files, read: _Read, paint: bool) -> _Look:
 
 
 def _header(image: Image.Image) -> None:
-    """All that is needed is known before the pixels are."""
+    """Read nothing more: the header has the size."""
 
 
 def _scan(
     folder: Path, split: str, limit: int | None, read: _Read, *,
     leave: SkippedEntries | None = None, paint: bool = False, progress: Progress | None = None,
 ) -> _Scanned:  # fmt: skip
-    """What is sound in a split, and every finding about all else but what `leave` knows."""
+    """The valid items of a split, and all findings except about entries that `leave` knows."""
     pairs = _pair_up(folder / split)
     known = {path.name for images, _ in pairs.values() for path in images}
     report = Report(folder / split)
@@ -155,7 +154,7 @@ def _scan(
         if leave is None or not leave.knows(str(folder / split / name))
     ]
     work = partial(_look, read=read, paint=paint)
-    # A header is read sooner than handed to a thread.
+    # Reading a header takes less time than passing it to a thread.
     looked = map(work, files) if read is _header else in_threads(work, files)
     for done, look in enumerate(looked, 1):
         report.findings += look.findings
@@ -173,10 +172,10 @@ def read_split(
 ) -> list[Item]:
     """The items of a split, sorted by name, or the first `limit` of them.
 
-    Of pictures only the headers are read, to start a training soon; `check_data` and `read_image`
-    report truncated ones. DataError: all findings about items, folder, split or limit (>= 1).
-    `leave`: takes broken items; where it may take any, every picture is decoded, unless it knows
-    them from before.
+    Only the headers of pictures are read, so that training starts soon; `check_data` and
+    `read_image` report truncated ones. Raises DataError with all findings about items, folder,
+    split or limit (>= 1). `leave` accepts broken items: if it may accept any, every picture is
+    decoded, unless it knows the broken ones from an earlier start.
     """
     folder, present = _locate(root)
     report = Report(folder)
@@ -193,7 +192,7 @@ def read_split(
 def _settled(
     folder: Path, split: str, scanned: _Scanned, leave: SkippedEntries | None
 ) -> list[_Look]:
-    """What is sound; DataError for the rest, as far as `leave` does not take it."""
+    """The valid items; raises DataError for the others unless `leave` accepts them."""
     looks, findings = scanned
     if findings and leave is None:
         raise DataError(findings)
@@ -210,14 +209,14 @@ def _items(looks: Sequence[_Look]) -> list[Item]:
 
 
 def check_data(root: Path) -> list[Finding]:
-    """Every problem of the splits that are there (one at least): all is decoded and painted."""
+    """Every finding about the splits (one at least): all pictures are decoded and painted."""
     return check(root)[1]
 
 
 def check(root: Path, progress: Progress | None = None) -> tuple[Summary, list[Finding]]:
-    """What `summarise` says of the sound items, and every problem; each picture is decoded once.
+    """The summary of the valid items, and every finding; each picture is decoded once.
 
-    Of a split without a sound item there are no counts.
+    A split without a valid item has no counts.
     """
     try:
         folder, present = _locate(root)
@@ -234,7 +233,7 @@ def check(root: Path, progress: Progress | None = None) -> tuple[Summary, list[F
 
 def summarise(root: Path, leave: SkippedEntries | None = None) -> Summary:
     """Per split: items, texts, sentences (items that are one), explanations, empty_masks, and
-    smallest_image and largest_image as (width, height); DataError as from `read_split`."""
+    smallest_image and largest_image as (width, height). Raises DataError as `read_split` does."""
     folder, present = _locate(root)
     scans = {split: _scan(folder, split, None, load_whole, paint=True) for split in present}
     return {split: _counts(_settled(folder, split, scan, leave)) for split, scan in scans.items()}
@@ -256,7 +255,7 @@ def _counts(looks: Sequence[_Look]) -> Counts:
 
 @dataclass(frozen=True)
 class ReasoningPicture:
-    """An item of ReasonSeg: one question, one mask."""
+    """An item of ReasonSeg for training: one question, one mask."""
 
     item: Item
 
@@ -276,11 +275,11 @@ class ReasoningPicture:
         return str(self.item.json_path)
 
     def draw_turns(self, rng: np.random.Generator, most_masks: int = 1) -> list[AskedTurn]:
-        """One of its texts or, now and then, of its explanations."""
+        """One of its texts or, sometimes, of its explanations."""
         return [AskedTurn(self._turn(rng), self._paint)]
 
     def evaluation(self) -> list[AskedTurn]:
-        """Its first text, answered as the published evaluation has it."""
+        """Its first text, with the answer of the published evaluation."""
         turn = evaluation_turn(self.item.texts[0], self.item.is_sentence)
         return [AskedTurn(turn, self._paint)]
 

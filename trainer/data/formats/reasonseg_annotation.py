@@ -1,4 +1,4 @@
-"""One ReasonSeg annotation file, and the explanations of a split: read and checked."""
+"""Reads and checks a ReasonSeg annotation file, and the explanations of a split."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Explanation:
 
 
 def _read_shapes(report: Report, value: object, size: Size | None) -> list[Polygon]:
-    """The sound polygons; `flag` shapes are dropped, unchecked."""
+    """The valid polygons; `flag` shapes are dropped, unchecked."""
     if not isinstance(value, list):
         report.add("shapes", value, "a list of {label, points}", "correct the file")
         return []
@@ -34,7 +34,7 @@ def _read_shapes(report: Report, value: object, size: Size | None) -> list[Polyg
         fields = shape if isinstance(shape, dict) else {}
         label = fields.get("label")
         if isinstance(label, str) and label.lower() == "flag":
-            continue  # a leftover of the annotation tool, which upstream passes over as well
+            continue  # a leftover of the annotation tool, which upstream ignores as well
         if not isinstance(label, str):
             report.add(f"{what}.label", label, "text", "name the shape 'target' or 'ignore'")
         points = read_points(report, f"{what}.points", fields.get("points"))
@@ -52,7 +52,7 @@ def _read_shapes(report: Report, value: object, size: Size | None) -> list[Polyg
 
 
 def read_annotation(report: Report, size: Size | None) -> Annotation:
-    """(texts, is_sentence, polygons), as far as sound; a finding for all that is not."""
+    """The valid parts of an annotation; a finding for every error."""
     parsed = load_json(report, dict, "{shapes, text, is_sentence}", LARGEST_FILE)
     if parsed is None:
         return (), False, ()
@@ -70,7 +70,7 @@ def read_annotation(report: Report, size: Size | None) -> Annotation:
 
 
 def read_explanations(report: Report, known: set[str]) -> dict[str, list[Explanation]]:
-    """Explanations by file name of the image, from a file that need not be there."""
+    """Explanations by file name of the image, from a file that may be absent."""
     found: dict[str, list[Explanation]] = {}
     entries = load_json(report, list, "a list of objects") if report.path.exists() else None
     for index, entry in enumerate(entries or ()):
@@ -78,7 +78,7 @@ def read_explanations(report: Report, known: set[str]) -> dict[str, list[Explana
         fields, keys = entry if isinstance(entry, dict) else {}, ("image", "query", "outputs")
         image, query, answer = (read_sentence(report, f"{what}.{k}", fields.get(k)) for k in keys)
         if image is not None and image not in known:
-            # Only bare names of files that are there: no way out of the data folder.
+            # Only names of files in this folder: nothing outside of it can be named.
             report.add(f"{what}.image", image, "the file name of an image of this split", fix)
         elif image is not None and query is not None and answer is not None:
             found.setdefault(image, []).append(Explanation(query, answer))

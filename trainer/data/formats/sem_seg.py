@@ -4,9 +4,9 @@ On disk: ``ROOT/ade20k/`` and any ``ROOT/sem_seg/NAME/``. A folder with ``annota
 COCO's format, its pictures in ``images/``; all annotations of a category in a picture are one
 mask. Any other is laid out as ADE20K, COCO-Stuff or Mapillary Vistas, whichever file of names it
 has (see LAYOUTS), with pictures of 8 bits a pixel. 255 is ignored everywhere, and so is a class
-that has a number but no name to ask for.
+with a number but without a usable name.
 
-Classes of the same name are one. Pictures without any are no part of the data set.
+Classes of the same name are merged. Pictures without classes are left out.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from trainer.data.polygons import IGNORE
 
 
 def read(root: Path, limit: int | None = None) -> Scanned:
-    """The data sets that are there, of each the first `limit` pictures; every finding."""
+    """The data sets found, each with its first `limit` pictures, and every finding."""
     others = sorted((root / "sem_seg").iterdir()) if (root / "sem_seg").is_dir() else []
-    # What macOS and notebooks leave in a folder is no data set.
+    # Folders that macOS and notebooks leave are not data sets.
     others = [folder for folder in others if folder.name[0] != "." and folder.name != "__MACOSX"]
     sets: list[DataSet] = []
     findings: list[Finding] = []
@@ -59,7 +59,7 @@ def _read_coco_set(
     for mask in coco.masks.values():
         named = by_image.setdefault(mask.image, {})
         named.setdefault(coco.categories[mask.category], []).extend(mask.parts)
-    # Without all of its masks a category would be asked for with a part of the answer.
+    # Without all of its masks a category would have only a part of its answer.
     for mask in coco.unusable.values():
         if mask.box != ():
             by_image.get(mask.image, {}).pop(coco.categories[mask.category], None)
@@ -91,7 +91,7 @@ def _read_numbered_set(
     if not paths:
         what = "pictures of class numbers, .png"
         Report(labels, findings).add("folder", None, what, "fetch the data set again")
-    with ThreadPoolExecutor() as threads:  # Pillow decodes without Python's lock
+    with ThreadPoolExecutor() as threads:  # Pillow releases Python's lock to decode
         read_all = partial(_read_numbered, folder / layout.images, names)
         read_one = list(threads.map(read_all, paths[:limit]))
     findings += [finding for _, found in read_one for finding in found]
@@ -143,7 +143,7 @@ def _read_numbered(
 
 
 def _class_numbers(image: Image.Image) -> NDArray[np.uint8] | None:
-    """uint8 [H, W]; None for what is not one byte a pixel."""
+    """uint8 [H, W]; None if it is not one byte a pixel."""
     return np.array(image) if image.mode in ("L", "P") else None
 
 
@@ -165,7 +165,7 @@ def _paint_classes(
 
 
 def _phrases(name: str) -> tuple[str, ...]:
-    """How a category is asked for: PACO and Pascal-Part write bottle:cap for a part."""
+    """The phrases for a category; PACO and Pascal-Part write bottle:cap for a part."""
     whole, _, part = (text.strip() for text in name.partition(":"))
     return (f"{whole} {part}", f"{part} of the {whole}") if whole and part else (name,)
 
@@ -194,10 +194,10 @@ def _ade20k_names(report: Report) -> dict[int, str]:
 
 
 def _cocostuff_names(report: Report) -> dict[int, str]:
-    """Its labels are counted from 1, its pictures' numbers from 0.
+    """Its labels are numbered from 1, the values in its pictures from 0.
 
-    As LISA has it, classes such as wall-brick, door-stuff and food-other are not asked for: nobody
-    says them, and without their endings they would be a part of what is meant.
+    As in LISA, classes such as wall-brick, door-stuff and food-other are not asked for: nobody says
+    these names, and without their endings they would mean more than the class.
     """
     try:
         lines = read_regular(report.path).decode("utf-8-sig").splitlines()
@@ -217,7 +217,7 @@ def _cocostuff_names(report: Report) -> dict[int, str]:
 
 
 def _mapillary_names(report: Report) -> dict[int, str]:
-    """The n-th label, from 0, is called as its `readable` says."""
+    """The name of the n-th label, from 0, is its `readable`."""
     labels = (load_json(report, dict, "an object with labels") or {}).get("labels")
     listed = labels if isinstance(labels, list) else []
     named = [label.get("readable") if isinstance(label, dict) else None for label in listed]
@@ -230,7 +230,7 @@ def _mapillary_names(report: Report) -> dict[int, str]:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where a data set has its class names, pictures, and pictures of class numbers."""
+    """The places of a data set's class names, pictures, and pictures of class numbers."""
 
     names: str
     images: str

@@ -22,7 +22,7 @@ from trainer.data.importing.outlines import possible_frames
 PixelTransform: TypeAlias = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 # info.contributor of Label Studio's exports: COCO, and Brush labels to COCO.
 LABEL_STUDIO, BRUSH = "Label Studio", "Label Studio Converter"
-# What turns stored pixels upright, by EXIF orientation.
+# Turns stored pixels upright, by EXIF orientation.
 TO_UPRIGHT: dict[int, PixelTransform] = {
     1: lambda mask: mask,
     2: lambda mask: mask[:, ::-1],
@@ -36,10 +36,10 @@ TO_UPRIGHT: dict[int, PixelTransform] = {
 
 
 def is_crowd(mask: CocoMask, conventions: Conventions) -> bool:
-    """Whether `iscrowd` 1 means a crowd, as COCO has it, or an object that was painted.
+    """Whether `iscrowd` 1 means a crowd, as in COCO, or a painted object.
 
-    CVAT, Datumaro and supervision mark objects so whose outline is no polygon. None of them tells
-    which it was, so the user has the last word.
+    CVAT, Datumaro and supervision set it for objects whose outline is not a polygon, and record no
+    difference. So the user's option overrides the guess.
     """
     if not mask.crowd:
         return False
@@ -57,10 +57,10 @@ def is_crowd(mask: CocoMask, conventions: Conventions) -> bool:
 
 
 def is_drawn_upright(tool: str, image: CocoImage, upright: Size, conventions: Conventions) -> bool:
-    """Whether outlines on a turned picture are parts of the upright one, at any size given.
+    """Whether outlines on a turned picture are fractions of the upright one, whatever its size.
 
-    Label Studio's converter multiplies per cent of what the annotator saw by the stored width and
-    height, or if it did not find the picture, by those of the upright one.
+    Label Studio's converter multiplies percentages of what the annotator saw by the stored width
+    and height, or, if it did not find the picture, by those of the upright one.
     """
     known = tool == LABEL_STUDIO and image.size == upright[::-1]
     known |= tool in (LABEL_STUDIO, BRUSH, TASKS) and image.size == upright
@@ -71,10 +71,10 @@ def is_drawn_upright(tool: str, image: CocoImage, upright: Size, conventions: Co
 
 
 def filled(mask: CocoMask, image: CocoImage, tool: str) -> CocoMask:
-    """With run lengths for outlines that a tool traced along the middles of a mask's last pixels.
+    """The mask, with run lengths for outlines traced through the centres of border pixels.
 
-    supervision and Label Studio's brush do, by OpenCV's findContours; painted as COCO's polygons
-    they would lose a row and a column.
+    supervision and Label Studio's brush trace so, with OpenCV's findContours; painted as COCO's
+    polygons such masks would lose a row and a column.
     """
     if not any(_is_traced(part, tool) for part in mask.parts):
         return mask
@@ -87,10 +87,10 @@ def filled(mask: CocoMask, image: CocoImage, tool: str) -> CocoMask:
 
 
 def _is_traced(part: Part, tool: str) -> TypeGuard[FloatArray]:
-    """Whether a polygon is of whole numbers, and of Label Studio's with a step across a corner.
+    """Whether a polygon was traced from a mask: it has whole numbers only.
 
-    Label Studio's rounds what was clicked to whole numbers as well; edges along rows, columns and
-    diagonals only, with one of the last, come from a brush.
+    Label Studio rounds clicked points to whole numbers as well. There a traced polygon has only
+    horizontal, vertical and diagonal edges, with at least one diagonal.
     """
     if tool not in (SUPERVISION, BRUSH) or isinstance(part, dict) or (part % 1).any():
         return False
@@ -102,7 +102,7 @@ def _is_traced(part: Part, tool: str) -> TypeGuard[FloatArray]:
 
 
 def stretched(mask: CocoMask, told: Size, upright: Size) -> CocoMask:
-    """Its polygons in pixels of the upright picture; the box of a rectangle is so already."""
+    """The mask with polygons in pixels of the upright picture; a rectangle's box already is."""
     stretch = upright[1] / told[1], upright[0] / told[0]
     parts = tuple(
         (part.reshape(-1, 2) * np.array(stretch)).ravel() if isinstance(part, np.ndarray) else part
@@ -114,11 +114,10 @@ def stretched(mask: CocoMask, told: Size, upright: Size) -> CocoMask:
 def to_upright(
     report: Report, image: CocoImage, frame: str | None, upright: Size, orientation: int
 ) -> PixelTransform | None:
-    """What turns a mask of the annotated size upright; None with a finding added.
+    """The transform that turns a mask of the annotated size upright; None with a finding added.
 
-    COCO's own annotations are in stored pixels, some tools' in upright ones: the size tells which,
-    or the user does with `frame`. Where nothing tells, as for a picture that is upside down,
-    nothing is guessed.
+    COCO's own annotations are in stored pixels, those of some tools in upright ones: the size
+    decides, or the user's `frame`. Without either, as for an upside-down picture, it is an error.
     """
     what, told = image.place, image.size
     fits = possible_frames(told, upright, orientation)

@@ -1,8 +1,8 @@
-"""One's own COCO annotations as drawings: masks traced pixel by pixel, upright.
+"""Reads a user's COCO annotations as drawings: masks traced pixel by pixel, upright.
 
 All instances of a category on a picture are its target. A crowd (`iscrowd`) is ignored for its
-category, since nobody outlined what is in it one by one; where an instance lies on it, the instance
-holds. What is labelled "ignore" is ignored for every category on its picture, as with LabelMe.
+category, since its members have no outlines of their own; an instance on top of it remains a
+target. A region labelled "ignore" is ignored for every category on its picture, as with LabelMe.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def read_drawings(
     conventions: Conventions | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Drawing]:
-    """The pictures whose annotations are sound; a finding for all that is not."""
+    """The pictures with valid annotations; a finding for every error."""
     report = Report(path, findings)
     if is_foreign(report):
         return
@@ -83,18 +83,18 @@ def read_drawings(
 
 @dataclass(frozen=True)
 class _Entry:
-    """A picture to be drawn: its file and the folder that it is called from, if it was found."""
+    """A picture to draw: its file and the folder that its name starts from, if it was found."""
 
     image: CocoImage
     placed: tuple[Path, Path] | None
     marks: list[CocoMask]
-    unusable: set[str]  # places of those of the marks that are findings already
+    unusable: set[str]  # places of the marks that are findings already
     findings: list[Finding]
 
 
 @dataclass(frozen=True)
 class _Drawn:
-    """What became of an entry: a drawing if it can be, what is wrong, and what was assumed."""
+    """The result of an entry: a drawing if it is valid, the findings, and the assumptions."""
 
     drawing: Drawing | None
     findings: list[Finding]
@@ -177,7 +177,7 @@ def _outlined(
     painted = {one.place: box for one, box in zip(sound, boxes, strict=True)}
 
     def order(one: CocoMask) -> tuple[bool, int]:
-        """Crowds below, and the smaller on top of the larger where some are ignored."""
+        """Crowds first; if some regions are ignored, larger ones before smaller ones."""
         return not one.crowd, -painted[one.place].area if ignored else 0
 
     for label, those in together.items():  # one after the other: a mask has the picture's size
@@ -190,12 +190,12 @@ def _outlined(
             empty = not box.area
             if not empty:
                 np.copyto(regions[box.rows, box.columns], value, where=box.covered())
-            elif one.place not in unusable:  # of which it was told when they were read
+            elif one.place not in unusable:  # not a finding already
                 allowed = f"some part within width {image.size[1]}, height {image.size[0]}"
                 fix = "export the annotation again or take it out"
                 report.add(f"{one.place}.segmentation", "no pixel of the picture", allowed, fix)
             drawn.append(box)
-            if empty:  # if it is left out, nobody knows what in its box is the answer
+            if empty:  # if it is left out, what its box holds is unknown
                 all_told &= one.box is not None
                 (box,) = painted_boxes([one.box or ()], image.size)
                 inner = regions[box.rows, box.columns]

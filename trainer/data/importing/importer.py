@@ -1,7 +1,7 @@
-"""One's own annotations, of LabelMe, COCO or Label Studio, written as a ReasonSeg data set.
+"""Writes a user's annotations of LabelMe, COCO or Label Studio as a ReasonSeg data set.
 
-Each label of a picture becomes one item. Its text is what a questions' file asks about it, or
-without such a file the label itself, as a phrase.
+Each label of a picture becomes one item. Its texts are the questions about it in a separate file,
+or without such a file the label itself, as a phrase.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from trainer.data.picture_paths import PictureSearch, search_folders
 
 @dataclass(frozen=True)
 class Imported:
-    """What was written: items per split, and how many pictures have one, and have none.
+    """What was written: items per split, and the numbers of pictures with and without items.
 
-    `broken` is what was wrong with the entries that were skipped, as asked.
+    `broken` holds the findings about the entries that were left out on request.
     """
 
     items: dict[str, int]
     pictures: int
     left_out: int
     broken: tuple[Finding, ...] = ()
-    assumed: tuple[str, ...] = ()  # how a tool's own conventions were understood, and how often
+    assumed: tuple[str, ...] = ()  # assumptions about ambiguous files, with counts
 
 
 @dataclass
 class _Items:
-    """The items written so far, and what was seen on the way."""
+    """The items written so far, and all labels and names seen."""
 
     folder: Path
     asked: Questions | None
@@ -56,7 +56,7 @@ class _Items:
     names: dict[str, bool] = field(default_factory=dict)  # whether a picture has any item
 
     def add(self, drawing: Drawing) -> None:
-        """Write a picture's items, unless something is wrong with it: a finding then."""
+        """Write a picture's items, unless the picture has findings."""
         before = len(self.findings)
         report = Report(drawing.notes, self.findings, f"{drawing.notes}: {drawing.name}")
         self.labels.setdefault(composed(drawing.name), []).extend(drawing.outlined)
@@ -98,14 +98,13 @@ def import_annotations(
 ) -> Imported:
     """Write `target/ReasonSeg/{train,val,test}` from files of LabelMe, COCO or Label Studio.
 
-    `pictures` is where the pictures lie, if not beside the annotations. At most `skip_broken`
-    broken entries are left out, and listed in `target/skipped.txt`; by default none is. A share
-    `val` of the pictures, one at least, goes to val with all their items, and unless `test` is 0
-    a share to test alike; copies of a picture stay together. Each picture is copied once, so that
-    later edits of the source cannot part it from its polygons, and hard-linked for its further
-    labels.
+    `pictures` is the folder of the pictures, if they are not beside the annotations. At most
+    `skip_broken` broken entries are left out, and listed in `target/skipped.txt`; by default none.
+    A share `val` of the pictures, one at least, goes to val with all their items, and a share
+    `test`, if it is not 0, to test; copies of a picture stay together. Each picture is copied once,
+    so that later edits of the source do not affect it, and hard-linked for its further labels.
 
-    The target appears when it is whole. Raises DataError with all findings, FileExistsError if
+    The target appears when it is complete. Raises DataError with all findings, FileExistsError if
     the target is not empty, ValueError for unusable arguments.
     """
     conventions = _checked_conventions(encoding, frame, iscrowd)
@@ -138,7 +137,7 @@ def import_annotations(
 def _checked_conventions(
     encoding: str | None, frame: str | None, iscrowd: str | None
 ) -> Conventions:
-    """How to read what tools leave open. Raises ValueError."""
+    """The user's options for ambiguous files. Raises ValueError."""
     if frame not in (None, "stored", "upright"):
         raise ValueError(f"--frame: got {frame!r}; allowed: stored, upright")
     if iscrowd not in (None, "object", "crowd"):
@@ -153,7 +152,7 @@ def _checked_conventions(
 
 
 def _check_shares(val: float, test: float) -> None:
-    """Raise ValueError unless val gets a share, and train what is left."""
+    """Raise ValueError unless val gets a share and train the rest."""
     if not 0 < val < 1:
         raise ValueError(f"--val: got {val}; allowed: a share between 0 and 1")
     if not 0 <= test < 1 - val:

@@ -1,4 +1,4 @@
-"""The files of imported items, and their splits."""
+"""Writes the files of imported items, and splits them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from trainer.data.importing.outlines import Drawing
 from trainer.data.importing.questions_file import composed
 
 FOLDER = "ReasonSeg"
-_NAME_BYTES = 100  # of a picture's and of a label's part in a file name; systems allow 255 in all
+_NAME_BYTES = (
+    100  # of the picture's and of the label's part of a file name; systems allow 255 in all
+)
 
 
 def write_items(
     folder: Path, drawing: Drawing, content: bytes, texts: dict[str, list[str]], is_sentence: bool
 ) -> list[Path]:
-    """Write an item for each label, with the picture's content; the paths of their pictures."""
+    """Write an item for each label, with the picture's content; returns the pictures' paths."""
     # Readers judge by content, so any picture may be called .jpg.
     suffix = ".png" if drawing.picture.suffix.lower() == ".png" else ".jpg"
     stem = _file_name_part(os.path.splitext(drawing.name)[0])
@@ -35,17 +37,17 @@ def write_items(
     return written
 
 
-@lru_cache(maxsize=1000)  # labels come again and again
+@lru_cache(maxsize=1000)  # labels repeat
 def _file_name_part(text: str) -> str:
-    """Part of a file name: letters and digits of any script, and a hyphen for all between."""
+    """Part of a file name: letters and digits of any script; hyphens replace all else."""
     plain = re.sub(r"\W+", "-", composed(text)).strip("-") or "x"
     return plain.encode()[:_NAME_BYTES].decode(errors="ignore")
 
 
 def _write_new(name: str, note: str) -> str:
-    """Write the note of an item, and tell its path without a suffix.
+    """Write an item's annotation; returns its path without the suffix.
 
-    It is the first of `name`, `name-2`, ... that no item has: different labels may look alike.
+    The path is the first unused one of `name`, `name-2`, …: different labels may look alike.
     """
     number, path = 1, name
     while True:
@@ -59,7 +61,7 @@ def _write_new(name: str, note: str) -> str:
 
 
 def _link_or_copy(first: Path | None, content: bytes, picture: Path) -> None:
-    """A hard link to an item's picture, if there is one and links are known here; else a copy."""
+    """Make a hard link to `first`, if it is given and the system has links; else write a copy."""
     if first is not None:
         try:
             return os.link(first, picture)
@@ -71,11 +73,11 @@ def _link_or_copy(first: Path | None, content: bytes, picture: Path) -> None:
 def split_items(
     folder: Path, written: dict[str, list[Path]], val: float, test: float, seed: int
 ) -> dict[str, int]:
-    """Move a share of the pictures from train to val, and to test; the numbers of items in each.
+    """Move a share of the pictures from train to val and test; returns the items of each split.
 
-    The order is by a hash of seed and content, so the split of a picture hardly ever changes when
-    others are added. Val is its beginning and test its end, so that neither share moves the other
-    while some are left to train on.
+    Pictures are ordered by a hash of seed and content, so their splits rarely change when others
+    are added. Val takes the beginning and test the end, so that neither share affects the other
+    while some pictures are left for train.
     """
     order = sorted(
         written, key=lambda content: hashlib.sha256(f"{seed} {content}".encode()).digest()

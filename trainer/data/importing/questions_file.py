@@ -1,4 +1,4 @@
-"""A file of questions about one's own pictures: read, matched with labels, and checked."""
+"""Reads a file of questions about a user's pictures and matches them with labels."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COLUMNS = ("picture", "label", "question")
 
 @dataclass
 class AskedLabel:
-    """What a questions' file asks about one label of one picture, and in which line first."""
+    """The questions about one label of one picture, and the line of the first."""
 
     line: int
     texts: list[str] = field(default_factory=list)
@@ -58,7 +58,7 @@ def read_questions(path: Path, findings: list[Finding], conventions: Conventions
 
 
 def _rows(path: Path, conventions: Conventions) -> Iterator[tuple[int, dict[str, object]]]:
-    """(number of the line, its fields). Raises OSError, ValueError, csv.Error."""
+    """Yield (line number, fields). Raises OSError, ValueError, csv.Error."""
     kind = path.suffix.lower()
     if kind not in (".csv", ".jsonl"):
         raise ValueError(f"a name that ends in {kind or 'nothing'}")
@@ -69,7 +69,7 @@ def _rows(path: Path, conventions: Conventions) -> Iterator[tuple[int, dict[str,
             comma = max(",;\t", key=first.count)  # spreadsheets of many countries write semicolons
             reader = csv.DictReader(file, strict=True, delimiter=comma)
             header = [name.strip() for name in reader.fieldnames or ()]
-            # A spreadsheet's capitals; a name that is none of ours stays as it is.
+            # Spreadsheets may capitalise; other names stay unchanged.
             reader.fieldnames = [
                 name.lower() if name.lower() in COLUMNS else name for name in header
             ]
@@ -85,13 +85,13 @@ def _rows(path: Path, conventions: Conventions) -> Iterator[tuple[int, dict[str,
 
 
 def texts_for(drawing: Drawing, asked: Questions | None, report: Report) -> dict[str, list[str]]:
-    """What is asked about each label of a picture; questions that are met here are taken out."""
+    """The texts for each label of a picture; these questions are removed from `asked`."""
     found = dict[str, list[str]]()
     spellings: dict[str, str] = {}
     for label in drawing.outlined:
         other = spellings.setdefault(label_key(label), label)
         if other != label:
-            # Each would be asked for with a part of the answer.
+            # Each would have only a part of its answer.
             fix = "rename one of them"
             report.add(f"labels of {drawing.name}", [other, label], "one spelling of a label", fix)
         elif asked is None:
@@ -104,17 +104,17 @@ def texts_for(drawing: Drawing, asked: Questions | None, report: Report) -> dict
 
 
 def composed(text: str) -> str:
-    """One spelling of each letter: a Mac's file names have their accents apart."""
+    """Composed letters: file names of a Mac have separate accents."""
     return unicodedata.normalize("NFC", text)
 
 
 def label_key(label: str) -> str:
-    """What all spellings of a label share; COCO's Coffee_cup is read as coffee cup."""
+    """A key for all spellings of a label; COCO's Coffee_cup is read as coffee cup."""
     return " ".join(re.sub("[_:]", " ", composed(label)).lower().split())
 
 
 def _check_text(report: Report, what: str, text: str, is_sentence: bool) -> None:
-    """A finding unless the model can be asked this."""
+    """Add a finding unless the text can be put into a prompt."""
     try:
         question_for(text, is_sentence, lambda options: options[0])
     except PromptError as error:
@@ -124,9 +124,9 @@ def _check_text(report: Report, what: str, text: str, is_sentence: bool) -> None
 def refuse_unanswered(
     path: Path, asked: Questions, labels: dict[str, list[str]], findings: list[Finding]
 ) -> None:
-    """A finding for each question that nothing outlined answers, with what there is instead.
+    """Add a finding for each question without an outlined answer, with the labels there are.
 
-    `labels`: those outlined on each picture, by its name.
+    `labels`: the labels outlined on each picture, by its name.
     """
     for (picture, label), question in asked.items():
         there = labels.get(picture)

@@ -1,4 +1,4 @@
-"""Which reader a folder or file of annotations needs."""
+"""Chooses the reader for a folder or file of annotations."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _coco_file(source: Path) -> Path | None:
 
 
 def _is_reason_seg(path: Path) -> bool:
-    """Whether a file has a ReasonSeg item's keys, and no picture's name as LabelMe's have."""
+    """Whether a file has the keys of a ReasonSeg item, without the picture's name of LabelMe."""
     notes = load_json(Report(path), object, "an object", LARGEST_FILE)
     return isinstance(notes, dict) and (
         {"shapes", "text", "is_sentence"} <= notes.keys() and "imagePath" not in notes

@@ -1,4 +1,4 @@
-"""What could be asked about a scene, kind by kind."""
+"""Candidate questions about a scene, kind by kind."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ MARKS: Final = {"striped": "stripes", "dotted": "dots"}
 
 @dataclass(frozen=True)
 class Candidate:
-    """What could be asked: a key of ``wording.PHRASES``, its placeholders, the answer."""
+    """A possible question: a key of ``wording.PHRASES``, its placeholders, the answer."""
 
     key: str
     slots: dict[str, str]
@@ -125,7 +125,7 @@ def _relations(rng: np.random.Generator, scene: Scene) -> list[Candidate]:
                 beyond = [i for i, step in steps.items() if step > 0]
                 if len(beyond) == 1 and min(map(abs, steps.values())) >= margin:
                     slots = {"noun": noun, "side": side, "reference": reference}
-                    # Where one shape alone fits the noun, the relation would be idle words.
+                    # If only one shape fits the noun, the relation adds nothing.
                     weight = 3.0 if len(others) > 1 else 1.0
                     found.append(Candidate("relation", slots, (beyond[0],), weight))
     return found

@@ -54,7 +54,7 @@ FOLDER: Final = "ReasonSeg"
 QUESTIONS_PER_SCENE: Final = 3
 JPEG_QUALITY: Final = 95
 FLAG_PROBABILITY: Final = 0.1
-# Scenes without a wanted question in a row after which a request counts as hopeless.
+# Consecutive scenes without a requested question before giving up.
 PATIENCE: Final = 2000
 
 _Polygon = list[list[int]]
@@ -62,7 +62,7 @@ _Polygon = list[list[int]]
 
 def _polygon(mask: NDArray[np.bool_]) -> _Polygon | None:
     """The outline [[x, y], ...] of ``mask`` (bool [H, W]); None unless one piece without holes."""
-    import cv2  # not needed to draw scenes, and absent where pretraining runs
+    import cv2  # not needed to draw scenes, and not installed where pretraining runs
 
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     if len(contours) != 1 or len(contours[0]) < 3:
@@ -143,7 +143,7 @@ def _write_split(
         # The split's place in the seed keeps its scenes apart from those of the other splits.
         rng = np.random.default_rng([seed, SPLITS.index(split), number])
         scene = draw_scene(rng, size)
-        # The kinds furthest behind come first, so that the rare ones do not pile up at the end.
+        # Kinds with most questions missing come first, so that rare ones do not remain to the end.
         open_kinds = sorted((kind for kind in kinds if wanted[kind]), key=lambda k: -wanted[k])
         questions = make_questions(rng, scene, open_kinds, split)[:QUESTIONS_PER_SCENE]
         if questions and _write_scene(folder, rng, f"{split}_{number:06d}", scene, questions):

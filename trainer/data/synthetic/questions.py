@@ -1,7 +1,7 @@
 """Questions about drawn scenes, with their answers: direct ones and some that need reasoning.
 
 A question is only asked where its answer is clear by a margin: the largest shape is clearly
-larger than the next, nothing lies about level with the shape that something is "left of".
+larger than the next, and "left of" needs a clear horizontal distance.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ DIRECT: Final = (
 )
 REASONING: Final = ("negation", "colour-clue", "shape-clue", "size-clue", "position-clue")
 KINDS: Final[tuple[str, ...]] = DIRECT + REASONING
-# Never shown to a pretrained model: what is left for fine-tuning to teach.
+# Never used in pretraining, so that fine-tuning has something to teach.
 HELD_OUT: Final[tuple[str, ...]] = ("negation", "colour-clue", "shape-clue")
 PRETRAINING: Final[tuple[str, ...]] = tuple(kind for kind in KINDS if kind not in HELD_OUT)
 

@@ -14,7 +14,7 @@ from trainer.data.synthetic.scenes import Scene, extent
 SIZE_MARGIN: Final = 1.25  # ratio of radii
 PLACE_MARGIN: Final = 0.06  # of the picture's side, between centres
 EDGE_MARGIN: Final = 0.03  # of the picture's side, between outlines
-# Edge: its name in a question, the superlatives for it, what is compared, and in which direction.
+# Edge: its name in a question, its superlatives, index into `extent`, and sign of the order.
 EDGES: Final[dict[str, tuple[str, tuple[str, ...], int, int]]] = {
     "left": ("left side", ("leftmost",), 0, 1),
     "top": ("top", ("topmost", "highest"), 1, 1),
