@@ -15,9 +15,10 @@ from torch import Tensor
 
 from profiles.plan import Plan
 from profiles.settings import Lora, TrainedPart
+from profiles.text import brief
 from trainer.atomic_folder import apply_umask
 from trainer.model.families.llava_sam.names import LLAVA, from_adapter, to_adapter
-from trainer.model.weights import legible
+from trainer.model.weights import WeightsError, legible
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"  # PEFT's names
 # Modules of LLaVA that a part trains whole.
@@ -58,5 +59,11 @@ def read(folder: Path) -> dict[str, Tensor]:
     path = folder / TENSORS
     if not path.is_file():
         return {}
+    tensors: dict[str, Tensor] = {}
     with legible(path), safe_open(path, framework="pt") as file:
-        return {from_adapter(name) or name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        for theirs in file.keys():  # noqa: SIM118
+            name = from_adapter(theirs) or theirs
+            if name in tensors:
+                raise WeightsError(f"{path}: {brief(theirs)} is {brief(name)} once more")
+            tensors[name] = file.get_tensor(theirs)
+    return tensors

@@ -32,7 +32,7 @@ def free_bytes(plan: Plan) -> tuple[int, int]:
     if there is None:
         raise ValueError(
             "the plan trains on a CUDA device, and torch sees none\n"
-            "    hint: lisa-advise doctor tells why; lisa-train --auto --model tiny trains on a CPU"
+            "    hint: lisa-advise doctor says why; lisa-train --auto --model tiny trains on a CPU"
         )
     return there[0] - torch.cuda.memory_reserved(), psutil.virtual_memory().available
 

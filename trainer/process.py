@@ -31,7 +31,7 @@ def use_allocator(plan: Plan) -> None:
         if shells != plan.allocator:
             os.environ[name] = plan.allocator
             if shells and is_main():
-                tell(f"{name}={shells} of this shell is overruled by the plan's "
+                tell(f"{name}={shells} of this shell is overridden by the plan's "
                      f"{plan.allocator!r}; --set allocator={shells} trains with it")  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def try_segments(plan: Plan, fix: str = "--set allocator=") -> None:
         said = str(error).strip().partition("\n")[0]
         raise ValueError(
             f"expandable segments do not work on this GPU: {said}\n"
-            f"    hint: {fix} goes without them, with a pool up to a tenth larger"
+            f"    hint: {fix} does without them, with a pool up to a tenth larger"
         ) from None
 
 

@@ -384,7 +384,7 @@ def test_a_state_of_another_kind_of_training_is_a_checkpoint_error() -> None:
 def test_a_record_of_no_items_is_no_run(tmp_path: Path, items: object) -> None:
     record = surfaces.RECORD | {"digests": items}
     (tmp_path / "run.json").write_bytes(_json(record))
-    with pytest.raises(CannotResume, match="run.json: damaged .*\n.*no run to go on with"):
+    with pytest.raises(CannotResume, match="run.json: damaged .*\n.*no run to resume"):
         Started.read(tmp_path)
 
 

@@ -44,7 +44,7 @@ def read_questions(
         asked = [Question(path, question, not phrase, explain) for path in pictures]
         wrong = [problem for one in asked[:1] for problem in _problems(one)]
         if phrase and explain:
-            wrong.append("--explain asks with a whole sentence; leave --phrase out")
+            wrong.append("--explain needs a whole sentence; leave out --phrase")
     if wrong:
         raise ValueError("\n".join(f"  - {line}" for line in dict.fromkeys(wrong)))
     if not asked:
@@ -76,7 +76,7 @@ def others_line(folder: Path) -> str | None:
         return None
     names = [one_line(p.name) + "/" * p.is_dir() for p in left[:NAMED]]
     names += [f"and {len(left) - NAMED} more"] * (len(left) > NAMED)
-    return f"passed over in {folder}, no pictures to ask about: {', '.join(names)}"
+    return f"skipped in {folder}, not pictures: {', '.join(names)}"
 
 
 def _from_file(file: Path, folder: Path) -> tuple[list[Question], list[str]]:

@@ -110,7 +110,7 @@ def user_errors() -> Iterator[None]:
         where = f"{error.filename}: " if error.filename else ""
         fix = "make room" if error.errno != errno.EROFS else "name a folder that can be written"
         tell(f"error: {where}{error.strerror}\n    hint: {fix}, then start again; "
-             "a run goes on with lisa-train --resume")  # fmt: skip
+             "lisa-train --resume continues a run")  # fmt: skip
         raise typer.Exit(EXIT_FAILED) from None
     except RuntimeError as error:
         tell(f"error: {error}")

@@ -13,5 +13,5 @@ Settings = Annotated[
 ]
 SkipBroken = Annotated[
     Text,
-    typer.Option(metavar="N|all", help="Leave at most N broken entries of the data out."),
+    typer.Option(metavar="N|all", help="Skip up to N broken entries of the data."),
 ]

@@ -29,15 +29,15 @@ def evaluate(
     data_dir: Annotated[Path, typer.Option(help="Folder with ReasonSeg data.")],
     split: Annotated[str, typer.Option(help="val, test or train.")] = "val",
     generate: Annotated[
-        bool, typer.Option(help="Let the model answer, in the place of the published [SEG].")
+        bool, typer.Option(help="Let the model write its answer, instead of giving it [SEG].")
     ] = False,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for the figures. Default: evaluation-SPLIT in the run."),
+        typer.Option(help="Folder for the scores. Default: evaluation-SPLIT in the run."),
     ] = None,
     set_: Settings = None,
     skip_broken: Annotated[
-        str | None, typer.Option(metavar="N|all", help="Leave at most N broken items out.")
+        str | None, typer.Option(metavar="N|all", help="Skip up to N broken items.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -64,7 +64,7 @@ def evaluate(
         facts = {"split": split, "answers": how, "data": str(data_dir), "model": str(run)}
         target.mkdir(parents=True, exist_ok=True)  # fail before the work, not after it
         for other in replaced(target, data_dir, run):
-            tell(f"note: {target} holds figures of {one_line(other)}, which these replace; "
+            tell(f"note: {target} holds figures of {one_line(other)}, which are replaced; "
                  "--out FOLDER keeps both")  # fmt: skip
         pictures = [item.image_path for item in items]
         with reporter() as speaker:
@@ -82,14 +82,14 @@ def export(
     run: Run,
     target: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write.")],
     merge: Annotated[
-        bool, typer.Option(help="Whole model, what was trained added to unquantised weights.")
+        bool, typer.Option(help="Write the whole model, merged and unquantised.")
     ] = False,
     push: Annotated[
-        str | None, typer.Option(metavar="REPO", help="Upload DST to this hub repository as well.")
+        str | None, typer.Option(metavar="REPO", help="Also upload DST to this hub repository.")
     ] = None,
     set_: Settings = None,
 ) -> None:
-    """Write what was trained (or, with --merge, the whole model) and a model card to DST."""
+    """Write the trained parts (or, with --merge, the whole model) and a model card to DST."""
     if push is None:
         work_offline()
     with user_errors(), ended_politely():

@@ -53,7 +53,7 @@ def segment(
     ] = Path("runs/latest"),
     out: Annotated[Path, typer.Option(help="Folder for masks and overlays.")] = Path("."),
     phrase: Annotated[bool, typer.Option(help="The question is a noun phrase.")] = False,
-    explain: Annotated[bool, typer.Option(help="Ask for the reason as well.")] = False,
+    explain: Annotated[bool, typer.Option(help="Also ask for the reason.")] = False,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a setting. Repeatable."),
@@ -92,7 +92,7 @@ def segment(
                 found.append(_answered(segmenter, one, stem, as_json, several=len(asked) > 1))
     if broken:
         count = sum(one.image in broken for one in asked)
-        tell(f"{count} of {len(asked)} questions not answered: their pictures cannot be read")
+        tell(f"{count} of {len(asked)} questions were skipped: their pictures cannot be read")
     if as_json:
         say(json.dumps({"memory": fit.forecast.model_dump(mode="json") if fit else None,
                           "answers": found}, indent=2, ensure_ascii=False))  # fmt: skip
@@ -155,9 +155,9 @@ def _written(
     if answer.left_out:
         kept, total = len(answer.masks), len(answer.masks) + answer.left_out
         tell(
-            f"{one_line(question.image)}: the answer holds {total} masks, more than one was "
-            f"taught with: the first {kept} are kept\n    hint: --set tokens.max_masks={total} "
-            "keeps all; one that trained longer says fewer"
+            f"{one_line(question.image)}: the answer holds {total} masks, more than training "
+            f"used: the first {kept} are kept\n    hint: --set tokens.max_masks={total} "
+            "keeps all; a model trained longer gives fewer"
         )
     if not as_json:
         say(one_line(f"{question.image.name}: {answer.text}") if several else answer.text)
@@ -166,7 +166,7 @@ def _written(
             tell(f"{', '.join(map(one_line, files))}: {share:.1%} of the picture, "
                   f"{answer.seconds:.1f} s")  # fmt: skip
         else:
-            tell(f"{one_line(question.image)}: the answer holds no [SEG]: nothing was segmented")
+            tell(f"{one_line(question.image)}: the answer has no [SEG], so there is no mask")
     return row_of(question, answer, files)
 
 

@@ -68,8 +68,8 @@ def _how_to_resume(folder: Path) -> str:
         return "interrupted before anything was written: the same command starts again"
     again = f"lisa-train --resume {argument(folder)}"
     if (folder / "last").exists():
-        return f"interrupted; {again} goes on from the last checkpoint"
-    return f"interrupted before the training; {again} begins it, with the features built so far"
+        return f"interrupted; {again} continues from the last checkpoint"
+    return f"interrupted before the training; {again} starts it, with the features built so far"
 
 
 def _prepare_and_train(run: PlannedRun) -> None:
@@ -178,7 +178,7 @@ def _recovered(plan: Plan, folder: Path, started: Started) -> Plan:
     from advisor.fallback import NothingSmaller, fallback
 
     tried = list(recovery.shortages(folder).values())
-    tell(f"out of memory while {tried[-1].phase}, after step {tried[-1].step}; {place} tells all")
+    tell(f"out of memory while {tried[-1].phase}, after step {tried[-1].step}; details in {place}")
     try:
         found = fallback(tried, started.pinned, started.data, started.keeping.wait_minutes, tell)
     except NothingSmaller as error:
@@ -186,7 +186,7 @@ def _recovered(plan: Plan, folder: Path, started: Started) -> Plan:
         raise
     write_whole(folder / "plan.json", found.plan.to_json())
     recovery.write_answer(place, found.record())
-    tell(f"going on with {found.text}: {found.because}")
+    tell(f"continuing with {found.text}: {found.because}")
     return found.plan
 
 
@@ -255,7 +255,7 @@ def _train(run: PlannedRun, data: Data, checkpoint: Path | None) -> None:
             place = recovery.write_report(folder, plan, error, reached, before)
             raise recovery.OutOfMemory(
                 f"out of memory, see {place}; "
-                f"lisa-train --resume {argument(folder)} goes on with less"
+                f"lisa-train --resume {argument(folder)} continues with a smaller plan"
             ) from None
         if training.accelerator.is_main_process:
             sheet = run_sheet(training, folder / OVERLAY, count=6)
@@ -285,7 +285,7 @@ def _read_data(run: PlannedRun) -> Data:
     except DataError as error:
         if not run.resumes or not error.hints:
             raise
-        fix = "hint: mend them, as a run goes on with the data that it began with"
+        fix = "hint: fix them, because a run continues with the data that it started with"
         raise DataError(error.findings, [fix]) from None
     if leave.left_out and known is None and is_main():
         listed = run.folder / LIST

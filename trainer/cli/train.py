@@ -41,7 +41,7 @@ app = typer.Typer(
 def train(
     context: typer.Context,
     auto: Annotated[
-        bool, typer.Option("--auto", help="Train with lisa-advise's plan: so it is without --plan.")
+        bool, typer.Option("--auto", help="Train lisa-advise's plan. The default without --plan.")
     ] = False,
     plan: Annotated[Path | None, typer.Option(help="Train with this plan.json.")] = None,
     model: Annotated[Text, typer.Option(help="Size: tiny, 7b, 7b-v1, 13b or 13b-v1.")] = None,
@@ -52,25 +52,25 @@ def train(
         Path | None,
         typer.Option(metavar="FOLDER", help="Start from this LoRA adapter: PEFT's, or an export."),
     ] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Folder with ReasonSeg and others.")] = None,
-    output_dir: Annotated[Path, typer.Option(help="Run folder, a new one.")] = LATEST,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the data sets.")] = None,
+    output_dir: Annotated[Path, typer.Option(help="Run folder; new or empty.")] = LATEST,
     cache_dir: Annotated[Path | None, typer.Option(help="Feature cache folder.")] = None,
     check_data: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Check a data folder and stop.")
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Go on with a run that was ended.")
+        Path | None, typer.Option(metavar="RUN", help="Continue a run that was interrupted.")
     ] = None,
     save_minutes: Annotated[
-        float | None, typer.Option(min=0, help="Between two checkpoints to go on from.  [10]")
+        float | None, typer.Option(min=0, help="Minutes between checkpoints for --resume.  [10]")
     ] = None,
     save_steps: Annotated[
-        int | None, typer.Option(min=1, help="The same in optimizer steps.")
+        int | None, typer.Option(min=1, help="Optimizer steps between them.")
     ] = None,
-    keep: Annotated[int | None, typer.Option(min=1, help="Such checkpoints to keep.  [2]")] = None,
+    keep: Annotated[int | None, typer.Option(min=1, help="Number of them to keep.  [2]")] = None,
     wait_minutes: Annotated[
         float | None,
-        typer.Option(min=0, help="For memory that other processes took, before less is used."),
+        typer.Option(min=0, help="Minutes to wait for memory that other processes took."),
     ] = None,
     skip_broken: SkipBroken = None,
     set_: Settings = None,
@@ -78,7 +78,7 @@ def train(
     batch_size: Annotated[int | None, typer.Option(help="Samples per forward pass.")] = None,
     num_workers: Annotated[int | None, typer.Option(help="Data-loading processes.")] = None,
     no_quantization: Annotated[
-        bool, typer.Option("--no-quantization", help="Full-width base weights.")
+        bool, typer.Option("--no-quantization", help="Keep the base weights as published.")
     ] = False,
     use_lora: Annotated[bool, typer.Option("--use-lora", help="Add LoRA adapters.")] = False,
     lora_r: Annotated[int | None, typer.Option(help="LoRA rank.")] = None,
@@ -88,9 +88,9 @@ def train(
     max_train_samples: Annotated[int | None, typer.Option(help="First n to train on.")] = None,
     max_val_samples: Annotated[int | None, typer.Option(help="First n to validate on.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights, order and dropout.")] = None,
 ) -> None:
-    """Train LISA on ReasonSeg data: by the advisor's plan, or a plan file; settings stay as set."""
+    """Train LISA on ReasonSeg data, with the advisor's plan or a plan file, and your settings."""
     if context.invoked_subcommand not in ("convert", "export"):  # which may be sent to the hub
         work_offline()
     if context.invoked_subcommand:
@@ -121,13 +121,13 @@ def train(
     keeping: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     if resume is not None:
         if auto or plan or model or assignments or set_ or use_lora:
-            fail("--resume goes on with the run's own plan: leave the other settings out")
+            fail("--resume uses the run's own plan: leave out the other settings")
         if skip_broken is not None:
-            fail("--resume leaves out what the run did: leave --skip-broken out")
+            fail("--resume skips the same entries as the run did: leave out --skip-broken")
         if adapter is not None:
-            fail("--resume goes on with what the run has trained: leave --adapter out")
+            fail("--resume continues with what the run has trained: leave out --adapter")
         if output_dir != LATEST:
-            fail("--resume goes on in the run's own folder: leave --output-dir out")
+            fail("--resume continues in the run's own folder: leave out --output-dir")
         _must_be_text({"--data-dir": data_dir, "--cache-dir": cache_dir, "--resume": resume})
         with user_errors():
             return resume_run(resume, data_dir, cache_dir, keeping)
@@ -174,7 +174,7 @@ def convert(
     model: Annotated[str, typer.Option(help="Size to make: 7b, 7b-v1, 13b or 13b-v1.")],
     shard_gib: Annotated[float, typer.Option(min=0.001, help="Largest file written.")] = 2.0,
     offline: Annotated[
-        bool, typer.Option(help="Of the hub, only what lies in its cache. Or HF_HUB_OFFLINE=1.")
+        bool, typer.Option(help="Use only the hub's cache, as with HF_HUB_OFFLINE=1.")
     ] = False,
 ) -> None:
     """Turn published checkpoints (LLaVA, LISA, SAM, CLIP) into a folder for --weights DST."""
@@ -206,7 +206,7 @@ def _resolve(
     from profiles.overrides import assigned
 
     if not auto:
-        tell("no plan is named: training with lisa-advise's (--auto)")
+        tell("no plan given: training with lisa-advise's (--auto)")
     machine = probe()
     live = live_forecast(machine, None, data, tell)
     advice = advise(machine, model, tuple(assignments), data=data, live=live)
@@ -225,7 +225,7 @@ def _refuse_large_on_cpu(model: str, on_cpu: bool) -> None:
     """End if a large model would train on the CPU, where an epoch takes days."""
     if on_cpu and model != "tiny":
         fail(
-            f"{model}: training it takes a GPU; on a CPU one epoch would take days\n"
+            f"{model}: training it needs a GPU; on a CPU one epoch would take days\n"
             "    hint: lisa-advise doctor says what is missing here, "
             f"lisa-advise --model {model} --vram 8GiB what a card could do; "
             "--model tiny trains on a CPU"

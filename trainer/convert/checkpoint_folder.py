@@ -186,9 +186,9 @@ def weights_files(folder: Path, tell: Callable[[str], None] = lambda line: None)
             f"{', '.join(absent[:5])}; download the rest"
         )
     if safe and pickles:
-        tell(f"{folder}: reading the *.safetensors; passed over: {_short(pickles)}")
+        tell(f"{folder}: reading the *.safetensors; skipped: {_short(pickles)}")
     if inner:
-        tell(f"{folder}: passed over: {_short(inner)}; name that folder to read it instead")
+        tell(f"{folder}: skipped: {_short(inner)}; name that folder to read it instead")
     return paths
 
 

@@ -104,7 +104,7 @@ def convert(
 
 def needed_shapes(profile: ModelProfile) -> dict[str, torch.Size]:
     """Every tensor that the model asks its folder for. Nothing is allocated."""
-    # Which token is which changes no shape, so the tokenizer at hand will do.
+    # Which token is which changes no shape, so the packaged tokenizer will do.
     tokenizer = LisaTokenizer.read(packaged_folder(), profile.clip.image_tokens)
     return {
         canonical_name(name): value.shape

@@ -50,7 +50,7 @@ class _Items(TypedDict):
 
 
 class _Facts(TypedDict, total=False):
-    """Of what a run recorded, that which a card tells."""
+    """The part of a run's record that its model card shows."""
 
     step: _Count | None
     metrics: _Scores | None
@@ -104,7 +104,7 @@ def export_merged(trained: Trained, target: Path, shard_bytes: int = SHARD_BYTES
     """
     source, plan = _folder(trained), trained.plan
     if plan.weights == "random":
-        raise ValueError("weights: random values have nothing to be merged into")
+        raise ValueError("weights: random base weights cannot be merged into")
     refuse_taken(target)
     base = FolderWeights(model_folder(plan))
     tokenizer = read_tokenizer(plan)
@@ -167,7 +167,7 @@ def upload(folder: Path, repository: str, tell: Callable[[str], None]) -> str:
         return str(api.upload_folder(repo_id=repository, folder_path=folder))
     except Exception as error:  # the hub's, httpx's, the system's: all mean it is not there
         raise RuntimeError(
-            f"upload to {repository}: {error}\n    hint: {folder} is whole; hf auth login, then "
+            f"upload to {repository}: {error}\n    hint: {folder} is complete; hf auth login, then "
             f"hf upload {argument(repository)} {argument(folder)}"
         ) from None
 
@@ -239,7 +239,7 @@ def _training(plan: Plan, facts: dict[str, Any]) -> Iterator[str]:
             told += f"; {forecast / GIB:.2f} GiB were forecast ({forecast / measured - 1:+.1%})"
         yield told
     if plan.weights == "random":
-        yield "- **the base weights were random values: a rehearsal, of no use**"
+        yield "- **the base weights were random values: a trial run, of no use**"
     yield f"- plan `{plan.content_hash}`, base weights {_text(facts.get('base') or 'unknown')}"
     yield "- versions: " + ", ".join(
         f"{_text(name)} {_text(number)}" for name, number in facts.get("versions", {}).items()
@@ -253,7 +253,7 @@ def _text(value: str) -> str:
 
 def _folder(trained: Trained) -> Path:
     if trained.folder is None:
-        raise ValueError("nothing was trained here: a converted folder is whole as it is")
+        raise ValueError("nothing was trained here: a converted folder needs no export")
     verify(trained.folder)
     return trained.folder
 

@@ -59,7 +59,7 @@ def _from_cache(source: str, repository: str, revision: str | None) -> Path:
     except Exception as error:  # of the hub or the disk
         raise WeightsError(
             f"{source}: no such folder, and not in the hub's cache ({type(error).__name__})\n"
-            "    hint: leave --offline and HF_HUB_OFFLINE out, or fetch it elsewhere and name the "
+            "    hint: leave out --offline and HF_HUB_OFFLINE, or download it elsewhere; name the "
             "folder"
         ) from None
 

@@ -60,7 +60,7 @@ class FeatureCache:
         try:
             return read_entry(self.entry(image), self.key)
         except BadEntry as error:
-            hint = "start or --resume again: bad features are made anew"
+            hint = "start or --resume again: bad features are computed again"
             raise type(error)(f"{error}\n    hint: {hint}") from None
 
     def problem(self, image: Path) -> str | None:

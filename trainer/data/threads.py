@@ -54,8 +54,8 @@ def in_processes(work: Callable[[T], R], things: Iterable[T], count: int) -> Ite
             yield from results
     except BrokenProcessPool:
         raise OSError(
-            "the system ended a process that worked on pictures, perhaps for want of memory\n"
-            "    hint: close other programs and do it again"
+            "the system ended a process that worked on pictures, perhaps because memory ran out\n"
+            "    hint: close other programs and try again"
         ) from None
 
 

@@ -134,7 +134,7 @@ def load_state(folder: Path) -> dict[str, Any]:
         state = nested(_tensors(folder / STATE), rest)
         if isinstance(state, dict):
             return state
-        raise ValueError(f"{type(state).__name__} in the place of a dictionary")
+        raise ValueError(f"{type(state).__name__} instead of a dictionary")
     except (OSError, ValueError, KeyError, RecursionError) as error:
         raise CheckpointError(f"{folder}: its state cannot be read: {reason(error)}") from None
 
@@ -154,7 +154,7 @@ def state_errors(folder: Path) -> Iterator[None]:
 def damage(folder: Path) -> str:
     """Why a checkpoint cannot be resumed from; '' if it can."""
     wrong = altered(folder)
-    return wrong or ("" if (folder / STATE).is_file() else "holds no state to go on from")
+    return wrong or ("" if (folder / STATE).is_file() else "holds no state to resume from")
 
 
 def verify(folder: Path) -> None:

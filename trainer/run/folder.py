@@ -77,7 +77,7 @@ def _take(folder: Path, wanted: Path, stack: ExitStack) -> bool:
             return True
     if wanted == LATEST:
         return False
-    other = f"; or lisa-train --resume {argument(wanted)} goes on with the run in it"
+    other = f"; or lisa-train --resume {argument(wanted)} continues the run in it"
     process = writer(wanted)
     goes_on = (wanted / RECORD).exists() and not is_complete(wanted) and process is None
     busy = f", {process} is writing there" if process else ""

@@ -151,6 +151,6 @@ def replace_process(folder: Path) -> NoReturn:
         child.kill()
         child.join()
     if sys.platform == "win32":  # has no exec: the parent would see the process end
-        raise OutOfMemory(f"out of memory; lisa-train --resume {argument(folder)} goes on")
+        raise OutOfMemory(f"out of memory; lisa-train --resume {argument(folder)} continues it")
     command = python_module("trainer.cli", "--resume", operand(folder))
     os.execv(sys.executable, command)

@@ -69,7 +69,7 @@ def resumable(folder: Path, tell: Callable[[str], None]) -> Path | None:
         raise CannotResume(f"no checkpoint of this run is whole:\n    {listed}\n"
                            f"    hint: begin a new run{others}")  # fmt: skip
     if best.is_dir():
-        raise CannotResume(f"{folder}: its checkpoints to go on from are gone\n"
+        raise CannotResume(f"{folder}: its checkpoints to resume from are gone\n"
                            f"    hint: begin a new run{others}")  # fmt: skip
     tell(f"{folder}: no checkpoint yet, from the beginning")
     return None

@@ -18,7 +18,7 @@ from torch import Tensor
 from profiles.files import read_regular, reason
 from profiles.plan import Plan
 from profiles.settings import Lora
-from profiles.text import brief
+from profiles.text import brief, one_line
 from trainer import adapter_files
 from trainer.convert.checkpoint_folder import PLAIN_DTYPES
 from trainer.model.adapters import TARGETS
@@ -149,7 +149,7 @@ def _other_kinds(config: Mapping[str, Any]) -> Iterator[str]:
             yield f"bias: got {brief(value)}; allowed: none, as LLaMA's linears have no bias"
         elif name not in _HARMLESS and value and value != usual.get(name):
             why = _WHY.get(name, "only plain LoRA is computed here")
-            yield f"{name}: got {brief(value)}; {why}"
+            yield f"{one_line(name)[:60]}: got {brief(value)}; {why}"
     begun = config.get("init_lora_weights", True)
     if begun not in _PLAIN_STARTS:
         yield (f"init_lora_weights: got {brief(begun)}; it changed the base weights, which are not "

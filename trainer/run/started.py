@@ -67,11 +67,10 @@ class Started:
         except ValidationError as error:
             what = error.errors(include_url=False, include_input=False)[0]["msg"]
             raise CannotResume(
-                f"{folder / RECORD}: damaged ({what})\n"
-                "    hint: no run to go on with; begin a new one"
+                f"{folder / RECORD}: damaged ({what})\n    hint: no run to resume; begin a new one"
             ) from None
         except OSError as error:
-            what = f"no run to go on with ({RECORD}: {reason(error)})"
+            what = f"no run to resume ({RECORD}: {reason(error)})"
             if not folder.is_dir():
                 what = "is a file" if folder.exists() else "no such folder"
             raise CannotResume(

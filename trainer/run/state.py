@@ -117,7 +117,7 @@ class State:
                 report(f"{self.records.path}: records of some steps are lost")
         self.progress.saves = facts.get("save", 0)
         self.records.rebuild_tensorboard()
-        report(f"going on from {folder} after step {self.progress.step}")
+        report(f"continuing from {folder} after step {self.progress.step}")
         for change in [*levers, *changes(facts, versions())]:
             report(f"note: {change}: the rest may differ in the last bits")
 

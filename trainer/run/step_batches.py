@@ -49,7 +49,7 @@ class StepBatches:
                 if self.workers_lost > MOST_WORKERS_LOST:
                     raise
                 what = str(error).splitlines()[0]
-                self.report(f"{what} ({self.workers_lost} of {MOST_WORKERS_LOST}): going on")
+                self.report(f"{what} ({self.workers_lost} of {MOST_WORKERS_LOST})")
 
     def _grouped(self) -> Iterator[list[Batch]]:
         tokenizer = self.samples.tokenizer

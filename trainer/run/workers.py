@@ -35,7 +35,7 @@ def without_traceback(loader: DataLoader[Any], run: Path) -> Iterator[Batch]:
         if lost or str(error).startswith("DataLoader worker"):
             raise WorkerEnded(
                 "a data worker was ended from outside, perhaps for want of host memory\n"
-                f"    hint: lisa-train --resume {argument(run)} goes on; with less host memory "
+                f"    hint: lisa-train --resume {argument(run)} continues; with less host memory "
                 'where its plan.json says "workers": 0'
             ) from None
         if FROM_WORKER in str(error):

@@ -247,7 +247,7 @@ def test_a_resumed_run_is_not_told_an_option_it_refuses(tmp_path: Path) -> None:
     for note in sorted((root / "ReasonSeg" / "train").glob("*.json"))[1:3]:
         note.write_text("{")
     code, told = call("--resume", run)
-    assert code == 2 and "hint: mend them" in told and "--skip-broken" not in told, told
+    assert code == 2 and "hint: fix them" in told and "--skip-broken" not in told, told
 
 
 def test_a_preview_leaves_broken_items_out(tmp_path: Path) -> None:
@@ -287,7 +287,7 @@ def test_a_folder_without_its_pictures_may_go(tmp_path: Path) -> None:
         file.unlink()
     sets, (finding,) = READERS["refer_seg"](tmp_path, None)
     assert [one.name for one in sets] == ["refer_seg/refcoco"]
-    assert f"take the folder {folder} out" in finding.fix and finding.entry == str(folder)
+    assert f"remove the folder {folder} to" in finding.fix and finding.entry == str(folder)
 
 
 def test_in_a_mixture_a_category_with_a_box_is_not_asked_for(tmp_path: Path) -> None:

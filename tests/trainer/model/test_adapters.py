@@ -246,8 +246,22 @@ def test_files_that_are_no_adapter_are_refused(tmp_path: Path) -> None:
     tensors = tmp_path / "adapter_model.safetensors"
     save_file({"a": torch.full((1,), torch.nan)}, tensors)
     refused("peft_type: got 'IA3'; allowed: LORA(.|\n)*hold no finite numbers: 'a'")
+    layer = "layers.0.mlp.up_proj.lora_A.weight"
+    names = (f"base_model.model.{part}.{layer}" for part in ("model", "model.language_model"))
+    save_file({name: torch.ones(1, 1) for name in names}, tensors)
+    refused("up_proj.lora_A.w[.]+ once more")
     tensors.write_bytes(b"nonsense")
     refused("adapter_model.safetensors: cannot be read")
+
+
+def test_an_export_over_other_base_weights_is_refused(tmp_path: Path) -> None:
+    old = find(BEFORE / "export")
+    export.export_trained(old, tmp_path / "out")
+    starting.check(tmp_path / "out", old.plan)
+    facts = tmp_path / "out" / "facts.json"
+    facts.write_text(facts.read_text().replace('"base": "', '"base": "1'))
+    with pytest.raises(starting.AdapterError, match="was trained over base weights 1"):
+        starting.check(tmp_path / "out", old.plan)
 
 
 def test_a_run_starts_from_an_export_and_says_so(

@@ -108,7 +108,7 @@ def test_the_process_is_replaced_and_nothing_is_lost(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "out of memory while training, after step 2" in done.stderr
-    assert "going on with fp32 base, micro-batch 1, 4 of 4 layers checkpointed" in done.stderr
+    assert "continuing with fp32 base, micro-batch 1, 4 of 4 layers checkpointed" in done.stderr
     assert_same(run, undisturbed)
     assert Plan.read(run / "plan.json").checkpointed_layers == 4
 

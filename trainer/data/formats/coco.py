@@ -259,7 +259,7 @@ def _entries(
             place = entry[PLACE]
         number = _id(entry.get("id")) if isinstance(entry, dict) else None
         if type(number) is not int or number in found:
-            report.add(f"{place}.id", number, "a whole number that no other has", FIX)
+            report.add(f"{place}.id", number, "a whole number, used only once", FIX)
         else:
             found[number] = (place, number, entry)
     return list(found.values())

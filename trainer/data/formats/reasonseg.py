@@ -198,7 +198,7 @@ def _settled(
         raise DataError(findings)
     if findings and not looks:
         report = Report(folder, findings)
-        report.add(split, "no sound item", "one or more", "mend the others")
+        report.add(split, "no valid item", "one or more", "fix the others")
     if leave is not None:
         leave.accept(findings)
     return looks

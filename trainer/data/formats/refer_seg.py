@@ -69,7 +69,7 @@ def _read_set(
     if by_image and not pictures:
         # One finding for thousands: the pictures are downloaded separately from the references.
         del findings[before:]
-        fix = f"unpack its pictures there, or take the folder {folder / name} out to do without it"
+        fix = f"unpack its pictures there, or remove the folder {folder / name} to train without it"
         missing = Report(images, findings, entry=str(folder / name))
         allowed = f"the pictures of {name}"
         missing.add("pictures", f"none of the {len(by_image)} that are asked about", allowed, fix)
@@ -83,7 +83,7 @@ def _mask(report: Report, place: str, reference: dict[Any, Any], coco: Coco) -> 
         number = None
     mask = None if number is None else coco.masks.get(number)
     if mask is None and number not in coco.unusable:
-        allowed = "the id of a sound annotation in instances.json"
+        allowed = "the id of a valid annotation in instances.json"
         report.add(f"{place}.ann_id", reference.get("ann_id"), allowed, _FIX)
     return mask
 

@@ -66,7 +66,7 @@ def is_drawn_upright(tool: str, image: CocoImage, upright: Size, conventions: Co
     known |= tool in (LABEL_STUDIO, BRUSH, TASKS) and image.size == upright
     if not known or conventions.frame is not None:
         return False
-    conventions.assume("turned pictures' outlines read as upright, as Label Studio draws them")
+    conventions.assume("rotated pictures' outlines read as upright, as Label Studio draws them")
     return True
 
 
@@ -125,7 +125,7 @@ def to_upright(
     if fits and named:
         return TO_UPRIGHT[1 if named == "upright" else orientation]
     if fits:
-        allowed = "a size that tells whether masks are of the picture as stored or upright"
+        allowed = "a size that shows whether masks refer to the picture as stored or upright"
         got = f"{told} for a picture with EXIF orientation {orientation}"
         fix = "say which with --frame stored or --frame upright"
     else:

@@ -40,7 +40,7 @@ def as_coco(report: Report, tasks: list[Any]) -> dict[str, Any]:
             continue
         kept = [one for one in given if isinstance(one, dict) and not one.get("was_cancelled")]
         if len(kept) > 1:
-            fix = "keep one of them in Label Studio: whose outlines hold cannot be told"
+            fix = "keep one of them in Label Studio: import cannot know whose outlines are right"
             report.add(f"{place}.annotations", f"{len(kept)} of one picture", "one", fix)
             continue
         result = kept[0].get("result") if kept else []

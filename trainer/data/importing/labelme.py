@@ -142,13 +142,13 @@ def _turn(
         frame = conventions.frame
     elif len(fits) > 1 and "checked" in notes:  # X-AnyLabeling's own key
         got = f"X-AnyLabeling's shapes on a picture with EXIF orientation {orientation}"
-        allowed = "a size that tells whether they are of the picture as stored or upright"
-        fix = "say it with --frame stored, or --frame upright if X-AnyLabeling turned its copy"
+        allowed = "a size that shows whether they refer to the picture as stored or upright"
+        fix = "say it with --frame stored, or --frame upright if X-AnyLabeling rotated its copy"
         report.add("imageHeight, imageWidth", got, allowed, fix)
         return None
     if frame == "upright":
         return 1
-    conventions.assume("turned pictures' shapes read as drawn on the picture as stored")
+    conventions.assume("rotated pictures' shapes read as drawn on the picture as stored")
     return orientation
 
 
