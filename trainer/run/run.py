@@ -44,17 +44,18 @@ class Interrupted(KeyboardInterrupt):
     """The run was asked to stop and has saved; the message says how to resume it."""
 
 
-def check_room(plan: Plan, tokenizer: LisaTokenizer) -> None:
-    """Raise an error if the card or its compiler cannot run the plan.
+def tokenizer_for(plan: Plan) -> LisaTokenizer:
+    """The plan's tokenizer. Raises an error if the card or its compiler cannot run the plan.
 
-    Called before anything is loaded, so that nobody fetches gigabytes of weights in vain.
+    A missing card is reported before missing weights, which are gigabytes to fetch in vain.
     """
-    if plan.device != "cuda":
-        return
-    free = free_bytes(plan)
-    if plan.compile:
-        check_compiler()
-    check_fits(plan, tokenizer, *free)
+    free = free_bytes(plan) if plan.device == "cuda" else None
+    tokenizer = read_tokenizer(plan)
+    if free is not None:
+        if plan.compile:
+            check_compiler()
+        check_fits(plan, tokenizer, *free)
+    return tokenizer
 
 
 def make_scheduler(optimizer: torch.optim.Optimizer, plan: Plan, epoch_steps: int) -> Any:
@@ -90,8 +91,7 @@ class Run:
         self.stop = Stop()
         self.plan, self.val, self.folder, self.reporter = plan, val, folder, reporter
         self.accelerator = make_accelerator(plan, folder)
-        self.tokenizer = read_tokenizer(plan)
-        check_room(plan, self.tokenizer)
+        self.tokenizer = tokenizer_for(plan)
         self.train_set, self.val_set = self._sample_sets(train, val, cache_root)
         with during("loading"):
             self.model = build(plan, self.tokenizer, self.accelerator.device)
