@@ -12,13 +12,10 @@ from profiles.sizes import MIB
 from profiles.streams import say, tell
 from profiles.text import one_line
 from trainer.cli.console import ended_politely, reporter, user_errors
+from trainer.cli.options import Settings, SkipBroken
 from trainer.cli.segment import planned
 from trainer.process import feature_cache, work_offline
 
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting. Repeatable."),
-]
 Run = Annotated[
     Path, typer.Argument(help="Run folder, checkpoint, export, or converted model folder.")
 ]
@@ -36,9 +33,7 @@ def evaluate(
         typer.Option(help="Folder for the scores. Default: evaluation-SPLIT in the run."),
     ] = None,
     set_: Settings = None,
-    skip_broken: Annotated[
-        str | None, typer.Option(metavar="N|all", help="Skip up to N broken items.")
-    ] = None,
+    skip_broken: SkipBroken = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """gIoU and cIoU on a split, with 95 % intervals, and the worst and best pictures."""

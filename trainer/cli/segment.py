@@ -13,6 +13,7 @@ from profiles.files import refused
 from profiles.streams import say, set_streams, tell
 from profiles.text import one_line
 from trainer.cli.console import user_errors
+from trainer.cli.options import Settings
 from trainer.process import (
     clear_leftover_variables,
     feature_cache,
@@ -54,10 +55,7 @@ def segment(
     out: Annotated[Path, typer.Option(help="Folder for masks and overlays.")] = Path("."),
     phrase: Annotated[bool, typer.Option(help="The question is a noun phrase.")] = False,
     explain: Annotated[bool, typer.Option(help="Also ask for the reason.")] = False,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a setting. Repeatable."),
-    ] = None,
+    set_: Settings = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Answer QUESTION about IMAGE; write the mask and an overlay.

@@ -12,7 +12,7 @@ from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 from trainer.data.arrays import ByteArray, Size
 from trainer.data.findings import DataError, Report
 
-T = TypeVar("T")
+ReadT = TypeVar("ReadT")
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 LONGEST_SIDE = 65_535  # pixels; JPEG allows no longer one
@@ -49,7 +49,7 @@ def is_picture(path: Path) -> bool:
     if path.suffix.lower() in PICTURE_SUFFIXES:
         return True
     try:
-        if not path.is_file():  # a pipe would be waited for
+        if not path.is_file():  # reading a pipe would block
             return False
         with Image.open(path, formats=_ALL_FORMATS):
             return True
@@ -58,12 +58,12 @@ def is_picture(path: Path) -> bool:
 
 
 def open_image(
-    report: Report, read: Callable[[Image.Image], T], formats: tuple[str, ...] = _IMAGE_FORMATS
-) -> tuple[Size, T] | None:
+    report: Report, read: Callable[[Image.Image], ReadT], formats: tuple[str, ...] = _IMAGE_FORMATS
+) -> tuple[Size, ReadT] | None:
     """The upright size and the result of `read` on the image; None with a finding added."""
     limit = Image.MAX_IMAGE_PIXELS or float("inf")
     try:
-        if not report.path.is_file():  # a pipe would be waited for
+        if not report.path.is_file():  # reading a pipe would block
             raise FileNotFoundError
         with Image.open(report.path, formats=formats) as opened:
             width, height = opened.size

@@ -28,11 +28,18 @@ class Polygon:
     points: FloatArray
 
 
-def _paint(mask: ByteArray, polygon: Polygon, value: int) -> ByteArray:
-    """Paint a polygon with its outline into mask uint8 [H, W], in place."""
-    points = [polygon.points.astype(np.int32)]
-    cv2.polylines(mask, points, True, value, 1)
-    cv2.fillPoly(mask, points, value)
+def paint_mask(polygons: Sequence[Polygon], height: int, width: int) -> ByteArray:
+    """Paint the ground truth uint8 [height, width]: 0 background, 1 target, 255 ignore.
+
+    Polygons of larger painted area come first, so that small ones stay visible. Of equal areas the
+    one listed first in the file ends on top, as with upstream's reversed sort.
+    Coordinates are truncated towards zero; parts outside the picture are cut off.
+    """
+    mask = np.zeros((height, width), dtype=np.uint8)
+    areas = [painted_area(polygon, height, width) for polygon in polygons]
+    for index in np.argsort(areas, kind="stable")[::-1]:
+        polygon = polygons[index]
+        _paint(mask, polygon, IGNORE if "ignore" in polygon.label.lower() else TARGET)
     return mask
 
 
@@ -46,6 +53,23 @@ def painted_area(polygon: Polygon, height: int, width: int) -> int:
         return 0
     moved = Polygon(polygon.label, polygon.points.astype(np.int32) - start)
     return int(np.count_nonzero(_paint(np.zeros((rows, columns), dtype=np.uint8), moved, 1)))
+
+
+def read_points(report: Report, what: str, value: object, least: int = 3) -> FloatArray | None:
+    """float64 [N, 2] of a list of pairs, N >= least; None with a finding added."""
+    fix = "redraw the polygon or take the shape out"
+    # OpenCV would paint a dot or a line for fewer points, which nobody means as an answer.
+    if not isinstance(value, list) or len(value) < least:
+        report.add(what, value, f"a list of {least} or more points [x, y]", fix)
+        return None
+    for number, pair in enumerate(value):
+        numeric = isinstance(pair, list) and [type(x) in (int, float) for x in pair] == [True] * 2
+        # Compared without conversion: JSON's integers may not fit a float. NaN fails as well.
+        if not numeric or not all(abs(x) <= _LARGEST_COORDINATE for x in pair):
+            allowed = f"two finite numbers [x, y], at most {_LARGEST_COORDINATE} in size"
+            report.add(f"{what}[{number}]", pair, allowed, fix)
+            return None
+    return np.array(value, dtype=np.float64)
 
 
 @dataclass
@@ -83,33 +107,9 @@ def _effort(points: FloatArray, size: Size) -> int:
     return int(box / 2 + 5 * rows) + 250 * int(passing.cumsum().max()) ** 2
 
 
-def paint_mask(polygons: Sequence[Polygon], height: int, width: int) -> ByteArray:
-    """Paint the ground truth uint8 [height, width]: 0 background, 1 target, 255 ignore.
-
-    Polygons of larger painted area come first, so that small ones stay visible. Of equal areas the
-    one listed first in the file ends on top, as with upstream's reversed sort.
-    Coordinates are truncated towards zero; parts outside the picture are cut off.
-    """
-    mask = np.zeros((height, width), dtype=np.uint8)
-    areas = [painted_area(polygon, height, width) for polygon in polygons]
-    for index in np.argsort(areas, kind="stable")[::-1]:
-        polygon = polygons[index]
-        _paint(mask, polygon, IGNORE if "ignore" in polygon.label.lower() else TARGET)
+def _paint(mask: ByteArray, polygon: Polygon, value: int) -> ByteArray:
+    """Paint a polygon with its outline into mask uint8 [H, W], in place."""
+    points = [polygon.points.astype(np.int32)]
+    cv2.polylines(mask, points, True, value, 1)
+    cv2.fillPoly(mask, points, value)
     return mask
-
-
-def read_points(report: Report, what: str, value: object, least: int = 3) -> FloatArray | None:
-    """float64 [N, 2] of a list of pairs, N >= least; None with a finding added."""
-    fix = "redraw the polygon or take the shape out"
-    # OpenCV would paint a dot or a line for fewer points, which nobody means as an answer.
-    if not isinstance(value, list) or len(value) < least:
-        report.add(what, value, f"a list of {least} or more points [x, y]", fix)
-        return None
-    for number, pair in enumerate(value):
-        numeric = isinstance(pair, list) and [type(x) in (int, float) for x in pair] == [True] * 2
-        # Compared without conversion: JSON's integers may not fit a float. NaN fails as well.
-        if not numeric or not all(abs(x) <= _LARGEST_COORDINATE for x in pair):
-            allowed = f"two finite numbers [x, y], at most {_LARGEST_COORDINATE} in size"
-            report.add(f"{what}[{number}]", pair, allowed, fix)
-            return None
-    return np.array(value, dtype=np.float64)

@@ -23,11 +23,11 @@ AHEAD = 4  # results per core that may wait for their turn: they take memory
 GROUP = 32  # things sent to a process at once
 WORTH_PROCESSES = 1000  # things: starting processes takes as long as a few hundred
 MOST_PROCESSES = 4  # the parent, which reads and writes, keeps no more busy
-T = TypeVar("T")
-R = TypeVar("R")
+ThingT = TypeVar("ThingT")
+ResultT = TypeVar("ResultT")
 
 
-def in_threads(work: Callable[[T], R], things: Iterable[T]) -> Iterator[R]:
+def in_threads(work: Callable[[ThingT], ResultT], things: Iterable[ThingT]) -> Iterator[ResultT]:
     """Results of `work` on each thing, in order, computed a few ahead. Raises what `work` raises.
 
     An interrupt waits only for those few.
@@ -36,7 +36,9 @@ def in_threads(work: Callable[[T], R], things: Iterable[T]) -> Iterator[R]:
     return _in_order(ThreadPoolExecutor(cores), AHEAD * cores, work, things)
 
 
-def in_processes(work: Callable[[T], R], things: Iterable[T], count: int) -> Iterator[R]:
+def in_processes(
+    work: Callable[[ThingT], ResultT], things: Iterable[ThingT], count: int
+) -> Iterator[ResultT]:
     """As `in_threads`, but in processes, if `count` things are worth starting them.
 
     Things and results are pickled, in groups. The processes end when this one ends, for whatever
@@ -60,9 +62,9 @@ def in_processes(work: Callable[[T], R], things: Iterable[T], count: int) -> Ite
 
 
 def _in_order(
-    workers: Executor, ahead: int, work: Callable[[T], R], things: Iterable[T]
-) -> Iterator[R]:
-    begun: deque[Future[R]] = deque()
+    workers: Executor, ahead: int, work: Callable[[ThingT], ResultT], things: Iterable[ThingT]
+) -> Iterator[ResultT]:
+    begun: deque[Future[ResultT]] = deque()
     with workers:
         try:
             for thing in things:
@@ -75,17 +77,17 @@ def _in_order(
             workers.shutdown(wait=False, cancel_futures=True)
 
 
-class _Group(Generic[T, R]):
+class _Group(Generic[ThingT, ResultT]):
     """Work on each of a list of things."""
 
-    def __init__(self, work: Callable[[T], R]) -> None:
+    def __init__(self, work: Callable[[ThingT], ResultT]) -> None:
         self.work = work
 
-    def __call__(self, things: list[T]) -> list[R]:
+    def __call__(self, things: list[ThingT]) -> list[ResultT]:
         return list(map(self.work, things))
 
 
-def _groups(things: Iterable[T]) -> Iterator[list[T]]:
+def _groups(things: Iterable[ThingT]) -> Iterator[list[ThingT]]:
     those = iter(things)
     while group := list(islice(those, GROUP)):
         yield group

@@ -22,35 +22,6 @@ class Explanation:
     answer: str
 
 
-def _read_shapes(report: Report, value: object, size: Size | None) -> list[Polygon]:
-    """The valid polygons; `flag` shapes are dropped, unchecked."""
-    if not isinstance(value, list):
-        report.add("shapes", value, "a list of {label, points}", "correct the file")
-        return []
-    polygons: list[Polygon] = []
-    budget = Budget()
-    for index, shape in enumerate(value):
-        what = f"shapes[{index}]"
-        fields = shape if isinstance(shape, dict) else {}
-        label = fields.get("label")
-        if isinstance(label, str) and label.lower() == "flag":
-            continue  # a leftover of the annotation tool, which upstream ignores as well
-        if not isinstance(label, str):
-            report.add(f"{what}.label", label, "text", "name the shape 'target' or 'ignore'")
-        points = read_points(report, f"{what}.points", fields.get("points"))
-        if points is None or not isinstance(label, str):
-            continue
-        if size is not None and not budget.covers(report, f"{what}.points", points, size):
-            break
-        polygons.append(Polygon(label, points))
-        if size is not None and painted_area(polygons[-1], *size) == 0:
-            (left, top), (right, bottom) = points.min(axis=0), points.max(axis=0)
-            got = f"x {left:g} to {right:g}, y {top:g} to {bottom:g}, wholly outside"
-            allowed = f"some part within width {size[1]}, height {size[0]}"
-            report.add(f"{what}.points", got, allowed, "redraw it on the upright picture")
-    return polygons
-
-
 def read_annotation(report: Report, size: Size | None) -> Annotation:
     """The valid parts of an annotation; a finding for every error."""
     parsed = load_json(report, dict, "{shapes, text, is_sentence}", LARGEST_FILE)
@@ -83,3 +54,32 @@ def read_explanations(report: Report, known: set[str]) -> dict[str, list[Explana
         elif image is not None and query is not None and answer is not None:
             found.setdefault(image, []).append(Explanation(query, answer))
     return found
+
+
+def _read_shapes(report: Report, value: object, size: Size | None) -> list[Polygon]:
+    """The valid polygons; `flag` shapes are dropped, unchecked."""
+    if not isinstance(value, list):
+        report.add("shapes", value, "a list of {label, points}", "correct the file")
+        return []
+    polygons: list[Polygon] = []
+    budget = Budget()
+    for index, shape in enumerate(value):
+        what = f"shapes[{index}]"
+        fields = shape if isinstance(shape, dict) else {}
+        label = fields.get("label")
+        if isinstance(label, str) and label.lower() == "flag":
+            continue  # a leftover of the annotation tool, which upstream ignores as well
+        if not isinstance(label, str):
+            report.add(f"{what}.label", label, "text", "name the shape 'target' or 'ignore'")
+        points = read_points(report, f"{what}.points", fields.get("points"))
+        if points is None or not isinstance(label, str):
+            continue
+        if size is not None and not budget.covers(report, f"{what}.points", points, size):
+            break
+        polygons.append(Polygon(label, points))
+        if size is not None and painted_area(polygons[-1], *size) == 0:
+            (left, top), (right, bottom) = points.min(axis=0), points.max(axis=0)
+            got = f"x {left:g} to {right:g}, y {top:g} to {bottom:g}, wholly outside"
+            allowed = f"some part within width {size[1]}, height {size[0]}"
+            report.add(f"{what}.points", got, allowed, "redraw it on the upright picture")
+    return polygons
