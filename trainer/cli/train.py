@@ -18,8 +18,10 @@ from profiles.streams import say, set_streams, tell
 from profiles.text import is_text
 from trainer.cli.console import ended_politely, user_errors
 from trainer.cli.data import check_data_folder, import_, preview, synthesise
+from trainer.cli.one_process import worker
+from trainer.cli.planned_run import PlannedRun
 from trainer.cli.results import evaluate, export
-from trainer.cli.start import PlannedRun, resume_run, start_run, worker
+from trainer.cli.start import resume_run, start_run
 from trainer.cli.train_options import TrainOptions, takes_train_options
 from trainer.exits import fail
 from trainer.parallel.launch import end_with_parent, is_launched, is_under_accelerate, leave_group

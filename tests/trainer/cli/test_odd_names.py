@@ -139,7 +139,7 @@ def test_every_printed_command_quotes_what_it_names() -> None:
     }
     bare = {one for one in found - quoted_before if not one[1].startswith("argument(")}
     assert {value for _, value in bare} <= own, bare
-    assert ("start_cli.py", "argument(folder)") in found
+    assert ("start.py", "argument(folder)") in found
 
 
 @pytest.mark.parametrize("name", ODD)

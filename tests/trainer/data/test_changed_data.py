@@ -16,6 +16,7 @@ from tests.conftest import PHOTOS, tiny_plan
 from tests.trainer.data.test_unusable_entries import call
 from trainer.cli import start as start_cli
 from trainer.cli.console import Plain
+from trainer.cli.planned_run import Data, PlannedRun
 from trainer.data import contents
 from trainer.data.contents import Contents
 from trainer.data.formats.reasonseg import read_split
@@ -193,10 +194,10 @@ def test_a_run_tells_how_far_the_first_reading_is(
     """Where it takes longer than the patience, which is none here."""
     monkeypatch.setattr(start_cli, "Plain", lambda patience: Plain())
     start = Started(data, tmp_path / "cache", {})
-    run = start_cli.PlannedRun(tiny_plan(), tmp_path / "run", start)
+    run = PlannedRun(tiny_plan(), tmp_path / "run", start)
     train, val = read_split(data, "train"), read_split(data, "val")
-    start_cli._checked(run, start_cli.Data(train, val, ()))
+    start_cli._checked(run, Data(train, val, ()))
     said = capsys.readouterr().err
     assert f"reading the pictures' bytes: {len(train)}/{len(train)}" in said
-    start_cli._checked(run, start_cli.Data(train, val, ()))
+    start_cli._checked(run, Data(train, val, ()))
     assert not capsys.readouterr().err

@@ -20,7 +20,8 @@ from profiles.settings import Lora
 from tests.conftest import PHOTOS, tiny_plan
 from tests.trainer.model.test_model import loss_of, made
 from trainer.answer.trained_model import find
-from trainer.cli.start import PlannedRun, resume_run, start_run
+from trainer.cli.planned_run import PlannedRun
+from trainer.cli.start import resume_run, start_run
 from trainer.convert import export
 from trainer.model.adapters import AdaptedLinear, peft_config
 from trainer.model.build import build, read_tokenizer

@@ -20,7 +20,8 @@ from tests.conftest import PHOTOS
 from tests.trainer.run.test_resume import ROOT, assert_same, outcome, plan
 from trainer.answer.trained_model import find
 from trainer.cli import start as start_cli
-from trainer.cli.start import PlannedRun, resume_run, start_run
+from trainer.cli.planned_run import PlannedRun
+from trainer.cli.start import resume_run, start_run
 from trainer.convert.export import export_trained
 from trainer.model.build import read_tokenizer
 from trainer.run import checkpoint, validation
