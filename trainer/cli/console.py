@@ -36,16 +36,16 @@ class Plain:
     """
 
     def __init__(self, patience: float = 0) -> None:
-        self.speaks = time.monotonic() + patience
-        self.phase, self.first, self.began, self.told = "", 0, 0.0, -math.inf
+        self.silent_until = time.monotonic() + patience
+        self.phase, self.first, self.began, self.printed = "", 0, 0.0, -math.inf
 
     def __call__(self, what: str, done: int, total: int) -> None:
         now, phase = time.monotonic(), what.partition(",")[0]
         if phase != self.phase or done < self.first:
             self.phase, self.first, self.began = phase, done, now
-        if now < self.speaks or (done < total and now - self.told <= 10):
+        if now < self.silent_until or (done < total and now - self.printed <= 10):
             return
-        self.told, left = now, ""
+        self.printed, left = now, ""
         if self.first < done < total:
             seconds = (now - self.began) / (done - self.first) * (total - done)
             left = f", {timedelta(seconds=round(seconds))} left"
@@ -78,8 +78,10 @@ def reporter() -> Iterator[Reporter]:
     from rich.progress import TimeRemainingColumn as Remaining
     from rich.text import Text
 
-    told = TextColumn("{task.description}", markup=False)  # a [/a] in a folder's name is not markup
-    columns = (told, BarColumn(), MofNCompleteColumn(), Remaining())
+    description = TextColumn(
+        "{task.description}", markup=False
+    )  # a [/a] in a folder's name is not markup
+    columns = (description, BarColumn(), MofNCompleteColumn(), Remaining())
 
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("starting", total=None)

@@ -43,8 +43,8 @@ class DataError(ValueError):
     def __str__(self) -> str:
         lines = [str(finding) for finding in self.findings[:_MOST_LINES]]
         more = len(self.findings) - len(lines)
-        told = [f"… and {counted(more, 'finding')} more"] * bool(more)
-        return "\n".join([*lines, *told, *(f"    {hint}" for hint in self.hints)])
+        rest = [f"… and {counted(more, 'finding')} more"] * bool(more)
+        return "\n".join([*lines, *rest, *(f"    {hint}" for hint in self.hints)])
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Digests of a run's data, so that --resume goes on only with the same data."""
+"""Digests of a run's data, so that --resume continues only with the same data."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ def _digest(item: Item) -> tuple[str, str]:
 
 
 def _set_digest(data: DataSet) -> tuple[str, str]:
-    told = hashlib.sha256()
+    digest = hashlib.sha256()
     for one in data.pictures:
-        told.update(repr((one.name, one.image_path.stat().st_size)).encode())
-    return f"{data.name}: {len(data.pictures)} pictures", told.hexdigest()[:16]
+        digest.update(repr((one.name, one.image_path.stat().st_size)).encode())
+    return f"{data.name}: {len(data.pictures)} pictures", digest.hexdigest()[:16]
 
 
 def checked_start(before: Started, now: Digests, folder: Path) -> Started:

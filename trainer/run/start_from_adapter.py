@@ -181,8 +181,8 @@ def _other_rows(
     """Trained token rows with ids other than the new tokens' here."""
     if not any(name.endswith(ROWS) for name in tensors):
         return
-    told = config.get("trainable_token_indices")
-    for ids in told.values() if isinstance(told, dict) else [told]:
+    recorded = config.get("trainable_token_indices")
+    for ids in recorded.values() if isinstance(recorded, dict) else [recorded]:
         if ids != list(new_ids):
             yield (f"trainable_token_indices: got {brief(ids)}; the new tokens here are "
                    f"{list(new_ids)}")  # fmt: skip

@@ -32,10 +32,10 @@ def write_failure(error: Exception, folder: Path, size: int) -> NotWritten:
 
 def _cause(error: Exception, place: Path, size: int) -> tuple[str, str]:
     """Why `size` bytes could not be written into `place`, and the remedy."""
-    told = re.search(
+    match = re.search(
         r"\(os error (\d+)\)", str(error)
     )  # safetensors gives the number only in its text
-    number = getattr(error, "errno", None) or (int(told[1]) if told else None)
+    number = getattr(error, "errno", None) or (int(match[1]) if match else None)
     free = shutil.disk_usage(place).free
     if number == errno.EROFS:
         return "the file system is read-only", "have it mounted for writing"
@@ -50,7 +50,7 @@ def _cause(error: Exception, place: Path, size: int) -> tuple[str, str]:
         )
     if number == errno.ENOSPC or free < size:
         return f"the disk is full: {mib(size)} needed, {mib(free)} free", "make room"
-    return f"{error}: {mib(size)} needed, {mib(free)} free", "mend that"
+    return f"{error}: {mib(size)} needed, {mib(free)} free", "fix that"
 
 
 def _no_inode(place: Path) -> bool:

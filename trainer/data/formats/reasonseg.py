@@ -290,9 +290,9 @@ class ReasoningPicture:
     def _turn(self, rng: np.random.Generator) -> Turn:
         item, choose = self.item, random_choice(rng)
         if item.explanations and rng.integers(EXPLANATION_EVERY) == 0:
-            told = item.explanations[int(rng.integers(len(item.explanations)))]
-            question = explanatory_question_for(told.query, choose)
-            return Turn(question, explanatory_answer_for(told.answer, choose))
+            explanation = item.explanations[int(rng.integers(len(item.explanations)))]
+            question = explanatory_question_for(explanation.query, choose)
+            return Turn(question, explanatory_answer_for(explanation.answer, choose))
         text = choose(item.texts)
         return Turn(question_for(text, item.is_sentence, choose), answer_for(choose))
 

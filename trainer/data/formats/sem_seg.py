@@ -112,8 +112,8 @@ def _read_numbered(
         allowed = f"one picture {label.stem} in {images}"
         report.add("picture", got, allowed, "add it or remove what is amiss")
     opened = open_image(report, _class_numbers)
-    told = Report(found[0], report.findings, report.entry) if found else None
-    shown = open_image(told, lambda image: None) if told else None
+    first = Report(found[0], report.findings, report.entry) if found else None
+    shown = open_image(first, lambda image: None) if first else None
     if opened is None or shown is None:
         return None, report.findings
     numbers = opened[1]

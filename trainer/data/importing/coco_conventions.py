@@ -101,9 +101,9 @@ def _is_traced(part: Part, tool: str) -> TypeGuard[FloatArray]:
     return tool == SUPERVISION or bool((diagonal | straight).all() and diagonal.any())
 
 
-def stretched(mask: CocoMask, told: Size, upright: Size) -> CocoMask:
+def stretched(mask: CocoMask, annotated: Size, upright: Size) -> CocoMask:
     """The mask with polygons in pixels of the upright picture; a rectangle's box already is."""
-    stretch = upright[1] / told[1], upright[0] / told[0]
+    stretch = upright[1] / annotated[1], upright[0] / annotated[0]
     parts = tuple(
         (part.reshape(-1, 2) * np.array(stretch)).ravel() if isinstance(part, np.ndarray) else part
         for part in mask.parts
@@ -119,17 +119,17 @@ def to_upright(
     COCO's own annotations are in stored pixels, those of some tools in upright ones: the size
     decides, or the user's `frame`. Without either, as for an upside-down picture, it is an error.
     """
-    what, told = image.place, image.size
-    fits = possible_frames(told, upright, orientation)
+    what, annotated = image.place, image.size
+    fits = possible_frames(annotated, upright, orientation)
     named = fits[0] if len(fits) == 1 else frame
     if fits and named:
         return TO_UPRIGHT[1 if named == "upright" else orientation]
     if fits:
         allowed = "a size that shows whether masks refer to the picture as stored or upright"
-        got = f"{told} for a picture with EXIF orientation {orientation}"
+        got = f"{annotated} for a picture with EXIF orientation {orientation}"
         fix = "say which with --frame stored or --frame upright"
     else:
-        allowed, got = f"{upright}, the picture's", f"{told}"
+        allowed, got = f"{upright}, the picture's", f"{annotated}"
         fix = "name the very picture that was annotated"
     report.add(f"{what}.(height, width)", got, allowed, fix)
     return None

@@ -106,8 +106,8 @@ def _found(
 ) -> _Entry:
     findings: list[Finding] = []
     placed = search.find(Report(path, findings), f"{image.place}.file_name", image.file_name)
-    told = {one.place for one in marks if one.place in unusable} if unusable else unusable
-    return _Entry(image, placed, marks, told, findings)
+    reported = {one.place for one in marks if one.place in unusable} if unusable else unusable
+    return _Entry(image, placed, marks, reported, findings)
 
 
 def _drawn(

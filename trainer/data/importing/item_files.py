@@ -27,9 +27,14 @@ def write_items(
     stem = _file_name_part(os.path.splitext(drawing.name)[0])
     written: list[Path] = []
     for label, asked in texts.items():
-        told = {"text": asked, "is_sentence": is_sentence, "picture": drawing.name, "label": label}
+        fields = {
+            "text": asked,
+            "is_sentence": is_sentence,
+            "picture": drawing.name,
+            "label": label,
+        }
         shapes = drawing.outlined[label]
-        note = f'{{"shapes": {shapes}, {json.dumps(told, ensure_ascii=False)[1:]}\n'
+        note = f'{{"shapes": {shapes}, {json.dumps(fields, ensure_ascii=False)[1:]}\n'
         name = _write_new(f"{folder}{os.sep}{stem}-{_file_name_part(label)}", note)
         picture = Path(name + suffix)
         _link_or_copy(written[0] if written else None, content, picture)

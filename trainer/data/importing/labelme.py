@@ -129,13 +129,13 @@ def _turn(
     For a quarter turn the annotated size [H, W] shows the frame. Otherwise LabelMe's files are
     upright; whether X-AnyLabeling's are depends on what its user clicked.
     """
-    told = notes.get("imageHeight"), notes.get("imageWidth")
-    fits = possible_frames(told, upright, orientation)
-    if told == (None, None):
+    annotated = notes.get("imageHeight"), notes.get("imageWidth")
+    fits = possible_frames(annotated, upright, orientation)
+    if annotated == (None, None):
         fits = ["upright"] if orientation == 1 else ["upright", "stored"]
     if not fits:
         fix = "open it in LabelMe again and save it, with the shapes where they belong"
-        report.add("imageHeight, imageWidth", told, f"{upright}, the upright picture's", fix)
+        report.add("imageHeight, imageWidth", annotated, f"{upright}, the upright picture's", fix)
         return None
     frame = fits[0]
     if len(fits) > 1 and conventions.frame is not None:

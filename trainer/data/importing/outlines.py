@@ -48,14 +48,14 @@ def orientation_of(image: Image.Image) -> int:
     return given if given in range(2, 9) else 1
 
 
-def possible_frames(told: object, upright: Size, orientation: int) -> list[str]:
-    """The possible frames, "upright" and "stored", of outlines drawn at the size `told` [H, W].
+def possible_frames(annotated: object, upright: Size, orientation: int) -> list[str]:
+    """The possible frames, "upright" and "stored", of outlines annotated at a size [H, W].
 
     Both are possible for a picture that is upside down, mirrored or square.
     """
     stored = upright[::-1] if orientation >= 5 else upright
     sizes = {"upright": upright} if orientation == 1 else {"upright": upright, "stored": stored}
-    return [frame for frame, size in sizes.items() if told == size]
+    return [frame for frame, size in sizes.items() if annotated == size]
 
 
 def json_files(folder: Path) -> list[Path]:
