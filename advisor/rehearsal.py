@@ -24,7 +24,7 @@ class RehearsalFailed(RuntimeError):
 
 
 class BadQuestion(ValueError):
-    """Data that cannot be read; says what, where and what would mend it."""
+    """Data that cannot be read; says what, where and how to fix it."""
 
 
 def in_child(

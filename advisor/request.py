@@ -193,7 +193,7 @@ def environment_of(question: Question, gpu: Gpu, plan: Plan) -> dict[str, str]:
 
 
 def command_of(question: Question, model: str) -> str:
-    """A command line that trains as advised; DIR and FOLDER stand for the user's data, weights."""
+    """A command line that trains as advised; DIR and FOLDER are the user's data and weights."""
     given = assigned(question.overrides)
     options = f"--model {model}"
     for text in question.overrides:

@@ -132,7 +132,7 @@ def tiny_on_gpu(question: Question, gpu: Gpu) -> Advice:
     if budget is not None and needs_no_more(_alone(plan), usual):
         verdict = judge(TINY_BYTES, budget, question.spills)
     needs = Bytes(bytes=TINY_BYTES, basis="policy", source="5 M parameters")
-    because = "its 5 M parameters and their activations are taken to stay below " + gib(TINY_BYTES)
+    because = "its 5 M parameters and their activations are taken to be below " + gib(TINY_BYTES)
     reasons = [
         *card_reasons(replace(question, model="tiny"), gpu, "tiny"),
         Reason(setting="needs", value=gib(TINY_BYTES), because=because, basis="policy"),

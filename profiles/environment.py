@@ -1,4 +1,4 @@
-"""What processes that import torch find around them."""
+"""The environment of processes that import torch: variables, usable cores, threads."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ _MPI = ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS", "OMPI_COMM
 
 
 def borrowed(environment: Mapping[str, str]) -> list[str]:
-    """Variables of this shell by which accelerate would do other than the plan says.
+    """Variables of this shell that would make accelerate deviate from the plan.
 
-    DeepSpeed or FSDP, another precision, compiler, device or accumulation, as another project's
-    session leaves them. Those that say no are none.
+    DeepSpeed or FSDP, another precision, compiler, device or accumulation, left by another
+    project's session. Variables that switch something off are not among them.
     """
     named = (name for name in environment if name.startswith(_ACCELERATE))
     found = [name for name in named if name.removeprefix(_ACCELERATE) not in _HARMLESS]

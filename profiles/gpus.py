@@ -16,12 +16,12 @@ from profiles.sizes import MIB
 
 # "12GB", "12 GB", "12 GiB", "12g"; not the 10G of "A10G".
 _SIZE = re.compile(r"(?<![a-z0-9.])(\d+(?:\.\d+)?)\s*g(?:i?b)?\b")
-# What does not tell one card from another.
+# Words that do not distinguish one card from another.
 _NOISE = re.compile("nvidia|geforce|tesla|gpu|generation|edition|with|design")
 
 
 class GpuProfile(Frozen):
-    """One card with one size of memory. How the figures are meant stands in `gpus.toml`."""
+    """One card with one size of memory. `gpus.toml` says what the figures mean."""
 
     key: str
     name: str = Field(description="what NVML calls it; cards of several sizes share one")

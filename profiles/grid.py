@@ -68,7 +68,7 @@ def estimate(plan: Plan, text_tokens: int) -> Estimate | None:
 
 
 def nearest(plan: Plan, text_tokens: int) -> Estimate | None:
-    """What the usual adapters and trained parts would take in the place of the plan's own.
+    """What the usual adapters and trained parts would take instead of the plan's own.
 
     A first guess where `estimate` has nothing, neither more nor less than the plan surely takes.
     """
@@ -119,7 +119,7 @@ def caching_bytes(plan: Plan) -> int:
 
 
 def _model_in_grid(plan: Plan) -> str | None:
-    """The model whose corners speak for the plan's: its own, or a larger sister's."""
+    """The model whose corners are used for the plan: its own size, or a larger one."""
     known = dict.fromkeys(key[0] for key in _corners())
     return next((name for name in known if plan.profile.needs_no_more(model_profile(name))), None)
 

@@ -2,7 +2,7 @@
 
 It is the only thing that passes between the advisor, the trainer and the profiles. A Plan is
 frozen and valid by construction: `Plan.parse` reports every problem at once, each with what was
-got, what is allowed and how to mend it.
+got, what is allowed and how to fix it.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Plan(Settings):
         "copied to the card one ahead, 0 … checkpointed_layers",
     )
     compile: bool = Field(
-        False, description="decoder layers compiled by torch.compile (needs Triton on the GPU)"
+        False, description="compile decoder layers with torch.compile (needs Triton on the GPU)"
     )
     logits: Literal["supervised", "all"] = Field(
         "supervised", description="positions at which the head is computed in training"

@@ -6,7 +6,7 @@ import os
 
 ALL = 2**53 - 1  # more entries than any data set has
 OPTION = "--skip-broken"
-VARIABLE = "LISA_SKIP_BROKEN"  # tells the processes that look at the data for a command
+VARIABLE = "LISA_SKIP_BROKEN"  # for the processes that read the data for a command
 
 
 def read_most(text: str | None) -> int:

@@ -1,6 +1,6 @@
 """What a command writes: whatever the terminal's encoding, an answer is never lost to it.
 
-All text goes out through `say` and `tell`, so that nothing in it is an order to the terminal.
+All text goes out through `say` and `tell`, so that nothing in it can control the terminal.
 """
 
 from __future__ import annotations

@@ -165,7 +165,7 @@ def user_table_path() -> Path:
 
 
 def shipped_table() -> Table:
-    """The shipped rows alone: what the docs say must not hang on the writer's own."""
+    """The shipped rows alone: what the docs say must not depend on the writer's own."""
     return Table(*parse_table((files("profiles") / TABLE_NAME).read_bytes(), TABLE_NAME))
 
 
@@ -182,7 +182,7 @@ def read_table(user_path: Path | None = None) -> Table:
         return Table(rows, findings)
     except OSError as error:
         finding = Finding(
-            str(path), f"cannot be read: {error.strerror}", fix="its rows are missing until it can"
+            str(path), f"cannot be read: {error.strerror}", fix="its rows are not used"
         )
         return Table(rows, (*findings, finding))
     own = parse_table(data, str(path))
@@ -204,7 +204,7 @@ def parse_table(data: bytes, where: str) -> Table:
                 first = error.errors(include_url=False)[0]
                 field = ".".join(str(part) for part in first["loc"])
                 what = f"skipped a damaged row: {field + ': ' if field else ''}{first['msg']}"
-                findings.append(Finding(f"{where}:{number}", what, fix="mend or delete that line"))
+                findings.append(Finding(f"{where}:{number}", what, fix="fix or delete that line"))
     return Table(tuple(rows), tuple(findings))
 
 

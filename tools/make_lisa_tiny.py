@@ -28,10 +28,17 @@ from torch.utils.data import DataLoader, IterableDataset
 from profiles.families import MASK, VISION
 from profiles.models import model_profile
 from trainer.batch import Batch
-from trainer.data.synthetic.questions import HELD_OUT, KINDS, PRETRAINING, ask, sample_texts
+from trainer.data.synthetic.questions import (
+    HELD_OUT,
+    KINDS,
+    PRETRAINING,
+    make_questions,
+    sample_texts,
+)
 from trainer.data.synthetic.scenes import COLOURS, FORMS, TEXTURES, Scene, draw_scene
 from trainer.frame import Frame
-from trainer.losses import IGNORE_LABEL, mask_bce_per_mask, mask_dice_per_mask
+from trainer.ignored import IGNORE_LABEL
+from trainer.losses import mask_bce_per_mask, mask_dice_per_mask
 from trainer.model.build import save_model
 from trainer.model.families.llava_sam.configs import llava_config, sam_config
 from trainer.model.families.llava_sam.conversation import SYSTEM_PROMPT
@@ -112,7 +119,7 @@ class Scenes(IterableDataset):
         rng = np.random.default_rng([self.seed, worker.id if worker else 0])
         while True:
             scene = draw_scene(rng, PROFILE.sam.image_pixels)
-            questions = ask(rng, scene, self.kinds, self.split)
+            questions = make_questions(rng, scene, self.kinds, self.split)
             if questions:
                 yield self.example(rng, scene, questions)
 

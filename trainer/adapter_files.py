@@ -16,7 +16,7 @@ from torch import Tensor
 from profiles.plan import Plan
 from profiles.settings import Lora, TrainedPart
 from profiles.text import brief
-from trainer.atomic_folder import share
+from trainer.atomic_folder import apply_umask
 from trainer.model.adapter_names import to_peft
 from trainer.model.families import family_of
 from trainer.model.segmentation_model import SegmentationModel
@@ -56,7 +56,7 @@ def write(
         if name.startswith(root)
     }
     save_file(ours, folder / TENSORS, metadata={"format": "pt"})
-    share(folder / TENSORS)
+    apply_umask(folder / TENSORS)
     return {name: value for name, value in trained.items() if not name.startswith(root)}
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from profiles.settings import Encoder
-from trainer.losses import IGNORE_LABEL
+from trainer.ignored import IGNORE_LABEL
 
 
 @dataclass

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from profiles.families import ModelProfile
-from trainer.losses import IGNORE_PIXEL
+from trainer.ignored import IGNORE_PIXEL
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ class Speed(Frozen):
 
     samples_per_second: float
     basis: Basis
-    source: str = Field(description="the card that it is for, and how it was told")
+    source: str = Field(description="the card that it is for, and how it was found")
 
 
 class Candidate(Frozen):

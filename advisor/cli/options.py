@@ -62,7 +62,7 @@ System = Annotated[
 
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Fix a setting of the plan. Repeatable."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Set a setting of the plan. Repeatable."),
 ]
 
 
@@ -70,12 +70,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 DataDir = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Take the longest sample of this data set.")
+    Path | None, typer.Option(metavar="DIR", help="Count the longest sample of this data set.")
 ]
 
 
 SkipBroken = Annotated[
-    Text, typer.Option(metavar="N|all", help="Leave at most N broken entries of the data out.")
+    Text, typer.Option(metavar="N|all", help="Skip up to N broken entries of the data.")
 ]
 
 
@@ -99,7 +99,7 @@ def named_card(vram: int | None, gpu: str | None, system: str | None) -> Target 
         fail(f"--os: got {system!r}; give linux or windows")
     if vram is None and gpu is None:
         if system is not None:
-            fail("--os goes with --vram or --gpu; this machine's system is known")
+            fail("--os needs --vram or --gpu; this machine's own system is known")
         return None
     if vram is not None and gpu is not None:
         fail("--vram and --gpu both name a card; give one of them")
@@ -107,7 +107,7 @@ def named_card(vram: int | None, gpu: str | None, system: str | None) -> Target 
         card = None if gpu is None else find_gpu(gpu)
     except ValueError as error:
         # Whatever is wrong with the name, the size alone is enough to go on.
-        fail(f"--gpu: {error}\n    hint: a card that is not listed: --vram SIZE, such as 8GiB")
+        fail(f"--gpu: {error}\n    hint: if the card is not listed, give --vram SIZE, such as 8GiB")
     return Target(vram, card, windows=system == "windows")
 
 
@@ -121,7 +121,7 @@ def must_be_data(folder: Path | None, skip_broken: str | None) -> None:
     if folder is not None and located(folder) is None:
         fail(f"{folder}: --data-dir must name ReasonSeg data; needed: {NEEDED}")
     if skip_broken is not None and folder is None:
-        fail("--skip-broken goes with --data-dir")
+        fail("--skip-broken needs --data-dir")
     try:
         if skip_broken is not None:
             announce(read_most(skip_broken))

@@ -59,7 +59,7 @@ def context_of(gpu: Gpu, machine: Machine, folder: Path | None = None) -> Contex
 def measure_context(gpu: Gpu, machine: Machine, folder: Path | None = None) -> Context:
     """The context on `gpu`, measured now unless it was before. Raises RehearsalFailed.
 
-    The figure is what NVML shows of the child less torch's pool; where NVML does not tell a
+    The figure is what NVML shows of the child less torch's pool; where NVML does not report a
     process's memory (WDDM), the profile stands.
     """
     known = context_of(gpu, machine, folder)

@@ -87,7 +87,7 @@ class Machine(Frozen):
 def probe(environ: Mapping[str, str] | None = None) -> Machine:
     """This machine as it is now. Raises nothing for a missing or broken driver.
 
-    `environ` stands in for the process environment (CUDA_VISIBLE_DEVICES, CUDA_DEVICE_ORDER).
+    `environ` replaces the process environment (CUDA_VISIBLE_DEVICES, CUDA_DEVICE_ORDER).
     """
     environ = os.environ if environ is None else environ
     system = _platform()
@@ -162,7 +162,7 @@ def _visible(cards: list[Gpu], environ: Mapping[str, str]) -> tuple[list[Gpu], l
         gpu = _named(cards, entry)
         if gpu is None:
             if entry not in ("", "-1"):
-                what = "names no device: CUDA ignores it and all after it"
+                what = "names no device: CUDA ignores it and all names after it"
                 notes.append(Finding("CUDA_VISIBLE_DEVICES", what, entry))
             break
         if gpu in chosen:
@@ -256,7 +256,7 @@ def _gpu(nvml: ModuleType, handle: Any, index: int, notes: list[Finding]) -> Gpu
     where = f"gpu {index}"
     name = _text(_ask(nvml, "nvmlDeviceGetName", handle))
     if name is None:
-        notes.append(Finding(where, "does not say its name: its memory alone decides"))
+        notes.append(Finding(where, "does not report its name: its memory alone decides"))
         name = UNNAMED
     capability = _capability(nvml, handle)
     memory = _memory(nvml, handle, where, name, capability, notes)
@@ -265,7 +265,7 @@ def _gpu(nvml: ModuleType, handle: Any, index: int, notes: list[Finding]) -> Gpu
     if capability is None:
         card = gpu_by_nvml(name, memory.get("total_bytes"))
         capability = None if card is None else card.compute_capability
-        what = "does not say its compute capability: "
+        what = "does not report its compute capability: "
         what += "a recent one is assumed" if card is None else "that of the name is taken"
         notes.append(Finding(where, what, name))
     return Gpu(
@@ -334,7 +334,7 @@ def _memory(
 ) -> dict[str, Any]:
     """Total, free, used and reserved bytes; empty when the card does not say.
 
-    Version 2 tells the driver's own share apart. Old drivers, WSL and old modules know version 1
+    Version 2 separates the driver's own share. Old drivers, WSL and old modules know version 1
     only, and each says so in another way: whatever version 2 ends in, version 1 is asked.
     """
     errors: list[Exception] = []
@@ -382,7 +382,7 @@ def _other_processes(nvml: ModuleType, handle: Any) -> tuple[int | None, int | N
         processes = _ask(nvml, f"nvmlDeviceGet{kind}RunningProcesses", handle)
         if not isinstance(processes, (list, tuple)):
             return None, None
-        # A process that computes and draws stands in both lists with the same bytes.
+        # A process that computes and draws is in both lists with the same bytes.
         for process in processes:
             pid = _whole(getattr(process, "pid", None), 2**32)
             if pid is None:

@@ -38,7 +38,7 @@ HOST_LOOKUP_BYTES = round(0.11 * GIB)  # buffers of a table looked up and a head
 # For a child that first looks at every visit of a training: a full recipe has 100 000.
 DATA_SECONDS = 1200
 
-# Where the plan's weights are not named, its vocabulary is not at hand.
+# If the plan's weights are not named, its vocabulary is not available.
 TINY_COUNTS = "lisa-tiny's tokenizer"
 TINY_COUNTS_MORE = (
     f"{TINY_COUNTS}, whose smaller vocabulary takes more tokens than the model's own: "
@@ -137,7 +137,7 @@ def counted_by(plan: Plan, data: Path | None) -> str:
 def fitting_micro_batch(found: Forecast) -> int | None:
     """The largest micro-batch below the plan's that should fit where this forecast does not.
 
-    The shipped forecasts tell by how much a smaller one takes less; None where they do not reach,
+    The shipped forecasts say by how much a smaller one takes less; None where they do not reach,
     or not even one sample fits.
     """
     here = nearest(found.plan, found.text_tokens)

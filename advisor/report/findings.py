@@ -1,4 +1,4 @@
-"""What the user should know or mend beside the plan: the card, its neighbours, the machine."""
+"""What the user should know or fix beside the plan: the card, its neighbours, the machine."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def shell_allocator(environ: Mapping[str, str], plan: Plan) -> Finding | None:
     for name in ALLOCATOR_VARIABLES:
         got = environ.get(name)
         if got and got != plan.allocator and plan.device == "cuda":
-            what = "stands in this shell; lisa-train overrules it with the plan's "
+            what = "is set in this shell; lisa-train overrides it with the plan's "
             what += repr(plan.allocator)
             fix = f"--set allocator={shlex.quote(got)} has it forecast and used"
             return Finding(name, what, got, fix)

@@ -62,9 +62,11 @@ from trainer.run import checkpoint
 from trainer.run import out_of_memory as recovery
 from trainer.run import start_from_adapter as starting
 from trainer.run.checkpoint import CheckpointError
-from trainer.run.resume import CannotResume, Started
-from trainer.run.resume import check_data as check_same
+from trainer.run.data_digests import check_data as check_same
+from trainer.run.folder import STATE
+from trainer.run.folder import TRAINED as TENSORS
 from trainer.run.start_from_adapter import AdapterError
+from trainer.run.started import CannotResume, Started
 
 TINY = model_profile("tiny")
 WIDTH, HEIGHT = 64, 48
@@ -533,7 +535,7 @@ TRAINED = save({"weight": FEATURES[0], "bias": torch.ones(3)})
 
 
 def feed_trained(data: bytes, folder: Path) -> bool:
-    (folder / checkpoint.TRAINED).write_bytes(data)
+    (folder / TENSORS).write_bytes(data)
     model = torch.nn.Linear(4, 3)
     checkpoint.load(folder, model)
     return model.weight.shape == (3, 4) and model.weight.dtype == torch.float32
@@ -576,7 +578,7 @@ def feed_adapter(case: tuple[bytes, bytes], folder: Path) -> bool:
     return starting.fitting(folder, plan, model, []).keys() == set(map(from_adapter, sound))
 
 
-MANIFEST: dict[str, Any] = {checkpoint.TRAINED: "0" * 64, checkpoint.STATE: "0" * 64}
+MANIFEST: dict[str, Any] = {TENSORS: "0" * 64, STATE: "0" * 64}
 STATE: dict[str, Any] = {
     "step": 3, "best": 0.5, "metrics": None, "records": 10,
     "optimizer": {"state": {"0": {"exp_avg": {"tensor": "a"}}}, "param_groups": [{"lr": 1e-3}]},
@@ -610,8 +612,8 @@ def of_a_run(draw: Draw) -> tuple[str, bytes]:
 
 def feed_run(case: tuple[str, bytes], folder: Path) -> bool:
     name, data = case
-    (folder / checkpoint.TRAINED).write_bytes(TRAINED)
-    (folder / checkpoint.STATE).write_bytes(save({"a": FEATURES}))
+    (folder / TENSORS).write_bytes(TRAINED)
+    (folder / STATE).write_bytes(save({"a": FEATURES}))
     (folder / name).write_bytes(data)
     if name == "manifest.json":
         return checkpoint.damage(folder) == ""
@@ -699,7 +701,7 @@ def model_folders(draw: Draw) -> tuple[str, bytes]:
 def feed_model_folder(case: tuple[str, bytes], folder: Path) -> bool:
     (folder / case[0]).write_bytes(case[1])
     if case[0] == "plan.json":
-        (folder / checkpoint.TRAINED).write_bytes(TRAINED)
+        (folder / TENSORS).write_bytes(TRAINED)
     plan = find(folder).plan
     return plan.processes == 1 and plan.accumulation == 1
 

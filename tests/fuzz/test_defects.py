@@ -45,7 +45,9 @@ from trainer.model.families.llava_sam.tokenizer import LisaTokenizer
 from trainer.model.weights import WeightsError
 from trainer.run import checkpoint
 from trainer.run.checkpoint import CheckpointError
-from trainer.run.resume import CannotResume, Started
+from trainer.run.checkpoint_files import read_facts
+from trainer.run.folder import STATE
+from trainer.run.started import CannotResume, Started
 
 DEEP = "[" * 100_000 + "]" * 100_000
 DIGITS = "9" * 5000
@@ -354,7 +356,7 @@ def test_features_without_a_dimension_are_a_bad_entry(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", [DEEP, "[]", "null", '{"a": {"tensor": "none"}}', "{", DIGITS])
 def test_a_state_of_nothing_is_a_checkpoint_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "state.json").write_text(text)
-    (tmp_path / checkpoint.STATE).write_bytes(save({"b": torch.ones(1)}))
+    (tmp_path / STATE).write_bytes(save({"b": torch.ones(1)}))
     with pytest.raises(CheckpointError, match="its state cannot be read"):
         checkpoint.load_state(tmp_path)
 
@@ -363,7 +365,7 @@ def test_what_is_nested_too_deep_is_as_good_as_damaged(tmp_path: Path) -> None:
     for name in ("manifest.json", "facts.json", "run.json", "conversion.json", "config.json"):
         (tmp_path / name).write_text(DEEP)
     assert "recursion" in checkpoint.damage(tmp_path)
-    assert checkpoint.read_facts(tmp_path) == {} == read_object(tmp_path / "config.json")
+    assert read_facts(tmp_path) == {} == read_object(tmp_path / "config.json")
     with pytest.raises(CannotResume):
         Started.read(tmp_path)
     with pytest.raises(ValueError, match="names no model"):
@@ -374,7 +376,7 @@ def test_a_state_of_another_kind_of_training_is_a_checkpoint_error() -> None:
     for error in (KeyError("step"), TypeError("int"), AttributeError("x"), RuntimeError("size")):
         with (
             pytest.raises(CheckpointError, match="another training's"),
-            checkpoint.taken_up(Path("run")),
+            checkpoint.state_errors(Path("run")),
         ):
             raise error
 
@@ -383,7 +385,7 @@ def test_a_state_of_another_kind_of_training_is_a_checkpoint_error() -> None:
 def test_a_record_of_no_items_is_no_run(tmp_path: Path, items: object) -> None:
     record = surfaces.RECORD | {"digests": items}
     (tmp_path / "run.json").write_bytes(_json(record))
-    with pytest.raises(CannotResume, match="run.json: damaged .*\n.*no run to go on with"):
+    with pytest.raises(CannotResume, match="run.json: damaged .*\n.*no run to resume"):
         Started.read(tmp_path)
 
 

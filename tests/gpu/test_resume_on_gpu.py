@@ -19,8 +19,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tests.conftest import PHOTOS, tiny_plan
 from trainer.data.formats.reasonseg import read_split
 from trainer.reporter import Reporter
-from trainer.run.resume import Keeping, resumable
+from trainer.run.resume import resumable
 from trainer.run.run import Run
+from trainer.run.started import Keeping
 
 pytestmark = pytest.mark.gpu
 MIDWAY = 7  # of 14 steps

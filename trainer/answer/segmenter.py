@@ -15,7 +15,7 @@ from trainer.answer.trained_model import Trained
 from trainer.batch import Batch
 from trainer.data.images import read_image
 from trainer.data.samples import image_tokens
-from trainer.losses import IGNORE_LABEL
+from trainer.ignored import IGNORE_LABEL
 from trainer.model.build import read_tokenizer
 from trainer.model.tokenizer import ConversationTokenizer
 from trainer.parallel.accelerator import make_accelerator

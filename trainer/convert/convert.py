@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from profiles.families import ModelProfile
 from profiles.models import model_profile
 from profiles.sizes import GIB
-from trainer.atomic_folder import placed, refuse_taken, share
+from trainer.atomic_folder import apply_umask, atomic_folder, refuse_taken
 from trainer.convert.checkpoint_folder import PLAIN_DTYPES, Found, Source, TensorFile
 from trainer.convert.tokenizer import convert_tokenizer
 from trainer.model.build import shared_prefixes, skeleton
@@ -85,7 +85,7 @@ def convert(
     chosen = choose(sources, needed, model, report)
     language = next(s for s in sources if s.tensors.get(table) == chosen[table])
     report.warnings += _config_differences(language, profile)
-    with placed(target) as folder:
+    with atomic_folder(target) as folder:
         _convert_tokenizer(language, folder, profile, chosen, report)
         _write(folder, chosen, needed, report, tell, shard_bytes)
         text = json.dumps({"dtype": "bf16", **asdict(report)}, indent=1, ensure_ascii=False)
@@ -95,7 +95,7 @@ def convert(
 
 def needed_shapes(profile: ModelProfile) -> dict[str, torch.Size]:
     """Every tensor that the model asks its folder for. Nothing is allocated."""
-    # Which token is which changes no shape, so the tokenizer at hand will do.
+    # Which token is which changes no shape, so the packaged tokenizer will do.
     family = family_of(profile)
     tokenizer = family.tokenizer.read(packaged_folder(), profile.most_image_tokens)
     shared = shared_prefixes(family.model)
@@ -261,7 +261,7 @@ class Shards:
             self.count += 1
             path = self.folder / f"model-{self.count:05}.safetensors"
             save_file(self.held, path, metadata={"format": "pt"})
-            share(path)
+            apply_umask(path)
         self.held, self.bytes = {}, 0
 
 

@@ -23,7 +23,7 @@ def convert_tokenizer(
 ) -> dict[str, int]:
     """Write the folder's tokenizer with the `new_tokens` to `target`; returns those added.
 
-    `rows` are the model's: every id must have one. Raises WeightsError.
+    `rows` is the model's number of token rows: every id must have one. Raises WeightsError.
     """
     with legible(folder, "the tokenizer must be the one that came with the language model"):
         return _convert(_read(folder), folder, target, rows, new_tokens)
@@ -38,7 +38,7 @@ def _convert(
             f"{folder}: its tokenizer has no {', '.join(absent)}; LISA needs LLaMA's tokenizer"
         )
     added = _add_recorded(tokenizer, folder)
-    # In upstream's order, in which a released LISA's last rows stand; ours come after them.
+    # In upstream's order, as in a released LISA's last rows; this project's tokens follow.
     for token in (*new_tokens, IMAGE_TOKEN, PADDING):
         added |= _add(tokenizer, token)
     if tokenizer.get_vocab_size() > rows:
@@ -110,7 +110,7 @@ def _add(tokenizer: Tokenizer, token: str) -> dict[str, int]:
 
 
 def _start_sentences(tokenizer: Tokenizer) -> None:
-    """Have every text begin with the start token, as LLaMA was trained."""
+    """Make every text begin with the start token, as LLaMA was trained."""
     start = tokenizer.token_to_id(START)
     if tokenizer.encode("a").ids[0] != start:
         tokenizer.post_processor = TemplateProcessing(

@@ -22,7 +22,7 @@ from torch import Tensor
 from profiles.files import STALE_SECONDS, force, sweep
 from profiles.plan import Plan
 from profiles.settings import Encoder
-from trainer.atomic_folder import share
+from trainer.atomic_folder import apply_umask
 from trainer.data.images import read_image
 from trainer.model.families import family_of
 
@@ -60,7 +60,7 @@ class FeatureCache:
         try:
             return read_entry(self.entry(image), self.key)
         except BadEntry as error:
-            hint = "start or --resume again: bad features are made anew"
+            hint = "start or --resume again: bad features are computed again"
             raise type(error)(f"{error}\n    hint: {hint}") from None
 
     def problem(self, image: Path) -> str | None:
@@ -88,7 +88,7 @@ class FeatureCache:
                     "axis": "picture",
                 },
             )
-            share(aside)
+            apply_umask(aside)
             force(aside)
             os.replace(aside, self.entry(image))
         except BaseException:

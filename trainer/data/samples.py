@@ -24,10 +24,11 @@ from trainer.data.feature_cache import FeatureCache
 from trainer.data.formats.reasonseg import Item, ReasoningPicture
 from trainer.data.images import read_image, size_of
 from trainer.data.mixture import MixedSets, generator_of
-from trainer.data.pictures import Asked, Picture
+from trainer.data.pictures import AskedTurn, Picture
 from trainer.data.polygons import IGNORE
 from trainer.frame import Frame
-from trainer.losses import IGNORE_LABEL, check_target
+from trainer.ignored import IGNORE_LABEL
+from trainer.losses import check_target
 from trainer.model.families import family_of
 from trainer.model.tokenizer import ConversationTokenizer, TooLong
 from trainer.prompts import Turn
@@ -109,7 +110,7 @@ class SampleSet(Dataset[Sample]):
             if len(self.tokenizer.text(first).encode()) > self.plan.tokens.max_text_tokens:
                 self._check_length(picture, self._encode(picture, first))
 
-    def _visit(self, epoch: int, index: int) -> tuple[Picture, list[Asked], Encoded]:
+    def _visit(self, epoch: int, index: int) -> tuple[Picture, list[AskedTurn], Encoded]:
         """A picture, what it is asked, and the conversation.
 
         Last turns go until the rest is as short as the plan allows, or only one is left.
@@ -124,14 +125,14 @@ class SampleSet(Dataset[Sample]):
     def _encode(self, picture: Picture, turns: list[Turn]) -> Encoded:
         return self.tokenizer.encode(turns, image_tokens(picture.image_path, self.plan))
 
-    def _asked(self, epoch: int, index: int) -> tuple[Picture, list[Asked]]:
+    def _asked(self, epoch: int, index: int) -> tuple[Picture, list[AskedTurn]]:
         """A picture and all that it is asked."""
         rng = generator_of(self.plan, epoch, index)
         if isinstance(self.items, MixedSets):
             picture = self.items.draw(rng)
-            return picture, picture.visit(rng, self.plan.most_masks)
+            return picture, picture.draw_turns(rng, self.plan.most_masks)
         item = ReasoningPicture(self.items[index])
-        return item, item.visit(rng) if self.training else item.evaluation()
+        return item, item.draw_turns(rng) if self.training else item.evaluation()
 
     def _input(
         self, encoder: Encoder, picture: Picture, image: NDArray[np.uint8]

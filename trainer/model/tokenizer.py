@@ -14,7 +14,7 @@ from typing import ClassVar, Self
 from transformers import PreTrainedTokenizerFast
 
 from trainer.batch import Encoded
-from trainer.losses import IGNORE_LABEL
+from trainer.ignored import IGNORE_LABEL
 from trainer.model.weights import WeightsError, legible
 from trainer.prompts import IMAGE_TOKEN, SEG_TOKEN, Turn
 

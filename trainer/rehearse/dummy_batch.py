@@ -9,7 +9,7 @@ from profiles.plan import Plan
 from profiles.settings import Encoder
 from trainer.batch import Batch
 from trainer.data.samples import length_step, padded
-from trainer.losses import IGNORE_LABEL
+from trainer.ignored import IGNORE_LABEL
 from trainer.model.build import TORCH_DTYPES
 from trainer.model.tokenizer import ConversationTokenizer
 

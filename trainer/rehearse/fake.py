@@ -1,7 +1,7 @@
 """The training step without a GPU: its own code on tensors that have shapes and no memory.
 
 What runs is `trainer.model.build` and the parts of `trainer.step`, on fake CPU tensors (torch's
-FakeTensorMode) that stand for the card's. Nothing of the step is described a second time; what fake
+FakeTensorMode) in place of the card's. Nothing of the step is described a second time; what fake
 tensors cannot show is added by name, in `Measurement.assumed`.
 """
 
@@ -64,7 +64,7 @@ def fake_rehearsal(
 
     `text_tokens`, `masks` and `answer_tokens` are those of every sample: give the worst one's. The
     events are (block, bytes), −bytes for a release, from loading to the end of the second step.
-    `tell` hears of every phase that begins, `drawn` of the last step by component. Raises
+    `tell` is called for every phase that begins, `drawn` with the last step by component. Raises
     Unforeseen, NotAlike, WeightsError.
     """
     workspace = CUBLAS_WORKSPACE[compute_capability >= (9, 0)]

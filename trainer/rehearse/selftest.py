@@ -33,7 +33,7 @@ def facts(device: str) -> dict[str, Any]:
         found["compiler"] = str(error).splitlines()[0]
     try:
         return found | {"loss": _step(device, found["bf16"])}
-    except Exception as error:  # whatever is broken here is what the doctor is to tell
+    except Exception as error:  # whatever is broken here is what the doctor reports
         return found | {"error": f"{type(error).__name__}: {str(error).splitlines()[0][:300]}"}
 
 

@@ -23,15 +23,15 @@ def worst_sample(plan: Plan, folder: Path) -> WorstSample:
     Raises DataError.
     """
     from profiles.skipping import announced
-    from trainer.data.broken import Leave
+    from trainer.data.broken import SkippedEntries
     from trainer.data.formats.reasonseg import read_split
     from trainer.data.mixture import read_training
     from trainer.data.samples import SampleSet
-    from trainer.losses import IGNORE_LABEL
+    from trainer.ignored import IGNORE_LABEL
     from trainer.model.build import some_tokenizer
 
     tokenizer = some_tokenizer(plan)
-    leave = Leave(announced())
+    leave = SkippedEntries(announced())
     train = SampleSet(read_training(folder, plan, leave), plan, tokenizer, {}, training=True)
     items = read_split(folder, "val", plan.max_val_samples, leave)
     val = SampleSet(items, plan, tokenizer, {}, training=False)

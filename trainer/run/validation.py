@@ -25,10 +25,10 @@ def describe(result: dict[str, Any]) -> str:
 
 
 def outcome(summary: dict[str, Any], folder: Path) -> list[str]:
-    """What a run came to: before, at its best, which is what `folder` answers with, and last."""
+    """Results of a run: before training, at its best (which `folder` answers with), and last."""
     best, epochs = summary["best"], summary["epochs"]
     lines = [f"before  {describe(summary['before'])}"]
-    if best is not None:  # None: resumed from a checkpoint without it
+    if best is not None:  # None: resumed from an old checkpoint that lacks it
         kept = folder / "best"
         lines.append(f"best    {describe(best)}, epoch {best['epoch']} of {epochs}, in {kept}")
     return [*lines, f"last    {describe(summary['after'])}, epoch {epochs}"]
@@ -43,12 +43,32 @@ def predict(
 ) -> list[torch.Tensor]:
     """Teacher-forced mask logits [H, W] of each sample's first [SEG], at its picture's own size."""
     batch = collate(samples, tokenizer).to(accelerator.device)
-    low = model.predict(batch).cpu()  # a large picture's mask is no matter of the card's memory
+    low = model.predict(
+        batch
+    ).cpu()  # resized on the host, so that large pictures take no memory of the card
     owner = batch.segs[:, 0].tolist()
     return [
         model.frame.to_original(low[owner.index(row)][None], *sample.truth.shape)[0]
         for row, sample in enumerate(samples)
     ]
+
+
+def evaluate_together(
+    model: SegmentationModel,
+    samples: SampleSet,
+    tokenizer: ConversationTokenizer,
+    accelerator: Accelerator,
+    reporter: Reporter,
+) -> MaskScores:
+    """Scores of all samples; each process evaluates its share of them."""
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    share = list(range(rank, len(samples), processes))
+    scores = evaluate(model, samples, share, tokenizer, accelerator, reporter)
+    if processes == 1:
+        return scores
+    from accelerate.utils import gather_object
+
+    return MaskScores.from_rows(gather_object(scores.rows()))
 
 
 def evaluate(

@@ -308,9 +308,9 @@ def test_dialogues(tmp_path: Path) -> None:
     write_vqa(tmp_path, talk("<image>\nWhat?", " A. "), talk("Q", "A", image="gqa/images/9.jpg"))
     (found,) = sound("vqa", tmp_path)
     first, second = found.pictures
-    (asked,) = first.visit(np.random.default_rng(0), 3)
+    (asked,) = first.draw_turns(np.random.default_rng(0), 3)
     assert (asked.turn.question, asked.turn.answer) == ("<image>\nWhat?", "A.")
-    assert asked.paint is None and list(first.paints()) == []
+    assert asked.paint is None and list(first.all_masks()) == []
     assert second.image_path.name == "9.jpg"
 
 

@@ -21,7 +21,8 @@ from profiles.settings import Lora
 from tests.conftest import PHOTOS, tiny_plan
 from tests.trainer.model.test_model import loss_of, made
 from trainer.answer.trained_model import find
-from trainer.cli.start import Beginning, begin, go_on
+from trainer.cli.planned_run import PlannedRun
+from trainer.cli.start import resume_run, start_run
 from trainer.convert import export
 from trainer.model.adapter_names import ADAPTER_NAME as NAME
 from trainer.model.adapter_names import to_peft
@@ -34,7 +35,7 @@ from trainer.model.weights import FolderWeights, packaged_folder
 from trainer.run import checkpoint
 from trainer.run import start_from_adapter as starting
 from trainer.run.folder import TRAINED
-from trainer.run.resume import Started
+from trainer.run.started import Started
 
 CPU = torch.device("cpu")
 BEFORE = Path(__file__).parent / "before_peft"  # a run and an export of 0.1.0 before PEFT
@@ -162,7 +163,7 @@ def test_an_older_export_is_read_and_exported_as_pefts(tmp_path: Path) -> None:
 def test_an_older_run_goes_on_where_it_would_have(tmp_path: Path) -> None:
     """Its last two steps come out as its own code had them: adapters, moments, their order."""
     run = shutil.copytree(BEFORE / "run", tmp_path / "run")
-    go_on(run, PHOTOS, tmp_path / "cache", {})
+    resume_run(run, PHOTOS, tmp_path / "cache", {})
     found = load_file(run / "last" / TRAINED)
     expected = load_file(BEFORE / "export" / TRAINED)
     began = load_file(BEFORE / "run" / "last" / TRAINED)
@@ -281,7 +282,7 @@ def test_a_run_starts_from_an_export_and_says_so(
     started = Started(PHOTOS, tmp_path / "cache", {}, adapter=tmp_path / "out")
     longer = old.plan.override(["max_train_samples=2", "max_val_samples=1"])
     plan = longer.override(["schedule.learning_rate=1e-9", "schedule.epochs=1"])
-    begin(Beginning(plan, tmp_path / "run", started))
+    start_run(PlannedRun(plan, tmp_path / "run", started))
     assert "starting from" in capsys.readouterr().err
     assert Started.read(tmp_path / "run").adapter == tmp_path / "out"
     found = load_file(tmp_path / "run" / "last" / TRAINED)
