@@ -221,7 +221,7 @@ def _pairs(
 
 
 def _but_for(lever: str, row: TestedRow) -> tuple[object, ...]:
-    """The card and all settings of a row but for one."""
+    """The card and all settings of a row except one."""
     names = (name for name in Plan.model_fields if name != lever)
     return row.gpu, *(getattr(row.plan, name) for name in names)
 
