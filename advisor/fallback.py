@@ -25,14 +25,12 @@ from advisor.memory.worst_sample import Worst
 from advisor.rehearsal import BadQuestion, RehearsalFailed
 from advisor.report.plan_words import plan_text
 from advisor.request import Question
+from profiles.levers import MAY_CHANGE_ON_FALLBACK
 from profiles.plan import Plan
 from profiles.shortage import Shortage
 from profiles.sizes import GIB, gib
 from profiles.tested import DataShape, TestedRow, keep, read_table
 
-# The settings that change how much memory a run takes, and nothing that it learns.
-LEVERS = frozenset({"quantization", "compile", "host_embeddings", "host_layers", "micro_batch",
-                    "accumulation", "checkpointed_layers"})  # fmt: skip
 OTHERS_BYTES = 2**29  # less growth beside the pool may be this process's own libraries
 ASK_AGAIN_SECONDS = 10
 
@@ -142,7 +140,7 @@ def smaller(
     ceiling = min(limit, round(share * itself.choice.best.needs.bytes))
     usable = budget.usable.model_copy(update={"bytes": max(0, ceiling)})
     setting = replace(setting, budget=budget.model_copy(update={"usable": usable}))
-    others = set(Plan.model_fields) - LEVERS
+    others = set(Plan.model_fields) - MAY_CHANGE_ON_FALLBACK
     for held in (others | pinned | {"quantization"}, others | pinned):
         found = search(plan, held, setting)
         if not isinstance(found, str) and found.choice.best.verdict == "FITS":
@@ -212,7 +210,7 @@ def _keep_row(short: Shortage, gpu: Gpu, told: Forecast | None, pool: int | None
         forecast_bytes=pool,
         verdict="OOM",
         versions=short.versions,
-        data_shape=DataShape(image_tokens=plan.profile.clip.image_tokens, text_tokens=text),
+        data_shape=DataShape(image_tokens=plan.profile.most_image_tokens, text_tokens=text),
         date=datetime.date.today(),
         note=short.error,
     )

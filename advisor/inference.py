@@ -15,12 +15,10 @@ from advisor.machine.probe import Machine
 from advisor.memory.card import card_for
 from advisor.memory.forecast import Forecast, forecast
 from advisor.memory.worst_sample import Worst
-from advisor.report.plan_words import storage_text
+from profiles.levers import phrases
 from profiles.plan import Plan
-from profiles.settings import Quantization
+from profiles.settings import STORED_BYTES
 from profiles.sizes import gib
-
-WEIGHT_BYTES: dict[Quantization, float] = {"none": 2.0, "int8": 1.0, "nf4": 0.5}
 
 
 class NoRoom(RuntimeError):
@@ -36,11 +34,7 @@ class Fit:
 
     def line(self) -> str:
         """What it takes, in one line."""
-        plan = self.plan
-        told = storage_text(plan)
-        told += ", embeddings on the host" if plan.host_embeddings else ""
-        told += f", {plan.host_layers} layers on the host" if plan.host_layers else ""
-        return f"{self.forecast.verdict}: {told}: {self.forecast.reason}"
+        return f"{self.forecast.verdict}: {_told(self.plan)}: {self.forecast.reason}"
 
 
 def fitting(
@@ -60,7 +54,7 @@ def fitting(
     for candidate in _relieved(plan, may_round):
         if _weights(candidate) > card.cap_bytes:
             continue
-        tell(f"forecasting {candidate.model} with {_levers(candidate)}, some seconds ...")
+        tell(f"forecasting {candidate.model} with {_told(candidate)}, some seconds ...")
         found = forecast(candidate, worst, capability, *limits)
         if found.exit_code == 0:
             return Fit(candidate, found)
@@ -95,11 +89,11 @@ def _weights(plan: Plan) -> float:
     """Bytes of the decoder's linears on the card, roughly and not too many."""
     llama = plan.profile.llama
     each = 4 * llama.hidden**2 + 3 * llama.hidden * llama.intermediate
-    return (llama.layers - plan.host_layers) * each * WEIGHT_BYTES[plan.quantization]
+    return (llama.layers - plan.host_layers) * each * STORED_BYTES[plan.quantization]
 
 
-def _levers(plan: Plan) -> str:
-    return f"{plan.quantization} base, {plan.host_layers} layers on the host"
+def _told(plan: Plan) -> str:
+    return phrases(plan, ("quantization", "host_embeddings", "host_layers"))
 
 
 def _why_not(plan: Plan, smallest: Forecast | None, usable: int) -> str:

@@ -21,11 +21,12 @@ from advisor.request import (
     whole_segments,
 )
 from profiles.findings import Finding, PlanError
+from profiles.levers import needs_no_more
 from profiles.overrides import assigned
 from profiles.plan import Plan
 from profiles.settings import Lora, Mixture, Schedule
 from profiles.sizes import GIB, gib
-from profiles.tested import Verdict, needs_no_more
+from profiles.tested import Verdict
 
 TINY_BYTES = GIB // 2  # 0.29 GiB by forecast
 

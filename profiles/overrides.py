@@ -78,7 +78,7 @@ def assign(data: dict[str, Any], text: str, settings: Sequence[str]) -> Finding 
         value = json.loads(raw)
     except (ValueError, RecursionError):
         value = raw
-    if isinstance(value, str) and key in ("train", "cached_encoders", "quantized_parts"):
+    if isinstance(value, str) and key in ("train", "cached_encoders"):
         value = [part.strip() for part in value.split(",") if part.strip()]
     *parents, last = key.split(".")
     for parent in parents:

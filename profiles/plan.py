@@ -16,9 +16,11 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from profiles.families import ModelProfile
 from profiles.files import read_regular, reason
 from profiles.findings import Finding, PlanError
-from profiles.models import ModelProfile, model_profile, models
+from profiles.models import model_profile, models
+from profiles.older_plans import as_first_written, modernised
 from profiles.overrides import (
     assign,
     forget_dependent_batch,
@@ -33,7 +35,6 @@ from profiles.settings import (
     Encoder,
     Lora,
     Mixture,
-    Quantizable,
     Quantization,
     Schedule,
     Settings,
@@ -61,9 +62,6 @@ class Plan(Settings):
         "nf4",
         description="storage of the frozen LLaMA linears: nf4 with double quantisation, int8 with "
         "a scale a row, or none; products are computed in dtype",
-    )
-    quantized_parts: tuple[Quantizable, ...] = Field(
-        ("llama",), description="parts stored quantised; only the LLaMA linears may be"
     )
     dtype: Dtype = Field("bf16", description="compute dtype of frozen weights and activations")
     lora: Lora | None = Field(Lora(), description="adapters on the decoder, or none")
@@ -140,6 +138,12 @@ class Plan(Settings):
         """Shapes of the plan's model."""
         return model_profile(self.model)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_any_version(cls, data: Any) -> Any:
+        """Read what earlier versions wrote."""
+        return modernised(data) if isinstance(data, Mapping) else data
+
     @model_validator(mode="after")
     def _can_run(self) -> Self:
         """Refuse a combination that cannot run, with all reasons together."""
@@ -187,7 +191,7 @@ class Plan(Settings):
     @property
     def content_hash(self) -> str:
         """First 16 hex digits of SHA-256 over the canonical JSON: equal settings, equal hash."""
-        data = self.model_dump(mode="json")
+        data = as_first_written(self.model_dump(mode="json"))
         # Plans from before there were these settings keep their hash.
         if self.mixture == Mixture():
             del data["mixture"]
@@ -264,18 +268,6 @@ def _contradictions(plan: Plan) -> Iterable[Finding]:
 
 
 def _precision_contradictions(plan: Plan) -> Iterable[Finding]:
-    for part in sorted(set(plan.quantized_parts) - {"llama"}):
-        reason = {
-            "mask_decoder": "it is trained, and a quantised weight has no gradient",
-            "text_hidden_fcs": "it is trained, and a quantised weight has no gradient",
-            "projector": "21 M parameters: quantising saves nothing and costs accuracy",
-        }.get(part, "its activations dominate: 4-bit weights save almost nothing; cache it instead")
-        yield Finding(
-            "quantized_parts",
-            f"{part} is never quantised: {reason}",
-            part,
-            "set quantized_parts to llama",
-        )
     if plan.device == "cpu" and plan.dtype == "fp16":
         yield Finding("dtype", "fp16 training needs a GPU", "fp16 on cpu", "use fp32")
     if plan.device == "cpu" and plan.optimizer == "paged_adamw":

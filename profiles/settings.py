@@ -18,15 +18,12 @@ LoraTargets = Literal["qv", "attention", "all-linear"]
 
 
 Quantization = Literal["nf4", "int8", "none"]
+# Bytes of one stored weight, its share of the scales included.
+STORED_BYTES: dict[Quantization, float] = {"nf4": 4.127 / 8, "int8": 1.0, "none": 2.0}
 
 
 TrainedPart = Literal[
     "mask_decoder", "text_hidden_fcs", "projector", "token_rows", "head", "embeddings"
-]
-
-
-Quantizable = Literal[
-    "llama", "clip", "sam_encoder", "mask_decoder", "text_hidden_fcs", "projector"
 ]
 
 

@@ -31,11 +31,10 @@ from pydantic import (
 
 from profiles.files import read_regular
 from profiles.findings import Finding
-from profiles.models import ModelProfile
+from profiles.levers import memory_key, needs_no_more
 from profiles.places import data_folder
 from profiles.plan import Plan
 from profiles.records import Frozen
-from profiles.settings import Lora
 from profiles.sizes import GIB
 from profiles.streams import tell
 from profiles.text import one_line
@@ -47,8 +46,6 @@ T = TypeVar("T")
 # What rows of a file share, by model and settings: plan, settings, names of the fields given.
 Plans: TypeAlias = dict[tuple[str, bytes], tuple[Plan, dict[str, Any], set[str]]]
 TABLE_NAME = "tested.jsonl"
-_TARGETS_BY_SIZE = ("qv", "attention", "all-linear")
-_TWO_BYTE_DTYPES = frozenset({"bf16", "fp16"})
 
 
 class DataShape(Frozen):
@@ -277,15 +274,6 @@ def _ends_inside_a_line(handle: int) -> bool:
     return os.read(handle, 1) != b"\n"
 
 
-_SAME = ("device", "processes", "quantization", "quantized_parts", "optimizer", "compile")
-# All that `needs_no_more` looks at; whatever else a plan has, it says the same of it.
-_LOOKED_AT = (
-    *_SAME, "dtype", "model", "lora", "train", "micro_batch", "checkpointed_layers",
-    "host_layers", "host_embeddings", "cached_encoders", "logits", "mask_loss_resolution",
-    "optimizer_state", "tokens", "mixture",
-)  # fmt: skip
-
-
 def one_of_each(found: Iterable[T], plan_of: Callable[[T], Plan]) -> list[T]:
     """The first thing found of each plan's memory: others of it say the same of any other plan.
 
@@ -297,63 +285,5 @@ def one_of_each(found: Iterable[T], plan_of: Callable[[T], Plan]) -> list[T]:
         plan = plan_of(one)
         if id(plan) not in seen:
             seen.add(id(plan))
-            first.setdefault(tuple(getattr(plan, name) for name in _LOOKED_AT), one)
+            first.setdefault(memory_key(plan), one)
     return list(first.values())
-
-
-def needs_no_more(plan: Plan, other: Plan) -> bool:
-    """Whether `plan` surely peaks at or below `other`'s bytes, from the direction of each lever.
-
-    False means "not known", not "more". Learning rates, seeds, the length of the data set and the
-    allocator's settings are left out: they do not move the peak, or only its slack.
-    """
-    dtypes = {plan.dtype, other.dtype}
-    return (
-        all(getattr(plan, name) == getattr(other, name) for name in _SAME)
-        and (len(dtypes) == 1 or dtypes == _TWO_BYTE_DTYPES)
-        and model_needs_no_more(plan.profile, other.profile)
-        and _lora_needs_no_more(plan.lora, other.lora)
-        and _trains_no_more(plan, other)
-        and plan.micro_batch <= other.micro_batch
-        and plan.checkpointed_layers >= min(other.checkpointed_layers, plan.profile.llama.layers)
-        and plan.host_layers >= other.host_layers
-        and plan.host_embeddings >= other.host_embeddings
-        and set(plan.cached_encoders) >= set(other.cached_encoders)
-        and (plan.logits == "supervised" or other.logits == "all")
-        and plan.mask_loss_resolution <= other.mask_loss_resolution
-        and (plan.optimizer_state == "8bit" or other.optimizer_state == "fp32")
-        and plan.tokens.max_text_tokens <= other.tokens.max_text_tokens
-        and plan.tokens.max_masks <= other.tokens.max_masks
-        # Other data sets have more masks and longer answers than ReasonSeg.
-        and (plan.mixture.reason_seg_alone or plan.mixture == other.mixture)
-    )
-
-
-def model_needs_no_more(model: ModelProfile, other: ModelProfile) -> bool:
-    """Whether `model` is `other`, or the same decoder and SAM behind no larger a CLIP."""
-    epsilon = {"norm_eps": other.llama.norm_eps}  # which takes no memory
-    return model.name == other.name or (
-        model.llama.model_copy(update=epsilon) == other.llama
-        and model.sam == other.sam
-        and model.vocabulary_rows <= other.vocabulary_rows
-        and model.projector_layers <= other.projector_layers
-        and (model.clip.hidden, model.clip.layers) == (other.clip.hidden, other.clip.layers)
-        and model.clip.image_tokens <= other.clip.image_tokens
-    )
-
-
-def _lora_needs_no_more(lora: Lora | None, other: Lora | None) -> bool:
-    if lora is None or other is None:
-        return lora is None
-    return (
-        lora.rank <= other.rank
-        and _TARGETS_BY_SIZE.index(lora.targets) <= _TARGETS_BY_SIZE.index(other.targets)
-        and (lora.dropout == 0 or other.dropout > 0)  # dropout keeps its mask for the backward pass
-    )
-
-
-def _trains_no_more(plan: Plan, other: Plan) -> bool:
-    allowed = set(other.train)
-    if "embeddings" in allowed:
-        allowed |= {"token_rows", "head"}
-    return set(plan.train) <= allowed

@@ -28,8 +28,6 @@ RESERVED_TOKENS: tuple[str, ...] = (
 """Tokens with a meaning to the model, which text from outside must not contain."""
 
 IMAGE_PREFIX = IMAGE_TOKEN + "\n"
-
-
 SHORT_QUESTIONS: tuple[str, ...] = (
     IMAGE_PREFIX + "Can you segment the {text} in this image?",
     IMAGE_PREFIX + "Please segment the {text} in this image.",

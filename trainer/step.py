@@ -143,6 +143,6 @@ def clip(model: nn.Module, plan: Plan, accelerator: Accelerator) -> Tensor:
 
 
 def update(optimizer: torch.optim.Optimizer) -> None:
-    """The optimizer's step; then the gradients are freed."""
+    """The optimizer's step; frees the gradients."""
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

@@ -10,16 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, get_args
+from typing import Any
 
 from profiles.findings import PlanError
 from profiles.grid import MICRO_BATCHES
+from profiles.levers import from_most_to_least
 from profiles.plan import Plan
 from profiles.settings import Quantization
 
 # Best arithmetic first: as published, a scale a row, four bits.
-STORAGES: tuple[Quantization, ...] = ("none", "int8", "nf4")
-assert set(STORAGES) == set(get_args(Quantization))
+STORAGES: tuple[Quantization, ...] = from_most_to_least("quantization")
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def families(base: Plan, pinned: Iterable[str]) -> Iterator[Family]:
     settings = product(
         free("quantization", STORAGES),
         free("compile", (True, False)),
-        free("host_embeddings", (False, True)),
+        free("host_embeddings", from_most_to_least("host_embeddings")),
         _micro_batches(base, pinned),
     )
     for storage, compiled, hosted, micro_batch in settings:

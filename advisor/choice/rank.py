@@ -15,9 +15,10 @@ from advisor.choice.candidate import Candidate, Choice, Scales
 from advisor.choice.candidates import STORAGES, Family, families
 from advisor.machine.budget import Budget, judge
 from profiles.findings import Finding
+from profiles.levers import needs_no_more
 from profiles.plan import Plan
 from profiles.sizes import gib
-from profiles.tested import TestedRow, Verdict, needs_no_more, one_of_each
+from profiles.tested import TestedRow, Verdict, one_of_each
 
 OTHERS_EACH = 3  # plans shown beside the chosen one, of each storage
 SLOW = 0.5  # of the card's best speed: below it, better arithmetic is not worth the wait

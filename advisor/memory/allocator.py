@@ -267,11 +267,6 @@ class PoolUse:
     retries: int
     failed: str | None = None
 
-    @property
-    def fragmentation(self) -> float:
-        """Share of the pool's peak that no tensor asked for at the tensors' peak."""
-        return 1 - self.peak_allocated / self.peak_reserved if self.peak_reserved else 0.0
-
 
 def replay(
     events: Iterable[tuple[int, int]], expandable: bool, cap_bytes: int | None = None

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from advisor.machine.budget import (
     budget_of,
@@ -16,9 +15,6 @@ from advisor.machine.target import Target, gpu_for
 from advisor.memory.forecast import Forecast, counted_by, forecast
 from advisor.memory.worst_sample import Worst
 from profiles.plan import Plan
-
-if TYPE_CHECKING:
-    from advisor.memory.forecast import Forecast
 
 
 @dataclass(frozen=True)

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+from profiles.levers import phrases
 from profiles.plan import Plan
 
 
 def storage_text(plan: Plan) -> str:
     """How the base weights are stored, in words."""
-    return f"{plan.dtype if plan.quantization == 'none' else plan.quantization} base"
+    return phrases(plan, ("quantization",))
 
 
 def plan_text(plan: Plan) -> str:
     """The plan's memory levers in a few words."""
-    layers = plan.profile.llama.layers
-    parts = [storage_text(plan), f"micro-batch {plan.micro_batch}"]
-    parts.append(f"{plan.checkpointed_layers} of {layers} layers checkpointed")
-    parts += [f"{plan.host_layers} on the host"] if plan.host_layers else []
-    return ", ".join(parts)
+    return phrases(plan, ("quantization", "micro_batch", "checkpointed_layers", "host_layers"))
+
+
+def difference(plan: Plan, other: Plan | None) -> str:
+    """What `plan` has that the other one has not, in a few words."""
+    names = ["quantization", "micro_batch"]
+    if other is None or plan.checkpointed_layers != other.checkpointed_layers:
+        names.append("checkpointed_layers")
+    names.append("host_layers" if plan.host_layers else "host_embeddings")
+    if other is None or plan.compile != other.compile:
+        names.append("compile")
+    return phrases(plan, names)
 
 
 def lora_text(plan: Plan) -> str:

@@ -16,16 +16,11 @@ from advisor.machine.probe import Gpu
 from advisor.memory.forecast import TINY_COUNTS, TINY_COUNTS_MORE
 from advisor.report.plan_words import lora_text
 from advisor.request import Question
+from profiles.levers import SETTINGS, priced, value_text
 from profiles.overrides import assigned
 from profiles.plan import Plan
 from profiles.sizes import gib
 from profiles.tested import TestedRow
-
-TESTED_LEVERS = ("cached_encoders", "logits")
-# Levers whose cost is the difference to the same plan without them.
-LEVERS: dict[str, Any] = {
-    "host_layers": 0, "checkpointed_layers": 0, "host_embeddings": False, "compile": False,
-}  # fmt: skip
 
 
 def plan_reasons(
@@ -47,8 +42,8 @@ def plan_reasons(
         dtype_reason(plan, gpu),
         _storage_reason(found, budget),
         *_seed_reasons(plan, rows),
-        *(reason for lever in LEVERS if (reason := _lever_reason(found, lever))),
-        *(reason for lever in TESTED_LEVERS if (reason := _tested_reason(plan, measured, lever))),
+        *(reason for lever in priced("forecast") if (reason := _lever_reason(found, lever))),
+        *(reason for lever in priced("rows") if (reason := _tested_reason(plan, measured, lever))),
         allocator_reason(plan, whole),
     ]
     given = set(assigned(overrides))
@@ -158,7 +153,7 @@ def _peak_text(row: TestedRow) -> str:
 def _lever_reason(found: Found, lever: str) -> Reason | None:
     """What `lever` saves and costs on this model and card; None if it is not pulled."""
     best = found.choice.best
-    undone = LEVERS[lever]
+    undone = SETTINGS[lever].off
     value = getattr(best.plan, lever)
     if value == undone:
         return None
@@ -166,7 +161,7 @@ def _lever_reason(found: Found, lever: str) -> Reason | None:
         because = "host layers need it: they are copied again when they are recomputed"
         if lever == "host_embeddings":
             because = "moved to host memory before decoder layers: it costs next to nothing"
-        text = _value_text(lever, value)
+        text = value_text(lever, value)
         return Reason(setting=lever, value=text, because=because, basis="policy")
     without = best.plan.model_copy(update={lever: undone})
     needs, here = found.scales.needs(without), found.scales.needs(best.plan)
@@ -179,13 +174,13 @@ def _lever_reason(found: Found, lever: str) -> Reason | None:
         for speed in (best.speed, found.scales.speed(without))
     )
     change = here_seconds / there_seconds - 1
-    other = _value_text(lever, undone)
+    other = value_text(lever, undone)
     if abs(change) < 0.005:
         because += f", as fast as with {other}"
     else:
         seconds = f"{abs(here_seconds - there_seconds):.2g} s a step ({abs(change):.0%})"
         because += f", {'costs' if change > 0 else 'gains'} {seconds} against {other}"
-    return Reason(setting=lever, value=_value_text(lever, value), because=because, basis="forecast")
+    return Reason(setting=lever, value=value_text(lever, value), because=because, basis="forecast")
 
 
 def _tested_reason(plan: Plan, rows: Sequence[TestedRow], lever: str) -> Reason | None:
@@ -196,9 +191,9 @@ def _tested_reason(plan: Plan, rows: Sequence[TestedRow], lever: str) -> Reason 
         return None
     with_it, without = pair
     because = f"{_cost_text(with_it)} (row {with_it.id}); with "
-    because += f"{_value_text(lever, getattr(without.plan, lever))} {_cost_text(without)}"
+    because += f"{value_text(lever, getattr(without.plan, lever))} {_cost_text(without)}"
     because += f" (row {without.id})"
-    text = _value_text(lever, value)
+    text = value_text(lever, value)
     return Reason(setting=lever, value=text, because=because, basis="tested")
 
 
@@ -232,17 +227,10 @@ def _but_for(lever: str, row: TestedRow) -> tuple[object, ...]:
 
 
 def _pulled(lever: str, with_it: Any, without: Any, value: Any) -> bool:
-    if lever == "cached_encoders":
+    """Whether `with_it` takes less than `without`, and no less than the plan's `value`."""
+    if isinstance(value, tuple):
         return set(without) < set(with_it) <= set(value)
     return bool(with_it == value and without != value)
-
-
-def _value_text(lever: str, value: Any) -> str:
-    if lever in ("checkpointed_layers", "host_layers"):
-        return f"{value} layers"
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return (", ".join(value) or "none") if isinstance(value, tuple) else str(value)
 
 
 def _cost_text(row: TestedRow) -> str:

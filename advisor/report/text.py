@@ -13,7 +13,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from advisor.report.plan_words import lora_text, storage_text
+from advisor.report.plan_words import difference, lora_text, storage_text
 from advisor.report.reasons import told_by
 from profiles.plan import Plan
 from profiles.sizes import gib
@@ -228,26 +228,11 @@ def _reason_lines(advice: Advice) -> Iterator[Text]:
         yield line.append(f" [{reason.basis}] ", style="dim").append(reason.because)
 
 
-def _difference(plan: Plan, chosen: Plan | None) -> str:
-    """What `plan` has that the chosen one has not, in a few words."""
-    layers = plan.profile.llama.layers
-    parts = [storage_text(plan), f"micro-batch {plan.micro_batch}"]
-    if chosen is None or plan.checkpointed_layers != chosen.checkpointed_layers:
-        parts.append(f"{plan.checkpointed_layers} of {layers} layers checkpointed")
-    if plan.host_layers:
-        parts.append(f"{plan.host_layers} layers on the host")
-    elif plan.host_embeddings:
-        parts.append("embeddings on the host")
-    if chosen is None or plan.compile != chosen.compile:
-        parts.append("compiled" if plan.compile else "not compiled")
-    return ", ".join(parts)
-
-
 def _ladder(advice: Advice) -> Table:
     table = Table.grid(padding=(0, 2))
     for number, rung in enumerate(advice.ladder, start=1):
         speed = f"{rung.speed.samples_per_second:.2g} /s"
-        what = _difference(rung.plan, advice.plan)
+        what = difference(rung.plan, advice.plan)
         table.add_row(f"{number}.", gib(rung.needs.bytes), speed, Text(what))
     return table
 
@@ -256,7 +241,7 @@ def _better_line(advice: Advice) -> Text:
     better = advice.better
     assert better is not None
     card = f"a {advice.better_card_gib} GiB card" if advice.better_card_gib else "no single card"
-    return Text(f"{_difference(better.plan, advice.plan)}: {gib(better.needs.bytes)}, {card}")
+    return Text(f"{difference(better.plan, advice.plan)}: {gib(better.needs.bytes)}, {card}")
 
 
 def _considered(advice: Advice) -> Table:
@@ -266,7 +251,7 @@ def _considered(advice: Advice) -> Table:
         table.add_column(justify="right", no_wrap=True)
     table.add_column()
     for candidate in others[:CONSIDERED_SHOWN]:
-        what = f"{_difference(candidate.plan, advice.plan)}: {candidate.why_not}"
+        what = f"{difference(candidate.plan, advice.plan)}: {candidate.why_not}"
         table.add_row(
             Text(candidate.verdict, style=VERDICT_STYLES[candidate.verdict]),
             gib(candidate.needs.bytes),

@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 
 from advisor import fallback as module
-from advisor.fallback import LEVERS, Fallback, NothingSmaller, fallback
+from advisor.fallback import Fallback, NothingSmaller, fallback
 from advisor.machine.probe import Gpu, Machine
 from advisor.memory.forecast import forecast
 from advisor.memory.worst_sample import Worst
+from profiles.levers import MAY_CHANGE_ON_FALLBACK
 from profiles.plan import Plan
 from profiles.shortage import Shortage
 from profiles.sizes import GIB
 from profiles.tested import read_table
 from tests.conftest import PHOTOS
-from trainer.run.resume import MAY_CHANGE
 
 PLAN = Plan.parse({
     "model": "7b", "device": "cuda", "quantization": "nf4", "effective_batch": 20,
@@ -74,7 +74,7 @@ def test_a_plan_that_took_more_than_there_was_gives_way_to_a_smaller_one(pool_gi
     changed = {
         name for name in Plan.model_fields if getattr(found.plan, name) != getattr(PLAN, name)
     }
-    assert changed and changed <= LEVERS - {"quantization"}
+    assert changed and changed <= MAY_CHANGE_ON_FALLBACK - {"quantization"}
     assert found.plan.effective_batch == 20
     assert f"{pool_gib:.2f} GiB were forecast" in found.because
     record = found.record()
@@ -120,7 +120,3 @@ def test_other_processes_are_told_apart_and_waited_for(
     # Three times at the same step, with nothing gained: no more of that.
     other, _ = ask([taken] * 3, machine(11.5))
     assert other.plan != PLAN
-
-
-def test_every_lever_may_change_in_a_run_that_goes_on() -> None:
-    assert LEVERS <= MAY_CHANGE

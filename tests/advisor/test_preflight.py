@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from advisor import preflight
 from advisor.advice import Advice
 from advisor.choice import rank as choose
 from advisor.machine.budget import Budget
 from advisor.machine.probe import Gpu, Machine, probe
 from advisor.machine.target import Target
+from advisor.memory.card import live_forecast
 from advisor.memory.forecast import Forecast, Tier
 from advisor.memory.worst_sample import Worst
 from advisor.preflight import advise
@@ -461,8 +461,8 @@ def test_what_the_user_set_has_no_automatic_reason():
 def test_settings_that_cannot_run_are_refused_whatever_the_machine():
     for machine in (NO_GPU, _machine()):
         for model in (None, "7b", "tiny"):
-            with pytest.raises(PlanError, match="quantised"):
-                _advise(machine, model, ["quantized_parts=llama,mask_decoder"])
+            with pytest.raises(PlanError, match="keep one"):
+                _advise(machine, model, ["train=head,embeddings"])
 
 
 def test_the_model_may_be_set_but_not_two_ways():
@@ -583,8 +583,8 @@ def test_a_live_forecast_remembers_what_the_data_holds(monkeypatch, tmp_path):
         return Forecast(plan=plan, verdict="UNKNOWN", compute_capability=(8, 6), text_tokens=90,
                         masks=2, answer_tokens=70)  # fmt: skip
 
-    monkeypatch.setattr(preflight, "forecast", forecast)
-    live = preflight.live_forecast(NO_GPU, None, tmp_path, lambda text: None)
+    monkeypatch.setattr("advisor.memory.card.forecast", forecast)
+    live = live_forecast(NO_GPU, None, tmp_path, lambda text: None)
     live(Plan(), None)
     live(Plan(), 90)
     live(Plan(), 100)

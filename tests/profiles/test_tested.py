@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from profiles import tested
+from profiles.levers import needs_no_more
 from profiles.plan import Plan
 from profiles.tested import (
     TestedRow,
     append,
-    needs_no_more,
     one_of_each,
     parse_table,
     read_table,
@@ -176,23 +175,6 @@ def test_rows_with_the_same_settings_are_parsed_into_one_plan(monkeypatch):
 def test_one_row_stands_for_each_plans_memory():
     rows = [_row(id=str(n), settings={"seed": n, "micro_batch": n % 3 + 1}) for n in range(30)]
     assert [row.id for row in one_of_each(rows, lambda row: row.plan)] == ["0", "1", "2"]
-
-
-def test_all_that_a_comparison_looks_at_tells_plans_apart(monkeypatch):
-    # What `needs_no_more` reads of a plan must be in the key of `one_of_each`.
-    seen, read = set(), Plan.__getattribute__
-
-    def noted(plan, name):
-        seen.add(name)
-        return read(plan, name)
-
-    plan = Plan.parse(BASE)
-    other = plan.model_copy()
-    monkeypatch.setattr(Plan, "__getattribute__", noted)
-    assert needs_no_more(plan, other)
-    monkeypatch.undo()
-    looked_at = seen & set(Plan.model_fields)
-    assert "micro_batch" in looked_at and looked_at <= set(tested._LOOKED_AT)
 
 
 def test_a_torn_last_line_does_not_swallow_the_next_row(tmp_path):

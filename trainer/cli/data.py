@@ -76,7 +76,7 @@ def import_(
     for what in done.assumed:
         say(f"note: {what}")
     if done.broken:
-        say(broken.told(done.broken, target / broken.LIST))
+        say(broken.left_out_line(done.broken, target / broken.LIST))
 
 
 def preview(
@@ -89,11 +89,11 @@ def preview(
 ) -> None:
     """Draw some items of a data set: pictures, questions, targets and ignored regions."""
     from profiles.skipping import read_most
-    from trainer.data.broken import Leave
+    from trainer.data.broken import SkippedEntries
     from trainer.data.preview import write_preview
 
     with user_errors():
-        leave = Leave(read_most(skip_broken))
+        leave = SkippedEntries(read_most(skip_broken))
         lines = write_preview(data, split, count, seed, out, leave)
     for one in leave.left_out:
         tell(f"left out: {one}")
@@ -108,7 +108,7 @@ def check_data_folder(folder: Path, skip_broken: Text = None) -> int:
     with user_errors():
         most = read_most(skip_broken)
         counts_of, others, findings = check(folder, Plain(patience=10))
-    if not broken.can_go(findings, most):
+    if not broken.may_be_left_out(findings, most):
         for finding in findings:
             tell(f"  - {finding}")
         tell(f"{counted(len(findings), 'finding')} in {folder}")
@@ -120,7 +120,7 @@ def check_data_folder(folder: Path, skip_broken: Text = None) -> int:
             fail(f"{folder}: no valid item would be left in {split}\n    hint: fix some")
         say(f"{split}: " + ", ".join(f"{name} {value}" for name, value in counts.items()))
     for data_set in others:
-        masks = sum(1 for picture in data_set.pictures for _ in picture.paints())
+        masks = sum(1 for picture in data_set.pictures for _ in picture.all_masks())
         left_out = f", left out {data_set.left_out}: no picture" if data_set.left_out else ""
         say(f"{data_set.name}: pictures {len(data_set.pictures)}, masks {masks}{left_out}")
     if findings:
@@ -128,11 +128,11 @@ def check_data_folder(folder: Path, skip_broken: Text = None) -> int:
         try:
             broken.write_list(listed, findings)
         except OSError as error:
-            say(f"{folder}: {broken.told(findings)}")
+            say(f"{folder}: {broken.left_out_line(findings)}")
             tell(f"note: {listed} cannot be written here: {reason(error)}\n"
                  "    hint: without --skip-broken they are shown")  # fmt: skip
         else:
-            say(f"{folder}: {broken.told(findings, listed)}")
+            say(f"{folder}: {broken.left_out_line(findings, listed)}")
     else:
         say(f"{folder}: no findings")
     missing = [split for split in ("train", "val") if split not in counts_of]

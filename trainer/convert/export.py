@@ -22,13 +22,14 @@ from profiles.sizes import GIB
 from profiles.text import argument, one_line
 from trainer import adapter_files
 from trainer.answer.trained_model import ORIGIN, Trained
-from trainer.atomic_folder import placed, refuse_taken, share
+from trainer.atomic_folder import apply_umask, atomic_folder, refuse_taken
 from trainer.convert.convert import SHARD_BYTES, Shards, needed_shapes
 from trainer.model.adapters import merged
 from trainer.model.build import TORCH_DTYPES, read_tokenizer
-from trainer.model.families.llava_sam.names import EMBEDDING, HEAD
+from trainer.model.families import family_of
 from trainer.model.weights import FolderWeights, WeightsError, canonical_name, model_folder
-from trainer.run.checkpoint import MANIFEST, altered, read_facts, read_trained, seal, verify
+from trainer.run.checkpoint import read_trained, verify
+from trainer.run.checkpoint_files import MANIFEST, altered, read_facts, seal
 from trainer.run.folder import TRAINED
 
 CPU = torch.device("cpu")
@@ -75,18 +76,18 @@ def export_trained(trained: Trained, target: Path) -> int:
     """
     source = _folder(trained)
     refuse_taken(target)
-    with placed(target) as folder:
+    with atomic_folder(target) as folder:
         # As it was trained, but for the place of the base weights: that is this machine's.
         plan = Plan.read(source / "plan.json")
         portable = plan.model_copy(update={"weights": "default"})
         (folder / "plan.json").write_text(portable.to_json(), encoding="utf-8")
-        rest = read_trained(source)
+        rest = read_trained(source, family_of(plan.profile).model)
         if plan.lora is not None:
             rows = "token_rows" in plan.train
             new_ids = read_tokenizer(trained.plan).new_ids if rows else ()
             rest = adapter_files.write(folder, plan, plan.lora, rest, new_ids)
         save_file(rest, folder / TRAINED)
-        share(folder / TRAINED)
+        apply_umask(folder / TRAINED)
         facts = facts_of(source)
         (folder / "facts.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         seal(folder)  # all but the card, which is the user's to write on
@@ -107,9 +108,9 @@ def export_merged(trained: Trained, target: Path, shard_bytes: int = SHARD_BYTES
     refuse_taken(target)
     base = FolderWeights(model_folder(plan))
     tokenizer = read_tokenizer(plan)
-    merge = _Merge(plan, read_trained(source), tokenizer.new_ids)
+    merge = _Merge(plan, read_trained(source, family_of(plan.profile).model), tokenizer.new_ids)
     dtype = TORCH_DTYPES[plan.dtype]
-    with placed(target) as folder:
+    with atomic_folder(target) as folder:
         shards = Shards(folder, shard_bytes)
         for name, shape in needed_shapes(plan.profile).items():
             value = base.get(name, shape, CPU, torch.float32)
@@ -133,6 +134,7 @@ class _Merge:
         self.left = set(self.trained)
         self.new_ids = new_ids
         self.lora = plan.lora
+        self.tables = family_of(plan.profile).model.tables()
 
     def __call__(self, name: str, value: Tensor) -> Tensor:
         """The tensor [...] called `name`, from its base `value` in fp32."""
@@ -143,7 +145,7 @@ class _Merge:
         down, up = self._take(f"{stem}.lora_A.weight"), self._take(f"{stem}.lora_B.weight")
         if self.lora is not None and down is not None and up is not None:
             return merged(value, down, up, self.lora)
-        rows = self._take(f"{stem}.rows") if name in (EMBEDDING, HEAD) else None
+        rows = self._take(f"{stem}.rows") if name in self.tables else None
         return value if rows is None else value.index_copy(0, torch.tensor(self.new_ids), rows)
 
     def _take(self, name: str) -> Tensor | None:
@@ -192,8 +194,8 @@ def _about(plan: Plan, merged: bool) -> str:
     use = 'lisa-segment PICTURE "What would you drink from?" --run FOLDER_OF_THIS_CARD'
     if merged:
         return f"The whole model, ready for questions:\n\n    {use}"
-    text = f"The trained tensors alone; they need the base weights of `{plan.model}`"
-    if plan.model == "tiny":
+    text = f"The trained tensors alone; they lie over the base weights of `{plan.model}`"
+    if plan.profile.packaged:
         text = f"{text}, which come with the package:\n\n    {use}"
     else:
         text = (

@@ -44,5 +44,5 @@ def prepare_caches(
         reporter.line(f"{encoder} features: {built} built, {len(images) - built} found in {root}")
         caches[encoder] = cache
         if accelerator.device.type == "cuda":
-            torch.cuda.empty_cache()  # what the encoder took is for what comes next
+            torch.cuda.empty_cache()  # free the encoder's memory for what loads next
     return caches

@@ -1,4 +1,4 @@
-"""A run's own folder: found free and locked, and whether the run in it is complete."""
+"""The folder of a run: chosen, locked, and whether the run in it is complete."""
 
 from __future__ import annotations
 
@@ -17,21 +17,23 @@ from profiles.text import argument
 from trainer.exits import fail
 from trainer.parallel.launch import is_main
 
-LATEST = Path("runs/latest")  # as in trained_model.py, which finds the last of that name
+LATEST = Path("runs/latest")  # trained_model.py finds the newest run of this name
 TRAINED = "trained.safetensors"  # in every checkpoint and export
+STATE = "state.safetensors"  # in every checkpoint to resume from
+LAST = "last"  # the newest checkpoint to resume from
 RECORD, SUMMARY, OVERLAY = "run.json", "summary.json", "overlay.png"
-# What a start writes before its run.json, and all that is ever written whole into a run folder.
+# Files written before run.json, and all files that are written atomically into a run folder.
 BEFORE = (LOCK, HOLDER, "plan.json", "advice.json", "skipped.txt")
 FILES = (*BEFORE, RECORD, "metrics.jsonl", "versions.json", SUMMARY, OVERLAY)
-WORK = ("last", "out-of-memory")  # what a start that fails must not take with it
+WORK = (LAST, "out-of-memory")  # what a start that fails must not delete
 
 
 @contextmanager
 def new_run(wanted: Path) -> Iterator[Path]:
-    """A run folder that nobody else writes in: `wanted`, unless something is in it.
+    """A locked run folder: `wanted`, unless something is in it.
 
-    The default name then gets a number, which is printed; a name that the user gave is refused. A
-    start that fails leaves no run folder.
+    In that case the default name gets a number, which is printed, and a name that the user gave is
+    refused. A start that fails leaves no run folder.
     """
     if not is_main():
         yield wanted
@@ -55,7 +57,7 @@ def new_run(wanted: Path) -> Iterator[Path]:
 
 
 def _places(wanted: Path) -> Iterator[Path]:
-    """Folders that a new run may use."""
+    """The names that a new run may have, in order."""
     yield wanted
     for number in range(2, 10_000):
         yield wanted.with_name(f"{wanted.name}-{number}")
@@ -71,7 +73,7 @@ def _take(folder: Path, wanted: Path, stack: ExitStack) -> bool:
                 hint = f"--output-dir {argument(_free_name(wanted))}, or wait for its end"
                 raise Held(f"--output-dir: {error}\n    hint: {hint}") from None
             return False
-        if _is_free(folder):  # nobody has come first
+        if _is_free(folder):  # no other process was faster
             return True
     if wanted == LATEST:
         return False
@@ -86,9 +88,9 @@ def _take(folder: Path, wanted: Path, stack: ExitStack) -> bool:
 
 
 def _is_free(folder: Path) -> bool:
-    """Whether no run is in a folder: at most what a killed start wrote before its run.json."""
+    """Whether a folder holds no run: at most the files that are written before run.json."""
     return is_vacant(folder) or (
-        (folder / LOCK).is_file()  # else it is the user's
+        (folder / LOCK).is_file()  # else the folder is the user's
         and all(path.name in BEFORE or is_aside(path, FILES) for path in folder.iterdir())
     )
 
@@ -99,7 +101,7 @@ def _free_name(wanted: Path) -> Path:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a run is complete: it has an intact summary, and then the overlay."""
+    """Whether a run has finished: its overlay exists, and a readable summary."""
     if not (folder / OVERLAY).exists():
         return False
     try:

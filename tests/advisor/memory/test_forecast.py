@@ -15,6 +15,7 @@ from advisor.cli.main import app
 from advisor.machine.cuda_context import HOPPER, OTHERS
 from advisor.memory import forecast as module
 from advisor.memory.forecast import Forecast, forecast
+from advisor.memory.forecast_cache import key_of
 from advisor.memory.worst_sample import Worst
 from advisor.rehearsal import BadQuestion, RehearsalFailed
 from profiles import environment as surroundings
@@ -145,10 +146,10 @@ def test_a_mixture_holds_more_masks_and_longer_answers(cache: Path) -> None:
 )
 def test_changed_annotations_of_a_mixture_are_forecast_anew(tmp_path: Path, name: str) -> None:
     plan, path = tiny_plan(mixture={"vqa": 1}), tmp_path / name
-    key = module._key(plan, Worst(data=tmp_path), (8, 6))
+    key = key_of(plan, Worst(data=tmp_path), (8, 6))
     path.parent.mkdir(parents=True)
     path.write_text("new")
-    assert module._key(plan, Worst(data=tmp_path), (8, 6)) != key
+    assert key_of(plan, Worst(data=tmp_path), (8, 6)) != key
 
 
 def test_a_file_that_vanishes_while_the_data_are_looked_through_is_passed_over(
@@ -156,13 +157,13 @@ def test_a_file_that_vanishes_while_the_data_are_looked_through_is_passed_over(
 ) -> None:
     (tmp_path / "gone.json").symlink_to(tmp_path / "absent")
     monkeypatch.setattr(Path, "is_file", lambda path: True)  # as it was a moment ago
-    assert module._key(tiny_plan(), Worst(data=tmp_path), (8, 6))
+    assert key_of(tiny_plan(), Worst(data=tmp_path), (8, 6))
 
 
 def test_a_folder_without_reasonseg_is_not_looked_through(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_key", lambda *_: pytest.fail("looked through"))
+    monkeypatch.setattr(module, "key_of", lambda *_: pytest.fail("looked through"))
     with pytest.raises(BadQuestion, match="holds no ReasonSeg data; needed: ReasonSeg/train"):
         forecast(tiny_plan(**CACHED), Worst(data=tmp_path), cache=tmp_path)
 

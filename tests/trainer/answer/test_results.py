@@ -87,7 +87,7 @@ def with_answer(segmenter: Segmenter, picture: Path) -> Batch:
     batch = segmenter._batch(Question(picture, QUESTION))
     seg = torch.tensor([[segmenter.tokenizer.seg_id]])
     ids = torch.cat([batch.input_ids, seg], 1)
-    rest = {"targets": batch.targets, "clip": batch.clip, "sam": batch.sam}
+    rest = {"targets": batch.targets, "inputs": batch.inputs}
     return Batch.of(ids, torch.full_like(ids, -100), segmenter.tokenizer.seg_id, **rest)
 
 
@@ -423,7 +423,7 @@ def test_masks_beyond_the_limit_are_left_out_and_told(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """A model that trained little says [SEG] again and again, and each mask fills a picture."""
-    from trainer.cli.segment import _told
+    from advisor.inference import _told
 
     segmenter = opened(run, cache)
     low = torch.full((3, 256, 256), -1.0)

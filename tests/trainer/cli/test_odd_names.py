@@ -32,7 +32,7 @@ from trainer.cli.console import next_steps
 from trainer.data.findings import DataError
 from trainer.data.formats.reasonseg import read_split
 from trainer.data.synthetic.dataset import write_dataset
-from trainer.run.resume import Keeping, Started
+from trainer.run.started import Keeping, Started
 
 ODD = ["-run x", "a'b", "$x", "two\nlines", "--help", "*", "y[/a]", "桌子"]
 FEW = ["--set", "tokens.max_new_tokens=2"]
@@ -139,7 +139,7 @@ def test_every_printed_command_quotes_what_it_names() -> None:
     }
     bare = {one for one in found - quoted_before if not one[1].startswith("argument(")}
     assert {value for _, value in bare} <= own, bare
-    assert ("start_cli.py", "argument(folder)") in found
+    assert ("start.py", "argument(folder)") in found
 
 
 @pytest.mark.parametrize("name", ODD)

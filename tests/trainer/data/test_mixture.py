@@ -29,7 +29,7 @@ from trainer.data.mixture import READERS, MixedSets, check_data, read_training
 from trainer.data.pictures import DataSet, SegmentedPicture
 from trainer.data.samples import MicroBatches, SampleSet, collate, image_paths
 from trainer.model.build import build, read_tokenizer
-from trainer.model.families.llava_sam.tokenizer import TooLong
+from trainer.model.tokenizer import TooLong
 from trainer.model.trained import GradientCheck, trained_names
 from trainer.rehearse.worst_sample import worst_sample
 from trainer.step import accumulate, make_optimizer, total_of, training_step
@@ -308,9 +308,9 @@ def test_dialogues(tmp_path: Path) -> None:
     write_vqa(tmp_path, talk("<image>\nWhat?", " A. "), talk("Q", "A", image="gqa/images/9.jpg"))
     (found,) = sound("vqa", tmp_path)
     first, second = found.pictures
-    (asked,) = first.visit(np.random.default_rng(0), 3)
+    (asked,) = first.draw_turns(np.random.default_rng(0), 3)
     assert (asked.turn.question, asked.turn.answer) == ("<image>\nWhat?", "A.")
-    assert asked.paint is None and list(first.paints()) == []
+    assert asked.paint is None and list(first.all_masks()) == []
     assert second.image_path.name == "9.jpg"
 
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from trainer.run.metrics import MaskScores, intersection_union, predicted_mask
+from trainer.run.metrics import MaskScores, intersection_union
 
 Array = npt.NDArray[Any]
 Pair = tuple[Array, Array]
@@ -128,13 +128,6 @@ def test_repeated_names_are_refused_and_nothing_is_changed() -> None:
     with pytest.raises(ValueError, match="'a'"):
         one.merge(one)
     assert [row["name"] for row in one.rows()] == ["a"]
-
-
-def test_prediction_is_strictly_above_zero() -> None:
-    logits = np.array([[-1.0, 0.0, 1e-30]])
-    assert predicted_mask(logits).tolist() == [[False, False, True]]
-    tensor = predicted_mask(torch.from_numpy(logits))
-    assert tensor.dtype == torch.bool and tensor.tolist() == [[False, False, True]]
 
 
 def test_unfit_input_is_refused() -> None:

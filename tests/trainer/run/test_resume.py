@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from profiles.levers import MAY_CHANGE_ON_RESUME
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
 from trainer.cli.train import app
@@ -30,17 +31,12 @@ from trainer.model.footprint import DoesNotFit
 from trainer.reporter import Reporter
 from trainer.run import checkpoint
 from trainer.run import run as loop
-from trainer.run.resume import (
-    MAY_CHANGE,
-    CannotResume,
-    Keeping,
-    Started,
-    check_data,
-    digests,
-    resumable,
-)
+from trainer.run.data_digests import check_data, digests
+from trainer.run.resume import resumable
 from trainer.run.run import Interrupted, Run
+from trainer.run.started import CannotResume, Keeping, Started
 from trainer.run.workers import WorkerEnded
+from trainer.run.write_failure import NotWritten
 
 ROOT = PHOTOS.parents[1]
 QUIET = Reporter(lambda text: None, lambda what, done, total: None)
@@ -260,7 +256,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(
         real(tensors, path)
 
     monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(checkpoint.NotWritten, match=r"disk is full: \d+ MiB needed.*\n.*--resume"):
+    with pytest.raises(NotWritten, match=r"disk is full: \d+ MiB needed.*\n.*--resume"):
         run.train()
     assert checkpoint.damage(tmp_path / "last") == ""
     assert not list(tmp_path.glob(".last-*"))
@@ -285,7 +281,7 @@ def test_asked_to_stop_it_saves_and_a_second_time_it_stops_at_once(
     go_on(tmp_path, cache)
     assert_same(tmp_path, undisturbed)
     stop = loop.Stop()
-    with pytest.raises(KeyboardInterrupt), stop.heard():
+    with pytest.raises(KeyboardInterrupt), stop.listening():
         signal.raise_signal(signal.SIGINT)
         assert stop.asked
         signal.raise_signal(signal.SIGINT)
@@ -359,4 +355,4 @@ def test_a_plan_that_no_longer_fits_is_told_how_a_resume_changes_it(
     monkeypatch.setattr("trainer.run.run.Run", full)
     told = CliRunner().invoke(app, ["--resume", str(tmp_path)])
     assert told.exit_code == 1 and f"or set what the error names in {tmp_path}" in told.output
-    assert "host_embeddings" in MAY_CHANGE
+    assert "host_embeddings" in MAY_CHANGE_ON_RESUME

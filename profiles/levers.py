@@ -1,0 +1,241 @@
+"""Every setting of the Plan, classified once: what it does to memory, and when it may change.
+
+What asks "may this change?", "does this need more memory?" or "what did this lever buy?" asks
+here. A test fails for a setting that is missing from SETTINGS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from operator import attrgetter, eq, ge, le
+from typing import Any, Literal
+
+from profiles.models import model_profile
+from profiles.plan import Plan
+
+NoMore = Callable[[Any, Any], bool]  # whether the first value surely takes no more than the second
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What is known of one setting.
+
+    saves: which values take less memory on the card: larger ones ("more"), smaller ones ("less"),
+        or the names from most memory to least; None for what is no memory lever.
+    counts: how `needs_no_more` compares two values; None where it does not look: the setting moves
+        no peak, or only its slack, or the table that it stands in is compared as a whole.
+    changes: a run learns the same from the same samples under another value, so a resumed run may
+        change it by hand ("resume"), or the fallback after out of memory, too ("fallback").
+    priced: a reason says what it saves and costs, against its value `off`: from forecasts, or from
+        two tested rows that differ in nothing else.
+    phrase: the setting in a few words, for one line about a plan; empty where nothing need be said.
+    unit: what a number counts.
+    """
+
+    saves: Literal["more", "less"] | tuple[Any, ...] | None = None
+    counts: NoMore | None = None
+    changes: Literal["never", "resume", "fallback"] = "never"
+    priced: Literal["forecast", "rows"] | None = None
+    off: Any = None
+    phrase: Callable[[Plan], str] | None = None
+    unit: str = ""
+
+
+def _holds_more(these: Iterable[str], those: Iterable[str]) -> bool:
+    return set(these) >= set(those)
+
+
+def _in_order(*names: Any) -> NoMore:
+    """Of names from most memory to least."""
+    return lambda name, other: names.index(name) >= names.index(other)
+
+
+def _as_wide(dtype: str, other: str) -> bool:
+    return dtype == other or {dtype, other} == {"bf16", "fp16"}
+
+
+@cache
+def _model(name: str, other: str) -> bool:
+    return name == other or model_profile(name).needs_no_more(model_profile(other))
+
+
+def _adapters(lora: Any, other: Any) -> bool:
+    if lora is None or other is None:
+        return lora is None
+    return _no_more(lora, other, "lora.")
+
+
+def _dropout(share: float, other: float) -> bool:
+    return share == 0 or other > 0  # dropout keeps its mask for the backward pass
+
+
+def _trained(parts: tuple[str, ...], other: tuple[str, ...]) -> bool:
+    whole = {"token_rows", "head"} if "embeddings" in other else set()
+    return set(parts) <= {*other, *whole}
+
+
+def _mixture(mixture: Any, other: Any) -> bool:
+    # Other data sets have more masks and longer answers than ReasonSeg.
+    return mixture.reason_seg_alone or mixture == other
+
+
+def _storage(plan: Plan) -> str:
+    return f"{plan.dtype if plan.quantization == 'none' else plan.quantization} base"
+
+
+def _checkpointed(plan: Plan) -> str:
+    return f"{plan.checkpointed_layers} of {plan.profile.llama.layers} layers checkpointed"
+
+
+def _hosted_layers(plan: Plan) -> str:
+    return f"{plan.host_layers} layers on the host" if plan.host_layers else ""
+
+
+def _hosted_embeddings(plan: Plan) -> str:
+    return "embeddings on the host" if plan.host_embeddings else ""
+
+
+_STORAGES = ("none", "int8", "nf4")  # also from the best arithmetic to the worst
+_TARGETS = ("all-linear", "attention", "qv")
+_STATES, _LOGITS = ("fp32", "8bit"), ("all", "supervised")
+
+# What is quick to compare and often differs stands first: `needs_no_more` goes through them in
+# this order, hundreds of thousands of times for a large table. Reasons keep the order, too.
+SETTINGS: dict[str, Traits] = {
+    "micro_batch": Traits("less", le, "fallback", phrase=lambda p: f"micro-batch {p.micro_batch}"),
+    # Equal alone: dequantised layers take room of their own, so no storage bounds another.
+    "quantization": Traits(_STORAGES, eq, "fallback", phrase=_storage),
+    "host_layers": Traits(
+        "more", ge, "fallback", priced="forecast", off=0, phrase=_hosted_layers, unit="layers"
+    ),
+    "checkpointed_layers": Traits(
+        "more", ge, "fallback", priced="forecast", off=0, phrase=_checkpointed, unit="layers"
+    ),
+    "host_embeddings": Traits(
+        (False, True), ge, "fallback", priced="forecast", off=False, phrase=_hosted_embeddings
+    ),
+    # Equal alone: what compiled layers save is known for those that were measured.
+    "compile": Traits(
+        (False, True), eq, "fallback", priced="forecast", off=False,
+        phrase=lambda plan: "compiled" if plan.compile else "not compiled",
+    ),  # fmt: skip
+    "cached_encoders": Traits("more", _holds_more, "resume", priced="rows"),
+    "logits": Traits(_LOGITS, _in_order(*_LOGITS), priced="rows"),
+    "device": Traits(counts=eq),
+    "processes": Traits(counts=eq, changes="resume"),
+    "optimizer": Traits(("adamw", "paged_adamw"), eq),
+    "optimizer_state": Traits(_STATES, _in_order(*_STATES)),
+    "dtype": Traits(counts=_as_wide),
+    "mask_loss_resolution": Traits("less", le),
+    "model": Traits(counts=_model),
+    "train": Traits(counts=_trained),
+    "lora": Traits(counts=_adapters),
+    "lora.rank": Traits("less", le),
+    "lora.dropout": Traits(counts=_dropout),
+    "lora.targets": Traits(_TARGETS, _in_order(*_TARGETS)),
+    "tokens": Traits(counts=lambda limits, other: _no_more(limits, other, "tokens.")),
+    "tokens.max_text_tokens": Traits("less", le),
+    "tokens.max_masks": Traits("less", le),
+    "mixture": Traits(counts=_mixture),
+    "accumulation": Traits(changes="fallback"),  # follows the micro-batch
+    "allocator": Traits(changes="resume"),
+    "workers": Traits(changes="resume"),
+    "weights": Traits(changes="resume"),
+} | dict.fromkeys(
+    # No lever, not compared, never changed: these make the run what it is.
+    ("schema_version", "effective_batch", "seed", "max_train_samples", "max_val_samples",
+     "lora.alpha", "tokens.max_new_tokens", "schedule", "schedule.learning_rate", "schedule.shape",
+     "schedule.warmup_steps", "schedule.epochs", "schedule.beta1", "schedule.beta2",
+     "schedule.weight_decay", "schedule.grad_clip", "schedule.max_skipped_steps",
+     "mixture.reason_seg", "mixture.refer_seg", "mixture.sem_seg", "mixture.vqa",
+     "mixture.samples"),
+    Traits(),
+)  # fmt: skip
+
+# The settings under which a resumed run may go on though it began with others; and of these what
+# the fallback after an out-of-memory error changes by itself.
+MAY_CHANGE_ON_RESUME = frozenset(n for n, traits in SETTINGS.items() if traits.changes != "never")
+MAY_CHANGE_ON_FALLBACK = frozenset(n for n in SETTINGS if SETTINGS[n].changes == "fallback")
+
+# How weights leave the card, the cheapest first: when a lever is still there to pull, and what to
+# do. The last can always be pulled further.
+_RELIEFS: tuple[tuple[Callable[[Plan], bool], str], ...] = (
+    (lambda plan: set(plan.cached_encoders) != set(plan.profile.encoders),
+     "--set cached_encoders={encoders} keeps both encoders off the card"),
+    (lambda plan: bool({"head", "embeddings"} & set(plan.train)),
+     "train token_rows instead of the whole embedding and head"),
+    (lambda plan: not plan.host_embeddings, "--set host_embeddings=true"),
+    (lambda plan: plan.quantization == "none", "--set quantization=nf4"),
+    (lambda plan: True, "--set checkpointed_layers=all --set host_layers=N keeps "
+     "N decoder layers in host memory"),
+)  # fmt: skip
+
+
+def next_relief(plan: Plan) -> str:
+    """What to do next where the weights are too large for the card."""
+    hint = next(hint for is_left, hint in _RELIEFS if is_left(plan))
+    return hint.format(encoders=",".join(plan.profile.encoders))
+
+
+def priced(by: Literal["forecast", "rows"]) -> list[str]:
+    """The settings whose price is told `by` forecasts or tested rows, in the order of reasons."""
+    return [name for name, traits in SETTINGS.items() if traits.priced == by]
+
+
+def from_most_to_least(name: str) -> tuple[Any, ...]:
+    """A lever's values, from most memory to least. Raises TypeError where they are numbers."""
+    values = SETTINGS[name].saves
+    if not isinstance(values, tuple):
+        raise TypeError(f"{name} has no list of values")
+    return values
+
+
+def phrases(plan: Plan, names: Iterable[str]) -> str:
+    """The settings called `names` in one line; what need not be said is left out."""
+    told = (phrase(plan) for name in names if (phrase := SETTINGS[name].phrase) is not None)
+    return ", ".join(text for text in told if text)
+
+
+def value_text(name: str, value: Any) -> str:
+    """One setting's value for a reader."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, tuple):
+        return ", ".join(value) or "none"
+    return f"{value} {SETTINGS[name].unit}".rstrip()
+
+
+def needs_no_more(plan: Plan, other: Plan) -> bool:
+    """Whether `plan` surely peaks at or below `other`'s bytes, from the direction of each lever.
+
+    False means "not known", not "more".
+    """
+    return _no_more(plan, other, "")
+
+
+def _no_more(settings: Any, other: Any, table: str) -> bool:
+    for name, no_more in _compared(table):
+        value, bound = getattr(settings, name), getattr(other, name)
+        if value is not bound and not no_more(value, bound):
+            return False
+    return True
+
+
+@cache
+def _compared(table: str) -> tuple[tuple[str, NoMore], ...]:
+    """The compared settings of a table ("" for the Plan itself, "lora."), by their inner names."""
+    inner = {n.removeprefix(table): t.counts for n, t in SETTINGS.items() if n.startswith(table)}
+    return tuple((name, no_more) for name, no_more in inner.items()
+                 if no_more is not None and "." not in name)  # fmt: skip
+
+
+def memory_key(plan: Plan) -> object:
+    """Equal keys: `needs_no_more` says the same of both plans, whatever the other one is."""
+    return _key()(plan)
+
+
+@cache
+def _key() -> Callable[[Plan], object]:
+    return attrgetter(*(name for name, _ in _compared("")))

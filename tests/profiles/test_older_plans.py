@@ -1,0 +1,57 @@
+"""What earlier versions wrote is read, and keeps its hash. `schema_1/` was written by them."""
+
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from profiles.findings import PlanError
+from profiles.measurement import Measurement
+from profiles.plan import Plan
+from profiles.tested import parse_table, shipped_table
+
+OLD = Path(__file__).parent / "schema_1"
+RUN = Path(__file__).parents[1] / "trainer" / "model" / "before_peft"
+
+
+def test_a_plan_of_schema_1_is_read_and_keeps_its_hash():
+    plan = Plan.read(OLD / "plan.json")
+    assert (plan.model, plan.micro_batch, plan.host_layers, plan.seed) == ("7b", 4, 8, 7)
+    assert plan.content_hash == "1f5e9ce0d84ef97e"
+    assert "quantized_parts" not in plan.to_json()
+    assert Plan.from_json(plan.to_json()) == plan
+
+
+@pytest.mark.parametrize("path", ["run/plan.json", "run/last/plan.json", "export/plan.json"])
+def test_plans_of_an_older_run_and_export_are_read(path):
+    assert "quantized_parts" in (RUN / path).read_text()
+    assert Plan.read(RUN / path).model == "tiny"
+
+
+def test_the_hashes_of_schema_1_stay():
+    # Feature caches do not depend on them, but ids of users' rows and records of benchmarks do.
+    assert Plan().content_hash == "47b0a01083712c51"
+    assert Plan.parse({"model": "13b", "device": "cuda"}).content_hash == "ca81899428ede3f7"
+    hashes = " ".join(row.plan.content_hash for row in shipped_table().rows)
+    assert sha256(hashes.encode()).hexdigest() == (
+        "0e760da5a27b16b864079151d0ec64f1850d17886eff42410335cdb2cffeae16"
+    )
+
+
+def test_rows_of_schema_1_are_read():
+    data = (OLD / "tested.jsonl").read_bytes()
+    assert b"quantized_parts" in data
+    table = parse_table(data, "tested.jsonl")
+    assert table.findings == () and [row.model for row in table.rows] == ["7b", "13b"]
+
+
+def test_a_plan_inside_another_record_is_read():
+    measurement = {"plan": {"quantized_parts": ["llama"]}, "verdict": "UNKNOWN", "gpu": "",
+                   "gpu_bytes": 0, "text_tokens": [1, 1], "masks": 1,
+                   "random_weights": True}  # fmt: skip
+    assert Measurement.model_validate(measurement).plan == Plan()
+
+
+def test_a_retired_setting_cannot_be_set():
+    with pytest.raises(PlanError, match="quantized_parts: no such setting"):
+        Plan().override(["quantized_parts=llama"])
