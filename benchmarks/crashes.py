@@ -215,7 +215,7 @@ def steady(path: Path) -> bytes:
 
 
 def whole_checkpoints(run: Path) -> list[tuple[int, int]]:
-    """(save, step) of every folder in a run that a training can go on from, by its checksums."""
+    """(save, step) of every folder in a run that a training can resume from, by its checksums."""
     found = []
     for manifest in [*run.glob("*/manifest.json"), *run.glob(".*/manifest.json")]:
         try:

@@ -194,7 +194,7 @@ def _about(plan: Plan, merged: bool) -> str:
     use = 'lisa-segment PICTURE "What would you drink from?" --run FOLDER_OF_THIS_CARD'
     if merged:
         return f"The whole model, ready for questions:\n\n    {use}"
-    text = f"The trained tensors alone; they lie over the base weights of `{plan.model}`"
+    text = f"The trained tensors alone; they need the base weights of `{plan.model}`"
     if plan.profile.packaged:
         text = f"{text}, which come with the package:\n\n    {use}"
     else:

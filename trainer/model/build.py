@@ -89,7 +89,7 @@ def fill(
     """
     torch.manual_seed(plan.seed)  # the adapters' starting values
     names = [name for name, _ in chain(model.named_parameters(), model.named_buffers())]
-    # In the files, not in the model: the encoders that the cache stands in for.
+    # In the files, not in the model: the encoders that the cache replaces.
     absent = tuple(f"{model.encoders_at[encoder]}." for encoder in plan.cached_encoders)
     dropped = [name for name in names if name.startswith(absent)]
     model.drop_encoders(plan.cached_encoders)
