@@ -77,7 +77,7 @@ def judge(found: list[tuple[int, str]], run: Path, known: dict[str, bytes]) -> s
     codes = sorted(code for code, _ in found)
     refused = [said for code, said in found if code == 2]
     late = [said for code, said in found if code == 0 and "run is complete" in said]
-    if codes == [0, 2] and not any("process " in said or "is there already" in said
+    if codes == [0, 2] and not any("process " in said or "exists already" in said
                                    for said in refused):  # fmt: skip
         return f"refused for another reason: {refused}"
     if codes != [0, 2] and not (codes == [0, 0] and late):

@@ -101,7 +101,7 @@ _STORAGES = ("none", "int8", "nf4")  # also from the best arithmetic to the wors
 _TARGETS = ("all-linear", "attention", "qv")
 _STATES, _LOGITS = ("fp32", "8bit"), ("all", "supervised")
 
-# What is quick to compare and often differs stands first: `needs_no_more` goes through them in
+# What is quick to compare and often differs is first: `needs_no_more` goes through them in
 # this order, hundreds of thousands of times for a large table. Reasons keep the order, too.
 SETTINGS: dict[str, Traits] = {
     "micro_batch": Traits("less", le, "fallback", phrase=lambda p: f"micro-batch {p.micro_batch}"),
@@ -174,7 +174,7 @@ _RELIEFS: tuple[tuple[Callable[[Plan], bool], str], ...] = (
 
 
 def next_relief(plan: Plan) -> str:
-    """What to do next where the weights are too large for the card."""
+    """What to do next if the weights are too large for the card."""
     hint = next(hint for is_left, hint in _RELIEFS if is_left(plan))
     return hint.format(encoders=",".join(plan.profile.encoders))
 

@@ -13,7 +13,7 @@ RETIRED: dict[str, Any] = {"quantized_parts": ["llama"]}
 
 
 def modernised(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings in today's words; those of today pass unchanged."""
+    """Settings with today's names and values; those of today pass unchanged."""
     return {name: value for name, value in data.items() if name not in RETIRED}
 
 

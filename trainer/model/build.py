@@ -153,7 +153,7 @@ def shared_prefixes(model: SegmentationModel | type[SegmentationModel]) -> tuple
 
 
 def share_modules(model: SegmentationModel) -> None:
-    """Have the modules that are another one of the model be that one."""
+    """Replace modules that are copies of another one of the model by that one."""
     for name, other in model.one_with.items():
         set_module(model, name, model.get_submodule(other))
 

@@ -82,7 +82,7 @@ def _take(folder: Path, wanted: Path, stack: ExitStack) -> bool:
     goes_on = (wanted / RECORD).exists() and not is_complete(wanted) and process is None
     busy = f", {process} is writing there" if process else ""
     fail(
-        f"--output-dir: {wanted} is there already{busy}, and runs are not mixed\n"
+        f"--output-dir: {wanted} exists already{busy}, and runs are not mixed\n"
         f"    hint: --output-dir {argument(_free_name(wanted))}{other if goes_on else ''}"
     )
 

@@ -34,7 +34,7 @@ RunLayer = Callable[[nn.Module, Tensor, tuple[Tensor, Tensor]], Tensor]
 class KeyValues:
     """Keys and values of one conversation, layer by layer, in blocks that are taken once.
 
-    Stands in for transformers' cache, whose blocks are taken anew for every token.
+    Replaces transformers' cache, which allocates its blocks again for every token.
     """
 
     def __init__(self, length: int) -> None:
