@@ -43,7 +43,7 @@ def tiny_cpu_plan() -> Plan:
         effective_batch=8,
         micro_batch=8,
         accumulation=1,
-        cached_encoders=("sam", "clip"),
+        cached_encoders=("mask", "vision"),
         mask_loss_resolution=128,
         schedule=Schedule(learning_rate=1e-3, shape="cosine", warmup_steps=10, epochs=3),
         workers=0,

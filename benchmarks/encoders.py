@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from profiles.models import ENCODER_NAMES
 from profiles.plan import Plan
 from trainer.hardware import versions
 from trainer.model.build import FrozenEncoder, read_tokenizer, skeleton
@@ -24,7 +25,7 @@ def main() -> None:
     out = parser.parse_args().out
     plan = Plan.parse({"model": "7b", "weights": "random", "device": "cuda"})
     cuda = torch.device("cuda", 0)
-    for encoder, profile in (("sam", plan.profile.sam), ("clip", plan.profile.clip)):
+    for encoder, profile in (("mask", plan.profile.sam), ("vision", plan.profile.clip)):
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         model = skeleton(plan.profile, read_tokenizer(plan))
@@ -32,7 +33,7 @@ def main() -> None:
         static = torch.cuda.memory_allocated()
         part(torch.randn(1, 3, profile.image_pixels, profile.image_pixels))
         row = {
-            "encoder": encoder,
+            "encoder": ENCODER_NAMES[encoder],
             "static_bytes": static,
             "peak_allocated_bytes": torch.cuda.max_memory_allocated(),
             "peak_reserved_bytes": torch.cuda.max_memory_reserved(),

@@ -16,7 +16,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from profiles.levers import model_needs_no_more, needs_no_more
+from profiles.levers import needs_no_more
 from profiles.models import model_profile
 from profiles.plan import Plan
 
@@ -115,15 +115,13 @@ def _between(plan: Plan, model: str, text_tokens: int) -> Estimate | None:
 
 def caching_bytes(plan: Plan) -> int:
     """What the pool takes while the plan's feature caches are built, before the model loads."""
-    return CACHING_POOL_BYTES if "sam" in plan.cached_encoders and plan.model != "tiny" else 0
+    return CACHING_POOL_BYTES if "mask" in plan.cached_encoders and not plan.profile.packaged else 0
 
 
 def _model_in_grid(plan: Plan) -> str | None:
     """The model whose corners speak for the plan's: its own, or a larger sister's."""
     known = dict.fromkeys(key[0] for key in _corners())
-    return next(
-        (name for name in known if model_needs_no_more(plan.profile, model_profile(name))), None
-    )
+    return next((name for name in known if plan.profile.needs_no_more(model_profile(name))), None)
 
 
 def _usual(plan: Plan, model: str) -> Plan:

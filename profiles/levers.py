@@ -12,7 +12,7 @@ from functools import cache
 from operator import attrgetter, eq, ge, le
 from typing import Any, Literal
 
-from profiles.models import ModelProfile, model_profile
+from profiles.models import model_profile
 from profiles.plan import Plan
 
 NoMore = Callable[[Any, Any], bool]  # whether the first value surely takes no more than the second
@@ -58,7 +58,7 @@ def _as_wide(dtype: str, other: str) -> bool:
 
 @cache
 def _model(name: str, other: str) -> bool:
-    return name == other or model_needs_no_more(model_profile(name), model_profile(other))
+    return model_profile(name).needs_no_more(model_profile(other))
 
 
 def _adapters(lora: Any, other: Any) -> bool:
@@ -162,8 +162,8 @@ MAY_CHANGE_ON_FALLBACK = frozenset(n for n in SETTINGS if SETTINGS[n].changes ==
 # How weights leave the card, the cheapest first: the setting, when it is still there to pull, and
 # what to do. The last can always be pulled further.
 _RELIEFS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-    ("cached_encoders", lambda cached: set(cached) != {"sam", "clip"},
-     "--set cached_encoders=sam,clip keeps both encoders off the card"),
+    ("cached_encoders", lambda cached: set(cached) != {"vision", "mask"},
+     "--set cached_encoders=vision,mask keeps both encoders off the card"),
     ("train", lambda trained: bool({"head", "embeddings"} & set(trained)),
      "train token_rows instead of the whole embedding and head"),
     ("host_embeddings", lambda hosted: not hosted, "--set host_embeddings=true"),
@@ -238,16 +238,3 @@ def memory_key(plan: Plan) -> object:
 @cache
 def _key() -> Callable[[Plan], object]:
     return attrgetter(*(name for name, _ in _compared("")))
-
-
-def model_needs_no_more(model: ModelProfile, other: ModelProfile) -> bool:
-    """Whether `model` is `other`, or the same decoder and SAM behind no larger a CLIP."""
-    epsilon = {"norm_eps": other.llama.norm_eps}  # which takes no memory
-    return model.name == other.name or (
-        model.llama.model_copy(update=epsilon) == other.llama
-        and model.sam == other.sam
-        and model.vocabulary_rows <= other.vocabulary_rows
-        and model.projector_layers <= other.projector_layers
-        and (model.clip.hidden, model.clip.layers) == (other.clip.hidden, other.clip.layers)
-        and model.clip.image_tokens <= other.clip.image_tokens
-    )

@@ -8,6 +8,7 @@ from functools import cache
 from importlib.resources import files
 
 from profiles.records import Frozen
+from profiles.settings import Encoder
 from profiles.text import brief
 
 
@@ -69,10 +70,31 @@ class ModelProfile(Frozen):
     sam: SamShape
     sources: tuple[str, ...]
 
+    def needs_no_more(self, other: ModelProfile) -> bool:
+        """Whether this is `other`, or the same decoder and SAM behind no larger a CLIP."""
+        epsilon = {"norm_eps": other.llama.norm_eps}  # which takes no memory
+        return self.name == other.name or (
+            self.llama.model_copy(update=epsilon) == other.llama
+            and self.sam == other.sam
+            and self.vocabulary_rows <= other.vocabulary_rows
+            and self.projector_layers <= other.projector_layers
+            and (self.clip.hidden, self.clip.layers) == (other.clip.hidden, other.clip.layers)
+            and self.clip.image_tokens <= other.clip.image_tokens
+        )
+
+    @property
+    def packaged(self) -> bool:
+        """Whether the weights come with this package."""
+        return self.sources == ("packaged",)
+
     @property
     def conversion(self) -> str:
         """The command that makes this model's folder of its sources on the hub."""
         return f"lisa-train convert {' '.join(self.sources)} FOLDER --model {self.name}"
+
+
+# What fills the roles of the encoders, by the names that feature caches have for it.
+ENCODER_NAMES: dict[Encoder, str] = {"vision": "clip", "mask": "sam"}
 
 
 @cache

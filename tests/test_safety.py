@@ -96,13 +96,13 @@ def test_a_model_folder_runs_nothing(tmp_path: Path, planted: bytes, name: str) 
 
 def test_a_cache_entry_runs_nothing_and_is_built_again(tmp_path: Path, planted: bytes) -> None:
     plan = tiny_plan()
-    cache = FeatureCache(tmp_path / "cache", encoder_key(plan, "clip", "x"))
+    cache = FeatureCache(tmp_path / "cache", encoder_key(plan, "vision", "x"))
     cache.folder.mkdir(parents=True)
     cache.entry(PICTURE).write_bytes(planted)
     with pytest.raises(BadEntry):
         cache.read(PICTURE)
     quiet = SimpleNamespace(progress=lambda done, total: None, told=list[str]())
-    built = fill_cache(cache, plan, "clip", [PICTURE], lambda: lambda shown: shown,
+    built = fill_cache(cache, plan, "vision", [PICTURE], lambda: lambda shown: shown,
                        quiet.progress, quiet.told.append)  # fmt: skip
     assert built == 1 and cache.read(PICTURE).ndim == 3
 

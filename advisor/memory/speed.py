@@ -21,7 +21,7 @@ from profiles.settings import STORED_BYTES
 SPEED_FILE = Path(__file__).resolve().parents[2] / "profiles" / "speed.json"
 REFERENCE = "h100-sxm-80gb"
 # Forward products of one picture, 2 FLOP a weight and position (ViT-H at 4096, ViT-L at 577).
-ENCODER_FLOPS = {"sam": 2 * 632e6 * 4096, "clip": 2 * 303e6 * 577}
+ENCODER_FLOPS = {"mask": 2 * 632e6 * 4096, "vision": 2 * 303e6 * 577}
 
 
 @dataclass(frozen=True)

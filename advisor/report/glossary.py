@@ -18,7 +18,7 @@ EXPLANATIONS = {
     "frozen weights": "The base model: decoder, embeddings and head, projector, mask decoder. "
     "Smaller by host_embeddings, host_layers (the layers are copied in one ahead) and, rounding "
     "them, by quantization=int8 or nf4.",
-    "encoders": "CLIP's and SAM's frozen encoders. Gone with cached_encoders=sam,clip: their "
+    "encoders": "CLIP's and SAM's frozen encoders. Gone with cached_encoders=vision,mask: their "
     "features are then read from disk.",
     "adapters": "LoRA's factors in fp32: rank × (inputs + outputs) for each adapted linear. "
     "Smaller by lora.rank and lora.targets.",

@@ -84,6 +84,6 @@ class Segmenter:
             torch.full_like(ids, IGNORE_LABEL),
             self.tokenizer.seg_id,
             targets=torch.zeros(0),
-            clip=shown["clip"],
-            sam=shown["sam"],
+            clip=shown["vision"],
+            sam=shown["mask"],
         )

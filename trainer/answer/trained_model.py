@@ -91,7 +91,7 @@ def find(where: Path, assignments: Sequence[str] = ()) -> Trained:
     else:
         raise ValueError(f"{where}: {_why_none(where)}")
     answering: dict[str, object] = {
-        "cached_encoders": ["sam", "clip"], "compile": False, "processes": 1,
+        "cached_encoders": ["mask", "vision"], "compile": False, "processes": 1,
         "accumulation": 1, "effective_batch": plan.micro_batch,
     }  # fmt: skip
     if plan.device == "cuda" and not _sees_gpu():

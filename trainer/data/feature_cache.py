@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from profiles.files import STALE_SECONDS, force, sweep
+from profiles.models import ENCODER_NAMES
 from profiles.plan import Plan
 from profiles.settings import Encoder
 from trainer.atomic_folder import share
@@ -39,9 +40,10 @@ class NoEntry(BadEntry):
 
 def encoder_key(plan: Plan, encoder: Encoder, fingerprint: str) -> str:
     """Names the features: equal keys, equal features of equal pictures."""
-    shape = getattr(plan.profile, encoder).model_dump_json()
-    text = f"{encoder}|{shape}|{plan.dtype}|{fingerprint}|preprocess {VERSION}"
-    return f"{encoder}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    name = ENCODER_NAMES[encoder]  # so that the caches of before stay valid
+    shape = getattr(plan.profile, name).model_dump_json()
+    text = f"{name}|{shape}|{plan.dtype}|{fingerprint}|preprocess {VERSION}"
+    return f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 class FeatureCache:

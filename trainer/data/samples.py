@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from profiles.models import ENCODER_NAMES
 from profiles.plan import Plan
 from profiles.settings import Encoder
 from profiles.text import one_line
@@ -42,7 +43,7 @@ class Sample:
     name: str
     encoded: Encoded
     targets: NDArray[np.uint8]  # [masks, R, R] of {0, 1, 255} in SAM's frame
-    inputs: dict[str, Tensor]  # "clip" and "sam": features or pixels
+    inputs: dict[str, Tensor]  # "vision" and "mask": features or pixels
     truth: NDArray[np.uint8]  # [H, W] of {0, 1, 255}: the first mask at the picture's own size
 
 
@@ -81,7 +82,7 @@ class SampleSet(Dataset[Sample]):
             name=picture.name,
             encoded=encoded,
             targets=np.stack(framed) if framed else np.zeros((0, side, side), np.uint8),
-            inputs={encoder: self._input(encoder, picture, image) for encoder in ("clip", "sam")},
+            inputs={encoder: self._input(encoder, picture, image) for encoder in ENCODER_NAMES},
             truth=truths[0] if truths else np.full(size, IGNORE, np.uint8),
         )
 
@@ -175,8 +176,8 @@ def collate(samples: Sequence[Sample], tokenizer: LisaTokenizer, step: int = 1) 
         labels,
         tokenizer.seg_id,
         targets=targets,
-        clip=torch.stack([sample.inputs["clip"] for sample in samples]),
-        sam=torch.stack([sample.inputs["sam"] for sample in samples]),
+        clip=torch.stack([sample.inputs["vision"] for sample in samples]),
+        sam=torch.stack([sample.inputs["mask"] for sample in samples]),
         names=tuple(sample.name for sample in samples),
     )
 

@@ -148,7 +148,7 @@ def host_layer_places(plan: Plan) -> list[int]:
 
 def _dropped_prefixes(plan: Plan) -> tuple[str, ...]:
     """Names of the encoders that the cache stands in for: in the files, not in the model."""
-    prefixes = {"clip": "llava.model.vision_tower.", "sam": "sam.vision_encoder."}
+    prefixes = {"vision": "llava.model.vision_tower.", "mask": "sam.vision_encoder."}
     return tuple(prefixes[encoder] for encoder in plan.cached_encoders)
 
 
@@ -215,14 +215,14 @@ class FrozenEncoder(nn.Module):
         self.device = device
         self.dtype = TORCH_DTYPES[plan.dtype]
         part: nn.Module = (
-            model.llava.model.vision_tower if encoder == "clip" else model.sam.vision_encoder
+            model.llava.model.vision_tower if encoder == "vision" else model.sam.vision_encoder
         )
-        prefix = "llava.model.vision_tower." if encoder == "clip" else "sam.vision_encoder."
+        prefix = "llava.model.vision_tower." if encoder == "vision" else "sam.vision_encoder."
         materialise(part, source, device, self.dtype, prefix)
         model.dtype = self.dtype
         _move_buffers(part, device)
         self.part = part.eval()
-        self.encode = model.clip_features if encoder == "clip" else model.sam_features
+        self.encode = model.clip_features if encoder == "vision" else model.sam_features
 
     @torch.no_grad()
     def forward(self, pixels: Tensor) -> Tensor:

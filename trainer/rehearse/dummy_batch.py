@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from profiles.models import ENCODER_NAMES
 from profiles.plan import Plan
 from trainer.batch import Batch
 from trainer.data.samples import length_step, padded
@@ -77,8 +78,8 @@ class MadeUp:
         pixels = {"clip": (3, clip.image_pixels, clip.image_pixels),
                   "sam": (3, sam.image_pixels, sam.image_pixels)}  # fmt: skip
         found = {}
-        for name in ("clip", "sam"):
-            cached = name in self.plan.cached_encoders
+        for role, name in ENCODER_NAMES.items():
+            cached = role in self.plan.cached_encoders
             shape = self.plan.micro_batch, *(features if cached else pixels)[name]
             dtype = TORCH_DTYPES[self.plan.dtype] if cached else torch.float32
             found[name] = torch.randn(*shape, generator=self.generator, dtype=dtype)

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from profiles.measurement import Measurement, Timeline
+from profiles.models import ENCODER_NAMES
 from profiles.plan import Plan
 from profiles.sizes import MIB
 from trainer.batch import Batch
@@ -130,8 +131,9 @@ def fake_answer(
     model = skeleton(plan.profile, tokenizer)
     with _fake_tensors() as mode, trace:
         for encoder in plan.cached_encoders:
-            trace.begin(f"{encoder} encoder")
-            side = getattr(plan.profile, encoder).image_pixels
+            name = ENCODER_NAMES[encoder]
+            trace.begin(f"{name} encoder")
+            side = getattr(plan.profile, name).image_pixels
             pixels = mode.from_tensor(torch.empty(1, 3, side, side))
             FrozenEncoder(bones.pop(encoder), plan, encoder, cpu, source)(pixels)
         trace.begin("load")

@@ -43,7 +43,7 @@ def _step(device: str, bf16: bool) -> float:
 
     dtype = "fp32" if device == "cpu" else "bf16" if bf16 else "fp16"
     settings = {"model": "tiny", "device": device, "quantization": "nf4", "dtype": dtype,
-                "cached_encoders": ["sam", "clip"]}  # fmt: skip
+                "cached_encoders": ["mask", "vision"]}  # fmt: skip
     rehearsal = Rehearsal(Plan.parse(settings), (64, 64), 1)
     result = training_step(
         rehearsal.model, list(rehearsal.samples.step()), rehearsal.optimizer, rehearsal.plan,

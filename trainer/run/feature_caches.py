@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from profiles.models import ENCODER_NAMES
 from profiles.plan import Plan
 from profiles.settings import Encoder
 from trainer.data.feature_cache import FeatureCache, encoder_key, fill_cache
@@ -30,6 +31,7 @@ def prepare_caches(
         return FrozenEncoder(model, plan, encoder, accelerator.device, source)
 
     for encoder in plan.cached_encoders:
+        name = ENCODER_NAMES[encoder]
         cache = FeatureCache(root, encoder_key(plan, encoder, source.fingerprint))
         with accelerator.main_process_first():
             built = fill_cache(
@@ -38,10 +40,10 @@ def prepare_caches(
                 encoder,
                 images,
                 partial(load, encoder),
-                partial(reporter.progress, f"{encoder} features"),
+                partial(reporter.progress, f"{name} features"),
                 reporter.line,
             )
-        reporter.line(f"{encoder} features: {built} built, {len(images) - built} found in {root}")
+        reporter.line(f"{name} features: {built} built, {len(images) - built} found in {root}")
         caches[encoder] = cache
         if accelerator.device.type == "cuda":
             torch.cuda.empty_cache()  # what the encoder took is for what comes next

@@ -279,14 +279,14 @@ def test_cached_features_are_what_the_encoders_give(tmp_path: Path) -> None:
     for dtype, precision in (("fp32", 0.0), ("bf16", 2**-8)):
         plan = tiny_plan(dtype=dtype)
         model = build(tiny_plan(), read_tokenizer(plan), CPU)
-        cache = FeatureCache(tmp_path, encoder_key(plan, "sam", dtype))
+        cache = FeatureCache(tmp_path, encoder_key(plan, "mask", dtype))
         bones = skeleton(plan.profile, read_tokenizer(plan))
-        reference = FrozenEncoder(bones, plan, "sam", CPU, weight_source(plan))
+        reference = FrozenEncoder(bones, plan, "mask", CPU, weight_source(plan))
         fill_cache(
-            cache, plan, "sam", [item.image_path], lambda f=reference: f,
+            cache, plan, "mask", [item.image_path], lambda f=reference: f,
             lambda done, total: None, lambda text: None,
         )  # fmt: skip
-        shown = torch.from_numpy(pixels(read_image(item.image_path), "sam", plan.profile))[None]
+        shown = torch.from_numpy(pixels(read_image(item.image_path), "mask", plan.profile))[None]
         online = model.sam_features(shown)[0]
         stored = cache.read(item.image_path)
         error = (stored.float() - online).norm() / online.norm()

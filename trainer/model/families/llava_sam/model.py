@@ -102,9 +102,9 @@ class Lisa(nn.Module):
 
     def drop_encoders(self, cached: tuple[str, ...]) -> None:
         """Remove the encoders whose features come from the cache."""
-        if "clip" in cached:
+        if "vision" in cached:
             self.llava.model.vision_tower = None
-        if "sam" in cached:
+        if "mask" in cached:
             self.sam.vision_encoder = None
 
     def on_card(self) -> Iterator[tuple[str, Tensor]]:

@@ -52,7 +52,7 @@ def sam_pixels(image: NDArray[np.uint8], frame: int) -> NDArray[np.float32]:
 
 
 def pixels(image: NDArray[np.uint8], encoder: str, profile: ModelProfile) -> NDArray[np.float32]:
-    """The input of `encoder` ("clip" or "sam") for one picture [H, W, 3]."""
-    if encoder == "clip":
+    """The input of `encoder` ("vision" or "mask") for one picture [H, W, 3]."""
+    if encoder == "vision":
         return clip_pixels(image, profile.clip.image_pixels)
     return sam_pixels(image, profile.sam.image_pixels)
