@@ -103,7 +103,7 @@ def forecast(
 
     TIGHT is what fits under the cap, but not with `margin_bytes` left.
 
-    A forecast that was made before, with the same code, versions and question, is read from the
+    A forecast that was made before, with the same code, versions and request, is read from the
     `cache` folder. Raises RehearsalFailed and, about the data, BadQuestion.
     """
     outside = _outside(plan)
