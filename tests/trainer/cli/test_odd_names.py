@@ -127,7 +127,7 @@ def commands(tree: ast.AST) -> Iterator[str]:
 
 def test_every_printed_command_quotes_what_it_names() -> None:
     # Of this project's own, or quoted where they are put together.
-    own = {"model", "plan.model", "options", "rest", "needed", "question.target.options", "longest",
+    own = {"model", "plan.model", "options", "rest", "needed", "request.target.options", "longest",
            "self.name", "' '.join(self.sources)"}  # fmt: skip
     quoted_before = {("question.py", "folder"), ("console.py", "folder")}
     found = {
