@@ -29,16 +29,16 @@ class Advice(Frozen):
     summary: str = Field(description="the answer in one line")
     model: str
     plan: Plan | None = Field(None, description="None when nothing can be said")
-    command: str | None = Field(None, description="trains under the plan; None if it cannot run")
+    command: str | None = Field(None, description="trains with the plan; None if it cannot run")
     environment: dict[str, str] = Field(
         default_factory=dict, description="to be set before torch is imported"
     )
     gpu: Gpu | None = Field(None, description="the chosen card, real or what-if")
-    what_if: bool = Field(False, description="the card was named and is not here")
+    what_if: bool = Field(False, description="the card was named and is not in this machine")
     budget: Budget | None = None
     needs: Bytes | None = Field(None, description="the run's pool at most; None = unknown")
     host_bytes: int | None = Field(None, description="the run's host memory at most")
-    text_tokens: int | None = Field(None, description="of the longest sample reckoned with")
+    text_tokens: int | None = Field(None, description="of the longest sample assumed")
     counted_by: str = Field("", description="which tokenizer counted a data set's text, if any")
     speed: Speed | None = None
     largest_micro_batch: int | None = Field(None, description="that fits with all else as planned")
@@ -48,7 +48,7 @@ class Advice(Frozen):
     better: Candidate | None = Field(None, description="the next better plan, too large here")
     better_card_gib: int | None = Field(None, description="the smallest usual card for it")
     forecast: Forecast | None = Field(None, description="of this very plan, where one was made")
-    findings: tuple[Finding, ...] = Field((), description="what the user should know or mend")
+    findings: tuple[Finding, ...] = Field((), description="what the user should know or fix")
     machine: Machine
 
     @property

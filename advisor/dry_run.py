@@ -1,4 +1,4 @@
-"""Bytes and seconds with the GPU: the trainer's rehearsal, run here for real before a plan is said.
+"""Bytes and seconds on the GPU: the trainer's rehearsal, run here before a plan is advised.
 
 A trial trains three steps on samples as long as the longest, evaluates and writes a checkpoint, in
 a child process. Its outcome becomes a row of the user's table, so one trial serves every run of the
@@ -30,7 +30,7 @@ TRIAL_SECONDS = 900
 
 
 def measured(advice: Advice, tell: Callable[[str], None], cap_bytes: int | None = None) -> Advice:
-    """The advice with a plan that held on this machine's card: its own, or the next of its ladder.
+    """The advice with a plan that fitted on this machine's card: its own, or the ladder's next.
 
     `cap_bytes` limits the pool as a smaller card would. Raises RehearsalFailed.
     """
@@ -38,7 +38,7 @@ def measured(advice: Advice, tell: Callable[[str], None], cap_bytes: int | None 
     if not gpu or advice.exit_code or not advice.considered:
         return advice
     if advice.plan != advice.considered[0].plan:
-        return advice  # lisa-tiny in the place of what was considered and does not fit
+        return advice  # lisa-tiny instead of the candidates, none of which fits
     tried = []
     for candidate in (advice.considered[0], *advice.ladder)[:TRIALS]:
         row = _trial(candidate, advice, gpu, tell, cap_bytes)
@@ -49,7 +49,7 @@ def measured(advice: Advice, tell: Callable[[str], None], cap_bytes: int | None 
     what = "; ".join(f"{row.title}: {row.verdict}, {row.note}" for row in tried)
     fix = "free memory on the card, or lisa-advise --emulate-vram SIZE --save plan.json with what "
     fix += "is free, then lisa-train --plan plan.json"
-    finding = Finding(gpu.name, f"{len(tried)} trials did not hold ({what})", fix=fix)
+    finding = Finding(gpu.name, f"{len(tried)} trials failed ({what})", fix=fix)
     update = {"verdict": last.verdict, "command": None, "findings": (*advice.findings, finding),
               "summary": f"{advice.model} on {gpu.name}: {last.note}"}  # fmt: skip
     return advice.model_copy(update=update)
@@ -70,11 +70,11 @@ def _trial(
     name = _row_id(candidate.plan, gpu, text, cap_bytes, more)
     for row in read_table().rows:
         if row.id == name and row.verdict == "FITS":
-            tell(f"this plan held here on {row.date} (row {name})")
+            tell(f"this plan fitted here on {row.date} (row {name})")
             return row
     tell(f"trying {candidate.plan.model} with {gib(candidate.needs.bytes)} forecast, "
          "three steps on this GPU ...")  # fmt: skip
-    # Values do not move memory: no weights need be at hand.
+    # Memory does not depend on values, so no weights are needed.
     plan = candidate.plan.override(["weights=random"])
     options = ["--steps", "3", "--text-tokens", str(text), "--masks", str(masks), "--save"]
     if answers is not None:
@@ -107,7 +107,7 @@ def _row(name: str, candidate: Candidate, found: Measurement, gpu: Gpu, text: in
         step_seconds=found.step_seconds,
         verdict=found.verdict,
         versions=found.versions,
-        data_shape=DataShape(image_tokens=candidate.plan.profile.clip.image_tokens,
+        data_shape=DataShape(image_tokens=candidate.plan.profile.most_image_tokens,
                              text_tokens=text),
         date=datetime.date.today(),
         note=found.error or "three steps, an evaluation and a checkpoint",
@@ -120,7 +120,7 @@ def _with(advice: Advice, candidate: Candidate, row: TestedRow) -> Advice:
     budget = advice.budget
     verdict = judge(peak, budget, spills=False) if budget is not None else row.verdict
     seconds = f", {row.step_seconds:.2f} s a step" if row.step_seconds else ""
-    summary = f"{advice.model}: held on this GPU with {gib(peak)}{seconds}"
+    summary = f"{advice.model}: fits on this GPU with {gib(peak)}{seconds}"
     rest = tuple(rung for rung in advice.ladder if rung.needs.bytes < candidate.needs.bytes)
     return advice.model_copy(update={"plan": candidate.plan, "needs": needs, "summary": summary,
                                      "verdict": verdict, "ladder": rest})  # fmt: skip

@@ -1,4 +1,4 @@
-"""After an out-of-memory error: whose fault it was, and the plan that the run goes on with.
+"""After an out-of-memory error: its cause, and the plan that the run continues with.
 
 Only levers change: the samples of every update, the learning rates and what is trained stay. The
 base weights keep their storage as long as a plan with it fits.
@@ -36,12 +36,12 @@ ASK_AGAIN_SECONDS = 10
 
 
 class NothingSmaller(RuntimeError):
-    """No plan is left that could hold; says what was tried and what would fit."""
+    """No smaller plan is left; says what was tried and what would fit."""
 
 
 @dataclass(frozen=True)
 class Fallback:
-    """What the run goes on with, and why; its figures for the record."""
+    """The plan that the run continues with, and why; its figures for the record."""
 
     plan: Plan
     because: str
@@ -79,13 +79,13 @@ def fallback(
 ) -> Fallback:
     """The plan after the last of `tried`, of which the user's `pinned` settings stay.
 
-    Where other processes took the memory, that is waited for as long as `wait_minutes`. The error
+    If other processes took the memory, waits up to `wait_minutes` for it. The error
     becomes a row of the user's table. Raises NothingSmaller.
     """
     short, machine = tried[-1], look()
     gpu = pick_gpu(machine)
     if short.plan.device == "cpu" or gpu is None:
-        return _by_hand(tried, pinned, "no card to ask")
+        return _by_hand(tried, pinned, "no card to query")
     told = _forecast(short, gpu, data)
     pool = told.tier("pool").bytes if told and told.tiers else None
     _keep_row(short, gpu, told, pool)
@@ -94,7 +94,7 @@ def fallback(
                         text, live_forecast(machine, None, data, tell))  # fmt: skip
     budget = request.budget(gpu)
     if budget is None:
-        return _by_hand(tried, pinned, "the card does not say what is free")
+        return _by_hand(tried, pinned, "the card does not report its free memory")
     by_others = taken_by_others(short, pool)
     if by_others:
         tell(f"other processes took {gib(short.taken_by_others)} of {gpu.name}{_who(gpu)}")
@@ -107,7 +107,7 @@ def fallback(
     else:
         had = short.limit_bytes or budget.cap_bytes
         limit, share = had - margin_of(gpu, had, request.own_rows).bytes, RUNG_SHARE
-    because = "other processes hold the rest" if by_others else _compared(short, pool)
+    because = "other processes have the rest" if by_others else _compared(short, pool)
     found = smaller(request, gpu, budget, short.plan, set(pinned), limit, share)
     if isinstance(found, Candidate):
         because += f"; this one takes {gib(found.needs.bytes)} of {gib(limit)}"
@@ -118,7 +118,7 @@ def fallback(
 
 
 def taken_by_others(short: Shortage, pool: int | None) -> bool:
-    """Whether the plan would have held, had nothing beside its pool grown since the run began."""
+    """Whether the plan would have fitted if nothing beside its pool had grown since the start."""
     grown = short.taken_by_others >= OTHERS_BYTES
     return grown and (pool is None or pool <= (short.limit_before_bytes or 0))
 
@@ -170,7 +170,7 @@ def _waited(
 
 
 def _by_hand(tried: Sequence[Shortage], pinned: Sequence[str], because: str) -> Fallback:
-    """Where no forecast tells: all layers recomputed, then fewer samples at once."""
+    """Plans where there is no forecast: all layers recomputed, then fewer samples at once."""
     plan = tried[-1].plan
     layers, share = plan.profile.llama.layers, plan.effective_batch // plan.processes
     sizes = [n for n in range(1, plan.micro_batch) if share % n == 0]
@@ -182,12 +182,12 @@ def _by_hand(tried: Sequence[Shortage], pinned: Sequence[str], because: str) -> 
 
 
 def _moves(tried: Sequence[Shortage]) -> bool:
-    """Whether the run has got further since the time before last."""
+    """Whether the run has made progress since the error before the last."""
     return len(tried) < 3 or tried[-1].step > tried[-3].step
 
 
 def _forecast(short: Shortage, gpu: Gpu, data: Path) -> Forecast | None:
-    """Of the plan that ran out; None where there is none to be had."""
+    """The forecast of the plan that ran out of memory; None if it cannot be made."""
     try:
         return forecast(short.plan, Worst(data=data), gpu.compute_capability or (8, 6))
     except (RehearsalFailed, BadQuestion):
@@ -210,7 +210,7 @@ def _keep_row(short: Shortage, gpu: Gpu, told: Forecast | None, pool: int | None
         forecast_bytes=pool,
         verdict="OOM",
         versions=short.versions,
-        data_shape=DataShape(image_tokens=plan.profile.clip.image_tokens, text_tokens=text),
+        data_shape=DataShape(image_tokens=plan.profile.most_image_tokens, text_tokens=text),
         date=datetime.date.today(),
         note=short.error,
     )
@@ -232,7 +232,7 @@ def _who(gpu: Gpu) -> str:
 def _ended(tried: Sequence[Shortage]) -> NothingSmaller:
     lines = [
         f"{plan_text(s.plan)}: {s.phase} after step {s.step}"
-        + (f", {gib(s.limit_bytes)} to be had" if s.limit_bytes else "")
+        + (f", {gib(s.limit_bytes)} available" if s.limit_bytes else "")
         for s in tried
     ]
     listed = "\n    ".join(lines)

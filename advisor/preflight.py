@@ -51,12 +51,12 @@ def advise(
     live: Live | None = None,
     table: Table | None = None,
 ) -> Advice:
-    """The advice for `machine`, or for `target` in the place of its card.
+    """The advice for `machine`, or for `target` instead of its card.
 
-    `overrides` are `key=value` settings that hold whatever is chosen; samples have `text_tokens`
-    at most, or what the longest of `data` has, or else the plan's limit. `live` forecasts a plan at
+    `overrides` are `key=value` settings that the choice keeps; samples have `text_tokens`
+    at most, or those of the longest of `data`, or else the plan's limit. `live` forecasts a plan at
     a text length (None: the longest of `data`) where the shipped grid does not reach; `table`
-    stands in for the shipped and the user's rows. Raises PlanError for an unknown model and for
+    replaces the shipped and the user's rows. Raises PlanError for an unknown model and for
     settings that cannot run, and whatever `live` raises.
     """
     overrides = tuple(overrides)
@@ -89,7 +89,7 @@ def advise(
 
 
 def _must_be_folder(weights: str) -> None:
-    """Raise PlanError where the weights that are named are not there."""
+    """Raise PlanError if the named weights do not exist."""
     if weights not in ("default", "random") and not Path(weights).expanduser().is_dir():
         fix = "name a folder that lisa-train convert wrote, or random to rehearse"
         raise PlanError([Finding("weights", "no such folder", weights, fix)])
@@ -103,7 +103,7 @@ def _on_gpu(request: Request, gpu: Gpu, model: str) -> Advice:
         return undecided(
             request,
             model,
-            f"{gpu.name} does not say how much memory is free",
+            f"{gpu.name} does not report how much memory is free",
             f"name its size: lisa-advise --model {model} --vram 8GiB",
         )
     found = search(base, request.pinned, request.setting(gpu, budget))

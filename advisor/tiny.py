@@ -94,7 +94,7 @@ def _alone(plan: Plan) -> Plan:
 
 
 def _larger_models(request: Request) -> Finding:
-    """What a card would make possible on a machine that trains on its CPU."""
+    """Which models a card would train, for a machine that trains on its CPU."""
     what = smallest_cards_text(("7b", "13b"))
     return Finding("with a GPU", what, fix="lisa-advise --vram 8GiB says how")
 
@@ -132,7 +132,7 @@ def tiny_on_gpu(request: Request, gpu: Gpu) -> Advice:
     if budget is not None and needs_no_more(_alone(plan), usual):
         verdict = judge(TINY_BYTES, budget, request.spills)
     needs = Bytes(bytes=TINY_BYTES, basis="policy", source="5 M parameters")
-    because = "its 5 M parameters and their activations are taken to stay below " + gib(TINY_BYTES)
+    because = "its 5 M parameters and their activations are taken to be below " + gib(TINY_BYTES)
     reasons = [
         *card_reasons(replace(request, model="tiny"), gpu, "tiny"),
         Reason(setting="needs", value=gib(TINY_BYTES), because=because, basis="policy"),

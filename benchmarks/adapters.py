@@ -24,10 +24,16 @@ import lean
 from profiles.plan import Plan
 
 ROWS = ("speed-b8", "speed-compiled-b8-k32")
-OURS = ["-m", "trainer.rehearsal"]
+OURS = ["-m", "trainer.rehearse"]
+BEFORE = ["-m", "trainer.rehearsal"]  # the name of it in the trees before PEFT
 PEFTS = ["-c", "import runpy; from trainer.model import adapters as a; "
          "a.AdaptedLinear.forward = a.peft_lora.Linear.forward; "
-         "runpy.run_module('trainer.rehearsal', run_name='__main__')"]  # fmt: skip
+         "runpy.run_module('trainer.rehearse', run_name='__main__')"]  # fmt: skip
+
+
+def path_of(tree: Path) -> str:
+    """The tree before whatever this process finds its packages in."""
+    return os.pathsep.join([str(tree), os.environ.get("PYTHONPATH", "")])
 
 
 def measured(row: lean.Row, tree: Path, start: list[str]) -> dict[str, Any]:
@@ -39,7 +45,7 @@ def measured(row: lean.Row, tree: Path, start: list[str]) -> dict[str, Any]:
         command = [sys.executable, *start, str(path), "--text-tokens", row.text]
         command += ["--steps", str(row.steps), "--cap-gib", str(lean.CARDS[row.card])]
         done = subprocess.run(command, capture_output=True, text=True, cwd=tree,
-                              env=os.environ | {"PYTHONPATH": str(tree)})  # fmt: skip
+                              env=os.environ | {"PYTHONPATH": path_of(tree)})  # fmt: skip
     found: dict[str, Any] = {"name": row.name, "tree": tree.name, "pefts_forward": start == PEFTS,
                              "wall_seconds": round(time.monotonic() - began, 1)}  # fmt: skip
     if done.returncode:
@@ -60,6 +66,8 @@ def main() -> None:
     for row in lean.all_rows():
         if row.name in ROWS:
             start = PEFTS if arguments.pefts_forward else OURS
+            if (arguments.tree / "trainer" / "rehearsal.py").exists():
+                start = BEFORE
             line = json.dumps(measured(row, arguments.tree.resolve(), start))
             print(line, flush=True)
             if arguments.out is not None:

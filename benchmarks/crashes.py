@@ -253,7 +253,7 @@ def one(
     if "Traceback" in said:
         return said[said.index("Traceback") :][-900:]
     if whole and not complete and "run is complete" not in said:
-        steps = re.findall(r"going on from \S+ after step (\d+)", said)
+        steps = re.findall(r"(?:going on|continuing) from \S+ after step (\d+)", said)
         if not steps or int(steps[0]) != max(whole)[1]:
             return f"went on from step {steps or 'none'}, {max(whole)} was whole"
     state = attempt.state()

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-from profiles.models import ENCODER_NAMES
 from profiles.plan import Plan
 from trainer.hardware import versions
 from trainer.model.build import FrozenEncoder, read_tokenizer, skeleton
@@ -25,15 +24,15 @@ def main() -> None:
     out = parser.parse_args().out
     plan = Plan.parse({"model": "7b", "weights": "random", "device": "cuda"})
     cuda = torch.device("cuda", 0)
-    for encoder, profile in (("mask", plan.profile.sam), ("vision", plan.profile.clip)):
+    for encoder, facts in plan.profile.encoders.items():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         model = skeleton(plan.profile, read_tokenizer(plan))
-        part = FrozenEncoder(model, plan, encoder, cuda, weight_source(plan))  # type: ignore[arg-type]
+        part = FrozenEncoder(model, plan, encoder, cuda, weight_source(plan))
         static = torch.cuda.memory_allocated()
-        part(torch.randn(1, 3, profile.image_pixels, profile.image_pixels))
+        part({name: torch.randn(shape) for name, shape in facts.pixels.items()})
         row = {
-            "encoder": ENCODER_NAMES[encoder],
+            "encoder": encoder,
             "static_bytes": static,
             "peak_allocated_bytes": torch.cuda.max_memory_allocated(),
             "peak_reserved_bytes": torch.cuda.max_memory_reserved(),

@@ -43,7 +43,7 @@ PHOTOS = ROOT / "tests" / "photos"
 ATTEMPTS = 8
 MOUNT = ("mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs")
 # What a resumed run says where nothing can be gone on with, as docs/recovery.md has it.
-CLEAR = ("no checkpoint of this run is whole", "no run to go on with")
+CLEAR = ("no checkpoint of this run is whole", "no run to resume")
 PLAN = {
     "model": "tiny", "device": "cpu", "dtype": "fp32", "quantization": "none",
     "lora": {"rank": 2, "alpha": 4, "dropout": 0.1, "targets": "qv"}, "mask_loss_resolution": 64,

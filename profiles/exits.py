@@ -7,7 +7,7 @@ from typing import NoReturn
 from profiles.streams import tell
 
 EXIT_FAILED, EXIT_USAGE, EXIT_UNKNOWN, EXIT_INTERRUPTED = 1, 2, 3, 130
-EXIT_OUT_OF_MEMORY = 75  # of one process among several: the run goes on with less
+EXIT_OUT_OF_MEMORY = 75  # of one process among several: the run continues with a smaller plan
 
 
 def fail(message: str, code: int = EXIT_USAGE) -> NoReturn:

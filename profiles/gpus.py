@@ -16,12 +16,12 @@ from profiles.sizes import MIB
 
 # "12GB", "12 GB", "12 GiB", "12g"; not the 10G of "A10G".
 _SIZE = re.compile(r"(?<![a-z0-9.])(\d+(?:\.\d+)?)\s*g(?:i?b)?\b")
-# What does not tell one card from another.
+# Words that do not distinguish one card from another.
 _NOISE = re.compile("nvidia|geforce|tesla|gpu|generation|edition|with|design")
 
 
 class GpuProfile(Frozen):
-    """One card with one size of memory. How the figures are meant stands in `gpus.toml`."""
+    """One card with one size of memory. `gpus.toml` says what the figures mean."""
 
     key: str
     name: str = Field(description="what NVML calls it; cards of several sizes share one")
@@ -131,7 +131,7 @@ def _spellings() -> dict[str, tuple[GpuProfile, ...]]:
 
 
 def _no_gpu(text: str) -> str:
-    """Why `text` names no card: it says no model, or too little, or one that is unknown."""
+    """Why `text` names no card: no model in it, too little, or an unknown one."""
     words = _words(text)
     if not words:
         return f"no GPU is named by {text!r}; name one like 'RTX 3060 12GB'"

@@ -58,7 +58,7 @@ def _as_wide(dtype: str, other: str) -> bool:
 
 @cache
 def _model(name: str, other: str) -> bool:
-    return model_profile(name).needs_no_more(model_profile(other))
+    return name == other or model_profile(name).needs_no_more(model_profile(other))
 
 
 def _adapters(lora: Any, other: Any) -> bool:
@@ -159,23 +159,24 @@ SETTINGS: dict[str, Traits] = {
 MAY_CHANGE_ON_RESUME = frozenset(n for n, traits in SETTINGS.items() if traits.changes != "never")
 MAY_CHANGE_ON_FALLBACK = frozenset(n for n in SETTINGS if SETTINGS[n].changes == "fallback")
 
-# How weights leave the card, the cheapest first: the setting, when it is still there to pull, and
-# what to do. The last can always be pulled further.
-_RELIEFS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-    ("cached_encoders", lambda cached: set(cached) != {"vision", "mask"},
-     "--set cached_encoders=vision,mask keeps both encoders off the card"),
-    ("train", lambda trained: bool({"head", "embeddings"} & set(trained)),
+# How weights leave the card, the cheapest first: when a lever is still there to pull, and what to
+# do. The last can always be pulled further.
+_RELIEFS: tuple[tuple[Callable[[Plan], bool], str], ...] = (
+    (lambda plan: set(plan.cached_encoders) != set(plan.profile.encoders),
+     "--set cached_encoders={encoders} keeps both encoders off the card"),
+    (lambda plan: bool({"head", "embeddings"} & set(plan.train)),
      "train token_rows instead of the whole embedding and head"),
-    ("host_embeddings", lambda hosted: not hosted, "--set host_embeddings=true"),
-    ("quantization", lambda storage: storage == "none", "--set quantization=nf4"),
-    ("host_layers", lambda layers: True, "--set checkpointed_layers=all --set host_layers=N keeps "
+    (lambda plan: not plan.host_embeddings, "--set host_embeddings=true"),
+    (lambda plan: plan.quantization == "none", "--set quantization=nf4"),
+    (lambda plan: True, "--set checkpointed_layers=all --set host_layers=N keeps "
      "N decoder layers in host memory"),
 )  # fmt: skip
 
 
 def next_relief(plan: Plan) -> str:
     """What to do next where the weights are too large for the card."""
-    return next(hint for name, is_left, hint in _RELIEFS if is_left(getattr(plan, name)))
+    hint = next(hint for is_left, hint in _RELIEFS if is_left(plan))
+    return hint.format(encoders=",".join(plan.profile.encoders))
 
 
 def priced(by: Literal["forecast", "rows"]) -> list[str]:

@@ -2,7 +2,7 @@
 
 It is the only thing that passes between the advisor, the trainer and the profiles. A Plan is
 frozen and valid by construction: `Plan.parse` reports every problem at once, each with what was
-got, what is allowed and how to mend it.
+got, what is allowed and how to fix it.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from profiles.families import ModelProfile
 from profiles.files import read_regular, reason
 from profiles.findings import Finding, PlanError
-from profiles.models import ModelProfile, model_profile, models
+from profiles.models import model_profile, models
 from profiles.older_plans import as_first_written, modernised
 from profiles.overrides import (
     assign,
@@ -93,7 +94,7 @@ class Plan(Settings):
         "copied to the card one ahead, 0 … checkpointed_layers",
     )
     compile: bool = Field(
-        False, description="decoder layers compiled by torch.compile (needs Triton on the GPU)"
+        False, description="compile decoder layers with torch.compile (needs Triton on the GPU)"
     )
     logits: Literal["supervised", "all"] = Field(
         "supervised", description="positions at which the head is computed in training"

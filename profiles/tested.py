@@ -1,6 +1,6 @@
 """The tested-configuration table: what was tried, on which card, and how many bytes it took.
 
-The shipped rows lie in `tested.jsonl` beside this module; a user's own rows lie in the user data
+The shipped rows are in `tested.jsonl` beside this module; a user's own rows are in the user data
 folder and are only ever appended. A row is evidence: an unknown number is null, never a guess.
 """
 
@@ -160,12 +160,12 @@ class Table(NamedTuple):
 
 
 def user_table_path() -> Path:
-    """Where this user's own rows lie; the file need not exist."""
+    """The file of this user's own rows; it need not exist."""
     return data_folder() / TABLE_NAME
 
 
 def shipped_table() -> Table:
-    """The shipped rows alone: what the docs say must not hang on the writer's own."""
+    """The shipped rows alone: what the docs say must not depend on the writer's own."""
     return Table(*parse_table((files("profiles") / TABLE_NAME).read_bytes(), TABLE_NAME))
 
 
@@ -182,7 +182,7 @@ def read_table(user_path: Path | None = None) -> Table:
         return Table(rows, findings)
     except OSError as error:
         finding = Finding(
-            str(path), f"cannot be read: {error.strerror}", fix="its rows are missing until it can"
+            str(path), f"cannot be read: {error.strerror}", fix="its rows are not used"
         )
         return Table(rows, (*findings, finding))
     own = parse_table(data, str(path))
@@ -204,13 +204,13 @@ def parse_table(data: bytes, where: str) -> Table:
                 first = error.errors(include_url=False)[0]
                 field = ".".join(str(part) for part in first["loc"])
                 what = f"skipped a damaged row: {field + ': ' if field else ''}{first['msg']}"
-                findings.append(Finding(f"{where}:{number}", what, fix="mend or delete that line"))
+                findings.append(Finding(f"{where}:{number}", what, fix="fix or delete that line"))
     return Table(tuple(rows), tuple(findings))
 
 
 @contextmanager
 def _all_kept() -> Iterator[None]:
-    """While many objects are made that all stay: else Python looks through them ever again."""
+    """Switches garbage collection off while many objects are made that all stay."""
     searched = gc.isenabled()
     gc.disable()
     try:
@@ -222,7 +222,7 @@ def _all_kept() -> Iterator[None]:
 
 
 def keep(row: TestedRow) -> None:
-    """Append `row` to the user's table; that it cannot be written is said, and no error."""
+    """Append `row` to the user's table; if it cannot be written, a note is printed."""
     try:
         append(row)
     except OSError as error:
@@ -237,8 +237,8 @@ def append(row: TestedRow, path: Path | None = None) -> Path:
 def append_all(rows: Iterable[TestedRow], path: Path | None = None) -> Path:
     """Append `rows` to the user's table (`path`) and return where they went. Raises OSError.
 
-    One write in append mode: rows of processes that append together neither mix nor get lost,
-    with or without the lock, which only keeps the look at the last byte true.
+    One write in append mode: rows of processes that append at the same time neither mix nor get
+    lost, even without the lock, which only keeps the check of the last byte valid.
     """
     path = user_table_path() if path is None else path
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ from profiles.files import HOLDER, LOCK
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
 from trainer.answer.trained_model import find
-from trainer.atomic_folder import placed
+from trainer.atomic_folder import atomic_folder
 from trainer.convert.convert import convert
 from trainer.convert.hub import checkpoint_folder
 from trainer.data.feature_cache import BadEntry, FeatureCache, encoder_key, fill_cache
@@ -31,6 +31,8 @@ from trainer.model.build import read_tokenizer
 from trainer.model.weights import WeightsError, packaged_folder, weight_source
 from trainer.run import checkpoint
 from trainer.run.checkpoint import CheckpointError
+from trainer.run.checkpoint_files import checksum
+from trainer.run.folder import STATE, TRAINED
 from trainer.run.resume import resumable
 
 ROOT = Path(__file__).parents[1]
@@ -104,19 +106,19 @@ def test_a_cache_entry_runs_nothing_and_is_built_again(tmp_path: Path, planted: 
     quiet = SimpleNamespace(progress=lambda done, total: None, told=list[str]())
     built = fill_cache(cache, plan, "vision", [PICTURE], lambda: lambda shown: shown,
                        quiet.progress, quiet.told.append)  # fmt: skip
-    assert built == 1 and cache.read(PICTURE).ndim == 3
+    assert built == 1 and cache.read(PICTURE)["pixels"].ndim == 4
 
 
 def test_a_checkpoint_runs_nothing(tmp_path: Path, planted: bytes) -> None:
     """Not even one whose manifest has been made to fit."""
     model, run = torch.nn.Linear(2, 2), tmp_path / "run"
     checkpoint.save(run / "last", model, Plan(), {}, {"step": 1, "a": torch.ones(2)})
-    for name in (checkpoint.TRAINED, checkpoint.STATE):
+    for name in (TRAINED, STATE):
         (run / "last" / name).write_bytes(planted)
     with pytest.raises(ValueError, match="is damaged"):
         resumable(run, lambda line: None)
     sums = json.loads((run / "last" / "manifest.json").read_text())
-    sums = {name: checkpoint._checksum(run / "last" / name) for name in sums}
+    sums = {name: checksum(run / "last" / name) for name in sums}
     (run / "last" / "manifest.json").write_text(json.dumps(sums))
     folder = resumable(run, lambda line: None)
     assert folder == run / "last"
@@ -127,7 +129,7 @@ def test_a_checkpoint_runs_nothing(tmp_path: Path, planted: bytes) -> None:
 
 def test_answering_runs_nothing(tmp_path: Path, planted: bytes) -> None:
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / checkpoint.TRAINED).write_bytes(planted)
+    (tmp_path / "run" / TRAINED).write_bytes(planted)
     plan = tiny_plan()
     (tmp_path / "run" / "plan.json").write_text(plan.to_json())
     trained = find(tmp_path / "run")
@@ -202,7 +204,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     for name in ("home", "work", "tmp"):
         (place / name).mkdir()
     (place / "tiny.json").write_text(
-        tiny_plan(quantization="nf4", cached_encoders=["sam", "clip"],
+        tiny_plan(quantization="nf4", cached_encoders=["mask", "vision"],
                   max_train_samples=2, max_val_samples=1).to_json()
     )  # fmt: skip
     plan, data, picture = str(place / "tiny.json"), str(PHOTOS), str(PICTURE)
@@ -299,14 +301,16 @@ def test_offline_takes_the_hubs_cache_and_nothing_else(
     monkeypatch.setattr("huggingface_hub.HfApi", lambda: pytest.fail("the hub was asked"))
     assert checkpoint_folder("me/model@v1", lambda line: None, offline=True) == tmp_path
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(WeightsError, match="not in the hub's cache .*\n    hint: leave --offline"):
+    with pytest.raises(
+        WeightsError, match="not in the hub's cache .*\n    hint: leave out --offline"
+    ):
         checkpoint_folder("not/here", lambda line: None)
     assert all(given["local_files_only"] is True for given in asked)
     assert [given["revision"] for given in asked] == ["v1", None]
 
 
 def test_what_is_half_done_is_private(tmp_path: Path) -> None:
-    with placed(tmp_path / "made") as folder:
+    with atomic_folder(tmp_path / "made") as folder:
         (folder / "a").write_text("a")
         (private,) = tmp_path.iterdir()
         assert private.stat().st_mode & 0o077 == 0 and folder.parent == private

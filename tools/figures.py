@@ -62,8 +62,8 @@ def answering() -> str:
     seconds = statistics.median(row["seconds"])
     return (
         f"A 7B in NF4 answers on a {row['card_gb']} GB card: "
-        f"{row['peak_reserved_bytes'] / 2**30:.1f} GiB, some {seconds:.0f} s a picture on an H100 "
-        "under that cap"
+        f"it takes {row['peak_reserved_bytes'] / 2**30:.1f} GiB, and some {seconds:.0f} s a "
+        "picture on an H100 under that cap"
     )
 
 
@@ -78,18 +78,18 @@ def profiled() -> str:
     parts = ", ".join(f"{kind} {kinds[kind]:.0f}" for kind in order)
     idle = step["step_ms"] - step["kernels_busy_ms"]
     return (
-        f"The quantised step is {longer:.0f} ms longer than the resident one and copies for "
-        f"{copies:.0f} ms: {1 - longer / copies:.0%} of the copying\n"
-        f"are hidden. In the profile {streamed['copy_beside_kernels']:.0%} of it ran beside a "
-        "kernel, for there the host, slowed by the profiler, left\n"
-        f"the GPU idle for {streamed['step_ms'] - streamed['kernels_busy_ms']:.0f} of "
-        f"{streamed['step_ms']:.0f} ms, and copies fell into those gaps too.\n\n"
+        f"With quantised layers in host memory a step takes {longer:.0f} ms longer and copies for "
+        f"{copies:.0f} ms, so {1 - longer / copies:.0%} of the\n"
+        f"copying time is hidden. In the profile only {streamed['copy_beside_kernels']:.0%} of the "
+        "copying ran beside a kernel: the profiler slows the host,\n"
+        f"which left the GPU idle for {streamed['step_ms'] - streamed['kernels_busy_ms']:.0f} of "
+        f"{streamed['step_ms']:.0f} ms, and some copies fell into these gaps.\n\n"
         "**Where a step goes** (`python benchmarks/profile_step.py`, kept in "
         "`benchmarks/profile.jsonl`), compiled,\n"
         f"batch 10, {step['step_ms']:.0f} ms: {parts}, idle {idle:.0f}, the longest\n"
-        f"gap {max(step['idle_ms']):.0f} ms where the loss is looked at. The largest cost that is "
-        "no matrix product is element-wise work that\n"
-        "is already fused, LoRA's dropout in it (a mask for each of q and v, in both passes)."
+        f"gap {max(step['idle_ms']):.0f} ms where the loss is read. After the matrix products, the "
+        "largest cost is element-wise work that\n"
+        "is already fused; it includes LoRA's dropout (a mask for each of q and v, in both passes)."
     )
 
 
@@ -102,12 +102,13 @@ def reading() -> str:
     outlined, dialogues = took["outlined pictures"], took["dialogues"]
     numbered = took["numbered pictures"]
     return (
-        "Cached features are made for the pictures that the plan will draw, all epochs, before the "
-        f"model\nloads: {(sam + clip) / 2**20:.1f} MiB a picture at 7B. Reading takes "
-        f"{outlined['seconds']:.0f} s of a processor for {outlined['count']} pictures with seven "
-        f"polygons each,\n{dialogues['seconds']:.0f} s for {dialogues['count']} dialogues and "
-        f"{1e3 * numbered['seconds'] / numbered['count']:.1f} ms for a picture of class numbers "
-        "(`python benchmarks/reading.py`),\nin every process."
+        "Features are cached before the model loads, for all pictures that the plan will draw in "
+        f"any epoch:\n{(sam + clip) / 2**20:.1f} MiB a picture at 7B. Every process reads the "
+        f"annotations, which takes {outlined['seconds']:.0f} s of processor time for\n"
+        f"{outlined['count']} pictures with seven polygons each, {dialogues['seconds']:.0f} s for "
+        f"{dialogues['count']} dialogues and "
+        f"{1e3 * numbered['seconds'] / numbered['count']:.1f} ms for a picture of class\nnumbers "
+        "(`python benchmarks/reading.py`)."
     )
 
 
@@ -128,8 +129,8 @@ def emulated() -> str:
     return (
         f"Trained for {found[0]['steps']} steps under the caps of smaller cards on one H100 "
         "(`python benchmarks/emulate.py`), with\nrandom weights of the true shapes and "
-        f"{found[0]['text']} text tokens: {len(held)} of {len(found)} held, and took "
-        f"{100 * min(shares):.0f}–{100 * max(shares):.0f} % of what is usable:"
+        f"{found[0]['text']} text tokens: {len(held)} of {len(found)} fitted, and took "
+        f"{100 * min(shares):.0f}–{100 * max(shares):.0f} % of the usable memory:"
     )
 
 
@@ -142,19 +143,20 @@ def explained() -> str:
     worst = max(segments, key=lambda row: abs(off(row, "pool")))
     host = sorted(plain, key=lambda row: off(row, "host"))
     return (
-        '- **Whole segments** (`allocator=""`): which of two equal blocks is used again depends on '
-        "addresses that the\n  driver chooses, and small differences in order grow: "
-        f"{len(beyond)} of {len(whole)} rows are more than {WHOLE_SHOWN:.0f} % off, the worst\n  "
-        f"{max(abs(off(row, 'pool')) for row in whole):.1f} % (process "
-        f"{max(abs(off(row, 'process')) for row in whole):.1f} %). The tensors agree. Plans use "
-        "expandable segments by default, and\n  a plan without them is TIGHT, not FITS, where less "
-        "than the doubt about its pool is left.\n"
-        f"- **Expandable segments, worst {abs(off(worst, 'pool')):.1f} %**: `{worst['name']}`, a "
-        f"small plan whose pool of {worst['measured']['pool'] / 2**20:.0f} MiB grows by whole "
-        "pages.\n"
-        f"- **Host memory**: {-off(host[0], 'host'):.1f} % short on `{host[0]['name']}` and "
-        f"{-off(host[1], 'host'):.1f} % on `{host[1]['name']}`; the\n  compiler's own memory is "
-        "not counted."
+        '- **Plans without expandable segments** (`allocator=""`, "whole" above): which of two '
+        "equal blocks the allocator reuses depends\n  on addresses that the driver chooses, and "
+        "small differences grow from there. "
+        f"{len(beyond)} of {len(whole)} rows are more than {WHOLE_SHOWN:.0f} % off in the\n  pool, "
+        f"the worst {max(abs(off(row, 'pool')) for row in whole):.1f} % (process "
+        f"{max(abs(off(row, 'process')) for row in whole):.1f} %). Their tensors agree. Plans use "
+        "expandable segments by default. A plan\n  without them is TIGHT, not FITS, if its pool "
+        "with this doubt added would not fit.\n"
+        f"- **Plans with expandable segments**: the worst row is {abs(off(worst, 'pool')):.1f} % "
+        f"off, `{worst['name']}`, a small plan whose pool of "
+        f"{worst['measured']['pool'] / 2**20:.0f} MiB grows by whole\n  pages.\n"
+        f"- **Host memory**: the forecast is {-off(host[0], 'host'):.1f} % too low for "
+        f"`{host[0]['name']}` and {-off(host[1], 'host'):.1f} % for `{host[1]['name']}`: "
+        "it does\n  not count the compiler's own memory."
     )
 
 
@@ -163,11 +165,11 @@ def caching() -> str:
     took = {row["encoder"]: row for row in rows("encoders")}
     sam, clip = took["sam"], took["clip"]
     return (
-        "Building the feature caches runs before training and takes "
+        "Before training, the feature caches are built. At 7B this takes "
         f"{sam['peak_allocated_bytes'] / 2**30:.2f} GiB of tensors "
         f"({sam['peak_reserved_bytes'] / 2**30:.2f} of the pool) for SAM and\n"
-        f"{clip['peak_allocated_bytes'] / 2**30:.2f} for CLIP at 7B (`benchmarks/encoders.py`): a "
-        "card that has no room for it gets OOM. Not forecast yet: more\nthan one process."
+        f"{clip['peak_allocated_bytes'] / 2**30:.2f} for CLIP (`benchmarks/encoders.py`). If a "
+        "card has no room for it, the verdict is OOM. More than one\nprocess is not forecast yet."
     )
 
 
@@ -182,7 +184,7 @@ def tiny() -> str:
     return (
         f"The packaged model: {count / 1e6:.2f} M parameters, "
         f"{path.stat().st_size / 1e6:.1f} MB of bf16 safetensors, "
-        "the same modules as 7B (CLIP,\nprojector, LLaMA, SAM) in small."
+        "the same modules as 7B (CLIP,\nprojector, LLaMA, SAM), each small."
     )
 
 
@@ -190,11 +192,11 @@ def pretraining() -> str:
     """docs/lisa-tiny.md: how long the packaged model was made."""
     record = json.loads((ROOT / "profiles/tiny/pretraining.json").read_text(encoding="utf-8"))
     return (
-        "The tokenizer is a byte-level BPE of 768 tokens. Pretraining trained everything, "
-        f"encoders included,\nfor {record['steps']} steps of "
+        "The tokenizer is a byte-level BPE of 768 tokens. Pretraining trained all parts, the "
+        f"encoders too,\nfor {record['steps']} steps of "
         f"{record['scenes_per_step']} generated scenes × {record['questions_per_scene']} questions "
         f"({record['seconds']} s on one {record['device']}), with auxiliary "
-        "heads that\nare dropped afterwards."
+        "heads that\nare not part of the packaged model."
     )
 
 
@@ -203,7 +205,7 @@ def bf16_size() -> str:
     from trainer.convert.convert import needed_shapes
 
     count = sum(shape.numel() for shape in needed_shapes(model_profile("7b")).values())
-    return f"The disk space is that of the model in bf16, {2 * count / 2**30:.1f} GiB at 7B."
+    return f"The folder takes the size of the model in bf16, {2 * count / 2**30:.1f} GiB at 7B."
 
 
 PAGES: dict[str, dict[str, Callable[[], str]]] = {

@@ -162,20 +162,20 @@ def advised_text() -> str:
         )
 
     return (
-        "The advice for 8 GiB is another plan than the table's 8 GB row, because it assumes "
-        "samples of 512 text\ntokens, and keeps unrounded weights as long as at least half of the "
-        "possible speed is left:\n"
+        "The advice for 8 GiB differs from the table's 8 GB row: it assumes samples of 512 text "
+        "tokens,\nand keeps unrounded weights as long as the plan reaches at least half of the "
+        "possible speed:\n"
         f"{advised()}.\nWith `--set quantization=nf4` it is {advised('quantization=nf4')}."
     )
 
 
 def faster_text() -> str:
-    """docs/lean.md: by how much the best row beats the older recipe."""
+    """docs/lean.md: by how much the best row beats the original recipe."""
     rate = {name: r["measurement"]["samples_per_second"] for name, r in lean_records().items()}
     older, best = rate["speed-seed-ckpt-b4"], rate["speed-compiled-b10-k32"]
     return (
-        f"The older recipe does {older:.2f} samples/s there, the best row {best:.2f} under the "
-        f"8 GB card's cap: {best / older:.1f} times."
+        f"The original recipe trains {older:.2f} samples/s there, the best row {best:.2f} under "
+        f"the 8 GB card's cap: {best / older:.1f} times as many."
     )
 
 
@@ -185,13 +185,12 @@ def streaming_text() -> str:
     parts = []
     for what, hosted, resident in (
         ("32 quantised layers", "stream-b8", "speed-b8"),
-        ("32 layers in bf16, where one is four times as large,", "stream-bf16-32-b8",
-         "stream-bf16-0-b8"),
-        ("10 of them", "stream-bf16-10-b8", "stream-bf16-0-b8"),
+        ("32 layers in bf16, each four times as large,", "stream-bf16-32-b8", "stream-bf16-0-b8"),
+        ("10 layers in bf16", "stream-bf16-10-b8", "stream-bf16-0-b8"),
     ):  # fmt: skip
         now, before = rate[hosted], rate[resident]
         parts.append(f"- {what} keep {now:.1f} of {before:.1f} samples/s ({now / before:.0%})")
-    return "\n".join(["In host memory, at batch 8:", "", *parts])
+    return "\n".join(["Speed with layers in host memory, at batch 8:", "", *parts])
 
 
 def readme(page: str) -> str:

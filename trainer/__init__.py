@@ -1,1 +1,1 @@
-"""What runs: the LISA model, its data, its training step and its loop."""
+"""Training and inference: the LISA model, its data, its training step and its runs."""

@@ -15,9 +15,12 @@ from torch import Tensor
 
 from profiles.plan import Plan
 from profiles.settings import Lora, TrainedPart
-from trainer.atomic_folder import share
-from trainer.model.families.llava_sam.names import LLAVA, from_adapter, to_adapter
-from trainer.model.weights import legible
+from profiles.text import brief
+from trainer.atomic_folder import apply_umask
+from trainer.model.adapter_names import to_peft
+from trainer.model.families import family_of
+from trainer.model.segmentation_model import SegmentationModel
+from trainer.model.weights import WeightsError, legible
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"  # PEFT's names
 # Modules of LLaVA that a part trains whole.
@@ -31,32 +34,45 @@ _WHOLE: dict[TrainedPart, tuple[str, ...]] = {
 def write(
     folder: Path, plan: Plan, lora: Lora, trained: Mapping[str, Tensor], new_ids: Sequence[int]
 ) -> dict[str, Tensor]:
-    """PEFT's two files of what was trained of LLaVA; returns the rest, which has no place there."""
+    """Write PEFT's two files with LLaVA's trained parts; returns the tensors of other parts."""
     from trainer.model.adapters import peft_config
 
+    model = family_of(plan.profile).model
+    root = f"{model.adapted_at}."
     whole = [name for part in plan.train for name in _WHOLE.get(part, ())]
     rows = {name: list(new_ids) for name in ("embed_tokens", "lm_head") if name not in whole}
     peft_config(
         lora,
+        model.decoder_at,
         task_type="CAUSAL_LM",
         inference_mode=True,
-        base_model_name_or_path=None if plan.model == "tiny" else plan.profile.sources[0],
+        base_model_name_or_path=None if plan.profile.packaged else plan.profile.sources[0],
         modules_to_save=whole or None,
         trainable_token_indices=rows if "token_rows" in plan.train else None,
     ).save_pretrained(str(folder))
-    ours = {to_adapter(name): value for name, value in trained.items() if name.startswith(LLAVA)}
+    ours = {
+        to_peft(name.removeprefix(root)): value
+        for name, value in trained.items()
+        if name.startswith(root)
+    }
     save_file(ours, folder / TENSORS, metadata={"format": "pt"})
-    share(folder / TENSORS)
-    return {name: value for name, value in trained.items() if not name.startswith(LLAVA)}
+    apply_umask(folder / TENSORS)
+    return {name: value for name, value in trained.items() if not name.startswith(root)}
 
 
-def read(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a folder's adapter by this model's names; none where there is no adapter.
+def read(folder: Path, model: type[SegmentationModel]) -> dict[str, Tensor]:
+    """The tensors of a folder's adapter by the model's names; none where there is no adapter.
 
-    One that is no part of the model keeps its name. Raises WeightsError.
+    A tensor that is not in the model keeps its name. Raises WeightsError.
     """
     path = folder / TENSORS
     if not path.is_file():
         return {}
+    tensors: dict[str, Tensor] = {}
     with legible(path), safe_open(path, framework="pt") as file:
-        return {from_adapter(name) or name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        for theirs in file.keys():  # noqa: SIM118
+            name = model.from_adapter(theirs) or theirs
+            if name in tensors:
+                raise WeightsError(f"{path}: {brief(theirs)} is {brief(name)} once more")
+            tensors[name] = file.get_tensor(theirs)
+    return tensors

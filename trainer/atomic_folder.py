@@ -1,4 +1,4 @@
-"""Folders that appear at once when they are whole."""
+"""Folders that appear at once, when they are complete."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 
 from profiles.files import HOLDER, force, held, sweep
 
-MANY = 1000  # files: one by one would take longer than asking for all of the system's
+MANY = 1000  # files: from here on one sync of the whole system is faster
 
 
 def refuse_taken(target: Path) -> None:
-    """Raises FileExistsError if `target` is anything but absent or an empty folder, and Held.
+    """Raise FileExistsError unless `target` is absent or an empty folder. May raise Held.
 
-    What a killed writer of it left goes.
+    Leftovers of a killed writer are removed.
     """
     target = Path(os.path.abspath(target))
     if (target.parent / _name(target)).exists():
@@ -33,10 +33,10 @@ def _refuse(target: Path) -> None:
         )
 
 
-def share(path: Path) -> None:
-    """Give a file the rights that this user gives new ones: safetensors writes for its owner alone.
+def apply_umask(path: Path) -> None:
+    """Give a file the rights of the user's umask: safetensors makes it readable by its owner only.
 
-    A model or a cache on a shared machine is for others too, unless the umask says otherwise.
+    On a shared machine others use models and caches too, unless the umask forbids it.
     """
     mask = os.umask(0o077)
     os.umask(mask)
@@ -44,11 +44,11 @@ def share(path: Path) -> None:
 
 
 @contextmanager
-def placed(target: Path) -> Iterator[Path]:
-    """A folder to write in, which becomes `target` if all goes well and vanishes if not.
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """A folder to write in that becomes `target` at the end, or is removed after an error.
 
-    What a killed writer of the same target left goes first. Raises FileExistsError, before and
-    after the work, for a target that is taken, and Held while another process writes it.
+    Leftovers of a killed writer of the same target are removed first. Raises FileExistsError,
+    before and after the work, if `target` exists, and Held while another process writes it.
     """
     target = Path(os.path.abspath(target))
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,7 @@ def placed(target: Path) -> Iterator[Path]:
         draft = private / target.name
         draft.mkdir()
         yield draft
-        _refuse(target)  # someone else may have come first
+        _refuse(target)  # another process may have been faster
         _force_all(draft)
         if target.exists():
             target.rmdir()
@@ -71,9 +71,9 @@ def _name(target: Path) -> str:
 
 @contextmanager
 def _private(target: Path) -> Iterator[Path]:
-    """An empty folder beside the target, held, that vanishes afterwards.
+    """An empty locked folder beside the target, removed afterwards.
 
-    Only its owner may enter, so that nobody else reads or swaps what is half done.
+    Only its owner may enter it, so that nobody else reads or replaces unfinished files.
     """
     private = target.parent / _name(target)
     private.mkdir(mode=0o700, exist_ok=True)
@@ -89,7 +89,7 @@ def _private(target: Path) -> Iterator[Path]:
 
 
 def _force_all(folder: Path) -> None:
-    """Have a folder's files reach the disk before its name says that it is whole."""
+    """Force a folder's files to disk before it gets its final name."""
     paths = [folder, *islice(folder.rglob("*"), MANY if hasattr(os, "sync") else None)]
     if len(paths) > MANY and hasattr(os, "sync"):
         return os.sync()

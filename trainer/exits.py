@@ -1,4 +1,4 @@
-"""How a command of the trainer ends: with findings, and an exit code."""
+"""How the trainer's commands end on errors: a list, as there may be several, and an exit code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from profiles.streams import tell
 
 
 def fail(message: str) -> NoReturn:
-    """End with `message` and the exit code of bad usage."""
+    """Print `message` as an item of a list of errors and end with the exit code of bad usage."""
     text = message if message.startswith("  - ") else f"  - {message}"
     tell(f"error:\n{text}")
     raise typer.Exit(EXIT_USAGE)

@@ -1,4 +1,4 @@
-"""What a run stands on: card or processor, the memory there is and was taken, library versions."""
+"""What a run depends on: card or processor, free and used memory, library versions."""
 
 from __future__ import annotations
 
@@ -11,26 +11,28 @@ from profiles.plan import Plan
 
 
 def room(plan: Plan) -> tuple[int, int] | None:
-    """Bytes that this process's pool may have at most, and that lie beside it on the card."""
+    """Bytes on the card that this process's pool may use at most, and bytes used outside it."""
     if plan.device == "cpu" or not torch.cuda.is_available():
         return None
     torch.cuda.init()
     card = int(os.environ.get("LOCAL_RANK", 0))
-    free, total = torch.cuda.mem_get_info(card)  # which makes the context: it counts from now on
+    free, total = torch.cuda.mem_get_info(
+        card
+    )  # creates the CUDA context, which counts from now on
     pool = torch.cuda.memory_reserved(card)
     cap = int(torch.cuda.get_per_process_memory_fraction(card) * total)
     return min(pool + free, cap), total - free - pool
 
 
 def free_bytes(plan: Plan) -> tuple[int, int]:
-    """Bytes that this process can still take: of the card (under its cap), and of the host."""
+    """Bytes that this process can still allocate: on the card (under its cap), and on the host."""
     import psutil
 
     there = room(plan)
     if there is None:
         raise ValueError(
             "the plan trains on a CUDA device, and torch sees none\n"
-            "    hint: lisa-advise doctor tells why; lisa-train --auto --model tiny trains on a CPU"
+            "    hint: lisa-advise doctor says why; lisa-train --auto --model tiny trains on a CPU"
         )
     return there[0] - torch.cuda.memory_reserved(), psutil.virtual_memory().available
 
@@ -45,7 +47,7 @@ def hardware(device: torch.device) -> str:
 
 
 def peaks() -> dict[str, int]:
-    """The most bytes so far on the card: of tensors, and of the allocator's pool."""
+    """Peak bytes on the card so far: of tensors, and of the allocator's pool."""
     if not torch.cuda.is_available():
         return {}
     return {

@@ -2,7 +2,7 @@
 
 Every function returns a sum or one value per mask, never a batch mean. The caller counts tokens
 and masks over the whole effective batch (all micro-batches of all ranks) and divides once, so the
-loss and its gradient do not depend on how that batch was cut up.
+loss and its gradient do not depend on how that batch was split.
 
 Objective (Lai et al., "LISA: Reasoning Segmentation via Large Language Model", 2023):
 ``1.0 * ce / tokens + 2.0 * bce / masks + 0.5 * dice / masks``.
@@ -16,11 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORE_LABEL = -100
-"""Label of a token that is not supervised (the convention of ``F.cross_entropy``)."""
-
-IGNORE_PIXEL = 255
-"""Target value of a pixel that takes no part in the mask losses."""
+from trainer.ignored import IGNORE_LABEL as IGNORE_LABEL
+from trainer.ignored import IGNORE_PIXEL as IGNORE_PIXEL
 
 
 @dataclass(frozen=True)
@@ -118,7 +115,7 @@ def cross_entropy_sum(logits: Tensor, labels: Tensor) -> Tensor:
 def check_target(target: Tensor) -> None:
     """Refuse a mask target [M, R, R] with other values than 0, 1 and 255. Raises ValueError.
 
-    Called where batches are made: on the GPU the look at the values would make every step wait.
+    Called where batches are made: on the GPU, reading the values would make every step wait.
     """
     if bool(((target > 1) & (target != IGNORE_PIXEL)).any()):
         raise ValueError("mask target holds values other than 0, 1 and 255")

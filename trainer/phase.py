@@ -1,4 +1,4 @@
-"""What a run was doing when an error came."""
+"""What a run was doing when an error occurred."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def during(phase: str) -> Iterator[None]:
-    """Have an error that passes say what the run was doing; the innermost says it first."""
+    """Note on a passing error what the run was doing; the innermost note comes first."""
     try:
         yield
     except Exception as error:

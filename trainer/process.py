@@ -1,4 +1,4 @@
-"""What a process is set to before a plan runs in it: allocator, threads, variables, folders."""
+"""Sets up a process before a plan runs in it: allocator, threads, variables, folders."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def feature_cache() -> Path:
 
 
 def use_allocator(plan: Plan) -> None:
-    """Have torch use the plan's allocator settings: the forecast is of them, not of the shell's."""
+    """Make torch use the plan's allocator settings, which the forecast assumes, not the shell's."""
     if plan.device != "cuda":
         return
     from profiles.environment import ALLOCATOR_VARIABLES
@@ -31,24 +31,24 @@ def use_allocator(plan: Plan) -> None:
         if shells != plan.allocator:
             os.environ[name] = plan.allocator
             if shells and is_main():
-                tell(f"{name}={shells} of this shell is overruled by the plan's "
+                tell(f"{name}={shells} of this shell is overridden by the plan's "
                      f"{plan.allocator!r}; --set allocator={shells} trains with it")  # fmt: skip
 
 
 def try_segments(plan: Plan, fix: str = "--set allocator=") -> None:
-    """One allocation with the plan's expandable segments, before anything takes long.
+    """Try one allocation with the plan's expandable segments, before anything takes long.
 
-    No query tells of them: a virtual GPU may go by any name. Raises ValueError, with `fix`, where
-    they do not work here; what is wrong with the card itself is raised as it is.
+    No query reports whether they work: a virtual GPU may have any name. Raises ValueError, with
+    `fix`, if they do not; errors of the card itself are raised unchanged.
     """
     if plan.device != "cuda" or "expandable_segments:True" not in plan.allocator:
         return
     import torch
 
     if not torch.cuda.is_available():
-        return  # another message's matter
+        return  # reported elsewhere
     device = int(os.environ.get("LOCAL_RANK", "0"))
-    torch.cuda.mem_get_info(device)  # without the allocator: the card and its driver as such
+    torch.cuda.mem_get_info(device)  # without the allocator: fails if the card or its driver does
     try:
         torch.empty(1 << 21, dtype=torch.uint8, device=f"cuda:{device}")
     except torch.OutOfMemoryError:
@@ -57,12 +57,12 @@ def try_segments(plan: Plan, fix: str = "--set allocator=") -> None:
         said = str(error).strip().partition("\n")[0]
         raise ValueError(
             f"expandable segments do not work on this GPU: {said}\n"
-            f"    hint: {fix} goes without them, with a pool up to a tenth larger"
+            f"    hint: {fix} does without them, with a pool up to a tenth larger"
         ) from None
 
 
-def heed_the_plan() -> None:
-    """Called first: variables that another session left in the shell do not overrule the plan."""
+def clear_leftover_variables() -> None:
+    """Called first: remove variables of an earlier session that would override the plan."""
     from trainer.parallel.launch import is_main, without_leftovers
 
     main = is_main()
@@ -71,7 +71,7 @@ def heed_the_plan() -> None:
 
 
 def use_threads(plan: Plan, say: Callable[[str], None]) -> None:
-    """On the CPU, as many threads as there are cores for this process, unless the user has said."""
+    """On the CPU, use a thread for each core of this process, unless the user set a number."""
     if plan.device != "cpu":
         return
     import torch
@@ -83,8 +83,8 @@ def use_threads(plan: Plan, say: Callable[[str], None]) -> None:
     say(f"CPU threads: {torch.get_num_threads()} (OMP_NUM_THREADS sets another number)")
 
 
-def stay_at_home() -> None:
-    """Before torch is imported: neither the network nor a folder of others has a say in this."""
+def work_offline() -> None:
+    """Called before torch is imported: use neither the network nor folders of other users."""
     from profiles.environment import at_home
 
     os.environ.update(at_home(os.environ))

@@ -28,8 +28,6 @@ RESERVED_TOKENS: tuple[str, ...] = (
 """Tokens with a meaning to the model, which text from outside must not contain."""
 
 IMAGE_PREFIX = IMAGE_TOKEN + "\n"
-
-
 SHORT_QUESTIONS: tuple[str, ...] = (
     IMAGE_PREFIX + "Can you segment the {text} in this image?",
     IMAGE_PREFIX + "Please segment the {text} in this image.",
@@ -102,7 +100,7 @@ def question_for(text: str, is_sentence: bool, choose: Choose) -> str:
         text: a phrase such as ``the red cup``, or a whole sentence. Case is kept, surrounding
             whitespace is not. A phrase loses one trailing ``.`` or ``?``, since the templates
             carry on after it; a sentence keeps its own.
-        is_sentence: whether ``text`` stands on its own (long templates) or is set into a question.
+        is_sentence: whether ``text`` is a question by itself (long templates) or part of one.
         choose: picks the template.
 
     Raises:

@@ -1,4 +1,4 @@
-"""How a run speaks."""
+"""How a run reports."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Reporter:
-    """How a run speaks: one line of text, and progress (what, done, of how many)."""
+    """How a run reports: a line of text, and progress (what, done, of how many)."""
 
     line: Callable[[str], None]
     progress: Callable[[str, int, int], None]

@@ -2,7 +2,7 @@
 
 The grid answers at once for the usual settings. Where it does not reach (other adapters, trained
 parts, longer texts) the plan that it would choose is forecast, the figures are corrected, and the
-choice is made again until it stands.
+choice is made again until it stays the same.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ if TYPE_CHECKING:
     from advisor.memory.forecast import Forecast
 
 LIVE_TRIALS = 4
-CLOSE = 0.9  # a corrected choice whose forecast uses less of what was reckoned is made again
+CLOSE = 0.9  # if the forecast is below this share of the estimate, the choice is made again
 OTHER_VERSIONS = 1.02  # a row of another torch counts for that much more: a policy
-TYPICAL = "rtx-3060-12gb"  # whose rates stand for a card that is not known
+TYPICAL = "rtx-3060-12gb"  # whose rates are used for a card that is not known
 CARD_SIZES_GIB = (2, 3, 4, 6, 8, 10, 11, 12, 16, 20, 24, 32, 40, 48, 80, 96, 141, 180)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """All that a search depends on beside the plan."""
+    """What a search depends on, besides the plan."""
 
     budget: Budget
     card: GpuProfile | None = None  # its rates; None: not in the catalogue
@@ -66,13 +66,13 @@ class Found:
 
 
 def search(base: Plan, pinned: set[str], setting: Setting) -> Found | str:
-    """The best plan that `base` can become with its `pinned` settings; or why none can be told.
+    """The best plan that `base` allows with its `pinned` settings; or why there is none.
 
     Raises what the setting's `live` raises.
     """
     text = setting.text_tokens or base.tokens.max_text_tokens
     if not base.mixture.reason_seg_alone:
-        # The rows do not tell how many masks and answers their samples held.
+        # The rows do not record how many masks and answers their samples held.
         setting = replace(setting, rows=())
     if setting.data is not None and setting.live is not None:
         first = _chosen(base, pinned, setting, text, 1.0)
@@ -85,7 +85,7 @@ def search(base: Plan, pinned: set[str], setting: Setting) -> Found | str:
     if estimate(base.model_copy(update=apart), text) is not None:  # all else is as usual
         return _chosen(base, pinned, setting, text, 1.0) or "no plan with these settings can run"
     if setting.live is None:
-        return "nothing that is known covers these settings"
+        return "no forecast or tested row covers these settings"
     correction, found = 1.0, None
     for _ in range(LIVE_TRIALS):
         found = _chosen(base, pinned, setting, text, correction)
@@ -138,7 +138,7 @@ def smallest_cards_text(models: Iterable[str]) -> str:
         size = smallest_card_gib(min(needs)) if needs else None
         if size is not None:
             known.append(f"{model} trains from a {size} GiB card on ({gib(min(needs))})")
-    return "; ".join(known) or "no forecast tells what would"
+    return "; ".join(known) or "no forecast shows which card would"
 
 
 def _chosen(
@@ -208,7 +208,7 @@ def _minor(version: str) -> str:
 
 def _speed(card: GpuProfile | None, text: int, plan: Plan) -> Speed:
     rates = card or gpus()[TYPICAL]
-    source = f"reckoned for {rates.title}"
+    source = f"estimated for {rates.title}"
     if card is None:
         source += ", as this card is not in the catalogue"
     speed = samples_per_second(plan, text, rates)

@@ -1,4 +1,4 @@
-"""lisa-advise forecast and check: what a step of a plan file takes."""
+"""lisa-advise forecast and check: the memory that a step of a plan file takes."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def forecast_command(
         typer.Option(
             "--compute-capability",
             metavar="X.Y",
-            help="Of the card. Default: this machine's, else 8.6.",
+            help="The card's. Default: this machine's, else 8.6.",
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """What will a step of this plan take? Counted without a GPU, in seconds.
+    """How much memory will a step of this plan take? Needs some seconds and no GPU.
 
     TIGHT: inside the margin that the advice keeps.
 

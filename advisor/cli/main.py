@@ -1,4 +1,4 @@
-"""lisa-advise: parses, asks `advise`, prints. Everything heavy is imported inside the command."""
+"""lisa-advise: parses, calls `advise`, prints. Everything heavy is imported inside the command."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ def run(
     context: typer.Context,
     model: Annotated[
         Text,
-        typer.Option(help="Size: tiny, 7b, 7b-v1, 13b or 13b-v1. Default: what fits."),
+        typer.Option(help="Size: tiny, 7b, 7b-v1, 13b or 13b-v1. Default: one that fits."),
     ] = None,
     settings: Settings = None,
     weights: Annotated[
         Text, typer.Option(metavar="FOLDER", help="Model folder of lisa-train convert, or random.")
     ] = None,
     lora_r: Annotated[
-        int | None, typer.Option("--lora-r", min=1, max=256, help="Fix LoRA's rank.")
+        int | None, typer.Option("--lora-r", min=1, max=256, help="Set LoRA's rank.")
     ] = None,
     no_quantization: Annotated[
         bool, typer.Option("--no-quantization", help="Keep the base weights as published.")
@@ -69,22 +69,22 @@ def run(
     data_dir: DataDir = None,
     skip_broken: SkipBroken = None,
     measure: Annotated[
-        bool, typer.Option("--measure", help="Try the plan on this GPU: three steps, once.")
+        bool, typer.Option("--measure", help="Also run three steps of the plan on this GPU.")
     ] = False,
     emulate_vram: Annotated[
         int | None,
         typer.Option(
-            metavar="SIZE", parser=parse_size, help="Try here what a smaller card would get."
+            metavar="SIZE", parser=parse_size, help="Try a smaller card's plan here, under its cap."
         ),
     ] = None,
     save: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the plan, if it fits, to FILE.")
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw one step's memory into a picture.")
+        Path | None, typer.Option(metavar="FILE", help="Draw one step's memory as a picture.")
     ] = None,
     explain: Annotated[
-        Text, typer.Option(metavar="COMPONENT", help="Say what a part of the memory is, and stop.")
+        Text, typer.Option(metavar="COMPONENT", help="Explain a part of the memory and exit.")
     ] = None,
     as_json: Json = False,
     svg: Annotated[Path | None, typer.Option(metavar="FILE", hidden=True)] = None,
@@ -97,7 +97,7 @@ def run(
         given = (model, settings, weights, lora_r, no_quantization, gpu, vram, system, data_dir,
                  skip_broken, measure, emulate_vram, save, plot, explain, as_json, svg)  # fmt: skip
         if any(given):
-            fail(f"options of {context.invoked_subcommand} go behind its name")
+            fail(f"give the options of {context.invoked_subcommand} after its name")
         return
     if explain is not None:
         from advisor.report.glossary import explain as explained
@@ -114,9 +114,9 @@ def run(
     from profiles.findings import PlanError
 
     if emulate_vram is not None and (vram or gpu):
-        fail("--emulate-vram names the card itself; leave --vram and --gpu out")
+        fail("--emulate-vram gives the card's size already; leave out --vram and --gpu")
     if measure and (vram or gpu):
-        fail("--measure needs the card here; --emulate-vram SIZE tries a smaller one's plan")
+        fail("--measure needs a card here; --emulate-vram SIZE tries the plan of a smaller one")
     for path in (save, plot):
         must_be_writable(path)
     if plot is not None and plot.suffix.lower() not in PLOT_SUFFIXES:
@@ -161,7 +161,7 @@ def _tried(advice: Advice, emulated: bool) -> Advice:
 
     here = pick_gpu(advice.machine)
     if here is None:
-        fail("there is no GPU here to try a plan on\n    hint: --vram SIZE advises without one")
+        fail("this machine has no GPU to try a plan on\n    hint: --vram SIZE advises without one")
     cap = None
     if emulated and advice.budget is not None:
         cap = advice.budget.cap_bytes
@@ -177,13 +177,13 @@ def _sugar(weights: str | None, lora_r: int | None, no_quantization: bool) -> li
 
 @app.command("doctor")
 def doctor_command(
-    offline: Annotated[bool, typer.Option(help="Do not ask the model hub.")] = False,
+    offline: Annotated[bool, typer.Option(help="Do not connect to the model hub.")] = False,
     as_report: Annotated[
         bool, typer.Option("--report", help="Print a block to paste into an issue.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Is this machine ready to train? Each check with its remedy; takes some seconds.
+    """Is this machine ready to train? Checks it in some seconds and says how to fix what is wrong.
 
     Exit codes: 0 ready, 1 a check failed, 130 interrupted.
     """

@@ -1,4 +1,4 @@
-"""What the commands' options have in common: their types, their words, and what must agree."""
+"""What the commands' options have in common: types, help texts, and which must agree."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 PLOT_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".pdf")
 
 
-MAX_VRAM_BYTES = 2**44  # 16 TiB: anything above is a slip of the unit
+MAX_VRAM_BYTES = 2**44  # 16 TiB: anything above is a wrong unit
 
 
 _UNITS = {"mib": MIB, "gib": GIB, "mb": 10**6, "gb": 10**9}
@@ -28,7 +28,7 @@ _UNITS = {"mib": MIB, "gib": GIB, "mb": 10**6, "gb": 10**9}
 def parse_size(text: str) -> int:
     """Bytes from a number with a unit. Raises typer.BadParameter.
 
-    A bare number is refused: between 8 GB and 8 GiB lies more than the whole margin.
+    A bare number is refused: 8 GB and 8 GiB differ by more than the whole margin.
     """
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)", text.strip(), re.ASCII)
     unit = _UNITS.get(match[2].lower()) if match else None
@@ -62,7 +62,7 @@ System = Annotated[
 
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Fix a setting of the plan. Repeatable."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Set a setting of the plan. Repeatable."),
 ]
 
 
@@ -70,17 +70,17 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 DataDir = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Take the longest sample of this data set.")
+    Path | None, typer.Option(metavar="DIR", help="Count the longest sample of this data set.")
 ]
 
 
 SkipBroken = Annotated[
-    Text, typer.Option(metavar="N|all", help="Leave at most N broken entries of the data out.")
+    Text, typer.Option(metavar="N|all", help="Skip up to N broken entries of the data.")
 ]
 
 
 def must_agree(assignments: list[str]) -> None:
-    """Ends with exit code 2 where one setting is given two values."""
+    """Ends with exit code 2 if one setting is given two values."""
     from profiles.overrides import assigned
 
     given: dict[str, str] = {}
@@ -99,7 +99,7 @@ def named_card(vram: int | None, gpu: str | None, system: str | None) -> Target 
         fail(f"--os: got {system!r}; give linux or windows")
     if vram is None and gpu is None:
         if system is not None:
-            fail("--os goes with --vram or --gpu; this machine's system is known")
+            fail("--os needs --vram or --gpu; this machine's own system is known")
         return None
     if vram is not None and gpu is not None:
         fail("--vram and --gpu both name a card; give one of them")
@@ -107,12 +107,12 @@ def named_card(vram: int | None, gpu: str | None, system: str | None) -> Target 
         card = None if gpu is None else find_gpu(gpu)
     except ValueError as error:
         # Whatever is wrong with the name, the size alone is enough to go on.
-        fail(f"--gpu: {error}\n    hint: a card that is not listed: --vram SIZE, such as 8GiB")
+        fail(f"--gpu: {error}\n    hint: if the card is not listed, give --vram SIZE, such as 8GiB")
     return Target(vram, card, windows=system == "windows")
 
 
 def must_be_data(folder: Path | None, skip_broken: str | None) -> None:
-    """Ends with exit code 2 for no data; what may be left out of it is announced."""
+    """Ends with exit code 2 if there is no data; passes --skip-broken on to child processes."""
     from profiles.skipping import VARIABLE, announce, announced, read_most
     from profiles.splits import NEEDED, located
 
@@ -121,7 +121,7 @@ def must_be_data(folder: Path | None, skip_broken: str | None) -> None:
     if folder is not None and located(folder) is None:
         fail(f"{folder}: --data-dir must name ReasonSeg data; needed: {NEEDED}")
     if skip_broken is not None and folder is None:
-        fail("--skip-broken goes with --data-dir")
+        fail("--skip-broken needs --data-dir")
     try:
         if skip_broken is not None:
             announce(read_most(skip_broken))

@@ -16,7 +16,7 @@ from profiles.text import counted
 if TYPE_CHECKING:
     from profiles.tested import Table, TestedRow
 
-app = typer.Typer(help="What was tested, on which card, and what it took.")
+app = typer.Typer(help="Tested configurations: the card and the memory that each took.")
 Option = Annotated[str | None, typer.Option(help="Only such rows.")]
 
 
@@ -28,7 +28,7 @@ def listed(
     verdict: Option = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
 ) -> None:
-    """List the shipped and your own rows: seed claims with what measurements say of them."""
+    """List the shipped rows and yours; each claim of source seed with what measurements say."""
     if context.invoked_subcommand is not None:
         return
     from typing import get_args
@@ -72,7 +72,7 @@ def listed(
 def export(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="JSON lines; '-' for stdout.")],
 ) -> None:
-    """Write your own rows, to share them."""
+    """Write your own rows to a file, to share them."""
     rows = [row for row in _read().rows if row.source == "user"]
     text = "".join(row.model_dump_json() + "\n" for row in rows)
     if str(file) == "-":
@@ -88,7 +88,7 @@ def export(
 def import_(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="JSON lines, as exported.")],
 ) -> None:
-    """Add the rows of a file to your own; rows that you have stay as they are."""
+    """Add the rows of a file to your own; rows that you already have are kept."""
     from profiles.files import read_regular, reason
     from profiles.tested import append_all, parse_table
 

@@ -35,7 +35,7 @@ class Context:
     source: str
 
     def bytes(self, pinned: bool) -> int:
-        """Of a process that pins host tensors, or does not."""
+        """Bytes for a process that pins host tensors, or does not."""
         return self.plain_bytes + (self.pinning_bytes if pinned else 0)
 
 
@@ -59,7 +59,7 @@ def context_of(gpu: Gpu, machine: Machine, folder: Path | None = None) -> Contex
 def measure_context(gpu: Gpu, machine: Machine, folder: Path | None = None) -> Context:
     """The context on `gpu`, measured now unless it was before. Raises RehearsalFailed.
 
-    The figure is what NVML shows of the child less torch's pool; where NVML does not tell a
+    The figure is what NVML shows of the child less torch's pool; where NVML does not report a
     process's memory (WDDM), the profile stands.
     """
     known = context_of(gpu, machine, folder)
@@ -102,7 +102,7 @@ def _kept(gpu: Gpu, machine: Machine, folder: Path | None) -> Path:
 
 
 def library_versions() -> list[str]:
-    """Of the libraries that memory depends on; "absent" for one that is not installed."""
+    """Versions of the libraries that memory depends on; "absent" if one is not installed."""
     return [installed(name) for name in LIBRARIES]
 
 

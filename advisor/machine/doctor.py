@@ -1,4 +1,4 @@
-"""lisa-advise doctor: what of this machine is ready to train, and what to do about the rest."""
+"""lisa-advise doctor: which parts of this machine are ready to train, and how to fix the rest."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CACHE_BYTES = 4 * GIB
 
 
 class Check(Frozen):
-    """One thing that was looked at."""
+    """One thing that was checked."""
 
     name: str
     status: Literal["ok", "note", "fail"] = Field(description="note: works, but not as well")
@@ -43,14 +43,14 @@ def examine(
 ) -> tuple[Check, ...]:
     """Every check on this machine; a training step of lisa-tiny runs in a child process.
 
-    `tell` hears what is about to take seconds.
+    `tell` gets a line before each check that takes seconds.
     """
     gpu = pick_gpu(machine)
     device = "cuda" if gpu is not None else "cpu"
     tell(f"a training step of lisa-tiny on {device}, up to a minute ...")
     facts = _selftest(device)
     if not offline:
-        tell(f"asking the model hub, {HUB_SECONDS} s at most ...")
+        tell(f"connecting to the model hub, {HUB_SECONDS} s at most ...")
     return (
         *_driver(machine, facts),
         *_libraries(facts),
@@ -189,7 +189,7 @@ def _segments(machine: Machine) -> Check:
 
 
 def _segments_tried() -> tuple[str, bool]:
-    """What came of an allocation with them, in a child: it may end the process."""
+    """The outcome of an allocation with them, in a child process, because it may crash."""
     code = "import torch; torch.empty(1 << 26, dtype=torch.uint8, device='cuda').fill_(1)"
     code += "; torch.cuda.synchronize()"
     setting = "expandable_segments:True"
@@ -211,7 +211,7 @@ def _room(machine: Machine) -> Iterator[Check]:
     found = f"{gib(free)} free where features are cached"
     if not stays:
         found += f", in {cache_folder()}: the home folder cannot be written"
-    remedy = f"about {gib(CACHE_BYTES)} are wanted; --cache-dir names another disk"
+    remedy = f"about {gib(CACHE_BYTES)} are needed; --cache-dir names another disk"
     bad = short or not stays
     yield Check(name="disk", status="note" if bad else "ok",
                 found=found, remedy=remedy if bad else "")  # fmt: skip
@@ -231,7 +231,7 @@ def _hub() -> Iterator[Check]:
         with urllib.request.urlopen(HUB, timeout=HUB_SECONDS):
             yield Check(name="model hub", status="ok", found="answers")
     except (urllib.error.URLError, OSError, ValueError):
-        remedy = "weights must lie in a folder: --weights FOLDER"
+        remedy = "weights must be in a folder: --weights FOLDER"
         yield Check(name="model hub", status="note", found="does not answer", remedy=remedy)
 
 

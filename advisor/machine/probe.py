@@ -1,7 +1,7 @@
 """This machine: its GPUs as the driver (NVML) counts them, its host memory and its CPU.
 
-NVML creates no CUDA context, so a probe costs the card nothing. Whatever cannot be learnt is
-None and stays None; a missing module, driver or card is an answer, not an error.
+NVML creates no CUDA context, so a probe takes no memory on the card. What cannot be queried is
+None and stays None; a missing module, driver or card is a result, not an error.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from profiles.records import Frozen
 Platform = Literal["linux", "wsl", "windows", "darwin"]
 
 UNNAMED = "unknown GPU"
-MOST_CARDS, MOST_INSTANCES, MOST_BYTES = 256, 8, 2**44  # beyond these an answer is garbage
+MOST_CARDS, MOST_INSTANCES, MOST_BYTES = 256, 8, 2**44  # larger answers are garbage
 # Devices on one die with the host's memory: by name, and by compute capability.
 SHARES_MEMORY = re.compile(r"\b(GB10|Orin|Thor|Xavier|Tegra|Jetson|nvgpu)\b", re.IGNORECASE)
 # "GRID V100D-16C", "NVIDIA A10-24Q", "NVIDIA A100-4-20C", "GRID A100D-10CME", "A16-2B4".
@@ -87,7 +87,7 @@ class Machine(Frozen):
 def probe(environ: Mapping[str, str] | None = None) -> Machine:
     """This machine as it is now. Raises nothing for a missing or broken driver.
 
-    `environ` stands in for the process environment (CUDA_VISIBLE_DEVICES, CUDA_DEVICE_ORDER).
+    `environ` replaces the process environment (CUDA_VISIBLE_DEVICES, CUDA_DEVICE_ORDER).
     """
     environ = os.environ if environ is None else environ
     system = _platform()
@@ -109,7 +109,7 @@ def probe(environ: Mapping[str, str] | None = None) -> Machine:
 
 
 def _probe_nvml(system: Platform) -> tuple[dict[str, Any], list[Finding]]:
-    """Driver facts and every GPU, visible or not; notes on what could not be asked."""
+    """Driver facts and every GPU, visible or not; notes on what could not be queried."""
     try:
         import pynvml
     except ImportError:
@@ -138,7 +138,7 @@ def _probe_nvml(system: Platform) -> tuple[dict[str, Any], list[Finding]]:
         }
         return facts, notes
     except Exception as error:
-        # Only a lost card's error comes up to here: what was learnt before it stays.
+        # Only a lost card's error reaches this line: the results before it are kept.
         what = "the NVIDIA driver stopped answering"
         notes.append(Finding("nvml", what, str(error), _driver_hint(system)))
         return {"gpus": gpus}, notes
@@ -162,7 +162,7 @@ def _visible(cards: list[Gpu], environ: Mapping[str, str]) -> tuple[list[Gpu], l
         gpu = _named(cards, entry)
         if gpu is None:
             if entry not in ("", "-1"):
-                what = "names no device: CUDA ignores it and all after it"
+                what = "names no device: CUDA ignores it and all names after it"
                 notes.append(Finding("CUDA_VISIBLE_DEVICES", what, entry))
             break
         if gpu in chosen:
@@ -208,7 +208,7 @@ def _card(nvml: ModuleType, index: int, notes: list[Finding]) -> list[Gpu]:
     try:
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
         mig = _mig_is_on(nvml, handle)
-        # A card that hides its mode may be cut all the same: whole, it would be promised too much.
+        # A card that hides its mode may still be cut: as whole, its memory would be too large.
         instances = [] if mig is False else _mig_instances(nvml, handle, index, bool(mig), notes)
         return instances if mig or instances else [_gpu(nvml, handle, index, notes)]
     except Exception as error:
@@ -252,11 +252,11 @@ def _lost(index: int, error: Exception, notes: list[Finding]) -> Gpu:
 
 
 def _gpu(nvml: ModuleType, handle: Any, index: int, notes: list[Finding]) -> Gpu:
-    """Facts about one handle. Raises NVML's error when the card itself is lost."""
+    """Facts about one device. Raises NVML's error when the card itself is lost."""
     where = f"gpu {index}"
     name = _text(_ask(nvml, "nvmlDeviceGetName", handle))
     if name is None:
-        notes.append(Finding(where, "does not say its name: its memory alone decides"))
+        notes.append(Finding(where, "does not report its name: its memory alone decides"))
         name = UNNAMED
     capability = _capability(nvml, handle)
     memory = _memory(nvml, handle, where, name, capability, notes)
@@ -265,7 +265,7 @@ def _gpu(nvml: ModuleType, handle: Any, index: int, notes: list[Finding]) -> Gpu
     if capability is None:
         card = gpu_by_nvml(name, memory.get("total_bytes"))
         capability = None if card is None else card.compute_capability
-        what = "does not say its compute capability: "
+        what = "does not report its compute capability: "
         what += "a recent one is assumed" if card is None else "that of the name is taken"
         notes.append(Finding(where, what, name))
     return Gpu(
@@ -334,8 +334,8 @@ def _memory(
 ) -> dict[str, Any]:
     """Total, free, used and reserved bytes; empty when the card does not say.
 
-    Version 2 tells the driver's own share apart. Old drivers, WSL and old modules know version 1
-    only, and each says so in another way: whatever version 2 ends in, version 1 is asked.
+    Version 2 separates the driver's own share. Old drivers, WSL and old modules know version 1
+    only, and each reports that differently: however version 2 fails, version 1 is queried.
     """
     errors: list[Exception] = []
     for version in (2, 1):
@@ -364,7 +364,7 @@ def _memory(
             errors.append(error)
     unsupported = getattr(nvml, "NVMLError_NotSupported", ())
     shares = SHARES_MEMORY.search(name) or capability in SHARING_CAPABILITIES
-    # The host's memory is promised only for a device that is known to have none of its own.
+    # The host's memory is counted only for a device that is known to have none of its own.
     if shares and all(isinstance(error, unsupported) for error in errors):
         what = "has no memory of its own: it shares the host's, and so does every other process"
         notes.append(Finding(where, what, name))
@@ -382,7 +382,7 @@ def _other_processes(nvml: ModuleType, handle: Any) -> tuple[int | None, int | N
         processes = _ask(nvml, f"nvmlDeviceGet{kind}RunningProcesses", handle)
         if not isinstance(processes, (list, tuple)):
             return None, None
-        # A process that computes and draws stands in both lists with the same bytes.
+        # A process that computes and draws is in both lists with the same bytes.
         for process in processes:
             pid = _whole(getattr(process, "pid", None), 2**32)
             if pid is None:
@@ -394,7 +394,7 @@ def _other_processes(nvml: ModuleType, handle: Any) -> tuple[int | None, int | N
 
 
 def _mig_is_on(nvml: ModuleType, handle: Any) -> bool | None:
-    """Whether the card is cut into instances; None where it does not say."""
+    """Whether the card is cut into instances; None if it does not report it."""
     return _first(_ask(nvml, "nvmlDeviceGetMigMode", handle))
 
 

@@ -1,9 +1,9 @@
-"""Bytes of a plan's training step without a GPU: asks the trainer's fake rehearsal in a child.
+"""Bytes of a plan's training step without a GPU: runs the trainer's fake rehearsal in a child.
 
 Four tiers, each with an error of its own (`profiles/forecast_errors.json`, from
 benchmarks/forecast.py): tensors, as torch counts them; the allocator's pool, by replaying every
 request; the process, as NVML shows it; host memory. The rehearsal runs at one sample's size, the
-worst of a data set or the largest that the plan allows: a mean would pass and die later.
+worst of a data set or the largest that the plan allows: with the mean, a run would fail later.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ HOST_LOOKUP_BYTES = round(0.11 * GIB)  # buffers of a table looked up and a head
 # For a child that first looks at every visit of a training: a full recipe has 100 000.
 DATA_SECONDS = 1200
 
-# Where the plan's weights are not named, its vocabulary is not at hand.
+# If the plan's weights are not named, its vocabulary is not available.
 TINY_COUNTS = "lisa-tiny's tokenizer"
 TINY_COUNTS_MORE = (
     f"{TINY_COUNTS}, whose smaller vocabulary takes more tokens than the model's own: "
@@ -57,7 +57,7 @@ class Tier(Frozen):
 
 
 class Forecast(Frozen):
-    """What a step of the plan will take, on a card of one compute capability."""
+    """The memory that a step of the plan takes, on a card of one compute capability."""
 
     schema_version: Literal[1] = 1
     plan: Plan
@@ -103,7 +103,7 @@ def forecast(
 
     TIGHT is what fits under the cap, but not with `margin_bytes` left.
 
-    A forecast that was made before, with the same code, versions and request, is read from the
+    A forecast that was made before, with the same code, versions and question, is read from the
     `cache` folder. Raises RehearsalFailed and, about the data, BadQuestion.
     """
     outside = _outside(plan)
@@ -137,7 +137,7 @@ def counted_by(plan: Plan, data: Path | None) -> str:
 def fitting_micro_batch(found: Forecast) -> int | None:
     """The largest micro-batch below the plan's that should fit where this forecast does not.
 
-    The shipped forecasts tell by how much a smaller one takes less; None where they do not reach,
+    The shipped forecasts say by how much a smaller one takes less; None where they do not reach,
     or not even one sample fits.
     """
     here = nearest(found.plan, found.text_tokens)
@@ -174,7 +174,7 @@ def interpret(
     context: Context = OTHERS,
     answering: bool = False,
 ) -> Forecast:
-    """The forecast that a fake rehearsal's measurement and events amount to."""
+    """The forecast that follows from a fake rehearsal's measurement and events."""
     plan = measurement.plan
     expandable = "expandable_segments:True" in plan.allocator
     tensors_seen = measurement.peak_allocated_bytes or 0
@@ -262,9 +262,8 @@ def _peak(events: list[tuple[int, int]]) -> int:
 
 def _host_bytes(measurement: Measurement) -> int:
     """Peak resident set of the training process on Linux."""
-    plan, shapes = measurement.plan, measurement.plan.profile
-    pixels = {"mask": shapes.sam.image_pixels, "vision": shapes.clip.image_pixels}
-    online = sum(3 * 4 * side**2 for name, side in pixels.items()
+    plan = measurement.plan
+    online = sum(4 * facts.pixel_values for name, facts in plan.profile.encoders.items()
                  if name not in plan.cached_encoders)  # fmt: skip
     # A batch as collated and as pinned; a worker of its own keeps two ahead.
     batches = plan.micro_batch * online * (2 + 2 * plan.workers)
@@ -273,7 +272,7 @@ def _host_bytes(measurement: Measurement) -> int:
 
 
 def _outside(plan: Plan) -> str:
-    """Why no figure can be given for a plan, known before anything is run; empty if one can."""
+    """Why a plan cannot be forecast, as far as it is known beforehand; empty if it can."""
     if plan.device != "cuda":
         return "the plan trains on the CPU, where there is no card to count for"
     if plan.processes > 1:
@@ -310,7 +309,7 @@ def _ask(
 
 
 def _options(plan: Plan, worst: Worst, compute_capability: tuple[int, int]) -> list[str]:
-    """What the fake rehearsal is asked."""
+    """The fake rehearsal's options."""
     options = ["--fake", "--compute-capability", ".".join(map(str, compute_capability))]
     options += ["--answer"] * worst.answering
     options += ["--text-tokens", str(worst.text_tokens or plan.tokens.max_text_tokens)]

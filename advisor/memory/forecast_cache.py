@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LIBRARIES = ("torch", "transformers", "accelerate", "bitsandbytes")
 
 
-# Files that tell what a mixture's samples hold beside ReasonSeg's. Written out, as ** neither
+# Files that say what a mixture's samples hold beside ReasonSeg's. Written out, as ** neither
 # follows links nor spares the folders full of pictures.
 ANNOTATIONS = (
     "refer_seg/*/instances.json", "refer_seg/*/*.p", "vqa/*.json", "sem_seg/*/annotations.json",
@@ -51,7 +51,7 @@ def key_of(plan: Plan, worst: Worst, compute_capability: tuple[int, int]) -> str
         if not plan.mixture.reason_seg_alone:
             files += sorted(path for names in ANNOTATIONS for path in worst.data.glob(names))
         most = announced()
-        if most:  # then a picture that is mended, or breaks, changes what is read
+        if most:  # then a picture that is repaired, or breaks, changes what is read
             files = sorted(p for p in worst.data.rglob("*") if p.is_file())
         parts += [str(worst.data.resolve()), most]
         for path in files:

@@ -3,8 +3,8 @@
     seconds = max(arithmetic, launches) + fixed + copies that arithmetic does not hide
 
 Arithmetic is the sum of matrix products (FLOP over the card's rate), dequantisation and
-element-wise work (bytes over its bandwidth). What a real step takes beyond that paper time, the
-factors in `profiles/speed.json` say; benchmarks/speed.py takes them from profiles on an H100.
+element-wise work (bytes over its bandwidth). The factors in `profiles/speed.json` say how much
+longer a real step takes; benchmarks/speed.py computes them from profiles on an H100.
 """
 
 from __future__ import annotations
@@ -20,13 +20,11 @@ from profiles.settings import STORED_BYTES
 
 SPEED_FILE = Path(__file__).resolve().parents[2] / "profiles" / "speed.json"
 REFERENCE = "h100-sxm-80gb"
-# Forward products of one picture, 2 FLOP a weight and position (ViT-H at 4096, ViT-L at 577).
-ENCODER_FLOPS = {"mask": 2 * 632e6 * 4096, "vision": 2 * 303e6 * 577}
 
 
 @dataclass(frozen=True)
 class Factors:
-    """Real over paper time, and seconds that do not depend on the card."""
+    """Real time over data-sheet time, and seconds that do not depend on the card."""
 
     matmul: float
     dequantisation: float
@@ -47,7 +45,7 @@ def factors() -> Factors:
 
 @dataclass(frozen=True)
 class Paper:
-    """Paper seconds of one micro-batch, and passes through a decoder layer."""
+    """Data-sheet seconds of one micro-batch, and passes through a decoder layer."""
 
     matmul: float
     dequantisation: float
@@ -57,18 +55,19 @@ class Paper:
 
 
 def paper(plan: Plan, text_tokens: int, gpu: GpuProfile) -> Paper:
-    """What data-sheet rates alone would give.
+    """The time by data-sheet rates alone.
 
     A frozen linear is multiplied forward, backward for its input, and once more where the layer is
     recomputed. Host layers are copied in each direction.
     """
     llama = plan.profile.llama
-    tokens = plan.micro_batch * (plan.profile.clip.image_tokens + text_tokens)
+    tokens = plan.micro_batch * (plan.profile.most_image_tokens + text_tokens)
     weights = 4 * llama.hidden**2 + 3 * llama.hidden * llama.intermediate
     passes = 2 * llama.layers + plan.checkpointed_layers
     attention = 2 * tokens * (tokens / plan.micro_batch) * llama.hidden  # causal: half of 4·T²·H
     flops = 2 * tokens * weights * passes + attention * (passes + 1.5 * llama.layers)
-    online = (flop for name, flop in ENCODER_FLOPS.items() if name not in plan.cached_encoders)
+    encoders = plan.profile.encoders.items()
+    online = (facts.flops for name, facts in encoders if name not in plan.cached_encoders)
     flops += plan.micro_batch * sum(online)
     stored = STORED_BYTES[plan.quantization]
     widened = 0.0 if plan.quantization == "none" else weights * passes * (stored + 2 + 2)

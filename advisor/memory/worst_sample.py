@@ -17,4 +17,4 @@ class Worst:
     masks: int | None = None
     data: Path | None = None
     answer_tokens: int | None = None
-    answering: bool = False  # a question, greedily answered, in the place of a training step
+    answering: bool = False  # a question, greedily answered, instead of a training step

@@ -1,48 +1,50 @@
-"""What a component of the memory is, what it hangs on, and what makes it smaller."""
+"""What a component of the memory is, what it depends on, and what makes it smaller."""
 
 from __future__ import annotations
 
 EXPLANATIONS = {
-    "free": "What the driver (NVML) says is free on the card; of a card that is not here, its size "
-    "less what driver and display take. Smaller by other processes: nvidia-smi names them.",
+    "free": "Free memory on the card as the driver reports it (NVML). For a card that is not in "
+    "this machine: its size, minus what driver and display take. Other processes reduce it; "
+    "nvidia-smi names them.",
     "context": "What CUDA, its libraries and loaded kernels take in every process before the first "
-    "tensor. It hangs on card, driver and versions, not on the plan; measured once on a card here.",
-    "margin": "Left free because forecasts are not exact: the 95 % quantile of how far they fell "
-    "short before on this GPU model. Your own measured rows count; --measure adds one.",
-    "usable": "What the pool may grow to: free, less context and margin.",
-    "tensors": "What torch counts as allocated at its peak (max_memory_allocated). Smaller by what "
-    "is live then: lisa-advise forecast lists it.",
-    "process": "What nvidia-smi shows of a run: the pool and the context together.",
+    "tensor. It depends on card, driver and versions, not on the plan. On a card in this machine "
+    "it is measured once.",
+    "margin": "Left free because forecasts are not exact: the 95 % quantile of how much too low "
+    "they were before on this GPU model. Your own measured rows count; --measure adds one.",
+    "usable": "What the pool may grow to: free memory, minus context and margin.",
+    "tensors": "What torch counts as allocated at its peak (max_memory_allocated). lisa-advise "
+    "forecast lists what is live then.",
+    "process": "What nvidia-smi shows for a run: the pool and the context together.",
     "pool": "What torch's allocator takes from the driver: tensors and the gaps between them. "
     "Expandable segments keep the gaps small.",
     "frozen weights": "The base model: decoder, embeddings and head, projector, mask decoder. "
-    "Smaller by host_embeddings, host_layers (the layers are copied in one ahead) and, rounding "
-    "them, by quantization=int8 or nf4.",
-    "encoders": "CLIP's and SAM's frozen encoders. Gone with cached_encoders=vision,mask: their "
-    "features are then read from disk.",
+    "host_embeddings and host_layers keep parts of it in host memory (layers are copied to the "
+    "card one ahead); quantization=int8 or nf4 rounds it.",
+    "encoders": "CLIP's and SAM's frozen encoders. With cached_encoders=vision,mask they are not "
+    "loaded: their features are read from disk.",
     "adapters": "LoRA's factors in fp32: rank × (inputs + outputs) for each adapted linear. "
-    "Smaller by lora.rank and lora.targets.",
+    "A lower lora.rank or fewer lora.targets make them smaller.",
     "trained rows": "The new tokens' rows of embedding and head, in fp32.",
-    "mask decoder": "SAM's mask decoder where it is trained, in fp32. Frozen if train leaves it "
+    "mask decoder": "SAM's mask decoder if it is trained, in fp32. Frozen if train leaves it "
     "out.",
     "other trained": "Projections that are trained: text_hidden_fcs, projector, or whole "
     "embeddings; in fp32. Whole embeddings are 1 GiB at 7B: train token_rows instead.",
     "gradients": "One fp32 number for each trained one, from the first backward pass to the "
     "update.",
-    "optimizer state": "Adam's two moments for each trained number, fp32. A quarter of it with "
+    "optimizer state": "Adam's two moments for each trained number, in fp32. A quarter of it with "
     "optimizer_state=8bit; off the card with optimizer=paged_adamw.",
-    "activations kept": "What the forward pass leaves for the backward pass. It grows with "
+    "activations kept": "What the forward pass keeps for the backward pass. It grows with "
     "micro_batch and with the text's length; checkpointed layers keep only their input.",
-    "transient": "What an operator holds while it runs: a widened weight, a recomputed layer, the "
-    "loss's logits. Smaller by micro_batch and by compile.",
+    "transient": "What an operator holds while it runs: a dequantised weight, a recomputed layer, "
+    "the loss's logits. A smaller micro_batch and compile reduce it.",
     "compiled layers": "What compile=true saves, hence below zero: a fused layer keeps neither its "
-    "gate's product nor the widened input of a norm. A rule from measured rows, not a count.",
-    "keys and values": "What attention keeps of every position while an answer is made, and what "
-    "a layer holds for a moment. Smaller by tokens.max_new_tokens and a shorter question.",
+    "gate's product nor a norm's input in fp32. A rule from measured rows, not a count.",
+    "keys and values": "What attention keeps for every position while the model answers, and what "
+    "a layer holds for a moment. A smaller tokens.max_new_tokens or a shorter question reduce it.",
     "cuBLAS workspaces": "Scratch memory of the library for matrix products: 2 × 32 MiB from "
     "compute capability 9.0 on, 2 × 8 before.",
-    "host memory": "The process's resident set: libraries, batches, and whatever lives in host "
-    "memory instead of on the card. Smaller by fewer host_layers and workers.",
+    "host memory": "The process's resident set: libraries, batches, and all that is kept in host "
+    "memory instead of on the card. Fewer host_layers and workers reduce it.",
 }  # fmt: skip
 
 ALIASES = {"host": "host memory"}  # as forecasts call it

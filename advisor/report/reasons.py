@@ -52,7 +52,7 @@ def plan_reasons(
 
 
 def told_by(counted_by: str) -> str:
-    """The tokenizer that counted, and what to make of it where it is not the model's."""
+    """The tokenizer that counted, with a warning if it is not the model's."""
     return TINY_COUNTS_MORE if counted_by == TINY_COUNTS else counted_by
 
 
@@ -94,7 +94,7 @@ def _storage_reason(found: Found, budget: Budget) -> Reason:
             else:
                 told.append(f"{name} would train {quick.speed.samples_per_second:.2g} samples/s, "
                             f"not {best.speed.samples_per_second:.2g}")  # fmt: skip
-        because = "; ".join(told) or "the finer ones are ruled out by your settings"
+        because = "; ".join(told) or "your settings exclude less rounded ones"
     return Reason(setting="quantization", value=storage, because=because, basis="forecast")
 
 
@@ -119,7 +119,7 @@ def allocator_reason(plan: Plan, whole: str) -> Reason:
 
 
 def _seed_reasons(plan: Plan, rows: Sequence[TestedRow]) -> Iterator[Reason]:
-    """What the seed claims about this quantization with (or without) LoRA, and what refutes it."""
+    """The first document's claims for this quantization with (or without) LoRA, if refuted."""
     refuted = [
         row
         for row in rows
@@ -138,7 +138,8 @@ def _seed_reasons(plan: Plan, rows: Sequence[TestedRow]) -> Iterator[Reason]:
     names = ("row " if len(refuted) == 1 else "rows ") + ", ".join(row.id for row in refuted)
     against = dict.fromkeys(name for row in refuted for name in row.contradicted_by)
     facts = "; ".join(f"row {row.id}: {_peak_text(row)}" for row in rows if row.id in against)
-    because = f"an older recipe says {said} ({names} of lisa-advise table); contradicted by {facts}"
+    because = f"the document that this project started from says {said} "
+    because += f"({names} of lisa-advise table); contradicted by {facts}"
     yield Reason(setting="lora", value=lora_text(plan), because=because, basis="tested")
 
 
@@ -157,9 +158,9 @@ def _lever_reason(found: Found, lever: str) -> Reason | None:
     if value == undone:
         return None
     if lever != "host_layers" and best.plan.host_layers and lever != "compile":
-        because = "host layers need it: they are copied once more where they are recomputed"
+        because = "host layers need it: they are copied again when they are recomputed"
         if lever == "host_embeddings":
-            because = "goes before decoder layers do: it costs next to nothing"
+            because = "moved to host memory before decoder layers: it costs next to nothing"
         text = value_text(lever, value)
         return Reason(setting=lever, value=text, because=because, basis="policy")
     without = best.plan.model_copy(update={lever: undone})
@@ -220,7 +221,7 @@ def _pairs(
 
 
 def _but_for(lever: str, row: TestedRow) -> tuple[object, ...]:
-    """The card and all settings of a row but for one."""
+    """The card and all settings of a row except one."""
     names = (name for name in Plan.model_fields if name != lever)
     return row.gpu, *(getattr(row.plan, name) for name in names)
 

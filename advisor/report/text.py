@@ -36,7 +36,7 @@ CONSIDERED_SHOWN = 8
 
 
 class PlainConsole(Console):
-    """A console to which text is text: no markup of rich's, no order to the terminal in it."""
+    """A console that prints text as it is: no rich markup, no terminal control codes in it."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, **options)
@@ -55,16 +55,16 @@ def to_json(advice: Advice) -> str:
 
 
 def print_text(advice: Advice, console: Console) -> None:
-    """The advice for a reader: verdict, command, plan, memory, reasons, what else was weighed."""
+    """The advice for a reader: verdict, command, plan, memory, reasons, other candidates."""
     headline = Text(advice.verdict, style=VERDICT_STYLES[advice.verdict])
     console.print(headline.append("  " + advice.summary, style="default"))
     if advice.command:
-        # Never wrapped: a command that is cut in two does not survive being pasted.
+        # Never wrapped: a command that is cut in two cannot be pasted.
         command = Text("  " + advice.command, style="bold cyan")
         console.print()
         console.print(command, soft_wrap=True)
         if advice.plan is not None and advice.plan.weights == "default" and advice.model != "tiny":
-            console.print(Text("  needs weights first: see Notes", style="dim"))
+            console.print(Text("  needs converted weights: see Notes", style="dim"))
     for title, body in _sections(advice):
         console.print()
         console.print(Text(title, style="bold"))
@@ -141,7 +141,7 @@ def _sections(advice: Advice) -> Iterator[tuple[str, RenderableType]]:
         yield "Also considered", _considered(advice)
     if advice.better is not None:
         yield "Better, on a larger card", _bullets([_better_line(advice)])
-    # What this machine lacks does not bear on a card that is not here.
+    # What this machine lacks does not matter for a card that is not in it.
     notes = advice.findings if advice.what_if else (*advice.findings, *advice.machine.notes)
     if notes:
         yield "Notes", _bullets(Text(str(note)) for note in notes)
@@ -211,7 +211,7 @@ def _memory(advice: Advice) -> Table:
             table.add_row(name, gib(number.bytes), number.basis, Text(number.source))
     if advice.largest_micro_batch is not None:
         most = f"micro-batch {advice.largest_micro_batch}"
-        table.add_row("largest", most, "forecast", Text("that fits with all else as planned"))
+        table.add_row("largest", most, "forecast", Text("that fits with the other settings"))
     if budget.host is not None and advice.host_bytes is not None:
         note = f"of {gib(budget.host.bytes)}: {budget.host.source}"
         table.add_row("host memory", gib(advice.host_bytes), "forecast", Text(note))

@@ -67,7 +67,7 @@ def test_a_plan_that_holds_becomes_a_row_and_is_tried_once(
     assert row.plan == found.plan and row.forecast_bytes == advice().needs.bytes
     again = measured(advice(), told.append)
     assert again.plan == found.plan and len(child.asked) == 1
-    assert "this plan held here" in told[-1]
+    assert "this plan fitted here" in told[-1]
 
 
 @pytest.mark.parametrize("bad", ["OOM", "SPILLS"])
@@ -86,7 +86,7 @@ def test_after_two_trials_the_answer_is_no(monkeypatch: pytest.MonkeyPatch) -> N
     child = Child(monkeypatch, "OOM", "OOM")
     found = measured(advice(), print)
     assert (found.verdict, found.exit_code, found.command) == ("OOM", 1, None)
-    assert "2 trials did not hold" in str(found.findings[-1]) and len(child.asked) == 2
+    assert "2 trials failed" in str(found.findings[-1]) and len(child.asked) == 2
     # Neither --measure nor lisa-train knows --vram, as the remedy had it.
     assert "--emulate-vram SIZE --save" in found.findings[-1].fix
 

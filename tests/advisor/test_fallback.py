@@ -109,7 +109,7 @@ def test_other_processes_are_told_apart_and_waited_for(
     taken = short(pool_gib - 2, others_gib=3.0)
     smaller, said = ask([taken], machine(pool_gib - 1.0, others=2))
     assert said[0].startswith("other processes took 3.00 GiB of Some card (2 on it now, with 2.00")
-    assert "other processes hold the rest" in smaller.because and smaller.plan != PLAN
+    assert "other processes have the rest" in smaller.because and smaller.plan != PLAN
     # Where the memory is free again by the time it is looked for, nothing changes.
     same, _ = ask([taken], machine(11.5))
     assert same.plan == PLAN and same.because == "the memory is free again"

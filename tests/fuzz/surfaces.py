@@ -49,9 +49,11 @@ from trainer.data.images import LONGEST_SIDE, read_image
 from trainer.data.importing.importer import import_annotations
 from trainer.data.mixture import check_data
 from trainer.data.polygons import paint_mask
-from trainer.frame import frame_mask
+from trainer.frame import Frame
+from trainer.model.adapter_names import to_peft
 from trainer.model.build import build, read_tokenizer
-from trainer.model.families.llava_sam.names import from_adapter, to_adapter
+from trainer.model.families.llava_sam.family import FAMILY
+from trainer.model.families.llava_sam.names import from_adapter
 from trainer.model.families.llava_sam.pictures import clip_pixels, sam_pixels
 from trainer.model.families.llava_sam.tokenizer import LisaTokenizer
 from trainer.model.weights import FolderWeights, ShapesAlone, WeightsError, packaged_folder
@@ -60,9 +62,11 @@ from trainer.run import checkpoint
 from trainer.run import out_of_memory as recovery
 from trainer.run import start_from_adapter as starting
 from trainer.run.checkpoint import CheckpointError
-from trainer.run.resume import CannotResume, Started
-from trainer.run.resume import check_data as check_same
+from trainer.run.data_digests import check_data as check_same
+from trainer.run.folder import STATE
+from trainer.run.folder import TRAINED as TENSORS
 from trainer.run.start_from_adapter import AdapterError
+from trainer.run.started import CannotResume, Started
 
 TINY = model_profile("tiny")
 WIDTH, HEIGHT = 64, 48
@@ -260,7 +264,7 @@ def _as_encoders_want(image: np.ndarray) -> None:
         shown = pixels(image, side)
         if shown.shape != (3, side, side) or not np.isfinite(shown).all():
             raise Wrong(f"{pixels.__name__} made {shown.shape}")
-    if frame_mask(image[:, :, 0] & 1, 256).shape != (256, 256):
+    if Frame(256).mask(image[:, :, 0] & 1, 256).shape != (256, 256):
         raise Wrong("no mask in SAM's frame")
 
 
@@ -522,7 +526,7 @@ def feed_entry(data: bytes, folder: Path) -> bool:
     path = folder / "entry.safetensors"
     path.write_bytes(data)
     features = read_entry(path, "clip-1")
-    if features.numpy().tobytes() != FEATURES.numpy().tobytes():
+    if features["features"].numpy().tobytes() != FEATURES.numpy().tobytes():
         raise Wrong("altered features were taken for good ones")
     return True
 
@@ -531,7 +535,7 @@ TRAINED = save({"weight": FEATURES[0], "bias": torch.ones(3)})
 
 
 def feed_trained(data: bytes, folder: Path) -> bool:
-    (folder / checkpoint.TRAINED).write_bytes(data)
+    (folder / TENSORS).write_bytes(data)
     model = torch.nn.Linear(4, 3)
     checkpoint.load(folder, model)
     return model.weight.shape == (3, 4) and model.weight.dtype == torch.float32
@@ -543,7 +547,11 @@ def adapted() -> tuple[Plan, Any, dict[str, torch.Tensor]]:
     plan = tiny_plan(train=[])
     model = build(plan, read_tokenizer(plan), torch.device("meta"), ShapesAlone())
     shapes = {name: p.shape for name, p in checkpoint.trained_parameters(model).items()}
-    return plan, model, {to_adapter(name): torch.ones(shape) for name, shape in shapes.items()}
+    return (
+        plan,
+        model,
+        {to_peft(name.removeprefix("llava.")): torch.ones(shape) for name, shape in shapes.items()},
+    )
 
 
 ADAPTER: dict[str, Any] = {
@@ -570,7 +578,7 @@ def feed_adapter(case: tuple[bytes, bytes], folder: Path) -> bool:
     return starting.fitting(folder, plan, model, []).keys() == set(map(from_adapter, sound))
 
 
-MANIFEST: dict[str, Any] = {checkpoint.TRAINED: "0" * 64, checkpoint.STATE: "0" * 64}
+MANIFEST: dict[str, Any] = {TENSORS: "0" * 64, STATE: "0" * 64}
 STATE: dict[str, Any] = {
     "step": 3, "best": 0.5, "metrics": None, "records": 10,
     "optimizer": {"state": {"0": {"exp_avg": {"tensor": "a"}}}, "param_groups": [{"lr": 1e-3}]},
@@ -604,8 +612,8 @@ def of_a_run(draw: Draw) -> tuple[str, bytes]:
 
 def feed_run(case: tuple[str, bytes], folder: Path) -> bool:
     name, data = case
-    (folder / checkpoint.TRAINED).write_bytes(TRAINED)
-    (folder / checkpoint.STATE).write_bytes(save({"a": FEATURES}))
+    (folder / TENSORS).write_bytes(TRAINED)
+    (folder / STATE).write_bytes(save({"a": FEATURES}))
     (folder / name).write_bytes(data)
     if name == "manifest.json":
         return checkpoint.damage(folder) == ""
@@ -693,7 +701,7 @@ def model_folders(draw: Draw) -> tuple[str, bytes]:
 def feed_model_folder(case: tuple[str, bytes], folder: Path) -> bool:
     (folder / case[0]).write_bytes(case[1])
     if case[0] == "plan.json":
-        (folder / checkpoint.TRAINED).write_bytes(TRAINED)
+        (folder / TENSORS).write_bytes(TRAINED)
     plan = find(folder).plan
     return plan.processes == 1 and plan.accumulation == 1
 
@@ -759,7 +767,7 @@ def feed_source(case: tuple[str, bytes], folder: Path) -> bool:
         (folder / "model.safetensors").write_bytes(save(published()))
     shutil.copy(packaged_folder() / "tokenizer.json", folder)
     (folder / name).write_bytes(data)
-    source = Source.read(folder)
+    source = Source.read(folder, FAMILY)
     report = Conversion("tiny", [source.facts()])
     json.dumps(report.sources)
     needed = {here: published()[there].shape for here, there in PUBLISHED.items()}

@@ -39,12 +39,15 @@ from trainer.data.importing.importer import import_annotations
 from trainer.data.json_fields import LARGEST_FILE, load_json
 from trainer.data.picture_paths import picture_in
 from trainer.data.polygons import Polygon, painted_area
+from trainer.model.families.llava_sam.family import FAMILY
 from trainer.model.families.llava_sam.pictures import LONGEST, clip_pixels
 from trainer.model.families.llava_sam.tokenizer import LisaTokenizer
 from trainer.model.weights import WeightsError
 from trainer.run import checkpoint
 from trainer.run.checkpoint import CheckpointError
-from trainer.run.resume import CannotResume, Started
+from trainer.run.checkpoint_files import read_facts
+from trainer.run.folder import STATE
+from trainer.run.started import CannotResume, Started
 
 DEEP = "[" * 100_000 + "]" * 100_000
 DIGITS = "9" * 5000
@@ -346,14 +349,14 @@ def test_features_without_a_dimension_are_a_bad_entry(tmp_path: Path) -> None:
         read_entry(path, "k")
     cache = FeatureCache(tmp_path, "k")
     (tmp_path / "a.png").write_bytes(PICTURE)
-    cache.write(tmp_path / "a.png", torch.tensor(1.0))
-    assert cache.read(tmp_path / "a.png") == 1
+    cache.write(tmp_path / "a.png", {"features": torch.tensor(1.0)})
+    assert cache.read(tmp_path / "a.png") == {"features": 1}
 
 
 @pytest.mark.parametrize("text", [DEEP, "[]", "null", '{"a": {"tensor": "none"}}', "{", DIGITS])
 def test_a_state_of_nothing_is_a_checkpoint_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "state.json").write_text(text)
-    (tmp_path / checkpoint.STATE).write_bytes(save({"b": torch.ones(1)}))
+    (tmp_path / STATE).write_bytes(save({"b": torch.ones(1)}))
     with pytest.raises(CheckpointError, match="its state cannot be read"):
         checkpoint.load_state(tmp_path)
 
@@ -362,7 +365,7 @@ def test_what_is_nested_too_deep_is_as_good_as_damaged(tmp_path: Path) -> None:
     for name in ("manifest.json", "facts.json", "run.json", "conversion.json", "config.json"):
         (tmp_path / name).write_text(DEEP)
     assert "recursion" in checkpoint.damage(tmp_path)
-    assert checkpoint.read_facts(tmp_path) == {} == read_object(tmp_path / "config.json")
+    assert read_facts(tmp_path) == {} == read_object(tmp_path / "config.json")
     with pytest.raises(CannotResume):
         Started.read(tmp_path)
     with pytest.raises(ValueError, match="names no model"):
@@ -373,7 +376,7 @@ def test_a_state_of_another_kind_of_training_is_a_checkpoint_error() -> None:
     for error in (KeyError("step"), TypeError("int"), AttributeError("x"), RuntimeError("size")):
         with (
             pytest.raises(CheckpointError, match="another training's"),
-            checkpoint.taken_up(Path("run")),
+            checkpoint.state_errors(Path("run")),
         ):
             raise error
 
@@ -382,7 +385,7 @@ def test_a_state_of_another_kind_of_training_is_a_checkpoint_error() -> None:
 def test_a_record_of_no_items_is_no_run(tmp_path: Path, items: object) -> None:
     record = surfaces.RECORD | {"digests": items}
     (tmp_path / "run.json").write_bytes(_json(record))
-    with pytest.raises(CannotResume, match="run.json: damaged .*\n.*no run to go on with"):
+    with pytest.raises(CannotResume, match="run.json: damaged .*\n.*no run to resume"):
         Started.read(tmp_path)
 
 
@@ -416,7 +419,7 @@ def test_embeddings_without_a_row_make_no_model(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(save(tensors | {name: tensors[name][:0]}))
     needed = {here: tensors[there].shape for here, there in surfaces.PUBLISHED.items()}
     with pytest.raises(WeightsError, match="no row at all"):
-        choose([Source.read(tmp_path)], needed, "tiny", Conversion("tiny"))
+        choose([Source.read(tmp_path, FAMILY)], needed, "tiny", Conversion("tiny"))
 
 
 @pytest.mark.parametrize("number", [{}, [], None, True, 1.0, "1"])

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from trainer.ignored import IGNORE_LABEL
 from trainer.losses import (
-    IGNORE_LABEL,
     LossSums,
     LossWeights,
     Totals,

@@ -33,11 +33,11 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of every picture, and the answers where they were generated."""
+    """Scores of every picture, and the generated answers, if any."""
 
     items: tuple[Item, ...]
     scores: MaskScores
-    answers: dict[str, str]  # by item; empty where the answer was given
+    answers: dict[str, str]  # by item; empty if teacher-forced
 
     def summary(self) -> dict[str, Any]:
         """gIoU and cIoU with 95 % intervals: of all, of short and of long questions."""
@@ -67,7 +67,7 @@ def _figures(scores: MaskScores) -> dict[str, Any]:
 
 
 def teacher_forced(segmenter: Segmenter, items: Sequence[Item], reporter: Reporter) -> Evaluation:
-    """As published: the answer "[SEG]." is given, and its mask compared. Raises DataError."""
+    """As published: the answer "[SEG]." is given, and its mask is scored. Raises DataError."""
     samples = _samples(segmenter, items)
     scores = evaluate(
         segmenter.model, samples, list(range(len(items))), segmenter.tokenizer,
@@ -77,7 +77,7 @@ def teacher_forced(segmenter: Segmenter, items: Sequence[Item], reporter: Report
 
 
 def generated(segmenter: Segmenter, items: Sequence[Item], reporter: Reporter) -> Evaluation:
-    """As a user meets it: the model answers, and all masks of its answer are compared together.
+    """As in use: the model answers, and all masks of its answer are scored together.
 
     An answer without [SEG] is an empty mask.
     """
@@ -92,7 +92,7 @@ def generated(segmenter: Segmenter, items: Sequence[Item], reporter: Reporter) -
 
 
 def write(found: Evaluation, segmenter: Segmenter, folder: Path, facts: dict[str, Any]) -> None:
-    """scores.json, images.jsonl (the worst first) and extremes.png in `folder`."""
+    """Write scores.json, images.jsonl (worst first) and extremes.png into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     sweep(folder, ("scores.json", "images.jsonl", "extremes.png"))
     document = {**facts, **found.summary(), "plan": segmenter.plan.content_hash,
@@ -104,7 +104,7 @@ def write(found: Evaluation, segmenter: Segmenter, folder: Path, facts: dict[str
 
 
 def replaced(folder: Path, data: Path, model: Path) -> list[str]:
-    """Of which other data and model the figures in a folder are, as far as that can be read."""
+    """The other data or model that the figures in a folder belong to, if that can be read."""
     try:
         before = json.loads(read_regular(folder / "scores.json"))
         pairs = [(Path(before["data"]), data), (Path(before["model"]), model)]

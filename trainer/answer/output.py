@@ -1,4 +1,4 @@
-"""What an answer leaves behind: mask, overlay and a row, under a name of its own."""
+"""The files of an answer: masks, overlay, and a row of values."""
 
 from __future__ import annotations
 
@@ -20,18 +20,14 @@ if TYPE_CHECKING:
     from trainer.answer.question import Answer
 from trainer.answer.question import Question
 
-# What `write_pictures` writes: asked about a folder twice, its own answers are no questions.
+# What `write_pictures` writes: when a folder is asked about again, these are not questions.
 WRITTEN = re.compile(r"(.+?)(?:-\d+)?\.(?:mask(?:-\d+)?|overlay)\.png")
-
-
-NAMED = 8  # of the files that are passed over
-
-
-_LONGEST_STEM = 200  # bytes: systems take names of 255, and -12.mask-3.png comes behind
+NAMED = 8  # of the files that are left out
+_LONGEST_STEM = 200  # bytes: names may have 255, and -12.mask-3.png is appended
 
 
 def stems(asked: Sequence[Question], folder: Path) -> list[Path]:
-    """Where each answer's pictures go: `folder / NAME`, numbered where NAME was there before."""
+    """Path of each answer's pictures: `folder / NAME`, numbered if NAME is used already."""
     found: list[Path] = []
     for question in asked:
         name = shortened(question.image.stem)
@@ -43,7 +39,7 @@ def stems(asked: Sequence[Question], folder: Path) -> list[Path]:
 
 
 def shortened(stem: str) -> str:
-    """A picture's name with room for what comes behind it; a cut one ends in its checksum."""
+    """A picture's name, short enough for endings; a shortened one ends in its checksum."""
     spelled = os.fsencode(stem)
     if len(spelled) <= _LONGEST_STEM:
         return stem
@@ -54,7 +50,7 @@ def shortened(stem: str) -> str:
 def write_pictures(question: Question, answer: Answer, stem: Path) -> list[Path]:
     """STEM.mask.png (of several [SEG]: STEM.mask-1.png, …) and STEM.overlay.png, if any mask.
 
-    What an earlier answer left under STEM's names goes: it would pass for this one's.
+    Files of an earlier answer under these names are removed: they would seem to be this one's.
     """
     files: list[Path] = []
     if len(answer.masks):
@@ -91,7 +87,7 @@ def row_of(question: Question, answer: Answer, files: list[Path]) -> dict[str, A
 
 
 def row_of_unanswered(question: Question, error: str) -> dict[str, Any]:
-    """The row of a question whose picture cannot be read, or its answer not be written."""
+    """The row of a question whose picture cannot be read or whose answer cannot be written."""
     named = {"image": str(question.image), "question": question.text}
     return named | {"error": error, "masks": [], "files": []}
 

@@ -1,4 +1,4 @@
-"""What is asked about a picture, and what the model answered."""
+"""Questions about pictures, and the model's answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainer.prompts import Turn, explanatory_question_for, question_for
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked about a picture: a sentence, or a noun phrase."""
+    """A question about a picture: a sentence, or a noun phrase."""
 
     image: Path
     text: str
@@ -22,24 +22,25 @@ class Question:
     explain: bool = False
 
     def turn(self) -> Turn:
-        """The question as the model was taught to hear it, unanswered. Raises PromptError."""
+        """The question in the template that the model was trained with. Raises PromptError."""
         if self.explain:
             return Turn(explanatory_question_for(self.text, first), None)
         return Turn(question_for(self.text, self.is_sentence, first), None)
 
 
 def first(options: Sequence[str]) -> str:
+    """The first template: inference does not draw one."""
     return options[0]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model said, and a mask [H, W] bool for each [SEG] in it."""
+    """The text of an answer, and a mask [H, W] bool for each [SEG] in it."""
 
     text: str
     masks: NDArray[np.bool_]  # [n, H, W]
     seconds: float
-    left_out: int = 0  # masks beyond what was asked for, the last ones
+    left_out: int = 0  # number of masks beyond the limit; the last ones are left out
 
     @property
     def mask(self) -> NDArray[np.bool_]:

@@ -1,4 +1,4 @@
-"""What is asked of a trained model, and how its answers are written down; without torch."""
+"""Reads the questions for a trained model, without torch."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def read_questions(
         asked = [Question(path, question, not phrase, explain) for path in pictures]
         wrong = [problem for one in asked[:1] for problem in _problems(one)]
         if phrase and explain:
-            wrong.append("--explain asks with a whole sentence; leave --phrase out")
+            wrong.append("--explain needs a whole sentence; leave out --phrase")
     if wrong:
         raise ValueError("\n".join(f"  - {line}" for line in dict.fromkeys(wrong)))
     if not asked:
@@ -53,7 +53,7 @@ def read_questions(
 
 
 def _pictures(folder: Path) -> list[Path]:
-    """The folder's pictures, whatever they are called: content decides where the name does not."""
+    """The folder's pictures, judged by name, or else by content."""
     seen = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
     found = [path for path in seen if not path.is_dir() and is_picture(path)]
     stems_there = {shortened(path.stem) for path in found}
@@ -61,28 +61,28 @@ def _pictures(folder: Path) -> list[Path]:
 
 
 def _is_answer(path: Path, stems_there: set[str]) -> bool:
-    """Whether an earlier call wrote this about a picture beside it."""
+    """Whether an earlier call wrote this file for a picture beside it."""
     written = WRITTEN.fullmatch(path.name)
-    # A picture may itself be called a-2: then a-2.mask.png is about that one.
+    # A picture may itself be called a-2: then a-2.mask.png belongs to it.
     return written is not None and bool({written[1], path.name.split(".mask")[0],
                                          path.name.split(".overlay")[0]} & stems_there)  # fmt: skip
 
 
-def passed_over(folder: Path) -> str | None:
-    """A line about what of a folder is not asked about, but for hidden files; None for nothing."""
+def others_line(folder: Path) -> str | None:
+    """A line that lists a folder's other files, except hidden ones; None if there are none."""
     asked = set(_pictures(folder))
     left = [p for p in sorted(folder.iterdir()) if p not in asked and p.name[0] != "."]
     if not left:
         return None
     names = [one_line(p.name) + "/" * p.is_dir() for p in left[:NAMED]]
     names += [f"and {len(left) - NAMED} more"] * (len(left) > NAMED)
-    return f"passed over in {folder}, no pictures to ask about: {', '.join(names)}"
+    return f"skipped in {folder}, not pictures: {', '.join(names)}"
 
 
 def _from_file(file: Path, folder: Path) -> tuple[list[Question], list[str]]:
-    """The questions of JSON lines, and what is wrong with each line; once, if none is such a line.
+    """The questions of JSON lines, and the errors of each line; one error if no line is an object.
 
-    A questions' file of `lisa-train import` in JSON lines serves too: its picture is the image.
+    Files with questions for `lisa-train import` in JSON lines can be read too.
     """
     asked, wrong, objects = [], [], 0
     allowed = {"image": str, "picture": str, "label": str, "question": str, "phrase": bool,
@@ -128,7 +128,7 @@ def _problems(question: Question) -> Iterator[str]:
 
 
 def unreadable(asked: Sequence[Question]) -> dict[Path, str]:
-    """What is wrong with each picture that cannot be read; all are decoded."""
+    """The error of each picture that cannot be decoded."""
     wrong = {}
     for picture in dict.fromkeys(one.image for one in asked):
         try:

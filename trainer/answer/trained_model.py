@@ -1,6 +1,6 @@
-"""A trained model from wherever it lies: a run, a checkpoint, an export, or a model folder.
+"""Finds and loads a trained model: in a run, a checkpoint, an export, or a model folder.
 
-torch is imported where a model loads: whether there is one is told at once.
+torch is imported only to load it, so that a missing model is reported at once.
 """
 
 from __future__ import annotations
@@ -19,33 +19,35 @@ from trainer.run.folder import TRAINED
 if TYPE_CHECKING:
     import torch
 
-    from trainer.model.families.llava_sam.model import Lisa
-    from trainer.model.families.llava_sam.tokenizer import LisaTokenizer
+    from trainer.model.segmentation_model import SegmentationModel
+    from trainer.model.tokenizer import ConversationTokenizer
 
-DEFAULT = Path("runs/latest")  # where lisa-train trains unless told otherwise
+DEFAULT = Path("runs/latest")  # where lisa-train trains by default
 ORIGIN = "conversion.json"  # names the model of a converted or merged folder
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A plan for answering, and the folder of the tensors that were trained, if they lie apart."""
+    """A plan for inference, and the folder of the trained tensors, if they are separate."""
 
     plan: Plan
     folder: Path | None
 
     @property
     def may_round(self) -> bool:
-        """Whether any storage of the base weights will do: nothing was trained on one."""
+        """Whether the base weights may be quantised in any way: none was used in training."""
         return self.folder is None
 
-    def load(self, plan: Plan, tokenizer: LisaTokenizer, device: torch.device) -> Lisa:
+    def load(
+        self, plan: Plan, tokenizer: ConversationTokenizer, device: torch.device
+    ) -> SegmentationModel:
         """The model under `plan`, ready to answer. Raises WeightsError, CheckpointError."""
         from trainer.model.build import TORCH_DTYPES, build
         from trainer.run import checkpoint
 
         if self.folder is not None:
             checkpoint.verify(self.folder)
-        # Nothing is trained here, so nothing is kept wider than it is computed in.
+        # Inference needs no tensor wider than the dtype of the computation.
         model = build(plan, tokenizer, device, trained_dtype=TORCH_DTYPES[plan.dtype]).eval()
         if self.folder is not None:
             self._check_base(self.folder)
@@ -53,23 +55,24 @@ class Trained:
         return model
 
     def _check_base(self, folder: Path) -> None:
-        """Raise CheckpointError if what was trained lay over other base weights than these."""
+        """Raise CheckpointError if the tensors were trained with other base weights."""
         from trainer.model.weights import weight_source
-        from trainer.run import checkpoint
+        from trainer.run.checkpoint import CheckpointError
+        from trainer.run.checkpoint_files import read_facts
 
-        base = checkpoint.read_facts(folder).get("base")
+        base = read_facts(folder).get("base")
         here = weight_source(self.plan).fingerprint
         if base not in (None, here):
-            raise checkpoint.CheckpointError(
+            raise CheckpointError(
                 f"{folder}: was trained over base weights {base}, here are {here}\n"
                 "    hint: --set weights=FOLDER names the folder that it was trained with"
             )
 
 
 def newest(run: Path) -> Path:
-    """`run`, or of `run-2`, `run-3`, … beside it, as later runs of that name are called, the last.
+    """The newest of `run` and its later siblings `run-2`, `run-3`, …
 
-    Only for the default name: what a user names is meant as it is.
+    Only for the default name: a name that the user gave is taken literally.
     """
     if run != DEFAULT:
         return run
@@ -79,7 +82,7 @@ def newest(run: Path) -> Path:
 
 
 def find(where: Path, assignments: Sequence[str] = ()) -> Trained:
-    """What `where` holds, with the settings that answer instead of train.
+    """The trained model in `where`, with settings for inference.
 
     Raises ValueError where there is no model, PlanError.
     """
@@ -91,18 +94,18 @@ def find(where: Path, assignments: Sequence[str] = ()) -> Trained:
     else:
         raise ValueError(f"{where}: {_why_none(where)}")
     answering: dict[str, object] = {
-        "cached_encoders": ["mask", "vision"], "compile": False, "processes": 1,
+        "cached_encoders": list(plan.profile.encoders), "compile": False, "processes": 1,
         "accumulation": 1, "effective_batch": plan.micro_batch,
     }  # fmt: skip
     if plan.device == "cuda" and not _sees_gpu():
         answering |= {"device": "cpu", "optimizer": "adamw", "host_layers": 0}
-        answering |= {"dtype": "fp32" if plan.model == "tiny" else "bf16"}
+        answering |= {"dtype": "fp32" if plan.profile.packaged else "bf16"}
     plan = Plan.parse(plan.model_dump(mode="json") | answering).override(assignments)
     return Trained(plan, folder)
 
 
 def _why_none(where: Path) -> str:
-    """What is wrong with a folder that holds no model, and what would hold one."""
+    """Why a folder holds no model, and which folder to name instead."""
     others = sorted(f.parent for f in where.glob(f"*/{TRAINED}") if f.parent.name[0] != ".")
     if others:
         what = "this run has no best checkpoint yet"
@@ -124,7 +127,7 @@ def _sees_gpu() -> bool:
 
 
 def _untrained(folder: Path) -> Plan:
-    """A plan for a whole model; what it says of training means nothing. Raises ValueError."""
+    """A plan for a whole model; its training settings have no effect. Raises ValueError."""
     try:
         model = json.loads(read_regular(folder / ORIGIN))["model"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

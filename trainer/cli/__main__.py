@@ -1,4 +1,4 @@
-"""Where the commands begin: Ctrl-C ends them quietly from here on, while Python still imports."""
+"""Entry points of the commands: Ctrl-C ends them quietly even while Python still imports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the command lines speak: progress, errors a user can mend, and exit codes."""
+"""How the commands report: progress, errors that a user can fix, and exit codes."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ from trainer.exits import fail
 if TYPE_CHECKING:
     from trainer.reporter import Reporter
 
-# Of what the system refuses, that which another name on the command line would mend.
+# System errors that another name on the command line would avoid.
 THEIR_FILES = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError,
                PermissionError)  # fmt: skip
 
 
 class Plain:
-    """Progress as lines, one in ten seconds and each last one; with the time that is left.
+    """Progress as lines with the time left: one every ten seconds, and the last one.
 
-    Nothing in the first `patience` seconds: what is over by then needs no progress.
+    Silent for the first `patience` seconds: what ends by then needs no progress.
     """
 
     def __init__(self, patience: float = 0) -> None:
-        self.speaks = time.monotonic() + patience
-        self.phase, self.first, self.began, self.told = "", 0, 0.0, -math.inf
+        self.silent_until = time.monotonic() + patience
+        self.phase, self.first, self.began, self.printed = "", 0, 0.0, -math.inf
 
     def __call__(self, what: str, done: int, total: int) -> None:
         now, phase = time.monotonic(), what.partition(",")[0]
         if phase != self.phase or done < self.first:
             self.phase, self.first, self.began = phase, done, now
-        if now < self.speaks or (done < total and now - self.told <= 10):
+        if now < self.silent_until or (done < total and now - self.printed <= 10):
             return
-        self.told, left = now, ""
+        self.printed, left = now, ""
         if self.first < done < total:
             seconds = (now - self.began) / (done - self.first) * (total - done)
             left = f", {timedelta(seconds=round(seconds))} left"
@@ -53,7 +53,7 @@ class Plain:
 
 
 def next_steps(run: Path, data: Path) -> str:
-    """What to do with a run that has ended."""
+    """The commands to use next, after a run has ended."""
     folder = argument(run)
     return (
         f"next: lisa-train evaluate {folder} --data-dir {argument(data)}, "
@@ -78,8 +78,10 @@ def reporter() -> Iterator[Reporter]:
     from rich.progress import TimeRemainingColumn as Remaining
     from rich.text import Text
 
-    told = TextColumn("{task.description}", markup=False)  # a folder's [/a] is no order to rich
-    columns = (told, BarColumn(), MofNCompleteColumn(), Remaining())
+    description = TextColumn(
+        "{task.description}", markup=False
+    )  # a [/a] in a folder's name is not markup
+    columns = (description, BarColumn(), MofNCompleteColumn(), Remaining())
 
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("starting", total=None)
@@ -92,11 +94,11 @@ def reporter() -> Iterator[Reporter]:
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Errors that a user can mend become text and an exit code; anything else is a defect."""
+    """Print errors that a user can fix and end with an exit code; anything else is a defect."""
     try:
         yield
     except typer.Exit:
-        raise  # a RuntimeError itself: it already says how the command ends
+        raise  # typer.Exit is a RuntimeError, and already decides the exit code
     except KeyboardInterrupt as error:
         tell(str(error) or "interrupted")
         raise typer.Exit(EXIT_INTERRUPTED) from None
@@ -110,7 +112,7 @@ def user_errors() -> Iterator[None]:
         where = f"{error.filename}: " if error.filename else ""
         fix = "make room" if error.errno != errno.EROFS else "name a folder that can be written"
         tell(f"error: {where}{error.strerror}\n    hint: {fix}, then start again; "
-             "a run goes on with lisa-train --resume")  # fmt: skip
+             "lisa-train --resume continues a run")  # fmt: skip
         raise typer.Exit(EXIT_FAILED) from None
     except RuntimeError as error:
         tell(f"error: {error}")
@@ -119,7 +121,7 @@ def user_errors() -> Iterator[None]:
 
 @contextmanager
 def ended_politely() -> Iterator[None]:
-    """A request to end cleans up as Ctrl-C does."""
+    """On SIGTERM clean up as on Ctrl-C."""
 
     def interrupt(*_: object) -> NoReturn:
         raise KeyboardInterrupt

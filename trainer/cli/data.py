@@ -17,7 +17,7 @@ from trainer.exits import fail
 
 
 def synthesise(
-    folder: Annotated[Path, typer.Argument(help="Where ReasonSeg/ is written.")],
+    folder: Annotated[Path, typer.Argument(help="Folder to write ReasonSeg/ into.")],
     train_: Annotated[int, typer.Option("--train", min=1, help="Training questions.")] = 640,
     val: Annotated[int, typer.Option(min=1, help="Validation questions.")] = 120,
     test: Annotated[int, typer.Option(min=0, help="Test questions.")] = 120,
@@ -44,19 +44,19 @@ def import_(
     questions: Annotated[
         Path | None, typer.Option(help="CSV or JSONL: picture, label, question.")
     ] = None,
-    pictures: Annotated[Path | None, typer.Option(help="Where the pictures lie.")] = None,
+    pictures: Annotated[Path | None, typer.Option(help="Folder of the pictures.")] = None,
     val: Annotated[float, typer.Option(help="Share of pictures to validate on.")] = 0.1,
-    test: Annotated[float, typer.Option(help="Share of pictures to keep for a test.")] = 0.0,
+    test: Annotated[float, typer.Option(help="Share of pictures to set aside for a test.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
     skip_broken: SkipBroken = None,
     encoding: Annotated[
-        str | None, typer.Option(help="Of files that are not UTF-8, such as gbk.")
+        str | None, typer.Option(help="Encoding of files that are not UTF-8, such as gbk.")
     ] = None,
     frame: Annotated[
-        str | None, typer.Option(help="Of outlines on turned pictures: stored or upright.")
+        str | None, typer.Option(help="Frame of outlines on rotated pictures: stored or upright.")
     ] = None,
     iscrowd: Annotated[
-        str | None, typer.Option(help="What COCO's iscrowd 1 marks: object or crowd.")
+        str | None, typer.Option(help="What iscrowd 1 means in a COCO file: object or crowd.")
     ] = None,
 ) -> None:
     """Turn annotations of LabelMe, COCO or Label Studio into ReasonSeg data for --data-dir DST."""
@@ -76,7 +76,7 @@ def import_(
     for what in done.assumed:
         say(f"note: {what}")
     if done.broken:
-        say(broken.told(done.broken, target / broken.LIST))
+        say(broken.left_out_line(done.broken, target / broken.LIST))
 
 
 def preview(
@@ -89,11 +89,11 @@ def preview(
 ) -> None:
     """Draw some items of a data set: pictures, questions, targets and ignored regions."""
     from profiles.skipping import read_most
-    from trainer.data.broken import Leave
+    from trainer.data.broken import SkippedEntries
     from trainer.data.preview import write_preview
 
     with user_errors():
-        leave = Leave(read_most(skip_broken))
+        leave = SkippedEntries(read_most(skip_broken))
         lines = write_preview(data, split, count, seed, out, leave)
     for one in leave.left_out:
         tell(f"left out: {one}")
@@ -108,7 +108,7 @@ def check_data_folder(folder: Path, skip_broken: Text = None) -> int:
     with user_errors():
         most = read_most(skip_broken)
         counts_of, others, findings = check(folder, Plain(patience=10))
-    if not broken.can_go(findings, most):
+    if not broken.may_be_left_out(findings, most):
         for finding in findings:
             tell(f"  - {finding}")
         tell(f"{counted(len(findings), 'finding')} in {folder}")
@@ -117,10 +117,10 @@ def check_data_folder(folder: Path, skip_broken: Text = None) -> int:
         return EXIT_USAGE
     for split, counts in counts_of.items():
         if not counts:
-            fail(f"{folder}: no sound item would be left in {split}\n    hint: mend some")
+            fail(f"{folder}: no valid item would be left in {split}\n    hint: fix some")
         say(f"{split}: " + ", ".join(f"{name} {value}" for name, value in counts.items()))
     for data_set in others:
-        masks = sum(1 for picture in data_set.pictures for _ in picture.paints())
+        masks = sum(1 for picture in data_set.pictures for _ in picture.all_masks())
         left_out = f", left out {data_set.left_out}: no picture" if data_set.left_out else ""
         say(f"{data_set.name}: pictures {len(data_set.pictures)}, masks {masks}{left_out}")
     if findings:
@@ -128,14 +128,14 @@ def check_data_folder(folder: Path, skip_broken: Text = None) -> int:
         try:
             broken.write_list(listed, findings)
         except OSError as error:
-            say(f"{folder}: {broken.told(findings)}")
+            say(f"{folder}: {broken.left_out_line(findings)}")
             tell(f"note: {listed} cannot be written here: {reason(error)}\n"
                  "    hint: without --skip-broken they are shown")  # fmt: skip
         else:
-            say(f"{folder}: {broken.told(findings, listed)}")
+            say(f"{folder}: {broken.left_out_line(findings, listed)}")
     else:
         say(f"{folder}: no findings")
     missing = [split for split in ("train", "val") if split not in counts_of]
     if missing:
-        tell(f"note: there is no {' and no '.join(missing)} split, which a training needs")
+        tell(f"note: there is no {' and no '.join(missing)} split; a training needs it")
     return 0

@@ -1,4 +1,4 @@
-"""lisa-train evaluate and export: what a trained model is worth, and how it leaves the house."""
+"""lisa-train evaluate and export: scores of a trained model, and its files for other tools."""
 
 from __future__ import annotations
 
@@ -12,13 +12,10 @@ from profiles.sizes import MIB
 from profiles.streams import say, tell
 from profiles.text import one_line
 from trainer.cli.console import ended_politely, reporter, user_errors
+from trainer.cli.options import Settings, SkipBroken
 from trainer.cli.segment import planned
-from trainer.process import feature_cache, stay_at_home
+from trainer.process import feature_cache, work_offline
 
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting. Repeatable."),
-]
 Run = Annotated[
     Path, typer.Argument(help="Run folder, checkpoint, export, or converted model folder.")
 ]
@@ -29,16 +26,14 @@ def evaluate(
     data_dir: Annotated[Path, typer.Option(help="Folder with ReasonSeg data.")],
     split: Annotated[str, typer.Option(help="val, test or train.")] = "val",
     generate: Annotated[
-        bool, typer.Option(help="Let the model answer, in the place of the published [SEG].")
+        bool, typer.Option(help="Let the model write its answer, instead of giving it [SEG].")
     ] = False,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for the figures. Default: evaluation-SPLIT in the run."),
+        typer.Option(help="Folder for the scores. Default: evaluation-SPLIT in the run."),
     ] = None,
     set_: Settings = None,
-    skip_broken: Annotated[
-        str | None, typer.Option(metavar="N|all", help="Leave at most N broken items out.")
-    ] = None,
+    skip_broken: SkipBroken = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """gIoU and cIoU on a split, with 95 % intervals, and the worst and best pictures."""
@@ -46,10 +41,10 @@ def evaluate(
         from profiles.skipping import read_most
         from trainer.answer.questions import question_of
         from trainer.answer.trained_model import find
-        from trainer.data.broken import Leave
+        from trainer.data.broken import SkippedEntries
         from trainer.data.formats.reasonseg import read_split
 
-        leave = Leave(read_most(skip_broken))
+        leave = SkippedEntries(read_most(skip_broken))
         items = read_split(data_dir, split, None, leave)
         for one in leave.left_out:
             tell(f"left out: {one}")
@@ -62,9 +57,9 @@ def evaluate(
         target = out or (run / name if (run / "best").is_dir() else Path(name))
         how = "generated" if generate else "teacher-forced"
         facts = {"split": split, "answers": how, "data": str(data_dir), "model": str(run)}
-        target.mkdir(parents=True, exist_ok=True)  # before the work, not after it
+        target.mkdir(parents=True, exist_ok=True)  # fail before the work, not after it
         for other in replaced(target, data_dir, run):
-            tell(f"note: {target} holds figures of {one_line(other)}, which these replace; "
+            tell(f"note: {target} holds figures of {one_line(other)}, which are replaced; "
                  "--out FOLDER keeps both")  # fmt: skip
         pictures = [item.image_path for item in items]
         with reporter() as speaker:
@@ -82,16 +77,16 @@ def export(
     run: Run,
     target: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write.")],
     merge: Annotated[
-        bool, typer.Option(help="Whole model, what was trained added to unquantised weights.")
+        bool, typer.Option(help="Write the whole model, merged and unquantised.")
     ] = False,
     push: Annotated[
-        str | None, typer.Option(metavar="REPO", help="Upload DST to this hub repository as well.")
+        str | None, typer.Option(metavar="REPO", help="Also upload DST to this hub repository.")
     ] = None,
     set_: Settings = None,
 ) -> None:
-    """Write what was trained (or, with --merge, the whole model) and a model card to DST."""
+    """Write the trained parts (or, with --merge, the whole model) and a model card to DST."""
     if push is None:
-        stay_at_home()
+        work_offline()
     with user_errors(), ended_politely():
         from trainer.answer.trained_model import find
 

@@ -13,13 +13,14 @@ from profiles.files import refused
 from profiles.streams import say, set_streams, tell
 from profiles.text import one_line
 from trainer.cli.console import user_errors
+from trainer.cli.options import Settings
 from trainer.process import (
+    clear_leftover_variables,
     feature_cache,
-    heed_the_plan,
-    stay_at_home,
     try_segments,
     use_allocator,
     use_threads,
+    work_offline,
 )
 
 if TYPE_CHECKING:
@@ -53,11 +54,8 @@ def segment(
     ] = Path("runs/latest"),
     out: Annotated[Path, typer.Option(help="Folder for masks and overlays.")] = Path("."),
     phrase: Annotated[bool, typer.Option(help="The question is a noun phrase.")] = False,
-    explain: Annotated[bool, typer.Option(help="Ask for the reason as well.")] = False,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a setting. Repeatable."),
-    ] = None,
+    explain: Annotated[bool, typer.Option(help="Also ask for the reason.")] = False,
+    set_: Settings = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Answer QUESTION about IMAGE; write the mask and an overlay.
@@ -65,14 +63,14 @@ def segment(
     Exit codes: 0 every answer has a mask, 1 some have none, a picture cannot be read or the card
     is too small, 2 bad usage.
     """
-    stay_at_home()
+    work_offline()
     from trainer.answer.output import row_of_unanswered, stems
-    from trainer.answer.questions import passed_over, read_questions, unreadable
+    from trainer.answer.questions import others_line, read_questions, unreadable
     from trainer.answer.trained_model import find, newest
 
     with user_errors():
         asked = read_questions(image, question, questions, phrase, explain)
-        left = passed_over(image) if questions is None and image.is_dir() else None
+        left = others_line(image) if questions is None and image.is_dir() else None
         if left is not None:
             tell(left)
         chosen = newest(run)
@@ -83,7 +81,7 @@ def segment(
         broken = unreadable(asked)
         for error in broken.values():
             tell(f"left out: {error}")
-        segmenter, fit = _opened(trained, [one for one in asked if one.image not in broken])
+        segmenter, fit = _loaded(trained, [one for one in asked if one.image not in broken])
         found = []
         for one, stem in zip(asked, stems(asked, out), strict=True):
             if segmenter is None or one.image in broken:
@@ -92,7 +90,7 @@ def segment(
                 found.append(_answered(segmenter, one, stem, as_json, several=len(asked) > 1))
     if broken:
         count = sum(one.image in broken for one in asked)
-        tell(f"{count} of {len(asked)} questions not answered: their pictures cannot be read")
+        tell(f"{count} of {len(asked)} questions were skipped: their pictures cannot be read")
     if as_json:
         say(json.dumps({"memory": fit.forecast.model_dump(mode="json") if fit else None,
                           "answers": found}, indent=2, ensure_ascii=False))  # fmt: skip
@@ -100,8 +98,8 @@ def segment(
         raise typer.Exit(1)
 
 
-def _opened(trained: Trained, asked: list[Question]) -> tuple[Segmenter | None, Fit | None]:
-    """The model, loaded for these questions, and its forecast; nothing is loaded for none."""
+def _loaded(trained: Trained, asked: list[Question]) -> tuple[Segmenter | None, Fit | None]:
+    """The model, loaded for these questions, and its forecast; None without questions."""
     if not asked:
         return None, None
     plan, fit = planned(trained, asked)
@@ -111,7 +109,7 @@ def _opened(trained: Trained, asked: list[Question]) -> tuple[Segmenter | None, 
 
 
 def planned(trained: Trained, asked: list[Question]) -> tuple[Plan, Fit | None]:
-    """The plan to answer under: forecast for this card first. Raises NoRoom, RehearsalFailed."""
+    """The plan to answer with, forecast for this card. Raises NoRoom, RehearsalFailed."""
     if trained.plan.device == "cpu":
         use_threads(trained.plan, tell)
         return trained.plan, None
@@ -120,7 +118,7 @@ def planned(trained: Trained, asked: list[Question]) -> tuple[Plan, Fit | None]:
     from trainer.answer.segmenter import longest_question
     from trainer.model.build import read_tokenizer
 
-    text = longest_question(asked, trained.plan, read_tokenizer(trained.plan))
+    text = longest_question(asked, read_tokenizer(trained.plan))
     fit = fitting(trained.plan, trained.may_round, text, probe(), tell)
     tell(fit.line())
     use_allocator(fit.plan)
@@ -131,12 +129,12 @@ def planned(trained: Trained, asked: list[Question]) -> tuple[Plan, Fit | None]:
 def _answered(
     segmenter: Segmenter, question: Question, stem: Path, as_json: bool, several: bool
 ) -> dict[str, Any]:
-    """Ask, write and say one answer; its JSON row. What fails here is this answer's alone."""
+    """Ask, write and print one answer; its JSON row. An error affects this answer only."""
     from trainer.answer.output import row_of_unanswered
 
     try:
         answer = segmenter.ask(question, segmenter.plan.tokens.max_masks)
-        return _told(question, answer, stem, as_json, several)
+        return _written(question, answer, stem, as_json, several)
     except (OSError, ValueError) as error:
         if not several:
             raise
@@ -145,19 +143,19 @@ def _answered(
         return row_of_unanswered(question, why)
 
 
-def _told(
+def _written(
     question: Question, answer: Answer, stem: Path, as_json: bool, several: bool
 ) -> dict[str, Any]:
-    """Write an answer's pictures and say it; its JSON row."""
+    """Write an answer's pictures and print it; its JSON row."""
     from trainer.answer.output import row_of, write_pictures
 
     files = write_pictures(question, answer, stem)
     if answer.left_out:
         kept, total = len(answer.masks), len(answer.masks) + answer.left_out
         tell(
-            f"{one_line(question.image)}: the answer holds {total} masks, more than one was "
-            f"taught with: the first {kept} are kept\n    hint: --set tokens.max_masks={total} "
-            "keeps all; one that trained longer says fewer"
+            f"{one_line(question.image)}: the answer holds {total} masks, more than training "
+            f"used: the first {kept} are kept\n    hint: --set tokens.max_masks={total} "
+            "keeps all; a model trained longer gives fewer"
         )
     if not as_json:
         say(one_line(f"{question.image.name}: {answer.text}") if several else answer.text)
@@ -166,14 +164,14 @@ def _told(
             tell(f"{', '.join(map(one_line, files))}: {share:.1%} of the picture, "
                   f"{answer.seconds:.1f} s")  # fmt: skip
         else:
-            tell(f"{one_line(question.image)}: the answer holds no [SEG]: nothing was segmented")
+            tell(f"{one_line(question.image)}: the answer has no [SEG], so there is no mask")
     return row_of(question, answer, files)
 
 
 def main() -> None:
     """Entry point of `lisa-segment`."""
     set_streams()
-    heed_the_plan()
+    clear_leftover_variables()
     # On CPUs with AVX512-BF16 it asks for a package that would fetch code from a hub.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     app(prog_name="lisa-segment")

@@ -1,7 +1,7 @@
 """Folders of published checkpoints, read one tensor at a time.
 
-Nothing is unpickled but tensors: `*.bin` and `*.pth` go through torch's weights-only reader, mapped
-into memory, so that only the tensors asked for are ever read.
+Only tensors are unpickled: `*.bin` and `*.pth` are read by torch's weights-only reader, mapped into
+memory, so that only the requested tensors are read from disk.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from safetensors import safe_open
 from torch import Tensor
 
 from profiles.files import read_regular
-from trainer.model.families.llava_sam.names import NamesError, target_names
+from trainer.model.families import Family, NamesError
 from trainer.model.weights import WeightsError, fingerprint_of
 
 PICKLES = ("pytorch_model*.bin", "*.pth")
-# What trainers keep beside the weights, in any format: it has no say in which these are.
+# Files that trainers keep beside the weights, in any format; they are not weights.
 STATE = re.compile(
     r"(rng_state|random_states?|optimi[sz]er|scheduler|scaler|training_args|trainer_state|zero_pp_rank"
     r"|(?:bf16_|fp16_)?zero_|global_step|early_stopping|sampler)(?:[_.\-\d].*|s)?",
     re.IGNORECASE,
 )
-SHOWN = 5  # of the files that are passed over
+SHOWN = 5  # of the files that are left out
 WRAPPERS = ("model", "state_dict", "module")  # keys under which trainers save the tensors
-# As safetensors and torch spell them. Anything else is packed, and means nothing by itself.
+# As safetensors and torch spell them. Any other dtype is packed and meaningless by itself.
 PLAIN_DTYPES = frozenset(
     {"F64", "F32", "F16", "BF16"}
     | {f"torch.{name}" for name in ("float64", "float32", "float16", "bfloat16")}
@@ -54,7 +54,7 @@ class TensorFile:
                 self._tensors = _unwrapped(
                     torch.load(path, weights_only=True, mmap=True, map_location="cpu")
                 )
-        except Exception as error:  # a damaged or hostile file may break its reader anywhere
+        except Exception as error:  # a damaged or hostile file may raise anything in its reader
             raise WeightsError(_why_unreadable(path, error)) from None
 
     def headers(self) -> dict[str, tuple[torch.Size, str]]:
@@ -65,7 +65,7 @@ class TensorFile:
         return {name: (torch.Size(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
 
     def read(self, name: str, dtype: torch.dtype) -> Tensor:
-        """The tensor in memory of its own."""
+        """A copy of the tensor."""
         stored: Tensor = self._tensors[name] if self._safe is None else self._safe.get_tensor(name)
         return stored.to(dtype, copy=True).contiguous()
 
@@ -88,16 +88,18 @@ class Found:
 
 @dataclass
 class Source:
-    """A folder with a checkpoint: its tensors by the model's names, and what else it says."""
+    """A folder with a checkpoint: its tensors by the model's names, and its metadata."""
 
     folder: Path
     paths: list[Path]
     tensors: dict[str, Found] = field(default_factory=dict)
-    unused: list[str] = field(default_factory=list)  # names of no use to any model here
+    unused: list[str] = field(default_factory=list)  # names that no model here uses
 
     @classmethod
-    def read(cls, folder: Path, tell: Callable[[str], None] = lambda line: None) -> Source:
-        """The headers of all weights files; `tell` hears which others were passed over.
+    def read(
+        cls, folder: Path, family: Family[Any], tell: Callable[[str], None] = lambda line: None
+    ) -> Source:
+        """Read the headers of all weights files; reports others through `tell`.
 
         Raises WeightsError.
         """
@@ -112,7 +114,7 @@ class Source:
                     )
                 found[name] = Found(source.name, path, name, shape, dtype)
         try:
-            targets = target_names(found)
+            targets = family.target_names(found)
         except NamesError as error:
             raise WeightsError(f"{folder}: {error}") from None
         for name, target in targets.items():
@@ -129,11 +131,11 @@ class Source:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """config.json, empty where there is none that can be read."""
+        """config.json; empty if it is missing or unreadable."""
         return read_object(self.folder / "config.json")
 
     def facts(self) -> dict[str, Any]:
-        """What tells this source from another one, for the report."""
+        """What identifies this source in the report."""
         kept = ("architectures", "model_type", "transformers_version")
         return {
             "name": self.name,
@@ -144,7 +146,7 @@ class Source:
         }
 
     def _revision(self) -> str | None:
-        """The hub's commit, where the hub's own tools left it beside the files."""
+        """The hub's commit, if the hub's tools recorded it beside the files."""
         if COMMIT.fullmatch(self.name):
             return self.name  # a snapshot folder of the hub's cache
         notes = self.folder / ".cache" / "huggingface" / "download"
@@ -156,10 +158,10 @@ class Source:
 
 
 def weights_files(folder: Path, tell: Callable[[str], None] = lambda line: None) -> list[Path]:
-    """The folder's safetensors, else its pickles, all shards there. Raises WeightsError.
+    """The folder's safetensors, or else its pickles, with all shards. Raises WeightsError.
 
-    DeepSpeed's zero_to_fp32 makes a folder that is called pytorch_model.bin: where no file has the
-    weights, those in such a folder are taken. `tell` hears what else was there and is not read.
+    DeepSpeed's zero_to_fp32 makes a folder called pytorch_model.bin: it is used if no file has the
+    weights. Other files are reported through `tell` and not read.
     """
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "no such folder"
@@ -186,19 +188,19 @@ def weights_files(folder: Path, tell: Callable[[str], None] = lambda line: None)
             f"{', '.join(absent[:5])}; download the rest"
         )
     if safe and pickles:
-        tell(f"{folder}: reading the *.safetensors; passed over: {_short(pickles)}")
+        tell(f"{folder}: reading the *.safetensors; skipped: {_short(pickles)}")
     if inner:
-        tell(f"{folder}: passed over: {_short(inner)}; name that folder to read it instead")
+        tell(f"{folder}: skipped: {_short(inner)}; name that folder to read it instead")
     return paths
 
 
 def is_state(name: str) -> bool:
-    """Whether a file of this name is hidden or a trainer's own state, and so no weights."""
+    """Whether a file of this name is hidden or a trainer's state, and so not weights."""
     return name.startswith(".") or STATE.fullmatch(name.rpartition(".")[0]) is not None
 
 
 def _named(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
-    """What is called as weights are, files and folders, each once."""
+    """Files and folders with names of weights, each once."""
     found = {path for pattern in patterns for path in folder.glob(pattern)}
     return sorted(path for path in found if not is_state(path.name))
 
@@ -212,7 +214,7 @@ def _holds_weights(place: Path) -> bool:
 
 
 def _elsewhere(folder: Path) -> str:
-    """Which folders in this one hold weights, for the message that it holds none."""
+    """Folders in this one that hold weights, for the message that this one holds none."""
     inner = [path for path in sorted(folder.iterdir()) if path.name[0] != "."]
     inner = [path for path in inner if _holds_weights(path)]
     return f", but in {_short(inner)}" if inner else ""
@@ -224,7 +226,7 @@ def _short(paths: list[Path]) -> str:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object, empty where the file is absent or something else."""
+    """A JSON object; empty if the file is missing or holds something else."""
     try:
         value = json.loads(read_regular(path))
     except (OSError, ValueError, RecursionError):
@@ -233,7 +235,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def _expected(folder: Path, paths: list[Path]) -> set[str]:
-    """The file names that an index or the shards' own numbering promises."""
+    """The file names that an index or the numbering of the shards requires."""
     names: set[str] = set()
     for path in paths:
         if found := SHARD.fullmatch(path.name):
@@ -248,7 +250,7 @@ def _expected(folder: Path, paths: list[Path]) -> set[str]:
 
 
 def _unwrapped(loaded: Any) -> dict[str, Tensor]:
-    """The tensors of what a pickle held, out of a trainer's wrapping; numbers are left out."""
+    """The tensors in a pickle, without a trainer's wrapper; numbers are left out."""
     if isinstance(loaded, Mapping):
         for key in WRAPPERS:
             if isinstance(loaded.get(key), Mapping):
@@ -263,7 +265,7 @@ def _why_unreadable(path: Path, error: Exception) -> str:
     text = str(error).partition("\n")[0][:200]
     where = f"{path.parent.name}/{path.name}"
     if "Weights only load failed" in text:
-        # torch's own text goes on to say how to run the code in the file: not here.
+        # torch's text also says how to run the code in the file: that is not repeated.
         return (
             f"{where}: refused, it holds more than tensors and could run code when loaded; "
             "get the checkpoint as *.safetensors"

@@ -22,13 +22,14 @@ from profiles.sizes import GIB
 from profiles.text import argument, one_line
 from trainer import adapter_files
 from trainer.answer.trained_model import ORIGIN, Trained
-from trainer.atomic_folder import placed, refuse_taken, share
+from trainer.atomic_folder import apply_umask, atomic_folder, refuse_taken
 from trainer.convert.convert import SHARD_BYTES, Shards, needed_shapes
 from trainer.model.adapters import merged
 from trainer.model.build import TORCH_DTYPES, read_tokenizer
-from trainer.model.families.llava_sam.names import EMBEDDING, HEAD
+from trainer.model.families import family_of
 from trainer.model.weights import FolderWeights, WeightsError, canonical_name, model_folder
-from trainer.run.checkpoint import MANIFEST, altered, read_facts, read_trained, seal, verify
+from trainer.run.checkpoint import read_trained, verify
+from trainer.run.checkpoint_files import MANIFEST, altered, read_facts, seal
 from trainer.run.folder import TRAINED
 
 CPU = torch.device("cpu")
@@ -49,7 +50,7 @@ class _Items(TypedDict):
 
 
 class _Facts(TypedDict, total=False):
-    """Of what a run recorded, that which a card tells."""
+    """The part of a run's record that its model card shows."""
 
     step: _Count | None
     metrics: _Scores | None
@@ -66,7 +67,7 @@ _FACTS = TypeAdapter(_Facts)
 
 
 def export_trained(trained: Trained, target: Path) -> int:
-    """What was trained, plan and card into `target`; returns the bytes written.
+    """Write trained tensors, plan and card to `target`; returns the bytes written.
 
     With LoRA, LLaVA's part is an adapter in PEFT's format. Raises WeightsError where the tokenizer
     that says which rows are new is not here.
@@ -75,18 +76,18 @@ def export_trained(trained: Trained, target: Path) -> int:
     """
     source = _folder(trained)
     refuse_taken(target)
-    with placed(target) as folder:
+    with atomic_folder(target) as folder:
         # As it was trained, but for the place of the base weights: that is this machine's.
         plan = Plan.read(source / "plan.json")
         portable = plan.model_copy(update={"weights": "default"})
         (folder / "plan.json").write_text(portable.to_json(), encoding="utf-8")
-        rest = read_trained(source)
+        rest = read_trained(source, family_of(plan.profile).model)
         if plan.lora is not None:
             rows = "token_rows" in plan.train
             new_ids = read_tokenizer(trained.plan).new_ids if rows else ()
             rest = adapter_files.write(folder, plan, plan.lora, rest, new_ids)
         save_file(rest, folder / TRAINED)
-        share(folder / TRAINED)
+        apply_umask(folder / TRAINED)
         facts = facts_of(source)
         (folder / "facts.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         seal(folder)  # all but the card, which is the user's to write on
@@ -103,13 +104,13 @@ def export_merged(trained: Trained, target: Path, shard_bytes: int = SHARD_BYTES
     """
     source, plan = _folder(trained), trained.plan
     if plan.weights == "random":
-        raise ValueError("weights: random values have nothing to be merged into")
+        raise ValueError("weights: random base weights cannot be merged into")
     refuse_taken(target)
     base = FolderWeights(model_folder(plan))
     tokenizer = read_tokenizer(plan)
-    merge = _Merge(plan, read_trained(source), tokenizer.new_ids)
+    merge = _Merge(plan, read_trained(source, family_of(plan.profile).model), tokenizer.new_ids)
     dtype = TORCH_DTYPES[plan.dtype]
-    with placed(target) as folder:
+    with atomic_folder(target) as folder:
         shards = Shards(folder, shard_bytes)
         for name, shape in needed_shapes(plan.profile).items():
             value = base.get(name, shape, CPU, torch.float32)
@@ -133,6 +134,7 @@ class _Merge:
         self.left = set(self.trained)
         self.new_ids = new_ids
         self.lora = plan.lora
+        self.tables = family_of(plan.profile).model.tables()
 
     def __call__(self, name: str, value: Tensor) -> Tensor:
         """The tensor [...] called `name`, from its base `value` in fp32."""
@@ -143,7 +145,7 @@ class _Merge:
         down, up = self._take(f"{stem}.lora_A.weight"), self._take(f"{stem}.lora_B.weight")
         if self.lora is not None and down is not None and up is not None:
             return merged(value, down, up, self.lora)
-        rows = self._take(f"{stem}.rows") if name in (EMBEDDING, HEAD) else None
+        rows = self._take(f"{stem}.rows") if name in self.tables else None
         return value if rows is None else value.index_copy(0, torch.tensor(self.new_ids), rows)
 
     def _take(self, name: str) -> Tensor | None:
@@ -166,7 +168,7 @@ def upload(folder: Path, repository: str, tell: Callable[[str], None]) -> str:
         return str(api.upload_folder(repo_id=repository, folder_path=folder))
     except Exception as error:  # the hub's, httpx's, the system's: all mean it is not there
         raise RuntimeError(
-            f"upload to {repository}: {error}\n    hint: {folder} is whole; hf auth login, then "
+            f"upload to {repository}: {error}\n    hint: {folder} is complete; hf auth login, then "
             f"hf upload {argument(repository)} {argument(folder)}"
         ) from None
 
@@ -193,7 +195,7 @@ def _about(plan: Plan, merged: bool) -> str:
     if merged:
         return f"The whole model, ready for questions:\n\n    {use}"
     text = f"The trained tensors alone; they lie over the base weights of `{plan.model}`"
-    if plan.model == "tiny":
+    if plan.profile.packaged:
         text = f"{text}, which come with the package:\n\n    {use}"
     else:
         text = (
@@ -238,7 +240,7 @@ def _training(plan: Plan, facts: dict[str, Any]) -> Iterator[str]:
             told += f"; {forecast / GIB:.2f} GiB were forecast ({forecast / measured - 1:+.1%})"
         yield told
     if plan.weights == "random":
-        yield "- **the base weights were random values: a rehearsal, of no use**"
+        yield "- **the base weights were random values: a trial run, of no use**"
     yield f"- plan `{plan.content_hash}`, base weights {_text(facts.get('base') or 'unknown')}"
     yield "- versions: " + ", ".join(
         f"{_text(name)} {_text(number)}" for name, number in facts.get("versions", {}).items()
@@ -252,7 +254,7 @@ def _text(value: str) -> str:
 
 def _folder(trained: Trained) -> Path:
     if trained.folder is None:
-        raise ValueError("nothing was trained here: a converted folder is whole as it is")
+        raise ValueError("nothing was trained here: a converted folder needs no export")
     verify(trained.folder)
     return trained.folder
 

@@ -1,4 +1,4 @@
-"""Checkpoints by their name on the model hub: downloaded once, at one revision, into its cache."""
+"""Downloads checkpoints from the model hub into its cache, once, at one revision."""
 
 from __future__ import annotations
 
@@ -11,17 +11,21 @@ from profiles.places import libraries_caches
 from trainer.convert.checkpoint_folder import is_state
 from trainer.model.weights import WeightsError
 
-# owner/name, and behind an @ a branch, a tag or a commit
+# owner/name, optionally with @ and a branch, tag or commit
 NAME = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 BESIDE = ["*.json", "tokenizer.model"]
-WEIGHTS = (["*.safetensors"], ["pytorch_model*.bin"], ["*.pth"])  # the first kind that is there
+WEIGHTS = (
+    ["*.safetensors"],
+    ["pytorch_model*.bin"],
+    ["*.pth"],
+)  # the first kind that exists is used
 
 
 def checkpoint_folder(source: str, tell: Callable[[str], None], offline: bool = False) -> Path:
-    """A local folder as it is; else the hub's files of `owner/name[@revision]`, in the hub's cache.
+    """A local folder itself, or the folder of `owner/name[@revision]` in the hub's cache.
 
-    Of several kinds of weights files only the first is fetched. `offline`, or with the hub's own
-    HF_HUB_OFFLINE, nothing is: what lies in the cache has to do. Raises WeightsError.
+    Of several kinds of weights files only the first is downloaded; with `offline`, or the hub's
+    HF_HUB_OFFLINE, only the cache is used. Raises WeightsError.
     """
     path = Path(source).expanduser() if source.startswith("~") else Path(source)
     found = NAME.fullmatch(source)
@@ -38,12 +42,12 @@ def checkpoint_folder(source: str, tell: Callable[[str], None], offline: bool = 
     try:
         info = HfApi().model_info(repository, revision=revision)
         names = [file.rfilename for file in info.siblings or []]
-        # Of the repository's own folder: what lies in others has no say in what is fetched.
+        # Only the repository's top folder decides what is downloaded.
         names = [name for name in names if "/" not in name and not is_state(name)]
         kind = next((k for k in WEIGHTS if any(Path(n).match(k[0]) for n in names)), WEIGHTS[0])
-        # By commit: what is fetched now and what the report names are the same.
+        # By commit, so that the report names exactly what is downloaded.
         return Path(snapshot_download(repository, revision=info.sha, allow_patterns=kind + BESIDE))
-    except Exception as error:  # the hub's, the network's, the disk's
+    except Exception as error:  # of the hub, the network or the disk
         raise WeightsError(_why_not(source, repository, revision, error)) from None
 
 
@@ -52,10 +56,10 @@ def _from_cache(source: str, repository: str, revision: str | None) -> Path:
 
     try:
         return Path(snapshot_download(repository, revision=revision, local_files_only=True))
-    except Exception as error:  # the hub's, the disk's
+    except Exception as error:  # of the hub or the disk
         raise WeightsError(
             f"{source}: no such folder, and not in the hub's cache ({type(error).__name__})\n"
-            "    hint: leave --offline and HF_HUB_OFFLINE out, or fetch it elsewhere and name the "
+            "    hint: leave out --offline and HF_HUB_OFFLINE, or download it elsewhere; name the "
             "folder"
         ) from None
 

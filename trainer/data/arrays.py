@@ -1,4 +1,4 @@
-"""Types of arrays."""
+"""Types of arrays and of picture sizes (height, width)."""
 
 from __future__ import annotations
 
@@ -8,9 +8,5 @@ import numpy as np
 from numpy.typing import NDArray
 
 FloatArray: TypeAlias = NDArray[np.float64]
-
-
 ByteArray: TypeAlias = NDArray[np.uint8]
-
-
 Size: TypeAlias = tuple[int, int]

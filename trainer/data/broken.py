@@ -1,6 +1,6 @@
-"""Leaving broken entries out: at most as many as the user allows, counted and listed.
+"""Leaves broken entries out: at most as many as the user allows, counted and listed.
 
-What is wrong with a whole file or folder cannot be left out. Without leave nothing is.
+A whole file or folder cannot be left out. By default nothing is.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ def entries(findings: Sequence[Finding]) -> set[str]:
     return {finding.entry for finding in findings if finding.entry is not None}
 
 
-def can_go(findings: Sequence[Finding], most: int) -> bool:
-    """Whether all that is broken are entries, and no more than may be left out."""
+def may_be_left_out(findings: Sequence[Finding], most: int) -> bool:
+    """Whether only entries are broken, and at most `most` of them."""
     return all(one.entry is not None for one in findings) and len(entries(findings)) <= most
 
 
-def settle(
+def accept(
     findings: Sequence[Finding], most: int, hints: Sequence[str] = ()
 ) -> tuple[Finding, ...]:
-    """What is left out; DataError with all findings where it cannot be, or may not be."""
-    if can_go(findings, most):
+    """The findings, if their entries may be left out; else raises DataError with all of them."""
+    if may_be_left_out(findings, most):
         return tuple(findings)
     raise DataError(findings, (*hints, *hint(findings, most)))
 
 
 def hint(findings: Sequence[Finding], most: int) -> list[str]:
-    """One line on how the rest can be used; none where leaving entries out would not help."""
+    """A line that says how to use the rest; none if leaving entries out would not help."""
     if not findings or any(finding.entry is None for finding in findings):
         return []
     count = len(entries(findings))
@@ -46,24 +46,24 @@ def hint(findings: Sequence[Finding], most: int) -> list[str]:
     return [f"hint: {OPTION} {count}{more}, or all, leaves {these} out"]
 
 
-def told(findings: Sequence[Finding], path: Path | None = None) -> str:
-    """How many entries were left out, and where they are listed, if they are."""
+def left_out_line(findings: Sequence[Finding], path: Path | None = None) -> str:
+    """How many entries were left out, and where they are listed, if anywhere."""
     what = counted(len(entries(findings)), "broken entry", "broken entries")
     return f"left out {what}" + (f", listed in {path}" if path is not None else "")
 
 
 def write_list(path: Path, findings: Sequence[Finding]) -> None:
-    """A line for each finding about what was left out."""
+    """Write a line for each finding about the entries left out."""
     text = "".join(f"{one}\n" for one in findings)
     path.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 @dataclass
-class Leave:
+class SkippedEntries:
     """How many broken entries a command may leave out, and which it did.
 
-    `known`: those that were found by decoding everything before, by their path from `root`: they
-    are left out again, and nothing is decoded.
+    `known`: entries that an earlier start found by decoding everything, by their paths from
+    `root`: these are left out again, and nothing is decoded.
     """
 
     most: int = 0
@@ -73,7 +73,7 @@ class Leave:
 
     @property
     def decodes(self) -> bool:
-        """Whether every picture is to be decoded, to find those that cannot be."""
+        """Whether every picture must be decoded, to find the broken ones."""
         return self.most > 0 and self.known is None
 
     def knows(self, entry: str) -> bool:
@@ -81,14 +81,14 @@ class Leave:
         return bool(self.known) and self.place(entry) in (self.known or ())
 
     def place(self, entry: str) -> str:
-        """The entry by its path from `root`, which stays when the data are moved."""
+        """The entry's path from `root`, which does not change when the data are moved."""
         return os.path.relpath(entry, self.root)
 
     def places(self) -> set[str]:
-        """All that was left out, by their paths from `root`."""
+        """All entries left out, by their paths from `root`."""
         return {self.place(entry) for entry in entries(self.left_out)} | (self.known or set())
 
-    def settle(self, findings: Sequence[Finding], hints: Sequence[str] = ()) -> None:
-        """Leave these out; DataError with all of them where that is too much."""
-        settle([*self.left_out, *findings], self.most, hints)
+    def accept(self, findings: Sequence[Finding], hints: Sequence[str] = ()) -> None:
+        """Leave these entries out; raises DataError with all findings if they are too many."""
+        accept([*self.left_out, *findings], self.most, hints)
         self.left_out += findings

@@ -1,7 +1,7 @@
-"""What pictures hold, as digests that are reckoned once: afterwards a picture costs a stat.
+"""Digests of pictures, computed once: afterwards each picture costs one stat.
 
-The memory is a JSON file in the cache folder, one for each data folder. A picture that is as large
-and as old as when it was read (size and mtime in nanoseconds) is taken to be the same.
+They are kept in a JSON file in the cache folder, one for each data folder. A picture of the same
+size and mtime (in nanoseconds) as when it was read counts as unchanged.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ DIGITS = 16
 
 
 class Contents:
-    """Digests of the files in a data folder; `cache` is where they are kept, None for nowhere.
+    """Digests of the files in a data folder, kept in the folder `cache` unless that is None.
 
-    `progress` hears how many pictures were read, of those that have to be.
+    `progress` reports how many pictures have been read, of those that must be.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Contents:
             now, known = path.stat(), self._known.get(name)
             if known is not None and known[:2] == (now.st_size, now.st_mtime_ns):
                 found[name] = known
-            else:  # its size and age from before it is read: a later change is seen next time
+            else:  # stat before reading, so that a later change is noticed next time
                 found[name], new[name] = (now.st_size, now.st_mtime_ns, ""), path
         digests = in_threads(_digest, new.values())
         for done, (name, digest) in enumerate(zip(new, digests, strict=True), start=1):
@@ -58,7 +58,7 @@ class Contents:
         return {name: digest for name, (_, _, digest) in found.items()}
 
     def _keep(self) -> None:
-        """For the next time; without a place to write, it is reckoned again then."""
+        """Save for the next time; if that fails, digests are computed again then."""
         if self._place is not None:
             try:
                 self._place.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ def _digest(path: Path) -> str:
 
 
 def _read(place: Path) -> _Known:
-    """What is known from before; nothing where that is damaged."""
+    """The saved digests; empty if the file is damaged."""
     try:
         rows = json.loads(read_regular(place)).items()
         return {name: (int(size), int(age), str(digest)) for name, (size, age, digest) in rows}

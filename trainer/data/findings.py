@@ -1,4 +1,4 @@
-"""What is wrong with data: findings, the error that carries them, and the report of a check."""
+"""Errors in data: findings, the exception that carries them, and the report of a check."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _MOST_LINES = 100
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong with one file or folder, and what to do about it.
+    """One error in a file or folder, and how to fix it.
 
-    `entry` tells the entry that would have to be left out; None if it is no single one.
+    `entry` is the entry that would have to be left out; None if it is not a single one.
     """
 
     path: Path
@@ -34,7 +34,7 @@ class DataError(ValueError):
     def __init__(self, findings: Sequence[Finding], hints: Sequence[str] = ()) -> None:
         if isinstance(findings, str):
             # torch re-raises a worker's exception as type(message) and falls back on RuntimeError
-            # at a TypeError; without this a message would be taken apart into its letters.
+            # at a TypeError; without this a message would be split into its letters.
             raise TypeError("DataError takes a sequence of Finding, not a string")
         super().__init__(tuple(findings))
         self.findings: tuple[Finding, ...] = tuple(findings)
@@ -43,16 +43,16 @@ class DataError(ValueError):
     def __str__(self) -> str:
         lines = [str(finding) for finding in self.findings[:_MOST_LINES]]
         more = len(self.findings) - len(lines)
-        told = [f"… and {counted(more, 'finding')} more"] * bool(more)
-        return "\n".join([*lines, *told, *(f"    {hint}" for hint in self.hints)])
+        rest = [f"… and {counted(more, 'finding')} more"] * bool(more)
+        return "\n".join([*lines, *rest, *(f"    {hint}" for hint in self.hints)])
 
 
 @dataclass
 class Report:
     """Collects the findings about one file.
 
-    `entry`: the one entry that all of them are about. Without it `annotations[5].id` is about that
-    entry of the list, and `file` about all.
+    `entry`: the one entry that all of them are about. Without it, `annotations[5].id` is about
+    that entry of the list, and `file` about the whole file.
     """
 
     path: Path
@@ -60,6 +60,7 @@ class Report:
     entry: str | None = None
 
     def add(self, what: str, got: object, allowed: str, fix: str) -> None:
+        """Add a finding: what is wrong, the value found, the values allowed, and the fix."""
         shown = "nothing" if got is None else brief(got, 100)
         listed = re.match(r"\w*\[\d+\]|line \d+(?=:)", what)
         entry = self.entry or (f"{self.path}: {listed[0]}" if listed else None)

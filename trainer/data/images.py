@@ -1,4 +1,4 @@
-"""Pictures on disk: opened with limits, decoded, turned upright."""
+"""Reads pictures: opened with size limits, decoded, turned upright."""
 
 from __future__ import annotations
 
@@ -12,28 +12,18 @@ from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 from trainer.data.arrays import ByteArray, Size
 from trainer.data.findings import DataError, Report
 
-T = TypeVar("T")
+ReadT = TypeVar("ReadT")
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-
-
-LONGEST_SIDE = 65_535  # pixels; JPEG knows no longer one
-
-
+LONGEST_SIDE = 65_535  # pixels; JPEG allows no longer one
 # Judged by content, not by extension: pictures gathered from the web often carry a wrong one.
 _IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "AVIF")
-
-
-# Public dialogues are about some GIFs called .jpg. Their first frame is taken; as outlines may be
-# of another one, pictures with outlines are no GIFs.
+# Some public dialogues are about GIFs called .jpg: their first frame is used. Outlines may belong
+# to another frame, so pictures with outlines must not be GIFs.
 _ALL_FORMATS = (*_IMAGE_FORMATS, "GIF")
-
-
-# Pillow refuses a whole PNG for a colour profile or text beyond 1 MiB, as editors write it.
+# Pillow refuses a PNG with a colour profile or text beyond 1 MiB, which editors do write.
 PngImagePlugin.MAX_TEXT_CHUNK = 64 << 20
-
-
-# Names of pictures, in any case; those of formats that are not read too, so that this is said.
+# Suffixes of pictures in lower case; also of formats that are not read, to report them.
 PICTURE_SUFFIXES = frozenset(
     (*IMAGE_SUFFIXES, ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".apng", ".webp", ".bmp", ".dib",
      ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2", ".jxl", ".mpo")
@@ -43,8 +33,8 @@ PICTURE_SUFFIXES = frozenset(
 def read_image(path: Path) -> ByteArray:
     """Read a picture upright as uint8 [H, W, 3], RGB.
 
-    Other modes are converted; alpha is dropped, as OpenCV does; of 16 bits the high byte stays.
-    DataError: missing, no picture, truncated, or larger than Pillow's MAX_IMAGE_PIXELS or
+    Other modes are converted: alpha is dropped, as OpenCV does; of 16 bits the high byte is kept.
+    Raises DataError: missing, not a picture, truncated, or beyond Pillow's MAX_IMAGE_PIXELS or
     LONGEST_SIDE.
     """
     report = Report(Path(path))
@@ -54,39 +44,48 @@ def read_image(path: Path) -> ByteArray:
     return opened[1]
 
 
+def size_of(path: Path) -> Size:
+    """Height and width of a picture as `read_image` gives it, from its header. Raises DataError."""
+    report = Report(Path(path))
+    opened = open_image(report, lambda image: None, _ALL_FORMATS)
+    if opened is None:
+        raise DataError(report.findings)
+    return opened[0]
+
+
 def is_picture(path: Path) -> bool:
     """Whether a file is a picture by its name, or else by its first bytes."""
     if path.suffix.lower() in PICTURE_SUFFIXES:
         return True
     try:
-        if not path.is_file():  # a pipe would be waited for
+        if not path.is_file():  # reading a pipe would block
             return False
         with Image.open(path, formats=_ALL_FORMATS):
             return True
-    except Exception:  # anything that is no picture may break Pillow anywhere
+    except Exception:  # other files may raise anything in Pillow
         return False
 
 
 def open_image(
-    report: Report, read: Callable[[Image.Image], T], formats: tuple[str, ...] = _IMAGE_FORMATS
-) -> tuple[Size, T] | None:
-    """The upright size and what `read` made of the upright image; None with a finding added."""
+    report: Report, read: Callable[[Image.Image], ReadT], formats: tuple[str, ...] = _IMAGE_FORMATS
+) -> tuple[Size, ReadT] | None:
+    """The upright size and the result of `read` on the image; None with a finding added."""
     limit = Image.MAX_IMAGE_PIXELS or float("inf")
     try:
-        if not report.path.is_file():  # a pipe would be waited for
+        if not report.path.is_file():  # reading a pipe would block
             raise FileNotFoundError
         with Image.open(report.path, formats=formats) as opened:
             width, height = opened.size
-            # Up to twice its limit Pillow only warns; to lines it gives gigabytes of row pointers.
+            # Up to twice its limit Pillow only warns; long sides cost gigabytes of row pointers.
             if width * height > limit or max(width, height) > LONGEST_SIDE:
                 raise Image.DecompressionBombError(f"{width} x {height} pixels")
             sideways = opened.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-            sideways &= opened.format != "TIFF"  # Pillow turns these by itself, their size as well
+            sideways &= opened.format != "TIFF"  # Pillow turns these itself, and swaps their size
             return ((width, height) if sideways else (height, width)), read(opened)
     except FileNotFoundError:
         report.add("image", "no such file", "the path of a picture", "give one that is there")
     except Exception as error:
-        # Broad because damaged files make Pillow raise nearly anything, struct.error for one.
+        # Broad because damaged files make Pillow raise nearly anything, such as struct.error.
         most = f"at most {limit} pixels, {LONGEST_SIDE} a side"
         allowed = f"a complete {', '.join(formats)} file of {most}"
         fix = "fetch or save the picture again, smaller if that is the complaint"
@@ -110,10 +109,10 @@ def _to_rgb(image: Image.Image) -> ByteArray:
 
 
 def load_whole(image: Image.Image) -> None:
-    """Decode all of a picture. Raises nearly anything where it is damaged."""
+    """Decode a whole picture. Raises nearly anything if it is damaged."""
     if image.format == "JPEG":
-        # An eighth of its size: all of the file is read and decoded, but for the last transform.
+        # At an eighth of its size: the whole file is read and decoded, without the last transform.
         image.draft("L", (1, 1))
         image.load()
     else:
-        _to_rgb(image)  # which has more to refuse
+        _to_rgb(image)  # refuses more than load() does

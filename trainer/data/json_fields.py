@@ -1,4 +1,4 @@
-"""JSON files that others wrote: read with limits, field by field."""
+"""Reads JSON files of others, with limits and field by field."""
 
 from __future__ import annotations
 
@@ -10,28 +10,25 @@ from profiles.sizes import MIB
 from profiles.text import brief, is_text
 from trainer.data.findings import Report
 
-T = TypeVar("T")
-
-
-# Of ReasonSeg's and LabelMe's files, which hold one picture's polygons (LabelMe's a copy of it).
+JsonT = TypeVar("JsonT")
+# For ReasonSeg and LabelMe, whose files hold one picture's polygons (LabelMe's also a copy of it).
 LARGEST_FILE = 64 << 20  # bytes
 
 
 def load_json(
     report: Report,
-    kind: type[T],
+    kind: type[JsonT],
     allowed: str,
     most_bytes: float = float("inf"),
     text_of: Callable[[bytes], str] | None = None,
-) -> T | None:
-    """The parsed file, UTF-8 or else cp1252, if of this kind; None with a finding added.
+) -> JsonT | None:
+    """The parsed file, in UTF-8 or else cp1252, if it is of `kind`; None with a finding added.
 
-    `text_of` decodes otherwise, and raises ValueError or LookupError.
-
-    Parsing takes some twenty times the memory that the file has bytes.
+    `text_of` replaces the decoding; it may raise ValueError or LookupError.
+    Parsing takes some twenty times the size of the file in memory.
     """
     try:
-        if not report.path.is_file():  # a pipe would be waited for
+        if not report.path.is_file():  # reading a pipe would block
             raise FileNotFoundError("no such file")
         if report.path.stat().st_size > most_bytes:
             raise ValueError(f"more than {most_bytes / MIB:.0f} MiB")
@@ -59,7 +56,7 @@ def _published_text(raw: bytes) -> str:
 
 def read_sentence(report: Report, what: str, value: object) -> str | None:
     """A stripped string that is not blank; None with a finding added."""
-    # JSON can spell half a surrogate pair, on which every tokenizer fails much later.
+    # JSON can hold half a surrogate pair, on which every tokenizer fails much later.
     whole = isinstance(value, str) and is_text(value)
     if isinstance(value, str) and value.strip() and whole:
         return value.strip()

@@ -1,7 +1,7 @@
-"""Training samples drawn from several data sets, as LISA's recipe has it (Lai et al., 2023).
+"""Training samples drawn from several data sets, as in LISA's recipe (Lai et al., 2023).
 
 A sample is drawn in three steps: a kind of data set by the plan's rates, one of the kind's data
-sets, one of its pictures, the last two all as likely.
+sets, one of its pictures; the last two uniformly.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from profiles.plan import Plan
-from trainer.data.broken import Leave, can_go
+from trainer.data.broken import SkippedEntries, may_be_left_out
 from trainer.data.findings import DataError, Finding, Report
 from trainer.data.formats import refer_seg, sem_seg, vqa
 from trainer.data.formats.reasonseg import Item, Progress, ReasoningPicture, Summary, read_split
@@ -48,7 +48,7 @@ READERS: dict[str, Callable[[Path, int | None], Scanned]] = {
 
 
 class MixedSets:
-    """Data sets by kind, each kind with its rate, of which `samples` are drawn in an epoch."""
+    """Data sets by kind, each kind with its rate; an epoch draws `samples` of them."""
 
     def __init__(
         self, kinds: Mapping[str, Sequence[DataSet]], rates: Mapping[str, float], samples: int
@@ -68,23 +68,25 @@ class MixedSets:
         return pictures[int(rng.integers(len(pictures)))]
 
     def drawn(self, plan: Plan) -> Iterator[Picture]:
-        """What every visit of the plan's training draws."""
+        """The pictures that the plan's training draws, visit by visit."""
         for epoch in range(plan.schedule.epochs):
             for index in range(len(self)):
                 yield self.draw(generator_of(plan, epoch, index))
 
 
 def generator_of(plan: Plan, epoch: int, index: int) -> np.random.Generator:
-    """What one visit draws from: the same whichever worker or process makes it."""
+    """The random generator of one visit: the same in every worker and process."""
     return np.random.default_rng([plan.seed, epoch, index])
 
 
-def read_training(root: Path, plan: Plan, leave: Leave | None = None) -> list[Item] | MixedSets:
+def read_training(
+    root: Path, plan: Plan, leave: SkippedEntries | None = None
+) -> list[Item] | MixedSets:
     """What the plan trains on: ReasonSeg's training split, or its mixture.
 
-    DataError: all findings about the data sets whose rate is not 0. `leave`: takes what is broken;
-    where it may take any, every picture is decoded and every mask painted once, unless it knows
-    them from before.
+    Raises DataError with all findings about the data sets whose rate is not 0. `leave` accepts
+    broken entries: if it may accept any, every picture is decoded and every mask painted once,
+    unless it knows the broken ones from an earlier start.
     """
     if plan.mixture.reason_seg_alone:
         return read_split(root, "train", plan.max_train_samples, leave)
@@ -97,7 +99,7 @@ def read_training(root: Path, plan: Plan, leave: Leave | None = None) -> list[It
             kinds[kind] = [DataSet("ReasonSeg", [ReasoningPicture(item) for item in items])]
             continue
         kinds[kind], broken = READERS[kind](root, plan.max_train_samples)
-        if leave is not None and can_go(broken, leave.most):
+        if leave is not None and may_be_left_out(broken, leave.most):
             if leave.decodes:
                 kinds[kind], unusable = sound(kinds[kind])
                 broken = [*broken, *unusable]
@@ -106,7 +108,7 @@ def read_training(root: Path, plan: Plan, leave: Leave | None = None) -> list[It
             findings += [*broken, *_nothing(root, kind, kinds[kind])]
         else:
             findings += broken or _nothing(root, kind, kinds[kind])
-    (leave or Leave()).settle(findings)
+    (leave or SkippedEntries()).accept(findings)
     return MixedSets(kinds, rates, plan.mixture.samples)
 
 
@@ -123,8 +125,8 @@ def _nothing(root: Path, kind: str, sets: Sequence[DataSet]) -> list[Finding]:
     return report.findings
 
 
-def _without(data_set: DataSet, leave: Leave) -> DataSet:
-    """The data set without the pictures that were left out before."""
+def _without(data_set: DataSet, leave: SkippedEntries) -> DataSet:
+    """The data set without the pictures that an earlier start left out."""
     kept = [picture for picture in data_set.pictures if not leave.knows(picture.where)]
     return replace(data_set, pictures=kept)
 
@@ -132,7 +134,7 @@ def _without(data_set: DataSet, leave: Leave) -> DataSet:
 def sound(
     sets: Sequence[DataSet], progress: Progress | None = None
 ) -> tuple[list[DataSet], list[Finding]]:
-    """The data sets without pictures that cannot be read or painted, and what is wrong there."""
+    """The data sets without pictures that cannot be read or painted, and the findings."""
     kept: list[DataSet] = []
     findings: list[Finding] = []
     for data_set in sets:
@@ -175,9 +177,9 @@ def check(
 def _problems(picture: Picture) -> Sequence[Finding]:
     try:
         height, width = read_image(picture.image_path).shape[:2]
-        for paint in picture.paints():
+        for paint in picture.all_masks():
             paint(height, width)
     except DataError as error:
-        # Of all that is reported here, the picture is what can be left out.
+        # Each of these findings can be avoided by leaving the picture out.
         return [replace(one, entry=picture.where) for one in error.findings]
     return ()

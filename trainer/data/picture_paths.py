@@ -1,4 +1,4 @@
-"""The one place where the name of a picture, as annotations have it, becomes a path."""
+"""Finds pictures by the names in annotations. No other module turns such names into paths."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from trainer.data.findings import Report
 from trainer.data.json_fields import read_sentence
 
-# Folders that hold nothing but annotations: the pictures are beside them.
+# Folders of annotations only: the pictures are beside them.
 _NOTES_FOLDERS = ("annotations", "annotation", "labels", "label", "json", "jsons", "labelme")
 _SHOWN = 5  # candidates
-_UPLOAD = re.compile(r"[0-9a-f]{8}-(?=.)")  # Label Studio puts a hash before the user's own name
-_MOST_FILES = 2_000_000  # looked at for a name; a whole disk is not searched
+_UPLOAD = re.compile(
+    r"[0-9a-f]{8}-(?=.)"
+)  # Label Studio's uploads have a hash before the user's name
+_MOST_FILES = 2_000_000  # searched for a name; not a whole disk
 
 
 def picture_in(
@@ -25,14 +27,14 @@ def picture_in(
 ) -> Path | None:
     """The picture called `name` in the first folder that has it; None with a finding added.
 
-    No name leads out of `root`, by default out of the folder itself, whatever system it was
-    written for, nor by a symbolic link on the way: annotations from elsewhere shall not pick files
-    of this machine.
+    Names cannot leave `root` (by default the folder itself), whatever system they were written
+    for, and neither can symbolic links on the way: annotations from elsewhere must not reach other
+    files of this machine.
     """
     text = read_sentence(report, what, name)
     if text is None:
         return None
-    parts = PureWindowsPath(text)  # knows both kinds of separators, and drives
+    parts = PureWindowsPath(text)  # understands both separators, and drives
     outside = bool(parts.anchor)
     for folder in () if outside else folders:
         path = Path(os.path.abspath(folder.joinpath(*parts.parts)))
@@ -47,9 +49,9 @@ def picture_in(
 class PictureSearch:
     """Finds the pictures that annotations name, by one rule for all formats.
 
-    First as recorded in each folder, then by the end of the recorded path, then by the base name
-    if one picture below the folders has it. Paths may be of another machine or system, or
-    addresses. Nothing is found outside of the folders, whatever a name or a link says.
+    It looks for the recorded path in each folder, then for the end of that path, then for the base
+    name, if only one picture below the folders has it. Paths may be from another machine or
+    system, or web addresses. Nothing outside of the folders is ever found.
     """
 
     def __init__(
@@ -61,27 +63,27 @@ class PictureSearch:
         strict: bool = False,
         recorded: Iterable[object] = (),
     ) -> None:
-        """`recorded`: all names, if they are known; `strict`: none may lead elsewhere.
+        """`recorded`: all names, if known; `strict`: no search for names that lead elsewhere.
 
-        `least` is how many parts of a path have to agree.
+        `least`: how many parts of a path must agree.
         """
         self.folders = list(dict.fromkeys(Path(os.path.abspath(folder)) for folder in folders))
         self.least, self.by_name, self.strict = least, by_name, strict
         self.missing = 0  # names that were not found
         self._index: dict[str, list[tuple[Path, Path]]] | None = None
         self._shared = Counter[str]()
-        self.told(recorded)
+        self.register(recorded)
 
-    def told(self, recorded: Iterable[object]) -> None:
-        """Take note of all names that will be asked for, so that none is taken for another.
+    def register(self, recorded: Iterable[object]) -> None:
+        """Register all names that will be searched for, so that none is mistaken for another.
 
-        An end that several of them have leads nowhere.
+        The end of a path that several of them share is not searched for.
         """
         texts = {text for text in recorded if isinstance(text, str)}
         self._shared = Counter(end for text in texts for end in _ends(text))
 
     def is_recorded(self, name: object, beside: Path, root: Path) -> bool:
-        """Whether the name leads to a picture as it is, without a guess."""
+        """Whether the recorded name itself leads to a picture, without a guess."""
         found = self._as_recorded(name, beside, root) if isinstance(name, str) else None
         return isinstance(found, tuple)
 
@@ -110,7 +112,7 @@ class PictureSearch:
                 found_there = self._by_end(parts)
                 if found_there:
                     return found_there
-            # By its base name alone it is a guess if another entry's picture has the same.
+            # If another entry's picture has the same base name, a search by it would be a guess.
             shared = self._shared[_key(PureWindowsPath(text).name)] > 1
             candidates = [] if shared else list(self._candidates(spellings))
             if len(candidates) == 1:
@@ -129,7 +131,7 @@ class PictureSearch:
     def _as_recorded(
         self, text: str, beside: Path | None, root: Path | None
     ) -> tuple[Path, Path] | bool:
-        """The picture just where the name leads; else whether it leads out of the folders."""
+        """The picture at the recorded path; else whether that path leaves the folders."""
         outside = False
         places = [(folder, folder) for folder in self.folders]
         if beside is not None:
@@ -149,7 +151,7 @@ class PictureSearch:
         return outside
 
     def _by_end(self, parts: PureWindowsPath) -> tuple[Path, Path] | None:
-        """The picture at the longest end of a path that leads to one."""
+        """The picture at the longest end of a path that exists in a folder."""
         names = _names(parts)
         for start in range(len(names) - max(self.least, 1) + 1):
             if self._shared[_key("/".join(names[start:]))] > 1:
@@ -158,7 +160,7 @@ class PictureSearch:
                 path = Path(os.path.abspath(folder.joinpath(*names[start:])))
                 found = None if _leads_out(path, folder) else _as_called(path)
                 if found and not _leads_out(found, folder):
-                    # A questions' file names it as from the first folder that it is in.
+                    # Files with questions name it by its path from the first such folder.
                     return found, next(one for one in self.folders if found.is_relative_to(one))
         return None
 
@@ -176,9 +178,9 @@ class PictureSearch:
                 return
 
     def _walk(self) -> dict[str, list[tuple[Path, Path]]]:
-        """Every file below the folders by the key of its name, each once; links lead nowhere.
+        """Every file below the folders by the key of its name, each once; links are not followed.
 
-        And by the key of "/" and what an upload makes of its name, where that is another.
+        If an upload would change the name, also by the key of "/" and the changed name.
         """
         index: dict[str, list[tuple[Path, Path]]] = {}
         known: set[Path] = set()
@@ -199,10 +201,10 @@ class PictureSearch:
 
 
 def search_folders(source: Path, pictures: Path | None) -> list[Path]:
-    """Where pictures of an import are looked for: `--pictures`, the notes' folder, `images/`.
+    """Folders to search for an import's pictures: `--pictures`, the annotations' own, `images/`.
 
-    The folder above is looked at only if the notes' own is named as one of annotations. Raises
-    ValueError if `pictures` is no folder.
+    The parent folder is searched only if the annotations' folder has a typical name, such as
+    `labels`. Raises ValueError if `pictures` is not a folder.
     """
     own = Path(os.path.abspath(source if source.is_dir() else source.parent))
     folders = [own, own / "images"]
@@ -216,7 +218,7 @@ def search_folders(source: Path, pictures: Path | None) -> list[Path]:
 
 
 def _spellings(text: str) -> list[str]:
-    """What a recorded name may stand for, the likeliest first: as it is, and with less around."""
+    """What a recorded name may mean, likeliest first: itself, and without address or hash."""
     found = [text]
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text) or "?" in text:
         try:
@@ -224,7 +226,7 @@ def _spellings(text: str) -> list[str]:
             # Label Studio serves local files as /data/local-files/?d=folder/name.jpg.
             inner = parse_qs(address.query).get("d", [])
             found += [*inner, address.path.lstrip("/"), unquote(address.path).lstrip("/")]
-        except ValueError:  # no address after all
+        except ValueError:  # not an address
             pass
     if "%" in text:
         found.append(unquote(text))
@@ -238,29 +240,29 @@ def _spellings(text: str) -> list[str]:
 
 
 def _uploaded(name: str) -> str:
-    """What Label Studio calls an upload, behind the hash: Django's get_valid_filename."""
+    """The name that Label Studio gives an upload, after the hash: Django's get_valid_filename."""
     return re.sub(r"[^-\w.]", "", name.strip().replace(" ", "_"))
 
 
 def _names(parts: PureWindowsPath) -> list[str]:
-    """The folders and the file of a path, without a drive and ways up."""
+    """The folders and the file of a path, without the drive and `..`."""
     return [part for part in parts.parts if part not in (parts.anchor, "..")]
 
 
 def _ends(text: str) -> set[str]:
-    """The keys of all ends of a recorded name, whatever it may stand for."""
+    """The keys of all ends of a recorded name, in all its meanings."""
     paths = [_names(PureWindowsPath(spelling)) for spelling in _spellings(text)]
     return {_key("/".join(names[n:])) for names in paths for n in range(len(names))}
 
 
 def _key(name: str) -> str:
-    """What spellings of a name or path share: composed letters, the suffix in small ones."""
+    """A key for all spellings of a name or path: composed letters, suffix in lower case."""
     stem, suffix = os.path.splitext(unicodedata.normalize("NFC", name))
     return stem + suffix.lower()
 
 
 def _as_called(path: Path) -> Path | None:
-    """The file, or the one beside whose name differs in its suffix's case or letters' form."""
+    """The file, or one beside it whose name differs only in Unicode form or case of the suffix."""
     if _is_file(path):
         return path
     stem, suffix = os.path.splitext(path.name)
@@ -291,5 +293,5 @@ def _leads_out(path: Path, border: Path) -> bool:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # a name that is too long, for one
+    except OSError:  # such as a name that is too long
         return False

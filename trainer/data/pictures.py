@@ -1,4 +1,4 @@
-"""What a data set hands over: pictures, what each is asked, and how its masks are painted."""
+"""What data sets provide: pictures, the questions about each, and how to paint its masks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Paint: TypeAlias = Callable[[int, int], NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedTurn:
     """A question and its answer, with the mask of the answer's one [SEG] if it has one."""
 
     turn: Turn
@@ -31,25 +31,25 @@ class Asked:
 
 
 class Picture(Protocol):
-    """A picture of a data set and what it can be asked."""
+    """A picture of a data set with its possible questions."""
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Its name in messages."""
 
     @property
     def image_path(self) -> Path:
-        """Where it lies."""
+        """Its file."""
 
     @property
     def where(self) -> str:
-        """The file, and the place in it, to look at if something is wrong."""
+        """The annotation file, and the place in it, for messages."""
 
-    def visit(self, rng: np.random.Generator, most_masks: int) -> list[Asked]:
-        """One training conversation, one question or more; all that is drawn comes from `rng`."""
+    def draw_turns(self, rng: np.random.Generator, most_masks: int) -> list[AskedTurn]:
+        """Draw one training conversation of one question or more; `rng` decides everything."""
 
-    def paints(self) -> Iterator[Paint]:
-        """Every mask that it has."""
+    def all_masks(self) -> Iterator[Paint]:
+        """All of its masks."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class DataSet:
 
     name: str
     pictures: Sequence[Picture]
-    left_out: int = 0  # entries that are about no picture
+    left_out: int = 0  # entries without a picture
 
 
 Scanned: TypeAlias = tuple[list[DataSet], list[Finding]]
@@ -66,7 +66,7 @@ Scanned: TypeAlias = tuple[list[DataSet], list[Finding]]
 
 @dataclass(frozen=True)
 class Target:
-    """Something to segment: phrases that all mean it, and its mask."""
+    """Something to segment: phrases that mean it, and its mask."""
 
     phrases: tuple[str, ...]
     paint: Paint
@@ -74,43 +74,45 @@ class Target:
 
 @dataclass(frozen=True)
 class SegmentedPicture:
-    """A picture with targets, one at least, that are asked for in short phrases."""
+    """A picture with one target or more, asked for in short phrases."""
 
     name: str
     image_path: Path
     where: str
     targets: tuple[Target, ...]
 
-    def visit(self, rng: np.random.Generator, most_masks: int) -> list[Asked]:
-        """Up to `most_masks` of the targets in any order, each in a turn of its own."""
-        choose = chooser(rng)
+    def draw_turns(self, rng: np.random.Generator, most_masks: int) -> list[AskedTurn]:
+        """Up to `most_masks` of the targets in random order, each in its own turn."""
+        choose = random_choice(rng)
         drawn = (self.targets[n] for n in rng.permutation(len(self.targets))[:most_masks])
         return [
-            Asked(Turn(question_for(choose(t.phrases), False, choose), answer_for(choose)), t.paint)
+            AskedTurn(
+                Turn(question_for(choose(t.phrases), False, choose), answer_for(choose)), t.paint
+            )
             for t in drawn
         ]
 
-    def paints(self) -> Iterator[Paint]:
-        """Every target's."""
+    def all_masks(self) -> Iterator[Paint]:
+        """The masks of all targets."""
         return (target.paint for target in self.targets)
 
 
-def chooser(rng: np.random.Generator) -> Callable[[Sequence[str]], str]:
-    """Picks one of several texts, each as likely."""
+def random_choice(rng: np.random.Generator) -> Callable[[Sequence[str]], str]:
+    """A function that draws one of several texts uniformly."""
     return lambda options: options[int(rng.integers(len(options)))]
 
 
-def spoken(report: Report, what: str, text: object) -> str | None:
-    """A phrase as it stands in a question, in small letters; None if it is blank.
+def as_phrase(report: Report, what: str, text: object) -> str | None:
+    """A phrase as used in a question, in lower case; None if it is blank.
 
-    None, too, with a finding added, if it is no text or holds a token of the model's own.
+    Also None, with a finding added, if it is not text or contains one of the model's tokens.
     """
     if not isinstance(text, str) or any(token in text.lower() for token in _RESERVED):
         allowed = f"text without {', '.join(RESERVED_TOKENS)}"
         report.add(what, text, allowed, "correct the annotation or take it out")
         return None
     phrase = " ".join(text.lower().split())
-    # The templates carry on after a phrase and take one full stop or question mark off.
+    # The templates continue after a phrase and remove one full stop or question mark.
     return phrase if phrase.rstrip(".? ") else None
 
 

@@ -1,4 +1,4 @@
-"""A sheet of a data set's items as they are trained on: picture, question, and the answer."""
+"""Draws a sheet of a data set's items as training sees them: picture, question, answer."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from trainer.data.overlays import IGNORED, TRUE, Row, overlay, write_sheet
 from trainer.data.polygons import IGNORE, TARGET, paint_mask
 
 if TYPE_CHECKING:
-    from trainer.data.broken import Leave
+    from trainer.data.broken import SkippedEntries
 
 TITLE_LETTERS = 84  # as many as two tiles are wide
 
 
 def write_preview(
-    data: Path, split: str, count: int, seed: int, path: Path, leave: Leave | None = None
+    data: Path, split: str, count: int, seed: int, path: Path, leave: SkippedEntries | None = None
 ) -> list[str]:
     """Write `count` items of a split, drawn with `seed`, as one PNG; a line of text about each.
 
-    `leave` takes broken items. Raises DataError for broken data, ValueError where the file cannot
-    be written, or lies in the data folder, which would take it for a picture to train on.
+    `leave` accepts broken items. Raises DataError for broken data, ValueError if the file cannot
+    be written or lies in the data folder, where it would become a picture to train on.
     """
     if path.resolve().is_relative_to(data.resolve()):
         raise ValueError(f"{path}: lies in the data folder; name another place with --out")

@@ -1,7 +1,7 @@
-"""Work on many pictures at once.
+"""Processes many pictures in parallel.
 
-In threads where Pillow, OpenCV or files let go of Python's lock, in processes where Python itself
-has the work.
+In threads where Pillow, OpenCV or files release Python's lock, in processes where the work is in
+Python itself.
 """
 
 from __future__ import annotations
@@ -19,28 +19,30 @@ from typing import Generic, TypeVar
 
 from profiles.environment import usable_cores
 
-AHEAD = 4  # pieces of work a core that are begun or done before their turn: they take memory
-GROUP = 32  # things that go to a process at once
+AHEAD = 4  # results per core that may wait for their turn: they take memory
+GROUP = 32  # things sent to a process at once
 WORTH_PROCESSES = 1000  # things: starting processes takes as long as a few hundred
-MOST_PROCESSES = 4  # more are not kept busy by the one that hands out and writes
-T = TypeVar("T")
-R = TypeVar("R")
+MOST_PROCESSES = 4  # the parent, which reads and writes, keeps no more busy
+ThingT = TypeVar("ThingT")
+ResultT = TypeVar("ResultT")
 
 
-def in_threads(work: Callable[[T], R], things: Iterable[T]) -> Iterator[R]:
-    """`work` on each thing, in the things' order, a few ahead. Raises what the work raises.
+def in_threads(work: Callable[[ThingT], ResultT], things: Iterable[ThingT]) -> Iterator[ResultT]:
+    """Results of `work` on each thing, in order, computed a few ahead. Raises what `work` raises.
 
-    An interrupt waits for no more than those few.
+    An interrupt waits only for those few.
     """
     cores = usable_cores()
     return _in_order(ThreadPoolExecutor(cores), AHEAD * cores, work, things)
 
 
-def in_processes(work: Callable[[T], R], things: Iterable[T], count: int) -> Iterator[R]:
-    """As `in_threads`, in processes of their own where the `count` things are worth starting them.
+def in_processes(
+    work: Callable[[ThingT], ResultT], things: Iterable[ThingT], count: int
+) -> Iterator[ResultT]:
+    """As `in_threads`, but in processes, if `count` things are worth starting them.
 
-    What goes there and comes back is pickled, groups of things at once. The processes end with this
-    one, however it ends. Raises OSError if the system ended one of them.
+    Things and results are pickled, in groups. The processes end when this one ends, for whatever
+    reason. Raises OSError if the system ended one of them.
     """
     most = min(usable_cores(), MOST_PROCESSES)
     if most == 1 or count < WORTH_PROCESSES:
@@ -54,15 +56,15 @@ def in_processes(work: Callable[[T], R], things: Iterable[T], count: int) -> Ite
             yield from results
     except BrokenProcessPool:
         raise OSError(
-            "the system ended a process that worked on pictures, perhaps for want of memory\n"
-            "    hint: close other programs and do it again"
+            "the system ended a process that worked on pictures, perhaps because memory ran out\n"
+            "    hint: close other programs and try again"
         ) from None
 
 
 def _in_order(
-    workers: Executor, ahead: int, work: Callable[[T], R], things: Iterable[T]
-) -> Iterator[R]:
-    begun: deque[Future[R]] = deque()
+    workers: Executor, ahead: int, work: Callable[[ThingT], ResultT], things: Iterable[ThingT]
+) -> Iterator[ResultT]:
+    begun: deque[Future[ResultT]] = deque()
     with workers:
         try:
             for thing in things:
@@ -75,24 +77,24 @@ def _in_order(
             workers.shutdown(wait=False, cancel_futures=True)
 
 
-class _Group(Generic[T, R]):
+class _Group(Generic[ThingT, ResultT]):
     """Work on each of a list of things."""
 
-    def __init__(self, work: Callable[[T], R]) -> None:
+    def __init__(self, work: Callable[[ThingT], ResultT]) -> None:
         self.work = work
 
-    def __call__(self, things: list[T]) -> list[R]:
+    def __call__(self, things: list[ThingT]) -> list[ResultT]:
         return list(map(self.work, things))
 
 
-def _groups(things: Iterable[T]) -> Iterator[list[T]]:
+def _groups(things: Iterable[ThingT]) -> Iterator[list[ThingT]]:
     those = iter(things)
     while group := list(islice(those, GROUP)):
         yield group
 
 
 def _depend_on_parent() -> None:
-    """End when the parent does, which alone answers Ctrl-C: a terminal sends it to all."""
+    """End when the parent ends. Ignore Ctrl-C, which a terminal sends to all: the parent acts."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     Thread(target=_end_with_parent, daemon=True).start()
 

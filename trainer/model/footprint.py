@@ -14,8 +14,9 @@ from profiles.levers import next_relief
 from profiles.plan import Plan
 from profiles.sizes import gib
 from trainer.model.build import build
-from trainer.model.families.llava_sam.tokenizer import LisaTokenizer
 from trainer.model.layers.host import host_tensors
+from trainer.model.segmentation_model import SegmentationModel
+from trainer.model.tokenizer import ConversationTokenizer
 from trainer.model.weights import ShapesAlone
 
 # bitsandbytes keeps the moments of smaller tensors in fp32 (`min_8bit_size`), and pages only those
@@ -36,7 +37,7 @@ def optimizer_bytes(plan: Plan, count: int) -> int:
     return 2 * 4 * count
 
 
-def needed_bytes(plan: Plan, tokenizer: LisaTokenizer) -> dict[str, int]:
+def needed_bytes(plan: Plan, tokenizer: ConversationTokenizer) -> dict[str, int]:
     """Bytes by component: frozen weights, trained tensors, gradients, optimizer; host memory."""
     model = build(plan, tokenizer, torch.device("meta"), ShapesAlone())
     card = [tensor for _, tensor in model.on_card()]
@@ -50,20 +51,20 @@ def needed_bytes(plan: Plan, tokenizer: LisaTokenizer) -> dict[str, int]:
     }
 
 
-def component_of(name: str, tensor: Tensor) -> str:
-    """What a tensor that stays on the card is part of."""
+def component_of(model: SegmentationModel, name: str, tensor: Tensor) -> str:
+    """What a tensor of the model that stays on the card is part of."""
     if tensor.requires_grad:
         parts = {"lora_": "adapters", "rows": "trained rows", "mask_decoder": "mask decoder"}
         return next((part for mark, part in parts.items() if mark in name), "other trained")
-    encoder = "vision_tower" in name or "vision_encoder" in name
-    return "encoders" if encoder else "frozen weights"
+    encoders = tuple(f"{place}." for place in model.encoders_at.values())
+    return "encoders" if name.startswith(encoders) else "frozen weights"
 
 
 def _size(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def check_fits(plan: Plan, tokenizer: LisaTokenizer, usable: int, host_usable: int) -> None:
+def check_fits(plan: Plan, tokenizer: ConversationTokenizer, usable: int, host_usable: int) -> None:
     """Raise DoesNotFit if the floor is above `usable` bytes of card or `host_usable` of host."""
     needed = needed_bytes(plan, tokenizer)
     host = needed.pop("host")

@@ -1,4 +1,4 @@
-"""Accelerate as a plan needs it."""
+"""Accelerate, set up for a plan."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from profiles.plan import Plan
 def make_accelerator(plan: Plan, run: Path | None) -> Accelerator:
     """Accelerate on the plan's device; TensorBoard where there is a run folder.
 
-    The model casts for itself: only fp16 needs something of accelerate, its gradient scaler.
+    The model does its own casts; only fp16 uses accelerate's gradient scaler.
     """
     accelerator = Accelerator(
         mixed_precision="fp16" if plan.dtype == "fp16" else "no",

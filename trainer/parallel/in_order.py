@@ -1,4 +1,4 @@
-"""Gradients of several processes, added in the order of the processes."""
+"""Gradients of several processes, summed in a fixed order."""
 
 # No postponed annotations: torch compares those of a hook with its own classes.
 
@@ -10,11 +10,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def add_in_order(wrapped: DistributedDataParallel) -> None:
-    """Have gradients added in one order, wherever they lie in DDP's buckets.
+    """Sum gradients in the order of the processes, whatever their place in DDP's buckets.
 
-    gloo's ring adds them in an order that goes by their place, and DDP gives them another place
-    after its first step: three processes that are resumed would differ in the last bits from three
-    that were not. Each process holds the gradients of all meanwhile.
+    gloo's ring sums them in an order that depends on their place, and DDP changes the places after
+    its first step: a resumed run of three processes would differ in the last bits from one without
+    a break. Meanwhile each process holds the gradients of all.
     """
     wrapped.register_comm_hook(None, mean_in_order)
 

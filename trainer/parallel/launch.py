@@ -1,8 +1,8 @@
 """Starts the processes of a plan that has several, through torch's own launcher.
 
 `accelerate launch --cpu --num_processes N` starts a single process where MPI is not set up, and
-`lisa-train --set processes=N` uses no launcher at all. What was decided once — the plan, the run
-folder — is handed to the processes, not worked out again by each.
+`lisa-train --set processes=N` uses no launcher at all. The plan and the run folder are decided once
+and passed to the processes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from profiles.environment import borrowed, threads_for, usable_cores
 from profiles.exits import EXIT_OUT_OF_MEMORY
 from profiles.plan import Plan
 
-SHUTDOWN_SECONDS = 10  # between asking the processes to end and killing them
+SHUTDOWN_SECONDS = 10  # between asking the processes to stop and killing them
 
 RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")  # each a whole number
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
@@ -30,7 +30,7 @@ _held: list[object] = []  # never freed, see `hold`
 
 
 def is_launched(environment: Mapping[str, str]) -> bool:
-    """Whether a launcher started this process: all its variables are there and make sense."""
+    """Whether a launcher started this process: all its variables are set and valid."""
     try:
         rank, local, count = (int(environment[name]) for name in RANKS[:3])
         port = int(environment["MASTER_PORT"])
@@ -40,10 +40,10 @@ def is_launched(environment: Mapping[str, str]) -> bool:
 
 
 def without_leftovers(environment: MutableMapping[str, str]) -> list[str]:
-    """Take out what would overrule the plan; those taken out, as NAME=VALUE.
+    """Remove variables that would override the plan; returns them as NAME=VALUE.
 
-    Of a launcher where none runs: a `RANK=1` that an earlier session left in the shell would make
-    this process a silent second. And what accelerate would do otherwise than the plan.
+    These are a launcher's, if none runs (a `RANK=1` left in the shell by an earlier session would
+    make this process a silent second), and settings of accelerate that contradict the plan.
     """
     names = borrowed(environment)
     if is_launched(environment):  # by `accelerate launch --cpu`, say, for a plan on the CPU
@@ -54,28 +54,28 @@ def without_leftovers(environment: MutableMapping[str, str]) -> list[str]:
 
 
 def end_with_parent(by: signal.Signals | None = None) -> None:
-    """Have Linux end this process as soon as its launcher is gone, however that was ended.
+    """Make Linux end this process when its launcher ends, for whatever reason.
 
-    A launcher killed by SIGKILL cannot end its workers, and they would train on beside the run
-    that resumes. Killed, unless `by` names a signal. prctl(2), PR_SET_PDEATHSIG; other systems have
-    no such call.
+    A launcher killed by SIGKILL cannot end its workers, which would train on beside the resumed
+    run. The process is killed unless `by` names another signal. Uses prctl(2), PR_SET_PDEATHSIG;
+    other systems have no such call.
     """
     if sys.platform != "linux":
         return
     parent = os.getppid()
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, by or signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before the call
+    if os.getppid() != parent:  # the parent ended before the call
         os._exit(1)
 
 
 def is_under_accelerate() -> bool:
-    """Whether `accelerate launch` waits for this process, which it started as a single one.
+    """Whether `accelerate launch` started this process as a single one and waits for it.
 
-    It passes on no signal: ended, it would leave the training behind.
+    It forwards no signals: if it ended, the training would go on alone.
     """
     try:
         words = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().split(b"\0")
-    except OSError:  # another system, or it is gone
+    except OSError:  # another system, or the parent is gone
         return False
     called = [os.path.basename(word) for word in words]
     return any(one in (b"accelerate", b"accelerate-launch") for one in called[:3]) or (
@@ -84,35 +84,35 @@ def is_under_accelerate() -> bool:
 
 
 def hold(thing: object) -> None:
-    """Keep what a group's process trains with until `leave_group`.
+    """Keep an object of a group's process alive until `leave_group`.
 
-    Freeing it frees torch's gradient reducer, which holds Python's lock while it waits for gloo's
-    threads; one of these may want that lock, and the process never ends.
+    Freeing a model in training frees torch's gradient reducer, which holds Python's lock while it
+    waits for gloo's threads. One of them may need that lock: a deadlock.
     """
     _held.append(thing)
 
 
 def leave_group(code: int) -> NoReturn:
-    """End this process of a group at once; all is written, and nothing is freed, see `hold`."""
+    """End this process of a group at once, without freeing anything: see `hold`."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 def is_main(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether this process speaks and writes for the run."""
+    """Whether this process reports and writes for the run."""
     return environment.get("RANK", "0") == "0"
 
 
 def must_start_processes(plan: Plan, environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether the plan's processes are still to be started: no launcher has done it."""
+    """Whether the plan has several processes and no launcher has started them."""
     return plan.processes > 1 and not {"RANK", "WORLD_SIZE"} & environment.keys()
 
 
 def start_processes(count: int, arguments: list[str]) -> int:
-    """Run `python -P ARGUMENTS` `count` times as one group; its exit code.
+    """Run `python -P ARGUMENTS` `count` times as one group; returns the exit code.
 
-    A process that fails ends the others. So does an interrupt of this one, which gives 130.
+    A process that fails ends the others. So does an interrupt of this one (exit code 130).
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -147,6 +147,6 @@ def start_processes(count: int, arguments: list[str]) -> int:
 
 
 def _shutdown_timeout(config: type) -> dict[str, Any]:
-    """The setting of `SHUTDOWN_SECONDS`, where torch's launcher has it: 2.11 does not yet."""
+    """The option for `SHUTDOWN_SECONDS`, if torch's launcher has one: 2.11 has none."""
     has = "shutdown_timeout" in {field.name for field in dataclasses.fields(config)}
     return {"shutdown_timeout": SHUTDOWN_SECONDS} if has else {}

@@ -40,7 +40,7 @@ class MemoryTrace(TorchDispatchMode):
     """Records allocations and releases as (block, bytes), −bytes for a release.
 
     `workspace` is what each of cuBLAS's two handles, the main thread's and autograd's, takes at its
-    first product, in bytes. `tell` hears of every phase that begins.
+    first product, in bytes. `tell` is called for every phase that begins.
     """
 
     def __init__(

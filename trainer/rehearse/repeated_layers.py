@@ -22,7 +22,7 @@ from trainer.rehearse.memory_trace import MemoryTrace
 
 
 class NotAlike(RuntimeError):
-    """Two layers of one kind that use memory differently: one cannot stand for the other."""
+    """Two layers of one kind that use memory differently: one cannot replace the other."""
 
 
 # What a layer does: take and give blocks of its own (by order of birth), make tensors that others

@@ -23,15 +23,15 @@ def worst_sample(plan: Plan, folder: Path) -> WorstSample:
     Raises DataError.
     """
     from profiles.skipping import announced
-    from trainer.data.broken import Leave
+    from trainer.data.broken import SkippedEntries
     from trainer.data.formats.reasonseg import read_split
     from trainer.data.mixture import read_training
     from trainer.data.samples import SampleSet
-    from trainer.losses import IGNORE_LABEL
+    from trainer.ignored import IGNORE_LABEL
     from trainer.model.build import some_tokenizer
 
     tokenizer = some_tokenizer(plan)
-    leave = Leave(announced())
+    leave = SkippedEntries(announced())
     train = SampleSet(read_training(folder, plan, leave), plan, tokenizer, {}, training=True)
     items = read_split(folder, "val", plan.max_val_samples, leave)
     val = SampleSet(items, plan, tokenizer, {}, training=False)
@@ -39,7 +39,7 @@ def worst_sample(plan: Plan, folder: Path) -> WorstSample:
     for samples, epochs in ((train, plan.schedule.epochs), (val, 1)):
         for epoch, index in product(range(epochs), range(len(samples))):
             seen = samples.encoded(epoch, index)
-            text = max(text, len(seen.input_ids) - tokenizer.image_tokens)
+            text = max(text, seen.text_tokens)
             masks = max(masks, seen.input_ids.count(tokenizer.seg_id))
             answers = max(answers, len(seen.labels) - seen.labels.count(IGNORE_LABEL))
     return WorstSample(text, masks, answers)

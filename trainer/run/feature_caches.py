@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from profiles.models import ENCODER_NAMES
 from profiles.plan import Plan
 from profiles.settings import Encoder
 from trainer.data.feature_cache import FeatureCache, encoder_key, fill_cache
@@ -31,7 +30,7 @@ def prepare_caches(
         return FrozenEncoder(model, plan, encoder, accelerator.device, source)
 
     for encoder in plan.cached_encoders:
-        name = ENCODER_NAMES[encoder]
+        name = plan.profile.encoders[encoder].name
         cache = FeatureCache(root, encoder_key(plan, encoder, source.fingerprint))
         with accelerator.main_process_first():
             built = fill_cache(
@@ -46,5 +45,5 @@ def prepare_caches(
         reporter.line(f"{name} features: {built} built, {len(images) - built} found in {root}")
         caches[encoder] = cache
         if accelerator.device.type == "cuda":
-            torch.cuda.empty_cache()  # what the encoder took is for what comes next
+            torch.cuda.empty_cache()  # free the encoder's memory for what loads next
     return caches

@@ -1,4 +1,4 @@
-"""A run's own folder: found free and held, and whether the run in it has come to its end."""
+"""The folder of a run: chosen, locked, and whether the run in it is complete."""
 
 from __future__ import annotations
 
@@ -17,21 +17,23 @@ from profiles.text import argument
 from trainer.exits import fail
 from trainer.parallel.launch import is_main
 
-LATEST = Path("runs/latest")  # as in trained_model.py, which finds the last of that name
+LATEST = Path("runs/latest")  # trained_model.py finds the newest run of this name
 TRAINED = "trained.safetensors"  # in every checkpoint and export
+STATE = "state.safetensors"  # in every checkpoint to resume from
+LAST = "last"  # the newest checkpoint to resume from
 RECORD, SUMMARY, OVERLAY = "run.json", "summary.json", "overlay.png"
-# What a start writes before its run.json, and all that is ever written whole into a run folder.
+# Files written before run.json, and all files that are written atomically into a run folder.
 BEFORE = (LOCK, HOLDER, "plan.json", "advice.json", "skipped.txt")
 FILES = (*BEFORE, RECORD, "metrics.jsonl", "versions.json", SUMMARY, OVERLAY)
-WORK = ("last", "out-of-memory")  # what a start that fails must not take with it
+WORK = (LAST, "out-of-memory")  # what a start that fails must not delete
 
 
 @contextmanager
 def new_run(wanted: Path) -> Iterator[Path]:
-    """A run folder that nobody else writes in: `wanted`, unless something is in it.
+    """A locked run folder: `wanted`, unless something is in it.
 
-    The default name then gets a number, which is printed; a name that the user gave is refused. A
-    start that fails leaves no run folder.
+    In that case the default name gets a number, which is printed, and a name that the user gave is
+    refused. A start that fails leaves no run folder.
     """
     if not is_main():
         yield wanted
@@ -55,14 +57,14 @@ def new_run(wanted: Path) -> Iterator[Path]:
 
 
 def _places(wanted: Path) -> Iterator[Path]:
-    """Where a new run may go."""
+    """The names that a new run may have, in order."""
     yield wanted
     for number in range(2, 10_000):
         yield wanted.with_name(f"{wanted.name}-{number}")
 
 
 def _take(folder: Path, wanted: Path, stack: ExitStack) -> bool:
-    """Hold a folder that no run is in, if it is one. Raises Held for a name that the user gave."""
+    """Lock a folder if no run is in it. Raises Held for a name that the user gave."""
     if _is_free(folder):
         try:
             stack.enter_context(held(folder))
@@ -71,11 +73,11 @@ def _take(folder: Path, wanted: Path, stack: ExitStack) -> bool:
                 hint = f"--output-dir {argument(_free_name(wanted))}, or wait for its end"
                 raise Held(f"--output-dir: {error}\n    hint: {hint}") from None
             return False
-        if _is_free(folder):  # nobody has come first
+        if _is_free(folder):  # no other process was faster
             return True
     if wanted == LATEST:
         return False
-    other = f"; or lisa-train --resume {argument(wanted)} goes on with the run in it"
+    other = f"; or lisa-train --resume {argument(wanted)} continues the run in it"
     process = writer(wanted)
     goes_on = (wanted / RECORD).exists() and not is_complete(wanted) and process is None
     busy = f", {process} is writing there" if process else ""
@@ -86,20 +88,20 @@ def _take(folder: Path, wanted: Path, stack: ExitStack) -> bool:
 
 
 def _is_free(folder: Path) -> bool:
-    """Whether no run is in a folder: at most what a killed start wrote before its run.json."""
+    """Whether a folder holds no run: at most the files that are written before run.json."""
     return is_vacant(folder) or (
-        (folder / LOCK).is_file()  # else it is the user's
+        (folder / LOCK).is_file()  # else the folder is the user's
         and all(path.name in BEFORE or is_aside(path, FILES) for path in folder.iterdir())
     )
 
 
 def _free_name(wanted: Path) -> Path:
-    """The next name that nothing has."""
+    """The next unused name."""
     return next(place for place in _places(wanted) if not place.exists())
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a run has come to its end: its summary is there, and whole, and the overlay after."""
+    """Whether a run has finished: its overlay exists, and a readable summary."""
     if not (folder / OVERLAY).exists():
         return False
     try:

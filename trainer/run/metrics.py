@@ -3,8 +3,8 @@
 A prediction is ``logits > 0`` at the image's original size. Pixels whose target is 255 drop out of
 both sides. With I and U the pixel counts of intersection and union of one image:
 
-* gIoU = mean over images of I / (U + 1e-5), an image with U = 0 counting 1.0: nothing was to be
-  found and nothing was predicted.
+* gIoU = mean over images of I / (U + 1e-5). An image with U = 0 counts 1.0: it has no target and
+  nothing was predicted.
 * cIoU = (sum of I) / (sum of U + 1e-10), so large objects weigh more.
 
 Both follow Lai et al., "LISA: Reasoning Segmentation via Large Language Model" (2023),
@@ -23,8 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-IGNORE_PIXEL = 255
-"""Target value of a pixel that is not scored."""
+from trainer.ignored import IGNORE_PIXEL
 
 Interval = tuple[float, float]
 GIOU_EPS = 1e-5
@@ -97,7 +96,7 @@ class MaskScores:
         """Score one image (masks as in ``intersection_union``) and return its counts.
 
         Raises:
-            ValueError: a mask is unfit, or ``name`` is there already.
+            ValueError: a mask is invalid, or ``name`` was added before.
         """
         return self.add_counts(name, *intersection_union(pred, target))
 
@@ -105,7 +104,7 @@ class MaskScores:
         """Add one image by its pixel counts.
 
         Raises:
-            ValueError: not 0 <= intersection <= union, or ``name`` is there already.
+            ValueError: not 0 <= intersection <= union, or ``name`` was added before.
         """
         image = ImageScore(name, intersection, union)
         self._require_new([name])
@@ -113,10 +112,10 @@ class MaskScores:
         return image
 
     def merge(self, other: MaskScores) -> None:
-        """Take in all images of ``other``, which is left as it was.
+        """Add all images of ``other``, which stays unchanged.
 
         Raises:
-            ValueError: a name is in both; nothing has then been taken in.
+            ValueError: a name is in both; nothing is added then.
         """
         self._require_new(other._images)
         self._images.update(other._images)

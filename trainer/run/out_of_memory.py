@@ -1,8 +1,8 @@
-"""Out of memory: what a run leaves behind, and how a fresh process takes its place.
+"""Out of memory: the report that a run writes, and the new process that replaces it.
 
-An out-of-memory step leaves its process in an unknown state, and its pool cut up, so nothing is
-tried again in it. It writes down what happened and is replaced by `lisa-train --resume RUN`, which
-chooses a smaller plan before it touches the card.
+An out-of-memory error leaves the process in an unknown state and its memory pool fragmented, so it
+does not try again. It writes a report and is replaced by `lisa-train --resume RUN`, which chooses a
+smaller plan before it uses the card.
 """
 
 from __future__ import annotations
@@ -25,22 +25,23 @@ from profiles.plan import Plan
 from profiles.shortage import Shortage
 from profiles.text import argument, operand
 from trainer.hardware import room, versions
-from trainer.model.families.llava_sam.model import Lisa
 from trainer.model.footprint import component_of
+from trainer.model.segmentation_model import SegmentationModel
 
 FOLDER, REPORT, ANSWER = "out-of-memory", "shortage.json", "answer.json"
-# cudaErrorMemoryAllocation: raised bare by what asks the driver past the allocator.
+# cudaErrorMemoryAllocation: raised by code that bypasses the allocator.
 ALLOCATION_FAILED = 2
 
 
 class OutOfMemory(RuntimeError):
-    """The run ran out of memory and has written down all about it, in its run folder."""
+    """The run ran out of memory; the report is in its run folder."""
 
 
 def is_shortage(error: BaseException) -> bool:
-    """Whether an error is the card's memory running out, by its type.
+    """Whether an error means that the card's memory ran out.
 
-    cuBLAS, which takes memory of its own for a handle, has but a plain RuntimeError and its text.
+    Judged by type, except for cuBLAS: its handles allocate memory, and it raises a plain
+    RuntimeError that only its text identifies.
     """
     if isinstance(error, torch.OutOfMemoryError):
         return True
@@ -49,9 +50,11 @@ def is_shortage(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "CUBLAS_STATUS_ALLOC_FAILED" in str(error)
 
 
-def components(model: Lisa, optimizer: torch.optim.Optimizer) -> dict[str, int]:
-    """Bytes of tensors on the card by what they are, in the forecast's words."""
-    held = [(component_of(name, tensor), tensor) for name, tensor in model.on_card()]
+def bytes_by_component(
+    model: SegmentationModel, optimizer: torch.optim.Optimizer
+) -> dict[str, int]:
+    """Bytes of tensors on the card, by the component names of the forecast."""
+    held = [(component_of(model, name, tensor), tensor) for name, tensor in model.on_card()]
     held += [("gradients", p.grad) for p in model.parameters() if p.grad is not None]
     state = [value for of in optimizer.state.values() for value in of.values()]
     held += [("optimizer state", value) for value in state if isinstance(value, Tensor)]
@@ -63,17 +66,17 @@ def components(model: Lisa, optimizer: torch.optim.Optimizer) -> dict[str, int]:
     return found | {"the rest": max(0, rest)}
 
 
-def write_down(
+def write_report(
     folder: Path,
     plan: Plan,
     error: BaseException,
-    reached: tuple[int, Lisa, torch.optim.Optimizer] | None,
+    reached: tuple[int, SegmentationModel, torch.optim.Optimizer] | None,
     before: tuple[int, int] | None,
 ) -> Path:
-    """Leave in the run folder what is known of an out-of-memory error; where it lies.
+    """Write a report of an out-of-memory error into the run folder; returns the report's folder.
 
-    `reached`: step, model and optimizer, once there are any; `before`: limit and bytes of others
-    on the card before the run took any.
+    `reached`: step, model and optimizer, if the run got that far. `before`: the card's limit and
+    the bytes of other processes, before the run allocated anything.
     """
     now, card = room(plan), torch.cuda.is_initialized()
     notes = getattr(error, "__notes__", ["loading"])
@@ -89,7 +92,7 @@ def write_down(
         outside_bytes=now[1] if now else None,
         limit_before_bytes=before[0] if before else None,
         outside_before_bytes=before[1] if before else None,
-        components=components(*reached[1:]) if reached and card else {},
+        components=bytes_by_component(*reached[1:]) if reached and card else {},
         versions=versions(),
     )
     place = _new_place(folder / FOLDER)
@@ -101,7 +104,7 @@ def write_down(
 
 
 def _new_place(parent: Path) -> Path:
-    """An empty folder, numbered: of several processes each gets its own."""
+    """An empty numbered folder; each of several processes gets its own."""
     parent.mkdir(parents=True, exist_ok=True)
     for number in range(1, 10_000):
         try:
@@ -122,7 +125,7 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def shortages(folder: Path) -> dict[Path, Shortage]:
-    """What a run folder tells of, the oldest first; what cannot be read is left out."""
+    """The reports in a run folder by their folders, oldest first; unreadable ones are left out."""
     found = {}
     for place in sorted((folder / FOLDER).glob("*/")):
         try:
@@ -133,23 +136,23 @@ def shortages(folder: Path) -> dict[Path, Shortage]:
     return found
 
 
-def unanswered(folder: Path) -> Path | None:
-    """Where the last shortage lies, if the run has not gone on since."""
+def unhandled(folder: Path) -> Path | None:
+    """The folder of the last report, if the run has not been resumed since."""
     places = list(shortages(folder))
     return places[-1] if places and not (places[-1] / ANSWER).exists() else None
 
 
-def answer(place: Path, document: dict[str, Any]) -> None:
-    """Write down beside a shortage what the run goes on with."""
+def write_answer(place: Path, document: dict[str, Any]) -> None:
+    """Write beside a report what the run continues with."""
     write_whole(place / ANSWER, json.dumps(document, indent=2) + "\n")
 
 
 def replace_process(folder: Path) -> NoReturn:
-    """Become `lisa-train --resume FOLDER`: the same process to the system, with an empty card."""
+    """Become `lisa-train --resume FOLDER`: the same process id, with the card's memory freed."""
     for child in multiprocessing.active_children():  # data workers, which wait for their parent
         child.kill()
         child.join()
-    if sys.platform == "win32":  # there a process cannot become another one
-        raise OutOfMemory(f"out of memory; lisa-train --resume {argument(folder)} goes on")
+    if sys.platform == "win32":  # has no exec: the parent would see the process end
+        raise OutOfMemory(f"out of memory; lisa-train --resume {argument(folder)} continues it")
     command = python_module("trainer.cli", "--resume", operand(folder))
     os.execv(sys.executable, command)

@@ -1,7 +1,7 @@
 """Training that starts from an adapter: one that others trained with PEFT, or an export.
 
-Only what this decoder computes exactly is taken: plain LoRA on the linears, and in the rank and
-scale, of the plan. All that stands in the way is told at once.
+Only adapters that this decoder computes exactly are accepted: plain LoRA with the linears, rank and
+scale of the plan. All obstacles are reported at once.
 """
 
 from __future__ import annotations
@@ -15,24 +15,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from profiles.families import VISION
 from profiles.files import read_regular, reason
 from profiles.plan import Plan
 from profiles.settings import Lora
-from profiles.text import brief
+from profiles.text import brief, one_line
 from trainer import adapter_files
 from trainer.convert.checkpoint_folder import PLAIN_DTYPES
+from trainer.model.adapter_names import ROWS
 from trainer.model.adapters import TARGETS
 from trainer.model.build import build, read_tokenizer
-from trainer.model.families.llava_sam.model import Lisa
-from trainer.model.families.llava_sam.names import CLIP, ROWS
+from trainer.model.segmentation_model import SegmentationModel
 from trainer.model.weights import ShapesAlone, weight_source
-from trainer.run.checkpoint import read_facts, read_trained, trained_parameters, verify
+from trainer.run.checkpoint import read_trained, trained_parameters, verify
+from trainer.run.checkpoint_files import read_facts
 from trainer.run.folder import TRAINED
 
 SHOWN = 3  # names of tensors
 FACTORS = (".lora_A.weight", ".lora_B.weight")
-# Settings of PEFT's that change nothing in what a trained plain adapter computes, or are looked at
-# by themselves. Any other one must be as PEFT has it by default.
+# PEFT settings that do not change what a trained plain adapter computes, or that are checked
+# separately. Every other one must have PEFT's default.
 _HARMLESS = frozenset({
     "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "eva_config",
     "exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern",
@@ -48,11 +50,17 @@ _WHY = {
     "layer_replication": "the decoder's layers were repeated, so the base is another",
     "lora_bias": "it has biases, which LLaMA's linears here do not",
 }
-_PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")  # the others change the base too
+_PLAIN_STARTS = (
+    True,
+    False,
+    "gaussian",
+    "eva",
+    "orthogonal",
+)  # other ways change the base weights too
 
 
 class AdapterError(ValueError):
-    """An adapter that a plan cannot start from; says every reason and what to set."""
+    """An adapter that a plan cannot start from; lists every reason and the settings that fit."""
 
 
 def check(folder: Path, plan: Plan) -> None:
@@ -62,8 +70,8 @@ def check(folder: Path, plan: Plan) -> None:
     fitting(folder, plan, model, tokenizer.new_ids)
 
 
-def start(folder: Path, plan: Plan, model: Lisa, new_ids: Sequence[int]) -> int:
-    """Give a model built from the plan what `folder` holds; returns how many tensors.
+def start(folder: Path, plan: Plan, model: SegmentationModel, new_ids: Sequence[int]) -> int:
+    """Load the tensors in `folder` into a model built from the plan; returns their number.
 
     Raises as `check` does.
     """
@@ -74,16 +82,18 @@ def start(folder: Path, plan: Plan, model: Lisa, new_ids: Sequence[int]) -> int:
     return len(tensors)
 
 
-def fitting(folder: Path, plan: Plan, model: Lisa, new_ids: Sequence[int]) -> dict[str, Tensor]:
-    """What the folder holds by the model's names, all of which the plan trains; see `check`."""
+def fitting(
+    folder: Path, plan: Plan, model: SegmentationModel, new_ids: Sequence[int]
+) -> dict[str, Tensor]:
+    """The folder's tensors by the model's names; the plan trains all of them. See `check`."""
     config = _config(folder)
     _refuse_other_base(folder, plan)
     exported = (folder / TRAINED).is_file()
-    tensors = read_trained(folder) if exported else adapter_files.read(folder)
+    tensors = (read_trained if exported else adapter_files.read)(folder, type(model))
     shapes = {name: value.shape for name, value in trained_parameters(model).items()}
     found = _fitting_settings(config, tensors)
     problems = [*_other_kinds(config), *_other_lora(config, plan.lora, tensors, shapes),
-                *_other_rows(config, tensors, new_ids), *_strangers(tensors, shapes),
+                *_other_rows(config, tensors, new_ids), *_strangers(tensors, shapes, model),
                 *_misshapen(tensors, shapes, plan), *_unusable(tensors)]  # fmt: skip
     if problems:
         listed = "".join(f"\n    - {problem}" for problem in problems)
@@ -116,7 +126,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _refuse_other_base(folder: Path, plan: Plan) -> None:
-    """An export says over which base weights it was trained; PEFT's files do not."""
+    """An export records the base weights it was trained with; PEFT's files do not."""
     if not (folder / TRAINED).is_file():
         return
     verify(folder)
@@ -142,7 +152,7 @@ def _other_kinds(config: Mapping[str, Any]) -> Iterator[str]:
             yield f"bias: got {brief(value)}; allowed: none, as LLaMA's linears have no bias"
         elif name not in _HARMLESS and value and value != usual.get(name):
             why = _WHY.get(name, "only plain LoRA is computed here")
-            yield f"{name}: got {brief(value)}; {why}"
+            yield f"{one_line(name)[:60]}: got {brief(value)}; {why}"
     begun = config.get("init_lora_weights", True)
     if begun not in _PLAIN_STARTS:
         yield (f"init_lora_weights: got {brief(begun)}; it changed the base weights, which are not "
@@ -153,7 +163,7 @@ def _other_lora(
     config: Mapping[str, Any], lora: Lora | None, tensors: Mapping[str, Tensor],
     shapes: Mapping[str, torch.Size],
 ) -> Iterator[str]:  # fmt: skip
-    """How rank, scale or adapted linears differ from the plan's."""
+    """Differences from the plan in rank, scale or adapted linears."""
     if lora is None:
         yield "the plan has no adapters (lora is none)"
         return
@@ -171,22 +181,25 @@ def _other_lora(
 def _other_rows(
     config: Mapping[str, Any], tensors: Mapping[str, Tensor], new_ids: Sequence[int]
 ) -> Iterator[str]:
-    """Rows of tokens that are others here."""
+    """Trained token rows with ids other than the new tokens' here."""
     if not any(name.endswith(ROWS) for name in tensors):
         return
-    told = config.get("trainable_token_indices")
-    for ids in told.values() if isinstance(told, dict) else [told]:
+    recorded = config.get("trainable_token_indices")
+    for ids in recorded.values() if isinstance(recorded, dict) else [recorded]:
         if ids != list(new_ids):
             yield (f"trainable_token_indices: got {brief(ids)}; the new tokens here are "
                    f"{list(new_ids)}")  # fmt: skip
 
 
-def _strangers(tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> Iterator[str]:
+def _strangers(
+    tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], model: SegmentationModel
+) -> Iterator[str]:
     """Tensors that the plan does not train."""
     odd = [name for name in tensors if name not in shapes]
-    clip = [name for name in odd if name.startswith(CLIP)]
+    seen = f"{model.encoders_at[VISION]}."
+    clip = [name for name in odd if name.startswith(seen)]
     if clip:
-        yield f"{len(clip)} tensors adapt CLIP, which is frozen here: {_shown(clip)}"
+        yield f"{len(clip)} tensors adapt the vision encoder, which is frozen here: {_shown(clip)}"
     if rest := [name for name in odd if name not in clip]:
         yield f"{len(rest)} tensors are of nothing that the plan trains: {_shown(rest)}"
 
@@ -194,7 +207,7 @@ def _strangers(tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) 
 def _misshapen(
     tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], plan: Plan
 ) -> Iterator[str]:
-    """Tensors of a base of another size; a rank that differs is told by itself."""
+    """Tensors of a base model of another size; a different rank is reported separately."""
     wrong = []
     for name, value in tensors.items():
         if name in shapes and value.shape != shapes[name]:
@@ -210,7 +223,7 @@ def _misshapen(
 
 
 def _unusable(tensors: Mapping[str, Tensor]) -> Iterator[str]:
-    """Values that are no plain numbers."""
+    """Tensors that are quantised or hold values that are not finite."""
     packed = [name for name, value in tensors.items() if str(value.dtype) not in PLAIN_DTYPES]
     if packed:
         kind = tensors[packed[0]].dtype
@@ -221,7 +234,7 @@ def _unusable(tensors: Mapping[str, Tensor]) -> Iterator[str]:
 
 
 def _fitting_settings(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """The options under which a plan has these adapters; '' if none has."""
+    """The options that give a plan these adapters; '' if no plan can have them."""
     rank, alpha = config.get("r"), config.get("lora_alpha")
     stems = {name.removesuffix(FACTORS[0]) for name in tensors if name.endswith(FACTORS[0])}
     linears = {stem.rpartition(".")[2] for stem in stems}

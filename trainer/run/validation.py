@@ -10,8 +10,8 @@ from accelerate import Accelerator
 
 from profiles.text import counted
 from trainer.data.samples import Sample, SampleSet, collate
-from trainer.model.families.llava_sam.model import Lisa, to_original
-from trainer.model.families.llava_sam.tokenizer import LisaTokenizer
+from trainer.model.segmentation_model import SegmentationModel
+from trainer.model.tokenizer import ConversationTokenizer
 from trainer.reporter import Reporter
 from trainer.run.metrics import MaskScores
 
@@ -25,10 +25,10 @@ def describe(result: dict[str, Any]) -> str:
 
 
 def outcome(summary: dict[str, Any], folder: Path) -> list[str]:
-    """What a run came to: before, at its best, which is what `folder` answers with, and last."""
+    """Results of a run: before training, at its best (which `folder` answers with), and last."""
     best, epochs = summary["best"], summary["epochs"]
     lines = [f"before  {describe(summary['before'])}"]
-    if best is not None:  # None: resumed from a checkpoint without it
+    if best is not None:  # None: resumed from an old checkpoint that lacks it
         kept = folder / "best"
         lines.append(f"best    {describe(best)}, epoch {best['epoch']} of {epochs}, in {kept}")
     return [*lines, f"last    {describe(summary['after'])}, epoch {epochs}"]
@@ -36,24 +36,46 @@ def outcome(summary: dict[str, Any], folder: Path) -> list[str]:
 
 @torch.no_grad()
 def predict(
-    model: Lisa, samples: list[Sample], tokenizer: LisaTokenizer, accelerator: Accelerator
+    model: SegmentationModel,
+    samples: list[Sample],
+    tokenizer: ConversationTokenizer,
+    accelerator: Accelerator,
 ) -> list[torch.Tensor]:
     """Teacher-forced mask logits [H, W] of each sample's first [SEG], at its picture's own size."""
     batch = collate(samples, tokenizer).to(accelerator.device)
-    low = model.predict(batch).cpu()  # a large picture's mask is no matter of the card's memory
+    low = model.predict(
+        batch
+    ).cpu()  # resized on the host, so that large pictures take no memory of the card
     owner = batch.segs[:, 0].tolist()
-    frame = model.sam.config.vision_config.image_size
     return [
-        to_original(low[owner.index(row)][None], frame, *sample.truth.shape)[0]
+        model.frame.to_original(low[owner.index(row)][None], *sample.truth.shape)[0]
         for row, sample in enumerate(samples)
     ]
 
 
+def evaluate_together(
+    model: SegmentationModel,
+    samples: SampleSet,
+    tokenizer: ConversationTokenizer,
+    accelerator: Accelerator,
+    reporter: Reporter,
+) -> MaskScores:
+    """Scores of all samples; each process evaluates its share of them."""
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    share = list(range(rank, len(samples), processes))
+    scores = evaluate(model, samples, share, tokenizer, accelerator, reporter)
+    if processes == 1:
+        return scores
+    from accelerate.utils import gather_object
+
+    return MaskScores.from_rows(gather_object(scores.rows()))
+
+
 def evaluate(
-    model: Lisa,
+    model: SegmentationModel,
     samples: SampleSet,
     places: list[int],
-    tokenizer: LisaTokenizer,
+    tokenizer: ConversationTokenizer,
     accelerator: Accelerator,
     reporter: Reporter,
 ) -> MaskScores:

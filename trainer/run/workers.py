@@ -1,4 +1,4 @@
-"""Data workers: their end, their errors, and what is said of both."""
+"""Data workers: how they end, and how their errors are reported."""
 
 from __future__ import annotations
 
@@ -16,29 +16,26 @@ from trainer.parallel.launch import end_with_parent
 FROM_WORKER = "Original Traceback"  # torch puts it into an error that a data worker raised
 
 
-MOST_WORKERS_LOST = 2  # in one process: after that, something is wrong that stays
-
-
 class WorkerEnded(RuntimeError):
-    """A data worker that was ended from outside; says how the run goes on."""
+    """A data worker that was ended from outside; the message says how to resume the run."""
 
 
 def end_with_run(number: int) -> None:
-    """In each data worker: a forked one shares the run folder's lock, and would keep it."""
+    """Runs in each data worker: a forked one shares the run folder's lock and would keep it."""
     end_with_parent()
 
 
-def told_plainly(loader: DataLoader[Any], run: Path) -> Iterator[Batch]:
+def without_traceback(loader: DataLoader[Any], run: Path) -> Iterator[Batch]:
     """The loader's batches; an error in a data worker without that worker's traceback."""
     try:
-        yield from _begun(loader)
+        yield from _iterator(loader)
     except Exception as error:
-        # One that is gone is found by torch, or by what it was handing over just then.
+        # A lost worker is noticed by torch, or by a transfer that breaks off.
         lost = isinstance(error, ConnectionError | EOFError) and FROM_WORKER not in str(error)
         if lost or str(error).startswith("DataLoader worker"):
             raise WorkerEnded(
                 "a data worker was ended from outside, perhaps for want of host memory\n"
-                f"    hint: lisa-train --resume {argument(run)} goes on; with less host memory "
+                f"    hint: lisa-train --resume {argument(run)} continues; with less host memory "
                 'where its plan.json says "workers": 0'
             ) from None
         if FROM_WORKER in str(error):
@@ -46,11 +43,11 @@ def told_plainly(loader: DataLoader[Any], run: Path) -> Iterator[Batch]:
         raise
 
 
-def _begun(loader: DataLoader[Any]) -> Iterator[Batch]:
+def _iterator(loader: DataLoader[Any]) -> Iterator[Batch]:
     """The loader's iterator.
 
-    torch would have a worker's death raise wherever this process is, even in the middle of an
-    update or a save. Without its handler, waiting for that worker's batch finds it, within 5 s.
+    When a worker dies, torch's signal handler raises wherever this process is, even in the middle
+    of an update or a save. Without the handler, waiting for the worker's batch notices within 5 s.
     """
     batches = iter(loader)
     if hasattr(signal, "SIGCHLD"):
@@ -59,7 +56,7 @@ def _begun(loader: DataLoader[Any]) -> Iterator[Batch]:
 
 
 def _last_words(error: Exception) -> str:
-    """What an error said before torch put the worker's traceback around it."""
+    """An error's own text, without the worker's traceback that torch adds."""
     kind = type(error)
     heads = [kind.__name__, f"{kind.__module__}.{kind.__qualname__}"]
     text = str(error)

@@ -40,7 +40,7 @@ QUESTION = "Which of these could somebody drink from?"
 
 def make_run(folder: Path, **settings: Any) -> Path:
     """A run folder whose adapters and rows are no longer where they began."""
-    plan = tiny_plan(cached_encoders=["sam", "clip"], **settings)
+    plan = tiny_plan(cached_encoders=["mask", "vision"], **settings)
     model = build(plan, read_tokenizer(plan), CPU)
     torch.manual_seed(1)
     with torch.no_grad():
@@ -87,7 +87,7 @@ def with_answer(segmenter: Segmenter, picture: Path) -> Batch:
     batch = segmenter._batch(Question(picture, QUESTION))
     seg = torch.tensor([[segmenter.tokenizer.seg_id]])
     ids = torch.cat([batch.input_ids, seg], 1)
-    rest = {"targets": batch.targets, "clip": batch.clip, "sam": batch.sam}
+    rest = {"targets": batch.targets, "inputs": batch.inputs}
     return Batch.of(ids, torch.full_like(ids, -100), segmenter.tokenizer.seg_id, **rest)
 
 
@@ -362,7 +362,7 @@ def test_an_unreadable_picture_does_not_stop_the_others(run: Path, tmp_path: Pat
     broken, answered, thin = json.loads(done.stdout)["answers"]
     assert done.returncode == 1 and "answer" in answered and "answer" in thin
     assert "truncated" in broken["error"] and "answer" not in broken and not broken["masks"]
-    assert "a.jpg" in done.stderr and "1 of 3 questions not answered" in done.stderr
+    assert "a.jpg" in done.stderr and "1 of 3 questions were skipped" in done.stderr
 
 
 def test_nothing_is_loaded_where_no_picture_can_be_read(run: Path, tmp_path: Path) -> None:
@@ -423,7 +423,7 @@ def test_masks_beyond_the_limit_are_left_out_and_told(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """A model that trained little says [SEG] again and again, and each mask fills a picture."""
-    from trainer.cli.segment import _told
+    from advisor.inference import _told
 
     segmenter = opened(run, cache)
     low = torch.full((3, 256, 256), -1.0)

@@ -21,13 +21,14 @@ from profiles import places
 from profiles.environment import at_home, borrowed
 from profiles.tested import append, keep, read_table, shipped_table, user_table_path
 from tests.conftest import ROOT, tiny_plan
-from trainer.atomic_folder import share
+from trainer.atomic_folder import apply_umask
 from trainer.cli.console import user_errors
 from trainer.convert.convert import Shards
 from trainer.data.feature_cache import FeatureCache
 from trainer.data.synthetic.dataset import write_dataset
 from trainer.parallel.launch import without_leftovers
-from trainer.run import checkpoint
+from trainer.run import checkpoint, write_failure
+from trainer.run.write_failure import NotWritten
 
 HOMES = ("HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME", "HF_HOME", "TRITON_CACHE_DIR")
 
@@ -186,7 +187,7 @@ def test_a_launcher_may_say_that_it_is_for_the_cpu() -> None:
 def test_accelerate_does_as_the_plan_says_in_a_foreign_shell(tmp_path: Path) -> None:
     """In a process of its own: what accelerate has read it does not forget."""
     script = (
-        "import os, json; from trainer.cli.console import heed_the_plan; heed_the_plan();"
+        "import os, json; from trainer.process import clear_leftover_variables as clear; clear();"
         "from tests.conftest import tiny_plan; from trainer.run.run import make_accelerator;"
         "a = make_accelerator(tiny_plan(), None);"
         "print(json.dumps([a.mixed_precision, a.num_processes, str(a.device),"
@@ -211,7 +212,7 @@ def test_files_have_the_rights_that_the_umask_gives(mask: int, tmp_path: Path) -
         (tmp_path / "usual").touch()
         (tmp_path / "picture.png").write_bytes(b"x")
         cache = FeatureCache(tmp_path, "key")
-        cache.write(tmp_path / "picture.png", torch.ones(2))
+        cache.write(tmp_path / "picture.png", {"features": torch.ones(2)})
         model = torch.nn.Linear(2, 2)
         state = {"a": torch.ones(2)}
         checkpoint.save(tmp_path / "run" / "last", model, tiny_plan(), {}, state)
@@ -219,7 +220,7 @@ def test_files_have_the_rights_that_the_umask_gives(mask: int, tmp_path: Path) -
         shards.add("a", torch.ones(2))
         shards.close()
         (tmp_path / "own").touch(0o600)
-        share(tmp_path / "own")
+        apply_umask(tmp_path / "own")
     finally:
         os.umask(before)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -234,7 +235,7 @@ def saved(folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> st
         raise error
 
     monkeypatch.setattr(checkpoint, "save_file", fails)
-    with pytest.raises(checkpoint.NotWritten) as ended:
+    with pytest.raises(NotWritten) as ended:
         checkpoint.save(folder, torch.nn.Linear(2, 2), tiny_plan(), {}, {"a": torch.ones(2)})
     assert not list(folder.parent.glob(".last-*"))
     return str(ended.value)
@@ -272,8 +273,8 @@ def test_a_disk_without_inodes_is_not_called_full(
 ) -> None:
     counts = SimpleNamespace(f_files=1000, f_favail=0)
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage)
-    monkeypatch.setattr(checkpoint.os, "statvfs", lambda path: counts)
+    monkeypatch.setattr(write_failure.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(write_failure.os, "statvfs", lambda path: counts)
     said = saved(tmp_path / "run" / "last", monkeypatch, os_error(errno.ENOSPC))
     assert "no inode is free" in said and "delete files" in said
     counts.f_files = 0  # a file system that counts none, such as btrfs

@@ -43,7 +43,7 @@ def call(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         (["--check-data", "no-such-folder"], 2, "no-such-folder"),
         (["--auto", "--plan", "x.json"], 2, "one of the two"),
         (["--plan", "no-such.json", "--data-dir", "x"], 2, "no-such.json"),
-        (["--resume", "no-such", "--output-dir", "x"], 2, "leave --output-dir out"),
+        (["--resume", "no-such", "--output-dir", "x"], 2, "leave out --output-dir"),
         (["--resume", "no-such"], 2, "no-such: no such folder"),
         (["--model", "9b", "--data-dir", "x"], 2, "known: tiny"),
         (["--model", "tiny", "--set", "modell=tiny", "--data-dir", "x"], 2, "did you mean model"),
@@ -52,7 +52,7 @@ def call(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         (["--model", "7b", "--set", "device=cpu", "--set", "dtype=fp32", "--data-dir",
           str(PHOTOS)], 2, "lisa-advise doctor"),
         (["--model", "tiny", "--weights", "nowhere", "--data-dir", str(PHOTOS)], 2, "nowhere"),
-        (["--resume", "x", "--weights", "random"], 2, "leave the other settings out"),
+        (["--resume", "x", "--weights", "random"], 2, "leave out the other settings"),
         (["--model", "tiny", "--set", "device=cpu", "--set", "dtype=fp16", "--data-dir",
           str(PHOTOS)], 2, "fp16 training needs a GPU (got fp16 on cpu)\n    hint: use fp32"),
         (["--no-such-flag"], 2, "no-such-flag"),
@@ -143,7 +143,7 @@ def test_photographs_are_learnt_by_heart(tmp_path: Path) -> None:
     ]
     plan = tiny_plan(
         quantization="nf4",
-        cached_encoders=["sam", "clip"],
+        cached_encoders=["mask", "vision"],
         lora={"rank": 16, "alpha": 32, "dropout": 0.0, "targets": "all-linear"},
         micro_batch=4,
         effective_batch=4,

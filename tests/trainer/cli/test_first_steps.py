@@ -48,7 +48,7 @@ def test_a_large_model_is_not_trained_on_a_cpu(tmp_path: Path, model: str, how: 
     run = tmp_path / "run"
     done = train("--model", model, *how, "--data-dir", PHOTOS, "--output-dir", run)
     assert done.returncode == 2, done.stderr
-    assert "takes a GPU" in done.stderr and "lisa-advise doctor" in done.stderr
+    assert "needs a GPU" in done.stderr and "lisa-advise doctor" in done.stderr
     assert not run.exists()
 
 
@@ -77,7 +77,7 @@ def test_older_flags_pin_settings_of_the_advised_plan(tmp_path: Path) -> None:
         "--batch_size", "2", "--epochs", "1",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "no plan is named: training with lisa-advise's" in done.stderr
+    assert "no plan given: training with lisa-advise's" in done.stderr
     plan = json.loads((run / "plan.json").read_text())
     assert (plan["lora"]["rank"], plan["micro_batch"], plan["schedule"]["epochs"]) == (4, 2, 1)
     # The rest is the advice's, not a plan of its own.
@@ -145,7 +145,7 @@ def planted(error: str, *arguments: str | Path) -> subprocess.CompletedProcess[s
 
 @pytest.fixture
 def options(tmp_path: Path) -> list[str | Path]:
-    plan = tiny_plan(max_train_samples=2, max_val_samples=1, cached_encoders=["sam"])
+    plan = tiny_plan(max_train_samples=2, max_val_samples=1, cached_encoders=["mask"])
     (tmp_path / "plan.json").write_text(plan.to_json())
     return [
         "--plan", tmp_path / "plan.json", "--data-dir", PHOTOS,
@@ -159,7 +159,7 @@ def test_ctrl_c_before_the_training_names_what_goes_on(
     run = tmp_path / "my run"
     done = planted("KeyboardInterrupt", *options, "--output-dir", run)
     assert done.returncode == 130, done.stderr
-    assert f"lisa-train --resume '{run}' begins it" in done.stderr
+    assert f"lisa-train --resume '{run}' starts it" in done.stderr
     again = train("--resume", run)  # and what it names works
     assert again.returncode == 0 and (run / "summary.json").is_file(), again.stderr
 

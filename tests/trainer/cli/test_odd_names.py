@@ -31,7 +31,7 @@ from trainer.cli.console import next_steps
 from trainer.data.findings import DataError
 from trainer.data.formats.reasonseg import read_split
 from trainer.data.synthetic.dataset import write_dataset
-from trainer.run.resume import Keeping, Started
+from trainer.run.started import Keeping, Started
 
 ODD = ["-run x", "a'b", "$x", "two\nlines", "--help", "*", "y[/a]", "桌子"]
 FEW = ["--set", "tokens.max_new_tokens=2"]
@@ -87,7 +87,7 @@ def test_a_run_of_any_name_is_gone_on_with(
     (folder / "plan.json").write_text("{}")
     Started(data, tmp_path, {}, Keeping()).write(folder)
     refused = CliRunner().invoke(cli.app, [f"--output-dir={name}", "--data-dir", str(data)])
-    again = re.search(r"or (lisa-train --resume .*) goes on with", refused.output, re.DOTALL)
+    again = re.search(r"or (lisa-train --resume .*) continues with", refused.output, re.DOTALL)
     assert refused.exit_code == 2 and again, refused.output
     ends = {"before": {}, "after": {}, "epochs": 1, "steps": 1}
     (folder / "summary.json").write_text(json.dumps(ends))
@@ -129,7 +129,7 @@ def test_every_printed_command_quotes_what_it_names() -> None:
     # Of this project's own, or quoted where they are put together.
     own = {"model", "plan.model", "options", "rest", "needed", "request.target.options", "longest",
            "self.name", "' '.join(self.sources)"}  # fmt: skip
-    quoted_before = {("question.py", "folder"), ("console.py", "folder")}
+    quoted_before = {("request.py", "folder"), ("console.py", "folder")}
     found = {
         (path.name, value)
         for package in ("advisor", "profiles", "trainer")
@@ -138,7 +138,7 @@ def test_every_printed_command_quotes_what_it_names() -> None:
     }
     bare = {one for one in found - quoted_before if not one[1].startswith("argument(")}
     assert {value for _, value in bare} <= own, bare
-    assert ("start_cli.py", "argument(folder)") in found
+    assert ("start.py", "argument(folder)") in found
 
 
 @pytest.mark.parametrize("name", ODD)

@@ -29,7 +29,7 @@ from trainer.answer.trained_model import find
 from trainer.cli.console import reporter
 from trainer.convert.export import card, export_trained, facts_of
 from trainer.data.synthetic.dataset import write_dataset
-from trainer.run import checkpoint
+from trainer.run.checkpoint_files import altered
 
 # Sets a title, fills the clipboard, moves up, in C1's spelling too; turns the direction of writing.
 ORDERS = "\x1b]0;owned\x07\x1b]52;c;aGk=\x07\x1b[1A\x9b2J\u202e\u2066"
@@ -256,7 +256,7 @@ def test_figures_of_an_altered_record_are_left_out(run: Path, tmp_path: Path) ->
     assert facts_of(where)["hardware"] == "a test"
     facts = json.loads((where / "facts.json").read_text())
     (where / "facts.json").write_text(json.dumps(facts | {"hardware": "a better card"}))
-    assert checkpoint.altered(where, {"facts.json"})
+    assert altered(where, {"facts.json"})
     export_trained(find(where), tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text()
     assert "better" not in text and "0.500" not in text and "No figures" in text

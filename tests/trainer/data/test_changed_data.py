@@ -16,11 +16,13 @@ from tests.conftest import PHOTOS, tiny_plan
 from tests.trainer.data.test_unusable_entries import call
 from trainer.cli import start as start_cli
 from trainer.cli.console import Plain
+from trainer.cli.planned_run import Data, PlannedRun
 from trainer.data import contents
 from trainer.data.contents import Contents
 from trainer.data.formats.reasonseg import read_split
 from trainer.data.mixture import read_training
-from trainer.run.resume import CannotResume, Started, check_data, digests, settled
+from trainer.run.data_digests import check_data, checked_start, digests
+from trainer.run.started import CannotResume, Started
 
 
 @pytest.fixture
@@ -89,12 +91,12 @@ def test_a_run_of_an_earlier_version_goes_on_and_notices_from_then_on(
     now = looked(data)
     old = {split: now[split] for split in ("train", "val")}  # all that they wrote
     before = Started(data, tmp_path, old)
-    known = settled(before, now, tmp_path)
+    known = checked_start(before, now, tmp_path)
     assert known.digests == now
     repaint(read_split(data, "train")[0].image_path)
     check_data(before, looked(data))
     with pytest.raises(CannotResume, match="train pictures: 1 changed"):
-        settled(known, looked(data), tmp_path)
+        checked_start(known, looked(data), tmp_path)
 
 
 def test_the_digest_of_an_item_is_that_of_earlier_versions(data: Path) -> None:
@@ -143,11 +145,11 @@ def test_a_run_that_died_before_its_data_were_written_down_begins(
     data: Path, tmp_path: Path
 ) -> None:
     begun = Started(data, tmp_path, {})
-    assert settled(begun, looked(data), tmp_path).digests == looked(data)
+    assert checked_start(begun, looked(data), tmp_path).digests == looked(data)
     for trained in ("last", "last-1", "best"):
         (tmp_path / trained).mkdir()
         with pytest.raises(CannotResume, match="does not say what data"):
-            settled(begun, looked(data), tmp_path)
+            checked_start(begun, looked(data), tmp_path)
         (tmp_path / trained).rmdir()
 
 
@@ -192,10 +194,10 @@ def test_a_run_tells_how_far_the_first_reading_is(
     """Where it takes longer than the patience, which is none here."""
     monkeypatch.setattr(start_cli, "Plain", lambda patience: Plain())
     start = Started(data, tmp_path / "cache", {})
-    run = start_cli.Beginning(tiny_plan(), tmp_path / "run", start)
+    run = PlannedRun(tiny_plan(), tmp_path / "run", start)
     train, val = read_split(data, "train"), read_split(data, "val")
-    start_cli._checked(run, start_cli.Data(train, val, ()))
+    start_cli._checked(run, Data(train, val, ()))
     said = capsys.readouterr().err
     assert f"reading the pictures' bytes: {len(train)}/{len(train)}" in said
-    start_cli._checked(run, start_cli.Data(train, val, ()))
+    start_cli._checked(run, Data(train, val, ()))
     assert not capsys.readouterr().err

@@ -10,13 +10,14 @@ import torch
 from PIL import ExifTags, Image
 from safetensors.torch import save_file
 
-from trainer.answer.questions import passed_over, read_questions
+from trainer.answer.questions import others_line, read_questions
 from trainer.convert.checkpoint_folder import Source, weights_files
 from trainer.convert.hub import checkpoint_folder
 from trainer.data.findings import DataError, Report
 from trainer.data.formats.sem_seg import read as read_sem_seg
 from trainer.data.formats.vqa import read as read_vqa
 from trainer.data.images import open_image, read_image
+from trainer.model.families.llava_sam.family import FAMILY
 from trainer.model.weights import FolderWeights, WeightsError
 
 NAMES = ("IMG 1.JPG", "b.webp", "c.BMP", "d.jfif", "e.Tif", "f.tiff", "g.gif", "h.jpe", "猫 ä.png")
@@ -41,7 +42,7 @@ def test_every_picture_of_a_folder_is_asked_about(tmp_path: Path) -> None:
     picture(tmp_path / "no suffix")
     picture(tmp_path / "photo.jpg_large", "JPEG")
     assert asked(tmp_path) == sorted((*NAMES, "no suffix", "photo.jpg_large"))
-    assert passed_over(tmp_path) is None
+    assert others_line(tmp_path) is None
 
 
 def test_what_is_no_picture_is_passed_over_and_told(tmp_path: Path) -> None:
@@ -51,7 +52,7 @@ def test_what_is_no_picture_is_passed_over_and_told(tmp_path: Path) -> None:
     (tmp_path / "more").mkdir()
     (tmp_path / "album.jpg").mkdir()
     assert asked(tmp_path) == ["a.jpg"]
-    told = passed_over(tmp_path) or ""
+    told = others_line(tmp_path) or ""
     assert all(name in told for name in ("notes.txt", "Thumbs.db", "more/", "album.jpg/"))
     assert "._a.jpg" not in told and ".DS_Store" not in told
 
@@ -66,7 +67,7 @@ def test_earlier_answers_are_no_pictures_to_ask_about(tmp_path: Path) -> None:
     for name in ("a.jpg", "other.mask.png", *written):
         picture(tmp_path / name)
     assert asked(tmp_path) == ["a.jpg", "other.mask.png"]  # that one is nobody's answer
-    assert all(name in (passed_over(tmp_path) or "") for name in written)
+    assert all(name in (others_line(tmp_path) or "") for name in written)
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "PNG", "JPEG", "WEBP"])
@@ -115,7 +116,7 @@ def test_a_folder_called_as_weights_is_read(tmp_path: Path) -> None:
         torch.save(tensors(str(n)), inner / f"pytorch_model-0000{n}-of-00002.bin")
     torch.save({"step": 1}, tmp_path / "rng_state_0.pth")
     told: list[str] = []
-    assert len(Source.read(tmp_path, told.append).paths) == 2
+    assert len(Source.read(tmp_path, FAMILY, told.append).paths) == 2
     assert "pytorch_model.bin/" in told[0]
     (inner / "pytorch_model-00002-of-00002.bin").unlink()
     with pytest.raises(WeightsError, match="00002-of-00002.bin; download the rest"):

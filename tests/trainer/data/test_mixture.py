@@ -29,7 +29,7 @@ from trainer.data.mixture import READERS, MixedSets, check_data, read_training
 from trainer.data.pictures import DataSet, SegmentedPicture
 from trainer.data.samples import MicroBatches, SampleSet, collate, image_paths
 from trainer.model.build import build, read_tokenizer
-from trainer.model.families.llava_sam.tokenizer import TooLong
+from trainer.model.tokenizer import TooLong
 from trainer.model.trained import GradientCheck, trained_names
 from trainer.rehearse.worst_sample import worst_sample
 from trainer.step import accumulate, make_optimizer, total_of, training_step
@@ -308,9 +308,9 @@ def test_dialogues(tmp_path: Path) -> None:
     write_vqa(tmp_path, talk("<image>\nWhat?", " A. "), talk("Q", "A", image="gqa/images/9.jpg"))
     (found,) = sound("vqa", tmp_path)
     first, second = found.pictures
-    (asked,) = first.visit(np.random.default_rng(0), 3)
+    (asked,) = first.draw_turns(np.random.default_rng(0), 3)
     assert (asked.turn.question, asked.turn.answer) == ("<image>\nWhat?", "A.")
-    assert asked.paint is None and list(first.paints()) == []
+    assert asked.paint is None and list(first.all_masks()) == []
     assert second.image_path.name == "9.jpg"
 
 
@@ -402,7 +402,7 @@ def test_draws_depend_on_seed_epoch_and_index_alone(mixed: MixedSets) -> None:
                                     collate_fn=list))  # fmt: skip
         return sorted(
             (s.name, tuple(s.encoded.input_ids), s.targets.tobytes(),
-             float(s.inputs["vision"].sum()))
+             float(s.inputs["vision"]["pixels"].sum()))
             for loader in ranks for batch in loader for s in batch
         )  # fmt: skip
 
@@ -699,7 +699,7 @@ def test_the_command_checks_and_trains(root: Path, tmp_path: Path) -> None:
     assert told.exit_code == 0, told.output
     assert "refer_seg/refcoco+: pictures 1, masks 2" in told.output
     assert "vqa/llava_instruct: pictures 1, masks 0" in told.output
-    plan = mixed_plan(cached_encoders=["sam", "clip"], effective_batch=4, workers=1)
+    plan = mixed_plan(cached_encoders=["mask", "vision"], effective_batch=4, workers=1)
     (tmp_path / "plan.json").write_text(plan.to_json())
     done = runner.invoke(app, [
         "--plan", str(tmp_path / "plan.json"), "--data-dir", str(root),

@@ -19,7 +19,7 @@ from trainer.data.synthetic.questions import (
     KINDS,
     PRETRAINING,
     all_words,
-    ask,
+    make_questions,
     sample_texts,
 )
 from trainer.data.synthetic.scenes import (
@@ -59,7 +59,7 @@ def phrases(scenes: list[Scene], kind: str, split: str = "train"):
     """(scene, phrase, targets) of every short text of a kind."""
     rng = np.random.default_rng(1)
     for scene in scenes:
-        for question in ask(rng, scene, [kind], split):
+        for question in make_questions(rng, scene, [kind], split):
             if not question.is_sentence:
                 for text in question.texts:
                     yield scene, text, set(question.targets)
@@ -181,7 +181,7 @@ def test_extent_bounds_the_visible_pixels(scenes: list[Scene]) -> None:
 def test_every_kind_occurs_in_every_split(scenes: list[Scene]) -> None:
     rng = np.random.default_rng(0)
     for split in SPLITS:
-        seen = Counter(q.kind for scene in scenes for q in ask(rng, scene, KINDS, split))
+        seen = Counter(q.kind for scene in scenes for q in make_questions(rng, scene, KINDS, split))
         assert set(seen) == set(KINDS) and min(seen.values()) > len(scenes) / 4
     assert set(PRETRAINING) | set(HELD_OUT) == set(KINDS)
     assert not set(PRETRAINING) & set(HELD_OUT)
@@ -190,7 +190,7 @@ def test_every_kind_occurs_in_every_split(scenes: list[Scene]) -> None:
 def test_questions_are_well_formed(scenes: list[Scene]) -> None:
     rng = np.random.default_rng(0)
     for scene in scenes:
-        for question in ask(rng, scene, KINDS, "train"):
+        for question in make_questions(rng, scene, KINDS, "train"):
             assert 1 <= len(question.texts) <= 4
             assert 0 < len(question.targets) < len(scene.shapes)
             assert list(question.targets) == sorted(set(question.targets))
@@ -204,9 +204,9 @@ def test_questions_are_well_formed(scenes: list[Scene]) -> None:
 def test_ask_refuses_what_it_does_not_know(scenes: list[Scene]) -> None:
     rng = np.random.default_rng(0)
     with pytest.raises(ValueError, match="taste"):
-        ask(rng, scenes[0], ["taste"], "train")
+        make_questions(rng, scenes[0], ["taste"], "train")
     with pytest.raises(ValueError, match="dev"):
-        ask(rng, scenes[0], KINDS, "dev")
+        make_questions(rng, scenes[0], KINDS, "dev")
 
 
 # --- the answers, found again from the text alone ---
@@ -343,7 +343,7 @@ def test_clues_are_true(
     assert len(values) == sum(map(len, clues.values())), "a clue may mean one thing only"
     rng = np.random.default_rng(4)
     for scene in scenes:
-        for question in ask(rng, scene, [kind], "test"):
+        for question in make_questions(rng, scene, [kind], "test"):
             for text in question.texts:
                 # The longest clue that fits: "a sign" might be part of another.
                 clue = max((c for c in values if c in text), key=len)
@@ -358,7 +358,7 @@ def test_size_clues_are_true(scenes: list[Scene]) -> None:
     rng = np.random.default_rng(4)
     checked = 0
     for scene in scenes:
-        for question in ask(rng, scene, ["size-clue"], "val"):
+        for question in make_questions(rng, scene, ["size-clue"], "val"):
             least = any(word in question.texts[0] for word in ("least", "quickest"))
             areas = [shape.area for shape in scene.shapes]
             assert areas[question.targets[0]] == (min(areas) if least else max(areas))
@@ -374,7 +374,7 @@ def test_no_text_occurs_in_two_splits_for_the_same_kind(scenes: list[Scene]) -> 
     texts: dict[tuple[str, str], set[str]] = {}
     for scene in scenes * 2:
         for split in SPLITS:
-            for question in ask(rng, scene, KINDS, split):
+            for question in make_questions(rng, scene, KINDS, split):
                 texts.setdefault((question.kind, split), set()).update(
                     text.lower() for text in question.texts
                 )

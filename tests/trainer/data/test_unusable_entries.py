@@ -27,13 +27,14 @@ from tests.trainer.data.importing.test_importer import (
 )
 from tests.trainer.data.test_mixture import talk, write_coco, write_refer_seg, write_vqa
 from trainer.cli.train import app
-from trainer.data.broken import Leave
+from trainer.data.broken import SkippedEntries
 from trainer.data.findings import DataError
 from trainer.data.images import read_image
 from trainer.data.importing.importer import Imported, import_annotations
 from trainer.data.mixture import READERS, MixedSets, read_training
 from trainer.data.polygons import IGNORE, paint_mask
-from trainer.run.resume import CannotResume, Started, check_data, digests
+from trainer.run.data_digests import check_data, digests
+from trainer.run.started import CannotResume, Started
 
 OUTLINE = {"segmentation": [[10, 10, 29, 10, 29, 24, 10, 24]]}
 
@@ -166,8 +167,8 @@ def plan(**rates: float) -> Any:
 def test_a_training_leaves_out_the_same_when_it_goes_on(tmp_path: Path) -> None:
     root = dialogues(tmp_path)
     with pytest.raises(DataError, match="--skip-broken"):
-        read_training(root, plan(vqa=1), Leave())
-    leave = Leave(2)
+        read_training(root, plan(vqa=1), SkippedEntries())
+    leave = SkippedEntries(2)
     train = read_training(root, plan(vqa=1), leave)
     assert isinstance(train, MixedSets) and len(leave.left_out) == 2
     assert len(train.kinds[1][0].pictures) == 3
@@ -209,7 +210,7 @@ def test_the_run_remembers_what_to_leave_out(
     (run / "summary.json").unlink()
     # What is known is not looked for: with 2 000 pictures decoding took 39 s, reading headers 0.8.
     monkeypatch.setattr("trainer.data.images._to_rgb", None)  # read_split would decode by it
-    taken = read_training(root, tiny_plan(), Leave(ALL, known=frozenset(
+    taken = read_training(root, tiny_plan(), SkippedEntries(ALL, known=frozenset(
         json.loads((run / "run.json").read_text())["left_out"]), root=root))  # fmt: skip
     assert isinstance(taken, list) and broken.stem not in {item.name for item in taken}
     monkeypatch.undo()
@@ -223,10 +224,10 @@ def test_the_run_remembers_what_to_leave_out(
 def test_a_mixture_leaves_out_what_is_known_undecoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root, leave = dialogues(tmp_path), Leave(2, root=tmp_path)
+    root, leave = dialogues(tmp_path), SkippedEntries(2, root=tmp_path)
     first = read_training(root, plan(vqa=1), leave)
     monkeypatch.setattr("trainer.data.mixture.sound", None)
-    again = Leave(2, known=frozenset(leave.places()), root=tmp_path)
+    again = SkippedEntries(2, known=frozenset(leave.places()), root=tmp_path)
     second = read_training(root, plan(vqa=1), again)
     assert isinstance(first, MixedSets) and isinstance(second, MixedSets)
     assert [one.name for one in first.kinds[1][0].pictures] == [
@@ -246,7 +247,7 @@ def test_a_resumed_run_is_not_told_an_option_it_refuses(tmp_path: Path) -> None:
     for note in sorted((root / "ReasonSeg" / "train").glob("*.json"))[1:3]:
         note.write_text("{")
     code, told = call("--resume", run)
-    assert code == 2 and "hint: mend them" in told and "--skip-broken" not in told, told
+    assert code == 2 and "hint: fix them" in told and "--skip-broken" not in told, told
 
 
 def test_a_preview_leaves_broken_items_out(tmp_path: Path) -> None:
@@ -286,7 +287,7 @@ def test_a_folder_without_its_pictures_may_go(tmp_path: Path) -> None:
         file.unlink()
     sets, (finding,) = READERS["refer_seg"](tmp_path, None)
     assert [one.name for one in sets] == ["refer_seg/refcoco"]
-    assert f"take the folder {folder} out" in finding.fix and finding.entry == str(folder)
+    assert f"remove the folder {folder} to" in finding.fix and finding.entry == str(folder)
 
 
 def test_in_a_mixture_a_category_with_a_box_is_not_asked_for(tmp_path: Path) -> None:
@@ -299,7 +300,7 @@ def test_in_a_mixture_a_category_with_a_box_is_not_asked_for(tmp_path: Path) -> 
     (folder / "annotations.json").write_text(json.dumps(notes))
     (data_set,), findings = READERS["sem_seg"](tmp_path, None)
     assert len(findings) == 1 and findings[0].entry is not None
-    assert [len(list(one.paints())) for one in data_set.pictures] == [1, 1]
+    assert [len(list(one.all_masks())) for one in data_set.pictures] == [1, 1]
 
 
 def test_a_png_with_a_large_profile_is_read(tmp_path: Path) -> None:

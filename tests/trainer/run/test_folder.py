@@ -16,10 +16,11 @@ from typer.testing import CliRunner
 
 from profiles.files import Held, held, is_vacant, sweep, write_whole
 from tests.conftest import PHOTOS, tiny_plan
-from trainer.atomic_folder import placed
+from trainer.atomic_folder import atomic_folder
 from trainer.cli.train import app
+from trainer.run.data_digests import digests
 from trainer.run.folder import is_complete, new_run
-from trainer.run.resume import Started, digests
+from trainer.run.started import Started
 
 HOLD = """
 import sys, time
@@ -158,10 +159,10 @@ def test_a_file_is_the_old_or_the_new(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_two_imports_into_one_folder(tmp_path: Path) -> None:
     target = tmp_path / "out"
-    with placed(target) as draft:
+    with atomic_folder(target) as draft:
         (draft / "a").touch()
         started = time.monotonic()
-        with pytest.raises(Held, match=str(os.getpid())), placed(target):
+        with pytest.raises(Held, match=str(os.getpid())), atomic_folder(target):
             pass
         assert time.monotonic() - started < 30
     assert {path.name for path in tmp_path.rglob("*")} == {"out", "a"}
@@ -171,6 +172,6 @@ def test_what_a_killed_import_left_goes(tmp_path: Path) -> None:
     left = tmp_path / ".out.part" / "out"
     left.mkdir(parents=True)
     (left / "half").touch()
-    with placed(tmp_path / "out") as draft:
+    with atomic_folder(tmp_path / "out") as draft:
         (draft / "whole").touch()
     assert {path.name for path in tmp_path.rglob("*")} == {"out", "whole"}

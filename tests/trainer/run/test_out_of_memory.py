@@ -20,15 +20,17 @@ from tests.conftest import PHOTOS
 from tests.trainer.run.test_resume import ROOT, assert_same, outcome, plan
 from trainer.answer.trained_model import find
 from trainer.cli import start as start_cli
-from trainer.cli.start import Beginning, begin, go_on
+from trainer.cli.planned_run import PlannedRun
+from trainer.cli.start import resume_run, start_run
 from trainer.convert.export import export_trained
 from trainer.model.build import read_tokenizer
+from trainer.run import checkpoint, validation
 from trainer.run import out_of_memory as recovery
 from trainer.run import run as loop
-from trainer.run import validation
 from trainer.run.checkpoint import CheckpointError
 from trainer.run.out_of_memory import is_shortage
-from trainer.run.resume import CannotResume, Keeping, Started, check_plan
+from trainer.run.resume import check_plan
+from trainer.run.started import CannotResume, Keeping, Started
 
 # Runs lisa-train with an error planted; the process that takes its place is a plain one.
 PLANTED = """
@@ -63,15 +65,15 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-def beginning(folder: Path, cache: Path, **settings: Any) -> Beginning:
+def beginning(folder: Path, cache: Path, **settings: Any) -> PlannedRun:
     started = Started(PHOTOS, cache, {}, Keeping(minutes=0), ("seed",))
-    return Beginning(plan(**settings), folder, started)
+    return PlannedRun(plan(**settings), folder, started)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     folder = tmp_path_factory.mktemp("whole")
-    begin(beginning(folder, cache))
+    start_run(beginning(folder, cache))
     return folder
 
 
@@ -107,7 +109,7 @@ def test_the_process_is_replaced_and_nothing_is_lost(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "out of memory while training, after step 2" in done.stderr
-    assert "going on with fp32 base, micro-batch 1, 4 of 4 layers checkpointed" in done.stderr
+    assert "continuing with fp32 base, micro-batch 1, 4 of 4 layers checkpointed" in done.stderr
     assert_same(run, undisturbed)
     assert Plan.read(run / "plan.json").checkpointed_layers == 4
 
@@ -165,12 +167,12 @@ def test_anywhere(
 ) -> None:  # fmt: skip
     failing_at(monkeypatch, name, number)
     with pytest.raises(Replaced):
-        begin(beginning(tmp_path, cache))
+        start_run(beginning(tmp_path, cache))
     ((place, short),) = recovery.shortages(tmp_path).items()
     assert (short.phase, short.step, short.error) == (phase, step, "CUDA out of memory")
-    assert recovery.unanswered(tmp_path) == place
-    go_on(tmp_path, None, None, {})
-    assert recovery.unanswered(tmp_path) is None
+    assert recovery.unhandled(tmp_path) == place
+    resume_run(tmp_path, None, None, {})
+    assert recovery.unhandled(tmp_path) is None
     assert_same(tmp_path, undisturbed)
 
 
@@ -187,7 +189,7 @@ def test_no_step_is_repeated_unless_it_was_half_an_update(
         with monkeypatch.context() as patch:
             failing_at_module(patch, module, name, 4)
             with pytest.raises(Replaced):
-                begin(Beginning(run.plan, folder, seldom))
+                start_run(PlannedRun(run.plan, folder, seldom))
         state = json.loads((folder / "last" / "state.json").read_text())
         assert state["step"] == done
 
@@ -211,11 +213,11 @@ def test_fewer_samples_at_once_go_on_the_same_curve(
     settings = {"micro_batch": 2, "accumulation": 1, "checkpointed_layers": 4}
     settings |= {"lora": {"rank": 2, "alpha": 4, "dropout": 0.0, "targets": "qv"}}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    begin(beginning(whole, cache, **settings))
+    start_run(beginning(whole, cache, **settings))
     failing_at(monkeypatch, "training_step", 4)
     with pytest.raises(Replaced):
-        begin(beginning(parts, cache, **settings))
-    go_on(parts, None, None, {})
+        start_run(beginning(parts, cache, **settings))
+    resume_run(parts, None, None, {})
     assert Plan.read(parts / "plan.json").micro_batch == 1
     (_, rows), (_, expected) = outcome(parts), outcome(whole)
     assert [row.pop("evaluation", "") for row in rows] == [
@@ -234,16 +236,16 @@ def test_the_ladder_ends_with_what_was_tried(
     with monkeypatch.context() as patch:
         patch.setattr(loop, "training_step", always)
         with pytest.raises(Replaced):
-            begin(beginning(tmp_path, cache, micro_batch=2, accumulation=1))
+            start_run(beginning(tmp_path, cache, micro_batch=2, accumulation=1))
         for _ in range(2):
             with pytest.raises(Replaced):
-                go_on(tmp_path, None, None, {})
+                resume_run(tmp_path, None, None, {})
         with pytest.raises(NothingSmaller) as caught:
-            go_on(tmp_path, None, None, {})
+            resume_run(tmp_path, None, None, {})
     said = str(caught.value)
     assert said.count("training after step 0") == 3 and "micro-batch 2" in said
     # With the memory there again the last plan is tried again, and is enough.
-    go_on(tmp_path, None, None, {})
+    resume_run(tmp_path, None, None, {})
     assert json.loads((tmp_path / "summary.json").read_text())["steps"] == 8
 
 
@@ -252,9 +254,9 @@ def test_a_user_setting_stays(cache: Path, tmp_path: Path, monkeypatch: pytest.M
     run = beginning(tmp_path, cache, micro_batch=2, accumulation=1, checkpointed_layers=4)
     started = Started(PHOTOS, cache, {}, Keeping(minutes=0), ("micro_batch",))
     with pytest.raises(Replaced):
-        begin(Beginning(run.plan, tmp_path, started))
+        start_run(PlannedRun(run.plan, tmp_path, started))
     with pytest.raises(NothingSmaller):
-        go_on(tmp_path, None, None, {})
+        resume_run(tmp_path, None, None, {})
 
 
 def test_of_several_processes_the_one_that_starts_them_is_replaced(
@@ -264,7 +266,7 @@ def test_of_several_processes_the_one_that_starts_them_is_replaced(
 
     monkeypatch.setattr(launch, "start_processes", lambda *_: start_cli.EXIT_OUT_OF_MEMORY)
     with pytest.raises(Replaced):
-        begin(beginning(tmp_path, cache, processes=2, accumulation=1))
+        start_run(beginning(tmp_path, cache, processes=2, accumulation=1))
 
 
 def test_what_is_out_of_memory() -> None:
@@ -293,20 +295,20 @@ def test_going_on_meets_an_edited_plan_and_a_full_card(
     """Neither is taken for a damaged checkpoint."""
     failing_at(monkeypatch, "training_step", 4)
     with pytest.raises(Replaced):
-        begin(beginning(tmp_path, cache))
+        start_run(beginning(tmp_path, cache))
     path = tmp_path / "plan.json"
     for place in (tmp_path / "out-of-memory").iterdir():
         (place / recovery.ANSWER).write_text("{}")  # as if it had gone on
     path.write_text(plan(seed=3).to_json())
     with pytest.raises(CannotResume, match="seed: 0 -> 3"):
-        go_on(tmp_path, None, None, {})
+        resume_run(tmp_path, None, None, {})
     path.write_text(plan().to_json())
     with monkeypatch.context() as patch:
-        failing_at_module(patch, loop.checkpoint, "load_state", 1)
+        failing_at_module(patch, checkpoint, "load_state", 1)
         with pytest.raises(Replaced):
-            go_on(tmp_path, None, None, {})
+            resume_run(tmp_path, None, None, {})
     assert list(recovery.shortages(tmp_path).values())[-1].phase == "loading"
-    go_on(tmp_path, None, None, {})
+    resume_run(tmp_path, None, None, {})
     assert_same(tmp_path, undisturbed)
 
 
@@ -329,7 +331,7 @@ def test_what_is_missing_or_damaged_is_told(
     (run / "summary.json").unlink()
     rows = (run / "metrics.jsonl").read_bytes()
     (run / "metrics.jsonl").write_bytes(rows[:300])
-    go_on(run, None, None, {})
+    resume_run(run, None, None, {})
     assert "records of some steps are lost" in capsys.readouterr().err
     for line in (run / "metrics.jsonl").read_text().splitlines():
         json.loads(line)
@@ -338,13 +340,13 @@ def test_what_is_missing_or_damaged_is_told(
     for place in (*run.glob("last*"), run / "damaged"):
         shutil.rmtree(place, ignore_errors=True)
     with pytest.raises(CannotResume, match="are gone\n.*best can still be evaluated"):
-        go_on(run, None, None, {})
+        resume_run(run, None, None, {})
 
 
 def test_more_checkpoints_are_kept_and_saved_by_steps(cache: Path, tmp_path: Path) -> None:
     run = beginning(tmp_path, cache)
     keeping = Keeping(minutes=60, steps=3, checkpoints=3)
-    begin(Beginning(run.plan, tmp_path, Started(PHOTOS, cache, {}, keeping)))
+    start_run(PlannedRun(run.plan, tmp_path, Started(PHOTOS, cache, {}, keeping)))
     steps = [json.loads((tmp_path / name / "state.json").read_text())["step"]
              for name in ("last", "last-1", "last-2")]  # fmt: skip
     assert steps == [8, 8, 7]  # after the evaluation, before it, and three steps after step 4
@@ -368,12 +370,12 @@ def test_what_is_not_finite_is_left_out_as_often_as_allowed(
 
     monkeypatch.setattr(step, "accumulate", poisoned)
     allowed = {"schedule": plan().schedule.model_dump() | {"max_skipped_steps": 2}}
-    begin(beginning(tmp_path / "two", cache, **allowed))
+    start_run(beginning(tmp_path / "two", cache, **allowed))
     tensors, rows = outcome(tmp_path / "two")
     left_out = [row for row in rows if "skipped" in row]
     assert [(row["step"], row["skipped"]) for row in left_out] == [(2, 1), (5, 2)]
     assert all(bool(tensor.isfinite().all()) for tensor in tensors.values())
     calls[0] = 0
     with pytest.raises(loop.NotFinite, match=r"step 2: the gradient is not finite; samples of"):
-        begin(beginning(tmp_path / "none", cache))
+        start_run(beginning(tmp_path / "none", cache))
     assert json.loads((tmp_path / "none" / "last" / "state.json").read_text())["step"] == 1

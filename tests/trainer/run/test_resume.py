@@ -31,16 +31,12 @@ from trainer.model.footprint import DoesNotFit
 from trainer.reporter import Reporter
 from trainer.run import checkpoint
 from trainer.run import run as loop
-from trainer.run.resume import (
-    CannotResume,
-    Keeping,
-    Started,
-    check_data,
-    digests,
-    resumable,
-)
+from trainer.run.data_digests import check_data, digests
+from trainer.run.resume import resumable
 from trainer.run.run import Interrupted, Run
+from trainer.run.started import CannotResume, Keeping, Started
 from trainer.run.workers import WorkerEnded
+from trainer.run.write_failure import NotWritten
 
 ROOT = PHOTOS.parents[1]
 QUIET = Reporter(lambda text: None, lambda what, done, total: None)
@@ -51,7 +47,7 @@ def plan(**settings: Any) -> Plan:
     return tiny_plan(**{
         "lora": {"rank": 2, "alpha": 4, "dropout": 0.1, "targets": "qv"},
         "micro_batch": 1, "accumulation": 2, "effective_batch": 2,
-        "cached_encoders": ["sam", "clip"],
+        "cached_encoders": ["mask", "vision"],
         "schedule": {"learning_rate": 1e-3, "warmup_steps": 1, "epochs": 2, "shape": "linear"},
     } | settings)  # fmt: skip
 
@@ -260,7 +256,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(
         real(tensors, path)
 
     monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(checkpoint.NotWritten, match=r"disk is full: \d+ MiB needed.*\n.*--resume"):
+    with pytest.raises(NotWritten, match=r"disk is full: \d+ MiB needed.*\n.*--resume"):
         run.train()
     assert checkpoint.damage(tmp_path / "last") == ""
     assert not list(tmp_path.glob(".last-*"))
@@ -285,7 +281,7 @@ def test_asked_to_stop_it_saves_and_a_second_time_it_stops_at_once(
     go_on(tmp_path, cache)
     assert_same(tmp_path, undisturbed)
     stop = loop.Stop()
-    with pytest.raises(KeyboardInterrupt), stop.heard():
+    with pytest.raises(KeyboardInterrupt), stop.listening():
         signal.raise_signal(signal.SIGINT)
         assert stop.asked
         signal.raise_signal(signal.SIGINT)

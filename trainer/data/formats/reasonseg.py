@@ -1,14 +1,13 @@
 """Reads the ReasonSeg data set from disk: pictures, questions and hand-drawn polygons.
 
-On disk: ``ROOT/ReasonSeg/{train,val,test}/<name>.jpg`` (or .jpeg, .png; without them any other
-kind of picture that has the name) beside ``<name>.json``, and optionally
+On disk: ``ROOT/ReasonSeg/{train,val,test}/<name>.jpg`` (or .jpeg, .png; if there is none, any other
+kind of picture with that name) beside ``<name>.json``, and optionally
 ``explanatory/<split>.json`` (upstream has ``train.json`` only) beside the splits.
-Polygons are in pixels of the picture AFTER its EXIF orientation is applied: that is how
-annotators saw it, and what ``cv2.imread`` hands to upstream's code.
+Polygons are in pixels of the picture AFTER its EXIF orientation is applied: as annotators saw it,
+and as ``cv2.imread`` returns it to upstream's code.
 
-All findings are raised at once, or returned by `check_data`; nothing broken is skipped unasked.
-Hidden files (``.DS_Store``, ``._x.jpg``) and what else lies there are no part of the data set:
-passed over.
+All findings are raised at once, or returned by `check_data`; broken items are never skipped without
+request. Hidden files (``.DS_Store``, ``._x.jpg``) and other kinds of files are ignored.
 """
 
 from __future__ import annotations
@@ -28,10 +27,14 @@ from profiles.splits import NEEDED, located
 from profiles.text import is_text
 from trainer.data.arrays import Size
 from trainer.data.findings import DataError, Finding, Report
+from trainer.data.formats.reasonseg_annotation import (
+    Explanation,
+    read_annotation,
+    read_explanations,
+)
 from trainer.data.images import IMAGE_SUFFIXES, PICTURE_SUFFIXES, load_whole, open_image
-from trainer.data.json_fields import LARGEST_FILE, load_json, read_sentence
-from trainer.data.pictures import Asked, Paint, chooser
-from trainer.data.polygons import TARGET, Budget, Polygon, paint_mask, painted_area, read_points
+from trainer.data.pictures import AskedTurn, Paint, random_choice
+from trainer.data.polygons import TARGET, Polygon, paint_mask
 from trainer.data.threads import in_threads
 from trainer.prompts import (
     Turn,
@@ -43,7 +46,7 @@ from trainer.prompts import (
 )
 
 if TYPE_CHECKING:
-    from trainer.data.broken import Leave
+    from trainer.data.broken import SkippedEntries
 
 Counts: TypeAlias = dict[str, int | Size]
 Summary: TypeAlias = dict[str, Counts]  # by split
@@ -51,20 +54,13 @@ Progress: TypeAlias = Callable[[str, int, int], None]  # what, how many are done
 _Files: TypeAlias = "tuple[Path, list[Path], list[Path]]"  # of an item: base, pictures, JSON
 _Scanned: TypeAlias = "tuple[list[_Look], list[Finding]]"
 _Read: TypeAlias = Callable[[Image.Image], object]
-_Notes: TypeAlias = "tuple[tuple[str, ...], bool, tuple[Polygon, ...]]"
 
-
-@dataclass(frozen=True)
-class Explanation:
-    """A question that asks for reasons as well, and the answer in words."""
-
-    query: str
-    answer: str
+EXPLANATION_EVERY = 3  # one in this many visits to a training item asks for its explanation
 
 
 @dataclass(frozen=True)
 class Item:
-    """A picture and its question, rephrased in `texts`; without target polygons: none is there."""
+    """A picture and its question, rephrased in `texts`; without target polygons, no target."""
 
     name: str
     image_path: Path
@@ -76,79 +72,16 @@ class Item:
 
 
 class _Look(NamedTuple):
-    """What was seen of an item: itself if it is sound, what is wrong, and (height, width)."""
+    """The result of reading an item: itself if valid, the findings, and (height, width)."""
 
     item: Item | None
     findings: list[Finding]
     size: Size = (0, 0)
-    empty: bool = False  # whether no pixel is a target, if that was looked at
-
-
-def _read_shapes(report: Report, value: object, size: Size | None) -> list[Polygon]:
-    """The sound polygons; `flag` shapes are dropped, unchecked."""
-    if not isinstance(value, list):
-        report.add("shapes", value, "a list of {label, points}", "correct the file")
-        return []
-    polygons: list[Polygon] = []
-    budget = Budget()
-    for index, shape in enumerate(value):
-        what = f"shapes[{index}]"
-        fields = shape if isinstance(shape, dict) else {}
-        label = fields.get("label")
-        if isinstance(label, str) and label.lower() == "flag":
-            continue  # a leftover of the annotation tool, which upstream passes over as well
-        if not isinstance(label, str):
-            report.add(f"{what}.label", label, "text", "name the shape 'target' or 'ignore'")
-        points = read_points(report, f"{what}.points", fields.get("points"))
-        if points is None or not isinstance(label, str):
-            continue
-        if size is not None and not budget.covers(report, f"{what}.points", points, size):
-            break
-        polygons.append(Polygon(label, points))
-        if size is not None and painted_area(polygons[-1], *size) == 0:
-            (left, top), (right, bottom) = points.min(axis=0), points.max(axis=0)
-            got = f"x {left:g} to {right:g}, y {top:g} to {bottom:g}, wholly outside"
-            allowed = f"some part within width {size[1]}, height {size[0]}"
-            report.add(f"{what}.points", got, allowed, "redraw it on the upright picture")
-    return polygons
-
-
-def _read_annotation(report: Report, size: Size | None) -> _Notes:
-    """(texts, is_sentence, polygons), as far as sound; a finding for all that is not."""
-    parsed = load_json(report, dict, "{shapes, text, is_sentence}", LARGEST_FILE)
-    if parsed is None:
-        return (), False, ()
-    text, is_sentence = parsed.get("text"), parsed.get("is_sentence")
-    listed = [text] if isinstance(text, str) else text
-    if not isinstance(listed, list) or not listed:
-        report.add("text", text, "a list of one string or more", "write the question")
-        listed = []
-    texts = [read_sentence(report, f"text[{index}]", text) for index, text in enumerate(listed)]
-    if not isinstance(is_sentence, bool):
-        report.add("is_sentence", is_sentence, "true or false", "correct or add it")
-    polygons = _read_shapes(report, parsed.get("shapes"), size)
-    sound = tuple(text for text in texts if text is not None)
-    return sound, is_sentence is True, tuple(polygons)
-
-
-def _read_explanations(report: Report, known: set[str]) -> dict[str, list[Explanation]]:
-    """Explanations by file name of the image, from a file that need not be there."""
-    found: dict[str, list[Explanation]] = {}
-    entries = load_json(report, list, "a list of objects") if report.path.exists() else None
-    for index, entry in enumerate(entries or ()):
-        what, fix = f"[{index}]", "correct the entry or take it out"
-        fields, keys = entry if isinstance(entry, dict) else {}, ("image", "query", "outputs")
-        image, query, answer = (read_sentence(report, f"{what}.{k}", fields.get(k)) for k in keys)
-        if image is not None and image not in known:
-            # Only bare names of files that are there: no way out of the data folder.
-            report.add(f"{what}.image", image, "the file name of an image of this split", fix)
-        elif image is not None and query is not None and answer is not None:
-            found.setdefault(image, []).append(Explanation(query, answer))
-    return found
+    empty: bool = False  # whether no pixel is a target, if that was checked
 
 
 def _locate(root: Path) -> tuple[Path, list[str]]:
-    """The folder that holds the splits, and the splits that are there; DataError if none are."""
+    """The folder that holds the splits, and the splits found. Raises DataError for none."""
     root = Path(root)
     found = located(root)
     if found is not None:
@@ -162,7 +95,7 @@ def _locate(root: Path) -> tuple[Path, list[str]]:
 
 
 def _pair_up(folder: Path) -> dict[str, tuple[list[Path], list[Path]]]:
-    """The (images, JSON files) of each base name, sorted. Sound is: one of each."""
+    """The (images, JSON files) of each base name, sorted. A valid item has one of each."""
     pairs: dict[str, tuple[list[Path], list[Path]]] = {}
     others: list[Path] = []
     for path in sorted(folder.iterdir()):
@@ -172,26 +105,26 @@ def _pair_up(folder: Path) -> dict[str, tuple[list[Path], list[Path]]]:
         elif suffix in PICTURE_SUFFIXES and not hidden and path.is_file():
             others.append(path)
     lonely = {name for name, (images, _) in pairs.items() if not images}
-    for path in others:  # beside a picture of the usual kinds it is a preview, or somebody's copy
+    for path in others:  # beside a picture of the usual kinds it is a preview or a copy
         if path.stem in lonely:
             pairs[path.stem][0].append(path)
     return dict(sorted(pairs.items()))
 
 
 def _look(files: _Files, read: _Read, paint: bool) -> _Look:
-    """The item, or None and every finding about it; all files that are there are looked at."""
+    """The item, or None and every finding about it; all of its files are checked."""
     base, images, jsons = files
     report = Report(base, entry=str(base))
-    if not is_text(base.name):  # which no figures can be written about, hours later
+    if not is_text(base.name):  # otherwise the figures of it could not be written
         report.add("name", base.name, "text in UTF-8", "rename the picture and its .json")
     for kind, paths in ((" or ".join(IMAGE_SUFFIXES), images), (".json", jsons)):
         if len(paths) != 1:
             got = ", ".join(path.name for path in paths) or "none"
             report.add("files", got, f"one {kind} of this name", "add it or remove what is amiss")
     opened = [open_image(Report(path, report.findings, report.entry), read) for path in images]
-    # Of two pictures nobody can say which the polygons were drawn on.
+    # With two pictures it is unknown which one the polygons were drawn on.
     size = opened[0][0] if len(opened) == 1 and opened[0] is not None else None
-    notes = [_read_annotation(Report(path, report.findings, report.entry), size) for path in jsons]
+    notes = [read_annotation(Report(path, report.findings, report.entry), size) for path in jsons]
     if report.findings or size is None:
         return _Look(None, report.findings)
     item = Item(base.name, images[0], jsons[0], *notes[0])
@@ -199,21 +132,21 @@ def _look(files: _Files, read: _Read, paint: bool) -> _Look:
 
 
 def _header(image: Image.Image) -> None:
-    """All that is needed is known before the pixels are."""
+    """Read nothing more: the header has the size."""
 
 
 def _scan(
-    folder: Path, split: str, limit: int | None, read: _Read, *, leave: Leave | None = None,
-    paint: bool = False, progress: Progress | None = None,
+    folder: Path, split: str, limit: int | None, read: _Read, *,
+    leave: SkippedEntries | None = None, paint: bool = False, progress: Progress | None = None,
 ) -> _Scanned:  # fmt: skip
-    """What is sound in a split, and every finding about all else but what `leave` knows."""
+    """The valid items of a split, and all findings except about entries that `leave` knows."""
     pairs = _pair_up(folder / split)
     known = {path.name for images, _ in pairs.values() for path in images}
     report = Report(folder / split)
     if not pairs:
         report.add("folder", None, "pictures, each with its .json", "fetch the split again")
     extra = folder / "explanatory" / f"{split}.json"
-    explanations = _read_explanations(Report(extra, report.findings), known)
+    explanations = read_explanations(Report(extra, report.findings), known)
     looks: list[_Look] = []
     files = [
         (folder / split / name, *pairs[name])
@@ -221,7 +154,7 @@ def _scan(
         if leave is None or not leave.knows(str(folder / split / name))
     ]
     work = partial(_look, read=read, paint=paint)
-    # A header is read sooner than handed to a thread.
+    # Reading a header takes less time than passing it to a thread.
     looked = map(work, files) if read is _header else in_threads(work, files)
     for done, look in enumerate(looked, 1):
         report.findings += look.findings
@@ -235,14 +168,14 @@ def _scan(
 
 
 def read_split(
-    root: Path, split: str, limit: int | None = None, leave: Leave | None = None
+    root: Path, split: str, limit: int | None = None, leave: SkippedEntries | None = None
 ) -> list[Item]:
     """The items of a split, sorted by name, or the first `limit` of them.
 
-    Of pictures only the headers are read, to start a training soon; `check_data` and `read_image`
-    report truncated ones. DataError: all findings about items, folder, split or limit (>= 1).
-    `leave`: takes broken items; where it may take any, every picture is decoded, unless it knows
-    them from before.
+    Only the headers of pictures are read, so that training starts soon; `check_data` and
+    `read_image` report truncated ones. Raises DataError with all findings about items, folder,
+    split or limit (>= 1). `leave` accepts broken items: if it may accept any, every picture is
+    decoded, unless it knows the broken ones from an earlier start.
     """
     folder, present = _locate(root)
     report = Report(folder)
@@ -256,16 +189,18 @@ def read_split(
     return _items(_settled(folder, split, _scan(folder, split, limit, read, leave=leave), leave))
 
 
-def _settled(folder: Path, split: str, scanned: _Scanned, leave: Leave | None) -> list[_Look]:
-    """What is sound; DataError for the rest, as far as `leave` does not take it."""
+def _settled(
+    folder: Path, split: str, scanned: _Scanned, leave: SkippedEntries | None
+) -> list[_Look]:
+    """The valid items; raises DataError for the others unless `leave` accepts them."""
     looks, findings = scanned
     if findings and leave is None:
         raise DataError(findings)
     if findings and not looks:
         report = Report(folder, findings)
-        report.add(split, "no sound item", "one or more", "mend the others")
+        report.add(split, "no valid item", "one or more", "fix the others")
     if leave is not None:
-        leave.settle(findings)
+        leave.accept(findings)
     return looks
 
 
@@ -274,14 +209,14 @@ def _items(looks: Sequence[_Look]) -> list[Item]:
 
 
 def check_data(root: Path) -> list[Finding]:
-    """Every problem of the splits that are there (one at least): all is decoded and painted."""
+    """Every finding about the splits (one at least): all pictures are decoded and painted."""
     return check(root)[1]
 
 
 def check(root: Path, progress: Progress | None = None) -> tuple[Summary, list[Finding]]:
-    """What `summarise` says of the sound items, and every problem; each picture is decoded once.
+    """The summary of the valid items, and every finding; each picture is decoded once.
 
-    Of a split without a sound item there are no counts.
+    A split without a valid item has no counts.
     """
     try:
         folder, present = _locate(root)
@@ -296,9 +231,9 @@ def check(root: Path, progress: Progress | None = None) -> tuple[Summary, list[F
     return summary, findings
 
 
-def summarise(root: Path, leave: Leave | None = None) -> Summary:
+def summarise(root: Path, leave: SkippedEntries | None = None) -> Summary:
     """Per split: items, texts, sentences (items that are one), explanations, empty_masks, and
-    smallest_image and largest_image as (width, height); DataError as from `read_split`."""
+    smallest_image and largest_image as (width, height). Raises DataError as `read_split` does."""
     folder, present = _locate(root)
     scans = {split: _scan(folder, split, None, load_whole, paint=True) for split in present}
     return {split: _counts(_settled(folder, split, scan, leave)) for split, scan in scans.items()}
@@ -318,13 +253,9 @@ def _counts(looks: Sequence[_Look]) -> Counts:
     }
 
 
-# Of a training item with an explanation, one in this many visits asks for it.
-EXPLANATION_EVERY = 3
-
-
 @dataclass(frozen=True)
 class ReasoningPicture:
-    """An item of ReasonSeg: one question, one mask."""
+    """An item of ReasonSeg for training: one question, one mask."""
 
     item: Item
 
@@ -343,25 +274,25 @@ class ReasoningPicture:
         """The item's annotation."""
         return str(self.item.json_path)
 
-    def visit(self, rng: np.random.Generator, most_masks: int = 1) -> list[Asked]:
-        """One of its texts or, now and then, of its explanations."""
-        return [Asked(self._turn(rng), self._paint)]
+    def draw_turns(self, rng: np.random.Generator, most_masks: int = 1) -> list[AskedTurn]:
+        """One of its texts or, sometimes, of its explanations."""
+        return [AskedTurn(self._turn(rng), self._paint)]
 
-    def evaluation(self) -> list[Asked]:
-        """Its first text, answered as the published evaluation has it."""
+    def evaluation(self) -> list[AskedTurn]:
+        """Its first text, with the answer of the published evaluation."""
         turn = evaluation_turn(self.item.texts[0], self.item.is_sentence)
-        return [Asked(turn, self._paint)]
+        return [AskedTurn(turn, self._paint)]
 
-    def paints(self) -> Iterator[Paint]:
+    def all_masks(self) -> Iterator[Paint]:
         """Its one mask."""
         yield self._paint
 
     def _turn(self, rng: np.random.Generator) -> Turn:
-        item, choose = self.item, chooser(rng)
+        item, choose = self.item, random_choice(rng)
         if item.explanations and rng.integers(EXPLANATION_EVERY) == 0:
-            told = item.explanations[int(rng.integers(len(item.explanations)))]
-            question = explanatory_question_for(told.query, choose)
-            return Turn(question, explanatory_answer_for(told.answer, choose))
+            explanation = item.explanations[int(rng.integers(len(item.explanations)))]
+            question = explanatory_question_for(explanation.query, choose)
+            return Turn(question, explanatory_answer_for(explanation.answer, choose))
         text = choose(item.texts)
         return Turn(question_for(text, item.is_sentence, choose), answer_for(choose))
 

@@ -3,7 +3,7 @@
 On disk: ``ROOT/refer_seg/{refclef,refcoco,refcoco+,refcocog}/`` with ``instances.json`` (COCO's
 format) and ``refs(unc).p``, of refcocog ``refs(umd).p``; pictures in
 ``ROOT/refer_seg/images/mscoco/images/train2014``, of refclef in ``…/images/saiapr_tc-12``. Only
-references of the training split are read. The pickles hold plain values: nothing of them is run.
+references of the training split are read. The pickles hold plain values: no code in them runs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from profiles.text import brief
 from trainer.data.findings import Finding, Report
 from trainer.data.formats.coco import Coco, CocoMask, paint_parts, read_coco
 from trainer.data.picture_paths import picture_in
-from trainer.data.pictures import DataSet, Scanned, SegmentedPicture, Target, spoken
+from trainer.data.pictures import DataSet, Scanned, SegmentedPicture, Target, as_phrase
 
 SPLIT_BY = {"refclef": "unc", "refcoco": "unc", "refcoco+": "unc", "refcocog": "umd"}
 IMAGES = {"refclef": "images/saiapr_tc-12"}
@@ -28,7 +28,7 @@ _FIX = "fetch the data set again"
 
 
 def read(root: Path, limit: int | None = None) -> Scanned:
-    """The data sets that are there, of each the first `limit` pictures; every finding."""
+    """The data sets found, each with its first `limit` pictures, and every finding."""
     folder = root / "refer_seg"
     sets: list[DataSet] = []
     findings: list[Finding] = []
@@ -43,7 +43,7 @@ def read(root: Path, limit: int | None = None) -> Scanned:
 def _read_set(
     folder: Path, name: str, limit: int | None, findings: list[Finding]
 ) -> DataSet | None:
-    """The pictures with references; None with a finding if none of its pictures is there."""
+    """The pictures with references; None with a finding if none of the pictures exists."""
     listed = Report(folder / name / "instances.json", findings)
     coco = read_coco(listed)
     report = Report(folder / name / f"refs({SPLIT_BY[name]}).p", findings)
@@ -67,9 +67,9 @@ def _read_set(
             where = f"{listed.path}: {image.place}"
             pictures.append(SegmentedPicture(path.stem, path, where, tuple(by_image[number])))
     if by_image and not pictures:
-        # One finding for thousands: its pictures come from elsewhere than its references.
+        # One finding for thousands: the pictures are downloaded separately from the references.
         del findings[before:]
-        fix = f"unpack its pictures there, or take the folder {folder / name} out to do without it"
+        fix = f"unpack its pictures there, or remove the folder {folder / name} to train without it"
         missing = Report(images, findings, entry=str(folder / name))
         allowed = f"the pictures of {name}"
         missing.add("pictures", f"none of the {len(by_image)} that are asked about", allowed, fix)
@@ -79,21 +79,23 @@ def _read_set(
 
 def _mask(report: Report, place: str, reference: dict[Any, Any], coco: Coco) -> CocoMask | None:
     number = reference.get("ann_id")
-    if type(number) is not int:  # of a pickle, which may have a dictionary there
+    if type(number) is not int:  # a pickle may have a dictionary there
         number = None
     mask = None if number is None else coco.masks.get(number)
     if mask is None and number not in coco.unusable:
-        allowed = "the id of a sound annotation in instances.json"
+        allowed = "the id of a valid annotation in instances.json"
         report.add(f"{place}.ann_id", reference.get("ann_id"), allowed, _FIX)
     return mask
 
 
 def _phrases(report: Report, place: str, reference: dict[Any, Any]) -> tuple[str, ...]:
-    """What people called the target; a blank among others says nothing and is passed over."""
+    """The phrases for the target; blank ones among others are ignored."""
     listed, before = reference.get("sentences"), len(report.findings)
     sentences = listed if isinstance(listed, list) else []
     said = [
-        spoken(report, f"{place}.sentences[{n}].sent", s.get("sent") if isinstance(s, dict) else s)
+        as_phrase(
+            report, f"{place}.sentences[{n}].sent", s.get("sent") if isinstance(s, dict) else s
+        )
         for n, s in enumerate(sentences)
     ]
     phrases = tuple(phrase for phrase in said if phrase is not None)
@@ -103,10 +105,10 @@ def _phrases(report: Report, place: str, reference: dict[Any, Any]) -> tuple[str
 
 
 class _PlainValues(pickle._Unpickler):
-    """Knows lists, dictionaries, text and numbers, and refuses whatever a pickle would call.
+    """Unpickles lists, dictionaries, text and numbers, and refuses any call.
 
-    It is the one in Python: that in C gives a file of few bytes a memo of as many gigabytes as
-    it asks for.
+    The pure Python unpickler: the one in C allocates whatever memo size a file of a few bytes asks
+    for.
     """
 
     def find_class(self, module: str, name: str) -> NoReturn:
@@ -116,7 +118,7 @@ class _PlainValues(pickle._Unpickler):
 def read_references(report: Report) -> list[Any]:
     """The list in the pickle at the report's path; empty with a finding added."""
     try:
-        # UTF-8 for what Python 2 wrote as bytes.
+        # UTF-8 for strings that Python 2 wrote as bytes.
         found = _PlainValues(io.BytesIO(read_regular(report.path)), encoding="utf-8").load()
         if isinstance(found, list):
             return found

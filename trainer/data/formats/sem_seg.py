@@ -4,9 +4,9 @@ On disk: ``ROOT/ade20k/`` and any ``ROOT/sem_seg/NAME/``. A folder with ``annota
 COCO's format, its pictures in ``images/``; all annotations of a category in a picture are one
 mask. Any other is laid out as ADE20K, COCO-Stuff or Mapillary Vistas, whichever file of names it
 has (see LAYOUTS), with pictures of 8 bits a pixel. 255 is ignored everywhere, and so is a class
-that has a number but no name to ask for.
+with a number but without a usable name.
 
-Classes of the same name are one. Pictures without any are no part of the data set.
+Classes of the same name are merged. Pictures without classes are left out.
 """
 
 from __future__ import annotations
@@ -25,18 +25,19 @@ from PIL import Image
 
 from profiles.files import read_regular
 from trainer.data.findings import DataError, Finding, Report
-from trainer.data.formats.coco import Part, paint_parts, read_coco
+from trainer.data.formats.coco import paint_parts, read_coco
+from trainer.data.formats.coco_masks import Part
 from trainer.data.images import IMAGE_SUFFIXES, PICTURE_SUFFIXES, open_image
 from trainer.data.json_fields import load_json
 from trainer.data.picture_paths import PictureSearch
-from trainer.data.pictures import DataSet, Scanned, SegmentedPicture, Target, spoken
+from trainer.data.pictures import DataSet, Scanned, SegmentedPicture, Target, as_phrase
 from trainer.data.polygons import IGNORE
 
 
 def read(root: Path, limit: int | None = None) -> Scanned:
-    """The data sets that are there, of each the first `limit` pictures; every finding."""
+    """The data sets found, each with its first `limit` pictures, and every finding."""
     others = sorted((root / "sem_seg").iterdir()) if (root / "sem_seg").is_dir() else []
-    # What macOS and notebooks leave in a folder is no data set.
+    # Folders that macOS and notebooks leave are not data sets.
     others = [folder for folder in others if folder.name[0] != "." and folder.name != "__MACOSX"]
     sets: list[DataSet] = []
     findings: list[Finding] = []
@@ -58,7 +59,7 @@ def _read_coco_set(
     for mask in coco.masks.values():
         named = by_image.setdefault(mask.image, {})
         named.setdefault(coco.categories[mask.category], []).extend(mask.parts)
-    # Without all of its masks a category would be asked for with a part of the answer.
+    # Without all of its masks a category would have only a part of its answer.
     for mask in coco.unusable.values():
         if mask.box != ():
             by_image.get(mask.image, {}).pop(coco.categories[mask.category], None)
@@ -90,7 +91,7 @@ def _read_numbered_set(
     if not paths:
         what = "pictures of class numbers, .png"
         Report(labels, findings).add("folder", None, what, "fetch the data set again")
-    with ThreadPoolExecutor() as threads:  # Pillow decodes without Python's lock
+    with ThreadPoolExecutor() as threads:  # Pillow releases Python's lock to decode
         read_all = partial(_read_numbered, folder / layout.images, names)
         read_one = list(threads.map(read_all, paths[:limit]))
     findings += [finding for _, found in read_one for finding in found]
@@ -111,8 +112,8 @@ def _read_numbered(
         allowed = f"one picture {label.stem} in {images}"
         report.add("picture", got, allowed, "add it or remove what is amiss")
     opened = open_image(report, _class_numbers)
-    told = Report(found[0], report.findings, report.entry) if found else None
-    shown = open_image(told, lambda image: None) if told else None
+    first = Report(found[0], report.findings, report.entry) if found else None
+    shown = open_image(first, lambda image: None) if first else None
     if opened is None or shown is None:
         return None, report.findings
     numbers = opened[1]
@@ -142,7 +143,7 @@ def _read_numbered(
 
 
 def _class_numbers(image: Image.Image) -> NDArray[np.uint8] | None:
-    """uint8 [H, W]; None for what is not one byte a pixel."""
+    """uint8 [H, W]; None if it is not one byte a pixel."""
     return np.array(image) if image.mode in ("L", "P") else None
 
 
@@ -164,7 +165,7 @@ def _paint_classes(
 
 
 def _phrases(name: str) -> tuple[str, ...]:
-    """How a category is asked for: PACO and Pascal-Part write bottle:cap for a part."""
+    """The phrases for a category; PACO and Pascal-Part write bottle:cap for a part."""
     whole, _, part = (text.strip() for text in name.partition(":"))
     return (f"{whole} {part}", f"{part} of the {whole}") if whole and part else (name,)
 
@@ -181,7 +182,7 @@ def _ade20k_names(report: Report) -> dict[int, str]:
         return names
     for place, row in enumerate(rows, start=2):
         number, name = row.get("Idx") or "", row.get("Name") or ""
-        said = spoken(report, f"line {place}, Name", name.replace(";", ",").split(",")[0])
+        said = as_phrase(report, f"line {place}, Name", name.replace(";", ",").split(",")[0])
         if not number.strip().isdecimal() or not 0 < int(number) < 256 or said is None:
             allowed = "Idx from 1 to 255, and Name, with tabs between"
             report.add(f"line {place}", f"{number!r}, {name!r}", allowed, "correct the line")
@@ -193,10 +194,10 @@ def _ade20k_names(report: Report) -> dict[int, str]:
 
 
 def _cocostuff_names(report: Report) -> dict[int, str]:
-    """Its labels are counted from 1, its pictures' numbers from 0.
+    """Its labels are numbered from 1, the values in its pictures from 0.
 
-    As LISA has it, classes such as wall-brick, door-stuff and food-other are not asked for: nobody
-    says them, and without their endings they would be a part of what is meant.
+    As in LISA, classes such as wall-brick, door-stuff and food-other are not asked for: nobody says
+    these names, and without their endings they would mean more than the class.
     """
     try:
         lines = read_regular(report.path).decode("utf-8-sig").splitlines()
@@ -211,25 +212,25 @@ def _cocostuff_names(report: Report) -> dict[int, str]:
             report.add("file", match and match[0] or lines[0], allowed, "fetch it again")
             return {}
         if number:
-            names[number - 1] = "" if "-" in name else spoken(report, f"{number}", name) or ""
+            names[number - 1] = "" if "-" in name else as_phrase(report, f"{number}", name) or ""
     return names and {**names, 255: ""}
 
 
 def _mapillary_names(report: Report) -> dict[int, str]:
-    """The n-th label, from 0, is called as its `readable` says."""
+    """The name of the n-th label, from 0, is its `readable`."""
     labels = (load_json(report, dict, "an object with labels") or {}).get("labels")
     listed = labels if isinstance(labels, list) else []
     named = [label.get("readable") if isinstance(label, dict) else None for label in listed]
     if not 0 < len(named) <= 255 or not all(isinstance(name, str) for name in named):
         report.add("labels", labels, "1 to 255 objects with a readable name", "fetch it again")
         return {}
-    said = [spoken(report, f"labels[{n}].readable", name) or "" for n, name in enumerate(named)]
+    said = [as_phrase(report, f"labels[{n}].readable", name) or "" for n, name in enumerate(named)]
     return {255: "", **{n: "" if name == "unlabeled" else name for n, name in enumerate(said)}}
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where a data set has its class names, pictures, and pictures of class numbers."""
+    """The places of a data set's class names, pictures, and pictures of class numbers."""
 
     names: str
     images: str

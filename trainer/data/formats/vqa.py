@@ -2,7 +2,7 @@
 
 On disk: ``ROOT/vqa/*.json``, each a list of ``{id, image, conversations: [{from: human, value},
 {from: gpt, value}, …]}``; a picture lies in ``ROOT/coco/train2017`` or, with its folders named, in
-``ROOT``. Entries without ``image``, as LLaVA-1.5's mix has some, are left out.
+``ROOT``. Entries without ``image``, such as some in LLaVA-1.5's mix, are left out.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from trainer.data.findings import Finding, Report
 from trainer.data.json_fields import load_json, read_sentence
 from trainer.data.picture_paths import picture_in
-from trainer.data.pictures import Asked, DataSet, Paint, Scanned
+from trainer.data.pictures import AskedTurn, DataSet, Paint, Scanned
 from trainer.prompts import IMAGE_PREFIX, IMAGE_TOKEN, RESERVED_TOKENS, Turn
 
 _FIX = "correct the dialogue or take it out"
@@ -25,24 +25,24 @@ _FIX = "correct the dialogue or take it out"
 
 @dataclass(frozen=True)
 class Dialogue:
-    """A picture that is talked about."""
+    """A picture with a dialogue about it."""
 
     name: str
     image_path: Path
     where: str
     turns: tuple[Turn, ...]
 
-    def visit(self, rng: np.random.Generator, most_masks: int) -> list[Asked]:
+    def draw_turns(self, rng: np.random.Generator, most_masks: int) -> list[AskedTurn]:
         """The whole dialogue."""
-        return [Asked(turn) for turn in self.turns]
+        return [AskedTurn(turn) for turn in self.turns]
 
-    def paints(self) -> Iterator[Paint]:
-        """None."""
+    def all_masks(self) -> Iterator[Paint]:
+        """It has no masks."""
         return iter(())
 
 
 def read(root: Path, limit: int | None = None) -> Scanned:
-    """The data sets that are there, of each the first `limit` dialogues; every finding."""
+    """The data sets found, each with its first `limit` dialogues, and every finding."""
     sets: list[DataSet] = []
     findings: list[Finding] = []
     for path in sorted((root / "vqa").glob("*.json")):
@@ -90,9 +90,9 @@ def _read_turns(report: Report, what: str, value: object) -> tuple[Turn, ...]:
 
 
 def _text(report: Report, what: str, value: object) -> str | None:
-    """What was said, without the picture's place; None with a finding added."""
+    """The text of a message, without the image token; None with a finding added."""
     if isinstance(value, str):
-        value = value.replace(IMAGE_TOKEN, "")  # this project says where it stands
+        value = value.replace(IMAGE_TOKEN, "")  # this project adds it where it belongs
     text = read_sentence(report, what, value)
     if text is not None and any(token in text for token in RESERVED_TOKENS):
         report.add(what, text, f"text without {', '.join(RESERVED_TOKENS)}", _FIX)

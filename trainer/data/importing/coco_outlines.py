@@ -1,71 +1,49 @@
-"""One's own COCO annotations as drawings: masks traced pixel by pixel, upright.
+"""Reads a user's COCO annotations as drawings: masks traced pixel by pixel, upright.
 
 All instances of a category on a picture are its target. A crowd (`iscrowd`) is ignored for its
-category, since nobody outlined what is in it one by one; where an instance lies on it, the instance
-holds. What is labelled "ignore" is ignored for every category on its picture, as with LabelMe.
+category, since its members have no outlines of their own; an instance on top of it remains a
+target. A region labelled "ignore" is ignored for every category on its picture, as with LabelMe.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias, TypeGuard
 
-import cv2
 import numpy as np
-from numpy.typing import NDArray
-from pycocotools import mask as coco_mask
 
 from profiles.text import argument
-from trainer.data.arrays import FloatArray, Size
 from trainer.data.findings import Finding, Report
-from trainer.data.formats.coco import (
-    SUPERVISION,
-    Coco,
-    CocoImage,
-    CocoMask,
-    PaintedBox,
-    Part,
-    checked_coco,
-    painted_boxes,
-)
+from trainer.data.formats.coco import Coco, CocoImage, CocoMask, checked_coco
+from trainer.data.formats.coco_masks import PaintedBox, painted_boxes
 from trainer.data.formats.reasonseg import Progress
 from trainer.data.images import open_image
+from trainer.data.importing.coco_conventions import (
+    TO_UPRIGHT,
+    PixelTransform,
+    filled,
+    is_crowd,
+    is_drawn_upright,
+    stretched,
+    to_upright,
+)
 from trainer.data.importing.encoding import Conventions
 from trainer.data.importing.foreign import is_foreign
-from trainer.data.importing.label_studio import TASKS, as_coco
+from trainer.data.importing.label_studio import as_coco
 from trainer.data.importing.outlines import (
     Drawing,
-    called,
-    frames,
     means_ignore,
+    name_below,
     orientation_of,
-    spelled,
-    traced,
+    polygons_as_json,
+    trace_regions,
 )
 from trainer.data.json_fields import load_json
 from trainer.data.picture_paths import PictureSearch
 from trainer.data.polygons import IGNORE, TARGET, Polygon
 from trainer.data.threads import in_processes
-
-Turn: TypeAlias = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
-
-# info.contributor of Label Studio's exports: COCO, and Brush labels to COCO.
-LABEL_STUDIO, BRUSH = "Label Studio", "Label Studio Converter"
-
-# What turns stored pixels upright, by EXIF orientation.
-_TURNS: dict[int, Turn] = {
-    1: lambda mask: mask,
-    2: lambda mask: mask[:, ::-1],
-    3: lambda mask: mask[::-1, ::-1],
-    4: lambda mask: mask[::-1],
-    5: lambda mask: mask.T,
-    6: lambda mask: np.rot90(mask, -1),
-    7: lambda mask: mask[::-1, ::-1].T,
-    8: np.rot90,
-}
 
 
 def read_drawings(
@@ -75,7 +53,7 @@ def read_drawings(
     conventions: Conventions | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Drawing]:
-    """The pictures whose annotations are sound; a finding for all that is not."""
+    """The pictures with valid annotations; a finding for every error."""
     report = Report(path, findings)
     if is_foreign(report):
         return
@@ -83,9 +61,9 @@ def read_drawings(
     notes = _read(report, conventions)
     marks: dict[int, list[CocoMask]] = {number: [] for number in notes.images}
     for mask in (*notes.masks.values(), *notes.unusable.values()):
-        crowd = _is_crowd(mask, conventions)
+        crowd = is_crowd(mask, conventions)
         marks[mask.image].append(mask if crowd == mask.crowd else replace(mask, crowd=crowd))
-    search.told(image.file_name for image in notes.images.values())
+    search.register(image.file_name for image in notes.images.values())
     unusable = {one.place for one in notes.unusable.values()}
     entries = (
         _found(path, search, image, marks.pop(number), unusable)
@@ -105,18 +83,18 @@ def read_drawings(
 
 @dataclass(frozen=True)
 class _Entry:
-    """A picture to be drawn: its file and the folder that it is called from, if it was found."""
+    """A picture to draw: its file and the folder that its name starts from, if it was found."""
 
     image: CocoImage
     placed: tuple[Path, Path] | None
     marks: list[CocoMask]
-    unusable: set[str]  # places of those of the marks that are findings already
+    unusable: set[str]  # places of the marks that are findings already
     findings: list[Finding]
 
 
 @dataclass(frozen=True)
 class _Drawn:
-    """What became of an entry: a drawing if it can be, what is wrong, and what was assumed."""
+    """The result of an entry: a drawing if it is valid, the findings, and the assumptions."""
 
     drawing: Drawing | None
     findings: list[Finding]
@@ -128,8 +106,8 @@ def _found(
 ) -> _Entry:
     findings: list[Finding] = []
     placed = search.find(Report(path, findings), f"{image.place}.file_name", image.file_name)
-    told = {one.place for one in marks if one.place in unusable} if unusable else unusable
-    return _Entry(image, placed, marks, told, findings)
+    reported = {one.place for one in marks if one.place in unusable} if unusable else unusable
+    return _Entry(image, placed, marks, reported, findings)
 
 
 def _drawn(
@@ -154,16 +132,16 @@ def _drawing(
     if opened is None:
         return None
     upright, orientation = opened
-    those, turn = [_filled(mask, image, tool) for mask in entry.marks], None
-    if orientation != 1 and _is_drawn_upright(tool, image, upright, conventions):
-        those = [_stretched(mask, image.size, upright) for mask in those]
-        image, turn = replace(image, size=upright), _TURNS[1]
-    turn = turn or _turn(report, image, conventions.frame, upright, orientation)
+    those, turn = [filled(mask, image, tool) for mask in entry.marks], None
+    if orientation != 1 and is_drawn_upright(tool, image, upright, conventions):
+        those = [stretched(mask, image.size, upright) for mask in those]
+        image, turn = replace(image, size=upright), TO_UPRIGHT[1]
+    turn = turn or to_upright(report, image, conventions.frame, upright, orientation)
     if turn is None:
         return None
     outlined = _outlined(report, those, entry.unusable, categories, image, turn)
-    shapes = {label: spelled(polygons) for label, polygons in outlined.items()}
-    return Drawing(called(picture, pictures), picture, report.path, shapes)
+    shapes = {label: polygons_as_json(polygons) for label, polygons in outlined.items()}
+    return Drawing(name_below(picture, pictures), picture, report.path, shapes)
 
 
 def _read(report: Report, conventions: Conventions) -> Coco:
@@ -183,110 +161,9 @@ def _read(report: Report, conventions: Conventions) -> Coco:
     return Coco({}, {}, {})
 
 
-def _is_crowd(mask: CocoMask, conventions: Conventions) -> bool:
-    """Whether `iscrowd` 1 means a crowd, as COCO has it, or an object that was painted.
-
-    CVAT, Datumaro and supervision mark objects so whose outline is no polygon. None of them tells
-    which it was, so the user has the last word.
-    """
-    if not mask.crowd:
-        return False
-    if conventions.iscrowd is not None:
-        return conventions.iscrowd == "crowd"
-    if mask.grouped:
-        conventions.assume("annotations with iscrowd 1 left out of the answers, as crowds; if they "
-                           "are objects: --iscrowd object")  # fmt: skip
-    else:
-        conventions.assume(
-            "annotations with iscrowd 1 read as objects, as CVAT and others mark what was painted; "
-            "if they are crowds: --iscrowd crowd"
-        )
-    return mask.grouped
-
-
-def _is_drawn_upright(tool: str, image: CocoImage, upright: Size, conventions: Conventions) -> bool:
-    """Whether outlines on a turned picture are parts of the upright one, at any size given.
-
-    Label Studio's converter multiplies per cent of what the annotator saw by the stored width and
-    height, or if it did not find the picture, by those of the upright one.
-    """
-    known = tool == LABEL_STUDIO and image.size == upright[::-1]
-    known |= tool in (LABEL_STUDIO, BRUSH, TASKS) and image.size == upright
-    if not known or conventions.frame is not None:
-        return False
-    conventions.assume("turned pictures' outlines read as upright, as Label Studio draws them")
-    return True
-
-
-def _filled(mask: CocoMask, image: CocoImage, tool: str) -> CocoMask:
-    """With run lengths for outlines that a tool traced along the middles of a mask's last pixels.
-
-    supervision and Label Studio's brush do, by OpenCV's findContours; painted as COCO's polygons
-    they would lose a row and a column.
-    """
-    if not any(_is_traced(part, tool) for part in mask.parts):
-        return mask
-    region = np.zeros(image.size, np.uint8)
-    for part in mask.parts:
-        if _is_traced(part, tool):
-            cv2.fillPoly(region, [part.reshape(-1, 2).astype(np.int32)], 1)
-    rest = tuple(part for part in mask.parts if not _is_traced(part, tool))
-    return replace(mask, parts=(*rest, coco_mask.encode(np.asfortranarray(region))))
-
-
-def _is_traced(part: Part, tool: str) -> TypeGuard[FloatArray]:
-    """Whether a polygon is of whole numbers, and of Label Studio's with a step across a corner.
-
-    Label Studio's rounds what was clicked to whole numbers as well; edges along rows, columns and
-    diagonals only, with one of the last, come from a brush.
-    """
-    if tool not in (SUPERVISION, BRUSH) or isinstance(part, dict) or (part % 1).any():
-        return False
-    points = part.reshape(-1, 2)
-    across, down = np.abs(np.roll(points, -1, axis=0) - points).T
-    diagonal = (across == down) & (across > 0)
-    straight = (across == 0) | (down == 0)
-    return tool == SUPERVISION or bool((diagonal | straight).all() and diagonal.any())
-
-
-def _stretched(mask: CocoMask, told: Size, upright: Size) -> CocoMask:
-    """Its polygons in pixels of the upright picture; the box of a rectangle is so already."""
-    stretch = upright[1] / told[1], upright[0] / told[0]
-    parts = tuple(
-        (part.reshape(-1, 2) * np.array(stretch)).ravel() if isinstance(part, np.ndarray) else part
-        for part in mask.parts
-    )
-    return replace(mask, parts=parts)
-
-
-def _turn(
-    report: Report, image: CocoImage, frame: str | None, upright: Size, orientation: int
-) -> Turn | None:
-    """What turns a mask of the annotated size upright; None with a finding added.
-
-    COCO's own annotations are in stored pixels, some tools' in upright ones: the size tells which,
-    or the user does with `frame`. Where nothing tells, as for a picture that is upside down,
-    nothing is guessed.
-    """
-    what, told = image.place, image.size
-    fits = frames(told, upright, orientation)
-    named = fits[0] if len(fits) == 1 else frame
-    if fits and named:
-        return _TURNS[1 if named == "upright" else orientation]
-    if fits:
-        allowed = "a size that tells whether masks are of the picture as stored or upright"
-        got = f"{told} for a picture with EXIF orientation {orientation}"
-        fix = "say which with --frame stored or --frame upright"
-    else:
-        allowed, got = f"{upright}, the picture's", f"{told}"
-        fix = "name the very picture that was annotated"
-    report.add(f"{what}.(height, width)", got, allowed, fix)
-    return None
-
-
 def _outlined(
     report: Report, marks: list[CocoMask], unusable: set[str], categories: dict[int, str],
-    image: CocoImage, turn: Turn,
+    image: CocoImage, turn: PixelTransform,
 ) -> dict[str, tuple[Polygon, ...]]:  # fmt: skip
     """The traced target and ignored regions of each category that has an instance."""
     together: dict[str, list[CocoMask]] = {}
@@ -300,7 +177,7 @@ def _outlined(
     painted = {one.place: box for one, box in zip(sound, boxes, strict=True)}
 
     def order(one: CocoMask) -> tuple[bool, int]:
-        """Crowds below, and the smaller on top of the larger where some are ignored."""
+        """Crowds first; if some regions are ignored, larger ones before smaller ones."""
         return not one.crowd, -painted[one.place].area if ignored else 0
 
     for label, those in together.items():  # one after the other: a mask has the picture's size
@@ -313,12 +190,12 @@ def _outlined(
             empty = not box.area
             if not empty:
                 np.copyto(regions[box.rows, box.columns], value, where=box.covered())
-            elif one.place not in unusable:  # of which it was told when they were read
+            elif one.place not in unusable:  # not a finding already
                 allowed = f"some part within width {image.size[1]}, height {image.size[0]}"
                 fix = "export the annotation again or take it out"
                 report.add(f"{one.place}.segmentation", "no pixel of the picture", allowed, fix)
             drawn.append(box)
-            if empty:  # if it is left out, nobody knows what in its box is the answer
+            if empty:  # if it is left out, what its box holds is unknown
                 all_told &= one.box is not None
                 (box,) = painted_boxes([one.box or ()], image.size)
                 inner = regions[box.rows, box.columns]
@@ -327,9 +204,11 @@ def _outlined(
         rows, columns = _hull(drawn)
         part = regions[rows, columns]
         if TARGET in part and all_told:
-            is_turned = turn is not _TURNS[1]
+            is_turned = turn is not TO_UPRIGHT[1]
             outlined[label] = (
-                traced(turn(regions)) if is_turned else traced(part, columns.start, rows.start)
+                trace_regions(turn(regions))
+                if is_turned
+                else trace_regions(part, columns.start, rows.start)
             )
     return outlined
 

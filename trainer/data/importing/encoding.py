@@ -1,7 +1,7 @@
 """Text of annotation tools: UTF-8, or an older encoding where only one is plausible.
 
 Older LabelMe on a Chinese Windows wrote GBK, spreadsheets write cp1252. Nearly any bytes decode as
-cp1252, so that they decode says nothing: what comes out must look like words.
+cp1252, so decoding alone proves nothing: the result must look like words.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ _PUNCTUATION = "’‘“”–—…°«»¿¡€£§·×²³±µ½¼®©™ "
 
 @dataclass
 class Conventions:
-    """What the user says of files whose tool leaves it open, and what was assumed otherwise."""
+    """What the user specified about ambiguous files, and what was assumed otherwise."""
 
     encoding: str | None = None
     frame: str | None = None  # "stored" or "upright": the frame of a turned picture's outlines
     iscrowd: str | None = None  # "object" or "crowd": what COCO's `iscrowd: 1` marks
-    assumed: dict[str, int] = field(default_factory=dict)  # how often, by what was assumed
+    assumed: dict[str, int] = field(default_factory=dict)  # counts by assumption
 
     def assume(self, what: str) -> None:
         self.assumed[what] = self.assumed.get(what, 0) + 1
 
     def text(self, raw: bytes) -> str:
-        """The text of a file. Raises ValueError where no encoding, or more than one, is plausible.
+        """The text of a file. Raises ValueError if no encoding or more than one is plausible.
 
-        LookupError: `encoding` is none that Python knows.
+        LookupError: Python does not know `encoding`.
         """
         text, name = decoded(raw, self.encoding)
         if name not in ("utf-8", "utf-8-sig", self.encoding):
@@ -42,7 +42,7 @@ class Conventions:
 
 
 def decoded(raw: bytes, encoding: str | None = None) -> tuple[str, str]:
-    """The text and the encoding that it was in: `encoding`, a BOM's, UTF-8, or the plausible one.
+    """The text and its encoding: `encoding`, a BOM's, UTF-8, or the only plausible one.
 
     Raises ValueError where no older encoding, or more than one, gives plausible text.
     """
@@ -85,7 +85,7 @@ def _of_script(*scripts: str) -> Callable[[str], bool]:
 
 
 def _is_western(text: str) -> bool:
-    """Letters and typographic signs, seldom side by side and none within a word of capitals."""
+    """Letters and typographic signs, rarely side by side, and none within words of capitals."""
     beside = 0
     for before, character in zip(" " + text, text, strict=False):
         if character.isascii():
@@ -105,7 +105,7 @@ def _is_western(text: str) -> bool:
 
 
 def _is_simplified(text: str) -> bool:
-    """Of the 6763 characters of GB 2312: the rest of GBK is rare, and what other text becomes."""
+    """Only the 6763 characters of GB 2312: others of GBK are rare, and typical of misreadings."""
     try:
         text.encode("gb2312")
     except UnicodeEncodeError:
@@ -114,7 +114,7 @@ def _is_simplified(text: str) -> bool:
 
 
 def _is_traditional(text: str) -> bool:
-    """Of the 5401 frequent characters of Big5, which come first in it."""
+    """Only the 5401 frequent characters of Big5, which come first in it."""
     frequent = (c.isascii() or c.encode("big5", "replace") < b"\xc6\x7f" for c in text)
     return _of_script("CJK")(text) and all(frequent)
 

@@ -1,4 +1,4 @@
-"""Files of annotation tools that are not read, each refused by its name and with what to export."""
+"""Recognises files of tools that are not supported, and says what to export instead."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from trainer.data.findings import Report
 
 _HEAD_BYTES = 4096
 _COCO = "polygons and masks as COCO's instances"
-# (what it looks like at its beginning, what it is, what to export instead)
+# (pattern of its beginning, its name, what to export instead)
 _KINDS = (
     (r"\s*<(.*<)?annotations\b", "CVAT's XML", "in CVAT, export the dataset as COCO 1.0"),
     (r"\s*<(.*<)?annotation\b", "Pascal VOC's XML, which has boxes", f"export {_COCO}"),
@@ -24,12 +24,12 @@ _KINDS = (
 
 
 def is_foreign(report: Report) -> bool:
-    """Whether the file at the report's path is of a known kind that is not read: a finding then."""
+    """Whether the file at the report's path is of a known unsupported kind: a finding then."""
     try:
         with report.path.open("rb") as file:
             head = file.read(_HEAD_BYTES).decode("utf-8-sig", "ignore")
     except OSError:
-        return False  # told by whoever reads it
+        return False  # reported by its reader
     for pattern, what, fix in _KINDS:
         if re.match(pattern, head, re.DOTALL):
             allowed = "LabelMe's files, COCO's instances, or Label Studio's JSON"

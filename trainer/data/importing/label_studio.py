@@ -1,7 +1,7 @@
-"""Label Studio's own JSON: the export that keeps all that was painted with a brush, holes as well.
+"""Reads Label Studio's JSON, the only export that keeps brush masks exactly, with their holes.
 
-A list of tasks. A region's numbers are per cent of the picture as the annotator saw it; a brush's
-are run lengths of RGBA, of which the last is what was painted.
+It is a list of tasks. A region's numbers are percentages of the picture as the annotator saw it; a
+brush mask is run lengths of RGBA, whose alpha channel is the mask.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _FIX = "correct it in Label Studio and export again, or take it out"
 
 
 def as_coco(report: Report, tasks: list[Any]) -> dict[str, Any]:
-    """COCO's document of tasks, each entry with its own place; a finding for what is not sound."""
+    """The tasks as a COCO document, each entry with its place; a finding for every error."""
     images: list[dict[Any, Any]] = []
     notes: list[dict[Any, Any]] = []
     numbers: dict[str, int] = {}
@@ -40,7 +40,7 @@ def as_coco(report: Report, tasks: list[Any]) -> dict[str, Any]:
             continue
         kept = [one for one in given if isinstance(one, dict) and not one.get("was_cancelled")]
         if len(kept) > 1:
-            fix = "keep one of them in Label Studio: whose outlines hold cannot be told"
+            fix = "keep one of them in Label Studio: import cannot know whose outlines are right"
             report.add(f"{place}.annotations", f"{len(kept)} of one picture", "one", fix)
             continue
         result = kept[0].get("result") if kept else []
@@ -63,7 +63,7 @@ def as_coco(report: Report, tasks: list[Any]) -> dict[str, Any]:
 
 
 def _size(report: Report, place: str, regions: list[dict[str, Any]]) -> Size | None:
-    """The picture's size as all regions tell it; None without regions, or with a finding added."""
+    """The picture's size according to all regions; None without any, or with a finding added."""
     sizes = [(one.get("original_height"), one.get("original_width")) for one in regions]
     if not sizes:
         return None
@@ -78,7 +78,7 @@ def _size(report: Report, place: str, regions: list[dict[str, Any]]) -> Size | N
 
 
 def _labels(region: object) -> list[str]:
-    """What a region is labelled with; none for choices, texts and regions without a label."""
+    """The labels of a region; empty for choices, texts and regions without a label."""
     if not isinstance(region, dict) or not isinstance(region.get("value"), dict):
         return []
     listed = region["value"].get(str(region.get("type")), region["value"].get("labels"))
@@ -88,7 +88,7 @@ def _labels(region: object) -> list[str]:
 
 
 def _picture(data: object) -> str | None:
-    """The address of a task's picture: the text that ends as one, or else the only one."""
+    """The address of a task's picture: the text with a picture's suffix, or else the only text."""
     texts = [one for one in data.values() if isinstance(one, str)] if isinstance(data, dict) else []
     named = [one for one in texts if _suffix(one) in _PICTURES]
     return next(iter(named or texts), None)
@@ -103,7 +103,7 @@ def _suffix(address: str) -> str:
 
 
 def _shape(value: dict[str, Any], size: Size) -> dict[str, Any]:
-    """COCO's segmentation of one region, and bbox for a rectangle; what is wrong, in its place."""
+    """COCO's segmentation of a region, with bbox for a rectangle; or the error as text."""
     height, width = size
     scale = np.array([width, height]) / 100
     try:
@@ -136,7 +136,7 @@ def _ellipse(value: dict[str, Any], scale: NDArray[np.float64]) -> FloatArray:
 
 
 def _painted(rle: object, size: Size) -> NDArray[np.uint8]:
-    """What was painted, uint8 [H, W] of {0, 1}, of Label Studio's run lengths.
+    """The mask, uint8 [H, W] of {0, 1}, in Label Studio's run lengths.
 
     Bits: 32 for how many values there are, 5 for a value's bits less one, four times 4 for the bits
     of a length less one; then runs, each 1 for one value repeated or 0 for values one by one, 2 for
@@ -166,13 +166,13 @@ def _painted(rle: object, size: Size) -> NDArray[np.uint8]:
         end = done + 1 + read(length_bits[read(2)])
         if end > total:
             raise ValueError("run lengths for more pixels than there are")
-        pixels = slice(done // 4, end // 4)  # whose fourth value is among these
+        pixels = slice(done // 4, end // 4)  # whose alpha value is among these
         if repeated:
             painted[pixels] = read(8) > 0
         else:
             start = place
             place += 8 * (end - done) - 8
-            read(8)  # the last of them is there
+            read(8)  # raises unless the last one is complete
             painted[pixels] = np.packbits(bits[start:place])[(3 - done) % 4 :: 4] > 0
         done = end
     return painted.reshape(height, width)

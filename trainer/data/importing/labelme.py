@@ -1,8 +1,8 @@
 """Reads a folder of LabelMe's annotations: one JSON per picture, with `imagePath` and `shapes`.
 
-LabelMe shows and measures pictures upright, as ReasonSeg does, so points are taken as they are.
-X-AnyLabeling, which writes the same, measures them as stored, unless it has turned the file itself.
-A shape labelled "ignore" belongs to every label of its picture. `imageData` is not looked at.
+LabelMe shows and measures pictures upright, as ReasonSeg does, so its points need no change.
+X-AnyLabeling writes the same format but measures pictures as stored, unless it has turned the file
+itself. A shape labelled "ignore" belongs to every label of its picture. `imageData` is not read.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from trainer.data.images import open_image
 from trainer.data.importing.encoding import Conventions
 from trainer.data.importing.foreign import is_foreign
 from trainer.data.importing.outlines import (
-    IGNORE_LABEL,
-    TARGET_LABEL,
+    IGNORED_SHAPE,
+    TARGET_SHAPE,
     Drawing,
-    called,
-    frames,
     json_files,
     means_ignore,
+    name_below,
     orientation_of,
     outlines,
-    spelled,
+    polygons_as_json,
+    possible_frames,
 )
 from trainer.data.json_fields import LARGEST_FILE, load_json, read_sentence
 from trainer.data.picture_paths import PictureSearch
@@ -41,7 +41,7 @@ from trainer.data.polygons import Budget, Polygon, painted_area, read_points
 
 # One point every 3 degrees: off by a third of a pixel at most for a radius of 1000.
 CIRCLE_POINTS = 120
-# Of LabelMe's own labels.txt, which its converters know as well.
+# In LabelMe's own labels.txt; its converters treat them specially as well.
 BACKGROUND_LABELS = ("_background_", "__background__")
 WITHOUT_INSIDE = ("point", "points", "line", "linestrip")
 
@@ -53,13 +53,13 @@ def read_labelme(
     conventions: Conventions | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Drawing]:
-    """The pictures whose annotations are sound; a finding for all that is not."""
+    """The pictures with valid annotations; a finding for every error."""
     conventions = conventions or Conventions()
     recorded: list[str] = []
     apart: list[Path] = []
     start = len(findings)
-    # Pictures that lie where they should come first: then all names are known, and a picture that
-    # has to be guessed is not taken for another one of its name.
+    # Pictures at their recorded paths come first: then all names are known, and a picture that must
+    # be searched for is not mistaken for another one of the same name.
     files = json_files(folder)
     for done, path in enumerate(files, 1):
         if progress is not None:
@@ -77,7 +77,7 @@ def read_labelme(
                 apart.append(path)
                 continue
         yield from _drawing(report, notes, folder, search, conventions)
-    search.told(recorded)
+    search.register(recorded)
     for path in apart:
         report = Report(path, findings, entry=str(path))
         notes = _notes(report, conventions)
@@ -92,7 +92,9 @@ def _notes(report: Report, conventions: Conventions) -> dict[str, Any] | None:
                       conventions.text)  # fmt: skip
     if notes is not None and "annotations" in notes:
         allowed = "LabelMe's files only"
-        whole = Report(report.path, report.findings)  # thousands of entries do not go as one
+        whole = Report(
+            report.path, report.findings
+        )  # thousands of entries cannot be left out as one
         whole.add("file", "COCO's annotations", allowed, "import it on its own, by its name")
         return None
     return notes
@@ -102,7 +104,7 @@ def _drawing(
     report: Report, notes: dict[str, Any], folder: Path, search: PictureSearch,
     conventions: Conventions,
 ) -> Iterator[Drawing]:  # fmt: skip
-    """What the file tells of its picture, if both can be used at all."""
+    """The drawing of the file's picture, if both are usable."""
     findings, path = report.findings, report.path
     before = len(findings)
     placed = search.find(report, "imagePath", notes.get("imagePath"), path.parent, folder)
@@ -114,39 +116,39 @@ def _drawing(
     if opened is None or turn is None:
         return
     outlined = _outlined(report, notes.get("shapes"), opened[0], turn)
-    # Without all of its shapes a label would be asked for with a part of the answer.
-    yield Drawing(called(picture, root), picture, path, outlined, len(findings) == before)
+    # Without all of its shapes a label would have only a part of its answer.
+    yield Drawing(name_below(picture, root), picture, path, outlined, len(findings) == before)
 
 
 def _turn(
     report: Report, notes: dict[str, Any], conventions: Conventions, upright: Size,
     orientation: int,
 ) -> int | None:  # fmt: skip
-    """The orientation that points have to be turned by, 1 for none; None with a finding added.
+    """The orientation to turn points by, 1 for none; None with a finding added.
 
-    The size [H, W] that a picture was annotated at tells the frame of a quarter turn. Of others
-    LabelMe's own files are upright; whether X-AnyLabeling's are, depends on what its user clicked.
+    For a quarter turn the annotated size [H, W] shows the frame. Otherwise LabelMe's files are
+    upright; whether X-AnyLabeling's are depends on what its user clicked.
     """
-    told = notes.get("imageHeight"), notes.get("imageWidth")
-    fits = frames(told, upright, orientation)
-    if told == (None, None):
+    annotated = notes.get("imageHeight"), notes.get("imageWidth")
+    fits = possible_frames(annotated, upright, orientation)
+    if annotated == (None, None):
         fits = ["upright"] if orientation == 1 else ["upright", "stored"]
     if not fits:
         fix = "open it in LabelMe again and save it, with the shapes where they belong"
-        report.add("imageHeight, imageWidth", told, f"{upright}, the upright picture's", fix)
+        report.add("imageHeight, imageWidth", annotated, f"{upright}, the upright picture's", fix)
         return None
     frame = fits[0]
     if len(fits) > 1 and conventions.frame is not None:
         frame = conventions.frame
     elif len(fits) > 1 and "checked" in notes:  # X-AnyLabeling's own key
         got = f"X-AnyLabeling's shapes on a picture with EXIF orientation {orientation}"
-        allowed = "a size that tells whether they are of the picture as stored or upright"
-        fix = "say it with --frame stored, or --frame upright if X-AnyLabeling turned its copy"
+        allowed = "a size that shows whether they refer to the picture as stored or upright"
+        fix = "say it with --frame stored, or --frame upright if X-AnyLabeling rotated its copy"
         report.add("imageHeight, imageWidth", got, allowed, fix)
         return None
     if frame == "upright":
         return 1
-    conventions.assume("turned pictures' shapes read as drawn on the picture as stored")
+    conventions.assume("rotated pictures' shapes read as drawn on the picture as stored")
     return orientation
 
 
@@ -169,19 +171,21 @@ def _outlined(report: Report, shapes: object, size: Size, turn: int) -> dict[str
         if label is None:
             continue
         if means_ignore(label):
-            ignored += [Polygon(IGNORE_LABEL, points) for points in polygons]
+            ignored += [Polygon(IGNORED_SHAPE, points) for points in polygons]
         else:
             found = targets.setdefault(label, [])
-            found += [Polygon(TARGET_LABEL, points) for points in polygons]
+            found += [Polygon(TARGET_SHAPE, points) for points in polygons]
     return {
-        label: spelled((*polygons, *ignored)) for label, polygons in targets.items() if polygons
+        label: polygons_as_json((*polygons, *ignored))
+        for label, polygons in targets.items()
+        if polygons
     }
 
 
 def _polygons(
     report: Report, what: str, shape: dict[str, Any], size: Size, budget: Budget, turn: int
 ) -> list[FloatArray]:
-    """The outlines [N, 2] of one shape; none with a finding added."""
+    """The outlines [N, 2] of one shape; empty with a finding added."""
     kind = shape.get("shape_type", "polygon")
     read = _KINDS.get(kind) if isinstance(kind, str) else None
     if read is None:
@@ -200,11 +204,11 @@ def _polygons(
         got = f"{type(error).__name__} {error}"
         report.add(f"{what}.mask", got, "a PNG in base64", "draw the shape again")
         return []
-    last = 1 if kind == "mask" else 0  # its outlines run through the middles of pixels
+    last = 1 if kind == "mask" else 0  # its outlines run through the centres of pixels
     found = [_turned(outline, turn, size[0] - last, size[1] - last) for outline in found]
     if not all(budget.covers(report, f"{what}.points", outline, size) for outline in found):
         return []
-    if not any(painted_area(Polygon(TARGET_LABEL, outline), *size) for outline in found):
+    if not any(painted_area(Polygon(TARGET_SHAPE, outline), *size) for outline in found):
         allowed = f"some part within width {size[1]}, height {size[0]}"
         report.add(f"{what}.points", points.tolist(), allowed, "draw it again or take it out")
         return []
@@ -240,7 +244,7 @@ def _circle(points: FloatArray, mask: object) -> list[FloatArray]:
 
 
 def _mask(points: FloatArray, mask: object) -> list[FloatArray]:
-    """From the top left corner and a picture of the mask, as LabelMe's AI tools leave it."""
+    """From the top left corner and a picture of the mask, as LabelMe's AI tools write it."""
     if not isinstance(mask, str):
         raise ValueError(f"{mask!r}")
     with Image.open(BytesIO(base64.b64decode(mask, validate=True)), formats=["PNG"]) as image:

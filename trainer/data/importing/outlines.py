@@ -1,4 +1,4 @@
-"""What readers of annotation tools hand over: pictures with outlines by label, and helpers."""
+"""What readers of annotation tools return: pictures with outlines by label; and helpers."""
 
 from __future__ import annotations
 
@@ -17,49 +17,49 @@ from trainer.data.arrays import FloatArray, Size
 from trainer.data.images import load_whole
 from trainer.data.polygons import IGNORE, TARGET, Polygon
 
-TARGET_LABEL, IGNORE_LABEL = "target", "ignore"
-_LABELS = (TARGET, TARGET_LABEL), (IGNORE, IGNORE_LABEL)  # of a label map's values
+TARGET_SHAPE, IGNORED_SHAPE = "target", "ignore"
+_LABELS = (TARGET, TARGET_SHAPE), (IGNORE, IGNORED_SHAPE)  # by the values of a label map
 
 
 @dataclass(frozen=True)
 class Drawing:
     """A picture and, for each label, the polygons that answer a question about it, in JSON.
 
-    `name` is how the annotations call the picture, with forward slashes; `notes` is their file.
+    `name` is the picture's name in the annotations, with forward slashes; `notes` is their file.
     The polygons are labelled "target" and "ignore", in pixels of the upright picture.
     """
 
     name: str
     picture: Path
     notes: Path
-    outlined: dict[str, str]  # lists of ReasonSeg's shapes, `spelled`
-    sound: bool = True  # whether nothing of it is a finding
+    outlined: dict[str, str]  # lists of ReasonSeg's shapes, from `polygons_as_json`
+    sound: bool = True  # whether it has no findings
 
 
 def means_ignore(label: str) -> bool:
-    """Whether a label says "ignore", in any of the spellings of LabelMe's users: `__ignore__`."""
-    return label.strip("_ ").lower() == IGNORE_LABEL
+    """Whether a label means "ignore", in any spelling of LabelMe's users, such as `__ignore__`."""
+    return label.strip("_ ").lower() == IGNORED_SHAPE
 
 
 def orientation_of(image: Image.Image) -> int:
-    """A picture's EXIF orientation, once it is known to be whole; 1 is upright."""
+    """A picture's EXIF orientation, after decoding it as a check; 1 is upright."""
     given = image.getexif().get(ExifTags.Base.Orientation, 1)
     load_whole(image)
     return given if given in range(2, 9) else 1
 
 
-def frames(told: object, upright: Size, orientation: int) -> list[str]:
-    """Which of "upright" and "stored" outlines may be in, by the size [H, W] they were drawn at.
+def possible_frames(annotated: object, upright: Size, orientation: int) -> list[str]:
+    """The possible frames, "upright" and "stored", of outlines annotated at a size [H, W].
 
-    Both for a picture that is upside down, mirrored or square.
+    Both are possible for a picture that is upside down, mirrored or square.
     """
     stored = upright[::-1] if orientation >= 5 else upright
     sizes = {"upright": upright} if orientation == 1 else {"upright": upright, "stored": stored}
-    return [frame for frame, size in sizes.items() if told == size]
+    return [frame for frame, size in sizes.items() if annotated == size]
 
 
 def json_files(folder: Path) -> list[Path]:
-    """Every JSON file in a folder and its subfolders, sorted, but for hidden ones."""
+    """Every JSON file in a folder and its subfolders, sorted, without hidden ones."""
     return [
         path
         for path in sorted(folder.rglob("*.json"))
@@ -67,7 +67,7 @@ def json_files(folder: Path) -> list[Path]:
     ]
 
 
-def called(picture: Path, root: Path) -> str:
+def name_below(picture: Path, root: Path) -> str:
     """The name of a picture in `root`: its path from there, with forward slashes."""
     return Path(os.path.relpath(picture, root)).as_posix()
 
@@ -75,7 +75,7 @@ def called(picture: Path, root: Path) -> str:
 def outlines(mask: NDArray[np.bool_]) -> list[FloatArray]:
     """Outlines [N, 2] that, each painted by `paint_mask`, cover exactly this mask [H, W].
 
-    ReasonSeg knows no holes, so a piece with a hole is cut in two through it, until none is left.
+    ReasonSeg has no holes, so a piece with a hole is cut in two through it, until none is left.
     """
     found: list[FloatArray] = []
     todo = [(mask.view(np.uint8), 0, 0)]  # with the place of their top left corner
@@ -87,10 +87,10 @@ def outlines(mask: NDArray[np.bool_]) -> list[FloatArray]:
         for index, contour in enumerate(contours):
             _, _, first_hole, parent = tree[0][index].tolist()
             if parent >= 0:
-                continue  # a hole: seen to with the part that it is in
+                continue  # a hole: handled with the piece around it
             points = contour[:, 0]
             if first_hole < 0:
-                # A dot or a line, too, is given as the three points that readers ask for.
+                # A dot or a line gets three points as well, which readers require.
                 found.append((points if len(points) > 2 else np.resize(points, (3, 2))) + corner)
                 continue
             if parts is None:
@@ -99,7 +99,7 @@ def outlines(mask: NDArray[np.bool_]) -> list[FloatArray]:
             holes = [
                 c[:, 0, 1] - y for c, t in zip(contours, tree[0], strict=True) if t[3] == index
             ]
-            # The hole in the middle: halves stay few where there are many holes.
+            # Through the hole in the middle, so that many holes need few cuts.
             hole = min(holes, key=lambda rows: abs(float(rows.mean()) - height / 2))
             cut = int(hole.min() + hole.max() + 1) // 2
             part = parts[y : y + height, x : x + width] == parts[points[0][1], points[0][0]]
@@ -108,11 +108,11 @@ def outlines(mask: NDArray[np.bool_]) -> list[FloatArray]:
     return found
 
 
-def traced(regions: NDArray[np.uint8], left: int = 0, top: int = 0) -> tuple[Polygon, ...]:
+def trace_regions(regions: NDArray[np.uint8], left: int = 0, top: int = 0) -> tuple[Polygon, ...]:
     """Polygons of a label map [H, W] of {0 background, 1 target, 255 ignore}.
 
-    They do not overlap, so the order in which they are painted does not matter. The map may be a
-    part of the picture's that begins at (left, top).
+    They do not overlap, so they can be painted in any order. The map may be a part of the picture
+    that begins at (left, top).
     """
     x, y, width, height = cv2.boundingRect(np.ascontiguousarray(regions))
     inner = regions[y : y + height, x : x + width]
@@ -125,13 +125,13 @@ def traced(regions: NDArray[np.uint8], left: int = 0, top: int = 0) -> tuple[Pol
     )
 
 
-def spelled(polygons: Iterable[Polygon]) -> str:
+def polygons_as_json(polygons: Iterable[Polygon]) -> str:
     """A list of ReasonSeg's shapes in JSON."""
     return f"[{', '.join(map(_spelled, polygons))}]"
 
 
 def _spelled(polygon: Polygon) -> str:
-    """As json.dumps does, which takes three times as long over whole numbers."""
+    """As json.dumps, which takes three times as long for whole numbers."""
     points = polygon.points
     whole = points.astype(np.int64)
     if (whole == points).all():

@@ -61,7 +61,7 @@ class Scene:
 
     ``image`` is uint8 [H, W, 3]; ``ids`` is int16 [H, W], the index into ``shapes`` of what is
     seen at each pixel, -1 on the background; ``ignore`` is bool [H, W] where a smudge makes the
-    picture unreadable (``ids`` stays what it was underneath), or None.
+    picture unreadable (``ids`` keeps the values underneath), or None.
     """
 
     image: NDArray[np.uint8]
@@ -159,7 +159,7 @@ def is_one_piece(mask: NDArray[np.bool_]) -> bool:
     """Whether ``mask`` (bool [h, w]) has Euler number 1 for 4- and for 8-neighbours alike.
 
     Counted over 2 x 2 windows.  Pieces minus holes is 1 then; a mask that is known to have no
-    hole is one piece, with no spot where it hangs together by a corner only.
+    hole is one piece, with no spot where it is connected by a corner only.
     """
     cells = np.zeros((mask.shape[0] + 2, mask.shape[1] + 2), np.int8)
     cells[1:-1, 1:-1] = mask
@@ -191,7 +191,7 @@ def _paint(rng: np.random.Generator, image: NDArray[np.uint8], shape: Shape, pat
     jitter = rng.uniform(-10, 10, 3)
     colour = np.clip(np.array(COLOURS[shape.colour]) + jitter, 0, 255).astype(np.float32)
     shade = _texture_shade(shape, patch.cover.shape, image.shape[0])
-    # A faint ramp of light over the shape: a flat colour would be a give-away.
+    # A faint gradient over the shape: a flat colour would be too easy to recognise.
     ramp = np.linspace(1.06, 0.9, patch.cover.shape[0], dtype=np.float32)[:, None, None]
     alpha = patch.cover[:, :, None].astype(np.float32) / 255
     under = image[patch.box].astype(np.float32)
@@ -239,13 +239,13 @@ def _attributes(rng: np.random.Generator, count: int, layout: str) -> list[tuple
         column = (1, 0, 2)[which]
         values = (FORMS, tuple(COLOURS), TEXTURES)[column]
         common, odd = rng.permutation(len(values))[:2]
-        # The odd one comes first: it is placed first, hence never left out for want of room.
+        # The odd one comes first: it is placed first, so it always has room.
         columns[column] = [values[odd]] + [values[common]] * (count - 1)
     return list(zip(*columns, strict=True))
 
 
 def _fits(shape: Shape, others: list[Shape], overlap: bool) -> bool:
-    """Cheap test on circles: no contact, or (``overlap``) no more than a bite at the border."""
+    """Cheap test on circles: no contact, or (``overlap``) only a small overlap at the border."""
     far = reach(shape.form, shape.radius)
     for other in others:
         gap = float(np.hypot(shape.centre[0] - other.centre[0], shape.centre[1] - other.centre[1]))
@@ -261,8 +261,8 @@ def _stamp(
     """Write a new shape into ``ids``; its area in px, or 0 (``ids`` unchanged) if it must not be.
 
     What is hidden must leave every older shape in one piece, without holes and visible enough.
-    No hole can arise where the newcomer, itself one piece, also lies outside the older shape:
-    the outside and what is hidden then hang together.
+    No hole can arise if the new shape, itself one piece, also lies outside the older one: the
+    outside and the hidden part are then connected.
     """
     mask = patch.cover >= 128
     window = ids[patch.box]
@@ -383,6 +383,6 @@ def draw_scene(
             break
         attempt += 1
     ignore = _smudge(rng, image, ids) if rng.random() < smudge else None
-    # No value exceeds BRIGHTEST so far: the sum cannot wrap round and needs no clipping.
+    # No value exceeds BRIGHTEST so far, so the sum cannot overflow and needs no clipping.
     grain = np.frombuffer(rng.bytes(image.size), np.uint8).reshape(image.shape) & GRAIN
     return Scene(image + grain, ids, tuple(shapes), ignore)

@@ -28,7 +28,7 @@ from trainer.data.findings import DataError
 from trainer.data.formats.reasonseg import Item, check_data, read_split
 from trainer.data.images import read_image
 from trainer.data.importing.importer import import_annotations
-from trainer.data.importing.outlines import traced
+from trainer.data.importing.outlines import trace_regions
 from trainer.data.polygons import paint_mask
 from trainer.reporter import Reporter
 from trainer.run.run import Run
@@ -149,7 +149,7 @@ def test_any_mask_is_traced_exactly(seed: int, height: int, width: int, blur: in
     rng = np.random.default_rng(seed)
     noise = cv2.blur(rng.random((height, width)), (blur, blur)).reshape(height, width)
     regions = np.where(noise > 0.5, 1, np.where(noise < 0.3, 255, 0)).astype(np.uint8)
-    assert np.array_equal(paint_mask(traced(regions), height, width), regions)
+    assert np.array_equal(paint_mask(trace_regions(regions), height, width), regions)
 
 
 def test_labelmes_polygons_stay_as_they_are(tmp_path: Path) -> None:

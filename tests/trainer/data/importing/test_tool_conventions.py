@@ -196,7 +196,7 @@ def test_a_frame_may_be_said_where_no_size_is_told(tmp_path: Path) -> None:
         notes = {"imagePath": f"{n}.jpg", "shapes": [shape]}
         (source / f"{n}.json").write_text(json.dumps(notes), encoding="utf-8")
     done = import_annotations(source, tmp_path / "out", frame="stored")
-    assert done.assumed == ("3 turned pictures' shapes read as drawn on the picture as stored",)
+    assert done.assumed == ("3 rotated pictures' shapes read as drawn on the picture as stored",)
     for item in read_split(tmp_path / "out", "train"):
         rows, columns = np.nonzero(mask_of(item) == 1)
         assert (rows.min(), rows.max(), columns.min(), columns.max()) == (56, 72, 36, 54)

@@ -100,7 +100,7 @@ def test_label_studios_exports_say_that_turned_pictures_are_read_as_seen(tmp_pat
     for number, source in enumerate((LABEL_STUDIO, WITHOUT_PICTURES, TASKS, BRUSH)):
         done = imported(source, tmp_path / str(number))
         (said,) = done.assumed
-        assert said.startswith("3 turned pictures' outlines read as upright, as Label Studio")
+        assert said.startswith("3 rotated pictures' outlines read as upright, as Label Studio")
 
 
 def test_label_studios_rectangles_are_boxes_where_they_were_drawn(tmp_path: Path) -> None:

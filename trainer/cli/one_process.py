@@ -1,0 +1,107 @@
+"""Trains in this process: alone, or as one of several that the plan has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from profiles.exits import EXIT_OUT_OF_MEMORY
+from profiles.streams import tell
+from profiles.text import argument, counted, one_line
+from trainer.cli.console import next_steps, reporter, user_errors
+from trainer.cli.planned_run import Data, PlannedRun, read_data
+from trainer.process import try_segments, use_allocator, use_threads
+from trainer.run.folder import OVERLAY
+
+if TYPE_CHECKING:
+    from profiles.plan import Plan
+    from trainer.reporter import Reporter
+    from trainer.run.run import Run
+
+
+def worker(
+    folder: Annotated[Path, typer.Argument()],
+    resumes: Annotated[bool, typer.Option("--resume")] = False,
+) -> None:
+    """One of the processes that lisa-train starts: the plan and all else lie in the run folder."""
+    from profiles.plan import Plan
+    from trainer.run.out_of_memory import OutOfMemory
+    from trainer.run.resume import resumable
+    from trainer.run.started import Started
+
+    with user_errors():
+        plan, started = Plan.read(folder / "plan.json"), Started.read(folder)
+        run = PlannedRun(plan, folder, started, resumes=resumes)
+        try:
+            train_here(run, read_data(run), resumable(folder, tell) if resumes else None)
+        except OutOfMemory:
+            raise typer.Exit(EXIT_OUT_OF_MEMORY) from None
+
+
+def train_here(run: PlannedRun, data: Data, checkpoint: Path | None) -> None:
+    """Train in this process. Raises OutOfMemory once a report is written."""
+    plan, folder = run.plan, run.folder
+    use_allocator(plan)
+    with reporter() as speaker:
+        speaker.line(_plan_line(plan, len(data.train)))
+        use_threads(plan, speaker.line)
+        in_plan = f'"allocator": "" in {folder / "plan.json"}'
+        try_segments(plan, in_plan if run.resumes else "--set allocator=")
+        training, summary = _trained(run, data, checkpoint, speaker)
+        if not training.accelerator.is_main_process:
+            return
+        from trainer.answer.evaluate import run_sheet
+        from trainer.run.validation import outcome
+
+        sheet = run_sheet(training, folder / OVERLAY, count=6)
+        for line in outcome(summary, folder):
+            speaker.line(line)
+        speaker.line(f"run folder {one_line(folder)}, overlay {one_line(sheet)}")
+        speaker.line(next_steps(folder, run.started.data))
+
+
+def _plan_line(plan: Plan, samples: int) -> str:
+    """The plan in one line."""
+    processes = f" × {plan.processes} processes" if plan.processes > 1 else ""
+    return (
+        f"plan {plan.content_hash}: {plan.model} on {plan.device}, {plan.quantization}, "
+        f"LoRA {f'r={plan.lora.rank}' if plan.lora else 'off'}, "
+        f"batch {plan.micro_batch} × {plan.accumulation}{processes}, {counted(samples, 'sample')}"
+    )
+
+
+def _trained(
+    run: PlannedRun, data: Data, checkpoint: Path | None, speaker: Reporter
+) -> tuple[Run, dict[str, Any]]:
+    """The finished run and its summary. Raises OutOfMemory once a report is written."""
+    from trainer.hardware import room
+    from trainer.model.footprint import DoesNotFit
+    from trainer.parallel.launch import hold, is_main
+    from trainer.run import out_of_memory as recovery
+    from trainer.run.run import Run
+
+    plan, folder, started = run.plan, run.folder, run.started
+    before, training = room(plan), None
+    try:
+        training = Run(plan, data.train, data.val, folder, started.cache, speaker, started.keeping)
+        if plan.processes > 1:
+            hold(training)
+        if checkpoint is None and started.adapter is not None:
+            training.start_from(started.adapter)
+        return training, training.train(checkpoint)
+    except Exception as error:
+        if not recovery.is_shortage(error):
+            if run.resumes and isinstance(error, DoesNotFit) and is_main():
+                tell(f"note: --resume takes no settings: free the memory and try again, or set "
+                     f"what the error names in {folder / 'plan.json'}")  # fmt: skip
+            raise
+        reached = None
+        if training is not None:
+            reached = training.step, training.model, training.optimizer.optimizer
+        place = recovery.write_report(folder, plan, error, reached, before)
+        raise recovery.OutOfMemory(
+            f"out of memory, see {place}; "
+            f"lisa-train --resume {argument(folder)} continues with a smaller plan"
+        ) from None

@@ -1,0 +1,77 @@
+"""A run before it starts: its plan, folder and data, and the files that `--resume` needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from profiles.files import write_whole
+from profiles.streams import tell
+
+if TYPE_CHECKING:
+    from advisor.advice import Advice
+    from profiles.plan import Plan
+    from trainer.data.formats.reasonseg import Item
+    from trainer.data.mixture import MixedSets
+    from trainer.run.started import Started
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run to start: its plan, its folder, and all that `--resume` will need."""
+
+    plan: Plan
+    folder: Path
+    started: Started
+    advice: Advice | None = None
+    resumes: bool = False
+
+
+@dataclass(frozen=True)
+class Data:
+    """Training and validation data of a run, and the broken entries that were left out."""
+
+    train: list[Item] | MixedSets
+    val: list[Item]
+    left_out: tuple[str, ...]
+
+
+def read_data(run: PlannedRun) -> Data:
+    """The data to train and validate on, without broken entries. Raises DataError.
+
+    On resume exactly those entries are left out that the run left out when it began.
+    """
+    from trainer.data.broken import LIST, SkippedEntries, left_out_line, write_list
+    from trainer.data.findings import DataError
+    from trainer.data.formats.reasonseg import read_split
+    from trainer.data.mixture import read_training
+    from trainer.parallel.launch import is_main
+
+    data, plan = run.started.data, run.plan
+    known = None if run.started.left_out is None else frozenset(run.started.left_out)
+    leave = SkippedEntries(run.started.skip_broken, known=known, root=data)
+    try:
+        train = read_training(data, plan, leave)
+        val = read_split(data, "val", plan.max_val_samples, leave)
+    except DataError as error:
+        if not run.resumes or not error.hints:
+            raise
+        fix = "hint: fix them, because a run continues with the data that it started with"
+        raise DataError(error.findings, [fix]) from None
+    if leave.left_out and known is None and is_main():
+        listed = run.folder / LIST
+        run.folder.mkdir(parents=True, exist_ok=True)
+        write_list(listed, leave.left_out)
+        tell(left_out_line(leave.left_out, listed))
+    return Data(train, val, tuple(sorted(leave.places())))
+
+
+def write_start(run: PlannedRun) -> None:
+    """Write what `--resume` needs into the run folder."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    if not run.resumes:
+        write_whole(run.folder / "plan.json", run.plan.to_json())
+    if run.advice is not None:
+        write_whole(run.folder / "advice.json", run.advice.model_dump_json(indent=2) + "\n")
+    run.started.write(run.folder)  # last: with run.json the run exists

@@ -1,0 +1,118 @@
+"""The options of `lisa-train` for a training, as one object."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from trainer.cli.options import Settings, SkipBroken, Text
+from trainer.run.folder import LATEST
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """The options of `lisa-train`, in the order of its help."""
+
+    auto: Annotated[
+        bool, typer.Option("--auto", help="Train lisa-advise's plan. The default without --plan.")
+    ] = False
+    plan: Annotated[Path | None, typer.Option(help="Train with this plan.json.")] = None
+    model: Annotated[Text, typer.Option(help="Size: tiny, 7b, 7b-v1, 13b or 13b-v1.")] = None
+    weights: Annotated[
+        Text, typer.Option(metavar="FOLDER", help="Model folder of lisa-train convert, or random.")
+    ] = None
+    adapter: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Start from this LoRA adapter: PEFT's, or an export."),
+    ] = None
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the data sets.")] = None
+    output_dir: Annotated[Path, typer.Option(help="Run folder; new or empty.")] = LATEST
+    cache_dir: Annotated[Path | None, typer.Option(help="Feature cache folder.")] = None
+    check_data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Check a data folder and stop.")
+    ] = None
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Continue a run that was interrupted.")
+    ] = None
+    save_minutes: Annotated[
+        float | None, typer.Option(min=0, help="Minutes between checkpoints for --resume.  [10]")
+    ] = None
+    save_steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Optimizer steps between them."),
+    ] = None
+    keep: Annotated[int | None, typer.Option(min=1, help="Number of them to keep.  [2]")] = None
+    wait_minutes: Annotated[
+        float | None,
+        typer.Option(min=0, help="Minutes to wait for memory that other processes took."),
+    ] = None
+    skip_broken: SkipBroken = None
+    set_: Settings = None
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None
+    batch_size: Annotated[int | None, typer.Option(help="Samples per forward pass.")] = None
+    num_workers: Annotated[int | None, typer.Option(help="Data-loading processes.")] = None
+    no_quantization: Annotated[
+        bool, typer.Option("--no-quantization", help="Keep the base weights as published.")
+    ] = False
+    use_lora: Annotated[bool, typer.Option("--use-lora", help="Add LoRA adapters.")] = False
+    lora_r: Annotated[int | None, typer.Option(help="LoRA rank.")] = None
+    lora_alpha: Annotated[float | None, typer.Option(help="LoRA alpha.")] = None
+    lora_dropout: Annotated[float | None, typer.Option(help="LoRA dropout.")] = None
+    grad_clip: Annotated[float | None, typer.Option(help="Largest gradient norm.")] = None
+    max_train_samples: Annotated[int | None, typer.Option(help="First n to train on.")] = None
+    max_val_samples: Annotated[int | None, typer.Option(help="First n to validate on.")] = None
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None
+    seed: Annotated[int | None, typer.Option(help="Seed of weights, order and dropout.")] = None
+
+    def assignments(self) -> list[str]:
+        """The settings that have options of their own, then those of --set, as KEY=VALUE."""
+        flags = {
+            "weights": self.weights,
+            "schedule.epochs": self.epochs,
+            "micro_batch": self.batch_size,
+            "workers": self.num_workers,
+            "lora.rank": self.lora_r,
+            "lora.alpha": self.lora_alpha,
+            "lora.dropout": self.lora_dropout,
+            "schedule.grad_clip": self.grad_clip,
+            "max_train_samples": self.max_train_samples,
+            "max_val_samples": self.max_val_samples,
+            "schedule.learning_rate": self.lr,
+            "seed": self.seed,
+        }
+        found = ["quantization=none"] if self.no_quantization else []
+        found += [f"{key}={value}" for key, value in flags.items() if value is not None]
+        return found + (self.set_ or [])
+
+    def keeping(self) -> dict[str, Any]:
+        """The fields of Keeping that were given."""
+        given = {"minutes": self.save_minutes, "steps": self.save_steps, "checkpoints": self.keep,
+                 "wait_minutes": self.wait_minutes}  # fmt: skip
+        return {name: value for name, value in given.items() if value is not None}
+
+
+def takes_train_options(
+    command: Callable[[typer.Context, TrainOptions], None],
+) -> Callable[..., None]:
+    """Give a command one parameter for each field of TrainOptions: typer reads the signature."""
+    hints = get_type_hints(TrainOptions, include_extras=True)
+    parameters = [inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY,
+                                    annotation=typer.Context)]  # fmt: skip
+    parameters += [
+        inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=one.default,
+                          annotation=hints[one.name])
+        for one in fields(TrainOptions)
+    ]  # fmt: skip
+
+    def called(*, context: typer.Context, **given: Any) -> None:
+        command(context, TrainOptions(**given))
+
+    called.__doc__, called.__name__ = command.__doc__, command.__name__
+    called.__annotations__ = {one.name: one.annotation for one in parameters}
+    called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return called

@@ -1,0 +1,202 @@
+"""COCO's masks: polygons and run lengths, checked and painted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+from trainer.data.arrays import FloatArray, Size
+from trainer.data.findings import Report
+
+# A polygon [2N] of x, y, or run lengths. Checked: where counts and size differ, pycocotools reads
+# arbitrary memory. Arrays, since lists of a million polygons would take gigabytes.
+Part: TypeAlias = "FloatArray | dict[str, Any]"
+LARGEST_COORDINATE = 1e6  # pycocotools walks along every edge, pixel by pixel
+# Including edges outside of the picture and back and forth; drawn outlines are far shorter.
+_LONGEST_OUTLINE = 100  # times the picture's height and width together
+FIX = "correct the annotation or take it out"
+
+
+def painted(parts: Sequence[Part], height: int, width: int) -> NDArray[np.uint8]:
+    """All parts as one mask uint8 [height, width] of {0, 1}."""
+    (encoded,) = _merged([parts], height, width)
+    if encoded is None:
+        return np.zeros((height, width), np.uint8)
+    mask: NDArray[np.uint8] = coco_mask.decode(encoded)
+    return mask
+
+
+class PaintedBox(NamedTuple):
+    """A mask as its bounding rows and columns, and its runs there.
+
+    `runs` are lengths of alternating 0 and 1 down these columns, one column after the other, each
+    over the full height of the picture.
+    """
+
+    rows: slice = slice(0)
+    columns: slice = slice(0)
+    runs: NDArray[np.int64] = np.zeros(0, np.int64)
+
+    @property
+    def area(self) -> int:
+        """Covered pixels."""
+        return int(self.runs[1::2].sum())
+
+    def covered(self) -> NDArray[np.bool_]:
+        """The mask within its rows and columns, bool [h, w]."""
+        bits = np.zeros(len(self.runs), bool)
+        bits[1::2] = True
+        across = self.columns.stop - self.columns.start if self.area else 0
+        return bits.repeat(self.runs).reshape(max(across, 1), -1).T[self.rows]
+
+
+def painted_boxes(masks: Sequence[Sequence[Part]], size: Size) -> list[PaintedBox]:
+    """Each mask, painted from all of its parts.
+
+    Not decoded in full: that takes thirty times as long as encoding a mask. One call for all masks
+    of a picture takes hardly longer than for one.
+    """
+    height, encoded = size[0], _merged(masks, *size)
+    known = [one for one in encoded if one is not None]
+    if not known:
+        return [PaintedBox()] * len(masks)
+    boxes = iter(coco_mask.toBbox(known).astype(int).tolist())
+    all_lengths = iter(_lengths([one["counts"] for one in known]))
+    found = []
+    for one in encoded:
+        if one is None:
+            found.append(PaintedBox())
+            continue
+        left, top, across, down = next(boxes)
+        start, end = left * height, (left + across) * height
+        ends = np.minimum(np.maximum(next(all_lengths).cumsum(), start), end)
+        runs = np.concatenate((ends[:1] - start, ends[1:] - ends[:-1]))
+        found.append(PaintedBox(slice(top, top + down), slice(left, left + across), runs))
+    return found
+
+
+def _merged(
+    masks: Sequence[Sequence[Part]], height: int, width: int
+) -> list[dict[str, Any] | None]:
+    """pycocotools' encoding of all parts of each mask as one; None for a mask without any."""
+    outlines = [part.tolist() for parts in masks for part in parts if isinstance(part, np.ndarray)]
+    encoded = iter(coco_mask.frPyObjects(outlines, height, width) if outlines else ())
+    found: list[dict[str, Any] | None] = []
+    for parts in masks:
+        runs = [
+            next(encoded) if isinstance(part, np.ndarray) else _run_lengths(part, height, width)
+            for part in parts
+        ]
+        alone = len(runs) == 1 and isinstance(parts[0], np.ndarray)
+        found.append(runs[0] if alone else coco_mask.merge(runs) if runs else None)
+    return found
+
+
+def _run_lengths(part: dict[str, Any], height: int, width: int) -> dict[str, Any]:
+    """pycocotools' encoding of given run lengths."""
+    return coco_mask.frPyObjects(part, height, width) if isinstance(part["counts"], list) else part
+
+
+def read_parts(report: Report, what: str, value: object, size: Size) -> tuple[Part, ...] | None:
+    """The checked parts of a segmentation; None with a finding added."""
+    parts = [value] if isinstance(value, dict) or _is_polygon(value) else value
+    if not isinstance(parts, list):
+        report.add(what, value, "polygons or run lengths", FIX)
+        return None
+    checked: list[Part] = []
+    for part in parts:
+        if _is_polygon(part) and (outline := _short_enough(part, size)) is not None:
+            checked.append(outline)
+        elif (runs := _checked_runs(part, size)) is not None:
+            checked.append(runs)
+        else:
+            allowed = (
+                "a polygon of 3 points [x, y] or more in one list, with coordinates of at most "
+                f"{LARGEST_COORDINATE:.0f} and edges of at most {_LONGEST_OUTLINE} times height "
+                f"and width together, or run lengths; the picture has height {size[0]}, "
+                f"width {size[1]}"
+            )
+            report.add(what, part, allowed, FIX)
+            return None
+    return tuple(checked)
+
+
+def _is_polygon(part: object) -> bool:
+    # pycocotools reads four numbers as a box.
+    return (
+        isinstance(part, list)
+        and len(part) >= 6
+        and len(part) % 2 == 0
+        and {int, float}.issuperset(map(type, part))
+        # NaN fails as well; integers are compared without conversion: they may not fit a float.
+        and all(map(LARGEST_COORDINATE.__ge__, map(abs, part)))
+    )
+
+
+def _short_enough(part: list[float], size: Size) -> FloatArray | None:
+    """The polygon [2N]; None if walking along its edges would take seconds and gigabytes."""
+    points, most = np.array(part, dtype=np.float64), _LONGEST_OUTLINE * sum(size)
+    if len(part) * (max(part) - min(part)) <= most:  # no edge is longer
+        return points
+    corners = points.reshape(-1, 2)
+    steps = np.abs(corners - np.roll(corners, -1, axis=0)).max(axis=1).sum()
+    return points if steps <= most else None
+
+
+def _checked_runs(part: object, size: Size) -> dict[str, Any] | None:
+    """Run lengths that cover a picture of that size to the pixel; None if they do not."""
+    if not isinstance(part, dict) or part.get("size") != list(size):
+        return None
+    counts = part.get("counts")
+    if isinstance(counts, str) and counts.isascii():
+        lengths = _unpacked(counts.encode())
+    elif isinstance(counts, list) and all(type(n) is int for n in counts):
+        lengths = counts
+    else:
+        return None
+    if not lengths or min(lengths) < 0 or sum(lengths) != size[0] * size[1]:
+        return None
+    return part
+
+
+def _lengths(texts: Sequence[bytes]) -> list[NDArray[np.int64]]:
+    """The lengths in several valid texts of COCO, as `_unpacked` returns them, vectorised."""
+    digits = np.frombuffer(b"".join(texts), np.uint8).astype(np.int64) - 48
+    last = np.flatnonzero(digits & 32 == 0)
+    first = np.concatenate(([0], last[:-1] + 1))
+    place = np.arange(len(digits)) - np.repeat(first, last - first + 1)
+    values = np.add.reduceat((digits & 31) << 5 * place, first)
+    values -= np.where(digits[last] & 16, 1 << 5 * (last - first + 1), 0)
+    ends = np.searchsorted(last, np.cumsum([len(text) for text in texts]))
+    found = [values[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    for lengths in found:
+        lengths[1::2] = lengths[1::2].cumsum()
+        lengths[2::2] = lengths[2::2].cumsum()
+    return found
+
+
+def _unpacked(counts: bytes) -> list[int]:
+    """The lengths in COCO's text: five bits a character, the lowest first.
+
+    From the fourth on, each length is stored as the difference to the last but one. Empty for a
+    text that is cut off or that pycocotools would not have written.
+    """
+    lengths: list[int] = []
+    value = shift = 0
+    for character in counts:
+        digit = character - 48
+        if not 0 <= digit < 64 or shift > 30:
+            return []
+        value |= (digit & 31) << shift
+        shift += 5
+        if digit & 32:
+            continue
+        if digit & 16:
+            value -= 1 << shift
+        lengths.append(value + lengths[-2] if len(lengths) > 2 else value)
+        value = shift = 0
+    return [] if shift else lengths

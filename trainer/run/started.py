@@ -1,0 +1,78 @@
+"""What a run was started with, kept in its run.json for --resume."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+from pydantic import TypeAdapter, ValidationError
+
+from profiles.files import read_regular, reason, write_whole
+from trainer.run.folder import LAST, RECORD
+
+# split -> item -> digest of its annotation and its picture's size;
+# split's pictures -> path, or data set -> digest of the content, or of its pictures' sizes
+Digests: TypeAlias = dict[str, dict[str, str]]
+
+
+class CannotResume(ValueError):
+    """A run that cannot be resumed; the message says why."""
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """When a run saves, how many checkpoints it keeps, and how long it waits for memory."""
+
+    minutes: float = 10.0  # between two checkpoints: the most that a kill can cost
+    steps: int | None = None  # the same in optimizer steps
+    checkpoints: int = 2
+    wait_minutes: float = 0.0  # for other processes to free memory
+
+    def earlier(self, folder: Path) -> list[Path]:
+        """The folders of the checkpoints before the last one in a run folder, newest first."""
+        return [folder / f"{LAST}-{n}" for n in range(1, self.checkpoints)]
+
+
+USUAL = Keeping()
+
+
+@dataclass(frozen=True)
+class Started:
+    """A run's data and cache folders, the digests of its data, and the options of its start."""
+
+    data: Path
+    cache: Path
+    digests: Digests
+    keeping: Keeping = USUAL
+    pinned: tuple[str, ...] = ()  # settings that the user named
+    environment: dict[str, str] = field(default_factory=dict)  # such as which card
+    skip_broken: int = 0  # how many broken entries of the data may be left out
+    left_out: tuple[str, ...] | None = None  # the entries left out, by their paths from `data`
+    adapter: Path | None = None  # what the training starts from, before its first checkpoint
+
+    def write(self, folder: Path) -> None:
+        """Write run.json into the run folder."""
+        folders = {"data": self.data, "cache": self.cache, "adapter": self.adapter}
+        document = asdict(self) | {k: v and str(v.resolve()) for k, v in folders.items()}
+        text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+        write_whole(folder / RECORD, text)
+
+    @classmethod
+    def read(cls, folder: Path) -> Started:
+        """Read run.json of a run folder. Raises CannotResume."""
+        try:
+            return TypeAdapter(cls).validate_json(read_regular(folder / RECORD))
+        except ValidationError as error:
+            what = error.errors(include_url=False, include_input=False)[0]["msg"]
+            raise CannotResume(
+                f"{folder / RECORD}: damaged ({what})\n    hint: no run to resume; begin a new one"
+            ) from None
+        except OSError as error:
+            what = f"no run to resume ({RECORD}: {reason(error)})"
+            if not folder.is_dir():
+                what = "is a file" if folder.exists() else "no such folder"
+            raise CannotResume(
+                f"{folder}: {what}\n    hint: --resume names the --output-dir of a lisa-train run"
+            ) from None

@@ -1,0 +1,159 @@
+"""The state of a run: how far it is, and its checkpoints, from which it resumes bit for bit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+
+from profiles.plan import Plan
+from trainer.hardware import peaks, versions
+from trainer.model.segmentation_model import SegmentationModel
+from trainer.phase import during
+from trainer.run import checkpoint
+from trainer.run.checkpoint_files import read_facts
+from trainer.run.folder import LAST
+from trainer.run.records import Records
+from trainer.run.resume import changes, check_plan, tidy
+from trainer.run.started import CannotResume, Keeping
+
+BEST = "best"
+
+
+@dataclass
+class Progress:
+    """How far a run is, and the results so far."""
+
+    step: int = 0  # optimizer steps
+    evaluated: int = 0  # epochs
+    skipped: int = 0  # updates left out because they were not finite
+    saves: int = 0  # states saved, by all processes that have worked on the run
+    best: float | None = None  # gIoU
+    best_at: dict[str, Any] | None = None  # the best evaluation, and its epoch
+    before: dict[str, Any] = field(default_factory=dict)  # evaluation before training
+    metrics: dict[str, Any] = field(default_factory=dict)  # of the last evaluation
+
+    def summary(self) -> dict[str, Any]:
+        """The results, as summary.json has them."""
+        return {
+            "before": self.before,
+            "after": self.metrics,
+            "best_giou": self.best,
+            "best": self.best_at,
+            "epochs": self.evaluated,
+            "steps": self.step,
+        }
+
+
+@dataclass
+class State:
+    """All that a run's checkpoints hold, and when they are due.
+
+    Random numbers are not part of it: every step and every sample draws its own, from the plan's
+    seed.
+    """
+
+    folder: Path
+    plan: Plan
+    keeping: Keeping
+    accelerator: Accelerator
+    records: Records
+    model: SegmentationModel
+    optimizer: AcceleratedOptimizer
+    scheduler: Any
+    facts: dict[str, Any]  # about data, base weights, hardware and versions
+    progress: Progress = field(default_factory=Progress)
+    saved_step: int = 0
+    _saved_at: float = field(default_factory=time.monotonic)
+
+    def due(self) -> bool:
+        """Whether the last save is as old as the user allows."""
+        steps = self.keeping.steps
+        late = time.monotonic() - self._saved_at > 60 * self.keeping.minutes
+        return late or (steps is not None and self.progress.step - self.saved_step >= steps)
+
+    def save(self) -> None:
+        """Write the checkpoint to resume from; the one before is kept."""
+        self.progress.saves += 1
+        if self.accelerator.is_main_process:
+            self.records.force()  # the state refers to them
+            checkpoint.save(
+                self.folder / LAST, self.model, self.plan,
+                self._facts() | {"save": self.progress.saves},
+                self._as_saved(), self.keeping.earlier(self.folder),
+            )  # fmt: skip
+        self._saved_at, self.saved_step = time.monotonic(), self.progress.step
+        self.accelerator.wait_for_everyone()
+
+    def save_best(self) -> None:
+        """Write the checkpoint that answers questions."""
+        if self.accelerator.is_main_process:
+            checkpoint.save(self.folder / BEST, self.model, self.plan, self._facts())
+        self.accelerator.wait_for_everyone()
+
+    def restore(self, folder: Path, report: Callable[[str], None]) -> None:
+        """Continue from the checkpoint in `folder`; records after it are removed.
+
+        Raises CheckpointError, and CannotResume where the plan or the base weights have changed.
+        """
+        levers = check_plan(self.plan, Plan.read(folder / "plan.json"))
+        facts = read_facts(folder)
+        if facts.get("base") not in (None, self.facts["base"]):
+            raise CannotResume(
+                f"{folder}: was trained over base weights {facts['base']}, here are "
+                f"{self.facts['base']}\n    hint: put those back, or begin a new run"
+            )
+        with during("loading"), checkpoint.state_errors(folder):
+            records_size = self._load(folder)
+        self.accelerator.wait_for_everyone()  # all have read what they need
+        if self.accelerator.is_main_process:
+            tidy(self.folder, folder, self.keeping.earlier(self.folder))
+            if not self.records.cut(records_size):
+                report(f"{self.records.path}: records of some steps are lost")
+        self.progress.saves = facts.get("save", 0)
+        self.records.rebuild_tensorboard()
+        report(f"continuing from {folder} after step {self.progress.step}")
+        for change in [*levers, *changes(facts, versions())]:
+            report(f"note: {change}: the rest may differ in the last bits")
+
+    def _facts(self) -> dict[str, Any]:
+        now = self.progress
+        return {"step": now.step, "metrics": now.metrics, **self.facts, "before": now.before,
+                **peaks()}  # fmt: skip
+
+    def _as_saved(self) -> dict[str, Any]:
+        """All that the next step depends on beside the trained tensors."""
+        now = self.progress
+        scheduler = {k: v for k, v in self.scheduler.state_dict().items() if k != "lr_lambdas"}
+        scaler = self.accelerator.scaler
+        return {
+            "step": now.step, "evaluated": now.evaluated, "best": now.best,
+            "skipped": now.skipped, "best_at": now.best_at,
+            "metrics": now.metrics, "before": now.before,
+            "records": self.records.size,
+            "optimizer": self.optimizer.optimizer.state_dict(), "scheduler": scheduler,
+            "scaler": scaler.state_dict() if scaler else {},
+        }  # fmt: skip
+
+    def _load(self, folder: Path) -> int:
+        """Read the tensors and the state of a checkpoint; returns the bytes of its records."""
+        state = checkpoint.load_state(folder)
+        checkpoint.load(folder, self.model)
+        self.progress = Progress(
+            step=state["step"], evaluated=state["evaluated"], best=state["best"],
+            skipped=state.get("skipped", 0), best_at=state.get("best_at"),
+            before=state["before"], metrics=state["metrics"],
+        )  # fmt: skip
+        self.saved_step = self.progress.step
+        optimizer = state["optimizer"]
+        optimizer["state"] = {int(number): of for number, of in optimizer["state"].items()}
+        self.optimizer.optimizer.load_state_dict(optimizer)
+        self.scheduler.load_state_dict(state["scheduler"] | {"lr_lambdas": [None]})
+        if self.accelerator.scaler and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        return int(state["records"])

@@ -1,0 +1,61 @@
+"""Why a checkpoint could not be written, with the figures that the system reports."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+from pathlib import Path
+
+from profiles.sizes import mib
+from profiles.text import argument
+from trainer.run.folder import STATE
+
+
+class NotWritten(RuntimeError):
+    """A checkpoint that could not be written; the one before is untouched."""
+
+
+def write_failure(error: Exception, folder: Path, size: int) -> NotWritten:
+    """The error with its cause, the system's figures, and what a resume will find."""
+    why, fix = _cause(error, folder.parent, size)
+    if any((place / STATE).is_file() for place in folder.parent.iterdir()):
+        kept = "the checkpoint before is whole"
+    else:
+        kept = "there is no earlier checkpoint, so it begins again"
+    return NotWritten(
+        f"{folder}: the checkpoint could not be written, {why}\n"
+        f"    hint: {fix}, then lisa-train --resume {argument(folder.parent)}; {kept}"
+    )
+
+
+def _cause(error: Exception, place: Path, size: int) -> tuple[str, str]:
+    """Why `size` bytes could not be written into `place`, and the remedy."""
+    match = re.search(
+        r"\(os error (\d+)\)", str(error)
+    )  # safetensors gives the number only in its text
+    number = getattr(error, "errno", None) or (int(match[1]) if match else None)
+    free = shutil.disk_usage(place).free
+    if number == errno.EROFS:
+        return "the file system is read-only", "have it mounted for writing"
+    if number in (errno.EACCES, errno.EPERM):
+        return f"permission denied ({error})", f"make {place} writable for you"
+    if number == errno.EDQUOT:
+        return f"your quota is used up: {mib(size)} needed", "delete what you can spare"
+    if number == errno.ENOSPC and _no_inode(place):
+        return (
+            f"the disk takes no more files: no inode is free, though {mib(free)} are",
+            "delete files, however small",
+        )
+    if number == errno.ENOSPC or free < size:
+        return f"the disk is full: {mib(size)} needed, {mib(free)} free", "make room"
+    return f"{error}: {mib(size)} needed, {mib(free)} free", "fix that"
+
+
+def _no_inode(place: Path) -> bool:
+    """Whether the file system has no inode left; False where inodes are not counted (Windows)."""
+    if not hasattr(os, "statvfs"):
+        return False
+    counts = os.statvfs(place)
+    return counts.f_files > 0 and counts.f_favail == 0
