@@ -88,8 +88,7 @@ def _relieved(plan: Plan, may_round: bool) -> Iterator[Plan]:
 def _weights(plan: Plan) -> float:
     """Bytes of the decoder's linears on the card, roughly and not too many."""
     llama = plan.profile.llama
-    each = 4 * llama.hidden**2 + 3 * llama.hidden * llama.intermediate
-    return (llama.layers - plan.host_layers) * each * STORED_BYTES[plan.quantization]
+    return (llama.layers - plan.host_layers) * llama.layer_weights * STORED_BYTES[plan.quantization]
 
 
 def _told(plan: Plan) -> str:

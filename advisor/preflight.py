@@ -80,7 +80,7 @@ def advise(
     if old := too_old(gpu):
         model = request.model or DEFAULT_MODEL
         return undecided(request, model, f"{gpu.name} {old.what}", old.fix)
-    if request.model == "tiny":
+    if request.wants_packaged:
         return tiny_on_gpu(request, gpu)
     advice = _on_gpu(request, gpu, request.model or DEFAULT_MODEL)
     if request.model is None and advice.exit_code == 1:

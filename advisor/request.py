@@ -69,6 +69,11 @@ class Request:
         return assigned(self.overrides).get("device") == "cpu"
 
     @property
+    def wants_packaged(self) -> bool:
+        """Whether the model asked for comes with this package and trains on any machine."""
+        return self.model is not None and model_profile(self.model).packaged
+
+    @property
     def own_rows(self) -> tuple[TestedRow, ...]:
         """The user's rows of the table."""
         return tuple(row for row in self.table.rows if row.source == "user")
@@ -215,7 +220,7 @@ def command_of(request: Request, model: str) -> str:
 
 def weights_needed(model: str, weights: str) -> str:
     """The option that a command needs if the model has no packaged weights and none are named."""
-    return " --weights FOLDER" if model != "tiny" and weights == "default" else ""
+    return " --weights FOLDER" if weights == "default" and not model_profile(model).packaged else ""
 
 
 def overridden(plan: Plan, overrides: Sequence[str], largest_micro_batch: int) -> Plan:

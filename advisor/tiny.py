@@ -53,8 +53,8 @@ def tiny_cpu_plan() -> Plan:
 def on_cpu(request: Request) -> Advice:
     """lisa-tiny on the CPU; a large model there cannot be decided."""
     rows = request.table.rows
-    if request.model not in (None, "tiny"):
-        model = str(request.model)
+    if request.model is not None and not request.wants_packaged:
+        model = request.model
         overridden(Plan.parse({"model": model}), request.overrides, 1)  # bad settings come first
         what = "no tested row trains it on a CPU" if request.wants_cpu else "no usable GPU"
         return undecided(request, model, what, f"lisa-advise --model {model} --vram 8GiB")

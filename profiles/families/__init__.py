@@ -31,6 +31,19 @@ class DecoderShape(Frozen):
     intermediate: int
     norm_eps: float = 1e-5  # LLaMA 2's
 
+    @property
+    def layer_weights(self) -> int:
+        """Weights of one layer's seven linears."""
+        return 4 * self.hidden**2 + 3 * self.hidden * self.intermediate
+
+    def linear_flops(self, tokens: int) -> int:
+        """Products of one layer's linears, forward: 2 operations a weight and token."""
+        return 2 * tokens * self.layer_weights
+
+    def attention_flops(self, tokens: int) -> int:
+        """Attention's two products in one layer for one sample: causal, half of 4·T²·H."""
+        return 2 * tokens**2 * self.hidden
+
 
 @dataclass(frozen=True)
 class EncoderFacts:
