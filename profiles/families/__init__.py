@@ -7,7 +7,7 @@ A family is `profiles/families/<name>.py`, whose `Profile` reads a row of models
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import ClassVar
 
@@ -41,6 +41,7 @@ class EncoderFacts:
     pixels: Shapes  # fp32; several pictures' are joined along the first axis
     features: Shapes  # in the plan's dtype; likewise
     flops: float  # of one picture, forward
+    numbers: Shapes = field(default_factory=dict)  # whole numbers that go with both, as a row
 
     @property
     def pixel_values(self) -> int:
