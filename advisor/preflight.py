@@ -33,6 +33,7 @@ from advisor.request import (
 )
 from advisor.tiny import on_cpu, tiny_instead, tiny_on_gpu
 from profiles.findings import Finding, PlanError
+from profiles.models import is_packaged
 from profiles.overrides import assigned
 from profiles.sizes import gib
 from profiles.tested import Table, read_table
@@ -80,7 +81,7 @@ def advise(
     if old := too_old(gpu):
         model = question.model or DEFAULT_MODEL
         return undecided(question, model, f"{gpu.name} {old.what}", old.fix)
-    if question.model == "tiny":
+    if is_packaged(question.model):
         return tiny_on_gpu(question, gpu)
     advice = _on_gpu(question, gpu, question.model or DEFAULT_MODEL)
     if question.model is None and advice.exit_code == 1:

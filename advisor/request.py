@@ -20,7 +20,7 @@ from profiles import skipping
 from profiles.environment import ALLOCATOR_VARIABLES
 from profiles.findings import Finding, PlanError
 from profiles.gpus import gpu_by_nvml
-from profiles.models import model_profile
+from profiles.models import is_packaged, model_profile
 from profiles.overrides import assigned
 from profiles.plan import Plan
 from profiles.tested import Table, TestedRow
@@ -215,7 +215,7 @@ def command_of(question: Question, model: str) -> str:
 
 def weights_needed(model: str, weights: str) -> str:
     """The option that a command still lacks where nothing is packaged and no weights are named."""
-    return " --weights FOLDER" if model != "tiny" and weights == "default" else ""
+    return " --weights FOLDER" if not is_packaged(model) and weights == "default" else ""
 
 
 def overridden(plan: Plan, overrides: Sequence[str], largest_micro_batch: int) -> Plan:

@@ -21,6 +21,7 @@ from advisor.request import (
     whole_segments,
 )
 from profiles.findings import Finding, PlanError
+from profiles.models import is_packaged
 from profiles.overrides import assigned
 from profiles.plan import Plan
 from profiles.settings import Lora, Mixture, Schedule
@@ -52,8 +53,8 @@ def tiny_cpu_plan() -> Plan:
 def on_cpu(question: Question) -> Advice:
     """lisa-tiny on the CPU; a large model there cannot be decided."""
     rows = question.table.rows
-    if question.model not in (None, "tiny"):
-        model = str(question.model)
+    model = question.model
+    if model is not None and not is_packaged(model):
         overridden(Plan.parse({"model": model}), question.overrides, 1)  # bad settings come first
         what = "no tested row trains it on a CPU" if question.wants_cpu else "no usable GPU"
         return undecided(question, model, what, f"lisa-advise --model {model} --vram 8GiB")

@@ -27,6 +27,11 @@ def _profile(name: str, row: dict[str, Any]) -> ModelProfile:
     return profile
 
 
+def is_packaged(name: str | None) -> bool:
+    """Whether that is a size whose weights come with this package."""
+    return name in models() and models()[name].packaged
+
+
 def model_profile(name: str) -> ModelProfile:
     """The profile called `name`. Raises ValueError naming the known ones."""
     known = models()

@@ -314,7 +314,7 @@ def needs_no_more(plan: Plan, other: Plan) -> bool:
         and _lora_needs_no_more(plan.lora, other.lora)
         and _trains_no_more(plan, other)
         and plan.micro_batch <= other.micro_batch
-        and plan.checkpointed_layers >= min(other.checkpointed_layers, plan.profile.llama.layers)
+        and plan.checkpointed_layers >= min(other.checkpointed_layers, plan.profile.decoder.layers)
         and plan.host_layers >= other.host_layers
         and plan.host_embeddings >= other.host_embeddings
         and set(plan.cached_encoders) >= set(other.cached_encoders)

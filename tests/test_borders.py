@@ -129,3 +129,28 @@ def test_what_runs_knows_nothing_of_the_command_lines():
     for name, imported in _graph().items():
         if not name.startswith(("trainer.cli", "advisor.cli")):
             assert not [one for one in imported if ".cli" in one], name
+
+
+def test_only_families_know_their_modules():
+    """Whoever needs to know asks `family_of`, or the profile."""
+    of_families = ("profiles.families.", "trainer.model.families.")
+    for name, imported in _graph().items():
+        inside = next((f"{place}{name.removeprefix(place).partition('.')[0]}"
+                       for place in of_families if name.startswith(place)), None)  # fmt: skip
+        for one in imported:
+            if one.startswith(of_families):
+                family = ".".join(one.split(".")[: 3 + one.startswith("trainer")])
+                own = inside and family.rpartition(".")[2] == inside.rpartition(".")[2]
+                assert own, f"{name} imports {one}"
+
+
+def test_no_size_is_known_by_its_name():
+    """Whether a model comes with the package, its profile says (`packaged`)."""
+    for house in ("advisor", "trainer"):
+        for path in (ROOT / house).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Compare):
+                    compared = [leaf for side in (node.left, *node.comparators)
+                                for leaf in ast.walk(side)]  # fmt: skip
+                    assert not any(isinstance(leaf, ast.Constant) and leaf.value == "tiny"
+                                   for leaf in compared), f"{path}:{node.lineno}"  # fmt: skip

@@ -60,7 +60,7 @@ def paper(plan: Plan, text_tokens: int, gpu: GpuProfile) -> Paper:
     A frozen linear is multiplied forward, backward for its input, and once more where the layer is
     recomputed. Host layers are copied in each direction.
     """
-    llama = plan.profile.llama
+    llama = plan.profile.decoder
     tokens = plan.micro_batch * (plan.profile.most_image_tokens + text_tokens)
     weights = 4 * llama.hidden**2 + 3 * llama.hidden * llama.intermediate
     passes = 2 * llama.layers + plan.checkpointed_layers

@@ -47,7 +47,7 @@ def card_findings(question: Question, gpu: Gpu, best: Candidate, base: Plan) -> 
     if size and size % 10**9 == 0:
         what = f"{size // 10**9} GB are {gib(size)}; a card sold as that has as many GiB"
         findings.append(Finding("--vram", what, fix=f"--vram {size // 10**9}GiB"))
-    if runs and best.plan.model != "tiny" and "weights" not in assigned(question.overrides):
+    if runs and not best.plan.profile.packaged and "weights" not in assigned(question.overrides):
         what = f"the published {best.plan.model} checkpoints must be converted first"
         command = best.plan.profile.conversion
         fix = f"{command}, then --weights FOLDER; or --weights random to rehearse"

@@ -12,7 +12,7 @@ def storage_text(plan: Plan) -> str:
 
 def plan_text(plan: Plan) -> str:
     """The plan's memory levers in a few words."""
-    layers = plan.profile.llama.layers
+    layers = plan.profile.decoder.layers
     parts = [storage_text(plan), f"micro-batch {plan.micro_batch}"]
     parts.append(f"{plan.checkpointed_layers} of {layers} layers checkpointed")
     parts += [f"{plan.host_layers} on the host"] if plan.host_layers else []

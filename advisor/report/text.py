@@ -15,6 +15,7 @@ from rich.text import Text
 
 from advisor.report.plan_words import lora_text, storage_text
 from advisor.report.reasons import told_by
+from profiles.models import is_packaged
 from profiles.plan import Plan
 from profiles.sizes import gib
 from profiles.text import counted, printable
@@ -63,7 +64,8 @@ def print_text(advice: Advice, console: Console) -> None:
         command = Text("  " + advice.command, style="bold cyan")
         console.print()
         console.print(command, soft_wrap=True)
-        if advice.plan is not None and advice.plan.weights == "default" and advice.model != "tiny":
+        weights = "" if advice.plan is None else advice.plan.weights
+        if weights == "default" and not is_packaged(advice.model):
             console.print(Text("  needs weights first: see Notes", style="dim"))
     for title, body in _sections(advice):
         console.print()
@@ -164,7 +166,7 @@ def _pairs(lines: Iterator[tuple[str, str]]) -> Table:
 
 
 def _plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
-    layers = plan.profile.llama.layers
+    layers = plan.profile.decoder.layers
     yield "model", plan.profile.title
     yield "weights", f"{storage_text(plan)}, {plan.dtype} compute, on {plan.device}"
     yield "trains", ", ".join(plan.train)
@@ -230,7 +232,7 @@ def _reason_lines(advice: Advice) -> Iterator[Text]:
 
 def _difference(plan: Plan, chosen: Plan | None) -> str:
     """What `plan` has that the chosen one has not, in a few words."""
-    layers = plan.profile.llama.layers
+    layers = plan.profile.decoder.layers
     parts = [storage_text(plan), f"micro-batch {plan.micro_batch}"]
     if chosen is None or plan.checkpointed_layers != chosen.checkpointed_layers:
         parts.append(f"{plan.checkpointed_layers} of {layers} layers checkpointed")

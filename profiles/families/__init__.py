@@ -100,7 +100,3 @@ class ModelProfile(Frozen):
     def conversion(self) -> str:
         """The command that makes this model's folder of its sources on the hub."""
         return f"lisa-train convert {' '.join(self.sources)} FOLDER --model {self.name}"
-
-    @property
-    def llama(self) -> DecoderShape:
-        return self.decoder

@@ -199,6 +199,7 @@ def _resolve(
     from advisor.machine.target import pick_gpu
     from advisor.memory.card import live_forecast
     from advisor.preflight import advise
+    from profiles.models import is_packaged
     from profiles.overrides import assigned
 
     if not auto:
@@ -211,7 +212,7 @@ def _resolve(
     advice = measured(advice, tell)
     tell(f"{advice.verdict}: {advice.summary}")
     # lisa-tiny is so small that settings nobody has tested may be tried, unless advice is asked.
-    tries = not auto and advice.model == "tiny" and advice.verdict == "UNKNOWN"
+    tries = not auto and is_packaged(advice.model) and advice.verdict == "UNKNOWN"
     if advice.plan is None or (advice.exit_code and not tries):
         raise typer.Exit(advice.exit_code)
     return advice.plan, advice
@@ -219,7 +220,9 @@ def _resolve(
 
 def _refuse_large_on_cpu(model: str, on_cpu: bool) -> None:
     """End where a large model would train on the CPU, which takes days for an epoch."""
-    if on_cpu and model != "tiny":
+    from profiles.models import is_packaged
+
+    if on_cpu and not is_packaged(model):
         fail(
             f"{model}: training it takes a GPU; on a CPU one epoch would take days\n"
             "    hint: lisa-advise doctor says what is missing here, "
