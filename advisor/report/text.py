@@ -165,7 +165,7 @@ def _pairs(lines: Iterator[tuple[str, str]]) -> Table:
 
 
 def _plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
-    layers = plan.profile.llama.layers
+    layers = plan.profile.decoder.layers
     yield "model", plan.profile.title
     yield "weights", f"{storage_text(plan)}, {plan.dtype} compute, on {plan.device}"
     yield "trains", ", ".join(plan.train)

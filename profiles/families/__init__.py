@@ -7,7 +7,7 @@ A family is `profiles/families/<name>.py`, whose `Profile` reads a row of models
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import ClassVar
 
@@ -54,6 +54,7 @@ class EncoderFacts:
     pixels: Shapes  # fp32; several pictures' are joined along the first axis
     features: Shapes  # in the plan's dtype; likewise
     flops: float  # of one picture, forward
+    numbers: Shapes = field(default_factory=dict)  # whole numbers that go with both, as a row
 
     @property
     def pixel_values(self) -> int:
@@ -112,7 +113,3 @@ class ModelProfile(Frozen):
     def conversion(self) -> str:
         """The command that makes this model's folder of its sources on the hub."""
         return f"lisa-train convert {' '.join(self.sources)} FOLDER --model {self.name}"
-
-    @property
-    def llama(self) -> DecoderShape:
-        return self.decoder
