@@ -107,7 +107,7 @@ def _row(name: str, candidate: Candidate, found: Measurement, gpu: Gpu, text: in
         step_seconds=found.step_seconds,
         verdict=found.verdict,
         versions=found.versions,
-        data_shape=DataShape(image_tokens=candidate.plan.profile.clip.image_tokens,
+        data_shape=DataShape(image_tokens=candidate.plan.profile.most_image_tokens,
                              text_tokens=text),
         date=datetime.date.today(),
         note=found.error or "three steps, an evaluation and a checkpoint",

@@ -212,7 +212,7 @@ def _keep_row(short: Shortage, gpu: Gpu, told: Forecast | None, pool: int | None
         forecast_bytes=pool,
         verdict="OOM",
         versions=short.versions,
-        data_shape=DataShape(image_tokens=plan.profile.clip.image_tokens, text_tokens=text),
+        data_shape=DataShape(image_tokens=plan.profile.most_image_tokens, text_tokens=text),
         date=datetime.date.today(),
         note=short.error,
     )

@@ -24,13 +24,13 @@ def main() -> None:
     out = parser.parse_args().out
     plan = Plan.parse({"model": "7b", "weights": "random", "device": "cuda"})
     cuda = torch.device("cuda", 0)
-    for encoder, profile in (("sam", plan.profile.sam), ("clip", plan.profile.clip)):
+    for encoder, facts in plan.profile.encoders.items():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         model = skeleton(plan.profile, read_tokenizer(plan))
-        part = FrozenEncoder(model, plan, encoder, cuda, weight_source(plan))  # type: ignore[arg-type]
+        part = FrozenEncoder(model, plan, encoder, cuda, weight_source(plan))
         static = torch.cuda.memory_allocated()
-        part(torch.randn(1, 3, profile.image_pixels, profile.image_pixels))
+        part({name: torch.randn(shape) for name, shape in facts.pixels.items()})
         row = {
             "encoder": encoder,
             "static_bytes": static,

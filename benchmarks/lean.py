@@ -280,7 +280,7 @@ def tested_row(record: dict[str, Any], prefix: str = "lean-") -> dict[str, Any]:
         "step_seconds": m["step_seconds"],
         "verdict": m["verdict"],
         "versions": m["versions"],
-        "data_shape": {"image_tokens": plan.profile.clip.image_tokens,
+        "data_shape": {"image_tokens": plan.profile.most_image_tokens,
                        "text_tokens": m["text_tokens"][1]},
         "date": record["date"],
         "note": m["error"] or f"random weights of the true shapes; benchmarks/{script}.py",

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from profiles.models import model_profile
 from profiles.plan import Plan
-from profiles.tested import model_needs_no_more, needs_no_more
+from profiles.tested import needs_no_more
 
 GRID_FILE = Path(__file__).with_name("grid.jsonl")
 MICRO_BATCHES = (1, 4, 20)
@@ -121,9 +121,7 @@ def caching_bytes(plan: Plan) -> int:
 def _model_in_grid(plan: Plan) -> str | None:
     """The model whose corners are used for the plan: its own size, or a larger one."""
     known = dict.fromkeys(key[0] for key in _corners())
-    return next(
-        (name for name in known if model_needs_no_more(plan.profile, model_profile(name))), None
-    )
+    return next((name for name in known if plan.profile.needs_no_more(model_profile(name))), None)
 
 
 def _usual(plan: Plan, model: str) -> Plan:

@@ -5,81 +5,26 @@ from __future__ import annotations
 import difflib
 import tomllib
 from functools import cache
+from importlib import import_module
 from importlib.resources import files
+from typing import Any
 
-from profiles.records import Frozen
+from profiles.families import ModelProfile
 from profiles.text import brief
-
-
-class LlamaShape(Frozen):
-    """Decoder sizes: `hidden` and `intermediate` in channels; the norms' epsilon."""
-
-    hidden: int
-    layers: int
-    heads: int
-    intermediate: int
-    norm_eps: float = 1e-5  # LLaMA 2's
-
-
-class ClipShape(Frozen):
-    """Sizes of CLIP's vision tower; the picture is `image_pixels` square."""
-
-    image_pixels: int
-    patch_pixels: int
-    hidden: int
-    layers: int
-    heads: int
-    intermediate: int
-
-    @property
-    def image_tokens(self) -> int:
-        """Patches of one picture, the class token dropped."""
-        return (self.image_pixels // self.patch_pixels) ** 2
-
-
-class SamShape(Frozen):
-    """Sizes of SAM's image encoder and mask decoder; the frame is `image_pixels` square."""
-
-    image_pixels: int
-    patch_pixels: int
-    hidden: int
-    layers: int
-    heads: int
-    intermediate: int
-    global_layers: tuple[int, ...]
-    window_patches: int
-    output_channels: int
-    decoder_intermediate: int
-
-    @property
-    def embedding_pixels(self) -> int:
-        """Side of the image embedding [output_channels, side, side]."""
-        return self.image_pixels // self.patch_pixels
-
-
-class ModelProfile(Frozen):
-    """One size of LISA."""
-
-    name: str
-    title: str
-    vocabulary_rows: int
-    llama: LlamaShape
-    clip: ClipShape
-    projector_layers: int
-    sam: SamShape
-    sources: tuple[str, ...]
-
-    @property
-    def conversion(self) -> str:
-        """The command that makes this model's folder of its sources on the hub."""
-        return f"lisa-train convert {' '.join(self.sources)} FOLDER --model {self.name}"
 
 
 @cache
 def models() -> dict[str, ModelProfile]:
     """All profiles by name."""
     text = (files("profiles") / "models.toml").read_text(encoding="utf-8")
-    return {name: ModelProfile(name=name, **row) for name, row in tomllib.loads(text).items()}
+    return {name: _profile(name, row) for name, row in tomllib.loads(text).items()}
+
+
+def _profile(name: str, row: dict[str, Any]) -> ModelProfile:
+    """A row of the file, read by its family's module."""
+    family = import_module(f"profiles.families.{row['family']}")
+    profile: ModelProfile = family.Profile(name=name, **row)
+    return profile
 
 
 def model_profile(name: str) -> ModelProfile:

@@ -31,7 +31,6 @@ from pydantic import (
 
 from profiles.files import read_regular
 from profiles.findings import Finding
-from profiles.models import ModelProfile
 from profiles.places import data_folder
 from profiles.plan import Plan
 from profiles.records import Frozen
@@ -311,7 +310,7 @@ def needs_no_more(plan: Plan, other: Plan) -> bool:
     return (
         all(getattr(plan, name) == getattr(other, name) for name in _SAME)
         and (len(dtypes) == 1 or dtypes == _TWO_BYTE_DTYPES)
-        and model_needs_no_more(plan.profile, other.profile)
+        and plan.profile.needs_no_more(other.profile)
         and _lora_needs_no_more(plan.lora, other.lora)
         and _trains_no_more(plan, other)
         and plan.micro_batch <= other.micro_batch
@@ -326,19 +325,6 @@ def needs_no_more(plan: Plan, other: Plan) -> bool:
         and plan.tokens.max_masks <= other.tokens.max_masks
         # Other data sets have more masks and longer answers than ReasonSeg.
         and (plan.mixture.reason_seg_alone or plan.mixture == other.mixture)
-    )
-
-
-def model_needs_no_more(model: ModelProfile, other: ModelProfile) -> bool:
-    """Whether `model` is `other`, or the same decoder and SAM behind no larger a CLIP."""
-    epsilon = {"norm_eps": other.llama.norm_eps}  # which takes no memory
-    return model.name == other.name or (
-        model.llama.model_copy(update=epsilon) == other.llama
-        and model.sam == other.sam
-        and model.vocabulary_rows <= other.vocabulary_rows
-        and model.projector_layers <= other.projector_layers
-        and (model.clip.hidden, model.clip.layers) == (other.clip.hidden, other.clip.layers)
-        and model.clip.image_tokens <= other.clip.image_tokens
     )
 
 

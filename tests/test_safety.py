@@ -106,7 +106,7 @@ def test_a_cache_entry_runs_nothing_and_is_built_again(tmp_path: Path, planted: 
     quiet = SimpleNamespace(progress=lambda done, total: None, told=list[str]())
     built = fill_cache(cache, plan, "clip", [PICTURE], lambda: lambda shown: shown,
                        quiet.progress, quiet.told.append)  # fmt: skip
-    assert built == 1 and cache.read(PICTURE).ndim == 3
+    assert built == 1 and cache.read(PICTURE)["pixels"].ndim == 4
 
 
 def test_a_checkpoint_runs_nothing(tmp_path: Path, planted: bytes) -> None:

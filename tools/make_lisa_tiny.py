@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset
 
+from profiles.families import MASK, VISION
 from profiles.models import model_profile
 from trainer.batch import Batch
 from trainer.data.synthetic.questions import (
@@ -35,20 +36,21 @@ from trainer.data.synthetic.questions import (
     sample_texts,
 )
 from trainer.data.synthetic.scenes import COLOURS, FORMS, TEXTURES, Scene, draw_scene
-from trainer.frame import frame_mask
+from trainer.frame import Frame
 from trainer.losses import IGNORE_LABEL, mask_bce_per_mask, mask_dice_per_mask
 from trainer.model.build import save_model
 from trainer.model.families.llava_sam.configs import llava_config, sam_config
 from trainer.model.families.llava_sam.conversation import SYSTEM_PROMPT
 from trainer.model.families.llava_sam.model import Lisa
 from trainer.model.families.llava_sam.pictures import clip_pixels, sam_pixels
-from trainer.model.families.llava_sam.tokenizer import NEW_TOKENS, LisaTokenizer
+from trainer.model.families.llava_sam.tokenizer import LisaTokenizer
 from trainer.model.weights import packaged_folder
 from trainer.prompts import Turn, answer_for, evaluation_turn, question_for
 
 PROFILE = model_profile("tiny")
 QUESTIONS = 6  # per scene
 SIDE = 128  # of the mask loss
+FRAME = Frame.of(PROFILE)
 CLASSES = (len(COLOURS) + 1, len(FORMS) + 1, len(TEXTURES) + 1)  # the last one is the ground
 
 
@@ -67,7 +69,7 @@ def make_tokenizer(folder: Path) -> None:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    special = ["<unk>", "<s>", "</s>", "<pad>", "<image>", *NEW_TOKENS]
+    special = ["<unk>", "<s>", "</s>", "<pad>", "<image>", *LisaTokenizer.new_tokens]
     trainer = trainers.BpeTrainer(
         vocab_size=PROFILE.vocabulary_rows,
         special_tokens=special,
@@ -139,7 +141,7 @@ class Scenes(IterableDataset):
             mask = np.isin(scene.ids, question.targets).astype(np.uint8)
             if scene.ignore is not None:
                 mask[scene.ignore] = 255
-            targets.append(frame_mask(mask, SIDE))
+            targets.append(FRAME.mask(mask, SIDE))
             single = len(question.targets) == 1
             asked.append(attributes(scene)[question.targets[0]] * (1 if single else np.nan))
         return {
@@ -186,8 +188,7 @@ def collate(tokenizer: LisaTokenizer):  # noqa: ANN201
             labels,
             tokenizer.seg_id,
             targets=stack["targets"].flatten(0, 1),
-            clip=stack["clip"],
-            sam=stack["sam"],
+            inputs={VISION: {"pixels": stack["clip"]}, MASK: {"pixels": stack["sam"]}},
         )
         kinds = [kind for example in examples for kind in example["kinds"]]
         return PretrainBatch(
@@ -203,6 +204,7 @@ class Pretrainer(nn.Module):
     def __init__(self, lisa: Lisa) -> None:
         super().__init__()
         self.lisa = lisa
+        lisa.cached = frozenset((VISION, MASK))  # they are computed here, with gradients
         outputs = sum(CLASSES) + 2
         self.clip_head = nn.Linear(PROFILE.clip.hidden, outputs)
         self.sam_head = nn.Linear(PROFILE.sam.output_channels, outputs)
@@ -222,13 +224,19 @@ class Pretrainer(nn.Module):
     def forward(self, data: PretrainBatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """The loss, the mask logits [M, L, L] and the named parts."""
         lisa, batch = self.lisa, data.batch
-        vision = lisa.llava.model.vision_tower(batch.clip, output_hidden_states=True)
+        vision = lisa.llava.model.vision_tower(
+            batch.inputs[VISION]["pixels"], output_hidden_states=True
+        )
         clip = vision.hidden_states[-2][:, 1:]
-        sam = lisa.sam.vision_encoder(batch.sam)[0]
+        sam = lisa.sam.vision_encoder(batch.inputs[MASK]["pixels"])[0]
         many = clip.repeat_interleave(QUESTIONS, 0)
-        batch = replace(batch, clip=many, sam=sam.repeat_interleave(QUESTIONS, 0))
+        seen = {
+            VISION: {"features": many},
+            MASK: {"features": sam.repeat_interleave(QUESTIONS, 0)},
+        }
+        batch = replace(batch, inputs=seen)
         states = lisa.hidden_states(batch)
-        masks = lisa.decode_masks(states, batch.segs, batch.sam)
+        masks = lisa.decode_masks(states, batch)
         rows, places = batch.segs.unbind(1)
         asked = self.target_head(lisa.text_hidden_fcs(states[rows, places - 1]))
         single = ~data.asked[:, 3].isnan()

@@ -17,7 +17,9 @@ from profiles.plan import Plan
 from profiles.settings import Lora, TrainedPart
 from profiles.text import brief
 from trainer.atomic_folder import apply_umask
-from trainer.model.families.llava_sam.names import LLAVA, from_adapter, to_adapter
+from trainer.model.adapter_names import to_peft
+from trainer.model.families import family_of
+from trainer.model.segmentation_model import SegmentationModel
 from trainer.model.weights import WeightsError, legible
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"  # PEFT's names
@@ -35,24 +37,31 @@ def write(
     """PEFT's two files of what was trained of LLaVA; returns the rest, which has no place there."""
     from trainer.model.adapters import peft_config
 
+    model = family_of(plan.profile).model
+    root = f"{model.adapted_at}."
     whole = [name for part in plan.train for name in _WHOLE.get(part, ())]
     rows = {name: list(new_ids) for name in ("embed_tokens", "lm_head") if name not in whole}
     peft_config(
         lora,
+        model.decoder_at,
         task_type="CAUSAL_LM",
         inference_mode=True,
-        base_model_name_or_path=None if plan.model == "tiny" else plan.profile.sources[0],
+        base_model_name_or_path=None if plan.profile.packaged else plan.profile.sources[0],
         modules_to_save=whole or None,
         trainable_token_indices=rows if "token_rows" in plan.train else None,
     ).save_pretrained(str(folder))
-    ours = {to_adapter(name): value for name, value in trained.items() if name.startswith(LLAVA)}
+    ours = {
+        to_peft(name.removeprefix(root)): value
+        for name, value in trained.items()
+        if name.startswith(root)
+    }
     save_file(ours, folder / TENSORS, metadata={"format": "pt"})
     apply_umask(folder / TENSORS)
-    return {name: value for name, value in trained.items() if not name.startswith(LLAVA)}
+    return {name: value for name, value in trained.items() if not name.startswith(root)}
 
 
-def read(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a folder's adapter by this model's names; none where there is no adapter.
+def read(folder: Path, model: type[SegmentationModel]) -> dict[str, Tensor]:
+    """The tensors of a folder's adapter by the model's names; none where there is no adapter.
 
     One that is no part of the model keeps its name. Raises WeightsError.
     """
@@ -62,7 +71,7 @@ def read(folder: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     with legible(path), safe_open(path, framework="pt") as file:
         for theirs in file.keys():  # noqa: SIM118
-            name = from_adapter(theirs) or theirs
+            name = model.from_adapter(theirs) or theirs
             if name in tensors:
                 raise WeightsError(f"{path}: {brief(theirs)} is {brief(name)} once more")
             tensors[name] = file.get_tensor(theirs)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from trainer.losses import (
-    IGNORE_LABEL,
-)
+from profiles.settings import Encoder
+from trainer.losses import IGNORE_LABEL
 
 
 @dataclass
 class Batch:
-    """Right-padded samples. Each encoder's input is its features where cached, else pixels.
+    """Right-padded samples. Each encoder's tensors are its features where cached, else pixels.
 
     Places are (sample, position) pairs. They are found on the CPU, so that no step has to wait for
     the GPU to learn how many there are.
@@ -27,8 +26,7 @@ class Batch:
     predicting: Tensor  # [n, 2] places whose next token is supervised
     answers: Tensor  # [n] int64, those next tokens
     targets: Tensor  # [M, R, R] uint8: 0 background, 1 object, 255 ignored
-    clip: Tensor  # [B, N, C] features or [B, 3, P, P] pixels
-    sam: Tensor  # [B, E, G, G] features or [B, 3, S, S] pixels
+    inputs: dict[Encoder, dict[str, Tensor]]  # each encoder's, named and shaped by the family
     names: tuple[str, ...] = ()  # of the samples, for error messages
 
     @classmethod
@@ -49,12 +47,19 @@ class Batch:
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """The batch with every tensor changed."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        changed: dict[str, Any] = {
-            name: change(value) if isinstance(value, Tensor) else value
-            for name, value in values.items()
-        }
-        return Batch(**changed)
+        return replace(
+            self,
+            **{f.name: _changed(getattr(self, f.name), change) for f in fields(self)},
+        )
+
+
+def _changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A field's value with every tensor in it changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {name: _changed(inner, change) for name, inner in value.items()}
+    return value
 
 
 @dataclass(frozen=True)
@@ -63,3 +68,9 @@ class Encoded:
 
     input_ids: list[int]
     labels: list[int]
+    image_tokens: int  # of the input ids
+
+    @property
+    def text_tokens(self) -> int:
+        """Tokens beside the picture's."""
+        return len(self.input_ids) - self.image_tokens

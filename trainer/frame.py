@@ -1,22 +1,59 @@
-"""The mask decoder's padded square frame: where a picture lies in it."""
+"""The mask decoder's square frame: where a picture lies in it, and the way there and back."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from profiles.families import ModelProfile
+from trainer.losses import IGNORE_PIXEL
 
 
-def inner_size(height: int, width: int, frame: int) -> tuple[int, int]:
-    """Height and width of the picture inside SAM's padded frame: longest side to `frame`."""
-    scale = frame / max(height, width)
+@dataclass(frozen=True)
+class Frame:
+    """A square of `side` pixels into which pictures are stretched, or shrunk and padded."""
+
+    side: int
+    stretched: bool = False
+
+    @classmethod
+    def of(cls, profile: ModelProfile) -> Frame:
+        """The frame of a model's mask decoder."""
+        return cls(profile.frame_pixels, profile.stretched)
+
+    def inner(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of a picture inside the frame; padded, its longest side is `side`."""
+        if self.stretched:
+            return self.side, self.side
+        return inner_size(height, width, self.side)
+
+    def mask(self, mask: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+        """[H, W] of {0, 1, 255} -> [side, side], the frame at that size; padding is ignored."""
+        height, width = Frame(side, self.stretched).inner(*mask.shape)
+        resized = Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST)
+        framed = np.full((side, side), IGNORE_PIXEL, np.uint8)
+        framed[:height, :width] = np.asarray(resized)
+        return framed
+
+    def to_original(self, logits: Tensor, height: int, width: int) -> Tensor:
+        """Low-resolution logits [M, L, L] -> [M, height, width] at the picture's own size.
+
+        The way back through the frame: up to its size, crop the padding, resize (Kirillov et al.
+        2023, arXiv:2304.02643, `postprocess_masks`).
+        """
+        inner = self.inner(height, width)
+        resize = partial(functional.interpolate, mode="bilinear", align_corners=False)
+        framed = resize(logits[:, None].float(), size=(self.side, self.side))
+        return resize(framed[..., : inner[0], : inner[1]], size=(height, width))[:, 0]
+
+
+def inner_size(height: int, width: int, side: int) -> tuple[int, int]:
+    """Height and width of a picture whose longest side is made `side`."""
+    scale = side / max(height, width)
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
-
-
-def frame_mask(mask: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """[H, W] of {0, 1, 255} -> [side, side] in SAM's frame; the padding is 255, ignored."""
-    height, width = inner_size(mask.shape[0], mask.shape[1], side)
-    resized = Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST)
-    framed = np.full((side, side), 255, np.uint8)
-    framed[:height, :width] = np.asarray(resized)
-    return framed

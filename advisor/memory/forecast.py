@@ -262,9 +262,8 @@ def _peak(events: list[tuple[int, int]]) -> int:
 
 def _host_bytes(measurement: Measurement) -> int:
     """Peak resident set of the training process on Linux."""
-    plan, shapes = measurement.plan, measurement.plan.profile
-    pixels = {"sam": shapes.sam.image_pixels, "clip": shapes.clip.image_pixels}
-    online = sum(3 * 4 * side**2 for name, side in pixels.items()
+    plan = measurement.plan
+    online = sum(4 * facts.pixel_values for name, facts in plan.profile.encoders.items()
                  if name not in plan.cached_encoders)  # fmt: skip
     # A batch as collated and as pinned; a worker of its own keeps two ahead.
     batches = plan.micro_batch * online * (2 + 2 * plan.workers)

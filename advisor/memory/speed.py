@@ -20,8 +20,6 @@ from profiles.plan import Plan
 SPEED_FILE = Path(__file__).resolve().parents[2] / "profiles" / "speed.json"
 REFERENCE = "h100-sxm-80gb"
 BYTES_PER_WEIGHT = {"nf4": 4.127 / 8, "int8": 1.0, "none": 2.0}
-# Forward products of one picture, 2 FLOP a weight and position (ViT-H at 4096, ViT-L at 577).
-ENCODER_FLOPS = {"sam": 2 * 632e6 * 4096, "clip": 2 * 303e6 * 577}
 
 
 @dataclass(frozen=True)
@@ -63,12 +61,13 @@ def paper(plan: Plan, text_tokens: int, gpu: GpuProfile) -> Paper:
     recomputed. Host layers are copied in each direction.
     """
     llama = plan.profile.llama
-    tokens = plan.micro_batch * (plan.profile.clip.image_tokens + text_tokens)
+    tokens = plan.micro_batch * (plan.profile.most_image_tokens + text_tokens)
     weights = 4 * llama.hidden**2 + 3 * llama.hidden * llama.intermediate
     passes = 2 * llama.layers + plan.checkpointed_layers
     attention = 2 * tokens * (tokens / plan.micro_batch) * llama.hidden  # causal: half of 4·T²·H
     flops = 2 * tokens * weights * passes + attention * (passes + 1.5 * llama.layers)
-    online = (flop for name, flop in ENCODER_FLOPS.items() if name not in plan.cached_encoders)
+    encoders = plan.profile.encoders.items()
+    online = (facts.flops for name, facts in encoders if name not in plan.cached_encoders)
     flops += plan.micro_batch * sum(online)
     stored = BYTES_PER_WEIGHT[plan.quantization]
     widened = 0.0 if plan.quantization == "none" else weights * passes * (stored + 2 + 2)

@@ -49,9 +49,11 @@ from trainer.data.images import LONGEST_SIDE, read_image
 from trainer.data.importing.importer import import_annotations
 from trainer.data.mixture import check_data
 from trainer.data.polygons import paint_mask
-from trainer.frame import frame_mask
+from trainer.frame import Frame
+from trainer.model.adapter_names import to_peft
 from trainer.model.build import build, read_tokenizer
-from trainer.model.families.llava_sam.names import from_adapter, to_adapter
+from trainer.model.families.llava_sam.family import FAMILY
+from trainer.model.families.llava_sam.names import from_adapter
 from trainer.model.families.llava_sam.pictures import clip_pixels, sam_pixels
 from trainer.model.families.llava_sam.tokenizer import LisaTokenizer
 from trainer.model.weights import FolderWeights, ShapesAlone, WeightsError, packaged_folder
@@ -262,7 +264,7 @@ def _as_encoders_want(image: np.ndarray) -> None:
         shown = pixels(image, side)
         if shown.shape != (3, side, side) or not np.isfinite(shown).all():
             raise Wrong(f"{pixels.__name__} made {shown.shape}")
-    if frame_mask(image[:, :, 0] & 1, 256).shape != (256, 256):
+    if Frame(256).mask(image[:, :, 0] & 1, 256).shape != (256, 256):
         raise Wrong("no mask in SAM's frame")
 
 
@@ -524,7 +526,7 @@ def feed_entry(data: bytes, folder: Path) -> bool:
     path = folder / "entry.safetensors"
     path.write_bytes(data)
     features = read_entry(path, "clip-1")
-    if features.numpy().tobytes() != FEATURES.numpy().tobytes():
+    if features["features"].numpy().tobytes() != FEATURES.numpy().tobytes():
         raise Wrong("altered features were taken for good ones")
     return True
 
@@ -545,7 +547,11 @@ def adapted() -> tuple[Plan, Any, dict[str, torch.Tensor]]:
     plan = tiny_plan(train=[])
     model = build(plan, read_tokenizer(plan), torch.device("meta"), ShapesAlone())
     shapes = {name: p.shape for name, p in checkpoint.trained_parameters(model).items()}
-    return plan, model, {to_adapter(name): torch.ones(shape) for name, shape in shapes.items()}
+    return (
+        plan,
+        model,
+        {to_peft(name.removeprefix("llava.")): torch.ones(shape) for name, shape in shapes.items()},
+    )
 
 
 ADAPTER: dict[str, Any] = {
@@ -761,7 +767,7 @@ def feed_source(case: tuple[str, bytes], folder: Path) -> bool:
         (folder / "model.safetensors").write_bytes(save(published()))
     shutil.copy(packaged_folder() / "tokenizer.json", folder)
     (folder / name).write_bytes(data)
-    source = Source.read(folder)
+    source = Source.read(folder, FAMILY)
     report = Conversion("tiny", [source.facts()])
     json.dumps(report.sources)
     needed = {here: published()[there].shape for here, there in PUBLISHED.items()}

@@ -39,6 +39,7 @@ from trainer.data.importing.importer import import_annotations
 from trainer.data.json_fields import LARGEST_FILE, load_json
 from trainer.data.picture_paths import picture_in
 from trainer.data.polygons import Polygon, painted_area
+from trainer.model.families.llava_sam.family import FAMILY
 from trainer.model.families.llava_sam.pictures import LONGEST, clip_pixels
 from trainer.model.families.llava_sam.tokenizer import LisaTokenizer
 from trainer.model.weights import WeightsError
@@ -348,8 +349,8 @@ def test_features_without_a_dimension_are_a_bad_entry(tmp_path: Path) -> None:
         read_entry(path, "k")
     cache = FeatureCache(tmp_path, "k")
     (tmp_path / "a.png").write_bytes(PICTURE)
-    cache.write(tmp_path / "a.png", torch.tensor(1.0))
-    assert cache.read(tmp_path / "a.png") == 1
+    cache.write(tmp_path / "a.png", {"features": torch.tensor(1.0)})
+    assert cache.read(tmp_path / "a.png") == {"features": 1}
 
 
 @pytest.mark.parametrize("text", [DEEP, "[]", "null", '{"a": {"tensor": "none"}}', "{", DIGITS])
@@ -418,7 +419,7 @@ def test_embeddings_without_a_row_make_no_model(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(save(tensors | {name: tensors[name][:0]}))
     needed = {here: tensors[there].shape for here, there in surfaces.PUBLISHED.items()}
     with pytest.raises(WeightsError, match="no row at all"):
-        choose([Source.read(tmp_path)], needed, "tiny", Conversion("tiny"))
+        choose([Source.read(tmp_path, FAMILY)], needed, "tiny", Conversion("tiny"))
 
 
 @pytest.mark.parametrize("number", [{}, [], None, True, 1.0, "1"])

@@ -21,7 +21,7 @@ from trainer.cli.train import hyphenated
 from trainer.data.formats.reasonseg import read_split
 from trainer.data.samples import MicroBatches, SampleSet, collate
 from trainer.model.build import build, read_tokenizer
-from trainer.model.families.llava_sam.tokenizer import TooLong
+from trainer.model.tokenizer import TooLong
 from trainer.reporter import Reporter
 from trainer.run.run import Run
 from trainer.step import NotFinite, make_optimizer, training_step

@@ -14,10 +14,10 @@ from trainer.answer.question import Answer, Question
 from trainer.answer.trained_model import Trained
 from trainer.batch import Batch
 from trainer.data.images import read_image
+from trainer.data.samples import image_tokens
 from trainer.losses import IGNORE_LABEL
 from trainer.model.build import read_tokenizer
-from trainer.model.families.llava_sam.model import to_original
-from trainer.model.families.llava_sam.tokenizer import LisaTokenizer
+from trainer.model.tokenizer import ConversationTokenizer
 from trainer.parallel.accelerator import make_accelerator
 from trainer.reporter import Reporter
 from trainer.run.feature_caches import prepare_caches
@@ -25,10 +25,10 @@ from trainer.run.feature_caches import prepare_caches
 SILENT = Reporter(lambda text: None, lambda what, done, total: None)
 
 
-def longest_question(questions: Sequence[Question], plan: Plan, tokenizer: LisaTokenizer) -> int:
+def longest_question(questions: Sequence[Question], tokenizer: ConversationTokenizer) -> int:
     """Text tokens of the longest question, its prompt among them."""
-    lengths = [len(tokenizer.encode([question.turn()]).input_ids) for question in questions]
-    return max(lengths, default=0) - plan.profile.clip.image_tokens
+    lengths = (tokenizer.encode([question.turn()]).text_tokens for question in questions)
+    return max(lengths, default=0)
 
 
 class Segmenter:
@@ -69,21 +69,20 @@ class Segmenter:
         left_out = max(0, len(low) - most_masks) if most_masks else 0
         low = low[: len(low) - left_out]
         masks = np.zeros((len(low), height, width), bool)
-        frame = self.plan.profile.sam.image_pixels
+        frame = self.model.frame
         for number, logits in enumerate(low):
-            masks[number] = to_original(logits.cpu()[None], frame, height, width)[0].numpy() > 0
+            masks[number] = frame.to_original(logits.cpu()[None], height, width)[0].numpy() > 0
         kept = [token for token in new.tolist() if token != end]
         text = self.tokenizer.decode(kept).strip()
         return Answer(text, masks, time.monotonic() - started, left_out)
 
     def _batch(self, question: Question) -> Batch:
-        ids = torch.tensor([self.tokenizer.encode([question.turn()]).input_ids])
-        shown = {name: self.caches[name].read(question.image)[None] for name in self.caches}
+        count = image_tokens(question.image, self.plan)
+        ids = torch.tensor([self.tokenizer.encode([question.turn()], count).input_ids])
         return Batch.of(
             ids,
             torch.full_like(ids, IGNORE_LABEL),
             self.tokenizer.seg_id,
             targets=torch.zeros(0),
-            clip=shown["clip"],
-            sam=shown["sam"],
+            inputs={name: cache.read(question.image) for name, cache in self.caches.items()},
         )

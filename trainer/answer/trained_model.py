@@ -19,8 +19,8 @@ from trainer.run.folder import TRAINED
 if TYPE_CHECKING:
     import torch
 
-    from trainer.model.families.llava_sam.model import Lisa
-    from trainer.model.families.llava_sam.tokenizer import LisaTokenizer
+    from trainer.model.segmentation_model import SegmentationModel
+    from trainer.model.tokenizer import ConversationTokenizer
 
 DEFAULT = Path("runs/latest")  # where lisa-train trains by default
 ORIGIN = "conversion.json"  # names the model of a converted or merged folder
@@ -38,7 +38,9 @@ class Trained:
         """Whether the base weights may be quantised in any way: none was used in training."""
         return self.folder is None
 
-    def load(self, plan: Plan, tokenizer: LisaTokenizer, device: torch.device) -> Lisa:
+    def load(
+        self, plan: Plan, tokenizer: ConversationTokenizer, device: torch.device
+    ) -> SegmentationModel:
         """The model under `plan`, ready to answer. Raises WeightsError, CheckpointError."""
         from trainer.model.build import TORCH_DTYPES, build
         from trainer.run import checkpoint
@@ -92,12 +94,12 @@ def find(where: Path, assignments: Sequence[str] = ()) -> Trained:
     else:
         raise ValueError(f"{where}: {_why_none(where)}")
     answering: dict[str, object] = {
-        "cached_encoders": ["sam", "clip"], "compile": False, "processes": 1,
+        "cached_encoders": list(plan.profile.encoders), "compile": False, "processes": 1,
         "accumulation": 1, "effective_batch": plan.micro_batch,
     }  # fmt: skip
     if plan.device == "cuda" and not _sees_gpu():
         answering |= {"device": "cpu", "optimizer": "adamw", "host_layers": 0}
-        answering |= {"dtype": "fp32" if plan.model == "tiny" else "bf16"}
+        answering |= {"dtype": "fp32" if plan.profile.packaged else "bf16"}
     plan = Plan.parse(plan.model_dump(mode="json") | answering).override(assignments)
     return Trained(plan, folder)
 

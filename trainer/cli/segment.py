@@ -118,7 +118,7 @@ def planned(trained: Trained, asked: list[Question]) -> tuple[Plan, Fit | None]:
     from trainer.answer.segmenter import longest_question
     from trainer.model.build import read_tokenizer
 
-    text = longest_question(asked, trained.plan, read_tokenizer(trained.plan))
+    text = longest_question(asked, read_tokenizer(trained.plan))
     fit = fitting(trained.plan, trained.may_round, text, probe(), tell)
     tell(fit.line())
     use_allocator(fit.plan)

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from profiles.files import read_regular
-from trainer.model.families.llava_sam.names import NamesError, target_names
+from trainer.model.families import Family, NamesError
 from trainer.model.weights import WeightsError, fingerprint_of
 
 PICKLES = ("pytorch_model*.bin", "*.pth")
@@ -96,7 +96,9 @@ class Source:
     unused: list[str] = field(default_factory=list)  # names that no model here uses
 
     @classmethod
-    def read(cls, folder: Path, tell: Callable[[str], None] = lambda line: None) -> Source:
+    def read(
+        cls, folder: Path, family: Family[Any], tell: Callable[[str], None] = lambda line: None
+    ) -> Source:
         """Read the headers of all weights files; reports others through `tell`.
 
         Raises WeightsError.
@@ -112,7 +114,7 @@ class Source:
                     )
                 found[name] = Found(source.name, path, name, shape, dtype)
         try:
-            targets = target_names(found)
+            targets = family.target_names(found)
         except NamesError as error:
             raise WeightsError(f"{folder}: {error}") from None
         for name, target in targets.items():

@@ -17,32 +17,21 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from profiles.models import ModelProfile, model_profile
+from profiles.families import ModelProfile
+from profiles.models import model_profile
 from profiles.sizes import GIB
 from trainer.atomic_folder import apply_umask, atomic_folder, refuse_taken
 from trainer.convert.checkpoint_folder import PLAIN_DTYPES, Found, Source, TensorFile
 from trainer.convert.tokenizer import convert_tokenizer
-from trainer.model.build import skeleton
-from trainer.model.families.llava_sam.configs import llava_config
-from trainer.model.families.llava_sam.names import CLIP, EMBEDDING, HEAD, PROJECTOR
-from trainer.model.families.llava_sam.tokenizer import LisaTokenizer
+from trainer.model.build import shared_prefixes, skeleton
+from trainer.model.families import Family, family_of
 from trainer.model.weights import WeightsError, canonical_name, packaged_folder
 from trainer.prompts import SEG_TOKEN
 
 SHARD_BYTES = 2 << 30
 DTYPE = torch.bfloat16  # of every tensor, as in the packaged folder
-SEG_LAYERS = "text_hidden_fcs."
-SEED = 0  # of text_hidden_fcs where no source has it
+SEED = 0  # of what no source has and may start afresh
 SHOWN = 3
-# Which checkpoint would have a tensor; the first prefix that fits.
-GIVERS = (
-    (CLIP, "openai/clip-vit-large-patch14 (224 px, model 7b-v1) or a LLaVA-1.5 checkpoint"),
-    (f"{PROJECTOR}linear.", "a released LISA checkpoint with a one-layer projector"),
-    (PROJECTOR, "a LLaVA-1.5 checkpoint, with its two-layer projector"),
-    ("llava.", "a LLaVA or a released LISA checkpoint"),
-    ("sam.", "facebook/sam-vit-huge or a released LISA checkpoint"),
-    (SEG_LAYERS, "a released LISA checkpoint"),
-)
 Tell = Callable[[str], None]
 
 
@@ -88,11 +77,13 @@ def convert(
     """
     profile = model_profile(model)
     refuse_taken(target)
-    sources = [Source.read(folder, tell) for folder in folders]
+    family = family_of(profile)
+    table, _ = family.model.tables()
+    sources = [Source.read(folder, family, tell) for folder in folders]
     needed = needed_shapes(profile)
     report = Conversion(model, [source.facts() for source in sources])
     chosen = choose(sources, needed, model, report)
-    language = next(s for s in sources if s.tensors.get(EMBEDDING) == chosen[EMBEDDING])
+    language = next(s for s in sources if s.tensors.get(table) == chosen[table])
     report.warnings += _config_differences(language, profile)
     with atomic_folder(target) as folder:
         _convert_tokenizer(language, folder, profile, chosen, report)
@@ -104,12 +95,14 @@ def convert(
 
 def needed_shapes(profile: ModelProfile) -> dict[str, torch.Size]:
     """Every tensor that the model asks its folder for. Nothing is allocated."""
-    # Which token is which changes no shape, so the packaged tokenizer will do.
-    tokenizer = LisaTokenizer.read(packaged_folder(), profile.clip.image_tokens)
+    # Which token is which changes no shape, so the tokenizer at hand will do.
+    family = family_of(profile)
+    tokenizer = family.tokenizer.read(packaged_folder(), profile.most_image_tokens)
+    shared = shared_prefixes(family.model)
     return {
         canonical_name(name): value.shape
         for name, value in skeleton(profile, tokenizer).state_dict().items()
-        if not name.startswith("sam.prompt_encoder.shared_embedding.")
+        if not name.startswith(shared)
     }
 
 
@@ -118,8 +111,10 @@ def choose(
 ) -> dict[str, Found]:
     """The tensor for each name, and the report's lists. Raises WeightsError on all that is wrong.
 
-    Without any text_hidden_fcs, as in plain LLaVA, they are left out: to be initialised.
+    Without any tensor that may start afresh, as in plain LLaVA, these are left out: to be
+    initialised.
     """
+    family = family_of(model_profile(model))
     chosen: dict[str, Found] = {}
     for source in sources:
         unused = list(source.unused)
@@ -131,10 +126,10 @@ def choose(
         if unused:
             report.unused.setdefault(source.name, []).extend(sorted(unused))
     absent = [name for name in needed if name not in chosen]
-    if not any(name.startswith(SEG_LAYERS) for name in chosen):
-        report.initialised = [name for name in absent if name.startswith(SEG_LAYERS)]
-    problems = [_missing(n, needed[n]) for n in absent if n not in report.initialised]
-    problems += filter(None, (_misfit(n, found, needed[n]) for n, found in chosen.items()))
+    if family.fresh and not any(name.startswith(family.fresh) for name in chosen):
+        report.initialised = [name for name in absent if name.startswith(family.fresh)]
+    problems = [_missing(n, needed[n], family) for n in absent if n not in report.initialised]
+    problems += filter(None, (_misfit(n, found, needed[n], family) for n, found in chosen.items()))
     if problems:
         raise WeightsError(_all_problems(problems, sources, needed, model))
     report.used = {name: found.where for name, found in chosen.items()}
@@ -142,17 +137,17 @@ def choose(
     return chosen
 
 
-def _missing(name: str, shape: torch.Size) -> str:
-    giver = next(text for prefix, text in GIVERS if name.startswith(prefix))
+def _missing(name: str, shape: torch.Size, family: Family[Any]) -> str:
+    giver = next(text for prefix, text in family.givers if name.startswith(prefix))
     return f"{name} {list(shape)} is in none of the sources; it comes with {giver}"
 
 
-def _misfit(name: str, found: Found, shape: torch.Size) -> str | None:
+def _misfit(name: str, found: Found, shape: torch.Size, family: Family[Any]) -> str | None:
     """What is wrong with a tensor, if anything; too few rows are not."""
     got = f"{found.where} has shape {list(found.shape)}, {name} needs {list(shape)}"
     if found.dtype not in PLAIN_DTYPES:
         return f"{found.where} is stored as {found.dtype}: quantised; give the unquantised weights"
-    if name in (EMBEDDING, HEAD) and found.shape[1:] == shape[1:]:
+    if name in family.model.tables() and found.shape[1:] == shape[1:]:
         if not found.shape[0]:
             return f"{got}: no row at all"
         return f"{got}: more rows than the model has" if found.shape[0] > shape[0] else None
@@ -167,28 +162,15 @@ def _all_problems(
         shown.append(f"… and {len(problems) - SHOWN} tensors more")
     text = f"{len(problems)} tensors keep these sources from being model {model}:\n"
     text += "\n".join(f"    - {line}" for line in shown)
-    one = f"{PROJECTOR}linear.weight"
-    if one not in needed and any(one in source.tensors for source in sources):
-        text += f"\n    hint: its projector has one layer, that of model {model} two; "
-        text += "try 7b-v1 or 13b-v1"
-    elif one in needed and any(f"{PROJECTOR}linear_1.weight" in s.tensors for s in sources):
-        text += f"\n    hint: its projector has two layers, that of model {model} one; "
-        text += "try 7b or 13b"
-    return text
+    offered = {name for source in sources for name in source.tensors}
+    hint = family_of(model_profile(model)).likely_model(needed, offered)
+    return text + (f"\n    hint: {hint.format(model=model)}" if hint else "")
 
 
 def _config_differences(language: Source, profile: ModelProfile) -> list[str]:
     """Settings that no shape shows, where the checkpoint was trained under others."""
-    theirs = language.config.get("text_config", language.config)
-    ours = llava_config(profile, 0, 0).text_config
-    if not isinstance(theirs, dict):
-        return []
-    return [
-        f"{language.name}/config.json says {key} {theirs[key]}, the model computes with "
-        f"{getattr(ours, key)}"
-        for key in ("rms_norm_eps", "num_attention_heads", "num_key_value_heads")
-        if theirs.get(key) not in (None, getattr(ours, key))
-    ]
+    differ = family_of(profile).other_settings(language.config, profile)
+    return [f"{language.name}/config.json {what}" for what in differ]
 
 
 def _convert_tokenizer(
@@ -200,10 +182,14 @@ def _convert_tokenizer(
 ) -> None:
     """The tokenizer of the source that gave the embeddings: no other one fits their rows."""
     path = folder / "tokenizer.json"
-    report.tokens_added = convert_tokenizer(language.folder, path, profile.vocabulary_rows)
-    seg = LisaTokenizer.read(folder, profile.clip.image_tokens).seg_id
-    rows = chosen[EMBEDDING].shape[0]
-    trained = any(name.startswith(SEG_LAYERS) for name in language.tensors)
+    family = family_of(profile)
+    made = family.tokenizer
+    report.tokens_added = convert_tokenizer(
+        language.folder, path, profile.vocabulary_rows, made.new_tokens
+    )
+    seg = made.read(folder, profile.most_image_tokens).seg_id
+    rows = chosen[family.model.tables()[0]].shape[0]
+    trained = any(name.startswith(family.fresh) for name in language.tensors)
     if trained and seg >= rows:
         raise WeightsError(
             f"{language.folder}: a trained LISA, but its tokenizer gives {SEG_TOKEN} the id {seg} "

@@ -26,7 +26,7 @@ from trainer.atomic_folder import apply_umask, atomic_folder, refuse_taken
 from trainer.convert.convert import SHARD_BYTES, Shards, needed_shapes
 from trainer.model.adapters import merged
 from trainer.model.build import TORCH_DTYPES, read_tokenizer
-from trainer.model.families.llava_sam.names import EMBEDDING, HEAD
+from trainer.model.families import family_of
 from trainer.model.weights import FolderWeights, WeightsError, canonical_name, model_folder
 from trainer.run.checkpoint import read_trained, verify
 from trainer.run.checkpoint_files import MANIFEST, altered, read_facts, seal
@@ -81,7 +81,7 @@ def export_trained(trained: Trained, target: Path) -> int:
         plan = Plan.read(source / "plan.json")
         portable = plan.model_copy(update={"weights": "default"})
         (folder / "plan.json").write_text(portable.to_json(), encoding="utf-8")
-        rest = read_trained(source)
+        rest = read_trained(source, family_of(plan.profile).model)
         if plan.lora is not None:
             rows = "token_rows" in plan.train
             new_ids = read_tokenizer(trained.plan).new_ids if rows else ()
@@ -108,7 +108,7 @@ def export_merged(trained: Trained, target: Path, shard_bytes: int = SHARD_BYTES
     refuse_taken(target)
     base = FolderWeights(model_folder(plan))
     tokenizer = read_tokenizer(plan)
-    merge = _Merge(plan, read_trained(source), tokenizer.new_ids)
+    merge = _Merge(plan, read_trained(source, family_of(plan.profile).model), tokenizer.new_ids)
     dtype = TORCH_DTYPES[plan.dtype]
     with atomic_folder(target) as folder:
         shards = Shards(folder, shard_bytes)
@@ -134,6 +134,7 @@ class _Merge:
         self.left = set(self.trained)
         self.new_ids = new_ids
         self.lora = plan.lora
+        self.tables = family_of(plan.profile).model.tables()
 
     def __call__(self, name: str, value: Tensor) -> Tensor:
         """The tensor [...] called `name`, from its base `value` in fp32."""
@@ -144,7 +145,7 @@ class _Merge:
         down, up = self._take(f"{stem}.lora_A.weight"), self._take(f"{stem}.lora_B.weight")
         if self.lora is not None and down is not None and up is not None:
             return merged(value, down, up, self.lora)
-        rows = self._take(f"{stem}.rows") if name in (EMBEDDING, HEAD) else None
+        rows = self._take(f"{stem}.rows") if name in self.tables else None
         return value if rows is None else value.index_copy(0, torch.tensor(self.new_ids), rows)
 
     def _take(self, name: str) -> Tensor | None:
@@ -194,7 +195,7 @@ def _about(plan: Plan, merged: bool) -> str:
     if merged:
         return f"The whole model, ready for questions:\n\n    {use}"
     text = f"The trained tensors alone; they lie over the base weights of `{plan.model}`"
-    if plan.model == "tiny":
+    if plan.profile.packaged:
         text = f"{text}, which come with the package:\n\n    {use}"
     else:
         text = (

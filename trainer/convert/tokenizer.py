@@ -1,8 +1,9 @@
-"""A published checkpoint's tokenizer -> the one file that `LisaTokenizer` reads."""
+"""A published checkpoint's tokenizer -> the one file that its family's tokenizer reads."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,23 +12,26 @@ from tokenizers import AddedToken, Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from trainer.convert.checkpoint_folder import read_object
-from trainer.model.families.llava_sam.tokenizer import NEW_TOKENS
 from trainer.model.weights import WeightsError, legible
 from trainer.prompts import END_OF_TURN, IMAGE_TOKEN
 
 START, UNKNOWN, PADDING = "<s>", "<unk>", "<pad>"
 
 
-def convert_tokenizer(folder: Path, target: Path, rows: int) -> dict[str, int]:
-    """Write the folder's tokenizer with all of LISA's tokens to `target`; returns those added.
+def convert_tokenizer(
+    folder: Path, target: Path, rows: int, new_tokens: Sequence[str]
+) -> dict[str, int]:
+    """Write the folder's tokenizer with the `new_tokens` to `target`; returns those added.
 
     `rows` is the model's number of token rows: every id must have one. Raises WeightsError.
     """
     with legible(folder, "the tokenizer must be the one that came with the language model"):
-        return _convert(_read(folder), folder, target, rows)
+        return _convert(_read(folder), folder, target, rows, new_tokens)
 
 
-def _convert(tokenizer: Tokenizer, folder: Path, target: Path, rows: int) -> dict[str, int]:
+def _convert(
+    tokenizer: Tokenizer, folder: Path, target: Path, rows: int, new_tokens: Sequence[str]
+) -> dict[str, int]:
     absent = [t for t in (UNKNOWN, START, END_OF_TURN) if tokenizer.token_to_id(t) is None]
     if absent:
         raise WeightsError(
@@ -35,7 +39,7 @@ def _convert(tokenizer: Tokenizer, folder: Path, target: Path, rows: int) -> dic
         )
     added = _add_recorded(tokenizer, folder)
     # In upstream's order, as in a released LISA's last rows; this project's tokens follow.
-    for token in (*NEW_TOKENS, IMAGE_TOKEN, PADDING):
+    for token in (*new_tokens, IMAGE_TOKEN, PADDING):
         added |= _add(tokenizer, token)
     if tokenizer.get_vocab_size() > rows:
         raise WeightsError(

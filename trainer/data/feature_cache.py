@@ -10,7 +10,7 @@ import hashlib
 import os
 import secrets
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from profiles.plan import Plan
 from profiles.settings import Encoder
 from trainer.atomic_folder import apply_umask
 from trainer.data.images import read_image
-from trainer.model.families.llava_sam.pictures import VERSION, pixels
+from trainer.model.families import family_of
 
 ASIDE = "writing"  # an entry on its way, with a random number: machines may share a cache
 
@@ -39,9 +39,9 @@ class NoEntry(BadEntry):
 
 def encoder_key(plan: Plan, encoder: Encoder, fingerprint: str) -> str:
     """Names the features: equal keys, equal features of equal pictures."""
-    shape = getattr(plan.profile, encoder).model_dump_json()
-    text = f"{encoder}|{shape}|{plan.dtype}|{fingerprint}|preprocess {VERSION}"
-    return f"{encoder}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    facts, version = plan.profile.encoders[encoder], family_of(plan.profile).pixels_version
+    text = f"{facts.name}|{facts.sizes}|{plan.dtype}|{fingerprint}|preprocess {version}"
+    return f"{facts.name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 class FeatureCache:
@@ -55,7 +55,7 @@ class FeatureCache:
         """Where the features of a picture are, or would be."""
         return self.folder / f"{_content_hash(image, image.stat().st_mtime_ns)}.safetensors"
 
-    def read(self, image: Path) -> Tensor:
+    def read(self, image: Path) -> dict[str, Tensor]:
         """The features of a picture. Raises BadEntry."""
         try:
             return read_entry(self.entry(image), self.key)
@@ -73,16 +73,20 @@ class FeatureCache:
             return str(error)
         return None
 
-    def write(self, image: Path, features: Tensor) -> None:
-        """Store features [...]: aside first, then renamed."""
+    def write(self, image: Path, features: Mapping[str, Tensor]) -> None:
+        """Store a picture's features by name: aside first, then renamed."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        features = features.contiguous().cpu()
+        features = {name: value.contiguous().cpu() for name, value in features.items()}
         aside = self.folder / f".{ASIDE}-{secrets.randbits(63)}"
         try:
             save_file(
-                {"features": features},
+                features,
                 aside,
-                metadata={"key": self.key, "crc32": str(_checksum(features))},
+                metadata={
+                    "key": self.key,
+                    "crc32": str(_checksum(features)),
+                    "axis": "picture",
+                },
             )
             apply_umask(aside)
             force(aside)
@@ -92,25 +96,30 @@ class FeatureCache:
             raise
 
 
-def read_entry(path: Path, key: str) -> Tensor:
-    """Features from one file. Raises BadEntry, NoEntry."""
+def read_entry(path: Path, key: str) -> dict[str, Tensor]:
+    """Features from one file, with an axis for the picture. Raises BadEntry, NoEntry."""
     if not path.is_file():
         raise NoEntry(f"{path}: not there")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            features: Tensor = file.get_tensor("features")
+            features = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except Exception as error:  # an altered header may break its reader anywhere
         raise BadEntry(f"{path}: unreadable: {error}") from None
     if metadata.get("key") != key:
         raise BadEntry(f"{path}: made by another encoder: {metadata.get('key')}")
     if metadata.get("crc32") != str(_checksum(features)):
         raise BadEntry(f"{path}: checksum differs")
+    if "axis" not in metadata:  # written before entries had one for the picture
+        return {name: value[None] for name, value in features.items()}
     return features
 
 
-def _checksum(features: Tensor) -> int:
-    return zlib.crc32(features.flatten().view(torch.uint8).numpy().tobytes())
+def _checksum(features: Mapping[str, Tensor]) -> int:
+    total = 0
+    for _, value in sorted(features.items()):
+        total = zlib.crc32(value.flatten().view(torch.uint8).numpy().tobytes(), total)
+    return total
 
 
 @lru_cache(maxsize=65536)
@@ -124,14 +133,15 @@ def fill_cache(
     plan: Plan,
     encoder: Encoder,
     images: Sequence[Path],
-    load_encoder: Callable[[], Callable[[Tensor], Tensor]],
+    load_encoder: Callable[[], Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]],
     progress: Callable[[int, int], None],
     report: Callable[[str], None],
 ) -> int:
     """Build the missing and damaged entries; returns how many. The encoder loads only if needed."""
     # By age, not by process: a cache may be shared between machines. An entry takes a second.
     sweep(cache.folder, [ASIDE], STALE_SECONDS)
-    encode: Callable[[Tensor], Tensor] | None = None
+    encode: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None
+    family = family_of(plan.profile)
     built = 0
     for done, image in enumerate(images):
         progress(done, len(images))
@@ -141,8 +151,7 @@ def fill_cache(
         if problem:
             report(f"rebuilding {problem}")
         encode = encode or load_encoder()
-        batch = torch.from_numpy(pixels(read_image(image), encoder, plan.profile))[None]
-        cache.write(image, encode(batch)[0])
+        cache.write(image, encode(family.pixels(read_image(image), encoder, plan.profile)))
         built += 1
     progress(len(images), len(images))
     return built

@@ -44,6 +44,15 @@ def read_image(path: Path) -> ByteArray:
     return opened[1]
 
 
+def size_of(path: Path) -> Size:
+    """Height and width of a picture as `read_image` gives it, from its header. Raises DataError."""
+    report = Report(Path(path))
+    opened = open_image(report, lambda image: None, _ALL_FORMATS)
+    if opened is None:
+        raise DataError(report.findings)
+    return opened[0]
+
+
 def is_picture(path: Path) -> bool:
     """Whether a file is a picture by its name, or else by its first bytes."""
     if path.suffix.lower() in PICTURE_SUFFIXES:

@@ -22,15 +22,15 @@ from profiles.text import one_line
 from trainer.batch import Batch, Encoded
 from trainer.data.feature_cache import FeatureCache
 from trainer.data.formats.reasonseg import Item, ReasoningPicture
-from trainer.data.images import read_image
+from trainer.data.images import read_image, size_of
 from trainer.data.mixture import MixedSets, generator_of
 from trainer.data.pictures import AskedTurn, Picture
 from trainer.data.polygons import IGNORE
-from trainer.frame import frame_mask
+from trainer.frame import Frame
 from trainer.losses import IGNORE_LABEL, check_target
-from trainer.model.families.llava_sam.conversation import conversation
-from trainer.model.families.llava_sam.pictures import pixels
-from trainer.model.families.llava_sam.tokenizer import LisaTokenizer, TooLong
+from trainer.model.families import family_of
+from trainer.model.tokenizer import ConversationTokenizer, TooLong
+from trainer.prompts import Turn
 
 COMPILED_LENGTH_STEP = 32  # tokens
 
@@ -42,7 +42,7 @@ class Sample:
     name: str
     encoded: Encoded
     targets: NDArray[np.uint8]  # [masks, R, R] of {0, 1, 255} in SAM's frame
-    inputs: dict[str, Tensor]  # "clip" and "sam": features or pixels
+    inputs: dict[Encoder, dict[str, Tensor]]  # features or pixels
     truth: NDArray[np.uint8]  # [H, W] of {0, 1, 255}: the first mask at the picture's own size
 
 
@@ -56,7 +56,7 @@ class SampleSet(Dataset[Sample]):
         self,
         items: Sequence[Item] | MixedSets,
         plan: Plan,
-        tokenizer: LisaTokenizer,
+        tokenizer: ConversationTokenizer,
         caches: dict[Encoder, FeatureCache],
         training: bool,
     ) -> None:
@@ -65,6 +65,7 @@ class SampleSet(Dataset[Sample]):
         self.tokenizer = tokenizer
         self.caches = caches
         self.training = training
+        self.frame = Frame.of(plan.profile)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -76,12 +77,15 @@ class SampleSet(Dataset[Sample]):
         image = read_image(picture.image_path)
         size, side = image.shape[:2], self.plan.mask_loss_resolution
         truths = [one.paint(*size) for one in asked if one.paint is not None]
-        framed = [frame_mask(truth, side) for truth in truths]
+        framed = [self.frame.mask(truth, side) for truth in truths]
         return Sample(
             name=picture.name,
             encoded=encoded,
             targets=np.stack(framed) if framed else np.zeros((0, side, side), np.uint8),
-            inputs={encoder: self._input(encoder, picture, image) for encoder in ("clip", "sam")},
+            inputs={
+                encoder: self._input(encoder, picture, image)
+                for encoder in self.plan.profile.encoders
+            },
             truth=truths[0] if truths else np.full(size, IGNORE, np.uint8),
         )
 
@@ -102,8 +106,8 @@ class SampleSet(Dataset[Sample]):
             picture, asked = self._asked(epoch, index)
             first = [asked[0].turn]
             # A token is a byte or more, so most visits need not be tokenised for it.
-            if len(conversation(first).encode()) > self.plan.tokens.max_text_tokens:
-                self._check_length(picture, self.tokenizer.encode(first))
+            if len(self.tokenizer.text(first).encode()) > self.plan.tokens.max_text_tokens:
+                self._check_length(picture, self._encode(picture, first))
 
     def _visit(self, epoch: int, index: int) -> tuple[Picture, list[AskedTurn], Encoded]:
         """A picture, what it is asked, and the conversation.
@@ -111,11 +115,14 @@ class SampleSet(Dataset[Sample]):
         Last turns go until the rest is as short as the plan allows, or only one is left.
         """
         picture, asked = self._asked(epoch, index)
-        encoded = self.tokenizer.encode([one.turn for one in asked])
-        while len(asked) > 1 and self._text(encoded) > self.plan.tokens.max_text_tokens:
+        encoded = self._encode(picture, [one.turn for one in asked])
+        while len(asked) > 1 and encoded.text_tokens > self.plan.tokens.max_text_tokens:
             asked = asked[:-1]
-            encoded = self.tokenizer.encode([one.turn for one in asked])
+            encoded = self._encode(picture, [one.turn for one in asked])
         return picture, asked, encoded
+
+    def _encode(self, picture: Picture, turns: list[Turn]) -> Encoded:
+        return self.tokenizer.encode(turns, image_tokens(picture.image_path, self.plan))
 
     def _asked(self, epoch: int, index: int) -> tuple[Picture, list[AskedTurn]]:
         """A picture and all that it is asked."""
@@ -126,21 +133,29 @@ class SampleSet(Dataset[Sample]):
         item = ReasoningPicture(self.items[index])
         return item, item.draw_turns(rng) if self.training else item.evaluation()
 
-    def _input(self, encoder: Encoder, picture: Picture, image: NDArray[np.uint8]) -> Tensor:
+    def _input(
+        self, encoder: Encoder, picture: Picture, image: NDArray[np.uint8]
+    ) -> dict[str, Tensor]:
         if encoder in self.caches:
             return self.caches[encoder].read(picture.image_path)
-        return torch.from_numpy(pixels(image, encoder, self.plan.profile))
-
-    def _text(self, encoded: Encoded) -> int:
-        return len(encoded.input_ids) - self.tokenizer.image_tokens
+        profile = self.plan.profile
+        return family_of(profile).pixels(image, encoder, profile)
 
     def _check_length(self, picture: Picture, encoded: Encoded) -> None:
-        text, limit = self._text(encoded), self.plan.tokens.max_text_tokens
+        text, limit = encoded.text_tokens, self.plan.tokens.max_text_tokens
         if text > limit:
             raise TooLong(
                 f"{one_line(picture.where)}: {text} text tokens, the plan allows {limit}\n"
                 f"    hint: shorten the text, or --set tokens.max_text_tokens={text}"
             )
+
+
+def image_tokens(image: Path, plan: Plan) -> int:
+    """Positions that a picture takes in the decoder. Raises DataError."""
+    profile = plan.profile
+    return (
+        profile.image_tokens(*size_of(image)) if profile.tokens_vary else profile.most_image_tokens
+    )
 
 
 def length_step(plan: Plan) -> int:
@@ -156,7 +171,7 @@ def padded(length: int, step: int) -> int:
     return -(-length // step) * step
 
 
-def collate(samples: Sequence[Sample], tokenizer: LisaTokenizer, step: int = 1) -> Batch:
+def collate(samples: Sequence[Sample], tokenizer: ConversationTokenizer, step: int = 1) -> Batch:
     """Samples as one batch, right-padded to a multiple of `step` tokens.
 
     Raises ValueError for a mask of other values.
@@ -175,10 +190,15 @@ def collate(samples: Sequence[Sample], tokenizer: LisaTokenizer, step: int = 1) 
         labels,
         tokenizer.seg_id,
         targets=targets,
-        clip=torch.stack([sample.inputs["clip"] for sample in samples]),
-        sam=torch.stack([sample.inputs["sam"] for sample in samples]),
+        inputs={encoder: _joined(samples, encoder) for encoder in samples[0].inputs},
         names=tuple(sample.name for sample in samples),
     )
+
+
+def _joined(samples: Sequence[Sample], encoder: Encoder) -> dict[str, Tensor]:
+    """One encoder's tensors of all samples, along the pictures' axis."""
+    given = [sample.inputs[encoder] for sample in samples]
+    return {name: torch.cat([one[name] for one in given]) for name in given[0]}
 
 
 class MicroBatches:

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from profiles.settings import Lora, LoraTargets
-from trainer.model.families.llava_sam.model import Lisa
-from trainer.model.families.llava_sam.names import ADAPTER_NAME as NAME
+from trainer.model.adapter_names import ADAPTER_NAME as NAME
 from trainer.model.layers.frozen import FrozenLinear
+from trainer.model.segmentation_model import SegmentationModel
 
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 TARGETS: dict[LoraTargets, tuple[str, ...]] = {
@@ -77,11 +77,11 @@ class AdaptedLinear(peft_lora.Linear):
         return added.view(y.shape)
 
 
-def peft_config(lora: Lora, **more: Any) -> LoraConfig:
+def peft_config(lora: Lora, decoder_at: str, **more: Any) -> LoraConfig:
     """PEFT's configuration of the plan's adapters, with `more` of its settings."""
     # Of the decoder alone: CLIP in transformers' LLaVA has linears called q_proj, too.
-    names = "|".join(TARGETS[lora.targets])
-    where = rf"(?:.*\.)?language_model\.(?:.*\.)?layers\.\d+\.(?:self_attn|mlp)\.(?:{names})"
+    names, decoder = "|".join(TARGETS[lora.targets]), decoder_at.rpartition(".")[2]
+    where = rf"(?:.*\.)?{decoder}\.(?:.*\.)?layers\.\d+\.(?:self_attn|mlp)\.(?:{names})"
     return LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # PEFT divides it, fractions too
@@ -91,12 +91,12 @@ def peft_config(lora: Lora, **more: Any) -> LoraConfig:
     )
 
 
-def add_adapters(model: Lisa, lora: Lora) -> None:
+def add_adapters(model: SegmentationModel, lora: Lora) -> None:
     """Have PEFT put adapters on the decoder's linears, whatever these are stored in."""
-    config = peft_config(lora)
+    config = peft_config(lora, model.decoder_at)
     config._register_custom_module({FrozenLinear: AdaptedLinear, nn.Linear: AdaptedLinear})
     with torch.device("meta"):  # else PEFT draws gigabytes on the CPU, even for shapes alone
-        inject_adapter_in_model(config, model.llava, NAME)
+        inject_adapter_in_model(config, model.get_submodule(model.adapted_at), NAME)
     norm: Any = model.decoder.norm
     for layer in model.decoder.modules():
         if isinstance(layer, AdaptedLinear):
@@ -110,7 +110,7 @@ def merged(weight: Tensor, down: Tensor, up: Tensor, lora: Lora) -> Tensor:
         base = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
         base.weight = nn.Parameter(weight.clone(), requires_grad=False)
         layer: Any = peft_lora.Linear(
-            base, NAME, config=peft_config(lora), r=lora.rank, lora_alpha=alpha
+            base, NAME, config=LoraConfig(), r=lora.rank, lora_alpha=alpha
         )
     layer.lora_A[NAME].weight, layer.lora_B[NAME].weight = map(nn.Parameter, (down, up))
     layer.merge()

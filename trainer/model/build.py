@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import os
 import shutil
+from functools import partial
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 
-from profiles.models import ModelProfile
+from profiles.families import ModelProfile
 from profiles.plan import Plan
 from profiles.settings import Dtype, Encoder
 from trainer.model.adapters import add_adapters
-from trainer.model.families.llava_sam.configs import llava_config, sam_config
-from trainer.model.families.llava_sam.model import Lisa
-from trainer.model.families.llava_sam.tokenizer import LisaTokenizer
+from trainer.model.families import family_of
 from trainer.model.layers.frozen import frozen_linear
 from trainer.model.layers.host import HostEmbedding, HostHead, HostLayers
 from trainer.model.layers.token_rows import TokenRowEmbedding, TokenRowHead
+from trainer.model.segmentation_model import Features, SegmentationModel, set_module
+from trainer.model.tokenizer import ConversationTokenizer
 from trainer.model.trained import mark_trained
 from trainer.model.weights import (
     WeightsError,
@@ -36,15 +38,15 @@ TORCH_DTYPES: dict[Dtype, torch.dtype] = {
     "fp16": torch.float16,
     "fp32": torch.float32,
 }
-DECODER = "llava.model.language_model."
 
 
-def read_tokenizer(plan: Plan) -> LisaTokenizer:
+def read_tokenizer(plan: Plan) -> ConversationTokenizer:
     """The plan's tokenizer. Raises WeightsError, FileNotFoundError."""
-    return LisaTokenizer.read(model_folder(plan), plan.profile.clip.image_tokens)
+    profile = plan.profile
+    return family_of(profile).tokenizer.read(model_folder(plan), profile.most_image_tokens)
 
 
-def some_tokenizer(plan: Plan) -> LisaTokenizer:
+def some_tokenizer(plan: Plan) -> ConversationTokenizer:
     """The plan's tokenizer, or the packaged one where its weights are not here: enough to count."""
     try:
         return read_tokenizer(plan)
@@ -52,24 +54,19 @@ def some_tokenizer(plan: Plan) -> LisaTokenizer:
         return read_tokenizer(plan.override(["weights=random"]))
 
 
-def skeleton(profile: ModelProfile, tokenizer: LisaTokenizer) -> Lisa:
+def skeleton(profile: ModelProfile, tokenizer: ConversationTokenizer) -> SegmentationModel:
     """The model with every parameter on the meta device; buffers are real."""
     with init_empty_weights(include_buffers=False):
-        return Lisa(
-            llava_config(profile, tokenizer.image_id, tokenizer.pad_id),
-            sam_config(profile),
-            tokenizer.seg_id,
-            profile.projector_layers,
-        )
+        return family_of(profile).skeleton(profile, tokenizer)
 
 
 def build(
     plan: Plan,
-    tokenizer: LisaTokenizer,
+    tokenizer: ConversationTokenizer,
     device: torch.device,
     source: WeightSource | None = None,
     trained_dtype: torch.dtype = torch.float32,
-) -> Lisa:
+) -> SegmentationModel:
     """The model to train: base weights stored as planned, adapters and rows added, rest frozen.
 
     They come from the plan's source, unless another is given. Raises WeightsError.
@@ -78,13 +75,13 @@ def build(
 
 
 def fill(
-    model: Lisa,
+    model: SegmentationModel,
     plan: Plan,
-    tokenizer: LisaTokenizer,
+    tokenizer: ConversationTokenizer,
     device: torch.device,
     source: WeightSource | None = None,
     trained_dtype: torch.dtype = torch.float32,
-) -> Lisa:
+) -> SegmentationModel:
     """Give a skeleton its tensors as `build` says; returns it.
 
     Tensors arrive one at a time and are stored as planned on arrival, so that loading never takes
@@ -92,15 +89,19 @@ def fill(
     """
     torch.manual_seed(plan.seed)  # the adapters' starting values
     names = [name for name, _ in chain(model.named_parameters(), model.named_buffers())]
-    dropped = [name for name in names if name.startswith(_dropped_prefixes(plan))]
+    # In the files, not in the model: the encoders that the cache stands in for.
+    absent = tuple(f"{model.encoders_at[encoder]}." for encoder in plan.cached_encoders)
+    dropped = [name for name in names if name.startswith(absent)]
     model.drop_encoders(plan.cached_encoders)
     model.logits_at, model.dtype = plan.logits, TORCH_DTYPES[plan.dtype]
     source = source or weight_source(plan)
     used = _load_decoder_layers(model, plan, source, device)
     if plan.host_embeddings:
         used += _load_host_embeddings(model, source, device)
-    used += materialise(model, source, device, model.dtype, done=frozenset(used))
-    model.sam.prompt_encoder.shared_embedding = model.sam.shared_image_embedding
+    used += materialise(
+        model, source, device, model.dtype, done=frozenset(used), skip=shared_prefixes(model)
+    )
+    share_modules(model)
     source.finish([*used, *dropped])
     add_trained(model, plan, tokenizer.new_ids, trained_dtype)
     model.plan_layers(plan.checkpointed_layers, plan.compile)
@@ -127,7 +128,7 @@ def check_compiler() -> None:
 
 
 def add_trained(
-    model: Lisa, plan: Plan, new_ids: list[int], dtype: torch.dtype = torch.float32
+    model: SegmentationModel, plan: Plan, new_ids: list[int], dtype: torch.dtype = torch.float32
 ) -> None:
     """Add the adapters and trained rows to a model (on any device, meta too); mark what trains."""
     if plan.lora is not None:
@@ -146,14 +147,19 @@ def host_layer_places(plan: Plan) -> list[int]:
     return [index * among // count for index in range(count)]
 
 
-def _dropped_prefixes(plan: Plan) -> tuple[str, ...]:
-    """Names of the encoders that the cache stands in for: in the files, not in the model."""
-    prefixes = {"clip": "llava.model.vision_tower.", "sam": "sam.vision_encoder."}
-    return tuple(prefixes[encoder] for encoder in plan.cached_encoders)
+def shared_prefixes(model: SegmentationModel | type[SegmentationModel]) -> tuple[str, ...]:
+    """Prefixes of the tensors that are another one of the model, and in no file by this name."""
+    return tuple(f"{name}." for name in model.one_with)
+
+
+def share_modules(model: SegmentationModel) -> None:
+    """Have the modules that are another one of the model be that one."""
+    for name, other in model.one_with.items():
+        set_module(model, name, model.get_submodule(other))
 
 
 def _load_decoder_layers(
-    model: Lisa, plan: Plan, source: WeightSource, device: torch.device
+    model: SegmentationModel, plan: Plan, source: WeightSource, device: torch.device
 ) -> list[str]:
     """Fill the decoder layers, one after the other; returns the names used."""
     used: list[str] = []
@@ -161,43 +167,44 @@ def _load_decoder_layers(
     if host:
         model.host_layers = HostLayers(device)
     for index, layer in enumerate(model.decoder_layers):
-        prefix = f"{DECODER}layers.{index}."
+        prefix = f"{model.decoder_at}.layers.{index}."
         for path, linear in list(layer.named_modules()):
             if isinstance(linear, nn.Linear):
                 name, shape = f"{prefix}{path}.weight", linear.weight.shape
                 weight = source.get(name, shape, device, model.dtype)
-                _set(layer, path, frozen_linear(weight, plan.quantization))
                 used.append(name)
+                bias: Tensor | None = linear.bias
+                if bias is not None:
+                    name = f"{prefix}{path}.bias"
+                    bias = source.get(name, bias.shape, device, model.dtype)
+                    used.append(name)
+                set_module(layer, path, frozen_linear(weight, plan.quantization, bias))
         used += materialise(layer, source, device, model.dtype, prefix, used)
         if index in host and model.host_layers is not None:
             model.host_numbers[index] = model.host_layers.adopt(layer)
     return used
 
 
-def _load_host_embeddings(model: Lisa, source: WeightSource, device: torch.device) -> list[str]:
+def _load_host_embeddings(
+    model: SegmentationModel, source: WeightSource, device: torch.device
+) -> list[str]:
     """Embedding table and head into host memory; returns the names used."""
-    names = [f"{DECODER}embed_tokens.weight", "llava.lm_head.weight"]
-    shape = model.llava.lm_head.weight.shape
+    names = model.tables()
+    shape = model.get_parameter(names[1]).shape
     home = torch.device("meta" if device.type == "meta" else "cpu")
     table, head = (source.get(name, shape, home, model.dtype) for name in names)
-    model.llava.set_input_embeddings(HostEmbedding(table, device))
-    model.llava.lm_head = HostHead(head, device)
-    return names
+    model.replace_tables(HostEmbedding(table, device), HostHead(head, device))
+    return list(names)
 
 
-def _set(root: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, name = path.rpartition(".")
-    setattr(root.get_submodule(parent), name, module)
-
-
-def _add_token_rows(model: Lisa, ids: list[int], head: bool) -> None:
-    model.llava.set_input_embeddings(TokenRowEmbedding(model.llava.get_input_embeddings(), ids))
-    if not head:
-        return
-    if isinstance(model.llava.lm_head, HostHead):
-        model.llava.lm_head.train_rows(ids)
-    else:
-        model.llava.lm_head = TokenRowHead(model.llava.lm_head, ids)
+def _add_token_rows(model: SegmentationModel, ids: list[int], head: bool) -> None:
+    table: Any = model.embedding
+    base: Any = model.head
+    if head and isinstance(base, HostHead):
+        base.train_rows(ids)
+    elif head:
+        base = TokenRowHead(base, ids)
+    model.replace_tables(TokenRowEmbedding(table, ids), base)
 
 
 class FrozenEncoder(nn.Module):
@@ -205,7 +212,7 @@ class FrozenEncoder(nn.Module):
 
     def __init__(
         self,
-        model: Lisa,
+        model: SegmentationModel,
         plan: Plan,
         encoder: Encoder,
         device: torch.device,
@@ -214,23 +221,25 @@ class FrozenEncoder(nn.Module):
         super().__init__()
         self.device = device
         self.dtype = TORCH_DTYPES[plan.dtype]
-        part: nn.Module = (
-            model.llava.model.vision_tower if encoder == "clip" else model.sam.vision_encoder
-        )
-        prefix = "llava.model.vision_tower." if encoder == "clip" else "sam.vision_encoder."
-        materialise(part, source, device, self.dtype, prefix)
+        part = model.get_submodule(model.encoders_at[encoder])
+        materialise(part, source, device, self.dtype, f"{model.encoders_at[encoder]}.")
         model.dtype = self.dtype
         _move_buffers(part, device)
         self.part = part.eval()
-        self.encode = model.clip_features if encoder == "clip" else model.sam_features
+        self.encode = partial(model.encode, encoder)
 
     @torch.no_grad()
-    def forward(self, pixels: Tensor) -> Tensor:
-        """[B, 3, side, side] -> [B, N, C] (CLIP) or [B, E, G, G] (SAM), in the plan's dtype."""
-        return self.encode(pixels.to(self.device, self.dtype))
+    def forward(self, pixels: Features) -> dict[str, Tensor]:
+        """A batch's pixels -> its features in the plan's dtype, by the family's names."""
+        return self.encode(
+            {
+                name: tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
+                for name, tensor in pixels.items()
+            }
+        )
 
 
-def save_model(model: Lisa, folder: Path, dtype: torch.dtype) -> Path:
+def save_model(model: SegmentationModel, folder: Path, dtype: torch.dtype) -> Path:
     """Write all tensors of an unquantised model under canonical names; returns the file."""
     from safetensors.torch import save_file
 
@@ -241,7 +250,7 @@ def save_model(model: Lisa, folder: Path, dtype: torch.dtype) -> Path:
         if value.is_floating_point()
         else value.detach().cpu()
         for name, value in model.state_dict().items()
-        if not name.startswith("sam.prompt_encoder.shared_embedding.")
+        if not name.startswith(shared_prefixes(model))
     }
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "model.safetensors"

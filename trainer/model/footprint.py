@@ -13,8 +13,9 @@ from torch import Tensor
 from profiles.plan import Plan
 from profiles.sizes import gib
 from trainer.model.build import build
-from trainer.model.families.llava_sam.tokenizer import LisaTokenizer
 from trainer.model.layers.host import host_tensors
+from trainer.model.segmentation_model import SegmentationModel
+from trainer.model.tokenizer import ConversationTokenizer
 from trainer.model.weights import ShapesAlone
 
 # bitsandbytes keeps the moments of smaller tensors in fp32 (`min_8bit_size`), and pages only those
@@ -35,7 +36,7 @@ def optimizer_bytes(plan: Plan, count: int) -> int:
     return 2 * 4 * count
 
 
-def needed_bytes(plan: Plan, tokenizer: LisaTokenizer) -> dict[str, int]:
+def needed_bytes(plan: Plan, tokenizer: ConversationTokenizer) -> dict[str, int]:
     """Bytes by component: frozen weights, trained tensors, gradients, optimizer; host memory."""
     model = build(plan, tokenizer, torch.device("meta"), ShapesAlone())
     card = [tensor for _, tensor in model.on_card()]
@@ -49,20 +50,20 @@ def needed_bytes(plan: Plan, tokenizer: LisaTokenizer) -> dict[str, int]:
     }
 
 
-def component_of(name: str, tensor: Tensor) -> str:
-    """What a tensor that stays on the card is part of."""
+def component_of(model: SegmentationModel, name: str, tensor: Tensor) -> str:
+    """What a tensor of the model that stays on the card is part of."""
     if tensor.requires_grad:
         parts = {"lora_": "adapters", "rows": "trained rows", "mask_decoder": "mask decoder"}
         return next((part for mark, part in parts.items() if mark in name), "other trained")
-    encoder = "vision_tower" in name or "vision_encoder" in name
-    return "encoders" if encoder else "frozen weights"
+    encoders = tuple(f"{place}." for place in model.encoders_at.values())
+    return "encoders" if name.startswith(encoders) else "frozen weights"
 
 
 def _size(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def check_fits(plan: Plan, tokenizer: LisaTokenizer, usable: int, host_usable: int) -> None:
+def check_fits(plan: Plan, tokenizer: ConversationTokenizer, usable: int, host_usable: int) -> None:
     """Raise DoesNotFit if the floor is above `usable` bytes of card or `host_usable` of host."""
     needed = needed_bytes(plan, tokenizer)
     host = needed.pop("host")
@@ -83,8 +84,9 @@ def check_fits(plan: Plan, tokenizer: LisaTokenizer, usable: int, host_usable: i
 
 def _hint(plan: Plan) -> str:
     """The next lever for the weights, the cheapest first."""
-    if set(plan.cached_encoders) != {"sam", "clip"}:
-        return "--set cached_encoders=sam,clip keeps both encoders off the card"
+    encoders = plan.profile.encoders
+    if set(plan.cached_encoders) != set(encoders):
+        return f"--set cached_encoders={','.join(encoders)} keeps both encoders off the card"
     if {"head", "embeddings"} & set(plan.train):
         return "train token_rows instead of the whole embedding and head"
     if not plan.host_embeddings:

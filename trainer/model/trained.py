@@ -5,47 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import nn
 
 from profiles.plan import Plan
-from profiles.settings import TrainedPart
-from trainer.model.families.llava_sam.model import Lisa
-
-PART_PREFIXES: dict[TrainedPart, tuple[str, ...]] = {
-    "mask_decoder": ("sam.mask_decoder.",),
-    "text_hidden_fcs": ("text_hidden_fcs.",),
-    "projector": ("llava.model.multi_modal_projector.",),
-    "token_rows": ("llava.model.language_model.embed_tokens.rows", "llava.lm_head.rows"),
-    "head": ("llava.lm_head.weight",),
-    "embeddings": ("llava.model.language_model.embed_tokens.weight", "llava.lm_head.weight"),
-}
-# They learn from masks alone.
-OF_MASKS = PART_PREFIXES["mask_decoder"] + PART_PREFIXES["text_hidden_fcs"]
-# With multimask_output=False only the first mask token's hypernetwork is read, and no loss reads
-# the predicted IoU: these never get a gradient, so training them would be a claim without effect.
-UNREAD = (
-    "sam.mask_decoder.iou_prediction_head.",
-    "sam.mask_decoder.output_hypernetworks_mlps.1.",
-    "sam.mask_decoder.output_hypernetworks_mlps.2.",
-    "sam.mask_decoder.output_hypernetworks_mlps.3.",
-)
+from trainer.model.segmentation_model import SegmentationModel
 
 
 class GradientError(RuntimeError):
     """A listed tensor without gradient, or a gradient where none was listed."""
 
 
-def trained_names(model: nn.Module, plan: Plan) -> list[str]:
+def trained_names(model: SegmentationModel, plan: Plan) -> list[str]:
     """Names of the parameters that the plan trains."""
-    prefixes = tuple(prefix for part in plan.train for prefix in PART_PREFIXES[part])
+    prefixes = tuple(prefix for part in plan.train for prefix in model.prefixes_of(part))
     return [
         name
         for name, _ in model.named_parameters()
-        if ".lora_" in name or (name.startswith(prefixes) and not name.startswith(UNREAD))
+        if ".lora_" in name or (name.startswith(prefixes) and not name.startswith(model.unread))
     ]
 
 
-def mark_trained(model: Lisa, plan: Plan, dtype: torch.dtype = torch.float32) -> None:
+def mark_trained(model: SegmentationModel, plan: Plan, dtype: torch.dtype = torch.float32) -> None:
     """Set `requires_grad` from the allow-list alone; trained tensors are kept in `dtype`."""
     listed = set(trained_names(model, plan))
     for name, parameter in model.named_parameters():
@@ -62,7 +41,8 @@ class GradientCheck:
     What learns from masks alone is looked at in the first pass that had any.
     """
 
-    def __init__(self, model: nn.Module, listed: Iterable[str]) -> None:
+    def __init__(self, model: SegmentationModel, listed: Iterable[str]) -> None:
+        self.of_masks = tuple(p for part in model.of_masks for p in model.prefixes_of(part))
         self.parameters = dict(model.named_parameters())
         self.waiting = set(listed)
         self.listed = frozenset(self.waiting)
@@ -96,7 +76,7 @@ class GradientCheck:
         return gradient is None or not bool(gradient.any())
 
     def _excused(self, name: str, masks: bool) -> bool:
-        if not masks and name.startswith(OF_MASKS):
+        if not masks and name.startswith(self.of_masks):
             return True
         other = name.replace(".lora_A.", ".lora_B.")
         return other != name and not bool(self.parameters[other].any())

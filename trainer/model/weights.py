@@ -174,7 +174,7 @@ def model_folder(plan: Plan) -> Path:
         if not folder.is_dir():
             raise WeightsError(f"{folder}: no such folder; weights must name a model folder")
         return folder
-    if plan.model == "tiny" or plan.weights == "random":
+    if plan.profile.packaged or plan.weights == "random":
         # Random weights know no words: any tokenizer will do, and this one is always there.
         return packaged_folder()
     sources = " and ".join(plan.profile.sources)
@@ -199,10 +199,12 @@ def materialise(
     dtype: torch.dtype,
     prefix: str = "",
     done: Collection[str] = (),
+    skip: tuple[str, ...] = (),
 ) -> list[str]:
     """Give every parameter and persistent buffer its value on `device`, but for those `done`.
 
-    `prefix` is the module's own name in the source. Returns the names asked for.
+    `prefix` is the module's own name in the source; `skip` are prefixes of names of tensors that
+    are no others than the model's own, under a second name. Returns the names asked for.
     Raises WeightsError.
     """
     asked: list[str] = []
@@ -214,8 +216,8 @@ def materialise(
             if current is None or full in done:
                 continue
             asked.append(full)
-            if full.startswith("sam.prompt_encoder.shared_embedding."):
-                continue  # the same tensor as shared_image_embedding, tied by the caller
+            if full.startswith(skip):
+                continue
             value = source.get(full, current.shape, device, dtype)
             if name in owner._buffers:
                 owner._buffers[name] = value

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from profiles.plan import Plan
+from profiles.settings import Encoder
 from trainer.batch import Batch
 from trainer.data.samples import length_step, padded
 from trainer.losses import IGNORE_LABEL
 from trainer.model.build import TORCH_DTYPES
-from trainer.model.families.llava_sam.tokenizer import LisaTokenizer
+from trainer.model.tokenizer import ConversationTokenizer
 
 ANSWER_TOKENS = 5  # of an answer such as "Sure, [SEG].</s>"
 
@@ -24,7 +25,7 @@ class MadeUp:
     def __init__(
         self,
         plan: Plan,
-        tokenizer: LisaTokenizer,
+        tokenizer: ConversationTokenizer,
         text_tokens: tuple[int, int],
         masks: int,
         answer_tokens: int | None = None,
@@ -42,18 +43,18 @@ class MadeUp:
         """A micro-batch of samples whose lengths are drawn within the limits."""
         least, most = self.text_tokens
         drawn = torch.randint(least, most + 1, (self.plan.micro_batch,), generator=self.generator)
-        longest = self.plan.profile.clip.image_tokens + int(drawn.max())
+        longest = self.plan.profile.most_image_tokens + int(drawn.max())
         longest = padded(longest, length_step(self.plan))
         ids = torch.full((self.plan.micro_batch, longest), self.tokenizer.pad_id)
         labels = torch.full_like(ids, IGNORE_LABEL)
         for row, text in enumerate(drawn.tolist()):
             self._sample(ids[row], labels[row], text)
-        rest = {"targets": self._targets(), **self._inputs()}
+        rest = {"targets": self._targets(), "inputs": self._inputs()}
         return Batch.of(ids, labels, self.tokenizer.seg_id, **rest)
 
     def _sample(self, ids: Tensor, labels: Tensor, text: int) -> None:
         """Fill a row [T]: a system prompt, the picture, a question, an answer for each mask."""
-        picture = self.plan.profile.clip.image_tokens
+        picture = self.plan.profile.most_image_tokens
         length = picture + text
         ids[:length] = torch.randint(100, 600, (length,), generator=self.generator)
         ids[8 : 8 + picture] = self.tokenizer.image_id
@@ -67,19 +68,18 @@ class MadeUp:
         shape = self.plan.micro_batch * self.masks, side, side
         return torch.randint(0, 2, shape, generator=self.generator, dtype=torch.uint8)
 
-    def _inputs(self) -> dict[str, Tensor]:
-        """Features where the plan caches them, pixels elsewhere."""
-        clip, sam = self.plan.profile.clip, self.plan.profile.sam
-        features = {
-            "clip": (clip.image_tokens, clip.hidden),
-            "sam": (sam.output_channels, sam.embedding_pixels, sam.embedding_pixels),
-        }
-        pixels = {"clip": (3, clip.image_pixels, clip.image_pixels),
-                  "sam": (3, sam.image_pixels, sam.image_pixels)}  # fmt: skip
+    def _inputs(self) -> dict[Encoder, dict[str, Tensor]]:
+        """Features where the plan caches them, pixels elsewhere, of the largest picture."""
         found = {}
-        for name in ("clip", "sam"):
-            cached = name in self.plan.cached_encoders
-            shape = self.plan.micro_batch, *(features if cached else pixels)[name]
+        # In alphabetical order: so the random numbers have always been drawn.
+        for encoder, facts in sorted(self.plan.profile.encoders.items(), key=lambda i: i[1].name):
+            cached = encoder in self.plan.cached_encoders
             dtype = TORCH_DTYPES[self.plan.dtype] if cached else torch.float32
-            found[name] = torch.randn(*shape, generator=self.generator, dtype=dtype)
+            shapes = facts.features if cached else facts.pixels
+            found[encoder] = {name: self._random(s, dtype) for name, s in shapes.items()}
         return found
+
+    def _random(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A micro-batch of such tensors of one picture, joined."""
+        pictures = self.plan.micro_batch * shape[0]
+        return torch.randn(pictures, *shape[1:], generator=self.generator, dtype=dtype)

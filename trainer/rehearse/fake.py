@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from profiles.families import MASK
 from profiles.measurement import Measurement, Timeline
 from profiles.plan import Plan
 from profiles.sizes import MIB
@@ -27,11 +28,11 @@ from trainer.data.samples import length_step, padded
 from trainer.hardware import versions
 from trainer.model.adapters import AdaptedLinear
 from trainer.model.build import TORCH_DTYPES, FrozenEncoder, fill, skeleton, some_tokenizer
-from trainer.model.families.llava_sam.model import Lisa
 from trainer.model.footprint import SMALLEST_PAGED, component_of
 from trainer.model.layers.decoder import run_layer
 from trainer.model.layers.frozen import make_scale_code
 from trainer.model.layers.host import host_tensors
+from trainer.model.segmentation_model import SegmentationModel
 from trainer.model.weights import ShapesAlone
 from trainer.rehearse.dummy_batch import MadeUp
 from trainer.rehearse.memory_trace import INSIDE, MemoryTrace, rounded
@@ -44,8 +45,8 @@ CUBLAS_WORKSPACE = {True: 32 * MIB, False: 8320 * 1024}
 # What a tensor is that was made in a phase and still lives at the peak.
 BORN = {"forward": "activations kept", "backward": "transient", "clipping": "transient",
         "optimizer": "transient", "evaluation": "transient", INSIDE: "transient",
-        "load": "frozen weights", "sam encoder": "encoders", "clip encoder": "encoders",
-        "answer": "keys and values"}  # fmt: skip
+        "load": "frozen weights", "answer": "keys and values"}  # fmt: skip
+ENCODER = " encoder"  # ends the name of a phase in which one looks at a picture
 POINTS = 400  # moments of a step in a timeline
 STEPS = 2  # the first allocates the optimizer's state
 
@@ -130,9 +131,9 @@ def fake_answer(
     model = skeleton(plan.profile, tokenizer)
     with _fake_tensors() as mode, trace:
         for encoder in plan.cached_encoders:
-            trace.begin(f"{encoder} encoder")
-            side = getattr(plan.profile, encoder).image_pixels
-            pixels = mode.from_tensor(torch.empty(1, 3, side, side))
+            trace.begin(f"{encoder}{ENCODER}")
+            shapes = plan.profile.encoders[encoder].pixels
+            pixels = {name: mode.from_tensor(torch.empty(s)) for name, s in shapes.items()}
             FrozenEncoder(bones.pop(encoder), plan, encoder, cpu, source)(pixels)
         trace.begin("load")
         fill(model, plan, tokenizer, cpu, source, TORCH_DTYPES[plan.dtype]).eval()
@@ -144,7 +145,7 @@ def fake_answer(
         sent = batch.to(cpu)
         # The first token takes the whole question, every later one the same.
         for _, state in islice(model.greedy(sent, plan.tokens.max_new_tokens), 2):
-            model.masks_of(model.prompts_of(state), model.sam_features(sent.sam))
+            model.masks_of(model.prompts_of(state), model.features(MASK, sent))
     trace.close()
     peaks = trace.peaks()
     load = peaks.pop("load")
@@ -163,7 +164,7 @@ def _components(trace: MemoryTrace) -> dict[str, int]:
     """Bytes at the peak by what they are."""
     live: dict[str, int] = {}
     for label, size in trace.live_at_peak().items():
-        component = BORN.get(label, label)
+        component = "encoders" if label.endswith(ENCODER) else BORN.get(label, label)
         live[component] = live.get(component, 0) + size
     return live
 
@@ -200,8 +201,8 @@ def compiled_saving(plan: Plan, text_tokens: int) -> dict[str, int]:
     bf16 and [T, H] in fp32. Seen as 24.5 MiB a layer and sample of 672 tokens on an H100
     (benchmarks/lean.jsonl, speed-compiled-*); a layer that is recomputed saves it once.
     """
-    length = padded(plan.profile.clip.image_tokens + text_tokens, length_step(plan))
-    llama = plan.profile.llama
+    length = padded(plan.profile.most_image_tokens + text_tokens, length_step(plan))
+    llama = plan.profile.decoder
     layer = plan.micro_batch * length * (2 * llama.intermediate + 4 * llama.hidden)
     kept = llama.layers - plan.checkpointed_layers
     return {"forward": kept * layer, "backward": max(1, kept) * layer}
@@ -243,7 +244,7 @@ def watch(
         batches = [_OnHost(**vars(batch.each(mode.from_tensor))) for batch in samples]
     trace.leave_out(host_tensors(model))
     for name, tensor in model.on_card():
-        trace.hold([tensor], component_of(name, tensor))
+        trace.hold([tensor], component_of(model, name, tensor))
     optimizer = make_optimizer(model, shown)  # an 8-bit one makes its code out of real numbers
     accelerator = Accelerator(cpu=True)
     if extend:
@@ -283,14 +284,14 @@ class _OnHost(Batch):
         return self.each(Tensor.clone)
 
 
-def _keep_dropout_masks(model: Lisa) -> None:
+def _keep_dropout_masks(model: SegmentationModel) -> None:
     """CUDA's dropout makes its mask at probability 0 too, the CPU's does not."""
     for module in model.modules():
         if isinstance(module, AdaptedLinear):
             module.dropout = module.dropout or 1e-9
 
 
-def _repeat_layers(model: Lisa, trace: MemoryTrace, plan: Plan) -> None:
+def _repeat_layers(model: SegmentationModel, trace: MemoryTrace, plan: Plan) -> None:
     """Have layers alike watched once."""
     kinds = ["checkpointed" if n < plan.checkpointed_layers else "plain"
              for n in range(len(model.runs))]  # fmt: skip

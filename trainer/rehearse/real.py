@@ -106,7 +106,7 @@ class PhasePeaks:
 def model_flops(plan: Plan, tokens: int) -> float:
     """Products of one sample of `tokens`: forward and input gradients of the decoder's linears,
     2 operations each, and attention's two products; nothing recomputed, no encoder."""
-    llama = plan.profile.llama
+    llama = plan.profile.decoder
     linears = llama.layers * (4 * llama.hidden**2 + 3 * llama.hidden * llama.intermediate)
     attention = llama.layers * 2 * tokens * llama.hidden  # causal: half of 4·T·H
     return tokens * (2 * 2 * linears + 3 * attention)
@@ -205,7 +205,7 @@ def _speed(rehearsal: Rehearsal, seconds: float, gpu: str) -> dict[str, Any]:
         "samples_per_second": round(samples / seconds, 3),
     }
     if gpu in PEAK_FLOPS and text[0] == text[1] and plan.dtype == "bf16":
-        rate = samples * model_flops(plan, plan.profile.clip.image_tokens + text[0]) / seconds
+        rate = samples * model_flops(plan, plan.profile.most_image_tokens + text[0]) / seconds
         found["model_flops_utilisation"] = round(rate / PEAK_FLOPS[gpu], 4)
     return found
 

@@ -42,8 +42,7 @@ def _step(device: str, bf16: bool) -> float:
     from trainer.step import training_step
 
     dtype = "fp32" if device == "cpu" else "bf16" if bf16 else "fp16"
-    settings = {"model": "tiny", "device": device, "quantization": "nf4", "dtype": dtype,
-                "cached_encoders": ["sam", "clip"]}  # fmt: skip
+    settings = {"model": "tiny", "device": device, "quantization": "nf4", "dtype": dtype}
     rehearsal = Rehearsal(Plan.parse(settings), (64, 64), 1)
     result = training_step(
         rehearsal.model, list(rehearsal.samples.step()), rehearsal.optimizer, rehearsal.plan,

@@ -39,7 +39,7 @@ def worst_sample(plan: Plan, folder: Path) -> WorstSample:
     for samples, epochs in ((train, plan.schedule.epochs), (val, 1)):
         for epoch, index in product(range(epochs), range(len(samples))):
             seen = samples.encoded(epoch, index)
-            text = max(text, len(seen.input_ids) - tokenizer.image_tokens)
+            text = max(text, seen.text_tokens)
             masks = max(masks, seen.input_ids.count(tokenizer.seg_id))
             answers = max(answers, len(seen.labels) - seen.labels.count(IGNORE_LABEL))
     return WorstSample(text, masks, answers)

@@ -23,7 +23,8 @@ from profiles.files import force, reason
 from profiles.plan import Plan
 from trainer import adapter_files
 from trainer.atomic_folder import apply_umask
-from trainer.model.families.llava_sam.names import name_in_files
+from trainer.model.adapter_names import name_in_files
+from trainer.model.segmentation_model import SegmentationModel
 from trainer.model.weights import WeightsError
 from trainer.run.checkpoint_files import MANIFEST, altered, seal
 from trainer.run.checkpoint_places import put_in_place, remove_leftovers
@@ -100,20 +101,20 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name_in_files(n): p for n, p in model.named_parameters() if p.requires_grad}
 
 
-def read_trained(folder: Path) -> dict[str, Tensor]:
+def read_trained(folder: Path, model: type[SegmentationModel]) -> dict[str, Tensor]:
     """The trained tensors of a checkpoint or an export, by their names in checkpoints.
 
     Raises CheckpointError.
     """
     try:
-        return _tensors(folder / TRAINED) | adapter_files.read(folder)
+        return _tensors(folder / TRAINED) | adapter_files.read(folder, model)
     except WeightsError as error:
         raise CheckpointError(str(error)) from None
 
 
-def load(folder: Path, model: nn.Module) -> None:
+def load(folder: Path, model: SegmentationModel) -> None:
     """Put a checkpoint's tensors into a model built from its plan. Raises CheckpointError."""
-    tensors = read_trained(folder)
+    tensors = read_trained(folder, type(model))
     trained = trained_parameters(model)
     if tensors.keys() != trained.keys():
         odd = sorted(tensors.keys() ^ trained.keys())[:5]

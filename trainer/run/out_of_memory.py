@@ -25,8 +25,8 @@ from profiles.plan import Plan
 from profiles.shortage import Shortage
 from profiles.text import argument, operand
 from trainer.hardware import room, versions
-from trainer.model.families.llava_sam.model import Lisa
 from trainer.model.footprint import component_of
+from trainer.model.segmentation_model import SegmentationModel
 
 FOLDER, REPORT, ANSWER = "out-of-memory", "shortage.json", "answer.json"
 # cudaErrorMemoryAllocation: raised by code that bypasses the allocator.
@@ -50,9 +50,11 @@ def is_shortage(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "CUBLAS_STATUS_ALLOC_FAILED" in str(error)
 
 
-def bytes_by_component(model: Lisa, optimizer: torch.optim.Optimizer) -> dict[str, int]:
+def bytes_by_component(
+    model: SegmentationModel, optimizer: torch.optim.Optimizer
+) -> dict[str, int]:
     """Bytes of tensors on the card, by the component names of the forecast."""
-    held = [(component_of(name, tensor), tensor) for name, tensor in model.on_card()]
+    held = [(component_of(model, name, tensor), tensor) for name, tensor in model.on_card()]
     held += [("gradients", p.grad) for p in model.parameters() if p.grad is not None]
     state = [value for of in optimizer.state.values() for value in of.values()]
     held += [("optimizer state", value) for value in state if isinstance(value, Tensor)]
@@ -68,7 +70,7 @@ def write_report(
     folder: Path,
     plan: Plan,
     error: BaseException,
-    reached: tuple[int, Lisa, torch.optim.Optimizer] | None,
+    reached: tuple[int, SegmentationModel, torch.optim.Optimizer] | None,
     before: tuple[int, int] | None,
 ) -> Path:
     """Write a report of an out-of-memory error into the run folder; returns the report's folder.

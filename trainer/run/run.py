@@ -21,8 +21,8 @@ from trainer.data.mixture import MixedSets
 from trainer.data.samples import MicroBatches, SampleSet, image_paths
 from trainer.hardware import free_bytes, hardware, versions
 from trainer.model.build import build, check_compiler, read_tokenizer
-from trainer.model.families.llava_sam.tokenizer import LisaTokenizer
 from trainer.model.footprint import check_fits
+from trainer.model.tokenizer import ConversationTokenizer
 from trainer.model.trained import GradientCheck, trained_names
 from trainer.model.weights import weight_source
 from trainer.parallel.accelerator import make_accelerator
@@ -44,7 +44,7 @@ class Interrupted(KeyboardInterrupt):
     """The run was asked to stop and has saved; the message says how to resume it."""
 
 
-def tokenizer_for(plan: Plan) -> LisaTokenizer:
+def tokenizer_for(plan: Plan) -> ConversationTokenizer:
     """The plan's tokenizer. Raises an error if the card or its compiler cannot run the plan.
 
     A missing card is reported before missing weights, which are gigabytes to fetch in vain.

@@ -15,16 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from profiles.families import VISION
 from profiles.files import read_regular, reason
 from profiles.plan import Plan
 from profiles.settings import Lora
 from profiles.text import brief, one_line
 from trainer import adapter_files
 from trainer.convert.checkpoint_folder import PLAIN_DTYPES
+from trainer.model.adapter_names import ROWS
 from trainer.model.adapters import TARGETS
 from trainer.model.build import build, read_tokenizer
-from trainer.model.families.llava_sam.model import Lisa
-from trainer.model.families.llava_sam.names import CLIP, ROWS
+from trainer.model.segmentation_model import SegmentationModel
 from trainer.model.weights import ShapesAlone, weight_source
 from trainer.run.checkpoint import read_trained, trained_parameters, verify
 from trainer.run.checkpoint_files import read_facts
@@ -69,7 +70,7 @@ def check(folder: Path, plan: Plan) -> None:
     fitting(folder, plan, model, tokenizer.new_ids)
 
 
-def start(folder: Path, plan: Plan, model: Lisa, new_ids: Sequence[int]) -> int:
+def start(folder: Path, plan: Plan, model: SegmentationModel, new_ids: Sequence[int]) -> int:
     """Load the tensors in `folder` into a model built from the plan; returns their number.
 
     Raises as `check` does.
@@ -81,16 +82,18 @@ def start(folder: Path, plan: Plan, model: Lisa, new_ids: Sequence[int]) -> int:
     return len(tensors)
 
 
-def fitting(folder: Path, plan: Plan, model: Lisa, new_ids: Sequence[int]) -> dict[str, Tensor]:
+def fitting(
+    folder: Path, plan: Plan, model: SegmentationModel, new_ids: Sequence[int]
+) -> dict[str, Tensor]:
     """The folder's tensors by the model's names; the plan trains all of them. See `check`."""
     config = _config(folder)
     _refuse_other_base(folder, plan)
     exported = (folder / TRAINED).is_file()
-    tensors = read_trained(folder) if exported else adapter_files.read(folder)
+    tensors = (read_trained if exported else adapter_files.read)(folder, type(model))
     shapes = {name: value.shape for name, value in trained_parameters(model).items()}
     found = _fitting_settings(config, tensors)
     problems = [*_other_kinds(config), *_other_lora(config, plan.lora, tensors, shapes),
-                *_other_rows(config, tensors, new_ids), *_strangers(tensors, shapes),
+                *_other_rows(config, tensors, new_ids), *_strangers(tensors, shapes, model),
                 *_misshapen(tensors, shapes, plan), *_unusable(tensors)]  # fmt: skip
     if problems:
         listed = "".join(f"\n    - {problem}" for problem in problems)
@@ -188,12 +191,15 @@ def _other_rows(
                    f"{list(new_ids)}")  # fmt: skip
 
 
-def _strangers(tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> Iterator[str]:
+def _strangers(
+    tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], model: SegmentationModel
+) -> Iterator[str]:
     """Tensors that the plan does not train."""
     odd = [name for name in tensors if name not in shapes]
-    clip = [name for name in odd if name.startswith(CLIP)]
+    seen = f"{model.encoders_at[VISION]}."
+    clip = [name for name in odd if name.startswith(seen)]
     if clip:
-        yield f"{len(clip)} tensors adapt CLIP, which is frozen here: {_shown(clip)}"
+        yield f"{len(clip)} tensors adapt the vision encoder, which is frozen here: {_shown(clip)}"
     if rest := [name for name in odd if name not in clip]:
         yield f"{len(rest)} tensors are of nothing that the plan trains: {_shown(rest)}"
 

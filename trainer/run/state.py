@@ -13,7 +13,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 
 from profiles.plan import Plan
 from trainer.hardware import peaks, versions
-from trainer.model.families.llava_sam.model import Lisa
+from trainer.model.segmentation_model import SegmentationModel
 from trainer.phase import during
 from trainer.run import checkpoint
 from trainer.run.checkpoint_files import read_facts
@@ -63,7 +63,7 @@ class State:
     keeping: Keeping
     accelerator: Accelerator
     records: Records
-    model: Lisa
+    model: SegmentationModel
     optimizer: AcceleratedOptimizer
     scheduler: Any
     facts: dict[str, Any]  # about data, base weights, hardware and versions

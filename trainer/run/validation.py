@@ -10,8 +10,8 @@ from accelerate import Accelerator
 
 from profiles.text import counted
 from trainer.data.samples import Sample, SampleSet, collate
-from trainer.model.families.llava_sam.model import Lisa, to_original
-from trainer.model.families.llava_sam.tokenizer import LisaTokenizer
+from trainer.model.segmentation_model import SegmentationModel
+from trainer.model.tokenizer import ConversationTokenizer
 from trainer.reporter import Reporter
 from trainer.run.metrics import MaskScores
 
@@ -36,7 +36,10 @@ def outcome(summary: dict[str, Any], folder: Path) -> list[str]:
 
 @torch.no_grad()
 def predict(
-    model: Lisa, samples: list[Sample], tokenizer: LisaTokenizer, accelerator: Accelerator
+    model: SegmentationModel,
+    samples: list[Sample],
+    tokenizer: ConversationTokenizer,
+    accelerator: Accelerator,
 ) -> list[torch.Tensor]:
     """Teacher-forced mask logits [H, W] of each sample's first [SEG], at its picture's own size."""
     batch = collate(samples, tokenizer).to(accelerator.device)
@@ -44,17 +47,16 @@ def predict(
         batch
     ).cpu()  # resized on the host, so that large pictures take no memory of the card
     owner = batch.segs[:, 0].tolist()
-    frame = model.sam.config.vision_config.image_size
     return [
-        to_original(low[owner.index(row)][None], frame, *sample.truth.shape)[0]
+        model.frame.to_original(low[owner.index(row)][None], *sample.truth.shape)[0]
         for row, sample in enumerate(samples)
     ]
 
 
 def evaluate_together(
-    model: Lisa,
+    model: SegmentationModel,
     samples: SampleSet,
-    tokenizer: LisaTokenizer,
+    tokenizer: ConversationTokenizer,
     accelerator: Accelerator,
     reporter: Reporter,
 ) -> MaskScores:
@@ -70,10 +72,10 @@ def evaluate_together(
 
 
 def evaluate(
-    model: Lisa,
+    model: SegmentationModel,
     samples: SampleSet,
     places: list[int],
-    tokenizer: LisaTokenizer,
+    tokenizer: ConversationTokenizer,
     accelerator: Accelerator,
     reporter: Reporter,
 ) -> MaskScores:

@@ -87,7 +87,7 @@ def with_answer(segmenter: Segmenter, picture: Path) -> Batch:
     batch = segmenter._batch(Question(picture, QUESTION))
     seg = torch.tensor([[segmenter.tokenizer.seg_id]])
     ids = torch.cat([batch.input_ids, seg], 1)
-    rest = {"targets": batch.targets, "clip": batch.clip, "sam": batch.sam}
+    rest = {"targets": batch.targets, "inputs": batch.inputs}
     return Batch.of(ids, torch.full_like(ids, -100), segmenter.tokenizer.seg_id, **rest)
 
 

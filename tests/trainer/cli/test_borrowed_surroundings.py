@@ -212,7 +212,7 @@ def test_files_have_the_rights_that_the_umask_gives(mask: int, tmp_path: Path) -
         (tmp_path / "usual").touch()
         (tmp_path / "picture.png").write_bytes(b"x")
         cache = FeatureCache(tmp_path, "key")
-        cache.write(tmp_path / "picture.png", torch.ones(2))
+        cache.write(tmp_path / "picture.png", {"features": torch.ones(2)})
         model = torch.nn.Linear(2, 2)
         state = {"a": torch.ones(2)}
         checkpoint.save(tmp_path / "run" / "last", model, tiny_plan(), {}, state)

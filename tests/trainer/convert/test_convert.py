@@ -32,11 +32,12 @@ from trainer.convert.convert import Conversion, convert, needed_shapes
 from trainer.convert.hub import checkpoint_folder
 from trainer.data.formats.reasonseg import read_split
 from trainer.data.samples import SampleSet, collate
-from trainer.frame import inner_size
+from trainer.frame import Frame, inner_size
 from trainer.model.build import build, read_tokenizer, save_model
+from trainer.model.families import NamesError
 from trainer.model.families.llava_sam.configs import llava_config, sam_config
-from trainer.model.families.llava_sam.model import Lisa, to_original
-from trainer.model.families.llava_sam.names import NamesError, target_names
+from trainer.model.families.llava_sam.model import Lisa
+from trainer.model.families.llava_sam.names import target_names
 from trainer.model.families.llava_sam.pictures import SAM_MEAN, SAM_STD, sam_pixels
 from trainer.model.weights import WeightsError, model_folder, packaged_folder
 
@@ -287,7 +288,7 @@ def test_the_way_back_to_the_pictures_size_is_the_original_sams(modeling: Any) -
                               pixel_std=torch.tensor(SAM_STD)[:, None, None])  # fmt: skip
         inner = inner_size(height, width, 256)
         theirs = modeling.Sam.postprocess_masks(sam, low[:, None], inner, (height, width))
-        torch.testing.assert_close(to_original(low, 256, height, width), theirs[:, 0])
+        torch.testing.assert_close(Frame(256).to_original(low, height, width), theirs[:, 0])
         image = np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
         resized = Image.fromarray(image).resize(inner[::-1], Image.Resampling.BILINEAR)
         shown = torch.tensor(np.asarray(resized)).permute(2, 0, 1).float()

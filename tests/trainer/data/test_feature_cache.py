@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from profiles.files import STALE_SECONDS
@@ -24,7 +26,7 @@ from trainer.model.families.llava_sam.pictures import pixels
 IMAGES = [item.image_path for item in read_split(PHOTOS, "train")]
 
 
-def fill(cache: FeatureCache, encode=lambda shown: shown * 2) -> tuple[int, list[str]]:
+def fill(cache: FeatureCache, encode=lambda shown: doubled(shown)) -> tuple[int, list[str]]:
     """How many entries were built, and what was reported."""
     reports: list[str] = []
     built = fill_cache(
@@ -33,13 +35,18 @@ def fill(cache: FeatureCache, encode=lambda shown: shown * 2) -> tuple[int, list
     return built, reports
 
 
+def doubled(shown: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What stands for an encoder here."""
+    return {"features": shown["pixels"] * 2}
+
+
 def is_whole(cache: FeatureCache) -> bool:
     """Whether every picture's entry holds what `fill` makes of it."""
-    return all(torch.equal(cache.read(image), expected(image)) for image in IMAGES)
+    return all(torch.equal(cache.read(image)["features"], expected(image)) for image in IMAGES)
 
 
 def expected(image: Path) -> Tensor:
-    return torch.from_numpy(pixels(read_image(image), "clip", model_profile("tiny"))) * 2
+    return torch.from_numpy(pixels(read_image(image), "clip", model_profile("tiny")))[None] * 2
 
 
 def test_cache_builds_once_and_mends_damage(tmp_path: Path) -> None:
@@ -69,7 +76,7 @@ def writer(folder: Path, script: str) -> subprocess.Popen[str]:
     """A process that runs `script` with `cache` and `fill` at hand."""
     head = (
         "import os, signal, sys, time\nfrom pathlib import Path\n"
-        "from tests.trainer.data.test_feature_cache import fill, FeatureCache\n"
+        "from tests.trainer.data.test_feature_cache import doubled, fill, FeatureCache\n"
         f"cache = FeatureCache(Path({str(folder)!r}), 'clip-test')\n"
     )
     return subprocess.Popen(
@@ -90,7 +97,7 @@ def encode(shown):
     deadline = time.monotonic() + 60
     while not cache.folder.joinpath(f"{other}{count}").exists() and time.monotonic() < deadline:
         time.sleep(0.001)
-    return shown * 2
+    return doubled(shown)
 cache.folder.mkdir(parents=True, exist_ok=True)
 print(fill(cache, encode))
 """
@@ -128,3 +135,18 @@ fill(cache)
     old = time.time() - STALE_SECONDS - 60
     os.utime(aside, (old, old))
     assert fill(cache) == (0, []) and not list(cache.folder.glob(".*"))
+
+
+def test_an_entry_holds_several_tensors_and_older_ones_are_read(tmp_path: Path) -> None:
+    """Of an older entry, without an axis for the picture, nothing is built again."""
+    cache = FeatureCache(tmp_path, "clip-test")
+    features = {"features": torch.randn(1, 4, 3), "grid": torch.tensor([[2, 2]])}
+    cache.write(IMAGES[0], features)
+    found = cache.read(IMAGES[0])
+    assert found.keys() == features.keys()
+    assert all(torch.equal(found[name], value) for name, value in features.items())
+    kept = torch.randn(4, 3)
+    crc32 = str(zlib.crc32(kept.numpy().tobytes()))
+    save_file({"features": kept}, cache.entry(IMAGES[0]), {"key": "clip-test", "crc32": crc32})
+    assert cache.problem(IMAGES[0]) is None
+    assert torch.equal(cache.read(IMAGES[0])["features"], kept[None])

@@ -17,6 +17,7 @@ from trainer.data.findings import DataError, Report
 from trainer.data.formats.sem_seg import read as read_sem_seg
 from trainer.data.formats.vqa import read as read_vqa
 from trainer.data.images import open_image, read_image
+from trainer.model.families.llava_sam.family import FAMILY
 from trainer.model.weights import FolderWeights, WeightsError
 
 NAMES = ("IMG 1.JPG", "b.webp", "c.BMP", "d.jfif", "e.Tif", "f.tiff", "g.gif", "h.jpe", "猫 ä.png")
@@ -115,7 +116,7 @@ def test_a_folder_called_as_weights_is_read(tmp_path: Path) -> None:
         torch.save(tensors(str(n)), inner / f"pytorch_model-0000{n}-of-00002.bin")
     torch.save({"step": 1}, tmp_path / "rng_state_0.pth")
     told: list[str] = []
-    assert len(Source.read(tmp_path, told.append).paths) == 2
+    assert len(Source.read(tmp_path, FAMILY, told.append).paths) == 2
     assert "pytorch_model.bin/" in told[0]
     (inner / "pytorch_model-00002-of-00002.bin").unlink()
     with pytest.raises(WeightsError, match="00002-of-00002.bin; download the rest"):

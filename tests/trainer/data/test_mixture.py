@@ -29,7 +29,7 @@ from trainer.data.mixture import READERS, MixedSets, check_data, read_training
 from trainer.data.pictures import DataSet, SegmentedPicture
 from trainer.data.samples import MicroBatches, SampleSet, collate, image_paths
 from trainer.model.build import build, read_tokenizer
-from trainer.model.families.llava_sam.tokenizer import TooLong
+from trainer.model.tokenizer import TooLong
 from trainer.model.trained import GradientCheck, trained_names
 from trainer.rehearse.worst_sample import worst_sample
 from trainer.step import accumulate, make_optimizer, total_of, training_step

@@ -16,6 +16,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import LlavaForConditionalGeneration
 
+from profiles.families import VISION
 from profiles.settings import Lora
 from tests.conftest import PHOTOS, tiny_plan
 from tests.trainer.model.test_model import loss_of, made
@@ -23,11 +24,13 @@ from trainer.answer.trained_model import find
 from trainer.cli.planned_run import PlannedRun
 from trainer.cli.start import resume_run, start_run
 from trainer.convert import export
+from trainer.model.adapter_names import ADAPTER_NAME as NAME
+from trainer.model.adapter_names import to_peft
 from trainer.model.adapters import AdaptedLinear, peft_config
 from trainer.model.build import build, read_tokenizer
 from trainer.model.families.llava_sam.configs import llava_config
-from trainer.model.families.llava_sam.names import ADAPTER_NAME as NAME
-from trainer.model.families.llava_sam.names import from_adapter, to_adapter
+from trainer.model.families.llava_sam.model import Lisa
+from trainer.model.families.llava_sam.names import from_adapter
 from trainer.model.weights import FolderWeights, packaged_folder
 from trainer.run import checkpoint
 from trainer.run import start_from_adapter as starting
@@ -40,7 +43,7 @@ BEFORE = Path(__file__).parent / "before_peft"  # a run and an export of 0.1.0 b
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_our_forward_pass_is_pefts(dropout: float) -> None:
-    config = peft_config(Lora(rank=4, alpha=12, dropout=dropout, targets="qv"))
+    config = peft_config(Lora(rank=4, alpha=12, dropout=dropout, targets="qv"), Lisa.decoder_at)
     base = nn.Linear(32, 24, bias=False)
     pair: list[Any] = [kind(base, NAME, config=config, r=4, lora_alpha=12)
                        for kind in (AdaptedLinear, PeftLinear)]  # fmt: skip
@@ -120,7 +123,11 @@ def test_peft_loads_an_export_onto_transformers_llava(settings: Any, tmp_path: P
     model.eval()
     mask = torch.ones(batch.input_ids.shape)  # causal: what comes after, padding too, is not seen
     ours = model.llava.lm_head(model.hidden_states(batch))
-    inputs = {"input_ids": batch.input_ids, "pixel_values": batch.clip, "attention_mask": mask}
+    inputs = {
+        "input_ids": batch.input_ids,
+        "pixel_values": batch.inputs[VISION]["pixels"],
+        "attention_mask": mask,
+    }
     peft = theirs(tmp_path / "out")
     found = peft(**inputs).logits
     torch.testing.assert_close(found, ours, rtol=0, atol=1e-6 * float(ours.abs().max()))
@@ -192,7 +199,9 @@ def test_training_starts_from_an_adapter_that_peft_trained(tmp_path: Path) -> No
     assert starting.start(tmp_path / "adapter", plan, model, new_ids) == 2 * 2 * 4 + 4
     ours = model.eval().llava.lm_head(model.hidden_states(batch))
     mask = torch.ones(batch.input_ids.shape)
-    found = peft(input_ids=batch.input_ids, pixel_values=batch.clip, attention_mask=mask).logits
+    found = peft(
+        input_ids=batch.input_ids, pixel_values=batch.inputs[VISION]["pixels"], attention_mask=mask
+    ).logits
     torch.testing.assert_close(ours, found, rtol=0, atol=1e-6 * float(found.abs().max()))
 
 
@@ -202,7 +211,7 @@ def test_names_of_older_transformers_and_of_llama_alone_are_known(prefix: str) -
     name = f"base_model.model.{prefix}layers.3.mlp.up_proj.lora_B.weight"
     found = from_adapter(name)
     assert found == "llava.model.language_model.layers.3.mlp.up_proj.lora_B.weight"
-    assert found == from_adapter(to_adapter(found))
+    assert found == from_adapter(to_peft(found.removeprefix("llava.")))
 
 
 @pytest.mark.parametrize(
@@ -286,7 +295,7 @@ def test_all_layers_compile_once_without_a_break(monkeypatch: pytest.MonkeyPatch
     model, batch = made(plan)
     counter = CompileCounterWithBackend("aot_eager")
     whole = partial(torch.compile, dynamic=False, backend=counter, fullgraph=True)
-    monkeypatch.setattr("trainer.model.families.llava_sam.model.compiled_layer", whole)
+    monkeypatch.setattr("trainer.model.segmentation_model.compiled_layer", whole)
     losses = []
     for compiled in (False, True):
         model.train().plan_layers(4, compiled)

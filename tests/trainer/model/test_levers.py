@@ -20,7 +20,7 @@ from trainer.batch import Batch
 from trainer.data.formats.reasonseg import read_split
 from trainer.model import build as build_module
 from trainer.model.adapters import AdaptedLinear
-from trainer.model.build import DECODER, build, host_layer_places, read_tokenizer, skeleton
+from trainer.model.build import build, host_layer_places, read_tokenizer, skeleton
 from trainer.model.families.llava_sam.model import Lisa
 from trainer.model.footprint import DoesNotFit, check_fits, needed_bytes
 from trainer.model.layers import host
@@ -33,9 +33,9 @@ from trainer.step import make_optimizer
 def made(plan: Plan) -> tuple[Lisa, Batch]:
     """A model and a batch of two photographs of different text lengths, encoded once."""
     model, batch = test_model.made(plan)
-    return model, replace(
-        batch, clip=model.clip_features(batch.clip), sam=model.sam_features(batch.sam)
-    )
+    seen = {encoder: dict(model.features(encoder, batch)) for encoder in batch.inputs}
+    model.cached = frozenset(seen)
+    return model, replace(batch, inputs=seen)
 
 
 def reach(expected: dict[str, Tensor], found: dict[str, Tensor], relative: float) -> None:
@@ -178,7 +178,7 @@ def test_token_rows_equal_whole_embeddings_with_a_frozen_remainder() -> None:
     found, expected = gradients(rows, batch), gradients(whole, batch)
     ids = read_tokenizer(tiny_plan()).new_ids
     for ours, theirs in (
-        (f"{DECODER}embed_tokens.rows", f"{DECODER}embed_tokens.weight"),
+        (f"{Lisa.decoder_at}.embed_tokens.rows", f"{Lisa.decoder_at}.embed_tokens.weight"),
         ("llava.lm_head.rows", "llava.lm_head.weight"),
     ):
         torch.testing.assert_close(found[ours], expected[theirs][ids], rtol=1e-4, atol=1e-7)
@@ -191,7 +191,7 @@ def test_whole_head_trains_beside_the_embeddings_rows() -> None:
     model, batch = made(plan)
     found = gradients(model, batch)
     assert "llava.lm_head.weight" in found and "llava.lm_head.rows" not in found
-    assert bool(found[f"{DECODER}embed_tokens.rows"].any())
+    assert bool(found[f"{Lisa.decoder_at}.embed_tokens.rows"].any())
 
 
 def nf4_reference(weight: Tensor, dtype: torch.dtype) -> nn.Module:
@@ -273,7 +273,7 @@ def test_cached_features_are_what_the_encoders_give(tmp_path: Path) -> None:
     from trainer.data.feature_cache import FeatureCache, encoder_key, fill_cache
     from trainer.data.images import read_image
     from trainer.model.build import FrozenEncoder
-    from trainer.model.families.llava_sam.pictures import pixels
+    from trainer.model.families import family_of
 
     item = read_split(PHOTOS, "train", 1)[0]
     for dtype, precision in (("fp32", 0.0), ("bf16", 2**-8)):
@@ -286,9 +286,11 @@ def test_cached_features_are_what_the_encoders_give(tmp_path: Path) -> None:
             cache, plan, "sam", [item.image_path], lambda f=reference: f,
             lambda done, total: None, lambda text: None,
         )  # fmt: skip
-        shown = torch.from_numpy(pixels(read_image(item.image_path), "sam", plan.profile))[None]
-        online = model.sam_features(shown)[0]
-        stored = cache.read(item.image_path)
+        family = family_of(plan.profile)
+        shown = family.pixels(read_image(item.image_path), "sam", plan.profile)
+        with torch.no_grad():
+            online = model.encode("sam", shown)["features"]
+        stored = cache.read(item.image_path)["features"]
         error = (stored.float() - online).norm() / online.norm()
         assert error <= 4 * precision, (dtype, float(error))
 
@@ -314,11 +316,8 @@ def test_needed_bytes_are_those_of_the_built_model(name: str) -> None:
     """Counted without weights, then weighed: storages of the model, gradients and moments."""
     plan = tiny_plan(**FOOTPRINTS[name])
     counted = needed_bytes(plan, read_tokenizer(plan))
-    model, batch = test_model.made(plan.override(["cached_encoders="]))
-    if plan.cached_encoders:
-        model.drop_encoders(plan.cached_encoders)
-    else:
-        batch = replace(batch, clip=model.clip_features(batch.clip))
+    model, _ = test_model.made(plan.override(["cached_encoders="]))
+    model.drop_encoders(plan.cached_encoders)
     frozen = [p for p in model.parameters() if not p.requires_grad]
     trained = [p for p in model.parameters() if p.requires_grad]
     assert counted["frozen"] == bytes_of([*frozen, *model.buffers()])

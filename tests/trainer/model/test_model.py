@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from profiles.families import VISION
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
 from trainer.batch import Batch
@@ -87,13 +88,13 @@ def test_mask_prompt_is_the_state_before_seg() -> None:
     model, batch = made(tiny_plan(), (0,))
     states = model.hidden_states(batch).detach()
     place = int((batch.input_ids[0] == model.seg_token_id).nonzero())
-    reference = model.decode_masks(states, batch.segs, batch.sam)
+    reference = model.decode_masks(states, batch)
     changed = states.clone()
     changed[0, place] += 1
-    torch.testing.assert_close(model.decode_masks(changed, batch.segs, batch.sam), reference)
+    torch.testing.assert_close(model.decode_masks(changed, batch), reference)
     changed = states.clone()
     changed[0, place - 1] += 1
-    assert not torch.allclose(model.decode_masks(changed, batch.segs, batch.sam), reference)
+    assert not torch.allclose(model.decode_masks(changed, batch), reference)
 
 
 def test_several_segments_of_one_picture_belong_to_it() -> None:
@@ -105,7 +106,8 @@ def test_several_segments_of_one_picture_belong_to_it() -> None:
         Turn("Can you segment the spoon in this image?", "Sure, [SEG]."),
     ]
     ids = torch.tensor([tokenizer.encode(turns).input_ids])
-    rest = {"targets": batch.targets, "clip": batch.clip[:1], "sam": batch.sam[:1]}
+    inputs = batch.each(lambda tensor: tensor[:1]).inputs
+    rest = {"targets": batch.targets, "inputs": inputs}
     masks = model.predict(Batch.of(ids, ids, tokenizer.seg_id, **rest))
     assert masks.shape[0] == 2
     one = torch.tensor([tokenizer.encode(turns[:1]).input_ids])
@@ -120,7 +122,7 @@ def test_forward_equals_llava_composed_by_transformers() -> None:
         ours = model.hidden_states(batch)
         theirs = model.llava.model(
             input_ids=batch.input_ids,
-            pixel_values=batch.clip,
+            pixel_values=batch.inputs[VISION]["pixels"],
             attention_mask=real.long(),
         ).last_hidden_state
     assert not bool(real.all())  # transformers masks the padding of the shorter one
@@ -174,7 +176,7 @@ def test_true_sizes(model: str) -> None:
     sam = sum(p.numel() for p in lisa.sam.mask_decoder.parameters())
     assert linears == {"7b": 6_476_005_376, "13b": 12_687_769_600}[model.removesuffix("-v1")]
     assert sam == 4_058_340
-    assert plan.profile.clip.image_tokens == (256 if model.endswith("-v1") else 576)
+    assert plan.profile.most_image_tokens == (256 if model.endswith("-v1") else 576)
 
 
 def test_missing_misshapen_and_left_over_weights_are_named(tmp_path: Path) -> None:

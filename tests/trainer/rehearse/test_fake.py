@@ -90,19 +90,19 @@ def test_thirty_two_layers_are_watched_by_running_a_few(monkeypatch: pytest.Monk
 
 def test_layers_that_differ_are_not_taken_for_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last layer of a kind must use memory as the second did."""
-    from trainer.model.families.llava_sam import model as lisa
+    from trainer.model import segmentation_model
 
     calls = []
 
     def other(layer: Any, hidden: Any, rope: Any) -> Any:
         calls.append(1)
         extra = [torch.zeros(1000)] * 2 if len(calls) > 2 else []
-        return lisa.run_layer(layer, hidden, rope) + 0 * len(extra)
+        return segmentation_model.run_layer(layer, hidden, rope) + 0 * len(extra)
 
     def planned(self: Any, *_: Any) -> None:
         self.runs = [other] * len(self.decoder_layers)
 
-    monkeypatch.setattr(lisa.Lisa, "plan_layers", planned)
+    monkeypatch.setattr(segmentation_model.SegmentationModel, "plan_layers", planned)
     with pytest.raises(NotAlike, match="use memory differently"):
         watch(tiny_plan(cached_encoders=["sam", "clip"]), (64, 64), 1, 0)
 

@@ -181,7 +181,7 @@ def _outlined(
         return not one.crowd, -painted[one.place].area if ignored else 0
 
     for label, those in together.items():  # one after the other: a mask has the picture's size
-        regions, all_told = np.zeros(image.size, np.uint8), True
+        regions, all_known = np.zeros(image.size, np.uint8), True
         drawn: list[PaintedBox] = []
         marked = [(one, IGNORE if one.crowd else TARGET) for one in those]
         marked += [(one, IGNORE) for one in ignored]
@@ -196,14 +196,14 @@ def _outlined(
                 report.add(f"{one.place}.segmentation", "no pixel of the picture", allowed, fix)
             drawn.append(box)
             if empty:  # if it is left out, what its box holds is unknown
-                all_told &= one.box is not None
+                all_known &= one.box is not None
                 (box,) = painted_boxes([one.box or ()], image.size)
                 inner = regions[box.rows, box.columns]
                 inner[box.covered() & (inner == 0)] = IGNORE
                 drawn.append(box)
         rows, columns = _hull(drawn)
         part = regions[rows, columns]
-        if TARGET in part and all_told:
+        if TARGET in part and all_known:
             is_turned = turn is not TO_UPRIGHT[1]
             outlined[label] = (
                 trace_regions(turn(regions))

@@ -1,0 +1,71 @@
+"""A model family: all that a kind of model has of its own, asked for here and nowhere else.
+
+`trainer/model/families/<name>/family.py` holds FAMILY; its torch-free half is
+`profiles/families/<name>.py`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from importlib import import_module
+from typing import Any, ClassVar, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from profiles.families import ModelProfile
+from profiles.settings import Encoder
+from trainer.model.segmentation_model import SegmentationModel
+from trainer.model.tokenizer import ConversationTokenizer
+
+P = TypeVar("P", bound=ModelProfile)
+
+
+class NamesError(ValueError):
+    """Names of a checkpoint's tensors of which no single reading is right."""
+
+
+class Family(ABC, Generic[P]):
+    """What the rest of the trainer asks of a kind of model."""
+
+    model: ClassVar[type[SegmentationModel]]
+    tokenizer: ClassVar[type[ConversationTokenizer]]
+    pixels_version: ClassVar[int] = 1  # raise it when pixels come out differently
+
+    @abstractmethod
+    def skeleton(self, profile: P, tokenizer: ConversationTokenizer) -> SegmentationModel:
+        """The model as the libraries make it; the caller sees to it that nothing is allocated."""
+
+    @abstractmethod
+    def pixels(self, image: NDArray[np.uint8], encoder: Encoder, profile: P) -> dict[str, Tensor]:
+        """What an encoder is shown of one picture [H, W, 3], with an axis for the picture.
+
+        Tensors of several pictures are joined along their first axis, pixels and features alike.
+        """
+
+    # Published checkpoints.
+
+    fresh: ClassVar[str] = ""  # prefix of what may be missing in all sources, and starts afresh
+    givers: ClassVar[tuple[tuple[str, str], ...]] = ()  # (prefix, checkpoint that has such tensors)
+
+    def target_names(self, names: Iterable[str]) -> Mapping[str, str | None]:
+        """Each name of one checkpoint -> the model's; None: of no use. Raises NamesError."""
+        return {name: name for name in names}
+
+    def other_settings(self, config: Mapping[str, Any], profile: P) -> list[str]:
+        """Settings of a checkpoint's config.json that no shape shows and that differ here."""
+        del config, profile
+        return []
+
+    def likely_model(self, needed: Iterable[str], offered: Iterable[str]) -> str:
+        """A hint: which other size than `{model}` the sources may be of; '' for none."""
+        del needed, offered
+        return ""
+
+
+def family_of(profile: ModelProfile) -> Family[Any]:
+    """The family of a model."""
+    family: Family[Any] = import_module(f"trainer.model.families.{profile.family}.family").FAMILY
+    return family

@@ -113,19 +113,24 @@ def make_scale_code() -> None:
 
 
 class FrozenLinear(nn.Module):
-    """y = x · Wᵀ with W [N, K] stored in few bits; `stored` names its large tensors."""
+    """y = x · Wᵀ (+ b) with W [N, K] stored in few bits; `stored` names its large tensors."""
 
     stored: ClassVar[tuple[str, ...]] = ()
+    bias: Tensor | None
 
-    def __init__(self, out_features: int, in_features: int) -> None:
+    def __init__(self, out_features: int, in_features: int, bias: Tensor | None) -> None:
         super().__init__()
         self.out_features, self.in_features = out_features, in_features
+        self.register_buffer("bias", bias, persistent=False)
 
     @property
     def qweight(self) -> Tensor:
         """The largest of the stored tensors, by the name under which PEFT asks for the device."""
         bits: Tensor = getattr(self, self.stored[0])
         return bits
+
+    def _with_bias(self, y: Tensor) -> Tensor:
+        return y if self.bias is None else y.add_(self.bias)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}"
@@ -141,13 +146,13 @@ class Nf4Linear(FrozenLinear):
     offset: Tensor
     code: Tensor
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         """From a weight [N, K] in its compute dtype, on the device where it is to stay."""
         from bitsandbytes.functional import quantize_4bit
 
         make_scale_code()
 
-        super().__init__(*weight.shape)
+        super().__init__(weight.shape[0], weight.shape[1], bias)
         packed, state = quantize_4bit(
             weight, blocksize=NF4_BLOCK, compress_statistics=True, quant_type="nf4"
         )
@@ -163,12 +168,12 @@ class Nf4Linear(FrozenLinear):
     def forward(self, x: Tensor) -> Tensor:
         """[..., K] -> [..., N] in x's dtype."""
         if x.is_cuda and x.numel() == self.in_features and not torch.is_grad_enabled():
-            return self._one_row(x)
+            return self._with_bias(self._one_row(x))
         y: Tensor = nf4_product(
             x, self.packed, self.scales, self.outer, self.offset, self.code, self.out_features,
             False,
         )  # fmt: skip
-        return y
+        return self._with_bias(y)
 
     def _one_row(self, x: Tensor) -> Tensor:
         """[1, …, K] -> [1, …, N] without a widened weight: a token of an answer is bound by
@@ -200,9 +205,9 @@ class Int8Linear(FrozenLinear):
     codes: Tensor
     scales: Tensor
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         """From a weight [N, K] on the device where it is to stay."""
-        super().__init__(*weight.shape)
+        super().__init__(weight.shape[0], weight.shape[1], bias)
         largest = weight.abs().amax(1).float().clamp(min=torch.finfo(torch.float32).tiny)
         scales = largest / 127
         codes = (weight.float() / scales[:, None]).round_().to(torch.int8)
@@ -212,16 +217,20 @@ class Int8Linear(FrozenLinear):
     def forward(self, x: Tensor) -> Tensor:
         """[..., K] -> [..., N] in x's dtype."""
         y: Tensor = int8_product(x, self.codes, self.scales, False)
-        return y
+        return self._with_bias(y)
 
 
-def frozen_linear(weight: Tensor, storage: Literal["nf4", "int8", "none"]) -> nn.Module:
-    """A frozen linear of weight [N, K]; "none" keeps it as it is."""
+def frozen_linear(
+    weight: Tensor, storage: Literal["nf4", "int8", "none"], bias: Tensor | None = None
+) -> nn.Module:
+    """A frozen linear of weight [N, K] and, as it is, bias [N]; "none" keeps the weight, too."""
     if storage == "nf4":
-        return Nf4Linear(weight)
+        return Nf4Linear(weight, bias)
     if storage == "int8":
-        return Int8Linear(weight)
+        return Int8Linear(weight, bias)
     with torch.device("meta"):
-        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
     linear.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias, requires_grad=False)
     return linear

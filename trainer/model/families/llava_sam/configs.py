@@ -1,16 +1,16 @@
-"""A ModelProfile as transformers' configs."""
+"""A profile as transformers' configs."""
 
 from __future__ import annotations
 
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, SamConfig, SamVisionConfig
 from transformers.models.sam.configuration_sam import SamMaskDecoderConfig, SamPromptEncoderConfig
 
-from profiles.models import ModelProfile
+from profiles.families.llava_sam import Profile
 
 
-def llava_config(profile: ModelProfile, image_token_id: int, pad_token_id: int) -> LlavaConfig:
+def llava_config(profile: Profile, image_token_id: int, pad_token_id: int) -> LlavaConfig:
     """LLaVA's config: CLIP's hidden layer −2, class token dropped."""
-    llama, clip = profile.llama, profile.clip
+    llama, clip = profile.decoder, profile.clip
     return LlavaConfig(
         vision_config=CLIPVisionConfig(
             hidden_size=clip.hidden,
@@ -41,7 +41,7 @@ def llava_config(profile: ModelProfile, image_token_id: int, pad_token_id: int) 
     )
 
 
-def sam_config(profile: ModelProfile) -> SamConfig:
+def sam_config(profile: Profile) -> SamConfig:
     """SAM's config; the decoder's width is the image embedding's."""
     sam = profile.sam
     return SamConfig(

@@ -9,14 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-TRAINING_PREFIX = "base_model.model."  # peft's wrapper, around upstream's training checkpoints
+from trainer.model.adapter_names import TRAINING_PREFIX, from_peft
+from trainer.model.families import NamesError
+
 LISA_SAM_PREFIX = "model.visual_model."
-LLAVA = "llava."
 LLAMA = "llava.model.language_model."
 CLIP = "llava.model.vision_tower."
 PROJECTOR = "llava.model.multi_modal_projector."
-EMBEDDING = f"{LLAMA}embed_tokens.weight"
-HEAD = "llava.lm_head.weight"
 SAM_POSITIONS = "sam.shared_image_embedding.positional_embedding"
 
 # The first that fits the whole name wins.
@@ -79,13 +78,6 @@ ORIGINAL_SAM = tuple(
 )  # fmt: skip
 ADAPTER = re.compile(r"\.(?:lora_[AB]|lora_embedding_[AB]|base_layer|modules_to_save)\.")
 
-ADAPTER_NAME = "default"  # PEFT's for a model's only adapter
-ROWS, PEFT_ROWS = ".rows", ".token_adapter.trainable_tokens_delta"
-
-
-class NamesError(ValueError):
-    """Names of which no single reading is right."""
-
 
 def target_names(names: Iterable[str]) -> dict[str, str | None]:
     """Each name of one checkpoint -> the model's name for that tensor; None: of no use here.
@@ -103,22 +95,9 @@ def target_names(names: Iterable[str]) -> dict[str, str | None]:
     return result
 
 
-def name_in_files(parameter: str) -> str:
-    """A parameter's name in checkpoints: as PEFT's files, and ours from before it, without the
-    adapter's."""
-    return re.sub(rf"(\.lora_[AB])\.{ADAPTER_NAME}\.", r"\1.", parameter)
-
-
-def to_adapter(name: str) -> str:
-    """A trained tensor's name in PEFT's files, for transformers' LLaVA, from ours."""
-    inner = name.removeprefix(LLAVA)
-    return TRAINING_PREFIX + re.sub(rf"{re.escape(ROWS)}$", PEFT_ROWS, inner)
-
-
 def from_adapter(name: str) -> str | None:
     """This model's name of a tensor in PEFT's files, of whichever LLaVA or LLaMA; None: not one."""
-    found = _target(name.removeprefix(TRAINING_PREFIX), original_sam=False)
-    return found and re.sub(rf"{re.escape(PEFT_ROWS)}$", ROWS, found)
+    return _target(from_peft(name), original_sam=False)
 
 
 def _target(name: str, original_sam: bool) -> str | None:

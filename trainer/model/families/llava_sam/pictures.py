@@ -6,7 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from profiles.models import ModelProfile
+from profiles.families import VISION
+from profiles.families.llava_sam import Profile
+from profiles.settings import Encoder
 from trainer.frame import inner_size
 
 # Part of the feature cache's key: raise it when pixels come out differently.
@@ -51,8 +53,8 @@ def sam_pixels(image: NDArray[np.uint8], frame: int) -> NDArray[np.float32]:
     return framed.transpose(2, 0, 1)
 
 
-def pixels(image: NDArray[np.uint8], encoder: str, profile: ModelProfile) -> NDArray[np.float32]:
-    """The input of `encoder` ("clip" or "sam") for one picture [H, W, 3]."""
-    if encoder == "clip":
+def pixels(image: NDArray[np.uint8], encoder: Encoder, profile: Profile) -> NDArray[np.float32]:
+    """The input of CLIP or SAM for one picture [H, W, 3]."""
+    if encoder == VISION:
         return clip_pixels(image, profile.clip.image_pixels)
     return sam_pixels(image, profile.sam.image_pixels)

@@ -1,0 +1,105 @@
+"""What every model family says of its sizes, without torch.
+
+A family is `profiles/families/<name>.py`, whose `Profile` reads a row of models.toml, and
+`trainer/model/families/<name>/`, which computes. Nothing else names a family.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from math import prod
+from typing import ClassVar
+
+from profiles.records import Frozen
+from profiles.settings import Encoder
+
+# The names that plans have for the two frozen encoders: what the language model sees, and what the
+# mask decoder sees.
+VISION: Encoder = "clip"
+MASK: Encoder = "sam"
+FEATURE_BYTES = 2  # of one cached value
+Shapes = dict[str, tuple[int, ...]]
+
+
+class DecoderShape(Frozen):
+    """Sizes of the language model: `hidden` and `intermediate` in channels; the norms' epsilon."""
+
+    hidden: int
+    layers: int
+    heads: int
+    intermediate: int
+    norm_eps: float = 1e-5  # LLaMA 2's
+
+
+@dataclass(frozen=True)
+class EncoderFacts:
+    """A frozen encoder: what it is shown of the largest picture, and what is kept of it."""
+
+    name: str  # in the names of cache folders
+    sizes: str  # JSON: two encoders of equal sizes and weights make equal features
+    pixels: Shapes  # fp32; several pictures' are joined along the first axis
+    features: Shapes  # in the plan's dtype; likewise
+    flops: float  # of one picture, forward
+
+    @property
+    def pixel_values(self) -> int:
+        """Values that one picture is shown in."""
+        return sum(map(prod, self.pixels.values()))
+
+    @property
+    def cached_bytes(self) -> int:
+        """Bytes that one picture takes in the feature cache."""
+        return FEATURE_BYTES * sum(map(prod, self.features.values()))
+
+
+class ModelProfile(Frozen):
+    """One size of a family."""
+
+    stretched: ClassVar[bool] = False  # into the mask decoder's square frame; else padded
+    tokens_vary: ClassVar[bool] = False  # with the picture's size
+
+    name: str
+    title: str
+    family: str
+    vocabulary_rows: int
+    decoder: DecoderShape
+    sources: tuple[str, ...]
+
+    @property
+    @abstractmethod
+    def encoders(self) -> dict[Encoder, EncoderFacts]:
+        """The frozen encoders by the name that plans have for them."""
+
+    @property
+    @abstractmethod
+    def frame_pixels(self) -> int:
+        """Side of the mask decoder's square frame."""
+
+    @property
+    @abstractmethod
+    def most_image_tokens(self) -> int:
+        """Positions that the largest picture takes in the decoder."""
+
+    def image_tokens(self, height: int, width: int) -> int:
+        """Positions of a picture of that size in pixels."""
+        del height, width
+        return self.most_image_tokens
+
+    def needs_no_more(self, other: ModelProfile) -> bool:
+        """Whether this model surely takes no more memory than `other`."""
+        return self.name == other.name
+
+    @property
+    def packaged(self) -> bool:
+        """Whether the weights come with this package."""
+        return self.sources == ("packaged",)
+
+    @property
+    def conversion(self) -> str:
+        """The command that makes this model's folder of its sources on the hub."""
+        return f"lisa-train convert {' '.join(self.sources)} FOLDER --model {self.name}"
+
+    @property
+    def llama(self) -> DecoderShape:
+        return self.decoder

@@ -1,0 +1,100 @@
+"""LLaVA-1.5 and SAM: LISA as published (Lai et al. 2023, arXiv:2308.00692)."""
+
+from __future__ import annotations
+
+from profiles.families import MASK, VISION, EncoderFacts, ModelProfile
+from profiles.records import Frozen
+from profiles.settings import Encoder
+
+# Forward products of one picture, 2 FLOP a weight and position (ViT-L at 577, ViT-H at 4096).
+CLIP_FLOPS, SAM_FLOPS = 2 * 303e6 * 577, 2 * 632e6 * 4096
+
+
+class ClipShape(Frozen):
+    """Sizes of CLIP's vision tower; the picture is `image_pixels` square."""
+
+    image_pixels: int
+    patch_pixels: int
+    hidden: int
+    layers: int
+    heads: int
+    intermediate: int
+
+    @property
+    def image_tokens(self) -> int:
+        """Patches of one picture, the class token dropped."""
+        return (self.image_pixels // self.patch_pixels) ** 2
+
+
+class SamShape(Frozen):
+    """Sizes of SAM's image encoder and mask decoder; the frame is `image_pixels` square."""
+
+    image_pixels: int
+    patch_pixels: int
+    hidden: int
+    layers: int
+    heads: int
+    intermediate: int
+    global_layers: tuple[int, ...]
+    window_patches: int
+    output_channels: int
+    decoder_intermediate: int
+
+    @property
+    def embedding_pixels(self) -> int:
+        """Side of the image embedding [output_channels, side, side]."""
+        return self.image_pixels // self.patch_pixels
+
+
+class Profile(ModelProfile):
+    """One size of LISA: a LLaMA decoder, CLIP with its projector, and SAM."""
+
+    clip: ClipShape
+    projector_layers: int
+    sam: SamShape
+
+    @property
+    def encoders(self) -> dict[Encoder, EncoderFacts]:
+        """SAM's image encoder and CLIP's vision tower."""
+        clip, sam = self.clip, self.sam
+        side = sam.embedding_pixels
+        return {
+            MASK: EncoderFacts(
+                name="sam",
+                sizes=sam.model_dump_json(),
+                pixels={"pixels": (1, 3, sam.image_pixels, sam.image_pixels)},
+                features={"features": (1, sam.output_channels, side, side)},
+                flops=SAM_FLOPS,
+            ),
+            VISION: EncoderFacts(
+                name="clip",
+                sizes=clip.model_dump_json(),
+                pixels={"pixels": (1, 3, clip.image_pixels, clip.image_pixels)},
+                features={"features": (1, clip.image_tokens, clip.hidden)},
+                flops=CLIP_FLOPS,
+            ),
+        }
+
+    @property
+    def frame_pixels(self) -> int:
+        """Side of SAM's padded frame."""
+        return self.sam.image_pixels
+
+    @property
+    def most_image_tokens(self) -> int:
+        """CLIP's patches: the same for every picture."""
+        return self.clip.image_tokens
+
+    def needs_no_more(self, other: ModelProfile) -> bool:
+        """Whether this is `other`, or the same decoder and SAM behind no larger a CLIP."""
+        if not isinstance(other, Profile):
+            return False
+        epsilon = {"norm_eps": other.decoder.norm_eps}  # which takes no memory
+        return self.name == other.name or (
+            self.decoder.model_copy(update=epsilon) == other.decoder
+            and self.sam == other.sam
+            and self.vocabulary_rows <= other.vocabulary_rows
+            and self.projector_layers <= other.projector_layers
+            and (self.clip.hidden, self.clip.layers) == (other.clip.hidden, other.clip.layers)
+            and self.clip.image_tokens <= other.clip.image_tokens
+        )
