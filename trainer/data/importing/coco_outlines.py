@@ -86,7 +86,7 @@ class _Entry:
     """A picture to draw: its file and the folder that its name starts from, if it was found."""
 
     image: CocoImage
-    placed: tuple[Path, Path] | None
+    located: tuple[Path, Path] | None
     marks: list[CocoMask]
     unusable: set[str]  # places of the marks that are findings already
     findings: list[Finding]
@@ -105,9 +105,9 @@ def _found(
     path: Path, search: PictureSearch, image: CocoImage, marks: list[CocoMask], unusable: set[str]
 ) -> _Entry:
     findings: list[Finding] = []
-    placed = search.find(Report(path, findings), f"{image.place}.file_name", image.file_name)
+    located = search.find(Report(path, findings), f"{image.place}.file_name", image.file_name)
     reported = {one.place for one in marks if one.place in unusable} if unusable else unusable
-    return _Entry(image, placed, marks, reported, findings)
+    return _Entry(image, located, marks, reported, findings)
 
 
 def _drawn(
@@ -116,16 +116,16 @@ def _drawn(
     """The drawing of one picture; it may be made in another process."""
     report, conventions = Report(path, entry.findings), Conventions(frame=frame)
     drawing = None
-    if entry.placed is not None:
-        drawing = _drawing(report, entry, entry.placed, categories, tool, conventions)
+    if entry.located is not None:
+        drawing = _drawing(report, entry, entry.located, categories, tool, conventions)
     return _Drawn(drawing, report.findings, list(conventions.assumed))
 
 
 def _drawing(
-    report: Report, entry: _Entry, placed: tuple[Path, Path], categories: dict[int, str],
+    report: Report, entry: _Entry, located: tuple[Path, Path], categories: dict[int, str],
     tool: str, conventions: Conventions,
 ) -> Drawing | None:  # fmt: skip
-    image, (picture, pictures) = entry.image, placed
+    image, (picture, pictures) = entry.image, located
     opened = open_image(
         Report(picture, report.findings, f"{report.path}: {image.place}"), orientation_of
     )
