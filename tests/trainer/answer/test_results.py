@@ -423,7 +423,7 @@ def test_masks_beyond_the_limit_are_left_out_and_told(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """A model that trained little says [SEG] again and again, and each mask fills a picture."""
-    from trainer.cli.segment import _told
+    from trainer.cli.segment import _written
 
     segmenter = opened(run, cache)
     low = torch.full((3, 256, 256), -1.0)
@@ -434,7 +434,7 @@ def test_masks_beyond_the_limit_are_left_out_and_told(
     every, some = segmenter.ask(question), segmenter.ask(question, 2)
     assert (len(every.masks), every.left_out, len(some.masks), some.left_out) == (3, 0, 2, 1)
     assert some.masks[0].all() and not some.masks[1].any()  # the first ones are kept
-    row = _told(question, some, tmp_path / "a", as_json=True, several=False)
+    row = _written(question, some, tmp_path / "a", as_json=True, several=False)
     said = capsys.readouterr().err
     assert row["masks_left_out"] == 1 and "the first 2 are kept" in said
     assert "--set tokens.max_masks=3 keeps all" in said
