@@ -1,4 +1,4 @@
-"""Bytes and seconds with the GPU: the trainer's rehearsal, run here for real before a plan is said.
+"""Bytes and seconds on the GPU: the trainer's rehearsal, run here before a plan is advised.
 
 A trial trains three steps on samples as long as the longest, evaluates and writes a checkpoint, in
 a child process. Its outcome becomes a row of the user's table, so one trial serves every run of the
@@ -30,7 +30,7 @@ TRIAL_SECONDS = 900
 
 
 def measured(advice: Advice, tell: Callable[[str], None], cap_bytes: int | None = None) -> Advice:
-    """The advice with a plan that held on this machine's card: its own, or the next of its ladder.
+    """The advice with a plan that fitted on this machine's card: its own, or the ladder's next.
 
     `cap_bytes` limits the pool as a smaller card would. Raises RehearsalFailed.
     """

@@ -38,7 +38,7 @@ ASK_AGAIN_SECONDS = 10
 
 
 class NothingSmaller(RuntimeError):
-    """No plan is left that could hold; says what was tried and what would fit."""
+    """No smaller plan is left; says what was tried and what would fit."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def fallback(
 ) -> Fallback:
     """The plan after the last of `tried`, of which the user's `pinned` settings stay.
 
-    Where other processes took the memory, that is waited for as long as `wait_minutes`. The error
+    If other processes took the memory, waits up to `wait_minutes` for it. The error
     becomes a row of the user's table. Raises NothingSmaller.
     """
     short, machine = tried[-1], look()
@@ -120,7 +120,7 @@ def fallback(
 
 
 def taken_by_others(short: Shortage, pool: int | None) -> bool:
-    """Whether the plan would have held, had nothing beside its pool grown since the run began."""
+    """Whether the plan would have fitted if nothing beside its pool had grown since the start."""
     grown = short.taken_by_others >= OTHERS_BYTES
     return grown and (pool is None or pool <= (short.limit_before_bytes or 0))
 
@@ -184,7 +184,7 @@ def _by_hand(tried: Sequence[Shortage], pinned: Sequence[str], because: str) -> 
 
 
 def _moves(tried: Sequence[Shortage]) -> bool:
-    """Whether the run has got further since the time before last."""
+    """Whether the run has made progress since the error before the last."""
     return len(tried) < 3 or tried[-1].step > tried[-3].step
 
 

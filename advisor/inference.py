@@ -1,7 +1,7 @@
-"""Under which levers does a trained model answer on this card? Decided by forecasts.
+"""With which memory levers does a trained model answer on this card? Decided by forecasts.
 
-What was trained on one storage of the base weights is answered on it; a whole model may be rounded.
-Then the embeddings leave the card, half of the layers, and all of them.
+A model answers with the storage of base weights that it was trained on; a whole model may be
+rounded. If that does not fit, the embeddings go to host memory, then half of the layers, then all.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def fitting(
 
 
 def worst_question(text_tokens: int) -> Worst:
-    """What is forecast for questions of so many text tokens: few lengths, so few forecasts."""
+    """The size forecast for questions of so many text tokens: few lengths, so few forecasts."""
     return Worst(-(-text_tokens // 64) * 64, answering=True)
 
 

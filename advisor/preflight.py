@@ -53,8 +53,8 @@ def advise(
 ) -> Advice:
     """The advice for `machine`, or for `target` instead of its card.
 
-    `overrides` are `key=value` settings that hold whatever is chosen; samples have `text_tokens`
-    at most, or what the longest of `data` has, or else the plan's limit. `live` forecasts a plan at
+    `overrides` are `key=value` settings that the choice keeps; samples have `text_tokens`
+    at most, or those of the longest of `data`, or else the plan's limit. `live` forecasts a plan at
     a text length (None: the longest of `data`) where the shipped grid does not reach; `table`
     replaces the shipped and the user's rows. Raises PlanError for an unknown model and for
     settings that cannot run, and whatever `live` raises.
@@ -89,7 +89,7 @@ def advise(
 
 
 def _must_be_folder(weights: str) -> None:
-    """Raise PlanError where the weights that are named are not there."""
+    """Raise PlanError if the named weights do not exist."""
     if weights not in ("default", "random") and not Path(weights).expanduser().is_dir():
         fix = "name a folder that lisa-train convert wrote, or random to rehearse"
         raise PlanError([Finding("weights", "no such folder", weights, fix)])

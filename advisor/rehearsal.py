@@ -1,4 +1,4 @@
-"""The trainer's rehearsal as a child process: what is asked, what it printed, how it failed.
+"""The trainer's rehearsal as a child process: its arguments, its output, its failures.
 
 The boundary is needed: an out-of-memory step poisons its process, a fake run can abort a CPU build
 of torch, and the advisor itself imports no torch.
@@ -40,7 +40,7 @@ def in_child(
         encoding="utf-8",
         errors="replace",
         timeout=timeout_seconds,
-        # Whatever the user's encoding is, what it prints is read in this one.
+        # The child's output is read in this encoding, whatever the user's is.
         env={**at_home(os.environ), **environment, "PYTHONIOENCODING": "utf-8:replace"},
     )
 

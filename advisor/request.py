@@ -1,4 +1,4 @@
-"""What is asked: of which machine and card, with which settings held; and what follows at once."""
+"""The request: machine, card and fixed settings; and what follows from them at once."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ OLDEST_BUILT = (5, 0)  # compute capability in torch's builds for CUDA 12.6, the
 
 @dataclass(frozen=True)
 class Question:
-    """What was asked, of which machine and which table."""
+    """What was asked, for which machine and with which table."""
 
     machine: Machine
     model: str | None
@@ -46,7 +46,7 @@ class Question:
 
     @property
     def what_if(self) -> bool:
-        """Whether the card is not here."""
+        """Whether the card is not in this machine."""
         return self.target is not None
 
     @property
@@ -151,7 +151,7 @@ def lacks_segments(machine: Machine, gpu: Gpu) -> str:
 
 
 def unfit_segments(machine: Machine, gpu: Gpu, plan: Plan) -> Finding | None:
-    """A plan's expandable segments where this machine's card has none; None where all is well."""
+    """A finding if the plan needs expandable segments and this machine's card has none."""
     if plan.device != "cuda" or "expandable_segments:True" not in plan.allocator:
         return None
     why = lacks_segments(machine, gpu)
@@ -160,7 +160,7 @@ def unfit_segments(machine: Machine, gpu: Gpu, plan: Plan) -> Finding | None:
 
 
 def too_old(gpu: Gpu) -> Finding | None:
-    """Why no build of torch that runs this serves that card, if so."""
+    """Why no build of torch that runs this supports that card, if so."""
     if gpu.compute_capability is None or gpu.compute_capability >= OLDEST_BUILT:
         return None
     version = "{}.{}".format(*gpu.compute_capability)
@@ -214,7 +214,7 @@ def command_of(question: Question, model: str) -> str:
 
 
 def weights_needed(model: str, weights: str) -> str:
-    """The option that a command still lacks where nothing is packaged and no weights are named."""
+    """The option that a command needs if the model has no packaged weights and none are named."""
     return " --weights FOLDER" if model != "tiny" and weights == "default" else ""
 
 

@@ -93,7 +93,7 @@ def _alone(plan: Plan) -> Plan:
 
 
 def _larger_models(question: Question) -> Finding:
-    """What a card would make possible on a machine that trains on its CPU."""
+    """Which models a card would train, for a machine that trains on its CPU."""
     what = smallest_cards_text(("7b", "13b"))
     return Finding("with a GPU", what, fix="lisa-advise --vram 8GiB says how")
 

@@ -1,1 +1,1 @@
-"""What is known: the Plan, GPU and model profiles, the tested-configuration table."""
+"""The facts: the Plan, GPU and model profiles, the tested-configuration table."""

@@ -23,7 +23,7 @@ def python_module(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-P", "-m", module, *arguments]
 
 
-# accelerate reads these by dozens; these few leave what is computed alone.
+# accelerate reads dozens of these; the few here do not change what is computed.
 _ACCELERATE, _HARMLESS = "ACCELERATE_", ("LOG_LEVEL", "DEBUG_MODE", "ENABLE_RICH", "CPU_AFFINITY")
 _OFF = ("", "0", "no", "n", "none", "false", "f", "off", "default")
 # Of MPI: accelerate takes them for a launcher's, and would wait for processes that never come.
@@ -47,7 +47,7 @@ def borrowed(environment: Mapping[str, str]) -> list[str]:
 
 
 def at_home(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment, with the hub out of reach and compiled code in the user's own cache.
+    """The environment, with the hub switched off and compiled code in the user's own cache.
 
     What is `borrowed` is left out.
 
@@ -77,7 +77,7 @@ def usable_cores(cgroup: Path = CGROUP) -> int:
 
 
 def _quota(cgroup: Path) -> float | None:
-    """Cores' worth of time that a container may take, by either version of cgroups."""
+    """The number of cores that a container may use, by either version of cgroups."""
     two = cgroup / "cpu.max"
     one = cgroup / "cpu" / "cpu.cfs_quota_us", cgroup / "cpu" / "cpu.cfs_period_us"
     try:
@@ -91,5 +91,5 @@ def _quota(cgroup: Path) -> float | None:
 
 
 def threads_for(cores: int, processes: int = 1, workers: int = 0) -> int:
-    """Threads that each of `processes` computes with, a core being left for each of its workers."""
+    """Threads for each of `processes`, with one core left for each of its workers."""
     return max(1, cores // max(1, processes) - workers)

@@ -1,8 +1,7 @@
-"""Files read and written whole, and a folder that one process may write.
+"""Files that are read and written completely, and folders that only one process may write.
 
-What a user names may be a pipe, which would be waited for, a device, which may never end, or
-gigabytes. What is written decides something, and a process may be killed between any two
-operations, or the power may go.
+A path from a user may be a pipe, which would block, a device, which may never end, or a file of
+gigabytes. A process may be killed between any two file operations, or the power may fail.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from pathlib import Path
 from profiles.sizes import MIB
 
 LOCK, HOLDER = ".lock", ".holder.json"
-STALE_SECONDS = 3600  # of what was written aside: nobody is writing it any more
+STALE_SECONDS = 3600  # age of a temporary file that no process is writing any more
 PATIENCE = 2.0  # seconds that a process just killed, or just ending, may take to let go
 LARGEST = 512 << 20  # bytes: a table of 100 000 rows has a third of it
 _KINDS = (
@@ -57,7 +56,7 @@ class Held(ValueError):
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Put `content` in a file's place: whoever reads meets the old or the new, never a part.
+    """Replace a file by `content`: a reader sees the old or the new content, never a part.
 
     It has reached the disk when this returns. Raises OSError; what was there is then untouched.
     """
@@ -75,7 +74,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def force(path: Path) -> None:
-    """Have what was written reach the disk, as far as the system lets one ask for it."""
+    """Force what was written to the disk, as far as the system allows it."""
     if os.name == "nt" and path.is_dir():
         return
     handle = os.open(path, os.O_RDONLY)
@@ -86,14 +85,14 @@ def force(path: Path) -> None:
 
 
 def reason(error: Exception) -> str:
-    """What went wrong, without the number and the name of which an OSError's text has both."""
+    """What went wrong, without the number and the file name that an OSError's text contains."""
     return error.strerror.lower() if isinstance(error, OSError) and error.strerror else str(error)
 
 
 def refused(error: OSError) -> str:
-    """What the system would not do with a user's file, by the name that the user knows, and a hint.
+    """The error message for a user's file, with the name that the user knows, and a hint.
 
-    An error without a number is the house's own and says all itself.
+    An error without a number is this project's own and needs no more words.
     """
     if error.errno is None or error.filename is None:
         return str(error)
@@ -110,7 +109,7 @@ def refused(error: OSError) -> str:
 
 
 def _known(path: Path) -> Path:
-    """What a hidden file or folder of the house's own is for: what it becomes, or its folder."""
+    """The visible name of one of this project's hidden files: what it becomes, or its folder."""
     for one in (*reversed(path.parents), path):
         if one.name in (LOCK, HOLDER):
             return one.parent
@@ -127,7 +126,7 @@ def is_aside(path: Path, names: Iterable[str]) -> bool:
 def sweep(folder: Path, names: Iterable[str], older_seconds: float = 0) -> None:
     """Remove what killed writers of `names` left in a folder.
 
-    Where others may be writing just now, only what is so old that none of them is.
+    Where others may be writing just now, only files that are too old for that.
     """
     for path in list(folder.iterdir()) if folder.is_dir() else ():
         if is_aside(path, names):
@@ -137,7 +136,7 @@ def sweep(folder: Path, names: Iterable[str], older_seconds: float = 0) -> None:
 
 
 def is_vacant(folder: Path) -> bool:
-    """Whether a folder is absent, or empty but for who held it."""
+    """Whether a folder is absent, or holds nothing but the record of its last lock."""
     if not folder.exists():
         return True
     return folder.is_dir() and {path.name for path in folder.iterdir()} <= {LOCK, HOLDER}
@@ -145,7 +144,7 @@ def is_vacant(folder: Path) -> bool:
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Hold a folder, made if need be, until the block or the process ends, however it ends.
+    """Lock a folder, made if need be, until the block or the process ends, however it ends.
 
     The system's own lock (flock; LockFileEx on Windows), so a killed holder leaves none behind. On
     a network file system it holds between machines only where the server keeps locks (NFS with
@@ -170,7 +169,7 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def writer(folder: Path) -> str | None:
-    """The process that holds a folder just now, if one does; nothing is written."""
+    """The process that has locked a folder just now, if one has; nothing is written."""
     from filelock import FileLock, Timeout
 
     if not (folder / LOCK).is_file():
@@ -187,7 +186,7 @@ def writer(folder: Path) -> str | None:
 
 
 def _holder(folder: Path) -> str:
-    """The process that holds a folder, as it has written it down."""
+    """The process that has locked a folder, as it recorded itself."""
     for _ in range(10):  # it may just be about to
         try:
             found = json.loads((folder / HOLDER).read_text(encoding="utf-8"))

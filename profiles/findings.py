@@ -1,4 +1,4 @@
-"""What errors are made of: findings, each with what, where, got, allowed and fix."""
+"""The parts of errors: findings, each with what, where, got, allowed and fix."""
 
 from __future__ import annotations
 

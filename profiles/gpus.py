@@ -131,7 +131,7 @@ def _spellings() -> dict[str, tuple[GpuProfile, ...]]:
 
 
 def _no_gpu(text: str) -> str:
-    """Why `text` names no card: it says no model, or too little, or one that is unknown."""
+    """Why `text` names no card: no model in it, too little, or an unknown one."""
     words = _words(text)
     if not words:
         return f"no GPU is named by {text!r}; name one like 'RTX 3060 12GB'"

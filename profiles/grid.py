@@ -1,9 +1,9 @@
-"""Forecasts at the corners of the usual plans, and bytes in between: an answer without a rehearsal.
+"""Forecasts at the corners of the usual plans, interpolated in between, without a rehearsal.
 
 The corners are forecasts of the real step (benchmarks/grid.py). Between them tensors are taken as
-linear in the micro-batch, the text's length, and the checkpointed or host layers. That is not too
-little: a peak is the largest of some phases, each phase is linear in every one of these, and the
-largest of linear functions lies below its chords.
+linear in the micro-batch, the text's length, and the checkpointed or host layers. This is never
+too low: a peak is the largest of some phases, each phase is linear in every one of these, and the
+largest of linear functions is below its chords.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Estimate:
 
 
 class _Place(NamedTuple):
-    """Where a number lies between two corners: the lower one, the upper one, the way between."""
+    """Where a number is between two corners: the lower one, the upper one, the fraction between."""
 
     low: int
     high: int
@@ -70,7 +70,7 @@ def estimate(plan: Plan, text_tokens: int) -> Estimate | None:
 def nearest(plan: Plan, text_tokens: int) -> Estimate | None:
     """What the usual adapters and trained parts would take instead of the plan's own.
 
-    A first guess where `estimate` has nothing, neither more nor less than the plan surely takes.
+    A first guess where `estimate` has nothing; it may be above or below what the plan takes.
     """
     model = _model_in_grid(plan)
     text = min(text_tokens, TEXT_TOKENS[-1])
@@ -103,7 +103,7 @@ def _between(plan: Plan, model: str, text_tokens: int) -> Estimate | None:
         return sum(share * corner[column] for corner, share in corners(relief))
 
     tensors = mixed(on_card, "tensors_bytes")
-    # How the pool is cut up is no linear matter: the worst of the corners is taken.
+    # The pool's fragmentation is not linear: the worst of the corners is used.
     pool = tensors * max(c["pool_bytes"] / c["tensors_bytes"] for c, _ in corners(on_card))
     if "expandable_segments:True" not in plan.allocator:
         pool *= WHOLE_SEGMENTS
@@ -125,7 +125,7 @@ def _model_in_grid(plan: Plan) -> str | None:
 
 
 def _usual(plan: Plan, model: str) -> Plan:
-    """The plan of the corners with `plan`'s own place among them."""
+    """The corners' plan with `plan`'s own position between them."""
     free = ("processes", "compile", "dtype", "device", "host_embeddings", "host_layers", "tokens",
             "checkpointed_layers", "micro_batch", "accumulation", "quantization")  # fmt: skip
     return _default(model).model_copy(update={name: getattr(plan, name) for name in free})

@@ -1,6 +1,6 @@
-"""Where this user's own files lie: caches, and rows of what was tested.
+"""Where this user's own files are: caches, and rows of the tested table.
 
-In a container the home may be read-only, missing or none at all. What can be made again then goes
+In a container the home may be read-only, missing or undefined. What can be made again then goes
 to a temporary folder that nobody else may enter, and a note says so once.
 """
 
@@ -20,7 +20,7 @@ NAME = "lisa-preflight"
 
 
 def cache_folder() -> Path:
-    """For what can be worked out again: features, forecasts, contexts, compiled code."""
+    """For what can be computed again: features, forecasts, contexts, compiled code."""
     return _usable(_usual("user_cache_path")) or _temporary() / "cache"
 
 

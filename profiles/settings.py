@@ -30,7 +30,7 @@ Quantizable = Literal[
 ]
 
 
-MOST = 1_000_000  # of anything counted: more is a slip, and would take memory before training
+MOST = 1_000_000  # of anything counted: more is a typing error, which would take memory
 
 
 # Asked for at once in a picture with several, as in LISA's recipe.

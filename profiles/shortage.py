@@ -1,4 +1,4 @@
-"""What there was, and what was taken, when a run ran out of memory; the JSON that it leaves."""
+"""The memory available and used when a run ran out of it; the JSON that the run writes."""
 
 from __future__ import annotations
 
@@ -27,5 +27,5 @@ class Shortage(Frozen):
 
     @property
     def taken_by_others(self) -> int:
-        """Bytes by which what lies beside the pool has grown since the run began."""
+        """Bytes by which the memory used outside the pool has grown since the run began."""
         return (self.outside_bytes or 0) - (self.outside_before_bytes or 0)

@@ -1,4 +1,4 @@
-"""Bytes as people write them: GiB and MiB; inside, everything is counted in bytes."""
+"""Bytes as text, in GiB and MiB; the code itself counts in bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many broken entries of a data set may be left out: what a command passes to its children."""
+"""How many broken entries of a data set may be left out; passed on to child processes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def read_most(text: str | None) -> int:
 
 
 def announce(most: int) -> None:
-    """Let the processes that look at the data for this one leave out as much."""
+    """Let the child processes that read the data leave out as many."""
     os.environ.pop(VARIABLE, None)
     if most:
         os.environ[VARIABLE] = str(most)

@@ -1,4 +1,4 @@
-"""Where ReasonSeg lies below a data folder: whoever looks for long into one asks this first."""
+"""Where ReasonSeg is below a data folder; checked before anything takes long to search it."""
 
 from __future__ import annotations
 

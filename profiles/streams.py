@@ -1,4 +1,4 @@
-"""What a command writes: whatever the terminal's encoding, an answer is never lost to it.
+"""A command's output: no answer is lost, whatever the terminal's encoding is.
 
 All text goes out through `say` and `tell`, so that nothing in it can control the terminal.
 """
@@ -13,7 +13,7 @@ from profiles.text import printable
 
 
 def set_streams(arguments: Sequence[str] | None = None) -> None:
-    """Called first by every command: JSON is UTF-8, text writes ? for what has no letter here.
+    """Called first by every command: JSON is UTF-8, text has ? for letters that are missing.
 
     Where the system's own encoding cannot spell file names, Python begins again in UTF-8.
     """
@@ -37,7 +37,7 @@ def say(text: str) -> None:
 
 
 def tell(text: str) -> None:
-    """A message to whoever watches, on stderr; stdout is for results."""
+    """A message to the user, on stderr; stdout is for results."""
     print(printable(text), file=sys.stderr, flush=True)
 
 

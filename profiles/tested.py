@@ -1,6 +1,6 @@
 """The tested-configuration table: what was tried, on which card, and how many bytes it took.
 
-The shipped rows lie in `tested.jsonl` beside this module; a user's own rows lie in the user data
+The shipped rows are in `tested.jsonl` beside this module; a user's own rows are in the user data
 folder and are only ever appended. A row is evidence: an unknown number is null, never a guess.
 """
 
@@ -162,7 +162,7 @@ class Table(NamedTuple):
 
 
 def user_table_path() -> Path:
-    """Where this user's own rows lie; the file need not exist."""
+    """The file of this user's own rows; it need not exist."""
     return data_folder() / TABLE_NAME
 
 
@@ -212,7 +212,7 @@ def parse_table(data: bytes, where: str) -> Table:
 
 @contextmanager
 def _all_kept() -> Iterator[None]:
-    """While many objects are made that all stay: else Python looks through them ever again."""
+    """Switches garbage collection off while many objects are made that all stay."""
     searched = gc.isenabled()
     gc.disable()
     try:
@@ -224,7 +224,7 @@ def _all_kept() -> Iterator[None]:
 
 
 def keep(row: TestedRow) -> None:
-    """Append `row` to the user's table; that it cannot be written is said, and no error."""
+    """Append `row` to the user's table; if it cannot be written, a note is printed."""
     try:
         append(row)
     except OSError as error:
@@ -239,8 +239,8 @@ def append(row: TestedRow, path: Path | None = None) -> Path:
 def append_all(rows: Iterable[TestedRow], path: Path | None = None) -> Path:
     """Append `rows` to the user's table (`path`) and return where they went. Raises OSError.
 
-    One write in append mode: rows of processes that append together neither mix nor get lost,
-    with or without the lock, which only keeps the look at the last byte true.
+    One write in append mode: rows of processes that append at the same time neither mix nor get
+    lost, even without the lock, which only keeps the check of the last byte valid.
     """
     path = user_table_path() if path is None else path
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Text from files and users in messages: whatever it holds, it only ever shows as text."""
+"""Text from files and users in messages: whatever it contains, it is shown as text."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _BRIEF.maxstring = _BRIEF.maxother = 200
 
 
 def brief(value: object, letters: int = 60) -> str:
-    """`repr(value)` in so many letters at most, however long, deep or entwined the value is."""
+    """`repr(value)` in so many letters at most, however long, deep or recursive the value is."""
     text = _BRIEF.repr(value)
     return text if len(text) <= letters else text[: letters - 3] + "..."
 
 
 def printable(text: str) -> str:
-    """`text` with all that a terminal would obey, or that has no shape, spelled as `\\u001b` is.
+    """`text` with control characters and invisible ones spelled as `\\u001b` is.
 
     Control characters (C0 but for tab and line break, C1), marks that turn the direction of
     writing, and half characters. The spelling is JSON's, so a JSON document stays what it says.
@@ -44,7 +44,7 @@ def printable(text: str) -> str:
 
 
 def one_line(text: object) -> str:
-    """`str(text)` as `printable` has it, and in one line: what is about one thing forges no other.
+    """`str(text)` as `printable` has it, in one line, so that it cannot imitate other lines.
 
     For names, questions and whatever else comes from files.
     """
@@ -57,7 +57,7 @@ def counted(number: int, one: str, more: str = "") -> str:
 
 
 def is_text(name: str) -> bool:
-    """Whether all of it are whole characters: neither JSON's half ones nor bytes of a file name."""
+    """Whether it has whole characters only: no lone surrogates, from JSON or from a file name."""
     return not any("\ud800" <= one <= "\udfff" for one in name)
 
 

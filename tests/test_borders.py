@@ -11,8 +11,11 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+
 import advisor
 import profiles
+from tools.draw_house import END, PAGE, drawn, imports, picture
 
 ROOT = Path(advisor.__file__).parent.parent
 HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "cv2", "trainer"}
@@ -88,44 +91,47 @@ def test_only_the_trainers_command_lines_ask_the_advisor():
     assert askers <= {f"trainer/cli/{name}.py" for name in ("train", "start", "segment")}
 
 
-def _imported(path: Path, known: set[str]) -> set[str]:
-    """The house's own files that a file imports anywhere, for type checks too."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            assert not node.level, f"{path}: write imports out"
-            inner = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= {name if name in known else node.module for name in inner}
-    return found & known
-
-
-def _graph() -> dict[str, set[str]]:
-    """Which file of the three houses imports which."""
-    paths = {
-        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-        for house in ("advisor", "profiles", "trainer")
-        for path in (ROOT / house).rglob("*.py")
-    }
-    return {name: _imported(path, set(paths)) for name, path in paths.items()}
-
-
 def test_no_files_import_each_other_in_a_circle():
     """Take away what imports nothing that is left, again and again: a circle stays."""
-    left = _graph()
+    left = imports()
     while ends := {name for name, imported in left.items() if not imported & left.keys()}:
         left = {name: imported for name, imported in left.items() if name not in ends}
     assert not left
 
 
 def test_the_model_imports_nothing_of_the_data():
-    for name, imported in _graph().items():
+    for name, imported in imports().items():
         if name.startswith("trainer.model"):
             assert not [one for one in imported if one.startswith("trainer.data")], name
 
 
 def test_what_runs_knows_nothing_of_the_command_lines():
-    for name, imported in _graph().items():
+    for name, imported in imports().items():
         if not name.startswith(("trainer.cli", "advisor.cli")):
             assert not [one for one in imported if ".cli" in one], name
+
+
+def test_the_picture_of_the_house_is_that_of_its_imports():
+    page = PAGE.read_text(encoding="utf-8")
+    assert drawn(page) == page, "python tools/draw_house.py draws it anew"
+    with pytest.raises(ValueError, match="lacks"):
+        drawn(page.replace(END, ""))
+
+
+def test_the_picture_leaves_out_what_follows_and_dashes_what_points_upwards():
+    graph = {
+        "profiles.plan": set(),
+        "trainer.step": {"trainer.run.run", "profiles.plan"},
+        "trainer.run.run": {"profiles.plan", "trainer.batch"},
+        "trainer.run.state": {"trainer.data.samples", "trainer.data.images"},
+        "trainer.data.samples": {"trainer.batch"},
+        "trainer.data.images": {"trainer.run.run"},
+        "trainer.batch": {"profiles.plan"},
+    }
+    assert [line.strip() for line in picture(graph) if "->" in line] == [
+        "trainer__ground_floor_ --> profiles",
+        "trainer__top_ --> trainer_run",
+        "trainer_data --> trainer__ground_floor_",
+        "trainer_data -.-> trainer_run",
+        "trainer_run --> trainer_data",
+    ]

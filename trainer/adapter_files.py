@@ -34,7 +34,7 @@ _WHOLE: dict[TrainedPart, tuple[str, ...]] = {
 def write(
     folder: Path, plan: Plan, lora: Lora, trained: Mapping[str, Tensor], new_ids: Sequence[int]
 ) -> dict[str, Tensor]:
-    """PEFT's two files of what was trained of LLaVA; returns the rest, which has no place there."""
+    """Write PEFT's two files with LLaVA's trained parts; returns the tensors of other parts."""
     from trainer.model.adapters import peft_config
 
     model = family_of(plan.profile).model
@@ -63,7 +63,7 @@ def write(
 def read(folder: Path, model: type[SegmentationModel]) -> dict[str, Tensor]:
     """The tensors of a folder's adapter by the model's names; none where there is no adapter.
 
-    One that is no part of the model keeps its name. Raises WeightsError.
+    A tensor that is not in the model keeps its name. Raises WeightsError.
     """
     path = folder / TENSORS
     if not path.is_file():

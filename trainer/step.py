@@ -83,14 +83,14 @@ def training_step(
     sums = accumulate(model, batches, totals, accelerator)
     norm = clip(model, plan, accelerator)
     total, ce, bce, dice, size = torch.stack([*sums, norm.float()]).tolist()
-    # In fp16 the gradient scaler leaves out updates of its own, until its scale is right.
+    # In fp16 the gradient scaler skips updates by itself, until its scale is right.
     bad = "loss" if not isfinite(total) else "gradient" if not isfinite(size) else ""
     if bad == "loss" or (bad and accelerator.scaler is None):
         optimizer.zero_grad(set_to_none=True)
         names = ", ".join(name for batch in batches for name in batch.names)
         raise NotFinite(f"the {bad} is not finite; samples of this step: {names}")
-    # Clipping by a norm that is not finite has made the finite gradients zero: that update is one
-    # of those that the scaler leaves out, and nothing can be seen in it.
+    # Clipping by a norm that is not finite has made the finite gradients zero. The scaler skips
+    # that update, and the check could see nothing in it.
     if check is not None and not check.done and isfinite(size):
         check(masks=totals.masks > 0)
     with during(UPDATING):
@@ -104,8 +104,8 @@ def training_step(
     )
 
 
-# The parts below are all that computes; a rehearsal without a GPU, where no number can be looked
-# at, runs them one after the other just so.
+# All computing is in the parts below. A rehearsal without a GPU, which cannot read any number, runs
+# them one after the other in the same way.
 
 
 def total_of(batches: Sequence[Batch], accelerator: Accelerator) -> Totals:

@@ -1,4 +1,4 @@
-"""What the choice is made of: a plan held against the budget, its speed, and the reasons."""
+"""What the choice is made of: a plan compared with the budget, its speed, and the reasons."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Speed(Frozen):
 
 
 class Candidate(Frozen):
-    """One plan held against the budget."""
+    """One plan compared with the budget."""
 
     plan: Plan
     needs: Bytes = Field(description="of the allocator's pool, at most")
@@ -51,7 +51,7 @@ class Scales:
 
 @dataclass(frozen=True)
 class Choice:
-    """The chosen plan, or the smallest where none fits, and what stands around it."""
+    """The chosen plan, or the smallest if none fits, and the plans around it."""
 
     best: Candidate
     considered: tuple[Candidate, ...]

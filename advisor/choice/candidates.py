@@ -37,7 +37,7 @@ class Family:
 
 
 def families(base: Plan, pinned: Iterable[str]) -> Iterator[Family]:
-    """Every family that `base` can become while its `pinned` settings stay."""
+    """Every family that can be made from `base` without changing its `pinned` settings."""
     pinned = set(pinned)
 
     def free(setting: str, values: Sequence[Any]) -> Sequence[Any]:

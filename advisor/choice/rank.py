@@ -1,7 +1,7 @@
 """Ranks candidate plans on one card and keeps the ones to fall back on.
 
 The rules, in order: a plan must fit, on the card and in host memory; it should train at half the
-speed or more that the card would reach with endless memory; among those the arithmetic comes first
+speed or more that the card would reach with unlimited memory; among those the arithmetic is first
 (base weights as published before int8 before NF4), then speed. A larger card can only make more
 plans fit, so it never gets a worse one. The effective batch is the user's and is never changed.
 """
@@ -35,7 +35,7 @@ def choose(
     rows: Sequence[TestedRow] = (),
     spills: bool = False,
 ) -> Choice | None:
-    """The best plan that `base` can become with its `pinned` settings as they are.
+    """The best plan that can be made from `base` without changing its `pinned` settings.
 
     `refusals` says why a plan cannot run on the card at all; `spills`: the driver moves tensors to
     host memory instead of failing. None where no plan can be weighed.
@@ -68,7 +68,7 @@ def choose(
 def _relieved(
     family: Family, budget: Budget, scales: Scales, rows: Sequence[TestedRow], spills: bool
 ) -> Candidate | None:
-    """The family's plan with as little relief as lets it fit; its smallest one if none does."""
+    """The family's largest plan that fits; its smallest one if none does."""
 
     def fits(step: int) -> bool:
         found = scales.needs(family.at(step))
@@ -123,12 +123,12 @@ def _rank(candidate: Candidate, fastest: float) -> tuple[float, ...]:
 
 
 def _is_worth(rank: tuple[float, ...], other: tuple[float, ...]) -> bool:
-    """Whether better arithmetic, or 5 % more speed, speaks for the first."""
+    """Whether the first has better arithmetic, or is 5 % faster."""
     return rank[0] > other[0] or (rank[0] == other[0] and rank[1] > 1.05 * other[1])
 
 
 def _lacks_memory(candidate: Candidate, budget: Budget) -> bool:
-    """Whether nothing but the card's memory is in the way."""
+    """Whether only the card's memory is too small."""
     too_large = candidate.needs.bytes > budget.usable.bytes
     return too_large and budget.host_holds(candidate.host_bytes)
 

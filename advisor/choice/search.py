@@ -2,7 +2,7 @@
 
 The grid answers at once for the usual settings. Where it does not reach (other adapters, trained
 parts, longer texts) the plan that it would choose is forecast, the figures are corrected, and the
-choice is made again until it stands.
+choice is made again until it stays the same.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ CARD_SIZES_GIB = (2, 3, 4, 6, 8, 10, 11, 12, 16, 20, 24, 32, 40, 48, 80, 96, 141
 
 @dataclass(frozen=True)
 class Setting:
-    """All that a search depends on beside the plan."""
+    """What a search depends on, besides the plan."""
 
     budget: Budget
     card: GpuProfile | None = None  # its rates; None: not in the catalogue
@@ -66,7 +66,7 @@ class Found:
 
 
 def search(base: Plan, pinned: set[str], setting: Setting) -> Found | str:
-    """The best plan that `base` can become with its `pinned` settings; or why there is none.
+    """The best plan that `base` allows with its `pinned` settings; or why there is none.
 
     Raises what the setting's `live` raises.
     """

@@ -1,4 +1,4 @@
-"""lisa-advise: parses, asks `advise`, prints. Everything heavy is imported inside the command."""
+"""lisa-advise: parses, calls `advise`, prints. Everything heavy is imported inside the command."""
 
 from __future__ import annotations
 

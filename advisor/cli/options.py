@@ -1,4 +1,4 @@
-"""What the commands' options have in common: their types, their words, and what must agree."""
+"""What the commands' options have in common: types, help texts, and which must agree."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 PLOT_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".pdf")
 
 
-MAX_VRAM_BYTES = 2**44  # 16 TiB: anything above is a slip of the unit
+MAX_VRAM_BYTES = 2**44  # 16 TiB: anything above is a wrong unit
 
 
 _UNITS = {"mib": MIB, "gib": GIB, "mb": 10**6, "gb": 10**9}
@@ -28,7 +28,7 @@ _UNITS = {"mib": MIB, "gib": GIB, "mb": 10**6, "gb": 10**9}
 def parse_size(text: str) -> int:
     """Bytes from a number with a unit. Raises typer.BadParameter.
 
-    A bare number is refused: between 8 GB and 8 GiB lies more than the whole margin.
+    A bare number is refused: 8 GB and 8 GiB differ by more than the whole margin.
     """
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)", text.strip(), re.ASCII)
     unit = _UNITS.get(match[2].lower()) if match else None
@@ -80,7 +80,7 @@ SkipBroken = Annotated[
 
 
 def must_agree(assignments: list[str]) -> None:
-    """Ends with exit code 2 where one setting is given two values."""
+    """Ends with exit code 2 if one setting is given two values."""
     from profiles.overrides import assigned
 
     given: dict[str, str] = {}
@@ -112,7 +112,7 @@ def named_card(vram: int | None, gpu: str | None, system: str | None) -> Target 
 
 
 def must_be_data(folder: Path | None, skip_broken: str | None) -> None:
-    """Ends with exit code 2 for no data; what may be left out of it is announced."""
+    """Ends with exit code 2 if there is no data; passes --skip-broken on to child processes."""
     from profiles.skipping import VARIABLE, announce, announced, read_most
     from profiles.splits import NEEDED, located
 

@@ -25,7 +25,7 @@ Basis = Literal["exact", "tested", "forecast", "measured", "policy"]
 WHAT_IF_KEPT_BYTES = round(0.2 * GIB)  # "8 GB" cards show 7.6-8.0 GiB
 # Windows' own desktop and what its driver sets aside; 0.5-1.2 GiB are usual.
 WINDOWS_KEPT_BYTES = round(0.9 * GIB)
-WHAT_IF_HOST_BYTES = 16 * GIB  # of a machine that is not here
+WHAT_IF_HOST_BYTES = 16 * GIB  # assumed for a card that is not in this machine
 HOST_PROCESS_BYTES = 3 * GIB  # Python, torch and CUDA's host side, where host and GPU share memory
 HOST_SHARE = 0.85  # of the available host memory; the rest is the system's and the page cache's
 ERRORS_FILE = Path(__file__).resolve().parents[2] / "profiles" / "forecast_errors.json"
@@ -60,7 +60,7 @@ class Budget(Frozen):
         return max(0, self.free.bytes - self.context.bytes)
 
     def host_holds(self, size: int) -> bool:
-        """Whether `size` bytes go into host memory, as far as its size is known."""
+        """Whether `size` bytes fit in host memory, as far as its size is known."""
         return self.host is None or size <= self.host.bytes
 
 
@@ -73,7 +73,7 @@ def size_text(size: int) -> str:
 
 
 def what_if_gpu(vram_bytes: int, windows: bool = False) -> Gpu:
-    """A card that is not here, of which only the size is known."""
+    """A card that is not in this machine and of which only the size is known."""
     kept = WINDOWS_KEPT_BYTES if windows else WHAT_IF_KEPT_BYTES
     return Gpu(
         index=0,
@@ -84,7 +84,7 @@ def what_if_gpu(vram_bytes: int, windows: bool = False) -> Gpu:
 
 
 def named_gpu(profile: GpuProfile, windows: bool = False) -> Gpu:
-    """A card of the catalogue that is not here."""
+    """A card of the catalogue that is not in this machine."""
     facts = {"name": profile.name, "compute_capability": profile.compute_capability}
     return what_if_gpu(profile.visible_bytes, windows).model_copy(update=facts)
 
@@ -133,7 +133,7 @@ def margin_for(plan: Plan, pool: int, margin_bytes: int) -> int:
 
 
 def margin_of(gpu: Gpu, free: int, rows: Iterable[TestedRow] = ()) -> Bytes:
-    """What is left free on `gpu`, from how far forecasts of the pool fell short before.
+    """What is left free on `gpu`, from how much too low forecasts of the pool were before.
 
     The 95 % quantile of the shortfalls on this GPU model, shipped and the user's own. A model with
     few rows gets that of all, and at least 3 %: a policy.
@@ -172,7 +172,7 @@ def _host_budget(machine: Machine, what_if: bool) -> Bytes | None:
 
 
 def judge(needed: int, budget: Budget, spills: bool) -> Verdict:
-    """How `needed` bytes of tensors go into `budget`; `spills`: the driver swaps to the host."""
+    """How `needed` bytes of tensors fit in `budget`; `spills`: the driver swaps to the host."""
     if needed <= budget.usable.bytes:
         return "FITS"
     if needed <= budget.cap_bytes:

@@ -35,7 +35,7 @@ class Context:
     source: str
 
     def bytes(self, pinned: bool) -> int:
-        """Of a process that pins host tensors, or does not."""
+        """Bytes for a process that pins host tensors, or does not."""
         return self.plain_bytes + (self.pinning_bytes if pinned else 0)
 
 
@@ -102,7 +102,7 @@ def _kept(gpu: Gpu, machine: Machine, folder: Path | None) -> Path:
 
 
 def library_versions() -> list[str]:
-    """Of the libraries that memory depends on; "absent" for one that is not installed."""
+    """Versions of the libraries that memory depends on; "absent" if one is not installed."""
     return [installed(name) for name in LIBRARIES]
 
 

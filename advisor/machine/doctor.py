@@ -1,4 +1,4 @@
-"""lisa-advise doctor: what of this machine is ready to train, and what to do about the rest."""
+"""lisa-advise doctor: which parts of this machine are ready to train, and how to fix the rest."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CACHE_BYTES = 4 * GIB
 
 
 class Check(Frozen):
-    """One thing that was looked at."""
+    """One thing that was checked."""
 
     name: str
     status: Literal["ok", "note", "fail"] = Field(description="note: works, but not as well")
@@ -189,7 +189,7 @@ def _segments(machine: Machine) -> Check:
 
 
 def _segments_tried() -> tuple[str, bool]:
-    """What came of an allocation with them, in a child: it may end the process."""
+    """The outcome of an allocation with them, in a child process, because it may crash."""
     code = "import torch; torch.empty(1 << 26, dtype=torch.uint8, device='cuda').fill_(1)"
     code += "; torch.cuda.synchronize()"
     setting = "expandable_segments:True"

@@ -1,7 +1,7 @@
 """This machine: its GPUs as the driver (NVML) counts them, its host memory and its CPU.
 
-NVML creates no CUDA context, so a probe costs the card nothing. Whatever cannot be learnt is
-None and stays None; a missing module, driver or card is an answer, not an error.
+NVML creates no CUDA context, so a probe takes no memory on the card. What cannot be queried is
+None and stays None; a missing module, driver or card is a result, not an error.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from profiles.records import Frozen
 Platform = Literal["linux", "wsl", "windows", "darwin"]
 
 UNNAMED = "unknown GPU"
-MOST_CARDS, MOST_INSTANCES, MOST_BYTES = 256, 8, 2**44  # beyond these an answer is garbage
+MOST_CARDS, MOST_INSTANCES, MOST_BYTES = 256, 8, 2**44  # larger answers are garbage
 # Devices on one die with the host's memory: by name, and by compute capability.
 SHARES_MEMORY = re.compile(r"\b(GB10|Orin|Thor|Xavier|Tegra|Jetson|nvgpu)\b", re.IGNORECASE)
 # "GRID V100D-16C", "NVIDIA A10-24Q", "NVIDIA A100-4-20C", "GRID A100D-10CME", "A16-2B4".
@@ -109,7 +109,7 @@ def probe(environ: Mapping[str, str] | None = None) -> Machine:
 
 
 def _probe_nvml(system: Platform) -> tuple[dict[str, Any], list[Finding]]:
-    """Driver facts and every GPU, visible or not; notes on what could not be asked."""
+    """Driver facts and every GPU, visible or not; notes on what could not be queried."""
     try:
         import pynvml
     except ImportError:
@@ -138,7 +138,7 @@ def _probe_nvml(system: Platform) -> tuple[dict[str, Any], list[Finding]]:
         }
         return facts, notes
     except Exception as error:
-        # Only a lost card's error comes up to here: what was learnt before it stays.
+        # Only a lost card's error reaches this line: the results before it are kept.
         what = "the NVIDIA driver stopped answering"
         notes.append(Finding("nvml", what, str(error), _driver_hint(system)))
         return {"gpus": gpus}, notes
@@ -208,7 +208,7 @@ def _card(nvml: ModuleType, index: int, notes: list[Finding]) -> list[Gpu]:
     try:
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
         mig = _mig_is_on(nvml, handle)
-        # A card that hides its mode may be cut all the same: whole, it would be promised too much.
+        # A card that hides its mode may still be cut: as whole, its memory would be too large.
         instances = [] if mig is False else _mig_instances(nvml, handle, index, bool(mig), notes)
         return instances if mig or instances else [_gpu(nvml, handle, index, notes)]
     except Exception as error:
@@ -252,7 +252,7 @@ def _lost(index: int, error: Exception, notes: list[Finding]) -> Gpu:
 
 
 def _gpu(nvml: ModuleType, handle: Any, index: int, notes: list[Finding]) -> Gpu:
-    """Facts about one handle. Raises NVML's error when the card itself is lost."""
+    """Facts about one device. Raises NVML's error when the card itself is lost."""
     where = f"gpu {index}"
     name = _text(_ask(nvml, "nvmlDeviceGetName", handle))
     if name is None:
@@ -335,7 +335,7 @@ def _memory(
     """Total, free, used and reserved bytes; empty when the card does not say.
 
     Version 2 separates the driver's own share. Old drivers, WSL and old modules know version 1
-    only, and each says so in another way: whatever version 2 ends in, version 1 is asked.
+    only, and each reports that differently: however version 2 fails, version 1 is queried.
     """
     errors: list[Exception] = []
     for version in (2, 1):
@@ -364,7 +364,7 @@ def _memory(
             errors.append(error)
     unsupported = getattr(nvml, "NVMLError_NotSupported", ())
     shares = SHARES_MEMORY.search(name) or capability in SHARING_CAPABILITIES
-    # The host's memory is promised only for a device that is known to have none of its own.
+    # The host's memory is counted only for a device that is known to have none of its own.
     if shares and all(isinstance(error, unsupported) for error in errors):
         what = "has no memory of its own: it shares the host's, and so does every other process"
         notes.append(Finding(where, what, name))
@@ -394,7 +394,7 @@ def _other_processes(nvml: ModuleType, handle: Any) -> tuple[int | None, int | N
 
 
 def _mig_is_on(nvml: ModuleType, handle: Any) -> bool | None:
-    """Whether the card is cut into instances; None where it does not say."""
+    """Whether the card is cut into instances; None if it does not report it."""
     return _first(_ask(nvml, "nvmlDeviceGetMigMode", handle))
 
 

@@ -27,7 +27,7 @@ ADDRESS_SPACE = LARGE_SEGMENT << 24
 
 
 class PoolExhausted(RuntimeError):
-    """A request that the cap leaves no room for, even after unused memory was released."""
+    """A request that does not fit under the cap, even after unused memory was released."""
 
 
 class Block:
@@ -260,7 +260,7 @@ class CachingAllocator:
 
 @dataclass(frozen=True)
 class PoolUse:
-    """What a replay came to, in bytes; `failed` is the request that found no room."""
+    """The result of a replay, in bytes; `failed` is the request that did not fit."""
 
     peak_allocated: int
     peak_reserved: int

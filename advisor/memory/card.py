@@ -57,7 +57,7 @@ def card_for(machine: Machine, target: Target | None = None, measure: bool = Fal
 def live_forecast(
     machine: Machine, target: Target | None, data: Path | None, tell: Callable[[str], None]
 ) -> Live:
-    """A `live` for `advise`: forecasts a plan for that card, and says so first.
+    """A `live` for `advise`: forecasts a plan for that card, and announces it first.
 
     What the worst sample of `data` holds beside its text is remembered from the first answer.
     """

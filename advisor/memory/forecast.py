@@ -1,9 +1,9 @@
-"""Bytes of a plan's training step without a GPU: asks the trainer's fake rehearsal in a child.
+"""Bytes of a plan's training step without a GPU: runs the trainer's fake rehearsal in a child.
 
 Four tiers, each with an error of its own (`profiles/forecast_errors.json`, from
 benchmarks/forecast.py): tensors, as torch counts them; the allocator's pool, by replaying every
 request; the process, as NVML shows it; host memory. The rehearsal runs at one sample's size, the
-worst of a data set or the largest that the plan allows: a mean would pass and die later.
+worst of a data set or the largest that the plan allows: with the mean, a run would fail later.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Tier(Frozen):
 
 
 class Forecast(Frozen):
-    """What a step of the plan will take, on a card of one compute capability."""
+    """The memory that a step of the plan takes, on a card of one compute capability."""
 
     schema_version: Literal[1] = 1
     plan: Plan
@@ -174,7 +174,7 @@ def interpret(
     context: Context = OTHERS,
     answering: bool = False,
 ) -> Forecast:
-    """The forecast that a fake rehearsal's measurement and events amount to."""
+    """The forecast that follows from a fake rehearsal's measurement and events."""
     plan = measurement.plan
     expandable = "expandable_segments:True" in plan.allocator
     tensors_seen = measurement.peak_allocated_bytes or 0
@@ -272,7 +272,7 @@ def _host_bytes(measurement: Measurement) -> int:
 
 
 def _outside(plan: Plan) -> str:
-    """Why no figure can be given for a plan, known before anything is run; empty if one can."""
+    """Why a plan cannot be forecast, as far as it is known beforehand; empty if it can."""
     if plan.device != "cuda":
         return "the plan trains on the CPU, where there is no card to count for"
     if plan.processes > 1:
@@ -309,7 +309,7 @@ def _ask(
 
 
 def _options(plan: Plan, worst: Worst, compute_capability: tuple[int, int]) -> list[str]:
-    """What the fake rehearsal is asked."""
+    """The fake rehearsal's options."""
     options = ["--fake", "--compute-capability", ".".join(map(str, compute_capability))]
     options += ["--answer"] * worst.answering
     options += ["--text-tokens", str(worst.text_tokens or plan.tokens.max_text_tokens)]

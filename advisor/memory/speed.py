@@ -3,8 +3,8 @@
     seconds = max(arithmetic, launches) + fixed + copies that arithmetic does not hide
 
 Arithmetic is the sum of matrix products (FLOP over the card's rate), dequantisation and
-element-wise work (bytes over its bandwidth). What a real step takes beyond that paper time, the
-factors in `profiles/speed.json` say; benchmarks/speed.py takes them from profiles on an H100.
+element-wise work (bytes over its bandwidth). The factors in `profiles/speed.json` say how much
+longer a real step takes; benchmarks/speed.py computes them from profiles on an H100.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BYTES_PER_WEIGHT = {"nf4": 4.127 / 8, "int8": 1.0, "none": 2.0}
 
 @dataclass(frozen=True)
 class Factors:
-    """Real over paper time, and seconds that do not depend on the card."""
+    """Real time over data-sheet time, and seconds that do not depend on the card."""
 
     matmul: float
     dequantisation: float
@@ -45,7 +45,7 @@ def factors() -> Factors:
 
 @dataclass(frozen=True)
 class Paper:
-    """Paper seconds of one micro-batch, and passes through a decoder layer."""
+    """Data-sheet seconds of one micro-batch, and passes through a decoder layer."""
 
     matmul: float
     dequantisation: float
@@ -55,7 +55,7 @@ class Paper:
 
 
 def paper(plan: Plan, text_tokens: int, gpu: GpuProfile) -> Paper:
-    """What data-sheet rates alone would give.
+    """The time by data-sheet rates alone.
 
     A frozen linear is multiplied forward, backward for its input, and once more where the layer is
     recomputed. Host layers are copied in each direction.

@@ -30,7 +30,7 @@ LAST_WITH_OLDER = "2.14"
 
 
 def card_findings(question: Question, gpu: Gpu, best: Candidate, base: Plan) -> list[Finding]:
-    """Which card was taken, what does not fit and what would, what is missing, who is there."""
+    """The card chosen, what does not fit and what would, what is missing, other processes."""
     findings = other_sizes(question, gpu)
     runs = best.verdict in ("FITS", "TIGHT")
     if not runs and best.why_not.startswith("host memory"):
@@ -57,7 +57,7 @@ def card_findings(question: Question, gpu: Gpu, best: Candidate, base: Plan) -> 
 
 
 def other_sizes(question: Question, gpu: Gpu) -> list[Finding]:
-    """That the named card is sold with other memory too, which is another answer."""
+    """A note if the named card is also sold with other memory, for which the answer differs."""
     named = question.target.card if question.target else None
     others = [c for c in gpus().values() if named and c.name == named.name and c != named]
     if not others:
@@ -68,7 +68,7 @@ def other_sizes(question: Question, gpu: Gpu) -> list[Finding]:
 
 
 def released_start(plan: Plan) -> list[Finding]:
-    """That training may start from a released LISA of this size, where there is one.
+    """A note that training may start from a released LISA of this size, if there is one.
 
     It needs no more memory: its decoder has the same shapes, and its pictures fewer tokens.
     """
@@ -80,7 +80,7 @@ def released_start(plan: Plan) -> list[Finding]:
 
 
 def nearest_plan(question: Question, gpu: Gpu, model: str, budget: Budget) -> list[Finding]:
-    """Which one of the user's settings has to go for a plan to fit, and the plan that then does."""
+    """Which of the user's settings to drop so that a plan fits, and the plan that then fits."""
     given = [key for key in assigned(question.overrides) if key not in ("model", "device", "dtype")]
     for dropped in given:
         rest = tuple(o for o in question.overrides if dropped not in assigned([o]))
@@ -100,7 +100,7 @@ def nearest_plan(question: Question, gpu: Gpu, model: str, budget: Budget) -> li
 
 
 def machine_notes(question: Question, gpu: Gpu, plan: Plan) -> list[Finding]:
-    """What this card or machine asks for beside the plan."""
+    """What this card or machine needs besides the plan."""
     findings = []
     if gpu.compute_capability is not None and gpu.compute_capability < OLDEST_IN_WHEELS:
         version = "{}.{}".format(*gpu.compute_capability)
@@ -125,7 +125,7 @@ def machine_notes(question: Question, gpu: Gpu, plan: Plan) -> list[Finding]:
 
 
 def older_torch() -> str:
-    """Which torch serves a card that the usual builds leave out."""
+    """Which torch supports a card that the usual builds do not."""
     where = "pytorch.org/get-started/previous-versions"
     return f"install torch for CUDA 12.6, up to {LAST_WITH_OLDER}: see {where}"
 
@@ -143,7 +143,7 @@ def shell_allocator(environ: Mapping[str, str], plan: Plan) -> Finding | None:
 
 
 def neighbours(question: Question, gpu: Gpu) -> list[Finding]:
-    """What else takes memory on that card, or may come to."""
+    """Other processes that take memory on that card, or may."""
     findings = []
     if gpu.other_processes and gpu.other_process_bytes:
         held = gib(gpu.other_process_bytes)

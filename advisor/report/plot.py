@@ -82,7 +82,7 @@ def _within(parts: dict[str, list[int]], most: int) -> tuple[dict[str, list[int]
     for moment in range(len(next(iter(cut.values())))):
         over = max(0, sum(sizes[moment] for sizes in cut.values()) - most)
         saved = max(saved, over)
-        for name in reversed([*cut]):  # what lives shortest stands last
+        for name in reversed([*cut]):  # the shortest-lived is last
             less = min(over, cut[name][moment])
             cut[name][moment] -= less
             over -= less

@@ -22,7 +22,7 @@ from profiles.sizes import gib
 from profiles.tested import TestedRow
 
 TESTED_LEVERS = ("cached_encoders", "logits")
-# Levers whose price is the difference to the same plan without them.
+# Levers whose cost is the difference to the same plan without them.
 LEVERS: dict[str, Any] = {
     "host_layers": 0, "checkpointed_layers": 0, "host_embeddings": False, "compile": False,
 }  # fmt: skip
@@ -226,7 +226,7 @@ def _pairs(
 
 
 def _but_for(lever: str, row: TestedRow) -> tuple[object, ...]:
-    """The card and all settings of a row but for one."""
+    """The card and all settings of a row except one."""
     names = (name for name in Plan.model_fields if name != lever)
     return row.gpu, *(getattr(row.plan, name) for name in names)
 

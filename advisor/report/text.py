@@ -36,7 +36,7 @@ CONSIDERED_SHOWN = 8
 
 
 class PlainConsole(Console):
-    """A console to which text is text: no markup of rich's, no order to the terminal in it."""
+    """A console that prints text as it is: no rich markup, no terminal control codes in it."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, **options)
@@ -55,11 +55,11 @@ def to_json(advice: Advice) -> str:
 
 
 def print_text(advice: Advice, console: Console) -> None:
-    """The advice for a reader: verdict, command, plan, memory, reasons, what else was weighed."""
+    """The advice for a reader: verdict, command, plan, memory, reasons, other candidates."""
     headline = Text(advice.verdict, style=VERDICT_STYLES[advice.verdict])
     console.print(headline.append("  " + advice.summary, style="default"))
     if advice.command:
-        # Never wrapped: a command that is cut in two does not survive being pasted.
+        # Never wrapped: a command that is cut in two cannot be pasted.
         command = Text("  " + advice.command, style="bold cyan")
         console.print()
         console.print(command, soft_wrap=True)

@@ -34,9 +34,9 @@ def longest_question(questions: Sequence[Question], tokenizer: ConversationToken
 class Segmenter:
     """A trained model ready for questions about `images`.
 
-    The encoders look at all pictures first, one encoder after the other, and leave the card before
-    the rest is loaded: together they would not fit where each does. What they saw is kept in the
-    cache that training uses.
+    The encoders run on all pictures first, one encoder after the other, and leave the card before
+    the rest is loaded: together they may not fit where each one does. Their features are kept in
+    the cache that training uses.
     """
 
     def __init__(

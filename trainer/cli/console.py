@@ -53,7 +53,7 @@ class LineProgress:
 
 
 def next_steps(run: Path, data: Path) -> str:
-    """What to do with a run that has ended."""
+    """The commands to use next, after a run has ended."""
     folder = argument(run)
     return (
         f"next: lisa-train evaluate {folder} --data-dir {argument(data)}, "

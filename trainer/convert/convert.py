@@ -1,6 +1,6 @@
 """Published checkpoints -> one folder in this project's layout, in bounded memory.
 
-The folder is written beside its place and moved there when it is whole.
+The folder is written beside its target and renamed when it is complete.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Tell = Callable[[str], None]
 
 @dataclass
 class Conversion:
-    """What became of every tensor; `conversion.json` holds all of it."""
+    """The source of every tensor; `conversion.json` holds all of it."""
 
     model: str
     sources: list[dict[str, Any]] = field(default_factory=list)
@@ -71,7 +71,7 @@ def convert(
     tell: Tell,
     shard_bytes: int = SHARD_BYTES,
 ) -> Conversion:
-    """Write the model that the sources' tensors make; earlier sources win.
+    """Write the model made of the sources' tensors; earlier sources come first.
 
     Raises WeightsError, FileExistsError.
     """
@@ -229,7 +229,7 @@ def with_rows(table: Tensor, rows: int) -> Tensor:
 
 
 def fresh_seg_layers(needed: dict[str, torch.Size], names: Sequence[str]) -> dict[str, Tensor]:
-    """Starting values as torch draws them for a linear layer, always the same ones."""
+    """Initial values as torch draws them for a linear layer, the same every time."""
     values: dict[str, Tensor] = {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)

@@ -67,7 +67,7 @@ _FACTS = TypeAdapter(_Facts)
 
 
 def export_trained(trained: Trained, target: Path) -> int:
-    """What was trained, plan and card into `target`; returns the bytes written.
+    """Write trained tensors, plan and card to `target`; returns the bytes written.
 
     With LoRA, LLaVA's part is an adapter in PEFT's format. Raises WeightsError where the tokenizer
     that says which rows are new is not here.

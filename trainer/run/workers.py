@@ -56,7 +56,7 @@ def _iterator(loader: DataLoader[Any]) -> Iterator[Batch]:
 
 
 def _last_words(error: Exception) -> str:
-    """What an error said before torch put the worker's traceback around it."""
+    """An error's own text, without the worker's traceback that torch adds."""
     kind = type(error)
     heads = [kind.__name__, f"{kind.__module__}.{kind.__qualname__}"]
     text = str(error)

@@ -228,7 +228,7 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Pa
     both = [*ask, "--data-dir", str(PHOTOS)]
     above = ["forecast", str(path), "--text-tokens", "600"]
     before = ["--set", "seed=1", *ask]
-    for wrong, told in ((both, "give one"), (above, "the plan allows 512"), (before, "behind")):
+    for wrong, told in ((both, "give one"), (above, "the plan allows 512"), (before, "after its")):
         refused = runner.invoke(app, wrong)
         assert refused.exit_code == 2 and told in refused.stderr
     bad = runner.invoke(app, ["forecast", str(path), "--data-dir", str(empty)])
