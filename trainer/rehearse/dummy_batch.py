@@ -1,4 +1,4 @@
-"""Made-up samples of a given length, for rehearsing a step: true shapes, random values."""
+"""Dummy samples of a given length, for rehearsing a step: true shapes, random values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training step without a GPU: its own code on tensors that have shapes and no memory.
+"""The training step without a GPU: its own code on tensors that have shapes but no memory.
 
 What runs is `trainer.model.build` and the parts of `trainer.step`, on fake CPU tensors (torch's
 FakeTensorMode) in place of the card's. Nothing of the step is described a second time; what fake
@@ -182,7 +182,7 @@ def _timeline(plan: Plan, trace: MemoryTrace) -> Timeline:
 
 
 def cannot_forecast(plan: Plan, text_tokens: int, masks: int, reason: str) -> Measurement:
-    """No figure, and why."""
+    """A result without a figure, with the reason."""
     return Measurement(
         plan=plan,
         verdict="UNKNOWN",
