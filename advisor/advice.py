@@ -11,7 +11,7 @@ from advisor.machine.budget import Budget, Bytes
 from advisor.machine.probe import Gpu, Machine
 from advisor.memory.forecast import Forecast
 from advisor.request import (
-    Question,
+    Request,
 )
 from profiles.findings import Finding
 from profiles.plan import Plan
@@ -57,12 +57,12 @@ class Advice(Frozen):
         return EXIT_CODES[self.verdict]
 
 
-def undecided(question: Question, model: str, what: str, fix: str) -> Advice:
+def undecided(request: Request, model: str, what: str, fix: str) -> Advice:
     return Advice(
         verdict="UNKNOWN",
         summary=f"{model}: {what}",
         model=model,
-        what_if=question.what_if,
-        findings=(*question.table.findings, Finding(model, what, fix=fix)),
-        machine=question.machine,
+        what_if=request.what_if,
+        findings=(*request.table.findings, Finding(model, what, fix=fix)),
+        machine=request.machine,
     )

@@ -24,7 +24,7 @@ from advisor.memory.forecast import Forecast, forecast
 from advisor.memory.worst_sample import Worst
 from advisor.rehearsal import BadQuestion, RehearsalFailed
 from advisor.report.plan_words import plan_text
-from advisor.request import Question
+from advisor.request import Request
 from profiles.levers import MAY_CHANGE_ON_FALLBACK
 from profiles.plan import Plan
 from profiles.shortage import Shortage
@@ -90,25 +90,25 @@ def fallback(
     pool = told.tier("pool").bytes if told and told.tiers else None
     _keep_row(short, gpu, told, pool)
     text = told.text_tokens if told else None
-    question = Question(machine, short.plan.model, (), read_table(), None, None if text else data,
+    request = Request(machine, short.plan.model, (), read_table(), None, None if text else data,
                         text, live_forecast(machine, None, data, tell))  # fmt: skip
-    budget = question.budget(gpu)
+    budget = request.budget(gpu)
     if budget is None:
         return _by_hand(tried, pinned, "the card does not report its free memory")
     by_others = taken_by_others(short, pool)
     if by_others:
         tell(f"other processes took {gib(short.taken_by_others)} of {gpu.name}{_who(gpu)}")
         budget = _waited(
-            question, pool or short.reserved_bytes or 0, budget, wait_minutes, tell, look
+            request, pool or short.reserved_bytes or 0, budget, wait_minutes, tell, look
         )
         if budget.usable.bytes >= (pool or short.reserved_bytes or 0) and _moves(tried):
             return Fallback(short.plan, "the memory is free again", short, told)
         limit, share = budget.usable.bytes, 1.0
     else:
         had = short.limit_bytes or budget.cap_bytes
-        limit, share = had - margin_of(gpu, had, question.own_rows).bytes, RUNG_SHARE
+        limit, share = had - margin_of(gpu, had, request.own_rows).bytes, RUNG_SHARE
     because = "other processes have the rest" if by_others else _compared(short, pool)
-    found = smaller(question, gpu, budget, short.plan, set(pinned), limit, share)
+    found = smaller(request, gpu, budget, short.plan, set(pinned), limit, share)
     if isinstance(found, Candidate):
         because += f"; this one takes {gib(found.needs.bytes)} of {gib(limit)}"
         return Fallback(found.plan, because, short, told)
@@ -124,7 +124,7 @@ def taken_by_others(short: Shortage, pool: int | None) -> bool:
 
 
 def smaller(
-    question: Question,
+    request: Request,
     gpu: Gpu,
     budget: Budget,
     plan: Plan,
@@ -133,7 +133,7 @@ def smaller(
     share: float,
 ) -> Candidate | str:
     """The best plan below `limit` bytes and `share` of what `plan` takes; or why there is none."""
-    setting = question.setting(gpu, budget)
+    setting = request.setting(gpu, budget)
     itself = search(plan, set(Plan.model_fields), setting)
     if isinstance(itself, str):
         return itself
@@ -149,7 +149,7 @@ def smaller(
 
 
 def _waited(
-    question: Question,
+    request: Request,
     pool: int,
     budget: Budget,
     minutes: float,
@@ -164,7 +164,7 @@ def _waited(
         time.sleep(min(ASK_AGAIN_SECONDS, max(0.0, until - time.monotonic())))
         machine = look()
         gpu = pick_gpu(machine)
-        now = replace(question, machine=machine).budget(gpu) if gpu else None
+        now = replace(request, machine=machine).budget(gpu) if gpu else None
         budget = now or budget
     return budget
 
@@ -172,7 +172,7 @@ def _waited(
 def _by_hand(tried: Sequence[Shortage], pinned: Sequence[str], because: str) -> Fallback:
     """Plans where there is no forecast: all layers recomputed, then fewer samples at once."""
     plan = tried[-1].plan
-    layers, share = plan.profile.llama.layers, plan.effective_batch // plan.processes
+    layers, share = plan.profile.decoder.layers, plan.effective_batch // plan.processes
     sizes = [n for n in range(1, plan.micro_batch) if share % n == 0]
     if plan.checkpointed_layers < layers and "checkpointed_layers" not in pinned:
         return Fallback(plan.override([f"checkpointed_layers={layers}"]), because, tried[-1])

@@ -23,7 +23,7 @@ from advisor.memory.card import Live
 from advisor.report.findings import card_findings, nearest_plan
 from advisor.report.reasons import card_reasons, plan_reasons
 from advisor.request import (
-    Question,
+    Request,
     base_plan,
     command_of,
     environment_of,
@@ -60,7 +60,7 @@ def advise(
     settings that cannot run, and whatever `live` raises.
     """
     overrides = tuple(overrides)
-    question = Question(
+    request = Request(
         machine=machine,
         model=wanted_model(model, assigned(overrides).get("model")),
         overrides=overrides,
@@ -72,19 +72,19 @@ def advise(
     )
     _must_be_folder(assigned(overrides).get("weights", "default"))
     gpu = gpu_for(machine, target)
-    if target is not None and question.wants_cpu:
+    if target is not None and request.wants_cpu:
         fix = "leave out one of the two"
         raise PlanError([Finding("device", "cpu contradicts a named card", "cpu", fix)])
-    if gpu is None or question.wants_cpu:
-        return on_cpu(question)
+    if gpu is None or request.wants_cpu:
+        return on_cpu(request)
     if old := too_old(gpu):
-        model = question.model or DEFAULT_MODEL
-        return undecided(question, model, f"{gpu.name} {old.what}", old.fix)
-    if question.model == "tiny":
-        return tiny_on_gpu(question, gpu)
-    advice = _on_gpu(question, gpu, question.model or DEFAULT_MODEL)
-    if question.model is None and advice.exit_code == 1:
-        return tiny_instead(question, gpu, advice)
+        model = request.model or DEFAULT_MODEL
+        return undecided(request, model, f"{gpu.name} {old.what}", old.fix)
+    if request.wants_packaged:
+        return tiny_on_gpu(request, gpu)
+    advice = _on_gpu(request, gpu, request.model or DEFAULT_MODEL)
+    if request.model is None and advice.exit_code == 1:
+        return tiny_instead(request, gpu, advice)
     return advice
 
 
@@ -95,36 +95,36 @@ def _must_be_folder(weights: str) -> None:
         raise PlanError([Finding("weights", "no such folder", weights, fix)])
 
 
-def _on_gpu(question: Question, gpu: Gpu, model: str) -> Advice:
+def _on_gpu(request: Request, gpu: Gpu, model: str) -> Advice:
     """A plan for one of the large models on `gpu`."""
-    base = base_plan(question, gpu, model)
-    budget = question.budget(gpu)
+    base = base_plan(request, gpu, model)
+    budget = request.budget(gpu)
     if budget is None:
         return undecided(
-            question,
+            request,
             model,
             f"{gpu.name} does not report how much memory is free",
             f"name its size: lisa-advise --model {model} --vram 8GiB",
         )
-    found = search(base, question.pinned, question.setting(gpu, budget))
+    found = search(base, request.pinned, request.setting(gpu, budget))
     if isinstance(found, str):
-        advice = undecided(question, model, found, "leave out --set")
+        advice = undecided(request, model, found, "leave out --set")
         return advice.model_copy(update={"gpu": gpu, "budget": budget})
     choice = found.choice
     best = choice.best
-    reasons = [*card_reasons(question, gpu, model)]
-    whole = whole_segments(question, gpu)
-    reasons += plan_reasons(found, gpu, budget, question.table.rows, question.overrides, whole)
+    reasons = [*card_reasons(request, gpu, model)]
+    whole = whole_segments(request, gpu)
+    reasons += plan_reasons(found, gpu, budget, request.table.rows, request.overrides, whole)
     runs = best.verdict in ("FITS", "TIGHT")
     return Advice(
         verdict=best.verdict,
-        summary=_summary(model, question.title(gpu), best, budget),
+        summary=_summary(model, request.title(gpu), best, budget),
         model=model,
         plan=best.plan,
-        command=command_of(question, model) if runs else None,
-        environment=environment_of(question, gpu, best.plan),
+        command=command_of(request, model) if runs else None,
+        environment=environment_of(request, gpu, best.plan),
         gpu=gpu,
-        what_if=question.what_if,
+        what_if=request.what_if,
         budget=budget,
         needs=best.needs,
         host_bytes=best.host_bytes,
@@ -139,11 +139,11 @@ def _on_gpu(question: Question, gpu: Gpu, model: str) -> Advice:
         better_card_gib=smallest_card_gib(choice.better.needs.bytes) if choice.better else None,
         forecast=found.forecast,
         findings=(
-            *question.table.findings,
-            *card_findings(question, gpu, best, base),
-            *([] if runs else nearest_plan(question, gpu, model, budget)),
+            *request.table.findings,
+            *card_findings(request, gpu, best, base),
+            *([] if runs else nearest_plan(request, gpu, model, budget)),
         ),
-        machine=question.machine,
+        machine=request.machine,
     )
 
 

@@ -32,7 +32,7 @@ OLDEST_BUILT = (5, 0)  # compute capability in torch's builds for CUDA 12.6, the
 
 
 @dataclass(frozen=True)
-class Question:
+class Request:
     """What was asked, for which machine and with which table."""
 
     machine: Machine
@@ -67,6 +67,11 @@ class Question:
     def wants_cpu(self) -> bool:
         """Whether the user's settings name the CPU."""
         return assigned(self.overrides).get("device") == "cpu"
+
+    @property
+    def wants_packaged(self) -> bool:
+        """Whether the model asked for comes with this package and trains on any machine."""
+        return self.model is not None and model_profile(self.model).packaged
 
     @property
     def own_rows(self) -> tuple[TestedRow, ...]:
@@ -117,24 +122,24 @@ def wanted_model(named: str | None, override: str | None) -> str | None:
     return wanted
 
 
-def base_plan(question: Question, gpu: Gpu, model: str) -> Plan:
+def base_plan(request: Request, gpu: Gpu, model: str) -> Plan:
     """The Plan's own defaults on that card, with the user's settings. Raises PlanError."""
     settings = {"model": model, "device": "cuda", "dtype": dtype_of(gpu)}
     settings["checkpointed_layers"] = "all"
-    if whole_segments(question, gpu):
+    if whole_segments(request, gpu):
         settings["allocator"] = ""
-    plan = overridden(Plan.parse(settings), question.overrides, largest_micro_batch=1)
-    findings = refusals(question, gpu, plan)
+    plan = overridden(Plan.parse(settings), request.overrides, largest_micro_batch=1)
+    findings = refusals(request, gpu, plan)
     if findings:
         raise PlanError(findings)
     return plan
 
 
-def whole_segments(question: Question, gpu: Gpu) -> str:
+def whole_segments(request: Request, gpu: Gpu) -> str:
     """Why a run there has no expandable segments; empty where it has."""
-    if question.windows:
+    if request.windows:
         return "Windows has no expandable segments"
-    return "" if question.what_if else lacks_segments(question.machine, gpu)
+    return "" if request.what_if else lacks_segments(request.machine, gpu)
 
 
 def lacks_segments(machine: Machine, gpu: Gpu) -> str:
@@ -168,12 +173,12 @@ def too_old(gpu: Gpu) -> Finding | None:
     return Finding(gpu.name, what, fix="use another card, or --model tiny --set device=cpu")
 
 
-def refusals(question: Question, gpu: Gpu, plan: Plan) -> list[Finding]:
+def refusals(request: Request, gpu: Gpu, plan: Plan) -> list[Finding]:
     """Why the plan cannot run on that card; an unknown card is taken to be a recent one."""
     if old := too_old(gpu):
         return [old]
     recent = gpu.compute_capability is None or gpu.compute_capability >= (7, 0)
-    triton = recent and not question.windows
+    triton = recent and not request.windows
     return plan.refusals(gpu.name, bf16=gpu.bf16 is not False, triton=triton)
 
 
@@ -182,40 +187,40 @@ def dtype_of(gpu: Gpu) -> str:
     return "fp16" if gpu.bf16 is False else "bf16"
 
 
-def environment_of(question: Question, gpu: Gpu, plan: Plan) -> dict[str, str]:
+def environment_of(request: Request, gpu: Gpu, plan: Plan) -> dict[str, str]:
     """Variables that make torch use that card and allocator; both of the allocator's names."""
     environment: dict[str, str] = {}
     if plan.allocator:
         environment |= dict.fromkeys(ALLOCATOR_VARIABLES, plan.allocator)
-    if len(question.machine.gpus) > 1 and gpu.uuid and not question.what_if:
+    if len(request.machine.gpus) > 1 and gpu.uuid and not request.what_if:
         environment["CUDA_VISIBLE_DEVICES"] = gpu.uuid
     return environment
 
 
-def command_of(question: Question, model: str) -> str:
+def command_of(request: Request, model: str) -> str:
     """A command line that trains as advised; DIR and FOLDER are the user's data and weights."""
-    given = assigned(question.overrides)
+    given = assigned(request.overrides)
     options = f"--model {model}"
-    for text in question.overrides:
+    for text in request.overrides:
         if not text.startswith(("model=", "weights=")):
             options += f" --set {shlex.quote(text)}"
     if "weights" in given:
         options += f" --weights {argument(given['weights'])}"
     needed = weights_needed(model, given.get("weights", "default"))
-    folder = argument(question.data) if question.data is not None else "DIR"
+    folder = argument(request.data) if request.data is not None else "DIR"
     folder += skipping.option()
-    if question.target is None:
+    if request.target is None:
         return f"lisa-train --auto {options}{needed} --data-dir {folder}"
-    longest = f" --data-dir {folder}" if question.data is not None else ""
+    longest = f" --data-dir {folder}" if request.data is not None else ""
     return (
-        f"lisa-advise {options} {question.target.options}{longest} --save plan.json"
+        f"lisa-advise {options} {request.target.options}{longest} --save plan.json"
         f" && lisa-train --plan plan.json{needed} --data-dir {folder}"
     )
 
 
 def weights_needed(model: str, weights: str) -> str:
     """The option that a command needs if the model has no packaged weights and none are named."""
-    return " --weights FOLDER" if model != "tiny" and weights == "default" else ""
+    return " --weights FOLDER" if weights == "default" and not model_profile(model).packaged else ""
 
 
 def overridden(plan: Plan, overrides: Sequence[str], largest_micro_batch: int) -> Plan:

@@ -12,7 +12,7 @@ from advisor.machine.probe import Gpu
 from advisor.report.findings import machine_notes, neighbours
 from advisor.report.reasons import allocator_reason, card_reasons, dtype_reason
 from advisor.request import (
-    Question,
+    Request,
     command_of,
     dtype_of,
     environment_of,
@@ -43,45 +43,45 @@ def tiny_cpu_plan() -> Plan:
         effective_batch=8,
         micro_batch=8,
         accumulation=1,
-        cached_encoders=("sam", "clip"),
+        cached_encoders=("mask", "vision"),
         mask_loss_resolution=128,
         schedule=Schedule(learning_rate=1e-3, shape="cosine", warmup_steps=10, epochs=3),
         workers=0,
     )
 
 
-def on_cpu(question: Question) -> Advice:
+def on_cpu(request: Request) -> Advice:
     """lisa-tiny on the CPU; a large model there cannot be decided."""
-    rows = question.table.rows
-    if question.model not in (None, "tiny"):
-        model = str(question.model)
-        overridden(Plan.parse({"model": model}), question.overrides, 1)  # bad settings come first
-        what = "no tested row trains it on a CPU" if question.wants_cpu else "no usable GPU"
-        return undecided(question, model, what, f"lisa-advise --model {model} --vram 8GiB")
+    rows = request.table.rows
+    if request.model is not None and not request.wants_packaged:
+        model = request.model
+        overridden(Plan.parse({"model": model}), request.overrides, 1)  # bad settings come first
+        what = "no tested row trains it on a CPU" if request.wants_cpu else "no usable GPU"
+        return undecided(request, model, what, f"lisa-advise --model {model} --vram 8GiB")
     tiny = tiny_cpu_plan()
-    plan = overridden(tiny, question.overrides, tiny.micro_batch)
+    plan = overridden(tiny, request.overrides, tiny.micro_batch)
     if plan.device == "cuda":
-        return undecided(question, "tiny", "no usable GPU", "leave out --set device=cuda")
+        return undecided(request, "tiny", "no usable GPU", "leave out --set device=cuda")
     row = next((row for row in rows if row.verdict == "FITS" and row.covers(_alone(plan))), None)
     if row is None:
         what = "no tested row covers these settings on a CPU"
         fix = "leave out --set, or try the settings with lisa-train without --auto"
-        return undecided(question, "tiny", what, fix).model_copy(update={"plan": plan})
+        return undecided(request, "tiny", what, fix).model_copy(update={"plan": plan})
     reasons = [
         Reason(setting="model", value="tiny", because=f"row {row.id}: {row.title}", basis="tested")
     ]
-    if "dtype" not in assigned(question.overrides):
+    if "dtype" not in assigned(request.overrides):
         because = "most CPUs compute bf16 no faster than fp32"
         reasons.append(Reason(setting="dtype", value=plan.dtype, because=because, basis="policy"))
     return Advice(
         verdict="FITS",
-        summary=f"tiny on this machine's CPU ({question.machine.cpu_model or 'unknown model'})",
+        summary=f"tiny on this machine's CPU ({request.machine.cpu_model or 'unknown model'})",
         model="tiny",
         plan=plan,
-        command=command_of(question, "tiny"),
+        command=command_of(request, "tiny"),
         reasons=tuple(reasons),
-        findings=(*question.table.findings, _larger_models(question)),
-        machine=question.machine,
+        findings=(*request.table.findings, _larger_models(request)),
+        machine=request.machine,
     )
 
 
@@ -93,16 +93,16 @@ def _alone(plan: Plan) -> Plan:
     return plan.model_copy(update={"mixture": Mixture()})
 
 
-def _larger_models(question: Question) -> Finding:
+def _larger_models(request: Request) -> Finding:
     """Which models a card would train, for a machine that trains on its CPU."""
     what = smallest_cards_text(("7b", "13b"))
     return Finding("with a GPU", what, fix="lisa-advise --vram 8GiB says how")
 
 
-def tiny_instead(question: Question, gpu: Gpu, large: Advice) -> Advice:
+def tiny_instead(request: Request, gpu: Gpu, large: Advice) -> Advice:
     """lisa-tiny because the default model does not fit; `large` if the settings rule that out."""
     try:
-        tiny = tiny_on_gpu(question, gpu)
+        tiny = tiny_on_gpu(request, gpu)
     except PlanError:
         return large  # the user's settings were meant for the large model
     if tiny.verdict == "UNKNOWN":
@@ -117,24 +117,24 @@ def tiny_instead(question: Question, gpu: Gpu, large: Advice) -> Advice:
     )
 
 
-def tiny_on_gpu(question: Question, gpu: Gpu) -> Advice:
+def tiny_on_gpu(request: Request, gpu: Gpu) -> Advice:
     """The demo's plan on a card: its 5 M parameters stay below TINY_BYTES by policy."""
     settings = ["device=cuda", f"dtype={dtype_of(gpu)}"]
-    whole = whole_segments(question, gpu)
+    whole = whole_segments(request, gpu)
     if whole:
         settings.append("allocator=")
     usual = tiny_cpu_plan().override(settings)
-    plan = overridden(usual, question.overrides, usual.micro_batch)
-    if findings := refusals(question, gpu, plan):
+    plan = overridden(usual, request.overrides, usual.micro_batch)
+    if findings := refusals(request, gpu, plan):
         raise PlanError(findings)
-    budget = question.budget(gpu)
+    budget = request.budget(gpu)
     verdict: Verdict = "UNKNOWN"
     if budget is not None and needs_no_more(_alone(plan), usual):
-        verdict = judge(TINY_BYTES, budget, question.spills)
+        verdict = judge(TINY_BYTES, budget, request.spills)
     needs = Bytes(bytes=TINY_BYTES, basis="policy", source="5 M parameters")
     because = "its 5 M parameters and their activations are taken to be below " + gib(TINY_BYTES)
     reasons = [
-        *card_reasons(replace(question, model="tiny"), gpu, "tiny"),
+        *card_reasons(replace(request, model="tiny"), gpu, "tiny"),
         Reason(setting="needs", value=gib(TINY_BYTES), because=because, basis="policy"),
         dtype_reason(plan, gpu),
         allocator_reason(plan, whole),
@@ -146,24 +146,24 @@ def tiny_on_gpu(question: Question, gpu: Gpu) -> Advice:
     }
     usable = gib(budget.usable.bytes) if budget is not None else "unknown"
     summary = summaries.get(verdict, f"takes up to {gib(TINY_BYTES)}, and {usable} are usable")
-    given = assigned(question.overrides)
+    given = assigned(request.overrides)
     runs = verdict in ("FITS", "TIGHT")
     return Advice(
         verdict=verdict,
-        summary=f"tiny on {question.title(gpu)}: {summary}",
+        summary=f"tiny on {request.title(gpu)}: {summary}",
         model="tiny",
         plan=plan,
-        command=command_of(question, "tiny") if runs else None,
-        environment=environment_of(question, gpu, plan),
+        command=command_of(request, "tiny") if runs else None,
+        environment=environment_of(request, gpu, plan),
         gpu=gpu,
-        what_if=question.what_if,
+        what_if=request.what_if,
         budget=budget,
         needs=needs,
         reasons=tuple(reason for reason in reasons if reason.setting not in given),
         findings=(
-            *question.table.findings,
-            *machine_notes(question, gpu, plan),
-            *neighbours(question, gpu),
+            *request.table.findings,
+            *machine_notes(request, gpu, plan),
+            *neighbours(request, gpu),
         ),
-        machine=question.machine,
+        machine=request.machine,
     )

@@ -26,6 +26,7 @@ from tables import put
 from advisor.inference import worst_question
 from advisor.machine.cuda_context import HOPPER
 from advisor.memory.forecast import forecast
+from profiles.environment import ALLOCATOR_VARIABLES
 from profiles.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,7 +41,7 @@ CARDS = ((6, "7b", "nf4", 0), (8, "7b", "int8", 8), (6, "7b", "none", 24), (16, 
 
 def plan_of(model: str, storage: str, host: int) -> Plan:
     """A plan for answering, `host` layers in host memory."""
-    layers = Plan.parse({"model": model}).profile.llama.layers
+    layers = Plan.parse({"model": model}).profile.decoder.layers
     return Plan.parse({
         "model": model, "weights": "random", "device": "cuda", "quantization": storage,
         "lora": {"rank": 8, "alpha": 16, "dropout": 0.0, "targets": "qv"},
@@ -88,8 +89,7 @@ def run(out: Path) -> None:
         plan = plan_of(model, storage, host)
         asked = json.dumps({"plan": plan.model_dump(mode="json"), "cap": lean.CARDS[card]})
         command = [sys.executable, __file__, "--child", asked]
-        environ = os.environ | {"PYTORCH_ALLOC_CONF": plan.allocator,
-                                "PYTORCH_CUDA_ALLOC_CONF": plan.allocator}  # fmt: skip
+        environ = os.environ | dict.fromkeys(ALLOCATOR_VARIABLES, plan.allocator)
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environ)
         if done.returncode:
             print(card, model, storage, host, done.stderr[-1500:], flush=True)

@@ -20,6 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import lean  # noqa: E402
 
+from profiles.environment import ALLOCATOR_VARIABLES  # noqa: E402
 from profiles.plan import Plan  # noqa: E402
 
 KINDS = (
@@ -71,7 +72,7 @@ def profile(name: str) -> dict[str, Any]:
     """Profile one step of a row in this process."""
     row = next(row for row in lean.all_rows() if row.name == name)
     plan = Plan.parse(lean.BASE | row.settings)
-    for variable in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
+    for variable in ALLOCATOR_VARIABLES:
         os.environ[variable] = plan.allocator
     import torch
     from torch.profiler import ProfilerActivity

@@ -23,6 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import lean  # noqa: E402
 
+from profiles.environment import ALLOCATOR_VARIABLES  # noqa: E402
 from profiles.plan import Plan  # noqa: E402
 
 # torch's word for an event -> the kept one.
@@ -61,7 +62,7 @@ RECORDINGS = [
 def record(recording: Recording) -> dict[str, Any]:
     """Record in this process."""
     plan = Plan.parse(lean.BASE | recording.settings)
-    for variable in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
+    for variable in ALLOCATOR_VARIABLES:
         os.environ[variable] = plan.allocator
     import torch
 

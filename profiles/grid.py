@@ -33,7 +33,7 @@ BUFFERS = 2  # layers' worth of them on the card, if any layer is in host memory
 
 def reliefs(model: str, host_embeddings: bool) -> list[tuple[int, int]]:
     """(checkpointed, host) layers of the corners, from most memory to least."""
-    layers = model_profile(model).llama.layers
+    layers = model_profile(model).decoder.layers
     path = [(0, 0), (layers // 2, 0), (layers, 0)]
     return [*path, (layers, layers)] if host_embeddings else path
 
@@ -78,7 +78,7 @@ def nearest(plan: Plan, text_tokens: int) -> Estimate | None:
 
 
 def _between(plan: Plan, model: str, text_tokens: int) -> Estimate | None:
-    layers = plan.profile.llama.layers
+    layers = plan.profile.decoder.layers
     if plan.host_layers and not (plan.host_embeddings and plan.checkpointed_layers == layers):
         return None
     micro = _place(plan.micro_batch, MICRO_BATCHES)
@@ -115,7 +115,7 @@ def _between(plan: Plan, model: str, text_tokens: int) -> Estimate | None:
 
 def caching_bytes(plan: Plan) -> int:
     """What the pool takes while the plan's feature caches are built, before the model loads."""
-    return CACHING_POOL_BYTES if "sam" in plan.cached_encoders and plan.model != "tiny" else 0
+    return CACHING_POOL_BYTES if "mask" in plan.cached_encoders and not plan.profile.packaged else 0
 
 
 def _model_in_grid(plan: Plan) -> str | None:

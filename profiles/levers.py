@@ -86,7 +86,7 @@ def _storage(plan: Plan) -> str:
 
 
 def _checkpointed(plan: Plan) -> str:
-    return f"{plan.checkpointed_layers} of {plan.profile.llama.layers} layers checkpointed"
+    return f"{plan.checkpointed_layers} of {plan.profile.decoder.layers} layers checkpointed"
 
 
 def _hosted_layers(plan: Plan) -> str:

@@ -8,15 +8,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-# Settings that had no effect, with the only value that could be written.
+# Settings of schema 1 that had no effect, with the only value that could be written.
 RETIRED: dict[str, Any] = {"quantized_parts": ["llama"]}
+# Encoders had the names of LISA's own two; since schema 2 they have those of their roles.
+ROLES: dict[Any, str] = {"clip": "vision", "sam": "mask"}
+FIRST_NAMES = {role: name for name, role in ROLES.items()}
 
 
 def modernised(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with today's names and values; those of today pass unchanged."""
-    return {name: value for name, value in data.items() if name not in RETIRED}
+    """Settings in today's words; those of today pass unchanged."""
+    found = {name: value for name, value in data.items() if name not in RETIRED}
+    cached = found.get("cached_encoders")
+    if isinstance(cached, list | tuple):
+        words = (ROLES.get(one, one) if isinstance(one, str) else one for one in cached)
+        found["cached_encoders"] = type(cached)(words)
+    if found.get("schema_version") == 1:
+        found["schema_version"] = 2
+    return found
 
 
 def as_first_written(data: dict[str, Any]) -> dict[str, Any]:
-    """A plan's plain data in the words of schema 1, whose hash names rows, caches and runs."""
-    return data | RETIRED
+    """A plan's plain data in the words of schema 1, whose hash names rows and runs."""
+    cached = [FIRST_NAMES[role] for role in data["cached_encoders"]]
+    return data | RETIRED | {"schema_version": 1, "cached_encoders": cached}

@@ -47,7 +47,7 @@ from profiles.text import brief
 class Plan(Settings):
     """Settings of one training run."""
 
-    schema_version: Literal[1] = Field(1, description="version of this schema")
+    schema_version: Literal[2] = Field(2, description="version of this schema")
     model: str = Field(
         "tiny", description="size, a name in models.toml: tiny, 7b, 7b-v1, 13b, 13b-v1"
     )
@@ -78,7 +78,9 @@ class Plan(Settings):
         0, ge=0, description="decoder layers whose activations are recomputed, 0 … all"
     )
     cached_encoders: tuple[Encoder, ...] = Field(
-        ("sam", "clip"), description="frozen encoders whose features are read from disk"
+        ("mask", "vision"),
+        description="frozen encoders whose features are read from disk: vision (CLIP, for the "
+        "language model), mask (SAM's, for the mask decoder)",
     )
     host_embeddings: bool = Field(
         False,
@@ -203,7 +205,7 @@ class Plan(Settings):
     def override(self, assignments: Iterable[str]) -> Plan:
         """A plan with `key=value` assignments applied, dotted keys for nested settings.
 
-        Values are read as JSON where they parse (`8`, `true`, `null`, `["sam"]`), otherwise as
+        Values are read as JSON where they parse (`8`, `true`, `null`, `["mask"]`), otherwise as
         text; for a list, a comma-separated text will do. Raises PlanError.
         """
         data = self.model_dump(mode="json")
@@ -244,7 +246,7 @@ class Plan(Settings):
 def _contradictions(plan: Plan) -> Iterable[Finding]:
     """Every reason why these settings cannot run together."""
     try:
-        layers = plan.profile.llama.layers
+        layers = plan.profile.decoder.layers
     except ValueError as error:
         yield Finding("model", str(error), brief(plan.model))
         layers = None
@@ -280,7 +282,7 @@ def _precision_contradictions(plan: Plan) -> Iterable[Finding]:
 
 
 def _placement_contradictions(plan: Plan) -> Iterable[Finding]:
-    layers = models()[plan.model].llama.layers if plan.model in models() else plan.host_layers
+    layers = models()[plan.model].decoder.layers if plan.model in models() else plan.host_layers
     if plan.host_layers > layers:
         yield Finding("host_layers", f"{plan.model} has {layers} decoder layers",
                       str(plan.host_layers), f"choose 0 … {layers}")  # fmt: skip

@@ -11,7 +11,7 @@ from profiles.records import Frozen
 Dtype = Literal["bf16", "fp16", "fp32"]
 
 
-Encoder = Literal["sam", "clip"]
+Encoder = Literal["vision", "mask"]
 
 
 LoraTargets = Literal["qv", "attention", "all-linear"]

@@ -20,7 +20,7 @@ from profiles.environment import at_home
 from profiles.files import HOLDER, LOCK
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
-from trainer.answer.trained_model import find
+from trainer.answer.trained_model import find_trained
 from trainer.atomic_folder import atomic_folder
 from trainer.convert.convert import convert
 from trainer.convert.hub import checkpoint_folder
@@ -98,13 +98,13 @@ def test_a_model_folder_runs_nothing(tmp_path: Path, planted: bytes, name: str) 
 
 def test_a_cache_entry_runs_nothing_and_is_built_again(tmp_path: Path, planted: bytes) -> None:
     plan = tiny_plan()
-    cache = FeatureCache(tmp_path / "cache", encoder_key(plan, "clip", "x"))
+    cache = FeatureCache(tmp_path / "cache", encoder_key(plan, "vision", "x"))
     cache.folder.mkdir(parents=True)
     cache.entry(PICTURE).write_bytes(planted)
     with pytest.raises(BadEntry):
         cache.read(PICTURE)
     quiet = SimpleNamespace(progress=lambda done, total: None, told=list[str]())
-    built = fill_cache(cache, plan, "clip", [PICTURE], lambda: lambda shown: shown,
+    built = fill_cache(cache, plan, "vision", [PICTURE], lambda: lambda shown: shown,
                        quiet.progress, quiet.told.append)  # fmt: skip
     assert built == 1 and cache.read(PICTURE)["pixels"].ndim == 4
 
@@ -132,7 +132,7 @@ def test_answering_runs_nothing(tmp_path: Path, planted: bytes) -> None:
     (tmp_path / "run" / TRAINED).write_bytes(planted)
     plan = tiny_plan()
     (tmp_path / "run" / "plan.json").write_text(plan.to_json())
-    trained = find(tmp_path / "run")
+    trained = find_trained(tmp_path / "run")
     with pytest.raises(CheckpointError):
         trained.load(trained.plan, read_tokenizer(plan), CPU)
 
@@ -204,7 +204,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     for name in ("home", "work", "tmp"):
         (place / name).mkdir()
     (place / "tiny.json").write_text(
-        tiny_plan(quantization="nf4", cached_encoders=["sam", "clip"],
+        tiny_plan(quantization="nf4", cached_encoders=["mask", "vision"],
                   max_train_samples=2, max_val_samples=1).to_json()
     )  # fmt: skip
     plan, data, picture = str(place / "tiny.json"), str(PHOTOS), str(PICTURE)

@@ -68,7 +68,7 @@ def measure_context(gpu: Gpu, machine: Machine, folder: Path | None = None) -> C
     plan = Plan.parse({
         "model": "tiny", "weights": "random", "device": "cuda",
         "dtype": "bf16" if gpu.bf16 is not False else "fp16",
-        "quantization": "nf4", "cached_encoders": ["sam", "clip"],
+        "quantization": "nf4", "cached_encoders": ["mask", "vision"],
     })  # fmt: skip
     plans = plan, plan.override(["host_embeddings=true"])
     with ThreadPoolExecutor(2) as pool:

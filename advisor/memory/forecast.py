@@ -130,7 +130,7 @@ def counted_by(plan: Plan, data: Path | None) -> str:
     """Which tokenizer counts the text of `data`; empty without any."""
     if data is None:
         return ""
-    own = plan.model == "tiny" or plan.weights not in ("default", "random")
+    own = plan.profile.packaged or plan.weights not in ("default", "random")
     return "the model's own tokenizer" if own else TINY_COUNTS
 
 

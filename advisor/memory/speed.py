@@ -60,12 +60,12 @@ def paper(plan: Plan, text_tokens: int, gpu: GpuProfile) -> Paper:
     A frozen linear is multiplied forward, backward for its input, and once more where the layer is
     recomputed. Host layers are copied in each direction.
     """
-    llama = plan.profile.llama
-    tokens = plan.micro_batch * (plan.profile.most_image_tokens + text_tokens)
-    weights = 4 * llama.hidden**2 + 3 * llama.hidden * llama.intermediate
+    llama = plan.profile.decoder
+    sample = plan.profile.most_image_tokens + text_tokens
+    tokens, weights = plan.micro_batch * sample, llama.layer_weights
     passes = 2 * llama.layers + plan.checkpointed_layers
-    attention = 2 * tokens * (tokens / plan.micro_batch) * llama.hidden  # causal: half of 4·T²·H
-    flops = 2 * tokens * weights * passes + attention * (passes + 1.5 * llama.layers)
+    attention = plan.micro_batch * llama.attention_flops(sample)
+    flops = llama.linear_flops(tokens) * passes + attention * (passes + 1.5 * llama.layers)
     encoders = plan.profile.encoders.items()
     online = (facts.flops for name, facts in encoders if name not in plan.cached_encoders)
     flops += plan.micro_batch * sum(online)

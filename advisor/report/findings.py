@@ -13,7 +13,7 @@ from advisor.machine.budget import Budget
 from advisor.machine.cuda_context import installed
 from advisor.machine.probe import Gpu
 from advisor.report.plan_words import plan_text
-from advisor.request import Question, base_plan, weights_needed, whole_segments
+from advisor.request import Request, base_plan, weights_needed, whole_segments
 from profiles.environment import ALLOCATOR_VARIABLES
 from profiles.findings import Finding, PlanError
 from profiles.gpus import gpus
@@ -29,12 +29,12 @@ OLDEST_IN_WHEELS = (7, 5)
 LAST_WITH_OLDER = "2.14"
 
 
-def card_findings(question: Question, gpu: Gpu, best: Candidate, base: Plan) -> list[Finding]:
+def card_findings(request: Request, gpu: Gpu, best: Candidate, base: Plan) -> list[Finding]:
     """The card chosen, what does not fit and what would, what is missing, other processes."""
-    findings = other_sizes(question, gpu)
+    findings = other_sizes(request, gpu)
     runs = best.verdict in ("FITS", "TIGHT")
     if not runs and best.why_not.startswith("host memory"):
-        fix = "fewer host_layers, or a machine with more" if question.what_if else ""
+        fix = "fewer host_layers, or a machine with more" if request.what_if else ""
         fix = fix or "close other programs, or fewer host_layers"
         findings.append(Finding(gpu.name, best.why_not, fix=fix))
     elif not runs:
@@ -43,22 +43,22 @@ def card_findings(question: Question, gpu: Gpu, best: Candidate, base: Plan) -> 
         if best.needs.bytes == caching_bytes(best.plan):
             what += f": building SAM's feature cache alone takes {gib(best.needs.bytes)}"
         findings.append(Finding(gpu.name, what, fix=fix))
-    size = question.target.vram_bytes if question.target else None
+    size = request.target.vram_bytes if request.target else None
     if size and size % 10**9 == 0:
         what = f"{size // 10**9} GB are {gib(size)}; a card sold as that has as many GiB"
         findings.append(Finding("--vram", what, fix=f"--vram {size // 10**9}GiB"))
-    if runs and best.plan.model != "tiny" and "weights" not in assigned(question.overrides):
+    if runs and not best.plan.profile.packaged and "weights" not in assigned(request.overrides):
         what = f"the published {best.plan.model} checkpoints must be converted first"
         command = best.plan.profile.conversion
         fix = f"{command}, then --weights FOLDER; or --weights random to rehearse"
         findings.append(Finding("weights", what, fix=fix))
         findings += released_start(best.plan)
-    return findings + machine_notes(question, gpu, best.plan) + neighbours(question, gpu)
+    return findings + machine_notes(request, gpu, best.plan) + neighbours(request, gpu)
 
 
-def other_sizes(question: Question, gpu: Gpu) -> list[Finding]:
+def other_sizes(request: Request, gpu: Gpu) -> list[Finding]:
     """A note if the named card is also sold with other memory, for which the answer differs."""
-    named = question.target.card if question.target else None
+    named = request.target.card if request.target else None
     others = [c for c in gpus().values() if named and c.name == named.name and c != named]
     if not others:
         return []
@@ -79,12 +79,12 @@ def released_start(plan: Plan) -> list[Finding]:
     return [Finding(released.name, what, fix=f"--model {released.name}")]
 
 
-def nearest_plan(question: Question, gpu: Gpu, model: str, budget: Budget) -> list[Finding]:
+def nearest_plan(request: Request, gpu: Gpu, model: str, budget: Budget) -> list[Finding]:
     """Which of the user's settings to drop so that a plan fits, and the plan that then fits."""
-    given = [key for key in assigned(question.overrides) if key not in ("model", "device", "dtype")]
+    given = [key for key in assigned(request.overrides) if key not in ("model", "device", "dtype")]
     for dropped in given:
-        rest = tuple(o for o in question.overrides if dropped not in assigned([o]))
-        other = replace(question, overrides=rest, live=None)
+        rest = tuple(o for o in request.overrides if dropped not in assigned([o]))
+        other = replace(request, overrides=rest, live=None)
         try:
             found = search(base_plan(other, gpu, model), other.pinned, other.setting(gpu, budget))
         except PlanError:
@@ -93,28 +93,28 @@ def nearest_plan(question: Question, gpu: Gpu, model: str, budget: Budget) -> li
             continue
         best = found.choice.best
         what = f"the nearest plan that fits is without {dropped}"
-        got = f"{dropped}={assigned(question.overrides)[dropped]}"
+        got = f"{dropped}={assigned(request.overrides)[dropped]}"
         fix = f"leave it out: {plan_text(best.plan)}, {gib(best.needs.bytes)}"
         return [Finding("settings", what, got, fix)]
     return []
 
 
-def machine_notes(question: Question, gpu: Gpu, plan: Plan) -> list[Finding]:
+def machine_notes(request: Request, gpu: Gpu, plan: Plan) -> list[Finding]:
     """What this card or machine needs besides the plan."""
     findings = []
     if gpu.compute_capability is not None and gpu.compute_capability < OLDEST_IN_WHEELS:
         version = "{}.{}".format(*gpu.compute_capability)
-        if question.what_if or "+cu126" not in installed("torch"):
+        if request.what_if or "+cu126" not in installed("torch"):
             what = f"compute capability {version}: torch's builds since CUDA 12.8 leave it out"
             findings.append(Finding(gpu.name, what, fix=older_torch()))
-    why, planned = whole_segments(question, gpu), "expandable_segments:True" in plan.allocator
-    if why and (planned or not question.windows):  # on Windows nobody expects them
+    why, planned = whole_segments(request, gpu), "expandable_segments:True" in plan.allocator
+    if why and (planned or not request.windows):  # on Windows nobody expects them
         fix = "--set allocator=" if planned else "none needed: the plan goes without them"
         findings.append(Finding(gpu.name, why, fix=fix))
     if found := shell_allocator(os.environ, plan):
         findings.append(found)
-    count = len([g for g in question.machine.gpus if g.lost is None])
-    if count > 1 and not question.what_if and plan.effective_batch % count == 0:
+    count = len([g for g in request.machine.gpus if g.lost is None])
+    if count > 1 and not request.what_if and plan.effective_batch % count == 0:
         what = f"the plan uses one of {count} GPUs; what {count} processes take is not forecast yet"
         needed = weights_needed(plan.model, plan.weights)
         rest = f"--plan plan.json{needed} --set processes={count} --data-dir DIR"
@@ -142,7 +142,7 @@ def shell_allocator(environ: Mapping[str, str], plan: Plan) -> Finding | None:
     return None
 
 
-def neighbours(question: Question, gpu: Gpu) -> list[Finding]:
+def neighbours(request: Request, gpu: Gpu) -> list[Finding]:
     """Other processes that take memory on that card, or may."""
     findings = []
     if gpu.other_processes and gpu.other_process_bytes:
@@ -152,7 +152,7 @@ def neighbours(question: Question, gpu: Gpu) -> list[Finding]:
     if gpu.display_active:
         what = "drives a display, which may come to take more memory during a run"
         findings.append(Finding(gpu.name, what))
-    if question.spills:
+    if request.spills:
         what = "the driver moves tensors to host memory instead of failing: steps become very slow"
         findings.append(Finding("windows", what, fix="watch the step time"))
     return findings

@@ -20,7 +20,7 @@ EXPLANATIONS = {
     "frozen weights": "The base model: decoder, embeddings and head, projector, mask decoder. "
     "host_embeddings and host_layers keep parts of it in host memory (layers are copied to the "
     "card one ahead); quantization=int8 or nf4 rounds it.",
-    "encoders": "CLIP's and SAM's frozen encoders. With cached_encoders=sam,clip they are not "
+    "encoders": "CLIP's and SAM's frozen encoders. With cached_encoders=vision,mask they are not "
     "loaded: their features are read from disk.",
     "adapters": "LoRA's factors in fp32: rank × (inputs + outputs) for each adapted linear. "
     "A lower lora.rank or fewer lora.targets make them smaller.",

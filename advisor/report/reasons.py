@@ -15,7 +15,7 @@ from advisor.machine.budget import Basis, Budget
 from advisor.machine.probe import Gpu
 from advisor.memory.forecast import TINY_COUNTS, TINY_COUNTS_MORE
 from advisor.report.plan_words import lora_text
-from advisor.request import Question
+from advisor.request import Request
 from profiles.levers import SETTINGS, priced, value_text
 from profiles.overrides import assigned
 from profiles.plan import Plan
@@ -239,12 +239,12 @@ def _cost_text(row: TestedRow) -> str:
     return gib(row.peak_allocated_bytes) + seconds
 
 
-def card_reasons(question: Question, gpu: Gpu, model: str) -> list[Reason]:
+def card_reasons(request: Request, gpu: Gpu, model: str) -> list[Reason]:
     reasons = []
-    if question.model is None:
+    if request.model is None:
         because = f"the usual size; ask for another with --model ({model} is the default)"
         reasons.append(Reason(setting="model", value=model, because=because, basis="policy"))
-    if len(question.machine.gpus) > 1 and not question.what_if:
-        because = f"the most free memory of {len(question.machine.gpus)} visible GPUs"
+    if len(request.machine.gpus) > 1 and not request.what_if:
+        because = f"the most free memory of {len(request.machine.gpus)} visible GPUs"
         reasons.append(Reason(setting="gpu", value=gpu.name, because=because, basis="exact"))
     return reasons

@@ -63,7 +63,8 @@ def print_text(advice: Advice, console: Console) -> None:
         command = Text("  " + advice.command, style="bold cyan")
         console.print()
         console.print(command, soft_wrap=True)
-        if advice.plan is not None and advice.plan.weights == "default" and advice.model != "tiny":
+        plan = advice.plan
+        if plan is not None and plan.weights == "default" and not plan.profile.packaged:
             console.print(Text("  needs converted weights: see Notes", style="dim"))
     for title, body in _sections(advice):
         console.print()
@@ -164,7 +165,7 @@ def _pairs(lines: Iterator[tuple[str, str]]) -> Table:
 
 
 def _plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
-    layers = plan.profile.llama.layers
+    layers = plan.profile.decoder.layers
     yield "model", plan.profile.title
     yield "weights", f"{storage_text(plan)}, {plan.dtype} compute, on {plan.device}"
     yield "trains", ", ".join(plan.train)

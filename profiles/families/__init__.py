@@ -7,7 +7,7 @@ A family is `profiles/families/<name>.py`, whose `Profile` reads a row of models
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import ClassVar
 
@@ -16,8 +16,8 @@ from profiles.settings import Encoder
 
 # The names that plans have for the two frozen encoders: what the language model sees, and what the
 # mask decoder sees.
-VISION: Encoder = "clip"
-MASK: Encoder = "sam"
+VISION: Encoder = "vision"
+MASK: Encoder = "mask"
 FEATURE_BYTES = 2  # of one cached value
 Shapes = dict[str, tuple[int, ...]]
 
@@ -31,6 +31,19 @@ class DecoderShape(Frozen):
     intermediate: int
     norm_eps: float = 1e-5  # LLaMA 2's
 
+    @property
+    def layer_weights(self) -> int:
+        """Weights of one layer's seven linears."""
+        return 4 * self.hidden**2 + 3 * self.hidden * self.intermediate
+
+    def linear_flops(self, tokens: int) -> int:
+        """Products of one layer's linears, forward: 2 operations a weight and token."""
+        return 2 * tokens * self.layer_weights
+
+    def attention_flops(self, tokens: int) -> int:
+        """Attention's two products in one layer for one sample: causal, half of 4·T²·H."""
+        return 2 * tokens**2 * self.hidden
+
 
 @dataclass(frozen=True)
 class EncoderFacts:
@@ -41,6 +54,7 @@ class EncoderFacts:
     pixels: Shapes  # fp32; several pictures' are joined along the first axis
     features: Shapes  # in the plan's dtype; likewise
     flops: float  # of one picture, forward
+    numbers: Shapes = field(default_factory=dict)  # whole numbers that go with both, as a row
 
     @property
     def pixel_values(self) -> int:
@@ -99,7 +113,3 @@ class ModelProfile(Frozen):
     def conversion(self) -> str:
         """The command that makes this model's folder from its sources on the hub."""
         return f"lisa-train convert {' '.join(self.sources)} FOLDER --model {self.name}"
-
-    @property
-    def llama(self) -> DecoderShape:
-        return self.decoder

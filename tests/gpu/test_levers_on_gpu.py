@@ -121,7 +121,7 @@ def fresh_accelerator() -> None:
 def test_photographs_train_on_the_gpu(tmp_path: Path, dtype: str) -> None:
     items = read_split(PHOTOS, "train", 2)
     plan = tiny_plan(
-        device="cuda", dtype=dtype, quantization="nf4", cached_encoders=["sam", "clip"],
+        device="cuda", dtype=dtype, quantization="nf4", cached_encoders=["mask", "vision"],
         checkpointed_layers=4, host_layers=2, host_embeddings=True,
         schedule={"learning_rate": 2e-3, "warmup_steps": 0, "epochs": 20, "shape": "constant"},
     )  # fmt: skip

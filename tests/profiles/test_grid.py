@@ -69,7 +69,7 @@ def test_every_lever_moves_it_the_right_way() -> None:
 @pytest.mark.parametrize(
     ("settings", "text"),
     [({"lora": {"rank": 64, "alpha": 128, "targets": "qv"}}, 128),
-     ({"train": ["embeddings"]}, 128), ({"cached_encoders": ["sam"]}, 128),
+     ({"train": ["embeddings"]}, 128), ({"cached_encoders": ["mask"]}, 128),
      ({"logits": "all"}, 128), ({"mask_loss_resolution": 1024}, 128),
      ({"optimizer": "paged_adamw"}, 128), ({"model": "tiny"}, 128), ({"processes": 2}, 128),
      ({"micro_batch": MICRO_BATCHES[-1] + 1}, 128), ({}, TEXT_TOKENS[-1] + 1),

@@ -45,7 +45,7 @@ def test_a_lever_is_compared_in_the_direction_in_which_it_saves(name):
     traits = SETTINGS[name]
     most, least = {"less": (2, 1), "more": (1, 2)}.get(str(traits.saves), (None, None))
     if name == "cached_encoders":
-        most, least = (), ("sam",)
+        most, least = (), ("mask",)
     elif isinstance(traits.saves, tuple):
         most, least = traits.saves[0], traits.saves[-1]
     assert traits.counts(most, most) and not traits.counts(most, least)
@@ -75,7 +75,7 @@ def test_plans_that_differ_in_what_is_not_compared_have_one_key():
 def test_the_next_relief_is_the_cheapest_that_is_left():
     plan = CARD.override(["cached_encoders=", "quantization=none", "train=head"])
     found = []
-    for settings in ("cached_encoders=sam,clip", "train=token_rows", "host_embeddings=true",
+    for settings in ("cached_encoders=vision,mask", "train=token_rows", "host_embeddings=true",
                      "quantization=nf4", "host_layers=8"):  # fmt: skip
         found.append(next_relief(plan))
         plan = plan.override([settings])

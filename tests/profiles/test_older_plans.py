@@ -17,6 +17,7 @@ RUN = Path(__file__).parents[1] / "trainer" / "model" / "before_peft"
 def test_a_plan_of_schema_1_is_read_and_keeps_its_hash():
     plan = Plan.read(OLD / "plan.json")
     assert (plan.model, plan.micro_batch, plan.host_layers, plan.seed) == ("7b", 4, 8, 7)
+    assert plan.schema_version == 2 and plan.cached_encoders == ("vision",)
     assert plan.content_hash == "1f5e9ce0d84ef97e"
     assert "quantized_parts" not in plan.to_json()
     assert Plan.from_json(plan.to_json()) == plan
@@ -42,7 +43,31 @@ def test_rows_of_schema_1_are_read():
     data = (OLD / "tested.jsonl").read_bytes()
     assert b"quantized_parts" in data
     table = parse_table(data, "tested.jsonl")
+    assert {row.plan.cached_encoders for row in table.rows} == {("mask", "vision")}
     assert table.findings == () and [row.model for row in table.rows] == ["7b", "13b"]
+
+
+@pytest.mark.parametrize(
+    ("words", "roles", "content_hash"),
+    [
+        (["sam", "clip"], ("mask", "vision"), "206297277f24a8b7"),
+        (["clip", "sam"], ("vision", "mask"), "a57eb58e990aba35"),
+        (["sam"], ("mask",), "26e0e299bfbf26a5"),
+        ([], (), "adcb390ecd6aa47b"),
+    ],
+)
+def test_encoders_of_schema_1_are_read_as_their_roles(words, roles, content_hash):
+    old = Plan.parse({"model": "7b", "device": "cuda", "cached_encoders": words})
+    new = Plan.parse({"model": "7b", "device": "cuda", "cached_encoders": roles})
+    assert old.cached_encoders == roles and old == new
+    assert old.content_hash == new.content_hash == content_hash
+    assert new.override([f"cached_encoders={','.join(words)}"]) == new
+
+
+def test_neither_an_unknown_encoder_nor_a_wrong_type_is_translated():
+    for bad in (["dino"], [1], "sam", {"sam": 1}, [["sam"]]):
+        with pytest.raises(PlanError, match="cached_encoders"):
+            Plan.parse({"cached_encoders": bad})
 
 
 def test_a_plan_inside_another_record_is_read():

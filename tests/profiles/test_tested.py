@@ -256,7 +256,7 @@ def test_what_surely_needs_no_more(less):
         {"dtype": "fp32"},
         {"quantization": "none"},
         {"quantization": "int8"},
-        {"cached_encoders": ["sam"]},
+        {"cached_encoders": ["mask"]},
         {"logits": "all"},
         {"optimizer": "paged_adamw"},
         {"mask_loss_resolution": 512},

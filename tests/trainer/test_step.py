@@ -124,7 +124,7 @@ def test_too_long_a_sample_names_its_file() -> None:
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_cached_run_equals_online_run(tmp_path: Path, photos: Path, quantization: str) -> None:
     losses = []
-    for cached in ([], ["sam", "clip"]):
+    for cached in ([], ["mask", "vision"]):
         plan = tiny_plan(cached_encoders=cached, quantization=quantization, effective_batch=4)
         folder = tmp_path / f"run{len(cached)}"
         folder.mkdir()
@@ -152,7 +152,7 @@ def test_bf16_trains_on_the_cpu(tmp_path: Path, photos: Path) -> None:
     plan = tiny_plan(
         dtype="bf16",
         quantization="nf4",
-        cached_encoders=["sam", "clip"],
+        cached_encoders=["mask", "vision"],
         schedule={"learning_rate": 2e-3, "warmup_steps": 0, "epochs": 6, "shape": "constant"},
     )
     items = read_split(photos, "train", 2)

@@ -16,7 +16,7 @@ from profiles.exits import EXIT_INTERRUPTED
 from profiles.sizes import GIB
 from profiles.streams import say, set_streams, tell
 from profiles.text import is_text
-from trainer.cli.console import ended_politely, user_errors
+from trainer.cli.console import sigterm_as_ctrl_c, user_errors
 from trainer.cli.data import check_data_folder, import_, preview, synthesise
 from trainer.cli.one_process import worker
 from trainer.cli.planned_run import PlannedRun
@@ -127,7 +127,7 @@ def convert(
     from trainer.convert.convert import convert as run
     from trainer.convert.hub import checkpoint_folder
 
-    with user_errors(), ended_politely():
+    with user_errors(), sigterm_as_ctrl_c():
         folders = [checkpoint_folder(source, tell, offline) for source in sources]
         report = run(folders, target, model, tell, int(shard_gib * GIB))
     say("\n".join([*report.lines(), f"{model} in {target}; its conversion.json lists all"]))
@@ -148,6 +148,7 @@ def _resolve(options: TrainOptions, data: Path) -> tuple[Plan, Advice | None]:
     from advisor.machine.target import pick_gpu
     from advisor.memory.card import live_forecast
     from advisor.preflight import advise
+    from profiles.models import model_profile
     from profiles.overrides import assigned
 
     if not options.auto:
@@ -160,7 +161,8 @@ def _resolve(options: TrainOptions, data: Path) -> tuple[Plan, Advice | None]:
     advice = measured(advice, tell)
     tell(f"{advice.verdict}: {advice.summary}")
     # lisa-tiny is small enough to try untested settings, unless the user asked for advice.
-    tries = not options.auto and advice.model == "tiny" and advice.verdict == "UNKNOWN"
+    packaged = model_profile(advice.model).packaged
+    tries = not options.auto and packaged and advice.verdict == "UNKNOWN"
     if advice.plan is None or (advice.exit_code and not tries):
         raise typer.Exit(advice.exit_code)
     return advice.plan, advice
@@ -168,7 +170,9 @@ def _resolve(options: TrainOptions, data: Path) -> tuple[Plan, Advice | None]:
 
 def _refuse_large_on_cpu(model: str, on_cpu: bool) -> None:
     """End if a large model would train on the CPU, where an epoch takes days."""
-    if on_cpu and model != "tiny":
+    from profiles.models import model_profile
+
+    if on_cpu and not model_profile(model).packaged:
         fail(
             f"{model}: training it needs a GPU; on a CPU one epoch would take days\n"
             "    hint: lisa-advise doctor says what is missing here, "

@@ -199,12 +199,13 @@ def _load_host_embeddings(
 
 def _add_token_rows(model: SegmentationModel, ids: list[int], head: bool) -> None:
     table: Any = model.embedding
+    embedding = TokenRowEmbedding(table, ids)
     base: Any = model.head
     if head and isinstance(base, HostHead):
         base.train_rows(ids)
     elif head:
         base = TokenRowHead(base, ids)
-    model.replace_tables(TokenRowEmbedding(table, ids), base)
+    model.replace_tables(embedding, base)
 
 
 class FrozenEncoder(nn.Module):

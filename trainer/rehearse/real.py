@@ -14,13 +14,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from profiles.gpus import gpu_by_nvml
 from profiles.measurement import Measurement
 from profiles.plan import Plan
 from profiles.streams import tell
 
 WARM_UP = 3  # steps: the first allocates the optimizer's state, a compiled one takes two
-# Dense bf16 rate in FLOP/s by the vendor's data sheets; utilisation is left out for other cards.
-PEAK_FLOPS = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12}
 
 
 class Rehearsal:
@@ -107,9 +106,7 @@ def model_flops(plan: Plan, tokens: int) -> float:
     """Products of one sample of `tokens`: forward and input gradients of the decoder's linears,
     2 operations each, and attention's two products; nothing recomputed, no encoder."""
     llama = plan.profile.decoder
-    linears = llama.layers * (4 * llama.hidden**2 + 3 * llama.hidden * llama.intermediate)
-    attention = llama.layers * 2 * tokens * llama.hidden  # causal: half of 4·T·H
-    return tokens * (2 * 2 * linears + 3 * attention)
+    return llama.layers * (2 * llama.linear_flops(tokens) + 3 * llama.attention_flops(tokens))
 
 
 def rehearse(
@@ -204,9 +201,10 @@ def _speed(rehearsal: Rehearsal, seconds: float, gpu: str) -> dict[str, Any]:
         "step_seconds": round(seconds, 4),
         "samples_per_second": round(samples / seconds, 3),
     }
-    if gpu in PEAK_FLOPS and text[0] == text[1] and plan.dtype == "bf16":
+    card = gpu_by_nvml(gpu, None)
+    if card and card.bf16_tflops and text[0] == text[1] and plan.dtype == "bf16":
         rate = samples * model_flops(plan, plan.profile.most_image_tokens + text[0]) / seconds
-        found["model_flops_utilisation"] = round(rate / PEAK_FLOPS[gpu], 4)
+        found["model_flops_utilisation"] = round(rate / card.rate_flops(plan.dtype), 4)
     return found
 
 

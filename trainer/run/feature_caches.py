@@ -30,6 +30,7 @@ def prepare_caches(
         return FrozenEncoder(model, plan, encoder, accelerator.device, source)
 
     for encoder in plan.cached_encoders:
+        name = plan.profile.encoders[encoder].name
         cache = FeatureCache(root, encoder_key(plan, encoder, source.fingerprint))
         with accelerator.main_process_first():
             built = fill_cache(
@@ -38,10 +39,10 @@ def prepare_caches(
                 encoder,
                 images,
                 partial(load, encoder),
-                partial(reporter.progress, f"{encoder} features"),
+                partial(reporter.progress, f"{name} features"),
                 reporter.line,
             )
-        reporter.line(f"{encoder} features: {built} built, {len(images) - built} found in {root}")
+        reporter.line(f"{name} features: {built} built, {len(images) - built} found in {root}")
         caches[encoder] = cache
         if accelerator.device.type == "cuda":
             torch.cuda.empty_cache()  # free the encoder's memory for what loads next

@@ -135,10 +135,10 @@ class Run:
 
     def start_from(self, folder: Path) -> None:
         """Load the trained tensors of an adapter's folder. Raises AdapterError."""
-        from trainer.run.start_from_adapter import start
+        from trainer.run.start_from_adapter import load_adapter
 
         with during("loading"):
-            count = start(folder, self.plan, self.model, self.tokenizer.new_ids)
+            count = load_adapter(folder, self.plan, self.model, self.tokenizer.new_ids)
         self.reporter.line(f"starting from {one_line(folder)}: {counted(count, 'tensor')}")
 
     def train(self, resume: Path | None = None) -> dict[str, Any]:

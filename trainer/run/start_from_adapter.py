@@ -63,29 +63,29 @@ class AdapterError(ValueError):
     """An adapter that a plan cannot start from; lists every reason and the settings that fit."""
 
 
-def check(folder: Path, plan: Plan) -> None:
+def check_adapter(folder: Path, plan: Plan) -> None:
     """Raise AdapterError, WeightsError, CheckpointError if the plan cannot start from `folder`."""
     tokenizer = read_tokenizer(plan)
     model = build(plan, tokenizer, torch.device("meta"), ShapesAlone())
-    fitting(folder, plan, model, tokenizer.new_ids)
+    fitting_tensors(folder, plan, model, tokenizer.new_ids)
 
 
-def start(folder: Path, plan: Plan, model: SegmentationModel, new_ids: Sequence[int]) -> int:
+def load_adapter(folder: Path, plan: Plan, model: SegmentationModel, new_ids: Sequence[int]) -> int:
     """Load the tensors in `folder` into a model built from the plan; returns their number.
 
-    Raises as `check` does.
+    Raises as `check_adapter` does.
     """
-    tensors = fitting(folder, plan, model, new_ids)
+    tensors = fitting_tensors(folder, plan, model, new_ids)
     parameters = trained_parameters(model)
     for name, value in tensors.items():
         parameters[name].data.copy_(value)
     return len(tensors)
 
 
-def fitting(
+def fitting_tensors(
     folder: Path, plan: Plan, model: SegmentationModel, new_ids: Sequence[int]
 ) -> dict[str, Tensor]:
-    """The folder's tensors by the model's names; the plan trains all of them. See `check`."""
+    """The folder's tensors by the model's names; all are trained. See `check_adapter`."""
     config = _config(folder)
     _refuse_other_base(folder, plan)
     exported = (folder / TRAINED).is_file()

@@ -24,7 +24,7 @@ from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
 
 WORST = Worst(text_tokens=64)
-CACHED = {"cached_encoders": ["sam", "clip"], "device": "cuda"}
+CACHED = {"cached_encoders": ["mask", "vision"], "device": "cuda"}
 
 
 @pytest.fixture(scope="module")

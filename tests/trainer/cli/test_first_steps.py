@@ -81,7 +81,7 @@ def test_older_flags_pin_settings_of_the_advised_plan(tmp_path: Path) -> None:
     plan = json.loads((run / "plan.json").read_text())
     assert (plan["lora"]["rank"], plan["micro_batch"], plan["schedule"]["epochs"]) == (4, 2, 1)
     # The rest is the advice's, not a plan of its own.
-    assert (plan["effective_batch"], plan["cached_encoders"]) == (8, ["sam", "clip"])
+    assert (plan["effective_batch"], plan["cached_encoders"]) == (8, ["mask", "vision"])
     assert {"lora", "micro_batch"} <= set(json.loads((run / "run.json").read_text())["pinned"])
     assert (run / "advice.json").is_file()
 
@@ -145,7 +145,7 @@ def planted(error: str, *arguments: str | Path) -> subprocess.CompletedProcess[s
 
 @pytest.fixture
 def options(tmp_path: Path) -> list[str | Path]:
-    plan = tiny_plan(max_train_samples=2, max_val_samples=1, cached_encoders=["sam"])
+    plan = tiny_plan(max_train_samples=2, max_val_samples=1, cached_encoders=["mask"])
     (tmp_path / "plan.json").write_text(plan.to_json())
     return [
         "--plan", tmp_path / "plan.json", "--data-dir", PHOTOS,

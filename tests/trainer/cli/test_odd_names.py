@@ -17,8 +17,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from advisor.machine.probe import Machine
-from advisor.request import Question as Asked
-from advisor.request import command_of
+from advisor.request import Request, command_of
 from profiles.tested import shipped_table
 from profiles.text import argument
 from tests.conftest import PHOTOS, ROOT
@@ -101,7 +100,7 @@ def test_a_run_of_any_name_is_gone_on_with(
 
 @pytest.mark.parametrize("name", ODD)
 def test_an_advised_command_names_data_of_any_name(name: str) -> None:
-    asked = Asked(
+    asked = Request(
         Machine.model_construct(), None, (), shipped_table(), None, Path(name), None, None
     )
     words = shlex.split(command_of(asked, "tiny"))
@@ -128,9 +127,9 @@ def commands(tree: ast.AST) -> Iterator[str]:
 
 def test_every_printed_command_quotes_what_it_names() -> None:
     # Of this project's own, or quoted where they are put together.
-    own = {"model", "plan.model", "options", "rest", "needed", "question.target.options", "longest",
+    own = {"model", "plan.model", "options", "rest", "needed", "request.target.options", "longest",
            "self.name", "' '.join(self.sources)"}  # fmt: skip
-    quoted_before = {("question.py", "folder"), ("console.py", "folder")}
+    quoted_before = {("request.py", "folder"), ("console.py", "folder")}
     found = {
         (path.name, value)
         for package in ("advisor", "profiles", "trainer")

@@ -18,7 +18,7 @@ from torch import Tensor
 from profiles.files import STALE_SECONDS
 from profiles.models import model_profile
 from tests.conftest import PHOTOS, tiny_plan
-from trainer.data.feature_cache import BadEntry, FeatureCache, fill_cache
+from trainer.data.feature_cache import BadEntry, FeatureCache, encoder_key, fill_cache
 from trainer.data.formats.reasonseg import read_split
 from trainer.data.images import read_image
 from trainer.model.families.llava_sam.pictures import pixels
@@ -30,7 +30,7 @@ def fill(cache: FeatureCache, encode=lambda shown: doubled(shown)) -> tuple[int,
     """How many entries were built, and what was reported."""
     reports: list[str] = []
     built = fill_cache(
-        cache, tiny_plan(), "clip", IMAGES, lambda: encode, lambda done, total: None, reports.append
+        cache, tiny_plan(), "vision", IMAGES, lambda: encode, lambda *_: None, reports.append
     )
     return built, reports
 
@@ -46,7 +46,7 @@ def is_whole(cache: FeatureCache) -> bool:
 
 
 def expected(image: Path) -> Tensor:
-    return torch.from_numpy(pixels(read_image(image), "clip", model_profile("tiny")))[None] * 2
+    return torch.from_numpy(pixels(read_image(image), "vision", model_profile("tiny")))[None] * 2
 
 
 def test_cache_builds_once_and_mends_damage(tmp_path: Path) -> None:
@@ -150,3 +150,10 @@ def test_an_entry_holds_several_tensors_and_older_ones_are_read(tmp_path: Path) 
     save_file({"features": kept}, cache.entry(IMAGES[0]), {"key": "clip-test", "crc32": crc32})
     assert cache.problem(IMAGES[0]) is None
     assert torch.equal(cache.read(IMAGES[0])["features"], kept[None])
+
+
+def test_caches_of_before_the_roles_stay_valid() -> None:
+    # Names as the version wrote them whose plans named the encoders clip and sam.
+    plan = tiny_plan(dtype="fp32")
+    assert encoder_key(plan, "vision", "x") == "clip-50b4b73b40c3becf"
+    assert encoder_key(plan, "mask", "x") == "sam-8a7624b54b9b9179"

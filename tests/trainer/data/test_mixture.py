@@ -401,7 +401,8 @@ def test_draws_depend_on_seed_epoch_and_index_alone(mixed: MixedSets) -> None:
             ranks.append(DataLoader(samples, batch_sampler=sampler, num_workers=workers,
                                     collate_fn=list))  # fmt: skip
         return sorted(
-            (s.name, tuple(s.encoded.input_ids), s.targets.tobytes(), float(s.inputs["clip"].sum()))
+            (s.name, tuple(s.encoded.input_ids), s.targets.tobytes(),
+             float(s.inputs["vision"]["pixels"].sum()))
             for loader in ranks for batch in loader for s in batch
         )  # fmt: skip
 
@@ -698,7 +699,7 @@ def test_the_command_checks_and_trains(root: Path, tmp_path: Path) -> None:
     assert told.exit_code == 0, told.output
     assert "refer_seg/refcoco+: pictures 1, masks 2" in told.output
     assert "vqa/llava_instruct: pictures 1, masks 0" in told.output
-    plan = mixed_plan(cached_encoders=["sam", "clip"], effective_batch=4, workers=1)
+    plan = mixed_plan(cached_encoders=["mask", "vision"], effective_batch=4, workers=1)
     (tmp_path / "plan.json").write_text(plan.to_json())
     done = runner.invoke(app, [
         "--plan", str(tmp_path / "plan.json"), "--data-dir", str(root),

@@ -279,17 +279,17 @@ def test_cached_features_are_what_the_encoders_give(tmp_path: Path) -> None:
     for dtype, precision in (("fp32", 0.0), ("bf16", 2**-8)):
         plan = tiny_plan(dtype=dtype)
         model = build(tiny_plan(), read_tokenizer(plan), CPU)
-        cache = FeatureCache(tmp_path, encoder_key(plan, "sam", dtype))
+        cache = FeatureCache(tmp_path, encoder_key(plan, "mask", dtype))
         bones = skeleton(plan.profile, read_tokenizer(plan))
-        reference = FrozenEncoder(bones, plan, "sam", CPU, weight_source(plan))
+        reference = FrozenEncoder(bones, plan, "mask", CPU, weight_source(plan))
         fill_cache(
-            cache, plan, "sam", [item.image_path], lambda f=reference: f,
+            cache, plan, "mask", [item.image_path], lambda f=reference: f,
             lambda done, total: None, lambda text: None,
         )  # fmt: skip
         family = family_of(plan.profile)
-        shown = family.pixels(read_image(item.image_path), "sam", plan.profile)
+        shown = family.pixels(read_image(item.image_path), "mask", plan.profile)
         with torch.no_grad():
-            online = model.encode("sam", shown)["features"]
+            online = model.encode("mask", shown)["features"]
         stored = cache.read(item.image_path)["features"]
         error = (stored.float() - online).norm() / online.norm()
         assert error <= 4 * precision, (dtype, float(error))
@@ -302,7 +302,7 @@ def bytes_of(tensors: Iterable[Tensor]) -> int:
 
 
 FOOTPRINTS = {
-    "nf4": {"quantization": "nf4", "cached_encoders": ["sam", "clip"]},
+    "nf4": {"quantization": "nf4", "cached_encoders": ["mask", "vision"]},
     "online": {"quantization": "none", "dtype": "bf16"},
     "int8": {"quantization": "int8", "lora": None, "train": ["token_rows", "head"]},
     "whole": {"train": ["embeddings"], "optimizer_state": "8bit"},

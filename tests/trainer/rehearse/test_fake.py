@@ -61,7 +61,7 @@ def test_forecast_meets_the_measured_row(name: str) -> None:
     ],
 )
 def test_layers_watched_once_leave_the_trace_of_all(settings: dict[str, Any]) -> None:
-    plan = tiny_plan(device="cuda", **({"cached_encoders": ["sam", "clip"]} | settings))
+    plan = tiny_plan(device="cuda", **({"cached_encoders": ["mask", "vision"]} | settings))
     whole, short = (watch(plan, (64, 64), 1, WORKSPACE, extend=extend).trace
                     for extend in (False, True))  # fmt: skip
     assert [size for _, size in short.events] == [size for _, size in whole.events]
@@ -104,11 +104,11 @@ def test_layers_that_differ_are_not_taken_for_alike(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(segmentation_model.SegmentationModel, "plan_layers", planned)
     with pytest.raises(NotAlike, match="use memory differently"):
-        watch(tiny_plan(cached_encoders=["sam", "clip"]), (64, 64), 1, 0)
+        watch(tiny_plan(cached_encoders=["mask", "vision"]), (64, 64), 1, 0)
 
 
 def test_what_lies_on_the_card_is_what_was_counted() -> None:
-    plan = tiny_plan(quantization="nf4", cached_encoders=["sam", "clip"], checkpointed_layers=4)
+    plan = tiny_plan(quantization="nf4", cached_encoders=["mask", "vision"], checkpointed_layers=4)
     counted = needed_bytes(plan, read_tokenizer(plan))
     found, _ = fake_rehearsal(plan, 64, 1)
     assert list(found.phases) == ["evaluation", "forward", "backward", "clipping", "optimizer"]
@@ -124,7 +124,7 @@ def test_what_lies_on_the_card_is_what_was_counted() -> None:
 
 def test_longer_samples_and_fewer_levers_take_more() -> None:
     def peak(text: int = 64, masks: int = 1, **settings: object) -> int:
-        plan = tiny_plan(cached_encoders=["sam", "clip"], effective_batch=4, micro_batch=4,
+        plan = tiny_plan(cached_encoders=["mask", "vision"], effective_batch=4, micro_batch=4,
                          **settings)  # fmt: skip
         found = fake_rehearsal(plan, text, masks)[0].peak_allocated_bytes
         assert found is not None
@@ -203,7 +203,7 @@ def test_the_child_prints_one_document(tmp_path: Path) -> None:
 def test_a_step_is_told_moment_by_moment() -> None:
     """The picture's moments reach the same peak, part by part, and end where the step ends."""
     drawn: list[Timeline] = []
-    plan = tiny_plan(cached_encoders=["sam", "clip"], effective_batch=4, micro_batch=2)
+    plan = tiny_plan(cached_encoders=["mask", "vision"], effective_batch=4, micro_batch=2)
     measured, _ = fake_rehearsal(plan, 64, 1, drawn=drawn.append)
     (line,) = drawn
     totals = [sum(sizes) for sizes in zip(*line.parts.values(), strict=True)]

@@ -47,7 +47,7 @@ def plan(**settings: Any) -> Plan:
     return tiny_plan(**{
         "lora": {"rank": 2, "alpha": 4, "dropout": 0.1, "targets": "qv"},
         "micro_batch": 1, "accumulation": 2, "effective_batch": 2,
-        "cached_encoders": ["sam", "clip"],
+        "cached_encoders": ["mask", "vision"],
         "schedule": {"learning_rate": 1e-3, "warmup_steps": 1, "epochs": 2, "shape": "linear"},
     } | settings)  # fmt: skip
 
@@ -237,7 +237,7 @@ def test_features_that_go_bad_midway_are_told_plainly_and_made_anew(
     with pytest.raises(BadEntry) as caught:
         run.train()
     first, hint = str(caught.value).split("\n")
-    assert first.startswith(str(own)) and "anew" in hint
+    assert first.startswith(str(own)) and "computed again" in hint
     shutil.rmtree(tmp_path / "run")
     started(tmp_path / "run", own, workers=1).train()
     assert_same(tmp_path / "run", undisturbed)
