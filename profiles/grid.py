@@ -86,7 +86,7 @@ def _between(plan: Plan, model: str, text_tokens: int) -> Estimate | None:
     if micro is None or text is None:
         return None
     points = [sum(point) for point in reliefs(model, plan.host_embeddings)]
-    # Two layers' buffers lie on the card as soon as any layer does not: the first two gain nothing.
+    # Any layer in host memory needs two layers' buffers on the card: the first two gain nothing.
     gained = max(0, plan.host_layers - BUFFERS) * layers / (layers - BUFFERS)
     on_card = _place(plan.checkpointed_layers + gained, points)
     on_host = _place(plan.checkpointed_layers + plan.host_layers, points)

@@ -1,4 +1,4 @@
-"""What every model family says of its sizes, without torch.
+"""The sizes of every model family, without torch.
 
 A family is `profiles/families/<name>.py`, whose `Profile` reads a row of models.toml, and
 `trainer/model/families/<name>/`, which computes. Nothing else names a family.
@@ -47,7 +47,7 @@ class DecoderShape(Frozen):
 
 @dataclass(frozen=True)
 class EncoderFacts:
-    """A frozen encoder: what it is shown of the largest picture, and what is kept of it."""
+    """A frozen encoder: its input for the largest picture, and the features that are cached."""
 
     name: str  # in the names of cache folders
     sizes: str  # JSON: two encoders of equal sizes and weights make equal features
@@ -58,7 +58,7 @@ class EncoderFacts:
 
     @property
     def pixel_values(self) -> int:
-        """Values that one picture is shown in."""
+        """Values in the encoder's input for one picture."""
         return sum(map(prod, self.pixels.values()))
 
     @property
@@ -111,5 +111,5 @@ class ModelProfile(Frozen):
 
     @property
     def conversion(self) -> str:
-        """The command that makes this model's folder of its sources on the hub."""
+        """The command that makes this model's folder from its sources on the hub."""
         return f"lisa-train convert {' '.join(self.sources)} FOLDER --model {self.name}"

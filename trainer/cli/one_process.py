@@ -25,7 +25,7 @@ def worker(
     folder: Annotated[Path, typer.Argument()],
     resumes: Annotated[bool, typer.Option("--resume")] = False,
 ) -> None:
-    """One of the processes that lisa-train starts: the plan and all else lie in the run folder."""
+    """One of the processes that lisa-train starts: the run folder has the plan and all else."""
     from profiles.plan import Plan
     from trainer.run.out_of_memory import OutOfMemory
     from trainer.run.resume import resumable

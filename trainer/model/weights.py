@@ -142,7 +142,7 @@ class ShapesAlone:
 
 
 def fingerprint_of(paths: Iterable[Path]) -> str:
-    """What tells one set of weights files from another, without reading them whole."""
+    """What distinguishes one set of weights files from another, without reading them whole."""
     identities = json.dumps([_identity(path) for path in paths])
     return hashlib.sha256(identities.encode()).hexdigest()[:16]
 

@@ -211,12 +211,12 @@ class Run:
             if progress.skipped >= allowed:
                 raise NotFinite(
                     f"step {self.step + 1}: {error}\n    hint: look at these samples; a new run "
-                    "may lower --set schedule.learning_rate=R, or leave such steps out with "
+                    "may lower --set schedule.learning_rate=R, or skip such steps with "
                     f"--set schedule.max_skipped_steps=N (now {allowed}); nothing was updated"
                 ) from None
             progress.skipped += 1
             self.reporter.line(
-                f"step {self.step + 1} left out ({progress.skipped} of {allowed}): {error}"
+                f"step {self.step + 1} skipped ({progress.skipped} of {allowed}): {error}"
             )
             return None
 

@@ -201,7 +201,7 @@ def _strangers(
     if clip:
         yield f"{len(clip)} tensors adapt the vision encoder, which is frozen here: {_shown(clip)}"
     if rest := [name for name in odd if name not in clip]:
-        yield f"{len(rest)} tensors are of nothing that the plan trains: {_shown(rest)}"
+        yield f"{len(rest)} tensors belong to no part that the plan trains: {_shown(rest)}"
 
 
 def _misshapen(

@@ -224,7 +224,7 @@ def test_names_of_older_transformers_and_of_llama_alone_are_known(prefix: str) -
         ({"rank_pattern": {"layers.0.self_attn.q_proj": 2}}, "rank_pattern: .*from linear to"),
         ({"lora_alpha": 3}, "lora_alpha: got 3, the plan's lora.alpha is 8"),
         ({"target_modules": r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj)"},
-         "16 tensors are of nothing that the plan trains: .*k_proj.*lora.targets=attention"),
+         "16 tensors belong to no part that the plan trains: .*k_proj.*lora.targets=attention"),
         ({"target_modules": r".*language_model.*\.q_proj"}, "8 factors of lora.targets=qv are mis"),
         ({"target_modules": ["q_proj", "v_proj"]},
          r"\d+ tensors adapt the vision encoder, which is frozen here"),

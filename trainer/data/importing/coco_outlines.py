@@ -152,7 +152,7 @@ def _read(report: Report, conventions: Conventions) -> Coco:
     if isinstance(parsed, list) and parsed:
         parsed = as_coco(report, parsed)
     if isinstance(parsed, dict) and "shapes" in parsed and "images" not in parsed:
-        fix = f"name the folder that it lies in: {argument(report.path.parent)}"
+        fix = f"name the folder that it is in: {argument(report.path.parent)}"
         report.add("file", "LabelMe's or ReasonSeg's, of one picture", allowed, fix)
     elif isinstance(parsed, dict):
         return checked_coco(report, parsed)
@@ -214,7 +214,7 @@ def _outlined(
 
 
 def _hull(boxes: list[PaintedBox]) -> tuple[slice, slice]:
-    """The rows and columns that all boxes with an inside lie in."""
+    """The rows and columns that contain all boxes with an inside."""
     sides = [(box.rows, box.columns) for box in boxes if box.area]
     if not sides:
         return slice(0, 0), slice(0, 0)
