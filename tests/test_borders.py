@@ -88,8 +88,7 @@ def test_only_the_trainers_command_lines_ask_the_advisor():
         for path in (ROOT / "trainer").rglob("*.py")
         if "advisor" in _imports(path)
     }
-    names = ("train", "start", "planned_run", "segment")
-    assert askers <= {f"trainer/cli/{name}.py" for name in names}
+    assert askers and all(place.startswith("trainer/cli/") for place in askers), askers
 
 
 def test_no_files_import_each_other_in_a_circle():

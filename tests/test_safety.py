@@ -354,7 +354,7 @@ def test_a_forecast_runs_no_code_of_the_folder(strangers: Callable[[], list[str]
 
 
 def test_the_selftest_runs_no_code_of_the_folder(strangers: Callable[[], list[str]]) -> None:
-    from advisor.machine.doctor import _selftest
+    from advisor.doctor import _selftest
 
     assert "error" not in _selftest("cpu")
     assert strangers() == []

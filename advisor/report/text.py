@@ -21,7 +21,7 @@ from profiles.text import counted, printable
 
 if TYPE_CHECKING:
     from advisor.advice import Advice
-    from advisor.machine.doctor import Check
+    from advisor.doctor import Check
     from advisor.memory.forecast import Forecast
 
 VERDICT_STYLES = {

@@ -21,12 +21,11 @@ from profiles.plan import Plan
 from profiles.settings import Lora
 from profiles.text import brief, one_line
 from trainer import adapter_files
-from trainer.convert.checkpoint_folder import PLAIN_DTYPES
 from trainer.model.adapter_names import ROWS
 from trainer.model.adapters import TARGETS
 from trainer.model.build import build, read_tokenizer
 from trainer.model.segmentation_model import SegmentationModel
-from trainer.model.weights import ShapesAlone, weight_source
+from trainer.model.weights import PLAIN_DTYPES, ShapesAlone, weight_source
 from trainer.run.checkpoint import read_trained, trained_parameters, verify
 from trainer.run.checkpoint_files import read_facts
 from trainer.run.folder import TRAINED
