@@ -42,7 +42,7 @@ def new_run(wanted: Path) -> Iterator[Path]:
         existed = wanted.exists()
         folder = next(place for place in _places(wanted) if _take(place, wanted, stack))
         if folder != wanted:
-            tell(f"{wanted} holds an earlier run, or one that is running: this one goes to {folder}")
+            tell(f"{wanted} holds an earlier run (it may be running): this one goes to {folder}")
             existed = False
         sweep(folder, FILES)
         try:
