@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from advisor.machine.probe import Machine
+from advisor.machine.gpu import Machine
 from advisor.request import Request, command_of
 from profiles.tested import shipped_table
 from profiles.text import argument
