@@ -87,7 +87,7 @@ def test_a_run_of_any_name_is_gone_on_with(
     (folder / "plan.json").write_text("{}")
     Started(data, tmp_path, {}, Keeping()).write(folder)
     refused = CliRunner().invoke(cli.app, [f"--output-dir={name}", "--data-dir", str(data)])
-    again = re.search(r"or (lisa-train --resume .*) continues with", refused.output, re.DOTALL)
+    again = re.search(r"or (lisa-train --resume .*) continues the run", refused.output, re.DOTALL)
     assert refused.exit_code == 2 and again, refused.output
     ends = {"before": {}, "after": {}, "epochs": 1, "steps": 1}
     (folder / "summary.json").write_text(json.dumps(ends))
