@@ -173,7 +173,7 @@ def _waited(
 def _by_hand(tried: Sequence[Shortage], pinned: Sequence[str], because: str) -> Fallback:
     """Plans where there is no forecast: all layers recomputed, then fewer samples at once."""
     plan = tried[-1].plan
-    layers, share = plan.profile.llama.layers, plan.effective_batch // plan.processes
+    layers, share = plan.profile.decoder.layers, plan.effective_batch // plan.processes
     sizes = [n for n in range(1, plan.micro_batch) if share % n == 0]
     if plan.checkpointed_layers < layers and "checkpointed_layers" not in pinned:
         return Fallback(plan.override([f"checkpointed_layers={layers}"]), because, tried[-1])

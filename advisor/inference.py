@@ -74,7 +74,7 @@ def worst_question(text_tokens: int) -> Worst:
 def _relieved(plan: Plan, may_round: bool) -> Iterator[Plan]:
     """The plan with more and more levers pulled."""
     storages = STORAGES[STORAGES.index(plan.quantization) :] if may_round else [plan.quantization]
-    layers = plan.profile.llama.layers
+    layers = plan.profile.decoder.layers
     for hosted, on_host in ((False, 0), (True, 0), (True, layers // 2), (True, layers)):
         for storage in storages:
             if hosted and "embeddings" in plan.train:
@@ -87,7 +87,7 @@ def _relieved(plan: Plan, may_round: bool) -> Iterator[Plan]:
 
 def _weights(plan: Plan) -> float:
     """Bytes of the decoder's linears on the card, roughly and not too many."""
-    llama = plan.profile.llama
+    llama = plan.profile.decoder
     return (llama.layers - plan.host_layers) * llama.layer_weights * STORED_BYTES[plan.quantization]
 
 

@@ -41,7 +41,7 @@ CARDS = ((6, "7b", "nf4", 0), (8, "7b", "int8", 8), (6, "7b", "none", 24), (16, 
 
 def plan_of(model: str, storage: str, host: int) -> Plan:
     """A plan for answering, `host` layers in host memory."""
-    layers = Plan.parse({"model": model}).profile.llama.layers
+    layers = Plan.parse({"model": model}).profile.decoder.layers
     return Plan.parse({
         "model": model, "weights": "random", "device": "cuda", "quantization": storage,
         "lora": {"rank": 8, "alpha": 16, "dropout": 0.0, "targets": "qv"},

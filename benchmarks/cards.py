@@ -37,7 +37,7 @@ def cell(advice: Advice) -> str:
     if plan is None or needs is None or speed is None or advice.exit_code:
         return f"{advice.verdict}"
     parts = [storage_text(plan).removesuffix(" base"), f"b{plan.micro_batch}"]
-    kept = plan.profile.llama.layers - plan.checkpointed_layers
+    kept = plan.profile.decoder.layers - plan.checkpointed_layers
     parts += [f"{kept} kept"] if kept else []
     parts += [f"{plan.host_layers} on host"] if plan.host_layers else []
     parts += ["compiled"] if plan.compile else []

@@ -3,7 +3,7 @@
     python benchmarks/conversion.py [--model 7b]      twice the model's size of disk is needed
 
 Names and shapes are the published ones, as the tests have them; the values are one block over and
-over, since neither time nor memory hangs on them.
+over, since neither time nor memory depends on them.
 """
 
 from __future__ import annotations

@@ -215,7 +215,7 @@ def steady(path: Path) -> bytes:
 
 
 def whole_checkpoints(run: Path) -> list[tuple[int, int]]:
-    """(save, step) of every folder in a run that a training can go on from, by its checksums."""
+    """(save, step) of every folder in a run that a training can resume from, by its checksums."""
     found = []
     for manifest in [*run.glob("*/manifest.json"), *run.glob(".*/manifest.json")]:
         try:
@@ -400,7 +400,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=int, default=3, help="operation is torn and twice  [3]")
     parser.add_argument("--processes", type=int, default=2, help="side by side  [2]")
-    parser.add_argument("--rows", type=Path, help="a file, a line for each case; goes on with it")
+    parser.add_argument("--rows", type=Path, help="a file, a line for each case; continues it")
     parser.add_argument("--table", action="store_true", help="write docs/recovery.md's table")
     arguments = parser.parse_args()
     if arguments.table:

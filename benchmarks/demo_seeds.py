@@ -26,7 +26,7 @@ ROWS = ROOT / "benchmarks" / "demo_seeds.jsonl"
 
 
 def run_seed(seed: int, folder: Path) -> dict[str, Any]:
-    """One whole demo in `folder`; its row. The printed output lies in `folder / demo.txt`."""
+    """One whole demo in `folder`; its row. The printed output is in `folder / demo.txt`."""
     command = [sys.executable, str(ROOT / "benchmarks" / "demo.py"), "--seed", str(seed)]
     started = time.monotonic()
     # Run from the folder itself, so that the printed paths are the short ones of `make demo`.
@@ -58,7 +58,7 @@ def run_seed(seed: int, folder: Path) -> dict[str, Any]:
 
 
 def cpu_model() -> str:
-    """The processor's name, as the system tells it."""
+    """The processor's name, as the system reports it."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):

@@ -82,7 +82,7 @@ def write_table(rows: list[dict[str, Any]]) -> None:
              "|---|---|---|---|---|---|---|"]  # fmt: skip
     for row in sorted(rows, key=lambda row: (row["size_gib"], row["model"] != "7b")):
         plan, m = Plan.parse(row["plan"]), row["measured"]
-        layers = plan.profile.llama.layers
+        layers = plan.profile.decoder.layers
         told = f"{storage_text(plan)}, micro-batch {plan.micro_batch}, "
         told += f"{plan.checkpointed_layers} of {layers} checkpointed"
         told += f", {plan.host_layers} on the host" if plan.host_layers else ""

@@ -42,7 +42,7 @@ MARK = "<!-- benchmarks/faults.py -->", "<!-- /benchmarks/faults.py -->"
 PHOTOS = ROOT / "tests" / "photos"
 ATTEMPTS = 8
 MOUNT = ("mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs")
-# What a resumed run says where nothing can be gone on with, as docs/recovery.md has it.
+# What a resumed run says if nothing can be resumed, as docs/recovery.md has it.
 CLEAR = ("no checkpoint of this run is whole", "no run to resume")
 PLAN = {
     "model": "tiny", "device": "cpu", "dtype": "fp32", "quantization": "none",
@@ -69,7 +69,7 @@ class Case:
         return self.place / "disk" / "run"
 
     def arguments(self) -> list[str]:
-        """Of lisa-train: to begin, or to go on."""
+        """lisa-train's command: to begin, or to resume."""
         if self.started and (self.run / "run.json").exists():
             return ["--resume", str(self.run)]
         self.started = True
@@ -216,7 +216,7 @@ def full_disk(case: Case) -> int:
 
 
 def used_kib(folder: Path) -> int:
-    """What lies on the disk of a folder."""
+    """KiB used on the disk that a folder is on."""
     return shutil.disk_usage(folder).used // 1024
 
 
@@ -347,7 +347,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=208)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=2, help="side by side  [2]")
-    parser.add_argument("--rows", type=Path, help="a file, a line for each run; goes on with it")
+    parser.add_argument("--rows", type=Path, help="a file, a line for each run; continues it")
     parser.add_argument("--only", choices=[*DISTURBANCES])
     parser.add_argument("--table", action="store_true", help="write docs/recovery.md's table")
     arguments = parser.parse_args()

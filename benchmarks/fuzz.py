@@ -123,7 +123,7 @@ def run_all(cases: int, number: int, workers: int) -> tuple[list[Tally], list[st
 
 
 def keep(tallies: list[Tally], file: Path) -> None:
-    """A row a surface, in the place of its earlier one; those of the others stay."""
+    """A row a surface, which replaces its earlier one; those of the others stay."""
     lines = file.read_text("utf-8").splitlines() if file.exists() else []
     rows = {row["name"]: row for row in map(json.loads, lines)}
     rows |= {tally.name: asdict(tally) for tally in tallies}

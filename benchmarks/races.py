@@ -77,7 +77,7 @@ def judge(found: list[tuple[int, str]], run: Path, known: dict[str, bytes]) -> s
     codes = sorted(code for code, _ in found)
     refused = [said for code, said in found if code == 2]
     late = [said for code, said in found if code == 0 and "run is complete" in said]
-    if codes == [0, 2] and not any("process " in said or "is there already" in said
+    if codes == [0, 2] and not any("process " in said or "exists already" in said
                                    for said in refused):  # fmt: skip
         return f"refused for another reason: {refused}"
     if codes != [0, 2] and not (codes == [0, 0] and late):
@@ -174,7 +174,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--times", type=int, default=50)
     parser.add_argument("--processes", type=int, default=1, help="side by side  [1]")
-    parser.add_argument("--rows", type=Path, help="a file, a line for each race; goes on with it")
+    parser.add_argument("--rows", type=Path, help="a file, a line for each race; continues it")
     parser.add_argument("--only", choices=[*RACES])
     parser.add_argument("--table", action="store_true", help="write docs/recovery.md's table")
     asked = parser.parse_args()

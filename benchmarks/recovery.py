@@ -183,7 +183,7 @@ def measure(out: Path, only: list[str]) -> None:
 
 
 def row_of(name: str, run: Path) -> dict[str, Any]:
-    """What a run folder tells."""
+    """What a run folder records."""
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     shortages = [json.loads((place / "shortage.json").read_text())
                  | {"answer": json.loads((place / "answer.json").read_text())}

@@ -1,4 +1,4 @@
-"""Tables that scripts write into the docs, between marks that stand there."""
+"""Tables that scripts write into the docs, between marks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def put(page: Path, begin: str, end: str, lines: Iterable[str]) -> None:
-    """`lines` between the marks of `page`, in the place of what stood there. Raises ValueError."""
+    """`lines` between the marks of `page`, instead of what was there. Raises ValueError."""
     before, found, rest = page.read_text(encoding="utf-8").partition(begin)
     _, closed, after = rest.partition(end)
     if not found or not closed:

@@ -18,7 +18,7 @@ def python_module(module: str, *arguments: str) -> list[str]:
     """The command that runs a module of this project in a process of its own.
 
     `-P`: `python -m` would put the current folder first on the path, and so run a `numpy.py` that
-    happens to lie there.
+    happens to be there.
     """
     return [sys.executable, "-P", "-m", module, *arguments]
 

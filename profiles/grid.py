@@ -33,7 +33,7 @@ BUFFERS = 2  # layers' worth of them on the card, if any layer is in host memory
 
 def reliefs(model: str, host_embeddings: bool) -> list[tuple[int, int]]:
     """(checkpointed, host) layers of the corners, from most memory to least."""
-    layers = model_profile(model).llama.layers
+    layers = model_profile(model).decoder.layers
     path = [(0, 0), (layers // 2, 0), (layers, 0)]
     return [*path, (layers, layers)] if host_embeddings else path
 
@@ -78,7 +78,7 @@ def nearest(plan: Plan, text_tokens: int) -> Estimate | None:
 
 
 def _between(plan: Plan, model: str, text_tokens: int) -> Estimate | None:
-    layers = plan.profile.llama.layers
+    layers = plan.profile.decoder.layers
     if plan.host_layers and not (plan.host_embeddings and plan.checkpointed_layers == layers):
         return None
     micro = _place(plan.micro_batch, MICRO_BATCHES)
@@ -86,7 +86,7 @@ def _between(plan: Plan, model: str, text_tokens: int) -> Estimate | None:
     if micro is None or text is None:
         return None
     points = [sum(point) for point in reliefs(model, plan.host_embeddings)]
-    # Two layers' buffers lie on the card as soon as any layer does not: the first two gain nothing.
+    # Any layer in host memory needs two layers' buffers on the card: the first two gain nothing.
     gained = max(0, plan.host_layers - BUFFERS) * layers / (layers - BUFFERS)
     on_card = _place(plan.checkpointed_layers + gained, points)
     on_host = _place(plan.checkpointed_layers + plan.host_layers, points)

@@ -25,7 +25,7 @@ class Traits:
     saves: which values take less memory on the card: larger ones ("more"), smaller ones ("less"),
         or the names from most memory to least; None for what is no memory lever.
     counts: how `needs_no_more` compares two values; None where it does not look: the setting moves
-        no peak, or only its slack, or the table that it stands in is compared as a whole.
+        no peak, or only its slack, or the table that it belongs to is compared as a whole.
     changes: a run learns the same from the same samples under another value, so a resumed run may
         change it by hand ("resume"), or the fallback after out of memory, too ("fallback").
     priced: a reason says what it saves and costs, against its value `off`: from forecasts, or from
@@ -86,7 +86,7 @@ def _storage(plan: Plan) -> str:
 
 
 def _checkpointed(plan: Plan) -> str:
-    return f"{plan.checkpointed_layers} of {plan.profile.llama.layers} layers checkpointed"
+    return f"{plan.checkpointed_layers} of {plan.profile.decoder.layers} layers checkpointed"
 
 
 def _hosted_layers(plan: Plan) -> str:
@@ -101,7 +101,7 @@ _STORAGES = ("none", "int8", "nf4")  # also from the best arithmetic to the wors
 _TARGETS = ("all-linear", "attention", "qv")
 _STATES, _LOGITS = ("fp32", "8bit"), ("all", "supervised")
 
-# What is quick to compare and often differs stands first: `needs_no_more` goes through them in
+# What is quick to compare and often differs is first: `needs_no_more` goes through them in
 # this order, hundreds of thousands of times for a large table. Reasons keep the order, too.
 SETTINGS: dict[str, Traits] = {
     "micro_batch": Traits("less", le, "fallback", phrase=lambda p: f"micro-batch {p.micro_batch}"),
@@ -154,7 +154,7 @@ SETTINGS: dict[str, Traits] = {
     Traits(),
 )  # fmt: skip
 
-# The settings under which a resumed run may go on though it began with others; and of these what
+# The settings that a resumed run may change; and of these what
 # the fallback after an out-of-memory error changes by itself.
 MAY_CHANGE_ON_RESUME = frozenset(n for n, traits in SETTINGS.items() if traits.changes != "never")
 MAY_CHANGE_ON_FALLBACK = frozenset(n for n in SETTINGS if SETTINGS[n].changes == "fallback")
@@ -174,13 +174,13 @@ _RELIEFS: tuple[tuple[Callable[[Plan], bool], str], ...] = (
 
 
 def next_relief(plan: Plan) -> str:
-    """What to do next where the weights are too large for the card."""
+    """What to do next if the weights are too large for the card."""
     hint = next(hint for is_left, hint in _RELIEFS if is_left(plan))
     return hint.format(encoders=",".join(plan.profile.encoders))
 
 
 def priced(by: Literal["forecast", "rows"]) -> list[str]:
-    """The settings whose price is told `by` forecasts or tested rows, in the order of reasons."""
+    """The settings whose cost is given `by` forecasts or tested rows, in the order of reasons."""
     return [name for name, traits in SETTINGS.items() if traits.priced == by]
 
 

@@ -16,7 +16,7 @@ FIRST_NAMES = {role: name for name, role in ROLES.items()}
 
 
 def modernised(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings in today's words; those of today pass unchanged."""
+    """Settings with today's names and values; those of today pass unchanged."""
     found = {name: value for name, value in data.items() if name not in RETIRED}
     cached = found.get("cached_encoders")
     if isinstance(cached, list | tuple):

@@ -47,7 +47,9 @@ def with_batch_arithmetic(data: Mapping[str, Any]) -> dict[str, Any]:
             result["effective_batch"] = micro * processes
     if result.get("checkpointed_layers") == "all":
         try:
-            result["checkpointed_layers"] = model_profile(result.get("model", "tiny")).llama.layers
+            result["checkpointed_layers"] = model_profile(
+                result.get("model", "tiny")
+            ).decoder.layers
         except (ValueError, TypeError):
             result["checkpointed_layers"] = 0  # the model's own finding says what is wrong
     return result

@@ -246,7 +246,7 @@ class Plan(Settings):
 def _contradictions(plan: Plan) -> Iterable[Finding]:
     """Every reason why these settings cannot run together."""
     try:
-        layers = plan.profile.llama.layers
+        layers = plan.profile.decoder.layers
     except ValueError as error:
         yield Finding("model", str(error), brief(plan.model))
         layers = None
@@ -282,7 +282,7 @@ def _precision_contradictions(plan: Plan) -> Iterable[Finding]:
 
 
 def _placement_contradictions(plan: Plan) -> Iterable[Finding]:
-    layers = models()[plan.model].llama.layers if plan.model in models() else plan.host_layers
+    layers = models()[plan.model].decoder.layers if plan.model in models() else plan.host_layers
     if plan.host_layers > layers:
         yield Finding("host_layers", f"{plan.model} has {layers} decoder layers",
                       str(plan.host_layers), f"choose 0 … {layers}")  # fmt: skip

@@ -103,7 +103,7 @@ class TestedRow(Frozen):
     def _settings_are_a_plan(self, info: ValidationInfo) -> Self:
         own = self.__dict__  # reading fields through pydantic counts in a large table
         if "model" in own["settings"]:
-            raise ValueError("the model stands beside the settings, not in them")
+            raise ValueError("the model is a field of the row, not one of its settings")
         if info.context is None:
             _ = self.plan  # raises PlanError, a ValueError
             return self

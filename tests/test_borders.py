@@ -88,7 +88,7 @@ def test_only_the_trainers_command_lines_ask_the_advisor():
         for path in (ROOT / "trainer").rglob("*.py")
         if "advisor" in _imports(path)
     }
-    assert askers <= {f"trainer/cli/{name}.py" for name in ("train", "start", "segment")}
+    assert askers and all(place.startswith("trainer/cli/") for place in askers), askers
 
 
 def test_no_files_import_each_other_in_a_circle():
@@ -144,3 +144,16 @@ def test_what_kind_of_model_it_is_the_profile_says():
         named = [one.lineno for node in compared for one in ast.walk(node)
                  if isinstance(one, ast.Constant) and one.value == "tiny"]  # fmt: skip
         assert not named, f"{path}:{named}: ask the profile, such as for `packaged`"
+
+
+def test_only_families_know_their_modules():
+    """Whoever needs to know asks `family_of`, or the profile."""
+    of_families = ("profiles.families.", "trainer.model.families.")
+    for name, imported in imports().items():
+        inside = next((f"{place}{name.removeprefix(place).partition('.')[0]}"
+                       for place in of_families if name.startswith(place)), None)  # fmt: skip
+        for one in imported:
+            if one.startswith(of_families):
+                family = ".".join(one.split(".")[: 3 + one.startswith("trainer")])
+                own = inside and family.rpartition(".")[2] == inside.rpartition(".")[2]
+                assert own, f"{name} imports {one}"

@@ -20,7 +20,7 @@ from profiles.environment import at_home
 from profiles.files import HOLDER, LOCK
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
-from trainer.answer.trained_model import find
+from trainer.answer.trained_model import find_trained
 from trainer.atomic_folder import atomic_folder
 from trainer.convert.convert import convert
 from trainer.convert.hub import checkpoint_folder
@@ -132,7 +132,7 @@ def test_answering_runs_nothing(tmp_path: Path, planted: bytes) -> None:
     (tmp_path / "run" / TRAINED).write_bytes(planted)
     plan = tiny_plan()
     (tmp_path / "run" / "plan.json").write_text(plan.to_json())
-    trained = find(tmp_path / "run")
+    trained = find_trained(tmp_path / "run")
     with pytest.raises(CheckpointError):
         trained.load(trained.plan, read_tokenizer(plan), CPU)
 
@@ -354,7 +354,7 @@ def test_a_forecast_runs_no_code_of_the_folder(strangers: Callable[[], list[str]
 
 
 def test_the_selftest_runs_no_code_of_the_folder(strangers: Callable[[], list[str]]) -> None:
-    from advisor.machine.doctor import _selftest
+    from advisor.doctor import _selftest
 
     assert "error" not in _selftest("cpu")
     assert strangers() == []

@@ -2,7 +2,7 @@
 
     python tools/draw_house.py
 
-A room is a folder of advisor/ or trainer/ with all below it; profiles/ is one. The files that lie
+A room is a folder of advisor/ or trainer/ with all below it; profiles/ is one. The files that are
 directly in a house are two rooms: the ground floor, which needs no other room of the house, and the
 files above it. tests/test_borders.py compares the picture and takes its circles from `imports`.
 """
@@ -58,7 +58,7 @@ def picture(graph: Graph) -> list[str]:
     lines = ["```mermaid", "flowchart TD"]
     for house in HOUSES:
         inside = sorted(room for room in needs if room.split("/")[0] == house)
-        lines += [f"  subgraph {house}_house [{house}/]"]
+        lines += [f'  subgraph {house}_house ["{house}/"]']
         lines += [f'    {_id(room)}["{_label(room, rooms)}"]' for room in inside]
         lines += ["  end"]
     for room in sorted(needs):

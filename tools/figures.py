@@ -46,12 +46,12 @@ def accuracy() -> str:
     pool = both([row for row in plain if row["segments"] == "expandable"], "pool")
     worst = both(compiled, "tensors")[1], both(compiled, "pool")[1]
     return (
-        f"Over {len(plain)} configurations measured on an H100, {len(drawn)} of them drawn at "
-        "random, half of those set aside before anything\n"
-        f"was tuned, the tensors were off by {tensors[0]:.2f} % (median) and {tensors[1]:.1f} % "
-        "(worst), the pool of plans with expandable segments\n"
-        f"by {pool[0]:.1f} % and {pool[1]:.1f} %; of {len(compiled)} compiled plans tensors and "
-        f"pool by {worst[0]:.1f} % and {worst[1]:.1f} % at worst."
+        f"The forecast was compared with {len(plain)} configurations measured on an H100. "
+        f"{len(drawn)} of them were drawn at random, and half\nof these were set aside before "
+        f"anything was tuned. Tensors were off by {tensors[0]:.2f} % (median) and "
+        f"{tensors[1]:.1f} % (worst), the\npool of plans with expandable segments by "
+        f"{pool[0]:.1f} % and {pool[1]:.1f} %. For {len(compiled)} compiled plans tensors and pool "
+        f"were off by {worst[0]:.1f} %\nand {worst[1]:.1f} % at worst."
     )
 
 

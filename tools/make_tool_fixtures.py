@@ -118,7 +118,7 @@ def made(tool: str, package: str) -> Path:
 def make_label_studio() -> None:
     """Its editor's tasks, and what its converter makes of them: COCO, and COCO of what was painted.
 
-    COCO twice: with the pictures at hand, as the server has them, and without.
+    COCO twice: with the pictures available, as the server has them, and without.
     """
     from label_studio_sdk.converter import Converter, brush
 

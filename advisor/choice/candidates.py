@@ -72,7 +72,7 @@ def _micro_batches(base: Plan, pinned: set[str]) -> Sequence[int]:
 
 
 def _path(base: Plan, pinned: set[str], hosted: bool) -> Iterator[tuple[int, int]]:
-    layers = base.profile.llama.layers
+    layers = base.profile.decoder.layers
     if {"checkpointed_layers", "host_layers"} <= pinned:
         yield base.checkpointed_layers, base.host_layers
     elif "host_layers" in pinned:

@@ -81,7 +81,7 @@ def search(base: Plan, pinned: set[str], setting: Setting) -> Found | str:
             return told.reason
         text = told.text_tokens
         setting = replace(setting, counted_by=told.counted_by)
-    apart = {"host_layers": 0, "checkpointed_layers": base.profile.llama.layers}
+    apart = {"host_layers": 0, "checkpointed_layers": base.profile.decoder.layers}
     if estimate(base.model_copy(update=apart), text) is not None:  # all else is as usual
         return _chosen(base, pinned, setting, text, 1.0) or "no plan with these settings can run"
     if setting.live is None:

@@ -134,7 +134,7 @@ def doctor_command(
 
     Exit codes: 0 ready, 1 a check failed, 130 interrupted.
     """
-    from advisor.machine.doctor import examine, report
+    from advisor.doctor import examine, report
     from advisor.machine.probe import probe
     from advisor.report.text import print_checks
 

@@ -106,7 +106,7 @@ def named_card(vram: int | None, gpu: str | None, system: str | None) -> Target 
     try:
         card = None if gpu is None else find_gpu(gpu)
     except ValueError as error:
-        # Whatever is wrong with the name, the size alone is enough to go on.
+        # Whatever is wrong with the name, the size alone is enough.
         fail(f"--gpu: {error}\n    hint: if the card is not listed, give --vram SIZE, such as 8GiB")
     return Target(vram, card, windows=system == "windows")
 

@@ -60,7 +60,7 @@ def paper(plan: Plan, text_tokens: int, gpu: GpuProfile) -> Paper:
     A frozen linear is multiplied forward, backward for its input, and once more where the layer is
     recomputed. Host layers are copied in each direction.
     """
-    llama = plan.profile.llama
+    llama = plan.profile.decoder
     sample = plan.profile.most_image_tokens + text_tokens
     tokens, weights = plan.micro_batch * sample, llama.layer_weights
     passes = 2 * llama.layers + plan.checkpointed_layers

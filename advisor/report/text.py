@@ -21,7 +21,7 @@ from profiles.text import counted, printable
 
 if TYPE_CHECKING:
     from advisor.advice import Advice
-    from advisor.machine.doctor import Check
+    from advisor.doctor import Check
     from advisor.memory.forecast import Forecast
 
 VERDICT_STYLES = {
@@ -165,7 +165,7 @@ def _pairs(lines: Iterator[tuple[str, str]]) -> Table:
 
 
 def _plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
-    layers = plan.profile.llama.layers
+    layers = plan.profile.decoder.layers
     yield "model", plan.profile.title
     yield "weights", f"{storage_text(plan)}, {plan.dtype} compute, on {plan.device}"
     yield "trains", ", ".join(plan.train)

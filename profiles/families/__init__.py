@@ -1,4 +1,4 @@
-"""What every model family says of its sizes, without torch.
+"""The sizes of every model family, without torch.
 
 A family is `profiles/families/<name>.py`, whose `Profile` reads a row of models.toml, and
 `trainer/model/families/<name>/`, which computes. Nothing else names a family.
@@ -7,7 +7,7 @@ A family is `profiles/families/<name>.py`, whose `Profile` reads a row of models
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import ClassVar
 
@@ -47,17 +47,18 @@ class DecoderShape(Frozen):
 
 @dataclass(frozen=True)
 class EncoderFacts:
-    """A frozen encoder: what it is shown of the largest picture, and what is kept of it."""
+    """A frozen encoder: its input for the largest picture, and the features that are cached."""
 
     name: str  # in the names of cache folders
     sizes: str  # JSON: two encoders of equal sizes and weights make equal features
     pixels: Shapes  # fp32; several pictures' are joined along the first axis
     features: Shapes  # in the plan's dtype; likewise
     flops: float  # of one picture, forward
+    numbers: Shapes = field(default_factory=dict)  # whole numbers that go with both, as a row
 
     @property
     def pixel_values(self) -> int:
-        """Values that one picture is shown in."""
+        """Values in the encoder's input for one picture."""
         return sum(map(prod, self.pixels.values()))
 
     @property
@@ -110,9 +111,5 @@ class ModelProfile(Frozen):
 
     @property
     def conversion(self) -> str:
-        """The command that makes this model's folder of its sources on the hub."""
+        """The command that makes this model's folder from its sources on the hub."""
         return f"lisa-train convert {' '.join(self.sources)} FOLDER --model {self.name}"
-
-    @property
-    def llama(self) -> DecoderShape:
-        return self.decoder

@@ -37,7 +37,7 @@ from tests.fuzz import hostile
 from tests.fuzz.hostile import Draw, changed, documents, lines, odd, spelled, tensor_files
 from trainer import adapter_files
 from trainer.answer.questions import read_questions
-from trainer.answer.trained_model import find
+from trainer.answer.trained_model import find_trained
 from trainer.convert.checkpoint_folder import Source
 from trainer.convert.convert import Conversion, choose, needed_shapes
 from trainer.convert.export import card, facts_of
@@ -575,7 +575,7 @@ def feed_adapter(case: tuple[bytes, bytes], folder: Path) -> bool:
     for name, data in zip((adapter_files.CONFIG, adapter_files.TENSORS), case, strict=True):
         (folder / name).write_bytes(data)
     plan, model, sound = adapted()
-    return starting.fitting(folder, plan, model, []).keys() == set(map(from_adapter, sound))
+    return starting.fitting_tensors(folder, plan, model, []).keys() == set(map(from_adapter, sound))
 
 
 MANIFEST: dict[str, Any] = {TENSORS: "0" * 64, STATE: "0" * 64}
@@ -702,7 +702,7 @@ def feed_model_folder(case: tuple[str, bytes], folder: Path) -> bool:
     (folder / case[0]).write_bytes(case[1])
     if case[0] == "plan.json":
         (folder / TENSORS).write_bytes(TRAINED)
-    plan = find(folder).plan
+    plan = find_trained(folder).plan
     return plan.processes == 1 and plan.accumulation == 1
 
 

@@ -25,7 +25,7 @@ from tests.fuzz import surfaces
 from tests.fuzz.hostile import png
 from tests.fuzz.surfaces import COCO, LABELME, PICTURE, _json, reason_seg
 from trainer.answer.questions import read_questions
-from trainer.answer.trained_model import find
+from trainer.answer.trained_model import find_trained
 from trainer.convert.checkpoint_folder import Source, read_object
 from trainer.convert.convert import Conversion, choose
 from trainer.convert.export import card, facts_of
@@ -369,7 +369,7 @@ def test_what_is_nested_too_deep_is_as_good_as_damaged(tmp_path: Path) -> None:
     with pytest.raises(CannotResume):
         Started.read(tmp_path)
     with pytest.raises(ValueError, match="names no model"):
-        find(tmp_path)
+        find_trained(tmp_path)
 
 
 def test_a_state_of_another_kind_of_training_is_a_checkpoint_error() -> None:

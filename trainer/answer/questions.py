@@ -68,7 +68,7 @@ def _is_answer(path: Path, stems_there: set[str]) -> bool:
                                          path.name.split(".overlay")[0]} & stems_there)  # fmt: skip
 
 
-def others_line(folder: Path) -> str | None:
+def ignored_files_line(folder: Path) -> str | None:
     """A line that lists a folder's other files, except hidden ones; None if there are none."""
     asked = set(_pictures(folder))
     left = [p for p in sorted(folder.iterdir()) if p not in asked and p.name[0] != "."]

@@ -69,7 +69,7 @@ class Trained:
             )
 
 
-def newest(run: Path) -> Path:
+def newest_run(run: Path) -> Path:
     """The newest of `run` and its later siblings `run-2`, `run-3`, …
 
     Only for the default name: a name that the user gave is taken literally.
@@ -81,7 +81,7 @@ def newest(run: Path) -> Path:
     return max(whole, key=lambda path: (path / "best").stat().st_mtime, default=run)
 
 
-def find(where: Path, assignments: Sequence[str] = ()) -> Trained:
+def find_trained(where: Path, assignments: Sequence[str] = ()) -> Trained:
     """The trained model in `where`, with settings for inference.
 
     Raises ValueError where there is no model, PlanError.

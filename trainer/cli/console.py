@@ -29,7 +29,7 @@ THEIR_FILES = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirect
                PermissionError)  # fmt: skip
 
 
-class Plain:
+class LineProgress:
     """Progress as lines with the time left: one every ten seconds, and the last one.
 
     Silent for the first `patience` seconds: what ends by then needs no progress.
@@ -71,7 +71,7 @@ def reporter() -> Iterator[Reporter]:
         yield Reporter(lambda text: None, lambda what, done, total: None)
         return
     if not sys.stderr.isatty():
-        yield Reporter(tell, Plain())
+        yield Reporter(tell, LineProgress())
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -120,7 +120,7 @@ def user_errors() -> Iterator[None]:
 
 
 @contextmanager
-def ended_politely() -> Iterator[None]:
+def sigterm_as_ctrl_c() -> Iterator[None]:
     """On SIGTERM clean up as on Ctrl-C."""
 
     def interrupt(*_: object) -> NoReturn:

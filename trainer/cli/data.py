@@ -11,7 +11,7 @@ from profiles.exits import EXIT_USAGE
 from profiles.files import reason
 from profiles.streams import say, tell
 from profiles.text import counted
-from trainer.cli.console import Plain, ended_politely, user_errors
+from trainer.cli.console import LineProgress, sigterm_as_ctrl_c, user_errors
 from trainer.cli.options import SkipBroken, Text
 from trainer.exits import fail
 
@@ -64,11 +64,11 @@ def import_(
     from trainer.data import broken
     from trainer.data.importing.importer import import_annotations
 
-    with user_errors(), ended_politely():
+    with user_errors(), sigterm_as_ctrl_c():
         done = import_annotations(
             source, target, questions=questions, pictures=pictures, val=val, test=test, seed=seed,
             skip_broken=read_most(skip_broken), encoding=encoding, frame=frame,
-            iscrowd=iscrowd, progress=Plain(patience=10),
+            iscrowd=iscrowd, progress=LineProgress(patience=10),
         )  # fmt: skip
     items = ", ".join(f"{split} {count}" for split, count in done.items.items())
     whole = counted(done.pictures, "picture")
@@ -107,7 +107,7 @@ def check_data_folder(folder: Path, skip_broken: Text = None) -> int:
 
     with user_errors():
         most = read_most(skip_broken)
-        counts_of, others, findings = check(folder, Plain(patience=10))
+        counts_of, others, findings = check(folder, LineProgress(patience=10))
     if not broken.may_be_left_out(findings, most):
         for finding in findings:
             tell(f"  - {finding}")

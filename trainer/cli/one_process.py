@@ -25,7 +25,7 @@ def worker(
     folder: Annotated[Path, typer.Argument()],
     resumes: Annotated[bool, typer.Option("--resume")] = False,
 ) -> None:
-    """One of the processes that lisa-train starts: the plan and all else lie in the run folder."""
+    """One of the processes that lisa-train starts: the run folder has the plan and all else."""
     from profiles.plan import Plan
     from trainer.run.out_of_memory import OutOfMemory
     from trainer.run.resume import resumable
@@ -44,12 +44,12 @@ def train_here(run: PlannedRun, data: Data, checkpoint: Path | None) -> None:
     """Train in this process. Raises OutOfMemory once a report is written."""
     plan, folder = run.plan, run.folder
     use_allocator(plan)
-    with reporter() as speaker:
-        speaker.line(_plan_line(plan, len(data.train)))
-        use_threads(plan, speaker.line)
+    with reporter() as display:
+        display.line(_plan_line(plan, len(data.train)))
+        use_threads(plan, display.line)
         in_plan = f'"allocator": "" in {folder / "plan.json"}'
         try_segments(plan, in_plan if run.resumes else "--set allocator=")
-        training, summary = _trained(run, data, checkpoint, speaker)
+        training, summary = _trained(run, data, checkpoint, display)
         if not training.accelerator.is_main_process:
             return
         from trainer.answer.evaluate import run_sheet
@@ -57,9 +57,9 @@ def train_here(run: PlannedRun, data: Data, checkpoint: Path | None) -> None:
 
         sheet = run_sheet(training, folder / OVERLAY, count=6)
         for line in outcome(summary, folder):
-            speaker.line(line)
-        speaker.line(f"run folder {one_line(folder)}, overlay {one_line(sheet)}")
-        speaker.line(next_steps(folder, run.started.data))
+            display.line(line)
+        display.line(f"run folder {one_line(folder)}, overlay {one_line(sheet)}")
+        display.line(next_steps(folder, run.started.data))
 
 
 def _plan_line(plan: Plan, samples: int) -> str:
@@ -73,7 +73,7 @@ def _plan_line(plan: Plan, samples: int) -> str:
 
 
 def _trained(
-    run: PlannedRun, data: Data, checkpoint: Path | None, speaker: Reporter
+    run: PlannedRun, data: Data, checkpoint: Path | None, display: Reporter
 ) -> tuple[Run, dict[str, Any]]:
     """The finished run and its summary. Raises OutOfMemory once a report is written."""
     from trainer.hardware import room
@@ -85,7 +85,7 @@ def _trained(
     plan, folder, started = run.plan, run.folder, run.started
     before, training = room(plan), None
     try:
-        training = Run(plan, data.train, data.val, folder, started.cache, speaker, started.keeping)
+        training = Run(plan, data.train, data.val, folder, started.cache, display, started.keeping)
         if plan.processes > 1:
             hold(training)
         if checkpoint is None and started.adapter is not None:

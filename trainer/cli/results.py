@@ -11,7 +11,7 @@ import typer
 from profiles.sizes import MIB
 from profiles.streams import say, tell
 from profiles.text import one_line
-from trainer.cli.console import ended_politely, reporter, user_errors
+from trainer.cli.console import reporter, sigterm_as_ctrl_c, user_errors
 from trainer.cli.options import Settings, SkipBroken
 from trainer.cli.segment import planned
 from trainer.process import feature_cache, work_offline
@@ -40,7 +40,7 @@ def evaluate(
     with user_errors():
         from profiles.skipping import read_most
         from trainer.answer.questions import question_of
-        from trainer.answer.trained_model import find
+        from trainer.answer.trained_model import find_trained
         from trainer.data.broken import SkippedEntries
         from trainer.data.formats.reasonseg import read_split
 
@@ -48,7 +48,7 @@ def evaluate(
         items = read_split(data_dir, split, None, leave)
         for one in leave.left_out:
             tell(f"left out: {one}")
-        trained = find(run, set_ or ())
+        trained = find_trained(run, set_ or ())
         plan, _ = planned(trained, [question_of(item) for item in items])
         from trainer.answer.evaluate import generated, lines, replaced, teacher_forced, write
         from trainer.answer.segmenter import Segmenter
@@ -62,9 +62,9 @@ def evaluate(
             tell(f"note: {target} holds figures of {one_line(other)}, which are replaced; "
                  "--out FOLDER keeps both")  # fmt: skip
         pictures = [item.image_path for item in items]
-        with reporter() as speaker:
-            segmenter = Segmenter(trained, pictures, feature_cache(), speaker, plan)
-            found = (generated if generate else teacher_forced)(segmenter, items, speaker)
+        with reporter() as display:
+            segmenter = Segmenter(trained, pictures, feature_cache(), display, plan)
+            found = (generated if generate else teacher_forced)(segmenter, items, display)
             write(found, segmenter, target, facts)
     if as_json:
         say(json.dumps(facts | found.summary(), indent=2))
@@ -87,10 +87,10 @@ def export(
     """Write the trained parts (or, with --merge, the whole model) and a model card to DST."""
     if push is None:
         work_offline()
-    with user_errors(), ended_politely():
-        from trainer.answer.trained_model import find
+    with user_errors(), sigterm_as_ctrl_c():
+        from trainer.answer.trained_model import find_trained
 
-        trained = find(run, set_ or ())
+        trained = find_trained(run, set_ or ())
         from trainer.convert.export import export_merged, export_trained, upload
 
         write = export_merged if merge else export_trained

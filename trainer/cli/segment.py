@@ -65,18 +65,18 @@ def segment(
     """
     work_offline()
     from trainer.answer.output import row_of_unanswered, stems
-    from trainer.answer.questions import others_line, read_questions, unreadable
-    from trainer.answer.trained_model import find, newest
+    from trainer.answer.questions import ignored_files_line, read_questions, unreadable
+    from trainer.answer.trained_model import find_trained, newest_run
 
     with user_errors():
         asked = read_questions(image, question, questions, phrase, explain)
-        left = others_line(image) if questions is None and image.is_dir() else None
+        left = ignored_files_line(image) if questions is None and image.is_dir() else None
         if left is not None:
             tell(left)
-        chosen = newest(run)
+        chosen = newest_run(run)
         if chosen != run:
             tell(f"asking the newest run, {chosen}")
-        trained = find(chosen, set_ or ())
+        trained = find_trained(chosen, set_ or ())
         out.mkdir(parents=True, exist_ok=True)
         broken = unreadable(asked)
         for error in broken.values():

@@ -15,7 +15,7 @@ from profiles.exits import EXIT_INTERRUPTED, EXIT_OUT_OF_MEMORY
 from profiles.files import held, sweep, write_whole
 from profiles.streams import tell
 from profiles.text import argument, operand
-from trainer.cli.console import Plain
+from trainer.cli.console import LineProgress
 from trainer.cli.one_process import train_here
 from trainer.cli.planned_run import Data, PlannedRun, read_data, write_start
 from trainer.run.folder import FILES, RECORD, is_complete
@@ -90,13 +90,13 @@ def _checked(run: PlannedRun, data: Data) -> tuple[PlannedRun, Path | None]:
     from trainer.run.resume import check_plan, resumable
 
     started = replace(run.started, left_out=data.left_out)
-    contents = Contents(started.data, started.cache, Plain(patience=10))
+    contents = Contents(started.data, started.cache, LineProgress(patience=10))
     now = digests(data.train, data.val, data.left_out, contents)
     if not run.resumes:
         if started.adapter is not None:
-            from trainer.run.start_from_adapter import check
+            from trainer.run.start_from_adapter import check_adapter
 
-            check(started.adapter, run.plan)
+            check_adapter(started.adapter, run.plan)
         return replace(run, started=replace(started, digests=now)), None
     started = checked_start(started, now, run.folder)
     checkpoint = resumable(run.folder, tell)

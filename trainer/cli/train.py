@@ -17,7 +17,7 @@ from profiles.exits import EXIT_INTERRUPTED
 from profiles.sizes import GIB
 from profiles.streams import say, set_streams, tell
 from profiles.text import is_text
-from trainer.cli.console import ended_politely, user_errors
+from trainer.cli.console import sigterm_as_ctrl_c, user_errors
 from trainer.cli.data import check_data_folder, import_, preview, synthesise
 from trainer.cli.one_process import worker
 from trainer.cli.planned_run import PlannedRun
@@ -128,7 +128,7 @@ def convert(
     from trainer.convert.convert import convert as run
     from trainer.convert.hub import checkpoint_folder
 
-    with user_errors(), ended_politely():
+    with user_errors(), sigterm_as_ctrl_c():
         folders = [checkpoint_folder(source, tell, offline) for source in sources]
         report = run(folders, target, model, tell, int(shard_gib * GIB))
     say("\n".join([*report.lines(), f"{model} in {target}; its conversion.json lists all"]))

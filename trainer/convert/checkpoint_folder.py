@@ -31,11 +31,6 @@ STATE = re.compile(
 )
 SHOWN = 5  # of the files that are left out
 WRAPPERS = ("model", "state_dict", "module")  # keys under which trainers save the tensors
-# As safetensors and torch spell them. Any other dtype is packed and meaningless by itself.
-PLAIN_DTYPES = frozenset(
-    {"F64", "F32", "F16", "BF16"}
-    | {f"torch.{name}" for name in ("float64", "float32", "float16", "bfloat16")}
-)
 SHARD = re.compile(r"(.+-)(\d{5})(-of-)(\d{5})(\..+)")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 

@@ -21,11 +21,11 @@ from profiles.families import ModelProfile
 from profiles.models import model_profile
 from profiles.sizes import GIB
 from trainer.atomic_folder import apply_umask, atomic_folder, refuse_taken
-from trainer.convert.checkpoint_folder import PLAIN_DTYPES, Found, Source, TensorFile
+from trainer.convert.checkpoint_folder import Found, Source, TensorFile
 from trainer.convert.tokenizer import convert_tokenizer
 from trainer.model.build import shared_prefixes, skeleton
 from trainer.model.families import Family, family_of
-from trainer.model.weights import WeightsError, canonical_name, packaged_folder
+from trainer.model.weights import PLAIN_DTYPES, WeightsError, canonical_name, packaged_folder
 from trainer.prompts import SEG_TOKEN
 
 SHARD_BYTES = 2 << 30

@@ -176,7 +176,7 @@ def upload(folder: Path, repository: str, tell: Callable[[str], None]) -> str:
 def card(plan: Plan, facts: dict[str, Any], merged: bool) -> str:
     """The model card: every figure is from the run's own records; what is not known is left out.
 
-    The records may come from elsewhere: their text stands there as text, and none of it in the
+    The records may come from elsewhere: their text is escaped there, and none of it is in the
     block of YAML, which others act upon.
     """
     title = f"LISA-{plan.model}, fine-tuned" + (" and merged" if merged else "")
@@ -194,7 +194,7 @@ def _about(plan: Plan, merged: bool) -> str:
     use = 'lisa-segment PICTURE "What would you drink from?" --run FOLDER_OF_THIS_CARD'
     if merged:
         return f"The whole model, ready for questions:\n\n    {use}"
-    text = f"The trained tensors alone; they lie over the base weights of `{plan.model}`"
+    text = f"The trained tensors alone; they need the base weights of `{plan.model}`"
     if plan.profile.packaged:
         text = f"{text}, which come with the package:\n\n    {use}"
     else:
@@ -205,8 +205,8 @@ def _about(plan: Plan, merged: bool) -> str:
     if plan.lora is None:
         return text
     return (
-        f"{text}\n\nWhat was trained of LLaVA is a LoRA adapter in PEFT's format, which lies over "
-        "the same weights in transformers' LLaVA too; `trained.safetensors` has the rest:\n\n"
+        f"{text}\n\nThe trained parts of LLaVA are a LoRA adapter in PEFT's format, which works "
+        "with the same weights in transformers' LLaVA, too; `trained.safetensors` has the rest:\n\n"
         "    PeftModel.from_pretrained(llava, FOLDER_OF_THIS_CARD)"
     )
 

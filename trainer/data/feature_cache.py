@@ -1,7 +1,8 @@
 """Cache of frozen encoders' features on disk: one safetensors file per picture and encoder.
 
 An entry is keyed by the picture's bytes, the encoder's weights and the preprocessing, so that no
-stale one can be read. Writers write aside and rename: two at once, or a kill, leave whole entries.
+stale one can be read. Entries are written under another name and renamed, so that two writers at
+once, or a kill, leave complete entries.
 """
 
 from __future__ import annotations

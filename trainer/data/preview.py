@@ -30,7 +30,7 @@ def write_preview(
     be written or lies in the data folder, where it would become a picture to train on.
     """
     if path.resolve().is_relative_to(data.resolve()):
-        raise ValueError(f"{path}: lies in the data folder; name another place with --out")
+        raise ValueError(f"{path}: is in the data folder; name another place with --out")
     items = read_split(data, split, None, leave)
     drawn = np.random.default_rng(seed).permutation(len(items))[:count]
     chosen = [items[place] for place in sorted(drawn)]

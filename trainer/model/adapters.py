@@ -1,7 +1,7 @@
 """LoRA adapters are PEFT's: its injection, layers, names, configuration and merging.
 
 One part is our own, behind PEFT's interface: the forward pass of a decoder's linear
-(`AdaptedLinear`), and the frozen linears that it lies on (`trainer.model.frozen`).
+(`AdaptedLinear`), and the frozen linears under it (`trainer.model.frozen`).
 
 Shapes: [..., K] inputs, [N, K] weights, R adapter rank.
 """

@@ -89,7 +89,7 @@ def fill(
     """
     torch.manual_seed(plan.seed)  # the adapters' starting values
     names = [name for name, _ in chain(model.named_parameters(), model.named_buffers())]
-    # In the files, not in the model: the encoders that the cache stands in for.
+    # In the files, not in the model: the encoders that the cache replaces.
     absent = tuple(f"{model.encoders_at[encoder]}." for encoder in plan.cached_encoders)
     dropped = [name for name in names if name.startswith(absent)]
     model.drop_encoders(plan.cached_encoders)
@@ -153,7 +153,7 @@ def shared_prefixes(model: SegmentationModel | type[SegmentationModel]) -> tuple
 
 
 def share_modules(model: SegmentationModel) -> None:
-    """Have the modules that are another one of the model be that one."""
+    """Replace modules that are copies of another one of the model by that one."""
     for name, other in model.one_with.items():
         set_module(model, name, model.get_submodule(other))
 
@@ -199,12 +199,13 @@ def _load_host_embeddings(
 
 def _add_token_rows(model: SegmentationModel, ids: list[int], head: bool) -> None:
     table: Any = model.embedding
+    embedding = TokenRowEmbedding(table, ids)
     base: Any = model.head
     if head and isinstance(base, HostHead):
         base.train_rows(ids)
     elif head:
         base = TokenRowHead(base, ids)
-    model.replace_tables(TokenRowEmbedding(table, ids), base)
+    model.replace_tables(embedding, base)
 
 
 class FrozenEncoder(nn.Module):

@@ -52,7 +52,7 @@ def needed_bytes(plan: Plan, tokenizer: ConversationTokenizer) -> dict[str, int]
 
 
 def component_of(model: SegmentationModel, name: str, tensor: Tensor) -> str:
-    """What a tensor of the model that stays on the card is part of."""
+    """The component of a model's tensor that stays on the card."""
     if tensor.requires_grad:
         parts = {"lora_": "adapters", "rows": "trained rows", "mask_decoder": "mask decoder"}
         return next((part for mark, part in parts.items() if mark in name), "other trained")

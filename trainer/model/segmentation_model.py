@@ -134,7 +134,7 @@ class SegmentationModel(nn.Module, ABC):
         return f"{cls.decoder_at}.embed_tokens.weight", f"{cls.head_at}.weight"
 
     def replace_tables(self, embedding: nn.Module, head: nn.Module) -> None:
-        """Put others in the place of the embedding table and the head."""
+        """Replace the embedding table and the head."""
         set_module(self, f"{self.decoder_at}.embed_tokens", embedding)
         set_module(self, self.head_at, head)
 
@@ -322,7 +322,7 @@ class SegmentationModel(nn.Module, ABC):
 
 
 def set_module(root: nn.Module, path: str, module: nn.Module | None) -> None:
-    """Put `module` in the place of `root`'s submodule at `path`."""
+    """Replace `root`'s submodule at `path` by `module`."""
     parent, _, name = path.rpartition(".")
     setattr(root.get_submodule(parent), name, module)
 

@@ -30,7 +30,7 @@ class ConversationTokenizer(ABC):
 
     special: ClassVar[dict[str, str]]  # as PreTrainedTokenizerFast names them; "eos_token" ends
     new_tokens: ClassVar[tuple[str, ...]]  # which the language model has to learn
-    picture: ClassVar[str]  # what stands for `<image>`, with the picture's token in it once
+    picture: ClassVar[str]  # the text for `<image>`, with the picture's token in it once
     picture_token: ClassVar[str]
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, image_tokens: int) -> None:

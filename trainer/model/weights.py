@@ -22,6 +22,12 @@ from profiles.plan import Plan
 
 RANDOM_BLOCK = 1 << 22  # values
 
+# As safetensors and torch spell them. Any other dtype is packed and meaningless by itself.
+PLAIN_DTYPES = frozenset(
+    {"F64", "F32", "F16", "BF16"}
+    | {f"torch.{name}" for name in ("float64", "float32", "float16", "bfloat16")}
+)
+
 
 class WeightsError(ValueError):
     """Weights that are missing, unreadable or of other shapes; says what would fix it."""
@@ -142,7 +148,7 @@ class ShapesAlone:
 
 
 def fingerprint_of(paths: Iterable[Path]) -> str:
-    """What tells one set of weights files from another, without reading them whole."""
+    """What distinguishes one set of weights files from another, without reading them whole."""
     identities = json.dumps([_identity(path) for path in paths])
     return hashlib.sha256(identities.encode()).hexdigest()[:16]
 

@@ -71,7 +71,7 @@ def end_with_parent(by: signal.Signals | None = None) -> None:
 def is_under_accelerate() -> bool:
     """Whether `accelerate launch` started this process as a single one and waits for it.
 
-    It forwards no signals: if it ended, the training would go on alone.
+    It forwards no signals: if it ended, the training would continue alone.
     """
     try:
         words = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().split(b"\0")

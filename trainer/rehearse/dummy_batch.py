@@ -1,10 +1,11 @@
-"""Made-up samples of a given length, for rehearsing a step: true shapes, random values."""
+"""Dummy samples of a given length, for rehearsing a step: true shapes, random values."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from profiles.families import EncoderFacts
 from profiles.plan import Plan
 from profiles.settings import Encoder
 from trainer.batch import Batch
@@ -77,9 +78,15 @@ class MadeUp:
             dtype = TORCH_DTYPES[self.plan.dtype] if cached else torch.float32
             shapes = facts.features if cached else facts.pixels
             found[encoder] = {name: self._random(s, dtype) for name, s in shapes.items()}
+            found[encoder] |= numbers_of(facts, self.plan.micro_batch)
         return found
 
     def _random(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A micro-batch of such tensors of one picture, joined."""
         pictures = self.plan.micro_batch * shape[0]
         return torch.randn(pictures, *shape[1:], generator=self.generator, dtype=dtype)
+
+
+def numbers_of(facts: EncoderFacts, pictures: int) -> dict[str, Tensor]:
+    """The whole numbers that go with so many of the largest pictures."""
+    return {name: torch.tensor([row] * pictures) for name, row in facts.numbers.items()}

@@ -1,4 +1,4 @@
-"""The training step without a GPU: its own code on tensors that have shapes and no memory.
+"""The training step without a GPU: its own code on tensors that have shapes but no memory.
 
 What runs is `trainer.model.build` and the parts of `trainer.step`, on fake CPU tensors (torch's
 FakeTensorMode) in place of the card's. Nothing of the step is described a second time; what fake
@@ -34,7 +34,7 @@ from trainer.model.layers.frozen import make_scale_code
 from trainer.model.layers.host import host_tensors
 from trainer.model.segmentation_model import SegmentationModel
 from trainer.model.weights import ShapesAlone
-from trainer.rehearse.dummy_batch import MadeUp
+from trainer.rehearse.dummy_batch import MadeUp, numbers_of
 from trainer.rehearse.memory_trace import INSIDE, MemoryTrace, rounded
 from trainer.rehearse.repeated_layers import Repeater
 from trainer.step import accumulate, clip, make_optimizer, total_of, update
@@ -132,8 +132,10 @@ def fake_answer(
     with _fake_tensors() as mode, trace:
         for encoder in plan.cached_encoders:
             trace.begin(f"{encoder}{ENCODER}")
-            shapes = plan.profile.encoders[encoder].pixels
-            pixels = {name: mode.from_tensor(torch.empty(s)) for name, s in shapes.items()}
+            facts = plan.profile.encoders[encoder]
+            shown = {name: torch.empty(shape) for name, shape in facts.pixels.items()}
+            shown |= numbers_of(facts, 1)
+            pixels = {name: mode.from_tensor(tensor) for name, tensor in shown.items()}
             FrozenEncoder(bones.pop(encoder), plan, encoder, cpu, source)(pixels)
         trace.begin("load")
         fill(model, plan, tokenizer, cpu, source, TORCH_DTYPES[plan.dtype]).eval()
@@ -180,7 +182,7 @@ def _timeline(plan: Plan, trace: MemoryTrace) -> Timeline:
 
 
 def cannot_forecast(plan: Plan, text_tokens: int, masks: int, reason: str) -> Measurement:
-    """No figure, and why."""
+    """A result without a figure, with the reason."""
     return Measurement(
         plan=plan,
         verdict="UNKNOWN",

@@ -1,4 +1,4 @@
-"""Every allocation of a step, watched from outside: which tensors live when, and how large.
+"""Every allocation of a step, recorded from outside: which tensors live when, and how large.
 
 A dispatch mode sees each operator's results. A tensor's bytes count from the operator that made
 its storage until that storage is gone, rounded up to 512 bytes as CUDA's allocator rounds
@@ -33,7 +33,7 @@ BESIDE = MIB
 
 
 class Unforeseen(RuntimeError):
-    """Something whose memory cannot be seen from outside: no figure may be given."""
+    """An operator whose memory cannot be seen from outside, so that there is no forecast."""
 
 
 class MemoryTrace(TorchDispatchMode):
@@ -85,7 +85,7 @@ class MemoryTrace(TorchDispatchMode):
             self._elsewhere.add(tensor.untyped_storage()._cdata)
 
     def begin(self, phase: str) -> None:
-        """What follows belongs to `phase`."""
+        """Count what follows in `phase`."""
         self.phases.append((len(self.recorded), phase))
         self.tell(phase)
 

@@ -53,7 +53,7 @@ class Rehearsal:
         model.train()
 
     def save(self) -> None:
-        """Write a checkpoint, as training does, and throw it away."""
+        """Write a checkpoint, as training does, and delete it."""
         import tempfile
 
         from trainer.run import checkpoint
@@ -120,8 +120,8 @@ def rehearse(
 ) -> Measurement:
     """Build the model, warm up, time `steps` steps on this process's GPU.
 
-    With `save` a checkpoint is written as well, and thrown away. What took more than was free, and
-    yet did not fail, SPILLS: the driver moved it to host memory.
+    With `save` a checkpoint is also written, and deleted. The verdict is SPILLS if the step took
+    more than was free and did not fail: the driver moved it to host memory.
     """
     import torch
 
@@ -209,7 +209,7 @@ def _speed(rehearsal: Rehearsal, seconds: float, gpu: str) -> dict[str, Any]:
 
 
 def _nvml_used() -> int | None:
-    """This process's bytes on the first GPU, as NVML sees them; None where it is silent."""
+    """This process's bytes on the first GPU by NVML; None if it does not report them."""
     try:
         import pynvml
 

@@ -1,4 +1,4 @@
-"""Decoder layers alike are watched once: the others repeat what was recorded of their kind.
+"""Of identical decoder layers only a few are traced; the others repeat what was recorded.
 
 A kind is: checkpointed or not, learning or evaluating, in the first micro-batch or a later one. The
 first layer of a kind always runs, as its input may need no gradient. The second runs and is the
@@ -44,7 +44,7 @@ class Pattern:
 
 
 class Repeater:
-    """Runs a model's decoder layers under a trace, or repeats what was recorded of their kind."""
+    """Runs a model's decoder layers under a trace, or repeats what was recorded for their kind."""
 
     def __init__(self, trace: MemoryTrace, layers: nn.ModuleList, kinds: list[str]) -> None:
         """`kinds`: of each layer, a name shared by those that run alike."""

@@ -2,7 +2,7 @@
 
     python -m trainer.rehearse.selftest {cpu,cuda}
 
-`lisa-advise doctor` asks it; a broken CUDA library ends this process, not the doctor.
+`lisa-advise doctor` runs it; a broken CUDA library ends this process, not the doctor.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from profiles.plan import Plan
 
 
 class WorstSample(NamedTuple):
-    """The most that any sample of a data set holds, each on its own."""
+    """The largest sizes that occur in a data set, each by itself."""
 
     text_tokens: int
     masks: int
@@ -18,7 +18,7 @@ class WorstSample(NamedTuple):
 
 
 def worst_sample(plan: Plan, folder: Path) -> WorstSample:
-    """The most that training or evaluation meets in a folder: every visit is looked at.
+    """The largest sizes in training or evaluation on a folder, over all samples.
 
     Raises DataError.
     """

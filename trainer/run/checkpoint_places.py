@@ -1,4 +1,4 @@
-"""Where a run's checkpoints lie: put into place, ordered by age, recovered after a kill.
+"""A run's checkpoint folders: put into place, ordered by age, recovered after a kill.
 
 A kill between two renames leaves a complete checkpoint under a hidden name; the facts of each say
 which is the newest.

@@ -42,7 +42,7 @@ def new_run(wanted: Path) -> Iterator[Path]:
         existed = wanted.exists()
         folder = next(place for place in _places(wanted) if _take(place, wanted, stack))
         if folder != wanted:
-            tell(f"{wanted} holds an earlier run, or one that goes on: this one goes to {folder}")
+            tell(f"{wanted} holds an earlier or a running run: this one goes to {folder}")
             existed = False
         sweep(folder, FILES)
         try:
@@ -82,7 +82,7 @@ def _take(folder: Path, wanted: Path, stack: ExitStack) -> bool:
     goes_on = (wanted / RECORD).exists() and not is_complete(wanted) and process is None
     busy = f", {process} is writing there" if process else ""
     fail(
-        f"--output-dir: {wanted} is there already{busy}, and runs are not mixed\n"
+        f"--output-dir: {wanted} exists already{busy}, and runs are not mixed\n"
         f"    hint: --output-dir {argument(_free_name(wanted))}{other if goes_on else ''}"
     )
 

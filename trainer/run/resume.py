@@ -52,7 +52,7 @@ def resumable(folder: Path, tell: Callable[[str], None]) -> Path | None:
         wrong = damage(candidate)
         if not wrong:
             if damaged:
-                tell(f"{'; '.join(damaged)}: going on from {candidate}; what is damaged is moved "
+                tell(f"{'; '.join(damaged)}: continuing from {candidate}; what is damaged is moved "
                      f"to {folder / DAMAGED}")  # fmt: skip
             return candidate
         if not candidate.name.startswith("."):  # a hidden one is only unfinished

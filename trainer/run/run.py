@@ -135,10 +135,10 @@ class Run:
 
     def start_from(self, folder: Path) -> None:
         """Load the trained tensors of an adapter's folder. Raises AdapterError."""
-        from trainer.run.start_from_adapter import start
+        from trainer.run.start_from_adapter import load_adapter
 
         with during("loading"):
-            count = start(folder, self.plan, self.model, self.tokenizer.new_ids)
+            count = load_adapter(folder, self.plan, self.model, self.tokenizer.new_ids)
         self.reporter.line(f"starting from {one_line(folder)}: {counted(count, 'tensor')}")
 
     def train(self, resume: Path | None = None) -> dict[str, Any]:
@@ -211,12 +211,12 @@ class Run:
             if progress.skipped >= allowed:
                 raise NotFinite(
                     f"step {self.step + 1}: {error}\n    hint: look at these samples; a new run "
-                    "may lower --set schedule.learning_rate=R, or leave such steps out with "
+                    "may lower --set schedule.learning_rate=R, or skip such steps with "
                     f"--set schedule.max_skipped_steps=N (now {allowed}); nothing was updated"
                 ) from None
             progress.skipped += 1
             self.reporter.line(
-                f"step {self.step + 1} left out ({progress.skipped} of {allowed}): {error}"
+                f"step {self.step + 1} skipped ({progress.skipped} of {allowed}): {error}"
             )
             return None
 

@@ -21,12 +21,11 @@ from profiles.plan import Plan
 from profiles.settings import Lora
 from profiles.text import brief, one_line
 from trainer import adapter_files
-from trainer.convert.checkpoint_folder import PLAIN_DTYPES
 from trainer.model.adapter_names import ROWS
 from trainer.model.adapters import TARGETS
 from trainer.model.build import build, read_tokenizer
 from trainer.model.segmentation_model import SegmentationModel
-from trainer.model.weights import ShapesAlone, weight_source
+from trainer.model.weights import PLAIN_DTYPES, ShapesAlone, weight_source
 from trainer.run.checkpoint import read_trained, trained_parameters, verify
 from trainer.run.checkpoint_files import read_facts
 from trainer.run.folder import TRAINED
@@ -63,29 +62,29 @@ class AdapterError(ValueError):
     """An adapter that a plan cannot start from; lists every reason and the settings that fit."""
 
 
-def check(folder: Path, plan: Plan) -> None:
+def check_adapter(folder: Path, plan: Plan) -> None:
     """Raise AdapterError, WeightsError, CheckpointError if the plan cannot start from `folder`."""
     tokenizer = read_tokenizer(plan)
     model = build(plan, tokenizer, torch.device("meta"), ShapesAlone())
-    fitting(folder, plan, model, tokenizer.new_ids)
+    fitting_tensors(folder, plan, model, tokenizer.new_ids)
 
 
-def start(folder: Path, plan: Plan, model: SegmentationModel, new_ids: Sequence[int]) -> int:
+def load_adapter(folder: Path, plan: Plan, model: SegmentationModel, new_ids: Sequence[int]) -> int:
     """Load the tensors in `folder` into a model built from the plan; returns their number.
 
-    Raises as `check` does.
+    Raises as `check_adapter` does.
     """
-    tensors = fitting(folder, plan, model, new_ids)
+    tensors = fitting_tensors(folder, plan, model, new_ids)
     parameters = trained_parameters(model)
     for name, value in tensors.items():
         parameters[name].data.copy_(value)
     return len(tensors)
 
 
-def fitting(
+def fitting_tensors(
     folder: Path, plan: Plan, model: SegmentationModel, new_ids: Sequence[int]
 ) -> dict[str, Tensor]:
-    """The folder's tensors by the model's names; the plan trains all of them. See `check`."""
+    """The folder's tensors by the model's names; all are trained. See `check_adapter`."""
     config = _config(folder)
     _refuse_other_base(folder, plan)
     exported = (folder / TRAINED).is_file()
@@ -201,7 +200,7 @@ def _strangers(
     if clip:
         yield f"{len(clip)} tensors adapt the vision encoder, which is frozen here: {_shown(clip)}"
     if rest := [name for name in odd if name not in clip]:
-        yield f"{len(rest)} tensors are of nothing that the plan trains: {_shown(rest)}"
+        yield f"{len(rest)} tensors belong to no part that the plan trains: {_shown(rest)}"
 
 
 def _misshapen(

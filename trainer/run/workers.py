@@ -34,9 +34,9 @@ def without_traceback(loader: DataLoader[Any], run: Path) -> Iterator[Batch]:
         lost = isinstance(error, ConnectionError | EOFError) and FROM_WORKER not in str(error)
         if lost or str(error).startswith("DataLoader worker"):
             raise WorkerEnded(
-                "a data worker was ended from outside, perhaps for want of host memory\n"
-                f"    hint: lisa-train --resume {argument(run)} continues; with less host memory "
-                'where its plan.json says "workers": 0'
+                "a data worker was ended from outside, perhaps because host memory ran out\n"
+                f"    hint: lisa-train --resume {argument(run)} continues; "
+                'with "workers": 0 in its plan.json it takes less host memory'
             ) from None
         if FROM_WORKER in str(error):
             raise type(error)(_last_words(error)) from None

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from advisor import doctor
 from advisor.cli.main import app
-from advisor.machine import doctor
-from advisor.machine.doctor import examine, report
+from advisor.doctor import examine, report
 from advisor.machine.gpu import Gpu, Machine
 from profiles.sizes import GIB
 from profiles.tested import read_table, user_table_path

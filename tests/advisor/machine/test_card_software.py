@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from advisor import doctor
 from advisor.choice.search import _as_told
 from advisor.cli.main import app
-from advisor.machine import doctor
 from advisor.machine.budget import margin_for
 from advisor.machine.gpu import Gpu, Machine
 from advisor.machine.nvml import VGPU_NAME

@@ -24,7 +24,7 @@ from trainer.answer.output import run_lengths, stems, write_pictures
 from trainer.answer.question import Answer, Question
 from trainer.answer.questions import read_questions
 from trainer.answer.segmenter import SILENT, Segmenter
-from trainer.answer.trained_model import Trained, find
+from trainer.answer.trained_model import Trained, find_trained
 from trainer.batch import Batch
 from trainer.convert import export
 from trainer.data.formats.reasonseg import read_split
@@ -69,7 +69,7 @@ PICTURES = [item.image_path for item in read_split(PHOTOS, "val")]
 
 
 def opened(where: Path, cache: Path, **override: str) -> Segmenter:
-    trained = find(where, [f"{key}={value}" for key, value in override.items()])
+    trained = find_trained(where, [f"{key}={value}" for key, value in override.items()])
     return Segmenter(trained, PICTURES, cache)
 
 
@@ -162,7 +162,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
 def test_an_export_answers_bit_for_bit_and_names_no_place_of_this_machine(
     run: Path, cache: Path, tmp_path: Path
 ) -> None:
-    size = export.export_trained(find(run), tmp_path / "out")
+    size = export.export_trained(find_trained(run), tmp_path / "out")
     files = {path.name for path in (tmp_path / "out").iterdir()}
     assert files == {
         "adapter_config.json", "adapter_model.safetensors", "trained.safetensors", "plan.json",
@@ -176,7 +176,7 @@ def test_an_export_answers_bit_for_bit_and_names_no_place_of_this_machine(
         assert text in card, text
     assert str(tmp_path) not in card + (tmp_path / "out" / "plan.json").read_text()
     with pytest.raises(FileExistsError, match="not an empty folder"):
-        export.export_trained(find(run), tmp_path / "out")
+        export.export_trained(find_trained(run), tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -188,10 +188,10 @@ def test_merged_weights_answer_alike(
     """Trained on NF4 and merged into full weights, the base is another: by NF4's rounding."""
     whole_rows = {"train": ["mask_decoder", "text_hidden_fcs", "token_rows"]}
     source = make_run(tmp_path / "run", quantization=storage, **whole_rows)
-    export.export_merged(find(source), tmp_path / "out", shard_bytes=4 << 20)
+    export.export_merged(find_trained(source), tmp_path / "out", shard_bytes=4 << 20)
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 2
     before = logits_of(opened(source, cache))
-    merged = find(tmp_path / "out", ["device=cpu", "dtype=fp32"])
+    merged = find_trained(tmp_path / "out", ["device=cpu", "dtype=fp32"])
     assert merged.may_round and merged.plan.lora is None
     after = logits_of(Segmenter(merged, PICTURES, tmp_path / "cache2"))
     error = (after - before).norm() / before.norm()
@@ -201,7 +201,7 @@ def test_merged_weights_answer_alike(
 
 
 def test_other_base_weights_are_refused(run: Path, cache: Path, tmp_path: Path) -> None:
-    export.export_trained(find(run), tmp_path / "out")
+    export.export_trained(find_trained(run), tmp_path / "out")
     facts = tmp_path / "out" / "facts.json"
     facts.write_text(json.dumps(json.loads(facts.read_text()) | {"base": "another"}))
     with pytest.raises(CheckpointError, match="over base weights another"):
@@ -210,10 +210,10 @@ def test_other_base_weights_are_refused(run: Path, cache: Path, tmp_path: Path) 
 
 def test_what_holds_no_model_says_what_would(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no trained model here"):
-        find(tmp_path)
+        find_trained(tmp_path)
     (tmp_path / "conversion.json").write_text("{}")
     with pytest.raises(ValueError, match="names no model"):
-        find(tmp_path)
+        find_trained(tmp_path)
     with pytest.raises(ValueError, match="nothing was trained"):
         export.export_trained(Trained(Plan.parse({}), None), tmp_path / "x")
 
@@ -423,7 +423,7 @@ def test_masks_beyond_the_limit_are_left_out_and_told(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """A model that trained little says [SEG] again and again, and each mask fills a picture."""
-    from advisor.inference import _told
+    from trainer.cli.segment import _written
 
     segmenter = opened(run, cache)
     low = torch.full((3, 256, 256), -1.0)
@@ -434,7 +434,7 @@ def test_masks_beyond_the_limit_are_left_out_and_told(
     every, some = segmenter.ask(question), segmenter.ask(question, 2)
     assert (len(every.masks), every.left_out, len(some.masks), some.left_out) == (3, 0, 2, 1)
     assert some.masks[0].all() and not some.masks[1].any()  # the first ones are kept
-    row = _told(question, some, tmp_path / "a", as_json=True, several=False)
+    row = _written(question, some, tmp_path / "a", as_json=True, several=False)
     said = capsys.readouterr().err
     assert row["masks_left_out"] == 1 and "the first 2 are kept" in said
     assert "--set tokens.max_masks=3 keeps all" in said

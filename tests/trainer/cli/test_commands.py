@@ -20,7 +20,7 @@ from tests.conftest import PHOTOS, tiny_plan
 from trainer.answer.evaluate import run_sheet
 from trainer.answer.question import Question
 from trainer.answer.segmenter import Segmenter
-from trainer.answer.trained_model import find
+from trainer.answer.trained_model import find_trained
 from trainer.cli.console import user_errors
 from trainer.data.formats.reasonseg import read_split
 from trainer.data.polygons import paint_mask
@@ -156,7 +156,7 @@ def test_photographs_are_learnt_by_heart(tmp_path: Path) -> None:
     assert summary["best_giou"] >= 0.9
     assert run_sheet(run, tmp_path / "overlay.png", 7).stat().st_size > 100_000
     pictures, cache = [item.image_path for item in items], tmp_path / "cache"
-    segmenter, scores = Segmenter(find(tmp_path), pictures, cache), MaskScores()
+    segmenter, scores = Segmenter(find_trained(tmp_path), pictures, cache), MaskScores()
     for item in items:
         answer = segmenter.ask(Question(item.image_path, item.texts[0], item.is_sentence))
         scores.add(item.name, answer.mask, paint_mask(item.polygons, *answer.mask.shape))
@@ -166,5 +166,5 @@ def test_photographs_are_learnt_by_heart(tmp_path: Path) -> None:
     moved = Plan.read(path).override(["device=cuda", "compile=true", "optimizer=paged_adamw"])
     path.write_text(moved.override(["checkpointed_layers=4", "host_layers=3"]).to_json())
     asked = Question(item.image_path, item.texts[0], item.is_sentence)
-    again = Segmenter(find(tmp_path), pictures, cache).ask(asked)
+    again = Segmenter(find_trained(tmp_path), pictures, cache).ask(asked)
     assert again.text == answer.text and np.array_equal(again.masks, answer.masks)

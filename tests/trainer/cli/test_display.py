@@ -94,7 +94,7 @@ def test_plain_lines_tell_the_time_left_of_each_phase(
 ) -> None:
     now = 0.0
     monkeypatch.setattr(console.time, "monotonic", lambda: now)
-    plain = console.Plain()
+    plain = console.LineProgress()
     for what, done, total, seconds in (
         ("sam features", 0, 4, 30), ("sam features", 1, 4, 3), ("sam features", 4, 4, 20),
         ("epoch 1/2, loss 0.500", 11, 91, 40), ("epoch 1/2, loss 0.400", 21, 91, 0),

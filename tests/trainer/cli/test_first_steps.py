@@ -184,7 +184,7 @@ def test_runs_are_not_mixed(tmp_path: Path, options: list[str | Path], held: str
     (run / held).write_text("{}")
     done = train(*options, "--output-dir", run)
     assert done.returncode == 2, done.stderr
-    assert f"{run} is there already" in done.stderr
+    assert f"{run} exists already" in done.stderr
     assert f"--output-dir {run}-2" in done.stderr
     assert ("--resume" in done.stderr) == (held == "run.json")
     assert [path.name for path in run.iterdir()] == [held]

@@ -25,7 +25,7 @@ from profiles.text import printable
 from tests.conftest import ROOT
 from tests.fuzz.surfaces import FACTS
 from tests.trainer.answer.test_results import make_run
-from trainer.answer.trained_model import find
+from trainer.answer.trained_model import find_trained
 from trainer.cli.console import reporter
 from trainer.convert.export import card, export_trained, facts_of
 from trainer.data.synthetic.dataset import write_dataset
@@ -257,6 +257,6 @@ def test_figures_of_an_altered_record_are_left_out(run: Path, tmp_path: Path) ->
     facts = json.loads((where / "facts.json").read_text())
     (where / "facts.json").write_text(json.dumps(facts | {"hardware": "a better card"}))
     assert altered(where, {"facts.json"})
-    export_trained(find(where), tmp_path / "out")
+    export_trained(find_trained(where), tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text()
     assert "better" not in text and "0.500" not in text and "No figures" in text

@@ -15,7 +15,7 @@ from PIL import Image
 from tests.conftest import PHOTOS, tiny_plan
 from tests.trainer.data.test_unusable_entries import call
 from trainer.cli import start as start_cli
-from trainer.cli.console import Plain
+from trainer.cli.console import LineProgress
 from trainer.cli.planned_run import Data, PlannedRun
 from trainer.data import contents
 from trainer.data.contents import Contents
@@ -192,7 +192,7 @@ def test_a_run_tells_how_far_the_first_reading_is(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Where it takes longer than the patience, which is none here."""
-    monkeypatch.setattr(start_cli, "Plain", lambda patience: Plain())
+    monkeypatch.setattr(start_cli, "LineProgress", lambda patience: LineProgress())
     start = Started(data, tmp_path / "cache", {})
     run = PlannedRun(tiny_plan(), tmp_path / "run", start)
     train, val = read_split(data, "train"), read_split(data, "val")

@@ -10,7 +10,7 @@ import torch
 from PIL import ExifTags, Image
 from safetensors.torch import save_file
 
-from trainer.answer.questions import others_line, read_questions
+from trainer.answer.questions import ignored_files_line, read_questions
 from trainer.convert.checkpoint_folder import Source, weights_files
 from trainer.convert.hub import checkpoint_folder
 from trainer.data.findings import DataError, Report
@@ -42,7 +42,7 @@ def test_every_picture_of_a_folder_is_asked_about(tmp_path: Path) -> None:
     picture(tmp_path / "no suffix")
     picture(tmp_path / "photo.jpg_large", "JPEG")
     assert asked(tmp_path) == sorted((*NAMES, "no suffix", "photo.jpg_large"))
-    assert others_line(tmp_path) is None
+    assert ignored_files_line(tmp_path) is None
 
 
 def test_what_is_no_picture_is_passed_over_and_told(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_what_is_no_picture_is_passed_over_and_told(tmp_path: Path) -> None:
     (tmp_path / "more").mkdir()
     (tmp_path / "album.jpg").mkdir()
     assert asked(tmp_path) == ["a.jpg"]
-    told = others_line(tmp_path) or ""
+    told = ignored_files_line(tmp_path) or ""
     assert all(name in told for name in ("notes.txt", "Thumbs.db", "more/", "album.jpg/"))
     assert "._a.jpg" not in told and ".DS_Store" not in told
 
@@ -67,7 +67,7 @@ def test_earlier_answers_are_no_pictures_to_ask_about(tmp_path: Path) -> None:
     for name in ("a.jpg", "other.mask.png", *written):
         picture(tmp_path / name)
     assert asked(tmp_path) == ["a.jpg", "other.mask.png"]  # that one is nobody's answer
-    assert all(name in (others_line(tmp_path) or "") for name in written)
+    assert all(name in (ignored_files_line(tmp_path) or "") for name in written)
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "PNG", "JPEG", "WEBP"])

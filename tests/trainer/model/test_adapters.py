@@ -20,7 +20,7 @@ from profiles.families import VISION
 from profiles.settings import Lora
 from tests.conftest import PHOTOS, tiny_plan
 from tests.trainer.model.test_model import loss_of, made
-from trainer.answer.trained_model import find
+from trainer.answer.trained_model import find_trained
 from trainer.cli.planned_run import PlannedRun
 from trainer.cli.start import resume_run, start_run
 from trainer.convert import export
@@ -119,7 +119,7 @@ def test_peft_loads_an_export_onto_transformers_llava(settings: Any, tmp_path: P
         if parameter.requires_grad:
             parameter += 0.1 * parameter.abs().mean().clamp(min=0.1) * torch.randn_like(parameter)
     checkpoint.save(tmp_path / "run" / "best", model, plan, {})
-    export.export_trained(find(tmp_path / "run"), tmp_path / "out")
+    export.export_trained(find_trained(tmp_path / "run"), tmp_path / "out")
     model.eval()
     mask = torch.ones(batch.input_ids.shape)  # causal: what comes after, padding too, is not seen
     ours = model.llava.lm_head(model.hidden_states(batch))
@@ -143,7 +143,7 @@ def test_peft_loads_an_export_onto_transformers_llava(settings: Any, tmp_path: P
 
 
 def test_an_older_export_is_read_and_exported_as_pefts(tmp_path: Path) -> None:
-    found = find(BEFORE / "export")
+    found = find_trained(BEFORE / "export")
     model = found.load(found.plan, read_tokenizer(found.plan), CPU)
     tensors = load_file(BEFORE / "export" / TRAINED)
     assert tensors.keys() == checkpoint.trained_tensors(model).keys()
@@ -157,7 +157,7 @@ def test_an_older_export_is_read_and_exported_as_pefts(tmp_path: Path) -> None:
     file = tmp_path / "out" / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"?")
     with pytest.raises(checkpoint.CheckpointError, match=f"{file.name} is damaged"):
-        find(tmp_path / "out").load(found.plan, read_tokenizer(found.plan), CPU)
+        find_trained(tmp_path / "out").load(found.plan, read_tokenizer(found.plan), CPU)
 
 
 def test_an_older_run_goes_on_where_it_would_have(tmp_path: Path) -> None:
@@ -194,9 +194,9 @@ def test_training_starts_from_an_adapter_that_peft_trained(tmp_path: Path) -> No
     peft = trained_by_peft(tmp_path / "adapter", modules_to_save=whole, use_dora=False)
     plan = tiny_plan(train=["projector", "mask_decoder", "token_rows"])
     model, batch = made(plan)
-    starting.check(tmp_path / "adapter", plan)
+    starting.check_adapter(tmp_path / "adapter", plan)
     new_ids = read_tokenizer(plan).new_ids
-    assert starting.start(tmp_path / "adapter", plan, model, new_ids) == 2 * 2 * 4 + 4
+    assert starting.load_adapter(tmp_path / "adapter", plan, model, new_ids) == 2 * 2 * 4 + 4
     ours = model.eval().llava.lm_head(model.hidden_states(batch))
     mask = torch.ones(batch.input_ids.shape)
     found = peft(
@@ -224,9 +224,10 @@ def test_names_of_older_transformers_and_of_llama_alone_are_known(prefix: str) -
         ({"rank_pattern": {"layers.0.self_attn.q_proj": 2}}, "rank_pattern: .*from linear to"),
         ({"lora_alpha": 3}, "lora_alpha: got 3, the plan's lora.alpha is 8"),
         ({"target_modules": r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj)"},
-         "16 tensors are of nothing that the plan trains: .*k_proj.*lora.targets=attention"),
+         "16 tensors belong to no part that the plan trains: .*k_proj.*lora.targets=attention"),
         ({"target_modules": r".*language_model.*\.q_proj"}, "8 factors of lora.targets=qv are mis"),
-        ({"target_modules": ["q_proj", "v_proj"]}, r"\d+ tensors adapt CLIP, which is frozen here"),
+        ({"target_modules": ["q_proj", "v_proj"]},
+         r"\d+ tensors adapt the vision encoder, which is frozen here"),
         ({"modules_to_save": ["lm_head"]}, "1 tensors are of nothing .*lm_head"),
         ({"trainable_token_indices": {"embed_tokens": [5]}}, r"indices: got \[5\]; the new tokens"),
         ({"init_lora_weights": "olora"}, "init_lora_weights: got 'olora'; it changed the base"),
@@ -237,13 +238,13 @@ def test_names_of_older_transformers_and_of_llama_alone_are_known(prefix: str) -
 def test_what_a_plan_cannot_start_from_is_said(settings: Any, said: str, tmp_path: Path) -> None:
     trained_by_peft(tmp_path, **settings)
     with pytest.raises(starting.AdapterError, match=f"(?s){said}"):
-        starting.check(tmp_path, tiny_plan())
+        starting.check_adapter(tmp_path, tiny_plan())
 
 
 def test_files_that_are_no_adapter_are_refused(tmp_path: Path) -> None:
     def refused(said: str) -> None:
         with pytest.raises(ValueError, match=said):
-            starting.check(tmp_path, tiny_plan())
+            starting.check_adapter(tmp_path, tiny_plan())
 
     refused("adapter_config.json: cannot be read: .*\n    hint: .*lisa-train export RUN DST")
     config = tmp_path / "adapter_config.json"
@@ -265,19 +266,19 @@ def test_files_that_are_no_adapter_are_refused(tmp_path: Path) -> None:
 
 
 def test_an_export_over_other_base_weights_is_refused(tmp_path: Path) -> None:
-    old = find(BEFORE / "export")
+    old = find_trained(BEFORE / "export")
     export.export_trained(old, tmp_path / "out")
-    starting.check(tmp_path / "out", old.plan)
+    starting.check_adapter(tmp_path / "out", old.plan)
     facts = tmp_path / "out" / "facts.json"
     facts.write_text(facts.read_text().replace('"base": "', '"base": "1'))
     with pytest.raises(starting.AdapterError, match="was trained over base weights 1"):
-        starting.check(tmp_path / "out", old.plan)
+        starting.check_adapter(tmp_path / "out", old.plan)
 
 
 def test_a_run_starts_from_an_export_and_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    old = find(BEFORE / "export")
+    old = find_trained(BEFORE / "export")
     export.export_trained(old, tmp_path / "out")
     started = Started(PHOTOS, tmp_path / "cache", {}, adapter=tmp_path / "out")
     longer = old.plan.override(["max_train_samples=2", "max_val_samples=1"])

@@ -260,7 +260,7 @@ import sys; from pathlib import Path; from shutil import copytree
 from tests.conftest import PHOTOS, tiny_plan
 from trainer.data.formats.reasonseg import read_split; from trainer.parallel.launch import is_main
 from trainer.reporter import Reporter
-from trainer.run.run import Run; from trainer.run.resume import Keeping
+from trainer.run.run import Run; from trainer.run.started import Keeping
 base = Path(sys.argv[1]); one, two = base / "one", base / "two"
 plan = tiny_plan(processes=3, micro_batch=1, effective_batch=3, workers=0)
 data = read_split(PHOTOS, "train")[:6], read_split(PHOTOS, "val", 1)

@@ -18,7 +18,7 @@ from advisor.fallback import NothingSmaller
 from profiles.plan import Plan
 from tests.conftest import PHOTOS
 from tests.trainer.run.test_resume import ROOT, assert_same, outcome, plan
-from trainer.answer.trained_model import find
+from trainer.answer.trained_model import find_trained
 from trainer.cli import start as start_cli
 from trainer.cli.planned_run import PlannedRun
 from trainer.cli.start import resume_run, start_run
@@ -321,7 +321,7 @@ def test_what_is_missing_or_damaged_is_told(
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    trained = find(run)
+    trained = find_trained(run)
     with pytest.raises(CheckpointError, match=r"trained.safetensors is damaged\n.*last"):
         trained.load(trained.plan, read_tokenizer(trained.plan), torch.device("cpu"))
     with pytest.raises(CheckpointError, match=r"trained.safetensors is damaged"):

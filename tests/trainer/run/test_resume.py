@@ -237,7 +237,7 @@ def test_features_that_go_bad_midway_are_told_plainly_and_made_anew(
     with pytest.raises(BadEntry) as caught:
         run.train()
     first, hint = str(caught.value).split("\n")
-    assert first.startswith(str(own)) and "anew" in hint
+    assert first.startswith(str(own)) and "computed again" in hint
     shutil.rmtree(tmp_path / "run")
     started(tmp_path / "run", own, workers=1).train()
     assert_same(tmp_path / "run", undisturbed)

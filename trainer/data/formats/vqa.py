@@ -1,7 +1,7 @@
 """Reads dialogues about pictures, without masks, in LLaVA-Instruct's format.
 
 On disk: ``ROOT/vqa/*.json``, each a list of ``{id, image, conversations: [{from: human, value},
-{from: gpt, value}, …]}``; a picture lies in ``ROOT/coco/train2017`` or, with its folders named, in
+{from: gpt, value}, …]}``; a picture is in ``ROOT/coco/train2017`` or, with its folders named, in
 ``ROOT``. Entries without ``image``, such as some in LLaVA-1.5's mix, are left out.
 """
 

@@ -86,7 +86,7 @@ class _Entry:
     """A picture to draw: its file and the folder that its name starts from, if it was found."""
 
     image: CocoImage
-    placed: tuple[Path, Path] | None
+    located: tuple[Path, Path] | None
     marks: list[CocoMask]
     unusable: set[str]  # places of the marks that are findings already
     findings: list[Finding]
@@ -105,9 +105,9 @@ def _found(
     path: Path, search: PictureSearch, image: CocoImage, marks: list[CocoMask], unusable: set[str]
 ) -> _Entry:
     findings: list[Finding] = []
-    placed = search.find(Report(path, findings), f"{image.place}.file_name", image.file_name)
+    located = search.find(Report(path, findings), f"{image.place}.file_name", image.file_name)
     reported = {one.place for one in marks if one.place in unusable} if unusable else unusable
-    return _Entry(image, placed, marks, reported, findings)
+    return _Entry(image, located, marks, reported, findings)
 
 
 def _drawn(
@@ -116,16 +116,16 @@ def _drawn(
     """The drawing of one picture; it may be made in another process."""
     report, conventions = Report(path, entry.findings), Conventions(frame=frame)
     drawing = None
-    if entry.placed is not None:
-        drawing = _drawing(report, entry, entry.placed, categories, tool, conventions)
+    if entry.located is not None:
+        drawing = _drawing(report, entry, entry.located, categories, tool, conventions)
     return _Drawn(drawing, report.findings, list(conventions.assumed))
 
 
 def _drawing(
-    report: Report, entry: _Entry, placed: tuple[Path, Path], categories: dict[int, str],
+    report: Report, entry: _Entry, located: tuple[Path, Path], categories: dict[int, str],
     tool: str, conventions: Conventions,
 ) -> Drawing | None:  # fmt: skip
-    image, (picture, pictures) = entry.image, placed
+    image, (picture, pictures) = entry.image, located
     opened = open_image(
         Report(picture, report.findings, f"{report.path}: {image.place}"), orientation_of
     )
@@ -152,7 +152,7 @@ def _read(report: Report, conventions: Conventions) -> Coco:
     if isinstance(parsed, list) and parsed:
         parsed = as_coco(report, parsed)
     if isinstance(parsed, dict) and "shapes" in parsed and "images" not in parsed:
-        fix = f"name the folder that it lies in: {argument(report.path.parent)}"
+        fix = f"name the folder that it is in: {argument(report.path.parent)}"
         report.add("file", "LabelMe's or ReasonSeg's, of one picture", allowed, fix)
     elif isinstance(parsed, dict):
         return checked_coco(report, parsed)
@@ -181,7 +181,7 @@ def _outlined(
         return not one.crowd, -painted[one.place].area if ignored else 0
 
     for label, those in together.items():  # one after the other: a mask has the picture's size
-        regions, all_told = np.zeros(image.size, np.uint8), True
+        regions, all_known = np.zeros(image.size, np.uint8), True
         drawn: list[PaintedBox] = []
         marked = [(one, IGNORE if one.crowd else TARGET) for one in those]
         marked += [(one, IGNORE) for one in ignored]
@@ -196,14 +196,14 @@ def _outlined(
                 report.add(f"{one.place}.segmentation", "no pixel of the picture", allowed, fix)
             drawn.append(box)
             if empty:  # if it is left out, what its box holds is unknown
-                all_told &= one.box is not None
+                all_known &= one.box is not None
                 (box,) = painted_boxes([one.box or ()], image.size)
                 inner = regions[box.rows, box.columns]
                 inner[box.covered() & (inner == 0)] = IGNORE
                 drawn.append(box)
         rows, columns = _hull(drawn)
         part = regions[rows, columns]
-        if TARGET in part and all_told:
+        if TARGET in part and all_known:
             is_turned = turn is not TO_UPRIGHT[1]
             outlined[label] = (
                 trace_regions(turn(regions))
@@ -214,7 +214,7 @@ def _outlined(
 
 
 def _hull(boxes: list[PaintedBox]) -> tuple[slice, slice]:
-    """The rows and columns that all boxes with an inside lie in."""
+    """The rows and columns that contain all boxes with an inside."""
     sides = [(box.rows, box.columns) for box in boxes if box.area]
     if not sides:
         return slice(0, 0), slice(0, 0)

@@ -1,4 +1,4 @@
-"""A model family: all that a kind of model has of its own, asked for here and nowhere else.
+"""A model family: everything that differs between kinds of models is behind this interface.
 
 `trainer/model/families/<name>/family.py` holds FAMILY; its torch-free half is
 `profiles/families/<name>.py`.
@@ -28,7 +28,7 @@ class NamesError(ValueError):
 
 
 class Family(ABC, Generic[P]):
-    """What the rest of the trainer asks of a kind of model."""
+    """What the rest of the trainer needs from a kind of model."""
 
     model: ClassVar[type[SegmentationModel]]
     tokenizer: ClassVar[type[ConversationTokenizer]]
@@ -40,7 +40,7 @@ class Family(ABC, Generic[P]):
 
     @abstractmethod
     def pixels(self, image: NDArray[np.uint8], encoder: Encoder, profile: P) -> dict[str, Tensor]:
-        """What an encoder is shown of one picture [H, W, 3], with an axis for the picture.
+        """An encoder's input for one picture [H, W, 3], with an axis for the picture.
 
         Tensors of several pictures are joined along their first axis, pixels and features alike.
         """

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 def run_layer(layer: nn.Module, hidden: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     """One decoder layer on [B, T, H].
 
-    No mask: attention is causal and padding stands on the right, so no real position sees any of
+    No mask: attention is causal and padding is on the right, so no real position sees any of
     it. Without a mask the fast attention kernels apply.
     """
     output: Tensor = layer(hidden, position_embeddings=rope)
@@ -25,7 +25,7 @@ def recompute_layer(layer: nn.Module, hidden: Tensor, rope: tuple[Tensor, Tensor
     return output
 
 
-MOST_LENGTHS = 256  # beyond it dynamo would go on uncompiled, and slowly
+MOST_LENGTHS = 256  # beyond it dynamo would continue without compiling, and slowly
 
 
 RunLayer = Callable[[nn.Module, Tensor, tuple[Tensor, Tensor]], Tensor]
@@ -34,7 +34,7 @@ RunLayer = Callable[[nn.Module, Tensor, tuple[Tensor, Tensor]], Tensor]
 class KeyValues:
     """Keys and values of one conversation, layer by layer, in blocks that are taken once.
 
-    Stands in for transformers' cache, whose blocks are taken anew for every token.
+    Replaces transformers' cache, which allocates its blocks again for every token.
     """
 
     def __init__(self, length: int) -> None:

@@ -48,7 +48,7 @@ def pinned(tensor: Tensor, device: torch.device) -> Tensor:
 def unnoticed(target: Tensor) -> Any:
     """A context in which autograd does not notice that `target` changes.
 
-    A compiled layer keeps its weights for the backward pass by reference. By then its own bytes lie
+    A compiled layer keeps its weights for the backward pass by reference. By then its own bytes are
     in the buffer again (`Gate`), which a count of changes cannot know.
     """
     return torch.autograd._unsafe_preserve_version_counter(target)

@@ -22,7 +22,7 @@ class TokenRowEmbedding(nn.Module):
     def __init__(self, base: nn.Embedding | HostEmbedding, ids: list[int]) -> None:
         super().__init__()
         self.base = base
-        # Of a table in host memory, the rows lie where it is looked up for.
+        # The rows of a table in host memory are on the device that it is looked up for.
         device = base.device if isinstance(base, HostEmbedding) else base.weight.device
         self.register_buffer("ids", torch.tensor(ids, device=device), persistent=False)
         self.rows = nn.Parameter(base.weight.detach()[ids].float().to(device, copy=True))

@@ -516,7 +516,7 @@ def test_import_and_preview(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         assert code == 0 and "(phrase): " in told
     for arguments, message in (
         (("import", source, data), "not an empty folder"),
-        (("import", source, source / "data"), "lies in"),
+        (("import", source, source / "data"), "outside of what is read"),
         (("import", tmp_path / "none", tmp_path / "x"), "no such folder"),
         (("import", source, tmp_path / "x", "--val", "1"), "between 0 and 1"),
         (("import", source, tmp_path / "x", "--test", "0.9"), "leaves some to train on"),

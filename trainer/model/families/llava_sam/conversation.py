@@ -30,7 +30,7 @@ SEPARATOR = " "
 
 
 def _checked_question(question: str, is_first: bool) -> str:
-    """The question as it stands in the conversation: ``<image>`` leads the first one only.
+    """The question as the conversation has it: only the first one begins with ``<image>``.
 
     Raises:
         PromptError: the first question does not begin with the image line, or the rest of a

@@ -1,4 +1,4 @@
-"""LLaVA and SAM as the trainer asks for them."""
+"""LLaVA and SAM behind the trainer's interface of a family."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class LlavaSam(Family[Profile]):
         ]
 
     def likely_model(self, needed: Iterable[str], offered: Iterable[str]) -> str:
-        """The projectors of LISA's two versions tell them apart."""
+        """LISA's two versions differ in their projectors."""
         needed, offered = set(needed), set(offered)
         one, two = f"{names.PROJECTOR}linear.weight", f"{names.PROJECTOR}linear_1.weight"
         if one in offered - needed:

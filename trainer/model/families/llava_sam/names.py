@@ -38,7 +38,7 @@ RULES = tuple(
 SAM_PARTS = re.compile(
     r"(?:image_encoder|vision_encoder|prompt_encoder|mask_decoder|shared_image_embedding)\.."
 )
-# What only one of SAM's two namings has. They must be told apart: `layers.0` of a small network
+# What only one of SAM's two namings has. They must be distinguished: `layers.0` of a small network
 # is its first layer in one and its second in the other, of the same shape.
 ORIGINAL_MARK = re.compile(
     r"image_encoder\.|\.pe_layer\.|\.point_embeddings\.|\.mask_downscaling\.|\.output_upscaling\."

@@ -1,0 +1,199 @@
+"""The seam for model families, proven by one that lives in a folder of the tests alone."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from profiles.families import MASK, VISION
+from profiles.plan import Plan
+from tests import toy_family
+from tests.conftest import PHOTOS, ROOT
+from trainer.answer.question import Question
+from trainer.answer.segmenter import SILENT, Segmenter
+from trainer.answer.trained_model import Trained
+from trainer.batch import Batch
+from trainer.data.formats.reasonseg import read_split
+from trainer.data.samples import SampleSet, collate
+from trainer.model.build import build, read_tokenizer
+from trainer.model.layers.decoder import KeyValues
+from trainer.model.layers.frozen import frozen_linear
+from trainer.model.segmentation_model import SegmentationModel
+from trainer.model.trained import GradientCheck, trained_names
+from trainer.model.weights import RandomWeights
+from trainer.parallel.accelerator import make_accelerator
+from trainer.rehearse.fake import fake_answer, watch
+from trainer.run.feature_caches import prepare_caches
+from trainer.step import make_optimizer, training_step
+
+toy_family.register()
+CPU = torch.device("cpu")
+TOY = {
+    "model": "toy", "weights": "random", "device": "cpu", "dtype": "fp32", "quantization": "nf4",
+    "lora": {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": "all-linear"},
+    "micro_batch": 2, "effective_batch": 2, "mask_loss_resolution": 32,
+    "schedule": {"learning_rate": 1e-2, "warmup_steps": 0, "epochs": 1},
+    "tokens": {"max_new_tokens": 4},
+}  # fmt: skip
+
+
+def toy_plan(**settings: object) -> Plan:
+    return Plan.parse(TOY | settings)
+
+
+class Uneven(RandomWeights):
+    """Biases are drawn as well."""
+
+    def get(self, name: str, shape: torch.Size, device: torch.device, dtype: torch.dtype) -> Tensor:
+        value = super().get(name, shape, device, dtype)
+        drawn = torch.Generator().manual_seed(len(name))
+        return torch.randn(shape, generator=drawn) * 0.1 if name.endswith("bias") else value
+
+
+def made(
+    plan: Plan, folder: Path | None = None, source: RandomWeights | None = None
+) -> tuple[SegmentationModel, Batch]:
+    """The toy, and two photographs that take different numbers of tokens."""
+    tokenizer = read_tokenizer(plan)
+    items = read_split(PHOTOS, "train")
+    images = [item.image_path for item in items]
+    accelerator = make_accelerator(plan, None)
+    caches = prepare_caches(plan, images, folder or Path(), accelerator, SILENT)
+    samples = SampleSet(items, plan, tokenizer, caches, training=False)
+    counts = [samples.encoded(0, n).image_tokens for n in range(len(samples))]
+    other = next(n for n, count in enumerate(counts) if count != counts[0])
+    batch = collate([samples[0], samples[other]], tokenizer)
+    return build(plan, tokenizer, CPU, source or Uneven(plan.seed)), batch
+
+
+def test_a_toy_is_built_and_trained_cached_and_online(tmp_path: Path) -> None:
+    """Losses go down, every listed tensor learns, and cached features change nothing."""
+    losses = {}
+    for cached in ([], [MASK, VISION]):
+        plan = toy_plan(cached_encoders=cached, checkpointed_layers=3, host_layers=1)
+        model, batch = made(plan, tmp_path, RandomWeights(plan.seed))  # as the caches have them
+        assert len(batch.inputs[VISION]["features" if cached else "patches"]) < 2 * 16
+        check = GradientCheck(model, trained_names(model, plan))
+        accelerator, optimizer = make_accelerator(plan, None), make_optimizer(model, plan)
+        model.train()
+        losses[bool(cached)] = [
+            training_step(model, [batch], optimizer, plan, accelerator, check).loss
+            for _ in range(4)
+        ]
+        assert check.done
+        assert losses[bool(cached)][-1] < losses[bool(cached)][0]
+    assert losses[True] == pytest.approx(losses[False], rel=1e-4)
+
+
+@pytest.mark.parametrize("storage", ["none", "int8", "nf4"])
+def test_biases_of_the_decoders_linears_are_kept(storage: str) -> None:
+    plan = toy_plan(quantization=storage, cached_encoders=[])
+    model, _ = made(plan)
+    attention = model.decoder_layers[1].self_attn
+    name = f"{model.decoder_at}.layers.1.self_attn.q_proj.bias"
+    bias = Uneven(plan.seed).get(name, torch.Size([64]), CPU, torch.float32)
+    torch.testing.assert_close(attention.q_proj.base_layer.bias, bias)
+    weight, x = torch.randn(64, 64), torch.randn(3, 64, requires_grad=True)
+    with_bias, without = (frozen_linear(weight, storage, b)(x) for b in (bias, None))
+    torch.testing.assert_close(with_bias, without + bias)
+    with_bias.sum().backward()
+    assert x.grad is not None
+
+
+def test_pictures_positions_layer_inputs_and_masks_reach_the_result() -> None:
+    """Each of the family's ways in changes what comes out; of three masks the best is taken."""
+    plan = toy_plan(cached_encoders=[], lora=None)
+    model, batch = made(plan)
+    model.eval()
+    with torch.no_grad():
+        states = model.hidden_states(batch)
+        assert model.positions(batch, 0, batch.input_ids.shape[1]).shape[0] == 3
+        seen = batch.inputs[VISION]
+        turned = batch.inputs | {VISION: seen | {"grid": seen["grid"].flip(1)}}
+        swapped = replace(batch, inputs=turned)
+        assert not torch.allclose(model.hidden_states(swapped), states)
+        given, model.layer_inputs = model.layer_inputs, lambda ids, seen: {}
+        assert not torch.allclose(model.hidden_states(batch), states)
+        model.layer_inputs = given
+        # The state AT [SEG] prompts its mask.
+        masks, changed = model.decode_masks(states, batch), states.clone()
+        owner, place = batch.segs.unbind(1)
+        changed[owner, place - 1] += 1
+        torch.testing.assert_close(model.decode_masks(changed, batch), masks)
+        changed[owner, place] += 1
+        assert not torch.allclose(model.decode_masks(changed, batch), masks)
+        prompts = model.prompts_of(states[owner, place])
+        features = {name: t[owner] for name, t in model.features(MASK, batch).items()}
+        candidates, scores = model.decode(prompts, features)
+        assert prompts.shape[1] == 2 and candidates.shape[1] == 3
+        best = torch.stack([c[s.argmax()] for c, s in zip(candidates, scores, strict=True)])
+        torch.testing.assert_close(masks, best)
+        features["fine"] = features["fine"] + 1
+        assert not torch.allclose(model.masks_of(prompts, features), masks)
+
+
+def test_what_is_kept_of_the_past_answers_as_reading_all_again_does() -> None:
+    """Later tokens go on at the right 3-D position."""
+    model, batch = made(toy_plan(cached_encoders=[]))
+    model.eval()
+    one = batch.input_ids.shape[1] - 12
+    ids = batch.input_ids[:1, :one]
+    grid = batch.inputs[VISION]["grid"][:1]
+    count = int(grid.prod())
+    shown = {"patches": batch.inputs[VISION]["patches"][:count], "grid": grid}
+    asked = replace(batch, input_ids=ids, inputs=batch.inputs | {VISION: shown})
+    kept = KeyValues(one + 1)
+    with torch.no_grad():
+        model._through_layers(asked, lambda index: kept.run_layer)
+        token = torch.tensor([7])
+        step = model._through_layers(asked, lambda index: kept.run_layer, one, token)
+        whole = replace(asked, input_ids=torch.cat([ids, token[None]], 1))
+        torch.testing.assert_close(step[:, -1], model.hidden_states(whole)[:, -1])
+
+
+def test_a_toy_is_rehearsed_without_a_gpu() -> None:
+    """Repeated layers leave the trace of whole ones, each with its own input."""
+    plan = toy_plan(dtype="bf16", cached_encoders=[], checkpointed_layers=3)
+    short, whole = (watch(plan, (40, 40), 1, 0, extend).trace for extend in (True, False))
+    assert short.peaks() == whole.peaks()
+    measurement, _ = fake_answer(toy_plan(), 40)
+    assert f"{VISION} encoder" in measurement.phases and "answer" in measurement.phases
+
+
+def test_a_toy_is_forecast_in_a_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from advisor.memory.forecast import forecast
+    from advisor.memory.worst_sample import Worst
+
+    here = os.environ.get("PYTHONPATH", "")
+    paths = [str(toy_family.HERE), str(ROOT), *([here] if here else [])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    plan = toy_plan(device="cuda", dtype="bf16", cached_encoders=[])
+    found = forecast(plan, Worst(40, 1, None), cap_bytes=8 << 30, cache=tmp_path)
+    assert found.verdict == "FITS", found.reason
+    assert found.tier("tensors").bytes > 0 and found.live_at_peak["encoders"] > 0
+
+
+def test_a_toy_segments(tmp_path: Path) -> None:
+    """A question to a mask of the picture's own size, prompted by the state at [SEG]."""
+    plan = toy_plan(train=["token_rows", "mask_decoder"])
+    image = read_split(PHOTOS, "val")[0].image_path
+    segmenter = Segmenter(Trained(plan, None), [image], tmp_path)
+    model, question = segmenter.model, Question(image, "the cat", is_sentence=False)
+    with torch.no_grad():
+        state = model.hidden_states(segmenter._batch(question))[0, -1]
+        head: nn.Module = model.head
+        head.rows[0] = state * 100  # [SEG] is the first of the new tokens
+    answer = segmenter.ask(question)
+    assert answer.text.startswith("[SEG]") and len(answer.masks) >= 1
+    assert answer.mask.shape == segmenter_size(image)
+
+
+def segmenter_size(image: Path) -> tuple[int, ...]:
+    from trainer.data.images import read_image
+
+    return read_image(image).shape[:2]
