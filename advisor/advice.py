@@ -8,7 +8,7 @@ from pydantic import Field
 
 from advisor.choice.candidate import Candidate, Reason, Speed
 from advisor.machine.budget import Budget, Bytes
-from advisor.machine.probe import Gpu, Machine
+from advisor.machine.gpu import Gpu, Machine
 from advisor.memory.forecast import Forecast
 from advisor.request import (
     Request,

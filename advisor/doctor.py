@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from advisor.machine.probe import Machine
+from advisor.machine.gpu import Machine
 from advisor.machine.target import pick_gpu
 from advisor.rehearsal import in_child
 from advisor.report.findings import OLDEST_IN_WHEELS, older_torch

@@ -16,7 +16,7 @@ from advisor.advice import Advice
 from advisor.choice.candidate import Candidate
 from advisor.machine.budget import Bytes, judge
 from advisor.machine.cuda_context import library_versions
-from advisor.machine.probe import Gpu
+from advisor.machine.gpu import Gpu
 from advisor.rehearsal import rehearsed
 from profiles.findings import Finding
 from profiles.measurement import Measurement

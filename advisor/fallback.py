@@ -17,7 +17,8 @@ from advisor.choice.candidate import Candidate
 from advisor.choice.rank import RUNG_SHARE
 from advisor.choice.search import search, smallest_cards_text
 from advisor.machine.budget import Budget, margin_of
-from advisor.machine.probe import Gpu, Machine, probe
+from advisor.machine.gpu import Gpu, Machine
+from advisor.machine.probe import probe
 from advisor.machine.target import pick_gpu
 from advisor.memory.card import live_forecast
 from advisor.memory.forecast import Forecast, forecast

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from advisor.choice.candidates import STORAGES
 from advisor.machine.budget import margin_for
-from advisor.machine.probe import Machine
+from advisor.machine.gpu import Machine
 from advisor.memory.card import card_for
 from advisor.memory.forecast import Forecast, forecast
 from advisor.memory.worst_sample import Worst

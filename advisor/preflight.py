@@ -17,7 +17,7 @@ from advisor.choice.search import (
     smallest_card_gib,
 )
 from advisor.machine.budget import Budget
-from advisor.machine.probe import Gpu, Machine
+from advisor.machine.gpu import Gpu, Machine
 from advisor.machine.target import Target, gpu_for
 from advisor.memory.card import Live
 from advisor.report.findings import card_findings, nearest_plan

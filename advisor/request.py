@@ -13,7 +13,7 @@ from advisor.machine.budget import (
     Budget,
     budget_of,
 )
-from advisor.machine.probe import UNNAMED, Gpu, Machine
+from advisor.machine.gpu import UNNAMED, Gpu, Machine
 from advisor.machine.target import Target
 from advisor.memory.card import Live
 from profiles import skipping

@@ -8,7 +8,7 @@ from advisor.advice import Advice, undecided
 from advisor.choice.candidate import Reason
 from advisor.choice.search import smallest_cards_text
 from advisor.machine.budget import Bytes, judge
-from advisor.machine.probe import Gpu
+from advisor.machine.gpu import Gpu
 from advisor.report.findings import machine_notes, neighbours
 from advisor.report.reasons import allocator_reason, card_reasons, dtype_reason
 from advisor.request import (

@@ -13,7 +13,7 @@ from pathlib import Path
 from tables import put
 
 from advisor.advice import Advice
-from advisor.machine.probe import Machine
+from advisor.machine.gpu import Machine
 from advisor.machine.target import Target
 from advisor.preflight import advise
 from advisor.report.plan_words import storage_text

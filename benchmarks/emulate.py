@@ -20,7 +20,7 @@ from typing import Any
 import lattice
 from tables import put
 
-from advisor.machine.probe import Machine
+from advisor.machine.gpu import Machine
 from advisor.machine.target import Target
 from advisor.preflight import advise
 from advisor.report.plan_words import storage_text

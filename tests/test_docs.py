@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from advisor.advice import Advice
-from advisor.machine.probe import Machine
+from advisor.machine.gpu import Machine
 from profiles.models import models
 from profiles.tested import read_table
 

@@ -141,7 +141,7 @@ def measured_table() -> str:
 
 def advised_text() -> str:
     """What an 8 GiB card is advised, beside the measured row that is another plan."""
-    from advisor.machine.probe import Machine
+    from advisor.machine.gpu import Machine
     from advisor.machine.target import Target
     from advisor.preflight import advise
     from profiles.tested import shipped_table

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from advisor.machine.cuda_context import context_of
-from advisor.machine.probe import Gpu, Machine
+from advisor.machine.gpu import Gpu, Machine
 from profiles.gpus import GpuProfile
 from profiles.plan import Plan
 from profiles.records import Frozen

@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
-from advisor.machine.probe import Gpu, Machine
+from advisor.machine.gpu import Gpu, Machine
 from advisor.rehearsal import RehearsalFailed, rehearsed
 from profiles.files import read_regular, write_whole
 from profiles.places import cache_folder

@@ -10,7 +10,7 @@ from advisor.machine.budget import (
     size_text,
     what_if_gpu,
 )
-from advisor.machine.probe import Gpu, Machine
+from advisor.machine.gpu import Gpu, Machine
 from profiles.gpus import GpuProfile
 
 

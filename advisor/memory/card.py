@@ -10,7 +10,7 @@ from advisor.machine.budget import (
     budget_of,
 )
 from advisor.machine.cuda_context import OTHERS, Context, context_of, measure_context
-from advisor.machine.probe import Machine
+from advisor.machine.gpu import Machine
 from advisor.machine.target import Target, gpu_for
 from advisor.memory.forecast import Forecast, counted_by, forecast
 from advisor.memory.worst_sample import Worst

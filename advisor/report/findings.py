@@ -11,7 +11,7 @@ from advisor.choice.candidate import Candidate
 from advisor.choice.search import search, smallest_cards_text
 from advisor.machine.budget import Budget
 from advisor.machine.cuda_context import installed
-from advisor.machine.probe import Gpu
+from advisor.machine.gpu import Gpu
 from advisor.report.plan_words import plan_text
 from advisor.request import Request, base_plan, weights_needed, whole_segments
 from profiles.environment import ALLOCATOR_VARIABLES

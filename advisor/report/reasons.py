@@ -12,7 +12,7 @@ from advisor.choice.search import (
     largest_micro_batch,
 )
 from advisor.machine.budget import Basis, Budget
-from advisor.machine.probe import Gpu
+from advisor.machine.gpu import Gpu
 from advisor.memory.forecast import TINY_COUNTS, TINY_COUNTS_MORE
 from advisor.report.plan_words import lora_text
 from advisor.request import Request

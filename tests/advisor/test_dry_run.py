@@ -9,7 +9,7 @@ import pytest
 from advisor import dry_run as dryrun
 from advisor.advice import Advice
 from advisor.dry_run import measured
-from advisor.machine.probe import Gpu, Machine
+from advisor.machine.gpu import Gpu, Machine
 from advisor.preflight import advise
 from profiles.measurement import Measurement
 from profiles.plan import Plan

@@ -8,7 +8,7 @@ import pytest
 
 from advisor import fallback as module
 from advisor.fallback import Fallback, NothingSmaller, fallback
-from advisor.machine.probe import Gpu, Machine
+from advisor.machine.gpu import Gpu, Machine
 from advisor.memory.forecast import forecast
 from advisor.memory.worst_sample import Worst
 from profiles.levers import MAY_CHANGE_ON_FALLBACK

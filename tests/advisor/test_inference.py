@@ -8,7 +8,7 @@ import pytest
 
 from advisor import inference as answering
 from advisor.inference import NoRoom, fitting
-from advisor.machine.probe import Gpu, Machine
+from advisor.machine.gpu import Gpu, Machine
 from advisor.memory.forecast import Forecast, Tier
 from advisor.memory.worst_sample import Worst
 from profiles.plan import Plan

@@ -10,7 +10,8 @@ import pytest
 from advisor.advice import Advice
 from advisor.choice import rank as choose
 from advisor.machine.budget import Budget
-from advisor.machine.probe import Gpu, Machine, probe
+from advisor.machine.gpu import Gpu, Machine
+from advisor.machine.probe import probe
 from advisor.machine.target import Target
 from advisor.memory.card import live_forecast
 from advisor.memory.forecast import Forecast, Tier

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from profiles.command_options import takes
 from profiles.exits import EXIT_INTERRUPTED
 from profiles.sizes import GIB
 from profiles.streams import say, set_streams, tell
@@ -22,7 +23,7 @@ from trainer.cli.one_process import worker
 from trainer.cli.planned_run import PlannedRun
 from trainer.cli.results import evaluate, export
 from trainer.cli.start import resume_run, start_run
-from trainer.cli.train_options import TrainOptions, takes_train_options
+from trainer.cli.train_options import TrainOptions
 from trainer.exits import fail
 from trainer.parallel.launch import end_with_parent, is_launched, is_under_accelerate, leave_group
 from trainer.process import clear_leftover_variables, feature_cache, work_offline
@@ -40,7 +41,7 @@ app = typer.Typer(
 
 
 @app.callback(invoke_without_command=True)
-@takes_train_options
+@takes(TrainOptions)
 def train(context: typer.Context, options: TrainOptions) -> None:
     """Train LISA on ReasonSeg data, with the advisor's plan or a plan file, and your settings."""
     if context.invoked_subcommand not in ("convert", "export"):  # which may use the hub

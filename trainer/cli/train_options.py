@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
 
@@ -94,25 +92,3 @@ class TrainOptions:
         given = {"minutes": self.save_minutes, "steps": self.save_steps, "checkpoints": self.keep,
                  "wait_minutes": self.wait_minutes}  # fmt: skip
         return {name: value for name, value in given.items() if value is not None}
-
-
-def takes_train_options(
-    command: Callable[[typer.Context, TrainOptions], None],
-) -> Callable[..., None]:
-    """Give a command one parameter for each field of TrainOptions: typer reads the signature."""
-    hints = get_type_hints(TrainOptions, include_extras=True)
-    parameters = [inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY,
-                                    annotation=typer.Context)]  # fmt: skip
-    parameters += [
-        inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=one.default,
-                          annotation=hints[one.name])
-        for one in fields(TrainOptions)
-    ]  # fmt: skip
-
-    def called(*, context: typer.Context, **given: Any) -> None:
-        command(context, TrainOptions(**given))
-
-    called.__doc__, called.__name__ = command.__doc__, command.__name__
-    called.__annotations__ = {one.name: one.annotation for one in parameters}
-    called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    return called

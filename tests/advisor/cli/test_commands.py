@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from advisor import doctor
 from advisor.cli.main import app
 from advisor.doctor import examine, report
-from advisor.machine.probe import Gpu, Machine
+from advisor.machine.gpu import Gpu, Machine
 from profiles.sizes import GIB
 from profiles.tested import read_table, user_table_path
 from tests.conftest import tiny_plan

@@ -14,7 +14,9 @@ from advisor import doctor
 from advisor.choice.search import _as_told
 from advisor.cli.main import app
 from advisor.machine.budget import margin_for
-from advisor.machine.probe import VGPU_NAME, Gpu, Machine, probe
+from advisor.machine.gpu import Gpu, Machine
+from advisor.machine.nvml import VGPU_NAME
+from advisor.machine.probe import probe
 from advisor.machine.target import Target
 from advisor.memory.forecast import _verdict
 from advisor.preflight import advise

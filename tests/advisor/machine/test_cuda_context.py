@@ -9,7 +9,7 @@ import pytest
 
 from advisor.machine import cuda_context as context
 from advisor.machine.cuda_context import HOPPER, OTHERS, context_of, measure_context
-from advisor.machine.probe import Gpu, Machine
+from advisor.machine.gpu import Gpu, Machine
 from profiles.measurement import Measurement
 from profiles.plan import Plan
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from advisor.machine.budget import budget_of
-from advisor.machine.probe import Machine, probe
+from advisor.machine.gpu import Machine
+from advisor.machine.probe import probe
 from tests.advisor import fake_nvml
 from tests.advisor.fake_nvml import GIB, Card, install
 

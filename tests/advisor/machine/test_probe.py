@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from advisor.machine import probe as probe_module
-from advisor.machine.probe import Machine, _other_vendors, probe
+from advisor.machine.gpu import Machine
+from advisor.machine.probe import _other_vendors, probe
 from profiles.environment import usable_cores
 from tests.advisor import fake_nvml
 from tests.advisor.fake_nvml import GIB, Card, install

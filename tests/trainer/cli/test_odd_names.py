@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from advisor.machine.probe import Machine
+from advisor.machine.gpu import Machine
 from advisor.request import Request, command_of
 from profiles.tested import shipped_table
 from profiles.text import argument
@@ -87,7 +87,7 @@ def test_a_run_of_any_name_is_gone_on_with(
     (folder / "plan.json").write_text("{}")
     Started(data, tmp_path, {}, Keeping()).write(folder)
     refused = CliRunner().invoke(cli.app, [f"--output-dir={name}", "--data-dir", str(data)])
-    again = re.search(r"or (lisa-train --resume .*) continues with", refused.output, re.DOTALL)
+    again = re.search(r"or (lisa-train --resume .*) continues the run", refused.output, re.DOTALL)
     assert refused.exit_code == 2 and again, refused.output
     ends = {"before": {}, "after": {}, "epochs": 1, "steps": 1}
     (folder / "summary.json").write_text(json.dumps(ends))

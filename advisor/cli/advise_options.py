@@ -1,0 +1,99 @@
+"""The options of a bare `lisa-advise`, as one object."""
+
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from advisor.cli.options import (
+    PLOT_SUFFIXES,
+    Card,
+    DataDir,
+    Json,
+    Settings,
+    SkipBroken,
+    System,
+    Text,
+    Vram,
+    must_be_writable,
+    parse_size,
+)
+from profiles.exits import fail
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdviseOptions:
+    """The options of `lisa-advise`, in the order of its help."""
+
+    model: Annotated[
+        Text,
+        typer.Option(help="Size: tiny, 7b, 7b-v1, 13b or 13b-v1. Default: one that fits."),
+    ] = None
+    settings: Settings = None
+    weights: Annotated[
+        Text, typer.Option(metavar="FOLDER", help="Model folder of lisa-train convert, or random.")
+    ] = None
+    lora_r: Annotated[
+        int | None, typer.Option("--lora-r", min=1, max=256, help="Set LoRA's rank.")
+    ] = None
+    no_quantization: Annotated[
+        bool, typer.Option("--no-quantization", help="Keep the base weights as published.")
+    ] = False
+    gpu: Card = None
+    vram: Vram = None
+    system: System = None
+    data_dir: DataDir = None
+    skip_broken: SkipBroken = None
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Also run three steps of the plan on this GPU.")
+    ] = False
+    emulate_vram: Annotated[
+        int | None,
+        typer.Option(
+            metavar="SIZE", parser=parse_size, help="Try a smaller card's plan here, under its cap."
+        ),
+    ] = None
+    save: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the plan, if it fits, to FILE.")
+    ] = None
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw one step's memory as a picture.")
+    ] = None
+    explain: Annotated[
+        Text, typer.Option(metavar="COMPONENT", help="Explain a part of the memory and exit.")
+    ] = None
+    as_json: Json = False
+    svg: Annotated[Path | None, typer.Option(metavar="FILE", hidden=True)] = None
+
+    @property
+    def any_given(self) -> bool:
+        """Whether any option was given at all."""
+        return any(astuple(self))
+
+    def assignments(self) -> list[str]:
+        """The settings of --set and those that short options stand for; alpha follows the rank."""
+        found = list(self.settings or ())
+        if self.weights is not None:
+            found.append(f"weights={self.weights}")
+        if self.lora_r:
+            found += [f"lora.rank={self.lora_r}", f"lora.alpha={2 * self.lora_r}"]
+        return found + (["quantization=none"] if self.no_quantization else [])
+
+    def check(self) -> None:
+        """End with exit code 2 where options contradict each other or name what cannot be written.
+
+        Before the work, not after it.
+        """
+        named = self.vram or self.gpu
+        if self.emulate_vram is not None and named:
+            fail("--emulate-vram gives the card's size already; leave out --vram and --gpu")
+        if self.measure and named:
+            fail("--measure needs a card here; --emulate-vram SIZE tries the plan of a smaller one")
+        for path in (self.save, self.plot):
+            must_be_writable(path)
+        if self.plot is not None and self.plot.suffix.lower() not in PLOT_SUFFIXES:
+            endings = ", ".join(PLOT_SUFFIXES)
+            fail(f"--plot: got {self.plot.name}; the name must end in one of {endings}")
