@@ -88,7 +88,7 @@ def test_a_run_of_any_name_is_gone_on_with(
     (folder / "plan.json").write_text("{}")
     Started(data, tmp_path, {}, Keeping()).write(folder)
     refused = CliRunner().invoke(cli.app, [f"--output-dir={name}", "--data-dir", str(data)])
-    again = re.search(r"or (lisa-train --resume .*) continues with", refused.output, re.DOTALL)
+    again = re.search(r"or (lisa-train --resume .*) continues the run", refused.output, re.DOTALL)
     assert refused.exit_code == 2 and again, refused.output
     ends = {"before": {}, "after": {}, "epochs": 1, "steps": 1}
     (folder / "summary.json").write_text(json.dumps(ends))
@@ -130,7 +130,7 @@ def test_every_printed_command_quotes_what_it_names() -> None:
     # Of this project's own, or quoted where they are put together.
     own = {"model", "plan.model", "options", "rest", "needed", "question.target.options", "longest",
            "self.name", "' '.join(self.sources)"}  # fmt: skip
-    quoted_before = {("question.py", "folder"), ("console.py", "folder")}
+    quoted_before = {("request.py", "folder"), ("console.py", "folder")}
     found = {
         (path.name, value)
         for package in ("advisor", "profiles", "trainer")
