@@ -401,7 +401,8 @@ def test_draws_depend_on_seed_epoch_and_index_alone(mixed: MixedSets) -> None:
             ranks.append(DataLoader(samples, batch_sampler=sampler, num_workers=workers,
                                     collate_fn=list))  # fmt: skip
         return sorted(
-            (s.name, tuple(s.encoded.input_ids), s.targets.tobytes(), *(float(one.sum()) for one in s.inputs["clip"].values()))
+            (s.name, tuple(s.encoded.input_ids), s.targets.tobytes(),
+             *(float(one.sum()) for one in s.inputs["clip"].values()))
             for loader in ranks for batch in loader for s in batch
         )  # fmt: skip
 
