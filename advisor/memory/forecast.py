@@ -185,12 +185,9 @@ def interpret(
     pinned = plan.host_embeddings or plan.host_layers > 0
     process = pool + context.bytes(pinned)
     host = _host_bytes(measurement)
-    errors = json.loads(ERRORS_FILE.read_text(encoding="utf-8")) if ERRORS_FILE.exists() else {}
     segments = "expandable segments" if expandable else "whole segments"
     kind = "answering" if answering else "compiled" if plan.compile else segments
-    if plan.dtype != "bf16":
-        unmeasured = f"no measured row computes in {plan.dtype}"
-        errors = {kind: dict.fromkeys(get_args(TierName), unmeasured)}
+    errors = _measured_errors(plan, kind)
     figures: tuple[tuple[TierName, int, str], ...] = (
         ("tensors", tensors, "as the allocator counts them (max_memory_allocated)"),
         ("pool", pool, f"allocator replayed, {segments}"),
@@ -198,7 +195,7 @@ def interpret(
         ("host", host, "resident set: libraries, what lives on the host, batches"),
     )
     tiers = tuple(
-        Tier(name=name, bytes=size, source=source, error=errors.get(kind, {}).get(name, ""))
+        Tier(name=name, bytes=size, source=source, error=errors.get(name, ""))
         for name, size, source in figures
     )
     margin_bytes = margin_for(plan, pool, margin_bytes)
@@ -227,6 +224,16 @@ def interpret(
         assumed=measurement.assumed,
         versions=measurement.versions,
     )
+
+
+def _measured_errors(plan: Plan, kind: str) -> dict[str, str]:
+    """How far forecasts of that kind were off, in words, by tier."""
+    if plan.dtype != "bf16":
+        return dict.fromkeys(get_args(TierName), f"no measured row computes in {plan.dtype}")
+    if not ERRORS_FILE.exists():
+        return {}
+    errors: dict[str, dict[str, str]] = json.loads(ERRORS_FILE.read_text(encoding="utf-8"))
+    return errors.get(kind, {})
 
 
 def _verdict(
