@@ -225,7 +225,10 @@ def test_names_of_older_transformers_and_of_llama_alone_are_known(prefix: str) -
         ({"target_modules": r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj)"},
          "16 tensors are of nothing that the plan trains: .*k_proj.*lora.targets=attention"),
         ({"target_modules": r".*language_model.*\.q_proj"}, "8 factors of lora.targets=qv are mis"),
-        ({"target_modules": ["q_proj", "v_proj"]}, r"\d+ tensors adapt the vision encoder, which is frozen here"),
+        (
+            {"target_modules": ["q_proj", "v_proj"]},
+            r"\d+ tensors adapt the vision encoder, which is frozen here",
+        ),
         ({"modules_to_save": ["lm_head"]}, "1 tensors are of nothing .*lm_head"),
         ({"trainable_token_indices": {"embed_tokens": [5]}}, r"indices: got \[5\]; the new tokens"),
         ({"init_lora_weights": "olora"}, "init_lora_weights: got 'olora'; it changed the base"),
