@@ -146,8 +146,8 @@ def out_of_memory(case: Case) -> int:
     if any("ran out" in text for text in case.befallen):
         return kill(case)
     module, name, most = case.rng.choice((
-        ("step", "accumulate", 8), ("step", "update", 8), ("loop", "predict", 9),
-        ("loop", "build", 1), ("loop", "prepare_caches", 1),
+        ("step", "accumulate", 8), ("step", "update", 8), ("run.validation", "predict", 9),
+        ("run.run", "build", 1), ("run.run", "prepare_caches", 1),
     ))  # fmt: skip
     number = case.rng.randint(1, most)
     case.befallen.append(f"{name} ran out of memory at call {number}")

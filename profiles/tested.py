@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime
 import errno
 import gc
-import marshal
 import os
 import stat
 import sys
@@ -28,6 +27,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import to_json
 
 from profiles.files import read_regular
 from profiles.findings import Finding
@@ -107,10 +107,9 @@ class TestedRow(Frozen):
         if info.context is None:
             _ = self.plan  # raises PlanError, a ValueError
             return self
-        # Many rows of a file have the same plan, and parsing it takes the most time. Version 2 of
-        # marshal writes what is equal alike; repr takes five times as long.
+        # Many rows of a file have the same plan, and parsing it takes the most time.
         plans: Plans = info.context
-        key = own["model"], marshal.dumps(own["settings"], 2)
+        key = own["model"], to_json(own["settings"])
         if key not in plans:
             plans[key] = self.plan, own["settings"], self.__pydantic_fields_set__
         # Rows of their own settings and set of given fields take 6 KB each, and time to get it.

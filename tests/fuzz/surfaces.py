@@ -63,7 +63,7 @@ from trainer.run import out_of_memory as recovery
 from trainer.run import start_from_adapter as starting
 from trainer.run.checkpoint import CheckpointError
 from trainer.run.data_digests import check_data as check_same
-from trainer.run.folder import STATE
+from trainer.run.folder import STATE as STATE_TENSORS
 from trainer.run.folder import TRAINED as TENSORS
 from trainer.run.start_from_adapter import AdapterError
 from trainer.run.started import CannotResume, Started
@@ -578,7 +578,7 @@ def feed_adapter(case: tuple[bytes, bytes], folder: Path) -> bool:
     return starting.fitting_tensors(folder, plan, model, []).keys() == set(map(from_adapter, sound))
 
 
-MANIFEST: dict[str, Any] = {TENSORS: "0" * 64, STATE: "0" * 64}
+MANIFEST: dict[str, Any] = {TENSORS: "0" * 64, STATE_TENSORS: "0" * 64}
 STATE: dict[str, Any] = {
     "step": 3, "best": 0.5, "metrics": None, "records": 10,
     "optimizer": {"state": {"0": {"exp_avg": {"tensor": "a"}}}, "param_groups": [{"lr": 1e-3}]},
@@ -613,7 +613,7 @@ def of_a_run(draw: Draw) -> tuple[str, bytes]:
 def feed_run(case: tuple[str, bytes], folder: Path) -> bool:
     name, data = case
     (folder / TENSORS).write_bytes(TRAINED)
-    (folder / STATE).write_bytes(save({"a": FEATURES}))
+    (folder / STATE_TENSORS).write_bytes(save({"a": FEATURES}))
     (folder / name).write_bytes(data)
     if name == "manifest.json":
         return checkpoint.damage(folder) == ""
@@ -772,7 +772,7 @@ def feed_source(case: tuple[str, bytes], folder: Path) -> bool:
     json.dumps(report.sources)
     needed = {here: published()[there].shape for here, there in PUBLISHED.items()}
     choose([source], needed, "tiny", report)
-    convert_tokenizer(folder, folder / "converted.json", 4096)
+    convert_tokenizer(folder, folder / "converted.json", 4096, FAMILY.tokenizer.new_tokens)
     return bool(report.used)
 
 

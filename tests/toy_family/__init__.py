@@ -25,3 +25,18 @@ def register() -> None:
     from profiles.families.toy import TOY
 
     models()["toy"] = TOY
+
+
+def forget() -> None:
+    """Undo `register`, for the tests that come after in the same process."""
+    import sys
+
+    import profiles.families
+    import trainer.model.families
+    from profiles.models import models
+
+    models().pop("toy", None)
+    for package in (profiles.families, trainer.model.families):
+        package.__path__[:] = [path for path in package.__path__ if not path.startswith(str(HERE))]
+    for name in [name for name in sys.modules if ".families.toy" in name]:
+        del sys.modules[name]

@@ -43,6 +43,7 @@ BEFORE = Path(__file__).parent / "before_peft"  # a run and an export of 0.1.0 b
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_our_forward_pass_is_pefts(dropout: float) -> None:
+    torch.manual_seed(0)
     config = peft_config(Lora(rank=4, alpha=12, dropout=dropout, targets="qv"), Lisa.decoder_at)
     base = nn.Linear(32, 24, bias=False)
     pair: list[Any] = [kind(base, NAME, config=config, r=4, lora_alpha=12)
@@ -59,7 +60,7 @@ def test_our_forward_pass_is_pefts(dropout: float) -> None:
     torch.testing.assert_close(*outputs)
     for factor in ("lora_A", "lora_B"):
         ours, theirs = (getattr(layer, factor)[NAME].weight.grad for layer in pair)
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
     pair[0].enable_adapters(False)  # PEFT's switches work on it
     assert torch.equal(pair[0](x), base(x))
 
@@ -228,7 +229,8 @@ def test_names_of_older_transformers_and_of_llama_alone_are_known(prefix: str) -
         ({"target_modules": r".*language_model.*\.q_proj"}, "8 factors of lora.targets=qv are mis"),
         ({"target_modules": ["q_proj", "v_proj"]},
          r"\d+ tensors adapt the vision encoder, which is frozen here"),
-        ({"modules_to_save": ["lm_head"]}, "1 tensors are of nothing .*lm_head"),
+        ({"modules_to_save": ["lm_head"]},
+         "1 tensors belong to no part that the plan trains: .*lm_head"),
         ({"trainable_token_indices": {"embed_tokens": [5]}}, r"indices: got \[5\]; the new tokens"),
         ({"init_lora_weights": "olora"}, "init_lora_weights: got 'olora'; it changed the base"),
         ({"wider": 64}, "another size than model tiny: .* has shape .4, 256., here .4, 192."),

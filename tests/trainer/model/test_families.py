@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +32,6 @@ from trainer.rehearse.fake import fake_answer, watch
 from trainer.run.feature_caches import prepare_caches
 from trainer.step import make_optimizer, training_step
 
-toy_family.register()
 CPU = torch.device("cpu")
 TOY = {
     "model": "toy", "weights": "random", "device": "cpu", "dtype": "fp32", "quantization": "nf4",
@@ -40,6 +40,14 @@ TOY = {
     "schedule": {"learning_rate": 1e-2, "warmup_steps": 0, "epochs": 1},
     "tokens": {"max_new_tokens": 4},
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def the_toy_is_known() -> Iterator[None]:
+    """In these tests alone: others list the families and sizes that there are."""
+    toy_family.register()
+    yield
+    toy_family.forget()
 
 
 def toy_plan(**settings: object) -> Plan:

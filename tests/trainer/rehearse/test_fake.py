@@ -99,7 +99,7 @@ def test_layers_that_differ_are_not_taken_for_alike(monkeypatch: pytest.MonkeyPa
         extra = [torch.zeros(1000)] * 2 if len(calls) > 2 else []
         return segmentation_model.run_layer(layer, hidden, rope) + 0 * len(extra)
 
-    def planned(self: Any, *_: Any) -> None:
+    def planned(self: Any, *_: Any, **named: Any) -> None:
         self.runs = [other] * len(self.decoder_layers)
 
     monkeypatch.setattr(segmentation_model.SegmentationModel, "plan_layers", planned)
