@@ -11,10 +11,12 @@ import gc
 import os
 import sys
 from array import array
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
 from profiles.environment import ALLOCATOR_VARIABLES
+from profiles.measurement import Measurement, Timeline
 from profiles.plan import Plan
 from profiles.sizes import GIB
 from profiles.streams import tell
@@ -24,10 +26,27 @@ from trainer.rehearse.worst_sample import worst_sample
 
 def main() -> None:
     """Entry point of the child process: one JSON document on stdout."""
+    arguments = _parser().parse_args()
+    plan = Plan.read(arguments.plan)
+    if plan.allocator:
+        os.environ.update(dict.fromkeys(ALLOCATOR_VARIABLES, plan.allocator))
+    out = sys.stdout
+    sys.stdout = sys.stderr  # whatever a library prints, stdout holds one document
+    if arguments.data_dir:
+        _take_the_worst_sample(plan, arguments)
+    measurement = _faked(plan, arguments) if arguments.fake else _rehearsed(plan, arguments)
+    print(measurement.model_dump_json(), file=out, flush=True)
+    if arguments.fake:
+        os._exit(0)  # taking thousands of fake tensors down one by one takes a second
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("plan", type=Path)
     parser.add_argument("--cap-gib", type=float, help="limit on the process's tensors")
-    parser.add_argument("--text-tokens", default="96", help="of a sample: N, or LEAST:MOST")
+    parser.add_argument(
+        "--text-tokens", type=_least_and_most, default="96", help="of a sample: N, or LEAST:MOST"
+    )
     parser.add_argument("--masks", type=int, help="[SEG] tokens of a sample, 1 by default")
     parser.add_argument("--answer-tokens", type=int, help="supervised ones of a sample")
     parser.add_argument("--data-dir", type=Path, help="take all three from this data set")
@@ -38,62 +57,71 @@ def main() -> None:
     parser.add_argument("--events", type=Path, help="with --fake: write (block, bytes) as int64")
     parser.add_argument("--timeline", type=Path, help="with --fake: write one step by component")
     parser.add_argument("--compute-capability", default="8.6", help="of the card, with --fake")
-    arguments = parser.parse_args()
-    plan = Plan.read(arguments.plan)
-    if plan.allocator:
-        os.environ.update(dict.fromkeys(ALLOCATOR_VARIABLES, plan.allocator))
-    least, _, most = arguments.text_tokens.partition(":")
+    return parser
+
+
+def _least_and_most(text: str) -> tuple[int, int]:
+    least, _, most = text.partition(":")
+    return int(least), int(most or least)
+
+
+def _take_the_worst_sample(plan: Plan, arguments: argparse.Namespace) -> None:
+    """Text, masks and supervised tokens of the data set's largest sample; given ones stay."""
+    from trainer.data.findings import DataError
+
+    try:
+        worst = worst_sample(plan, arguments.data_dir)
+    except DataError as error:
+        tell(f"error: {error}")
+        raise SystemExit(2) from None
+    arguments.text_tokens = worst.text_tokens, worst.text_tokens
+    arguments.masks = arguments.masks or worst.masks
+    arguments.answer_tokens = arguments.answer_tokens or worst.answer_tokens
+
+
+def _faked(plan: Plan, arguments: argparse.Namespace) -> Measurement:
+    """The rehearsal without a GPU; writes --events and --timeline."""
+    gc.disable()  # a process of seconds, and imports make a million objects
+    from trainer.rehearse.fake import cannot_forecast, fake_answer, fake_rehearsal
+    from trainer.rehearse.memory_trace import Unforeseen
+    from trainer.rehearse.repeated_layers import NotAlike
+
+    major, _, minor = arguments.compute_capability.partition(".")
+    capability = int(major), int(minor or 0)
+    text, masks, file = arguments.text_tokens[1], arguments.masks or 1, arguments.timeline
+
+    def write_timeline(line: Timeline) -> None:
+        file.write_text(line.model_dump_json(), encoding="utf-8")
+
+    events: Sequence[tuple[int, int]] = ()
+    try:
+        if arguments.answer:
+            measurement, events = fake_answer(plan, text, capability, tell_phase)
+        else:
+            measurement, events = fake_rehearsal(
+                plan, text, masks, capability, tell_phase,
+                write_timeline if file else None, arguments.answer_tokens,
+            )  # fmt: skip
+    except (Unforeseen, NotAlike) as error:
+        measurement = cannot_forecast(plan, text, masks, str(error))
+    if arguments.events:
+        arguments.events.write_bytes(array("q", chain.from_iterable(events)).tobytes())
+    return measurement
+
+
+def _rehearsed(plan: Plan, arguments: argparse.Namespace) -> Measurement:
+    """The rehearsal on this machine's GPU."""
+    from trainer.process import try_segments
+
+    try:
+        try_segments(plan)
+    except ValueError as error:
+        raise SystemExit(f"error: {' '.join(str(error).split())}") from None
     cap = None if arguments.cap_gib is None else round(arguments.cap_gib * GIB)
-    out = sys.stdout
-    sys.stdout = sys.stderr  # whatever a library prints, stdout holds one document
-    text = int(least), int(most or least)
-    masks, answers = arguments.masks, arguments.answer_tokens
-    if arguments.data_dir:
-        from trainer.data.findings import DataError
-
-        try:
-            worst = worst_sample(plan, arguments.data_dir)
-        except DataError as error:
-            tell(f"error: {error}")
-            raise SystemExit(2) from None
-        text = (worst.text_tokens,) * 2
-        masks, answers = masks or worst.masks, answers or worst.answer_tokens
-    masks = masks or 1
-    if arguments.fake:
-        gc.disable()  # a process of seconds, and imports make a million objects
-        from trainer.rehearse.fake import cannot_forecast, fake_answer, fake_rehearsal
-        from trainer.rehearse.memory_trace import Unforeseen
-        from trainer.rehearse.repeated_layers import NotAlike
-
-        major, _, minor = arguments.compute_capability.partition(".")
-        capability = int(major), int(minor or 0)
-        try:
-            file = arguments.timeline
-            if arguments.answer:
-                measurement, events = fake_answer(plan, text[1], capability, tell_phase)
-            else:
-                measurement, events = fake_rehearsal(
-                    plan, text[1], masks, capability, tell_phase,
-                    (lambda line: file.write_text(line.model_dump_json(), encoding="utf-8"))
-                    if file else None,
-                    answers,
-                )  # fmt: skip
-        except (Unforeseen, NotAlike) as error:
-            measurement, events = cannot_forecast(plan, text[1], masks, str(error)), []
-        if arguments.events:
-            arguments.events.write_bytes(array("q", chain.from_iterable(events)).tobytes())
-    else:
-        from trainer.process import try_segments
-
-        try:
-            try_segments(plan)
-        except ValueError as error:
-            raise SystemExit(f"error: {' '.join(str(error).split())}") from None
-        options = masks, arguments.steps, arguments.save, answers
-        measurement = rehearse(plan, cap, text, *options)
-    print(measurement.model_dump_json(), file=out, flush=True)
-    if arguments.fake:
-        os._exit(0)  # taking thousands of fake tensors down one by one takes a second
+    return rehearse(
+        plan, cap, arguments.text_tokens, arguments.masks or 1, arguments.steps, arguments.save,
+        arguments.answer_tokens,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -170,13 +170,20 @@ def rehearse(
     if verdict == "FITS" and peaks.reserved > free:
         verdict = "SPILLS"
         facts["error"] = f"took {peaks.reserved} bytes where {free} were free"
-    facts["load_peak_bytes"] = peaks.allocated.get("load")
-    facts["phases"] = {name: peak for name, peak in peaks.allocated.items() if name != "load"}
-    facts["peak_allocated_bytes"] = max(facts["phases"].values(), default=None)
-    facts["peak_reserved_bytes"] = peaks.reserved
-    facts["process_bytes"] = _nvml_used()
-    facts["host_bytes"] = _peak_resident()
-    return Measurement(verdict=verdict, **facts)
+    return Measurement(verdict=verdict, **facts, **_taken(peaks))
+
+
+def _taken(peaks: PhasePeaks) -> dict[str, Any]:
+    """What the phases took at their peaks, and the process on the card and in host memory."""
+    phases = {name: peak for name, peak in peaks.allocated.items() if name != "load"}
+    return {
+        "load_peak_bytes": peaks.allocated.get("load"),
+        "phases": phases,
+        "peak_allocated_bytes": max(phases.values(), default=None),
+        "peak_reserved_bytes": peaks.reserved,
+        "process_bytes": _nvml_used(),
+        "host_bytes": _peak_resident(),
+    }
 
 
 def tell_phase(phase: str) -> None:
