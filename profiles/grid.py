@@ -61,7 +61,7 @@ def estimate(plan: Plan, text_tokens: int) -> Estimate | None:
     None where the grid does not reach: several processes, adapters, trained parts or other
     settings that may need more than the usual ones, a longer text, a larger micro-batch.
     """
-    model = _model_in_grid(plan)
+    model = _model_in_grid(plan.model)
     if model is None or plan.processes > 1 or not needs_no_more(plan, _usual(plan, model)):
         return None
     return _between(plan, model, text_tokens)
@@ -72,7 +72,7 @@ def nearest(plan: Plan, text_tokens: int) -> Estimate | None:
 
     A first guess where `estimate` has nothing; it may be above or below what the plan takes.
     """
-    model = _model_in_grid(plan)
+    model = _model_in_grid(plan.model)
     text = min(text_tokens, TEXT_TOKENS[-1])
     return None if model is None else _between(plan, model, text)
 
@@ -99,16 +99,17 @@ def _between(plan: Plan, model: str, text_tokens: int) -> Estimate | None:
             for (m, a), (t, b), (r, c) in product(_ends(micro), _ends(text), _ends(relief))
         ]
 
-    def mixed(relief: _Place, column: str) -> float:
-        return sum(share * corner[column] for corner, share in corners(relief))
+    def mixed(near: list[tuple[dict[str, Any], float]], column: str) -> float:
+        return sum(share * corner[column] for corner, share in near)
 
-    tensors = mixed(on_card, "tensors_bytes")
+    card = corners(on_card)
+    tensors = mixed(card, "tensors_bytes")
     # The pool's fragmentation is not linear: the worst of the corners is used.
-    pool = tensors * max(c["pool_bytes"] / c["tensors_bytes"] for c, _ in corners(on_card))
+    pool = tensors * max(corner["pool_bytes"] / corner["tensors_bytes"] for corner, _ in card)
     if "expandable_segments:True" not in plan.allocator:
         pool *= WHOLE_SEGMENTS
-    less = mixed(on_card, "compiled_less_bytes") if plan.compile else 0.0
-    host = mixed(on_host, "host_bytes")
+    less = mixed(card, "compiled_less_bytes") if plan.compile else 0.0
+    host = mixed(corners(on_host), "host_bytes")
     pool = max(pool - less, caching_bytes(plan))
     return Estimate(round(tensors - less), round(pool), round(host))
 
@@ -118,10 +119,11 @@ def caching_bytes(plan: Plan) -> int:
     return CACHING_POOL_BYTES if "mask" in plan.cached_encoders and not plan.profile.packaged else 0
 
 
-def _model_in_grid(plan: Plan) -> str | None:
-    """The model whose corners are used for the plan: its own size, or a larger one."""
-    known = dict.fromkeys(key[0] for key in _corners())
-    return next((name for name in known if plan.profile.needs_no_more(model_profile(name))), None)
+@cache
+def _model_in_grid(name: str) -> str | None:
+    """The model whose corners are used for plans of the one called `name`: it, or a larger one."""
+    profile, known = model_profile(name), dict.fromkeys(key[0] for key in _corners())
+    return next((other for other in known if profile.needs_no_more(model_profile(other))), None)
 
 
 def _usual(plan: Plan, model: str) -> Plan:

@@ -52,12 +52,14 @@ def _how_to_resume(folder: Path) -> str:
 
 def _prepare_and_train(run: PlannedRun) -> None:
     from trainer.parallel.launch import is_main, must_start_processes, start_processes
-    from trainer.run.out_of_memory import OutOfMemory, replace_process
-    from trainer.run.resume import resumable
 
     for name, value in run.started.environment.items():
         os.environ.setdefault(name, value)  # which card, and the allocator, before torch
-    data = read_data(run)  # bad data is reported once, not by every process
+    # Bad data is reported once, not by every process, and before torch takes seconds to import.
+    data = read_data(run)
+    from trainer.run.out_of_memory import OutOfMemory, replace_process
+    from trainer.run.resume import resumable
+
     checkpoint = None
     if is_main():
         run, checkpoint = _checked(run, data)
@@ -114,10 +116,11 @@ def resume_run(
     NothingSmaller, Held.
     """
     from trainer.parallel.launch import is_main
-    from trainer.run.out_of_memory import remove_unfinished
     from trainer.run.started import Started
 
     Started.read(folder)  # refuse a folder that holds no run, and leave it unchanged
+    from trainer.run.out_of_memory import remove_unfinished
+
     with held(folder) if is_main() else nullcontext():
         if is_main():
             sweep(folder, FILES)
