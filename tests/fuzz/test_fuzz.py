@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from tests.fuzz.shown import SURFACES
 from tests.fuzz.surfaces import Surface
 
-SAMPLE = 40
+SAMPLE = 25
 QUICK = [surface for surface in SURFACES if surface.name != "largest pictures"]
 named = pytest.mark.parametrize("surface", QUICK, ids=lambda surface: surface.name)
 
