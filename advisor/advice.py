@@ -13,12 +13,15 @@ from advisor.memory.forecast import Forecast
 from advisor.request import (
     Request,
 )
+from profiles.exits import EXIT_FAILED, EXIT_UNKNOWN
 from profiles.findings import Finding
 from profiles.plan import Plan
 from profiles.records import Frozen
 from profiles.tested import Verdict
 
-EXIT_CODES: dict[Verdict, int] = {"FITS": 0, "TIGHT": 0, "OOM": 1, "SPILLS": 1, "UNKNOWN": 3}
+EXIT_CODES: dict[Verdict, int] = {
+    "FITS": 0, "TIGHT": 0, "OOM": EXIT_FAILED, "SPILLS": EXIT_FAILED, "UNKNOWN": EXIT_UNKNOWN,
+}  # fmt: skip
 
 
 class Advice(Frozen):

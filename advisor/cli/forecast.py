@@ -19,7 +19,7 @@ from advisor.cli.options import (
     named_card,
     parse_capability,
 )
-from profiles.exits import EXIT_FAILED, fail
+from profiles.exits import EXIT_FAILED, EXIT_UNKNOWN, fail
 from profiles.streams import say, tell
 
 if TYPE_CHECKING:
@@ -159,4 +159,4 @@ def check_command(
     else:
         name = f"{found.plan.model} {found.plan.content_hash}"
         say(f"{verdict}  {name} on {card}: {found.reason}")
-    raise typer.Exit({"FITS": 0, "UNKNOWN": 3}.get(verdict, 1))
+    raise typer.Exit({"FITS": 0, "UNKNOWN": EXIT_UNKNOWN}.get(verdict, EXIT_FAILED))

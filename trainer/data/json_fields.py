@@ -1,4 +1,4 @@
-"""Reads JSON files of others, with limits and field by field."""
+"""JSON files from elsewhere, read with limits on their size and checked field by field."""
 
 from __future__ import annotations
 

@@ -168,7 +168,7 @@ def all_ended(processes: list[int]) -> bool:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl")
 def test_torchruns_hold_their_run_folder_and_leave_no_process(tmp_path: Path) -> None:
-    """A second one is told who holds the folder; the first one, killed, takes its processes along.
+    """A second one names the holder of the folder; killing the first ends its processes.
 
     The second may start its processes on another port, so it is refused for the folder alone.
     """
