@@ -25,7 +25,13 @@ from trainer.cli.results import evaluate, export
 from trainer.cli.start import resume_run, start_run
 from trainer.cli.train_options import TrainOptions
 from trainer.exits import fail
-from trainer.parallel.launch import end_with_parent, is_launched, is_under_accelerate, leave_group
+from trainer.parallel.launch import (
+    end_with_parent,
+    is_launched,
+    is_under_accelerate,
+    leave_group,
+    own_launcher,
+)
 from trainer.process import clear_leftover_variables, feature_cache, work_offline
 from trainer.run.folder import LATEST, new_run
 
@@ -214,7 +220,7 @@ def main() -> None:
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     clear_leftover_variables()
     if launched := is_launched(os.environ):
-        end_with_parent()
+        end_with_parent(parent=own_launcher(os.environ))
     elif is_under_accelerate():
         end_with_parent(signal.SIGTERM)  # saves, and ends the processes it has started
     try:

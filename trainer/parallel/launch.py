@@ -25,6 +25,7 @@ from profiles.plan import Plan
 SHUTDOWN_SECONDS = 10  # between asking the processes to stop and killing them
 
 RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")  # each a whole number
+LAUNCHER = "LISA_LAUNCHER"  # the process that started this group
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 _held: list[object] = []  # never freed, see `hold`
 
@@ -53,19 +54,26 @@ def without_leftovers(environment: MutableMapping[str, str]) -> list[str]:
     return [f"{name}={environment.pop(name)}" for name in names]
 
 
-def end_with_parent(by: signal.Signals | None = None) -> None:
+def end_with_parent(by: signal.Signals | None = None, parent: int | None = None) -> None:
     """Make Linux end this process when its launcher ends, for whatever reason.
 
     A launcher killed by SIGKILL cannot end its workers, which would train on beside the resumed
     run. The process is killed unless `by` names another signal. Uses prctl(2), PR_SET_PDEATHSIG;
-    other systems have no such call.
+    other systems have no such call. `parent` is the launcher's process id where it is known: it may
+    have ended while this process was still importing.
     """
     if sys.platform != "linux":
         return
-    parent = os.getppid()
+    parent = parent or os.getppid()
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, by or signal.SIGKILL)
     if os.getppid() != parent:  # the parent ended before the call
         os._exit(1)
+
+
+def own_launcher(environment: MutableMapping[str, str]) -> int | None:
+    """Process id of the `start_processes` that started this one; removed for its own children."""
+    known = environment.pop(LAUNCHER, "")
+    return int(known) if known.isdecimal() else None
 
 
 def is_under_accelerate() -> bool:
@@ -122,6 +130,7 @@ def start_processes(count: int, arguments: list[str]) -> int:
     for name in ("", ".agent.server.api"):
         logging.getLogger("torch.distributed.elastic" + name).setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads_for(usable_cores(), count)))
+    os.environ[LAUNCHER] = str(os.getpid())
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

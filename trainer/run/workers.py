@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,8 @@ class WorkerEnded(RuntimeError):
 
 def end_with_run(number: int) -> None:
     """Runs in each data worker: a forked one shares the run folder's lock and would keep it."""
-    end_with_parent()
+    parent = multiprocessing.parent_process()
+    end_with_parent(parent=parent.pid if parent else None)
 
 
 def without_traceback(loader: DataLoader[Any], run: Path) -> Iterator[Batch]:

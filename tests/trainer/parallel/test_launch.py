@@ -116,12 +116,16 @@ def test_a_leftover_rank_is_reported_and_the_command_speaks() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl")
-def test_workers_end_with_a_killed_launcher(tmp_path: Path) -> None:
-    """SIGKILL leaves a launcher no time to end them."""
-    script = (
-        "from trainer.parallel.launch import end_with_parent as e; e(); "
-        "open('ready' + os.environ['RANK'], 'w').close(); time.sleep(60)"
+@pytest.mark.parametrize("importing", [False, True])
+def test_workers_end_with_a_killed_launcher(importing: bool, tmp_path: Path) -> None:
+    """SIGKILL leaves a launcher no time to end them; they may not even have asked for their end."""
+    ready = "open('ready' + os.environ['RANK'], 'w').close(); "
+    ask = (
+        "from trainer.parallel.launch import end_with_parent as e, own_launcher as o; "
+        "e(parent=o(os.environ)); "
     )
+    late = "p = os.getppid()\nwhile os.getppid() == p: time.sleep(0.01)\n"
+    script = (ready + late + ask if importing else ask + ready) + "time.sleep(60)"
     parent = start(script, tmp_path)
     started = pids(tmp_path)
     while len(list(tmp_path.glob("ready*"))) < 2:
