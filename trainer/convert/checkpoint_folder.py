@@ -19,6 +19,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from profiles.files import read_regular
+from profiles.text import one_line
 from trainer.model.families import Family, NamesError
 from trainer.model.weights import WeightsError, fingerprint_of
 
@@ -30,6 +31,7 @@ STATE = re.compile(
     re.IGNORECASE,
 )
 SHOWN = 5  # of the files that are left out
+LETTERS = 255  # of a file's name: no system has longer ones
 WRAPPERS = ("model", "state_dict", "module")  # keys under which trainers save the tensors
 SHARD = re.compile(r"(.+-)(\d{5})(-of-)(\d{5})(\..+)")
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -166,7 +168,7 @@ def weights_files(folder: Path, tell: Callable[[str], None] = lambda line: None)
     whole = any(path.match(PICKLES[0]) for path in pickles)
     if not safe and not whole and inner:
         if len(inner) > 1:
-            names = ", ".join(f"{path.name}/" for path in inner)
+            names = ", ".join(f"{one_line(path.name)}/" for path in inner)
             raise WeightsError(f"{folder}: several folders hold weights: {names}; name one of them")
         tell(f"{folder}: reading the weights in its folder {inner[0].name}/")
         return weights_files(inner[0], tell) + pickles
@@ -180,7 +182,7 @@ def weights_files(folder: Path, tell: Callable[[str], None] = lambda line: None)
     if absent:
         raise WeightsError(
             f"{folder}: {len(absent)} of the checkpoint's files are not here: "
-            f"{', '.join(absent[:5])}; download the rest"
+            f"{', '.join(one_line(name[:LETTERS]) for name in absent[:SHOWN])}; download the rest"
         )
     if safe and pickles:
         tell(f"{folder}: reading the *.safetensors; skipped: {_short(pickles)}")
@@ -216,7 +218,7 @@ def _elsewhere(folder: Path) -> str:
 
 
 def _short(paths: list[Path]) -> str:
-    names = [path.name + "/" * path.is_dir() for path in paths[:SHOWN]]
+    names = [one_line(path.name) + "/" * path.is_dir() for path in paths[:SHOWN]]
     return ", ".join(names + ["…"] * (len(paths) > SHOWN))
 
 
@@ -240,7 +242,8 @@ def _expected(folder: Path, paths: list[Path]) -> set[str]:
         if index.name.startswith("."):
             continue
         listed = read_object(index).get("weight_map")
-        names |= set(map(str, listed.values())) if isinstance(listed, dict) else set()
+        named = listed.values() if isinstance(listed, dict) else ()
+        names |= {name for name in named if isinstance(name, str)}
     return names
 
 

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from profiles.plan import Plan
+from profiles.text import one_line
 
 RANDOM_BLOCK = 1 << 22  # values
 
@@ -99,7 +100,7 @@ class FolderWeights:
     def finish(self, used: Iterable[str]) -> None:
         left = sorted(set(self._owner) - {canonical_name(name) for name in used})
         if left:
-            shown = ", ".join(left[:5]) + (" …" if len(left) > 5 else "")
+            shown = ", ".join(map(one_line, left[:5])) + (" …" if len(left) > 5 else "")
             raise WeightsError(f"{self.folder}: {len(left)} tensors fit nothing: {shown}")
 
 

@@ -439,6 +439,11 @@ def test_all_shards_must_be_there(tmp_path: Path, truth: Tensors) -> None:
     (folders[0] / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(WeightsError, match="not here: other.safetensors"):
         made(folders, tmp_path / "out")
+    odd = json.dumps({"weight_map": {"a": "model.safetensors", "b": "\ud800\x1b[2J"}})
+    (folders[0] / "model.safetensors.index.json").write_text(odd)
+    with pytest.raises(WeightsError) as caught:  # must go into any log, and move no cursor
+        made(folders, tmp_path / "out")
+    assert r"not here: \ud800\u001b[2J;" in str(caught.value).encode().decode()
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
