@@ -32,6 +32,7 @@ from trainer.step import training_step
 
 pytestmark = pytest.mark.gpu
 CUDA = torch.device("cuda", 0)
+MOST_NOISE = 3e-3  # relative, of gradients of equal runs
 QUIET = Reporter(lambda text: None, lambda what, done, total: None)
 SEVEN = {
     "model": "7b", "weights": "random", "device": "cuda", "dtype": "bf16", "micro_batch": 2,
@@ -68,7 +69,8 @@ def difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
 def test_streamed_layers_give_the_gradients_of_resident_ones(quantization: str) -> None:
     """A copy that came late, or over a layer still in use, would change them.
 
-    Some kernels add up in no fixed order, so the yardstick is what two equal runs differ by.
+    Some kernels add up in no fixed order: on an H200 equal runs were the same bits or 8.7e-4 apart,
+    so a pair that is the same shows no noise. Another layer's weights would be far above either.
     """
     resident = gradients(quantization=quantization)
     noise = difference(resident, gradients(quantization=quantization))
@@ -77,7 +79,7 @@ def test_streamed_layers_give_the_gradients_of_resident_ones(quantization: str) 
         streamed = gradients(quantization=quantization, host_layers=count)
         found = difference(resident, streamed)
         print(f"{quantization}, {count} host layers: {found:.2e}, two equal runs {noise:.2e}")
-        assert found <= 3 * noise
+        assert found <= max(3 * noise, MOST_NOISE)
 
 
 def tiny_gradients(**settings: object) -> dict[str, Tensor]:
