@@ -50,8 +50,8 @@ def nothing_stays_announced() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def rehearsals_are_forked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All but those on a GPU, and those of a test that is about how they start (`real_start`)."""
-    if not {"real_start", "gpu"} & {mark.name for mark in request.node.iter_markers()}:
+    """All but those of a test that is about how they start, marked `real_start`."""
+    if request.node.get_closest_marker("real_start") is None:
         monkeypatch.setattr("advisor.rehearsal.python_module", started)
 
 
