@@ -10,7 +10,6 @@ import pytest
 
 from profiles.plan import Plan
 from profiles.skipping import VARIABLE
-from tests.commands import started
 
 ROOT = Path(__file__).parents[1]
 PHOTOS = ROOT / "tests" / "photos"
@@ -46,13 +45,6 @@ def nothing_stays_announced() -> Iterator[None]:
     os.environ.pop(VARIABLE, None)
     if before is not None:
         os.environ[VARIABLE] = before
-
-
-@pytest.fixture(autouse=True)
-def rehearsals_are_forked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All but those of a test that is about how they start, marked `real_start`."""
-    if request.node.get_closest_marker("real_start") is None:
-        monkeypatch.setattr("advisor.rehearsal.python_module", started)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

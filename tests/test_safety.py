@@ -344,7 +344,6 @@ def test_planted_modules_would_run_without_the_switch(strangers: Callable[[], li
     assert strangers()
 
 
-@pytest.mark.real_start
 def test_a_forecast_runs_no_code_of_the_folder(strangers: Callable[[], list[str]]) -> None:
     from advisor.rehearsal import rehearsed
 
