@@ -70,7 +70,7 @@ def test_streamed_layers_give_the_gradients_of_resident_ones(quantization: str) 
     """A copy that came late, or over a layer still in use, would change them.
 
     Some kernels add up in no fixed order: on an H200 equal runs were the same bits or 8.7e-4 apart,
-    so a pair that is the same shows no noise. Another layer's weights would be far above either.
+    so a pair that is the same shows no noise.
     """
     resident = gradients(quantization=quantization)
     noise = difference(resident, gradients(quantization=quantization))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,8 +22,7 @@ class WorkerEnded(RuntimeError):
 
 def end_with_run(number: int) -> None:
     """Runs in each data worker: a forked one shares the run folder's lock and would keep it."""
-    parent = multiprocessing.parent_process()
-    end_with_parent(parent=parent.pid if parent else None)
+    end_with_parent()
 
 
 def without_traceback(loader: DataLoader[Any], run: Path) -> Iterator[Batch]:
