@@ -33,6 +33,7 @@ from trainer.model.layers.decoder import (
     KeyValues,
     RunLayer,
     as_it_is,
+    attention_mask,
     compiled_layer,
     recompute_layer,
     run_layer,
@@ -228,14 +229,19 @@ class SegmentationModel(nn.Module, ABC):
         else:
             hidden = self.embedding(token[:, None]).to(self.dtype)
         positions = self.positions(batch, start, hidden.shape[1])
+        mask = None
+        if batch.blocks is not None and batch.places is not None:
+            positions = positions.expand(*positions.shape[:-2], *batch.places.shape)
+            positions = positions.gather(-1, batch.places.expand_as(positions))
+            mask = attention_mask(batch.blocks, hidden.dtype)
         rope = self.decoder.rotary_emb(hidden, positions)  # type: ignore[operator]
         for index, layer in enumerate(self.decoder_layers):
             number = self.host_numbers.get(index)
             if number is None or self.host_layers is None:
-                hidden = run(index)(layer, hidden, rope)
+                hidden = run(index)(layer, hidden, rope, mask)
             else:
                 self.host_layers.fetch(number, 1)
-                hidden = Gate.apply(run(index)(layer, hidden, rope), self.host_layers, number)
+                hidden = Gate.apply(run(index)(layer, hidden, rope, mask), self.host_layers, number)
             if index in fed:
                 hidden = hidden + fed[index]
         states: Tensor = self.decoder.norm(hidden)  # type: ignore[operator]

@@ -73,7 +73,7 @@ def made(
     accelerator = make_accelerator(plan, None)
     caches = prepare_caches(plan, images, folder or Path(), accelerator, SILENT)
     samples = SampleSet(items, plan, tokenizer, caches, training=False)
-    counts = [samples.encoded(0, n).image_tokens for n in range(len(samples))]
+    counts = [samples.encoded(n).image_tokens for n in range(len(samples))]
     other = next(n for n, count in enumerate(counts) if count != counts[0])
     batch = collate([samples[0], samples[other]], tokenizer)
     return build(plan, tokenizer, CPU, source or Uneven(plan.seed)), batch
