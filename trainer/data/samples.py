@@ -5,7 +5,6 @@ A sample's wording depends only on (seed, epoch, index), never on which worker o
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain, cycle, islice, pairwise
@@ -36,7 +35,8 @@ from trainer.model.tokenizer import ConversationTokenizer, TooLong
 from trainer.prompts import Turn
 
 COMPILED_LENGTH_STEP = 32  # tokens
-MASK_STEP = 8  # tokens: CUDA's attention copies a mask whose rows have another multiple, every time
+# CUDA's attention copies a mask whose rows have another multiple, in every layer.
+MASK_STEP = 8  # tokens
 
 
 class Visit(NamedTuple):
@@ -243,11 +243,14 @@ def length_step(plan: Plan) -> int:
 
     Compiled layers are compiled for every length that comes, so they get few.
     """
-    return COMPILED_LENGTH_STEP if plan.compile else 1
+    if plan.compile:
+        return COMPILED_LENGTH_STEP
+    return 1 if plan.questions_per_picture == 1 else MASK_STEP
 
 
-def padded(length: int, step: int) -> int:
-    """The multiple of `step` at or above `length`."""
+def padded_length(length: int, plan: Plan) -> int:
+    """The length of a micro-batch whose longest row has so many tokens."""
+    step = length_step(plan)
     return -(-length // step) * step
 
 
@@ -276,10 +279,8 @@ def batch_of(
 
     Padding counts to the prefix, which sees nothing behind itself.
     """
-    shared = any(row.starts for row in rows)
-    longest = padded(
-        max(len(row.input_ids) for row in rows), math.lcm(step, MASK_STEP * shared or 1)
-    )
+    longest = max(len(row.input_ids) for row in rows)
+    longest = -(-longest // step) * step
     ids = torch.full((len(rows), longest), tokenizer.pad_id)
     labels = torch.full_like(ids, IGNORE_LABEL)
     blocks, places = torch.zeros_like(ids), torch.zeros_like(ids)
@@ -289,7 +290,7 @@ def batch_of(
         labels[number, :length] = torch.tensor(row.labels)
         blocks[number, :length] = torch.tensor(row.blocks())
         places[number, :length] = torch.tensor(row.places())
-    if shared:
+    if any(row.starts for row in rows):
         rest |= {"blocks": blocks, "places": places}
     return Batch.of(ids, labels, tokenizer.seg_id, **rest)
 
