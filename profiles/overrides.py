@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from math import gcd
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from profiles.findings import Finding
 from profiles.models import model_profile
@@ -14,6 +14,9 @@ from profiles.settings import (
     MOST,
 )
 from profiles.text import brief
+
+if TYPE_CHECKING:
+    from profiles.plan import Plan
 
 
 def assigned(overrides: Iterable[str]) -> dict[str, str]:
@@ -30,6 +33,20 @@ def full_rows(questions: int, per_picture: int) -> int:
 def passes(rows: int, micro_batch: int, processes: int) -> int:
     """Forward passes of the process that has the most of `rows`."""
     return -(-rows // (micro_batch * processes))
+
+
+def micro_batches(plan: Plan, most: int) -> list[int]:
+    """Micro-batches up to `most` that take the plan's effective batch in even passes.
+
+    Where rows share pictures, of those with as many passes the smallest.
+    """
+    if plan.questions_per_picture == 1:
+        share = plan.effective_batch // plan.processes
+        return [n for n in range(1, most + 1) if share % n == 0]
+    rows = full_rows(plan.effective_batch, plan.questions_per_picture)
+    share = full_rows(rows, plan.processes)
+    return [n for n in sorted({full_rows(share, count) for count in range(1, share + 1)})
+            if n <= most]  # fmt: skip
 
 
 def with_batch_arithmetic(data: Mapping[str, Any]) -> dict[str, Any]:

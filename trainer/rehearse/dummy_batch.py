@@ -9,14 +9,13 @@ from torch import Tensor
 
 from profiles.families import EncoderFacts
 from profiles.plan import Plan
-from profiles.settings import Encoder
+from profiles.settings import PREFIX_TOKENS, Encoder
 from trainer.batch import Batch, Encoded
 from trainer.data.samples import batch_of, length_step
 from trainer.ignored import IGNORE_LABEL
 from trainer.model.build import TORCH_DTYPES
 from trainer.model.tokenizer import ConversationTokenizer
 
-SYSTEM_TOKENS = 40  # before the picture, and between it and the question
 ANSWER_TOKENS = 5  # of an answer such as "Sure, [SEG].</s>"
 
 
@@ -58,7 +57,7 @@ class MadeUp:
         ids = torch.randint(100, 600, (length,), generator=self.generator).tolist()
         ids[8 : 8 + picture] = [self.tokenizer.image_id] * picture
         labels = [IGNORE_LABEL] * length
-        prefix = picture + (min(SYSTEM_TOKENS, text // 2) if questions > 1 else 0)
+        prefix = picture + (min(PREFIX_TOKENS, text // 2) if questions > 1 else 0)
         bounds = [prefix + (length - prefix) * n // questions for n in range(questions + 1)]
         for number, (start, end) in enumerate(pairwise(bounds)):
             for mask in range(len(range(number, self.masks, questions))):

@@ -159,7 +159,7 @@ def test_what_is_kept_of_the_past_answers_as_reading_all_again_does() -> None:
     with torch.no_grad():
         model._through_layers(asked, lambda index: kept.run_layer)
         token = torch.tensor([7])
-        step = model._through_layers(asked, lambda index: kept.run_layer, one, token)
+        step = model._through_layers(asked, lambda index: kept.run_layer, one, token[None])
         whole = replace(asked, input_ids=torch.cat([ids, token[None]], 1))
         torch.testing.assert_close(step[:, -1], model.hidden_states(whole)[:, -1])
 

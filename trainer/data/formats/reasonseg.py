@@ -12,10 +12,11 @@ request. Hidden files (``.DS_Store``, ``._x.jpg``) and other kinds of files are 
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
@@ -353,12 +354,39 @@ def _shuffled_turns(item: Item, rng: np.random.Generator) -> list[Turn]:
 def by_picture(items: Iterable[Item]) -> list[ReasoningPicture]:
     """Items about the same picture together, in order of first appearance.
 
-    A picture is its file: an import links it once for every item about it.
+    An import links a picture once for every item about it, or copies it where it cannot: pictures
+    are the same if their files are, or have the same bytes.
     """
-    found: dict[tuple[int, int], list[Item]] = {}
-    for item in items:
-        file = item.image_path.stat()
-        # Windows before Python 3.12 may have no file numbers: then every path is a picture.
-        key = (file.st_dev, file.st_ino) if file.st_ino else (0, -len(found) - 1)
+    items = list(items)
+    files = [_file(item.image_path) for item in items]
+    of_size: dict[int, set[_File]] = {}
+    for file in files:
+        of_size.setdefault(file.size, set()).add(file)
+    found: dict[object, list[Item]] = {}
+    for item, file in zip(items, files, strict=True):
+        alike = len(of_size[file.size]) > 1
+        key = _content(item.image_path, file) if alike else file
         found.setdefault(key, []).append(item)
     return [ReasoningPicture(first, tuple(others)) for first, *others in found.values()]
+
+
+class _File(NamedTuple):
+    """What tells a file from another, under whatever name."""
+
+    size: int
+    changed: int  # ns
+    device: int
+    number: int | str
+
+
+def _file(path: Path) -> _File:
+    seen = path.stat()
+    # Some file systems have no file numbers.
+    return _File(seen.st_size, seen.st_mtime_ns, seen.st_dev, seen.st_ino or str(path))
+
+
+@lru_cache(maxsize=1_000_000)
+def _content(path: Path, file: _File) -> bytes:
+    """A digest of a file's bytes, read once while it stays the same."""
+    del file
+    return hashlib.sha256(path.read_bytes()).digest()

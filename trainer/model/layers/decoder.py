@@ -37,7 +37,11 @@ def attention_mask(blocks: Tensor, dtype: torch.dtype) -> Tensor:
     its own question, up to itself.
     """
     seen, own = blocks[:, None, None, :], blocks[:, None, :, None]
-    visible = ((seen == 0) | (seen == own)).tril()
+    return added_to_scores(((seen == 0) | (seen == own)).tril(), dtype)
+
+
+def added_to_scores(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where a position sees another, else minus infinity."""
     return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, -torch.inf)
 
 
@@ -50,8 +54,8 @@ class KeyValues:
     Replaces transformers' cache, which allocates its blocks again for every token.
     """
 
-    def __init__(self, length: int) -> None:
-        self.length = length  # positions, at most
+    def __init__(self, most: int) -> None:
+        self.most = most  # positions
         self.blocks: dict[int, Tensor] = {}  # [2, B, heads, length, channels]
         self.filled: dict[int, int] = {}  # positions
 
@@ -67,6 +71,11 @@ class KeyValues:
         )
         return output
 
+    @property
+    def length(self) -> int:
+        """Positions so far."""
+        return next(iter(self.filled.values()), 0)
+
     def forget(self, length: int) -> None:
         """Keep the first `length` positions alone."""
         self.filled = dict.fromkeys(self.filled, length)
@@ -75,7 +84,7 @@ class KeyValues:
         """Take in [B, heads, T, channels] of a layer; its keys and values so far."""
         start = self.filled.get(layer, 0)
         if layer not in self.blocks:
-            shape = 2, *keys.shape[:2], self.length, keys.shape[3]
+            shape = 2, *keys.shape[:2], self.most, keys.shape[3]
             self.blocks[layer] = keys.new_empty(shape)
         end = self.filled[layer] = start + keys.shape[2]
         block = self.blocks[layer]
