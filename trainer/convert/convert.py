@@ -25,7 +25,7 @@ from trainer.convert.checkpoint_folder import Found, Source, TensorFile
 from trainer.convert.tokenizer import convert_tokenizer
 from trainer.model.build import shared_prefixes, skeleton
 from trainer.model.families import Family, family_of
-from trainer.model.weights import PLAIN_DTYPES, WeightsError, canonical_name, packaged_folder
+from trainer.model.weights import PLAIN_DTYPES, WeightsError, packaged_folder
 from trainer.prompts import SEG_TOKEN
 
 SHARD_BYTES = 2 << 30
@@ -100,7 +100,7 @@ def needed_shapes(profile: ModelProfile) -> dict[str, torch.Size]:
     tokenizer = family.tokenizer.read(packaged_folder(), profile.most_image_tokens)
     shared = shared_prefixes(family.model)
     return {
-        canonical_name(name): value.shape
+        name: value.shape
         for name, value in skeleton(profile, tokenizer).state_dict().items()
         if not name.startswith(shared)
     }

@@ -27,7 +27,7 @@ from trainer.convert.convert import SHARD_BYTES, Shards, needed_shapes
 from trainer.model.adapters import merged
 from trainer.model.build import TORCH_DTYPES, read_tokenizer
 from trainer.model.families import family_of
-from trainer.model.weights import FolderWeights, WeightsError, canonical_name, model_folder
+from trainer.model.weights import FolderWeights, WeightsError, model_folder
 from trainer.run.checkpoint import read_trained, verify
 from trainer.run.checkpoint_files import MANIFEST, altered, read_facts, seal
 from trainer.run.folder import TRAINED
@@ -130,7 +130,7 @@ class _Merge:
     """Base tensors by name -> those with what was trained in them."""
 
     def __init__(self, plan: Plan, trained: dict[str, Tensor], new_ids: list[int]) -> None:
-        self.trained = {canonical_name(name): value for name, value in trained.items()}
+        self.trained = trained
         self.left = set(self.trained)
         self.new_ids = new_ids
         self.lora = plan.lora

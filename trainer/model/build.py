@@ -241,13 +241,11 @@ class FrozenEncoder(nn.Module):
 
 
 def save_model(model: SegmentationModel, folder: Path, dtype: torch.dtype) -> Path:
-    """Write all tensors of an unquantised model under canonical names; returns the file."""
+    """Write all tensors of an unquantised model under its names in it; returns the file."""
     from safetensors.torch import save_file
 
-    from trainer.model.weights import canonical_name
-
     tensors = {
-        canonical_name(name): value.detach().to("cpu", dtype).contiguous()
+        name: value.detach().to("cpu", dtype).contiguous()
         if value.is_floating_point()
         else value.detach().cpu()
         for name, value in model.state_dict().items()
