@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from profiles.families import MASK, VISION
 from profiles.plan import Plan
@@ -22,7 +24,7 @@ from trainer.batch import Batch
 from trainer.data.formats.reasonseg import read_split
 from trainer.data.samples import SampleSet, collate, image_tokens
 from trainer.model.build import build, read_tokenizer
-from trainer.model.layers.decoder import KeyValues
+from trainer.model.layers.decoder import KeyValues, run_layer
 from trainer.model.layers.frozen import frozen_linear
 from trainer.model.segmentation_model import SegmentationModel
 from trainer.model.trained import GradientCheck, trained_names
@@ -98,15 +100,33 @@ def test_a_toy_is_built_and_trained_cached_and_online(tmp_path: Path) -> None:
     assert losses[True] == pytest.approx(losses[False], rel=1e-4)
 
 
+@pytest.mark.parametrize("name", ["toy", "tiny"])
+def test_a_layers_weights_and_flops_are_what_torch_counts(name: str) -> None:
+    """Grouped key heads and heads of their own width too."""
+    plan = toy_plan(model=name, quantization="none", lora=None)
+    model, shape = build(plan, read_tokenizer(plan), CPU), plan.profile.decoder
+    layer, tokens = model.decoder_layers[0], 7
+    hidden = torch.randn(1, tokens, shape.hidden)
+    places = torch.arange(tokens).expand(3, 1, -1)
+    rope = model.decoder.rotary_emb(hidden, places if name == "toy" else places[0])
+    linears = [m for m in layer.modules() if isinstance(m, nn.Linear)]
+    assert sum(linear.weight.numel() for linear in linears) == shape.layer_weights
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
+        run_layer(layer, hidden, rope)
+    # torch counts all of attention, not the causal half.
+    products = shape.linear_flops(tokens) + 2 * shape.attention_flops(tokens)
+    assert counted.get_total_flops() == products
+
+
 @pytest.mark.parametrize("storage", ["none", "int8", "nf4"])
 def test_biases_of_the_decoders_linears_are_kept(storage: str) -> None:
     plan = toy_plan(quantization=storage, cached_encoders=[])
     model, _ = made(plan)
     attention = model.decoder_layers[1].self_attn
     name = f"{model.decoder_at}.layers.1.self_attn.q_proj.bias"
-    bias = Uneven(plan.seed).get(name, torch.Size([64]), CPU, torch.float32)
+    bias = Uneven(plan.seed).get(name, torch.Size([96]), CPU, torch.float32)
     torch.testing.assert_close(attention.q_proj.base_layer.bias, bias)
-    weight, x = torch.randn(64, 64), torch.randn(3, 64, requires_grad=True)
+    weight, x = torch.randn(96, 64), torch.randn(3, 64, requires_grad=True)
     with_bias, without = (frozen_linear(weight, storage, b)(x) for b in (bias, None))
     torch.testing.assert_close(with_bias, without + bias)
     with_bias.sum().backward()
@@ -184,6 +204,9 @@ def test_a_toy_is_forecast_in_a_child(tmp_path: Path, monkeypatch: pytest.Monkey
     found = forecast(plan, Worst(40, 1, None), cap_bytes=8 << 30, cache=tmp_path)
     assert found.verdict == "FITS", found.reason
     assert found.tier("tensors").bytes > 0 and found.live_at_peak["encoders"] > 0
+    caching, room = toy_plan(device="cuda", dtype="bf16"), (3 << 20) - 1
+    found = forecast(caching, Worst(40, 1, None), cap_bytes=room, cache=tmp_path)
+    assert found.verdict == "OOM" and "the feature cache takes 0.00 GiB" in found.reason
 
 
 def test_a_toy_segments(tmp_path: Path) -> None:

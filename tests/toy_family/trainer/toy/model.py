@@ -37,14 +37,15 @@ class Decoder(nn.Module):
             intermediate_size=shape.intermediate,
             num_hidden_layers=shape.layers,
             num_attention_heads=shape.heads,
-            num_key_value_heads=profile.key_heads,
+            num_key_value_heads=shape.key_heads,
+            head_dim=shape.head_channels,
             vocab_size=profile.vocabulary_rows,
         )
         config._attn_implementation = "sdpa"
         self.embed_tokens = nn.Embedding(profile.vocabulary_rows, shape.hidden)
         self.layers = nn.ModuleList(Qwen2DecoderLayer(config, n) for n in range(shape.layers))
         self.norm = Qwen2RMSNorm(shape.hidden)
-        self.rotary_emb = Rotary(shape.hidden // shape.heads)
+        self.rotary_emb = Rotary(shape.head_channels)
 
 
 class Language(nn.Module):
