@@ -2,8 +2,8 @@
 
 Its pictures take more or fewer tokens by their size, its positions are 3-D, its q, k and v have
 biases, two heads of queries share one of keys, each decoder layer is given something of the
-picture, a mask is prompted by two tokens of the state at [SEG] itself, and its mask decoder looks
-at finer features too and makes three masks.
+picture, a mask is prompted by two tokens of the state at [SEG] itself before the last norm, and its
+mask decoder looks at finer features too and makes three masks.
 """
 
 from __future__ import annotations

@@ -60,6 +60,7 @@ class SegmentationModel(nn.Module, ABC):
     one_with: ClassVar[Mapping[str, str]] = {}  # modules that are another one of the model
     # Whether a mask is prompted by the state that predicts [SEG], or by that of [SEG] itself.
     before_seg: ClassVar[bool] = True
+    before_norm: ClassVar[bool] = False  # and by the state before the decoder's last norm
 
     def __init__(self, seg_token_id: int, frame: Frame) -> None:
         super().__init__()
@@ -238,8 +239,15 @@ class SegmentationModel(nn.Module, ABC):
                 hidden = Gate.apply(run(index)(layer, hidden, rope), self.host_layers, number)
             if index in fed:
                 hidden = hidden + fed[index]
+        return hidden if self.before_norm else self._normed(hidden)
+
+    def _normed(self, hidden: Tensor) -> Tensor:
         states: Tensor = self.decoder.norm(hidden)  # type: ignore[operator]
         return states
+
+    def _for_head(self, states: Tensor) -> Tensor:
+        """`hidden_states` [..., H] as the head takes them."""
+        return self._normed(states) if self.before_norm else states
 
     def decode_masks(self, states: Tensor, batch: Batch) -> Tensor:
         """Low-resolution mask logits [M, L, L] of every [SEG], from the states [B, T, H]."""
@@ -266,8 +274,9 @@ class SegmentationModel(nn.Module, ABC):
         owner, position = batch.predicting.unbind(1)
         head = self.head
         if isinstance(head, HostHead):
-            return head.cross_entropy_sum(states[owner, position], batch.answers)
-        compute = self.computed(head)
+            supervised = self._for_head(states[owner, position])
+            return head.cross_entropy_sum(supervised, batch.answers)
+        compute, states = self.computed(head), self._for_head(states)
         if self.logits_at == "supervised":
             return cross_entropy_sum(compute(states[owner, position]), batch.answers)
         return cross_entropy_sum(compute(states)[owner, position], batch.answers)
@@ -317,7 +326,7 @@ class SegmentationModel(nn.Module, ABC):
         for _ in range(most):
             passed = self._through_layers(batch, lambda index: kept.run_layer, start, token)
             start, state = start + passed.shape[1], passed[:, -1]
-            token = head(state).argmax(-1)
+            token = head(self._for_head(state)).argmax(-1)
             yield token, state
 
 

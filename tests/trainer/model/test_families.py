@@ -148,8 +148,12 @@ def test_pictures_positions_layer_inputs_and_masks_reach_the_result() -> None:
         given, model.layer_inputs = model.layer_inputs, lambda ids, seen: {}
         assert not torch.allclose(model.hidden_states(batch), states)
         model.layer_inputs = given
+        # The head reads behind the last norm, the masks before it.
+        loss, masks = model.answer_loss(states, batch), model.decode_masks(states, batch)
+        torch.testing.assert_close(model.answer_loss(2 * states, batch), loss)
+        assert not torch.allclose(model.decode_masks(2 * states, batch), masks)
         # The state AT [SEG] prompts its mask.
-        masks, changed = model.decode_masks(states, batch), states.clone()
+        changed = states.clone()
         owner, place = batch.segs.unbind(1)
         changed[owner, place - 1] += 1
         torch.testing.assert_close(model.decode_masks(changed, batch), masks)
@@ -219,8 +223,9 @@ def test_a_toy_segments(tmp_path: Path) -> None:
     model, question = segmenter.model, Question(image, "the cat", is_sentence=False)
     with torch.no_grad():
         state = model.hidden_states(segmenter._batch(question))[0, -1]
-        head: nn.Module = model.head
-        head.rows[0] = state * 100  # [SEG] is the first of the new tokens
+        head, norm = model.head, model.decoder.norm
+        norm.weight.neg_()  # which only what reads behind the norm sees
+        head.rows[0] = state * -100  # [SEG] is the first of the new tokens
     answer = segmenter.ask(question)
     assert answer.text.startswith("[SEG]") and len(answer.masks) >= 1
     assert answer.mask.shape == segmenter_size(image)

@@ -83,6 +83,7 @@ class Toy(SegmentationModel):
     of_masks = ("mask_decoder", "text_hidden_fcs")
     unread = ("mask_decoder.score.",)
     before_seg = False
+    before_norm = True
 
     def __init__(self, profile, image_id: int, seg_id: int) -> None:
         super().__init__(seg_id, Frame(profile.frame_pixels, stretched=True))
