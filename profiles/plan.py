@@ -331,6 +331,10 @@ def _training_contradictions(plan: Plan) -> Iterable[Finding]:
                 f"{inner}, embeddings",
                 "keep one of the two",
             )
+    tied = plan.model in models() and plan.profile.decoder.tied_head
+    if tied and "head" in plan.train:
+        yield Finding("train", f"the head of {plan.model} is its embedding table", "head",
+                      "train token_rows or embeddings instead")  # fmt: skip
     if len(set(plan.train)) < len(plan.train):
         yield Finding("train", "a part is named twice", ", ".join(plan.train))
 

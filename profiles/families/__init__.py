@@ -31,6 +31,7 @@ class DecoderShape(Frozen):
     intermediate: int
     key_heads: int | None = None  # of keys and values; None: as many as of queries
     head_channels: int | None = None  # None: hidden / heads
+    tied_head: bool = False  # the head's matrix is the embedding table
     norm_eps: float = 1e-5
 
     @property

@@ -98,11 +98,11 @@ def needed_shapes(profile: ModelProfile) -> dict[str, torch.Size]:
     # Which token is which changes no shape, so the packaged tokenizer will do.
     family = family_of(profile)
     tokenizer = family.tokenizer.read(packaged_folder(), profile.most_image_tokens)
-    shared = shared_prefixes(family.model)
+    model = skeleton(profile, tokenizer)
     return {
         name: value.shape
-        for name, value in skeleton(profile, tokenizer).state_dict().items()
-        if not name.startswith(shared)
+        for name, value in model.state_dict().items()
+        if not name.startswith(shared_prefixes(model))
     }
 
 

@@ -62,8 +62,9 @@ class SegmentationModel(nn.Module, ABC):
     before_seg: ClassVar[bool] = True
     before_norm: ClassVar[bool] = False  # and by the state before the decoder's last norm
 
-    def __init__(self, seg_token_id: int, frame: Frame) -> None:
+    def __init__(self, seg_token_id: int, frame: Frame, tied_head: bool = False) -> None:
         super().__init__()
+        self.tied_head = tied_head  # one matrix with the embedding table, and one set of rows
         self.frame = frame
         self.seg_token_id = seg_token_id
         self.logits_at: Literal["supervised", "all"] = "supervised"

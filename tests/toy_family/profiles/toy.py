@@ -65,7 +65,7 @@ TOY = Profile(
     family="toy",
     vocabulary_rows=800,
     decoder=DecoderShape(
-        hidden=64, layers=5, heads=4, intermediate=96, key_heads=2, head_channels=24
+        hidden=64, layers=5, heads=4, intermediate=96, key_heads=2, head_channels=24, tied_head=True
     ),
     sources=("nowhere",),
     channels=24,

@@ -14,6 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from profiles.families import MASK, VISION
+from profiles.findings import PlanError
+from profiles.models import models
 from profiles.plan import Plan
 from tests import toy_family
 from tests.conftest import PHOTOS, ROOT
@@ -21,9 +23,11 @@ from trainer.answer.question import Question
 from trainer.answer.segmenter import SILENT, Segmenter
 from trainer.answer.trained_model import Trained
 from trainer.batch import Batch
+from trainer.convert.convert import needed_shapes
 from trainer.data.formats.reasonseg import read_split
 from trainer.data.samples import SampleSet, collate, image_tokens
 from trainer.model.build import build, read_tokenizer
+from trainer.model.footprint import needed_bytes
 from trainer.model.layers.decoder import KeyValues, run_layer
 from trainer.model.layers.frozen import frozen_linear
 from trainer.model.segmentation_model import SegmentationModel
@@ -116,6 +120,29 @@ def test_a_layers_weights_and_flops_are_what_torch_counts(name: str) -> None:
     # torch counts all of attention, not the causal half.
     products = shape.linear_flops(tokens) + 2 * shape.attention_flops(tokens)
     assert counted.get_total_flops() == products
+
+
+@pytest.mark.parametrize("hosted", [False, True])
+def test_a_tied_head_is_counted_trained_and_kept_once(hosted: bool) -> None:
+    """The table with its rows is one matrix, wherever it lives."""
+    plan = toy_plan(train=["token_rows"], lora=None, host_embeddings=hosted)
+    tokenizer = read_tokenizer(plan)
+    model = build(plan, tokenizer, CPU)
+    assert model.head.weight is model.embedding.weight
+    assert model.head.rows is model.embedding.rows
+    table, head = model.tables()
+    assert trained_names(model, plan) == [table.replace("weight", "rows")]
+    assert table in needed_shapes(plan.profile) and head not in needed_shapes(plan.profile)
+    once, place = needed_bytes(plan, tokenizer), "host" if hosted else "frozen"
+    shape = plan.profile.decoder
+    apart = shape.model_copy(update={"tied_head": False})
+    models()["toy"] = plan.profile.model_copy(update={"decoder": apart})
+    twice = needed_bytes(plan, tokenizer)
+    assert twice[place] - once[place] == 800 * 64 * 4
+    assert twice["trained"] == 2 * once["trained"] > 0
+    models()["toy"] = plan.profile.model_copy(update={"decoder": shape})
+    with pytest.raises(PlanError, match="head of toy is its embedding table"):
+        toy_plan(train=["head"])
 
 
 @pytest.mark.parametrize("storage", ["none", "int8", "nf4"])

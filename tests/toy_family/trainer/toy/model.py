@@ -86,7 +86,8 @@ class Toy(SegmentationModel):
     before_norm = True
 
     def __init__(self, profile, image_id: int, seg_id: int) -> None:
-        super().__init__(seg_id, Frame(profile.frame_pixels, stretched=True))
+        frame = Frame(profile.frame_pixels, stretched=True)
+        super().__init__(seg_id, frame, profile.decoder.tied_head)
         hidden, c, e = profile.decoder.hidden, profile.channels, profile.mask_channels
         self.image_id = image_id
         self.language = Language(profile)

@@ -55,9 +55,14 @@ class Lisa(SegmentationModel):
     one_with = {"sam.prompt_encoder.shared_embedding": "sam.shared_image_embedding"}  # noqa: RUF012
 
     def __init__(
-        self, llava: LlavaConfig, sam: SamConfig, seg_token_id: int, projector_layers: int
+        self,
+        llava: LlavaConfig,
+        sam: SamConfig,
+        seg_token_id: int,
+        projector_layers: int,
+        tied_head: bool = False,
     ) -> None:
-        super().__init__(seg_token_id, Frame(sam.vision_config.image_size))
+        super().__init__(seg_token_id, Frame(sam.vision_config.image_size), tied_head)
         hidden = llava.text_config.hidden_size
         self.llava = LlavaForConditionalGeneration(llava)
         if projector_layers == 1:
