@@ -19,7 +19,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from profiles.families import MASK, VISION
-from profiles.settings import Encoder, TrainedPart
+from profiles.settings import Encoder, LoraTargets, TrainedPart
 from trainer.batch import Batch
 from trainer.frame import Frame
 from trainer.losses import (
@@ -52,6 +52,7 @@ class SegmentationModel(nn.Module, ABC):
     decoder_at: ClassVar[str]  # the decoder without its head
     head_at: ClassVar[str]
     adapted_at: ClassVar[str]  # what PEFT wraps: the model that the decoder is part of
+    targets: ClassVar[Mapping[LoraTargets, tuple[str, ...]]]  # linears of a decoder layer
     encoders_at: ClassVar[Mapping[Encoder, str]]
     parts_at: ClassVar[Mapping[TrainedPart, tuple[str, ...]]]  # prefixes of the other trained parts
     of_masks: ClassVar[tuple[TrainedPart, ...]]  # parts that learn from masks alone

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftConfig
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -19,6 +20,7 @@ from profiles.models import models
 from profiles.plan import Plan
 from tests import toy_family
 from tests.conftest import PHOTOS, ROOT
+from trainer import adapter_files
 from trainer.answer.question import Question
 from trainer.answer.segmenter import SILENT, Segmenter
 from trainer.answer.trained_model import Trained
@@ -35,7 +37,9 @@ from trainer.model.trained import GradientCheck, trained_names
 from trainer.model.weights import RandomWeights
 from trainer.parallel.accelerator import make_accelerator
 from trainer.rehearse.fake import fake_answer, watch
+from trainer.run.checkpoint import trained_tensors
 from trainer.run.feature_caches import prepare_caches
+from trainer.run.start_from_adapter import AdapterError, fitting_tensors
 from trainer.step import make_optimizer, training_step
 
 CPU = torch.device("cpu")
@@ -158,6 +162,28 @@ def test_biases_of_the_decoders_linears_are_kept(storage: str) -> None:
     torch.testing.assert_close(with_bias, without + bias)
     with_bias.sum().backward()
     assert x.grad is not None
+
+
+def test_peft_is_given_the_toys_own_names(tmp_path: Path) -> None:
+    """Targets, tables and parts as this family calls them; what is written is read again."""
+    plan = toy_plan(train=["token_rows", "mask_decoder"])
+    tokenizer = read_tokenizer(plan)
+    model = build(plan, tokenizer, CPU)
+    tensors = trained_tensors(model)
+    assert plan.lora is not None
+    rest = adapter_files.write(tmp_path, plan, plan.lora, tensors, tokenizer.new_ids)
+    assert all(name.startswith("mask_decoder.") for name in rest) and rest
+    read = adapter_files.read(tmp_path, type(model))
+    assert read.keys() | rest.keys() == tensors.keys()
+    assert sum(name.endswith("mlp.widen.lora_B.weight") for name in read) == 5
+    config = PeftConfig.from_pretrained(str(tmp_path))
+    assert config.trainable_token_indices == {"embed_tokens": tokenizer.new_ids}
+    fitting_tensors(tmp_path, plan, model, tokenizer.new_ids)
+    (tmp_path / "adapter_config.json").write_text(
+        (tmp_path / "adapter_config.json").read_text().replace('"r": 4', '"r": 8')
+    )
+    with pytest.raises(AdapterError, match=r"--lora-r 8 .*lora.targets=all-linear"):
+        fitting_tensors(tmp_path, plan, model, tokenizer.new_ids)
 
 
 def test_pictures_positions_layer_inputs_and_masks_reach_the_result() -> None:
