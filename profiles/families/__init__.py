@@ -92,6 +92,7 @@ class ModelProfile(Frozen):
 
     stretched: ClassVar[bool] = False  # into the mask decoder's square frame; else padded
     tokens_vary: ClassVar[bool] = False  # with the picture's size
+    reserved: ClassVar[tuple[str, ...]] = ()  # tokens that mean something to the model
 
     name: str
     title: str

@@ -52,6 +52,8 @@ class SamShape(Frozen):
 class Profile(ModelProfile):
     """One size of LISA: a LLaMA decoder, CLIP with its projector, and SAM."""
 
+    reserved = ("<im_start>", "<im_end>", "</s>")
+
     clip: ClipShape
     projector_layers: int
     sam: SamShape

@@ -42,8 +42,10 @@ TORCH_DTYPES: dict[Dtype, torch.dtype] = {
 
 def read_tokenizer(plan: Plan) -> ConversationTokenizer:
     """The plan's tokenizer. Raises WeightsError, FileNotFoundError."""
-    profile = plan.profile
-    return family_of(profile).tokenizer.read(model_folder(plan), profile.most_image_tokens)
+    tokenizer, image_tokens = family_of(plan.profile).tokenizer, plan.profile.most_image_tokens
+    if plan.weights == "random":
+        return tokenizer.stand_in(image_tokens)
+    return tokenizer.read(model_folder(plan), image_tokens)
 
 
 def some_tokenizer(plan: Plan) -> ConversationTokenizer:

@@ -168,14 +168,16 @@ def packaged_folder() -> Path:
 
 
 def model_folder(plan: Plan) -> Path:
-    """The folder with the plan's tokenizer (and, unless random, weights). Raises WeightsError."""
-    if plan.weights not in ("default", "random"):
+    """The folder with a plan's tokenizer and weights, unless these are random.
+
+    Raises WeightsError.
+    """
+    if plan.weights != "default":
         folder = Path(plan.weights).expanduser()
         if not folder.is_dir():
             raise WeightsError(f"{folder}: no such folder; weights must name a model folder")
         return folder
-    if plan.profile.packaged or plan.weights == "random":
-        # Random weights know no words: any tokenizer will do, and this one is always there.
+    if plan.profile.packaged:
         return packaged_folder()
     sources = " and ".join(plan.profile.sources)
     raise WeightsError(

@@ -13,6 +13,7 @@ class Profile(ModelProfile):
 
     stretched = True
     tokens_vary = True
+    reserved = ("<end>", "<picture>")
 
     channels: int
     mask_channels: int

@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftConfig
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from profiles.families import MASK, VISION
 from profiles.findings import PlanError
-from profiles.models import models
+from profiles.models import model_profile, models, reserved_tokens
 from profiles.plan import Plan
 from tests import toy_family
 from tests.conftest import PHOTOS, ROOT
@@ -25,7 +27,7 @@ from trainer.answer.question import Question
 from trainer.answer.segmenter import SILENT, Segmenter
 from trainer.answer.trained_model import Trained
 from trainer.batch import Batch
-from trainer.convert.convert import needed_shapes
+from trainer.convert.convert import convert, needed_shapes
 from trainer.data.formats.reasonseg import read_split
 from trainer.data.samples import SampleSet, collate, image_tokens
 from trainer.model.build import build, read_tokenizer
@@ -34,8 +36,9 @@ from trainer.model.layers.decoder import KeyValues, run_layer
 from trainer.model.layers.frozen import frozen_linear
 from trainer.model.segmentation_model import SegmentationModel
 from trainer.model.trained import GradientCheck, trained_names
-from trainer.model.weights import RandomWeights
+from trainer.model.weights import RandomWeights, WeightsError, packaged_folder
 from trainer.parallel.accelerator import make_accelerator
+from trainer.prompts import Turn
 from trainer.rehearse.fake import fake_answer, watch
 from trainer.run.checkpoint import trained_tensors
 from trainer.run.feature_caches import prepare_caches
@@ -184,6 +187,39 @@ def test_peft_is_given_the_toys_own_names(tmp_path: Path) -> None:
     )
     with pytest.raises(AdapterError, match=r"--lora-r 8 .*lora.targets=all-linear"):
         fitting_tensors(tmp_path, plan, model, tokenizer.new_ids)
+
+
+def test_a_published_toy_is_converted(tmp_path: Path) -> None:
+    """With its own tokenizer, a head that is in no file, and a mask head that starts afresh."""
+    source, names = tmp_path / "published", needed_shapes(model_profile("toy"))
+    drawn = RandomWeights(7)
+    tensors = {
+        name: drawn.get(name, shape, CPU, torch.float32)
+        for name, shape in names.items()
+        if not name.startswith("to_prompts.")
+    }
+    source.mkdir()
+    save_file(tensors, source / "model.safetensors")
+    theirs = Tokenizer.from_file(str(packaged_folder() / "tokenizer.json"))
+    theirs.save(str(source / "tokenizer.json"))
+    with pytest.raises(WeightsError, match="has no <end>"):
+        convert([source], tmp_path / "none", "toy", SILENT.line)
+    theirs.add_special_tokens(["<end>"])
+    theirs.save(str(source / "tokenizer.json"))
+    report = convert([source], tmp_path / "toy", "toy", SILENT.line)
+    assert report.initialised == ["to_prompts.weight", "to_prompts.bias"]
+    assert list(report.tokens_added) == ["<picture>"]
+    plan = toy_plan(weights=str(tmp_path / "toy"), lora=None, quantization="none")
+    tokenizer = read_tokenizer(plan)
+    assert (
+        tokenizer.encode([Turn("<image>\nWHAT?", None)]).input_ids
+        == tokenizer.encode([Turn("<image>\nwhat?", None)]).input_ids
+    )
+    model = build(plan, tokenizer, CPU)
+    assert model.head.weight is model.embedding.weight
+    name = f"{model.decoder_at}.layers.3.mlp.widen.weight"
+    torch.testing.assert_close(model.get_parameter(name), tensors[name].bfloat16().float())
+    assert {"<end>", "<picture>", "</s>"} <= set(reserved_tokens())
 
 
 def test_pictures_positions_layer_inputs_and_masks_reach_the_result() -> None:
