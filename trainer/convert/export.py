@@ -69,7 +69,7 @@ _FACTS = TypeAdapter(_Facts)
 def export_trained(trained: Trained, target: Path) -> int:
     """Write trained tensors, plan and card to `target`; returns the bytes written.
 
-    With LoRA, LLaVA's part is an adapter in PEFT's format. Raises WeightsError where the tokenizer
+    With LoRA, PEFT's part is an adapter in its format. Raises WeightsError where the tokenizer
     that says which rows are new is not here.
 
     Raises FileExistsError, and ValueError where nothing was trained.
@@ -205,9 +205,10 @@ def _about(plan: Plan, merged: bool) -> str:
     if plan.lora is None:
         return text
     return (
-        f"{text}\n\nThe trained parts of LLaVA are a LoRA adapter in PEFT's format, which works "
-        "with the same weights in transformers' LLaVA, too; `trained.safetensors` has the rest:\n\n"
-        "    PeftModel.from_pretrained(llava, FOLDER_OF_THIS_CARD)"
+        f"{text}\n\nWhat was trained of the language model is a LoRA adapter in PEFT's format, "
+        "which works with the same weights in transformers, too; `trained.safetensors` has the "
+        "rest:\n\n"
+        "    PeftModel.from_pretrained(MODEL, FOLDER_OF_THIS_CARD)"
     )
 
 
