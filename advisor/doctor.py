@@ -24,8 +24,7 @@ SELFTEST_SECONDS = 180
 HUB = "https://huggingface.co"
 HUB_SECONDS = 3
 NO_CUDA = "no CUDA device"
-# Features of ReasonSeg's 239 training pictures and some: 8 MiB each (SAM's 256 x 64 x 64 in fp32
-# at most, CLIP's 576 x 1024).
+# Features of ReasonSeg's 239 training pictures and some, with room: 8 MiB each are counted.
 CACHE_BYTES = 4 * GIB
 
 

@@ -87,8 +87,9 @@ def _relieved(plan: Plan, may_round: bool) -> Iterator[Plan]:
 
 def _weights(plan: Plan) -> float:
     """Bytes of the decoder's linears on the card, roughly and not too many."""
-    llama = plan.profile.decoder
-    return (llama.layers - plan.host_layers) * llama.layer_weights * STORED_BYTES[plan.quantization]
+    decoder = plan.profile.decoder
+    on_card = decoder.layers - plan.host_layers
+    return on_card * decoder.layer_weights * STORED_BYTES[plan.quantization]
 
 
 def _told(plan: Plan) -> str:

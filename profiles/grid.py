@@ -27,8 +27,6 @@ QUESTIONS = (1, 3)  # a picture; two take no more than three
 # Without expandable segments the pool is cut up more: up to 30 % beside the tensors were seen
 # (benchmarks/lattice_measured.jsonl), of which a cap lets the allocator win back most.
 WHOLE_SEGMENTS = 1.10
-# The pool while SAM ViT-H encodes pictures before training begins (benchmarks/encoders.jsonl).
-CACHING_POOL_BYTES = 2_845_835_264
 BUFFERS = 2  # layers' worth of them on the card, if any layer is in host memory
 
 
@@ -124,7 +122,8 @@ def _between(plan: Plan, model: str, text_tokens: int) -> Estimate | None:
 
 def caching_bytes(plan: Plan) -> int:
     """What the pool takes while the plan's feature caches are built, before the model loads."""
-    return CACHING_POOL_BYTES if "mask" in plan.cached_encoders and not plan.profile.packaged else 0
+    encoders = plan.profile.encoders
+    return max((encoders[name].caching_bytes for name in plan.cached_encoders), default=0)
 
 
 @cache

@@ -27,6 +27,11 @@ def _profile(name: str, row: dict[str, Any]) -> ModelProfile:
     return profile
 
 
+def reserved_tokens() -> tuple[str, ...]:
+    """Tokens with a meaning to some model: data without them fits every one."""
+    return tuple(dict.fromkeys(t for profile in models().values() for t in profile.reserved))
+
+
 def model_profile(name: str) -> ModelProfile:
     """The profile called `name`. Raises ValueError naming the known ones."""
     known = models()

@@ -64,8 +64,8 @@ class Plan(Settings):
     processes: int = Field(1, ge=1, le=64, description="data-parallel processes, one per GPU")
     quantization: Quantization = Field(
         "nf4",
-        description="storage of the frozen LLaMA linears: nf4 with double quantisation, int8 with "
-        "a scale a row, or none; products are computed in dtype",
+        description="storage of the decoder's frozen linears: nf4 with double quantisation, int8 "
+        "with a scale a row, or none; products are computed in dtype",
     )
     dtype: Dtype = Field("bf16", description="compute dtype of frozen weights and activations")
     lora: Lora | None = Field(Lora(), description="adapters on the decoder, or none")
@@ -102,8 +102,8 @@ class Plan(Settings):
     )
     cached_encoders: tuple[Encoder, ...] = Field(
         ("mask", "vision"),
-        description="frozen encoders whose features are read from disk: vision (CLIP, for the "
-        "language model), mask (SAM's, for the mask decoder)",
+        description="frozen encoders whose features are read from disk: vision (for the "
+        "language model), mask (for the mask decoder)",
     )
     host_embeddings: bool = Field(
         False,
@@ -123,7 +123,7 @@ class Plan(Settings):
         "supervised", description="positions at which the head is computed in training"
     )
     mask_loss_resolution: int = Field(
-        256, ge=32, le=2048, description="side of the mask loss in SAM's padded frame, pixels"
+        256, ge=32, le=2048, description="side of the mask loss in the mask decoder's frame, pixels"
     )
     optimizer: Literal["adamw", "paged_adamw"] = Field("adamw", description="AdamW, or paged")
     optimizer_state: Literal["fp32", "8bit"] = Field(
@@ -393,6 +393,10 @@ def _training_contradictions(plan: Plan) -> Iterable[Finding]:
                 f"{inner}, embeddings",
                 "keep one of the two",
             )
+    tied = plan.model in models() and plan.profile.decoder.tied_head
+    if tied and "head" in plan.train:
+        yield Finding("train", f"the head of {plan.model} is its embedding table", "head",
+                      "train token_rows or embeddings instead")  # fmt: skip
     if len(set(plan.train)) < len(plan.train):
         yield Finding("train", "a part is named twice", ", ".join(plan.train))
 

@@ -44,7 +44,7 @@ class Settings(Frozen):
 
 
 class Lora(Settings):
-    """Low-rank adapters on the LLaMA decoder (Hu et al. 2021, arXiv:2106.09685)."""
+    """Low-rank adapters on the decoder (Hu et al. 2021, arXiv:2106.09685)."""
 
     rank: int = Field(8, ge=1, le=256, description="rank r of both factors, in channels")
     alpha: float = Field(16, gt=0, description="scale numerator; the adapter is scaled by alpha/r")

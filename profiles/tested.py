@@ -51,7 +51,7 @@ TABLE_NAME = "tested.jsonl"
 class DataShape(Frozen):
     """Tokens of one sample in the tested step."""
 
-    image_tokens: int = Field(ge=0, description="CLIP patches that enter the decoder")
+    image_tokens: int = Field(ge=0, description="a picture's positions in the decoder")
     text_tokens: int = Field(ge=0, description="tokens beside the image's")
 
 

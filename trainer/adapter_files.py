@@ -1,7 +1,7 @@
 """An adapter on disk, as PEFT keeps it: what `lisa-train export` writes, and what others trained.
 
-All that was trained of LLaVA is in `adapter_model.safetensors`: LoRA's factors, the new tokens'
-rows (PEFT's trainable tokens), and parts trained whole (PEFT's modules to save).
+All that was trained of the model that PEFT wraps is in `adapter_model.safetensors`: LoRA's factors,
+the new tokens' rows (PEFT's trainable tokens), and parts trained whole (PEFT's modules to save).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from profiles.plan import Plan
-from profiles.settings import Lora, TrainedPart
+from profiles.settings import Lora
 from profiles.text import brief
 from trainer.atomic_folder import apply_umask
 from trainer.model.adapter_names import to_peft
@@ -23,27 +23,27 @@ from trainer.model.segmentation_model import SegmentationModel
 from trainer.model.weights import WeightsError, legible
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"  # PEFT's names
-# Modules of LLaVA that a part trains whole.
-_WHOLE: dict[TrainedPart, tuple[str, ...]] = {
-    "projector": ("multi_modal_projector",),
-    "head": ("lm_head",),
-    "embeddings": ("embed_tokens", "lm_head"),
-}
 
 
 def write(
     folder: Path, plan: Plan, lora: Lora, trained: Mapping[str, Tensor], new_ids: Sequence[int]
 ) -> dict[str, Tensor]:
-    """Write PEFT's two files with LLaVA's trained parts; returns the tensors of other parts."""
+    """Write PEFT's two files; returns the trained tensors that are not of the model it wraps."""
     from trainer.model.adapters import peft_config
 
     model = family_of(plan.profile).model
     root = f"{model.adapted_at}."
-    whole = [name for part in plan.train for name in _WHOLE.get(part, ())]
-    rows = {name: list(new_ids) for name in ("embed_tokens", "lm_head") if name not in whole}
+    tables = model.tables()[: 1 if plan.profile.decoder.tied_head else 2]
+    whole = [
+        _module(prefix)
+        for part in plan.train
+        for prefix in model.prefixes_of(part)
+        if part != "token_rows" and prefix.startswith(root)
+    ]
+    rows = {name: list(new_ids) for name in map(_module, tables) if name not in whole}
     peft_config(
         lora,
-        model.decoder_at,
+        model,
         task_type="CAUSAL_LM",
         inference_mode=True,
         base_model_name_or_path=None if plan.profile.packaged else plan.profile.sources[0],
@@ -58,6 +58,11 @@ def write(
     save_file(ours, folder / TENSORS, metadata={"format": "pt"})
     apply_umask(folder / TENSORS)
     return {name: value for name, value in trained.items() if not name.startswith(root)}
+
+
+def _module(prefix: str) -> str:
+    """A module's own name, as PEFT's settings have it, from a prefix of its tensors."""
+    return prefix.removesuffix("weight").removesuffix(".").rpartition(".")[2]
 
 
 def read(folder: Path, model: type[SegmentationModel]) -> dict[str, Tensor]:

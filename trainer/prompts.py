@@ -1,7 +1,6 @@
-"""Prompt templates and conversations of LISA (Lai et al., 2023), as text; no tokeniser, no torch.
+"""Questions and answers of LISA (Lai et al., 2023), as text; no tokeniser, no torch.
 
-A conversation has the vicuna v1 layout:
-``{system} USER: {q1} ASSISTANT: {a1}</s>USER: {q2} ASSISTANT: {a2}</s>``.
+A family's tokenizer lays a conversation out.
 """
 
 from __future__ import annotations
@@ -9,23 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from profiles.models import reserved_tokens
+
 IMAGE_TOKEN, SEG_TOKEN = "<image>", "[SEG]"
 
 Choose = Callable[[Sequence[str]], str]
 """Picks one of several templates, e.g. ``random.Random(seed).choice``."""
 
-IMAGE_START_TOKEN = "<im_start>"
-IMAGE_END_TOKEN = "<im_end>"
-END_OF_TURN = "</s>"
-
-RESERVED_TOKENS: tuple[str, ...] = (
-    IMAGE_TOKEN,
-    SEG_TOKEN,
-    IMAGE_START_TOKEN,
-    IMAGE_END_TOKEN,
-    END_OF_TURN,
-)
-"""Tokens with a meaning to the model, which text from outside must not contain."""
+RESERVED_TOKENS: tuple[str, ...] = (IMAGE_TOKEN, SEG_TOKEN, *reserved_tokens())
+"""Tokens with a meaning to the models, which text from outside must not contain."""
 
 IMAGE_PREFIX = IMAGE_TOKEN + "\n"
 SHORT_QUESTIONS: tuple[str, ...] = (

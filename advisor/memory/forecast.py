@@ -203,7 +203,7 @@ def interpret(
     caching = caching_bytes(plan)
     if cap_bytes is not None and caching > cap_bytes:
         verdict = "OOM"
-        reason = f"building SAM's feature cache takes {gib(caching)} of {gib(cap_bytes)}"
+        reason = f"building the feature cache takes {gib(caching)} of {gib(cap_bytes)}"
     if verdict != "OOM" and host_limit_bytes is not None and host > host_limit_bytes:
         verdict = "OOM"
         reason = f"host memory: {gib(host)} needed, {gib(host_limit_bytes)} available"

@@ -60,19 +60,19 @@ def paper(plan: Plan, text_tokens: int, gpu: GpuProfile) -> Paper:
     A frozen linear is multiplied forward, backward for its input, and once more where the layer is
     recomputed. Host layers are copied in each direction.
     """
-    llama = plan.profile.decoder
+    decoder = plan.profile.decoder
     sample = plan.profile.most_image_tokens + text_tokens
-    tokens, weights = plan.micro_batch * sample, llama.layer_weights
-    passes = 2 * llama.layers + plan.checkpointed_layers
-    attention = plan.micro_batch * llama.attention_flops(sample)
-    flops = llama.linear_flops(tokens) * passes + attention * (passes + 1.5 * llama.layers)
+    tokens, weights = plan.micro_batch * sample, decoder.layer_weights
+    passes = 2 * decoder.layers + plan.checkpointed_layers
+    attention = plan.micro_batch * decoder.attention_flops(sample)
+    flops = decoder.linear_flops(tokens) * passes + attention * (passes + 1.5 * decoder.layers)
     encoders = plan.profile.encoders.items()
     online = (facts.flops for name, facts in encoders if name not in plan.cached_encoders)
     flops += plan.micro_batch * sum(online)
     stored = STORED_BYTES[plan.quantization]
     widened = 0.0 if plan.quantization == "none" else weights * passes * (stored + 2 + 2)
     bandwidth = gpu.bandwidth_gb_s * 1e9
-    moved = tokens * passes * (8 * llama.hidden + 3 * llama.intermediate) * 2
+    moved = passes * decoder.moved_values(tokens) * 2
     copied = 2 * plan.host_layers * weights * stored
     return Paper(
         matmul=flops / gpu.rate_flops(plan.dtype),

@@ -41,7 +41,7 @@ def card_findings(request: Request, gpu: Gpu, best: Candidate, base: Plan) -> li
         fix = smallest_cards_text([base.model])
         what = "too little usable memory"
         if best.needs.bytes == caching_bytes(best.plan):
-            what += f": building SAM's feature cache alone takes {gib(best.needs.bytes)}"
+            what += f": building the feature cache alone takes {gib(best.needs.bytes)}"
         findings.append(Finding(gpu.name, what, fix=fix))
     size = request.target.vram_bytes if request.target else None
     if size and size % 10**9 == 0:

@@ -20,12 +20,12 @@ EXPLANATIONS = {
     "frozen weights": "The base model: decoder, embeddings and head, projector, mask decoder. "
     "host_embeddings and host_layers keep parts of it in host memory (layers are copied to the "
     "card one ahead); quantization=int8 or nf4 rounds it.",
-    "encoders": "CLIP's and SAM's frozen encoders. With cached_encoders=vision,mask they are not "
+    "encoders": "The frozen encoders of pictures. With cached_encoders=vision,mask they are not "
     "loaded: their features are read from disk.",
     "adapters": "LoRA's factors in fp32: rank × (inputs + outputs) for each adapted linear. "
     "A lower lora.rank or fewer lora.targets make them smaller.",
     "trained rows": "The new tokens' rows of embedding and head, in fp32.",
-    "mask decoder": "SAM's mask decoder if it is trained, in fp32. Frozen if train leaves it "
+    "mask decoder": "The mask decoder if it is trained, in fp32. Frozen if train leaves it "
     "out.",
     "other trained": "Projections that are trained: text_hidden_fcs, projector, or whole "
     "embeddings; in fp32. Whole embeddings are 1 GiB at 7B: train token_rows instead.",

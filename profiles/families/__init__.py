@@ -29,20 +29,39 @@ class DecoderShape(Frozen):
     layers: int
     heads: int
     intermediate: int
-    norm_eps: float = 1e-5  # LLaMA 2's
+    key_heads: int | None = None  # of keys and values; None: as many as of queries
+    head_channels: int | None = None  # None: hidden / heads
+    tied_head: bool = False  # the head's matrix is the embedding table
+    norm_eps: float = 1e-5
+
+    @property
+    def query_channels(self) -> int:
+        """Channels of the queries of a position, and of what attention returns."""
+        return self.heads * (self.head_channels or self.hidden // self.heads)
+
+    @property
+    def key_channels(self) -> int:
+        """Channels of the keys of a position, and of the values."""
+        return self.query_channels * (self.key_heads or self.heads) // self.heads
 
     @property
     def layer_weights(self) -> int:
-        """Weights of one layer's seven linears."""
-        return 4 * self.hidden**2 + 3 * self.hidden * self.intermediate
+        """Weights of one layer's seven linears: q, k, v, o, and the three of the gated MLP."""
+        attention = 2 * self.hidden * (self.query_channels + self.key_channels)
+        return attention + 3 * self.hidden * self.intermediate
 
     def linear_flops(self, tokens: int) -> int:
         """Products of one layer's linears, forward: 2 operations a weight and token."""
         return 2 * tokens * self.layer_weights
 
     def attention_flops(self, tokens: int) -> int:
-        """Attention's two products in one layer for one sample: causal, half of 4·T²·H."""
-        return 2 * tokens**2 * self.hidden
+        """Attention's two products in one layer for one sample: causal, half of 4·T²·channels."""
+        return 2 * tokens**2 * self.query_channels
+
+    def moved_values(self, tokens: int) -> int:
+        """Values that the element-wise work of one layer writes, forward."""
+        attention = 2 * (self.query_channels + self.key_channels)
+        return tokens * (4 * self.hidden + attention + 3 * self.intermediate)
 
 
 @dataclass(frozen=True)
@@ -54,6 +73,7 @@ class EncoderFacts:
     pixels: Shapes  # fp32; several pictures' are joined along the first axis
     features: Shapes  # in the plan's dtype; likewise
     flops: float  # of one picture, forward
+    caching_bytes: int  # of the allocator's pool while it encodes pictures for the cache; measured
     numbers: Shapes = field(default_factory=dict)  # whole numbers that go with both, as a row
 
     @property
@@ -72,6 +92,7 @@ class ModelProfile(Frozen):
 
     stretched: ClassVar[bool] = False  # into the mask decoder's square frame; else padded
     tokens_vary: ClassVar[bool] = False  # with the picture's size
+    reserved: ClassVar[tuple[str, ...]] = ()  # tokens that mean something to the model
 
     name: str
     title: str

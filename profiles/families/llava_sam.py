@@ -8,6 +8,9 @@ from profiles.settings import Encoder
 
 # Forward products of one picture, 2 FLOP a weight and position (ViT-L at 577, ViT-H at 4096).
 CLIP_FLOPS, SAM_FLOPS = 2 * 303e6 * 577, 2 * 632e6 * 4096
+# The pool while SAM ViT-H encodes pictures (benchmarks/encoders.jsonl); CLIP's is far below what
+# training takes.
+SAM_CACHING_BYTES = 2_845_835_264
 
 
 class ClipShape(Frozen):
@@ -49,6 +52,8 @@ class SamShape(Frozen):
 class Profile(ModelProfile):
     """One size of LISA: a LLaMA decoder, CLIP with its projector, and SAM."""
 
+    reserved = ("<im_start>", "<im_end>", "</s>")
+
     clip: ClipShape
     projector_layers: int
     sam: SamShape
@@ -65,6 +70,7 @@ class Profile(ModelProfile):
                 pixels={"pixels": (1, 3, sam.image_pixels, sam.image_pixels)},
                 features={"features": (1, sam.output_channels, side, side)},
                 flops=SAM_FLOPS,
+                caching_bytes=0 if self.packaged else SAM_CACHING_BYTES,
             ),
             VISION: EncoderFacts(
                 name="clip",
@@ -72,6 +78,7 @@ class Profile(ModelProfile):
                 pixels={"pixels": (1, 3, clip.image_pixels, clip.image_pixels)},
                 features={"features": (1, clip.image_tokens, clip.hidden)},
                 flops=CLIP_FLOPS,
+                caching_bytes=0,
             ),
         }
 

@@ -772,7 +772,7 @@ def feed_source(case: tuple[str, bytes], folder: Path) -> bool:
     json.dumps(report.sources)
     needed = {here: published()[there].shape for here, there in PUBLISHED.items()}
     choose([source], needed, "tiny", report)
-    convert_tokenizer(folder, folder / "converted.json", 4096, FAMILY.tokenizer.new_tokens)
+    convert_tokenizer(folder, folder / "converted.json", 4096, FAMILY.tokenizer)
     return bool(report.used)
 
 

@@ -1,8 +1,10 @@
 """A second model family, as unlike LLaVA and SAM as a family may be: all of it is in this folder.
 
 Its pictures take more or fewer tokens by their size, its positions are 3-D, its q, k and v have
-biases, each decoder layer is given something of the picture, a mask is prompted by two tokens of
-the state at [SEG] itself, and its mask decoder looks at finer features too and makes three masks.
+biases, two heads of queries share one of keys, the output head is tied to the embedding table, each
+decoder layer is given something of the picture, a mask is prompted by two tokens of the state at
+[SEG] itself before the last norm, and its mask decoder looks at finer features too and makes three
+masks.
 """
 
 from __future__ import annotations

@@ -130,7 +130,7 @@ def convert(
         bool, typer.Option(help="Use only the hub's cache, as with HF_HUB_OFFLINE=1.")
     ] = False,
 ) -> None:
-    """Turn published checkpoints (LLaVA, LISA, SAM, CLIP) into a folder for --weights DST."""
+    """Turn a model's published checkpoints into a folder for --weights DST."""
     from trainer.convert.convert import convert as run
     from trainer.convert.hub import checkpoint_folder
 

@@ -25,7 +25,7 @@ from trainer.convert.checkpoint_folder import Found, Source, TensorFile
 from trainer.convert.tokenizer import convert_tokenizer
 from trainer.model.build import shared_prefixes, skeleton
 from trainer.model.families import Family, family_of
-from trainer.model.weights import PLAIN_DTYPES, WeightsError, canonical_name, packaged_folder
+from trainer.model.weights import PLAIN_DTYPES, WeightsError
 from trainer.prompts import SEG_TOKEN
 
 SHARD_BYTES = 2 << 30
@@ -95,14 +95,13 @@ def convert(
 
 def needed_shapes(profile: ModelProfile) -> dict[str, torch.Size]:
     """Every tensor that the model asks its folder for. Nothing is allocated."""
-    # Which token is which changes no shape, so the packaged tokenizer will do.
-    family = family_of(profile)
-    tokenizer = family.tokenizer.read(packaged_folder(), profile.most_image_tokens)
-    shared = shared_prefixes(family.model)
+    # Which token is which changes no shape.
+    tokenizer = family_of(profile).tokenizer.stand_in(profile.most_image_tokens)
+    model = skeleton(profile, tokenizer)
     return {
-        canonical_name(name): value.shape
-        for name, value in skeleton(profile, tokenizer).state_dict().items()
-        if not name.startswith(shared)
+        name: value.shape
+        for name, value in model.state_dict().items()
+        if not name.startswith(shared_prefixes(model))
     }
 
 
@@ -111,8 +110,7 @@ def choose(
 ) -> dict[str, Found]:
     """The tensor for each name, and the report's lists. Raises WeightsError on all that is wrong.
 
-    Without any tensor that may start afresh, as in plain LLaVA, these are left out: to be
-    initialised.
+    Where no source has any tensor that may start afresh, these are left out: to be initialised.
     """
     family = family_of(model_profile(model))
     chosen: dict[str, Found] = {}
@@ -138,8 +136,9 @@ def choose(
 
 
 def _missing(name: str, shape: torch.Size, family: Family[Any]) -> str:
-    giver = next(text for prefix, text in family.givers if name.startswith(prefix))
-    return f"{name} {list(shape)} is in none of the sources; it comes with {giver}"
+    text = f"{name} {list(shape)} is in none of the sources"
+    giver = next((giver for prefix, giver in family.givers if name.startswith(prefix)), "")
+    return f"{text}; it comes with {giver}" if giver else text
 
 
 def _misfit(name: str, found: Found, shape: torch.Size, family: Family[Any]) -> str | None:
@@ -184,16 +183,14 @@ def _convert_tokenizer(
     path = folder / "tokenizer.json"
     family = family_of(profile)
     made = family.tokenizer
-    report.tokens_added = convert_tokenizer(
-        language.folder, path, profile.vocabulary_rows, made.new_tokens
-    )
+    report.tokens_added = convert_tokenizer(language.folder, path, profile.vocabulary_rows, made)
     seg = made.read(folder, profile.most_image_tokens).seg_id
     rows = chosen[family.model.tables()[0]].shape[0]
-    trained = any(name.startswith(family.fresh) for name in language.tensors)
+    trained = family.fresh and any(name.startswith(family.fresh) for name in language.tensors)
     if trained and seg >= rows:
         raise WeightsError(
-            f"{language.folder}: a trained LISA, but its tokenizer gives {SEG_TOKEN} the id {seg} "
-            f"and its embeddings have {rows} rows; use the tokenizer that it was trained with"
+            f"{language.folder}: trained to segment, but its tokenizer gives {SEG_TOKEN} the id "
+            f"{seg} and its embeddings have {rows} rows; use the tokenizer that it was trained with"
         )
 
 

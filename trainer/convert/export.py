@@ -27,7 +27,7 @@ from trainer.convert.convert import SHARD_BYTES, Shards, needed_shapes
 from trainer.model.adapters import merged
 from trainer.model.build import TORCH_DTYPES, read_tokenizer
 from trainer.model.families import family_of
-from trainer.model.weights import FolderWeights, WeightsError, canonical_name, model_folder
+from trainer.model.weights import FolderWeights, WeightsError, model_folder
 from trainer.run.checkpoint import read_trained, verify
 from trainer.run.checkpoint_files import MANIFEST, altered, read_facts, seal
 from trainer.run.folder import TRAINED
@@ -69,7 +69,7 @@ _FACTS = TypeAdapter(_Facts)
 def export_trained(trained: Trained, target: Path) -> int:
     """Write trained tensors, plan and card to `target`; returns the bytes written.
 
-    With LoRA, LLaVA's part is an adapter in PEFT's format. Raises WeightsError where the tokenizer
+    With LoRA, PEFT's part is an adapter in its format. Raises WeightsError where the tokenizer
     that says which rows are new is not here.
 
     Raises FileExistsError, and ValueError where nothing was trained.
@@ -130,7 +130,7 @@ class _Merge:
     """Base tensors by name -> those with what was trained in them."""
 
     def __init__(self, plan: Plan, trained: dict[str, Tensor], new_ids: list[int]) -> None:
-        self.trained = {canonical_name(name): value for name, value in trained.items()}
+        self.trained = trained
         self.left = set(self.trained)
         self.new_ids = new_ids
         self.lora = plan.lora
@@ -205,9 +205,10 @@ def _about(plan: Plan, merged: bool) -> str:
     if plan.lora is None:
         return text
     return (
-        f"{text}\n\nThe trained parts of LLaVA are a LoRA adapter in PEFT's format, which works "
-        "with the same weights in transformers' LLaVA, too; `trained.safetensors` has the rest:\n\n"
-        "    PeftModel.from_pretrained(llava, FOLDER_OF_THIS_CARD)"
+        f"{text}\n\nWhat was trained of the language model is a LoRA adapter in PEFT's format, "
+        "which works with the same weights in transformers, too; `trained.safetensors` has the "
+        "rest:\n\n"
+        "    PeftModel.from_pretrained(MODEL, FOLDER_OF_THIS_CARD)"
     )
 
 

@@ -2,83 +2,53 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from tokenizers import AddedToken, Tokenizer
-from tokenizers.processors import TemplateProcessing
 
 from trainer.convert.checkpoint_folder import read_object
+from trainer.model.tokenizer import ConversationTokenizer
 from trainer.model.weights import WeightsError, legible
-from trainer.prompts import END_OF_TURN, IMAGE_TOKEN
-
-START, UNKNOWN, PADDING = "<s>", "<unk>", "<pad>"
 
 
 def convert_tokenizer(
-    folder: Path, target: Path, rows: int, new_tokens: Sequence[str]
+    folder: Path, target: Path, rows: int, family: type[ConversationTokenizer]
 ) -> dict[str, int]:
-    """Write the folder's tokenizer with the `new_tokens` to `target`; returns those added.
+    """Write the folder's tokenizer with the family's tokens to `target`; returns those added.
 
     `rows` is the model's number of token rows: every id must have one. Raises WeightsError.
     """
     with legible(folder, "the tokenizer must be the one that came with the language model"):
-        return _convert(_read(folder), folder, target, rows, new_tokens)
+        return _convert(family.published(folder), folder, target, rows, family)
 
 
 def _convert(
-    tokenizer: Tokenizer, folder: Path, target: Path, rows: int, new_tokens: Sequence[str]
+    tokenizer: Tokenizer,
+    folder: Path,
+    target: Path,
+    rows: int,
+    family: type[ConversationTokenizer],
 ) -> dict[str, int]:
-    absent = [t for t in (UNKNOWN, START, END_OF_TURN) if tokenizer.token_to_id(t) is None]
+    padding = family.special["pad_token"]
+    needed = [token for token in family.special.values() if token != padding]
+    absent = [token for token in needed if tokenizer.token_to_id(token) is None]
     if absent:
         raise WeightsError(
-            f"{folder}: its tokenizer has no {', '.join(absent)}; LISA needs LLaMA's tokenizer"
+            f"{folder}: its tokenizer has no {', '.join(absent)}; the language model of this "
+            "family has another"
         )
     added = _add_recorded(tokenizer, folder)
-    # In upstream's order, as in a released LISA's last rows; this project's tokens follow.
-    for token in (*new_tokens, IMAGE_TOKEN, PADDING):
+    # The new ones first, as in a released LISA's last rows; this project's tokens follow.
+    for token in (*family.new_tokens, family.picture_token, padding):
         added |= _add(tokenizer, token)
     if tokenizer.get_vocab_size() > rows:
         raise WeightsError(
             f"{folder}: its tokenizer has {tokenizer.get_vocab_size()} tokens, "
             f"the model has {rows} rows for them; choose the model that this checkpoint is of"
         )
-    _start_sentences(tokenizer)
+    family.as_trained(tokenizer)
     tokenizer.save(str(target))
     return added
-
-
-def _read(folder: Path) -> Tokenizer:
-    path = folder / "tokenizer.json"
-    if path.is_file():
-        with legible(path):
-            return Tokenizer.from_file(str(path))
-    if (folder / "tokenizer.model").is_file():
-        return _from_sentencepiece(folder / "tokenizer.model")
-    raise WeightsError(
-        f"{folder}: no tokenizer.json and no tokenizer.model here; the tokenizer must come with "
-        "the language model's weights: put its file into that folder"
-    )
-
-
-def _from_sentencepiece(path: Path) -> Tokenizer:
-    if find_spec("sentencepiece") is None:
-        raise WeightsError(
-            f"{path}: reading a tokenizer.model needs a package that is not installed\n"
-            "    hint: pip install sentencepiece, or put a tokenizer.json beside it"
-        )
-    from transformers import LlamaTokenizerFast
-
-    with TemporaryDirectory() as alone:  # without the folder's configs, which may name anything
-        shutil.copy(path, Path(alone) / "tokenizer.model")
-        with legible(path):
-            # `legacy`: how LLaMA's checkpoints of that time were trained.
-            made = LlamaTokenizerFast.from_pretrained(alone, local_files_only=True, legacy=True)
-    tokenizer: Tokenizer = made.backend_tokenizer
-    return tokenizer
 
 
 def _add_recorded(tokenizer: Tokenizer, folder: Path) -> dict[str, int]:
@@ -107,12 +77,3 @@ def _add(tokenizer: Tokenizer, token: str) -> dict[str, int]:
     number = tokenizer.token_to_id(token)
     assert number is not None
     return {token: number}
-
-
-def _start_sentences(tokenizer: Tokenizer) -> None:
-    """Make every text begin with the start token, as LLaMA was trained."""
-    start = tokenizer.token_to_id(START)
-    if tokenizer.encode("a").ids[0] != start:
-        tokenizer.post_processor = TemplateProcessing(
-            single=f"{START} $A", special_tokens=[(START, start)]
-        )

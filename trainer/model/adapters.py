@@ -8,6 +8,7 @@ Shapes: [..., K] inputs, [N, K] weights, R adapter rank.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -16,17 +17,10 @@ from peft.tuners import lora as peft_lora
 from torch import Tensor, nn
 from torch.nn import functional
 
-from profiles.settings import Lora, LoraTargets
+from profiles.settings import Lora
 from trainer.model.adapter_names import ADAPTER_NAME as NAME
 from trainer.model.layers.frozen import FrozenLinear
 from trainer.model.segmentation_model import SegmentationModel
-
-_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-TARGETS: dict[LoraTargets, tuple[str, ...]] = {
-    "qv": ("q_proj", "v_proj"),
-    "attention": _ATTENTION,
-    "all-linear": (*_ATTENTION, "gate_proj", "up_proj", "down_proj"),
-}
 
 
 class AdaptedLinear(peft_lora.Linear):
@@ -77,11 +71,12 @@ class AdaptedLinear(peft_lora.Linear):
         return added.view(y.shape)
 
 
-def peft_config(lora: Lora, decoder_at: str, **more: Any) -> LoraConfig:
+def peft_config(lora: Lora, model: type[SegmentationModel], **more: Any) -> LoraConfig:
     """PEFT's configuration of the plan's adapters, with `more` of its settings."""
-    # Of the decoder alone: CLIP in transformers' LLaVA has linears called q_proj, too.
-    names, decoder = "|".join(TARGETS[lora.targets]), decoder_at.rpartition(".")[2]
-    where = rf"(?:.*\.)?{decoder}\.(?:.*\.)?layers\.\d+\.(?:self_attn|mlp)\.(?:{names})"
+    # Of the decoder alone: a vision encoder may have linears of the same names.
+    names = "|".join(map(re.escape, model.targets[lora.targets]))
+    decoder = model.decoder_at.rpartition(".")[2]
+    where = rf"(?:.*\.)?{decoder}\.(?:.*\.)?layers\.\d+\.(?:{names})"
     return LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # PEFT divides it, fractions too
@@ -93,7 +88,7 @@ def peft_config(lora: Lora, decoder_at: str, **more: Any) -> LoraConfig:
 
 def add_adapters(model: SegmentationModel, lora: Lora) -> None:
     """Have PEFT put adapters on the decoder's linears, whatever these are stored in."""
-    config = peft_config(lora, model.decoder_at)
+    config = peft_config(lora, type(model))
     config._register_custom_module({FrozenLinear: AdaptedLinear, nn.Linear: AdaptedLinear})
     with torch.device("meta"):  # else PEFT draws gigabytes on the CPU, even for shapes alone
         inject_adapter_in_model(config, model.get_submodule(model.adapted_at), NAME)

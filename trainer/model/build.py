@@ -42,8 +42,10 @@ TORCH_DTYPES: dict[Dtype, torch.dtype] = {
 
 def read_tokenizer(plan: Plan) -> ConversationTokenizer:
     """The plan's tokenizer. Raises WeightsError, FileNotFoundError."""
-    profile = plan.profile
-    return family_of(profile).tokenizer.read(model_folder(plan), profile.most_image_tokens)
+    tokenizer, image_tokens = family_of(plan.profile).tokenizer, plan.profile.most_image_tokens
+    if plan.weights == "random":
+        return tokenizer.stand_in(image_tokens)
+    return tokenizer.read(model_folder(plan), image_tokens)
 
 
 def some_tokenizer(plan: Plan) -> ConversationTokenizer:
@@ -101,7 +103,7 @@ def fill(
     used += materialise(
         model, source, device, model.dtype, done=frozenset(used), skip=shared_prefixes(model)
     )
-    share_modules(model)
+    share(model)
     source.finish([*used, *dropped])
     add_trained(model, plan, tokenizer.new_ids, trained_dtype)
     model.plan_layers(plan.checkpointed_layers, plan.compile)
@@ -147,15 +149,17 @@ def host_layer_places(plan: Plan) -> list[int]:
     return [index * among // count for index in range(count)]
 
 
-def shared_prefixes(model: SegmentationModel | type[SegmentationModel]) -> tuple[str, ...]:
+def shared_prefixes(model: SegmentationModel) -> tuple[str, ...]:
     """Prefixes of the tensors that are another one of the model, and in no file by this name."""
-    return tuple(f"{name}." for name in model.one_with)
+    return tuple(f"{name}." for name in (*model.one_with, *[model.head_at] * model.tied_head))
 
 
-def share_modules(model: SegmentationModel) -> None:
-    """Replace modules that are copies of another one of the model by that one."""
+def share(model: SegmentationModel) -> None:
+    """Replace what is a copy of another part of the model by that one."""
     for name, other in model.one_with.items():
         set_module(model, name, model.get_submodule(other))
+    if model.tied_head:
+        model.head.weight = model.embedding.weight
 
 
 def _load_decoder_layers(
@@ -192,8 +196,9 @@ def _load_host_embeddings(
     names = model.tables()
     shape = model.get_parameter(names[1]).shape
     home = torch.device("meta" if device.type == "meta" else "cpu")
-    table, head = (source.get(name, shape, home, model.dtype) for name in names)
-    model.replace_tables(HostEmbedding(table, device), HostHead(head, device))
+    embedding = HostEmbedding(source.get(names[0], shape, home, model.dtype), device)
+    table = embedding.weight if model.tied_head else source.get(names[1], shape, home, model.dtype)
+    model.replace_tables(embedding, HostHead(table, device))
     return list(names)
 
 
@@ -205,6 +210,8 @@ def _add_token_rows(model: SegmentationModel, ids: list[int], head: bool) -> Non
         base.train_rows(ids)
     elif head:
         base = TokenRowHead(base, ids)
+    if head and model.tied_head:
+        base.rows = embedding.rows
     model.replace_tables(embedding, base)
 
 
@@ -241,13 +248,11 @@ class FrozenEncoder(nn.Module):
 
 
 def save_model(model: SegmentationModel, folder: Path, dtype: torch.dtype) -> Path:
-    """Write all tensors of an unquantised model under canonical names; returns the file."""
+    """Write all tensors of an unquantised model under its names in it; returns the file."""
     from safetensors.torch import save_file
 
-    from trainer.model.weights import canonical_name
-
     tensors = {
-        canonical_name(name): value.detach().to("cpu", dtype).contiguous()
+        name: value.detach().to("cpu", dtype).contiguous()
         if value.is_floating_point()
         else value.detach().cpu()
         for name, value in model.state_dict().items()

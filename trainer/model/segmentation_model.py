@@ -19,7 +19,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from profiles.families import MASK, VISION
-from profiles.settings import Encoder, TrainedPart
+from profiles.settings import Encoder, LoraTargets, TrainedPart
 from trainer.batch import Batch
 from trainer.frame import Frame
 from trainer.losses import (
@@ -54,6 +54,7 @@ class SegmentationModel(nn.Module, ABC):
     decoder_at: ClassVar[str]  # the decoder without its head
     head_at: ClassVar[str]
     adapted_at: ClassVar[str]  # what PEFT wraps: the model that the decoder is part of
+    targets: ClassVar[Mapping[LoraTargets, tuple[str, ...]]]  # linears of a decoder layer
     encoders_at: ClassVar[Mapping[Encoder, str]]
     parts_at: ClassVar[Mapping[TrainedPart, tuple[str, ...]]]  # prefixes of the other trained parts
     of_masks: ClassVar[tuple[TrainedPart, ...]]  # parts that learn from masks alone
@@ -62,9 +63,11 @@ class SegmentationModel(nn.Module, ABC):
     one_with: ClassVar[Mapping[str, str]] = {}  # modules that are another one of the model
     # Whether a mask is prompted by the state that predicts [SEG], or by that of [SEG] itself.
     before_seg: ClassVar[bool] = True
+    before_norm: ClassVar[bool] = False  # and by the state before the decoder's last norm
 
-    def __init__(self, seg_token_id: int, frame: Frame) -> None:
+    def __init__(self, seg_token_id: int, frame: Frame, tied_head: bool = False) -> None:
         super().__init__()
+        self.tied_head = tied_head  # one matrix with the embedding table, and one set of rows
         self.frame = frame
         self.seg_token_id = seg_token_id
         self.logits_at: Literal["supervised", "all"] = "supervised"
@@ -249,8 +252,15 @@ class SegmentationModel(nn.Module, ABC):
                 hidden = Gate.apply(run(index)(layer, hidden, rope, mask), self.host_layers, number)
             if index in fed:
                 hidden = hidden + fed[index]
+        return hidden if self.before_norm else self._normed(hidden)
+
+    def _normed(self, hidden: Tensor) -> Tensor:
         states: Tensor = self.decoder.norm(hidden)  # type: ignore[operator]
         return states
+
+    def _for_head(self, states: Tensor) -> Tensor:
+        """`hidden_states` [..., H] as the head takes them."""
+        return self._normed(states) if self.before_norm else states
 
     def decode_masks(self, states: Tensor, batch: Batch) -> Tensor:
         """Low-resolution mask logits [M, L, L] of every [SEG], from the states [B, T, H]."""
@@ -277,8 +287,9 @@ class SegmentationModel(nn.Module, ABC):
         owner, position = batch.predicting.unbind(1)
         head = self.head
         if isinstance(head, HostHead):
-            return head.cross_entropy_sum(states[owner, position], batch.answers)
-        compute = self.computed(head)
+            supervised = self._for_head(states[owner, position])
+            return head.cross_entropy_sum(supervised, batch.answers)
+        compute, states = self.computed(head), self._for_head(states)
         if self.logits_at == "supervised":
             return cross_entropy_sum(compute(states[owner, position]), batch.answers)
         return cross_entropy_sum(compute(states)[owner, position], batch.answers)
@@ -336,7 +347,7 @@ class SegmentationModel(nn.Module, ABC):
         for _ in range(most):
             passed = self._through_layers(batch, lambda index: past.run_layer, start, later)
             start, state = start + passed.shape[1], passed[:, -1]
-            token = head(state).argmax(-1)
+            token = head(self._for_head(state)).argmax(-1)
             yield token, state
             later = token[:, None]
 

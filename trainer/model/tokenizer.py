@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Self
 
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from trainer.batch import Encoded
 from trainer.ignored import IGNORE_LABEL
-from trainer.model.weights import WeightsError, legible
+from trainer.model.weights import WeightsError, legible, packaged_folder
 from trainer.prompts import IMAGE_TOKEN, SEG_TOKEN, Turn
 
 _TRIAL = Turn(f"{IMAGE_TOKEN}\nWhat is to be segmented?", f"It is {SEG_TOKEN}.")
@@ -57,6 +58,31 @@ class ConversationTokenizer(ABC):
             )
             made.encode([_TRIAL])
         return made
+
+    @classmethod
+    def stand_in(cls, image_tokens: int) -> Self:
+        """lisa-tiny's vocabulary with this family's tokens, where the weights know no words."""
+        path = packaged_folder() / "tokenizer.json"
+        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path), **cls.special)
+        tokenizer.add_tokens([cls.picture_token], special_tokens=True)
+        return cls(tokenizer, image_tokens)
+
+    @classmethod
+    def published(cls, folder: Path) -> Tokenizer:
+        """The tokenizer of a published checkpoint's folder. Raises WeightsError."""
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise WeightsError(
+                f"{folder}: no tokenizer.json and no tokenizer.model here; the tokenizer must come "
+                "with the language model's weights: put its file into that folder"
+            )
+        with legible(path):
+            return Tokenizer.from_file(str(path))
+
+    @classmethod
+    def as_trained(cls, tokenizer: Tokenizer) -> None:
+        """Change a published tokenizer to how the model was trained, if its file does not say."""
+        del tokenizer
 
     @staticmethod
     @abstractmethod

@@ -63,11 +63,6 @@ class WeightSource(Protocol):
         ...
 
 
-def canonical_name(name: str) -> str:
-    """A tensor's name in files: transformers ≥ 5.23 dropped CLIP's inner `vision_model`."""
-    return name.replace(".vision_tower.vision_model.", ".vision_tower.")
-
-
 class FolderWeights:
     """Every `*.safetensors` file of one folder."""
 
@@ -85,20 +80,19 @@ class FolderWeights:
         self.fingerprint = fingerprint_of(paths)
 
     def get(self, name: str, shape: torch.Size, device: torch.device, dtype: torch.dtype) -> Tensor:
-        key = canonical_name(name)
-        if key not in self._owner:
-            raise WeightsError(f"{self.folder}: tensor {key} is missing")
-        with legible(self.folder / key):
-            tensor: Tensor = self._owner[key].get_tensor(key)
+        if name not in self._owner:
+            raise WeightsError(f"{self.folder}: tensor {name} is missing")
+        with legible(self.folder / name):
+            tensor: Tensor = self._owner[name].get_tensor(name)
         if tensor.shape != shape:
             raise WeightsError(
-                f"{self.folder}: tensor {key} has shape {list(tensor.shape)}, "
+                f"{self.folder}: tensor {name} has shape {list(tensor.shape)}, "
                 f"the model needs {list(shape)}"
             )
         return tensor.to(device, dtype) if tensor.is_floating_point() else tensor.to(device)
 
     def finish(self, used: Iterable[str]) -> None:
-        left = sorted(set(self._owner) - {canonical_name(name) for name in used})
+        left = sorted(set(self._owner).difference(used))
         if left:
             shown = ", ".join(map(one_line, left[:5])) + (" …" if len(left) > 5 else "")
             raise WeightsError(f"{self.folder}: {len(left)} tensors fit nothing: {shown}")
@@ -112,13 +106,12 @@ class RandomWeights:
         self.fingerprint = f"random-{seed}"
 
     def get(self, name: str, shape: torch.Size, device: torch.device, dtype: torch.dtype) -> Tensor:
-        key = canonical_name(name)
         if len(shape) == 1:
-            value = 1.0 if key.endswith("weight") else 0.0
+            value = 1.0 if name.endswith("weight") else 0.0
             return torch.full(shape, value, device=device, dtype=dtype)
-        digest = hashlib.sha256(f"{self.seed}:{key}".encode()).digest()
+        digest = hashlib.sha256(f"{self.seed}:{name}".encode()).digest()
         generator = torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
-        scale = 1.0 if key.endswith("positional_embedding") else 0.02
+        scale = 1.0 if name.endswith("positional_embedding") else 0.02
         # Drawn where and as it is used: a 7B model of bf16 values never exists on the host. Large
         # tensors repeat one block: a CPU draws 20 M values a second.
         count = min(shape.numel(), RANDOM_BLOCK)
@@ -175,14 +168,16 @@ def packaged_folder() -> Path:
 
 
 def model_folder(plan: Plan) -> Path:
-    """The folder with the plan's tokenizer (and, unless random, weights). Raises WeightsError."""
-    if plan.weights not in ("default", "random"):
+    """The folder with a plan's tokenizer and weights, unless these are random.
+
+    Raises WeightsError.
+    """
+    if plan.weights != "default":
         folder = Path(plan.weights).expanduser()
         if not folder.is_dir():
             raise WeightsError(f"{folder}: no such folder; weights must name a model folder")
         return folder
-    if plan.profile.packaged or plan.weights == "random":
-        # Random weights know no words: any tokenizer will do, and this one is always there.
+    if plan.profile.packaged:
         return packaged_folder()
     sources = " and ".join(plan.profile.sources)
     raise WeightsError(

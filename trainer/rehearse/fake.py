@@ -204,9 +204,9 @@ def compiled_saving(plan: Plan, text_tokens: int) -> dict[str, int]:
     (benchmarks/lean.jsonl, speed-compiled-*); a layer that is recomputed saves it once.
     """
     length = padded_length(plan.profile.most_image_tokens + text_tokens, plan)
-    llama = plan.profile.decoder
-    layer = plan.micro_batch * length * (2 * llama.intermediate + 4 * llama.hidden)
-    kept = llama.layers - plan.checkpointed_layers
+    decoder = plan.profile.decoder
+    layer = plan.micro_batch * length * (2 * decoder.intermediate + 4 * decoder.hidden)
+    kept = decoder.layers - plan.checkpointed_layers
     return {"forward": kept * layer, "backward": max(1, kept) * layer}
 
 

@@ -105,8 +105,9 @@ class PhasePeaks:
 def model_flops(plan: Plan, tokens: int) -> float:
     """Products of one sample of `tokens`: forward and input gradients of the decoder's linears,
     2 operations each, and attention's two products; nothing recomputed, no encoder."""
-    llama = plan.profile.decoder
-    return llama.layers * (2 * llama.linear_flops(tokens) + 3 * llama.attention_flops(tokens))
+    decoder = plan.profile.decoder
+    linears, attention = decoder.linear_flops(tokens), decoder.attention_flops(tokens)
+    return decoder.layers * (2 * linears + 3 * attention)
 
 
 def rehearse(

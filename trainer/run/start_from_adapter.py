@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,6 @@ from profiles.settings import Lora
 from profiles.text import brief, one_line
 from trainer import adapter_files
 from trainer.model.adapter_names import ROWS
-from trainer.model.adapters import TARGETS
 from trainer.model.build import build, read_tokenizer
 from trainer.model.segmentation_model import SegmentationModel
 from trainer.model.weights import PLAIN_DTYPES, ShapesAlone, weight_source
@@ -47,7 +47,7 @@ _WHY = {
     "rank_pattern": "ranks differ from linear to linear, here all have the plan's",
     "alpha_pattern": "scales differ from linear to linear, here all have the plan's",
     "layer_replication": "the decoder's layers were repeated, so the base is another",
-    "lora_bias": "it has biases, which LLaMA's linears here do not",
+    "lora_bias": "it has biases of its own, which no adapter here has",
 }
 _PLAIN_STARTS = (
     True,
@@ -90,7 +90,7 @@ def fitting_tensors(
     exported = (folder / TRAINED).is_file()
     tensors = (read_trained if exported else adapter_files.read)(folder, type(model))
     shapes = {name: value.shape for name, value in trained_parameters(model).items()}
-    found = _fitting_settings(config, tensors)
+    found = _fitting_settings(config, tensors, type(model))
     problems = [*_other_kinds(config), *_other_lora(config, plan.lora, tensors, shapes),
                 *_other_rows(config, tensors, new_ids), *_strangers(tensors, shapes, model),
                 *_misshapen(tensors, shapes, plan), *_unusable(tensors)]  # fmt: skip
@@ -148,7 +148,7 @@ def _other_kinds(config: Mapping[str, Any]) -> Iterator[str]:
     usual = LoraConfig().to_dict()
     for name, value in config.items():
         if name == "bias" and value != "none":
-            yield f"bias: got {brief(value)}; allowed: none, as LLaMA's linears have no bias"
+            yield f"bias: got {brief(value)}; allowed: none, the linears' own biases are frozen"
         elif name not in _HARMLESS and value and value != usual.get(name):
             why = _WHY.get(name, "only plain LoRA is computed here")
             yield f"{one_line(name)[:60]}: got {brief(value)}; {why}"
@@ -196,10 +196,11 @@ def _strangers(
     """Tensors that the plan does not train."""
     odd = [name for name in tensors if name not in shapes]
     seen = f"{model.encoders_at[VISION]}."
-    clip = [name for name in odd if name.startswith(seen)]
-    if clip:
-        yield f"{len(clip)} tensors adapt the vision encoder, which is frozen here: {_shown(clip)}"
-    if rest := [name for name in odd if name not in clip]:
+    frozen = [name for name in odd if name.startswith(seen)]
+    if frozen:
+        what = f"{len(frozen)} tensors adapt the vision encoder"
+        yield f"{what}, which is frozen here: {_shown(frozen)}"
+    if rest := [name for name in odd if name not in frozen]:
         yield f"{len(rest)} tensors belong to no part that the plan trains: {_shown(rest)}"
 
 
@@ -232,12 +233,14 @@ def _unusable(tensors: Mapping[str, Tensor]) -> Iterator[str]:
         yield f"{len(endless)} tensors hold no finite numbers: {_shown(endless)}"
 
 
-def _fitting_settings(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+def _fitting_settings(
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor], model: type[SegmentationModel]
+) -> str:
     """The options that give a plan these adapters; '' if no plan can have them."""
     rank, alpha = config.get("r"), config.get("lora_alpha")
     stems = {name.removesuffix(FACTORS[0]) for name in tensors if name.endswith(FACTORS[0])}
-    linears = {stem.rpartition(".")[2] for stem in stems}
-    targets = next((key for key, value in TARGETS.items() if set(value) == linears), None)
+    linears = {re.sub(r".*\blayers\.\d+\.", "", stem) for stem in stems}
+    targets = next((key for key, value in model.targets.items() if set(value) == linears), None)
     if targets is None or type(rank) is not int or not isinstance(alpha, int | float):
         return ""
     if not 1 <= rank <= 256 or not math.isfinite(alpha) or alpha <= 0:

@@ -13,8 +13,8 @@ class Profile(ModelProfile):
 
     stretched = True
     tokens_vary = True
+    reserved = ("<end>", "<picture>")
 
-    key_heads: int
     channels: int
     mask_channels: int
 
@@ -29,6 +29,7 @@ class Profile(ModelProfile):
                 pixels={"patches": (MOST**2, 3 * PATCH**2)},
                 features={"features": (MOST**2, c), "deep": (MOST**2, c)},
                 flops=1e6,
+                caching_bytes=3 << 20,
                 numbers={"grid": (MOST, MOST)},
             ),
             MASK: EncoderFacts(
@@ -37,6 +38,7 @@ class Profile(ModelProfile):
                 pixels={"pixels": (1, 3, 64, 64)},
                 features={"coarse": (1, e, 8, 8), "fine": (1, e // 4, 16, 16)},
                 flops=1e6,
+                caching_bytes=2 << 20,
             ),
         }
 
@@ -63,9 +65,10 @@ TOY = Profile(
     title="a toy",
     family="toy",
     vocabulary_rows=800,
-    decoder=DecoderShape(hidden=64, layers=5, heads=4, intermediate=96),
+    decoder=DecoderShape(
+        hidden=64, layers=5, heads=4, intermediate=96, key_heads=2, head_channels=24, tied_head=True
+    ),
     sources=("nowhere",),
-    key_heads=2,
     channels=24,
     mask_channels=32,
 )

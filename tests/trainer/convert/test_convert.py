@@ -624,7 +624,7 @@ def test_without_sentencepiece_the_package_is_named(
     folders = sources(tmp_path, truth)
     (folders[0] / "tokenizer.json").unlink()
     (folders[0] / "tokenizer.model").write_bytes(b"no model")
-    monkeypatch.setattr("trainer.convert.tokenizer.find_spec", lambda name: None)
+    monkeypatch.setattr("trainer.model.families.llava_sam.tokenizer.find_spec", lambda name: None)
     with pytest.raises(WeightsError, match=r"tokenizer.model: .*\n.*pip install sentencepiece"):
         made(folders, tmp_path / "out")
 

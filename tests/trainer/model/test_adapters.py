@@ -44,7 +44,7 @@ BEFORE = Path(__file__).parent / "before_peft"  # a run and an export of 0.1.0 b
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_our_forward_pass_is_pefts(dropout: float) -> None:
     torch.manual_seed(0)
-    config = peft_config(Lora(rank=4, alpha=12, dropout=dropout, targets="qv"), Lisa.decoder_at)
+    config = peft_config(Lora(rank=4, alpha=12, dropout=dropout, targets="qv"), Lisa)
     base = nn.Linear(32, 24, bias=False)
     pair: list[Any] = [kind(base, NAME, config=config, r=4, lora_alpha=12)
                        for kind in (AdaptedLinear, PeftLinear)]  # fmt: skip

@@ -305,9 +305,10 @@ def stored_tensors(layer: nn.Module) -> Iterator[tuple[nn.Module, str]]:
 
 def host_tensors(model: nn.Module) -> list[Tensor]:
     """Everything of a model that stays in host memory."""
-    found = [m.weight for m in model.modules() if isinstance(m, HostEmbedding | HostHead)]
+    tables = [m.weight for m in model.modules() if isinstance(m, HostEmbedding | HostHead)]
+    found = {id(table): table for table in tables}  # a tied head has the embedding's
     layers = getattr(model, "host_layers", None)
-    return found + ([] if layers is None else layers.host)
+    return [*found.values(), *([] if layers is None else layers.host)]
 
 
 def _replace(owner: nn.Module, name: str, value: Tensor) -> None:

@@ -5,20 +5,27 @@ from __future__ import annotations
 import numpy as np
 import torch
 from PIL import Image
+from tokenizers.normalizers import Lowercase
 
 from profiles.families import VISION
-from profiles.families.toy import PATCH
+from profiles.families.toy import PATCH, Profile
 from trainer.model.families import Family
 from trainer.model.families.toy.model import Toy
 from trainer.model.tokenizer import ConversationTokenizer
-from trainer.prompts import END_OF_TURN, IMAGE_PREFIX, SEG_TOKEN
+from trainer.prompts import IMAGE_PREFIX, SEG_TOKEN
+
+END = Profile.reserved[0]
 
 
 class ToyTokenizer(ConversationTokenizer):
-    special = {"eos_token": END_OF_TURN, "pad_token": "<pad>", "unk_token": "<unk>"}  # noqa: RUF012
-    new_tokens = (SEG_TOKEN, "<picture>")
+    special = {"eos_token": END, "pad_token": "<pad>"}  # noqa: RUF012
+    new_tokens = (SEG_TOKEN,)
     picture = "<picture>"
     picture_token = "<picture>"
+
+    @classmethod
+    def as_trained(cls, tokenizer):
+        tokenizer.normalizer = Lowercase()
 
     @staticmethod
     def segments(turns):
@@ -27,13 +34,14 @@ class ToyTokenizer(ConversationTokenizer):
             asked = turn.question if number == 0 else turn.question.removeprefix(IMAGE_PREFIX)
             pieces.append((f"Q {asked} A", False))
             if turn.answer is not None:
-                pieces.append((f" {turn.answer}{END_OF_TURN}", True))
+                pieces.append((f" {turn.answer}{END}", True))
         return pieces
 
 
 class ToyFamily(Family):
     model = Toy
     tokenizer = ToyTokenizer
+    fresh = "to_prompts."
 
     def skeleton(self, profile, tokenizer):
         return Toy(profile, tokenizer.image_id, tokenizer.seg_id)

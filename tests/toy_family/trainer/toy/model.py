@@ -28,6 +28,19 @@ class Rotary(nn.Module):
         return angle.cos().to(hidden.dtype), angle.sin().to(hidden.dtype)
 
 
+class Widening(nn.Module):
+    """The gated MLP, under names of its own."""
+
+    def __init__(self, hidden: int, inner: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(hidden, inner, bias=False)
+        self.widen = nn.Linear(hidden, inner, bias=False)
+        self.narrow = nn.Linear(inner, hidden, bias=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.narrow(nn.functional.silu(self.gate(hidden)) * self.widen(hidden))
+
+
 class Decoder(nn.Module):
     def __init__(self, profile) -> None:
         super().__init__()
@@ -37,14 +50,17 @@ class Decoder(nn.Module):
             intermediate_size=shape.intermediate,
             num_hidden_layers=shape.layers,
             num_attention_heads=shape.heads,
-            num_key_value_heads=profile.key_heads,
+            num_key_value_heads=shape.key_heads,
+            head_dim=shape.head_channels,
             vocab_size=profile.vocabulary_rows,
         )
         config._attn_implementation = "sdpa"
         self.embed_tokens = nn.Embedding(profile.vocabulary_rows, shape.hidden)
         self.layers = nn.ModuleList(Qwen2DecoderLayer(config, n) for n in range(shape.layers))
+        for layer in self.layers:
+            layer.mlp = Widening(shape.hidden, shape.intermediate)
         self.norm = Qwen2RMSNorm(shape.hidden)
-        self.rotary_emb = Rotary(shape.hidden // shape.heads)
+        self.rotary_emb = Rotary(shape.head_channels)
 
 
 class Language(nn.Module):
@@ -73,6 +89,13 @@ class Toy(SegmentationModel):
     decoder_at = "language.text"
     head_at = "language.out"
     adapted_at = "language"
+    targets = {  # noqa: RUF012
+        "qv": ("self_attn.q_proj", "self_attn.v_proj"),
+        "attention": tuple(f"self_attn.{name}_proj" for name in "qkvo"),
+        "all-linear": (
+            *(f"self_attn.{name}_proj" for name in "qkvo"), "mlp.gate", "mlp.widen", "mlp.narrow",
+        ),
+    }  # fmt: skip
     encoders_at = {VISION: "eye", MASK: "mask_eye"}  # noqa: RUF012
     parts_at = {  # noqa: RUF012
         "mask_decoder": ("mask_decoder.",),
@@ -82,9 +105,11 @@ class Toy(SegmentationModel):
     of_masks = ("mask_decoder", "text_hidden_fcs")
     unread = ("mask_decoder.score.",)
     before_seg = False
+    before_norm = True
 
     def __init__(self, profile, image_id: int, seg_id: int) -> None:
-        super().__init__(seg_id, Frame(profile.frame_pixels, stretched=True))
+        frame = Frame(profile.frame_pixels, stretched=True)
+        super().__init__(seg_id, frame, profile.decoder.tied_head)
         hidden, c, e = profile.decoder.hidden, profile.channels, profile.mask_channels
         self.image_id = image_id
         self.language = Language(profile)

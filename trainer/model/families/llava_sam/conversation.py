@@ -1,32 +1,22 @@
-"""LLaVA's conversation: system prompt, roles and separators around question and answer."""
+"""LLaVA's conversation: system prompt, roles and separators around question and answer.
+
+It has the vicuna v1 layout:
+``{system} USER: {q1} ASSISTANT: {a1}</s>USER: {q2} ASSISTANT: {a2}</s>``.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trainer.prompts import (
-    END_OF_TURN,
-    IMAGE_PREFIX,
-    RESERVED_TOKENS,
-    SEG_TOKEN,
-    PromptError,
-    Turn,
-    reject,
-)
+from profiles.families.llava_sam import Profile
+from trainer.prompts import IMAGE_PREFIX, RESERVED_TOKENS, SEG_TOKEN, PromptError, Turn, reject
 
+IMAGE_START_TOKEN, IMAGE_END_TOKEN, END_OF_TURN = Profile.reserved
 SYSTEM_PROMPT = (
     "A chat between a curious human and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the human's questions."
 )
-
-
-USER_ROLE = "USER"
-
-
-ASSISTANT_ROLE = "ASSISTANT"
-
-
-SEPARATOR = " "
+USER_ROLE, ASSISTANT_ROLE, SEPARATOR = "USER", "ASSISTANT", " "
 
 
 def _checked_question(question: str, is_first: bool) -> str:

@@ -48,6 +48,7 @@ class LlavaSam(Family[Profile]):
             sam_config(profile),
             tokenizer.seg_id,
             profile.projector_layers,
+            profile.decoder.tied_head,
         )
 
     def pixels(

@@ -17,6 +17,9 @@ from trainer.frame import Frame
 from trainer.model.families.llava_sam.names import from_adapter
 from trainer.model.segmentation_model import Features, SegmentationModel
 
+_ATTENTION = tuple(f"self_attn.{name}_proj" for name in "qkvo")
+_MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+
 
 class OneLayerProjector(nn.Module):
     """LLaVA-v1's projector: one linear layer from CLIP's to LLaMA's width."""
@@ -37,6 +40,11 @@ class Lisa(SegmentationModel):
     decoder_at = "llava.model.language_model"
     head_at = "llava.lm_head"
     adapted_at = "llava"
+    targets = {  # noqa: RUF012
+        "qv": (_ATTENTION[0], _ATTENTION[2]),
+        "attention": _ATTENTION,
+        "all-linear": (*_ATTENTION, *_MLP),
+    }
     encoders_at = {VISION: "llava.model.vision_tower", MASK: "sam.vision_encoder"}  # noqa: RUF012
     parts_at = {  # noqa: RUF012
         "mask_decoder": ("sam.mask_decoder.",),
@@ -55,9 +63,14 @@ class Lisa(SegmentationModel):
     one_with = {"sam.prompt_encoder.shared_embedding": "sam.shared_image_embedding"}  # noqa: RUF012
 
     def __init__(
-        self, llava: LlavaConfig, sam: SamConfig, seg_token_id: int, projector_layers: int
+        self,
+        llava: LlavaConfig,
+        sam: SamConfig,
+        seg_token_id: int,
+        projector_layers: int,
+        tied_head: bool = False,
     ) -> None:
-        super().__init__(seg_token_id, Frame(sam.vision_config.image_size))
+        super().__init__(seg_token_id, Frame(sam.vision_config.image_size), tied_head)
         hidden = llava.text_config.hidden_size
         self.llava = LlavaForConditionalGeneration(llava)
         if projector_layers == 1:
