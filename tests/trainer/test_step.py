@@ -97,16 +97,17 @@ class Odd:
 
     def __init__(self, pictures: int, questions: Callable[[int], int] = lambda picture: 1) -> None:
         self.epoch_questions = self.pictures = pictures
+        self.drawn = False
         self.given = questions
 
     def __len__(self) -> int:
         return self.pictures
 
-    def questions(self, epoch: int, picture: int) -> int:
+    def questions(self, lap: int, picture: int) -> int:
         return self.given(picture)
 
     def length(self, visit: Visit) -> int:
-        return (visit.picture * 7919 + visit.epoch) % 101
+        return (visit.picture * 7919 + visit.lap) % 101
 
 
 def test_micro_batches_hold_samples_of_similar_length() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, chain, cycle, islice, pairwise
+from itertools import accumulate, chain, count, cycle, islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -40,9 +40,10 @@ MASK_STEP = 8  # tokens
 
 
 class Visit(NamedTuple):
-    """One row of the training: an epoch, a picture's number, and how many questions it gives."""
+    """One row of the training: a pass over the pictures, a picture's number, and how many
+    questions it gives. The pass and the number decide what is drawn."""
 
-    epoch: int
+    lap: int
     picture: int
     questions: int
 
@@ -62,7 +63,7 @@ class Sample:
 class SampleSet(Dataset[Sample]):
     """Rows of one split or of a mixture.
 
-    Index with a Visit, or (epoch, index), in training; with an index in evaluation, which is of
+    Index with a Visit, or (lap, index), in training; with an index in evaluation, which is of
     ReasonSeg.
     """
 
@@ -80,6 +81,7 @@ class SampleSet(Dataset[Sample]):
         self.training = training
         self.frame = Frame.of(plan.profile)
         self.epoch_questions = len(items)  # an epoch asks as many, however rows share pictures
+        self.drawn = isinstance(items, MixedSets)  # anew in every epoch
         self.items: MixedSets | list[ReasoningPicture]
         if isinstance(items, MixedSets):
             self.items = items
@@ -113,16 +115,16 @@ class SampleSet(Dataset[Sample]):
             truths={name: painted[paint] for name, paint in named},
         )
 
-    def questions(self, epoch: int, index: int) -> int:
+    def questions(self, lap: int, index: int) -> int:
         """How many questions a visit can give, at most the plan's."""
         if self.plan.questions_per_picture == 1:
             return 1
-        return min(self.plan.questions_per_picture, self.picture(epoch, index).questions)
+        return min(self.plan.questions_per_picture, self.picture(lap, index).questions)
 
-    def picture(self, epoch: int, index: int) -> Picture:
+    def picture(self, lap: int, index: int) -> Picture:
         """The picture of a visit."""
         if isinstance(self.items, MixedSets):
-            return self.items.draw(generator_of(self.plan, epoch, index))
+            return self.items.draw(generator_of(self.plan, lap, index))
         return self.items[index]
 
     def length(self, visit: Visit) -> int:
@@ -178,10 +180,10 @@ class SampleSet(Dataset[Sample]):
         """A picture and all that it is asked, each in a conversation of its own."""
         most = self.plan.questions_per_picture
         if isinstance(place, int):
-            epoch, index = 0, place
+            lap, index = 0, place
         else:
-            epoch, index, most = (*place, most)[:3]
-        rng = generator_of(self.plan, epoch, index)
+            lap, index, most = (*place, most)[:3]
+        rng = generator_of(self.plan, lap, index)
         if isinstance(self.items, MixedSets):
             picture: Picture = self.items.draw(rng)
         else:
@@ -305,12 +307,13 @@ class Visited(Protocol):
     """What the order of a training depends on."""
 
     epoch_questions: int
+    drawn: bool
 
     def __len__(self) -> int:
         """Pictures to visit."""
 
-    def questions(self, epoch: int, index: int) -> int:
-        """How many questions a visit can give."""
+    def questions(self, lap: int, index: int) -> int:
+        """How many questions a visit can give: of any lap as many, unless pictures are drawn."""
 
     def length(self, visit: Visit) -> int:
         """Tokens of its row."""
@@ -320,10 +323,11 @@ class MicroBatches:
     """Batch sampler: the micro-batches of one process, optimizer step after optimizer step.
 
     Every step asks `effective_batch` questions, and an epoch as many as there are samples, rounded
-    up to whole steps: neither depends on how many questions share a picture. With K questions a
-    picture, K epochs pass over all pictures once; each pass is one seeded permutation. The rows of
-    a step depend neither on the micro-batch nor on the number of processes; within it, those of
-    similar length come together, so that little is padded.
+    up to whole steps: neither depends on how many questions share a picture. Each pass over the
+    pictures is one seeded permutation. With one question a picture an epoch is a pass, filled up
+    from its start; with several, epochs follow on each other, pass after pass. The rows of a step
+    depend neither on the micro-batch nor on the number of processes; within it, those of similar
+    length come together, so that little is padded.
     """
 
     def __init__(self, samples: Visited, plan: Plan, rank: int = 0) -> None:
@@ -345,26 +349,39 @@ class MicroBatches:
 
     def of_epoch(self, epoch: int) -> Iterator[list[Visit]]:
         """The rows of each optimizer step, before they are cut into micro-batches."""
-        lap, part = divmod(epoch, self.plan.questions_per_picture)
-        order = np.random.default_rng([self.plan.seed, lap]).permutation(len(self.samples))
-        start = part * len(order) // self.plan.questions_per_picture
-        upcoming = cycle(np.roll(order, -start).tolist())
+        one_pass = self.plan.questions_per_picture == 1 or self.samples.drawn
+        places = cycle(self._pass(epoch)) if one_pass else self._after(epoch)
         for _ in range(self.steps):
             rows: list[Visit] = []
             left = self.plan.effective_batch
             while left:
-                index = next(upcoming)
-                given = min(left, self.samples.questions(epoch, index))
-                rows.append(Visit(epoch, index, given))
+                lap, picture = next(places)
+                given = min(left, self.samples.questions(lap, picture))
+                rows.append(Visit(lap, picture, given))
                 left -= given
             yield rows
+
+    def _pass(self, lap: int) -> list[tuple[int, int]]:
+        """Every picture once."""
+        order = np.random.default_rng([self.plan.seed, lap]).permutation(len(self.samples))
+        return [(lap, picture) for picture in order.tolist()]
+
+    def _after(self, epochs: int) -> Iterator[tuple[int, int]]:
+        """Pictures after those of so many epochs, pass after pass."""
+        each = sum(self.samples.questions(0, picture) for picture in range(len(self.samples)))
+        first, asked = divmod(epochs * self.steps * self.plan.effective_batch, each)
+        for lap, picture in chain.from_iterable(map(self._pass, count(first))):
+            if asked > 0:
+                asked -= self.samples.questions(lap, picture)
+            else:
+                yield lap, picture
 
     def parts(self, rows: int) -> list[range]:
         """Which of a step's rows, in order of length, make each of this process's micro-batches."""
         processes = self.plan.processes
-        count = processes * passes(rows, self.plan.micro_batch, processes)
+        cuts = processes * passes(rows, self.plan.micro_batch, processes)
         # The first parts are the fuller ones, so that every process gets a row.
-        ends = accumulate((rows + count - 1 - n) // count for n in range(count))
+        ends = accumulate((rows + cuts - 1 - n) // cuts for n in range(cuts))
         parts = [range(*pair) for pair in pairwise(chain([0], ends))]
         return [part for part in parts[self.rank :: processes] if part]
 

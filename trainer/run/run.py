@@ -143,7 +143,7 @@ class Run:
                 f"{counted(left_out, 'question')} of {sum(visit.questions for visit in visits)} "
                 f"left out: with them, rows would be longer than tokens.max_text_tokens={limit}"
             )
-        return [samples.picture(visit.epoch, visit.picture) for visit in visits]
+        return [samples.picture(visit.lap, visit.picture) for visit in visits]
 
     def start_from(self, folder: Path) -> None:
         """Load the trained tensors of an adapter's folder. Raises AdapterError."""

@@ -421,7 +421,7 @@ def test_what_a_run_draws_is_known_beforehand(mixed: MixedSets) -> None:
     visits = list(MicroBatches(samples, plan).visits())
     assert sorted(visits) == [(epoch, number, 1) for epoch in range(3) for number in range(8)]
     for visit in visits:
-        assert samples[visit].name == samples.picture(visit.epoch, visit.picture).name
+        assert samples[visit].name == samples.picture(visit.lap, visit.picture).name
 
 
 def test_prompts_and_masks_of_a_visit(mixed: MixedSets) -> None:

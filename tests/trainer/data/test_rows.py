@@ -117,14 +117,19 @@ def test_every_step_asks_as_many_questions(questions: int, given: Callable[[int]
     assert {sum(visit.questions for visit in rows) for rows in steps} == {8}
 
 
-def test_k_epochs_visit_every_picture_once() -> None:
+def test_epochs_follow_on_each_other_pass_after_pass() -> None:
+    """Each pass has every picture once, in an order of its own, wherever epochs begin."""
     plan = shared_plan(4, effective_batch=8, micro_batch=1)
     sampler = MicroBatches(Odd(40, lambda n: 4), plan)
-    for lap in (0, 4):
-        seen = [
-            v.picture for e in range(lap, lap + 4) for rows in sampler.of_epoch(e) for v in rows
-        ]
-        assert sorted(seen) == list(range(40))
+    rows = [visit for epoch in range(12) for step in sampler.of_epoch(epoch) for visit in step]
+    orders = [[visit.picture for visit in rows if visit.lap == lap] for lap in range(3)]
+    assert all(sorted(order) == list(range(40)) for order in orders)
+    assert len(set(map(tuple, orders))) == 3
+    # Pictures of which an epoch sees each several times are drawn about anew.
+    few = Odd(10, lambda n: 4)
+    few.epoch_questions = 120
+    seen = [visit[:2] for step in MicroBatches(few, plan).of_epoch(1) for visit in step]
+    assert len(seen) == len(set(seen)) == 30
 
 
 @pytest.mark.parametrize("questions", [1, 3])
