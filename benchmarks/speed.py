@@ -1,8 +1,8 @@
-"""Factors of the step-time forecast, from profiled and timed steps on one H100.
+"""Factors of the step-time forecast, from profiled and timed steps on an H100 and an H200.
 
     python benchmarks/speed.py        writes profiles/speed.json and docs/speed.md's table
 
-The products', dequantisation's and element-wise factors come from two profiles
+The products', dequantisation's and element-wise factors come from profiles
 (benchmarks/profile.jsonl), launches from the two timed rows of one sample, copies from a row
 with and one without. All other timed rows of benchmarks/lean.jsonl are set aside to tell the error.
 """
@@ -19,7 +19,7 @@ from tables import put
 
 from advisor.memory import speed
 from advisor.memory.speed import Factors, paper, seconds_of
-from profiles.gpus import gpus
+from profiles.gpus import gpu_by_nvml
 from profiles.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,7 +27,8 @@ DOCS = ROOT / "docs" / "speed.md"
 BEGIN, END = "<!-- benchmarks/speed.py -->", "<!-- /benchmarks/speed.py -->"
 PLAIN, COMPILED = "stream-b8", "speed-compiled-b10-k32"
 RESIDENT = "speed-b8"  # as PLAIN, nothing streamed
-TUNED_ON = (PLAIN, RESIDENT, COMPILED, "speed-b1", "speed-compiled-b1-k32")
+MASKED = "shared-k3-b9"
+TUNED_ON = (PLAIN, RESIDENT, COMPILED, MASKED, "speed-b1", "speed-compiled-b1-k32")
 
 
 def timed_rows() -> dict[str, dict[str, Any]]:
@@ -38,7 +39,8 @@ def timed_rows() -> dict[str, dict[str, Any]]:
         m = record["measurement"]
         if m["step_seconds"] and m["text_tokens"][0] == m["text_tokens"][1]:
             found[record["name"]] = {"plan": Plan.parse(m["plan"]), "text": m["text_tokens"][1],
-                                     "seconds": m["step_seconds"], "gpu": m["gpu"]}  # fmt: skip
+                                     "seconds": m["step_seconds"],
+                                     "card": gpu_by_nvml(m["gpu"], m["gpu_bytes"])}  # fmt: skip
     return found
 
 
@@ -46,8 +48,8 @@ def factors_from(rows: dict[str, dict[str, Any]]) -> Factors:
     """The factors; only rows of `TUNED_ON` are looked at."""
     lines = (ROOT / "benchmarks" / "profile.jsonl").read_text().splitlines()
     profiles = {record["name"]: record for record in map(json.loads, lines)}
-    card = gpus()[speed.REFERENCE]
-    on_paper = {name: paper(rows[name]["plan"], rows[name]["text"], card) for name in TUNED_ON}
+    on_paper = {name: paper(rows[name]["plan"], rows[name]["text"], rows[name]["card"])
+                for name in TUNED_ON}  # fmt: skip
 
     def factor(name: str, part: str, *kinds: str) -> float:
         seen = sum(profiles[name]["kinds_ms"][kind] for kind in kinds) / 1e3
@@ -66,6 +68,7 @@ def factors_from(rows: dict[str, dict[str, Any]]) -> Factors:
         dequantisation=round(factor(COMPILED, "dequantisation", "dequantisation"), 3),
         elementwise=round(factor(PLAIN, "elementwise", *rest), 2),
         elementwise_compiled=round(factor(COMPILED, "elementwise", *rest), 2),
+        masked_attention=round(factor(MASKED, "masked_attention", "attention"), 2),
         launch_seconds=round(launch("speed-b1"), 5),
         launch_compiled_seconds=round(launch("speed-compiled-b1-k32"), 5),
         fixed_seconds=round(fixed, 4),
@@ -80,18 +83,19 @@ def main() -> None:
     found = asdict(factors_from(rows))
     speed.SPEED_FILE.write_text(json.dumps(found, indent=2) + "\n")
     speed.factors.cache_clear()
-    card = gpus()[speed.REFERENCE]
-    table = ["| row | | forecast | measured | error |", "|---|---|---|---|---|"]
+    table = ["| row | card | | forecast | measured | error |", "|---|---|---|---|---|---|"]
     off = []
     for name, row in rows.items():
-        said = seconds_of(row["plan"], row["text"], card)
+        said = seconds_of(row["plan"], row["text"], row["card"])
         error = 100 * (said / row["seconds"] - 1)
         used = name in TUNED_ON
         if not used:
             off.append(abs(error))
-        table.append(f"| {name} | {'made the factors' if used else 'set aside'} | {said:.3f} s | "
-                     f"{row['seconds']:.3f} s | {error:+.0f} % |")  # fmt: skip
-    found["error"] = (f"{len(off)} set-aside steps on one H100: median "
+        title = row["card"].title.partition(" (")[0]
+        role = "made the factors" if used else "set aside"
+        table.append(f"| {name} | {title} | {role} | {said:.3f} s | {row['seconds']:.3f} s | "
+                     f"{error:+.0f} % |")  # fmt: skip
+    found["error"] = (f"{len(off)} set-aside steps on an H100 and an H200: median "
                       f"{statistics.median(off):.0f} %, worst {max(off):.0f} %; no other card "
                       "was timed")  # fmt: skip
     speed.SPEED_FILE.write_text(json.dumps(found, indent=2) + "\n")

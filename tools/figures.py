@@ -67,6 +67,71 @@ def answering() -> str:
     )
 
 
+SHARED = (  # row of benchmarks/lean.jsonl, and what it is
+    ("shared-k1-b10", "7B NF4, compiled"),
+    ("shared-k2-b9", "7B NF4, compiled"),
+    ("shared-k3-b9", "7B NF4, compiled"),
+    ("shared-k4-b7", "7B NF4, compiled"),
+    ("shared-k6-b6", "7B NF4, compiled"),
+    ("shared-k8-b5", "7B NF4, compiled"),
+    ("shared-plain-k3-b9", "7B NF4, not compiled"),
+    ("shared-stream-k1-b8", "7B bf16, all layers in host memory"),
+    ("shared-stream-k4-b8", "7B bf16, all layers in host memory"),
+    ("shared-13b-k1-b4", "13B NF4, 20 of 40 layers in host memory"),
+    ("shared-13b-k4-b4", "13B NF4, 20 of 40 layers in host memory"),
+)
+
+
+def shared() -> str:
+    """docs/speed.md: questions a second, by how many share the prefix of their picture."""
+    measured = {row["name"]: row["measurement"] for row in rows("lean")}
+    lines = [
+        "| | pictures x questions | questions/s | allocated GiB |",
+        "|---|---|---|---|",
+    ]
+    for name, title in SHARED:
+        m, plan = measured[name], measured[name]["plan"]
+        shape = f"{plan['micro_batch']} x {plan['questions_per_picture']}"
+        lines.append(
+            f"| {title} | {shape} | {m['samples_per_second']:.1f} | "
+            f"{m['peak_allocated_bytes'] / 2**30:.2f} |"
+        )
+    others = [row for row in rows("shared") if row["kind"] == "liger"]
+    lines += [
+        f"| transformers + PEFT + bitsandbytes + Liger, no mask decoder | {row['batch']} x 1 | "
+        f"{row['samples_per_second']:.1f} | {row['allocated_gib']:.2f} |"
+        for row in others
+    ]
+    return "\n".join(lines)
+
+
+def sharing() -> str:
+    """README.md: what rows of three questions gain."""
+    rate = {row["name"]: row["measurement"]["samples_per_second"] for row in rows("lean")}
+    others = max(r["samples_per_second"] for r in rows("shared") if r["kind"] == "liger")
+    three, six, one = (rate[f"shared-{name}"] for name in ("k3-b9", "k6-b6", "k1-b10"))
+    return (
+        f"Under an 8 GB card's cap on an H200, LISA 7B trains {one:.0f} questions a second with a "
+        f"row each, {three:.0f} with three\nquestions a picture, and {six:.0f} with six. "
+        "transformers, PEFT and bitsandbytes with Liger's kernels train the same\nlanguage model, "
+        f"without any mask decoder, at {others:.0f}."
+    )
+
+
+def looped() -> str:
+    """docs/speed.md: the training loop beside the rehearsal of its step."""
+    parts = []
+    for row in (row for row in rows("shared") if row["kind"] == "loop"):
+        off_by = row["loop_seconds"] / row["rehearsal_seconds"] - 1
+        parts.append(
+            f"The loop of `lisa-train`, with {row['rows']} pictures of "
+            f"{row['questions_per_picture']} questions each, took {row['loop_seconds']:.3f} s from "
+            f"update to update,\nits rehearsal {row['rehearsal_seconds']:.3f} s a step: "
+            f"{off_by:+.1%}."
+        )
+    return "\n".join(parts)
+
+
 def profiled() -> str:
     """docs/lean.md: what of a streamed step is hidden, and where a compiled step goes."""
     by_name = {row["name"]: row for row in rows("profile")}
@@ -209,11 +274,12 @@ def bf16_size() -> str:
 
 
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {"answering": answering, "accuracy": accuracy},
+    "README.md": {"answering": answering, "accuracy": accuracy, "sharing": sharing},
     "docs/lean.md": {"profiled": profiled},
     "docs/data.md": {"reading": reading},
     "docs/own-data.md": {"importing": importing},
     "docs/advice.md": {"emulated": emulated},
+    "docs/speed.md": {"shared": shared, "looped": looped},
     "docs/forecast.md": {"caching": caching, "explained": explained},
     "docs/lisa-tiny.md": {"tiny": tiny, "making": pretraining},
     "docs/weights.md": {"size": bf16_size},

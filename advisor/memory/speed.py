@@ -30,6 +30,7 @@ class Factors:
     dequantisation: float
     elementwise: float
     elementwise_compiled: float
+    masked_attention: float  # with an explicit mask, of rows of several questions
     launch_seconds: float  # of one pass through one decoder layer, by the CPU
     launch_compiled_seconds: float
     fixed_seconds: float  # of a micro-batch
@@ -48,6 +49,7 @@ class Paper:
     """Data-sheet seconds of one micro-batch, and passes through a decoder layer."""
 
     matmul: float
+    masked_attention: float
     dequantisation: float
     elementwise: float
     copies: float
@@ -64,8 +66,10 @@ def paper(plan: Plan, text_tokens: int, gpu: GpuProfile) -> Paper:
     sample = plan.profile.most_image_tokens + text_tokens
     tokens, weights = plan.micro_batch * sample, decoder.layer_weights
     passes = 2 * decoder.layers + plan.checkpointed_layers
-    attention = plan.micro_batch * decoder.attention_flops(sample)
-    flops = decoder.linear_flops(tokens) * passes + attention * (passes + 1.5 * decoder.layers)
+    attention: float = plan.micro_batch * decoder.attention_flops(sample)
+    attention *= passes + 1.5 * decoder.layers
+    masked = attention if plan.questions_per_picture > 1 else 0.0
+    flops = decoder.linear_flops(tokens) * passes + attention - masked
     encoders = plan.profile.encoders.items()
     online = (facts.flops for name, facts in encoders if name not in plan.cached_encoders)
     flops += plan.micro_batch * sum(online)
@@ -76,6 +80,7 @@ def paper(plan: Plan, text_tokens: int, gpu: GpuProfile) -> Paper:
     copied = 2 * plan.host_layers * weights * stored
     return Paper(
         matmul=flops / gpu.rate_flops(plan.dtype),
+        masked_attention=masked / gpu.rate_flops(plan.dtype),
         dequantisation=widened / bandwidth,
         elementwise=moved / bandwidth,
         copies=copied / (gpu.pcie_gb_s * 1e9),
@@ -89,6 +94,7 @@ def seconds_of(plan: Plan, text_tokens: int, gpu: GpuProfile) -> float:
     elementwise = known.elementwise_compiled if plan.compile else known.elementwise
     launch = known.launch_compiled_seconds if plan.compile else known.launch_seconds
     arithmetic = on_paper.matmul * known.matmul
+    arithmetic += on_paper.masked_attention * known.masked_attention
     arithmetic += on_paper.dequantisation * known.dequantisation
     arithmetic += on_paper.elementwise * elementwise
     busy = max(arithmetic, launch * on_paper.passes) + known.fixed_seconds

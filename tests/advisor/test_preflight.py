@@ -173,7 +173,7 @@ def test_host_memory_is_a_limit_too():
 
 def test_compiled_layers_are_advised_where_triton_runs():
     assert _advise(vram_gib=24).plan.compile
-    assert "s a step (12%) against off" in _reason(_advise(vram_gib=24), "compile").because
+    assert "s a step (10%) against off" in _reason(_advise(vram_gib=24), "compile").because
     for card in ({"platform": "windows"}, {"capability": (6, 1)}):
         assert not _advise(_machine(**card, free_gib=23, total_gib=24)).plan.compile
     with pytest.raises(PlanError, match="needs Triton"):
@@ -360,9 +360,32 @@ def test_unknown_free_memory_is_not_guessed():
 
 @pytest.mark.parametrize("effective", [1, 6, 7, 8, 20, 64])
 def test_the_effective_batch_is_kept(effective):
-    plan = _advise(vram_gib=80, overrides=[f"effective_batch={effective}"]).plan
+    alone = [f"effective_batch={effective}", "questions_per_picture=1"]
+    plan = _advise(vram_gib=80, overrides=alone).plan
     assert plan.effective_batch == effective == plan.micro_batch * plan.accumulation
     assert effective % plan.micro_batch == 0 and plan.micro_batch <= 20
+    plan = _advise(vram_gib=80, overrides=alone[:1]).plan
+    rows = -(-effective // 3)
+    assert (plan.effective_batch, plan.questions_per_picture) == (effective, 3)
+    assert plan.micro_batch * plan.accumulation >= rows > plan.micro_batch * (plan.accumulation - 1)
+
+
+def test_three_questions_a_picture_unless_the_batch_or_the_data_say_otherwise(tmp_path):
+    advice = _advise(vram_gib=8, model="7b")
+    assert advice.plan.questions_per_picture == 3
+    (reason,) = [one for one in advice.reasons if one.setting == "questions_per_picture"]
+    assert "times the questions a second" in reason.because
+    batch = ["micro_batch=2", "accumulation=10"]
+    plan = _advise(vram_gib=8, model="7b", overrides=batch).plan
+    assert (plan.questions_per_picture, plan.effective_batch) == (1, 20)
+    plan = _advise(vram_gib=8, model="7b", overrides=["questions_per_picture=2"]).plan
+    assert plan.questions_per_picture == 2
+    # As many masks in the longest row as questions.
+    for masks in (1, 2):
+        advice = _advise(vram_gib=12, model="13b", data=tmp_path, live=_live(1, [], masks=masks))
+        assert advice.plan.questions_per_picture == masks
+    assert not [one for one in _advise(vram_gib=12, model="13b", data=tmp_path, live=_live(1, []))
+                .reasons if one.setting == "questions_per_picture"]  # fmt: skip
 
 
 def test_the_effective_batch_is_kept_on_the_cpu():
@@ -382,7 +405,9 @@ def test_settings_beyond_what_is_known_need_a_forecast():
     assert advice.plan is None
 
 
-def _live(factor: float, asked: list[tuple[Plan, int | None]]) -> Callable[..., Forecast]:
+def _live(
+    factor: float, asked: list[tuple[Plan, int | None]], masks: int = 1
+) -> Callable[..., Forecast]:
     """Forecasts `factor` times what the usual settings take; of data, 100 text tokens."""
     from profiles.grid import nearest
 
@@ -393,7 +418,7 @@ def _live(factor: float, asked: list[tuple[Plan, int | None]]) -> Callable[..., 
         pool = round(factor * found.pool_bytes)
         sizes = {"tensors": pool, "pool": pool, "process": pool + GIB, "host": found.host_bytes}
         tiers = tuple(Tier(name=name, bytes=size, source="") for name, size in sizes.items())
-        return Forecast(plan=plan, verdict="UNKNOWN", compute_capability=(8, 6), masks=1,
+        return Forecast(plan=plan, verdict="UNKNOWN", compute_capability=(8, 6), masks=masks,
                         text_tokens=text or 100, tiers=tiers)  # fmt: skip
 
     return live
@@ -417,7 +442,7 @@ def test_special_settings_that_fit_nowhere_are_a_no():
 
 def test_the_longest_sample_of_the_data_is_reckoned_with(tmp_path):
     asked: list[tuple[Plan, int | None]] = []
-    advice = _advise(vram_gib=12, model="13b", data=tmp_path, live=_live(1, asked))
+    advice = _advise(vram_gib=12, model="13b", data=tmp_path, live=_live(1, asked, masks=3))
     assert asked[0][1] is None and advice.text_tokens == 100
     assert _quality(advice) >= _quality(_advise(vram_gib=12, model="13b"))
 

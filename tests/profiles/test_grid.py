@@ -21,10 +21,11 @@ def plan(**settings: object) -> Plan:
 
 
 def told(asked: Plan, text: int) -> int:
-    return interpret(*fake_rehearsal(asked, text, 1, HOPPER), HOPPER).tier("pool").bytes
+    masks = asked.questions_per_picture
+    return interpret(*fake_rehearsal(asked, text, masks, HOPPER), HOPPER).tier("pool").bytes
 
 
-@pytest.mark.parametrize("number", [3, 140])
+@pytest.mark.parametrize("number", [3, 224, 300])  # 224: of one question, 300: of three
 def test_a_corner_is_still_what_a_forecast_says(number: int) -> None:
     """Fails when the step or a library has moved: run benchmarks/grid.py."""
     corner = json.loads(GRID_FILE.read_text().splitlines()[number])
@@ -38,7 +39,8 @@ def test_a_corner_is_still_what_a_forecast_says(number: int) -> None:
 @pytest.mark.parametrize(
     ("settings", "text"),
     [({"micro_batch": 2, "checkpointed_layers": 11}, 200),
-     ({"micro_batch": 10, "host_embeddings": True, "host_layers": 9}, 333)],
+     ({"micro_batch": 10, "host_embeddings": True, "host_layers": 9}, 333),
+     ({"micro_batch": 5, "questions_per_picture": 2, "checkpointed_layers": 20}, 250)],
 )  # fmt: skip
 def test_between_corners_it_is_not_too_little(settings: dict[str, object], text: int) -> None:
     asked = plan(**settings)

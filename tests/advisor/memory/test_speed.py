@@ -7,7 +7,7 @@ import json
 import pytest
 
 from advisor.memory.speed import factors, samples_per_second, seconds_of
-from profiles.gpus import find_gpu, gpus
+from profiles.gpus import find_gpu, gpu_by_nvml, gpus
 from profiles.plan import Plan
 from tests.conftest import ROOT
 
@@ -29,12 +29,15 @@ def test_measured_steps_are_met_as_published() -> None:
         asked = Plan.parse(m["plan"])
         if not m["step_seconds"] or m["text_tokens"][0] != m["text_tokens"][1]:
             continue
-        if asked.cached_encoders:
-            said = seconds_of(asked, m["text_tokens"][1], H100)
+        # Streamed 13B rows are outside, too.
+        if asked.cached_encoders and asked.model == "7b":
+            card = gpu_by_nvml(m["gpu"], m["gpu_bytes"])
+            assert card is not None
+            said = seconds_of(asked, m["text_tokens"][1], card)
             assert said == pytest.approx(m["step_seconds"], rel=0.12)
             seen += 1
-    assert seen >= 10
-    assert "set-aside steps on one H100" in factors().error
+    assert seen >= 19
+    assert "set-aside steps on an H100 and an H200" in factors().error
 
 
 def test_every_lever_moves_it_the_right_way() -> None:

@@ -234,8 +234,8 @@ def check(root: Path, progress: Progress | None = None) -> tuple[Summary, list[F
 
 
 def summarise(root: Path, leave: SkippedEntries | None = None) -> Summary:
-    """Per split: items, texts, sentences (items that are one), explanations, empty_masks, and
-    smallest_image and largest_image as (width, height). Raises DataError as `read_split` does."""
+    """Per split: items, pictures, texts, sentences (items that are one), explanations, empty_masks,
+    and smallest_image and largest_image, (width, height). Raises DataError as `read_split` does."""
     folder, present = _locate(root)
     scans = {split: _scan(folder, split, None, load_whole, paint=True) for split in present}
     return {split: _counts(_settled(folder, split, scan, leave)) for split, scan in scans.items()}
@@ -246,6 +246,7 @@ def _counts(looks: Sequence[_Look]) -> Counts:
     sizes = [(width, height) for height, width in (look.size for look in looks)]
     return {
         "items": len(items),
+        "pictures": len(by_picture(items)),
         "texts": sum(len(item.texts) for item in items),
         "sentences": sum(item.is_sentence for item in items),
         "explanations": sum(len(item.explanations) for item in items),

@@ -134,6 +134,7 @@ def test_summary(tmp_path: Path) -> None:
     assert list(summary) == ["train", "test"]
     assert summary["train"] == {
         "items": 2,
+        "pictures": 2,
         "texts": 3,
         "sentences": 1,
         "explanations": 0,
