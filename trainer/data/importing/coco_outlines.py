@@ -72,7 +72,6 @@ def read_drawings(
         _found(path, search, image, marks.pop(number)) for number, image in notes.images.items()
     )
     total = len(notes.images)
-    progress("importing pictures", 0, total)
     draw = partial(_drawn, path, notes.categories, notes.tool, conventions.frame)
     for done, drawn in enumerate(in_processes(draw, entries, total), 1):
         progress("importing pictures", done, total)
