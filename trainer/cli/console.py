@@ -30,12 +30,13 @@ THEIR_FILES = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirect
 
 
 class LineProgress:
-    """Progress as lines with the time left: one every ten seconds, and the last one.
+    """Progress as lines with the time left: one every `pause` seconds, and the last one.
 
     Silent for the first `patience` seconds: what ends by then needs no progress.
     """
 
-    def __init__(self, patience: float = 0) -> None:
+    def __init__(self, patience: float = 0, pause: float = 10) -> None:
+        self.pause = pause
         self.silent_until = time.monotonic() + patience
         self.phase, self.first, self.began, self.printed = "", 0, 0.0, -math.inf
 
@@ -43,7 +44,7 @@ class LineProgress:
         now, phase = time.monotonic(), what.partition(",")[0]
         if phase != self.phase or done < self.first:
             self.phase, self.first, self.began = phase, done, now
-        if now < self.silent_until or (done < total and now - self.printed <= 10):
+        if now < self.silent_until or (done < total and now - self.printed <= self.pause):
             return
         self.printed, left = now, ""
         if self.first < done < total:

@@ -68,7 +68,7 @@ def import_(
         done = import_annotations(
             source, target, questions=questions, pictures=pictures, val=val, test=test, seed=seed,
             skip_broken=read_most(skip_broken), encoding=encoding, frame=frame,
-            iscrowd=iscrowd, progress=LineProgress(patience=10),
+            iscrowd=iscrowd, progress=LineProgress(patience=2, pause=2),
         )  # fmt: skip
     items = ", ".join(f"{split} {count}" for split, count in done.items.items())
     whole = counted(done.pictures, "picture")

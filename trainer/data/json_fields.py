@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from profiles.sizes import MIB
 from profiles.text import brief, is_text
@@ -21,10 +21,12 @@ def load_json(
     allowed: str,
     most_bytes: float = float("inf"),
     text_of: Callable[[bytes], str] | None = None,
+    each: Callable[[dict[str, Any]], object] | None = None,
 ) -> JsonT | None:
     """The parsed file, in UTF-8 or else cp1252, if it is of `kind`; None with a finding added.
 
-    `text_of` replaces the decoding; it may raise ValueError or LookupError.
+    `text_of` replaces the decoding; it may raise ValueError or LookupError. `each` gets every
+    object as it is read, and returns what is to be in its place.
     Parsing takes some twenty times the size of the file in memory.
     """
     try:
@@ -34,7 +36,7 @@ def load_json(
             raise ValueError(f"more than {most_bytes / MIB:.0f} MiB")
         raw = report.path.read_bytes()
         text = (text_of or _published_text)(raw)
-        parsed = json.loads(text)
+        parsed = json.loads(text, object_hook=each)
         if isinstance(parsed, kind):
             return parsed
         raise ValueError(f"content {brief(parsed)}")

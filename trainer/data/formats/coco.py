@@ -7,10 +7,10 @@ W], counts: [n, …] or text}``, or a list of such encodings; an empty list cove
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -68,6 +68,31 @@ class Coco:
     tool: str = ""  # what wrote it: info.contributor, DATUMARO or SUPERVISION
 
 
+class CocoEntry(NamedTuple):
+    """One entry of ``annotations``, its fields as in the file, with `crowd` as in `CocoMask`."""
+
+    number: int
+    image: int
+    category: int
+    place: str
+    crowd: bool
+    grouped: bool
+    segmentation: object
+    bbox: object
+
+
+class ListedCoco(NamedTuple):
+    """What is in an annotation file, its annotations one by one.
+
+    Findings about their ids are added on the way.
+    """
+
+    images: dict[int, CocoImage]
+    categories: dict[int, str]
+    entries: Iterator[CocoEntry]
+    tool: str = ""
+
+
 def read_coco(report: Report, text_of: Callable[[bytes], str] | None = None) -> Coco:
     """Read the annotation file at the report's path; a finding for every error.
 
@@ -79,35 +104,61 @@ def read_coco(report: Report, text_of: Callable[[bytes], str] | None = None) -> 
 
 def checked_coco(report: Report, parsed: dict[str, Any]) -> Coco:
     """The valid parts of COCO's document; a finding for every error."""
-    tool = _tool(parsed)
+    listed = listed_coco(report, parsed)
+    masks: dict[int, CocoMask] = {}
+    unusable: dict[int, CocoMask] = {}
+    for entry in listed.entries:
+        mask, usable = read_mask(report, entry, listed.images[entry.image].size)
+        (masks if usable else unusable)[entry.number] = mask
+    return Coco(listed.images, listed.categories, masks, unusable, listed.tool)
+
+
+def listed_coco(report: Report, parsed: dict[str, Any]) -> ListedCoco:
+    """COCO's document with its annotations' outlines unread; a finding for every other error."""
     images, broken_images = _read_images(report, parsed)
     categories, broken_categories = _read_categories(report, parsed)
     if _is_panoptic(parsed):
         allowed = "instances, each with its segmentation"
         fix = "export the dataset as COCO's instances, not as panoptic"
         report.add("annotations", "COCO's panoptic segments_info", allowed, fix)
-        return Coco({}, {}, {})
-    masks: dict[int, CocoMask] = {}
-    unusable: dict[int, CocoMask] = {}
-    for place, number, entry in _entries(report, parsed, "annotations"):
-        image, category = _id(entry.get("image_id")), _id(entry.get("category_id"))
+        return ListedCoco({}, {}, iter(()))
+    listed = _listed(report, parsed, (images, broken_images), (categories, broken_categories))
+    return ListedCoco(images, categories, listed, _tool(parsed))
+
+
+def _listed(
+    report: Report, parsed: dict[str, Any], images: tuple[dict[int, CocoImage], set[int]],
+    categories: tuple[dict[int, str], set[int]],
+) -> Iterator[CocoEntry]:  # fmt: skip
+    """The annotations of sound images and categories, each of which comes with the broken ids."""
+    tool = _tool(parsed)
+    for place, number, fields in _entries(report, parsed, "annotations"):
+        image, category = _id(fields.get("image_id")), _id(fields.get("category_id"))
         # Annotations of a broken image or category are dropped without a finding of their own.
-        if type(image) is int and image in broken_images:
+        if type(image) is int and image in images[1]:
             continue
-        if type(category) is int and category in broken_categories:
+        if type(category) is int and category in categories[1]:
             continue
-        if type(image) is not int or image not in images:
+        if type(image) is not int or image not in images[0]:
             report.add(f"{place}.image_id", image, "the id of one of the images", FIX)
-        elif type(category) is not int or category not in categories:
+        elif type(category) is not int or category not in categories[0]:
             report.add(f"{place}.category_id", category, "the id of one of the categories", FIX)
         else:
-            parts = _outline(report, place, entry, images[image].size)
-            mask = CocoMask(
-                image, category, parts or (), place, bool(entry.get("iscrowd")),
-                _is_said_to_be_crowd(entry, tool), _box(entry),
-            )  # fmt: skip
-            (unusable if parts is None else masks)[number] = mask
-    return Coco(images, categories, masks, unusable, tool)
+            crowd, grouped = bool(fields.get("iscrowd")), _is_said_to_be_crowd(fields, tool)
+            outline, box = fields.get("segmentation"), fields.get("bbox")
+            yield CocoEntry(number, image, category, place, crowd, grouped, outline, box)
+
+
+def read_mask(report: Report, entry: CocoEntry, size: Size) -> tuple[CocoMask, bool]:
+    """The mask on a picture of this size, and whether it is usable; if not, a finding is added."""
+    what, box = f"{entry.place}.segmentation", _box(entry.bbox)
+    parts = read_parts(report, what, entry.segmentation, size)
+    if parts == () and box:
+        report.add(what, entry.segmentation, "an outline of what is in the bbox", FIX)
+        parts = None
+    _, image, category, place, crowd, grouped, *_ = entry
+    mask = CocoMask(image, category, parts or (), place, crowd, grouped, box)
+    return mask, parts is not None
 
 
 def _read_images(report: Report, parsed: dict[str, Any]) -> tuple[dict[int, CocoImage], set[int]]:
@@ -142,18 +193,6 @@ def _read_categories(report: Report, parsed: dict[str, Any]) -> tuple[dict[int, 
         if len(report.findings) == before:
             report.add(f"{place}.name", name, "a name that is not blank", FIX)
     return categories, broken
-
-
-def _outline(
-    report: Report, place: str, entry: dict[str, Any], size: Size
-) -> tuple[Part, ...] | None:
-    """The parts of an annotation's mask; None with a finding added."""
-    what, value = f"{place}.segmentation", entry.get("segmentation")
-    parts = read_parts(report, what, value, size)
-    if parts == () and _box(entry):
-        report.add(what, value, "an outline of what is in the bbox", FIX)
-        return None
-    return parts
 
 
 def _is_panoptic(parsed: dict[str, Any]) -> bool:
@@ -209,9 +248,8 @@ def _file_name(entry: dict[str, Any]) -> object:
     return "/".join(part for part in parts[-2:] if part != "/") or name
 
 
-def _box(entry: dict[str, Any]) -> tuple[Part, ...] | None:
+def _box(box: object) -> tuple[Part, ...] | None:
     """The outline of an annotation's box; empty for a box of no size, None if there is none."""
-    box = entry.get("bbox")
     if not isinstance(box, list) or len(box) != 4:
         return None
     if not all(type(x) in (int, float) and abs(x) <= LARGEST_COORDINATE / 2 for x in box):

@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 
 from trainer.data.arrays import FloatArray, Size
 from trainer.data.findings import Report
-from trainer.data.formats.coco import SUPERVISION, CocoImage, CocoMask
+from trainer.data.formats.coco import SUPERVISION, CocoEntry, CocoImage, CocoMask
 from trainer.data.formats.coco_masks import Part
 from trainer.data.importing.encoding import Conventions
 from trainer.data.importing.label_studio import TASKS
@@ -35,7 +35,7 @@ TO_UPRIGHT: dict[int, PixelTransform] = {
 }
 
 
-def is_crowd(mask: CocoMask, conventions: Conventions) -> bool:
+def is_crowd(mask: CocoEntry, conventions: Conventions) -> bool:
     """Whether `iscrowd` 1 means a crowd, as in COCO, or a painted object.
 
     CVAT, Datumaro and supervision set it for objects whose outline is not a polygon, and record no

@@ -7,6 +7,7 @@ target. A region labelled "ignore" is ignored for every category on its picture,
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,10 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from profiles.text import argument
 from trainer.data.arrays import Size
 from trainer.data.findings import Finding, Report
-from trainer.data.formats.coco import Coco, CocoImage, CocoMask, checked_coco
+from trainer.data.formats.coco import CocoEntry, CocoImage, CocoMask, read_mask
 from trainer.data.formats.coco_masks import PaintedBox, painted_boxes
 from trainer.data.formats.reasonseg import Progress
 from trainer.data.images import open_image
@@ -30,9 +30,9 @@ from trainer.data.importing.coco_conventions import (
     stretched,
     to_upright,
 )
+from trainer.data.importing.coco_file import read_listed
 from trainer.data.importing.encoding import Conventions
 from trainer.data.importing.foreign import is_foreign
-from trainer.data.importing.label_studio import as_coco
 from trainer.data.importing.outlines import (
     Drawing,
     means_ignore,
@@ -42,7 +42,6 @@ from trainer.data.importing.outlines import (
     trace_mask,
     trace_regions,
 )
-from trainer.data.json_fields import load_json
 from trainer.data.picture_paths import PictureSearch
 from trainer.data.polygons import IGNORE, TARGET, Polygon
 from trainer.data.threads import in_processes
@@ -56,31 +55,39 @@ def read_drawings(
     progress: Progress | None = None,
 ) -> Iterator[Drawing]:
     """The pictures with valid annotations; a finding for every error."""
-    report = Report(path, findings)
+    report, progress = Report(path, findings), progress or _silent
     if is_foreign(report):
         return
     conventions = conventions or Conventions()
-    notes = _read(report, conventions)
-    marks: dict[int, list[CocoMask]] = {number: [] for number in notes.images}
-    for mask in (*notes.masks.values(), *notes.unusable.values()):
-        crowd = is_crowd(mask, conventions)
-        marks[mask.image].append(mask if crowd == mask.crowd else replace(mask, crowd=crowd))
+    notes = read_listed(report, conventions, progress)
+    before, ranks = len(findings), list[int]()  # of findings about annotations: in the file's order
+    marks: dict[int, list[CocoEntry]] = {number: [] for number in notes.images}
+    for rank, entry in enumerate(notes.entries):
+        ranks += [rank] * (len(findings) - before - len(ranks))
+        crowd = is_crowd(entry, conventions)
+        marks[entry.image].append(entry._replace(number=rank, crowd=crowd))
+    ranks += [sum(map(len, marks.values()))] * (len(findings) - before - len(ranks))
     search.register(image.file_name for image in notes.images.values())
-    unusable = {one.place for one in notes.unusable.values()}
     entries = (
-        _found(path, search, image, marks.pop(number), unusable)
-        for number, image in notes.images.items()
+        _found(path, search, image, marks.pop(number)) for number, image in notes.images.items()
     )
     total = len(notes.images)
     draw = partial(_drawn, path, notes.categories, notes.tool, conventions.frame)
     for done, drawn in enumerate(in_processes(draw, entries, total), 1):
-        if progress is not None:
-            progress("importing pictures", done, total)
+        progress("importing pictures", done, total)
         findings += drawn.findings
+        for rank, finding in drawn.outlines:
+            place = bisect(ranks, rank)
+            ranks.insert(place, rank)
+            findings.insert(before + place, finding)
         for what in drawn.assumed:
             conventions.assume(what)
         if drawn.drawing is not None:
             yield drawn.drawing
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    """No progress is asked for."""
 
 
 @dataclass(frozen=True)
@@ -89,27 +96,27 @@ class _Entry:
 
     image: CocoImage
     located: tuple[Path, Path] | None
-    marks: list[CocoMask]
-    unusable: set[str]  # places of the marks that are findings already
+    marks: list[CocoEntry]
     findings: list[Finding]
 
 
 @dataclass(frozen=True)
 class _Drawn:
-    """The result of an entry: a drawing if it is valid, the findings, and the assumptions."""
+    """The result of an entry: a drawing if it is valid, the findings, and the assumptions.
+
+    `outlines`: the findings about single outlines, each with its annotation's number.
+    """
 
     drawing: Drawing | None
     findings: list[Finding]
+    outlines: list[tuple[int, Finding]]
     assumed: list[str]
 
 
-def _found(
-    path: Path, search: PictureSearch, image: CocoImage, marks: list[CocoMask], unusable: set[str]
-) -> _Entry:
+def _found(path: Path, search: PictureSearch, image: CocoImage, marks: list[CocoEntry]) -> _Entry:
     findings: list[Finding] = []
     located = search.find(Report(path, findings), f"{image.place}.file_name", image.file_name)
-    reported = {one.place for one in marks if one.place in unusable} if unusable else unusable
-    return _Entry(image, located, marks, reported, findings)
+    return _Entry(image, located, marks, findings)
 
 
 def _drawn(
@@ -117,50 +124,49 @@ def _drawn(
 ) -> _Drawn:
     """The drawing of one picture; it may be made in another process."""
     report, conventions = Report(path, entry.findings), Conventions(frame=frame)
-    drawing = None
-    if entry.located is not None:
-        drawing = _drawing(report, entry, entry.located, categories, tool, conventions)
-    return _Drawn(drawing, report.findings, list(conventions.assumed))
+    masks, unusable, outlines = _masks(path, entry)
+    drawing = _drawing(report, entry, masks, unusable, categories, tool, conventions)
+    return _Drawn(drawing, report.findings, outlines, list(conventions.assumed))
+
+
+def _masks(
+    path: Path, entry: _Entry
+) -> tuple[list[CocoMask], list[CocoMask], list[tuple[int, Finding]]]:
+    """The usable masks of a picture, the others, and why: findings, each with its number."""
+    masks: list[CocoMask] = []
+    unusable: list[CocoMask] = []
+    outlines: list[tuple[int, Finding]] = []
+    for one in entry.marks:
+        report = Report(path)
+        mask, usable = read_mask(report, one, entry.image.size)
+        (masks if usable else unusable).append(mask)
+        outlines += [(one.number, finding) for finding in report.findings]
+    return masks, unusable, outlines
 
 
 def _drawing(
-    report: Report, entry: _Entry, located: tuple[Path, Path], categories: dict[int, str],
-    tool: str, conventions: Conventions,
+    report: Report, entry: _Entry, masks: list[CocoMask], unusable: list[CocoMask],
+    categories: dict[int, str], tool: str, conventions: Conventions,
 ) -> Drawing | None:  # fmt: skip
-    image, (picture, pictures) = entry.image, located
+    if entry.located is None:
+        return None
+    image, (picture, pictures) = entry.image, entry.located
     opened = open_image(
         Report(picture, report.findings, f"{report.path}: {image.place}"), orientation_of
     )
     if opened is None:
         return None
     upright, orientation = opened
-    those, turn = [filled(mask, image, tool) for mask in entry.marks], None
+    those, turn = [filled(mask, image, tool) for mask in (*masks, *unusable)], None
     if orientation != 1 and is_drawn_upright(tool, image, upright, conventions):
         those = [stretched(mask, image.size, upright) for mask in those]
         image, turn = replace(image, size=upright), TO_UPRIGHT[1]
     turn = turn or to_upright(report, image, conventions.frame, upright, orientation)
     if turn is None:
         return None
-    outlined = _outlined(report, those, entry.unusable, categories, image, turn)
+    outlined = _outlined(report, those, {one.place for one in unusable}, categories, image, turn)
     shapes = {label: polygons_as_json(polygons) for label, polygons in outlined.items()}
     return Drawing(name_below(picture, pictures), picture, report.path, shapes)
-
-
-def _read(report: Report, conventions: Conventions) -> Coco:
-    """COCO's file, or Label Studio's list of tasks."""
-    allowed = "COCO's {images, annotations, categories}, or Label Studio's list of tasks"
-    before = len(report.findings)
-    parsed = load_json(report, object, allowed, text_of=conventions.text)
-    if isinstance(parsed, list) and parsed:
-        parsed = as_coco(report, parsed)
-    if isinstance(parsed, dict) and "shapes" in parsed and "images" not in parsed:
-        fix = f"name the folder that it is in: {argument(report.path.parent)}"
-        report.add("file", "LabelMe's or ReasonSeg's, of one picture", allowed, fix)
-    elif isinstance(parsed, dict):
-        return checked_coco(report, parsed)
-    if len(report.findings) == before:
-        report.add("file", parsed, allowed, "correct the file or fetch it again")
-    return Coco({}, {}, {})
 
 
 def _outlined(

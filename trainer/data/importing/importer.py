@@ -51,7 +51,7 @@ class _Items:
     asked: Questions | None
     findings: list[Finding]
     skip_broken: int
-    written: dict[str, list[Path]] = field(default_factory=dict)  # items by a picture's content
+    written: dict[str, list[str]] = field(default_factory=dict)  # items by a picture's content
     labels: dict[str, list[str]] = field(default_factory=dict)  # by a picture's name
     names: dict[str, bool] = field(default_factory=dict)  # whether a picture has any item
 
@@ -126,6 +126,8 @@ def import_annotations(
             items.check_count(source, least=3 if test else 2)
         elsewhere = "hint: if the pictures lie elsewhere, name their folder with --pictures FOLDER"
         left_out = broken.accept(findings, skip_broken, [elsewhere] * bool(search.missing))
+        if progress is not None:
+            progress("writing to disk", 1, 1)
         counts = split_items(folder, items.written, val, test, seed)
         if left_out:
             broken.write_list(draft / broken.LIST, left_out)

@@ -13,6 +13,8 @@ from trainer.data.importing.outlines import Drawing
 from trainer.data.importing.questions_file import composed
 
 FOLDER = "ReasonSeg"
+_FIELDS = json.JSONEncoder(ensure_ascii=False)
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 _NAME_BYTES = (
     100  # of the picture's and of the label's part of a file name; systems allow 255 in all
 )
@@ -20,12 +22,15 @@ _NAME_BYTES = (
 
 def write_items(
     folder: Path, drawing: Drawing, content: bytes, texts: dict[str, list[str]], is_sentence: bool
-) -> list[Path]:
-    """Write an item for each label, with the picture's content; returns the pictures' paths."""
+) -> list[str]:
+    """Write an item for each label, with the picture's content; returns the pictures' paths.
+
+    Paths are text here: a large import writes a million files, and Path takes as long as writing.
+    """
     # Readers judge by content, so any picture may be called .jpg.
     suffix = ".png" if drawing.picture.suffix.lower() == ".png" else ".jpg"
     stem = _file_name_part(os.path.splitext(drawing.name)[0])
-    written: list[Path] = []
+    written: list[str] = []
     for label, asked in texts.items():
         fields = {
             "text": asked,
@@ -34,9 +39,9 @@ def write_items(
             "label": label,
         }
         shapes = drawing.outlined[label]
-        note = f'{{"shapes": {shapes}, {json.dumps(fields, ensure_ascii=False)[1:]}\n'
+        note = f'{{"shapes": {shapes}, {_FIELDS.encode(fields)[1:]}\n'
         name = _write_new(f"{folder}{os.sep}{stem}-{_file_name_part(label)}", note)
-        picture = Path(name + suffix)
+        picture = name + suffix
         _link_or_copy(written[0] if written else None, content, picture)
         written.append(picture)
     return written
@@ -57,26 +62,31 @@ def _write_new(name: str, note: str) -> str:
     number, path = 1, name
     while True:
         try:
-            with open(f"{path}.json", "xb", buffering=0) as file:
-                file.write(note.encode())
-            return path
+            file = os.open(f"{path}.json", _NEW, 0o666)
+            break
         except FileExistsError:
             number += 1
             path = f"{name}-{number}"
+    try:
+        os.write(file, note.encode())
+    finally:
+        os.close(file)
+    return path
 
 
-def _link_or_copy(first: Path | None, content: bytes, picture: Path) -> None:
+def _link_or_copy(first: str | None, content: bytes, picture: str) -> None:
     """Make a hard link to `first`, if it is given and the system has links; else write a copy."""
     if first is not None:
         try:
             return os.link(first, picture)
         except OSError:
             pass
-    picture.write_bytes(content)
+    with open(picture, "wb") as file:
+        file.write(content)
 
 
 def split_items(
-    folder: Path, written: dict[str, list[Path]], val: float, test: float, seed: int
+    folder: Path, written: dict[str, list[str]], val: float, test: float, seed: int
 ) -> dict[str, int]:
     """Move a share of the pictures from train to val and test; returns the items of each split.
 
@@ -98,6 +108,6 @@ def split_items(
             (folder.parent / split).mkdir()
             counts |= {split: len(moved), "train": counts["train"] - len(moved)}
         for path in moved:
-            for file in (path, path.with_suffix(".json")):
-                file.rename(folder.parent / split / file.name)
+            for file in (path, f"{os.path.splitext(path)[0]}.json"):
+                os.rename(file, f"{folder.parent}{os.sep}{split}{os.sep}{os.path.basename(file)}")
     return counts

@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from io import StringIO
 from pathlib import Path
 from typing import TypeAlias
@@ -108,6 +109,7 @@ def composed(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
+@lru_cache(maxsize=1000)  # labels repeat
 def label_key(label: str) -> str:
     """A key for all spellings of a label; COCO's Coffee_cup is read as coffee cup."""
     return " ".join(re.sub("[_:]", " ", composed(label)).lower().split())

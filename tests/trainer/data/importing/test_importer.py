@@ -27,6 +27,7 @@ from trainer.data import threads
 from trainer.data.findings import DataError
 from trainer.data.formats.reasonseg import Item, check_data, read_split
 from trainer.data.images import read_image
+from trainer.data.importing import coco_file
 from trainer.data.importing.importer import import_annotations
 from trainer.data.importing.outlines import trace_regions
 from trainer.data.polygons import paint_mask
@@ -618,7 +619,28 @@ def test_import_says_how_far_it_is(tool: str, tmp_path: Path) -> None:
         (source / "coco.json").write_text(json.dumps(document))
     said: list[tuple[str, int, int]] = []
     import_annotations(source, tmp_path / "out", progress=lambda *one: said.append(one))
-    assert said == [("importing pictures", 1, 2), ("importing pictures", 2, 2)]
+    if tool == "COCO":
+        assert said.pop(0)[0].startswith("reading coco.json, ")
+        assert said.pop(0) == ("checking annotations", 0, 2)
+    assert said == [
+        *(("importing pictures", done, 2) for done in (1, 2)),
+        ("writing to disk", 1, 1),
+    ]
+
+
+def test_a_large_file_is_counted_while_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coco_file, "_OFTEN", 10)
+    where = [2.0, 2, 30, 2, 30, 30]
+    marks = [{"image_id": 1, "category_id": 1, "segmentation": [where]} for _ in range(50)]
+    notes = instances(tmp_path / "in", *marks)
+    said: list[tuple[str, int, int]] = []
+    import_annotations(notes, tmp_path / "out", progress=lambda *one: said.append(one))
+    read = [(done, total) for what, done, total in said if what.startswith("reading")]
+    assert read == [(0, 1), *((done, 56) for done in range(10, 56, 10))]  # of all objects in it
+    checked = [(done, total) for what, done, total in said if what.startswith("checking")]
+    assert checked == [(done, 51) for done in range(0, 51, 10)]
 
 
 def test_processes_draw_and_find_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

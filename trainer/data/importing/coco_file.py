@@ -1,0 +1,67 @@
+"""Reads a user's COCO file, or Label Studio's tasks as one, and says how far it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from profiles.sizes import MIB
+from profiles.text import argument
+from trainer.data.findings import Report
+from trainer.data.formats.coco import CocoEntry, ListedCoco, listed_coco
+from trainer.data.formats.reasonseg import Progress
+from trainer.data.importing.encoding import Conventions
+from trainer.data.importing.label_studio import as_coco
+from trainer.data.json_fields import load_json
+
+_OFTEN = 1000  # objects between two reports
+
+
+def read_listed(report: Report, conventions: Conventions, progress: Progress) -> ListedCoco:
+    """COCO's file, or Label Studio's list of tasks, with the outlines unread."""
+    allowed = "COCO's {images, annotations, categories}, or Label Studio's list of tasks"
+    before = len(report.findings)
+    reading = _Reading(report, conventions, progress)
+    parsed = load_json(report, object, allowed, text_of=reading.text, each=reading.each)
+    if isinstance(parsed, list) and parsed:
+        parsed = as_coco(report, parsed)
+    if isinstance(parsed, dict) and "shapes" in parsed and "images" not in parsed:
+        fix = f"name the folder that it is in: {argument(report.path.parent)}"
+        report.add("file", "LabelMe's or ReasonSeg's, of one picture", allowed, fix)
+    elif isinstance(parsed, dict):
+        listed = listed_coco(report, parsed)
+        total = len(parsed["annotations"]) if isinstance(parsed.get("annotations"), list) else 0
+        return listed._replace(entries=_counted(listed.entries, total, progress))
+    if len(report.findings) == before:
+        report.add("file", parsed, allowed, "correct the file or fetch it again")
+    return ListedCoco({}, {}, iter(()))
+
+
+class _Reading:
+    """Reports how many of a file's objects have been read."""
+
+    def __init__(self, report: Report, conventions: Conventions, progress: Progress) -> None:
+        self.path, self.conventions, self.progress = report.path, conventions, progress
+        self.what, self.done, self.total = "", 0, 0
+
+    def text(self, raw: bytes) -> str:
+        """The decoded file, whose braces count its objects."""
+        self.what = f"reading {self.path.name}, {len(raw) / MIB:.0f} MiB"
+        self.progress(self.what, 0, 1)
+        text = self.conventions.text(raw)
+        self.total = text.count("{")
+        return text
+
+    def each(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """Count an object, and leave it as it is."""
+        self.done += 1
+        if self.done % _OFTEN == 0:
+            self.progress(self.what, self.done, self.total)
+        return fields
+
+
+def _counted(entries: Iterator[CocoEntry], total: int, progress: Progress) -> Iterator[CocoEntry]:
+    for done, entry in enumerate(entries):
+        if done % _OFTEN == 0:
+            progress("checking annotations", done, total)
+        yield entry
