@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from profiles.plan import Plan
-from profiles.text import one_line
+from profiles.text import some
 
 RANDOM_BLOCK = 1 << 22  # values
 
@@ -94,8 +94,7 @@ class FolderWeights:
     def finish(self, used: Iterable[str]) -> None:
         left = sorted(set(self._owner).difference(used))
         if left:
-            shown = ", ".join(map(one_line, left[:5])) + (" …" if len(left) > 5 else "")
-            raise WeightsError(f"{self.folder}: {len(left)} tensors fit nothing: {shown}")
+            raise WeightsError(f"{self.folder}: {len(left)} tensors fit nothing: {some(left)}")
 
 
 class RandomWeights:
