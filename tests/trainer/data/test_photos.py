@@ -103,7 +103,7 @@ def test_damaged_pictures_never_raise_anything_else(
     try:
         pixels = read_image(path)
     except DataError as error:
-        assert error.findings[0].path == path
+        assert error.findings[0].where == str(path)
     else:
         assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3
 

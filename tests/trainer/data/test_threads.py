@@ -74,7 +74,7 @@ def test_a_check_decodes_each_picture_once_and_finds_in_order(
 
     monkeypatch.setattr(ImageFile.ImageFile, "load", counted)
     counts, sets, findings = mixture.check(root)
-    assert [finding.path for finding in findings] == pictures[:3] and sets == []
+    assert [Path(finding.where) for finding in findings] == pictures[:3] and sets == []
     assert counts["train"]["items"] == whole["train"]["items"] - 3
     assert set(decoded.values()) == {1} and len(decoded) == sum(
         int(of["items"]) for of in whole.values()
