@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from trainer.data.findings import DataError, Finding
-from trainer.data.formats.reasonseg import check_data, read_split, summarise
+from trainer.data.formats.reasonseg import check, check_data, read_split
 from trainer.data.images import read_image
 
 SQUARE = [[2, 2], [9, 2], [9, 7], [2, 7]]
@@ -130,7 +130,8 @@ def test_summary(tmp_path: Path) -> None:
     folder = add(tmp_path, "b", note=annotation(shapes=ignored))
     Image.new("L", (30, 40)).save(folder / "b.jpg")
     add(tmp_path, "c", "test", annotation(shapes=[]))
-    summary = summarise(tmp_path)
+    summary, findings = check(tmp_path)
+    assert not findings
     assert list(summary) == ["train", "test"]
     assert summary["train"] == {
         "items": 2,
