@@ -160,7 +160,7 @@ def speed_rows() -> list[Row]:
 
 
 def shared_rows() -> list[Row]:
-    """Several questions a picture: 611 tokens of prefix, 61 each question, under 8 GB's cap."""
+    """Several questions a picture: some 616 tokens of prefix and 60 a question."""
 
     def row(count: int, size: int, title: str, settings: dict[str, Any], **rest: Any) -> Row:
         usual = {"card": 8, "text": str(35 + 61 * count), "steps": 8, "timed": True} | rest

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from profiles.text import argument
+from trainer.data.arrays import Size
 from trainer.data.findings import Finding, Report
 from trainer.data.formats.coco import Coco, CocoImage, CocoMask, checked_coco
 from trainer.data.formats.coco_masks import PaintedBox, painted_boxes
@@ -38,6 +39,7 @@ from trainer.data.importing.outlines import (
     name_below,
     orientation_of,
     polygons_as_json,
+    trace_mask,
     trace_regions,
 )
 from trainer.data.json_fields import load_json
@@ -181,41 +183,55 @@ def _outlined(
         return not one.crowd, -painted[one.place].area if ignored else 0
 
     for label, those in together.items():  # one after the other: a mask has the picture's size
-        regions, all_known = np.zeros(image.size, np.uint8), True
-        drawn: list[PaintedBox] = []
+        all_known = True
+        layers: list[tuple[PaintedBox, int | None]] = []
         marked = [(one, IGNORE if one.crowd else TARGET) for one in those]
         marked += [(one, IGNORE) for one in ignored]
         for one, value in sorted(marked, key=lambda pair: order(pair[0])):
             box = painted[one.place]
-            empty = not box.area
-            if not empty:
-                np.copyto(regions[box.rows, box.columns], value, where=box.covered())
-            elif one.place not in unusable:  # not a finding already
+            if len(box.runs):
+                layers.append((box, value))
+                continue
+            if one.place not in unusable:  # not a finding already
                 allowed = f"some part within width {image.size[1]}, height {image.size[0]}"
                 fix = "export the annotation again or take it out"
                 report.add(f"{one.place}.segmentation", "no pixel of the picture", allowed, fix)
-            drawn.append(box)
-            if empty:  # if it is left out, what its box holds is unknown
-                all_known &= one.box is not None
-                (box,) = painted_boxes([one.box or ()], image.size)
-                inner = regions[box.rows, box.columns]
-                inner[box.covered() & (inner == 0)] = IGNORE
-                drawn.append(box)
-        rows, columns = _hull(drawn)
-        part = regions[rows, columns]
-        if TARGET in part and all_known:
-            is_turned = turn is not TO_UPRIGHT[1]
-            outlined[label] = (
-                trace_regions(turn(regions))
-                if is_turned
-                else trace_regions(part, columns.start, rows.start)
-            )
+            # If it is left out, what its box holds is unknown.
+            all_known &= one.box is not None
+            (held,) = painted_boxes([one.box or ()], image.size)
+            layers.append((held, None))
+        traced = _traced(layers, image.size, turn) if all_known else ()
+        if traced:
+            outlined[label] = traced
     return outlined
 
 
-def _hull(boxes: list[PaintedBox]) -> tuple[slice, slice]:
-    """The rows and columns that contain all boxes with an inside."""
-    sides = [(box.rows, box.columns) for box in boxes if box.area]
+def _traced(
+    layers: list[tuple[PaintedBox, int | None]], size: Size, turn: PixelTransform
+) -> tuple[Polygon, ...]:
+    """The regions of masks painted one over the other, each with its value; none without a target.
+
+    Those without a value are ignored where nothing is painted yet.
+    """
+    upright = turn is TO_UPRIGHT[1]
+    if upright and [value for _, value in layers] == [TARGET]:
+        ((box, _),) = layers
+        return trace_mask(box.covered(), box.columns.start, box.rows.start)
+    rows, columns = _hull(layers) if upright else (slice(0, size[0]), slice(0, size[1]))
+    regions = np.zeros((rows.stop - rows.start, columns.stop - columns.start), np.uint8)
+    for box, value in layers:
+        inner = regions[_moved(box.rows, rows.start), _moved(box.columns, columns.start)]
+        covered = box.covered().view(bool)
+        if value is None:
+            inner[covered & (inner == 0)] = IGNORE
+        else:
+            np.copyto(inner, value, where=covered)
+    return trace_regions(turn(regions), columns.start, rows.start) if TARGET in regions else ()
+
+
+def _hull(layers: list[tuple[PaintedBox, int | None]]) -> tuple[slice, slice]:
+    """The rows and columns that contain all masks."""
+    sides = [(box.rows, box.columns) for box, _ in layers if len(box.runs)]
     if not sides:
         return slice(0, 0), slice(0, 0)
     rows, columns = zip(*sides, strict=True)
@@ -224,3 +240,8 @@ def _hull(boxes: list[PaintedBox]) -> tuple[slice, slice]:
 
 def _around(spans: Sequence[slice]) -> slice:
     return slice(min(one.start for one in spans), max(one.stop for one in spans))
+
+
+def _moved(span: slice, start: int) -> slice:
+    """A span in an array that begins at `start`."""
+    return slice(max(span.start - start, 0), max(span.stop - start, 0))

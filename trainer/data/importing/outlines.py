@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import cv2
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from trainer.data.arrays import FloatArray, Size
-from trainer.data.images import load_whole
+from trainer.data.images import LONGEST_SIDE, load_whole
 from trainer.data.polygons import IGNORE, TARGET, Polygon
 
 TARGET_SHAPE, IGNORED_SHAPE = "target", "ignore"
@@ -72,13 +73,16 @@ def name_below(picture: Path, root: Path) -> str:
     return Path(os.path.relpath(picture, root)).as_posix()
 
 
-def outlines(mask: NDArray[np.bool_]) -> list[FloatArray]:
+def outlines(
+    mask: NDArray[np.bool_] | NDArray[np.uint8], left: int = 0, top: int = 0
+) -> list[FloatArray]:
     """Outlines [N, 2] that, each painted by `paint_mask`, cover exactly this mask [H, W].
 
-    ReasonSeg has no holes, so a piece with a hole is cut in two through it, until none is left.
+    The mask may be a part of the picture that begins at (left, top). ReasonSeg has no holes, so a
+    piece with a hole is cut in two through it, until none is left.
     """
     found: list[FloatArray] = []
-    todo = [(mask.view(np.uint8), 0, 0)]  # with the place of their top left corner
+    todo = [(mask.view(np.uint8), left, top)]  # with the place of their top left corner
     while todo:
         piece, left, top = todo.pop()
         contours, tree = cv2.findContours(piece, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
@@ -116,13 +120,17 @@ def trace_regions(regions: NDArray[np.uint8], left: int = 0, top: int = 0) -> tu
     """
     x, y, width, height = cv2.boundingRect(np.ascontiguousarray(regions))
     inner = regions[y : y + height, x : x + width]
-    corner = np.array([left + x, top + y], dtype=np.float64)
     return tuple(
-        Polygon(label, points + corner)
+        Polygon(label, points)
         for value, label in _LABELS
         if value in inner
-        for points in outlines(inner == value)
+        for points in outlines(inner == value, left + x, top + y)
     )
+
+
+def trace_mask(mask: NDArray[np.uint8], left: int, top: int) -> tuple[Polygon, ...]:
+    """The same of a target alone, in its bounding box: a label map of {0, 1} without a margin."""
+    return tuple(Polygon(TARGET_SHAPE, points) for points in outlines(mask, left, top))
 
 
 def polygons_as_json(polygons: Iterable[Polygon]) -> str:
@@ -131,11 +139,21 @@ def polygons_as_json(polygons: Iterable[Polygon]) -> str:
 
 
 def _spelled(polygon: Polygon) -> str:
-    """As json.dumps, which takes three times as long for whole numbers."""
+    """As json.dumps, which takes ten times as long for whole numbers."""
     points = polygon.points
     whole = points.astype(np.int64)
-    if (whole == points).all():
-        listed = ("[%d.0, %d.0], " * len(points) % tuple(whole.ravel().tolist()))[:-2]
+    if (whole == points).all() and whole.min() >= 0 and whole.max() <= LONGEST_SIDE:
+        x, y = _spellings()
+        pairs = np.empty(whole.shape, x.dtype)
+        pairs[:, 0], pairs[:, 1] = x[whole[:, 0]], y[whole[:, 1]]
+        listed = pairs.tobytes().translate(None, b"\0")[:-2].decode()
     else:
         listed = json.dumps(points.tolist())[1:-1]
     return f'{{"label": "{polygon.label}", "points": [{listed}]}}'
+
+
+@lru_cache
+def _spellings() -> tuple[NDArray[np.bytes_], NDArray[np.bytes_]]:
+    """All whole numbers of pixels as x and as y of a list of points in JSON."""
+    numbers = range(LONGEST_SIDE + 1)
+    return np.array([b"[%d.0, " % n for n in numbers]), np.array([b"%d.0], " % n for n in numbers])
