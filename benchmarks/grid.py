@@ -39,7 +39,7 @@ def corners(model: str, quantization: str) -> list[dict[str, Any]]:
                 "host_layers": host_layers, "micro_batch": micro_batch, "accumulation": 2,
             } | ({"questions_per_picture": questions} if questions > 1 else {})  # fmt: skip
             plan = Plan.parse(settings)
-            found = interpret(*fake_rehearsal(plan, text, questions, CAPABILITY), CAPABILITY)
+            found = interpret(*fake_rehearsal(plan, text, questions, CAPABILITY))
             saved = compiled_saving(plan, text)
             peak = max(found.phases.values())
             compiled = max(size - saved.get(phase, 0) for phase, size in found.phases.items())

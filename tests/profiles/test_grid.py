@@ -21,7 +21,7 @@ def plan(**settings: object) -> Plan:
 
 
 def told(asked: Plan, text: int) -> int:
-    return interpret(*fake_rehearsal(asked, text, 1, HOPPER), HOPPER).tier("pool").bytes
+    return interpret(*fake_rehearsal(asked, text, 1, HOPPER)).tier("pool").bytes
 
 
 @pytest.mark.parametrize("number", [3, 140])

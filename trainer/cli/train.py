@@ -152,7 +152,7 @@ def _resolve(options: TrainOptions, data: Path) -> tuple[Plan, Advice | None]:
     from advisor.dry_run import measured
     from advisor.machine.probe import probe
     from advisor.machine.target import pick_gpu
-    from advisor.memory.card import live_forecast
+    from advisor.memory.live import live_forecast
     from advisor.preflight import advise
     from profiles.models import model_profile
     from profiles.overrides import assigned
