@@ -1,4 +1,4 @@
-"""What lisa-segment takes, and how long: four photographs under the caps of small cards.
+"""Memory and time of lisa-segment: four photographs under the caps of small cards.
 
     python benchmarks/answering.py --out FILE      on a GPU, each row in a process of its own
     python benchmarks/answering.py --table         docs/inference.md's table, forecasts made anew

@@ -1,4 +1,4 @@
-"""What a forecast of the 7B step costs on this machine: seconds, cold and further, and memory.
+"""Cost of forecasting the 7B step on this machine: seconds, first and later, and memory.
 
     python benchmarks/forecast_time.py
 

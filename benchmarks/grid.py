@@ -25,7 +25,7 @@ CAPABILITY = (9, 0)  # cuBLAS takes most there: 48 MiB more than on the cards be
 
 
 def corners(model: str, quantization: str) -> list[dict[str, Any]]:
-    """All corners of one model in one storage; a process of its own keeps the imports."""
+    """All corners of one model in one storage, in a process that imports once."""
     from advisor.memory.forecast import interpret
     from trainer.rehearse.fake import compiled_saving, fake_rehearsal
 

@@ -106,7 +106,7 @@ def write_table(rows: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    """Run what is near a border, or write the table of what was run."""
+    """Run the rows near a border, or write the table of those that ran."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--measured", type=Path, nargs="*", default=MEASURED)
     parser.add_argument("--out", type=Path, default=ROWS_FILE)
