@@ -20,8 +20,9 @@ from advisor.machine.budget import Budget, margin_of
 from advisor.machine.gpu import Gpu, Machine
 from advisor.machine.probe import probe
 from advisor.machine.target import pick_gpu
-from advisor.memory.card import live_forecast
+from advisor.memory.card import ASSUMED, Card
 from advisor.memory.forecast import Forecast, forecast
+from advisor.memory.live import live_forecast
 from advisor.memory.worst_sample import Worst
 from advisor.rehearsal import BadQuestion, RehearsalFailed
 from advisor.report.plan_words import plan_text
@@ -190,7 +191,8 @@ def _moves(tried: Sequence[Shortage]) -> bool:
 def _forecast(short: Shortage, gpu: Gpu, data: Path) -> Forecast | None:
     """The forecast of the plan that ran out of memory; None if it cannot be made."""
     try:
-        return forecast(short.plan, Worst(data=data), gpu.compute_capability or (8, 6))
+        card = Card(compute_capability=gpu.compute_capability or ASSUMED)
+        return forecast(short.plan, Worst(data=data), card)
     except (RehearsalFailed, BadQuestion):
         return None
 

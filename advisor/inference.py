@@ -47,15 +47,13 @@ def fitting(
     card = card_for(machine)
     if card.cap_bytes is None:
         raise NoRoom("no GPU with a known memory is visible\n    hint: --set device=cpu")
-    capability = card.compute_capability or (8, 6)
     worst = worst_question(text_tokens)
-    limits = card.cap_bytes, card.margin_bytes, card.host_bytes, card.context
     smallest: Forecast | None = None
     for candidate in _relieved(plan, may_round):
         if _weights(candidate) > card.cap_bytes:
             continue
         tell(f"forecasting {candidate.model} with {_told(candidate)}, some seconds ...")
-        found = forecast(candidate, worst, capability, *limits)
+        found = forecast(candidate, worst, card)
         if found.exit_code == 0:
             return Fit(candidate, found)
         smallest = found

@@ -19,7 +19,7 @@ from advisor.choice.search import (
 from advisor.machine.budget import Budget
 from advisor.machine.gpu import Gpu, Machine
 from advisor.machine.target import Target, gpu_for
-from advisor.memory.card import Live
+from advisor.memory.live import Live
 from advisor.report.findings import card_findings, nearest_plan
 from advisor.report.reasons import card_reasons, plan_reasons
 from advisor.request import (

@@ -16,7 +16,7 @@ from advisor.machine.budget import (
 )
 from advisor.machine.gpu import UNNAMED, Gpu, Machine
 from advisor.machine.target import Target
-from advisor.memory.card import Live
+from advisor.memory.live import Live
 from profiles import skipping
 from profiles.environment import ALLOCATOR_VARIABLES
 from profiles.findings import Finding, PlanError

@@ -1,4 +1,4 @@
-"""What lisa-segment takes, and how long: four photographs under the caps of small cards.
+"""Memory and time of lisa-segment: four photographs under the caps of small cards.
 
     python benchmarks/answering.py --out FILE      on a GPU, each row in a process of its own
     python benchmarks/answering.py --table         docs/inference.md's table, forecasts made anew
@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import lean
+from forecast import CARD
 from tables import put
 
 from advisor.inference import worst_question
-from advisor.machine.cuda_context import HOPPER
 from advisor.memory.forecast import forecast
 from profiles.environment import ALLOCATOR_VARIABLES
 from profiles.plan import Plan
@@ -109,7 +109,7 @@ def write_table(rows: list[dict[str, Any]]) -> None:
              "|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for row in rows:
         plan = Plan.parse(row["plan"])
-        found = forecast(plan, worst_question(row["text_tokens"]), (9, 0), context=HOPPER)
+        found = forecast(plan, worst_question(row["text_tokens"]), CARD)
         cells = [f"{row['card_gb']} GB", plan.model, plan.quantization,
                  f"{plan.host_layers} layers" if plan.host_layers else "–"]  # fmt: skip
         for tier, name in (("tensors", "allocated"), ("pool", "reserved")):

@@ -46,7 +46,7 @@ def cell(advice: Advice) -> str:
 
 
 def table() -> list[str]:
-    """The table's lines: by the shipped rows alone, whoever writes it has rows of their own."""
+    """The table's lines, from the shipped rows only: whoever runs this may have more rows."""
     lines, rows = ["| card | usable GiB | 7B | 13B |", "|---|---|---|---|"], shipped_table()
     for card in cards():
         target = Target(card=card)

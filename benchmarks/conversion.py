@@ -31,7 +31,7 @@ from trainer.model.weights import packaged_folder  # noqa: E402
 
 
 def write_checkpoint(folder: Path, model: str, name_of: Callable[[str], str | None]) -> int:
-    """A checkpoint's folder under published names; returns its bytes."""
+    """Write a checkpoint's folder under published names; returns its bytes."""
     folder.mkdir()
     shards, block = Shards(folder, 4 << 30), torch.randn(1 << 22).bfloat16()
     for name, shape in needed_shapes(model_profile(model)).items():
@@ -43,7 +43,7 @@ def write_checkpoint(folder: Path, model: str, name_of: Callable[[str], str | No
 
 
 def own_bytes(process: int) -> int:
-    """Resident memory of a process that is not a file's pages, which the system may take back."""
+    """Resident memory of a process without pages of files, which the system may take back."""
     try:
         status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
     except OSError:
@@ -53,7 +53,7 @@ def own_bytes(process: int) -> int:
 
 
 def main() -> None:
-    """Write the sources, convert them in a process of its own, say what it took."""
+    """Write the sources, convert them in a process of its own, print what it took."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=("7b", "13b"), default="7b")
     model = parser.parse_args().model

@@ -113,7 +113,7 @@ def write_upstream(folder: Path, shared: Path) -> None:
 
 
 def runs_out(folder: Path) -> None:
-    """The second step runs out of memory; the process that would follow is left to `finished`."""
+    """Make the second step run out of memory; `finished` starts the process that follows."""
     import torch
 
     from trainer.run import run as loop
@@ -186,7 +186,7 @@ class Attempt:
         return self.log.read_text(errors="replace")
 
     def state(self) -> dict[str, str]:
-        """Every file with a digest of what decides; names hold no process number or time."""
+        """Each file with a digest of what must be equal; names omit process numbers and times."""
         found: dict[str, str] = {}
         for path in sorted(self.folder.rglob("*")):
             name = str(path.relative_to(self.folder))
@@ -203,7 +203,7 @@ class Attempt:
 
 
 def steady(path: Path) -> bytes:
-    """A file's content without what differs from one run to the next: times, places, memory."""
+    """A file's content without what differs between runs: times, places, memory."""
     if path.name in (".lock", ".holder.json", "run.json", "manifest.json", "facts.json",
                      "shortage.json", "answer.json", "overlay.png", "extremes.png",
                      "conversion.json") or path.name.endswith(".md"):  # fmt: skip
@@ -215,7 +215,7 @@ def steady(path: Path) -> bytes:
 
 
 def whole_checkpoints(run: Path) -> list[tuple[int, int]]:
-    """(save, step) of every folder in a run that a training can resume from, by its checksums."""
+    """(save, step) of every folder of a run whose checksums allow a resume."""
     found = []
     for manifest in [*run.glob("*/manifest.json"), *run.glob(".*/manifest.json")]:
         try:
@@ -234,7 +234,7 @@ def whole_checkpoints(run: Path) -> list[tuple[int, int]]:
 def one(
     scene: Scene, base: Path, name: str, way: str, fatal: int, second: int, known: dict[str, str]
 ) -> str:  # noqa: E501
-    """Kill an attempt, do it again, compare; '' if all is as it should be."""
+    """Kill an attempt, repeat it, compare; '' if everything is right."""
     attempt = Attempt(scene, base, name)
     code = attempt.run(fatal, torn=way == "torn")
     if code != -9:
@@ -275,7 +275,7 @@ Cases = list[tuple[str, str, int, int]]
 def work(
     cases: Cases, base: Path, counts: dict[str, int], known: dict[str, dict[str, str]], kept: Path
 ) -> list[dict[str, Any]]:
-    """Some cases one after the other, in this process; each is a row of a file at once."""
+    """Run some cases in this process, one after the other; write each one's row at once."""
     rows = []
     for name, way, fatal, second in cases:
         scene = scene_of(name)
@@ -309,7 +309,7 @@ def still_to_run(
 
 
 def rows_in(kept: Path) -> list[dict[str, Any]]:
-    """The rows of a file; of one that was cut off, all but what a kill left half written."""
+    """The rows of a file, without a last row that a kill left half written."""
     rows = []
     if kept.exists():
         content = kept.read_text()
@@ -319,7 +319,7 @@ def rows_in(kept: Path) -> list[dict[str, Any]]:
 
 
 def prepare(base: Path, scenes: list[Scene]) -> tuple[dict[str, int], dict[str, dict[str, str]]]:
-    """What the scenes share; how many operations each has, and how each ends undisturbed."""
+    """What the scenes share: the operations of each, and how each ends undisturbed."""
     shared = base / "common"
     shared.mkdir()
     sys.path.insert(0, str(ROOT))
@@ -368,7 +368,7 @@ def undisturbed(name: str, base: Path) -> tuple[int, dict[str, str]]:
 
 
 def scene_of(name: str) -> Scene:
-    """The scene of a name: its functions do not pass from one process to another."""
+    """The scene called `name`; functions cannot be passed between processes."""
     return next(scene for scene in SCENES if scene.name == name)
 
 
@@ -393,7 +393,7 @@ def write_table(rows: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    """Run them all; exit code 1 if anything was not as it should be."""
+    """Run all cases; exit code 1 if any case ended wrongly."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scene", action="append", choices=[scene.name for scene in SCENES])
     parser.add_argument("--sample", type=int, help="only so many, drawn by the seed")

@@ -1,4 +1,4 @@
-"""Tiny trainings that are disturbed at random, seeded moments: all have to end as undisturbed.
+"""Disturb tiny trainings at random, seeded moments: all must end as if undisturbed.
 
     python benchmarks/faults.py [--runs 208] [--seed 0] [--processes 2] [--rows FILE] [--only KIND]
     python benchmarks/faults.py --table
@@ -88,7 +88,7 @@ class Case:
         return self.rng.uniform(0, 1.05 * self.seconds)
 
 
-# A disturbance starts a process and does it harm; it returns the exit code.
+# A disturbance starts a process and harms it; it returns the exit code.
 
 
 def kill(case: Case, number: int = signal.SIGKILL) -> int:
@@ -129,7 +129,7 @@ def damage_checkpoint(case: Case) -> int:
 
 
 def damage_cache(case: Case) -> int:
-    """Some cached features are damaged while it runs, or once it has been killed."""
+    """Damage some cached features while it runs, or after it was killed."""
     pid, moment = case.start(), case.moment()
     time.sleep(moment)
     files = sorted((case.place / "cache").glob("*/*.safetensors"))
@@ -142,7 +142,7 @@ def damage_cache(case: Case) -> int:
 
 
 def out_of_memory(case: Case) -> int:
-    """The error of a full card, wherever one can come from; once, as there is one smaller plan."""
+    """Raise a full card's error at any place that can; once, as there is one smaller plan."""
     if any("ran out" in text for text in case.befallen):
         return kill(case)
     module, name, most = case.rng.choice((
@@ -182,7 +182,7 @@ def driver_fails(case: Case) -> int:
 
 
 def worker_dies(case: Case) -> int:
-    """A data worker is killed, as the system does where host memory runs out."""
+    """Kill a data worker, as the system does when host memory runs out."""
     import psutil
 
     pid = case.start()
@@ -204,7 +204,7 @@ def worker_dies(case: Case) -> int:
 
 
 def full_disk(case: Case) -> int:
-    """The disk that the run writes to is full at some moment; then there is room again."""
+    """Fill the run's disk at some moment; then there is room again."""
     disk = case.place / "disk"
     size = case.rng.randrange(64, 8192)  # KiB; a run takes some 7 MiB
     subprocess.run(["mount", "-o", f"remount,size={size + used_kib(disk)}k", disk], check=True)
@@ -230,7 +230,7 @@ ALLOWED = {"killed": {-9}, "terminated": {-15, 130}, "checkpoint damaged": {-9},
 
 
 def outcome(run: Path) -> str:
-    """A hash of the trained weights and of all records but for the seconds."""
+    """A hash of the trained weights and of all records except seconds."""
     digest = hashlib.sha256((run / "last" / "trained.safetensors").read_bytes())
     for line in (run / "metrics.jsonl").read_text().splitlines():
         row = json.loads(line)
@@ -240,7 +240,7 @@ def outcome(run: Path) -> str:
 
 
 def disturbed(case: Case, known: str) -> tuple[str, str]:
-    """Disturb and resume a run until it ends: how it ended, and what is to be said of that."""
+    """Disturb and resume a run until it ends; returns how it ended, with a note."""
     log = case.place / "log"
     times = case.rng.randint(1, 3)
     for attempt in range(ATTEMPTS):
@@ -270,7 +270,7 @@ def disturbed(case: Case, known: str) -> tuple[str, str]:
 def work(
     cases: list[tuple[str, int]], base: Path, known: str, seconds: float, seed: int, kept: Path
 ) -> list[dict[str, Any]]:
-    """Some cases one after the other, in this process; each is a row of a file at once."""
+    """Run some cases in this process, one after the other; write each one's row at once."""
     found = []
     for kind, number in cases:
         place = base / f"{kind.replace(' ', '-')}-{number}"
@@ -315,7 +315,7 @@ COUNTED = ("runs", "disturbances", "same", "clear error", "LOST")
 
 
 def counts_of(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row a kind: how many runs and disturbances, and how the runs ended."""
+    """One row a kind: how many runs and disturbances, and how the runs ended."""
     rows = []
     for kind in DISTURBANCES:
         if mine := [run for run in runs if run["kind"] == kind]:

@@ -1,4 +1,4 @@
-"""A shim between a process and its files: it counts what is done to them, and kills the process.
+"""A shim between a process and its files: it counts file operations and kills the process.
 
 Nothing of the product knows of it. It stands in for Python's own functions, and for the one of
 safetensors that writes, and sees those that touch a watched folder. Torn: what the last operations
@@ -45,14 +45,14 @@ class Shim:
         return where
 
     def die(self) -> None:
-        """What a power cut leaves, where that is asked for, and then SIGKILL."""
+        """Leave what a power cut would leave, if asked to, then SIGKILL."""
         for path, size in self.safe.items() if self.torn else ():
             if os.path.isfile(path) and os.path.getsize(path) > size:
                 real_truncate(path, size)
         os.kill(os.getpid(), signal.SIGKILL)
 
     def written(self, path: str) -> None:
-        """A file is opened to be written: so far nothing of it is on disk, unless it was there."""
+        """Note a file opened for writing: nothing of it is on disk yet, unless it existed."""
         self.safe.setdefault(path, os.path.getsize(path) if os.path.exists(path) else 0)
 
     def forced(self, path: str) -> None:
@@ -145,7 +145,7 @@ class Shim:
 
 
 class _Raw(io.FileIO):
-    """A watched file: every write that reaches the system counts, one that kills is half done."""
+    """A watched file: every write that reaches the system counts; the fatal one is half done."""
 
     def __init__(self, shim: Shim, path: str, mode: str) -> None:
         shim.written(path)

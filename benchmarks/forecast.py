@@ -23,6 +23,7 @@ from tables import put
 
 from advisor.machine.budget import ERRORS_FILE
 from advisor.machine.cuda_context import HOPPER
+from advisor.memory.card import Card
 from advisor.memory.forecast import forecast
 from advisor.memory.worst_sample import Worst
 from profiles.plan import Plan
@@ -34,7 +35,7 @@ BEGIN, END = "<!-- benchmarks/forecast.py -->", "<!-- /benchmarks/forecast.py --
 MEASURED = {"tensors": "peak_allocated_bytes", "pool": "peak_reserved_bytes",
             "process": "process_bytes", "host": "host_bytes"}  # fmt: skip
 
-CAPABILITY = (9, 0)
+CARD = Card(compute_capability=(9, 0), context=HOPPER)
 
 
 def rows() -> list[dict[str, Any]]:
@@ -63,7 +64,7 @@ def ask(record: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as cache:
         worst = Worst(text_tokens=m["text_tokens"][1], masks=m["masks"])
         plan = Plan.parse(m["plan"])
-        found = forecast(plan, worst, CAPABILITY, context=HOPPER, cache=Path(cache))
+        found = forecast(plan, worst, CARD, Path(cache))
     kept = {
         "name": record["name"],
         "group": record["group"],

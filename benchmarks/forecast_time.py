@@ -1,4 +1,4 @@
-"""What a forecast of the 7B step costs on this machine: seconds, cold and further, and memory.
+"""Cost of forecasting the 7B step on this machine: seconds, first and later, and memory.
 
     python benchmarks/forecast_time.py
 
@@ -45,7 +45,7 @@ def further() -> float:
     def one(micro_batch: int) -> float:
         plan = Plan.parse(PLAN | {"micro_batch": micro_batch, "effective_batch": micro_batch})
         started = time.monotonic()
-        interpret(*fake_rehearsal(plan, 96, 1), (8, 6))
+        interpret(*fake_rehearsal(plan, 96, 1))
         return time.monotonic() - started
 
     one(4)

@@ -36,7 +36,7 @@ from tests.fuzz.surfaces import Surface, Wrong  # noqa: E402
 
 DOCS, ROWS_FILE = ROOT / "docs" / "hostile-input.md", ROOT / "benchmarks" / "fuzz.jsonl"
 BEGIN, END = "<!-- fuzz: benchmarks/fuzz.py -->", "<!-- /fuzz -->"
-SECONDS = 10  # of a processor's time, a case; by the clock six times as many end the process
+SECONDS = 10  # of processor time a case; six times as many by the clock end the process
 MIB = 1 << 20
 GIB = 1 << 30
 BOUND = {"largest pictures": 2 * GIB}  # bytes of a case
@@ -68,7 +68,7 @@ def status(key: str) -> int:
 
 
 def feed(surface: Surface, cases: int, number: int, place: Path) -> Tally:
-    """Try the cases. Raises what the first bad one raised, as small as it can be made."""
+    """Try the cases. Raises what the first bad case raised, after shrinking that case."""
     tally = Tally(surface.name, number)
     bound = BOUND.get(surface.name, ELSEWHERE)
 
@@ -92,7 +92,7 @@ def feed(surface: Surface, cases: int, number: int, place: Path) -> Tally:
         tally.slowest_seconds = max(tally.slowest_seconds, took)
         tally.most_bytes = max(tally.most_bytes, most)
 
-    # What asks for far more than it may hold gets no memory instead of the machine's.
+    # A case that asks for far more than its limit gets no memory, not the machine's.
     most = status("VmSize") + 4 * bound
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
     case()
@@ -123,7 +123,7 @@ def run_all(cases: int, number: int, workers: int) -> tuple[list[Tally], list[st
 
 
 def keep(tallies: list[Tally], file: Path) -> None:
-    """A row a surface, which replaces its earlier one; those of the others stay."""
+    """Write one row a surface; it replaces the earlier one, and other surfaces' rows stay."""
     lines = file.read_text("utf-8").splitlines() if file.exists() else []
     rows = {row["name"]: row for row in map(json.loads, lines)}
     rows |= {tally.name: asdict(tally) for tally in tallies}
@@ -143,7 +143,7 @@ def write_table(rows: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    """One surface in this process, or all in others; or the table of what was found."""
+    """Try one surface in this process, or all in others; or write the table of results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--surface", choices=[surface.name for surface in SURFACES])
     parser.add_argument("--cases", type=int, default=CASES, help="of a surface with share 1")

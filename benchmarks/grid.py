@@ -25,7 +25,7 @@ CAPABILITY = (9, 0)  # cuBLAS takes most there: 48 MiB more than on the cards be
 
 
 def corners(model: str, quantization: str) -> list[dict[str, Any]]:
-    """All corners of one model in one storage; a process of its own keeps the imports."""
+    """All corners of one model in one storage, in a process that imports once."""
     from advisor.memory.forecast import interpret
     from trainer.rehearse.fake import compiled_saving, fake_rehearsal
 
@@ -39,7 +39,7 @@ def corners(model: str, quantization: str) -> list[dict[str, Any]]:
                 "host_layers": host_layers, "micro_batch": micro_batch, "accumulation": 2,
             } | ({"questions_per_picture": questions} if questions > 1 else {})  # fmt: skip
             plan = Plan.parse(settings)
-            found = interpret(*fake_rehearsal(plan, text, questions, CAPABILITY), CAPABILITY)
+            found = interpret(*fake_rehearsal(plan, text, questions, CAPABILITY))
             saved = compiled_saving(plan, text)
             peak = max(found.phases.values())
             compiled = max(size - saved.get(phase, 0) for phase, size in found.phases.items())

@@ -1,4 +1,4 @@
-"""How long `lisa-train import` takes for a large COCO file, and how long it is silent meanwhile.
+"""Time that `lisa-train import` takes for a large COCO file, and its longest silence.
 
     python benchmarks/large_import.py [ANNOTATIONS] [--keep]
 

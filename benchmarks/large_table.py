@@ -1,4 +1,4 @@
-"""What a large table of tested configurations costs `lisa-advise`, on top of none.
+"""Time that a large table of tested configurations adds to `lisa-advise`.
 
     python benchmarks/large_table.py [ROWS ...] [--keep FILE]
 

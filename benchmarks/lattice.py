@@ -70,7 +70,7 @@ def draw(rng: random.Random) -> dict[str, Any]:
 
 
 def rehearse(row: dict[str, Any], plan: Plan, *options: str) -> dict[str, Any] | str:
-    """The measurement of a rehearsal in a fresh process, or what it said instead."""
+    """The measurement of a rehearsal in a fresh process, or its error message."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "plan.json"
         path.write_text(plan.to_json())

@@ -36,7 +36,7 @@ CARDS = {4: 3.4, 6: 5.4, 8: 7.3, 10: 9.2, 12: 11.2, 16: 15.0, 24: 23.0}  # GB ca
 
 @dataclass(frozen=True)
 class Row:
-    """One configuration: settings over `BASE`, and the card that it is to fit."""
+    """One configuration: settings over `BASE`, and the card that it must fit."""
 
     name: str
     title: str
@@ -44,7 +44,7 @@ class Row:
     settings: dict[str, Any] = field(default_factory=dict)
     text: str = "96"
     steps: int = 3
-    timed: bool = False  # alone on the machine; the others run side by side, their seconds dropped
+    timed: bool = False  # runs alone; others run side by side, and their seconds are dropped
 
 
 BASE: dict[str, Any] = {
@@ -80,7 +80,7 @@ def batch(size: int) -> dict[str, Any]:
 
 
 def seed_rows() -> list[Row]:
-    """The first document's four rows and its advice by card, as they are, then with free levers."""
+    """The first document's four rows and advice by card, unchanged, then with free levers."""
     recipes = [
         ("seed-1", "NF4, no LoRA (row 1, Solution 1)", 8, {"lora": None}),
         ("seed-2", "NF4 + LoRA r=8 (row 2)", 8, lora(8)),
@@ -281,7 +281,7 @@ def table_line(record: dict[str, Any]) -> str:
 
 
 def drawn_records() -> list[dict[str, Any]]:
-    """The rows of the lattice that ran; those that did not had no cap of their own."""
+    """The rows of the lattice that ran; the others had no cap of their own."""
     lines = (HERE / "lattice_measured.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     return [record | {"title": "drawn at random, benchmarks/lattice.py"} for record in records

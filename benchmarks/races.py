@@ -55,7 +55,7 @@ def outcome(run: Path) -> dict[str, bytes]:
 
 
 def two_at_once(run: Path, command: list[str], delay: float) -> list[tuple[int, str]]:
-    """Exit code and text of two processes with the same command, which is about a run folder."""
+    """Exit codes and text of two processes with the same command on one run folder."""
     found: list[tuple[int, str]] = [(0, ""), (0, "")]
 
     def one(number: int) -> None:
@@ -138,7 +138,7 @@ TITLES = {"starters": "two trainings begun together in one folder",
 def work(
     cases: list[tuple[str, int]], place: Path, known: dict[str, bytes], kept: Path
 ) -> list[dict[str, Any]]:
-    """Some races one after the other, each in a folder of its own and a row of a file at once."""
+    """Run some races one after the other, each in its own folder; write each one's row at once."""
     rows = []
     for kind, number in cases:
         run = place / f"{kind}-{number}"

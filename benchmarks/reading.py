@@ -1,4 +1,4 @@
-"""How long data take to read and to import: made-up annotations of the published data sets' sizes.
+"""Time to read and to import data: made-up annotations of the published data sets' sizes.
 
     python benchmarks/reading.py
 
@@ -66,7 +66,7 @@ def write_coco(path: Path, pictures: Path, count: int, *, alike: bool) -> None:
 
 
 def write_pictures(folder: Path, names: Iterable[str], *, alike: bool) -> None:
-    """Pictures of noise, each its own unless `alike`: then all are links to one."""
+    """Pictures of noise: each a file of its own, or all links to one if `alike`."""
     folder.mkdir(parents=True, exist_ok=True)
     first: Path | None = None
     for name in names:
@@ -125,7 +125,7 @@ def sound(scanned: Scanned) -> None:
 
 
 def row(what: str, count: int, read: Callable[[], Any]) -> dict[str, Any]:
-    """What was read, how many of it, and the processor's seconds that it took."""
+    """What was read, how much, and the processor seconds."""
     started = time.process_time()
     read()
     found = {"what": what, "count": count, "seconds": round(time.process_time() - started, 2)}

@@ -38,7 +38,7 @@ SETTINGS = ("weights=random", "compile=false", "lora.dropout=0", "schedule.epoch
             "schedule.warmup_steps=2", "workers=2")  # fmt: skip
 QUESTIONS, MIDWAY = 100, 7  # in training: five steps an epoch; the step after which it happens
 TIMEOUT = 420
-# Holds memory as another program would: takes it when a line comes, gives it back at the next.
+# Holds memory as another program would: takes it at one line, gives it back at the next.
 HOG = (
     "import sys,torch;torch.zeros(1,device='cuda');print('up',flush=True);input();"
     "x=torch.empty({},dtype=torch.uint8,device='cuda');print('taken',flush=True);input()"
@@ -86,7 +86,7 @@ def free_bytes() -> int:
 
 
 def train(arguments: list[str], cap_file: Path | None, heed: Heed) -> list[str]:
-    """Run lisa-train; `heed` hears of every line that it says. All lines, with their seconds."""
+    """Run lisa-train, passing each line to `heed`; returns all lines with their seconds."""
     environ = dict(os.environ)
     if cap_file:
         paths = [str(ROOT / "benchmarks" / "capped"), environ.get("PYTHONPATH", "")]

@@ -1,4 +1,4 @@
-"""Record what torch's CUDA caching allocator was asked and what it did, on a GPU.
+"""Record requests to torch's CUDA caching allocator and its answers, on a GPU.
 
     python benchmarks/snapshots.py FOLDER [NAME ...]
 

@@ -78,7 +78,7 @@ def factors_from(rows: dict[str, dict[str, Any]]) -> Factors:
 
 
 def main() -> None:
-    """Write the factors, and the table of the rows that did not make them."""
+    """Write the factors, and the table of the rows that were set aside."""
     rows = timed_rows()
     found = asdict(factors_from(rows))
     speed.SPEED_FILE.write_text(json.dumps(found, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""What a command costs before it does anything: CPU seconds on top of bare Python, and wall time.
+"""Cost of starting a command: CPU seconds on top of bare Python, and wall time.
 
     python benchmarks/startup.py [--repeats N]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def put(page: Path, begin: str, end: str, lines: Iterable[str]) -> None:
-    """`lines` between the marks of `page`, instead of what was there. Raises ValueError."""
+    """Replace what is between the marks of `page` by `lines`. Raises ValueError."""
     before, found, rest = page.read_text(encoding="utf-8").partition(begin)
     _, closed, after = rest.partition(end)
     if not found or not closed:

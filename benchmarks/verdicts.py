@@ -14,15 +14,15 @@ import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lattice
 import lean
-from forecast import CAPABILITY, DOCS
+from forecast import CARD, DOCS
 from tables import put
 
-from advisor.machine.cuda_context import HOPPER
 from advisor.memory.forecast import Forecast, forecast
 from advisor.memory.worst_sample import Worst
 from profiles.plan import Plan
@@ -84,9 +84,8 @@ def write_table(rows: list[dict[str, Any]]) -> None:
 
     def ask(row: dict[str, Any]) -> Forecast:
         worst = Worst(text_tokens=row["text"], masks=row["masks"])
-        return forecast(
-            Plan.parse(row["plan"]), worst, CAPABILITY, row["cap_bytes"], context=HOPPER
-        )
+        card = replace(CARD, cap_bytes=row["cap_bytes"])
+        return forecast(Plan.parse(row["plan"]), worst, card)
 
     table = ["| row | card | forecast | on the GPU | |", "|---|---|---|---|---|"]
     burst = refused = tight = 0
@@ -107,7 +106,7 @@ def write_table(rows: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    """Run what is near a border, or write the table of what was run."""
+    """Run the rows near a border, or write the table of those that ran."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--measured", type=Path, nargs="*", default=MEASURED)
     parser.add_argument("--out", type=Path, default=ROWS_FILE)

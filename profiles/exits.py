@@ -11,8 +11,8 @@ EXIT_OUT_OF_MEMORY = 75  # of one process among several: the run continues with 
 
 
 def fail(message: str, code: int = EXIT_USAGE) -> NoReturn:
-    """Print an error and end the command with `code`."""
+    """Print an error, or a list of them, and end the command with `code`."""
     import typer
 
-    tell(f"error: {message}")
+    tell(f"error:\n{message}" if message.startswith("  - ") else f"error: {message}")
     raise typer.Exit(code)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from profiles.text import one_line
+from profiles.text import counted, one_line
 
-_MOST_LINES = 100  # of an error
+_MOST = 100  # in one error
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,16 @@ class Finding:
         return one_line(f"{self.where}: {self.what}{got}") + fix
 
 
+def listed(findings: Sequence[Finding], mark: str = "") -> list[str]:
+    """The first hundred as text, each behind `mark`, and how many more there are."""
+    more = len(findings) - _MOST
+    rest = [f"{mark}… and {counted(more, 'finding')} more"] * (more > 0)
+    return [f"{mark}{finding}" for finding in findings[:_MOST]] + rest
+
+
 class PlanError(ValueError):
     """A plan that cannot run; `findings` holds every reason."""
 
     def __init__(self, findings: Iterable[Finding]) -> None:
         self.findings = tuple(findings)
-        lines = [f"  - {finding}" for finding in self.findings[:_MOST_LINES]]
-        more = len(self.findings) - len(lines)
-        super().__init__("\n".join(lines + [f"  - … and {more} more"] * bool(more)))
+        super().__init__("\n".join(listed(self.findings, "  - ")))

@@ -6,6 +6,8 @@ import json
 import os
 import shlex
 import unicodedata
+from collections.abc import Iterable
+from itertools import islice
 from reprlib import Repr
 
 _UNSHOWN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # Unicode's categories
@@ -49,6 +51,12 @@ def one_line(text: object) -> str:
     For names, questions and whatever else comes from files.
     """
     return printable(str(text)).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def some(names: Iterable[str], most: int = 5) -> str:
+    """The first of some names from outside, and … for the rest."""
+    first = list(islice(names, most + 1))
+    return ", ".join([*map(one_line, first[:most]), *["…"] * (len(first) > most)])
 
 
 def counted(number: int, one: str, more: str = "") -> str:

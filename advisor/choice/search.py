@@ -20,7 +20,7 @@ from advisor.choice.rank import choose, verdict_of
 from advisor.machine.budget import Budget, Bytes, budget_of, margin_for, what_if_gpu
 from advisor.machine.cuda_context import installed
 from advisor.machine.gpu import Machine
-from advisor.memory.card import Live
+from advisor.memory.live import Live
 from advisor.memory.speed import samples_per_second
 from profiles.findings import Finding
 from profiles.gpus import GpuProfile, gpus

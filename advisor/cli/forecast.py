@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -119,15 +120,9 @@ def _forecast(
         tell(f"note: {note}")
     try:
         card = card_for(machine, target, measure=True)
-        found = forecast(
-            chosen,
-            Worst(text_tokens, masks, data_dir),
-            named or card.compute_capability or (8, 6),
-            card.cap_bytes,
-            card.margin_bytes,
-            card.host_bytes,
-            card.context,
-        )
+        if named is not None:
+            card = replace(card, compute_capability=named)
+        found = forecast(chosen, Worst(text_tokens, masks, data_dir), card)
     except BadQuestion as error:
         fail(f"this data cannot be used\n{error}")
     except RehearsalFailed as error:

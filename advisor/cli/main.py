@@ -80,7 +80,7 @@ def _explain(component: str) -> None:
 def _advised(options: AdviseOptions) -> Advice:
     """The advice that the options ask for, tried and drawn where they say so."""
     from advisor.machine.probe import probe
-    from advisor.memory.card import live_forecast
+    from advisor.memory.live import live_forecast
     from advisor.preflight import advise
     from advisor.rehearsal import BadQuestion, RehearsalFailed
     from profiles.findings import PlanError

@@ -16,8 +16,8 @@ from typing import Literal, get_args
 from pydantic import Field
 
 from advisor.machine.budget import ERRORS_FILE, margin_for
-from advisor.machine.cuda_context import OTHERS, Context
 from advisor.memory.allocator import replay
+from advisor.memory.card import Card
 from advisor.memory.forecast_cache import keep, key_of, read, read_events
 from advisor.memory.worst_sample import Worst
 from advisor.rehearsal import BadQuestion, RehearsalFailed, rehearsed
@@ -31,6 +31,7 @@ from profiles.sizes import GIB, gib
 from profiles.splits import NEEDED, located
 from profiles.tested import Verdict
 
+NO_CARD = Card()
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}  # for a child that needs none
 # Resident set of the process beside what is counted: the same rows, 1.96-2.3 GiB.
 HOST_BASE_BYTES = round(2.09 * GIB)
@@ -93,21 +94,17 @@ class Forecast(Frozen):
 def forecast(
     plan: Plan,
     worst: Worst,
-    compute_capability: tuple[int, int] = (8, 6),
-    cap_bytes: int | None = None,
-    margin_bytes: int = 0,
-    host_limit_bytes: int | None = None,
-    context: Context = OTHERS,
+    card: Card = NO_CARD,
     cache: Path | None = None,
 ) -> Forecast:
-    """Forecast `plan` at its worst sample; verdict under a cap on the pool, if one is given.
+    """Forecast `plan` at its worst sample; verdict under the card's cap on the pool, if any.
 
-    TIGHT is what fits under the cap, but not with `margin_bytes` left.
+    TIGHT is what fits under the cap, but not with the card's margin left.
 
     A forecast that was made before, with the same code, versions and question, is read from the
     `cache` folder. Raises RehearsalFailed and, about the data, BadQuestion.
     """
-    outside = _outside(plan)
+    compute_capability, outside = card.compute_capability, _outside(plan)
     if outside:
         return _unknown(plan, worst, compute_capability, outside)
     if worst.data is not None and located(worst.data) is None:  # before all of it is looked through
@@ -121,8 +118,7 @@ def forecast(
     measurement, events = answer
     if measurement.peak_allocated_bytes is None:
         return _unknown(plan, worst, compute_capability, measurement.error)
-    limits = cap_bytes, margin_bytes, host_limit_bytes, context
-    found = interpret(measurement, events, compute_capability, *limits, worst.answering)
+    found = interpret(measurement, events, card, worst.answering)
     data = worst.data if worst.text_tokens is None else None
     return found.model_copy(update={"counted_by": counted_by(plan, data)})
 
@@ -167,11 +163,7 @@ def timeline(plan: Plan, worst: Worst, compute_capability: tuple[int, int]) -> T
 def interpret(
     measurement: Measurement,
     events: list[tuple[int, int]],
-    compute_capability: tuple[int, int],
-    cap_bytes: int | None = None,
-    margin_bytes: int = 0,
-    host_limit_bytes: int | None = None,
-    context: Context = OTHERS,
+    card: Card = NO_CARD,
     answering: bool = False,
 ) -> Forecast:
     """The forecast that follows from a fake rehearsal's measurement and events."""
@@ -183,7 +175,7 @@ def interpret(
     saved = max(0, _peak(events) - tensors_seen) if plan.compile else 0
     tensors, pool = free.peak_allocated - saved, free.peak_reserved - saved
     pinned = plan.host_embeddings or plan.host_layers > 0
-    process = pool + context.bytes(pinned)
+    process = pool + card.context.bytes(pinned)
     host = _host_bytes(measurement)
     segments = "expandable segments" if expandable else "whole segments"
     kind = "answering" if answering else "compiled" if plan.compile else segments
@@ -191,27 +183,27 @@ def interpret(
     figures: tuple[tuple[TierName, int, str], ...] = (
         ("tensors", tensors, "as the allocator counts them (max_memory_allocated)"),
         ("pool", pool, f"allocator replayed, {segments}"),
-        ("process", process, f"the pool, CUDA context and libraries, {context.source}"),
+        ("process", process, f"the pool, CUDA context and libraries, {card.context.source}"),
         ("host", host, "resident set: libraries, what lives on the host, batches"),
     )
     tiers = tuple(
         Tier(name=name, bytes=size, source=source, error=errors.get(name, ""))
         for name, size, source in figures
     )
-    margin_bytes = margin_for(plan, pool, margin_bytes)
+    cap_bytes, margin_bytes = card.cap_bytes, margin_for(plan, pool, card.margin_bytes)
     verdict, reason = _verdict(pool, saved, events, expandable, cap_bytes, margin_bytes)
     caching = caching_bytes(plan)
     if cap_bytes is not None and caching > cap_bytes:
         verdict = "OOM"
         reason = f"building the feature cache takes {gib(caching)} of {gib(cap_bytes)}"
-    if verdict != "OOM" and host_limit_bytes is not None and host > host_limit_bytes:
+    if verdict != "OOM" and card.host_bytes is not None and host > card.host_bytes:
         verdict = "OOM"
-        reason = f"host memory: {gib(host)} needed, {gib(host_limit_bytes)} available"
+        reason = f"host memory: {gib(host)} needed, {gib(card.host_bytes)} available"
     return Forecast(
         plan=plan,
         verdict=verdict,
         reason=reason,
-        compute_capability=compute_capability,
+        compute_capability=card.compute_capability,
         text_tokens=measurement.text_tokens[1],
         masks=measurement.masks,
         answer_tokens=measurement.answer_tokens,

@@ -9,6 +9,7 @@ import pytest
 from advisor import fallback as module
 from advisor.fallback import Fallback, NothingSmaller, fallback
 from advisor.machine.gpu import Gpu, Machine
+from advisor.memory.card import Card
 from advisor.memory.forecast import forecast
 from advisor.memory.worst_sample import Worst
 from profiles.levers import MAY_CHANGE_ON_FALLBACK
@@ -56,7 +57,8 @@ def apart(tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def pool_gib(apart: None) -> float:
     """What the plan is forecast to take, on the photographs."""
-    return forecast(PLAN, Worst(data=PHOTOS), (8, 9)).tier("pool").bytes / GIB
+    found = forecast(PLAN, Worst(data=PHOTOS), Card(compute_capability=(8, 9)))
+    return found.tier("pool").bytes / GIB
 
 
 def ask(tried: list[Shortage], now: Machine, pinned: tuple[str, ...] = (), wait: float = 0.0,

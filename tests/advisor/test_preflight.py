@@ -13,8 +13,8 @@ from advisor.machine.budget import Budget
 from advisor.machine.gpu import Gpu, Machine
 from advisor.machine.probe import probe
 from advisor.machine.target import Target
-from advisor.memory.card import live_forecast
 from advisor.memory.forecast import Forecast, Tier
+from advisor.memory.live import live_forecast
 from advisor.memory.worst_sample import Worst
 from advisor.preflight import advise
 from advisor.report import reasons
@@ -609,7 +609,7 @@ def test_a_live_forecast_remembers_what_the_data_holds(monkeypatch, tmp_path):
         return Forecast(plan=plan, verdict="UNKNOWN", compute_capability=(8, 6), text_tokens=90,
                         masks=2, answer_tokens=70)  # fmt: skip
 
-    monkeypatch.setattr("advisor.memory.card.forecast", forecast)
+    monkeypatch.setattr("advisor.memory.live.forecast", forecast)
     live = live_forecast(NO_GPU, None, tmp_path, lambda text: None)
     live(Plan(), None)
     live(Plan(), 90)

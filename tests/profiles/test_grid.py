@@ -22,7 +22,7 @@ def plan(**settings: object) -> Plan:
 
 def told(asked: Plan, text: int) -> int:
     masks = asked.questions_per_picture
-    return interpret(*fake_rehearsal(asked, text, masks, HOPPER), HOPPER).tier("pool").bytes
+    return interpret(*fake_rehearsal(asked, text, masks, HOPPER)).tier("pool").bytes
 
 
 @pytest.mark.parametrize("number", [3, 224, 300])  # 224: of one question, 300: of three

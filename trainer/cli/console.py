@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
-from profiles.exits import EXIT_FAILED, EXIT_INTERRUPTED
+from profiles.exits import EXIT_FAILED, EXIT_INTERRUPTED, fail
 from profiles.files import refused
 from profiles.streams import tell
 from profiles.text import argument, printable
-from trainer.exits import fail
 
 if TYPE_CHECKING:
     from trainer.reporter import Reporter

@@ -7,13 +7,12 @@ from typing import Annotated
 
 import typer
 
-from profiles.exits import EXIT_USAGE
+from profiles.exits import EXIT_USAGE, fail
 from profiles.files import reason
 from profiles.streams import say, tell
 from profiles.text import counted
 from trainer.cli.console import LineProgress, sigterm_as_ctrl_c, user_errors
 from trainer.cli.options import SkipBroken, Text
-from trainer.exits import fail
 
 
 def synthesise(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from profiles.command_options import takes
-from profiles.exits import EXIT_INTERRUPTED
+from profiles.exits import EXIT_INTERRUPTED, fail
 from profiles.sizes import GIB
 from profiles.streams import say, set_streams, tell
 from profiles.text import is_text
@@ -24,7 +24,6 @@ from trainer.cli.planned_run import PlannedRun
 from trainer.cli.results import evaluate, export
 from trainer.cli.start import resume_run, start_run
 from trainer.cli.train_options import TrainOptions
-from trainer.exits import fail
 from trainer.parallel.launch import (
     end_with_parent,
     is_launched,
@@ -153,7 +152,7 @@ def _resolve(options: TrainOptions, data: Path) -> tuple[Plan, Advice | None]:
     from advisor.dry_run import measured
     from advisor.machine.probe import probe
     from advisor.machine.target import pick_gpu
-    from advisor.memory.card import live_forecast
+    from advisor.memory.live import live_forecast
     from advisor.preflight import advise
     from profiles.models import model_profile
     from profiles.overrides import assigned

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from profiles.files import read_regular
-from profiles.text import one_line
+from profiles.text import one_line, some
 from trainer.model.families import Family, NamesError
 from trainer.model.weights import WeightsError, fingerprint_of
 
@@ -30,7 +30,6 @@ STATE = re.compile(
     r"|(?:bf16_|fp16_)?zero_|global_step|early_stopping|sampler)(?:[_.\-\d].*|s)?",
     re.IGNORECASE,
 )
-SHOWN = 5  # of the files that are left out
 LETTERS = 255  # of a file's name: no system has longer ones
 WRAPPERS = ("model", "state_dict", "module")  # keys under which trainers save the tensors
 SHARD = re.compile(r"(.+-)(\d{5})(-of-)(\d{5})(\..+)")
@@ -182,7 +181,7 @@ def weights_files(folder: Path, tell: Callable[[str], None] = lambda line: None)
     if absent:
         raise WeightsError(
             f"{folder}: {len(absent)} of the checkpoint's files are not here: "
-            f"{', '.join(one_line(name[:LETTERS]) for name in absent[:SHOWN])}; download the rest"
+            f"{some(name[:LETTERS] for name in absent)}; download the rest"
         )
     if safe and pickles:
         tell(f"{folder}: reading the *.safetensors; skipped: {_short(pickles)}")
@@ -218,8 +217,7 @@ def _elsewhere(folder: Path) -> str:
 
 
 def _short(paths: list[Path]) -> str:
-    names = [one_line(path.name) + "/" * path.is_dir() for path in paths[:SHOWN]]
-    return ", ".join(names + ["…"] * (len(paths) > SHOWN))
+    return some(path.name + "/" * path.is_dir() for path in paths)
 
 
 def read_object(path: Path) -> dict[str, Any]:

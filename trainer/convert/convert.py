@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from profiles.families import ModelProfile
 from profiles.models import model_profile
 from profiles.sizes import GIB
+from profiles.text import some
 from trainer.atomic_folder import apply_umask, atomic_folder, refuse_taken
 from trainer.convert.checkpoint_folder import Found, Source, TensorFile
 from trainer.convert.tokenizer import convert_tokenizer
@@ -273,5 +274,4 @@ def _check_space(folder: Path, needed: dict[str, torch.Size]) -> None:
 
 
 def _summary(what: str, items: list[str]) -> str:
-    shown = ", ".join(items[:SHOWN]) + (", …" if len(items) > SHOWN else "")
-    return f"{what}: {len(items)}" + (f" ({shown})" if items else "")
+    return f"{what}: {len(items)}" + (f" ({some(items, SHOWN)})" if items else "")

@@ -7,25 +7,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from profiles.text import brief, counted, one_line
-
-_MOST_LINES = 100
+from profiles.findings import Finding as AnyFinding
+from profiles.findings import listed
+from profiles.text import brief, one_line
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One error in a file or folder, and how to fix it.
+class Finding(AnyFinding):
+    """One error in a file or folder, and how to fix it; as text one line, as in lists of them.
 
     `entry` is the entry that would have to be left out; None if it is not a single one.
     """
 
-    path: Path
-    reason: str
-    fix: str
     entry: str | None = None
 
     def __str__(self) -> str:
-        return one_line(f"{self.path}: {self.reason}. Fix: {self.fix}.")
+        return one_line(f"{self.where}: {self.what}. Fix: {self.fix}.")
 
 
 class DataError(ValueError):
@@ -41,10 +38,7 @@ class DataError(ValueError):
         self.hints: tuple[str, ...] = tuple(hints)  # lines for all of them together
 
     def __str__(self) -> str:
-        lines = [str(finding) for finding in self.findings[:_MOST_LINES]]
-        more = len(self.findings) - len(lines)
-        rest = [f"… and {counted(more, 'finding')} more"] * bool(more)
-        return "\n".join([*lines, *rest, *(f"    {hint}" for hint in self.hints)])
+        return "\n".join([*listed(self.findings), *(f"    {h}" for h in self.hints)])
 
 
 @dataclass
@@ -64,5 +58,5 @@ class Report:
         shown = "nothing" if got is None else brief(got, 100)
         listed = re.match(r"\w*\[\d+\]|line \d+(?=:)", what)
         entry = self.entry or (f"{self.path}: {listed[0]}" if listed else None)
-        reason = f"{what}: got {shown}; allowed: {allowed}"
-        self.findings.append(Finding(self.path, reason, fix, entry))
+        text = f"{what}: got {shown}; allowed: {allowed}"
+        self.findings.append(Finding(str(self.path), text, fix=fix, entry=entry))

@@ -10,8 +10,9 @@ ROWS, PEFT_ROWS = ".rows", ".token_adapter.trainable_tokens_delta"
 
 
 def name_in_files(parameter: str) -> str:
-    """A parameter's name in checkpoints: as PEFT's files, and ours from before it, without the
-    adapter's."""
+    """A parameter's name in checkpoints, which leaves out the adapter's own name.
+
+    PEFT's files do the same, and so did our checkpoints before PEFT."""
     return re.sub(rf"(\.lora_[AB])\.{ADAPTER_NAME}\.", r"\1.", parameter)
 
 

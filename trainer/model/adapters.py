@@ -37,7 +37,7 @@ class AdaptedLinear(peft_lora.Linear):
         self.dropout = chosen.p if isinstance(chosen, nn.Dropout) else 0.0
 
     def _get_in_out_features(self, module: nn.Module) -> tuple[int, int]:
-        """K and N of any base layer; PEFT knows them of its own kinds alone, and warns."""
+        """K and N of any base layer: PEFT knows those of its own kinds and warns about others."""
         linear: Any = module
         return linear.in_features, linear.out_features
 

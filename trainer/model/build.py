@@ -49,7 +49,7 @@ def read_tokenizer(plan: Plan) -> ConversationTokenizer:
 
 
 def some_tokenizer(plan: Plan) -> ConversationTokenizer:
-    """The plan's tokenizer, or the packaged one where its weights are not here: enough to count."""
+    """The plan's tokenizer; if its weights are not here the packaged one, enough to count."""
     try:
         return read_tokenizer(plan)
     except WeightsError:
@@ -91,7 +91,7 @@ def fill(
     """
     torch.manual_seed(plan.seed)  # the adapters' starting values
     names = [name for name, _ in chain(model.named_parameters(), model.named_buffers())]
-    # In the files, not in the model: the encoders that the cache replaces.
+    # The cache replaces these encoders: the files hold them, the model does not.
     absent = tuple(f"{model.encoders_at[encoder]}." for encoder in plan.cached_encoders)
     dropped = [name for name in names if name.startswith(absent)]
     model.drop_encoders(plan.cached_encoders)
@@ -112,7 +112,7 @@ def fill(
 
 
 def _move_buffers(model: nn.Module, device: torch.device) -> None:
-    """Parameters are born on the device; what is left are buffers that no file holds."""
+    """Move the buffers that no file holds; parameters are on the device already."""
     for module in model.modules():
         for name, buffer in module._buffers.items():
             module._buffers[name] = None if buffer is None else buffer.to(device)
@@ -143,19 +143,19 @@ def add_trained(
 def host_layer_places(plan: Plan) -> list[int]:
     """Which decoder layers live in host memory: evenly spread over the checkpointed ones.
 
-    Apart, each copy has the arithmetic of all the layers up to the next one to hide behind.
+    Spread out, each copy hides behind the arithmetic of all the layers up to the next one.
     """
     count, among = plan.host_layers, plan.checkpointed_layers
     return [index * among // count for index in range(count)]
 
 
 def shared_prefixes(model: SegmentationModel) -> tuple[str, ...]:
-    """Prefixes of the tensors that are another one of the model, and in no file by this name."""
+    """Prefixes of tensors that share another tensor of the model: no file has them by this name."""
     return tuple(f"{name}." for name in (*model.one_with, *[model.head_at] * model.tied_head))
 
 
 def share(model: SegmentationModel) -> None:
-    """Replace what is a copy of another part of the model by that one."""
+    """Make parts that share another part of the model that very part."""
     for name, other in model.one_with.items():
         set_module(model, name, model.get_submodule(other))
     if model.tied_head:
@@ -192,7 +192,7 @@ def _load_decoder_layers(
 def _load_host_embeddings(
     model: SegmentationModel, source: WeightSource, device: torch.device
 ) -> list[str]:
-    """Embedding table and head into host memory; returns the names used."""
+    """Load embedding table and head into host memory; returns the names used."""
     names = model.tables()
     shape = model.get_parameter(names[1]).shape
     home = torch.device("meta" if device.type == "meta" else "cpu")
@@ -216,7 +216,7 @@ def _add_token_rows(model: SegmentationModel, ids: list[int], head: bool) -> Non
 
 
 class FrozenEncoder(nn.Module):
-    """One encoder of a skeleton alone, for building the feature cache: pixels -> features."""
+    """One encoder of a skeleton, for building the feature cache: pixels -> features."""
 
     def __init__(
         self,
@@ -248,7 +248,7 @@ class FrozenEncoder(nn.Module):
 
 
 def save_model(model: SegmentationModel, folder: Path, dtype: torch.dtype) -> Path:
-    """Write all tensors of an unquantised model under its names in it; returns the file."""
+    """Write all tensors of an unquantised model by their names; returns the file."""
     from safetensors.torch import save_file
 
     tensors = {

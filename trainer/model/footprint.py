@@ -25,7 +25,7 @@ SMALLEST_8BIT, SMALLEST_PAGED, MOMENT_BLOCK = 4096, 100_000, 256
 
 
 class DoesNotFit(RuntimeError):
-    """A plan that needs more memory than there is; says what it needs and what there is."""
+    """A plan needs more memory than there is; the message says how much of each."""
 
 
 def optimizer_bytes(plan: Plan, count: int) -> int:

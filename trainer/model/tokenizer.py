@@ -23,7 +23,7 @@ _TRIAL = Turn(f"{IMAGE_TOKEN}\nWhat is to be segmented?", f"It is {SEG_TOKEN}.")
 
 
 class TooLong(ValueError):
-    """A sample over the plan's token limits; the message names it and the limit."""
+    """A sample exceeds the plan's token limits; the message names the sample and the limit."""
 
 
 class ConversationTokenizer(ABC):
@@ -36,7 +36,7 @@ class ConversationTokenizer(ABC):
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, image_tokens: int) -> None:
         self.image_tokens = image_tokens
-        # One space after a special token is text in the prompts, so it must not be eaten.
+        # A space after a special token belongs to the prompt: the tokenizer must keep it.
         missing = [t for t in self.new_tokens if t not in tokenizer.get_vocab()]
         tokenizer.add_tokens(missing, special_tokens=True)
         self.tokenizer = tokenizer

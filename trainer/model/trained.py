@@ -11,7 +11,7 @@ from trainer.model.segmentation_model import SegmentationModel
 
 
 class GradientError(RuntimeError):
-    """A listed tensor without gradient, or a gradient where none was listed."""
+    """A tensor of the list got no gradient, or a tensor outside of it got one."""
 
 
 def trained_names(model: SegmentationModel, plan: Plan) -> list[str]:
@@ -36,9 +36,9 @@ def mark_trained(model: SegmentationModel, plan: Plan, dtype: torch.dtype = torc
 class GradientCheck:
     """Looks at the first backward passes until every listed tensor has had a gradient.
 
-    LoRA's A has a gradient of exactly zero while B is zero, which it is until the first update
-    with a non-zero learning rate; A is therefore looked at in the first pass with a non-zero B.
-    What learns from masks alone is looked at in the first pass that had any.
+    The gradient of LoRA's A is exactly zero while B is zero, that is until the first update with
+    a non-zero learning rate. So the check waits with A for a non-zero B, and with parts that only
+    masks train for a pass with masks.
     """
 
     def __init__(self, model: SegmentationModel, listed: Iterable[str]) -> None:

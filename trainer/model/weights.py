@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from profiles.plan import Plan
-from profiles.text import one_line
+from profiles.text import some
 
 RANDOM_BLOCK = 1 << 22  # values
 
@@ -31,12 +31,12 @@ PLAIN_DTYPES = frozenset(
 
 
 class WeightsError(ValueError):
-    """Weights that are missing, unreadable or of other shapes; says what would fix it."""
+    """Weights are missing, unreadable or of other shapes; the message says how to fix it."""
 
 
 @contextmanager
 def legible(path: Path, fix: str = "") -> Iterator[None]:
-    """Whatever a damaged or hostile file makes its reader raise becomes a WeightsError."""
+    """Turn whatever a damaged or hostile file makes its reader raise into a WeightsError."""
     try:
         yield
     except (WeightsError, KeyboardInterrupt, SystemExit):
@@ -59,7 +59,7 @@ class WeightSource(Protocol):
         ...
 
     def finish(self, used: Iterable[str]) -> None:
-        """Told which names were used. Raises WeightsError on names that nothing asked for."""
+        """Check the names that were used. Raises WeightsError if any tensor was not asked for."""
         ...
 
 
@@ -94,8 +94,7 @@ class FolderWeights:
     def finish(self, used: Iterable[str]) -> None:
         left = sorted(set(self._owner).difference(used))
         if left:
-            shown = ", ".join(map(one_line, left[:5])) + (" …" if len(left) > 5 else "")
-            raise WeightsError(f"{self.folder}: {len(left)} tensors fit nothing: {shown}")
+            raise WeightsError(f"{self.folder}: {len(left)} tensors fit nothing: {some(left)}")
 
 
 class RandomWeights:
@@ -142,7 +141,7 @@ class ShapesAlone:
 
 
 def fingerprint_of(paths: Iterable[Path]) -> str:
-    """What distinguishes one set of weights files from another, without reading them whole."""
+    """A fingerprint of a set of weights files, without reading all of their bytes."""
     identities = json.dumps([_identity(path) for path in paths])
     return hashlib.sha256(identities.encode()).hexdigest()[:16]
 
@@ -205,8 +204,8 @@ def materialise(
 ) -> list[str]:
     """Give every parameter and persistent buffer its value on `device`, but for those `done`.
 
-    `prefix` is the module's own name in the source; `skip` are prefixes of names of tensors that
-    are no others than the model's own, under a second name. Returns the names asked for.
+    `prefix` is the module's own name in the source. Tensors whose names begin with one of `skip`
+    share another tensor of the model and are left alone. Returns the names asked for.
     Raises WeightsError.
     """
     asked: list[str] = []

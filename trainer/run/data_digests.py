@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from profiles.text import one_line
+from profiles.text import some
 from trainer.data.contents import Contents
 from trainer.data.formats.reasonseg import Item, ReasoningPicture
 from trainer.data.mixture import MixedSets
@@ -17,7 +17,6 @@ from trainer.run.started import CannotResume, Digests, Started
 
 PICTURES = "{} pictures"
 _PICTURES = tuple(map(PICTURES.format, ("train", "val")))
-SHOWN = 5  # changed items
 
 
 def digests(
@@ -96,10 +95,7 @@ def check_data(before: Started, now: Digests) -> None:
         gone = [name for name in known if name not in items]
         for what, names in (("changed or new", changed), ("gone", gone)):
             if names:
-                shown = ", ".join(map(one_line, names[:SHOWN])) + (
-                    " …" if len(names) > SHOWN else ""
-                )
-                lines.append(f"{split}: {len(names)} {what}: {shown}")
+                lines.append(f"{split}: {len(names)} {what}: {some(names)}")
     if lines:
         listed = "\n    ".join(lines)
         raise CannotResume(

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import typer
 
-from profiles.exits import EXIT_INTERRUPTED
+from profiles.exits import EXIT_INTERRUPTED, fail
 from profiles.files import HOLDER, LOCK, Held, held, is_aside, is_vacant, sweep, writer
 from profiles.streams import tell
 from profiles.text import argument
-from trainer.exits import fail
 from trainer.parallel.launch import is_main
 
 LATEST = Path("runs/latest")  # trained_model.py finds the newest run of this name

@@ -14,6 +14,7 @@ from advisor import rehearsal as child
 from advisor.cli.main import app
 from advisor.machine.cuda_context import HOPPER, OTHERS
 from advisor.memory import forecast as module
+from advisor.memory.card import Card
 from advisor.memory.forecast import Forecast, forecast
 from advisor.memory.forecast_cache import key_of
 from advisor.memory.worst_sample import Worst
@@ -67,7 +68,7 @@ def test_host_tensors_move_from_the_card_to_the_host(cache: Path) -> None:
     assert there.live_at_peak["frozen weights"] < here.live_at_peak["frozen weights"]
     assert there.tier("host").bytes > here.tier("host").bytes
     assert there.tier("process").bytes - there.tier("pool").bytes == OTHERS.bytes(pinned=True)
-    hopper = forecast(tiny_plan(**settings), WORST, context=HOPPER, cache=cache)
+    hopper = forecast(tiny_plan(**settings), WORST, Card(context=HOPPER), cache)
     assert hopper.tier("process").bytes - hopper.tier("pool").bytes == (762 + 70) * 2**20
 
 
@@ -76,12 +77,12 @@ def test_verdict_under_a_cap_and_a_host_limit(cache: Path) -> None:
     pool = forecast(plan, WORST, cache=cache).tier("pool").bytes
 
     def judged(cap: int, host: int | None = None) -> Forecast:
-        return forecast(plan, WORST, cap_bytes=cap, host_limit_bytes=host, cache=cache)
+        return forecast(plan, WORST, Card(cap_bytes=cap, host_bytes=host), cache)
 
     assert judged(pool).verdict == "FITS" and judged(pool).exit_code == 0
-    tight = forecast(plan, WORST, cap_bytes=pool + 100, margin_bytes=101, cache=cache)
+    tight = forecast(plan, WORST, Card(cap_bytes=pool + 100, margin_bytes=101), cache)
     assert (tight.verdict, tight.exit_code) == ("TIGHT", 0) and "margin" in tight.reason
-    loose = forecast(plan, WORST, cap_bytes=pool + 100, margin_bytes=100, cache=cache)
+    loose = forecast(plan, WORST, Card(cap_bytes=pool + 100, margin_bytes=100), cache)
     assert loose.verdict == "FITS"
     small = judged(pool // 3)
     assert (small.verdict, small.exit_code) == ("OOM", 1) and "asked for" in small.reason
@@ -112,7 +113,7 @@ def test_whole_segments_promise_less(cache: Path) -> None:
     plan = tiny_plan(**CACHED, allocator="")
     pool = forecast(plan, WORST, cache=cache).tier("pool").bytes
     for cap, verdict in ((1.06, "TIGHT"), (1.08, "FITS")):
-        assert forecast(plan, WORST, cap_bytes=round(cap * pool), cache=cache).verdict == verdict
+        assert forecast(plan, WORST, Card(cap_bytes=round(cap * pool)), cache).verdict == verdict
 
 
 def test_compiled_plans_are_counted_by_a_rule_that_is_named(cache: Path) -> None:
@@ -246,7 +247,7 @@ def test_no_figure_where_memory_cannot_be_seen(tmp_path: Path, stub: Path) -> No
                    "text_tokens": [64, 64], "masks": 1, "random_weights": True}  # fmt: skip
     write(stub, "open(sys.argv[sys.argv.index('--events') + 1], 'w').close()\n"
                 f"print({json.dumps(measurement)!r})")  # fmt: skip
-    found = forecast(tiny_plan(**CACHED), WORST, cap_bytes=2**40, cache=tmp_path)
+    found = forecast(tiny_plan(**CACHED), WORST, Card(cap_bytes=2**40), tmp_path)
     assert (found.verdict, found.exit_code, found.tiers) == ("UNKNOWN", 3, ())
     assert "operator x.y" in found.reason
 
@@ -259,7 +260,7 @@ def test_plans_that_cannot_be_counted_get_no_figure(
 ) -> None:
     write(stub, "sys.exit('asked')")  # and nothing is run
     plan = tiny_plan(**(CACHED | {"effective_batch": 8, "micro_batch": 4} | settings))
-    found = forecast(plan, WORST, cap_bytes=2**40, cache=tmp_path)
+    found = forecast(plan, WORST, Card(cap_bytes=2**40), tmp_path)
     assert (found.verdict, found.exit_code, found.tiers) == ("UNKNOWN", 3, ())
     assert told in found.reason
 

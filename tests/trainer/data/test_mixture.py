@@ -574,7 +574,7 @@ def test_nothing_of_a_pickle_is_run(tmp_path: Path) -> None:
 def problems(kind: str, root: Path) -> list[str]:
     findings = READERS[kind](root, None)[1]
     for finding in findings:
-        assert "got " in finding.reason and "allowed: " in finding.reason and finding.fix
+        assert "got " in finding.what and "allowed: " in finding.what and finding.fix
     return [str(finding) for finding in findings]
 
 

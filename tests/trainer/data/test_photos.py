@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.conftest import ROOT as REPO
 from trainer.data.findings import DataError
-from trainer.data.formats.reasonseg import Item, check_data, read_split, summarise
+from trainer.data.formats.reasonseg import Item, check, check_data, read_split
 from trainer.data.images import read_image
 from trainer.data.polygons import Polygon, paint_mask
 
@@ -42,7 +42,7 @@ def test_all_photographs_are_sound() -> None:
     assert check_data(ROOT) == []
     found = [(split, item.name) for split in ("train", "val") for item in read_split(ROOT, split)]
     assert found == list(PHOTOS)
-    counts = summarise(ROOT)
+    counts, _ = check(ROOT)
     assert [counts["train"][key] for key in ("items", "sentences", "explanations")] == [7, 4, 1]
     assert [counts["val"][key] for key in ("items", "texts", "sentences")] == [3, 3, 2]
     size = sum(path.stat().st_size for path in ROOT.rglob("*") if path.is_file())
@@ -103,7 +103,7 @@ def test_damaged_pictures_never_raise_anything_else(
     try:
         pixels = read_image(path)
     except DataError as error:
-        assert error.findings[0].path == path
+        assert error.findings[0].where == str(path)
     else:
         assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3
 

@@ -71,8 +71,8 @@ def test_a_name_of_several_is_ambiguous(tmp_path: Path) -> None:
     search = PictureSearch([tmp_path])
     assert search.find(report, "image", "/elsewhere/3/a.jpg") is None
     (finding,) = report.findings
-    assert "ambiguous" in finding.reason
-    assert all(str(tmp_path / day / "a.jpg") in finding.reason for day in ("1", "2"))
+    assert "ambiguous" in finding.what
+    assert all(str(tmp_path / day / "a.jpg") in finding.what for day in ("1", "2"))
     placed = search.find(report, "image", "/elsewhere/2/a.jpg")
     assert placed is not None and placed[0] == tmp_path / "2" / "a.jpg"
 

@@ -16,7 +16,7 @@ from PIL import Image, ImageFile
 
 from tests.conftest import PHOTOS
 from trainer.data import mixture, threads
-from trainer.data.formats.reasonseg import check, check_data, summarise
+from trainer.data.formats.reasonseg import check, check_data
 from trainer.data.images import open_image
 from trainer.data.threads import AHEAD, in_processes, in_threads
 
@@ -58,8 +58,8 @@ def test_a_check_decodes_each_picture_once_and_finds_in_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = Path(shutil.copytree(PHOTOS, tmp_path / "data"))
-    whole = summarise(root)
-    assert check(root) == (whole, [])
+    whole, findings = check(root)
+    assert not findings
     pictures = sorted((root / "ReasonSeg" / "train").glob("*.jpg"))
     for picture in pictures[:3]:
         raw = picture.read_bytes()
@@ -74,7 +74,7 @@ def test_a_check_decodes_each_picture_once_and_finds_in_order(
 
     monkeypatch.setattr(ImageFile.ImageFile, "load", counted)
     counts, sets, findings = mixture.check(root)
-    assert [finding.path for finding in findings] == pictures[:3] and sets == []
+    assert [Path(finding.where) for finding in findings] == pictures[:3] and sets == []
     assert counts["train"]["items"] == whole["train"]["items"] - 3
     assert set(decoded.values()) == {1} and len(decoded) == sum(
         int(of["items"]) for of in whole.values()

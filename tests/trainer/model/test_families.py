@@ -287,6 +287,7 @@ def test_a_toy_is_rehearsed_without_a_gpu() -> None:
 
 
 def test_a_toy_is_forecast_in_a_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from advisor.memory.card import Card
     from advisor.memory.forecast import forecast
     from advisor.memory.worst_sample import Worst
 
@@ -294,11 +295,11 @@ def test_a_toy_is_forecast_in_a_child(tmp_path: Path, monkeypatch: pytest.Monkey
     paths = [str(toy_family.HERE), str(ROOT), *([here] if here else [])]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
     plan = toy_plan(device="cuda", dtype="bf16", cached_encoders=[])
-    found = forecast(plan, Worst(40, 1, None), cap_bytes=8 << 30, cache=tmp_path)
+    found = forecast(plan, Worst(40, 1, None), Card(cap_bytes=8 << 30), tmp_path)
     assert found.verdict == "FITS", found.reason
     assert found.tier("tensors").bytes > 0 and found.live_at_peak["encoders"] > 0
     caching, room = toy_plan(device="cuda", dtype="bf16"), (3 << 20) - 1
-    found = forecast(caching, Worst(40, 1, None), cap_bytes=room, cache=tmp_path)
+    found = forecast(caching, Worst(40, 1, None), Card(cap_bytes=room), tmp_path)
     assert found.verdict == "OOM" and "the feature cache takes 0.00 GiB" in found.reason
 
 

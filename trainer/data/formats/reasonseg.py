@@ -216,9 +216,10 @@ def check_data(root: Path) -> list[Finding]:
 
 
 def check(root: Path, progress: Progress | None = None) -> tuple[Summary, list[Finding]]:
-    """The summary of the valid items, and every finding; each picture is decoded once.
+    """Counts of the valid items of each split, and every finding; each picture is decoded once.
 
-    A split without a valid item has no counts.
+    The counts are of items, texts, sentences (items that are one), explanations and empty_masks;
+    smallest_image and largest_image are (width, height). A split without a valid item has none.
     """
     try:
         folder, present = _locate(root)
@@ -231,14 +232,6 @@ def check(root: Path, progress: Progress | None = None) -> tuple[Summary, list[F
         summary[split] = _counts(looks) if looks else {}
         findings += broken
     return summary, findings
-
-
-def summarise(root: Path, leave: SkippedEntries | None = None) -> Summary:
-    """Per split: items, pictures, texts, sentences (items that are one), explanations, empty_masks,
-    and smallest_image and largest_image, (width, height). Raises DataError as `read_split` does."""
-    folder, present = _locate(root)
-    scans = {split: _scan(folder, split, None, load_whole, paint=True) for split in present}
-    return {split: _counts(_settled(folder, split, scan, leave)) for split, scan in scans.items()}
 
 
 def _counts(looks: Sequence[_Look]) -> Counts:

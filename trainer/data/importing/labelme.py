@@ -83,7 +83,7 @@ def read_labelme(
         notes = _notes(report, conventions)
         if notes is not None:
             yield from _drawing(report, notes, folder, search, conventions)
-    findings[start:] = sorted(findings[start:], key=lambda one: one.entry or str(one.path))
+    findings[start:] = sorted(findings[start:], key=lambda one: one.entry or one.where)
 
 
 def _notes(report: Report, conventions: Conventions) -> dict[str, Any] | None:

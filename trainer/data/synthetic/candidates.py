@@ -81,7 +81,7 @@ def _two_attributes(rng: np.random.Generator, scene: Scene) -> list[Candidate]:
             targets = tuple(sorted(adjectives & forms))
             if len(targets) == len(scene.shapes):
                 continue
-            # Questions that one of the two words would already answer are asked less often.
+            # Ask less often what one of the two words already answers.
             hard = set(targets) not in (adjectives, forms)
             weight = (4.0 if hard else 1.0) * (3.0 if first == "colour" else 1.0)
             slots = {"adjective": adjective, "form": form, "noun": _named(form, targets)}

@@ -109,7 +109,7 @@ def _write_split(
         # The split's place in the seed keeps its scenes apart from those of the other splits.
         rng = np.random.default_rng([seed, SPLITS.index(split), number])
         scene = draw_scene(rng, size)
-        # Kinds with most questions missing come first, so that rare ones do not remain to the end.
+        # Kinds with most questions missing come first: rare ones must not be left to the end.
         open_kinds = sorted((kind for kind in kinds if wanted[kind]), key=lambda k: -wanted[k])
         questions = make_questions(rng, scene, open_kinds, split)[:QUESTIONS_PER_SCENE]
         if questions and _write_scene(folder, rng, f"{split}_{number:06d}", scene, questions):
@@ -133,7 +133,7 @@ def _write_scene(
     scene: Scene,
     questions: list[SyntheticQuestion],
 ) -> bool:
-    """Write each question under its own name; False, with nothing written, for a bad scene."""
+    """Write each question under its own name; returns False and writes nothing for a bad scene."""
     outlines = _polygons(scene)
     if outlines is None:
         return False

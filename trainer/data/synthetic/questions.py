@@ -1,6 +1,6 @@
 """Questions about drawn scenes, with their answers: direct ones and some that need reasoning.
 
-A question is only asked where its answer is clear by a margin: the largest shape is clearly
+A question is asked only if its answer is clear by a margin: the largest shape is clearly
 larger than the next, and "left of" needs a clear horizontal distance.
 """
 
@@ -103,7 +103,7 @@ def sample_texts(
     """``n`` texts as they occur in the splits, in equal parts; for training a tokenizer."""
     texts: list[str] = []
     while len(texts) < n:
-        # Small pictures suffice: the texts depend on the arrangement alone.
+        # Small pictures suffice: the texts depend only on the arrangement.
         scene = draw_scene(rng, 64, smudge=0.0)
         for split in splits:
             for question in make_questions(rng, scene, kinds, split):

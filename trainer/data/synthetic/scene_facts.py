@@ -62,7 +62,7 @@ def visible_areas(scene: Scene) -> list[int]:
 
 
 def extreme_sizes(scene: Scene, members: tuple[int, ...], visible: list[int]) -> dict[str, int]:
-    """The clearly largest and smallest of ``members``, by whole and by visible area alike."""
+    """The clearly largest and smallest of ``members``, both by whole and by visible area."""
     if len(members) < 2:
         return {}
     ranked = sorted(members, key=lambda i: scene.shapes[i].radius)

@@ -156,7 +156,7 @@ def _cover(shape: Shape) -> _Patch:
 
 
 def is_one_piece(mask: NDArray[np.bool_]) -> bool:
-    """Whether ``mask`` (bool [h, w]) has Euler number 1 for 4- and for 8-neighbours alike.
+    """Whether ``mask`` (bool [h, w]) has Euler number 1 with 4 and with 8 neighbours.
 
     Counted over 2 x 2 windows.  Pieces minus holes is 1 then; a mask that is known to have no
     hole is one piece, with no spot where it is connected by a corner only.
@@ -239,7 +239,7 @@ def _attributes(rng: np.random.Generator, count: int, layout: str) -> list[tuple
         column = (1, 0, 2)[which]
         values = (FORMS, tuple(COLOURS), TEXTURES)[column]
         common, odd = rng.permutation(len(values))[:2]
-        # The odd one comes first: it is placed first, so it always has room.
+        # The odd one is placed first, so it always has room.
         columns[column] = [values[odd]] + [values[common]] * (count - 1)
     return list(zip(*columns, strict=True))
 

@@ -279,7 +279,7 @@ _ASK_PREDICATE: Final[dict[str, tuple[str, ...]]] = {
     "val": ("Which one {clue}?", "Can you tell me which shape {clue}?"),
     "test": ("Which one of these {clue}?", "Please tell me which one {clue}."),
 }
-# Whole sentences that only suit one kind; the carriers serve every kind besides.
+# Whole sentences that suit only one kind; the carriers suit every kind.
 SENTENCES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     "negation:not": {
         "train": (

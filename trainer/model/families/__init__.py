@@ -24,7 +24,7 @@ P = TypeVar("P", bound=ModelProfile)
 
 
 class NamesError(ValueError):
-    """Names of a checkpoint's tensors of which no single reading is right."""
+    """A checkpoint whose tensor names can be read in more than one way."""
 
 
 class Family(ABC, Generic[P]):
@@ -36,7 +36,7 @@ class Family(ABC, Generic[P]):
 
     @abstractmethod
     def skeleton(self, profile: P, tokenizer: ConversationTokenizer) -> SegmentationModel:
-        """The model as the libraries make it; the caller sees to it that nothing is allocated."""
+        """The model as the libraries make it; the caller makes sure that nothing is allocated."""
 
     @abstractmethod
     def pixels(self, image: NDArray[np.uint8], encoder: Encoder, profile: P) -> dict[str, Tensor]:
@@ -55,12 +55,12 @@ class Family(ABC, Generic[P]):
         return {name: name for name in names}
 
     def other_settings(self, config: Mapping[str, Any], profile: P) -> list[str]:
-        """Settings of a checkpoint's config.json that no shape shows and that differ here."""
+        """Settings in a checkpoint's config.json that differ here and do not show in any shape."""
         del config, profile
         return []
 
     def likely_model(self, needed: Iterable[str], offered: Iterable[str]) -> str:
-        """A hint: which other size than `{model}` the sources may be of; '' for none."""
+        """A hint at the size, other than `{model}`, that the sources may belong to; '' for none."""
         del needed, offered
         return ""
 

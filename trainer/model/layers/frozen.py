@@ -83,7 +83,7 @@ def _(x: Tensor, codes: Tensor, scales: Tensor, back: bool) -> Tensor:
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    """Keep the stored bits (the module's own tensors, no copies) for the backward product."""
+    """Save the stored bits (the module's own tensors, no copies) for the backward product."""
     ctx.save_for_backward(*(value for value in inputs[1:] if isinstance(value, Tensor)))
     ctx.numbers = [value for value in inputs[1:-1] if not isinstance(value, Tensor)]
 
@@ -104,7 +104,7 @@ int8_product.register_autograd(_int8_backward, setup_context=_keep)
 def make_scale_code() -> None:
     """Have bitsandbytes' code of the NF4 scales made, on the CPU and out of real numbers.
 
-    It is kept for the process, and would else be made on the first weight's device: meta, or fake.
+    The process keeps it. Otherwise the first weight's device would make it: meta, or fake.
     """
     from bitsandbytes.functional import create_dynamic_map, name2qmap
 
@@ -147,7 +147,7 @@ class Nf4Linear(FrozenLinear):
     code: Tensor
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        """From a weight [N, K] in its compute dtype, on the device where it is to stay."""
+        """Quantise a weight [N, K] in its compute dtype, on the device where it will stay."""
         from bitsandbytes.functional import quantize_4bit
 
         make_scale_code()
@@ -223,7 +223,7 @@ class Int8Linear(FrozenLinear):
 def frozen_linear(
     weight: Tensor, storage: Literal["nf4", "int8", "none"], bias: Tensor | None = None
 ) -> nn.Module:
-    """A frozen linear of weight [N, K] and, as it is, bias [N]; "none" keeps the weight, too."""
+    """A frozen linear of weight [N, K] and bias [N]; the bias is never quantised."""
     if storage == "nf4":
         return Nf4Linear(weight, bias)
     if storage == "int8":

@@ -24,7 +24,7 @@ ALIGNMENT = 256  # bytes; what CUDA's own allocations have
 
 
 def pinned(tensor: Tensor, device: torch.device) -> Tensor:
-    """`tensor` in page-locked host memory, if `device` is a GPU; else as it is, on the CPU.
+    """`tensor` in page-locked host memory if `device` is a GPU; otherwise unchanged, on the CPU.
 
     The exact bytes are registered: torch's own pinned allocator rounds up to a power of two.
     """
@@ -46,10 +46,10 @@ def pinned(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def unnoticed(target: Tensor) -> Any:
-    """A context in which autograd does not notice that `target` changes.
+    """A context that hides changes of `target` from autograd.
 
-    A compiled layer keeps its weights for the backward pass by reference. By then its own bytes are
-    in the buffer again (`Gate`), which a count of changes cannot know.
+    A compiled layer keeps its weights for the backward pass by reference. By then `Gate` has
+    put its own bytes into the buffer again, which autograd's count of changes does not show.
     """
     return torch.autograd._unsafe_preserve_version_counter(target)
 
@@ -61,7 +61,7 @@ class _Copier:
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def start(self, target: Tensor, source: Tensor) -> torch.cuda.Event | None:
-        """Begin a copy once all that is queued so far has run; the event marks its end."""
+        """Queue a copy behind all work queued so far; the event marks its end."""
         if self.stream is None:
             with unnoticed(target):
                 target.copy_(source)
@@ -80,7 +80,7 @@ def _wait(event: torch.cuda.Event | None) -> None:
 def stream_rows(table: Tensor, device: torch.device) -> Iterator[tuple[int, Tensor]]:
     """(first row, rows [c, H] on `device`) over a host table [V, H], the next chunk on its way.
 
-    Two buffers on the card; a chunk is only good until the next but one is asked for.
+    Two buffers on the card take turns: a chunk is good only until the next one is asked for.
     """
     rows = max(1, CHUNK_BYTES // (table.shape[1] * table.element_size()))
     copier = _Copier(device)
@@ -103,7 +103,7 @@ def stream_rows(table: Tensor, device: torch.device) -> Iterator[tuple[int, Tens
 @torch.library.custom_op("lisa_preflight::host_lookup", mutates_args=())
 def host_lookup(input_ids: Tensor, table: Tensor) -> Tensor:
     """Rows [B, T, H] of a host table [V, H] on the ids' device, each different row copied once."""
-    # A picture's tokens are one id many times over: a batch has few different rows.
+    # A picture repeats one token id many times, so a batch has few different rows.
     rows, place = input_ids.cpu().unique(return_inverse=True)
     found, device = table[rows], input_ids.device
     if device.type == "cuda":
@@ -223,7 +223,7 @@ class _OnePassLoss(torch.autograd.Function):
 
 
 def _inside(ids: Tensor, start: int, count: int) -> Tensor:
-    """[count] bool: which rows of a chunk are among `ids`; without a look at the values."""
+    """[count] bool: which rows of a chunk are among `ids`; the host never waits for the values."""
     rows = torch.arange(start, start + count, device=ids.device)
     return (rows[:, None] == ids).any(1)
 

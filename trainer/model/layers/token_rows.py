@@ -22,7 +22,7 @@ class TokenRowEmbedding(nn.Module):
     def __init__(self, base: nn.Embedding | HostEmbedding, ids: list[int]) -> None:
         super().__init__()
         self.base = base
-        # The rows of a table in host memory are on the device that it is looked up for.
+        # Rows are trained on the card even if their table stays in host memory.
         device = base.device if isinstance(base, HostEmbedding) else base.weight.device
         self.register_buffer("ids", torch.tensor(ids, device=device), persistent=False)
         self.rows = nn.Parameter(base.weight.detach()[ids].float().to(device, copy=True))
@@ -36,8 +36,8 @@ class TokenRowEmbedding(nn.Module):
         """[B, T] token ids -> [B, T, H] in the base's dtype."""
         frozen = self.base(input_ids)
         match = input_ids[..., None] == self.ids
-        # A product, not a lookup: its backward pass is one too, where a lookup's would add up the
-        # gradients of thousands of equal indices one after the other (4 ms of a 400 ms step).
+        # A product, not a lookup: the backward pass of a lookup adds up the gradients of thousands
+        # of equal indices one after the other (4 ms of a 400 ms step).
         trained = match.to(frozen.dtype) @ self.rows.to(frozen.dtype)
         return torch.where(match.any(-1, keepdim=True), trained, frozen)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from trainer.data.findings import DataError, Finding
-from trainer.data.formats.reasonseg import check_data, read_split, summarise
+from trainer.data.formats.reasonseg import check, check_data, read_split
 from trainer.data.images import read_image
 
 SQUARE = [[2, 2], [9, 2], [9, 7], [2, 7]]
@@ -41,10 +41,10 @@ def reasons(root: Path, split: str = "train") -> list[str]:
         read_split(root, split)
     assert list(raised.value.findings) == findings
     for finding in findings:
-        assert str(finding.path) in str(raised.value)
-        assert "got " in finding.reason and "allowed: " in finding.reason and finding.fix
-        assert finding.reason in str(raised.value) and finding.fix in str(raised.value)
-    return [finding.reason for finding in findings]
+        assert finding.where in str(raised.value)
+        assert "got " in finding.what and "allowed: " in finding.what and finding.fix
+        assert finding.what in str(raised.value) and finding.fix in str(raised.value)
+    return [finding.what for finding in findings]
 
 
 # ------------------------------------------------------------------------------ what is read
@@ -130,7 +130,8 @@ def test_summary(tmp_path: Path) -> None:
     folder = add(tmp_path, "b", note=annotation(shapes=ignored))
     Image.new("L", (30, 40)).save(folder / "b.jpg")
     add(tmp_path, "c", "test", annotation(shapes=[]))
-    summary = summarise(tmp_path)
+    summary, findings = check(tmp_path)
+    assert not findings
     assert list(summary) == ["train", "test"]
     assert summary["train"] == {
         "items": 2,
@@ -167,9 +168,9 @@ def test_pairs(tmp_path: Path) -> None:
     add(tmp_path, "twice")
     Image.new("L", (5, 5)).save(folder / "twice.png")
     found = check_data(tmp_path)
-    assert [finding.path.name for finding in found] == ["lone", "pictureless", "twice"]
-    assert "one .json" in found[0].reason and "one .jpg or" in found[1].reason
-    assert "twice.jpg, twice.png" in found[2].reason
+    assert [Path(finding.where).name for finding in found] == ["lone", "pictureless", "twice"]
+    assert "one .json" in found[0].what and "one .jpg or" in found[1].what
+    assert "twice.jpg, twice.png" in found[2].what
     assert len(reasons(tmp_path)) == 3
 
 
@@ -191,7 +192,7 @@ def test_a_kind_that_is_not_read_is_named(tmp_path: Path) -> None:
     (folder / "a.jpg").rename(folder / "a.heic")
     (folder / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(200))
     (finding,) = check_data(tmp_path)
-    assert finding.path.name == "a.heic" and "JPEG, PNG, WEBP" in finding.reason
+    assert Path(finding.where).name == "a.heic" and "JPEG, PNG, WEBP" in finding.what
 
 
 BROKEN = {
@@ -285,7 +286,7 @@ def test_truncated_pictures(tmp_path: Path) -> None:
     whole = (folder / "a.jpg").read_bytes()
     (folder / "a.jpg").write_bytes(whole[: len(whole) // 2])
     (finding,) = check_data(tmp_path)
-    assert finding.path == folder / "a.jpg" and "truncated" in finding.reason
+    assert Path(finding.where) == folder / "a.jpg" and "truncated" in finding.what
     (item,) = read_split(tmp_path, "train")  # reads the header only, as documented
     with pytest.raises(DataError, match="truncated"):
         read_image(item.image_path)
@@ -319,11 +320,11 @@ def test_broken_explanations(tmp_path: Path, entries: object, kinds: list[str]) 
     path.parent.mkdir()
     path.write_text(entries if isinstance(entries, str) else json.dumps(entries))
     assert [reason.split(":")[0] for reason in reasons(tmp_path)] == kinds
-    assert {finding.path for finding in check_data(tmp_path)} == {path}
+    assert {finding.where for finding in check_data(tmp_path)} == {str(path)}
 
 
 def test_data_error_travels_between_processes() -> None:
-    error = DataError([Finding(Path("a"), "b", "c")])
+    error = DataError([Finding("a", "b", fix="c")])
     assert str(pickle.loads(pickle.dumps(error))) == str(error) == "a: b. Fix: c."
     with pytest.raises(TypeError):
         DataError("a message")  # type: ignore[arg-type]

@@ -135,8 +135,8 @@ def complaints(source: Path, **options: Any) -> list[str]:
     with pytest.raises(DataError) as raised:
         import_annotations(source, target, **options)
     assert os.listdir(target.parent) == []
-    assert all("got " in finding.reason and finding.fix for finding in raised.value.findings)
-    return [finding.reason for finding in raised.value.findings]
+    assert all("got " in finding.what and finding.fix for finding in raised.value.findings)
+    return [finding.what for finding in raised.value.findings]
 
 
 # ----------------------------------------------------------------------------------------- masks
@@ -353,7 +353,7 @@ def test_one_labelme_file_is_told_from_coco_and_its_folder_named(tmp_path: Path)
     with pytest.raises(DataError) as raised:
         import_annotations(one, target)
     (finding,) = raised.value.findings
-    assert "LabelMe's or ReasonSeg's, of one picture" in finding.reason
+    assert "LabelMe's or ReasonSeg's, of one picture" in finding.what
     assert finding.fix.endswith(str(one.parent)) and not target.exists()
 
 
