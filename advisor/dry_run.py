@@ -65,7 +65,8 @@ def _trial(
     """The row of this very trial: one that is known, or one that is made and kept now."""
     text = advice.text_tokens or candidate.plan.tokens.max_text_tokens
     sample = advice.forecast
-    masks, answers = (sample.masks, sample.answer_tokens) if sample else (1, None)
+    usual = candidate.plan.questions_per_picture
+    masks, answers = (sample.masks, sample.answer_tokens) if sample else (usual, None)
     more = [] if masks == 1 and answers is None else [masks, answers]
     name = _row_id(candidate.plan, gpu, text, cap_bytes, more)
     for row in read_table().rows:

@@ -27,6 +27,7 @@ from advisor.rehearsal import BadQuestion, RehearsalFailed
 from advisor.report.plan_words import plan_text
 from advisor.request import Request
 from profiles.levers import MAY_CHANGE_ON_FALLBACK
+from profiles.overrides import micro_batches
 from profiles.plan import Plan
 from profiles.shortage import Shortage
 from profiles.sizes import GIB, gib
@@ -173,8 +174,7 @@ def _waited(
 def _by_hand(tried: Sequence[Shortage], pinned: Sequence[str], because: str) -> Fallback:
     """Plans where there is no forecast: all layers recomputed, then fewer samples at once."""
     plan = tried[-1].plan
-    layers, share = plan.profile.decoder.layers, plan.effective_batch // plan.processes
-    sizes = [n for n in range(1, plan.micro_batch) if share % n == 0]
+    layers, sizes = plan.profile.decoder.layers, micro_batches(plan, plan.micro_batch - 1)
     if plan.checkpointed_layers < layers and "checkpointed_layers" not in pinned:
         return Fallback(plan.override([f"checkpointed_layers={layers}"]), because, tried[-1])
     if sizes and not {"micro_batch", "accumulation"} & set(pinned):

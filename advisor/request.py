@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,8 +22,9 @@ from profiles.environment import ALLOCATOR_VARIABLES
 from profiles.findings import Finding, PlanError
 from profiles.gpus import gpu_by_nvml
 from profiles.models import model_profile
-from profiles.overrides import assigned
+from profiles.overrides import assigned, micro_batches
 from profiles.plan import Plan
+from profiles.settings import TARGETS_PER_PICTURE
 from profiles.tested import Table, TestedRow
 from profiles.text import argument
 
@@ -124,11 +126,14 @@ def wanted_model(named: str | None, override: str | None) -> str | None:
 
 def base_plan(request: Request, gpu: Gpu, model: str) -> Plan:
     """The Plan's own defaults on that card, with the user's settings. Raises PlanError."""
-    settings = {"model": model, "device": "cuda", "dtype": dtype_of(gpu)}
+    settings: dict[str, object] = {"model": model, "device": "cuda", "dtype": dtype_of(gpu)}
     settings["checkpointed_layers"] = "all"
     if whole_segments(request, gpu):
         settings["allocator"] = ""
     plan = overridden(Plan.parse(settings), request.overrides, largest_micro_batch=1)
+    if not {"questions_per_picture", "accumulation"} & request.pinned:
+        with suppress(PlanError):  # such as more processes than rows
+            plan = plan.override([f"questions_per_picture={TARGETS_PER_PICTURE}"])
     findings = refusals(request, gpu, plan)
     if findings:
         raise PlanError(findings)
@@ -230,10 +235,8 @@ def overridden(plan: Plan, overrides: Sequence[str], largest_micro_batch: int) -
     `largest_micro_batch`: fewer samples at once need less memory, so what was tested at that size
     stays an upper bound.
     """
-    apart = {"micro_batch": 1, "accumulation": plan.effective_batch, "processes": 1}
-    plan = plan.model_copy(update=apart).override(overrides)
+    apart = {"micro_batch": 1, "accumulation": None, "processes": 1}
+    plan = Plan.parse(plan.model_dump(mode="json") | apart).override(overrides)
     if {"micro_batch", "accumulation"} & set(assigned(overrides)):
         return plan
-    share = plan.effective_batch // plan.processes
-    micro_batch = max(n for n in range(1, largest_micro_batch + 1) if share % n == 0)
-    return plan.override([f"micro_batch={micro_batch}"])
+    return plan.override([f"micro_batch={micro_batches(plan, largest_micro_batch)[-1]}"])

@@ -1,6 +1,6 @@
 """The grid of forecasts from which `lisa-advise` answers at once: profiles/grid.jsonl.
 
-    python benchmarks/grid.py            about ten minutes on two cores, no GPU
+    python benchmarks/grid.py            about twenty minutes on two cores, no GPU
 
 Each corner is a forecast of the real step (`trainer.rehearse.fake` and the allocator's replay).
 Between corners the advisor interpolates (`profiles.grid` says why that is never too little).
@@ -16,7 +16,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from profiles.grid import GRID_FILE, MICRO_BATCHES, TEXT_TOKENS, reliefs
+from profiles.grid import GRID_FILE, MICRO_BATCHES, QUESTIONS, TEXT_TOKENS, reliefs
 from profiles.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,15 +30,16 @@ def corners(model: str, quantization: str) -> list[dict[str, Any]]:
     from trainer.rehearse.fake import compiled_saving, fake_rehearsal
 
     rows = []
-    for hosted, micro_batch, text in product((False, True), MICRO_BATCHES, TEXT_TOKENS):
+    places = product(QUESTIONS, (False, True), MICRO_BATCHES, TEXT_TOKENS)
+    for questions, hosted, micro_batch, text in places:
         for checkpointed, host_layers in reliefs(model, hosted):
             settings = {
                 "model": model, "quantization": quantization, "device": "cuda",
                 "host_embeddings": hosted, "checkpointed_layers": checkpointed,
                 "host_layers": host_layers, "micro_batch": micro_batch, "accumulation": 2,
-            }  # fmt: skip
+            } | ({"questions_per_picture": questions} if questions > 1 else {})  # fmt: skip
             plan = Plan.parse(settings)
-            found = interpret(*fake_rehearsal(plan, text, 1, CAPABILITY), CAPABILITY)
+            found = interpret(*fake_rehearsal(plan, text, questions, CAPABILITY), CAPABILITY)
             saved = compiled_saving(plan, text)
             peak = max(found.phases.values())
             compiled = max(size - saved.get(phase, 0) for phase, size in found.phases.items())

@@ -159,9 +159,44 @@ def speed_rows() -> list[Row]:
     return rows
 
 
+def shared_rows() -> list[Row]:
+    """Several questions a picture: 611 tokens of prefix, 61 each question, under 8 GB's cap."""
+
+    def row(count: int, size: int, title: str, settings: dict[str, Any], **rest: Any) -> Row:
+        usual = {"card": 8, "text": str(35 + 61 * count), "steps": 8, "timed": True} | rest
+        shared = {"questions_per_picture": count} | batch(size)
+        title = f"{title}, {count} questions x {size} pictures"
+        named = {"name": f"shared-k{count}-b{size}"} | usual
+        return Row(title=title, settings=settings | shared, **named)
+
+    fast = HOST | FAST
+    stream = HOST | FULL | {"host_layers": 32}
+    thirteen = HOST | {"model": "13b", "host_layers": 20}
+    memory: dict[str, Any] = {"timed": False, "steps": 3}
+    sizes = ((1, 10), (2, 9), (3, 9), (4, 7), (6, 6), (8, 5))
+    return [
+        *(row(count, size, "compiled", fast) for count, size in sizes),
+        row(3, 9, "not compiled", HOST, name="shared-plain-k3-b9"),
+        *(row(k, 8, "bf16, all layers in host memory", stream, name=f"shared-stream-k{k}-b8",
+              steps=4) for k in (1, 4)),
+        *(row(k, 4, "13B NF4, 20 layers in host memory", thirteen, name=f"shared-13b-k{k}-b4",
+              steps=4) for k in (1, 4)),
+        row(3, 1, "NF4, on the card", {}, name="shared-k3-card", **memory),
+        row(3, 2, "nothing checkpointed", {"checkpointed_layers": 0}, name="shared-k3-plain",
+            card=24, **memory),
+        row(2, 4, "int8", {"quantization": "int8"} | SMALL | HOST, name="shared-k2-int8",
+            card=12, **memory),
+        row(5, 2, "LoRA r=64 all-linear", lora(64, "all-linear") | SMALL | HOST,
+            name="shared-k5-r64", **memory),
+        row(8, 1, "whole segments", HOST | {"allocator": ""}, name="shared-k8-whole", **memory),
+        row(4, 3, "16 of 32 layers checkpointed", HOST | {"checkpointed_layers": 16},
+            name="shared-k4-half", card=12, **memory),
+    ]  # fmt: skip
+
+
 def all_rows() -> list[Row]:
     """Every row, in the order of the tables."""
-    return seed_rows() + lean_rows() + speed_rows()
+    return seed_rows() + lean_rows() + speed_rows() + shared_rows()
 
 
 def run(row: Row) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from profiles.plan import Plan
 GRID_FILE = Path(__file__).with_name("grid.jsonl")
 MICRO_BATCHES = (1, 4, 20)
 TEXT_TOKENS = (64, 512)
+QUESTIONS = (1, 3)  # a picture; two take no more than three
 # Without expandable segments the pool is cut up more: up to 30 % beside the tensors were seen
 # (benchmarks/lattice_measured.jsonl), of which a cap lets the allocator win back most.
 WHOLE_SEGMENTS = 1.10
@@ -56,13 +57,16 @@ class _Place(NamedTuple):
 
 
 def estimate(plan: Plan, text_tokens: int) -> Estimate | None:
-    """What a step of `plan` takes at most with that many text tokens and one mask in each sample.
+    """What a step of `plan` takes at most with that many text tokens a row and a mask a question.
 
-    None where the grid does not reach: several processes, adapters, trained parts or other
-    settings that may need more than the usual ones, a longer text, a larger micro-batch.
+    None where the grid does not reach: several processes, more questions a picture than QUESTIONS,
+    adapters, trained parts or other settings that may need more than the usual ones, a longer text,
+    a larger micro-batch.
     """
     model = _model_in_grid(plan.model)
-    if model is None or plan.processes > 1 or not needs_no_more(plan, _usual(plan, model)):
+    if model is None or plan.processes > 1 or plan.questions_per_picture > QUESTIONS[-1]:
+        return None
+    if not needs_no_more(plan, _usual(plan, model)):
         return None
     return _between(plan, model, text_tokens)
 
@@ -81,6 +85,7 @@ def _between(plan: Plan, model: str, text_tokens: int) -> Estimate | None:
     layers = plan.profile.decoder.layers
     if plan.host_layers and not (plan.host_embeddings and plan.checkpointed_layers == layers):
         return None
+    questions = next((n for n in QUESTIONS if n >= plan.questions_per_picture), QUESTIONS[-1])
     micro = _place(plan.micro_batch, MICRO_BATCHES)
     text = _place(max(text_tokens, TEXT_TOKENS[0]), TEXT_TOKENS)
     if micro is None or text is None:
@@ -95,7 +100,10 @@ def _between(plan: Plan, model: str, text_tokens: int) -> Estimate | None:
 
     def corners(relief: _Place) -> list[tuple[dict[str, Any], float]]:
         return [
-            (_corners()[model, plan.quantization, plan.host_embeddings, m, t, r], a * b * c)
+            (
+                _corners()[model, plan.quantization, plan.host_embeddings, questions, m, t, r],
+                a * b * c,
+            )
             for (m, a), (t, b), (r, c) in product(_ends(micro), _ends(text), _ends(relief))
         ]
 
@@ -129,7 +137,8 @@ def _model_in_grid(name: str) -> str | None:
 def _usual(plan: Plan, model: str) -> Plan:
     """The corners' plan with `plan`'s own position between them."""
     free = ("processes", "compile", "dtype", "device", "host_embeddings", "host_layers", "tokens",
-            "checkpointed_layers", "micro_batch", "accumulation", "quantization")  # fmt: skip
+            "checkpointed_layers", "micro_batch", "accumulation", "quantization",
+            "questions_per_picture")  # fmt: skip
     return _default(model).model_copy(update={name: getattr(plan, name) for name in free})
 
 
@@ -143,7 +152,9 @@ def _corners() -> dict[tuple[Any, ...], dict[str, Any]]:
     corners = {}
     for line in GRID_FILE.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
-        key = ("model", "quantization", "host_embeddings", "micro_batch", "text_tokens")
+        row.setdefault("questions_per_picture", 1)
+        key = ("model", "quantization", "host_embeddings", "questions_per_picture", "micro_batch",
+               "text_tokens")  # fmt: skip
         relief = row["checkpointed_layers"] + row["host_layers"]
         corners[(*(row[name] for name in key), relief)] = row
     return corners

@@ -121,6 +121,11 @@ SETTINGS: dict[str, Traits] = {
         (False, True), eq, "fallback", priced="forecast", off=False,
         phrase=lambda plan: "compiled" if plan.compile else "not compiled",
     ),  # fmt: skip
+    "questions_per_picture": Traits(
+        "less", le,
+        phrase=lambda p: f"{p.questions_per_picture} questions a picture"
+        if p.questions_per_picture > 1 else "",
+    ),
     "cached_encoders": Traits("more", _holds_more, "resume", priced="rows"),
     "logits": Traits(_LOGITS, _in_order(*_LOGITS), priced="rows"),
     "device": Traits(counts=eq),

@@ -24,12 +24,16 @@ from profiles.older_plans import as_first_written, modernised
 from profiles.overrides import (
     assign,
     forget_dependent_batch,
+    full_rows,
     legible,
     nearest_setting,
+    passes,
     with_batch_arithmetic,
 )
 from profiles.settings import (
+    EFFECTIVE_BATCH,
     MOST,
+    MOST_QUESTIONS,
     TARGETS_PER_PICTURE,
     Dtype,
     Encoder,
@@ -71,9 +75,28 @@ class Plan(Settings):
         "token_rows (rows of the new tokens in embedding and head), head (the whole output "
         "projection), embeddings (embedding and head, both whole)",
     )
-    effective_batch: int = Field(20, ge=1, le=MOST, description="samples per optimizer step")
-    micro_batch: int = Field(2, ge=1, le=MOST, description="samples per forward pass and process")
-    accumulation: int = Field(10, ge=1, le=MOST, description="forward passes per optimizer step")
+    effective_batch: int = Field(
+        EFFECTIVE_BATCH,
+        ge=1,
+        le=MOST,
+        description="samples per optimizer step: questions about pictures",
+    )
+    questions_per_picture: int = Field(
+        1,
+        ge=1,
+        le=MOST_QUESTIONS,
+        description="questions in a row, at most: system prompt and picture come once, and each "
+        "question is answered as in a row of its own. 1: every question has its own row",
+    )
+    micro_batch: int = Field(
+        2, ge=1, le=MOST, description="rows, one picture each, per forward pass and process"
+    )
+    accumulation: int = Field(
+        10,
+        ge=1,
+        le=MOST,
+        description="forward passes per optimizer step, where every row is full",
+    )
     checkpointed_layers: int = Field(
         0, ge=0, description="decoder layers whose activations are recomputed, 0 … all"
     )
@@ -127,6 +150,8 @@ class Plan(Settings):
     @property
     def most_masks(self) -> int:
         """[SEG] tokens that a training sample holds at most."""
+        if self.questions_per_picture > 1:
+            return self.questions_per_picture
         several = self.mixture.refer_seg or self.mixture.sem_seg
         return min(TARGETS_PER_PICTURE if several else 1, self.tokens.max_masks)
 
@@ -197,6 +222,8 @@ class Plan(Settings):
         # Plans from before there were these settings keep their hash.
         if self.mixture == Mixture():
             del data["mixture"]
+        if self.questions_per_picture == 1:
+            del data["questions_per_picture"]
         if not self.schedule.max_skipped_steps:
             del data["schedule"]["max_skipped_steps"]
         canonical = json.dumps(data, sort_keys=True, separators=(",", ":"))
@@ -216,7 +243,7 @@ class Plan(Settings):
             raise PlanError(findings)
         given = {text.partition("=")[0].strip().replace("-", "_") for text in assignments}
         batch = {"micro_batch", "accumulation", "effective_batch"}
-        forget_dependent_batch(data, given & (batch | {"processes"}))
+        forget_dependent_batch(data, given & (batch | {"processes", "questions_per_picture"}))
         return Plan.parse(data)
 
     def refusals(self, gpu_name: str, bf16: bool, triton: bool = True) -> list[Finding]:
@@ -250,13 +277,7 @@ def _contradictions(plan: Plan) -> Iterable[Finding]:
     except ValueError as error:
         yield Finding("model", str(error), brief(plan.model))
         layers = None
-    if plan.micro_batch * plan.accumulation * plan.processes != plan.effective_batch:
-        yield Finding(
-            "accumulation",
-            "gradient accumulation × micro-batch × processes must equal the effective batch",
-            f"{plan.accumulation} × {plan.micro_batch} × {plan.processes} ≠ {plan.effective_batch}",
-            "set effective_batch and micro_batch, and leave accumulation out",
-        )
+    yield from _batch_contradictions(plan)
     if layers is not None and plan.checkpointed_layers > layers:
         yield Finding(
             "checkpointed_layers",
@@ -267,6 +288,47 @@ def _contradictions(plan: Plan) -> Iterable[Finding]:
     yield from _precision_contradictions(plan)
     yield from _training_contradictions(plan)
     yield from _placement_contradictions(plan)
+
+
+def _batch_contradictions(plan: Plan) -> Iterable[Finding]:
+    questions, fix = (
+        plan.questions_per_picture,
+        "set effective_batch and micro_batch, and leave accumulation out",
+    )
+    if questions == 1:
+        if plan.micro_batch * plan.accumulation * plan.processes != plan.effective_batch:
+            yield Finding(
+                "accumulation",
+                "gradient accumulation × micro-batch × processes must equal the effective batch",
+                f"{plan.accumulation} × {plan.micro_batch} × {plan.processes} ≠ "
+                f"{plan.effective_batch}",
+                fix,
+            )
+        return
+    rows = full_rows(plan.effective_batch, questions)
+    if plan.processes > rows:
+        yield Finding(
+            "questions_per_picture",
+            f"{plan.effective_batch} questions are {rows} rows, and each process needs one",
+            f"{questions}, {plan.processes} processes",
+            f"choose {plan.effective_batch // plan.processes} or fewer",
+        )
+    elif plan.accumulation != passes(rows, plan.micro_batch, plan.processes):
+        yield Finding(
+            "accumulation",
+            f"{plan.effective_batch} questions are {rows} rows, and micro-batch {plan.micro_batch} "
+            f"× {plan.processes} processes take them in "
+            f"{passes(rows, plan.micro_batch, plan.processes)} forward passes",
+            str(plan.accumulation),
+            fix,
+        )
+    if questions > plan.tokens.max_masks:
+        yield Finding(
+            "questions_per_picture",
+            f"a row holds at most {plan.tokens.max_masks} masks (tokens.max_masks)",
+            str(questions),
+            f"--set tokens.max_masks={questions}",
+        )
 
 
 def _precision_contradictions(plan: Plan) -> Iterable[Finding]:

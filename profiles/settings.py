@@ -32,6 +32,9 @@ MOST = 1_000_000  # of anything counted: more is a typing error, which would tak
 
 # Asked for at once in a picture with several, as in LISA's recipe.
 TARGETS_PER_PICTURE = 3
+EFFECTIVE_BATCH = 20  # questions, as published
+PREFIX_TOKENS = 40  # of text that all questions about a picture share, about
+MOST_QUESTIONS = 16  # that share the prefix of their picture
 
 
 class Settings(Frozen):

@@ -1,8 +1,13 @@
-"""What passes from the data to the model: turns of a conversation, their tokens, a micro-batch."""
+"""What passes from the data to the model: tokens of a row, and rows as a micro-batch.
+
+A row is about one picture. It is a conversation, or several questions that share their prefix:
+system prompt and picture come once, and each question has a block of its own behind them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -28,6 +33,8 @@ class Batch:
     targets: Tensor  # [M, R, R] uint8: 0 background, 1 object, 255 ignored
     inputs: dict[Encoder, dict[str, Tensor]]  # each encoder's, named and shaped by the family
     names: tuple[str, ...] = ()  # of the samples, for error messages
+    blocks: Tensor | None = None  # [B, T] 0: prefix, n: the n-th question; None: conversations
+    places: Tensor | None = None  # [B, T] of each token in a row of its question alone
 
     @classmethod
     def of(cls, input_ids: Tensor, labels: Tensor, seg_token_id: int, **rest: Any) -> Batch:
@@ -64,13 +71,60 @@ def _changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 @dataclass(frozen=True)
 class Encoded:
-    """One conversation: `labels` equal `input_ids` on supervised positions."""
+    """Tokens of one row: `labels` equal `input_ids` on supervised positions.
+
+    `starts` are those of the blocks of several questions that share what is before them.
+    """
 
     input_ids: list[int]
     labels: list[int]
     image_tokens: int  # of the input ids
+    starts: tuple[int, ...] = ()
 
     @property
     def text_tokens(self) -> int:
         """Tokens beside the picture's."""
         return len(self.input_ids) - self.image_tokens
+
+    @property
+    def questions(self) -> int:
+        """Questions in it; a conversation counts as one."""
+        return len(self.starts) or 1
+
+    def blocks(self) -> list[int]:
+        """The block of each token: 0 for the prefix, n for the n-th question."""
+        return [bisect_right(self.starts, place) for place in range(len(self.input_ids))]
+
+    def places(self) -> list[int]:
+        """The place of each token in a row of its question alone."""
+        if not self.starts:
+            return list(range(len(self.input_ids)))
+        prefix, ends = self.starts[0], (*self.starts[1:], len(self.input_ids))
+        blocks = zip(self.starts, ends, strict=True)
+        return [*range(prefix), *(prefix + n for start, end in blocks for n in range(end - start))]
+
+
+def sharing_prefix(rows: Sequence[Encoded]) -> Encoded:
+    """Rows of single questions about one picture as one row with one prefix.
+
+    Each was tokenised by itself, so no question's tokens change. The prefix is the longest that
+    all share, but for what predicts an answer: that is in the question's block.
+    """
+    if len(rows) == 1:
+        return rows[0]
+    prefix = min(_before_answer(row) for row in rows)
+    first = rows[0].input_ids
+    for row in rows[1:]:
+        pairs = zip(first[:prefix], row.input_ids, strict=False)
+        prefix = next((n for n, (one, other) in enumerate(pairs) if one != other), prefix)
+    ids, labels, starts = first[:prefix], rows[0].labels[:prefix], []
+    for row in rows:
+        starts.append(len(ids))
+        ids, labels = ids + row.input_ids[prefix:], labels + row.labels[prefix:]
+    return Encoded(ids, labels, rows[0].image_tokens, tuple(starts))
+
+
+def _before_answer(row: Encoded) -> int:
+    """Tokens before the one whose state predicts the first that is supervised (or the next)."""
+    supervised = (n for n, label in enumerate(row.labels) if label != IGNORE_LABEL)
+    return next(supervised, len(row.labels)) - 1

@@ -15,6 +15,7 @@ from typing import Any
 from profiles.findings import PlanError
 from profiles.grid import MICRO_BATCHES
 from profiles.levers import from_most_to_least
+from profiles.overrides import micro_batches
 from profiles.plan import Plan
 from profiles.settings import Quantization
 
@@ -52,8 +53,7 @@ def families(base: Plan, pinned: Iterable[str]) -> Iterator[Family]:
     for storage, compiled, hosted, micro_batch in settings:
         update = {
             "quantization": storage, "compile": compiled, "host_embeddings": hosted,
-            "micro_batch": micro_batch,
-            "accumulation": base.effective_batch // (micro_batch * base.processes),
+            "micro_batch": micro_batch, "accumulation": None,
         }  # fmt: skip
         path = tuple(_path(base, pinned, hosted))
         update |= dict(zip(("checkpointed_layers", "host_layers"), path[0], strict=True))
@@ -67,8 +67,7 @@ def families(base: Plan, pinned: Iterable[str]) -> Iterator[Family]:
 def _micro_batches(base: Plan, pinned: set[str]) -> Sequence[int]:
     if pinned & {"micro_batch", "accumulation"}:
         return [base.micro_batch]
-    share = base.effective_batch // base.processes
-    return [n for n in range(1, MICRO_BATCHES[-1] + 1) if share % n == 0]
+    return micro_batches(base, MICRO_BATCHES[-1])
 
 
 def _path(base: Plan, pinned: set[str], hosted: bool) -> Iterator[tuple[int, int]]:

@@ -26,6 +26,7 @@ from profiles.findings import Finding
 from profiles.gpus import GpuProfile, gpus
 from profiles.grid import MICRO_BATCHES, estimate, nearest
 from profiles.plan import Plan
+from profiles.settings import PREFIX_TOKENS
 from profiles.sizes import GIB, gib
 from profiles.tested import TestedRow, one_of_each
 
@@ -63,6 +64,7 @@ class Found:
     text_tokens: int
     forecast: Forecast | None = None
     counted_by: str = ""
+    sharing_gain: float = 1.0  # of questions a second, by rows of several
 
 
 def search(base: Plan, pinned: set[str], setting: Setting) -> Found | str:
@@ -80,6 +82,9 @@ def search(base: Plan, pinned: set[str], setting: Setting) -> Found | str:
         if not told.tiers:
             return told.reason
         text = told.text_tokens
+        # As many masks as questions: pictures with fewer than the plan asks for.
+        if told.masks < base.questions_per_picture and "questions_per_picture" not in pinned:
+            base = base.override([f"questions_per_picture={max(1, told.masks)}"])
         setting = replace(setting, counted_by=told.counted_by)
     apart = {"host_layers": 0, "checkpointed_layers": base.profile.decoder.layers}
     if estimate(base.model_copy(update=apart), text) is not None:  # all else is as usual
@@ -147,7 +152,19 @@ def _chosen(
     rows = [row for row in setting.rows if row.verdict == "OOM" and _text_of(row) <= text]
     scales = _scales(setting, text, correction)
     choice = choose(base, pinned, setting.budget, scales, setting.refusals, rows, setting.spills)
-    return None if choice is None else Found(choice, scales, text, None, setting.counted_by)
+    if choice is None:
+        return None
+    gain = _sharing_gain(choice.best.plan, text, setting.card)
+    return Found(choice, scales, text, None, setting.counted_by, gain)
+
+
+def _sharing_gain(plan: Plan, text: int, card: GpuProfile | None) -> float:
+    """How many times the questions a second rows of several give, beside a row for each."""
+    questions, prefix = plan.questions_per_picture, min(PREFIX_TOKENS, text // 2)
+    alone = plan.model_copy(update={"questions_per_picture": 1})
+    share = prefix + (text - prefix) // questions  # a question's own part of the longest row
+    rates = card or gpus()[TYPICAL]
+    return samples_per_second(plan, text, rates) / samples_per_second(alone, share, rates)
 
 
 def _scales(setting: Setting, text: int, correction: float) -> Scales:

@@ -23,6 +23,7 @@ from advisor.memory.worst_sample import Worst
 from advisor.rehearsal import BadQuestion, RehearsalFailed, rehearsed
 from profiles.grid import caching_bytes, nearest
 from profiles.measurement import Measurement, Timeline
+from profiles.overrides import micro_batches
 from profiles.places import cache_folder
 from profiles.plan import Plan
 from profiles.records import Frozen
@@ -144,10 +145,9 @@ def fitting_micro_batch(found: Forecast) -> int | None:
     if here is None or found.cap_bytes is None or not found.tiers:
         return None
     scale = found.tier("pool").bytes / here.pool_bytes
-    for size in range(found.plan.micro_batch - 1, 0, -1):
+    for size in reversed(micro_batches(found.plan, found.plan.micro_batch - 1)):
         smaller = nearest(found.plan.model_copy(update={"micro_batch": size}), found.text_tokens)
-        fits = smaller is not None and scale * smaller.pool_bytes <= found.cap_bytes
-        if fits and found.plan.effective_batch % (size * found.plan.processes) == 0:
+        if smaller is not None and scale * smaller.pool_bytes <= found.cap_bytes:
             return size
     return None
 

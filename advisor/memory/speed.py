@@ -96,6 +96,10 @@ def seconds_of(plan: Plan, text_tokens: int, gpu: GpuProfile) -> float:
 
 
 def samples_per_second(plan: Plan, text_tokens: int, gpu: GpuProfile | None) -> float:
-    """Samples a second in training; on the reference card where `gpu` is not known."""
+    """Questions a second in training, if every picture has the plan's number of them.
+
+    On the reference card where `gpu` is not known. `text_tokens` are a row's.
+    """
     card = gpus()[REFERENCE] if gpu is None else gpu
-    return plan.micro_batch * plan.processes / seconds_of(plan, text_tokens, card)
+    rows = plan.micro_batch * plan.processes / seconds_of(plan, text_tokens, card)
+    return plan.questions_per_picture * rows

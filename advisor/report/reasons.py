@@ -17,7 +17,7 @@ from advisor.memory.forecast import TINY_COUNTS, TINY_COUNTS_MORE
 from advisor.report.plan_words import lora_text
 from advisor.request import Request
 from profiles.levers import SETTINGS, priced, value_text
-from profiles.overrides import assigned
+from profiles.overrides import assigned, micro_batches
 from profiles.plan import Plan
 from profiles.sizes import gib
 from profiles.tested import TestedRow
@@ -64,15 +64,29 @@ def _batch_reasons(found: Found, budget: Budget) -> Iterator[Reason]:
         because += f" (counted by {told_by(found.counted_by)})"
     most = largest_micro_batch(plan, found.scales, budget)
     if most is not None and most > plan.micro_batch:
-        because += f"; {most} would fit as well, but not divide {plan.effective_batch}"
-        if plan.effective_batch % most == 0:
-            because = because.rpartition(", but")[0] + ", and be no better"
+        even = most in micro_batches(plan, most)
+        because += f"; {most} would fit as well, "
+        because += "and be no better" if even else f"but not divide {plan.effective_batch}"
     yield Reason(
         setting="micro_batch", value=str(plan.micro_batch), because=because, basis=best.needs.basis
     )
     because = f"kept: micro-batch {plan.micro_batch} x {plan.accumulation} forward passes"
     value = str(plan.effective_batch)
     yield Reason(setting="effective_batch", value=value, because=because, basis="exact")
+    if plan.questions_per_picture > 1:
+        yield _sharing_reason(found)
+
+
+def _sharing_reason(found: Found) -> Reason:
+    """What questions gain that share the prefix of their picture."""
+    questions = found.choice.best.plan.questions_per_picture
+    because = f"system prompt and picture are computed once for {questions} questions about it: "
+    because += (
+        f"{found.sharing_gain:.1f} times the questions a second; each learns as in a row of its own"
+    )
+    return Reason(
+        setting="questions_per_picture", value=str(questions), because=because, basis="forecast"
+    )
 
 
 def _storage_reason(found: Found, budget: Budget) -> Reason:

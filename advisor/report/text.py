@@ -173,7 +173,11 @@ def _plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "LoRA", f"{lora_text(plan)}, alpha {plan.lora.alpha:g}, dropout {plan.lora.dropout:g}"
     processes = f" x {plan.processes} processes" if plan.processes > 1 else ""
     product = f"micro-batch {plan.micro_batch} x {plan.accumulation} forward passes{processes}"
-    yield "batch", f"{plan.effective_batch} = {product}"
+    if plan.questions_per_picture == 1:
+        yield "batch", f"{plan.effective_batch} = {product}"
+    else:
+        rows = f"up to {plan.questions_per_picture} questions a picture"
+        yield "batch", f"{plan.effective_batch} questions, {rows}: {product}"
     yield "checkpointed", f"{plan.checkpointed_layers} of {layers} decoder layers"
     placed = [f"{plan.host_layers} decoder layers"] if plan.host_layers else []
     placed += ["embedding and head"] if plan.host_embeddings else []

@@ -90,6 +90,7 @@ CHANGES = {
     "effective_batch": "40",
     "micro_batch": "4",
     "accumulation": "5",
+    "questions_per_picture": "3",
     "checkpointed_layers": "1",
     "cached_encoders": "mask",
     "logits": "all",
@@ -143,7 +144,7 @@ def test_any_change_changes_the_hash(key):
 def test_plans_from_before_later_settings_keep_their_hash():
     data = as_first_written(json.loads(Plan().to_json()))
     assert (data["schema_version"], data["cached_encoders"]) == (1, ["sam", "clip"])
-    del data["mixture"], data["schedule"]["max_skipped_steps"]
+    del data["mixture"], data["schedule"]["max_skipped_steps"], data["questions_per_picture"]
     old = json.dumps(data, sort_keys=True, separators=(",", ":"))
     assert Plan().content_hash == hashlib.sha256(old.encode()).hexdigest()[:16]
     assert Plan.parse(data) == Plan()
@@ -170,6 +171,11 @@ def test_every_field_is_described(model: type[BaseModel]):
         (["micro_batch=4", "accumulation=3"], (12, 4, 3)),
         (["accumulation=3", "effective_batch=12"], (12, 4, 3)),
         (["micro_batch=4", "accumulation=3", "effective_batch=12"], (12, 4, 3)),
+        (["questions_per_picture=3"], (20, 2, 4)),  # 7 rows
+        (["questions_per_picture=3", "micro_batch=4"], (20, 4, 2)),
+        (["questions_per_picture=4", "accumulation=1"], (20, 5, 1)),
+        (["questions_per_picture=4", "micro_batch=2", "accumulation=3"], (24, 2, 3)),
+        (["questions_per_picture=3", "processes=2"], (20, 2, 2)),
         (["micro-batch=4"], (20, 4, 5)),
         (["seed=1"], (20, 2, 10)),
         (["processes=2"], (20, 2, 5)),

@@ -19,7 +19,7 @@ from tests.conftest import PHOTOS, tiny_plan
 from trainer import step
 from trainer.cli.train import hyphenated
 from trainer.data.formats.reasonseg import read_split
-from trainer.data.samples import MicroBatches, SampleSet, collate
+from trainer.data.samples import MicroBatches, SampleSet, Visit, collate
 from trainer.model.build import build, read_tokenizer
 from trainer.model.tokenizer import TooLong
 from trainer.reporter import Reporter
@@ -77,10 +77,10 @@ def test_a_loss_that_is_not_finite_stops_before_the_update() -> None:
 
 
 def test_sampler_gives_the_same_effective_batches_however_they_are_cut() -> None:
-    def steps(micro: int, processes: int) -> list[list[tuple[int, int]]]:
+    def steps(micro: int, processes: int) -> list[list[Visit]]:
         plan = tiny_plan(effective_batch=12, micro_batch=micro, processes=processes,
                          accumulation=12 // micro // processes)  # fmt: skip
-        ranks = [list(MicroBatches(31, plan, odd_length, rank)) for rank in range(processes)]
+        ranks = [list(MicroBatches(Odd(31), plan, rank)) for rank in range(processes)]
         flat = [list(itertools.chain(*micros)) for micros in zip(*ranks, strict=True)]
         size = plan.accumulation
         return [
@@ -89,29 +89,48 @@ def test_sampler_gives_the_same_effective_batches_however_they_are_cut() -> None
         ]
 
     assert steps(12, 1) == steps(3, 1) == steps(3, 2) == steps(1, 4)
-    assert {index for step in steps(12, 1) for _, index in step} == set(range(31))
+    assert {visit.picture for step in steps(12, 1) for visit in step} == set(range(31))
 
 
-def odd_length(epoch: int, index: int) -> int:
-    return (index * 7919 + epoch) % 101
+class Odd:
+    """Pictures of different length, each with so many questions."""
+
+    def __init__(self, pictures: int, questions: Callable[[int], int] = lambda picture: 1) -> None:
+        self.epoch_questions = self.pictures = pictures
+        self.given = questions
+
+    def __len__(self) -> int:
+        return self.pictures
+
+    def questions(self, epoch: int, picture: int) -> int:
+        return self.given(picture)
+
+    def length(self, visit: Visit) -> int:
+        return (visit.picture * 7919 + visit.epoch) % 101
 
 
 def test_micro_batches_hold_samples_of_similar_length() -> None:
     plan = tiny_plan(effective_batch=12, micro_batch=3, accumulation=4)
 
-    def padding(length: Callable[[int, int], int]) -> int:
+    class Alike(Odd):
+        def length(self, visit: Visit) -> int:
+            return 0
+
+    def padding(samples: Odd) -> int:
         """Padded tokens of an epoch, by the true lengths."""
-        micros = [[odd_length(*place) for place in m] for m in MicroBatches(36, plan, length)]
+        micros = [[Odd(36).length(visit) for visit in m] for m in MicroBatches(samples, plan)]
         return sum(len(m) * max(m) - sum(m) for m in micros)
 
-    grouped, mixed = padding(odd_length), padding(lambda epoch, index: 0)
+    grouped, mixed = padding(Odd(36)), padding(Alike(36))
     assert 0 < grouped < 0.4 * mixed
 
 
 def test_length_is_that_of_the_sample() -> None:
     plan = tiny_plan()
     samples = SampleSet(read_split(PHOTOS, "train"), plan, read_tokenizer(plan), {}, training=True)
-    assert all(samples.length(3, n) == len(samples[3, n].encoded.input_ids) for n in range(4))
+    assert all(
+        samples.length(Visit(3, n, 1)) == len(samples[3, n].encoded.input_ids) for n in range(4)
+    )
 
 
 def test_too_long_a_sample_names_its_file() -> None:

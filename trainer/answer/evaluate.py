@@ -70,7 +70,7 @@ def teacher_forced(segmenter: Segmenter, items: Sequence[Item], reporter: Report
     """As published: the answer "[SEG]." is given, and its mask is scored. Raises DataError."""
     samples = _samples(segmenter, items)
     scores = evaluate(
-        segmenter.model, samples, list(range(len(items))), segmenter.tokenizer,
+        segmenter.model, samples, list(range(len(samples))), segmenter.tokenizer,
         segmenter.accelerator, reporter,
     )  # fmt: skip
     return Evaluation(tuple(items), scores, {})
@@ -146,8 +146,8 @@ def _write_extremes(found: Evaluation, segmenter: Segmenter, path: Path) -> None
 
 def _forced_mask(segmenter: Segmenter, item: Item) -> Mask:
     sample = _samples(segmenter, [item])[0]
-    logits = predict(segmenter.model, [sample], segmenter.tokenizer, segmenter.accelerator)[0]
-    return logits.numpy() > 0
+    logits = predict(segmenter.model, [sample], segmenter.tokenizer, segmenter.accelerator)
+    return logits[item.name].numpy() > 0
 
 
 def _samples(segmenter: Segmenter, items: Sequence[Item]) -> SampleSet:
@@ -166,9 +166,10 @@ def run_sheet(run: Run, path: Path, count: int) -> Path:
     """Questions, predictions and truths of a run's first validation samples, as one PNG."""
     run.model.eval()
     step = max(1, len(run.val_set) // count)
+    by_name = {item.name: item for item in run.val}
     rows = []
     for place in list(range(0, len(run.val_set), step))[:count]:
-        logits = predict(run.model, [run.val_set[place]], run.tokenizer, run.accelerator)[0]
-        item = run.val[place]
-        rows.append(_row(item, logits.numpy() > 0, item.texts[0]))
+        masks = predict(run.model, [run.val_set[place]], run.tokenizer, run.accelerator)
+        name, logits = next(iter(masks.items()))
+        rows.append(_row(by_name[name], logits.numpy() > 0, by_name[name].texts[0]))
     return write_sheet(rows, path)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from trainer.data.images import read_image
 from trainer.data.samples import image_tokens
 from trainer.ignored import IGNORE_LABEL
 from trainer.model.build import read_tokenizer
+from trainer.model.layers.decoder import KeyValues
 from trainer.model.tokenizer import ConversationTokenizer
 from trainer.parallel.accelerator import make_accelerator
 from trainer.reporter import Reporter
@@ -31,12 +34,20 @@ def longest_question(questions: Sequence[Question], tokenizer: ConversationToken
     return max(lengths, default=0)
 
 
+class _Asked(NamedTuple):
+    """A question, and the keys and values of its tokens."""
+
+    image: Path
+    ids: list[int]
+    kept: KeyValues
+
+
 class Segmenter:
     """A trained model ready for questions about `images`.
 
     The encoders run on all pictures first, one encoder after the other, and leave the card before
     the rest is loaded: together they may not fit where each one does. Their features are kept in
-    the cache that training uses.
+    the cache that training uses. Questions about one picture in a row share its prefix.
     """
 
     def __init__(
@@ -55,6 +66,7 @@ class Segmenter:
         pictures = list(dict.fromkeys(images))
         self.caches = prepare_caches(self.plan, pictures, cache_root, self.accelerator, reporter)
         self.model = trained.load(self.plan, self.tokenizer, self.device)
+        self.last: _Asked | None = None
 
     def ask(self, question: Question, most_masks: int | None = None) -> Answer:
         """Answer one question about one of the pictures, with so many masks at most.
@@ -63,9 +75,10 @@ class Segmenter:
         """
         started = time.monotonic()
         height, width = read_image(question.image).shape[:2]
-        batch = self._batch(question).to(self.device)
+        batch = self._batch(question)
         limit, end = self.plan.tokens.max_new_tokens, self.tokenizer.end_id
-        new, low = self.model.answer(batch, limit, end)
+        past = self._past(question.image, batch.input_ids[0].tolist(), limit)
+        new, low = self.model.answer(batch.to(self.device), limit, end, past)
         left_out = max(0, len(low) - most_masks) if most_masks else 0
         low = low[: len(low) - left_out]
         masks = np.zeros((len(low), height, width), bool)
@@ -75,6 +88,25 @@ class Segmenter:
         kept = [token for token in new.tolist() if token != end]
         text = self.tokenizer.decode(kept).strip()
         return Answer(text, masks, time.monotonic() - started, left_out)
+
+    def _past(self, image: Path, ids: list[int], limit: int) -> KeyValues:
+        """Keys and values of what this question shares with the last one about the picture."""
+        known = 0
+        if self.last is not None and self.last.image == image:
+            pairs = zip(self.last.ids, ids[:-1], strict=False)
+            known = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        most = len(ids) + limit + 1
+        if (
+            self.last is None
+            or self.tokenizer.image_id in ids[known:]
+            or self.last.kept.most < most
+        ):
+            self.last = None  # its memory first
+            self.last = _Asked(image, ids, KeyValues(most))
+        else:
+            self.last.kept.forget(known)
+            self.last = _Asked(image, ids, self.last.kept)
+        return self.last.kept
 
     def _batch(self, question: Question) -> Batch:
         count = image_tokens(question.image, self.plan)

@@ -82,12 +82,17 @@ def segment(
         for error in broken.values():
             tell(f"left out: {error}")
         segmenter, fit = _loaded(trained, [one for one in asked if one.image not in broken])
-        found = []
-        for one, stem in zip(asked, stems(asked, out), strict=True):
+        rows: dict[int, dict[str, Any]] = {}
+        order = {image: n for n, image in enumerate(dict.fromkeys(one.image for one in asked))}
+        named = list(zip(asked, stems(asked, out), strict=True))
+        # Picture by picture: what its questions share is computed once.
+        for place in sorted(range(len(named)), key=lambda place: order[asked[place].image]):
+            one, stem = named[place]
             if segmenter is None or one.image in broken:
-                found.append(row_of_unanswered(one, broken[one.image]))
+                rows[place] = row_of_unanswered(one, broken[one.image])
             else:
-                found.append(_answered(segmenter, one, stem, as_json, several=len(asked) > 1))
+                rows[place] = _answered(segmenter, one, stem, as_json, several=len(asked) > 1)
+        found = [rows[place] for place in range(len(named))]
     if broken:
         count = sum(one.image in broken for one in asked)
         tell(f"{count} of {len(asked)} questions were skipped: their pictures cannot be read")

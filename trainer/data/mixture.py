@@ -7,7 +7,7 @@ sets, one of its pictures; the last two uniformly.
 from __future__ import annotations
 
 from bisect import bisect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
@@ -18,7 +18,14 @@ from profiles.plan import Plan
 from trainer.data.broken import SkippedEntries, may_be_left_out
 from trainer.data.findings import DataError, Finding, Report
 from trainer.data.formats import refer_seg, sem_seg, vqa
-from trainer.data.formats.reasonseg import Item, Progress, ReasoningPicture, Summary, read_split
+from trainer.data.formats.reasonseg import (
+    Item,
+    Progress,
+    ReasoningPicture,
+    Summary,
+    by_picture,
+    read_split,
+)
 from trainer.data.formats.reasonseg import check as check_reason_seg
 from trainer.data.images import read_image
 from trainer.data.pictures import DataSet, Picture, Scanned
@@ -33,10 +40,13 @@ PLACES = {
 
 def _read_reason_seg(root: Path, limit: int | None) -> Scanned:
     try:
-        items = read_split(root, "train", limit)
+        return [_reason_seg(read_split(root, "train", limit))], []
     except DataError as error:
         return [], list(error.findings)
-    return [DataSet("ReasonSeg", [ReasoningPicture(item) for item in items])], []
+
+
+def _reason_seg(items: Iterable[Item]) -> DataSet:
+    return DataSet("ReasonSeg", [ReasoningPicture(item) for item in items])
 
 
 READERS: dict[str, Callable[[Path, int | None], Scanned]] = {
@@ -67,12 +77,6 @@ class MixedSets:
         pictures = sets[int(rng.integers(len(sets)))].pictures
         return pictures[int(rng.integers(len(pictures)))]
 
-    def drawn(self, plan: Plan) -> Iterator[Picture]:
-        """The pictures that the plan's training draws, visit by visit."""
-        for epoch in range(plan.schedule.epochs):
-            for index in range(len(self)):
-                yield self.draw(generator_of(plan, epoch, index))
-
 
 def generator_of(plan: Plan, epoch: int, index: int) -> np.random.Generator:
     """The random generator of one visit: the same in every worker and process."""
@@ -96,7 +100,7 @@ def read_training(
     for kind in rates:
         if kind == "reason_seg" and leave is not None:
             items = read_split(root, "train", plan.max_train_samples, leave)
-            kinds[kind] = [DataSet("ReasonSeg", [ReasoningPicture(item) for item in items])]
+            kinds[kind] = [_reason_seg(items)]
             continue
         kinds[kind], broken = READERS[kind](root, plan.max_train_samples)
         if leave is not None and may_be_left_out(broken, leave.most):
@@ -109,7 +113,15 @@ def read_training(
         else:
             findings += broken or _nothing(root, kind, kinds[kind])
     (leave or SkippedEntries()).accept(findings)
+    if plan.questions_per_picture > 1 and "reason_seg" in kinds:
+        kinds["reason_seg"] = list(map(_by_picture, kinds["reason_seg"]))
     return MixedSets(kinds, rates, plan.mixture.samples)
+
+
+def _by_picture(data_set: DataSet) -> DataSet:
+    """ReasonSeg with all items about a picture together."""
+    items = (one.item for one in data_set.pictures if isinstance(one, ReasoningPicture))
+    return replace(data_set, pictures=by_picture(items))
 
 
 def _nothing(root: Path, kind: str, sets: Sequence[DataSet]) -> list[Finding]:

@@ -22,6 +22,9 @@ Paint: TypeAlias = Callable[[int, int], NDArray[np.uint8]]
 """(height, width) of the picture -> uint8 [height, width]: 0 background, 1 target, 255 ignore."""
 
 
+Conversation: TypeAlias = "list[AskedTurn]"
+
+
 @dataclass(frozen=True)
 class AskedTurn:
     """A question and its answer, with the mask of the answer's one [SEG] if it has one."""
@@ -45,8 +48,15 @@ class Picture(Protocol):
     def where(self) -> str:
         """The annotation file, and the place in it, for messages."""
 
-    def draw_turns(self, rng: np.random.Generator, most_masks: int) -> list[AskedTurn]:
-        """Draw one training conversation of one question or more; `rng` decides everything."""
+    @property
+    def questions(self) -> int:
+        """How many can be asked about it, each in a conversation of its own."""
+
+    def draw(self, rng: np.random.Generator, most: int) -> list[Conversation]:
+        """Draw that many different conversations at most; `rng` decides everything."""
+
+    def draw_one(self, rng: np.random.Generator, most_masks: int) -> Conversation:
+        """Draw one training conversation, in one turn or several; `rng` decides everything."""
 
     def all_masks(self) -> Iterator[Paint]:
         """All of its masks."""
@@ -81,7 +91,16 @@ class SegmentedPicture:
     where: str
     targets: tuple[Target, ...]
 
-    def draw_turns(self, rng: np.random.Generator, most_masks: int) -> list[AskedTurn]:
+    @property
+    def questions(self) -> int:
+        """One about each target."""
+        return len(self.targets)
+
+    def draw(self, rng: np.random.Generator, most: int) -> list[Conversation]:
+        """Up to `most` of the targets in random order, each in its own conversation."""
+        return [[turn] for turn in self.draw_one(rng, most)]
+
+    def draw_one(self, rng: np.random.Generator, most_masks: int) -> Conversation:
         """Up to `most_masks` of the targets in random order, each in its own turn."""
         choose = random_choice(rng)
         drawn = (self.targets[n] for n in rng.permutation(len(self.targets))[:most_masks])

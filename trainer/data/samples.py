@@ -5,10 +5,11 @@ A sample's wording depends only on (seed, epoch, index), never on which worker o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import accumulate, chain, cycle, islice, pairwise
 from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -16,16 +17,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from profiles.overrides import passes
 from profiles.plan import Plan
 from profiles.settings import Encoder
 from profiles.text import one_line
-from trainer.batch import Batch, Encoded
+from trainer.batch import Batch, Encoded, sharing_prefix
 from trainer.data.feature_cache import FeatureCache
-from trainer.data.formats.reasonseg import Item, ReasoningPicture
+from trainer.data.formats.reasonseg import Item, ReasoningPicture, by_picture
 from trainer.data.images import read_image, size_of
 from trainer.data.mixture import MixedSets, generator_of
-from trainer.data.pictures import AskedTurn, Picture
-from trainer.data.polygons import IGNORE
+from trainer.data.pictures import Conversation, Picture
 from trainer.frame import Frame
 from trainer.ignored import IGNORE_LABEL
 from trainer.losses import check_target
@@ -34,23 +35,35 @@ from trainer.model.tokenizer import ConversationTokenizer, TooLong
 from trainer.prompts import Turn
 
 COMPILED_LENGTH_STEP = 32  # tokens
+# CUDA's attention copies a mask whose rows have another multiple, in every layer.
+MASK_STEP = 8  # tokens
+
+
+class Visit(NamedTuple):
+    """One row of the training: an epoch, a picture's number, and how many questions it gives."""
+
+    epoch: int
+    picture: int
+    questions: int
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One conversation about one picture, with a mask for each of its [SEG]."""
+    """One row about one picture, with a mask for each of its [SEG]."""
 
     name: str
     encoded: Encoded
     targets: NDArray[np.uint8]  # [masks, R, R] of {0, 1, 255} in SAM's frame
     inputs: dict[Encoder, dict[str, Tensor]]  # features or pixels
-    truth: NDArray[np.uint8]  # [H, W] of {0, 1, 255}: the first mask at the picture's own size
+    # In evaluation: each question's item, and its mask [H, W] at the picture's own size.
+    truths: dict[str, NDArray[np.uint8]]
 
 
 class SampleSet(Dataset[Sample]):
-    """Samples of one split or of a mixture.
+    """Rows of one split or of a mixture.
 
-    Index with (epoch, index) in training, with index in evaluation, which is of ReasonSeg.
+    Index with a Visit, or (epoch, index), in training; with an index in evaluation, which is of
+    ReasonSeg.
     """
 
     def __init__(
@@ -61,78 +74,144 @@ class SampleSet(Dataset[Sample]):
         caches: dict[Encoder, FeatureCache],
         training: bool,
     ) -> None:
-        self.items = items if isinstance(items, MixedSets) else list(items)
         self.plan = plan
         self.tokenizer = tokenizer
         self.caches = caches
         self.training = training
         self.frame = Frame.of(plan.profile)
+        self.epoch_questions = len(items)  # an epoch asks as many, however rows share pictures
+        self.items: MixedSets | list[ReasoningPicture]
+        if isinstance(items, MixedSets):
+            self.items = items
+        elif plan.questions_per_picture == 1:
+            self.items = [ReasoningPicture(item) for item in items]
+        else:
+            pictures = by_picture(items)
+            self.items = pictures if training else list(self._in_rows(pictures))
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, place: int | tuple[int, int]) -> Sample:
-        epoch, index = place if isinstance(place, tuple) else (0, place)
-        picture, asked, encoded = self._visit(epoch, index)
+    def __getitem__(self, place: int | tuple[int, int] | Visit) -> Sample:
+        picture, asked, encoded = self._visit(place)
         self._check_length(picture, encoded)
         image = read_image(picture.image_path)
-        size, side = image.shape[:2], self.plan.mask_loss_resolution
-        truths = [one.paint(*size) for one in asked if one.paint is not None]
-        framed = [self.frame.mask(truth, side) for truth in truths]
+        side = self.plan.mask_loss_resolution
+        paints = [one.paint for conversation in asked for one in conversation if one.paint]
+        painted = {paint: paint(*image.shape[:2]) for paint in paints}  # items ask more than once
+        framed = {paint: self.frame.mask(truth, side) for paint, truth in painted.items()}
+        targets = [framed[paint] for paint in paints]
+        named = () if self.training else zip(self._names(place), paints, strict=True)
         return Sample(
             name=picture.name,
             encoded=encoded,
-            targets=np.stack(framed) if framed else np.zeros((0, side, side), np.uint8),
+            targets=np.stack(targets) if targets else np.zeros((0, side, side), np.uint8),
             inputs={
                 encoder: self._input(encoder, picture, image)
                 for encoder in self.plan.profile.encoders
             },
-            truth=truths[0] if truths else np.full(size, IGNORE, np.uint8),
+            truths={name: painted[paint] for name, paint in named},
         )
 
-    def length(self, epoch: int, index: int) -> int:
-        """Tokens of one visit to a sample, its picture's among them."""
-        return len(self.encoded(epoch, index).input_ids)
+    def questions(self, epoch: int, index: int) -> int:
+        """How many questions a visit can give, at most the plan's."""
+        if self.plan.questions_per_picture == 1:
+            return 1
+        return min(self.plan.questions_per_picture, self.picture(epoch, index).questions)
 
-    def encoded(self, epoch: int, index: int) -> Encoded:
-        """The conversation of one visit."""
-        return self._visit(epoch, index)[2]
+    def picture(self, epoch: int, index: int) -> Picture:
+        """The picture of a visit."""
+        if isinstance(self.items, MixedSets):
+            return self.items.draw(generator_of(self.plan, epoch, index))
+        return self.items[index]
 
-    def check_lengths(self) -> None:
+    def length(self, visit: Visit) -> int:
+        """Tokens of one visit to a picture, the picture's among them."""
+        return len(self.encoded(visit).input_ids)
+
+    def encoded(self, place: int | tuple[int, int] | Visit) -> Encoded:
+        """The tokens of one row."""
+        return self._visit(place)[2]
+
+    def check_lengths(self, visits: Iterable[Visit]) -> int:
         """Look at the first turn of every visit of the training, which has to fit.
 
-        Raises TooLong: better now than hours into a run that draws from many dialogues.
+        Returns how many further questions do not, and will be left out. Raises TooLong: better
+        now than hours into a run that draws from many dialogues.
         """
-        for epoch, index in product(range(self.plan.schedule.epochs), range(len(self))):
-            picture, asked = self._asked(epoch, index)
-            first = [asked[0].turn]
+        left_out = 0
+        for visit in visits:
+            picture, asked = self._asked(visit)
+            first = [asked[0][0].turn]
+            limit = self.plan.tokens.max_text_tokens
             # A token is a byte or more, so most visits need not be tokenised for it.
-            if len(self.tokenizer.text(first).encode()) > self.plan.tokens.max_text_tokens:
+            if len(self.tokenizer.text(first).encode()) > limit:
                 self._check_length(picture, self._encode(picture, first))
+            turns = [one.turn for conversation in asked for one in conversation]
+            if len(asked) > 1 and len(self.tokenizer.text(turns).encode()) > limit:
+                left_out += len(asked) - self.encoded(visit).questions
+        return left_out
 
-    def _visit(self, epoch: int, index: int) -> tuple[Picture, list[AskedTurn], Encoded]:
-        """A picture, what it is asked, and the conversation.
+    def _visit(
+        self, place: int | tuple[int, int] | Visit
+    ) -> tuple[Picture, list[Conversation], Encoded]:
+        """A picture, what it is asked, and the row.
 
-        Last turns go until the rest is as short as the plan allows, or only one is left.
+        Last questions, and then last turns, go until the rest is as short as the plan allows, or
+        only one is left.
         """
-        picture, asked = self._asked(epoch, index)
-        encoded = self._encode(picture, [one.turn for one in asked])
-        while len(asked) > 1 and encoded.text_tokens > self.plan.tokens.max_text_tokens:
-            asked = asked[:-1]
-            encoded = self._encode(picture, [one.turn for one in asked])
-        return picture, asked, encoded
+        picture, asked = self._asked(place)
+        rows = [self._encode(picture, [one.turn for one in turns]) for turns in asked]
+        limit = self.plan.tokens.max_text_tokens
+        while len(rows) > 1 and sharing_prefix(rows).text_tokens > limit:
+            rows.pop()
+        asked = asked[: len(rows)]
+        while len(rows) == 1 and len(asked[0]) > 1 and rows[0].text_tokens > limit:
+            asked = [asked[0][:-1]]
+            rows = [self._encode(picture, [one.turn for one in asked[0]])]
+        return picture, asked, sharing_prefix(rows)
 
     def _encode(self, picture: Picture, turns: list[Turn]) -> Encoded:
         return self.tokenizer.encode(turns, image_tokens(picture.image_path, self.plan))
 
-    def _asked(self, epoch: int, index: int) -> tuple[Picture, list[AskedTurn]]:
-        """A picture and all that it is asked."""
+    def _asked(self, place: int | tuple[int, int] | Visit) -> tuple[Picture, list[Conversation]]:
+        """A picture and all that it is asked, each in a conversation of its own."""
+        most = self.plan.questions_per_picture
+        if isinstance(place, int):
+            epoch, index = 0, place
+        else:
+            epoch, index, most = (*place, most)[:3]
         rng = generator_of(self.plan, epoch, index)
         if isinstance(self.items, MixedSets):
-            picture = self.items.draw(rng)
-            return picture, picture.draw_turns(rng, self.plan.most_masks)
-        item = ReasoningPicture(self.items[index])
-        return item, item.draw_turns(rng) if self.training else item.evaluation()
+            picture: Picture = self.items.draw(rng)
+        else:
+            picture = self.items[index]
+            if not self.training:
+                return picture, self.items[index].evaluation()
+        if self.plan.questions_per_picture == 1:
+            return picture, [picture.draw_one(rng, self.plan.most_masks)]
+        return picture, picture.draw(rng, most)
+
+    def _names(self, place: object) -> list[str]:
+        """The items of one row in evaluation."""
+        assert isinstance(place, int) and isinstance(self.items, list)
+        return [item.name for item in self.items[place].items]
+
+    def _in_rows(self, pictures: Iterable[ReasoningPicture]) -> Iterator[ReasoningPicture]:
+        """The items of each picture in rows that are as long as the plan allows."""
+        most, limit = self.plan.questions_per_picture, self.plan.tokens.max_text_tokens
+        for picture in pictures:
+            row: list[Item] = []
+            rows: list[Encoded] = []
+            for item, (asked,) in zip(picture.items, picture.evaluation(), strict=True):
+                encoded = self._encode(picture, [asked.turn])
+                if rows and (
+                    len(rows) == most or sharing_prefix([*rows, encoded]).text_tokens > limit
+                ):
+                    yield ReasoningPicture(row[0], tuple(row[1:]))
+                    row, rows = [], []
+                row, rows = [*row, item], [*rows, encoded]
+            yield ReasoningPicture(row[0], tuple(row[1:]))
 
     def _input(
         self, encoder: Encoder, picture: Picture, image: NDArray[np.uint8]
@@ -164,11 +243,14 @@ def length_step(plan: Plan) -> int:
 
     Compiled layers are compiled for every length that comes, so they get few.
     """
-    return COMPILED_LENGTH_STEP if plan.compile else 1
+    if plan.compile:
+        return COMPILED_LENGTH_STEP
+    return 1 if plan.questions_per_picture == 1 else MASK_STEP
 
 
-def padded(length: int, step: int) -> int:
-    """The multiple of `step` at or above `length`."""
+def padded_length(length: int, plan: Plan) -> int:
+    """The length of a micro-batch whose longest row has so many tokens."""
+    step = length_step(plan)
     return -(-length // step) * step
 
 
@@ -177,23 +259,40 @@ def collate(samples: Sequence[Sample], tokenizer: ConversationTokenizer, step: i
 
     Raises ValueError for a mask of other values.
     """
-    longest = padded(max(len(sample.encoded.input_ids) for sample in samples), step)
-    ids = torch.full((len(samples), longest), tokenizer.pad_id)
-    labels = torch.full((len(samples), longest), IGNORE_LABEL)
-    for row, sample in enumerate(samples):
-        length = len(sample.encoded.input_ids)
-        ids[row, :length] = torch.tensor(sample.encoded.input_ids)
-        labels[row, :length] = torch.tensor(sample.encoded.labels)
+    rows = [sample.encoded for sample in samples]
     targets = torch.from_numpy(np.concatenate([sample.targets for sample in samples]))
     check_target(targets)
-    return Batch.of(
-        ids,
-        labels,
-        tokenizer.seg_id,
+    return batch_of(
+        rows,
+        tokenizer,
+        step,
         targets=targets,
         inputs={encoder: _joined(samples, encoder) for encoder in samples[0].inputs},
         names=tuple(sample.name for sample in samples),
     )
+
+
+def batch_of(
+    rows: Sequence[Encoded], tokenizer: ConversationTokenizer, step: int = 1, **rest: Any
+) -> Batch:
+    """Rows as one batch, right-padded to a multiple of `step` tokens; `rest` are its other fields.
+
+    Padding counts to the prefix, which sees nothing behind itself.
+    """
+    longest = max(len(row.input_ids) for row in rows)
+    longest = -(-longest // step) * step
+    ids = torch.full((len(rows), longest), tokenizer.pad_id)
+    labels = torch.full_like(ids, IGNORE_LABEL)
+    blocks, places = torch.zeros_like(ids), torch.zeros_like(ids)
+    for number, row in enumerate(rows):
+        length = len(row.input_ids)
+        ids[number, :length] = torch.tensor(row.input_ids)
+        labels[number, :length] = torch.tensor(row.labels)
+        blocks[number, :length] = torch.tensor(row.blocks())
+        places[number, :length] = torch.tensor(row.places())
+    if any(row.starts for row in rows):
+        rest |= {"blocks": blocks, "places": places}
+    return Batch.of(ids, labels, tokenizer.seg_id, **rest)
 
 
 def _joined(samples: Sequence[Sample], encoder: Encoder) -> dict[str, Tensor]:
@@ -202,21 +301,34 @@ def _joined(samples: Sequence[Sample], encoder: Encoder) -> dict[str, Tensor]:
     return {name: torch.cat([one[name] for one in given]) for name in given[0]}
 
 
-class MicroBatches:
-    """Batch sampler: the micro-batches of one process, effective batch after effective batch.
+class Visited(Protocol):
+    """What the order of a training depends on."""
 
-    Each epoch is one seeded permutation; its last effective batch is filled up from the
-    permutation's start, so that every update sees the same number of samples. The samples of an
-    effective batch depend neither on the micro-batch nor on the number of processes; within it,
-    those of similar `length(epoch, index)` come together, so that little is padded.
+    epoch_questions: int
+
+    def __len__(self) -> int:
+        """Pictures to visit."""
+
+    def questions(self, epoch: int, index: int) -> int:
+        """How many questions a visit can give."""
+
+    def length(self, visit: Visit) -> int:
+        """Tokens of its row."""
+
+
+class MicroBatches:
+    """Batch sampler: the micro-batches of one process, optimizer step after optimizer step.
+
+    Every step asks `effective_batch` questions, and an epoch as many as there are samples, rounded
+    up to whole steps: neither depends on how many questions share a picture. With K questions a
+    picture, K epochs pass over all pictures once; each pass is one seeded permutation. The rows of
+    a step depend neither on the micro-batch nor on the number of processes; within it, those of
+    similar length come together, so that little is padded.
     """
 
-    def __init__(
-        self, size: int, plan: Plan, length: Callable[[int, int], int], rank: int = 0
-    ) -> None:
-        self.size = size
+    def __init__(self, samples: Visited, plan: Plan, rank: int = 0) -> None:
+        self.samples = samples
         self.plan = plan
-        self.length = length
         self.rank = rank
         self.epoch = 0
         self.skip = 0  # optimizer steps of the epoch that are done already
@@ -224,21 +336,44 @@ class MicroBatches:
     @property
     def steps(self) -> int:
         """Optimizer steps of one epoch."""
-        return -(-self.size // self.plan.effective_batch)
+        return -(-self.samples.epoch_questions // self.plan.effective_batch)
 
-    def __len__(self) -> int:
-        return (self.steps - self.skip) * self.plan.accumulation
+    def visits(self) -> Iterator[Visit]:
+        """Every row of the training."""
+        for epoch in range(self.plan.schedule.epochs):
+            yield from chain.from_iterable(self.of_epoch(epoch))
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        plan = self.plan
-        order = np.random.default_rng([plan.seed, self.epoch]).permutation(self.size)
-        order = np.resize(order, self.steps * plan.effective_batch)
-        shape = plan.accumulation, plan.processes, plan.micro_batch
-        for effective in order.reshape(self.steps, plan.effective_batch)[self.skip :]:
-            lengths = [self.length(self.epoch, int(index)) for index in effective]
-            step = effective[np.argsort(lengths, kind="stable")].reshape(shape)
-            for micro in step[:, self.rank]:
-                yield [(self.epoch, int(index)) for index in micro]
+    def of_epoch(self, epoch: int) -> Iterator[list[Visit]]:
+        """The rows of each optimizer step, before they are cut into micro-batches."""
+        lap, part = divmod(epoch, self.plan.questions_per_picture)
+        order = np.random.default_rng([self.plan.seed, lap]).permutation(len(self.samples))
+        start = part * len(order) // self.plan.questions_per_picture
+        upcoming = cycle(np.roll(order, -start).tolist())
+        for _ in range(self.steps):
+            rows: list[Visit] = []
+            left = self.plan.effective_batch
+            while left:
+                index = next(upcoming)
+                given = min(left, self.samples.questions(epoch, index))
+                rows.append(Visit(epoch, index, given))
+                left -= given
+            yield rows
+
+    def parts(self, rows: int) -> list[range]:
+        """Which of a step's rows, in order of length, make each of this process's micro-batches."""
+        processes = self.plan.processes
+        count = processes * passes(rows, self.plan.micro_batch, processes)
+        # The first parts are the fuller ones, so that every process gets a row.
+        ends = accumulate((rows + count - 1 - n) // count for n in range(count))
+        parts = [range(*pair) for pair in pairwise(chain([0], ends))]
+        return [part for part in parts[self.rank :: processes] if part]
+
+    def __iter__(self) -> Iterator[list[Visit]]:
+        for rows in islice(self.of_epoch(self.epoch), self.skip, None):
+            lengths = [self.samples.length(visit) for visit in rows]
+            order = np.argsort(lengths, kind="stable")
+            for part in self.parts(len(rows)):
+                yield [rows[order[place]] for place in part]
 
 
 def image_paths(*splits: Iterable[Item | Picture]) -> list[Path]:

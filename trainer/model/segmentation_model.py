@@ -32,7 +32,9 @@ from trainer.model.adapter_names import from_peft
 from trainer.model.layers.decoder import (
     KeyValues,
     RunLayer,
+    added_to_scores,
     as_it_is,
+    attention_mask,
     compiled_layer,
     recompute_layer,
     run_layer,
@@ -215,27 +217,36 @@ class SegmentationModel(nn.Module, ABC):
         batch: Batch,
         run: Callable[[int], RunLayer],
         start: int = 0,
-        token: Tensor | None = None,
+        later: Tensor | None = None,
     ) -> Tensor:
-        """Last-layer states [B, T, H] of a batch, or of the one `token` [1] that stands at `start`,
-        by `run(index)`."""
+        """Last-layer states [B, T, H] of a batch, or of tokens [B, T] that come `later`, from
+        `start` on, by `run(index)`."""
         fed: Mapping[int, Tensor] = {}
-        if token is None:
+        mask = None
+        if later is None:
             seen = self.features(VISION, batch)
             fed = self.layer_inputs(batch.input_ids, seen)
             hidden = self.embed(batch.input_ids, seen)
             del seen  # features made just now are not kept through the layers
         else:
-            hidden = self.embedding(token[:, None]).to(self.dtype)
+            hidden = self.embedding(later).to(self.dtype)
+            count = later.shape[1]
+            if start and count > 1:
+                visible = hidden.new_ones(count, start + count, dtype=torch.bool).tril(start)
+                mask = added_to_scores(visible[None, None], hidden.dtype)
         positions = self.positions(batch, start, hidden.shape[1])
+        if later is None and batch.blocks is not None and batch.places is not None:
+            positions = positions.expand(*positions.shape[:-2], *batch.places.shape)
+            positions = positions.gather(-1, batch.places.expand_as(positions))
+            mask = attention_mask(batch.blocks, hidden.dtype)
         rope = self.decoder.rotary_emb(hidden, positions)  # type: ignore[operator]
         for index, layer in enumerate(self.decoder_layers):
             number = self.host_numbers.get(index)
             if number is None or self.host_layers is None:
-                hidden = run(index)(layer, hidden, rope)
+                hidden = run(index)(layer, hidden, rope, mask)
             else:
                 self.host_layers.fetch(number, 1)
-                hidden = Gate.apply(run(index)(layer, hidden, rope), self.host_layers, number)
+                hidden = Gate.apply(run(index)(layer, hidden, rope, mask), self.host_layers, number)
             if index in fed:
                 hidden = hidden + fed[index]
         states: Tensor = self.decoder.norm(hidden)  # type: ignore[operator]
@@ -294,14 +305,19 @@ class SegmentationModel(nn.Module, ABC):
         return self.decode_masks(states, batch).float()
 
     @torch.no_grad()
-    def answer(self, batch: Batch, most: int, end_id: int) -> tuple[Tensor, list[Tensor]]:
-        """Greedy answer of ONE sample: at most `most` token ids [n], and [L, L] logits a [SEG]."""
+    def answer(
+        self, batch: Batch, most: int, end_id: int, kept: KeyValues | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Greedy answer of ONE sample: at most `most` token ids [n], and [L, L] logits a [SEG].
+
+        `kept` may hold the first positions already, the picture's among them.
+        """
         image = self.features(MASK, batch)
         new: list[int] = []
         masks = []
         # The state of [SEG] itself comes with the token behind it, which may be one too many.
         behind = 0 if self.before_seg else 1
-        for token, state in self.greedy(batch, most + behind):
+        for token, state in self.greedy(batch, most + behind, kept):
             new.append(int(token))
             if self.seg_token_id in new[len(new) - 1 - behind : len(new) - behind]:
                 masks.append(self.masks_of(self.prompts_of(state), image)[0].float())
@@ -309,16 +325,20 @@ class SegmentationModel(nn.Module, ABC):
                 break
         return torch.tensor(new[:most]), masks
 
-    def greedy(self, batch: Batch, most: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def greedy(
+        self, batch: Batch, most: int, kept: KeyValues | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """The likeliest next token [1] and the state [1, H] that predicts it, again and again."""
-        kept = KeyValues(batch.input_ids.shape[1] + most)
-        start, token = 0, None
+        past = kept or KeyValues(batch.input_ids.shape[1] + most)
+        start = past.length
+        later = batch.input_ids[:, start:] if start else None
         head = self.computed(self.head)
         for _ in range(most):
-            passed = self._through_layers(batch, lambda index: kept.run_layer, start, token)
+            passed = self._through_layers(batch, lambda index: past.run_layer, start, later)
             start, state = start + passed.shape[1], passed[:, -1]
             token = head(state).argmax(-1)
             yield token, state
+            later = token[:, None]
 
 
 def set_module(root: nn.Module, path: str, module: nn.Module | None) -> None:

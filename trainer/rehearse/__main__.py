@@ -47,7 +47,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--text-tokens", type=_least_and_most, default="96", help="of a sample: N, or LEAST:MOST"
     )
-    parser.add_argument("--masks", type=int, help="[SEG] tokens of a sample, 1 by default")
+    parser.add_argument(
+        "--masks", type=int, help="[SEG] tokens of a row; by default one a question"
+    )
     parser.add_argument("--answer-tokens", type=int, help="supervised ones of a sample")
     parser.add_argument("--data-dir", type=Path, help="take all three from this data set")
     parser.add_argument("--steps", type=int, default=8, help="timed steps")
@@ -88,7 +90,8 @@ def _faked(plan: Plan, arguments: argparse.Namespace) -> Measurement:
 
     major, _, minor = arguments.compute_capability.partition(".")
     capability = int(major), int(minor or 0)
-    text, masks, file = arguments.text_tokens[1], arguments.masks or 1, arguments.timeline
+    text, file = arguments.text_tokens[1], arguments.timeline
+    masks = arguments.masks or plan.questions_per_picture
 
     def write_timeline(line: Timeline) -> None:
         file.write_text(line.model_dump_json(), encoding="utf-8")
@@ -119,8 +122,8 @@ def _rehearsed(plan: Plan, arguments: argparse.Namespace) -> Measurement:
         raise SystemExit(f"error: {' '.join(str(error).split())}") from None
     cap = None if arguments.cap_gib is None else round(arguments.cap_gib * GIB)
     return rehearse(
-        plan, cap, arguments.text_tokens, arguments.masks or 1, arguments.steps, arguments.save,
-        arguments.answer_tokens,
+        plan, cap, arguments.text_tokens, arguments.masks or plan.questions_per_picture,
+        arguments.steps, arguments.save, arguments.answer_tokens,
     )  # fmt: skip
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
 from profiles.families import EncoderFacts
 from profiles.plan import Plan
-from profiles.settings import Encoder
-from trainer.batch import Batch
-from trainer.data.samples import length_step, padded
+from profiles.settings import PREFIX_TOKENS, Encoder
+from trainer.batch import Batch, Encoded
+from trainer.data.samples import batch_of, length_step
 from trainer.ignored import IGNORE_LABEL
 from trainer.model.build import TORCH_DTYPES
 from trainer.model.tokenizer import ConversationTokenizer
@@ -18,7 +20,7 @@ ANSWER_TOKENS = 5  # of an answer such as "Sure, [SEG].</s>"
 
 
 class MadeUp:
-    """Micro-batches under a plan, `text_tokens` (least, most) and `masks` a sample.
+    """Micro-batches under a plan, `text_tokens` (least, most) and `masks` a row.
 
     Of the text `answer_tokens` are supervised, by default ANSWER_TOKENS for each mask.
     """
@@ -41,28 +43,28 @@ class MadeUp:
         return [self.batch() for _ in range(min(2, self.plan.accumulation))]
 
     def batch(self) -> Batch:
-        """A micro-batch of samples whose lengths are drawn within the limits."""
+        """A micro-batch of rows whose lengths are drawn within the limits."""
         least, most = self.text_tokens
         drawn = torch.randint(least, most + 1, (self.plan.micro_batch,), generator=self.generator)
-        longest = self.plan.profile.most_image_tokens + int(drawn.max())
-        longest = padded(longest, length_step(self.plan))
-        ids = torch.full((self.plan.micro_batch, longest), self.tokenizer.pad_id)
-        labels = torch.full_like(ids, IGNORE_LABEL)
-        for row, text in enumerate(drawn.tolist()):
-            self._sample(ids[row], labels[row], text)
+        rows = [self._row(text) for text in drawn.tolist()]
         rest = {"targets": self._targets(), "inputs": self._inputs()}
-        return Batch.of(ids, labels, self.tokenizer.seg_id, **rest)
+        return batch_of(rows, self.tokenizer, length_step(self.plan), **rest)
 
-    def _sample(self, ids: Tensor, labels: Tensor, text: int) -> None:
-        """Fill a row [T]: a system prompt, the picture, a question, an answer for each mask."""
-        picture = self.plan.profile.most_image_tokens
+    def _row(self, text: int) -> Encoded:
+        """System prompt, picture, and the questions with their answers, all as long."""
+        picture, questions = self.plan.profile.most_image_tokens, self.plan.questions_per_picture
         length = picture + text
-        ids[:length] = torch.randint(100, 600, (length,), generator=self.generator)
-        ids[8 : 8 + picture] = self.tokenizer.image_id
-        for mask in range(self.masks):
-            ids[length - ANSWER_TOKENS * mask - 3] = self.tokenizer.seg_id
-        answer = slice(max(0, length - self.answer_tokens), length)
-        labels[answer] = ids[answer]
+        ids = torch.randint(100, 600, (length,), generator=self.generator).tolist()
+        ids[8 : 8 + picture] = [self.tokenizer.image_id] * picture
+        labels = [IGNORE_LABEL] * length
+        prefix = picture + (min(PREFIX_TOKENS, text // 2) if questions > 1 else 0)
+        bounds = [prefix + (length - prefix) * n // questions for n in range(questions + 1)]
+        for number, (start, end) in enumerate(pairwise(bounds)):
+            for mask in range(len(range(number, self.masks, questions))):
+                ids[end - ANSWER_TOKENS * mask - 3] = self.tokenizer.seg_id
+            first = max(start + 1, end - -(-self.answer_tokens // questions))
+            labels[first:end] = ids[first:end]
+        return Encoded(ids, labels, picture, tuple(bounds[:-1]) if questions > 1 else ())
 
     def _targets(self) -> Tensor:
         side = self.plan.mask_loss_resolution

@@ -24,7 +24,7 @@ from profiles.measurement import Measurement, Timeline
 from profiles.plan import Plan
 from profiles.sizes import MIB
 from trainer.batch import Batch
-from trainer.data.samples import length_step, padded
+from trainer.data.samples import padded_length
 from trainer.hardware import versions
 from trainer.model.adapters import AdaptedLinear
 from trainer.model.build import TORCH_DTYPES, FrozenEncoder, fill, skeleton, some_tokenizer
@@ -203,7 +203,7 @@ def compiled_saving(plan: Plan, text_tokens: int) -> dict[str, int]:
     bf16 and [T, H] in fp32. Seen as 24.5 MiB a layer and sample of 672 tokens on an H100
     (benchmarks/lean.jsonl, speed-compiled-*); a layer that is recomputed saves it once.
     """
-    length = padded(plan.profile.most_image_tokens + text_tokens, length_step(plan))
+    length = padded_length(plan.profile.most_image_tokens + text_tokens, plan)
     llama = plan.profile.decoder
     layer = plan.micro_batch * length * (2 * llama.intermediate + 4 * llama.hidden)
     kept = llama.layers - plan.checkpointed_layers

@@ -203,14 +203,14 @@ def _timed(rehearsal: Rehearsal) -> float:
 
 def _speed(rehearsal: Rehearsal, seconds: float, gpu: str) -> dict[str, Any]:
     plan, text = rehearsal.plan, rehearsal.text_tokens
-    samples = plan.micro_batch * min(2, plan.accumulation)
+    rows = plan.micro_batch * min(2, plan.accumulation)
     found: dict[str, Any] = {
         "step_seconds": round(seconds, 4),
-        "samples_per_second": round(samples / seconds, 3),
+        "samples_per_second": round(rows * plan.questions_per_picture / seconds, 3),
     }
     card = gpu_by_nvml(gpu, None)
     if card and card.bf16_tflops and text[0] == text[1] and plan.dtype == "bf16":
-        rate = samples * model_flops(plan, plan.profile.most_image_tokens + text[0]) / seconds
+        rate = rows * model_flops(plan, plan.profile.most_image_tokens + text[0]) / seconds
         found["model_flops_utilisation"] = round(rate / card.rate_flops(plan.dtype), 4)
     return found
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from profiles.settings import Encoder
 from trainer.batch import Batch
-from trainer.model.layers.decoder import RunLayer
+from trainer.model.layers.decoder import Rope, RunLayer
 from trainer.model.segmentation_model import Features, SegmentationModel
 from trainer.rehearse.memory_trace import INSIDE, WORKSPACES, MemoryTrace
 
@@ -64,18 +64,18 @@ class Repeater:
     def wrap(self, run: RunLayer) -> RunLayer:
         """`run`, watched or repeated."""
 
-        def watched(layer: nn.Module, hidden: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+        def watched(layer: nn.Module, hidden: Tensor, rope: Rope, mask: Tensor | None) -> Tensor:
             learning = torch.is_grad_enabled() and layer.training
             # A later micro-batch adds to gradients that are there.
             adds = any(p.grad is not None for p in layer.parameters())
             key = (self.kinds[id(layer)], learning, adds, hidden.shape)
             pattern = self.patterns.setdefault(key, Pattern())
             if id(layer) in self.first:
-                return run(layer, hidden, rope)
+                return run(layer, hidden, rope, mask)
             known = pattern.forward is not None
             if known and (pattern.backward is not None or id(layer) not in self.last):
                 return self._repeat(pattern, layer, hidden)
-            return self._record(pattern, run, layer, hidden, rope)
+            return self._record(pattern, run, layer, hidden, rope, mask)
 
         return watched
 
@@ -85,12 +85,13 @@ class Repeater:
         run: RunLayer,
         layer: nn.Module,
         hidden: Tensor,
-        rope: tuple[Tensor, Tensor],
+        rope: Rope,
+        mask: Tensor | None,
     ) -> Tensor:
         recorder = _Recorder(self.trace, pattern, layer)
         inside: Tensor = _Mark.apply(hidden, recorder.end_backward)
         recorder.begin_forward(hidden)
-        output = run(layer, inside, rope)
+        output = run(layer, inside, rope, mask)
         recorder.end_forward(output)
         marked: Tensor = _Mark.apply(output, recorder.begin_backward)
         return marked

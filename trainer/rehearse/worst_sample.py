@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +26,7 @@ def worst_sample(plan: Plan, folder: Path) -> WorstSample:
     from trainer.data.broken import SkippedEntries
     from trainer.data.formats.reasonseg import read_split
     from trainer.data.mixture import read_training
-    from trainer.data.samples import SampleSet
+    from trainer.data.samples import MicroBatches, SampleSet
     from trainer.ignored import IGNORE_LABEL
     from trainer.model.build import some_tokenizer
 
@@ -36,10 +36,11 @@ def worst_sample(plan: Plan, folder: Path) -> WorstSample:
     items = read_split(folder, "val", plan.max_val_samples, leave)
     val = SampleSet(items, plan, tokenizer, {}, training=False)
     text = masks = answers = 0
-    for samples, epochs in ((train, plan.schedule.epochs), (val, 1)):
-        for epoch, index in product(range(epochs), range(len(samples))):
-            seen = samples.encoded(epoch, index)
-            text = max(text, seen.text_tokens)
-            masks = max(masks, seen.input_ids.count(tokenizer.seg_id))
-            answers = max(answers, len(seen.labels) - seen.labels.count(IGNORE_LABEL))
+    rows = chain(
+        map(train.encoded, MicroBatches(train, plan).visits()), map(val.encoded, range(len(val)))
+    )
+    for seen in rows:
+        text = max(text, seen.text_tokens)
+        masks = max(masks, seen.input_ids.count(tokenizer.seg_id))
+        answers = max(answers, len(seen.labels) - seen.labels.count(IGNORE_LABEL))
     return WorstSample(text, masks, answers)

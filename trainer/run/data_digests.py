@@ -38,10 +38,11 @@ def digests(
         found["train"] = {"mixture": str(len(train))} | dict.fromkeys(sorted(left_out), "left out")
         sets = [one for kind in train.kinds for one in kind]
         own = [
-            one.image_path
+            item.image_path
             for data in sets
             for one in data.pictures
             if isinstance(one, ReasoningPicture)
+            for item in one.items
         ]
         found[PICTURES.format("train")] = dict(map(_set_digest, sets))
     else:

@@ -18,6 +18,7 @@ from profiles.text import argument, counted, one_line
 from trainer.batch import Batch
 from trainer.data.formats.reasonseg import Item
 from trainer.data.mixture import MixedSets
+from trainer.data.pictures import Picture
 from trainer.data.samples import MicroBatches, SampleSet, image_paths
 from trainer.hardware import free_bytes, hardware, versions
 from trainer.model.build import build, check_compiler, read_tokenizer
@@ -97,9 +98,7 @@ class Run:
             self.model = build(plan, self.tokenizer, self.accelerator.device)
         self.check = GradientCheck(self.model, trained_names(self.model, plan))
         optimizer = make_optimizer(self.model, plan)
-        sampler = MicroBatches(
-            len(train), plan, self.train_set.length, self.accelerator.process_index
-        )
+        sampler = MicroBatches(self.train_set, plan, self.accelerator.process_index)
         self.epoch_steps = sampler.steps
         self.batches = StepBatches(self.train_set, sampler, plan, folder, reporter.line)
         self.wrapped, self.optimizer = self.accelerator.prepare(self.model, optimizer)
@@ -125,13 +124,26 @@ class Run:
     ) -> tuple[SampleSet, SampleSet]:
         """The samples of both splits, their feature caches filled."""
         plan = self.plan
-        if isinstance(train, MixedSets):
-            SampleSet(train, plan, self.tokenizer, {}, training=True).check_lengths()
-        images = image_paths(train.drawn(plan) if isinstance(train, MixedSets) else train, val)
+        if isinstance(train, MixedSets) or plan.questions_per_picture > 1:
+            seen = self._look_at_rows(SampleSet(train, plan, self.tokenizer, {}, training=True))
+            images = image_paths(seen, val)
+        else:
+            images = image_paths(train, val)
         with during("building features"):
             caches = prepare_caches(plan, images, cache_root, self.accelerator, self.reporter)
         make_set = partial(SampleSet, plan=plan, tokenizer=self.tokenizer, caches=caches)
         return make_set(train, training=True), make_set(val, training=False)
+
+    def _look_at_rows(self, samples: SampleSet) -> list[Picture]:
+        """Check the length of every row that the training will have; the pictures of all."""
+        visits = list(MicroBatches(samples, self.plan).visits())
+        if left_out := samples.check_lengths(visits):
+            limit = self.plan.tokens.max_text_tokens
+            self.reporter.line(
+                f"{counted(left_out, 'question')} of {sum(visit.questions for visit in visits)} "
+                f"left out: with them, rows would be longer than tokens.max_text_tokens={limit}"
+            )
+        return [samples.picture(visit.epoch, visit.picture) for visit in visits]
 
     def start_from(self, folder: Path) -> None:
         """Load the trained tensors of an adapter's folder. Raises AdapterError."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from torch.utils.data import DataLoader
@@ -61,9 +62,7 @@ class StepBatches:
             collate_fn=partial(collate, tokenizer=tokenizer, step=length_step(self.plan)),
             worker_init_fn=end_with_run,
         )
-        group: list[Batch] = []
-        for batch in without_traceback(loader, self.folder):
-            group.append(batch)
-            if len(group) == self.plan.accumulation:
-                yield group
-                group = []
+        batches = without_traceback(loader, self.folder)
+        sampler = self.sampler
+        for rows in islice(sampler.of_epoch(sampler.epoch), sampler.skip, None):
+            yield list(islice(batches, len(sampler.parts(len(rows)))))

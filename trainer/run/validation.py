@@ -40,17 +40,17 @@ def predict(
     samples: list[Sample],
     tokenizer: ConversationTokenizer,
     accelerator: Accelerator,
-) -> list[torch.Tensor]:
-    """Teacher-forced mask logits [H, W] of each sample's first [SEG], at its picture's own size."""
+) -> dict[str, torch.Tensor]:
+    """Teacher-forced mask logits [H, W] of each item, at its picture's own size."""
     batch = collate(samples, tokenizer).to(accelerator.device)
     low = model.predict(
         batch
     ).cpu()  # resized on the host, so that large pictures take no memory of the card
-    owner = batch.segs[:, 0].tolist()
-    return [
-        model.frame.to_original(low[owner.index(row)][None], *sample.truth.shape)[0]
-        for row, sample in enumerate(samples)
-    ]
+    asked = [one for sample in samples for one in sample.truths.items()]
+    return {
+        name: model.frame.to_original(logits[None], *truth.shape)[0]
+        for (name, truth), logits in zip(asked, low, strict=True)
+    }
 
 
 def evaluate_together(
@@ -87,7 +87,7 @@ def evaluate(
         reporter.progress("evaluating", start, len(places))
         chunk = [samples[place] for place in places[start : start + size]]
         masks = predict(model, chunk, tokenizer, accelerator)
-        for sample, logits in zip(chunk, masks, strict=True):
-            scores.add(sample.name, logits.numpy() > 0, sample.truth)
+        for name, truth in (one for sample in chunk for one in sample.truths.items()):
+            scores.add(name, masks[name].numpy() > 0, truth)
     reporter.progress("evaluating", len(places), len(places))
     return scores

@@ -104,6 +104,32 @@ def test_kept_keys_and_values_answer_as_reading_all_again_does(run: Path, cache:
         ids = torch.cat([ids, token[None]], 1)
 
 
+def test_questions_about_a_picture_share_its_prefix(run: Path, cache: Path) -> None:
+    """Each answer is that of a question asked alone, whatever came before it."""
+    texts = (QUESTION, "What is it?", "Where can one sit, in this picture, to read a long book?")
+    asked = [Question(picture, text) for picture in PICTURES[:2] for text in (*texts, QUESTION)]
+    segmenter, alone = opened(run, cache), opened(run, cache)
+    passed: list[int] = []
+    through = segmenter.model._through_layers
+
+    def counted(batch: Batch, run: Any, start: int = 0, later: Any = None) -> torch.Tensor:
+        passed.append((batch.input_ids if later is None else later).shape[1])
+        return through(batch, run, start, later)
+
+    segmenter.model._through_layers = counted  # type: ignore[method-assign]
+    whole = []
+    for question in asked:
+        passed.clear()
+        found = segmenter.ask(question)
+        whole.append(max(passed) > segmenter.tokenizer.image_tokens)
+        alone.last = None
+        expected = alone.ask(question)
+        assert found.text == expected.text
+        assert np.mean(found.masks != expected.masks) < 1e-4
+    # The first of a picture, and a longer one than was asked before, go through it.
+    assert whole == [True, False, True, False] * 2
+
+
 def test_every_seg_of_an_answer_has_its_mask(run: Path, cache: Path) -> None:
     segmenter = opened(run, cache, **{"tokens.max_new_tokens": "12"})
     spoken = segmenter.ask(Question(PICTURES[0], QUESTION)).text

@@ -27,7 +27,7 @@ from trainer.data.findings import DataError
 from trainer.data.formats.reasonseg import read_split
 from trainer.data.mixture import READERS, MixedSets, check_data, read_training
 from trainer.data.pictures import DataSet, SegmentedPicture
-from trainer.data.samples import MicroBatches, SampleSet, collate, image_paths
+from trainer.data.samples import MicroBatches, SampleSet, collate
 from trainer.model.build import build, read_tokenizer
 from trainer.model.tokenizer import TooLong
 from trainer.model.trained import GradientCheck, trained_names
@@ -308,7 +308,7 @@ def test_dialogues(tmp_path: Path) -> None:
     write_vqa(tmp_path, talk("<image>\nWhat?", " A. "), talk("Q", "A", image="gqa/images/9.jpg"))
     (found,) = sound("vqa", tmp_path)
     first, second = found.pictures
-    (asked,) = first.draw_turns(np.random.default_rng(0), 3)
+    (asked,) = first.draw_one(np.random.default_rng(0), 3)
     assert (asked.turn.question, asked.turn.answer) == ("<image>\nWhat?", "A.")
     assert asked.paint is None and list(first.all_masks()) == []
     assert second.image_path.name == "9.jpg"
@@ -396,7 +396,7 @@ def test_draws_depend_on_seed_epoch_and_index_alone(mixed: MixedSets) -> None:
         samples = SampleSet(mixed, plan, tokenizer, {}, training=True)
         ranks = []
         for rank in range(plan.processes):
-            sampler = MicroBatches(len(samples), plan, samples.length, rank)
+            sampler = MicroBatches(samples, plan, rank)
             sampler.epoch = epoch
             ranks.append(DataLoader(samples, batch_sampler=sampler, num_workers=workers,
                                     collate_fn=list))  # fmt: skip
@@ -418,9 +418,10 @@ def test_draws_depend_on_seed_epoch_and_index_alone(mixed: MixedSets) -> None:
 def test_what_a_run_draws_is_known_beforehand(mixed: MixedSets) -> None:
     plan = mixed_plan(schedule={"epochs": 3})
     samples = SampleSet(mixed, plan, read_tokenizer(plan), {}, training=True)
-    drawn = [picture.name for picture in mixed.drawn(plan)]
-    assert drawn == [samples[epoch, index].name for epoch in range(3) for index in range(8)]
-    assert len(image_paths(mixed.drawn(plan))) == len({p.image_path for p in mixed.drawn(plan)})
+    visits = list(MicroBatches(samples, plan).visits())
+    assert sorted(visits) == [(epoch, number, 1) for epoch in range(3) for number in range(8)]
+    for visit in visits:
+        assert samples[visit].name == samples.picture(visit.epoch, visit.picture).name
 
 
 def test_prompts_and_masks_of_a_visit(mixed: MixedSets) -> None:
@@ -445,14 +446,14 @@ def test_the_plan_bounds_masks_and_text(mixed: MixedSets, tmp_path: Path) -> Non
     one = mixed_plan(tokens={"max_masks": 1}, mixture={"samples": 40})
     tokenizer = read_tokenizer(one)
     samples = SampleSet(mixed, one, tokenizer, {}, training=True)
-    assert max(samples.encoded(0, n).input_ids.count(tokenizer.seg_id) for n in range(40)) == 1
+    assert max(samples.encoded((0, n)).input_ids.count(tokenizer.seg_id) for n in range(40)) == 1
     # Turns that do not fit are left out from the end; the first one has to.
     long = " ".join(["word"] * 60)
     write_vqa(tmp_path, talk("What?", "This.", "And?", long, "Then?", "That."))
     vqa = {"reason_seg": 0, "refer_seg": 0, "sem_seg": 0}
     plan = mixed_plan(mixture=vqa, tokens={"max_text_tokens": 96})
     dialogues = read_training(tmp_path, plan)
-    encoded = SampleSet(dialogues, plan, tokenizer, {}, training=True).encoded(0, 0)
+    encoded = SampleSet(dialogues, plan, tokenizer, {}, training=True).encoded((0, 0))
     assert tokenizer.decode(encoded.input_ids).endswith("ASSISTANT: This.</s>")
     write_vqa(tmp_path, talk(long, long))
     with pytest.raises(TooLong, match=r"llava_instruct.json: \[0\]: .*allows 96"):
@@ -461,8 +462,12 @@ def test_the_plan_bounds_masks_and_text(mixed: MixedSets, tmp_path: Path) -> Non
     write_vqa(tmp_path, *[talk("Q", "A")] * 9, talk(long, long))
     rare = plan.override(["mixture.samples=50"])
     with pytest.raises(TooLong, match=r"\[9\]"):
-        SampleSet(read_training(tmp_path, rare), rare, tokenizer, {}, training=True).check_lengths()
-    SampleSet(mixed, one, tokenizer, {}, training=True).check_lengths()
+        looked_at(SampleSet(read_training(tmp_path, rare), rare, tokenizer, {}, training=True))
+    assert looked_at(samples) == 0
+
+
+def looked_at(samples: SampleSet) -> int:
+    return samples.check_lengths(MicroBatches(samples, samples.plan).visits())
 
 
 def test_the_worst_sample_of_the_whole_mixture(mixed: MixedSets, root: Path) -> None:
@@ -497,7 +502,7 @@ def test_micro_batches_without_masks_change_nothing(mixed: MixedSets) -> None:
     plan = mixed_plan(mixture={"samples": 60}, mask_loss_resolution=32)
     tokenizer = read_tokenizer(plan)
     samples = SampleSet(mixed, plan, tokenizer, {}, training=True)
-    counts = {n: samples.encoded(0, n).input_ids.count(tokenizer.seg_id) for n in range(60)}
+    counts = {n: samples.encoded((0, n)).input_ids.count(tokenizer.seg_id) for n in range(60)}
     (talks, asks) = ([n for n in counts if (counts[n] > 0) == asked][:2] for asked in (False, True))
     whole = gradients(plan, [talks + asks], samples)
     cut = gradients(plan, [talks, asks], samples)
@@ -526,7 +531,7 @@ def test_the_gradient_check_waits_for_masks(mixed: MixedSets) -> None:
     plan = mixed_plan(mixture={"samples": 60})
     tokenizer = read_tokenizer(plan)
     samples = SampleSet(mixed, plan, tokenizer, {}, training=True)
-    counts = [samples.encoded(0, n).input_ids.count(tokenizer.seg_id) for n in range(60)]
+    counts = [samples.encoded((0, n)).input_ids.count(tokenizer.seg_id) for n in range(60)]
     model = build(plan, tokenizer, torch.device("cpu")).train()
     check = GradientCheck(model, trained_names(model, plan))
     optimizer = make_optimizer(model, plan)

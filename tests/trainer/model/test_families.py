@@ -73,7 +73,7 @@ def made(
     accelerator = make_accelerator(plan, None)
     caches = prepare_caches(plan, images, folder or Path(), accelerator, SILENT)
     samples = SampleSet(items, plan, tokenizer, caches, training=False)
-    counts = [samples.encoded(0, n).image_tokens for n in range(len(samples))]
+    counts = [samples.encoded(n).image_tokens for n in range(len(samples))]
     other = next(n for n, count in enumerate(counts) if count != counts[0])
     batch = collate([samples[0], samples[other]], tokenizer)
     return build(plan, tokenizer, CPU, source or Uneven(plan.seed)), batch
@@ -159,7 +159,7 @@ def test_what_is_kept_of_the_past_answers_as_reading_all_again_does() -> None:
     with torch.no_grad():
         model._through_layers(asked, lambda index: kept.run_layer)
         token = torch.tensor([7])
-        step = model._through_layers(asked, lambda index: kept.run_layer, one, token)
+        step = model._through_layers(asked, lambda index: kept.run_layer, one, token[None])
         whole = replace(asked, input_ids=torch.cat([ids, token[None]], 1))
         torch.testing.assert_close(step[:, -1], model.hidden_states(whole)[:, -1])
 

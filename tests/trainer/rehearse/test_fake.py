@@ -95,10 +95,10 @@ def test_layers_that_differ_are_not_taken_for_alike(monkeypatch: pytest.MonkeyPa
 
     calls = []
 
-    def other(layer: Any, hidden: Any, rope: Any) -> Any:
+    def other(layer: Any, hidden: Any, rope: Any, mask: Any) -> Any:
         calls.append(1)
         extra = [torch.zeros(1000)] * 2 if len(calls) > 2 else []
-        return segmentation_model.run_layer(layer, hidden, rope) + 0 * len(extra)
+        return segmentation_model.run_layer(layer, hidden, rope, mask) + 0 * len(extra)
 
     def planned(self: Any, *_: Any, **named: Any) -> None:
         self.runs = [other] * len(self.decoder_layers)

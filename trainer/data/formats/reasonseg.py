@@ -12,15 +12,16 @@ request. Hidden files (``.DS_Store``, ``._x.jpg``) and other kinds of files are 
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from profiles.splits import NEEDED, located
@@ -33,10 +34,11 @@ from trainer.data.formats.reasonseg_annotation import (
     read_explanations,
 )
 from trainer.data.images import IMAGE_SUFFIXES, PICTURE_SUFFIXES, load_whole, open_image
-from trainer.data.pictures import AskedTurn, Paint, random_choice
+from trainer.data.pictures import AskedTurn, Conversation, Paint, random_choice
 from trainer.data.polygons import TARGET, Polygon, paint_mask
 from trainer.data.threads import in_threads
 from trainer.prompts import (
+    Choose,
     Turn,
     answer_for,
     evaluation_turn,
@@ -255,9 +257,18 @@ def _counts(looks: Sequence[_Look]) -> Counts:
 
 @dataclass(frozen=True)
 class ReasoningPicture:
-    """An item of ReasonSeg for training: one question, one mask."""
+    """An item of ReasonSeg for training: one question, one mask.
+
+    With `others`, the further items about the same picture, several questions may be drawn.
+    """
 
     item: Item
+    others: tuple[Item, ...] = ()
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        """All items about the picture."""
+        return self.item, *self.others
 
     @property
     def name(self) -> str:
@@ -274,27 +285,108 @@ class ReasoningPicture:
         """The item's annotation."""
         return str(self.item.json_path)
 
-    def draw_turns(self, rng: np.random.Generator, most_masks: int = 1) -> list[AskedTurn]:
-        """One of its texts or, sometimes, of its explanations."""
-        return [AskedTurn(self._turn(rng), self._paint)]
+    @property
+    def questions(self) -> int:
+        """Every text and every explanation."""
+        return sum(len(item.texts) + len(item.explanations) for item in self.items)
 
-    def evaluation(self) -> list[AskedTurn]:
-        """Its first text, with the answer of the published evaluation."""
-        turn = evaluation_turn(self.item.texts[0], self.item.is_sentence)
-        return [AskedTurn(turn, self._paint)]
+    def draw(self, rng: np.random.Generator, most: int) -> list[Conversation]:
+        """Up to `most` of the questions, without repeats.
+
+        Each item is asked about once before any is asked about again in other words.
+        """
+        order = [self.items[n] for n in rng.permutation(len(self.items))]
+        asked = [_shuffled_turns(item, rng) for item in order]
+        paints = [_painter(item) for item in order]
+        rounds = zip_longest(*([AskedTurn(turn, paint) for turn in turns]
+                               for turns, paint in zip(asked, paints, strict=True)))  # fmt: skip
+        drawn = (turn for one in rounds for turn in one if turn is not None)
+        return [[turn] for turn in islice(drawn, most)]
+
+    def draw_one(self, rng: np.random.Generator, most_masks: int = 1) -> Conversation:
+        """One of its texts or, sometimes, of its explanations."""
+        return [AskedTurn(self._turn(rng), _painter(self.item))]
+
+    def evaluation(self) -> list[Conversation]:
+        """Of each item the first text, with the answer of the published evaluation."""
+        return [
+            [AskedTurn(evaluation_turn(item.texts[0], item.is_sentence), _painter(item))]
+            for item in self.items
+        ]
 
     def all_masks(self) -> Iterator[Paint]:
-        """Its one mask."""
-        yield self._paint
+        """One mask an item."""
+        return map(_painter, self.items)
 
     def _turn(self, rng: np.random.Generator) -> Turn:
         item, choose = self.item, random_choice(rng)
         if item.explanations and rng.integers(EXPLANATION_EVERY) == 0:
             explanation = item.explanations[int(rng.integers(len(item.explanations)))]
-            question = explanatory_question_for(explanation.query, choose)
-            return Turn(question, explanatory_answer_for(explanation.answer, choose))
+            return _explaining(explanation, choose)
         text = choose(item.texts)
         return Turn(question_for(text, item.is_sentence, choose), answer_for(choose))
 
-    def _paint(self, height: int, width: int) -> NDArray[np.uint8]:
-        return paint_mask(self.item.polygons, height, width)
+
+def _painter(item: Item) -> Paint:
+    return partial(paint_mask, item.polygons)
+
+
+def _explaining(explanation: Explanation, choose: Choose) -> Turn:
+    question = explanatory_question_for(explanation.query, choose)
+    return Turn(question, explanatory_answer_for(explanation.answer, choose))
+
+
+def _shuffled_turns(item: Item, rng: np.random.Generator) -> list[Turn]:
+    """Every text and explanation of an item once, as often as `draw_one` would have each first."""
+    choose = random_choice(rng)
+    texts = [Turn(question_for(text, item.is_sentence, choose), answer_for(choose))
+             for text in item.texts]  # fmt: skip
+    texts = [texts[n] for n in rng.permutation(len(texts))]
+    reasons = [_explaining(one, choose) for one in item.explanations]
+    reasons = [reasons[n] for n in rng.permutation(len(reasons))]
+    turns = []
+    while texts or reasons:
+        explains = reasons and (not texts or rng.integers(EXPLANATION_EVERY) == 0)
+        turns.append((reasons if explains else texts).pop())
+    return turns
+
+
+def by_picture(items: Iterable[Item]) -> list[ReasoningPicture]:
+    """Items about the same picture together, in order of first appearance.
+
+    An import links a picture once for every item about it, or copies it where it cannot: pictures
+    are the same if their files are, or have the same bytes.
+    """
+    items = list(items)
+    files = [_file(item.image_path) for item in items]
+    of_size: dict[int, set[_File]] = {}
+    for file in files:
+        of_size.setdefault(file.size, set()).add(file)
+    found: dict[object, list[Item]] = {}
+    for item, file in zip(items, files, strict=True):
+        alike = len(of_size[file.size]) > 1
+        key = _content(item.image_path, file) if alike else file
+        found.setdefault(key, []).append(item)
+    return [ReasoningPicture(first, tuple(others)) for first, *others in found.values()]
+
+
+class _File(NamedTuple):
+    """What tells a file from another, under whatever name."""
+
+    size: int
+    changed: int  # ns
+    device: int
+    number: int | str
+
+
+def _file(path: Path) -> _File:
+    seen = path.stat()
+    # Some file systems have no file numbers.
+    return _File(seen.st_size, seen.st_mtime_ns, seen.st_dev, seen.st_ino or str(path))
+
+
+@lru_cache(maxsize=1_000_000)
+def _content(path: Path, file: _File) -> bytes:
+    """A digest of a file's bytes, read once while it stays the same."""
+    del file
+    return hashlib.sha256(path.read_bytes()).digest()

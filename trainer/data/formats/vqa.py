@@ -17,7 +17,7 @@ import numpy as np
 from trainer.data.findings import Finding, Report
 from trainer.data.json_fields import load_json, read_sentence
 from trainer.data.picture_paths import picture_in
-from trainer.data.pictures import AskedTurn, DataSet, Paint, Scanned
+from trainer.data.pictures import AskedTurn, Conversation, DataSet, Paint, Scanned
 from trainer.prompts import IMAGE_PREFIX, IMAGE_TOKEN, RESERVED_TOKENS, Turn
 
 _FIX = "correct the dialogue or take it out"
@@ -32,7 +32,16 @@ class Dialogue:
     where: str
     turns: tuple[Turn, ...]
 
-    def draw_turns(self, rng: np.random.Generator, most_masks: int) -> list[AskedTurn]:
+    @property
+    def questions(self) -> int:
+        """One: its turns refer to each other."""
+        return 1
+
+    def draw(self, rng: np.random.Generator, most: int) -> list[Conversation]:
+        """The whole dialogue."""
+        return [self.draw_one(rng, most)]
+
+    def draw_one(self, rng: np.random.Generator, most_masks: int) -> Conversation:
         """The whole dialogue."""
         return [AskedTurn(turn) for turn in self.turns]
 

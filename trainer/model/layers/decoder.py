@@ -8,53 +8,83 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+Rope = tuple[Tensor, Tensor]  # cosine and sine [B, T, channels of a head]
 
-def run_layer(layer: nn.Module, hidden: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+# One decoder layer on [B, T, H]; the mask [B, 1, T, S] is added to the attention's scores.
+RunLayer = Callable[[nn.Module, Tensor, Rope, Tensor | None], Tensor]
+
+
+def run_layer(layer: nn.Module, hidden: Tensor, rope: Rope, mask: Tensor | None) -> Tensor:
     """One decoder layer on [B, T, H].
 
-    No mask: attention is causal and padding is on the right, so no real position sees any of
-    it. Without a mask the fast attention kernels apply.
+    Without a mask attention is causal, and its fast kernels apply. Padding is on the right, so no
+    real position sees any of it.
     """
-    output: Tensor = layer(hidden, position_embeddings=rope)
+    output: Tensor = layer(hidden, position_embeddings=rope, attention_mask=mask)
     return output
 
 
-def recompute_layer(layer: nn.Module, hidden: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+def recompute_layer(layer: nn.Module, hidden: Tensor, rope: Rope, mask: Tensor | None) -> Tensor:
     """`run_layer`, keeping only its input for the backward pass."""
-    output: Tensor = checkpoint(run_layer, layer, hidden, rope, use_reentrant=False)
+    output: Tensor = checkpoint(run_layer, layer, hidden, rope, mask, use_reentrant=False)
     return output
+
+
+def attention_mask(blocks: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to the scores [B, 1, T, T] of rows whose questions share their prefix.
+
+    `blocks` [B, T] is 0 in the prefix and n in the n-th question: a position sees the prefix and
+    its own question, up to itself.
+    """
+    seen, own = blocks[:, None, None, :], blocks[:, None, :, None]
+    return added_to_scores(((seen == 0) | (seen == own)).tril(), dtype)
+
+
+def added_to_scores(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where a position sees another, else minus infinity."""
+    return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, -torch.inf)
 
 
 MOST_LENGTHS = 256  # beyond it dynamo would continue without compiling, and slowly
 
 
-RunLayer = Callable[[nn.Module, Tensor, tuple[Tensor, Tensor]], Tensor]
-
-
 class KeyValues:
-    """Keys and values of one conversation, layer by layer, in blocks that are taken once.
+    """Keys and values of a conversation, layer by layer, in blocks that are taken once.
 
     Replaces transformers' cache, which allocates its blocks again for every token.
     """
 
-    def __init__(self, length: int) -> None:
-        self.length = length  # positions, at most
+    def __init__(self, most: int) -> None:
+        self.most = most  # positions
         self.blocks: dict[int, Tensor] = {}  # [2, B, heads, length, channels]
         self.filled: dict[int, int] = {}  # positions
 
-    def run_layer(self, layer: nn.Module, hidden: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    def run_layer(
+        self, layer: nn.Module, hidden: Tensor, rope: Rope, mask: Tensor | None
+    ) -> Tensor:
         """One decoder layer on [B, T, H], which sees all that came before.
 
-        No mask: either nothing came before, and attention is causal, or T is 1.
+        It needs a mask where something came before and T is not 1.
         """
-        output: Tensor = layer(hidden, position_embeddings=rope, past_key_values=self)
+        output: Tensor = layer(
+            hidden, position_embeddings=rope, attention_mask=mask, past_key_values=self
+        )
         return output
+
+    @property
+    def length(self) -> int:
+        """Positions so far."""
+        return next(iter(self.filled.values()), 0)
+
+    def forget(self, length: int) -> None:
+        """Keep the first `length` positions alone."""
+        self.filled = dict.fromkeys(self.filled, length)
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: object) -> tuple[Tensor, Tensor]:
         """Take in [B, heads, T, channels] of a layer; its keys and values so far."""
         start = self.filled.get(layer, 0)
         if layer not in self.blocks:
-            shape = 2, *keys.shape[:2], self.length, keys.shape[3]
+            shape = 2, *keys.shape[:2], self.most, keys.shape[3]
             self.blocks[layer] = keys.new_empty(shape)
         end = self.filled[layer] = start + keys.shape[2]
         block = self.blocks[layer]
