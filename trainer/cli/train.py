@@ -32,7 +32,7 @@ from trainer.parallel.launch import (
     leave_group,
     own_launcher,
 )
-from trainer.process import clear_leftover_variables, feature_cache, work_offline
+from trainer.process import clear_leftover_variables, feature_cache, import_libraries, work_offline
 from trainer.run.folder import LATEST, new_run
 
 if TYPE_CHECKING:
@@ -131,6 +131,7 @@ def convert(
     ] = False,
 ) -> None:
     """Turn published checkpoints (LLaVA, LISA, SAM, CLIP) into a folder for --weights DST."""
+    import_libraries()
     from trainer.convert.convert import convert as run
     from trainer.convert.hub import checkpoint_folder
 
