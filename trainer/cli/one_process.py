@@ -12,7 +12,7 @@ from profiles.streams import tell
 from profiles.text import argument, counted, one_line
 from trainer.cli.console import next_steps, reporter, user_errors
 from trainer.cli.planned_run import Data, PlannedRun, read_data
-from trainer.process import try_segments, use_allocator, use_threads
+from trainer.process import import_libraries, try_segments, use_allocator, use_threads
 from trainer.run.folder import OVERLAY
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def worker(
     resumes: Annotated[bool, typer.Option("--resume")] = False,
 ) -> None:
     """One of the processes that lisa-train starts: the run folder has the plan and all else."""
+    import_libraries()
     from profiles.plan import Plan
     from trainer.run.out_of_memory import OutOfMemory
     from trainer.run.resume import resumable

@@ -14,7 +14,7 @@ from profiles.text import one_line
 from trainer.cli.console import reporter, sigterm_as_ctrl_c, user_errors
 from trainer.cli.options import Settings, SkipBroken
 from trainer.cli.segment import planned
-from trainer.process import feature_cache, work_offline
+from trainer.process import feature_cache, import_libraries, work_offline
 
 Run = Annotated[
     Path, typer.Argument(help="Run folder, checkpoint, export, or converted model folder.")
@@ -91,6 +91,7 @@ def export(
         from trainer.answer.trained_model import find_trained
 
         trained = find_trained(run, set_ or ())
+        import_libraries()
         from trainer.convert.export import export_merged, export_trained, upload
 
         write = export_merged if merge else export_trained

@@ -17,6 +17,7 @@ from trainer.cli.options import Settings
 from trainer.process import (
     clear_leftover_variables,
     feature_cache,
+    import_libraries,
     try_segments,
     use_allocator,
     use_threads,
@@ -115,6 +116,7 @@ def _loaded(trained: Trained, asked: list[Question]) -> tuple[Segmenter | None, 
 
 def planned(trained: Trained, asked: list[Question]) -> tuple[Plan, Fit | None]:
     """The plan to answer with, forecast for this card. Raises NoRoom, RehearsalFailed."""
+    import_libraries()
     if trained.plan.device == "cpu":
         use_threads(trained.plan, tell)
         return trained.plan, None

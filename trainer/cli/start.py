@@ -18,6 +18,7 @@ from profiles.text import argument, operand
 from trainer.cli.console import LineProgress
 from trainer.cli.one_process import train_here
 from trainer.cli.planned_run import Data, PlannedRun, read_data, write_start
+from trainer.process import import_libraries
 from trainer.run.folder import FILES, RECORD, is_complete
 
 if TYPE_CHECKING:
@@ -57,14 +58,13 @@ def _prepare_and_train(run: PlannedRun) -> None:
         os.environ.setdefault(name, value)  # which card, and the allocator, before torch
     # Bad data is reported once, not by every process, and before torch takes seconds to import.
     data = read_data(run)
-    from trainer.run.out_of_memory import OutOfMemory, replace_process
-    from trainer.run.resume import resumable
-
     checkpoint = None
     if is_main():
         run, checkpoint = _checked(run, data)
         write_start(run)
     elif run.resumes:
+        from trainer.run.resume import resumable
+
         checkpoint = resumable(run.folder, tell)
     if must_start_processes(run.plan):
         command = ["-m", "trainer.cli", "worker", operand(run.folder)]
@@ -72,7 +72,12 @@ def _prepare_and_train(run: PlannedRun) -> None:
         code = start_processes(run.plan.processes, arguments)
         if code != EXIT_OUT_OF_MEMORY:
             raise typer.Exit(code)
+        from trainer.run.out_of_memory import replace_process
+
         replace_process(run.folder)
+    import_libraries()
+    from trainer.run.out_of_memory import OutOfMemory, replace_process
+
     try:
         train_here(run, data, checkpoint)
     except OutOfMemory:
@@ -89,7 +94,6 @@ def _checked(run: PlannedRun, data: Data) -> tuple[PlannedRun, Path | None]:
     from profiles.plan import Plan
     from trainer.data.contents import Contents
     from trainer.run.data_digests import checked_start, digests
-    from trainer.run.resume import check_plan, resumable
 
     started = replace(run.started, left_out=data.left_out)
     contents = Contents(started.data, started.cache, LineProgress(patience=10))
@@ -100,6 +104,8 @@ def _checked(run: PlannedRun, data: Data) -> tuple[PlannedRun, Path | None]:
 
             check_adapter(started.adapter, run.plan)
         return replace(run, started=replace(started, digests=now)), None
+    from trainer.run.resume import check_plan, resumable
+
     started = checked_start(started, now, run.folder)
     checkpoint = resumable(run.folder, tell)
     if checkpoint is not None:
@@ -119,6 +125,7 @@ def resume_run(
     from trainer.run.started import Started
 
     Started.read(folder)  # refuse a folder that holds no run, and leave it unchanged
+    import_libraries()
     from trainer.run.out_of_memory import remove_unfinished
 
     with held(folder) if is_main() else nullcontext():

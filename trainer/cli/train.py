@@ -31,7 +31,7 @@ from trainer.parallel.launch import (
     leave_group,
     own_launcher,
 )
-from trainer.process import clear_leftover_variables, feature_cache, work_offline
+from trainer.process import clear_leftover_variables, feature_cache, import_libraries, work_offline
 from trainer.run.folder import LATEST, new_run
 
 if TYPE_CHECKING:
@@ -130,6 +130,7 @@ def convert(
     ] = False,
 ) -> None:
     """Turn a model's published checkpoints into a folder for --weights DST."""
+    import_libraries()
     from trainer.convert.convert import convert as run
     from trainer.convert.hub import checkpoint_folder
 

@@ -20,6 +20,7 @@ from profiles.measurement import Measurement, Timeline
 from profiles.plan import Plan
 from profiles.sizes import GIB
 from profiles.streams import tell
+from trainer.process import import_libraries
 from trainer.rehearse.real import rehearse, tell_phase
 from trainer.rehearse.worst_sample import worst_sample
 
@@ -32,6 +33,7 @@ def main() -> None:
         os.environ.update(dict.fromkeys(ALLOCATOR_VARIABLES, plan.allocator))
     out = sys.stdout
     sys.stdout = sys.stderr  # whatever a library prints, stdout holds one document
+    import_libraries()
     if arguments.data_dir:
         _take_the_worst_sample(plan, arguments)
     measurement = _faked(plan, arguments) if arguments.fake else _rehearsed(plan, arguments)
@@ -83,7 +85,7 @@ def _take_the_worst_sample(plan: Plan, arguments: argparse.Namespace) -> None:
 
 def _faked(plan: Plan, arguments: argparse.Namespace) -> Measurement:
     """The rehearsal without a GPU; writes --events and --timeline."""
-    gc.disable()  # a process of seconds, and imports make a million objects
+    gc.disable()  # a process of seconds
     from trainer.rehearse.fake import cannot_forecast, fake_answer, fake_rehearsal
     from trainer.rehearse.memory_trace import Unforeseen
     from trainer.rehearse.repeated_layers import NotAlike

@@ -36,7 +36,7 @@ from trainer.model.segmentation_model import SegmentationModel
 from trainer.model.weights import ShapesAlone
 from trainer.rehearse.dummy_batch import MadeUp, numbers_of
 from trainer.rehearse.memory_trace import INSIDE, MemoryTrace, rounded
-from trainer.rehearse.repeated_layers import Repeater
+from trainer.rehearse.repeated_layers import RepeatedEncoder, Repeater
 from trainer.step import accumulate, clip, make_optimizer, total_of, update
 
 # Of each of cuBLAS's two handles (the main thread's and autograd's): 32 MiB on Hopper and later,
@@ -294,12 +294,13 @@ def _keep_dropout_masks(model: SegmentationModel) -> None:
 
 
 def _repeat_layers(model: SegmentationModel, trace: MemoryTrace, plan: Plan) -> None:
-    """Have layers alike watched once."""
+    """Have layers alike, and each encoder, watched once."""
     kinds = ["checkpointed" if n < plan.checkpointed_layers else "plain"
              for n in range(len(model.runs))]  # fmt: skip
     repeater = Repeater(trace, model.decoder_layers, kinds)
     model.runs = [repeater.wrap(run) for run in model.runs]
     model.run_evaluating = repeater.wrap(run_layer)
+    model.features = RepeatedEncoder(trace, model)  # type: ignore[method-assign]
 
 
 def _hold_state(trace: MemoryTrace, optimizer: torch.optim.Optimizer, plan: Plan) -> int:

@@ -32,6 +32,10 @@ def rounded(size: int) -> int:
 BESIDE = MIB
 
 
+INSIDE = "inside an operator"  # labels, beside phases and components
+WORKSPACES = "cuBLAS workspaces"
+
+
 class Unforeseen(RuntimeError):
     """An operator whose memory cannot be seen from outside, so that there is no forecast."""
 
@@ -92,6 +96,8 @@ class MemoryTrace(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        if func is DEVICE:
+            return func(*args)
         packet = func.overloadpacket
         if func.namespace not in SEEN_THROUGH:
             raise Unforeseen(f"operator {func} is a kernel whose own memory is not known")
@@ -126,10 +132,10 @@ class MemoryTrace(TorchDispatchMode):
     def _take_workspace(self) -> None:
         backward = bool(self.phases) and self.phases[-1][1] == "backward"
         if not self._handles:
-            self.take(BESIDE, "cuBLAS workspaces")
+            self.take(BESIDE, WORKSPACES)
         if backward not in self._handles:
             self._handles.add(backward)
-            self.take(self.workspace, "cuBLAS workspaces")
+            self.take(self.workspace, WORKSPACES)
 
     def block_of(self, tensor: Tensor) -> int | None:
         """The block of the tensor's storage, if it is counted."""
@@ -256,7 +262,6 @@ class MemoryTrace(TorchDispatchMode):
         return {n: [moment.get(n, 0) for moment in moments] for n in labels}, shown
 
 
-INSIDE = "inside an operator"
 Inside = tuple[list[int], list[int]]  # bytes: gone before the result is made, held beside it
 
 
@@ -284,6 +289,8 @@ HIDDEN: dict[Any, Callable[..., Inside]] = {
     torch.ops.lisa_preflight.int8_product: _int8_inside,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_back_inside,
 }
+# Fake tensors are asked for theirs more often than all else together, and it takes no memory.
+DEVICE = torch.ops.prim.device.default
 # Namespaces of operators that take no memory beside their results, or are listed above.
 SEEN_THROUGH = {"aten", "prim", "prims", "profiler", "bitsandbytes", "lisa_preflight"}
 # Operators that run on cuBLAS.

@@ -12,10 +12,12 @@ import sys
 from typing import Any
 
 from profiles.plan import Plan
+from trainer.process import import_libraries
 
 
 def facts(device: str) -> dict[str, Any]:
     """Versions and devices, and the loss of one step or the error in its place."""
+    import_libraries()
     import torch
 
     from trainer.hardware import versions

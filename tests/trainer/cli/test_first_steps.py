@@ -6,11 +6,15 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+import trainer.cli.train as command_line
+import trainer.run.run as loop
 from advisor.memory.forecast import TINY_COUNTS, counted_by
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
@@ -23,11 +27,28 @@ QUIET = Reporter(lambda text: None, lambda what, done, total: None)
 WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="what a CPU alone does")
 
 
-def train(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def train(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     path = Path(sys.executable).with_name("lisa-train")
-    return subprocess.run(
-        [path, *map(str, arguments)], capture_output=True, text=True, timeout=300, cwd=cwd
-    )
+    return subprocess.run([path, *map(str, arguments)], capture_output=True, text=True, timeout=300)
+
+
+Here = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Here:
+    """`train` in this process, which has imported torch: exit code, output, errors."""
+
+    def called(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", ["lisa-train", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as end:
+            command_line.main()
+        code = end.value.code
+        assert isinstance(code, int)
+        return subprocess.CompletedProcess(sys.argv, code, *capfd.readouterr())
+
+    return called
 
 
 def quick(tmp_path: Path) -> list[str | Path]:
@@ -60,19 +81,19 @@ def test_nor_by_a_plan_file(tmp_path: Path) -> None:
 
 
 @WITHOUT_GPU
-def test_a_missing_card_is_told_before_missing_weights(tmp_path: Path) -> None:
+def test_a_missing_card_is_told_before_missing_weights(tmp_path: Path, here: Here) -> None:
     """Whoever lacks both would else convert 14 GiB first, and then be refused."""
     plan = tmp_path / "plan.json"
     plan.write_text(json.dumps({"model": "7b", "device": "cuda"}))
-    done = train("--plan", plan, *quick(tmp_path), "--output-dir", tmp_path / "run")
+    done = here("--plan", plan, *quick(tmp_path), "--output-dir", tmp_path / "run")
     assert done.returncode == 2 and "torch sees none" in done.stderr, done.stderr
     assert "lisa-train convert" not in done.stderr
 
 
 @WITHOUT_GPU
-def test_older_flags_pin_settings_of_the_advised_plan(tmp_path: Path) -> None:
+def test_older_flags_pin_settings_of_the_advised_plan(tmp_path: Path, here: Here) -> None:
     run = tmp_path / "run"
-    done = train(
+    done = here(
         *quick(tmp_path), "--output-dir", run, "--model", "tiny", "--use_lora", "--lora_r", "4",
         "--batch_size", "2", "--epochs", "1",
     )  # fmt: skip
@@ -87,11 +108,13 @@ def test_older_flags_pin_settings_of_the_advised_plan(tmp_path: Path) -> None:
 
 
 @WITHOUT_GPU
-def test_untested_settings_of_lisa_tiny_are_tried_but_not_by_auto(tmp_path: Path) -> None:
+def test_untested_settings_of_lisa_tiny_are_tried_but_not_by_auto(
+    tmp_path: Path, here: Here
+) -> None:
     odd = [*quick(tmp_path), "--model", "tiny", "--epochs", "1", "--set", "quantization=int8"]
     odd += ["--batch-size", "1"]
-    assert train(*odd, "--auto", "--output-dir", tmp_path / "auto").returncode == 3
-    done = train(*odd, "--output-dir", tmp_path / "run")
+    assert here(*odd, "--auto", "--output-dir", tmp_path / "auto").returncode == 3
+    done = here(*odd, "--output-dir", tmp_path / "run")
     assert done.returncode == 0 and "UNKNOWN: " in done.stderr, done.stderr
 
 
@@ -123,24 +146,22 @@ def test_the_end_tells_the_best_epoch_apart_from_the_last(
 # ------------------------------------------------------------------------------------ run folders
 
 
-# Runs lisa-train with something that goes wrong while features are built.
-PLANTED = """
-import sys
-import trainer.run.run as loop
-from trainer.cli.train import main
-def wrong(*arguments):
-    raise {error}
-loop.prepare_caches = wrong
-sys.argv = ["lisa-train", *sys.argv[1:]]
-main()
-"""
+Planted = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def planted(error: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", PLANTED.replace("{error}", error), *map(str, arguments)],
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+@pytest.fixture
+def planted(monkeypatch: pytest.MonkeyPatch, here: Here) -> Planted:
+    """`here`, with an error that comes while features are built."""
+
+    def called(error: BaseException, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        def wrong(*_: object) -> None:
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "prepare_caches", wrong)
+            return here(*arguments)
+
+    return called
 
 
 @pytest.fixture
@@ -154,31 +175,35 @@ def options(tmp_path: Path) -> list[str | Path]:
 
 
 def test_ctrl_c_before_the_training_names_what_goes_on(
-    tmp_path: Path, options: list[str | Path]
+    tmp_path: Path, options: list[str | Path], planted: Planted
 ) -> None:
     run = tmp_path / "my run"
-    done = planted("KeyboardInterrupt", *options, "--output-dir", run)
+    done = planted(KeyboardInterrupt(), *options, "--output-dir", run)
     assert done.returncode == 130, done.stderr
     assert f"lisa-train --resume '{run}' starts it" in done.stderr
     again = train("--resume", run)  # and what it names works
     assert again.returncode == 0 and (run / "summary.json").is_file(), again.stderr
 
 
-def test_a_start_that_fails_leaves_no_run_folder(tmp_path: Path, options: list[str | Path]) -> None:
+def test_a_start_that_fails_leaves_no_run_folder(
+    tmp_path: Path, options: list[str | Path], planted: Planted
+) -> None:
     run = tmp_path / "run"
-    assert planted("ValueError('no')", *options, "--output-dir", run).returncode == 2
+    assert planted(ValueError("no"), *options, "--output-dir", run).returncode == 2
     assert not run.exists()
     run.mkdir()  # one that the user has made stays, empty
-    assert planted("RuntimeError('no')", *options, "--output-dir", run).returncode == 1
+    assert planted(RuntimeError("no"), *options, "--output-dir", run).returncode == 1
     assert run.is_dir() and not any(run.iterdir())
     # A run that goes on is not taken away.
-    planted("KeyboardInterrupt", *options, "--output-dir", run)
-    assert planted("RuntimeError('no')", "--resume", run).returncode == 1
+    planted(KeyboardInterrupt(), *options, "--output-dir", run)
+    assert planted(RuntimeError("no"), "--resume", run).returncode == 1
     assert (run / "plan.json").is_file()
 
 
 @pytest.mark.parametrize("held", ["run.json", "plan.json", "notes.txt"])
-def test_runs_are_not_mixed(tmp_path: Path, options: list[str | Path], held: str) -> None:
+def test_runs_are_not_mixed(
+    tmp_path: Path, options: list[str | Path], held: str, here: Here, monkeypatch: Any
+) -> None:
     run = tmp_path / "run"
     run.mkdir()
     (run / held).write_text("{}")
@@ -194,7 +219,9 @@ def test_runs_are_not_mixed(tmp_path: Path, options: list[str | Path], held: str
     latest = tmp_path / "runs" / "latest"
     latest.mkdir(parents=True)
     (latest / held).write_text("{}")
-    done = train(*options, cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    # One in a process of its own, whose libraries must not speak earlier.
+    done = train(*options) if held == "run.json" else here(*options)
     assert done.returncode == 0, done.stderr
     assert done.stderr.startswith(f"{Path('runs/latest')} holds an earlier run")
     assert (tmp_path / "runs" / "latest-2" / "summary.json").is_file()

@@ -56,10 +56,11 @@ def test_forecast_meets_the_measured_row(name: str) -> None:
         {},
         {"checkpointed_layers": 4, "host_layers": 2, "host_embeddings": True},
         {"checkpointed_layers": 2, "effective_batch": 8, "micro_batch": 2},
-        {"optimizer_state": "8bit", "quantization": "int8", "cached_encoders": []},
+        {"optimizer_state": "8bit", "quantization": "int8", "cached_encoders": [],
+         "effective_batch": 4},
         {"lora": None, "train": ["mask_decoder", "text_hidden_fcs"]},
     ],
-)
+)  # fmt: skip
 def test_layers_watched_once_leave_the_trace_of_all(settings: dict[str, Any]) -> None:
     plan = tiny_plan(device="cuda", **({"cached_encoders": ["mask", "vision"]} | settings))
     whole, short = (watch(plan, (64, 64), 1, WORKSPACE, extend=extend).trace

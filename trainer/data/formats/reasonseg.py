@@ -218,8 +218,8 @@ def check_data(root: Path) -> list[Finding]:
 def check(root: Path, progress: Progress | None = None) -> tuple[Summary, list[Finding]]:
     """Counts of the valid items of each split, and every finding; each picture is decoded once.
 
-    The counts are of items, texts, sentences (items that are one), explanations and empty_masks;
-    smallest_image and largest_image are (width, height). A split without a valid item has none.
+    The counts are of items, pictures, texts, sentences (items that are one), explanations,
+    empty_masks; smallest_image and largest_image are (width, height). A split without items has none.
     """
     try:
         folder, present = _locate(root)
