@@ -27,8 +27,8 @@ from advisor.memory.worst_sample import Worst
 from advisor.rehearsal import BadQuestion, RehearsalFailed
 from advisor.report.plan_words import plan_text
 from advisor.request import Request
+from profiles.batches import micro_batches
 from profiles.levers import MAY_CHANGE_ON_FALLBACK
-from profiles.overrides import micro_batches
 from profiles.plan import Plan
 from profiles.shortage import Shortage
 from profiles.sizes import GIB, gib

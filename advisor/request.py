@@ -18,11 +18,12 @@ from advisor.machine.gpu import UNNAMED, Gpu, Machine
 from advisor.machine.target import Target
 from advisor.memory.live import Live
 from profiles import skipping
+from profiles.batches import micro_batches
 from profiles.environment import ALLOCATOR_VARIABLES
 from profiles.findings import Finding, PlanError
 from profiles.gpus import gpu_by_nvml
 from profiles.models import model_profile
-from profiles.overrides import assigned, micro_batches
+from profiles.overrides import assigned
 from profiles.plan import Plan
 from profiles.settings import TARGETS_PER_PICTURE
 from profiles.tested import Table, TestedRow

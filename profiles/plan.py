@@ -16,6 +16,11 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from profiles.batches import (
+    batch_contradictions,
+    forget_dependent_batch,
+    with_batch_arithmetic,
+)
 from profiles.families import ModelProfile
 from profiles.files import read_regular, reason
 from profiles.findings import Finding, PlanError
@@ -23,12 +28,8 @@ from profiles.models import model_profile, models
 from profiles.older_plans import as_first_written, modernised
 from profiles.overrides import (
     assign,
-    forget_dependent_batch,
-    full_rows,
     legible,
     nearest_setting,
-    passes,
-    with_batch_arithmetic,
 )
 from profiles.settings import (
     EFFECTIVE_BATCH,
@@ -277,7 +278,7 @@ def _contradictions(plan: Plan) -> Iterable[Finding]:
     except ValueError as error:
         yield Finding("model", str(error), brief(plan.model))
         layers = None
-    yield from _batch_contradictions(plan)
+    yield from batch_contradictions(plan)
     if layers is not None and plan.checkpointed_layers > layers:
         yield Finding(
             "checkpointed_layers",
@@ -288,47 +289,6 @@ def _contradictions(plan: Plan) -> Iterable[Finding]:
     yield from _precision_contradictions(plan)
     yield from _training_contradictions(plan)
     yield from _placement_contradictions(plan)
-
-
-def _batch_contradictions(plan: Plan) -> Iterable[Finding]:
-    questions, fix = (
-        plan.questions_per_picture,
-        "set effective_batch and micro_batch, and leave accumulation out",
-    )
-    if questions == 1:
-        if plan.micro_batch * plan.accumulation * plan.processes != plan.effective_batch:
-            yield Finding(
-                "accumulation",
-                "gradient accumulation × micro-batch × processes must equal the effective batch",
-                f"{plan.accumulation} × {plan.micro_batch} × {plan.processes} ≠ "
-                f"{plan.effective_batch}",
-                fix,
-            )
-        return
-    rows = full_rows(plan.effective_batch, questions)
-    if plan.processes > rows:
-        yield Finding(
-            "questions_per_picture",
-            f"{plan.effective_batch} questions are {rows} rows, and each process needs one",
-            f"{questions}, {plan.processes} processes",
-            f"choose {plan.effective_batch // plan.processes} or fewer",
-        )
-    elif plan.accumulation != passes(rows, plan.micro_batch, plan.processes):
-        yield Finding(
-            "accumulation",
-            f"{plan.effective_batch} questions are {rows} rows, and micro-batch {plan.micro_batch} "
-            f"× {plan.processes} processes take them in "
-            f"{passes(rows, plan.micro_batch, plan.processes)} forward passes",
-            str(plan.accumulation),
-            fix,
-        )
-    if questions > plan.tokens.max_masks:
-        yield Finding(
-            "questions_per_picture",
-            f"a row holds at most {plan.tokens.max_masks} masks (tokens.max_masks)",
-            str(questions),
-            f"--set tokens.max_masks={questions}",
-        )
 
 
 def _precision_contradictions(plan: Plan) -> Iterable[Finding]:

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+from profiles.batches import micro_batches
 from profiles.findings import PlanError
 from profiles.grid import MICRO_BATCHES
 from profiles.levers import from_most_to_least
-from profiles.overrides import micro_batches
 from profiles.plan import Plan
 from profiles.settings import Quantization
 

@@ -21,9 +21,9 @@ from advisor.memory.card import Card
 from advisor.memory.forecast_cache import keep, key_of, read, read_events
 from advisor.memory.worst_sample import Worst
 from advisor.rehearsal import BadQuestion, RehearsalFailed, rehearsed
+from profiles.batches import micro_batches
 from profiles.grid import caching_bytes, nearest
 from profiles.measurement import Measurement, Timeline
-from profiles.overrides import micro_batches
 from profiles.places import cache_folder
 from profiles.plan import Plan
 from profiles.records import Frozen

@@ -16,8 +16,9 @@ from advisor.machine.gpu import Gpu
 from advisor.memory.forecast import TINY_COUNTS, TINY_COUNTS_MORE
 from advisor.report.plan_words import lora_text
 from advisor.request import Request
+from profiles.batches import micro_batches
 from profiles.levers import SETTINGS, priced, value_text
-from profiles.overrides import assigned, micro_batches
+from profiles.overrides import assigned
 from profiles.plan import Plan
 from profiles.sizes import gib
 from profiles.tested import TestedRow

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from profiles.overrides import passes
+from profiles.batches import passes
 from profiles.plan import Plan
 from profiles.settings import Encoder
 from profiles.text import one_line

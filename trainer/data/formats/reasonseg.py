@@ -219,7 +219,7 @@ def check(root: Path, progress: Progress | None = None) -> tuple[Summary, list[F
     """Counts of the valid items of each split, and every finding; each picture is decoded once.
 
     The counts are of items, pictures, texts, sentences (items that are one), explanations,
-    empty_masks; smallest_image and largest_image are (width, height). A split without items has none.
+    empty_masks; smallest_image and largest_image are (width, height). Without items there are none.
     """
     try:
         folder, present = _locate(root)

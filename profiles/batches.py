@@ -1,0 +1,165 @@
+"""The arithmetic of batches: questions, rows, micro-batches and forward passes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from math import gcd
+from typing import Any, Protocol
+
+from profiles.findings import Finding
+from profiles.models import model_profile
+from profiles.settings import EFFECTIVE_BATCH, MOST, TokenLimits
+
+
+class Batch(Protocol):
+    """The settings of a plan that are batch sizes."""
+
+    @property
+    def effective_batch(self) -> int:
+        """Questions an optimizer step."""
+
+    @property
+    def questions_per_picture(self) -> int:
+        """Questions a row, at most."""
+
+    @property
+    def micro_batch(self) -> int:
+        """Rows a forward pass and process."""
+
+    @property
+    def accumulation(self) -> int:
+        """Forward passes an optimizer step."""
+
+    @property
+    def processes(self) -> int:
+        """Data-parallel processes."""
+
+    @property
+    def tokens(self) -> TokenLimits:
+        """Limits of a row."""
+
+
+def full_rows(questions: int, per_picture: int) -> int:
+    """Rows that so many questions fill, if every picture has enough of them."""
+    return -(-questions // per_picture)
+
+
+def passes(rows: int, micro_batch: int, processes: int) -> int:
+    """Forward passes of the process that has the most of `rows`."""
+    return -(-rows // (micro_batch * processes))
+
+
+def micro_batches(batch: Batch, most: int) -> list[int]:
+    """Micro-batches up to `most` that take the effective batch in even passes.
+
+    Where rows share pictures, of those with as many passes the smallest.
+    """
+    if batch.questions_per_picture == 1:
+        share = batch.effective_batch // batch.processes
+        return [n for n in range(1, most + 1) if share % n == 0]
+    share = full_rows(
+        full_rows(batch.effective_batch, batch.questions_per_picture), batch.processes
+    )
+    sizes = {full_rows(share, count) for count in range(1, share + 1)}
+    return [n for n in sorted(sizes) if n <= most]
+
+
+def with_batch_arithmetic(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill in the one of effective batch, micro-batch and accumulation that is not given.
+
+    `checkpointed_layers: "all"` becomes the model's number of layers.
+    """
+    result = dict(data)
+    micro, accumulation, effective, processes, questions = (
+        result.get(key) for key in ("micro_batch", "accumulation", "effective_batch", "processes",
+                                    "questions_per_picture")
+    )  # fmt: skip
+    processes, questions = (1 if n is None else n for n in (processes, questions))
+    given = [n for n in (micro, accumulation, effective, processes, questions) if n is not None]
+    if all(type(n) is int and 0 < n <= MOST for n in given):
+        if effective is None and micro:
+            accumulation = result["accumulation"] = accumulation or 1
+            result["effective_batch"] = micro * accumulation * processes * questions
+        elif effective is None and questions > 1:
+            effective = result["effective_batch"] = EFFECTIVE_BATCH
+        if effective:
+            rows = full_rows(effective, questions)
+            # Rows that are not full are shared out as well as it goes; samples must come out even.
+            share = int.__floordiv__ if questions == 1 else full_rows
+            if micro is None:
+                micro = result["micro_batch"] = (
+                    max(1, share(rows, accumulation * processes)) if accumulation else 1
+                )
+            result["accumulation"] = accumulation or max(1, share(rows, micro * processes))
+    if result.get("checkpointed_layers") == "all":
+        try:
+            result["checkpointed_layers"] = model_profile(
+                result.get("model", "tiny")
+            ).decoder.layers
+        except (ValueError, TypeError):
+            result["checkpointed_layers"] = 0  # the model's own finding says what is wrong
+    return result
+
+
+def forget_dependent_batch(data: dict[str, Any], given: set[str]) -> None:
+    """Drop the batch sizes that follow from the `given` ones, to be worked out anew.
+
+    The effective batch stays what it was unless it is set, or both of the others are: a
+    micro-batch is a memory lever, an effective batch is the user's recipe. More processes than
+    the micro-batch leaves room for make the micro-batch smaller.
+    """
+    processes, questions = data["processes"], data["questions_per_picture"]
+    if given == {"processes"} and type(processes) is int and processes > 0:
+        if questions == 1:
+            data["micro_batch"] = gcd(data["micro_batch"], data["effective_batch"] // processes)
+        else:
+            share = passes(full_rows(data["effective_batch"], questions), 1, processes)
+            data["micro_batch"] = min(data["micro_batch"], share)
+    if {"micro_batch", "accumulation"} <= given:
+        follower = "effective_batch"
+    else:
+        follower = "micro_batch" if "accumulation" in given else "accumulation"
+    if given and follower not in given:
+        data.pop(follower)
+
+
+def batch_contradictions(plan: Batch) -> Iterator[Finding]:
+    """Why these batch sizes do not go together."""
+    questions, fix = (
+        plan.questions_per_picture,
+        "set effective_batch and micro_batch, and leave accumulation out",
+    )
+    if questions == 1:
+        if plan.micro_batch * plan.accumulation * plan.processes != plan.effective_batch:
+            yield Finding(
+                "accumulation",
+                "gradient accumulation × micro-batch × processes must equal the effective batch",
+                f"{plan.accumulation} × {plan.micro_batch} × {plan.processes} ≠ "
+                f"{plan.effective_batch}",
+                fix,
+            )
+        return
+    rows = full_rows(plan.effective_batch, questions)
+    if plan.processes > rows:
+        yield Finding(
+            "questions_per_picture",
+            f"{plan.effective_batch} questions are {rows} rows, and each process needs one",
+            f"{questions}, {plan.processes} processes",
+            f"choose {plan.effective_batch // plan.processes} or fewer",
+        )
+    elif plan.accumulation != passes(rows, plan.micro_batch, plan.processes):
+        yield Finding(
+            "accumulation",
+            f"{plan.effective_batch} questions are {rows} rows, and micro-batch {plan.micro_batch} "
+            f"× {plan.processes} processes take them in "
+            f"{passes(rows, plan.micro_batch, plan.processes)} forward passes",
+            str(plan.accumulation),
+            fix,
+        )
+    if questions > plan.tokens.max_masks:
+        yield Finding(
+            "questions_per_picture",
+            f"a row holds at most {plan.tokens.max_masks} masks (tokens.max_masks)",
+            str(questions),
+            f"--set tokens.max_masks={questions}",
+        )
