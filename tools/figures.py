@@ -180,9 +180,16 @@ def reading() -> str:
 def importing() -> str:
     """docs/own-data.md: how long an import takes."""
     row = next(row for row in rows("reading") if row["what"] == "imported pictures")
+    large = rows("large_import")[-1]
+    worked = large["user_seconds"] + large["system_seconds"]
     return (
         f"{row['count']} pictures of 640 × 480 with seven polygons each took "
-        f"{row['seconds']:.0f} s of one processor (`python benchmarks/reading.py`)."
+        f"{row['seconds']:.0f} s of one processor (`python benchmarks/reading.py`).\n"
+        f"A COCO file of {large['annotations']} annotations took {large['seconds']:.0f} s on "
+        f"{large['cores']} cores that other work shared (load {large['load']:.1f} before it), and "
+        f"{worked:.0f} s of\nprocessor time; the longest time without a line of progress was "
+        f"{large['silent_seconds']:.0f} s, the largest process took "
+        f"{large['peak_bytes'] / 2**30:.1f} GiB\n(`python benchmarks/large_import.py`)."
     )
 
 

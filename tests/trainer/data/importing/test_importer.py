@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import shlex
 import shutil
 from io import BytesIO
@@ -29,8 +30,8 @@ from trainer.data.formats.reasonseg import Item, check_data, read_split
 from trainer.data.images import read_image
 from trainer.data.importing import coco_file
 from trainer.data.importing.importer import import_annotations
-from trainer.data.importing.outlines import trace_regions
-from trainer.data.polygons import paint_mask
+from trainer.data.importing.outlines import polygons_as_json, trace_regions
+from trainer.data.polygons import Polygon, paint_mask
 from trainer.reporter import Reporter
 from trainer.run.run import Run
 
@@ -626,6 +627,33 @@ def test_import_says_how_far_it_is(tool: str, tmp_path: Path) -> None:
         *(("importing pictures", done, 2) for done in (1, 2)),
         ("writing to disk", 1, 1),
     ]
+
+
+def test_findings_about_annotations_come_in_the_files_order(tmp_path: Path) -> None:
+    """Though ids are checked before the outlines, and outlines picture by picture."""
+    sound, broken = [[2.0, 2, 30, 2, 30, 30]], [[1, 2, 3]]
+    marks = [
+        {"image_id": 2, "category_id": 1, "segmentation": broken},
+        {"image_id": 9, "category_id": 1, "segmentation": sound},
+        {"image_id": 1, "category_id": 1, "segmentation": broken},
+        {"image_id": 1, "category_id": 1, "segmentation": [[900, 9, 990, 9, 990, 99]]},
+        {"image_id": 1, "category_id": 9, "segmentation": sound},
+        {"image_id": 2, "category_id": 1, "segmentation": broken},
+    ]
+    with pytest.raises(DataError) as refused:
+        import_annotations(instances(tmp_path / "in", *marks), tmp_path / "out")
+    about = [re.findall(r"annotations\[(\d)]", one.reason) for one in refused.value.findings]
+    assert about == [["0"], ["1"], ["2"], ["4"], ["5"], ["3"]]  # the last is found by painting
+
+
+@pytest.mark.parametrize(
+    "points", [[[0, 1], [65535, 2], [7, 30]], [[-1, 0], [2, 5], [7, 3]], [[0.5, 1], [2, 2], [9, 3]],
+               [[70000, 1], [2, 2], [3, 3]]],
+)  # fmt: skip
+def test_outlines_are_spelled_as_json_does(points: list[list[float]]) -> None:
+    polygon = Polygon("target", np.array(points, np.float64))
+    shapes = [{"label": "target", "points": polygon.points.tolist()}]
+    assert polygons_as_json([polygon]) == json.dumps(shapes)
 
 
 def test_a_large_file_is_counted_while_it_is_read(
