@@ -222,10 +222,12 @@ def _move(ctx: Any, move: str, number: int) -> None:
 
 
 class _Seen(NamedTuple):
-    """What an encoder did: its events with their labels, and its features by name and block."""
+    """What an encoder did: its events with their labels; its features by name, those that it made
+    with their blocks, and those that it passes on with their names among the pixels."""
 
     events: list[tuple[int, int, str]]
-    features: dict[str, tuple[int, Tensor]]
+    made: dict[str, tuple[int, Tensor]]
+    passed: dict[str, str]
 
 
 class RepeatedEncoder:
@@ -238,39 +240,45 @@ class RepeatedEncoder:
     def __call__(self, encoder: Encoder, batch: Batch) -> Features:
         if encoder in self.cached:
             return self.features(encoder, batch)
-        key = encoder, *((tensor.shape, tensor.dtype) for tensor in batch.inputs[encoder].values())
+        given = batch.inputs[encoder]
+        key = encoder, *((tensor.shape, tensor.dtype) for tensor in given.values())
         if key in self.seen:
-            return self._repeat(self.seen[key])
+            return self._repeat(self.seen[key], given)
         start, trace = len(self.trace.recorded), self.trace
         features = self.features(encoder, batch)
-        labelled = [(block, size, trace.labels[block]) for block, size in trace.recorded[start:]]
+        events = [(block, size, trace.labels[block]) for block, size in trace.recorded[start:]]
         # cuBLAS takes its workspaces once and keeps them.
-        events = [event for event in labelled if event[2] != WORKSPACES]
-        self.seen[key] = _Seen(events, {n: self._without_memory(t) for n, t in features.items()})
+        own = {block for block, size, label in events if size > 0 and label != WORKSPACES}
+        passed = {n: m for n, one in features.items() for m, two in given.items() if one is two}
+        made = {n: self._place(t, own) for n, t in features.items() if n not in passed}
+        self.seen[key] = _Seen([event for event in events if event[0] in own], made, passed)
         return features
 
-    def _without_memory(self, tensor: Tensor) -> tuple[int, Tensor]:
-        """The block of a feature, and the shape in which the feature lies in it."""
+    def _place(self, tensor: Tensor, own: set[int]) -> tuple[int, Tensor]:
+        """The block of a feature, and a tensor without memory that lies in it as the feature."""
         block = self.trace.block_of(tensor)
-        if block is None:
-            raise NotAlike("an encoder gave features that it did not make")
-        place = torch.empty(tensor.untyped_storage().nbytes(), dtype=torch.uint8, device="meta")
-        shape = tensor.shape, tensor.stride(), tensor.storage_offset()
-        return block, place.view(tensor.dtype).as_strided(*shape)
+        if block is None or block not in own:
+            raise NotAlike("an encoder gave features that it had not made")
+        return block, _laid(tensor, torch.device("meta"))
 
-    def _repeat(self, seen: _Seen) -> Features:
-        features = dict(seen.features.values())
+    def _repeat(self, seen: _Seen, given: Features) -> Features:
+        features = dict(seen.made.values())
         blocks: dict[int, int] = {}
         made: dict[int, Tensor] = {}
         for block, size, label in seen.events:
             if size > 0 and block in features:
-                like = features[block]
-                place = torch.empty(like.untyped_storage().nbytes(), dtype=torch.uint8)
-                shape = like.shape, like.stride(), like.storage_offset()
-                made[block] = place.view(like.dtype).as_strided(*shape)
+                made[block] = _laid(features[block], torch.device("cpu"))
             elif size > 0:
                 now = label if label == INSIDE else self.trace.phases[-1][1]
                 blocks[block] = self.trace.take(size, now)
             else:
                 self.trace.give(blocks.pop(block))
-        return {name: made[block] for name, (block, _) in seen.features.items()}
+        found = {name: made[block] for name, (block, _) in seen.made.items()}
+        return found | {name: given[source] for name, source in seen.passed.items()}
+
+
+def _laid(like: Tensor, device: torch.device) -> Tensor:
+    """A new tensor that lies in a block as `like` does in its own."""
+    place = torch.empty(like.untyped_storage().nbytes(), dtype=torch.uint8, device=device)
+    shape = like.shape, like.stride(), like.storage_offset()
+    return place.view(like.dtype).as_strided(*shape)
