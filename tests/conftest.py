@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
+from advisor import rehearsal
 from profiles.plan import Plan
 from profiles.skipping import VARIABLE
 
@@ -45,6 +52,36 @@ def nothing_stays_announced() -> Iterator[None]:
     os.environ.pop(VARIABLE, None)
     if before is not None:
         os.environ[VARIABLE] = before
+
+
+def _rehearse_here(
+    command: Sequence[str], timeout: float, environment: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
+    from trainer.rehearse.__main__ import main
+
+    assert "trainer.rehearse" in command and "--fake" in command, command
+    arguments = command[command.index("trainer.rehearse") :]
+    out, errors, code = StringIO(), StringIO(), 0
+    with (
+        mock.patch.dict(os.environ, environment),
+        mock.patch.object(sys, "argv", arguments),
+        mock.patch.object(os, "_exit", sys.exit),
+        redirect_stderr(errors),
+        redirect_stdout(out),
+    ):
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        finally:
+            gc.enable()
+    return subprocess.CompletedProcess(command, code, out.getvalue(), errors.getvalue())
+
+
+@pytest.fixture
+def rehearsals_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rehearsals without a GPU run in this process, which imports torch once and not each time."""
+    monkeypatch.setattr(rehearsal, "in_child", _rehearse_here)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

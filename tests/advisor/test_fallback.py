@@ -49,7 +49,9 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def apart(tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def apart(
+    tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch, rehearsals_here: None
+) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(kept))
 

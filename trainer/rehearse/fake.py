@@ -36,7 +36,8 @@ from trainer.model.segmentation_model import SegmentationModel
 from trainer.model.weights import ShapesAlone
 from trainer.rehearse.dummy_batch import MadeUp, numbers_of
 from trainer.rehearse.memory_trace import INSIDE, MemoryTrace, rounded
-from trainer.rehearse.repeated_layers import RepeatedEncoder, Repeater
+from trainer.rehearse.repeated_encoder import RepeatedEncoder
+from trainer.rehearse.repeated_layers import Repeater
 from trainer.step import accumulate, clip, make_optimizer, total_of, update
 
 # Of each of cuBLAS's two handles (the main thread's and autograd's): 32 MiB on Hopper and later,

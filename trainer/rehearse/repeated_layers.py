@@ -6,25 +6,19 @@ pattern of what the layers after it take and give going forward; the last runs, 
 and is the pattern of the way back, where it comes first. A layer between only plays the pattern:
 its output, its gradients and its place in the autograd graph are real (fake) tensors. So a step of
 32 layers costs the time of a few and leaves the same trace; a test compares the two.
-
-An encoder that looks at pixels keeps nothing for the way back and does the same in each
-micro-batch: it runs once, evaluating, and then plays what it did (`RepeatedEncoder`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from profiles.settings import Encoder
-from trainer.batch import Batch
 from trainer.model.layers.decoder import Rope, RunLayer
-from trainer.model.segmentation_model import Features, SegmentationModel
-from trainer.rehearse.memory_trace import INSIDE, WORKSPACES, MemoryTrace
+from trainer.rehearse.memory_trace import MemoryTrace
 
 
 class NotAlike(RuntimeError):
@@ -219,58 +213,3 @@ def _move(ctx: Any, move: str, number: int) -> None:
         ctx.blocks[number] = ctx.trace.take(ctx.pattern.sizes[number], ctx.pattern.labels[number])
     else:
         ctx.trace.give(ctx.blocks.pop(number))
-
-
-class _Seen(NamedTuple):
-    """What an encoder did: its events with their labels, and its features by name and block."""
-
-    events: list[tuple[int, int, str]]
-    features: dict[str, tuple[int, Tensor]]
-
-
-class RepeatedEncoder:
-    """`SegmentationModel.features`, where an encoder runs once and is repeated from then on."""
-
-    def __init__(self, trace: MemoryTrace, model: SegmentationModel) -> None:
-        self.trace, self.cached, self.features = trace, model.cached, model.features
-        self.seen: dict[tuple[Any, ...], _Seen] = {}
-
-    def __call__(self, encoder: Encoder, batch: Batch) -> Features:
-        if encoder in self.cached:
-            return self.features(encoder, batch)
-        key = encoder, *((tensor.shape, tensor.dtype) for tensor in batch.inputs[encoder].values())
-        if key in self.seen:
-            return self._repeat(self.seen[key])
-        start, trace = len(self.trace.recorded), self.trace
-        features = self.features(encoder, batch)
-        labelled = [(block, size, trace.labels[block]) for block, size in trace.recorded[start:]]
-        # cuBLAS takes its workspaces once and keeps them.
-        events = [event for event in labelled if event[2] != WORKSPACES]
-        self.seen[key] = _Seen(events, {n: self._without_memory(t) for n, t in features.items()})
-        return features
-
-    def _without_memory(self, tensor: Tensor) -> tuple[int, Tensor]:
-        """The block of a feature, and the shape in which the feature lies in it."""
-        block = self.trace.block_of(tensor)
-        if block is None:
-            raise NotAlike("an encoder gave features that it did not make")
-        place = torch.empty(tensor.untyped_storage().nbytes(), dtype=torch.uint8, device="meta")
-        shape = tensor.shape, tensor.stride(), tensor.storage_offset()
-        return block, place.view(tensor.dtype).as_strided(*shape)
-
-    def _repeat(self, seen: _Seen) -> Features:
-        features = dict(seen.features.values())
-        blocks: dict[int, int] = {}
-        made: dict[int, Tensor] = {}
-        for block, size, label in seen.events:
-            if size > 0 and block in features:
-                like = features[block]
-                place = torch.empty(like.untyped_storage().nbytes(), dtype=torch.uint8)
-                shape = like.shape, like.stride(), like.storage_offset()
-                made[block] = place.view(like.dtype).as_strided(*shape)
-            elif size > 0:
-                now = label if label == INSIDE else self.trace.phases[-1][1]
-                blocks[block] = self.trace.take(size, now)
-            else:
-                self.trace.give(blocks.pop(block))
-        return {name: made[block] for name, (block, _) in seen.features.items()}

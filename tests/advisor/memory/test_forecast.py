@@ -29,9 +29,15 @@ CACHED = {"cached_encoders": ["mask", "vision"], "device": "cuda"}
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One cache for the module: the child takes seconds."""
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache for the module: a rehearsal takes seconds."""
     return tmp_path_factory.mktemp("forecasts")
+
+
+@pytest.fixture
+def cache(kept: Path, rehearsals_here: None) -> Path:
+    """The same, filled without child processes; the command lines' tests start some."""
+    return kept
 
 
 @pytest.fixture
@@ -208,10 +214,10 @@ def test_a_child_that_goes_wrong_is_told_with_its_phase_and_log(
         assert "hello" in log.read_text()
 
 
-def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
-    monkeypatch.setattr(module, "cache_folder", lambda: cache.parent)
-    (cache.parent / "forecasts").unlink(missing_ok=True)
-    (cache.parent / "forecasts").symlink_to(cache)
+def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: Path) -> None:
+    monkeypatch.setattr(module, "cache_folder", lambda: kept.parent)
+    (kept.parent / "forecasts").unlink(missing_ok=True)
+    (kept.parent / "forecasts").symlink_to(kept)
     path = tmp_path / "plan.json"
     path.write_text(tiny_plan(**CACHED).to_json())
     empty = tmp_path / "empty"

@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools import mask as coco
+from typer.testing import CliRunner
 
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
@@ -26,6 +27,8 @@ from trainer.answer.questions import read_questions
 from trainer.answer.segmenter import SILENT, Segmenter
 from trainer.answer.trained_model import Trained, find_trained
 from trainer.batch import Batch
+from trainer.cli.segment import app as segment_app
+from trainer.cli.train import app
 from trainer.convert import export
 from trainer.data.formats.reasonseg import read_split
 from trainer.model.build import build, read_tokenizer
@@ -361,22 +364,25 @@ def call(module: str, *arguments: str, cwd: Path, **other: str) -> subprocess.Co
     )
 
 
-def test_the_command_lines(run: Path, tmp_path: Path) -> None:
+def test_the_command_lines(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = [str(PICTURES[0].parent), "the cup", "--phrase", "--run", str(run), "--json"]
     done = call("trainer.cli.segment", *asked, cwd=tmp_path)
     document = json.loads(done.stdout)
     assert [Path(row["image"]).name for row in document["answers"]] == [p.name for p in PICTURES]
     assert done.returncode == (0 if all(row["masks"] for row in document["answers"]) else 1)
-    done = call("trainer.cli", "evaluate", str(run), "--data-dir", str(PHOTOS), cwd=tmp_path)
-    assert done.returncode == 0 and "gIoU" in done.stdout and "[" in done.stdout, done.stderr
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["evaluate", str(run), "--data-dir", str(PHOTOS)])
+    assert done.exit_code == 0 and "gIoU" in done.stdout and "[" in done.stdout, done.stderr
     assert (run / "evaluation-val" / "images.jsonl").is_file()
-    done = call("trainer.cli", "export", str(run), "out", cwd=tmp_path)
-    assert done.returncode == 0 and "README.md" in done.stdout
-    done = call("trainer.cli", "export", str(run), "out", cwd=tmp_path)
-    assert done.returncode == 2 and "not an empty folder" in done.stderr
+    done = CliRunner().invoke(app, ["export", str(run), "out"])
+    assert done.exit_code == 0 and "README.md" in done.stdout
+    done = CliRunner().invoke(app, ["export", str(run), "out"])
+    assert done.exit_code == 2 and "not an empty folder" in done.stderr
 
 
-def test_an_unreadable_picture_does_not_stop_the_others(run: Path, tmp_path: Path) -> None:
+def test_an_unreadable_picture_does_not_stop_the_others(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
     whole = PICTURES[0].read_bytes()
@@ -384,9 +390,10 @@ def test_an_unreadable_picture_does_not_stop_the_others(run: Path, tmp_path: Pat
     (folder / "b.jpg").write_bytes(whole)
     Image.new("L", (3000, 2)).save(folder / "c.png")  # of which SAM sees less than half a row
     asked = [str(folder), "the cup", "--phrase", "--run", str(run), "--json"]
-    done = call("trainer.cli.segment", *asked, cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(segment_app, asked)
     broken, answered, thin = json.loads(done.stdout)["answers"]
-    assert done.returncode == 1 and "answer" in answered and "answer" in thin
+    assert done.exit_code == 1 and "answer" in answered and "answer" in thin
     assert "truncated" in broken["error"] and "answer" not in broken and not broken["masks"]
     assert "a.jpg" in done.stderr and "1 of 3 questions were skipped" in done.stderr
 
