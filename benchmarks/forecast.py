@@ -121,7 +121,7 @@ def write_tables(found: list[dict[str, Any]]) -> None:
                           f"{worst:.2f} % | {under:.2f} % |")  # fmt: skip
             if group.endswith(" segments") or group == "compiled":
                 published.setdefault(group, {})[tier] = (
-                    f"{len(seen)} rows on one H100: median {median:.2f} %, worst "
+                    f"{len(seen)} rows on an H100 and an H200: median {median:.2f} %, worst "
                     f"{worst:.1f} %, under by at most {under:.1f} %"
                 )
     print("\n".join(totals))

@@ -57,9 +57,8 @@ def micro_batches(batch: Batch, most: int) -> list[int]:
     if batch.questions_per_picture == 1:
         share = batch.effective_batch // batch.processes
         return [n for n in range(1, most + 1) if share % n == 0]
-    share = full_rows(
-        full_rows(batch.effective_batch, batch.questions_per_picture), batch.processes
-    )
+    rows = full_rows(batch.effective_batch, batch.questions_per_picture)
+    share = full_rows(rows, batch.processes)
     sizes = {full_rows(share, count) for count in range(1, share + 1)}
     return [n for n in sorted(sizes) if n <= most]
 

@@ -77,26 +77,17 @@ class Plan(Settings):
         "projection), embeddings (embedding and head, both whole)",
     )
     effective_batch: int = Field(
-        EFFECTIVE_BATCH,
-        ge=1,
-        le=MOST,
-        description="samples per optimizer step: questions about pictures",
+        EFFECTIVE_BATCH, ge=1, le=MOST, description="questions per optimizer step"
     )
     questions_per_picture: int = Field(
-        1,
-        ge=1,
-        le=MOST_QUESTIONS,
-        description="questions in a row, at most: system prompt and picture come once, and each "
-        "question is answered as in a row of its own. 1: every question has its own row",
-    )
+        1, ge=1, le=MOST_QUESTIONS, description="questions in a row, at most: system prompt and "
+        "picture come once, and each question is answered as in a row of its own",
+    )  # fmt: skip
     micro_batch: int = Field(
         2, ge=1, le=MOST, description="rows, one picture each, per forward pass and process"
     )
     accumulation: int = Field(
-        10,
-        ge=1,
-        le=MOST,
-        description="forward passes per optimizer step, where every row is full",
+        10, ge=1, le=MOST, description="forward passes per optimizer step, of full rows"
     )
     checkpointed_layers: int = Field(
         0, ge=0, description="decoder layers whose activations are recomputed, 0 … all"

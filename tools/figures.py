@@ -46,7 +46,7 @@ def accuracy() -> str:
     pool = both([row for row in plain if row["segments"] == "expandable"], "pool")
     worst = both(compiled, "tensors")[1], both(compiled, "pool")[1]
     return (
-        f"The forecast was compared with {len(plain)} configurations measured on an H100. "
+        f"The forecast was compared with {len(plain)} configurations measured on an H100 and an H200. "
         f"{len(drawn)} of them were drawn at random, and half\nof these were set aside before "
         f"anything was tuned. Tensors were off by {tensors[0]:.2f} % (median) and "
         f"{tensors[1]:.1f} % (worst), the\npool of plans with expandable segments by "
