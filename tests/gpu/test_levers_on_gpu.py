@@ -20,6 +20,8 @@ from profiles.measurement import Measurement
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
 from tests.trainer.model import test_model
+from tests.trainer.test_shared_prefix import both
+from trainer.batch import Batch
 from trainer.data.formats.reasonseg import read_split
 from trainer.data.samples import SampleSet, collate
 from trainer.model.build import build, read_tokenizer
@@ -111,6 +113,28 @@ def test_compiled_layers_give_the_gradients_of_plain_ones() -> None:
     )
     print(f"from fp32: plain {plain:.2e}, compiled {compiled:.2e}")
     assert compiled < 1.2 * plain < 0.3
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_shared_rows_give_the_gradients_of_separate_ones(compiled: bool) -> None:
+    """In bf16 either is far from fp32: shared rows no farther than separate ones."""
+    settings = {"checkpointed_layers": 2, "lora": {"dropout": 0.0}}
+    found = both(tiny_plan(device="cuda", **settings), [0, 3, 1], [2], [4, 1])
+    fp32 = shared_gradients(found.separate, dtype="fp32", **settings)
+    assert difference(fp32, shared_gradients(found.shared, dtype="fp32", **settings)) < 1e-3
+    apart, together = (
+        difference(fp32, shared_gradients(batch, dtype="bf16", compile=compiled, **settings))
+        for batch in (found.separate, found.shared)
+    )
+    print(f"compiled {compiled}: from fp32 separate {apart:.2e}, shared {together:.2e}")
+    assert together < 1.3 * apart < 0.3
+
+
+def shared_gradients(batch: Batch, **settings: object) -> dict[str, Tensor]:
+    plan = tiny_plan(device="cuda", **settings)
+    model = build(plan, read_tokenizer(plan), CUDA)
+    gradients = test_model.gradients(model, batch.to(CUDA))
+    return {name: gradient.float().cpu() for name, gradient in gradients.items()}
 
 
 @pytest.fixture(autouse=True)

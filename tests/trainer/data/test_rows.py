@@ -27,6 +27,7 @@ from trainer.model.tokenizer import TooLong
 from trainer.rehearse.worst_sample import worst_sample
 from trainer.reporter import Reporter
 from trainer.run.run import Run
+from trainer.run.started import Keeping
 from trainer.run.validation import evaluate
 
 QUIET = Reporter(lambda text: None, lambda what, done, total: None)
@@ -235,6 +236,27 @@ def test_a_run_asks_the_same_questions_however_it_is_cut(linked: Path, tmp_path:
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         losses.append([row["loss"] for row in rows if "loss" in row])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5) and len(losses[0]) == 1
+
+
+def test_a_resumed_run_asks_the_rest_of_the_questions(linked: Path, tmp_path: Path) -> None:
+    """Bit for bit, from the middle of an epoch, and with data workers the second time."""
+    items = read_split(linked, "train")
+    plan = shared_plan(3, effective_batch=4, micro_batch=1, schedule={"epochs": 3})
+    keeping = Keeping(steps=1, checkpoints=99)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir()
+    Run(plan, items, items[:1], whole, tmp_path / "cache", QUIET, keeping).train()
+    saved = {
+        json.loads((folder / "facts.json").read_text())["step"]: folder
+        for folder in whole.glob("last*")
+    }
+    middle = tmp_path / "middle"
+    shutil.copytree(saved[3], middle)
+    shutil.copytree(whole, broken)
+    plan = plan.override(["workers=2"])
+    Run(plan, items, items[:1], broken, tmp_path / "cache", QUIET, keeping).train(middle)
+    ends = [(folder / "last" / "trained.safetensors").read_bytes() for folder in (whole, broken)]
+    assert ends[0] == ends[1] != (middle / "trained.safetensors").read_bytes()
 
 
 def test_sharing_needs_no_second_text() -> None:

@@ -57,8 +57,12 @@ def run_or_show_stacks(command: list[str], seconds: int) -> tuple[int, str]:
 
 
 @pytest.mark.slow
-def test_accelerate_launch_with_two_processes_gives_the_losses_of_one(tmp_path: Path) -> None:
-    plan = tiny_plan(micro_batch=2, effective_batch=4, max_val_samples=2)
+@pytest.mark.parametrize("questions", [1, 2])
+def test_accelerate_launch_with_two_processes_gives_the_losses_of_one(
+    questions: int, tmp_path: Path
+) -> None:
+    """Rows of two questions too, of which one process may have more than the other."""
+    plan = tiny_plan(effective_batch=4, questions_per_picture=questions, max_val_samples=2)
     (tmp_path / "plan.json").write_text(plan.to_json())
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir()
@@ -71,7 +75,7 @@ def test_accelerate_launch_with_two_processes_gives_the_losses_of_one(tmp_path: 
     ]  # fmt: skip
     code, said = run_or_show_stacks([str(part) for part in command], seconds=150)
     assert code == 0, said
-    assert "batch 2 × 1 × 2 processes" in said
+    assert f"batch {2 // questions} × 1 × 2 processes" in said
     # One process speaks for both.
     assert said.count("before training: gIoU") == 1
     assert len(losses(two)) == 2
