@@ -132,6 +132,21 @@ def looped() -> str:
     return "\n".join(parts)
 
 
+def masked() -> str:
+    """docs/speed.md: the largest cost of a shared step beside the products, and what was tried."""
+    (step,) = (row for row in rows("profile") if row["name"] == "shared-k3-b9")
+    (flex,) = (row for row in rows("shared") if row["kind"] == "flex")
+    (usual,) = (row["measurement"] for row in rows("lean") if row["name"] == "shared-k3-b9")
+    return (
+        "The largest cost of such a step that is no matrix product is attention with its mask: "
+        f"{step['kinds_ms']['attention']:.0f} of the {step['kernels_busy_ms']:.0f} ms in\nwhich "
+        "the GPU is busy, in cuDNN's kernels (`benchmarks/profile_step.py shared-k3-b9`). "
+        "FlexAttention with a block mask in the\ncompiled layers was slower: "
+        f"{flex['samples_per_second']:.1f} questions a second instead of "
+        f"{usual['samples_per_second']:.1f}."
+    )
+
+
 def learnt() -> str:
     """docs/speed.md: what lisa-tiny learns from rows of one and of three questions."""
     found = [row for row in rows("shared") if row["kind"] == "demo"]
@@ -313,7 +328,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/data.md": {"reading": reading},
     "docs/own-data.md": {"importing": importing},
     "docs/advice.md": {"emulated": emulated},
-    "docs/speed.md": {"shared": shared, "looped": looped, "learnt": learnt},
+    "docs/speed.md": {"shared": shared, "looped": looped, "learnt": learnt, "masked": masked},
     "docs/forecast.md": {"caching": caching, "explained": explained},
     "docs/lisa-tiny.md": {"tiny": tiny, "making": pretraining},
     "docs/weights.md": {"size": bf16_size},
