@@ -2,8 +2,9 @@
 
     python benchmarks/shared_demo.py [SEED ...]     rows of kind "demo" in benchmarks/shared.jsonl
 
-The same scenes, questions, steps and questions a step, one and three questions a row. The cache is
-filled by the first run, whose processor time therefore holds some seconds more.
+The same scenes, steps and questions a step, one and three questions a row: on the demo's scenes,
+whose questions are one target's in other words, and on scenes with up to three targets each. The
+cache is filled by the first run, whose processor time therefore holds some seconds more.
 """
 
 from __future__ import annotations
@@ -14,16 +15,21 @@ import resource
 import subprocess
 import sys
 import tempfile
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from advisor.tiny import tiny_cpu_plan
 
 ROWS = Path(__file__).resolve().parent / "shared.jsonl"
+SCENES = {  # kinds of questions
+    "one target": ("negation",),
+    "several targets": ("negation", "colour-clue", "shape-clue", "size-clue", "position-clue"),
+}
 COUNTS = ("--train", "640", "--val", "120", "--test", "60")
 
 
-def trained(folder: Path, seed: int, questions: int) -> dict[str, Any]:
+def trained(folder: Path, scenes: str, seed: int, questions: int) -> dict[str, Any]:
     """One training in `folder`, which holds the data; its row."""
     plan = tiny_cpu_plan().override([f"questions_per_picture={questions}", f"seed={seed}"])
     (folder / "plan.json").write_text(plan.to_json())
@@ -36,7 +42,7 @@ def trained(folder: Path, seed: int, questions: int) -> dict[str, Any]:
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {
-        "kind": "demo", "date": datetime.date.today().isoformat(), "seed": seed,
+        "kind": "demo", "date": datetime.date.today().isoformat(), "scenes": scenes, "seed": seed,
         "questions_per_picture": questions, "steps": summary["steps"],
         "giou": round(summary["after"]["giou"], 4), "ciou": round(summary["after"]["ciou"], 4),
         "processor_seconds": round(spent),
@@ -48,13 +54,14 @@ def main() -> None:
     seeds = [int(text) for text in sys.argv[1:]] or [0, 1, 2]
     kept = [json.loads(line) for line in ROWS.read_text(encoding="utf-8").splitlines()]
     kept = [row for row in kept if row["kind"] != "demo" or row["seed"] not in seeds]
-    for seed in seeds:
+    for (scenes, kinds), seed in product(SCENES.items(), seeds):
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place)
             command = [sys.executable, "-P", "-m", "trainer.cli", "synthesise", "data", *COUNTS]
-            subprocess.run([*command, "--seed", str(seed)], cwd=folder, check=True)
+            command += ["--seed", str(seed), *(part for kind in kinds for part in ("--kind", kind))]
+            subprocess.run(command, cwd=folder, check=True)
             for questions in (1, 3):
-                kept.append(trained(folder, seed, questions))
+                kept.append(trained(folder, scenes, seed, questions))
                 print(json.dumps(kept[-1]), flush=True)
     ROWS.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
 
