@@ -24,7 +24,7 @@ from profiles.findings import Finding, PlanError
 from profiles.levers import needs_no_more
 from profiles.overrides import assigned
 from profiles.plan import Plan
-from profiles.settings import Lora, Mixture, Schedule
+from profiles.settings import TARGETS_PER_PICTURE, Lora, Mixture, Schedule
 from profiles.sizes import GIB, gib
 from profiles.tested import Verdict
 
@@ -86,11 +86,13 @@ def on_cpu(request: Request) -> Advice:
 
 
 def _alone(plan: Plan) -> Plan:
-    """lisa-tiny's plan on ReasonSeg alone: TINY_BYTES is enough for what a mixture's samples hold.
+    """lisa-tiny's plan on ReasonSeg alone, a question a row: TINY_BYTES is enough for larger rows.
 
-    0.42 GiB by forecast, at 512 tokens that are all supervised and 3 masks a sample.
+    0.42 GiB by forecast, at 512 tokens that are all supervised and 3 masks a row.
     """
-    return plan.model_copy(update={"mixture": Mixture()})
+    shared = plan.questions_per_picture <= TARGETS_PER_PICTURE
+    update = {"questions_per_picture": 1} if shared else {}
+    return plan.model_copy(update={"mixture": Mixture(), **update})
 
 
 def _larger_models(request: Request) -> Finding:

@@ -144,7 +144,7 @@ def batch_contradictions(plan: Batch) -> Iterator[Finding]:
             "questions_per_picture",
             f"{plan.effective_batch} questions are {rows} rows, and each process needs one",
             f"{questions}, {plan.processes} processes",
-            f"choose {plan.effective_batch // plan.processes} or fewer",
+            f"--set effective_batch={questions * plan.processes}, or a multiple of it",
         )
     elif plan.accumulation != passes(rows, plan.micro_batch, plan.processes):
         yield Finding(

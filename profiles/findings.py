@@ -28,7 +28,7 @@ class Finding:
 def listed(findings: Sequence[Finding], mark: str = "") -> list[str]:
     """The first hundred as text, each behind `mark`, and how many more there are."""
     more = len(findings) - _MOST
-    rest = [f"{mark}… and {counted(more, 'finding')} more"] * (more > 0)
+    rest = [f"{mark}… and {counted(more, 'more finding')}"] * (more > 0)
     return [f"{mark}{finding}" for finding in findings[:_MOST]] + rest
 
 

@@ -358,7 +358,9 @@ def _all_findings(cls: type[Plan], data: dict[str, Any], error: ValidationError)
     bad = {str(detail["loc"][0]) for detail in error.errors() if detail["loc"]}
     if bad:
         # Cross-field checks run only on a plan whose fields are valid: look at the rest alone.
-        rest = {key: value for key, value in data.items() if key not in bad}
+        # What follows from a bad number of questions is no fault of its own.
+        unknown = bad | ({"accumulation"} if "questions_per_picture" in bad else set())
+        rest = {key: value for key, value in data.items() if key not in unknown}
         try:
             cls.model_validate(with_batch_arithmetic(rest))
         except ValidationError as other:

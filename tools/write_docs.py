@@ -157,14 +157,14 @@ def advised_text() -> str:
         size, rate = needs.bytes / 2**30, speed.samples_per_second
         compiled = ", compiled" if plan.compile else ""
         return (
-            f"{storage}{hosted}{compiled}, micro-batch {plan.micro_batch} "
-            f"({size:.2f} GiB, {rate:.2g} samples/s on an RTX 3060)"
+            f"{storage}{hosted}{compiled}, {plan.micro_batch} pictures of up to "
+            f"{plan.questions_per_picture} questions\n"
+            f"({size:.2f} GiB, {rate:.2g} questions/s on an RTX 3060)"
         )
 
     return (
-        "The advice for 8 GiB differs from the table's 8 GB row: it assumes samples of 512 text "
-        "tokens,\nand keeps unrounded weights as long as the plan reaches at least half of the "
-        "possible speed:\n"
+        "The advice for 8 GiB differs from the table's 8 GB row: it assumes rows of 512 text "
+        "tokens,\nand prefers unrounded weights unless they make training more than twice as slow:\n"
         f"{advised()}.\nWith `--set quantization=nf4` it is {advised('quantization=nf4')}."
     )
 

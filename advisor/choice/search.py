@@ -53,6 +53,7 @@ class Setting:
     data: Path | None = None
     text_tokens: int | None = None
     counted_by: str = ""  # the tokenizer that counted the data's longest text
+    questions: int | None = None  # a picture of the data has, at most
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ def search(base: Plan, pinned: set[str], setting: Setting) -> Found | str:
             return told.reason
         text = told.text_tokens
         # As many masks as questions: pictures with fewer than the plan asks for.
+        setting = replace(setting, questions=max(1, told.masks))
         if told.masks < base.questions_per_picture and "questions_per_picture" not in pinned:
             base = base.override([f"questions_per_picture={max(1, told.masks)}"])
         setting = replace(setting, counted_by=told.counted_by)
@@ -180,7 +182,7 @@ def _scales(setting: Setting, text: int, correction: float) -> Scales:
     held.sort(key=itemgetter(0))  # so that the first row that covers a plan is the one to quote
     usable = one_of_each(held, lambda one: one[1].plan)
     needs = partial(_needs, usable, text, correction, _counted(setting.counted_by))
-    return Scales(needs, partial(_speed, setting.card, text))
+    return Scales(needs, partial(_speed, setting.card, text, setting.questions))
 
 
 def _counted(by: str) -> str:
@@ -223,7 +225,9 @@ def _minor(version: str) -> str:
     return ".".join(version.split(".")[:2])
 
 
-def _speed(card: GpuProfile | None, text: int, plan: Plan) -> Speed:
+def _speed(card: GpuProfile | None, text: int, questions: int | None, plan: Plan) -> Speed:
+    if questions is not None and questions < plan.questions_per_picture:
+        plan = plan.model_copy(update={"questions_per_picture": questions})
     rates = card or gpus()[TYPICAL]
     source = f"estimated for {rates.title}"
     if card is None:

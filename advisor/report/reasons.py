@@ -72,6 +72,8 @@ def _batch_reasons(found: Found, budget: Budget) -> Iterator[Reason]:
         setting="micro_batch", value=str(plan.micro_batch), because=because, basis=best.needs.basis
     )
     because = f"kept: micro-batch {plan.micro_batch} x {plan.accumulation} forward passes"
+    if plan.questions_per_picture > 1:
+        because += f", where every picture has {plan.questions_per_picture} questions"
     value = str(plan.effective_batch)
     yield Reason(setting="effective_batch", value=value, because=because, basis="exact")
     if plan.questions_per_picture > 1:
@@ -81,9 +83,11 @@ def _batch_reasons(found: Found, budget: Budget) -> Iterator[Reason]:
 def _sharing_reason(found: Found) -> Reason:
     """What questions gain that share the prefix of their picture."""
     questions = found.choice.best.plan.questions_per_picture
-    because = f"system prompt and picture are computed once for {questions} questions about it: "
-    because += (
-        f"{found.sharing_gain:.1f} times the questions a second; each learns as in a row of its own"
+    because = (
+        f"system prompt and picture are computed once for {questions} questions about it: "
+        f"{found.sharing_gain:.1f} times the questions a second. A step then sees fewer pictures: "
+        "where they have one target in several wordings, lisa-tiny learnt less from it "
+        "(docs/speed.md); --set questions_per_picture=1 asks one"
     )
     return Reason(
         setting="questions_per_picture", value=str(questions), because=because, basis="forecast"

@@ -172,12 +172,15 @@ def _plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
     if plan.lora is not None:
         yield "LoRA", f"{lora_text(plan)}, alpha {plan.lora.alpha:g}, dropout {plan.lora.dropout:g}"
     processes = f" x {plan.processes} processes" if plan.processes > 1 else ""
-    product = f"micro-batch {plan.micro_batch} x {plan.accumulation} forward passes{processes}"
+    passes = f"x {plan.accumulation} forward passes{processes}"
     if plan.questions_per_picture == 1:
-        yield "batch", f"{plan.effective_batch} = {product}"
+        yield "batch", f"{plan.effective_batch} = micro-batch {plan.micro_batch} {passes}"
     else:
-        rows = f"up to {plan.questions_per_picture} questions a picture"
-        yield "batch", f"{plan.effective_batch} questions, {rows}: {product}"
+        each = f"up to {plan.questions_per_picture} a picture"
+        yield (
+            "batch",
+            f"{plan.effective_batch} questions, {each}: {plan.micro_batch} pictures {passes}",
+        )
     yield "checkpointed", f"{plan.checkpointed_layers} of {layers} decoder layers"
     placed = [f"{plan.host_layers} decoder layers"] if plan.host_layers else []
     placed += ["embedding and head"] if plan.host_embeddings else []
@@ -222,7 +225,8 @@ def _memory(advice: Advice) -> Table:
         table.add_row("host memory", gib(advice.host_bytes), "forecast", Text(note))
     if advice.speed is not None:
         speed = f"{advice.speed.samples_per_second:.2g} /s"
-        source = f"samples, {advice.speed.source}"
+        shared = advice.plan is not None and advice.plan.questions_per_picture > 1
+        source = f"{'questions' if shared else 'samples'}, {advice.speed.source}"
         table.add_row("speed", speed, advice.speed.basis, Text(source))
     return table
 

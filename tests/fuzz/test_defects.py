@@ -96,7 +96,7 @@ def test_a_table_that_was_set_to_a_value_has_no_settings() -> None:
 def test_a_plan_with_thousands_of_faults_is_told_in_a_hundred_lines() -> None:
     with pytest.raises(PlanError) as caught:
         Plan().override(["cached_encoders=" + json.dumps([[1, 2]] * 20_000)])
-    assert str(caught.value).splitlines()[100:] == ["  - … and 19900 more"]
+    assert str(caught.value).splitlines()[100:] == ["  - … and 19900 more findings"]
 
 
 def test_half_a_character_in_a_name_can_still_be_logged() -> None:
@@ -179,7 +179,7 @@ def test_an_annotation_with_thousands_of_faults_is_told_in_a_hundred_lines(tmp_p
     with pytest.raises(DataError) as caught:
         read_split(reason_seg(tmp_path, _json(annotation)), "train")
     assert len(caught.value.findings) == 20_000
-    assert str(caught.value).splitlines()[100:] == ["… and 19900 findings more"]
+    assert str(caught.value).splitlines()[100:] == ["… and 19900 more findings"]
 
 
 def test_edges_far_outside_of_the_picture_are_refused(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from profiles.files import read_regular
-from profiles.text import brief, one_line
+from profiles.text import argument, brief, one_line
 from trainer.answer.output import NAMED, WRITTEN, shortened
 from trainer.answer.question import Question
 from trainer.data.findings import DataError, Report
@@ -34,7 +34,10 @@ def read_questions(
     if file is not None:
         if not image.is_dir():
             what = "is a file" if image.exists() else "no such folder"
-            raise ValueError(f"{image}: {what}; --questions asks about the pictures of a folder")
+            raise ValueError(
+                f"{image}: {what}; --questions asks about the pictures of a "
+                f"folder, such as {argument(image.parent)}"
+            )
         if not file.is_file():
             raise ValueError(f"{file}: no such file of questions")
         asked, wrong = _from_file(file, image)

@@ -67,11 +67,13 @@ def _plan_line(plan: Plan, samples: int) -> str:
     """The plan in one line."""
     processes = f" × {plan.processes} processes" if plan.processes > 1 else ""
     questions = plan.questions_per_picture
-    shared = f", up to {questions} questions a picture" if questions > 1 else ""
+    batch = f"{plan.micro_batch} × {plan.accumulation}{processes}"
+    if questions > 1:
+        batch = f"{plan.effective_batch} questions, {batch} pictures of up to {questions}"
     return (
         f"plan {plan.content_hash}: {plan.model} on {plan.device}, {plan.quantization}, "
         f"LoRA {f'r={plan.lora.rank}' if plan.lora else 'off'}, "
-        f"batch {plan.micro_batch} × {plan.accumulation}{processes}{shared}, "
+        f"batch {batch}, "
         f"{counted(samples, 'sample')}"
     )
 

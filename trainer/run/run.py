@@ -141,7 +141,8 @@ class Run:
             limit = self.plan.tokens.max_text_tokens
             self.reporter.line(
                 f"{counted(left_out, 'question')} of {sum(visit.questions for visit in visits)} "
-                f"left out: with them, rows would be longer than tokens.max_text_tokens={limit}"
+                f"left out: with them, rows would be longer than tokens.max_text_tokens={limit}\n"
+                "    hint: allow more tokens, or a smaller questions_per_picture"
             )
         return [samples.picture(visit.lap, visit.picture) for visit in visits]
 
