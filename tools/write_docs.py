@@ -21,6 +21,7 @@ from figures import PAGES
 
 from profiles.plan import Plan
 from profiles.settings import Lora, Mixture, Schedule, TokenLimits
+from profiles.text import counted
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -157,14 +158,14 @@ def advised_text() -> str:
         size, rate = needs.bytes / 2**30, speed.samples_per_second
         compiled = ", compiled" if plan.compile else ""
         return (
-            f"{storage}{hosted}{compiled}, {plan.micro_batch} pictures of up to "
+            f"{storage}{hosted}{compiled}, {counted(plan.micro_batch, 'picture')} of up to "
             f"{plan.questions_per_picture} questions\n"
             f"({size:.2f} GiB, {rate:.2g} questions/s on an RTX 3060)"
         )
 
     return (
-        "The advice for 8 GiB differs from the table's 8 GB row: it assumes rows of 512 text "
-        "tokens,\nand prefers unrounded weights unless they make training more than twice as slow:\n"
+        "The advice for 8 GiB differs from the table's 8 GB row: it assumes rows of 512 text tokens, "
+        "and\nprefers unrounded weights unless they make training more than twice as slow:\n"
         f"{advised()}.\nWith `--set quantization=nf4` it is {advised('quantization=nf4')}."
     )
 
