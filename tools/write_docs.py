@@ -164,8 +164,9 @@ def advised_text() -> str:
         )
 
     return (
-        "The advice for 8 GiB differs from the table's 8 GB row: it assumes rows of 512 text tokens,"
-        "\nand prefers unrounded weights unless they make training more than twice as slow:\n"
+        "The advice for 8 GiB differs from the table's 8 GB row: it assumes rows of 512 text "
+        "tokens,\nand prefers unrounded weights unless they make training more than twice as "
+        "slow:\n"
         f"{advised()}.\nWith `--set quantization=nf4` it is {advised('quantization=nf4')}."
     )
 
