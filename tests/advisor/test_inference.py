@@ -9,6 +9,7 @@ import pytest
 from advisor import inference as answering
 from advisor.inference import NoRoom, fitting
 from advisor.machine.gpu import Gpu, Machine
+from advisor.memory.card import Card
 from advisor.memory.forecast import Forecast, Tier
 from advisor.memory.worst_sample import Worst
 from profiles.plan import Plan
@@ -30,12 +31,13 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool, int]]:
     """The levers of every plan that was forecast; layers take what their weights do, and 1 GiB."""
     found: list[tuple[str, bool, int]] = []
 
-    def forecast(plan: Plan, worst: Worst, capability: Any, cap: int, *rest: Any) -> Forecast:
-        assert worst.answering and worst.text_tokens == 128 and capability == (8, 9)
+    def forecast(plan: Plan, worst: Worst, card: Card) -> Forecast:
+        assert worst.answering and worst.text_tokens == 128
+        assert card.compute_capability == (8, 9) and card.cap_bytes is not None
         found.append((plan.quantization, plan.host_embeddings, plan.host_layers))
         pool = round(answering._weights(plan) + GIB)
-        return Forecast(plan=plan, verdict="FITS" if pool <= cap else "OOM", reason="so many GiB",
-                        compute_capability=capability, text_tokens=128, masks=1,
+        return Forecast(plan=plan, verdict="FITS" if pool <= card.cap_bytes else "OOM", reason="so many GiB",
+                        compute_capability=(8, 9), text_tokens=128, masks=1,
                         tiers=(Tier(name="pool", bytes=pool, source=""),))  # fmt: skip
 
     monkeypatch.setattr(answering, "forecast", forecast)

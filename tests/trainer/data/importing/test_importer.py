@@ -642,7 +642,7 @@ def test_findings_about_annotations_come_in_the_files_order(tmp_path: Path) -> N
     ]
     with pytest.raises(DataError) as refused:
         import_annotations(instances(tmp_path / "in", *marks), tmp_path / "out")
-    about = [re.findall(r"annotations\[(\d)]", one.reason) for one in refused.value.findings]
+    about = [re.findall(r"annotations\[(\d)]", one.what) for one in refused.value.findings]
     assert about == [["0"], ["1"], ["2"], ["4"], ["5"], ["3"]]  # the last is found by painting
 
 
