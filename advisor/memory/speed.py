@@ -4,7 +4,8 @@
 
 Arithmetic is the sum of matrix products (FLOP over the card's rate), dequantisation and
 element-wise work (bytes over its bandwidth). The factors in `profiles/speed.json` say how much
-longer a real step takes; benchmarks/speed.py computes them from profiles on an H100.
+longer a real step takes; benchmarks/speed.py computes them from profiles on an
+H100 and an H200.
 """
 
 from __future__ import annotations

@@ -36,7 +36,8 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool, int]]:
         assert card.compute_capability == (8, 9) and card.cap_bytes is not None
         found.append((plan.quantization, plan.host_embeddings, plan.host_layers))
         pool = round(answering._weights(plan) + GIB)
-        return Forecast(plan=plan, verdict="FITS" if pool <= card.cap_bytes else "OOM", reason="so many GiB",
+        fits = pool <= card.cap_bytes
+        return Forecast(plan=plan, verdict="FITS" if fits else "OOM", reason="so many GiB",
                         compute_capability=(8, 9), text_tokens=128, masks=1,
                         tiers=(Tier(name="pool", bytes=pool, source=""),))  # fmt: skip
 
