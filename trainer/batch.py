@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -115,13 +116,18 @@ def sharing_prefix(rows: Sequence[Encoded]) -> Encoded:
     prefix = min(_before_answer(row) for row in rows)
     first = rows[0].input_ids
     for row in rows[1:]:
-        pairs = zip(first[:prefix], row.input_ids, strict=False)
-        prefix = next((n for n, (one, other) in enumerate(pairs) if one != other), prefix)
+        prefix = shared_tokens(first[:prefix], row.input_ids)
     ids, labels, starts = first[:prefix], rows[0].labels[:prefix], []
     for row in rows:
         starts.append(len(ids))
         ids, labels = ids + row.input_ids[prefix:], labels + row.labels[prefix:]
     return Encoded(ids, labels, rows[0].image_tokens, tuple(starts))
+
+
+def shared_tokens(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two rows begin with alike."""
+    pairs = zip(one, other, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _before_answer(row: Encoded) -> int:

@@ -84,10 +84,10 @@ def search(base: Plan, pinned: set[str], setting: Setting) -> Found | str:
             return told.reason
         text = told.text_tokens
         # As many masks as questions: pictures with fewer than the plan asks for.
-        setting = replace(setting, questions=max(1, told.masks))
-        if told.masks < base.questions_per_picture and "questions_per_picture" not in pinned:
-            base = base.override([f"questions_per_picture={max(1, told.masks)}"])
-        setting = replace(setting, counted_by=told.counted_by)
+        questions = max(1, told.masks)
+        if questions < base.questions_per_picture and "questions_per_picture" not in pinned:
+            base = base.override([f"questions_per_picture={questions}"])
+        setting = replace(setting, questions=questions, counted_by=told.counted_by)
     apart = {"host_layers": 0, "checkpointed_layers": base.profile.decoder.layers}
     if estimate(base.model_copy(update=apart), text) is not None:  # all else is as usual
         return _chosen(base, pinned, setting, text, 1.0) or "no plan with these settings can run"

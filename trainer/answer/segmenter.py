@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ import torch
 from profiles.plan import Plan
 from trainer.answer.question import Answer, Question
 from trainer.answer.trained_model import Trained
-from trainer.batch import Batch
+from trainer.batch import Batch, shared_tokens
 from trainer.data.images import read_image
 from trainer.data.samples import image_tokens
 from trainer.ignored import IGNORE_LABEL
@@ -93,8 +92,7 @@ class Segmenter:
         """Keys and values of what this question shares with the last one about the picture."""
         known = 0
         if self.last is not None and self.last.image == image:
-            pairs = zip(self.last.ids, ids[:-1], strict=False)
-            known = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+            known = shared_tokens(self.last.ids, ids[:-1])
         most = len(ids) + limit + 1
         if (
             self.last is None

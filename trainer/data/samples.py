@@ -252,7 +252,11 @@ def length_step(plan: Plan) -> int:
 
 def padded_length(length: int, plan: Plan) -> int:
     """The length of a micro-batch whose longest row has so many tokens."""
-    step = length_step(plan)
+    return _padded(length, length_step(plan))
+
+
+def _padded(length: int, step: int) -> int:
+    """The multiple of `step` at or above `length`."""
     return -(-length // step) * step
 
 
@@ -281,18 +285,19 @@ def batch_of(
 
     Padding counts to the prefix, which sees nothing behind itself.
     """
-    longest = max(len(row.input_ids) for row in rows)
-    longest = -(-longest // step) * step
+    longest = _padded(max(len(row.input_ids) for row in rows), step)
     ids = torch.full((len(rows), longest), tokenizer.pad_id)
     labels = torch.full_like(ids, IGNORE_LABEL)
-    blocks, places = torch.zeros_like(ids), torch.zeros_like(ids)
     for number, row in enumerate(rows):
         length = len(row.input_ids)
         ids[number, :length] = torch.tensor(row.input_ids)
         labels[number, :length] = torch.tensor(row.labels)
-        blocks[number, :length] = torch.tensor(row.blocks())
-        places[number, :length] = torch.tensor(row.places())
     if any(row.starts for row in rows):
+        blocks, places = torch.zeros_like(ids), torch.zeros_like(ids)
+        for number, row in enumerate(rows):
+            length = len(row.input_ids)
+            blocks[number, :length] = torch.tensor(row.blocks())
+            places[number, :length] = torch.tensor(row.places())
         rest |= {"blocks": blocks, "places": places}
     return Batch.of(ids, labels, tokenizer.seg_id, **rest)
 
