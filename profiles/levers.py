@@ -159,8 +159,9 @@ SETTINGS: dict[str, Traits] = {
     "weights": Traits(changes="resume"),
 } | dict.fromkeys(
     # No lever, not compared, never changed: these make the run what it is.
-    ("schema_version", "effective_batch", "min_pixels", "seed", "max_train_samples", "max_val_samples",
-     "lora.alpha", "tokens.max_new_tokens", "schedule", "schedule.learning_rate", "schedule.shape",
+    ("schema_version", "effective_batch", "min_pixels", "seed", "max_train_samples",
+     "max_val_samples", "lora.alpha", "tokens.max_new_tokens", "schedule",
+     "schedule.learning_rate", "schedule.shape",
      "schedule.warmup_steps", "schedule.epochs", "schedule.beta1", "schedule.beta2",
      "schedule.weight_decay", "schedule.grad_clip", "schedule.max_skipped_steps",
      "mixture.reason_seg", "mixture.refer_seg", "mixture.sem_seg", "mixture.vqa",

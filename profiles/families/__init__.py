@@ -32,6 +32,7 @@ class DecoderShape(Frozen):
     key_heads: int | None = None  # of keys and values; None: as many as of queries
     head_channels: int | None = None  # None: hidden / heads
     tied_head: bool = False  # the head's matrix is the embedding table
+    normed_heads: bool = False  # queries and keys are normed, head by head
     norm_eps: float = 1e-5
 
     @property
@@ -102,6 +103,7 @@ class ModelProfile(Frozen):
 
     tokens_vary: ClassVar[bool] = False  # with the picture's size
     reserved: ClassVar[tuple[str, ...]] = ()  # tokens that mean something to the model
+    code_bytes: ClassVar[int] = 0  # resident in host memory, beyond what every run takes
     has_projector: ClassVar[bool] = True  # a part of its own between vision and language model
 
     name: str
