@@ -77,6 +77,15 @@ class Qwen3Sam2(Family[Profile]):
             if value not in (None, mine[name])
         ]
 
+    def likely_model(self, needed: Iterable[str], offered: Iterable[str]) -> str:
+        """Sa2VA's checkpoints have a head of their own, Qwen's of 2B and 4B have none."""
+        head = QwenSam2.tables()[1]
+        if head in set(offered) - set(needed):
+            return "a released Sa2VA has a head of its own; try sa2va-{model}"
+        if head in set(needed) - set(offered):
+            return "its head is its embedding table, as in qwen3-vl-2b and qwen3-vl-4b"
+        return ""
+
 
 def _inner(table: object, name: str) -> Any:
     return table.get(name) if isinstance(table, Mapping) else None
