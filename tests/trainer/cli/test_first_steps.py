@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,9 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import trainer.cli.train as command_line
 import trainer.run.run as loop
+from advisor.cli.main import app
 from advisor.memory.forecast import TINY_COUNTS, counted_by
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
@@ -231,20 +232,28 @@ def test_runs_are_not_mixed(
 # ------------------------------------------------------------------------------------ what counted
 
 
-def advise(cache: Path, *arguments: str | Path) -> str:
-    path = Path(sys.executable).with_name("lisa-advise")
-    done = subprocess.run(
-        [path, *map(str, arguments)], capture_output=True, text=True, timeout=300,
-        env=os.environ | {"XDG_CACHE_HOME": str(cache), "COLUMNS": "300"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture
+def advise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rehearsals_here: None
+) -> Callable[..., str]:
+    """What lisa-advise answers, in this process and with a cache of its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "300")
+
+    def called(*arguments: str | Path) -> str:
+        done = CliRunner().invoke(app, [*map(str, arguments)], prog_name="lisa-advise")
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    return called
 
 
-def test_text_that_lisa_tinys_tokenizer_counted_is_said_to_be(tmp_path: Path) -> None:
+def test_text_that_lisa_tinys_tokenizer_counted_is_said_to_be(
+    tmp_path: Path, advise: Callable[..., str]
+) -> None:
     """Without weights the model's vocabulary is not here: the length is only an upper bound."""
     data = ["--data-dir", PHOTOS, "--vram", "8GiB"]
-    advice = json.loads(advise(tmp_path, "--model", "7b", *data, "--json"))
+    advice = json.loads(advise("--model", "7b", *data, "--json"))
     tiny = "lisa-tiny's tokenizer"
     assert advice["counted_by"] == tiny and advice["needs"]["source"].endswith(f"by {tiny}")
     why = {reason["setting"]: reason["because"] for reason in advice["reasons"]}["micro_batch"]
@@ -252,9 +261,9 @@ def test_text_that_lisa_tinys_tokenizer_counted_is_said_to_be(tmp_path: Path) ->
     plan = tmp_path / "plan.json"
     plan.write_text(json.dumps(advice["plan"]))
     # The same question again is read from the cache.
-    assert f"text counted by {tiny}" in advise(tmp_path, "forecast", plan, *data)
-    assert json.loads(advise(tmp_path, "forecast", plan, *data, "--json"))["counted_by"] == tiny
-    without = json.loads(advise(tmp_path, "--model", "7b", "--vram", "8GiB", "--json"))
+    assert f"text counted by {tiny}" in advise("forecast", plan, *data)
+    assert json.loads(advise("forecast", plan, *data, "--json"))["counted_by"] == tiny
+    without = json.loads(advise("--model", "7b", "--vram", "8GiB", "--json"))
     assert without["counted_by"] == "" and "tokenizer" not in without["needs"]["source"]
 
 
