@@ -194,9 +194,40 @@ def shared_rows() -> list[Row]:
     ]  # fmt: skip
 
 
+def qwen_rows() -> list[Row]:
+    """Qwen3-VL with SAM 2: rows of 1024 image tokens and 76 of text."""
+
+    def row(size: str, name: str, title: str, card: int, settings: dict[str, Any], **rest: Any):
+        usual = {"text": "76", "settings": {"model": f"qwen3-vl-{size}"} | settings} | rest
+        return Row(f"qwen-{size}-{name}", f"Qwen3-VL-{size.upper()} {title}", card, **usual)
+
+    def shared(count: int, size: int) -> Row:
+        settings = HOST | FAST | {"questions_per_picture": count} | batch(size)
+        return row("4b", f"k{count}-b{size}", f"NF4, compiled, {count} questions x {size} pictures",
+                   8, settings, text=str(15 + 61 * count), steps=8, timed=True)  # fmt: skip
+
+    fast: dict[str, Any] = {"steps": 8, "timed": True}
+    return [
+        row("2b", "host", "NF4, embeddings in host memory", 4, HOST, steps=20),
+        row("4b", "host", "NF4, embeddings in host memory", 4, HOST, steps=20),
+        row("4b", "card", "NF4, all on the card", 6, {}),
+        row("8b", "host", "NF4, embeddings in host memory", 6, HOST, steps=20),
+        row("8b", "card", "NF4, all on the card", 8, {}),
+        row("8b", "half", "NF4, embeddings and 18 of 36 layers in host memory", 4,
+            HOST | {"host_layers": 18}),
+        row("2b", "bf16", "bf16, LoRA r=16", 8, FULL | lora(16)),
+        row("4b", "bf16", "bf16, LoRA r=16", 12, FULL | lora(16)),
+        row("4b", "online", "NF4, nothing cached", 8, {"cached_encoders": []}),
+        *(row(size, "b8", "NF4, compiled, batch 8", card, HOST | FAST | batch(8), **fast)
+          for size, card in (("2b", 8), ("4b", 8), ("8b", 12))),
+        row("4b", "plain-b8", "NF4, batch 8", 8, HOST | batch(8), **fast),
+        *(shared(count, size) for count, size in ((3, 8), (4, 7))),
+    ]  # fmt: skip
+
+
 def all_rows() -> list[Row]:
     """Every row, in the order of the tables."""
-    return seed_rows() + lean_rows() + speed_rows() + shared_rows()
+    return seed_rows() + lean_rows() + speed_rows() + shared_rows() + qwen_rows()
 
 
 def run(row: Row) -> dict[str, Any]:

@@ -52,6 +52,10 @@ def _in_order(*names: Any) -> NoMore:
     return lambda name, other: names.index(name) >= names.index(other)
 
 
+def _at_most(limit: int | None, other: int | None) -> bool:
+    return limit is not None and other is not None and limit <= other
+
+
 def _as_wide(dtype: str, other: str) -> bool:
     return dtype == other or {dtype, other} == {"bf16", "fp16"}
 
@@ -126,6 +130,11 @@ SETTINGS: dict[str, Traits] = {
         phrase=lambda p: f"{p.questions_per_picture} questions a picture"
         if p.questions_per_picture > 1 else "",
     ),
+    "max_pixels": Traits(
+        "less", _at_most,
+        phrase=lambda p: f"pictures of {p.profile.most_image_tokens} tokens"
+        if p.profile.tokens_vary else "",
+    ),  # fmt: skip
     "cached_encoders": Traits("more", _holds_more, "resume", priced="rows"),
     "logits": Traits(_LOGITS, _in_order(*_LOGITS), priced="rows"),
     "device": Traits(counts=eq),
@@ -150,8 +159,9 @@ SETTINGS: dict[str, Traits] = {
     "weights": Traits(changes="resume"),
 } | dict.fromkeys(
     # No lever, not compared, never changed: these make the run what it is.
-    ("schema_version", "effective_batch", "seed", "max_train_samples", "max_val_samples",
-     "lora.alpha", "tokens.max_new_tokens", "schedule", "schedule.learning_rate", "schedule.shape",
+    ("schema_version", "effective_batch", "min_pixels", "seed", "max_train_samples",
+     "max_val_samples", "lora.alpha", "tokens.max_new_tokens", "schedule",
+     "schedule.learning_rate", "schedule.shape",
      "schedule.warmup_steps", "schedule.epochs", "schedule.beta1", "schedule.beta2",
      "schedule.weight_decay", "schedule.grad_clip", "schedule.max_skipped_steps",
      "mixture.reason_seg", "mixture.refer_seg", "mixture.sem_seg", "mixture.vqa",

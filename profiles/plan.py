@@ -24,12 +24,18 @@ from profiles.batches import (
 from profiles.families import ModelProfile
 from profiles.files import read_regular, reason
 from profiles.findings import Finding, PlanError
-from profiles.models import model_profile, models
+from profiles.models import models
 from profiles.older_plans import as_first_written, modernised
 from profiles.overrides import (
     assign,
-    legible,
-    nearest_setting,
+)
+from profiles.pictures import (
+    LARGEST,
+    LEAST,
+    forget_other_limits,
+    picture_contradictions,
+    profile_of,
+    with_picture_limits,
 )
 from profiles.settings import (
     EFFECTIVE_BATCH,
@@ -47,6 +53,7 @@ from profiles.settings import (
     TrainedPart,
 )
 from profiles.text import brief
+from profiles.validation import all_findings
 
 
 class Plan(Settings):
@@ -117,6 +124,14 @@ class Plan(Settings):
     mask_loss_resolution: int = Field(
         256, ge=32, le=2048, description="side of the mask loss in the mask decoder's frame, pixels"
     )
+    min_pixels: int | None = Field(
+        None, ge=LEAST, le=LARGEST,
+        description="a picture of fewer pixels is enlarged for the language model, where its "
+        "tokens follow from its size; null: the model looks at one size",
+    )  # fmt: skip
+    max_pixels: int | None = Field(
+        None, ge=LEAST, le=LARGEST, description="a picture of more pixels is shrunk, likewise"
+    )
     optimizer: Literal["adamw", "paged_adamw"] = Field("adamw", description="AdamW, or paged")
     optimizer_state: Literal["fp32", "8bit"] = Field(
         "fp32", description="precision of Adam's two moments"
@@ -154,8 +169,8 @@ class Plan(Settings):
 
     @property
     def profile(self) -> ModelProfile:
-        """Shapes of the plan's model."""
-        return model_profile(self.model)
+        """Shapes of the plan's model, looking at pictures as the plan says."""
+        return profile_of(self)
 
     @model_validator(mode="before")
     @classmethod
@@ -176,11 +191,11 @@ class Plan(Settings):
         """A Plan from plain data. Raises PlanError with every problem, not only the first."""
         if not isinstance(data, Mapping):
             raise PlanError([Finding("plan", "must be a table of settings", type(data).__name__)])
-        data = with_batch_arithmetic(data)
+        data = with_picture_limits(with_batch_arithmetic(data))
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            raise PlanError(_all_findings(cls, data, error)) from None
+            raise PlanError(all_findings(cls, data, error, setting_names())) from None
 
     @classmethod
     def from_json(cls, text: str, where: str = "plan") -> Plan:
@@ -216,6 +231,8 @@ class Plan(Settings):
             del data["mixture"]
         if self.questions_per_picture == 1:
             del data["questions_per_picture"]
+        if self.max_pixels is None:
+            del data["min_pixels"], data["max_pixels"]
         if not self.schedule.max_skipped_steps:
             del data["schedule"]["max_skipped_steps"]
         canonical = json.dumps(data, sort_keys=True, separators=(",", ":"))
@@ -236,6 +253,7 @@ class Plan(Settings):
         given = {text.partition("=")[0].strip().replace("-", "_") for text in assignments}
         batch = {"micro_batch", "accumulation", "effective_batch"}
         forget_dependent_batch(data, given & (batch | {"processes", "questions_per_picture"}))
+        forget_other_limits(data, given)
         return Plan.parse(data)
 
     def refusals(self, gpu_name: str, bf16: bool, triton: bool = True) -> list[Finding]:
@@ -270,6 +288,7 @@ def _contradictions(plan: Plan) -> Iterable[Finding]:
         yield Finding("model", str(error), brief(plan.model))
         layers = None
     yield from batch_contradictions(plan)
+    yield from picture_contradictions(plan)
     if layers is not None and plan.checkpointed_layers > layers:
         yield Finding(
             "checkpointed_layers",
@@ -348,41 +367,11 @@ def _training_contradictions(plan: Plan) -> Iterable[Finding]:
     if tied and "head" in plan.train:
         yield Finding("train", f"the head of {plan.model} is its embedding table", "head",
                       "train token_rows or embeddings instead")  # fmt: skip
+    if plan.model in models() and not plan.profile.has_projector and "projector" in plan.train:
+        yield Finding("train", f"{plan.model} has no projector of its own", "projector",
+                      "leave it out")  # fmt: skip
     if len(set(plan.train)) < len(plan.train):
         yield Finding("train", "a part is named twice", ", ".join(plan.train))
-
-
-def _all_findings(cls: type[Plan], data: dict[str, Any], error: ValidationError) -> list[Finding]:
-    """Findings of `error`, and those that its bad fields kept pydantic from looking for."""
-    findings = _findings(error)
-    bad = {str(detail["loc"][0]) for detail in error.errors() if detail["loc"]}
-    if bad:
-        # Cross-field checks run only on a plan whose fields are valid: look at the rest alone.
-        # What follows from a bad number of questions is no fault of its own.
-        unknown = bad | ({"accumulation"} if "questions_per_picture" in bad else set())
-        rest = {key: value for key, value in data.items() if key not in unknown}
-        try:
-            cls.model_validate(with_batch_arithmetic(rest))
-        except ValidationError as other:
-            findings += [f for f in _findings(other) if f.where not in bad]
-    return findings
-
-
-def _findings(error: ValidationError) -> list[Finding]:
-    result: list[Finding] = []
-    for detail in error.errors(include_url=False):
-        context = detail.get("ctx", {})
-        if detail["type"] == "plan":
-            result += context["findings"]
-            continue
-        where = ".".join(legible(str(part)) for part in detail["loc"]) or "plan"
-        if detail["type"] == "extra_forbidden":
-            result.append(
-                Finding(where, "no such setting", fix=nearest_setting(where, setting_names()))
-            )
-        else:
-            result.append(Finding(where, detail["msg"], brief(detail["input"])))
-    return result
 
 
 def setting_names() -> list[str]:

@@ -280,10 +280,10 @@ def new_model(tokenizer: LisaTokenizer) -> Lisa:
     """lisa-tiny with fresh weights."""
     torch.manual_seed(0)
     model = Lisa(
+        PROFILE,
         llava_config(PROFILE, tokenizer.image_id, tokenizer.pad_id),
         sam_config(PROFILE),
         tokenizer.seg_id,
-        PROFILE.projector_layers,
     )
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Embedding | nn.Conv2d):

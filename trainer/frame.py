@@ -25,7 +25,7 @@ class Frame:
     @classmethod
     def of(cls, profile: ModelProfile) -> Frame:
         """The frame of a model's mask decoder."""
-        return cls(profile.frame_pixels, profile.stretched)
+        return cls(profile.frame_pixels, profile.prompting.stretched)
 
     def inner(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of a picture inside the frame; padded, its longest side is `side`."""

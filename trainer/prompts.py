@@ -139,3 +139,44 @@ def evaluation_turn(text: str, is_sentence: bool) -> Turn:
         PromptError: ``text`` is empty or contains a reserved token.
     """
     return Turn(question_for(text, is_sentence, _first), EVALUATION_ANSWER)
+
+
+def checked(turns: Sequence[Turn]) -> list[Turn]:
+    """A conversation's turns as all families lay them out: ``<image>`` stands once, at the start.
+
+    The line is dropped from later questions. Only the last turn may have the answer None.
+
+    Raises:
+        PromptError: no turns, an unanswered turn before the last, an empty question or answer, no
+            leading image line in the first question, or a reserved token out of place.
+    """
+    if not turns:
+        raise PromptError("a conversation needs at least one turn")
+    unanswered = [number for number, turn in enumerate(turns[:-1]) if turn.answer is None]
+    if unanswered:
+        raise PromptError(f"turn {unanswered[0]} has no answer but is not the last")
+    return [
+        Turn(_checked_question(turn.question, number == 0), _checked_answer(turn.answer))
+        for number, turn in enumerate(turns)
+    ]
+
+
+def _checked_question(question: str, is_first: bool) -> str:
+    has_image = question.startswith(IMAGE_PREFIX)
+    if is_first and not has_image:
+        raise PromptError(f"the first question must begin with {IMAGE_PREFIX!r}")
+    body = question.removeprefix(IMAGE_PREFIX)
+    reject(body, RESERVED_TOKENS, "question")
+    if not body.strip():
+        raise PromptError("question is empty")
+    return question if is_first else body
+
+
+def _checked_answer(answer: str | None) -> str | None:
+    """It may hold ``[SEG]`` but no other reserved token."""
+    if answer is None:
+        return None
+    reject(answer, [token for token in RESERVED_TOKENS if token != SEG_TOKEN], "answer")
+    if not answer.strip():
+        raise PromptError("answer is empty")
+    return answer

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass, field
 from math import prod
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from profiles.records import Frozen
 from profiles.settings import Encoder
@@ -32,6 +32,7 @@ class DecoderShape(Frozen):
     key_heads: int | None = None  # of keys and values; None: as many as of queries
     head_channels: int | None = None  # None: hidden / heads
     tied_head: bool = False  # the head's matrix is the embedding table
+    normed_heads: bool = False  # queries and keys are normed, head by head
     norm_eps: float = 1e-5
 
     @property
@@ -64,6 +65,16 @@ class DecoderShape(Frozen):
         return tokens * (4 * self.hidden + attention + 3 * self.intermediate)
 
 
+class Prompting(Frozen):
+    """How a [SEG] prompts the mask decoder. By default as in LISA (arXiv:2308.00692)."""
+
+    at_seg: bool = False  # by the state of [SEG] itself; else by the one that predicts it
+    before_norm: bool = False  # by the state before the language model's last norm
+    stretched: bool = False  # pictures, into the square frame; else shrunk and padded
+    masks: Literal[1, 3] = 1  # candidates: the one that the mask decoder scores highest is taken
+    padding_points: int = 0  # prompt tokens before the state's own
+
+
 @dataclass(frozen=True)
 class EncoderFacts:
     """A frozen encoder: its input for the largest picture, and the features that are cached."""
@@ -90,16 +101,20 @@ class EncoderFacts:
 class ModelProfile(Frozen):
     """One size of a family."""
 
-    stretched: ClassVar[bool] = False  # into the mask decoder's square frame; else padded
     tokens_vary: ClassVar[bool] = False  # with the picture's size
     reserved: ClassVar[tuple[str, ...]] = ()  # tokens that mean something to the model
     vocabulary: ClassVar[str] = ""  # the language model's, if it is in profiles/vocabularies/
+    code_bytes: ClassVar[int] = 0  # resident in host memory, beyond what every run takes
+    has_projector: ClassVar[bool] = True  # a part of its own between vision and language model
 
     name: str
     title: str
     family: str
     vocabulary_rows: int
     decoder: DecoderShape
+    prompting: Prompting = Prompting()
+    min_pixels: int | None = None  # of a picture, where its tokens vary: a smaller one is enlarged
+    max_pixels: int | None = None  # a larger one is shrunk
     sources: tuple[str, ...]
 
     @property

@@ -126,7 +126,7 @@ CUDA_CHANGES = {
 }
 # Constants, tables whose leaves are changed above, and one that needs a second setting with it.
 NOT_CHANGED_ALONE = {"schema_version", "schedule", "tokens", "mixture",
-                     "processes", "host_layers"}  # fmt: skip
+                     "processes", "host_layers", "min_pixels", "max_pixels"}  # fmt: skip
 
 
 def test_every_setting_is_tried():
@@ -145,9 +145,43 @@ def test_plans_from_before_later_settings_keep_their_hash():
     data = as_first_written(json.loads(Plan().to_json()))
     assert (data["schema_version"], data["cached_encoders"]) == (1, ["sam", "clip"])
     del data["mixture"], data["schedule"]["max_skipped_steps"], data["questions_per_picture"]
+    del data["min_pixels"], data["max_pixels"]
     old = json.dumps(data, sort_keys=True, separators=(",", ":"))
     assert Plan().content_hash == hashlib.sha256(old.encode()).hexdigest()[:16]
     assert Plan.parse(data) == Plan()
+
+
+@pytest.mark.parametrize("limit", ["min_pixels=501408", "max_pixels=802816"])
+def test_limits_of_pictures_change_the_hash(limit):
+    plan = Plan.parse({"model": "qwen3-vl-4b"})
+    assert plan.override([limit]).content_hash != plan.content_hash
+
+
+def test_limits_of_pictures_are_the_models_own_and_go_with_it():
+    plan = Plan.parse({"model": "qwen3-vl-4b"})
+    assert (plan.min_pixels, plan.max_pixels) == (401408, 1048576)
+    assert plan.profile.most_image_tokens == 1024
+    small = plan.override(["max_pixels=262144"])
+    assert (small.min_pixels, small.profile.most_image_tokens) == (262144, 256)
+    assert plan.override(["min_pixels=2097152"]).max_pixels == 2097152
+    assert small.override(["model=qwen3-vl-2b"]).max_pixels == 1048576
+    assert small.override(["model=7b"]).max_pixels is None
+    assert Plan.from_json(small.to_json()) == small
+
+
+@pytest.mark.parametrize(
+    ("settings", "where"),
+    [
+        ({"model": "7b", "max_pixels": 100_000}, "max_pixels"),
+        ({"model": "qwen3-vl-2b", "min_pixels": 200_000, "max_pixels": 100_000}, "min_pixels"),
+        ({"model": "qwen3-vl-2b", "max_pixels": 10}, "max_pixels"),
+        ({"model": "qwen3-vl-2b", "train": ["projector"]}, "train"),
+    ],
+)
+def test_limits_and_parts_that_a_model_lacks_are_refused(settings, where):
+    with pytest.raises(PlanError) as caught:
+        Plan.parse(settings)
+    assert [finding.where for finding in caught.value.findings] == [where]
 
 
 def test_processes_change_the_hash():

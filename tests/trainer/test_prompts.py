@@ -28,7 +28,9 @@ from trainer.prompts import (
     question_for,
 )
 
-TOKENS = ["<image>", "[SEG]", "<im_start>", "<im_end>", "</s>"]
+QWEN = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
+        "<|video_pad|>", "<|endoftext|>"]  # fmt: skip
+TOKENS = ["<image>", "[SEG]", "<im_start>", "<im_end>", "</s>", *QWEN]
 SYSTEM = (
     "A chat between a curious human and an artificial intelligence assistant. The assistant gives "
     "helpful, detailed, and polite answers to the human's questions."

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from profiles.families import MASK, VISION
+from profiles.families import MASK, VISION, ModelProfile
 from profiles.settings import Encoder, LoraTargets, TrainedPart
 from trainer.batch import Batch
 from trainer.frame import Frame
@@ -59,16 +59,17 @@ class SegmentationModel(nn.Module, ABC):
     parts_at: ClassVar[Mapping[TrainedPart, tuple[str, ...]]]  # prefixes of the other trained parts
     of_masks: ClassVar[tuple[TrainedPart, ...]]  # parts that learn from masks alone
     # Prefixes in trained parts that no loss reaches: training them would be a claim without effect.
-    unread: ClassVar[tuple[str, ...]] = ()
+    unread: tuple[str, ...] = ()
     one_with: ClassVar[Mapping[str, str]] = {}  # modules that are another one of the model
-    # Whether a mask is prompted by the state that predicts [SEG], or by that of [SEG] itself.
-    before_seg: ClassVar[bool] = True
-    before_norm: ClassVar[bool] = False  # and by the state before the decoder's last norm
+    # Prefixes of candidates: each step trains those that it chooses alone.
+    in_turn: tuple[str, ...] = ()
 
-    def __init__(self, seg_token_id: int, frame: Frame, tied_head: bool = False) -> None:
+    def __init__(self, profile: ModelProfile, seg_token_id: int) -> None:
         super().__init__()
-        self.tied_head = tied_head  # one matrix with the embedding table, and one set of rows
-        self.frame = frame
+        # One matrix with the embedding table, and one set of rows.
+        self.tied_head = profile.decoder.tied_head
+        self.frame = Frame.of(profile)
+        self.prompting = profile.prompting
         self.seg_token_id = seg_token_id
         self.logits_at: Literal["supervised", "all"] = "supervised"
         self.dtype = torch.float32  # of the frozen weights and the activations
@@ -252,7 +253,7 @@ class SegmentationModel(nn.Module, ABC):
                 hidden = Gate.apply(run(index)(layer, hidden, rope, mask), self.host_layers, number)
             if index in fed:
                 hidden = hidden + fed[index]
-        return hidden if self.before_norm else self._normed(hidden)
+        return hidden if self.prompting.before_norm else self._normed(hidden)
 
     def _normed(self, hidden: Tensor) -> Tensor:
         states: Tensor = self.decoder.norm(hidden)  # type: ignore[operator]
@@ -260,7 +261,7 @@ class SegmentationModel(nn.Module, ABC):
 
     def _for_head(self, states: Tensor) -> Tensor:
         """`hidden_states` [..., H] as the head takes them."""
-        return self._normed(states) if self.before_norm else states
+        return self._normed(states) if self.prompting.before_norm else states
 
     def decode_masks(self, states: Tensor, batch: Batch) -> Tensor:
         """Low-resolution mask logits [M, L, L] of every [SEG], from the states [B, T, H]."""
@@ -269,7 +270,8 @@ class SegmentationModel(nn.Module, ABC):
         # A mask decoder cannot run on nothing. One made-up prompt, cut off below, stands in: the
         # trained tensors stay in the graph, with zero gradients, as data-parallel wrappers need.
         owner, position = (segs if count else segs.new_zeros(1, 2)).unbind(1)
-        prompts = self.prompts_of(states[owner, position - int(self.before_seg)])
+        before = int(not self.prompting.at_seg)
+        prompts = self.prompts_of(states[owner, position - before])
         image = {name: t[owner] for name, t in self.features(MASK, batch).items()}
         return self.masks_of(prompts, image)[:count]
 
@@ -327,7 +329,7 @@ class SegmentationModel(nn.Module, ABC):
         new: list[int] = []
         masks = []
         # The state of [SEG] itself comes with the token behind it, which may be one too many.
-        behind = 0 if self.before_seg else 1
+        behind = int(self.prompting.at_seg)
         for token, state in self.greedy(batch, most + behind, kept):
             new.append(int(token))
             if self.seg_token_id in new[len(new) - 1 - behind : len(new) - behind]:

@@ -44,8 +44,9 @@ class GradientCheck:
     def __init__(self, model: SegmentationModel, listed: Iterable[str]) -> None:
         self.of_masks = tuple(p for part in model.of_masks for p in model.prefixes_of(part))
         self.parameters = dict(model.named_parameters())
-        self.waiting = set(listed)
-        self.listed = frozenset(self.waiting)
+        self.listed = frozenset(listed)
+        # Of candidates any may never be chosen: nobody waits for them.
+        self.waiting = {name for name in self.listed if not name.startswith(model.in_turn)}
 
     @property
     def done(self) -> bool:

@@ -17,7 +17,7 @@ from itertools import islice
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from profiles.families import MASK
 from profiles.measurement import Measurement, Timeline
@@ -135,12 +135,12 @@ def fake_answer(
             trace.begin(f"{encoder}{ENCODER}")
             facts = plan.profile.encoders[encoder]
             shown = {name: torch.empty(shape) for name, shape in facts.pixels.items()}
-            shown |= numbers_of(facts, 1)
-            pixels = {name: mode.from_tensor(tensor) for name, tensor in shown.items()}
+            pixels: dict[str, Tensor] = {n: mode.from_tensor(t) for n, t in shown.items()}
+            pixels |= numbers_of(facts, 1)
             FrozenEncoder(bones.pop(encoder), plan, encoder, cpu, source)(pixels)
         trace.begin("load")
         fill(model, plan, tokenizer, cpu, source, TORCH_DTYPES[plan.dtype]).eval()
-        batch = _OnHost(**vars(batch.each(mode.from_tensor)))
+        batch = _faked(batch, plan, mode)
     trace.leave_out(host_tensors(model))
     trace.hold((tensor for _, tensor in model.on_card()), "frozen weights")
     with _fake_tensors(mode), trace, torch.no_grad():
@@ -202,11 +202,15 @@ def compiled_saving(plan: Plan, text_tokens: int) -> dict[str, int]:
 
     Fused, a layer keeps neither the product of its gate nor a widened input of a norm: [T, I] in
     bf16 and [T, H] in fp32. Seen as 24.5 MiB a layer and sample of 672 tokens on an H100
-    (benchmarks/lean.jsonl, speed-compiled-*); a layer that is recomputed saves it once.
+    (benchmarks/lean.jsonl, speed-compiled-*); a layer that is recomputed saves it once. Where heads
+    are normed, the widened queries and the normed keys are not kept either (qwen-*-b8 there).
     """
     length = padded_length(plan.profile.most_image_tokens + text_tokens, plan)
     decoder = plan.profile.decoder
-    layer = plan.micro_batch * length * (2 * decoder.intermediate + 4 * decoder.hidden)
+    token = 2 * decoder.intermediate + 4 * decoder.hidden
+    if decoder.normed_heads:
+        token += 4 * decoder.query_channels + 2 * decoder.key_channels
+    layer = plan.micro_batch * length * token
     kept = decoder.layers - plan.checkpointed_layers
     return {"forward": kept * layer, "backward": max(1, kept) * layer}
 
@@ -244,7 +248,7 @@ def watch(
     with _fake_tensors() as mode, trace:
         fill(model, shown, tokenizer, torch.device("cpu"), ShapesAlone("cpu")).train()
         _keep_dropout_masks(model)
-        batches = [_OnHost(**vars(batch.each(mode.from_tensor))) for batch in samples]
+        batches = [_faked(batch, plan, mode) for batch in samples]
     trace.leave_out(host_tensors(model))
     for name, tensor in model.on_card():
         trace.hold([tensor], component_of(model, name, tensor))
@@ -284,7 +288,15 @@ class _OnHost(Batch):
     """A batch that takes memory of its own when it is sent to the card."""
 
     def to(self, device: torch.device) -> Batch:
-        return self.each(Tensor.clone)
+        return self.each(lambda t: t.clone() if isinstance(t, FakeTensor) else t)
+
+
+def _faked(batch: Batch, plan: Plan, mode: FakeTensorMode) -> _OnHost:
+    """A batch without values, but for whole numbers such as a picture's size, which are read."""
+    faked = batch.each(mode.from_tensor)
+    for encoder, facts in plan.profile.encoders.items():
+        faked.inputs[encoder] |= {name: batch.inputs[encoder][name] for name in facts.numbers}
+    return _OnHost(**vars(faked))
 
 
 def _keep_dropout_masks(model: SegmentationModel) -> None:

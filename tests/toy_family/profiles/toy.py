@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from profiles.families import MASK, VISION, DecoderShape, EncoderFacts, ModelProfile
+from profiles.families import (
+    MASK,
+    VISION,
+    DecoderShape,
+    EncoderFacts,
+    ModelProfile,
+    Prompting,
+)
 
 MOST = 4  # patches a side
 PATCH = 8  # pixels a side
@@ -11,7 +18,6 @@ PATCH = 8  # pixels a side
 class Profile(ModelProfile):
     """One size of the toy."""
 
-    stretched = True
     tokens_vary = True
     reserved = ("<end>", "<picture>")
 
@@ -68,6 +74,7 @@ TOY = Profile(
     decoder=DecoderShape(
         hidden=64, layers=5, heads=4, intermediate=96, key_heads=2, head_channels=24, tied_head=True
     ),
+    prompting=Prompting(at_seg=True, before_norm=True, stretched=True, masks=3),
     sources=("nowhere",),
     channels=24,
     mask_channels=32,

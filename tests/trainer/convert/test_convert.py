@@ -91,10 +91,10 @@ def reference(projector_layers: int = 2) -> Lisa:
     """lisa-tiny with random values that bf16 holds exactly, all of them different."""
     tokenizer = read_tokenizer(tiny_plan())
     model = Lisa(
+        TINY.model_copy(update={"projector_layers": projector_layers}),
         llava_config(TINY, tokenizer.image_id, tokenizer.pad_id),
         sam_config(TINY),
         tokenizer.seg_id,
-        projector_layers,
     )
     generator = torch.Generator().manual_seed(3)
     for value in model.state_dict().values():

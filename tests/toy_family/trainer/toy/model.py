@@ -8,7 +8,6 @@ from transformers import Qwen2Config
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RMSNorm
 
 from profiles.families import MASK, VISION
-from trainer.frame import Frame
 from trainer.model.segmentation_model import SegmentationModel
 
 
@@ -104,12 +103,9 @@ class Toy(SegmentationModel):
     }
     of_masks = ("mask_decoder", "text_hidden_fcs")
     unread = ("mask_decoder.score.",)
-    before_seg = False
-    before_norm = True
 
     def __init__(self, profile, image_id: int, seg_id: int) -> None:
-        frame = Frame(profile.frame_pixels, stretched=True)
-        super().__init__(seg_id, frame, profile.decoder.tied_head)
+        super().__init__(profile, seg_id)
         hidden, c, e = profile.decoder.hidden, profile.channels, profile.mask_channels
         self.image_id = image_id
         self.language = Language(profile)

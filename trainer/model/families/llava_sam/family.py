@@ -44,11 +44,10 @@ class LlavaSam(Family[Profile]):
     def skeleton(self, profile: Profile, tokenizer: ConversationTokenizer) -> Lisa:
         """LLaVA and SAM of the profile's sizes."""
         return Lisa(
+            profile,
             llava_config(profile, tokenizer.image_id, tokenizer.pad_id),
             sam_config(profile),
             tokenizer.seg_id,
-            profile.projector_layers,
-            profile.decoder.tied_head,
         )
 
     def pixels(

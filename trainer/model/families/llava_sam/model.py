@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import LlavaConfig, LlavaForConditionalGeneration, SamConfig, SamModel
 
 from profiles.families import MASK, VISION
+from profiles.families.llava_sam import Profile
 from profiles.settings import Encoder
-from trainer.frame import Frame
 from trainer.model.families.llava_sam.names import from_adapter
 from trainer.model.segmentation_model import Features, SegmentationModel
 
@@ -64,16 +64,15 @@ class Lisa(SegmentationModel):
 
     def __init__(
         self,
+        profile: Profile,
         llava: LlavaConfig,
         sam: SamConfig,
         seg_token_id: int,
-        projector_layers: int,
-        tied_head: bool = False,
     ) -> None:
-        super().__init__(seg_token_id, Frame(sam.vision_config.image_size), tied_head)
+        super().__init__(profile, seg_token_id)
         hidden = llava.text_config.hidden_size
         self.llava = LlavaForConditionalGeneration(llava)
-        if projector_layers == 1:
+        if profile.projector_layers == 1:
             self.llava.model.multi_modal_projector = OneLayerProjector(
                 llava.vision_config.hidden_size, hidden
             )

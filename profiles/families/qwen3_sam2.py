@@ -1,0 +1,172 @@
+"""Qwen3-VL and SAM 2, joined by [SEG] as in Sa2VA (Yuan et al. 2025, arXiv:2501.04001)."""
+
+from __future__ import annotations
+
+from functools import cache
+from math import ceil, floor, isqrt, sqrt
+
+from profiles.families import MASK, VISION, DecoderShape, EncoderFacts, ModelProfile
+from profiles.records import Frozen
+from profiles.settings import Encoder
+
+# Forward products of SAM 2's large encoder for one picture, as torch counts them.
+SAM2_FLOPS = 1.62e12
+# The pool while SAM 2 encodes pictures (benchmarks/encoders.jsonl); Qwen's vision tower takes less
+# than training does.
+SAM2_CACHING_BYTES = 1_900_000_000
+LONGEST = 200  # times the shorter side; Qwen's processor refuses a longer picture
+CHANNELS, FRAMES = 3, 2  # of a patch: a picture is shown as two equal frames
+
+
+class Rope(Frozen):
+    """Rotary positions: the base, and a head's pairs of channels for time, height and width."""
+
+    theta: float
+    sections: tuple[int, int, int]
+
+
+class VisionShape(Frozen):
+    """Sizes of Qwen3-VL's vision tower."""
+
+    hidden: int
+    layers: int
+    heads: int
+    intermediate: int
+    taps: tuple[int, ...]  # layers whose output reaches the first decoder layers too (deepstack)
+    patch_pixels: int = 16
+    merged: int = 2  # patches a side that become one token
+    table_side: int = 48  # of the learned positions
+
+    @property
+    def token_pixels(self) -> int:
+        """Side of what one token sees."""
+        return self.patch_pixels * self.merged
+
+    @property
+    def patch_values(self) -> int:
+        """Values of one patch as the tower takes it."""
+        return CHANNELS * FRAMES * self.patch_pixels**2
+
+    def flops(self, tokens: int, out: int) -> float:
+        """Forward products for one picture of so many tokens: every patch sees every other."""
+        patches, joined = tokens * self.merged**2, self.hidden * self.merged**2
+        linears = 4 * self.hidden**2 + 2 * self.hidden * self.intermediate
+        layer = 2 * patches * linears + 4 * patches**2 * self.hidden
+        merger = 2 * tokens * joined * (joined + out)
+        first = 2 * patches * self.patch_values * self.hidden
+        return float(self.layers * layer + (1 + len(self.taps)) * merger + first)
+
+
+class Sam2Shape(Frozen):
+    """Sizes of SAM 2's image encoder (Hiera) and mask decoder; the frame is square."""
+
+    image_pixels: int
+    blocks: tuple[int, int, int, int]  # of each stage, as the next three
+    hidden: tuple[int, int, int, int]
+    heads: tuple[int, int, int, int]
+    windows: tuple[int, int, int, int]
+    global_blocks: tuple[int, ...]
+    background: tuple[int, int]  # side of the learned positions, beside those of a window
+    channels: int = 256  # of the levels, and of a prompt
+    decoder_intermediate: int = 2048
+
+    @property
+    def levels(self) -> tuple[int, int, int]:
+        """Sides of the three levels that the mask decoder looks at, finest first."""
+        return self.image_pixels // 4, self.image_pixels // 8, self.image_pixels // 16
+
+
+class Profile(ModelProfile):
+    """One size: a Qwen3 decoder, Qwen3-VL's vision tower, and SAM 2."""
+
+    tokens_vary = True
+    code_bytes = 160 << 20  # transformers' modules: 0.1 to 0.25 GiB were seen
+    has_projector = False  # the vision tower's mergers are what is cached
+    reserved = (
+        "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
+        "<|video_pad|>", "<|endoftext|>",
+    )  # fmt: skip
+
+    decoder: DecoderShape
+    rope: Rope
+    vision: VisionShape
+    sam: Sam2Shape
+    min_pixels: int
+    max_pixels: int
+
+    @property
+    def encoders(self) -> dict[Encoder, EncoderFacts]:
+        """SAM 2's image encoder and Qwen's vision tower."""
+        vision, sam, out = self.vision, self.sam, self.decoder.hidden
+        tokens = self.most_image_tokens
+        fine, middle, coarse = sam.levels
+        looks = self.min_pixels, self.max_pixels, out
+        return {
+            MASK: EncoderFacts(
+                name="sam2",
+                sizes=sam.model_dump_json(),
+                pixels={"pixels": (1, CHANNELS, sam.image_pixels, sam.image_pixels)},
+                features={
+                    "coarse": (1, sam.channels, coarse, coarse),
+                    "fine": (1, sam.channels // 8, fine, fine),
+                    "middle": (1, sam.channels // 4, middle, middle),
+                },
+                flops=SAM2_FLOPS,
+                caching_bytes=SAM2_CACHING_BYTES,
+            ),
+            VISION: EncoderFacts(
+                name="qwen3-vision",
+                sizes=f"{vision.model_dump_json()} {looks}",
+                pixels={"patches": (tokens * vision.merged**2, vision.patch_values)},
+                features={"deep": (tokens, len(vision.taps), out), "features": (tokens, out)},
+                flops=vision.flops(tokens, out),
+                caching_bytes=0,
+                numbers={"grid": _squarest(tokens)},
+            ),
+        }
+
+    @property
+    def frame_pixels(self) -> int:
+        """Side of SAM 2's frame."""
+        return self.sam.image_pixels
+
+    @property
+    def most_image_tokens(self) -> int:
+        """Tokens of the largest picture."""
+        return self.max_pixels // self.vision.token_pixels**2
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Tokens of a picture of that size in pixels, down and across.
+
+        As Qwen's processor has them (`smart_resize`): sides in whole tokens, the area within the
+        limits. Where rounding up a long picture passes the upper one, its longer side is cut back.
+        """
+        side, most = self.vision.token_pixels, self.most_image_tokens
+        height, width = cut_to(height, width)
+        down, across = round(height / side), round(width / side)
+        if down * across * side**2 > self.max_pixels:
+            over = sqrt(height * width / self.max_pixels)
+            down, across = (max(1, floor(n / over / side)) for n in (height, width))
+        elif down * across * side**2 < self.min_pixels:
+            under = sqrt(self.min_pixels / (height * width))
+            down, across = (ceil(n * under / side) for n in (height, width))
+        if down > across:
+            return min(down, max(1, most // across)), min(across, most)
+        return min(down, most), min(across, max(1, most // down))
+
+    def image_tokens(self, height: int, width: int) -> int:
+        """Tokens of a picture of that size in pixels."""
+        down, across = self.grid(height, width)
+        return down * across
+
+
+def cut_to(height: int, width: int) -> tuple[int, int]:
+    """What of a picture is looked at: of a very long one the middle."""
+    return min(height, LONGEST * width), min(width, LONGEST * height)
+
+
+@cache
+def _squarest(tokens: int) -> tuple[int, int]:
+    """So many tokens as a grid, down and across."""
+    down = next(n for n in range(isqrt(tokens), 0, -1) if tokens % n == 0)
+    return down, tokens // down

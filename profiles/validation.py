@@ -1,0 +1,46 @@
+"""What is wrong with a document of settings: every problem at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from profiles.batches import with_batch_arithmetic
+from profiles.findings import Finding
+from profiles.overrides import legible, nearest_setting
+from profiles.pictures import with_picture_limits
+from profiles.text import brief
+
+
+def all_findings(
+    cls: type[BaseModel], data: dict[str, Any], error: ValidationError, names: list[str]
+) -> list[Finding]:
+    """Findings of `error`, and those that its bad fields kept pydantic from looking for."""
+    findings = _findings(error, names)
+    bad = {str(detail["loc"][0]) for detail in error.errors() if detail["loc"]}
+    if bad:
+        # Cross-field checks run only on a plan whose fields are valid: look at the rest alone.
+        # What follows from a bad number of questions is no fault of its own.
+        unknown = bad | ({"accumulation"} if "questions_per_picture" in bad else set())
+        rest = {key: value for key, value in data.items() if key not in unknown}
+        try:
+            cls.model_validate(with_picture_limits(with_batch_arithmetic(rest)))
+        except ValidationError as other:
+            findings += [f for f in _findings(other, names) if f.where not in bad]
+    return findings
+
+
+def _findings(error: ValidationError, names: list[str]) -> list[Finding]:
+    result: list[Finding] = []
+    for detail in error.errors(include_url=False):
+        context = detail.get("ctx", {})
+        if detail["type"] == "plan":
+            result += context["findings"]
+            continue
+        where = ".".join(legible(str(part)) for part in detail["loc"]) or "plan"
+        if detail["type"] == "extra_forbidden":
+            result.append(Finding(where, "no such setting", fix=nearest_setting(where, names)))
+        else:
+            result.append(Finding(where, detail["msg"], brief(detail["input"])))
+    return result

@@ -1,0 +1,224 @@
+"""Qwen3-VL and SAM 2 against a composition of transformers' own whole models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+from transformers import Qwen3VLForConditionalGeneration, Sam2Model
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from profiles.families import MASK, VISION, Prompting
+from profiles.plan import Plan
+from tests.conftest import PHOTOS
+from tests.small_qwen import AS_IN_LISA, AS_IN_SA2VA, forget, register, small
+from trainer.answer.segmenter import SILENT
+from trainer.batch import Batch
+from trainer.data.formats.reasonseg import read_split
+from trainer.data.images import read_image
+from trainer.data.samples import SampleSet, collate
+from trainer.frame import Frame
+from trainer.model.build import FrozenEncoder, build, read_tokenizer, skeleton
+from trainer.model.families.qwen3_sam2.configs import qwen_config, sam_config
+from trainer.model.segmentation_model import SegmentationModel
+from trainer.model.trained import GradientCheck, trained_names
+from trainer.model.weights import RandomWeights
+from trainer.parallel.accelerator import make_accelerator
+from trainer.run.feature_caches import prepare_caches
+from trainer.step import make_optimizer, training_step
+
+CPU = torch.device("cpu")
+SMALL = {
+    "model": "small-qwen", "weights": "random", "device": "cpu", "dtype": "fp32",
+    "quantization": "none", "lora": {"rank": 4, "alpha": 8, "dropout": 0.0},
+    "micro_batch": 2, "effective_batch": 2, "mask_loss_resolution": 32, "cached_encoders": [],
+    "schedule": {"learning_rate": 1e-2, "warmup_steps": 0, "epochs": 1},
+    "tokens": {"max_new_tokens": 4},
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def the_small_one_is_known() -> Iterator[None]:
+    register(small())
+    yield
+    forget()
+
+
+def small_plan(**settings: object) -> Plan:
+    return Plan.parse(SMALL | settings)
+
+
+class Uneven(RandomWeights):
+    """Every tensor has values of its own: norms and biases too, and large enough to tell."""
+
+    def get(self, name: str, shape: torch.Size, device: torch.device, dtype: torch.dtype) -> Tensor:
+        generator = torch.Generator().manual_seed(sum(map(ord, name)) + 131 * len(name))
+        drawn = torch.randn(shape, generator=generator, dtype=dtype) * 0.12
+        return drawn + (1.0 if len(shape) == 1 and name.endswith("weight") else 0.0)
+
+
+def made(plan: Plan, folder: Path | None = None) -> tuple[SegmentationModel, Batch, list[Path]]:
+    """The model, and two photographs that take different numbers of tokens."""
+    tokenizer = read_tokenizer(plan)
+    items = read_split(PHOTOS, "train")
+    images = [item.image_path for item in items]
+    caches = prepare_caches(plan, images, folder or Path(), make_accelerator(plan, None), SILENT)
+    samples = SampleSet(items, plan, tokenizer, caches, training=False)
+    counts = [samples.encoded(n).image_tokens for n in range(len(samples))]
+    other = next(n for n, count in enumerate(counts) if count != counts[0])
+    batch = collate([samples[0], samples[other]], tokenizer)
+    return build(plan, tokenizer, CPU, Uneven(0)), batch, [images[0], images[other]]
+
+
+def whole_models(model: SegmentationModel) -> tuple[Qwen3VLForConditionalGeneration, Sam2Model]:
+    """transformers' whole models with the values of ours."""
+    plan = small_plan()
+    tokenizer = read_tokenizer(plan)
+    config = qwen_config(plan.profile, tokenizer.image_id, tokenizer.pad_id)
+    qwen = Qwen3VLForConditionalGeneration(config).eval()
+    sam = Sam2Model(sam_config(plan.profile)).eval()
+    mine = {
+        name.replace(".base_layer", ""): value
+        for name, value in model.state_dict().items()
+        if ".lora_" not in name
+    }
+    encoder = {
+        name.removeprefix("mask_encoder."): value
+        for name, value in mine.items()
+        if name.startswith("mask_encoder.")
+    }
+    sam_values = {
+        name.removeprefix("sam."): value for name, value in mine.items() if name.startswith("sam.")
+    }
+    for name, value in encoder.items():
+        sam_values[f"mask_decoder.{name}" if name.startswith("conv_") else name] = value
+    sam.load_state_dict(sam_values)
+    theirs = {
+        name.removeprefix("qwen."): value
+        for name, value in mine.items()
+        if name.startswith("qwen.")
+    }
+    qwen.load_state_dict(theirs)
+    return qwen, sam
+
+
+@pytest.mark.parametrize("prompting", [AS_IN_SA2VA, AS_IN_LISA], ids=["Sa2VA", "LISA"])
+def test_states_and_masks_are_those_of_the_libraries_whole_models(prompting: Prompting) -> None:
+    """Pixels, grids, positions, deepstack, states, prompts, candidates, the way back."""
+    register(small(prompting=prompting))
+    plan = small_plan(lora=None, train=["mask_decoder"])
+    model, batch, images = made(plan)
+    model.eval()
+    qwen, sam = whole_models(model)
+    profile = plan.profile
+    processor = Qwen2VLImageProcessorPil(
+        patch_size=16, merge_size=2, image_mean=[0.5] * 3, image_std=[0.5] * 3,
+        size={"shortest_edge": profile.min_pixels, "longest_edge": profile.max_pixels},
+    )  # fmt: skip
+    pictures = [Image.fromarray(read_image(path)) for path in images]
+    seen = processor(pictures, return_tensors="pt")
+    ours = batch.inputs[VISION]
+    assert torch.equal(seen["image_grid_thw"][:, 1:], 2 * ours["grid"])
+    assert len(set(map(tuple, ours["grid"].tolist()))) == 2
+    torch.testing.assert_close(ours["patches"], seen["pixel_values"], atol=1e-6, rtol=0)
+
+    image = (batch.input_ids == qwen.config.image_token_id).int()
+    with torch.no_grad():
+        output = qwen.model(
+            input_ids=batch.input_ids,
+            attention_mask=None,
+            pixel_values=seen["pixel_values"],
+            image_grid_thw=seen["image_grid_thw"],
+            mm_token_type_ids=image,
+        )
+        states = model.hidden_states(batch)
+        torch.testing.assert_close(states, output.last_hidden_state, atol=2e-4, rtol=2e-4)
+        logits = model.predict(batch)
+        owner, place = batch.segs.unbind(1)
+        place = place if prompting.at_seg else place - 1
+        prompt = model.text_hidden_fcs(output.last_hidden_state[owner, place])
+        for number, path in enumerate(images):
+            expected = theirs(sam, read_image(path), prompt[number], prompting)
+            found = Frame.of(profile).to_original(logits[number : number + 1], *expected.shape)
+            torch.testing.assert_close(found[0], expected, atol=2e-4, rtol=2e-3)
+
+
+def theirs(sam: Sam2Model, image: np.ndarray, prompt: Tensor, prompting: Prompting) -> Tensor:
+    """SAM 2's own forward pass, its prompt encoder told to give our prompt; [H, W] logits."""
+    side = sam.prompt_encoder.input_image_size
+    height, width = image.shape[:2]
+    if prompting.stretched:
+        inner = side, side
+    else:
+        scale = side / max(height, width)
+        inner = int(height * scale + 0.5), int(width * scale + 0.5)
+    resized = Image.fromarray(image).resize((inner[1], inner[0]), Image.Resampling.BILINEAR)
+    values = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    values = (values - mean[:, None, None]) / std[:, None, None]
+    values = functional.pad(values, (0, side - inner[1], 0, side - inner[0]))
+    encoder = sam.prompt_encoder
+    plain = encoder.forward
+
+    def told(**prompts: object) -> tuple[Tensor, Tensor]:
+        points, dense = plain(**prompts)
+        given = prompt[None, None, None]
+        return (torch.cat([points, given], 2) if prompting.padding_points else given), dense
+
+    encoder.forward = told
+    try:
+        output = sam(
+            pixel_values=values[None],
+            input_points=torch.zeros(1, 1, 1, 2),
+            input_labels=torch.full((1, 1, 1), -1, dtype=torch.int32),
+            multimask_output=prompting.masks > 1,
+        )
+    finally:
+        encoder.forward = plain
+    best = output.iou_scores[0, 0].argmax()
+    low = output.pred_masks[0, 0, best]
+    framed = functional.interpolate(low[None, None], (side, side), mode="bilinear")
+    framed = framed[..., : inner[0], : inner[1]]
+    return functional.interpolate(framed, (height, width), mode="bilinear")[0, 0]
+
+
+def test_cached_features_equal_pixels_to_the_last_bit(tmp_path: Path) -> None:
+    online, batch, _ = made(small_plan())
+    from_cache, cached, _ = made(small_plan(cached_encoders=[MASK, VISION]), tmp_path)
+    assert online.prompting.masks == 3
+    for encoder in (MASK, VISION):
+        source = Uneven(0)
+        alone = FrozenEncoder(
+            skeleton(small_plan().profile, read_tokenizer(small_plan())),
+            small_plan(), encoder, CPU, source,
+        )  # fmt: skip
+        again = alone(batch.inputs[encoder])
+        for name, value in online.features(encoder, batch).items():
+            assert torch.equal(value, again[name]), name
+            assert value.shape == cached.inputs[encoder][name].shape
+    assert from_cache.cached == {MASK, VISION}
+
+
+def test_exactly_the_listed_tensors_learn(tmp_path: Path) -> None:
+    plan = small_plan(
+        cached_encoders=[MASK, VISION], checkpointed_layers=3, host_layers=1, quantization="nf4",
+        lora={"rank": 4, "alpha": 8, "dropout": 0.0, "targets": "all-linear"},
+    )  # fmt: skip
+    model, batch, _ = made(plan, tmp_path)
+    listed = trained_names(model, plan)
+    assert not any("visual" in name or "mask_encoder" in name for name in listed)
+    assert sum(".lora_A." in name for name in listed) == 7 * 5
+    check = GradientCheck(model, listed)
+    accelerator, optimizer = make_accelerator(plan, None), make_optimizer(model, plan)
+    model.train()
+    losses = [
+        training_step(model, [batch], optimizer, plan, accelerator, check).loss for _ in range(4)
+    ]
+    assert check.done
+    assert losses[-1] < losses[0]
