@@ -41,12 +41,6 @@ HOST_LOOKUP_BYTES = round(0.11 * GIB)  # buffers of a table looked up and a head
 # For a child that first looks at every visit of a training: a full recipe has 100 000.
 DATA_SECONDS = 1200
 
-# If the plan's weights are not named, its vocabulary is not available.
-TINY_COUNTS = "lisa-tiny's tokenizer"
-TINY_COUNTS_MORE = (
-    f"{TINY_COUNTS}, whose smaller vocabulary takes more tokens than the model's own: "
-    "--weights FOLDER has that one count"
-)
 TierName = Literal["tensors", "pool", "process", "host"]
 
 
@@ -130,7 +124,7 @@ def counted_by(plan: Plan, data: Path | None) -> str:
     if data is None:
         return ""
     own = plan.profile.packaged or plan.weights not in ("default", "random")
-    return "the model's own tokenizer" if own else TINY_COUNTS
+    return "the model's own tokenizer" if own else plan.profile.counts
 
 
 def fitting_micro_batch(found: Forecast) -> int | None:

@@ -13,7 +13,6 @@ from advisor.choice.search import (
 )
 from advisor.machine.budget import Basis, Budget
 from advisor.machine.gpu import Gpu
-from advisor.memory.forecast import TINY_COUNTS, TINY_COUNTS_MORE
 from advisor.report.plan_words import lora_text
 from advisor.request import Request
 from profiles.batches import micro_batches
@@ -52,17 +51,12 @@ def plan_reasons(
     return [reason for reason in reasons if reason.setting not in given]
 
 
-def told_by(counted_by: str) -> str:
-    """The tokenizer that counted, with a warning if it is not the model's."""
-    return TINY_COUNTS_MORE if counted_by == TINY_COUNTS else counted_by
-
-
 def _batch_reasons(found: Found, budget: Budget) -> Iterator[Reason]:
     best, plan = found.choice.best, found.choice.best.plan
     because = f"takes {gib(best.needs.bytes)} of {gib(budget.usable.bytes)} usable with samples of "
     because += f"{found.text_tokens} text tokens"
     if found.counted_by:
-        because += f" (counted by {told_by(found.counted_by)})"
+        because += f" (counted by {found.counted_by})"
     most = largest_micro_batch(plan, found.scales, budget)
     if most is not None and most > plan.micro_batch:
         even = most in micro_batches(plan, most)

@@ -14,7 +14,6 @@ from rich.table import Table
 from rich.text import Text
 
 from advisor.report.plan_words import difference, lora_text, storage_text
-from advisor.report.reasons import told_by
 from profiles.plan import Plan
 from profiles.sizes import gib
 from profiles.text import counted, printable
@@ -90,7 +89,7 @@ def print_forecast(forecast: Forecast, card: str, console: Console) -> None:
         sample += f", {forecast.answer_tokens} of the tokens supervised"
     console.print(f"  {sample}, micro-batch {forecast.plan.micro_batch}", style="dim")
     if forecast.counted_by:
-        console.print(Text(f"  text counted by {told_by(forecast.counted_by)}", style="dim"))
+        console.print(Text(f"  text counted by {forecast.counted_by}", style="dim"))
     tiers = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for tier in forecast.tiers:
         note = tier.source + (f"; {tier.error}" if tier.error else "")

@@ -103,6 +103,7 @@ class ModelProfile(Frozen):
 
     tokens_vary: ClassVar[bool] = False  # with the picture's size
     reserved: ClassVar[tuple[str, ...]] = ()  # tokens that mean something to the model
+    vocabulary: ClassVar[str] = ""  # the language model's, if it is in profiles/vocabularies/
     code_bytes: ClassVar[int] = 0  # resident in host memory, beyond what every run takes
     has_projector: ClassVar[bool] = True  # a part of its own between vision and language model
 
@@ -144,6 +145,12 @@ class ModelProfile(Frozen):
     def packaged(self) -> bool:
         """Whether the weights come with this package."""
         return self.sources == ("packaged",)
+
+    @property
+    def counts(self) -> str:
+        """What counts text if the weights, with which the tokenizer comes, are not here."""
+        shipped = self.vocabulary and not self.packaged
+        return f"{self.vocabulary}'s vocabulary, shipped" if shipped else "lisa-tiny's tokenizer"
 
     @property
     def conversion(self) -> str:

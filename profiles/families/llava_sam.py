@@ -53,6 +53,7 @@ class Profile(ModelProfile):
     """One size of LISA: a LLaMA decoder, CLIP with its projector, and SAM."""
 
     reserved = ("<im_start>", "<im_end>", "</s>")
+    vocabulary = "LLaMA"
 
     clip: ClipShape
     projector_layers: int

@@ -343,6 +343,12 @@ LABEL_STUDIO: list[Any] = [
     ]}
     for number in (1, 2)
 ]  # fmt: skip
+SA2VA: list[Any] = [
+    {"image": f"{number}.png", "text": ["Trash can.", "What keeps the paper in?", "cup"],
+     "mask": [[BOX, [9, 9, 20, 9, 9, 20]], [[[5, 5], [40, 8], [30, 40]]],
+              {"size": [HEIGHT, WIDTH], "counts": RUNS}]}
+    for number in (1, 2)
+]  # fmt: skip
 QUESTIONS = [
     {"picture": "1.png", "label": "trash can", "question": "Where does the paper go?"},
     {"picture": "2.png", "label": "Trash_can", "question": "What is to be emptied?"},
@@ -387,6 +393,12 @@ def feed_labelme(data: bytes, root: Path) -> bool:
 
 def feed_label_studio(data: bytes, root: Path) -> bool:
     source = _with_pictures(root / "source") / "tasks.json"
+    source.write_bytes(data)
+    return _imported(source, root)
+
+
+def feed_sa2va(data: bytes, root: Path) -> bool:
+    source = _with_pictures(root / "source") / "annotations.json"
     source.write_bytes(data)
     return _imported(source, root)
 
@@ -801,6 +813,7 @@ SURFACES = (
     Surface("LabelMe import", documents(LABELME), feed_labelme, _json(LABELME), (DataError,)),
     Surface("Label Studio import", documents(LABEL_STUDIO), feed_label_studio,
             _json(LABEL_STUDIO), (DataError,)),
+    Surface("Sa2VA import", documents(SA2VA), feed_sa2va, _json(SA2VA), (DataError,)),
     Surface("import's questions", _CSV | _JSONL, feed_questions, ("q.jsonl", _lines(QUESTIONS)),
             (DataError,)),
     Surface("lisa-segment's questions", lines(ASKED), feed_asked, _lines(ASKED), (ValueError,)),

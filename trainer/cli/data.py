@@ -37,7 +37,9 @@ def synthesise(
 def import_(
     source: Annotated[
         Path,
-        typer.Argument(metavar="SRC", help="LabelMe's folder, or a JSON of COCO or Label Studio."),
+        typer.Argument(
+            metavar="SRC", help="LabelMe's folder, or a JSON of COCO, Label Studio or Sa2VA."
+        ),
     ],
     target: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write.")],
     questions: Annotated[
@@ -58,7 +60,7 @@ def import_(
         str | None, typer.Option(help="What iscrowd 1 means in a COCO file: object or crowd.")
     ] = None,
 ) -> None:
-    """Turn annotations of LabelMe, COCO or Label Studio into ReasonSeg data for --data-dir DST."""
+    """Turn annotations of LabelMe, COCO, Label Studio or Sa2VA into ReasonSeg data in DST."""
     from profiles.skipping import read_most
     from trainer.data import broken
     from trainer.data.importing.importer import import_annotations

@@ -97,7 +97,7 @@ def convert(
 def needed_shapes(profile: ModelProfile) -> dict[str, torch.Size]:
     """Every tensor that the model asks its folder for. Nothing is allocated."""
     # Which token is which changes no shape.
-    tokenizer = family_of(profile).tokenizer.stand_in(profile.most_image_tokens)
+    tokenizer = family_of(profile).tokenizer.stand_in(profile)
     model = skeleton(profile, tokenizer)
     return {
         name: value.shape

@@ -43,14 +43,14 @@ TORCH_DTYPES: dict[Dtype, torch.dtype] = {
 
 def read_tokenizer(plan: Plan) -> ConversationTokenizer:
     """The plan's tokenizer. Raises WeightsError, FileNotFoundError."""
-    tokenizer, image_tokens = family_of(plan.profile).tokenizer, plan.profile.most_image_tokens
+    tokenizer = family_of(plan.profile).tokenizer
     if plan.weights == "random":
-        return tokenizer.stand_in(image_tokens)
-    return tokenizer.read(model_folder(plan), image_tokens)
+        return tokenizer.stand_in(plan.profile)
+    return tokenizer.read(model_folder(plan), plan.profile.most_image_tokens)
 
 
 def some_tokenizer(plan: Plan) -> ConversationTokenizer:
-    """The plan's tokenizer; if its weights are not here the packaged one, enough to count."""
+    """The plan's tokenizer; if its weights are not here the shipped one, enough to count."""
     try:
         return read_tokenizer(plan)
     except WeightsError:

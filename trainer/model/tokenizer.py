@@ -6,14 +6,17 @@ space token, some have spare rows.
 
 from __future__ import annotations
 
+import gzip
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import ClassVar, Self
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from profiles.families import ModelProfile
 from trainer.batch import Encoded
 from trainer.ignored import IGNORE_LABEL
 from trainer.model.weights import WeightsError, legible, packaged_folder
@@ -24,6 +27,14 @@ _TRIAL = Turn(f"{IMAGE_TOKEN}\nWhat is to be segmented?", f"It is {SEG_TOKEN}.")
 
 class TooLong(ValueError):
     """A sample exceeds the plan's token limits; the message names the sample and the limit."""
+
+
+def _shipped(profile: ModelProfile) -> Tokenizer:
+    """The language model's vocabulary; lisa-tiny's, which is smaller, where none is shipped."""
+    if profile.packaged or not profile.vocabulary:
+        return Tokenizer.from_file(str(packaged_folder() / "tokenizer.json"))
+    packed = files("profiles") / "vocabularies" / f"{profile.vocabulary.lower()}.json.gz"
+    return Tokenizer.from_str(gzip.decompress(packed.read_bytes()).decode())
 
 
 class ConversationTokenizer(ABC):
@@ -60,12 +71,11 @@ class ConversationTokenizer(ABC):
         return made
 
     @classmethod
-    def stand_in(cls, image_tokens: int) -> Self:
-        """lisa-tiny's vocabulary with this family's tokens, where the weights know no words."""
-        path = packaged_folder() / "tokenizer.json"
-        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path), **cls.special)
+    def stand_in(cls, profile: ModelProfile) -> Self:
+        """The shipped vocabulary with this family's tokens, where no weights bring a tokenizer."""
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=_shipped(profile), **cls.special)
         tokenizer.add_tokens([cls.picture_token], special_tokens=True)
-        return cls(tokenizer, image_tokens)
+        return cls(tokenizer, profile.most_image_tokens)
 
     @classmethod
     def published(cls, folder: Path) -> Tokenizer:

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import trainer.cli.train as command_line
 import trainer.run.run as loop
 from advisor.cli.main import app
-from advisor.memory.forecast import TINY_COUNTS, counted_by
+from advisor.memory.forecast import counted_by
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
 from trainer.data.formats.reasonseg import read_split
@@ -25,6 +25,7 @@ from trainer.run.run import Run
 from trainer.run.validation import outcome
 
 QUIET = Reporter(lambda text: None, lambda what, done, total: None)
+SHIPPED = "LLaMA's vocabulary, shipped"
 WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="what a CPU alone does")
 
 
@@ -248,23 +249,22 @@ def advise(
     return called
 
 
-def test_text_that_lisa_tinys_tokenizer_counted_is_said_to_be(
+def test_text_that_the_shipped_vocabulary_counted_is_said_to_be(
     tmp_path: Path, advise: Callable[..., str]
 ) -> None:
-    """Without weights the model's vocabulary is not here: the length is only an upper bound."""
+    """Without weights too a sample is as long as the language model reads it."""
     data = ["--data-dir", PHOTOS, "--vram", "8GiB"]
     advice = json.loads(advise("--model", "7b", *data, "--json"))
-    tiny = "lisa-tiny's tokenizer"
-    assert advice["counted_by"] == tiny and advice["needs"]["source"].endswith(f"by {tiny}")
+    assert advice["counted_by"] == SHIPPED and advice["needs"]["source"].endswith(f"by {SHIPPED}")
     why = {reason["setting"]: reason["because"] for reason in advice["reasons"]}["micro_batch"]
-    assert f"counted by {tiny}" in why and "--weights FOLDER" in why
+    assert f"197 text tokens (counted by {SHIPPED})" in why
     plan = tmp_path / "plan.json"
     plan.write_text(json.dumps(advice["plan"]))
     # The same question again is read from the cache.
-    assert f"text counted by {tiny}" in advise("forecast", plan, *data)
-    assert json.loads(advise("forecast", plan, *data, "--json"))["counted_by"] == tiny
+    assert f"text counted by {SHIPPED}" in advise("forecast", plan, *data)
+    assert json.loads(advise("forecast", plan, *data, "--json"))["counted_by"] == SHIPPED
     without = json.loads(advise("--model", "7b", "--vram", "8GiB", "--json"))
-    assert without["counted_by"] == "" and "tokenizer" not in without["needs"]["source"]
+    assert without["counted_by"] == "" and "counted" not in without["needs"]["source"]
 
 
 def test_the_models_own_tokenizer_counts_where_its_weights_are_named() -> None:
@@ -272,4 +272,4 @@ def test_the_models_own_tokenizer_counts_where_its_weights_are_named() -> None:
     assert counted_by(named, PHOTOS) == "the model's own tokenizer"
     assert counted_by(named, None) == ""
     for weights in ("default", "random"):
-        assert counted_by(named.override([f"weights={weights}"]), PHOTOS) == TINY_COUNTS
+        assert counted_by(named.override([f"weights={weights}"]), PHOTOS) == SHIPPED

@@ -47,7 +47,7 @@ class CocoMask:
     image: int
     category: int
     parts: tuple[Part, ...]
-    place: str = ""  # in the file
+    place: str = ""  # of its outline in the file
     crowd: bool = False
     grouped: bool = True  # whether `crowd` means a crowd, rather than one painted object
     box: tuple[Part, ...] | None = None
@@ -146,12 +146,13 @@ def _listed(
         else:
             crowd, grouped = bool(fields.get("iscrowd")), _is_said_to_be_crowd(fields, tool)
             outline, box = fields.get("segmentation"), fields.get("bbox")
-            yield CocoEntry(number, image, category, place, crowd, grouped, outline, box)
+            where = place if PLACE in fields else f"{place}.segmentation"
+            yield CocoEntry(number, image, category, where, crowd, grouped, outline, box)
 
 
 def read_mask(report: Report, entry: CocoEntry, size: Size) -> tuple[CocoMask, bool]:
     """The mask on a picture of this size, and whether it is usable; if not, a finding is added."""
-    what, box = f"{entry.place}.segmentation", _box(entry.bbox)
+    what, box = entry.place, _box(entry.bbox)
     parts = read_parts(report, what, entry.segmentation, size)
     if parts == () and box:
         report.add(what, entry.segmentation, "an outline of what is in the bbox", FIX)

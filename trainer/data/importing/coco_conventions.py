@@ -18,6 +18,7 @@ from trainer.data.formats.coco_masks import Part
 from trainer.data.importing.encoding import Conventions
 from trainer.data.importing.label_studio import TASKS
 from trainer.data.importing.outlines import possible_frames
+from trainer.data.importing.sa2va import ANNOTATIONS
 
 PixelTransform: TypeAlias = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 # info.contributor of Label Studio's exports: COCO, and Brush labels to COCO.
@@ -68,6 +69,15 @@ def is_drawn_upright(tool: str, image: CocoImage, upright: Size, conventions: Co
         return False
     conventions.assume("rotated pictures' outlines read as upright, as Label Studio draws them")
     return True
+
+
+def frame_of(tool: str, orientation: int, conventions: Conventions) -> str | None:
+    """The frame of a turned picture's outlines, if the user or the tool's own reader says it."""
+    if tool != ANNOTATIONS or orientation == 1 or conventions.frame is not None:
+        return conventions.frame
+    conventions.assume("rotated pictures' outlines read as drawn on the picture as stored, as "
+                       "Sa2VA reads them; if they are not: --frame upright")  # fmt: skip
+    return "stored"
 
 
 def filled(mask: CocoMask, image: CocoImage, tool: str) -> CocoMask:

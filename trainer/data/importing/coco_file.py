@@ -1,4 +1,4 @@
-"""Reads a user's COCO file, or Label Studio's tasks as one, and says how far it is."""
+"""Reads a user's COCO file, or another tool's list as one, and says how far it is."""
 
 from __future__ import annotations
 
@@ -10,21 +10,29 @@ from profiles.text import argument
 from trainer.data.findings import Report
 from trainer.data.formats.coco import CocoEntry, ListedCoco, listed_coco
 from trainer.data.formats.reasonseg import Progress
+from trainer.data.importing import label_studio, sa2va
 from trainer.data.importing.encoding import Conventions
-from trainer.data.importing.label_studio import as_coco
 from trainer.data.json_fields import load_json
+from trainer.data.picture_paths import PictureSearch
 
 _OFTEN = 1000  # objects between two reports
 
 
-def read_listed(report: Report, conventions: Conventions, progress: Progress) -> ListedCoco:
-    """COCO's file, or Label Studio's list of tasks, with the outlines unread."""
-    allowed = "COCO's {images, annotations, categories}, or Label Studio's list of tasks"
+def read_listed(
+    report: Report, search: PictureSearch, conventions: Conventions, progress: Progress
+) -> ListedCoco:
+    """COCO's file, Label Studio's list of tasks or Sa2VA's of pictures; the outlines unread."""
+    allowed = (
+        "COCO's {images, annotations, categories}, Label Studio's list of tasks, or Sa2VA's of "
+        "{image, mask, text}"
+    )
     before = len(report.findings)
     reading = _Reading(report, conventions, progress)
     parsed = load_json(report, object, allowed, text_of=reading.text, each=reading.each)
-    if isinstance(parsed, list) and parsed:
-        parsed = as_coco(report, parsed)
+    if isinstance(parsed, list) and sa2va.is_sa2va(parsed):
+        parsed = sa2va.as_coco(report, parsed, search, conventions)
+    elif isinstance(parsed, list) and parsed:
+        parsed = label_studio.as_coco(report, parsed)
     if isinstance(parsed, dict) and "shapes" in parsed and "images" not in parsed:
         fix = f"name the folder that it is in: {argument(report.path.parent)}"
         report.add("file", "LabelMe's or ReasonSeg's, of one picture", allowed, fix)

@@ -25,6 +25,7 @@ from trainer.data.importing.coco_conventions import (
     TO_UPRIGHT,
     PixelTransform,
     filled,
+    frame_of,
     is_crowd,
     is_drawn_upright,
     stretched,
@@ -59,7 +60,7 @@ def read_drawings(
     if is_foreign(report):
         return
     conventions = conventions or Conventions()
-    notes = read_listed(report, conventions, progress)
+    notes = read_listed(report, search, conventions, progress)
     before, ranks = len(findings), list[int]()  # of findings about annotations: in the file's order
     marks: dict[int, list[CocoEntry]] = {number: [] for number in notes.images}
     for rank, entry in enumerate(notes.entries):
@@ -161,7 +162,8 @@ def _drawing(
     if orientation != 1 and is_drawn_upright(tool, image, upright, conventions):
         those = [stretched(mask, image.size, upright) for mask in those]
         image, turn = replace(image, size=upright), TO_UPRIGHT[1]
-    turn = turn or to_upright(report, image, conventions.frame, upright, orientation)
+    frame = frame_of(tool, orientation, conventions)
+    turn = turn or to_upright(report, image, frame, upright, orientation)
     if turn is None:
         return None
     outlined = _outlined(report, those, {one.place for one in unusable}, categories, image, turn)
@@ -201,7 +203,7 @@ def _outlined(
             if one.place not in unusable:  # not a finding already
                 allowed = f"some part within width {image.size[1]}, height {image.size[0]}"
                 fix = "export the annotation again or take it out"
-                report.add(f"{one.place}.segmentation", "no pixel of the picture", allowed, fix)
+                report.add(one.place, "no pixel of the picture", allowed, fix)
             # If it is left out, what its box holds is unknown.
             all_known &= one.box is not None
             (held,) = painted_boxes([one.box or ()], image.size)

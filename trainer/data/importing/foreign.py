@@ -6,6 +6,7 @@ import re
 
 from trainer.data.findings import Report
 
+READ = "LabelMe's files, COCO's instances, Label Studio's JSON, or Sa2VA's annotations"
 _HEAD_BYTES = 4096
 _COCO = "polygons and masks as COCO's instances"
 # (pattern of its beginning, its name, what to export instead)
@@ -32,7 +33,6 @@ def is_foreign(report: Report) -> bool:
         return False  # reported by its reader
     for pattern, what, fix in _KINDS:
         if re.match(pattern, head, re.DOTALL):
-            allowed = "LabelMe's files, COCO's instances, or Label Studio's JSON"
-            report.add("file", what, allowed, fix)
+            report.add("file", what, READ, fix)
             return True
     return False

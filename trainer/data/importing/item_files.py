@@ -34,7 +34,7 @@ def write_items(
     for label, asked in texts.items():
         fields = {
             "text": asked,
-            "is_sentence": is_sentence,
+            "is_sentence": is_sentence or all(map(_is_question, asked)),
             "picture": drawing.name,
             "label": label,
         }
@@ -45,6 +45,11 @@ def write_items(
         _link_or_copy(written[0] if written else None, content, picture)
         written.append(picture)
     return written
+
+
+def _is_question(text: str) -> bool:
+    """Whether a label is a question by itself: what a mask's text in Sa2VA's files may be."""
+    return text.endswith("?") and " " in text
 
 
 @lru_cache(maxsize=1000)  # labels repeat

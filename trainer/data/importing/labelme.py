@@ -88,16 +88,17 @@ def read_labelme(
 
 def _notes(report: Report, conventions: Conventions) -> dict[str, Any] | None:
     """The parsed file of one picture; None with a finding added."""
-    notes = load_json(report, dict, "LabelMe's {imagePath, shapes}", LARGEST_FILE,
-                      conventions.text)  # fmt: skip
-    if notes is not None and "annotations" in notes:
-        allowed = "LabelMe's files only"
-        whole = Report(
-            report.path, report.findings
-        )  # thousands of entries cannot be left out as one
-        whole.add("file", "COCO's annotations", allowed, "import it on its own, by its name")
-        return None
-    return notes
+    allowed = "LabelMe's {imagePath, shapes}"
+    notes = load_json(report, object, allowed, LARGEST_FILE, conventions.text)
+    if isinstance(notes, dict) and "annotations" not in notes:
+        return notes
+    if isinstance(notes, dict | list):
+        whole = Report(report.path, report.findings)  # its entries cannot be left out as one
+        got = "COCO's annotations" if isinstance(notes, dict) else "a list, of Sa2VA or others"
+        whole.add("file", got, "LabelMe's files only", "import it on its own, by its name")
+    elif notes is not None:
+        report.add("file", notes, allowed, "correct the file or fetch it again")
+    return None
 
 
 def _drawing(

@@ -11,13 +11,11 @@ from trainer.data.findings import Finding, Report
 from trainer.data.formats.reasonseg import Progress
 from trainer.data.importing.coco_outlines import read_drawings
 from trainer.data.importing.encoding import Conventions
-from trainer.data.importing.foreign import is_foreign
+from trainer.data.importing.foreign import READ, is_foreign
 from trainer.data.importing.labelme import read_labelme
 from trainer.data.importing.outlines import Drawing, json_files
 from trainer.data.json_fields import LARGEST_FILE, load_json
 from trainer.data.picture_paths import PictureSearch, search_folders
-
-READ = "LabelMe's files, COCO's instances, or Label Studio's JSON"
 
 
 def drawings(
@@ -50,7 +48,7 @@ def drawings(
 
 
 def _coco_file(source: Path) -> Path | None:
-    """The file itself, or the only JSON of a folder if it is COCO's or Label Studio's."""
+    """The file itself, or the only JSON of a folder if it is COCO's or another tool's list."""
     if source.is_file():
         return source
     files = json_files(source)
