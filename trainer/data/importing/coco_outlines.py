@@ -61,11 +61,12 @@ def read_drawings(
     conventions = conventions or Conventions()
     notes = read_listed(report, conventions, progress)
     before, ranks = len(findings), list[int]()  # of findings about annotations: in the file's order
-    marks: dict[int, list[CocoEntry]] = {number: [] for number in notes.images}
+    marks: dict[int, list[tuple[int, CocoEntry]]] = {number: [] for number in notes.images}
     for rank, entry in enumerate(notes.entries):
         ranks += [rank] * (len(findings) - before - len(ranks))
-        crowd = is_crowd(entry, conventions)
-        marks[entry.image].append(entry._replace(number=rank, crowd=crowd))
+        if entry.crowd and not is_crowd(entry, conventions):
+            entry = entry._replace(crowd=False)
+        marks[entry.image].append((rank, entry))
     ranks += [sum(map(len, marks.values()))] * (len(findings) - before - len(ranks))
     search.register(image.file_name for image in notes.images.values())
     entries = (
@@ -96,7 +97,7 @@ class _Entry:
 
     image: CocoImage
     located: tuple[Path, Path] | None
-    marks: list[CocoEntry]
+    marks: list[tuple[int, CocoEntry]]  # with their places among all annotations
     findings: list[Finding]
 
 
@@ -104,7 +105,7 @@ class _Entry:
 class _Drawn:
     """The result of an entry: a drawing if it is valid, the findings, and the assumptions.
 
-    `outlines`: the findings about single outlines, each with its annotation's number.
+    `outlines`: the findings about single outlines, each with its annotation's place.
     """
 
     drawing: Drawing | None
@@ -113,7 +114,9 @@ class _Drawn:
     assumed: list[str]
 
 
-def _found(path: Path, search: PictureSearch, image: CocoImage, marks: list[CocoEntry]) -> _Entry:
+def _found(
+    path: Path, search: PictureSearch, image: CocoImage, marks: list[tuple[int, CocoEntry]]
+) -> _Entry:
     findings: list[Finding] = []
     located = search.find(Report(path, findings), f"{image.place}.file_name", image.file_name)
     return _Entry(image, located, marks, findings)
@@ -132,15 +135,15 @@ def _drawn(
 def _masks(
     path: Path, entry: _Entry
 ) -> tuple[list[CocoMask], list[CocoMask], list[tuple[int, Finding]]]:
-    """The usable masks of a picture, the others, and why: findings, each with its number."""
+    """The usable masks of a picture, the others, and why: findings, each with its place."""
     masks: list[CocoMask] = []
     unusable: list[CocoMask] = []
     outlines: list[tuple[int, Finding]] = []
-    for one in entry.marks:
+    for rank, one in entry.marks:
         report = Report(path)
         mask, usable = read_mask(report, one, entry.image.size)
         (masks if usable else unusable).append(mask)
-        outlines += [(one.number, finding) for finding in report.findings]
+        outlines += [(rank, finding) for finding in report.findings]
     return masks, unusable, outlines
 
 

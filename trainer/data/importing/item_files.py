@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from functools import lru_cache
 from pathlib import Path
 
+import msgspec
+
 from trainer.data.importing.outlines import Drawing
 from trainer.data.importing.questions_file import composed
 
 FOLDER = "ReasonSeg"
-_FIELDS = json.JSONEncoder(ensure_ascii=False)
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 _NAME_BYTES = (
     100  # of the picture's and of the label's part of a file name; systems allow 255 in all
@@ -39,7 +39,7 @@ def write_items(
             "label": label,
         }
         shapes = drawing.outlined[label]
-        note = f'{{"shapes": {shapes}, {_FIELDS.encode(fields)[1:]}\n'
+        note = b'{"shapes": %s, %s\n' % (shapes.encode(), msgspec.json.encode(fields)[1:])
         name = _write_new(f"{folder}{os.sep}{stem}-{_file_name_part(label)}", note)
         picture = name + suffix
         _link_or_copy(written[0] if written else None, content, picture)
@@ -54,7 +54,7 @@ def _file_name_part(text: str) -> str:
     return plain.encode()[:_NAME_BYTES].decode(errors="ignore")
 
 
-def _write_new(name: str, note: str) -> str:
+def _write_new(name: str, note: bytes) -> str:
     """Write an item's annotation; returns its path without the suffix.
 
     The path is the first unused one of `name`, `name-2`, …: different labels may look alike.
@@ -68,7 +68,7 @@ def _write_new(name: str, note: str) -> str:
             number += 1
             path = f"{name}-{number}"
     try:
-        os.write(file, note.encode())
+        os.write(file, note)
     finally:
         os.close(file)
     return path
