@@ -42,6 +42,7 @@ from trainer.data.importing.outlines import (
     trace_mask,
     trace_regions,
 )
+from trainer.data.json_fields import no_collection
 from trainer.data.picture_paths import PictureSearch
 from trainer.data.polygons import IGNORE, TARGET, Polygon
 from trainer.data.threads import in_processes
@@ -59,16 +60,17 @@ def read_drawings(
     if is_foreign(report):
         return
     conventions = conventions or Conventions()
-    notes = read_listed(report, conventions, progress)
-    before, ranks = len(findings), list[int]()  # of findings about annotations: in the file's order
-    marks: dict[int, list[tuple[int, CocoEntry]]] = {number: [] for number in notes.images}
-    for rank, entry in enumerate(notes.entries):
-        ranks += [rank] * (len(findings) - before - len(ranks))
-        if entry.crowd and not is_crowd(entry, conventions):
-            entry = entry._replace(crowd=False)
-        marks[entry.image].append((rank, entry))
-    ranks += [sum(map(len, marks.values()))] * (len(findings) - before - len(ranks))
-    search.register(image.file_name for image in notes.images.values())
+    with no_collection():
+        notes = read_listed(report, conventions, progress)
+        before, ranks = len(findings), list[int]()  # of findings about annotations, in their order
+        marks: dict[int, list[tuple[int, CocoEntry]]] = {number: [] for number in notes.images}
+        for rank, entry in enumerate(notes.entries):
+            ranks += [rank] * (len(findings) - before - len(ranks))
+            if entry.crowd and not is_crowd(entry, conventions):
+                entry = entry._replace(crowd=False)
+            marks[entry.image].append((rank, entry))
+        ranks += [sum(map(len, marks.values()))] * (len(findings) - before - len(ranks))
+        search.register(image.file_name for image in notes.images.values())
     entries = (
         _found(path, search, image, marks.pop(number)) for number, image in notes.images.items()
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import cv2
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
@@ -139,34 +139,24 @@ def trace_mask(mask: NDArray[np.uint8], left: int, top: int) -> tuple[Polygon, .
 
 def polygons_as_json(polygons: Iterable[Polygon]) -> str:
     """A list of ReasonSeg's shapes in JSON."""
-    return f"[{', '.join(map(_spelled, polygons))}]"
+    shapes = (f'{{"label":"{one.label}","points":{_listed(one.points)}}}' for one in polygons)
+    return f"[{','.join(shapes)}]"
 
 
-def _spelled(polygon: Polygon) -> str:
-    """As json.dumps, which takes ten times as long for whole numbers."""
-    points = polygon.points
-    pixels = _as_pixels(points)
-    if pixels is not None:
-        x, y = _spellings()
-        pairs = np.empty(pixels.shape, x.dtype)
-        pairs[:, 0], pairs[:, 1] = x.take(pixels[:, 0]), y.take(pixels[:, 1])
-        listed = pairs.tobytes().translate(None, b"\0")[:-2].decode()
-    else:
-        listed = json.dumps(points.tolist())[1:-1]
-    return f'{{"label": "{polygon.label}", "points": [{listed}]}}'
-
-
-def _as_pixels(points: FloatArray | PixelArray) -> PixelArray | None:
-    """The points as whole numbers within a picture, if they are."""
-    whole = points.astype(np.int32, copy=False)
-    if whole is points:
-        return whole
-    fits = (whole == points).all() and whole.min() >= 0 and whole.max() <= LONGEST_SIDE
-    return whole if fits else None
+def _listed(points: FloatArray | PixelArray) -> str:
+    if not np.issubdtype(points.dtype, np.integer):
+        return msgspec.json.encode(points.tolist()).decode()
+    # From tables of all whole numbers that occur: a fifth of the time.
+    tables, whole = _spellings(), points.astype(np.intp)
+    pairs = np.empty(points.shape, tables[0].dtype)
+    for column, table in enumerate(tables):
+        pairs[:, column] = table.take(whole[:, column])
+    listed = pairs.tobytes().translate(None, b"\0")[:-1]  # without the last comma
+    return f"[{listed.decode()}]"
 
 
 @lru_cache
 def _spellings() -> tuple[NDArray[np.bytes_], NDArray[np.bytes_]]:
     """All whole numbers of pixels as x and as y of a list of points in JSON."""
     numbers = range(LONGEST_SIDE + 1)
-    return np.array([b"[%d.0, " % n for n in numbers]), np.array([b"%d.0], " % n for n in numbers])
+    return np.array([b"[%d," % n for n in numbers]), np.array([b"%d]," % n for n in numbers])
