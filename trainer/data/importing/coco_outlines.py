@@ -163,13 +163,18 @@ def _drawing(
         return None
     upright, orientation = opened
     those, turn = [filled(mask, image, tool) for mask in (*masks, *unusable)], None
+    broken = {one.place for one in unusable}
     if orientation != 1 and is_drawn_upright(tool, image, upright, conventions):
-        those = [stretched(mask, image.size, upright) for mask in those]
+        for index, mask in enumerate(those):
+            moved = stretched(report, mask, image.size, upright)
+            if moved is None:
+                broken.add(mask.place)  # and where it is remains unknown
+            those[index] = moved or replace(mask, parts=(), bbox=None)
         image, turn = replace(image, size=upright), TO_UPRIGHT[1]
     turn = turn or to_upright(report, image, conventions.frame, upright, orientation)
     if turn is None:
         return None
-    outlined = _outlined(report, those, {one.place for one in unusable}, categories, image, turn)
+    outlined = _outlined(report, those, broken, categories, image, turn)
     shapes = {label: polygons_as_json(polygons) for label, polygons in outlined.items()}
     return Drawing(name_below(picture, pictures), picture, report.path, shapes)
 
