@@ -137,7 +137,7 @@ class Sam2(nn.Module):
 
 def qwen() -> Qwen3VLForConditionalGeneration:
     """transformers' own, its ids those of lisa-tiny's vocabulary with Qwen's tokens."""
-    tokenizer = QwenTokenizer.stand_in(SMALL.most_image_tokens)
+    tokenizer = QwenTokenizer.stand_in(SMALL)
     model = Qwen3VLForConditionalGeneration(
         qwen_config(SMALL, tokenizer.image_id, tokenizer.pad_id)
     )
@@ -161,7 +161,7 @@ def save(folder: Path, tensors: Tensors, tokenizer: bool = False, **config: Any)
         save_file(values, folder / f"model-{number:05}-of-00002.safetensors")
     (folder / "config.json").write_text(json.dumps(config))
     if tokenizer:
-        made = QwenTokenizer.stand_in(SMALL.most_image_tokens).tokenizer
+        made = QwenTokenizer.stand_in(SMALL).tokenizer
         made.backend_tokenizer.save(str(folder / "tokenizer.json"))
     return folder
 
@@ -220,7 +220,7 @@ def test_plain_checkpoints_of_the_libraries_are_read(tmp_path: Path) -> None:
     drawn(mask_side)
     language.save_pretrained(tmp_path / "qwen")
     mask_side.save_pretrained(tmp_path / "sam2")
-    made = QwenTokenizer.stand_in(SMALL.most_image_tokens).tokenizer
+    made = QwenTokenizer.stand_in(SMALL).tokenizer
     made.backend_tokenizer.save(str(tmp_path / "qwen" / "tokenizer.json"))
     folders = [tmp_path / "qwen", tmp_path / "sam2"]
     # An untied head in a tied model is another model's.
