@@ -319,5 +319,5 @@ def _options(plan: Plan, worst: Worst, compute_capability: tuple[int, int]) -> l
         ("--image-tokens", worst.image_tokens),
     )
     for name, count in counts:
-        options += [f"--{name}", str(count)] if count is not None else []
+        options += [name, str(count)] if count is not None else []
     return options
