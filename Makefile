@@ -6,9 +6,11 @@ READY := $(VENV)/.ready
 
 .PHONY: test demo faults fuzz lint clean
 
-# One thread a worker: two workers with two threads each fight over two cores.
-test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+# One thread a worker: two workers with two threads each fight over two cores. The types are
+# checked beside the tests, for which one core would wait else.
+test: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/mypy & OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 && wait $$!
 
 demo: $(READY)
 	$(BIN)/python benchmarks/demo.py

@@ -18,6 +18,8 @@ from advisor import rehearsal
 from profiles.plan import Plan
 from profiles.skipping import VARIABLE
 
+gc.disable()  # until all tests are imported: they stay, and looking through them takes seconds
+
 ROOT = Path(__file__).parents[1]
 PHOTOS = ROOT / "tests" / "photos"
 
@@ -88,3 +90,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest first: at the end one worker would be busy with it, and the other idle."""
     longest = ("test_a_seeded_sample_of_the_crash_points", "test_photographs_are_learnt_by_heart")
     items.sort(key=lambda item: item.name not in longest)
+    gc.freeze()
+    gc.enable()

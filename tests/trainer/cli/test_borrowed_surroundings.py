@@ -185,19 +185,24 @@ def test_a_launcher_may_say_that_it_is_for_the_cpu() -> None:
 
 
 def test_accelerate_does_as_the_plan_says_in_a_foreign_shell(tmp_path: Path) -> None:
-    """In a process of its own: what accelerate has read it does not forget."""
+    """In a process of its own: what accelerate has read it does not forget.
+
+    Nor is torch's compiler imported where nothing is compiled; it is not shut off either.
+    """
     script = (
-        "import os, json; from trainer.process import clear_leftover_variables as clear; clear();"
+        "import os, sys, json; from trainer.process import clear_leftover_variables as clear;"
+        "from trainer.process import import_libraries as load; clear(); load();"
         "from tests.conftest import tiny_plan; from trainer.run.run import make_accelerator;"
         "a = make_accelerator(tiny_plan(), None);"
         "print(json.dumps([a.mixed_precision, a.num_processes, str(a.device),"
         "a.gradient_accumulation_steps, a.state.dynamo_plugin.backend.value,"
-        "a.distributed_type.value]))"
+        "a.distributed_type.value, 'torch._inductor.compile_fx' in sys.modules,"
+        "os.environ.get('TORCHDYNAMO_DISABLE')]))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,
                           env=os.environ | FOREIGN | {"PYTHONPATH": str(ROOT)})  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == ["no", 1, "cpu", 1, "NO", "NO"]
+    assert json.loads(done.stdout) == ["no", 1, "cpu", 1, "NO", "NO", False, None]
     notes = [line for line in done.stderr.splitlines() if "not heeded" in line]
     assert len(notes) == 1 and all(name in notes[0] for name in FOREIGN)
 

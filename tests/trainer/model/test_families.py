@@ -286,7 +286,9 @@ def test_a_toy_is_rehearsed_without_a_gpu() -> None:
     assert f"{VISION} encoder" in measurement.phases and "answer" in measurement.phases
 
 
-def test_a_toy_is_forecast_in_a_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_toy_is_forecast_in_a_child(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     from advisor.memory.card import Card
     from advisor.memory.forecast import forecast
     from advisor.memory.worst_sample import Worst
@@ -298,6 +300,7 @@ def test_a_toy_is_forecast_in_a_child(tmp_path: Path, monkeypatch: pytest.Monkey
     found = forecast(plan, Worst(40, 1, None), Card(cap_bytes=8 << 30), tmp_path)
     assert found.verdict == "FITS", found.reason
     assert found.tier("tensors").bytes > 0 and found.live_at_peak["encoders"] > 0
+    request.getfixturevalue("rehearsals_here")  # one child is enough
     caching, room = toy_plan(device="cuda", dtype="bf16"), (3 << 20) - 1
     found = forecast(caching, Worst(40, 1, None), Card(cap_bytes=room), tmp_path)
     assert found.verdict == "OOM" and "the feature cache takes 0.00 GiB" in found.reason
