@@ -200,6 +200,8 @@ def _forecast(short: Shortage, gpu: Gpu, data: Path) -> Forecast | None:
 def _keep_row(short: Shortage, gpu: Gpu, told: Forecast | None, pool: int | None) -> None:
     plan = short.plan
     text = told.text_tokens if told else plan.tokens.max_text_tokens
+    most = plan.profile.most_image_tokens
+    image = most if told is None or told.image_tokens is None else told.image_tokens
     row = TestedRow(
         id=f"run-{plan.content_hash}-{datetime.datetime.now():%Y%m%d%H%M%S}",
         title=f"{plan.model} {plan.content_hash}, {short.phase}",
@@ -213,7 +215,7 @@ def _keep_row(short: Shortage, gpu: Gpu, told: Forecast | None, pool: int | None
         forecast_bytes=pool,
         verdict="OOM",
         versions=short.versions,
-        data_shape=DataShape(image_tokens=plan.profile.most_image_tokens, text_tokens=text),
+        data_shape=DataShape(image_tokens=image, text_tokens=text),
         date=datetime.date.today(),
         note=short.error,
     )

@@ -36,7 +36,9 @@ BEGIN, END = "<!-- benchmarks/answering.py -->", "<!-- /benchmarks/answering.py 
 PHOTOS = ROOT / "tests" / "photos" / "ReasonSeg"
 SENTENCE = "Which part of this picture would somebody reach for first, and what is it good for?"
 CARDS = ((6, "7b", "nf4", 0), (8, "7b", "int8", 8), (6, "7b", "none", 24), (16, "7b", "none", 0),
-         (8, "13b", "nf4", 10))  # fmt: skip
+         (8, "13b", "nf4", 10),
+         (4, "qwen3-vl-2b", "nf4", 0), (4, "qwen3-vl-4b", "nf4", 0), (8, "qwen3-vl-8b", "nf4", 0),
+         (12, "qwen3-vl-4b", "none", 0))  # fmt: skip
 
 
 def plan_of(model: str, storage: str, host: int) -> Plan:
@@ -72,7 +74,7 @@ def measure(plan: Plan, cap_gib: float) -> dict[str, Any]:
         spoken = segmenter.tokenizer.tokenizer(first.text, add_special_tokens=False).input_ids
         segmenter.model.seg_token_id = spoken[len(spoken) // 2]
         answers = [segmenter.ask(question) for question in questions]
-        text = longest_question(questions, plan, segmenter.tokenizer)
+        text = longest_question(questions, plan)
     return {
         "pictures": len(pictures), "seconds": [round(a.seconds, 3) for a in answers],
         "masks": [len(a.masks) for a in answers], "ready_seconds": round(ready, 1),
@@ -83,9 +85,11 @@ def measure(plan: Plan, cap_gib: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def run(out: Path) -> None:
-    """Every row, one after the other."""
+def run(out: Path, models: list[str]) -> None:
+    """Every row, or those of some models, one after the other."""
     for card, model, storage, host in CARDS:
+        if models and model not in models:
+            continue
         plan = plan_of(model, storage, host)
         asked = json.dumps({"plan": plan.model_dump(mode="json"), "cap": lean.CARDS[card]})
         command = [sys.executable, __file__, "--child", asked]
@@ -124,6 +128,7 @@ def write_table(rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     """Measure, or write the table of what was measured."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", nargs="*")
     parser.add_argument("--out", type=Path, default=ROWS_FILE)
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -134,7 +139,7 @@ def main() -> None:
     elif arguments.table:
         write_table([json.loads(line) for line in ROWS_FILE.read_text().splitlines()])
     else:
-        run(arguments.out)
+        run(arguments.out, arguments.models)
 
 
 if __name__ == "__main__":

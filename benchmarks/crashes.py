@@ -324,8 +324,9 @@ def prepare(base: Path, scenes: list[Scene]) -> tuple[dict[str, int], dict[str, 
     shared.mkdir()
     sys.path.insert(0, str(ROOT))
     first = Attempt(Scene("", begin(2), write_plan, "run"), base, "first")
-    if first.finished():
-        sys.exit(first.said())
+    # In this process: what it imports and makes once, the forked ones have.
+    if forked.here(first.scene.command(first.folder)):
+        sys.exit("the undisturbed training failed")
     shutil.copytree(first.folder / "run", shared / "whole")
     begun = Attempt(Scene("", begin(2), write_plan, "run"), base, "begun")
     operations = base / "operations"

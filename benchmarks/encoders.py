@@ -1,12 +1,14 @@
 """What building the feature caches takes on this GPU: each frozen encoder alone, one picture.
 
-python benchmarks/encoders.py [--out FILE]     one JSON line an encoder, random weights
+python benchmarks/encoders.py [MODEL ...] [--out FILE]   one JSON line an encoder, random weights
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
+import time
 from pathlib import Path
 
 import torch
@@ -18,11 +20,17 @@ from trainer.model.weights import weight_source
 
 
 def main() -> None:
-    """Measure both encoders of the 7B plan."""
+    """Measure both encoders of the named models."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", nargs="*", default=["7b"])
     parser.add_argument("--out", type=Path, default=Path("/dev/stdout"))
-    out = parser.parse_args().out
-    plan = Plan.parse({"model": "7b", "weights": "random", "device": "cuda"})
+    arguments = parser.parse_args()
+    for model in arguments.models:
+        measure(Plan.parse({"model": model, "weights": "random", "device": "cuda"}), arguments.out)
+
+
+def measure(plan: Plan, out: Path) -> None:
+    """Append a row for each encoder: bytes, and the seconds of one picture."""
     cuda = torch.device("cuda", 0)
     for encoder, facts in plan.profile.encoders.items():
         torch.cuda.empty_cache()
@@ -30,9 +38,20 @@ def main() -> None:
         model = skeleton(plan.profile, read_tokenizer(plan))
         part = FrozenEncoder(model, plan, encoder, cuda, weight_source(plan))
         static = torch.cuda.memory_allocated()
-        part({name: torch.randn(shape) for name, shape in facts.pixels.items()})
+        pixels = {name: torch.randn(shape) for name, shape in facts.pixels.items()}
+        pixels |= {name: torch.tensor([row]) for name, row in facts.numbers.items()}
+        seconds = []
+        for _ in range(4):  # the first warms up
+            torch.cuda.synchronize()
+            started = time.perf_counter()
+            part(pixels)
+            torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - started)
         row = {
+            "model": plan.model,
             "encoder": encoder,
+            "seconds": round(statistics.median(seconds[1:]), 4),
+            "cached_bytes": facts.cached_bytes,
             "static_bytes": static,
             "peak_allocated_bytes": torch.cuda.max_memory_allocated(),
             "peak_reserved_bytes": torch.cuda.max_memory_reserved(),

@@ -12,6 +12,18 @@ from pathlib import Path
 PATIENCE = 300  # seconds for one process: longer is a hang
 
 
+def here(arguments: list[str]) -> int:
+    """Run lisa-train in this process; its exit code."""
+    sys.argv = ["lisa-train", *arguments]
+    from trainer.cli import train as cli
+
+    try:
+        cli.main()
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 1
+    return 1  # it ends with an exit code
+
+
 def start(arguments: list[str], log: Path, prepare: Callable[[], None] = lambda: None) -> int:
     """Fork a process that runs lisa-train, `prepare` first; its number."""
     pid = os.fork()
@@ -23,12 +35,7 @@ def start(arguments: list[str], log: Path, prepare: Callable[[], None] = lambda:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
         prepare()
-        sys.argv = ["lisa-train", *arguments]
-        from trainer.cli import train as cli
-
-        cli.main()
-    except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else 1
+        code = here(arguments)
     except BaseException:
         traceback.print_exc()
     finally:

@@ -1,6 +1,6 @@
 """The grid of forecasts from which `lisa-advise` answers at once: profiles/grid.jsonl.
 
-    python benchmarks/grid.py            about twenty minutes on two cores, no GPU
+    python benchmarks/grid.py [MODEL ...]      no GPU; some twelve minutes a model on two cores
 
 Each corner is a forecast of the real step (`trainer.rehearse.fake` and the allocator's replay).
 Between corners the advisor interpolates (`profiles.grid` says why that is never too little).
@@ -20,7 +20,8 @@ from profiles.grid import GRID_FILE, MICRO_BATCHES, QUESTIONS, TEXT_TOKENS, reli
 from profiles.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]
-MODELS, QUANTIZATIONS = ("7b", "13b"), ("none", "int8", "nf4")
+MODELS = ("7b", "13b", "qwen3-vl-2b", "qwen3-vl-4b", "qwen3-vl-8b")
+QUANTIZATIONS = ("none", "int8", "nf4")
 CAPABILITY = (9, 0)  # cuBLAS takes most there: 48 MiB more than on the cards before
 
 
@@ -61,14 +62,17 @@ def child(pair: tuple[str, str]) -> str:
 
 
 def main() -> None:
-    """Write the grid; with a model and a storage, print its corners."""
-    if len(sys.argv) == 3:
+    """Make the named models' corners anew, or all; with a model and a storage, print its own."""
+    if len(sys.argv) == 3 and sys.argv[2] in QUANTIZATIONS:
         for row in corners(*sys.argv[1:]):
             print(json.dumps(row))
         return
+    wanted = sys.argv[1:] or MODELS
     with ThreadPoolExecutor(2) as pool:
-        lines = list(pool.map(child, product(MODELS, QUANTIZATIONS)))
-    GRID_FILE.write_text("".join(lines))
+        made = list(pool.map(child, product(wanted, QUANTIZATIONS)))
+    standing = GRID_FILE.read_text().splitlines(keepends=True)
+    kept = [line for line in standing if json.loads(line)["model"] not in wanted]
+    GRID_FILE.write_text("".join(kept + made))
 
 
 if __name__ == "__main__":

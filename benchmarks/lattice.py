@@ -20,31 +20,38 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from fnmatch import fnmatch
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from profiles.findings import PlanError
+from profiles.models import model_profile
 from profiles.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS_FILE = ROOT / "benchmarks" / "lattice.jsonl"
 LARGEST = 24 * 2**30  # bytes of tensors: the largest card of the tables
-MODELS = {"tiny": 5, "7b": 20, "7b-v1": 7, "13b": 12}
+MODELS = {
+    "llava": {"tiny": 5, "7b": 20, "7b-v1": 7, "13b": 12},
+    "qwen": {"qwen3-vl-2b": 3, "qwen3-vl-4b": 4, "qwen3-vl-8b": 3, "sa2va-qwen3-vl-4b": 1},
+}
 
 
-def draw(rng: random.Random) -> dict[str, Any]:
+def draw(rng: random.Random, models: dict[str, int]) -> dict[str, Any]:
     """One row: settings, text tokens and masks of a sample."""
-    model = rng.choices(list(MODELS), list(MODELS.values()))[0]
-    layers = {"tiny": 4, "13b": 40}.get(model, 32)
+    model = rng.choices(list(models), list(models.values()))[0]
+    profile = model_profile(model)
+    layers = profile.decoder.layers
     checkpointed = rng.choice([0, layers // 2, layers, layers])
     rank = rng.choice([0, 4, 8, 16, 32, 64])
     targets = rng.choice(["qv", "attention", "all-linear"])
     lora = {"rank": rank, "alpha": 2 * rank, "dropout": rng.choice([0.0, 0.05]), "targets": targets}
+    middle = "projector" if profile.has_projector else "mask_decoder"
     train = rng.choice([["mask_decoder", "text_hidden_fcs", "token_rows"],
-                        ["projector", "text_hidden_fcs", "token_rows"],
+                        [middle, "text_hidden_fcs", "token_rows"],
                         ["mask_decoder", "text_hidden_fcs", "embeddings"]])  # fmt: skip
     whole = "embeddings" in train
     settings = {
@@ -65,6 +72,8 @@ def draw(rng: random.Random) -> dict[str, Any]:
         "allocator": rng.choice(["", "expandable_segments:True"]),
         "tokens": {"max_text_tokens": 1500},
     }  # fmt: skip
+    if profile.tokens_vary:
+        settings["max_pixels"] = rng.choice([256, 576, 1024, 1024, 1568]) * 1024
     text = round(32 * (1500 / 32) ** rng.random())
     return {"settings": settings, "text": text, "masks": rng.choice([1, 1, 2, 4])}
 
@@ -86,11 +95,10 @@ def fake(row: dict[str, Any]) -> dict[str, Any] | None:
         plan = Plan.parse(row["settings"])
     except PlanError:
         return None
-    found = rehearse(row, plan, "--fake", "--compute-capability", "9.0")
-    if isinstance(found, str):
-        print(row, found, file=sys.stderr)
-        return None
-    peak = found["peak_allocated_bytes"]
+    from trainer.rehearse.fake import fake_rehearsal
+
+    found, _ = fake_rehearsal(plan, row["text"], row["masks"], (9, 0))
+    peak = found.peak_allocated_bytes or LARGEST + 1
     print(f"{plan.model:6} {peak / 2**30:6.2f} GiB", flush=True)
     return row | {"forecast_before_bytes": peak} if peak <= LARGEST else None
 
@@ -152,6 +160,7 @@ def main() -> None:
     parser.add_argument("--draw", action="store_true")
     parser.add_argument("--count", type=int, default=44)
     parser.add_argument("--seed", type=int, default=4)
+    parser.add_argument("--family", choices=list(MODELS), default="llava")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "lattice_measured.jsonl")
     parser.add_argument("--room-gib", type=float, default=70)
     parser.add_argument("--seconds", type=float, default=1e9, help="start no row after this")
@@ -164,9 +173,9 @@ def main() -> None:
     rng = random.Random(arguments.seed)
     rows: list[dict[str, Any]] = []
     standing = ROWS_FILE.read_text().splitlines() if ROWS_FILE.exists() else []
-    with ThreadPoolExecutor(2) as pool:
+    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
         while len(rows) < arguments.count:
-            drawn = [draw(rng) for _ in range(8)]
+            drawn = [draw(rng, MODELS[arguments.family]) for _ in range(8)]
             rows += [row for row in pool.map(fake, drawn) if row is not None]
     rows = rows[: arguments.count]
     held = set(rng.sample(range(len(rows)), len(rows) // 2))

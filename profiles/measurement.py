@@ -19,6 +19,9 @@ class Measurement(Frozen):
     gpu_bytes: int = Field(description="its memory")
     cap_bytes: int | None = Field(None, description="limit put on the process's tensors")
     text_tokens: tuple[int, int] = Field(description="least and most text tokens of a sample")
+    image_tokens: int | None = Field(
+        None, description="of every picture; null: the model's or the plan's most"
+    )
     masks: int = Field(description="[SEG] tokens of a sample")
     answer_tokens: int | None = Field(
         None, description="supervised tokens of a sample; null: five for each mask"

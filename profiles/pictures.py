@@ -43,6 +43,19 @@ def _limited(profile: ModelProfile, least: int, most: int) -> ModelProfile:
     return profile.model_copy(update={"min_pixels": least, "max_pixels": most})
 
 
+def limits_for(plan: Pictures, image_tokens: int | None) -> dict[str, int]:
+    """Settings by which no picture takes more than so many tokens, as in the data at hand.
+
+    Empty where the plan's own limit is no higher, or the model looks at one size.
+    """
+    profile = profile_of(plan)
+    most = profile.most_image_tokens
+    if image_tokens is None or plan.max_pixels is None or image_tokens >= most:
+        return {}
+    limit = image_tokens * (plan.max_pixels // most)
+    return {"min_pixels": min(plan.min_pixels or limit, limit), "max_pixels": limit}
+
+
 def with_picture_limits(data: Mapping[str, Any]) -> dict[str, Any]:
     """Fill in the limits that are not given, where the model has some.
 

@@ -63,6 +63,7 @@ class Forecast(Frozen):
     compute_capability: tuple[int, int]
     text_tokens: int = Field(description="of every sample, the worst one's")
     counted_by: str = Field("", description="which tokenizer counted a data set's text, if any")
+    image_tokens: int | None = Field(None, description="of every picture, the largest one's")
     masks: int
     answer_tokens: int | None = Field(None, description="supervised; null: five for each mask")
     cap_bytes: int | None = Field(None, description="what the pool may take")
@@ -204,6 +205,7 @@ def interpret(
         reason=reason,
         compute_capability=card.compute_capability,
         text_tokens=measurement.text_tokens[1],
+        image_tokens=measurement.image_tokens,
         masks=measurement.masks,
         answer_tokens=measurement.answer_tokens,
         cap_bytes=cap_bytes,
@@ -311,6 +313,11 @@ def _options(plan: Plan, worst: Worst, compute_capability: tuple[int, int]) -> l
         options += ["--data-dir", str(worst.data.resolve())]
     else:
         masks, answers = masks or plan.most_masks, answers or plan.most_answer_tokens
-    for name, count in (("--masks", masks), ("--answer-tokens", answers)):
+    counts = (
+        ("--masks", masks),
+        ("--answer-tokens", answers),
+        ("--image-tokens", worst.image_tokens),
+    )
+    for name, count in counts:
         options += [name, str(count)] if count is not None else []
     return options

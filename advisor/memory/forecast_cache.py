@@ -40,7 +40,8 @@ def read_events(path: Path) -> list[tuple[int, int]]:
 
 def key_of(plan: Plan, worst: Worst, compute_capability: tuple[int, int]) -> str:
     """A hash of all that can change the answer: plan, sample, data, code and libraries."""
-    sample = worst.text_tokens, worst.masks, worst.answer_tokens, worst.answering
+    sample: tuple[Any, ...] = (worst.text_tokens, worst.masks, worst.answer_tokens)
+    sample += worst.image_tokens, worst.answering
     parts: list[Any] = [plan.content_hash, sample, compute_capability]
     parts += [sys.version, *(installed(name) for name in LIBRARIES)]
     for package in ("trainer", "profiles"):

@@ -34,7 +34,11 @@ def live_forecast(
         uncapped = Card(compute_capability=card.compute_capability, context=card.context)
         found = forecast(plan, worst, uncapped)
         if first:
-            seen = Worst(masks=found.masks, answer_tokens=found.answer_tokens)
+            seen = Worst(
+                masks=found.masks,
+                answer_tokens=found.answer_tokens,
+                image_tokens=found.image_tokens,
+            )
         # A later question names the length that was counted for the first.
         return found.model_copy(update={"counted_by": counted_by(plan, data)})
 

@@ -17,4 +17,5 @@ class Worst:
     masks: int | None = None
     data: Path | None = None
     answer_tokens: int | None = None
+    image_tokens: int | None = None  # of the largest picture; None: what the plan allows
     answering: bool = False  # a question, greedily answered, instead of a training step

@@ -83,6 +83,8 @@ def print_forecast(forecast: Forecast, card: str, console: Console) -> None:
         headline = Text(f"The allocator's pool grows to {pool}; no card was named (--vram 8GiB)")
     console.print(headline)
     sample = f"{forecast.text_tokens} text tokens and {forecast.masks} mask(s) a sample"
+    if forecast.image_tokens is not None:
+        sample = f"{forecast.image_tokens} image tokens, {sample}"
     if forecast.answer_tokens is not None:
         sample += f", {forecast.answer_tokens} of the tokens supervised"
     console.print(f"  {sample}, micro-batch {forecast.plan.micro_batch}", style="dim")

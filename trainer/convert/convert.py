@@ -129,6 +129,7 @@ def choose(
         report.initialised = [name for name in absent if name.startswith(family.fresh)]
     problems = [_missing(n, needed[n], family) for n in absent if n not in report.initialised]
     problems += filter(None, (_misfit(n, found, needed[n], family) for n, found in chosen.items()))
+    problems += _untied(sources, needed, family)
     if problems:
         raise WeightsError(_all_problems(problems, sources, needed, model))
     report.used = {name: found.where for name, found in chosen.items()}
@@ -152,6 +153,25 @@ def _misfit(name: str, found: Found, shape: torch.Size, family: Family[Any]) -> 
             return f"{got}: no row at all"
         return f"{got}: more rows than the model has" if found.shape[0] > shape[0] else None
     return got if found.shape != shape else None
+
+
+def _untied(
+    sources: Sequence[Source], needed: dict[str, torch.Size], family: Family[Any]
+) -> list[str]:
+    """Where a source has a head of its own and the model's head is the embedding table."""
+    table, head = family.model.tables()
+    if head in needed:
+        return []
+    problems = []
+    for source in sources:
+        pair = source.tensors.get(table), source.tensors.get(head)
+        if pair[0] is None or pair[1] is None:
+            continue
+        one, other = (TensorFile(found.path).read(found.name, DTYPE) for found in pair if found)
+        if not torch.equal(one, other):
+            problems.append(f"{pair[1].where} is trained apart from the embedding table; the model "
+                            "has one matrix for both")  # fmt: skip
+    return problems
 
 
 def _all_problems(

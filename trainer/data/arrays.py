@@ -8,5 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 FloatArray: TypeAlias = NDArray[np.float64]
+PixelArray: TypeAlias = NDArray[np.int32]  # whole coordinates
 ByteArray: TypeAlias = NDArray[np.uint8]
 Size: TypeAlias = tuple[int, int]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from profiles.sizes import MIB
@@ -21,13 +23,12 @@ def load_json(
     allowed: str,
     most_bytes: float = float("inf"),
     text_of: Callable[[bytes], str] | None = None,
-    each: Callable[[dict[str, Any]], object] | None = None,
+    parse: Callable[[str], Any] = json.loads,
 ) -> JsonT | None:
     """The parsed file, in UTF-8 or else cp1252, if it is of `kind`; None with a finding added.
 
-    `text_of` replaces the decoding; it may raise ValueError or LookupError. `each` gets every
-    object as it is read, and returns what is to be in its place.
-    Parsing takes some twenty times the size of the file in memory.
+    `text_of` replaces the decoding; it may raise ValueError or LookupError. `parse` replaces the
+    parsing, which takes some twenty times the size of the file in memory.
     """
     try:
         if not report.path.is_file():  # reading a pipe would block
@@ -36,7 +37,7 @@ def load_json(
             raise ValueError(f"more than {most_bytes / MIB:.0f} MiB")
         raw = report.path.read_bytes()
         text = (text_of or _published_text)(raw)
-        parsed = json.loads(text, object_hook=each)
+        parsed = parse(text)
         if isinstance(parsed, kind):
             return parsed
         raise ValueError(f"content {brief(parsed)}")
@@ -46,6 +47,18 @@ def load_json(
             fix = "name its encoding, such as --encoding gbk"
         report.add("file", got, f"JSON in UTF-8 or cp1252, {allowed}", fix)
     return None
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """For making millions of objects that stay: looking for garbage takes as long as they do."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _published_text(raw: bytes) -> str:

@@ -37,11 +37,11 @@ def picture_in(
     parts = PureWindowsPath(text)  # understands both separators, and drives
     outside = bool(parts.anchor)
     for folder in () if outside else folders:
-        path = Path(os.path.abspath(folder.joinpath(*parts.parts)))
+        path = os.path.abspath(os.path.join(folder, *parts.parts))
         outside |= _leads_out(path, root or folder)
         found = None if outside else _as_called(path)
         if found and not _leads_out(found, root or folder):
-            return found
+            return Path(found)
     _refuse(report, what, name, root or " or ".join(map(str, folders)), outside)
     return None
 
@@ -141,13 +141,13 @@ class PictureSearch:
             if parts.anchor:
                 continue
             for start, border in places:
-                path = Path(os.path.abspath(start.joinpath(*parts.parts)))
+                path = os.path.abspath(os.path.join(start, *parts.parts))
                 if _leads_out(path, border):
                     outside = True
                 elif (found := _as_called(path)) and (
                     found is path or not _leads_out(found, border)
                 ):
-                    return found, border
+                    return Path(found), border
         return outside
 
     def _by_end(self, parts: PureWindowsPath) -> tuple[Path, Path] | None:
@@ -157,9 +157,10 @@ class PictureSearch:
             if self._shared[_key("/".join(names[start:]))] > 1:
                 return None
             for folder in self.folders:
-                path = Path(os.path.abspath(folder.joinpath(*names[start:])))
-                found = None if _leads_out(path, folder) else _as_called(path)
-                if found and not _leads_out(found, folder):
+                path = os.path.abspath(os.path.join(folder, *names[start:]))
+                called = None if _leads_out(path, folder) else _as_called(path)
+                if called and not _leads_out(called, folder):
+                    found = Path(called)
                     # Files with questions name it by its path from the first such folder.
                     return found, next(one for one in self.folders if found.is_relative_to(one))
         return None
@@ -261,16 +262,20 @@ def _key(name: str) -> str:
     return stem + suffix.lower()
 
 
-def _as_called(path: Path) -> Path | None:
-    """The file, or one beside it whose name differs only in Unicode form or case of the suffix."""
+def _as_called(path: str) -> str | None:
+    """The file, or one beside it whose name differs only in Unicode form or case of the suffix.
+
+    Paths are text here: Path takes longer than the system.
+    """
     if os.path.isfile(path):
         return path
-    stem, suffix = os.path.splitext(path.name)
+    folder, name = os.path.split(path)
+    stem, suffix = os.path.splitext(name)
     endings = (suffix, suffix.lower(), suffix.upper(), suffix.capitalize())
     others = (unicodedata.normalize(form, stem + end) for form in ("NFC", "NFD") for end in endings)
     for other in dict.fromkeys(others):
-        if os.path.isfile(os.path.join(path.parent, other)):
-            return path.parent / other
+        if other != name and os.path.isfile(os.path.join(folder, other)):
+            return os.path.join(folder, other)
     return None
 
 
@@ -284,7 +289,7 @@ def _refuse(report: Report, what: str, name: object, where: object, outside: boo
         report.add(what, name, f"{allowed}; there is no such file", fix)
 
 
-def _leads_out(path: Path, border: Path) -> bool:
+def _leads_out(path: str | Path, border: str | Path) -> bool:
     """Whether a path, or the file that it links to, is not below a folder."""
     inside, folder = os.path.abspath(path), os.path.abspath(border)
     if not _is_below(inside, folder):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from trainer.data.arrays import ByteArray, FloatArray, Size
+from trainer.data.arrays import ByteArray, FloatArray, PixelArray, Size
 from trainer.data.findings import Report
 from trainer.ignored import IGNORE_PIXEL
 
@@ -22,10 +22,13 @@ _MOST_PAINTING = 1_000_000_000
 
 @dataclass(frozen=True)
 class Polygon:
-    """A closed outline; `points` is float64 [N, 2] (x, y) in pixels, N >= 3, not to be changed."""
+    """A closed outline; `points` is [N, 2] (x, y) in pixels, N >= 3, not to be changed.
+
+    Whole numbers are pixels of a picture.
+    """
 
     label: str
-    points: FloatArray
+    points: FloatArray | PixelArray
 
 
 def paint_mask(polygons: Sequence[Polygon], height: int, width: int) -> ByteArray:

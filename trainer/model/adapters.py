@@ -62,7 +62,8 @@ class AdaptedLinear(peft_lora.Linear):
             return y
         y = base(x)
         # By name: `dropout` is another operator, with a mask of another width, on every device.
-        down, _ = torch.native_dropout(x, self.dropout, self.training)
+        # At probability 0 the mask is there, but not drawn.
+        down, _ = torch.native_dropout(x, self.dropout, self.training and self.dropout > 0)
         narrow, wide = (factor[NAME].weight.to(x.dtype) for factor in self.factors)
         inner = functional.linear(down, narrow)
         # One product adds the adapter to the base's output: no third [..., N] tensor.

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
+from transformers.initialization import no_init_weights
 
 from profiles.families import ModelProfile
 from profiles.plan import Plan
@@ -57,8 +58,11 @@ def some_tokenizer(plan: Plan) -> ConversationTokenizer:
 
 
 def skeleton(profile: ModelProfile, tokenizer: ConversationTokenizer) -> SegmentationModel:
-    """The model with every parameter on the meta device; buffers are real."""
-    with init_empty_weights(include_buffers=False):
+    """The model with every parameter on the meta device; buffers are real.
+
+    No starting values are drawn: on the meta device they would be four fifths of the time.
+    """
+    with init_empty_weights(include_buffers=False), no_init_weights():
         return family_of(profile).skeleton(profile, tokenizer)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from profiles.environment import ALLOCATOR_VARIABLES
 from profiles.measurement import Measurement, Timeline
+from profiles.pictures import limits_for
 from profiles.plan import Plan
 from profiles.sizes import GIB
 from profiles.streams import tell
@@ -36,7 +37,10 @@ def main() -> None:
     import_libraries()
     if arguments.data_dir:
         _take_the_worst_sample(plan, arguments)
-    measurement = _faked(plan, arguments) if arguments.fake else _rehearsed(plan, arguments)
+    shown = plan.model_copy(update=limits_for(plan, arguments.image_tokens))
+    measurement = _faked(shown, arguments) if arguments.fake else _rehearsed(shown, arguments)
+    seen = {"plan": plan, "image_tokens": shown.profile.most_image_tokens}
+    measurement = measurement.model_copy(update=seen)
     print(measurement.model_dump_json(), file=out, flush=True)
     if arguments.fake:
         os._exit(0)  # taking thousands of fake tensors down one by one takes a second
@@ -53,7 +57,8 @@ def _parser() -> argparse.ArgumentParser:
         "--masks", type=int, help="[SEG] tokens of a row; by default one a question"
     )
     parser.add_argument("--answer-tokens", type=int, help="supervised ones of a sample")
-    parser.add_argument("--data-dir", type=Path, help="take all three from this data set")
+    parser.add_argument("--image-tokens", type=int, help="of a picture; by default the plan's most")
+    parser.add_argument("--data-dir", type=Path, help="take all four from this data set")
     parser.add_argument("--steps", type=int, default=8, help="timed steps")
     parser.add_argument("--save", action="store_true", help="write a checkpoint as well")
     parser.add_argument("--fake", action="store_true", help="count bytes, without a GPU")
@@ -81,6 +86,7 @@ def _take_the_worst_sample(plan: Plan, arguments: argparse.Namespace) -> None:
     arguments.text_tokens = worst.text_tokens, worst.text_tokens
     arguments.masks = arguments.masks or worst.masks
     arguments.answer_tokens = arguments.answer_tokens or worst.answer_tokens
+    arguments.image_tokens = arguments.image_tokens or worst.image_tokens
 
 
 def _faked(plan: Plan, arguments: argparse.Namespace) -> Measurement:

@@ -15,6 +15,7 @@ class WorstSample(NamedTuple):
     text_tokens: int
     masks: int
     answer_tokens: int
+    image_tokens: int
 
 
 def worst_sample(plan: Plan, folder: Path) -> WorstSample:
@@ -35,12 +36,13 @@ def worst_sample(plan: Plan, folder: Path) -> WorstSample:
     train = SampleSet(read_training(folder, plan, leave), plan, tokenizer, {}, training=True)
     items = read_split(folder, "val", plan.max_val_samples, leave)
     val = SampleSet(items, plan, tokenizer, {}, training=False)
-    text = masks = answers = 0
+    text = masks = answers = image = 0
     rows = chain(
         map(train.encoded, MicroBatches(train, plan).visits()), map(val.encoded, range(len(val)))
     )
     for seen in rows:
         text = max(text, seen.text_tokens)
         masks = max(masks, seen.input_ids.count(tokenizer.seg_id))
+        image = max(image, seen.image_tokens)
         answers = max(answers, len(seen.labels) - seen.labels.count(IGNORE_LABEL))
-    return WorstSample(text, masks, answers)
+    return WorstSample(text, masks, answers, image)

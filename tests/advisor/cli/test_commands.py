@@ -73,7 +73,7 @@ def test_damaged_rows_are_told_and_stay_where_they_are(tmp_path: Path) -> None:
     assert run("table", "import", str(tmp_path / "absent")).exit_code == 2
 
 
-def test_check_is_one_line_and_an_exit_code(tmp_path: Path) -> None:
+def test_check_is_one_line_and_an_exit_code(tmp_path: Path, rehearsals_here: None) -> None:
     path = tmp_path / "plan.json"
     path.write_text(tiny_plan(device="cuda", cached_encoders=["mask", "vision"]).to_json())
     fits = run("check", str(path), "--gpu", "RTX 3060 12GB")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,9 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import trainer.cli.train as command_line
 import trainer.run.run as loop
+from advisor.cli.main import app
 from advisor.memory.forecast import counted_by
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
@@ -232,29 +233,37 @@ def test_runs_are_not_mixed(
 # ------------------------------------------------------------------------------------ what counted
 
 
-def advise(cache: Path, *arguments: str | Path) -> str:
-    path = Path(sys.executable).with_name("lisa-advise")
-    done = subprocess.run(
-        [path, *map(str, arguments)], capture_output=True, text=True, timeout=300,
-        env=os.environ | {"XDG_CACHE_HOME": str(cache), "COLUMNS": "300"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture
+def advise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rehearsals_here: None
+) -> Callable[..., str]:
+    """What lisa-advise answers, in this process and with a cache of its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "300")
+
+    def called(*arguments: str | Path) -> str:
+        done = CliRunner().invoke(app, [*map(str, arguments)], prog_name="lisa-advise")
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    return called
 
 
-def test_text_that_the_shipped_vocabulary_counted_is_said_to_be(tmp_path: Path) -> None:
+def test_text_that_the_shipped_vocabulary_counted_is_said_to_be(
+    tmp_path: Path, advise: Callable[..., str]
+) -> None:
     """Without weights too a sample is as long as the language model reads it."""
     data = ["--data-dir", PHOTOS, "--vram", "8GiB"]
-    advice = json.loads(advise(tmp_path, "--model", "7b", *data, "--json"))
+    advice = json.loads(advise("--model", "7b", *data, "--json"))
     assert advice["counted_by"] == SHIPPED and advice["needs"]["source"].endswith(f"by {SHIPPED}")
     why = {reason["setting"]: reason["because"] for reason in advice["reasons"]}["micro_batch"]
     assert f"197 text tokens (counted by {SHIPPED})" in why
     plan = tmp_path / "plan.json"
     plan.write_text(json.dumps(advice["plan"]))
     # The same question again is read from the cache.
-    assert f"text counted by {SHIPPED}" in advise(tmp_path, "forecast", plan, *data)
-    assert json.loads(advise(tmp_path, "forecast", plan, *data, "--json"))["counted_by"] == SHIPPED
-    without = json.loads(advise(tmp_path, "--model", "7b", "--vram", "8GiB", "--json"))
+    assert f"text counted by {SHIPPED}" in advise("forecast", plan, *data)
+    assert json.loads(advise("forecast", plan, *data, "--json"))["counted_by"] == SHIPPED
+    without = json.loads(advise("--model", "7b", "--vram", "8GiB", "--json"))
     assert without["counted_by"] == "" and "counted" not in without["needs"]["source"]
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 import zlib
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from torch import Tensor
 from profiles.files import STALE_SECONDS
 from profiles.models import model_profile
 from tests.conftest import PHOTOS, tiny_plan
+from tests.group import end, fork
 from trainer.data.feature_cache import BadEntry, FeatureCache, encoder_key, fill_cache
 from trainer.data.formats.reasonseg import read_split
 from trainer.data.images import read_image
@@ -72,41 +72,29 @@ def test_cache_builds_once_and_mends_damage(tmp_path: Path) -> None:
         other.read(IMAGES[0])
 
 
-def writer(folder: Path, script: str) -> subprocess.Popen[str]:
-    """A process that runs `script` with `cache` and `fill` at hand."""
-    head = (
-        "import os, signal, sys, time\nfrom pathlib import Path\n"
-        "from tests.trainer.data.test_feature_cache import doubled, fill, FeatureCache\n"
-        f"cache = FeatureCache(Path({str(folder)!r}), 'clip-test')\n"
-    )
-    return subprocess.Popen(
-        [sys.executable, "-c", head + script], stdout=subprocess.PIPE, text=True,
-        env=os.environ | {"PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-
-
 def test_two_writers_at_once(tmp_path: Path) -> None:
     # Each waits for the other before every picture: both find it missing and both write it.
-    script = """
-me, other = os.environ["PAIR"].split()
-count = 0
-def encode(shown):
-    global count
-    count += 1
-    cache.folder.joinpath(f"{me}{count}").touch()
-    deadline = time.monotonic() + 60
-    while not cache.folder.joinpath(f"{other}{count}").exists() and time.monotonic() < deadline:
-        time.sleep(0.001)
-    return doubled(shown)
-cache.folder.mkdir(parents=True, exist_ok=True)
-print(fill(cache, encode))
-"""
-    pair = [
-        writer(tmp_path, f"os.environ['PAIR'] = {names!r}\n" + script) for names in ("a b", "b a")
-    ]
-    printed = [process.communicate(timeout=120)[0].strip() for process in pair]
-    assert printed == [f"({len(IMAGES)}, [])"] * 2
-    cache = FeatureCache(tmp_path, "clip-test")
+    cache, log = FeatureCache(tmp_path, "clip-test"), tmp_path / "log"
+    cache.folder.mkdir()
+
+    def write(me: str, other: str) -> None:
+        count = 0
+
+        def encode(shown: dict[str, Tensor]) -> dict[str, Tensor]:
+            nonlocal count
+            count += 1
+            cache.folder.joinpath(f"{me}{count}").touch()
+            deadline = time.monotonic() + 60
+            while not cache.folder.joinpath(f"{other}{count}").exists():
+                assert time.monotonic() < deadline
+                time.sleep(0.001)
+            return doubled(shown)
+
+        print(fill(cache, encode))
+
+    pair = [fork(partial(write, *names), log, {}) for names in ("ab", "ba")]
+    assert [end(pid) for pid in pair] == [0, 0], log.read_text()
+    assert log.read_text().splitlines() == [f"({len(IMAGES)}, [])"] * 2
     assert is_whole(cache)
     assert not list(cache.folder.glob(".*"))
     assert len(list(cache.folder.glob("*.safetensors"))) == len(IMAGES)
@@ -114,18 +102,21 @@ print(fill(cache, encode))
 
 def test_a_killed_writer_costs_only_what_was_missing(tmp_path: Path) -> None:
     # Killed with the third entry written aside and not yet renamed.
-    script = """
-whole, replace = [], os.replace
-def renamed(source, target):
-    if len(whole) == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-    whole.append(target)
-    replace(source, target)
-os.replace = renamed
-fill(cache)
-"""
-    assert writer(tmp_path, script).wait(timeout=120) == -signal.SIGKILL
     cache = FeatureCache(tmp_path, "clip-test")
+
+    def write() -> None:
+        whole, replace = [], os.replace
+
+        def renamed(source: Path, target: Path) -> None:
+            if len(whole) == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            whole.append(target)
+            replace(source, target)
+
+        os.replace = renamed
+        fill(cache)
+
+    assert end(fork(write, tmp_path / "log", {})) == -signal.SIGKILL
     (aside,) = cache.folder.glob(".*")
     assert len(list(cache.folder.glob("*.safetensors"))) == 2
     assert fill(cache) == (len(IMAGES) - 2, [])

@@ -260,7 +260,9 @@ def test_a_preview_leaves_broken_items_out(tmp_path: Path) -> None:
     assert code == 0 and sheet.exists() and f"left out: {broken.with_suffix('.json')}" in told, told
 
 
-def test_advice_about_broken_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_advice_about_broken_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rehearsals_here: None
+) -> None:
     """What the error names helps there, too; an answer with it is none without it."""
     monkeypatch.setenv(VARIABLE, "")
     monkeypatch.delenv(VARIABLE)  # for what the command sets to be undone

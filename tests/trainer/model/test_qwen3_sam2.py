@@ -98,6 +98,10 @@ def whole_models(model: SegmentationModel) -> tuple[Qwen3VLForConditionalGenerat
     }
     for name, value in encoder.items():
         sam_values[f"mask_decoder.{name}" if name.startswith("conv_") else name] = value
+    # Its prompts of points and masks, which only its own code runs.
+    for name, value in sam.state_dict().items():
+        if name.startswith(("prompt_encoder.point_embed", "prompt_encoder.mask_embed")):
+            sam_values[name] = value
     sam.load_state_dict(sam_values)
     theirs = {
         name.removeprefix("qwen."): value

@@ -6,27 +6,33 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 
 from tests.conftest import PHOTOS, tiny_plan
+from tests.group import lisa_train, together
 from trainer.data.formats.reasonseg import read_split
 from trainer.parallel.launch import (
     SHUTDOWN_SECONDS,
     _shutdown_timeout,
     is_launched,
     is_main,
+    leave_group,
     must_start_processes,
     without_leftovers,
 )
 from trainer.reporter import Reporter
 from trainer.run.run import Run
+from trainer.run.started import Keeping
 
 QUIET = Reporter(lambda text: None, lambda what, done, total: None)
 START = (
@@ -56,24 +62,37 @@ def run_or_show_stacks(command: list[str], seconds: int) -> tuple[int, str]:
         return -1, f"no end after {seconds} s\n{process.communicate()[1]}"
 
 
+def under_accelerate(log: Path, *options: str) -> int:
+    """lisa-train in two processes that `accelerate launch` starts."""
+    command = [str(Path(sys.executable).with_name("accelerate")), "launch", "--cpu",
+               "--num_processes", "2", "-m", "trainer.cli", *options]  # fmt: skip
+    code, said = run_or_show_stacks(command, seconds=150)
+    log.write_text(said)
+    return code
+
+
+def in_a_group(log: Path, *options: str) -> int:
+    """lisa-train in two processes that a launcher might have started."""
+    return max(map(abs, together(2, lisa_train(*options), log)))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("questions", [1, 2])
-def test_accelerate_launch_with_two_processes_gives_the_losses_of_one(
-    questions: int, tmp_path: Path
+@pytest.mark.parametrize(("questions", "started"), [(1, under_accelerate), (2, in_a_group)])
+def test_two_processes_of_a_launcher_give_the_losses_of_one(
+    questions: int, started: Callable[..., int], tmp_path: Path
 ) -> None:
     """Rows of two questions too, of which one process may have more than the other."""
     plan = tiny_plan(effective_batch=4, questions_per_picture=questions, max_val_samples=2)
     (tmp_path / "plan.json").write_text(plan.to_json())
-    one, two = tmp_path / "one", tmp_path / "two"
+    one, two, log = tmp_path / "one", tmp_path / "two", tmp_path / "log"
     one.mkdir()
     train, val = read_split(PHOTOS, "train"), read_split(PHOTOS, "val", 2)
     Run(plan, train, val, one, tmp_path / "cache", QUIET).train()
-    command = [
-        Path(sys.executable).with_name("accelerate"), "launch", "--cpu", "--num_processes", "2",
-        "-m", "trainer.cli", "--plan", str(tmp_path / "plan.json"), "--set", "processes=2",
+    code = started(
+        log, "--plan", str(tmp_path / "plan.json"), "--set", "processes=2",
         "--data_dir", str(PHOTOS), "--output_dir", str(two), "--cache_dir", str(tmp_path / "cache"),
-    ]  # fmt: skip
-    code, said = run_or_show_stacks([str(part) for part in command], seconds=150)
+    )  # fmt: skip
+    said = log.read_text()
     assert code == 0, said
     batch = ("2 × 1 × 2 processes", "4 questions, 1 × 1 × 2 processes pictures of up to 2")
     assert f"batch {batch[questions - 1]}, " in said
@@ -264,42 +283,35 @@ def test_a_failing_process_ends_the_other_and_gives_its_exit_code(tmp_path: Path
     assert all_ended(started)
 
 
-RESUMED = """
-import sys; from pathlib import Path; from shutil import copytree
-from tests.conftest import PHOTOS, tiny_plan
-from trainer.data.formats.reasonseg import read_split; from trainer.parallel.launch import is_main
-from trainer.reporter import Reporter
-from trainer.run.run import Run; from trainer.run.started import Keeping
-base = Path(sys.argv[1]); one, two = base / "one", base / "two"
-plan = tiny_plan(processes=3, micro_batch=1, effective_batch=3, workers=0)
-data = read_split(PHOTOS, "train")[:6], read_split(PHOTOS, "val", 1)
-quiet = Reporter(lambda text: None, lambda *counts: None)
-def run(folder):
-    folder.mkdir(exist_ok=True)
-    return Run(plan, *data, folder, base / "cache", quiet, Keeping(steps=1, checkpoints=9))
-whole = run(one)
-whole.accelerator.end_training = lambda: None  # it would end the group
-whole.train()
-if is_main(): copytree(next(f for f in sorted(one.glob("last*"))
-                            if '"step":1,' in (f / "facts.json").read_text().replace(" ", "")),
-                       base / "first"); copytree(one, two)
-whole.accelerator.wait_for_everyone()
-broken = run(two); broken.train(base / "first")
-import os; os._exit(0)
-"""
+def trained_and_resumed(base: Path) -> None:
+    """A run that keeps every checkpoint, and another that goes on from its first."""
+    one, two = base / "one", base / "two"
+    plan = tiny_plan(processes=3, micro_batch=1, effective_batch=3, workers=0)
+    data = read_split(PHOTOS, "train")[:6], read_split(PHOTOS, "val", 1)
+
+    def run(folder: Path) -> Run:
+        folder.mkdir(exist_ok=True)
+        return Run(plan, *data, folder, base / "cache", QUIET, Keeping(steps=1, checkpoints=9))
+
+    whole = run(one)
+    whole.accelerator.end_training = lambda: None  # type: ignore[method-assign]  # the group's end
+    whole.train()
+    if is_main():
+        kept = {json.loads((f / "facts.json").read_text())["step"]: f
+                for f in sorted(one.glob("last*"), reverse=True)}  # fmt: skip
+        shutil.copytree(kept[1], base / "first")
+        shutil.copytree(one, two)
+    whole.accelerator.wait_for_everyone()
+    broken = run(two)
+    broken.train(base / "first")
+    leave_group(0)
 
 
 @pytest.mark.slow
 def test_three_processes_that_are_resumed_end_as_those_that_were_not(tmp_path: Path) -> None:
     """Bit for bit: the second step's gradients of three processes are added in the same order."""
-    start = (
-        "import sys; from trainer.parallel.launch import start_processes as s; sys.exit(s(3, {!r}))"
-    )
-    command = [sys.executable, "-c", start.format(["-c", RESUMED, str(tmp_path)])]
-    path = os.pathsep.join([os.getcwd(), *sys.path])
-    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True,
-                          text=True, timeout=150)  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    log = tmp_path / "log"
+    assert together(3, partial(trained_and_resumed, tmp_path), log) == [0, 0, 0], log.read_text()
     one, two = (tmp_path / name for name in ("one", "two"))
     assert losses(two) == losses(one) and len(losses(one)) == 2
     trained = [(folder / "last" / "trained.safetensors").read_bytes() for folder in (one, two)]

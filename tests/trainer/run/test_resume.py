@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 from profiles.levers import MAY_CHANGE_ON_RESUME
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
+from tests.group import lisa_train, together
 from trainer.cli.train import app
 from trainer.data.contents import Contents
 from trainer.data.feature_cache import BadEntry
@@ -317,8 +318,8 @@ def test_the_command_line_goes_on_after_a_kill(tmp_path: Path, cache: Path) -> N
     path.write_text(plan(**settings).to_json())
     common = ("--plan", str(path), "--data-dir", str(PHOTOS), "--cache-dir", str(cache))
     whole, parts = str(tmp_path / "whole"), str(tmp_path / "parts")
-    done = command(*common, "--output-dir", whole)
-    assert done.wait(200) == 0, done.stderr and done.stderr.read()
+    log = tmp_path / "log"
+    assert together(2, lisa_train(*common, "--output-dir", whole), log) == [0, 0], log.read_text()
     child = command(*common, "--output-dir", parts, "--save-minutes", "0")
     records = Path(parts) / "metrics.jsonl"
     until = time.monotonic() + 120

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from trainer.data.arrays import Size
 from trainer.data.findings import DataError, Report
+from trainer.data.formats.coco_document import parse_coco, value_of
 from trainer.data.formats.coco_masks import FIX, LARGEST_COORDINATE, Part, painted, read_parts
 from trainer.data.json_fields import load_json
 from trainer.data.pictures import as_phrase
@@ -39,10 +40,7 @@ class CocoImage:
 
 @dataclass(frozen=True)
 class CocoMask:
-    """One entry of ``annotations``; a crowd has one outline for all.
-
-    `box` is the outline of its ``bbox``: empty for a box of no size, None for no usable box.
-    """
+    """One entry of ``annotations``; a crowd has one outline for all."""
 
     image: int
     category: int
@@ -50,7 +48,12 @@ class CocoMask:
     place: str = ""  # of its outline in the file
     crowd: bool = False
     grouped: bool = True  # whether `crowd` means a crowd, rather than one painted object
-    box: tuple[Part, ...] | None = None
+    bbox: object = None  # as in the file
+
+    @property
+    def box(self) -> tuple[Part, ...] | None:
+        """The outline of its ``bbox``: empty for a box of no size, None for no usable box."""
+        return _box(self.bbox)
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,10 @@ class Coco:
 
 
 class CocoEntry(NamedTuple):
-    """One entry of ``annotations``, its fields as in the file, with `crowd` as in `CocoMask`."""
+    """One entry of ``annotations``, its fields as in the file, with `crowd` as in `CocoMask`.
+
+    `segmentation` may be unparsed; `value_of` parses it.
+    """
 
     number: int
     image: int
@@ -98,7 +104,8 @@ def read_coco(report: Report, text_of: Callable[[bytes], str] | None = None) -> 
 
     `text_of` decodes files of other tools.
     """
-    parsed = load_json(report, dict, "{images, annotations, categories}", text_of=text_of)
+    parsed = load_json(report, dict, "{images, annotations, categories}", text_of=text_of,
+                       parse=parse_coco)  # fmt: skip
     return Coco({}, {}, {}) if parsed is None else checked_coco(report, parsed)
 
 
@@ -152,13 +159,13 @@ def _listed(
 
 def read_mask(report: Report, entry: CocoEntry, size: Size) -> tuple[CocoMask, bool]:
     """The mask on a picture of this size, and whether it is usable; if not, a finding is added."""
-    what, box = entry.place, _box(entry.bbox)
-    parts = read_parts(report, what, entry.segmentation, size)
-    if parts == () and box:
-        report.add(what, entry.segmentation, "an outline of what is in the bbox", FIX)
-        parts = None
-    _, image, category, place, crowd, grouped, *_ = entry
-    mask = CocoMask(image, category, parts or (), place, crowd, grouped, box)
+    what, outline = entry.place, value_of(entry.segmentation)
+    parts = read_parts(report, what, outline, size)
+    _, image, category, place, crowd, grouped, _, bbox = entry
+    mask = CocoMask(image, category, parts or (), place, crowd, grouped, bbox)
+    if parts == () and mask.box:
+        report.add(what, outline, "an outline of what is in the bbox", FIX)
+        return mask, False
     return mask, parts is not None
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from profiles.text import brief
 from trainer.data.arrays import FloatArray, Size
 from trainer.data.findings import Report
 
@@ -125,6 +126,15 @@ def read_parts(report: Report, what: str, value: object, size: Size) -> tuple[Pa
             checked.append(outline)
         elif (runs := _checked_runs(part, size)) is not None:
             checked.append(runs)
+        elif isinstance(part, dict):
+            height, width = size
+            allowed = (
+                f"run lengths with size [{height}, {width}], the picture's [height, width] in this "
+                f"file, and with counts that add up to its {height * width} pixels"
+            )
+            got = f"size {part.get('size')}, counts {brief(part.get('counts'), 50)}"
+            report.add(what, got, allowed, FIX)
+            return None
         else:
             allowed = (
                 "a polygon of 3 points [x, y] or more in one list, with coordinates of at most "

@@ -111,14 +111,24 @@ def _is_traced(part: Part, tool: str) -> TypeGuard[FloatArray]:
     return tool == SUPERVISION or bool((diagonal | straight).all() and diagonal.any())
 
 
-def stretched(mask: CocoMask, annotated: Size, upright: Size) -> CocoMask:
-    """The mask with polygons in pixels of the upright picture; a rectangle's box already is."""
-    stretch = upright[1] / annotated[1], upright[0] / annotated[0]
-    parts = tuple(
-        (part.reshape(-1, 2) * np.array(stretch)).ravel() if isinstance(part, np.ndarray) else part
-        for part in mask.parts
-    )
-    return replace(mask, parts=parts)
+def stretched(report: Report, mask: CocoMask, annotated: Size, upright: Size) -> CocoMask | None:
+    """The mask with polygons in pixels of the upright picture; a rectangle's box already is.
+
+    None with a finding added for run lengths: they have the annotated size and cannot be stretched.
+    """
+    if annotated == upright:
+        return mask
+    stretch = np.array([upright[1] / annotated[1], upright[0] / annotated[0]])
+    parts = []
+    for part in mask.parts:
+        if isinstance(part, dict):
+            got = f"run lengths of size {list(annotated)} for a picture of {list(upright)}, upright"
+            allowed = "on a rotated picture only polygons, as Label Studio exports them to COCO"
+            fix = "export as JSON instead, or say --frame stored if no outline is upright"
+            report.add(mask.place, got, allowed, fix)
+            return None
+        parts.append((part.reshape(-1, 2) * stretch).ravel())
+    return replace(mask, parts=tuple(parts))
 
 
 def to_upright(

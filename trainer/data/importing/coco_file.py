@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from profiles.sizes import MIB
 from profiles.text import argument
 from trainer.data.findings import Report
 from trainer.data.formats.coco import CocoEntry, ListedCoco, listed_coco
+from trainer.data.formats.coco_document import parse_coco
 from trainer.data.formats.reasonseg import Progress
 from trainer.data.importing import label_studio, sa2va
 from trainer.data.importing.encoding import Conventions
@@ -27,8 +27,10 @@ def read_listed(
         "{image, mask, text}"
     )
     before = len(report.findings)
-    reading = _Reading(report, conventions, progress)
-    parsed = load_json(report, object, allowed, text_of=reading.text, each=reading.each)
+    if report.path.is_file():
+        mib = report.path.stat().st_size / MIB
+        progress(f"reading {report.path.name}, {mib:.0f} MiB", 0, 1)
+    parsed = load_json(report, object, allowed, text_of=conventions.text, parse=parse_coco)
     if isinstance(parsed, list) and sa2va.is_sa2va(parsed):
         parsed = sa2va.as_coco(report, parsed, search, conventions)
     elif isinstance(parsed, list) and parsed:
@@ -43,29 +45,6 @@ def read_listed(
     if len(report.findings) == before:
         report.add("file", parsed, allowed, "correct the file or fetch it again")
     return ListedCoco({}, {}, iter(()))
-
-
-class _Reading:
-    """Reports how many of a file's objects have been read."""
-
-    def __init__(self, report: Report, conventions: Conventions, progress: Progress) -> None:
-        self.path, self.conventions, self.progress = report.path, conventions, progress
-        self.what, self.done, self.total = "", 0, 0
-
-    def text(self, raw: bytes) -> str:
-        """The decoded file, whose braces count its objects."""
-        self.what = f"reading {self.path.name}, {len(raw) / MIB:.0f} MiB"
-        self.progress(self.what, 0, 1)
-        text = self.conventions.text(raw)
-        self.total = text.count("{")
-        return text
-
-    def each(self, fields: dict[str, Any]) -> dict[str, Any]:
-        """Count an object, and leave it as it is."""
-        self.done += 1
-        if self.done % _OFTEN == 0:
-            self.progress(self.what, self.done, self.total)
-        return fields
 
 
 def _counted(entries: Iterator[CocoEntry], total: int, progress: Progress) -> Iterator[CocoEntry]:

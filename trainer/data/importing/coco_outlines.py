@@ -43,6 +43,7 @@ from trainer.data.importing.outlines import (
     trace_mask,
     trace_regions,
 )
+from trainer.data.json_fields import no_collection
 from trainer.data.picture_paths import PictureSearch
 from trainer.data.polygons import IGNORE, TARGET, Polygon
 from trainer.data.threads import in_processes
@@ -60,15 +61,17 @@ def read_drawings(
     if is_foreign(report):
         return
     conventions = conventions or Conventions()
-    notes = read_listed(report, search, conventions, progress)
-    before, ranks = len(findings), list[int]()  # of findings about annotations: in the file's order
-    marks: dict[int, list[CocoEntry]] = {number: [] for number in notes.images}
-    for rank, entry in enumerate(notes.entries):
-        ranks += [rank] * (len(findings) - before - len(ranks))
-        crowd = is_crowd(entry, conventions)
-        marks[entry.image].append(entry._replace(number=rank, crowd=crowd))
-    ranks += [sum(map(len, marks.values()))] * (len(findings) - before - len(ranks))
-    search.register(image.file_name for image in notes.images.values())
+    with no_collection():
+        notes = read_listed(report, search, conventions, progress)
+        before, ranks = len(findings), list[int]()  # of findings about annotations, in their order
+        marks: dict[int, list[tuple[int, CocoEntry]]] = {number: [] for number in notes.images}
+        for rank, entry in enumerate(notes.entries):
+            ranks += [rank] * (len(findings) - before - len(ranks))
+            if entry.crowd and not is_crowd(entry, conventions):
+                entry = entry._replace(crowd=False)
+            marks[entry.image].append((rank, entry))
+        ranks += [sum(map(len, marks.values()))] * (len(findings) - before - len(ranks))
+        search.register(image.file_name for image in notes.images.values())
     entries = (
         _found(path, search, image, marks.pop(number)) for number, image in notes.images.items()
     )
@@ -97,7 +100,7 @@ class _Entry:
 
     image: CocoImage
     located: tuple[Path, Path] | None
-    marks: list[CocoEntry]
+    marks: list[tuple[int, CocoEntry]]  # with their places among all annotations
     findings: list[Finding]
 
 
@@ -105,7 +108,7 @@ class _Entry:
 class _Drawn:
     """The result of an entry: a drawing if it is valid, the findings, and the assumptions.
 
-    `outlines`: the findings about single outlines, each with its annotation's number.
+    `outlines`: the findings about single outlines, each with its annotation's place.
     """
 
     drawing: Drawing | None
@@ -114,7 +117,9 @@ class _Drawn:
     assumed: list[str]
 
 
-def _found(path: Path, search: PictureSearch, image: CocoImage, marks: list[CocoEntry]) -> _Entry:
+def _found(
+    path: Path, search: PictureSearch, image: CocoImage, marks: list[tuple[int, CocoEntry]]
+) -> _Entry:
     findings: list[Finding] = []
     located = search.find(Report(path, findings), f"{image.place}.file_name", image.file_name)
     return _Entry(image, located, marks, findings)
@@ -133,15 +138,15 @@ def _drawn(
 def _masks(
     path: Path, entry: _Entry
 ) -> tuple[list[CocoMask], list[CocoMask], list[tuple[int, Finding]]]:
-    """The usable masks of a picture, the others, and why: findings, each with its number."""
+    """The usable masks of a picture, the others, and why: findings, each with its place."""
     masks: list[CocoMask] = []
     unusable: list[CocoMask] = []
     outlines: list[tuple[int, Finding]] = []
-    for one in entry.marks:
+    for rank, one in entry.marks:
         report = Report(path)
         mask, usable = read_mask(report, one, entry.image.size)
         (masks if usable else unusable).append(mask)
-        outlines += [(one.number, finding) for finding in report.findings]
+        outlines += [(rank, finding) for finding in report.findings]
     return masks, unusable, outlines
 
 
@@ -159,14 +164,19 @@ def _drawing(
         return None
     upright, orientation = opened
     those, turn = [filled(mask, image, tool) for mask in (*masks, *unusable)], None
+    broken = {one.place for one in unusable}
     if orientation != 1 and is_drawn_upright(tool, image, upright, conventions):
-        those = [stretched(mask, image.size, upright) for mask in those]
+        for index, mask in enumerate(those):
+            moved = stretched(report, mask, image.size, upright)
+            if moved is None:
+                broken.add(mask.place)  # and where it is remains unknown
+            those[index] = moved or replace(mask, parts=(), bbox=None)
         image, turn = replace(image, size=upright), TO_UPRIGHT[1]
     frame = frame_of(tool, orientation, conventions)
     turn = turn or to_upright(report, image, frame, upright, orientation)
     if turn is None:
         return None
-    outlined = _outlined(report, those, {one.place for one in unusable}, categories, image, turn)
+    outlined = _outlined(report, those, broken, categories, image, turn)
     shapes = {label: polygons_as_json(polygons) for label, polygons in outlined.items()}
     return Drawing(name_below(picture, pictures), picture, report.path, shapes)
 

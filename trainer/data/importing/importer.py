@@ -7,7 +7,6 @@ or without such a file the label itself, as a phrase.
 from __future__ import annotations
 
 import codecs
-import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from trainer.data import broken
 from trainer.data.findings import Finding, Report
 from trainer.data.formats.reasonseg import Progress
 from trainer.data.importing.encoding import Conventions
-from trainer.data.importing.item_files import FOLDER, split_items, write_items
+from trainer.data.importing.item_files import FOLDER, ItemFiles
 from trainer.data.importing.outlines import Drawing
 from trainer.data.importing.questions_file import (
     Questions,
@@ -47,11 +46,10 @@ class Imported:
 class _Items:
     """The items written so far, and all labels and names seen."""
 
-    folder: Path
+    files: ItemFiles
     asked: Questions | None
     findings: list[Finding]
     skip_broken: int
-    written: dict[str, list[str]] = field(default_factory=dict)  # items by a picture's content
     labels: dict[str, list[str]] = field(default_factory=dict)  # by a picture's name
     names: dict[str, bool] = field(default_factory=dict)  # whether a picture has any item
 
@@ -69,16 +67,15 @@ class _Items:
         # After too many findings the rest is only checked, not written.
         if texts and sound and broken.may_be_left_out(self.findings, self.skip_broken):
             content = drawing.picture.read_bytes()
-            is_sentence = self.asked is not None
-            items = write_items(self.folder, drawing, content, texts, is_sentence)
-            self.written.setdefault(hashlib.sha256(content).hexdigest(), []).extend(items)
+            self.files.write(drawing, content, texts, is_sentence=self.asked is not None)
 
     def check_count(self, source: Path, least: int) -> None:
         """A finding if fewer than `least` different pictures have items."""
-        if len(self.written) < least:
+        count = len(self.files.written)
+        if count < least:
             allowed = f"{least} or more, one at least for each split"
             fix = "outline and label more pictures, or ask about more"
-            Report(source, self.findings).add("different pictures", len(self.written), allowed, fix)
+            Report(source, self.findings).add("different pictures", count, allowed, fix)
 
 
 def import_annotations(
@@ -113,10 +110,9 @@ def import_annotations(
         raise ValueError(f"{target}: lies in {source}; name a folder outside of what is read")
     findings: list[Finding] = []
     with atomic_folder(target) as draft:
-        folder = draft / FOLDER / "train"
-        folder.mkdir(parents=True)
         asked = None if questions is None else read_questions(questions, findings, conventions)
-        items = _Items(folder, asked, findings, skip_broken)
+        files = ItemFiles(draft / FOLDER, val, test, seed)
+        items = _Items(files, asked, findings, skip_broken)
         search = PictureSearch(search_folders(source, pictures))
         for drawing in drawings(source, search, findings, conventions, progress):
             items.add(drawing)
@@ -128,7 +124,7 @@ def import_annotations(
         left_out = broken.accept(findings, skip_broken, [elsewhere] * bool(search.missing))
         if progress is not None:
             progress("writing to disk", 1, 1)
-        counts = split_items(folder, items.written, val, test, seed)
+        counts = files.settle()
         if left_out:
             broken.write_list(draft / broken.LIST, left_out)
     with_items = sum(items.names.values())

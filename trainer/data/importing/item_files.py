@@ -3,48 +3,113 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+
+import msgspec
 
 from trainer.data.importing.outlines import Drawing
 from trainer.data.importing.questions_file import composed
 
 FOLDER = "ReasonSeg"
-_FIELDS = json.JSONEncoder(ensure_ascii=False)
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 _NAME_BYTES = (
     100  # of the picture's and of the label's part of a file name; systems allow 255 in all
 )
 
 
-def write_items(
-    folder: Path, drawing: Drawing, content: bytes, texts: dict[str, list[str]], is_sentence: bool
-) -> list[str]:
-    """Write an item for each label, with the picture's content; returns the pictures' paths.
+@dataclass
+class ItemFiles:
+    """Writes items into the folders `train`, `val` and `test` in `root`.
+
+    A picture with all its items is written where it will most likely belong. Only when all
+    pictures are known, is it certain, and a few are moved.
+
+    Pictures are ordered by a hash of seed and content, so their splits rarely change when others
+    are added. Val takes the beginning and test the end, so that neither share affects the other
+    while some pictures are left for train.
 
     Paths are text here: a large import writes a million files, and Path takes as long as writing.
     """
-    # Readers judge by content, so any picture may be called .jpg.
-    suffix = ".png" if drawing.picture.suffix.lower() == ".png" else ".jpg"
-    stem = _file_name_part(os.path.splitext(drawing.name)[0])
-    written: list[str] = []
-    for label, asked in texts.items():
-        fields = {
-            "text": asked,
-            "is_sentence": is_sentence or all(map(_is_question, asked)),
-            "picture": drawing.name,
-            "label": label,
+
+    root: Path
+    val: float  # share of the pictures
+    test: float
+    seed: int
+    written: dict[str, list[str]] = field(default_factory=dict)  # pictures' paths by content's hash
+    _names: set[str] = field(default_factory=set)  # of items, as systems without case see them
+
+    def __post_init__(self) -> None:
+        for split in ("train", "val", *(["test"] if self.test else [])):
+            (self.root / split).mkdir(parents=True)
+
+    def write(
+        self, drawing: Drawing, content: bytes, texts: dict[str, list[str]], is_sentence: bool
+    ) -> None:
+        """Write an item for each label, with the picture's content."""
+        # Readers judge by content, so any picture may be called .jpg.
+        suffix = ".png" if drawing.picture.suffix.lower() == ".png" else ".jpg"
+        stem = _file_name_part(os.path.splitext(drawing.name)[0])
+        sha = hashlib.sha256(content).hexdigest()
+        folder = f"{self.root}{os.sep}{self._likely_split(sha)}{os.sep}"
+        first: str | None = None
+        for label, asked in texts.items():
+            fields = {
+                "text": asked,
+                "is_sentence": is_sentence or all(map(_is_question, asked)),
+                "picture": drawing.name,
+                "label": label,
+            }
+            shapes = drawing.outlined[label]
+            note = b'{"shapes":%s,%s\n' % (shapes.encode(), msgspec.json.encode(fields)[1:])
+            path = folder + self._unused(f"{stem}-{_file_name_part(label)}")
+            _write_new(f"{path}.json", note)
+            picture = path + suffix
+            _link_or_copy(first, content, picture)
+            first = first or picture
+            self.written.setdefault(sha, []).append(picture)
+
+    def _unused(self, name: str) -> str:
+        """The first unused one of `name`, `name-2`, …: different labels may look alike."""
+        number, found = 1, name
+        while (key := found.casefold()) in self._names:
+            number += 1
+            found = f"{name}-{number}"
+        self._names.add(key)
+        return found
+
+    def _place(self, sha: str) -> bytes:
+        return hashlib.sha256(f"{self.seed} {sha}".encode()).digest()
+
+    def _likely_split(self, sha: str) -> str:
+        place = int.from_bytes(self._place(sha)[:6]) / 2**48
+        return "val" if place < self.val else "test" if place >= 1 - self.test else "train"
+
+    def settle(self) -> dict[str, int]:
+        """Move the pictures that are not where they belong; returns the items of each split."""
+        order = sorted(self.written, key=self._place)
+        total = len(order)
+        tested = min(max(1, round(self.test * total)), total - 2) if self.test else 0
+        validated = min(max(1, round(self.val * total)), total - 1 - tested)
+        splits = {
+            "train": order[validated : total - tested],
+            "val": order[:validated],
+            "test": order[total - tested :],
         }
-        shapes = drawing.outlined[label]
-        note = f'{{"shapes": {shapes}, {_FIELDS.encode(fields)[1:]}\n'
-        name = _write_new(f"{folder}{os.sep}{stem}-{_file_name_part(label)}", note)
-        picture = name + suffix
-        _link_or_copy(written[0] if written else None, content, picture)
-        written.append(picture)
-    return written
+        counts = {}
+        for split, contents in splits.items():
+            pictures = [picture for content in contents for picture in self.written[content]]
+            if pictures:
+                counts[split] = len(pictures)
+            folder = f"{self.root}{os.sep}{split}"
+            for path in pictures:
+                if os.path.dirname(path) != folder:
+                    for file in (path, f"{os.path.splitext(path)[0]}.json"):
+                        os.rename(file, f"{folder}{os.sep}{os.path.basename(file)}")
+        return counts
 
 
 def _is_question(text: str) -> bool:
@@ -59,24 +124,13 @@ def _file_name_part(text: str) -> str:
     return plain.encode()[:_NAME_BYTES].decode(errors="ignore")
 
 
-def _write_new(name: str, note: str) -> str:
-    """Write an item's annotation; returns its path without the suffix.
-
-    The path is the first unused one of `name`, `name-2`, …: different labels may look alike.
-    """
-    number, path = 1, name
-    while True:
-        try:
-            file = os.open(f"{path}.json", _NEW, 0o666)
-            break
-        except FileExistsError:
-            number += 1
-            path = f"{name}-{number}"
+def _write_new(path: str, note: bytes) -> None:
+    """Write a file that does not exist. Raises FileExistsError."""
+    file = os.open(path, _NEW, 0o666)
     try:
-        os.write(file, note.encode())
+        os.write(file, note)
     finally:
         os.close(file)
-    return path
 
 
 def _link_or_copy(first: str | None, content: bytes, picture: str) -> None:
@@ -88,31 +142,3 @@ def _link_or_copy(first: str | None, content: bytes, picture: str) -> None:
             pass
     with open(picture, "wb") as file:
         file.write(content)
-
-
-def split_items(
-    folder: Path, written: dict[str, list[str]], val: float, test: float, seed: int
-) -> dict[str, int]:
-    """Move a share of the pictures from train to val and test; returns the items of each split.
-
-    Pictures are ordered by a hash of seed and content, so their splits rarely change when others
-    are added. Val takes the beginning and test the end, so that neither share affects the other
-    while some pictures are left for train.
-    """
-    order = sorted(
-        written, key=lambda content: hashlib.sha256(f"{seed} {content}".encode()).digest()
-    )
-    total = len(order)
-    tested = min(max(1, round(test * total)), total - 2) if test else 0
-    validated = min(max(1, round(val * total)), total - 1 - tested)
-    chosen = {"val": order[:validated], "test": order[total - tested :]}
-    counts = {"train": sum(map(len, written.values()))}
-    for split, contents in chosen.items():
-        moved = [picture for content in contents for picture in written[content]]
-        if moved:
-            (folder.parent / split).mkdir()
-            counts |= {split: len(moved), "train": counts["train"] - len(moved)}
-        for path in moved:
-            for file in (path, f"{os.path.splitext(path)[0]}.json"):
-                os.rename(file, f"{folder.parent}{os.sep}{split}{os.sep}{os.path.basename(file)}")
-    return counts

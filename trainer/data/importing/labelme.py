@@ -203,7 +203,8 @@ def _polygons(
     except Exception as error:
         # Broad as for pictures: a damaged mask makes Pillow raise nearly anything.
         got = f"{type(error).__name__} {error}"
-        report.add(f"{what}.mask", got, "a PNG in base64", "draw the shape again")
+        allowed = "a PNG in base64, as large as the box of its points"
+        report.add(f"{what}.mask", got, allowed, "draw the shape again")
         return []
     last = 1 if kind == "mask" else 0  # its outlines run through the centres of pixels
     found = [_turned(outline, turn, size[0] - last, size[1] - last) for outline in found]
@@ -245,14 +246,21 @@ def _circle(points: FloatArray, mask: object) -> list[FloatArray]:
 
 
 def _mask(points: FloatArray, mask: object) -> list[FloatArray]:
-    """From the top left corner and a picture of the mask, as LabelMe's AI tools write it."""
+    """From its box, two corners, and a picture of the mask, as LabelMe's AI tools write it."""
     if not isinstance(mask, str):
         raise ValueError(f"{mask!r}")
     with Image.open(BytesIO(base64.b64decode(mask, validate=True)), formats=["PNG"]) as image:
         if image.width * image.height > (Image.MAX_IMAGE_PIXELS or float("inf")):
             raise ValueError(f"{image.width} x {image.height} pixels")
+        corner = np.trunc(points.min(axis=0))
+        box = (np.trunc(points.max(axis=0)) - corner + 1).astype(int)
+        # A mask that was moved has fractions of pixels, and tools differ on the last pixel.
+        if (np.abs(box - image.size) > 1).any():
+            raise ValueError(
+                f"{image.width} x {image.height} pixels for a box of {box[0]} x {box[1]}"
+            )
         inside = np.asarray(image.convert("L")) > 0
-    return [outline + np.trunc(points.min(axis=0)) for outline in outlines(inside)]
+    return [outline + corner for outline in outlines(inside)]
 
 
 _KINDS: dict[str, Callable[[FloatArray, object], list[FloatArray]]] = {

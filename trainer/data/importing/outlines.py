@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,11 +9,12 @@ from functools import lru_cache
 from pathlib import Path
 
 import cv2
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-from trainer.data.arrays import FloatArray, Size
+from trainer.data.arrays import FloatArray, PixelArray, Size
 from trainer.data.images import LONGEST_SIDE, load_whole
 from trainer.data.polygons import IGNORE, TARGET, Polygon
 
@@ -70,24 +70,25 @@ def json_files(folder: Path) -> list[Path]:
 
 def name_below(picture: Path, root: Path) -> str:
     """The name of a picture in `root`: its path from there, with forward slashes."""
-    return Path(os.path.relpath(picture, root)).as_posix()
+    return os.path.relpath(picture, root).replace(os.sep, "/")
 
 
 def outlines(
     mask: NDArray[np.bool_] | NDArray[np.uint8], left: int = 0, top: int = 0
-) -> list[FloatArray]:
+) -> list[PixelArray]:
     """Outlines [N, 2] that, each painted by `paint_mask`, cover exactly this mask [H, W].
 
     The mask may be a part of the picture that begins at (left, top). ReasonSeg has no holes, so a
     piece with a hole is cut in two through it, until none is left.
     """
-    found: list[FloatArray] = []
+    found: list[PixelArray] = []
     todo = [(mask.view(np.uint8), left, top)]  # with the place of their top left corner
     while todo:
         piece, left, top = todo.pop()
-        contours, tree = cv2.findContours(piece, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-        parts: NDArray[np.int32] | None = None
-        corner = np.array([left, top], dtype=np.float64)
+        contours, tree = cv2.findContours(
+            piece, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE, offset=(left, top)
+        )
+        parts: PixelArray | None = None
         for index, contour in enumerate(contours):
             _, _, first_hole, parent = tree[0][index].tolist()
             if parent >= 0:
@@ -95,13 +96,16 @@ def outlines(
             points = contour[:, 0]
             if first_hole < 0:
                 # A dot or a line gets three points as well, which readers require.
-                found.append((points if len(points) > 2 else np.resize(points, (3, 2))) + corner)
+                found.append(points if len(points) > 2 else np.resize(points, (3, 2)))
                 continue
             if parts is None:
                 parts = cv2.connectedComponents(piece, connectivity=8)[1]
-            x, y, width, height = cv2.boundingRect(contour)
+            points = points - (left, top)
+            x, y, width, height = cv2.boundingRect(points)
             holes = [
-                c[:, 0, 1] - y for c, t in zip(contours, tree[0], strict=True) if t[3] == index
+                c[:, 0, 1] - top - y
+                for c, t in zip(contours, tree[0], strict=True)
+                if t[3] == index
             ]
             # Through the hole in the middle, so that many holes need few cuts.
             hole = min(holes, key=lambda rows: abs(float(rows.mean()) - height / 2))
@@ -135,25 +139,24 @@ def trace_mask(mask: NDArray[np.uint8], left: int, top: int) -> tuple[Polygon, .
 
 def polygons_as_json(polygons: Iterable[Polygon]) -> str:
     """A list of ReasonSeg's shapes in JSON."""
-    return f"[{', '.join(map(_spelled, polygons))}]"
+    shapes = (f'{{"label":"{one.label}","points":{_listed(one.points)}}}' for one in polygons)
+    return f"[{','.join(shapes)}]"
 
 
-def _spelled(polygon: Polygon) -> str:
-    """As json.dumps, which takes ten times as long for whole numbers."""
-    points = polygon.points
-    whole = points.astype(np.int64)
-    if (whole == points).all() and whole.min() >= 0 and whole.max() <= LONGEST_SIDE:
-        x, y = _spellings()
-        pairs = np.empty(whole.shape, x.dtype)
-        pairs[:, 0], pairs[:, 1] = x[whole[:, 0]], y[whole[:, 1]]
-        listed = pairs.tobytes().translate(None, b"\0")[:-2].decode()
-    else:
-        listed = json.dumps(points.tolist())[1:-1]
-    return f'{{"label": "{polygon.label}", "points": [{listed}]}}'
+def _listed(points: FloatArray | PixelArray) -> str:
+    if not np.issubdtype(points.dtype, np.integer):
+        return msgspec.json.encode(points.tolist()).decode()
+    # From tables of all whole numbers that occur: a fifth of the time.
+    tables, whole = _spellings(), points.astype(np.intp)
+    pairs = np.empty(points.shape, tables[0].dtype)
+    for column, table in enumerate(tables):
+        pairs[:, column] = table.take(whole[:, column])
+    listed = pairs.tobytes().translate(None, b"\0")[:-1]  # without the last comma
+    return f"[{listed.decode()}]"
 
 
 @lru_cache
 def _spellings() -> tuple[NDArray[np.bytes_], NDArray[np.bytes_]]:
     """All whole numbers of pixels as x and as y of a list of points in JSON."""
     numbers = range(LONGEST_SIDE + 1)
-    return np.array([b"[%d.0, " % n for n in numbers]), np.array([b"%d.0], " % n for n in numbers])
+    return np.array([b"[%d," % n for n in numbers]), np.array([b"%d]," % n for n in numbers])

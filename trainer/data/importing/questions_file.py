@@ -117,10 +117,18 @@ def label_key(label: str) -> str:
 
 def _check_text(report: Report, what: str, text: str, is_sentence: bool) -> None:
     """Add a finding unless the text can be put into a prompt."""
+    if error := _objection(text, is_sentence):
+        report.add(what, text, "words, none of them the model's own tokens", f"reword it: {error}")
+
+
+@lru_cache(maxsize=1000)  # labels repeat
+def _objection(text: str, is_sentence: bool) -> str:
+    """Why the text cannot be put into a prompt; empty if it can."""
     try:
         question_for(text, is_sentence, lambda options: options[0])
     except PromptError as error:
-        report.add(what, text, "words, none of them the model's own tokens", f"reword it: {error}")
+        return str(error)
+    return ""
 
 
 def refuse_unanswered(

@@ -8,6 +8,7 @@ from pathlib import Path
 from profiles.splits import SPLITS
 from profiles.text import argument
 from trainer.data.findings import Finding, Report
+from trainer.data.formats.coco_document import parse_coco
 from trainer.data.formats.reasonseg import Progress
 from trainer.data.importing.coco_outlines import read_drawings
 from trainer.data.importing.encoding import Conventions
@@ -53,7 +54,7 @@ def _coco_file(source: Path) -> Path | None:
         return source
     files = json_files(source)
     if len(files) == 1:
-        notes = load_json(Report(files[0]), object, "an object or a list")
+        notes = load_json(Report(files[0]), object, "an object or a list", parse=parse_coco)
         if isinstance(notes, list) or (isinstance(notes, dict) and "annotations" in notes):
             return files[0]
     return None

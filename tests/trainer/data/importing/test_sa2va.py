@@ -176,7 +176,7 @@ def test_upright_outlines_may_be_said_to_be(tmp_path: Path, orientation: int) ->
     ({"mask": [[[1, 2, 3, 4, 5]]]}, "[0].mask[0]: got [1, 2, 3, 4, 5]; allowed: a polygon of 3"),
     ({"mask": ["masks/0.png"]}, "[0].mask[0]: got 'masks/0.png'; allowed: polygons or run lengths"),
     ({"mask": "masks/0.png"}, "[0].mask: got 'masks/0.png'; allowed: a list with one"),
-    ({"mask": [{"size": [3, 4], "counts": [12]}]}, "[0].mask[0]: got {'counts': [12]"),
+    ({"mask": [{"size": [3, 4], "counts": [12]}]}, "[0].mask[0]: got 'size [3, 4]"),
     ({"image": "9.jpg"}, "[0].image: got '9.jpg'; allowed: the path of a picture in "),
     ({"image": "../../9.jpg"}, "not one outside of it"),
     ({"image": None}, "[0].image: got nothing"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -12,11 +15,13 @@ from profiles.families.qwen3_sam2 import Profile
 from profiles.settings import Encoder
 from trainer.frame import Frame
 from trainer.model.families import Family
-from trainer.model.families.qwen3_sam2 import pictures
+from trainer.model.families.qwen3_sam2 import names, pictures
 from trainer.model.families.qwen3_sam2.configs import qwen_config, sam_config
 from trainer.model.families.qwen3_sam2.model import QwenSam2
 from trainer.model.families.qwen3_sam2.tokenizer import QwenTokenizer
 from trainer.model.tokenizer import ConversationTokenizer
+
+COMPARED = ("rms_norm_eps", "num_attention_heads", "num_key_value_heads")
 
 
 class Qwen3Sam2(Family[Profile]):
@@ -26,6 +31,12 @@ class Qwen3Sam2(Family[Profile]):
     tokenizer = QwenTokenizer
     pixels_version = pictures.VERSION
     fresh = "text_hidden_fcs."
+    givers = (
+        ("qwen.", "Qwen/Qwen3-VL-…-Instruct or a released Sa2VA checkpoint"),
+        ("sam.", "facebook/sam2.1-hiera-large or a released Sa2VA checkpoint"),
+        ("mask_encoder.", "facebook/sam2.1-hiera-large or a released Sa2VA checkpoint"),
+        (fresh, "a released Sa2VA checkpoint"),
+    )
 
     def skeleton(self, profile: Profile, tokenizer: ConversationTokenizer) -> QwenSam2:
         """Qwen3-VL and SAM 2 of the profile's sizes."""
@@ -42,6 +53,42 @@ class Qwen3Sam2(Family[Profile]):
         frame = Frame.of(profile)
         size = frame.inner(*image.shape[:2])
         return {"pixels": torch.from_numpy(pictures.sam_pixels(image, size, frame.side))[None]}
+
+    def target_names(self, found: Iterable[str]) -> Mapping[str, str | None]:
+        """As Qwen3-VL, SAM 2 and Sa2VA were published (`names`)."""
+        return names.target_names(found)
+
+    def other_settings(self, config: Mapping[str, Any], profile: Profile) -> list[str]:
+        """Where Qwen was trained under others than it computes with here."""
+        theirs = config.get("text_config", config)
+        if not isinstance(theirs, Mapping):
+            return []
+        ours = qwen_config(profile, 0, 0).text_config
+        rope = theirs.get("rope_parameters") or theirs.get("rope_scaling")
+        found = {name: theirs.get(name) for name in COMPARED} | {
+            "rope_theta": theirs.get("rope_theta") or _inner(rope, "rope_theta"),
+            "mrope_section": _inner(rope, "mrope_section"),
+        }
+        mine = {name: getattr(ours, name) for name in COMPARED}
+        mine |= {name: ours.rope_parameters[name] for name in ("rope_theta", "mrope_section")}
+        return [
+            f"says {name} {value}, the model computes with {mine[name]}"
+            for name, value in found.items()
+            if value not in (None, mine[name])
+        ]
+
+    def likely_model(self, needed: Iterable[str], offered: Iterable[str]) -> str:
+        """Sa2VA's checkpoints have a head of their own, Qwen's of 2B and 4B have none."""
+        head = QwenSam2.tables()[1]
+        if head in set(offered) - set(needed):
+            return "a released Sa2VA has a head of its own; try sa2va-{model}"
+        if head in set(needed) - set(offered):
+            return "its head is its embedding table, as in qwen3-vl-2b and qwen3-vl-4b"
+        return ""
+
+
+def _inner(table: object, name: str) -> Any:
+    return table.get(name) if isinstance(table, Mapping) else None
 
 
 FAMILY = Qwen3Sam2()

@@ -97,6 +97,8 @@ class MaskEncoder(nn.Module):
         self.no_memory_embedding = sam.no_memory_embedding
         sam.vision_encoder = sam.no_memory_embedding = None
         sam.mask_decoder.conv_s0 = sam.mask_decoder.conv_s1 = None
+        # A [SEG] is the only prompt: none of points or masks.
+        sam.prompt_encoder.point_embed = sam.prompt_encoder.mask_embed = None
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
         """Pictures [B, 3, R, R] -> levels of R/16, R/4 and R/8 a side."""
