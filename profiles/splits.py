@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from profiles.text import argument
+
 SPLITS = ("train", "val", "test")
 NEEDED = "ReasonSeg/train, ReasonSeg/val or ReasonSeg/test in it"
 
@@ -16,3 +18,8 @@ def located(root: Path) -> tuple[Path, list[str]] | None:
         if present:
             return folder, present
     return None
+
+
+def importing(root: Path) -> str:
+    """The command that makes ReasonSeg data of the annotations in a folder; empty without any."""
+    return f"lisa-train import {argument(root)} NEW" if any(root.glob("*.json")) else ""

@@ -114,12 +114,14 @@ def named_card(vram: int | None, gpu: str | None, system: str | None) -> Target 
 def must_be_data(folder: Path | None, skip_broken: str | None) -> None:
     """Ends with exit code 2 if there is no data; passes --skip-broken on to child processes."""
     from profiles.skipping import VARIABLE, announce, announced, read_most
-    from profiles.splits import NEEDED, located
+    from profiles.splits import NEEDED, importing, located
 
     if folder is not None and not folder.is_dir():
         fail(f"{folder}: no such folder; --data-dir must name ReasonSeg data")
     if folder is not None and located(folder) is None:
-        fail(f"{folder}: --data-dir must name ReasonSeg data; needed: {NEEDED}")
+        command = importing(folder)
+        hint = f"\n    hint: {command} makes it of the annotations there" if command else ""
+        fail(f"{folder}: --data-dir must name ReasonSeg data; needed: {NEEDED}{hint}")
     if skip_broken is not None and folder is None:
         fail("--skip-broken needs --data-dir")
     try:

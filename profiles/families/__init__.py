@@ -20,6 +20,7 @@ VISION: Encoder = "vision"
 MASK: Encoder = "mask"
 FEATURE_BYTES = 2  # of one cached value
 Shapes = dict[str, tuple[int, ...]]
+VOCABULARIES = {"LLaMA": 32_000, "Qwen3": 151_669}  # tokens of those in profiles/vocabularies/
 
 
 class DecoderShape(Frozen):
@@ -103,7 +104,7 @@ class ModelProfile(Frozen):
 
     tokens_vary: ClassVar[bool] = False  # with the picture's size
     reserved: ClassVar[tuple[str, ...]] = ()  # tokens that mean something to the model
-    vocabulary: ClassVar[str] = ""  # the language model's, if it is in profiles/vocabularies/
+    vocabulary: ClassVar[str] = ""  # the language model's, if it is one of VOCABULARIES
     code_bytes: ClassVar[int] = 0  # resident in host memory, beyond what every run takes
     has_projector: ClassVar[bool] = True  # a part of its own between vision and language model
 
@@ -147,10 +148,16 @@ class ModelProfile(Frozen):
         return self.sources == ("packaged",)
 
     @property
+    def shipped_vocabulary(self) -> str:
+        """Of VOCABULARIES, the one for text without weights; empty: lisa-tiny's, with few ids."""
+        known = VOCABULARIES.get(self.vocabulary, self.vocabulary_rows + 1)
+        return self.vocabulary if known <= self.vocabulary_rows else ""
+
+    @property
     def counts(self) -> str:
         """What counts text if the weights, with which the tokenizer comes, are not here."""
-        shipped = self.vocabulary and not self.packaged
-        return f"{self.vocabulary}'s vocabulary, shipped" if shipped else "lisa-tiny's tokenizer"
+        shipped = self.shipped_vocabulary
+        return f"{shipped}'s vocabulary, shipped" if shipped else "lisa-tiny's tokenizer"
 
     @property
     def conversion(self) -> str:

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import ClassVar, Self
 
 from tokenizers import Tokenizer
@@ -29,12 +30,12 @@ class TooLong(ValueError):
     """A sample exceeds the plan's token limits; the message names the sample and the limit."""
 
 
-def _shipped(profile: ModelProfile) -> Tokenizer:
-    """The language model's vocabulary; lisa-tiny's, which is smaller, where none is shipped."""
-    if profile.packaged or not profile.vocabulary:
-        return Tokenizer.from_file(str(packaged_folder() / "tokenizer.json"))
-    packed = files("profiles") / "vocabularies" / f"{profile.vocabulary.lower()}.json.gz"
-    return Tokenizer.from_str(gzip.decompress(packed.read_bytes()).decode())
+def _shipped(profile: ModelProfile) -> bytes:
+    """The tokenizer.json of the language model's vocabulary, or else lisa-tiny's."""
+    name = profile.shipped_vocabulary.lower()
+    if not name:
+        return (packaged_folder() / "tokenizer.json").read_bytes()
+    return gzip.decompress((files("profiles") / "vocabularies" / f"{name}.json.gz").read_bytes())
 
 
 class ConversationTokenizer(ABC):
@@ -48,7 +49,8 @@ class ConversationTokenizer(ABC):
     def __init__(self, tokenizer: PreTrainedTokenizerFast, image_tokens: int) -> None:
         self.image_tokens = image_tokens
         # A space after a special token belongs to the prompt: the tokenizer must keep it.
-        missing = [t for t in self.new_tokens if t not in tokenizer.get_vocab()]
+        known = tokenizer.backend_tokenizer.token_to_id
+        missing = [token for token in self.new_tokens if known(token) is None]
         tokenizer.add_tokens(missing, special_tokens=True)
         self.tokenizer = tokenizer
         self.image_id = self._id(self.picture_token)
@@ -73,7 +75,10 @@ class ConversationTokenizer(ABC):
     @classmethod
     def stand_in(cls, profile: ModelProfile) -> Self:
         """The shipped vocabulary with this family's tokens, where no weights bring a tokenizer."""
-        tokenizer = PreTrainedTokenizerFast(tokenizer_object=_shipped(profile), **cls.special)
+        with TemporaryDirectory() as folder:  # an object would be copied: half a second of Qwen's
+            path = Path(folder) / "tokenizer.json"
+            path.write_bytes(_shipped(profile))
+            tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path), **cls.special)
         tokenizer.add_tokens([cls.picture_token], special_tokens=True)
         return cls(tokenizer, profile.most_image_tokens)
 

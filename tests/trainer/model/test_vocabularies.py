@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
+from profiles.families import VOCABULARIES
 from profiles.models import model_profile, models
 from profiles.plan import Plan
 from tests.conftest import ROOT
@@ -33,6 +34,8 @@ def vocabulary(request: pytest.FixtureRequest) -> tuple[Tokenizer, int]:
     """A shipped tokenizer, and its column in `counted.json`."""
     packed = ROOT / "profiles" / "vocabularies" / f"{request.param}.json.gz"
     made = Tokenizer.from_str(gzip.decompress(packed.read_bytes()).decode())
+    (known,) = (size for name, size in VOCABULARIES.items() if name.lower() == request.param)
+    assert made.get_vocab_size() == known  # models with fewer rows are given another
     return made, COLUMN[request.param]
 
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 import numpy as np
 from PIL import Image
 
-from profiles.splits import NEEDED, located
+from profiles.splits import NEEDED, importing, located
 from profiles.text import is_text
 from trainer.data.arrays import Size
 from trainer.data.findings import DataError, Finding, Report
@@ -92,6 +92,8 @@ def _locate(root: Path) -> tuple[Path, list[str]]:
     got = "none of them" if root.is_dir() else "no such folder"
     fix = "name the folder into which ReasonSeg was unpacked, or moved since"
     fix += " (of a training, --resume too: --data-dir DIR)"
+    if command := importing(root):
+        fix = f"make it of the annotations there: {command}"
     report.add("data folder", got, NEEDED, fix)
     raise DataError(report.findings)
 

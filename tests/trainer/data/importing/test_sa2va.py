@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
+from typer.testing import CliRunner
 
+from advisor.cli.main import app
 from tests.conftest import ROOT
 from tests.trainer.data.importing.test_tool_conventions import BOX, STORE, UPRIGHT, overlap, picture
 from trainer.data.findings import DataError
@@ -204,6 +206,14 @@ def test_other_keys_are_shown(tmp_path: Path, given: object, said: str) -> None:
 def test_no_picture_is_taken_for_another_of_the_same_name(tmp_path: Path) -> None:
     told = refusal(data(tmp_path / "in", entry(0, image="/a/0.jpg"), entry(0, image="/b/0.jpg")))
     assert "[0].image: got '/a/0.jpg'" in told and "[1].image: got '/b/0.jpg'" in told
+
+
+def test_who_trains_on_the_annotations_themselves_is_told_the_way(tmp_path: Path) -> None:
+    source = data(tmp_path / "in")
+    with pytest.raises(DataError, match=f"lisa-train import {source} NEW"):
+        read_split(source, "train")
+    advice = CliRunner().invoke(app, ["--model", "7b", "--data-dir", str(source)])
+    assert advice.exit_code == 2 and f"hint: lisa-train import {source} NEW" in advice.output
 
 
 def test_of_several_files_each_is_to_be_named(tmp_path: Path) -> None:
