@@ -74,7 +74,7 @@ def measure(plan: Plan, cap_gib: float) -> dict[str, Any]:
         spoken = segmenter.tokenizer.tokenizer(first.text, add_special_tokens=False).input_ids
         segmenter.model.seg_token_id = spoken[len(spoken) // 2]
         answers = [segmenter.ask(question) for question in questions]
-        text = longest_question(questions, plan)
+        text = longest_question(questions, segmenter.tokenizer)
     return {
         "pictures": len(pictures), "seconds": [round(a.seconds, 3) for a in answers],
         "masks": [len(a.masks) for a in answers], "ready_seconds": round(ready, 1),
