@@ -1,6 +1,6 @@
 """Forecast against measured: the rows of lattice_measured.jsonl and lean.jsonl that ran.
 
-    python benchmarks/forecast.py             forecasts all: benchmarks/forecast_rows.jsonl
+    python benchmarks/forecast.py [NAME ...]  forecasts: benchmarks/forecast_rows.jsonl
     python benchmarks/forecast.py --table     writes docs/forecast.md's tables and
                                               profiles/forecast_errors.json from them
 
@@ -16,6 +16,7 @@ import statistics
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -139,12 +140,18 @@ def write_tables(found: list[dict[str, Any]]) -> None:
 def main() -> None:
     """Forecast and compare, unless the kept rows will do; write tables and errors."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", help="patterns such as 'qwen-*'; all others are kept")
     parser.add_argument("--table", action="store_true", help="from the kept rows")
-    if not parser.parse_args().table:
+    arguments = parser.parse_args()
+    kept = [json.loads(line) for line in ROWS_FILE.read_text().splitlines()]
+    if not arguments.table:
+        patterns, measured = arguments.names or ["*"], rows()
+        asked = [r for r in measured if any(fnmatch(r["name"], p) for p in patterns)]
         with ThreadPoolExecutor(2) as pool:
-            lines = [json.dumps(row) + "\n" for row in pool.map(ask, rows())]
-        ROWS_FILE.write_text("".join(lines))
-    write_tables([json.loads(line) for line in ROWS_FILE.read_text().splitlines()])
+            by_name = {row["name"]: row for row in [*kept, *pool.map(ask, asked)]}
+        kept = [by_name[row["name"]] for row in measured if row["name"] in by_name]
+        ROWS_FILE.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    write_tables(kept)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from profiles.families import FEATURE_BYTES
 from profiles.levers import needs_no_more
 from profiles.models import model_profile
 from profiles.plan import Plan
@@ -115,7 +117,7 @@ def _between(plan: Plan, model: str, text_tokens: int) -> Estimate | None:
     if "expandable_segments:True" not in plan.allocator:
         pool *= WHOLE_SEGMENTS
     less = mixed(card, "compiled_less_bytes") if plan.compile else 0.0
-    host = mixed(corners(on_host), "host_bytes")
+    host = mixed(corners(on_host), "host_bytes") + batch_bytes(plan)
     pool = max(pool - less, caching_bytes(plan))
     return Estimate(round(tensors - less), round(pool), round(host))
 
@@ -124,6 +126,21 @@ def caching_bytes(plan: Plan) -> int:
     """What the pool takes while the plan's feature caches are built, before the model loads."""
     encoders = plan.profile.encoders
     return max((encoders[name].caching_bytes for name in plan.cached_encoders), default=0)
+
+
+def batch_bytes(plan: Plan) -> int:
+    """Bytes of host memory that the pictures of one optimizer step take, as features or pixels.
+
+    Its micro-batches are pinned together, in blocks of powers of two, as torch pins memory.
+    One more is collated, and each data worker keeps two ahead.
+    """
+    tensors = []
+    for name, facts in plan.profile.encoders.items():
+        cached = name in plan.cached_encoders
+        for shape in (facts.features if cached else facts.pixels).values():
+            tensors.append(plan.micro_batch * prod(shape) * (FEATURE_BYTES if cached else 4))
+    pinned = sum(1 << (size - 1).bit_length() for size in tensors)
+    return plan.accumulation * pinned + sum(tensors) * (1 + 2 * plan.workers)
 
 
 @cache

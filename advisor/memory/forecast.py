@@ -22,7 +22,7 @@ from advisor.memory.forecast_cache import keep, key_of, read, read_events
 from advisor.memory.worst_sample import Worst
 from advisor.rehearsal import BadQuestion, RehearsalFailed, rehearsed
 from profiles.batches import micro_batches
-from profiles.grid import caching_bytes, nearest
+from profiles.grid import batch_bytes, caching_bytes, nearest
 from profiles.measurement import Measurement, Timeline
 from profiles.places import cache_folder
 from profiles.plan import Plan
@@ -255,15 +255,10 @@ def _verdict(
 def _host_bytes(measurement: Measurement) -> int:
     """Peak resident set of the training process on Linux."""
     plan = measurement.plan
-    cached = plan.cached_encoders
-    picture = sum(facts.cached_bytes if name in cached else 4 * facts.pixel_values
-                  for name, facts in plan.profile.encoders.items())  # fmt: skip
-    # A batch as collated and as pinned; a worker of its own keeps two ahead.
-    batches = plan.micro_batch * picture * (2 + 2 * plan.workers)
     lookup = HOST_LOOKUP_BYTES if plan.host_embeddings else 0
     compiler = HOST_COMPILER_BYTES if plan.compile else 0
     libraries = HOST_BASE_BYTES + plan.profile.code_bytes + compiler
-    return libraries + lookup + batches + (measurement.host_bytes or 0)
+    return libraries + lookup + batch_bytes(plan) + (measurement.host_bytes or 0)
 
 
 def _outside(plan: Plan) -> str:

@@ -10,10 +10,11 @@ from profiles.records import Frozen
 from profiles.settings import Encoder
 
 # Forward products of SAM 2's large encoder for one picture, as torch counts them.
-SAM2_FLOPS = 1.62e12
-# The pool while SAM 2 encodes pictures (benchmarks/encoders.jsonl); Qwen's vision tower takes less
-# than training does.
-SAM2_CACHING_BYTES = 1_900_000_000
+SAM2_FLOPS = 1_824_968_933_376
+# The pool while pictures are encoded for the cache (benchmarks/encoders.jsonl): SAM 2's, and of the
+# vision tower what it takes beside its weights, a patch and at all.
+SAM2_CACHING_BYTES = 916_455_424
+PATCH_CACHING_BYTES, TOWER_CACHING_BYTES = 41, 233_000_000  # the former for each channel
 LONGEST = 200  # times the shorter side; Qwen's processor refuses a longer picture
 CHANNELS, FRAMES = 3, 2  # of a patch: a picture is shown as two equal frames
 
@@ -47,14 +48,29 @@ class VisionShape(Frozen):
         """Values of one patch as the tower takes it."""
         return CHANNELS * FRAMES * self.patch_pixels**2
 
+    @property
+    def layer_weights(self) -> int:
+        """Weights of one layer's linears."""
+        return 4 * self.hidden**2 + 2 * self.hidden * self.intermediate
+
+    def merger_weights(self, out: int) -> int:
+        """Weights of what makes tokens of `out` channels, for the last layer or for a tap."""
+        joined = self.hidden * self.merged**2
+        return joined * (joined + out)
+
     def flops(self, tokens: int, out: int) -> float:
         """Forward products for one picture of so many tokens: every patch sees every other."""
-        patches, joined = tokens * self.merged**2, self.hidden * self.merged**2
-        linears = 4 * self.hidden**2 + 2 * self.hidden * self.intermediate
-        layer = 2 * patches * linears + 4 * patches**2 * self.hidden
-        merger = 2 * tokens * joined * (joined + out)
+        patches = tokens * self.merged**2
+        layer = 2 * patches * self.layer_weights + 4 * patches**2 * self.hidden
+        merger = 2 * tokens * self.merger_weights(out)
         first = 2 * patches * self.patch_values * self.hidden
         return float(self.layers * layer + (1 + len(self.taps)) * merger + first)
+
+    def caching_bytes(self, tokens: int, out: int) -> int:
+        """The allocator's pool while it encodes pictures of so many tokens for the cache."""
+        weights = self.layers * self.layer_weights + (1 + len(self.taps)) * self.merger_weights(out)
+        patches = tokens * self.merged**2
+        return 2 * weights + patches * self.hidden * PATCH_CACHING_BYTES + TOWER_CACHING_BYTES
 
 
 class Sam2Shape(Frozen):
@@ -80,6 +96,7 @@ class Profile(ModelProfile):
     """One size: a Qwen3 decoder, Qwen3-VL's vision tower, and SAM 2."""
 
     tokens_vary = True
+    vocabulary = "Qwen3"
     code_bytes = 160 << 20  # transformers' modules: 0.1 to 0.25 GiB were seen
     has_projector = False  # the vision tower's mergers are what is cached
     reserved = (
@@ -120,7 +137,7 @@ class Profile(ModelProfile):
                 pixels={"patches": (tokens * vision.merged**2, vision.patch_values)},
                 features={"deep": (tokens, len(vision.taps), out), "features": (tokens, out)},
                 flops=vision.flops(tokens, out),
-                caching_bytes=0,
+                caching_bytes=vision.caching_bytes(tokens, out),
                 numbers={"grid": _squarest(tokens)},
             ),
         }
