@@ -1,14 +1,12 @@
 """The arrows of the house: trainer.cli -> advisor -> profiles, trainer -> profiles; no circles.
 
-Each module is imported in a fresh interpreter, because what one test imports another would see.
+Each module is imported in a process of its own, because what one test imports another would see.
 """
 
 import ast
-import os
 import pkgutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -21,9 +19,22 @@ ROOT = Path(advisor.__file__).parent.parent
 HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "cv2", "trainer"}
 
 PROBE = """
-import importlib, sys
-importlib.import_module(sys.argv[1])
-print(*sorted(set(sys.argv[2:]) & set(sys.modules)))
+import importlib, os, sys
+before, modules, forbidden = (set(words.split()) for words in sys.argv[1:])
+for name in before:
+    importlib.import_module(name)
+for name in sorted(modules):
+    if os.fork() == 0:
+        try:
+            importlib.import_module(name)
+            found = forbidden & set(sys.modules)
+        except BaseException as error:
+            found = {repr(error)}
+        for one in sorted(found):
+            print(name, one, flush=True)
+        os._exit(0)
+    os.wait()
+print("ended")
 """
 
 
@@ -34,34 +45,33 @@ def _modules(package) -> list[str]:
     return [package.__name__, *names]
 
 
-def _strangers(module: str, forbidden: set[str]) -> str:
-    command = [sys.executable, "-c", PROBE, module, *sorted(forbidden)]
+def _strangers(modules: list[str], forbidden: set[str], before: str = "") -> list[str]:
+    """What each of some modules imports of `forbidden`, or why it cannot be imported.
+
+    Each in a process forked off one that has imported only `before`.
+    """
+    command = [sys.executable, "-c", PROBE, before, " ".join(modules), " ".join(forbidden)]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-    return f"{module}: {result.stdout.strip() or result.stderr.strip()}"
-
-
-def _all_strangers(modules: list[str], forbidden: set[str]) -> list[str]:
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        found = pool.map(lambda module: _strangers(module, forbidden), modules)
-    return [line for line in found if not line.endswith(": ")]
+    *found, end = result.stdout.splitlines()
+    assert end == "ended", result.stderr
+    return found
 
 
 def test_the_advisor_imports_neither_torch_nor_the_trainer():
     modules = _modules(advisor)
     assert "advisor.cli.main" in modules and "advisor.machine.probe" in modules
-    assert _all_strangers(modules, HEAVY) == []
+    assert _strangers(modules, HEAVY, "pydantic psutil") == []
 
 
 def test_profiles_import_neither_torch_nor_the_others():
     modules = _modules(profiles)
     assert "profiles.plan" in modules and "profiles.tested" in modules
-    assert _all_strangers(modules, HEAVY | {"advisor", "rich"}) == []
+    assert _strangers(modules, HEAVY | {"advisor", "rich"}, "pydantic") == []
 
 
 def test_a_bare_advisor_loads_nothing_heavy_for_help():
-    assert _strangers("advisor.cli.main", {"pydantic", "psutil", "pynvml", "rich.table"}).endswith(
-        ": "
-    )
+    heavy = {"pydantic", "psutil", "pynvml", "rich.table"}
+    assert _strangers(["advisor.cli.main"], heavy) == []
 
 
 def _imports(path: Path) -> set[str]:
