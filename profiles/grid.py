@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cache
 from itertools import product
 from math import prod
@@ -74,11 +74,20 @@ def estimate(plan: Plan, text_tokens: int) -> Estimate | None:
 def nearest(plan: Plan, text_tokens: int) -> Estimate | None:
     """What the usual adapters and trained parts would take instead of the plan's own.
 
-    A first guess where `estimate` has nothing; it may be above or below what the plan takes.
+    A first guess where `estimate` has nothing; it may be above or below what the plan takes. Of a
+    model without corners it is another one's share for share, by the weights of their decoders.
     """
-    model = _model_in_grid(plan.model)
     text = min(text_tokens, TEXT_TOKENS[-1])
-    return None if model is None else _between(plan, model, text)
+    model = _model_in_grid(plan.model)
+    if model is not None:
+        return _between(plan, model, text)
+    stand_in = next(iter(_corners()))[0]
+    there, own = (profile.decoder for profile in (model_profile(stand_in), plan.profile))
+    found = _between(plan, stand_in, text)
+    if found is None:
+        return None
+    share = own.layers * own.layer_weights / (there.layers * there.layer_weights)
+    return Estimate(*(round(share * size) for size in astuple(found)))
 
 
 def _between(plan: Plan, model: str, text_tokens: int) -> Estimate | None:
@@ -91,10 +100,11 @@ def _between(plan: Plan, model: str, text_tokens: int) -> Estimate | None:
     if micro is None or text is None:
         return None
     points = [sum(point) for point in reliefs(model, plan.host_embeddings)]
+    share = model_profile(model).decoder.layers / layers  # 1, but for a stand-in
     # Any layer in host memory needs two layers' buffers on the card: the first two gain nothing.
     gained = max(0, plan.host_layers - BUFFERS) * layers / (layers - BUFFERS)
-    on_card = _place(plan.checkpointed_layers + gained, points)
-    on_host = _place(plan.checkpointed_layers + plan.host_layers, points)
+    on_card = _place(share * (plan.checkpointed_layers + gained), points)
+    on_host = _place(share * (plan.checkpointed_layers + plan.host_layers), points)
     if on_card is None or on_host is None:
         return None
 

@@ -16,10 +16,12 @@ from advisor.machine.gpu import Gpu
 from advisor.report.plan_words import lora_text
 from advisor.request import Request
 from profiles.batches import micro_batches
+from profiles.grid import TEXT_TOKENS, nearest
 from profiles.levers import SETTINGS, priced, value_text
 from profiles.overrides import assigned
+from profiles.pictures import limits_for
 from profiles.plan import Plan
-from profiles.sizes import gib
+from profiles.sizes import gib, mib
 from profiles.tested import TestedRow
 
 
@@ -44,6 +46,7 @@ def plan_reasons(
         *_seed_reasons(plan, rows),
         *(reason for lever in priced("forecast") if (reason := _lever_reason(found, lever))),
         *(reason for lever in priced("rows") if (reason := _tested_reason(plan, measured, lever))),
+        *([_picture_reason(found)] if plan.profile.tokens_vary else []),
         allocator_reason(plan, whole),
     ]
     given = set(assigned(overrides))
@@ -86,6 +89,39 @@ def _sharing_reason(found: Found) -> Reason:
     return Reason(
         setting="questions_per_picture", value=str(questions), because=because, basis="forecast"
     )
+
+
+def _picture_reason(found: Found) -> Reason:
+    """What the limit of a picture's size costs, against three quarters of its side."""
+    plan = found.choice.best.plan
+    tokens = plan.profile.most_image_tokens
+    fewer = tokens * 9 // 16
+    limits = limits_for(plan, fewer)
+    faster = (
+        found.scales.speed(plan.model_copy(update=limits)).samples_per_second
+        / found.choice.best.speed.samples_per_second
+    )
+    because = f"a picture takes up to {tokens} tokens, and its features "
+    because += f"{mib(sum(facts.cached_bytes for facts in plan.profile.encoders.values()))} of disk"
+    saved = _bytes_of_tokens(found, tokens - fewer)
+    if saved is not None:
+        because += (
+            f"; --set max_pixels={limits['max_pixels']} ({fewer} tokens) saves about {gib(saved)}, "
+            f"trains {faster:.1f} times as fast, and changes what the model sees"
+        )
+    return Reason(
+        setting="max_pixels", value=str(plan.max_pixels), because=because, basis="forecast"
+    )
+
+
+def _bytes_of_tokens(found: Found, count: int) -> int | None:
+    """What so many tokens of every row take of the pool, by what text takes."""
+    best, (short, long) = found.choice.best, TEXT_TOKENS
+    at_short, at_long, here = (nearest(best.plan, n) for n in (short, long, found.text_tokens))
+    if at_short is None or at_long is None or here is None:
+        return None
+    token = (at_long.pool_bytes - at_short.pool_bytes) / (long - short)
+    return round(count * token * best.needs.bytes / here.pool_bytes)
 
 
 def _storage_reason(found: Found, budget: Budget) -> Reason:
