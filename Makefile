@@ -30,11 +30,13 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# sam2 comes without the packages that its video tools want: tests import its modules alone.
 # torch comes first, at the tested version: a package that asks for plain torch is then satisfied.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt torch setuptools wheel
 	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e .[dev]
+	SAM2_BUILD_CUDA=0 $(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation --no-deps sam2
 	touch $(READY)
 
 clean:

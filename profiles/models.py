@@ -27,6 +27,11 @@ def _profile(name: str, row: dict[str, Any]) -> ModelProfile:
     return profile
 
 
+def converted() -> list[str]:
+    """The models whose weights are made of published checkpoints."""
+    return [name for name, profile in models().items() if not profile.packaged]
+
+
 def reserved_tokens() -> tuple[str, ...]:
     """Tokens with a meaning to some model: data without them fits every one."""
     return tuple(dict.fromkeys(t for profile in models().values() for t in profile.reserved))

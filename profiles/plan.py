@@ -61,7 +61,7 @@ class Plan(Settings):
 
     schema_version: Literal[2] = Field(2, description="version of this schema")
     model: str = Field(
-        "tiny", description="size, a name in models.toml: tiny, 7b, 7b-v1, 13b, 13b-v1"
+        "tiny", description="size, a name in models.toml, such as tiny, 7b or qwen3-vl-4b"
     )
     weights: str = Field(
         "default",

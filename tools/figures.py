@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import model_figures
+
 from profiles.models import model_profile
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -287,8 +289,8 @@ def explained() -> str:
 
 def caching() -> str:
     """docs/forecast.md: what building the feature caches takes."""
-    took = {row["encoder"]: row for row in rows("encoders")}
-    sam, clip = took["sam"], took["clip"]
+    took = {row["encoder"]: row for row in rows("encoders") if row["model"] == "7b"}
+    sam, clip = took["mask"], took["vision"]
     return (
         "Before training, the feature caches are built. At 7B this takes "
         f"{sam['peak_allocated_bytes'] / 2**30:.2f} GiB of tensors "
@@ -343,4 +345,10 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/forecast.md": {"caching": caching, "explained": explained},
     "docs/lisa-tiny.md": {"tiny": tiny, "making": pretraining},
     "docs/weights.md": {"size": bf16_size},
+    "docs/models.md": {
+        "measured": model_figures.measured,
+        "caches": model_figures.caches,
+        "forecasts": model_figures.forecasts,
+        "sizes": model_figures.sizes,
+    },
 }

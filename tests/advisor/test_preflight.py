@@ -435,6 +435,18 @@ def test_special_settings_are_forecast_until_the_plan_stands(factor):
     assert advice.needs.bytes > 0.75 * advice.budget.usable.bytes, "and spare memory is used"
 
 
+@pytest.mark.parametrize("size", ["2b", "4b", "8b"])
+def test_a_model_without_corners_is_forecast_live_and_told_what_pictures_cost(size):
+    asked: list[tuple[Plan, int | None]] = []
+    advice = _advise(vram_gib=8, model=f"qwen3-vl-{size}", live=_live(1.2, asked))
+    assert advice.verdict == "FITS" and advice.forecast.plan == advice.plan
+    assert asked[-1] == (advice.plan, 512) and len(asked) <= 4
+    why = _reason(advice, "max_pixels")
+    assert "up to 1024 tokens" in why.because and "max_pixels=589824 (576 tokens)" in why.because
+    one_size = _advise(vram_gib=8, model="7b")
+    assert "max_pixels" not in [reason.setting for reason in one_size.reasons]
+
+
 def test_special_settings_that_fit_nowhere_are_a_no():
     advice = _advise(vram_gib=8, model="7b", overrides=["lora.rank=64"], live=_live(9, []))
     assert (advice.verdict, advice.command) == ("OOM", None)

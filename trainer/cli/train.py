@@ -14,6 +14,7 @@ import typer
 
 from profiles.command_options import takes
 from profiles.exits import EXIT_INTERRUPTED, fail
+from profiles.models import converted
 from profiles.sizes import GIB
 from profiles.streams import say, set_streams, tell
 from profiles.text import is_text
@@ -123,7 +124,7 @@ def convert(
         typer.Argument(metavar="SRC...", help="Checkpoints: folders, or OWNER/NAME[@REVISION]."),
     ],
     target: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write.")],
-    model: Annotated[str, typer.Option(help="Size to make: 7b, 7b-v1, 13b or 13b-v1.")],
+    model: Annotated[str, typer.Option(help=f"Size to make: {', '.join(converted())}.")],
     shard_gib: Annotated[float, typer.Option(min=0.001, help="Largest file written.")] = 2.0,
     offline: Annotated[
         bool, typer.Option(help="Use only the hub's cache, as with HF_HUB_OFFLINE=1.")

@@ -136,6 +136,7 @@ class Source:
         return {
             "name": self.name,
             "revision": self._revision(),
+            "licence": licence_of(self.folder),
             "fingerprint": fingerprint_of(self.paths),
             "files": [path.name for path in self.paths],
             "config": {key: self.config[key] for key in kept if key in self.config},
@@ -151,6 +152,17 @@ class Source:
             if COMMIT.fullmatch(first):
                 return first
         return None
+
+
+def licence_of(folder: Path) -> str | None:
+    """The licence that a checkpoint's card states in its first block, as on the hub; None: none."""
+    try:
+        card = read_regular(folder / "README.md").decode("utf-8", "replace")
+    except OSError:
+        return None
+    head = card.split("---", 2)[1] if card.startswith("---") and card.count("---") > 1 else ""
+    stated = re.search(r"^license:[ \t]*[\"']?([\w.+-]+)", head, re.MULTILINE)
+    return stated[1] if stated else None
 
 
 def weights_files(folder: Path, tell: Callable[[str], None] = lambda line: None) -> list[Path]:

@@ -61,6 +61,7 @@ class Conversion:
             _summary(f"initialised afresh (seed {SEED})", self.initialised),
             _summary("unused", unused),
             _summary("tokens added", [f"{t} ({n})" for t, n in self.tokens_added.items()]),
+            *(f"licence of {s['name']}: {s['licence'] or 'not stated'}" for s in self.sources),
             *(f"warning: {text}" for text in self.warnings),
         ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,6 +33,7 @@ from trainer.run.checkpoint_files import MANIFEST, altered, read_facts, seal
 from trainer.run.folder import TRAINED
 
 CPU = torch.device("cpu")
+NONE: Mapping[str, str | None] = {}
 
 
 _Count = Annotated[int, Field(ge=0, le=2**53)]
@@ -91,7 +92,8 @@ def export_trained(trained: Trained, target: Path) -> int:
         facts = facts_of(source)
         (folder / "facts.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         seal(folder)  # all but the card, which is the user's to write on
-        (folder / "README.md").write_text(card(plan, facts, merged=False), encoding="utf-8")
+        text = card(plan, facts, False, licences_of(trained.plan))
+        (folder / "README.md").write_text(text, encoding="utf-8")
     return _bytes(target)
 
 
@@ -122,7 +124,8 @@ def export_merged(trained: Trained, target: Path, shard_bytes: int = SHARD_BYTES
         facts = facts_of(source)
         origin = {"model": plan.model, "dtype": plan.dtype, "merged": plan.content_hash}
         (folder / ORIGIN).write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(card(plan, facts, merged=True), encoding="utf-8")
+        text = card(plan, facts, True, licences_of(plan))
+        (folder / "README.md").write_text(text, encoding="utf-8")
     return _bytes(target)
 
 
@@ -173,12 +176,24 @@ def upload(folder: Path, repository: str, tell: Callable[[str], None]) -> str:
         ) from None
 
 
-def card(plan: Plan, facts: dict[str, Any], merged: bool) -> str:
+def licences_of(plan: Plan) -> dict[str, str | None]:
+    """Of each checkpoint that the plan's base weights were made of, as its conversion noted it."""
+    try:
+        report = json.loads(read_regular(model_folder(plan) / "conversion.json"))
+        return {str(one["name"]): one.get("licence") for one in report["sources"]}
+    except (WeightsError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}  # packaged, or converted before licences were noted
+
+
+def card(
+    plan: Plan, facts: dict[str, Any], merged: bool, licences: Mapping[str, str | None] = NONE
+) -> str:
     """The model card: every figure is from the run's own records; what is not known is left out.
 
     The records may come from elsewhere: their text is escaped there, and none of it is in the
     block of YAML, which others act upon.
     """
+    told = [f"- {_text(n)}: {_text(str(one or 'not stated'))}" for n, one in licences.items()]
     title = f"LISA-{plan.model}, fine-tuned" + (" and merged" if merged else "")
     sections = [
         "---\nlibrary_name: lisa-preflight\ntags: [reasoning-segmentation, lisa]\n---",
@@ -186,6 +201,7 @@ def card(plan: Plan, facts: dict[str, Any], merged: bool) -> str:
         _about(plan, merged),
         "## Results\n\n" + "\n".join(_results(facts)),
         "## Training\n\n" + "\n".join(_training(plan, facts)),
+        *(["## Licences of the base weights\n\n" + "\n".join(told)] if told else []),
     ]
     return "\n\n".join(sections) + "\n"
 

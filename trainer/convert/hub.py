@@ -13,7 +13,7 @@ from trainer.model.weights import WeightsError
 
 # owner/name, optionally with @ and a branch, tag or commit
 NAME = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
-BESIDE = ["*.json", "tokenizer.model"]
+BESIDE = ["*.json", "tokenizer.model", "README.md"]  # the card states the licence
 WEIGHTS = (
     ["*.safetensors"],
     ["pytorch_model*.bin"],

@@ -23,6 +23,8 @@ from profiles.plan import Plan
 from tests.conftest import PHOTOS
 from tests.small_qwen import forget, register, small
 from trainer.convert.convert import convert, needed_shapes
+from trainer.convert.export import card as export_card
+from trainer.convert.export import licences_of
 from trainer.data.formats.reasonseg import read_split
 from trainer.data.samples import SampleSet, collate
 from trainer.model.build import build, read_tokenizer
@@ -269,6 +271,34 @@ def test_other_settings_are_told(tmp_path: Path, config: dict[str, Any], warning
                save(tmp_path / "sam2", Sam2Model(sam_config(SMALL)).state_dict())]  # fmt: skip
     report = convert(folders, tmp_path / "out", "small-qwen", lambda line: None)
     assert len(report.warnings) == 1 and warning in report.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        ("---\ntags: [a]\nlicense: apache-2.0\n---\n# Qwen\nlicense: mit", "apache-2.0"),
+        ("---\ntags: [a]\n---\n# Qwen\nlicense: mit", None),
+        ("# license: mit", None),
+        (None, None),
+    ],
+)
+def test_licences_are_noted_and_shown(
+    tmp_path: Path, card: str | None, licence: str | None
+) -> None:
+    tensors = {**qwen().state_dict()}
+    del tensors["lm_head.weight"]
+    folders = [save(tmp_path / "qwen", tensors, tokenizer=True),
+               save(tmp_path / "sam2", Sam2Model(sam_config(SMALL)).state_dict())]  # fmt: skip
+    if card is not None:
+        (folders[0] / "README.md").write_text(card)
+    report = convert(folders, tmp_path / "out", "small-qwen", lambda line: None)
+    shown = licence or "not stated"
+    assert [one["licence"] for one in report.sources] == [licence, None]
+    assert f"licence of qwen: {shown}" in report.lines()
+    found = licences_of(plan_for("small-qwen", str(tmp_path / "out")))
+    assert found == {"qwen": licence, "sam2": None}
+    text = export_card(plan_for("small-qwen", "default"), {}, False, found)
+    assert f"- qwen: {shown}" in text.replace("\\", "")
 
 
 @pytest.mark.parametrize(

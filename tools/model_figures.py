@@ -1,0 +1,82 @@
+"""The figures of docs/models.md, from their recorded rows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from profiles.models import model_profile
+
+ROOT = Path(__file__).resolve().parents[1]
+SIZES = ("qwen3-vl-2b", "qwen3-vl-4b", "qwen3-vl-8b")
+
+
+def _rows(name: str) -> list[dict[str, Any]]:
+    lines = (ROOT / "benchmarks" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def measured() -> str:
+    """What Qwen3-VL with SAM 2 took, and how fast it trained."""
+    lines = ["| configuration | card | allocated | pool | questions/s (MFU) |",
+             "|---|---|---|---|---|"]  # fmt: skip
+    for row in _rows("lean"):
+        if not row["name"].startswith("qwen-"):
+            continue
+        m = row["measurement"]
+        size, pool = (m[f"peak_{name}_bytes"] / 2**30 for name in ("allocated", "reserved"))
+        speed = m["samples_per_second"]
+        shown = f"{speed:.1f} ({m['model_flops_utilisation']:.0%})" if speed else ""
+        lines.append(
+            f"| {row['title']} | {row['card_gb']} GB | {size:.2f} GiB | {pool:.2f} | {shown} |"
+        )
+    return "\n".join(lines)
+
+
+def caches() -> str:
+    """What the features of a picture take, and what making them takes."""
+    lines = ["| model | encoder | features | pool while they are made | seconds a picture |",
+             "|---|---|---|---|---|"]  # fmt: skip
+    for row in _rows("encoders"):
+        lines.append(
+            f"| `{row['model']}` | {row['encoder']} | {row['cached_bytes'] / 2**20:.0f} MiB | "
+            f"{row['peak_reserved_bytes'] / 2**30:.2f} GiB | {1000 * row['seconds']:.0f} ms |"
+        )
+    return "\n".join(lines)
+
+
+def forecasts() -> str:
+    """How far forecasts were off on the drawn rows of Qwen3-VL."""
+    drawn = [
+        json.loads(line)
+        for line in (ROOT / "benchmarks" / "lattice.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    ours = {row["name"]: row["held_out"] for row in drawn
+            if row["settings"]["model"] not in ("tiny", "7b", "7b-v1", "13b")}  # fmt: skip
+    found = [row for row in _rows("forecast_rows") if row["name"] in ours]
+    worst = {}
+    for tier in ("tensors", "pool", "host"):
+        off = [100 * (row["forecast"][tier] / row["measured"][tier] - 1) for row in found]
+        worst[tier] = max(off, key=abs)
+    apart = sum(ours[row["name"]] for row in found)
+    return (
+        f"{len(found)} plans were drawn at random, forecast, and measured on an H200; {apart} of "
+        f"them were set aside. The forecasts were off\nby at most {abs(worst['tensors']):.2f} % "
+        f"of the tensors, {worst['pool']:+.1f} % of the pool and {worst['host']:+.0f} % of host "
+        "memory (docs/forecast.md has the rows)."
+    )
+
+
+def sizes() -> str:
+    """The largest picture's tokens and what its features take, by default."""
+    told = []
+    for name in SIZES:
+        profile = model_profile(name)
+        total = sum(facts.cached_bytes for facts in profile.encoders.values()) / 2**20
+        told.append(f"{total:.0f} MiB at {name.rpartition('-')[2].upper()}")
+    return (
+        "A picture of the default limit takes "
+        f"{model_profile(SIZES[0]).most_image_tokens} tokens, and its features on disk "
+        f"{', '.join(told)}."
+    )
