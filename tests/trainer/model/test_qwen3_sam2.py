@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen3VLForConditionalGeneration, Sam2Model
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -19,17 +21,20 @@ from profiles.plan import Plan
 from tests.conftest import PHOTOS
 from tests.small_qwen import AS_IN_LISA, AS_IN_SA2VA, forget, register, small
 from trainer.answer.segmenter import SILENT
-from trainer.batch import Batch
+from trainer.batch import Batch, Encoded, sharing_prefix
 from trainer.data.formats.reasonseg import read_split
 from trainer.data.images import read_image
-from trainer.data.samples import SampleSet, collate
+from trainer.data.samples import SampleSet, batch_of, collate
 from trainer.frame import Frame
 from trainer.model.build import FrozenEncoder, build, read_tokenizer, skeleton
+from trainer.model.families.qwen3_sam2 import pictures
 from trainer.model.families.qwen3_sam2.configs import qwen_config, sam_config
 from trainer.model.segmentation_model import SegmentationModel
 from trainer.model.trained import GradientCheck, trained_names
 from trainer.model.weights import RandomWeights
 from trainer.parallel.accelerator import make_accelerator
+from trainer.prompts import IMAGE_PREFIX, Turn
+from trainer.rehearse.fake import fake_answer, fake_rehearsal
 from trainer.run.feature_caches import prepare_caches
 from trainer.step import make_optimizer, training_step
 
@@ -226,3 +231,76 @@ def test_exactly_the_listed_tensors_learn(tmp_path: Path) -> None:
     ]
     assert check.done
     assert losses[-1] < losses[0]
+
+
+def asked(plan: Plan, batch: Batch, turns: list[Turn]) -> tuple[list[Encoded], dict]:
+    """Each turn as a row of its own about the batch's first picture, and that picture's input."""
+    grid = batch.inputs[VISION]["grid"][:1]
+    count = int(grid.prod())
+    tokenizer = read_tokenizer(plan)
+    inputs = {
+        VISION: {"patches": batch.inputs[VISION]["patches"][: 4 * count], "grid": grid},
+        MASK: {"pixels": batch.inputs[MASK]["pixels"][:1]},
+    }
+    return [tokenizer.encode([turn], count) for turn in turns], inputs
+
+
+def test_questions_that_share_a_picture_are_answered_as_apart() -> None:
+    """Positions begin anew behind the picture; deepstack reaches the one prefix."""
+    plan = small_plan(lora=None)
+    model, batch, _ = made(plan)
+    model.eval()
+    questions = ("What is red?", "Which thing on the left is longer than the others?")
+    turns = [Turn(f"{IMAGE_PREFIX}{question}", "It is [SEG].") for question in questions]
+    rows, inputs = asked(plan, batch, turns)
+    rest = {"inputs": inputs, "targets": torch.zeros(1, 32, 32, dtype=torch.uint8)}
+    tokenizer = read_tokenizer(plan)
+    apart = [model.predict(batch_of([row], tokenizer, **rest)) for row in rows]
+    shared = batch_of([sharing_prefix(rows)], tokenizer, 8, **rest)
+    assert shared.blocks is not None and shared.blocks.max() == 2
+    torch.testing.assert_close(model.predict(shared), torch.cat(apart), atol=1e-4, rtol=1e-4)
+
+
+def test_later_tokens_are_where_reading_all_again_has_them() -> None:
+    plan = small_plan(lora=None)
+    model, batch, _ = made(plan)
+    model.eval()
+    rows, inputs = asked(plan, batch, [Turn(f"{IMAGE_PREFIX}What is red?", None)])
+    rest = {"inputs": inputs, "targets": torch.zeros(0, 32, 32, dtype=torch.uint8)}
+    tokenizer = read_tokenizer(plan)
+    one = batch_of(rows, tokenizer, **rest)
+    with torch.no_grad():
+        said = list(model.greedy(one, 3))
+        ids = torch.cat([one.input_ids, *(token[None] for token, _ in said[:2])], 1)
+        again = model.hidden_states(replace(one, input_ids=ids))[:, -1]
+    torch.testing.assert_close(said[2][1], again, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(1, 3000), (3000, 1), (17, 23), (640, 480), (4000, 3000)])
+def test_any_picture_has_a_grid_within_the_limits(shape: tuple[int, int]) -> None:
+    profile = small_plan().profile
+    image = np.zeros((*shape, 3), np.uint8)
+    patches, (down, across) = pictures.patches(image, profile)
+    assert 1 <= down * across <= profile.most_image_tokens
+    assert profile.image_tokens(*shape) == down * across
+    assert patches.shape == (4 * down * across, profile.vision.patch_values)
+
+
+def test_flops_are_what_torch_counts() -> None:
+    plan = small_plan(lora=None)
+    model = skeleton(plan.profile, read_tokenizer(plan)).to("meta")
+    facts = plan.profile.encoders[VISION]
+    patches = torch.empty(facts.pixels["patches"], device="meta")
+    with FlopCounterMode(display=False) as counted, torch.no_grad():
+        model.encode(VISION, {"patches": patches, "grid": torch.tensor([facts.numbers["grid"]])})
+    assert counted.get_total_flops() == facts.flops
+
+
+def test_a_rehearsal_without_a_gpu_follows_both_encoders() -> None:
+    """With nothing cached, and answering: the pictures' sizes are read, no value is."""
+    plan = small_plan(device="cuda", dtype="bf16", quantization="nf4", checkpointed_layers=5)
+    found, _ = fake_rehearsal(plan, 60, 1)
+    cached, _ = fake_rehearsal(plan.override(["cached_encoders=mask,vision"]), 60, 1)
+    assert cached.peak_allocated_bytes < found.peak_allocated_bytes
+    answered, _ = fake_answer(plan.override(["cached_encoders=mask,vision"]), 60)
+    assert {"mask encoder", "vision encoder", "answer"} <= set(answered.phases)
