@@ -245,10 +245,7 @@ class FrozenEncoder(nn.Module):
         """A batch's pixels -> its features in the plan's dtype, by the family's names."""
         return self.encode(
             {
-                # Whole numbers stay the tensor that they are: without a GPU they can be read.
-                name: tensor.to(self.device, self.dtype)
-                if tensor.is_floating_point()
-                else tensor.to(self.device)
+                name: tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
                 for name, tensor in pixels.items()
             }
         )

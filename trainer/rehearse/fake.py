@@ -130,13 +130,14 @@ def fake_answer(
     trace = MemoryTrace(workspace, tell)
     bones = {encoder: skeleton(plan.profile, tokenizer) for encoder in plan.cached_encoders}
     model = skeleton(plan.profile, tokenizer)
+    numbers = {name: numbers_of(facts, 1) for name, facts in plan.profile.encoders.items()}
     with _fake_tensors() as mode, trace:
         for encoder in plan.cached_encoders:
             trace.begin(f"{encoder}{ENCODER}")
             facts = plan.profile.encoders[encoder]
             shown = {name: torch.empty(shape) for name, shape in facts.pixels.items()}
             pixels: dict[str, Tensor] = {n: mode.from_tensor(t) for n, t in shown.items()}
-            pixels |= numbers_of(facts, 1)
+            pixels |= numbers[encoder]
             FrozenEncoder(bones.pop(encoder), plan, encoder, cpu, source)(pixels)
         trace.begin("load")
         fill(model, plan, tokenizer, cpu, source, TORCH_DTYPES[plan.dtype]).eval()
