@@ -41,8 +41,11 @@ def accuracy() -> str:
     drawn = [row for row in plain if row["group"].startswith("drawn")]
 
     def both(chosen: list[dict[str, Any]], tier: str) -> tuple[float, float]:
-        sizes = [abs(off(row, tier)) for row in chosen]
+        sizes = [abs(off(row, tier)) for row in chosen if row is not furthest]
         return statistics.median(sizes), max(sizes)
+
+    # One plan stands apart: a whole tied embedding trained, with logits everywhere.
+    furthest = max(plain, key=lambda row: abs(off(row, "tensors")))
 
     tensors = both(plain, "tensors")
     pool = both([row for row in plain if row["segments"] == "expandable"], "pool")
@@ -52,7 +55,9 @@ def accuracy() -> str:
         f"H200. {len(drawn)} of them were drawn at random, and half\nof these were set aside "
         f"before anything was tuned. Tensors were off by {tensors[0]:.2f} % (median) and "
         f"{tensors[1]:.1f} % (worst), the\npool of plans with expandable segments by "
-        f"{pool[0]:.1f} % and {pool[1]:.1f} %. For {len(compiled)} compiled plans tensors and pool "
+        f"{pool[0]:.1f} % and {pool[1]:.1f} %, but for one plan that was forecast "
+        f"{off(furthest, 'tensors'):.0f} %\ntoo high (it trains an embedding table that is the head "
+        f"too). For {len(compiled)} compiled plans tensors and pool "
         f"were off by {worst[0]:.1f} %\nand {worst[1]:.1f} % at worst."
     )
 
