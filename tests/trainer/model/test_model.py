@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import init_empty_weights
 from torch import nn
 
 from profiles.families import VISION
@@ -15,7 +16,8 @@ from trainer.batch import Batch
 from trainer.data.formats.reasonseg import read_split
 from trainer.data.samples import SampleSet, collate
 from trainer.losses import Totals
-from trainer.model.build import build, read_tokenizer
+from trainer.model.build import build, read_tokenizer, skeleton
+from trainer.model.families import family_of
 from trainer.model.families.llava_sam.model import Lisa
 from trainer.model.layers.token_rows import TokenRowEmbedding, TokenRowHead
 from trainer.model.trained import GradientCheck, GradientError, trained_names
@@ -197,3 +199,16 @@ def test_missing_misshapen_and_left_over_weights_are_named(tmp_path: Path) -> No
         save_file(tensors, tmp_path / "model.safetensors")
         with pytest.raises(WeightsError, match=message):
             build(plan, read_tokenizer(plan), CPU)
+
+
+@pytest.mark.parametrize("name", ["tiny", "qwen3-vl-2b"])
+def test_what_no_file_holds_needs_no_starting_values(name: str) -> None:
+    """A skeleton draws none: its buffers are those of a model that libraries have filled."""
+    plan = Plan.parse({"model": name, "weights": "random", "device": "cuda"})
+    family, tokenizer = family_of(plan.profile), read_tokenizer(plan)
+    with init_empty_weights(include_buffers=False):
+        filled = dict(family.skeleton(plan.profile, tokenizer).named_buffers())
+    bare = skeleton(plan.profile, tokenizer)
+    from_files = bare.state_dict().keys()
+    alone = {key: value for key, value in bare.named_buffers() if key not in from_files}
+    assert alone and all(torch.equal(value, filled[key]) for key, value in alone.items())
