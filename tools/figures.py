@@ -56,8 +56,8 @@ def accuracy() -> str:
         f"before anything was tuned. Tensors were off by {tensors[0]:.2f} % (median) and "
         f"{tensors[1]:.1f} % (worst), the\npool of plans with expandable segments by "
         f"{pool[0]:.1f} % and {pool[1]:.1f} %, but for one plan that was forecast "
-        f"{off(furthest, 'tensors'):.0f} %\ntoo high (it trains an embedding table that is the head "
-        f"too). For {len(compiled)} compiled plans tensors and pool "
+        f"{off(furthest, 'tensors'):.0f} %\ntoo high (it trains an embedding table that is the "
+        f"head too). For {len(compiled)} compiled plans tensors and pool "
         f"were off by {worst[0]:.1f} %\nand {worst[1]:.1f} % at worst."
     )
 

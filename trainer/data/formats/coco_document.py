@@ -47,10 +47,15 @@ def parse_coco(text: str) -> Any:
 
 
 def value_of(value: object) -> object:
-    """The value of a field that `parse_coco` left as text."""
+    """The value of a field that `parse_coco` left as text; text that Python refuses stays text."""
     if not isinstance(value, msgspec.Raw):
         return value
     try:
         return msgspec.json.decode(value)
-    except msgspec.MsgspecError:  # a number beyond a float's range
-        return json.loads(bytes(value))
+    except (msgspec.MsgspecError, RecursionError):
+        pass
+    text = bytes(value).decode()
+    try:
+        return json.loads(text)  # a number beyond a float's range is infinite
+    except (ValueError, RecursionError):  # a whole number of 5000 digits
+        return text

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -9,6 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trainer.data.findings import Report
+from trainer.data.formats.coco import read_coco
 from trainer.data.formats.coco_document import parse_coco, value_of
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
@@ -71,3 +74,20 @@ def test_numbers_beyond_a_float_are_infinite() -> None:
     (entry,) = parse_coco('{"annotations": [{"segmentation": [1e999]}]}')["annotations"]
     assert isinstance(entry["segmentation"], msgspec.Raw)
     assert value_of(entry["segmentation"]) == [float("inf")]
+
+
+@pytest.mark.parametrize("outline", ["[[1, " + "9" * 5000 + "]]", "[" * 500 + "]" * 500])
+def test_an_outline_that_python_refuses_is_a_finding(outline: str, tmp_path: Path) -> None:
+    """Though the file was parsed: within an outline it only has to look like JSON."""
+    path = tmp_path / "instances.json"
+    path.write_text(
+        '{"images": [{"id": 1, "file_name": "1.png", "height": 9, "width": 9}], "categories": '
+        '[{"id": 1, "name": "cup"}], "annotations": [{"id": 1, "image_id": 1, "category_id": 1, '
+        f'"segmentation": {outline}}}]}}'
+    )
+    report = Report(path)
+    read_coco(report)
+    (finding,) = report.findings
+    assert (
+        finding.what.startswith("annotations[0].segmentation: got ") and "allowed" in finding.what
+    )
