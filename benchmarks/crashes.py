@@ -209,6 +209,9 @@ def steady(path: Path) -> bytes:
                      "conversion.json") or path.name.endswith(".md"):  # fmt: skip
         return b""
     content = path.read_bytes()
+    if path.suffix == ".safetensors":  # which writes its notes in any order
+        end = 8 + int.from_bytes(content[:8], "little")
+        return json.dumps(json.loads(content[8:end]), sort_keys=True).encode() + content[end:]
     if path.name in ("metrics.jsonl", "summary.json", "state.json", "scores.json"):
         return re.sub(rb'"(step_seconds|seconds|records)": [0-9.]+', b"", content)
     return content
