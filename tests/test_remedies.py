@@ -23,7 +23,7 @@ OTHERS = {  # options of other programs, as messages name them
 }  # fmt: skip
 # Of the children of this project, which nobody types.
 INNER = {"--fake", "--answer", "--events", "--timeline", "--text-tokens", "--cap-gib", "--steps",
-         "--answer-tokens"}  # fmt: skip
+         "--answer-tokens", "--image-tokens"}  # fmt: skip
 
 
 def options(command: click.Command) -> Iterator[str]:
