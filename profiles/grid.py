@@ -79,8 +79,9 @@ def nearest(plan: Plan, text_tokens: int) -> Estimate | None:
     """
     text = min(text_tokens, TEXT_TOKENS[-1])
     model = _model_in_grid(plan.model)
-    if model is not None:
-        return _between(plan, model, text)
+    found = None if model is None else _between(plan, model, text)
+    if found is not None:
+        return found
     stand_in = next(iter(_corners()))[0]
     there, own = (profile.decoder for profile in (model_profile(stand_in), plan.profile))
     found = _between(plan, stand_in, text)
@@ -105,7 +106,7 @@ def _between(plan: Plan, model: str, text_tokens: int) -> Estimate | None:
     gained = max(0, plan.host_layers - BUFFERS) * layers / (layers - BUFFERS)
     on_card = _place(share * (plan.checkpointed_layers + gained), points)
     on_host = _place(share * (plan.checkpointed_layers + plan.host_layers), points)
-    if on_card is None or on_host is None:
+    if on_card is None or on_host is None or (model, plan.quantization) not in _storages():
         return None
 
     def corners(relief: _Place) -> list[tuple[dict[str, Any], float]]:
@@ -184,6 +185,12 @@ def _corners() -> dict[tuple[Any, ...], dict[str, Any]]:
         relief = row["checkpointed_layers"] + row["host_layers"]
         corners[(*(row[name] for name in key), relief)] = row
     return corners
+
+
+@cache
+def _storages() -> set[tuple[str, str]]:
+    """Models with the storages of their base weights for which there are corners."""
+    return {key[:2] for key in _corners()}
 
 
 def _place(value: float, corners: Sequence[int]) -> _Place | None:
