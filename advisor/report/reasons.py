@@ -94,20 +94,21 @@ def _sharing_reason(found: Found) -> Reason:
 def _picture_reason(found: Found) -> Reason:
     """What the limit of a picture's size costs, against three quarters of its side."""
     plan = found.choice.best.plan
-    tokens = plan.profile.most_image_tokens
+    seen = found.forecast.image_tokens if found.forecast is not None else None
+    tokens = seen or plan.profile.most_image_tokens
     fewer = tokens * 9 // 16
     limits = limits_for(plan, fewer)
-    faster = (
-        found.scales.speed(plan.model_copy(update=limits)).samples_per_second
-        / found.choice.best.speed.samples_per_second
+    now, then = (
+        found.scales.speed(plan.model_copy(update=limits_for(plan, n))).samples_per_second
+        for n in (tokens, fewer)
     )
-    because = f"a picture takes up to {tokens} tokens, and its features "
+    because = f"a picture takes up to {tokens} tokens, and its features up to "
     because += f"{mib(sum(facts.cached_bytes for facts in plan.profile.encoders.values()))} of disk"
     saved = _bytes_of_tokens(found, tokens - fewer)
     if saved is not None:
         because += (
             f"; --set max_pixels={limits['max_pixels']} ({fewer} tokens) saves about {gib(saved)}, "
-            f"trains {faster:.1f} times as fast, and changes what the model sees"
+            f"trains {then / now:.1f} times as fast, and changes what the model sees"
         )
     return Reason(
         setting="max_pixels", value=str(plan.max_pixels), because=because, basis="forecast"
