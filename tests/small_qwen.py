@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
 from profiles.families import DecoderShape, Prompting
 from profiles.families.qwen3_sam2 import Profile, Rope, Sam2Shape, VisionShape
 from profiles.models import models
+from trainer.model.weights import RandomWeights
 
 AS_IN_LISA = Prompting()
 AS_IN_SA2VA = Prompting(at_seg=True, stretched=True, masks=3, padding_points=2)
+
+
+class Uneven(RandomWeights):
+    """Every tensor has values of its own: norms and biases too, and large enough to tell."""
+
+    def get(self, name: str, shape: torch.Size, device: torch.device, dtype: torch.dtype) -> Tensor:
+        generator = torch.Generator().manual_seed(sum(map(ord, name)) + 131 * len(name))
+        drawn = torch.randn(shape, generator=generator, dtype=dtype) * 0.12
+        return drawn + (1.0 if len(shape) == 1 and name.endswith("weight") else 0.0)
 
 
 def small(name: str = "small-qwen", **changes: object) -> Profile:

@@ -19,7 +19,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from profiles.families import MASK, VISION, Prompting
 from profiles.plan import Plan
 from tests.conftest import PHOTOS
-from tests.small_qwen import AS_IN_LISA, AS_IN_SA2VA, forget, register, small
+from tests.small_qwen import AS_IN_LISA, AS_IN_SA2VA, Uneven, forget, register, small
 from trainer.answer.segmenter import SILENT
 from trainer.batch import Batch, Encoded, sharing_prefix
 from trainer.data.formats.reasonseg import read_split
@@ -31,7 +31,6 @@ from trainer.model.families.qwen3_sam2 import pictures
 from trainer.model.families.qwen3_sam2.configs import qwen_config, sam_config
 from trainer.model.segmentation_model import SegmentationModel
 from trainer.model.trained import GradientCheck, trained_names
-from trainer.model.weights import RandomWeights
 from trainer.parallel.accelerator import make_accelerator
 from trainer.prompts import IMAGE_PREFIX, Turn
 from trainer.rehearse.fake import fake_answer, fake_rehearsal
@@ -57,15 +56,6 @@ def the_small_one_is_known() -> Iterator[None]:
 
 def small_plan(**settings: object) -> Plan:
     return Plan.parse(SMALL | settings)
-
-
-class Uneven(RandomWeights):
-    """Every tensor has values of its own: norms and biases too, and large enough to tell."""
-
-    def get(self, name: str, shape: torch.Size, device: torch.device, dtype: torch.dtype) -> Tensor:
-        generator = torch.Generator().manual_seed(sum(map(ord, name)) + 131 * len(name))
-        drawn = torch.randn(shape, generator=generator, dtype=dtype) * 0.12
-        return drawn + (1.0 if len(shape) == 1 and name.endswith("weight") else 0.0)
 
 
 def made(plan: Plan, folder: Path | None = None) -> tuple[SegmentationModel, Batch, list[Path]]:

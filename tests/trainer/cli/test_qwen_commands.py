@@ -1,0 +1,81 @@
+"""Qwen3-VL and SAM 2 in small, from training to answering, by the commands alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from typer import Typer
+from typer.testing import CliRunner
+
+from profiles.plan import Plan
+from tests.conftest import PHOTOS
+from tests.small_qwen import Uneven, forget, register, small
+from trainer.cli.segment import app as segment
+from trainer.cli.train import app as train
+from trainer.model.build import build, read_tokenizer, save_model
+
+PICTURE = next((PHOTOS / "ReasonSeg").glob("train/*.jpg"))
+QUESTION = "What is red?"
+
+
+@pytest.fixture(autouse=True)
+def the_small_one_is_known() -> Iterator[None]:
+    """As a packaged size, which may train on a CPU."""
+    register(small(sources=("packaged",)))
+    yield
+    forget()
+
+
+def run(app: Typer, *arguments: str | Path, code: int = 0) -> str:
+    done = CliRunner().invoke(app, [*map(str, arguments)])
+    assert done.exit_code == code, done.output
+    return done.stdout if "--json" in arguments else done.output
+
+
+def written_plan(folder: Path) -> Path:
+    """NF4 with caches, recomputed and host layers, on weights of random values."""
+    plain = Plan.parse({
+        "model": "small-qwen", "weights": "random", "device": "cpu", "dtype": "fp32",
+        "quantization": "none", "lora": None, "train": ["mask_decoder"], "cached_encoders": [],
+    })  # fmt: skip
+    tokenizer, weights = read_tokenizer(plain), folder / "weights"
+    model = build(plain, tokenizer, torch.device("cpu"), Uneven(0))
+    save_model(model, weights, torch.bfloat16)
+    tokenizer.tokenizer.backend_tokenizer.save(str(weights / "tokenizer.json"))
+    settings = {
+        "weights": str(weights), "quantization": "nf4", "micro_batch": 2, "effective_batch": 2,
+        "lora": {"rank": 4, "alpha": 8, "dropout": 0.0}, "mask_loss_resolution": 64,
+        "train": ["mask_decoder", "text_hidden_fcs", "token_rows"], "checkpointed_layers": 3,
+        "host_layers": 1, "tokens": {"max_new_tokens": 6}, "cached_encoders": ["mask", "vision"],
+        "schedule": {"learning_rate": 1e-3, "warmup_steps": 0, "epochs": 1},
+    }  # fmt: skip
+    given = plain.model_dump(mode="json") | {"accumulation": None}
+    path = folder / "plan.json"
+    path.write_text(Plan.parse(given | settings).to_json())
+    return path
+
+
+def test_it_trains_exports_merges_and_answers(tmp_path: Path) -> None:
+    plan, made = written_plan(tmp_path), tmp_path / "run"
+    data = ["--data-dir", PHOTOS, "--cache-dir", tmp_path / "cache"]
+    said = run(train, "--plan", plan, *data, "--output-dir", made)
+    assert "sam2 features" in said and "qwen3-vision features" in said
+    losses = [json.loads(line) for line in (made / "metrics.jsonl").read_text().splitlines()]
+    assert sum("loss" in row for row in losses) == 4
+    assert "this run is complete" in run(train, "--resume", made, *data[:2])
+    assert "over 3 pictures" in run(train, "evaluate", made, *data[:2], "--split", "val")
+    run(train, "export", made, tmp_path / "export")
+    run(train, "export", made, tmp_path / "merged", "--merge")
+    asked = [PICTURE, QUESTION, "--json", "--out", tmp_path / "out", "--run"]
+    # Random weights never say [SEG]: no mask, exit code 1.
+    answers = {
+        name: json.loads(run(segment, *asked, tmp_path / name, *more, code=1))
+        for name, more in (("run", []), ("merged", []),
+                           ("export", ["--set", f"weights={tmp_path / 'weights'}"]))
+    }  # fmt: skip
+    texts = {name: said["answers"][0]["answer"] for name, said in answers.items()}
+    assert texts["run"] == texts["export"] and texts["merged"]
