@@ -42,6 +42,7 @@ from trainer.model.layers.decoder import (
 from trainer.model.layers.host import Gate, HostHead, HostLayers, stored_tensors
 
 Features = Mapping[str, Tensor]
+_ATTENTION = tuple(f"self_attn.{name}_proj" for name in "qkvo")
 
 
 class SegmentationModel(nn.Module, ABC):
@@ -54,7 +55,12 @@ class SegmentationModel(nn.Module, ABC):
     decoder_at: ClassVar[str]  # the decoder without its head
     head_at: ClassVar[str]
     adapted_at: ClassVar[str]  # what PEFT wraps: the model that the decoder is part of
-    targets: ClassVar[Mapping[LoraTargets, tuple[str, ...]]]  # linears of a decoder layer
+    # Linears of a decoder layer, as transformers' decoders in LLaMA's manner call them.
+    targets: ClassVar[Mapping[LoraTargets, tuple[str, ...]]] = {
+        "qv": (_ATTENTION[0], _ATTENTION[2]),
+        "attention": _ATTENTION,
+        "all-linear": (*_ATTENTION, "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
+    }
     encoders_at: ClassVar[Mapping[Encoder, str]]
     parts_at: ClassVar[Mapping[TrainedPart, tuple[str, ...]]]  # prefixes of the other trained parts
     of_masks: ClassVar[tuple[TrainedPart, ...]]  # parts that learn from masks alone

@@ -17,9 +17,6 @@ from profiles.settings import Encoder
 from trainer.model.families.llava_sam.names import from_adapter
 from trainer.model.segmentation_model import Features, SegmentationModel
 
-_ATTENTION = tuple(f"self_attn.{name}_proj" for name in "qkvo")
-_MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
-
 
 class OneLayerProjector(nn.Module):
     """LLaVA-v1's projector: one linear layer from CLIP's to LLaMA's width."""
@@ -40,11 +37,6 @@ class Lisa(SegmentationModel):
     decoder_at = "llava.model.language_model"
     head_at = "llava.lm_head"
     adapted_at = "llava"
-    targets = {  # noqa: RUF012
-        "qv": (_ATTENTION[0], _ATTENTION[2]),
-        "attention": _ATTENTION,
-        "all-linear": (*_ATTENTION, *_MLP),
-    }
     encoders_at = {VISION: "llava.model.vision_tower", MASK: "sam.vision_encoder"}  # noqa: RUF012
     parts_at = {  # noqa: RUF012
         "mask_decoder": ("sam.mask_decoder.",),

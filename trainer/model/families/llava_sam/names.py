@@ -11,6 +11,12 @@ from collections.abc import Iterable
 
 from trainer.model.adapter_names import TRAINING_PREFIX, from_peft
 from trainer.model.families import NamesError
+from trainer.model.published_names import (
+    every_step,
+    first_rule,
+    refuse_adapters,
+    refuse_collisions,
+)
 
 LISA_SAM_PREFIX = "model.visual_model."
 LLAMA = "llava.model.language_model."
@@ -76,7 +82,7 @@ ORIGINAL_SAM = tuple(
         (r"^(mask_decoder\..+)(?<!transformer)\.layers\.2\.", r"\1.proj_out."),
     )
 )  # fmt: skip
-ADAPTER = re.compile(r"\.(?:lora_[AB]|lora_embedding_[AB]|base_layer|modules_to_save)\.")
+MERGE = ", as upstream's merge_lora_weights_and_save_hf_model.py does"
 
 
 def target_names(names: Iterable[str]) -> dict[str, str | None]:
@@ -85,13 +91,13 @@ def target_names(names: Iterable[str]) -> dict[str, str | None]:
     Raises NamesError where two tensors would be one, or adapters are still apart.
     """
     names = sorted(names)
-    _refuse_adapters(names)
+    refuse_adapters(names, MERGE)
     bare = {name: name.removeprefix(TRAINING_PREFIX) for name in names}
     sam = [name for name in bare.values() if SAM_PARTS.match(_without_lisa(name))]
     original = _is_original(sam)
     result = {name: _target(text, original) for name, text in bare.items()}
     _drop_tied_positions(result)
-    _refuse_collisions(result)
+    refuse_collisions(result)
     return result
 
 
@@ -103,21 +109,12 @@ def from_adapter(name: str) -> str | None:
 def _target(name: str, original_sam: bool) -> str | None:
     part = _without_lisa(name)
     if SAM_PARTS.match(part):
-        return "sam." + (_from_original_sam(part) if original_sam else part)
-    for pattern, target in RULES:
-        if found := pattern.fullmatch(name):
-            return found.expand(target)
-    return None
+        return "sam." + (every_step(part, ORIGINAL_SAM) if original_sam else part)
+    return first_rule(name, RULES)
 
 
 def _without_lisa(name: str) -> str:
     return name.removeprefix(LISA_SAM_PREFIX)
-
-
-def _from_original_sam(name: str) -> str:
-    for pattern, target in ORIGINAL_SAM:
-        name = pattern.sub(target, name)
-    return name
 
 
 def _is_original(names: list[str]) -> bool:
@@ -139,23 +136,3 @@ def _drop_tied_positions(targets: dict[str, str | None]) -> None:
     for name, target in targets.items():
         if target == tied:
             targets[name] = None if others else SAM_POSITIONS
-
-
-def _refuse_adapters(names: list[str]) -> None:
-    adapters = [name for name in names if ADAPTER.search(name)]
-    if adapters:
-        raise NamesError(
-            f"{len(adapters)} tensors belong to LoRA adapters that are not merged yet "
-            f"({adapters[0]}, …); merge them into the base weights first, as upstream's "
-            "merge_lora_weights_and_save_hf_model.py does"
-        )
-
-
-def _refuse_collisions(targets: dict[str, str | None]) -> None:
-    owner: dict[str, str] = {}
-    for name, target in targets.items():
-        if target is None:
-            continue
-        if target in owner:
-            raise NamesError(f"{owner[target]} and {name} would both become {target}")
-        owner[target] = name

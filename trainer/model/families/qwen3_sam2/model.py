@@ -21,8 +21,6 @@ from trainer.model.families.qwen3_sam2.positions import later_by, positions
 from trainer.model.families.qwen3_sam2.vision import MaskEncoder, see
 from trainer.model.segmentation_model import Features, SegmentationModel
 
-_ATTENTION = tuple(f"self_attn.{name}_proj" for name in "qkvo")
-_MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 _CANDIDATES = "sam.mask_decoder.output_hypernetworks_mlps."
 
 
@@ -32,11 +30,6 @@ class QwenSam2(SegmentationModel):
     decoder_at = "qwen.model.language_model"
     head_at = "qwen.lm_head"
     adapted_at = "qwen"
-    targets = {  # noqa: RUF012
-        "qv": (_ATTENTION[0], _ATTENTION[2]),
-        "attention": _ATTENTION,
-        "all-linear": (*_ATTENTION, *_MLP),
-    }
     encoders_at = {VISION: "qwen.model.visual", MASK: "mask_encoder"}  # noqa: RUF012
     parts_at = {  # noqa: RUF012
         "mask_decoder": ("sam.mask_decoder.",),

@@ -8,7 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from trainer.model.families import NamesError
+from trainer.model.published_names import (
+    every_step,
+    first_rule,
+    refuse_adapters,
+    refuse_collisions,
+)
 
 QWEN, SAM, ENCODER = "qwen.model.", "sam.", "mask_encoder."
 ORIGINAL = "grounding_encoder.sam2_model."  # before SAM 2's names in Sa2VA
@@ -65,7 +70,6 @@ STEPS = tuple(
 )  # fmt: skip
 # What only the original names have: `layers.0` of a small network means another layer in each.
 ORIGINAL_MARK = re.compile(r"(?:image_encoder|sam_prompt_encoder|sam_mask_decoder)\.")
-ADAPTER = re.compile(r"\.(?:lora_[AB]|lora_embedding_[AB]|base_layer|modules_to_save)\.")
 
 
 def target_names(names: Iterable[str]) -> dict[str, str | None]:
@@ -74,31 +78,17 @@ def target_names(names: Iterable[str]) -> dict[str, str | None]:
     Raises NamesError where two tensors would be one, or adapters are still apart.
     """
     names = sorted(names)
-    adapters = [name for name in names if ADAPTER.search(name)]
-    if adapters:
-        raise NamesError(
-            f"{len(adapters)} tensors belong to LoRA adapters that are not merged yet "
-            f"({adapters[0]}, …); merge them into the base weights first"
-        )
-    result: dict[str, str | None] = {}
-    owner: dict[str, str] = {}
-    for name in names:
-        target = result[name] = target_of(name)
-        if target is not None and (other := owner.setdefault(target, name)) != name:
-            raise NamesError(f"{other} and {name} would both become {target}")
+    refuse_adapters(names, "")
+    result = {name: target_of(name) for name in names}
+    refuse_collisions(result)
     return result
 
 
 def target_of(name: str) -> str | None:
     """The model's name for one tensor of a checkpoint; None: of no use here."""
-    for pattern, target in RULES:
-        if found := pattern.fullmatch(name):
-            return found.expand(target)
+    if (known := first_rule(name, RULES)) is not None:
+        return known
     part = name.removeprefix(ORIGINAL)
     if part != name or ORIGINAL_MARK.match(part) or part == "no_mem_embed":
-        for pattern, target in STEPS:
-            part = pattern.sub(target, part)
-    for pattern, target in PARTS:
-        if found := pattern.fullmatch(part):
-            return found.expand(target)
-    return None
+        part = every_step(part, STEPS)
+    return first_rule(part, PARTS)
