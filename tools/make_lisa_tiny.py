@@ -43,7 +43,7 @@ from trainer.model.build import save_model
 from trainer.model.families.llava_sam.configs import llava_config, sam_config
 from trainer.model.families.llava_sam.conversation import SYSTEM_PROMPT
 from trainer.model.families.llava_sam.model import Lisa
-from trainer.model.families.llava_sam.pictures import clip_pixels, sam_pixels
+from trainer.model.families.llava_sam.pictures import clip_pixels
 from trainer.model.families.llava_sam.tokenizer import LisaTokenizer
 from trainer.model.weights import packaged_folder
 from trainer.prompts import Turn, answer_for, evaluation_turn, question_for
@@ -147,7 +147,7 @@ class Scenes(IterableDataset):
             asked.append(attributes(scene)[question.targets[0]] * (1 if single else np.nan))
         return {
             "clip": clip_pixels(scene.image, PROFILE.clip.image_pixels),
-            "sam": sam_pixels(scene.image, PROFILE.sam.image_pixels),
+            "sam": Frame.of(PROFILE).pixels(scene.image),
             "encoded": encoded,
             "targets": np.stack(targets),
             "asked": np.array(asked, np.float32),

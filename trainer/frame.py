@@ -14,6 +14,10 @@ from torch.nn import functional
 from profiles.families import ModelProfile
 from trainer.ignored import IGNORE_PIXEL
 
+# ImageNet's, of colours from 0 to 255, as SAM and SAM 2 take them.
+MEAN = np.array([123.675, 116.28, 103.53], np.float32)
+STD = np.array([58.395, 57.12, 57.375], np.float32)
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -32,6 +36,14 @@ class Frame:
         if self.stretched:
             return self.side, self.side
         return inner_size(height, width, self.side)
+
+    def pixels(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """A picture [H, W, 3] in the frame [3, side, side], normalised; zero beside it."""
+        height, width = self.inner(*image.shape[:2])
+        resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+        framed = np.zeros((self.side, self.side, 3), np.float32)
+        framed[:height, :width] = (np.asarray(resized, np.float32) - MEAN) / STD
+        return framed.transpose(2, 0, 1)
 
     def mask(self, mask: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
         """[H, W] of {0, 1, 255} -> [side, side], the frame at that size; padding is ignored."""
@@ -57,3 +69,9 @@ def inner_size(height: int, width: int, side: int) -> tuple[int, int]:
     """Height and width of a picture whose longest side is made `side`."""
     scale = side / max(height, width)
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+
+
+def middle(image: NDArray[np.uint8], longest: int) -> NDArray[np.uint8]:
+    """[H, W, 3] with what is over `longest` pixels cut off on both sides."""
+    top, left = (max(0, length - longest) // 2 for length in image.shape[:2])
+    return np.ascontiguousarray(image[top:, left:][:longest, :longest])

@@ -54,7 +54,7 @@ from trainer.model.adapter_names import to_peft
 from trainer.model.build import build, read_tokenizer
 from trainer.model.families.llava_sam.family import FAMILY
 from trainer.model.families.llava_sam.names import from_adapter
-from trainer.model.families.llava_sam.pictures import clip_pixels, sam_pixels
+from trainer.model.families.llava_sam.pictures import clip_pixels
 from trainer.model.families.llava_sam.tokenizer import LisaTokenizer
 from trainer.model.weights import FolderWeights, ShapesAlone, WeightsError, packaged_folder
 from trainer.prompts import Turn
@@ -259,8 +259,12 @@ def feed_picture(case: tuple[str, bytes], folder: Path) -> bool:
     return True
 
 
+def framed_pixels(image: np.ndarray, side: int) -> np.ndarray:
+    return Frame(side).pixels(image)
+
+
 def _as_encoders_want(image: np.ndarray) -> None:
-    for pixels, side in ((clip_pixels, 224), (sam_pixels, 256)):
+    for pixels, side in ((clip_pixels, 224), (framed_pixels, 256)):
         shown = pixels(image, side)
         if shown.shape != (3, side, side) or not np.isfinite(shown).all():
             raise Wrong(f"{pixels.__name__} made {shown.shape}")

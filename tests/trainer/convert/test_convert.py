@@ -32,13 +32,12 @@ from trainer.convert.convert import Conversion, convert, needed_shapes
 from trainer.convert.hub import checkpoint_folder
 from trainer.data.formats.reasonseg import read_split
 from trainer.data.samples import SampleSet, collate
-from trainer.frame import Frame, inner_size
+from trainer.frame import MEAN, STD, Frame, inner_size
 from trainer.model.build import build, read_tokenizer, save_model
 from trainer.model.families import NamesError
 from trainer.model.families.llava_sam.configs import llava_config, sam_config
 from trainer.model.families.llava_sam.model import Lisa
 from trainer.model.families.llava_sam.names import target_names
-from trainer.model.families.llava_sam.pictures import SAM_MEAN, SAM_STD, sam_pixels
 from trainer.model.weights import WeightsError, model_folder, packaged_folder
 
 CPU = torch.device("cpu")
@@ -284,8 +283,8 @@ def test_the_way_back_to_the_pictures_size_is_the_original_sams(modeling: Any) -
     low = torch.randn(2, 64, 64)
     for height, width in ((70, 200), (333, 100), (256, 256), (1, 40)):
         sam = SimpleNamespace(image_encoder=SimpleNamespace(img_size=256),
-                              pixel_mean=torch.tensor(SAM_MEAN)[:, None, None],
-                              pixel_std=torch.tensor(SAM_STD)[:, None, None])  # fmt: skip
+                              pixel_mean=torch.tensor(MEAN)[:, None, None],
+                              pixel_std=torch.tensor(STD)[:, None, None])  # fmt: skip
         inner = inner_size(height, width, 256)
         theirs = modeling.Sam.postprocess_masks(sam, low[:, None], inner, (height, width))
         torch.testing.assert_close(Frame(256).to_original(low, height, width), theirs[:, 0])
@@ -293,7 +292,7 @@ def test_the_way_back_to_the_pictures_size_is_the_original_sams(modeling: Any) -
         resized = Image.fromarray(image).resize(inner[::-1], Image.Resampling.BILINEAR)
         shown = torch.tensor(np.asarray(resized)).permute(2, 0, 1).float()
         expected = modeling.Sam.preprocess(sam, shown)
-        torch.testing.assert_close(torch.tensor(sam_pixels(image, 256)), expected)
+        torch.testing.assert_close(torch.tensor(Frame(256).pixels(image)), expected)
 
 
 def test_the_original_sam_code_computes_the_same(modeling: Any) -> None:

@@ -50,9 +50,7 @@ class Qwen3Sam2(Family[Profile]):
         if encoder == VISION:
             patches, grid = pictures.patches(image, profile)
             return {"patches": torch.from_numpy(patches), "grid": torch.tensor([grid])}
-        frame = Frame.of(profile)
-        size = frame.inner(*image.shape[:2])
-        return {"pixels": torch.from_numpy(pictures.sam_pixels(image, size, frame.side))[None]}
+        return {"pixels": torch.from_numpy(Frame.of(profile).pixels(image))[None]}
 
     def target_names(self, found: Iterable[str]) -> Mapping[str, str | None]:
         """As Qwen3-VL, SAM 2 and Sa2VA were published (`names`)."""
