@@ -31,6 +31,7 @@ from pydantic_core import to_json
 
 from profiles.files import read_regular
 from profiles.findings import Finding
+from profiles.garbage import not_collected
 from profiles.levers import memory_key, needs_no_more
 from profiles.places import data_folder
 from profiles.plan import Plan
@@ -209,15 +210,12 @@ def parse_table(data: bytes, where: str) -> Table:
 
 @contextmanager
 def _all_kept() -> Iterator[None]:
-    """Switches garbage collection off while many objects are made that all stay."""
-    searched = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        if searched:
-            gc.enable()
+    """No search for garbage while many objects are made that all stay, and later none of them."""
+    with not_collected():
+        try:
+            yield
+        finally:
+            gc.freeze()
 
 
 def keep(row: TestedRow) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from profiles.sizes import MIB
@@ -47,18 +45,6 @@ def load_json(
             fix = "name its encoding, such as --encoding gbk"
         report.add("file", got, f"JSON in UTF-8 or cp1252, {allowed}", fix)
     return None
-
-
-@contextmanager
-def no_collection() -> Iterator[None]:
-    """For making millions of objects that stay: looking for garbage takes as long as they do."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def _published_text(raw: bytes) -> str:

@@ -7,7 +7,6 @@ tensors cannot show is added by name, in `Measurement.assumed`.
 
 from __future__ import annotations
 
-import gc
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from profiles.families import MASK
+from profiles.garbage import not_collected
 from profiles.measurement import Measurement, Timeline
 from profiles.plan import Plan
 from profiles.sizes import MIB
@@ -69,13 +69,8 @@ def fake_rehearsal(
     Unforeseen, NotAlike, WeightsError.
     """
     workspace = CUBLAS_WORKSPACE[compute_capability >= (9, 0)]
-    collecting = gc.isenabled()
-    gc.disable()  # nothing here is in cycles that hold tensors, and looking for them takes 15 %
-    try:
+    with not_collected():  # nothing here is in cycles that hold tensors; looking takes 15 %
         seen = watch(plan, (text_tokens, text_tokens), masks, workspace, True, tell, answer_tokens)
-    finally:
-        if collecting:
-            gc.enable()
     if drawn is not None:
         drawn(_timeline(plan, seen.trace))
     assumed = [f"cuBLAS workspaces of twice {workspace / MIB:.1f} MiB (compute capability "

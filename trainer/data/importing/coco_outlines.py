@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from profiles.garbage import not_collected
 from trainer.data.arrays import Size
 from trainer.data.findings import Finding, Report
 from trainer.data.formats.coco import CocoEntry, CocoImage, CocoMask, read_mask
@@ -43,7 +44,6 @@ from trainer.data.importing.outlines import (
     trace_mask,
     trace_regions,
 )
-from trainer.data.json_fields import no_collection
 from trainer.data.picture_paths import PictureSearch
 from trainer.data.polygons import IGNORE, TARGET, Polygon
 from trainer.data.threads import in_processes
@@ -61,7 +61,7 @@ def read_drawings(
     if is_foreign(report):
         return
     conventions = conventions or Conventions()
-    with no_collection():
+    with not_collected():
         notes = read_listed(report, search, conventions, progress)
         before, ranks = len(findings), list[int]()  # of findings about annotations, in their order
         marks: dict[int, list[tuple[int, CocoEntry]]] = {number: [] for number in notes.images}
