@@ -34,6 +34,7 @@ from advisor.request import (
 from advisor.tiny import on_cpu, tiny_instead, tiny_on_gpu
 from profiles.findings import Finding, PlanError
 from profiles.overrides import assigned
+from profiles.preferences import Preference
 from profiles.sizes import gib
 from profiles.tested import Table, read_table
 
@@ -50,13 +51,15 @@ def advise(
     text_tokens: int | None = None,
     live: Live | None = None,
     table: Table | None = None,
+    prefer: Preference = "usual",
 ) -> Advice:
     """The advice for `machine`, or for `target` instead of its card.
 
     `overrides` are `key=value` settings that the choice keeps; samples have `text_tokens`
     at most, or those of the longest of `data`, or else the plan's limit. `live` forecasts a plan at
     a text length (None: the longest of `data`) where the shipped grid does not reach; `table`
-    replaces the shipped and the user's rows. Raises PlanError for an unknown model and for
+    replaces the shipped and the user's rows; `prefer` is the order in which plans are preferred.
+    Raises PlanError for an unknown model and for
     settings that cannot run, and whatever `live` raises.
     """
     overrides = tuple(overrides)
@@ -69,6 +72,7 @@ def advise(
         data=data,
         text_tokens=text_tokens,
         live=live,
+        prefer=prefer,
     )
     _must_be_folder(assigned(overrides).get("weights", "default"))
     gpu = gpu_for(machine, target)
@@ -136,6 +140,8 @@ def _on_gpu(request: Request, gpu: Gpu, model: str) -> Advice:
         considered=choice.considered,
         ladder=choice.ladder,
         better=choice.better,
+        prefer=request.prefer,
+        alternatives=choice.alternatives,
         better_card_gib=smallest_card_gib(choice.better.needs.bytes) if choice.better else None,
         forecast=found.forecast,
         findings=(
