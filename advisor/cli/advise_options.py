@@ -69,6 +69,9 @@ class AdviseOptions:
     explain: Annotated[
         Text, typer.Option(metavar="COMPONENT", help="Explain a part of the memory and exit.")
     ] = None
+    why: Annotated[
+        bool, typer.Option("--why", help="Print the reasons, the other plans and all notes.")
+    ] = False
     as_json: Json = False
     svg: Annotated[Path | None, typer.Option(metavar="FILE", hidden=True)] = None
 

@@ -59,7 +59,7 @@ def run(context: typer.Context, options: AdviseOptions) -> None:
 
         write(options.svg, render_svg(advice))
     try:
-        print_advice(advice, options.as_json)
+        print_advice(advice, options.as_json, options.why)
         sys.stdout.flush()
     except (BrokenPipeError, SystemExit):  # rich leaves with 1 when the reader has gone
         # A reader such as `head` has seen enough; the answer is still what it is.

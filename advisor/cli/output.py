@@ -38,7 +38,7 @@ def plot_step(advice: Advice, path: Path) -> None:
         fail(f"{path}: cannot be written: {reason(error)}")
 
 
-def print_advice(advice: Advice, as_json: bool) -> None:
+def print_advice(advice: Advice, as_json: bool, why: bool) -> None:
     from advisor.report.text import PlainConsole, print_text, to_json
 
     if as_json:
@@ -46,7 +46,7 @@ def print_advice(advice: Advice, as_json: bool) -> None:
         for finding in (*advice.findings, *advice.machine.notes):
             tell(str(finding))
     else:
-        print_text(advice, PlainConsole())
+        print_text(advice, PlainConsole(), why)
 
 
 def saved(advice: Advice, path: Path) -> Advice:
