@@ -18,8 +18,8 @@ from advisor.cli.options import (
     System,
     Text,
     Vram,
+    card_size,
     must_be_writable,
-    parse_size,
 )
 from profiles.exits import fail
 
@@ -53,7 +53,7 @@ class AdviseOptions:
     emulate_vram: Annotated[
         int | None,
         typer.Option(
-            metavar="SIZE", parser=parse_size, help="Try a smaller card's plan here, under its cap."
+            metavar="SIZE", parser=card_size, help="Try a smaller card's plan here, under its cap."
         ),
     ] = None
     save: Annotated[

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from profiles.exits import fail
-from profiles.sizes import GIB, MIB
+from profiles.sizes import GIB, parse_size
+from profiles.streams import tell
 
 if TYPE_CHECKING:
     from advisor.machine.target import Target
@@ -19,27 +20,14 @@ if TYPE_CHECKING:
 PLOT_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".pdf")
 
 
-MAX_VRAM_BYTES = 2**44  # 16 TiB: anything above is a wrong unit
-
-
-_UNITS = {"mib": MIB, "gib": GIB, "mb": 10**6, "gb": 10**9}
-
-
-def parse_size(text: str) -> int:
-    """Bytes from a number with a unit. Raises typer.BadParameter.
-
-    A bare number is refused: 8 GB and 8 GiB differ by more than the whole margin.
-    """
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)", text.strip(), re.ASCII)
-    unit = _UNITS.get(match[2].lower()) if match else None
-    if match is None or unit is None:
-        raise typer.BadParameter(f"got {text!r}; give a number and MiB, GiB, MB or GB: 8GiB")
+def card_size(text: str) -> int:
+    """Bytes of a card's memory. Says how a plain number is read. Raises typer.BadParameter."""
     try:
-        size = round(float(match[1]) * unit)
-    except OverflowError:
-        size = MAX_VRAM_BYTES + 1
-    if not 0 < size <= MAX_VRAM_BYTES:
-        raise typer.BadParameter(f"got {text!r}; give more than 0 and at most 16384GiB")
+        size = parse_size(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    if not text.strip()[-1].isalpha():
+        tell(f"note: {text.strip()} is read as {size / GIB:g} GiB")
     return size
 
 
@@ -48,7 +36,7 @@ Text = str | None
 
 Vram = Annotated[
     int | None,
-    typer.Option(metavar="SIZE", parser=parse_size, help="For a card of this size, such as 8GiB."),
+    typer.Option(metavar="SIZE", parser=card_size, help="For a card of this size: 8GiB (or 8)."),
 ]
 
 

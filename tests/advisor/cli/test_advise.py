@@ -11,7 +11,6 @@ import pytest
 from typer.testing import CliRunner
 
 from advisor.cli.main import app
-from advisor.cli.options import parse_size
 from profiles.plan import Plan
 from tests.advisor import fake_nvml
 from tests.advisor.fake_nvml import Card, install
@@ -58,7 +57,7 @@ def test_the_answer_comes_first_and_sets_the_exit_code(arguments, code, words):
         (("--set", "mikro_batch=2"), "did you mean micro_batch?"),
         (("--set", "micro_batch"), "must read key=value"),
         (("--set", "dtype=fp16"), "fp16 training needs a GPU"),
-        (("--vram", "8"), "8GiB"),
+        (("--vram", "8192"), "did you mean 8192MiB?"),
         (("--vram", "-8GiB"), "vram"),
         (("--vram", "0GiB"), "more than 0"),
         (("--vram", "nanGiB"), "vram"),
@@ -185,12 +184,11 @@ def test_an_interrupt_is_exit_130(monkeypatch):
     assert _run().exit_code == 130
 
 
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [("8GiB", 8 * 2**30), ("8 gib", 8 * 2**30), ("8GB", 8 * 10**9), ("7.5GiB", 7.5 * 2**30)],
-)
-def test_sizes(text, size):
-    assert parse_size(text) == size
+@pytest.mark.parametrize("option", [("--vram",), ("--emulate-vram",)])
+def test_a_number_without_a_unit_is_gib_and_said_to_be(option):
+    result = _run(*option, "8")
+    assert "note: 8 is read as 8 GiB" in result.stderr
+    assert "note" not in _run(*option, "8GiB").stderr
 
 
 def _cpu_seconds(*arguments: str) -> float:
