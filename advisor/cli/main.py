@@ -11,6 +11,7 @@ import typer
 
 from advisor.cli import table
 from advisor.cli.advise_options import AdviseOptions
+from advisor.cli.explain_oom import explain_oom_command
 from advisor.cli.forecast import check_command, forecast_command
 from advisor.cli.options import (
     Json,
@@ -35,6 +36,7 @@ app = typer.Typer(
 app.add_typer(table.app, name="table")
 app.command("forecast")(forecast_command)
 app.command("check")(check_command)
+app.command("explain-oom")(explain_oom_command)
 
 
 @app.callback(invoke_without_command=True)
