@@ -455,7 +455,8 @@ def test_a_windows_shell_s_utf_16_is_read(tmp_path: Path):
         assert run(str(path)).exit_code == 0
 
 
-def test_only_the_ends_of_a_long_log_are_read(tmp_path: Path):
+def test_only_the_ends_of_a_long_log_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("advisor.cli.explain_oom.ENDS", 1 << 20)
     path = tmp_path / "train.log"
     with path.open("wb") as file:
         file.write(b"begin\n")
@@ -463,8 +464,9 @@ def test_only_the_ends_of_a_long_log_are_read(tmp_path: Path):
         file.seek(0, os.SEEK_END)
         file.write(f"\n{CAPACITY}\n".encode())
     result = run(str(path))
-    assert result.exit_code == 0 and "only the first and the last 2 MiB were read" in result.stdout
-    middle = "x\n" * 4_000_000 + CAPACITY + "\n" + "x\n" * 4_000_000
+    assert result.exit_code == 0 and "only the first and the last 1 MiB were read" in result.stdout
+    long = ("x" * 999 + "\n") * 2000
+    middle = f"{long}{CAPACITY}\n{long}"
     assert run("-", text=middle).exit_code == 3
     assert run("-", text=middle + CAPACITY).exit_code == 0
 
