@@ -81,7 +81,7 @@ def must_agree(assignments: list[str]) -> None:
 def named_card(vram: int | None, gpu: str | None, system: str | None) -> Target | None:
     """The card that the options name, if any. Ends with exit code 2 on a contradiction."""
     from advisor.machine.target import Target
-    from profiles.gpus import find_gpu
+    from profiles.gpus import find_gpus
 
     if system not in (None, "linux", "windows"):
         fail(f"--os: got {system!r}; give linux or windows")
@@ -92,11 +92,13 @@ def named_card(vram: int | None, gpu: str | None, system: str | None) -> Target 
     if vram is not None and gpu is not None:
         fail("--vram and --gpu both name a card; give one of them")
     try:
-        card = None if gpu is None else find_gpu(gpu)
+        count, card = (1, None) if gpu is None else find_gpus(gpu)
     except ValueError as error:
         # Whatever is wrong with the name, the size alone is enough.
-        fail(f"--gpu: {error}\n    hint: if the card is not listed, give --vram SIZE, such as 8GiB")
-    return Target(vram, card, windows=system == "windows")
+        fail(
+            f"--gpu: {error}\n    hint: --vram SIZE, such as 8GiB, gives the memory side of any GPU"
+        )
+    return Target(vram, card, windows=system == "windows", count=count)
 
 
 def must_be_data(folder: Path | None, skip_broken: str | None) -> None:

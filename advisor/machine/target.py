@@ -21,6 +21,14 @@ class Target:
     vram_bytes: int | None = None
     card: GpuProfile | None = None
     windows: bool = False
+    count: int = 1
+
+    @property
+    def one_of_several(self) -> str | None:
+        """What to know of an answer that is about one of several cards."""
+        if self.count == 1:
+            return None
+        return f"this is about one of the {self.count} cards; several are not planned for yet"
 
     @property
     def gpu(self) -> Gpu:

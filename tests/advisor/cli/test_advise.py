@@ -63,7 +63,8 @@ def test_the_answer_comes_first_and_sets_the_exit_code(arguments, code, words):
         (("--vram", "nanGiB"), "vram"),
         (("--vram", "9" * 400 + "GiB"), "at most"),
         (("--mdl", "7b"), "--model"),
-        (("--gpu", "RTX 9999"), "did you mean"),
+        (("--gpu", "RTX 4600"), "did you mean RTX 4060?"),
+        (("--gpu", "M2 Max"), "--vram SIZE, such as 8GiB, gives the memory side"),
         (("--no-quantization", "--set", "quantization=nf4"), "give it once"),
         (("--model", "7B"), "did you mean '7b'"),
         (("table", "--source", "foo"), "known: seed, measured, user"),
@@ -120,6 +121,16 @@ def test_a_card_of_several_sizes_tells_how_to_name_another():
     other = _run(*shlex.split(command), "--model", "7b", "--json")
     assert other.exit_code == 0
     assert "RTX 3060 (12 GB)" in json.loads(other.stdout)["summary"]
+
+
+def test_of_several_cards_one_is_advised_and_said_to_be():
+    told = "this is about one of the 2 cards; several are not planned for yet"
+    result = _run("--gpu", "2x RTX 3090")
+    assert result.exit_code == 0 and "7b on RTX 3090 (24 GB)" in result.stdout
+    assert result.stdout.count("this is about one of the 2 cards") == 1
+    document = json.loads(_run("--gpu", "2x RTX 3090", "--json").stdout)
+    assert [f["what"] for f in document["findings"]].count(told) == 1
+    assert "one of the" not in _run("--gpu", "RTX 3090").stdout
 
 
 def test_weights_are_named_or_a_folder_that_is_there(tmp_path):
