@@ -63,7 +63,8 @@ class AdviseOptions:
         Path | None, typer.Option(metavar="FILE", help="Draw one step's memory as a picture.")
     ] = None
     explain: Annotated[
-        Text, typer.Option(metavar="COMPONENT", help="Explain a part of the memory and exit.")
+        Text,
+        typer.Option(metavar="NAME", help="Explain a part of the memory or a setting, and exit."),
     ] = None
     as_json: Json = False
     svg: Annotated[Path | None, typer.Option(metavar="FILE", hidden=True)] = None
