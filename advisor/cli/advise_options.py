@@ -19,8 +19,10 @@ from advisor.cli.options import (
     Text,
     Vram,
     card_size,
+    explained_names,
     must_be_writable,
 )
+from profiles.command_line import MODEL_HELP, Version, model_names
 from profiles.exits import fail
 
 
@@ -30,7 +32,7 @@ class AdviseOptions:
 
     model: Annotated[
         Text,
-        typer.Option(help="Size: tiny, 7b, 7b-v1, 13b or 13b-v1. Default: one that fits."),
+        typer.Option(help=f"{MODEL_HELP} Default: one that fits.", autocompletion=model_names),
     ] = None
     settings: Settings = None
     weights: Annotated[
@@ -64,9 +66,14 @@ class AdviseOptions:
     ] = None
     explain: Annotated[
         Text,
-        typer.Option(metavar="NAME", help="Explain a part of the memory or a setting, and exit."),
+        typer.Option(
+            metavar="NAME",
+            help="Explain a part of the memory or a setting, and exit.",
+            autocompletion=explained_names,
+        ),
     ] = None
     as_json: Json = False
+    version: Version = False
     svg: Annotated[Path | None, typer.Option(metavar="FILE", hidden=True)] = None
 
     @property

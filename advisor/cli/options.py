@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from profiles.command_line import gpu_names
 from profiles.exits import fail
 from profiles.sizes import GIB, parse_size
 from profiles.streams import tell
@@ -31,6 +33,15 @@ def card_size(text: str) -> int:
     return size
 
 
+def explained_names(incomplete: str) -> Iterator[str]:
+    """What --explain knows and begins so: parts of the memory with hyphens, and settings."""
+    from advisor.report.glossary import EXPLANATIONS
+    from profiles.plan import setting_names
+
+    names = [name.lower().replace(" ", "-") for name in EXPLANATIONS] + setting_names()
+    yield from (name for name in names if name.startswith(incomplete.lower()))
+
+
 Text = str | None
 
 
@@ -40,7 +51,14 @@ Vram = Annotated[
 ]
 
 
-Card = Annotated[Text, typer.Option(metavar="NAME", help='For this card, such as "RTX 3060 12GB".')]
+Card = Annotated[
+    Text,
+    typer.Option(
+        metavar="NAME",
+        help='For this card, such as "RTX 3060 12GB".',
+        autocompletion=gpu_names,
+    ),
+]
 
 
 System = Annotated[
