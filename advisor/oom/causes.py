@@ -13,7 +13,9 @@ from profiles.sizes import GIB, MIB, gib, mib
 
 OTHERS_BYTES = GIB // 2  # less beside the process may be the display
 CONTEXT_BYTES = GIB  # of CUDA's context and libraries; on most cards it is half of that
-SCRAPS_SHARE, SCRAPS_LEAST = 0.1, 0.03  # of the card, in the pool and not in use
+# Shares of the card that are in the pool and not in use: much in any case, and enough to matter.
+SCRAPS_SHARE, SCRAPS_LEAST = 0.1, 0.03
+REFUSED_SHARE = 0.05  # of the card; a driver does not give out the last of it
 SEGMENTS = "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"
 
 
@@ -29,7 +31,7 @@ class Use:
     """The card at the error, in bytes; None for what the message does not say."""
 
     total: int
-    free: int
+    free: int | None
     tensors: int
     scraps: int  # in the pool, not in use
     own: int | None  # this process, context included
@@ -43,6 +45,8 @@ class Use:
     @property
     def outside(self) -> int:
         """Neither free nor this process's, as far as that is known."""
+        if self.free is None:
+            return 0
         return max(0, self.total - self.free - (self.pool if self.own is None else self.own))
 
     @property
@@ -64,9 +68,11 @@ class Use:
         if self.own is not None:
             found.append(("context and libraries", max(0, self.own - self.pool)))
             found.append(("other processes, display", self.outside))
-        else:
+        elif self.free is not None:
             found.append(("context, libraries, other processes", self.outside))
-        return [Filled(part=name, bytes=size) for name, size in (*found, ("free", self.free))]
+        if self.free is not None:
+            found.append(("free", self.free))
+        return [Filled(part=name, bytes=held) for name, held in found]
 
 
 def use_of(message: Message) -> Use | None:
@@ -83,7 +89,7 @@ def use_of(message: Message) -> Use | None:
             itself = min(near, key=lambda one: one.bytes)
             own, others = itself.bytes, tuple(one for one in others if one is not itself)
     whole = message.unallocated_bytes is not None
-    return Use(total, message.free_bytes or 0, tensors, scraps, own, others, whole)
+    return Use(total, message.free_bytes, tensors, scraps, own, others, whole)
 
 
 class Cause(Frozen):
@@ -110,11 +116,12 @@ def size(number: int) -> str:
     return gib(number) if number >= GIB else mib(number) if number >= MIB else f"{number} bytes"
 
 
-def _enough(freed: int, use: Use, asked: int) -> str:
-    missing = asked - freed - use.free
-    if missing <= 0:
-        return "without it this request would have fitted"
-    return f"without it {size(missing)} would still have been missing"
+def _enough(freed: int, use: Use, asked: int, so: str) -> str:
+    """Whether the request would have fitted if `freed` bytes were free too."""
+    missing = asked - freed - (use.free or 0)
+    if missing > 0:
+        return f"; even {so} {size(missing)} would still have been missing"
+    return f"; {so} the request would have fitted" if asked > (use.free or 0) else ""
 
 
 def _others(use: Use, asked: int) -> Cause | None:
@@ -124,7 +131,9 @@ def _others(use: Use, asked: int) -> Cause | None:
     pids = ", ".join(f"{one.pid} with {size(one.bytes)}" for one in use.listed[:3])
     who = f" ({pids})" if pids else ""
     sure = "" if use.own is not None else " most likely"
-    text = f"other processes{sure} hold {size(use.others)}{who}; {_enough(use.others, use, asked)}"
+    them = "other processes" if use.listed or use.own is None else "other processes or the display"
+    text = f"{them}{sure} hold {size(use.others)}{who}"
+    text += _enough(use.others, use, asked, "without them")
     left = vram_option(use.total - use.others)
     return Cause(name="other processes", text=text, helps=(
         "nvidia-smi lists the processes on the card; end what is not needed, also notebooks and "
@@ -136,12 +145,14 @@ def _others(use: Use, asked: int) -> Cause | None:
 
 def _scraps(use: Use, asked: int, windows: bool) -> Cause | None:
     share = use.scraps / use.total
-    large = share >= SCRAPS_SHARE or (use.scraps >= asked and share >= SCRAPS_LEAST)
+    free = use.free or 0
+    decides = free < asked <= free + use.scraps and share >= SCRAPS_LEAST
+    large = share >= SCRAPS_SHARE or decides
     if use.spilled or not large:
         return None
     text = (
         f"fragmentation: {size(use.scraps)} are reserved by PyTorch but not in use, in pieces too "
-        f"small for the request; {_enough(use.scraps, use, asked)}"
+        f"small for the request{_enough(use.scraps, use, asked, 'in one piece')}"
     )
     fix = f"start it with {SEGMENTS} (PyTorch 2.1 or later); lisa-train's plans do (allocator)"
     if windows:
@@ -169,10 +180,12 @@ def _larger(use: Use, asked: int) -> Cause | None:
 
 
 def _refused(message: Message, use: Use, asked: int, windows: bool) -> Cause | None:
-    if not 0 < asked <= use.free or message.allowed_bytes is not None:
+    free = use.free or 0
+    room = 0 < asked <= free and free >= REFUSED_SHARE * use.total
+    if not room or message.allowed_bytes is not None:
         return None
     text = (
-        f"{size(use.free)} were free when the error was written, more than was asked for: the "
+        f"{size(free)} were free when the error was written, more than was asked for: the "
         "driver refused although there was room"
     )
     fix = "look for a limit of the virtual GPU or the container, and for processes that come and go"

@@ -107,6 +107,15 @@ CARDS = [  # text, size of the card, causes
     ("CUDA out of memory. Tried to allocate 2.00 GiB (GPU 0; 6.00 GiB total capacity; 781.00 MiB "
      "already allocated; 3.03 GiB free; 0.80 GiB reserved in total by PyTorch)", 6,
      ["other processes", "refused"]),
+    # The last of a card is not given out.
+    ("CUDA out of memory. Tried to allocate 32.00 MiB. GPU 0 has a total capacty of 4.00 GiB of "
+     "which 41.00 MiB is free. Including non-PyTorch memory, this process has 3.80 GiB memory in "
+     "use. Of the allocated memory 3.10 GiB is allocated by PyTorch, and 1.90 MiB is reserved by "
+     "PyTorch but unallocated.", 4, TENSORS),
+    # Scraps and what is free would do together, neither alone.
+    ("CUDA out of memory. Tried to allocate 11.00 GiB (GPU 0; 47.53 GiB total capacity; 34.00 GiB "
+     "already allocated; 8.16 GiB free; 38.40 GiB reserved in total by PyTorch)", 47.53,
+     ["fragmentation", "tensors"]),
     # NVML's "not available", under WSL.
     ("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 8.00 GiB of "
      "which 0 bytes is free. Including non-PyTorch memory, this process has 17179869184.00 GiB "
@@ -288,7 +297,7 @@ def test_the_process_itself_is_found_in_a_container_s_list():
 def test_others_come_first_with_their_number_and_what_is_left_beside_them():
     told = explain(CARDS[7][0])
     assert "77 with 30.10 GiB" in told.causes[0].text
-    assert "without it this request would have fitted" in told.causes[0].text
+    assert "; without them the request would have fitted" in told.causes[0].text
     assert "nvidia-smi" in told.helps[0] and any("--wait-minutes" in one for one in told.helps)
     assert any("--vram 17.39GiB" in one for one in told.helps)
 
@@ -296,8 +305,8 @@ def test_others_come_first_with_their_number_and_what_is_left_beside_them():
 def test_scraps_ask_for_expandable_segments_where_the_system_has_them():
     linux, short = explain(CARDS[10][0]), explain(CARDS[11][0])
     assert "expandable_segments:True" in linux.helps[0]
-    assert "this request would have fitted" in linux.causes[0].text
-    assert "430 MiB would still have been missing" in short.causes[0].text
+    assert "; in one piece the request would have fitted" in linux.causes[0].text
+    assert "even in one piece 430 MiB would still have been missing" in short.causes[0].text
     windows = explain('  File "C:\\Users\\me\\train.py", line 3\n' + CARDS[10][0])
     assert (
         "max_split_size_mb" in windows.helps[0] and "expandable_segments:" not in windows.helps[0]
@@ -309,6 +318,16 @@ def test_a_card_that_spilled_is_asked_about_as_windows_card():
     told = explain(CARDS[12][0])
     assert "host memory" in told.causes[0].text and told.command is not None
     assert told.command.endswith("--os windows")
+
+
+def test_what_a_message_leaves_out_is_not_made_up():
+    told = explain(
+        "XPU out of memory. Tried to allocate 1.00 GiB. GPU 0 has a total capacity of 15.91 GiB. "
+        "Of the allocated memory 14.00 GiB is allocated by PyTorch, and 500.00 MiB is reserved by "
+        "PyTorch but unallocated. Please use `empty_cache` to release all unoccupied memory."
+    )
+    assert [part.part for part in told.filled] == ["tensors", "in the pool, not in use"]
+    assert "free" not in told.summary and "only NVIDIA" in told.notes[0]
 
 
 def test_amd_and_apple_are_told_that_only_nvidia_is_known():
