@@ -88,6 +88,8 @@ _BARE = (
     _w("card", "CUDA", r"(?:CUDA|HIP)(?:driver)?error:?outofmemory|cudaruntimeerror\(2\)"
        r"|cudaErrorMemoryAllocation|CUDA_ERROR_OUT_OF_MEMORY|cudaMallocfailed:outofmemory"),
     _w("card", "PyTorch", r"torch\.(?:cuda\.)?OutOfMemoryError|(?:CUDA|HIP)outofmemory"),
+    _w("card", "accelerate", r"Noexecutablebatchsizefound"),
+    _w("card", "transformers", r"enoughGPURAMtofit"),
     _w("card", "TensorFlow or JAX", r"OOMwhenallocatingtensor|RESOURCE_EXHAUSTED:Outofmemory"),
     _w("card", "cuBLAS", r"CUBLAS_STATUS_NOT_INITIALIZED", sure=False),
     _w("shared", "PyTorch's data loader", r"insufficientsharedmemory\(shm\)|outofsharedmemory"

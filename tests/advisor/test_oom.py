@@ -201,6 +201,9 @@ BARE = [
     ("ng3:30630:30661 [3] include/alloc.h:178 NCCL WARN Cuda failure 'out of memory'", "card"),
     ("node1:1:2 [0] NCCL WARN Cuda failure 2 'out of memory'", "card"),
     ("[3] alloc.h:185 NCCL WARN Failed to CUDA calloc 6291456 bytes", "card"),
+    ("RuntimeError: No executable batch size found, reached zero.", "card"),
+    ("ValueError: Some modules are dispatched on the CPU or the disk. Make sure you have enough "
+     "GPU RAM to fit the quantized model.", "card"),
     ("failed to allocate 17.79G (19104890880 bytes) from device: CUDA_ERROR_OUT_OF_MEMORY", "card"),
     ("ResourceExhaustedError: OOM when allocating tensor with shape[8,512,512]", "card"),
     ("ggml_backend: allocating 1024.00 MiB on device 0: cudaMalloc failed: out of memory", "card"),
