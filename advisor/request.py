@@ -46,6 +46,7 @@ class Request:
     data: Path | None
     text_tokens: int | None
     live: Live | None
+    exact: bool = False
 
     @property
     def what_if(self) -> bool:
@@ -106,6 +107,7 @@ class Request:
             live=self.live,
             data=self.data,
             text_tokens=self.text_tokens,
+            exact=self.exact,
         )
 
 

@@ -18,7 +18,7 @@ from advisor.cli.options import (
     must_be_data,
     named_card,
 )
-from advisor.cli.output import plot_step, print_advice, saved, write
+from advisor.cli.output import print_advice, saved, with_forecast, write, write_plot
 from profiles.command_options import takes
 from profiles.exits import EXIT_FAILED, EXIT_USAGE, fail
 from profiles.files import refused
@@ -94,11 +94,15 @@ def _advised(options: AdviseOptions) -> Advice:
     machine = probe()
     try:
         live = live_forecast(machine, target, data, tell)
-        advice = advise(machine, options.model, assignments, target, data=data, live=live)
+        advice = advise(
+            machine, options.model, assignments, target,
+            data=data, live=live, exact=options.plot is not None,
+        )  # fmt: skip
         if options.measure or emulated:
             advice = _tried(advice, emulated)
         if options.plot is not None:
-            plot_step(advice, options.plot)
+            advice = with_forecast(advice, live)
+            write_plot(advice, live, options.plot)
     except PlanError as error:
         fail(f"these settings cannot run\n{error}")
     except BadQuestion as error:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from advisor.machine.target import Target
 
 
-PLOT_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".pdf")
+PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
 
 MAX_VRAM_BYTES = 2**44  # 16 TiB: anything above is a wrong unit
