@@ -13,6 +13,7 @@ from advisor.cli.options import (
     Card,
     DataDir,
     Json,
+    Model,
     Settings,
     SkipBroken,
     System,
@@ -28,10 +29,7 @@ from profiles.exits import fail
 class AdviseOptions:
     """The options of `lisa-advise`, in the order of its help."""
 
-    model: Annotated[
-        Text,
-        typer.Option(help="Size: tiny, 7b, 7b-v1, 13b or 13b-v1. Default: one that fits."),
-    ] = None
+    model: Model = None
     settings: Settings = None
     weights: Annotated[
         Text, typer.Option(metavar="FOLDER", help="Model folder of lisa-train convert, or random.")

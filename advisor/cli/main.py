@@ -19,6 +19,7 @@ from advisor.cli.options import (
     named_card,
 )
 from advisor.cli.output import print_advice, saved, with_forecast, write, write_plot
+from advisor.cli.report import report_command
 from profiles.command_options import takes
 from profiles.exits import EXIT_FAILED, EXIT_USAGE, fail
 from profiles.files import refused
@@ -35,6 +36,7 @@ app = typer.Typer(
 app.add_typer(table.app, name="table")
 app.command("forecast")(forecast_command)
 app.command("check")(check_command)
+app.command("report")(report_command)
 
 
 @app.callback(invoke_without_command=True)

@@ -46,6 +46,11 @@ def parse_size(text: str) -> int:
 Text = str | None
 
 
+Model = Annotated[
+    Text, typer.Option(help="Size: tiny, 7b, 7b-v1, 13b or 13b-v1. Default: one that fits.")
+]
+
+
 Vram = Annotated[
     int | None,
     typer.Option(metavar="SIZE", parser=parse_size, help="For a card of this size, such as 8GiB."),

@@ -99,7 +99,9 @@ def picture(step: Timeline, told: Forecast, advice: Advice, kind: str) -> bytes:
     """The picture as a file of that kind: png, svg or pdf."""
     file = BytesIO()
     named: dict[str, Any] = {"Title": one_line(_title(advice))}
-    undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
+    # Nothing that differs from one run to the next, or names a page of the network.
+    bare = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    undated = {"svg": bare, "pdf": {"CreationDate": None}}.get(kind, {})
     with matplotlib.rc_context(STYLE):
         figure(step, told, advice).savefig(file, format=kind, metadata=named | undated)
     return file.getvalue()
