@@ -34,6 +34,7 @@ from advisor.request import (
 from advisor.tiny import on_cpu, tiny_instead, tiny_on_gpu
 from profiles.findings import Finding, PlanError
 from profiles.overrides import assigned
+from profiles.preferences import Preference
 from profiles.sizes import gib
 from profiles.tested import Table, read_table
 
@@ -51,14 +52,16 @@ def advise(
     live: Live | None = None,
     table: Table | None = None,
     exact: bool = False,
+    prefer: Preference = "usual",
 ) -> Advice:
     """The advice for `machine`, or for `target` instead of its card.
 
     `overrides` are `key=value` settings that the choice keeps; samples have `text_tokens`
     at most, or those of the longest of `data`, or else the plan's limit. `live` forecasts a plan at
     a text length (None: the longest of `data`) where the shipped grid does not reach, or `exact`
-    figures are wanted; `table` replaces the shipped and the user's rows. Raises PlanError for an
-    unknown model and for settings that cannot run, and whatever `live` raises.
+    figures are wanted; `table` replaces the shipped and the user's rows; `prefer` is the order in
+    which plans are preferred. Raises PlanError for an unknown model and for settings that cannot
+    run, and whatever `live` raises.
     """
     overrides = tuple(overrides)
     request = Request(
@@ -71,6 +74,7 @@ def advise(
         text_tokens=text_tokens,
         live=live,
         exact=exact,
+        prefer=prefer,
     )
     _must_be_folder(assigned(overrides).get("weights", "default"))
     gpu = gpu_for(machine, target)
@@ -138,6 +142,8 @@ def _on_gpu(request: Request, gpu: Gpu, model: str) -> Advice:
         considered=choice.considered,
         ladder=choice.ladder,
         better=choice.better,
+        prefer=request.prefer,
+        alternatives=choice.alternatives,
         better_card_gib=smallest_card_gib(choice.better.needs.bytes) if choice.better else None,
         forecast=found.forecast,
         findings=(

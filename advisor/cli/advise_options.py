@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +14,8 @@ from advisor.cli.options import (
     DataDir,
     Json,
     Model,
+    Prefer,
+    Ram,
     Settings,
     SkipBroken,
     System,
@@ -43,6 +45,8 @@ class AdviseOptions:
     gpu: Card = None
     vram: Vram = None
     system: System = None
+    ram: Ram = None
+    prefer: Prefer = "usual"
     data_dir: DataDir = None
     skip_broken: SkipBroken = None
     measure: Annotated[
@@ -69,7 +73,7 @@ class AdviseOptions:
     @property
     def any_given(self) -> bool:
         """Whether any option was given at all."""
-        return any(astuple(self))
+        return self != AdviseOptions()
 
     def assignments(self) -> list[str]:
         """The settings of --set and those that short options stand for; alpha follows the rank."""

@@ -89,7 +89,8 @@ def _advised(options: AdviseOptions) -> Advice:
 
     options.check()
     data, emulated = options.data_dir, options.emulate_vram is not None
-    target = named_card(options.vram or options.emulate_vram, options.gpu, options.system)
+    size = options.vram or options.emulate_vram
+    target = named_card(size, options.gpu, options.system, options.ram)
     must_be_data(data, options.skip_broken)
     assignments = options.assignments()
     must_agree(assignments)
@@ -98,7 +99,7 @@ def _advised(options: AdviseOptions) -> Advice:
         live = live_forecast(machine, target, data, tell)
         advice = advise(
             machine, options.model, assignments, target,
-            data=data, live=live, exact=options.plot is not None,
+            data=data, live=live, prefer=options.prefer, exact=options.plot is not None,
         )  # fmt: skip
         if options.measure or emulated:
             advice = _tried(advice, emulated)

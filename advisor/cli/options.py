@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from profiles.exits import fail
+from profiles.preferences import Preference
 from profiles.sizes import GIB, MIB
 
 if TYPE_CHECKING:
@@ -65,6 +66,20 @@ System = Annotated[
 ]
 
 
+Ram = Annotated[
+    int | None,
+    typer.Option(
+        metavar="SIZE", parser=parse_size, help="With --vram or --gpu: host memory.  [16GiB]"
+    ),
+]
+
+
+Prefer = Annotated[
+    Preference,
+    typer.Option(help="What counts first among plans that fit: docs/advice.md."),
+]
+
+
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Set a setting of the plan. Repeatable."),
@@ -95,7 +110,9 @@ def must_agree(assignments: list[str]) -> None:
                 fail(f"{key}: got {given[key]} and {value}; give it once")
 
 
-def named_card(vram: int | None, gpu: str | None, system: str | None) -> Target | None:
+def named_card(
+    vram: int | None, gpu: str | None, system: str | None, ram: int | None = None
+) -> Target | None:
     """The card that the options name, if any. Ends with exit code 2 on a contradiction."""
     from advisor.machine.target import Target
     from profiles.gpus import find_gpu
@@ -105,6 +122,8 @@ def named_card(vram: int | None, gpu: str | None, system: str | None) -> Target 
     if vram is None and gpu is None:
         if system is not None:
             fail("--os needs --vram or --gpu; this machine's own system is known")
+        if ram is not None:
+            fail("--ram needs --vram or --gpu; this machine's own memory is known")
         return None
     if vram is not None and gpu is not None:
         fail("--vram and --gpu both name a card; give one of them")
@@ -113,7 +132,7 @@ def named_card(vram: int | None, gpu: str | None, system: str | None) -> Target 
     except ValueError as error:
         # Whatever is wrong with the name, the size alone is enough.
         fail(f"--gpu: {error}\n    hint: if the card is not listed, give --vram SIZE, such as 8GiB")
-    return Target(vram, card, windows=system == "windows")
+    return Target(vram, card, windows=system == "windows", ram_bytes=ram)
 
 
 def must_be_data(folder: Path | None, skip_broken: str | None) -> None:

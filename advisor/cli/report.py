@@ -11,6 +11,8 @@ from advisor.cli.options import (
     Card,
     DataDir,
     Model,
+    Prefer,
+    Ram,
     Settings,
     SkipBroken,
     System,
@@ -34,6 +36,8 @@ def report_command(
     gpu: Card = None,
     vram: Vram = None,
     system: System = None,
+    ram: Ram = None,
+    prefer: Prefer = "usual",
     data_dir: DataDir = None,
     skip_broken: SkipBroken = None,
     run: Annotated[
@@ -62,18 +66,19 @@ def report_command(
         fail(f"got {file.name}; the name must end in .html")
     must_be_writable(file)
     found = None if run is None else _run(run)
-    target, assignments = named_card(vram, gpu, system), list(settings or ())
+    target, assignments = named_card(vram, gpu, system, ram), list(settings or ())
     must_be_data(data_dir, skip_broken)
     must_agree(assignments)
     kept = found.advice if found else None
-    if kept is not None and (model or assignments or target or data_dir):
+    if kept is not None and (model or assignments or target or data_dir or prefer != "usual"):
         fail(f"{run}: the run has its own advice; leave out the options that ask for another")
     machine, table = (kept.machine if kept else probe()), read_table()
     try:
         live = live_forecast(machine, target, data_dir, tell)
         advice = kept or advise(
-            machine, model, assignments, target, data=data_dir, live=live, table=table, exact=True
-        )
+            machine, model, assignments, target,
+            data=data_dir, live=live, table=table, prefer=prefer, exact=True,
+        )  # fmt: skip
         advice = with_forecast(advice, live)
         picture = step_picture(advice, live, "svg")
     except PlanError as error:

@@ -192,9 +192,9 @@ def interpret(
     if cap_bytes is not None and caching > cap_bytes:
         verdict = "OOM"
         reason = f"building the feature cache takes {gib(caching)} of {gib(cap_bytes)}"
-    if verdict != "OOM" and card.host_bytes is not None and host > card.host_bytes:
-        verdict = "OOM"
-        reason = f"host memory: {gib(host)} needed, {gib(card.host_bytes)} available"
+    short = card.host.shortage(plan, host) if card.host is not None else ""
+    if verdict != "OOM" and short:
+        verdict, reason = "OOM", short
     return Forecast(
         plan=plan,
         verdict=verdict,

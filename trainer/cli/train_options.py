@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from profiles.preferences import Preference
 from trainer.cli.options import Settings, SkipBroken, Text
 from trainer.run.folder import LATEST
 
@@ -20,6 +21,10 @@ class TrainOptions:
         bool, typer.Option("--auto", help="Train lisa-advise's plan. The default without --plan.")
     ] = False
     plan: Annotated[Path | None, typer.Option(help="Train with this plan.json.")] = None
+    prefer: Annotated[
+        Preference,
+        typer.Option(help="With --auto: what counts first among plans that fit."),
+    ] = "usual"
     model: Annotated[Text, typer.Option(help="Size: tiny, 7b, 7b-v1, 13b or 13b-v1.")] = None
     weights: Annotated[
         Text, typer.Option(metavar="FOLDER", help="Model folder of lisa-train convert, or random.")
