@@ -52,16 +52,17 @@ def advise(
     text_tokens: int | None = None,
     live: Live | None = None,
     table: Table | None = None,
+    exact: bool = False,
     prefer: Preference = "usual",
 ) -> Advice:
     """The advice for `machine`, or for `target` instead of its card.
 
     `overrides` are `key=value` settings that the choice keeps; samples have `text_tokens`
     at most, or those of the longest of `data`, or else the plan's limit. `live` forecasts a plan at
-    a text length (None: the longest of `data`) where the shipped grid does not reach; `table`
-    replaces the shipped and the user's rows; `prefer` is the order in which plans are preferred.
-    Raises PlanError for an unknown model and for
-    settings that cannot run, and whatever `live` raises.
+    a text length (None: the longest of `data`) where the shipped grid does not reach, or `exact`
+    figures are wanted; `table` replaces the shipped and the user's rows; `prefer` is the order in
+    which plans are preferred. Raises PlanError for an unknown model and for settings that cannot
+    run, and whatever `live` raises.
     """
     overrides = tuple(overrides)
     request = Request(
@@ -73,6 +74,7 @@ def advise(
         data=data,
         text_tokens=text_tokens,
         live=live,
+        exact=exact,
         prefer=prefer,
     )
     _must_be_folder(assigned(overrides).get("weights", "default"))

@@ -47,6 +47,7 @@ class Request:
     data: Path | None
     text_tokens: int | None
     live: Live | None
+    exact: bool = False
     prefer: Preference = "usual"
 
     @property
@@ -110,6 +111,7 @@ class Request:
             prefer=self.prefer,
             data=self.data,
             text_tokens=self.text_tokens,
+            exact=self.exact,
         )
 
 

@@ -31,7 +31,7 @@ from advisor.memory.live import Live
 from advisor.memory.speed import samples_per_second
 from profiles.findings import Finding
 from profiles.gpus import GpuProfile, gpus
-from profiles.grid import MICRO_BATCHES, estimate, nearest
+from profiles.grid import MICRO_BATCHES, caching_bytes, estimate, nearest
 from profiles.plan import Plan
 from profiles.preferences import Preference
 from profiles.settings import PREFIX_TOKENS
@@ -63,6 +63,7 @@ class Setting:
     text_tokens: int | None = None
     counted_by: str = ""  # the tokenizer that counted the data's longest text
     questions: int | None = None  # a picture of the data has, at most
+    exact: bool = False  # the plan chosen is forecast even where the grid reaches
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,8 @@ def search(base: Plan, pinned: set[str], setting: Setting) -> Found | str:
         setting = replace(setting, questions=questions, counted_by=told.counted_by)
     apart = {"host_layers": 0, "checkpointed_layers": base.profile.decoder.layers}
     if estimate(base.model_copy(update=apart), text) is not None:  # all else is as usual
-        return _chosen(base, pinned, setting, text, 1.0) or "no plan with these settings can run"
+        known = _chosen(base, pinned, setting, text, 1.0) or "no plan with these settings can run"
+        return known if isinstance(known, str) or not setting.exact else _exactly(known, setting)
     if setting.live is None:
         return "no forecast or tested row covers these settings"
     correction, found = 1.0, None
@@ -119,6 +121,24 @@ def search(base: Plan, pinned: set[str], setting: Setting) -> Found | str:
             break
         correction *= share
     return found or "no plan with these settings can run"
+
+
+def _exactly(found: Found, setting: Setting) -> Found:
+    """The choice with the forecast of its very plan, instead of one between the grid's corners.
+
+    What a tested row measured stays the plan's figure.
+    """
+    best = found.choice.best
+    if setting.live is None:
+        return found
+    told = setting.live(best.plan, found.text_tokens)
+    if not told.tiers:
+        return found
+    if best.needs.basis != "forecast":
+        return replace(found, forecast=told)
+    best = _as_told(best, told, setting)
+    choice = replace(found.choice, best=best, considered=(best, *found.choice.considered[1:]))
+    return replace(found, choice=choice, forecast=told)
 
 
 def largest_micro_batch(plan: Plan, scales: Scales, budget: Budget) -> int | None:
@@ -228,7 +248,7 @@ def _needs(
 ) -> tuple[Bytes, int] | None:
     """The pool and the host memory of `plan` at most: by forecast, or by a row that took less."""
     found = estimate(plan, text)
-    source = f"forecasts at {text} text tokens a sample{counted}"
+    source = f"interpolated between forecasts at {text} text tokens a sample{counted}"
     pool = found.pool_bytes if found is not None else 0
     if found is None:
         found = nearest(plan, text)
@@ -273,6 +293,9 @@ def _as_told(candidate: Candidate, told: Forecast, setting: Setting) -> Candidat
     """The candidate with the bytes of its own forecast."""
     pool, host = told.tier("pool").bytes, told.tier("host").bytes
     source = f"a forecast of this very plan{_counted(setting.counted_by)}"
+    if (caching := caching_bytes(candidate.plan)) > pool:
+        source += f": building the feature cache takes more than a step's {gib(pool)}"
+        pool = caching
     margin = setting.budget.margin.bytes
     doubt = margin_for(candidate.plan, pool, margin) - margin
     if doubt and pool <= setting.budget.cap_bytes:  # beyond it there is nothing to doubt

@@ -13,6 +13,7 @@ from advisor.cli.options import (
     Card,
     DataDir,
     Json,
+    Model,
     Prefer,
     Ram,
     Settings,
@@ -24,7 +25,7 @@ from advisor.cli.options import (
     explained_names,
     must_be_writable,
 )
-from profiles.command_line import MODEL_HELP, Version, model_names
+from profiles.command_line import Version
 from profiles.exits import fail
 
 
@@ -32,10 +33,7 @@ from profiles.exits import fail
 class AdviseOptions:
     """The options of `lisa-advise`, in the order of its help."""
 
-    model: Annotated[
-        Text,
-        typer.Option(help=f"{MODEL_HELP} Default: one that fits.", autocompletion=model_names),
-    ] = None
+    model: Model = None
     settings: Settings = None
     weights: Annotated[
         Text, typer.Option(metavar="FOLDER", help="Model folder of lisa-train convert, or random.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from profiles.command_line import gpu_names
+from profiles.command_line import MODEL_HELP, gpu_names, model_names
 from profiles.exits import fail
 from profiles.preferences import Preference
 from profiles.sizes import GIB, parse_size
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from advisor.machine.target import Target
 
 
-PLOT_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".pdf")
+PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def card_size(text: str) -> int:
@@ -44,6 +44,11 @@ def explained_names(incomplete: str) -> Iterator[str]:
 
 
 Text = str | None
+
+
+Model = Annotated[
+    Text, typer.Option(help=f"{MODEL_HELP} Default: one that fits.", autocompletion=model_names)
+]
 
 
 Vram = Annotated[

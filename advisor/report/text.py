@@ -133,7 +133,7 @@ def render_svg(advice: Advice) -> str:
 
 def _sections(advice: Advice) -> Iterator[tuple[str, RenderableType]]:
     if advice.plan is not None:
-        yield "Plan", _pairs(_plan_lines(advice.plan))
+        yield "Plan", _pairs(plan_lines(advice.plan))
     if advice.budget is not None:
         yield "Memory", _memory(advice)
     if advice.reasons:
@@ -166,7 +166,8 @@ def _pairs(lines: Iterator[tuple[str, str]]) -> Table:
     return table
 
 
-def _plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
+def plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
+    """The settings of a plan in words: (name, value)."""
     layers = plan.profile.decoder.layers
     yield "model", plan.profile.title
     yield "weights", f"{storage_text(plan)}, {plan.dtype} compute, on {plan.device}"
