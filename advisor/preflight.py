@@ -20,6 +20,7 @@ from advisor.machine.budget import Budget
 from advisor.machine.gpu import Gpu, Machine
 from advisor.machine.target import Target, gpu_for
 from advisor.memory.live import Live
+from advisor.memory.parts import parts_of
 from advisor.report.findings import card_findings, nearest_plan
 from advisor.report.reasons import card_reasons, plan_reasons
 from advisor.request import (
@@ -34,6 +35,7 @@ from advisor.request import (
 from advisor.tiny import on_cpu, tiny_instead, tiny_on_gpu
 from profiles.findings import Finding, PlanError
 from profiles.overrides import assigned
+from profiles.preferences import Preference
 from profiles.sizes import gib
 from profiles.tested import Table, read_table
 
@@ -50,14 +52,17 @@ def advise(
     text_tokens: int | None = None,
     live: Live | None = None,
     table: Table | None = None,
+    exact: bool = False,
+    prefer: Preference = "usual",
 ) -> Advice:
     """The advice for `machine`, or for `target` instead of its card.
 
     `overrides` are `key=value` settings that the choice keeps; samples have `text_tokens`
     at most, or those of the longest of `data`, or else the plan's limit. `live` forecasts a plan at
-    a text length (None: the longest of `data`) where the shipped grid does not reach; `table`
-    replaces the shipped and the user's rows. Raises PlanError for an unknown model and for
-    settings that cannot run, and whatever `live` raises.
+    a text length (None: the longest of `data`) where the shipped grid does not reach, or `exact`
+    figures are wanted; `table` replaces the shipped and the user's rows; `prefer` is the order in
+    which plans are preferred. Raises PlanError for an unknown model and for settings that cannot
+    run, and whatever `live` raises.
     """
     overrides = tuple(overrides)
     request = Request(
@@ -69,6 +74,8 @@ def advise(
         data=data,
         text_tokens=text_tokens,
         live=live,
+        exact=exact,
+        prefer=prefer,
     )
     _must_be_folder(assigned(overrides).get("weights", "default"))
     gpu = gpu_for(machine, target)
@@ -127,6 +134,7 @@ def _on_gpu(request: Request, gpu: Gpu, model: str) -> Advice:
         what_if=request.what_if,
         budget=budget,
         needs=best.needs,
+        parts=parts_of(best.plan, found.text_tokens, best.needs.bytes, found.forecast),
         host_bytes=best.host_bytes,
         text_tokens=found.text_tokens,
         counted_by=found.counted_by,
@@ -136,6 +144,8 @@ def _on_gpu(request: Request, gpu: Gpu, model: str) -> Advice:
         considered=choice.considered,
         ladder=choice.ladder,
         better=choice.better,
+        prefer=request.prefer,
+        alternatives=choice.alternatives,
         better_card_gib=smallest_card_gib(choice.better.needs.bytes) if choice.better else None,
         forecast=found.forecast,
         findings=(

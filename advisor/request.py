@@ -25,6 +25,7 @@ from profiles.gpus import gpu_by_nvml
 from profiles.models import model_profile
 from profiles.overrides import assigned
 from profiles.plan import Plan
+from profiles.preferences import Preference
 from profiles.settings import TARGETS_PER_PICTURE
 from profiles.tested import Table, TestedRow
 from profiles.text import argument
@@ -46,6 +47,8 @@ class Request:
     data: Path | None
     text_tokens: int | None
     live: Live | None
+    exact: bool = False
+    prefer: Preference = "usual"
 
     @property
     def what_if(self) -> bool:
@@ -92,7 +95,8 @@ class Request:
 
     def budget(self, gpu: Gpu) -> Budget | None:
         """What a run may take on `gpu`; None where its free memory is unknown."""
-        return budget_of(gpu, self.machine, self.what_if, self.own_rows)
+        ram = self.target.host_bytes if self.target else None
+        return budget_of(gpu, self.machine, ram, self.own_rows)
 
     def setting(self, gpu: Gpu, budget: Budget) -> Setting:
         """What a search on `gpu` depends on."""
@@ -104,8 +108,10 @@ class Request:
             spills=self.spills,
             refusals=partial(refusals, self, gpu),
             live=self.live,
+            prefer=self.prefer,
             data=self.data,
             text_tokens=self.text_tokens,
+            exact=self.exact,
         )
 
 
@@ -210,6 +216,8 @@ def command_of(request: Request, model: str) -> str:
     for text in request.overrides:
         if not text.startswith(("model=", "weights=")):
             options += f" --set {shlex.quote(text)}"
+    if request.prefer != "usual":
+        options += f" --prefer {request.prefer}"
     if "weights" in given:
         options += f" --weights {argument(given['weights'])}"
     needed = weights_needed(model, given.get("weights", "default"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +13,9 @@ from advisor.cli.options import (
     Card,
     DataDir,
     Json,
+    Model,
+    Prefer,
+    Ram,
     Settings,
     SkipBroken,
     System,
@@ -22,7 +25,7 @@ from advisor.cli.options import (
     explained_names,
     must_be_writable,
 )
-from profiles.command_line import MODEL_HELP, Version, model_names
+from profiles.command_line import Version
 from profiles.exits import fail
 
 
@@ -30,10 +33,7 @@ from profiles.exits import fail
 class AdviseOptions:
     """The options of `lisa-advise`, in the order of its help."""
 
-    model: Annotated[
-        Text,
-        typer.Option(help=f"{MODEL_HELP} Default: one that fits.", autocompletion=model_names),
-    ] = None
+    model: Model = None
     settings: Settings = None
     weights: Annotated[
         Text, typer.Option(metavar="FOLDER", help="Model folder of lisa-train convert, or random.")
@@ -47,6 +47,8 @@ class AdviseOptions:
     gpu: Card = None
     vram: Vram = None
     system: System = None
+    ram: Ram = None
+    prefer: Prefer = "usual"
     data_dir: DataDir = None
     skip_broken: SkipBroken = None
     measure: Annotated[
@@ -72,6 +74,9 @@ class AdviseOptions:
             autocompletion=explained_names,
         ),
     ] = None
+    why: Annotated[
+        bool, typer.Option("--why", help="Print the reasons, the other plans and all notes.")
+    ] = False
     as_json: Json = False
     version: Version = False
     svg: Annotated[Path | None, typer.Option(metavar="FILE", hidden=True)] = None
@@ -79,7 +84,8 @@ class AdviseOptions:
     @property
     def any_given(self) -> bool:
         """Whether any option was given at all."""
-        return any(astuple(self))
+        nothing = (None, [])  # typer has both for what is not given
+        return any(getattr(self, one.name) not in (one.default, *nothing) for one in fields(self))
 
     def assignments(self) -> list[str]:
         """The settings of --set and those that short options stand for; alpha follows the rank."""

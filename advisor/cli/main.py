@@ -19,7 +19,8 @@ from advisor.cli.options import (
     must_be_data,
     named_card,
 )
-from advisor.cli.output import plot_step, print_advice, saved, write
+from advisor.cli.output import print_advice, saved, with_forecast, write, write_plot
+from advisor.cli.report import report_command
 from profiles.command_line import Commands
 from profiles.command_options import takes
 from profiles.exits import EXIT_FAILED, EXIT_USAGE, fail
@@ -46,6 +47,7 @@ app.command(
         "python train.py 2>&1 | lisa-advise explain-oom -",
     ],
 )(explain_oom_command)
+app.command("report", examples=["lisa-advise report out.html --vram 8GiB"])(report_command)
 
 
 @app.callback(invoke_without_command=True)
@@ -70,7 +72,7 @@ def run(context: typer.Context, options: AdviseOptions) -> None:
 
         write(options.svg, render_svg(advice))
     try:
-        print_advice(advice, options.as_json)
+        print_advice(advice, options.as_json, options.why)
         sys.stdout.flush()
     except (BrokenPipeError, SystemExit):  # rich leaves with 1 when the reader has gone
         # A reader such as `head` has seen enough; the answer is still what it is.
@@ -98,18 +100,23 @@ def _advised(options: AdviseOptions) -> Advice:
 
     options.check()
     data, emulated = options.data_dir, options.emulate_vram is not None
-    target = named_card(options.vram or options.emulate_vram, options.gpu, options.system)
+    size = options.vram or options.emulate_vram
+    target = named_card(size, options.gpu, options.system, options.ram)
     must_be_data(data, options.skip_broken)
     assignments = options.assignments()
     must_agree(assignments)
     machine = probe()
     try:
         live = live_forecast(machine, target, data, tell)
-        advice = advise(machine, options.model, assignments, target, data=data, live=live)
+        advice = advise(
+            machine, options.model, assignments, target,
+            data=data, live=live, prefer=options.prefer, exact=options.plot is not None,
+        )  # fmt: skip
         if options.measure or emulated:
             advice = _tried(advice, emulated)
         if options.plot is not None:
-            plot_step(advice, options.plot)
+            advice = with_forecast(advice, live)
+            write_plot(advice, live, options.plot)
     except PlanError as error:
         fail(f"these settings cannot run\n{error}")
     except BadQuestion as error:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from profiles.command_line import gpu_names
+from profiles.command_line import MODEL_HELP, gpu_names, model_names
 from profiles.exits import fail
+from profiles.preferences import Preference
 from profiles.sizes import GIB, parse_size
 from profiles.streams import tell
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from advisor.machine.target import Target
 
 
-PLOT_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".pdf")
+PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def card_size(text: str) -> int:
@@ -45,6 +46,11 @@ def explained_names(incomplete: str) -> Iterator[str]:
 Text = str | None
 
 
+Model = Annotated[
+    Text, typer.Option(help=f"{MODEL_HELP} Default: one that fits.", autocompletion=model_names)
+]
+
+
 Vram = Annotated[
     int | None,
     typer.Option(metavar="SIZE", parser=card_size, help="For a card of this size: 8GiB (or 8)."),
@@ -63,6 +69,20 @@ Card = Annotated[
 
 System = Annotated[
     Text, typer.Option("--os", help="With --vram or --gpu: linux (default) or windows.")
+]
+
+
+Ram = Annotated[
+    int | None,
+    typer.Option(
+        metavar="SIZE", parser=parse_size, help="With --vram or --gpu: host memory.  [16GiB]"
+    ),
+]
+
+
+Prefer = Annotated[
+    Preference,
+    typer.Option(help="What counts first among plans that fit: docs/advice.md."),
 ]
 
 
@@ -96,7 +116,9 @@ def must_agree(assignments: list[str]) -> None:
                 fail(f"{key}: got {given[key]} and {value}; give it once")
 
 
-def named_card(vram: int | None, gpu: str | None, system: str | None) -> Target | None:
+def named_card(
+    vram: int | None, gpu: str | None, system: str | None, ram: int | None = None
+) -> Target | None:
     """The card that the options name, if any. Ends with exit code 2 on a contradiction."""
     from advisor.machine.target import Target
     from profiles.gpus import find_gpus
@@ -106,6 +128,8 @@ def named_card(vram: int | None, gpu: str | None, system: str | None) -> Target 
     if vram is None and gpu is None:
         if system is not None:
             fail("--os needs --vram or --gpu; this machine's own system is known")
+        if ram is not None:
+            fail("--ram needs --vram or --gpu; this machine's own memory is known")
         return None
     if vram is not None and gpu is not None:
         fail("--vram and --gpu both name a card; give one of them")
@@ -116,7 +140,7 @@ def named_card(vram: int | None, gpu: str | None, system: str | None) -> Target 
         fail(
             f"--gpu: {error}\n    hint: --vram SIZE, such as 8GiB, gives the memory side of any GPU"
         )
-    return Target(vram, card, windows=system == "windows", count=count)
+    return Target(vram, card, windows=system == "windows", ram_bytes=ram, count=count)
 
 
 def must_be_data(folder: Path | None, skip_broken: str | None) -> None:

@@ -36,7 +36,7 @@ def card_findings(request: Request, gpu: Gpu, best: Candidate, base: Plan) -> li
         findings.append(Finding("--gpu", request.target.one_of_several))
     runs = best.verdict in ("FITS", "TIGHT")
     if not runs and best.why_not.startswith("host memory"):
-        fix = "fewer host_layers, or a machine with more" if request.what_if else ""
+        fix = "fewer host_layers, or --ram SIZE for a machine with more" if request.what_if else ""
         fix = fix or "close other programs, or fewer host_layers"
         findings.append(Finding(gpu.name, best.why_not, fix=fix))
     elif not runs:

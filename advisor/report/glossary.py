@@ -37,7 +37,7 @@ EXPLANATIONS = {
     "micro_batch and with the text's length; checkpointed layers keep only their input.",
     "transient": "What an operator holds while it runs: a dequantised weight, a recomputed layer, "
     "the loss's logits. A smaller micro_batch and compile reduce it.",
-    "compiled layers": "What compile=true saves, hence below zero: a fused layer keeps neither its "
+    "compiled layers": "Activations take less with compile=true: a fused layer keeps neither its "
     "gate's product nor a norm's input in fp32. A rule from measured rows, not a count.",
     "keys and values": "What attention keeps for every position while the model answers, and what "
     "a layer holds for a moment. A smaller tokens.max_new_tokens or a shorter question reduce it.",

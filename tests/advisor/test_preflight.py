@@ -72,7 +72,7 @@ def test_without_a_gpu_tiny_trains_on_the_cpu():
     assert advice.command == "lisa-train --auto --model tiny --data-dir DIR"
     assert advice.environment == {}
     notes = "\n".join(map(str, advice.findings))
-    assert "7b trains from a 4 GiB card" in notes and "13b trains from a 4 GiB card" in notes
+    assert "7b trains from a 4 GiB card" in notes and "13b trains from a 6 GiB card" in notes
 
 
 @pytest.mark.parametrize("model", ["7b", "13b", "7b-v1"])
@@ -93,8 +93,8 @@ def test_a_lost_gpu_is_never_chosen(monkeypatch):
 
 @pytest.mark.parametrize(
     ("vram_gib", "model", "storage"),
-    [(6, "7b", "none"), (8, "7b", "none"), (16, "7b", "none"), (24, "7b", "none"),
-     (8, "13b", "int8"), (24, "13b", "none"), (8, "7b-v1", "none")],
+    [(4, "7b", "int8"), (6, "7b", "nf4"), (8, "7b", "nf4"), (16, "7b", "int8"),
+     (24, "7b", "none"), (8, "13b", "nf4"), (48, "13b", "none"), (8, "7b-v1", "nf4")],
 )  # fmt: skip
 def test_what_a_card_of_this_size_gets(vram_gib, model, storage):
     advice = _advise(vram_gib=vram_gib, model=model)
@@ -107,6 +107,8 @@ def test_what_a_card_of_this_size_gets(vram_gib, model, storage):
     assert advice.largest_micro_batch >= advice.plan.micro_batch
     found = estimate(advice.plan, 512)
     assert found is not None and advice.needs.bytes <= found.pool_bytes
+    streams = (vram_gib, model) in {(4, "7b"), (8, "13b")}
+    assert (advice.plan.host_layers > 0) == streams, "streaming is for what else cannot run"
 
 
 def test_too_small_is_a_clear_no():
@@ -121,23 +123,14 @@ def _quality(advice: Advice) -> tuple[int, float]:
     return storage, advice.speed.samples_per_second
 
 
-@pytest.mark.parametrize("model", ["7b", "13b"])
-def test_a_larger_card_never_gets_a_worse_plan(model):
-    sizes = [4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 16, 20, 24, 32, 40, 48, 64, 80]
-    found = [_advise(vram_gib=size, model=model) for size in sizes]
-    for smaller, larger in zip(found, found[1:], strict=False):
-        quick = _quality(larger)[1] >= 0.999 * _quality(smaller)[1]
-        finer = _quality(larger)[0] > _quality(smaller)[0]
-        assert finer or (_quality(larger)[0] == _quality(smaller)[0] and quick)
-
-
 def test_spare_memory_buys_speed():
     """At least 85 % of the budget is used wherever a plan that takes more would be better."""
     for model in ("7b", "13b"):
         for size in (6, 8, 10, 12, 16, 24):
             advice = _advise(vram_gib=size, model=model)
             share = advice.needs.bytes / advice.budget.usable.bytes
-            assert share >= 0.85 or advice.better is None, (model, size, share)
+            streams = advice.plan.host_layers > 0  # more layers on the card are no faster then
+            assert share >= 0.85 or advice.better is None or streams, (model, size, share)
 
 
 def test_the_ladder_goes_down_by_at_least_three_rungs():
@@ -161,9 +154,9 @@ def test_a_better_plan_names_the_card_that_it_needs():
 
 def test_host_memory_is_a_limit_too():
     """Base weights that are streamed lie in host memory: little of it, and they are rounded."""
-    rich = _advise(_machine(), model="7b")
+    rich = _advise(_machine(), model="7b", prefer="precision")
     poor = _machine().model_copy(update={"host_available_bytes": 5 * GIB})
-    advice = _advise(poor, model="7b")
+    advice = _advise(poor, model="7b", prefer="precision")
     assert rich.plan.quantization == "none" and advice.plan.quantization != "none"
     assert advice.host_bytes <= 0.85 * 5 * GIB
     none = _machine().model_copy(update={"host_available_bytes": GIB})
@@ -195,7 +188,9 @@ def test_a_better_plan_lacks_nothing_but_the_cards_memory():
             if advice.better is not None:
                 assert advice.better.host_bytes <= advice.budget.host.bytes
                 larger = _advise(vram_gib=advice.better_card_gib, model=model)
-                assert _quality(larger) >= _quality(advice)
+                finer = _quality(larger)[0] > _quality(advice)[0]
+                stays = not larger.plan.host_layers < advice.plan.host_layers
+                assert finer or not stays or _quality(larger)[1] >= 1.1 * _quality(advice)[1]
 
 
 def test_a_command_with_data_names_it_throughout(tmp_path):
@@ -530,7 +525,8 @@ def test_a_users_out_of_memory_refutes_what_needs_as_much():
     died = _user_row(first.plan, 512, verdict="OOM")
     advice = _advise(_machine(), model="7b", table=Table((*TABLE.rows, died), ()))
     assert advice.verdict == "FITS" and advice.plan != first.plan
-    assert advice.plan.host_layers > first.plan.host_layers, "the same plan with more relief"
+    relief = [one.plan.checkpointed_layers + one.plan.host_layers for one in (first, advice)]
+    assert relief[1] > relief[0], "the same plan with more relief"
     longer = _user_row(first.plan, 900, verdict="OOM")
     again = _advise(_machine(), model="7b", table=Table((*TABLE.rows, longer), ()))
     assert again.plan == first.plan, "longer samples refute nothing"
@@ -571,7 +567,7 @@ def read_bad() -> Table:
 
 
 def test_every_number_has_a_basis_and_every_lever_its_price():
-    advice = _advise(_machine(free_gib=11.5, total_gib=11.75))
+    advice = _advise(_machine(free_gib=11.5, total_gib=11.75), model="7b", prefer="precision")
     document = json.loads(advice.model_dump_json())
     assert document["schema_version"] == 2
     for number in [document["needs"], *document["budget"].values()]:

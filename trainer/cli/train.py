@@ -57,6 +57,8 @@ def train(context: typer.Context, options: TrainOptions) -> None:
         raise typer.Exit(check_data_folder(options.check_data, options.skip_broken))
     if options.auto and options.plan is not None:
         fail("--auto and --plan: give one of the two")
+    if options.prefer != "usual" and (options.plan or options.resume):
+        fail("--prefer chooses a plan: leave it out with --plan and --resume")
     if options.resume is not None:
         _resume(options, options.resume)
     else:
@@ -170,7 +172,7 @@ def _resolve(options: TrainOptions, data: Path) -> tuple[Plan, Advice | None]:
         tell("no plan given: training with lisa-advise's (--auto)")
     machine = probe()
     live = live_forecast(machine, None, data, tell)
-    advice = advise(machine, model, tuple(assignments), data=data, live=live)
+    advice = advise(machine, model, tuple(assignments), data=data, live=live, prefer=options.prefer)
     on_cpu = pick_gpu(machine) is None or assigned(assignments).get("device") == "cpu"
     _refuse_large_on_cpu(advice.model, on_cpu)
     advice = measured(advice, tell)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from profiles.command_line import MODEL_HELP, Version, model_names
+from profiles.preferences import Preference
 from trainer.cli.options import Settings, SkipBroken, Text
 from trainer.run.folder import LATEST
 
@@ -21,6 +22,10 @@ class TrainOptions:
         bool, typer.Option("--auto", help="Train lisa-advise's plan. The default without --plan.")
     ] = False
     plan: Annotated[Path | None, typer.Option(help="Train with this plan.json.")] = None
+    prefer: Annotated[
+        Preference,
+        typer.Option(help="With --auto: what counts first among plans that fit."),
+    ] = "usual"
     model: Annotated[Text, typer.Option(help=MODEL_HELP, autocompletion=model_names)] = None
     weights: Annotated[
         Text, typer.Option(metavar="FOLDER", help="Model folder of lisa-train convert, or random.")

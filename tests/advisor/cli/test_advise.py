@@ -40,7 +40,9 @@ def _run(*arguments: str):
         (("--vram", "1.5GiB", "--model", "7b"), 1, "OOM"),
         (("--model", "7b"), 3, "UNKNOWN"),
         (("--gpu", "rtx3060 12gb"), 0, "FITS  7b on RTX 3060 (12 GB)"),
-        (("--gpu", "RTX 3060", "--os", "windows", "--no-quantization"), 0, "FITS"),
+        (("--gpu", "RTX 3060", "--os", "windows", "--no-quantization"), 1, "OOM"),
+        (("--gpu", "RTX 3060", "--no-quantization", "--ram", "32GiB"), 0, "FITS"),
+        (("--vram", "8GiB", "--prefer", "precision"), 0, "FITS"),
         (("--vram", "8GiB", "--set", "quantization=none", "--set", "host_layers=0"), 1, "OOM"),
     ],
 )
@@ -54,6 +56,8 @@ def test_the_answer_comes_first_and_sets_the_exit_code(arguments, code, words):
     ("arguments", "words"),
     [
         (("--model", "8b"), "unknown model '8b'"),
+        (("--ram", "32GiB"), "--ram needs --vram or --gpu"),
+        (("--vram", "8GiB", "--prefer", "beauty"), "usual"),
         (("--set", "mikro_batch=2"), "did you mean micro_batch?"),
         (("--set", "micro_batch"), "must read key=value"),
         (("--set", "dtype=fp16"), "fp16 training needs a GPU"),
