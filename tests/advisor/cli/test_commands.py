@@ -79,6 +79,11 @@ def test_check_is_one_line_and_an_exit_code(tmp_path: Path, rehearsals_here: Non
     fits = run("check", str(path), "--gpu", "RTX 3060 12GB")
     assert fits.exit_code == 0 and fits.stdout.startswith("FITS  tiny ")
     assert len(fits.stdout.splitlines()) == 1
+    two = run("check", str(path), "--gpu", "2x RTX 3060 12GB")
+    assert (two.exit_code, two.stdout) == (0, fits.stdout)
+    assert two.stderr == (
+        "note: this is about one of the 2 cards; several are not planned for yet\n"
+    )
     small = run("check", str(path), "--vram", "0.6GiB")
     assert small.exit_code == 1 and small.stdout.startswith("OOM")
     assert run("check", str(path)).exit_code == 3, "no card is known"
