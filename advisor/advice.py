@@ -39,6 +39,9 @@ class Advice(Frozen):
     what_if: bool = Field(False, description="the card was named and is not in this machine")
     budget: Budget | None = None
     needs: Bytes | None = Field(None, description="the run's pool at most; None = unknown")
+    parts: dict[str, int] = Field(
+        default_factory=dict, description="what the pool holds, in bytes that add up to needs"
+    )
     host_bytes: int | None = Field(None, description="the run's host memory at most")
     text_tokens: int | None = Field(None, description="of the longest sample assumed")
     counted_by: str = Field("", description="which tokenizer counted a data set's text, if any")

@@ -20,6 +20,7 @@ from advisor.machine.budget import Budget
 from advisor.machine.gpu import Gpu, Machine
 from advisor.machine.target import Target, gpu_for
 from advisor.memory.live import Live
+from advisor.memory.parts import parts_of
 from advisor.report.findings import card_findings, nearest_plan
 from advisor.report.reasons import card_reasons, plan_reasons
 from advisor.request import (
@@ -133,6 +134,7 @@ def _on_gpu(request: Request, gpu: Gpu, model: str) -> Advice:
         what_if=request.what_if,
         budget=budget,
         needs=best.needs,
+        parts=parts_of(best.plan, found.text_tokens, best.needs.bytes, found.forecast),
         host_bytes=best.host_bytes,
         text_tokens=found.text_tokens,
         counted_by=found.counted_by,

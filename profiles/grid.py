@@ -47,6 +47,8 @@ class Estimate:
     tensors_bytes: int
     pool_bytes: int
     host_bytes: int
+    frozen_bytes: int  # of the tensors: weights that are not trained
+    trained_bytes: int  # of the tensors: trained ones, with gradients and the optimizer's state
 
 
 class _Place(NamedTuple):
@@ -131,7 +133,8 @@ def _between(plan: Plan, model: str, text_tokens: int) -> Estimate | None:
     less = mixed(card, "compiled_less_bytes") if plan.compile else 0.0
     host = mixed(corners(on_host), "host_bytes") + batch_bytes(plan)
     pool = max(pool - less, caching_bytes(plan))
-    return Estimate(round(tensors - less), round(pool), round(host))
+    standing = (round(mixed(card, column)) for column in ("frozen_bytes", "trained_bytes"))
+    return Estimate(round(tensors - less), round(pool), round(host), *standing)
 
 
 def caching_bytes(plan: Plan) -> int:

@@ -21,9 +21,11 @@ from advisor.cli.options import (
     System,
     Text,
     Vram,
+    card_size,
+    explained_names,
     must_be_writable,
-    parse_size,
 )
+from profiles.command_line import Version
 from profiles.exits import fail
 
 
@@ -55,7 +57,7 @@ class AdviseOptions:
     emulate_vram: Annotated[
         int | None,
         typer.Option(
-            metavar="SIZE", parser=parse_size, help="Try a smaller card's plan here, under its cap."
+            metavar="SIZE", parser=card_size, help="Try a smaller card's plan here, under its cap."
         ),
     ] = None
     save: Annotated[
@@ -65,9 +67,18 @@ class AdviseOptions:
         Path | None, typer.Option(metavar="FILE", help="Draw one step's memory as a picture.")
     ] = None
     explain: Annotated[
-        Text, typer.Option(metavar="COMPONENT", help="Explain a part of the memory and exit.")
+        Text,
+        typer.Option(
+            metavar="NAME",
+            help="Explain a part of the memory or a setting, and exit.",
+            autocompletion=explained_names,
+        ),
     ] = None
+    why: Annotated[
+        bool, typer.Option("--why", help="Print the reasons, the other plans and all notes.")
+    ] = False
     as_json: Json = False
+    version: Version = False
     svg: Annotated[Path | None, typer.Option(metavar="FILE", hidden=True)] = None
 
     @property

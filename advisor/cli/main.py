@@ -11,6 +11,7 @@ import typer
 
 from advisor.cli import table
 from advisor.cli.advise_options import AdviseOptions
+from advisor.cli.explain_oom import explain_oom_command
 from advisor.cli.forecast import check_command, forecast_command
 from advisor.cli.options import (
     Json,
@@ -20,6 +21,7 @@ from advisor.cli.options import (
 )
 from advisor.cli.output import print_advice, saved, with_forecast, write, write_plot
 from advisor.cli.report import report_command
+from profiles.command_line import Commands
 from profiles.command_options import takes
 from profiles.exits import EXIT_FAILED, EXIT_USAGE, fail
 from profiles.files import refused
@@ -29,14 +31,26 @@ if TYPE_CHECKING:
     from advisor.advice import Advice
 
 
-app = typer.Typer(
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+app = Commands(
+    examples=(
+        'lisa-advise --gpu "RTX 3060 12GB" --data-dir DIR',
+        "lisa-advise --vram 8GiB --save plan.json",
+    )
 )
 app.add_typer(table.app, name="table")
-app.command("forecast")(forecast_command)
-app.command("check")(check_command)
-app.command("report")(report_command)
+app.command("forecast", examples=["lisa-advise forecast plan.json --vram 8GiB"])(forecast_command)
+app.command("check", examples=['lisa-advise check plan.json --gpu "RTX 3060 12GB"'])(check_command)
+app.command(
+    "explain-oom",
+    examples=[
+        "lisa-advise explain-oom train.log",
+        "python train.py 2>&1 | lisa-advise explain-oom -",
+    ],
+)(explain_oom_command)
+app.command(
+    "report",
+    examples=["lisa-advise report out.html --vram 8GiB", "lisa-advise report out.html --run RUN"],
+)(report_command)
 
 
 @app.callback(invoke_without_command=True)
@@ -61,7 +75,7 @@ def run(context: typer.Context, options: AdviseOptions) -> None:
 
         write(options.svg, render_svg(advice))
     try:
-        print_advice(advice, options.as_json)
+        print_advice(advice, options.as_json, options.why)
         sys.stdout.flush()
     except (BrokenPipeError, SystemExit):  # rich leaves with 1 when the reader has gone
         # A reader such as `head` has seen enough; the answer is still what it is.
@@ -129,7 +143,7 @@ def _tried(advice: Advice, emulated: bool) -> Advice:
     return measured(advice.model_copy(update={"gpu": here}), tell, cap)
 
 
-@app.command("doctor")
+@app.command("doctor", examples=["lisa-advise doctor --offline", "lisa-advise doctor --report"])
 def doctor_command(
     offline: Annotated[bool, typer.Option(help="Do not connect to the model hub.")] = False,
     as_report: Annotated[

@@ -50,7 +50,7 @@ def write_plot(advice: Advice, live: LiveForecasts, path: Path) -> None:
         write(path, drawn)
 
 
-def print_advice(advice: Advice, as_json: bool) -> None:
+def print_advice(advice: Advice, as_json: bool, why: bool) -> None:
     from advisor.report.text import PlainConsole, print_text, to_json
 
     if as_json:
@@ -58,7 +58,7 @@ def print_advice(advice: Advice, as_json: bool) -> None:
         for finding in (*advice.findings, *advice.machine.notes):
             tell(str(finding))
     else:
-        print_text(advice, PlainConsole())
+        print_text(advice, PlainConsole(), why)
 
 
 def saved(advice: Advice, path: Path) -> Advice:

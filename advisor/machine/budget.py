@@ -185,7 +185,7 @@ def margin_of(gpu: Gpu, free: int, rows: Iterable[TestedRow] = ()) -> Bytes:
 def _host_budget(machine: Machine, assumed: int | None) -> HostBudget | None:
     """Host memory of this machine, or of one of `assumed` bytes, of which half is free."""
     if assumed is not None:
-        source = f"half of {gib(assumed)}, assumed to be free; --ram SIZE says otherwise"
+        source = f"half of {gib(assumed)} is assumed free (--ram)"
         half = assumed // 2
         return HostBudget(bytes=half, basis="policy", source=source, pinned_bytes=half)
     if machine.host_available_bytes is None:

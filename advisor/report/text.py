@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from advisor.report.plan_words import difference, lora_text, storage_text
+from advisor.report.summary import first_screen
 from profiles.plan import Plan
 from profiles.sizes import gib
 from profiles.text import counted, printable
@@ -53,8 +54,8 @@ def to_json(advice: Advice) -> str:
     return json.dumps(advice.model_dump(mode="json"), indent=2)
 
 
-def print_text(advice: Advice, console: Console) -> None:
-    """The advice for a reader: verdict, command, plan, memory, reasons, other candidates."""
+def print_text(advice: Advice, console: Console, why: bool = False) -> None:
+    """The advice for a reader: verdict, command and the first screen, or all sections (`why`)."""
     headline = Text(advice.verdict, style=VERDICT_STYLES[advice.verdict])
     console.print(headline.append("  " + advice.summary, style="default"))
     if advice.command:
@@ -62,9 +63,9 @@ def print_text(advice: Advice, console: Console) -> None:
         command = Text("  " + advice.command, style="bold cyan")
         console.print()
         console.print(command, soft_wrap=True)
-        plan = advice.plan
-        if plan is not None and plan.weights == "default" and not plan.profile.packaged:
-            console.print(Text("  needs converted weights: see Notes", style="dim"))
+    if not why:
+        first_screen(advice, console)
+        return
     for title, body in _sections(advice):
         console.print()
         console.print(Text(title, style="bold"))
