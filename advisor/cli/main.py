@@ -47,10 +47,7 @@ app.command(
         "python train.py 2>&1 | lisa-advise explain-oom -",
     ],
 )(explain_oom_command)
-app.command(
-    "report",
-    examples=["lisa-advise report out.html --vram 8GiB", "lisa-advise report out.html --run RUN"],
-)(report_command)
+app.command("report", examples=["lisa-advise report out.html --vram 8GiB"])(report_command)
 
 
 @app.callback(invoke_without_command=True)

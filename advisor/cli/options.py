@@ -47,8 +47,7 @@ Text = str | None
 
 
 Model = Annotated[
-    Text,
-    typer.Option(help=f"{MODEL_HELP} Default: one that fits.", autocompletion=model_names),
+    Text, typer.Option(help=f"{MODEL_HELP} Default: one that fits.", autocompletion=model_names)
 ]
 
 
