@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
@@ -84,8 +84,8 @@ class AdviseOptions:
     @property
     def any_given(self) -> bool:
         """Whether any option was given at all."""
-        given = replace(self, settings=self.settings or None)  # typer has a list for none given
-        return given != AdviseOptions()
+        nothing = (None, [])  # typer has both for what is not given
+        return any(getattr(self, one.name) not in (one.default, *nothing) for one in fields(self))
 
     def assignments(self) -> list[str]:
         """The settings of --set and those that short options stand for; alpha follows the rank."""
