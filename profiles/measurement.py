@@ -60,3 +60,9 @@ class Timeline(Frozen):
     plan: Plan
     parts: dict[str, list[int]] = Field(description="bytes of each component at each moment")
     phases: tuple[tuple[int, str], ...] = Field(description="(first moment, name)")
+
+    def live_at_peak(self) -> dict[str, int]:
+        """Bytes of each component at the moment when all together take the most."""
+        totals = [sum(sizes) for sizes in zip(*self.parts.values(), strict=True)]
+        place = totals.index(max(totals))
+        return {name: sizes[place] for name, sizes in self.parts.items() if sizes[place]}

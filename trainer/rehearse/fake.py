@@ -82,11 +82,12 @@ def fake_rehearsal(
     if saved:
         less = max(saved.values()) / MIB
         assumed.append(f"compiled layers take {less:.0f} MiB less (a rule from measured rows)")
-    highest = max(peaks, key=lambda phase: peaks[phase])
-    live = lessened(_components(seen.trace), saved.get(highest, 0))
     peaks = {phase: size - saved.get(phase, 0) for phase, size in peaks.items()}
+    step = _timeline(plan, seen.trace, saved)
+    # The peak of compiled layers may be in another phase than that of the plain ones traced.
+    live = step.live_at_peak() if saved else _components(seen.trace)
     if drawn is not None:
-        drawn(_timeline(plan, seen.trace, saved))
+        drawn(step)
     measurement = Measurement(
         plan=plan,
         verdict="UNKNOWN",
@@ -195,7 +196,7 @@ def _less(moments: list[dict[str, int]], places: list[int], saved: int) -> list[
     found = []
     for moment in phase:
         share = saved * min(1.0, _activations(moment) / whole) if whole else 0
-        found.append(lessened(moment, max(round(share), sum(moment.values()) - top)))
+        found.append(_lessened(moment, max(round(share), sum(moment.values()) - top)))
     return found
 
 
@@ -203,7 +204,7 @@ def _activations(live: Mapping[str, int]) -> int:
     return sum(live.get(name, 0) for name in ACTIVATIONS)
 
 
-def lessened(live: Mapping[str, int], saved: int) -> dict[str, int]:
+def _lessened(live: Mapping[str, int], saved: int) -> dict[str, int]:
     """What lives less the bytes that compiled layers save: of activations, those kept first."""
     found = dict(live)
     for name in ACTIVATIONS:

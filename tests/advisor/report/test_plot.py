@@ -146,13 +146,15 @@ def test_text_json_and_picture_have_the_same_figures(
     assert said == {name: f"{size / GIB:.2f}" for name, size in (numbers | parts).items()}
     small = sum(told.live_at_peak.values()) - sum(parts.values())
     assert others == pytest.approx(small / GIB, abs=0.006)
-    text = " ".join(CliRunner().invoke(app, options).stdout.split())
+    first = " ".join(CliRunner().invoke(app, options).stdout.split())
+    assert f"= {needs.bytes / GIB:.2f} GiB; limit {budget.usable.bytes / GIB:.2f}" in first
+    text = " ".join(CliRunner().invoke(app, [*options, "--why"]).stdout.split())
     assert f"plan needs {needs.bytes / GIB:.2f} GiB forecast a forecast of this very plan" in text
     assert f"at most {needs.bytes / GIB:.2f} GiB of {budget.usable.bytes / GIB:.2f} GiB" in text
 
 
 def test_without_a_picture_the_figure_says_that_it_is_interpolated() -> None:
-    shown = CliRunner().invoke(app, ["--model", "7b", "--vram", "24GiB"])
+    shown = CliRunner().invoke(app, ["--model", "7b", "--vram", "24GiB", "--why"])
     assert "interpolated between forecasts" in " ".join(shown.stdout.split())
 
 
