@@ -338,6 +338,13 @@ def test_a_mig_instance_has_its_own_budget(monkeypatch):
     assert advice.budget.free.bytes == round(19.6 * GIB)
 
 
+def test_shared_memory_has_no_expandable_segments(monkeypatch):
+    install(monkeypatch, fake_nvml.unified_card())
+    advice = advise(probe({}), "7b", table=TABLE)
+    assert advice.plan.allocator == "" and advice.environment == {}
+    assert "shares the host's memory" in _reason(advice, "allocator").because
+
+
 def test_unified_memory_is_budgeted_from_the_host(monkeypatch):
     install(monkeypatch, fake_nvml.unified_card())
     machine = probe({}).model_copy(update={"host_available_bytes": 100 * GIB})
