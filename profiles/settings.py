@@ -87,7 +87,6 @@ class Schedule(Settings):
         "the next such one ends the run, before it changes anything",
     )
 
-
     def warmup(self, steps: int) -> int:
         """Optimizer steps of the warm-up in a run of `steps`: at most half of them."""
         if self.warmup_steps is None:
