@@ -87,6 +87,8 @@ class EncoderFacts:
     flops: float  # of one picture, forward
     caching_bytes: int  # of the allocator's pool while it encodes pictures for the cache; measured
     numbers: Shapes = field(default_factory=dict)  # whole numbers that go with both, as a row
+    blocks: int = 0  # whose kernels the CPU launches one by one
+    moved_bytes: float = 0.0  # by element-wise work and attention's scores of one picture
 
     @property
     def pixel_values(self) -> int:

@@ -6,11 +6,11 @@ from profiles.families import MASK, VISION, EncoderFacts, ModelProfile
 from profiles.records import Frozen
 from profiles.settings import Encoder
 
-# Forward products of one picture, 2 FLOP a weight and position (ViT-L at 577, ViT-H at 4096).
-CLIP_FLOPS, SAM_FLOPS = 2 * 303e6 * 577, 2 * 632e6 * 4096
 # The pool while SAM ViT-H encodes pictures (benchmarks/encoders.jsonl); CLIP's is far below what
 # training takes.
 SAM_CACHING_BYTES = 2_845_835_264
+# What SAM ViT-H takes beside its products, as bytes at an H100's bandwidth (benchmarks/speed.py).
+SAM_MOVED_BYTES = 132e9
 
 
 class ClipShape(Frozen):
@@ -27,6 +27,11 @@ class ClipShape(Frozen):
     def image_tokens(self) -> int:
         """Patches of one picture, the class token dropped."""
         return (self.image_pixels // self.patch_pixels) ** 2
+
+    @property
+    def flops(self) -> float:
+        """Products of one picture, forward."""
+        return _vit_flops(self, self.image_tokens + 1)
 
 
 class SamShape(Frozen):
@@ -47,6 +52,17 @@ class SamShape(Frozen):
     def embedding_pixels(self) -> int:
         """Side of the image embedding [output_channels, side, side]."""
         return self.image_pixels // self.patch_pixels
+
+    @property
+    def flops(self) -> float:
+        """Products of one picture, forward, without those of attention."""
+        return _vit_flops(self, self.embedding_pixels**2)
+
+
+def _vit_flops(shape: ClipShape | SamShape, positions: int) -> float:
+    """Of a vision transformer's linears: 2 FLOP a weight and position."""
+    layer = 4 * shape.hidden**2 + 2 * shape.hidden * shape.intermediate
+    return 2.0 * shape.layers * layer * positions
 
 
 class Profile(ModelProfile):
@@ -70,16 +86,19 @@ class Profile(ModelProfile):
                 sizes=sam.model_dump_json(),
                 pixels={"pixels": (1, 3, sam.image_pixels, sam.image_pixels)},
                 features={"features": (1, sam.output_channels, side, side)},
-                flops=SAM_FLOPS,
+                flops=sam.flops,
                 caching_bytes=0 if self.packaged else SAM_CACHING_BYTES,
+                blocks=sam.layers,
+                moved_bytes=0 if self.packaged else SAM_MOVED_BYTES,
             ),
             VISION: EncoderFacts(
                 name="clip",
                 sizes=clip.model_dump_json(),
                 pixels={"pixels": (1, 3, clip.image_pixels, clip.image_pixels)},
                 features={"features": (1, clip.image_tokens, clip.hidden)},
-                flops=CLIP_FLOPS,
+                flops=clip.flops,
                 caching_bytes=0,
+                blocks=clip.layers,
             ),
         }
 

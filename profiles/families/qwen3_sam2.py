@@ -130,6 +130,7 @@ class Profile(ModelProfile):
                 },
                 flops=SAM2_FLOPS,
                 caching_bytes=SAM2_CACHING_BYTES,
+                blocks=sum(sam.blocks),
             ),
             VISION: EncoderFacts(
                 name="qwen3-vision",
@@ -138,6 +139,7 @@ class Profile(ModelProfile):
                 features={"deep": (tokens, len(vision.taps), out), "features": (tokens, out)},
                 flops=vision.flops(tokens, out),
                 caching_bytes=vision.caching_bytes(tokens, out),
+                blocks=vision.layers,
                 numbers={"grid": _squarest(tokens)},
             ),
         }
