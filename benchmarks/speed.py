@@ -174,6 +174,26 @@ def epoch_ends() -> list[float]:
     return found
 
 
+def worker_starts() -> list[float]:
+    """Seconds until the first step of an epoch, beside the steps: data workers start anew."""
+    found = []
+    for log in LOGS:
+        ended, first = None, None
+        for second, line in moments(log):
+            step = re.search(r"loss .*: (\d)/5", line)
+            if line.startswith("plan "):  # of another process
+                ended = first = None
+            elif re.match(r"epoch \d: ", line):
+                ended = second
+            elif step and first is None and ended is not None:
+                first = second, int(step[1])
+            elif step and first is not None and ended is not None:
+                each = (second - first[0]) / (int(step[1]) - first[1])
+                found.append(first[0] - ended - first[1] * each)
+                ended = first = None
+    return found
+
+
 def run_factors(known: Factors) -> dict[str, float]:
     """What a run takes beside its steps, in an H100's machine."""
     card = timed_rows()[ONE].card
@@ -195,6 +215,7 @@ def run_factors(known: Factors) -> dict[str, float]:
         "sample_seconds": round(sample, 3),
         "scoring_seconds": round(scoring, 3),
         "save_seconds": round(statistics.median(epoch_ends()) - forward - scored, 2),
+        "workers_seconds": round(statistics.median(worker_starts()), 1),
         "start_seconds": round(statistics.mean(starts), 1),
     }
 

@@ -18,7 +18,7 @@ from advisor.cli.options import (
     must_be_data,
     named_card,
 )
-from advisor.cli.output import plot_step, print_advice, saved, write
+from advisor.cli.output import plot_step, print_advice, saved, within_limits, write
 from profiles.command_options import takes
 from profiles.exits import EXIT_FAILED, EXIT_USAGE, fail
 from profiles.files import refused
@@ -51,7 +51,7 @@ def run(context: typer.Context, options: AdviseOptions) -> None:
     if options.explain is not None:
         _explain(options.explain)
         return
-    advice = _advised(options)
+    advice = within_limits(_advised(options), options.hours, options.price)
     if options.save is not None:
         advice = saved(advice, options.save)
     if options.svg is not None:

@@ -50,6 +50,7 @@ class Factors:
     sample_seconds: float  # of a row read from disk, by the CPU
     scoring_seconds: float  # of a mask in an evaluation, by the CPU
     save_seconds: float  # of a checkpoint
+    workers_seconds: float  # until data workers give the first rows of an epoch
     start_seconds: float  # libraries and model, until the first evaluation is done
     launches_least: float  # of a machine that was timed, beside the usual
     launches_most: float

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from profiles.families import MASK, VISION, EncoderFacts, ModelProfile
 from profiles.records import Frozen
-from profiles.settings import Encoder
+from profiles.settings import Encoder, TrainedPart
 
 # The pool while SAM ViT-H encodes pictures (benchmarks/encoders.jsonl); CLIP's is far below what
 # training takes.
 SAM_CACHING_BYTES = 2_845_835_264
 # What SAM ViT-H takes beside its products, as bytes at an H100's bandwidth (benchmarks/speed.py).
 SAM_MOVED_BYTES = 132e9
+
+
+# Of what a mask needs in SAM's mask decoder: all but the heads of other candidates.
+MASK_VALUES, TINY_MASK_VALUES = 3_506_304, 551_744
 
 
 class ClipShape(Frozen):
@@ -68,6 +72,7 @@ def _vit_flops(shape: ClipShape | SamShape, positions: int) -> float:
 class Profile(ModelProfile):
     """One size of LISA: a LLaMA decoder, CLIP with its projector, and SAM."""
 
+    new_tokens = 3  # [SEG], and those around a picture
     reserved = ("<im_start>", "<im_end>", "</s>")
     vocabulary = "LLaMA"
 
@@ -100,6 +105,17 @@ class Profile(ModelProfile):
                 caching_bytes=0,
                 blocks=clip.layers,
             ),
+        }
+
+    @property
+    def own_parts(self) -> dict[TrainedPart, int]:
+        """The projector, the two linears to SAM's prompt, and SAM's mask decoder."""
+        hidden, prompt = self.decoder.hidden, self.sam.output_channels
+        deeper = (self.projector_layers - 1) * hidden * (hidden + 1)
+        return {
+            "projector": (self.clip.hidden + 1) * hidden + deeper,
+            "text_hidden_fcs": hidden * (hidden + 1) + prompt * (hidden + 1),
+            "mask_decoder": TINY_MASK_VALUES if self.packaged else MASK_VALUES,
         }
 
     @property
