@@ -104,8 +104,10 @@ def _picture_reason(found: Found) -> Reason:
         found.scales.speed(plan.model_copy(update=limits_for(plan, n))).samples_per_second
         for n in (tokens, fewer)
     )
-    because = f"a picture takes up to {tokens} tokens, and its features up to "
-    because += f"{mib(sum(facts.cached_bytes for facts in plan.profile.encoders.values()))} of disk"
+    because = f"a picture takes up to {tokens} tokens"
+    cached = sum(plan.profile.encoders[name].cached_bytes for name in plan.cached_encoders)
+    if cached:
+        because += f", and its cached features up to {mib(cached)} of disk"
     saved = _bytes_of_tokens(found, tokens - fewer)
     if saved is not None:
         because += (
