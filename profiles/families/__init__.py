@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 from typing import ClassVar, Literal
 
@@ -118,7 +119,7 @@ class ModelProfile(Frozen):
     max_pixels: int | None = None  # a larger one is shrunk
     sources: tuple[str, ...]
 
-    @property
+    @cached_property  # a choice asks a thousand times; `model_copy` would copy what is kept
     @abstractmethod
     def encoders(self) -> dict[Encoder, EncoderFacts]:
         """The frozen encoders by the name that plans have for them."""
