@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 from typing import ClassVar, Literal
 
@@ -132,7 +133,7 @@ class ModelProfile(Frozen):
     sources: tuple[str, ...]
     start: str = ""  # why to start from it: what was published of it, and its licence
 
-    @property
+    @cached_property  # a choice asks a thousand times; `model_copy` would copy what is kept
     @abstractmethod
     def encoders(self) -> dict[Encoder, EncoderFacts]:
         """The frozen encoders by the name that plans have for them."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 from profiles.families import MASK, VISION, EncoderFacts, ModelProfile
 from profiles.records import Frozen
 from profiles.settings import Encoder, TrainedPart
@@ -80,7 +82,7 @@ class Profile(ModelProfile):
     projector_layers: int
     sam: SamShape
 
-    @property
+    @cached_property
     def encoders(self) -> dict[Encoder, EncoderFacts]:
         """SAM's image encoder and CLIP's vision tower."""
         clip, sam = self.clip, self.sam

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, cached_property
 from math import ceil, floor, isqrt, sqrt
 
 from profiles.families import MASK, VISION, DecoderShape, EncoderFacts, ModelProfile
@@ -112,7 +112,7 @@ class Profile(ModelProfile):
     min_pixels: int
     max_pixels: int
 
-    @property
+    @cached_property
     def encoders(self) -> dict[Encoder, EncoderFacts]:
         """SAM 2's image encoder and Qwen's vision tower."""
         vision, sam, out = self.vision, self.sam, self.decoder.hidden

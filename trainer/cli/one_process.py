@@ -29,8 +29,8 @@ def worker(
     """One of the processes that lisa-train starts: the run folder has the plan and all else."""
     import_libraries()
     from profiles.plan import Plan
-    from trainer.run.out_of_memory import OutOfMemory
     from trainer.run.resume import resumable
+    from trainer.run.shortages import OutOfMemory
     from trainer.run.started import Started
 
     with user_errors():
@@ -96,8 +96,9 @@ def _trained(
     from trainer.hardware import room
     from trainer.model.footprint import DoesNotFit
     from trainer.parallel.launch import hold, is_main
-    from trainer.run import out_of_memory as recovery
+    from trainer.run.out_of_memory import is_shortage, write_report
     from trainer.run.run import Run
+    from trainer.run.shortages import OutOfMemory
 
     plan, folder, started = run.plan, run.folder, run.started
     before, training = room(plan), None
@@ -110,7 +111,7 @@ def _trained(
             training.start_from(started.adapter)
         return training, training.train(checkpoint)
     except Exception as error:
-        if not recovery.is_shortage(error):
+        if not is_shortage(error):
             if run.resumes and isinstance(error, DoesNotFit) and is_main():
                 tell(f"note: --resume takes no settings: free the memory and try again, or set "
                      f"what the error names in {folder / 'plan.json'}")  # fmt: skip
@@ -118,8 +119,8 @@ def _trained(
         reached = None
         if training is not None:
             reached = training.step, training.model, training.optimizer.optimizer
-        place = recovery.write_report(folder, plan, error, reached, before)
-        raise recovery.OutOfMemory(
+        place = write_report(folder, plan, error, reached, before)
+        raise OutOfMemory(
             f"out of memory, see {place}; "
             f"lisa-train --resume {argument(folder)} continues with a smaller plan"
         ) from None
