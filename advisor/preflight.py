@@ -33,13 +33,13 @@ from advisor.request import (
     whole_segments,
 )
 from advisor.tiny import on_cpu, tiny_instead, tiny_on_gpu
+from profiles.exits import EXIT_FAILED
 from profiles.findings import Finding, PlanError
+from profiles.models import DEFAULT_MODELS
 from profiles.overrides import assigned
 from profiles.preferences import Preference
 from profiles.sizes import gib
 from profiles.tested import Table, read_table
-
-DEFAULT_MODEL = "7b"
 
 
 def advise(
@@ -85,14 +85,17 @@ def advise(
     if gpu is None or request.wants_cpu:
         return on_cpu(request)
     if old := too_old(gpu):
-        model = request.model or DEFAULT_MODEL
+        model = request.model or DEFAULT_MODELS[0]
         return undecided(request, model, f"{gpu.name} {old.what}", old.fix)
     if request.wants_packaged:
         return tiny_on_gpu(request, gpu)
-    advice = _on_gpu(request, gpu, request.model or DEFAULT_MODEL)
-    if request.model is None and advice.exit_code == 1:
-        return tiny_instead(request, gpu, advice)
-    return advice
+    if request.model is not None:
+        return _on_gpu(request, gpu, request.model)
+    for model in DEFAULT_MODELS:
+        advice = _on_gpu(request, gpu, model)
+        if advice.exit_code != EXIT_FAILED:
+            return advice
+    return tiny_instead(request, gpu, advice)
 
 
 def _must_be_folder(weights: str) -> None:

@@ -158,6 +158,8 @@ def lacks_segments(machine: Machine, gpu: Gpu) -> str:
     """Why this machine's card has no expandable segments; empty where it is taken to have them."""
     if machine.platform == "windows":
         return "Windows has no expandable segments"
+    if gpu.unified_memory:
+        return "the card shares the host's memory, where expandable segments are reported to hang"
     if gpu.vgpu:
         return "a virtual GPU (vGPU) has no virtual memory management for expandable segments"
     if gpu.vgpu is None and gpu.name == UNNAMED:

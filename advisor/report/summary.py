@@ -40,6 +40,9 @@ def first_screen(advice: Advice, console: Console) -> None:
 
 
 def _lines(advice: Advice, console: Console) -> Iterator[tuple[str, Text]]:
+    because = [reason.because for reason in advice.reasons if reason.setting == "model"]
+    for text in because[:1]:
+        yield "model", Text(text)
     if advice.plan is not None:
         yield "plan", Text(plan_line(advice.plan))
     if advice.budget is not None and advice.needs is not None and advice.plan is not None:

@@ -193,7 +193,9 @@ def plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "compiled", "decoder layers, by torch.compile"
     yield "cached", ", ".join(plan.cached_encoders) or "no encoder"
     state = f"{plan.optimizer}, {plan.optimizer_state} state"
-    rate = f"{plan.schedule.learning_rate:g} {plan.schedule.shape}"
+    steps = plan.schedule.warmup_steps
+    warmup = "a twentieth of the steps (at most 100)" if steps is None else counted(steps, "step")
+    rate = f"{plan.schedule.learning_rate:g} {plan.schedule.shape} after {warmup} of warm-up"
     yield "optimizer", f"{state}, rate {rate}, {counted(plan.schedule.epochs, 'epoch')}"
     if not plan.mixture.reason_seg_alone:
         mixture = plan.mixture.model_dump(exclude={"samples"})

@@ -117,6 +117,7 @@ class ModelProfile(Frozen):
     min_pixels: int | None = None  # of a picture, where its tokens vary: a smaller one is enlarged
     max_pixels: int | None = None  # a larger one is shrunk
     sources: tuple[str, ...]
+    start: str = ""  # why to start from it: what was published of it, and its licence
 
     @property
     @abstractmethod

@@ -63,7 +63,7 @@ def make_scheduler(optimizer: torch.optim.Optimizer, plan: Plan, epoch_steps: in
     """The learning rate's schedule, for epochs of `epoch_steps` optimizer steps."""
     schedule, total = plan.schedule, epoch_steps * plan.schedule.epochs
     name = "constant_with_warmup" if schedule.shape == "constant" else schedule.shape
-    return get_scheduler(name, optimizer, min(schedule.warmup_steps, total // 2), total)
+    return get_scheduler(name, optimizer, schedule.warmup(total), total)
 
 
 def run_facts(plan: Plan, train: int, val: int, device: torch.device) -> dict[str, Any]:
@@ -146,6 +146,12 @@ class Run:
             )
         return [samples.picture(visit.lap, visit.picture) for visit in visits]
 
+    def _steps_line(self) -> str:
+        """How long the run is, and how much of it is warm-up."""
+        steps = self.epoch_steps * self.plan.schedule.epochs
+        warmup = self.plan.schedule.warmup(steps)
+        return f"{counted(steps, 'optimizer step')}, the first {warmup} of them as warm-up"
+
     def start_from(self, folder: Path) -> None:
         """Load the trained tensors of an adapter's folder. Raises AdapterError."""
         from trainer.run.start_from_adapter import load_adapter
@@ -165,6 +171,7 @@ class Run:
             if resume is None:
                 self.records.start()
                 self.records.write("versions.json", versions())
+                self.reporter.line(self._steps_line())
                 self.state.progress.before = self.evaluate("before training")
                 self.state.save()
             else:
