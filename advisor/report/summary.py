@@ -133,11 +133,13 @@ def change(other: Candidate, best: Candidate) -> str:
 def _notes(advice: Advice) -> Iterator[tuple[str, Text]]:
     """The first findings; those of the machine only where it is the one that is asked about."""
     notes = advice.findings if advice.what_if else (*advice.findings, *advice.machine.notes)
-    notes = tuple(sorted(notes, key=lambda note: note.where != "weights"))  # what to do first
-    shown: Iterable[object] = notes if advice.exit_code else notes[:NOTES_SHOWN]
+    # What the answer is about, then what to do first.
+    notes = tuple(sorted(notes, key=lambda note: (note.where != "--gpu", note.where != "weights")))
+    most = NOTES_SHOWN + sum(note.where == "--gpu" for note in notes)
+    shown: Iterable[object] = notes if advice.exit_code else notes[:most]
     for note in shown:
         text = " ".join(str(note).split())
         yield "note", Text(printable(text.replace(" hint: ", " -> ")))
-    hidden = len(notes) - NOTES_SHOWN
+    hidden = len(notes) - most
     if hidden > 0 and not advice.exit_code:
         yield "", Text(f"and {counted(hidden, 'note')} more", style="dim")

@@ -62,6 +62,7 @@ def test_the_answer_comes_first_and_sets_the_exit_code(arguments, code, words):
         (("--set", "micro_batch"), "must read key=value"),
         (("--set", "dtype=fp16"), "fp16 training needs a GPU"),
         (("--vram", "8192"), "did you mean 8192MiB?"),
+        (("--vram", "8", "--ram", "8192"), "did you mean 8192MiB?"),
         (("--vram", "-8GiB"), "vram"),
         (("--vram", "0GiB"), "more than 0"),
         (("--vram", "nanGiB"), "vram"),
@@ -199,7 +200,7 @@ def test_an_interrupt_is_exit_130(monkeypatch):
     assert _run().exit_code == 130
 
 
-@pytest.mark.parametrize("option", [("--vram",), ("--emulate-vram",)])
+@pytest.mark.parametrize("option", [("--vram",), ("--emulate-vram",), ("--gpu", "T4", "--ram")])
 def test_a_number_without_a_unit_is_gib_and_said_to_be(option):
     result = _run(*option, "8")
     assert "note: 8 is read as 8 GiB" in result.stderr
