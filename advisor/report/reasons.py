@@ -304,7 +304,8 @@ def _cost_text(row: TestedRow) -> str:
 def card_reasons(request: Request, gpu: Gpu, model: str) -> list[Reason]:
     reasons = []
     if request.model is None:
-        because = f"{model_profile(model).start}; --model names another (docs/models.md)"
+        because = f"{model_profile(model).start}: the better start for few pictures; "
+        because += "--model names another (docs/models.md)"
         reasons.append(Reason(setting="model", value=model, because=because, basis="policy"))
     if len(request.machine.gpus) > 1 and not request.what_if:
         because = f"the most free memory of {len(request.machine.gpus)} visible GPUs"
