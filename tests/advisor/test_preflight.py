@@ -250,7 +250,10 @@ def test_memory_that_others_hold_is_not_counted():
 
 
 def test_the_seeds_claim_about_lora_is_contradicted_by_a_row():
-    reason = _reason(_advise(vram_gib=8, model="7b", overrides=["quantization=nf4"]), "lora")
+    advice = _advise(vram_gib=8, model="7b", overrides=["quantization=nf4"])
+    published, reason = [one for one in advice.reasons if one.setting == "lora"]
+    assert "as published" in published.because and "r=16 on q,v: 0.0" in published.because
+    assert "all-linear" in published.because and "slower" in published.because
     assert "never LoRA with 4-bit on 8 GB" in reason.because
     assert "row h100-7b-nf4-r8-cached: 4.73 GiB" in reason.because
     assert reason.basis == "tested"
