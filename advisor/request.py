@@ -21,7 +21,7 @@ from profiles import skipping
 from profiles.batches import micro_batches
 from profiles.environment import ALLOCATOR_VARIABLES
 from profiles.findings import Finding, PlanError
-from profiles.gpus import gpu_by_nvml
+from profiles.gpus import GpuProfile, gpu_by_nvml
 from profiles.models import model_profile
 from profiles.overrides import assigned
 from profiles.plan import Plan
@@ -98,12 +98,16 @@ class Request:
         ram = self.target.host_bytes if self.target else None
         return budget_of(gpu, self.machine, ram, self.own_rows)
 
+    def card(self, gpu: Gpu) -> GpuProfile | None:
+        """The card in the catalogue; None for one that is not there, or known by its size alone."""
+        named = self.target.card if self.target else None
+        return named or gpu_by_nvml(gpu.name, gpu.total_bytes)
+
     def setting(self, gpu: Gpu, budget: Budget) -> Setting:
         """What a search on `gpu` depends on."""
-        named = self.target.card if self.target else None
         return Setting(
             budget=budget,
-            card=named or gpu_by_nvml(gpu.name, gpu.total_bytes),
+            card=self.card(gpu),
             rows=self.table.rows,
             spills=self.spills,
             refusals=partial(refusals, self, gpu),

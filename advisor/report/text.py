@@ -13,6 +13,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from advisor.report.cost_text import cost_lines
 from advisor.report.plan_words import difference, lora_text, storage_text
 from advisor.report.summary import first_screen
 from profiles.plan import Plan
@@ -136,6 +137,8 @@ def _sections(advice: Advice) -> Iterator[tuple[str, RenderableType]]:
         yield "Plan", _pairs(plan_lines(advice.plan))
     if advice.budget is not None:
         yield "Memory", _memory(advice)
+    if costs := list(cost_lines(advice)):
+        yield "Time and disk", _pairs(iter(costs))
     if advice.reasons:
         yield "Why", _bullets(_reason_lines(advice))
     if advice.ladder:
