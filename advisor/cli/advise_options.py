@@ -84,8 +84,9 @@ class AdviseOptions:
     @property
     def any_given(self) -> bool:
         """Whether any option was given at all."""
-        nothing = (None, [])  # typer has both for what is not given
-        return any(getattr(self, one.name) not in (one.default, *nothing) for one in fields(self))
+        given = ((getattr(self, one.name), one.default) for one in fields(self))
+        # typer has None or an empty list, too, for what is not given
+        return any(value not in (default, None, []) for value, default in given)
 
     def assignments(self) -> list[str]:
         """The settings of --set and those that short options stand for; alpha follows the rank."""
