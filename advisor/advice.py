@@ -7,6 +7,8 @@ from typing import Literal
 from pydantic import Field
 
 from advisor.choice.candidate import Candidate, Reason, Speed
+from advisor.cost.disk import Disk
+from advisor.cost.duration import Duration
 from advisor.machine.budget import Budget, Bytes
 from advisor.machine.gpu import Gpu, Machine
 from advisor.memory.forecast import Forecast
@@ -46,6 +48,8 @@ class Advice(Frozen):
     text_tokens: int | None = Field(None, description="of the longest sample assumed")
     counted_by: str = Field("", description="which tokenizer counted a data set's text, if any")
     speed: Speed | None = None
+    duration: Duration | None = Field(None, description="of the training; None = unknown card")
+    disk: Disk | None = Field(None, description="from the download to the last checkpoint")
     largest_micro_batch: int | None = Field(None, description="that fits with all else as planned")
     reasons: tuple[Reason, ...] = ()
     considered: tuple[Candidate, ...] = Field((), description="the chosen or nearest one first")

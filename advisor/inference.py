@@ -20,6 +20,8 @@ from profiles.plan import Plan
 from profiles.settings import STORED_BYTES
 from profiles.sizes import gib
 
+STEP = 64  # tokens between the sizes of questions and pictures that are forecast
+
 
 class NoRoom(RuntimeError):
     """No plan answers on this card; says what the smallest would take."""
@@ -38,16 +40,16 @@ class Fit:
 
 
 def fitting(
-    plan: Plan, may_round: bool, text_tokens: int, machine: Machine, tell: Callable[[str], None]
+    plan: Plan, may_round: bool, worst: Worst, machine: Machine, tell: Callable[[str], None]
 ) -> Fit:
     """The first plan, from the least lever to the most, that answers on this machine's card.
 
-    `may_round`: the base weights may be stored in fewer bits. Raises NoRoom, RehearsalFailed.
+    `worst`: of `worst_question`. `may_round`: the base weights may be stored in fewer bits.
+    Raises NoRoom, RehearsalFailed.
     """
     card = card_for(machine)
     if card.cap_bytes is None:
         raise NoRoom("no GPU with a known memory is visible\n    hint: --set device=cpu")
-    worst = worst_question(text_tokens)
     smallest: Forecast | None = None
     for candidate in _relieved(plan, may_round):
         if _weights(candidate) > card.cap_bytes:
@@ -64,9 +66,13 @@ def fitting(
     raise NoRoom(_why_not(plan, smallest, usable))
 
 
-def worst_question(text_tokens: int) -> Worst:
-    """The size forecast for questions of so many text tokens: few lengths, so few forecasts."""
-    return Worst(-(-text_tokens // 64) * 64, answering=True)
+def worst_question(text_tokens: int, image_tokens: int) -> Worst:
+    """What is forecast for questions of so many text tokens, about pictures of so many tokens.
+
+    Both at most, and rounded up: few sizes, so few forecasts.
+    """
+    text, image = (-(-tokens // STEP) * STEP for tokens in (text_tokens, image_tokens))
+    return Worst(text, image_tokens=image, answering=True)
 
 
 def _relieved(plan: Plan, may_round: bool) -> Iterator[Plan]:

@@ -22,7 +22,7 @@ from profiles import skipping
 from profiles.batches import micro_batches
 from profiles.environment import ALLOCATOR_VARIABLES
 from profiles.findings import Finding, PlanError
-from profiles.gpus import gpu_by_nvml
+from profiles.gpus import GpuProfile, gpu_by_nvml
 from profiles.models import model_profile
 from profiles.overrides import assigned
 from profiles.plan import Plan
@@ -99,12 +99,16 @@ class Request:
         ram = self.target.host_bytes if self.target else None
         return budget_of(gpu, self.machine, ram, self.evidence)
 
+    def card(self, gpu: Gpu) -> GpuProfile | None:
+        """The card in the catalogue; None for one that is not there, or known by its size alone."""
+        named = self.target.card if self.target else None
+        return named or gpu_by_nvml(gpu.name, gpu.total_bytes)
+
     def setting(self, gpu: Gpu, budget: Budget) -> Setting:
         """What a search on `gpu` depends on."""
-        named = self.target.card if self.target else None
         return Setting(
             budget=budget,
-            card=named or gpu_by_nvml(gpu.name, gpu.total_bytes),
+            card=self.card(gpu),
             rows=self.table.rows,
             torch=self.evidence.versions.get("torch", ""),
             spills=self.spills,
@@ -160,6 +164,8 @@ def lacks_segments(machine: Machine, gpu: Gpu) -> str:
     """Why this machine's card has no expandable segments; empty where it is taken to have them."""
     if machine.platform == "windows":
         return "Windows has no expandable segments"
+    if gpu.unified_memory:
+        return "the card shares the host's memory, where expandable segments are reported to hang"
     if gpu.vgpu:
         return "a virtual GPU (vGPU) has no virtual memory management for expandable segments"
     if gpu.vgpu is None and gpu.name == UNNAMED:

@@ -52,22 +52,33 @@ def plan_of(model: str, storage: str, host: int) -> Plan:
     })  # fmt: skip
 
 
+def pictures() -> list[Path]:
+    """The four photographs that are asked about."""
+    return sorted(PHOTOS.glob("*/*.jpg"))[:4]
+
+
+def image_tokens_of(row: dict[str, Any], plan: Plan) -> int:
+    """Tokens of a row's largest picture; the first rows did not say, and are of these pictures."""
+    from trainer.data.samples import image_tokens
+
+    return row.get("image_tokens") or max(image_tokens(path, plan) for path in pictures())
+
+
 def measure(plan: Plan, cap_gib: float) -> dict[str, Any]:
     """Ask about the photographs in this process, under the cap."""
     import torch
 
     from trainer.answer.question import Question
-    from trainer.answer.segmenter import Segmenter, longest_question
+    from trainer.answer.segmenter import Segmenter, largest_picture, longest_question
     from trainer.answer.trained_model import Trained
     from trainer.hardware import versions
 
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction(cap_gib * 2**30 / total)
-    pictures = sorted(PHOTOS.glob("*/*.jpg"))[:4]
-    questions = [Question(path, SENTENCE) for path in pictures]
+    questions = [Question(path, SENTENCE) for path in pictures()]
     with tempfile.TemporaryDirectory() as cache:
         started = time.monotonic()
-        segmenter = Segmenter(Trained(plan, None), pictures, Path(cache), plan=plan)
+        segmenter = Segmenter(Trained(plan, None), pictures(), Path(cache), plan=plan)
         torch.cuda.synchronize()
         ready = time.monotonic() - started
         first = segmenter.ask(questions[0])  # warms up
@@ -76,9 +87,10 @@ def measure(plan: Plan, cap_gib: float) -> dict[str, Any]:
         answers = [segmenter.ask(question) for question in questions]
         text = longest_question(questions, segmenter.tokenizer)
     return {
-        "pictures": len(pictures), "seconds": [round(a.seconds, 3) for a in answers],
+        "pictures": len(questions), "seconds": [round(a.seconds, 3) for a in answers],
         "masks": [len(a.masks) for a in answers], "ready_seconds": round(ready, 1),
-        "text_tokens": text, "new_tokens": plan.tokens.max_new_tokens,
+        "text_tokens": text, "image_tokens": largest_picture(questions, plan),
+        "new_tokens": plan.tokens.max_new_tokens,
         "peak_allocated_bytes": torch.cuda.max_memory_allocated(),
         "peak_reserved_bytes": torch.cuda.max_memory_reserved(),
         "gpu": torch.cuda.get_device_name(), "versions": versions(),
@@ -113,7 +125,8 @@ def write_table(rows: list[dict[str, Any]]) -> None:
              "|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for row in rows:
         plan = Plan.parse(row["plan"])
-        found = forecast(plan, worst_question(row["text_tokens"]), CARD)
+        worst = worst_question(row["text_tokens"], image_tokens_of(row, plan))
+        found = forecast(plan, worst, CARD)
         cells = [f"{row['card_gb']} GB", plan.model, plan.quantization,
                  f"{plan.host_layers} layers" if plan.host_layers else "–"]  # fmt: skip
         for tier, name in (("tensors", "allocated"), ("pool", "reserved")):

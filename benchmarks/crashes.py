@@ -46,7 +46,7 @@ PLAN = {
     "model": "tiny", "device": "cpu", "dtype": "fp32", "quantization": "none",
     "lora": {"rank": 2, "alpha": 4, "dropout": 0.1, "targets": "qv"}, "mask_loss_resolution": 64,
     "micro_batch": 1, "accumulation": 2, "effective_batch": 2, "workers": 0,
-    "max_train_samples": 2, "max_val_samples": 1,
+    "max_train_samples": 2, "max_val_samples": 1, "train": ["text_hidden_fcs", "token_rows"],
     "schedule": {"learning_rate": 1e-3, "warmup_steps": 1, "epochs": 2, "shape": "linear"},
 }  # fmt: skip
 WAYS = ("killed", "torn", "twice")
@@ -167,11 +167,12 @@ class Attempt:
         resumes = (run / "run.json").exists()
         command = ["--resume", str(run)] if resumes else self.scene.command(self.folder)
 
-        def prepare() -> None:
+        def work() -> None:
             self.scene.plant(self.folder)
             Shim(self.folder, fatal, torn, operations).install()
+            forked.lisa_train(*command)()
 
-        return forked.run(command, self.log, prepare)
+        return forked.run(work, self.log)
 
     def finished(self) -> int:
         """Start it until it ends by itself; the last exit code."""
@@ -328,7 +329,7 @@ def prepare(base: Path, scenes: list[Scene]) -> tuple[dict[str, int], dict[str, 
     sys.path.insert(0, str(ROOT))
     first = Attempt(Scene("", begin(2), write_plan, "run"), base, "first")
     # In this process: what it imports and makes once, the forked ones have.
-    if forked.here(first.scene.command(first.folder)):
+    if forked.here(forked.lisa_train(*first.scene.command(first.folder))):
         sys.exit("the undisturbed training failed")
     shutil.copytree(first.folder / "run", shared / "whole")
     begun = Attempt(Scene("", begin(2), write_plan, "run"), base, "begun")

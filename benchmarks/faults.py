@@ -81,7 +81,13 @@ class Case:
 
     def start(self, plant: Callable[[], None] = lambda: None) -> int:
         """Fork a process that trains; its number. `plant` runs in it first."""
-        return forked.start(self.arguments(), self.place / "log", plant)
+        trains = forked.lisa_train(*self.arguments())
+
+        def work() -> None:
+            plant()
+            trains()
+
+        return forked.fork(work, self.place / "log")
 
     def moment(self) -> float:
         """Seconds after the start, anywhere in the run."""

@@ -29,9 +29,9 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import forked
 import psutil
 from crashes import DOCS, PHOTOS, PLAN, ROOT, rows_in, steady
-from forked import run as forked
 from tables import put
 
 ROWS_FILE = ROOT / "benchmarks" / "races.jsonl"
@@ -61,7 +61,7 @@ def two_at_once(run: Path, command: list[str], delay: float) -> list[tuple[int, 
     def one(number: int) -> None:
         time.sleep(delay * number)
         log = run.with_name(f"{run.name}-log-{number}")
-        code = forked(command, log)
+        code = forked.run(forked.lisa_train(*command), log)
         found[number] = code, log.read_text(errors="replace")
 
     threads = [threading.Thread(target=one, args=(number,)) for number in range(2)]
@@ -190,7 +190,8 @@ def main() -> None:
         plan = PLAN | {"max_train_samples": 7, "max_val_samples": 2, "effective_batch": 6,
                        "accumulation": 6}  # fmt: skip
         (place / "plan.json").write_text(json.dumps(plan))
-        if forked(arguments(place, "whole"), place / "log"):
+        trains = forked.lisa_train(*arguments(place, "whole"))
+        if forked.run(trains, place / "log"):
             sys.exit((place / "log").read_text())
         known = outcome(place / "whole")
 
@@ -206,8 +207,9 @@ def main() -> None:
                     os.kill(os.getpid(), signal.SIGKILL)
 
             checkpoint.save = save
+            forked.lisa_train(*arguments(place, "begun"))()
 
-        forked(arguments(place, "begun"), place / "log", dies)
+        forked.run(dies, place / "log")
         kinds = [asked.only] if asked.only else [*RACES]
         if "launchers" in kinds:
             for count in GROUPS:

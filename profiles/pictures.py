@@ -40,7 +40,8 @@ def profile_of(plan: Pictures) -> ModelProfile:
 
 @cache
 def _limited(profile: ModelProfile, least: int, most: int) -> ModelProfile:
-    return profile.model_copy(update={"min_pixels": least, "max_pixels": most})
+    limits = {"min_pixels": least, "max_pixels": most}
+    return type(profile).model_validate(dict(profile) | limits)
 
 
 def limits_for(plan: Pictures, image_tokens: int | None) -> dict[str, int]:

@@ -69,6 +69,13 @@ def test_profiles_import_neither_torch_nor_the_others():
     assert _strangers(modules, HEAVY | {"advisor", "rich"}, "pydantic") == []
 
 
+def test_a_run_is_resumed_and_its_smaller_plan_chosen_before_torch_is_imported():
+    """One process more would else wait seconds, and hold memory, only to start the others."""
+    modules = ["trainer.cli.start", "trainer.run.resume", "trainer.run.shortages",
+               "trainer.run.data_digests", "advisor.fallback"]  # fmt: skip
+    assert _strangers(modules, {"torch"}, "pydantic psutil") == []
+
+
 def test_a_bare_advisor_loads_nothing_heavy_for_help():
     heavy = {"pydantic", "psutil", "pynvml", "rich.table"}
     assert _strangers(["advisor.cli.main"], heavy) == []

@@ -374,7 +374,7 @@ def test_several_processes_run_no_code_of_the_folder(strangers: Callable[[], lis
 def test_a_run_that_becomes_another_runs_no_code_of_the_folder(
     strangers: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trainer.run import out_of_memory as recovery
+    from trainer.run import shortages as recovery
 
     became: list[list[str]] = []
     monkeypatch.setattr(os, "execv", lambda _, command: became.append(command))

@@ -100,7 +100,7 @@ def search(base: Plan, pinned: set[str], setting: Setting) -> Found | str:
         setting = replace(setting, questions=questions, counted_by=told.counted_by)
     apart = {"host_layers": 0, "checkpointed_layers": base.profile.decoder.layers}
     if estimate(base.model_copy(update=apart), text) is not None:  # all else is as usual
-        known = _chosen(base, pinned, setting, text, 1.0) or "no plan with these settings can run"
+        known = _chosen(base, pinned, setting, text, None) or "no plan with these settings can run"
         return known if isinstance(known, str) or not setting.exact else _exactly(known, setting)
     if setting.live is None:
         return "no forecast or tested row covers these settings"
@@ -186,7 +186,7 @@ def _least_needed(base: Plan) -> int | None:
 
 
 def _chosen(
-    base: Plan, pinned: set[str], setting: Setting, text: int, correction: float
+    base: Plan, pinned: set[str], setting: Setting, text: int, correction: float | None
 ) -> Found | None:
     scales = _scales(setting, text, correction)
     open_ones = [one for one in families(base, pinned) if not setting.refusals(one.plan)]
@@ -222,7 +222,7 @@ def _sharing_gain(plan: Plan, text: int, card: GpuProfile | None) -> float:
     return samples_per_second(plan, text, rates) / samples_per_second(alone, share, rates)
 
 
-def _scales(setting: Setting, text: int, correction: float) -> Scales:
+def _scales(setting: Setting, text: int, correction: float | None) -> Scales:
     here = _minor(setting.torch)
     held = [
         (_counts_for(row, here), row)
@@ -244,15 +244,22 @@ def _counted(by: str) -> str:
 
 
 def _needs(
-    rows: list[tuple[int, TestedRow]], text: int, correction: float, counted: str, plan: Plan
+    rows: list[tuple[int, TestedRow]],
+    text: int,
+    correction: float | None,
+    counted: str,
+    plan: Plan,
 ) -> tuple[Bytes, int] | None:
-    """The pool and the host memory of `plan` at most: by forecast, or by a row that took less."""
+    """The pool and the host memory of `plan` at most: by forecast, or by a row that took less.
+
+    Beyond the grid it is `correction` times a first guess; with None such plans are not weighed.
+    """
     found = estimate(plan, text)
     source = f"interpolated between forecasts at {text} text tokens a sample{counted}"
     pool = found.pool_bytes if found is not None else 0
     if found is None:
         found = nearest(plan, text)
-        if found is None:
+        if found is None or correction is None:
             return None
         pool = round(found.pool_bytes * correction)
         source = "forecasts of the usual settings, corrected"

@@ -23,6 +23,7 @@ from advisor.cli.options import (
     Vram,
     card_size,
     explained_names,
+    must_be_positive,
     must_be_writable,
 )
 from profiles.command_line import Version
@@ -51,6 +52,12 @@ class AdviseOptions:
     prefer: Prefer = "usual"
     data_dir: DataDir = None
     skip_broken: SkipBroken = None
+    hours: Annotated[
+        float | None, typer.Option(metavar="H", help="How many epochs fit into so many hours.")
+    ] = None
+    price: Annotated[
+        float | None, typer.Option(metavar="P", help="What the training costs at P an hour.")
+    ] = None
     measure: Annotated[
         bool, typer.Option("--measure", help="Also run three steps of the plan on this GPU.")
     ] = False
@@ -107,6 +114,8 @@ class AdviseOptions:
             fail("--emulate-vram gives the card's size already; leave out --vram and --gpu")
         if self.measure and named:
             fail("--measure needs a card here; --emulate-vram SIZE tries the plan of a smaller one")
+        for name, value in (("--hours", self.hours), ("--price", self.price)):
+            must_be_positive(name, value)
         for path in (self.save, self.plot):
             must_be_writable(path)
         if self.plot is not None and self.plot.suffix.lower() not in PLOT_SUFFIXES:

@@ -19,7 +19,7 @@ from advisor.cli.options import (
     must_be_data,
     named_card,
 )
-from advisor.cli.output import print_advice, saved, with_forecast, write, write_plot
+from advisor.cli.output import print_advice, saved, with_forecast, within_limits, write, write_plot
 from advisor.cli.report import report_command
 from profiles.command_line import Commands
 from profiles.command_options import takes
@@ -64,7 +64,7 @@ def run(context: typer.Context, options: AdviseOptions) -> None:
     if options.explain is not None:
         _explain(options.explain)
         return
-    advice = _advised(options)
+    advice = within_limits(_advised(options), options.hours, options.price)
     if options.save is not None:
         advice = saved(advice, options.save)
     if options.svg is not None:

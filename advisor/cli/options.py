@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -163,6 +164,12 @@ def must_be_data(folder: Path | None, skip_broken: str | None) -> None:
             announced()
     except ValueError as error:
         fail(str(error) if skip_broken is not None else f"{VARIABLE}: {error}")
+
+
+def must_be_positive(name: str, value: float | None) -> None:
+    """Ends with exit code 2 for a number that is none, or not above 0."""
+    if value is not None and not 0 < value < math.inf:
+        fail(f"{name}: got {value:g}; give a number above 0")
 
 
 def must_be_writable(path: Path | None) -> None:

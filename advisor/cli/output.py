@@ -50,6 +50,18 @@ def write_plot(advice: Advice, live: LiveForecasts, path: Path) -> None:
         write(path, drawn)
 
 
+def within_limits(advice: Advice, hours: float | None, price: float | None) -> Advice:
+    """The advice with what fits into so many hours, and with what it costs at a price an hour."""
+    from advisor.cost.duration import within
+
+    if hours is None and price is None:
+        return advice
+    if advice.duration is None:
+        tell("--hours and --price: how long this training takes is not known")
+        return advice
+    return advice.model_copy(update={"duration": within(advice.duration, hours, price)})
+
+
 def print_advice(advice: Advice, as_json: bool, why: bool) -> None:
     from advisor.report.text import PlainConsole, print_text, to_json
 

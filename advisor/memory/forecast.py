@@ -23,7 +23,7 @@ from advisor.memory.worst_sample import Worst
 from advisor.rehearsal import BadQuestion, RehearsalFailed, rehearsed
 from profiles.batches import micro_batches
 from profiles.grid import batch_bytes, caching_bytes, nearest
-from profiles.measurement import Measurement, Timeline
+from profiles.measurement import DataCounts, Measurement, Timeline
 from profiles.places import cache_folder
 from profiles.plan import Plan
 from profiles.records import Frozen
@@ -66,6 +66,7 @@ class Forecast(Frozen):
     image_tokens: int | None = Field(None, description="of every picture, the largest one's")
     masks: int
     answer_tokens: int | None = Field(None, description="supervised; null: five for each mask")
+    data: DataCounts | None = Field(None, description="how much a data set holds")
     cap_bytes: int | None = Field(None, description="what the pool may take")
     tiers: tuple[Tier, ...] = ()
     load_peak_bytes: int | None = None
@@ -204,6 +205,7 @@ def interpret(
         image_tokens=measurement.image_tokens,
         masks=measurement.masks,
         answer_tokens=measurement.answer_tokens,
+        data=measurement.data,
         cap_bytes=cap_bytes,
         tiers=tiers,
         load_peak_bytes=measurement.load_peak_bytes,

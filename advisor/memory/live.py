@@ -11,10 +11,24 @@ from advisor.machine.target import Target
 from advisor.memory.card import Card, card_for
 from advisor.memory.forecast import Forecast, counted_by, forecast, step_by_component
 from advisor.memory.worst_sample import Worst
-from profiles.measurement import Timeline
+from profiles.measurement import DataCounts, Timeline
 from profiles.plan import Plan
 
 Live = Callable[[Plan, int | None], Forecast]
+
+
+@dataclass
+class Heard:
+    """A `live` that remembers how much data was counted on the way."""
+
+    live: Live
+    counts: DataCounts | None = None
+
+    def __call__(self, plan: Plan, text_tokens: int | None) -> Forecast:
+        """The forecast that `live` makes."""
+        found = self.live(plan, text_tokens)
+        self.counts = found.data or self.counts
+        return found
 
 
 @dataclass

@@ -71,7 +71,7 @@ def _w(memory: Memory, name: str, pattern: str, sure: bool = True) -> _Wording:
 
 # With figures: a message of these is the best that a log can have.
 _FIGURED = (
-    _w("card", "PyTorch", rf"(?:(CUDA|HIP|XPU)outofmemory\.?)?Triedtoallocate{_SIZE}(?!on)"),
+    _w("card", "PyTorch", rf"(?:(?:CUDA|HIP|XPU)outofmemory\.?)?Triedtoallocate{_SIZE}(?!on)"),
     _w("size", "PyTorch", r"Triedtoallocatemorethan1EB"),
     _w("card", "PyTorch (cudaMallocAsync)", r"Allocationondevice\d*wouldexceedallowedmemory"),
     _w("unified", "PyTorch on Apple", r"MPSbackendoutofmemory"),
@@ -99,7 +99,7 @@ _BARE = (
     _w("killed", "a container or scheduler", r"OOMKill|oom[-_]kill|usingallavailableRAM"),
     _w("killed", "a launcher", r"(?:exit|return)code[:=]?-9(?!\d)"
        r"|exit(?:ed)?(?:with)?(?:code|status)[:=]?137(?!\d)"
-       r"|SIGKILL|killedbysignal:Killed|[Ss]ignal9(?!\d)", sure=False),
+       r"|(?<!via)(?<!viaSignals\.)SIGKILL|killedbysignal:Killed|[Ss]ignal9(?!\d)", sure=False),
 )  # fmt: skip
 # Of whole lines, which only end so: bash and zsh of a process that was killed.
 _KILLED = re.compile(r"(?:^|it/s\]|\?\]|\d\s{1,20}|\s{2,20}|zsh: )[Kk]illed(?::? 9|\s{2,20}\S.*|)$")

@@ -41,8 +41,9 @@ def bar(advice: Advice, console: Console) -> Text:
     whole = max(advice.budget.free.bytes, advice.needs.bytes, 1)
     scale = WIDTH / whole
     line, done, filled = Text(), 0, 0
+    sizes = advice.parts or {PARTS[-1].name: advice.needs.bytes}
     for part in PARTS:
-        filled += advice.parts.get(part.name, 0)
+        filled += sizes.get(part.name, 0)
         length = round(scale * filled) - done
         line.append((part.ascii if plain else part.mark) * length, style=part.style)
         done += length

@@ -18,6 +18,7 @@ from advisor.request import Request
 from profiles.batches import micro_batches
 from profiles.grid import TEXT_TOKENS, nearest
 from profiles.levers import SETTINGS, priced, value_text
+from profiles.models import model_profile
 from profiles.overrides import assigned
 from profiles.pictures import limits_for
 from profiles.plan import Plan
@@ -103,8 +104,10 @@ def _picture_reason(found: Found) -> Reason:
         found.scales.speed(plan.model_copy(update=limits_for(plan, n))).samples_per_second
         for n in (tokens, fewer)
     )
-    because = f"a picture takes up to {tokens} tokens, and its features up to "
-    because += f"{mib(sum(facts.cached_bytes for facts in plan.profile.encoders.values()))} of disk"
+    because = f"a picture takes up to {tokens} tokens"
+    cached = sum(plan.profile.encoders[name].cached_bytes for name in plan.cached_encoders)
+    if cached:
+        because += f", and its cached features up to {mib(cached)} of disk"
     saved = _bytes_of_tokens(found, tokens - fewer)
     if saved is not None:
         because += (
@@ -301,7 +304,7 @@ def _cost_text(row: TestedRow) -> str:
 def card_reasons(request: Request, gpu: Gpu, model: str) -> list[Reason]:
     reasons = []
     if request.model is None:
-        because = f"the usual size; ask for another with --model ({model} is the default)"
+        because = f"{model_profile(model).start}; --model names another (docs/models.md)"
         reasons.append(Reason(setting="model", value=model, because=because, basis="policy"))
     if len(request.machine.gpus) > 1 and not request.what_if:
         because = f"the most free memory of {len(request.machine.gpus)} visible GPUs"

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from advisor.report.cost_text import cost_lines
 from advisor.report.memory_bar import bar, legend
 from advisor.report.plan_words import changes, lora_text, storage_text
 from profiles.plan import Plan
@@ -40,6 +41,9 @@ def first_screen(advice: Advice, console: Console) -> None:
 
 
 def _lines(advice: Advice, console: Console) -> Iterator[tuple[str, Text]]:
+    because = [reason.because for reason in advice.reasons if reason.setting == "model"]
+    for text in because[:1]:
+        yield "model", Text(text)
     if advice.plan is not None:
         yield "plan", Text(plan_line(advice.plan))
     if advice.budget is not None and advice.needs is not None and advice.plan is not None:
@@ -48,7 +52,9 @@ def _lines(advice: Advice, console: Console) -> Iterator[tuple[str, Text]]:
     if advice.budget is not None and advice.budget.host is not None and advice.host_bytes:
         host = advice.budget.host
         yield "host", Text(f"{gib(advice.host_bytes)} of {gib(host.bytes)}: {host.source}")
-    if advice.speed is not None and advice.plan is not None:
+    costs = [(title, Text(text)) for title, text in cost_lines(advice) if title != "features"]
+    yield from costs
+    if advice.speed is not None and not costs:
         yield "speed", Text(_speed(advice))
     for title, text in alternatives(advice):
         yield title, Text(text)

@@ -13,6 +13,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from advisor.report.cost_text import cost_lines
 from advisor.report.plan_words import difference, lora_text, storage_text
 from advisor.report.summary import first_screen
 from profiles.plan import Plan
@@ -136,6 +137,8 @@ def _sections(advice: Advice) -> Iterator[tuple[str, RenderableType]]:
         yield "Plan", _pairs(plan_lines(advice.plan))
     if advice.budget is not None:
         yield "Memory", _memory(advice)
+    if costs := list(cost_lines(advice)):
+        yield "Time and disk", _pairs(iter(costs))
     if advice.reasons:
         yield "Why", _bullets(_reason_lines(advice))
     if advice.ladder:
@@ -193,7 +196,9 @@ def plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "compiled", "decoder layers, by torch.compile"
     yield "cached", ", ".join(plan.cached_encoders) or "no encoder"
     state = f"{plan.optimizer}, {plan.optimizer_state} state"
-    rate = f"{plan.schedule.learning_rate:g} {plan.schedule.shape}"
+    steps = plan.schedule.warmup_steps
+    warmup = "a twentieth of the steps (at most 100)" if steps is None else counted(steps, "step")
+    rate = f"{plan.schedule.learning_rate:g} {plan.schedule.shape} after {warmup} of warm-up"
     yield "optimizer", f"{state}, rate {rate}, {counted(plan.schedule.epochs, 'epoch')}"
     if not plan.mixture.reason_seg_alone:
         mixture = plan.mixture.model_dump(exclude={"samples"})

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from advisor import inference as answering
-from advisor.inference import NoRoom, fitting
+from advisor.inference import NoRoom, fitting, worst_question
 from advisor.machine.gpu import Gpu, Machine
 from advisor.memory.card import Card
 from advisor.memory.forecast import Forecast, Tier
@@ -32,7 +32,7 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool, int]]:
     found: list[tuple[str, bool, int]] = []
 
     def forecast(plan: Plan, worst: Worst, card: Card) -> Forecast:
-        assert worst.answering and worst.text_tokens == 128
+        assert worst.answering and (worst.text_tokens, worst.image_tokens) == (128, 320)
         assert card.compute_capability == (8, 9) and card.cap_bytes is not None
         found.append((plan.quantization, plan.host_embeddings, plan.host_layers))
         pool = round(answering._weights(plan) + GIB)
@@ -58,7 +58,7 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool, int]]:
 def test_the_least_lever_that_fits(
     free: float, plan: Plan, levers: tuple[str, bool, int], tried: list[Any]
 ) -> None:
-    fit = fitting(plan, plan is WHOLE, 90, machine(free), lambda line: None)
+    fit = fitting(plan, plan is WHOLE, worst_question(90, 257), machine(free), lambda line: None)
     assert (fit.plan.quantization, fit.plan.host_embeddings, fit.plan.host_layers) == levers
     assert fit.line().startswith("FITS: " + {"none": "bf16"}.get(levers[0], levers[0]) + " base")
     assert tried[-1] == levers
@@ -67,7 +67,7 @@ def test_the_least_lever_that_fits(
 
 def test_no_room_and_no_card_say_so(tried: list[Any]) -> None:
     with pytest.raises(NoRoom, match="does not answer within .* on this card: the smallest way"):
-        fitting(TRAINED, False, 90, machine(1.2), lambda line: None)
+        fitting(TRAINED, False, worst_question(90, 257), machine(1.2), lambda line: None)
     assert tried[-1] == ("nf4", True, 32)
     with pytest.raises(NoRoom, match="no GPU with a known memory"):
-        fitting(TRAINED, False, 90, Machine(), lambda line: None)
+        fitting(TRAINED, False, worst_question(90, 257), Machine(), lambda line: None)

@@ -232,6 +232,7 @@ BARE = [
     ("torch.multiprocessing.spawn.ProcessExitedException: process 0 terminated with signal "
      "SIGKILL", "killed"),
     ("RuntimeError: DataLoader worker (pid 123) is killed by signal: Killed. ", "killed"),
+    ("subprocess.CalledProcessError: Command died with <Signals.SIGKILL: 9>.", "killed"),
     ("  reason: OOMKilled", "killed"),
     ("slurmstepd: error: Detected 1 oom_kill event in StepId=7.0. Some of the step tasks have "
      "been OOM Killed.", "killed"),
@@ -275,6 +276,8 @@ def test_which_memory_ran_out(text, memory):
         "RuntimeError: CUDA error: an illegal memory access was encountered",
         "RuntimeError: mat1 and mat2 shapes cannot be multiplied (4x8 and 4x8)",
         "[2023-07-12] [INFO] [launch.py:315:sigkill_handler] Killing subprocess 30746",
+        "Unable to shutdown process 7 via 15, forcefully exiting via Signals.SIGKILL",
+        "Watchdog caught collective operation timeout; Sending process 7 closing signal SIGTERM",
         "If you run into CUDA out of memory errors, use a smaller batch",
         "--low-vram   to avoid CUDA out of memory",
         "This may lead to a MemoryError on machines with less RAM",

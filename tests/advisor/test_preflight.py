@@ -25,6 +25,7 @@ from profiles import tested
 from profiles.findings import PlanError
 from profiles.gpus import find_gpu
 from profiles.grid import estimate
+from profiles.models import DEFAULT_MODELS
 from profiles.plan import Plan
 from profiles.sizes import GIB as BUDGET_GIB
 from profiles.tested import DataShape, Table, TestedRow, read_table
@@ -250,7 +251,7 @@ def test_memory_that_others_hold_is_not_counted():
 
 
 def test_the_seeds_claim_about_lora_is_contradicted_by_a_row():
-    reason = _reason(_advise(vram_gib=8, overrides=["quantization=nf4"]), "lora")
+    reason = _reason(_advise(vram_gib=8, model="7b", overrides=["quantization=nf4"]), "lora")
     assert "never LoRA with 4-bit on 8 GB" in reason.because
     assert "row h100-7b-nf4-r8-cached: 4.73 GiB" in reason.because
     assert reason.basis == "tested"
@@ -337,6 +338,13 @@ def test_a_mig_instance_has_its_own_budget(monkeypatch):
     advice = advise(probe({}), evidence=Evidence(TABLE))
     assert advice.gpu.uuid == "MIG-two"
     assert advice.budget.free.bytes == round(19.6 * GIB)
+
+
+def test_shared_memory_has_no_expandable_segments(monkeypatch):
+    install(monkeypatch, fake_nvml.unified_card())
+    advice = advise(probe({}), "7b", evidence=Evidence(TABLE))
+    assert advice.plan.allocator == "" and advice.environment == {}
+    assert "shares the host's memory" in _reason(advice, "allocator").because
 
 
 def test_unified_memory_is_budgeted_from_the_host(monkeypatch):
@@ -432,7 +440,10 @@ def test_special_settings_are_forecast_until_the_plan_stands(factor):
 
 
 @pytest.mark.parametrize("size", ["2b", "4b"])
-def test_a_model_without_corners_is_forecast_live_and_told_what_pictures_cost(size):
+def test_a_model_without_corners_is_forecast_live_and_told_what_pictures_cost(size, monkeypatch):
+    from profiles import grid
+
+    monkeypatch.setattr(grid, "_model_in_grid", lambda name: name if name == "7b" else None)
     asked: list[tuple[Plan, int | None]] = []
     advice = _advise(vram_gib=8, model=f"sa2va-qwen3-vl-{size}", live=_live(1.2, asked))
     assert advice.verdict == "FITS" and advice.forecast.plan == advice.plan
@@ -654,3 +665,35 @@ def test_work_grows_with_the_table_no_faster_than_its_rows(monkeypatch, verdict)
     assert few[0] > 0 and more[0] <= 2.1 * few[0]
     again = looked(20, 9)
     assert again[1] == few[1] and again[0] <= few[0] + 4 * 9 * 20  # two levers, twice
+
+
+@pytest.mark.parametrize(
+    ("vram_gib", "model"), [(8, DEFAULT_MODELS[0]), (4, DEFAULT_MODELS[0]), (80, DEFAULT_MODELS[0])]
+)
+def test_the_default_is_a_model_that_was_trained_to_segment(vram_gib, model):
+    advice = _advise(vram_gib=vram_gib)
+    assert (advice.model, advice.verdict) == (model, "FITS")
+    because = _reason(advice, "model").because
+    assert "already trained to segment" in because and "81.7/77.4/80.0" in because
+    named = _advise(vram_gib=vram_gib, model=model)
+    assert named.plan == advice.plan and "model" not in {r.setting for r in named.reasons}
+
+
+def test_a_storage_without_forecasts_is_not_weighed_by_another_models(monkeypatch):
+    """Corners of one storage alone: the others' bytes would be those of a stand-in."""
+    from profiles import grid
+
+    corners = {key: row for key, row in grid._corners().items() if key[:2] != ("7b", "int8")}
+    monkeypatch.setattr(grid, "_corners", lambda: corners)
+    monkeypatch.setattr(grid, "_storages", lambda: {key[:2] for key in corners})
+    advice = _advise(vram_gib=12, model="7b")
+    assert {one.plan.quantization for one in advice.considered} == {"nf4", "none"}
+    assert advice.verdict == "FITS" and advice.plan.quantization == "nf4"
+
+
+def test_the_parts_add_up_to_what_the_plan_needs():
+    for size, model in ((8, "7b"), (12, "7b"), (8, "qwen3-vl-4b")):
+        advice = _advise(vram_gib=size, model=model)
+        assert list(advice.parts) == ["weights", "trained", "activations"]
+        assert sum(advice.parts.values()) == advice.needs.bytes
+        assert min(advice.parts.values()) > 0

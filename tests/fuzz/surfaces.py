@@ -59,9 +59,10 @@ from trainer.model.families.llava_sam.tokenizer import LisaTokenizer
 from trainer.model.weights import FolderWeights, ShapesAlone, WeightsError, packaged_folder
 from trainer.prompts import Turn
 from trainer.run import checkpoint
-from trainer.run import out_of_memory as recovery
+from trainer.run import shortages as recovery
 from trainer.run import start_from_adapter as starting
 from trainer.run.checkpoint import CheckpointError
+from trainer.run.checkpoint_files import damage
 from trainer.run.data_digests import check_data as check_same
 from trainer.run.folder import STATE as STATE_TENSORS
 from trainer.run.folder import TRAINED as TENSORS
@@ -632,7 +633,7 @@ def feed_run(case: tuple[str, bytes], folder: Path) -> bool:
     (folder / STATE_TENSORS).write_bytes(save({"a": FEATURES}))
     (folder / name).write_bytes(data)
     if name == "manifest.json":
-        return checkpoint.damage(folder) == ""
+        return damage(folder) == ""
     if name == "state.json":
         return isinstance(checkpoint.load_state(folder), dict)
     if name == "facts.json":

@@ -45,7 +45,7 @@ from trainer.model.families.llava_sam.tokenizer import LisaTokenizer
 from trainer.model.weights import WeightsError
 from trainer.run import checkpoint
 from trainer.run.checkpoint import CheckpointError
-from trainer.run.checkpoint_files import read_facts
+from trainer.run.checkpoint_files import damage, read_facts
 from trainer.run.folder import STATE
 from trainer.run.started import CannotResume, Started
 
@@ -364,7 +364,7 @@ def test_a_state_of_nothing_is_a_checkpoint_error(tmp_path: Path, text: str) -> 
 def test_what_is_nested_too_deep_is_as_good_as_damaged(tmp_path: Path) -> None:
     for name in ("manifest.json", "facts.json", "run.json", "conversion.json", "config.json"):
         (tmp_path / name).write_text(DEEP)
-    assert "recursion" in checkpoint.damage(tmp_path)
+    assert "recursion" in damage(tmp_path)
     assert read_facts(tmp_path) == {} == read_object(tmp_path / "config.json")
     with pytest.raises(CannotResume):
         Started.read(tmp_path)

@@ -33,6 +33,11 @@ def longest_question(questions: Sequence[Question], tokenizer: ConversationToken
     return max(lengths, default=0)
 
 
+def largest_picture(questions: Sequence[Question], plan: Plan) -> int:
+    """Tokens of the picture that takes the most. Raises DataError."""
+    return max((image_tokens(question.image, plan) for question in questions), default=0)
+
+
 class _Asked(NamedTuple):
     """A question, and the keys and values of its tokens."""
 

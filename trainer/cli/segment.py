@@ -123,13 +123,14 @@ def planned(trained: Trained, asked: list[Question]) -> tuple[Plan, Fit | None]:
     if trained.plan.device == "cpu":
         use_threads(trained.plan, tell)
         return trained.plan, None
-    from advisor.inference import fitting
+    from advisor.inference import fitting, worst_question
     from advisor.machine.probe import probe
-    from trainer.answer.segmenter import longest_question
+    from trainer.answer.segmenter import largest_picture, longest_question
     from trainer.model.build import read_tokenizer
 
     text = longest_question(asked, read_tokenizer(trained.plan))
-    fit = fitting(trained.plan, trained.may_round, text, probe(), tell)
+    worst = worst_question(text, largest_picture(asked, trained.plan))
+    fit = fitting(trained.plan, trained.may_round, worst, probe(), tell)
     tell(fit.line())
     use_allocator(fit.plan)
     try_segments(fit.plan)

@@ -53,6 +53,7 @@ def _how_to_resume(folder: Path) -> str:
 
 def _prepare_and_train(run: PlannedRun) -> None:
     from trainer.parallel.launch import is_main, must_start_processes, start_processes
+    from trainer.run.shortages import OutOfMemory, replace_process
 
     for name, value in run.started.environment.items():
         os.environ.setdefault(name, value)  # which card, and the allocator, before torch
@@ -72,12 +73,8 @@ def _prepare_and_train(run: PlannedRun) -> None:
         code = start_processes(run.plan.processes, arguments)
         if code != EXIT_OUT_OF_MEMORY:
             raise typer.Exit(code)
-        from trainer.run.out_of_memory import replace_process
-
         replace_process(run.folder)
     import_libraries()
-    from trainer.run.out_of_memory import OutOfMemory, replace_process
-
     try:
         train_here(run, data, checkpoint)
     except OutOfMemory:
@@ -122,12 +119,10 @@ def resume_run(
     NothingSmaller, Held.
     """
     from trainer.parallel.launch import is_main
+    from trainer.run.shortages import remove_unfinished
     from trainer.run.started import Started
 
     Started.read(folder)  # refuse a folder that holds no run, and leave it unchanged
-    import_libraries()
-    from trainer.run.out_of_memory import remove_unfinished
-
     with held(folder) if is_main() else nullcontext():
         if is_main():
             sweep(folder, FILES)
@@ -158,7 +153,7 @@ def _resume_held(
 
 def _recovered(plan: Plan, folder: Path, started: Started) -> Plan:
     """The plan to continue with: a smaller one if the run has just run out of memory."""
-    from trainer.run import out_of_memory as recovery
+    from trainer.run import shortages as recovery
 
     place = recovery.unhandled(folder)
     if place is None:

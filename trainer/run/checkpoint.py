@@ -152,12 +152,6 @@ def state_errors(folder: Path) -> Iterator[None]:
         raise CheckpointError(f"{folder}: its state is another training's: {what}") from None
 
 
-def damage(folder: Path) -> str:
-    """Why a checkpoint cannot be resumed from; '' if it can."""
-    wrong = altered(folder)
-    return wrong or ("" if (folder / STATE).is_file() else "holds no state to resume from")
-
-
 def verify(folder: Path) -> None:
     """Raise CheckpointError if the tensors have changed; a folder without checksums passes.
 

@@ -8,7 +8,7 @@ from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
-from trainer.run.folder import TRAINED
+from trainer.run.folder import STATE, TRAINED
 
 MANIFEST = "manifest.json"
 
@@ -31,6 +31,12 @@ def altered(folder: Path, only: Set[str] | None = None) -> str:
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         return f"{MANIFEST}: {error}"
     return "" if TRAINED in sums else f"{TRAINED} has no checksum"
+
+
+def damage(folder: Path) -> str:
+    """Why a checkpoint cannot be resumed from; '' if it can."""
+    wrong = altered(folder)
+    return wrong or ("" if (folder / STATE).is_file() else "holds no state to resume from")
 
 
 def checksum(path: Path) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from profiles.levers import MAY_CHANGE_ON_RESUME
 from profiles.plan import Plan
-from trainer.run.checkpoint import damage
+from trainer.run.checkpoint_files import damage
 from trainer.run.checkpoint_places import by_age, recover, restore_place
 from trainer.run.folder import LAST
 from trainer.run.started import CannotResume

@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
+from tests.trainer.cli.conftest import Here
 from trainer.answer.evaluate import run_sheet
 from trainer.answer.question import Question
 from trainer.answer.segmenter import Segmenter
@@ -60,8 +61,8 @@ def call(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         (["synthesise", "no-such", "--val", "0"], 2, "'--val'"),
     ],
 )  # fmt: skip
-def test_exit_codes(arguments: list[str], code: int, message: str) -> None:
-    done = call("lisa-train", *arguments)
+def test_exit_codes(arguments: list[str], code: int, message: str, here: Here) -> None:
+    done = here(*arguments)
     assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
     assert message in done.stderr
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-import trainer.cli.train as command_line
 import trainer.run.run as loop
 from advisor.cli.main import app
 from advisor.memory.forecast import counted_by
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
+from tests.trainer.cli.conftest import Here
 from trainer.data.formats.reasonseg import read_split
 from trainer.reporter import Reporter
 from trainer.run.run import Run
@@ -32,25 +32,6 @@ WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="what a CPU a
 def train(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     path = Path(sys.executable).with_name("lisa-train")
     return subprocess.run([path, *map(str, arguments)], capture_output=True, text=True, timeout=300)
-
-
-Here = Callable[..., subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Here:
-    """`train` in this process, which has imported torch: exit code, output, errors."""
-
-    def called(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        monkeypatch.setattr(sys, "argv", ["lisa-train", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as end:
-            command_line.main()
-        code = end.value.code
-        assert isinstance(code, int)
-        return subprocess.CompletedProcess(sys.argv, code, *capfd.readouterr())
-
-    return called
 
 
 def quick(tmp_path: Path) -> list[str | Path]:
@@ -67,18 +48,20 @@ def quick(tmp_path: Path) -> list[str | Path]:
 @WITHOUT_GPU
 @pytest.mark.parametrize("how", [[], ["--auto"], ["--set", "device=cpu", "--set", "dtype=fp32"]])
 @pytest.mark.parametrize("model", ["7b", "13b"])
-def test_a_large_model_is_not_trained_on_a_cpu(tmp_path: Path, model: str, how: list[str]) -> None:
+def test_a_large_model_is_not_trained_on_a_cpu(
+    tmp_path: Path, model: str, how: list[str], here: Here
+) -> None:
     run = tmp_path / "run"
-    done = train("--model", model, *how, "--data-dir", PHOTOS, "--output-dir", run)
+    done = here("--model", model, *how, "--data-dir", PHOTOS, "--output-dir", run)
     assert done.returncode == 2, done.stderr
     assert "needs a GPU" in done.stderr and "lisa-advise doctor" in done.stderr
     assert not run.exists()
 
 
-def test_nor_by_a_plan_file(tmp_path: Path) -> None:
+def test_nor_by_a_plan_file(tmp_path: Path, here: Here) -> None:
     plan = tmp_path / "plan.json"
     plan.write_text(json.dumps({"model": "7b", "device": "cpu", "dtype": "fp32"}))
-    done = train("--plan", plan, "--data-dir", PHOTOS, "--output-dir", tmp_path / "run")
+    done = here("--plan", plan, "--data-dir", PHOTOS, "--output-dir", tmp_path / "run")
     assert done.returncode == 2 and "lisa-advise doctor" in done.stderr, done.stderr
 
 
@@ -177,13 +160,13 @@ def options(tmp_path: Path) -> list[str | Path]:
 
 
 def test_ctrl_c_before_the_training_names_what_goes_on(
-    tmp_path: Path, options: list[str | Path], planted: Planted
+    tmp_path: Path, options: list[str | Path], planted: Planted, here: Here
 ) -> None:
     run = tmp_path / "my run"
     done = planted(KeyboardInterrupt(), *options, "--output-dir", run)
     assert done.returncode == 130, done.stderr
     assert f"lisa-train --resume '{run}' starts it" in done.stderr
-    again = train("--resume", run)  # and what it names works
+    again = here("--resume", run)  # and what it names works
     assert again.returncode == 0 and (run / "summary.json").is_file(), again.stderr
 
 
@@ -209,7 +192,7 @@ def test_runs_are_not_mixed(
     run = tmp_path / "run"
     run.mkdir()
     (run / held).write_text("{}")
-    done = train(*options, "--output-dir", run)
+    done = here(*options, "--output-dir", run)
     assert done.returncode == 2, done.stderr
     assert f"{run} exists already" in done.stderr
     assert f"--output-dir {run}-2" in done.stderr

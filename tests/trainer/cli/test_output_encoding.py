@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from advisor.cli.main import main as advise
+from benchmarks.forked import run as forked
 from tests.conftest import PHOTOS
-from tests.group import end, fork
 from tests.trainer.answer.test_results import make_run
-from trainer.cli.segment import main
+from trainer.cli.segment import main as segment
+from trainer.cli.train import main as train
 from trainer.data.synthetic.dataset import write_dataset
 
 ENCODINGS = (
@@ -24,10 +26,20 @@ ENCODINGS = (
     {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
 )
 NAME = "桌子 ä"
+MAIN = {"advisor.cli": advise, "trainer.cli": train, "trainer.cli.segment": segment}
 
 
-def called(module: str, *arguments: object, **environment: str) -> tuple[int, str, str]:
-    """Exit code, stdout read as strict UTF-8, and stderr."""
+def called(
+    folder: Path, module: str, *arguments: object, **environment: str
+) -> tuple[int, str, str]:
+    """Exit code, stdout read as strict UTF-8, and stderr.
+
+    Forked off this process, which has imported torch, where the environment says no more than how
+    the streams are encoded. A locale needs a Python of its own.
+    """
+    told = environment.get("PYTHONIOENCODING", "" if environment else "utf-8")
+    if told:
+        return forked_off(folder, module, *map(str, arguments), encoding=told.partition(":")[0])
     kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONUTF8", "LC_ALL")}
     done = subprocess.run(
         [sys.executable, "-m", module, *map(str, arguments)],
@@ -37,22 +49,21 @@ def called(module: str, *arguments: object, **environment: str) -> tuple[int, st
     return done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("latin1")
 
 
-def segmented(folder: Path, *arguments: object, encoding: str = "utf-8") -> tuple[int, str, str]:
-    """The same of lisa-segment, in a process that has imported torch already."""
+def forked_off(folder: Path, module: str, *arguments: str, encoding: str) -> tuple[int, str, str]:
+    """What `called` promises, with strict streams of an encoding."""
     out, err = folder / "stdout", folder / "stderr"
+    for file in (out, err):
+        file.unlink(missing_ok=True)
 
-    def called() -> None:
+    def work() -> None:
         os.dup2(os.open(err, os.O_WRONLY | os.O_CREAT), 2)
-        sys.stdout.reconfigure(encoding=encoding, errors="strict")  # type: ignore[union-attr]
-        lisa_segment(*map(str, arguments))
+        for stream in (sys.stdout, sys.stderr):
+            stream.reconfigure(encoding=encoding, errors="strict")  # type: ignore[union-attr]
+        sys.argv = [module, *arguments]
+        MAIN[module]()
 
-    code = end(fork(called, out, {}))
+    code = forked(work, out)
     return code, out.read_bytes().decode("utf-8", "replace"), err.read_bytes().decode("latin1")
-
-
-def lisa_segment(*arguments: str) -> None:
-    sys.argv = ["lisa-segment", *arguments]
-    main()
 
 
 @pytest.fixture(scope="module")
@@ -67,12 +78,7 @@ def test_answers_come_in_utf8(tmp_path: Path, run: Path, environment: dict[str, 
     shutil.copy(next(PHOTOS.rglob("*.jpg")), folder / f"{NAME}.jpg")
     where = ("--run", run, "--out", tmp_path / "out", "--set", "tokens.max_new_tokens=2")
     asked = (folder, "Wo ist der Stuhl für die Tür, 桌子?", *where)
-    encoding = environment.get("PYTHONIOENCODING")
-    if encoding:
-        answered = segmented(tmp_path, *asked, "--json", encoding=encoding.partition(":")[0])
-    else:
-        answered = called("trainer.cli.segment", *asked, "--json", **environment)
-    code, out, err = answered
+    code, out, err = called(tmp_path, "trainer.cli.segment", *asked, "--json", **environment)
     assert code in (0, 1) and "Traceback" not in err, err
     row = json.loads(out)["answers"][0]
     assert row["image"] == str(folder / f"{NAME}.jpg") and "für die Tür, 桌子" in row["question"]
@@ -93,7 +99,7 @@ def test_commands_print_names_that_have_no_letter(
         ("advisor.cli", ("--vram", "8GiB", "--json")),
         ("advisor.cli", ("table",)),
     ):
-        code, said, err = called(module, *arguments, **environment)
+        code, said, err = called(tmp_path, module, *arguments, **environment)
         assert code == (2 if "nirgends" in str(arguments) else 0), err
         assert "Traceback" not in err
         if "--json" in arguments:
@@ -108,6 +114,6 @@ def test_a_name_that_is_no_text_does_not_break_the_json(tmp_path: Path, run: Pat
     except OSError:
         pytest.skip("this file system takes text only")
     where = ("--run", run, "--out", tmp_path / "out", "--set", "tokens.max_new_tokens=2")
-    code, out, err = segmented(tmp_path, tmp_path, "Where?", *where, "--json")
+    code, out, err = called(tmp_path, "trainer.cli.segment", tmp_path, "Where?", *where, "--json")
     assert code in (0, 1) and "Traceback" not in err, err
     assert json.loads(out)["answers"][0]["image"] == os.fsdecode(picture)

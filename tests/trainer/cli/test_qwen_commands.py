@@ -8,13 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from typer import Typer
 from typer.testing import CliRunner
 
+from advisor.inference import NoRoom
+from advisor.memory.worst_sample import Worst
 from profiles.plan import Plan
 from tests.conftest import PHOTOS
 from tests.small_qwen import Uneven, forget, register, small
+from trainer.answer.question import Question
+from trainer.answer.trained_model import Trained
 from trainer.cli.segment import app as segment
+from trainer.cli.segment import planned
 from trainer.cli.train import app as train
 from trainer.model.build import build, read_tokenizer, save_model
 
@@ -79,3 +85,25 @@ def test_it_trains_exports_merges_and_answers(tmp_path: Path) -> None:
     }  # fmt: skip
     texts = {name: said["answers"][0]["answer"] for name, said in answers.items()}
     assert texts["run"] == texts["export"] and texts["merged"]
+
+
+def test_answering_is_forecast_for_the_largest_picture_that_is_asked_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not for the largest one that the plan allows."""
+    seen: list[Worst] = []
+
+    def fitting(plan: Plan, may_round: bool, worst: Worst, *_: object) -> None:
+        seen.append(worst)
+        raise NoRoom
+
+    monkeypatch.setattr("advisor.inference.fitting", fitting)
+    plan = Plan.parse({"model": "qwen3-vl-2b", "weights": "random", "device": "cuda"})
+    sizes = {"a.png": (320, 320), "b.png": (960, 640)}
+    for name, size in sizes.items():
+        Image.new("RGB", size).save(tmp_path / name)
+    # The smallest picture that the model looks at, and one of 30 x 20 tokens, rounded up.
+    for asked, tokens in ((["a.png"], 448), (["a.png", "b.png"], 640)):
+        with pytest.raises(NoRoom):
+            planned(Trained(plan, None), [Question(tmp_path / name, QUESTION) for name in asked])
+        assert seen[-1].image_tokens == tokens < plan.profile.most_image_tokens

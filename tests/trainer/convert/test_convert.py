@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import os
 import re
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ import trainer.convert.convert
 from profiles.models import model_profile
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, ROOT, tiny_plan
+from tests.published_code import without_its_top
 from trainer.cli.train import app
 from trainer.convert.convert import Conversion, convert, needed_shapes
 from trainer.convert.hub import checkpoint_folder
@@ -270,11 +271,7 @@ def test_transformers_own_files(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def modeling() -> Any:
     """SAM's original modules, without their package's other parts, which want torchvision."""
-    spec = importlib.util.find_spec("segment_anything")
-    assert spec is not None and spec.submodule_search_locations is not None
-    package = ModuleType("segment_anything")
-    package.__path__ = list(spec.submodule_search_locations)
-    sys.modules["segment_anything"] = package
+    without_its_top("segment_anything")
     return importlib.import_module("segment_anything.modeling")
 
 

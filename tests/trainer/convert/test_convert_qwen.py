@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from transformers import Qwen3VLForConditionalGeneration, Sam2Model
 from profiles.families import MASK, VISION
 from profiles.plan import Plan
 from tests.conftest import PHOTOS
+from tests.published_code import without_its_top
 from tests.small_qwen import forget, register, small
 from trainer.convert.convert import convert, needed_shapes
 from trainer.convert.export import card as export_card
@@ -67,14 +67,10 @@ def drawn(module: nn.Module) -> None:
 @pytest.fixture(scope="module")
 def original() -> SimpleNamespace:
     """SAM 2's own modules, without its package's top, which wants hydra and more."""
-    spec = importlib.util.find_spec("sam2")
-    assert spec is not None and spec.submodule_search_locations is not None
-    package = ModuleType("sam2")
-    package.__path__ = list(spec.submodule_search_locations)
+    without_its_top("sam2")
     files = ModuleType("iopath.common.file_io")
     files.g_pathmgr = None  # type: ignore[attr-defined]
-    sys.modules |= {"sam2": package, "iopath": ModuleType("iopath"),
-                    "iopath.common": ModuleType("iopath.common"),
+    sys.modules |= {"iopath": ModuleType("iopath"), "iopath.common": ModuleType("iopath.common"),
                     "iopath.common.file_io": files}  # fmt: skip
     parts = {
         "Hiera": "backbones.hieradet", "ImageEncoder": "backbones.image_encoder",

@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from benchmarks.forked import end, fork, run
 from profiles.files import STALE_SECONDS
 from profiles.models import model_profile
 from tests.conftest import PHOTOS, tiny_plan
-from tests.group import end, fork
 from trainer.data.feature_cache import BadEntry, FeatureCache, encoder_key, fill_cache
 from trainer.data.formats.reasonseg import read_split
 from trainer.data.images import read_image
@@ -92,7 +92,7 @@ def test_two_writers_at_once(tmp_path: Path) -> None:
 
         print(fill(cache, encode))
 
-    pair = [fork(partial(write, *names), log, {}) for names in ("ab", "ba")]
+    pair = [fork(partial(write, *names), log) for names in ("ab", "ba")]
     assert [end(pid) for pid in pair] == [0, 0], log.read_text()
     assert log.read_text().splitlines() == [f"({len(IMAGES)}, [])"] * 2
     assert is_whole(cache)
@@ -116,7 +116,7 @@ def test_a_killed_writer_costs_only_what_was_missing(tmp_path: Path) -> None:
         os.replace = renamed
         fill(cache)
 
-    assert end(fork(write, tmp_path / "log", {})) == -signal.SIGKILL
+    assert run(write, tmp_path / "log") == -signal.SIGKILL
     (aside,) = cache.folder.glob(".*")
     assert len(list(cache.folder.glob("*.safetensors"))) == 2
     assert fill(cache) == (len(IMAGES) - 2, [])

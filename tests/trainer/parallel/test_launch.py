@@ -18,8 +18,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from benchmarks.forked import lisa_train
 from tests.conftest import PHOTOS, tiny_plan
-from tests.group import lisa_train, together
+from tests.group import together
 from trainer.data.formats.reasonseg import read_split
 from trainer.parallel.launch import (
     SHUTDOWN_SECONDS,

@@ -15,6 +15,8 @@ import pytest
 import torch
 
 from advisor.fallback import NothingSmaller
+from benchmarks.forked import lisa_train
+from benchmarks.forked import run as forked
 from profiles.plan import Plan
 from tests.conftest import PHOTOS
 from tests.trainer.run.test_resume import ROOT, assert_same, outcome, plan
@@ -25,27 +27,12 @@ from trainer.cli.start import resume_run, start_run
 from trainer.convert.export import export_trained
 from trainer.model.build import read_tokenizer
 from trainer.run import checkpoint, validation
-from trainer.run import out_of_memory as recovery
 from trainer.run import run as loop
+from trainer.run import shortages as recovery
 from trainer.run.checkpoint import CheckpointError
 from trainer.run.out_of_memory import is_shortage
 from trainer.run.resume import check_plan
 from trainer.run.started import CannotResume, Keeping, Started
-
-# Runs lisa-train with an error planted; the process that takes its place is a plain one.
-PLANTED = """
-import sys, torch
-from trainer.cli import train as cli
-from trainer.run import run as loop
-real, calls = loop.training_step, [0]
-def failing(*arguments):
-    calls[0] += 1
-    if calls[0] == 3:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
-    return real(*arguments)
-loop.training_step = failing
-cli.main()
-"""
 
 
 class Replaced(BaseException):
@@ -96,20 +83,26 @@ def failing_at(
 
 @pytest.mark.slow
 def test_the_process_is_replaced_and_nothing_is_lost(
-    undisturbed: Path, cache: Path, tmp_path: Path
+    undisturbed: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On the command line, with data workers: the same numbers to the last bit."""
     settings = tmp_path / "plan.json"
     settings.write_text(plan(workers=1).to_json())
     run = tmp_path / "run"
     options = ["--plan", str(settings), "--data-dir", str(PHOTOS), "--cache-dir", str(cache)]
-    done = subprocess.run(
-        [sys.executable, "-c", PLANTED, *options, "--output-dir", str(run)],
-        capture_output=True, text=True, cwd=ROOT, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "out of memory while training, after step 2" in done.stderr
-    assert "continuing with fp32 base, micro-batch 1, 4 of 4 layers checkpointed" in done.stderr
+
+    def planted() -> None:
+        """The process that takes the place of this one is a plain one."""
+        monkeypatch.undo()
+        failing_at(monkeypatch, "training_step", 3, "CUDA out of memory. Tried 20.00 MiB.")
+        lisa_train(*options, "--output-dir", str(run))()
+
+    log = tmp_path / "log"
+    code = forked(planted, log, {"PYTHONPATH": str(ROOT)})
+    said = log.read_text()
+    assert code == 0, said
+    assert "out of memory while training, after step 2" in said
+    assert "continuing with fp32 base, micro-batch 1, 4 of 4 layers checkpointed" in said
     assert_same(run, undisturbed)
     assert Plan.read(run / "plan.json").checkpointed_layers == 4
 

@@ -20,10 +20,11 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from benchmarks.forked import lisa_train
 from profiles.levers import MAY_CHANGE_ON_RESUME
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
-from tests.group import lisa_train, together
+from tests.group import together
 from trainer.cli.train import app
 from trainer.data.contents import Contents
 from trainer.data.feature_cache import BadEntry
@@ -32,6 +33,7 @@ from trainer.model.footprint import DoesNotFit
 from trainer.reporter import Reporter
 from trainer.run import checkpoint
 from trainer.run import run as loop
+from trainer.run.checkpoint_files import damage
 from trainer.run.data_digests import check_data, digests
 from trainer.run.resume import resumable
 from trainer.run.run import Interrupted, Run
@@ -214,8 +216,8 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     started(tmp_path, cache).train(found)
     assert_same(tmp_path, undisturbed)
     # It is not kept in the place of a good one.
-    assert checkpoint.damage(tmp_path / "damaged") == "trained.safetensors is damaged"
-    assert checkpoint.damage(tmp_path / "last-1") == ""
+    assert damage(tmp_path / "damaged") == "trained.safetensors is damaged"
+    assert damage(tmp_path / "last-1") == ""
     for name in ("last", "last-1"):
         (tmp_path / name / "state.json").write_text("{")
     with pytest.raises(CannotResume, match="no checkpoint of this run is whole"):
@@ -259,7 +261,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(
     monkeypatch.setattr(checkpoint, "save_file", full)
     with pytest.raises(NotWritten, match=r"disk is full: \d+ MiB needed.*\n.*--resume"):
         run.train()
-    assert checkpoint.damage(tmp_path / "last") == ""
+    assert damage(tmp_path / "last") == ""
     assert not list(tmp_path.glob(".last-*"))
 
 

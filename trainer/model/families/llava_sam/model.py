@@ -15,6 +15,7 @@ from profiles.families import MASK, VISION
 from profiles.families.llava_sam import Profile
 from profiles.settings import Encoder
 from trainer.model.families.llava_sam.names import from_adapter
+from trainer.model.sam_prompts import decoder_inputs
 from trainer.model.segmentation_model import Features, SegmentationModel
 
 
@@ -111,17 +112,7 @@ class Lisa(SegmentationModel):
 
     def decode(self, prompts: Tensor, features: Features) -> tuple[Tensor, Tensor]:
         """One candidate [M, 1, L, L] and its score [M, 1] on SAM's features [M, E, G, G]."""
-        image = features["features"]
-        dense = self.sam.prompt_encoder.no_mask_embed.weight[0].view(1, -1, 1, 1)
-        logits, scores = self.computed(self.sam.mask_decoder)(
-            image_embeddings=image.to(prompts.dtype),
-            image_positional_embeddings=self._positions(len(prompts)).to(prompts.dtype),
-            sparse_prompt_embeddings=prompts[:, None],
-            dense_prompt_embeddings=dense.to(prompts.dtype).expand_as(image),
-            multimask_output=False,
-        )
+        given = decoder_inputs(self.sam, prompts, features["features"])
+        decoder = self.computed(self.sam.mask_decoder)
+        logits, scores = decoder(**given, multimask_output=False)
         return logits[:, 0], scores[:, 0]
-
-    def _positions(self, count: int) -> Tensor:
-        grid: Tensor = self.sam.get_image_wide_positional_embeddings()
-        return grid.expand(count, -1, -1, -1)

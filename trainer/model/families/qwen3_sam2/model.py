@@ -19,6 +19,7 @@ from profiles.settings import Encoder
 from trainer.batch import Batch
 from trainer.model.families.qwen3_sam2.positions import later_by, positions
 from trainer.model.families.qwen3_sam2.vision import MaskEncoder, see
+from trainer.model.sam_prompts import decoder_inputs
 from trainer.model.segmentation_model import Features, SegmentationModel
 
 _CANDIDATES = "sam.mask_decoder.output_hypernetworks_mlps."
@@ -107,17 +108,9 @@ class QwenSam2(SegmentationModel):
 
     def decode(self, prompts: Tensor, features: Features) -> tuple[Tensor, Tensor]:
         """Candidates [M, c, L, L] and their scores [M, c] on SAM 2's levels."""
-        image, fine, middle = (
-            features[name].to(prompts.dtype) for name in ("coarse", "fine", "middle")
-        )
-        dense = self.sam.prompt_encoder.no_mask_embed.weight[0].view(1, -1, 1, 1)
-        grid = self.sam.get_image_wide_positional_embeddings()
         logits, scores, *_ = self.computed(self.sam.mask_decoder)(
-            image_embeddings=image,
-            image_positional_embeddings=grid.to(prompts.dtype).expand(len(prompts), -1, -1, -1),
-            sparse_prompt_embeddings=prompts[:, None],
-            dense_prompt_embeddings=dense.to(prompts.dtype).expand_as(image),
+            **decoder_inputs(self.sam, prompts, features["coarse"]),
             multimask_output=self.prompting.masks > 1,
-            high_resolution_features=[fine, middle],
+            high_resolution_features=[features[n].to(prompts.dtype) for n in ("fine", "middle")],
         )
         return logits[:, 0], scores[:, 0]
