@@ -145,11 +145,10 @@ def advised_text() -> str:
     from advisor.machine.gpu import Machine
     from advisor.machine.target import Target
     from advisor.preflight import advise
-    from profiles.tested import shipped_table
 
     def advised(*settings: str) -> str:
-        target, table = Target(vram_bytes=8 * 2**30), shipped_table()
-        advice = advise(Machine(), "7b", settings, target, table=table)
+        target = Target(vram_bytes=8 * 2**30)
+        advice = advise(Machine(), "7b", settings, target)
         plan, needs, speed = advice.plan, advice.needs, advice.speed
         if plan is None or needs is None or speed is None:
             raise ValueError(f"no advice for 8 GiB: {advice.summary}")
