@@ -7,15 +7,16 @@ from typing import Literal
 from pydantic import Field
 
 from advisor.choice.candidate import Candidate, Reason, Speed
+from advisor.cost.disk import Disk
+from advisor.cost.duration import Duration
 from advisor.machine.budget import Budget, Bytes
 from advisor.machine.gpu import Gpu, Machine
 from advisor.memory.forecast import Forecast
-from advisor.request import (
-    Request,
-)
+from advisor.request import Request
 from profiles.exits import EXIT_FAILED, EXIT_UNKNOWN
 from profiles.findings import Finding
 from profiles.plan import Plan
+from profiles.preferences import Preference
 from profiles.records import Frozen
 from profiles.tested import Verdict
 
@@ -40,14 +41,23 @@ class Advice(Frozen):
     what_if: bool = Field(False, description="the card was named and is not in this machine")
     budget: Budget | None = None
     needs: Bytes | None = Field(None, description="the run's pool at most; None = unknown")
+    parts: dict[str, int] = Field(
+        default_factory=dict, description="what the pool holds, in bytes that add up to needs"
+    )
     host_bytes: int | None = Field(None, description="the run's host memory at most")
     text_tokens: int | None = Field(None, description="of the longest sample assumed")
     counted_by: str = Field("", description="which tokenizer counted a data set's text, if any")
     speed: Speed | None = None
+    duration: Duration | None = Field(None, description="of the training; None = unknown card")
+    disk: Disk | None = Field(None, description="from the download to the last checkpoint")
     largest_micro_batch: int | None = Field(None, description="that fits with all else as planned")
     reasons: tuple[Reason, ...] = ()
     considered: tuple[Candidate, ...] = Field((), description="the chosen or nearest one first")
     ladder: tuple[Candidate, ...] = Field((), description="plans to fall back on, in order")
+    prefer: Preference = Field("usual", description="the order in which plans were preferred")
+    alternatives: dict[str, Candidate] = Field(
+        default_factory=dict, description="what other orders of preference would choose"
+    )
     better: Candidate | None = Field(None, description="the next better plan, too large here")
     better_card_gib: int | None = Field(None, description="the smallest usual card for it")
     forecast: Forecast | None = Field(None, description="of this very plan, where one was made")

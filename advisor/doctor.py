@@ -10,13 +10,17 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from advisor.cost.disk import disk_of
+from advisor.cost.rooms import rooms
 from advisor.machine.gpu import Machine
 from advisor.machine.target import pick_gpu
 from advisor.rehearsal import in_child
 from advisor.report.findings import OLDEST_IN_WHEELS, older_torch
 from advisor.request import too_old
 from profiles.environment import ALLOCATOR_VARIABLES, python_module
+from profiles.files import reason
 from profiles.places import cache_folder, caches_stay
+from profiles.plan import Plan
 from profiles.records import Frozen
 from profiles.sizes import GIB, gib
 
@@ -24,8 +28,6 @@ SELFTEST_SECONDS = 180
 HUB = "https://huggingface.co"
 HUB_SECONDS = 3
 NO_CUDA = "no CUDA device"
-# Features of ReasonSeg's 239 training pictures and some, with room: 8 MiB each are counted.
-CACHE_BYTES = 4 * GIB
 
 
 class Check(Frozen):
@@ -204,16 +206,23 @@ def _segments_tried() -> tuple[str, bool]:
 
 
 def _room(machine: Machine) -> Iterator[Check]:
-    free = machine.disk_free_bytes or 0
-    stays = caches_stay()
-    short = free < CACHE_BYTES
-    found = f"{gib(free)} free where features are cached"
-    if not stays:
-        found += f", in {cache_folder()}: the home folder cannot be written"
-    remedy = f"about {gib(CACHE_BYTES)} are needed; --cache-dir names another disk"
-    bad = short or not stays
-    yield Check(name="disk", status="note" if bad else "ok",
-                found=found, remedy=remedy if bad else "")  # fmt: skip
+    if not caches_stay():
+        found = f"features are cached in {cache_folder()}: the home folder cannot be written"
+        yield Check(name="caches", status="note", found=found,
+                    remedy="--cache-dir names another disk")  # fmt: skip
+    model = "tiny" if pick_gpu(machine) is None else "7b"
+    try:
+        disks = rooms(disk_of(Plan.parse({"model": model})))
+    except OSError as error:
+        yield Check(name="disk", status="note", found=f"cannot be asked: {reason(error)}")
+        disks = []
+    for disk in disks:
+        short = disk.needed_bytes > disk.free_bytes
+        parts = ", ".join(f"{name} {gib(size)}" for name, size in disk.what.items())
+        found = f"{gib(disk.free_bytes)} free; {model} takes {gib(disk.needed_bytes)}: {parts}"
+        remedy = "make room, or name other disks: HF_HOME, --cache-dir, --output-dir"
+        yield Check(name="disk", status="note" if short else "ok",
+                    found=found, remedy=remedy if short else "")  # fmt: skip
     if machine.host_available_bytes is not None:
         found = f"{gib(machine.host_available_bytes)} of {gib(machine.host_total_bytes or 0)} free"
         small = machine.host_available_bytes < 6 * GIB

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from advisor.choice.candidates import STORAGES
+from advisor.choice.preference import STORAGES
 from advisor.machine.budget import margin_for
 from advisor.machine.gpu import Machine
 from advisor.memory.card import card_for

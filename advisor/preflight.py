@@ -16,10 +16,13 @@ from advisor.choice.search import (
     search,
     smallest_card_gib,
 )
+from advisor.cost.disk import disk_of
+from advisor.cost.duration import REASON_SEG, duration_of
 from advisor.machine.budget import Budget
 from advisor.machine.gpu import Gpu, Machine
 from advisor.machine.target import Target, gpu_for
-from advisor.memory.live import Live
+from advisor.memory.live import Heard, Live
+from advisor.memory.parts import parts_of
 from advisor.report.findings import card_findings, nearest_plan
 from advisor.report.reasons import card_reasons, plan_reasons
 from advisor.request import (
@@ -32,12 +35,14 @@ from advisor.request import (
     whole_segments,
 )
 from advisor.tiny import on_cpu, tiny_instead, tiny_on_gpu
+from profiles.exits import EXIT_FAILED
 from profiles.findings import Finding, PlanError
+from profiles.measurement import DataCounts
+from profiles.models import DEFAULT_MODELS
 from profiles.overrides import assigned
+from profiles.preferences import Preference
 from profiles.sizes import gib
 from profiles.tested import Table, read_table
-
-DEFAULT_MODEL = "7b"
 
 
 def advise(
@@ -50,16 +55,20 @@ def advise(
     text_tokens: int | None = None,
     live: Live | None = None,
     table: Table | None = None,
+    exact: bool = False,
+    prefer: Preference = "usual",
 ) -> Advice:
     """The advice for `machine`, or for `target` instead of its card.
 
     `overrides` are `key=value` settings that the choice keeps; samples have `text_tokens`
     at most, or those of the longest of `data`, or else the plan's limit. `live` forecasts a plan at
-    a text length (None: the longest of `data`) where the shipped grid does not reach; `table`
-    replaces the shipped and the user's rows. Raises PlanError for an unknown model and for
-    settings that cannot run, and whatever `live` raises.
+    a text length (None: the longest of `data`) where the shipped grid does not reach, or `exact`
+    figures are wanted; `table` replaces the shipped and the user's rows; `prefer` is the order in
+    which plans are preferred. Raises PlanError for an unknown model and for settings that cannot
+    run, and whatever `live` raises.
     """
     overrides = tuple(overrides)
+    heard = Heard(live) if live is not None else None
     request = Request(
         machine=machine,
         model=wanted_model(model, assigned(overrides).get("model")),
@@ -68,24 +77,46 @@ def advise(
         target=target,
         data=data,
         text_tokens=text_tokens,
-        live=live,
+        live=heard,
+        exact=exact,
+        prefer=prefer,
     )
-    _must_be_folder(assigned(overrides).get("weights", "default"))
-    gpu = gpu_for(machine, target)
-    if target is not None and request.wants_cpu:
+    return with_costs(request, _advised(request), heard.counts if heard else None)
+
+
+def with_costs(request: Request, advice: Advice, counts: DataCounts | None) -> Advice:
+    """The advice with what its training takes of time and disk: of the data as it was counted.
+
+    Data that was not counted has neither; without data it is ReasonSeg's size.
+    """
+    if advice.plan is None or (request.data is not None and counts is None):
+        return advice
+    size, gpu, plan = counts or REASON_SEG, advice.gpu, advice.plan
+    duration = duration_of(plan, request.card(gpu), size) if gpu is not None else None
+    return advice.model_copy(update={"duration": duration, "disk": disk_of(plan, size)})
+
+
+def _advised(request: Request) -> Advice:
+    """The advice, without what it costs."""
+    _must_be_folder(assigned(request.overrides).get("weights", "default"))
+    gpu = gpu_for(request.machine, request.target)
+    if request.target is not None and request.wants_cpu:
         fix = "leave out one of the two"
         raise PlanError([Finding("device", "cpu contradicts a named card", "cpu", fix)])
     if gpu is None or request.wants_cpu:
         return on_cpu(request)
     if old := too_old(gpu):
-        model = request.model or DEFAULT_MODEL
+        model = request.model or DEFAULT_MODELS[0]
         return undecided(request, model, f"{gpu.name} {old.what}", old.fix)
     if request.wants_packaged:
         return tiny_on_gpu(request, gpu)
-    advice = _on_gpu(request, gpu, request.model or DEFAULT_MODEL)
-    if request.model is None and advice.exit_code == 1:
-        return tiny_instead(request, gpu, advice)
-    return advice
+    if request.model is not None:
+        return _on_gpu(request, gpu, request.model)
+    for model in DEFAULT_MODELS:
+        advice = _on_gpu(request, gpu, model)
+        if advice.exit_code != EXIT_FAILED:
+            return advice
+    return tiny_instead(request, gpu, advice)
 
 
 def _must_be_folder(weights: str) -> None:
@@ -127,6 +158,7 @@ def _on_gpu(request: Request, gpu: Gpu, model: str) -> Advice:
         what_if=request.what_if,
         budget=budget,
         needs=best.needs,
+        parts=parts_of(best.plan, found.text_tokens, best.needs.bytes, found.forecast),
         host_bytes=best.host_bytes,
         text_tokens=found.text_tokens,
         counted_by=found.counted_by,
@@ -136,6 +168,8 @@ def _on_gpu(request: Request, gpu: Gpu, model: str) -> Advice:
         considered=choice.considered,
         ladder=choice.ladder,
         better=choice.better,
+        prefer=request.prefer,
+        alternatives=choice.alternatives,
         better_card_gib=smallest_card_gib(choice.better.needs.bytes) if choice.better else None,
         forecast=found.forecast,
         findings=(

@@ -21,10 +21,11 @@ from profiles import skipping
 from profiles.batches import micro_batches
 from profiles.environment import ALLOCATOR_VARIABLES
 from profiles.findings import Finding, PlanError
-from profiles.gpus import gpu_by_nvml
+from profiles.gpus import GpuProfile, gpu_by_nvml
 from profiles.models import model_profile
 from profiles.overrides import assigned
 from profiles.plan import Plan
+from profiles.preferences import Preference
 from profiles.settings import TARGETS_PER_PICTURE
 from profiles.tested import Table, TestedRow
 from profiles.text import argument
@@ -46,6 +47,8 @@ class Request:
     data: Path | None
     text_tokens: int | None
     live: Live | None
+    exact: bool = False
+    prefer: Preference = "usual"
 
     @property
     def what_if(self) -> bool:
@@ -92,20 +95,27 @@ class Request:
 
     def budget(self, gpu: Gpu) -> Budget | None:
         """What a run may take on `gpu`; None where its free memory is unknown."""
-        return budget_of(gpu, self.machine, self.what_if, self.own_rows)
+        ram = self.target.host_bytes if self.target else None
+        return budget_of(gpu, self.machine, ram, self.own_rows)
+
+    def card(self, gpu: Gpu) -> GpuProfile | None:
+        """The card in the catalogue; None for one that is not there, or known by its size alone."""
+        named = self.target.card if self.target else None
+        return named or gpu_by_nvml(gpu.name, gpu.total_bytes)
 
     def setting(self, gpu: Gpu, budget: Budget) -> Setting:
         """What a search on `gpu` depends on."""
-        named = self.target.card if self.target else None
         return Setting(
             budget=budget,
-            card=named or gpu_by_nvml(gpu.name, gpu.total_bytes),
+            card=self.card(gpu),
             rows=self.table.rows,
             spills=self.spills,
             refusals=partial(refusals, self, gpu),
             live=self.live,
+            prefer=self.prefer,
             data=self.data,
             text_tokens=self.text_tokens,
+            exact=self.exact,
         )
 
 
@@ -152,6 +162,8 @@ def lacks_segments(machine: Machine, gpu: Gpu) -> str:
     """Why this machine's card has no expandable segments; empty where it is taken to have them."""
     if machine.platform == "windows":
         return "Windows has no expandable segments"
+    if gpu.unified_memory:
+        return "the card shares the host's memory, where expandable segments are reported to hang"
     if gpu.vgpu:
         return "a virtual GPU (vGPU) has no virtual memory management for expandable segments"
     if gpu.vgpu is None and gpu.name == UNNAMED:
@@ -210,6 +222,8 @@ def command_of(request: Request, model: str) -> str:
     for text in request.overrides:
         if not text.startswith(("model=", "weights=")):
             options += f" --set {shlex.quote(text)}"
+    if request.prefer != "usual":
+        options += f" --prefer {request.prefer}"
     if "weights" in given:
         options += f" --weights {argument(given['weights'])}"
     needed = weights_needed(model, given.get("weights", "default"))

@@ -22,6 +22,7 @@ from advisor.request import (
 )
 from profiles.findings import Finding, PlanError
 from profiles.levers import needs_no_more
+from profiles.models import DEFAULT_MODELS
 from profiles.overrides import assigned
 from profiles.plan import Plan
 from profiles.settings import TARGETS_PER_PICTURE, Lora, Mixture, Schedule
@@ -97,7 +98,7 @@ def _alone(plan: Plan) -> Plan:
 
 def _larger_models(request: Request) -> Finding:
     """Which models a card would train, for a machine that trains on its CPU."""
-    what = smallest_cards_text(("7b", "13b"))
+    what = smallest_cards_text((*DEFAULT_MODELS, "7b", "13b"))
     return Finding("with a GPU", what, fix="lisa-advise --vram 8GiB says how")
 
 

@@ -58,9 +58,19 @@ def corners(model: str, quantization: str) -> list[dict[str, Any]]:
                 # Without the batches, which a plan of more forward passes has more of.
                 "host_bytes": found.tier("host").bytes - batch_bytes(plan),
                 "compiled_less_bytes": peak - compiled,
-            })  # fmt: skip
+            } | standing(plan))  # fmt: skip
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     return rows
+
+
+def standing(plan: Plan) -> dict[str, int]:
+    """Bytes on the card throughout a step: weights that are not trained, and all that is."""
+    from trainer.model.build import some_tokenizer
+    from trainer.model.footprint import needed_bytes
+
+    needed = needed_bytes(plan, some_tokenizer(plan))
+    trained = needed["trained"] + needed["gradients"] + needed["optimizer"]
+    return {"frozen_bytes": needed["frozen"], "trained_bytes": trained}
 
 
 def child(pair: tuple[str, str]) -> str:

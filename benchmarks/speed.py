@@ -1,106 +1,323 @@
-"""Factors of the step-time forecast, from profiled and timed steps on an H100 and an H200.
+"""Factors of the time forecast, from profiled and timed steps on an H100 and an H200.
 
-    python benchmarks/speed.py        writes profiles/speed.json and docs/speed.md's table
+    python benchmarks/speed.py        writes profiles/speed.json and docs/speed.md's tables
 
-The products', dequantisation's and element-wise factors come from profiles
-(benchmarks/profile.jsonl), launches from the two timed rows of one sample, copies from a row
-with and one without. All other timed rows of benchmarks/lean.jsonl are set aside to tell the error.
+The factors of the GPU's work come from profiles (benchmarks/profile.jsonl), the CPU's launches from
+timed rows in which the GPU waits for it. All other timed rows of benchmarks/lean.jsonl and of
+benchmarks/adapters.jsonl are set aside to tell the error. What a run takes beside its steps comes
+from benchmarks/encoders.jsonl, host_costs.jsonl, shared.jsonl and the logs of recovery.py.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import statistics
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tables import put
 
 from advisor.memory import speed
-from advisor.memory.speed import Factors, paper, seconds_of
-from profiles.gpus import gpu_by_nvml
+from advisor.memory.speed import Factors, Pace, encoder_seconds, forward_seconds, paper, seconds_of
+from profiles.gpus import GpuProfile, gpu_by_nvml
 from profiles.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]
+HERE = ROOT / "benchmarks"
 DOCS = ROOT / "docs" / "speed.md"
-BEGIN, END = "<!-- benchmarks/speed.py -->", "<!-- /benchmarks/speed.py -->"
-PLAIN, COMPILED = "stream-b8", "speed-compiled-b10-k32"
-RESIDENT = "speed-b8"  # as PLAIN, nothing streamed
-MASKED = "shared-k3-b9"
-TUNED_ON = (PLAIN, RESIDENT, COMPILED, MASKED, "speed-b1", "speed-compiled-b1-k32")
+PLAIN, COMPILED = "stream-b8", "speed-compiled-b10-k32"  # profiled; PLAIN streams its layers
+MASKED = "shared-k3-b9"  # profiled, with rows of several questions
+ONE, ONE_COMPILED = "speed-b1", "speed-compiled-b1-k32"  # the GPU waits for the CPU
+TUNED_ON = (PLAIN, COMPILED, MASKED, ONE, ONE_COMPILED)
+# Rows were timed on three machines, each of which launches at its own speed. One row of each of the
+# later two, in which the GPU waits, tells how fast.
+MACHINES = {"shared-": "shared-13b-k1-b4", "qwen-": "qwen-2b-b8"}
+LOGS = ("recovery-killed.log", "recovery-robbed.log", "recovery-capped.log")
 
 
-def timed_rows() -> dict[str, dict[str, Any]]:
-    """Plan, text tokens and seconds of the timed rows with samples of one length."""
+@dataclass(frozen=True)
+class Row:
+    """A timed step."""
+
+    name: str
+    plan: Plan
+    text: int  # tokens of each row
+    seconds: float
+    card: GpuProfile
+
+    @property
+    def machine(self) -> str:
+        """The row that tells how fast its machine's CPU is; of the first machine, ONE."""
+        return next((row for start, row in MACHINES.items() if self.name.startswith(start)), ONE)
+
+
+def lines(name: str) -> list[dict[str, Any]]:
+    """The documents of a file of rows."""
+    return [json.loads(line) for line in (HERE / name).read_text().splitlines() if line.strip()]
+
+
+def timed_rows() -> dict[str, Row]:
+    """The timed rows with samples of one length; those of other machines by name and number."""
     found = {}
-    for line in (ROOT / "benchmarks" / "lean.jsonl").read_text().splitlines():
-        record = json.loads(line)
+    for record in lines("lean.jsonl"):
         m = record["measurement"]
         if m["step_seconds"] and m["text_tokens"][0] == m["text_tokens"][1]:
-            found[record["name"]] = {"plan": Plan.parse(m["plan"]), "text": m["text_tokens"][1],
-                                     "seconds": m["step_seconds"],
-                                     "card": gpu_by_nvml(m["gpu"], m["gpu_bytes"])}  # fmt: skip
+            card = gpu_by_nvml(m["gpu"], m["gpu_bytes"])
+            assert card is not None
+            plan = Plan.parse(m["plan"])
+            found[record["name"]] = Row(
+                record["name"], plan, m["text_tokens"][1], m["step_seconds"], card
+            )
+    # The same plans on other machines, by this tree's code.
+    again = [r for r in lines("adapters.jsonl") if r["tree"] == "main" and not r["pefts_forward"]]
+    for number, record in enumerate(again, 1):
+        first = found[record["name"]]
+        name = f"{record['name']}, again ({number})"
+        found[name] = replace(first, name=name, seconds=record["step_seconds"])
     return found
 
 
-def factors_from(rows: dict[str, dict[str, Any]]) -> Factors:
-    """The factors; only rows of `TUNED_ON` are looked at."""
-    lines = (ROOT / "benchmarks" / "profile.jsonl").read_text().splitlines()
-    profiles = {record["name"]: record for record in map(json.loads, lines)}
-    on_paper = {name: paper(rows[name]["plan"], rows[name]["text"], rows[name]["card"])
+def step_factors(rows: dict[str, Row]) -> dict[str, float]:
+    """The factors of a step; only rows of `TUNED_ON` are looked at."""
+    profiles = {record["name"]: record for record in lines("profile.jsonl")}
+    on_paper = {name: paper(rows[name].plan, rows[name].text, rows[name].card)
                 for name in TUNED_ON}  # fmt: skip
 
     def factor(name: str, part: str, *kinds: str) -> float:
         seen = sum(profiles[name]["kinds_ms"][kind] for kind in kinds) / 1e3
         return float(seen / getattr(on_paper[name], part))
 
-    rest = "element-wise", "copy", "attention", "optimizer"
+    rest = "element-wise", "copy", "optimizer"
+    streamed, busy = on_paper[PLAIN], profiles[COMPILED]
+    copied = 2 * rows[PLAIN].plan.host_layers * streamed.layer_copy + streamed.head_copy
+    copy = profiles[PLAIN]["copy_to_device_ms"] / 1e3 / copied
+    idle = (busy["step_ms"] - busy["kernels_busy_ms"]) / 1e3
+    fixed = idle - copy * on_paper[COMPILED].head_copy
 
     def launch(name: str) -> float:
-        return float((rows[name]["seconds"] - fixed) / on_paper[name].passes)
+        rest = rows[name].seconds - fixed - copy * on_paper[name].head_copy
+        return float(rest / on_paper[name].passes)
 
-    busy = profiles[COMPILED]
-    fixed = max(0.0, (busy["step_ms"] - busy["kernels_busy_ms"]) / 1e3)
-    shown = rows[PLAIN]["seconds"] - rows[RESIDENT]["seconds"]
-    return Factors(
-        matmul=round(factor(COMPILED, "matmul", "matrix product"), 3),
-        dequantisation=round(factor(COMPILED, "dequantisation", "dequantisation"), 3),
-        elementwise=round(factor(PLAIN, "elementwise", *rest), 2),
-        elementwise_compiled=round(factor(COMPILED, "elementwise", *rest), 2),
-        masked_attention=round(factor(MASKED, "masked_attention", "attention"), 2),
-        launch_seconds=round(launch("speed-b1"), 5),
-        launch_compiled_seconds=round(launch("speed-compiled-b1-k32"), 5),
-        fixed_seconds=round(fixed, 4),
-        copy=round(max(0.0, shown / on_paper[PLAIN].copies), 3),
-        error="",
+    return {
+        "matmul": round(factor(COMPILED, "matmul", "matrix product"), 3),
+        "attention": round(factor(COMPILED, "attention", "attention"), 2),
+        "masked_attention": round(factor(MASKED, "masked_attention", "attention"), 2),
+        "dequantisation": round(factor(COMPILED, "dequantisation", "dequantisation"), 3),
+        "elementwise": round(factor(PLAIN, "elementwise", *rest), 2),
+        "elementwise_compiled": round(factor(COMPILED, "elementwise", *rest), 2),
+        "launch_seconds": round(launch(ONE), 5),
+        "launch_compiled_seconds": round(launch(ONE_COMPILED), 5),
+        "launch_quantised_seconds": round(_quantised(), 5),
+        "fixed_seconds": round(fixed, 4),
+        "copy": round(copy, 3),
+    }
+
+
+def _quantised() -> float:
+    """What the CPU takes longer for a layer in NF4: two rows that answer, token after token."""
+    token = {}
+    for record in lines("answering.jsonl"):
+        plan = Plan.parse(record["plan"])
+        if plan.model == "7b" and not plan.host_layers:
+            passes = record["new_tokens"] * plan.profile.decoder.layers
+            token[plan.quantization] = statistics.median(record["seconds"]) / passes
+    return token["nf4"] - token["none"]
+
+
+def encoder_factors() -> dict[str, float]:
+    """Launches and copies of the encoders, of two rows without much arithmetic."""
+    rows = {(r["model"], r["encoder"]): r["seconds"] for r in lines("encoders.jsonl")}
+    pairs = []
+    for key in (("7b", "vision"), ("qwen3-vl-8b", "vision")):
+        facts = _plan(key[0]).profile.encoders[key[1]]
+        moved = speed.PIXEL_BYTES * facts.pixel_values + facts.cached_bytes
+        pairs.append((facts.blocks, moved, rows[key]))
+    (a, b, s), (c, d, t) = pairs
+    byte = (t * a - s * c) / (d * a - b * c)
+    launch = (s - b * byte) / a
+    return {"launch_encoder_seconds": round(launch, 6), "unpinned_gb_s": round(1e-9 / byte, 2)}
+
+
+def _plan(model: str) -> Plan:
+    return Plan.parse({"model": model, "weights": "random", "device": "cuda"})
+
+
+def moments(log: str) -> Iterator[tuple[float, str]]:
+    """(second, line) of a log of recovery.py."""
+    for line in (HERE / log).read_text().splitlines():
+        if found := re.match(r" *([\d.]+) s  (.*)", line):
+            yield float(found[1]), found[2]
+
+
+def features_seconds() -> tuple[int, float]:
+    """Pictures whose two features a run built, and the seconds."""
+    seen = list(moments("recovery-capped.log"))
+    began = next(second for second, line in seen if line.startswith("sam features: 0/"))
+    ended, line = next(pair for pair in seen if re.match(r"clip features: [1-9]\d* built", pair[1]))
+    return int(line.split()[2]), ended - began
+
+
+def epoch_ends() -> list[float]:
+    """Seconds from the last step of an epoch to the end of its evaluation, of six pictures."""
+    found = []
+    for log in LOGS:
+        last = None
+        for second, line in moments(log):
+            if re.search(r"loss .*: 5/5", line):
+                last = second
+            elif line.startswith("evaluating: 6/6") and last is not None:
+                found.append(second - last)
+                last = None
+    return found
+
+
+def worker_starts() -> list[float]:
+    """Seconds until the first step of an epoch, beside the steps: data workers start anew."""
+    found = []
+    for log in LOGS:
+        ended, first = None, None
+        for second, line in moments(log):
+            step = re.search(r"loss .*: (\d)/5", line)
+            if line.startswith("plan "):  # of another process
+                ended = first = None
+            elif re.match(r"epoch \d: ", line):
+                ended = second
+            elif step and first is None and ended is not None:
+                first = second, int(step[1])
+            elif step and first is not None and ended is not None:
+                each = (second - first[0]) / (int(step[1]) - first[1])
+                found.append(first[0] - ended - first[1] * each)
+                ended = first = None
+    return found
+
+
+def run_factors(known: Factors) -> dict[str, float]:
+    """What a run takes beside its steps, in an H100's machine."""
+    card = timed_rows()[ONE].card
+    pictures, seconds = features_seconds()
+    encoders = sum(encoder_seconds(facts, _plan("7b"), card)
+                   for facts in _plan("7b").profile.encoders.values())  # fmt: skip
+    looped = next(r for r in lines("shared.jsonl") if r["kind"] == "loop")
+    host = lines("host_costs.jsonl")
+    sample, scoring = (statistics.mean(r[name] for r in host)
+                       for name in ("sample_seconds", "scoring_seconds"))  # fmt: skip
+    plan = Plan.parse(lines("recovery.jsonl")[0]["plan"])
+    forward = forward_seconds(plan.model_copy(update={"micro_batch": 6}), 64, card)
+    scored = 6 * (sample + scoring)
+    starts = [next(second for second, line in moments(log) if line.startswith("evaluating"))
+              for log in LOGS[:2]]  # fmt: skip
+    return {
+        "loop": round(looped["loop_seconds"] / looped["rehearsal_seconds"], 3),
+        "entry_seconds": round((seconds / pictures - encoders) / 2, 4),
+        "sample_seconds": round(sample, 3),
+        "scoring_seconds": round(scoring, 3),
+        "save_seconds": round(statistics.median(epoch_ends()) - forward - scored, 2),
+        "workers_seconds": round(statistics.median(worker_starts()), 1),
+        "start_seconds": round(statistics.mean(starts), 1),
+    }
+
+
+def paces(rows: dict[str, Row]) -> dict[str, float]:
+    """How long launches take in each machine, beside the first."""
+    found = {ONE: 1.0}
+    for name in MACHINES.values():
+        row = rows[name]
+        low, high = (seconds_of(row.plan, row.text, row.card, Pace(launches=n)) for n in (10, 20))
+        found[name] = 10 + 10 * (row.seconds - low) / (high - low)
+    return found
+
+
+def step_table(rows: dict[str, Row]) -> tuple[list[str], dict[str, Any]]:
+    """The table of the timed rows, and the errors of those that were set aside."""
+    table = ["| row | card | | launches | forecast | measured | error | with usual launches |",
+             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    known, usual, pace = [], [], paces(rows)
+    for name, row in rows.items():
+        launches = pace[row.machine]
+        said, other = (seconds_of(row.plan, row.text, row.card, Pace(launches=n))
+                       for n in (launches, 1.0))  # fmt: skip
+        error, unknown = (100 * (seconds / row.seconds - 1) for seconds in (said, other))
+        used = name in (*TUNED_ON, *MACHINES.values())
+        if not used:
+            known.append(abs(error))
+        if name not in TUNED_ON:
+            usual.append(abs(unknown))
+        role = "made the factors" if used else "set aside"
+        card = row.card.title.partition(" (")[0]
+        table.append(
+            f"| {name} | {card} | {role} | x {launches:.2f} | {said:.3f} s | {row.seconds:.3f} s | "
+            f"{error:+.0f} % | {unknown:+.0f} % |"
+        )
+    text = (
+        f"{len(known)} set-aside steps on an H100 and an H200: median "
+        f"{statistics.median(known):.0f} %, worst {max(known):.0f} %, where it is known how fast "
+        f"the machine's CPU launches; else worst {max(usual):.0f} %; no other card was timed"
+    )
+    return table, {
+        "launches_least": round(min(pace.values()), 2),
+        "launches_most": round(max(pace.values()), 2),
+        "timed": sorted({row.card.key for row in rows.values()}),
+        "worst": round(max(known) / 100, 3),
+        "error": text,
+    }
+
+
+def encoder_table() -> list[str]:
+    """The table of the encoders."""
+    table = ["| model | encoder | | forecast | measured | error |", "|---|---|---|---|---|---|"]
+    made = {("7b", "vision"), ("7b", "mask"), ("qwen3-vl-8b", "vision")}
+    for row in lines("encoders.jsonl"):
+        card = gpu_by_nvml(row["gpu"], None)
+        assert card is not None
+        plan = _plan(row["model"])
+        said = encoder_seconds(plan.profile.encoders[row["encoder"]], plan, card)
+        error = 100 * (said / row["seconds"] - 1)
+        role = "made the factors" if (row["model"], row["encoder"]) in made else "set aside"
+        table.append(f"| {row['model']} | {row['encoder']} | {role} | {1e3 * said:.1f} ms | "
+                     f"{1e3 * row['seconds']:.1f} ms | {error:+.0f} % |")  # fmt: skip
+    return table
+
+
+def ranges_text(known: Factors) -> str:
+    """How far a forecast of time may be off, and where that comes from."""
+    whole, half = 1 / known.matmul, 2 / known.matmul
+    least, most = known.launches_least, known.launches_most
+    return (
+        f"No other card was timed. For one, arithmetic is taken to last {whole:.2f} to "
+        f"{half:.2f} times the estimate: as if its\nproducts reached the whole of the data sheet's "
+        f"rate, or half of it; those of an H100 and an H200 reach {whole:.0%}. Of these\n"
+        f"two cards, arithmetic may be {known.worst:.0%} off, as in the worst row. In any machine "
+        f"launches are taken to last {least:.2f} to\n{most:.2f} times the usual, as in the "
+        "fastest and the slowest of the three. These ranges are a policy, not a measurement."
     )
 
 
-def main() -> None:
-    """Write the factors, and the table of the rows that were set aside."""
-    rows = timed_rows()
-    found = asdict(factors_from(rows))
-    speed.SPEED_FILE.write_text(json.dumps(found, indent=2) + "\n")
+def write(found: dict[str, Any]) -> Factors:
+    """Write speed.json; what is not found yet is 0."""
+    names = Factors.__dataclass_fields__
+    empty: dict[str, Any] = {"error": "", "timed": []}
+    whole = {name: found.get(name, empty.get(name, 0.0)) for name in names}
+    speed.SPEED_FILE.write_text(json.dumps(whole, indent=2) + "\n")
     speed.factors.cache_clear()
-    table = ["| row | card | | forecast | measured | error |", "|---|---|---|---|---|---|"]
-    off = []
-    for name, row in rows.items():
-        said = seconds_of(row["plan"], row["text"], row["card"])
-        error = 100 * (said / row["seconds"] - 1)
-        used = name in TUNED_ON
-        if not used:
-            off.append(abs(error))
-        title = row["card"].title.partition(" (")[0]
-        role = "made the factors" if used else "set aside"
-        table.append(f"| {name} | {title} | {role} | {said:.3f} s | {row['seconds']:.3f} s | "
-                     f"{error:+.0f} % |")  # fmt: skip
-    found["error"] = (f"{len(off)} set-aside steps on an H100 and an H200: median "
-                      f"{statistics.median(off):.0f} %, worst {max(off):.0f} %; no other card "
-                      "was timed")  # fmt: skip
-    speed.SPEED_FILE.write_text(json.dumps(found, indent=2) + "\n")
-    print("\n".join([json.dumps(found, indent=2), *table]))
-    put(DOCS, BEGIN, END, table)
+    return speed.factors()
+
+
+def main() -> None:
+    """Write the factors, and the tables of all rows."""
+    rows = timed_rows()
+    found: dict[str, Any] = step_factors(rows) | encoder_factors()
+    found |= run_factors(write(found))
+    write(found)
+    table, errors = step_table(rows)
+    known = write(found | errors)
+    print("\n".join([json.dumps(asdict(known), indent=2), *table, *encoder_table()]))
+    tables = {"steps": table, "encoders": encoder_table(), "ranges": [ranges_text(known)]}
+    for mark, content in tables.items():
+        begin, end = (f"<!-- {slash}benchmarks/speed.py {mark} -->" for slash in ("", "/"))
+        put(DOCS, begin, end, content)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import IO
 
 from profiles.sizes import MIB
 
@@ -35,20 +36,52 @@ def read_regular(path: Path, most_bytes: int = LARGEST) -> bytes:
 
     Raises OSError, whose `strerror` says what else it is. A folder raises IsADirectoryError.
     """
-    # Without waiting for a pipe's writer, in case it is put there between a look and the opening.
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    with open(os.open(path, flags), "rb") as file:
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode):
-            kind = next((name for test, name in _KINDS if test(found.st_mode)), "something else")
-            if stat.S_ISDIR(found.st_mode):
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-            raise OSError(errno.EINVAL, f"is {kind}; allowed: a regular file", str(path))
-        data = file.read(most_bytes + 1) if found.st_size <= most_bytes else b""
-        if max(found.st_size, len(data)) > most_bytes:
-            size, most = (f"{number / MIB:.0f} MiB" for number in (found.st_size, most_bytes))
+    with _regular(path) as file:
+        known = os.fstat(file.fileno()).st_size
+        data = file.read(most_bytes + 1) if known <= most_bytes else b""
+        if max(known, len(data)) > most_bytes:
+            size, most = (f"{number / MIB:.0f} MiB" for number in (known, most_bytes))
             raise OSError(errno.EFBIG, f"has {size}; allowed: at most {most}", str(path))
         return data
+
+
+def read_ends(path: Path, each_bytes: int) -> tuple[bytes, bytes]:
+    """The first and the last bytes of a regular file; of a short one all, and nothing.
+
+    Raises OSError as `read_regular` does.
+    """
+    with _regular(path) as file:
+        first = file.read(2 * each_bytes)
+        size = os.fstat(file.fileno()).st_size
+        if size <= 2 * each_bytes:
+            return first, b""
+        file.seek(-each_bytes, os.SEEK_END)
+        return first[:each_bytes], file.read(each_bytes)
+
+
+def ends_of(stream: IO[bytes], each_bytes: int) -> tuple[bytes, bytes]:
+    """The same of a stream, which is read to its end."""
+    first, last, step = stream.read(2 * each_bytes), b"", each_bytes // 4
+    while data := stream.read(step):
+        last = (last + data)[-each_bytes:]
+    if not last:
+        return first, b""
+    return first[:each_bytes], (first[each_bytes:] + last)[-each_bytes:]
+
+
+@contextmanager
+def _regular(path: Path) -> Iterator[IO[bytes]]:
+    """A file opened without waiting for a pipe's writer. Raises OSError for what is no file."""
+    # In case a pipe is put there between a look and the opening.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    with open(os.open(path, flags), "rb") as file:
+        mode = os.fstat(file.fileno()).st_mode
+        if not stat.S_ISREG(mode):
+            kind = next((name for test, name in _KINDS if test(mode)), "something else")
+            if stat.S_ISDIR(mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+            raise OSError(errno.EINVAL, f"is {kind}; allowed: a regular file", str(path))
+        yield file
 
 
 class Held(ValueError):

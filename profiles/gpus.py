@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
 from collections.abc import Iterable
@@ -11,11 +10,14 @@ from importlib.resources import files
 
 from pydantic import Field
 
+from profiles.gpu_slips import count_in, long_form, nearest, other_maker, same_digits
 from profiles.records import Frozen
 from profiles.sizes import MIB
 
 # "12GB", "12 GB", "12 GiB", "12g"; not the 10G of "A10G".
 _SIZE = re.compile(r"(?<![a-z0-9.])(\d+(?:\.\d+)?)\s*g(?:i?b)?\b")
+# "A100 80", "3060-12": a number at the end, of a size that memory has.
+_BARE_SIZE = re.compile(r"(?<=[\w)])[\s_-]+\(?(\d{1,3})\)?\s*$")
 # Words that do not distinguish one card from another.
 _NOISE = re.compile("nvidia|geforce|tesla|gpu|generation|edition|with|design")
 
@@ -69,27 +71,41 @@ def gpus() -> dict[str, GpuProfile]:
 
 
 def find_gpu(text: str) -> GpuProfile:
-    """The card that a person means by `text`, such as "3060", "rtx3060 12gb" or "A100 80 GB".
+    """The card that a person means by `text`, such as "3060", "rtx3060 12gb" or "A100 80".
 
-    Case, spaces, hyphens and the words NVIDIA and GeForce do not matter; Laptop, Ti and SUPER do.
-    Where `text` leaves open the memory or the form factor, the card with the least memory, then
-    the slowest, is returned: what fits there fits the others. Raises ValueError, naming cards near
-    to what was got, where `text` names none, more than one model, or a size that is not sold.
+    Case, spaces, hyphens, the order of words and the words NVIDIA and GeForce do not matter;
+    Laptop, Ti and SUPER do. Where `text` leaves open the memory or the form factor, the card with
+    the least memory, then the slowest, is returned: what fits there fits the others. Raises
+    ValueError, naming cards near to what was got, where `text` names none, more than one model, or
+    a size that is not sold.
     """
     if text in gpus():
         return gpus()[text]
-    if cards := _spellings().get(_spelled(text)):
+    if cards := _named(text):
         return _least(cards)
     lowered = text.lower()
-    sizes = [float(size) for size in _SIZE.findall(lowered)]
-    cards = _spellings().get(_spelled(_SIZE.sub(" ", lowered)), ())
-    if not cards:
-        raise ValueError(_no_gpu(text))
-    sized = [card for card in cards if card.memory_gb == sizes[-1]]
-    if not sized:
-        hint = _did_you_mean(card.title for card in cards)
-        raise ValueError(f"{text!r}: no such card is sold with {sizes[-1]:g} GB{hint}")
-    return _least(sized)
+    for pattern in (_SIZE, _BARE_SIZE):
+        sizes = [float(size) for size in pattern.findall(lowered)]
+        cards = _named(pattern.sub(" ", lowered)) if sizes else ()
+        if cards:
+            return _least(_of_size(cards, sizes[-1], text))
+    raise ValueError(_no_gpu(text))
+
+
+def find_gpus(text: str) -> tuple[int, GpuProfile]:
+    """How many of which card a person means: "2x RTX 3090", "A100 40GB x4", or one.
+
+    Raises ValueError as `find_gpu` does.
+    """
+    count, name = count_in(text)
+    try:
+        return 1, find_gpu(text)
+    except ValueError:
+        if count == 1 and name == text:
+            raise
+    if count < 1:
+        raise ValueError(f"{text!r} names no GPU at all; give one or more")
+    return count, find_gpu(name)
 
 
 def gpu_by_nvml(name: str, total_bytes: int | None) -> GpuProfile | None:
@@ -130,19 +146,63 @@ def _spellings() -> dict[str, tuple[GpuProfile, ...]]:
     return {spelling: tuple(cards.values()) for spelling, cards in found.items()}
 
 
+def _named(text: str) -> tuple[GpuProfile, ...]:
+    """The cards that `text` names in any of its spellings, or in another order of its words."""
+    spelled = _spelled(text)
+    for one in (spelled, long_form(spelled)):
+        if cards := _spellings().get(one):
+            return cards
+    words = _words(text)
+    if len(words) < 2 or _SIZE.search(text.lower()):
+        return ()
+    return tuple(
+        card for card in gpus().values()
+        if words <= _words(card.name) <= words | {"rtx", "gtx"}
+    )  # fmt: skip
+
+
+def _of_size(cards: Iterable[GpuProfile], size: float, text: str) -> list[GpuProfile]:
+    """Those with so many GB. Raises ValueError where none is sold so."""
+    sized = [card for card in cards if card.memory_gb == size]
+    if not sized:
+        hint = _did_you_mean(card.title for card in cards)
+        raise ValueError(f"{text!r}: no such card is sold with {size:g} GB{hint}")
+    return sized
+
+
 def _no_gpu(text: str) -> str:
-    """Why `text` names no card: no model in it, too little, or an unknown one."""
+    """Why `text` names no card: no model in it, too little, another maker's, or an unknown one."""
     words = _words(text)
     if not words:
         return f"no GPU is named by {text!r}; name one like 'RTX 3060 12GB'"
-    labels = {_label(card).lower(): _label(card) for card in gpus().values()}
-    holding = [low for low in labels if words <= _words(low)]
-    among, cutoff = (holding, 0.0) if holding else (list(labels), 0.6)
-    close = difflib.get_close_matches(text.lower(), among, n=3, cutoff=cutoff)
-    hint = _did_you_mean(labels[low] for low in close)
+    if maker := other_maker(text):
+        return f"{text!r} is a GPU of {maker}; only NVIDIA's are known"
+    labels = [_label(card) for card in gpus().values()]
+    holding = sorted({label for label in labels if words <= _words(label)}, key=len)
     if len(holding) > 1:
-        return f"{text!r} may be any of {len(holding)} GPUs{hint}"
-    return f"unknown GPU {text!r}{hint}"
+        return f"{text!r} may be any of {len(holding)} GPUs{_did_you_mean(holding)}"
+    return f"unknown GPU {text!r}{_did_you_mean(holding or _near(text))}"
+
+
+def _near(text: str) -> list[str]:
+    """Cards that are written nearly so, or without one word of it, or as RTX for GTX."""
+    model = _SIZE.sub(" ", text.lower())
+    if re.search(r"\d", rest := _BARE_SIZE.sub(" ", model)):
+        model = rest
+    words = re.findall(r"[a-z0-9]+", model)
+    spelled = long_form(_spelled(model))
+    close = nearest(spelled, _spellings())
+    tries = [re.sub("^[rg]tx", "", spelled)]
+    tries += [one for one in close if same_digits(spelled, one)]
+    tries += ["".join(words[:n] + words[n + 1 :]) for n in range(len(words)) if len(words) > 1]
+    found = _labels(tries)
+    return found or _labels(close)  # another number is the least likely slip
+
+
+def _labels(names: Iterable[str]) -> list[str]:
+    """The cards of these names, each once."""
+    cards = [card for name in names for card in _spellings().get(_spelled(name), ())]
+    return list(dict.fromkeys(_label(card) for card in cards))
 
 
 def _words(text: str) -> set[str]:

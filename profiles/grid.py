@@ -21,6 +21,7 @@ from profiles.families import FEATURE_BYTES
 from profiles.levers import needs_no_more
 from profiles.models import model_profile
 from profiles.plan import Plan
+from profiles.settings import STORED_BYTES
 
 GRID_FILE = Path(__file__).with_name("grid.jsonl")
 MICRO_BATCHES = (1, 4, 20)
@@ -46,6 +47,8 @@ class Estimate:
     tensors_bytes: int
     pool_bytes: int
     host_bytes: int
+    frozen_bytes: int  # of the tensors: weights that are not trained
+    trained_bytes: int  # of the tensors: trained ones, with gradients and the optimizer's state
 
 
 class _Place(NamedTuple):
@@ -130,7 +133,8 @@ def _between(plan: Plan, model: str, text_tokens: int) -> Estimate | None:
     less = mixed(card, "compiled_less_bytes") if plan.compile else 0.0
     host = mixed(corners(on_host), "host_bytes") + batch_bytes(plan)
     pool = max(pool - less, caching_bytes(plan))
-    return Estimate(round(tensors - less), round(pool), round(host))
+    standing = (round(mixed(card, column)) for column in ("frozen_bytes", "trained_bytes"))
+    return Estimate(round(tensors - less), round(pool), round(host), *standing)
 
 
 def caching_bytes(plan: Plan) -> int:
@@ -142,16 +146,33 @@ def caching_bytes(plan: Plan) -> int:
 def batch_bytes(plan: Plan) -> int:
     """Bytes of host memory that the pictures of one optimizer step take, as features or pixels.
 
-    Its micro-batches are pinned together, in blocks of powers of two, as torch pins memory.
-    One more is collated, and each data worker keeps two ahead.
+    Its micro-batches are pinned together. One more is collated, and each data worker keeps two
+    ahead.
     """
+    return _pinned_batches(plan) + sum(_picture_bytes(plan)) * (1 + 2 * plan.workers)
+
+
+def pinned_bytes(plan: Plan) -> int:
+    """Bytes of host memory that a run pins: layers and tables kept there, and a step's batches."""
+    decoder, rows = plan.profile.decoder, plan.profile.vocabulary_rows
+    layers = plan.host_layers * decoder.layer_weights * STORED_BYTES[plan.quantization]
+    tables = (1 if decoder.tied_head else 2) * rows * decoder.hidden * FEATURE_BYTES
+    return round(layers) + plan.host_embeddings * tables + _pinned_batches(plan)
+
+
+def _pinned_batches(plan: Plan) -> int:
+    """In blocks of powers of two, as torch pins memory."""
+    return plan.accumulation * sum(1 << (size - 1).bit_length() for size in _picture_bytes(plan))
+
+
+def _picture_bytes(plan: Plan) -> list[int]:
+    """Bytes of each tensor that the pictures of one micro-batch are."""
     tensors = []
     for name, facts in plan.profile.encoders.items():
         cached = name in plan.cached_encoders
         for shape in (facts.features if cached else facts.pixels).values():
             tensors.append(plan.micro_batch * prod(shape) * (FEATURE_BYTES if cached else 4))
-    pinned = sum(1 << (size - 1).bit_length() for size in tensors)
-    return plan.accumulation * pinned + sum(tensors) * (1 + 2 * plan.workers)
+    return tensors
 
 
 @cache

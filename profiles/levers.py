@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from operator import attrgetter, eq, ge, le
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from profiles.models import model_profile
 from profiles.plan import Plan
+from profiles.settings import Encoder
 
 NoMore = Callable[[Any, Any], bool]  # whether the first value surely takes no more than the second
 
@@ -174,24 +175,67 @@ SETTINGS: dict[str, Traits] = {
 MAY_CHANGE_ON_RESUME = frozenset(n for n, traits in SETTINGS.items() if traits.changes != "never")
 MAY_CHANGE_ON_FALLBACK = frozenset(n for n in SETTINGS if SETTINGS[n].changes == "fallback")
 
-# How weights leave the card, the cheapest first: when a lever is still there to pull, and what to
-# do. The last can always be pulled further.
-_RELIEFS: tuple[tuple[Callable[[Plan], bool], str], ...] = (
-    (lambda plan: set(plan.cached_encoders) != set(plan.profile.encoders),
-     "--set cached_encoders={encoders} keeps both encoders off the card"),
-    (lambda plan: bool({"head", "embeddings"} & set(plan.train)),
-     "train token_rows instead of the whole embedding and head"),
-    (lambda plan: not plan.host_embeddings, "--set host_embeddings=true"),
-    (lambda plan: plan.quantization == "none", "--set quantization=nf4"),
-    (lambda plan: True, "--set checkpointed_layers=all --set host_layers=N keeps "
-     "N decoder layers in host memory"),
+# What a relief makes smaller.
+Part = Literal["weights", "activations", "optimizer", "answers"]
+
+
+@dataclass(frozen=True)
+class Relief:
+    """A change that makes room on the card.
+
+    how: the setting, and what it does. `elsewhere`: what other trainings call it.
+    is_left: whether a plan can still be changed so.
+    """
+
+    parts: tuple[Part, ...]
+    how: str
+    is_left: Callable[[Plan], bool]
+    elsewhere: str = ""
+
+    def text(self, plan: Plan | None = None) -> str:
+        """How, with the names of a plan's encoders."""
+        return self.how.format(
+            encoders=",".join(plan.profile.encoders if plan else get_args(Encoder))
+        )
+
+
+# In the order in which people would take them: what leaves the arithmetic alone and costs next to
+# nothing, then rounding, then layers streamed from the host, then what changes the model.
+RELIEFS = (
+    Relief(("weights",), "--set cached_encoders={encoders} keeps both encoders off the card",
+           lambda plan: set(plan.cached_encoders) != set(plan.profile.encoders)),
+    Relief(("weights", "optimizer"), "train token_rows instead of the whole embedding and head",
+           lambda plan: bool({"head", "embeddings"} & set(plan.train)),
+           "LoRA instead of whole matrices"),
+    Relief(("activations",), "--set logits=supervised computes the head where an answer is learnt",
+           lambda plan: plan.logits == "all", "a fused cross-entropy"),
+    Relief(("activations",), "--set micro_batch=1 makes the same effective batch of smaller passes",
+           lambda plan: plan.micro_batch > 1, "a smaller batch, more gradient accumulation"),
+    Relief(("activations",), "--set checkpointed_layers=all recomputes activations of all layers",
+           lambda plan: plan.checkpointed_layers < plan.profile.decoder.layers,
+           "gradient checkpointing"),
+    Relief(("weights",), "--set host_embeddings=true keeps embedding and head in host memory",
+           lambda plan: not plan.host_embeddings and not {"head", "embeddings"} & set(plan.train)),
+    Relief(("weights",), "--set quantization=nf4 stores the frozen weights in 4 bits",
+           lambda plan: plan.quantization == "none", "QLoRA, load_in_4bit"),
+    Relief(("optimizer",), "--set optimizer_state=8bit rounds Adam's moments",
+           lambda plan: plan.optimizer_state == "fp32", "8-bit AdamW"),
+    Relief(("weights",), "--set checkpointed_layers=all --set host_layers=N keeps "
+           "N decoder layers in host memory",
+           lambda plan: True,  # can always be pulled further
+           "CPU offload of accelerate or DeepSpeed"),
+    Relief(("activations", "optimizer"), "a lower lora.rank, lora.targets=qv or a smaller "
+           "max_pixels: these change the model or its input",
+           lambda plan: plan.lora is not None or plan.profile.tokens_vary,
+           "a lower rank, smaller pictures, shorter texts"),
+    Relief(("answers",), "a smaller tokens.max_new_tokens, or a shorter question",
+           lambda plan: True, "fewer new tokens"),
 )  # fmt: skip
 
 
 def next_relief(plan: Plan) -> str:
     """What to do next if the weights are too large for the card."""
-    hint = next(hint for is_left, hint in _RELIEFS if is_left(plan))
-    return hint.format(encoders=",".join(plan.profile.encoders))
+    return next(one for one in RELIEFS if "weights" in one.parts and one.is_left(plan)).text(plan)
 
 
 def priced(by: Literal["forecast", "rows"]) -> list[str]:

@@ -9,6 +9,16 @@ from profiles.records import Frozen
 from profiles.tested import Verdict
 
 
+class DataCounts(Frozen):
+    """How much there is to train on and to evaluate with."""
+
+    train_pictures: int = Field(description="different ones that a training looks at")
+    val_pictures: int
+    epoch_questions: int = Field(description="asked in an epoch")
+    val_questions: int
+    row_tokens: float | None = Field(None, description="of a training row, picture and text; mean")
+
+
 class Measurement(Frozen):
     """Bytes (and, on a GPU, seconds) of a Plan's training step."""
 
@@ -26,6 +36,7 @@ class Measurement(Frozen):
     answer_tokens: int | None = Field(
         None, description="supervised tokens of a sample; null: five for each mask"
     )
+    data: DataCounts | None = Field(None, description="of the data set that was looked through")
     steps: int = Field(0, description="optimizer steps done after warming up")
     load_peak_bytes: int | None = Field(None, description="tensors, while the model was built")
     static_bytes: int | None = Field(None, description="tensors that stay between two steps")
@@ -60,3 +71,9 @@ class Timeline(Frozen):
     plan: Plan
     parts: dict[str, list[int]] = Field(description="bytes of each component at each moment")
     phases: tuple[tuple[int, str], ...] = Field(description="(first moment, name)")
+
+    def live_at_peak(self) -> dict[str, int]:
+        """Bytes of each component at the moment when all together take the most."""
+        totals = [sum(sizes) for sizes in zip(*self.parts.values(), strict=True)]
+        place = totals.index(max(totals))
+        return {name: sizes[place] for name, sizes in self.parts.items() if sizes[place]}

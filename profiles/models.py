@@ -12,6 +12,9 @@ from typing import Any
 from profiles.families import ModelProfile
 from profiles.text import brief
 
+# Advised where none is asked for: the first that fits. Both were already trained to segment.
+DEFAULT_MODELS = ("sa2va-qwen3-vl-4b", "sa2va-qwen3-vl-2b")
+
 
 @cache
 def models() -> dict[str, ModelProfile]:

@@ -40,6 +40,7 @@ def libraries_caches() -> dict[str, str]:
         return {}
     return {
         "HF_HOME": str(cache_folder() / "huggingface"),
+        "MPLCONFIGDIR": str(cache_folder() / "matplotlib"),
         "TRITON_CACHE_DIR": str(cache_folder() / "triton"),
     }
 

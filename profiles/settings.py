@@ -56,6 +56,10 @@ class Lora(Settings):
     )
 
 
+PUBLISHED_WARMUP = 100  # steps of LISA's 5 000 and more
+WARMUP_SHARE = 0.05
+
+
 class Schedule(Settings):
     """Optimisation over time; the values default to LISA's published recipe."""
 
@@ -63,7 +67,13 @@ class Schedule(Settings):
     shape: Literal["linear", "cosine", "constant"] = Field(
         "linear", description="decay after the warm-up (transformers' schedules)"
     )
-    warmup_steps: int = Field(100, ge=0, le=MOST, description="linear warm-up, in optimizer steps")
+    warmup_steps: int | None = Field(
+        None,
+        ge=0,
+        le=MOST,
+        description="linear warm-up, in optimizer steps; null: a twentieth of the run, at most 100 "
+        "as published",
+    )
     epochs: int = Field(10, ge=1, le=MOST, description="passes over the training split")
     beta1: float = Field(0.9, ge=0, lt=1, description="Adam's first-moment decay")
     beta2: float = Field(0.95, ge=0, lt=1, description="Adam's second-moment decay")
@@ -76,6 +86,12 @@ class Schedule(Settings):
         description="updates that may be left out because loss or gradient is not a finite number; "
         "the next such one ends the run, before it changes anything",
     )
+
+    def warmup(self, steps: int) -> int:
+        """Optimizer steps of the warm-up in a run of `steps`: at most half of them."""
+        if self.warmup_steps is None:
+            return min(PUBLISHED_WARMUP, round(WARMUP_SHARE * steps))
+        return min(self.warmup_steps, steps // 2)
 
 
 class TokenLimits(Settings):

@@ -64,6 +64,16 @@ def counted(number: int, one: str, more: str = "") -> str:
     return f"{number} {one if number == 1 else more or one + 's'}"
 
 
+def time_text(seconds: float) -> str:
+    """Seconds as a person says them: 40 s, 23 min, 4.5 h, 3.2 days."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    hours = seconds / 3600
+    return f"{hours:.2g} h" if hours < 48 else f"{hours / 24:.2g} days"
+
+
 def is_text(name: str) -> bool:
     """Whether it has whole characters only: no lone surrogates, from JSON or from a file name."""
     return not any("\ud800" <= one <= "\udfff" for one in name)

@@ -18,7 +18,8 @@ from trainer.cli.train import app as train
 
 ROOT = Path(__file__).parents[1]
 OTHERS = {  # options of other programs, as messages name them
-    "--gpus": "docker", "--force-reinstall": "pip", "--local-dir": "hf download",
+    "--gpus": "docker", "--shm-size": "docker", "--ipc": "docker", "--force-reinstall": "pip",
+    "--local-dir": "hf download",
     "--revision": "hf download", "--num_processes": "accelerate launch",
 }  # fmt: skip
 # Of the children of this project, which nobody types.

@@ -27,6 +27,7 @@ def imports(root: Path = ROOT) -> Graph:
         ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): path
         for house in HOUSES
         for path in (root / house).rglob("*.py")
+        if path != root / house / "__main__.py"  # is the house's command line, by another name
     }
     return {name: _imported(path, set(paths)) for name, path in paths.items()}
 

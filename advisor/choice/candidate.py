@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pydantic import Field
 
@@ -57,3 +57,4 @@ class Choice:
     considered: tuple[Candidate, ...]
     ladder: tuple[Candidate, ...]
     better: Candidate | None  # the next better plan, which does not fit
+    alternatives: dict[str, Candidate] = field(default_factory=dict)  # by the order of preference

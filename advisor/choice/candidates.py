@@ -17,10 +17,6 @@ from profiles.findings import PlanError
 from profiles.grid import MICRO_BATCHES
 from profiles.levers import from_most_to_least
 from profiles.plan import Plan
-from profiles.settings import Quantization
-
-# Best arithmetic first: as published, a scale a row, four bits.
-STORAGES: tuple[Quantization, ...] = from_most_to_least("quantization")
 
 
 @dataclass(frozen=True)
@@ -29,6 +25,11 @@ class Family:
 
     plan: Plan
     path: tuple[tuple[int, int], ...]  # (checkpointed, host) layers
+
+    @property
+    def on_card(self) -> int:
+        """The last step that keeps every layer on the card; the first where none does."""
+        return max((step for step, (_, hosted) in enumerate(self.path) if not hosted), default=0)
 
     def at(self, step: int) -> Plan:
         """The plan `step` steps along the path."""
@@ -45,7 +46,7 @@ def families(base: Plan, pinned: Iterable[str]) -> Iterator[Family]:
         return [getattr(base, setting)] if setting in pinned else values
 
     settings = product(
-        free("quantization", STORAGES),
+        free("quantization", from_most_to_least("quantization")),
         free("compile", (True, False)),
         free("host_embeddings", from_most_to_least("host_embeddings")),
         _micro_batches(base, pinned),

@@ -10,22 +10,30 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from advisor.choice.candidate import Candidate, Choice, Scales, Speed
 from advisor.choice.candidates import families
-from advisor.choice.rank import choose, verdict_of
-from advisor.machine.budget import Budget, Bytes, budget_of, margin_for, what_if_gpu
+from advisor.choice.rank import Limits, choose, verdict_of
+from advisor.machine.budget import (
+    WHAT_IF_HOST_BYTES,
+    Budget,
+    Bytes,
+    budget_of,
+    margin_for,
+    what_if_gpu,
+)
 from advisor.machine.cuda_context import installed
 from advisor.machine.gpu import Machine
 from advisor.memory.live import Live
 from advisor.memory.speed import samples_per_second
 from profiles.findings import Finding
 from profiles.gpus import GpuProfile, gpus
-from profiles.grid import MICRO_BATCHES, estimate, nearest
+from profiles.grid import MICRO_BATCHES, caching_bytes, estimate, nearest
 from profiles.plan import Plan
+from profiles.preferences import Preference
 from profiles.settings import PREFIX_TOKENS
 from profiles.sizes import GIB, gib
 from profiles.tested import TestedRow, one_of_each
@@ -50,10 +58,12 @@ class Setting:
     spills: bool = False
     refusals: Callable[[Plan], list[Finding]] = lambda plan: []
     live: Live | None = None
+    prefer: Preference = "usual"
     data: Path | None = None
     text_tokens: int | None = None
     counted_by: str = ""  # the tokenizer that counted the data's longest text
     questions: int | None = None  # a picture of the data has, at most
+    exact: bool = False  # the plan chosen is forecast even where the grid reaches
 
 
 @dataclass(frozen=True)
@@ -90,7 +100,8 @@ def search(base: Plan, pinned: set[str], setting: Setting) -> Found | str:
         setting = replace(setting, questions=questions, counted_by=told.counted_by)
     apart = {"host_layers": 0, "checkpointed_layers": base.profile.decoder.layers}
     if estimate(base.model_copy(update=apart), text) is not None:  # all else is as usual
-        return _chosen(base, pinned, setting, text, 1.0) or "no plan with these settings can run"
+        known = _chosen(base, pinned, setting, text, None) or "no plan with these settings can run"
+        return known if isinstance(known, str) or not setting.exact else _exactly(known, setting)
     if setting.live is None:
         return "no forecast or tested row covers these settings"
     correction, found = 1.0, None
@@ -112,6 +123,24 @@ def search(base: Plan, pinned: set[str], setting: Setting) -> Found | str:
     return found or "no plan with these settings can run"
 
 
+def _exactly(found: Found, setting: Setting) -> Found:
+    """The choice with the forecast of its very plan, instead of one between the grid's corners.
+
+    What a tested row measured stays the plan's figure.
+    """
+    best = found.choice.best
+    if setting.live is None:
+        return found
+    told = setting.live(best.plan, found.text_tokens)
+    if not told.tiers:
+        return found
+    if best.needs.basis != "forecast":
+        return replace(found, forecast=told)
+    best = _as_told(best, told, setting)
+    choice = replace(found.choice, best=best, considered=(best, *found.choice.considered[1:]))
+    return replace(found, choice=choice, forecast=told)
+
+
 def largest_micro_batch(plan: Plan, scales: Scales, budget: Budget) -> int | None:
     """The most samples at once that fit with everything else as in `plan`."""
     fits = [
@@ -126,7 +155,7 @@ def largest_micro_batch(plan: Plan, scales: Scales, budget: Budget) -> int | Non
 def smallest_card_gib(needed_bytes: int) -> int | None:
     """The smallest usual card, in GiB, that has so much usable memory."""
     for size in CARD_SIZES_GIB:
-        budget = budget_of(what_if_gpu(size * GIB), Machine(), what_if=True)
+        budget = budget_of(what_if_gpu(size * GIB), Machine(), WHAT_IF_HOST_BYTES)
         if budget is not None and needed_bytes <= budget.usable.bytes:
             return size
     return None
@@ -136,28 +165,52 @@ def smallest_cards_text(models: Iterable[str]) -> str:
     """From which card size on each of `models` trains."""
     known = []
     for model in models:
-        base = Plan.parse({"model": model, "device": "cuda"})
-        needs = [
-            found.pool_bytes
-            for family in families(base, ())
-            if (found := estimate(family.at(-1), base.tokens.max_text_tokens)) is not None
-        ]
-        size = smallest_card_gib(min(needs)) if needs else None
-        if size is not None:
-            known.append(f"{model} trains from a {size} GiB card on ({gib(min(needs))})")
+        needed = _least_needed(Plan.parse({"model": model, "device": "cuda"}))
+        size = smallest_card_gib(needed) if needed is not None else None
+        if needed is not None and size is not None:
+            known.append(f"{model} trains from a {size} GiB card on ({gib(needed)})")
     return "; ".join(known) or "no forecast shows which card would"
 
 
+def _least_needed(base: Plan) -> int | None:
+    """Bytes of the card that the smallest plan takes, in a machine of the usual host memory."""
+    budget = budget_of(what_if_gpu(GIB), Machine(), WHAT_IF_HOST_BYTES)
+    needs = [
+        found.pool_bytes
+        for family in families(base, ())
+        for step in range(family.on_card, len(family.path))
+        if (found := estimate(plan := family.at(step), base.tokens.max_text_tokens)) is not None
+        and not (budget and budget.host_shortage(plan, found.host_bytes))
+    ]
+    return min(needs, default=None)
+
+
 def _chosen(
-    base: Plan, pinned: set[str], setting: Setting, text: int, correction: float
+    base: Plan, pinned: set[str], setting: Setting, text: int, correction: float | None
 ) -> Found | None:
-    rows = [row for row in setting.rows if row.verdict == "OOM" and _text_of(row) <= text]
     scales = _scales(setting, text, correction)
-    choice = choose(base, pinned, setting.budget, scales, setting.refusals, rows, setting.spills)
+    open_ones = [one for one in families(base, pinned) if not setting.refusals(one.plan)]
+    limits = Limits(setting.budget, _refuting(setting, text), setting.spills)
+    choice = choose(open_ones, setting.prefer, scales, limits)
     if choice is None:
         return None
     gain = _sharing_gain(choice.best.plan, text, setting.card)
     return Found(choice, scales, text, None, setting.counted_by, gain)
+
+
+def _refuting(setting: Setting, text: int) -> list[TestedRow]:
+    """The rows that ran out of at least as much memory as is usable, one of each plan."""
+    usable = setting.budget.usable.bytes
+    rows = (
+        row
+        for row in setting.rows
+        if row.verdict == "OOM"
+        and row.source != "seed"
+        and _text_of(row) <= text
+        and row.limit_bytes is not None
+        and row.limit_bytes >= usable
+    )
+    return one_of_each(rows, attrgetter("plan"))
 
 
 def _sharing_gain(plan: Plan, text: int, card: GpuProfile | None) -> float:
@@ -169,7 +222,7 @@ def _sharing_gain(plan: Plan, text: int, card: GpuProfile | None) -> float:
     return samples_per_second(plan, text, rates) / samples_per_second(alone, share, rates)
 
 
-def _scales(setting: Setting, text: int, correction: float) -> Scales:
+def _scales(setting: Setting, text: int, correction: float | None) -> Scales:
     here = _minor(installed("torch"))
     held = [
         (_counts_for(row, here), row)
@@ -191,15 +244,22 @@ def _counted(by: str) -> str:
 
 
 def _needs(
-    rows: list[tuple[int, TestedRow]], text: int, correction: float, counted: str, plan: Plan
+    rows: list[tuple[int, TestedRow]],
+    text: int,
+    correction: float | None,
+    counted: str,
+    plan: Plan,
 ) -> tuple[Bytes, int] | None:
-    """The pool and the host memory of `plan` at most: by forecast, or by a row that took less."""
+    """The pool and the host memory of `plan` at most: by forecast, or by a row that took less.
+
+    Beyond the grid it is `correction` times a first guess; with None such plans are not weighed.
+    """
     found = estimate(plan, text)
-    source = f"forecasts at {text} text tokens a sample{counted}"
+    source = f"interpolated between forecasts at {text} text tokens a sample{counted}"
     pool = found.pool_bytes if found is not None else 0
     if found is None:
         found = nearest(plan, text)
-        if found is None:
+        if found is None or correction is None:
             return None
         pool = round(found.pool_bytes * correction)
         source = "forecasts of the usual settings, corrected"
@@ -240,13 +300,16 @@ def _as_told(candidate: Candidate, told: Forecast, setting: Setting) -> Candidat
     """The candidate with the bytes of its own forecast."""
     pool, host = told.tier("pool").bytes, told.tier("host").bytes
     source = f"a forecast of this very plan{_counted(setting.counted_by)}"
+    if (caching := caching_bytes(candidate.plan)) > pool:
+        source += f": building the feature cache takes more than a step's {gib(pool)}"
+        pool = caching
     margin = setting.budget.margin.bytes
     doubt = margin_for(candidate.plan, pool, margin) - margin
     if doubt and pool <= setting.budget.cap_bytes:  # beyond it there is nothing to doubt
         pool = min(pool + doubt, setting.budget.cap_bytes)
         source += ", and what whole segments may take beyond it and the margin"
     needs = Bytes(bytes=pool, basis="forecast", source=source)
-    verdict, why = verdict_of(pool, host, setting.budget, setting.spills)
+    verdict, why = verdict_of(candidate.plan, pool, host, setting.budget, setting.spills)
     update = {"needs": needs, "host_bytes": host, "verdict": verdict, "why_not": why}
     return candidate.model_copy(update=update)
 
@@ -261,7 +324,8 @@ def _scaled(choice: Choice, best: Candidate, share: float) -> Choice:
     others = tuple(scaled(candidate) for candidate in choice.considered[1:])
     ladder = tuple(scaled(candidate) for candidate in choice.ladder)
     better = scaled(choice.better) if choice.better else None
-    return Choice(best=best, considered=(best, *others), ladder=ladder, better=better)
+    alternatives = {order: scaled(one) for order, one in choice.alternatives.items()}
+    return Choice(best, (best, *others), ladder, better, alternatives)
 
 
 def _text_of(row: TestedRow) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
@@ -13,14 +13,20 @@ from advisor.cli.options import (
     Card,
     DataDir,
     Json,
+    Model,
+    Prefer,
+    Ram,
     Settings,
     SkipBroken,
     System,
     Text,
     Vram,
+    explained_names,
+    memory_size,
+    must_be_positive,
     must_be_writable,
-    parse_size,
 )
+from profiles.command_line import Version
 from profiles.exits import fail
 
 
@@ -28,10 +34,7 @@ from profiles.exits import fail
 class AdviseOptions:
     """The options of `lisa-advise`, in the order of its help."""
 
-    model: Annotated[
-        Text,
-        typer.Option(help="Size: tiny, 7b, 7b-v1, 13b or 13b-v1. Default: one that fits."),
-    ] = None
+    model: Model = None
     settings: Settings = None
     weights: Annotated[
         Text, typer.Option(metavar="FOLDER", help="Model folder of lisa-train convert, or random.")
@@ -45,15 +48,25 @@ class AdviseOptions:
     gpu: Card = None
     vram: Vram = None
     system: System = None
+    ram: Ram = None
+    prefer: Prefer = "usual"
     data_dir: DataDir = None
     skip_broken: SkipBroken = None
+    hours: Annotated[
+        float | None, typer.Option(metavar="H", help="How many epochs fit into so many hours.")
+    ] = None
+    price: Annotated[
+        float | None, typer.Option(metavar="P", help="What the training costs at P an hour.")
+    ] = None
     measure: Annotated[
         bool, typer.Option("--measure", help="Also run three steps of the plan on this GPU.")
     ] = False
     emulate_vram: Annotated[
         int | None,
         typer.Option(
-            metavar="SIZE", parser=parse_size, help="Try a smaller card's plan here, under its cap."
+            metavar="SIZE",
+            parser=memory_size,
+            help="Try a smaller card's plan here, under its cap.",
         ),
     ] = None
     save: Annotated[
@@ -63,15 +76,26 @@ class AdviseOptions:
         Path | None, typer.Option(metavar="FILE", help="Draw one step's memory as a picture.")
     ] = None
     explain: Annotated[
-        Text, typer.Option(metavar="COMPONENT", help="Explain a part of the memory and exit.")
+        Text,
+        typer.Option(
+            metavar="NAME",
+            help="Explain a part of the memory or a setting, and exit.",
+            autocompletion=explained_names,
+        ),
     ] = None
+    why: Annotated[
+        bool, typer.Option("--why", help="Print the reasons, the other plans and all notes.")
+    ] = False
     as_json: Json = False
+    version: Version = False
     svg: Annotated[Path | None, typer.Option(metavar="FILE", hidden=True)] = None
 
     @property
     def any_given(self) -> bool:
         """Whether any option was given at all."""
-        return any(astuple(self))
+        given = ((getattr(self, one.name), one.default) for one in fields(self))
+        # typer has None or an empty list, too, for what is not given
+        return any(value not in (default, None, []) for value, default in given)
 
     def assignments(self) -> list[str]:
         """The settings of --set and those that short options stand for; alpha follows the rank."""
@@ -92,6 +116,8 @@ class AdviseOptions:
             fail("--emulate-vram gives the card's size already; leave out --vram and --gpu")
         if self.measure and named:
             fail("--measure needs a card here; --emulate-vram SIZE tries the plan of a smaller one")
+        for name, value in (("--hours", self.hours), ("--price", self.price)):
+            must_be_positive(name, value)
         for path in (self.save, self.plot):
             must_be_writable(path)
         if self.plot is not None and self.plot.suffix.lower() not in PLOT_SUFFIXES:

@@ -11,6 +11,7 @@ import typer
 
 from advisor.cli import table
 from advisor.cli.advise_options import AdviseOptions
+from advisor.cli.explain_oom import explain_oom_command
 from advisor.cli.forecast import check_command, forecast_command
 from advisor.cli.options import (
     Json,
@@ -18,7 +19,9 @@ from advisor.cli.options import (
     must_be_data,
     named_card,
 )
-from advisor.cli.output import plot_step, print_advice, saved, write
+from advisor.cli.output import print_advice, saved, with_forecast, within_limits, write, write_plot
+from advisor.cli.report import report_command
+from profiles.command_line import Commands
 from profiles.command_options import takes
 from profiles.exits import EXIT_FAILED, EXIT_USAGE, fail
 from profiles.files import refused
@@ -28,13 +31,23 @@ if TYPE_CHECKING:
     from advisor.advice import Advice
 
 
-app = typer.Typer(
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+app = Commands(
+    examples=(
+        'lisa-advise --gpu "RTX 3060 12GB" --data-dir DIR',
+        "lisa-advise --vram 8GiB --save plan.json",
+    )
 )
 app.add_typer(table.app, name="table")
-app.command("forecast")(forecast_command)
-app.command("check")(check_command)
+app.command("forecast", examples=["lisa-advise forecast plan.json --vram 8GiB"])(forecast_command)
+app.command("check", examples=['lisa-advise check plan.json --gpu "RTX 3060 12GB"'])(check_command)
+app.command(
+    "explain-oom",
+    examples=[
+        "lisa-advise explain-oom train.log",
+        "python train.py 2>&1 | lisa-advise explain-oom -",
+    ],
+)(explain_oom_command)
+app.command("report", examples=["lisa-advise report out.html --vram 8GiB"])(report_command)
 
 
 @app.callback(invoke_without_command=True)
@@ -51,7 +64,7 @@ def run(context: typer.Context, options: AdviseOptions) -> None:
     if options.explain is not None:
         _explain(options.explain)
         return
-    advice = _advised(options)
+    advice = within_limits(_advised(options), options.hours, options.price)
     if options.save is not None:
         advice = saved(advice, options.save)
     if options.svg is not None:
@@ -59,7 +72,7 @@ def run(context: typer.Context, options: AdviseOptions) -> None:
 
         write(options.svg, render_svg(advice))
     try:
-        print_advice(advice, options.as_json)
+        print_advice(advice, options.as_json, options.why)
         sys.stdout.flush()
     except (BrokenPipeError, SystemExit):  # rich leaves with 1 when the reader has gone
         # A reader such as `head` has seen enough; the answer is still what it is.
@@ -87,18 +100,23 @@ def _advised(options: AdviseOptions) -> Advice:
 
     options.check()
     data, emulated = options.data_dir, options.emulate_vram is not None
-    target = named_card(options.vram or options.emulate_vram, options.gpu, options.system)
+    size = options.vram or options.emulate_vram
+    target = named_card(size, options.gpu, options.system, options.ram)
     must_be_data(data, options.skip_broken)
     assignments = options.assignments()
     must_agree(assignments)
     machine = probe()
     try:
         live = live_forecast(machine, target, data, tell)
-        advice = advise(machine, options.model, assignments, target, data=data, live=live)
+        advice = advise(
+            machine, options.model, assignments, target,
+            data=data, live=live, prefer=options.prefer, exact=options.plot is not None,
+        )  # fmt: skip
         if options.measure or emulated:
             advice = _tried(advice, emulated)
         if options.plot is not None:
-            plot_step(advice, options.plot)
+            advice = with_forecast(advice, live)
+            write_plot(advice, live, options.plot)
     except PlanError as error:
         fail(f"these settings cannot run\n{error}")
     except BadQuestion as error:
@@ -122,7 +140,7 @@ def _tried(advice: Advice, emulated: bool) -> Advice:
     return measured(advice.model_copy(update={"gpu": here}), tell, cap)
 
 
-@app.command("doctor")
+@app.command("doctor", examples=["lisa-advise doctor --offline", "lisa-advise doctor --report"])
 def doctor_command(
     offline: Annotated[bool, typer.Option(help="Do not connect to the model hub.")] = False,
     as_report: Annotated[

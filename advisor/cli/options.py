@@ -2,61 +2,88 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from profiles.command_line import MODEL_HELP, gpu_names, model_names
 from profiles.exits import fail
-from profiles.sizes import GIB, MIB
+from profiles.preferences import Preference
+from profiles.sizes import GIB, parse_size
+from profiles.streams import tell
 
 if TYPE_CHECKING:
     from advisor.machine.target import Target
 
 
-PLOT_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".pdf")
+PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
 
-MAX_VRAM_BYTES = 2**44  # 16 TiB: anything above is a wrong unit
-
-
-_UNITS = {"mib": MIB, "gib": GIB, "mb": 10**6, "gb": 10**9}
-
-
-def parse_size(text: str) -> int:
-    """Bytes from a number with a unit. Raises typer.BadParameter.
-
-    A bare number is refused: 8 GB and 8 GiB differ by more than the whole margin.
-    """
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)", text.strip(), re.ASCII)
-    unit = _UNITS.get(match[2].lower()) if match else None
-    if match is None or unit is None:
-        raise typer.BadParameter(f"got {text!r}; give a number and MiB, GiB, MB or GB: 8GiB")
+def memory_size(text: str) -> int:
+    """Bytes of some memory. Says how a plain number is read. Raises typer.BadParameter."""
     try:
-        size = round(float(match[1]) * unit)
-    except OverflowError:
-        size = MAX_VRAM_BYTES + 1
-    if not 0 < size <= MAX_VRAM_BYTES:
-        raise typer.BadParameter(f"got {text!r}; give more than 0 and at most 16384GiB")
+        size = parse_size(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    if not text.strip()[-1].isalpha():
+        tell(f"note: {text.strip()} is read as {size / GIB:g} GiB")
     return size
+
+
+def explained_names(incomplete: str) -> Iterator[str]:
+    """What --explain knows and begins so: parts of the memory with hyphens, and settings."""
+    from advisor.report.glossary import EXPLANATIONS
+    from profiles.plan import setting_names
+
+    names = [name.lower().replace(" ", "-") for name in EXPLANATIONS] + setting_names()
+    yield from (name for name in names if name.startswith(incomplete.lower()))
 
 
 Text = str | None
 
 
-Vram = Annotated[
-    int | None,
-    typer.Option(metavar="SIZE", parser=parse_size, help="For a card of this size, such as 8GiB."),
+Model = Annotated[
+    Text, typer.Option(help=f"{MODEL_HELP} Default: one that fits.", autocompletion=model_names)
 ]
 
 
-Card = Annotated[Text, typer.Option(metavar="NAME", help='For this card, such as "RTX 3060 12GB".')]
+Vram = Annotated[
+    int | None,
+    typer.Option(metavar="SIZE", parser=memory_size, help="For a card of this size: 8GiB (or 8)."),
+]
+
+
+Card = Annotated[
+    Text,
+    typer.Option(
+        metavar="NAME",
+        help='For this card, such as "RTX 3060 12GB".',
+        autocompletion=gpu_names,
+    ),
+]
 
 
 System = Annotated[
     Text, typer.Option("--os", help="With --vram or --gpu: linux (default) or windows.")
+]
+
+
+Ram = Annotated[
+    int | None,
+    typer.Option(
+        metavar="SIZE", parser=memory_size, help="With --vram or --gpu: host memory.  [16GiB]"
+    ),
+]
+
+
+Prefer = Annotated[
+    Preference,
+    typer.Option(help="What counts first among plans that fit: docs/advice.md."),
 ]
 
 
@@ -90,25 +117,31 @@ def must_agree(assignments: list[str]) -> None:
                 fail(f"{key}: got {given[key]} and {value}; give it once")
 
 
-def named_card(vram: int | None, gpu: str | None, system: str | None) -> Target | None:
+def named_card(
+    vram: int | None, gpu: str | None, system: str | None, ram: int | None = None
+) -> Target | None:
     """The card that the options name, if any. Ends with exit code 2 on a contradiction."""
     from advisor.machine.target import Target
-    from profiles.gpus import find_gpu
+    from profiles.gpus import find_gpus
 
     if system not in (None, "linux", "windows"):
         fail(f"--os: got {system!r}; give linux or windows")
     if vram is None and gpu is None:
         if system is not None:
             fail("--os needs --vram or --gpu; this machine's own system is known")
+        if ram is not None:
+            fail("--ram needs --vram or --gpu; this machine's own memory is known")
         return None
     if vram is not None and gpu is not None:
         fail("--vram and --gpu both name a card; give one of them")
     try:
-        card = None if gpu is None else find_gpu(gpu)
+        count, card = (1, None) if gpu is None else find_gpus(gpu)
     except ValueError as error:
         # Whatever is wrong with the name, the size alone is enough.
-        fail(f"--gpu: {error}\n    hint: if the card is not listed, give --vram SIZE, such as 8GiB")
-    return Target(vram, card, windows=system == "windows")
+        fail(
+            f"--gpu: {error}\n    hint: --vram SIZE, such as 8GiB, gives the memory side of any GPU"
+        )
+    return Target(vram, card, windows=system == "windows", ram_bytes=ram, count=count)
 
 
 def must_be_data(folder: Path | None, skip_broken: str | None) -> None:
@@ -131,6 +164,12 @@ def must_be_data(folder: Path | None, skip_broken: str | None) -> None:
             announced()
     except ValueError as error:
         fail(str(error) if skip_broken is not None else f"{VARIABLE}: {error}")
+
+
+def must_be_positive(name: str, value: float | None) -> None:
+    """Ends with exit code 2 for a number that is none, or not above 0."""
+    if value is not None and not 0 < value < math.inf:
+        fail(f"{name}: got {value:g}; give a number above 0")
 
 
 def must_be_writable(path: Path | None) -> None:

@@ -2,43 +2,67 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from profiles.exits import fail
 from profiles.files import reason, write_whole
+from profiles.places import libraries_caches
 from profiles.streams import say, tell
 from profiles.text import argument
 
 if TYPE_CHECKING:
     from advisor.advice import Advice
+    from advisor.memory.live import LiveForecasts
 
 
-def plot_step(advice: Advice, path: Path) -> None:
-    """Draw a step of the advised plan; a plan on the CPU, or none, has no picture."""
-    from advisor.memory.forecast import timeline
-    from advisor.memory.worst_sample import Worst
-    from advisor.report.plot import draw
+def with_forecast(advice: Advice, live: LiveForecasts) -> Advice:
+    """The advice with a forecast of its very plan, where it is for a card and has none yet."""
+    told, plan = advice.forecast, advice.plan
+    if plan is None or plan.device != "cuda" or (told and told.plan == plan):
+        return advice
+    text = advice.text_tokens or plan.tokens.max_text_tokens
+    return advice.model_copy(update={"forecast": live(plan, text)})
 
-    if advice.plan is None or advice.gpu is None or advice.budget is None or not advice.needs:
-        tell("not drawn: there is no plan on a card")
-        return
-    tell(f"following a step of {advice.plan.model}, some seconds ...")
+
+def step_picture(advice: Advice, live: LiveForecasts, kind: str) -> bytes | None:
+    """A step of the advised plan as a file of that kind; None where no step can be followed."""
     told = advice.forecast
-    masks, answers = (told.masks, told.answer_tokens) if told else (None, None)
-    text = advice.text_tokens or advice.plan.tokens.max_text_tokens
-    worst = Worst(text, masks, answer_tokens=answers)
-    found = timeline(advice.plan, worst, advice.gpu.compute_capability or (8, 6))
-    title = f"{advice.model} on {advice.gpu.name}: one step, micro-batch {advice.plan.micro_batch}"
-    if advice.plan.accumulation > 2:
-        title += f" (2 of {advice.plan.accumulation} shown, all alike)"
-    try:
-        draw(found, title, advice.needs.bytes, advice.budget.usable.bytes, path)
-    except OSError as error:
-        fail(f"{path}: cannot be written: {reason(error)}")
+    if not told or not told.tiers or not advice.plan or not advice.budget or not advice.needs:
+        return None
+    step = live.step(advice.plan, told.text_tokens)
+    if step is None:
+        return None
+    for name, folder in libraries_caches().items():
+        os.environ.setdefault(name, folder)
+    from advisor.report.plot import picture
+
+    return picture(step, told, advice, kind)
 
 
-def print_advice(advice: Advice, as_json: bool) -> None:
+def write_plot(advice: Advice, live: LiveForecasts, path: Path) -> None:
+    """Draw a step of the advised plan; a plan on the CPU, or none, has no picture."""
+    drawn = step_picture(advice, live, path.suffix.lower().removeprefix("."))
+    if drawn is None:
+        tell("not drawn: there is no plan on a card whose step can be followed")
+    else:
+        write(path, drawn)
+
+
+def within_limits(advice: Advice, hours: float | None, price: float | None) -> Advice:
+    """The advice with what fits into so many hours, and with what it costs at a price an hour."""
+    from advisor.cost.duration import within
+
+    if hours is None and price is None:
+        return advice
+    if advice.duration is None:
+        tell("--hours and --price: how long this training takes is not known")
+        return advice
+    return advice.model_copy(update={"duration": within(advice.duration, hours, price)})
+
+
+def print_advice(advice: Advice, as_json: bool, why: bool) -> None:
     from advisor.report.text import PlainConsole, print_text, to_json
 
     if as_json:
@@ -46,7 +70,7 @@ def print_advice(advice: Advice, as_json: bool) -> None:
         for finding in (*advice.findings, *advice.machine.notes):
             tell(str(finding))
     else:
-        print_text(advice, PlainConsole())
+        print_text(advice, PlainConsole(), why)
 
 
 def saved(advice: Advice, path: Path) -> Advice:
@@ -63,7 +87,7 @@ def saved(advice: Advice, path: Path) -> Advice:
     return advice.model_copy(update={"command": command})
 
 
-def write(path: Path, text: str) -> None:
+def write(path: Path, text: str | bytes) -> None:
     """Put `text` into `path` whole, or leave what was there."""
     try:
         write_whole(path, text)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from profiles.command_line import Commands, model_names
 from profiles.sizes import GIB
 from profiles.streams import say, tell
 from profiles.text import counted
@@ -16,14 +17,19 @@ from profiles.text import counted
 if TYPE_CHECKING:
     from profiles.tested import Table, TestedRow
 
-app = typer.Typer(help="Tested configurations: the card and the memory that each took.")
+app = Commands(
+    help="Tested configurations: the card and the memory that each took.",
+    examples=["lisa-advise table --model 7b --verdict FITS", "lisa-advise table --source user"],
+)
 Option = Annotated[str | None, typer.Option(help="Only such rows.")]
 
 
 @app.callback(invoke_without_command=True)
 def listed(
     context: typer.Context,
-    model: Option = None,
+    model: Annotated[
+        str | None, typer.Option(help="Only such rows.", autocompletion=model_names)
+    ] = None,
     source: Option = None,
     verdict: Option = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
@@ -68,7 +74,7 @@ def listed(
     tell(f"{len(rows)} of {len(table.rows)} rows")
 
 
-@app.command("export")
+@app.command("export", examples=["lisa-advise table export rows.jsonl"])
 def export(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="JSON lines; '-' for stdout.")],
 ) -> None:
@@ -84,7 +90,7 @@ def export(
     tell(counted(len(rows), "row"))
 
 
-@app.command("import")
+@app.command("import", examples=["lisa-advise table import rows.jsonl"])
 def import_(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="JSON lines, as exported.")],
 ) -> None:

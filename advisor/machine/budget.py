@@ -12,9 +12,12 @@ from math import ceil
 from pathlib import Path
 from typing import Literal
 
+from pydantic import Field
+
 from advisor.machine.cuda_context import context_of
 from advisor.machine.gpu import Gpu, Machine
 from profiles.gpus import GpuProfile
+from profiles.grid import pinned_bytes
 from profiles.plan import Plan
 from profiles.records import Frozen
 from profiles.sizes import GIB, MIB, gib
@@ -28,6 +31,7 @@ WINDOWS_KEPT_BYTES = round(0.9 * GIB)
 WHAT_IF_HOST_BYTES = 16 * GIB  # assumed for a card that is not in this machine
 HOST_PROCESS_BYTES = 3 * GIB  # Python, torch and CUDA's host side, where host and GPU share memory
 HOST_SHARE = 0.85  # of the available host memory; the rest is the system's and the page cache's
+PINNED_SHARE = 0.5  # of all host memory: Windows allows no more, and elsewhere the system stalls
 ERRORS_FILE = Path(__file__).resolve().parents[2] / "profiles" / "forecast_errors.json"
 QUANTILE = 0.95
 FEWEST_ROWS = 20  # of a GPU model, before its own errors are trusted alone
@@ -45,6 +49,22 @@ class Bytes(Frozen):
     source: str
 
 
+class HostBudget(Bytes):
+    """What a run may take of host memory, and how much of that it may pin."""
+
+    pinned_bytes: int | None = Field(None, description="at most pinned; None = unknown")
+
+    def shortage(self, plan: Plan, size: int) -> str:
+        """What is lacking if `plan`, with `size` bytes in all, does not go into it."""
+        if size > self.bytes:
+            return f"host memory: {gib(size)} needed, {gib(self.bytes)} usable"
+        pinned = pinned_bytes(plan)
+        if self.pinned_bytes is not None and pinned > self.pinned_bytes:
+            most = f"{gib(self.pinned_bytes)}, half of the machine's memory, may be"
+            return f"host memory: {gib(pinned)} would be pinned, {most}"
+        return ""
+
+
 class Budget(Frozen):
     """What the pool of a run may take: usable = free - context - margin; and its host memory."""
 
@@ -52,16 +72,16 @@ class Budget(Frozen):
     context: Bytes
     margin: Bytes
     usable: Bytes
-    host: Bytes | None = None
+    host: HostBudget | None = None
 
     @property
     def cap_bytes(self) -> int:
         """What the pool may take with no margin kept."""
         return max(0, self.free.bytes - self.context.bytes)
 
-    def host_holds(self, size: int) -> bool:
-        """Whether `size` bytes fit in host memory, as far as its size is known."""
-        return self.host is None or size <= self.host.bytes
+    def host_shortage(self, plan: Plan, size: int) -> str:
+        """Why host memory does not hold `plan` with its `size` bytes; empty if it does."""
+        return self.host.shortage(plan, size) if self.host is not None else ""
 
 
 def size_text(size: int) -> str:
@@ -90,13 +110,15 @@ def named_gpu(profile: GpuProfile, windows: bool = False) -> Gpu:
 
 
 def budget_of(
-    gpu: Gpu, machine: Machine, what_if: bool = False, rows: Iterable[TestedRow] = ()
+    gpu: Gpu, machine: Machine, what_if_ram: int | None = None, rows: Iterable[TestedRow] = ()
 ) -> Budget | None:
     """The budget on `gpu`, or None where its free memory is unknown.
 
-    `rows` are the user's own, whose forecasts and peaks count towards the margin.
+    A card that is not in this machine is in one with `what_if_ram` bytes of host memory. `rows`
+    are the user's own, whose forecasts and peaks count towards the margin.
     """
     free = gpu.free_bytes
+    what_if = what_if_ram is not None
     basis: Basis = "policy" if what_if else "exact"
     kept = (gpu.total_bytes or 0) - (free or 0)
     source = f"size less {gib(kept)} of driver and display" if what_if else "driver (NVML)"
@@ -118,7 +140,7 @@ def budget_of(
         ),
         margin=margin,
         usable=Bytes(bytes=usable, basis="policy", source="free - context - margin"),
-        host=_host_budget(machine, what_if),
+        host=_host_budget(machine, what_if_ram),
     )
 
 
@@ -160,15 +182,21 @@ def margin_of(gpu: Gpu, free: int, rows: Iterable[TestedRow] = ()) -> Bytes:
     return Bytes(bytes=size, basis="tested" if enough else "policy", source=source)
 
 
-def _host_budget(machine: Machine, what_if: bool) -> Bytes | None:
-    if what_if:
-        source = f"a machine of {gib(WHAT_IF_HOST_BYTES)} is assumed"
-        return Bytes(bytes=round(HOST_SHARE * WHAT_IF_HOST_BYTES), basis="policy", source=source)
+def _host_budget(machine: Machine, assumed: int | None) -> HostBudget | None:
+    """Host memory of this machine, or of one of `assumed` bytes, of which half is free."""
+    if assumed is not None:
+        source = f"half of {gib(assumed)} is assumed free (--ram)"
+        half = assumed // 2
+        return HostBudget(bytes=half, basis="policy", source=source, pinned_bytes=half)
     if machine.host_available_bytes is None:
         return None
-    source = f"{HOST_SHARE:.0%} of what the system has available"
-    size = round(HOST_SHARE * machine.host_available_bytes)
-    return Bytes(bytes=size, basis="exact", source=source)
+    total = machine.host_total_bytes
+    return HostBudget(
+        bytes=round(HOST_SHARE * machine.host_available_bytes),
+        basis="exact",
+        source=f"{HOST_SHARE:.0%} of what the system has available",
+        pinned_bytes=None if total is None else round(PINNED_SHARE * total),
+    )
 
 
 def judge(needed: int, budget: Budget, spills: bool) -> Verdict:

@@ -49,7 +49,6 @@ class Machine(Frozen):
     cuda_driver_version: str | None = Field(None, description="newest CUDA the driver serves")
     host_total_bytes: int | None = None
     host_available_bytes: int | None = None
-    disk_free_bytes: int | None = Field(None, description="where features are cached")
     cpu_count: int | None = Field(None, description="cores that a run here may keep busy")
     cpu_model: str | None = None
     platform: Platform = "linux"

@@ -13,7 +13,6 @@ from advisor.machine.gpu import Gpu, Machine, Platform
 from advisor.machine.nvml import probe_nvml
 from profiles.environment import usable_cores
 from profiles.findings import Finding
-from profiles.places import cache_folder
 
 
 def probe(environ: Mapping[str, str] | None = None) -> Machine:
@@ -31,7 +30,6 @@ def probe(environ: Mapping[str, str] | None = None) -> Machine:
         gpus=tuple(visible),
         host_total_bytes=host_total,
         host_available_bytes=host_available,
-        disk_free_bytes=_disk_free(),
         cpu_count=usable_cores(),
         cpu_model=_cpu_model(),
         platform=system,
@@ -112,16 +110,6 @@ def _host_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> tuple[int | None, int
             used = int((cgroup / used_file).read_text())
             return min(total, limit), max(0, min(available, limit - used))
     return total, available
-
-
-def _disk_free() -> int | None:
-    import shutil
-
-    folder = cache_folder()
-    with suppress(OSError):
-        place = next(path for path in (folder, *folder.parents) if path.exists())
-        return shutil.disk_usage(place).free
-    return None
 
 
 def _other_vendors(

@@ -6,6 +6,7 @@ import shlex
 from dataclasses import dataclass
 
 from advisor.machine.budget import (
+    WHAT_IF_HOST_BYTES,
     named_gpu,
     size_text,
     what_if_gpu,
@@ -21,6 +22,20 @@ class Target:
     vram_bytes: int | None = None
     card: GpuProfile | None = None
     windows: bool = False
+    ram_bytes: int | None = None
+    count: int = 1
+
+    @property
+    def host_bytes(self) -> int:
+        """Host memory of the machine that it is in, or is assumed to be in."""
+        return self.ram_bytes or WHAT_IF_HOST_BYTES
+
+    @property
+    def one_of_several(self) -> str | None:
+        """What to know of an answer that is about one of several cards."""
+        if self.count == 1:
+            return None
+        return f"this is about one of the {self.count} cards; several are not planned for yet"
 
     @property
     def gpu(self) -> Gpu:
@@ -33,6 +48,7 @@ class Target:
     def options(self) -> str:
         """The command line's options that name it."""
         system = " --os windows" if self.windows else ""
+        system += f" --ram {size_text(self.ram_bytes)}" if self.ram_bytes else ""
         if self.card is not None:
             return f"--gpu {shlex.quote(self.card.key)}{system}"
         return f"--vram {size_text(self.vram_bytes or 0)}{system}"

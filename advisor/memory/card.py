@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from advisor.machine.budget import budget_of
+from advisor.machine.budget import HostBudget, budget_of
 from advisor.machine.cuda_context import OTHERS, Context, context_of, measure_context
 from advisor.machine.gpu import Machine
 from advisor.machine.target import Target, gpu_for
@@ -21,7 +21,7 @@ class Card:
     margin_bytes: int = 0
     compute_capability: tuple[int, int] = ASSUMED
     context: Context = OTHERS
-    host_bytes: int | None = None  # what the process may take
+    host: HostBudget | None = None  # what the process may take
 
 
 def card_for(machine: Machine, target: Target | None = None, measure: bool = False) -> Card:
@@ -32,7 +32,8 @@ def card_for(machine: Machine, target: Target | None = None, measure: bool = Fal
     gpu = gpu_for(machine, target)
     if measure and gpu is not None and target is None:
         measure_context(gpu, machine)
-    budget = budget_of(gpu, machine, target is not None) if gpu is not None else None
+    ram = target.host_bytes if target is not None else None
+    budget = budget_of(gpu, machine, ram) if gpu is not None else None
     if gpu is None or budget is None:
         return Card()
     return Card(
@@ -41,5 +42,5 @@ def card_for(machine: Machine, target: Target | None = None, measure: bool = Fal
         margin_bytes=budget.margin.bytes,
         compute_capability=gpu.compute_capability or ASSUMED,
         context=context_of(gpu, machine),
-        host_bytes=budget.host.bytes if budget.host is not None else None,
+        host=budget.host,
     )

@@ -18,12 +18,12 @@ from pydantic import Field
 from advisor.machine.budget import ERRORS_FILE, margin_for
 from advisor.memory.allocator import replay
 from advisor.memory.card import Card
-from advisor.memory.forecast_cache import keep, key_of, read, read_events
+from advisor.memory.forecast_cache import Answer, keep, key_of, read, read_events, read_step
 from advisor.memory.worst_sample import Worst
 from advisor.rehearsal import BadQuestion, RehearsalFailed, rehearsed
 from profiles.batches import micro_batches
 from profiles.grid import batch_bytes, caching_bytes, nearest
-from profiles.measurement import Measurement, Timeline
+from profiles.measurement import DataCounts, Measurement, Timeline
 from profiles.places import cache_folder
 from profiles.plan import Plan
 from profiles.records import Frozen
@@ -66,6 +66,7 @@ class Forecast(Frozen):
     image_tokens: int | None = Field(None, description="of every picture, the largest one's")
     masks: int
     answer_tokens: int | None = Field(None, description="supervised; null: five for each mask")
+    data: DataCounts | None = Field(None, description="how much a data set holds")
     cap_bytes: int | None = Field(None, description="what the pool may take")
     tiers: tuple[Tier, ...] = ()
     load_peak_bytes: int | None = None
@@ -105,16 +106,11 @@ def forecast(
         return _unknown(plan, worst, compute_capability, outside)
     if worst.data is not None and located(worst.data) is None:  # before all of it is looked through
         raise BadQuestion(f"{worst.data}: holds no ReasonSeg data; needed: {NEEDED}")
-    folder = cache_folder() / "forecasts" if cache is None else cache
-    key = key_of(plan, worst, compute_capability)
-    answer = read(folder / f"{key}.json", folder / f"{key}.events")
-    if answer is None:
-        answer = _ask(plan, worst, compute_capability, folder)
-        keep(folder, key, *answer)
-    measurement, events = answer
+    answer = _answer(plan, worst, compute_capability, cache)
+    measurement = answer.measurement
     if measurement.peak_allocated_bytes is None:
         return _unknown(plan, worst, compute_capability, measurement.error)
-    found = interpret(measurement, events, card, worst.answering)
+    found = interpret(measurement, answer.events, card, worst.answering)
     data = worst.data if worst.text_tokens is None else None
     return found.model_copy(update={"counted_by": counted_by(plan, data)})
 
@@ -144,16 +140,17 @@ def fitting_micro_batch(found: Forecast) -> int | None:
     return None
 
 
-def timeline(plan: Plan, worst: Worst, compute_capability: tuple[int, int]) -> Timeline:
-    """One step of `plan` by component. Raises RehearsalFailed and BadQuestion."""
-    with tempfile.TemporaryDirectory() as place:
-        path = Path(place) / "timeline"
-        options = [*_options(plan, worst, compute_capability), "--timeline", str(path)]
-        rehearsed(plan, options, NO_GPU, cache_folder() / "forecasts")
-        try:
-            return Timeline.model_validate_json(path.read_text(encoding="utf-8"))
-        except (ValueError, OSError):
-            raise RehearsalFailed("no step of this plan can be followed without a GPU") from None
+def step_by_component(
+    plan: Plan,
+    worst: Worst,
+    card: Card = NO_CARD,
+    cache: Path | None = None,
+) -> Timeline | None:
+    """The step that `forecast` counts, moment by moment; None where it has no figure.
+
+    Raises as `forecast` does.
+    """
+    return None if _outside(plan) else _answer(plan, worst, card.compute_capability, cache).step
 
 
 def interpret(
@@ -196,9 +193,9 @@ def interpret(
     if cap_bytes is not None and caching > cap_bytes:
         verdict = "OOM"
         reason = f"building the feature cache takes {gib(caching)} of {gib(cap_bytes)}"
-    if verdict != "OOM" and card.host_bytes is not None and host > card.host_bytes:
-        verdict = "OOM"
-        reason = f"host memory: {gib(host)} needed, {gib(card.host_bytes)} available"
+    short = card.host.shortage(plan, host) if card.host is not None else ""
+    if verdict != "OOM" and short:
+        verdict, reason = "OOM", short
     return Forecast(
         plan=plan,
         verdict=verdict,
@@ -208,6 +205,7 @@ def interpret(
         image_tokens=measurement.image_tokens,
         masks=measurement.masks,
         answer_tokens=measurement.answer_tokens,
+        data=measurement.data,
         cap_bytes=cap_bytes,
         tiers=tiers,
         load_peak_bytes=measurement.load_peak_bytes,
@@ -283,17 +281,29 @@ def _unknown(
     )
 
 
-def _ask(
-    plan: Plan, worst: Worst, compute_capability: tuple[int, int], folder: Path
-) -> tuple[Measurement, list[tuple[int, int]]]:
+def _answer(
+    plan: Plan, worst: Worst, compute_capability: tuple[int, int], cache: Path | None
+) -> Answer:
+    """What the fake rehearsal finds, now or before. Raises RehearsalFailed and BadQuestion."""
+    folder = cache_folder() / "forecasts" if cache is None else cache
+    key = key_of(plan, worst, compute_capability)
+    answer = read(folder, key)
+    if answer is None:
+        answer = _ask(plan, worst, compute_capability, folder)
+        keep(folder, key, answer)
+    return answer
+
+
+def _ask(plan: Plan, worst: Worst, compute_capability: tuple[int, int], folder: Path) -> Answer:
     """Run the fake rehearsal. Raises RehearsalFailed and BadQuestion."""
-    with tempfile.TemporaryDirectory() as place:
-        events = Path(place) / "events"
-        options = [*_options(plan, worst, compute_capability), "--events", str(events)]
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        options = [*_options(plan, worst, compute_capability), "--events", str(place / "events")]
+        options += ["--timeline", str(place / "asked.step")]
         seconds = DATA_SECONDS if "--data-dir" in options else None
         measurement = rehearsed(plan, options, NO_GPU, folder, seconds)
         try:
-            return measurement, read_events(events)
+            return Answer(measurement, read_events(place / "events"), read_step(place, "asked"))
         except (ValueError, OSError) as error:
             raise RehearsalFailed(f"the rehearsal left no list of requests ({error})") from None
 

@@ -8,12 +8,12 @@ import sys
 from array import array
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from advisor.machine.cuda_context import installed
 from advisor.memory.worst_sample import Worst
 from profiles.files import write_whole
-from profiles.measurement import Measurement
+from profiles.measurement import Measurement, Timeline
 from profiles.plan import Plan
 from profiles.skipping import announced
 
@@ -30,6 +30,14 @@ ANNOTATIONS = (
     "ade20k/*.txt", "ade20k/annotations/training/*.png",
     "sem_seg/*/*.txt", "sem_seg/*/annotations/training/*.png",
 )  # fmt: skip
+
+
+class Answer(NamedTuple):
+    """What a fake rehearsal found: bytes, every request of them, and a step by component."""
+
+    measurement: Measurement
+    events: list[tuple[int, int]]
+    step: Timeline | None = None  # of training that could be followed
 
 
 def read_events(path: Path) -> list[tuple[int, int]]:
@@ -62,21 +70,32 @@ def key_of(plan: Plan, worst: Worst, compute_capability: tuple[int, int]) -> str
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:24]
 
 
-def read(answer: Path, events: Path) -> tuple[Measurement, list[tuple[int, int]]] | None:
+def read(folder: Path, key: str) -> Answer | None:
     """A kept answer; None if there is none, or it is damaged."""
     try:
-        measurement = Measurement.model_validate_json(answer.read_text(encoding="utf-8"))
-        return measurement, read_events(events)
+        text = (folder / f"{key}.json").read_text(encoding="utf-8")
+        events = read_events(folder / f"{key}.events")
+        return Answer(Measurement.model_validate_json(text), events, read_step(folder, key))
     except (OSError, ValueError):
         return None
 
 
-def keep(folder: Path, key: str, measurement: Measurement, events: list[tuple[int, int]]) -> None:
-    """Write an answer whole, the events first; a cache that cannot be written is no error."""
-    numbers = array("q", (number for event in events for number in event))
+def read_step(folder: Path, name: str) -> Timeline | None:
+    """The step by component, if one was followed. Raises ValueError, OSError."""
+    path = folder / f"{name}.step"
+    if not path.exists():
+        return None
+    return Timeline.model_validate_json(path.read_text(encoding="utf-8"))
+
+
+def keep(folder: Path, key: str, answer: Answer) -> None:
+    """Write an answer whole, the measurement last; a cache that cannot be written is no error."""
+    numbers = array("q", (number for event in answer.events for number in event))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / f"{key}.events", numbers.tobytes())
-        write_whole(folder / f"{key}.json", measurement.model_dump_json())
+        if answer.step is not None:
+            write_whole(folder / f"{key}.step", answer.step.model_dump_json())
+        write_whole(folder / f"{key}.json", answer.measurement.model_dump_json())
     except OSError:
         return

@@ -3,43 +3,73 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from advisor.machine.gpu import Machine
 from advisor.machine.target import Target
 from advisor.memory.card import Card, card_for
-from advisor.memory.forecast import Forecast, counted_by, forecast
+from advisor.memory.forecast import Forecast, counted_by, forecast, step_by_component
 from advisor.memory.worst_sample import Worst
+from profiles.measurement import DataCounts, Timeline
 from profiles.plan import Plan
 
 Live = Callable[[Plan, int | None], Forecast]
 
 
-def live_forecast(
-    machine: Machine, target: Target | None, data: Path | None, tell: Callable[[str], None]
-) -> Live:
-    """A `live` for `advise`: forecasts a plan for that card, and announces it first.
+@dataclass
+class Heard:
+    """A `live` that remembers how much data was counted on the way."""
+
+    live: Live
+    counts: DataCounts | None = None
+
+    def __call__(self, plan: Plan, text_tokens: int | None) -> Forecast:
+        """The forecast that `live` makes."""
+        found = self.live(plan, text_tokens)
+        self.counts = found.data or self.counts
+        return found
+
+
+@dataclass
+class LiveForecasts:
+    """A `live` for `advise`: forecasts a plan for one card, and announces it first.
 
     What the worst sample of `data` holds beside its text is remembered from the first answer.
     """
-    seen = Worst()
 
-    def live(plan: Plan, text_tokens: int | None) -> Forecast:
-        tell(f"forecasting {plan.model} at micro-batch {plan.micro_batch}, some seconds ...")
-        nonlocal seen
+    card: Card
+    data: Path | None
+    tell: Callable[[str], None]
+    seen: Worst = Worst()
+
+    def __call__(self, plan: Plan, text_tokens: int | None) -> Forecast:
+        """The forecast at a text length; None: of the longest of the data, counted now."""
+        self.tell(f"forecasting {plan.model} at micro-batch {plan.micro_batch}, some seconds ...")
         first = text_tokens is None
-        worst = Worst(data=data) if first else replace(seen, text_tokens=text_tokens)
-        card = card_for(machine, target)
-        uncapped = Card(compute_capability=card.compute_capability, context=card.context)
-        found = forecast(plan, worst, uncapped)
+        worst = Worst(data=self.data) if first else self._worst(text_tokens)
+        found = forecast(plan, worst, self.card)
         if first:
-            seen = Worst(
+            self.seen = Worst(
                 masks=found.masks,
                 answer_tokens=found.answer_tokens,
                 image_tokens=found.image_tokens,
             )
         # A later question names the length that was counted for the first.
-        return found.model_copy(update={"counted_by": counted_by(plan, data)})
+        return found.model_copy(update={"counted_by": counted_by(plan, self.data)})
 
-    return live
+    def step(self, plan: Plan, text_tokens: int) -> Timeline | None:
+        """The step that a forecast at that text length counts; None where it has no figure."""
+        return step_by_component(plan, self._worst(text_tokens), self.card)
+
+    def _worst(self, text_tokens: int | None) -> Worst:
+        return replace(self.seen, text_tokens=text_tokens)
+
+
+def live_forecast(
+    machine: Machine, target: Target | None, data: Path | None, tell: Callable[[str], None]
+) -> LiveForecasts:
+    """Forecasts for `target`, or this machine's card, without a verdict."""
+    card = card_for(machine, target)
+    uncapped = Card(compute_capability=card.compute_capability, context=card.context)
+    return LiveForecasts(uncapped, data, tell)

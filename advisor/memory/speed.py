@@ -1,11 +1,11 @@
 """Seconds of a training step on a card: a roofline with factors from measured steps.
 
-    seconds = max(arithmetic, launches) + fixed + copies that arithmetic does not hide
+    seconds = max(arithmetic, launches) + encoders + fixed + copies that arithmetic does not hide
 
-Arithmetic is the sum of matrix products (FLOP over the card's rate), dequantisation and
-element-wise work (bytes over its bandwidth). The factors in `profiles/speed.json` say how much
-longer a real step takes; benchmarks/speed.py computes them from profiles on an
-H100 and an H200.
+Arithmetic is the sum of matrix products and attention (FLOP over the card's rate), dequantisation
+and element-wise work (bytes over its bandwidth). Launches are the CPU's: they depend on the machine
+and not on its card. The factors in `profiles/speed.json` say how much longer a real step takes;
+benchmarks/speed.py computes them from profiles and timed rows on an H100 and an H200.
 """
 
 from __future__ import annotations
@@ -15,12 +15,17 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from profiles.families import EncoderFacts
 from profiles.gpus import GpuProfile, gpus
 from profiles.plan import Plan
 from profiles.settings import STORED_BYTES
 
 SPEED_FILE = Path(__file__).resolve().parents[2] / "profiles" / "speed.json"
 REFERENCE = "h100-sxm-80gb"
+# More bandwidth than an H100 has did not help: an H200 took as long for the same dequantisation
+# and element-wise work (benchmarks/profile.jsonl).
+USED_GB_S = 3350
+PIXEL_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -28,14 +33,29 @@ class Factors:
     """Real time over data-sheet time, and seconds that do not depend on the card."""
 
     matmul: float
+    attention: float
+    masked_attention: float  # with an explicit mask, of rows of several questions
     dequantisation: float
     elementwise: float
     elementwise_compiled: float
-    masked_attention: float  # with an explicit mask, of rows of several questions
     launch_seconds: float  # of one pass through one decoder layer, by the CPU
     launch_compiled_seconds: float
+    launch_quantised_seconds: float  # the share of both that is due to quantised weights
+    launch_encoder_seconds: float  # of one block of a frozen encoder
     fixed_seconds: float  # of a micro-batch
-    copy: float  # share of the copies' time that shows even beside arithmetic
+    copy: float  # from pinned memory
+    unpinned_gb_s: float  # an encoder's pixels and features, while a cache is built
+    loop: float  # from update to update, over the step alone
+    entry_seconds: float  # of a feature cache's entry, beside the encoder
+    sample_seconds: float  # of a row read from disk, by the CPU
+    scoring_seconds: float  # of a mask in an evaluation, by the CPU
+    save_seconds: float  # of a checkpoint
+    workers_seconds: float  # until data workers give the first rows of an epoch
+    start_seconds: float  # libraries and model, until the first evaluation is done
+    launches_least: float  # of a machine that was timed, beside the usual
+    launches_most: float
+    timed: list[str]  # cards
+    worst: float  # error of a set-aside step, as a share
     error: str
 
 
@@ -46,60 +66,135 @@ def factors() -> Factors:
 
 
 @dataclass(frozen=True)
+class Pace:
+    """How long arithmetic and launches take beside what is usual: other cards, other CPUs."""
+
+    arithmetic: float = 1.0
+    launches: float = 1.0
+
+
+USUAL = Pace()
+
+
+def paces(gpu: GpuProfile) -> tuple[Pace, Pace]:
+    """The fastest and the slowest that a step is taken to be on that card, in any machine.
+
+    On a card that was never timed, its products may reach the whole of the data sheet's rate, or
+    half of it.
+    """
+    known = factors()
+    fast, slow = 1 - known.worst, 1 + known.worst
+    if gpu.key not in known.timed:
+        fast, slow = 1 / known.matmul, 2 / known.matmul
+    return Pace(fast, known.launches_least), Pace(slow, known.launches_most)
+
+
+@dataclass(frozen=True)
 class Paper:
     """Data-sheet seconds of one micro-batch, and passes through a decoder layer."""
 
     matmul: float
+    attention: float
     masked_attention: float
     dequantisation: float
     elementwise: float
-    copies: float
+    layer_copy: float  # of one layer from host memory to the card
+    head_copy: float
     passes: int
 
 
-def paper(plan: Plan, text_tokens: int, gpu: GpuProfile) -> Paper:
-    """The time by data-sheet rates alone.
+def paper(plan: Plan, text_tokens: int, gpu: GpuProfile, forward: bool = False) -> Paper:
+    """The time by data-sheet rates alone; `forward`: without a backward pass.
 
     A frozen linear is multiplied forward, backward for its input, and once more where the layer is
-    recomputed. Host layers are copied in each direction.
+    recomputed.
     """
     decoder = plan.profile.decoder
     sample = plan.profile.most_image_tokens + text_tokens
     tokens, weights = plan.micro_batch * sample, decoder.layer_weights
-    passes = 2 * decoder.layers + plan.checkpointed_layers
+    passes = decoder.layers if forward else 2 * decoder.layers + plan.checkpointed_layers
     attention: float = plan.micro_batch * decoder.attention_flops(sample)
-    attention *= passes + 1.5 * decoder.layers
+    attention *= passes + (0 if forward else 1.5 * decoder.layers)
     masked = attention if plan.questions_per_picture > 1 else 0.0
-    flops = decoder.linear_flops(tokens) * passes + attention - masked
-    encoders = plan.profile.encoders.items()
-    online = (facts.flops for name, facts in encoders if name not in plan.cached_encoders)
-    flops += plan.micro_batch * sum(online)
     stored = STORED_BYTES[plan.quantization]
     widened = 0.0 if plan.quantization == "none" else weights * passes * (stored + 2 + 2)
-    bandwidth = gpu.bandwidth_gb_s * 1e9
+    rate, pcie = gpu.rate_flops(plan.dtype), gpu.pcie_gb_s * 1e9
     moved = passes * decoder.moved_values(tokens) * 2
-    copied = 2 * plan.host_layers * weights * stored
+    head = 2 * plan.profile.vocabulary_rows * decoder.hidden if plan.host_embeddings else 0
     return Paper(
-        matmul=flops / gpu.rate_flops(plan.dtype),
-        masked_attention=masked / gpu.rate_flops(plan.dtype),
-        dequantisation=widened / bandwidth,
-        elementwise=moved / bandwidth,
-        copies=copied / (gpu.pcie_gb_s * 1e9),
+        matmul=decoder.linear_flops(tokens) * passes / rate,
+        attention=(attention - masked) / rate,
+        masked_attention=masked / rate,
+        dequantisation=widened / _bandwidth(gpu),
+        elementwise=moved / _bandwidth(gpu),
+        layer_copy=weights * stored / pcie,
+        head_copy=head / pcie,
         passes=passes,
     )
 
 
-def seconds_of(plan: Plan, text_tokens: int, gpu: GpuProfile) -> float:
+def _bandwidth(gpu: GpuProfile) -> float:
+    """Bytes a second that element-wise work makes use of."""
+    return min(gpu.bandwidth_gb_s, USED_GB_S) * 1e9
+
+
+def seconds_of(plan: Plan, text_tokens: int, gpu: GpuProfile, pace: Pace = USUAL) -> float:
     """Seconds of one micro-batch. Raises ValueError where the card lacks the plan's dtype."""
-    on_paper, known = paper(plan, text_tokens, gpu), factors()
-    elementwise = known.elementwise_compiled if plan.compile else known.elementwise
-    launch = known.launch_compiled_seconds if plan.compile else known.launch_seconds
+    return _seconds(plan, paper(plan, text_tokens, gpu), gpu, pace)
+
+
+def forward_seconds(plan: Plan, text_tokens: int, gpu: GpuProfile, pace: Pace = USUAL) -> float:
+    """Seconds of one micro-batch of an evaluation: as `seconds_of`, forward alone."""
+    return _seconds(plan, paper(plan, text_tokens, gpu, forward=True), gpu, pace)
+
+
+def _seconds(plan: Plan, on_paper: Paper, gpu: GpuProfile, pace: Pace) -> float:
+    known = factors()
     arithmetic = on_paper.matmul * known.matmul
+    arithmetic += on_paper.attention * known.attention
     arithmetic += on_paper.masked_attention * known.masked_attention
     arithmetic += on_paper.dequantisation * known.dequantisation
+    elementwise = known.elementwise_compiled if plan.compile else known.elementwise
     arithmetic += on_paper.elementwise * elementwise
-    busy = max(arithmetic, launch * on_paper.passes) + known.fixed_seconds
-    return busy + max(known.copy * on_paper.copies, on_paper.copies - arithmetic)
+    launch = known.launch_compiled_seconds if plan.compile else known.launch_seconds
+    if plan.quantization == "none":
+        launch -= known.launch_quantised_seconds
+    busy = max(pace.arithmetic * arithmetic, pace.launches * launch * on_paper.passes)
+    online = [f for name, f in plan.profile.encoders.items() if name not in plan.cached_encoders]
+    encoders = sum(_encoding(facts, plan, gpu, plan.micro_batch, pace) for facts in online)
+    fixed = known.fixed_seconds + known.copy * on_paper.head_copy
+    return busy + encoders + fixed + _shown_copies(plan, on_paper, busy)
+
+
+def _shown_copies(plan: Plan, on_paper: Paper, busy: float) -> float:
+    """What of the host layers' copies arithmetic does not hide.
+
+    They are spread over the layers: a copy has the time of those up to the next one, which pass
+    once on the way forward, and all other times on the way back.
+    """
+    if not plan.host_layers:
+        return 0.0
+    layers = plan.profile.decoder.layers
+    copy = factors().copy * on_paper.layer_copy
+    forth = busy / on_paper.passes * layers / plan.host_layers
+    back = busy / plan.host_layers - forth
+    times = [forth, back] if on_paper.passes > layers else [forth]
+    return plan.host_layers * sum(max(0.0, copy - time) for time in times)
+
+
+def _encoding(facts: EncoderFacts, plan: Plan, gpu: GpuProfile, pictures: int, pace: Pace) -> float:
+    """Seconds that a frozen encoder takes for a batch of pictures that are on the card."""
+    known = factors()
+    arithmetic = known.matmul * facts.flops / gpu.rate_flops(plan.dtype)
+    arithmetic += facts.moved_bytes / _bandwidth(gpu)
+    launches = known.launch_encoder_seconds * facts.blocks
+    return max(pace.arithmetic * arithmetic * pictures, pace.launches * launches)
+
+
+def encoder_seconds(facts: EncoderFacts, plan: Plan, gpu: GpuProfile, pace: Pace = USUAL) -> float:
+    """Seconds that a frozen encoder takes for one picture of a cache, both copies included."""
+    moved = PIXEL_BYTES * facts.pixel_values + facts.cached_bytes
+    return _encoding(facts, plan, gpu, 1, pace) + moved / (factors().unpinned_gb_s * 1e9)
 
 
 def samples_per_second(plan: Plan, text_tokens: int, gpu: GpuProfile | None) -> float:

@@ -32,9 +32,11 @@ LAST_WITH_OLDER = "2.14"
 def card_findings(request: Request, gpu: Gpu, best: Candidate, base: Plan) -> list[Finding]:
     """The card chosen, what does not fit and what would, what is missing, other processes."""
     findings = other_sizes(request, gpu)
+    if request.target is not None and request.target.one_of_several:
+        findings.append(Finding("--gpu", request.target.one_of_several))
     runs = best.verdict in ("FITS", "TIGHT")
     if not runs and best.why_not.startswith("host memory"):
-        fix = "fewer host_layers, or a machine with more" if request.what_if else ""
+        fix = "fewer host_layers, or --ram SIZE for a machine with more" if request.what_if else ""
         fix = fix or "close other programs, or fewer host_layers"
         findings.append(Finding(gpu.name, best.why_not, fix=fix))
     elif not runs:

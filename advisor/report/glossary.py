@@ -1,4 +1,4 @@
-"""What a component of the memory is, what it depends on, and what makes it smaller."""
+"""What a part of the memory is, what it depends on and what makes it smaller; or a setting."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ EXPLANATIONS = {
     "micro_batch and with the text's length; checkpointed layers keep only their input.",
     "transient": "What an operator holds while it runs: a dequantised weight, a recomputed layer, "
     "the loss's logits. A smaller micro_batch and compile reduce it.",
-    "compiled layers": "What compile=true saves, hence below zero: a fused layer keeps neither its "
+    "compiled layers": "Activations take less with compile=true: a fused layer keeps neither its "
     "gate's product nor a norm's input in fp32. A rule from measured rows, not a count.",
     "keys and values": "What attention keeps for every position while the model answers, and what "
     "a layer holds for a moment. A smaller tokens.max_new_tokens or a shorter question reduce it.",
@@ -50,15 +50,22 @@ EXPLANATIONS = {
 ALIASES = {"host": "host memory"}  # as forecasts call it
 
 
-def explain(component: str) -> str:
-    """The text for `component`. Raises ValueError naming the known ones."""
+def explain(name: str) -> str:
+    """The text for a part of the memory, or for a setting. Raises ValueError naming known ones."""
     import difflib
 
-    name = component.strip().lower().replace("_", " ").replace("-", " ")
+    from advisor.report.setting_words import explain_setting, setting_called
+    from profiles.plan import setting_names
+
+    wanted = name.strip().lower().replace("_", " ").replace("-", " ")
     by_lower = {key.lower(): key for key in EXPLANATIONS} | ALIASES
-    if name in by_lower:
-        key = by_lower[name]
-        return f"{key}: {EXPLANATIONS[key]}"
-    close = difflib.get_close_matches(name, by_lower, n=1)
-    hint = f"; did you mean {by_lower[close[0]]!r}?" if close else ""
-    raise ValueError(f"got {component!r}{hint}; known: {', '.join(EXPLANATIONS)}")
+    setting, part = setting_called(name), by_lower.get(wanted)
+    told = [explain_setting(setting)] if setting else []
+    told += [f"{part}: {EXPLANATIONS[part]}"] if part else []
+    if told:
+        return "\n".join(told)
+    spelled = {one.replace("_", " "): one for one in setting_names()} | by_lower
+    close = difflib.get_close_matches(wanted, spelled, n=1)
+    hint = f"; did you mean {spelled[close[0]]!r}?" if close else ""
+    known = ", ".join(EXPLANATIONS)
+    raise ValueError(f"got {name!r}{hint}; known: {known}, and every setting of the plan")

@@ -2,131 +2,194 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import dataclass
+from io import BytesIO
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+import matplotlib
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
+from advisor.advice import Advice
+from advisor.memory.forecast import Forecast
+from advisor.report.plan_words import plan_text
 from profiles.measurement import Timeline
-from profiles.sizes import GIB
+from profiles.sizes import GIB, gib
+from profiles.text import one_line
 
-SIZE, LEFT, TOP, BOTTOM, LEGEND = (960, 540), 70, 56, 60, 230
-# Dark to light from the bottom up, each with a hatch of its own.
-GREYS = (70, 110, 150, 180, 205, 225, 240, 90, 130, 170)
-INK, PAPER, LINE = (20, 20, 20), (255, 255, 255), (190, 30, 30)
-FIRST = ("frozen weights", "encoders", "adapters", "trained rows", "mask decoder", "other trained",
+# From the bottom up, what lives longest first.
+ORDER = ("frozen weights", "encoders", "adapters", "trained rows", "mask decoder", "other trained",
          "optimizer state", "cuBLAS workspaces", "gradients", "activations kept",
          "transient")  # fmt: skip
 LEAST_SHARE = 0.01  # of the peak: smaller components are shown together
+LEAST_WIDTH = 0.07  # of the step: a shorter phase has no name below it
+INK = "0.1"
+# Dark to light, evenly so for every kind of sight (Nuñez, Anderton and Renslow 2018); of two
+# neighbours one is hatched.
+COLOURS, HATCHES = "cividis", ("", "//", "", "..", "", "\\\\", "", "xx", "", "--")
+STYLE: dict[Any, Any] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib
+    "font.size": 9,
+    "hatch.linewidth": 0.6,
+    "svg.fonttype": "none",  # text as text: it can be searched, and read aloud
+    "svg.hashsalt": "lisa-advise",  # the same picture is the same bytes
+    "text.parse_math": False,
+}
 
 
-def draw(timeline: Timeline, title: str, needs_bytes: int, usable_bytes: int, path: Path) -> None:
-    """Write the picture, with the figures of the advice: what is needed of what is usable.
+@dataclass(frozen=True)
+class Level:
+    """A number of the advice that the picture has as a line across."""
 
-    The step is followed with plain layers. What compiled ones save beyond `needs_bytes` is taken
-    off, first from what lives shortest. Raises OSError.
+    name: str
+    bytes: int
+    style: Any
+    width: float
+
+
+def levels(advice: Advice, told: Forecast) -> list[Level]:
+    """The lines of the picture: what a run may take and what it takes, with the text's figures.
+
+    The forecast's own pool and tensors have a line where the plan's figure or the step's peak is
+    another one, as of a measured row.
     """
-    parts, saved = _within(_parts(timeline), needs_bytes)
-    moments = len(next(iter(parts.values())))
-    peak = max(sum(sizes[n] for sizes in parts.values()) for n in range(moments))
-    top = 1.08 * max(peak, usable_bytes)
-    image = Image.new("RGB", SIZE, PAPER)
-    pen = ImageDraw.Draw(image)
-    font, small = ImageFont.load_default(15), ImageFont.load_default(12)
-    right, floor = SIZE[0] - LEGEND, SIZE[1] - BOTTOM
-
-    def x(moment: float) -> float:
-        return LEFT + (right - LEFT) * moment / moments
-
-    def y(size: float) -> float:
-        return floor - (floor - TOP) * size / top
-
-    base = [0] * moments
-    for index, (name, sizes) in enumerate(parts.items()):
-        upper = [a + b for a, b in zip(base, sizes, strict=True)]
-        outline = [(x(n + e), y(upper[n])) for n in range(moments) for e in (0, 1)]
-        under = [(x(n + e), y(base[n])) for n in reversed(range(moments)) for e in (1, 0)]
-        mask = Image.new("1", SIZE)
-        ImageDraw.Draw(mask).polygon(outline + under, fill=1)
-        image.paste(_hatched(index), mask=mask)
-        pen.line(outline, fill=INK)
-        _legend(image, pen, index, f"{name}  {max(sizes) / GIB:.2f}", small)
-        base = upper
-    for gib in _ticks(top / GIB):
-        pen.line([(LEFT - 4, y(gib * GIB)), (LEFT, y(gib * GIB))], fill=INK)
-        pen.text((LEFT - 8, y(gib * GIB)), f"{gib:g}", fill=INK, font=small, anchor="rm")
-    pen.line([(LEFT, TOP), (LEFT, floor), (right, floor)], fill=INK)
-    for number, (moment, name) in enumerate(timeline.phases):
-        pen.line([(x(moment), floor), (x(moment), floor + 6)], fill=INK)
-        last = number + 1 == len(timeline.phases)
-        end = moments if last else timeline.phases[number + 1][0]
-        if x(end) - x(moment) > 9 * len(name):
-            middle = (x(moment) + x(end)) / 2
-            pen.text((middle, floor + 10), name, fill=INK, font=small, anchor="ma")
-    pen.line([(LEFT, y(usable_bytes)), (right, y(usable_bytes))], fill=LINE, width=3)
-    text = f"usable {usable_bytes / GIB:.2f} GiB"
-    pen.text((right - 6, y(usable_bytes) - 4), text, fill=LINE, font=small, anchor="rs")
-    pen.text((LEFT, 14), title, fill=INK, font=font)
-    text = f"GiB of tensors; with the pool's gaps at most {needs_bytes / GIB:.2f} are needed"
-    if saved:
-        text += f"; compiled layers save {saved / GIB:.2f}"
-    pen.text((LEFT, 34), text, fill=INK, font=small)
-    pen.text((right + 14, TOP - 20), "most of each, GiB", fill=INK, font=small)
-    image.save(path)  # in the format that the name says
+    assert advice.budget is not None and advice.needs is not None
+    pool = told.tier("pool").bytes
+    found = [
+        Level("capacity", advice.budget.cap_bytes, "--", 0.9),
+        Level("usable", advice.budget.usable.bytes, "-", 2.2),
+        Level(f"plan needs ({advice.needs.basis})", advice.needs.bytes, ":", 1.8),
+    ]
+    if advice.needs.bytes != pool:
+        found.append(Level("pool of this step (forecast)", pool, "-.", 1.2))
+    return found
 
 
-def _within(parts: dict[str, list[int]], most: int) -> tuple[dict[str, list[int]], int]:
-    """The components cut to `most` bytes together at every moment, and the most that was cut."""
-    cut = {name: list(sizes) for name, sizes in parts.items()}
-    saved = 0
-    for moment in range(len(next(iter(cut.values())))):
-        over = max(0, sum(sizes[moment] for sizes in cut.values()) - most)
-        saved = max(saved, over)
-        for name in reversed([*cut]):  # the shortest-lived is last
-            less = min(over, cut[name][moment])
-            cut[name][moment] -= less
-            over -= less
-    return cut, saved
+def figure(step: Timeline, told: Forecast, advice: Advice) -> Figure:
+    """The picture of a step, with the figures of the advice and of its forecast."""
+    parts = shown_parts(step)
+    with matplotlib.rc_context(STYLE):
+        found = Figure(figsize=(9.6, 5.4), dpi=120)
+        axes = found.add_axes((0.07, 0.1, 0.6, 0.75))
+        colours = colormaps[COLOURS]([0.02 + 0.96 * n / max(1, len(parts) - 1)
+                                      for n in range(len(parts))])  # fmt: skip
+        faces = [_face(colour, n) for n, colour in enumerate(colours)]
+        totals = _draw_parts(axes, parts, faces)
+        place = totals.index(max(totals))
+        lines = levels(advice, told)
+        for level in lines:
+            axes.axhline(level.bytes / GIB, color=INK, linestyle=level.style, linewidth=level.width)
+        top = max(max(totals), *(level.bytes for level in lines))
+        peak = max(totals) / GIB
+        axes.plot([place + 0.5], [peak], marker="v", color=INK, markerfacecolor="white",
+                  linestyle="", label="peak")  # fmt: skip
+        _label_axes(axes, step, len(totals), top / GIB)
+        _legends(axes, lines, _peak_name(told, max(totals)), peak,
+                 {name: sizes[place] for name, sizes in parts.items()}, faces)  # fmt: skip
+        found.text(0.07, 0.94, one_line(_title(advice)), fontsize=12, color=INK)
+        found.text(0.07, 0.89, one_line(f"{advice.verdict}: {plan_text(step.plan)}"), color=INK)
+    return found
 
 
-def _parts(timeline: Timeline) -> dict[str, list[int]]:
+def picture(step: Timeline, told: Forecast, advice: Advice, kind: str) -> bytes:
+    """The picture as a file of that kind: png, svg or pdf."""
+    file = BytesIO()
+    named: dict[str, Any] = {"Title": one_line(_title(advice))}
+    # Nothing that differs from one run to the next, or names a page of the network.
+    bare = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    undated = {"svg": bare, "pdf": {"CreationDate": None}}.get(kind, {})
+    with matplotlib.rc_context(STYLE):
+        figure(step, told, advice).savefig(file, format=kind, metadata=named | undated)
+    return file.getvalue()
+
+
+def shown_parts(step: Timeline) -> dict[str, list[int]]:
     """The components from the bottom up, the small ones together."""
-    order = sorted(timeline.parts, key=lambda n: FIRST.index(n) if n in FIRST else len(FIRST))
-    peak = max(map(sum, zip(*timeline.parts.values(), strict=True)))
-    large = [name for name in order if max(timeline.parts[name]) >= LEAST_SHARE * peak]
-    rest = [timeline.parts[name] for name in order if name not in large]
-    shown = {name: timeline.parts[name] for name in large}
+    order = sorted(step.parts, key=lambda n: ORDER.index(n) if n in ORDER else len(ORDER))
+    peak = max(map(sum, zip(*step.parts.values(), strict=True)))
+    large = [name for name in order if max(step.parts[name]) >= LEAST_SHARE * peak]
+    rest = [step.parts[name] for name in order if name not in large]
+    shown = {name: step.parts[name] for name in large}
     if rest:
         shown["others"] = [sum(sizes) for sizes in zip(*rest, strict=True)]
     return shown
 
 
-def _hatched(index: int) -> Image.Image:
-    """A grey for the component of that number, hatched one of five ways."""
-    grey = GREYS[index % len(GREYS)]
-    image = Image.new("RGB", SIZE, (grey, grey, grey))
-    pen = ImageDraw.Draw(image)
-    mark = (grey + 60, grey + 60, grey + 60) if grey < 140 else (grey - 60, grey - 60, grey - 60)
-    reach = sum(SIZE)
-    kind = index % 5
-    for n in range(-SIZE[1], reach, 9):
-        if kind == 1:
-            pen.line([(n, 0), (n + SIZE[1], SIZE[1])], fill=mark)
-        if kind in (2, 4):
-            pen.line([(0, n), (SIZE[0], n)], fill=mark)
-        if kind in (3, 4):
-            pen.line([(n, 0), (n, SIZE[1])], fill=mark)
-    return image
+def _title(advice: Advice) -> str:
+    plan, card = advice.plan, advice.gpu
+    assert plan is not None and card is not None
+    return f"{advice.model} on {card.name}: memory over one training step" + (
+        f" (2 of {plan.accumulation} passes shown, all alike)" if plan.accumulation > 2 else ""
+    )
 
 
-def _legend(image: Image.Image, pen: ImageDraw.ImageDraw, index: int, text: str, font: Any) -> None:
-    left, top = SIZE[0] - LEGEND + 14, TOP + 26 * index
-    box = (left, top, left + 24, top + 18)
-    image.paste(_hatched(index).crop(box), box)
-    pen.rectangle(box, outline=INK)
-    pen.text((left + 32, top + 9), text, fill=INK, font=font, anchor="lm")
+def _face(colour: Any, index: int) -> dict[str, Any]:
+    """How the component of that number is filled; hatched in what stands out from it."""
+    light = 0.3 * colour[0] + 0.59 * colour[1] + 0.11 * colour[2] > 0.5
+    edge = "0.2" if light else "0.85"
+    hatch = HATCHES[index % len(HATCHES)]
+    return {"facecolor": colour, "edgecolor": edge, "hatch": hatch, "linewidth": 0.4}
 
 
-def _ticks(most: float) -> list[float]:
-    step = next(s for s in (0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 50) if most / s <= 10)
-    return [round(step * n, 2) for n in range(int(most / step) + 1)]
+def _draw_parts(axes: Axes, parts: dict[str, list[int]], faces: list[dict[str, Any]]) -> list[int]:
+    """Stack the components, and return the bytes of all at each moment."""
+    moments = len(next(iter(parts.values())))
+    base = [0] * moments
+    for (name, sizes), face in zip(parts.items(), faces, strict=True):
+        upper = [a + b for a, b in zip(base, sizes, strict=True)]
+        low, high = ([size / GIB for size in (*edge, edge[-1])] for edge in (base, upper))
+        axes.fill_between(range(moments + 1), low, high, step="post", label=name, **face)
+        base = upper
+    return base
+
+
+def _label_axes(axes: Axes, step: Timeline, moments: int, top: float) -> None:
+    axes.set_xlim(0, moments)
+    axes.set_ylim(0, 1.06 * top)
+    axes.set_ylabel("GiB on the card")
+    axes.spines[["top", "right"]].set_visible(False)
+    starts = [first for first, _ in step.phases]
+    ends = [*starts[1:], moments]
+    axes.set_xticks(starts, [""] * len(starts))
+    wide = [(first, end, name) for (first, name), end in zip(step.phases, ends, strict=True)
+            if end - first >= LEAST_WIDTH * moments]  # fmt: skip
+    axes.set_xticks([(first + end) / 2 for first, end, _ in wide],
+                    [name for _, _, name in wide], minor=True)  # fmt: skip
+    axes.tick_params(axis="x", which="minor", length=0)
+
+
+def _peak_name(told: Forecast, peak: int) -> str:
+    """What the highest point is called: the forecast's tensors, unless they peak elsewhere."""
+    tensors = told.tier("tensors").bytes
+    if peak == tensors:
+        return "peak of tensors"
+    where = max(told.phases, key=lambda phase: told.phases[phase])
+    return f"peak of this step; {where}: {gib(tensors)};"
+
+
+def _legends(
+    axes: Axes,
+    lines: list[Level],
+    peak_name: str,
+    peak: float,
+    at_peak: dict[str, int],
+    faces: list[dict[str, Any]],
+) -> None:
+    """Beside the picture: every line and every component with its number, in GiB."""
+    keys: list[Any] = [Line2D([], [], color=INK, linestyle=level.style, linewidth=level.width)
+                       for level in lines]  # fmt: skip
+    keys.append(Line2D([], [], marker="v", color=INK, markerfacecolor="white", linestyle=""))
+    names = [f"{level.name}  {level.bytes / GIB:.2f}" for level in lines]
+    names.append(f"{peak_name}  {peak:.2f}")
+    beside: dict[str, Any] = {"frameon": False, "alignment": "left", "borderaxespad": 0}
+    upper = axes.legend(keys, names, title="GiB", loc="upper left",
+                        bbox_to_anchor=(1.03, 1), **beside)  # fmt: skip
+    axes.add_artist(upper)
+    patches = [Patch(**face) for face in faces]
+    labels = [f"{name}  {size / GIB:.2f}" for name, size in at_peak.items()]
+    beside |= {"handlelength": 2.4, "handleheight": 1.4, "bbox_to_anchor": (1.03, 0.62)}
+    axes.legend(patches[::-1], labels[::-1], title="at the peak, GiB", loc="upper left", **beside)

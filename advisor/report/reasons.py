@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from advisor.choice.candidate import Reason
-from advisor.choice.candidates import STORAGES
+from advisor.choice.preference import STORAGES
 from advisor.choice.search import (
     Found,
     largest_micro_batch,
@@ -18,9 +18,11 @@ from advisor.request import Request
 from profiles.batches import micro_batches
 from profiles.grid import TEXT_TOKENS, nearest
 from profiles.levers import SETTINGS, priced, value_text
+from profiles.models import model_profile
 from profiles.overrides import assigned
 from profiles.pictures import limits_for
 from profiles.plan import Plan
+from profiles.settings import Quantization
 from profiles.sizes import gib, mib
 from profiles.tested import TestedRow
 
@@ -42,7 +44,7 @@ def plan_reasons(
     reasons = [
         *_batch_reasons(found, budget),
         dtype_reason(plan, gpu),
-        _storage_reason(found, budget),
+        _storage_reason(found),
         *_seed_reasons(plan, rows),
         *(reason for lever in priced("forecast") if (reason := _lever_reason(found, lever))),
         *(reason for lever in priced("rows") if (reason := _tested_reason(plan, measured, lever))),
@@ -102,8 +104,10 @@ def _picture_reason(found: Found) -> Reason:
         found.scales.speed(plan.model_copy(update=limits_for(plan, n))).samples_per_second
         for n in (tokens, fewer)
     )
-    because = f"a picture takes up to {tokens} tokens, and its features up to "
-    because += f"{mib(sum(facts.cached_bytes for facts in plan.profile.encoders.values()))} of disk"
+    because = f"a picture takes up to {tokens} tokens"
+    cached = sum(plan.profile.encoders[name].cached_bytes for name in plan.cached_encoders)
+    if cached:
+        because += f", and its cached features up to {mib(cached)} of disk"
     saved = _bytes_of_tokens(found, tokens - fewer)
     if saved is not None:
         because += (
@@ -125,27 +129,35 @@ def _bytes_of_tokens(found: Found, count: int) -> int | None:
     return round(count * token * best.needs.bytes / here.pool_bytes)
 
 
-def _storage_reason(found: Found, budget: Budget) -> Reason:
+def _storage_reason(found: Found) -> Reason:
     """Why the base weights are kept as they are."""
     best = found.choice.best
     storage = best.plan.quantization
     finer = STORAGES[: STORAGES.index(storage)]
     because = "fits without rounding the base weights"
     if finer:
-        told = []
-        for name in finer:
-            tried = [c for c in found.choice.considered if c.plan.quantization == name]
-            least = min(tried, key=lambda c: c.needs.bytes, default=None)
-            quick = max(tried, key=lambda c: c.speed.samples_per_second, default=None)
-            if least is None or quick is None:
-                continue
-            if least.verdict != "FITS":
-                told.append(f"{name} needs {gib(least.needs.bytes)} at least ({least.why_not})")
-            else:
-                told.append(f"{name} would train {quick.speed.samples_per_second:.2g} samples/s, "
-                            f"not {best.speed.samples_per_second:.2g}")  # fmt: skip
+        told = [text for name in finer if (text := _against_finer(found, name))]
         because = "; ".join(told) or "your settings exclude less rounded ones"
     return Reason(setting="quantization", value=storage, because=because, basis="forecast")
+
+
+def _against_finer(found: Found, storage: Quantization) -> str:
+    """What speaks against keeping the base weights as `storage`."""
+    best, considered = found.choice.best, found.choice.considered
+    tried = [one for one in considered if one.plan.quantization == storage]
+    fitting = [one for one in tried if one.verdict == "FITS"]
+    if not fitting:
+        least = min(tried, key=lambda one: one.needs.bytes, default=None)
+        return (
+            f"{storage} needs {gib(least.needs.bytes)} at least ({least.why_not})" if least else ""
+        )
+    on_card = [one for one in fitting if not one.plan.host_layers]
+    quick = max(on_card or fitting, key=lambda one: one.speed.samples_per_second)
+    speeds = f"{quick.speed.samples_per_second:.2g} questions/s, not "
+    speeds += f"{best.speed.samples_per_second:.2g}"
+    if on_card:
+        return f"{storage} would train {speeds}: more than a tenth slower"
+    return f"{storage} fits only with {quick.plan.host_layers} layers in host memory ({speeds})"
 
 
 def dtype_reason(plan: Plan, gpu: Gpu) -> Reason:
@@ -292,7 +304,8 @@ def _cost_text(row: TestedRow) -> str:
 def card_reasons(request: Request, gpu: Gpu, model: str) -> list[Reason]:
     reasons = []
     if request.model is None:
-        because = f"the usual size; ask for another with --model ({model} is the default)"
+        because = f"{model_profile(model).start}: the better start for few pictures; "
+        because += "--model names another (docs/models.md)"
         reasons.append(Reason(setting="model", value=model, because=because, basis="policy"))
     if len(request.machine.gpus) > 1 and not request.what_if:
         because = f"the most free memory of {len(request.machine.gpus)} visible GPUs"

@@ -13,7 +13,9 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from advisor.report.cost_text import cost_lines
 from advisor.report.plan_words import difference, lora_text, storage_text
+from advisor.report.summary import first_screen
 from profiles.plan import Plan
 from profiles.sizes import gib
 from profiles.text import counted, printable
@@ -53,8 +55,8 @@ def to_json(advice: Advice) -> str:
     return json.dumps(advice.model_dump(mode="json"), indent=2)
 
 
-def print_text(advice: Advice, console: Console) -> None:
-    """The advice for a reader: verdict, command, plan, memory, reasons, other candidates."""
+def print_text(advice: Advice, console: Console, why: bool = False) -> None:
+    """The advice for a reader: verdict, command and the first screen, or all sections (`why`)."""
     headline = Text(advice.verdict, style=VERDICT_STYLES[advice.verdict])
     console.print(headline.append("  " + advice.summary, style="default"))
     if advice.command:
@@ -62,9 +64,9 @@ def print_text(advice: Advice, console: Console) -> None:
         command = Text("  " + advice.command, style="bold cyan")
         console.print()
         console.print(command, soft_wrap=True)
-        plan = advice.plan
-        if plan is not None and plan.weights == "default" and not plan.profile.packaged:
-            console.print(Text("  needs converted weights: see Notes", style="dim"))
+    if not why:
+        first_screen(advice, console)
+        return
     for title, body in _sections(advice):
         console.print()
         console.print(Text(title, style="bold"))
@@ -132,9 +134,11 @@ def render_svg(advice: Advice) -> str:
 
 def _sections(advice: Advice) -> Iterator[tuple[str, RenderableType]]:
     if advice.plan is not None:
-        yield "Plan", _pairs(_plan_lines(advice.plan))
+        yield "Plan", _pairs(plan_lines(advice.plan))
     if advice.budget is not None:
         yield "Memory", _memory(advice)
+    if costs := list(cost_lines(advice)):
+        yield "Time and disk", _pairs(iter(costs))
     if advice.reasons:
         yield "Why", _bullets(_reason_lines(advice))
     if advice.ladder:
@@ -165,7 +169,8 @@ def _pairs(lines: Iterator[tuple[str, str]]) -> Table:
     return table
 
 
-def _plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
+def plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
+    """The settings of a plan in words: (name, value)."""
     layers = plan.profile.decoder.layers
     yield "model", plan.profile.title
     yield "weights", f"{storage_text(plan)}, {plan.dtype} compute, on {plan.device}"
@@ -191,7 +196,9 @@ def _plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "compiled", "decoder layers, by torch.compile"
     yield "cached", ", ".join(plan.cached_encoders) or "no encoder"
     state = f"{plan.optimizer}, {plan.optimizer_state} state"
-    rate = f"{plan.schedule.learning_rate:g} {plan.schedule.shape}"
+    steps = plan.schedule.warmup_steps
+    warmup = "a twentieth of the steps (at most 100)" if steps is None else counted(steps, "step")
+    rate = f"{plan.schedule.learning_rate:g} {plan.schedule.shape} after {warmup} of warm-up"
     yield "optimizer", f"{state}, rate {rate}, {counted(plan.schedule.epochs, 'epoch')}"
     if not plan.mixture.reason_seg_alone:
         mixture = plan.mixture.model_dump(exclude={"samples"})

@@ -13,7 +13,7 @@ from math import prod
 from typing import ClassVar, Literal
 
 from profiles.records import Frozen
-from profiles.settings import Encoder
+from profiles.settings import Encoder, Lora, TrainedPart
 
 # The names that plans have for the two frozen encoders: what the language model sees, and what the
 # mask decoder sees.
@@ -61,6 +61,14 @@ class DecoderShape(Frozen):
         """Attention's two products in one layer for one sample: causal, half of 4·T²·channels."""
         return 2 * tokens**2 * self.query_channels
 
+    def adapter_values(self, lora: Lora) -> int:
+        """Values of the adapters on all layers: r for each channel into and out of a linear."""
+        hidden, inner = self.hidden, self.intermediate
+        query, key = hidden + self.query_channels, hidden + self.key_channels
+        attention = query + key if lora.targets == "qv" else 2 * (query + key)
+        mlp = 3 * (hidden + inner) if lora.targets == "all-linear" else 0
+        return self.layers * lora.rank * (attention + mlp)
+
     def moved_values(self, tokens: int) -> int:
         """Values that the element-wise work of one layer writes, forward."""
         attention = 2 * (self.query_channels + self.key_channels)
@@ -88,6 +96,8 @@ class EncoderFacts:
     flops: float  # of one picture, forward
     caching_bytes: int  # of the allocator's pool while it encodes pictures for the cache; measured
     numbers: Shapes = field(default_factory=dict)  # whole numbers that go with both, as a row
+    blocks: int = 0  # whose kernels the CPU launches one by one
+    moved_bytes: float = 0.0  # by element-wise work and attention's scores of one picture
 
     @property
     def pixel_values(self) -> int:
@@ -108,6 +118,7 @@ class ModelProfile(Frozen):
     vocabulary: ClassVar[str] = ""  # the language model's, if it is one of VOCABULARIES
     code_bytes: ClassVar[int] = 0  # resident in host memory, beyond what every run takes
     has_projector: ClassVar[bool] = True  # a part of its own between vision and language model
+    new_tokens: ClassVar[int] = 1  # whose rows `token_rows` trains
 
     name: str
     title: str
@@ -117,7 +128,10 @@ class ModelProfile(Frozen):
     prompting: Prompting = Prompting()
     min_pixels: int | None = None  # of a picture, where its tokens vary: a smaller one is enlarged
     max_pixels: int | None = None  # a larger one is shrunk
+    values: int = 0  # of all tensors of its folder
+    download_gb: float = 0.0  # of the sources' weights, in 1e9 bytes
     sources: tuple[str, ...]
+    start: str = ""  # why to start from it: what was published of it, and its licence
 
     @cached_property  # a choice asks a thousand times; `model_copy` would copy what is kept
     @abstractmethod
@@ -133,6 +147,22 @@ class ModelProfile(Frozen):
     @abstractmethod
     def most_image_tokens(self) -> int:
         """Positions that the largest picture takes in the decoder."""
+
+    @property
+    def own_parts(self) -> dict[TrainedPart, int]:
+        """Values of those trained parts whose shapes are the family's."""
+        return {}
+
+    def part_values(self, part: TrainedPart) -> int:
+        """Trained values of a part."""
+        matrices = 1 if self.decoder.tied_head else 2  # embedding and head
+        rows = self.vocabulary_rows
+        shared: dict[TrainedPart, int] = {
+            "token_rows": matrices * self.new_tokens * self.decoder.hidden,
+            "head": rows * self.decoder.hidden,
+            "embeddings": matrices * rows * self.decoder.hidden,
+        }
+        return (shared | self.own_parts)[part]
 
     def image_tokens(self, height: int, width: int) -> int:
         """Positions of a picture of that size in pixels."""

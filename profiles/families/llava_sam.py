@@ -6,13 +6,17 @@ from functools import cached_property
 
 from profiles.families import MASK, VISION, EncoderFacts, ModelProfile
 from profiles.records import Frozen
-from profiles.settings import Encoder
+from profiles.settings import Encoder, TrainedPart
 
-# Forward products of one picture, 2 FLOP a weight and position (ViT-L at 577, ViT-H at 4096).
-CLIP_FLOPS, SAM_FLOPS = 2 * 303e6 * 577, 2 * 632e6 * 4096
 # The pool while SAM ViT-H encodes pictures (benchmarks/encoders.jsonl); CLIP's is far below what
 # training takes.
 SAM_CACHING_BYTES = 2_845_835_264
+# What SAM ViT-H takes beside its products, as bytes at an H100's bandwidth (benchmarks/speed.py).
+SAM_MOVED_BYTES = 132e9
+
+
+# Of what a mask needs in SAM's mask decoder: all but the heads of other candidates.
+MASK_VALUES, TINY_MASK_VALUES = 3_506_304, 551_744
 
 
 class ClipShape(Frozen):
@@ -29,6 +33,11 @@ class ClipShape(Frozen):
     def image_tokens(self) -> int:
         """Patches of one picture, the class token dropped."""
         return (self.image_pixels // self.patch_pixels) ** 2
+
+    @property
+    def flops(self) -> float:
+        """Products of one picture, forward."""
+        return _vit_flops(self, self.image_tokens + 1)
 
 
 class SamShape(Frozen):
@@ -50,10 +59,22 @@ class SamShape(Frozen):
         """Side of the image embedding [output_channels, side, side]."""
         return self.image_pixels // self.patch_pixels
 
+    @property
+    def flops(self) -> float:
+        """Products of one picture, forward, without those of attention."""
+        return _vit_flops(self, self.embedding_pixels**2)
+
+
+def _vit_flops(shape: ClipShape | SamShape, positions: int) -> float:
+    """Of a vision transformer's linears: 2 FLOP a weight and position."""
+    layer = 4 * shape.hidden**2 + 2 * shape.hidden * shape.intermediate
+    return 2.0 * shape.layers * layer * positions
+
 
 class Profile(ModelProfile):
     """One size of LISA: a LLaMA decoder, CLIP with its projector, and SAM."""
 
+    new_tokens = 3  # [SEG], and those around a picture
     reserved = ("<im_start>", "<im_end>", "</s>")
     vocabulary = "LLaMA"
 
@@ -72,17 +93,31 @@ class Profile(ModelProfile):
                 sizes=sam.model_dump_json(),
                 pixels={"pixels": (1, 3, sam.image_pixels, sam.image_pixels)},
                 features={"features": (1, sam.output_channels, side, side)},
-                flops=SAM_FLOPS,
+                flops=sam.flops,
                 caching_bytes=0 if self.packaged else SAM_CACHING_BYTES,
+                blocks=sam.layers,
+                moved_bytes=0 if self.packaged else SAM_MOVED_BYTES,
             ),
             VISION: EncoderFacts(
                 name="clip",
                 sizes=clip.model_dump_json(),
                 pixels={"pixels": (1, 3, clip.image_pixels, clip.image_pixels)},
                 features={"features": (1, clip.image_tokens, clip.hidden)},
-                flops=CLIP_FLOPS,
+                flops=clip.flops,
                 caching_bytes=0,
+                blocks=clip.layers,
             ),
+        }
+
+    @property
+    def own_parts(self) -> dict[TrainedPart, int]:
+        """The projector, the two linears to SAM's prompt, and SAM's mask decoder."""
+        hidden, prompt = self.decoder.hidden, self.sam.output_channels
+        deeper = (self.projector_layers - 1) * hidden * (hidden + 1)
+        return {
+            "projector": (self.clip.hidden + 1) * hidden + deeper,
+            "text_hidden_fcs": hidden * (hidden + 1) + prompt * (hidden + 1),
+            "mask_decoder": TINY_MASK_VALUES if self.packaged else MASK_VALUES,
         }
 
     @property

@@ -7,7 +7,7 @@ from math import ceil, floor, isqrt, sqrt
 
 from profiles.families import MASK, VISION, DecoderShape, EncoderFacts, ModelProfile
 from profiles.records import Frozen
-from profiles.settings import Encoder
+from profiles.settings import Encoder, TrainedPart
 
 # Forward products of SAM 2's large encoder for one picture, as torch counts them.
 SAM2_FLOPS = 1_824_968_933_376
@@ -15,6 +15,7 @@ SAM2_FLOPS = 1_824_968_933_376
 # vision tower what it takes beside its weights, a patch and at all.
 SAM2_CACHING_BYTES = 916_455_424
 PATCH_CACHING_BYTES, TOWER_CACHING_BYTES = 41, 233_000_000  # the former for each channel
+MASK_VALUES = 3_786_176  # of what a mask needs in SAM 2's mask decoder
 LONGEST = 200  # times the shorter side; Qwen's processor refuses a longer picture
 CHANNELS, FRAMES = 3, 2  # of a patch: a picture is shown as two equal frames
 
@@ -130,6 +131,7 @@ class Profile(ModelProfile):
                 },
                 flops=SAM2_FLOPS,
                 caching_bytes=SAM2_CACHING_BYTES,
+                blocks=sum(sam.blocks),
             ),
             VISION: EncoderFacts(
                 name="qwen3-vision",
@@ -138,9 +140,17 @@ class Profile(ModelProfile):
                 features={"deep": (tokens, len(vision.taps), out), "features": (tokens, out)},
                 flops=vision.flops(tokens, out),
                 caching_bytes=vision.caching_bytes(tokens, out),
+                blocks=vision.layers,
                 numbers={"grid": _squarest(tokens)},
             ),
         }
+
+    @property
+    def own_parts(self) -> dict[TrainedPart, int]:
+        """The two linears to SAM 2's prompt, and SAM 2's mask decoder."""
+        hidden, prompt = self.decoder.hidden, self.sam.channels
+        linears = hidden * (hidden + 1) + prompt * (hidden + 1)
+        return {"text_hidden_fcs": linears, "mask_decoder": MASK_VALUES}
 
     @property
     def frame_pixels(self) -> int:

@@ -24,6 +24,7 @@ from profiles import tested
 from profiles.findings import PlanError
 from profiles.gpus import find_gpu
 from profiles.grid import estimate
+from profiles.models import DEFAULT_MODELS
 from profiles.plan import Plan
 from profiles.sizes import GIB as BUDGET_GIB
 from profiles.tested import DataShape, Table, TestedRow, read_table
@@ -72,7 +73,7 @@ def test_without_a_gpu_tiny_trains_on_the_cpu():
     assert advice.command == "lisa-train --auto --model tiny --data-dir DIR"
     assert advice.environment == {}
     notes = "\n".join(map(str, advice.findings))
-    assert "7b trains from a 4 GiB card" in notes and "13b trains from a 4 GiB card" in notes
+    assert "7b trains from a 4 GiB card" in notes and "13b trains from a 6 GiB card" in notes
 
 
 @pytest.mark.parametrize("model", ["7b", "13b", "7b-v1"])
@@ -93,8 +94,8 @@ def test_a_lost_gpu_is_never_chosen(monkeypatch):
 
 @pytest.mark.parametrize(
     ("vram_gib", "model", "storage"),
-    [(6, "7b", "none"), (8, "7b", "none"), (16, "7b", "none"), (24, "7b", "none"),
-     (8, "13b", "int8"), (24, "13b", "none"), (8, "7b-v1", "none")],
+    [(4, "7b", "int8"), (6, "7b", "nf4"), (8, "7b", "nf4"), (16, "7b", "int8"),
+     (24, "7b", "none"), (8, "13b", "nf4"), (48, "13b", "none"), (8, "7b-v1", "nf4")],
 )  # fmt: skip
 def test_what_a_card_of_this_size_gets(vram_gib, model, storage):
     advice = _advise(vram_gib=vram_gib, model=model)
@@ -107,6 +108,8 @@ def test_what_a_card_of_this_size_gets(vram_gib, model, storage):
     assert advice.largest_micro_batch >= advice.plan.micro_batch
     found = estimate(advice.plan, 512)
     assert found is not None and advice.needs.bytes <= found.pool_bytes
+    streams = (vram_gib, model) in {(4, "7b"), (8, "13b")}
+    assert (advice.plan.host_layers > 0) == streams, "streaming is for what else cannot run"
 
 
 def test_too_small_is_a_clear_no():
@@ -121,23 +124,14 @@ def _quality(advice: Advice) -> tuple[int, float]:
     return storage, advice.speed.samples_per_second
 
 
-@pytest.mark.parametrize("model", ["7b", "13b"])
-def test_a_larger_card_never_gets_a_worse_plan(model):
-    sizes = [4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 16, 20, 24, 32, 40, 48, 64, 80]
-    found = [_advise(vram_gib=size, model=model) for size in sizes]
-    for smaller, larger in zip(found, found[1:], strict=False):
-        quick = _quality(larger)[1] >= 0.999 * _quality(smaller)[1]
-        finer = _quality(larger)[0] > _quality(smaller)[0]
-        assert finer or (_quality(larger)[0] == _quality(smaller)[0] and quick)
-
-
 def test_spare_memory_buys_speed():
     """At least 85 % of the budget is used wherever a plan that takes more would be better."""
     for model in ("7b", "13b"):
         for size in (6, 8, 10, 12, 16, 24):
             advice = _advise(vram_gib=size, model=model)
             share = advice.needs.bytes / advice.budget.usable.bytes
-            assert share >= 0.85 or advice.better is None, (model, size, share)
+            streams = advice.plan.host_layers > 0  # more layers on the card are no faster then
+            assert share >= 0.85 or advice.better is None or streams, (model, size, share)
 
 
 def test_the_ladder_goes_down_by_at_least_three_rungs():
@@ -161,9 +155,9 @@ def test_a_better_plan_names_the_card_that_it_needs():
 
 def test_host_memory_is_a_limit_too():
     """Base weights that are streamed lie in host memory: little of it, and they are rounded."""
-    rich = _advise(_machine(), model="7b")
+    rich = _advise(_machine(), model="7b", prefer="precision")
     poor = _machine().model_copy(update={"host_available_bytes": 5 * GIB})
-    advice = _advise(poor, model="7b")
+    advice = _advise(poor, model="7b", prefer="precision")
     assert rich.plan.quantization == "none" and advice.plan.quantization != "none"
     assert advice.host_bytes <= 0.85 * 5 * GIB
     none = _machine().model_copy(update={"host_available_bytes": GIB})
@@ -195,7 +189,9 @@ def test_a_better_plan_lacks_nothing_but_the_cards_memory():
             if advice.better is not None:
                 assert advice.better.host_bytes <= advice.budget.host.bytes
                 larger = _advise(vram_gib=advice.better_card_gib, model=model)
-                assert _quality(larger) >= _quality(advice)
+                finer = _quality(larger)[0] > _quality(advice)[0]
+                stays = not larger.plan.host_layers < advice.plan.host_layers
+                assert finer or not stays or _quality(larger)[1] >= 1.1 * _quality(advice)[1]
 
 
 def test_a_command_with_data_names_it_throughout(tmp_path):
@@ -254,7 +250,7 @@ def test_memory_that_others_hold_is_not_counted():
 
 
 def test_the_seeds_claim_about_lora_is_contradicted_by_a_row():
-    reason = _reason(_advise(vram_gib=8, overrides=["quantization=nf4"]), "lora")
+    reason = _reason(_advise(vram_gib=8, model="7b", overrides=["quantization=nf4"]), "lora")
     assert "never LoRA with 4-bit on 8 GB" in reason.because
     assert "row h100-7b-nf4-r8-cached: 4.73 GiB" in reason.because
     assert reason.basis == "tested"
@@ -341,6 +337,13 @@ def test_a_mig_instance_has_its_own_budget(monkeypatch):
     advice = advise(probe({}), table=TABLE)
     assert advice.gpu.uuid == "MIG-two"
     assert advice.budget.free.bytes == round(19.6 * GIB)
+
+
+def test_shared_memory_has_no_expandable_segments(monkeypatch):
+    install(monkeypatch, fake_nvml.unified_card())
+    advice = advise(probe({}), "7b", table=TABLE)
+    assert advice.plan.allocator == "" and advice.environment == {}
+    assert "shares the host's memory" in _reason(advice, "allocator").because
 
 
 def test_unified_memory_is_budgeted_from_the_host(monkeypatch):
@@ -436,7 +439,10 @@ def test_special_settings_are_forecast_until_the_plan_stands(factor):
 
 
 @pytest.mark.parametrize("size", ["2b", "4b"])
-def test_a_model_without_corners_is_forecast_live_and_told_what_pictures_cost(size):
+def test_a_model_without_corners_is_forecast_live_and_told_what_pictures_cost(size, monkeypatch):
+    from profiles import grid
+
+    monkeypatch.setattr(grid, "_model_in_grid", lambda name: name if name == "7b" else None)
     asked: list[tuple[Plan, int | None]] = []
     advice = _advise(vram_gib=8, model=f"sa2va-qwen3-vl-{size}", live=_live(1.2, asked))
     assert advice.verdict == "FITS" and advice.forecast.plan == advice.plan
@@ -530,7 +536,8 @@ def test_a_users_out_of_memory_refutes_what_needs_as_much():
     died = _user_row(first.plan, 512, verdict="OOM")
     advice = _advise(_machine(), model="7b", table=Table((*TABLE.rows, died), ()))
     assert advice.verdict == "FITS" and advice.plan != first.plan
-    assert advice.plan.host_layers > first.plan.host_layers, "the same plan with more relief"
+    relief = [one.plan.checkpointed_layers + one.plan.host_layers for one in (first, advice)]
+    assert relief[1] > relief[0], "the same plan with more relief"
     longer = _user_row(first.plan, 900, verdict="OOM")
     again = _advise(_machine(), model="7b", table=Table((*TABLE.rows, longer), ()))
     assert again.plan == first.plan, "longer samples refute nothing"
@@ -571,7 +578,7 @@ def read_bad() -> Table:
 
 
 def test_every_number_has_a_basis_and_every_lever_its_price():
-    advice = _advise(_machine(free_gib=11.5, total_gib=11.75))
+    advice = _advise(_machine(free_gib=11.5, total_gib=11.75), model="7b", prefer="precision")
     document = json.loads(advice.model_dump_json())
     assert document["schema_version"] == 2
     for number in [document["needs"], *document["budget"].values()]:
@@ -657,3 +664,35 @@ def test_work_grows_with_the_table_no_faster_than_its_rows(monkeypatch, verdict)
     assert few[0] > 0 and more[0] <= 2.1 * few[0]
     again = looked(20, 9)
     assert again[1] == few[1] and again[0] <= few[0] + 4 * 9 * 20  # two levers, twice
+
+
+@pytest.mark.parametrize(
+    ("vram_gib", "model"), [(8, DEFAULT_MODELS[0]), (4, DEFAULT_MODELS[0]), (80, DEFAULT_MODELS[0])]
+)
+def test_the_default_is_a_model_that_was_trained_to_segment(vram_gib, model):
+    advice = _advise(vram_gib=vram_gib)
+    assert (advice.model, advice.verdict) == (model, "FITS")
+    because = _reason(advice, "model").because
+    assert "already trained to segment" in because and "81.7" in because
+    named = _advise(vram_gib=vram_gib, model=model)
+    assert named.plan == advice.plan and "model" not in {r.setting for r in named.reasons}
+
+
+def test_a_storage_without_forecasts_is_not_weighed_by_another_models(monkeypatch):
+    """Corners of one storage alone: the others' bytes would be those of a stand-in."""
+    from profiles import grid
+
+    corners = {key: row for key, row in grid._corners().items() if key[:2] != ("7b", "int8")}
+    monkeypatch.setattr(grid, "_corners", lambda: corners)
+    monkeypatch.setattr(grid, "_storages", lambda: {key[:2] for key in corners})
+    advice = _advise(vram_gib=12, model="7b")
+    assert {one.plan.quantization for one in advice.considered} == {"nf4", "none"}
+    assert advice.verdict == "FITS" and advice.plan.quantization == "nf4"
+
+
+def test_the_parts_add_up_to_what_the_plan_needs():
+    for size, model in ((8, "7b"), (12, "7b"), (8, "qwen3-vl-4b")):
+        advice = _advise(vram_gib=size, model=model)
+        assert list(advice.parts) == ["weights", "trained", "activations"]
+        assert sum(advice.parts.values()) == advice.needs.bytes
+        assert min(advice.parts.values()) > 0

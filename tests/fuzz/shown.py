@@ -12,6 +12,9 @@ from pathlib import Path
 import click
 from hypothesis import strategies as st
 
+from advisor.oom.explain import explain
+from advisor.oom.log import decoded
+from advisor.report.oom_text import print_explanation
 from advisor.report.text import PlainConsole
 from profiles.environment import at_home, borrowed
 from profiles.plan import Plan
@@ -188,6 +191,33 @@ def feed_shell(environment: dict[str, str], folder: Path) -> bool:
     return not borrowed(at_home(environment))
 
 
+OOM = (
+    "[rank0]: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a "
+    "total capacity of 8.00 GiB of which 1.00 GiB is free. Of the allocated memory 6.00 GiB is "
+    "allocated by PyTorch, and 100.00 MiB is reserved by PyTorch but unallocated."
+)
+
+
+@st.composite
+def logs(draw: Draw) -> bytes:
+    """A log with an out-of-memory message, which text is planted into or cut out of."""
+    text = OOM
+    for _ in range(draw(st.integers(0, 4))):
+        start, end = sorted((draw(st.integers(0, len(text))), draw(st.integers(0, len(text)))))
+        text = text[:start] + draw(texts) + text[end if draw(st.booleans()) else start :]
+    whole = draw(texts) + "\n" + text + "\n" + draw(texts)
+    return whole.encode(draw(st.sampled_from(["utf-8", "utf-16"])), "surrogatepass")
+
+
+def feed_log(data: bytes, folder: Path) -> bool:
+    told = explain(decoded(data))
+    shown = io.StringIO()
+    print_explanation(told, PlainConsole(file=shown, width=100))
+    must_be_shown(shown.getvalue())
+    must_be_shown(json.dumps(told.model_dump(mode="json")))
+    return told.exit_code == 0
+
+
 SURFACES = (
     *surfaces.SURFACES,
     Surface("text on a terminal", texts, feed_text, "桌子", (), 2.0),
@@ -198,5 +228,6 @@ SURFACES = (
     Surface("model card", records(), feed_card, json.dumps(FACTS).encode()),
     Surface("table as listed", planted_rows(), feed_listing,
             "\n".join(map(json.dumps, ROWS)).encode()),
+    Surface("out-of-memory log", logs(), feed_log, OOM.encode()),
     Surface("variables of a shell", shells, feed_shell, {"ACCELERATE_USE_FSDP": "1"}),
 )  # fmt: skip

@@ -1,17 +1,27 @@
 """Files that users name: what is no regular file of bounded size is refused, never waited for."""
 
+import io
 import os
 import socket
 from pathlib import Path
 
 import pytest
 
-from profiles.files import read_regular, refused
+from profiles.files import ends_of, read_ends, read_regular, refused
 from profiles.findings import PlanError
 from profiles.plan import Plan
 from profiles.tested import Table, append, read_table, shipped_table
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="pipes and devices of a Unix")
+
+
+@pytest.mark.parametrize("size", [0, 1, 8, 15, 16, 17, 23, 24, 25, 40])
+def test_the_ends_of_a_file_or_a_stream_are_read(tmp_path, size):
+    data = bytes(range(size))
+    expected = (data, b"") if size <= 16 else (data[:8], data[-8:])
+    (tmp_path / "log").write_bytes(data)
+    assert read_ends(tmp_path / "log", 8) == expected
+    assert ends_of(io.BytesIO(data), 8) == expected
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The GPU catalogue: plausible figures, and names that resolve to the card that is meant."""
 
+import re
 import tomllib
 from fnmatch import fnmatch
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from profiles.gpus import GpuProfile, find_gpu, gpu_by_nvml, gpus
+from profiles.gpus import GpuProfile, find_gpu, find_gpus, gpu_by_nvml, gpus
 
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 2**20
@@ -170,6 +171,19 @@ def test_key_name_and_title_find_their_card(card):
         ("NVIDIA GH200 480GB", "gh200-96gb"),
         ("GH200 96GB", "gh200-96gb"),
         ("L40S", "l40s-48gb"),
+        ("a100-40", "a100-pcie-40gb"),
+        ("A100 80", "a100-pcie-80gb"),
+        ("3060 (12)", "rtx-3060-12gb"),
+        ("3060-12", "rtx-3060-12gb"),
+        ("rtx 4090 24", "rtx-4090-24gb"),
+        ("3080 mobile 16", "rtx-3080-laptop-16gb"),
+        ("4080s", "rtx-4080-super-16gb"),
+        ("4070 ti s", "rtx-4070-ti-super-16gb"),
+        ("4060m", "rtx-4060-laptop-8gb"),
+        ("3090ti", "rtx-3090-ti-24gb"),
+        ("gtx 1660 super", "gtx-1660-super-6gb"),
+        ("super 4070 ti", "rtx-4070-ti-super-16gb"),
+        ("laptop 4090", "rtx-4090-laptop-16gb"),
     ],
 )
 def test_what_people_write_finds_the_card(text, key):
@@ -192,11 +206,24 @@ def test_a_bare_number_is_the_plain_desktop_card(number):
             "'RTX 3060 24GB': no such card is sold with 24 GB; "
             "did you mean RTX 3060 (8 GB) or RTX 3060 (12 GB)?",
         ),
-        ("RTX 9999", "unknown GPU 'RTX 9999'; did you mean RTX "),
-        ("RTX 3060 Tie", "unknown GPU 'RTX 3060 Tie'; did you mean RTX 3060 Ti or "),
+        (
+            "rtx 3050 4gb",
+            "'rtx 3050 4gb': no such card is sold with 4 GB; did you mean RTX 3050 (6 GB) or ",
+        ),
+        ("2080 ti 22", "'2080 ti 22': no such card is sold with 22 GB"),
+        ("RTX 9999", "unknown GPU 'RTX 9999'"),
+        ("RTX 3060 Tie", "unknown GPU 'RTX 3060 Tie'; did you mean RTX 3060 Ti or RTX 3060?"),
+        ("4600", "unknown GPU '4600'; did you mean RTX 4060?"),
+        ("rtx3600", "unknown GPU 'rtx3600'; did you mean RTX 3060?"),
+        ("RTX 3061", "unknown GPU 'RTX 3061'; did you mean RTX 3060?"),
+        ("5080 super", "unknown GPU '5080 super'; did you mean RTX 5080?"),
+        ("5090D", "unknown GPU '5090D'; did you mean RTX 5090?"),
+        ("RTX A5000 Laptop", "unknown GPU 'RTX A5000 Laptop'; did you mean RTX A5000?"),
+        ("RTX 3060 12288MiB", "unknown GPU 'RTX 3060 12288MiB'; did you mean RTX 3060?"),
         ("4050", "unknown GPU '4050'; did you mean RTX 4050 Laptop GPU?"),
-        ("GTX 3060", "unknown GPU 'GTX 3060'; did you mean RTX 3060 or "),
-        ("Radeon", "unknown GPU 'Radeon'"),
+        ("GTX 3060", "unknown GPU 'GTX 3060'; did you mean RTX 3060?"),
+        ("rtx 1660", "unknown GPU 'rtx 1660'; did you mean GTX 1660?"),
+        ("Radeon", "'Radeon' is a GPU of AMD; only NVIDIA's are known"),
         ("A", "unknown GPU 'A'"),
         (
             "RTX 6000",
@@ -215,6 +242,111 @@ def test_what_names_no_card_is_an_error_that_says_what_was_got(text, message):
         find_gpu(text)
     assert str(caught.value).startswith(message)
     assert str(caught.value).count(" or ") <= 2, "three names at most"
+
+
+def label(card: GpuProfile) -> str:
+    return card.title.rsplit(" (", 1)[0]
+
+
+def answer(text: str) -> str:
+    """The card's name, or the error."""
+    try:
+        return label(find_gpu(text))
+    except ValueError as error:
+        return str(error)
+
+
+LABELS = list(dict.fromkeys(label(card) for card in gpus().values()))
+NUMBERED = [one for one in LABELS if re.search(r"\b\d{4}\b", one)]
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_how_a_name_is_written_does_not_matter(name):
+    words = name.split()
+    for text in (name.lower(), name.replace(" ", ""), name.replace(" ", "-"), f"NVIDIA {name}",
+                 f"GeForce {name}", name.replace("Laptop GPU", "mobile"),
+                 name.replace(" SUPER", "s")):  # fmt: skip
+        assert answer(text) == name
+    if "Max-Q" not in name:
+        assert name in answer(" ".join(reversed(words)))
+
+
+@pytest.mark.parametrize("name", NUMBERED)
+def test_a_slip_of_the_keyboard_is_answered_with_the_card(name):
+    number = re.search(r"\d{4}", name)[0]
+    slips = {number[:n] + number[n + 1] + number[n] + number[n + 2 :] for n in range(3)}
+    slips |= {number[:n] + number[n] + number[n:] for n in range(4)}
+    wrong = [name.replace(number, slip) for slip in slips - {number}]
+    wrong += [name.replace(*pair) for pair in (("Ti", "Tie"), ("Ti", "it"), ("SUPER", "SUPR"),
+              ("Laptop", "Latop"), ("RTX", "RXT"), ("RTX", "RT"), ("GTX", "GX"))
+              if pair[0] in name]  # fmt: skip
+    for text in wrong:
+        assert "did you mean" in answer(text) and name in answer(text), text
+    if "GB" in name:  # of which there is one of another size
+        return
+    # The first suggestion, but where another card is as near: Ti and SUPER.
+    first = sum(f"did you mean {name}" in answer(text) for text in wrong)
+    assert first >= 0.7 * len(wrong)
+
+
+@pytest.mark.parametrize("text", ["M40", "K80", "980 Ti", "H800", "L20", "B300", "GT 1030", "orin"])
+def test_another_card_that_is_not_listed_is_no_slip(text):
+    assert answer(text) == f"unknown GPU '{text}'"
+
+
+@pytest.mark.parametrize(
+    ("text", "count", "key"),
+    [
+        ("2x A100 40GB", 2, "a100-pcie-40gb"),
+        ("2 x RTX 3090", 2, "rtx-3090-24gb"),
+        ("2xRTX3090", 2, "rtx-3090-24gb"),
+        ("RTX 3090 x2", 2, "rtx-3090-24gb"),
+        ("3090*4", 4, "rtx-3090-24gb"),
+        ("8\u00d7H100", 8, "h100-pcie-80gb"),
+        ("1x T4", 1, "t4-16gb"),
+        ("RTX 3060 12GB", 1, "rtx-3060-12gb"),
+    ],
+)
+def test_a_count_is_told_from_the_name(text, count, key):
+    assert find_gpus(text) == (count, gpus()[key])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("2x RTX 4600", "unknown GPU 'RTX 4600'; did you mean RTX 4060?"),
+        ("0x T4", "names no GPU at all"),
+        ("2x MI300X", "'MI300X' is a GPU of AMD"),
+        ("4x", "unknown GPU '4x'"),
+    ],
+)
+def test_a_count_of_something_else_is_an_error(text, words):
+    with pytest.raises(ValueError) as caught:
+        find_gpus(text)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "maker"),
+    [
+        ("MI300X", "AMD"),
+        ("mi250", "AMD"),
+        ("rx 7900", "AMD"),
+        ("RX 7900 XTX", "AMD"),
+        ("7900xtx", "AMD"),
+        ("Radeon Pro W7900", "AMD"),
+        ("m2 max", "Apple"),
+        ("Apple M3", "Apple"),
+        ("M4-Pro", "Apple"),
+        ("Arc A770", "Intel"),
+        ("b580", "Intel"),
+        ("Intel Data Center GPU Max 1550", "Intel"),
+        ("Gaudi 3", "Intel"),
+        ("TPU v5e", "Google"),
+    ],
+)
+def test_other_makers_are_named(text, maker):
+    assert answer(text) == f"{text!r} is a GPU of {maker}; only NVIDIA's are known"
 
 
 @pytest.mark.parametrize(

@@ -328,3 +328,12 @@ def test_bf16_is_refused_on_a_card_without_it():
     assert [f.where for f in plan.refusals("Tesla T4", bf16=False)] == ["dtype"]
     assert plan.refusals("A100", bf16=True) == []
     assert Plan(device="cpu").refusals("Tesla T4", bf16=False) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "steps", "warmup"),
+    [(None, 120, 6), (None, 4000, 100), (None, 5, 0), (10, 120, 10), (100, 120, 60), (0, 120, 0)],
+)
+def test_the_warm_up_is_a_share_of_the_run(given, steps, warmup):
+    """The recipe's 100 steps are a fiftieth of its run, and would be most of a small one."""
+    assert Schedule(warmup_steps=given).warmup(steps) == warmup

@@ -31,13 +31,19 @@ THEIR_FILES = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirect
 class LineProgress:
     """Progress as lines with the time left: one every `pause` seconds, and the last one.
 
-    Silent for the first `patience` seconds: what ends by then needs no progress.
+    Silent for the first `patience` seconds: what ends by then needs no progress. The time left is
+    the phase's, and the whole run's where that is known.
     """
 
     def __init__(self, patience: float = 0, pause: float = 10) -> None:
         self.pause = pause
         self.silent_until = time.monotonic() + patience
         self.phase, self.first, self.began, self.printed = "", 0, 0.0, -math.inf
+        self.of_run = ""
+
+    def run_left(self, seconds: float | None) -> None:
+        """Take in what is left of the whole run."""
+        self.of_run = _of_run(seconds)
 
     def __call__(self, what: str, done: int, total: int) -> None:
         now, phase = time.monotonic(), what.partition(",")[0]
@@ -49,7 +55,12 @@ class LineProgress:
         if self.first < done < total:
             seconds = (now - self.began) / (done - self.first) * (total - done)
             left = f", {timedelta(seconds=round(seconds))} left"
-        tell(f"{what}: {done}/{total}{left}")
+        tell(f"{what}: {done}/{total}{left}{self.of_run}")
+
+
+def _of_run(seconds: float | None) -> str:
+    """What is left of a whole run, behind other figures."""
+    return "" if seconds is None else f", run {timedelta(seconds=round(seconds))} left"
 
 
 def next_steps(run: Path, data: Path) -> str:
@@ -71,7 +82,8 @@ def reporter() -> Iterator[Reporter]:
         yield Reporter(lambda text: None, lambda what, done, total: None)
         return
     if not sys.stderr.isatty():
-        yield Reporter(tell, LineProgress())
+        lines = LineProgress()
+        yield Reporter(tell, lines, lines.run_left)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -81,15 +93,19 @@ def reporter() -> Iterator[Reporter]:
     description = TextColumn(
         "{task.description}", markup=False
     )  # a [/a] in a folder's name is not markup
-    columns = (description, BarColumn(), MofNCompleteColumn(), Remaining())
+    of_run = TextColumn("{task.fields[left]}", markup=False)
+    columns = (description, BarColumn(), MofNCompleteColumn(), Remaining(), of_run)
 
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("starting", total=None)
+        task = progress.add_task("starting", total=None, left="")
 
         def live(what: str, done: int, total: int) -> None:
             progress.update(task, description=printable(what), completed=done, total=total)
 
-        yield Reporter(lambda text: progress.console.print(Text(printable(text))), live)
+        def left(seconds: float | None) -> None:
+            progress.update(task, left=_of_run(seconds).removeprefix(", "))
+
+        yield Reporter(lambda text: progress.console.print(Text(printable(text))), live, left)
 
 
 @contextmanager

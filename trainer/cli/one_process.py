@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +10,7 @@ import typer
 
 from profiles.exits import EXIT_OUT_OF_MEMORY
 from profiles.streams import tell
-from profiles.text import argument, counted, one_line
+from profiles.text import argument, counted, one_line, time_text
 from trainer.cli.console import next_steps, reporter, user_errors
 from trainer.cli.planned_run import Data, PlannedRun, read_data
 from trainer.process import import_libraries, try_segments, use_allocator, use_threads
@@ -43,7 +44,7 @@ def worker(
 
 def train_here(run: PlannedRun, data: Data, checkpoint: Path | None) -> None:
     """Train in this process. Raises OutOfMemory once a report is written."""
-    plan, folder = run.plan, run.folder
+    plan, folder, began = run.plan, run.folder, time.monotonic()
     use_allocator(plan)
     with reporter() as display:
         display.line(_plan_line(plan, len(data.train)))
@@ -59,8 +60,18 @@ def train_here(run: PlannedRun, data: Data, checkpoint: Path | None) -> None:
         sheet = run_sheet(training, folder / OVERLAY, count=6)
         for line in outcome(summary, folder):
             display.line(line)
+        if not run.resumes:
+            display.line(took_line(time.monotonic() - began, run.forecast_seconds))
         display.line(f"run folder {one_line(folder)}, overlay {one_line(sheet)}")
         display.line(next_steps(folder, run.started.data))
+
+
+def took_line(seconds: float, forecast_seconds: float | None) -> str:
+    """How long a run took, beside what was forecast."""
+    took = f"took {time_text(seconds)}"
+    if forecast_seconds is None:
+        return took
+    return f"{took}; {time_text(forecast_seconds)} were forecast"
 
 
 def _plan_line(plan: Plan, samples: int) -> str:
@@ -92,7 +103,8 @@ def _trained(
     plan, folder, started = run.plan, run.folder, run.started
     before, training = room(plan), None
     try:
-        training = Run(plan, data.train, data.val, folder, started.cache, display, started.keeping)
+        training = Run(plan, data.train, data.val, folder, started.cache, display, started.keeping,
+                       run.forecast_seconds)  # fmt: skip
         if plan.processes > 1:
             hold(training)
         if checkpoint is None and started.adapter is not None:

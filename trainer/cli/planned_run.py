@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from profiles.files import write_whole
 from profiles.streams import tell
+
+ADVICE = "advice.json"
 
 if TYPE_CHECKING:
     from advisor.advice import Advice
@@ -26,6 +29,23 @@ class PlannedRun:
     started: Started
     advice: Advice | None = None
     resumes: bool = False
+
+    @property
+    def forecast_seconds(self) -> float | None:
+        """How long the advice said that this run would take; None if nothing did, or it resumes.
+
+        Started processes read it where `write_start` has put it.
+        """
+        if self.resumes:
+            return None
+        if self.advice is not None:
+            return self.advice.duration.seconds if self.advice.duration is not None else None
+        try:
+            document = json.loads((self.folder / ADVICE).read_text(encoding="utf-8"))
+            seconds = document["duration"]["seconds"]
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+            return None
+        return float(seconds) if isinstance(seconds, int | float) else None
 
 
 @dataclass(frozen=True)
@@ -73,5 +93,5 @@ def write_start(run: PlannedRun) -> None:
     if not run.resumes:
         write_whole(run.folder / "plan.json", run.plan.to_json())
     if run.advice is not None:
-        write_whole(run.folder / "advice.json", run.advice.model_dump_json(indent=2) + "\n")
+        write_whole(run.folder / ADVICE, run.advice.model_dump_json(indent=2) + "\n")
     run.started.write(run.folder)  # last: with run.json the run exists

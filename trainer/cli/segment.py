@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from profiles.command_line import Commands, Version
 from profiles.files import refused
 from profiles.streams import say, set_streams, tell
 from profiles.text import one_line, some
@@ -31,14 +32,15 @@ if TYPE_CHECKING:
     from trainer.answer.segmenter import Segmenter
     from trainer.answer.trained_model import Trained
 
-app = typer.Typer(
-    pretty_exceptions_enable=False,
-    add_completion=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+app = Commands()
+
+
+@app.command(
+    examples=[
+        'lisa-segment PICTURE "What would you drink from?" --run RUN',
+        "lisa-segment FOLDER --questions FILE --json",
+    ]
 )
-
-
-@app.command()
 def segment(
     image: Annotated[Path, typer.Argument(help="A picture, or a folder of pictures.")],
     question: Annotated[
@@ -58,6 +60,7 @@ def segment(
     explain: Annotated[bool, typer.Option(help="Also ask for the reason.")] = False,
     set_: Settings = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    version: Version = False,
 ) -> None:
     """Answer QUESTION about IMAGE; write the mask and an overlay.
 

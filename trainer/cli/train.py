@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from profiles.command_line import Commands, model_names
 from profiles.command_options import takes
 from profiles.exits import EXIT_INTERRUPTED, fail
 from profiles.models import converted
@@ -39,10 +40,8 @@ if TYPE_CHECKING:
     from advisor.advice import Advice
     from profiles.plan import Plan
 
-app = typer.Typer(
-    pretty_exceptions_enable=False,
-    add_completion=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+app = Commands(
+    examples=["lisa-train --auto --model tiny --data-dir DIR", "lisa-train --resume runs/latest"]
 )
 
 
@@ -58,6 +57,8 @@ def train(context: typer.Context, options: TrainOptions) -> None:
         raise typer.Exit(check_data_folder(options.check_data, options.skip_broken))
     if options.auto and options.plan is not None:
         fail("--auto and --plan: give one of the two")
+    if options.prefer != "usual" and (options.plan or options.resume):
+        fail("--prefer chooses a plan: leave it out with --plan and --resume")
     if options.resume is not None:
         _resume(options, options.resume)
     else:
@@ -117,14 +118,22 @@ def _named(assignments: list[str]) -> tuple[str, ...]:
     return tuple({name.replace("-", "_") for name in names})
 
 
-@app.command()
+@app.command(
+    examples=[
+        "lisa-train convert ByteDance/Sa2VA-Qwen3-VL-4B FOLDER --model sa2va-qwen3-vl-4b",
+        "lisa-train convert llava-hf/llava-1.5-7b-hf facebook/sam-vit-huge FOLDER --model 7b",
+    ]
+)
 def convert(
     sources: Annotated[
         list[str],
         typer.Argument(metavar="SRC...", help="Checkpoints: folders, or OWNER/NAME[@REVISION]."),
     ],
     target: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write.")],
-    model: Annotated[str, typer.Option(help=f"Size to make: {', '.join(converted())}.")],
+    model: Annotated[
+        str,
+        typer.Option(help=f"Size to make: {', '.join(converted())}.", autocompletion=model_names),
+    ],
     shard_gib: Annotated[float, typer.Option(min=0.001, help="Largest file written.")] = 2.0,
     offline: Annotated[
         bool, typer.Option(help="Use only the hub's cache, as with HF_HUB_OFFLINE=1.")
@@ -163,7 +172,7 @@ def _resolve(options: TrainOptions, data: Path) -> tuple[Plan, Advice | None]:
         tell("no plan given: training with lisa-advise's (--auto)")
     machine = probe()
     live = live_forecast(machine, None, data, tell)
-    advice = advise(machine, model, tuple(assignments), data=data, live=live)
+    advice = advise(machine, model, tuple(assignments), data=data, live=live, prefer=options.prefer)
     on_cpu = pick_gpu(machine) is None or assigned(assignments).get("device") == "cpu"
     _refuse_large_on_cpu(advice.model, on_cpu)
     advice = measured(advice, tell)
@@ -197,11 +206,15 @@ def _must_be_text(folders: dict[str, Path | str | None]) -> None:
             fail(f"{option}: got {whole}; allowed: a path in UTF-8\n    hint: rename the folder")
 
 
-app.command()(synthesise)
-app.command("import")(import_)
-app.command()(preview)
-app.command()(evaluate)
-app.command()(export)
+app.command(examples=["lisa-train synthesise DIR --train 64 --val 16 --test 16"])(synthesise)
+app.command(
+    "import", examples=["lisa-train import annotations.json DIR --questions questions.csv"]
+)(import_)
+app.command(examples=["lisa-train preview DIR --split val --count 6"])(preview)
+app.command(examples=["lisa-train evaluate RUN --data-dir DIR --split test"])(evaluate)
+app.command(
+    examples=["lisa-train export RUN DST", "lisa-train export RUN DST --merge --push OWNER/NAME"]
+)(export)
 app.command(hidden=True)(worker)
 
 

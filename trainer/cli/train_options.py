@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from profiles.command_line import MODEL_HELP, Version, model_names
+from profiles.preferences import Preference
 from trainer.cli.options import Settings, SkipBroken, Text
 from trainer.run.folder import LATEST
 
@@ -20,7 +22,11 @@ class TrainOptions:
         bool, typer.Option("--auto", help="Train lisa-advise's plan. The default without --plan.")
     ] = False
     plan: Annotated[Path | None, typer.Option(help="Train with this plan.json.")] = None
-    model: Annotated[Text, typer.Option(help="Size: tiny, 7b, 7b-v1, 13b or 13b-v1.")] = None
+    prefer: Annotated[
+        Preference,
+        typer.Option(help="With --auto: what counts first among plans that fit."),
+    ] = "usual"
+    model: Annotated[Text, typer.Option(help=MODEL_HELP, autocompletion=model_names)] = None
     weights: Annotated[
         Text, typer.Option(metavar="FOLDER", help="Model folder of lisa-train convert, or random.")
     ] = None
@@ -66,6 +72,7 @@ class TrainOptions:
     max_val_samples: Annotated[int | None, typer.Option(help="First n to validate on.")] = None
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None
     seed: Annotated[int | None, typer.Option(help="Seed of weights, order and dropout.")] = None
+    version: Version = False
 
     def assignments(self) -> list[str]:
         """The settings that have options of their own, then those of --set, as KEY=VALUE."""

@@ -16,7 +16,7 @@ from itertools import chain
 from pathlib import Path
 
 from profiles.environment import ALLOCATOR_VARIABLES
-from profiles.measurement import Measurement, Timeline
+from profiles.measurement import DataCounts, Measurement, Timeline
 from profiles.pictures import limits_for
 from profiles.plan import Plan
 from profiles.sizes import GIB
@@ -35,11 +35,10 @@ def main() -> None:
     out = sys.stdout
     sys.stdout = sys.stderr  # whatever a library prints, stdout holds one document
     import_libraries()
-    if arguments.data_dir:
-        _take_the_worst_sample(plan, arguments)
+    counts = _take_the_worst_sample(plan, arguments) if arguments.data_dir else None
     shown = plan.model_copy(update=limits_for(plan, arguments.image_tokens))
     measurement = _faked(shown, arguments) if arguments.fake else _rehearsed(shown, arguments)
-    seen = {"plan": plan, "image_tokens": shown.profile.most_image_tokens}
+    seen = {"plan": plan, "image_tokens": shown.profile.most_image_tokens, "data": counts}
     measurement = measurement.model_copy(update=seen)
     print(measurement.model_dump_json(), file=out, flush=True)
     if arguments.fake:
@@ -74,8 +73,11 @@ def _least_and_most(text: str) -> tuple[int, int]:
     return int(least), int(most or least)
 
 
-def _take_the_worst_sample(plan: Plan, arguments: argparse.Namespace) -> None:
-    """Text, masks and supervised tokens of the data set's largest sample; given ones stay."""
+def _take_the_worst_sample(plan: Plan, arguments: argparse.Namespace) -> DataCounts:
+    """Text, masks and supervised tokens of the data set's largest sample; given ones stay.
+
+    Returns how much there is of the data.
+    """
     from trainer.data.findings import DataError
 
     try:
@@ -87,6 +89,7 @@ def _take_the_worst_sample(plan: Plan, arguments: argparse.Namespace) -> None:
     arguments.masks = arguments.masks or worst.masks
     arguments.answer_tokens = arguments.answer_tokens or worst.answer_tokens
     arguments.image_tokens = arguments.image_tokens or worst.image_tokens
+    return worst.counts
 
 
 def _faked(plan: Plan, arguments: argparse.Namespace) -> Measurement:

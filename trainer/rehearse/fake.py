@@ -8,7 +8,7 @@ tensors cannot show is added by name, in `Measurement.assumed`.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -47,6 +47,7 @@ CUBLAS_WORKSPACE = {True: 32 * MIB, False: 8320 * 1024}
 BORN = {"forward": "activations kept", "backward": "transient", "clipping": "transient",
         "optimizer": "transient", "evaluation": "transient", INSIDE: "transient",
         "load": "frozen weights", "answer": "keys and values"}  # fmt: skip
+ACTIVATIONS = "activations kept", "transient"  # where compiled layers save
 ENCODER = " encoder"  # ends the name of a phase in which one looks at a picture
 POINTS = 400  # moments of a step in a timeline
 STEPS = 2  # the first allocates the optimizer's state
@@ -71,21 +72,22 @@ def fake_rehearsal(
     workspace = CUBLAS_WORKSPACE[compute_capability >= (9, 0)]
     with not_collected():  # nothing here is in cycles that hold tensors; looking takes 15 %
         seen = watch(plan, (text_tokens, text_tokens), masks, workspace, True, tell, answer_tokens)
-    if drawn is not None:
-        drawn(_timeline(plan, seen.trace))
     assumed = [f"cuBLAS workspaces of twice {workspace / MIB:.1f} MiB (compute capability "
                f"{compute_capability[0]}.{compute_capability[1]}) and 1 MiB"]  # fmt: skip
     if seen.paged:
         assumed.append(f"{seen.paged / MIB:.1f} MiB of paged optimizer state are off the card")
     peaks = seen.trace.peaks()
     load = peaks.pop("load")
-    live = _components(seen.trace)
-    if plan.compile:
-        saved = compiled_saving(plan, text_tokens)
+    saved = compiled_saving(plan, text_tokens) if plan.compile else {}
+    if saved:
         less = max(saved.values()) / MIB
         assumed.append(f"compiled layers take {less:.0f} MiB less (a rule from measured rows)")
-        live["compiled layers"] = -saved[max(peaks, key=lambda phase: peaks[phase])]
-        peaks = {phase: size - saved.get(phase, 0) for phase, size in peaks.items()}
+    peaks = {phase: size - saved.get(phase, 0) for phase, size in peaks.items()}
+    step = _timeline(plan, seen.trace, saved)
+    # The peak of compiled layers may be in another phase than that of the plain ones traced.
+    live = step.live_at_peak() if saved else _components(seen.trace)
+    if drawn is not None:
+        drawn(step)
     measurement = Measurement(
         plan=plan,
         verdict="UNKNOWN",
@@ -168,14 +170,49 @@ def _components(trace: MemoryTrace) -> dict[str, int]:
     return live
 
 
-def _timeline(plan: Plan, trace: MemoryTrace) -> Timeline:
-    """The last step by component."""
+def _timeline(plan: Plan, trace: MemoryTrace, saved: Mapping[str, int]) -> Timeline:
+    """The last step by component, less what compiled layers save in each phase."""
     by_label, phases = trace.last_step(POINTS)
-    parts: dict[str, list[int]] = {}
+    moments: list[dict[str, int]] = [{} for _ in next(iter(by_label.values()))]
     for label, sizes in by_label.items():
         name = BORN.get(label, label)
-        parts[name] = [a + b for a, b in zip(parts.get(name, [0] * len(sizes)), sizes, strict=True)]
+        for moment, size in zip(moments, sizes, strict=True):
+            moment[name] = moment.get(name, 0) + size
+    starts = [*phases[1:], (len(moments), "")]
+    spans = [(name, first, end) for (first, name), (end, _) in zip(phases, starts, strict=True)]
+    for phase, most in saved.items():
+        places = [n for name, first, end in spans if name == phase for n in range(first, end)]
+        for place, moment in zip(places, _less(moments, places, most), strict=True):
+            moments[place] = moment
+    parts = {name: [moment[name] for moment in moments] for name in moments[0]}
     return Timeline(plan=plan, parts=parts, phases=tuple(phases))
+
+
+def _less(moments: list[dict[str, int]], places: list[int], saved: int) -> list[dict[str, int]]:
+    """A phase's moments, `saved` bytes below their peak and by share where less is kept."""
+    phase = [moments[place] for place in places]
+    peak = max(phase, key=lambda moment: sum(moment.values()))
+    top, whole = sum(peak.values()) - saved, _activations(peak)
+    found = []
+    for moment in phase:
+        share = saved * min(1.0, _activations(moment) / whole) if whole else 0
+        found.append(_lessened(moment, max(round(share), sum(moment.values()) - top)))
+    return found
+
+
+def _activations(live: Mapping[str, int]) -> int:
+    return sum(live.get(name, 0) for name in ACTIVATIONS)
+
+
+def _lessened(live: Mapping[str, int], saved: int) -> dict[str, int]:
+    """What lives less the bytes that compiled layers save: of activations, those kept first."""
+    found = dict(live)
+    for name in ACTIVATIONS:
+        less = min(saved, found.get(name, 0))
+        saved -= less
+        if less:
+            found[name] -= less
+    return found
 
 
 def cannot_forecast(plan: Plan, text_tokens: int, masks: int, reason: str) -> Measurement:

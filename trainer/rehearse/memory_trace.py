@@ -9,6 +9,7 @@ no memory, so a 7B step can be watched on any machine, in seconds.
 from __future__ import annotations
 
 import weakref
+from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -233,32 +234,32 @@ class MemoryTrace(TorchDispatchMode):
         return found
 
     def last_step(self, points: int) -> tuple[dict[str, list[int]], list[tuple[int, str]]]:
-        """Bytes by label at `points` moments of the last step, the most of each; its phases.
+        """Bytes by label at some `points` moments of the last step, the most of each; its phases.
 
         The phases are (first moment, name). A step ends with the optimizer's phase.
         """
         ends = [n for n, (_, name) in enumerate(self.phases) if name == "optimizer"]
         phases = self.phases[(ends[-2] + 1 if len(ends) > 1 else 0) :]
-        begin, end = phases[0][0], len(self.recorded)
-        width = max(1, -(-(end - begin) // points))
+        begin, edges = phases[0][0], {first for first, _ in phases}
+        width = max(1, -(-(len(self.recorded) - begin) // points))
         now: dict[str, int] = {}
         moments: list[dict[str, int]] = []
+        firsts: list[int] = []  # event of each moment; none lies in two phases
         most = -1
         for index, (block, size) in enumerate(self.recorded):
-            if block in self._left_out:
-                continue
-            label = self.labels[block]
-            now[label] = now.get(label, 0) + size
+            if block not in self._left_out:
+                label = self.labels[block]
+                now[label] = now.get(label, 0) + size
             if index < begin:
                 continue
-            number = (index - begin) // width
-            while len(moments) <= number:
-                moments.append(dict(now))
+            if index in edges or index - firsts[-1] >= width:
+                firsts.append(index)
+                moments.append({})
                 most = -1
             if (total := sum(now.values())) > most:
-                moments[number], most = dict(now), total
+                moments[-1], most = dict(now), total
         labels = sorted({label for moment in moments for label in moment})
-        shown = [((first - begin) // width, name) for first, name in phases]
+        shown = [(bisect_left(firsts, first), name) for first, name in phases]
         return {n: [moment.get(n, 0) for moment in moments] for n in labels}, shown
 
 

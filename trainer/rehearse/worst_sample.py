@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from profiles.measurement import DataCounts
 from profiles.plan import Plan
+
+if TYPE_CHECKING:
+    from trainer.batch import Encoded
 
 
 class WorstSample(NamedTuple):
-    """The largest sizes that occur in a data set, each by itself."""
+    """The largest sizes that occur in a data set, each by itself; and how much there is."""
 
     text_tokens: int
     masks: int
     answer_tokens: int
     image_tokens: int
+    counts: DataCounts
 
 
 def worst_sample(plan: Plan, folder: Path) -> WorstSample:
@@ -27,7 +33,7 @@ def worst_sample(plan: Plan, folder: Path) -> WorstSample:
     from trainer.data.broken import SkippedEntries
     from trainer.data.formats.reasonseg import read_split
     from trainer.data.mixture import read_training
-    from trainer.data.samples import MicroBatches, SampleSet
+    from trainer.data.samples import MicroBatches, SampleSet, image_paths
     from trainer.ignored import IGNORE_LABEL
     from trainer.model.build import some_tokenizer
 
@@ -36,13 +42,25 @@ def worst_sample(plan: Plan, folder: Path) -> WorstSample:
     train = SampleSet(read_training(folder, plan, leave), plan, tokenizer, {}, training=True)
     items = read_split(folder, "val", plan.max_val_samples, leave)
     val = SampleSet(items, plan, tokenizer, {}, training=False)
-    text = masks = answers = image = 0
-    rows = chain(
-        map(train.encoded, MicroBatches(train, plan).visits()), map(val.encoded, range(len(val)))
-    )
-    for seen in rows:
+    text = masks = answers = image = rows = tokens = 0
+    pictures: set[Path] = set()
+
+    def trained() -> Iterator[Encoded]:
+        nonlocal rows, tokens
+        for visit in MicroBatches(train, plan).visits():
+            seen = train.encoded(visit)
+            pictures.add(train.picture(visit.lap, visit.picture).image_path)
+            rows, tokens = rows + 1, tokens + len(seen.input_ids)
+            yield seen
+
+    for seen in chain(trained(), map(val.encoded, range(len(val)))):
         text = max(text, seen.text_tokens)
         masks = max(masks, seen.input_ids.count(tokenizer.seg_id))
         image = max(image, seen.image_tokens)
         answers = max(answers, len(seen.labels) - seen.labels.count(IGNORE_LABEL))
-    return WorstSample(text, masks, answers, image)
+    counts = DataCounts(
+        train_pictures=len(pictures), val_pictures=len(image_paths(items)),
+        epoch_questions=train.epoch_questions, val_questions=len(items),
+        row_tokens=round(tokens / rows, 1) if rows else None,
+    )  # fmt: skip
+    return WorstSample(text, masks, answers, image, counts)

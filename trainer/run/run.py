@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from trainer.run.started import USUAL, Keeping
 from trainer.run.state import State
 from trainer.run.step_batches import StepBatches
 from trainer.run.stop import Stop
+from trainer.run.time_left import TimeLeft
 from trainer.run.validation import describe, evaluate_together
 from trainer.step import UPDATING, NotFinite, StepResult, make_optimizer, training_step
 
@@ -63,7 +64,7 @@ def make_scheduler(optimizer: torch.optim.Optimizer, plan: Plan, epoch_steps: in
     """The learning rate's schedule, for epochs of `epoch_steps` optimizer steps."""
     schedule, total = plan.schedule, epoch_steps * plan.schedule.epochs
     name = "constant_with_warmup" if schedule.shape == "constant" else schedule.shape
-    return get_scheduler(name, optimizer, min(schedule.warmup_steps, total // 2), total)
+    return get_scheduler(name, optimizer, schedule.warmup(total), total)
 
 
 def run_facts(plan: Plan, train: int, val: int, device: torch.device) -> dict[str, Any]:
@@ -88,8 +89,9 @@ class Run:
         cache_root: Path,
         reporter: Reporter,
         keeping: Keeping = USUAL,
+        forecast_seconds: float | None = None,  # of the whole run
     ) -> None:
-        self.stop = Stop()
+        self.stop, self.time_left = Stop(), TimeLeft(forecast_seconds)
         self.plan, self.val, self.folder, self.reporter = plan, val, folder, reporter
         self.accelerator = make_accelerator(plan, folder)
         self.tokenizer = tokenizer_for(plan)
@@ -129,8 +131,9 @@ class Run:
             images = image_paths(seen, val)
         else:
             images = image_paths(train, val)
+        display = replace(self.reporter, progress=self._progress_of_features)
         with during("building features"):
-            caches = prepare_caches(plan, images, cache_root, self.accelerator, self.reporter)
+            caches = prepare_caches(plan, images, cache_root, self.accelerator, display)
         make_set = partial(SampleSet, plan=plan, tokenizer=self.tokenizer, caches=caches)
         return make_set(train, training=True), make_set(val, training=False)
 
@@ -145,6 +148,12 @@ class Run:
                 "    hint: allow more tokens, or a smaller questions_per_picture"
             )
         return [samples.picture(visit.lap, visit.picture) for visit in visits]
+
+    def _steps_line(self) -> str:
+        """How long the run is, and how much of it is warm-up."""
+        steps = self.epoch_steps * self.plan.schedule.epochs
+        warmup = self.plan.schedule.warmup(steps)
+        return f"{counted(steps, 'optimizer step')}, the first {warmup} of them as warm-up"
 
     def start_from(self, folder: Path) -> None:
         """Load the trained tensors of an adapter's folder. Raises AdapterError."""
@@ -165,6 +174,7 @@ class Run:
             if resume is None:
                 self.records.start()
                 self.records.write("versions.json", versions())
+                self.reporter.line(self._steps_line())
                 self.state.progress.before = self.evaluate("before training")
                 self.state.save()
             else:
@@ -191,6 +201,7 @@ class Run:
     def _train_epoch(self, epoch: int) -> None:
         progress, done = self.state.progress, self.step - epoch * self.epoch_steps
         self.wrapped.train()
+        last = time.monotonic()
         for number, batches in enumerate(self.batches.of_epoch(epoch, done), done + 1):
             started = time.monotonic()
             # A run that restarts at an epoch draws the same dropout as one that did not.
@@ -210,6 +221,9 @@ class Run:
             self.records.append(row)
             loss = f"loss {result.loss:.3f}" if result else "update left out"
             title = f"epoch {epoch + 1}/{self.plan.schedule.epochs}, {loss}"
+            self.time_left.step_took(time.monotonic() - last)
+            last = time.monotonic()
+            self._show_left()
             self.reporter.progress(title, number, self.epoch_steps)
             self._between_steps()
 
@@ -266,10 +280,12 @@ class Run:
     def evaluate(self, title: str) -> dict[str, Any]:
         """gIoU and cIoU over the validation split; each process evaluates a share."""
         reporter = Reporter(self.reporter.line, self._progress_or_stop)
+        started = time.monotonic()
         with during("evaluating"):
             scores = evaluate_together(
                 self.model, self.val_set, self.tokenizer, self.accelerator, reporter
             )
+        self.time_left.evaluation = time.monotonic() - started
         result = {"giou": scores.giou, "ciou": scores.ciou, "images": scores.count}
         self.records.append({"evaluation": title, "step": self.step} | result)
         self.reporter.line(f"{title}: {describe(result)}")
@@ -282,4 +298,19 @@ class Run:
                 f"ended while {what}; all before it is saved; "
                 f"lisa-train --resume {argument(self.folder)}"
             )
+        self._show_left(1 - done / max(1, total))
         self.reporter.progress(what, done, total)
+
+    def _progress_of_features(self, what: str, done: int, total: int) -> None:
+        """Show the progress of a feature cache, before anything else is known."""
+        self.reporter.left(self.time_left.seconds(1, 1))
+        self.reporter.progress(what, done, total)
+
+    def _show_left(self, evaluating: float | None = None) -> None:
+        """Show what is left of the run; `evaluating`: the share left of an evaluation's own."""
+        progress, epochs = self.state.progress, self.plan.schedule.epochs
+        evaluations: float = epochs - progress.evaluated
+        if evaluating is not None:  # one that is not before the training counts already
+            evaluations += evaluating - (progress.step > progress.evaluated * self.epoch_steps)
+        steps = epochs * self.epoch_steps - progress.step
+        self.reporter.left(self.time_left.seconds(steps, evaluations))

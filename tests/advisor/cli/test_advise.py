@@ -11,7 +11,6 @@ import pytest
 from typer.testing import CliRunner
 
 from advisor.cli.main import app
-from advisor.cli.options import parse_size
 from profiles.plan import Plan
 from tests.advisor import fake_nvml
 from tests.advisor.fake_nvml import Card, install
@@ -41,7 +40,9 @@ def _run(*arguments: str):
         (("--vram", "1.5GiB", "--model", "7b"), 1, "OOM"),
         (("--model", "7b"), 3, "UNKNOWN"),
         (("--gpu", "rtx3060 12gb"), 0, "FITS  7b on RTX 3060 (12 GB)"),
-        (("--gpu", "RTX 3060", "--os", "windows", "--no-quantization"), 0, "FITS"),
+        (("--gpu", "RTX 3060", "--os", "windows", "--no-quantization"), 1, "OOM"),
+        (("--gpu", "RTX 3060", "--no-quantization", "--ram", "32GiB"), 0, "FITS"),
+        (("--vram", "8GiB", "--prefer", "precision"), 0, "FITS"),
         (("--vram", "8GiB", "--set", "quantization=none", "--set", "host_layers=0"), 1, "OOM"),
     ],
 )
@@ -55,16 +56,20 @@ def test_the_answer_comes_first_and_sets_the_exit_code(arguments, code, words):
     ("arguments", "words"),
     [
         (("--model", "8b"), "unknown model '8b'"),
+        (("--ram", "32GiB"), "--ram needs --vram or --gpu"),
+        (("--vram", "8GiB", "--prefer", "beauty"), "usual"),
         (("--set", "mikro_batch=2"), "did you mean micro_batch?"),
         (("--set", "micro_batch"), "must read key=value"),
         (("--set", "dtype=fp16"), "fp16 training needs a GPU"),
-        (("--vram", "8"), "8GiB"),
+        (("--vram", "8192"), "did you mean 8192MiB?"),
+        (("--vram", "8", "--ram", "8192"), "did you mean 8192MiB?"),
         (("--vram", "-8GiB"), "vram"),
         (("--vram", "0GiB"), "more than 0"),
         (("--vram", "nanGiB"), "vram"),
         (("--vram", "9" * 400 + "GiB"), "at most"),
         (("--mdl", "7b"), "--model"),
-        (("--gpu", "RTX 9999"), "did you mean"),
+        (("--gpu", "RTX 4600"), "did you mean RTX 4060?"),
+        (("--gpu", "M2 Max"), "--vram SIZE, such as 8GiB, gives the memory side"),
         (("--no-quantization", "--set", "quantization=nf4"), "give it once"),
         (("--model", "7B"), "did you mean '7b'"),
         (("table", "--source", "foo"), "known: seed, measured, user"),
@@ -121,6 +126,16 @@ def test_a_card_of_several_sizes_tells_how_to_name_another():
     other = _run(*shlex.split(command), "--model", "7b", "--json")
     assert other.exit_code == 0
     assert "RTX 3060 (12 GB)" in json.loads(other.stdout)["summary"]
+
+
+def test_of_several_cards_one_is_advised_and_said_to_be():
+    told = "this is about one of the 2 cards; several are not planned for yet"
+    result = _run("--gpu", "2x RTX 3090")
+    assert result.exit_code == 0 and "7b on RTX 3090 (24 GB)" in result.stdout
+    assert result.stdout.count("this is about one of the 2 cards") == 1
+    document = json.loads(_run("--gpu", "2x RTX 3090", "--json").stdout)
+    assert [f["what"] for f in document["findings"]].count(told) == 1
+    assert "one of the" not in _run("--gpu", "RTX 3090").stdout
 
 
 def test_weights_are_named_or_a_folder_that_is_there(tmp_path):
@@ -185,12 +200,11 @@ def test_an_interrupt_is_exit_130(monkeypatch):
     assert _run().exit_code == 130
 
 
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [("8GiB", 8 * 2**30), ("8 gib", 8 * 2**30), ("8GB", 8 * 10**9), ("7.5GiB", 7.5 * 2**30)],
-)
-def test_sizes(text, size):
-    assert parse_size(text) == size
+@pytest.mark.parametrize("option", [("--vram",), ("--emulate-vram",), ("--gpu", "T4", "--ram")])
+def test_a_number_without_a_unit_is_gib_and_said_to_be(option):
+    result = _run(*option, "8")
+    assert "note: 8 is read as 8 GiB" in result.stderr
+    assert "note" not in _run(*option, "8GiB").stderr
 
 
 def _cpu_seconds(*arguments: str) -> float:

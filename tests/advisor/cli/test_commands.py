@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,8 +21,7 @@ from tests.conftest import tiny_plan
 GPU = Gpu(index=0, uuid="GPU-a", name="Some card", total_bytes=8 * GIB, free_bytes=7 * GIB,
           compute_capability=(8, 9))  # fmt: skip
 MACHINE = Machine(gpus=(GPU,), driver_version="580.1", cuda_driver_version="13.0",
-                  host_total_bytes=32 * GIB, host_available_bytes=28 * GIB,
-                  disk_free_bytes=90 * GIB)  # fmt: skip
+                  host_total_bytes=32 * GIB, host_available_bytes=28 * GIB)  # fmt: skip
 HEALTHY: dict[str, Any] = {"versions": {"torch": "2.13.0"}, "torch_cuda": "13.0", "bf16": True,
                            "cuda_available": True, "architectures": ["sm_80"], "compiler": "",
                            "loss": 2.0}  # fmt: skip
@@ -79,6 +79,11 @@ def test_check_is_one_line_and_an_exit_code(tmp_path: Path, rehearsals_here: Non
     fits = run("check", str(path), "--gpu", "RTX 3060 12GB")
     assert fits.exit_code == 0 and fits.stdout.startswith("FITS  tiny ")
     assert len(fits.stdout.splitlines()) == 1
+    two = run("check", str(path), "--gpu", "2x RTX 3060 12GB")
+    assert (two.exit_code, two.stdout) == (0, fits.stdout)
+    assert two.stderr == (
+        "note: this is about one of the 2 cards; several are not planned for yet\n"
+    )
     small = run("check", str(path), "--vram", "0.6GiB")
     assert small.exit_code == 1 and small.stdout.startswith("OOM")
     assert run("check", str(path)).exit_code == 3, "no card is known"
@@ -92,6 +97,7 @@ def checks(machine: Machine, monkeypatch: pytest.MonkeyPatch, **facts: Any) -> d
 
 def test_a_healthy_machine_has_no_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_segments_tried", lambda: ("tried: it went well", True))
+    monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=90 * GIB))
     found = checks(MACHINE, monkeypatch)
     assert {check.status for check in found.values()} == {"ok"}
     assert not any(check.remedy for check in found.values())

@@ -60,7 +60,6 @@ def test_what_else_a_card_says_of_itself(monkeypatch):
     plain, other = probe({}).gpus
     assert (plain.ecc, plain.pcie, plain.wddm) == (None, "4.0 x16", None)
     assert (other.ecc, other.pcie, other.wddm) == (True, "5.0 x8", True)
-    assert probe({}).disk_free_bytes > 0
 
 
 def test_other_makers_gpus_are_named_with_what_works_there(tmp_path):

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from advisor import rehearsal as child
 from advisor.cli.main import app
+from advisor.machine.budget import HostBudget
 from advisor.machine.cuda_context import HOPPER, OTHERS
 from advisor.memory import forecast as module
 from advisor.memory.card import Card
@@ -82,8 +83,8 @@ def test_verdict_under_a_cap_and_a_host_limit(cache: Path) -> None:
     plan = tiny_plan(**CACHED)
     pool = forecast(plan, WORST, cache=cache).tier("pool").bytes
 
-    def judged(cap: int, host: int | None = None) -> Forecast:
-        return forecast(plan, WORST, Card(cap_bytes=cap, host_bytes=host), cache)
+    def judged(cap: int, host: HostBudget | None = None) -> Forecast:
+        return forecast(plan, WORST, Card(cap_bytes=cap, host=host), cache)
 
     assert judged(pool).verdict == "FITS" and judged(pool).exit_code == 0
     tight = forecast(plan, WORST, Card(cap_bytes=pool + 100, margin_bytes=101), cache)
@@ -92,7 +93,7 @@ def test_verdict_under_a_cap_and_a_host_limit(cache: Path) -> None:
     assert loose.verdict == "FITS"
     small = judged(pool // 3)
     assert (small.verdict, small.exit_code) == ("OOM", 1) and "asked for" in small.reason
-    starved = judged(pool, host=2**30)
+    starved = judged(pool, HostBudget(bytes=2**30, basis="policy", source="a test"))
     assert starved.verdict == "OOM" and starved.reason.startswith("host memory")
 
 

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 import pytest
 
-from advisor.memory.speed import factors, samples_per_second, seconds_of
-from profiles.gpus import find_gpu, gpu_by_nvml, gpus
+from advisor.memory.speed import (
+    Pace,
+    encoder_seconds,
+    factors,
+    forward_seconds,
+    paces,
+    samples_per_second,
+    seconds_of,
+)
+from profiles.gpus import GpuProfile, find_gpu, gpu_by_nvml, gpus
 from profiles.plan import Plan
 from tests.conftest import ROOT
 
@@ -21,23 +30,68 @@ def plan(**settings: object) -> Plan:
     return Plan.parse(usual | settings)
 
 
-def test_measured_steps_are_met_as_published() -> None:
-    """Encoders that run online are outside: they are worth few words, and the table says so."""
-    seen = 0
+# Launches beside the usual of the machine that timed these rows: benchmarks/speed.py's MACHINES.
+LAUNCHES = {"shared-": 1.67, "qwen-": 0.73}
+
+
+def timed() -> Iterator[tuple[str, Plan, int, GpuProfile, float]]:
+    """Name, plan, text tokens, card and seconds of every timed row."""
     for line in LEAN.read_text().splitlines():
-        m = json.loads(line)["measurement"]
-        asked = Plan.parse(m["plan"])
-        if not m["step_seconds"] or m["text_tokens"][0] != m["text_tokens"][1]:
-            continue
-        # Streamed 13B rows are outside, too.
-        if asked.cached_encoders and asked.model == "7b":
+        record = json.loads(line)
+        m = record["measurement"]
+        if m["step_seconds"]:
             card = gpu_by_nvml(m["gpu"], m["gpu_bytes"])
-            assert card is not None
-            said = seconds_of(asked, m["text_tokens"][1], card)
-            assert said == pytest.approx(m["step_seconds"], rel=0.12)
-            seen += 1
-    assert seen >= 19
-    assert "set-aside steps on an H100 and an H200" in factors().error
+            assert card is not None and m["text_tokens"][0] == m["text_tokens"][1]
+            plan = Plan.parse(m["plan"])
+            yield record["name"], plan, m["text_tokens"][1], card, m["step_seconds"]
+
+
+def test_every_measured_step_is_met_as_published() -> None:
+    """Both families, encoders online too: within what is published, and that is below 15 %."""
+    seen, worst = 0, factors().worst
+    assert worst <= 0.15 and "set-aside steps on an H100 and an H200" in factors().error
+    for name, asked, text, card, seconds in timed():
+        launches = next((n for start, n in LAUNCHES.items() if name.startswith(start)), 1.0)
+        said = seconds_of(asked, text, card, Pace(launches=launches))
+        assert said == pytest.approx(seconds, rel=worst + 0.001), name
+        fast, slow = (seconds_of(asked, text, card, pace) for pace in paces(card))
+        assert 0.99 * fast < seconds < 1.01 * slow, name
+        seen += 1
+    assert seen >= 30
+
+
+def test_a_card_that_was_never_timed_has_the_wider_range() -> None:
+    """Where the GPU is busy: how fast the CPU launches is as unknown for every card."""
+    busy = plan(micro_batch=20, compile=True)
+
+    def spread(name: str) -> float:
+        card = find_gpu(name)
+        fast, usual, slow = (
+            seconds_of(busy, 512, card, p) for p in (paces(card)[0], Pace(), paces(card)[1])
+        )
+        return (slow - fast) / usual if fast < usual < slow else 0.0
+
+    assert spread("RTX 3090") > 2 * spread("H100 SXM") > 0.3
+
+
+def test_an_evaluation_takes_less_than_a_step() -> None:
+    step, forward = (f(plan(), 128, H100) for f in (seconds_of, forward_seconds))
+    assert 0.2 * step < forward < 0.6 * step
+
+
+def test_measured_encoders_are_met_as_published() -> None:
+    """SAM 2 was measured three times: 25.6 to 42.6 ms."""
+    seen = 0
+    for line in (ROOT / "benchmarks" / "encoders.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        asked = plan(model=row["model"])
+        facts = asked.profile.encoders[row["encoder"]]
+        said = encoder_seconds(facts, asked, gpus()["h200-141gb"])
+        off = {"sam": 0.02, "sam2": 0.28}.get(facts.name, 0.11)
+        assert said == pytest.approx(row["seconds"], rel=off), row
+        assert encoder_seconds(facts, asked, find_gpu("RTX 3060")) > said
+        seen += 1
+    assert seen == 8
 
 
 def test_every_lever_moves_it_the_right_way() -> None:

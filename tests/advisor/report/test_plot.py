@@ -2,66 +2,204 @@
 
 from __future__ import annotations
 
+import json
+import re
+from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
+from xml.etree import ElementTree
 
 import pytest
+from matplotlib.colors import to_rgb
 from PIL import Image
 from typer.testing import CliRunner
 
+from advisor.advice import Advice
 from advisor.cli.main import app
 from advisor.cli.options import PLOT_SUFFIXES
-from advisor.memory.forecast import TierName
+from advisor.machine.gpu import Machine
+from advisor.machine.target import Target
+from advisor.memory.forecast import Forecast, Tier, TierName
+from advisor.memory.live import LiveForecasts
+from advisor.preflight import advise
 from advisor.report.glossary import EXPLANATIONS, explain
-from advisor.report.plot import GREYS, LINE, PAPER, SIZE, _parts, _within, draw
+from advisor.report.plot import figure, picture
+from profiles.grid import caching_bytes
 from profiles.measurement import Timeline
-from tests.conftest import tiny_plan
+from profiles.plan import Plan
+from profiles.tested import shipped_table
 
 GIB = 2**30
-STEP = Timeline(
-    plan=tiny_plan(),
-    parts={"frozen weights": [2 * GIB] * 8, "activations kept": [0, GIB, 2 * GIB, GIB] * 2,
-           "gradients": [GIB // 4] * 8},
-    phases=((0, "forward"), (4, "backward")),
-)  # fmt: skip
+PARTS = {"frozen weights": [20 * GIB] * 8, "activations kept": [0, GIB, 2 * GIB, GIB] * 2,
+         "gradients": [GIB // 4] * 8, "trained rows": [1] * 8}  # fmt: skip
 
 
-def test_parts_what_is_usable_and_greys(tmp_path: Path) -> None:
-    path = tmp_path / "memory.png"
-    draw(STEP, "a title", round(4.5 * GIB), 3 * GIB, path)
-    image = Image.open(path).convert("RGB")
-    colours = {colour for _, colour in image.getcolors(1 << 20)}
-    assert {(grey, grey, grey) for grey in GREYS[:3]} | {LINE, PAPER} <= colours
-    # The line of what is usable lies below the peak of 4.25 GiB, and is as wide as the plot.
-    rows = [y for y in range(image.height) if image.getpixel((300, y)) == LINE]
-    assert 56 < min(rows) < 300 and len(rows) == 3
-    hatches = {index: {image.getpixel((745 + x, 58 + 26 * index + y)) for x in range(20)
-                       for y in range(14)} for index in range(3)}  # fmt: skip
-    assert len(set(map(frozenset, hatches.values()))) == 3, "told apart without colour"
+def step_of(plan: Plan) -> Timeline:
+    """A made-up step of two passes, whose tensors reach 22.25 GiB."""
+    return Timeline(plan=plan, parts=PARTS, phases=((0, "forward"), (4, "backward")))
 
 
-def test_the_picture_has_the_figures_of_the_advice() -> None:
-    """What compiled layers save is off the picture as it is off the text."""
-    needs = round(3.5 * GIB)
-    cut, saved = _within(_parts(STEP), needs)
-    totals = [sum(sizes[n] for sizes in cut.values()) for n in range(8)]
-    assert max(totals) == needs and saved == round(0.75 * GIB)
-    assert cut["frozen weights"] == STEP.parts["frozen weights"]  # the shortest-lived go first
-    assert totals[0] == round(2.25 * GIB)  # and what is below stays as it is
-    assert _within(_parts(STEP), 5 * GIB) == (_parts(STEP), 0)
+def told_of(plan: Plan, tensors: float = 22.25, pool: float = 22.375) -> Forecast:
+    sizes = {"tensors": tensors, "pool": pool, "process": 23, "host": 2}
+    tiers = tuple(Tier(name=name, bytes=round(sizes[name] * GIB) + (name != "pool"), source="")
+                  for name in get_args(TierName))  # fmt: skip
+    return Forecast(plan=plan, verdict="UNKNOWN", compute_capability=(8, 6), text_tokens=512,
+                    masks=1, tiers=tiers, phases={"evaluation": round(tensors * GIB)})  # fmt: skip
 
 
-def test_a_picture_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+def advised(**sizes: float) -> Advice:
+    return advise(
+        Machine(), "7b", ["quantization=none"], Target(vram_bytes=24 * GIB),
+        live=lambda plan, text: told_of(plan, **sizes), table=shipped_table(), exact=True,
+    )  # fmt: skip
 
-    def timeline(plan: object, worst: object, capability: object) -> Timeline:
-        asked.append(capability)
-        return STEP
 
-    monkeypatch.setattr("advisor.memory.forecast.timeline", timeline)
-    path = tmp_path / "memory.png"
+def drawn(advice: Advice) -> tuple[Any, dict[str, str]]:
+    """The axes of the advice's picture, and what its legends say of each name."""
+    assert advice.plan is not None and advice.forecast is not None
+    (axes,) = figure(step_of(advice.plan), advice.forecast, advice).axes
+    texts = [text.get_text() for legend in axes.findobj(type(axes.get_legend()))
+             for text in legend.get_texts()]  # fmt: skip
+    return axes, dict(text.rsplit("  ", 1) for text in texts)
+
+
+def heights(axes: Any) -> list[float]:
+    return [line.get_ydata()[0] for line in axes.lines]
+
+
+def test_lines_and_areas_are_where_the_numbers_say() -> None:
+    advice = advised()
+    assert advice.budget is not None and advice.needs is not None
+    axes, said = drawn(advice)
+    sizes = [advice.budget.cap_bytes, advice.budget.usable.bytes, advice.needs.bytes]
+    assert heights(axes) == [*(size / GIB for size in sizes), (22.25 * GIB + 1) / GIB]
+    names = ["capacity", "usable", "plan needs (forecast)", "peak of tensors"]
+    assert [said[name] for name in names] == ["23.23", "22.52", "22.38", "22.25"]
+    assert advice.verdict == "FITS" and advice.needs.bytes == round(22.375 * GIB)
+    thick, thin = (axes.lines[n].get_linewidth() for n in (1, 0))
+    assert thin < 1 < 2 < thick, "what is usable is the limit"
+    # The areas end where the stack ends, and each is as high as its part.
+    tops = [max(y for _, y in area.get_paths()[0].vertices) for area in axes.collections]
+    assert tops == pytest.approx([20, 20.25, 22.25, 22.25], abs=1e-6)
+    parts = ("others", "activations kept", "gradients", "frozen weights")
+    assert [said[name] for name in parts] == ["0.00", "2.00", "0.25", "20.00"]
+
+
+def test_a_figure_with_another_basis_has_a_name_of_its_own() -> None:
+    advice = advised()
+    assert advice.needs is not None
+    measured = advice.needs.model_copy(update={"bytes": 21 * GIB, "basis": "measured"})
+    said = drawn(advice.model_copy(update={"needs": measured}))[1]
+    assert said["plan needs (measured)"] == "21.00"
+    assert said["pool of this step (forecast)"] == "22.38"
+    elsewhere = drawn(advised(tensors=22.3))[1]
+    assert elsewhere["peak of this step; evaluation: 22.30 GiB;"] == "22.25"
+
+
+def test_it_can_be_read_in_grey() -> None:
+    """Neighbours differ by far in lightness or by their hatch, and both ways in most cases."""
+    axes, _ = drawn(advised())
+    faces = [(sum(w * c for w, c in zip((0.3, 0.59, 0.11), to_rgb(area.get_facecolor()[0]),
+                                        strict=True)), area.get_hatch())
+             for area in axes.collections]  # fmt: skip
+    greys = [grey for grey, _ in faces]
+    assert greys == sorted(greys) and min(b - a for a, b in pairwise(greys)) > 0.15
+    assert all(a != b for (_, a), (_, b) in pairwise(faces))
+    assert len({line.get_linestyle() for line in axes.lines}) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [
+        (["--model", "7b", "--vram", "24GiB", "--set", "quantization=none"], "compile"),
+        (["--model", "7b", "--vram", "4GiB"], "host_layers"),
+        (["--model", "qwen3-vl-2b", "--gpu", "RTX 3060 12GB"], "compile"),
+    ],
+)
+def test_text_json_and_picture_have_the_same_figures(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    rehearsals_here: None,
+    options: list[str],
+    asked: str,
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    file = tmp_path / "step.svg"
+    options += ["--plot", str(file)]
+    shown = CliRunner().invoke(app, [*options, "--json"])
+    assert shown.exit_code == 0, shown.stderr
+    advice = Advice.model_validate_json(shown.stdout)
+    told, budget, needs = advice.forecast, advice.budget, advice.needs
+    assert told and budget and needs and advice.plan and getattr(advice.plan, asked)
+    pool, caching = told.tier("pool").bytes, caching_bytes(advice.plan)
+    assert needs.bytes == max(pool, caching) <= budget.usable.bytes
+    said = dict(re.findall(r">([^<>]+)  ([0-9.]+)</text>", file.read_text(encoding="utf-8")))
+    others = float(said.pop("others", 0))
+    numbers = {
+        "capacity": budget.cap_bytes, "usable": budget.usable.bytes,
+        "plan needs (forecast)": needs.bytes, "peak of tensors": told.tier("tensors").bytes,
+    }  # fmt: skip
+    if pool < caching:  # as on the smallest cards
+        numbers["pool of this step (forecast)"] = pool
+    parts = {name: size for name, size in told.live_at_peak.items() if name in said}
+    assert said == {name: f"{size / GIB:.2f}" for name, size in (numbers | parts).items()}
+    small = sum(told.live_at_peak.values()) - sum(parts.values())
+    assert others == pytest.approx(small / GIB, abs=0.006)
+    first = " ".join(CliRunner().invoke(app, options).stdout.split())
+    assert f"= {needs.bytes / GIB:.2f} GiB; limit {budget.usable.bytes / GIB:.2f}" in first
+    text = " ".join(CliRunner().invoke(app, [*options, "--why"]).stdout.split())
+    assert f"plan needs {needs.bytes / GIB:.2f} GiB forecast a forecast of this very plan" in text
+    assert f"at most {needs.bytes / GIB:.2f} GiB of {budget.usable.bytes / GIB:.2f} GiB" in text
+
+
+def test_without_a_picture_the_figure_says_that_it_is_interpolated() -> None:
+    shown = CliRunner().invoke(app, ["--model", "7b", "--vram", "24GiB", "--why"])
+    assert "interpolated between forecasts" in " ".join(shown.stdout.split())
+
+
+def made_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LiveForecasts, "__call__", lambda self, plan, text: told_of(plan))
+    monkeypatch.setattr(LiveForecasts, "step", lambda self, plan, text: step_of(plan))
+
+
+@pytest.mark.parametrize("suffix", PLOT_SUFFIXES)
+def test_every_kind_of_picture_that_is_named_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    made_up(monkeypatch)
+    path = tmp_path / f"memory{suffix.upper()}"
     shown = CliRunner().invoke(app, ["--gpu", "RTX 4090", "--plot", str(path)])
-    assert shown.exit_code == 0 and path.is_file() and asked == [(8, 9)]
+    assert shown.exit_code == 0, shown.stderr
+    content = path.read_bytes()
+    if suffix == ".png":
+        with Image.open(BytesIO(content)) as image:
+            image.load()
+            assert image.format == "PNG" and image.size == (1152, 648)
+    elif suffix == ".svg":
+        assert ElementTree.fromstring(content).tag.endswith("svg")
+        text = content.decode()
+        assert "@font-face" not in text and "<image" not in text
+        links = set(re.findall(r"https?://[^\"'<> ]+", text))
+        assert all("w3.org" in x or "purl.org" in x or "creativecommons" in x or "matplotlib" in x
+                   for x in links), links  # fmt: skip
+    else:
+        assert content.startswith(b"%PDF")
+
+
+def test_the_same_picture_is_the_same_bytes() -> None:
+    advice = advised()
+    assert advice.plan is not None and advice.forecast is not None
+    step = step_of(advice.plan)
+    for kind in ("png", "svg", "pdf"):
+        one, other = (picture(step, advice.forecast, advice, kind) for _ in range(2))
+        assert one == other, kind
+
+
+def test_what_cannot_be_drawn_is_said_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_up(monkeypatch)
     for option in ("--plot", "--save"):
         nowhere = CliRunner().invoke(
             app, ["--gpu", "4090", option, str(tmp_path / "absent" / "x.png")]
@@ -69,9 +207,12 @@ def test_a_picture_from_the_command_line(tmp_path: Path, monkeypatch: pytest.Mon
         assert nowhere.exit_code == 2 and "cannot be written: no folder" in nowhere.stderr
         folder = CliRunner().invoke(app, ["--gpu", "4090", option, str(tmp_path)])
         assert folder.exit_code == 2 and "cannot be written: is a folder" in folder.stderr
-    assert len(asked) == 1, "nothing was reckoned for them"
+        assert "forecasting" not in nowhere.stderr + folder.stderr
+    kind = CliRunner().invoke(app, ["--gpu", "RTX 4090", "--plot", str(tmp_path / "x.xyz")])
+    assert kind.exit_code == 2 and ".png, .svg" in kind.stderr
     tiny = CliRunner().invoke(app, ["--plot", str(tmp_path / "none.png")])
     assert tiny.exit_code == 0 and "not drawn" in tiny.stderr
+    assert json.loads(CliRunner().invoke(app, ["--json"]).stdout)["forecast"] is None
 
 
 def test_every_part_that_is_counted_is_explained() -> None:
@@ -85,21 +226,3 @@ def test_every_part_that_is_counted_is_explained() -> None:
         explain("margn")
     assert CliRunner().invoke(app, ["--explain", "context"]).stdout.startswith("context: ")
     assert CliRunner().invoke(app, ["--explain", "nothing"]).exit_code == 2
-
-
-@pytest.mark.parametrize("suffix", PLOT_SUFFIXES)
-def test_every_kind_of_picture_that_is_named_is_drawn(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"memory{suffix}"
-    draw(STEP, "a title", 4 * GIB, 3 * GIB, path)
-    if suffix == ".pdf":
-        assert path.read_bytes().startswith(b"%PDF")
-        return
-    with Image.open(path) as image:
-        image.load()
-        assert image.format != "PNG" or suffix == ".png"
-        assert image.size == SIZE
-
-
-def test_a_name_that_is_no_pictures_is_refused_before_the_work(tmp_path: Path) -> None:
-    shown = CliRunner().invoke(app, ["--gpu", "RTX 4090", "--plot", str(tmp_path / "x.xyz")])
-    assert shown.exit_code == 2 and ".png, .jpg" in shown.stderr

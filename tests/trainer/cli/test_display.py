@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,9 @@ import pytest
 import trainer.cli.console as console
 from tests.conftest import PHOTOS, tiny_plan
 from trainer.cli.console import reporter as speaking
+from trainer.cli.one_process import took_line
+from trainer.cli.planned_run import PlannedRun
+from trainer.run.started import Started
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
 COLOUR = re.compile(r"\x1b\[[0-9;]*3[0-9]")
@@ -58,6 +62,7 @@ def test_a_run_on_a_terminal_is_shown_live(tmp_path: Path) -> None:
     assert re.search(r"epoch 1/1, loss \d\.\d+", shown)
     assert COLOUR.search(shown)
     assert "before training: gIoU" in shown and "run folder" in shown
+    assert re.search(r"run 0:0\d:\d\d left", shown) and re.search(r"took \d+ s", shown)
 
 
 @pytest.mark.parametrize("no_colour", [True, False])
@@ -105,3 +110,33 @@ def test_plain_lines_tell_the_time_left_of_each_phase(
         "sam features: 0/4", "sam features: 1/4, 0:01:30 left", "sam features: 4/4",
         "epoch 1/2, loss 0.500: 11/91", "epoch 1/2, loss 0.400: 21/91, 0:04:40 left",
     ]  # fmt: skip
+
+
+def test_plain_lines_tell_the_time_left_of_the_run_where_it_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with speaking() as reporter:
+        reporter.progress("sam features", 4, 4)
+        reporter.left(3723.4)
+        reporter.progress("epoch 1/2, loss 0.500", 3, 3)
+        reporter.left(None)
+        reporter.progress("evaluating", 6, 6)
+    lines = sys.stderr.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert lines == [
+        "sam features: 4/4", "epoch 1/2, loss 0.500: 3/3, run 1:02:03 left", "evaluating: 6/6",
+    ]  # fmt: skip
+
+
+def test_a_run_that_took_its_time_is_held_against_the_forecast(tmp_path: Path) -> None:
+    started = Started(tmp_path, tmp_path, {})
+    run = PlannedRun(tiny_plan(), tmp_path, started)
+    assert run.forecast_seconds is None
+    (tmp_path / "advice.json").write_text('{"duration": {"seconds": 1381.5}}')
+    assert run.forecast_seconds == 1381.5, "as a started process reads it"
+    assert replace(run, resumes=True).forecast_seconds is None
+    assert took_line(1260, run.forecast_seconds) == "took 21 min; 23 min were forecast"
+    for damaged in ('{"duration": null}', "[]", "{", '{"duration": {"seconds": "x"}}'):
+        (tmp_path / "advice.json").write_text(damaged)
+        assert run.forecast_seconds is None
+    assert took_line(75, None) == "took 75 s"

@@ -1,0 +1,61 @@
+"""lisa-advise explain-oom: what an out-of-memory message of any training says."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from advisor.cli.options import Json
+from profiles.exits import fail
+from profiles.streams import say, tell
+
+ENDS = 2 << 20  # bytes that are read from either end of a log
+
+
+def explain_oom_command(
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="A log, a message, or shortage.json; '-' for stdin."),
+    ],
+    as_json: Json = False,
+) -> None:
+    """What does this out-of-memory message say, and what would help? Of any training script.
+
+    Reads PyTorch's messages of all versions, CUDA's and its libraries', and those of a full host
+    memory. The first message of a process decides.
+
+    Exit codes: 0 explained, 2 bad usage, 3 cannot tell, 130 interrupted.
+    """
+    from advisor.oom.explain import explain
+    from advisor.oom.log import decoded
+    from advisor.report.oom_text import print_explanation
+    from advisor.report.text import PlainConsole
+
+    first, last = _ends(file)
+    told = explain(decoded(first, last))
+    if last:
+        note = f"only the first and the last {ENDS >> 20} MiB were read; lines are counted in these"
+        told = told.model_copy(update={"notes": (*told.notes, note)})
+    if as_json:
+        say(json.dumps(told.model_dump(mode="json"), indent=2))
+    else:
+        print_explanation(told, PlainConsole())
+    raise typer.Exit(told.exit_code)
+
+
+def _ends(file: Path) -> tuple[bytes, bytes]:
+    """The first bytes of a log, and the last ones of a longer one. Ends with exit code 2."""
+    from profiles.files import ends_of, read_ends, reason
+
+    try:
+        if str(file) != "-":
+            return read_ends(file, ENDS)
+        if sys.stdin.isatty():
+            tell("paste the message, then press Ctrl-D (Windows: Ctrl-Z and Enter)")
+        return ends_of(sys.stdin.buffer, ENDS)
+    except OSError as error:
+        fail(f"{file}: cannot be read: {reason(error)}")

@@ -1,0 +1,157 @@
+"""How long a whole training takes: caches, steps, evaluations; by a step's roofline.
+
+The step's seconds are `advisor.memory.speed`'s. What a run takes beside its steps was measured in a
+few runs (`benchmarks/speed.py`). A range goes with it: of a card that was never timed a wide one.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+
+from pydantic import Field
+
+from advisor.memory.speed import (
+    USUAL,
+    Pace,
+    encoder_seconds,
+    factors,
+    forward_seconds,
+    paces,
+    seconds_of,
+)
+from profiles.batches import full_rows, passes
+from profiles.gpus import GpuProfile, gpus
+from profiles.measurement import DataCounts
+from profiles.plan import Plan
+from profiles.records import Frozen
+from profiles.settings import PREFIX_TOKENS
+
+# ReasonSeg as published (Lai et al. 2023, arXiv:2308.00692): its training and validation splits.
+REASON_SEG = DataCounts(train_pictures=239, val_pictures=200, epoch_questions=239,
+                        val_questions=200)  # fmt: skip
+TYPICAL = "rtx-3060-12gb"  # as fast as it is a card taken to be of which only the size is known
+QUESTION_TOKENS = 60  # of a question and its answer: what benchmarks/lean.py takes
+LENGTHS = 4  # for which layers are compiled, about: rows are padded to multiples of 32 tokens
+COMPILE_SECONDS = 6  # for one of them
+
+
+class Duration(Frozen):
+    """Seconds of a training, by what they are spent on, and what follows from them."""
+
+    epochs: int
+    pictures: int = Field(description="of the training split")
+    questions: int = Field(description="asked in an epoch")
+    counted: bool = Field(description="the data's own counts; false: ReasonSeg's as published")
+    card: str
+    stand_in: bool = Field(False, description="the card is not known, and taken to be as fast")
+    start_seconds: float = Field(description="libraries, model, and compiling layers")
+    features_seconds: float = Field(description="building all feature caches")
+    training_seconds: float
+    evaluation_seconds: float = Field(description="before training and after each epoch, and saves")
+    seconds: float = Field(description="all of these")
+    epoch_seconds: float = Field(description="one epoch with its evaluation and its save")
+    low_seconds: float
+    high_seconds: float
+    picture_seconds: float = Field(description="of one picture's features, both encoders")
+    basis: str = Field(description="what the figures come from, and how far they were off")
+    hours: float | None = Field(None, description="the time that there is")
+    epochs_within: int | None = Field(None, description="that fit into it; 0: not even one")
+    price_per_hour: float | None = None
+    price: float | None = Field(None, description="of all seconds")
+
+
+def duration_of(plan: Plan, card: GpuProfile | None, counts: DataCounts = REASON_SEG) -> Duration:
+    """How long the plan trains on a card; on one as fast as TYPICAL where it is not known.
+
+    Raises ValueError where the card lacks the plan's dtype.
+    """
+    stand_in, card = card is None, card or gpus()[TYPICAL]
+    usual, (fast, slow) = _Parts(plan, card, counts, USUAL), paces(card)
+    low, high = (_Parts(plan, card, counts, pace).seconds(plan.schedule.epochs)
+                 for pace in (fast, slow))  # fmt: skip
+    epochs = plan.schedule.epochs
+    timed = card.key in factors().timed
+    return Duration(
+        epochs=epochs,
+        pictures=counts.train_pictures,
+        questions=counts.epoch_questions,
+        counted=counts is not REASON_SEG,
+        card=card.title,
+        stand_in=stand_in,
+        start_seconds=usual.start,
+        features_seconds=usual.features,
+        training_seconds=epochs * usual.training,
+        evaluation_seconds=usual.evaluation + epochs * usual.epoch_end,
+        seconds=usual.seconds(epochs),
+        epoch_seconds=usual.training + usual.epoch_end,
+        low_seconds=low,
+        high_seconds=high,
+        picture_seconds=usual.picture,
+        basis=factors().error + ("" if timed else ", so the range is wide"),
+    )
+
+
+def within(duration: Duration, hours: float | None, price_per_hour: float | None) -> Duration:
+    """The duration with what fits into so many hours, and with what it costs."""
+    update: dict[str, float | None] = {"hours": hours, "price_per_hour": price_per_hour}
+    if hours is not None:
+        once = duration.seconds - duration.epochs * duration.epoch_seconds
+        update["epochs_within"] = max(0, int((3600 * hours - once) / duration.epoch_seconds))
+    if price_per_hour is not None:
+        update["price"] = round(price_per_hour * duration.seconds / 3600, 2)
+    return duration.model_copy(update=update)
+
+
+class _Parts:
+    """Seconds of each part of a run at one pace; the CPU's work takes as long as its launches."""
+
+    def __init__(self, plan: Plan, card: GpuProfile, counts: DataCounts, pace: Pace) -> None:
+        known, cpu = factors(), pace.launches
+        asked = questions_a_row(plan, counts)
+        text = _text_tokens(plan, counts, asked)
+        compiling = LENGTHS * COMPILE_SECONDS if plan.compile else 0
+        self.start = cpu * (known.start_seconds + compiling)
+        encoders = [plan.profile.encoders[name] for name in plan.cached_encoders]
+        entry = cpu * known.entry_seconds
+        self.picture = sum(encoder_seconds(one, plan, card, pace) + entry for one in encoders)
+        self.features = (counts.train_pictures + counts.val_pictures) * self.picture
+        reading = cpu * known.sample_seconds
+        rows = ceil(plan.effective_batch / asked)
+        cuts = passes(rows, plan.micro_batch, plan.processes)
+        step = known.loop * cuts * seconds_of(plan, text, card, pace)
+        reading = cpu * known.sample_seconds
+        wait = reading * rows / plan.processes
+        # Data workers read the next rows meanwhile; without any, the step waits.
+        step = max(step, wait / plan.workers) if plan.workers else step + wait
+        self.training = ceil(counts.epoch_questions / plan.effective_batch) * step
+        self.training += cpu * known.workers_seconds if plan.workers else 0.0
+        least = full_rows(counts.val_questions, plan.questions_per_picture)
+        val_rows = full_rows(max(counts.val_pictures, least), plan.processes)
+        forward = forward_seconds(plan, text, card, pace) / plan.micro_batch
+        scoring = cpu * known.scoring_seconds * counts.val_questions / plan.processes
+        self.evaluation = val_rows * (forward + reading) + scoring
+        self.epoch_end = self.evaluation + cpu * known.save_seconds
+
+    def seconds(self, epochs: int) -> float:
+        """Of a whole run."""
+        return (
+            self.start + self.features + self.evaluation + epochs * (self.training + self.epoch_end)
+        )
+
+
+def questions_a_row(plan: Plan, counts: DataCounts) -> float:
+    """Questions that rows share their picture among, on average: as many as the plan and the
+    pictures have."""
+    each = counts.epoch_questions / max(1, counts.train_pictures)
+    return max(1.0, min(plan.questions_per_picture, each))
+
+
+def _text_tokens(plan: Plan, counts: DataCounts, asked: float) -> int:
+    """Of a usual row: with the data's mean length, or with usual questions.
+
+    Where pictures take fewer tokens than the plan's most, so many fewer.
+    """
+    if counts.row_tokens is not None:
+        return round(counts.row_tokens) - plan.profile.most_image_tokens
+    usual = PREFIX_TOKENS + QUESTION_TOKENS * asked
+    return min(round(usual), plan.tokens.max_text_tokens)

@@ -1,0 +1,34 @@
+"""What a plan's pool holds, in three parts that a reader tells apart."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from profiles.grid import estimate
+from profiles.plan import Plan
+
+if TYPE_CHECKING:
+    from advisor.memory.forecast import Forecast
+
+WEIGHTS = ("frozen weights", "encoders")
+TRAINED = ("adapters", "trained rows", "mask decoder", "other trained", "gradients",
+           "optimizer state")  # fmt: skip
+
+
+def parts_of(
+    plan: Plan, text_tokens: int, pool_bytes: int, forecast: Forecast | None = None
+) -> dict[str, int]:
+    """Bytes of frozen weights, of all that is trained, and of the rest of `pool_bytes`.
+
+    From the plan's own forecast, or else from the grid; empty where neither reaches.
+    """
+    if forecast is not None:
+        live = forecast.live_at_peak
+        frozen, trained = (sum(live.get(n, 0) for n in names) for names in (WEIGHTS, TRAINED))
+    else:
+        found = estimate(plan, text_tokens)
+        if found is None:
+            return {}
+        frozen, trained = found.frozen_bytes, found.trained_bytes
+    rest = max(0, pool_bytes - frozen - trained)
+    return {"weights": frozen, "trained": trained, "activations": rest}

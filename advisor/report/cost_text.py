@@ -1,0 +1,95 @@
+"""Time, money and disk of a training, in a few lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from profiles.grid import caching_bytes
+from profiles.sizes import GIB, MIB, gib
+from profiles.text import counted, time_text
+
+if TYPE_CHECKING:
+    from advisor.advice import Advice
+    from advisor.cost.disk import Disk
+    from advisor.cost.duration import Duration
+    from profiles.plan import Plan
+
+
+def cost_lines(advice: Advice) -> Iterator[tuple[str, str]]:
+    """(title, text) of what the advised training takes; nothing where that is not known."""
+    if advice.plan is None:
+        return
+    if advice.duration is not None:
+        yield "time", _time(advice.duration)
+        if extra := _asked(advice.duration):
+            yield "", extra
+    if advice.disk is not None:
+        yield "disk", _disk(advice.disk)
+        if advice.plan.cached_encoders:
+            yield "features", _features(advice.plan, advice.disk, advice.duration)
+
+
+def _time(duration: Duration) -> str:
+    parts = (
+        ("start", duration.start_seconds),
+        ("features", duration.features_seconds),
+        ("training", duration.training_seconds),
+        ("evaluation", duration.evaluation_seconds),
+    )
+    spent = ", ".join(f"{name} {time_text(seconds)}" for name, seconds in parts if seconds >= 60)
+    what = counted(duration.pictures, "picture")
+    if duration.questions != duration.pictures:
+        what += f" and {counted(duration.questions, 'question')}"
+    whose = "" if duration.counted else " (ReasonSeg's)"
+    low, high = time_text(duration.low_seconds), time_text(duration.high_seconds)
+    card = f"{_article(duration.card)} {duration.card}"
+    if duration.stand_in:
+        card = f"a card as fast as {card}"
+    return (
+        f"{counted(duration.epochs, 'epoch')} of {what}{whose}: about {time_text(duration.seconds)}"
+        f" ({low} to {high}) on {card}; {spent}"
+    )
+
+
+def _asked(duration: Duration) -> str:
+    """What was asked for besides: epochs in the given time, and the price."""
+    found = []
+    if duration.hours is not None:
+        found.append(
+            f"{duration.hours:g} h are enough for {counted(duration.epochs_within or 0, 'epoch')}"
+        )
+    if duration.price is not None:
+        low, high = (
+            duration.price * seconds / duration.seconds
+            for seconds in (duration.low_seconds, duration.high_seconds)
+        )
+        price = f"{duration.price:.2f} ({low:.2f} to {high:.2f})"
+        found.append(f"it costs {price} at {duration.price_per_hour:g} an hour")
+    return "; ".join(found)
+
+
+def _article(name: str) -> str:
+    return "an" if name[:1] in "AEFHLMNRSX" and not name.startswith("Titan") else "a"
+
+
+def _disk(disk: Disk) -> str:
+    parts = (
+        ("download", disk.download_bytes),
+        ("converted", disk.converted_bytes),
+        ("features", disk.cache_bytes),
+        ("run folder", disk.run_bytes),
+    )
+    spent = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts if size)
+    return f"{disk.total_bytes / GIB:.1f} GiB: {spent}"
+
+
+def _features(plan: Plan, disk: Disk, duration: Duration | None) -> str:
+    """What a picture's features take, and the peak while they are built."""
+    names = " and ".join(plan.profile.encoders[name].name for name in plan.cached_encoders)
+    each = f"{disk.picture_bytes / MIB:.2g} MiB a picture"
+    if duration is not None:
+        each += f" in {duration.picture_seconds:.2g} s"
+    peak = caching_bytes(plan)
+    beside = f", at a peak of {gib(peak)} before the model loads" if peak else ""
+    return f"{names}: {each}, built once{beside}"

@@ -1,0 +1,90 @@
+"""What all commands have in common: flags without a type, examples, --version, completion."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup, TyperOption
+
+
+def _plain(parameters: list[Any]) -> list[Any]:
+    """The parameters, of which flags show no type: typer's own options too."""
+    for one in parameters:
+        if isinstance(one, TyperOption) and one.is_flag and one.metavar is None:
+            one.metavar = ""
+    return parameters
+
+
+class _Command(TyperCommand):
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _plain(super().get_params(ctx))
+
+
+class _Group(TyperGroup):
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _plain(super().get_params(ctx))
+
+
+class Commands(typer.Typer):
+    """A typer app whose help ends with examples."""
+
+    def __init__(self, *, examples: Sequence[str] = (), **options: Any) -> None:
+        super().__init__(
+            cls=_Group,
+            epilog=_listed(examples),
+            pretty_exceptions_enable=False,
+            context_settings={"help_option_names": ["-h", "--help"]},
+            **options,
+        )
+
+    def command(
+        self, name: str | None = None, *, examples: Sequence[str] = (), **options: Any
+    ) -> Any:
+        """Register a command as typer does, with examples."""
+        return super().command(name, cls=_Command, epilog=_listed(examples), **options)
+
+
+def _listed(examples: Sequence[str]) -> str | None:
+    # typer joins lines, but not those of a paragraph that begins so.
+    return "\n".join(["\b", "Examples:", *(f"  {one}" for one in examples)]) if examples else None
+
+
+def _print_version(context: typer.Context, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        from importlib.metadata import version
+
+        from profiles.places import NAME
+
+        typer.echo(f"{context.find_root().info_name} {version(NAME)}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool,
+    typer.Option(
+        "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+    ),
+]
+
+
+def gpu_names(incomplete: str) -> Iterator[tuple[str, str]]:
+    """Cards whose key begins so, also without RTX or GTX; each with its name."""
+    from profiles.gpus import gpus
+
+    for key, card in gpus().items():
+        for name in (key, key.removeprefix("rtx-").removeprefix("gtx-")):
+            if name.startswith(incomplete.lower()):
+                yield name, card.title
+                break
+
+
+def model_names(incomplete: str) -> Iterator[tuple[str, str]]:
+    """Models whose name begins so, each with its title."""
+    from profiles.models import models
+
+    yield from ((name, one.title) for name, one in models().items() if name.startswith(incomplete))
+
+
+MODEL_HELP = "Size, such as tiny, 7b or qwen3-vl-4b."

@@ -1,0 +1,75 @@
+"""What people write instead of a GPU's name: slips, counts, and names of other makers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+_COUNT_FIRST = re.compile(r"\s*(\d{1,3})\s*[x×*]\s*(\S.*)", re.IGNORECASE)
+_COUNT_LAST = re.compile(r"(.*\S)(?:\s+x|\s*[×*])\s*(\d{1,3})\s*", re.IGNORECASE)
+_MAKERS = {
+    "AMD": r"amd|radeon|instinct|vega|rx ?\d{3,4}|mi ?\d{2,3}[ax]?\b|w\d{4}\b|\d{4} ?xtx?\b",
+    "Apple": r"apple|macbook|m[1-5]( ?(pro|max|ultra))?$",
+    "Intel": r"intel|iris|gaudi|\barc\b|a(310|380|580|750|770)m?\b|b(570|580)\b",
+    "Google": r"tpu",
+}
+_SHORT = 4  # letters: names such as M40 and L40, where another letter is another card
+_LONG = 8  # letters, of which two may be wrong
+
+
+def count_in(text: str) -> tuple[int, str]:
+    """How many cards a text such as "2x RTX 3090" or "RTX 3090 x2" names, and the name."""
+    if match := _COUNT_FIRST.fullmatch(text):
+        return int(match[1]), match[2]
+    if match := _COUNT_LAST.fullmatch(text):
+        return int(match[2]), match[1]
+    return 1, text
+
+
+def other_maker(text: str) -> str | None:
+    """The maker of a GPU that is not NVIDIA's, as far as its name says so."""
+    words = " ".join(re.split(r"[\s_-]+", text.lower().strip()))
+    return next((maker for maker, names in _MAKERS.items() if re.search(rf"\b(?:{names})", words)),
+                None)  # fmt: skip
+
+
+def long_form(spelled: str) -> str:
+    """`spelled` with SUPER for the letter s and Laptop for m, as in 4070tis, 4080s and 3060m."""
+    whole = re.sub(r"(\d{4}(?:ti)?)s(?=$|maxq)", r"\1super", spelled)
+    return re.sub(r"(\d{4}(?:ti)?)m$", r"\1laptop", whole)
+
+
+def nearest(spelled: str, known: Iterable[str]) -> list[str]:
+    """Those of `known` that a slip or two of the keyboard turn into `spelled`, closest first."""
+    most = 2 if len(spelled) >= _LONG else 1
+    found = []
+    for one in known:
+        slips = _slips(spelled, one) if abs(len(one) - len(spelled)) <= most else most + 1
+        swapped = sorted(one) == sorted(spelled)
+        if 0 < slips <= most and (swapped or len(one) != len(spelled) or _may_differ(spelled)):
+            found.append((slips, one))
+    return [one for _, one in sorted(found)]
+
+
+def same_digits(spelled: str, other: str) -> bool:
+    """Whether both have the same digits, in any order."""
+    return sorted(re.sub(r"\D", "", spelled)) == sorted(re.sub(r"\D", "", other))
+
+
+def _may_differ(spelled: str) -> bool:
+    """Whether another letter or digit may be a slip: not in M40, as L40 is another card."""
+    return len(spelled) > _SHORT or spelled.isdigit()
+
+
+def _slips(text: str, other: str) -> int:
+    """Letters left out, added, changed, or swapped with the next (optimal string alignment)."""
+    before: list[int] = []
+    last = list(range(len(other) + 1))
+    for i, letter in enumerate(text, start=1):
+        row = [i]
+        for j, wanted in enumerate(other, start=1):
+            row.append(min(last[j] + 1, row[-1] + 1, last[j - 1] + (letter != wanted)))
+            if i > 1 and j > 1 and letter == other[j - 2] and text[i - 2] == wanted:
+                row[-1] = min(row[-1], before[j - 2] + 1)
+        before, last = last, row
+    return last[-1]

@@ -1,0 +1,92 @@
+"""What a training takes on disk: counted by the code that builds, converts, caches and saves."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from math import prod
+from pathlib import Path
+
+import pytest
+import torch
+
+from advisor import doctor
+from advisor.cost.disk import disk_of, run_bytes, trained_values
+from advisor.cost.duration import REASON_SEG
+from advisor.cost.rooms import rooms
+from advisor.machine.gpu import Machine
+from profiles.models import models
+from profiles.plan import Plan
+from profiles.settings import TrainedPart
+from profiles.sizes import GIB
+from trainer.convert.convert import needed_shapes
+from trainer.model.build import build, some_tokenizer
+from trainer.model.weights import ShapesAlone
+
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.mark.parametrize("name", models())
+def test_a_converted_folder_has_the_tensors_that_are_asked_for(name: str) -> None:
+    profile = models()[name]
+    assert profile.values == sum(map(prod, needed_shapes(profile).values()))
+    halves, download = 2 * profile.values, profile.download_gb * 1e9
+    assert profile.packaged or 0.99 * halves < download < 1.2 * halves, "SAM is in fp32"
+
+
+@pytest.mark.parametrize("targets", ["qv", "attention", "all-linear"])
+@pytest.mark.parametrize("name", ["tiny", "7b-v1", "13b", "qwen3-vl-2b", "qwen3-vl-8b"])
+def test_trained_values_are_those_of_the_model_that_is_built(name: str, targets: str) -> None:
+    profile = models()[name]
+    parts: list[TrainedPart] = ["mask_decoder", "text_hidden_fcs"]
+    parts += ["projector"] if profile.has_projector else []
+    parts += {"qv": ["token_rows"], "attention": ["embeddings"]}.get(targets, [])  # type: ignore[arg-type]
+    if targets == "all-linear":
+        parts += ["token_rows"] if profile.decoder.tied_head else ["head"]
+    plan = Plan.parse({"model": name, "weights": "random", "train": parts,
+                       "lora": {"rank": 4, "targets": targets}})  # fmt: skip
+    model = build(plan, some_tokenizer(plan), torch.device("meta"), ShapesAlone())
+    trained = [p.numel() for p in model.parameters() if p.requires_grad]
+    assert trained_values(plan) == sum(trained)
+
+
+def test_the_parts_follow_the_plan() -> None:
+    base = disk_of(Plan.parse({"model": "7b"}))
+    assert base.total_bytes == (base.download_bytes + base.converted_bytes + base.cache_bytes
+                                + base.run_bytes)  # fmt: skip
+    pictures = REASON_SEG.train_pictures + REASON_SEG.val_pictures
+    assert base.cache_bytes == pictures * base.picture_bytes
+    none = disk_of(Plan.parse({"model": "7b", "cached_encoders": []}))
+    assert none.cache_bytes == 0 and none.download_bytes == base.download_bytes
+    small, whole = (
+        Plan.parse({"model": "7b", "optimizer_state": state}) for state in ("8bit", "fp32")
+    )
+    assert run_bytes(small) < 0.6 * run_bytes(whole)
+    tiny = disk_of(Plan.parse({"model": "tiny"}))
+    assert tiny.download_bytes == tiny.converted_bytes == 0 < tiny.run_bytes
+
+
+def test_a_disk_holds_all_that_goes_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    for name in ("HF_HUB_CACHE", "HF_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    disk = disk_of(Plan.parse({"model": "7b"}))
+    (room,) = rooms(disk)
+    assert room.needed_bytes == disk.total_bytes
+    assert list(room.what) == ["download", "converted model", "run", "features"]
+
+
+@pytest.mark.parametrize(("free", "status"), [(8, "note"), (80, "ok")])
+def test_the_doctor_compares_it_with_what_is_free(
+    free: int, status: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from tests.advisor.cli.test_commands import GPU
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("shutil.disk_usage", lambda place: Usage(0, 0, free * GIB))
+    found = [c for c in doctor._room(Machine(gpus=(GPU,))) if c.name == "disk"]
+    assert {check.status for check in found} == {status}
+    assert "7b takes" in found[0].found and f"{free}.00 GiB free" in found[0].found
+    assert ("HF_HOME" in found[0].remedy) == (status == "note")
+    (tiny,) = {c.status for c in doctor._room(Machine()) if c.name == "disk"}
+    assert tiny == "ok", "without a card lisa-tiny is what trains"

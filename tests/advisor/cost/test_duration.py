@@ -1,0 +1,155 @@
+"""How long a training takes: parts, range, counts, and what fits into a time."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from advisor.cli.main import app
+from advisor.cost.duration import REASON_SEG, Duration, duration_of, questions_a_row, within
+from advisor.machine.gpu import Machine
+from advisor.machine.target import Target
+from advisor.memory.forecast import Forecast, Tier, TierName
+from advisor.memory.speed import encoder_seconds, factors, seconds_of
+from advisor.preflight import advise
+from advisor.report.cost_text import cost_lines
+from profiles.gpus import find_gpu
+from profiles.measurement import DataCounts
+from profiles.plan import Plan
+from profiles.text import time_text
+
+CARD = find_gpu("RTX 3090")
+COUNTS = DataCounts(train_pictures=100, val_pictures=20, epoch_questions=300, val_questions=60,
+                    row_tokens=700.0)  # fmt: skip
+
+
+def plan(**settings: Any) -> Plan:
+    usual = {"model": "7b", "device": "cuda", "effective_batch": 20, "micro_batch": 4,
+             "checkpointed_layers": "all"}  # fmt: skip
+    return Plan.parse(usual | settings)
+
+
+def parts(found: Duration) -> float:
+    return (found.start_seconds + found.features_seconds + found.training_seconds
+            + found.evaluation_seconds)  # fmt: skip
+
+
+@pytest.mark.parametrize("model", ["7b", "qwen3-vl-4b"])
+def test_the_whole_is_its_parts_and_lies_in_its_range(model: str) -> None:
+    found = duration_of(plan(model=model), CARD)
+    assert found.seconds == pytest.approx(parts(found))
+    assert found.low_seconds < found.seconds < found.high_seconds
+    assert (found.epochs, found.pictures, found.counted) == (10, 239, False)
+    timed = duration_of(plan(model=model, micro_batch=20), find_gpu("H100 SXM"))
+    assert found.seconds > 1.5 * timed.seconds and "wide" in found.basis != timed.basis
+
+
+def test_the_parts_are_counted_from_the_plan_and_the_data() -> None:
+    """Of 300 questions about 100 pictures, 20 a step: 15 steps; 5 forward passes each."""
+    asked = plan(workers=4)
+    found = duration_of(asked, CARD, COUNTS)
+    text = 700 - asked.profile.most_image_tokens
+    step = factors().loop * 5 * seconds_of(asked, text, CARD)
+    assert found.training_seconds == pytest.approx(10 * (15 * step + factors().workers_seconds))
+    entry = factors().entry_seconds
+    each = sum(encoder_seconds(f, asked, CARD) + entry for f in asked.profile.encoders.values())
+    assert found.features_seconds == pytest.approx(120 * each)
+    assert found.counted and found.questions == 300
+    alone = duration_of(plan(workers=0), CARD, COUNTS)
+    assert alone.training_seconds > found.training_seconds - 10 * factors().workers_seconds
+
+
+def test_less_is_less() -> None:
+    base = duration_of(plan(), CARD, COUNTS)
+    none = duration_of(plan(cached_encoders=[]), CARD, COUNTS)
+    assert none.features_seconds == none.picture_seconds == 0
+    assert none.training_seconds > base.training_seconds
+    one = duration_of(plan(schedule={"epochs": 1}), CARD, COUNTS)
+    assert one.training_seconds == pytest.approx(base.training_seconds / 10)
+    assert one.evaluation_seconds > base.evaluation_seconds / 10, "one of them is before training"
+    short = duration_of(plan(), CARD, COUNTS.model_copy(update={"row_tokens": 620.0}))
+    assert short.training_seconds < base.training_seconds
+    assert duration_of(plan(compile=True), CARD).start_seconds > base.start_seconds
+
+
+def test_rows_share_a_picture_among_as_many_questions_as_there_are() -> None:
+    """ReasonSeg's pictures have one each, whatever the plan allows."""
+    several = plan(questions_per_picture=3, micro_batch=7)
+    assert questions_a_row(several, REASON_SEG) == 1 == questions_a_row(plan(), COUNTS)
+    assert questions_a_row(several, COUNTS) == 3
+    shared, each = (duration_of(several, CARD, COUNTS.model_copy(update=update))
+                    for update in ({}, {"train_pictures": 300}))  # fmt: skip
+    assert shared.training_seconds < 0.6 * each.training_seconds
+
+
+def test_a_time_and_a_price() -> None:
+    found = duration_of(plan(), CARD)
+    asked = within(found, 8, 0.4)
+    assert asked.price == pytest.approx(0.4 * found.seconds / 3600, abs=0.006)
+    epochs = asked.epochs_within
+    assert epochs is not None and epochs > 10
+    fits, over = (duration_of(plan(schedule={"epochs": n}), CARD).seconds
+                  for n in (epochs, epochs + 1))  # fmt: skip
+    assert fits <= 8 * 3600 < over
+    assert within(found, 0.001, None).epochs_within == 0
+    assert within(found, None, None) == found
+
+
+@pytest.mark.parametrize(("seconds", "text"), [
+    (4.6, "5 s"), (89, "89 s"), (91, "2 min"), (1380, "23 min"), (5500, "1.5 h"), (1.7e5, "47 h"),
+    (3e5, "3.5 days"),
+])  # fmt: skip
+def test_times_in_words(seconds: float, text: str) -> None:
+    assert time_text(seconds) == text
+
+
+def run(*arguments: str) -> Any:
+    return CliRunner().invoke(app, list(arguments), prog_name="lisa-advise")
+
+
+def test_the_advice_says_it_and_json_has_it() -> None:
+    text = " ".join(run("--gpu", "RTX 3090", "--model", "7b", "--hours", "8", "--price", "0.4")
+                    .stdout.split())  # fmt: skip
+    assert "10 epochs of 239 pictures (ReasonSeg's): about" in text
+    assert "on an RTX 3090 (24 GB)" in text and "8 h are enough for" in text
+    assert "it costs 0." in text and "at 0.4 an hour" in text
+    assert "sam and clip: 3.1 MiB a picture in" in text and "at a peak of 2.65 GiB" in text
+    found = json.loads(run("--vram", "8GiB", "--model", "qwen3-vl-4b", "--json").stdout)
+    assert found["duration"]["stand_in"] and found["duration"]["card"] == "RTX 3060 (12 GB)"
+    assert found["disk"]["picture_bytes"] == 29_360_128
+
+
+@pytest.mark.parametrize("arguments", [("--hours", "0"), ("--hours", "-3"), ("--price", "nan"),
+                                       ("--hours", "inf"), ("--price", "cheap")])  # fmt: skip
+def test_what_is_no_time_or_price_is_bad_usage(arguments: tuple[str, str]) -> None:
+    found = run("--gpu", "RTX 3090", *arguments)
+    assert found.exit_code == 2 and arguments[0] in found.stderr and not found.stdout
+
+
+def test_a_time_that_is_not_known_is_said_to_be() -> None:
+    found = run("--model", "tiny", "--hours", "2")
+    assert found.exit_code == 0 and "is not known" in found.stderr
+
+
+def test_the_datas_own_counts_are_taken_and_uncounted_data_has_no_time(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    names: tuple[TierName, ...] = "tensors", "pool", "process", "host"
+    tiers = tuple(Tier(name=name, bytes=2**30, source="made up") for name in names)
+
+    def live(asked: Plan, text: int | None) -> Forecast:
+        return Forecast(plan=asked, verdict="FITS", compute_capability=(8, 6), text_tokens=100,
+                        masks=1, data=COUNTS if text is None else None,
+                        tiers=tiers)  # fmt: skip
+
+    folder = tmp_path_factory.mktemp("data")
+    target = Target(card=CARD)
+    found = advise(Machine(), "7b", (), target, data=folder, live=live)
+    assert found.duration is not None and found.duration.counted
+    assert (found.duration.pictures, found.duration.questions) == (100, 300)
+    assert "10 epochs of 100 pictures and 300 questions: about" in dict(cost_lines(found))["time"]
+    blind = advise(Machine(), "7b", (), target, data=folder)
+    assert blind.plan is not None and blind.duration is None and blind.disk is None

@@ -1,0 +1,115 @@
+"""What all commands have in common: help, examples, version, completion, `python -m`."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from advisor.cli.main import app as advise
+from advisor.cli.options import explained_names
+from advisor.report.glossary import explain
+from profiles.command_line import gpu_names, model_names
+from profiles.gpus import find_gpu, gpus
+from profiles.models import models
+from trainer.cli.segment import app as segment
+from trainer.cli.train import app as train
+
+APPS = {"lisa-advise": advise, "lisa-train": train, "lisa-segment": segment}
+
+
+def commands(command: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every command that a user sees, by the words that call it."""
+    yield path, command
+    for name, below in getattr(command, "commands", {}).items():
+        if not below.hidden:
+            yield from commands(below, (*path, name))
+
+
+EVERY = [
+    found for name, app in APPS.items() for found in commands(typer.main.get_command(app), (name,))
+]
+each = pytest.mark.parametrize(("path", "command"), EVERY, ids=[" ".join(p) for p, _ in EVERY])
+
+
+@each
+def test_help_shows_flags_without_a_type_and_ends_with_examples(path, command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    shown = CliRunner().invoke(APPS[path[0]], [*path[1:], "--help"], prog_name=path[0]).stdout
+    assert "bool" not in shown.lower() and "--help" in shown
+    assert "Examples:" in shown
+    for example in command.epilog.split("\n")[2:]:
+        assert example in shown, "an example stands in a line of its own"
+
+
+@each
+def test_every_example_is_a_command_that_can_be_parsed(path, command):
+    examples = command.epilog.split("\n")[2:]
+    assert 1 <= len(examples) <= 2
+    for example in examples:
+        words = shlex.split(example.split("|")[-1])  # behind a pipe
+        assert tuple(words[: len(path)]) == path, example
+        root = typer.main.get_command(APPS[path[0]])
+        context = root.make_context(path[0], words[1:])
+        if len(path) > 1:  # a group has read what stands before the name of its command
+            for name in path[1:]:
+                root = root.commands[name]
+            root.make_context(path[-1], words[len(path) :], parent=context)
+
+
+@pytest.mark.parametrize("name", APPS)
+def test_the_version_is_the_package_s(name):
+    result = CliRunner().invoke(APPS[name], ["--version"], prog_name=name)
+    assert (result.exit_code, result.stdout) == (0, f"{name} {version('lisa-preflight')}\n")
+
+
+@pytest.mark.parametrize(
+    ("package", "name"), [("advisor", "lisa-advise"), ("trainer", "lisa-train")]
+)
+def test_a_package_runs_its_command(package, name):
+    done = subprocess.run(
+        [sys.executable, "-m", package, "--version"], capture_output=True, text=True
+    )
+    assert done.stdout == f"{name} {version('lisa-preflight')}\n"
+
+
+@pytest.mark.parametrize(
+    ("package", "words", "expected"),
+    [
+        ("advisor", "lisa-advise --gpu rtx-3060-l", ["rtx-3060-laptop-6gb"]),
+        ("advisor", "lisa-advise forecast plan.json --gpu h200", ["h200-141gb", "h200-nvl-141gb"]),
+        ("advisor", "lisa-advise --model sa2va", ["sa2va-qwen3-vl-2b", "sa2va-qwen3-vl-4b"]),
+        ("advisor", "lisa-advise --explain host-", ["host-memory"]),
+        ("advisor", "lisa-advise --explain host_", ["host_embeddings", "host_layers"]),
+        ("advisor", "lisa-advise ex", ["explain-oom"]),
+        ("trainer", "lisa-train --model 13", ["13b", "13b-v1"]),
+        ("trainer", "lisa-train convert a b --model 13", ["13b", "13b-v1"]),
+    ],
+)
+def test_values_are_completed(package, words, expected):
+    variable = f"_{words.split()[0].replace('-', '_').upper()}_COMPLETE"
+    completing = {variable: "complete_bash", "COMP_WORDS": words,
+                  "COMP_CWORD": str(len(words.split()) - 1)}  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", package], capture_output=True, text=True, env=os.environ | completing
+    )
+    assert sorted(done.stdout.split()) == sorted(expected), done.stderr
+
+
+def test_what_is_completed_is_accepted():
+    for key, _ in gpu_names(""):
+        assert find_gpu(key).key == key
+    bare = [name for name, _ in gpu_names("40")]
+    assert "4090-24gb" in bare and all(find_gpu(name).key.endswith(name) for name in bare)
+    assert len(list(gpu_names(""))) == len(gpus())
+    assert [name for name, _ in model_names("")] == list(models())
+    assert all(explain(name) for name in explained_names(""))
+    assert list(explained_names("Pool")) == ["pool"]
