@@ -341,7 +341,12 @@ def bf16_size() -> str:
 
 
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {"answering": answering, "accuracy": accuracy, "sharing": sharing},
+    "README.md": {
+        "answering": answering,
+        "accuracy": accuracy,
+        "sharing": sharing,
+        "beside": model_figures.beside_lisa,
+    },
     "docs/lean.md": {"profiled": profiled},
     "docs/data.md": {"reading": reading},
     "docs/own-data.md": {"importing": importing},
@@ -351,6 +356,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/lisa-tiny.md": {"tiny": tiny, "making": pretraining},
     "docs/weights.md": {"size": bf16_size},
     "docs/models.md": {
+        "beside": model_figures.beside_lisa,
         "measured": model_figures.measured,
         "caches": model_figures.caches,
         "forecasts": model_figures.forecasts,

@@ -65,8 +65,8 @@ def test_a_picture_is_read_once_as_long_as_it_stays(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[Path] = []
-    digest = contents._digest
-    monkeypatch.setattr(contents, "_digest", lambda path: read.append(path) or digest(path))
+    digest = contents.digest
+    monkeypatch.setattr(contents, "digest", lambda path: read.append(path) or digest(path))
     first = looked(data, tmp_path)
     assert len(read) == len(first["train pictures"]) + len(first["val pictures"]) > 3
     assert looked(data, tmp_path) == first
