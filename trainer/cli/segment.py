@@ -49,7 +49,8 @@ def segment(
     questions: Annotated[
         Path | None,
         typer.Option(
-            help="JSON lines {image, question[, phrase, explain]} about IMAGE's pictures."
+            help="File of questions about IMAGE's pictures, one a line: "
+            '{"image": "a.jpg", "question": "What is hot?"}.'
         ),
     ] = None,
     run: Annotated[

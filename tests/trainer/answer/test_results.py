@@ -233,7 +233,7 @@ def test_other_base_weights_are_refused(run: Path, cache: Path, tmp_path: Path) 
     export.export_trained(find_trained(run), tmp_path / "out")
     facts = tmp_path / "out" / "facts.json"
     facts.write_text(json.dumps(json.loads(facts.read_text()) | {"base": "another"}))
-    with pytest.raises(CheckpointError, match="over base weights another"):
+    with pytest.raises(CheckpointError, match="on base weights another"):
         opened(tmp_path / "out", cache)
 
 

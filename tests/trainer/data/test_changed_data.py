@@ -163,7 +163,7 @@ def test_the_command_line_begins_such_a_run_and_refuses_other_pictures(
     (run / "plan.json").write_text(plan.to_json())
     Started(data, cache, {}).write(run)  # killed before its data were looked at
     code, told = call("--resume", run)
-    assert code == 0 and "no checkpoint yet, from the beginning" in told, told
+    assert code == 0 and "no checkpoint yet: starting from the beginning" in told, told
     digested = json.loads((run / "run.json").read_text())["digests"]
     assert len(digested["train pictures"]) == 2
     (run / "summary.json").unlink()
