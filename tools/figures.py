@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import advice_figures
 import model_figures
 
 from profiles.models import model_profile
@@ -341,16 +342,26 @@ def bf16_size() -> str:
 
 
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {"answering": answering, "accuracy": accuracy, "sharing": sharing},
+    "README.md": {
+        "answering": answering,
+        "accuracy": accuracy,
+        "sharing": sharing,
+        "beside": model_figures.beside_lisa,
+    },
     "docs/lean.md": {"profiled": profiled},
     "docs/data.md": {"reading": reading},
     "docs/own-data.md": {"importing": importing},
-    "docs/advice.md": {"emulated": emulated},
+    "docs/advice.md": {
+        "emulated": emulated,
+        "orders": advice_figures.orders,
+        "adapters": advice_figures.adapters,
+    },
     "docs/speed.md": {"shared": shared, "looped": looped, "learnt": learnt, "masked": masked},
     "docs/forecast.md": {"caching": caching, "explained": explained},
     "docs/lisa-tiny.md": {"tiny": tiny, "making": pretraining},
     "docs/weights.md": {"size": bf16_size},
     "docs/models.md": {
+        "beside": model_figures.beside_lisa,
         "measured": model_figures.measured,
         "caches": model_figures.caches,
         "forecasts": model_figures.forecasts,

@@ -34,6 +34,19 @@ def measured() -> str:
     return "\n".join(lines)
 
 
+def beside_lisa() -> str:
+    """README.md, docs/models.md: Qwen3-VL-4B's memory beside that of LISA's 7B, set alike."""
+    took = {row["name"]: row["measurement"] for row in _rows("lean")}
+    small, large = took["qwen-4b-host"], took["7b-b1-host"]
+    sizes = [f"{row['peak_allocated_bytes'] / 2**30:.1f}" for row in (small, large)]
+    tokens = [model_profile(row["plan"]["model"]).most_image_tokens for row in (small, large)]
+    return (
+        f"Qwen3-VL-4B trains in {sizes[0]} GiB where LISA's 7B takes {sizes[1]} (NF4, "
+        "one question, embeddings in host memory),\nthough the largest picture is "
+        f"{tokens[0]} tokens to it and {tokens[1]} to the 7B."
+    )
+
+
 def caches() -> str:
     """What the features of a picture take, and what making them takes."""
     lines = ["| model | encoder | features | pool while they are made | seconds a picture |",

@@ -34,8 +34,8 @@ def use_allocator(plan: Plan) -> None:
         if shells != plan.allocator:
             os.environ[name] = plan.allocator
             if shells and is_main():
-                tell(f"{name}={shells} of this shell is overridden by the plan's "
-                     f"{plan.allocator!r}; --set allocator={shells} trains with it")  # fmt: skip
+                tell(f"the plan's allocator {plan.allocator!r} replaces {name}={shells} of this "
+                     f"shell; --set allocator={shells} keeps that")  # fmt: skip
 
 
 def try_segments(plan: Plan, fix: str = "--set allocator=") -> None:
@@ -70,7 +70,7 @@ def clear_leftover_variables() -> None:
 
     main = is_main()
     if (leftovers := without_leftovers(os.environ)) and (main or is_main()):
-        tell(f"{', '.join(leftovers)} of this shell: not heeded, the plan decides")
+        tell(f"ignoring {', '.join(leftovers)} of this shell: the plan decides")
 
 
 def use_threads(plan: Plan, say: Callable[[str], None]) -> None:

@@ -21,8 +21,8 @@ from advisor.cli.options import (
     System,
     Text,
     Vram,
-    card_size,
     explained_names,
+    memory_size,
     must_be_positive,
     must_be_writable,
 )
@@ -64,7 +64,9 @@ class AdviseOptions:
     emulate_vram: Annotated[
         int | None,
         typer.Option(
-            metavar="SIZE", parser=card_size, help="Try a smaller card's plan here, under its cap."
+            metavar="SIZE",
+            parser=memory_size,
+            help="Try a smaller card's plan here, under its cap.",
         ),
     ] = None
     save: Annotated[

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
 
-def card_size(text: str) -> int:
-    """Bytes of a card's memory. Says how a plain number is read. Raises typer.BadParameter."""
+def memory_size(text: str) -> int:
+    """Bytes of some memory. Says how a plain number is read. Raises typer.BadParameter."""
     try:
         size = parse_size(text)
     except ValueError as error:
@@ -54,7 +54,7 @@ Model = Annotated[
 
 Vram = Annotated[
     int | None,
-    typer.Option(metavar="SIZE", parser=card_size, help="For a card of this size: 8GiB (or 8)."),
+    typer.Option(metavar="SIZE", parser=memory_size, help="For a card of this size: 8GiB (or 8)."),
 ]
 
 
@@ -76,7 +76,7 @@ System = Annotated[
 Ram = Annotated[
     int | None,
     typer.Option(
-        metavar="SIZE", parser=parse_size, help="With --vram or --gpu: host memory.  [16GiB]"
+        metavar="SIZE", parser=memory_size, help="With --vram or --gpu: host memory.  [16GiB]"
     ),
 ]
 
@@ -141,7 +141,9 @@ def named_card(
         fail(
             f"--gpu: {error}\n    hint: --vram SIZE, such as 8GiB, gives the memory side of any GPU"
         )
-    return Target(vram, card, windows=system == "windows", ram_bytes=ram, count=count)
+    if count > 1:
+        tell(f"note: this is about one of the {count} cards; several are not planned for yet")
+    return Target(vram, card, windows=system == "windows", ram_bytes=ram)
 
 
 def must_be_data(folder: Path | None, skip_broken: str | None) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from profiles.grid import caching_bytes
-from profiles.sizes import MIB, gib
+from profiles.sizes import GIB, MIB, gib
 from profiles.text import counted, time_text
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def _time(duration: Duration) -> str:
         ("training", duration.training_seconds),
         ("evaluation", duration.evaluation_seconds),
     )
-    spent = ", ".join(f"{name} {time_text(seconds)}" for name, seconds in parts if seconds >= 1)
+    spent = ", ".join(f"{name} {time_text(seconds)}" for name, seconds in parts if seconds >= 60)
     what = counted(duration.pictures, "picture")
     if duration.questions != duration.pictures:
         what += f" and {counted(duration.questions, 'question')}"
@@ -48,7 +48,7 @@ def _time(duration: Duration) -> str:
         card = f"a card as fast as {card}"
     return (
         f"{counted(duration.epochs, 'epoch')} of {what}{whose}: about {time_text(duration.seconds)}"
-        f" on {card}, {low} to {high}; {spent}"
+        f" ({low} to {high}) on {card}; {spent}"
     )
 
 
@@ -80,8 +80,8 @@ def _disk(disk: Disk) -> str:
         ("features", disk.cache_bytes),
         ("run folder", disk.run_bytes),
     )
-    spent = ", ".join(f"{name} {gib(size)}" for name, size in parts if size)
-    return f"{gib(disk.total_bytes)}: {spent}"
+    spent = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts if size)
+    return f"{disk.total_bytes / GIB:.1f} GiB: {spent}"
 
 
 def _features(plan: Plan, disk: Disk, duration: Duration | None) -> str:

@@ -30,8 +30,6 @@ LAST_WITH_OLDER = "2.14"
 def card_findings(request: Request, gpu: Gpu, best: Candidate, base: Plan) -> list[Finding]:
     """The card chosen, what does not fit and what would, what is missing, other processes."""
     findings = other_sizes(request, gpu)
-    if request.target is not None and request.target.one_of_several:
-        findings.append(Finding("--gpu", request.target.one_of_several))
     runs = best.verdict in ("FITS", "TIGHT")
     if not runs and best.why_not.startswith("host memory"):
         fix = "fewer host_layers, or --ram SIZE for a machine with more" if request.what_if else ""

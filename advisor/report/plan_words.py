@@ -5,8 +5,7 @@ from __future__ import annotations
 from profiles.levers import phrases
 from profiles.plan import Plan
 
-LEVERS = ("quantization", "micro_batch", "checkpointed_layers", "host_layers", "host_embeddings",
-          "compile")  # fmt: skip
+LEVERS = ("quantization", "micro_batch", "checkpointed_layers", "host_layers", "compile")
 
 
 def storage_text(plan: Plan) -> str:
@@ -33,11 +32,10 @@ def difference(plan: Plan, other: Plan | None) -> str:
 def changes(plan: Plan, other: Plan) -> str:
     """The levers that `plan` has set differently from the other one, in a few words."""
     names = [name for name in LEVERS if getattr(plan, name) != getattr(other, name)]
-    if plan.host_layers:  # which need checkpointed layers and embeddings in host memory
-        names = [n for n in names if n not in ("checkpointed_layers", "host_embeddings")]
+    if plan.host_layers and "checkpointed_layers" in names:  # all, as host layers need
+        names.remove("checkpointed_layers")
     undone = {
         "host_layers": "no layers on the host",
-        "host_embeddings": "embeddings on the card",
         "checkpointed_layers": "none checkpointed",
     }
     words = [undone.get(n, "") if not getattr(plan, n) else phrases(plan, [n]) for n in names]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -13,7 +13,7 @@ from advisor.report.cost_text import cost_lines
 from advisor.report.memory_bar import bar, legend
 from advisor.report.plan_words import changes, lora_text, storage_text
 from profiles.plan import Plan
-from profiles.preferences import Preference
+from profiles.preferences import PREFERENCES, Preference
 from profiles.sizes import gib
 from profiles.text import counted, printable
 
@@ -22,15 +22,11 @@ if TYPE_CHECKING:
     from advisor.choice.candidate import Candidate
 
 WORTH_SAYING = 0.02  # of the speed, or of the usable memory: less is no alternative
-NOTES_SHOWN = 1
-TITLES: dict[str, str] = {
-    "usual": "usual", "speed": "faster", "precision": "precise", "headroom": "smaller",
-}  # fmt: skip
 
 
 def first_screen(advice: Advice, console: Console) -> None:
     """Print plan, memory, alternatives and the first notes below the command."""
-    table = Table.grid(padding=(0, 2))
+    table = Table.grid(padding=(0, 1))
     table.add_column(no_wrap=True, style="dim")
     table.add_column()
     for title, body in _lines(advice, console):
@@ -41,11 +37,11 @@ def first_screen(advice: Advice, console: Console) -> None:
 
 
 def _lines(advice: Advice, console: Console) -> Iterator[tuple[str, Text]]:
-    because = [reason.because for reason in advice.reasons if reason.setting == "model"]
-    for text in because[:1]:
-        yield "model", Text(text)
-    if advice.plan is not None:
-        yield "plan", Text(plan_line(advice.plan))
+    plan = advice.plan
+    if any(reason.setting == "model" for reason in advice.reasons) and plan and plan.profile.start:
+        yield "model", Text(plan.profile.start)
+    if plan is not None:
+        yield "plan", Text(plan_line(plan))
     if advice.budget is not None and advice.needs is not None and advice.plan is not None:
         yield "memory", bar(advice, console)
         yield "", Text(legend(advice))
@@ -53,13 +49,13 @@ def _lines(advice: Advice, console: Console) -> Iterator[tuple[str, Text]]:
         host = advice.budget.host
         yield "host", Text(f"{gib(advice.host_bytes)} of {gib(host.bytes)}: {host.source}")
     costs = [(title, Text(text)) for title, text in cost_lines(advice) if title != "features"]
-    yield from costs
+    if advice.command:
+        yield from costs
     if advice.speed is not None and not costs:
         yield "speed", Text(_speed(advice))
     for title, text in alternatives(advice):
         yield title, Text(text)
     yield from _notes(advice)
-    yield "more", Text("--why prints the reasons, the other plans and all notes")
 
 
 def plan_line(plan: Plan) -> str:
@@ -100,10 +96,10 @@ def alternatives(advice: Advice) -> Iterator[tuple[str, str]]:
     for order, other in advice.alternatives.items():
         if _is_worth_saying(order, other, best, advice.budget.usable.bytes):
             told = f"{changes(other.plan, best.plan)}: {change(other, best)}"
-            yield TITLES[order], f"{told} (--prefer {order})"
+            yield order, told
     if advice.better is not None and advice.better_card_gib is not None:
         told = f"{changes(advice.better.plan, best.plan)}: {change(advice.better, best)}"
-        yield f"{advice.better_card_gib} GiB", f"{told}, on a larger card"
+        yield f"{advice.better_card_gib} GiB", told
 
 
 def _is_worth_saying(
@@ -131,13 +127,17 @@ def change(other: Candidate, best: Candidate) -> str:
 
 
 def _notes(advice: Advice) -> Iterator[tuple[str, Text]]:
-    """The first findings; those of the machine only where it is the one that is asked about."""
+    """What to do first, and how many notes there are; all of them where the plan cannot run."""
+    # What this machine lacks does not matter for a card that is not in it.
     notes = advice.findings if advice.what_if else (*advice.findings, *advice.machine.notes)
-    notes = tuple(sorted(notes, key=lambda note: note.where != "weights"))  # what to do first
-    shown: Iterable[object] = notes if advice.exit_code else notes[:NOTES_SHOWN]
-    for note in shown:
-        text = " ".join(str(note).split())
-        yield "note", Text(printable(text.replace(" hint: ", " -> ")))
-    hidden = len(notes) - NOTES_SHOWN
-    if hidden > 0 and not advice.exit_code:
-        yield "", Text(f"and {counted(hidden, 'note')} more", style="dim")
+    if advice.exit_code or advice.budget is None:
+        for note in notes:
+            yield "note", Text(printable(" ".join(str(note).split()).replace(" hint: ", " -> ")))
+        return
+    plan = advice.plan
+    if plan is not None and any(note.where == "weights" for note in notes):
+        yield "first", Text(plan.profile.conversion)
+    also = [f"--why prints the reasons and {counted(len(notes), 'note')}"]
+    if any(title in PREFERENCES for title, _ in alternatives(advice)):
+        also.append("--prefer takes another plan")
+    yield "more", Text("; ".join(also), style="dim")

@@ -290,7 +290,7 @@ def test_only_pictures_of_the_folder_can_be_named(
         try:
             assert len(read_questions(folder, None, tmp_path / "asked", False, False)) == found
         except ValueError as error:
-            assert not found and "asked:1: image" in str(error)
+            assert not found and "asked: line 1: image" in str(error)
 
 
 def test_a_labelme_file_may_name_a_picture_beside_its_folder_but_not_outside(
@@ -309,7 +309,7 @@ def test_questions_that_are_no_text_are_told_with_their_file(tmp_path: Path) -> 
     (tmp_path / "a.png").write_bytes(PICTURE)
     asked = tmp_path / "asked.jsonl"
     asked.write_bytes(b'\x80{"image": "a.png"}')
-    with pytest.raises(ValueError, match="asked.jsonl:1: .utf-8. codec"):
+    with pytest.raises(ValueError, match="asked.jsonl: .*not UTF-8|asked.jsonl: file: got"):
         read_questions(tmp_path, None, asked, False, False)
     row = json.dumps({"image": "a.png", "question": "x\u2028y"}, ensure_ascii=False)
     asked.write_text(row, encoding="utf-8-sig")  # neither is the end of a line

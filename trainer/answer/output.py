@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from trainer.answer.question import Question
 
 # What `write_pictures` writes: when a folder is asked about again, these are not questions.
 WRITTEN = re.compile(r"(.+?)(?:-\d+)?\.(?:mask(?:-\d+)?|overlay)\.png")
+PICTURE_OF = re.compile(r"(.+)\.(?:mask(?:-[1-9][0-9]*)?|overlay)\.png")  # of a STEM
 NAMED = 8  # of the files that are left out
 _LONGEST_STEM = 200  # bytes: names may have 255, and -12.mask-3.png is appended
 
@@ -62,16 +63,17 @@ def write_pictures(question: Question, answer: Answer, stem: Path) -> list[Path]
             picture = overlay(picture, mask, COLOURS[(number - 1) % len(COLOURS)])
         files.append(stem.with_name(stem.name + ".overlay.png"))
         Image.fromarray(picture).save(files[-1])
-    for path in _written_before(stem):
+    for path in written_before(stem.parent, [stem]):
         if path not in files:
             path.unlink(missing_ok=True)
     return files
 
 
-def _written_before(stem: Path) -> list[Path]:
-    """The files under the names that `write_pictures` writes for STEM."""
-    names = re.compile(re.escape(stem.name) + r"\.(?:mask(?:-[1-9][0-9]*)?|overlay)\.png")
-    return [path for path in stem.parent.iterdir() if names.fullmatch(path.name)]
+def written_before(folder: Path, stems: Iterable[Path]) -> list[Path]:
+    """The files in a folder under the names that `write_pictures` writes for the STEMs in it."""
+    names = {stem.name for stem in stems}
+    found = ((path, PICTURE_OF.fullmatch(path.name)) for path in sorted(folder.iterdir()))
+    return [path for path, match in found if match is not None and match[1] in names]
 
 
 def row_of(question: Question, answer: Answer, files: list[Path]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from profiles.files import read_regular
 from profiles.text import argument, brief, one_line
@@ -13,8 +14,14 @@ from trainer.answer.question import Question
 from trainer.data.findings import DataError, Report
 from trainer.data.formats.reasonseg import Item
 from trainer.data.images import is_picture, read_image
+from trainer.data.json_fields import read_sentence
 from trainer.data.picture_paths import picture_in
 from trainer.prompts import PromptError
+
+# What a line of a file of questions may hold. `picture` and `label` are of import's questions.
+FLAGS = ("phrase", "explain")
+FIELDS = ("image", "picture", "label", "question", *FLAGS)
+EXAMPLE = '{"image": "a.jpg", "question": "What is hot?"}'
 
 
 def question_of(item: Item) -> Question:
@@ -27,7 +34,7 @@ def read_questions(
 ) -> list[Question]:
     """One question about a picture or about each of a folder, or those of a file of JSON lines.
 
-    Raises ValueError with every line that is wrong.
+    Raises ValueError with all that is wrong.
     """
     if (question is None) == (file is None):
         raise ValueError("give a QUESTION or --questions FILE: one of the two")
@@ -40,7 +47,7 @@ def read_questions(
             )
         if not file.is_file():
             raise ValueError(f"{file}: no such file of questions")
-        asked, wrong = _from_file(file, image)
+        asked = _from_file(file, image)
     else:
         assert question is not None
         pictures = _pictures(image) if image.is_dir() else [image]
@@ -48,8 +55,8 @@ def read_questions(
         wrong = [problem for one in asked[:1] for problem in _problems(one)]
         if phrase and explain:
             wrong.append("--explain needs a whole sentence; leave out --phrase")
-    if wrong:
-        raise ValueError("\n".join(f"  - {line}" for line in dict.fromkeys(wrong)))
+        if wrong:
+            raise ValueError("\n".join(f"  - {line}" for line in wrong))
     if not asked:
         raise ValueError(f"{file or image}: no {'question' if file else 'picture'} in it")
     return asked
@@ -82,43 +89,64 @@ def ignored_files_line(folder: Path) -> str | None:
     return f"skipped in {folder}, not pictures: {', '.join(names)}"
 
 
-def _from_file(file: Path, folder: Path) -> tuple[list[Question], list[str]]:
-    """The questions of JSON lines, and the errors of each line; one error if no line is an object.
+def _from_file(file: Path, folder: Path) -> list[Question]:
+    """The questions of JSON lines. Raises DataError with all that is wrong, line by line.
 
     Files with questions for `lisa-train import` in JSON lines can be read too.
     """
-    asked, wrong, objects = [], [], 0
-    allowed = {"image": str, "picture": str, "label": str, "question": str, "phrase": bool,
-               "explain": bool}  # fmt: skip
+    report, asked, objects = Report(file), [], 0
     for number, line in enumerate(read_regular(file).split(b"\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode("utf-8-sig"))
-            if not isinstance(row, dict):
-                raise ValueError(f"got {brief(row)}; allowed: an object with image and question")
+        if line.strip() and (row := _row(report, f"line {number}", line)) is not None:
             objects += 1
-            for key, value in row.items():
-                if key not in allowed or not isinstance(value, allowed[key]):
-                    raise ValueError(f"{brief(key)[1:-1]}: got {brief(value)}; allowed: image and "
-                                     "question (text), phrase, explain (bool)")  # fmt: skip
-            if ("image" in row) == ("picture" in row) or "question" not in row:
-                raise ValueError("needs image and question")
-        except (ValueError, RecursionError) as error:
-            wrong.append(f"{file}:{number}: {error}")
-            continue
-        found = Report(Path(f"{file}:{number}"))
-        picture = picture_in(found, "image", row.get("image", row.get("picture")), folder)
-        if picture is None:
-            wrong += map(str, found.findings)
-            continue
-        phrase, explain = row.get("phrase", False), row.get("explain", False)
-        asked.append(Question(picture, row["question"], not phrase, explain))
-        wrong += [f"{file}:{number}: {problem}" for problem in _problems(asked[-1])]
-    if wrong and not objects:
-        return [], [f"{wrong[0]}; no line is a JSON object, and each has to be, such as "
-                    '{"image": "a.jpg", "question": "What is hot?"}']  # fmt: skip
-    return asked, wrong
+            asked += _asked(report, f"line {number}", row, folder)
+    if report.findings and not objects:  # a file of another kind
+        report = Report(file)
+        first = read_regular(file).lstrip().partition(b"\n")[0].decode("utf-8-sig", "replace")
+        report.add("file", first, f"a JSON object in each line, such as {EXAMPLE}", "write it so")
+    if report.findings:
+        raise DataError(report.findings)
+    return asked
+
+
+def _row(report: Report, where: str, line: bytes) -> dict[str, Any] | None:
+    """The object in a line; None with a finding added."""
+    got: object = "bytes that are not UTF-8"
+    try:
+        got = line.decode("utf-8-sig").strip()
+        row = json.loads(str(got))
+        if isinstance(row, dict):
+            return row
+    except (ValueError, RecursionError):
+        pass
+    report.add(where, got, f"a JSON object in UTF-8, such as {EXAMPLE}", "write the line so")
+    return None
+
+
+def _asked(report: Report, where: str, row: dict[str, Any], folder: Path) -> list[Question]:
+    """The question of a line's object; none with findings added."""
+    before = len(report.findings)
+    for name, value in row.items():
+        if name not in FIELDS:
+            report.add(f"{where}: {one_line(name)}", value, ", ".join(FIELDS), "leave it out")
+        elif name in FLAGS and not isinstance(value, bool):
+            report.add(f"{where}: {name}", value, "true or false", "write one of the two")
+    if "image" in row and "picture" in row:
+        report.add(f"{where}: picture", row["picture"], "an image or a picture", "leave one out")
+    called = "picture" if "picture" in row else "image"
+    picture = picture_in(report, f"{where}: {called}", row.get(called), folder)
+    text = read_sentence(report, f"{where}: question", row.get("question"))
+    phrase, explain = (row.get(name) is True for name in FLAGS)
+    if phrase and explain:
+        report.add(f"{where}: explain", True, "false for a phrase", "leave one of the two out")
+    if picture is None or text is None or len(report.findings) > before:
+        return []
+    question = Question(picture, row["question"], not phrase, explain)
+    try:
+        question.turn()
+    except PromptError as error:
+        allowed = "words, none of them the model's own tokens"
+        report.add(f"{where}: question", text, allowed, f"reword it: {error}")
+    return [question]
 
 
 def _problems(question: Question) -> Iterator[str]:

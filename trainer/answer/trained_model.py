@@ -64,7 +64,7 @@ class Trained:
         here = weight_source(self.plan).fingerprint
         if base not in (None, here):
             raise CheckpointError(
-                f"{folder}: was trained over base weights {base}, here are {here}\n"
+                f"{folder}: was trained on base weights {base}; those here are {here}\n"
                 "    hint: --set weights=FOLDER names the folder that it was trained with"
             )
 

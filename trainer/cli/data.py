@@ -43,7 +43,7 @@ def import_(
     ],
     target: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write.")],
     questions: Annotated[
-        Path | None, typer.Option(help="CSV or JSONL: picture, label, question.")
+        Path | None, typer.Option(help="CSV or JSON lines, with picture, label and question.")
     ] = None,
     pictures: Annotated[Path | None, typer.Option(help="Folder of the pictures.")] = None,
     val: Annotated[float, typer.Option(help="Share of pictures to validate on.")] = 0.1,
@@ -73,7 +73,8 @@ def import_(
         )  # fmt: skip
     items = ", ".join(f"{split} {count}" for split, count in done.items.items())
     whole = counted(done.pictures, "picture")
-    say(f"{target}: {items} items on {whole}; {done.left_out} without any")
+    without = counted(done.left_out, "picture")
+    say(f"{target}: {items} items on {whole}; {without} without an item")
     for what in done.assumed:
         say(f"note: {what}")
     if done.broken:
@@ -85,7 +86,7 @@ def preview(
     split: Annotated[str, typer.Option(help="train, val or test.")] = "train",
     count: Annotated[int, typer.Option(min=1, help="Items to show.")] = 12,
     out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("preview.png"),
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the choice.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed that chooses the items.")] = 0,
     skip_broken: SkipBroken = None,
 ) -> None:
     """Draw some items of a data set: pictures, questions, targets and ignored regions."""
@@ -122,7 +123,7 @@ def check_data_folder(folder: Path, skip_broken: Text = None) -> int:
         say(f"{split}: " + ", ".join(f"{name} {value}" for name, value in counts.items()))
     for data_set in others:
         masks = sum(1 for picture in data_set.pictures for _ in picture.all_masks())
-        left_out = f", left out {data_set.left_out}: no picture" if data_set.left_out else ""
+        left_out = f", left out {data_set.left_out} without a picture" if data_set.left_out else ""
         say(f"{data_set.name}: pictures {len(data_set.pictures)}, masks {masks}{left_out}")
     if findings:
         listed = Path(broken.LIST)  # here: a folder of data may be another's
@@ -138,5 +139,5 @@ def check_data_folder(folder: Path, skip_broken: Text = None) -> int:
         say(f"{folder}: no findings")
     missing = [split for split in ("train", "val") if split not in counts_of]
     if missing:
-        tell(f"note: there is no {' and no '.join(missing)} split; a training needs it")
+        tell(f"note: no {' and no '.join(missing)} split; a training needs both train and val")
     return 0

@@ -36,7 +36,7 @@ def evaluate(
     skip_broken: SkipBroken = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """gIoU and cIoU on a split, with 95 % intervals, and the worst and best pictures."""
+    """Score a model on a split: gIoU and cIoU with 95 % intervals, worst and best pictures."""
     with user_errors():
         from profiles.skipping import read_most
         from trainer.answer.questions import question_of
@@ -70,7 +70,7 @@ def evaluate(
         say(json.dumps(facts | found.summary(), indent=2))
         return
     say("\n".join([f"{run} on {split}, {how}", *lines(found.summary())]))
-    say(f"figures of every picture in {target}, the worst and best in {target / 'extremes.png'}")
+    say(f"scores of every picture in {target}, the worst and best in {target / 'extremes.png'}")
 
 
 def export(

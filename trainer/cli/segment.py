@@ -12,7 +12,7 @@ import typer
 from profiles.command_line import Commands, Version
 from profiles.files import refused
 from profiles.streams import say, set_streams, tell
-from profiles.text import one_line
+from profiles.text import one_line, some
 from trainer.cli.console import user_errors
 from trainer.cli.options import Settings
 from trainer.process import (
@@ -49,7 +49,8 @@ def segment(
     questions: Annotated[
         Path | None,
         typer.Option(
-            help="JSON lines {image, question[, phrase, explain]} about IMAGE's pictures."
+            help="File of questions about IMAGE's pictures, one a line: "
+            '{"image": "a.jpg", "question": "What is hot?"}.'
         ),
     ] = None,
     run: Annotated[
@@ -68,7 +69,7 @@ def segment(
     is too small, 2 bad usage.
     """
     work_offline()
-    from trainer.answer.output import row_of_unanswered, stems
+    from trainer.answer.output import row_of_unanswered, stems, written_before
     from trainer.answer.questions import ignored_files_line, read_questions, unreadable
     from trainer.answer.trained_model import find_trained, newest_run
 
@@ -85,10 +86,14 @@ def segment(
         broken = unreadable(asked)
         for error in broken.values():
             tell(f"left out: {error}")
+        named = list(zip(asked, stems(asked, out), strict=True))
+        before = written_before(out, [stem for one, stem in named if one.image not in broken])
+        if before:
+            tell(f"note: {one_line(out)} holds pictures of earlier answers, which are replaced: "
+                 f"{some(path.name for path in before)}; --out FOLDER keeps both")  # fmt: skip
         segmenter, fit = _loaded(trained, [one for one in asked if one.image not in broken])
         rows: dict[int, dict[str, Any]] = {}
         order = {image: n for n, image in enumerate(dict.fromkeys(one.image for one in asked))}
-        named = list(zip(asked, stems(asked, out), strict=True))
         # Picture by picture: what its questions share is computed once.
         for place in sorted(range(len(named)), key=lambda place: order[asked[place].image]):
             one, stem = named[place]

@@ -127,7 +127,9 @@ def _named(assignments: list[str]) -> tuple[str, ...]:
 def convert(
     sources: Annotated[
         list[str],
-        typer.Argument(metavar="SRC...", help="Checkpoints: folders, or OWNER/NAME[@REVISION]."),
+        typer.Argument(
+            metavar="SRC...", help="Checkpoints: folders, or OWNER/NAME or OWNER/NAME@REVISION."
+        ),
     ],
     target: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write.")],
     model: Annotated[
@@ -170,7 +172,7 @@ def _resolve(options: TrainOptions, data: Path) -> tuple[Plan, Advice | None]:
     from profiles.overrides import assigned
 
     if not options.auto:
-        tell("no plan given: training with lisa-advise's (--auto)")
+        tell("no --plan given: training the one that lisa-advise chooses (--auto)")
     machine = probe()
     live = live_forecast(machine, None, data, tell)
     advice = advise(

@@ -28,7 +28,8 @@ class TrainOptions:
     ] = "usual"
     model: Annotated[Text, typer.Option(help=MODEL_HELP, autocompletion=model_names)] = None
     weights: Annotated[
-        Text, typer.Option(metavar="FOLDER", help="Model folder of lisa-train convert, or random.")
+        Text,
+        typer.Option(metavar="FOLDER", help="Folder that lisa-train convert wrote, or random."),
     ] = None
     adapter: Annotated[
         Path | None,
@@ -48,9 +49,9 @@ class TrainOptions:
     ] = None
     save_steps: Annotated[
         int | None,
-        typer.Option(min=1, help="Optimizer steps between them."),
+        typer.Option(min=1, help="Optimizer steps between checkpoints."),
     ] = None
-    keep: Annotated[int | None, typer.Option(min=1, help="Number of them to keep.  [2]")] = None
+    keep: Annotated[int | None, typer.Option(min=1, help="Checkpoints to keep.  [2]")] = None
     wait_minutes: Annotated[
         float | None,
         typer.Option(min=0, help="Minutes to wait for memory that other processes took."),
@@ -68,8 +69,12 @@ class TrainOptions:
     lora_alpha: Annotated[float | None, typer.Option(help="LoRA alpha.")] = None
     lora_dropout: Annotated[float | None, typer.Option(help="LoRA dropout.")] = None
     grad_clip: Annotated[float | None, typer.Option(help="Largest gradient norm.")] = None
-    max_train_samples: Annotated[int | None, typer.Option(help="First n to train on.")] = None
-    max_val_samples: Annotated[int | None, typer.Option(help="First n to validate on.")] = None
+    max_train_samples: Annotated[int | None, typer.Option(help="Train on the first n samples.")] = (
+        None
+    )
+    max_val_samples: Annotated[
+        int | None, typer.Option(help="Validate on the first n samples.")
+    ] = None
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None
     seed: Annotated[int | None, typer.Option(help="Seed of weights, order and dropout.")] = None
     version: Version = False

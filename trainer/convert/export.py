@@ -19,7 +19,7 @@ from typing_extensions import TypedDict
 from profiles.files import read_regular
 from profiles.plan import Plan
 from profiles.sizes import GIB
-from profiles.text import argument, one_line
+from profiles.text import argument, one_line, some
 from trainer import adapter_files
 from trainer.answer.trained_model import ORIGIN, Trained
 from trainer.atomic_folder import apply_umask, atomic_folder, refuse_taken
@@ -106,7 +106,7 @@ def export_merged(trained: Trained, target: Path, shard_bytes: int = SHARD_BYTES
     """
     source, plan = _folder(trained), trained.plan
     if plan.weights == "random":
-        raise ValueError("weights: random base weights cannot be merged into")
+        raise ValueError("weights: the base weights are random, so there is nothing to merge into")
     refuse_taken(target)
     base = FolderWeights(model_folder(plan))
     tokenizer = read_tokenizer(plan)
@@ -119,7 +119,7 @@ def export_merged(trained: Trained, target: Path, shard_bytes: int = SHARD_BYTES
             shards.add(name, merge(name, value).to(dtype).contiguous())
         shards.close()
         if merge.left:
-            raise WeightsError(f"{source}: fit nothing in the model: {sorted(merge.left)[:5]}")
+            raise WeightsError(f"{source}: no place in the model for {some(sorted(merge.left))}")
         shutil.copyfile(model_folder(plan) / "tokenizer.json", folder / "tokenizer.json")
         facts = facts_of(source)
         origin = {"model": plan.model, "dtype": plan.dtype, "merged": plan.content_hash}

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 from profiles.files import STALE_SECONDS, read_regular, sweep, write_whole
-from trainer.data.formats.reasonseg import Progress
 from trainer.data.threads import in_threads
+from trainer.reporter import Progress
 
 _Known: TypeAlias = dict[str, tuple[int, int, str]]  # path -> size, mtime in ns, digest
 _BLOCK = 1 << 20
@@ -47,15 +47,15 @@ class Contents:
                 found[name] = known
             else:  # stat before reading, so that a later change is noticed next time
                 found[name], new[name] = (now.st_size, now.st_mtime_ns, ""), path
-        digests = in_threads(_digest, new.values())
-        for done, (name, digest) in enumerate(zip(new, digests, strict=True), start=1):
-            found[name] = (*found[name][:2], digest)
+        digests = in_threads(digest, new.values())
+        for done, (name, one) in enumerate(zip(new, digests, strict=True), start=1):
+            found[name] = (*found[name][:2], one)
             if self._progress is not None:
                 self._progress("reading the pictures' bytes", done, len(new))
         if new:
             self._known |= found
             self._keep()
-        return {name: digest for name, (_, _, digest) in found.items()}
+        return {name: one for name, (_, _, one) in found.items()}
 
     def _keep(self) -> None:
         """Save for the next time; if that fails, digests are computed again then."""
@@ -68,18 +68,19 @@ class Contents:
                 pass
 
 
-def _digest(path: Path) -> str:
-    digest = hashlib.blake2b(digest_size=DIGITS // 2)
+def digest(path: Path) -> str:
+    """The digest of a file's bytes. Raises OSError."""
+    found = hashlib.blake2b(digest_size=DIGITS // 2)
     with path.open("rb") as file:
         while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+            found.update(block)
+    return found.hexdigest()
 
 
 def _read(place: Path) -> _Known:
     """The saved digests; empty if the file is damaged."""
     try:
         rows = json.loads(read_regular(place)).items()
-        return {name: (int(size), int(age), str(digest)) for name, (size, age, digest) in rows}
+        return {name: (int(size), int(age), str(one)) for name, (size, age, one) in rows}
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return {}

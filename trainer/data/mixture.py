@@ -20,7 +20,6 @@ from trainer.data.findings import DataError, Finding, Report
 from trainer.data.formats import refer_seg, sem_seg, vqa
 from trainer.data.formats.reasonseg import (
     Item,
-    Progress,
     ReasoningPicture,
     Summary,
     by_picture,
@@ -30,6 +29,7 @@ from trainer.data.formats.reasonseg import check as check_reason_seg
 from trainer.data.images import read_image
 from trainer.data.pictures import DataSet, Picture, Scanned
 from trainer.data.threads import in_threads
+from trainer.reporter import Progress
 
 PLACES = {
     "refer_seg": "refer_seg/{refclef,refcoco,refcoco+,refcocog}",

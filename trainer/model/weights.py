@@ -94,7 +94,9 @@ class FolderWeights:
     def finish(self, used: Iterable[str]) -> None:
         left = sorted(set(self._owner).difference(used))
         if left:
-            raise WeightsError(f"{self.folder}: {len(left)} tensors fit nothing: {some(left)}")
+            raise WeightsError(
+                f"{self.folder}: {len(left)} tensors have no place in the model: {some(left)}"
+            )
 
 
 class RandomWeights:

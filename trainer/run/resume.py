@@ -66,7 +66,7 @@ def resumable(folder: Path, tell: Callable[[str], None]) -> Path | None:
     if best.is_dir():
         raise CannotResume(f"{folder}: its checkpoints to resume from are gone\n"
                            f"    hint: begin a new run{others}")  # fmt: skip
-    tell(f"{folder}: no checkpoint yet, from the beginning")
+    tell(f"{folder}: no checkpoint yet: starting from the beginning")
     return None
 
 

@@ -132,7 +132,7 @@ def _refuse_other_base(folder: Path, plan: Plan) -> None:
     base, here = read_facts(folder).get("base"), weight_source(plan).fingerprint
     if base not in (None, here):
         raise AdapterError(
-            f"{folder}: was trained over base weights {base}, here are {here}\n"
+            f"{folder}: was trained on base weights {base}; those here are {here}\n"
             "    hint: --weights FOLDER names the folder that it was trained with"
         )
 

@@ -105,7 +105,7 @@ class State:
         facts = read_facts(folder)
         if facts.get("base") not in (None, self.facts["base"]):
             raise CannotResume(
-                f"{folder}: was trained over base weights {facts['base']}, here are "
+                f"{folder}: was trained on base weights {facts['base']}; those here are "
                 f"{self.facts['base']}\n    hint: put those back, or begin a new run"
             )
         with during("loading"), checkpoint.state_errors(folder):

@@ -233,7 +233,7 @@ def test_other_base_weights_are_refused(run: Path, cache: Path, tmp_path: Path) 
     export.export_trained(find_trained(run), tmp_path / "out")
     facts = tmp_path / "out" / "facts.json"
     facts.write_text(json.dumps(json.loads(facts.read_text()) | {"base": "another"}))
-    with pytest.raises(CheckpointError, match="over base weights another"):
+    with pytest.raises(CheckpointError, match="on base weights another"):
         opened(tmp_path / "out", cache)
 
 
@@ -291,9 +291,27 @@ def test_questions_come_from_a_file_and_all_that_is_wrong_is_told(tmp_path: Path
     file.write_bytes(b"\n".join(lines))
     with pytest.raises(ValueError) as caught:
         read_questions(folder, None, file, False, False)
-    for text in ("outside", ":2: image: got 'nope.jpg'", ":3: question: ",
-                 "reserved token", ":4: image: got 3", ":5:", ":6: colour", ":7: question: ",
-                 ":8: ", ":9: 'utf-8'"):  # fmt: skip
+    told = str(caught.value).splitlines()
+    for line, text in zip(told, (
+        "line 1: image: got '../x.jpg'", "line 2: image: got 'nope.jpg'",
+        "line 3: question: got '[SEG]'; allowed: words", "line 4: image: got 3",
+        "line 5: got '[1]'; allowed: a JSON object",
+        "line 6: colour: got 'red'; allowed: image, picture, label, question, phrase, explain",
+        "line 7: question: got ' '; allowed: text", "line 8: got 'nonsense'",
+        "line 9: got 'bytes that are not UTF-8'"), strict=True):  # fmt: skip
+        assert text in line and ". Fix: " in line, line
+    assert "outside" in told[0] and "reserved token" in told[2]
+    wrong = [
+        {"question": "a", "phrase": "no"},
+        good | {"picture": "b.jpg"},
+        good | {"explain": True},
+    ]
+    file.write_text("\n".join(map(json.dumps, wrong)))
+    with pytest.raises(ValueError) as caught:
+        read_questions(folder, None, file, False, False)
+    for text in ("line 1: phrase: got 'no'; allowed: true or false", "line 1: image: got nothing",
+                 "line 2: picture: got 'b.jpg'; allowed: an image or a picture",
+                 "line 3: explain: got True; allowed: false for a phrase"):  # fmt: skip
         assert text in str(caught.value), text
     with pytest.raises(ValueError, match="one of the two"):
         read_questions(folder, None, None, False, False)
@@ -391,7 +409,11 @@ def test_an_unreadable_picture_does_not_stop_the_others(
     Image.new("L", (3000, 2)).save(folder / "c.png")  # of which SAM sees less than half a row
     asked = [str(folder), "the cup", "--phrase", "--run", str(run), "--json"]
     monkeypatch.chdir(tmp_path)
+    for name in ("a.mask.png", "b.mask-2.png", "d.mask.png"):  # of `b` alone a picture is written
+        (tmp_path / name).touch()
     done = CliRunner().invoke(segment_app, asked)
+    note = "holds pictures of earlier answers, which are replaced: b.mask-2.png; --out FOLDER"
+    assert note in done.stderr, done.stderr
     broken, answered, thin = json.loads(done.stdout)["answers"]
     assert done.exit_code == 1 and "answer" in answered and "answer" in thin
     assert "truncated" in broken["error"] and "answer" not in broken and not broken["masks"]

@@ -83,7 +83,7 @@ def test_older_flags_pin_settings_of_the_advised_plan(tmp_path: Path, here: Here
         "--batch_size", "2", "--epochs", "1",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "no plan given: training with lisa-advise's" in done.stderr
+    assert "no --plan given: training the one that lisa-advise chooses" in done.stderr
     plan = json.loads((run / "plan.json").read_text())
     assert (plan["lora"]["rank"], plan["micro_batch"], plan["schedule"]["epochs"]) == (4, 2, 1)
     # The rest is the advice's, not a plan of its own.

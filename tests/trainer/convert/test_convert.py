@@ -499,7 +499,7 @@ def test_adapters_apart_and_mixed_names_are_refused(tmp_path: Path) -> None:
     adapter = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight"
     with pytest.raises(NamesError, match="not merged yet"):
         target_names([adapter])
-    with pytest.raises(NamesError, match="two namings"):
+    with pytest.raises(NamesError, match="named in two ways"):
         target_names(["image_encoder.pos_embed", "vision_encoder.pos_embed"])
     with pytest.raises(NamesError, match="both become"):
         target_names(["lm_head.weight", "language_model.lm_head.weight"])

@@ -65,8 +65,8 @@ def test_a_picture_is_read_once_as_long_as_it_stays(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[Path] = []
-    digest = contents._digest
-    monkeypatch.setattr(contents, "_digest", lambda path: read.append(path) or digest(path))
+    digest = contents.digest
+    monkeypatch.setattr(contents, "digest", lambda path: read.append(path) or digest(path))
     first = looked(data, tmp_path)
     assert len(read) == len(first["train pictures"]) + len(first["val pictures"]) > 3
     assert looked(data, tmp_path) == first
@@ -163,7 +163,7 @@ def test_the_command_line_begins_such_a_run_and_refuses_other_pictures(
     (run / "plan.json").write_text(plan.to_json())
     Started(data, cache, {}).write(run)  # killed before its data were looked at
     code, told = call("--resume", run)
-    assert code == 0 and "no checkpoint yet, from the beginning" in told, told
+    assert code == 0 and "no checkpoint yet: starting from the beginning" in told, told
     digested = json.loads((run / "run.json").read_text())["digests"]
     assert len(digested["train pictures"]) == 2
     (run / "summary.json").unlink()

@@ -323,7 +323,7 @@ def test_dialogues_about_no_picture_are_left_out_and_counted(tmp_path: Path) -> 
     assert len(READERS["vqa"](tmp_path, 1)[0][0].pictures) == 1
     done = CliRunner().invoke(app, ["--check-data", str(tmp_path)])
     assert done.exit_code == 0
-    assert "vqa/llava_instruct: pictures 2, masks 0, left out 2: no picture" in done.output
+    assert "vqa/llava_instruct: pictures 2, masks 0, left out 2 without a picture" in done.output
 
 
 def test_the_limit_holds_for_each_data_set(tmp_path: Path) -> None:

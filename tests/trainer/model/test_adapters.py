@@ -273,7 +273,7 @@ def test_an_export_over_other_base_weights_is_refused(tmp_path: Path) -> None:
     starting.check_adapter(tmp_path / "out", old.plan)
     facts = tmp_path / "out" / "facts.json"
     facts.write_text(facts.read_text().replace('"base": "', '"base": "1'))
-    with pytest.raises(starting.AdapterError, match="was trained over base weights 1"):
+    with pytest.raises(starting.AdapterError, match="was trained on base weights 1"):
         starting.check_adapter(tmp_path / "out", old.plan)
 
 

@@ -12,7 +12,6 @@ request. Hidden files (``.DS_Store``, ``._x.jpg``) and other kinds of files are 
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from PIL import Image
 from profiles.splits import NEEDED, importing, located
 from profiles.text import is_text
 from trainer.data.arrays import Size
+from trainer.data.contents import digest
 from trainer.data.findings import DataError, Finding, Report
 from trainer.data.formats.reasonseg_annotation import (
     Explanation,
@@ -46,13 +46,13 @@ from trainer.prompts import (
     explanatory_question_for,
     question_for,
 )
+from trainer.reporter import Progress
 
 if TYPE_CHECKING:
     from trainer.data.broken import SkippedEntries
 
 Counts: TypeAlias = dict[str, int | Size]
 Summary: TypeAlias = dict[str, Counts]  # by split
-Progress: TypeAlias = Callable[[str, int, int], None]  # what, how many are done, of how many
 _Files: TypeAlias = "tuple[Path, list[Path], list[Path]]"  # of an item: base, pictures, JSON
 _Scanned: TypeAlias = "tuple[list[_Look], list[Finding]]"
 _Read: TypeAlias = Callable[[Image.Image], object]
@@ -382,7 +382,7 @@ def _file(path: Path) -> _File:
 
 
 @lru_cache(maxsize=1_000_000)
-def _content(path: Path, file: _File) -> bytes:
-    """A digest of a file's bytes, read once while it stays the same."""
+def _content(path: Path, file: _File) -> str:
+    """The digest of a file, read once while it stays the same."""
     del file
-    return hashlib.sha256(path.read_bytes()).digest()
+    return digest(path)

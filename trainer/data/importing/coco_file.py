@@ -9,11 +9,11 @@ from profiles.text import argument
 from trainer.data.findings import Report
 from trainer.data.formats.coco import CocoEntry, ListedCoco, listed_coco
 from trainer.data.formats.coco_document import parse_coco
-from trainer.data.formats.reasonseg import Progress
 from trainer.data.importing import label_studio, sa2va
 from trainer.data.importing.encoding import Conventions
 from trainer.data.json_fields import load_json
 from trainer.data.picture_paths import PictureSearch
+from trainer.reporter import Progress
 
 _OFTEN = 1000  # objects between two reports
 

@@ -20,7 +20,6 @@ from trainer.data.arrays import Size
 from trainer.data.findings import Finding, Report
 from trainer.data.formats.coco import CocoEntry, CocoImage, CocoMask, read_mask
 from trainer.data.formats.coco_masks import PaintedBox, painted_boxes
-from trainer.data.formats.reasonseg import Progress
 from trainer.data.images import open_image
 from trainer.data.importing.coco_conventions import (
     TO_UPRIGHT,
@@ -47,6 +46,7 @@ from trainer.data.importing.outlines import (
 from trainer.data.picture_paths import PictureSearch
 from trainer.data.polygons import IGNORE, TARGET, Polygon
 from trainer.data.threads import in_processes
+from trainer.reporter import Progress
 
 
 def read_drawings(

@@ -13,7 +13,6 @@ from pathlib import Path
 from trainer.atomic_folder import atomic_folder
 from trainer.data import broken
 from trainer.data.findings import Finding, Report
-from trainer.data.formats.reasonseg import Progress
 from trainer.data.importing.encoding import Conventions
 from trainer.data.importing.item_files import FOLDER, ItemFiles
 from trainer.data.importing.outlines import Drawing
@@ -26,6 +25,7 @@ from trainer.data.importing.questions_file import (
 )
 from trainer.data.importing.sources import drawings
 from trainer.data.picture_paths import PictureSearch, search_folders
+from trainer.reporter import Progress
 
 
 @dataclass(frozen=True)

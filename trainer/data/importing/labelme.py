@@ -19,7 +19,6 @@ from PIL import Image
 
 from trainer.data.arrays import FloatArray, Size
 from trainer.data.findings import Finding, Report
-from trainer.data.formats.reasonseg import Progress
 from trainer.data.images import open_image
 from trainer.data.importing.encoding import Conventions
 from trainer.data.importing.foreign import is_foreign
@@ -38,6 +37,7 @@ from trainer.data.importing.outlines import (
 from trainer.data.json_fields import LARGEST_FILE, load_json, read_sentence
 from trainer.data.picture_paths import PictureSearch
 from trainer.data.polygons import Budget, Polygon, painted_area, read_points
+from trainer.reporter import Progress
 
 # One point every 3 degrees: off by a third of a pixel at most for a radius of 1000.
 CIRCLE_POINTS = 120

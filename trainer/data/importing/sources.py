@@ -9,7 +9,6 @@ from profiles.splits import SPLITS
 from profiles.text import argument
 from trainer.data.findings import Finding, Report
 from trainer.data.formats.coco_document import parse_coco
-from trainer.data.formats.reasonseg import Progress
 from trainer.data.importing.coco_outlines import read_drawings
 from trainer.data.importing.encoding import Conventions
 from trainer.data.importing.foreign import READ, is_foreign
@@ -17,6 +16,7 @@ from trainer.data.importing.labelme import read_labelme
 from trainer.data.importing.outlines import Drawing, json_files
 from trainer.data.json_fields import LARGEST_FILE, load_json
 from trainer.data.picture_paths import PictureSearch, search_folders
+from trainer.reporter import Progress
 
 
 def drawings(

@@ -510,7 +510,10 @@ def test_import_and_preview(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     source = pair(tmp_path / "in", shape("杯子"), shape("ignore", [[0, 0], [5, 0], [5, 5]]))
     data = tmp_path / "data"
     code, told = call("import", source, data)
-    assert (code, told) == (0, f"{data}: train 1, val 1 items on 2 pictures; 0 without any\n")
+    assert (code, told) == (
+        0,
+        f"{data}: train 1, val 1 items on 2 pictures; 0 pictures without an item\n",
+    )
     before = {path: path.read_bytes() for path in data.rglob("*") if path.is_file()}
     monkeypatch.chdir(tmp_path)
     for split in ("train", "val"):

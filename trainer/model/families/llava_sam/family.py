@@ -77,9 +77,9 @@ class LlavaSam(Family[Profile]):
         needed, offered = set(needed), set(offered)
         one, two = f"{names.PROJECTOR}linear.weight", f"{names.PROJECTOR}linear_1.weight"
         if one in offered - needed:
-            return "its projector has one layer, that of model {model} two; try 7b-v1 or 13b-v1"
+            return "its projector has one layer, and {model} needs two; try 7b-v1 or 13b-v1"
         if one in needed and two in offered:
-            return "its projector has two layers, that of model {model} one; try 7b or 13b"
+            return "its projector has two layers, and {model} needs one; try 7b or 13b"
         return ""
 
 

@@ -123,8 +123,8 @@ def _is_original(names: list[str]) -> bool:
     transformers = next(filter(TRANSFORMERS_MARK.search, names), None)
     if original and transformers:
         raise NamesError(
-            f"SAM in two namings at once: {original} is of the original code, {transformers} of "
-            "transformers; keep one of the two in the folder"
+            f"SAM's tensors are named in two ways: {original} as in the original code, "
+            f"{transformers} as in transformers; keep one of the two in the folder"
         )
     return transformers is None
 
