@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from profiles.sizes import GIB
+from profiles.text import time_text
 from tests.browser import Tab, browser, chromium
 
 ROOT = Path(__file__).parents[1]
@@ -86,6 +87,11 @@ def test_every_state_is_what_advise_says(tab: Tab, tool: Any) -> None:
         assert rows["host memory"] == host
         speed = float(f"{advice.speed.samples_per_second:.4g}")
         assert float(rows["questions a second"]) == pytest.approx(speed, rel=0.06)
+        times = advice.duration
+        seconds = (times.seconds, times.low_seconds, times.high_seconds)
+        about, low, high = (time_text(size) for size in seconds)
+        assert rows["time, 10 epochs of 239 pictures"] == f"{about} ({low} to {high})", state
+        assert rows["disk"] == f"{advice.disk.total_bytes / GIB:.2f} GiB"
         limit = tab.run("document.querySelector('#bar .limit').getAttribute('x1') / 1000")
         whole = max(advice.budget.cap_bytes, advice.needs.bytes)
         assert limit == pytest.approx(advice.budget.usable.bytes / whole)

@@ -1,6 +1,6 @@
 """Write the data of the what-if page, docs/whatif/data.js: the advice for every state it can show.
 
-    python tools/write_whatif.py        # 6000 advices: some ten minutes on two idle cores
+    python tools/write_whatif.py        # 4800 advices: some ten minutes on two idle cores
 
 Every answer is `advise()`'s own, with the shipped evidence; the page only looks it up. Answers that
 cards share are stored once, and so are their words.
@@ -19,20 +19,19 @@ from advisor.machine.evidence import Evidence
 from advisor.machine.gpu import Machine
 from advisor.machine.target import Target
 from advisor.memory.forecast import measured_errors
-from advisor.memory.speed import factors
 from advisor.preflight import advise
 from advisor.report.summary import plan_line
 from profiles.gpus import gpus
-from profiles.models import model_profile
+from profiles.models import DEFAULT_MODELS, model_profile
 from profiles.preferences import PREFERENCES, Preference
 from profiles.sizes import GIB
+from profiles.text import counted, time_text
 
 DATA = Path(__file__).resolve().parents[1] / "docs" / "whatif" / "data.js"
 HEAD = "// Written by tools/write_whatif.py: advise() for every state of the page.\nconst WHATIF = "
-MODELS = ("sa2va-qwen3-vl-4b", "sa2va-qwen3-vl-2b", "qwen3-vl-8b", "7b", "13b")
+MODELS = (*DEFAULT_MODELS, "7b", "13b")
 SIZES_GIB = (4, 6, 8, 10, 12, 16, 24, 32, 48, 80)
 TEXTS = {128: "short: up to 128 text tokens a sample", 512: "long: up to 512, the plan's limit"}
-EPOCH_QUESTIONS = 239  # of ReasonSeg's training split, for the time
 CARD = "{card}"  # in commands, instead of the options that name it
 
 
@@ -64,12 +63,12 @@ def advised(state: State) -> Advice:
 
 
 def shown(state: State) -> tuple[dict[str, Any], list[Any]]:
-    """The answer, without what only this card has; and that: limits, and questions a second."""
+    """The answer without what only this card has; and that: questions a second, and the time."""
     advice, target = advised(state), targets()[state.card]
-    plan, needs, budget, speed = advice.plan, advice.needs, advice.budget, advice.speed
+    plan, needs, speed, duration = advice.plan, advice.needs, advice.speed, advice.duration
     command = advice.command and advice.command.replace(target.options, CARD)
     answer: dict[str, Any] = {"verdict": advice.verdict, "command": command}
-    if plan is None or needs is None or budget is None or speed is None:
+    if plan is None or needs is None or speed is None or duration is None:
         return answer | {"why": advice.summary}, []
     error = needs.source
     if needs.basis == "forecast":
@@ -77,11 +76,17 @@ def shown(state: State) -> tuple[dict[str, Any], list[Any]]:
     answer |= {
         "plan": plan_line(plan), "hash": plan.content_hash, "needs": needs.bytes,
         "basis": needs.basis, "error": error, "parts": advice.parts, "host": advice.host_bytes,
-        "questions": plan.schedule.epochs * EPOCH_QUESTIONS,
+        "disk": advice.disk and advice.disk.total_bytes,
+        "what": f"{counted(duration.epochs, 'epoch')} of {counted(duration.pictures, 'picture')}",
     }  # fmt: skip
     if advice.verdict != "FITS" and advice.considered:
         answer["why"] = advice.considered[0].why_not
-    return answer, [speed.samples_per_second, speed.source]
+    about, low, high = map(
+        time_text, (duration.seconds, duration.low_seconds, duration.high_seconds)
+    )
+    time = f"{about} ({low} to {high})"
+    own = [speed.samples_per_second, round(duration.seconds), speed.source, duration.basis, time]
+    return answer, own
 
 
 def limits(card: str) -> dict[str, Any]:
@@ -110,7 +115,8 @@ def document() -> dict[str, Any]:
                      for name, text in answer.items()}  # fmt: skip
             row: list[float | int] = [answers.setdefault(json.dumps(short), len(answers))]
             if own:
-                row += [float(f"{own[0]:.4g}"), words.setdefault(own[1], len(words))]
+                row += [float(f"{own[0]:.4g}"), own[1]]
+                row += [words.setdefault(text, len(words)) for text in own[2:]]
             rows.append(row)
         cards = dict(zip(targets(), pool.map(limits, targets()), strict=True))
     return {
@@ -118,7 +124,6 @@ def document() -> dict[str, Any]:
         "texts": TEXTS,
         "prefers": PREFERENCES,
         "cards": cards,
-        "speedError": factors().error,
         "words": list(words),
         "answers": [json.loads(text) for text in answers],
         "states": rows,

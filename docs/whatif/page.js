@@ -19,9 +19,10 @@ const COLUMNS = [
   ["needs, GiB", "needs", (row) => gib(row.needs)],
   ["usable, GiB", "usable", (row) => gib(row.usable)],
   ["questions/s", "speed", (row) => row.speed === undefined ? "" : speedText(row.speed)],
+  ["time", "time", (row) => row.time?.split(" (")[0] ?? ""],
   ["plan", "plan", (row) => row.plan ?? row.why ?? ""],
 ];
-const TEXTS = ["verdict", "command", "why", "plan", "hash", "basis", "error"]; // numbers of words
+const TEXTS = ["verdict", "command", "why", "plan", "hash", "basis", "error", "what"]; // numbers of words
 const ORDER = ["FITS", "TIGHT", "SPILLS", "OOM", "UNKNOWN"];
 let sorted = { column: "size", down: false };
 
@@ -29,22 +30,16 @@ const at = (id) => document.getElementById(id);
 const gib = (bytes) => bytes === undefined || bytes === null ? "" : (bytes / GIB).toFixed(2);
 const speedText = (speed) => String(Number(speed.toPrecision(2)));
 
-function timeText(seconds) {
-  if (seconds < 90) return `${Math.round(seconds)} s`;
-  if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
-  const hours = seconds / 3600;
-  return hours < 48 ? `${Number(hours.toPrecision(2))} h` : `${Number((hours / 24).toPrecision(2))} days`;
-}
-
 // The answer to a state; the order of the states is that of tools/write_whatif.py.
 function answerTo(state) {
   const place = NAMES.reduce((sum, name) => sum * KEYS[name].length + KEYS[name].indexOf(state[name]), 0);
-  const [number, speed, source] = WHATIF.states[place];
+  const [number, speed, seconds, ...texts] = WHATIF.states[place];
+  const [source, timeError, time] = texts.map((text) => WHATIF.words[text]);
   const card = WHATIF.cards[state.card];
   const answer = Object.fromEntries(Object.entries(WHATIF.answers[number]).map(([name, value]) =>
     [name, TEXTS.includes(name) && value !== null ? WHATIF.words[value] : value]));
   const command = answer.command && answer.command.replace("{card}", () => card.options);
-  return { ...card, ...answer, card: state.card, command, speed, source: WHATIF.words[source], hostUsable: card.host, host: answer.host };
+  return { ...card, ...answer, card: state.card, command, speed, seconds, source, timeError, time, hostUsable: card.host, host: answer.host };
 }
 
 function stateOfAddress() {
@@ -120,8 +115,9 @@ function showNumbers(found) {
     }
     row("plan needs", `${gib(found.needs)} GiB`, `${found.basis}: ${found.error}`);
     row("host memory", `${gib(found.host)} GiB of ${gib(found.hostUsable)}`, "a machine of 16 GiB is assumed, half of it free");
-    row("questions a second", speedText(found.speed), `${found.source}; ${WHATIF.speedError}`);
-    row("training steps, 10 epochs of 239 questions", timeText(found.questions / found.speed), "by the speed above; without features and evaluation");
+    row("disk", `${gib(found.disk)} GiB`, "downloads, converted model, features, checkpoints");
+    row("questions a second", speedText(found.speed), found.source);
+    row(`time, ${found.what}`, found.time, `ReasonSeg's published size; ${found.timeError}`);
   }
   row("usable (thick line)", `${gib(found.usable)} GiB`, found.margin);
   row("capacity (dashed line)", `${gib(found.capacity)} GiB`, "free memory less the CUDA context, no margin kept");
@@ -130,7 +126,8 @@ function showNumbers(found) {
 function showAll(state) {
   const rows = KEYS.card.map((card) => answerTo({ ...state, card }));
   const value = (row) => sorted.column === "card" ? row.title
-    : sorted.column === "verdict" ? ORDER.indexOf(row.verdict) : row[sorted.column];
+    : sorted.column === "verdict" ? ORDER.indexOf(row.verdict)
+      : sorted.column === "time" ? row.seconds : row[sorted.column];
   rows.sort((a, b) => {
     const [left, right] = [value(a), value(b)];
     if (left === undefined || right === undefined) return (left === undefined) - (right === undefined);
@@ -149,7 +146,7 @@ function showAll(state) {
     for (const [, column, text] of COLUMNS) {
       const cell = element(column === "card" ? "th" : "td", column === "card" ? "" : text(row), column === "card" ? { scope: "row" } : {});
       if (column === "card") cell.append(element("button", row.title, { type: "button", "data-card": row.card }));
-      if (["size", "needs", "usable", "speed"].includes(column)) cell.className = "n";
+      if (["size", "needs", "usable", "speed", "time"].includes(column)) cell.className = "n";
       line.append(cell);
     }
     return line;
