@@ -129,5 +129,6 @@ def _with(advice: Advice, candidate: Candidate, row: TestedRow) -> Advice:
 
 def _row_id(plan: Plan, gpu: Gpu, text: int, cap_bytes: int | None, more: list[int | None]) -> str:
     """One name for a plan, a card, a text length, what `more` samples hold, and versions."""
-    facts = [plan.content_hash, gpu.uuid, gpu.name, text, cap_bytes, library_versions(), *more]
+    versions = list(library_versions().values())
+    facts = [plan.content_hash, gpu.uuid, gpu.name, text, cap_bytes, versions, *more]
     return "user-" + hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]

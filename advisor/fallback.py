@@ -17,6 +17,7 @@ from advisor.choice.candidate import Candidate
 from advisor.choice.rank import RUNG_SHARE
 from advisor.choice.search import search, smallest_cards_text
 from advisor.machine.budget import Budget, margin_of
+from advisor.machine.evidence import Evidence
 from advisor.machine.gpu import Gpu, Machine
 from advisor.machine.probe import probe
 from advisor.machine.target import pick_gpu
@@ -32,7 +33,7 @@ from profiles.levers import MAY_CHANGE_ON_FALLBACK
 from profiles.plan import Plan
 from profiles.shortage import Shortage
 from profiles.sizes import GIB, gib
-from profiles.tested import DataShape, TestedRow, keep, read_table
+from profiles.tested import DataShape, TestedRow, keep
 
 OTHERS_BYTES = 2**29  # less growth beside the pool may be this process's own libraries
 ASK_AGAIN_SECONDS = 10
@@ -93,7 +94,7 @@ def fallback(
     pool = told.tier("pool").bytes if told and told.tiers else None
     _keep_row(short, gpu, told, pool)
     text = told.text_tokens if told else None
-    request = Request(machine, short.plan.model, (), read_table(), None, None if text else data,
+    request = Request(machine, short.plan.model, (), Evidence.here(), None, None if text else data,
                         text, live_forecast(machine, None, data, tell))  # fmt: skip
     budget = request.budget(gpu)
     if budget is None:
@@ -109,7 +110,7 @@ def fallback(
         limit, share = budget.usable.bytes, 1.0
     else:
         had = short.limit_bytes or budget.cap_bytes
-        limit, share = had - margin_of(gpu, had, request.own_rows).bytes, RUNG_SHARE
+        limit, share = had - margin_of(gpu, had, request.evidence.own_rows).bytes, RUNG_SHARE
     because = "other processes have the rest" if by_others else _compared(short, pool)
     found = smaller(request, gpu, budget, short.plan, set(pinned), limit, share)
     if isinstance(found, Candidate):

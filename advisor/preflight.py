@@ -19,6 +19,7 @@ from advisor.choice.search import (
 from advisor.cost.disk import disk_of
 from advisor.cost.duration import REASON_SEG, duration_of
 from advisor.machine.budget import Budget
+from advisor.machine.evidence import Evidence
 from advisor.machine.gpu import Gpu, Machine
 from advisor.machine.target import Target, gpu_for
 from advisor.memory.live import Heard, Live
@@ -42,7 +43,6 @@ from profiles.models import DEFAULT_MODELS
 from profiles.overrides import assigned
 from profiles.preferences import Preference
 from profiles.sizes import gib
-from profiles.tested import Table, read_table
 
 
 def advise(
@@ -54,7 +54,7 @@ def advise(
     data: Path | None = None,
     text_tokens: int | None = None,
     live: Live | None = None,
-    table: Table | None = None,
+    evidence: Evidence | None = None,
     exact: bool = False,
     prefer: Preference = "usual",
 ) -> Advice:
@@ -63,9 +63,9 @@ def advise(
     `overrides` are `key=value` settings that the choice keeps; samples have `text_tokens`
     at most, or those of the longest of `data`, or else the plan's limit. `live` forecasts a plan at
     a text length (None: the longest of `data`) where the shipped grid does not reach, or `exact`
-    figures are wanted; `table` replaces the shipped and the user's rows; `prefer` is the order in
-    which plans are preferred. Raises PlanError for an unknown model and for settings that cannot
-    run, and whatever `live` raises.
+    figures are wanted; `evidence` is all else that it knows (None: what is shipped); `prefer` is
+    the order in which plans are preferred. Raises PlanError for an unknown model and for settings
+    that cannot run, and whatever `live` raises.
     """
     overrides = tuple(overrides)
     heard = Heard(live) if live is not None else None
@@ -73,7 +73,7 @@ def advise(
         machine=machine,
         model=wanted_model(model, assigned(overrides).get("model")),
         overrides=overrides,
-        table=read_table() if table is None else table,
+        evidence=Evidence.shipped() if evidence is None else evidence,
         target=target,
         data=data,
         text_tokens=text_tokens,

@@ -14,6 +14,7 @@ from advisor.machine.budget import (
     Budget,
     budget_of,
 )
+from advisor.machine.evidence import Evidence
 from advisor.machine.gpu import UNNAMED, Gpu, Machine
 from advisor.machine.target import Target
 from advisor.memory.live import Live
@@ -27,7 +28,7 @@ from profiles.overrides import assigned
 from profiles.plan import Plan
 from profiles.preferences import Preference
 from profiles.settings import TARGETS_PER_PICTURE
-from profiles.tested import Table, TestedRow
+from profiles.tested import Table
 from profiles.text import argument
 
 # NVIDIA's WSL drivers before R615 fail at them on some cards (pytorch/pytorch#192330).
@@ -42,7 +43,7 @@ class Request:
     machine: Machine
     model: str | None
     overrides: tuple[str, ...]
-    table: Table
+    evidence: Evidence
     target: Target | None
     data: Path | None
     text_tokens: int | None
@@ -80,9 +81,9 @@ class Request:
         return self.model is not None and model_profile(self.model).packaged
 
     @property
-    def own_rows(self) -> tuple[TestedRow, ...]:
-        """The user's rows of the table."""
-        return tuple(row for row in self.table.rows if row.source == "user")
+    def table(self) -> Table:
+        """The tested rows."""
+        return self.evidence.table
 
     @property
     def pinned(self) -> set[str]:
@@ -96,7 +97,7 @@ class Request:
     def budget(self, gpu: Gpu) -> Budget | None:
         """What a run may take on `gpu`; None where its free memory is unknown."""
         ram = self.target.host_bytes if self.target else None
-        return budget_of(gpu, self.machine, ram, self.own_rows)
+        return budget_of(gpu, self.machine, ram, self.evidence)
 
     def card(self, gpu: Gpu) -> GpuProfile | None:
         """The card in the catalogue; None for one that is not there, or known by its size alone."""
@@ -109,6 +110,7 @@ class Request:
             budget=budget,
             card=self.card(gpu),
             rows=self.table.rows,
+            torch=self.evidence.versions.get("torch", ""),
             spills=self.spills,
             refusals=partial(refusals, self, gpu),
             live=self.live,
@@ -228,7 +230,7 @@ def command_of(request: Request, model: str) -> str:
         options += f" --weights {argument(given['weights'])}"
     needed = weights_needed(model, given.get("weights", "default"))
     folder = argument(request.data) if request.data is not None else "DIR"
-    folder += skipping.option()
+    folder += skipping.option(request.evidence.environment)
     if request.target is None:
         return f"lisa-train --auto {options}{needed} --data-dir {folder}"
     longest = f" --data-dir {folder}" if request.data is not None else ""

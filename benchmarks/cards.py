@@ -2,7 +2,7 @@
 
     python benchmarks/cards.py        some seconds; no GPU
 
-Each line is `lisa-advise --gpu CARD --model 7b` (13b): a machine of 16 GiB that has that card, and
+Each line is `lisa-advise --gpu CARD --model MODEL`: a machine of 16 GiB that has that card, and
 samples as long as a plan allows.
 """
 
@@ -18,7 +18,7 @@ from advisor.machine.target import Target
 from advisor.preflight import advise
 from advisor.report.plan_words import storage_text
 from profiles.gpus import GpuProfile, gpus
-from profiles.tested import shipped_table
+from profiles.models import DEFAULT_MODELS
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "cards.md"
 BEGIN, END = "<!-- benchmarks/cards.py -->", "<!-- /benchmarks/cards.py -->"
@@ -47,14 +47,15 @@ def cell(advice: Advice) -> str:
 
 def table() -> list[str]:
     """The table's lines, from the shipped rows only: whoever runs this may have more rows."""
-    lines, rows = ["| card | usable GiB | 7B | 13B |", "|---|---|---|---|"], shipped_table()
+    models = (DEFAULT_MODELS[0], "7b", "13b")
+    lines = [f"| card | usable GiB | {' | '.join(models)} |", "|---|---|---|---|---|"]
     for card in cards():
         target = Target(card=card)
-        found = [advise(Machine(), model, (), target, table=rows) for model in ("7b", "13b")]
+        found = [advise(Machine(), model, (), target) for model in models]
         budget = found[0].budget
         assert budget is not None
         usable = budget.usable.bytes / 2**30
-        lines.append(f"| {card.title} | {usable:.1f} | {cell(found[0])} | {cell(found[1])} |")
+        lines.append(f"| {card.title} | {usable:.1f} | {' | '.join(map(cell, found))} |")
     return lines
 
 

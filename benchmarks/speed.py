@@ -20,9 +20,11 @@ from typing import Any
 
 from tables import put
 
+from advisor.cost.duration import duration_of
 from advisor.memory import speed
 from advisor.memory.speed import Factors, Pace, encoder_seconds, forward_seconds, paper, seconds_of
 from profiles.gpus import GpuProfile, gpu_by_nvml
+from profiles.measurement import DataCounts
 from profiles.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,6 +37,7 @@ TUNED_ON = (PLAIN, COMPILED, MASKED, ONE, ONE_COMPILED)
 # Rows were timed on three machines, each of which launches at its own speed. One row of each of the
 # later two, in which the GPU waits, tells how fast.
 MACHINES = {"shared-": "shared-13b-k1-b4", "qwen-": "qwen-2b-b8"}
+ROW_TOKENS = 646  # in those runs, about: 576 of a picture, and a short question
 LOGS = ("recovery-killed.log", "recovery-robbed.log", "recovery-capped.log")
 
 
@@ -295,6 +298,39 @@ def ranges_text(known: Factors) -> str:
     )
 
 
+def whole_epochs(log: str) -> list[float]:
+    """Seconds from the end of one evaluation to the end of the next, in one process."""
+    ends: list[float] = []
+    found = []
+    for second, line in moments(log):
+        if line.startswith("plan "):
+            ends = []
+        elif re.match(r"epoch \d: ", line):
+            found += [second - ends[-1]] if ends else []
+            ends.append(second)
+    return found
+
+
+def epochs_text() -> str:
+    """Whole epochs of recovery.py's runs beside their forecast."""
+    counts = DataCounts(train_pictures=100, val_pictures=6, epoch_questions=100, val_questions=6,
+                        row_tokens=ROW_TOKENS)  # fmt: skip
+    took, said = [], set()
+    plans = {record["run"]: Plan.parse(record["plan"]) for record in lines("recovery.jsonl")}
+    for log in LOGS:
+        plan = plans[log.removeprefix("recovery-").removesuffix(".log")]
+        if seconds := whole_epochs(log):
+            took += seconds
+            said.add(duration_of(plan, timed_rows()[ONE].card, counts).epoch_seconds)
+    least, most, low, high = min(took), max(took), min(said), max(said)
+    return (
+        f"{len(took)} whole epochs of 7B on an H100, of 100 questions each, took {least:.1f} to "
+        f"{most:.1f} s; {low:.1f} to {high:.1f} s are forecast\n(the logs of "
+        "`benchmarks/recovery.py`). Their evaluations, saves and starts of data workers made the "
+        "factors; their steps\ndid not."
+    )
+
+
 def write(found: dict[str, Any]) -> Factors:
     """Write speed.json; what is not found yet is 0."""
     names = Factors.__dataclass_fields__
@@ -314,7 +350,12 @@ def main() -> None:
     table, errors = step_table(rows)
     known = write(found | errors)
     print("\n".join([json.dumps(asdict(known), indent=2), *table, *encoder_table()]))
-    tables = {"steps": table, "encoders": encoder_table(), "ranges": [ranges_text(known)]}
+    tables = {
+        "steps": table,
+        "encoders": encoder_table(),
+        "ranges": [ranges_text(known)],
+        "epochs": [epochs_text()],
+    }
     for mark, content in tables.items():
         begin, end = (f"<!-- {slash}benchmarks/speed.py {mark} -->" for slash in ("", "/"))
         put(DOCS, begin, end, content)

@@ -56,8 +56,9 @@ def _print_version(context: typer.Context, wanted: bool) -> None:
         from importlib.metadata import version
 
         from profiles.places import NAME
+        from profiles.streams import say
 
-        typer.echo(f"{context.find_root().info_name} {version(NAME)}")
+        say(f"{context.find_root().info_name} {version(NAME)}")
         raise typer.Exit
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import cache
 from itertools import product
 from math import prod
@@ -21,7 +21,7 @@ from profiles.families import FEATURE_BYTES
 from profiles.levers import needs_no_more
 from profiles.models import model_profile
 from profiles.plan import Plan
-from profiles.settings import STORED_BYTES
+from profiles.settings import STORED_BYTES, Lora
 
 GRID_FILE = Path(__file__).with_name("grid.jsonl")
 MICRO_BATCHES = (1, 4, 20)
@@ -30,6 +30,8 @@ QUESTIONS = (1, 3)  # a picture; two take no more than three
 # Without expandable segments the pool is cut up more: up to 30 % beside the tensors were seen
 # (benchmarks/lattice_measured.jsonl), of which a cap lets the allocator win back most.
 WHOLE_SEGMENTS = 1.10
+FP32_BYTES = 4
+PADDING = 16  # positions of a row, at most, beside image and text
 BUFFERS = 2  # layers' worth of them on the card, if any layer is in host memory
 
 
@@ -63,15 +65,41 @@ def estimate(plan: Plan, text_tokens: int) -> Estimate | None:
     """What a step of `plan` takes at most with that many text tokens a row and a mask a question.
 
     None where the grid does not reach: several processes, more questions a picture than QUESTIONS,
-    adapters, trained parts or other settings that may need more than the usual ones, a longer text,
-    a larger micro-batch.
+    trained parts or other settings that may need more than the usual ones, a longer text, a larger
+    micro-batch. Larger adapters are counted on top.
     """
     model = _model_in_grid(plan.model)
     if model is None or plan.processes > 1 or plan.questions_per_picture > QUESTIONS[-1]:
         return None
-    if not needs_no_more(plan, _usual(plan, model)):
+    usual = _usual(plan, model)
+    if needs_no_more(plan, usual):
+        return _between(plan, model, text_tokens)
+    alike = plan.model_copy(update={"lora": usual.lora})
+    if plan.lora is None or usual.lora is None or not needs_no_more(alike, usual):
         return None
-    return _between(plan, model, text_tokens)
+    found = _between(alike, model, text_tokens)
+    return None if found is None else _with_adapters(found, plan, usual.lora, text_tokens)
+
+
+def _with_adapters(found: Estimate, plan: Plan, usual: Lora, text_tokens: int) -> Estimate:
+    """The estimate for the plan's own adapters, which may be larger than the usual ones.
+
+    What is trained of them is exact: factor, gradient and two moments in fp32. What is kept for
+    the backward pass is kept by every layer that is not recomputed, and by one that is.
+    """
+    decoder = plan.profile.decoder
+    assert plan.lora is not None
+    more = decoder.adapter_values(plan.lora) - decoder.adapter_values(usual)
+    trained = max(0, 4 * FP32_BYTES * more)
+    kept = max(0, decoder.adapter_bytes(plan.lora) - decoder.adapter_bytes(usual))
+    tokens = plan.micro_batch * (plan.profile.most_image_tokens + text_tokens + PADDING)
+    extra = trained + kept * tokens * (decoder.layers - plan.checkpointed_layers + 1)
+    return replace(
+        found,
+        tensors_bytes=found.tensors_bytes + extra,
+        pool_bytes=found.pool_bytes + round(extra * found.pool_bytes / found.tensors_bytes),
+        trained_bytes=found.trained_bytes + trained,
+    )
 
 
 def nearest(plan: Plan, text_tokens: int) -> Estimate | None:

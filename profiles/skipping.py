@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 ALL = 2**53 - 1  # more entries than any data set has
 OPTION = "--skip-broken"
@@ -27,12 +28,12 @@ def announce(most: int) -> None:
         os.environ[VARIABLE] = str(most)
 
 
-def announced() -> int:
+def announced(environment: Mapping[str, str] = os.environ) -> int:
     """What this process, or the one that started it, has announced. Raises ValueError."""
-    return read_most(os.environ.get(VARIABLE))
+    return read_most(environment.get(VARIABLE))
 
 
-def option() -> str:
+def option(environment: Mapping[str, str] = os.environ) -> str:
     """What was announced, as the end of a command line; empty for nothing."""
-    most = announced()
+    most = announced(environment)
     return "" if not most else f" {OPTION} {'all' if most == ALL else most}"

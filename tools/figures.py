@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import advice_figures
 import model_figures
 
 from profiles.models import model_profile
@@ -350,7 +351,11 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/lean.md": {"profiled": profiled},
     "docs/data.md": {"reading": reading},
     "docs/own-data.md": {"importing": importing},
-    "docs/advice.md": {"emulated": emulated},
+    "docs/advice.md": {
+        "emulated": emulated,
+        "orders": advice_figures.orders,
+        "adapters": advice_figures.adapters,
+    },
     "docs/speed.md": {"shared": shared, "looped": looped, "learnt": learnt, "masked": masked},
     "docs/forecast.md": {"caching": caching, "explained": explained},
     "docs/lisa-tiny.md": {"tiny": tiny, "making": pretraining},

@@ -20,6 +20,7 @@ from typing import Any
 from figures import PAGES
 
 from profiles.plan import Plan
+from profiles.preferences import Preference
 from profiles.settings import Lora, Mixture, Schedule, TokenLimits
 from profiles.text import counted
 
@@ -145,11 +146,10 @@ def advised_text() -> str:
     from advisor.machine.gpu import Machine
     from advisor.machine.target import Target
     from advisor.preflight import advise
-    from profiles.tested import shipped_table
 
-    def advised(*settings: str) -> str:
-        target, table = Target(vram_bytes=8 * 2**30), shipped_table()
-        advice = advise(Machine(), "7b", settings, target, table=table)
+    def advised(prefer: Preference) -> str:
+        target = Target(vram_bytes=8 * 2**30)
+        advice = advise(Machine(), "7b", (), target, prefer=prefer)
         plan, needs, speed = advice.plan, advice.needs, advice.speed
         if plan is None or needs is None or speed is None:
             raise ValueError(f"no advice for 8 GiB: {advice.summary}")
@@ -164,10 +164,9 @@ def advised_text() -> str:
         )
 
     return (
-        "The advice for 8 GiB differs from the table's 8 GB row: it assumes rows of 512 text "
-        "tokens,\nand prefers unrounded weights unless they make training more than twice as "
-        "slow:\n"
-        f"{advised()}.\nWith `--set quantization=nf4` it is {advised('quantization=nf4')}."
+        "The advice for 7B on 8 GiB differs from the table's 8 GB row, as it assumes rows of 512 "
+        f"text tokens:\n{advised('usual')}.\nWith `--prefer precision` it is "
+        f"{advised('precision')}."
     )
 
 
@@ -241,7 +240,7 @@ def main() -> None:
     if "advice" in parts:
         program = Path(sys.executable).with_name("lisa-advise")
         picture = str(DOCS / "advice.svg")
-        subprocess.run([program, "--model", "7b", "--vram", "8GiB", "--svg", picture], check=True)
+        subprocess.run([program, "--gpu", "rtx-3060-12gb", "--svg", picture], check=True)
 
 
 if __name__ == "__main__":

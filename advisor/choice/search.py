@@ -25,7 +25,6 @@ from advisor.machine.budget import (
     margin_for,
     what_if_gpu,
 )
-from advisor.machine.cuda_context import installed
 from advisor.machine.gpu import Machine
 from advisor.memory.live import Live
 from advisor.memory.speed import samples_per_second
@@ -55,6 +54,7 @@ class Setting:
     budget: Budget
     card: GpuProfile | None = None  # its rates; None: not in the catalogue
     rows: tuple[TestedRow, ...] = ()
+    torch: str = ""  # its version where the plan is to run
     spills: bool = False
     refusals: Callable[[Plan], list[Finding]] = lambda plan: []
     live: Live | None = None
@@ -223,7 +223,7 @@ def _sharing_gain(plan: Plan, text: int, card: GpuProfile | None) -> float:
 
 
 def _scales(setting: Setting, text: int, correction: float | None) -> Scales:
-    here = _minor(installed("torch"))
+    here = _minor(setting.torch)
     held = [
         (_counts_for(row, here), row)
         for row in setting.rows

@@ -106,8 +106,6 @@ def _forecast(
         fail(f"this plan cannot run\n{error}")
     must_be_data(data_dir, skip_broken)
     target = named_card(vram, gpu, system)
-    if target is not None and target.one_of_several:
-        tell(f"note: {target.one_of_several}")
     if data_dir is not None and text_tokens is not None:
         fail("--data-dir and --text-tokens both name the longest sample; give one of them")
     limits = chosen.tokens

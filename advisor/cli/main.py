@@ -92,6 +92,7 @@ def _explain(component: str) -> None:
 
 def _advised(options: AdviseOptions) -> Advice:
     """The advice that the options ask for, tried and drawn where they say so."""
+    from advisor.machine.evidence import Evidence
     from advisor.machine.probe import probe
     from advisor.memory.live import live_forecast
     from advisor.preflight import advise
@@ -110,7 +111,8 @@ def _advised(options: AdviseOptions) -> Advice:
         live = live_forecast(machine, target, data, tell)
         advice = advise(
             machine, options.model, assignments, target,
-            data=data, live=live, prefer=options.prefer, exact=options.plot is not None,
+            data=data, live=live, evidence=Evidence.here(), prefer=options.prefer,
+            exact=options.plot is not None,
         )  # fmt: skip
         if options.measure or emulated:
             advice = _tried(advice, emulated)

@@ -141,7 +141,9 @@ def named_card(
         fail(
             f"--gpu: {error}\n    hint: --vram SIZE, such as 8GiB, gives the memory side of any GPU"
         )
-    return Target(vram, card, windows=system == "windows", ram_bytes=ram, count=count)
+    if count > 1:
+        tell(f"note: this is about one of the {count} cards; several are not planned for yet")
+    return Target(vram, card, windows=system == "windows", ram_bytes=ram)
 
 
 def must_be_data(folder: Path | None, skip_broken: str | None) -> None:

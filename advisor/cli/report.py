@@ -54,13 +54,13 @@ def report_command(
     interrupted.
     """
     from advisor.cli.output import step_picture, with_forecast, write
+    from advisor.machine.evidence import Evidence
     from advisor.machine.probe import probe
     from advisor.memory.live import live_forecast
     from advisor.preflight import advise
     from advisor.rehearsal import BadQuestion, RehearsalFailed
     from advisor.report.page import page
     from profiles.findings import PlanError
-    from profiles.tested import read_table
 
     if file.suffix.lower() not in (".html", ".htm"):
         fail(f"got {file.name}; the name must end in .html")
@@ -72,12 +72,12 @@ def report_command(
     kept = found.advice if found else None
     if kept is not None and (model or assignments or target or data_dir or prefer != "usual"):
         fail(f"{run}: the run has its own advice; leave out the options that ask for another")
-    machine, table = (kept.machine if kept else probe()), read_table()
+    machine, evidence = (kept.machine if kept else probe()), Evidence.here()
     try:
         live = live_forecast(machine, target, data_dir, tell)
         advice = kept or advise(
             machine, model, assignments, target,
-            data=data_dir, live=live, table=table, prefer=prefer, exact=True,
+            data=data_dir, live=live, evidence=evidence, prefer=prefer, exact=True,
         )  # fmt: skip
         advice = with_forecast(advice, live)
         picture = step_picture(advice, live, "svg")
@@ -87,7 +87,7 @@ def report_command(
         fail(f"this data cannot be used\n{error}")
     except RehearsalFailed as error:
         fail(str(error), EXIT_FAILED)
-    write(file, page(advice, picture, table.rows, found))
+    write(file, page(advice, picture, evidence.table.rows, found))
     tell(f"{advice.verdict}: written to {file}")
     raise typer.Exit(advice.exit_code)
 

@@ -14,7 +14,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from advisor.machine.cuda_context import context_of
+from advisor.machine.evidence import Evidence
 from advisor.machine.gpu import Gpu, Machine
 from profiles.gpus import GpuProfile
 from profiles.grid import pinned_bytes
@@ -34,6 +34,7 @@ HOST_SHARE = 0.85  # of the available host memory; the rest is the system's and 
 PINNED_SHARE = 0.5  # of all host memory: Windows allows no more, and elsewhere the system stalls
 ERRORS_FILE = Path(__file__).resolve().parents[2] / "profiles" / "forecast_errors.json"
 QUANTILE = 0.95
+NONE = Evidence()
 FEWEST_ROWS = 20  # of a GPU model, before its own errors are trusted alone
 
 # By which the pool was larger than said without expandable segments, at worst: which of two equal
@@ -110,12 +111,12 @@ def named_gpu(profile: GpuProfile, windows: bool = False) -> Gpu:
 
 
 def budget_of(
-    gpu: Gpu, machine: Machine, what_if_ram: int | None = None, rows: Iterable[TestedRow] = ()
+    gpu: Gpu, machine: Machine, what_if_ram: int | None = None, evidence: Evidence = NONE
 ) -> Budget | None:
     """The budget on `gpu`, or None where its free memory is unknown.
 
-    A card that is not in this machine is in one with `what_if_ram` bytes of host memory. `rows`
-    are the user's own, whose forecasts and peaks count towards the margin.
+    A card that is not in this machine is in one with `what_if_ram` bytes of host memory. The
+    user's own rows in the `evidence` count towards the margin by their forecasts and peaks.
     """
     free = gpu.free_bytes
     what_if = what_if_ram is not None
@@ -128,8 +129,8 @@ def budget_of(
         source = f"shared host memory less {gib(HOST_PROCESS_BYTES)} for the process"
     if free is None:
         return None
-    margin = margin_of(gpu, free, rows)
-    context = context_of(gpu, machine)
+    margin = margin_of(gpu, free, evidence.own_rows)
+    context = evidence.context(gpu, machine)
     usable = max(0, free - context.bytes(pinned=True) - margin.bytes)
     return Budget(
         free=Bytes(bytes=free, basis=basis, source=source),

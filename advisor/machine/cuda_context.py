@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -23,6 +25,7 @@ from profiles.plan import Plan
 from profiles.sizes import MIB
 
 LIBRARIES = ("torch", "bitsandbytes", "transformers")
+MEASURED = "measured on this GPU"
 
 
 @dataclass(frozen=True)
@@ -46,14 +49,22 @@ HOPPER = Context(762 * MIB, 70 * MIB, "tested", "as on an H100 with CUDA 13")
 OTHERS = Context(512 * MIB, 70 * MIB, "policy", "0.14-0.74 GiB were seen on other cards")
 
 
-def context_of(gpu: Gpu, machine: Machine, folder: Path | None = None) -> Context:
+def context_of(
+    gpu: Gpu, machine: Machine, kept: Mapping[str, Context], versions: Mapping[str, str]
+) -> Context:
     """The context on `gpu`: what was measured there before, else the nearest profile."""
-    path = _kept(gpu, machine, folder)
-    try:
-        plain, pinning = json.loads(read_regular(path))
-        return Context(int(plain), int(pinning), "measured", "measured on this GPU")
-    except (OSError, ValueError, TypeError):
-        return HOPPER if (gpu.compute_capability or (0, 0)) >= (9, 0) else OTHERS
+    profile = HOPPER if (gpu.compute_capability or (0, 0)) >= (9, 0) else OTHERS
+    return kept.get(key_of(gpu, machine, versions), profile)
+
+
+def kept_contexts(folder: Path | None = None) -> dict[str, Context]:
+    """What was measured on this machine's cards, by key; a damaged file is left out."""
+    found = {}
+    for path in (cache_folder() / "contexts" if folder is None else folder).glob("*.json"):
+        with suppress(OSError, ValueError, TypeError):
+            plain, pinning = json.loads(read_regular(path))
+            found[path.stem] = Context(int(plain), int(pinning), "measured", MEASURED)
+    return found
 
 
 def measure_context(gpu: Gpu, machine: Machine, folder: Path | None = None) -> Context:
@@ -62,7 +73,8 @@ def measure_context(gpu: Gpu, machine: Machine, folder: Path | None = None) -> C
     The figure is what NVML shows of the child less torch's pool; where NVML does not report a
     process's memory (WDDM), the profile stands.
     """
-    known = context_of(gpu, machine, folder)
+    versions = library_versions()
+    known = context_of(gpu, machine, kept_contexts(folder), versions)
     if known.basis == "measured" or gpu.uuid is None:
         return known
     plan = Plan.parse({
@@ -76,13 +88,14 @@ def measure_context(gpu: Gpu, machine: Machine, folder: Path | None = None) -> C
     plain, pinned = found
     if plain is None or pinned is None:
         return known
-    path = _kept(gpu, machine, folder)
+    place = cache_folder() / "contexts" if folder is None else folder
+    path = place / f"{key_of(gpu, machine, versions)}.json"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        place.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps([plain, pinned - plain]))
     except OSError:
         pass  # a cache that cannot be written is no error
-    return Context(plain, pinned - plain, "measured", "measured on this GPU")
+    return Context(plain, pinned - plain, "measured", MEASURED)
 
 
 def _beside_pool(plan: Plan, gpu: Gpu) -> int | None:
@@ -95,15 +108,16 @@ def _beside_pool(plan: Plan, gpu: Gpu) -> int | None:
     return found.process_bytes - found.peak_reserved_bytes
 
 
-def _kept(gpu: Gpu, machine: Machine, folder: Path | None) -> Path:
-    parts = [gpu.name, gpu.uuid, machine.driver_version, *library_versions()]
-    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-    return (cache_folder() / "contexts" if folder is None else folder) / f"{key}.json"
+def key_of(gpu: Gpu, machine: Machine, versions: Mapping[str, str]) -> str:
+    """The name of what was measured on that card with that driver and those libraries."""
+    libraries = [versions.get(name, "absent") for name in LIBRARIES]
+    parts = [gpu.name, gpu.uuid, machine.driver_version, *libraries]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def library_versions() -> list[str]:
+def library_versions() -> dict[str, str]:
     """Versions of the libraries that memory depends on; "absent" if one is not installed."""
-    return [installed(name) for name in LIBRARIES]
+    return {name: installed(name) for name in LIBRARIES}
 
 
 @cache

@@ -23,19 +23,11 @@ class Target:
     card: GpuProfile | None = None
     windows: bool = False
     ram_bytes: int | None = None
-    count: int = 1
 
     @property
     def host_bytes(self) -> int:
         """Host memory of the machine that it is in, or is assumed to be in."""
         return self.ram_bytes or WHAT_IF_HOST_BYTES
-
-    @property
-    def one_of_several(self) -> str | None:
-        """What to know of an answer that is about one of several cards."""
-        if self.count == 1:
-            return None
-        return f"this is about one of the {self.count} cards; several are not planned for yet"
 
     @property
     def gpu(self) -> Gpu:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from advisor.machine.budget import HostBudget, budget_of
-from advisor.machine.cuda_context import OTHERS, Context, context_of, measure_context
+from advisor.machine.cuda_context import OTHERS, Context, measure_context
+from advisor.machine.evidence import Evidence
 from advisor.machine.gpu import Machine
 from advisor.machine.target import Target, gpu_for
 
@@ -33,7 +34,8 @@ def card_for(machine: Machine, target: Target | None = None, measure: bool = Fal
     if measure and gpu is not None and target is None:
         measure_context(gpu, machine)
     ram = target.host_bytes if target is not None else None
-    budget = budget_of(gpu, machine, ram) if gpu is not None else None
+    evidence = Evidence.of_cards()
+    budget = budget_of(gpu, machine, ram, evidence) if gpu is not None else None
     if gpu is None or budget is None:
         return Card()
     return Card(
@@ -41,6 +43,6 @@ def card_for(machine: Machine, target: Target | None = None, measure: bool = Fal
         cap_bytes=budget.cap_bytes,
         margin_bytes=budget.margin.bytes,
         compute_capability=gpu.compute_capability or ASSUMED,
-        context=context_of(gpu, machine),
+        context=evidence.context(gpu, machine),
         host=budget.host,
     )

@@ -175,8 +175,7 @@ def interpret(
     process = pool + card.context.bytes(pinned)
     host = _host_bytes(measurement)
     segments = "expandable segments" if expandable else "whole segments"
-    kind = "answering" if answering else "compiled" if plan.compile else segments
-    errors = _measured_errors(plan, kind)
+    errors = measured_errors(plan, answering)
     figures: tuple[tuple[TierName, int, str], ...] = (
         ("tensors", tensors, "as the allocator counts them (max_memory_allocated)"),
         ("pool", pool, f"allocator replayed, {segments}"),
@@ -217,8 +216,10 @@ def interpret(
     )
 
 
-def _measured_errors(plan: Plan, kind: str) -> dict[str, str]:
-    """How far forecasts of that kind were off, in words, by tier."""
+def measured_errors(plan: Plan, answering: bool = False) -> dict[str, str]:
+    """How far forecasts of such plans were off, in words, by tier."""
+    segments = "expandable" if "expandable_segments:True" in plan.allocator else "whole"
+    kind = "answering" if answering else "compiled" if plan.compile else f"{segments} segments"
     if plan.dtype != "bf16":
         return dict.fromkeys(get_args(TierName), f"no measured row computes in {plan.dtype}")
     if not ERRORS_FILE.exists():

@@ -18,7 +18,7 @@ from pathlib import Path
 from profiles.families import EncoderFacts
 from profiles.gpus import GpuProfile, gpus
 from profiles.plan import Plan
-from profiles.settings import STORED_BYTES
+from profiles.settings import STORED_BYTES, Lora
 
 SPEED_FILE = Path(__file__).resolve().parents[2] / "profiles" / "speed.json"
 REFERENCE = "h100-sxm-80gb"
@@ -119,7 +119,7 @@ def paper(plan: Plan, text_tokens: int, gpu: GpuProfile, forward: bool = False) 
     stored = STORED_BYTES[plan.quantization]
     widened = 0.0 if plan.quantization == "none" else weights * passes * (stored + 2 + 2)
     rate, pcie = gpu.rate_flops(plan.dtype), gpu.pcie_gb_s * 1e9
-    moved = passes * decoder.moved_values(tokens) * 2
+    moved = passes * (2 * decoder.moved_values(tokens) + tokens * _adapter_bytes(plan))
     head = 2 * plan.profile.vocabulary_rows * decoder.hidden if plan.host_embeddings else 0
     return Paper(
         matmul=decoder.linear_flops(tokens) * passes / rate,
@@ -131,6 +131,20 @@ def paper(plan: Plan, text_tokens: int, gpu: GpuProfile, forward: bool = False) 
         head_copy=head / pcie,
         passes=passes,
     )
+
+
+def _adapter_bytes(plan: Plan) -> int:
+    """Bytes that the adapters of one layer move for a position, beyond the published ones.
+
+    Dropout reads, writes and masks the input; the product is added to the linear's. No row with
+    other adapters was timed.
+    """
+
+    def moved(lora: Lora | None) -> int:
+        linears = plan.profile.decoder.adapted(lora) if lora is not None else []
+        return sum(5 * inputs + 6 * outputs for inputs, outputs in linears)
+
+    return max(0, moved(plan.lora) - moved(Lora()))
 
 
 def _bandwidth(gpu: GpuProfile) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,7 +9,6 @@ from dataclasses import replace
 from advisor.choice.candidate import Candidate
 from advisor.choice.search import search, smallest_cards_text
 from advisor.machine.budget import Budget
-from advisor.machine.cuda_context import installed
 from advisor.machine.gpu import Gpu
 from advisor.report.plan_words import plan_text
 from advisor.request import Request, base_plan, weights_needed, whole_segments
@@ -32,8 +30,6 @@ LAST_WITH_OLDER = "2.14"
 def card_findings(request: Request, gpu: Gpu, best: Candidate, base: Plan) -> list[Finding]:
     """The card chosen, what does not fit and what would, what is missing, other processes."""
     findings = other_sizes(request, gpu)
-    if request.target is not None and request.target.one_of_several:
-        findings.append(Finding("--gpu", request.target.one_of_several))
     runs = best.verdict in ("FITS", "TIGHT")
     if not runs and best.why_not.startswith("host memory"):
         fix = "fewer host_layers, or --ram SIZE for a machine with more" if request.what_if else ""
@@ -106,14 +102,14 @@ def machine_notes(request: Request, gpu: Gpu, plan: Plan) -> list[Finding]:
     findings = []
     if gpu.compute_capability is not None and gpu.compute_capability < OLDEST_IN_WHEELS:
         version = "{}.{}".format(*gpu.compute_capability)
-        if request.what_if or "+cu126" not in installed("torch"):
+        if request.what_if or "+cu126" not in request.evidence.versions.get("torch", ""):
             what = f"compute capability {version}: torch's builds since CUDA 12.8 leave it out"
             findings.append(Finding(gpu.name, what, fix=older_torch()))
     why, planned = whole_segments(request, gpu), "expandable_segments:True" in plan.allocator
     if why and (planned or not request.windows):  # on Windows nobody expects them
         fix = "--set allocator=" if planned else "none needed: the plan goes without them"
         findings.append(Finding(gpu.name, why, fix=fix))
-    if found := shell_allocator(os.environ, plan):
+    if found := shell_allocator(request.evidence.environment, plan):
         findings.append(found)
     count = len([g for g in request.machine.gpus if g.lost is None])
     if count > 1 and not request.what_if and plan.effective_batch % count == 0:

@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from advisor.advice import Advice
 from advisor.machine.cuda_context import LIBRARIES, installed
+from advisor.report.cost_text import cost_lines
 from advisor.report.plan_words import difference
 from advisor.report.run_folder import Measured, Run
 from advisor.report.text import plan_lines
@@ -48,6 +49,7 @@ def page(
         advice=advice,
         plan_lines=list(plan_lines(advice.plan)) if advice.plan else [],
         memory=list(_memory(advice)),
+        costs=list(cost_lines(advice)),
         bar=bar(advice),
         usable=_usable_share(advice),
         picture=None if picture is None else _inline(picture),

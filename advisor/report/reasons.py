@@ -26,6 +26,13 @@ from profiles.settings import Quantization
 from profiles.sizes import gib, mib
 from profiles.tested import TestedRow
 
+# The steps up from the published r=8 on q and v, with alpha twice the rank.
+NEXT_ADAPTERS: tuple[dict[str, Any], ...] = (
+    {"rank": 16, "alpha": 32},
+    {"rank": 64, "alpha": 128},
+    {"targets": "all-linear"},
+)
+
 
 def plan_reasons(
     found: Found,
@@ -45,6 +52,7 @@ def plan_reasons(
         *_batch_reasons(found, budget),
         dtype_reason(plan, gpu),
         _storage_reason(found),
+        *([_adapter_reason(found, budget)] if plan.lora is not None else []),
         *_seed_reasons(plan, rows),
         *(reason for lever in priced("forecast") if (reason := _lever_reason(found, lever))),
         *(reason for lever in priced("rows") if (reason := _tested_reason(plan, measured, lever))),
@@ -158,6 +166,30 @@ def _against_finer(found: Found, storage: Quantization) -> str:
     if on_card:
         return f"{storage} would train {speeds}: more than a tenth slower"
     return f"{storage} fits only with {quick.plan.host_layers} layers in host memory ({speeds})"
+
+
+def _adapter_reason(found: Found, budget: Budget) -> Reason:
+    """Why the published adapters, and what the next larger ones take and cost."""
+    best = found.choice.best
+    lora = best.plan.lora
+    assert lora is not None
+    prices = []
+    for more in NEXT_ADAPTERS:
+        plan = best.plan.model_copy(update={"lora": lora.model_copy(update=more)})
+        needs = found.scales.needs(plan)
+        if needs is None:
+            continue
+        price = gib(max(0, needs[0].bytes - best.needs.bytes)) + " more"
+        speeds = found.scales.speed(plan), best.speed
+        slower = 1 - speeds[0].samples_per_second / speeds[1].samples_per_second
+        price += f", {slower:.0%} slower" if slower >= 0.005 else ", as fast"
+        if needs[0].bytes > budget.usable.bytes:
+            price += ", too large with this plan"
+        prices.append(f"{lora_text(plan)}: {price}")
+    because = "as published for LISA (arXiv:2308.00692); no study of segmentation shows that more "
+    because += "helps, though language models gained from adapters on all linears, whatever the "
+    because += f"rank (QLoRA, arXiv:2305.14314). {'; '.join(prices)}"
+    return Reason(setting="lora", value=lora_text(best.plan), because=because, basis="policy")
 
 
 def dtype_reason(plan: Plan, gpu: Gpu) -> Reason:

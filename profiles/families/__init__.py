@@ -61,13 +61,28 @@ class DecoderShape(Frozen):
         """Attention's two products in one layer for one sample: causal, half of 4·T²·channels."""
         return 2 * tokens**2 * self.query_channels
 
+    def adapted(self, lora: Lora) -> list[tuple[int, int]]:
+        """Channels into and out of each linear of one layer that has an adapter."""
+        hidden, query, key = self.hidden, self.query_channels, self.key_channels
+        found = [(hidden, query), (hidden, key)]  # q and v
+        if lora.targets != "qv":
+            found += [(hidden, key), (query, hidden)]  # k and o
+        if lora.targets == "all-linear":
+            found += [(hidden, self.intermediate)] * 2 + [(self.intermediate, hidden)]
+        return found
+
     def adapter_values(self, lora: Lora) -> int:
         """Values of the adapters on all layers: r for each channel into and out of a linear."""
-        hidden, inner = self.hidden, self.intermediate
-        query, key = hidden + self.query_channels, hidden + self.key_channels
-        attention = query + key if lora.targets == "qv" else 2 * (query + key)
-        mlp = 3 * (hidden + inner) if lora.targets == "all-linear" else 0
-        return self.layers * lora.rank * (attention + mlp)
+        return self.layers * lora.rank * sum(map(sum, self.adapted(lora)))
+
+    def adapter_bytes(self, lora: Lora) -> int:
+        """Bytes that the adapters of one layer keep of one position for the backward pass, at most.
+
+        Of each linear: the input after dropout in bf16, dropout's mask, and rank values more than
+        once. Read off forecasts (docs/decisions.md).
+        """
+        linears = self.adapted(lora)
+        return sum(3 * inputs for inputs, _ in linears) + 24 * lora.rank * len(linears)
 
     def moved_values(self, tokens: int) -> int:
         """Values that the element-wise work of one layer writes, forward."""

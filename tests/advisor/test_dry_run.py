@@ -9,12 +9,13 @@ import pytest
 from advisor import dry_run as dryrun
 from advisor.advice import Advice
 from advisor.dry_run import measured
+from advisor.machine.evidence import Evidence
 from advisor.machine.gpu import Gpu, Machine
 from advisor.preflight import advise
 from profiles.measurement import Measurement
 from profiles.plan import Plan
 from profiles.sizes import GIB
-from profiles.tested import Table, read_table, user_table_path
+from profiles.tested import read_table, user_table_path
 
 GPU = Gpu(index=0, uuid="GPU-a", name="Some card", total_bytes=8 * GIB, free_bytes=round(7.8 * GIB),
           compute_capability=(8, 9))  # fmt: skip
@@ -27,9 +28,7 @@ def own_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def advice() -> Advice:
-    return advise(
-        MACHINE, "7b", table=Table(read_table(Path(__file__).with_name("absent")).rows, ())
-    )
+    return advise(MACHINE, "7b", evidence=Evidence.shipped())
 
 
 class Child:

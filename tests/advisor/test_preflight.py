@@ -10,6 +10,7 @@ import pytest
 from advisor.advice import Advice
 from advisor.choice import rank as choose
 from advisor.machine.budget import Budget
+from advisor.machine.evidence import Evidence
 from advisor.machine.gpu import Gpu, Machine
 from advisor.machine.probe import probe
 from advisor.machine.target import Target
@@ -54,7 +55,7 @@ def _advise(
 ) -> Advice:
     if vram_gib is not None:
         target = Target(vram_bytes=round(vram_gib * GIB))
-    return advise(machine, model, overrides, target, table=table, **rest)
+    return advise(machine, model, overrides, target, evidence=Evidence(table), **rest)
 
 
 def _reason(advice: Advice, setting: str):
@@ -86,9 +87,9 @@ def test_a_large_model_without_a_gpu_cannot_be_decided(model):
 
 def test_a_lost_gpu_is_never_chosen(monkeypatch):
     install(monkeypatch, fake_nvml.lost_card())
-    assert advise(probe({}), table=TABLE).model == "tiny"
+    assert advise(probe({}), evidence=Evidence(TABLE)).model == "tiny"
     install(monkeypatch, Card(uuid="GPU-a"), fake_nvml.lost_card(), Card(uuid="GPU-c"))
-    advice = advise(probe({}), table=TABLE)
+    advice = advise(probe({}), evidence=Evidence(TABLE))
     assert advice.gpu is not None and advice.gpu.lost is None
 
 
@@ -250,7 +251,10 @@ def test_memory_that_others_hold_is_not_counted():
 
 
 def test_the_seeds_claim_about_lora_is_contradicted_by_a_row():
-    reason = _reason(_advise(vram_gib=8, model="7b", overrides=["quantization=nf4"]), "lora")
+    advice = _advise(vram_gib=8, model="7b", overrides=["quantization=nf4"])
+    published, reason = [one for one in advice.reasons if one.setting == "lora"]
+    assert "as published" in published.because and "r=16 on q,v: 0.0" in published.because
+    assert "all-linear" in published.because and "slower" in published.because
     assert "never LoRA with 4-bit on 8 GB" in reason.because
     assert "row h100-7b-nf4-r8-cached: 4.73 GiB" in reason.because
     assert reason.basis == "tested"
@@ -326,7 +330,7 @@ def test_windows_has_no_expandable_segments():
 
 def test_of_several_gpus_the_one_with_most_free_memory(monkeypatch):
     install(monkeypatch, Card(uuid="GPU-a", free=2 * GIB), Card(uuid="GPU-b"))
-    advice = advise(probe({}), table=TABLE)
+    advice = advise(probe({}), evidence=Evidence(TABLE))
     assert advice.gpu.uuid == "GPU-b"
     assert advice.environment["CUDA_VISIBLE_DEVICES"] == "GPU-b"
     assert "most free memory of 2" in _reason(advice, "gpu").because
@@ -334,14 +338,14 @@ def test_of_several_gpus_the_one_with_most_free_memory(monkeypatch):
 
 def test_a_mig_instance_has_its_own_budget(monkeypatch):
     install(monkeypatch, fake_nvml.mig_card())
-    advice = advise(probe({}), table=TABLE)
+    advice = advise(probe({}), evidence=Evidence(TABLE))
     assert advice.gpu.uuid == "MIG-two"
     assert advice.budget.free.bytes == round(19.6 * GIB)
 
 
 def test_shared_memory_has_no_expandable_segments(monkeypatch):
     install(monkeypatch, fake_nvml.unified_card())
-    advice = advise(probe({}), "7b", table=TABLE)
+    advice = advise(probe({}), "7b", evidence=Evidence(TABLE))
     assert advice.plan.allocator == "" and advice.environment == {}
     assert "shares the host's memory" in _reason(advice, "allocator").because
 
@@ -349,7 +353,7 @@ def test_shared_memory_has_no_expandable_segments(monkeypatch):
 def test_unified_memory_is_budgeted_from_the_host(monkeypatch):
     install(monkeypatch, fake_nvml.unified_card())
     machine = probe({}).model_copy(update={"host_available_bytes": 100 * GIB})
-    advice = advise(machine, table=TABLE)
+    advice = advise(machine, evidence=Evidence(TABLE))
     assert advice.verdict == "FITS" and advice.budget.free.bytes == 97 * GIB
     assert advice.budget.free.basis == "policy"
 

@@ -9,6 +9,7 @@ import pytest
 from advisor.memory.forecast import interpret
 from profiles.grid import GRID_FILE, MICRO_BATCHES, TEXT_TOKENS, estimate, nearest
 from profiles.plan import Plan
+from profiles.settings import Lora
 from trainer.rehearse.fake import fake_rehearsal
 
 HOPPER = (9, 0)
@@ -30,7 +31,8 @@ def told(asked: Plan, text: int) -> int:
 def test_a_corner_is_still_what_a_forecast_says(number: int) -> None:
     """Fails when the step or a library has moved: run benchmarks/grid.py."""
     corner = json.loads(GRID_FILE.read_text().splitlines()[number])
-    facts = {"tensors_bytes", "pool_bytes", "host_bytes", "compiled_less_bytes", "text_tokens"}
+    facts = {"tensors_bytes", "pool_bytes", "host_bytes", "compiled_less_bytes", "text_tokens",
+             "frozen_bytes", "trained_bytes"}  # fmt: skip
     asked = Plan.parse({k: v for k, v in corner.items() if k not in facts})
     assert told(asked, corner["text_tokens"]) == pytest.approx(corner["pool_bytes"], rel=1e-3)
     found = estimate(asked, corner["text_tokens"])
@@ -49,6 +51,24 @@ def test_between_corners_it_is_not_too_little(settings: dict[str, object], text:
     exact = told(asked, text)
     assert found is not None
     assert 0.998 * exact <= found.pool_bytes <= 1.06 * exact
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [({"lora": {"rank": 64, "alpha": 128, "targets": "qv"}, "host_embeddings": True}, 512),
+     ({"lora": {"rank": 16, "alpha": 32, "targets": "all-linear"}, "checkpointed_layers": 16,
+       "micro_batch": 1, "questions_per_picture": 3}, 300)],
+)  # fmt: skip
+def test_larger_adapters_are_counted_on_top(settings: dict[str, object], text: int) -> None:
+    asked = plan(**settings)
+    found, exact = estimate(asked, text), told(asked, text)
+    assert found is not None
+    assert 0.998 * exact <= found.pool_bytes <= 1.04 * exact
+    usual = estimate(plan(**settings | {"lora": Lora()}), text)
+    assert usual is not None and found.pool_bytes > 1.01 * usual.pool_bytes
+    decoder = asked.profile.decoder
+    more = decoder.adapter_values(asked.lora) - decoder.adapter_values(Lora())
+    assert found.trained_bytes - usual.trained_bytes == 16 * more
 
 
 def test_every_lever_moves_it_the_right_way() -> None:
@@ -71,8 +91,7 @@ def test_every_lever_moves_it_the_right_way() -> None:
 
 @pytest.mark.parametrize(
     ("settings", "text"),
-    [({"lora": {"rank": 64, "alpha": 128, "targets": "qv"}}, 128),
-     ({"train": ["embeddings"]}, 128), ({"cached_encoders": ["mask"]}, 128),
+    [({"train": ["embeddings"]}, 128), ({"cached_encoders": ["mask"]}, 128),
      ({"logits": "all"}, 128), ({"mask_loss_resolution": 1024}, 128),
      ({"optimizer": "paged_adamw"}, 128), ({"model": "tiny"}, 128), ({"processes": 2}, 128),
      ({"micro_batch": MICRO_BATCHES[-1] + 1}, 128), ({}, TEXT_TOKENS[-1] + 1),

@@ -163,6 +163,7 @@ def _resolve(options: TrainOptions, data: Path) -> tuple[Plan, Advice | None]:
         _refuse_large_on_cpu(plan.model, plan.device == "cpu")
         return plan, None
     from advisor.dry_run import measured
+    from advisor.machine.evidence import Evidence
     from advisor.machine.probe import probe
     from advisor.machine.target import pick_gpu
     from advisor.memory.live import live_forecast
@@ -174,7 +175,15 @@ def _resolve(options: TrainOptions, data: Path) -> tuple[Plan, Advice | None]:
         tell("no --plan given: training the one that lisa-advise chooses (--auto)")
     machine = probe()
     live = live_forecast(machine, None, data, tell)
-    advice = advise(machine, model, tuple(assignments), data=data, live=live, prefer=options.prefer)
+    advice = advise(
+        machine,
+        model,
+        tuple(assignments),
+        data=data,
+        live=live,
+        evidence=Evidence.here(),
+        prefer=options.prefer,
+    )
     on_cpu = pick_gpu(machine) is None or assigned(assignments).get("device") == "cpu"
     _refuse_large_on_cpu(advice.model, on_cpu)
     advice = measured(advice, tell)

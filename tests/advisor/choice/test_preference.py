@@ -8,6 +8,7 @@ from advisor.advice import Advice
 from advisor.choice.candidate import Candidate, Speed
 from advisor.choice.preference import fastest_of, preferred, why_not
 from advisor.machine.budget import Bytes
+from advisor.machine.evidence import Evidence
 from advisor.machine.gpu import Machine
 from advisor.machine.target import Target
 from advisor.preflight import advise
@@ -65,7 +66,7 @@ def test_what_speaks_against_a_plan_is_true_of_it():
 
 def advice_for(size_gib: int, model: str, prefer: str) -> Advice:
     target = Target(vram_bytes=size_gib * GIB)
-    return advise(Machine(), model, (), target, table=TABLE, prefer=prefer)
+    return advise(Machine(), model, (), target, evidence=Evidence(TABLE), prefer=prefer)
 
 
 @pytest.mark.parametrize("prefer", PREFERENCES)
@@ -94,10 +95,12 @@ def test_a_larger_card_never_gets_a_worse_plan(model, prefer):
 
 def test_every_cards_usual_plan_stays_on_it_where_any_plan_can():
     for card in gpus().values():
-        advice = advise(Machine(), "7b", (), Target(card=card), table=TABLE)
+        advice = advise(Machine(), "7b", (), Target(card=card), evidence=Evidence(TABLE))
         if advice.verdict != "FITS" or not advice.plan.host_layers:
             continue
-        pinned = advise(Machine(), "7b", ("host_layers=0",), Target(card=card), table=TABLE)
+        pinned = advise(
+            Machine(), "7b", ("host_layers=0",), Target(card=card), evidence=Evidence(TABLE)
+        )
         assert pinned.verdict != "FITS", card.key
 
 
@@ -116,7 +119,8 @@ def test_named_memory_of_the_host_lifts_what_may_be_streamed():
     sizes = [None, 64 * GIB]
     targets = [Target(vram_bytes=8 * GIB, ram_bytes=size) for size in sizes]
     assumed, rich = (
-        advise(Machine(), "7b", (), one, table=TABLE, prefer="precision") for one in targets
+        advise(Machine(), "7b", (), one, evidence=Evidence(TABLE), prefer="precision")
+        for one in targets
     )
     assert assumed.budget.host.bytes == 8 * GIB and assumed.plan.quantization == "int8"
     assert rich.plan.quantization == "none" and rich.host_bytes > 8 * GIB
@@ -129,7 +133,7 @@ def test_no_more_than_half_of_the_memory_is_pinned():
     gpu = Target(vram_bytes=8 * GIB).gpu
     machine = Machine(gpus=(gpu,), **plenty)
     pins = ("quantization=none", "host_layers=24", "host_embeddings=true")
-    advice = advise(machine, "7b", pins, table=TABLE)
+    advice = advise(machine, "7b", pins, evidence=Evidence(TABLE))
     assert advice.verdict == "OOM"
     assert "would be pinned, 8.00 GiB, half of the machine's memory, may be" in advice.summary
     assert advice.host_bytes < advice.budget.host.bytes, "the process itself would fit"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -39,11 +40,17 @@ def _run(*arguments: str):
         (("--vram", "3.5GiB", "--model", "7b"), 0, "TIGHT"),
         (("--vram", "1.5GiB", "--model", "7b"), 1, "OOM"),
         (("--model", "7b"), 3, "UNKNOWN"),
-        (("--gpu", "rtx3060 12gb"), 0, "FITS  7b on RTX 3060 (12 GB)"),
-        (("--gpu", "RTX 3060", "--os", "windows", "--no-quantization"), 1, "OOM"),
-        (("--gpu", "RTX 3060", "--no-quantization", "--ram", "32GiB"), 0, "FITS"),
+        (("--gpu", "rtx3060 12gb"), 0, "FITS  sa2va-qwen3-vl-4b on RTX 3060 (12 GB)"),
+        (("--gpu", "rtx3060 12gb", "--model", "7b"), 0, "FITS  7b on RTX 3060 (12 GB)"),
+        (("--gpu", "RTX 3060", "--os", "windows", "--no-quantization"), 0, "FITS"),
+        (("--gpu", "RTX 3060", "--no-quantization", "--model", "7b"), 1, "OOM"),
+        (("--gpu", "RTX 3060", "--no-quantization", "--ram", "32GiB", "--model", "7b"), 0, "FITS"),
         (("--vram", "8GiB", "--prefer", "precision"), 0, "FITS"),
-        (("--vram", "8GiB", "--set", "quantization=none", "--set", "host_layers=0"), 1, "OOM"),
+        (
+            ("--vram", "8GiB", "--no-quantization", "--set", "host_layers=0", "--model", "7b"),
+            1,
+            "OOM",
+        ),
     ],
 )
 def test_the_answer_comes_first_and_sets_the_exit_code(arguments, code, words):
@@ -111,7 +118,7 @@ def test_json_keeps_warnings_on_stderr(tmp_path):
 
 
 def test_save_writes_the_plan_and_the_command_uses_it(tmp_path):
-    result = _run("--vram", "8GiB", "--save", "my plan.json")
+    result = _run("--vram", "8GiB", "--model", "7b", "--save", "my plan.json")
     assert "lisa-train --plan 'my plan.json' --weights FOLDER --data-dir DIR" in result.stdout
     plan = Plan.read(tmp_path / "my plan.json")
     assert (plan.model, plan.effective_batch) == ("7b", 20)
@@ -128,14 +135,17 @@ def test_a_card_of_several_sizes_tells_how_to_name_another():
     assert "RTX 3060 (12 GB)" in json.loads(other.stdout)["summary"]
 
 
-def test_of_several_cards_one_is_advised_and_said_to_be():
-    told = "this is about one of the 2 cards; several are not planned for yet"
-    result = _run("--gpu", "2x RTX 3090")
-    assert result.exit_code == 0 and "7b on RTX 3090 (24 GB)" in result.stdout
-    assert result.stdout.count("this is about one of the 2 cards") == 1
-    document = json.loads(_run("--gpu", "2x RTX 3090", "--json").stdout)
-    assert [f["what"] for f in document["findings"]].count(told) == 1
-    assert "one of the" not in _run("--gpu", "RTX 3090").stdout
+def _but_for_memory(text: str) -> str:
+    """An answer without this machine's free memory, which changes from moment to moment."""
+    return re.sub(r'"host_available_bytes": \d+', "", text)
+
+
+@pytest.mark.parametrize("form", [(), ("--json",), ("--why",)])
+def test_of_several_cards_one_is_advised_and_said_to_be(form):
+    result, one = (_run("--gpu", gpu, *form) for gpu in ("2x RTX 3090", "RTX 3090"))
+    assert (result.exit_code, _but_for_memory(result.stdout)) == (0, _but_for_memory(one.stdout))
+    told = "note: this is about one of the 2 cards; several are not planned for yet\n"
+    assert told in result.stderr and "one of the" not in one.stderr
 
 
 def test_weights_are_named_or_a_folder_that_is_there(tmp_path):
@@ -160,7 +170,7 @@ def test_a_plan_that_does_not_fit_is_not_saved(tmp_path):
 
 
 def test_the_command_is_never_wrapped():
-    lines = _run("--vram", "8GiB", "--set", "seed=3").stdout.splitlines()
+    lines = _run("--vram", "8GiB", "--model", "7b", "--set", "seed=3").stdout.splitlines()
     expected = (
         "  lisa-advise --model 7b --set seed=3 --vram 8GiB --save plan.json"
         " && lisa-train --plan plan.json --weights FOLDER --data-dir DIR"
@@ -171,7 +181,7 @@ def test_the_command_is_never_wrapped():
 
 def test_a_real_card_is_named(monkeypatch):
     install(monkeypatch, Card(name="Card [bold] with markup"))
-    result = _run()
+    result = _run("--model", "7b")
     assert result.exit_code == 0
     assert "Card [bold] with markup" in result.stdout
     assert "lisa-train --auto --model 7b --weights FOLDER --data-dir DIR" in result.stdout

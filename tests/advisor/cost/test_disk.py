@@ -29,8 +29,10 @@ Usage = namedtuple("Usage", "total used free")
 def test_a_converted_folder_has_the_tensors_that_are_asked_for(name: str) -> None:
     profile = models()[name]
     assert profile.values == sum(map(prod, needed_shapes(profile).values()))
-    halves, download = 2 * profile.values, profile.download_gb * 1e9
-    assert profile.packaged or 0.99 * halves < download < 1.2 * halves, "SAM is in fp32"
+    stored, download = 2 * profile.values, profile.download_gb * 1e9
+    if name.startswith("sa2va"):  # published in fp32
+        stored *= 2
+    assert profile.packaged or 0.99 * stored < download < 1.2 * stored, "SAM is in fp32"
 
 
 @pytest.mark.parametrize("targets", ["qv", "attention", "all-linear"])

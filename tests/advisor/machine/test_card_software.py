@@ -14,13 +14,13 @@ from advisor import doctor
 from advisor.choice.search import _as_told
 from advisor.cli.main import app
 from advisor.machine.budget import margin_for
+from advisor.machine.evidence import Evidence
 from advisor.machine.gpu import Gpu, Machine
 from advisor.machine.nvml import VGPU_NAME
 from advisor.machine.probe import probe
 from advisor.machine.target import Target
 from advisor.memory.forecast import _verdict
 from advisor.preflight import advise
-from advisor.report import findings as notes
 from advisor.report.findings import shell_allocator
 from advisor.request import lacks_segments
 from profiles.findings import Finding
@@ -180,7 +180,7 @@ def test_on_a_virtual_gpu_the_shells_allocator_is_reported_too(
 ) -> None:
     install(monkeypatch, Card(name="NVIDIA A10-24Q", total=24 * GIB, free=23 * GIB))
     monkeypatch.setenv("PYTORCH_ALLOC_CONF", "max_split_size_mb:128")
-    advice = advise(probe({}), model, [])
+    advice = advise(probe({}), model, [], evidence=Evidence.here())
     assert advice.plan is not None and advice.plan.allocator == ""
     because = [reason.because for reason in advice.reasons if reason.setting == "allocator"]
     assert "vGPU" in because[0] and "Windows" not in because[0]
@@ -191,9 +191,8 @@ def test_on_a_virtual_gpu_the_shells_allocator_is_reported_too(
 def test_an_older_card_names_a_build_that_serves_it(
     build: str, told: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(notes, "installed", lambda name: build)
     install(monkeypatch, Card(name="Tesla P100", total=16 * GIB, free=15 * GIB, capability=(6, 0)))
-    advice = advise(probe({}), "7b", [])
+    advice = advise(probe({}), "7b", [], evidence=Evidence(versions={"torch": build}))
     assert any("CUDA 12.6, up to 2.14" in (f.fix or "") for f in advice.findings) == told
 
 

@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from advisor.machine import cuda_context as context
-from advisor.machine.cuda_context import HOPPER, OTHERS, context_of, measure_context
+from advisor.machine.cuda_context import (
+    HOPPER,
+    OTHERS,
+    Context,
+    context_of,
+    kept_contexts,
+    library_versions,
+    measure_context,
+)
 from advisor.machine.gpu import Gpu, Machine
 from profiles.measurement import Measurement
 from profiles.plan import Plan
@@ -16,6 +24,10 @@ from profiles.plan import Plan
 MIB = 2**20
 ADA = Gpu(index=0, uuid="GPU-a", name="Some card", compute_capability=(8, 9))
 MACHINE = Machine(gpus=(ADA,), driver_version="580.1")
+
+
+def known(gpu: Gpu, machine: Machine, folder: Path) -> Context:
+    return context_of(gpu, machine, kept_contexts(folder), library_versions())
 
 
 def measurement(plan: Plan, process_mib: int | None) -> Measurement:
@@ -40,9 +52,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
 
 
 def test_a_card_that_was_never_measured_has_the_profile(tmp_path: Path) -> None:
-    assert context_of(ADA, MACHINE, tmp_path) is OTHERS
+    assert known(ADA, MACHINE, tmp_path) is OTHERS
     hopper = ADA.model_copy(update={"compute_capability": (9, 0)})
-    assert context_of(hopper, MACHINE, tmp_path) is HOPPER
+    assert known(hopper, MACHINE, tmp_path) is HOPPER
     assert HOPPER.bytes(pinned=True) - HOPPER.bytes(pinned=False) == 70 * MIB
 
 
@@ -50,13 +62,13 @@ def test_a_card_is_measured_once(tmp_path: Path, asked: list[Plan]) -> None:
     found = measure_context(ADA, MACHINE, tmp_path)
     assert (found.plain_bytes, found.pinning_bytes) == (300 * MIB, 30 * MIB)
     assert found.basis == "measured" and len(asked) == 2
-    assert measure_context(ADA, MACHINE, tmp_path) == found == context_of(ADA, MACHINE, tmp_path)
+    assert measure_context(ADA, MACHINE, tmp_path) == found == known(ADA, MACHINE, tmp_path)
     assert len(asked) == 2, "kept"
     newer = MACHINE.model_copy(update={"driver_version": "590.2"})
-    assert context_of(ADA, newer, tmp_path) is OTHERS, "another driver is measured again"
+    assert known(ADA, newer, tmp_path) is OTHERS, "another driver is measured again"
     for path in tmp_path.iterdir():
         path.write_text("{broken")
-    assert context_of(ADA, MACHINE, tmp_path) is OTHERS, "a damaged answer is none"
+    assert known(ADA, MACHINE, tmp_path) is OTHERS, "a damaged answer is none"
     measure_context(ADA, MACHINE, tmp_path)
     assert json.loads(next(tmp_path.iterdir()).read_text()) == [300 * MIB, 30 * MIB]
 

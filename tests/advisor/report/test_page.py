@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from advisor.advice import Advice
 from advisor.cli.main import app
+from advisor.report.cost_text import cost_lines
 from tests.advisor.report.test_plot import GIB, advised, made_up
 
 HOSTILE = "<script>alert(1)</script>\u001b[2J<img src=x onerror=y>"
@@ -101,6 +102,8 @@ def test_one_file_with_the_figures_and_nothing_from_the_network(tmp_path: Path) 
                   "frozen weights 20.00", "bf16 base, bf16 compute", "row lean-seed-4",
                   advice.summary, "a second (forecast: estimated for RTX 3060"):  # fmt: skip
         assert words in page.text, words
+    for _, words in cost_lines(advice):
+        assert " ".join(words.split()) in page.text
     assert {tag for tag, _ in page.tags} >= {"svg", "table", "h1", "title"}
     assert not {"script", "link", "iframe", "img", "object"} & {tag for tag, _ in page.tags}
     for tag, attributes in page.tags:

@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from advisor.machine.evidence import Evidence
 from advisor.machine.gpu import Machine
 from advisor.request import Request, command_of
-from profiles.tested import shipped_table
 from profiles.text import argument
 from tests.conftest import PHOTOS, ROOT
 from tests.trainer.answer.test_results import make_run
@@ -101,7 +101,7 @@ def test_a_run_of_any_name_is_gone_on_with(
 @pytest.mark.parametrize("name", ODD)
 def test_an_advised_command_names_data_of_any_name(name: str) -> None:
     asked = Request(
-        Machine.model_construct(), None, (), shipped_table(), None, Path(name), None, None
+        Machine.model_construct(), None, (), Evidence.shipped(), None, Path(name), None, None
     )
     words = shlex.split(command_of(asked, "tiny"))
     assert words[words.index("--data-dir") + 1].removeprefix("./") == name

@@ -1,0 +1,140 @@
+"""Write the data of the what-if page, docs/whatif/data.js: the advice for every state it can show.
+
+    python tools/write_whatif.py        # 4800 advices: some ten minutes on two idle cores
+
+Every answer is `advise()`'s own, with the shipped evidence; the page only looks it up. Answers that
+cards share are stored once, and so are their words.
+"""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ProcessPoolExecutor
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from advisor.advice import Advice
+from advisor.machine.evidence import Evidence
+from advisor.machine.gpu import Machine
+from advisor.machine.target import Target
+from advisor.memory.forecast import measured_errors
+from advisor.preflight import advise
+from advisor.report.summary import plan_line
+from profiles.gpus import gpus
+from profiles.models import DEFAULT_MODELS, model_profile
+from profiles.preferences import PREFERENCES, Preference
+from profiles.sizes import GIB
+from profiles.text import counted, time_text
+
+DATA = Path(__file__).resolve().parents[1] / "docs" / "whatif" / "data.js"
+HEAD = "// Written by tools/write_whatif.py: advise() for every state of the page.\nconst WHATIF = "
+MODELS = (*DEFAULT_MODELS, "7b", "13b")
+SIZES_GIB = (4, 6, 8, 10, 12, 16, 24, 32, 48, 80)
+TEXTS = {128: "short: up to 128 text tokens a sample", 512: "long: up to 512, the plan's limit"}
+CARD = "{card}"  # in commands, instead of the options that name it
+
+
+class State(NamedTuple):
+    """What is chosen on the page."""
+
+    card: str
+    model: str
+    text: int
+    prefer: Preference
+
+
+def targets() -> dict[str, Target]:
+    """The page's cards by the name in its address: sizes, then the catalogue."""
+    sizes = {f"{size}GiB": Target(vram_bytes=size * GIB) for size in SIZES_GIB}
+    return sizes | {key: Target(card=card) for key, card in gpus().items()}
+
+
+def states() -> list[State]:
+    """Every state of the page, in the order of its data."""
+    return [State(*one) for one in product(targets(), MODELS, TEXTS, PREFERENCES)]
+
+
+def advised(state: State) -> Advice:
+    """The advice that the page shows in that state."""
+    target, evidence = targets()[state.card], Evidence.shipped()
+    return advise(Machine(), state.model, (), target, text_tokens=state.text, evidence=evidence,
+                  prefer=state.prefer)  # fmt: skip
+
+
+def shown(state: State) -> tuple[dict[str, Any], list[Any]]:
+    """The answer without what only this card has; and that: questions a second, and the time."""
+    advice, target = advised(state), targets()[state.card]
+    plan, needs, speed, duration = advice.plan, advice.needs, advice.speed, advice.duration
+    command = advice.command and advice.command.replace(target.options, CARD)
+    answer: dict[str, Any] = {"verdict": advice.verdict, "command": command}
+    if plan is None or needs is None or speed is None or duration is None:
+        return answer | {"why": advice.summary}, []
+    error = needs.source
+    if needs.basis == "forecast":
+        error += f"; such forecasts: {measured_errors(plan).get('pool', 'not measured')}"
+    answer |= {
+        "plan": plan_line(plan), "hash": plan.content_hash, "needs": needs.bytes,
+        "basis": needs.basis, "error": error, "parts": advice.parts, "host": advice.host_bytes,
+        "disk": advice.disk and advice.disk.total_bytes,
+        "what": f"{counted(duration.epochs, 'epoch')} of {counted(duration.pictures, 'picture')}",
+    }  # fmt: skip
+    if advice.verdict != "FITS" and advice.considered:
+        answer["why"] = advice.considered[0].why_not
+    about, low, high = map(
+        time_text, (duration.seconds, duration.low_seconds, duration.high_seconds)
+    )
+    time = f"{about} ({low} to {high})"
+    own = [speed.samples_per_second, round(duration.seconds), speed.source, duration.basis, time]
+    return answer, own
+
+
+def limits(card: str) -> dict[str, Any]:
+    """What the page says of a card, whatever is trained on it."""
+    target = targets()[card]
+    budget = advised(State(card, "7b", 512, "usual")).budget
+    return {
+        "title": target.card.title if target.card else f"any card of {card.replace('G', ' G')}",
+        "options": target.options,
+        "size": target.card.memory_gb if target.card else (target.vram_bytes or 0) / GIB,
+        "usable": budget.usable.bytes if budget else None,
+        "capacity": budget.cap_bytes if budget else None,
+        "margin": budget.margin.source if budget else "",
+        "host": budget.host.bytes if budget and budget.host else None,
+    }
+
+
+def document() -> dict[str, Any]:
+    """The page's data: what can be chosen, cards, answers, and the answer of every state."""
+    answers: dict[str, int] = {}
+    words: dict[str, int] = {}
+    rows: list[list[float | int]] = []
+    with ProcessPoolExecutor(2) as pool:
+        for answer, own in pool.map(shown, states(), chunksize=40):
+            short = {name: words.setdefault(text, len(words)) if isinstance(text, str) else text
+                     for name, text in answer.items()}  # fmt: skip
+            row: list[float | int] = [answers.setdefault(json.dumps(short), len(answers))]
+            if own:
+                row += [float(f"{own[0]:.4g}"), own[1]]
+                row += [words.setdefault(text, len(words)) for text in own[2:]]
+            rows.append(row)
+        cards = dict(zip(targets(), pool.map(limits, targets()), strict=True))
+    return {
+        "models": {name: model_profile(name).title for name in MODELS},
+        "texts": TEXTS,
+        "prefers": PREFERENCES,
+        "cards": cards,
+        "words": list(words),
+        "answers": [json.loads(text) for text in answers],
+        "states": rows,
+    }
+
+
+def main() -> None:
+    """Write the file."""
+    DATA.write_text(HEAD + json.dumps(document(), separators=(",", ":")) + ";\n", encoding="utf-8")
+    print(f"{DATA}: {DATA.stat().st_size / 1e3:.0f} kB")
+
+
+if __name__ == "__main__":
+    main()
