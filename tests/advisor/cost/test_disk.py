@@ -63,6 +63,8 @@ def test_the_parts_follow_the_plan() -> None:
         Plan.parse({"model": "7b", "optimizer_state": state}) for state in ("8bit", "fp32")
     )
     assert run_bytes(small) < 0.6 * run_bytes(whole)
+    there = disk_of(Plan.parse({"model": "7b", "weights": "folder"}))
+    assert there.total_bytes == base.cache_bytes + base.run_bytes and not there.sources
     tiny = disk_of(Plan.parse({"model": "tiny"}))
     assert tiny.download_bytes == tiny.converted_bytes == 0 < tiny.run_bytes
 
