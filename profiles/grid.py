@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
-from functools import cache, lru_cache
+from functools import cache
 from itertools import product
 from math import prod
 from pathlib import Path
@@ -61,7 +61,6 @@ class _Place(NamedTuple):
     share: float
 
 
-@lru_cache(maxsize=8192)  # orders of preference, and cards, weigh the same plans
 def estimate(plan: Plan, text_tokens: int) -> Estimate | None:
     """What a step of `plan` takes at most with that many text tokens a row and a mask a question.
 
