@@ -1,6 +1,6 @@
 """Write the data of the what-if page, docs/whatif/data.js: the advice for every state it can show.
 
-    python tools/write_whatif.py        # 4800 advices: some ten minutes on two idle cores
+    python tools/write_whatif.py        # 4800 advices: some five minutes on two idle cores
 
 Every answer is `advise()`'s own, with the shipped evidence; the page only looks it up. Answers that
 cards share are stored once, and so are their words.
@@ -110,7 +110,7 @@ def document() -> dict[str, Any]:
     words: dict[str, int] = {}
     rows: list[list[float | int]] = []
     with ProcessPoolExecutor(2) as pool:
-        for answer, own in pool.map(shown, states(), chunksize=40):
+        for answer, own in pool.map(shown, states(), chunksize=50):
             short = {name: words.setdefault(text, len(words)) if isinstance(text, str) else text
                      for name, text in answer.items()}  # fmt: skip
             row: list[float | int] = [answers.setdefault(json.dumps(short), len(answers))]
