@@ -43,12 +43,10 @@ def _time(duration: Duration) -> str:
         what += f" and {counted(duration.questions, 'question')}"
     whose = "" if duration.counted else " (ReasonSeg's)"
     low, high = time_text(duration.low_seconds), time_text(duration.high_seconds)
-    card = f"{_article(duration.card)} {duration.card}"
-    if duration.stand_in:
-        card = f"a card as fast as {card}"
+    card = f" if as fast as {_article(duration.card)} {duration.card}" if duration.stand_in else ""
     return (
         f"{counted(duration.epochs, 'epoch')} of {what}{whose}: about {time_text(duration.seconds)}"
-        f" ({low} to {high}) on {card}; {spent}"
+        f" ({low} to {high}){card}; {spent}"
     )
 
 

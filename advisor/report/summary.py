@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -21,19 +22,47 @@ if TYPE_CHECKING:
     from advisor.advice import Advice
     from advisor.choice.candidate import Candidate
 
+SCREEN_LINES = 24
+TITLE_COLUMNS = 10
 WORTH_SAYING = 0.02  # of the speed, or of the usable memory: less is no alternative
 
 
 def first_screen(advice: Advice, console: Console) -> None:
-    """Print plan, memory, alternatives and the first notes below the command."""
+    """Print plan, memory, alternatives and as many notes below the command as there is room for."""
+    rows = list(_lines(advice, console))
+    plan, notes = advice.plan, _notes(advice)
+    if advice.exit_code or advice.budget is None:
+        rows += [("note", Text(note)) for note in notes]
+    else:
+        if plan is not None and plan.weights == "default" and not plan.profile.packaged:
+            rows.append(("first", Text(plan.profile.conversion)))
+        room = SCREEN_LINES - _head_lines(advice, console) - _height(rows, console) - 1
+        shown = notes[: max(0, room)]
+        width = console.width - TITLE_COLUMNS
+        rows += [("note", Text(shorten(note, width, placeholder=" ..."))) for note in shown]
+        rows.append(("more", Text(_more(advice, len(notes) - len(shown)), style="dim")))
+    if rows:
+        console.print()
+        console.print(_table(rows))
+
+
+def _table(rows: Iterable[tuple[str, Text]]) -> Table:
     table = Table.grid(padding=(0, 1))
     table.add_column(no_wrap=True, style="dim")
     table.add_column()
-    for title, body in _lines(advice, console):
+    for title, body in rows:
         table.add_row(title, body)
-    if table.rows:
-        console.print()
-        console.print(table)
+    return table
+
+
+def _height(rows: Iterable[tuple[str, Text]], console: Console) -> int:
+    return len(console.render_lines(_table(rows)))
+
+
+def _head_lines(advice: Advice, console: Console) -> int:
+    """Lines of the verdict, the command and the empty ones around it."""
+    head = len(advice.verdict) + 2 + len(advice.summary), 2 + len(advice.command or "")
+    return sum(-(-length // console.width) for length in head) + 2
 
 
 def _lines(advice: Advice, console: Console) -> Iterator[tuple[str, Text]]:
@@ -55,7 +84,6 @@ def _lines(advice: Advice, console: Console) -> Iterator[tuple[str, Text]]:
         yield "speed", Text(_speed(advice))
     for title, text in alternatives(advice):
         yield title, Text(text)
-    yield from _notes(advice)
 
 
 def plan_line(plan: Plan) -> str:
@@ -126,18 +154,17 @@ def change(other: Candidate, best: Candidate) -> str:
     return f"{pace}, {gib(abs(more))} {'more' if more > 0 else 'less'}"
 
 
-def _notes(advice: Advice) -> Iterator[tuple[str, Text]]:
-    """What to do first, and how many notes there are; all of them where the plan cannot run."""
-    # What this machine lacks does not matter for a card that is not in it.
+def _notes(advice: Advice) -> list[str]:
+    """The findings, each as one line; what this machine lacks only where it is asked about."""
     notes = advice.findings if advice.what_if else (*advice.findings, *advice.machine.notes)
-    if advice.exit_code or advice.budget is None:
-        for note in notes:
-            yield "note", Text(printable(" ".join(str(note).split()).replace(" hint: ", " -> ")))
-        return
-    plan = advice.plan
-    if plan is not None and any(note.where == "weights" for note in notes):
-        yield "first", Text(plan.profile.conversion)
-    also = [f"--why prints the reasons and {counted(len(notes), 'note')}"]
+    runs = not advice.exit_code  # then a line of its own says what to convert first
+    lines = (str(note) for note in notes if not (runs and note.where == "weights"))
+    return [printable(" ".join(line.split()).replace(" hint: ", " -> ")) for line in lines]
+
+
+def _more(advice: Advice, hidden: int) -> str:
+    rest = f"{counted(hidden, 'more note')}" if hidden else "the notes in full"
+    also = [f"--why prints the reasons and {rest}"]
     if any(title in PREFERENCES for title, _ in alternatives(advice)):
         also.append("--prefer takes another plan")
-    yield "more", Text("; ".join(also), style="dim")
+    return "; ".join(also)
