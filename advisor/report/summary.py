@@ -163,8 +163,8 @@ def _notes(advice: Advice) -> list[str]:
 
 
 def _more(advice: Advice, hidden: int) -> str:
-    rest = f"{counted(hidden, 'more note')}" if hidden else "the notes in full"
-    also = [f"--why prints the reasons and {rest}"]
+    rest = f"{counted(hidden, 'more note')}" if hidden else "notes in full"
+    also = [f"--why: reasons and {rest}"]
     if any(title in PREFERENCES for title, _ in alternatives(advice)):
-        also.append("--prefer takes another plan")
+        also.append("--prefer: another plan")
     return "; ".join(also)
