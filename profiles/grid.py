@@ -103,7 +103,7 @@ def _with_adapters(found: Estimate, plan: Plan, usual: Lora, text_tokens: int) -
 
 
 def nearest(plan: Plan, text_tokens: int) -> Estimate | None:
-    """What the usual adapters and trained parts would take instead of the plan's own.
+    """What the usual trained parts would take instead of the plan's own.
 
     A first guess where `estimate` has nothing; it may be above or below what the plan takes. Of a
     model without corners it is another one's share for share, by the weights of their decoders.
@@ -111,11 +111,16 @@ def nearest(plan: Plan, text_tokens: int) -> Estimate | None:
     text = min(text_tokens, TEXT_TOKENS[-1])
     model = _model_in_grid(plan.model)
     found = None if model is None else _between(plan, model, text)
-    if found is not None:
+    found = found or _by_stand_in(plan, text)
+    if found is None or plan.lora is None:
         return found
+    return _with_adapters(found, plan, Lora(), text)
+
+
+def _by_stand_in(plan: Plan, text_tokens: int) -> Estimate | None:
     stand_in = next(iter(_corners()))[0]
     there, own = (profile.decoder for profile in (model_profile(stand_in), plan.profile))
-    found = _between(plan, stand_in, text)
+    found = _between(plan, stand_in, text_tokens)
     if found is None:
         return None
     share = own.layers * own.layer_weights / (there.layers * there.layer_weights)

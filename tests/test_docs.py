@@ -66,7 +66,7 @@ def test_the_readme_says_what_was_measured_and_is_advised(
 # A number with a unit of time, memory or share: what a benchmark measures, and goes out of date.
 FIGURE = re.compile(r"(?<![\w.])\d[\d.]*\s?(?:ms|s|GiB|MiB|KiB|%|times|seconds|samples/s)(?![\w/])")
 NOT_MEASURED = {  # what may stand by hand, and why
-    "README.md": {"8GiB": "an option's value", "16 GiB": "what is assumed of a host"},
+    "README.md": {"16 GiB": "what is assumed of a host"},
     "docs/advice.md": {
         "95 %": "the quantile that margin_of takes",
         "3 %": "LEAST_MARGIN of advisor/machine/budget.py",

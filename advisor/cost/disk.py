@@ -18,7 +18,7 @@ MOMENT_BLOCK = 256  # values of an 8-bit moment that share a scale of four bytes
 class Disk(Frozen):
     """Bytes on disk, by what they are."""
 
-    download_bytes: int = Field(description="the published checkpoints' weights; 0: packaged")
+    download_bytes: int = Field(description="the published checkpoints' weights; 0: not needed")
     sources: tuple[str, ...] = Field((), description="what is downloaded")
     converted_bytes: int = Field(description="the folder of lisa-train convert")
     picture_bytes: int = Field(description="one picture's features")
@@ -30,14 +30,15 @@ class Disk(Frozen):
 def disk_of(plan: Plan, counts: DataCounts = REASON_SEG) -> Disk:
     """What the plan takes on disk from the download to the last checkpoint."""
     profile = plan.profile
-    download = round(profile.download_gb * 1e9)
-    converted = 0 if profile.packaged else STORED * profile.values
+    missing = plan.weights == "default" and not profile.packaged  # else there, or made up
+    download = round(profile.download_gb * 1e9) if missing else 0
+    converted = STORED * profile.values if missing else 0
     picture = sum(profile.encoders[name].cached_bytes for name in plan.cached_encoders)
     cache = (counts.train_pictures + counts.val_pictures) * picture
     run = run_bytes(plan)
     return Disk(
         download_bytes=download,
-        sources=() if profile.packaged else profile.sources,
+        sources=profile.sources if missing else (),
         converted_bytes=converted,
         picture_bytes=picture,
         cache_bytes=cache,

@@ -56,9 +56,8 @@ def _asked(duration: Duration) -> str:
     """What was asked for besides: epochs in the given time, and the price."""
     found = []
     if duration.hours is not None:
-        found.append(
-            f"{duration.hours:g} h are enough for {counted(duration.epochs_within or 0, 'epoch')}"
-        )
+        epochs = counted(duration.epochs_within or 0, "epoch")
+        found.append(f"in {duration.hours:g} h: {epochs}")
     if duration.price is not None:
         low, high = (
             duration.price * seconds / duration.seconds

@@ -57,5 +57,5 @@ def legend(advice: Advice) -> str:
     """The bar's parts in figures, with their sum and the limit."""
     assert advice.budget is not None and advice.needs is not None
     parts = [f"{name} {size / GIB:.2f}" for name, size in advice.parts.items()]
-    whole = f"{gib(advice.needs.bytes)}; limit {advice.budget.usable.bytes / GIB:.2f}"
+    whole = f"{advice.needs.bytes / GIB:.2f} of {gib(advice.budget.usable.bytes)}"
     return f"{' + '.join(parts)} = {whole}" if parts else f"at most {whole}"

@@ -336,7 +336,7 @@ def _cost_text(row: TestedRow) -> str:
 def card_reasons(request: Request, gpu: Gpu, model: str) -> list[Reason]:
     reasons = []
     if request.model is None:
-        because = f"{model_profile(model).start}: the better start for few pictures; "
+        because = f"already {model_profile(model).start}: the better start for few pictures; "
         because += "--model names another (docs/models.md)"
         reasons.append(Reason(setting="model", value=model, because=because, basis="policy"))
     if len(request.machine.gpus) > 1 and not request.what_if:

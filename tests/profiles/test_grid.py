@@ -102,5 +102,8 @@ def test_outside_there_is_no_figure(settings: dict[str, object], text: int) -> N
 
 
 def test_the_nearest_usual_plan_stands_in() -> None:
-    special = plan(lora={"rank": 64, "alpha": 128, "targets": "all-linear"})
+    special = plan(logits="all")
+    assert estimate(special, 128) is None
     assert nearest(special, 128) == estimate(plan(), 128)
+    adapters = {"rank": 64, "alpha": 128, "targets": "all-linear"}
+    assert nearest(plan(logits="all", lora=adapters), 128) == estimate(plan(lora=adapters), 128)

@@ -21,9 +21,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from profiles.plan import Plan
+from profiles.settings import Encoder
 from tests import toy_family
 from tests.conftest import PHOTOS, tiny_plan
 from trainer.batch import Batch, Encoded, sharing_prefix
+from trainer.data.feature_cache import FeatureCache
 from trainer.data.formats.reasonseg import read_split
 from trainer.data.samples import Sample, SampleSet, collate
 from trainer.ignored import IGNORE_LABEL
@@ -32,8 +34,12 @@ from trainer.model.families.llava_sam.tokenizer import LisaTokenizer
 from trainer.model.segmentation_model import SegmentationModel
 from trainer.model.tokenizer import ConversationTokenizer
 from trainer.prompts import IMAGE_PREFIX, SEG_TOKEN, Turn
+from trainer.reporter import Reporter
+from trainer.run.feature_caches import prepare_caches
 from trainer.step import accumulate, total_of
 
+CACHED = {"cached_encoders": ["mask", "vision"]}
+MOST_PICTURES = 3  # of one batch
 # Of unequal length; without a mask, with one, with two in one answer.
 ASKED = (
     ("What is the dog?", "It is [SEG]."),
@@ -61,10 +67,25 @@ def rows_of(
     ]
 
 
-def both(plan: Plan, *pictures: Sequence[int]) -> Both:
+Caches = dict[Encoder, FeatureCache]
+
+
+@pytest.fixture(scope="module")
+def caches(tmp_path_factory: pytest.TempPathFactory) -> Caches:
+    """Features of the photographs, so that no test computes them for every row."""
+    pictures = [item.image_path for item in read_split(PHOTOS, "train", MOST_PICTURES)]
+    folder, quiet = (
+        tmp_path_factory.mktemp("features"),
+        Reporter(lambda line: None, lambda *_: None),
+    )
+    return prepare_caches(tiny_plan(**CACHED), pictures, folder, Accelerator(cpu=True), quiet)
+
+
+def both(plan: Plan, *pictures: Sequence[int], caches: Caches | None = None) -> Both:
     """The numbered questions about each of the first photographs."""
     tokenizer = read_tokenizer(plan)
-    samples = SampleSet(read_split(PHOTOS, "train"), plan, tokenizer, {}, training=True)
+    items = read_split(PHOTOS, "train", MOST_PICTURES)
+    samples = SampleSet(items, plan, tokenizer, caches or {}, training=True)
     drawn = np.random.default_rng(0)
     separate: list[Sample] = []
     shared: list[Sample] = []
@@ -124,7 +145,7 @@ SHAPES = {
     "no mask at all": [[2, 2]],
 }
 LEVERS: dict[str, dict[str, Any]] = {
-    "plain": {},
+    "encoders in every step": {"cached_encoders": []},
     "checkpointed": {"checkpointed_layers": "all"},
     "some checkpointed": {"checkpointed_layers": 1},
     "host layers": {"checkpointed_layers": "all", "host_layers": 2, "host_embeddings": True},
@@ -139,18 +160,21 @@ LEVERS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_a_shared_row_equals_its_separate_rows(shape: list[list[int]], dtype: torch.dtype) -> None:
-    plan = tiny_plan()
+def test_a_shared_row_equals_its_separate_rows(
+    shape: list[list[int]], dtype: torch.dtype, caches: Caches
+) -> None:
+    plan = tiny_plan(**CACHED)
     model = build(plan, read_tokenizer(plan), torch.device("cpu")).to(dtype)
     model.dtype = dtype
-    assert_equal(model, both(plan, *shape))
+    assert_equal(model, both(plan, *shape, caches=caches))
 
 
 @pytest.mark.parametrize("lever", LEVERS.values(), ids=LEVERS)
-def test_under_every_lever(lever: dict[str, Any]) -> None:
-    plan = tiny_plan(**lever)
+def test_under_every_lever(lever: dict[str, Any], caches: Caches) -> None:
+    plan = tiny_plan(**(CACHED | lever))
     model = build(plan, read_tokenizer(plan), torch.device("cpu"))
-    assert_equal(model, both(plan, [0, 2, 3], [1]))
+    kept = caches if plan.cached_encoders else None
+    assert_equal(model, both(plan, [0, 2, 3], [1], caches=kept))
 
 
 @pytest.fixture

@@ -18,9 +18,13 @@ from profiles.models import models
 from profiles.plan import Plan
 from profiles.settings import TrainedPart
 from profiles.sizes import GIB
+from tests.conftest import PHOTOS, tiny_plan
 from trainer.convert.convert import needed_shapes
+from trainer.data.formats.reasonseg import read_split
 from trainer.model.build import build, some_tokenizer
 from trainer.model.weights import ShapesAlone
+from trainer.reporter import Reporter
+from trainer.run.run import Run
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -29,8 +33,10 @@ Usage = namedtuple("Usage", "total used free")
 def test_a_converted_folder_has_the_tensors_that_are_asked_for(name: str) -> None:
     profile = models()[name]
     assert profile.values == sum(map(prod, needed_shapes(profile).values()))
-    halves, download = 2 * profile.values, profile.download_gb * 1e9
-    assert profile.packaged or 0.99 * halves < download < 1.2 * halves, "SAM is in fp32"
+    stored, download = 2 * profile.values, profile.download_gb * 1e9
+    if name.startswith("sa2va"):  # published in fp32
+        stored *= 2
+    assert profile.packaged or 0.99 * stored < download < 1.2 * stored, "SAM is in fp32"
 
 
 @pytest.mark.parametrize("targets", ["qv", "attention", "all-linear"])
@@ -61,8 +67,22 @@ def test_the_parts_follow_the_plan() -> None:
         Plan.parse({"model": "7b", "optimizer_state": state}) for state in ("8bit", "fp32")
     )
     assert run_bytes(small) < 0.6 * run_bytes(whole)
+    there = disk_of(Plan.parse({"model": "7b", "weights": "folder"}))
+    assert there.total_bytes == base.cache_bytes + base.run_bytes and not there.sources
     tiny = disk_of(Plan.parse({"model": "tiny"}))
     assert tiny.download_bytes == tiny.converted_bytes == 0 < tiny.run_bytes
+
+
+def test_a_run_folder_takes_what_is_said(tmp_path: Path) -> None:
+    """Its two checkpoints and the best; a third is there while it is written."""
+    plan = tiny_plan(max_train_samples=2, max_val_samples=1, schedule={"epochs": 2})
+    quiet = Reporter(lambda text: None, lambda what, done, total: None)
+    items = read_split(PHOTOS, "train", 2), read_split(PHOTOS, "val", 1)
+    Run(plan, *items, tmp_path / "run", tmp_path / "cache", quiet).train()
+    sizes = {place.name: sum(file.stat().st_size for file in place.glob("*.safetensors"))
+             for place in (tmp_path / "run").iterdir() if place.is_dir()}  # fmt: skip
+    assert sizes["last"] == pytest.approx(sizes["last-1"], rel=0.01)
+    assert run_bytes(plan) == pytest.approx(3 * sizes["last"] + sizes["best"], rel=0.03)
 
 
 def test_a_disk_holds_all_that_goes_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -111,10 +111,11 @@ def run(*arguments: str) -> Any:
 
 
 def test_the_advice_says_it_and_json_has_it() -> None:
-    text = " ".join(run("--gpu", "RTX 3090", "--model", "7b", "--hours", "8", "--price", "0.4")
-                    .stdout.split())  # fmt: skip
+    asked = "--gpu", "RTX 3090", "--model", "7b", "--hours", "8", "--price", "0.4"
+    first, text = (" ".join(run(*asked, *more).stdout.split()) for more in ((), ("--why",)))
+    assert "10 epochs of 239 pictures" in first and "in 8 h: 17" in first
     assert "10 epochs of 239 pictures (ReasonSeg's): about" in text
-    assert "on an RTX 3090 (24 GB)" in text and "8 h are enough for" in text
+    assert "on an RTX 3090 (24 GB)" in text and "in 8 h: 17" in text
     assert "it costs 0." in text and "at 0.4 an hour" in text
     assert "sam and clip: 3.1 MiB a picture in" in text and "at a peak of 2.65 GiB" in text
     found = json.loads(run("--vram", "8GiB", "--model", "qwen3-vl-4b", "--json").stdout)

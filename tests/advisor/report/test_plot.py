@@ -146,7 +146,7 @@ def test_text_json_and_picture_have_the_same_figures(
     small = sum(told.live_at_peak.values()) - sum(parts.values())
     assert others == pytest.approx(small / GIB, abs=0.006)
     first = " ".join(CliRunner().invoke(app, options).stdout.split())
-    assert f"= {needs.bytes / GIB:.2f} GiB; limit {budget.usable.bytes / GIB:.2f}" in first
+    assert f"= {needs.bytes / GIB:.2f} of {budget.usable.bytes / GIB:.2f} GiB" in first
     text = " ".join(CliRunner().invoke(app, [*options, "--why"]).stdout.split())
     assert f"plan needs {needs.bytes / GIB:.2f} GiB forecast a forecast of this very plan" in text
     assert f"at most {needs.bytes / GIB:.2f} GiB of {budget.usable.bytes / GIB:.2f} GiB" in text

@@ -384,11 +384,11 @@ def call(module: str, *arguments: str, cwd: Path, **other: str) -> subprocess.Co
 
 def test_the_command_lines(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = [str(PICTURES[0].parent), "the cup", "--phrase", "--run", str(run), "--json"]
-    done = call("trainer.cli.segment", *asked, cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(segment_app, asked)
     document = json.loads(done.stdout)
     assert [Path(row["image"]).name for row in document["answers"]] == [p.name for p in PICTURES]
-    assert done.returncode == (0 if all(row["masks"] for row in document["answers"]) else 1)
-    monkeypatch.chdir(tmp_path)
+    assert done.exit_code == (0 if all(row["masks"] for row in document["answers"]) else 1)
     done = CliRunner().invoke(app, ["evaluate", str(run), "--data-dir", str(PHOTOS)])
     assert done.exit_code == 0 and "gIoU" in done.stdout and "[" in done.stdout, done.stderr
     assert (run / "evaluation-val" / "images.jsonl").is_file()

@@ -114,10 +114,10 @@ def test_the_seeds_own_command_trains(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="what a machine without a GPU does")
-def test_auto_trains_without_a_gpu_and_speaks_in_plain_lines(tmp_path: Path) -> None:
+def test_auto_trains_without_a_gpu_and_speaks_in_plain_lines(tmp_path: Path, here: Here) -> None:
     run = tmp_path / "run"
-    done = call(
-        "lisa-train", "--auto", "--epochs", "1", "--max-train-samples", "2",
+    done = here(
+        "--auto", "--epochs", "1", "--max-train-samples", "2",
         "--max-val-samples", "1", "--data-dir", str(PHOTOS), "--output-dir", str(run),
         "--cache-dir", str(tmp_path / "cache"),
     )  # fmt: skip

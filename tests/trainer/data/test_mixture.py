@@ -484,6 +484,18 @@ def test_the_worst_sample_of_the_whole_mixture(mixed: MixedSets, root: Path) -> 
     assert found.text_tokens > found.answer_tokens > 90 and found.masks == 1
 
 
+def test_how_much_data_there_is_is_counted_on_the_way() -> None:
+    plan = tiny_plan(effective_batch=4, micro_batch=4)
+    counts = worst_sample(plan, PHOTOS).counts
+    train, val = (read_split(PHOTOS, split) for split in ("train", "val"))
+    assert (counts.epoch_questions, counts.val_questions) == (len(train), len(val))
+    assert counts.train_pictures == len({item.image_path for item in train}) > 0
+    assert counts.val_pictures == len({item.image_path for item in val}) > 0
+    samples = SampleSet(train, plan, read_tokenizer(plan), {}, training=True)
+    rows = [len(samples.encoded(visit).input_ids) for visit in MicroBatches(samples, plan).visits()]
+    assert counts.row_tokens == pytest.approx(sum(rows) / len(rows), abs=0.05)
+
+
 # ------------------------------------------------------------------------- a batch without masks
 
 

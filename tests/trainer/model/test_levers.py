@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from profiles.plan import Plan
+from profiles.settings import Encoder
 from tests.conftest import PHOTOS, tiny_plan
 from tests.trainer.model import test_model
 from tests.trainer.model.test_model import CPU, gradients, loss_of
@@ -30,12 +32,18 @@ from trainer.model.weights import weight_source
 from trainer.step import make_optimizer
 
 
+@cache
+def features() -> dict[Encoder, dict[str, Tensor]]:
+    """Of the photographs of `made`, encoded once for all tests: no lever touches the encoders."""
+    model, batch = test_model.made(tiny_plan())
+    return {encoder: dict(model.features(encoder, batch)) for encoder in batch.inputs}
+
+
 def made(plan: Plan) -> tuple[Lisa, Batch]:
-    """A model and a batch of two photographs of different text lengths, encoded once."""
+    """A model and a batch of two photographs of different text lengths, already encoded."""
     model, batch = test_model.made(plan)
-    seen = {encoder: dict(model.features(encoder, batch)) for encoder in batch.inputs}
-    model.cached = frozenset(seen)
-    return model, replace(batch, inputs=seen)
+    model.cached = frozenset(features())
+    return model, replace(batch, inputs=features())
 
 
 def reach(expected: dict[str, Tensor], found: dict[str, Tensor], relative: float) -> None:

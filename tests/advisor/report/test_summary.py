@@ -1,0 +1,98 @@
+"""The first screen: what, how much, what to type, on one screen of any terminal."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from advisor.advice import Advice
+from advisor.machine.gpu import Machine
+from advisor.machine.target import Target
+from advisor.preflight import advise
+from advisor.report.memory_bar import ASCII_LIMIT, LIMIT, PARTS, WIDTH, bar
+from advisor.report.summary import alternatives
+from advisor.report.text import PlainConsole, print_text
+from profiles.gpus import gpus
+from profiles.models import DEFAULT_MODELS
+from profiles.sizes import GIB
+
+COLUMNS, LINES = 80, 24
+
+
+def shown(advice: Advice, encoding: str = "utf-8", why: bool = False) -> list[str]:
+    raw = io.BytesIO()
+    file = io.TextIOWrapper(raw, encoding=encoding)
+    print_text(advice, PlainConsole(file=file, width=COLUMNS), why)
+    file.flush()
+    return raw.getvalue().decode(encoding).splitlines()
+
+
+def height(lines: list[str]) -> int:
+    """Lines on the terminal: a command is not wrapped, and takes as many as it needs."""
+    return sum(max(1, -(-len(line.rstrip()) // COLUMNS)) for line in lines)
+
+
+def advice_for(size: float, model: str | None = None) -> Advice:
+    return advise(Machine(), model, (), Target(vram_bytes=round(size * GIB)))
+
+
+@pytest.mark.parametrize("model", [None, "7b", "13b", "qwen3-vl-8b"])
+def test_it_is_one_screen_on_every_card(model: str | None) -> None:
+    for card in gpus().values():
+        if model is not None and card.memory_gb not in (6, 8, 12, 16, 24, 80):
+            continue
+        advice = advise(Machine(), model, (), Target(card=card))
+        lines = shown(advice)
+        assert height(lines) <= LINES, "\n".join(lines)
+        assert lines[0].startswith(advice.verdict)
+        assert advice.command is None or f"  {advice.command}" in lines
+
+
+def test_it_says_what_how_long_and_what_to_type() -> None:
+    text = "\n".join(shown(advice_for(8)))
+    for word in ("\nmodel ", "\nplan ", "\nmemory ", "\nhost ", "\ntime ", "\ndisk ", "\nfirst ",
+                 "epochs of 239 pictures", "lisa-train convert", "--why", "--prefer"):  # fmt: skip
+        assert word in text, word
+    assert "Also considered" not in text
+    why = "\n".join(shown(advice_for(8), why=True))
+    assert "Also considered" in why and "Why" in why and "If memory runs out after all" in why
+
+
+@pytest.mark.parametrize("size", [2.2, 4, 8, 24, 80])
+def test_the_bar_is_drawn_to_scale(size: float) -> None:
+    advice = advice_for(size, "7b")
+    budget, needs = advice.budget, advice.needs
+    assert budget is not None and needs is not None
+    console = PlainConsole(file=io.TextIOWrapper(io.BytesIO(), encoding="utf-8"))
+    line = bar(advice, console).plain
+    whole = max(budget.free.bytes, needs.bytes)
+    assert len(line) == WIDTH
+    assert abs(line.index(LIMIT) - WIDTH * budget.usable.bytes / whole) <= 1
+    filled = sum(line.count(part.mark) for part in PARTS) + (needs.bytes > budget.usable.bytes)
+    assert abs(filled - WIDTH * needs.bytes / whole) <= 1
+    for part in PARTS:
+        expected = WIDTH * advice.parts[part.name] / whole
+        assert abs(line.count(part.mark) - expected) <= 2, part.name
+
+
+def test_a_terminal_without_unicode_gets_letters() -> None:
+    lines = shown(advice_for(8, "7b"), "ascii")
+    (memory,) = [line for line in lines if line.startswith("memory")]
+    drawn = memory.removeprefix("memory").strip()
+    assert set(drawn) == {"W", "T", "A", ".", ASCII_LIMIT} and drawn.index("W") < drawn.index("T")
+
+
+def test_alternatives_gain_something_by_their_own_measure() -> None:
+    for size in (4, 6, 8, 12, 16, 24, 80):
+        for model in (DEFAULT_MODELS[0], "7b", "13b"):
+            advice = advice_for(size, model)
+            best = advice.considered[0]
+            told = dict(alternatives(advice))
+            for order, other in advice.alternatives.items():
+                faster = other.speed.samples_per_second / best.speed.samples_per_second
+                assert order not in told or order != "speed" or faster > 1.02
+                assert order not in told or order != "headroom" or "less" in told[order]
+                assert order not in told or other.plan != best.plan
+            for text in told.values():
+                assert "as fast, 0.00 GiB" not in text and "the same plan" not in text, text
