@@ -41,6 +41,7 @@ from profiles.settings import (
     EFFECTIVE_BATCH,
     MOST,
     MOST_QUESTIONS,
+    PUBLISHED_WARMUP,
     TARGETS_PER_PICTURE,
     Dtype,
     Encoder,
@@ -235,6 +236,9 @@ class Plan(Settings):
             del data["min_pixels"], data["max_pixels"]
         if not self.schedule.max_skipped_steps:
             del data["schedule"]["max_skipped_steps"]
+        # A warm-up by the length of the run moves no byte: rows and hashes of before still count.
+        if self.schedule.warmup_steps is None:
+            data["schedule"]["warmup_steps"] = PUBLISHED_WARMUP
         canonical = json.dumps(data, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 

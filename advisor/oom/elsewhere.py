@@ -61,6 +61,6 @@ def in_words(message: Message) -> tuple[str, tuple[str, ...]]:
         summary += f"; PyTorch may take {size(message.allowed_bytes)} there"
     report = _REPORT.search(message.text) if message.memory == "run" else None
     if report is not None:
-        place = argument(f"{report[1].strip()}/shortage.json")
-        helps = (f"lisa-advise explain-oom {place} explains it", *helps)
+        place = f"{report[1].strip()}/shortage.json"
+        helps = (f"lisa-advise explain-oom {argument(place)} explains it", *helps)
     return summary, helps

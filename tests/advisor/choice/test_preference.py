@@ -94,7 +94,8 @@ def test_a_larger_card_never_gets_a_worse_plan(model, prefer):
 
 
 def test_every_cards_usual_plan_stays_on_it_where_any_plan_can():
-    for card in gpus().values():
+    one_of_each = {(card.memory_gb, card.compute_capability): card for card in gpus().values()}
+    for card in one_of_each.values():
         advice = advise(Machine(), "7b", (), Target(card=card), evidence=Evidence(TABLE))
         if advice.verdict != "FITS" or not advice.plan.host_layers:
             continue

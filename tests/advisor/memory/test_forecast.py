@@ -231,7 +231,7 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: Pat
         assert word in shown.stdout
     document = Forecast.model_validate_json(runner.invoke(app, [*ask, "--json"]).stdout)
     assert document.text_tokens == 64 and document.plan == Plan.read(path)
-    for wrong in (["--vram", "8"], ["--compute-capability", "x"], ["--masks", "0"],
+    for wrong in (["--vram", "8192"], ["--compute-capability", "x"], ["--masks", "0"],
                   ["--set", "model=99b"], ["--data-dir", str(tmp_path / "absent")]):  # fmt: skip
         assert runner.invoke(app, [*ask, *wrong]).exit_code == 2, wrong
     both = [*ask, "--data-dir", str(PHOTOS)]
