@@ -143,7 +143,12 @@ def named_card(
         )
     if count > 1:
         tell(f"note: this is about one of the {count} cards; several are not planned for yet")
-    return Target(vram, card, windows=system == "windows", ram_bytes=ram)
+    return Target(vram, card, windows=system == "windows", ram_bytes=ram, sized=_names_size(gpu))
+
+
+def _names_size(gpu: str | None) -> bool:
+    """Whether a card's name has its memory, as in "RTX 3060 12GB" or rtx-3060-12gb."""
+    return gpu is not None and re.search(r"\d\s*-?gi?b?\b", gpu, re.IGNORECASE) is not None
 
 
 def must_be_data(folder: Path | None, skip_broken: str | None) -> None:

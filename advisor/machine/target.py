@@ -23,6 +23,7 @@ class Target:
     card: GpuProfile | None = None
     windows: bool = False
     ram_bytes: int | None = None
+    sized: bool = False  # the user has said how much memory the card has
 
     @property
     def host_bytes(self) -> int:

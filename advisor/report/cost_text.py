@@ -46,7 +46,7 @@ def _time(duration: Duration) -> str:
     card = f" if as fast as {_article(duration.card)} {duration.card}" if duration.stand_in else ""
     return (
         f"{counted(duration.epochs, 'epoch')} of {what}{whose}: about {time_text(duration.seconds)}"
-        f" ({low} to {high}){card}; {spent}"
+        f" ({low} to {high}){card}" + (f"; {spent}" if spent else "")
     )
 
 
@@ -62,7 +62,8 @@ def _asked(duration: Duration) -> str:
             for seconds in (duration.low_seconds, duration.high_seconds)
         )
         price = f"{duration.price:.2f} ({low:.2f} to {high:.2f})"
-        found.append(f"it costs {price} at {duration.price_per_hour:g} an hour")
+        epochs = counted(duration.epochs, "epoch")
+        found.append(f"the {epochs} cost {price} at {duration.price_per_hour:g} an hour")
     return "; ".join(found)
 
 

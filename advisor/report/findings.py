@@ -32,8 +32,13 @@ def card_findings(request: Request, gpu: Gpu, best: Candidate, base: Plan) -> li
     findings = other_sizes(request, gpu)
     runs = best.verdict in ("FITS", "TIGHT")
     if not runs and best.why_not.startswith("host memory"):
-        fix = "fewer host_layers, or --ram SIZE for a machine with more" if request.what_if else ""
-        fix = fix or "close other programs, or fewer host_layers"
+        plan = best.plan
+        fixes = [
+            "--ram SIZE for a machine with more" if request.what_if else "close other programs"
+        ]
+        fixes += ["fewer host_layers"] if plan.host_layers else []
+        fixes += ["--set host_embeddings=false"] if plan.host_embeddings else []
+        fix = ", or ".join(fixes)
         findings.append(Finding(gpu.name, best.why_not, fix=fix))
     elif not runs:
         fix = smallest_cards_text([base.model])
@@ -58,7 +63,7 @@ def other_sizes(request: Request, gpu: Gpu) -> list[Finding]:
     """A note if the named card is also sold with other memory, for which the answer differs."""
     named = request.target.card if request.target else None
     others = [c for c in gpus().values() if named and c.name == named.name and c != named]
-    if not others:
+    if not others or (request.target and request.target.sized):
         return []
     what = f"is sold as {', '.join(card.title for card in others)} too"
     fix = f"name its size: --gpu {' or --gpu '.join(shlex.quote(c.key) for c in others)}"

@@ -13,7 +13,7 @@ from advisor.choice.search import (
 )
 from advisor.machine.budget import Basis, Budget
 from advisor.machine.gpu import Gpu
-from advisor.report.plan_words import lora_text
+from advisor.report.plan_words import lora_text, storage_text
 from advisor.request import Request
 from profiles.batches import micro_batches
 from profiles.grid import TEXT_TOKENS, nearest
@@ -156,16 +156,18 @@ def _against_finer(found: Found, storage: Quantization) -> str:
     fitting = [one for one in tried if one.verdict == "FITS"]
     if not fitting:
         least = min(tried, key=lambda one: one.needs.bytes, default=None)
-        return (
-            f"{storage} needs {gib(least.needs.bytes)} at least ({least.why_not})" if least else ""
-        )
+        if least is None:
+            return ""
+        name = storage_text(least.plan)
+        return f"{name} needs {gib(least.needs.bytes)} or more ({least.why_not})"
     on_card = [one for one in fitting if not one.plan.host_layers]
     quick = max(on_card or fitting, key=lambda one: one.speed.samples_per_second)
-    speeds = f"{quick.speed.samples_per_second:.2g} questions/s, not "
-    speeds += f"{best.speed.samples_per_second:.2g}"
+    slower = 1 - quick.speed.samples_per_second / best.speed.samples_per_second
+    name = storage_text(quick.plan)
     if on_card:
-        return f"{storage} would train {speeds}: more than a tenth slower"
-    return f"{storage} fits only with {quick.plan.host_layers} layers in host memory ({speeds})"
+        return f"{name} would train {slower:.0%} slower"
+    streamed = f"{quick.plan.host_layers} layers in host memory"
+    return f"{name} fits only with {streamed} ({slower:.0%} slower)"
 
 
 def _adapter_reason(found: Found, budget: Budget) -> Reason:

@@ -30,12 +30,10 @@ WORTH_SAYING = 0.02  # of the speed, or of the usable memory: less is no alterna
 def first_screen(advice: Advice, console: Console) -> None:
     """Print plan, memory, alternatives and as many notes below the command as there is room for."""
     rows = list(_lines(advice, console))
-    plan, notes = advice.plan, _notes(advice)
+    notes = _notes(advice)
     if advice.exit_code or advice.budget is None:
         rows += [("note", Text(note)) for note in notes]
     else:
-        if plan is not None and plan.weights == "default" and not plan.profile.packaged:
-            rows.append(("first", Text(plan.profile.conversion)))
         room = SCREEN_LINES - _head_lines(advice, console) - _height(rows, console) - 1
         shown = notes[: max(0, room)]
         width = console.width - TITLE_COLUMNS
@@ -44,6 +42,15 @@ def first_screen(advice: Advice, console: Console) -> None:
     if rows:
         console.print()
         console.print(_table(rows))
+
+
+def commands(advice: Advice) -> list[str]:
+    """What to type, in order: the conversion of published weights, if they are needed, first."""
+    if advice.command is None:
+        return []
+    plan = advice.plan
+    published = plan is not None and plan.weights == "default" and not plan.profile.packaged
+    return [*([plan.profile.conversion] if plan and published else []), advice.command]
 
 
 def _table(rows: Iterable[tuple[str, Text]]) -> Table:
@@ -61,7 +68,8 @@ def _height(rows: Iterable[tuple[str, Text]], console: Console) -> int:
 
 def _head_lines(advice: Advice, console: Console) -> int:
     """Lines of the verdict, the command and the empty ones around it."""
-    head = len(advice.verdict) + 2 + len(advice.summary), 2 + len(advice.command or "")
+    head = [len(advice.verdict) + 2 + len(advice.summary)]
+    head += [2 + len(command) for command in commands(advice)]
     return sum(-(-length // console.width) for length in head) + 2
 
 

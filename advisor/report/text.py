@@ -15,7 +15,7 @@ from rich.text import Text
 
 from advisor.report.cost_text import cost_lines
 from advisor.report.plan_words import difference, lora_text, storage_text
-from advisor.report.summary import first_screen
+from advisor.report.summary import commands, first_screen
 from profiles.plan import Plan
 from profiles.sizes import gib
 from profiles.text import counted, printable
@@ -59,11 +59,11 @@ def print_text(advice: Advice, console: Console, why: bool = False) -> None:
     """The advice for a reader: verdict, command and the first screen, or all sections (`why`)."""
     headline = Text(advice.verdict, style=VERDICT_STYLES[advice.verdict])
     console.print(headline.append("  " + advice.summary, style="default"))
-    if advice.command:
-        # Never wrapped: a command that is cut in two cannot be pasted.
-        command = Text("  " + advice.command, style="bold cyan")
+    if typed := commands(advice):
         console.print()
-        console.print(command, soft_wrap=True)
+    for command in typed:
+        # Never wrapped: a command that is cut in two cannot be pasted.
+        console.print(Text("  " + command, style="bold cyan"), soft_wrap=True)
     if not why:
         first_screen(advice, console)
         return

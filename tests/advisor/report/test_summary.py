@@ -52,7 +52,7 @@ def test_it_is_one_screen_even_with_the_longest_names(model: str | None) -> None
 
 def test_it_says_what_how_long_and_what_to_type() -> None:
     text = "\n".join(shown(advice_for(8)))
-    for word in ("\nmodel ", "\nplan ", "\nmemory ", "\nhost ", "\ntime ", "\ndisk ", "\nfirst ",
+    for word in ("\nmodel ", "\nplan ", "\nmemory ", "\nhost ", "\ntime ", "\ndisk ",
                  "epochs of 239 pictures", "lisa-train convert", "--why", "--prefer"):  # fmt: skip
         assert word in text, word
     assert "Also considered" not in text
