@@ -186,9 +186,9 @@ def _better(
         fastest = fastest_of([candidate, best])
         there, here = (preferred(prefer, one, fastest) for one in (candidate, best))
         gain = candidate.speed.samples_per_second / best.speed.samples_per_second
-        finer, coarser = (STORAGES.index(one.plan.quantization) for one in (candidate, best))
+        rounded, rounded_here = (STORAGES.index(one.plan.quantization) for one in (candidate, best))
         moved = candidate.plan.host_layers == 0 < best.plan.host_layers
-        return there > here and (finer < coarser or moved or gain >= WORTH_A_CARD)
+        return there > here and (rounded < rounded_here or moved or gain >= WORTH_A_CARD)
 
     found = (
         candidate

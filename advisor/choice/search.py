@@ -27,7 +27,7 @@ from advisor.machine.budget import (
 )
 from advisor.machine.gpu import Machine
 from advisor.memory.live import Live
-from advisor.memory.speed import samples_per_second
+from advisor.memory.speed import TYPICAL, samples_per_second
 from profiles.findings import Finding
 from profiles.gpus import GpuProfile, gpus
 from profiles.grid import MICRO_BATCHES, caching_bytes, estimate, nearest
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 LIVE_TRIALS = 4
 CLOSE = 0.9  # if the forecast is below this share of the estimate, the choice is made again
 OTHER_VERSIONS = 1.02  # a row of another torch counts for that much more: a policy
-TYPICAL = "rtx-3060-12gb"  # whose rates are used for a card that is not known
 CARD_SIZES_GIB = (2, 3, 4, 6, 8, 10, 11, 12, 16, 20, 24, 32, 40, 48, 80, 96, 141, 180)
 
 

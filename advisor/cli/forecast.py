@@ -89,12 +89,12 @@ def _forecast(
     capability: str | None,
 ) -> tuple[Forecast, str]:
     """The forecast of a plan file on the card that is named or here, and that card's name."""
+    from advisor.cli.output import advice_errors
     from advisor.machine.probe import probe
     from advisor.machine.target import pick_gpu
     from advisor.memory.card import card_for
     from advisor.memory.forecast import forecast
     from advisor.memory.worst_sample import Worst
-    from advisor.rehearsal import BadQuestion, RehearsalFailed
     from advisor.request import unfit_segments
     from profiles.findings import PlanError
     from profiles.plan import Plan
@@ -118,15 +118,11 @@ def _forecast(
     here = pick_gpu(machine) if target is None else None
     if here is not None and (note := unfit_segments(machine, here, chosen)):
         tell(f"note: {note}")
-    try:
+    with advice_errors():
         card = card_for(machine, target, measure=True)
         if named is not None:
             card = replace(card, compute_capability=named)
         found = forecast(chosen, Worst(text_tokens, masks, data_dir), card)
-    except BadQuestion as error:
-        fail(f"this data cannot be used\n{error}")
-    except RehearsalFailed as error:
-        fail(str(error), EXIT_FAILED)
     return found, card.title
 
 

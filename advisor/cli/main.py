@@ -19,11 +19,19 @@ from advisor.cli.options import (
     must_be_data,
     named_card,
 )
-from advisor.cli.output import print_advice, saved, with_forecast, within_limits, write, write_plot
+from advisor.cli.output import (
+    advice_errors,
+    print_advice,
+    saved,
+    with_forecast,
+    within_limits,
+    write,
+    write_plot,
+)
 from advisor.cli.report import report_command
 from profiles.command_line import Commands
 from profiles.command_options import takes
-from profiles.exits import EXIT_FAILED, EXIT_USAGE, fail
+from profiles.exits import EXIT_USAGE, fail
 from profiles.files import refused
 from profiles.streams import say, set_streams, tell
 
@@ -96,8 +104,6 @@ def _advised(options: AdviseOptions) -> Advice:
     from advisor.machine.probe import probe
     from advisor.memory.live import live_forecast
     from advisor.preflight import advise
-    from advisor.rehearsal import BadQuestion, RehearsalFailed
-    from profiles.findings import PlanError
 
     options.check()
     data, emulated = options.data_dir, options.emulate_vram is not None
@@ -107,7 +113,7 @@ def _advised(options: AdviseOptions) -> Advice:
     assignments = options.assignments()
     must_agree(assignments)
     machine = probe()
-    try:
+    with advice_errors():
         live = live_forecast(machine, target, data, tell)
         advice = advise(
             machine, options.model, assignments, target,
@@ -119,12 +125,6 @@ def _advised(options: AdviseOptions) -> Advice:
         if options.plot is not None:
             advice = with_forecast(advice, live)
             write_plot(advice, live, options.plot)
-    except PlanError as error:
-        fail(f"these settings cannot run\n{error}")
-    except BadQuestion as error:
-        fail(f"this data cannot be used\n{error}")
-    except RehearsalFailed as error:
-        fail(str(error), EXIT_FAILED)
     return advice
 
 

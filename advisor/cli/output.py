@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from profiles.exits import fail
+from profiles.exits import EXIT_FAILED, fail
 from profiles.files import reason, write_whole
 from profiles.places import libraries_caches
 from profiles.streams import say, tell
@@ -15,6 +17,22 @@ from profiles.text import argument
 if TYPE_CHECKING:
     from advisor.advice import Advice
     from advisor.memory.live import LiveForecasts
+
+
+@contextmanager
+def advice_errors() -> Iterator[None]:
+    """End with a clear error where the settings, the data or a forecast fail."""
+    from advisor.rehearsal import BadQuestion, RehearsalFailed
+    from profiles.findings import PlanError
+
+    try:
+        yield
+    except PlanError as error:
+        fail(f"these settings cannot run\n{error}")
+    except BadQuestion as error:
+        fail(f"this data cannot be used\n{error}")
+    except RehearsalFailed as error:
+        fail(str(error), EXIT_FAILED)
 
 
 def with_forecast(advice: Advice, live: LiveForecasts) -> Advice:

@@ -22,7 +22,7 @@ from advisor.cli.options import (
     must_be_writable,
     named_card,
 )
-from profiles.exits import EXIT_FAILED, fail
+from profiles.exits import fail
 from profiles.streams import tell
 
 if TYPE_CHECKING:
@@ -53,14 +53,12 @@ def report_command(
     Exit codes: 0 fits, 1 does not fit or the forecast failed, 2 bad usage, 3 cannot decide, 130
     interrupted.
     """
-    from advisor.cli.output import step_picture, with_forecast, write
+    from advisor.cli.output import advice_errors, step_picture, with_forecast, write
     from advisor.machine.evidence import Evidence
     from advisor.machine.probe import probe
     from advisor.memory.live import live_forecast
     from advisor.preflight import advise
-    from advisor.rehearsal import BadQuestion, RehearsalFailed
     from advisor.report.page import page
-    from profiles.findings import PlanError
 
     if file.suffix.lower() not in (".html", ".htm"):
         fail(f"got {file.name}; the name must end in .html")
@@ -73,7 +71,7 @@ def report_command(
     if kept is not None and (model or assignments or target or data_dir or prefer != "usual"):
         fail(f"{run}: the run has its own advice; leave out the options that ask for another")
     machine, evidence = (kept.machine if kept else probe()), Evidence.here()
-    try:
+    with advice_errors():
         live = live_forecast(machine, target, data_dir, tell)
         advice = kept or advise(
             machine, model, assignments, target,
@@ -81,12 +79,6 @@ def report_command(
         )  # fmt: skip
         advice = with_forecast(advice, live)
         picture = step_picture(advice, live, "svg")
-    except PlanError as error:
-        fail(f"these settings cannot run\n{error}")
-    except BadQuestion as error:
-        fail(f"this data cannot be used\n{error}")
-    except RehearsalFailed as error:
-        fail(str(error), EXIT_FAILED)
     write(file, page(advice, picture, evidence.table.rows, found))
     tell(f"{advice.verdict}: written to {file}")
     raise typer.Exit(advice.exit_code)

@@ -11,6 +11,7 @@ from math import ceil
 from pydantic import Field
 
 from advisor.memory.speed import (
+    TYPICAL,
     USUAL,
     Pace,
     encoder_seconds,
@@ -29,7 +30,6 @@ from profiles.settings import PREFIX_TOKENS
 # ReasonSeg as published (Lai et al. 2023, arXiv:2308.00692): its training and validation splits.
 REASON_SEG = DataCounts(train_pictures=239, val_pictures=200, epoch_questions=239,
                         val_questions=200)  # fmt: skip
-TYPICAL = "rtx-3060-12gb"  # as fast as it is a card taken to be of which only the size is known
 QUESTION_TOKENS = 60  # of a question and its answer: what benchmarks/lean.py takes
 LENGTHS = 4  # for which layers are compiled, about: rows are padded to multiples of 32 tokens
 COMPILE_SECONDS = 6  # for one of them

@@ -22,6 +22,7 @@ from profiles.settings import STORED_BYTES, Lora
 
 SPEED_FILE = Path(__file__).resolve().parents[2] / "profiles" / "speed.json"
 REFERENCE = "h100-sxm-80gb"
+TYPICAL = "rtx-3060-12gb"  # whose rates are used for a card that is not known
 # More bandwidth than an H100 has did not help: an H200 took as long for the same dequantisation
 # and element-wise work (benchmarks/profile.jsonl).
 USED_GB_S = 3350
