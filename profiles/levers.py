@@ -140,6 +140,7 @@ SETTINGS: dict[str, Traits] = {
     "logits": Traits(_LOGITS, _in_order(*_LOGITS), priced="rows"),
     "device": Traits(counts=eq),
     "processes": Traits(counts=eq, changes="resume"),
+    "nodes": Traits(changes="resume"),
     "optimizer": Traits(("adamw", "paged_adamw"), eq),
     "optimizer_state": Traits(_STATES, _in_order(*_STATES)),
     "dtype": Traits(counts=_as_wide),

@@ -70,7 +70,10 @@ class Plan(Settings):
         "values) or a folder of safetensors in this project's layout",
     )
     device: Literal["cpu", "cuda"] = Field("cpu", description="where the training step runs")
-    processes: int = Field(1, ge=1, le=64, description="data-parallel processes, one per GPU")
+    processes: int = Field(
+        1, ge=1, le=64, description="data-parallel processes over all machines, one per GPU"
+    )
+    nodes: int = Field(1, ge=1, le=64, description="machines, each with as many processes")
     quantization: Quantization = Field(
         "nf4",
         description="storage of the decoder's frozen linears: nf4 with double quantisation, int8 "
@@ -232,6 +235,8 @@ class Plan(Settings):
             del data["mixture"]
         if self.questions_per_picture == 1:
             del data["questions_per_picture"]
+        if self.nodes == 1:
+            del data["nodes"]
         if self.max_pixels is None:
             del data["min_pixels"], data["max_pixels"]
         if not self.schedule.max_skipped_steps:
@@ -293,6 +298,10 @@ def _contradictions(plan: Plan) -> Iterable[Finding]:
         layers = None
     yield from batch_contradictions(plan)
     yield from picture_contradictions(plan)
+    if plan.processes % plan.nodes:
+        yield Finding("nodes", "every machine runs as many processes as the others",
+                      f"{plan.processes} processes on {plan.nodes} nodes",
+                      f"--set processes=N, a multiple of {plan.nodes}")  # fmt: skip
     if layers is not None and plan.checkpointed_layers > layers:
         yield Finding(
             "checkpointed_layers",
