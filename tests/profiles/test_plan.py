@@ -126,7 +126,7 @@ CUDA_CHANGES = {
 }
 # Constants, tables whose leaves are changed above, and one that needs a second setting with it.
 NOT_CHANGED_ALONE = {"schema_version", "schedule", "tokens", "mixture",
-                     "processes", "host_layers", "min_pixels", "max_pixels"}  # fmt: skip
+                     "processes", "nodes", "host_layers", "min_pixels", "max_pixels"}  # fmt: skip
 
 
 def test_every_setting_is_tried():
@@ -145,7 +145,7 @@ def test_plans_from_before_later_settings_keep_their_hash():
     data = as_first_written(json.loads(Plan().to_json()))
     assert (data["schema_version"], data["cached_encoders"]) == (1, ["sam", "clip"])
     del data["mixture"], data["schedule"]["max_skipped_steps"], data["questions_per_picture"]
-    del data["min_pixels"], data["max_pixels"]
+    del data["min_pixels"], data["max_pixels"], data["nodes"]
     data["schedule"]["warmup_steps"] = 100  # it was the default
     old = json.dumps(data, sort_keys=True, separators=(",", ":"))
     assert Plan().content_hash == hashlib.sha256(old.encode()).hexdigest()[:16]
@@ -183,6 +183,13 @@ def test_limits_and_parts_that_a_model_lacks_are_refused(settings, where):
     with pytest.raises(PlanError) as caught:
         Plan.parse(settings)
     assert [finding.where for finding in caught.value.findings] == [where]
+
+
+def test_every_machine_runs_as_many_processes():
+    four = Plan().override(["processes=4", "nodes=2"])
+    assert four.content_hash != Plan().override(["processes=4"]).content_hash
+    with pytest.raises(PlanError, match="a multiple of 2"):
+        Plan().override(["processes=5", "nodes=2"])
 
 
 def test_processes_change_the_hash():
