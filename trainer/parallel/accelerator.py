@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from accelerate import Accelerator
-from accelerate.utils import AutocastKwargs, DataLoaderConfiguration
+from accelerate.utils import AutocastKwargs, DataLoaderConfiguration, InitProcessGroupKwargs
 
 from profiles.plan import Plan
+from trainer.parallel.lost import STARTING
 
 
 def make_accelerator(plan: Plan, run: Path | None) -> Accelerator:
@@ -17,7 +18,7 @@ def make_accelerator(plan: Plan, run: Path | None) -> Accelerator:
     """
     accelerator = Accelerator(
         mixed_precision="fp16" if plan.dtype == "fp16" else "no",
-        kwargs_handlers=[AutocastKwargs(enabled=False)],
+        kwargs_handlers=[AutocastKwargs(enabled=False), InitProcessGroupKwargs(timeout=STARTING)],
         cpu=plan.device == "cpu",
         log_with="tensorboard" if run else None,
         project_dir=run,
