@@ -23,6 +23,7 @@ from trainer.cli.console import sigterm_as_ctrl_c, user_errors
 from trainer.cli.data import check_data_folder, import_, preview, synthesise
 from trainer.cli.one_process import worker
 from trainer.cli.planned_run import PlannedRun
+from trainer.cli.restarted import begun_before, launcher_name
 from trainer.cli.results import evaluate, export
 from trainer.cli.start import resume_run, start_run
 from trainer.cli.train_options import TrainOptions
@@ -99,9 +100,11 @@ def _start(options: TrainOptions) -> None:
         _must_be_text({"--data-dir": data, "--output-dir": options.output_dir,
                        "--cache-dir": options.cache_dir, "--weights": options.weights,
                        "--adapter": options.adapter})  # fmt: skip
+        if (begun := begun_before(options.output_dir)) is not None:
+            return resume_run(begun, None, None, {})
         started = Started(data, options.cache_dir or feature_cache(), {},
                           Keeping(**options.keeping()), skip_broken=most,
-                          adapter=options.adapter)  # fmt: skip
+                          adapter=options.adapter, launcher=launcher_name())  # fmt: skip
         with new_run(options.output_dir) as folder:
             plan, advice = _resolve(options, data)
             if options.use_lora and plan.lora is None:  # an advised plan has adapters already
