@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
+import torch
 from accelerate import Accelerator
-from accelerate.utils import AutocastKwargs, DataLoaderConfiguration
+from accelerate.utils import (
+    AutocastKwargs,
+    DataLoaderConfiguration,
+    DistributedDataParallelKwargs,
+)
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from profiles.plan import Plan
 
@@ -17,7 +26,11 @@ def make_accelerator(plan: Plan, run: Path | None) -> Accelerator:
     """
     accelerator = Accelerator(
         mixed_precision="fp16" if plan.dtype == "fp16" else "no",
-        kwargs_handlers=[AutocastKwargs(enabled=False)],
+        kwargs_handlers=[
+            AutocastKwargs(enabled=False),
+            # Gradients live in the buckets that are exchanged, not beside them.
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+        ],
         cpu=plan.device == "cpu",
         log_with="tensorboard" if run else None,
         project_dir=run,
@@ -30,3 +43,22 @@ def make_accelerator(plan: Plan, run: Path | None) -> Accelerator:
             "lisa-train starts the plan's processes"
         )
     return accelerator
+
+
+def between_processes(
+    accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[Any, Any]:
+    """Model and optimizer as accelerate prepares them; trained tensors alone are exchanged.
+
+    DDP would send every frozen parameter from the first process to the others at the start, and
+    every buffer, such as the codes of quantised weights, at every step.
+    """
+    if accelerator.num_processes > 1:
+        tensors = chain(
+            model.named_parameters(remove_duplicate=False),
+            model.named_buffers(remove_duplicate=False),
+        )
+        frozen = [name for name, tensor in tensors if not tensor.requires_grad]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, frozen)
+    prepared: tuple[Any, Any] = accelerator.prepare(model, optimizer)
+    return prepared
