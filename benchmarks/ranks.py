@@ -26,7 +26,7 @@ from profiles.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS_FILE = ROOT / "benchmarks" / "ranks.jsonl"
-PATIENCE = 240  # seconds for a row; longer is a hang
+PATIENCE = 150  # seconds for a row; longer is a hang
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Row:
     text: str = "96"
     counts: tuple[int, ...] = (1, 2)
     environment: dict[str, str] = field(default_factory=dict)
+    sharded: str = ""  # by benchmarks/sharding.py
 
 
 BASE: dict[str, Any] = {
@@ -61,10 +62,16 @@ ROWS = (
     Row("4b-nf4", BASE | FAST | {"model": "sa2va-qwen3-vl-4b"}, 11.2),
     Row("4b-nf4-k4", BASE | FAST | {"model": "qwen3-vl-4b", "questions_per_picture": 4,
         "effective_batch": 48, "micro_batch": 6}, 7.3, "259"),
-    Row("7b-nf4-b2", BASE | {"model": "7b", "micro_batch": 2}, 7.3),
+    Row("7b-nf4-b2", BASE | {"model": "7b", "micro_batch": 2, "effective_batch": 4}, 7.3),
     Row("7b-nf4-slow-link", BASE | FAST | {"model": "7b"}, 7.3, environment=SLOW_LINK),
     Row("7b-bf16-host", BASE | {"model": "7b"} | host(24), 7.3),
     Row("13b-bf16-host", BASE | {"model": "13b"} | host(24), 15.0),
+    Row("13b-bf16-fsdp2", BASE | {"model": "13b"} | host(40), 20.0, counts=(2,), sharded="fsdp2"),
+    Row("13b-bf16-gather", BASE | {"model": "13b"} | host(40), 20.0, counts=(2,), sharded="gather"),
+    Row("13b-bf16-fsdp2-slow-link", BASE | {"model": "13b"} | host(40), 20.0, counts=(2,),
+        environment=SLOW_LINK, sharded="fsdp2"),
+    Row("13b-bf16-gather-slow-link", BASE | {"model": "13b"} | host(40), 20.0, counts=(2,),
+        environment=SLOW_LINK, sharded="gather"),
     Row("13b-nf4", BASE | FAST | {"model": "13b"}, 11.2, counts=(2,)),
     Row("2b-bf16", BASE | {"model": "qwen3-vl-2b", "quantization": "none"}, 11.2, counts=(2,)),
     Row("7b-r64", BASE | {"model": "7b", "host_embeddings": True, "lora": {
@@ -84,14 +91,15 @@ def measure(row: Row, count: int) -> list[dict[str, Any]] | str:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "plan.json"
         place.write_text(plan.to_json())
-        command = [sys.executable, "-m", "trainer.rehearse", str(place), "--text-tokens", row.text,
+        way = ["benchmarks/sharding.py", row.sharded] if row.sharded else ["-m", "trainer.rehearse"]
+        command = [sys.executable, *way, str(place), "--text-tokens", row.text,
                    "--steps", "12", "--cap-gib", str(row.cap_gib)]  # fmt: skip
         ranks = []
         for rank in range(count):
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count)}
             given = os.environ | row.environment | (group | own if count > 1 else {})
-            ranks.append(subprocess.Popen(command, env=given, cwd=ROOT, text=True,
-                                          stdout=subprocess.PIPE, stderr=subprocess.PIPE))  # fmt: skip
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+            ranks.append(subprocess.Popen(command, env=given, cwd=ROOT, **pipes))
         try:
             said = [rank.communicate(timeout=PATIENCE) for rank in ranks]
         except subprocess.TimeoutExpired:
@@ -117,13 +125,13 @@ def run(out: Path, names: list[str]) -> None:
             first = found[0]
             print(f"{time.monotonic() - started:.0f} s", row.name, count,
                   [m["verdict"] for m in found], first["step_seconds"],
-                  first["samples_per_second"],
+                  first["samples_per_second"], first["first_loss"],
                   [m["peak_allocated_bytes"] for m in found],
                   [m["peak_reserved_bytes"] for m in found],
                   [m["process_bytes"] for m in found], [m["host_bytes"] for m in found],
                   [m["error"] for m in found], flush=True)  # fmt: skip
             with out.open("a") as file:
-                kept = {"name": row.name, "processes": count, "environment": row.environment,
+                kept = {"name": row.name, "processes": count, "environment": row.environment, "sharded": row.sharded,
                         "measurements": found}  # fmt: skip
                 file.write(json.dumps(kept) + "\n")
 
