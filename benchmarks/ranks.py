@@ -131,8 +131,8 @@ def run(out: Path, names: list[str]) -> None:
                   [m["process_bytes"] for m in found], [m["host_bytes"] for m in found],
                   [m["error"] for m in found], flush=True)  # fmt: skip
             with out.open("a") as file:
-                kept = {"name": row.name, "processes": count, "environment": row.environment, "sharded": row.sharded,
-                        "measurements": found}  # fmt: skip
+                kept = {"name": row.name, "processes": count, "environment": row.environment,
+                        "sharded": row.sharded, "measurements": found}  # fmt: skip
                 file.write(json.dumps(kept) + "\n")
 
 
