@@ -103,6 +103,10 @@ class Run:
         sampler = MicroBatches(self.train_set, plan, self.accelerator.process_index)
         self.epoch_steps = sampler.steps
         self.batches = StepBatches(self.train_set, sampler, plan, folder, reporter.line)
+        if plan.processes > 1:
+            from trainer.parallel.trained_only import leave_out_frozen
+
+            leave_out_frozen(self.model)
         self.wrapped, self.optimizer = self.accelerator.prepare(self.model, optimizer)
         # A sum of two has only one order; on a GPU other parts of a step vary anyway.
         if plan.device == "cpu" and plan.processes > 2:
