@@ -28,7 +28,8 @@ class GradientBuckets:
         """As DDP begins: one bucket of all, as the order of the gradients is not known."""
         self.trace = trace
         # The last layers have their gradients first.
-        self.trained: list[Tensor] = [p for p in model.parameters() if p.requires_grad][::-1]
+        trained = [p for p in model.parameters() if p.requires_grad]
+        self.trained: list[Tensor] = list(reversed(trained))
         self.blocks = self._taken([sys.maxsize])
 
     def rebuild(self) -> None:
