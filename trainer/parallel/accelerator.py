@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,9 @@ from accelerate.utils import (
     DistributedDataParallelKwargs,
 )
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from profiles.plan import Plan
+from trainer.parallel.trained_only import leave_out_frozen
 
 
 def make_accelerator(plan: Plan, run: Path | None) -> Accelerator:
@@ -48,17 +47,8 @@ def make_accelerator(plan: Plan, run: Path | None) -> Accelerator:
 def between_processes(
     accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[Any, Any]:
-    """Model and optimizer as accelerate prepares them; trained tensors alone are exchanged.
-
-    DDP would send every frozen parameter from the first process to the others at the start, and
-    every buffer, such as the codes of quantised weights, at every step.
-    """
+    """Model and optimizer as accelerate prepares them; trained tensors alone are exchanged."""
     if accelerator.num_processes > 1:
-        tensors = chain(
-            model.named_parameters(remove_duplicate=False),
-            model.named_buffers(remove_duplicate=False),
-        )
-        frozen = [name for name, tensor in tensors if not tensor.requires_grad]
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, frozen)
+        leave_out_frozen(model)
     prepared: tuple[Any, Any] = accelerator.prepare(model, optimizer)
     return prepared
