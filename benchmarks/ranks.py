@@ -17,6 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
@@ -100,15 +102,31 @@ def measure(row: Row, count: int) -> list[dict[str, Any]] | str:
             given = os.environ | row.environment | (group | own if count > 1 else {})
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
             ranks.append(subprocess.Popen(command, env=given, cwd=ROOT, **pipes))
-        try:
-            said = [rank.communicate(timeout=PATIENCE) for rank in ranks]
-        except subprocess.TimeoutExpired:
-            for rank in ranks:
-                rank.kill()
-            return f"no end after {PATIENCE} s: " + ranks[0].communicate()[1][-1500:]
+        until, most = time.monotonic() + PATIENCE, 0
+        with ThreadPoolExecutor(count) as pool:
+            said = [pool.submit(rank.communicate) for rank in ranks]
+            while not all(one.done() for one in said):
+                most = max(most, proportional(ranks))
+                if time.monotonic() > until or any(rank.poll() for rank in ranks):
+                    for rank in ranks:
+                        rank.kill()
+                time.sleep(1)
+    texts = [one.result() for one in said]
     if any(rank.returncode for rank in ranks):
-        return "\n".join(error[-1500:] for _, error in said)
-    return [json.loads(out) for out, _ in said]
+        return "\n".join(f"{rank.returncode}: {error[-1500:]}"
+                         for rank, (_, error) in zip(ranks, texts, strict=True))  # fmt: skip
+    return [json.loads(out) | {"host_of_all_bytes": most} for out, _ in texts]
+
+
+def proportional(ranks: list[subprocess.Popen[str]]) -> int:
+    """Bytes of host memory of all ranks; what they share counts once (Linux's PSS)."""
+    total = 0
+    for rank in ranks:
+        with suppress(OSError):
+            text = Path(f"/proc/{rank.pid}/smaps_rollup").read_text()
+            total += 1024 * sum(int(line.split()[1]) for line in text.splitlines()
+                                if line.startswith("Pss:"))  # fmt: skip
+    return total
 
 
 def run(out: Path, names: list[str]) -> None:
@@ -128,7 +146,7 @@ def run(out: Path, names: list[str]) -> None:
                   first["samples_per_second"], first["first_loss"],
                   [m["peak_allocated_bytes"] for m in found],
                   [m["peak_reserved_bytes"] for m in found],
-                  [m["process_bytes"] for m in found], [m["host_bytes"] for m in found],
+                  [m["process_bytes"] for m in found], first["host_of_all_bytes"],
                   [m["error"] for m in found], flush=True)  # fmt: skip
             with out.open("a") as file:
                 kept = {"name": row.name, "processes": count, "environment": row.environment,

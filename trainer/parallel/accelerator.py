@@ -11,10 +11,12 @@ from accelerate.utils import (
     AutocastKwargs,
     DataLoaderConfiguration,
     DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
 )
 from torch import nn
 
 from profiles.plan import Plan
+from trainer.parallel.lost import STARTING
 from trainer.parallel.trained_only import leave_out_frozen
 
 
@@ -27,6 +29,7 @@ def make_accelerator(plan: Plan, run: Path | None) -> Accelerator:
         mixed_precision="fp16" if plan.dtype == "fp16" else "no",
         kwargs_handlers=[
             AutocastKwargs(enabled=False),
+            InitProcessGroupKwargs(timeout=STARTING),
             # Gradients live in the buckets that are exchanged, not beside them.
             DistributedDataParallelKwargs(gradient_as_bucket_view=True),
         ],

@@ -34,13 +34,16 @@ class Rehearsal:
     ) -> None:
         from trainer.model.build import build, read_tokenizer
         from trainer.parallel.accelerator import between_processes, make_accelerator
+        from trainer.parallel.ranks import Ranks
         from trainer.rehearse.dummy_batch import MadeUp
+        from trainer.run.host_memory import host_memory
         from trainer.step import make_optimizer
 
         self.plan, self.text_tokens = plan, text_tokens
         self.accelerator = make_accelerator(plan, None)
         self.tokenizer = read_tokenizer(plan)
-        model = build(plan, self.tokenizer, self.accelerator.device)
+        memory = host_memory(plan, Ranks.here())
+        model = build(plan, self.tokenizer, self.accelerator.device, memory=memory)
         optimizer = make_optimizer(model, plan)
         self.model, self.optimizer = between_processes(self.accelerator, model, optimizer)
         self.model.train()

@@ -27,6 +27,7 @@ from trainer.model.tokenizer import ConversationTokenizer
 from trainer.model.trained import GradientCheck, trained_names
 from trainer.model.weights import weight_source
 from trainer.parallel.accelerator import between_processes, make_accelerator
+from trainer.parallel.lost import wait_no_longer
 from trainer.parallel.ranks import Ranks
 from trainer.phase import during
 from trainer.reporter import Reporter
@@ -173,6 +174,7 @@ class Run:
         without a break. Raises Interrupted once all is saved.
         """
         started = time.monotonic()
+        wait_no_longer()
         with self.stop.listening():
             if resume is None:
                 self.records.start()
