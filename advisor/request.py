@@ -212,7 +212,8 @@ def environment_of(request: Request, gpu: Gpu, plan: Plan) -> dict[str, str]:
     environment: dict[str, str] = {}
     if plan.allocator:
         environment |= dict.fromkeys(ALLOCATOR_VARIABLES, plan.allocator)
-    if len(request.machine.gpus) > 1 and gpu.uuid and not request.what_if:
+    one_of = len(request.machine.gpus) > 1 and plan.processes == 1
+    if one_of and gpu.uuid and not request.what_if:
         environment["CUDA_VISIBLE_DEVICES"] = gpu.uuid
     return environment
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,15 +28,13 @@ if TYPE_CHECKING:
 
 def start_run(run: PlannedRun) -> None:
     """Train in this process, or in as many as the plan has; after out of memory, resume."""
-    from trainer.parallel.launch import is_main
-
     try:
         _prepare_and_train(run)
     except KeyboardInterrupt as error:
         # One with text has saved; else it came before the training, or was a second Ctrl-C.
         raise KeyboardInterrupt(str(error) or _how_to_resume(run.folder)) from None
     except typer.Exit as error:
-        if is_main() and error.exit_code == EXIT_INTERRUPTED:  # the processes were training
+        if error.exit_code == EXIT_INTERRUPTED:  # the processes were training
             tell(_how_to_resume(run.folder))
         raise
 
@@ -53,21 +50,16 @@ def _how_to_resume(folder: Path) -> str:
 
 
 def _prepare_and_train(run: PlannedRun) -> None:
-    from trainer.parallel.launch import is_main, must_start_processes, start_processes
+    from trainer.cli.ranks import announce
+    from trainer.parallel.launch import must_start_processes, start_processes
     from trainer.run.shortages import OutOfMemory, replace_process
 
     for name, value in run.started.environment.items():
         os.environ.setdefault(name, value)  # which card, and the allocator, before torch
     # Bad data is reported once, not by every process, and before torch takes seconds to import.
     data = read_data(run)
-    checkpoint = None
-    if is_main():
-        run, checkpoint = _checked(run, data)
-        write_start(run)
-    elif run.resumes:
-        from trainer.run.resume import resumable
-
-        checkpoint = resumable(run.folder, tell)
+    run, checkpoint = _checked(run, data)
+    write_start(run)
     if must_start_processes(run.plan):
         command = ["-m", "trainer.cli", "worker", operand(run.folder)]
         arguments = command + ["--resume"] * run.resumes
@@ -80,6 +72,7 @@ def _prepare_and_train(run: PlannedRun) -> None:
             raise typer.Exit(code)
         replace_process(run.folder)
     import_libraries()
+    announce(run, data, checkpoint)
     try:
         train_here(run, data, checkpoint)
     except OutOfMemory:
@@ -123,15 +116,13 @@ def resume_run(
     `keeping`: changed fields of Keeping. Raises PlanError, CannotResume,
     NothingSmaller, Held.
     """
-    from trainer.parallel.launch import is_main
     from trainer.run.shortages import remove_unfinished
     from trainer.run.started import Started
 
     Started.read(folder)  # refuse a folder that holds no run, and leave it unchanged
-    with held(folder) if is_main() else nullcontext():
-        if is_main():
-            sweep(folder, FILES)
-            remove_unfinished(folder)
+    with held(folder):
+        sweep(folder, FILES)
+        remove_unfinished(folder)
         _resume_held(folder, data, cache, keeping)
 
 
@@ -140,6 +131,7 @@ def _resume_held(
 ) -> None:
     from profiles.plan import Plan
     from profiles.skipping import announce
+    from trainer.cli.ranks import as_launched
     from trainer.run.started import Started
 
     started = Started.read(folder)
@@ -153,7 +145,8 @@ def _resume_held(
     plan = Plan.read(folder / "plan.json")
     if is_complete(folder):
         return tell(f"{folder}: this run is complete")
-    start_run(PlannedRun(_recovered(plan, folder, started), folder, started, resumes=True))
+    plan = as_launched(_recovered(plan, folder, started), {})
+    start_run(PlannedRun(plan, folder, started, resumes=True))
 
 
 def _recovered(plan: Plan, folder: Path, started: Started) -> Plan:

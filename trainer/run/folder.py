@@ -14,7 +14,6 @@ from profiles.exits import EXIT_INTERRUPTED, fail
 from profiles.files import HOLDER, LOCK, Held, held, is_aside, is_vacant, sweep, writer
 from profiles.streams import tell
 from profiles.text import argument
-from trainer.parallel.launch import is_main
 
 LATEST = Path("runs/latest")  # trained_model.py finds the newest run of this name
 TRAINED = "trained.safetensors"  # in every checkpoint and export
@@ -34,9 +33,6 @@ def new_run(wanted: Path) -> Iterator[Path]:
     In that case the default name gets a number, which is printed, and a name that the user gave is
     refused. A start that fails leaves no run folder.
     """
-    if not is_main():
-        yield wanted
-        return
     with ExitStack() as stack:
         existed = wanted.exists()
         folder = next(place for place in places(wanted) if _take(place, wanted, stack))
