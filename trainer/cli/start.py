@@ -131,7 +131,7 @@ def _resume_held(
 ) -> None:
     from profiles.plan import Plan
     from profiles.skipping import announce
-    from trainer.cli.ranks import as_launched
+    from trainer.cli.ranks import as_launched, collect_shortages
     from trainer.run.started import Started
 
     started = Started.read(folder)
@@ -145,6 +145,7 @@ def _resume_held(
     plan = Plan.read(folder / "plan.json")
     if is_complete(folder):
         return tell(f"{folder}: this run is complete")
+    collect_shortages(folder)
     plan = as_launched(_recovered(plan, folder, started), {})
     start_run(PlannedRun(plan, folder, started, resumes=True))
 

@@ -82,7 +82,7 @@ def _resume(options: TrainOptions, run: Path) -> None:
     _must_be_text({"--data-dir": data, "--cache-dir": cache, "--resume": run})
     if not is_main():
         with user_errors():
-            return join(data, cache)
+            return join(run, data, cache)
     with deciding():
         resume_run(run, data, cache, options.keeping())
 
@@ -106,7 +106,7 @@ def _start(options: TrainOptions) -> None:
                        "--cache-dir": options.cache_dir, "--weights": options.weights,
                        "--adapter": options.adapter})  # fmt: skip
         if not is_main():
-            return join(data, options.cache_dir or feature_cache())
+            return join(options.output_dir, data, options.cache_dir or feature_cache())
         if (begun := begun_before(options.output_dir)) is not None:
             with deciding():
                 return resume_run(begun, None, None, {})
