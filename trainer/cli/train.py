@@ -69,9 +69,13 @@ def train(context: typer.Context, options: TrainOptions) -> None:
 
 
 def _resume(options: TrainOptions, run: Path) -> None:
-    """Resume a run; other options than folders and saving are refused."""
-    if options.auto or options.plan or options.model or options.assignments() or options.use_lora:
-        fail("--resume uses the run's own plan: leave out the other settings")
+    """Resume a run; other options than folders, saving and processes are refused."""
+    from profiles.overrides import assigned
+
+    others = assigned(options.assignments()).keys() - {"processes", "nodes"}
+    if options.auto or options.plan or options.model or others or options.use_lora:
+        fail("--resume uses the run's own plan: leave out the other settings\n"
+             "    hint: only --set processes=N and nodes=N may change")  # fmt: skip
     if options.skip_broken is not None:
         fail("--resume skips the same entries as the run did: leave out --skip-broken")
     if options.adapter is not None:
@@ -84,7 +88,7 @@ def _resume(options: TrainOptions, run: Path) -> None:
         with user_errors():
             return join(run, data, cache)
     with deciding():
-        resume_run(run, data, cache, options.keeping())
+        resume_run(run, data, cache, options.keeping(), options.assignments())
 
 
 def _start(options: TrainOptions) -> None:
