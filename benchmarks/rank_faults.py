@@ -106,9 +106,22 @@ class Case:
             return subprocess.Popen(self.command(), stdout=log, stderr=log, cwd=ROOT,
                                     env=os.environ | named | (environment or {}))  # fmt: skip
 
-    def moment(self) -> float:
-        """Seconds after the start, anywhere in the run."""
-        return self.rng.uniform(0, 0.8 * self.seconds)
+    def wait(self, launcher: subprocess.Popen[bytes]) -> str:
+        """Wait for a moment anywhere in the run, or, as often, in its training; which it was."""
+        if self.rng.random() < 0.5:
+            moment = self.rng.uniform(0, 0.8 * self.seconds)
+            time.sleep(moment)
+            return f"at {moment:.2f} s"
+        steps, more = self.rng.randrange(8), self.rng.uniform(0, 0.5)
+        while launcher.poll() is None and self.records() < steps:
+            time.sleep(0.01)
+        time.sleep(more)
+        return f"{more:.2f} s after record {steps}"
+
+    def records(self) -> int:
+        """Steps and evaluations that the run has recorded."""
+        path = self.run / "metrics.jsonl"
+        return path.read_bytes().count(b"\n") if path.exists() else 0
 
     def all(self) -> list[psutil.Process]:
         """Its processes that have not ended."""
@@ -159,12 +172,12 @@ def trainings(launcher: subprocess.Popen[bytes]) -> list[psutil.Process]:
 
 def kill_rank(case: Case) -> int:
     """SIGKILL for one of the processes, at any moment after they were started."""
-    launcher, moment = case.start(), case.moment()
-    time.sleep(moment)
+    launcher = case.start()
+    moment = case.wait(launcher)
     while launcher.poll() is None and not trainings(launcher):
         time.sleep(0.02)
     if ranks := trainings(launcher):
-        case.befallen.append(f"a process killed at {moment:.2f} s")
+        case.befallen.append(f"a process killed {moment}")
         case.rng.choice(ranks).kill()
     return ended(launcher)
 
@@ -185,10 +198,10 @@ def kill_in_a_save(case: Case) -> int:
 
 def signal_launcher(case: Case, number: int) -> int:
     """A signal for the launcher, at any moment."""
-    launcher, moment = case.start(), case.moment()
-    time.sleep(moment)
+    launcher = case.start()
+    moment = case.wait(launcher)
     if launcher.poll() is None:
-        case.befallen.append(f"{signal.Signals(number).name} at {moment:.2f} s")
+        case.befallen.append(f"{signal.Signals(number).name} {moment}")
         launcher.send_signal(number)
     return ended(launcher)
 
