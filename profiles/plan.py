@@ -167,6 +167,11 @@ class Plan(Settings):
         return min(TARGETS_PER_PICTURE if several else 1, self.tokens.max_masks)
 
     @property
+    def local_processes(self) -> int:
+        """Processes of each machine."""
+        return self.processes // self.nodes
+
+    @property
     def most_answer_tokens(self) -> int | None:
         """Supervised tokens of a training sample at most; None: some five for each mask."""
         return self.tokens.max_text_tokens if self.mixture.vqa else None

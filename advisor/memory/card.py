@@ -9,6 +9,8 @@ from advisor.machine.cuda_context import OTHERS, Context, measure_context
 from advisor.machine.evidence import Evidence
 from advisor.machine.gpu import Machine
 from advisor.machine.target import Target, gpu_for
+from profiles.exchange import nccl_bytes
+from profiles.plan import Plan
 
 ASSUMED = (8, 6)  # compute capability where no card says its own
 
@@ -22,7 +24,11 @@ class Card:
     margin_bytes: int = 0
     compute_capability: tuple[int, int] = ASSUMED
     context: Context = OTHERS
-    host: HostBudget | None = None  # what the process may take
+    host: HostBudget | None = None  # what a machine's processes may take
+
+    def cap_for(self, plan: Plan) -> int | None:
+        """What each process of the plan may take for its pool, beside NCCL's buffers."""
+        return None if self.cap_bytes is None else max(0, self.cap_bytes - nccl_bytes(plan))
 
 
 def card_for(machine: Machine, target: Target | None = None, measure: bool = False) -> Card:

@@ -35,6 +35,7 @@ from trainer.model.layers.host import host_tensors
 from trainer.model.segmentation_model import SegmentationModel
 from trainer.model.weights import ShapesAlone
 from trainer.rehearse.dummy_batch import MadeUp, numbers_of
+from trainer.rehearse.gradient_buckets import GradientBuckets
 from trainer.rehearse.memory_trace import INSIDE, MemoryTrace, rounded
 from trainer.rehearse.repeated_encoder import RepeatedEncoder
 from trainer.rehearse.repeated_layers import Repeater
@@ -266,7 +267,7 @@ def watch(
     tell: Callable[[str], None] = lambda phase: None,
     answer_tokens: int | None = None,
 ) -> Watched:
-    """Load the model, evaluate and train two steps on fake tensors.
+    """Load the model, evaluate and train two steps on fake tensors, as one process of the plan's.
 
     With `extend`, layers alike are watched once (`trainer.rehearse.repeated_layers`).
     """
@@ -287,6 +288,7 @@ def watch(
         trace.hold([tensor], component_of(model, name, tensor))
     optimizer = make_optimizer(model, shown)  # an 8-bit one makes its code out of real numbers
     accelerator = Accelerator(cpu=True)
+    buckets = GradientBuckets(trace, model, len(batches)) if plan.processes > 1 else None
     if extend:
         _repeat_layers(model, trace, plan)
     model.register_forward_pre_hook(lambda *_: trace.begin("forward"))
@@ -296,9 +298,12 @@ def watch(
         trace.begin("evaluation")
         model.eval().predict(batches[0].to(torch.device("cpu")))
         model.train()
-        for _ in range(STEPS):
+        for step in range(STEPS):
+            if buckets is not None and step == 1:
+                buckets.rebuild()
             accumulate(model, batches, total_of(batches, accelerator), accelerator)
-            trace.hold((p.grad for p in model.parameters() if p.grad is not None), "gradients")
+            if buckets is None:
+                trace.hold((p.grad for p in model.parameters() if p.grad is not None), "gradients")
             trace.begin("clipping")
             clip(model, plan, accelerator)
             trace.begin("optimizer")

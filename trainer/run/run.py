@@ -27,7 +27,8 @@ from trainer.model.footprint import check_fits
 from trainer.model.tokenizer import ConversationTokenizer
 from trainer.model.trained import GradientCheck, trained_names
 from trainer.model.weights import weight_source
-from trainer.parallel.accelerator import make_accelerator
+from trainer.parallel.accelerator import between_processes, make_accelerator
+from trainer.parallel.lost import wait_no_longer
 from trainer.parallel.ranks import Ranks
 from trainer.phase import during
 from trainer.reporter import Reporter
@@ -107,7 +108,7 @@ class Run:
         sampler = MicroBatches(self.train_set, plan, self.accelerator.process_index)
         self.epoch_steps = sampler.steps
         self.batches = StepBatches(self.train_set, sampler, plan, folder, reporter.line)
-        self.wrapped, self.optimizer = self.accelerator.prepare(self.model, optimizer)
+        self.wrapped, self.optimizer = between_processes(self.accelerator, self.model, optimizer)
         # A sum of two has only one order; on a GPU other parts of a step vary anyway.
         if plan.device == "cpu" and plan.processes > 2:
             from trainer.parallel.in_order import add_in_order
@@ -174,6 +175,7 @@ class Run:
         without a break. Raises Interrupted once all is saved.
         """
         started = time.monotonic()
+        wait_no_longer()
         with self.stop.listening():
             if resume is None:
                 self.records.start()
