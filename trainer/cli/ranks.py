@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from advisor.machine.gpu import Machine
     from profiles.plan import Plan
 
-CARD, RUN, READY = "card", "run", "ready"
+CARD, RUN, READY, SHORTAGES = "card", "run", "ready", "shortages"
 
 
 def as_launched(plan: Plan, named: Mapping[str, str]) -> Plan:
@@ -146,13 +146,36 @@ def announce(run: PlannedRun, data: Data, checkpoint: Path | None) -> None:
     _all_ready(ranks, "")
 
 
-def join(data: Path | None, cache: Path | None) -> None:
-    """A rank other than 0: waits for the run, and trains with it. Raises typer.Exit."""
+def collect_shortages(run: Path) -> None:
+    """In rank 0, before a run is resumed: take in the other machines' out-of-memory reports."""
+    from profiles.files import write_whole
+    from profiles.shortage import Shortage
+    from trainer.run.shortages import REPORT, new_place, shortages
+
+    ranks = Ranks.here()
+    if ranks.count == 1:
+        return
+    known = list(shortages(run).values())
+    for told in ranks.hear(SHORTAGES, range(1, ranks.count)):
+        for text in json.loads(told):
+            if (short := Shortage.model_validate_json(text)) not in known:
+                known.append(short)
+                write_whole(new_place(run) / REPORT, text + "\n")
+
+
+def join(run: Path, data: Path | None, cache: Path | None) -> None:
+    """A rank other than 0: waits for the run, and trains with it. Raises typer.Exit.
+
+    `run`: the folder of its command line, where it may have reported that it ran out of memory.
+    """
     import_libraries()
     from advisor.machine.probe import probe
     from profiles.plan import Plan
+    from trainer.run.shortages import shortages
 
     ranks = Ranks.here()
+    reports = [short.model_dump_json(indent=2) for short in shortages(run).values()]
+    ranks.say(SHORTAGES, json.dumps(reports))
     _report_card(ranks, probe())
     (text,) = ranks.hear(RUN, range(1))
     told = json.loads(text)
@@ -164,19 +187,19 @@ def join(data: Path | None, cache: Path | None) -> None:
     started = Started.parse(json.dumps(told["started"]))
     started = replace(started, data=data or started.data, cache=cache or started.cache)
     plan, folder = Plan.parse(told["plan"]), Path(told["folder"])
-    run = PlannedRun(plan, folder, started, resumes=told["resumes"])
+    begun = PlannedRun(plan, folder, started, resumes=told["resumes"])
     os.environ.update({k: v for k, v in started.environment.items() if k not in os.environ})
     problem, found = "", None
     try:
-        found = read_data(run)
-        _check_machine(run, found, told, ranks)
+        found = read_data(begun)
+        _check_machine(begun, found, told, ranks)
     except OSError as error:
         problem = refused(error)
     except ValueError as error:
         problem = str(error)
     _all_ready(ranks, problem)
     assert found is not None
-    train_here(run, found, told["checkpoint"] and Path(told["checkpoint"]))
+    train_here(begun, found, told["checkpoint"] and Path(told["checkpoint"]))
 
 
 def _check_machine(run: PlannedRun, data: Data, told: Mapping[str, object], ranks: Ranks) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from profiles.exits import EXIT_INTERRUPTED, EXIT_OUT_OF_MEMORY
+from profiles.exits import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OUT_OF_MEMORY, fail
 from profiles.files import held, sweep, write_whole
 from profiles.streams import tell
 from profiles.text import argument, operand
@@ -63,6 +64,10 @@ def _prepare_and_train(run: PlannedRun) -> None:
         command = ["-m", "trainer.cli", "worker", operand(run.folder)]
         arguments = command + ["--resume"] * run.resumes
         code = start_processes(run.plan.processes, arguments)
+        if code < 0:
+            fail(f"a process was ended by {signal.Signals(-code).name}, by the system or somebody\n"
+                 f"    hint: if host memory ran out, free some; lisa-train --resume "
+                 f"{argument(run.folder)}", EXIT_FAILED)  # fmt: skip
         if code != EXIT_OUT_OF_MEMORY:
             raise typer.Exit(code)
         replace_process(run.folder)
@@ -126,7 +131,7 @@ def _resume_held(
 ) -> None:
     from profiles.plan import Plan
     from profiles.skipping import announce
-    from trainer.cli.ranks import as_launched
+    from trainer.cli.ranks import as_launched, collect_shortages
     from trainer.run.started import Started
 
     started = Started.read(folder)
@@ -140,6 +145,7 @@ def _resume_held(
     plan = Plan.read(folder / "plan.json")
     if is_complete(folder):
         return tell(f"{folder}: this run is complete")
+    collect_shortages(folder)
     plan = as_launched(_recovered(plan, folder, started), {})
     start_run(PlannedRun(plan, folder, started, resumes=True))
 

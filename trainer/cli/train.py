@@ -24,6 +24,7 @@ from trainer.cli.data import check_data_folder, import_, preview, synthesise
 from trainer.cli.one_process import worker
 from trainer.cli.planned_run import PlannedRun
 from trainer.cli.ranks import as_launched, deciding, join, launch_settings, weakest
+from trainer.cli.restarted import begun_before, launcher_name
 from trainer.cli.results import evaluate, export
 from trainer.cli.start import resume_run, start_run
 from trainer.cli.train_options import TrainOptions
@@ -81,7 +82,7 @@ def _resume(options: TrainOptions, run: Path) -> None:
     _must_be_text({"--data-dir": data, "--cache-dir": cache, "--resume": run})
     if not is_main():
         with user_errors():
-            return join(data, cache)
+            return join(run, data, cache)
     with deciding():
         resume_run(run, data, cache, options.keeping())
 
@@ -105,10 +106,13 @@ def _start(options: TrainOptions) -> None:
                        "--cache-dir": options.cache_dir, "--weights": options.weights,
                        "--adapter": options.adapter})  # fmt: skip
         if not is_main():
-            return join(data, options.cache_dir or feature_cache())
+            return join(options.output_dir, data, options.cache_dir or feature_cache())
+        if (begun := begun_before(options.output_dir)) is not None:
+            with deciding():
+                return resume_run(begun, None, None, {})
         started = Started(data, options.cache_dir or feature_cache(), {},
                           Keeping(**options.keeping()), skip_broken=most,
-                          adapter=options.adapter)  # fmt: skip
+                          adapter=options.adapter, launcher=launcher_name())  # fmt: skip
         with deciding(), new_run(options.output_dir) as folder:
             plan, advice = _resolve(options, data)
             if options.use_lora and plan.lora is None:  # an advised plan has adapters already

@@ -35,7 +35,7 @@ def new_run(wanted: Path) -> Iterator[Path]:
     """
     with ExitStack() as stack:
         existed = wanted.exists()
-        folder = next(place for place in _places(wanted) if _take(place, wanted, stack))
+        folder = next(place for place in places(wanted) if _take(place, wanted, stack))
         if folder != wanted:
             tell(f"{wanted} holds an earlier run (it may be running): this one goes to {folder}")
             existed = False
@@ -51,7 +51,7 @@ def new_run(wanted: Path) -> Iterator[Path]:
             raise
 
 
-def _places(wanted: Path) -> Iterator[Path]:
+def places(wanted: Path) -> Iterator[Path]:
     """The names that a new run may have, in order."""
     yield wanted
     for number in range(2, 10_000):
@@ -92,7 +92,7 @@ def _is_free(folder: Path) -> bool:
 
 def _free_name(wanted: Path) -> Path:
     """The next unused name."""
-    return next(place for place in _places(wanted) if not place.exists())
+    return next(place for place in places(wanted) if not place.exists())
 
 
 def is_complete(folder: Path) -> bool:

@@ -51,6 +51,7 @@ class Started:
     skip_broken: int = 0  # how many broken entries of the data may be left out
     left_out: tuple[str, ...] | None = None  # the entries left out, by their paths from `data`
     adapter: Path | None = None  # what the training starts from, before its first checkpoint
+    launcher: str = ""  # the process that started this one and may start it again
 
     def to_json(self) -> str:
         """As run.json has it, with folders by their full paths."""

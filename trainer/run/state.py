@@ -78,8 +78,11 @@ class State:
         late = time.monotonic() - self._saved_at > 60 * self.keeping.minutes
         return late or (steps is not None and self.progress.step - self.saved_step >= steps)
 
-    def save(self) -> None:
-        """Write the checkpoint to resume from; the one before is kept."""
+    def save(self, together: bool = True) -> None:
+        """Write the checkpoint to resume from; the one before is kept.
+
+        The processes do it `together`, unless some of them may be gone.
+        """
         self.progress.saves += 1
         if self.accelerator.is_main_process:
             self.records.force()  # the state refers to them
@@ -89,7 +92,8 @@ class State:
                 self._as_saved(), self.keeping.earlier(self.folder),
             )  # fmt: skip
         self._saved_at, self.saved_step = time.monotonic(), self.progress.step
-        self.accelerator.wait_for_everyone()
+        if together:
+            self.accelerator.wait_for_everyone()
 
     def save_best(self) -> None:
         """Write the checkpoint that answers questions."""
