@@ -69,6 +69,15 @@ def bucket_bytes(plan: Plan) -> int:
     return gradient_bytes(plan) if plan.processes > 1 else 0
 
 
+def bucket_pool_bytes(plan: Plan) -> int:
+    """What the buckets take of the pool at most.
+
+    DDP makes them anew after a step: one of them may not go into the place of the first ones.
+    """
+    buckets = bucket_bytes(plan)
+    return buckets + min(buckets, BUCKET_BYTES)
+
+
 def nccl_bytes(plan: Plan) -> int:
     """What NCCL takes on each card, beside torch's pool; nothing for a process that is alone."""
     return exchange().nccl_bytes if plan.processes > 1 and plan.device == "cuda" else 0

@@ -17,7 +17,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from profiles.exchange import BUCKET_BYTES, FP32_BYTES, bucket_bytes
+from profiles.exchange import FP32_BYTES, bucket_bytes, bucket_pool_bytes
 from profiles.families import FEATURE_BYTES
 from profiles.levers import needs_no_more
 from profiles.models import model_profile
@@ -111,15 +111,13 @@ def _larger(found: Estimate, extra: int, trained: int) -> Estimate:
 
 
 def _of_a_group(found: Estimate | None, plan: Plan) -> Estimate | None:
-    """The estimate with the buckets through which several processes exchange gradients.
-
-    DDP makes them anew after a step: one of them may not go into the place of the first ones.
-    """
+    """The estimate with the buckets through which several processes exchange gradients."""
     buckets = bucket_bytes(plan)
     if found is None or not buckets:
         return found
+    more = bucket_pool_bytes(plan) - buckets
     found = _larger(found, buckets, buckets)
-    return replace(found, pool_bytes=found.pool_bytes + min(buckets, BUCKET_BYTES))
+    return replace(found, pool_bytes=found.pool_bytes + more)
 
 
 def nearest(plan: Plan, text_tokens: int) -> Estimate | None:
