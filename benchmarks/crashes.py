@@ -28,6 +28,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -372,6 +373,16 @@ def undisturbed(name: str, base: Path) -> tuple[int, dict[str, str]]:
     return len(listed.read_text().splitlines()), attempt.state()
 
 
+def sampled(cases: Cases, count: int, rng: random.Random) -> Cases:
+    """So many cases, of each command and way in turn: most operations are those of trainings."""
+    mixed, turns = rng.sample(cases, len(cases)), Counter[tuple[str, str]]()
+    turn = {}
+    for case in mixed:
+        turn[case] = turns[case[:2]]
+        turns[case[:2]] += 1
+    return sorted(mixed, key=turn.__getitem__)[:count]
+
+
 def scene_of(name: str) -> Scene:
     """The scene called `name`; functions cannot be passed between processes."""
     return next(scene for scene in SCENES if scene.name == name)
@@ -401,7 +412,11 @@ def main() -> None:
     """Run all cases; exit code 1 if any case ended wrongly."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scene", action="append", choices=[scene.name for scene in SCENES])
-    parser.add_argument("--sample", type=int, help="only so many, drawn by the seed")
+    parser.add_argument(
+        "--sample",
+        type=int,
+        help="only so many, drawn by the seed, of each command and way in turn",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=int, default=3, help="operation is torn and twice  [3]")
     parser.add_argument("--processes", type=int, default=2, help="side by side  [2]")
@@ -431,7 +446,7 @@ def main() -> None:
         cases += [(scene, "twice", rng.randint(1, counts[scene]), rng.randint(1, counts[scene]))
                   for scene in counts for _ in range(counts[scene] // every)]  # fmt: skip
         if arguments.sample:
-            cases = rng.sample(cases, min(arguments.sample, len(cases)))
+            cases = sampled(cases, arguments.sample, rng)
         many, kept = arguments.processes, arguments.rows or base / "rows.jsonl"
         rows, cases = still_to_run(cases, counts, kept)
         shares = [(cases[n::many], base, counts, known, kept) for n in range(many)]

@@ -65,8 +65,11 @@ def gradient_bytes(plan: Plan) -> int:
 
 
 def bucket_bytes(plan: Plan) -> int:
-    """What a process's tensors take for the exchange, in torch's pool; nothing if it is alone."""
-    return gradient_bytes(plan) if plan.processes > 1 else 0
+    """What a process's tensors take for the exchange, beside the gradients and in torch's pool.
+
+    After a single pass gradients are in the buckets alone (`trainer/parallel/accelerator.py`).
+    """
+    return gradient_bytes(plan) if plan.processes > 1 and plan.accumulation > 1 else 0
 
 
 def bucket_pool_bytes(plan: Plan) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -16,6 +17,17 @@ import pytest
 ROOT = Path(__file__).parents[1]
 IGNORED = {"__pycache__", ".ruff_cache", ".mypy_cache", ".pytest_cache"}
 PACKAGES = ("advisor", "profiles", "trainer")
+IN_TURN = """
+import glob, json, runpy, sys
+for script, *arguments in json.loads(sys.argv[1]):
+    picture = next(iter(glob.glob("data/ReasonSeg/val/*.jpg")), "")
+    sys.argv = [script, *(picture if word == "PICTURE" else word for word in arguments)]
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as end:
+        if end.code:
+            sys.exit(f"{sys.argv} ended with {end.code}")
+"""
 
 
 def run(command: list[str | Path], folder: Path) -> str:
@@ -84,11 +96,17 @@ def test_the_readme_works_from_an_installed_wheel(commands: Path, tmp_path: Path
     run([advise, "check", "7b.json", "--vram", "8GiB"], tmp_path)
     run([advise, "table", "--source", "seed"], tmp_path)
 
-    run([train, "synthesise", "data", "--train", "4", "--val", "2"], tmp_path)
-    run([train, "--check-data", "data"], tmp_path)
-    run([train, "--auto", "--data-dir", "data", "--output-dir", "run", "--set",
-         "schedule.epochs=1"], tmp_path)  # fmt: skip
-    run([train, "evaluate", "run", "--data-dir", "data", "--split", "val"], tmp_path)
-    run([train, "export", "run", "exported"], tmp_path)
-    picture = next((tmp_path / "data/ReasonSeg/val").glob("*.jpg"))
-    run([segment, picture, "Where is the largest one?", "--run", "run"], tmp_path)
+    for program in (train, segment):
+        assert program.name in run([program, "--version"], tmp_path)
+    # The scripts, one after the other in one process: each would import torch anew.
+    asked = [
+        [train, "synthesise", "data", "--train", "4", "--val", "2"],
+        [train, "--check-data", "data"],
+        [train, "--auto", "--data-dir", "data", "--output-dir", "run", "--set",
+         "schedule.epochs=1"],
+        [train, "evaluate", "run", "--data-dir", "data", "--split", "val"],
+        [train, "export", "run", "exported"],
+        [segment, "PICTURE", "Where is the largest one?", "--run", "run"],
+    ]  # fmt: skip
+    words = json.dumps([[str(word) for word in command] for command in asked])
+    run([commands / "python", "-P", "-c", IN_TURN, words], tmp_path)

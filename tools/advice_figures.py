@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from advisor.advice import Advice
+from advisor.choice.candidate import Candidate
 from advisor.machine.gpu import Machine
 from advisor.machine.target import Target
 from advisor.preflight import advise
 from profiles.levers import phrases
 from profiles.models import DEFAULT_MODELS
-from profiles.preferences import PREFERENCES, Preference
+from profiles.preferences import PREFERENCES
 from profiles.sizes import GIB
 
 MODELS = (DEFAULT_MODELS[0], "7b")
@@ -26,9 +27,9 @@ def orders() -> str:
     ]
     for model in MODELS:
         for size in (6, 8, 12, 16, 24):
-            usual, *others = (_advice(size, model, prefer=order) for order in PREFERENCES)
-            cells = [_cell(usual)]
-            cells += ["as usual" if one.plan == usual.plan else _cell(one) for one in others]
+            usual = _advice(size, model)
+            others = (usual.alternatives.get(order) for order in PREFERENCES[1:])
+            cells = [_cell(usual), *(_cell(one) if one else "as usual" for one in others)]
             lines.append(f"| {size} GiB | {model} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -47,17 +48,14 @@ def adapters() -> str:
     return "\n".join(lines)
 
 
-def _advice(
-    size_gib: int, model: str, settings: Iterable[str] = (), prefer: Preference = "usual"
-) -> Advice:
+def _advice(size_gib: int, model: str, settings: Iterable[str] = ()) -> Advice:
     """From the shipped rows alone: whoever runs this may have more."""
-    target = Target(vram_bytes=size_gib * GIB)
-    return advise(Machine(), model, settings, target, prefer=prefer)
+    return advise(Machine(), model, settings, Target(vram_bytes=size_gib * GIB))
 
 
-def _cell(advice: Advice) -> str:
-    plan, needs, speed = advice.plan, advice.needs, advice.speed
-    if plan is None or needs is None or speed is None or advice.exit_code:
-        return advice.verdict
+def _cell(shown: Advice | Candidate) -> str:
+    plan, needs, speed = shown.plan, shown.needs, shown.speed
+    if plan is None or needs is None or speed is None or shown.verdict not in ("FITS", "TIGHT"):
+        return shown.verdict
     said = phrases(plan, LEVERS).replace("micro-batch ", "b").replace(" layers checkpointed", "")
     return f"{said}: {needs.bytes / GIB:.1f} GiB, {speed.samples_per_second:.2g}/s"

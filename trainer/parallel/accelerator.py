@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import torch
 from accelerate import Accelerator
-from accelerate.utils import AutocastKwargs, DataLoaderConfiguration
+from accelerate.utils import (
+    AutocastKwargs,
+    DataLoaderConfiguration,
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+)
+from torch import nn
 
 from profiles.plan import Plan
+from trainer.parallel.lost import STARTING
+from trainer.parallel.trained_only import leave_out_frozen
 
 
 def make_accelerator(plan: Plan, run: Path | None) -> Accelerator:
@@ -17,7 +27,12 @@ def make_accelerator(plan: Plan, run: Path | None) -> Accelerator:
     """
     accelerator = Accelerator(
         mixed_precision="fp16" if plan.dtype == "fp16" else "no",
-        kwargs_handlers=[AutocastKwargs(enabled=False)],
+        kwargs_handlers=[
+            AutocastKwargs(enabled=False),
+            InitProcessGroupKwargs(timeout=STARTING),
+            # Gradients live in the buckets that are exchanged, not beside them.
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+        ],
         cpu=plan.device == "cpu",
         log_with="tensorboard" if run else None,
         project_dir=run,
@@ -30,3 +45,13 @@ def make_accelerator(plan: Plan, run: Path | None) -> Accelerator:
             "lisa-train starts the plan's processes"
         )
     return accelerator
+
+
+def between_processes(
+    accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[Any, Any]:
+    """Model and optimizer as accelerate prepares them; trained tensors alone are exchanged."""
+    if accelerator.num_processes > 1:
+        leave_out_frozen(model)
+    prepared: tuple[Any, Any] = accelerator.prepare(model, optimizer)
+    return prepared

@@ -11,6 +11,7 @@ def leave_out_frozen(model: nn.Module) -> None:
 
     Packed weights are buffers, and DDP sends all buffers at each step: 3.3 GB of a 7B in NF4.
     """
-    frozen = [name for name, value in model.named_parameters() if not value.requires_grad]
-    frozen += [name for name, _ in model.named_buffers()]
+    parameters = model.named_parameters(remove_duplicate=False)
+    frozen = [name for name, value in parameters if not value.requires_grad]
+    frozen += [name for name, _ in model.named_buffers(remove_duplicate=False)]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, frozen)

@@ -288,7 +288,7 @@ def watch(
         trace.hold([tensor], component_of(model, name, tensor))
     optimizer = make_optimizer(model, shown)  # an 8-bit one makes its code out of real numbers
     accelerator = Accelerator(cpu=True)
-    buckets = GradientBuckets(trace, model) if plan.processes > 1 else None
+    buckets = GradientBuckets(trace, model, len(batches)) if plan.processes > 1 else None
     if extend:
         _repeat_layers(model, trace, plan)
     model.register_forward_pre_hook(lambda *_: trace.begin("forward"))
@@ -302,7 +302,8 @@ def watch(
             if buckets is not None and step == 1:
                 buckets.rebuild()
             accumulate(model, batches, total_of(batches, accelerator), accelerator)
-            trace.hold((p.grad for p in model.parameters() if p.grad is not None), "gradients")
+            if buckets is None:
+                trace.hold((p.grad for p in model.parameters() if p.grad is not None), "gradients")
             trace.begin("clipping")
             clip(model, plan, accelerator)
             trace.begin("optimizer")

@@ -26,11 +26,14 @@ from trainer.model.footprint import check_fits
 from trainer.model.tokenizer import ConversationTokenizer
 from trainer.model.trained import GradientCheck, trained_names
 from trainer.model.weights import weight_source
-from trainer.parallel.accelerator import make_accelerator
+from trainer.parallel.accelerator import between_processes, make_accelerator
+from trainer.parallel.lost import wait_no_longer
+from trainer.parallel.ranks import Ranks
 from trainer.phase import during
 from trainer.reporter import Reporter
 from trainer.run.feature_caches import prepare_caches
 from trainer.run.folder import SUMMARY
+from trainer.run.host_memory import host_memory
 from trainer.run.out_of_memory import is_shortage
 from trainer.run.records import Records
 from trainer.run.started import USUAL, Keeping
@@ -93,21 +96,18 @@ class Run:
     ) -> None:
         self.stop, self.time_left = Stop(), TimeLeft(forecast_seconds)
         self.plan, self.val, self.folder, self.reporter = plan, val, folder, reporter
-        self.accelerator = make_accelerator(plan, folder)
+        self.accelerator, self.ranks = make_accelerator(plan, folder), Ranks.here()
         self.tokenizer = tokenizer_for(plan)
         self.train_set, self.val_set = self._sample_sets(train, val, cache_root)
         with during("loading"):
-            self.model = build(plan, self.tokenizer, self.accelerator.device)
+            memory = host_memory(plan, self.ranks)
+            self.model = build(plan, self.tokenizer, self.accelerator.device, memory=memory)
         self.check = GradientCheck(self.model, trained_names(self.model, plan))
         optimizer = make_optimizer(self.model, plan)
         sampler = MicroBatches(self.train_set, plan, self.accelerator.process_index)
         self.epoch_steps = sampler.steps
         self.batches = StepBatches(self.train_set, sampler, plan, folder, reporter.line)
-        if plan.processes > 1:
-            from trainer.parallel.trained_only import leave_out_frozen
-
-            leave_out_frozen(self.model)
-        self.wrapped, self.optimizer = self.accelerator.prepare(self.model, optimizer)
+        self.wrapped, self.optimizer = between_processes(self.accelerator, self.model, optimizer)
         # A sum of two has only one order; on a GPU other parts of a step vary anyway.
         if plan.device == "cpu" and plan.processes > 2:
             from trainer.parallel.in_order import add_in_order
@@ -137,7 +137,7 @@ class Run:
             images = image_paths(train, val)
         display = replace(self.reporter, progress=self._progress_of_features)
         with during("building features"):
-            caches = prepare_caches(plan, images, cache_root, self.accelerator, display)
+            caches = prepare_caches(plan, images, cache_root, self.accelerator, display, self.ranks)
         make_set = partial(SampleSet, plan=plan, tokenizer=self.tokenizer, caches=caches)
         return make_set(train, training=True), make_set(val, training=False)
 
@@ -174,6 +174,7 @@ class Run:
         without a break. Raises Interrupted once all is saved.
         """
         started = time.monotonic()
+        wait_no_longer()
         with self.stop.listening():
             if resume is None:
                 self.records.start()
