@@ -19,7 +19,7 @@ from advisor.machine.budget import Bytes, judge
 from advisor.machine.cuda_context import library_versions
 from advisor.machine.gpu import Gpu
 from advisor.rehearsal import rehearsed
-from profiles.exchange import bucket_pool_bytes
+from profiles.exchange import gradient_bytes, rebuilt_bytes
 from profiles.findings import Finding
 from profiles.measurement import Measurement
 from profiles.places import cache_folder
@@ -59,10 +59,15 @@ def measured(advice: Advice, tell: Callable[[str], None], cap_bytes: int | None 
 
 def _of_one_process(candidate: Candidate) -> Candidate:
     """The candidate as one of its processes runs alone, without the exchange of gradients."""
-    bytes_ = candidate.needs.bytes - bucket_pool_bytes(candidate.plan)
-    needs = candidate.needs.model_copy(update={"bytes": bytes_})
+    rest = candidate.needs.bytes - _buckets(candidate.plan)
+    needs = candidate.needs.model_copy(update={"bytes": rest})
     update = {"plan": candidate.plan.of_one_process, "needs": needs}
     return candidate.model_copy(update=update)
+
+
+def _buckets(plan: Plan) -> int:
+    """What the pool takes for the exchange, of which a process that runs alone has nothing."""
+    return gradient_bytes(plan) + rebuilt_bytes(plan) if plan.processes > 1 else 0
 
 
 def _trial(
@@ -126,7 +131,7 @@ def _row(name: str, candidate: Candidate, found: Measurement, gpu: Gpu, text: in
 
 
 def _with(advice: Advice, candidate: Candidate, row: TestedRow) -> Advice:
-    buckets = bucket_pool_bytes(candidate.plan)
+    buckets = _buckets(candidate.plan)
     peak = (row.peak_reserved_bytes or 0) + buckets
     source = f"on this GPU, row {row.id}"
     source += f", and {mib(buckets)} for gradients of several processes" if buckets else ""

@@ -17,7 +17,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from profiles.exchange import FP32_BYTES, bucket_bytes, bucket_pool_bytes
+from profiles.exchange import FP32_BYTES, bucket_bytes, rebuilt_bytes
 from profiles.families import FEATURE_BYTES
 from profiles.levers import needs_no_more
 from profiles.models import model_profile
@@ -112,12 +112,10 @@ def _larger(found: Estimate, extra: int, trained: int) -> Estimate:
 
 def _of_a_group(found: Estimate | None, plan: Plan) -> Estimate | None:
     """The estimate with the buckets through which several processes exchange gradients."""
-    buckets = bucket_bytes(plan)
-    if found is None or not buckets:
+    if found is None or plan.processes == 1:
         return found
-    more = bucket_pool_bytes(plan) - buckets
-    found = _larger(found, buckets, buckets)
-    return replace(found, pool_bytes=found.pool_bytes + more)
+    found = _larger(found, bucket_bytes(plan), bucket_bytes(plan))
+    return replace(found, pool_bytes=found.pool_bytes + rebuilt_bytes(plan))
 
 
 def nearest(plan: Plan, text_tokens: int) -> Estimate | None:

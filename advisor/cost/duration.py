@@ -117,7 +117,9 @@ class _Parts:
         encoders = [plan.profile.encoders[name] for name in plan.cached_encoders]
         entry = cpu * known.entry_seconds
         self.picture = sum(encoder_seconds(one, plan, card, pace) + entry for one in encoders)
-        self.features = (counts.train_pictures + counts.val_pictures) * self.picture
+        pictures = counts.train_pictures + counts.val_pictures
+        # Each machine has a cache of its own, which its processes fill together.
+        self.features = pictures * self.picture / plan.local_processes
         reading = cpu * known.sample_seconds
         rows = ceil(plan.effective_batch / asked)
         cuts = passes(rows, plan.micro_batch, plan.processes)

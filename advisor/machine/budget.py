@@ -144,7 +144,7 @@ def budget_of(
         free=Bytes(bytes=free, basis=basis, source=source),
         context=Bytes(
             bytes=beside,
-            basis=context.basis if not nccl or exchange().nccl_measured else "policy",
+            basis=context.basis,
             source=f"{libraries}; {exchange().nccl_source}" if nccl else libraries,
         ),
         margin=margin,
