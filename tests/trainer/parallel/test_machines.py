@@ -217,7 +217,7 @@ def test_auto_advises_once_for_the_weakest_card_of_all(machines: list[Path]) -> 
     rest = (machines[0].parent / "rest").read_text()
     advised = re.findall("rank . advises.*", said[0] + rest)
     assert len(advised) == 1, said
-    assert advised[0].startswith("rank 0 advises for ['GPU-2']")
+    assert advised[0].startswith("rank 0 advises for ['GPU-2', 'GPU-3']")
     assert advised[0].endswith("processes=4 nodes=2")
 
 
