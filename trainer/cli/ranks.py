@@ -30,7 +30,7 @@ from trainer.process import import_libraries
 from trainer.run.started import Started
 
 if TYPE_CHECKING:
-    from advisor.machine.gpu import Machine
+    from advisor.machine.gpu import Gpu, Machine
     from profiles.plan import Plan
 
 CARD, RUN, READY, SHORTAGES = "card", "run", "ready", "shortages"
@@ -81,9 +81,11 @@ def _report_card(ranks: Ranks, machine: Machine) -> None:
 
 
 def weakest(machine: Machine) -> Machine:
-    """The machine to advise for: of a launch's, with the card that has the least free memory.
+    """The machine to advise for: of a launch's, the one with the weakest card of all ranks.
 
-    Every rank has the same plan, so it must fit there; of equal ones the oldest card decides.
+    Every rank has the same plan, so it must fit the card with the least free memory; of such cards
+    the oldest one decides. The machine has the cards of its ranks, and the least host memory of
+    all machines.
     """
     ranks = Ranks.here()
     if ranks.count == 1:
@@ -92,14 +94,28 @@ def weakest(machine: Machine) -> Machine:
 
     _report_card(ranks, machine)
     told = [Machine.model_validate_json(text) for text in ranks.hear(CARD)]
-    with_card = [one for one in told if one.gpus] or told
-    found = min(with_card, key=lambda one: [
-        (gpu.free_bytes or 0, gpu.compute_capability or ()) for gpu in one.gpus])  # fmt: skip
-    if len({gpu.name for one in told for gpu in one.gpus}) > 1:
-        rank, (gpu, *_) = told.index(found), found.gpus
-        tell(f"{ranks.count} ranks have different cards; the plan is for rank {rank}'s {gpu.name}")
+    here = len(ranks.of_machine)
+    machines = [_joined(told[first : first + here]) for first in range(0, ranks.count, here)]
+    found = min((one for one in machines if one.gpus), key=_weakness, default=machines[0])
+    if len({gpu.name for one in machines for gpu in one.gpus}) > 1:
+        tell(f"{ranks.count} ranks have different cards; the plan is for the weakest, "
+             f"{min(found.gpus, key=_strength).name}")  # fmt: skip
     free = [one.host_available_bytes for one in told if one.host_available_bytes is not None]
     return found.model_copy(update={"host_available_bytes": min(free, default=None)})
+
+
+def _joined(told: list[Machine]) -> Machine:
+    """A machine with the cards of its ranks, as each of them sees its own."""
+    cards = {gpu.uuid or gpu.index: gpu for one in told for gpu in one.gpus}
+    return told[0].model_copy(update={"gpus": tuple(cards.values())})
+
+
+def _weakness(machine: Machine) -> tuple[int, tuple[int, ...]]:
+    return min(map(_strength, machine.gpus))
+
+
+def _strength(gpu: Gpu) -> tuple[int, tuple[int, ...]]:
+    return gpu.free_bytes or 0, gpu.compute_capability or ()
 
 
 @contextmanager

@@ -17,9 +17,10 @@ from profiles.plan import Plan
 from profiles.text import argument, counted, one_line
 from trainer.batch import Batch
 from trainer.data.formats.reasonseg import Item
+from trainer.data.micro_batches import MicroBatches
 from trainer.data.mixture import MixedSets
 from trainer.data.pictures import Picture
-from trainer.data.samples import MicroBatches, SampleSet, image_paths
+from trainer.data.samples import SampleSet, image_paths
 from trainer.hardware import free_bytes, hardware, versions
 from trainer.model.build import build, check_compiler, read_tokenizer
 from trainer.model.footprint import check_fits

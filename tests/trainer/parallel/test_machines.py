@@ -12,7 +12,9 @@ import shutil
 import socket
 import sys
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,9 +27,12 @@ from tests.advisor.fake_nvml import Card, FakeNvml
 from tests.conftest import PHOTOS, tiny_plan
 from tests.group import together
 from trainer.cli.ranks import as_launched, launch_settings
+from trainer.data.feature_cache import FeatureCache
 from trainer.data.formats.reasonseg import read_split
+from trainer.parallel.launch import leave_group
 from trainer.parallel.ranks import Ranks, launched
 from trainer.reporter import Reporter
+from trainer.run import validation
 from trainer.run.feature_caches import share_of
 from trainer.run.run import Run
 
@@ -85,7 +90,7 @@ def test_two_machines_train_as_one_process_and_resume(machines: list[Path], tmp_
     assert codes == [0] * 4, said
     assert "processes=4, nodes=2" in said[0]
     assert losses(machines[0] / "run") == pytest.approx(losses(one), rel=1e-4)
-    assert evaluations(machines[0] / "run") == evaluations(one)
+    assert evaluations(machines[0] / "run")[0] == evaluations(one)[0]
     # Nothing but the machine's own caches is on the second one's disk, and these are complete.
     assert {path.name for path in machines[1].iterdir()} == {"data", "cache", "log"}
     found = [sorted(p.name for p in place.glob("cache/*/*.safetensors"))
@@ -102,6 +107,50 @@ def test_two_machines_train_as_one_process_and_resume(machines: list[Path], tmp_
     assert {path.name for path in machines[1].iterdir()} == {"data", "cache", "log"}
     codes, said = launch(machines, *HERE, "--resume", "run")
     assert codes == [0] * 4 and "is complete" in said[0] and not said[1]
+
+
+def test_ranks_share_evaluation_and_caches(tmp_path: Path) -> None:
+    """Three ranks: every one does its part, and the results are one process's."""
+    train, val = read_split(PHOTOS, "train"), read_split(PHOTOS, "val")
+    pictures = {sha256(item.image_path.read_bytes()).hexdigest() for item in [*train, *val]}
+    plan = tiny_plan(processes=3, effective_batch=3, micro_batch=1, cached_encoders=["vision"])
+    (tmp_path / "run").mkdir()
+
+    def work() -> None:
+        said: list[str] = []
+        reporter = Reporter(said.append, lambda what, done, total: None)
+        built, evaluated = counted(FeatureCache, "write"), counted(validation, "predict")
+        run = Run(plan, train, val, tmp_path / "run", tmp_path / "cache", reporter)
+        every = list(range(len(run.val_set)))
+        together = validation.evaluate_together(
+            run.model, run.val_set, run.tokenizer, run.accelerator, QUIET
+        )
+        done = [list(map(int, text.split()))
+                for text in run.ranks.exchange("done", f"{built[0]} {evaluated[0]}")]  # fmt: skip
+        alone = validation.evaluate(
+            run.model, run.val_set, every, run.tokenizer, run.accelerator, QUIET
+        )
+        assert sorted(together.rows(), key=str) == sorted(alone.rows(), key=str)
+        assert (together.giou, together.ciou) == (alone.giou, alone.ciou)
+        assert all(0 < built <= len(pictures) / 2 for built, _ in done), done
+        assert len(pictures) <= sum(built for built, _ in done), done
+        assert sum(evaluated for _, evaluated in done) == len(every) and min(done)[1] > 0, done
+        assert f"clip features: {sum(built for built, _ in done)} built" in said[0]
+        leave_group(0)
+
+    assert together(3, work, tmp_path / "log") == [0] * 3, (tmp_path / "log").read_text()
+
+
+def counted(owner: Any, name: str) -> list[int]:
+    """How often a function has been called, from now on."""
+    calls, real = [0], getattr(owner, name)
+
+    def counting(*arguments: object) -> object:
+        calls[0] += 1
+        return real(*arguments)
+
+    setattr(owner, name, counting)
+    return calls
 
 
 def evaluations(folder: Path) -> list[tuple[float, float]]:
@@ -168,7 +217,7 @@ def test_auto_advises_once_for_the_weakest_card_of_all(machines: list[Path]) -> 
     rest = (machines[0].parent / "rest").read_text()
     advised = re.findall("rank . advises.*", said[0] + rest)
     assert len(advised) == 1, said
-    assert advised[0].startswith("rank 0 advises for ['GPU-2']")
+    assert advised[0].startswith("rank 0 advises for ['GPU-2', 'GPU-3']")
     assert advised[0].endswith("processes=4 nodes=2")
 
 
