@@ -30,11 +30,11 @@ class Link(NamedTuple):
 
 
 class Exchange(NamedTuple):
-    """The shipped figures; where NCCL's buffers were not measured, `assumed` holds a stand-in."""
+    """The shipped figures: NCCL's and the wait from benchmarks/ranks.jsonl (docs/decisions.md)."""
 
     nccl_bytes: int  # of each process, beside torch's pool
-    nccl_measured: bool
     nccl_source: str
+    wait_seconds: float  # of a step, for the slowest process
     within: Link  # of one machine
     between: Link  # machines
 
@@ -43,14 +43,8 @@ class Exchange(NamedTuple):
 def exchange() -> Exchange:
     """The shipped figures."""
     read = json.loads(EXCHANGE_FILE.read_text(encoding="utf-8"))
-    measured = read["nccl_bytes"] is not None
-    return Exchange(
-        nccl_bytes=read["nccl_bytes"] if measured else read["nccl_assumed_bytes"],
-        nccl_measured=measured,
-        nccl_source=read["nccl_source"],
-        within=Link(**read["within"]),
-        between=Link(**read["between"]),
-    )
+    links = {name: Link(**read[name]) for name in ("within", "between")}
+    return Exchange(**(read | links))
 
 
 def trained_values(plan: Plan) -> int:
@@ -70,6 +64,14 @@ def bucket_bytes(plan: Plan) -> int:
     After a single pass gradients are in the buckets alone (`trainer/parallel/accelerator.py`).
     """
     return gradient_bytes(plan) if plan.processes > 1 and plan.accumulation > 1 else 0
+
+
+def rebuilt_bytes(plan: Plan) -> int:
+    """What the pool takes at most as DDP makes its buckets anew after the first step.
+
+    One of them may not go into the place of the first ones.
+    """
+    return min(gradient_bytes(plan), BUCKET_BYTES) if plan.processes > 1 else 0
 
 
 def nccl_bytes(plan: Plan) -> int:
@@ -97,5 +99,8 @@ def exchange_seconds(size: int, processes: int, link: Link) -> float:
 
 
 def step_exchange_seconds(plan: Plan) -> float:
-    """Seconds that the processes of a plan exchange gradients for, in each optimizer step."""
-    return exchange_seconds(gradient_bytes(plan), plan.processes, link_of(plan.nodes))
+    """Seconds for which the processes of a plan wait and exchange gradients, in each step."""
+    if plan.processes == 1:
+        return 0.0
+    sending = exchange_seconds(gradient_bytes(plan), plan.processes, link_of(plan.nodes))
+    return exchange().wait_seconds + sending

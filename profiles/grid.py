@@ -17,7 +17,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from profiles.exchange import BUCKET_BYTES, FP32_BYTES, bucket_bytes
+from profiles.exchange import FP32_BYTES, bucket_bytes, rebuilt_bytes
 from profiles.families import FEATURE_BYTES
 from profiles.levers import needs_no_more
 from profiles.models import model_profile
@@ -111,15 +111,11 @@ def _larger(found: Estimate, extra: int, trained: int) -> Estimate:
 
 
 def _of_a_group(found: Estimate | None, plan: Plan) -> Estimate | None:
-    """The estimate with the buckets through which several processes exchange gradients.
-
-    DDP makes them anew after a step: one of them may not go into the place of the first ones.
-    """
-    buckets = bucket_bytes(plan)
-    if found is None or not buckets:
+    """The estimate with the buckets through which several processes exchange gradients."""
+    if found is None or plan.processes == 1:
         return found
-    found = _larger(found, buckets, buckets)
-    return replace(found, pool_bytes=found.pool_bytes + min(buckets, BUCKET_BYTES))
+    found = _larger(found, bucket_bytes(plan), bucket_bytes(plan))
+    return replace(found, pool_bytes=found.pool_bytes + rebuilt_bytes(plan))
 
 
 def nearest(plan: Plan, text_tokens: int) -> Estimate | None:

@@ -259,3 +259,14 @@ def test_the_workflow_of_the_docs_runs(tmp_path: Path) -> None:
         )  # fmt: skip
         assert done.returncode == 0, (command, done.stdout, done.stderr)
     assert (tmp_path / "run" / "best" / "trained.safetensors").is_file()
+
+
+def test_the_page_of_several_cards_says_what_the_forecast_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = script("benchmarks/several_cards.py", monkeypatch)
+    page = (ROOT / "docs" / "several-gpus.md").read_text(encoding="utf-8")
+    for name, lines in zip(made.NAMES, (made.forecast_table(), made.on_paper_table()), strict=True):
+        begin, end = made.marks(name)
+        written = "\n".join([begin, *lines, end])
+        assert written in page, f"{name}: run benchmarks/several_cards.py"

@@ -31,15 +31,18 @@ class Card:
         return None if self.cap_bytes is None else max(0, self.cap_bytes - nccl_bytes(plan))
 
 
-def card_for(machine: Machine, target: Target | None = None, measure: bool = False) -> Card:
+def card_for(
+    machine: Machine, target: Target | None = None, measure: bool = False, count: int = 1
+) -> Card:
     """This machine's best card, or `target`, with what a run's pool may take there.
 
-    `measure` has this machine's context measured where it was not. Raises RehearsalFailed.
+    Of `count` cards that run together the worst is meant. `measure` has this machine's context
+    measured where it was not. Raises RehearsalFailed.
     """
-    gpu = gpu_for(machine, target)
+    gpu = gpu_for(machine, target, count)
     if measure and gpu is not None and target is None:
         measure_context(gpu, machine)
-    ram = target.host_bytes if target is not None else None
+    ram = target.host_bytes(count) if target is not None else None
     evidence = Evidence.of_cards()
     budget = budget_of(gpu, machine, ram, evidence) if gpu is not None else None
     if gpu is None or budget is None:
