@@ -168,12 +168,15 @@ def _resolve(options: TrainOptions, data: Path) -> tuple[Plan, Advice | None]:
     from advisor.machine.target import pick_gpu
     from advisor.memory.live import live_forecast
     from advisor.preflight import advise
+    from advisor.request import must_have_cards
     from profiles.models import model_profile
     from profiles.overrides import assigned
 
     if not options.auto:
         tell("no --plan given: training the one that lisa-advise chooses (--auto)")
     machine = probe()
+    if not is_launched(os.environ):  # else each rank has a card of its own
+        must_have_cards(machine, assignments)
     live = live_forecast(machine, None, data, tell)
     advice = advise(
         machine,
