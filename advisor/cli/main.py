@@ -106,6 +106,7 @@ def _advised(options: AdviseOptions) -> Advice:
     from advisor.machine.target import pick_gpu
     from advisor.memory.live import live_forecast
     from advisor.preflight import advise
+    from advisor.request import must_have_cards
 
     options.check()
     data, emulated = options.data_dir, options.emulate_vram is not None
@@ -119,6 +120,8 @@ def _advised(options: AdviseOptions) -> Advice:
         what = f"--gpus: got {options.gpus}, and this machine shows no usable GPU"
         fail(f'{what}\n    hint: --gpu "{options.gpus}x NAME" advises for cards elsewhere')
     with advice_errors():
+        if target is None:
+            must_have_cards(machine, assignments)
         live = live_forecast(machine, target, data, tell)
         advice = advise(
             machine, options.model, assignments, target,
