@@ -16,6 +16,7 @@ from profiles.exits import fail
 from profiles.preferences import Preference
 from profiles.sizes import GIB, parse_size
 from profiles.streams import tell
+from profiles.text import brief
 
 if TYPE_CHECKING:
     from advisor.machine.target import Target
@@ -193,8 +194,8 @@ def must_be_writable(path: Path | None) -> None:
 
 
 def parse_capability(text: str) -> tuple[int, int]:
-    """Compute capability from text such as 8.6. Raises typer.BadParameter."""
+    """Compute capability from text such as 8.6. Ends with exit code 2 for another one."""
     match = re.fullmatch(r"([0-9]{1,2})\.([0-9])", text.strip(), re.ASCII)
     if match is None:
-        raise typer.BadParameter(f"--compute-capability: got {text!r}; give a number such as 8.6")
+        fail(f"--compute-capability: got {brief(text)}; give a number such as 8.6")
     return int(match[1]), int(match[2])
