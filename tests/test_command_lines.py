@@ -112,6 +112,13 @@ def test_what_cannot_be_read_is_said_in_a_line_with_a_hint(name, words, said):
     assert result.exit_code == 2 and hint.startswith(f"    hint: {name}") and "--help" in hint
 
 
+@pytest.mark.parametrize("words", [[], ["report", "x.html"], ["check", "plan.json"]])
+def test_the_cards_are_listed_as_they_are_named(words):
+    result = CliRunner().invoke(advise, [*words, "--gpu", "list"], prog_name="lisa-advise")
+    assert result.exit_code == 0
+    assert [line.split()[0] for line in result.stdout.splitlines()] == list(gpus())
+
+
 @pytest.mark.parametrize("name", APPS)
 def test_the_version_is_the_package_s(name):
     result = CliRunner().invoke(APPS[name], ["--version"], prog_name=name)

@@ -51,7 +51,7 @@ app.command("check", examples=['lisa-advise check plan.json --gpu "RTX 3060 12GB
 app.command(
     "explain-oom",
     examples=[
-        "lisa-advise explain-oom train.log",
+        'lisa-advise explain-oom "CUDA out of memory. Tried to allocate 20.00 MiB"',
         "python train.py 2>&1 | lisa-advise explain-oom -",
     ],
 )(explain_oom_command)

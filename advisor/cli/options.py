@@ -15,7 +15,7 @@ from profiles.command_line import MODEL_HELP, gpu_names, model_names
 from profiles.exits import fail
 from profiles.preferences import Preference
 from profiles.sizes import GIB, parse_size
-from profiles.streams import tell
+from profiles.streams import say, tell
 from profiles.text import brief
 
 if TYPE_CHECKING:
@@ -45,6 +45,18 @@ def explained_names(incomplete: str) -> Iterator[str]:
     yield from (name for name in names if name.startswith(incomplete.lower()))
 
 
+def _listed(name: str | None) -> str | None:
+    """The card's name; with `list`, print every card as --gpu takes it, and exit."""
+    if name != "list":
+        return name
+    from profiles.gpus import gpus
+
+    width = max(map(len, gpus()))
+    for key, card in gpus().items():
+        say(f"{key:{width}}  {card.title}")
+    raise typer.Exit
+
+
 Text = str | None
 
 
@@ -63,8 +75,9 @@ Card = Annotated[
     Text,
     typer.Option(
         metavar="NAME",
-        help='For this card, such as "RTX 3060 12GB".',
+        help='For this card, such as "RTX 3060 12GB"; list: print all that are known.',
         autocompletion=gpu_names,
+        callback=_listed,
     ),
 ]
 
@@ -140,7 +153,8 @@ def named_card(
     except ValueError as error:
         # Whatever is wrong with the name, the size alone is enough.
         fail(
-            f"--gpu: {error}\n    hint: --vram SIZE, such as 8GiB, gives the memory side of any GPU"
+            f"--gpu: {error}\n    hint: --gpu list names the known ones; "
+            "--vram SIZE, such as 8GiB, gives the memory side of any GPU"
         )
     if count > 1:
         tell(f"note: this is about one of the {count} cards; several are not planned for yet")
