@@ -15,6 +15,7 @@ from advisor.machine.target import Target
 from advisor.preflight import advise
 from advisor.report.summary import SCREEN_LINES
 from advisor.report.text import PlainConsole, print_text
+from advisor.request import must_have_cards
 from profiles.exchange import exchange, nccl_bytes
 from profiles.findings import PlanError
 from profiles.gpus import find_gpu, gpus
@@ -75,8 +76,15 @@ def test_unequal_cards_run_what_the_worst_of_them_can() -> None:
 
 def test_more_cards_than_there_are_is_an_error() -> None:
     with pytest.raises(PlanError, match="shows 2 usable GPUs"):
-        asked(EQUAL, "processes=3", "nodes=1")
-    assert asked(EQUAL, "processes=4", "nodes=2").verdict == "FITS", "two in each of two machines"
+        must_have_cards(EQUAL, ["processes=3", "nodes=1"])
+    must_have_cards(EQUAL, ["processes=4", "nodes=2"])  # two in each of two machines
+    must_have_cards(EQUAL, ["processes=3", "device=cpu"])
+    must_have_cards(Machine(), ["processes=3"])
+    assert asked(EQUAL, "processes=4", "nodes=2").verdict == "FITS"
+    # A rank of a launcher shows its own card alone.
+    ranks = asked(machine(EQUAL.gpus[1]), "processes=2")
+    assert ranks.verdict == "FITS" and "CUDA_VISIBLE_DEVICES" not in ranks.environment
+    assert ranks.plan == asked(EQUAL, "processes=2").plan
 
 
 def test_a_batch_that_cannot_be_shared_names_the_next_that_can() -> None:

@@ -41,6 +41,7 @@ from trainer.run.folder import LATEST, new_run
 
 if TYPE_CHECKING:
     from advisor.advice import Advice
+    from advisor.machine.gpu import Machine
     from profiles.plan import Plan
 
 app = Commands(
@@ -202,6 +203,7 @@ def _resolve(options: TrainOptions, data: Path) -> tuple[Plan, Advice | None]:
         evidence=Evidence.here(),
         prefer=options.prefer,
     )
+    _refuse_absent_cards(machine, assignments)
     on_cpu = pick_gpu(machine) is None or assigned(assignments).get("device") == "cpu"
     _refuse_large_on_cpu(advice.model, on_cpu)
     if {gpu.uuid for gpu in machine.gpus} <= {gpu.uuid for gpu in here.gpus}:
@@ -226,6 +228,14 @@ def _refuse_large_on_cpu(model: str, on_cpu: bool) -> None:
             f"lisa-advise --model {model} --vram 8GiB what a card could do; "
             "--model tiny trains on a CPU"
         )
+
+
+def _refuse_absent_cards(machine: Machine, assignments: list[str]) -> None:
+    """End if this machine is to start more processes than it has cards. Raises PlanError."""
+    from advisor.request import must_have_cards
+
+    if not is_launched(os.environ):  # else each rank has a card of its own
+        must_have_cards(machine, assignments)
 
 
 def _must_be_text(folders: dict[str, Path | str | None]) -> None:

@@ -37,9 +37,8 @@ def make_accelerator(plan: Plan, run: Path | None) -> Accelerator:
         kwargs_handlers=[
             AutocastKwargs(enabled=False),
             InitProcessGroupKwargs(timeout=STARTING),
-            # Gradients live in the buckets that are exchanged, not beside them. All buffers are
-            # frozen, quantised weights among them: gigabytes for each step.
-            DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False),
+            # Gradients live in the buckets that are exchanged, not beside them.
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
         ],
         # The model is built in its place; a move to cpu:1, say, would copy all of it.
         device_placement=False,
