@@ -71,7 +71,7 @@ def end_with_parent(by: signal.Signals | None = None, parent: int | None = None)
 
 
 def is_left_behind(environment: Mapping[str, str], parents: Path | None = None) -> bool:
-    """Whether torchrun, or another launcher of torch's kind, ended while this process was importing.
+    """Whether torchrun, or another launcher of torch's kind, ended while this one was importing.
 
     Called after `end_with_parent`, which learns of later ends. Such a launcher is a Python program;
     what takes over a process that it leaves behind is not. `parents`: the parent's command line.
