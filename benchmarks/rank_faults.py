@@ -27,6 +27,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +77,11 @@ def kill_rank(case: Case) -> int:
 def kill_in_a_save(case: Case) -> int:
     """SIGKILL for all, launcher last, while a checkpoint is half written."""
     launcher, saves = case.start(), case.rng.randint(1, 5)
-    seen: set[str] = set()
+    seen: set[int] = set()
     while launcher.poll() is None:
-        seen |= {p.name + str(p.stat().st_ctime_ns) for p in case.run.glob(".last-*") if p.exists()}
+        for path in case.run.glob(".last-*"):
+            with suppress(FileNotFoundError):  # it has its name by now
+                seen.add(path.stat().st_ino)
         if len(seen) >= saves:
             case.befallen.append(f"all killed in save {saves}")
             for process in [*trainings(launcher), psutil.Process(launcher.pid)]:
