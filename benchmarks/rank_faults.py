@@ -70,7 +70,8 @@ def kill_rank(case: Case) -> int:
         time.sleep(0.02)
     if ranks := trainings(launcher):
         case.befallen.append(f"a process killed {moment}")
-        case.rng.choice(ranks).kill()
+        with suppress(psutil.NoSuchProcess):
+            case.rng.choice(ranks).kill()
     return ended(launcher)
 
 
@@ -84,8 +85,10 @@ def kill_in_a_save(case: Case) -> int:
                 seen.add(path.stat().st_ino)
         if len(seen) >= saves:
             case.befallen.append(f"all killed in save {saves}")
-            for process in [*trainings(launcher), psutil.Process(launcher.pid)]:
-                process.kill()
+            for process in trainings(launcher):
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            launcher.kill()
             break
     return ended(launcher)
 
