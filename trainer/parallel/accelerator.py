@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,12 @@ def make_accelerator(plan: Plan, run: Path | None) -> Accelerator:
 
     The model does its own casts; only fp16 uses accelerate's gradient scaler.
     """
+    local, cards = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if plan.device == "cuda" and 0 < cards <= local:
+        raise ValueError(
+            f"process {local + 1} of this machine has no card: torch sees {cards}\n"
+            f"    hint: start {cards} a machine: --set processes or --nproc_per_node"
+        )
     accelerator = Accelerator(
         mixed_precision="fp16" if plan.dtype == "fp16" else "no",
         kwargs_handlers=[
@@ -33,6 +40,8 @@ def make_accelerator(plan: Plan, run: Path | None) -> Accelerator:
             # Gradients live in the buckets that are exchanged, not beside them.
             DistributedDataParallelKwargs(gradient_as_bucket_view=True),
         ],
+        # The model is built in its place; a move to cpu:1, say, would copy all of it.
+        device_placement=False,
         cpu=plan.device == "cpu",
         log_with="tensorboard" if run else None,
         project_dir=run,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from torch.distributed import Store
 
 PATIENCE_HOURS = 12  # the most that ranks wait for each other: a cache of features takes hours
+ENDING_SECONDS = 30  # by then each has imported torch and heard why
 SLOWEST_LOOK = 0.5  # seconds between two looks for what others say
 
 
@@ -34,6 +37,7 @@ class Ranks:
         self.rank, self.count, self._store = rank, count, store
         self.of_machine = range(first, first + here)  # the ranks of this machine
         self._calls = 0
+        self._said: set[str] = set()
 
     @staticmethod
     def here() -> Ranks:
@@ -55,15 +59,22 @@ class Ranks:
 
     def say(self, what: str, text: str) -> None:
         """Let every rank `hear` the text; each name once in a launch."""
+        self._said.add(what)
         if self._store is not None:
             self._store.set(f"{what}/{self.rank}", text)
 
-    def hear(self, what: str, ranks: range | None = None) -> list[str]:
+    def has_said(self, what: str) -> bool:
+        """Whether this rank has said it."""
+        return what in self._said
+
+    def hear(
+        self, what: str, ranks: range | None = None, seconds: float = 3600 * PATIENCE_HOURS
+    ) -> list[str]:
         """What each of `ranks`, or of all, has said; waits for it. Raises RuntimeError."""
         keys = [f"{what}/{rank}" for rank in ranks or range(self.count)]
         assert self._store is not None
         try:
-            _wait(self._store, keys)
+            _wait(self._store, keys, seconds)
             return [text.decode() for text in self._store.multi_get(keys)]
         except RuntimeError as error:  # torch's DistError
             raise RuntimeError(f"lost the other ranks while waiting for {what}: {error}") from None
@@ -76,6 +87,19 @@ class Ranks:
         what = f"{self._calls}/{what}"
         self.say(what, text)
         return self.hear(what)
+
+    def end_together(self) -> None:
+        """Wait until all know that they end, but not for long.
+
+        The first process that ends makes its launcher end the others by SIGTERM; each has to say
+        why, and rank 0 to clear up.
+        """
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        self.say("end", "")
+        with suppress(RuntimeError):
+            self.hear("end", seconds=ENDING_SECONDS)
+        if self.is_main:  # leaves last: where torchrun has no part, the store is in its process
+            time.sleep(2 * SLOWEST_LOOK)
 
 
 @cache
@@ -90,12 +114,12 @@ def _connected(rank: str, count: str, local: str, address: str, port: str) -> Ra
     return Ranks(number, size, number - int(local), here, PrefixStore(f"lisa-{attempt}", store))
 
 
-def _wait(store: Store, keys: list[str]) -> None:
+def _wait(store: Store, keys: list[str], seconds: float) -> None:
     """Wait for keys by looking: a wait inside of the store would take no Ctrl-C."""
-    pause, until = 0.01, time.monotonic() + 3600 * PATIENCE_HOURS
+    pause, until = 0.01, time.monotonic() + seconds
     while not store.check(keys):
         if time.monotonic() > until:
-            raise RuntimeError(f"nothing came for {PATIENCE_HOURS} hours")
+            raise RuntimeError(f"nothing came for {seconds:.0f} s")
         time.sleep(pause)
         pause = min(SLOWEST_LOOK, 1.5 * pause)
 

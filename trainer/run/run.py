@@ -17,9 +17,10 @@ from profiles.plan import Plan
 from profiles.text import argument, counted, one_line
 from trainer.batch import Batch
 from trainer.data.formats.reasonseg import Item
+from trainer.data.micro_batches import MicroBatches
 from trainer.data.mixture import MixedSets
 from trainer.data.pictures import Picture
-from trainer.data.samples import MicroBatches, SampleSet, image_paths
+from trainer.data.samples import SampleSet, image_paths
 from trainer.hardware import free_bytes, hardware, versions
 from trainer.model.build import build, check_compiler, read_tokenizer
 from trainer.model.footprint import check_fits
@@ -27,7 +28,7 @@ from trainer.model.tokenizer import ConversationTokenizer
 from trainer.model.trained import GradientCheck, trained_names
 from trainer.model.weights import weight_source
 from trainer.parallel.accelerator import between_processes, make_accelerator
-from trainer.parallel.lost import wait_no_longer
+from trainer.parallel.lost import is_lost, wait_no_longer
 from trainer.parallel.ranks import Ranks
 from trainer.phase import during
 from trainer.reporter import Reporter
@@ -211,7 +212,7 @@ class Run:
             started = time.monotonic()
             # A run that restarts at an epoch draws the same dropout as one that did not.
             torch.manual_seed(self._step_seed())
-            with self._saved_on_shortage():
+            with self._saved_on_failure():
                 result = self._update(batches)
             rate = self.scheduler.get_last_lr()[0]
             if not self.accelerator.optimizer_step_was_skipped:
@@ -253,16 +254,19 @@ class Run:
             return None
 
     @contextmanager
-    def _saved_on_shortage(self) -> Iterator[None]:
-        """Save on an out-of-memory error before the update: no parameter has changed yet."""
+    def _saved_on_failure(self) -> Iterator[None]:
+        """Save if memory runs out, or another process is lost, before the update.
+
+        No parameter has changed yet. The main process saves and waits for nobody: the others may be
+        gone. It can where it learns of it: in NCCL's kernels it waits until it is ended.
+        """
         try:
             with during("training"):
                 yield
         except Exception as error:
-            alone = self.accelerator.num_processes == 1
-            if alone and is_shortage(error) and UPDATING not in error.__notes__:
+            if (is_shortage(error) or is_lost(error)) and UPDATING not in error.__notes__:
                 self.optimizer.zero_grad(set_to_none=True)
-                self.state.save()
+                self.state.save(together=False)
             raise
 
     def _between_steps(self) -> None:
@@ -270,7 +274,8 @@ class Run:
         stop, due = self.stop.asked, self.state.due()
         if self.accelerator.num_processes > 1:
             here = torch.tensor([stop, due], dtype=torch.float, device=self.accelerator.device)
-            stop, due = (self.accelerator.reduce(here, "sum") > 0).tolist()
+            with self._saved_on_failure():
+                stop, due = (self.accelerator.reduce(here, "sum") > 0).tolist()
         if due or stop:
             self.state.save()
         if stop:
