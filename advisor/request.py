@@ -319,7 +319,7 @@ def command_of(request: Request, model: str) -> str:
     needed = weights_needed(model, given.get("weights", "default"))
     folder = argument(request.data) if request.data is not None else "DIR"
     folder += skipping.option(request.evidence.environment)
-    start = f"{launcher(request.nodes, request.cards_each)}lisa-train"
+    start = lisa_train(request.nodes, request.cards_each)
     if request.target is None:
         return f"{start} --auto {options}{needed} --data-dir {folder}"
     longest = f" --data-dir {folder}" if request.data is not None else ""
@@ -329,13 +329,13 @@ def command_of(request: Request, model: str) -> str:
     )
 
 
-def launcher(nodes: int, cards: int) -> str:
-    """What to type before lisa-train on each of several machines; of one, it starts all itself."""
+def lisa_train(nodes: int, cards: int) -> str:
+    """How lisa-train is started: it starts a machine's processes itself, torchrun those of more."""
     if nodes == 1:
-        return ""
+        return "lisa-train"
     return (
         f"torchrun --nnodes {nodes} --nproc_per_node {cards} --rdzv_backend c10d "
-        "--rdzv_endpoint HOST:29500 --no_python "
+        "--rdzv_endpoint HOST:29400 -m trainer.cli"
     )
 
 

@@ -19,7 +19,7 @@ from advisor.request import must_have_cards
 from profiles.exchange import exchange, nccl_bytes
 from profiles.findings import PlanError
 from profiles.gpus import find_gpu, gpus
-from profiles.grid import shared_host_bytes
+from profiles.grid import pinned_bytes, shared_host_bytes
 from profiles.plan import Plan
 from profiles.sizes import GIB
 
@@ -102,8 +102,9 @@ def test_host_memory_is_that_of_all_processes_with_one_copy_of_what_lives_there(
     small = Target(vram_bytes=8 * GIB, ram_bytes=64 * GIB)
     pinned = "host_embeddings=true", "quantization=nf4", "micro_batch=1", "checkpointed_layers=all"
     one, two = (asked(EQUAL, *pinned, f"processes={n}", target=small) for n in (1, 2))
-    assert one.host_bytes and two.host_bytes and one.plan is not None
+    assert one.host_bytes and two.host_bytes and one.plan is not None and two.plan is not None
     shared = shared_host_bytes(one.plan)
+    assert pinned_bytes(two.plan) - shared == 2 * (pinned_bytes(two.plan.of_one_process) - shared)
     assert 1.9 * (one.host_bytes - shared) < two.host_bytes - shared < 2 * one.host_bytes - shared
     narrow = Target(vram_bytes=8 * GIB, ram_bytes=10 * GIB)
     refused = asked(EQUAL, *pinned, "processes=4", target=narrow)

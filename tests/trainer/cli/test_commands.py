@@ -23,6 +23,7 @@ from trainer.answer.question import Question
 from trainer.answer.segmenter import Segmenter
 from trainer.answer.trained_model import find_trained
 from trainer.cli.console import user_errors
+from trainer.cli.train_options import TrainOptions
 from trainer.data.formats.reasonseg import read_split
 from trainer.data.polygons import paint_mask
 from trainer.reporter import Reporter
@@ -171,3 +172,12 @@ def test_photographs_are_learnt_by_heart(tmp_path: Path) -> None:
     asked = Question(item.image_path, item.texts[0], item.is_sentence)
     again = Segmenter(find_trained(tmp_path), pictures, cache).ask(asked)
     assert again.text == answer.text and np.array_equal(again.masks, answer.masks)
+
+
+def test_cards_and_machines_are_the_plans_processes() -> None:
+    assert TrainOptions(gpus=2).assignments() == ["processes=2", "nodes=1"]
+    assert TrainOptions(gpus=2, nodes=3, seed=1).assignments() == [
+        "processes=6", "nodes=3", "seed=1"
+    ]  # fmt: skip
+    assert TrainOptions(nodes=2).assignments() == ["processes=2", "nodes=2"]
+    assert TrainOptions().assignments() == []
