@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import (
     AutocastKwargs,
@@ -17,6 +18,7 @@ from accelerate.utils import (
 from torch import nn
 
 from profiles.plan import Plan
+from trainer.parallel.launch import is_launched
 from trainer.parallel.lost import STARTING
 from trainer.parallel.trained_only import leave_out_frozen
 
@@ -32,6 +34,7 @@ def make_accelerator(plan: Plan, run: Path | None) -> Accelerator:
             f"process {local + 1} of this machine has no card: torch sees {cards}\n"
             f"    hint: start {cards} a machine: --set processes or --nproc_per_node"
         )
+    _join_restarted_group(plan)
     accelerator = Accelerator(
         mixed_precision="fp16" if plan.dtype == "fp16" else "no",
         kwargs_handlers=[
@@ -55,6 +58,24 @@ def make_accelerator(plan: Plan, run: Path | None) -> Accelerator:
             "lisa-train starts the plan's processes"
         )
     return accelerator
+
+
+def _join_restarted_group(plan: Plan) -> None:
+    """Found the group of a restarted launch under new names, for accelerate to use.
+
+    torchrun keeps its store when it starts processes again, and torch looks there for the addresses
+    of the others: it may find those of the processes that have ended, and wait for them for ever.
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if attempt == "0" or not is_launched(os.environ) or dist.is_initialized():
+        return
+    from torch.distributed.rendezvous import rendezvous
+
+    store, rank, count = next(rendezvous("env://", timeout=STARTING))
+    dist.init_process_group(
+        "gloo" if plan.device == "cpu" else "nccl", timeout=STARTING, rank=rank, world_size=count,
+        store=dist.PrefixStore(f"attempt-{attempt}", store),
+    )  # fmt: skip
 
 
 def between_processes(

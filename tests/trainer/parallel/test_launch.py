@@ -383,3 +383,31 @@ def test_an_interrupt_ends_all_processes(tmp_path: Path) -> None:
     parent.send_signal(signal.SIGINT)
     assert parent.wait(timeout=50) == 130
     assert all_ended(started)
+
+
+AGAIN = """
+import os, sys, time, torch
+from tests.conftest import tiny_plan
+from trainer.parallel.accelerator import make_accelerator
+if os.environ["TORCHELASTIC_RESTART_COUNT"] == "1" and os.environ["RANK"] == "0":
+    time.sleep(5)  # the other one looks for the address of this one first
+accelerator = make_accelerator(tiny_plan(processes=2, micro_batch=1, accumulation=1), None)
+assert accelerator.reduce(torch.ones(1)).item() == 2
+open("attempt" + os.environ["TORCHELASTIC_RESTART_COUNT"] + os.environ["RANK"], "w").close()
+os._exit(os.environ["TORCHELASTIC_RESTART_COUNT"] == "0")
+"""
+
+
+@pytest.mark.slow
+def test_a_group_that_torchrun_starts_again_does_not_look_for_the_one_before(
+    tmp_path: Path,
+) -> None:
+    """torchrun's store still has the addresses of the processes that have ended."""
+    (tmp_path / "again.py").write_text(AGAIN)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
+               "--max-restarts", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0",
+               "--local-addr", "127.0.0.1", "again.py"]  # fmt: skip
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120,
+                          env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "attempt10").exists() and (tmp_path / "attempt11").exists()
