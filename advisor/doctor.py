@@ -19,6 +19,7 @@ from advisor.report.findings import OLDEST_IN_WHEELS, older_torch
 from advisor.request import too_old
 from profiles.environment import ALLOCATOR_VARIABLES, python_module
 from profiles.files import reason
+from profiles.models import DEFAULT_MODELS
 from profiles.places import cache_folder, caches_stay
 from profiles.plan import Plan
 from profiles.records import Frozen
@@ -40,11 +41,15 @@ class Check(Frozen):
 
 
 def examine(
-    machine: Machine, offline: bool = False, tell: Callable[[str], None] = lambda line: None
+    machine: Machine,
+    offline: bool = False,
+    tell: Callable[[str], None] = lambda line: None,
+    model: str | None = None,
 ) -> tuple[Check, ...]:
     """Every check on this machine; a training step of lisa-tiny runs in a child process.
 
-    `tell` gets a line before each check that takes seconds.
+    Disks must have room for `model`, by default the one that is advised here. `tell` gets a line
+    before each check that takes seconds.
     """
     gpu = pick_gpu(machine)
     device = "cuda" if gpu is not None else "cpu"
@@ -56,7 +61,7 @@ def examine(
         *_driver(machine, facts),
         *_libraries(facts),
         *_abilities(machine, facts),
-        *_room(machine),
+        *_room(machine, model),
         *([] if offline else _hub()),
         _one_step(device, facts),
     )
@@ -91,7 +96,7 @@ def _driver(machine: Machine, facts: dict[str, Any]) -> Iterator[Check]:
     gpu = pick_gpu(machine)
     if gpu is None:
         found = str(machine.notes[0]) if machine.notes else "no GPU is visible"
-        remedy = "lisa-tiny trains on the CPU; for 7b and 13b a GPU is needed"
+        remedy = "lisa-tiny trains on the CPU; every other model needs a GPU"
         yield Check(name="driver", status="note", found=found, remedy=remedy)
         built = facts.get("torch_cuda")
         kind = f"is built for CUDA {built}" if built else "is a CPU build"
@@ -205,12 +210,16 @@ def _segments_tried() -> tuple[str, bool]:
     return f"an allocation with them failed: {last[:200]}", False
 
 
-def _room(machine: Machine) -> Iterator[Check]:
+def _room(machine: Machine, asked: str | None = None) -> Iterator[Check]:
     if not caches_stay():
         found = f"features are cached in {cache_folder()}: the home folder cannot be written"
         yield Check(name="caches", status="note", found=found,
                     remedy="--cache-dir names another disk")  # fmt: skip
-    model = "tiny" if pick_gpu(machine) is None else "7b"
+    model, other = asked or DEFAULT_MODELS[0], ""
+    if not asked and pick_gpu(machine) is None:
+        size = disk_of(Plan.parse({"model": model})).total_bytes
+        other = f"; {model}, for a machine with a GPU, {gib(size)}"
+        model = "tiny"  # what trains on a CPU
     try:
         disks = rooms(disk_of(Plan.parse({"model": model})))
     except OSError as error:
@@ -219,14 +228,16 @@ def _room(machine: Machine) -> Iterator[Check]:
     for disk in disks:
         short = disk.needed_bytes > disk.free_bytes
         parts = ", ".join(f"{name} {gib(size)}" for name, size in disk.what.items())
-        found = f"{gib(disk.free_bytes)} free; {model} takes {gib(disk.needed_bytes)}: {parts}"
+        found = (
+            f"{gib(disk.free_bytes)} free; {model} takes {gib(disk.needed_bytes)}: {parts}{other}"
+        )
         remedy = "make room, or name other disks: HF_HOME, --cache-dir, --output-dir"
         yield Check(name="disk", status="note" if short else "ok",
                     found=found, remedy=remedy if short else "")  # fmt: skip
     if machine.host_available_bytes is not None:
         found = f"{gib(machine.host_available_bytes)} of {gib(machine.host_total_bytes or 0)} free"
         small = machine.host_available_bytes < 6 * GIB
-        remedy = "close other programs: loading 7b takes some GiB" if small else ""
+        remedy = f"close other programs: loading {model} takes some GiB" if small else ""
         status: Literal["ok", "note"] = "note" if small else "ok"
         yield Check(name="host memory", status=status, found=found, remedy=remedy)
 

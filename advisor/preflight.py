@@ -47,7 +47,6 @@ from profiles.overrides import assigned
 from profiles.preferences import Preference
 from profiles.settings import MOST
 from profiles.sizes import gib
-from profiles.text import counted
 
 
 def advise(
@@ -115,7 +114,6 @@ def _cards_here(request: Request) -> int:
 def _advised(request: Request) -> Advice:
     """The advice, without what it costs."""
     _must_be_folder(assigned(request.overrides).get("weights", "default"))
-    _must_have_cards(request)
     gpu = gpu_for(request.machine, request.target, request.cards_each)
     if request.target is not None and request.wants_cpu:
         fix = "leave out one of the two"
@@ -134,16 +132,6 @@ def _advised(request: Request) -> Advice:
         if advice.exit_code != EXIT_FAILED:
             return advice
     return tiny_instead(request, gpu, advice)
-
-
-def _must_have_cards(request: Request) -> None:
-    """Raise PlanError if this machine has GPUs, but fewer than the plan has processes for it."""
-    count, asked = len(best_gpus(request.machine, MOST)), request.cards_each
-    if request.what_if or request.wants_cpu or not count or asked <= count:
-        return
-    what = f"this machine shows {counted(count, 'usable GPU')}"
-    fix = f'--gpu "{asked}x NAME" or --vram SIZE --gpus {asked} for cards that are elsewhere'
-    raise PlanError([Finding("--gpus", what, str(asked), fix)])
 
 
 def _must_be_folder(weights: str) -> None:

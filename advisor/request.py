@@ -28,7 +28,7 @@ from profiles.models import model_profile
 from profiles.overrides import assigned
 from profiles.plan import Plan
 from profiles.preferences import Preference
-from profiles.settings import EFFECTIVE_BATCH, TARGETS_PER_PICTURE
+from profiles.settings import EFFECTIVE_BATCH, MOST, TARGETS_PER_PICTURE
 from profiles.tested import Table
 from profiles.text import argument, counted
 
@@ -102,10 +102,13 @@ class Request:
         return max(1, _count(self.overrides, "processes") // self.nodes)
 
     def used(self, gpu: Gpu) -> list[Gpu]:
-        """The cards of one machine that run the plan, of which `gpu` is the worst."""
-        if self.cards_each == 1 or self.target:
-            return [gpu] * self.cards_each
-        return best_gpus(self.machine, self.cards_each)
+        """The cards of one machine that run the plan, of which `gpu` is the worst.
+
+        As many of it where the machine shows only that one, as under a launcher.
+        """
+        alone = self.target is not None or self.cards_each == 1
+        cards = [] if alone else best_gpus(self.machine, self.cards_each)
+        return cards if len(cards) == self.cards_each else [gpu] * self.cards_each
 
     def title(self, gpu: Gpu) -> str:
         """The name of the cards; with their memory where they are sold with several."""
@@ -150,6 +153,17 @@ class Request:
             text_tokens=self.text_tokens,
             exact=self.exact,
         )
+
+
+def must_have_cards(machine: Machine, overrides: Sequence[str]) -> None:
+    """Raise PlanError if a machine that has GPUs has fewer than it is asked to run at once."""
+    nodes = _count(overrides, "nodes")
+    count, asked = len(best_gpus(machine, MOST)), _count(overrides, "processes") // nodes
+    if not count or asked <= count or assigned(overrides).get("device") == "cpu":
+        return
+    what = f"this machine shows {counted(count, 'usable GPU')}"
+    fix = f'lisa-advise --gpu "{asked}x NAME" plans for cards that are elsewhere'
+    raise PlanError([Finding("--gpus", what, str(asked), fix)])
 
 
 def _count(overrides: Sequence[str], name: str) -> int:
@@ -305,7 +319,7 @@ def command_of(request: Request, model: str) -> str:
     needed = weights_needed(model, given.get("weights", "default"))
     folder = argument(request.data) if request.data is not None else "DIR"
     folder += skipping.option(request.evidence.environment)
-    start = f"{launcher(request.nodes, request.cards_each)}lisa-train"
+    start = lisa_train(request.nodes, request.cards_each)
     if request.target is None:
         return f"{start} --auto {options}{needed} --data-dir {folder}"
     longest = f" --data-dir {folder}" if request.data is not None else ""
@@ -315,13 +329,13 @@ def command_of(request: Request, model: str) -> str:
     )
 
 
-def launcher(nodes: int, cards: int) -> str:
-    """What to type before lisa-train on each of several machines; of one, it starts all itself."""
+def lisa_train(nodes: int, cards: int) -> str:
+    """How lisa-train is started: it starts a machine's processes itself, torchrun those of more."""
     if nodes == 1:
-        return ""
+        return "lisa-train"
     return (
         f"torchrun --nnodes {nodes} --nproc_per_node {cards} --rdzv_backend c10d "
-        "--rdzv_endpoint HOST:29500 --no_python "
+        "--rdzv_endpoint HOST:29400 -m trainer.cli"
     )
 
 

@@ -2,8 +2,8 @@
 
 python benchmarks/several_cards.py
 
-Needs no GPU. The first table has the advised plan of some cards on 1, 2, 4 and 8 of them. The second
-goes on to 1024, on paper: each GPU takes one forward pass a step, so the batch grows with them.
+Needs no GPU. The first table has the advised plan of some cards on 1, 2, 4 and 8 of them. The
+second goes on to 1024, on paper: each GPU takes one forward pass a step, so the batch grows.
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ def on_paper_table() -> list[str]:
         lines.append(f"| {' | '.join(map(str, cells))} |")
     lines.append(
         f"\n{model} on H100s, {EACH} in a machine: one forward pass of {rows} pictures with "
-        f"{plan.questions_per_picture} questions takes {compute:.2f} s on each. Up to {EACH} GPUs the "
-        f"link is {exchange().within.source}; each step also waits "
+        f"{plan.questions_per_picture} questions takes {compute:.2f} s on each. Up to {EACH} GPUs "
+        f"the link is {exchange().within.source}; each step also waits "
         f"{exchange().wait_seconds * 1e3:.0f} ms for the slowest GPU, as measured with two."
     )
     return lines

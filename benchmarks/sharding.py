@@ -22,14 +22,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import trainer.model.build
 from trainer.model.layers import host
 from trainer.model.layers.host import HostLayers, unnoticed
+from trainer.model.layers.host_memory import HostMemory
 from trainer.rehearse.__main__ import main
 
 
 class Shards(HostLayers):
     """`HostLayers` whose blocks lie in shares on the ranks' cards."""
 
-    def __init__(self, device: torch.device) -> None:
-        super().__init__(device)
+    def __init__(self, device: torch.device, memory: object = None) -> None:
+        super().__init__(device, HostMemory())
         self.group = dist.new_group()
 
     def adopt(self, layer: nn.Module) -> int:
@@ -69,10 +70,10 @@ class Block(nn.Module):
 class Fsdp2(HostLayers):
     """`HostLayers` whose blocks are parameters of torch's FSDP2."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, memory: object = None) -> None:
         from torch.distributed.device_mesh import init_device_mesh
 
-        super().__init__(device)
+        super().__init__(device, HostMemory())
         self.mesh = init_device_mesh(device.type, (dist.get_world_size(),))
         self.blocks: list[Any] = []
         self.places: list[list[tuple[nn.Module, str, int, int, torch.dtype, torch.Size]]] = []

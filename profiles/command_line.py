@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
+from profiles.usage_errors import in_own_words
+
 
 def _plain(parameters: list[Any]) -> list[Any]:
     """The parameters, of which flags show no type: typer's own options too."""
@@ -21,10 +23,22 @@ class _Command(TyperCommand):
     def get_params(self, ctx: Any) -> list[Any]:
         return _plain(super().get_params(ctx))
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        with in_own_words(ctx):
+            return super().parse_args(ctx, args)
+
 
 class _Group(TyperGroup):
     def get_params(self, ctx: Any) -> list[Any]:
         return _plain(super().get_params(ctx))
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        with in_own_words(ctx):
+            return super().parse_args(ctx, args)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        with in_own_words(ctx):
+            return super().resolve_command(ctx, args)
 
 
 class Commands(typer.Typer):

@@ -181,7 +181,14 @@ def _no_gpu(text: str) -> str:
     holding = sorted({label for label in labels if words <= _words(label)}, key=len)
     if len(holding) > 1:
         return f"{text!r} may be any of {len(holding)} GPUs{_did_you_mean(holding)}"
-    return f"unknown GPU {text!r}{_did_you_mean(holding or _near(text))}"
+    return f"unknown GPU {text!r}{_did_you_mean(_as_sized(text, holding or _near(text)))}"
+
+
+def _as_sized(text: str, labels: list[str]) -> list[str]:
+    """Those of the cards called so that have the memory in `text`, if any have."""
+    sizes = {float(size) for one in (_SIZE, _BARE_SIZE) for size in one.findall(text.lower())}
+    sized = [card for card in gpus().values() if card.memory_gb in sizes]
+    return [card.title for one in labels for card in sized if _label(card) == one] or labels
 
 
 def _near(text: str) -> list[str]:

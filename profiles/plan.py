@@ -73,7 +73,9 @@ class Plan(Settings):
     processes: int = Field(
         1, ge=1, le=64, description="data-parallel processes over all machines, one per GPU"
     )
-    nodes: int = Field(1, ge=1, le=64, description="machines, each with as many processes")
+    nodes: int = Field(
+        1, ge=1, le=64, description="machines that the processes run on, as many on each"
+    )
     quantization: Quantization = Field(
         "nf4",
         description="storage of the decoder's frozen linears: nf4 with double quantisation, int8 "
@@ -134,9 +136,13 @@ class Plan(Settings):
         "tokens follow from its size; null: the model looks at one size",
     )  # fmt: skip
     max_pixels: int | None = Field(
-        None, ge=LEAST, le=LARGEST, description="a picture of more pixels is shrunk, likewise"
+        None, ge=LEAST, le=LARGEST, description="a picture of more pixels is shrunk for the "
+        "language model, where its tokens follow from its size; null: the model looks at one size",
+    )  # fmt: skip
+    optimizer: Literal["adamw", "paged_adamw"] = Field(
+        "adamw",
+        description="AdamW, or AdamW whose moments move to host memory where the card is full",
     )
-    optimizer: Literal["adamw", "paged_adamw"] = Field("adamw", description="AdamW, or paged")
     optimizer_state: Literal["fp32", "8bit"] = Field(
         "fp32", description="precision of Adam's two moments"
     )

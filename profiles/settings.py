@@ -65,14 +65,15 @@ class Schedule(Settings):
 
     learning_rate: float = Field(3e-4, gt=0, description="peak learning rate, per update")
     shape: Literal["linear", "cosine", "constant"] = Field(
-        "linear", description="decay after the warm-up (transformers' schedules)"
+        "linear",
+        description="decay of the learning rate after its warm-up (transformers' schedules)",
     )
     warmup_steps: int | None = Field(
         None,
         ge=0,
         le=MOST,
-        description="linear warm-up, in optimizer steps; null: a twentieth of the run, at most 100 "
-        "as published",
+        description="linear warm-up of the learning rate, in optimizer steps; null: a twentieth of "
+        "the run, at most 100 as published",
     )
     epochs: int = Field(10, ge=1, le=MOST, description="passes over the training split")
     beta1: float = Field(0.9, ge=0, lt=1, description="Adam's first-moment decay")
@@ -98,10 +99,12 @@ class TokenLimits(Settings):
     """What one sample may hold; a longer one is an error that names the sample."""
 
     max_text_tokens: int = Field(
-        512, ge=32, le=MOST, description="tokens beside the image's, per sample"
+        512, ge=32, le=MOST, description="most tokens of a sample beside its image's"
     )
-    max_masks: int = Field(8, ge=1, le=MOST, description="[SEG] tokens per sample")
-    max_new_tokens: int = Field(64, ge=1, le=MOST, description="generated tokens per answer")
+    max_masks: int = Field(8, ge=1, le=MOST, description="most [SEG] tokens of a sample")
+    max_new_tokens: int = Field(
+        64, ge=1, le=MOST, description="most tokens that are generated for an answer"
+    )
 
 
 class Mixture(Settings):
@@ -110,13 +113,22 @@ class Mixture(Settings):
     With ReasonSeg alone nothing is drawn: an epoch passes over all of it.
     """
 
-    reason_seg: float = Field(1, ge=0, description="rate of ReasonSeg")
-    refer_seg: float = Field(0, ge=0, description="rate of referring segmentation (RefCOCO, …)")
-    sem_seg: float = Field(0, ge=0, description="rate of semantic segmentation (ADE20K, COCO, …)")
+    reason_seg: float = Field(1, ge=0, description="rate at which samples are drawn from ReasonSeg")
+    refer_seg: float = Field(
+        0,
+        ge=0,
+        description="rate at which samples are drawn from referring segmentation (RefCOCO, …)",
+    )
+    sem_seg: float = Field(
+        0,
+        ge=0,
+        description="rate at which samples are drawn from semantic segmentation (ADE20K, COCO, …)",
+    )
     vqa: float = Field(
         0,
         ge=0,
-        description="rate of dialogues without a mask (LLaVA-Instruct)",
+        description="rate at which samples are drawn from dialogues without a mask "
+        "(LLaVA-Instruct)",
     )
     samples: int = Field(
         10_000,

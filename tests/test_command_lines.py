@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -63,6 +64,59 @@ def test_every_example_is_a_command_that_can_be_parsed(path, command):
             for name in path[1:]:
                 root = root.commands[name]
             root.make_context(path[-1], words[len(path) :], parent=context)
+
+
+NOTHING = "no/such\tthing"  # is no number, name, size, file or folder, nor can be written
+
+
+@each
+def test_every_option_says_what_was_got_and_what_is_allowed(path, command, tmp_path, monkeypatch):
+    """A bad value or none at all: in our words, with exit code 2."""
+    monkeypatch.chdir(tmp_path)
+    options = [max(one.opts, key=len) for one in command.params
+               if one.param_type_name == "option" and not one.is_flag]  # fmt: skip
+    for option in options:
+        required = [word for one in command.params if one.required and option not in one.opts
+                    for word in (*one.opts[-1:], NOTHING) if word != one.name]  # fmt: skip
+        for tried in ([option, NOTHING], [option]):
+            result = CliRunner().invoke(
+                APPS[path[0]], [*path[1:], *required, *tried], prog_name=path[0]
+            )
+            said = result.stderr
+            assert result.exit_code == 2 and re.search("^error:|^1 finding", said, re.M), (
+                tried,
+                result.output,
+            )
+            assert not [word for word in ("Usage:", "Invalid value", "Input should", "Traceback")
+                        if word in said], said  # fmt: skip
+            if len(tried) == 1 or "lists what it takes" in said:  # else the command refused it
+                assert f"error: {option}: " in said and "; " in said, said
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize(("name", "words", "said"), [
+    ("lisa-advise", ["--modl", "7b"], "--modl: no such option; did you mean --model?"),
+    ("lisa-advise", ["--json=3"], "'--json' does not take a value"),
+    ("lisa-advise", ["docter"], "'docter'. Did you mean 'doctor'?"),
+    ("lisa-advise", ["report"], "OUT.html is missing"),
+    ("lisa-advise", ["--price", "abc"], "--price: got 'abc'; give a number"),
+    ("lisa-advise", ["--prefer", "x"], "--prefer: got 'x'; give one of 'usual', 'speed'"),
+    ("lisa-train", ["export"], "RUN is missing"),
+    ("lisa-train", ["synthesise", "a", "b"], "unexpected extra argument"),
+    ("lisa-segment", [], "IMAGE is missing"),
+])  # fmt: skip
+def test_what_cannot_be_read_is_said_in_a_line_with_a_hint(name, words, said):
+    result = CliRunner().invoke(APPS[name], words, prog_name=name)
+    first, hint, *rest = result.stderr.splitlines()
+    assert first.startswith("error: ") and said in first and not rest
+    assert result.exit_code == 2 and hint.startswith(f"    hint: {name}") and "--help" in hint
+
+
+@pytest.mark.parametrize("words", [[], ["report", "x.html"], ["check", "plan.json"]])
+def test_the_cards_are_listed_as_they_are_named(words):
+    result = CliRunner().invoke(advise, [*words, "--gpu", "list"], prog_name="lisa-advise")
+    assert result.exit_code == 0
+    assert [line.split()[0] for line in result.stdout.splitlines()] == list(gpus())
 
 
 @pytest.mark.parametrize("name", APPS)

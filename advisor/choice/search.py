@@ -40,6 +40,7 @@ from profiles.tested import TestedRow, one_of_each
 if TYPE_CHECKING:
     from advisor.memory.forecast import Forecast
 
+EXACT = "exact"  # how the source of such a figure begins
 LIVE_TRIALS = 4
 CLOSE = 0.9  # if the forecast is below this share of the estimate, the choice is made again
 OTHER_VERSIONS = 1.02  # a row of another torch counts for that much more: a policy
@@ -135,7 +136,10 @@ def _exactly(found: Found, setting: Setting) -> Found:
         return found
     if best.needs.basis != "forecast":
         return replace(found, forecast=told)
-    best = _as_told(best, told, setting)
+    between, best = best.needs.bytes, _as_told(best, told, setting)
+    source = f"{EXACT}: {best.needs.source}; interpolated it was {gib(between)}"
+    needs = best.needs.model_copy(update={"source": source})
+    best = best.model_copy(update={"needs": needs})
     choice = replace(found.choice, best=best, considered=(best, *found.choice.considered[1:]))
     return replace(found, choice=choice, forecast=told)
 

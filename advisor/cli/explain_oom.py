@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -14,12 +15,16 @@ from profiles.exits import fail
 from profiles.streams import say, tell
 
 ENDS = 2 << 20  # bytes that are read from either end of a log
+MESSAGE_WORDS = 4  # "CUDA out of memory" is the shortest
 
 
 def explain_oom_command(
-    file: Annotated[
-        Path,
-        typer.Argument(metavar="FILE", help="A log, a message, or shortage.json; '-' for stdin."),
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE|MESSAGE",
+            help="A log or shortage.json, '-' for stdin, or the message itself in quotes.",
+        ),
     ],
     as_json: Json = False,
 ) -> None:
@@ -35,7 +40,7 @@ def explain_oom_command(
     from advisor.report.oom_text import print_explanation
     from advisor.report.text import PlainConsole
 
-    first, last = _ends(file)
+    first, last = _given(source)
     told = explain(decoded(first, last))
     if last:
         note = f"only the first and the last {ENDS >> 20} MiB were read; lines are counted in these"
@@ -45,6 +50,16 @@ def explain_oom_command(
     else:
         print_explanation(told, PlainConsole())
     raise typer.Exit(told.exit_code)
+
+
+def _given(source: str) -> tuple[bytes, bytes]:
+    """The message, or a file's first bytes and the last ones of a longer one.
+
+    Ends with exit code 2 where there is no such file; several words that name none are a message.
+    """
+    if len(source.split()) >= MESSAGE_WORDS and not os.path.exists(source):
+        return source.encode(errors="replace"), b""
+    return _ends(Path(source))
 
 
 def _ends(file: Path) -> tuple[bytes, bytes]:

@@ -30,7 +30,7 @@ from advisor.cli.output import (
     write_plot,
 )
 from advisor.cli.report import report_command
-from profiles.command_line import Commands
+from profiles.command_line import Commands, model_names
 from profiles.command_options import takes
 from profiles.exits import EXIT_USAGE, fail
 from profiles.files import refused
@@ -52,7 +52,7 @@ app.command("check", examples=['lisa-advise check plan.json --gpu "RTX 3060 12GB
 app.command(
     "explain-oom",
     examples=[
-        "lisa-advise explain-oom train.log",
+        'lisa-advise explain-oom "CUDA out of memory. Tried to allocate 20.00 MiB"',
         "python train.py 2>&1 | lisa-advise explain-oom -",
     ],
 )(explain_oom_command)
@@ -106,6 +106,7 @@ def _advised(options: AdviseOptions) -> Advice:
     from advisor.machine.target import pick_gpu
     from advisor.memory.live import live_forecast
     from advisor.preflight import advise
+    from advisor.request import must_have_cards
 
     options.check()
     data, emulated = options.data_dir, options.emulate_vram is not None
@@ -119,6 +120,8 @@ def _advised(options: AdviseOptions) -> Advice:
         what = f"--gpus: got {options.gpus}, and this machine shows no usable GPU"
         fail(f'{what}\n    hint: --gpu "{options.gpus}x NAME" advises for cards elsewhere')
     with advice_errors():
+        if target is None:
+            must_have_cards(machine, assignments)
         live = live_forecast(machine, target, data, tell)
         advice = advise(
             machine, options.model, assignments, target,
@@ -147,8 +150,15 @@ def _tried(advice: Advice, emulated: bool) -> Advice:
     return measured(advice.model_copy(update={"gpu": here}), tell, cap)
 
 
-@app.command("doctor", examples=["lisa-advise doctor --offline", "lisa-advise doctor --report"])
+@app.command("doctor", examples=["lisa-advise doctor --model 7b", "lisa-advise doctor --report"])
 def doctor_command(
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Look for room for this one. Default: the one advised here.",
+            autocompletion=model_names,
+        ),
+    ] = None,
     offline: Annotated[bool, typer.Option(help="Do not connect to the model hub.")] = False,
     as_report: Annotated[
         bool, typer.Option("--report", help="Print a block to paste into an issue.")
@@ -162,9 +172,12 @@ def doctor_command(
     from advisor.doctor import examine, report
     from advisor.machine.probe import probe
     from advisor.report.text import print_checks
+    from advisor.request import wanted_model
 
     machine = probe()
-    checks = examine(machine, offline, (lambda line: None) if as_json else tell)
+    with advice_errors():
+        wanted = wanted_model(model, None)
+    checks = examine(machine, offline, (lambda line: None) if as_json else tell, wanted)
     if as_json:
         say(json.dumps([check.model_dump() for check in checks], indent=2))
     elif as_report:

@@ -15,7 +15,8 @@ from profiles.command_line import MODEL_HELP, gpu_names, model_names
 from profiles.exits import fail
 from profiles.preferences import Preference
 from profiles.sizes import GIB, parse_size
-from profiles.streams import tell
+from profiles.streams import say, tell
+from profiles.text import brief
 
 if TYPE_CHECKING:
     from advisor.machine.target import Target
@@ -44,6 +45,18 @@ def explained_names(incomplete: str) -> Iterator[str]:
     yield from (name for name in names if name.startswith(incomplete.lower()))
 
 
+def _listed(name: str | None) -> str | None:
+    """The card's name; with `list`, print every card as --gpu takes it, and exit."""
+    if name != "list":
+        return name
+    from profiles.gpus import gpus
+
+    width = max(map(len, gpus()))
+    for key, card in gpus().items():
+        say(f"{key:{width}}  {card.title}")
+    raise typer.Exit
+
+
 Text = str | None
 
 
@@ -62,8 +75,9 @@ Card = Annotated[
     Text,
     typer.Option(
         metavar="NAME",
-        help='For this card, such as "RTX 3060 12GB".',
+        help='For this card, such as "RTX 3060 12GB"; list: print all that are known.',
         autocompletion=gpu_names,
+        callback=_listed,
     ),
 ]
 
@@ -150,7 +164,8 @@ def named_card(
     except ValueError as error:
         # Whatever is wrong with the name, the size alone is enough.
         fail(
-            f"--gpu: {error}\n    hint: --vram SIZE, such as 8GiB, gives the memory side of any GPU"
+            f"--gpu: {error}\n    hint: --gpu list names the known ones; "
+            "--vram SIZE, such as 8GiB, gives the memory side of any GPU"
         )
     return Target(vram, card, system == "windows", ram, _names_size(gpu), count)
 
@@ -216,8 +231,8 @@ def must_be_writable(path: Path | None) -> None:
 
 
 def parse_capability(text: str) -> tuple[int, int]:
-    """Compute capability from text such as 8.6. Raises typer.BadParameter."""
+    """Compute capability from text such as 8.6. Ends with exit code 2 for another one."""
     match = re.fullmatch(r"([0-9]{1,2})\.([0-9])", text.strip(), re.ASCII)
     if match is None:
-        raise typer.BadParameter(f"--compute-capability: got {text!r}; give a number such as 8.6")
+        fail(f"--compute-capability: got {brief(text)}; give a number such as 8.6")
     return int(match[1]), int(match[2])

@@ -113,6 +113,6 @@ def _features(plan: Plan, disk: Disk, duration: Duration | None) -> str:
     each = f"{disk.picture_bytes / MIB:.2g} MiB a picture"
     if duration is not None:
         each += f" in {duration.picture_seconds:.2g} s"
-    peak = caching_bytes(plan)
+    peak, pictures = caching_bytes(plan), disk.cache_bytes // disk.picture_bytes
     beside = f", at a peak of {gib(peak)} before the model loads" if peak else ""
-    return f"{names}: {each}, built once{beside}"
+    return f"{names}: {each}, built once for {pictures} pictures, validation's too{beside}"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from rich.console import Console
 from rich.text import Text
 
+from advisor.choice.search import EXACT
 from profiles.sizes import GIB, gib
 
 if TYPE_CHECKING:
@@ -58,4 +59,5 @@ def legend(advice: Advice) -> str:
     assert advice.budget is not None and advice.needs is not None
     parts = [f"{name} {size / GIB:.2f}" for name, size in advice.parts.items()]
     whole = f"{advice.needs.bytes / GIB:.2f} of {gib(advice.budget.usable.bytes)}"
+    whole += " (exact, not interpolated)" if advice.needs.source.startswith(EXACT) else ""
     return f"{' + '.join(parts)} = {whole}" if parts else f"at most {whole}"

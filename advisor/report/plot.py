@@ -17,6 +17,7 @@ from advisor.advice import Advice
 from advisor.memory.forecast import Forecast
 from advisor.report.plan_words import plan_text
 from profiles.measurement import Timeline
+from profiles.plan import Plan
 from profiles.sizes import GIB, gib
 from profiles.text import one_line
 
@@ -90,15 +91,17 @@ def figure(step: Timeline, told: Forecast, advice: Advice) -> Figure:
         _label_axes(axes, step, len(totals), top / GIB)
         _legends(axes, lines, _peak_name(told, max(totals)), peak,
                  {name: sizes[place] for name, sizes in parts.items()}, faces)  # fmt: skip
-        found.text(0.07, 0.94, one_line(_title(advice)), fontsize=12, color=INK)
-        found.text(0.07, 0.89, one_line(f"{advice.verdict}: {plan_text(step.plan)}"), color=INK)
+        first, *below = heads(advice, step.plan)
+        found.text(0.07, 0.945, first, fontsize=12, color=INK)
+        for height, head in zip((0.905, 0.87), below, strict=True):
+            found.text(0.07, height, head, color=INK)
     return found
 
 
 def picture(step: Timeline, told: Forecast, advice: Advice, kind: str) -> bytes:
     """The picture as a file of that kind: png, svg or pdf."""
     file = BytesIO()
-    named: dict[str, Any] = {"Title": one_line(_title(advice))}
+    named: dict[str, Any] = {"Title": ": ".join(heads(advice, step.plan)[:2])}
     # Nothing that differs from one run to the next, or names a page of the network.
     bare = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     undated = {"svg": bare, "pdf": {"CreationDate": None}}.get(kind, {})
@@ -119,12 +122,14 @@ def shown_parts(step: Timeline) -> dict[str, list[int]]:
     return shown
 
 
-def _title(advice: Advice) -> str:
-    plan, card = advice.plan, advice.gpu
-    assert plan is not None and card is not None
-    return f"{advice.model} on {card.name}: memory over one training step" + (
-        f" (2 of {plan.accumulation} passes shown, all alike)" if plan.accumulation > 2 else ""
-    )
+def heads(advice: Advice, plan: Plan) -> tuple[str, str, str]:
+    """The three lines above the picture, none of which is too long for it."""
+    assert advice.gpu is not None
+    shown = "memory over one training step"
+    if plan.accumulation > 2:
+        shown += f", 2 of {plan.accumulation} passes shown, all alike"
+    lines = f"{advice.model} on {advice.gpu.name}", shown, f"{advice.verdict}: {plan_text(plan)}"
+    return one_line(lines[0]), shown, one_line(lines[2])
 
 
 def _face(colour: Any, index: int) -> dict[str, Any]:

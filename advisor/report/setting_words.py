@@ -33,7 +33,7 @@ def explain_setting(name: str) -> str:
     traits = SETTINGS[name]
     about = shape.get("description") or _inner(name)
     lines = [f"{name}: {about}", f"default {_legible(default)}{_allowed(shape)}"]
-    lines += [text for text in (_memory(traits), _CHANGES[traits.changes]) if text]
+    lines += [text for text in (_memory(traits, default), _CHANGES[traits.changes]) if text]
     relief = next((one for one in RELIEFS if f"--set {name}=" in one.how), None)
     if relief is not None:
         elsewhere = f" (elsewhere: {relief.elsewhere})" if relief.elsewhere else ""
@@ -68,13 +68,17 @@ def _allowed(shape: dict[str, Any]) -> str:
         return f"; values: {least:,} … {most:,}"
     if least is None and above is None:
         return ""
-    return f"; values: from {least}" if above is None else f"; values: above {above}"
+    low = f"from {least}" if above is None else f"above {above}"
+    below = one.get("exclusiveMaximum")
+    return f"; values: {low}" + ("" if below is None else f" and below {below:g}")
 
 
-def _memory(traits: Traits) -> str:
+def _memory(traits: Traits, default: Any) -> str:
     if isinstance(traits.saves, tuple):
         ordered = ", ".join(map(_legible, traits.saves))
         return f"from most memory to least: {ordered}"
+    if isinstance(default, list) and traits.saves == "more":
+        return "more of them take less memory on the card"
     return _SAVES.get(traits.saves or "", "")
 
 

@@ -36,8 +36,11 @@ def first_screen(advice: Advice, console: Console) -> None:
     else:
         room = SCREEN_LINES - _head_lines(advice, console) - _height(rows, console) - 1
         shown = notes[: max(0, room)]
-        width = console.width - TITLE_COLUMNS
-        rows += [("note", Text(shorten(note, width, placeholder=" ..."))) for note in shown]
+        whole = [("note", Text(note)) for note in shown]
+        if _height([*rows, *whole], console) - _height(rows, console) > room:
+            width = console.width - TITLE_COLUMNS
+            whole = [("note", Text(shorten(note, width, placeholder=" ..."))) for note in shown]
+        rows += whole
         rows.append(("more", Text(_more(advice, len(notes) - len(shown)), style="dim")))
     if rows:
         console.print()
@@ -75,8 +78,11 @@ def _head_lines(advice: Advice, console: Console) -> int:
 
 def _lines(advice: Advice, console: Console) -> Iterator[tuple[str, Text]]:
     plan = advice.plan
-    if any(reason.setting == "model" for reason in advice.reasons) and plan and plan.profile.start:
+    chosen = next((one for one in advice.reasons if one.setting == "model"), None)
+    if chosen is not None and plan and plan.profile.start:
         yield "model", Text(plan.profile.start)
+    elif chosen is not None and chosen.basis == "forecast":  # the one that was wanted does not fit
+        yield "model", Text(f"{chosen.value}, as {chosen.because}")
     if plan is not None:
         yield "plan", Text(plan_line(plan))
     if advice.budget is not None and advice.needs is not None and advice.plan is not None:
@@ -111,12 +117,12 @@ def plan_line(plan: Plan) -> str:
 
 def batch_words(plan: Plan) -> str:
     """Questions of a step, and how they are divided."""
-    each = counted(plan.micro_batch, "picture")
+    asked = f"{counted(plan.effective_batch, 'question')} a step"
     if plan.questions_per_picture > 1:
-        each += f" with up to {plan.questions_per_picture}"
+        asked += f", up to {plan.questions_per_picture} a picture"
     passes = f"{plan.accumulation} passes of " if plan.accumulation > 1 else ""
     processes = f" in {plan.processes} processes" if plan.processes > 1 else ""
-    return f"{counted(plan.effective_batch, 'question')} a step: {passes}{each}{processes}"
+    return f"{asked}: {passes}{counted(plan.micro_batch, 'picture')}{processes}"
 
 
 def _speed(advice: Advice) -> str:
@@ -129,6 +135,8 @@ def alternatives(advice: Advice) -> Iterator[tuple[str, str]]:
     best = advice.considered[0] if advice.considered else None
     if best is None or best.verdict != "FITS" or advice.budget is None:
         return
+    if advice.prefer != "usual" and "usual" not in advice.alternatives:
+        yield "prefer", f"{advice.prefer} changes nothing here: this is the usual plan"
     for order, other in advice.alternatives.items():
         if _is_worth_saying(order, other, best, advice.budget.usable.bytes):
             told = f"{changes(other.plan, best.plan)}: {change(other, best)}"

@@ -451,13 +451,16 @@ def run(*arguments: str, text: str | bytes | None = None):
     return CliRunner().invoke(app, ["explain-oom", *arguments], input=text, prog_name="lisa-advise")
 
 
-def test_a_file_and_standard_input_give_text_or_one_json_document(tmp_path: Path):
-    path = tmp_path / "train.log"
+def test_a_file_standard_input_and_a_message_give_text_or_one_json_document(tmp_path: Path):
+    path = tmp_path / "the log of today.txt"
     path.write_text(CAPACITY)
     result = run(str(path))
     assert result.exit_code == 0 and result.stdout.startswith("GPU 3 ran out of memory: 22 MiB")
     assert "  lisa-advise --vram 23.65GiB   advises a plan that fits\n" in result.stdout
-    assert run("-", text=CAPACITY).stdout == result.stdout
+    assert run("-", text=CAPACITY).stdout == run(CAPACITY).stdout == result.stdout
+    assert run("CUDA out of memory").exit_code == 0
+    assert run("nothing that anybody knows").exit_code == 3
+    assert "no such file" in run("my train.log").stderr
     document = json.loads(run(str(path), "--json").stdout)
     assert document["memory"] == "card" and document["causes"][0]["name"] == "tensors"
     unknown = run("-", "--json", text="hello")

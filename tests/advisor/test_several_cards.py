@@ -15,10 +15,11 @@ from advisor.machine.target import Target
 from advisor.preflight import advise
 from advisor.report.summary import SCREEN_LINES
 from advisor.report.text import PlainConsole, print_text
+from advisor.request import must_have_cards
 from profiles.exchange import exchange, nccl_bytes
 from profiles.findings import PlanError
 from profiles.gpus import find_gpu, gpus
-from profiles.grid import shared_host_bytes
+from profiles.grid import pinned_bytes, shared_host_bytes
 from profiles.plan import Plan
 from profiles.sizes import GIB
 
@@ -75,8 +76,15 @@ def test_unequal_cards_run_what_the_worst_of_them_can() -> None:
 
 def test_more_cards_than_there_are_is_an_error() -> None:
     with pytest.raises(PlanError, match="shows 2 usable GPUs"):
-        asked(EQUAL, "processes=3", "nodes=1")
-    assert asked(EQUAL, "processes=4", "nodes=2").verdict == "FITS", "two in each of two machines"
+        must_have_cards(EQUAL, ["processes=3", "nodes=1"])
+    must_have_cards(EQUAL, ["processes=4", "nodes=2"])  # two in each of two machines
+    must_have_cards(EQUAL, ["processes=3", "device=cpu"])
+    must_have_cards(Machine(), ["processes=3"])
+    assert asked(EQUAL, "processes=4", "nodes=2").verdict == "FITS"
+    # A rank of a launcher shows its own card alone.
+    ranks = asked(machine(EQUAL.gpus[1]), "processes=2")
+    assert ranks.verdict == "FITS" and "CUDA_VISIBLE_DEVICES" not in ranks.environment
+    assert ranks.plan == asked(EQUAL, "processes=2").plan
 
 
 def test_a_batch_that_cannot_be_shared_names_the_next_that_can() -> None:
@@ -94,8 +102,9 @@ def test_host_memory_is_that_of_all_processes_with_one_copy_of_what_lives_there(
     small = Target(vram_bytes=8 * GIB, ram_bytes=64 * GIB)
     pinned = "host_embeddings=true", "quantization=nf4", "micro_batch=1", "checkpointed_layers=all"
     one, two = (asked(EQUAL, *pinned, f"processes={n}", target=small) for n in (1, 2))
-    assert one.host_bytes and two.host_bytes and one.plan is not None
+    assert one.host_bytes and two.host_bytes and one.plan is not None and two.plan is not None
     shared = shared_host_bytes(one.plan)
+    assert pinned_bytes(two.plan) - shared == 2 * (pinned_bytes(two.plan.of_one_process) - shared)
     assert 1.9 * (one.host_bytes - shared) < two.host_bytes - shared < 2 * one.host_bytes - shared
     narrow = Target(vram_bytes=8 * GIB, ram_bytes=10 * GIB)
     refused = asked(EQUAL, *pinned, "processes=4", target=narrow)

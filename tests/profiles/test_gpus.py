@@ -216,6 +216,8 @@ def test_a_bare_number_is_the_plain_desktop_card(number):
         ("4600", "unknown GPU '4600'; did you mean RTX 4060?"),
         ("rtx3600", "unknown GPU 'rtx3600'; did you mean RTX 3060?"),
         ("RTX 3061", "unknown GPU 'RTX 3061'; did you mean RTX 3060?"),
+        ("RTX 3061 12GB", "unknown GPU 'RTX 3061 12GB'; did you mean RTX 3060 (12 GB)?"),
+        ("RTX 3061-12", "unknown GPU 'RTX 3061-12'; did you mean RTX 3060 (12 GB)?"),
         ("5080 super", "unknown GPU '5080 super'; did you mean RTX 5080?"),
         ("5090D", "unknown GPU '5090D'; did you mean RTX 5090?"),
         ("RTX A5000 Laptop", "unknown GPU 'RTX A5000 Laptop'; did you mean RTX A5000?"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,12 +109,16 @@ def _checked(run: PlannedRun, data: Data) -> tuple[PlannedRun, Path | None]:
 
 
 def resume_run(
-    folder: Path, data: Path | None, cache: Path | None, keeping: Mapping[str, Any]
+    folder: Path,
+    data: Path | None,
+    cache: Path | None,
+    keeping: Mapping[str, Any],
+    processes: Sequence[str] = (),
 ) -> None:
     """Resume a run in its own folder, with a smaller plan if it ran out of memory.
 
-    `keeping`: changed fields of Keeping. Raises PlanError, CannotResume,
-    NothingSmaller, Held.
+    `keeping`: changed fields of Keeping; `processes`: changes of the plan's processes and nodes.
+    Raises PlanError, CannotResume, NothingSmaller, Held.
     """
     from trainer.run.shortages import remove_unfinished
     from trainer.run.started import Started
@@ -123,12 +127,17 @@ def resume_run(
     with held(folder):
         sweep(folder, FILES)
         remove_unfinished(folder)
-        _resume_held(folder, data, cache, keeping)
+        _resume_held(folder, data, cache, keeping, processes)
 
 
 def _resume_held(
-    folder: Path, data: Path | None, cache: Path | None, keeping: Mapping[str, Any]
+    folder: Path,
+    data: Path | None,
+    cache: Path | None,
+    keeping: Mapping[str, Any],
+    processes: Sequence[str],
 ) -> None:
+    from profiles.overrides import assigned
     from profiles.plan import Plan
     from profiles.skipping import announce
     from trainer.cli.ranks import as_launched, collect_shortages
@@ -146,7 +155,11 @@ def _resume_held(
     if is_complete(folder):
         return tell(f"{folder}: this run is complete")
     collect_shortages(folder)
-    plan = as_launched(_recovered(plan, folder, started), {})
+    plan = _recovered(plan, folder, started)
+    if processes:
+        plan = plan.override(processes)
+        write_whole(folder / "plan.json", plan.to_json())
+    plan = as_launched(plan, assigned(processes))
     start_run(PlannedRun(plan, folder, started, resumes=True))
 
 
@@ -162,7 +175,8 @@ def _recovered(plan: Plan, folder: Path, started: Started) -> Plan:
     tried = list(recovery.shortages(folder).values())
     tell(f"out of memory while {tried[-1].phase}, after step {tried[-1].step}; details in {place}")
     try:
-        found = fallback(tried, started.pinned, started.data, started.keeping.wait_minutes, tell)
+        found = fallback(tried, started.pinned, started.data, started.keeping.wait_minutes, tell,
+                         prefer=started.prefer)  # fmt: skip
     except NothingSmaller as error:
         recovery.write_answer(place, {"because": str(error)})
         raise

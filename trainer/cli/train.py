@@ -41,6 +41,7 @@ from trainer.run.folder import LATEST, new_run
 
 if TYPE_CHECKING:
     from advisor.advice import Advice
+    from advisor.machine.gpu import Machine
     from profiles.plan import Plan
 
 app = Commands(
@@ -69,9 +70,13 @@ def train(context: typer.Context, options: TrainOptions) -> None:
 
 
 def _resume(options: TrainOptions, run: Path) -> None:
-    """Resume a run; other options than folders and saving are refused."""
-    if options.auto or options.plan or options.model or options.assignments() or options.use_lora:
-        fail("--resume uses the run's own plan: leave out the other settings")
+    """Resume a run; other options than folders, saving and processes are refused."""
+    from profiles.overrides import assigned
+
+    others = assigned(options.assignments()).keys() - {"processes", "nodes"}
+    if options.auto or options.plan or options.model or others or options.use_lora:
+        fail("--resume uses the run's own plan: leave out the other settings\n"
+             "    hint: only --set processes=N and nodes=N may change")  # fmt: skip
     if options.skip_broken is not None:
         fail("--resume skips the same entries as the run did: leave out --skip-broken")
     if options.adapter is not None:
@@ -84,7 +89,7 @@ def _resume(options: TrainOptions, run: Path) -> None:
         with user_errors():
             return join(run, data, cache)
     with deciding():
-        resume_run(run, data, cache, options.keeping())
+        resume_run(run, data, cache, options.keeping(), options.assignments())
 
 
 def _start(options: TrainOptions) -> None:
@@ -119,7 +124,8 @@ def _start(options: TrainOptions) -> None:
                 plan = plan.override([f"lora={Lora().model_dump_json()}"])
             if advice is not None:  # the user's settings stay, whatever else changes for memory
                 pinned = _named(options.assignments())
-                started = replace(started, pinned=pinned, environment=advice.environment)
+                started = replace(started, pinned=pinned, prefer=options.prefer,
+                                  environment=advice.environment)  # fmt: skip
             start_run(PlannedRun(plan, folder, started, advice))
 
 
@@ -198,6 +204,7 @@ def _resolve(options: TrainOptions, data: Path) -> tuple[Plan, Advice | None]:
         evidence=Evidence.here(),
         prefer=options.prefer,
     )
+    _refuse_absent_cards(machine, assignments)
     on_cpu = pick_gpu(machine) is None or assigned(assignments).get("device") == "cpu"
     _refuse_large_on_cpu(advice.model, on_cpu)
     if {gpu.uuid for gpu in machine.gpus} <= {gpu.uuid for gpu in here.gpus}:
@@ -222,6 +229,14 @@ def _refuse_large_on_cpu(model: str, on_cpu: bool) -> None:
             f"lisa-advise --model {model} --vram 8GiB what a card could do; "
             "--model tiny trains on a CPU"
         )
+
+
+def _refuse_absent_cards(machine: Machine, assignments: list[str]) -> None:
+    """End if this machine is to start more processes than it has cards. Raises PlanError."""
+    from advisor.request import must_have_cards
+
+    if not is_launched(os.environ):  # else each rank has a card of its own
+        must_have_cards(machine, assignments)
 
 
 def _must_be_text(folders: dict[str, Path | str | None]) -> None:

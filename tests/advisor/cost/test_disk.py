@@ -15,10 +15,10 @@ from advisor.cost.duration import REASON_SEG
 from advisor.cost.rooms import rooms
 from advisor.machine.gpu import Machine
 from profiles.exchange import trained_values
-from profiles.models import models
+from profiles.models import DEFAULT_MODELS, models
 from profiles.plan import Plan
 from profiles.settings import TrainedPart
-from profiles.sizes import GIB
+from profiles.sizes import GIB, gib
 from tests.conftest import PHOTOS, tiny_plan
 from trainer.convert.convert import needed_shapes
 from trainer.data.formats.reasonseg import read_split
@@ -105,9 +105,16 @@ def test_the_doctor_compares_it_with_what_is_free(
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr("shutil.disk_usage", lambda place: Usage(0, 0, free * GIB))
-    found = [c for c in doctor._room(Machine(gpus=(GPU,))) if c.name == "disk"]
+    found = [c for c in doctor._room(Machine(gpus=(GPU,)), "7b") if c.name == "disk"]
     assert {check.status for check in found} == {status}
     assert "7b takes" in found[0].found and f"{free}.00 GiB free" in found[0].found
     assert ("HF_HOME" in found[0].remedy) == (status == "note")
-    (tiny,) = {c.status for c in doctor._room(Machine()) if c.name == "disk"}
-    assert tiny == "ok", "without a card lisa-tiny is what trains"
+    default = DEFAULT_MODELS[0]
+    (usual,) = [c for c in doctor._room(Machine(gpus=(GPU,))) if c.name == "disk"]
+    size = gib(disk_of(Plan.parse({"model": default})).total_bytes)
+    assert f"{default} takes {size}" in usual.found
+    (tiny,) = [c for c in doctor._room(Machine()) if c.name == "disk"]
+    assert tiny.status == "ok", "without a card lisa-tiny is what trains"
+    assert (
+        "tiny takes" in tiny.found and f"{default}, for a machine with a GPU, {size}" in tiny.found
+    )

@@ -24,9 +24,11 @@ from advisor.memory.forecast import Forecast, Tier, TierName
 from advisor.memory.live import LiveForecasts
 from advisor.preflight import advise
 from advisor.report.glossary import EXPLANATIONS, explain
-from advisor.report.plot import figure, picture
-from profiles.grid import caching_bytes
+from advisor.report.plot import figure, heads, picture
+from profiles.gpus import gpus
+from profiles.grid import caching_bytes, estimate
 from profiles.measurement import Timeline
+from profiles.models import models
 from profiles.plan import Plan
 
 GIB = 2**30
@@ -96,6 +98,28 @@ def test_a_figure_with_another_basis_has_a_name_of_its_own() -> None:
     assert elsewhere["peak of this step; evaluation: 22.30 GiB;"] == "22.25"
 
 
+@pytest.mark.parametrize("name", sorted(gpus(), key=lambda one: -len(gpus()[one].name))[:3])
+def test_its_heads_are_not_cut(name: str) -> None:
+    """The longest of each: model, card, and plan."""
+    advice = advised()
+    settings = ["questions_per_picture=1", "micro_batch=1", "checkpointed_layers=32",
+                "host_embeddings=true", "host_layers=32"]  # fmt: skip
+    assert advice.plan is not None and advice.forecast is not None and advice.gpu is not None
+    plan = advice.plan.override(settings)
+    gpu = advice.gpu.model_copy(update={"name": gpus()[name].name})
+    update = {"plan": plan, "gpu": gpu, "model": max(models(), key=len)}
+    shown = advice.model_copy(update=update)
+    found = figure(step_of(plan), advice.forecast, shown)
+    found.canvas.draw()
+    edge = found.bbox.x1
+    assert [text.get_text() for text in found.texts] == list(heads(shown, plan))
+    assert "passes shown" in found.texts[1].get_text()
+    assert all(text.get_window_extent().x1 < edge for text in found.texts)
+    boxes = [text.get_window_extent() for text in found.texts]
+    assert all(upper.y0 >= lower.y1 for upper, lower in pairwise(boxes))
+    assert boxes[-1].y0 >= found.axes[0].get_window_extent().y1
+
+
 def test_it_can_be_read_in_grey() -> None:
     """Neighbours differ by far in lightness or by their hatch, and both ways in most cases."""
     axes, _ = drawn(advised())
@@ -146,9 +170,13 @@ def test_text_json_and_picture_have_the_same_figures(
     small = sum(told.live_at_peak.values()) - sum(parts.values())
     assert others == pytest.approx(small / GIB, abs=0.006)
     first = " ".join(CliRunner().invoke(app, options).stdout.split())
+    interpolated = estimate(advice.plan, told.text_tokens).pool_bytes
     assert f"= {needs.bytes / GIB:.2f} of {budget.usable.bytes / GIB:.2f} GiB" in first
     text = " ".join(CliRunner().invoke(app, [*options, "--why"]).stdout.split())
-    assert f"plan needs {needs.bytes / GIB:.2f} GiB forecast a forecast of this very plan" in text
+    assert "(exact, not interpolated)" in first
+    assert f"plan needs {needs.bytes / GIB:.2f} GiB forecast exact: a forecast of this very" in text
+    near = re.search(r"; interpolated it was ([0-9.]+) GiB", text)
+    assert near and float(near[1]) == pytest.approx(interpolated / GIB, abs=0.01)
     assert f"at most {needs.bytes / GIB:.2f} GiB of {budget.usable.bytes / GIB:.2f} GiB" in text
 
 

@@ -19,7 +19,12 @@ def test_every_setting_is_explained_by_its_description(name):
     if field is not None and field.description:
         assert " ".join(field.description.split()) in told
     saves = SETTINGS[name].saves
-    assert ("takes less memory" in told or "from most memory" in told) == (saves is not None)
+    less = "take less memory" in told or "takes less memory" in told
+    assert (less or "from most memory" in told) == (saves is not None)
+    about = told.splitlines()[0]
+    leaning = ("likewise", "as above", "the same", "ditto", "or paged")
+    assert not [word for word in leaning if word in about], "it is read alone, not in a table"
+    assert len(about.split()) > 3
 
 
 def test_a_name_of_both_is_explained_as_both():
@@ -41,11 +46,14 @@ def test_a_name_of_both_is_explained_as_both():
         ("Quantization", ["default nf4; values: nf4, int8, none",
                           "from most memory to least: none, int8, nf4"]),
         ("host-embeddings", ["default false", "from most memory to least: false, true"]),
-        ("cached_encoders", ["default mask,vision; values: vision, mask"]),
+        ("cached_encoders", ["default mask,vision; values: vision, mask",
+                             "more of them take less memory on the card"]),
+        ("lora.dropout", ["values: from 0 and below 1"]),
         ("lora.rank", ["lora.rank: rank r", "default 8; values: 1 … 256"]),
         ("rank", ["lora.rank: "]),
         ("lora", ["lora: adapters on the decoder, or none"]),
-        ("max_pixels", ["default null; values: "]),
+        ("max_pixels", ["a picture of more pixels is shrunk for the language model",
+                        "default null; values: "]),
         ("learning_rate", ["default 0.0003; values: above 0"]),
         ("epochs", ["schedule.epochs: passes over the training split"]),
         ("allocator", ["default expandable_segments:True", "--resume accepts another value"]),

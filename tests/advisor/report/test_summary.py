@@ -10,6 +10,7 @@ from advisor.advice import Advice
 from advisor.machine.gpu import Machine
 from advisor.machine.target import Target
 from advisor.preflight import advise
+from advisor.report.cost_text import cost_lines
 from advisor.report.memory_bar import ASCII_LIMIT, LIMIT, PARTS, WIDTH, bar
 from advisor.report.summary import alternatives
 from advisor.report.text import PlainConsole, print_text
@@ -58,6 +59,27 @@ def test_it_says_what_how_long_and_what_to_type() -> None:
     assert "Also considered" not in text
     why = "\n".join(shown(advice_for(8), why=True))
     assert "Also considered" in why and "Why" in why and "If memory runs out after all" in why
+
+
+def test_a_preference_that_changes_nothing_says_so():
+    card = Target(card=gpus()["rtx-4090-24gb"])
+    for order, changed in (("speed", False), ("headroom", True), ("usual", True)):
+        text = "\n".join(shown(advise(Machine(), "7b", (), card, prefer=order)))
+        assert (f"{order} changes nothing here" in text) != changed, text
+
+
+def test_a_host_that_is_too_small_says_what_it_lacks_and_the_way_out():
+    advice = advise(Machine(), None, (), Target(vram_bytes=8 * GIB, ram_bytes=4 * GIB))
+    text = " ".join("\n".join(shown(advice)).split())
+    assert advice.model == "tiny" and "..." not in text
+    assert "model tiny, as sa2va-qwen3-vl" in text
+    assert "GiB needed, 2.00 GiB usable -> --ram SIZE for a machine with more" in text
+
+
+def test_features_are_of_both_splits():
+    lines = dict(cost_lines(advice_for(8)))
+    assert "built once for 439 pictures, validation's too" in lines["features"]
+    assert "10 epochs of 239 pictures" in lines["time"]
 
 
 @pytest.mark.parametrize("size", [2.2, 4, 8, 24, 80])

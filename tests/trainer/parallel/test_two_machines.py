@@ -36,10 +36,10 @@ def test_two_machines_train_as_one_process_and_lose_nothing_with_one_of_them(
         pytest.skip(why)
     alone = two_machines.train_alone(tmp_path)
     two_machines.write_plan_of_two(tmp_path)
-    run = tmp_path / "run"
     with two_machines.two_hosts(tmp_path) as hosts:
-        row = two_machines.lose(hosts, 0, "killed", run, after=2)
-        two_machines.together(hosts, "--resume", str(run))
+        row = two_machines.lose(hosts, 0, "killed", "run", after=2)
+        two_machines.together(hosts, "--resume", "run")
+        run = hosts[0].home / "run"
     assert (row["code"], row["left"]) == (1, 0) and row["seconds"] < 10 and row["steps"] < 4
     assert "another process of this run has ended" in row["said"][0]
     assert "lisa-train --resume" in row["said"][1]

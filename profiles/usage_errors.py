@@ -1,0 +1,73 @@
+"""What is wrong with a command line, in this project's words instead of typer's and pydantic's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+
+from profiles.exits import fail
+from profiles.text import brief
+
+# typer's own class, or click's where typer still uses that.
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+NUMBERS = {"int_parsing": "a whole number", "float_parsing": "a number"}
+
+
+@contextmanager
+def in_own_words(context: Any) -> Iterator[None]:
+    """End with exit code 2 and one clear line where the arguments cannot be read."""
+    try:
+        yield
+    except UsageError as error:
+        if context.resilient_parsing or type(error).__name__ == "NoArgsIsHelpError":
+            raise  # shell completion, and a command without arguments, which prints its help
+        hint = f"{context.command_path} --help lists what it takes"
+        fail(f"{_said(error, context)}\n    hint: {hint}")
+
+
+def _said(error: Any, context: Any) -> str:
+    message = error.format_message().rstrip(".")
+    if isinstance(error, typer.BadParameter):
+        name = _name(error.param)
+        if type(error).__name__ == "MissingParameter":
+            return f"{name} is missing"
+        return f"{name}: {_wrong_value(error).removeprefix(f'{name}: ')}"
+    if option := getattr(error, "option_name", ""):
+        if "requires an argument" in message:
+            return f"{option}: got no value; give one after it"
+        if "No such option" in message:
+            known = [name for one in context.command.params for name in one.opts]
+            return f"{brief(option)[1:-1]}: no such option{_close(option, known)}"
+    return message[:1].lower() + message[1:]
+
+
+def _name(param: Any) -> str:
+    """An option's long name, or what an argument is called in the help."""
+    options = [name for name in param.opts if name.startswith("-")] if param is not None else []
+    if options:
+        return str(max(options, key=len))
+    return "argument" if param is None else str(param.metavar or param.name.upper())
+
+
+def _wrong_value(error: Any) -> str:
+    """What was got and what is allowed; a parser of ours has said it already."""
+    errors = getattr(error.__cause__, "errors", None)
+    if errors is None:
+        return str(error.message)
+    first = errors(include_url=False)[0]
+    got, kind = brief(first["input"]), first["type"]
+    if kind in NUMBERS:
+        return f"got {got}; give {NUMBERS[kind]}"
+    said = first["msg"].removeprefix("Value error, ").rstrip(".")
+    allowed = said.partition(" is not one of ")[2]
+    return f"got {got}; give one of {allowed}" if allowed else f"got {got}; {said}"
+
+
+def _close(name: str, known: list[str]) -> str:
+    import difflib
+
+    found = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {found[0]}?" if found else ""
