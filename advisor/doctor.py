@@ -215,11 +215,11 @@ def _room(machine: Machine, asked: str | None = None) -> Iterator[Check]:
         found = f"features are cached in {cache_folder()}: the home folder cannot be written"
         yield Check(name="caches", status="note", found=found,
                     remedy="--cache-dir names another disk")  # fmt: skip
-    usual = DEFAULT_MODELS[0] if pick_gpu(machine) else "tiny"
-    model, other = asked or usual, ""
-    if not asked and usual == "tiny":
-        size = disk_of(Plan.parse({"model": DEFAULT_MODELS[0]})).total_bytes
-        other = f"; {DEFAULT_MODELS[0]}, for a machine with a GPU, {gib(size)}"
+    model, other = asked or DEFAULT_MODELS[0], ""
+    if not asked and pick_gpu(machine) is None:
+        size = disk_of(Plan.parse({"model": model})).total_bytes
+        other = f"; {model}, for a machine with a GPU, {gib(size)}"
+        model = "tiny"  # what trains on a CPU
     try:
         disks = rooms(disk_of(Plan.parse({"model": model})))
     except OSError as error:

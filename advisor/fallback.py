@@ -31,6 +31,7 @@ from advisor.request import Request
 from profiles.batches import micro_batches
 from profiles.levers import MAY_CHANGE_ON_FALLBACK
 from profiles.plan import Plan
+from profiles.preferences import Preference
 from profiles.shortage import Shortage
 from profiles.sizes import GIB, gib
 from profiles.tested import DataShape, TestedRow, keep
@@ -80,11 +81,13 @@ def fallback(
     wait_minutes: float,
     tell: Callable[[str], None],
     look: Callable[[], Machine] = probe,
+    prefer: Preference = "usual",
 ) -> Fallback:
     """The plan after the last of `tried`, of which the user's `pinned` settings stay.
 
-    If other processes took the memory, waits up to `wait_minutes` for it. The error
-    becomes a row of the user's table. Raises NothingSmaller.
+    Of the smaller plans it is the first in the order `prefer`, by which the run's was chosen.
+    If other processes took the memory, waits up to `wait_minutes` for it. The error becomes a row
+    of the user's table. Raises NothingSmaller.
     """
     short, machine = tried[-1], look()
     gpu = gpu_for(machine, None, short.plan.local_processes)
@@ -96,8 +99,8 @@ def fallback(
     text = told.text_tokens if told else None
     group = f"processes={short.plan.processes}", f"nodes={short.plan.nodes}"
     request = Request(machine, short.plan.model, group, Evidence.here(), None,
-                        None if text else data, text,
-                        live_forecast(machine, None, data, tell))  # fmt: skip
+                      None if text else data, text, live_forecast(machine, None, data, tell),
+                      prefer=prefer)  # fmt: skip
     budget = request.budget(gpu, short.plan)
     if budget is None:
         return _by_hand(tried, pinned, "the card does not report its free memory")

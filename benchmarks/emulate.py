@@ -84,7 +84,8 @@ def write_table(rows: list[dict[str, Any]]) -> None:
     for row in sorted(rows, key=lambda row: (row["size_gib"], MODELS.index(row["model"]))):
         plan, m = Plan.parse(row["plan"]), row["measured"]
         layers = plan.profile.decoder.layers
-        told = f"{storage_text(plan)}, {plan.questions_per_picture} questions, micro-batch {plan.micro_batch}, "
+        told = f"{storage_text(plan)}, {plan.questions_per_picture} questions, "
+        told += f"micro-batch {plan.micro_batch}, "
         told += f"{plan.checkpointed_layers} of {layers} checkpointed"
         told += f", {plan.host_layers} on the host" if plan.host_layers else ""
         took, said = m["peak_reserved_bytes"] / 2**30, row["needs_bytes"] / 2**30

@@ -27,25 +27,21 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 from crashes import rows_in
-from faults import DOCS, MOUNT, PHOTOS, PLAN, ROOT, ROWS_FILE, can_mount, outcome, used_kib
+from faults import DOCS, MOUNT, ROOT, ROWS_FILE, can_mount, outcome, used_kib
+from rank_case import Case, trainings
 from tables import put
 from two_machines import losses
 
 from trainer.run.checkpoint_files import altered
 
 MARK = "<!-- benchmarks/rank_faults.py -->", "<!-- /benchmarks/rank_faults.py -->"
-TORCHRUN = ("-m", "torch.distributed.run", "--rdzv-backend", "c10d", "--rdzv-endpoint",
-            "localhost:0", "--local-addr", "127.0.0.1")  # fmt: skip
 PATIENCE = 300  # seconds for one command: longer is a hang
 LEFT_SECONDS = 2  # that processes may outlive their launcher
-NAME = "RANK_FAULTS"  # variable by which the processes of a case are found
-EFFECTIVE = 6  # samples a step, of one, two and three processes
 CLOSE = 1e-4  # of losses, relatively
 PLACES = (("trainer.step", "accumulate", 5), ("trainer.step", "update", 5),
           ("trainer.run.validation", "predict", 2), ("trainer.run.run", "build", 1),
@@ -54,117 +50,12 @@ PLACES = (("trainer.step", "accumulate", 5), ("trainer.step", "update", 5),
 TRACE = re.compile(r'File "[^"]*/(trainer|profiles|advisor)/[^\n]*\n[^\n]*\n.*', re.DOTALL)
 
 
-@dataclass
-class Case:
-    """One training, how it is launched, and what has befallen it."""
-
-    kind: str
-    launch: str  # "lisa-train" or "torchrun"
-    ranks: int
-    then: int  # processes that it is resumed with
-    rng: random.Random
-    place: Path
-    seconds: float  # of an undisturbed run
-    befallen: list[str] = field(default_factory=list)
-    resumed_with: int | None = None  # processes of the last resume by hand
-
-    @property
-    def run(self) -> Path:
-        """Its run folder."""
-        return self.place / "disk" / "run"
-
-    @property
-    def log(self) -> Path:
-        """All that it prints."""
-        return self.place / "log"
-
-    def command(self) -> list[str]:
-        """What starts it, or resumes it once there is a run."""
-        begun = (self.run / "run.json").exists()
-        count = self.then if begun and self.befallen else self.ranks
-        if begun:
-            self.resumed_with = count
-            arguments = ["--resume", str(self.run)]
-            if self.launch == "lisa-train":  # under torchrun the plan follows the launcher
-                arguments += ["--set", f"processes={count}"]
-        else:
-            write_plan(self.place / "plan.json", count, dropout=self.then == self.ranks)
-            folders = {"--plan": self.place / "plan.json", "--data-dir": PHOTOS,
-                       "--output-dir": self.run, "--cache-dir": self.place / "cache"}  # fmt: skip
-            arguments = [text for option, path in folders.items() for text in (option, str(path))]
-            arguments += ["--save-steps", "1"]
-        if self.launch == "lisa-train":
-            return [sys.executable, "-P", "-m", "trainer.cli", *arguments]
-        restarts = "2" if self.then == self.ranks else "0"
-        return [sys.executable, *TORCHRUN, "--nproc-per-node", str(count), "--max-restarts",
-                restarts, "-m", "trainer.cli", *arguments]  # fmt: skip
-
-    def start(self, environment: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
-        """Start or resume it."""
-        named = {NAME: str(self.place), "OMP_NUM_THREADS": "1"}
-        with self.log.open("ab") as log:
-            return subprocess.Popen(self.command(), stdout=log, stderr=log, cwd=ROOT,
-                                    env=os.environ | named | (environment or {}))  # fmt: skip
-
-    def wait(self, launcher: subprocess.Popen[bytes]) -> str:
-        """Wait for a moment anywhere in the run, or, as often, in its training; which it was."""
-        if self.rng.random() < 0.5:
-            moment = self.rng.uniform(0, 0.8 * self.seconds)
-            time.sleep(moment)
-            return f"at {moment:.2f} s"
-        steps, more = self.rng.randrange(8), self.rng.uniform(0, 0.5)
-        while launcher.poll() is None and self.records() < steps:
-            time.sleep(0.01)
-        time.sleep(more)
-        return f"{more:.2f} s after record {steps}"
-
-    def records(self) -> int:
-        """Steps and evaluations that the run has recorded."""
-        path = self.run / "metrics.jsonl"
-        return path.read_bytes().count(b"\n") if path.exists() else 0
-
-    def all(self) -> list[psutil.Process]:
-        """Its processes that have not ended."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                mine = process.environ().get(NAME) == str(self.place)
-                if mine and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-            except psutil.Error:
-                continue
-        return found
-
-
-def batch(processes: int) -> dict[str, int]:
-    """The fields of a plan that depend on the number of processes."""
-    return {"processes": processes, "accumulation": EFFECTIVE // processes}
-
-
-def write_plan(path: Path, processes: int, dropout: bool) -> None:
-    """The same training by so many processes."""
-    rate = 0.1 if dropout else 0.0
-    lora = {"rank": 2, "alpha": 4, "dropout": rate, "targets": "qv"}
-    schedule = {"learning_rate": 1e-3, "warmup_steps": 1, "epochs": 3, "shape": "linear"}
-    path.write_text(json.dumps(PLAN | batch(processes) | {
-        "effective_batch": EFFECTIVE, "lora": lora, "schedule": schedule, "max_val_samples": 2,
-        "workers": 0}))  # fmt: skip
-
-
 def ended(process: subprocess.Popen[bytes]) -> int:
     """Its exit code. Raises TimeoutError."""
     try:
         return process.wait(PATIENCE)
     except subprocess.TimeoutExpired:
         raise TimeoutError(f"hung for {PATIENCE} s") from None
-
-
-def trainings(launcher: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """The processes that a launcher has started."""
-    try:
-        return psutil.Process(launcher.pid).children()
-    except psutil.Error:
-        return []
 
 
 # A disturbance starts a training and harms it; it returns the launcher's exit code.
@@ -373,6 +264,11 @@ def of_ranks(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for row in rows if row["kind"] in DISTURBANCES]
 
 
+def write_table(rows: list[dict[str, Any]]) -> None:
+    """Into docs/recovery.md, of the rows that this script wrote."""
+    put(DOCS, *MARK, table_of(of_ranks(rows)))
+
+
 def main() -> None:
     """Run them all; exit code 1 if anything was lost."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -384,8 +280,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="write docs/recovery.md's table")
     asked = parser.parse_args()
     if asked.table:
-        rows = [json.loads(line) for line in ROWS_FILE.read_text().splitlines()]
-        return put(DOCS, *MARK, table_of(of_ranks(rows)))
+        return write_table([json.loads(line) for line in ROWS_FILE.read_text().splitlines()])
     with tempfile.TemporaryDirectory() as name:
         base = Path(name)
         os.environ |= {"XDG_DATA_HOME": f"{base}/data", "XDG_CACHE_HOME": f"{base}/kept"}

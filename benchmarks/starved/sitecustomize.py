@@ -18,12 +18,12 @@ def _plant(module: str, name: str, number: str, once: str) -> None:
     owner = sys.modules[module]
     real, calls = getattr(owner, name), [0]
 
-    def failing(*arguments: object) -> object:
+    def failing(*arguments: object, **named: object) -> object:
         calls[0] += 1
         if calls[0] == int(number) and not os.path.exists(once):
             open(once, "w").close()
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB")
-        return real(*arguments)
+        return real(*arguments, **named)
 
     setattr(owner, name, failing)
 

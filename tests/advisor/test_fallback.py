@@ -14,6 +14,7 @@ from advisor.memory.forecast import forecast
 from advisor.memory.worst_sample import Worst
 from profiles.levers import MAY_CHANGE_ON_FALLBACK
 from profiles.plan import Plan
+from profiles.preferences import Preference
 from profiles.shortage import Shortage
 from profiles.sizes import GIB
 from profiles.tested import read_table
@@ -64,10 +65,11 @@ def pool_gib(apart: None) -> float:
 
 
 def ask(tried: list[Shortage], now: Machine, pinned: tuple[str, ...] = (), wait: float = 0.0,
-        later: Machine | None = None) -> tuple[Fallback, list[str]]:  # fmt: skip
+        later: Machine | None = None, prefer: Preference = "usual",
+        ) -> tuple[Fallback, list[str]]:  # fmt: skip
     said: list[str] = []
     seen = iter([now, *[later or now] * 99])
-    found = fallback(tried, pinned, PHOTOS, wait, said.append, lambda: next(seen))
+    found = fallback(tried, pinned, PHOTOS, wait, said.append, lambda: next(seen), prefer)
     return found, said
 
 
@@ -90,6 +92,9 @@ def test_a_plan_that_took_more_than_there_was_gives_way_to_a_smaller_one(pool_gi
         PLAN,
         short(pool_gib - 0.2).limit_bytes,
     )
+    # A run that was planned with another preference keeps it.
+    roomy, _ = ask([short(pool_gib - 0.2)], machine(11.5), prefer="headroom")
+    assert roomy.plan.checkpointed_layers > found.plan.checkpointed_layers
     # Where that one fails as well, the next is smaller again.
     again, _ = ask([short(pool_gib - 0.2), short(pool_gib - 1, found.plan)], machine(11.5))
     assert again.plan != found.plan

@@ -175,7 +175,8 @@ def _recovered(plan: Plan, folder: Path, started: Started) -> Plan:
     tried = list(recovery.shortages(folder).values())
     tell(f"out of memory while {tried[-1].phase}, after step {tried[-1].step}; details in {place}")
     try:
-        found = fallback(tried, started.pinned, started.data, started.keeping.wait_minutes, tell)
+        found = fallback(tried, started.pinned, started.data, started.keeping.wait_minutes, tell,
+                         prefer=started.prefer)  # fmt: skip
     except NothingSmaller as error:
         recovery.write_answer(place, {"because": str(error)})
         raise

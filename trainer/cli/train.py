@@ -124,7 +124,8 @@ def _start(options: TrainOptions) -> None:
                 plan = plan.override([f"lora={Lora().model_dump_json()}"])
             if advice is not None:  # the user's settings stay, whatever else changes for memory
                 pinned = _named(options.assignments())
-                started = replace(started, pinned=pinned, environment=advice.environment)
+                started = replace(started, pinned=pinned, prefer=options.prefer,
+                                  environment=advice.environment)  # fmt: skip
             start_run(PlannedRun(plan, folder, started, advice))
 
 

@@ -40,13 +40,14 @@ def make_accelerator(plan: Plan, run: Path | None) -> Accelerator:
             # Gradients live in the buckets that are exchanged, not beside them.
             DistributedDataParallelKwargs(gradient_as_bucket_view=True),
         ],
-        # The model is built in its place; a move to cpu:1, say, would copy all of it.
-        device_placement=False,
         cpu=plan.device == "cpu",
         log_with="tensorboard" if run else None,
         project_dir=run,
         dataloader_config=DataLoaderConfiguration(split_batches=False),
     )
+    if plan.device == "cpu":
+        # Of several it would be cpu:1, say: torch copies to that what is on the CPU already.
+        accelerator.state.device = torch.device("cpu")
     if accelerator.num_processes != plan.processes:
         raise ValueError(
             f"the plan is for {plan.processes} processes, {accelerator.num_processes} were started"

@@ -13,11 +13,12 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from trainer.parallel.launch import is_launched
+from trainer.parallel.lost import STARTING
 
 if TYPE_CHECKING:
     from torch.distributed import Store
 
-PATIENCE_HOURS = 12  # the most that ranks wait for each other: a cache of features takes hours
+CONNECTING = timedelta(minutes=30)  # between the starts of two machines
 ENDING_SECONDS = 30  # by then each has imported torch and heard why
 SLOWEST_LOOK = 0.5  # seconds between two looks for what others say
 
@@ -68,7 +69,7 @@ class Ranks:
         return what in self._said
 
     def hear(
-        self, what: str, ranks: range | None = None, seconds: float = 3600 * PATIENCE_HOURS
+        self, what: str, ranks: range | None = None, seconds: float = STARTING.total_seconds()
     ) -> list[str]:
         """What each of `ranks`, or of all, has said; waits for it. Raises RuntimeError."""
         keys = [f"{what}/{rank}" for rank in ranks or range(self.count)]
@@ -108,7 +109,7 @@ def _connected(rank: str, count: str, local: str, address: str, port: str) -> Ra
     from torch.distributed import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
-    store, number, size = next(rendezvous("env://", timeout=timedelta(hours=PATIENCE_HOURS)))
+    store, number, size = next(rendezvous("env://", timeout=CONNECTING))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     here = int(os.environ.get("LOCAL_WORLD_SIZE", count))
     return Ranks(number, size, number - int(local), here, PrefixStore(f"lisa-{attempt}", store))

@@ -237,15 +237,16 @@ def compiled_saving(plan: Plan, text_tokens: int) -> dict[str, int]:
     Fused, a layer keeps neither the product of its gate nor a widened input of a norm: [T, I] in
     bf16 and [T, H] in fp32. Seen as 24.5 MiB a layer and sample of 672 tokens on an H100
     (benchmarks/lean.jsonl, speed-compiled-*); a layer that is recomputed saves it once. Where heads
-    are normed, the widened queries and the normed keys are not kept either (qwen-*-b8 there).
+    are normed, the normed keys are not kept either, and of the queries one copy in bf16
+    (qwen-*-kept there); a layer while it is recomputed has no widened queries (qwen-*-b8).
     """
     length = padded_length(plan.profile.most_image_tokens + text_tokens, plan)
     decoder = plan.profile.decoder
+    kept = decoder.layers - plan.checkpointed_layers
     token = 2 * decoder.intermediate + 4 * decoder.hidden
     if decoder.normed_heads:
-        token += 4 * decoder.query_channels + 2 * decoder.key_channels
+        token += (2 if kept else 4) * decoder.query_channels + 2 * decoder.key_channels
     layer = plan.micro_batch * length * token
-    kept = decoder.layers - plan.checkpointed_layers
     return {"forward": kept * layer, "backward": max(1, kept) * layer}
 
 

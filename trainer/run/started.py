@@ -10,6 +10,7 @@ from typing import TypeAlias
 from pydantic import TypeAdapter, ValidationError
 
 from profiles.files import read_regular, reason, write_whole
+from profiles.preferences import Preference
 from trainer.run.folder import LAST, RECORD
 
 # split -> item -> digest of its annotation and its picture's size;
@@ -47,6 +48,7 @@ class Started:
     digests: Digests
     keeping: Keeping = USUAL
     pinned: tuple[str, ...] = ()  # settings that the user named
+    prefer: Preference = "usual"  # what counted first when the plan was chosen
     environment: dict[str, str] = field(default_factory=dict)  # such as which card
     skip_broken: int = 0  # how many broken entries of the data may be left out
     left_out: tuple[str, ...] | None = None  # the entries left out, by their paths from `data`

@@ -80,7 +80,7 @@ def test_older_flags_pin_settings_of_the_advised_plan(tmp_path: Path, here: Here
     run = tmp_path / "run"
     done = here(
         *quick(tmp_path), "--output-dir", run, "--model", "tiny", "--use_lora", "--lora_r", "4",
-        "--batch_size", "2", "--epochs", "1",
+        "--batch_size", "2", "--epochs", "1", "--prefer", "headroom",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "no --plan given: training the one that lisa-advise chooses" in done.stderr
@@ -88,7 +88,9 @@ def test_older_flags_pin_settings_of_the_advised_plan(tmp_path: Path, here: Here
     assert (plan["lora"]["rank"], plan["micro_batch"], plan["schedule"]["epochs"]) == (4, 2, 1)
     # The rest is the advice's, not a plan of its own.
     assert (plan["effective_batch"], plan["cached_encoders"]) == (8, ["mask", "vision"])
-    assert {"lora", "micro_batch"} <= set(json.loads((run / "run.json").read_text())["pinned"])
+    started = json.loads((run / "run.json").read_text())
+    assert {"lora", "micro_batch"} <= set(started["pinned"])
+    assert started["prefer"] == "headroom", "what it falls back on, too"
     assert (run / "advice.json").is_file()
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from advisor import preflight
 from advisor.advice import Advice
@@ -29,6 +30,8 @@ from tests.group import together
 from trainer.cli.ranks import as_launched, launch_settings
 from trainer.data.feature_cache import FeatureCache
 from trainer.data.formats.reasonseg import read_split
+from trainer.model.weights import packaged_folder
+from trainer.parallel.accelerator import make_accelerator
 from trainer.parallel.launch import leave_group
 from trainer.parallel.ranks import Ranks, launched
 from trainer.reporter import Reporter
@@ -61,22 +64,25 @@ def machines(tmp_path: Path) -> list[Path]:
 
 
 def launch(
-    machines: list[Path], *arguments: str, before: Callable[[], object] = lambda: None
+    machines: list[Path],
+    *arguments: str,
+    before: Callable[[], object] = lambda: None,
+    count: int = 4,
 ) -> tuple[list[int], list[str]]:
-    """Exit codes of four ranks, two a machine, and what each machine's first says."""
+    """Exit codes of the ranks, as many on each machine, and what each machine's first says."""
 
     def work() -> None:
-        rank = int(os.environ["RANK"])
-        place = machines[rank // 2]
+        machine, rank = divmod(int(os.environ["RANK"]), count // 2)
+        place = machines[machine]
         os.chdir(place)
-        if rank % 2 == 0:
+        if rank == 0:
             log = os.open("log", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
             os.dup2(log, 2)
         socket.gethostname = lambda: f"host-{place.name}"
         before()
         lisa_train(*arguments)()
 
-    codes = together(4, work, machines[0].parent / "rest", machines=2)
+    codes = together(count, work, machines[0].parent / "rest", machines=2)
     return codes, [(place / "log").read_text() for place in machines]
 
 
@@ -101,9 +107,10 @@ def test_two_machines_train_as_one_process_and_resume(machines: list[Path], tmp_
     for name in ("summary.json", "overlay.png"):
         (run / name).unlink()
     shutil.rmtree(run / "last")  # the one before is a step or an evaluation older
-    codes, said = launch(machines, *HERE, "--resume", "run")
-    assert codes == [0] * 4, said
-    assert "continuing from" in said[0] and losses(run) == whole
+    codes, said = launch(machines, *HERE, "--resume", "run", count=2)  # as many as are there now
+    assert codes == [0] * 2, said
+    assert "continuing from" in said[0] and "processes: 4 -> 2" in said[0]
+    assert len(whole) == 2 and losses(run) == pytest.approx(whole, rel=1e-4)
     assert {path.name for path in machines[1].iterdir()} == {"data", "cache", "log"}
     codes, said = launch(machines, *HERE, "--resume", "run")
     assert codes == [0] * 4 and "is complete" in said[0] and not said[1]
@@ -169,12 +176,23 @@ def changed(machines: list[Path]) -> str:
     return "host-b: data: not the data of rank 0 on host-a"
 
 
-@pytest.mark.parametrize("wrong", [missing, changed])
-def test_a_machine_without_the_data_is_named_by_all(
+def other_weights(machines: list[Path]) -> str:
+    for place in machines:
+        shutil.copytree(packaged_folder(), place / "model")
+    (file,) = (machines[1] / "model").glob("*.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(bytes(content))
+    return "host-b: model: base weights "
+
+
+@pytest.mark.parametrize("wrong", [missing, changed, other_weights])
+def test_a_machine_without_the_same_data_and_weights_is_named_by_all(
     wrong: Callable[[list[Path]], str], machines: list[Path]
 ) -> None:
     named = wrong(machines)
-    codes, said = launch(machines, *NEW)
+    weights = ("--weights", "model") if wrong is other_weights else ()
+    codes, said = launch(machines, *NEW, *weights)
     assert codes == [2] * 4, said
     assert all(f"error: {named}" in text and "TCPStore" not in text for text in said), said
     assert "Traceback" not in said[0] + said[1]
@@ -258,3 +276,13 @@ def test_every_machine_builds_all_features_and_begins_elsewhere() -> None:
     assert len({tuple(share) for share in shares}) == 6
     assert len({share[0] for share in shares}) == 6
     assert share_of(pictures, Ranks()) == pictures
+
+
+def test_a_process_without_a_card_of_its_own_says_how_many_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    plan = tiny_plan(device="cuda", processes=3, effective_batch=3, micro_batch=1)
+    with pytest.raises(ValueError, match="process 3 of this machine has no card: torch sees 2"):
+        make_accelerator(plan, None)

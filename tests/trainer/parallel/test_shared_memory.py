@@ -21,11 +21,13 @@ from trainer.data.formats.reasonseg import read_split
 from trainer.data.samples import SampleSet, collate
 from trainer.losses import Totals
 from trainer.model.build import build, read_tokenizer
-from trainer.model.layers.host import host_tensors
+from trainer.model.layers.host import host_tensors, stored_tensors
 from trainer.model.layers.host_memory import HostMemory, SharedMemory
 from trainer.model.weights import FolderWeights
 from trainer.parallel.ranks import Ranks
+from trainer.reporter import Reporter
 from trainer.run.host_memory import host_memory
+from trainer.run.run import Run
 from trainer.step import WEIGHTS
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="Linux's files in memory")
@@ -99,7 +101,7 @@ def held() -> int:
 @pytest.mark.skipif(sys.platform != "linux", reason="shares of memory are Linux's")
 def test_two_ranks_hold_it_once(tmp_path: Path) -> None:
     """Both read all of it; private copies would take twice as much."""
-    size = 256 * MIB
+    size = 128 * MIB
 
     def work(ranks: Ranks) -> None:
         memory, before = host_memory(PLAN, ranks), held()
@@ -130,6 +132,26 @@ def test_only_one_rank_reads_the_tables(tmp_path: Path) -> None:
         model = build(PLAN, read_tokenizer(PLAN), CPU, memory=host_memory(PLAN, ranks))
         tables = [name for name in model.tables() if name in asked]
         assert len(tables) == (2 if ranks.is_main else 0)
+
+    in_ranks(2, work, tmp_path / "log")
+
+
+def test_the_model_of_a_run_stays_in_the_buffers_of_its_host_layers(tmp_path: Path) -> None:
+    """accelerate would move it to cpu:1, say: a copy, into which no layer is ever fetched."""
+    plan = PLAN.override(["processes=2", "micro_batch=1"])
+    data = read_split(PHOTOS, "train")[:2], read_split(PHOTOS, "val", 1)
+
+    def work(ranks: Ranks) -> None:
+        quiet = Reporter(lambda text: None, lambda what, done, total: None)
+        model = Run(plan, *data, tmp_path, tmp_path / "cache", quiet).model
+        layers = model.host_layers
+        assert layers is not None
+        for index, number in model.host_numbers.items():
+            layers.fetch(number, 1)
+            owner, name = next(stored_tensors(model.decoder_layers[index]))
+            value = getattr(owner, name)
+            assert value.data_ptr() == layers.buffers[number % 2].data_ptr()
+            assert torch.equal(value.flatten(), layers.host[number][: value.numel()])
 
     in_ranks(2, work, tmp_path / "log")
 
