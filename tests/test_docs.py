@@ -269,6 +269,8 @@ def test_the_page_of_several_cards_says_what_the_forecast_says(
 ) -> None:
     made = script("benchmarks/several_cards.py", monkeypatch)
     page = (ROOT / "docs" / "several-gpus.md").read_text(encoding="utf-8")
+    shipped = json.loads(made.EXCHANGE_FILE.read_text(encoding="utf-8"))
+    assert shipped == made.measured(), "run benchmarks/several_cards.py"
     for name, lines in zip(made.NAMES, (made.forecast_table(), made.on_paper_table()), strict=True):
         begin, end = made.marks(name)
         written = "\n".join([begin, *lines, end])
