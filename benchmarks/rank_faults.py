@@ -27,6 +27,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,20 +70,25 @@ def kill_rank(case: Case) -> int:
         time.sleep(0.02)
     if ranks := trainings(launcher):
         case.befallen.append(f"a process killed {moment}")
-        case.rng.choice(ranks).kill()
+        with suppress(psutil.NoSuchProcess):
+            case.rng.choice(ranks).kill()
     return ended(launcher)
 
 
 def kill_in_a_save(case: Case) -> int:
     """SIGKILL for all, launcher last, while a checkpoint is half written."""
     launcher, saves = case.start(), case.rng.randint(1, 5)
-    seen: set[str] = set()
+    seen: set[int] = set()
     while launcher.poll() is None:
-        seen |= {p.name + str(p.stat().st_ctime_ns) for p in case.run.glob(".last-*") if p.exists()}
+        for path in case.run.glob(".last-*"):
+            with suppress(FileNotFoundError):  # it has its name by now
+                seen.add(path.stat().st_ino)
         if len(seen) >= saves:
             case.befallen.append(f"all killed in save {saves}")
-            for process in [*trainings(launcher), psutil.Process(launcher.pid)]:
-                process.kill()
+            for process in trainings(launcher):
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            launcher.kill()
             break
     return ended(launcher)
 

@@ -113,13 +113,14 @@ def _trained(
             training.start_from(started.adapter)
         return training, training.train(checkpoint)
     except Exception as error:
-        if is_lost(error):
+        short = is_shortage(error)
+        if is_lost(error) and not short:
             if os.environ.get("LOCAL_RANK") == "0":  # the others of this machine know no more
                 tell(f"error: {what_is_lost(error)}, so this one ends too\n    hint: the other one "
                      f"or its launcher says why; lisa-train --resume {argument(folder)}"
                      )  # fmt: skip
             raise typer.Exit(EXIT_FAILED) from None
-        if not is_shortage(error):
+        if not short:
             if run.resumes and isinstance(error, DoesNotFit) and is_main():
                 tell(f"note: --resume takes no settings: free the memory and try again, or set "
                      f"what the error names in {folder / 'plan.json'}")  # fmt: skip

@@ -14,7 +14,7 @@ import typer
 
 from profiles.command_line import Commands, model_names
 from profiles.command_options import takes
-from profiles.exits import EXIT_INTERRUPTED, fail
+from profiles.exits import EXIT_FAILED, EXIT_INTERRUPTED, fail
 from profiles.models import converted
 from profiles.sizes import GIB
 from profiles.streams import say, set_streams, tell
@@ -31,6 +31,7 @@ from trainer.cli.train_options import TrainOptions
 from trainer.parallel.launch import (
     end_with_parent,
     is_launched,
+    is_left_behind,
     is_main,
     is_under_accelerate,
     leave_group,
@@ -276,6 +277,8 @@ def main() -> None:
     clear_leftover_variables()
     if launched := is_launched(os.environ):
         end_with_parent(parent=own_launcher(os.environ))
+        if is_left_behind(os.environ):
+            leave_group(EXIT_FAILED)
     elif is_under_accelerate():
         end_with_parent(signal.SIGTERM)  # saves, and ends the processes it has started
     try:

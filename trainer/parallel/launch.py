@@ -70,6 +70,21 @@ def end_with_parent(by: signal.Signals | None = None, parent: int | None = None)
         os._exit(1)
 
 
+def is_left_behind(environment: Mapping[str, str], parents: Path | None = None) -> bool:
+    """Whether torchrun, or another launcher of torch's kind, ended while this one was importing.
+
+    Called after `end_with_parent`, which learns of later ends. Such a launcher is a Python program;
+    what takes over a process that it leaves behind is not. `parents`: the parent's command line.
+    """
+    if environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return False
+    try:
+        words = (parents or Path(f"/proc/{os.getppid()}/cmdline")).read_bytes().split(b"\0")
+    except OSError:  # another system
+        return False
+    return bool(words[0]) and b"python" not in os.path.basename(words[0])
+
+
 def own_launcher(environment: MutableMapping[str, str]) -> int | None:
     """Process id of the `start_processes` that started this one; removed for its own children."""
     known = environment.pop(LAUNCHER, "")

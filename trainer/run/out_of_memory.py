@@ -24,14 +24,17 @@ ALLOCATION_FAILED = 2
 def is_shortage(error: BaseException) -> bool:
     """Whether an error means that the card's memory ran out.
 
-    Judged by type, except for cuBLAS: its handles allocate memory, and it raises a plain
-    RuntimeError that only its text identifies.
+    Judged by type, except for two libraries that allocate memory of their own: only the text tells
+    that it ran out. cuBLAS raises a plain RuntimeError, NCCL the error that it also raises when a
+    process is lost.
     """
     if isinstance(error, torch.OutOfMemoryError):
         return True
     if isinstance(error, getattr(torch, "AcceleratorError", ())):
         return getattr(error, "error_code", None) == ALLOCATION_FAILED
-    return isinstance(error, RuntimeError) and "CUBLAS_STATUS_ALLOC_FAILED" in str(error)
+    text = str(error) if isinstance(error, RuntimeError) else ""
+    of_nccl = "NCCL" in text and ("out of memory" in text or "Failed to CUDA calloc" in text)
+    return of_nccl or "CUBLAS_STATUS_ALLOC_FAILED" in text
 
 
 def bytes_by_component(

@@ -25,6 +25,7 @@ from trainer.parallel.launch import (
     LAUNCHER,
     SHUTDOWN_SECONDS,
     is_launched,
+    is_left_behind,
     is_main,
     leave_group,
     must_start_processes,
@@ -156,6 +157,44 @@ def test_workers_end_with_a_killed_launcher(importing: bool, tmp_path: Path) -> 
     while not all_ended(started) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert all_ended(started)
+
+
+LEFT = """
+import os, sys, time
+while os.getppid() == int(sys.argv[1]): time.sleep(0.01)
+from trainer.cli import train
+train.app = lambda **_: open("trained", "w").close()
+train.main()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl")
+@pytest.mark.parametrize("elastic", [True, False])
+def test_a_process_whose_torchrun_ended_while_it_imported_ends_too(
+    elastic: bool, tmp_path: Path
+) -> None:
+    """Only torch's launchers are known to be Python programs: under another, a shell say, it runs.
+
+    Not seen where a Python program takes over what others leave behind.
+    """
+    extra = {"TORCHELASTIC_USE_AGENT_STORE": "True"} if elastic else {}
+    environment = os.environ | LAUNCHED | extra | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    shell = f"'{sys.executable}' -P -c '{LEFT}' $$ & echo $!"
+    done = subprocess.run(["sh", "-c", shell], cwd=tmp_path, env=environment, text=True,
+                          stdout=subprocess.PIPE)  # fmt: skip
+    deadline = time.monotonic() + 60
+    while Path(f"/proc/{done.stdout.strip()}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert (tmp_path / "trained").exists() != elastic
+
+
+def test_who_is_taken_for_a_launcher(tmp_path: Path) -> None:
+    elastic = {"TORCHELASTIC_USE_AGENT_STORE": "True"}
+    for words, left in (("/usr/bin/python3.12\0/usr/bin/torchrun", False), ("tini\0--", True),
+                        ("/sbin/init", True), ("", False)):  # fmt: skip
+        (tmp_path / "cmdline").write_text(words)
+        assert is_left_behind(elastic, tmp_path / "cmdline") == left, words
+        assert not is_left_behind({}, tmp_path / "cmdline")
 
 
 # The fields of torch 2.11's LaunchConfig, as `dataclasses.fields` gave them there on 2026-11-29.

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from advisor.fallback import NothingSmaller
 from benchmarks.forked import lisa_train
@@ -27,6 +28,7 @@ from trainer.cli.planned_run import PlannedRun
 from trainer.cli.start import resume_run, start_run
 from trainer.convert.export import export_trained
 from trainer.model.build import read_tokenizer
+from trainer.parallel.lost import is_lost
 from trainer.run import checkpoint, validation
 from trainer.run import run as loop
 from trainer.run import shortages as recovery
@@ -273,6 +275,11 @@ def test_what_is_out_of_memory() -> None:
     assert is_shortage(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"))
     assert not is_shortage(RuntimeError("out of patience"))
     assert not is_shortage(ValueError("CUBLAS_STATUS_ALLOC_FAILED"))
+    nccl = "NCCL error in: ProcessGroupNCCL.cpp:94, unhandled cuda error. Last error:\n"
+    assert is_shortage(dist.DistBackendError(nccl + "Cuda failure 2 'out of memory'"))
+    assert is_shortage(dist.DistBackendError(nccl + "Failed to CUDA calloc async 608 bytes"))
+    gone = dist.DistBackendError("NCCL error: remote process exited or there was a network error")
+    assert is_lost(gone) and not is_shortage(gone)
 
 
 def test_an_edited_plan_is_explained_or_refused_field_by_field() -> None:
