@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from profiles.plan import Plan
 
 
+# CPUs differ more than cards do, and the few runs that were timed were all on one model of CPU.
+UNTIMED = "not forecast on a CPU; lisa-train shows what is left after the first steps"
+
+
 def cost_lines(advice: Advice) -> Iterator[tuple[str, str]]:
     """(title, text) of what the advised training takes; nothing where that is not known."""
     if advice.plan is None:
@@ -24,6 +28,8 @@ def cost_lines(advice: Advice) -> Iterator[tuple[str, str]]:
         yield "time", _time(advice.duration)
         if extra := _asked(advice.duration):
             yield "", extra
+    elif advice.plan.device == "cpu":
+        yield "time", UNTIMED
     if advice.disk is not None:
         yield "disk", _disk(advice.disk)
         if advice.plan.cached_encoders:
