@@ -15,11 +15,13 @@ test: $(READY)
 demo: $(READY)
 	$(BIN)/python benchmarks/demo.py
 
-# Tiny trainings, killed, starved and damaged at random: some ten minutes.
+# Tiny trainings, killed, starved and damaged at random, alone and in groups: some half an hour.
 faults: $(READY)
 	rm -f benchmarks/faults.jsonl
 	$(BIN)/python benchmarks/faults.py --rows benchmarks/faults.jsonl
+	$(BIN)/python benchmarks/rank_faults.py --rows benchmarks/faults.jsonl
 	$(BIN)/python benchmarks/faults.py --table
+	$(BIN)/python benchmarks/rank_faults.py --table
 
 # Over 15 000 hostile cases, a process for each kind, and their table in docs/hostile-input.md.
 fuzz: $(READY)

@@ -9,6 +9,7 @@ from pydantic import Field
 from advisor.choice.candidate import Candidate, Reason, Speed
 from advisor.cost.disk import Disk
 from advisor.cost.duration import Duration
+from advisor.cost.several import Several
 from advisor.machine.budget import Budget, Bytes
 from advisor.machine.gpu import Gpu, Machine
 from advisor.memory.forecast import Forecast
@@ -49,6 +50,9 @@ class Advice(Frozen):
     counted_by: str = Field("", description="which tokenizer counted a data set's text, if any")
     speed: Speed | None = None
     duration: Duration | None = Field(None, description="of the training; None = unknown card")
+    several: Several | None = Field(
+        None, description="the training on one card and on more; None = one card is meant"
+    )
     disk: Disk | None = Field(None, description="from the download to the last checkpoint")
     largest_micro_batch: int | None = Field(None, description="that fits with all else as planned")
     reasons: tuple[Reason, ...] = ()

@@ -2,7 +2,8 @@
 
 A trial trains three steps on samples as long as the longest, evaluates and writes a checkpoint, in
 a child process. Its outcome becomes a row of the user's table, so one trial serves every run of the
-same plan on the same card with the same libraries.
+same plan on the same card with the same libraries. Of several processes one is tried, alone on the
+card that decides for all.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from advisor.machine.budget import Bytes, judge
 from advisor.machine.cuda_context import library_versions
 from advisor.machine.gpu import Gpu
 from advisor.rehearsal import rehearsed
+from profiles.exchange import gradient_bytes, rebuilt_bytes
 from profiles.findings import Finding
 from profiles.measurement import Measurement
 from profiles.places import cache_folder
 from profiles.plan import Plan
-from profiles.sizes import GIB, gib
+from profiles.sizes import GIB, gib, mib
 from profiles.tested import DataShape, TestedRow, keep, read_table
 
 TRIALS = 2
@@ -41,7 +43,7 @@ def measured(advice: Advice, tell: Callable[[str], None], cap_bytes: int | None 
         return advice  # lisa-tiny instead of the candidates, none of which fits
     tried = []
     for candidate in (advice.considered[0], *advice.ladder)[:TRIALS]:
-        row = _trial(candidate, advice, gpu, tell, cap_bytes)
+        row = _trial(_of_one_process(candidate), advice, gpu, tell, cap_bytes)
         tried.append(row)
         if row.verdict == "FITS":
             return _with(advice, candidate, row)
@@ -53,6 +55,19 @@ def measured(advice: Advice, tell: Callable[[str], None], cap_bytes: int | None 
     update = {"verdict": last.verdict, "command": None, "findings": (*advice.findings, finding),
               "summary": f"{advice.model} on {gpu.name}: {last.note}"}  # fmt: skip
     return advice.model_copy(update=update)
+
+
+def _of_one_process(candidate: Candidate) -> Candidate:
+    """The candidate as one of its processes runs alone, without the exchange of gradients."""
+    rest = candidate.needs.bytes - _buckets(candidate.plan)
+    needs = candidate.needs.model_copy(update={"bytes": rest})
+    update = {"plan": candidate.plan.of_one_process, "needs": needs}
+    return candidate.model_copy(update=update)
+
+
+def _buckets(plan: Plan) -> int:
+    """What the pool takes for the exchange, of which a process that runs alone has nothing."""
+    return gradient_bytes(plan) + rebuilt_bytes(plan) if plan.processes > 1 else 0
 
 
 def _trial(
@@ -116,8 +131,11 @@ def _row(name: str, candidate: Candidate, found: Measurement, gpu: Gpu, text: in
 
 
 def _with(advice: Advice, candidate: Candidate, row: TestedRow) -> Advice:
-    peak = row.peak_reserved_bytes or 0
-    needs = Bytes(bytes=peak, basis="measured", source=f"on this GPU, row {row.id}")
+    buckets = _buckets(candidate.plan)
+    peak = (row.peak_reserved_bytes or 0) + buckets
+    source = f"on this GPU, row {row.id}"
+    source += f", and {mib(buckets)} for gradients of several processes" if buckets else ""
+    needs = Bytes(bytes=peak, basis="measured", source=source)
     budget = advice.budget
     verdict = judge(peak, budget, spills=False) if budget is not None else row.verdict
     seconds = f", {row.step_seconds:.2f} s a step" if row.step_seconds else ""

@@ -20,7 +20,7 @@ from advisor.machine.budget import Budget, margin_of
 from advisor.machine.evidence import Evidence
 from advisor.machine.gpu import Gpu, Machine
 from advisor.machine.probe import probe
-from advisor.machine.target import pick_gpu
+from advisor.machine.target import gpu_for
 from advisor.memory.card import ASSUMED, Card
 from advisor.memory.forecast import Forecast, forecast
 from advisor.memory.live import live_forecast
@@ -90,23 +90,25 @@ def fallback(
     of the user's table. Raises NothingSmaller.
     """
     short, machine = tried[-1], look()
-    gpu = pick_gpu(machine)
+    gpu = gpu_for(machine, None, short.plan.local_processes)
     if short.plan.device == "cpu" or gpu is None:
         return _by_hand(tried, pinned, "no card to query")
     told = _forecast(short, gpu, data)
     pool = told.tier("pool").bytes if told and told.tiers else None
     _keep_row(short, gpu, told, pool)
     text = told.text_tokens if told else None
-    request = Request(machine, short.plan.model, (), Evidence.here(), None, None if text else data,
-                        text, live_forecast(machine, None, data, tell), prefer=prefer)  # fmt: skip
-    budget = request.budget(gpu)
+    group = f"processes={short.plan.processes}", f"nodes={short.plan.nodes}"
+    request = Request(machine, short.plan.model, group, Evidence.here(), None,
+                      None if text else data, text, live_forecast(machine, None, data, tell),
+                      prefer=prefer)  # fmt: skip
+    budget = request.budget(gpu, short.plan)
     if budget is None:
         return _by_hand(tried, pinned, "the card does not report its free memory")
     by_others = taken_by_others(short, pool)
     if by_others:
         tell(f"other processes took {gib(short.taken_by_others)} of {gpu.name}{_who(gpu)}")
         budget = _waited(
-            request, pool or short.reserved_bytes or 0, budget, wait_minutes, tell, look
+            request, short.plan, pool or short.reserved_bytes or 0, budget, wait_minutes, tell, look
         )
         if budget.usable.bytes >= (pool or short.reserved_bytes or 0) and _moves(tried):
             return Fallback(short.plan, "the memory is free again", short, told)
@@ -119,7 +121,7 @@ def fallback(
     if isinstance(found, Candidate):
         because += f"; this one takes {gib(found.needs.bytes)} of {gib(limit)}"
         return Fallback(found.plan, because, short, told)
-    if found:  # no forecast covers this plan: lisa-tiny's, or one of several processes
+    if found:  # no forecast covers this plan, such as lisa-tiny's
         return _by_hand(tried, pinned, because)
     raise _ended(tried)
 
@@ -157,6 +159,7 @@ def smaller(
 
 def _waited(
     request: Request,
+    plan: Plan,
     pool: int,
     budget: Budget,
     minutes: float,
@@ -170,8 +173,8 @@ def _waited(
         tell(f"waiting for {gib(pool)}, {gib(budget.usable.bytes)} usable, {left:.0f} min left")
         time.sleep(min(ASK_AGAIN_SECONDS, max(0.0, until - time.monotonic())))
         machine = look()
-        gpu = pick_gpu(machine)
-        now = replace(request, machine=machine).budget(gpu) if gpu else None
+        gpu = gpu_for(machine, None, plan.local_processes)
+        now = replace(request, machine=machine).budget(gpu, plan) if gpu else None
         budget = now or budget
     return budget
 

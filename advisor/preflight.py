@@ -7,6 +7,7 @@ torch. `lisa-advise` renders the Advice and `lisa-train --auto` runs its plan.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from advisor.advice import Advice, undecided
@@ -18,10 +19,11 @@ from advisor.choice.search import (
 )
 from advisor.cost.disk import disk_of
 from advisor.cost.duration import REASON_SEG, duration_of
+from advisor.cost.several import several
 from advisor.machine.budget import Budget
 from advisor.machine.evidence import Evidence
 from advisor.machine.gpu import Gpu, Machine
-from advisor.machine.target import Target, gpu_for
+from advisor.machine.target import Target, best_gpus, gpu_for
 from advisor.memory.live import Heard, Live
 from advisor.memory.parts import parts_of
 from advisor.report.findings import card_findings, nearest_plan
@@ -36,12 +38,14 @@ from advisor.request import (
     whole_segments,
 )
 from advisor.tiny import on_cpu, tiny_instead, tiny_on_gpu
+from profiles.exchange import nccl_bytes
 from profiles.exits import EXIT_FAILED
 from profiles.findings import Finding, PlanError
 from profiles.measurement import DataCounts
 from profiles.models import DEFAULT_MODELS
 from profiles.overrides import assigned
 from profiles.preferences import Preference
+from profiles.settings import MOST
 from profiles.sizes import gib
 
 
@@ -92,14 +96,25 @@ def with_costs(request: Request, advice: Advice, counts: DataCounts | None) -> A
     if advice.plan is None or (request.data is not None and counts is None):
         return advice
     size, gpu, plan = counts or REASON_SEG, advice.gpu, advice.plan
-    duration = duration_of(plan, request.card(gpu), size) if gpu is not None else None
-    return advice.model_copy(update={"duration": duration, "disk": disk_of(plan, size)})
+    costs: dict[str, object] = {"disk": disk_of(plan, size)}
+    if gpu is not None:
+        costs["duration"] = duration_of(plan, request.card(gpu), size)
+        most = plan.processes if plan.processes > 1 else _cards_here(request)
+        every = replace(request, overrides=(*request.overrides, f"processes={most}"))
+        costs["several"] = several(plan, every.card(gpu), most, size)
+    return advice.model_copy(update=costs)
+
+
+def _cards_here(request: Request) -> int:
+    """Cards that this machine could run a plan on, if the user has named no number."""
+    named = {"processes", "nodes"} & request.pinned
+    return 1 if request.what_if or named else len(best_gpus(request.machine, MOST))
 
 
 def _advised(request: Request) -> Advice:
     """The advice, without what it costs."""
     _must_be_folder(assigned(request.overrides).get("weights", "default"))
-    gpu = gpu_for(request.machine, request.target)
+    gpu = gpu_for(request.machine, request.target, request.cards_each)
     if request.target is not None and request.wants_cpu:
         fix = "leave out one of the two"
         raise PlanError([Finding("device", "cpu contradicts a named card", "cpu", fix)])
@@ -129,7 +144,7 @@ def _must_be_folder(weights: str) -> None:
 def _on_gpu(request: Request, gpu: Gpu, model: str) -> Advice:
     """A plan for one of the large models on `gpu`."""
     base = base_plan(request, gpu, model)
-    budget = request.budget(gpu)
+    budget = request.budget(gpu, base)
     if budget is None:
         return undecided(
             request,
@@ -170,7 +185,7 @@ def _on_gpu(request: Request, gpu: Gpu, model: str) -> Advice:
         better=choice.better,
         prefer=request.prefer,
         alternatives=choice.alternatives,
-        better_card_gib=smallest_card_gib(choice.better.needs.bytes) if choice.better else None,
+        better_card_gib=_card_for(choice.better),
         forecast=found.forecast,
         findings=(
             *request.table.findings,
@@ -179,6 +194,13 @@ def _on_gpu(request: Request, gpu: Gpu, model: str) -> Advice:
         ),
         machine=request.machine,
     )
+
+
+def _card_for(better: Candidate | None) -> int | None:
+    """The smallest usual card for a plan, NCCL's buffers included."""
+    if better is None:
+        return None
+    return smallest_card_gib(better.needs.bytes + nccl_bytes(better.plan))
 
 
 def _summary(model: str, card: str, best: Candidate, budget: Budget) -> str:

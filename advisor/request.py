@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -16,20 +16,21 @@ from advisor.machine.budget import (
 )
 from advisor.machine.evidence import Evidence
 from advisor.machine.gpu import UNNAMED, Gpu, Machine
-from advisor.machine.target import Target
+from advisor.machine.target import Target, best_gpus
 from advisor.memory.live import Live
 from profiles import skipping
 from profiles.batches import micro_batches
 from profiles.environment import ALLOCATOR_VARIABLES
+from profiles.exchange import nccl_bytes
 from profiles.findings import Finding, PlanError
 from profiles.gpus import GpuProfile, gpu_by_nvml
 from profiles.models import model_profile
 from profiles.overrides import assigned
 from profiles.plan import Plan
 from profiles.preferences import Preference
-from profiles.settings import TARGETS_PER_PICTURE
+from profiles.settings import EFFECTIVE_BATCH, MOST, TARGETS_PER_PICTURE
 from profiles.tested import Table
-from profiles.text import argument
+from profiles.text import argument, counted
 
 # NVIDIA's WSL drivers before R615 fail at them on some cards (pytorch/pytorch#192330).
 WSL_SEGMENTS_DRIVER = 615
@@ -90,19 +91,52 @@ class Request:
         """The plan's fields that the user has set, wholly or in part."""
         return {name.partition(".")[0] for name in assigned(self.overrides)}
 
-    def title(self, gpu: Gpu) -> str:
-        """The card's name; with its memory where it is sold with several."""
-        return self.target.card.title if self.target and self.target.card else gpu.name
+    @property
+    def nodes(self) -> int:
+        """Machines that the user has asked for."""
+        return _count(self.overrides, "nodes")
 
-    def budget(self, gpu: Gpu) -> Budget | None:
-        """What a run may take on `gpu`; None where its free memory is unknown."""
-        ram = self.target.host_bytes if self.target else None
-        return budget_of(gpu, self.machine, ram, self.evidence)
+    @property
+    def cards_each(self) -> int:
+        """Cards of one machine, each with a process, that the user has asked for."""
+        return max(1, _count(self.overrides, "processes") // self.nodes)
+
+    def used(self, gpu: Gpu) -> list[Gpu]:
+        """The cards of one machine that run the plan, of which `gpu` is the worst.
+
+        As many of it where the machine shows only that one, as under a launcher.
+        """
+        alone = self.target is not None or self.cards_each == 1
+        cards = [] if alone else best_gpus(self.machine, self.cards_each)
+        return cards if len(cards) == self.cards_each else [gpu] * self.cards_each
+
+    def title(self, gpu: Gpu) -> str:
+        """The name of the cards; with their memory where they are sold with several."""
+        if self.target and self.target.card:
+            names = [self.target.card.title] * self.cards_each
+        else:
+            names = [one.name for one in self.used(gpu)]
+        title = " + ".join(names) if len(set(names)) > 1 else names[0]
+        title = f"{len(names)} x {title}" if len(names) > 1 == len(set(names)) else title
+        return f"{title} in {self.nodes} machines" if self.nodes > 1 else title
+
+    def budget(self, gpu: Gpu, plan: Plan) -> Budget | None:
+        """What each process of a plan may take on `gpu`; None where its free memory is unknown."""
+        ram = self.target.host_bytes(self.cards_each) if self.target else None
+        return budget_of(gpu, self.machine, ram, self.evidence, nccl_bytes(plan))
 
     def card(self, gpu: Gpu) -> GpuProfile | None:
-        """The card in the catalogue; None for one that is not there, or known by its size alone."""
-        named = self.target.card if self.target else None
-        return named or gpu_by_nvml(gpu.name, gpu.total_bytes)
+        """The card in the catalogue, of several the slowest.
+
+        None for one that is not there, or known by its size alone.
+        """
+        if self.target and self.target.card:
+            return self.target.card
+        known = [gpu_by_nvml(one.name, one.total_bytes) for one in self.used(gpu)]
+        found = [one for one in known if one is not None]
+        if not found or len(found) < len(known):
+            return None
+        return min(found, key=lambda one: one.fp16_tflops)
 
     def setting(self, gpu: Gpu, budget: Budget) -> Setting:
         """What a search on `gpu` depends on."""
@@ -119,6 +153,23 @@ class Request:
             text_tokens=self.text_tokens,
             exact=self.exact,
         )
+
+
+def must_have_cards(machine: Machine, overrides: Sequence[str]) -> None:
+    """Raise PlanError if a machine that has GPUs has fewer than it is asked to run at once."""
+    nodes = _count(overrides, "nodes")
+    count, asked = len(best_gpus(machine, MOST)), _count(overrides, "processes") // nodes
+    if not count or asked <= count or assigned(overrides).get("device") == "cpu":
+        return
+    what = f"this machine shows {counted(count, 'usable GPU')}"
+    fix = f'lisa-advise --gpu "{asked}x NAME" plans for cards that are elsewhere'
+    raise PlanError([Finding("--gpus", what, str(asked), fix)])
+
+
+def _count(overrides: Sequence[str], name: str) -> int:
+    """A whole number that the user has set; 1 without one, or where a plan will refuse it."""
+    text = assigned(overrides).get(name, "1")
+    return max(1, int(text)) if text.isdecimal() else 1
 
 
 def wanted_model(named: str | None, override: str | None) -> str | None:
@@ -143,21 +194,50 @@ def base_plan(request: Request, gpu: Gpu, model: str) -> Plan:
     settings["checkpointed_layers"] = "all"
     if whole_segments(request, gpu):
         settings["allocator"] = ""
-    plan = overridden(Plan.parse(settings), request.overrides, largest_micro_batch=1)
-    if not {"questions_per_picture", "accumulation"} & request.pinned:
-        with suppress(PlanError):  # such as more processes than rows
-            plan = plan.override([f"questions_per_picture={TARGETS_PER_PICTURE}"])
+    plan = _with_questions(request, settings)
     findings = refusals(request, gpu, plan)
     if findings:
         raise PlanError(findings)
     return plan
 
 
+def _with_questions(request: Request, settings: Mapping[str, object]) -> Plan:
+    """The plan with as many questions a row as pictures have, where that is the user's to choose.
+
+    Rows of several questions may be shared out unevenly, so more numbers of processes will do.
+    Raises PlanError.
+    """
+    if not {"questions_per_picture", "accumulation"} & request.pinned:
+        shared = {**settings, "questions_per_picture": TARGETS_PER_PICTURE}
+        with suppress(PlanError):  # such as more processes than rows
+            return overridden(Plan.parse(shared), request.overrides, largest_micro_batch=1)
+    try:
+        return overridden(Plan.parse(settings), request.overrides, largest_micro_batch=1)
+    except PlanError as error:
+        raise _uneven(request) or error from None
+
+
+def _uneven(request: Request) -> PlanError | None:
+    """An error that names a batch for all processes, if the plan's number is what is wrong."""
+    processes = request.cards_each * request.nodes
+    batch = _count(request.overrides, "effective_batch")
+    batch = batch if "effective_batch" in request.pinned else EFFECTIVE_BATCH
+    if processes == 1 or batch % processes == 0 or "micro_batch" in request.pinned:
+        return None
+    most = -(-batch // processes) * processes
+    what = f"{counted(processes, 'process', 'processes')} cannot share {batch} questions evenly"
+    fix = f"--set effective_batch={most}, which changes the recipe, or another number of cards"
+    return PlanError([Finding("effective_batch", what, str(batch), fix)])
+
+
 def whole_segments(request: Request, gpu: Gpu) -> str:
     """Why a run there has no expandable segments; empty where it has."""
     if request.windows:
         return "Windows has no expandable segments"
-    return "" if request.what_if else lacks_segments(request.machine, gpu)
+    if request.what_if:
+        return ""
+    why = (lacks_segments(request.machine, one) for one in request.used(gpu))
+    return next(filter(None, why), "")
 
 
 def lacks_segments(machine: Machine, gpu: Gpu) -> str:
@@ -212,8 +292,11 @@ def environment_of(request: Request, gpu: Gpu, plan: Plan) -> dict[str, str]:
     environment: dict[str, str] = {}
     if plan.allocator:
         environment |= dict.fromkeys(ALLOCATOR_VARIABLES, plan.allocator)
-    if len(request.machine.gpus) > 1 and gpu.uuid and not request.what_if:
-        environment["CUDA_VISIBLE_DEVICES"] = gpu.uuid
+    names = [one.uuid for one in request.used(gpu)]
+    # Other machines have other cards.
+    if len(request.machine.gpus) > len(names) and not request.what_if and request.nodes == 1:
+        known = [name for name in names if name]
+        environment |= {"CUDA_VISIBLE_DEVICES": ",".join(known)} if known == names else {}
     return environment
 
 
@@ -221,9 +304,14 @@ def command_of(request: Request, model: str) -> str:
     """A command line that trains as advised; DIR and FOLDER are the user's data and weights."""
     given = assigned(request.overrides)
     options = f"--model {model}"
+    on_cards = request.what_if or (request.machine.gpus and not request.wants_cpu)
+    shown_apart = ("model=", "weights=", *(("processes=", "nodes=") if on_cards else ()))
     for text in request.overrides:
-        if not text.startswith(("model=", "weights=")):
+        if not text.startswith(shown_apart):
             options += f" --set {shlex.quote(text)}"
+    if on_cards:
+        options += f" --gpus {request.cards_each}" if request.cards_each > 1 else ""
+        options += f" --nodes {request.nodes}" if request.nodes > 1 else ""
     if request.prefer != "usual":
         options += f" --prefer {request.prefer}"
     if "weights" in given:
@@ -231,12 +319,23 @@ def command_of(request: Request, model: str) -> str:
     needed = weights_needed(model, given.get("weights", "default"))
     folder = argument(request.data) if request.data is not None else "DIR"
     folder += skipping.option(request.evidence.environment)
+    start = lisa_train(request.nodes, request.cards_each)
     if request.target is None:
-        return f"lisa-train --auto {options}{needed} --data-dir {folder}"
+        return f"{start} --auto {options}{needed} --data-dir {folder}"
     longest = f" --data-dir {folder}" if request.data is not None else ""
     return (
         f"lisa-advise {options} {request.target.options}{longest} --save plan.json"
-        f" && lisa-train --plan plan.json{needed} --data-dir {folder}"
+        f" && {start} --plan plan.json{needed} --data-dir {folder}"
+    )
+
+
+def lisa_train(nodes: int, cards: int) -> str:
+    """How lisa-train is started: it starts a machine's processes itself, torchrun those of more."""
+    if nodes == 1:
+        return "lisa-train"
+    return (
+        f"torchrun --nnodes {nodes} --nproc_per_node {cards} --rdzv_backend c10d "
+        "--rdzv_endpoint HOST:29400 -m trainer.cli"
     )
 
 

@@ -89,11 +89,12 @@ def on_cpu(request: Request) -> Advice:
 def _alone(plan: Plan) -> Plan:
     """lisa-tiny's plan on ReasonSeg alone, a question a row: TINY_BYTES is enough for larger rows.
 
-    0.42 GiB by forecast, at 512 tokens that are all supervised and 3 masks a row.
+    0.42 GiB by forecast, at 512 tokens that are all supervised and 3 masks a row. Of several
+    processes each takes 2.4 MiB more.
     """
     shared = plan.questions_per_picture <= TARGETS_PER_PICTURE
     update = {"questions_per_picture": 1} if shared else {}
-    return plan.model_copy(update={"mixture": Mixture(), **update})
+    return plan.model_copy(update={"mixture": Mixture(), "processes": 1, **update})
 
 
 def _larger_models(request: Request) -> Finding:
@@ -130,7 +131,7 @@ def tiny_on_gpu(request: Request, gpu: Gpu) -> Advice:
     plan = overridden(usual, request.overrides, usual.micro_batch)
     if findings := refusals(request, gpu, plan):
         raise PlanError(findings)
-    budget = request.budget(gpu)
+    budget = request.budget(gpu, plan)
     verdict: Verdict = "UNKNOWN"
     if budget is not None and needs_no_more(_alone(plan), usual):
         verdict = judge(TINY_BYTES, budget, request.spills)

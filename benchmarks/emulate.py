@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ROWS_FILE = ROOT / "benchmarks" / "emulate.jsonl"
 DOCS = ROOT / "docs" / "advice.md"
 BEGIN, END = "<!-- benchmarks/emulate.py -->", "<!-- /benchmarks/emulate.py -->"
-SIZES, MODELS = (6, 8, 10, 12, 16, 24), ("7b", "13b")
+SIZES, MODELS = (6, 8, 10, 12, 16, 24), ("7b", "13b", "sa2va-qwen3-vl-4b")
 STEPS = 20
 
 
@@ -42,7 +42,8 @@ def row_for(size: int, model: str) -> dict[str, Any]:
     budget = advice.budget
     return {
         "size_gib": size, "model": model, "verdict": advice.verdict,
-        "plan": advice.plan.model_dump(mode="json"), "text": advice.text_tokens, "masks": 1,
+        "plan": advice.plan.model_dump(mode="json"), "text": advice.text_tokens,
+        "masks": advice.plan.questions_per_picture,
         "usable_bytes": budget.usable.bytes, "needs_bytes": advice.needs.bytes,
         "cap_bytes": budget.free.bytes - budget.context.bytes,
         "better_bytes": advice.better.needs.bytes if advice.better else None,
@@ -80,10 +81,11 @@ def write_table(rows: list[dict[str, Any]]) -> None:
     """docs/advice.md between its marks."""
     table = ["| card | model | plan | forecast | took | of the usable | 20 steps |",
              "|---|---|---|---|---|---|---|"]  # fmt: skip
-    for row in sorted(rows, key=lambda row: (row["size_gib"], row["model"] != "7b")):
+    for row in sorted(rows, key=lambda row: (row["size_gib"], MODELS.index(row["model"]))):
         plan, m = Plan.parse(row["plan"]), row["measured"]
         layers = plan.profile.decoder.layers
-        told = f"{storage_text(plan)}, micro-batch {plan.micro_batch}, "
+        told = f"{storage_text(plan)}, {plan.questions_per_picture} questions, "
+        told += f"micro-batch {plan.micro_batch}, "
         told += f"{plan.checkpointed_layers} of {layers} checkpointed"
         told += f", {plan.host_layers} on the host" if plan.host_layers else ""
         took, said = m["peak_reserved_bytes"] / 2**30, row["needs_bytes"] / 2**30

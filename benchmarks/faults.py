@@ -166,11 +166,11 @@ def out_of_memory(case: Case) -> int:
         owner = importlib.import_module(f"trainer.{module}")
         real, calls = getattr(owner, name), [0]
 
-        def failing(*arguments: Any) -> Any:
+        def failing(*arguments: Any, **named: Any) -> Any:
             calls[0] += 1
             if calls[0] == number:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB")
-            return real(*arguments)
+            return real(*arguments, **named)
 
         setattr(owner, name, failing)
 

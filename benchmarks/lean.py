@@ -206,8 +206,18 @@ def qwen_rows() -> list[Row]:
         return row("4b", f"k{count}-b{size}", f"NF4, compiled, {count} questions x {size} pictures",
                    8, settings, text=str(15 + 61 * count), steps=8, timed=True)  # fmt: skip
 
+    def kept(size: str, count: int, checkpointed: int, how: dict[str, Any] = FAST) -> Row:
+        rows = {"accumulation": 2, "questions_per_picture": count}
+        settings = how | rows | {"model": f"sa2va-qwen3-vl-{size}",
+                                 "checkpointed_layers": checkpointed}  # fmt: skip
+        name = f"kept-k{count}-c{checkpointed}" + "-plain" * (how != FAST)
+        title = f"Sa2VA's, NF4, {count} questions, {checkpointed} layers recomputed"
+        return row(size, name, title, 16, settings, text="512", steps=2)
+
     fast: dict[str, Any] = {"steps": 8, "timed": True}
     return [
+        kept("2b", 3, 0), kept("4b", 1, 0), kept("4b", 3, 0), kept("4b", 3, 18),
+        kept("4b", 1, 0, {}), kept("4b", 3, 0, {}),
         row("2b", "host", "NF4, embeddings in host memory", 4, HOST, steps=20),
         row("4b", "host", "NF4, embeddings in host memory", 4, HOST, steps=20),
         row("4b", "card", "NF4, all on the card", 6, {}),

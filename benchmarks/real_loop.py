@@ -67,7 +67,7 @@ def write_data(root: Path) -> None:
 def looped(plan: Plan, data: Path, folder: Path) -> tuple[float, int]:
     """Seconds from update to update, the median, and the text tokens of the rows."""
     from trainer.data.formats.reasonseg import read_split
-    from trainer.data.samples import MicroBatches
+    from trainer.data.micro_batches import MicroBatches
     from trainer.reporter import Reporter
     from trainer.run.run import Run
 

@@ -17,6 +17,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from profiles.exchange import FP32_BYTES, bucket_bytes, rebuilt_bytes
 from profiles.families import FEATURE_BYTES
 from profiles.levers import needs_no_more
 from profiles.models import model_profile
@@ -30,7 +31,6 @@ QUESTIONS = (1, 3)  # a picture; two take no more than three
 # Without expandable segments the pool is cut up more: up to 30 % beside the tensors were seen
 # (benchmarks/lattice_measured.jsonl), of which a cap lets the allocator win back most.
 WHOLE_SEGMENTS = 1.10
-FP32_BYTES = 4
 PADDING = 16  # positions of a row, at most, beside image and text
 BUFFERS = 2  # layers' worth of them on the card, if any layer is in host memory
 
@@ -64,21 +64,24 @@ class _Place(NamedTuple):
 def estimate(plan: Plan, text_tokens: int) -> Estimate | None:
     """What a step of `plan` takes at most with that many text tokens a row and a mask a question.
 
-    None where the grid does not reach: several processes, more questions a picture than QUESTIONS,
-    trained parts or other settings that may need more than the usual ones, a longer text, a larger
-    micro-batch. Larger adapters are counted on top.
+    Of several processes: what each takes on its card, and those of one machine in host memory. None
+    where the grid does not reach: more questions a picture than QUESTIONS, trained parts or other
+    settings that may need more than the usual ones, a longer text, a larger micro-batch. Larger
+    adapters are counted on top.
     """
     model = _model_in_grid(plan.model)
-    if model is None or plan.processes > 1 or plan.questions_per_picture > QUESTIONS[-1]:
+    if model is None or plan.questions_per_picture > QUESTIONS[-1]:
         return None
     usual = _usual(plan, model)
     if needs_no_more(plan, usual):
-        return _between(plan, model, text_tokens)
+        return _of_a_group(_between(plan, model, text_tokens), plan)
     alike = plan.model_copy(update={"lora": usual.lora})
     if plan.lora is None or usual.lora is None or not needs_no_more(alike, usual):
         return None
     found = _between(alike, model, text_tokens)
-    return None if found is None else _with_adapters(found, plan, usual.lora, text_tokens)
+    if found is not None:
+        found = _with_adapters(found, plan, usual.lora, text_tokens)
+    return _of_a_group(found, plan)
 
 
 def _with_adapters(found: Estimate, plan: Plan, usual: Lora, text_tokens: int) -> Estimate:
@@ -94,12 +97,25 @@ def _with_adapters(found: Estimate, plan: Plan, usual: Lora, text_tokens: int) -
     kept = max(0, decoder.adapter_bytes(plan.lora) - decoder.adapter_bytes(usual))
     tokens = plan.micro_batch * (plan.profile.most_image_tokens + text_tokens + PADDING)
     extra = trained + kept * tokens * (decoder.layers - plan.checkpointed_layers + 1)
+    return _larger(found, extra, trained)
+
+
+def _larger(found: Estimate, extra: int, trained: int) -> Estimate:
+    """The estimate with `extra` bytes of tensors, `trained` of them for what is trained."""
     return replace(
         found,
         tensors_bytes=found.tensors_bytes + extra,
         pool_bytes=found.pool_bytes + round(extra * found.pool_bytes / found.tensors_bytes),
         trained_bytes=found.trained_bytes + trained,
     )
+
+
+def _of_a_group(found: Estimate | None, plan: Plan) -> Estimate | None:
+    """The estimate with the buckets through which several processes exchange gradients."""
+    if found is None or plan.processes == 1:
+        return found
+    found = _larger(found, bucket_bytes(plan), bucket_bytes(plan))
+    return replace(found, pool_bytes=found.pool_bytes + rebuilt_bytes(plan))
 
 
 def nearest(plan: Plan, text_tokens: int) -> Estimate | None:
@@ -112,9 +128,9 @@ def nearest(plan: Plan, text_tokens: int) -> Estimate | None:
     model = _model_in_grid(plan.model)
     found = None if model is None else _between(plan, model, text)
     found = found or _by_stand_in(plan, text)
-    if found is None or plan.lora is None:
-        return found
-    return _with_adapters(found, plan, Lora(), text)
+    if found is not None and plan.lora is not None:
+        found = _with_adapters(found, plan, Lora(), text)
+    return _of_a_group(found, plan)
 
 
 def _by_stand_in(plan: Plan, text_tokens: int) -> Estimate | None:
@@ -164,7 +180,8 @@ def _between(plan: Plan, model: str, text_tokens: int) -> Estimate | None:
     if "expandable_segments:True" not in plan.allocator:
         pool *= WHOLE_SEGMENTS
     less = mixed(card, "compiled_less_bytes") if plan.compile else 0.0
-    host = mixed(corners(on_host), "host_bytes") + batch_bytes(plan)
+    own = mixed(corners(on_host), "host_bytes") - shared_host_bytes(plan) + batch_bytes(plan)
+    host = plan.local_processes * own + shared_host_bytes(plan)
     pool = max(pool - less, caching_bytes(plan))
     standing = (round(mixed(card, column)) for column in ("frozen_bytes", "trained_bytes"))
     return Estimate(round(tensors - less), round(pool), round(host), *standing)
@@ -177,7 +194,7 @@ def caching_bytes(plan: Plan) -> int:
 
 
 def batch_bytes(plan: Plan) -> int:
-    """Bytes of host memory that the pictures of one optimizer step take, as features or pixels.
+    """Bytes of host memory that the pictures of one optimizer step of one process take.
 
     Its micro-batches are pinned together. One more is collated, and each data worker keeps two
     ahead.
@@ -186,11 +203,16 @@ def batch_bytes(plan: Plan) -> int:
 
 
 def pinned_bytes(plan: Plan) -> int:
-    """Bytes of host memory that a run pins: layers and tables kept there, and a step's batches."""
+    """Bytes of a machine's host memory that a run pins: what lives there, and a step's batches."""
+    return shared_host_bytes(plan) + plan.local_processes * _pinned_batches(plan)
+
+
+def shared_host_bytes(plan: Plan) -> int:
+    """Bytes of layers and tables in host memory; a machine's processes share one copy."""
     decoder, rows = plan.profile.decoder, plan.profile.vocabulary_rows
     layers = plan.host_layers * decoder.layer_weights * STORED_BYTES[plan.quantization]
     tables = (1 if decoder.tied_head else 2) * rows * decoder.hidden * FEATURE_BYTES
-    return round(layers) + plan.host_embeddings * tables + _pinned_batches(plan)
+    return round(layers) + plan.host_embeddings * tables
 
 
 def _pinned_batches(plan: Plan) -> int:
@@ -217,8 +239,8 @@ def _model_in_grid(name: str) -> str | None:
 
 def _usual(plan: Plan, model: str) -> Plan:
     """The corners' plan with `plan`'s own position between them."""
-    free = ("processes", "compile", "dtype", "device", "host_embeddings", "host_layers", "tokens",
-            "checkpointed_layers", "micro_batch", "accumulation", "quantization",
+    free = ("processes", "nodes", "compile", "dtype", "device", "host_embeddings", "host_layers",
+            "tokens", "checkpointed_layers", "micro_batch", "accumulation", "quantization",
             "questions_per_picture")  # fmt: skip
     return _default(model).model_copy(update={name: getattr(plan, name) for name in free})
 

@@ -41,7 +41,8 @@ def profile_of(plan: Pictures) -> ModelProfile:
 @cache
 def _limited(profile: ModelProfile, least: int, most: int) -> ModelProfile:
     limits = {"min_pixels": least, "max_pixels": most}
-    return type(profile).model_validate(dict(profile) | limits)
+    given = {name: getattr(profile, name) for name in type(profile).model_fields}
+    return type(profile).model_validate(given | limits)  # what follows from them is not kept
 
 
 def limits_for(plan: Pictures, image_tokens: int | None) -> dict[str, int]:

@@ -173,6 +173,19 @@ class Plan(Settings):
         return min(TARGETS_PER_PICTURE if several else 1, self.tokens.max_masks)
 
     @property
+    def local_processes(self) -> int:
+        """Processes of each machine."""
+        return self.processes // self.nodes
+
+    @property
+    def of_one_process(self) -> Plan:
+        """What each process of the plan does, as a plan of its own."""
+        if self.processes == 1:
+            return self
+        settings = self.model_dump(mode="json", exclude={"effective_batch"})
+        return Plan.parse(settings | {"processes": 1, "nodes": 1})
+
+    @property
     def most_answer_tokens(self) -> int | None:
         """Supervised tokens of a training sample at most; None: some five for each mask."""
         return self.tokens.max_text_tokens if self.mixture.vqa else None

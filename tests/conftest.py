@@ -20,6 +20,10 @@ from profiles.skipping import VARIABLE
 
 gc.disable()  # until all tests are imported: they stay, and looking through them takes seconds
 
+# Tests fork processes that have computed: OpenMP's threads are not there, and two of a group would
+# wait for them for ever. Set before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ROOT = Path(__file__).parents[1]
 PHOTOS = ROOT / "tests" / "photos"
 

@@ -11,8 +11,8 @@ from accelerate.state import AcceleratorState, GradientState
 from benchmarks.forked import end, fork
 
 
-def together(count: int, work: Callable[[], object], log: Path) -> list[int]:
-    """Run `work` in so many processes; their exit codes."""
+def together(count: int, work: Callable[[], object], log: Path, machines: int = 1) -> list[int]:
+    """Run `work` in so many processes, as if on so many machines; their exit codes."""
 
     def one() -> None:
         AcceleratorState._reset_state(reset_partial_state=True)  # the test's is of one process
@@ -22,6 +22,8 @@ def together(count: int, work: Callable[[], object], log: Path) -> list[int]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    given = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    ranks = [{"RANK": str(n), "LOCAL_RANK": str(n)} for n in range(count)]
+    here = count // machines
+    given = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+             "LOCAL_WORLD_SIZE": str(here), "GROUP_WORLD_SIZE": str(machines)}  # fmt: skip
+    ranks = [{"RANK": str(n), "LOCAL_RANK": str(n % here)} for n in range(count)]
     return [end(pid) for pid in [fork(one, log, given | rank) for rank in ranks]]

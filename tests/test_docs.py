@@ -99,6 +99,7 @@ NOT_MEASURED = {  # what may stand by hand, and why
         "93 %": "RUNG_SHARE",
         "6.0 GiB": "what benchmarks/recovery.py sets", "3 GiB": "the same",
     },
+    "docs/several-gpus.md": {"600 s": "SECONDS of trainer/parallel/lost.py"},
 }  # fmt: skip
 
 
@@ -156,7 +157,8 @@ def test_the_lean_page_says_what_its_rows_say(
 @pytest.mark.parametrize(("name", "write"), [
     ("emulate", "write_table"), ("recovery", "write_table"), ("forecast", "write_tables"),
     ("speed", "main"), ("crashes", "write_table"), ("races", "write_table"),
-    ("faults", "write_table"), ("fuzz", "write_table"),
+    ("faults", "write_table"), ("fuzz", "write_table"), ("rank_faults", "write_table"),
+    ("two_machines", "write_table"),
 ])  # fmt: skip
 def test_a_benchmarks_table_is_that_of_its_rows(
     name: str, write: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -188,9 +190,10 @@ def test_a_benchmarks_table_is_that_of_its_rows(
 def test_every_surface_and_every_disturbance_has_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     fuzz = script("benchmarks/fuzz.py", monkeypatch)
     faults = script("benchmarks/faults.py", monkeypatch)
+    of_ranks = script("benchmarks/rank_faults.py", monkeypatch)
     for benchmark, key, known in (
         (fuzz, "name", [surface.name for surface in fuzz.SURFACES]),
-        (faults, "kind", list(faults.DISTURBANCES)),
+        (faults, "kind", [*faults.DISTURBANCES, *of_ranks.DISTURBANCES]),
     ):
         lines = (ROOT / "benchmarks" / benchmark.ROWS_FILE.name).read_text("utf-8").splitlines()
         assert {json.loads(line)[key] for line in lines} == set(known)
@@ -259,3 +262,31 @@ def test_the_workflow_of_the_docs_runs(tmp_path: Path) -> None:
         )  # fmt: skip
         assert done.returncode == 0, (command, done.stdout, done.stderr)
     assert (tmp_path / "run" / "best" / "trained.safetensors").is_file()
+
+
+def test_the_page_of_several_cards_says_what_the_forecast_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = script("benchmarks/several_cards.py", monkeypatch)
+    page = (ROOT / "docs" / "several-gpus.md").read_text(encoding="utf-8")
+    for name, lines in zip(made.NAMES, (made.forecast_table(), made.on_paper_table()), strict=True):
+        begin, end = made.marks(name)
+        written = "\n".join([begin, *lines, end])
+        assert written in page, f"{name}: run benchmarks/several_cards.py"
+
+
+def test_the_versions_page_says_what_was_run_and_what_is_allowed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The last test with the lowest versions was one of today's bounds, and all of it passed."""
+    made = script("benchmarks/versions.py", monkeypatch)
+    page = (ROOT / "docs" / "versions.md").read_text(encoding="utf-8")
+    row = json.loads(made.ROWS_FILE.read_text(encoding="utf-8").splitlines()[-1])
+    for name, lines in (("runs", made.run_lines()), ("lowest", made.lowest_lines(row))):
+        begin, end = (mark.format(name) for mark in made.MARK)
+        assert "\n".join([begin, *lines, end]) in page, "run benchmarks/versions.py --table"
+    for one in made.requirements():
+        (bound,) = one.specifier
+        if one.name not in made.LARGE:
+            assert f"{row['versions'][one.name]}.".startswith(f"{bound.version}."), one
+    assert all(re.fullmatch(r"\d+ passed", said) for said in row["tests"].values())

@@ -21,7 +21,10 @@ OTHERS = {  # options of other programs, as messages name them
     "--gpus": "docker", "--shm-size": "docker", "--ipc": "docker", "--force-reinstall": "pip",
     "--local-dir": "hf download",
     "--revision": "hf download", "--num_processes": "accelerate launch",
-}  # fmt: skip
+} | dict.fromkeys(
+    ("--nnodes", "--nproc_per_node", "--rdzv_backend", "--rdzv_endpoint"),
+    "torchrun",
+)  # fmt: skip
 # Of the children of this project, which nobody types.
 INNER = {"--fake", "--answer", "--events", "--timeline", "--text-tokens", "--cap-gib", "--steps",
          "--answer-tokens", "--image-tokens"}  # fmt: skip

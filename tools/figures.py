@@ -260,8 +260,9 @@ def emulated() -> str:
     held = [row for row in found if row["measured"]["verdict"] == "FITS"]
     shares = [row["measured"]["peak_reserved_bytes"] / row["usable_bytes"] for row in held]
     return (
-        f"Trained for {found[0]['steps']} steps under the caps of smaller cards on one H100 "
-        "(`python benchmarks/emulate.py`), with\nrandom weights of the true shapes and "
+        f"Trained for {found[0]['steps']} steps under the caps of smaller cards on one "
+        f"{found[0]['measured']['gpu']} (`python benchmarks/emulate.py`), with\n"
+        "random weights of the true shapes and "
         f"{found[0]['text']} text tokens: {len(held)} of {len(found)} fitted, and took "
         f"{100 * min(shares):.0f}–{100 * max(shares):.0f} % of the usable memory:"
     )

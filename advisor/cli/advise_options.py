@@ -12,8 +12,10 @@ from advisor.cli.options import (
     PLOT_SUFFIXES,
     Card,
     DataDir,
+    Gpus,
     Json,
     Model,
+    Nodes,
     Prefer,
     Ram,
     Settings,
@@ -49,6 +51,8 @@ class AdviseOptions:
     vram: Vram = None
     system: System = None
     ram: Ram = None
+    gpus: Gpus = None
+    nodes: Nodes = None
     prefer: Prefer = "usual"
     data_dir: DataDir = None
     skip_broken: SkipBroken = None

@@ -22,6 +22,7 @@ from advisor.cli.options import (
 )
 from profiles.exits import EXIT_FAILED, EXIT_UNKNOWN, fail
 from profiles.streams import say, tell
+from profiles.text import counted
 
 if TYPE_CHECKING:
     from advisor.memory.forecast import Forecast
@@ -106,6 +107,9 @@ def _forecast(
         fail(f"this plan cannot run\n{error}")
     must_be_data(data_dir, skip_broken)
     target = named_card(vram, gpu, system)
+    if target is not None and target.count not in (1, chosen.local_processes):
+        tell(f"note: the plan has {counted(chosen.local_processes, 'process', 'processes')} for a "
+             f"machine, not {target.count}: --set processes={target.count}")  # fmt: skip
     if data_dir is not None and text_tokens is not None:
         fail("--data-dir and --text-tokens both name the longest sample; give one of them")
     limits = chosen.tokens
@@ -119,7 +123,7 @@ def _forecast(
     if here is not None and (note := unfit_segments(machine, here, chosen)):
         tell(f"note: {note}")
     with advice_errors():
-        card = card_for(machine, target, measure=True)
+        card = card_for(machine, target, measure=True, count=chosen.local_processes)
         if named is not None:
             card = replace(card, compute_capability=named)
         found = forecast(chosen, Worst(text_tokens, masks, data_dir), card)

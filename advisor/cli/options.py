@@ -95,6 +95,17 @@ Ram = Annotated[
 ]
 
 
+Gpus = Annotated[
+    int | None,
+    typer.Option(metavar="N", min=1, help="Train on N cards of a machine, a process on each."),
+]
+
+
+Nodes = Annotated[
+    int | None, typer.Option(metavar="M", min=1, help="Train on M machines, --gpus cards each.")
+]
+
+
 Prefer = Annotated[
     Preference,
     typer.Option(help="What counts first among plans that fit: docs/advice.md."),
@@ -156,9 +167,21 @@ def named_card(
             f"--gpu: {error}\n    hint: --gpu list names the known ones; "
             "--vram SIZE, such as 8GiB, gives the memory side of any GPU"
         )
-    if count > 1:
-        tell(f"note: this is about one of the {count} cards; several are not planned for yet")
-    return Target(vram, card, windows=system == "windows", ram_bytes=ram, sized=_names_size(gpu))
+    return Target(vram, card, system == "windows", ram, _names_size(gpu), count)
+
+
+def group_settings(gpus: int | None, nodes: int | None, target: Target | None) -> list[str]:
+    """The settings of a plan for so many cards and machines; none if neither was named.
+
+    Ends with exit code 2 where --gpus and the named cards differ.
+    """
+    named = target.count if target is not None else 1
+    if gpus is not None and named not in (1, gpus):
+        fail(f"--gpus: got {gpus}, and --gpu names {named} cards; give one of the two")
+    cards = gpus or named
+    if cards == 1 and nodes is None:
+        return []
+    return [f"processes={cards * (nodes or 1)}", f"nodes={nodes or 1}"]
 
 
 def _names_size(gpu: str | None) -> bool:

@@ -10,13 +10,16 @@ import typer
 from advisor.cli.options import (
     Card,
     DataDir,
+    Gpus,
     Model,
+    Nodes,
     Prefer,
     Ram,
     Settings,
     SkipBroken,
     System,
     Vram,
+    group_settings,
     must_agree,
     must_be_data,
     must_be_writable,
@@ -37,6 +40,8 @@ def report_command(
     vram: Vram = None,
     system: System = None,
     ram: Ram = None,
+    gpus: Gpus = None,
+    nodes: Nodes = None,
     prefer: Prefer = "usual",
     data_dir: DataDir = None,
     skip_broken: SkipBroken = None,
@@ -65,6 +70,7 @@ def report_command(
     must_be_writable(file)
     found = None if run is None else _run(run)
     target, assignments = named_card(vram, gpu, system, ram), list(settings or ())
+    assignments += group_settings(gpus, nodes, target)
     must_be_data(data_dir, skip_broken)
     must_agree(assignments)
     kept = found.advice if found else None

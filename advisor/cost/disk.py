@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from advisor.cost.duration import REASON_SEG
+from profiles.exchange import trained_values
 from profiles.measurement import DataCounts
 from profiles.plan import Plan
 from profiles.records import Frozen
@@ -45,12 +46,6 @@ def disk_of(plan: Plan, counts: DataCounts = REASON_SEG) -> Disk:
         run_bytes=run,
         total_bytes=download + converted + cache + run,
     )
-
-
-def trained_values(plan: Plan) -> int:
-    """Values that the plan trains."""
-    adapters = plan.profile.decoder.adapter_values(plan.lora) if plan.lora is not None else 0
-    return adapters + sum(map(plan.profile.part_values, plan.train))
 
 
 def run_bytes(plan: Plan, kept: int = KEPT) -> int:

@@ -21,6 +21,7 @@ from advisor.memory.speed import (
     seconds_of,
 )
 from profiles.batches import full_rows, passes
+from profiles.exchange import step_exchange_seconds
 from profiles.gpus import GpuProfile, gpus
 from profiles.measurement import DataCounts
 from profiles.plan import Plan
@@ -47,6 +48,7 @@ class Duration(Frozen):
     start_seconds: float = Field(description="libraries, model, and compiling layers")
     features_seconds: float = Field(description="building all feature caches")
     training_seconds: float
+    step_seconds: float = Field(description="from one update to the next")
     evaluation_seconds: float = Field(description="before training and after each epoch, and saves")
     seconds: float = Field(description="all of these")
     epoch_seconds: float = Field(description="one epoch with its evaluation and its save")
@@ -81,6 +83,7 @@ def duration_of(plan: Plan, card: GpuProfile | None, counts: DataCounts = REASON
         start_seconds=usual.start,
         features_seconds=usual.features,
         training_seconds=epochs * usual.training,
+        step_seconds=usual.step,
         evaluation_seconds=usual.evaluation + epochs * usual.epoch_end,
         seconds=usual.seconds(epochs),
         epoch_seconds=usual.training + usual.epoch_end,
@@ -114,15 +117,18 @@ class _Parts:
         encoders = [plan.profile.encoders[name] for name in plan.cached_encoders]
         entry = cpu * known.entry_seconds
         self.picture = sum(encoder_seconds(one, plan, card, pace) + entry for one in encoders)
-        self.features = (counts.train_pictures + counts.val_pictures) * self.picture
+        pictures = counts.train_pictures + counts.val_pictures
+        # Each machine has a cache of its own, which its processes fill together.
+        self.features = pictures * self.picture / plan.local_processes
         reading = cpu * known.sample_seconds
         rows = ceil(plan.effective_batch / asked)
         cuts = passes(rows, plan.micro_batch, plan.processes)
         step = known.loop * cuts * seconds_of(plan, text, card, pace)
-        reading = cpu * known.sample_seconds
+        step += step_exchange_seconds(plan)
         wait = reading * rows / plan.processes
         # Data workers read the next rows meanwhile; without any, the step waits.
         step = max(step, wait / plan.workers) if plan.workers else step + wait
+        self.step = step
         self.training = ceil(counts.epoch_questions / plan.effective_batch) * step
         self.training += cpu * known.workers_seconds if plan.workers else 0.0
         least = full_rows(counts.val_questions, plan.questions_per_picture)

@@ -16,6 +16,7 @@ from pydantic import Field
 
 from advisor.machine.evidence import Evidence
 from advisor.machine.gpu import Gpu, Machine
+from profiles.exchange import exchange
 from profiles.gpus import GpuProfile
 from profiles.grid import pinned_bytes
 from profiles.plan import Plan
@@ -28,7 +29,7 @@ Basis = Literal["exact", "tested", "forecast", "measured", "policy"]
 WHAT_IF_KEPT_BYTES = round(0.2 * GIB)  # "8 GB" cards show 7.6-8.0 GiB
 # Windows' own desktop and what its driver sets aside; 0.5-1.2 GiB are usual.
 WINDOWS_KEPT_BYTES = round(0.9 * GIB)
-WHAT_IF_HOST_BYTES = 16 * GIB  # assumed for a card that is not in this machine
+WHAT_IF_HOST_BYTES = 16 * GIB  # assumed for each card that is not in this machine
 HOST_PROCESS_BYTES = 3 * GIB  # Python, torch and CUDA's host side, where host and GPU share memory
 HOST_SHARE = 0.85  # of the available host memory; the rest is the system's and the page cache's
 PINNED_SHARE = 0.5  # of all host memory: Windows allows no more, and elsewhere the system stalls
@@ -111,12 +112,17 @@ def named_gpu(profile: GpuProfile, windows: bool = False) -> Gpu:
 
 
 def budget_of(
-    gpu: Gpu, machine: Machine, what_if_ram: int | None = None, evidence: Evidence = NONE
+    gpu: Gpu,
+    machine: Machine,
+    what_if_ram: int | None = None,
+    evidence: Evidence = NONE,
+    nccl: int = 0,
 ) -> Budget | None:
     """The budget on `gpu`, or None where its free memory is unknown.
 
     A card that is not in this machine is in one with `what_if_ram` bytes of host memory. The
-    user's own rows in the `evidence` count towards the margin by their forecasts and peaks.
+    user's own rows in the `evidence` count towards the margin by their forecasts and peaks. `nccl`:
+    bytes that NCCL takes, if the card is one of several.
     """
     free = gpu.free_bytes
     what_if = what_if_ram is not None
@@ -131,13 +137,15 @@ def budget_of(
         return None
     margin = margin_of(gpu, free, evidence.own_rows)
     context = evidence.context(gpu, machine)
-    usable = max(0, free - context.bytes(pinned=True) - margin.bytes)
+    beside = context.bytes(pinned=True) + nccl
+    libraries = f"CUDA context and libraries, {context.source}"
+    usable = max(0, free - beside - margin.bytes)
     return Budget(
         free=Bytes(bytes=free, basis=basis, source=source),
         context=Bytes(
-            bytes=context.bytes(pinned=True),
+            bytes=beside,
             basis=context.basis,
-            source=f"CUDA context and libraries, {context.source}",
+            source=f"{libraries}; {exchange().nccl_source}" if nccl else libraries,
         ),
         margin=margin,
         usable=Bytes(bytes=usable, basis="policy", source="free - context - margin"),

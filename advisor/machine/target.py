@@ -24,11 +24,11 @@ class Target:
     windows: bool = False
     ram_bytes: int | None = None
     sized: bool = False  # the user has said how much memory the card has
+    count: int = 1  # of such cards in a machine, as named in "2x RTX 3090"
 
-    @property
-    def host_bytes(self) -> int:
-        """Host memory of the machine that it is in, or is assumed to be in."""
-        return self.ram_bytes or WHAT_IF_HOST_BYTES
+    def host_bytes(self, cards: int) -> int:
+        """Host memory of the machine that so many of it are in, or are assumed to be in."""
+        return self.ram_bytes or cards * WHAT_IF_HOST_BYTES
 
     @property
     def gpu(self) -> Gpu:
@@ -47,12 +47,28 @@ class Target:
         return f"--vram {size_text(self.vram_bytes or 0)}{system}"
 
 
-def gpu_for(machine: Machine, target: Target | None) -> Gpu | None:
-    """The card that is asked about: the named one, else this machine's best."""
-    return pick_gpu(machine) if target is None else target.gpu
+def gpu_for(machine: Machine, target: Target | None, count: int = 1) -> Gpu | None:
+    """The card that is asked about: the named one, else the worst of this machine's `count` best.
+
+    One plan runs on all of them: what fits the one with the least free memory, and what the oldest
+    can compute.
+    """
+    if target is not None:
+        return target.gpu
+    cards = best_gpus(machine, count)
+    if len(cards) < 2:
+        return next(iter(cards), None)
+    ages = [card.compute_capability for card in cards]
+    oldest = None if None in ages else min(age for age in ages if age is not None)
+    return cards[-1].model_copy(update={"compute_capability": oldest})
 
 
 def pick_gpu(machine: Machine) -> Gpu | None:
     """The visible GPU with the most free bytes; one whose memory is unknown comes last."""
+    return next(iter(best_gpus(machine, 1)), None)
+
+
+def best_gpus(machine: Machine, count: int) -> list[Gpu]:
+    """The `count` visible GPUs with the most free bytes, or all that there are, best first."""
     usable = [gpu for gpu in machine.gpus if gpu.lost is None]
-    return max(usable, key=lambda gpu: gpu.free_bytes or 0, default=None)
+    return sorted(usable, key=lambda gpu: -(gpu.free_bytes or 0))[:count]

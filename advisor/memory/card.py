@@ -9,6 +9,8 @@ from advisor.machine.cuda_context import OTHERS, Context, measure_context
 from advisor.machine.evidence import Evidence
 from advisor.machine.gpu import Machine
 from advisor.machine.target import Target, gpu_for
+from profiles.exchange import nccl_bytes
+from profiles.plan import Plan
 
 ASSUMED = (8, 6)  # compute capability where no card says its own
 
@@ -22,18 +24,25 @@ class Card:
     margin_bytes: int = 0
     compute_capability: tuple[int, int] = ASSUMED
     context: Context = OTHERS
-    host: HostBudget | None = None  # what the process may take
+    host: HostBudget | None = None  # what a machine's processes may take
+
+    def cap_for(self, plan: Plan) -> int | None:
+        """What each process of the plan may take for its pool, beside NCCL's buffers."""
+        return None if self.cap_bytes is None else max(0, self.cap_bytes - nccl_bytes(plan))
 
 
-def card_for(machine: Machine, target: Target | None = None, measure: bool = False) -> Card:
+def card_for(
+    machine: Machine, target: Target | None = None, measure: bool = False, count: int = 1
+) -> Card:
     """This machine's best card, or `target`, with what a run's pool may take there.
 
-    `measure` has this machine's context measured where it was not. Raises RehearsalFailed.
+    Of `count` cards that run together the worst is meant. `measure` has this machine's context
+    measured where it was not. Raises RehearsalFailed.
     """
-    gpu = gpu_for(machine, target)
+    gpu = gpu_for(machine, target, count)
     if measure and gpu is not None and target is None:
         measure_context(gpu, machine)
-    ram = target.host_bytes if target is not None else None
+    ram = target.host_bytes(count) if target is not None else None
     evidence = Evidence.here()  # the user's own rows count towards the margin, as in the advice
     budget = budget_of(gpu, machine, ram, evidence) if gpu is not None else None
     if gpu is None or budget is None:

@@ -4,6 +4,9 @@ Four tiers, each with an error of its own (`profiles/forecast_errors.json`, from
 benchmarks/forecast.py): tensors, as torch counts them; the allocator's pool, by replaying every
 request; the process, as NVML shows it; host memory. The rehearsal runs at one sample's size, the
 worst of a data set or the largest that the plan allows: with the mean, a run would fail later.
+
+Of several processes the first three are of one of them, on its own card: all have the same. Host
+memory is that of one machine's processes together, which share what lives there.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from advisor.memory.forecast_cache import Answer, keep, key_of, read, read_event
 from advisor.memory.worst_sample import Worst
 from advisor.rehearsal import BadQuestion, RehearsalFailed, rehearsed
 from profiles.batches import micro_batches
+from profiles.exchange import exchange, nccl_bytes
 from profiles.grid import batch_bytes, caching_bytes, nearest
 from profiles.measurement import DataCounts, Measurement, Timeline
 from profiles.places import cache_folder
@@ -172,21 +176,21 @@ def interpret(
         pool = max(round(1.01 * tensors), pool - max(0, less))
     saved = free.peak_reserved - pool
     pinned = plan.host_embeddings or plan.host_layers > 0
-    process = pool + card.context.bytes(pinned)
+    process = pool + card.context.bytes(pinned) + nccl_bytes(plan)
     host = _host_bytes(measurement)
     segments = "expandable segments" if expandable else "whole segments"
     errors = measured_errors(plan, answering)
     figures: tuple[tuple[TierName, int, str], ...] = (
         ("tensors", tensors, "as the allocator counts them (max_memory_allocated)"),
         ("pool", pool, f"allocator replayed, {segments}"),
-        ("process", process, f"the pool, CUDA context and libraries, {card.context.source}"),
-        ("host", host, "resident set: libraries, what lives on the host, batches"),
+        ("process", process, _beside_pool(plan, card)),
+        ("host", host, _host_source(plan)),
     )
     tiers = tuple(
         Tier(name=name, bytes=size, source=source, error=errors.get(name, ""))
         for name, size, source in figures
     )
-    cap_bytes, margin_bytes = card.cap_bytes, margin_for(plan, pool, card.margin_bytes)
+    cap_bytes, margin_bytes = card.cap_for(plan), margin_for(plan, pool, card.margin_bytes)
     verdict, reason = _verdict(pool, saved, events, expandable, cap_bytes, margin_bytes)
     caching = caching_bytes(plan)
     if cap_bytes is not None and caching > cap_bytes:
@@ -252,20 +256,32 @@ def _verdict(
 
 
 def _host_bytes(measurement: Measurement) -> int:
-    """Peak resident set of the training process on Linux."""
+    """Peak resident set of a machine's training processes on Linux; shared pages count once."""
     plan = measurement.plan
     lookup = HOST_LOOKUP_BYTES if plan.host_embeddings else 0
     compiler = HOST_COMPILER_BYTES if plan.compile else 0
     libraries = HOST_BASE_BYTES + plan.profile.code_bytes + compiler
-    return libraries + lookup + batch_bytes(plan) + (measurement.host_bytes or 0)
+    own = libraries + lookup + batch_bytes(plan)
+    return plan.local_processes * own + (measurement.host_bytes or 0)
+
+
+def _beside_pool(plan: Plan, card: Card) -> str:
+    """What the process takes, and where its figures come from."""
+    source = f"the pool, CUDA context and libraries, {card.context.source}"
+    return f"{source}; {exchange().nccl_source}" if nccl_bytes(plan) else source
+
+
+def _host_source(plan: Plan) -> str:
+    count = plan.local_processes
+    if count == 1:
+        return "resident set: libraries, what lives on the host, batches"
+    return f"resident sets of {count} processes, what lives on the host counted once"
 
 
 def _outside(plan: Plan) -> str:
     """Why a plan cannot be forecast, as far as it is known beforehand; empty if it can."""
     if plan.device != "cuda":
         return "the plan trains on the CPU, where there is no card to count for"
-    if plan.processes > 1:
-        return "what several processes exchange their gradients through is not counted yet"
     return ""
 
 

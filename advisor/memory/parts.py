@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = ("frozen weights", "encoders")
 TRAINED = ("adapters", "trained rows", "mask decoder", "other trained", "gradients",
-           "optimizer state")  # fmt: skip
+           "gradient buckets", "optimizer state")  # fmt: skip
 
 
 def parts_of(

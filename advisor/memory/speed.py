@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from profiles.batches import full_rows, passes
+from profiles.exchange import step_exchange_seconds
 from profiles.families import EncoderFacts
 from profiles.gpus import GpuProfile, gpus
 from profiles.plan import Plan
@@ -215,8 +217,13 @@ def encoder_seconds(facts: EncoderFacts, plan: Plan, gpu: GpuProfile, pace: Pace
 def samples_per_second(plan: Plan, text_tokens: int, gpu: GpuProfile | None) -> float:
     """Questions a second in training, if every picture has the plan's number of them.
 
-    On the reference card where `gpu` is not known. `text_tokens` are a row's.
+    On the reference card where `gpu` is not known. `text_tokens` are a row's. Several processes
+    wait for the one with the most rows, and exchange gradients.
     """
     card = gpus()[REFERENCE] if gpu is None else gpu
-    rows = plan.micro_batch * plan.processes / seconds_of(plan, text_tokens, card)
-    return plan.questions_per_picture * rows
+    seconds = seconds_of(plan, text_tokens, card)
+    if plan.processes == 1:
+        return plan.questions_per_picture * plan.micro_batch / seconds
+    rows = full_rows(plan.effective_batch, plan.questions_per_picture)
+    cuts = passes(rows, plan.micro_batch, plan.processes)
+    return plan.effective_batch / (cuts * seconds + step_exchange_seconds(plan))

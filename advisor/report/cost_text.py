@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from advisor.advice import Advice
     from advisor.cost.disk import Disk
     from advisor.cost.duration import Duration
+    from advisor.cost.several import Several
     from profiles.plan import Plan
 
 
@@ -30,6 +31,10 @@ def cost_lines(advice: Advice) -> Iterator[tuple[str, str]]:
             yield "", extra
     elif advice.plan.device == "cpu":
         yield "time", UNTIMED
+    if advice.several is not None:
+        yield "cards", _cards(advice.several)
+        if note := _gain(advice.several, advice.plan):
+            yield "", note
     if advice.disk is not None:
         yield "disk", _disk(advice.disk)
         if advice.plan.cached_encoders:
@@ -71,6 +76,26 @@ def _asked(duration: Duration) -> str:
         epochs = counted(duration.epochs, "epoch")
         found.append(f"the {epochs} cost {price} at {duration.price_per_hour:g} an hour")
     return "; ".join(found)
+
+
+def _cards(several: Several) -> str:
+    """Speed and time on one card and on more."""
+    told = []
+    for row in several.rows:
+        speed = f"{row.cards}: {row.samples_per_second:.2g}"
+        speed += " questions/s" if row.cards == 1 else f" ({row.efficiency:.0%} each)"
+        told.append(f"{speed}, {time_text(row.seconds)}")
+    return f"{'; '.join(told)} ({several.basis}; {several.link})"
+
+
+def _gain(several: Several, plan: Plan) -> str:
+    """Whether the most cards are worth it, and how to ask for them."""
+    most = several.rows[-1].cards
+    if several.worth == 1:
+        return f"more cards save less than a tenth with {plan.effective_batch} questions a step"
+    if several.worth < most:
+        return f"more than {several.worth} cards save less than a tenth of the time"
+    return f"--gpus {most} plans for all of them" if plan.processes == 1 else ""
 
 
 def _article(name: str) -> str:

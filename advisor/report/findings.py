@@ -11,7 +11,7 @@ from advisor.choice.search import search, smallest_cards_text
 from advisor.machine.budget import Budget
 from advisor.machine.gpu import Gpu
 from advisor.report.plan_words import plan_text
-from advisor.request import Request, base_plan, weights_needed, whole_segments
+from advisor.request import Request, base_plan, whole_segments
 from profiles.environment import ALLOCATOR_VARIABLES
 from profiles.findings import Finding, PlanError
 from profiles.gpus import gpus
@@ -25,6 +25,7 @@ from profiles.sizes import gib
 OLDEST_IN_WHEELS = (7, 5)
 # The last torch with builds for CUDA 12.6, which serve 5.0 and later: pytorch#190385.
 LAST_WITH_OLDER = "2.14"
+KEPT = "model", "device", "dtype", "processes", "nodes"  # no advice is to leave these out
 
 
 def card_findings(request: Request, gpu: Gpu, best: Candidate, base: Plan) -> list[Finding]:
@@ -84,7 +85,7 @@ def released_start(plan: Plan) -> list[Finding]:
 
 def nearest_plan(request: Request, gpu: Gpu, model: str, budget: Budget) -> list[Finding]:
     """Which of the user's settings to drop so that a plan fits, and the plan that then fits."""
-    given = [key for key in assigned(request.overrides) if key not in ("model", "device", "dtype")]
+    given = [key for key in assigned(request.overrides) if key not in KEPT]
     for dropped in given:
         rest = tuple(o for o in request.overrides if dropped not in assigned([o]))
         other = replace(request, overrides=rest, live=None)
@@ -116,15 +117,19 @@ def machine_notes(request: Request, gpu: Gpu, plan: Plan) -> list[Finding]:
         findings.append(Finding(gpu.name, why, fix=fix))
     if found := shell_allocator(request.evidence.environment, plan):
         findings.append(found)
-    count = len([g for g in request.machine.gpus if g.lost is None])
-    if count > 1 and not request.what_if and plan.effective_batch % count == 0:
-        what = f"the plan uses one of {count} GPUs; what {count} processes take is not forecast yet"
-        needed = weights_needed(plan.model, plan.weights)
-        rest = f"--plan plan.json{needed} --set processes={count} --data-dir DIR"
-        fix = f"lisa-train {rest}; or "
-        fix += f"accelerate launch --num_processes {count} -m trainer.cli {rest}"
-        findings.append(Finding("GPUs", what, fix=fix))
-    return findings
+    return findings + unequal_cards(request, gpu)
+
+
+def unequal_cards(request: Request, gpu: Gpu) -> list[Finding]:
+    """A note if cards that run together differ: the plan is for the worst of each."""
+    used = request.used(gpu)
+    if len({(one.name, one.total_bytes) for one in used}) < 2:
+        return []
+    free = ", ".join(f"{one.name} {gib(one.free_bytes or 0)} free" for one in used)
+    slowest = request.card(gpu)
+    what = f"the cards differ ({free}): the least free memory decides what fits"
+    what += f", and all wait for the {slowest.title}" if slowest is not None else ""
+    return [Finding("GPUs", what, fix="CUDA_VISIBLE_DEVICES leaves cards out")]
 
 
 def older_torch() -> str:

@@ -31,6 +31,8 @@ EXPLANATIONS = {
     "embeddings; in fp32. Whole embeddings are 1 GiB at 7B: train token_rows instead.",
     "gradients": "One fp32 number for each trained one, from the first backward pass to the "
     "update.",
+    "gradient buckets": "A second copy of the gradients, where several processes exchange theirs "
+    "(torch's DistributedDataParallel). NCCL has buffers of its own beside torch's pool.",
     "optimizer state": "Adam's two moments for each trained number, in fp32. A quarter of it with "
     "optimizer_state=8bit; off the card with optimizer=paged_adamw.",
     "activations kept": "What the forward pass keeps for the backward pass. It grows with "

@@ -23,8 +23,8 @@ from profiles.text import one_line
 
 # From the bottom up, what lives longest first.
 ORDER = ("frozen weights", "encoders", "adapters", "trained rows", "mask decoder", "other trained",
-         "optimizer state", "cuBLAS workspaces", "gradients", "activations kept",
-         "transient")  # fmt: skip
+         "optimizer state", "gradient buckets", "cuBLAS workspaces", "gradients",
+         "activations kept", "transient")  # fmt: skip
 LEAST_SHARE = 0.01  # of the peak: smaller components are shown together
 LEAST_WIDTH = 0.07  # of the step: a shorter phase has no name below it
 INK = "0.1"

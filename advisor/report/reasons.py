@@ -343,5 +343,7 @@ def card_reasons(request: Request, gpu: Gpu, model: str) -> list[Reason]:
         reasons.append(Reason(setting="model", value=model, because=because, basis="policy"))
     if len(request.machine.gpus) > 1 and not request.what_if:
         because = f"the most free memory of {len(request.machine.gpus)} visible GPUs"
+        if request.cards_each > 1:
+            because = f"the least free memory of the {request.cards_each} GPUs that run together"
         reasons.append(Reason(setting="gpu", value=gpu.name, because=because, basis="exact"))
     return reasons

@@ -12,6 +12,7 @@ from advisor.dry_run import measured
 from advisor.machine.evidence import Evidence
 from advisor.machine.gpu import Gpu, Machine
 from advisor.preflight import advise
+from profiles.exchange import gradient_bytes, rebuilt_bytes
 from profiles.measurement import Measurement
 from profiles.plan import Plan
 from profiles.sizes import GIB
@@ -67,6 +68,24 @@ def test_a_plan_that_holds_becomes_a_row_and_is_tried_once(
     again = measured(advice(), told.append)
     assert again.plan == found.plan and len(child.asked) == 1
     assert "this plan fitted here" in told[-1]
+
+
+def test_of_several_processes_one_is_tried_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The row is of what ran; the advice adds what the processes exchange gradients through."""
+    child = Child(monkeypatch, "FITS")
+    two = MACHINE.model_copy(update={"gpus": (GPU, GPU.model_copy(update={"uuid": "GPU-b"}))})
+    asked = advise(two, "7b", ["processes=2"], evidence=Evidence.shipped())
+    found = measured(asked, print)
+    assert found.plan == asked.plan and asked.plan is not None and asked.plan.processes == 2
+    ((tried, _),) = child.asked
+    assert (tried.processes, tried.micro_batch) == (1, asked.plan.micro_batch)
+    assert tried.accumulation == asked.plan.accumulation
+    (row,) = [row for row in read_table().rows if row.source == "user"]
+    assert row.plan.processes == 1 and not row.covers(asked.plan)
+    beside = gradient_bytes(asked.plan) + rebuilt_bytes(asked.plan)
+    assert found.needs.bytes == round(6.2 * GIB) + beside and beside > 100 * 2**20
+    assert "several processes" in found.needs.source
+    assert row.forecast_bytes == asked.needs.bytes - beside
 
 
 @pytest.mark.parametrize("bad", ["OOM", "SPILLS"])

@@ -129,3 +129,15 @@ def test_other_processes_are_told_apart_and_waited_for(
     # Three times at the same step, with nothing gained: no more of that.
     other, _ = ask([taken] * 3, machine(11.5))
     assert other.plan != PLAN
+
+
+@pytest.mark.slow
+def test_of_several_processes_the_next_plan_is_forecast_too(pool_gib: float) -> None:
+    """On the card with the least memory; no process gets more samples than it had."""
+    plan = PLAN.override(["processes=2", "micro_batch=5"])
+    one = machine(11.5)
+    two = one.model_copy(update={"gpus": (machine(11.9).gpus[0], *one.gpus)})
+    found, _ = ask([short(pool_gib, plan)], two)
+    assert found.forecast is not None and found.forecast.tiers
+    assert (found.plan.processes, found.plan.effective_batch) == (2, 20)
+    assert found.plan.micro_batch <= 5 and "this one takes" in found.because

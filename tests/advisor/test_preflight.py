@@ -565,10 +565,6 @@ def test_what_the_card_or_the_machine_asks_for_is_told():
     old = _advise(model="7b", target=Target(card=find_gpu("GTX 1080 Ti")))
     assert "CUDA 12.6" in str(old.findings)
     assert "CUDA 12.6" not in str(_advise(model="7b", target=Target(card=find_gpu("T4"))).findings)
-    one = _machine()
-    two = one.model_copy(update={"gpus": (*one.gpus, one.gpus[0].model_copy(update={"index": 1}))})
-    assert "accelerate launch --num_processes 2 -m trainer.cli" in str(_advise(two).findings)
-    assert "accelerate" not in str(_advise(one).findings)
 
 
 def test_damaged_rows_are_passed_on():

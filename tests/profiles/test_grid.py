@@ -7,7 +7,8 @@ import json
 import pytest
 
 from advisor.memory.forecast import interpret
-from profiles.grid import GRID_FILE, MICRO_BATCHES, TEXT_TOKENS, estimate, nearest
+from profiles.exchange import bucket_bytes
+from profiles.grid import GRID_FILE, MICRO_BATCHES, TEXT_TOKENS, Estimate, estimate, nearest
 from profiles.plan import Plan
 from profiles.settings import Lora
 from trainer.rehearse.fake import fake_rehearsal
@@ -71,6 +72,39 @@ def test_larger_adapters_are_counted_on_top(settings: dict[str, object], text: i
     assert found.trained_bytes - usual.trained_bytes == 16 * more
 
 
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [({"accumulation": 2, "processes": 2}, 128),
+     ({"effective_batch": 20, "accumulation": None, "questions_per_picture": 3, "micro_batch": 2,
+       "processes": 2, "checkpointed_layers": 11, "allocator": ""}, 300),
+     ({"micro_batch": 1, "processes": 4, "nodes": 2, "host_embeddings": True, "host_layers": 9},
+      200)],
+)  # fmt: skip
+def test_of_several_processes_each_takes_its_buckets_too(
+    settings: dict[str, object], text: int
+) -> None:
+    asked = plan(**settings)
+    masks, found = asked.questions_per_picture, estimate(asked, text)
+    exact = interpret(*fake_rehearsal(asked, text, masks, HOPPER))
+    assert found is not None
+    pool, host = exact.tier("pool").bytes, exact.tier("host").bytes
+    slack = 1.02 if asked.allocator else 1.10
+    assert 0.998 * pool <= found.pool_bytes <= slack * pool
+    tensors, whole = exact.tier("tensors").bytes, not asked.allocator
+    # Gradients that have moved into their buckets are still counted beside them.
+    assert (0.99 if whole else 0.997) * tensors <= found.tensors_bytes <= 1.006 * tensors
+    assert found.tensors_bytes - one(asked, text).tensors_bytes == bucket_bytes(asked)
+    assert found.host_bytes == pytest.approx(host, rel=0.02)
+
+
+def one(asked: Plan, text: int) -> Estimate:
+    """The estimate of a process alone with as large passes."""
+    alone = {"processes": 1, "nodes": 1}
+    found = estimate(asked.model_copy(update=alone), text)
+    assert found is not None
+    return found
+
+
 def test_every_lever_moves_it_the_right_way() -> None:
     def pool(text: int = 128, **settings: object) -> int:
         found = estimate(plan(**settings), text)
@@ -93,7 +127,7 @@ def test_every_lever_moves_it_the_right_way() -> None:
     ("settings", "text"),
     [({"train": ["embeddings"]}, 128), ({"cached_encoders": ["mask"]}, 128),
      ({"logits": "all"}, 128), ({"mask_loss_resolution": 1024}, 128),
-     ({"optimizer": "paged_adamw"}, 128), ({"model": "tiny"}, 128), ({"processes": 2}, 128),
+     ({"optimizer": "paged_adamw"}, 128), ({"model": "tiny"}, 128),
      ({"micro_batch": MICRO_BATCHES[-1] + 1}, 128), ({}, TEXT_TOKENS[-1] + 1),
      ({"checkpointed_layers": 20, "host_embeddings": True, "host_layers": 3}, 128)],
 )  # fmt: skip

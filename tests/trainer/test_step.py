@@ -19,7 +19,8 @@ from tests.conftest import PHOTOS, tiny_plan
 from trainer import step
 from trainer.cli.train import hyphenated
 from trainer.data.formats.reasonseg import read_split
-from trainer.data.samples import MicroBatches, SampleSet, Visit, collate
+from trainer.data.micro_batches import MicroBatches
+from trainer.data.samples import SampleSet, Visit, collate
 from trainer.model.build import build, read_tokenizer
 from trainer.model.tokenizer import TooLong
 from trainer.reporter import Reporter
@@ -124,6 +125,35 @@ def test_micro_batches_hold_samples_of_similar_length() -> None:
 
     grouped, mixed = padding(Odd(36)), padding(Alike(36))
     assert 0 < grouped < 0.4 * mixed
+
+
+@pytest.mark.parametrize(("processes", "micro"), [(2, 1), (2, 3), (4, 1), (4, 2), (3, 2)])
+def test_processes_get_about_as_many_tokens_each(processes: int, micro: int) -> None:
+    """Of the slowest one's lead over the mean, dealing in turn has at least twice as much."""
+    samples, batch = Odd(240), 24
+    plan = tiny_plan(effective_batch=batch, micro_batch=micro, processes=processes,
+                     accumulation=batch // micro // processes)  # fmt: skip
+    samplers = [MicroBatches(samples, plan, rank) for rank in range(processes)]
+    ranks = [iter(sampler) for sampler in samplers]
+    now, before, passes = [], [], plan.accumulation
+    for rows in samplers[0].of_epoch(0):
+        shares = [[[samples.length(visit) for visit in next(rank)] for _ in range(passes)]
+                  for rank in ranks]  # fmt: skip
+        lengths = sorted(map(samples.length, rows))
+        assert lengths == sorted(itertools.chain(*itertools.chain(*shares)))
+        parts = [lengths[start : start + micro] for start in range(0, batch, micro)]
+        now.append(lead(shares))
+        before.append(lead([parts[rank::processes] for rank in range(processes)]))
+        # The rows that decide memory are spread too: each process has one of the longest parts.
+        longest = [max(map(max, share)) for share in shares]
+        assert sorted(longest) == [max(part) for part in parts[-processes:]]
+    assert sum(now) < 0.5 * sum(before), (sum(now) / len(now), sum(before) / len(before))
+
+
+def lead(shares: list[list[list[int]]]) -> float:
+    """By how much of the mean the slowest process has more padded tokens than the mean."""
+    tokens = [sum(len(part) * max(part) for part in share) for share in shares]
+    return max(tokens) / (sum(tokens) / len(tokens)) - 1
 
 
 def test_length_is_that_of_the_sample() -> None:

@@ -95,7 +95,7 @@ def find_trained(where: Path, assignments: Sequence[str] = ()) -> Trained:
         raise ValueError(f"{where}: {_why_none(where)}")
     answering: dict[str, object] = {
         "cached_encoders": list(plan.profile.encoders), "compile": False, "processes": 1,
-        "accumulation": 1, "effective_batch": None,
+        "nodes": 1, "accumulation": 1, "effective_batch": None,
     }  # fmt: skip
     if plan.device == "cuda" and not _sees_gpu():
         answering |= {"device": "cpu", "optimizer": "adamw", "host_layers": 0}

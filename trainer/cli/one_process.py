@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from profiles.exits import EXIT_OUT_OF_MEMORY
+from profiles.exits import EXIT_FAILED, EXIT_OUT_OF_MEMORY
 from profiles.streams import tell
 from profiles.text import argument, counted, one_line, time_text
 from trainer.cli.console import next_steps, reporter, user_errors
@@ -96,6 +97,7 @@ def _trained(
     from trainer.hardware import room
     from trainer.model.footprint import DoesNotFit
     from trainer.parallel.launch import hold, is_main
+    from trainer.parallel.lost import is_lost, what_is_lost
     from trainer.run.out_of_memory import is_shortage, write_report
     from trainer.run.run import Run
     from trainer.run.shortages import OutOfMemory
@@ -111,6 +113,12 @@ def _trained(
             training.start_from(started.adapter)
         return training, training.train(checkpoint)
     except Exception as error:
+        if is_lost(error):
+            if os.environ.get("LOCAL_RANK") == "0":  # the others of this machine know no more
+                tell(f"error: {what_is_lost(error)}, so this one ends too\n    hint: the other one "
+                     f"or its launcher says why; lisa-train --resume {argument(folder)}"
+                     )  # fmt: skip
+            raise typer.Exit(EXIT_FAILED) from None
         if not is_shortage(error):
             if run.resumes and isinstance(error, DoesNotFit) and is_main():
                 tell(f"note: --resume takes no settings: free the memory and try again, or set "

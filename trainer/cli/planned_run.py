@@ -66,7 +66,6 @@ def read_data(run: PlannedRun) -> Data:
     from trainer.data.findings import DataError
     from trainer.data.formats.reasonseg import read_split
     from trainer.data.mixture import read_training
-    from trainer.parallel.launch import is_main
 
     data, plan = run.started.data, run.plan
     known = None if run.started.left_out is None else frozenset(run.started.left_out)
@@ -79,7 +78,7 @@ def read_data(run: PlannedRun) -> Data:
             raise
         fix = "hint: fix them, because a run continues with the data that it started with"
         raise DataError(error.findings, [fix]) from None
-    if leave.left_out and known is None and is_main():
+    if leave.left_out and known is None:
         listed = run.folder / LIST
         run.folder.mkdir(parents=True, exist_ok=True)
         write_list(listed, leave.left_out)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from contextlib import nullcontext
+import signal
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from profiles.exits import EXIT_INTERRUPTED, EXIT_OUT_OF_MEMORY
+from profiles.exits import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OUT_OF_MEMORY, fail
 from profiles.files import held, sweep, write_whole
 from profiles.streams import tell
 from profiles.text import argument, operand
@@ -28,15 +28,13 @@ if TYPE_CHECKING:
 
 def start_run(run: PlannedRun) -> None:
     """Train in this process, or in as many as the plan has; after out of memory, resume."""
-    from trainer.parallel.launch import is_main
-
     try:
         _prepare_and_train(run)
     except KeyboardInterrupt as error:
         # One with text has saved; else it came before the training, or was a second Ctrl-C.
         raise KeyboardInterrupt(str(error) or _how_to_resume(run.folder)) from None
     except typer.Exit as error:
-        if is_main() and error.exit_code == EXIT_INTERRUPTED:  # the processes were training
+        if error.exit_code == EXIT_INTERRUPTED:  # the processes were training
             tell(_how_to_resume(run.folder))
         raise
 
@@ -52,29 +50,29 @@ def _how_to_resume(folder: Path) -> str:
 
 
 def _prepare_and_train(run: PlannedRun) -> None:
-    from trainer.parallel.launch import is_main, must_start_processes, start_processes
+    from trainer.cli.ranks import announce
+    from trainer.parallel.launch import must_start_processes, start_processes
     from trainer.run.shortages import OutOfMemory, replace_process
 
     for name, value in run.started.environment.items():
         os.environ.setdefault(name, value)  # which card, and the allocator, before torch
     # Bad data is reported once, not by every process, and before torch takes seconds to import.
     data = read_data(run)
-    checkpoint = None
-    if is_main():
-        run, checkpoint = _checked(run, data)
-        write_start(run)
-    elif run.resumes:
-        from trainer.run.resume import resumable
-
-        checkpoint = resumable(run.folder, tell)
+    run, checkpoint = _checked(run, data)
+    write_start(run)
     if must_start_processes(run.plan):
         command = ["-m", "trainer.cli", "worker", operand(run.folder)]
         arguments = command + ["--resume"] * run.resumes
         code = start_processes(run.plan.processes, arguments)
+        if code < 0:
+            fail(f"a process was ended by {signal.Signals(-code).name}, by the system or somebody\n"
+                 f"    hint: if host memory ran out, free some; lisa-train --resume "
+                 f"{argument(run.folder)}", EXIT_FAILED)  # fmt: skip
         if code != EXIT_OUT_OF_MEMORY:
             raise typer.Exit(code)
         replace_process(run.folder)
     import_libraries()
+    announce(run, data, checkpoint)
     try:
         train_here(run, data, checkpoint)
     except OutOfMemory:
@@ -111,30 +109,38 @@ def _checked(run: PlannedRun, data: Data) -> tuple[PlannedRun, Path | None]:
 
 
 def resume_run(
-    folder: Path, data: Path | None, cache: Path | None, keeping: Mapping[str, Any]
+    folder: Path,
+    data: Path | None,
+    cache: Path | None,
+    keeping: Mapping[str, Any],
+    processes: Sequence[str] = (),
 ) -> None:
     """Resume a run in its own folder, with a smaller plan if it ran out of memory.
 
-    `keeping`: changed fields of Keeping. Raises PlanError, CannotResume,
-    NothingSmaller, Held.
+    `keeping`: changed fields of Keeping; `processes`: changes of the plan's processes and nodes.
+    Raises PlanError, CannotResume, NothingSmaller, Held.
     """
-    from trainer.parallel.launch import is_main
     from trainer.run.shortages import remove_unfinished
     from trainer.run.started import Started
 
     Started.read(folder)  # refuse a folder that holds no run, and leave it unchanged
-    with held(folder) if is_main() else nullcontext():
-        if is_main():
-            sweep(folder, FILES)
-            remove_unfinished(folder)
-        _resume_held(folder, data, cache, keeping)
+    with held(folder):
+        sweep(folder, FILES)
+        remove_unfinished(folder)
+        _resume_held(folder, data, cache, keeping, processes)
 
 
 def _resume_held(
-    folder: Path, data: Path | None, cache: Path | None, keeping: Mapping[str, Any]
+    folder: Path,
+    data: Path | None,
+    cache: Path | None,
+    keeping: Mapping[str, Any],
+    processes: Sequence[str],
 ) -> None:
+    from profiles.overrides import assigned
     from profiles.plan import Plan
     from profiles.skipping import announce
+    from trainer.cli.ranks import as_launched, collect_shortages
     from trainer.run.started import Started
 
     started = Started.read(folder)
@@ -148,7 +154,13 @@ def _resume_held(
     plan = Plan.read(folder / "plan.json")
     if is_complete(folder):
         return tell(f"{folder}: this run is complete")
-    start_run(PlannedRun(_recovered(plan, folder, started), folder, started, resumes=True))
+    collect_shortages(folder)
+    plan = _recovered(plan, folder, started)
+    if processes:
+        plan = plan.override(processes)
+        write_whole(folder / "plan.json", plan.to_json())
+    plan = as_launched(plan, assigned(processes))
+    start_run(PlannedRun(plan, folder, started, resumes=True))
 
 
 def _recovered(plan: Plan, folder: Path, started: Started) -> Plan:

@@ -23,12 +23,15 @@ from trainer.cli.console import sigterm_as_ctrl_c, user_errors
 from trainer.cli.data import check_data_folder, import_, preview, synthesise
 from trainer.cli.one_process import worker
 from trainer.cli.planned_run import PlannedRun
+from trainer.cli.ranks import as_launched, deciding, join, launch_settings, weakest
+from trainer.cli.restarted import begun_before, launcher_name
 from trainer.cli.results import evaluate, export
 from trainer.cli.start import resume_run, start_run
 from trainer.cli.train_options import TrainOptions
 from trainer.parallel.launch import (
     end_with_parent,
     is_launched,
+    is_main,
     is_under_accelerate,
     leave_group,
     own_launcher,
@@ -38,6 +41,7 @@ from trainer.run.folder import LATEST, new_run
 
 if TYPE_CHECKING:
     from advisor.advice import Advice
+    from advisor.machine.gpu import Machine
     from profiles.plan import Plan
 
 app = Commands(
@@ -66,9 +70,13 @@ def train(context: typer.Context, options: TrainOptions) -> None:
 
 
 def _resume(options: TrainOptions, run: Path) -> None:
-    """Resume a run; other options than folders and saving are refused."""
-    if options.auto or options.plan or options.model or options.assignments() or options.use_lora:
-        fail("--resume uses the run's own plan: leave out the other settings")
+    """Resume a run; other options than folders, saving and processes are refused."""
+    from profiles.overrides import assigned
+
+    others = assigned(options.assignments()).keys() - {"processes", "nodes"}
+    if options.auto or options.plan or options.model or others or options.use_lora:
+        fail("--resume uses the run's own plan: leave out the other settings\n"
+             "    hint: only --set processes=N and nodes=N may change")  # fmt: skip
     if options.skip_broken is not None:
         fail("--resume skips the same entries as the run did: leave out --skip-broken")
     if options.adapter is not None:
@@ -77,8 +85,11 @@ def _resume(options: TrainOptions, run: Path) -> None:
         fail("--resume continues in the run's own folder: leave out --output-dir")
     data, cache = options.data_dir, options.cache_dir
     _must_be_text({"--data-dir": data, "--cache-dir": cache, "--resume": run})
-    with user_errors():
-        resume_run(run, data, cache, options.keeping())
+    if not is_main():
+        with user_errors():
+            return join(run, data, cache)
+    with deciding():
+        resume_run(run, data, cache, options.keeping(), options.assignments())
 
 
 def _start(options: TrainOptions) -> None:
@@ -99,10 +110,15 @@ def _start(options: TrainOptions) -> None:
         _must_be_text({"--data-dir": data, "--output-dir": options.output_dir,
                        "--cache-dir": options.cache_dir, "--weights": options.weights,
                        "--adapter": options.adapter})  # fmt: skip
+        if not is_main():
+            return join(options.output_dir, data, options.cache_dir or feature_cache())
+        if (begun := begun_before(options.output_dir)) is not None:
+            with deciding():
+                return resume_run(begun, None, None, {})
         started = Started(data, options.cache_dir or feature_cache(), {},
                           Keeping(**options.keeping()), skip_broken=most,
-                          adapter=options.adapter)  # fmt: skip
-        with new_run(options.output_dir) as folder:
+                          adapter=options.adapter, launcher=launcher_name())  # fmt: skip
+        with deciding(), new_run(options.output_dir) as folder:
             plan, advice = _resolve(options, data)
             if options.use_lora and plan.lora is None:  # an advised plan has adapters already
                 plan = plan.override([f"lora={Lora().model_dump_json()}"])
@@ -155,12 +171,14 @@ def convert(
 
 def _resolve(options: TrainOptions, data: Path) -> tuple[Plan, Advice | None]:
     """The plan of the file with the settings, or the advisor's plan with the advice."""
+    from profiles.overrides import assigned
     from profiles.plan import Plan
 
     model, assignments = options.model, options.assignments()
     if options.plan is not None:
         base = Plan.read(options.plan)
         plan = base.override(assignments + ([f"model={model}"] if model else []))
+        plan = as_launched(plan, assigned(assignments))
         _refuse_large_on_cpu(plan.model, plan.device == "cpu")
         return plan, None
     from advisor.dry_run import measured
@@ -170,11 +188,12 @@ def _resolve(options: TrainOptions, data: Path) -> tuple[Plan, Advice | None]:
     from advisor.memory.live import live_forecast
     from advisor.preflight import advise
     from profiles.models import model_profile
-    from profiles.overrides import assigned
 
     if not options.auto:
         tell("no --plan given: training the one that lisa-advise chooses (--auto)")
-    machine = probe()
+    assignments += launch_settings(assigned(assignments))
+    here = probe()
+    machine = weakest(here)
     live = live_forecast(machine, None, data, tell)
     advice = advise(
         machine,
@@ -185,16 +204,18 @@ def _resolve(options: TrainOptions, data: Path) -> tuple[Plan, Advice | None]:
         evidence=Evidence.here(),
         prefer=options.prefer,
     )
+    _refuse_absent_cards(machine, assignments)
     on_cpu = pick_gpu(machine) is None or assigned(assignments).get("device") == "cpu"
     _refuse_large_on_cpu(advice.model, on_cpu)
-    advice = measured(advice, tell)
+    if {gpu.uuid for gpu in machine.gpus} <= {gpu.uuid for gpu in here.gpus}:
+        advice = measured(advice, tell)
     tell(f"{advice.verdict}: {advice.summary}")
     # lisa-tiny is small enough to try untested settings, unless the user asked for advice.
     packaged = model_profile(advice.model).packaged
     tries = not options.auto and packaged and advice.verdict == "UNKNOWN"
     if advice.plan is None or (advice.exit_code and not tries):
         raise typer.Exit(advice.exit_code)
-    return advice.plan, advice
+    return as_launched(advice.plan, assigned(assignments)), advice
 
 
 def _refuse_large_on_cpu(model: str, on_cpu: bool) -> None:
@@ -208,6 +229,14 @@ def _refuse_large_on_cpu(model: str, on_cpu: bool) -> None:
             f"lisa-advise --model {model} --vram 8GiB what a card could do; "
             "--model tiny trains on a CPU"
         )
+
+
+def _refuse_absent_cards(machine: Machine, assignments: list[str]) -> None:
+    """End if this machine is to start more processes than it has cards. Raises PlanError."""
+    from advisor.request import must_have_cards
+
+    if not is_launched(os.environ):  # else each rank has a card of its own
+        must_have_cards(machine, assignments)
 
 
 def _must_be_text(folders: dict[str, Path | str | None]) -> None:

@@ -26,6 +26,14 @@ class TrainOptions:
         Preference,
         typer.Option(help="With --auto: what counts first among plans that fit."),
     ] = "usual"
+    gpus: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Train on N cards of a machine, a process on each."),
+    ] = None
+    nodes: Annotated[
+        int | None,
+        typer.Option(metavar="M", min=1, help="With torchrun: on M machines, --gpus cards each."),
+    ] = None
     model: Annotated[Text, typer.Option(help=MODEL_HELP, autocompletion=model_names)] = None
     weights: Annotated[
         Text,
@@ -96,6 +104,9 @@ class TrainOptions:
             "seed": self.seed,
         }
         found = ["quantization=none"] if self.no_quantization else []
+        if self.gpus or self.nodes:
+            nodes = self.nodes or 1
+            found += [f"processes={(self.gpus or 1) * nodes}", f"nodes={nodes}"]
         found += [f"{key}={value}" for key, value in flags.items() if value is not None]
         return found + (self.set_ or [])
 

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, chain, count, cycle, islice, pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from profiles.batches import passes
 from profiles.plan import Plan
 from profiles.settings import Encoder
 from profiles.text import one_line
@@ -306,96 +304,6 @@ def _joined(samples: Sequence[Sample], encoder: Encoder) -> dict[str, Tensor]:
     """One encoder's tensors of all samples, along the pictures' axis."""
     given = [sample.inputs[encoder] for sample in samples]
     return {name: torch.cat([one[name] for one in given]) for name in given[0]}
-
-
-class Visited(Protocol):
-    """What the order of a training depends on."""
-
-    epoch_questions: int
-    drawn: bool
-
-    def __len__(self) -> int:
-        """Pictures to visit."""
-
-    def questions(self, lap: int, index: int) -> int:
-        """How many questions a visit can give: of any lap as many, unless pictures are drawn."""
-
-    def length(self, visit: Visit) -> int:
-        """Tokens of its row."""
-
-
-class MicroBatches:
-    """Batch sampler: the micro-batches of one process, optimizer step after optimizer step.
-
-    Every step asks `effective_batch` questions, and an epoch as many as there are samples, rounded
-    up to whole steps: neither depends on how many questions share a picture. Each pass over the
-    pictures is one seeded permutation. With one question a picture an epoch is a pass, filled up
-    from its start; with several, epochs follow on each other, pass after pass. The rows of a step
-    depend neither on the micro-batch nor on the number of processes; within it, those of similar
-    length come together, so that little is padded.
-    """
-
-    def __init__(self, samples: Visited, plan: Plan, rank: int = 0) -> None:
-        self.samples = samples
-        self.plan = plan
-        self.rank = rank
-        self.epoch = 0
-        self.skip = 0  # optimizer steps of the epoch that are done already
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps of one epoch."""
-        return -(-self.samples.epoch_questions // self.plan.effective_batch)
-
-    def visits(self) -> Iterator[Visit]:
-        """Every row of the training."""
-        for epoch in range(self.plan.schedule.epochs):
-            yield from chain.from_iterable(self.of_epoch(epoch))
-
-    def of_epoch(self, epoch: int) -> Iterator[list[Visit]]:
-        """The rows of each optimizer step, before they are cut into micro-batches."""
-        one_pass = self.plan.questions_per_picture == 1 or self.samples.drawn
-        places = cycle(self._pass(epoch)) if one_pass else self._after(epoch)
-        for _ in range(self.steps):
-            rows: list[Visit] = []
-            left = self.plan.effective_batch
-            while left:
-                lap, picture = next(places)
-                given = min(left, self.samples.questions(lap, picture))
-                rows.append(Visit(lap, picture, given))
-                left -= given
-            yield rows
-
-    def _pass(self, lap: int) -> list[tuple[int, int]]:
-        """Every picture once."""
-        order = np.random.default_rng([self.plan.seed, lap]).permutation(len(self.samples))
-        return [(lap, picture) for picture in order.tolist()]
-
-    def _after(self, epochs: int) -> Iterator[tuple[int, int]]:
-        """Pictures after those of so many epochs, pass after pass."""
-        each = sum(self.samples.questions(0, picture) for picture in range(len(self.samples)))
-        first, asked = divmod(epochs * self.steps * self.plan.effective_batch, each)
-        for lap, picture in chain.from_iterable(map(self._pass, count(first))):
-            if asked > 0:
-                asked -= self.samples.questions(lap, picture)
-            else:
-                yield lap, picture
-
-    def parts(self, rows: int) -> list[range]:
-        """Which of a step's rows, in order of length, make each of this process's micro-batches."""
-        processes = self.plan.processes
-        cuts = processes * passes(rows, self.plan.micro_batch, processes)
-        # The first parts are the fuller ones, so that every process gets a row.
-        ends = accumulate((rows + cuts - 1 - n) // cuts for n in range(cuts))
-        parts = [range(*pair) for pair in pairwise(chain([0], ends))]
-        return [part for part in parts[self.rank :: processes] if part]
-
-    def __iter__(self) -> Iterator[list[Visit]]:
-        for rows in islice(self.of_epoch(self.epoch), self.skip, None):
-            lengths = [self.samples.length(visit) for visit in rows]
-            order = np.argsort(lengths, kind="stable")
-            for part in self.parts(len(rows)):
-                yield [rows[order[place]] for place in part]
 
 
 def image_paths(*splits: Iterable[Item | Picture]) -> list[Path]:

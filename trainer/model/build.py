@@ -22,6 +22,7 @@ from trainer.model.adapters import add_adapters
 from trainer.model.families import family_of
 from trainer.model.layers.frozen import frozen_linear
 from trainer.model.layers.host import HostEmbedding, HostHead, HostLayers
+from trainer.model.layers.host_memory import HostMemory
 from trainer.model.layers.token_rows import TokenRowEmbedding, TokenRowHead
 from trainer.model.segmentation_model import Features, SegmentationModel, set_module
 from trainer.model.tokenizer import ConversationTokenizer
@@ -72,12 +73,15 @@ def build(
     device: torch.device,
     source: WeightSource | None = None,
     trained_dtype: torch.dtype = torch.float32,
+    memory: HostMemory | None = None,
 ) -> SegmentationModel:
     """The model to train: base weights stored as planned, adapters and rows added, rest frozen.
 
-    They come from the plan's source, unless another is given. Raises WeightsError.
+    They come from the plan's source, unless another is given; what stays in host memory goes to
+    `memory`. Raises WeightsError.
     """
-    return fill(skeleton(plan.profile, tokenizer), plan, tokenizer, device, source, trained_dtype)
+    model = skeleton(plan.profile, tokenizer)
+    return fill(model, plan, tokenizer, device, source, trained_dtype, memory)
 
 
 def fill(
@@ -87,6 +91,7 @@ def fill(
     device: torch.device,
     source: WeightSource | None = None,
     trained_dtype: torch.dtype = torch.float32,
+    memory: HostMemory | None = None,
 ) -> SegmentationModel:
     """Give a skeleton its tensors as `build` says; returns it.
 
@@ -100,15 +105,16 @@ def fill(
     dropped = [name for name in names if name.startswith(absent)]
     model.drop_encoders(plan.cached_encoders)
     model.logits_at, model.dtype = plan.logits, TORCH_DTYPES[plan.dtype]
-    source = source or weight_source(plan)
-    used = _load_decoder_layers(model, plan, source, device)
+    source, memory = source or weight_source(plan), memory or HostMemory()
+    used = _load_decoder_layers(model, plan, source, device, memory)
     if plan.host_embeddings:
-        used += _load_host_embeddings(model, source, device)
+        used += _load_host_embeddings(model, source, device, memory)
     used += materialise(
         model, source, device, model.dtype, done=frozenset(used), skip=shared_prefixes(model)
     )
     share(model)
     source.finish([*used, *dropped])
+    memory.complete()  # trained rows begin as copies of a table's
     add_trained(model, plan, tokenizer.new_ids, trained_dtype)
     model.plan_layers(plan.checkpointed_layers, plan.compile)
     _move_buffers(model, device)
@@ -167,13 +173,17 @@ def share(model: SegmentationModel) -> None:
 
 
 def _load_decoder_layers(
-    model: SegmentationModel, plan: Plan, source: WeightSource, device: torch.device
+    model: SegmentationModel,
+    plan: Plan,
+    source: WeightSource,
+    device: torch.device,
+    memory: HostMemory,
 ) -> list[str]:
     """Fill the decoder layers, one after the other; returns the names used."""
     used: list[str] = []
     host = host_layer_places(plan)
     if host:
-        model.host_layers = HostLayers(device)
+        model.host_layers = HostLayers(device, memory)
     for index, layer in enumerate(model.decoder_layers):
         prefix = f"{model.decoder_at}.layers.{index}."
         for path, linear in list(layer.named_modules()):
@@ -194,15 +204,20 @@ def _load_decoder_layers(
 
 
 def _load_host_embeddings(
-    model: SegmentationModel, source: WeightSource, device: torch.device
+    model: SegmentationModel, source: WeightSource, device: torch.device, memory: HostMemory
 ) -> list[str]:
     """Load embedding table and head into host memory; returns the names used."""
     names = model.tables()
     shape = model.get_parameter(names[1]).shape
     home = torch.device("meta" if device.type == "meta" else "cpu")
-    embedding = HostEmbedding(source.get(names[0], shape, home, model.dtype), device)
-    table = embedding.weight if model.tied_head else source.get(names[1], shape, home, model.dtype)
-    model.replace_tables(embedding, HostHead(table, device))
+
+    def table(name: str) -> Tensor:
+        read = partial(source.get, name, shape, home, model.dtype)
+        return memory.table(shape, model.dtype, read)
+
+    embedding = HostEmbedding(table(names[0]), device)
+    head = embedding.weight if model.tied_head else table(names[1])
+    model.replace_tables(embedding, HostHead(head, device))
     return list(names)
 
 

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
+import torch
 from accelerate import Accelerator
-from accelerate.utils import AutocastKwargs, DataLoaderConfiguration
+from accelerate.utils import (
+    AutocastKwargs,
+    DataLoaderConfiguration,
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+)
+from torch import nn
 
 from profiles.plan import Plan
+from trainer.parallel.lost import STARTING
+from trainer.parallel.trained_only import leave_out_frozen
 
 
 def make_accelerator(plan: Plan, run: Path | None) -> Accelerator:
@@ -15,14 +26,28 @@ def make_accelerator(plan: Plan, run: Path | None) -> Accelerator:
 
     The model does its own casts; only fp16 uses accelerate's gradient scaler.
     """
+    local, cards = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if plan.device == "cuda" and 0 < cards <= local:
+        raise ValueError(
+            f"process {local + 1} of this machine has no card: torch sees {cards}\n"
+            f"    hint: start {cards} a machine: --set processes or --nproc_per_node"
+        )
     accelerator = Accelerator(
         mixed_precision="fp16" if plan.dtype == "fp16" else "no",
-        kwargs_handlers=[AutocastKwargs(enabled=False)],
+        kwargs_handlers=[
+            AutocastKwargs(enabled=False),
+            InitProcessGroupKwargs(timeout=STARTING),
+            # Gradients live in the buckets that are exchanged, not beside them.
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+        ],
         cpu=plan.device == "cpu",
         log_with="tensorboard" if run else None,
         project_dir=run,
         dataloader_config=DataLoaderConfiguration(split_batches=False),
     )
+    if plan.device == "cpu":
+        # Of several it would be cpu:1, say: torch copies to that what is on the CPU already.
+        accelerator.state.device = torch.device("cpu")
     if accelerator.num_processes != plan.processes:
         raise ValueError(
             f"the plan is for {plan.processes} processes, {accelerator.num_processes} were started"
@@ -30,3 +55,13 @@ def make_accelerator(plan: Plan, run: Path | None) -> Accelerator:
             "lisa-train starts the plan's processes"
         )
     return accelerator
+
+
+def between_processes(
+    accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[Any, Any]:
+    """Model and optimizer as accelerate prepares them; trained tensors alone are exchanged."""
+    if accelerator.num_processes > 1:
+        leave_out_frozen(model)
+    prepared: tuple[Any, Any] = accelerator.prepare(model, optimizer)
+    return prepared

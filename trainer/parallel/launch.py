@@ -120,7 +120,8 @@ def must_start_processes(plan: Plan, environment: Mapping[str, str] = os.environ
 def start_processes(count: int, arguments: list[str]) -> int:
     """Run `python -P ARGUMENTS` `count` times as one group; returns the exit code.
 
-    A process that fails ends the others. So does an interrupt of this one (exit code 130).
+    A process that fails ends the others. So does an interrupt of this one (exit code 130). The code
+    is negative if a signal ended the process that failed first.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -148,8 +149,7 @@ def start_processes(count: int, arguments: list[str]) -> int:
         codes = [failure.exitcode for failure in error.failures.values()]
         if EXIT_OUT_OF_MEMORY in codes:  # the others only lost their connection to that process
             return EXIT_OUT_OF_MEMORY
-        code = error.get_first_failure()[1].exitcode
-        return code if code > 0 else 1
+        return error.get_first_failure()[1].exitcode
     except (SignalException, KeyboardInterrupt):
         return 130
     return 0

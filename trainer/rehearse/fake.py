@@ -35,6 +35,7 @@ from trainer.model.layers.host import host_tensors
 from trainer.model.segmentation_model import SegmentationModel
 from trainer.model.weights import ShapesAlone
 from trainer.rehearse.dummy_batch import MadeUp, numbers_of
+from trainer.rehearse.gradient_buckets import GradientBuckets
 from trainer.rehearse.memory_trace import INSIDE, MemoryTrace, rounded
 from trainer.rehearse.repeated_encoder import RepeatedEncoder
 from trainer.rehearse.repeated_layers import Repeater
@@ -236,15 +237,16 @@ def compiled_saving(plan: Plan, text_tokens: int) -> dict[str, int]:
     Fused, a layer keeps neither the product of its gate nor a widened input of a norm: [T, I] in
     bf16 and [T, H] in fp32. Seen as 24.5 MiB a layer and sample of 672 tokens on an H100
     (benchmarks/lean.jsonl, speed-compiled-*); a layer that is recomputed saves it once. Where heads
-    are normed, the widened queries and the normed keys are not kept either (qwen-*-b8 there).
+    are normed, the normed keys are not kept either, and of the queries one copy in bf16
+    (qwen-*-kept there); a layer while it is recomputed has no widened queries (qwen-*-b8).
     """
     length = padded_length(plan.profile.most_image_tokens + text_tokens, plan)
     decoder = plan.profile.decoder
+    kept = decoder.layers - plan.checkpointed_layers
     token = 2 * decoder.intermediate + 4 * decoder.hidden
     if decoder.normed_heads:
-        token += 4 * decoder.query_channels + 2 * decoder.key_channels
+        token += (2 if kept else 4) * decoder.query_channels + 2 * decoder.key_channels
     layer = plan.micro_batch * length * token
-    kept = decoder.layers - plan.checkpointed_layers
     return {"forward": kept * layer, "backward": max(1, kept) * layer}
 
 
@@ -266,7 +268,7 @@ def watch(
     tell: Callable[[str], None] = lambda phase: None,
     answer_tokens: int | None = None,
 ) -> Watched:
-    """Load the model, evaluate and train two steps on fake tensors.
+    """Load the model, evaluate and train two steps on fake tensors, as one process of the plan's.
 
     With `extend`, layers alike are watched once (`trainer.rehearse.repeated_layers`).
     """
@@ -287,6 +289,7 @@ def watch(
         trace.hold([tensor], component_of(model, name, tensor))
     optimizer = make_optimizer(model, shown)  # an 8-bit one makes its code out of real numbers
     accelerator = Accelerator(cpu=True)
+    buckets = GradientBuckets(trace, model, len(batches)) if plan.processes > 1 else None
     if extend:
         _repeat_layers(model, trace, plan)
     model.register_forward_pre_hook(lambda *_: trace.begin("forward"))
@@ -296,9 +299,12 @@ def watch(
         trace.begin("evaluation")
         model.eval().predict(batches[0].to(torch.device("cpu")))
         model.train()
-        for _ in range(STEPS):
+        for step in range(STEPS):
+            if buckets is not None and step == 1:
+                buckets.rebuild()
             accumulate(model, batches, total_of(batches, accelerator), accelerator)
-            trace.hold((p.grad for p in model.parameters() if p.grad is not None), "gradients")
+            if buckets is None:
+                trace.hold((p.grad for p in model.parameters() if p.grad is not None), "gradients")
             trace.begin("clipping")
             clip(model, plan, accelerator)
             trace.begin("optimizer")

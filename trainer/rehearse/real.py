@@ -33,16 +33,19 @@ class Rehearsal:
         answer_tokens: int | None = None,
     ) -> None:
         from trainer.model.build import build, read_tokenizer
-        from trainer.parallel.accelerator import make_accelerator
+        from trainer.parallel.accelerator import between_processes, make_accelerator
+        from trainer.parallel.ranks import Ranks
         from trainer.rehearse.dummy_batch import MadeUp
+        from trainer.run.host_memory import host_memory
         from trainer.step import make_optimizer
 
         self.plan, self.text_tokens = plan, text_tokens
         self.accelerator = make_accelerator(plan, None)
         self.tokenizer = read_tokenizer(plan)
-        model = build(plan, self.tokenizer, self.accelerator.device)
+        memory = host_memory(plan, Ranks.here())
+        model = build(plan, self.tokenizer, self.accelerator.device, memory=memory)
         optimizer = make_optimizer(model, plan)
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.model, self.optimizer = between_processes(self.accelerator, model, optimizer)
         self.model.train()
         self.samples = MadeUp(plan, self.tokenizer, text_tokens, masks, answer_tokens)
 
@@ -130,7 +133,8 @@ def rehearse(
 
     if not torch.cuda.is_available():
         raise RuntimeError("a real rehearsal needs a CUDA device")
-    properties = torch.cuda.get_device_properties(0)
+    torch.cuda.set_device(_card())
+    properties = torch.cuda.get_device_properties(_card())
     free = torch.cuda.mem_get_info()[0]
     if cap_bytes is not None:
         torch.cuda.set_per_process_memory_fraction(cap_bytes / properties.total_memory)
@@ -191,6 +195,11 @@ def tell_phase(phase: str) -> None:
     tell(f"phase: {phase}")  # whoever reads of a crash learns where
 
 
+def _card() -> int:
+    """Number of this process's GPU: of several processes, each has its own."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
 def _timed(rehearsal: Rehearsal) -> float:
     import torch
 
@@ -204,25 +213,30 @@ def _timed(rehearsal: Rehearsal) -> float:
 
 def _speed(rehearsal: Rehearsal, seconds: float, gpu: str) -> dict[str, Any]:
     plan, text = rehearsal.plan, rehearsal.text_tokens
-    rows = plan.micro_batch * min(2, plan.accumulation)
+    rows = plan.micro_batch * min(2, plan.accumulation) * plan.processes
     found: dict[str, Any] = {
         "step_seconds": round(seconds, 4),
         "samples_per_second": round(rows * plan.questions_per_picture / seconds, 3),
     }
     card = gpu_by_nvml(gpu, None)
     if card and card.bf16_tflops and text[0] == text[1] and plan.dtype == "bf16":
-        rate = rows * model_flops(plan, plan.profile.most_image_tokens + text[0]) / seconds
+        rate = (
+            rows
+            / plan.processes
+            * model_flops(plan, plan.profile.most_image_tokens + text[0])
+            / seconds
+        )
         found["model_flops_utilisation"] = round(rate / card.rate_flops(plan.dtype), 4)
     return found
 
 
 def _nvml_used() -> int | None:
-    """This process's bytes on the first GPU by NVML; None if it does not report them."""
+    """This process's bytes on its GPU by NVML; None if it does not report them."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
-        card = pynvml.nvmlDeviceGetHandleByIndex(0)
+        card = pynvml.nvmlDeviceGetHandleByIndex(_card())
         found = {p.pid: p.usedGpuMemory for p in pynvml.nvmlDeviceGetComputeRunningProcesses(card)}
         return found.get(os.getpid())
     except Exception:  # whatever NVML's trouble is, the rehearsal's own counts stand

@@ -32,8 +32,9 @@ def worst_sample(plan: Plan, folder: Path) -> WorstSample:
     from profiles.skipping import announced
     from trainer.data.broken import SkippedEntries
     from trainer.data.formats.reasonseg import read_split
+    from trainer.data.micro_batches import MicroBatches
     from trainer.data.mixture import read_training
-    from trainer.data.samples import MicroBatches, SampleSet, image_paths
+    from trainer.data.samples import SampleSet, image_paths
     from trainer.ignored import IGNORE_LABEL
     from trainer.model.build import some_tokenizer
 

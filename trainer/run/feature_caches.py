@@ -13,13 +13,23 @@ from profiles.settings import Encoder
 from trainer.data.feature_cache import FeatureCache, encoder_key, fill_cache
 from trainer.model.build import FrozenEncoder, read_tokenizer, skeleton
 from trainer.model.weights import weight_source
+from trainer.parallel.ranks import Ranks
 from trainer.reporter import Reporter
 
 
 def prepare_caches(
-    plan: Plan, images: list[Path], root: Path, accelerator: Accelerator, reporter: Reporter
+    plan: Plan,
+    images: list[Path],
+    root: Path,
+    accelerator: Accelerator,
+    reporter: Reporter,
+    ranks: Ranks | None = None,
 ) -> dict[Encoder, FeatureCache]:
-    """The feature caches that the plan names, filled for `images` before the model loads."""
+    """The feature caches that the plan names, filled for `images` before the model loads.
+
+    The ranks of a machine fill its cache together; machines may have one each, or share one.
+    """
+    ranks = ranks or Ranks()
     caches: dict[Encoder, FeatureCache] = {}
     if not plan.cached_encoders:
         return caches
@@ -32,18 +42,30 @@ def prepare_caches(
     for encoder in plan.cached_encoders:
         name = plan.profile.encoders[encoder].name
         cache = FeatureCache(root, encoder_key(plan, encoder, source.fingerprint))
-        with accelerator.main_process_first():
-            built = fill_cache(
-                cache,
-                plan,
-                encoder,
-                images,
-                partial(load, encoder),
-                partial(reporter.progress, f"{name} features"),
-                reporter.line,
-            )
+        built = fill_cache(
+            cache,
+            plan,
+            encoder,
+            share_of(images, ranks),
+            partial(load, encoder),
+            partial(reporter.progress, f"{name} features"),
+            reporter.line,
+        )
+        counts = ranks.exchange(f"{name} features", str(built))
+        built = sum(int(counts[rank]) for rank in ranks.of_machine)
         reporter.line(f"{name} features: {built} built, {len(images) - built} found in {root}")
         caches[encoder] = cache
         if accelerator.device.type == "cuda":
             torch.cuda.empty_cache()  # free the encoder's memory for what loads next
     return caches
+
+
+def share_of(images: list[Path], ranks: Ranks) -> list[Path]:
+    """The pictures of this rank, every one in the share of one rank of each machine.
+
+    Machines begin at different places, so those that share a folder build few of them twice.
+    """
+    machine = ranks.of_machine
+    share = images[ranks.rank - machine.start :: len(machine)]
+    begin = len(share) * machine.start // ranks.count
+    return share[begin:] + share[:begin]

@@ -14,7 +14,6 @@ from profiles.exits import EXIT_INTERRUPTED, fail
 from profiles.files import HOLDER, LOCK, Held, held, is_aside, is_vacant, sweep, writer
 from profiles.streams import tell
 from profiles.text import argument
-from trainer.parallel.launch import is_main
 
 LATEST = Path("runs/latest")  # trained_model.py finds the newest run of this name
 TRAINED = "trained.safetensors"  # in every checkpoint and export
@@ -34,12 +33,9 @@ def new_run(wanted: Path) -> Iterator[Path]:
     In that case the default name gets a number, which is printed, and a name that the user gave is
     refused. A start that fails leaves no run folder.
     """
-    if not is_main():
-        yield wanted
-        return
     with ExitStack() as stack:
         existed = wanted.exists()
-        folder = next(place for place in _places(wanted) if _take(place, wanted, stack))
+        folder = next(place for place in places(wanted) if _take(place, wanted, stack))
         if folder != wanted:
             tell(f"{wanted} holds an earlier run (it may be running): this one goes to {folder}")
             existed = False
@@ -55,7 +51,7 @@ def new_run(wanted: Path) -> Iterator[Path]:
             raise
 
 
-def _places(wanted: Path) -> Iterator[Path]:
+def places(wanted: Path) -> Iterator[Path]:
     """The names that a new run may have, in order."""
     yield wanted
     for number in range(2, 10_000):
@@ -96,7 +92,7 @@ def _is_free(folder: Path) -> bool:
 
 def _free_name(wanted: Path) -> Path:
     """The next unused name."""
-    return next(place for place in _places(wanted) if not place.exists())
+    return next(place for place in places(wanted) if not place.exists())
 
 
 def is_complete(folder: Path) -> bool:

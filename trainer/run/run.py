@@ -17,20 +17,24 @@ from profiles.plan import Plan
 from profiles.text import argument, counted, one_line
 from trainer.batch import Batch
 from trainer.data.formats.reasonseg import Item
+from trainer.data.micro_batches import MicroBatches
 from trainer.data.mixture import MixedSets
 from trainer.data.pictures import Picture
-from trainer.data.samples import MicroBatches, SampleSet, image_paths
+from trainer.data.samples import SampleSet, image_paths
 from trainer.hardware import free_bytes, hardware, versions
 from trainer.model.build import build, check_compiler, read_tokenizer
 from trainer.model.footprint import check_fits
 from trainer.model.tokenizer import ConversationTokenizer
 from trainer.model.trained import GradientCheck, trained_names
 from trainer.model.weights import weight_source
-from trainer.parallel.accelerator import make_accelerator
+from trainer.parallel.accelerator import between_processes, make_accelerator
+from trainer.parallel.lost import is_lost, wait_no_longer
+from trainer.parallel.ranks import Ranks
 from trainer.phase import during
 from trainer.reporter import Reporter
 from trainer.run.feature_caches import prepare_caches
 from trainer.run.folder import SUMMARY
+from trainer.run.host_memory import host_memory
 from trainer.run.out_of_memory import is_shortage
 from trainer.run.records import Records
 from trainer.run.started import USUAL, Keeping
@@ -93,17 +97,18 @@ class Run:
     ) -> None:
         self.stop, self.time_left = Stop(), TimeLeft(forecast_seconds)
         self.plan, self.val, self.folder, self.reporter = plan, val, folder, reporter
-        self.accelerator = make_accelerator(plan, folder)
+        self.accelerator, self.ranks = make_accelerator(plan, folder), Ranks.here()
         self.tokenizer = tokenizer_for(plan)
         self.train_set, self.val_set = self._sample_sets(train, val, cache_root)
         with during("loading"):
-            self.model = build(plan, self.tokenizer, self.accelerator.device)
+            memory = host_memory(plan, self.ranks)
+            self.model = build(plan, self.tokenizer, self.accelerator.device, memory=memory)
         self.check = GradientCheck(self.model, trained_names(self.model, plan))
         optimizer = make_optimizer(self.model, plan)
         sampler = MicroBatches(self.train_set, plan, self.accelerator.process_index)
         self.epoch_steps = sampler.steps
         self.batches = StepBatches(self.train_set, sampler, plan, folder, reporter.line)
-        self.wrapped, self.optimizer = self.accelerator.prepare(self.model, optimizer)
+        self.wrapped, self.optimizer = between_processes(self.accelerator, self.model, optimizer)
         # A sum of two has only one order; on a GPU other parts of a step vary anyway.
         if plan.device == "cpu" and plan.processes > 2:
             from trainer.parallel.in_order import add_in_order
@@ -133,7 +138,7 @@ class Run:
             images = image_paths(train, val)
         display = replace(self.reporter, progress=self._progress_of_features)
         with during("building features"):
-            caches = prepare_caches(plan, images, cache_root, self.accelerator, display)
+            caches = prepare_caches(plan, images, cache_root, self.accelerator, display, self.ranks)
         make_set = partial(SampleSet, plan=plan, tokenizer=self.tokenizer, caches=caches)
         return make_set(train, training=True), make_set(val, training=False)
 
@@ -170,6 +175,7 @@ class Run:
         without a break. Raises Interrupted once all is saved.
         """
         started = time.monotonic()
+        wait_no_longer()
         with self.stop.listening():
             if resume is None:
                 self.records.start()
@@ -206,7 +212,7 @@ class Run:
             started = time.monotonic()
             # A run that restarts at an epoch draws the same dropout as one that did not.
             torch.manual_seed(self._step_seed())
-            with self._saved_on_shortage():
+            with self._saved_on_failure():
                 result = self._update(batches)
             rate = self.scheduler.get_last_lr()[0]
             if not self.accelerator.optimizer_step_was_skipped:
@@ -248,16 +254,19 @@ class Run:
             return None
 
     @contextmanager
-    def _saved_on_shortage(self) -> Iterator[None]:
-        """Save on an out-of-memory error before the update: no parameter has changed yet."""
+    def _saved_on_failure(self) -> Iterator[None]:
+        """Save if memory runs out, or another process is lost, before the update.
+
+        No parameter has changed yet. The main process saves and waits for nobody: the others may be
+        gone. It can where it learns of it: in NCCL's kernels it waits until it is ended.
+        """
         try:
             with during("training"):
                 yield
         except Exception as error:
-            alone = self.accelerator.num_processes == 1
-            if alone and is_shortage(error) and UPDATING not in error.__notes__:
+            if (is_shortage(error) or is_lost(error)) and UPDATING not in error.__notes__:
                 self.optimizer.zero_grad(set_to_none=True)
-                self.state.save()
+                self.state.save(together=False)
             raise
 
     def _between_steps(self) -> None:
@@ -265,7 +274,8 @@ class Run:
         stop, due = self.stop.asked, self.state.due()
         if self.accelerator.num_processes > 1:
             here = torch.tensor([stop, due], dtype=torch.float, device=self.accelerator.device)
-            stop, due = (self.accelerator.reduce(here, "sum") > 0).tolist()
+            with self._saved_on_failure():
+                stop, due = (self.accelerator.reduce(here, "sum") > 0).tolist()
         if due or stop:
             self.state.save()
         if stop:

@@ -53,19 +53,28 @@ class Started:
     skip_broken: int = 0  # how many broken entries of the data may be left out
     left_out: tuple[str, ...] | None = None  # the entries left out, by their paths from `data`
     adapter: Path | None = None  # what the training starts from, before its first checkpoint
+    launcher: str = ""  # the process that started this one and may start it again
+
+    def to_json(self) -> str:
+        """As run.json has it, with folders by their full paths."""
+        folders = {"data": self.data, "cache": self.cache, "adapter": self.adapter}
+        document = asdict(self) | {k: v and str(v.resolve()) for k, v in folders.items()}
+        return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
 
     def write(self, folder: Path) -> None:
         """Write run.json into the run folder."""
-        folders = {"data": self.data, "cache": self.cache, "adapter": self.adapter}
-        document = asdict(self) | {k: v and str(v.resolve()) for k, v in folders.items()}
-        text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
-        write_whole(folder / RECORD, text)
+        write_whole(folder / RECORD, self.to_json())
+
+    @classmethod
+    def parse(cls, text: str | bytes) -> Started:
+        """From the text of a run.json. Raises ValidationError."""
+        return TypeAdapter(cls).validate_json(text)
 
     @classmethod
     def read(cls, folder: Path) -> Started:
         """Read run.json of a run folder. Raises CannotResume."""
         try:
-            return TypeAdapter(cls).validate_json(read_regular(folder / RECORD))
+            return cls.parse(read_regular(folder / RECORD))
         except ValidationError as error:
             what = error.errors(include_url=False, include_input=False)[0]["msg"]
             raise CannotResume(

@@ -18,6 +18,7 @@ from trainer.phase import during
 from trainer.run import checkpoint
 from trainer.run.checkpoint_files import read_facts
 from trainer.run.folder import LAST
+from trainer.run.from_main import state_from_main, trained_from_main
 from trainer.run.records import Records
 from trainer.run.resume import changes, check_plan, tidy
 from trainer.run.started import CannotResume, Keeping
@@ -77,8 +78,11 @@ class State:
         late = time.monotonic() - self._saved_at > 60 * self.keeping.minutes
         return late or (steps is not None and self.progress.step - self.saved_step >= steps)
 
-    def save(self) -> None:
-        """Write the checkpoint to resume from; the one before is kept."""
+    def save(self, together: bool = True) -> None:
+        """Write the checkpoint to resume from; the one before is kept.
+
+        The processes do it `together`, unless some of them may be gone.
+        """
         self.progress.saves += 1
         if self.accelerator.is_main_process:
             self.records.force()  # the state refers to them
@@ -88,7 +92,8 @@ class State:
                 self._as_saved(), self.keeping.earlier(self.folder),
             )  # fmt: skip
         self._saved_at, self.saved_step = time.monotonic(), self.progress.step
-        self.accelerator.wait_for_everyone()
+        if together:
+            self.accelerator.wait_for_everyone()
 
     def save_best(self) -> None:
         """Write the checkpoint that answers questions."""
@@ -101,24 +106,21 @@ class State:
 
         Raises CheckpointError, and CannotResume where the plan or the base weights have changed.
         """
-        levers = check_plan(self.plan, Plan.read(folder / "plan.json"))
-        facts = read_facts(folder)
-        if facts.get("base") not in (None, self.facts["base"]):
-            raise CannotResume(
-                f"{folder}: was trained on base weights {facts['base']}; those here are "
-                f"{self.facts['base']}\n    hint: put those back, or begin a new run"
-            )
+        main = self.accelerator.is_main_process
+        facts, changed = self._check(folder) if main else ({}, [])
         with during("loading"), checkpoint.state_errors(folder):
-            records_size = self._load(folder)
-        self.accelerator.wait_for_everyone()  # all have read what they need
-        if self.accelerator.is_main_process:
+            saved: dict[str, Any] = {}
+            if main:
+                saved = checkpoint.load_state(folder) | {"saves": facts.get("save", 0)}
+                checkpoint.load(folder, self.model)
+            records_size = self._load(saved)
+        if main:
             tidy(self.folder, folder, self.keeping.earlier(self.folder))
             if not self.records.cut(records_size):
                 report(f"{self.records.path}: records of some steps are lost")
-        self.progress.saves = facts.get("save", 0)
         self.records.rebuild_tensorboard()
         report(f"continuing from {folder} after step {self.progress.step}")
-        for change in [*levers, *changes(facts, versions())]:
+        for change in changed:
             report(f"note: {change}: the rest may differ in the last bits")
 
     def _facts(self) -> dict[str, Any]:
@@ -140,13 +142,24 @@ class State:
             "scaler": scaler.state_dict() if scaler else {},
         }  # fmt: skip
 
-    def _load(self, folder: Path) -> int:
-        """Read the tensors and the state of a checkpoint; returns the bytes of its records."""
-        state = checkpoint.load_state(folder)
-        checkpoint.load(folder, self.model)
+    def _check(self, folder: Path) -> tuple[dict[str, Any], list[str]]:
+        """The facts of a checkpoint, and what has changed since. Raises CannotResume."""
+        levers = check_plan(self.plan, Plan.read(folder / "plan.json"))
+        facts = read_facts(folder)
+        if facts.get("base") not in (None, self.facts["base"]):
+            raise CannotResume(
+                f"{folder}: was trained on base weights {facts['base']}; those here are "
+                f"{self.facts['base']}\n    hint: put those back, or begin a new run"
+            )
+        return facts, [*levers, *changes(facts, versions())]
+
+    def _load(self, state: dict[str, Any]) -> int:
+        """Take in the state that rank 0 has read; returns the bytes of its records."""
+        trained_from_main(self.model, self.accelerator)
+        state = state_from_main(state, self.accelerator)
         self.progress = Progress(
             step=state["step"], evaluated=state["evaluated"], best=state["best"],
-            skipped=state.get("skipped", 0), best_at=state.get("best_at"),
+            skipped=state.get("skipped", 0), best_at=state.get("best_at"), saves=state["saves"],
             before=state["before"], metrics=state["metrics"],
         )  # fmt: skip
         self.saved_step = self.progress.step

@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader
 
 from profiles.plan import Plan
 from trainer.batch import Batch
-from trainer.data.samples import MicroBatches, SampleSet, collate, length_step
+from trainer.data.micro_batches import MicroBatches
+from trainer.data.samples import SampleSet, collate, length_step
 from trainer.run.workers import WorkerEnded, end_with_run, without_traceback
 
 MOST_WORKERS_LOST = 2  # in one process: after that, something is wrong that stays
@@ -65,4 +66,4 @@ class StepBatches:
         batches = without_traceback(loader, self.folder)
         sampler = self.sampler
         for rows in islice(sampler.of_epoch(sampler.epoch), sampler.skip, None):
-            yield list(islice(batches, len(sampler.parts(len(rows)))))
+            yield list(islice(batches, sampler.count(len(rows))))

@@ -141,11 +141,26 @@ def _but_for_memory(text: str) -> str:
 
 
 @pytest.mark.parametrize("form", [(), ("--json",), ("--why",)])
-def test_of_several_cards_one_is_advised_and_said_to_be(form):
-    result, one = (_run("--gpu", gpu, *form) for gpu in ("2x RTX 3090", "RTX 3090"))
-    assert (result.exit_code, _but_for_memory(result.stdout)) == (0, _but_for_memory(one.stdout))
-    told = "note: this is about one of the 2 cards; several are not planned for yet\n"
-    assert told in result.stderr and "one of the" not in one.stderr
+def test_several_cards_are_named_with_the_card_or_beside_it(form):
+    named = _run("--gpu", "2x RTX 3090", *form)
+    beside = _run("--gpu", "RTX 3090", "--gpus", "2", *form)
+    plainly = _run("--gpu", "RTX 3090", "--set", "processes=2", *form)
+    assert named.exit_code == 0 and "2 x RTX 3090" in named.stdout
+    for other in (beside, plainly):
+        assert _but_for_memory(other.stdout) == _but_for_memory(named.stdout)
+    more = _run("--gpu", "2x RTX 3090", "--nodes", "2", "--json")
+    plan = json.loads(more.stdout)["plan"]
+    assert (plan["processes"], plan["nodes"]) == (4, 2)
+
+
+def test_cards_that_contradict_each_other_or_are_not_there_are_refused():
+    apart = _run("--gpu", "2x RTX 3090", "--gpus", "3")
+    assert apart.exit_code == 2 and "got 3, and --gpu names 2 cards" in apart.stderr
+    twice = _run("--gpus", "2", "--set", "processes=4")
+    assert twice.exit_code == 2 and "give it once" in twice.stderr
+    assert _run("--gpus", "0", "--vram", "8GiB").exit_code == 2
+    absent = _run("--gpus", "2")
+    assert absent.exit_code == 2 and "shows no usable GPU" in absent.stderr
 
 
 def test_weights_are_named_or_a_folder_that_is_there(tmp_path):

@@ -81,9 +81,7 @@ def test_check_is_one_line_and_an_exit_code(tmp_path: Path, rehearsals_here: Non
     assert len(fits.stdout.splitlines()) == 1
     two = run("check", str(path), "--gpu", "2x RTX 3060 12GB")
     assert (two.exit_code, two.stdout) == (0, fits.stdout)
-    assert two.stderr == (
-        "note: this is about one of the 2 cards; several are not planned for yet\n"
-    )
+    assert "the plan has 1 process for a machine, not 2: --set processes=2" in two.stderr
     small = run("check", str(path), "--vram", "0.6GiB")
     assert small.exit_code == 1 and small.stdout.startswith("OOM")
     assert run("check", str(path)).exit_code == 3, "no card is known"

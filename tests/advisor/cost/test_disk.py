@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from advisor import doctor
-from advisor.cost.disk import disk_of, run_bytes, trained_values
+from advisor.cost.disk import disk_of, run_bytes
 from advisor.cost.duration import REASON_SEG
 from advisor.cost.rooms import rooms
 from advisor.machine.gpu import Machine
+from profiles.exchange import trained_values
 from profiles.models import DEFAULT_MODELS, models
 from profiles.plan import Plan
 from profiles.settings import TrainedPart

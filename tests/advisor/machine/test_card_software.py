@@ -161,14 +161,14 @@ def test_under_wsl_the_driver_decides(driver: str | None, whole: bool) -> None:
 
 
 def test_a_saved_plan_with_segments_is_reported_on_a_virtual_gpu(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rehearsals_here: None
 ) -> None:
     install(monkeypatch, Card(name="NVIDIA A10-24Q", total=24 * GIB, free=23 * GIB))
     monkeypatch.setattr("advisor.machine.cuda_context.rehearsed", None)
     saved = tmp_path / "plan.json"
     for allocator, noted in (("expandable_segments:True", True), ("", False)):
         plan = tiny_plan(device="cuda", dtype="bf16", allocator=allocator, micro_batch=1,
-                         accumulation=1, processes=2)  # fmt: skip
+                         accumulation=1, effective_batch=1)  # fmt: skip
         saved.write_text(plan.to_json())
         told = CliRunner().invoke(app, ["check", str(saved)])
         assert ("vGPU" in told.stderr and "--set allocator=" in told.stderr) == noted, told.output

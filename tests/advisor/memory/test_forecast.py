@@ -21,7 +21,8 @@ from advisor.memory.forecast_cache import key_of
 from advisor.memory.worst_sample import Worst
 from advisor.rehearsal import BadQuestion, RehearsalFailed
 from profiles import environment as surroundings
-from profiles.grid import estimate
+from profiles.exchange import exchange, gradient_bytes, nccl_bytes
+from profiles.grid import estimate, shared_host_bytes
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
 
@@ -259,17 +260,38 @@ def test_no_figure_where_memory_cannot_be_seen(tmp_path: Path, stub: Path) -> No
     assert "operator x.y" in found.reason
 
 
-@pytest.mark.parametrize(
-    ("settings", "told"), [({"device": "cpu"}, "no card to count"), ({"processes": 2}, "several")]
-)
-def test_plans_that_cannot_be_counted_get_no_figure(
-    settings: dict[str, object], told: str, stub: Path, tmp_path: Path
-) -> None:
+def test_a_plan_for_the_cpu_gets_no_figure(stub: Path, tmp_path: Path) -> None:
     write(stub, "sys.exit('asked')")  # and nothing is run
-    plan = tiny_plan(**(CACHED | {"effective_batch": 8, "micro_batch": 4} | settings))
-    found = forecast(plan, WORST, Card(cap_bytes=2**40), tmp_path)
+    found = forecast(
+        tiny_plan(**CACHED | {"device": "cpu"}), WORST, Card(cap_bytes=2**40), tmp_path
+    )
     assert (found.verdict, found.exit_code, found.tiers) == ("UNKNOWN", 3, ())
-    assert told in found.reason
+    assert "no card to count" in found.reason
+
+
+def test_of_several_processes_one_is_counted_and_host_memory_of_a_machine(cache: Path) -> None:
+    """Each takes buckets in its pool and NCCL's buffers beside it; the host holds one copy."""
+    hosted = CACHED | {"host_embeddings": True}
+    plans = {n: tiny_plan(**hosted, effective_batch=2 * n, processes=n) for n in (1, 2, 4)}
+    plans[8] = tiny_plan(**hosted, effective_batch=8, processes=4, nodes=2)
+    one, two, four, on_two_machines = (
+        forecast(plan, WORST, cache=cache) for plan in plans.values()
+    )
+    more = two.tier("tensors").bytes - one.tier("tensors").bytes
+    assert more == pytest.approx(gradient_bytes(plans[2]), abs=2**16)
+    assert two.tier("pool").bytes >= one.tier("pool").bytes, "lisa-tiny peaks as it loads"
+    for name in ("tensors", "pool", "process"):
+        assert four.tier(name).bytes == two.tier(name).bytes
+    beside = [found.tier("process").bytes - found.tier("pool").bytes for found in (one, two)]
+    assert beside[1] - beside[0] == nccl_bytes(plans[2]) > 0
+    assert exchange().nccl_source in two.tier("process").source
+    here, there = one.tier("host").bytes, two.tier("host").bytes
+    shared = shared_host_bytes(plans[1])
+    assert there == pytest.approx(2 * here - shared, rel=1e-3)
+    assert on_two_machines.tier("host").bytes == there < four.tier("host").bytes
+    cap = one.tier("pool").bytes // 2 + nccl_bytes(plans[2])
+    judged = [forecast(plans[n], WORST, Card(cap_bytes=cap), cache).verdict for n in (1, 2)]
+    assert judged == ["FITS", "OOM"], "NCCL leaves the pool less of the card"
 
 
 def test_a_dtype_that_was_never_measured_says_so(cache: Path) -> None:

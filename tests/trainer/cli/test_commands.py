@@ -23,6 +23,7 @@ from trainer.answer.question import Question
 from trainer.answer.segmenter import Segmenter
 from trainer.answer.trained_model import find_trained
 from trainer.cli.console import user_errors
+from trainer.cli.train_options import TrainOptions
 from trainer.data.formats.reasonseg import read_split
 from trainer.data.polygons import paint_mask
 from trainer.reporter import Reporter
@@ -54,6 +55,8 @@ def call(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
           str(PHOTOS)], 2, "lisa-advise doctor"),
         (["--model", "tiny", "--weights", "nowhere", "--data-dir", str(PHOTOS)], 2, "nowhere"),
         (["--resume", "x", "--weights", "random"], 2, "leave out the other settings"),
+        (["--resume", "x", "--set", "seed=1"], 2, "only --set processes=N and nodes=N may change"),
+        (["--resume", "x", "--set", "processes=2"], 2, "x: no such folder"),
         (["--model", "tiny", "--set", "device=cpu", "--set", "dtype=fp16", "--data-dir",
           str(PHOTOS)], 2, "fp16 training needs a GPU (got fp16 on cpu)\n    hint: use fp32"),
         (["--no-such-flag"], 2, "no-such-flag"),
@@ -169,3 +172,12 @@ def test_photographs_are_learnt_by_heart(tmp_path: Path) -> None:
     asked = Question(item.image_path, item.texts[0], item.is_sentence)
     again = Segmenter(find_trained(tmp_path), pictures, cache).ask(asked)
     assert again.text == answer.text and np.array_equal(again.masks, answer.masks)
+
+
+def test_cards_and_machines_are_the_plans_processes() -> None:
+    assert TrainOptions(gpus=2).assignments() == ["processes=2", "nodes=1"]
+    assert TrainOptions(gpus=2, nodes=3, seed=1).assignments() == [
+        "processes=6", "nodes=3", "seed=1"
+    ]  # fmt: skip
+    assert TrainOptions(nodes=2).assignments() == ["processes=2", "nodes=2"]
+    assert TrainOptions().assignments() == []

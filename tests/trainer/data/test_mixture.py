@@ -25,9 +25,10 @@ from tests.conftest import PHOTOS, tiny_plan
 from trainer.cli.train import app
 from trainer.data.findings import DataError
 from trainer.data.formats.reasonseg import read_split
+from trainer.data.micro_batches import MicroBatches
 from trainer.data.mixture import READERS, MixedSets, check_data, read_training
 from trainer.data.pictures import DataSet, SegmentedPicture
-from trainer.data.samples import MicroBatches, SampleSet, collate
+from trainer.data.samples import SampleSet, collate
 from trainer.model.build import build, read_tokenizer
 from trainer.model.tokenizer import TooLong
 from trainer.model.trained import GradientCheck, trained_names

@@ -21,7 +21,8 @@ from tests.conftest import PHOTOS, tiny_plan
 from tests.trainer.test_step import Odd
 from trainer.batch import sharing_prefix
 from trainer.data.formats.reasonseg import ReasoningPicture, by_picture, read_split
-from trainer.data.samples import MicroBatches, SampleSet, Visit
+from trainer.data.micro_batches import MicroBatches
+from trainer.data.samples import SampleSet, Visit
 from trainer.model.build import build, read_tokenizer
 from trainer.model.tokenizer import TooLong
 from trainer.rehearse.worst_sample import worst_sample
@@ -31,7 +32,6 @@ from trainer.run.started import Keeping
 from trainer.run.validation import evaluate
 
 QUIET = Reporter(lambda text: None, lambda what, done, total: None)
-ACCELERATOR = Accelerator(cpu=True)
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +146,7 @@ def test_rows_of_a_step_depend_on_no_machine(questions: int) -> None:
             sampler.skip = skip
         micros = [iter(sampler) for sampler in ranks]
         for rows in list(ranks[0].of_epoch(0))[skip:]:
-            parts = [len(sampler.parts(len(rows))) for sampler in ranks]
+            parts = [sampler.count(len(rows)) for sampler in ranks]
             assert min(parts) >= 1
             taken = [[next(one) for _ in range(n)] for one, n in zip(micros, parts, strict=True)]
             assert all(len(part) <= micro for rank in taken for part in rank)
@@ -201,7 +201,7 @@ def test_evaluation_asks_all_questions_of_a_picture_in_one_row(linked: Path) -> 
         assert len(samples) == (6 if count == 1 else 3)
         model = build(plan, samples.tokenizer, torch.device("cpu"))
         places = list(range(len(samples)))
-        scores = evaluate(model, samples, places, samples.tokenizer, ACCELERATOR, QUIET)
+        scores = evaluate(model, samples, places, samples.tokenizer, Accelerator(cpu=True), QUIET)
         found[count] = {row["name"]: row for row in scores.rows()}
     assert found[1].keys() == found[3].keys() and len(found[1]) == 6
     for name, row in found[1].items():

@@ -11,24 +11,24 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
-from benchmarks.forked import lisa_train
 from tests.conftest import PHOTOS, tiny_plan
 from tests.group import together
 from trainer.data.formats.reasonseg import read_split
 from trainer.parallel.launch import (
+    LAUNCHER,
     SHUTDOWN_SECONDS,
-    _shutdown_timeout,
     is_launched,
     is_main,
     leave_group,
     must_start_processes,
+    start_processes,
     without_leftovers,
 )
 from trainer.reporter import Reporter
@@ -63,24 +63,19 @@ def run_or_show_stacks(command: list[str], seconds: int) -> tuple[int, str]:
         return -1, f"no end after {seconds} s\n{process.communicate()[1]}"
 
 
-def under_accelerate(log: Path, *options: str) -> int:
-    """lisa-train in two processes that `accelerate launch` starts."""
-    command = [str(Path(sys.executable).with_name("accelerate")), "launch", "--cpu",
+def under_accelerate(how: str, log: Path, *options: str) -> int:
+    """lisa-train in two processes: `accelerate launch` starts one with --cpu, else both."""
+    command = [str(Path(sys.executable).with_name("accelerate")), "launch", how,
                "--num_processes", "2", "-m", "trainer.cli", *options]  # fmt: skip
     code, said = run_or_show_stacks(command, seconds=150)
     log.write_text(said)
     return code
 
 
-def in_a_group(log: Path, *options: str) -> int:
-    """lisa-train in two processes that a launcher might have started."""
-    return max(map(abs, together(2, lisa_train(*options), log)))
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(("questions", "started"), [(1, under_accelerate), (2, in_a_group)])
+@pytest.mark.parametrize(("questions", "how"), [(1, "--cpu"), (2, "--multi_gpu")])
 def test_two_processes_of_a_launcher_give_the_losses_of_one(
-    questions: int, started: Callable[..., int], tmp_path: Path
+    questions: int, how: str, tmp_path: Path
 ) -> None:
     """Rows of two questions too, of which one process may have more than the other."""
     plan = tiny_plan(effective_batch=4, questions_per_picture=questions, max_val_samples=2)
@@ -89,8 +84,8 @@ def test_two_processes_of_a_launcher_give_the_losses_of_one(
     one.mkdir()
     train, val = read_split(PHOTOS, "train"), read_split(PHOTOS, "val", 2)
     Run(plan, train, val, one, tmp_path / "cache", QUIET).train()
-    code = started(
-        log, "--plan", str(tmp_path / "plan.json"), "--set", "processes=2",
+    code = under_accelerate(
+        how, log, "--plan", str(tmp_path / "plan.json"), "--set", "processes=2",
         "--data_dir", str(PHOTOS), "--output_dir", str(two), "--cache_dir", str(tmp_path / "cache"),
     )  # fmt: skip
     said = log.read_text()
@@ -163,12 +158,34 @@ def test_workers_end_with_a_killed_launcher(importing: bool, tmp_path: Path) -> 
     assert all_ended(started)
 
 
-def test_the_launcher_of_torch_2_11_is_not_asked_for_what_it_lacks() -> None:
+# The fields of torch 2.11's LaunchConfig, as `dataclasses.fields` gave them there on 2026-11-29.
+OF_2_11 = (
+    "min_nodes max_nodes nproc_per_node logs_specs run_id role rdzv_endpoint rdzv_backend "
+    "rdzv_configs rdzv_timeout max_restarts monitor_interval start_method log_line_prefix_template "
+    "metrics_cfg local_addr event_log_handler numa_options signals_to_handle "
+    "duplicate_stdout_filters duplicate_stderr_filters virtual_local_rank"
+)
+
+
+@pytest.mark.parametrize("more", [[], ["shutdown_timeout"]])
+def test_the_launcher_of_torch_2_11_is_not_asked_for_what_it_lacks(
+    more: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its `LaunchConfig` has no `shutdown_timeout`; an unknown argument would end the start."""
-    older = dataclasses.make_dataclass("LaunchConfig", ["max_restarts"])
-    newer = dataclasses.make_dataclass("LaunchConfig", ["max_restarts", "shutdown_timeout"])
-    assert _shutdown_timeout(older) == {}
-    assert _shutdown_timeout(newer) == {"shutdown_timeout": SHUTDOWN_SECONDS}
+    from torch.distributed.launcher import api
+
+    fields = [(name, object, None) for name in [*OF_2_11.split(), *more]]
+    monkeypatch.setattr(api, "LaunchConfig", dataclasses.make_dataclass("LaunchConfig", fields))
+    seen: list[tuple[Any, ...]] = []
+    launch = lambda config, command: lambda *rest: seen.append((config, command, *rest))  # noqa: E731
+    monkeypatch.setattr(api, "elastic_launch", launch)
+    for name in ("OMP_NUM_THREADS", LAUNCHER):
+        monkeypatch.setenv(name, "1")  # put back afterwards
+    assert start_processes(2, ["-c", "pass"]) == 0
+    ((config, *command),) = seen
+    assert command == [sys.executable, "-P", "-c", "pass"]
+    assert (config.min_nodes, config.max_nodes, config.nproc_per_node) == (1, 1, 2)
+    assert getattr(config, "shutdown_timeout", None) == (SHUTDOWN_SECONDS if more else None)
 
 
 def start(script: str, folder: Path) -> subprocess.Popen[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -130,7 +131,10 @@ if "RANK" in os.environ:
 
 @pytest.mark.slow
 def test_two_processes_go_on_together(cache: Path, tmp_path: Path) -> None:
-    """One of them runs out of memory; both are ended, and two others take their places."""
+    """One of them runs out of memory; both are ended, and two others take their places.
+
+    The first saves before it ends: no step is repeated, though the next save was minutes away.
+    """
     settings = tmp_path / "plan.json"
     once_over = plan().schedule.model_dump() | {"epochs": 1}  # the third of four steps fails
     settings.write_text(plan(processes=2, accumulation=1, schedule=once_over).to_json())
@@ -138,12 +142,13 @@ def test_two_processes_go_on_together(cache: Path, tmp_path: Path) -> None:
     run, once = tmp_path / "run", tmp_path / "once"
     options = ["--plan", str(settings), "--data-dir", str(PHOTOS), "--cache-dir", str(cache)]
     done = subprocess.run(
-        [sys.executable, "-m", "trainer.cli", *options, "--output-dir", str(run),
-         "--save-steps", "1"], capture_output=True, text=True, cwd=ROOT, timeout=300,
-        env=os.environ | {"PYTHONPATH": str(tmp_path), "ONCE": str(once)},
+        [sys.executable, "-m", "trainer.cli", *options, "--output-dir", str(run)],
+        capture_output=True, text=True, cwd=ROOT, timeout=300,
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "ONCE": str(once)},
     )  # fmt: skip
     assert done.returncode == 0 and once.exists(), done.stderr
     assert "out of memory while training, after step 2" in done.stderr
+    assert re.search(r"continuing from \S+ after step 2\n", done.stderr), done.stderr
     assert "Traceback" not in done.stderr
     (_, rows) = outcome(run)
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, 5))

@@ -9,40 +9,18 @@ K trained rows.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from profiles.sizes import GIB, MIB
+from profiles.sizes import MIB
 from trainer.model.layers.frozen import FrozenLinear
+from trainer.model.layers.host_memory import HostMemory, pinned
 
 CHUNK_BYTES = 32 * MIB
 ALIGNMENT = 256  # bytes; what CUDA's own allocations have
-
-
-def pinned(tensor: Tensor, device: torch.device) -> Tensor:
-    """`tensor` in page-locked host memory if `device` is a GPU; otherwise unchanged, on the CPU.
-
-    The exact bytes are registered: torch's own pinned allocator rounds up to a power of two.
-    """
-    if device.type == "meta":
-        return tensor
-    tensor = tensor.cpu().contiguous()
-    if device.type != "cuda" or tensor.is_pinned():
-        return tensor
-    runtime: Any = torch.cuda.cudart()
-    place, size = tensor.data_ptr(), tensor.numel() * tensor.element_size()
-    error = runtime.cudaHostRegister(place, size, 0)
-    if int(error) != 0:
-        raise RuntimeError(
-            f"the system does not let {size / GIB:.2f} GiB of host memory be pinned ({error})\n"
-            "    hint: raise the limit on locked memory (ulimit -l), or use fewer host_layers"
-        )
-    weakref.finalize(tensor.untyped_storage(), runtime.cudaHostUnregister, place)
-    return tensor
 
 
 def unnoticed(target: Tensor) -> Any:
@@ -236,8 +214,8 @@ class HostLayers:
     the layer that comes next.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, memory: HostMemory) -> None:
+        self.device, self.memory = device, memory
         self.host: list[Tensor] = []
         self.buffers: list[Tensor] = []
         self.holds: list[int | None] = [None, None]
@@ -255,13 +233,13 @@ class HostLayers:
             size += -(-value.numel() * value.element_size() // ALIGNMENT) * ALIGNMENT
         if len(self.buffers) < 2:
             self.buffers.append(torch.empty(size, dtype=torch.uint8, device=self.device))
-        home = "meta" if self.device.type == "meta" else "cpu"
-        block = torch.empty(size, dtype=torch.uint8, device=home)
+        block = self.memory.block(size, self.device)
         buffer = self.buffers[number % 2]
         for (owner, name), start in zip(tensors, places, strict=True):
             value = getattr(owner, name)
             end = start + value.numel() * value.element_size()
-            block[start:end].view(value.dtype).view(value.shape).copy_(value)
+            if self.memory.fills:
+                block[start:end].view(value.dtype).view(value.shape).copy_(value)
             _replace(owner, name, buffer[start:end].view(value.dtype).view(value.shape))
         self.host.append(pinned(block, self.device))
         return number

@@ -1,0 +1,149 @@
+"""The ranks of a launch, and what they tell each other before and beside the training."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import timedelta
+from functools import cache
+from typing import TYPE_CHECKING
+
+from trainer.parallel.launch import is_launched
+from trainer.parallel.lost import STARTING
+
+if TYPE_CHECKING:
+    from torch.distributed import Store
+
+CONNECTING = timedelta(minutes=30)  # between the starts of two machines
+ENDING_SECONDS = 30  # by then each has imported torch and heard why
+SLOWEST_LOOK = 0.5  # seconds between two looks for what others say
+
+
+class Ranks:
+    """This process's place in its launch, and words that pass through the launcher's store.
+
+    The store is the one through which torch connects the group. It needs no card, is there before
+    the plan is known, and a wait may take hours: a collective that waits for longer than the
+    group's timeout ends the run. All ranks call `say_all` and `share_all` in the same order.
+    """
+
+    def __init__(
+        self, rank: int = 0, count: int = 1, first: int = 0, here: int = 1,
+        store: Store | None = None,
+    ) -> None:  # fmt: skip
+        self.rank, self.count, self._store = rank, count, store
+        self.of_machine = range(first, first + here)  # the ranks of this machine
+        self._calls = 0
+        self._said: set[str] = set()
+
+    @staticmethod
+    def here() -> Ranks:
+        """Of this process, by its launcher's variables; alone without a launcher."""
+        if not is_launched(os.environ) or os.environ["WORLD_SIZE"] == "1":
+            return Ranks()
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+        return _connected(*(os.environ[name] for name in names))
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, which decides and writes."""
+        return self.rank == 0
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the first rank of its machine."""
+        return self.rank == self.of_machine.start
+
+    def say(self, what: str, text: str) -> None:
+        """Let every rank `hear` the text; each name once in a launch."""
+        self._said.add(what)
+        if self._store is not None:
+            self._store.set(f"{what}/{self.rank}", text)
+
+    def has_said(self, what: str) -> bool:
+        """Whether this rank has said it."""
+        return what in self._said
+
+    def hear(
+        self, what: str, ranks: range | None = None, seconds: float = STARTING.total_seconds()
+    ) -> list[str]:
+        """What each of `ranks`, or of all, has said; waits for it. Raises RuntimeError."""
+        keys = [f"{what}/{rank}" for rank in ranks or range(self.count)]
+        assert self._store is not None
+        try:
+            _wait(self._store, keys, seconds)
+            return [text.decode() for text in self._store.multi_get(keys)]
+        except RuntimeError as error:  # torch's DistError
+            raise RuntimeError(f"lost the other ranks while waiting for {what}: {error}") from None
+
+    def exchange(self, what: str, text: str = "") -> list[str]:
+        """What every rank says, in their order; returns when all have called it."""
+        if self._store is None:
+            return [text]
+        self._calls += 1
+        what = f"{self._calls}/{what}"
+        self.say(what, text)
+        return self.hear(what)
+
+    def end_together(self) -> None:
+        """Wait until all know that they end, but not for long.
+
+        The first process that ends makes its launcher end the others by SIGTERM; each has to say
+        why, and rank 0 to clear up.
+        """
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        self.say("end", "")
+        with suppress(RuntimeError):
+            self.hear("end", seconds=ENDING_SECONDS)
+        if self.is_main:  # leaves last: where torchrun has no part, the store is in its process
+            time.sleep(2 * SLOWEST_LOOK)
+
+
+@cache
+def _connected(rank: str, count: str, local: str, address: str, port: str) -> Ranks:
+    """By the launch's variables, of which each process has one set; kept for torch's group."""
+    from torch.distributed import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    store, number, size = next(rendezvous("env://", timeout=CONNECTING))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", count))
+    return Ranks(number, size, number - int(local), here, PrefixStore(f"lisa-{attempt}", store))
+
+
+def _wait(store: Store, keys: list[str], seconds: float) -> None:
+    """Wait for keys by looking: a wait inside of the store would take no Ctrl-C."""
+    pause, until = 0.01, time.monotonic() + seconds
+    while not store.check(keys):
+        if time.monotonic() > until:
+            raise RuntimeError(f"nothing came for {seconds:.0f} s")
+        time.sleep(pause)
+        pause = min(SLOWEST_LOOK, 1.5 * pause)
+
+
+def host() -> str:
+    """This machine, as messages name it."""
+    return socket.gethostname()
+
+
+def launched(environment: Mapping[str, str] = os.environ) -> tuple[int, int] | None:
+    """How many processes a launcher started, and on how many machines; None without one.
+
+    Raises ValueError if the machines run different numbers of them.
+    """
+    if not is_launched(environment):
+        return None
+    count = int(environment["WORLD_SIZE"])
+    here = int(environment.get("LOCAL_WORLD_SIZE", count))
+    machines = int(environment.get("GROUP_WORLD_SIZE", max(1, count // here)))
+    if machines * here != count:
+        raise ValueError(
+            f"{count} processes were started on {machines} machines, {here} of them on this one; "
+            "allowed: as many on each\n    hint: give every machine's launcher the same "
+            "--nproc_per_node"
+        )
+    return count, machines

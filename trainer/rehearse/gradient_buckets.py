@@ -1,0 +1,61 @@
+"""What DistributedDataParallel keeps beside the gradients, counted by its own rule.
+
+DDP cannot run on fake tensors: its reducer is C++ and reads real storages. What it takes follows
+from sizes alone. In the last pass of a step every gradient moves into a flat bucket, and is a view
+of it from then on (`gradient_as_bucket_view`); earlier passes gather gradients beside the buckets.
+Buckets live from the start to the end; before training, trained tensors are sent in flat pieces of
+no more bytes. NCCL's own buffers are outside of torch's pool.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from profiles.sizes import MIB
+from trainer.rehearse.memory_trace import MemoryTrace
+
+LABEL = "gradient buckets"
+BUCKET_BYTES = 25 * MIB  # DDP's default, bucket_cap_mb
+
+
+class GradientBuckets:
+    """The buckets of a model's trained tensors, in a trace."""
+
+    def __init__(self, trace: MemoryTrace, model: nn.Module, passes: int) -> None:
+        """As DDP begins: one bucket of all, as the order of the gradients is not known.
+
+        `passes`: forward passes a step.
+        """
+        self.trace, self.passes = trace, passes
+        # The last layers have their gradients first.
+        trained = [p for p in model.parameters() if p.requires_grad]
+        self.trained: list[Tensor] = list(reversed(trained))
+        self.blocks = self._taken([sys.maxsize])
+        self.seen: Counter[int] = Counter()  # gradients so far, by parameter
+        for parameter in trained:
+            parameter.register_post_accumulate_grad_hook(self._move)
+
+    def _move(self, parameter: Tensor) -> None:
+        """A gradient is complete; after the last pass it is in its bucket alone."""
+        self.seen[id(parameter)] += 1
+        if self.seen[id(parameter)] % self.passes == 0 and parameter.grad is not None:
+            self.trace.give_early(parameter.grad)
+
+    def rebuild(self) -> None:
+        """As DDP does before its second step: small ones, to be sent while others are computed."""
+        for block in self.blocks:
+            self.trace.give(block)
+        self.blocks = self._taken([dist._DEFAULT_FIRST_BUCKET_BYTES, BUCKET_BYTES])
+
+    def _taken(self, limits: list[int]) -> list[int]:
+        groups, _ = dist._compute_bucket_assignment_by_size(self.trained, limits)
+        sizes = [sum(_bytes(self.trained[place]) for place in group) for group in groups]
+        return [self.trace.take(size, LABEL) for size in sizes]
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
