@@ -49,7 +49,7 @@ def pairs() -> list[tuple[bool, list[dict[str, Any]], list[dict[str, Any]]]]:
     rows = map(json.loads, ROWS_FILE.read_text(encoding="utf-8").splitlines())
     found: dict[str, dict[int, dict[str, Any]]] = {}
     for row in rows:
-        if not row["sharded"] and row["measurements"]:
+        if not row["sharded"] and all(m["verdict"] == "FITS" for m in row["measurements"]):
             found.setdefault(row["name"], {})[row["processes"]] = row
     return [
         (not both[1]["environment"], both[1]["measurements"], both[2]["measurements"])
