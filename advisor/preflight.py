@@ -108,7 +108,9 @@ def with_costs(request: Request, advice: Advice, counts: DataCounts | None) -> A
 def _cards_here(request: Request) -> int:
     """Cards that this machine could run a plan on, if the user has named no number."""
     named = {"processes", "nodes"} & request.pinned
-    return 1 if request.what_if or named else len(best_gpus(request.machine, MOST))
+    return (
+        1 if request.what_if or request.windows or named else len(best_gpus(request.machine, MOST))
+    )
 
 
 def _advised(request: Request) -> Advice:

@@ -214,7 +214,8 @@ def _with_questions(request: Request, settings: Mapping[str, object]) -> Plan:
     try:
         return overridden(Plan.parse(settings), request.overrides, largest_micro_batch=1)
     except PlanError as error:
-        raise _uneven(request) or error from None
+        other = any(finding.where in ("processes", "nodes") for finding in error.findings)
+        raise (None if other else _uneven(request)) or error from None
 
 
 def _uneven(request: Request) -> PlanError | None:
@@ -277,6 +278,9 @@ def refusals(request: Request, gpu: Gpu, plan: Plan) -> list[Finding]:
     """Why the plan cannot run on that card; an unknown card is taken to be a recent one."""
     if old := too_old(gpu):
         return [old]
+    if plan.processes > 1 and plan.device == "cuda" and request.windows:
+        what = "several cards exchange gradients by NCCL, which torch has not on Windows"
+        return [Finding("processes", what, str(plan.processes), "run under WSL 2 or Linux")]
     recent = gpu.compute_capability is None or gpu.compute_capability >= (7, 0)
     triton = recent and not request.windows
     return plan.refusals(gpu.name, bf16=gpu.bf16 is not False, triton=triton)

@@ -1,7 +1,8 @@
 """What two GPUs of one machine take and bring: each row's processes train side by side.
 
     python benchmarks/ranks.py [NAME ...] --out FILE     on a machine with two GPUs
-    python benchmarks/ranks.py --table                   docs/several-gpus.md's measured table
+    python benchmarks/ranks.py --forecast                what each rank was forecast to take
+    python benchmarks/ranks.py --table                   docs/several-gpus.md's measured tables
 
 Random weights of the true shapes. A row is a plan in one process and in two, with the same
 effective batch; every rank is a process of `trainer.rehearse` under the row's cap.
@@ -24,10 +25,20 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from tables import put
+
+from advisor.machine.cuda_context import HOPPER
+from advisor.memory.card import Card
+from advisor.memory.forecast import forecast
+from advisor.memory.worst_sample import Worst
 from profiles.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS_FILE = ROOT / "benchmarks" / "ranks.jsonl"
+DOCS = ROOT / "docs" / "several-gpus.md"
+BEGIN, END = "<!-- benchmarks/ranks.py -->", "<!-- /benchmarks/ranks.py -->"
+CARD = Card(compute_capability=(9, 0), context=HOPPER)
+TIERS = {"tensors": "peak_allocated_bytes", "pool": "peak_reserved_bytes"}
 PATIENCE = 150  # seconds for a row; longer is a hang
 
 
@@ -153,13 +164,72 @@ def run(out: Path, names: list[str]) -> None:
                 file.write(json.dumps(kept) + "\n")
 
 
+def ran(row: dict[str, Any]) -> bool:
+    """Whether a row's plan, as the product has it, fitted."""
+    return not row["sharded"] and all(m["verdict"] == "FITS" for m in row["measurements"])
+
+
+def forecast_rows(rows: list[dict[str, Any]]) -> None:
+    """Add to each row that ran what one of its ranks is forecast to take."""
+    for row in filter(ran, rows):
+        m = row["measurements"][0]
+        worst = Worst(text_tokens=m["text_tokens"][1], masks=m["masks"])
+        with tempfile.TemporaryDirectory() as cache:
+            found = forecast(Plan.parse(m["plan"]), worst, CARD, Path(cache))
+        row["forecast"] = {tier.name: tier.bytes for tier in found.tiers}
+        print(row["name"], row["processes"], row["forecast"], flush=True)
+
+
+def write_table(rows: list[dict[str, Any]]) -> None:
+    """docs/several-gpus.md between its marks."""
+    table = ["| plan | cards | samples/s | × one card | tensors of each, GiB | forecast | pool | "
+             "forecast |", "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    alone = {row["name"]: row["measurements"][0] for row in rows
+             if row["processes"] == 1 and ran(row)}  # fmt: skip
+    for row in filter(ran, rows):
+        most = {tier: max(m[name] for m in row["measurements"]) for tier, name in TIERS.items()}
+        off = {tier: f"{100 * (row['forecast'][tier] / size - 1):+.2f} %"
+               for tier, size in most.items()}  # fmt: skip
+        rates = sorted({round(m["samples_per_second"], 1) for m in row["measurements"]})
+        one = alone.get(row["name"]) if row["processes"] > 1 else None
+        gain = "–".join(f"{rate / one['samples_per_second']:.2f}" for rate in rates) if one else ""
+        link = ", no peer access" if row["environment"] else ""
+        told = "–".join(map(str, rates))
+        table.append(f"| {row['name']}{link} | {row['processes']} | {told} | {gain} | "
+                     f"{most['tensors'] / 2**30:.2f} | {off['tensors']} | "
+                     f"{most['pool'] / 2**30:.2f} | {off['pool']} |")  # fmt: skip
+    put(DOCS, BEGIN, END, [*table, "", host_text(rows)])
+    print("\n".join(table))
+
+
+def host_text(rows: list[dict[str, Any]]) -> str:
+    """What the processes of a machine take of host memory with one copy of its layers."""
+    taken = {(row["name"], row["processes"]): row["measurements"][0].get("host_of_all_bytes")
+             for row in rows if row["name"].endswith("bf16-host")}  # fmt: skip
+    parts = []
+    for name in sorted({name for name, _ in taken}):
+        one, two = taken[name, 1], taken[name, 2]
+        parts.append(f"{name} {one / 2**30:.1f} GiB for one process and {two / 2**30:.1f} for two, "
+                     f"{two / one:.2f} times")  # fmt: skip
+    return f"Host memory with 24 bf16 layers there: {'; '.join(parts)}."
+
+
 def main() -> None:
-    """Measure."""
+    """Measure, forecast, or write the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="patterns; all by default")
     parser.add_argument("--out", type=Path, default=ROWS_FILE)
+    parser.add_argument("--forecast", action="store_true")
+    parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
-    run(arguments.out, arguments.names)
+    if not (arguments.forecast or arguments.table):
+        run(arguments.out, arguments.names)
+        return
+    rows = [json.loads(line) for line in ROWS_FILE.read_text().splitlines()]
+    if arguments.forecast:
+        forecast_rows(rows)
+        ROWS_FILE.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_table(rows)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,20 @@
 
 python benchmarks/several_cards.py
 
-Needs no GPU. The first table has the advised plan of some cards on 1, 2, 4 and 8 of them. The
-second goes on to 1024, on paper: each GPU takes one forward pass a step, so the batch grows.
+Needs no GPU. What NCCL takes and how long processes wait comes from benchmarks/ranks.jsonl into
+profiles/exchange.json first. The first table has the advised plan of some cards on 1, 2, 4 and 8
+of them. The second goes on to 1024, on paper: each GPU takes one forward pass a step, so the batch
+grows.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from statistics import mean, median
+from typing import Any
 
+from ranks import ROWS_FILE
 from tables import put
 
 from advisor.cost.several import several
@@ -18,12 +24,12 @@ from advisor.machine.gpu import Machine
 from advisor.machine.target import Target
 from advisor.memory.speed import factors, seconds_of
 from advisor.preflight import advise
-from profiles.exchange import Link, exchange, exchange_seconds, gradient_bytes
+from profiles.exchange import EXCHANGE_FILE, Link, exchange, exchange_seconds, gradient_bytes
 from profiles.gpus import GpuProfile, gpus
 from profiles.models import DEFAULT_MODELS
 from profiles.plan import Plan
 from profiles.settings import PREFIX_TOKENS
-from profiles.sizes import MIB
+from profiles.sizes import GIB, MIB
 
 NAMES = "forecast", "on paper"  # of the marks
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "several-gpus.md"
@@ -34,8 +40,43 @@ MOST = 8
 RAM_EACH = 64 * 2**30
 ON_PAPER = 2, 8, 64, 1024
 EACH = 8  # cards of a machine
-ETHERNET, FABRIC = exchange().between, Link(12.5, 2e-5, "100 Gbit/s")
+FABRIC = Link(12.5, 2e-5, "100 Gbit/s")
 QUESTION_TOKENS = 60  # of a question and its answer, as in advisor/cost/duration.py
+
+
+def pairs() -> list[tuple[bool, list[dict[str, Any]], list[dict[str, Any]]]]:
+    """Of each plan timed in one process and in two: whether by NVLink, and what each measured."""
+    rows = map(json.loads, ROWS_FILE.read_text(encoding="utf-8").splitlines())
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for row in rows:
+        if not row["sharded"] and all(m["verdict"] == "FITS" for m in row["measurements"]):
+            found.setdefault(row["name"], {})[row["processes"]] = row
+    return [
+        (not both[1]["environment"], both[1]["measurements"], both[2]["measurements"])
+        for both in found.values()
+        if both.keys() >= {1, 2}
+    ]
+
+
+def measured() -> dict[str, Any]:
+    """profiles/exchange.json, with what the rows say of NCCL and of the wait."""
+
+    def beside(rank: dict[str, Any]) -> int:
+        return int(rank["process_bytes"] - rank["peak_reserved_bytes"])
+
+    nccl: dict[bool, int] = {}
+    waits = []
+    for by_nvlink, (one,), both in pairs():
+        more = max(map(beside, both)) - beside(one)
+        nccl[by_nvlink] = max(more, nccl.get(by_nvlink, 0))
+        if by_nvlink:
+            waits.append(mean(rank["step_seconds"] for rank in both) - one["step_seconds"] / 2)
+    other = f" ({nccl[False] / GIB:.2f} without NVLink)" if False in nccl else ""
+    return json.loads(EXCHANGE_FILE.read_text(encoding="utf-8")) | {
+        "nccl_bytes": nccl[True],
+        "nccl_source": f"NCCL, {nccl[True] / GIB:.2f} GiB on each of two H200s{other}",
+        "wait_seconds": round(max(0.0, median(waits)), 3),
+    }
 
 
 def planned(model: str, card: GpuProfile, batch: int) -> Plan:
@@ -82,7 +123,7 @@ def on_paper_table() -> list[str]:
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for count in ON_PAPER:
-        links = (ETHERNET, FABRIC) if count > EACH else (exchange().within,) * 2
+        links = (exchange().between, FABRIC) if count > EACH else (exchange().within,) * 2
         waits = [exchange().wait_seconds + exchange_seconds(size, count, link) for link in links]
         steps = [compute + wait for wait in waits]
         sent = 2 * (count - 1) / count * size / MIB
@@ -116,7 +157,9 @@ def marks(name: str) -> tuple[str, str]:
 
 
 def main() -> None:
-    """Write both tables."""
+    """Write the figures and both tables."""
+    EXCHANGE_FILE.write_text(json.dumps(measured(), indent=2) + "\n", encoding="utf-8")
+    exchange.cache_clear()
     for name, lines in zip(NAMES, (forecast_table(), on_paper_table()), strict=True):
         put(PAGE, *marks(name), lines)
 

@@ -30,7 +30,7 @@ class Link(NamedTuple):
 
 
 class Exchange(NamedTuple):
-    """The shipped figures: NCCL's and the wait from benchmarks/ranks.jsonl (docs/decisions.md)."""
+    """The shipped figures: NCCL's and the wait by benchmarks/several_cards.py from timed rows."""
 
     nccl_bytes: int  # of each process, beside torch's pool
     nccl_source: str

@@ -158,7 +158,7 @@ def test_the_lean_page_says_what_its_rows_say(
     ("emulate", "write_table"), ("recovery", "write_table"), ("forecast", "write_tables"),
     ("speed", "main"), ("crashes", "write_table"), ("races", "write_table"),
     ("faults", "write_table"), ("fuzz", "write_table"), ("rank_faults", "write_table"),
-    ("two_machines", "write_table"),
+    ("two_machines", "write_table"), ("ranks", "write_table"),
 ])  # fmt: skip
 def test_a_benchmarks_table_is_that_of_its_rows(
     name: str, write: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -269,6 +269,8 @@ def test_the_page_of_several_cards_says_what_the_forecast_says(
 ) -> None:
     made = script("benchmarks/several_cards.py", monkeypatch)
     page = (ROOT / "docs" / "several-gpus.md").read_text(encoding="utf-8")
+    shipped = json.loads(made.EXCHANGE_FILE.read_text(encoding="utf-8"))
+    assert shipped == made.measured(), "run benchmarks/several_cards.py"
     for name, lines in zip(made.NAMES, (made.forecast_table(), made.on_paper_table()), strict=True):
         begin, end = made.marks(name)
         written = "\n".join([begin, *lines, end])

@@ -1,6 +1,6 @@
 """Write the data of the what-if page, docs/whatif/data.js: the advice for every state it can show.
 
-    python tools/write_whatif.py        # 4800 advices: some five minutes on two idle cores
+    python tools/write_whatif.py        # 6000 advices: some six minutes on two idle cores
 
 Every answer is `advise()`'s own, with the shipped evidence; the page only looks it up. Answers that
 cards share are stored once, and so are their words.
@@ -29,7 +29,7 @@ from profiles.text import counted, time_text
 
 DATA = Path(__file__).resolve().parents[1] / "docs" / "whatif" / "data.js"
 HEAD = "// Written by tools/write_whatif.py: advise() for every state of the page.\nconst WHATIF = "
-MODELS = (*DEFAULT_MODELS, "7b", "13b")
+MODELS = (*DEFAULT_MODELS, "qwen3-vl-8b", "7b", "13b")
 SIZES_GIB = (4, 6, 8, 10, 12, 16, 24, 32, 48, 80)
 TEXTS = {128: "short: up to 128 text tokens a sample", 512: "long: up to 512, the plan's limit"}
 CARD = "{card}"  # in commands, instead of the options that name it

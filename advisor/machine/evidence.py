@@ -38,13 +38,7 @@ class Evidence:
     @staticmethod
     def here() -> Evidence:
         """What is known on this machine: the user's rows too, and what was measured here."""
-        about = Evidence.of_cards()
-        return Evidence(read_table(), about.versions, about.contexts, dict(os.environ))
-
-    @staticmethod
-    def of_cards() -> Evidence:
-        """What was measured of this machine's cards, without any rows."""
-        return Evidence(versions=library_versions(), contexts=kept_contexts())
+        return Evidence(read_table(), library_versions(), kept_contexts(), dict(os.environ))
 
     @property
     def own_rows(self) -> tuple[TestedRow, ...]:

@@ -43,7 +43,7 @@ def card_for(
     if measure and gpu is not None and target is None:
         measure_context(gpu, machine)
     ram = target.host_bytes(count) if target is not None else None
-    evidence = Evidence.of_cards()
+    evidence = Evidence.here()  # the user's own rows count towards the margin, as in the advice
     budget = budget_of(gpu, machine, ram, evidence) if gpu is not None else None
     if gpu is None or budget is None:
         return Card()

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from profiles.plan import Plan
 
 
+# CPUs differ more than cards do, and the few runs that were timed were all on one model of CPU.
+UNTIMED = "not forecast on a CPU; lisa-train shows what is left after the first steps"
+
+
 def cost_lines(advice: Advice) -> Iterator[tuple[str, str]]:
     """(title, text) of what the advised training takes; nothing where that is not known."""
     if advice.plan is None:
@@ -25,6 +29,8 @@ def cost_lines(advice: Advice) -> Iterator[tuple[str, str]]:
         yield "time", _time(advice.duration)
         if extra := _asked(advice.duration):
             yield "", extra
+    elif advice.plan.device == "cpu":
+        yield "time", UNTIMED
     if advice.several is not None:
         yield "cards", _cards(advice.several)
         if note := _gain(advice.several, advice.plan):

@@ -8,7 +8,7 @@ EXPLANATIONS = {
     "nvidia-smi names them.",
     "context": "What CUDA, its libraries and loaded kernels take in every process before the first "
     "tensor. It depends on card, driver and versions, not on the plan. On a card in this machine "
-    "it is measured once.",
+    "it is measured once. Of several cards each has NCCL's buffers too, which are counted here.",
     "margin": "Left free because forecasts are not exact: the 95 % quantile of how much too low "
     "they were before on this GPU model. Your own measured rows count; --measure adds one.",
     "usable": "What the pool may grow to: free memory, minus context and margin.",
@@ -46,7 +46,8 @@ EXPLANATIONS = {
     "cuBLAS workspaces": "Scratch memory of the library for matrix products: 2 × 32 MiB from "
     "compute capability 9.0 on, 2 × 8 before.",
     "host memory": "The process's resident set: libraries, batches, and all that is kept in host "
-    "memory instead of on the card. Fewer host_layers and workers reduce it.",
+    "memory instead of on the card. Fewer host_layers and workers reduce it. A machine's processes "
+    "are counted together; what they keep there exists once.",
 }  # fmt: skip
 
 ALIASES = {"host": "host memory"}  # as forecasts call it

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from advisor.advice import Advice
 from advisor.machine.cuda_context import LIBRARIES, installed
 from advisor.report.cost_text import cost_lines
-from advisor.report.plan_words import difference
+from advisor.report.plan_words import changes
 from advisor.report.run_folder import Measured, Run
 from advisor.report.text import plan_lines
 from profiles.sizes import GIB, gib
@@ -53,7 +53,7 @@ def page(
         bar=bar(advice),
         usable=_usable_share(advice),
         picture=None if picture is None else _inline(picture),
-        ladder=[(rung, difference(rung.plan, advice.plan)) for rung in advice.ladder],
+        ladder=[(rung, changes(rung.plan, advice.plan)) for rung in advice.ladder],
         evidence=quoted(advice, rows),
         run=run,
         compared=list(compared(advice, run)) if run else [],

@@ -18,28 +18,20 @@ def plan_text(plan: Plan) -> str:
     return phrases(plan, ("quantization", "micro_batch", "checkpointed_layers", "host_layers"))
 
 
-def difference(plan: Plan, other: Plan | None) -> str:
-    """What `plan` has that the other one has not, in a few words."""
-    names = ["quantization", "micro_batch"]
-    if other is None or plan.checkpointed_layers != other.checkpointed_layers:
-        names.append("checkpointed_layers")
-    names.append("host_layers" if plan.host_layers else "host_embeddings")
-    if other is None or plan.compile != other.compile:
-        names.append("compile")
-    return phrases(plan, names)
-
-
-def changes(plan: Plan, other: Plan) -> str:
+def changes(plan: Plan, other: Plan | None) -> str:
     """The levers that `plan` has set differently from the other one, in a few words."""
+    if other is None:
+        return plan_text(plan)
     names = [name for name in LEVERS if getattr(plan, name) != getattr(other, name)]
     if plan.host_layers and "checkpointed_layers" in names:  # all, as host layers need
         names.remove("checkpointed_layers")
-    undone = {
-        "host_layers": "no layers on the host",
-        "checkpointed_layers": "none checkpointed",
-    }
+    undone = {"host_layers": "no layers on the host", "checkpointed_layers": "none checkpointed"}
     words = [undone.get(n, "") if not getattr(plan, n) else phrases(plan, [n]) for n in names]
-    return ", ".join(filter(None, words)) or "the same plan"
+    if found := ", ".join(filter(None, words)):
+        return found
+    if plan.host_embeddings != other.host_embeddings:
+        return f"embeddings {'in host memory' if plan.host_embeddings else 'on the card'}"
+    return "not compiled" if other.compile and not plan.compile else "the same plan"
 
 
 def lora_text(plan: Plan) -> str:

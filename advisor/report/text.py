@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from advisor.report.cost_text import cost_lines
-from advisor.report.plan_words import difference, lora_text, storage_text
+from advisor.report.plan_words import changes, lora_text, storage_text
 from advisor.report.summary import commands, first_screen
 from profiles.plan import Plan
 from profiles.sizes import gib
@@ -249,7 +249,7 @@ def _ladder(advice: Advice) -> Table:
     table = Table.grid(padding=(0, 2))
     for number, rung in enumerate(advice.ladder, start=1):
         speed = f"{rung.speed.samples_per_second:.2g} /s"
-        what = difference(rung.plan, advice.plan)
+        what = changes(rung.plan, advice.plan)
         table.add_row(f"{number}.", gib(rung.needs.bytes), speed, Text(what))
     return table
 
@@ -258,7 +258,7 @@ def _better_line(advice: Advice) -> Text:
     better = advice.better
     assert better is not None
     card = f"a {advice.better_card_gib} GiB card" if advice.better_card_gib else "no single card"
-    return Text(f"{difference(better.plan, advice.plan)}: {gib(better.needs.bytes)}, {card}")
+    return Text(f"{changes(better.plan, advice.plan)}: {gib(better.needs.bytes)}, {card}")
 
 
 def _considered(advice: Advice) -> Table:
@@ -268,7 +268,7 @@ def _considered(advice: Advice) -> Table:
         table.add_column(justify="right", no_wrap=True)
     table.add_column()
     for candidate in others[:CONSIDERED_SHOWN]:
-        what = f"{difference(candidate.plan, advice.plan)}: {candidate.why_not}"
+        what = f"{changes(candidate.plan, advice.plan)}: {candidate.why_not}"
         table.add_row(
             Text(candidate.verdict, style=VERDICT_STYLES[candidate.verdict]),
             gib(candidate.needs.bytes),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from advisor.machine import cuda_context
 from advisor.machine.evidence import Evidence
 from advisor.machine.gpu import Gpu, Machine
+from advisor.memory.card import card_for
 from advisor.preflight import advise
 from advisor.report.text import to_json
 from profiles.sizes import GIB
@@ -27,6 +29,7 @@ ASK = """
 import sys
 from advisor.machine.evidence import Evidence
 from advisor.machine.gpu import Machine
+from advisor.memory.card import card_for
 from advisor.preflight import advise
 from advisor.machine.target import Target
 from advisor.report.text import to_json
@@ -80,8 +83,25 @@ def test_what_this_machine_knows_changes_the_answer(
     assert shipped.budget and here.budget and shipped.command and here.command
     assert here.budget.context.basis == "measured" and here.budget.context.bytes == 3 * GIB
     assert shipped.budget.context.basis == "policy"
-    assert "134 rows" in here.budget.margin.source and "133 rows" in shipped.budget.margin.source
+    known, also_own = (
+        int(re.findall(r"of (\d+) rows", one.budget.margin.source)[0]) for one in (shipped, here)
+    )
+    assert also_own == known + 1
     assert "max_split_size_mb" in to_json(here) and "max_split_size_mb" not in to_json(shipped)
     assert "--skip-broken 7" in here.command and "--skip-broken" not in shipped.command
     assert len(Evidence.here().own_rows) == 1 and Evidence.shipped().own_rows == ()
     assert to_json(advise(MACHINE, "7b", data=Path("DIR"))) == to_json(shipped), "the default"
+
+
+def test_a_forecast_keeps_the_margin_that_the_advice_keeps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The user's own rows say how far off forecasts were on this card, to both."""
+    for name, value in fill(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    table = tmp_path / "data" / "lisa-preflight" / "tested.jsonl"
+    row = json.loads(table.read_text()) | {"forecast_bytes": round(0.9 * GIB)}
+    table.write_text("".join(json.dumps(row | {"id": f"mine-{n}"}) + "\n" for n in range(25)))
+    advice = advise(MACHINE, "7b", evidence=Evidence.here())
+    assert advice.budget and advice.budget.margin.bytes == card_for(MACHINE).margin_bytes
+    assert card_for(MACHINE).margin_bytes == pytest.approx(1.2 * GIB, rel=0.01), "a tenth of 12 GiB"

@@ -92,10 +92,21 @@ def test_a_batch_that_cannot_be_shared_names_the_next_that_can() -> None:
     with pytest.raises(PlanError, match="8 processes cannot share 20 questions") as error:
         asked(EQUAL, "processes=8", target=target)
     assert "effective_batch=24" in str(error.value)
+    with pytest.raises(PlanError, match="processes: .*64"):
+        asked(EQUAL, "processes=100", target=target)
     fixed = asked(EQUAL, "processes=8", "effective_batch=24", target=target)
     assert fixed.verdict == "FITS"
     uneven = asked(EQUAL, "processes=3", target=target).plan
     assert uneven is not None and uneven.effective_batch == 20, "seven rows for three processes"
+
+
+def test_windows_has_no_nccl() -> None:
+    target = Target(card=find_gpu("RTX 3090"), windows=True)
+    with pytest.raises(PlanError, match="(?s)NCCL.*WSL 2"):
+        asked(EQUAL, *TWO, target=target)
+    assert asked(EQUAL, target=target).verdict == "FITS"
+    here = EQUAL.model_copy(update={"platform": "windows"})
+    assert asked(here).several is None, "two cards there bring nothing"
 
 
 def test_host_memory_is_that_of_all_processes_with_one_copy_of_what_lives_there() -> None:

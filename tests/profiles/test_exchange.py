@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from profiles.exchange import (
@@ -17,7 +15,6 @@ from profiles.exchange import (
     step_exchange_seconds,
 )
 from profiles.plan import Plan
-from tests.conftest import ROOT
 
 FAST = Link(gb_s=10, round_seconds=0, source="a test")
 
@@ -48,19 +45,3 @@ def test_machines_are_as_slow_as_what_joins_them() -> None:
     sending = [step_exchange_seconds(each) - wait for each in (one, two)]
     assert sending[0] > 0 and sending[1] > 0.9 * ratio * sending[0]
     assert gradient_bytes(one) == pytest.approx(97.5 * 2**20, rel=0.01)
-
-
-def test_what_nccl_takes_and_the_wait_are_those_of_the_measured_rows() -> None:
-    """Of 7B on two H200s with NVLink: the process beside its pool, and a step beside half of one's.
-
-    If these rows are measured anew, profiles/exchange.json follows them.
-    """
-    lines = (ROOT / "benchmarks" / "ranks.jsonl").read_text().splitlines()
-    rows = [row for row in map(json.loads, lines) if row["name"] == "7b-nf4"]
-    (one,), ranks = (row["measurements"] for row in sorted(rows, key=lambda r: r["processes"]))
-    beside = [m["process_bytes"] - m["peak_reserved_bytes"] for m in (one, *ranks)]
-    assert exchange().nccl_bytes == pytest.approx(max(beside[1:]) - beside[0], rel=0.01)
-    steps = [rank["step_seconds"] for rank in ranks]
-    wait = sum(steps) / len(steps) - one["step_seconds"] / 2
-    assert exchange().wait_seconds == pytest.approx(wait, abs=0.002)
-    assert plan(processes=2).processes == len(ranks)

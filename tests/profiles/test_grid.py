@@ -74,7 +74,7 @@ def test_larger_adapters_are_counted_on_top(settings: dict[str, object], text: i
 
 @pytest.mark.parametrize(
     ("settings", "text"),
-    [({"accumulation": 2, "processes": 2}, 128),
+    [({"accumulation": 2, "processes": 2}, 128), ({"accumulation": 1, "processes": 2}, 128),
      ({"effective_batch": 20, "accumulation": None, "questions_per_picture": 3, "micro_batch": 2,
        "processes": 2, "checkpointed_layers": 11, "allocator": ""}, 300),
      ({"micro_batch": 1, "processes": 4, "nodes": 2, "host_embeddings": True, "host_layers": 9},

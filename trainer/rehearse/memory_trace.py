@@ -139,9 +139,12 @@ class MemoryTrace(TorchDispatchMode):
             self.take(self.workspace, WORKSPACES)
 
     def block_of(self, tensor: Tensor) -> int | None:
-        """The block of the tensor's storage, if it is counted."""
+        """The block of the tensor's storage, if it is counted, or was until it was given early."""
         block = self._blocks.get(tensor.untyped_storage()._cdata)
-        return None if block is None else self._same.get(block, block)
+        if block is None:
+            return None
+        block = block if block >= 0 else -1 - block
+        return self._same.get(block, block)
 
     def _see(self, tensor: Tensor, label: str) -> None:
         if tensor.device.type == "meta":
@@ -196,7 +199,7 @@ class MemoryTrace(TorchDispatchMode):
         block = self._blocks.get(key, -1)
         if block >= 0:
             self.give(block)
-            self._blocks[key] = -1
+            self._blocks[key] = -1 - block  # so that its end is no second one
 
     def peaks(self) -> dict[str, int]:
         """The most bytes live at once in each phase."""

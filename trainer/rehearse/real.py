@@ -204,6 +204,7 @@ def _timed(rehearsal: Rehearsal) -> float:
     import torch
 
     batches = rehearsal.batches()  # in training the data workers make them meanwhile
+    rehearsal.accelerator.wait_for_everyone()  # else a fast process's step holds another's batches
     torch.cuda.synchronize()
     started = time.perf_counter()
     rehearsal.step(batches)

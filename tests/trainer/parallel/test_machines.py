@@ -10,12 +10,14 @@ import os
 import re
 import shutil
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -197,6 +199,34 @@ def test_a_machine_without_the_same_data_and_weights_is_named_by_all(
     assert all(f"error: {named}" in text and "TCPStore" not in text for text in said), said
     assert "Traceback" not in said[0] + said[1]
     assert not (machines[0] / "run").exists()  # a start that fails leaves no run
+
+
+@pytest.mark.slow
+def test_under_torchrun_all_say_it_and_nothing_stays(machines: list[Path]) -> None:
+    """torchrun ends a machine's other ranks with its first: each has said why, rank 0 tidied."""
+    missing(machines)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torchrun = [
+        sys.executable, "-P", "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node",
+        "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "t",
+    ]  # fmt: skip
+    path = os.pathsep.join([os.getcwd(), *sys.path])
+    launchers, logs = [], [place / "log" for place in machines]
+    for place, log in zip(machines, logs, strict=True):
+        command = [*torchrun, "-m", "trainer.cli", *NEW]
+        launchers.append(subprocess.Popen(command, cwd=place, env=os.environ | {"PYTHONPATH": path},
+                                          stderr=log.open("w")))  # fmt: skip
+    for launcher in launchers:
+        assert launcher.wait(120) == 1  # torchrun's own code
+    for log in logs:
+        said = log.read_text()
+        assert re.search("error: .*: data: data folder: got 'no such folder'", said), said
+        assert "exitcode  : 2" in said
+        pids = set(map(int, re.findall(r"\(pid: (\d+)\)", said)))
+        assert pids and not any(map(psutil.pid_exists, pids))
+    assert not (machines[0] / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def loss_of(plan: Plan, memory: HostMemory) -> tuple[Tensor, list[Tensor]]:
     tokenizer = read_tokenizer(plan)
     model = build(plan, tokenizer, CPU, memory=memory)
     samples = SampleSet(read_split(PHOTOS, "train"), plan, tokenizer, {}, training=True)
-    batch = collate([samples[0], samples[1]], tokenizer)
+    batch = collate([samples[0]], tokenizer)
     loss = model(batch).weighted(Totals(len(batch.answers), len(batch.targets)), WEIGHTS)
     loss.backward()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
@@ -79,8 +79,9 @@ def test_ranks_of_a_machine_hold_the_same_memory_and_numbers(tmp_path: Path) -> 
 
     def work(ranks: Ranks) -> None:
         shared, tensors = loss_of(PLAN, host_memory(PLAN, ranks))
-        alone, _ = loss_of(PLAN, HostMemory())
-        assert torch.equal(shared, alone)
+        if ranks.rank in (0, 3):  # one that has filled it, and one that has not
+            alone, _ = loss_of(PLAN, HostMemory())
+            assert torch.equal(shared, alone)
         assert len(tensors) == 5  # three layers, table and head
         files = ranks.exchange("files", ",".join(map(file_of, tensors)))
         assert len(set(files[ranks.rank].split(","))) == 1 and len(set(files)) == 2

@@ -109,9 +109,11 @@ def test_a_rank_takes_its_gradients_twice_until_they_are_exchanged(processes: in
 
 
 def test_after_a_single_pass_gradients_are_in_the_buckets_alone() -> None:
+    """Of layers that are watched once too, whose adapters have a large state here."""
     shape = {"cached_encoders": ["mask", "vision"], "device": "cuda", "micro_batch": 2,
-             "quantization": "nf4"}  # fmt: skip
+             "quantization": "nf4", "lora": {"rank": 32, "targets": "all-linear"}}  # fmt: skip
     plans = [tiny_plan(**shape, effective_batch=2 * n, accumulation=1, processes=n) for n in (1, 2)]
     one, rank = (fake_rehearsal(plan, 64, 1)[0] for plan in plans)
-    assert rank.phases["clipping"] == pytest.approx(one.phases["clipping"], abs=2**16)
+    assert rank.phases["clipping"] == pytest.approx(one.phases["clipping"], abs=8192)
+    assert rank.live_at_peak["optimizer state"] == one.live_at_peak["optimizer state"]
     assert LABEL in rank.live_at_peak and "gradients" not in rank.live_at_peak
