@@ -186,12 +186,16 @@ def held(folder: Path) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK, timeout=PATIENCE)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise Held(f"{folder}: {_holder(folder)} is writing there") from None
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise Held(f"{folder}: {_holder(folder)} is writing there") from None
+        if _is_at(folder / LOCK, lock._context.lock_file_fd):
+            break
+        lock.release()  # of a folder that its holder has removed meanwhile
     try:
         own = {"pid": os.getpid(), "host": socket.gethostname(),
                "since": datetime.now(UTC).isoformat(timespec="seconds")}  # fmt: skip
@@ -199,6 +203,14 @@ def held(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _is_at(path: Path, file: int | None) -> bool:
+    """Whether an open file is the one that the path names now."""
+    try:
+        return file is not None and os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def writer(folder: Path) -> str | None:

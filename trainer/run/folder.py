@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import typer
@@ -35,7 +35,7 @@ def new_run(wanted: Path) -> Iterator[Path]:
     """
     with ExitStack() as stack:
         existed = wanted.exists()
-        folder = next(place for place in places(wanted) if _take(place, wanted, stack))
+        folder = next(place for place in places(wanted) if _taken(place, wanted, stack))
         if folder != wanted:
             tell(f"{wanted} holds an earlier run (it may be running): this one goes to {folder}")
             existed = False
@@ -56,6 +56,14 @@ def places(wanted: Path) -> Iterator[Path]:
     yield wanted
     for number in range(2, 10_000):
         yield wanted.with_name(f"{wanted.name}-{number}")
+
+
+def _taken(folder: Path, wanted: Path, stack: ExitStack) -> bool:
+    """`_take`; again where a start that failed has removed the folder meanwhile."""
+    for _ in range(100):
+        with suppress(FileNotFoundError):
+            return _take(folder, wanted, stack)
+    return False
 
 
 def _take(folder: Path, wanted: Path, stack: ExitStack) -> bool:

@@ -60,8 +60,8 @@ def call(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         (["--model", "tiny", "--set", "device=cpu", "--set", "dtype=fp16", "--data-dir",
           str(PHOTOS)], 2, "fp16 training needs a GPU (got fp16 on cpu)\n    hint: use fp32"),
         (["--no-such-flag"], 2, "no-such-flag"),
-        (["synthesise", "no-such", "--train", "0"], 2, "'--train'"),
-        (["synthesise", "no-such", "--val", "0"], 2, "'--val'"),
+        (["synthesise", "no-such", "--train", "0"], 2, "--train"),
+        (["synthesise", "no-such", "--val", "0"], 2, "--val"),
     ],
 )  # fmt: skip
 def test_exit_codes(arguments: list[str], code: int, message: str, here: Here) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -12,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
+from filelock import Timeout as FileLockTimeout
 from typer.testing import CliRunner
 
 from profiles.files import Held, held, is_vacant, sweep, write_whole
@@ -84,6 +87,25 @@ def test_a_second_training_writes_nothing(tmp_path: Path) -> None:
         code, said = run("--model", "tiny", "--data-dir", PHOTOS, "--output-dir", folder)
         assert code == 2 and f"process {child.pid}" in said and f"--output-dir {folder}-2" in said
         assert tree(folder) == before
+
+
+def test_a_lock_on_a_folder_that_was_removed_meanwhile_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two starts that fail at once: one removes the folder whose lock the other waits for."""
+    folder, locked = tmp_path / "run", FileLock.acquire
+
+    def removed_first(lock: FileLock) -> object:
+        monkeypatch.setattr(FileLock, "acquire", locked)
+        taken = lock.acquire()
+        shutil.rmtree(folder)
+        return taken
+
+    monkeypatch.setattr(FileLock, "acquire", removed_first)
+    with held(folder):
+        assert (folder / ".lock").exists()
+        with pytest.raises(FileLockTimeout):
+            FileLock(folder / ".lock").acquire(timeout=0)
 
 
 def test_a_second_training_of_the_default_name_goes_to_the_next(
