@@ -323,13 +323,13 @@ def command_of(request: Request, model: str) -> str:
     needed = weights_needed(model, given.get("weights", "default"))
     folder = argument(request.data) if request.data is not None else "DIR"
     folder += skipping.option(request.evidence.environment)
-    start = lisa_train(request.nodes, request.cards_each)
+    program = lisa_train(request.nodes, request.cards_each)
     if request.target is None:
-        return f"{start} --auto {options}{needed} --data-dir {folder}"
+        return f"{program} --auto {options}{needed} --data-dir {folder}"
     longest = f" --data-dir {folder}" if request.data is not None else ""
     return (
         f"lisa-advise {options} {request.target.options}{longest} --save plan.json"
-        f" && {start} --plan plan.json{needed} --data-dir {folder}"
+        f" && {program} --plan plan.json{needed} --data-dir {folder}"
     )
 
 

@@ -129,7 +129,16 @@ def batch_contradictions(plan: Batch) -> Iterator[Finding]:
         "set effective_batch and micro_batch, and leave accumulation out",
     )
     if questions == 1:
-        if plan.micro_batch * plan.accumulation * plan.processes != plan.effective_batch:
+        if plan.effective_batch % plan.processes:
+            most = -(-plan.effective_batch // plan.processes) * plan.processes
+            yield Finding(
+                "processes",
+                f"each takes an equal part of the {plan.effective_batch} questions of a step",
+                str(plan.processes),
+                f"a number that divides {plan.effective_batch}, or --set effective_batch={most}, "
+                "which changes the recipe",
+            )
+        elif plan.micro_batch * plan.accumulation * plan.processes != plan.effective_batch:
             yield Finding(
                 "accumulation",
                 "gradient accumulation × micro-batch × processes must equal the effective batch",

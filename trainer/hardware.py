@@ -9,6 +9,11 @@ import torch
 
 from profiles.plan import Plan
 
+NO_CARD = (
+    "the plan trains on a CUDA device, and torch sees none\n"
+    "    hint: lisa-advise doctor says why; lisa-train --auto --model tiny trains on a CPU"
+)
+
 
 def room(plan: Plan) -> tuple[int, int] | None:
     """Bytes on the card that this process's pool may use at most, and bytes used outside it."""
@@ -30,10 +35,7 @@ def free_bytes(plan: Plan) -> tuple[int, int]:
 
     there = room(plan)
     if there is None:
-        raise ValueError(
-            "the plan trains on a CUDA device, and torch sees none\n"
-            "    hint: lisa-advise doctor says why; lisa-train --auto --model tiny trains on a CPU"
-        )
+        raise ValueError(NO_CARD)
     return there[0] - torch.cuda.memory_reserved(), psutil.virtual_memory().available
 
 

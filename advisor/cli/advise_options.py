@@ -60,7 +60,8 @@ class AdviseOptions:
         float | None, typer.Option(metavar="H", help="How many epochs fit into so many hours.")
     ] = None
     price: Annotated[
-        float | None, typer.Option(metavar="P", help="What the training costs at P an hour.")
+        float | None,
+        typer.Option(metavar="P", help="What the training costs at P an hour for all cards."),
     ] = None
     measure: Annotated[
         bool, typer.Option("--measure", help="Also run three steps of the plan on this GPU.")

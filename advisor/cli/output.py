@@ -93,15 +93,17 @@ def print_advice(advice: Advice, as_json: bool, why: bool) -> None:
 
 def saved(advice: Advice, path: Path) -> Advice:
     """The advice with its plan written to `path` and a command that uses it."""
-    from advisor.request import weights_needed
+    from advisor.request import lisa_train, weights_needed
     from profiles.skipping import option
 
     if advice.plan is None or advice.command is None:
         tell(f"not saved: {advice.verdict}, so there is no plan to train")
         return advice
     write(path, advice.plan.to_json())
-    needed = weights_needed(advice.plan.model, advice.plan.weights)
-    command = f"lisa-train --plan {argument(path)}{needed} --data-dir DIR{option()}"
+    plan = advice.plan
+    program = lisa_train(plan.nodes, plan.local_processes)
+    needed = weights_needed(plan.model, plan.weights)
+    command = f"{program} --plan {argument(path)}{needed} --data-dir DIR{option()}"
     return advice.model_copy(update={"command": command})
 
 

@@ -74,7 +74,7 @@ def _asked(duration: Duration) -> str:
         )
         price = f"{duration.price:.2f} ({low:.2f} to {high:.2f})"
         epochs = counted(duration.epochs, "epoch")
-        found.append(f"the {epochs} cost {price} at {duration.price_per_hour:g} an hour")
+        found.append(f"the {epochs} cost {price} at {duration.price_per_hour:g} an hour in all")
     return "; ".join(found)
 
 
@@ -85,7 +85,7 @@ def _cards(several: Several) -> str:
         speed = f"{row.cards}: {row.samples_per_second:.2g}"
         speed += " questions/s" if row.cards == 1 else f" ({row.efficiency:.0%} each)"
         told.append(f"{speed}, {time_text(row.seconds)}")
-    return f"{'; '.join(told)} ({several.basis}; {several.link})"
+    return f"this plan on {'; '.join(told)} ({several.basis}; {several.link})"
 
 
 def _gain(several: Several, plan: Plan) -> str:

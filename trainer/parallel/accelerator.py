@@ -18,6 +18,7 @@ from accelerate.utils import (
 from torch import nn
 
 from profiles.plan import Plan
+from trainer.hardware import NO_CARD
 from trainer.parallel.launch import is_launched
 from trainer.parallel.lost import STARTING
 from trainer.parallel.trained_only import leave_out_frozen
@@ -29,7 +30,9 @@ def make_accelerator(plan: Plan, run: Path | None) -> Accelerator:
     The model does its own casts; only fp16 uses accelerate's gradient scaler.
     """
     local, cards = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-    if plan.device == "cuda" and 0 < cards <= local:
+    if plan.device == "cuda" and not cards:
+        raise ValueError(NO_CARD)
+    if plan.device == "cuda" and cards <= local:
         raise ValueError(
             f"process {local + 1} of this machine has no card: torch sees {cards}\n"
             f"    hint: start {cards} a machine: --set processes or --nproc_per_node"
