@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: test demo faults fuzz lint clean
+.PHONY: test demo faults fuzz launchers lint clean
 
 # One thread a worker: two workers with two threads each fight over two cores. The types are
 # checked beside the tests, for which one core would wait else.
@@ -22,6 +22,11 @@ faults: $(READY)
 	$(BIN)/python benchmarks/rank_faults.py --rows benchmarks/faults.jsonl
 	$(BIN)/python benchmarks/faults.py --table
 	$(BIN)/python benchmarks/rank_faults.py --table
+
+# Whole launches by torchrun and accelerate, and two machines as network namespaces (as root): two
+# minutes. `make test` starts groups of processes in the same way without a launcher.
+launchers: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m launcher
 
 # Over 15 000 hostile cases, a process for each kind, and their table in docs/hostile-input.md.
 fuzz: $(READY)

@@ -231,10 +231,14 @@ def test_the_batch_sizes_follow_one_another(assignments, batch):
     assert (plan.effective_batch, plan.micro_batch, plan.accumulation) == batch
 
 
-@pytest.mark.parametrize("assignments", [["micro_batch=3"], ["micro_batch=64"], ["processes=3"]])
-def test_a_batch_that_does_not_divide_is_refused(assignments):
-    with pytest.raises(PlanError, match="must equal the effective batch"):
-        Plan().override(assignments)
+@pytest.mark.parametrize(("assignment", "said"), [
+    ("micro_batch=3", "must equal the effective batch"),
+    ("micro_batch=64", "must equal the effective batch"),
+    ("processes=3", r"equal part of the 20 questions .*\n.*effective_batch=21"),
+])  # fmt: skip
+def test_a_batch_that_does_not_divide_is_refused(assignment, said):
+    with pytest.raises(PlanError, match=said):
+        Plan().override([assignment])
 
 
 @pytest.mark.parametrize(

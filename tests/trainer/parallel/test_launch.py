@@ -74,7 +74,9 @@ def under_accelerate(how: str, log: Path, *options: str) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("questions", "how"), [(1, "--cpu"), (2, "--multi_gpu")])
+@pytest.mark.parametrize(("questions", "how"), [
+    pytest.param(1, "--cpu", marks=pytest.mark.launcher), (2, "--multi_gpu"),
+])  # fmt: skip
 def test_two_processes_of_a_launcher_give_the_losses_of_one(
     questions: int, how: str, tmp_path: Path
 ) -> None:
@@ -250,7 +252,7 @@ def all_ended(processes: list[int]) -> bool:
     return not any(Path(f"/proc/{pid}").exists() for pid in processes)
 
 
-@pytest.mark.slow
+@pytest.mark.launcher
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl")
 def test_torchruns_hold_their_run_folder_and_leave_no_process(tmp_path: Path) -> None:
     """A second one names the holder of the folder; killing the first ends its processes.
@@ -398,7 +400,7 @@ os._exit(os.environ["TORCHELASTIC_RESTART_COUNT"] == "0")
 """
 
 
-@pytest.mark.slow
+@pytest.mark.launcher
 def test_a_group_that_torchrun_starts_again_does_not_look_for_the_one_before(
     tmp_path: Path,
 ) -> None:

@@ -201,7 +201,7 @@ def test_a_machine_without_the_same_data_and_weights_is_named_by_all(
     assert not (machines[0] / "run").exists()  # a start that fails leaves no run
 
 
-@pytest.mark.slow
+@pytest.mark.launcher
 def test_under_torchrun_all_say_it_and_nothing_stays(machines: list[Path]) -> None:
     """torchrun ends a machine's other ranks with its first: each has said why, rank 0 tidied."""
     missing(machines)

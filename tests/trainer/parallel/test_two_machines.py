@@ -28,7 +28,7 @@ def two_machines(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return script("benchmarks/two_machines.py", monkeypatch)
 
 
-@pytest.mark.slow
+@pytest.mark.launcher
 def test_two_machines_train_as_one_process_and_lose_nothing_with_one_of_them(
     two_machines: ModuleType, tmp_path: Path
 ) -> None:
