@@ -226,7 +226,7 @@ def _uneven(request: Request) -> PlanError | None:
     if processes == 1 or batch % processes == 0 or "micro_batch" in request.pinned:
         return None
     most = -(-batch // processes) * processes
-    what = f"{counted(processes, 'process', 'processes')} cannot share {batch} questions evenly"
+    what = f"{counted(processes, 'process', 'processes')} cannot share {batch} questions"
     fix = f"--set effective_batch={most}, which changes the recipe, or another number of cards"
     return PlanError([Finding("effective_batch", what, str(batch), fix)])
 

@@ -104,7 +104,8 @@ def forecast_table() -> list[str]:
                 lines.append(f"| {gpus()[key].title} | {model} | {batch} | {' | '.join(cells)} |")
     lines.append(
         f"\nQuestions a second, and of each card's speed alone what it still has. Link: "
-        f"{exchange().within.source}. Where a cell is empty, the batch cannot be shared."
+        f"{exchange().within.source}. Where a cell is empty, the batch has fewer rows than there "
+        "are cards."
     )
     return lines
 
