@@ -28,7 +28,7 @@ from profiles.models import model_profile
 from profiles.overrides import assigned
 from profiles.plan import Plan
 from profiles.preferences import Preference
-from profiles.settings import EFFECTIVE_BATCH, MOST, TARGETS_PER_PICTURE
+from profiles.settings import MOST, TARGETS_PER_PICTURE
 from profiles.tested import Table
 from profiles.text import argument, counted
 
@@ -211,24 +211,7 @@ def _with_questions(request: Request, settings: Mapping[str, object]) -> Plan:
         shared = {**settings, "questions_per_picture": TARGETS_PER_PICTURE}
         with suppress(PlanError):  # such as more processes than rows
             return overridden(Plan.parse(shared), request.overrides, largest_micro_batch=1)
-    try:
-        return overridden(Plan.parse(settings), request.overrides, largest_micro_batch=1)
-    except PlanError as error:
-        other = any(finding.where in ("processes", "nodes") for finding in error.findings)
-        raise (None if other else _uneven(request)) or error from None
-
-
-def _uneven(request: Request) -> PlanError | None:
-    """An error that names a batch for all processes, if the plan's number is what is wrong."""
-    processes = request.cards_each * request.nodes
-    batch = _count(request.overrides, "effective_batch")
-    batch = batch if "effective_batch" in request.pinned else EFFECTIVE_BATCH
-    if processes == 1 or batch % processes == 0 or "micro_batch" in request.pinned:
-        return None
-    most = -(-batch // processes) * processes
-    what = f"{counted(processes, 'process', 'processes')} cannot share {batch} questions"
-    fix = f"--set effective_batch={most}, which changes the recipe, or another number of cards"
-    return PlanError([Finding("effective_batch", what, str(batch), fix)])
+    return overridden(Plan.parse(settings), request.overrides, largest_micro_batch=1)
 
 
 def whole_segments(request: Request, gpu: Gpu) -> str:
