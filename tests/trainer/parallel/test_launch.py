@@ -73,10 +73,8 @@ def under_accelerate(how: str, log: Path, *options: str) -> int:
     return code
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("questions", "how"), [
-    pytest.param(1, "--cpu", marks=pytest.mark.launcher), (2, "--multi_gpu"),
-])  # fmt: skip
+@pytest.mark.launcher
+@pytest.mark.parametrize(("questions", "how"), [(1, "--cpu"), (2, "--multi_gpu")])
 def test_two_processes_of_a_launcher_give_the_losses_of_one(
     questions: int, how: str, tmp_path: Path
 ) -> None:
