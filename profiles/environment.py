@@ -90,6 +90,11 @@ def _quota(cgroup: Path) -> float | None:
         return None
 
 
+def own_card() -> int:
+    """Number of this process's GPU: of several that a launcher started, each has its own."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
 def threads_for(cores: int, processes: int = 1, workers: int = 0) -> int:
     """Threads for each of `processes`, with one core left for each of its workers."""
     return max(1, cores // max(1, processes) - workers)

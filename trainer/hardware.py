@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from importlib.metadata import version
 
 import torch
 
+from profiles.environment import own_card
 from profiles.plan import Plan
 
 NO_CARD = (
@@ -20,7 +20,7 @@ def room(plan: Plan) -> tuple[int, int] | None:
     if plan.device == "cpu" or not torch.cuda.is_available():
         return None
     torch.cuda.init()
-    card = int(os.environ.get("LOCAL_RANK", 0))
+    card = own_card()
     free, total = torch.cuda.mem_get_info(
         card
     )  # creates the CUDA context, which counts from now on

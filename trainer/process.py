@@ -48,9 +48,11 @@ def try_segments(plan: Plan, fix: str = "--set allocator=") -> None:
         return
     import torch
 
+    from profiles.environment import own_card
+
     if not torch.cuda.is_available():
         return  # reported elsewhere
-    device = int(os.environ.get("LOCAL_RANK", "0"))
+    device = own_card()
     torch.cuda.mem_get_info(device)  # without the allocator: fails if the card or its driver does
     try:
         torch.empty(1 << 21, dtype=torch.uint8, device=f"cuda:{device}")

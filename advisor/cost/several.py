@@ -53,8 +53,8 @@ def several(
     """
     if most < 2:
         return None
-    found = {one.processes: duration_of(one, card, counts) for one in _plans(plan, most)}
-    rows = [_row(plan, n, duration, found[1]) for n, duration in found.items()]
+    found = [(one, duration_of(one, card, counts)) for one in _plans(plan, most)]
+    rows = [_row(one, duration, alone=found[0][1]) for one, duration in found]
     worth = rows[0]
     for row in rows[1:]:
         worth = row if row.seconds < WORTH * worth.seconds else worth
@@ -66,12 +66,7 @@ def _plans(plan: Plan, most: int) -> Iterator[Plan]:
     numbers = {1, most, *(2**n for n in range(1, most.bit_length()) if 2**n <= most)}
     for number in sorted(numbers):
         with suppress(PlanError):
-            yield _on(plan, number)
-
-
-def _on(plan: Plan, cards: int) -> Plan:
-    """The plan on so many cards. Raises PlanError."""
-    return plan.override([f"processes={cards}", f"nodes={_nodes(plan, cards)}"])
+            yield plan.override([f"processes={number}", f"nodes={_nodes(plan, number)}"])
 
 
 def _nodes(plan: Plan, cards: int) -> int:
@@ -79,12 +74,13 @@ def _nodes(plan: Plan, cards: int) -> int:
     return -(-cards // plan.local_processes) if plan.processes > 1 else 1
 
 
-def _row(plan: Plan, cards: int, duration: Duration, alone: Duration) -> OnCards:
+def _row(plan: Plan, duration: Duration, alone: Duration) -> OnCards:
+    cards = plan.processes
     return OnCards(
         cards=cards,
         samples_per_second=plan.effective_batch / duration.step_seconds,
         efficiency=alone.step_seconds / (cards * duration.step_seconds),
         step_seconds=duration.step_seconds,
-        exchange_seconds=step_exchange_seconds(_on(plan, cards)),
+        exchange_seconds=step_exchange_seconds(plan),
         seconds=duration.seconds,
     )

@@ -26,7 +26,7 @@ def launcher_name() -> str:
 
 
 def begun_before(wanted: Path) -> Path | None:
-    """The run that this process's launcher began when it was told to write to `wanted`."""
+    """The run folder that this launcher took for `wanted` at an earlier attempt."""
     name = launcher_name()
     if not name:
         return None

@@ -17,6 +17,7 @@ from accelerate.utils import (
 )
 from torch import nn
 
+from profiles.environment import own_card
 from profiles.plan import Plan
 from trainer.hardware import NO_CARD
 from trainer.parallel.launch import is_launched
@@ -29,7 +30,7 @@ def make_accelerator(plan: Plan, run: Path | None) -> Accelerator:
 
     The model does its own casts; only fp16 uses accelerate's gradient scaler.
     """
-    local, cards = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    local, cards = own_card(), torch.cuda.device_count()
     if plan.device == "cuda" and not cards:
         raise ValueError(NO_CARD)
     if plan.device == "cuda" and cards <= local:

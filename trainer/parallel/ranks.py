@@ -28,7 +28,7 @@ class Ranks:
 
     The store is the one through which torch connects the group. It needs no card, is there before
     the plan is known, and a wait may take hours: a collective that waits for longer than the
-    group's timeout ends the run. All ranks call `say_all` and `share_all` in the same order.
+    group's timeout ends the run. All ranks call `exchange` in the same order.
     """
 
     def __init__(

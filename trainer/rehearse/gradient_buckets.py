@@ -15,11 +15,10 @@ from collections import Counter
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from profiles.sizes import MIB
+from profiles.exchange import BUCKET_BYTES
 from trainer.rehearse.memory_trace import MemoryTrace
 
 LABEL = "gradient buckets"
-BUCKET_BYTES = 25 * MIB  # DDP's default, bucket_cap_mb
 
 
 class GradientBuckets:
@@ -53,9 +52,5 @@ class GradientBuckets:
 
     def _taken(self, limits: list[int]) -> list[int]:
         groups, _ = dist._compute_bucket_assignment_by_size(self.trained, limits)
-        sizes = [sum(_bytes(self.trained[place]) for place in group) for group in groups]
+        sizes = [sum(self.trained[place].nbytes for place in group) for group in groups]
         return [self.trace.take(size, LABEL) for size in sizes]
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()

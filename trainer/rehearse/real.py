@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from profiles.environment import own_card
 from profiles.gpus import gpu_by_nvml
 from profiles.measurement import Measurement
 from profiles.plan import Plan
@@ -133,8 +134,8 @@ def rehearse(
 
     if not torch.cuda.is_available():
         raise RuntimeError("a real rehearsal needs a CUDA device")
-    torch.cuda.set_device(_card())
-    properties = torch.cuda.get_device_properties(_card())
+    torch.cuda.set_device(own_card())
+    properties = torch.cuda.get_device_properties(own_card())
     free = torch.cuda.mem_get_info()[0]
     if cap_bytes is not None:
         torch.cuda.set_per_process_memory_fraction(cap_bytes / properties.total_memory)
@@ -195,11 +196,6 @@ def tell_phase(phase: str) -> None:
     tell(f"phase: {phase}")  # whoever reads of a crash learns where
 
 
-def _card() -> int:
-    """Number of this process's GPU: of several processes, each has its own."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
-
-
 def _timed(rehearsal: Rehearsal) -> float:
     import torch
 
@@ -214,19 +210,15 @@ def _timed(rehearsal: Rehearsal) -> float:
 
 def _speed(rehearsal: Rehearsal, seconds: float, gpu: str) -> dict[str, Any]:
     plan, text = rehearsal.plan, rehearsal.text_tokens
-    rows = plan.micro_batch * min(2, plan.accumulation) * plan.processes
+    rows = plan.micro_batch * min(2, plan.accumulation)  # of this process
+    questions = rows * plan.processes * plan.questions_per_picture
     found: dict[str, Any] = {
         "step_seconds": round(seconds, 4),
-        "samples_per_second": round(rows * plan.questions_per_picture / seconds, 3),
+        "samples_per_second": round(questions / seconds, 3),
     }
     card = gpu_by_nvml(gpu, None)
     if card and card.bf16_tflops and text[0] == text[1] and plan.dtype == "bf16":
-        rate = (
-            rows
-            / plan.processes
-            * model_flops(plan, plan.profile.most_image_tokens + text[0])
-            / seconds
-        )
+        rate = rows * model_flops(plan, plan.profile.most_image_tokens + text[0]) / seconds
         found["model_flops_utilisation"] = round(rate / card.rate_flops(plan.dtype), 4)
     return found
 
@@ -237,7 +229,7 @@ def _nvml_used() -> int | None:
         import pynvml
 
         pynvml.nvmlInit()
-        card = pynvml.nvmlDeviceGetHandleByIndex(_card())
+        card = pynvml.nvmlDeviceGetHandleByIndex(own_card())
         found = {p.pid: p.usedGpuMemory for p in pynvml.nvmlDeviceGetComputeRunningProcesses(card)}
         return found.get(os.getpid())
     except Exception:  # whatever NVML's trouble is, the rehearsal's own counts stand
