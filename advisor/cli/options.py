@@ -160,14 +160,15 @@ def named_card(
     if vram is not None and gpu is not None:
         fail("--vram and --gpu both name a card; give one of them")
     try:
-        count, card = (1, None) if gpu is None else find_gpus(gpu)
+        count, cards = (1, []) if gpu is None else find_gpus(gpu)
     except ValueError as error:
         # Whatever is wrong with the name, the size alone is enough.
         fail(
             f"--gpu: {error}\n    hint: --gpu list names the known ones; "
             "--vram SIZE, such as 8GiB, gives the memory side of any GPU"
         )
-    return Target(vram, card, system == "windows", ram, _names_size(gpu), count)
+    card = cards[0] if cards else None
+    return Target(vram, card, system == "windows", ram, tuple(cards[1:]), count)
 
 
 def group_settings(gpus: int | None, nodes: int | None, target: Target | None) -> list[str]:
@@ -182,11 +183,6 @@ def group_settings(gpus: int | None, nodes: int | None, target: Target | None) -
     if cards == 1 and nodes is None:
         return []
     return [f"processes={cards * (nodes or 1)}", f"nodes={nodes or 1}"]
-
-
-def _names_size(gpu: str | None) -> bool:
-    """Whether a card's name has its memory, as in "RTX 3060 12GB" or rtx-3060-12gb."""
-    return gpu is not None and re.search(r"\d\s*-?gi?b?\b", gpu, re.IGNORECASE) is not None
 
 
 def must_be_data(folder: Path | None, skip_broken: str | None) -> None:
