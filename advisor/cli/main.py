@@ -113,7 +113,8 @@ def _advised(options: AdviseOptions) -> Advice:
     size = options.vram or options.emulate_vram
     target = named_card(size, options.gpu, options.system, options.ram)
     must_be_data(data, options.skip_broken)
-    assignments = options.assignments() + group_settings(options.gpus, options.nodes, target)
+    assignments = options.assignments()
+    assignments += group_settings(options.gpus, options.nodes, target, assignments)
     must_agree(assignments)
     machine = probe()
     if options.gpus is not None and target is None and pick_gpu(machine) is None:

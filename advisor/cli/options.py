@@ -90,7 +90,9 @@ System = Annotated[
 Ram = Annotated[
     int | None,
     typer.Option(
-        metavar="SIZE", parser=memory_size, help="With --vram or --gpu: host memory.  [16GiB]"
+        metavar="SIZE",
+        parser=memory_size,
+        help="With --vram or --gpu: the machine's host memory.  [16GiB for each card]",
     ),
 ]
 
@@ -102,7 +104,8 @@ Gpus = Annotated[
 
 
 Nodes = Annotated[
-    int | None, typer.Option(metavar="M", min=1, help="Train on M machines, --gpus cards each.")
+    int | None,
+    typer.Option(metavar="M", min=1, help="Train on M machines of --gpus cards each, or of one."),
 ]
 
 
@@ -171,18 +174,29 @@ def named_card(
     return Target(vram, card, system == "windows", ram, tuple(cards[1:]), count)
 
 
-def group_settings(gpus: int | None, nodes: int | None, target: Target | None) -> list[str]:
-    """The settings of a plan for so many cards and machines; none if neither was named.
+def group_settings(
+    gpus: int | None, nodes: int | None, target: Target | None, settings: list[str]
+) -> list[str]:
+    """The settings of a plan for so many cards and machines, beside those given; none for one card.
 
-    Ends with exit code 2 where --gpus and the named cards differ.
+    Says how many cards it takes a machine to have where none are named. Ends with exit code 2 where
+    --gpus and the named cards differ.
     """
+    from profiles.overrides import assigned
+
     named = target.count if target is not None else 1
     if gpus is not None and named not in (1, gpus):
         fail(f"--gpus: got {gpus}, and --gpu names {named} cards; give one of the two")
     cards = gpus or named
     if cards == 1 and nodes is None:
         return []
-    return [f"processes={cards * (nodes or 1)}", f"nodes={nodes or 1}"]
+    found = [f"nodes={nodes or 1}"]
+    if gpus is None and cards == 1:
+        if "processes" in assigned(settings):
+            return found
+        if nodes != 1:
+            tell(f"note: --nodes {nodes} without --gpus: one card in each is assumed")
+    return [f"processes={cards * (nodes or 1)}", *found]
 
 
 def must_be_data(folder: Path | None, skip_broken: str | None) -> None:

@@ -70,7 +70,7 @@ def report_command(
     must_be_writable(file)
     found = None if run is None else _run(run)
     target, assignments = named_card(vram, gpu, system, ram), list(settings or ())
-    assignments += group_settings(gpus, nodes, target)
+    assignments += group_settings(gpus, nodes, target, assignments)
     must_be_data(data_dir, skip_broken)
     must_agree(assignments)
     kept = found.advice if found else None
