@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from profiles.command_line import Commands, Version
-from profiles.files import refused
+from profiles.files import made, refused
 from profiles.streams import say, set_streams, tell
 from profiles.text import one_line, some
 from trainer.cli.console import user_errors
@@ -73,7 +73,7 @@ def segment(
     from trainer.answer.questions import ignored_files_line, read_questions, unreadable
     from trainer.answer.trained_model import find_trained, newest_run
 
-    with user_errors():
+    with user_errors(), made(out):
         asked = read_questions(image, question, questions, phrase, explain)
         left = ignored_files_line(image) if questions is None and image.is_dir() else None
         if left is not None:
@@ -82,7 +82,6 @@ def segment(
         if chosen != run:
             tell(f"asking the newest run, {chosen}")
         trained = find_trained(chosen, set_ or ())
-        out.mkdir(parents=True, exist_ok=True)
         broken = unreadable(asked)
         for error in broken.values():
             tell(f"left out: {error}")
