@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
-import secrets
 from pathlib import Path
 from typing import Annotated
 
@@ -33,29 +31,24 @@ def studio(
         import uvicorn
 
         from studio.app import create_app
+        from trainer.serve.guard import Access
     except ModuleNotFoundError as error:
         fail(f"{error.name} is not installed\n    hint: pip install 'lisa-preflight[studio]'")
-    token = None if is_local(host) else secrets.token_urlsafe(32)
+    access = Access.of(host)
     try:
-        served = create_app(folders or [Path()], token)
+        served = create_app(folders or [Path()], access)
     except ValueError as error:
         fail(str(error))
-    config = uvicorn.Config(served, host, port, log_level="warning", ws="none", server_header=False)
+    config = uvicorn.Config(served, host, port, log_level="warning", access_log=False,
+                            server_header=False, proxy_headers=False, ws="none",
+                            timeout_graceful_shutdown=3)  # fmt: skip
     try:
-        socket = config.bind_socket()
+        listening = config.bind_socket()
     except SystemExit:  # uvicorn's, after it has said why
         fail(f"--port: {port} on {host} cannot be had\n    hint: --port 0 takes any that is free")
-    shown = f"http://{f'[{host}]' if ':' in host else host}:{socket.getsockname()[1]}/"
-    say(shown if token is None else f"{shown}?token={token}")
-    uvicorn.Server(config).run([socket])
-
-
-def is_local(host: str) -> bool:
-    """Whether only this machine reaches that address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    shown = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}/"
+    say(shown if access.token is None else f"{shown}?token={access.token}")
+    uvicorn.Server(config).run([listening])
 
 
 def main() -> None:

@@ -86,13 +86,12 @@ class Places:
         if not NAME.fullmatch(name):
             allowed = "letters, digits, dots, hyphens and underscores, 64 at most"
             raise ValueError(f"name: got {one_line(name)[:80]!r}; allowed: {allowed}")
-        parent = self.home
-        for part in below:
-            parent = parent / part
-            if parent.is_symlink():
-                raise ValueError(f"{parent}: is a link; the page writes into folders alone")
-        if (path := parent / name).is_symlink():
-            raise ValueError(f"{path}: is a link; the page writes into folders alone")
+        return self.without_links(self.home.joinpath(*below, name))
+
+    def without_links(self, path: Path) -> Path:
+        """A path below the first folder to write to. Raises ValueError for links on the way."""
+        if path.resolve() != path or not path.is_relative_to(self.home):
+            raise ValueError(f"{path}: is a link; the page writes into its own folder alone")
         return path
 
     def listed(self, place: str) -> list[dict[str, str]]:
@@ -107,12 +106,13 @@ class Places:
     def runs(self) -> Iterator[Path]:
         """The run folders: below `runs` of every folder, or one that was named itself."""
         for root in self.roots.values():
-            for folder in (root, *_folders(root), *_folders(root / "runs")):
+            for folder in (root, *folders(root), *folders(root / "runs")):
                 if (folder / RECORD).is_file():
                     yield folder
 
 
-def _folders(folder: Path) -> list[Path]:
+def folders(folder: Path) -> list[Path]:
+    """The folders in a folder, without hidden ones; none where it is none."""
     if not folder.is_dir():
         return []
     return sorted(one for one in folder.iterdir() if one.is_dir() and one.name[0] != ".")

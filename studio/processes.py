@@ -11,6 +11,7 @@ import os
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -52,13 +53,14 @@ class Processes:
         record = self.record(target)
         return record is not None and _began(record["pid"]) == record["began"]
 
-    def record(self, target: Path) -> dict[str, object] | None:
+    def record(self, target: Path) -> dict[str, Any] | None:
         """What was last started for a folder; None for nothing."""
         try:
             found = json.loads(self._path(target, "json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        return found if isinstance(found, dict) and {"pid", "began"} <= found.keys() else None
+        whole = isinstance(found, dict) and {"pid", "began", "arguments"} <= found.keys()
+        return found if whole else None
 
     def started(self) -> list[Path]:
         """The folders that processes were started for."""
@@ -72,11 +74,6 @@ class Processes:
         except OSError:
             return []
         return printable((last or first).decode("utf-8", "replace")).splitlines()
-
-    def forget(self, target: Path) -> None:
-        """Remove the record of a process that has ended, and its log."""
-        for kind in ("json", "log"):
-            self._path(target, kind).unlink(missing_ok=True)
 
     def _path(self, target: Path, kind: str) -> Path:
         return self.folder / f"{'~'.join(target.relative_to(self.home).parts)}.{kind}"

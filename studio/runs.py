@@ -18,6 +18,7 @@ from profiles.plan import Plan
 from profiles.records import Frozen
 from profiles.sizes import gib
 from profiles.text import counted
+from studio import results
 from studio.places import NoSuchPlace, Places
 from studio.processes import Processes
 from trainer.run.folder import RECORD, SUMMARY, is_complete
@@ -58,6 +59,7 @@ def row(folder: Path, places: Places, processes: Processes) -> dict[str, Any]:
     plan, summary = plan_of(folder), _document(folder / SUMMARY)
     state, words = state_of(folder, processes)
     best = _document(folder / "best" / "facts.json").get("metrics")
+    saved = _document(folder / "last" / "facts.json")
     record = folder / RECORD
     return {
         "run": place_of(folder, places),
@@ -68,10 +70,11 @@ def row(folder: Path, places: Places, processes: Processes) -> dict[str, Any]:
         "state": state,
         "words": words,
         "when": record.stat().st_mtime if record.exists() else time.time(),
-        "before": _number(summary.get("before"), "giou"),
+        "before": _number(summary.get("before") or saved.get("before"), "giou"),
         "best": _number(best, "giou"),
         "seconds": _number(summary, "seconds"),
-        "scores": scores_of(folder, processes),
+        "scores": scores_of(folder),
+        "works": list(results.works(folder, processes)),
     }
 
 
@@ -105,6 +108,7 @@ def look(since: Since, places: Places, processes: Processes) -> dict[str, Any]:
     return found | {
         "steps": steps, "evaluations": evaluations, "at": at, "anew": anew,
         "forecast": forecast_of(folder), "happened": list(happened(folder)),
+        "pictures": results.pictures(folder, places), "data": results.data_of(folder, places),
         "log": lines[-40:], "left": next((one for one in reversed(lines) if " left" in one), ""),
     }  # fmt: skip
 
@@ -192,7 +196,7 @@ def forecast_of(folder: Path) -> dict[str, Any] | None:
     return {"needs": needs.get("bytes"), "usable": (budget.get("usable") or {}).get("bytes")}
 
 
-def scores_of(folder: Path, processes: Processes) -> list[dict[str, Any]]:
+def scores_of(folder: Path) -> list[dict[str, Any]]:
     """The evaluations in a run folder: figures with their intervals, and the pictures' name."""
     found = []
     for place in sorted(folder.glob("evaluation-*/scores.json")):

@@ -1,6 +1,9 @@
 // The tabs. What one tab hands to another goes through `shared`.
 import { ask, at, h, problem } from "./base.js";
+import { setUpAsk } from "./ask.js";
+import { setUpData } from "./data.js";
 import { setUpPlan } from "./plan.js";
+import { setUpRuns } from "./runs.js";
 import { setUpTrain } from "./train.js";
 
 const TABS = ["plan", "data", "train", "ask", "runs"];
@@ -31,6 +34,9 @@ try {
   shared.choices = await ask("choices");
   setUpPlan(at("plan"), shared);
   setUpTrain(at("train"), shared);
+  setUpData(at("data"), shared);
+  setUpAsk(at("ask"), shared);
+  setUpRuns(at("runs"), shared);
   const named = location.hash.slice(1);
   open(TABS.includes(named) ? named : "plan");
 } catch (error) {

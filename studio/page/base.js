@@ -24,20 +24,32 @@ export function svg(tag, attributes = {}, ...children) {
 }
 
 // The server's answer to a question; what it refuses is thrown, in its words.
-export async function ask(action, question = {}) {
-  return read(await fetch(`api/${action}`, {
-    method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(question),
-  }));
+export const ask = async (action, question = {}) => read(await post(`api/${action}`, question));
+
+// A picture that the server draws, as a file and as an address.
+export async function drawn(action, question) {
+  const response = await post(`api/${action}`, question);
+  return response.ok ? response.blob() : read(response);
+}
+export const picture = async (action, question) => URL.createObjectURL(await drawn(action, question));
+
+const post = (address, question) => send(address, { headers: { "Content-Type": "application/json" }, body: JSON.stringify(question) });
+
+export async function send(address, message) {
+  try {
+    return await fetch(address, { method: "POST", ...message });
+  } catch {
+    throw new Error("lisa-studio does not answer: is it still running in its terminal?");
+  }
 }
 
 export async function read(response) {
-  const found = await response.json().catch(() => ({ error: `the server answered ${response.status}` }));
-  if (!response.ok) throw new Error(found.error ?? `the server answered ${response.status}`);
-  return found;
+  const found = await response.json().catch(() => ({}));
+  if (response.ok) return found;
+  throw new Error([found.error ?? `the server answered ${response.status}`, found.hint].filter(Boolean).join(": "));
 }
 
-export const problem = (error) => h("p", { class: "error", role: "alert" },
-  error instanceof TypeError ? "lisa-studio does not answer: is it still running in its terminal?" : error.message);
+export const problem = (error) => h("p", { class: "error", role: "alert" }, error.message);
 
 // Run `work`, its button off meanwhile; an error is shown in `place`.
 export async function busy(button, place, work) {
@@ -77,24 +89,29 @@ export function placeField(id, title, kinds) {
 export function pick(title, kinds) {
   const dialog = at("picker");
   at("picker-title").textContent = title;
+  at("picker-list").replaceChildren();
   return new Promise((done) => {
     const end = (value) => { dialog.close(); done(value); };
     const show = async (place) => {
       const { entries } = await ask("list", { place });
       at("picker-way").textContent = place || "The folders that lisa-studio was started with";
-      at("picker-here").hidden = !place || !kinds.includes("folder");
-      at("picker-here").onclick = () => end(place);
-      const up = place ? [{ name: "⬑ back", place: place.split("/").slice(0, -1).join("/"), kind: "folder" }] : [];
-      at("picker-list").replaceChildren(...[...up, ...entries].map((entry) => h("li", {},
-        h("button", { type: "button", "data-place": entry.place,
-          onclick: () => (entry.kind !== "folder" && kinds.includes(entry.kind) ? end(entry.place) : show(entry.place)),
-          disabled: ["picture", "notes"].includes(entry.kind) && !kinds.includes(entry.kind),
-        }, `${entry.name}${entry.kind === "folder" ? "" : `  (${entry.kind})`}`))));
+      const up = place ? [{ name: "⬑ back", place: place.split("/").slice(0, -1).join("/"), kind: "up" }] : [];
+      at("picker-list").replaceChildren(...[...up, ...entries].map((entry) => line(entry, kinds, show, end)));
     };
     at("picker-none").onclick = () => end(null);
-    dialog.onclose = () => done(undefined);
+    dialog.oncancel = () => done(undefined); // Escape
     show("").then(() => dialog.showModal());
   });
+}
+
+// An entry of the dialog: a folder is opened by its name and chosen by its button; a file is chosen.
+function line(entry, kinds, show, end) {
+  const { name, place, kind } = entry;
+  const isFile = ["picture", "notes"].includes(kind), fits = kinds.includes(kind);
+  return h("li", {},
+    h("button", { type: "button", "data-place": place, disabled: isFile && !fits, onclick: () => (isFile ? end(place) : show(place)) },
+      `${name}${["folder", "up", "picture", "notes"].includes(kind) ? "" : `  (${kind})`}`),
+    fits && !isFile ? h("button", { type: "button", class: "choose", "data-choose": place, onclick: () => end(place) }, "Choose") : null);
 }
 
 export const option = (value, text = value) => h("option", { value }, text);

@@ -64,7 +64,8 @@ export function setUpPlan(section, shared) {
     }) }, "Save the plan as");
     const train = h("button", { type: "button", class: "main", id: "plan-train", disabled: wanted.card !== "here",
       onclick: () => { shared.train(wanted); shared.open("train"); } }, "Train this");
-    return h("div", { class: "buttons" }, train, save, h("span", {}, name), said);
+    const elsewhere = wanted.card === "here" ? "" : "A plan for another card: save it, and take it to that machine.";
+    return h("div", { class: "buttons" }, train, save, h("span", {}, name), said, h("span", { class: "note" }, elsewhere));
   }
 
   // What fills the card, up to the red limit of what a run may take.

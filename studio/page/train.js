@@ -45,12 +45,14 @@ export function setUpTrain(section, shared) {
     await list(run);
   });
 
+  const named = (one) => `${one.name}: ${one.model || "no plan yet"}, ${one.state}`;
+
   // The runs to choose from; the one that trains is shown if none was chosen.
   async function list(chosen = watched) {
     const { runs } = await ask("runs");
     const busyOne = runs.find((one) => ["training", "starting"].includes(one.state));
     const now = runs.find((one) => one.run === chosen) ?? busyOne ?? runs[0];
-    chooser.replaceChildren(...runs.map((one) => option(one.run, `${one.name}: ${one.model || "no plan yet"}, ${one.state}`)));
+    chooser.replaceChildren(...runs.map((one) => option(one.run, named(one))));
     chooser.hidden = !runs.length;
     if (!now) return live.replaceChildren(h("p", { class: "note" }, "No run yet."));
     chooser.value = now.run;
@@ -98,6 +100,8 @@ export function setUpTrain(section, shared) {
       buttons = h("div", { class: "buttons" }, act("train-stop", "stop", "Stop (it saves first)"), act("train-resume", "resume", "Resume"), answer);
       live.replaceChildren(h("div", { id: "train-shown" }), buttons, h("div", { id: "train-plots", class: "plots" }), h("div", { id: "train-more" }));
     }
+    const listed = [...chooser.options].find((one) => one.value === found.run);
+    if (listed) listed.textContent = named(found);
     at("train-stop").hidden = !trains;
     at("train-resume").hidden = trains || found.state === "complete";
     at("train-shown").replaceChildren(
