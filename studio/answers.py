@@ -61,9 +61,9 @@ class Drawing(Frozen):
 class Desk(Workers):
     """Where one model answers; choosing another lets the first go."""
 
-    def __init__(self, places: Places, idle_seconds: float = IDLE_SECONDS) -> None:
+    def __init__(self, places: Places) -> None:
         super().__init__([], tell=tell)
-        self.places, self.idle_seconds = places, idle_seconds
+        self.places = places
         self.loaded = ""  # the model's place
         self.changing = asyncio.Lock()
         self.leaving: asyncio.Task[None] | None = None
@@ -122,7 +122,7 @@ class Desk(Workers):
         self.leaving = asyncio.create_task(self._leave())
 
     async def _leave(self) -> None:
-        await asyncio.sleep(self.idle_seconds)
+        await asyncio.sleep(IDLE_SECONDS)
         if not self.waiting:
             await self.unload()
 
@@ -188,10 +188,7 @@ def draw(drawing: Drawing) -> bytes:
 
     Raises DataError, ValueError.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "picture"
-        path.write_bytes(drawing.picture)
-        image = read_image(path)
+    image = _decoded(drawing.picture)
     size = image.shape[0], image.shape[1]
     chosen = [number for number in dict.fromkeys(drawing.shown) if 0 <= number < len(drawing.masks)]
     masks = [_mask(drawing.masks[number], number, size) for number in chosen]
@@ -203,6 +200,18 @@ def draw(drawing: Drawing) -> bytes:
     if masks:
         image = overlay(image, masks, colours, drawing.opacity)
     return png(Image.fromarray(captioned(image, drawing.caption) if drawing.caption else image))
+
+
+def _decoded(picture: bytes) -> NDArray[np.uint8]:
+    """A picture of a request. Raises ValueError, without the name of its file here."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "picture"
+        path.write_bytes(picture)
+        try:
+            return read_image(path)
+        except DataError as error:
+            raise ValueError("; ".join(f"{one.what}. Fix: {one.fix}" for one in error.findings)
+                             .replace(str(path), "picture")) from None  # fmt: skip
 
 
 def _mask(value: dict[str, Any], number: int, size: tuple[int, int]) -> NDArray[np.bool_]:

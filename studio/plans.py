@@ -26,6 +26,7 @@ from profiles.overrides import assigned
 from profiles.preferences import PREFERENCES, Preference
 from profiles.records import Frozen
 from profiles.sizes import gib, parse_size
+from profiles.splits import NEEDED, located
 from profiles.streams import tell
 from studio.places import Places
 
@@ -67,8 +68,11 @@ class Wanted(Frozen):
         return Target(size, card, self.windows)
 
     def data_folder(self, places: Places) -> Path | None:
-        """The data to plan for."""
-        return None if self.data is None else places.folder(self.data)
+        """The data to plan for. Raises ValueError."""
+        folder = None if self.data is None else places.folder(self.data)
+        if folder is not None and located(folder) is None:
+            raise ValueError(f"{self.data}: holds no ReasonSeg data; needed: {NEEDED}")
+        return folder
 
 
 class Saved(Frozen):
