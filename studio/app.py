@@ -73,6 +73,7 @@ ACTIONS: dict[str, tuple[type[Frozen], Work]] = {
     "save-plan": (plans.Saved, _at(plans.save)),
     "check": (data.Data, _at(data.check)),
     "sheet": (data.Sheet, _at(data.sheet)),
+    "synthesise": (data.Synthetic, _at(data.synthesise)),
     "import": (data.Import, _at(data.import_)),
     "question": (questions.Picture, _at(questions.look)),
     "save-question": (questions.Edited, _at(questions.save)),

@@ -18,8 +18,10 @@ from trainer.data.images import read_image
 from trainer.data.importing.importer import import_annotations
 from trainer.data.mixture import check as check_folder
 from trainer.data.preview import write_preview
+from trainer.data.synthetic.dataset import write_dataset
 
 MOST_FINDINGS = 500
+KINDS = ("negation",)  # what lisa-train synthesise writes, too
 LARGEST_SIDE = 2400  # pixels of a picture that the page shows
 
 Split = Literal["train", "val", "test"]
@@ -62,6 +64,15 @@ class Import(Frozen):
     iscrowd: str | None = Field(None, max_length=20)
 
 
+class Synthetic(Frozen):
+    """A synthetic data set to make, to try the page with."""
+
+    name: str = Field(max_length=80)
+    train: int = Field(160, ge=1, le=10_000)
+    val: int = Field(40, ge=1, le=10_000)
+    seed: int = Field(0, ge=0, le=2**32)
+
+
 def check(asked: Data, places: Places) -> dict[str, Any]:
     """Counts by split and data set, and everything that is wrong; all pictures are decoded."""
     counts_of, others, findings = check_folder(places.folder(asked.data), lambda *_: None)
@@ -98,6 +109,14 @@ def png(image: Image.Image, most: int = LARGEST_SIDE) -> bytes:
     file = BytesIO()
     image.save(file, "PNG", compress_level=1)
     return file.getvalue()
+
+
+def synthesise(asked: Synthetic, places: Places) -> dict[str, Any]:
+    """Write a synthetic data set into a new folder. Raises ValueError, FileExistsError."""
+    target = places.new(asked.name)
+    write_dataset(target, seed=asked.seed, train=asked.train, val=asked.val, test=0, kinds=KINDS)
+    words = f"{asked.train} + {asked.val} questions of a kind that lisa-tiny has never seen"
+    return {"data": places.place(target), "words": words, "notes": []}
 
 
 def import_(asked: Import, places: Places) -> dict[str, Any]:

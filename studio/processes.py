@@ -18,7 +18,7 @@ import psutil
 from profiles.environment import at_home, python_module
 from profiles.files import read_ends, write_whole
 from profiles.text import printable
-from studio.places import Places
+from studio.places import NoSuchPlace, Places
 
 FOLDER = ".lisa-studio"  # below the page's first folder, hidden from its pickers
 TAIL = 32 << 10  # bytes of a log that are shown
@@ -28,7 +28,7 @@ class Processes:
     """The processes that this page has started, by the folder that each works on."""
 
     def __init__(self, places: Places) -> None:
-        self.home, self.folder = places.home, places.home / FOLDER
+        self.places, self.home, self.folder = places, places.home, places.home / FOLDER
         self.children: list[subprocess.Popen[bytes]] = []
 
     def start(self, target: Path, arguments: Sequence[str]) -> None:
@@ -49,9 +49,15 @@ class Processes:
 
     def running(self, target: Path) -> bool:
         """Whether a process that was started for a folder still runs."""
+        return self.pid(target) is not None
+
+    def pid(self, target: Path) -> int | None:
+        """The process that was started for a folder and still runs."""
         self.children = [one for one in self.children if one.poll() is None]  # else they stay
         record = self.record(target)
-        return record is not None and _began(record["pid"]) == record["began"]
+        if record is None or record["began"] is None or _began(record["pid"]) != record["began"]:
+            return None
+        return int(record["pid"])
 
     def record(self, target: Path) -> dict[str, Any] | None:
         """What was last started for a folder; None for nothing."""
@@ -66,6 +72,16 @@ class Processes:
         """The folders that processes were started for."""
         found = (path.stem.split("~") for path in sorted(self.folder.glob("*.json")))
         return [self.home.joinpath(*parts) for parts in found]
+
+    def folder_of(self, run: str) -> Path:
+        """The folder of a run, or where one will be that was just started. Raises NoSuchPlace."""
+        try:
+            return self.places.folder(run)
+        except NoSuchPlace:
+            for folder in self.started():
+                if self.places.place(folder) == run:
+                    return folder
+            raise
 
     def log(self, target: Path) -> list[str]:
         """The last lines that the process has printed."""

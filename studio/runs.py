@@ -19,7 +19,7 @@ from profiles.records import Frozen
 from profiles.sizes import gib
 from profiles.text import counted
 from studio import results
-from studio.places import NoSuchPlace, Places
+from studio.places import Places
 from studio.processes import Processes
 from trainer.run.folder import RECORD, SUMMARY, is_complete
 from trainer.run.shortages import ANSWER, shortages
@@ -85,20 +85,9 @@ def place_of(folder: Path, places: Places) -> str:
     return found
 
 
-def folder_of(run: str, places: Places, processes: Processes) -> Path:
-    """The folder of a run, or that a process was started for. Raises NoSuchPlace."""
-    try:
-        return places.folder(run)
-    except NoSuchPlace:
-        for folder in processes.started():
-            if places.place(folder) == run:
-                return folder
-        raise
-
-
 def look(since: Since, places: Places, processes: Processes) -> dict[str, Any]:
     """A run's state, and the records that the page has not seen yet."""
-    folder = folder_of(since.run, places, processes)
+    folder = processes.folder_of(since.run)
     rows, at, anew = records(folder / METRICS, since.at)
     steps = [{name: one[name] for name in ("step", "epoch", *CURVES) if name in one}
              for one in rows if "evaluation" not in one]  # fmt: skip

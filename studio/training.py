@@ -64,8 +64,8 @@ def arguments(training: Training, folder: Path, places: Places) -> list[str]:
 
 def stop(chosen: Chosen, places: Places, processes: Processes) -> dict[str, Any]:
     """Ask a training to save and end, as Ctrl-C does. Raises ValueError."""
-    folder = places.folder(chosen.run)
-    pid = pid_of(folder)
+    folder = processes.folder_of(chosen.run)
+    pid = pid_of(folder) or processes.pid(folder)
     if pid is None:
         raise ValueError(f"{folder.name}: no process of this machine trains in it now")
     # As a terminal does: every process of a group that was started for this run.

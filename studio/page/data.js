@@ -30,16 +30,31 @@ export function setUpData(section, shared) {
   }
 
   const train = h("button", { type: "button", onclick: () => { try { shared.train({ ...shared.wanted(), data: needed() }); shared.open("train"); } catch (error) { found.replaceChildren(h("p", { class: "error" }, error.message)); } } }, "Train on it");
-  const imported = h("div", { id: "import-said", role: "status" });
+  const imported = h("div", { id: "import-said", role: "status" }), made = h("div", { id: "make-said", role: "status" });
+  const take = (told, place) => {
+    data.set(told.data);
+    place.replaceChildren(h("p", {}, `${told.data}: ${told.words}`), ...told.notes.map((one) => h("p", { class: "note" }, one)));
+  };
   section.replaceChildren(
     h("h2", {}, "Look at data"),
     h("div", { class: "form" }, h("label", { for: "data-data" }, "Data"), data, h("label", { for: "data-split" }, "Split"), split,
       h("div", { class: "buttons" }, check, preview, train)),
     found, h("h2", {}, "Import annotations"),
     h("p", { class: "note" }, `LabelMe's folder, or a JSON file of COCO, Label Studio, CVAT (exported as COCO) or Sa2VA. The new data set goes into ${home}.`),
-    importForm(imported), imported, h("h2", {}, "Ask a question about a picture, and outline its answer"));
+    importForm(imported), imported,
+    h("h2", {}, "No data yet? Make a set to try with"), makeForm(made), made, h("h2", {}, "Ask a question about a picture, and outline its answer"));
   setUpEditor(section, shared);
   shared.data = (place) => data.set(place);
+
+  function makeForm(said) {
+    const start = h("button", { id: "make-start" }, "Make it");
+    const number = (id, value) => h("input", { id, type: "number", min: 1, max: 10000, value });
+    return h("form", { onsubmit: (event) => { event.preventDefault(); busy(start, said, async () => take(await ask("synthesise", {
+      name: at("make-name").value.trim(), train: at("make-train").valueAsNumber, val: at("make-val").valueAsNumber,
+    }), said)); } },
+    h("label", { for: "make-train" }, "To train on"), number("make-train", 160), h("label", { for: "make-val" }, "To validate on"), number("make-val", 40),
+    h("label", { for: "make-name" }, "Name"), h("input", { id: "make-name", required: true, maxlength: 64, value: "synthetic" }), h("div", { class: "buttons" }, start));
+  }
 
   function importForm(said) {
     const source = placeField("import-source", "Annotations", ["folder", "notes", "data"]);
@@ -54,8 +69,7 @@ export function setUpData(section, shared) {
         val: at("import-val").valueAsNumber, test: at("import-test").valueAsNumber, skip_broken: at("import-skip").valueAsNumber || 0,
         encoding: at("import-encoding").value.trim() || null, frame: at("import-frame").value || null, iscrowd: at("import-iscrowd").value || null,
       });
-      data.set(told.data);
-      said.replaceChildren(h("p", {}, `${told.data}: ${told.words}`), ...told.notes.map((one) => h("p", { class: "note" }, one)));
+      take(told, said);
     }); } },
     h("label", { for: "import-source" }, "Annotations"), source,
     h("label", { for: "import-questions" }, "Questions"), questions,

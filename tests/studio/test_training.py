@@ -58,6 +58,7 @@ def test_a_training_survives_the_page_and_is_stopped_and_resumed(page: Page) -> 
     run = page.ask("train", **training)["run"]
     assert run == "work/runs/first"
     assert "taken" in page.error("train", **training)
+    assert page.ask("run", run=run)["state"] == "starting"  # it has no folder yet, or an empty one
 
     def state(one: Page = page) -> str:
         return str(one.ask("run", run=run)["state"])
