@@ -12,6 +12,7 @@ from profiles.command_line import MODEL_HELP, Version, model_names
 from profiles.preferences import Preference
 from trainer.cli.options import Settings, SkipBroken, Text
 from trainer.run.folder import LATEST
+from trainer.run.trackers import TENSORBOARD, TRACKERS, read_trackers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,10 @@ class TrainOptions:
         float | None,
         typer.Option(min=0, help="Minutes to wait for memory that other processes took."),
     ] = None
+    tracker: Annotated[
+        Text,
+        typer.Option(metavar="NAME,...", help=f"Log to: {', '.join(TRACKERS)}.  [{TENSORBOARD}]"),
+    ] = None
     skip_broken: SkipBroken = None
     set_: Settings = None
     epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None
@@ -111,7 +116,8 @@ class TrainOptions:
         return found + (self.set_ or [])
 
     def keeping(self) -> dict[str, Any]:
-        """The fields of Keeping that were given."""
+        """The fields of Keeping that were given. Raises ValueError."""
+        trackers = None if self.tracker is None else read_trackers(self.tracker)
         given = {"minutes": self.save_minutes, "steps": self.save_steps, "checkpoints": self.keep,
-                 "wait_minutes": self.wait_minutes}  # fmt: skip
+                 "wait_minutes": self.wait_minutes, "trackers": trackers}  # fmt: skip
         return {name: value for name, value in given.items() if value is not None}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,8 +25,8 @@ from trainer.parallel.lost import STARTING
 from trainer.parallel.trained_only import leave_out_frozen
 
 
-def make_accelerator(plan: Plan, run: Path | None) -> Accelerator:
-    """Accelerate on the plan's device; TensorBoard where there is a run folder.
+def make_accelerator(plan: Plan, log_with: Sequence[Any] | None = None) -> Accelerator:
+    """Accelerate on the plan's device, with its trackers.
 
     The model does its own casts; only fp16 uses accelerate's gradient scaler.
     """
@@ -48,8 +48,7 @@ def make_accelerator(plan: Plan, run: Path | None) -> Accelerator:
             DistributedDataParallelKwargs(gradient_as_bucket_view=True),
         ],
         cpu=plan.device == "cpu",
-        log_with="tensorboard" if run else None,
-        project_dir=run,
+        log_with=log_with,
         dataloader_config=DataLoaderConfiguration(split_batches=False),
     )
     if plan.device == "cpu":

@@ -20,7 +20,7 @@ DAMAGED = "damaged"  # where a damaged checkpoint is moved
 
 def check_plan(now: Plan, before: Plan) -> list[str]:
     """Changes since the checkpoint's plan. Raises CannotResume for those that must not be."""
-    old, new = (_flat(plan.model_dump(mode="json")) for plan in (before, now))
+    old, new = (flat_settings(plan.model_dump(mode="json")) for plan in (before, now))
     changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     lines = {name: f"{name}: {old.get(name)} -> {new.get(name)}" for name in changed}
     refused = [line for name, line in lines.items() if name not in MAY_CHANGE_ON_RESUME]
@@ -33,12 +33,12 @@ def check_plan(now: Plan, before: Plan) -> list[str]:
     return list(lines.values())
 
 
-def _flat(settings: dict[str, Any], head: str = "") -> dict[str, Any]:
+def flat_settings(settings: dict[str, Any], head: str = "") -> dict[str, Any]:
     """Settings by their dotted names."""
     found: dict[str, Any] = {}
     for name, value in settings.items():
         inner = isinstance(value, dict)
-        found |= _flat(value, f"{head}{name}.") if inner else {head + name: value}
+        found |= flat_settings(value, f"{head}{name}.") if inner else {head + name: value}
     return found
 
 

@@ -42,6 +42,7 @@ from trainer.run.state import State
 from trainer.run.step_batches import StepBatches
 from trainer.run.stop import Stop
 from trainer.run.time_left import TimeLeft
+from trainer.run.trackers import made_for
 from trainer.run.validation import describe, evaluate_together
 from trainer.step import UPDATING, NotFinite, StepResult, make_optimizer, training_step
 
@@ -97,7 +98,8 @@ class Run:
     ) -> None:
         self.stop, self.time_left = Stop(), TimeLeft(forecast_seconds)
         self.plan, self.val, self.folder, self.reporter = plan, val, folder, reporter
-        self.accelerator, self.ranks = make_accelerator(plan, folder), Ranks.here()
+        self.accelerator = make_accelerator(plan, made_for(folder, keeping.trackers))
+        self.ranks = Ranks.here()
         self.tokenizer = tokenizer_for(plan)
         self.train_set, self.val_set = self._sample_sets(train, val, cache_root)
         with during("loading"):
@@ -115,7 +117,7 @@ class Run:
 
             add_in_order(self.wrapped)
         self.scheduler = make_scheduler(optimizer, plan, self.epoch_steps)
-        self.records = Records(folder, self.accelerator)
+        self.records = Records(folder, plan, self.accelerator, reporter.line)
         self.state = State(
             folder, plan, keeping, self.accelerator, self.records, self.model, self.optimizer,
             self.scheduler, run_facts(plan, len(train), len(val), self.accelerator.device),

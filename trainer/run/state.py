@@ -118,7 +118,7 @@ class State:
             tidy(self.folder, folder, self.keeping.earlier(self.folder))
             if not self.records.cut(records_size):
                 report(f"{self.records.path}: records of some steps are lost")
-        self.records.rebuild_tensorboard()
+        self.records.start_trackers()
         report(f"continuing from {folder} after step {self.progress.step}")
         for change in changed:
             report(f"note: {change}: the rest may differ in the last bits")
