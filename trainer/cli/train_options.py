@@ -51,7 +51,10 @@ class TrainOptions:
         Path | None, typer.Option(metavar="DIR", help="Check a data folder and stop.")
     ] = None
     resume: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Continue a run that was interrupted.")
+        Path | None,
+        typer.Option(
+            metavar="RUN", help="Continue a run; with --epochs N one that has ended, too."
+        ),
     ] = None
     save_minutes: Annotated[
         float | None, typer.Option(min=0, help="Minutes between checkpoints for --resume.  [10]")

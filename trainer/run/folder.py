@@ -103,6 +103,12 @@ def _free_name(wanted: Path) -> Path:
     return next(place for place in places(wanted) if not place.exists())
 
 
+def reopen(folder: Path) -> None:
+    """Make a run that is complete one that can be resumed."""
+    for name in (OVERLAY, SUMMARY):
+        (folder / name).unlink(missing_ok=True)
+
+
 def is_complete(folder: Path) -> bool:
     """Whether a run has finished: its overlay exists, and a readable summary."""
     if not (folder / OVERLAY).exists():

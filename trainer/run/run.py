@@ -188,12 +188,17 @@ class Run:
             else:
                 self.state.restore(resume, self.reporter.line)
             for epoch in range(self.state.progress.evaluated, self.plan.schedule.epochs):
+                if self._out_of_patience:
+                    break
                 self._train_epoch(epoch)
                 self.state.save()
                 self._evaluate_epoch(epoch)
         self.accelerator.end_training()
         seconds = round(time.monotonic() - started, 2)
-        summary = self.state.progress.summary() | {"seconds": seconds}
+        early = self.state.progress.evaluated < self.plan.schedule.epochs
+        patience = self.plan.schedule.patience if early else None
+        ended = {"stopped_by_patience": patience, "seconds": seconds}
+        summary = self.state.progress.summary() | ended
         self.records.write(SUMMARY, summary)
         return summary
 
@@ -203,8 +208,17 @@ class Run:
         if progress.best is None or (after["giou"] or 0.0) > progress.best:
             progress.best = after["giou"] or 0.0
             progress.best_at = after | {"epoch": progress.evaluated}
+            progress.stale = 0
             self.state.save_best()
+        elif after["giou"] is not None:
+            progress.stale += 1
         self.state.save()
+
+    @property
+    def _out_of_patience(self) -> bool:
+        """Whether as many evaluations as the plan allows have not been better than the best."""
+        patience = self.plan.schedule.patience
+        return patience is not None and self.state.progress.stale >= patience
 
     def _train_epoch(self, epoch: int) -> None:
         progress, done = self.state.progress, self.step - epoch * self.epoch_steps
