@@ -228,6 +228,8 @@ def test_the_schema_is_that_of_the_advice(write_docs: ModuleType) -> None:
     """A changed field must change the schema, and its version where a reader would notice."""
     text = (ROOT / "docs" / "advice.schema.json").read_text(encoding="utf-8")
     assert text == write_docs.advice_schema()
+    recipe = (ROOT / "docs" / "recipe.schema.json").read_text(encoding="utf-8")
+    assert recipe == write_docs.recipe_schema()
     shown = json.loads(Advice(verdict="UNKNOWN", summary="", model="7b", machine=Machine())
                        .model_dump_json())  # fmt: skip
     assert shown.keys() == json.loads(text)["properties"].keys()

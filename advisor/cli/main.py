@@ -113,7 +113,9 @@ def _advised(options: AdviseOptions) -> Advice:
     size = options.vram or options.emulate_vram
     target = named_card(size, options.gpu, options.system, options.ram)
     must_be_data(data, options.skip_broken)
-    assignments = options.assignments() + group_settings(options.gpus, options.nodes, target)
+    with advice_errors():
+        assignments = options.assignments()
+    assignments += group_settings(options.gpus, options.nodes, target)
     must_agree(assignments)
     machine = probe()
     if options.gpus is not None and target is None and pick_gpu(machine) is None:

@@ -74,6 +74,8 @@ def _resume(options: TrainOptions, run: Path) -> None:
     """Resume a run; all but folders, saving, trackers, processes and more epochs is refused."""
     from profiles.overrides import assigned
 
+    if options.recipe is not None:
+        fail("--resume uses the run's own plan: leave out --recipe")
     others = assigned(options.assignments()).keys() - {"processes", "nodes", "schedule.epochs"}
     if options.auto or options.plan or options.model or others or options.use_lora:
         fail("--resume uses the run's own plan: leave out the other settings\n"

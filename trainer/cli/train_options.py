@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from profiles.command_line import MODEL_HELP, Version, model_names
+from profiles.command_line import MODEL_HELP, Recipe, Version, model_names
 from profiles.preferences import Preference
+from profiles.recipe import with_recipe
 from trainer.cli.options import Settings, SkipBroken, Text
 from trainer.run.folder import LATEST
 from trainer.run.trackers import TENSORBOARD, TRACKERS, read_trackers
@@ -73,6 +74,7 @@ class TrainOptions:
         typer.Option(metavar="NAME,...", help=f"Log to: {', '.join(TRACKERS)}.  [{TENSORBOARD}]"),
     ] = None
     skip_broken: SkipBroken = None
+    recipe: Recipe = None
     set_: Settings = None
     epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None
     batch_size: Annotated[int | None, typer.Option(help="Samples per forward pass.")] = None
@@ -96,7 +98,10 @@ class TrainOptions:
     version: Version = False
 
     def assignments(self) -> list[str]:
-        """The settings that have options of their own, then those of --set, as KEY=VALUE."""
+        """Settings as KEY=VALUE: the recipe's, those with options of their own, those of --set.
+
+        Raises PlanError for a recipe that cannot be read.
+        """
         flags = {
             "weights": self.weights,
             "schedule.epochs": self.epochs,
@@ -116,7 +121,7 @@ class TrainOptions:
             nodes = self.nodes or 1
             found += [f"processes={(self.gpus or 1) * nodes}", f"nodes={nodes}"]
         found += [f"{key}={value}" for key, value in flags.items() if value is not None]
-        return found + (self.set_ or [])
+        return with_recipe(self.recipe, found + (self.set_ or []), self.model)
 
     def keeping(self) -> dict[str, Any]:
         """The fields of Keeping that were given. Raises ValueError."""
