@@ -15,7 +15,6 @@ from typing import Any
 from profiles.files import read_regular, reason
 from profiles.findings import Finding, PlanError
 from profiles.overrides import assigned, legible, nearest_setting
-from profiles.plan import setting_names
 from profiles.text import brief
 
 SHIPPED = Path(__file__).with_name("recipes")
@@ -49,6 +48,8 @@ def read_recipe(recipe: str) -> dict[str, str]:
 
     Raises PlanError with everything that is wrong.
     """
+    from profiles.plan import setting_names
+
     path = Path(recipe)
     if not path.suffix and path.name == recipe:
         if recipe not in shipped_recipes():
