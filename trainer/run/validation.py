@@ -35,6 +35,7 @@ def outcome(summary: dict[str, Any], folder: Path) -> list[str]:
     if patience := summary.get("stopped_by_patience"):
         without = counted(patience, "evaluation")
         lines.append(f"ended early: {without} without a better gIoU (schedule.patience)")
+    lines += [f"warning: {text}" for text in summary.get("warnings", ())]
     return lines
 
 

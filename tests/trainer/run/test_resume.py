@@ -127,7 +127,9 @@ def test_ended_anywhere(number: int, undisturbed: Path, cache: Path, tmp_path: P
     assert_same(tmp_path, undisturbed)
     assert ended or number > 40, "nothing was ended"
     known = json.loads((undisturbed / "summary.json").read_text())
-    assert {**summary, "seconds": 0} == {**known, "seconds": 0}
+    assert summary["receipts"] and not summary["warnings"]
+    ours = {"seconds": 0, "forecast": {}}  # of a resumed run the whole time is not known
+    assert summary | ours == known | ours
 
 
 def test_more_epochs_continue_as_a_run_that_had_them(
