@@ -22,7 +22,7 @@ GPU = Gpu(index=0, uuid="GPU-a", name="Some card", total_bytes=8 * GIB, free_byt
           compute_capability=(8, 9))  # fmt: skip
 MACHINE = Machine(gpus=(GPU,), driver_version="580.1", cuda_driver_version="13.0",
                   host_total_bytes=32 * GIB, host_available_bytes=28 * GIB)  # fmt: skip
-HEALTHY: dict[str, Any] = {"versions": {"torch": "2.13.0"}, "torch_cuda": "13.0", "bf16": True,
+HEALTHY: dict[str, Any] = {"versions": {"torch": "2.11.0"}, "torch_cuda": "13.0", "bf16": True,
                            "cuda_available": True, "architectures": ["sm_80"], "compiler": "",
                            "loss": 2.0}  # fmt: skip
 
