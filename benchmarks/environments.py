@@ -18,19 +18,20 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from crashes import ROOT
 from tables import put
-from versions import DOCS, MARK, SHOWN, install_lowest
+from versions import DOCS, SHOWN, install_lowest
 
 from profiles.measurement import Measurement
 from profiles.sizes import MIB
 from profiles.tested import shipped_table
 
-FILE = ROOT / "benchmarks" / "environments.jsonl"
+ROWS_FILE = ROOT / "benchmarks" / "environments.jsonl"
+BEGIN, END = "<!-- benchmarks/environments.py -->", "<!-- /benchmarks/environments.py -->"
 # Of each storage, each family, a paged optimizer, compiled layers, and layers on the host.
 ROWS = ("lean-7b-b1-host", "lean-7b-b1-paged", "lean-7b-b1-int8", "lean-7b-bf16-12gb",
         "lean-speed-compiled-b8-k32", "lean-qwen-4b-host")  # fmt: skip
@@ -79,6 +80,11 @@ def table(record: Mapping[str, Any]) -> list[str]:
     return head + [line(row, *sizes) for row, sizes in record["rows"].items()]
 
 
+def write_table(records: Sequence[Mapping[str, Any]]) -> None:
+    """Write the last comparison into docs/versions.md."""
+    put(DOCS, BEGIN, END, table(records[-1]))
+
+
 def main() -> None:
     """Compare, or write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -88,16 +94,15 @@ def main() -> None:
     what.add_argument("--table", action="store_true", help="write docs/versions.md's table")
     arguments = parser.parse_args()
     if arguments.table:
-        record = json.loads(FILE.read_text(encoding="utf-8").splitlines()[-1])
-        begin, end = (mark.format("environments") for mark in MARK)
-        return put(DOCS, begin, end, table(record))
+        lines = ROWS_FILE.read_text(encoding="utf-8").splitlines()
+        return write_table([json.loads(one) for one in lines])
     with tempfile.TemporaryDirectory() as folder:
         environment = {}
         if arguments.lowest:
             install_lowest(Path(folder))
             environment["PYTHONPATH"] = os.pathsep.join([folder, str(ROOT)])
         record = compared(arguments.python or sys.executable, environment)
-    with FILE.open("a", encoding="utf-8") as file:
+    with ROWS_FILE.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
 
 

@@ -59,6 +59,33 @@ def test_rows_go_out_and_come_back_once(tmp_path: Path) -> None:
     assert (tmp_path / "out.jsonl").read_text() == file.read_text()
 
 
+def test_rows_are_shared_without_what_names_a_person(tmp_path: Path) -> None:
+    assert run("table", "share").exit_code == 1, "there is none of one's own"
+    known = read_table().row("lean-7b-b1")
+    secret = {"weights": "/home/zoe/models/7b"}
+    row = known.model_copy(update={
+        "id": "user-of-zoe", "title": "zoe's", "source": "user", "forecast_bytes": 5 * GIB,
+        "settings": known.settings | secret, "note": "no room in /home/zoe/run",
+        "versions": known.versions | {"hostname": "zoe-pc"},
+    })  # fmt: skip
+    (tmp_path / "own.jsonl").write_text(row.model_dump_json() + "\n")
+    assert run("table", "import", str(tmp_path / "own.jsonl")).exit_code == 0
+    found = run("table", "share")
+    assert found.exit_code == 0 and "zoe" not in found.stdout and "1 row" in found.stderr
+    assert f"| {row.gpu} |" in found.stdout and "| 5.00 GiB | 4.56 GiB | FITS |" in found.stdout
+    issue = tmp_path / "issue.md"
+    issue.write_text(f"Hello,\nthese are from my card:\n\n{found.stdout}\nGreetings\n")
+    user_table_path().unlink()
+    assert "1 row added" in run("table", "import", str(issue)).stderr
+    (back,) = [one for one in read_table().rows if one.source == "user"]
+    assert back.plan == known.plan and back.needed_bytes == row.needed_bytes
+    assert back.versions == known.versions and back.forecast_bytes == row.forecast_bytes
+    assert "0 rows added" in run("table", "import", str(issue)).stderr
+    assert run("table", "share", str(tmp_path / "out.md")).exit_code == 0
+    again = tmp_path / "out.md"
+    assert again.read_text() == found.stdout, "a row is shared under one name"
+
+
 def test_damaged_rows_are_told_and_stay_where_they_are(tmp_path: Path) -> None:
     row = read_table().row("lean-7b-b1").model_copy(update={"id": "user-x", "source": "user"})
     file = tmp_path / "theirs.jsonl"
