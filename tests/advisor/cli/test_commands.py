@@ -14,7 +14,7 @@ from advisor import doctor
 from advisor.cli.main import app
 from advisor.doctor import examine, report
 from advisor.machine.gpu import Gpu, Machine
-from profiles.sizes import GIB
+from profiles.sizes import GIB, gib
 from profiles.tested import read_table, user_table_path
 from tests.conftest import tiny_plan
 
@@ -72,7 +72,10 @@ def test_rows_are_shared_without_what_names_a_person(tmp_path: Path) -> None:
     assert run("table", "import", str(tmp_path / "own.jsonl")).exit_code == 0
     found = run("table", "share")
     assert found.exit_code == 0 and "zoe" not in found.stdout and "1 row" in found.stderr
-    assert f"| {row.gpu} |" in found.stdout and "| 5.00 GiB | 4.56 GiB | FITS |" in found.stdout
+    assert (
+        f"| {row.gpu} |" in found.stdout
+        and f"| 5.00 GiB | {gib(row.needed_bytes or 0)} | FITS |" in found.stdout
+    )
     issue = tmp_path / "issue.md"
     issue.write_text(f"Hello,\nthese are from my card:\n\n{found.stdout}\nGreetings\n")
     user_table_path().unlink()
