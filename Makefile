@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: test demo faults fuzz launchers lint clean
+.PHONY: test demo faults fuzz launchers lint site clean
 
 # One thread a worker: two workers with two threads each fight over two cores. The types are
 # checked beside the tests, for which one core would wait else.
@@ -33,9 +33,14 @@ fuzz: $(READY)
 	$(BIN)/python benchmarks/fuzz.py --rows benchmarks/fuzz.jsonl
 	$(BIN)/python benchmarks/fuzz.py --table
 
-lint: $(READY)
+lint: $(READY) site
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/hadolint Dockerfile
+
+# The documentation with search and reference, in site/index.html; fails on a broken link.
+site: $(READY)
+	$(BIN)/python tools/site.py
 
 # sam2 comes without the packages that its video tools want: tests import its modules alone.
 # torch comes first, at the tested version: a package that asks for plain torch is then satisfied.
@@ -48,4 +53,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) demo runs
+	rm -rf $(VENV) demo runs build site
