@@ -38,7 +38,7 @@ ASKED = {  # what a new user looks for, and the page that must be among the firs
 
 @pytest.fixture
 def tools(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    return script("tools/site.py", monkeypatch)
+    return script("tools/make_site.py", monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The whole site, built as `make site` does, in a folder of its own."""
     folder = tmp_path_factory.mktemp("site")
     with pytest.MonkeyPatch.context() as patch:
-        made = script("tools/site.py", patch)
+        made = script("tools/make_site.py", patch)
         shutil.copy(ROOT / made.CONFIGURATION, folder)
         made.build(folder)
     yield folder / "site"

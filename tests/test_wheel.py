@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.test_docs import script
+
 ROOT = Path(__file__).parents[1]
 IGNORED = {"__pycache__", ".ruff_cache", ".mypy_cache", ".pytest_cache"}
 PACKAGES = ("advisor", "profiles", "trainer")
@@ -170,3 +172,13 @@ def test_another_packages_folder_of_our_name_is_said_in_a_line(
             assert hint.startswith("    hint: ")
     finally:
         there.write_bytes(kept)
+
+
+def test_a_release_has_notes_and_says_what_is_left_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    release = script("tools/release.py", monkeypatch)
+    assert release.notes().startswith("### ") and "\n## " not in release.notes()
+    assert not [line for line in release.left_to_do() if "another version" in line]
+    monkeypatch.setattr(release, "version", lambda: "9.9")
+    assert "CITATION.cff: another version" in list(release.left_to_do())
+    with pytest.raises(ValueError, match="no part about 9.9"):
+        release.notes()

@@ -1,6 +1,6 @@
 """Build the documentation's site into site/, without a network; exit code 1 on a broken link.
 
-    python tools/site.py
+    python tools/make_site.py
 
 The pages are docs/, README.md as the first one, CONTRIBUTING.md and others of the root, and what
 tools/reference.py makes of the code. A link to any other file of the repository leads to the
@@ -120,10 +120,12 @@ def broken(site: Path) -> Iterator[str]:
 
 def unfetched(site: Path) -> None:
     """The script that search needs on a disk comes with the site, not from elsewhere."""
-    shutil.copy(ROOT / "tools" / "site_worker.js", site / "assets")
+    shutil.copy(ROOT / "tools" / "make_site_worker.js", site / "assets")
     for path in site.rglob("*.html"):
         text = path.read_text(encoding="utf-8")
-        own = posixpath.relpath("assets/site_worker.js", path.parent.relative_to(site).as_posix())
+        own = posixpath.relpath(
+            "assets/make_site_worker.js", path.parent.relative_to(site).as_posix()
+        )
         path.write_text(text.replace("https://unpkg.com/iframe-worker/shim", own), encoding="utf-8")
 
 
