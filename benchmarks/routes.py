@@ -1,7 +1,7 @@
 """Each way of installing, from an empty environment: its time, its disk, and that it works.
 
-    python benchmarks/routes.py pip wheel docker notebook demo      # all by default
-    python benchmarks/routes.py --table                             # writes docs/install.md's table
+    python benchmarks/routes.py pip demo hook     # these routes; all by default
+    python benchmarks/routes.py --table           # writes docs/install.md's table
 
 A route's commands run in an empty folder, in a copy of what git tracks, with an environment of
 their own. `docker` runs the Dockerfile's copying and pip steps, as no engine is needed for those.
@@ -14,6 +14,7 @@ import argparse
 import datetime
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -24,6 +25,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from crashes import ROOT
 from tables import put
 
@@ -84,6 +86,41 @@ def by_notebook() -> list[str]:
             "cp notebooks/tour.ipynb ~ && cd ~ && jupyter execute tour.ipynb"]  # fmt: skip
 
 
+def advice_blocks() -> list[Any]:
+    """The YAML of docs/advice.md: the workflow, and the hook."""
+    page = (ROOT / "docs" / "advice.md").read_text(encoding="utf-8")
+    return [yaml.safe_load(part.split("```")[0]) for part in page.split("```yaml\n")[1:]]
+
+
+PLAN = f"{ANSWER} --model 7b --set weights=random --save plan.json"
+
+
+def by_workflow() -> list[str]:
+    """The workflow's shell steps in a repository with a plan; this checkout is the release."""
+    steps = [one["run"] for one in advice_blocks()[0]["jobs"]["plan"]["steps"] if "run" in one]
+    install = [step for step in steps if step.startswith("pip ")]
+    # A mirror may stand in for torch's own index.
+    here = [re.sub(r" --index-url \S+", "", step) for step in install]
+    here = [re.sub(r"git\+https://\S+", "$OLDPWD", step) for step in here]
+    return ["python3 -m venv ~/lisa && . ~/lisa/bin/activate", "mkdir ~/theirs && cd ~/theirs",
+            *here, PLAN, *steps[len(install):]]  # fmt: skip
+
+
+def by_hook() -> list[str]:
+    """The pre-commit hook, by the URL of a repository; this checkout is the release."""
+    (repository,) = advice_blocks()[1]
+    git = "git -c user.name=a -c user.email=a@b.c"
+    url, tag = "file://$HOME/release", repository["rev"]
+    commit = f"git init -q . && git add . && {git} commit -qm release"
+    configuration = json.dumps({"repos": [repository | {"repo": "URL"}]})
+    return [f"cp -r . ~/release && cd ~/release && {commit} && git tag {tag}",
+            "python3 -m venv ~/lisa && . ~/lisa/bin/activate", "pip install pre-commit",
+            "mkdir ~/theirs && cd ~/theirs && git init -q .",
+            f"echo '{configuration}' | sed \"s,URL,{url},\" > .pre-commit-config.yaml",
+            "pre-commit install-hooks", f"~/.cache/pre-commit/repo*/py_env-*/bin/{PLAN}",
+            "git add . && pre-commit run --all-files"]  # fmt: skip
+
+
 def by_demo() -> list[str]:
     """`make demo`, which installs for itself."""
     return ["make demo"]
@@ -94,6 +131,8 @@ ROUTES: Mapping[str, tuple[str, Callable[[], list[str]]]] = {
     "wheel": ("the wheel of `make release`, newest versions", by_wheel),
     "docker": ("the Dockerfile's pip steps", by_docker),
     "notebook": ("the notebook, top to bottom", by_notebook),
+    "workflow": ("the workflow for your repository", by_workflow),
+    "hook": ("the pre-commit hook", by_hook),
     "demo": ("`make demo`", by_demo),
 }
 

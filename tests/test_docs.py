@@ -6,10 +6,12 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import yaml
@@ -243,13 +245,33 @@ def test_a_missed_target_is_told(write_docs: ModuleType) -> None:
     assert not write_docs.reached(row | {"giou_before": 0.6})
 
 
+def yaml_of_the_docs(number: int) -> Any:
+    """A block of YAML in docs/advice.md."""
+    page = (ROOT / "docs" / "advice.md").read_text(encoding="utf-8")
+    return yaml.safe_load(page.split("```yaml\n")[number].split("```")[0])
+
+
+def workflow_steps() -> list[str]:
+    """What the workflow of the docs runs in a shell."""
+    steps = yaml_of_the_docs(1)["jobs"]["plan"]["steps"]
+    return [step["run"] for step in steps if "run" in step]
+
+
+def test_the_hook_of_the_docs_is_one_that_pre_commit_takes_and_runs_the_workflows_check() -> None:
+    """`python benchmarks/routes.py hook` installs and runs it, which takes minutes."""
+    from pre_commit.clientlib import load_manifest
+
+    (hook,) = load_manifest(ROOT / ".pre-commit-hooks.yaml")
+    (repository,) = yaml_of_the_docs(2)
+    (used,) = repository["hooks"]
+    assert used["id"] == hook["id"] and hook["language"] == "python"
+    assert shlex.join([*hook["entry"].split(), *used["args"]]).replace("'", '"') in workflow_steps()
+
+
 @pytest.mark.slow
 def test_the_workflow_of_the_docs_runs(tmp_path: Path) -> None:
     """Its own commands, in order, after installing; a plan is committed as a user would make it."""
-    page = (ROOT / "docs" / "advice.md").read_text(encoding="utf-8")
-    workflow = yaml.safe_load(page.split("```yaml\n")[1].split("```")[0])
-    steps = [step["run"] for step in workflow["jobs"]["plan"]["steps"] if "run" in step]
-    commands = [step for step in steps if not step.startswith("pip ")]
+    commands = [step for step in workflow_steps() if not step.startswith("pip ")]
     assert [command.split()[0] for command in commands] == ["lisa-advise"] + 2 * ["lisa-train"]
     saved = 'lisa-advise --gpu "RTX 3060 12GB" --model 7b --set weights=random --save plan.json'
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

@@ -23,7 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 DIST = ROOT / "dist"
 PLACES = ("README.md", "pyproject.toml", "CITATION.cff", "zensical.toml", "docs/install.md",
-          "notebooks/tour.ipynb")  # fmt: skip
+          "docs/advice.md", "notebooks/tour.ipynb")  # fmt: skip
 
 
 def version() -> str:
