@@ -13,10 +13,7 @@ ARG INDEX=https://pypi.org/simple
 COPY constraints.txt /src/
 RUN pip install --no-cache-dir -c /src/constraints.txt --index-url "$INDEX" torch
 
-COPY pyproject.toml MANIFEST.in README.md LICENSE /src/
-COPY profiles /src/profiles
-COPY advisor /src/advisor
-COPY trainer /src/trainer
+COPY . /src
 RUN pip install --no-cache-dir -c /src/constraints.txt /src
 
 # Weights, features, compiled code and measured rows are kept in a volume.

@@ -66,11 +66,8 @@ def by_docker() -> list[str]:
     steps = ["python3 -m venv ~/lisa && . ~/lisa/bin/activate", "mkdir -p ~/root/src"]
     for word, rest in dockerfile((ROOT / "Dockerfile").read_text(encoding="utf-8")):
         if word == "COPY":
-            *sources, target = rest.split()
-            inside = "/." if len(sources) == 1 and Path(ROOT, sources[0]).is_dir() else ""
-            steps.append(
-                f"mkdir -p ~/root{target} && cp -r {' '.join(sources)}{inside} ~/root{target}"
-            )
+            source, target = rest.split()
+            steps.append(f"mkdir -p ~/root{target} && cp -r {source} ~/root{target}")
         elif word == "RUN" and rest.startswith("pip "):
             # Here a mirror may stand in for the index that is the default.
             steps.append(rest.replace(" /src", " ~/root/src").replace('--index-url "$INDEX"', ""))
