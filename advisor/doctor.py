@@ -48,7 +48,7 @@ def examine(
     tell: Callable[[str], None] = lambda line: None,
     model: str | None = None,
 ) -> tuple[Check, ...]:
-    """Every check on this machine; a training step of lisa-tiny runs in a child process.
+    """Every check on this machine, what fails first; lisa-tiny trains a step in a child process.
 
     Disks must have room for `model`, by default the one that is advised here. `tell` gets a line
     before each check that takes seconds.
@@ -59,7 +59,7 @@ def examine(
     facts = _selftest(device)
     if not offline:
         tell(f"connecting to the model hub, {HUB_SECONDS} s at most ...")
-    return (
+    checks = [
         *_driver(machine, facts),
         *_libraries(facts),
         *_newer(machine, facts),
@@ -67,7 +67,8 @@ def examine(
         *_room(machine, model),
         *([] if offline else _hub()),
         _one_step(device, facts),
-    )
+    ]
+    return tuple(sorted(checks, key=lambda check: check.status != "fail"))
 
 
 def report(machine: Machine, checks: tuple[Check, ...]) -> str:
@@ -111,7 +112,10 @@ def _driver(machine: Machine, facts: dict[str, Any]) -> Iterator[Check]:
     if "versions" not in facts:
         return
     if built is None:
-        remedy = "install torch for CUDA: see pytorch.org/get-started"
+        remedy = "pip uninstall torch, and install torch for CUDA from the index that "
+        remedy += f"pytorch.org/get-started names for CUDA {machine.cuda_driver_version}"
+        if machine.platform == "windows":
+            remedy += ": there plain pip gives a CPU build"
         yield Check(name="torch's CUDA", status="fail", found="torch is a CPU build", remedy=remedy)
         return
     served = _number(machine.cuda_driver_version)

@@ -3,7 +3,7 @@
     python tools/write_docs.py [plan] [tables] [measured] [schema] [advice]    # all by default
 
 plan: docs/plan.md. tables: those of docs/lisa-tiny.md, between their marker comments. measured:
-README.md's table and the figures of docs/lean.md's text, from benchmarks/lean.jsonl, what is
+README.md's table and the figures of docs/lean.md's text, from benchmarks/lean.jsonl, with what is
 advised beside them, and the figures of all pages' running text (tools/figures.py). advice:
 docs/advice.svg.
 """
@@ -164,8 +164,8 @@ def advised_text() -> str:
         )
 
     return (
-        "The advice for 7B on 8 GiB differs from the table's 8 GB row, as it assumes rows of 512 "
-        f"text tokens:\n{advised('usual')}.\nWith `--prefer precision` it is "
+        "The advice for 7B on 8 GiB differs from the rows below, as it assumes rows of 512 text "
+        f"tokens:\n{advised('usual')}.\nWith `--prefer precision` it is "
         f"{advised('precision')}."
     )
 
@@ -195,13 +195,13 @@ def streaming_text() -> str:
 
 
 def readme(page: str) -> str:
-    """README.md with what was measured and what is advised."""
-    page = with_table(page, "measured", measured_table())
-    return with_table(page, "advised", advised_text())
+    """README.md with what was measured."""
+    return with_table(page, "measured", measured_table())
 
 
 def lean_page(page: str) -> str:
     """docs/lean.md with the figures of its text."""
+    page = with_table(page, "advised", advised_text())
     page = with_table(page, "faster", faster_text())
     return with_table(page, "streaming", streaming_text())
 

@@ -183,6 +183,17 @@ def test_a_child_that_dies_is_a_failed_check(monkeypatch: pytest.MonkeyPatch) ->
     assert "ended with code 1" in found["a training step of lisa-tiny on cuda"].found
 
 
+@pytest.mark.parametrize(("platform", "said"), [("linux", "CUDA 13.0"), ("windows", "plain pip")])
+def test_a_cpu_build_of_torch_beside_a_gpu_is_the_first_finding(
+    monkeypatch: pytest.MonkeyPatch, platform: str, said: str
+) -> None:
+    monkeypatch.setattr(doctor, "_selftest", lambda device: HEALTHY | {"torch_cuda": None})
+    monkeypatch.setattr(doctor, "_segments_tried", lambda: ("tried", True))
+    first = examine(MACHINE.model_copy(update={"platform": platform}), offline=True)[0]
+    assert first.status == "fail" and first.found == "torch is a CPU build"
+    assert "pytorch.org/get-started" in first.remedy and said in first.remedy
+
+
 def test_doctor_runs_a_real_step_here(tmp_path: Path) -> None:
     result = run("doctor", "--offline", "--json")
     found = {check["name"]: check for check in json.loads(result.stdout)}
