@@ -318,3 +318,11 @@ def test_the_versions_page_says_what_was_run_and_what_is_allowed(
             assert f"{row['versions'][one.name]}.".startswith(f"{bound.version}."), one
     said = [*row["tests"].values(), *newest["tests"].values()]
     assert all(re.fullmatch(r"\d+ passed", one) for one in said)
+
+
+def test_the_page_of_fp8_says_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = script("benchmarks/fp8.py", monkeypatch)
+    page = made.DOCS.read_text(encoding="utf-8")
+    for name, lines in made.written_lines(made.all_rows()).items():
+        begin, end = f"<!-- benchmarks/fp8.py {name} -->", f"<!-- /benchmarks/fp8.py {name} -->"
+        assert "\n".join([begin, *lines, end]) in page, "run benchmarks/fp8.py table"
