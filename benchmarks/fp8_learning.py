@@ -2,8 +2,8 @@
 
     python benchmarks/fp8_learning.py [SEED ...]     rows of kind "demo" in benchmarks/fp8.jsonl
 
-On the CPU, which rounds as a card with FP8 does. The same scenes, steps and seeds with products in the
-plan's dtype are in benchmarks/shared.jsonl already (benchmarks/shared_demo.py).
+On the CPU, which rounds as a card with FP8 does. The same scenes, steps and seeds with products in
+the plan's dtype are in benchmarks/shared.jsonl already (benchmarks/shared_demo.py).
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ from trainer.run.validation import outcome
 from trainer.step import make_optimizer
 
 LEVERS = {
-    "quantization": "nf4", "checkpointed_layers": 3, "host_layers": 2, "host_embeddings": True,
-    "optimizer_state": "8bit",
+    "quantization": "nf4", "products": "fp8", "checkpointed_layers": 3, "host_layers": 2,
+    "host_embeddings": True, "optimizer_state": "8bit",
 }  # fmt: skip
 
 
@@ -46,8 +46,8 @@ def test_every_lever_is_counted_where_it_acts() -> None:
     counted = {row.lever: row.counted for row in found.rows}
     assert counted == {
         "checkpointed_layers": 3, "host_layers": 2, "quantization": "nf4",
-        "host_embeddings": "True", "mask encoder": "not loaded", "vision encoder": "loaded",
-        "optimizer_state": "8bit",
+        "products": "fp8", "host_embeddings": "True", "mask encoder": "not loaded",
+        "vision encoder": "loaded", "optimizer_state": "8bit",
     }  # fmt: skip
     assert found.warnings() == [] and len(found.document()) == len(counted)
     assert not any(layer._forward_pre_hooks for layer in model.decoder_layers)
@@ -61,6 +61,7 @@ def test_what_does_not_act_is_said() -> None:
         "checkpointed_layers: 3 planned, 0 counted",
         "host_layers: 2 planned, 0 counted",
         "quantization: nf4 planned, none counted",
+        "products: fp8 planned, dtype counted",
         "host_embeddings: True planned, False counted",
         "mask encoder: not loaded planned, loaded counted",
     }
