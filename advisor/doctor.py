@@ -14,6 +14,7 @@ from advisor.cost.disk import disk_of
 from advisor.cost.rooms import rooms
 from advisor.machine.gpu import Machine
 from advisor.machine.target import pick_gpu
+from advisor.machine.versions import REMEDY, newer_than_rows
 from advisor.rehearsal import in_child
 from advisor.report.findings import OLDEST_IN_WHEELS, older_torch
 from advisor.request import too_old
@@ -24,6 +25,7 @@ from profiles.places import cache_folder, caches_stay
 from profiles.plan import Plan
 from profiles.records import Frozen
 from profiles.sizes import GIB, gib
+from profiles.tested import read_table
 
 SELFTEST_SECONDS = 180
 HUB = "https://huggingface.co"
@@ -60,6 +62,7 @@ def examine(
     checks = [
         *_driver(machine, facts),
         *_libraries(facts),
+        *_newer(machine, facts),
         *_abilities(machine, facts),
         *_room(machine, model),
         *([] if offline else _hub()),
@@ -167,6 +170,14 @@ def _libraries(facts: dict[str, Any]) -> Iterator[Check]:
         return
     found = ", ".join(f"{name} {number}" for name, number in versions.items())
     yield Check(name="libraries", status="ok", found=found)
+
+
+def _newer(machine: Machine, facts: dict[str, Any]) -> Iterator[Check]:
+    """Whether a library is newer than all that was measured; without a GPU nothing was."""
+    found = newer_than_rows(facts.get("versions", {}), read_table().rows)
+    if found and pick_gpu(machine) is not None:
+        found = f"newer than in any tested row: {found}"
+        yield Check(name="versions", status="note", found=found, remedy=REMEDY)
 
 
 def _abilities(machine: Machine, facts: dict[str, Any]) -> Iterator[Check]:

@@ -52,7 +52,7 @@ def install(folder: Path, *wanted: str) -> bool:
 
 
 def install_lowest(folder: Path) -> None:
-    """Each dependency's lowest version; raises RuntimeError."""
+    """Each dependency's lowest version, and what these depend on. Raises RuntimeError."""
     for one in requirements():
         if one.name in LARGE:
             continue
@@ -60,6 +60,13 @@ def install_lowest(folder: Path) -> None:
         exact, series = f"{one.name}=={bound.version}", f"{one.name}=={bound.version}.*"
         if not (install(folder, exact) or install(folder, series)):
             raise RuntimeError(f"{exact}: cannot be installed")
+    for _ in range(5):  # what is installed now may depend on more
+        missing = sorted(set(unmet(folder)))
+        if not missing:
+            break
+        print(f"also {', '.join(missing)}", flush=True)
+        for one in missing:
+            install(folder, one)
 
 
 def install_newest(folder: Path) -> None:
@@ -116,13 +123,6 @@ def outermost(kind: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         INSTALL[kind](folder)
-        for _ in range(5):  # what is installed now may depend on more
-            missing = sorted(set(unmet(folder)))
-            if not missing:
-                break
-            print(f"also {', '.join(missing)}", flush=True)
-            for one in missing:
-                install(folder, one)
         there = {canonicalize_name(d.name): d.version
                  for d in importlib.metadata.distributions(path=[name])}  # fmt: skip
         versions = {one.name: there.get(canonicalize_name(one.name)) or

@@ -15,7 +15,7 @@ from pathlib import Path
 from profiles.exits import EXIT_USAGE
 from profiles.streams import tell
 
-FOLDERS = ("advisor", "trainer")
+FOLDERS = ("advisor", "studio", "trainer")
 OURS = b"lisa-preflight"  # stands in the docstring of each folder's __init__.py
 REMEDY = "python -m venv ENV, and install lisa-preflight alone there"
 
@@ -33,6 +33,11 @@ def train() -> None:
 def segment() -> None:
     """`lisa-segment`."""
     _start("trainer.cli.__main__", "segment")
+
+
+def studio() -> None:
+    """`lisa-studio`."""
+    _start("studio.main", "main")
 
 
 def _start(module: str, function: str) -> None:

@@ -83,6 +83,7 @@ NOT_MEASURED = {  # what may stand by hand, and why
         "7 %": "WHOLE_SEGMENTS_DOUBT", "8 s": "a target of benchmarks/forecast_time.py",
         "3 s": "a target", "3 GiB": "a target",
     },
+    "docs/serving.md": {"120 s": "Limits of trainer/serve", "16 MiB": "the same"},
     "docs/hostile-input.md": {
         "10 s": "the bound that make fuzz holds", "512 MiB": "the same", "2 GiB": "the same",
         "64 MiB": "LARGEST_FILE", "100 times": "a limit of trainer/data", "64 times": "a limit",
@@ -158,7 +159,7 @@ def test_the_lean_page_says_what_its_rows_say_and_what_is_advised(
     ("emulate", "write_table"), ("recovery", "write_table"), ("forecast", "write_tables"),
     ("speed", "main"), ("crashes", "write_table"), ("races", "write_table"),
     ("faults", "write_table"), ("fuzz", "write_table"), ("rank_faults", "write_table"),
-    ("two_machines", "write_table"), ("ranks", "write_table"),
+    ("two_machines", "write_table"), ("ranks", "write_table"), ("environments", "write_table"),
 ])  # fmt: skip
 def test_a_benchmarks_table_is_that_of_its_rows(
     name: str, write: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -209,6 +210,7 @@ def test_the_cards_page_does_not_depend_on_the_writers_own_rows(
     written = page.split(f"{cards.BEGIN}\n")[1].split(f"\n{cards.END}")[0].splitlines()
     assert [line.split(" | ")[0] for line in written[2:]] == [f"| {c.title}" for c in cards.cards()]
     assert cards.table(cards.cards()[::4]) == [*written[:2], *written[2::4]]
+    assert "\n".join([cards.MEASURED, *cards.measured_lines()]) in page
 
 
 def test_convert_lists_every_size_that_it_makes() -> None:
@@ -228,6 +230,8 @@ def test_the_schema_is_that_of_the_advice(write_docs: ModuleType) -> None:
     """A changed field must change the schema, and its version where a reader would notice."""
     text = (ROOT / "docs" / "advice.schema.json").read_text(encoding="utf-8")
     assert text == write_docs.advice_schema()
+    recipe = (ROOT / "docs" / "recipe.schema.json").read_text(encoding="utf-8")
+    assert recipe == write_docs.recipe_schema()
     shown = json.loads(Advice(verdict="UNKNOWN", summary="", model="7b", machine=Machine())
                        .model_dump_json())  # fmt: skip
     assert shown.keys() == json.loads(text)["properties"].keys()

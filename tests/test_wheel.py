@@ -19,7 +19,7 @@ from tests.test_docs import script
 
 ROOT = Path(__file__).parents[1]
 IGNORED = {"__pycache__", ".ruff_cache", ".mypy_cache", ".pytest_cache"}
-PACKAGES = ("advisor", "profiles", "trainer")
+PACKAGES = ("advisor", "profiles", "studio", "trainer")
 WHERE = "import importlib.util as u; print(u.find_spec('trainer').origin)"
 IN_TURN = """
 import glob, json, runpy, sys

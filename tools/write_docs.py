@@ -220,6 +220,16 @@ def advice_schema() -> str:
     return json.dumps(Advice.model_json_schema(mode="serialization"), indent=2) + "\n"
 
 
+def recipe_schema() -> str:
+    """What a recipe may hold, as a JSON schema for editors."""
+    schema = Plan.model_json_schema()
+    del schema["properties"]["schema_version"]
+    about = {"type": "string", "description": "what the recipe is for"}
+    schema["properties"] = {"description": about} | schema["properties"]
+    schema |= {"title": "Recipe", "description": "Settings of a plan that are kept in a file."}
+    return json.dumps(schema, indent=2) + "\n"
+
+
 def main() -> None:
     """Write the named parts."""
     parts = sys.argv[1:] or ["plan", "tables", "measured", "schema", "advice"]
@@ -227,6 +237,7 @@ def main() -> None:
         (DOCS / "plan.md").write_text(settings_page(), encoding="utf-8")
     if "schema" in parts:
         (DOCS / "advice.schema.json").write_text(advice_schema(), encoding="utf-8")
+        (DOCS / "recipe.schema.json").write_text(recipe_schema(), encoding="utf-8")
     if "tables" in parts:
         page = DOCS / "lisa-tiny.md"
         page.write_text(with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")
