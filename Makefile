@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: test demo faults fuzz launchers lint clean
+.PHONY: test demo faults fuzz launchers lint studio clean
 
 # One thread a worker: two workers with two threads each fight over two cores. The types are
 # checked beside the tests, for which one core would wait else.
@@ -27,6 +27,10 @@ faults: $(READY)
 # minutes. `make test` starts groups of processes in the same way without a launcher.
 launchers: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m launcher
+
+# The page in a headless Chromium, from an import to the mask of an answer: two minutes.
+studio: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m studio tests/studio
 
 # Over 15 000 hostile cases, a process for each kind, and their table in docs/hostile-input.md.
 fuzz: $(READY)

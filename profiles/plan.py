@@ -40,6 +40,7 @@ from profiles.pictures import (
 from profiles.settings import (
     EFFECTIVE_BATCH,
     MOST,
+    MOST_PROCESSES,
     MOST_QUESTIONS,
     PUBLISHED_WARMUP,
     TARGETS_PER_PICTURE,
@@ -71,10 +72,16 @@ class Plan(Settings):
     )
     device: Literal["cpu", "cuda"] = Field("cpu", description="where the training step runs")
     processes: int = Field(
-        1, ge=1, le=64, description="data-parallel processes over all machines, one per GPU"
+        1,
+        ge=1,
+        le=MOST_PROCESSES,
+        description="data-parallel processes over all machines, one per GPU",
     )
     nodes: int = Field(
-        1, ge=1, le=64, description="machines that the processes run on, as many on each"
+        1,
+        ge=1,
+        le=MOST_PROCESSES,
+        description="machines that the processes run on, as many on each",
     )
     quantization: Quantization = Field(
         "nf4",

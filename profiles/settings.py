@@ -28,6 +28,7 @@ TrainedPart = Literal[
 
 
 MOST = 1_000_000  # of anything counted: more is a typing error, which would take memory
+MOST_PROCESSES = 64  # of a plan
 
 
 # Asked for at once in a picture with several, as in LISA's recipe.

@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 IGNORED = {"__pycache__", ".ruff_cache", ".mypy_cache", ".pytest_cache"}
-PACKAGES = ("advisor", "profiles", "trainer")
+PACKAGES = ("advisor", "profiles", "studio", "trainer")
 IN_TURN = """
 import glob, json, runpy, sys
 for script, *arguments in json.loads(sys.argv[1]):

@@ -12,6 +12,7 @@ from profiles.command_line import MODEL_HELP, Recipe, Version, model_names
 from profiles.preferences import Preference
 from profiles.recipe import with_recipe
 from trainer.cli.options import Settings, SkipBroken, Text
+from trainer.parallel.launch import started_here
 from trainer.run.folder import LATEST
 from trainer.run.trackers import TENSORBOARD, TRACKERS, read_trackers
 
@@ -34,7 +35,9 @@ class TrainOptions:
     ] = None
     nodes: Annotated[
         int | None,
-        typer.Option(metavar="M", min=1, help="With torchrun: on M machines, --gpus cards each."),
+        typer.Option(
+            metavar="M", min=1, help="With torchrun: on M machines, each with as many cards."
+        ),
     ] = None
     model: Annotated[Text, typer.Option(help=MODEL_HELP, autocompletion=model_names)] = None
     weights: Annotated[
@@ -119,7 +122,7 @@ class TrainOptions:
         found = ["quantization=none"] if self.no_quantization else []
         if self.gpus or self.nodes:
             nodes = self.nodes or 1
-            found += [f"processes={(self.gpus or 1) * nodes}", f"nodes={nodes}"]
+            found += [f"processes={(self.gpus or started_here()) * nodes}", f"nodes={nodes}"]
         found += [f"{key}={value}" for key, value in flags.items() if value is not None]
         return with_recipe(self.recipe, found + (self.set_ or []), self.model)
 

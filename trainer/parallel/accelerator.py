@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,8 +19,8 @@ from torch import nn
 from profiles.environment import own_card
 from profiles.plan import Plan
 from trainer.hardware import NO_CARD
-from trainer.parallel.launch import is_launched
 from trainer.parallel.lost import STARTING
+from trainer.parallel.ranks import Ranks
 from trainer.parallel.trained_only import leave_out_frozen
 
 
@@ -64,20 +63,13 @@ def make_accelerator(plan: Plan, log_with: Sequence[Any] | None = None) -> Accel
 
 
 def _join_restarted_group(plan: Plan) -> None:
-    """Found the group of a restarted launch under new names, for accelerate to use.
-
-    torchrun keeps its store when it starts processes again, and torch looks there for the addresses
-    of the others: it may find those of the processes that have ended, and wait for them for ever.
-    """
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    if attempt == "0" or not is_launched(os.environ) or dist.is_initialized():
+    """Found the group of a restarted launch in the store of its own, for accelerate to use."""
+    ranks = Ranks.here()
+    if ranks.group_store is None or dist.is_initialized():
         return
-    from torch.distributed.rendezvous import rendezvous
-
-    store, rank, count = next(rendezvous("env://", timeout=STARTING))
     dist.init_process_group(
-        "gloo" if plan.device == "cpu" else "nccl", timeout=STARTING, rank=rank, world_size=count,
-        store=dist.PrefixStore(f"attempt-{attempt}", store),
+        "gloo" if plan.device == "cpu" else "nccl", timeout=STARTING, rank=ranks.rank,
+        world_size=ranks.count, store=ranks.group_store,
     )  # fmt: skip
 
 

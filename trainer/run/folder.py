@@ -11,7 +11,7 @@ from pathlib import Path
 import typer
 
 from profiles.exits import EXIT_INTERRUPTED, fail
-from profiles.files import HOLDER, LOCK, Held, held, is_aside, is_vacant, sweep, writer
+from profiles.files import HOLDER, LOCK, Held, held, is_aside, is_vacant, made, sweep, writer
 from profiles.streams import tell
 from profiles.text import argument
 
@@ -34,7 +34,7 @@ def new_run(wanted: Path) -> Iterator[Path]:
     In that case the default name gets a number, which is printed, and a name that the user gave is
     refused. A start that fails leaves no run folder.
     """
-    with ExitStack() as stack:
+    with made(wanted.parent), ExitStack() as stack:
         existed = wanted.exists()
         folder = next(place for place in places(wanted) if _taken(place, wanted, stack))
         if folder != wanted:

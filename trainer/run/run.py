@@ -21,7 +21,7 @@ from trainer.data.micro_batches import MicroBatches
 from trainer.data.mixture import MixedSets
 from trainer.data.pictures import Picture
 from trainer.data.samples import SampleSet, image_paths
-from trainer.hardware import free_bytes, hardware, peaks, versions
+from trainer.hardware import free_bytes, hardware, memory_bytes, peaks, versions
 from trainer.model.build import build, check_compiler, read_tokenizer
 from trainer.model.footprint import check_fits
 from trainer.model.tokenizer import ConversationTokenizer
@@ -252,6 +252,7 @@ class Run:
                 "epoch": epoch + 1,
                 "learning_rate": rate,
                 "step_seconds": round(time.monotonic() - started, 4),
+                "memory_bytes": memory_bytes(self.accelerator.device),
             }
             self.records.append(row)
             loss = f"loss {result.loss:.3f}" if result else "update left out"

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from profiles.files import read_regular, reason, write_whole
 from profiles.preferences import Preference
+from profiles.wrong_values import what_is_wrong
 from trainer.run.folder import LAST, RECORD
 from trainer.run.trackers import TENSORBOARD
 
@@ -78,7 +79,7 @@ class Started:
         try:
             return cls.parse(read_regular(folder / RECORD))
         except ValidationError as error:
-            what = error.errors(include_url=False, include_input=False)[0]["msg"]
+            what = what_is_wrong(error.errors(include_url=False, include_input=False)[0])
             raise CannotResume(
                 f"{folder / RECORD}: damaged ({what})\n    hint: no run to resume; begin a new one"
             ) from None

@@ -74,10 +74,10 @@ def started(folder: Path, cache: Path, reporter: Reporter = QUIET, **settings: A
 
 
 def outcome(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
-    """The trained tensors at the end, and all records but for the seconds."""
+    """The trained tensors at the end, and all records but for seconds and memory."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return load_file(folder / "last" / "trained.safetensors"), [
-        {k: v for k, v in row.items() if k != "step_seconds"} for row in rows
+        {k: v for k, v in row.items() if k not in ("step_seconds", "memory_bytes")} for row in rows
     ]
 
 
