@@ -211,11 +211,11 @@ class Run:
         early = self.state.progress.evaluated < self.plan.schedule.epochs
         whole = None if resumed else round(time.monotonic() - self.time_left.began, 2)
         self.receipts.read(self.folder / RECEIPTS)
-        forecast, exceeded = beside_forecast(self.expected, whole, peaks())
+        both, exceeded = beside_forecast(self.expected, whole, peaks())
         return self.state.progress.summary() | {
             "stopped_by_patience": self.plan.schedule.patience if early else None,
             "receipts": self.receipts.document(),
-            "forecast": forecast,
+            **both,
             "warnings": [*self.receipts.warnings(), *exceeded],
             "seconds": round(seconds, 2),
         }
