@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: test demo faults fuzz launchers lint clean
+.PHONY: test demo faults fuzz launchers serving lint clean
 
 # One thread a worker: two workers with two threads each fight over two cores. The types are
 # checked beside the tests, for which one core would wait else.
@@ -33,6 +33,15 @@ fuzz: $(READY)
 	$(BIN)/python benchmarks/fuzz.py --rows benchmarks/fuzz.jsonl
 	$(BIN)/python benchmarks/fuzz.py --table
 
+# lisa-segment --serve under load, killed, with hostile requests and by its description: some ten
+# minutes. schemathesis has a place of its own, since pytest would load it as a plugin.
+serving: $(READY)
+	$(PYTHON) -m venv .serving
+	.serving/bin/pip install -q schemathesis==4.32.5
+	$(BIN)/python benchmarks/serve_load.py
+	$(BIN)/python benchmarks/serve_fuzz.py
+	$(BIN)/python benchmarks/serve_schema.py --st .serving/bin/st
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -48,4 +57,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) demo runs
+	rm -rf $(VENV) .serving demo runs
