@@ -110,7 +110,7 @@ def raw(draw: Draw) -> tuple[bytes, bool]:
     lines.append(draw(st.sampled_from([b"X: y", b"Expect: 100-continue", b"Upgrade: websocket",
                                        b"Transfer-Encoding: chunked", b"Content-Length: 5",
                                        b"Content-Length: -1", b"Host: evil.example",
-                                       b"X: " + b"y" * 100_000, b"\xff: \xff"])))  # fmt: skip
+                                       b"X: " + b"y" * 70_000, b"\xff: \xff"])))  # fmt: skip
     whole = b"\r\n".join([*lines, b"", request.read()])
     cut = draw(st.integers(0, 3)) > 0
     return (hostile.damaged(draw, whole) if cut else whole), cut
@@ -147,7 +147,7 @@ def send_raw(client: httpx2.Client, case: tuple[bytes, bool]) -> httpx2.Response
             if case[1]:
                 connection.shutdown(socket.SHUT_WR)
             answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
-        except (ConnectionError, TimeoutError):
+        except OSError:  # it hangs up while we send, or waits for more
             answer = b""
     answer = answer.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
     status = int(answer.split(b" ", 2)[1]) if answer.startswith(b"HTTP/1.1 ") else 400
@@ -222,6 +222,17 @@ def held_mib(pid: int, key: str) -> int:
     return int(next(line for line in lines if line.startswith(key)).split()[1]) * 1024 // MIB
 
 
+def tracebacks(said: str) -> int:
+    """How many a server printed of uvicorn's own: it answers a connection that it has given up.
+
+    Exits with any other.
+    """
+    others = [one for one in said.split("Traceback")[1:] if "LocalProtocolError" not in one]
+    if others:
+        sys.exit(f"the server printed a traceback:\n{others[0][:8000]}")
+    return said.count("Traceback")
+
+
 def main() -> None:
     """Try all, keep the row, write the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -243,9 +254,7 @@ def main() -> None:
                 for name, cases, send, share in KINDS
             ]
             facts |= {f"{name}_mib": held_mib(pid, "VmHWM") for name, pid in both.items()}
-            told = "\n".join(server.said)
-    if "Traceback" in told:
-        sys.exit(f"the server printed a traceback:\n{told[-8000:]}")
+            facts["uvicorn"] = tracebacks("\n".join(server.said))
     keep("fuzz", facts)
     write_tables()
 

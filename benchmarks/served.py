@@ -89,7 +89,7 @@ def keep(kind: str, facts: dict[str, Any]) -> None:
     """Write a row; it replaces the earlier one of its kind."""
     where = {"date": datetime.date.today().isoformat(), "cpu": cpu_model(),
              "cores": len(os.sched_getaffinity(0)),
-             "versions": {name: version(name) for name in PACKAGES}}  # fmt: skip
+             "packages": {name: version(name) for name in PACKAGES}}  # fmt: skip
     rows = {row["kind"]: row for row in read_rows()} | {kind: {"kind": kind, **facts, **where}}
     ROWS.write_text("".join(json.dumps(row) + "\n" for _, row in sorted(rows.items())), "utf-8")
     print(json.dumps(rows[kind]))
@@ -107,15 +107,13 @@ def write_tables() -> None:
     rows = {row["kind"]: row for row in read_rows()}
     for kind, lines in (("load", _load), ("fuzz", _fuzz), ("schema", _schema)):
         if kind in rows:
-            begin, end = (
-                f"<!-- serving: benchmarks/serve_{kind}.py -->",
-                f"<!-- /serving {kind} -->",
-            )
+            script = f"benchmarks/serve_{kind}.py"
+            begin, end = f"<!-- {script} -->", f"<!-- /{script} -->"
             put(PAGE, begin, end, [*lines(rows[kind]), "", _where(rows[kind])])
 
 
 def _where(row: dict[str, Any]) -> str:
-    versions = ", ".join(f"{name} {number}" for name, number in row["versions"].items())
+    versions = ", ".join(f"{name} {number}" for name, number in row["packages"].items())
     return f"{row['date']}, {row['cores']} cores of {row['cpu']}; {versions}."
 
 
@@ -147,7 +145,9 @@ def _fuzz(row: dict[str, Any]) -> list[str]:
         f"The server held {row['server_mib']} MiB at most ({row['server_before_mib']} before), "
         f"the model's process {row['model_mib']} MiB ({row['model_before_mib']} before)."
     )
-    return [*lines, "", memory]
+    uvicorn = (f"On its own stderr uvicorn printed {row['uvicorn']} tracebacks, about connections "
+               "that had sent no HTTP and got nothing more.")  # fmt: skip
+    return [*lines, "", memory, uvicorn]
 
 
 def _schema(row: dict[str, Any]) -> list[str]:
