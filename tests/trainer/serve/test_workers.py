@@ -85,6 +85,21 @@ def test_what_nobody_waits_for_is_not_computed(run) -> None:
     run(test)
 
 
+def test_a_client_that_leaves_in_the_middle_of_a_message_leaves_no_half_of_it(run) -> None:
+    async def test(server: Server) -> None:
+        before = server.pid
+        await server.ask("halves 0.05")
+        for pause in (0.03, 0.06, 0.09, 0.12):
+            asking = asyncio.create_task(server.ask("a", "b", "c"))
+            await asyncio.sleep(pause)
+            asking.cancel()
+            image = picture(round(100 * pause))
+            check(await server.ask("a", image=image), image, "a")
+        assert server.pid == before
+
+    run(test, Limits(seconds=5))
+
+
 def test_a_client_that_leaves_is_noticed(run) -> None:
     """As servers say it: the next message of its connection is that it has ended."""
 
