@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: test demo faults fuzz launchers lint site studio release clean
+.PHONY: test demo faults fuzz launchers serving lint site studio release clean
 
 # One thread a worker: two workers with two threads each fight over two cores. The types are
 # checked beside the tests, for which one core would wait else.
@@ -37,6 +37,15 @@ fuzz: $(READY)
 	$(BIN)/python benchmarks/fuzz.py --rows benchmarks/fuzz.jsonl
 	$(BIN)/python benchmarks/fuzz.py --table
 
+# lisa-segment --serve under load, killed, with hostile requests and by its description: some ten
+# minutes. schemathesis has a place of its own, since pytest would load it as a plugin.
+serving: $(READY)
+	$(PYTHON) -m venv .serving
+	.serving/bin/pip install -q schemathesis==4.32.5
+	$(BIN)/python benchmarks/serve_load.py
+	$(BIN)/python benchmarks/serve_fuzz.py
+	$(BIN)/python benchmarks/serve_schema.py --st .serving/bin/st
+
 lint: $(READY) site
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -61,4 +70,4 @@ release: $(READY)
 	$(BIN)/python tools/release.py
 
 clean:
-	rm -rf $(VENV) demo runs build dist site
+	rm -rf $(VENV) .serving demo runs build dist site
