@@ -16,7 +16,7 @@ from advisor.machine.budget import (
 )
 from advisor.machine.evidence import Evidence
 from advisor.machine.gpu import UNNAMED, Gpu, Machine
-from advisor.machine.target import Target, best_gpus
+from advisor.machine.target import Target, best_gpus, cards_text
 from advisor.memory.live import Live
 from profiles import skipping
 from profiles.batches import micro_batches
@@ -113,12 +113,8 @@ class Request:
     def title(self, gpu: Gpu) -> str:
         """The name of the cards; with their memory where they are sold with several."""
         if self.target and self.target.card:
-            names = [self.target.card.title] * self.cards_each
-        else:
-            names = [one.name for one in self.used(gpu)]
-        title = " + ".join(names) if len(set(names)) > 1 else names[0]
-        title = f"{len(names)} x {title}" if len(names) > 1 == len(set(names)) else title
-        return f"{title} in {self.nodes} machines" if self.nodes > 1 else title
+            return cards_text([self.target.title] * self.cards_each, self.nodes)
+        return cards_text([one.name for one in self.used(gpu)], self.nodes)
 
     def budget(self, gpu: Gpu, plan: Plan) -> Budget | None:
         """What each process of a plan may take on `gpu`; None where its free memory is unknown."""
@@ -162,7 +158,7 @@ def must_have_cards(machine: Machine, overrides: Sequence[str]) -> None:
     if not count or asked <= count or assigned(overrides).get("device") == "cpu":
         return
     what = f"this machine shows {counted(count, 'usable GPU')}"
-    fix = f'lisa-advise --gpu "{asked}x NAME" plans for cards that are elsewhere'
+    fix = f'lisa-advise takes --gpu "{asked}x NAME" for cards that are elsewhere'
     raise PlanError([Finding("--gpus", what, str(asked), fix)])
 
 

@@ -40,6 +40,7 @@ from profiles.pictures import (
 from profiles.settings import (
     EFFECTIVE_BATCH,
     MOST,
+    MOST_PROCESSES,
     MOST_QUESTIONS,
     PUBLISHED_WARMUP,
     TARGETS_PER_PICTURE,
@@ -71,10 +72,16 @@ class Plan(Settings):
     )
     device: Literal["cpu", "cuda"] = Field("cpu", description="where the training step runs")
     processes: int = Field(
-        1, ge=1, le=64, description="data-parallel processes over all machines, one per GPU"
+        1,
+        ge=1,
+        le=MOST_PROCESSES,
+        description="data-parallel processes over all machines, one per GPU",
     )
     nodes: int = Field(
-        1, ge=1, le=64, description="machines that the processes run on, as many on each"
+        1,
+        ge=1,
+        le=MOST_PROCESSES,
+        description="machines that the processes run on, as many on each",
     )
     quantization: Quantization = Field(
         "nf4",
@@ -260,6 +267,8 @@ class Plan(Settings):
             del data["min_pixels"], data["max_pixels"]
         if not self.schedule.max_skipped_steps:
             del data["schedule"]["max_skipped_steps"]
+        if self.schedule.patience is None:
+            del data["schedule"]["patience"]
         # A warm-up by the length of the run moves no byte: rows and hashes of before still count.
         if self.schedule.warmup_steps is None:
             data["schedule"]["warmup_steps"] = PUBLISHED_WARMUP

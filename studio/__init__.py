@@ -1,1 +1,1 @@
-"""The page: advice, data, training, answers and runs in a browser, on this machine."""
+"""lisa-preflight's page: advice, data, training, answers and runs in a browser, on this machine."""
