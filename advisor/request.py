@@ -34,6 +34,7 @@ from profiles.text import argument, counted
 
 # NVIDIA's WSL drivers before R615 fail at them on some cards (pytorch/pytorch#192330).
 WSL_SEGMENTS_DRIVER = 615
+WITH_FP8 = (8, 9)  # compute capability from which on torch multiplies FP8 codes with scales a row
 OLDEST_BUILT = (5, 0)  # compute capability in torch's builds for CUDA 12.6, the oldest that do
 
 
@@ -262,7 +263,8 @@ def refusals(request: Request, gpu: Gpu, plan: Plan) -> list[Finding]:
         return [Finding("processes", what, str(plan.processes), "run under WSL 2 or Linux")]
     recent = gpu.compute_capability is None or gpu.compute_capability >= (7, 0)
     triton = recent and not request.windows
-    return plan.refusals(gpu.name, bf16=gpu.bf16 is not False, triton=triton)
+    fp8 = gpu.compute_capability is None or gpu.compute_capability >= WITH_FP8
+    return plan.refusals(gpu.name, bf16=gpu.bf16 is not False, triton=triton, fp8=fp8)
 
 
 def dtype_of(gpu: Gpu) -> str:

@@ -144,6 +144,11 @@ SETTINGS: dict[str, Traits] = {
     "optimizer": Traits(("adamw", "paged_adamw"), eq),
     "optimizer_state": Traits(_STATES, _in_order(*_STATES)),
     "dtype": Traits(counts=_as_wide),
+    # Equal alone: codes of activations come, wide weights go.
+    "products": Traits(
+        counts=eq, changes="resume",
+        phrase=lambda plan: "products in FP8" if plan.products == "fp8" else "",
+    ),  # fmt: skip
     "mask_loss_resolution": Traits("less", le),
     "model": Traits(counts=_model),
     "train": Traits(counts=_trained),
