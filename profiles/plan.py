@@ -267,6 +267,8 @@ class Plan(Settings):
             del data["min_pixels"], data["max_pixels"]
         if not self.schedule.max_skipped_steps:
             del data["schedule"]["max_skipped_steps"]
+        if self.schedule.patience is None:
+            del data["schedule"]["patience"]
         # A warm-up by the length of the run moves no byte: rows and hashes of before still count.
         if self.schedule.warmup_steps is None:
             data["schedule"]["warmup_steps"] = PUBLISHED_WARMUP

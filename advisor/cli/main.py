@@ -97,9 +97,11 @@ def _explain(component: str) -> None:
 def _advised(options: AdviseOptions) -> Advice:
     """The advice that the options ask for, tried and drawn where they say so."""
     options.check()
+    with advice_errors():
+        assignments = options.assignments()
     emulated = options.emulate_vram is not None
     advice, live = advised(
-        options.model, options.assignments(),
+        options.model, assignments,
         gpu=options.gpu, vram=options.vram or options.emulate_vram, system=options.system,
         ram=options.ram, gpus=options.gpus, nodes=options.nodes, prefer=options.prefer,
         data_dir=options.data_dir, skip_broken=options.skip_broken, exact=options.plot is not None,

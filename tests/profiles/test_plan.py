@@ -104,6 +104,7 @@ CHANGES = {
     "schedule.weight_decay": "0.1",
     "schedule.grad_clip": "2",
     "schedule.max_skipped_steps": 3,
+    "schedule.patience": 3,
     "tokens.max_text_tokens": "96",
     "tokens.max_masks": "1",
     "tokens.max_new_tokens": "1",
@@ -145,6 +146,7 @@ def test_plans_from_before_later_settings_keep_their_hash():
     data = as_first_written(json.loads(Plan().to_json()))
     assert (data["schema_version"], data["cached_encoders"]) == (1, ["sam", "clip"])
     del data["mixture"], data["schedule"]["max_skipped_steps"], data["questions_per_picture"]
+    del data["schedule"]["patience"]
     del data["min_pixels"], data["max_pixels"], data["nodes"]
     data["schedule"]["warmup_steps"] = 100  # it was the default
     old = json.dumps(data, sort_keys=True, separators=(",", ":"))

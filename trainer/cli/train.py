@@ -71,14 +71,16 @@ def train(context: typer.Context, options: TrainOptions) -> None:
 
 
 def _resume(options: TrainOptions, run: Path) -> None:
-    """Resume a run; other options than folders, saving and processes are refused."""
+    """Resume a run; all but folders, saving, trackers, processes and more epochs is refused."""
     from profiles.overrides import assigned
     from profiles.plan import Plan
 
-    others = assigned(options.assignments()).keys() - {"processes", "nodes"}
+    if options.recipe is not None:
+        fail("--resume uses the run's own plan: leave out --recipe")
+    others = assigned(options.assignments()).keys() - {"processes", "nodes", "schedule.epochs"}
     if options.auto or options.plan or options.model or others or options.use_lora:
         fail("--resume uses the run's own plan: leave out the other settings\n"
-             "    hint: only --set processes=N and nodes=N may change")  # fmt: skip
+             "    hint: only --epochs, --set processes=N and nodes=N may change")  # fmt: skip
     if options.skip_broken is not None:
         fail("--resume skips the same entries as the run did: leave out --skip-broken")
     if options.adapter is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,8 +24,8 @@ from trainer.parallel.ranks import Ranks
 from trainer.parallel.trained_only import leave_out_frozen
 
 
-def make_accelerator(plan: Plan, run: Path | None) -> Accelerator:
-    """Accelerate on the plan's device; TensorBoard where there is a run folder.
+def make_accelerator(plan: Plan, log_with: Sequence[Any] | None = None) -> Accelerator:
+    """Accelerate on the plan's device, with its trackers.
 
     The model does its own casts; only fp16 uses accelerate's gradient scaler.
     """
@@ -47,8 +47,7 @@ def make_accelerator(plan: Plan, run: Path | None) -> Accelerator:
             DistributedDataParallelKwargs(gradient_as_bucket_view=True),
         ],
         cpu=plan.device == "cpu",
-        log_with="tensorboard" if run else None,
-        project_dir=run,
+        log_with=log_with,
         dataloader_config=DataLoaderConfiguration(split_batches=False),
     )
     if plan.device == "cpu":

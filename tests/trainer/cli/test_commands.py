@@ -55,7 +55,7 @@ def call(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
           str(PHOTOS)], 2, "lisa-advise doctor"),
         (["--model", "tiny", "--weights", "nowhere", "--data-dir", str(PHOTOS)], 2, "nowhere"),
         (["--resume", "x", "--weights", "random"], 2, "leave out the other settings"),
-        (["--resume", "x", "--set", "seed=1"], 2, "only --set processes=N and nodes=N may change"),
+        (["--resume", "x", "--set", "seed=1"], 2, "only --epochs, --set processes=N and nodes=N"),
         (["--resume", "x", "--set", "processes=2"], 2, "x: no such folder"),
         (["--model", "tiny", "--gpus", "2", "--set", "device=cpu", "--data-dir", str(PHOTOS)], 2,
          "--gpus: got 2, and this training would be on the CPU"),

@@ -220,6 +220,16 @@ class Int8Linear(FrozenLinear):
         return self._with_bias(y)
 
 
+# bitsandbytes' operators in a step, by storage.
+KERNELS: dict[str, tuple[str, ...]] = {"nf4": ("dequantize_4bit", "dequantize_blockwise")}
+
+
+def without_own_kernel(storage: str, device: str) -> list[str]:
+    """bitsandbytes' operators for which torch operations stand in on "CUDA" or "CPU"."""
+    own = torch._C._dispatch_has_kernel_for_dispatch_key
+    return [name for name in KERNELS.get(storage, ()) if not own(f"bitsandbytes::{name}", device)]
+
+
 def frozen_linear(
     weight: Tensor, storage: Literal["nf4", "int8", "none"], bias: Tensor | None = None
 ) -> nn.Module:
