@@ -142,8 +142,6 @@ def test_more_epochs_continue_as_a_run_that_had_them(
     more = plan().override(changes).schedule.model_dump()
     said: list[str] = []
     run = started(longer, cache, Reporter(said.append, QUIET.progress), schedule=more)
-    # Waited for two evaluations in vain: more epochs are waited for anew.
-    run.state.progress.stale = 2
     run.train(resumable(longer, said.append))
     tensors, rows = outcome(longer)
     assert rows[: len(outcome(undisturbed)[1])] == outcome(undisturbed)[1]
