@@ -155,7 +155,7 @@ def test_more_epochs_continue_as_a_run_that_had_them(
 def test_without_a_decay_more_epochs_are_the_longer_run_bit_for_bit(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few = items()[0][:2], items()[1][:1]
+    few = items()[0][:4], items()[1][:1]  # both lengths have the one step of warm-up
     monkeypatch.setattr(f"{__name__}.items", lambda: few)
     steady = plan().schedule.model_dump() | {"shape": "constant", "epochs": 1}
     more = steady | {"epochs": 2}
