@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from advisor.report.cost_text import cost_lines
+from advisor.report.findings import OPEN_NAME
 from advisor.report.memory_bar import bar, legend
 from advisor.report.plan_words import changes, lora_text, storage_text
 from profiles.plan import Plan
@@ -78,6 +79,9 @@ def _head_lines(advice: Advice, console: Console) -> int:
 
 def _lines(advice: Advice, console: Console) -> Iterator[tuple[str, Text]]:
     plan = advice.plan
+    for note in advice.findings:
+        if note.where == OPEN_NAME:
+            yield "card", Text(f"{note.what}; else {note.fix}")
     chosen = next((one for one in advice.reasons if one.setting == "model"), None)
     if chosen is not None and plan and plan.profile.start:
         yield "model", Text(plan.profile.start)
@@ -174,7 +178,8 @@ def _notes(advice: Advice) -> list[str]:
     """The findings, each as one line; what this machine lacks only where it is asked about."""
     notes = advice.findings if advice.what_if else (*advice.findings, *advice.machine.notes)
     runs = not advice.exit_code  # then a line of its own says what to convert first
-    lines = (str(note) for note in notes if not (runs and note.where == "weights"))
+    said = OPEN_NAME, *(["weights"] if runs else [])
+    lines = (str(note) for note in notes if note.where not in said)
     return [printable(" ".join(line.split()).replace(" hint: ", " -> ")) for line in lines]
 
 

@@ -12,7 +12,7 @@ import typer
 
 from profiles.command_line import Commands, Version
 from profiles.exits import fail
-from profiles.files import refused
+from profiles.files import made, refused
 from profiles.streams import say, set_streams, tell
 from profiles.text import one_line, some
 from trainer.cli.console import user_errors
@@ -88,13 +88,12 @@ def segment(
     from trainer.answer.questions import ignored_files_line, read_questions, unreadable
     from trainer.answer.trained_model import find_trained
 
-    with user_errors():
+    with user_errors(), made(out):
         asked = read_questions(image, question, questions, phrase, explain)
         left = ignored_files_line(image) if questions is None and image.is_dir() else None
         if left is not None:
             tell(left)
         trained = find_trained(_chosen(run), set_ or ())
-        out.mkdir(parents=True, exist_ok=True)
         broken = unreadable(asked)
         for error in broken.values():
             tell(f"left out: {error}")

@@ -37,7 +37,7 @@ def create_app(workers: Workers, access: Access | None = None) -> Starlette:
     return Starlette(
         routes=routes(workers, needs_token=access.token is not None),
         middleware=[Middleware(Guard, access=access)],
-        exception_handlers={NotAnswered: _not_answered, HTTPException: _refused, 500: _defect},
+        exception_handlers=HANDLERS,
     )
 
 
@@ -197,3 +197,6 @@ def _refused(request: Request, error: Exception) -> Response:
 def _defect(request: Request, error: Exception) -> Response:
     """The traceback stays here: uvicorn prints it on the server's stderr."""
     return JSONResponse({"error": "the server failed"}, 500)
+
+
+HANDLERS = {NotAnswered: _not_answered, HTTPException: _refused, 500: _defect}
