@@ -107,25 +107,33 @@ class Places:
         """The run folders: below `runs` of every folder, or one that was named itself."""
         for root in self.roots.values():
             for folder in (root, *folders(root), *folders(root / "runs")):
-                if (folder / RECORD).is_file():
+                if kind_of(folder) == "run":
                     yield folder
 
 
 def folders(folder: Path) -> list[Path]:
-    """The folders in a folder, without hidden ones; none where it is none."""
-    if not folder.is_dir():
+    """The folders in a folder, without hidden ones; none where it cannot be looked into."""
+    try:
+        return sorted(one for one in folder.iterdir() if one.name[0] != "." and one.is_dir())
+    except OSError:
         return []
-    return sorted(one for one in folder.iterdir() if one.is_dir() and one.name[0] != ".")
 
 
 def kind_of(path: Path) -> str:
     """data, run, model, folder, picture or notes; empty for what the page has no use for."""
-    if path.is_dir():
-        if (path / RECORD).is_file():
-            return "run"
-        if (path / TRAINED).is_file() or (path / ORIGIN).is_file():
-            return "model"
-        return "data" if located(path) else "folder"
+    try:
+        if path.is_dir():
+            return _kind_of_folder(path)
+    except OSError:  # another user's
+        return ""
     if path.suffix.lower() in PICTURE_SUFFIXES:
         return "picture"
     return FILES.get(path.suffix.lower(), "")
+
+
+def _kind_of_folder(path: Path) -> str:
+    if (path / RECORD).is_file():
+        return "run"
+    if (path / TRAINED).is_file() or (path / ORIGIN).is_file():
+        return "model"
+    return "data" if located(path) else "folder"

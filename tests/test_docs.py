@@ -101,6 +101,7 @@ NOT_MEASURED = {  # what may stand by hand, and why
         "6.0 GiB": "what benchmarks/recovery.py sets", "3 GiB": "the same",
     },
     "docs/several-gpus.md": {"600 s": "SECONDS of trainer/parallel/lost.py"},
+    "docs/studio.md": {"95 %": "the interval's kind"},
 }  # fmt: skip
 
 
@@ -318,4 +319,12 @@ def test_the_versions_page_says_what_was_run_and_what_is_allowed(
         if one.name not in made.LARGE:
             assert f"{row['versions'][one.name]}.".startswith(f"{bound.version}."), one
     said = [*row["tests"].values(), *newest["tests"].values()]
-    assert all(re.fullmatch(r"\d+ passed", one) for one in said)
+    assert all(re.fullmatch(r"\d+ passed(, \d+ deselected)?", one) for one in said)
+
+
+def test_the_page_of_fp8_says_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = script("benchmarks/fp8.py", monkeypatch)
+    page = made.DOCS.read_text(encoding="utf-8")
+    for name, lines in made.written_lines(made.all_rows()).items():
+        begin, end = f"<!-- benchmarks/fp8.py {name} -->", f"<!-- /benchmarks/fp8.py {name} -->"
+        assert "\n".join([begin, *lines, end]) in page, "run benchmarks/fp8.py table"

@@ -6,7 +6,7 @@ const COLOURS = ["#ff3c00", "#00c8ff", "#ffdc00", "#a03cff", "#00dc5a"]; // as o
 export function setUpAsk(section, shared) {
   const model = h("select", { id: "ask-model", onchange: () => choose() });
   const takes = h("p", { id: "ask-memory", class: "note", "aria-live": "polite" });
-  const load = h("button", { type: "button", class: "main", id: "ask-load", onclick: () => busy(load, said, async () => { showDesk(await ask("load", { model: model.value })); }) }, "Load");
+  const load = h("button", { type: "button", class: "main", id: "ask-load", disabled: true, onclick: () => busy(load, said, async () => { showDesk(await ask("load", { model: model.value })); }) }, "Load");
   const unload = h("button", { type: "button", id: "ask-unload", onclick: () => busy(unload, said, async () => { showDesk(await ask("unload")); }) }, "Unload");
   const loaded = h("span", { id: "ask-loaded", role: "status" });
   const said = h("div", { id: "ask-said" });
@@ -18,7 +18,7 @@ export function setUpAsk(section, shared) {
   h("p", {}, "Drop a picture here, paste one (Ctrl+V), or choose:"), h("div", { class: "buttons" }, file, camera), place);
   const video = h("video", { class: "shown", hidden: true, autoplay: true, muted: true, playsinline: true });
   const image = h("img", { class: "shown", id: "ask-image", hidden: true, alt: "The picture with its answers" });
-  const put = h("button", { class: "main", id: "ask-put" }, "Ask");
+  const put = h("button", { class: "main", id: "ask-put", disabled: true }, "Ask");
   const form = h("form", { onsubmit: (event) => { event.preventDefault(); busy(put, said, answer); } },
     h("label", { for: "ask-questions" }, "Questions"), h("textarea", { id: "ask-questions", rows: 3, required: true, placeholder: "one a line" }),
     h("span", { class: "check" }, h("input", { type: "checkbox", id: "ask-phrase" }), "phrases, not whole sentences"),
@@ -30,7 +30,7 @@ export function setUpAsk(section, shared) {
     h("div", { class: "form" }, h("label", { for: "ask-model" }, "Model"), model, takes, h("div", { class: "buttons" }, load, unload, loaded)),
     said, drop, h("div", { class: "side" }, h("div", {}, video, image), h("div", {}, form, answers)));
 
-  let shown = null, layers = [], rows = [], drawing = 0;
+  let shown = null, layers = [], rows = [], drawing = false, again = false;
   document.addEventListener("paste", (event) => {
     const pasted = [...event.clipboardData.files].find((one) => one.type.startsWith("image/"));
     if (pasted && shared.now === "ask") take(pasted);
@@ -123,12 +123,20 @@ export function setUpAsk(section, shared) {
 
   const laid = async (more) => URL.createObjectURL(await drawn("draw", { picture: shown.base64, masks: layers.map((one) => one.mask), shown: layers.flatMap((one, number) => (one.on ? [number] : [])), opacity: opacity.valueAsNumber, ...more }));
 
+  // One drawing at a time; what was asked for meanwhile is drawn once, as it is then.
   async function draw() {
-    const number = ++drawing;
-    const source = await laid({});
-    if (number !== drawing) return; // a later one is on its way
-    image.src = source;
-    image.hidden = false;
+    again = true;
+    if (drawing) return;
+    drawing = true;
+    try {
+      while (again) {
+        again = false;
+        const before = image.src;
+        image.src = await laid({});
+        URL.revokeObjectURL(before);
+        image.hidden = false;
+      }
+    } finally { drawing = false; }
   }
 
   const saveMask = async (number) => give(await laid({ kind: "mask", shown: [number], most: 65535 }), `mask-${number + 1}.png`);

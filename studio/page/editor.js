@@ -1,7 +1,7 @@
 // The question editor: outlines drawn on a picture, its question and answer, saved as ReasonSeg.
 import { ask, at, busy, h, option, picture, placeField } from "./base.js";
 
-const NEAR = 9; // pixels of the screen to a corner that is grabbed
+const NEAR = 9, LEAST = 680; // pixels of the screen: to a corner that is grabbed; of a picture
 
 export function setUpEditor(section) {
   const place = placeField("edit-picture", "Picture", ["picture"]);
@@ -43,8 +43,9 @@ export function setUpEditor(section) {
       at("edit-split").value = way.at(-2);
       at("edit-data").value = way[way.at(-3) === "ReasonSeg" ? way.length - 4 : way.length - 3];
     }
-    canvas.width = image.naturalWidth;
-    canvas.height = image.naturalHeight;
+    const zoom = Math.max(1, LEAST / Math.max(image.naturalWidth, image.naturalHeight)); // small ones are hard to click
+    canvas.width = image.naturalWidth * zoom;
+    canvas.height = image.naturalHeight * zoom;
     work.hidden = false;
     draw();
   }
@@ -88,7 +89,7 @@ export function setUpEditor(section) {
 
   function draw() {
     const brush = canvas.getContext("2d");
-    brush.drawImage(shown, 0, 0);
+    brush.drawImage(shown, 0, 0, canvas.width, canvas.height);
     const trace = (points, closed) => {
       brush.beginPath();
       points.forEach(([x, y], number) => brush[number ? "lineTo" : "moveTo"]((x + 0.5) * scale(), (y + 0.5) * scale()));
@@ -98,9 +99,11 @@ export function setUpEditor(section) {
       const colour = kind === "target" ? "0, 200, 255" : "255, 220, 0";
       trace(points, closed);
       if (closed) { brush.fillStyle = `rgba(${colour}, 0.25)`; brush.fill(); }
-      brush.lineWidth = 5; brush.strokeStyle = "black"; brush.stroke(); // dark outside, light inside: seen on any ground
+      brush.lineWidth = 4; brush.strokeStyle = "black"; brush.stroke(); // dark outside, light inside: seen on any ground
       brush.lineWidth = 2; brush.strokeStyle = `rgb(${colour})`; brush.stroke();
-      for (const [x, y] of points) { brush.fillStyle = "white"; brush.fillRect((x + 0.5) * scale() - 3, (y + 0.5) * scale() - 3, 6, 6); }
+      const half = points.length > 30 ? 1.5 : 3.5;
+      brush.fillStyle = "white";
+      for (const [x, y] of points) brush.fillRect((x + 0.5) * scale() - half, (y + 0.5) * scale() - half, 2 * half, 2 * half);
     }
     list.replaceChildren(...outlines.map((one, number) => h("li", {}, `${one.label}, ${one.points.length} corners `,
       h("button", { type: "button", onclick: () => { outlines.splice(number, 1); draw(); } }, "Remove"))));

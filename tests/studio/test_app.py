@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import BaseModel
 from starlette.testclient import TestClient
 
 from studio import app as studio_app
@@ -109,3 +113,43 @@ def test_the_command_needs_folders_that_are_there(tmp_path: Path) -> None:
 
     result = CliRunner().invoke(command, [str(tmp_path / "none")])
     assert result.exit_code == 2 and "no such folder" in result.output
+
+
+HOSTILE = [None, [], 7, "text", {"\ud800": 1}, {"run": {}}, {"place": ["work"]}, {"masks": [[]]},
+           {"picture": "\0" * 9999}, {"model": 10**400}, {"settings": [None]}]  # fmt: skip
+
+
+@pytest.mark.parametrize("action", studio_app.ACTIONS)
+def test_no_request_makes_a_defect_of_an_action(page: Page, action: str) -> None:
+    for body in HOSTILE:
+        answer = page.client.post(f"/api/{action}", content=json.dumps(body))
+        assert answer.status_code in (200, 422), (body, answer.text)
+
+
+def filled(form: type[BaseModel], place: str) -> Iterator[dict[str, Any]]:
+    """Requests of a form, each with the place in another one of its fields for text."""
+    known: dict[str, Any] = {"name": "new", "question": "What?", "masks": [], "data": "work/photos"}
+    known |= {"picture": "work/photos/ReasonSeg/train/coffee.jpg", "source": "work/photos/outlined"}
+    needed = {name: known.get(name, "work") for name, field in form.model_fields.items()
+              if field.is_required()}  # fmt: skip
+    needed |= {"wanted": {"data": place}} if "wanted" in needed else {}
+    for name, field in form.model_fields.items():
+        if "str" in str(field.annotation) and "Literal" not in str(field.annotation):
+            yield needed | {name: place}
+
+
+@pytest.mark.parametrize("place", ["/etc", "../../etc", "work/../../etc", "work/way-out"])
+def test_no_field_of_any_action_leads_out_of_the_folders(
+    page: Page, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outside = page.home.parent / "outside"
+    outside.mkdir()
+    (page.home / "way-out").symlink_to(outside)
+    seen: list[object] = []
+    monkeypatch.setattr("studio.processes.subprocess.Popen", lambda *a, **k: seen.append(a))
+    for action, (form, _) in studio_app.ACTIONS.items():
+        if action not in ("draw", "save-question"):  # their text is a picture's and a question's
+            for body in filled(form, place):
+                answer = page.client.post(f"/api/{action}", json=body)
+                assert answer.status_code == 422, (action, body, answer.text)
+    assert not seen and not list(outside.iterdir())

@@ -36,6 +36,12 @@ def test_a_check_lists_everything(page: Page) -> None:
     assert "leaves this broken entry out" in told["hints"][0]
 
 
+def test_a_set_to_try_with_is_made(page: Page) -> None:
+    told = page.ask("synthesise", name="shapes", train=2, val=1)
+    assert told["data"] == "work/shapes" and len(read_split(page.home / "shapes", "train")) == 2
+    assert "shapes" in page.error("synthesise", name="shapes", train=2, val=1)
+
+
 def test_a_sheet_is_drawn(page: Page) -> None:
     sheet = Image.open(BytesIO(page.ask("sheet", data="work/photos", split="val", count=2)))
     assert sheet.format == "PNG" and sheet.height > sheet.width / 2

@@ -98,6 +98,7 @@ def train(page: Session) -> None:
     )
     wait(lambda: page.step() > before + 1)
     assert page.tab.run("document.querySelector('#train-plots path').outerHTML") != curve
+    assert page.tab.run("document.querySelectorAll('#train-plots path').length") == 4
     page.open("train")  # the page was closed and is opened again
     page.until("document.getElementById('train-state')?.textContent === 'training'")
     page.click("train-stop")

@@ -47,6 +47,17 @@ def test_a_folder_is_listed_without_what_is_hidden_or_of_no_use(places: Places) 
     assert [one["place"] for one in places.listed("")] == ["work", "work-2"]
 
 
+def test_a_folder_of_another_user_hides_no_other(
+    places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("studio.places.located", forbidden)
+    assert [one["name"] for one in places.listed("work")] == ["notes.csv"]
+    assert len(list(places.runs())) == 1
+
+
 def test_it_writes_below_the_first_folder_alone(places: Places, tmp_path: Path) -> None:
     assert places.new("second", "runs") == tmp_path / "work" / "runs" / "second"
     for name in ("", ".", "..", "a/b", ".hidden", "a" * 65, "a\n", "über"):

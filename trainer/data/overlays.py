@@ -118,9 +118,9 @@ def _shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
 
 
 def _fitting(text: str, font: ImageFont.FreeTypeFont, width: float) -> int:
-    """How many letters fit into so many pixels; one at least."""
+    """How many letters fit into so many pixels; one at least, of those that there are."""
     text = text[:1000]  # longer ones fit nowhere
-    low, high = 1, len(text)
+    low, high = min(1, len(text)), len(text)
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if font.getlength(text[:middle]) <= width else (low, middle - 1)

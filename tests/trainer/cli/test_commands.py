@@ -153,6 +153,7 @@ def test_auto_trains_without_a_gpu_and_speaks_in_plain_lines(tmp_path: Path, her
     events = EventAccumulator(str(run / "tensorboard"))
     events.Reload()
     (step,) = [row for row in rows(run) if "loss" in row]
+    assert 1 << 28 < step["memory_bytes"] < 1 << 33  # of this process, on the host
     assert [event.value for event in events.Scalars("loss")] == [pytest.approx(step["loss"])]
     gious = [row["giou"] for row in rows(run) if "giou" in row]
     assert len(gious) == 2

@@ -83,3 +83,11 @@ def test_a_sheet_draws_lines_at_its_own_size(tmp_path: Path) -> None:
     light, dark = sheet[TITLE + 128, TILE + 64], sheet[TITLE + 128, TILE + 63]
     assert light.max() == 255 and not dark.any()
     assert sheet[TITLE + 212, TILE + 37].max() == 255
+
+
+def test_a_tile_without_a_caption_has_none(tmp_path: Path) -> None:
+    black = np.zeros((TILE, TILE, 3), np.uint8)
+    path = write_sheet([Row("title", (Tile("", black), Tile("one", black)))], tmp_path / "a.png")
+    with Image.open(path) as sheet:
+        left, right = np.split(np.asarray(sheet)[TITLE:, : 2 * TILE], 2, axis=1)
+    assert left.max() == 0 and right.max() > 200
