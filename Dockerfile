@@ -14,7 +14,7 @@ COPY constraints.txt /src/
 RUN pip install --no-cache-dir -c /src/constraints.txt --index-url "$INDEX" torch
 
 COPY . /src
-RUN pip install --no-cache-dir -c /src/constraints.txt /src
+RUN pip install --no-cache-dir -c /src/constraints.txt "/src[studio]"
 
 # Weights, features, compiled code and measured rows are kept in a volume.
 ARG UID=1000

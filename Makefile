@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: test demo faults fuzz launchers lint site studio release clean
+.PHONY: test demo faults fuzz launchers serving lint site studio release clean
 
 # One thread a worker: two workers with two threads each fight over two cores. The types are
 # checked beside the tests, for which one core would wait else.
@@ -37,6 +37,15 @@ fuzz: $(READY)
 	$(BIN)/python benchmarks/fuzz.py --rows benchmarks/fuzz.jsonl
 	$(BIN)/python benchmarks/fuzz.py --table
 
+# lisa-segment --serve under load, killed, with hostile requests and by its description: some ten
+# minutes. schemathesis has a place of its own, since pytest would load it as a plugin.
+serving: $(READY)
+	$(PYTHON) -m venv .serving
+	.serving/bin/pip install -q schemathesis==4.32.5
+	$(BIN)/python benchmarks/serve_load.py
+	$(BIN)/python benchmarks/serve_fuzz.py
+	$(BIN)/python benchmarks/serve_schema.py --st .serving/bin/st
+
 lint: $(READY) site
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -48,12 +57,14 @@ site: $(READY)
 
 # sam2 comes without the packages that its video tools want: tests import its modules alone.
 # torch comes first, at the tested version: a package that asks for plain torch is then satisfied.
-# Python compiles what it imports, a quarter of the 13 600 files: all of them would take 35 s.
+# pip would compile the 13 600 files one after the other, in 35 s: compileall uses every core. Some
+# are templates, and no Python. Where Python may not write, each process would compile them anew.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt torch setuptools wheel
-	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e .[dev]
-	SAM2_BUILD_CUDA=0 $(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation --no-deps sam2
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt torch setuptools wheel
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt --no-build-isolation -e .[dev]
+	SAM2_BUILD_CUDA=0 $(BIN)/python -m pip install -q --no-compile -c constraints.txt --no-build-isolation --no-deps sam2
+	-$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib
 	touch $(READY)
 
 # Builds the sdist and the wheel in dist/, checks and installs them; publishes nothing.
@@ -61,4 +72,4 @@ release: $(READY)
 	$(BIN)/python tools/release.py
 
 clean:
-	rm -rf $(VENV) demo runs build dist site
+	rm -rf $(VENV) .serving demo runs build dist site

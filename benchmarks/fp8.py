@@ -2,6 +2,7 @@
 
     python benchmarks/fp8.py layers --out FILE             on a GPU with FP8 products
     python benchmarks/fp8.py step dtype|fp8 NAME --out FILE
+    python benchmarks/fp8.py table                         docs/fp8.md's tables
 
 Random weights of the true shapes.
 """
@@ -9,6 +10,7 @@ Random weights of the true shapes.
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import statistics
 import subprocess
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tables import put
 from torch import Tensor
 
 from profiles.plan import Plan
@@ -27,6 +30,7 @@ from trainer.model.layers.fp8 import Fp8Nf4Linear, nf4_codes, quantised, scales_
 from trainer.model.layers.frozen import Nf4Linear, nf4_inner, nf4_product, nf4_weight
 
 ROOT = Path(__file__).resolve().parents[1]
+ROWS_FILE, DOCS = ROOT / "benchmarks" / "fp8.jsonl", ROOT / "docs" / "fp8.md"
 ROWS = 6720  # tokens of ten samples
 SHAPES = {"q, k, v, o": (4096, 4096), "gate, up": (11008, 4096), "down": (4096, 11008)}
 BASE: dict[str, Any] = {
@@ -124,23 +128,70 @@ def step(products: str, name: str) -> dict[str, Any]:
     return {"step": name, "products": products, "measurement": json.loads(done.stdout)}
 
 
+def all_rows() -> list[dict[str, Any]]:
+    """This script's rows, those of fp8_learning.py, and of shared_demo.py what they go beside."""
+    found = [json.loads(line) for line in ROWS_FILE.read_text().splitlines()]
+    for line in (ROOT / "benchmarks" / "shared.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        alike = row["kind"] == "demo" and row["scenes"] == "one target"
+        if alike and row["questions_per_picture"] == 1:
+            found.append(row | {"products": "dtype"})
+    return found
+
+
+def written_lines(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """docs/fp8.md's tables, by their marks."""
+    steps = [
+        "| plan | products | questions/s | tensors, GiB | pool, GiB |",
+        "|---|---|---|---|---|",
+    ]
+    layers = ["| linears | bf16 forward, back | FP8 | shared | product alone bf16, FP8 | "
+              "error forward bf16, FP8 | back |", "|---|---|---|---|---|---|---|"]  # fmt: skip
+    learning = ["| seed | gIoU, in dtype | in FP8 | cIoU, in dtype | in FP8 |",
+                "|---|---|---|---|---|"]  # fmt: skip
+    demo = {(row["products"], row["seed"]): row for row in rows if row.get("kind") == "demo"}
+    for seed in sorted(seed for products, seed in demo if products == "fp8"):
+        plain, fast = demo["dtype", seed], demo["fp8", seed]
+        learning.append(f"| {seed} | {plain['giou']:.3f} | {fast['giou']:.3f} | "
+                        f"{plain['ciou']:.3f} | {fast['ciou']:.3f} |")  # fmt: skip
+    for row in rows:
+        m = row.get("measurement")
+        if m and m["verdict"] == "FITS":
+            tensors, pool = (m[f"peak_{tier}_bytes"] / 2**30 for tier in ("allocated", "reserved"))
+            steps.append(f"| {row['step']} | {row['products']} | {m['samples_per_second']:.1f} | "
+                         f"{tensors:.2f} | {pool:.2f} |")  # fmt: skip
+        elif "layer" in row:
+            ms, error = row["ms"], row["error"]
+            layers.append(
+                f"| {row['layer']} | {ms['bf16 forward']:.2f}, {ms['bf16 back']:.2f} ms | "
+                f"{ms['fp8 forward']:.2f}, {ms['fp8 back']:.2f} ms | "
+                f"{ms['fp8 forward, shared codes']:.2f} ms | {ms['bf16 product alone']:.2f}, "
+                f"{ms['fp8 product alone']:.2f} ms | {error['bf16']:.1%}, {error['fp8']:.1%} | "
+                f"{error['bf16 back']:.1%}, {error['fp8 back']:.1%} |"
+            )
+    return {"steps": steps, "layers": layers, "learning": learning}
+
+
 def main() -> None:
-    """Layers, or one step."""
+    """Layers, one step, or the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["layers", "step"])
+    parser.add_argument("what", choices=["layers", "step", "table"])
     parser.add_argument("which", nargs="*")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=ROWS_FILE)
     asked = parser.parse_args()
-    rows = [step(*asked.which)] if asked.what == "step" else (
-        layer(name, *shape) for name, shape in SHAPES.items())  # fmt: skip
+    if asked.what == "table":
+        for name, lines in written_lines(all_rows()).items():
+            put(DOCS, f"<!-- benchmarks/fp8.py {name} -->", f"<!-- /benchmarks/fp8.py {name} -->",
+                lines)  # fmt: skip
+        return
+    rows = [step(*asked.which)] if asked.what == "step" else [
+        layer(name, *shape) for name, shape in SHAPES.items()]  # fmt: skip
+    facts = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__,
+             "date": datetime.date.today().isoformat()}  # fmt: skip
     with asked.out.open("a") as file:
         for row in rows:
-            facts = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
             file.write(json.dumps(row | facts) + "\n")
-            m = row.get("measurement")
-            print(json.dumps(row if not m else {key: m[key] for key in (
-                "verdict", "step_seconds", "samples_per_second", "first_loss", "last_loss",
-                "peak_allocated_bytes", "peak_reserved_bytes", "error")}), flush=True)  # fmt: skip
+            print(json.dumps(row)[:2000], flush=True)
 
 
 if __name__ == "__main__":

@@ -107,7 +107,8 @@ def forecast_table() -> list[str]:
     lines.append(
         "\nQuestions a second, each number of cards with its own best plan, and beside it how much "
         f"of the speed of one alone each card still has. Link: {exchange().within.source}. Where a "
-        "cell is empty, the batch cannot be shared among so many."
+        "cell is empty, the batch cannot be shared among so many. Above 100%, the plan preferred "
+        "for one card is not its fastest."
     )
     return lines
 

@@ -180,8 +180,9 @@ def _between(plan: Plan, model: str, text_tokens: int) -> Estimate | None:
     if "expandable_segments:True" not in plan.allocator:
         pool *= WHOLE_SEGMENTS
     less = mixed(card, "compiled_less_bytes") if plan.compile else 0.0
-    own = mixed(corners(on_host), "host_bytes") - shared_host_bytes(plan) + batch_bytes(plan)
-    host = plan.local_processes * own + shared_host_bytes(plan)
+    shared, beside = shared_host_bytes(plan), card if on_host == on_card else corners(on_host)
+    own = mixed(beside, "host_bytes") - shared + batch_bytes(plan)
+    host = plan.local_processes * own + shared
     pool = max(pool - less, caching_bytes(plan))
     standing = (round(mixed(card, column)) for column in ("frozen_bytes", "trained_bytes"))
     return Estimate(round(tensors - less), round(pool), round(host), *standing)
@@ -199,12 +200,14 @@ def batch_bytes(plan: Plan) -> int:
     Its micro-batches are pinned together. One more is collated, and each data worker keeps two
     ahead.
     """
-    return _pinned_batches(plan) + sum(_picture_bytes(plan)) * (1 + 2 * plan.workers)
+    sizes = _picture_bytes(plan)
+    return _pinned(sizes, plan) + sum(sizes) * (1 + 2 * plan.workers)
 
 
 def pinned_bytes(plan: Plan) -> int:
     """Bytes of a machine's host memory that a run pins: what lives there, and a step's batches."""
-    return shared_host_bytes(plan) + plan.local_processes * _pinned_batches(plan)
+    batches = _pinned(_picture_bytes(plan), plan)
+    return shared_host_bytes(plan) + plan.local_processes * batches
 
 
 def shared_host_bytes(plan: Plan) -> int:
@@ -215,9 +218,9 @@ def shared_host_bytes(plan: Plan) -> int:
     return round(layers) + plan.host_embeddings * tables
 
 
-def _pinned_batches(plan: Plan) -> int:
-    """In blocks of powers of two, as torch pins memory."""
-    return plan.accumulation * sum(1 << (size - 1).bit_length() for size in _picture_bytes(plan))
+def _pinned(sizes: list[int], plan: Plan) -> int:
+    """A step's batches in blocks of powers of two, as torch pins memory."""
+    return plan.accumulation * sum(1 << (size - 1).bit_length() for size in sizes)
 
 
 def _picture_bytes(plan: Plan) -> list[int]:

@@ -83,7 +83,8 @@ NOT_MEASURED = {  # what may stand by hand, and why
         "7 %": "WHOLE_SEGMENTS_DOUBT", "8 s": "a target of benchmarks/forecast_time.py",
         "3 s": "a target", "3 GiB": "a target",
     },
-    "docs/serving.md": {"120 s": "Limits of trainer/serve", "16 MiB": "the same"},
+    "docs/serving.md": {"120 s": "Limits of trainer/serve", "16 MiB": "the same",
+                        "10 s": "the bound of benchmarks/serve_fuzz.py"},
     "docs/hostile-input.md": {
         "10 s": "the bound that make fuzz holds", "512 MiB": "the same", "2 GiB": "the same",
         "64 MiB": "LARGEST_FILE", "100 times": "a limit of trainer/data", "64 times": "a limit",
@@ -318,4 +319,12 @@ def test_the_versions_page_says_what_was_run_and_what_is_allowed(
         if one.name not in made.LARGE:
             assert f"{row['versions'][one.name]}.".startswith(f"{bound.version}."), one
     said = [*row["tests"].values(), *newest["tests"].values()]
-    assert all(re.fullmatch(r"\d+ passed", one) for one in said)
+    assert all(re.fullmatch(r"\d+ passed(, \d+ deselected)?", one) for one in said)
+
+
+def test_the_page_of_fp8_says_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = script("benchmarks/fp8.py", monkeypatch)
+    page = made.DOCS.read_text(encoding="utf-8")
+    for name, lines in made.written_lines(made.all_rows()).items():
+        begin, end = f"<!-- benchmarks/fp8.py {name} -->", f"<!-- /benchmarks/fp8.py {name} -->"
+        assert "\n".join([begin, *lines, end]) in page, "run benchmarks/fp8.py table"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-OURS = ("advisor", "profiles", "trainer")
+OURS = ("advisor", "profiles", "studio", "trainer")
 PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -24,9 +24,8 @@ def commands_page() -> str:
     from trainer.cli.train import app as train
 
     parts = ["# Commands", "As `--help` of each command says, with the defaults of this version."]
-    named = {"lisa-advise": advise, "lisa-train": train, "lisa-segment": segment,
-             "lisa-studio": studio}  # fmt: skip
-    for name, app in named.items():
+    for name, app in (("lisa-advise", advise), ("lisa-train", train), ("lisa-segment", segment),
+                      ("lisa-studio", studio)):  # fmt: skip
         for path, command in _below((name,), typer.main.get_command(app)):
             parts += _command(path, command)
     return "\n\n".join(parts) + "\n"

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from advisor.machine.cuda_context import LIBRARIES
 from profiles.tested import TestedRow
 
+VERSIONS = "versions"  # what a finding about them is about
 REMEDY = "lisa-advise --measure tries the plan on this card, and keeps what it takes as a row"
 
 

@@ -11,7 +11,7 @@ from advisor.choice.search import search, smallest_cards_text
 from advisor.machine.budget import Budget
 from advisor.machine.gpu import Gpu
 from advisor.machine.target import Target
-from advisor.machine.versions import REMEDY, newer_than_rows
+from advisor.machine.versions import REMEDY, VERSIONS, newer_than_rows
 from advisor.report.plan_words import plan_text
 from advisor.request import Request, base_plan, whole_segments
 from profiles.environment import ALLOCATOR_VARIABLES
@@ -120,7 +120,7 @@ def machine_notes(request: Request, gpu: Gpu, plan: Plan) -> list[Finding]:
     newer = newer_than_rows(evidence.versions, evidence.table.rows)
     if newer and not request.what_if:
         what = f"newer here than in any tested row: {newer}; what they take is forecast"
-        findings.append(Finding("versions", what, fix=REMEDY))
+        findings.append(Finding(VERSIONS, what, fix=REMEDY))
     return findings + unequal_cards(request, gpu)
 
 

@@ -8,7 +8,6 @@ take the text of an issue as it is.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
 
 from profiles.plan import Plan
@@ -52,8 +51,15 @@ def block(rows: Sequence[TestedRow]) -> str:
 
 def rows_of(data: bytes) -> bytes:
     """The JSON lines of a file as exported, or of a text that holds such blocks."""
-    found = re.findall(rb"^\s*```jsonl\s*$(.*?)^\s*```\s*$", data, re.DOTALL | re.MULTILINE)
-    return b"\n".join(found) if found else data
+    begin, end = f"{FENCE}jsonl".encode(), FENCE.encode()
+    if begin not in data:
+        return data
+    kept, inside = [], False
+    for line in data.splitlines():
+        mark = line.strip()
+        inside = mark == begin or (inside and mark != end)
+        kept += [line] * (inside and mark != begin)
+    return b"\n".join(kept)
 
 
 def _size(number: int | None) -> str:

@@ -124,6 +124,7 @@ CUDA_CHANGES = {
     "optimizer_state": "8bit",
     "host_embeddings": "true",
     "compile": "true",
+    "products": "fp8",
 }
 # Constants, tables whose leaves are changed above, and one that needs a second setting with it.
 NOT_CHANGED_ALONE = {"schema_version", "schedule", "tokens", "mixture",
@@ -147,7 +148,7 @@ def test_plans_from_before_later_settings_keep_their_hash():
     assert (data["schema_version"], data["cached_encoders"]) == (1, ["sam", "clip"])
     del data["mixture"], data["schedule"]["max_skipped_steps"], data["questions_per_picture"]
     del data["schedule"]["patience"]
-    del data["min_pixels"], data["max_pixels"], data["nodes"]
+    del data["min_pixels"], data["max_pixels"], data["nodes"], data["products"]
     data["schedule"]["warmup_steps"] = 100  # it was the default
     old = json.dumps(data, sort_keys=True, separators=(",", ":"))
     assert Plan().content_hash == hashlib.sha256(old.encode()).hexdigest()[:16]
@@ -373,6 +374,16 @@ def test_bf16_is_refused_on_a_card_without_it():
     assert [f.where for f in plan.refusals("Tesla T4", bf16=False)] == ["dtype"]
     assert plan.refusals("A100", bf16=True) == []
     assert Plan(device="cpu").refusals("Tesla T4", bf16=False) == []
+
+
+def test_fp8_is_refused_on_a_card_without_it():
+    plan = Plan(device="cuda", dtype="bf16", products="fp8")
+    for lacking in ({"fp8": False}, {"triton": False}):
+        assert [f.where for f in plan.refusals("RTX 3090", True, **lacking)] == ["products"]
+    assert plan.refusals("RTX 4090", True) == []
+    assert Plan(products="fp8").refusals("RTX 3090", True, fp8=False) == []  # on the CPU
+    with pytest.raises(PlanError, match="products"):
+        Plan.parse({"device": "cuda", "dtype": "fp16", "products": "fp8"})
 
 
 @pytest.mark.parametrize(

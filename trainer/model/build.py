@@ -129,7 +129,7 @@ def _move_buffers(model: nn.Module, device: torch.device) -> None:
             module._buffers[name] = None if buffer is None else buffer.to(device)
 
 
-def check_compiler() -> None:
+def check_compiler(needed_by: str = "compile", fix: str = "--set compile=false") -> None:
     """Raise ValueError if this installation cannot compile for the GPU; says what is missing."""
     if find_spec("triton") is None:
         missing = "Triton, which this installation of torch lacks"
@@ -137,7 +137,7 @@ def check_compiler() -> None:
         missing = "a C compiler, with which Triton builds its launchers"
     else:
         return
-    raise ValueError(f"compile: needs {missing}\n    hint: --set compile=false")
+    raise ValueError(f"{needed_by}: needs {missing}\n    hint: {fix}")
 
 
 def add_trained(

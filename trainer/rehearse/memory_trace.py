@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -98,7 +99,7 @@ class MemoryTrace(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         if func is DEVICE:
-            return func(*args)
+            return args[0].fake_device if isinstance(args[0], FakeTensor) else func(*args)
         packet = func.overloadpacket
         if func.namespace not in SEEN_THROUGH:
             raise Unforeseen(f"operator {func} is a kernel whose own memory is not known")
@@ -147,12 +148,12 @@ class MemoryTrace(TorchDispatchMode):
         return self._same.get(block, block)
 
     def _see(self, tensor: Tensor, label: str) -> None:
-        if tensor.device.type == "meta":
-            return  # a place that waits for its weight
         storage = tensor.untyped_storage()
         key = storage._cdata
-        if key not in self._blocks and key not in self._elsewhere and storage.nbytes():
-            self._blocks[key] = self.take(storage.nbytes(), label)
+        if key in self._blocks or key in self._elsewhere or tensor.device.type == "meta":
+            return  # counted, not on the card, or a place that waits for its weight
+        if size := storage.nbytes():
+            self._blocks[key] = self.take(size, label)
             weakref.finalize(storage, self._gone, key)
 
     def _gone(self, key: int) -> None:

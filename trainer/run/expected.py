@@ -30,8 +30,8 @@ def beside_forecast(
     `seconds`: of the whole run, None if it was resumed.
     """
     pool = peaks.get("peak_reserved_bytes")
-    found = {"seconds": {"forecast": expected.seconds, "measured": seconds},
-             "pool_bytes": {"forecast": expected.pool_bytes, "measured": pool}}  # fmt: skip
+    found = {"forecast": {"seconds": expected.seconds, "pool_bytes": expected.pool_bytes},
+             "measured": {"seconds": seconds, "pool_bytes": pool}}  # fmt: skip
     warnings = []
     if expected.pool_bytes and pool and pool > expected.pool_bytes:
         warnings.append(f"the pool took {gib(pool)}; {gib(expected.pool_bytes)} were forecast")

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from profiles.plan import Plan
 from trainer.model.layers.decoder import compiled_graphs
+from trainer.model.layers.fp8 import Fp8DenseLinear, Fp8Int8Linear, Fp8Nf4Linear
 from trainer.model.layers.frozen import Int8Linear, Nf4Linear, without_own_kernel
 from trainer.model.layers.host import HostEmbedding, stored_tensors
 from trainer.model.segmentation_model import SegmentationModel
@@ -77,6 +78,13 @@ class Receipts:
         return [asdict(row) for row in self.rows]
 
 
+# Storage and products of each kind of frozen linear.
+KINDS: dict[type[nn.Module], tuple[str, str]] = {
+    Nf4Linear: ("nf4", "dtype"), Int8Linear: ("int8", "dtype"), nn.Linear: ("none", "dtype"),
+    Fp8Nf4Linear: ("nf4", "fp8"), Fp8Int8Linear: ("int8", "fp8"), Fp8DenseLinear: ("none", "fp8"),
+}  # fmt: skip
+
+
 @contextmanager
 def _layer_runs(model: SegmentationModel, compiled: bool) -> Iterator[Counter[int]]:
     """How often each decoder layer is run inside; at -1, how often the decoder is.
@@ -113,14 +121,15 @@ def _layers(
 
 def _storage(plan: Plan, model: SegmentationModel) -> Iterator[Receipt]:
     """What the frozen weights are kept in, where they are, and what is not loaded at all."""
-    kinds = {Nf4Linear: "nf4", Int8Linear: "int8", nn.Linear: "none"}
     found = {
-        kinds[type(owner)]
+        KINDS[type(owner)]
         for layer in model.decoder_layers
         for owner, _ in stored_tensors(layer)
-        if type(owner) in kinds and not any(p.requires_grad for p in owner.parameters())
+        if type(owner) in KINDS and not any(p.requires_grad for p in owner.parameters())
     }
-    yield Receipt("quantization", plan.quantization, ", ".join(sorted(found)))
+    storages, products = (", ".join(sorted({kind[n] for kind in found})) for n in (0, 1))
+    yield Receipt("quantization", plan.quantization, storages)
+    yield Receipt("products", plan.products, products)
     if plan.device == "cuda":
         slow = ", ".join(without_own_kernel(plan.quantization, "CUDA"))
         yield Receipt("kernels that stand in", "none", slow or "none")

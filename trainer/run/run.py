@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import get_scheduler
 
+from profiles.environment import own_card
 from profiles.plan import Plan
 from profiles.text import argument, counted, one_line
 from trainer.batch import Batch
@@ -24,6 +25,7 @@ from trainer.data.samples import SampleSet, image_paths
 from trainer.hardware import free_bytes, hardware, memory_bytes, peaks, versions
 from trainer.model.build import build, check_compiler, read_tokenizer
 from trainer.model.footprint import check_fits
+from trainer.model.layers.fp8 import check_card
 from trainer.model.tokenizer import ConversationTokenizer
 from trainer.model.trained import GradientCheck, trained_names
 from trainer.model.weights import weight_source
@@ -63,6 +65,9 @@ def tokenizer_for(plan: Plan) -> ConversationTokenizer:
     if free is not None:
         if plan.compile:
             check_compiler()
+        if plan.products == "fp8":
+            check_compiler("products: fp8", "--set products=dtype")
+            check_card(own_card())
         check_fits(plan, tokenizer, *free)
     return tokenizer
 
@@ -206,11 +211,11 @@ class Run:
         early = self.state.progress.evaluated < self.plan.schedule.epochs
         whole = None if resumed else round(time.monotonic() - self.time_left.began, 2)
         self.receipts.read(self.folder / RECEIPTS)
-        forecast, exceeded = beside_forecast(self.expected, whole, peaks())
+        both, exceeded = beside_forecast(self.expected, whole, peaks())
         return self.state.progress.summary() | {
             "stopped_by_patience": self.plan.schedule.patience if early else None,
             "receipts": self.receipts.document(),
-            "forecast": forecast,
+            **both,
             "warnings": [*self.receipts.warnings(), *exceeded],
             "seconds": round(seconds, 2),
         }

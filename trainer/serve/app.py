@@ -19,14 +19,14 @@ from starlette.types import Message
 
 from profiles.text import is_text, one_line
 from trainer.prompts import PromptError
-from trainer.serve.asked import Asked, NotAnswered
+from trainer.serve.asked import KINDS, Asked, NotAnswered
 from trainer.serve.guard import Access, Guard
 from trainer.serve.limits import Limits
 from trainer.serve.openapi import document, page
 from trainer.serve.workers import Workers
 
 ResultT = TypeVar("ResultT")
-FIELDS = ("picture", "question", "phrase", "explain")
+FIELDS = ("picture", "question", "kind")
 CLIENT_LEFT = 499  # nobody reads it
 _NOWHERE = Path()  # the picture has no file here
 
@@ -124,11 +124,14 @@ async def _read(form: FormData, limits: Limits) -> Asked:
         raise NotAnswered(422, "picture: one file is needed")
     if not 1 <= len(texts) <= limits.questions:
         raise NotAnswered(422, f"question: one to {limits.questions} are needed")
+    kinds = form.getlist("kind") or [KINDS[0]]
+    if len(kinds) > 1 or kinds[0] not in KINDS:
+        raise NotAnswered(422, f"kind: one of {', '.join(KINDS)}")
     asked = Asked(
         await picture[0].read(),
         tuple(_question(text, limits) for text in texts),
-        _flag(form, "phrase"),
-        _flag(form, "explain"),
+        phrase=kinds[0] == "phrase",
+        explain=kinds[0] == "explain",
     )
     _check(asked, limits)
     return asked
@@ -137,8 +140,6 @@ async def _read(form: FormData, limits: Limits) -> Asked:
 def _check(asked: Asked, limits: Limits) -> None:
     if len(asked.picture) > limits.picture_bytes:
         raise _too_large(limits)
-    if asked.phrase and asked.explain:
-        raise NotAnswered(422, "explain: needs a whole sentence", "leave out phrase or explain")
     for question in asked.questions(_NOWHERE):
         try:
             question.turn()
@@ -154,16 +155,6 @@ def _question(text: object, limits: Limits) -> str:
     if len(text) > limits.letters:
         raise NotAnswered(422, f"question: {limits.letters} letters are allowed")
     return text
-
-
-def _flag(form: FormData, name: str) -> bool:
-    values = form.getlist(name)
-    known = {"true": True, "false": False}
-    if not values:
-        return False
-    if len(values) > 1 or not isinstance(values[0], str) or values[0] not in known:
-        raise NotAnswered(422, f"{name}: true or false")
-    return known[values[0]]
 
 
 def _too_large(limits: Limits) -> NotAnswered:

@@ -8,6 +8,8 @@ from typing import Any
 
 from trainer.answer.question import Question
 
+KINDS = ("sentence", "phrase", "explain")  # of questions, in a form
+
 
 @dataclass(frozen=True)
 class Asked:

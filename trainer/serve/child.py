@@ -23,7 +23,8 @@ class Child:
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
         self.command, self.environment = command, environment
-        self.facts: dict[str, Any] = {}  # about the model, once it is loaded
+        self.facts: dict[str, Any] = {}  # about the model, once it was loaded
+        self.loaded = False
         self.process: asyncio.subprocess.Process | None = None
         self.numbers = count(1)
         self.busy = False  # with a request whose end was not read
@@ -48,15 +49,24 @@ class Child:
         assert self.process.stdout is not None
         self.busy, self.told = False, asyncio.Queue()
         self.reading = asyncio.create_task(_read_all(self.process.stdout, self.told))
+        self.loaded = False
         try:
-            header = (await self._next()).header
-            if "failed" in header:
-                raise Gone(str(header["failed"]))
+            header = await self._loading()
         except BaseException as error:
             self.problem = str(error)
             await self.kill()
             raise
-        self.facts, self.problem = header["ready"], ""
+        self.facts, self.problem, self.loaded = header["ready"], "", True
+
+    async def _loading(self) -> dict[str, Any]:
+        """The first message, with the model's facts. Raises Gone."""
+        try:
+            header = (await self._next()).header
+        except Gone as error:
+            raise Gone(f"the model's process {error} while it loaded") from None
+        if "failed" in header:
+            raise Gone(str(header["failed"]))
+        return header
 
     async def answer(self, asked: Asked) -> Answered:
         """Ask, and wait for every answer. Raises Gone, NotAnswered.

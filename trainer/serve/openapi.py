@@ -5,6 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
+from trainer.serve.asked import KINDS
 from trainer.serve.limits import Limits
 
 MASK = {
@@ -87,20 +88,25 @@ def document(limits: Limits, needs_token: bool) -> dict[str, Any]:
 
 
 def _segment(limits: Limits) -> dict[str, Any]:
-    question = {"type": "string", "minLength": 1, "maxLength": limits.letters}
+    question = {
+        "type": "string",
+        "pattern": r"[^\s\x00-\x1f\x7f-\xa0]",
+        "maxLength": limits.letters,
+    }
     form = {
         "type": "object",
         "required": ["picture", "question"],
         "additionalProperties": False,
         "properties": {
-            "picture": {"type": "string", "contentMediaType": "application/octet-stream",
+            "picture": {"type": "string", "format": "binary",
                         "description": f"JPEG, PNG, WebP, BMP, TIFF, AVIF or GIF of at most "
                         f"{limits.picture_bytes >> 20} MiB and {limits.pixels:,} pixels"},
             "question": {"type": "array", "items": question, "minItems": 1,
                          "maxItems": limits.questions,
-                         "description": "whole sentences; give the field once for each"},
-            "phrase": {"type": "boolean", "description": "the questions are noun phrases"},
-            "explain": {"type": "boolean", "description": "also ask for the reason"},
+                         "description": "give the field once for each"},
+            "kind": {"enum": list(KINDS), "default": KINDS[0], "description":
+                     "sentence: whole questions; phrase: noun phrases; explain: as sentence, and "
+                     "the answer gives the reason"},
         },
     }  # fmt: skip
     answers = {200: _response("The answers", ANSWERS)}

@@ -11,6 +11,7 @@ from trainer.serve.asked import Answered, Asked, NotAnswered
 from trainer.serve.child import Child, Gone
 from trainer.serve.limits import Limits
 
+NOT_LOADED = "the model is not loaded"
 LONGEST_PAUSE = 60  # seconds between two tries to start a process
 
 
@@ -30,14 +31,15 @@ class Workers:
         self.children = [Child(command, environment) for command, environment in processes]
         self.tell = tell
         self.waiting = 0  # requests that have a place
-        self.idle: asyncio.Queue[Child] = asyncio.Queue()
+        # Of one loading: after `stop` there is another, and nothing is given back to it.
+        self.idle: asyncio.Queue[Child | None] = asyncio.Queue()
         self.tasks: set[asyncio.Task[None]] = set()
         self.started = False
 
     @property
     def ready(self) -> int:
         """How many processes have loaded the model and run."""
-        return sum(bool(child.facts and child.pid) for child in self.children)
+        return sum(child.loaded and child.pid is not None for child in self.children)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -57,13 +59,15 @@ class Workers:
             self.idle.put_nowait(child)
 
     async def stop(self) -> None:
-        """End all processes."""
-        self.started = False
+        """End all processes; who waits for one is told so."""
+        self.started, left = False, self.idle
+        self.idle = asyncio.Queue()
+        for _ in range(self.waiting):
+            left.put_nowait(None)
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
         await asyncio.gather(*(child.kill() for child in self.children))
-        self.idle = asyncio.Queue()
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
@@ -84,7 +88,7 @@ class Workers:
     def problem(self) -> str:
         """Why nothing can be answered; empty where it can, or will be soon."""
         if not self.started:
-            return "the model is not loaded"
+            return NOT_LOADED
         problems = [child.problem for child in self.children]
         return problems[0] if all(problems) else ""
 
@@ -92,20 +96,25 @@ class Workers:
         """The answers of the next process that is free. Raises NotAnswered."""
         if self.problem:
             raise NotAnswered(503, self.problem, retry_seconds=5)
-        while (child := await self.idle.get()).pid is None:
-            self._give_back(child)  # it ended while nobody asked
+        idle = self.idle
+        while (child := await idle.get()) is None or child.pid is None:
+            if child is None:
+                raise NotAnswered(503, NOT_LOADED, retry_seconds=5)
+            self._give_back(child, idle)  # it ended while nobody asked
         try:
             return await child.answer(asked)
         except Gone as error:
             why = f"the model's process {error} while it answered"
             raise NotAnswered(503, why, "ask again: a new one is starting", 5) from None
         finally:
-            self._give_back(child)
+            self._give_back(child, idle)
 
-    def _give_back(self, child: Child) -> None:
+    def _give_back(self, child: Child, idle: asyncio.Queue[Child | None]) -> None:
         """Let the next request have a process, once it is there and free."""
+        if idle is not self.idle:
+            return
         if child.pid is not None and not child.busy:
-            self.idle.put_nowait(child)
+            idle.put_nowait(child)
             return
         task = asyncio.create_task(self._recover(child))
         self.tasks.add(task)
@@ -127,6 +136,6 @@ class Workers:
             try:
                 return await child.start()
             except Gone as error:
-                self.tell(f"the model's process {error}; next try in {pause} s")
+                self.tell(f"{error}; next try in {pause} s")
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from advisor import doctor
 from advisor.advice import Advice
@@ -15,6 +17,8 @@ from advisor.machine.versions import newer_than_rows
 from advisor.preflight import advise
 from profiles.sizes import GIB
 from profiles.tested import Table, TestedRow, shipped_table
+from tests.conftest import PHOTOS
+from trainer.cli.train import app
 
 CARD = Gpu(index=0, name="Some card", total_bytes=12 * GIB, free_bytes=12 * GIB,
            compute_capability=(8, 6))  # fmt: skip
@@ -53,6 +57,20 @@ def test_the_advice_says_it_of_this_machine_until_a_trial_was_made_here() -> Non
     elsewhere = Target(vram_bytes=8 * GIB)
     assert not said(advise(MACHINE, "7b", (), elsewhere, evidence=Evidence(table, NEWER)))
     assert not said(advise(MACHINE, "7b", evidence=Evidence(table, TESTED)))
+
+
+def test_a_training_with_advice_says_it_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = advise(MACHINE, "7b", evidence=Evidence(shipped_table(), NEWER))
+    told = told.model_copy(update={"verdict": "OOM"})  # so that nothing is trained
+    monkeypatch.setattr("advisor.preflight.advise", lambda *_, **__: told)
+    monkeypatch.setattr("advisor.machine.probe.probe", lambda: MACHINE)
+    done = CliRunner().invoke(
+        app, ["--auto", "--data-dir", str(PHOTOS), "--output-dir", str(tmp_path / "run")]
+    )
+    assert done.exit_code == 1
+    assert "note: versions: newer here than in any tested row: torch 2.14.1" in done.output
 
 
 def test_the_doctor_says_it_where_there_is_a_card(monkeypatch: pytest.MonkeyPatch) -> None:

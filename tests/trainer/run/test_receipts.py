@@ -20,8 +20,8 @@ from trainer.run.validation import outcome
 from trainer.step import make_optimizer
 
 LEVERS = {
-    "quantization": "nf4", "checkpointed_layers": 3, "host_layers": 2, "host_embeddings": True,
-    "optimizer_state": "8bit",
+    "quantization": "nf4", "products": "fp8", "checkpointed_layers": 3, "host_layers": 2,
+    "host_embeddings": True, "optimizer_state": "8bit",
 }  # fmt: skip
 
 
@@ -46,8 +46,8 @@ def test_every_lever_is_counted_where_it_acts() -> None:
     counted = {row.lever: row.counted for row in found.rows}
     assert counted == {
         "checkpointed_layers": 3, "host_layers": 2, "quantization": "nf4",
-        "host_embeddings": "True", "mask encoder": "not loaded", "vision encoder": "loaded",
-        "optimizer_state": "8bit",
+        "products": "fp8", "host_embeddings": "True", "mask encoder": "not loaded",
+        "vision encoder": "loaded", "optimizer_state": "8bit",
     }  # fmt: skip
     assert found.warnings() == [] and len(found.document()) == len(counted)
     assert not any(layer._forward_pre_hooks for layer in model.decoder_layers)
@@ -61,6 +61,7 @@ def test_what_does_not_act_is_said() -> None:
         "checkpointed_layers: 3 planned, 0 counted",
         "host_layers: 2 planned, 0 counted",
         "quantization: nf4 planned, none counted",
+        "products: fp8 planned, dtype counted",
         "host_embeddings: True planned, False counted",
         "mask encoder: not loaded planned, loaded counted",
     }
@@ -89,12 +90,13 @@ def test_compiled_graphs_and_kernels_that_stand_in(
 def test_what_a_run_took_stands_beside_what_was_forecast(tmp_path: Path) -> None:
     pool = {"peak_reserved_bytes": 3 * GIB}
     found, said = beside_forecast(Expected(100.0, 2 * GIB), 200.0, pool)
-    assert found["pool_bytes"] == {"forecast": 2 * GIB, "measured": 3 * GIB}
+    assert found["forecast"] == {"seconds": 100.0, "pool_bytes": 2 * GIB}
+    assert found["measured"] == {"seconds": 200.0, "pool_bytes": 3 * GIB}
     assert said == ["the pool took 3.00 GiB; 2.00 GiB were forecast",
                     "took 3 min; 2 min were forecast"]  # fmt: skip
     assert beside_forecast(Expected(100.0, 4 * GIB), 140.0, pool)[1] == []
     nothing, said = beside_forecast(Expected(), 5.0, {})
-    assert nothing["pool_bytes"] == {"forecast": None, "measured": None} and not said
+    assert nothing["measured"]["pool_bytes"] is None and not said
     summary = {"before": {"images": 0}, "after": {"images": 0}, "best": None, "epochs": 1}
     assert outcome(summary | {"warnings": ["a"]}, tmp_path)[-1] == "warning: a"
     json.dumps(found)

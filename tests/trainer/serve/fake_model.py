@@ -1,15 +1,17 @@
-"""The process of a model that does as it is asked: `sleep 0.2`, `die`, `raise`, `print`.
+"""The process of a model that does as it is asked: `sleep 0.2`, `halves 0.1`, `die`, `raise`.
 
 Whatever it is asked, its answer names the picture, and its mask is one row high for each letter.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -37,6 +39,8 @@ class FakeSegmenter:
             raise RuntimeError("CUDA error: a secret place /root")
         if order == "sleep":
             time.sleep(float(value))
+        if order == "halves":
+            Halves.pause = float(value)
         if order == "print":
             print("not a message", flush=True)
             os.write(1, b"nor is this")
@@ -46,9 +50,25 @@ class FakeSegmenter:
         return Answer(f"{question.image.name}: {question.text}", mask, 0.0)
 
 
+class Halves(io.RawIOBase):
+    """Writes every message in two halves, so that a reader may be interrupted between them."""
+
+    pause = 0.0  # between them, in seconds
+
+    def __init__(self, sink: BinaryIO) -> None:
+        self.sink = sink
+
+    def write(self, data: Any) -> int:
+        for part in (data[: len(data) // 2], data[len(data) // 2 :]):
+            self.sink.write(part)
+            self.sink.flush()
+            time.sleep(self.pause)
+        return len(data)
+
+
 def main() -> None:
     """Arguments: a folder, and a file that, if it is there, says why the model cannot load."""
-    sink = own_stdout()
+    sink: Any = Halves(own_stdout())
     os.chdir(sys.argv[1])
     if os.path.exists(sys.argv[2]):
         with open(sys.argv[2]) as file:

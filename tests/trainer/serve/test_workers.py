@@ -85,6 +85,21 @@ def test_what_nobody_waits_for_is_not_computed(run) -> None:
     run(test)
 
 
+def test_a_client_that_leaves_in_the_middle_of_a_message_leaves_no_half_of_it(run) -> None:
+    async def test(server: Server) -> None:
+        before = server.pid
+        await server.ask("halves 0.05")
+        for pause in (0.03, 0.06, 0.09, 0.12):
+            asking = asyncio.create_task(server.ask("a", "b", "c"))
+            await asyncio.sleep(pause)
+            asking.cancel()
+            image = picture(round(100 * pause))
+            check(await server.ask("a", image=image), image, "a")
+        assert server.pid == before
+
+    run(test, Limits(seconds=5))
+
+
 def test_a_client_that_leaves_is_noticed(run) -> None:
     """As servers say it: the next message of its connection is that it has ended."""
 
@@ -123,7 +138,11 @@ def test_a_model_that_fails_is_replaced_and_says_nothing_of_this_machine(run) ->
             check(await server.ask("a"), picture(), "a")
         os.kill(server.pid, signal.SIGKILL)  # while nobody asks
         await asyncio.sleep(0.2)
-        check(await server.ask("a"), picture(), "a")
+        asking = asyncio.create_task(server.ask("a"))
+        await asyncio.sleep(0.1)  # half a second until the next one has loaded
+        health = await server.client.get("/health")
+        assert health.json() == {"status": "loading", "processes": 0, "waiting": 1}
+        check(await asking, picture(), "a")
 
     run(test)
 
@@ -142,5 +161,22 @@ def test_a_model_that_cannot_be_loaded_again_is_reported_until_it_can(run, tmp_p
             await asyncio.sleep(0.05)
         check(await server.ask("a"), picture(), "a")
         assert (await server.client.get("/health")).json()["status"] == "ready"
+
+    run(test)
+
+
+def test_a_model_that_is_unloaded_leaves_no_process_and_nobody_waiting(run) -> None:
+    async def test(server: Server) -> None:
+        asking = [asyncio.create_task(server.ask("sleep 30")) for _ in range(3)]
+        await asyncio.sleep(0.2)
+        await server.workers.stop()
+        found = [await one for one in asking]
+        assert {one.status_code for one in found} == {503}
+        errors = sorted(one.json()["error"] for one in found)
+        assert errors[0] == errors[1] == "the model is not loaded" and "signal 9" in errors[2]
+        assert not server.workers.tasks and server.workers.children[0].pid is None
+        await server.workers.start()
+        check(await server.ask("a"), picture(), "a")
+        assert server.workers.idle.qsize() == 1
 
     run(test)

@@ -28,6 +28,7 @@ LARGEST = 448.0  # of e4m3
 FP8 = torch.float8_e4m3fn
 TINY = torch.finfo(torch.float32).tiny
 INT8_LARGEST = 127.0
+FIRST_WITH_FP8 = (8, 9)  # compute capability
 
 
 def scales_of(largest: Tensor) -> Tensor:
@@ -117,12 +118,12 @@ def _operator(kind: str, stored: str, widen: Widen) -> Callable[..., Tensor]:
         flat = gradient.reshape(-1, gradient.shape[-1])
         flat = flat if factor is None else flat * factor.to(flat.dtype)
         made = scaled_product(*quantised(flat), codes, weight[-1], gradient.dtype)
-        return made.view(*gradient.shape[:-1], len(weight[-1]))
+        return _shaped(made, gradient)
 
     def product(x: Tensor, codes: Tensor, worth: Tensor, *weight: Any) -> Tensor:
         widened, factor = widen(*weight, False)
         rows = weight[-2] if factor is None else weight[-2] * factor
-        return scaled_product(codes, worth, widened, rows, x.dtype).view(*x.shape[:-1], len(rows))
+        return _shaped(scaled_product(codes, worth, widened, rows, x.dtype), x)
 
     def keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.save_for_backward(*inputs[3:])
@@ -143,6 +144,12 @@ def _operator(kind: str, stored: str, widen: Widen) -> Callable[..., Tensor]:
     forward.register_fake(lambda x, *weight: x.new_empty(*x.shape[:-1], len(weight[-2])))
     forward.register_autograd(gradients, setup_context=keep)
     return forward
+
+
+def _shaped(made: Tensor, like: Tensor) -> Tensor:
+    """[M, N] -> [..., N], not as a view: a bias may be added in place."""
+    shaped: Tensor = torch.ops.aten._unsafe_view(made, [*like.shape[:-1], made.shape[-1]])
+    return shaped
 
 
 def _nf4(
@@ -231,6 +238,13 @@ class Fp8DenseLinear(nn.Linear, _InFp8):
         """[..., K] -> [..., N] in x's dtype."""
         y = self._product(fp8_dense, x, self.weight)
         return y if self.bias is None else y.add_(self.bias)
+
+
+def check_card(card: int) -> None:
+    """Raise ValueError if that CUDA card has no FP8 products."""
+    if torch.cuda.get_device_capability(card) < FIRST_WITH_FP8:
+        what = f"{torch.cuda.get_device_name(card)} has none; compute capability 8.9 and later do"
+        raise ValueError(f"products: fp8: {what}\n    hint: --set products=dtype")
 
 
 def fp8_linear(
