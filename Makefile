@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: test demo faults fuzz launchers lint clean
+.PHONY: test demo faults fuzz launchers serving lint site studio release clean
 
 # One thread a worker: two workers with two threads each fight over two cores. The types are
 # checked beside the tests, for which one core would wait else.
@@ -28,14 +28,32 @@ faults: $(READY)
 launchers: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m launcher
 
+# The page in a headless Chromium, from an import to the mask of an answer: two minutes.
+studio: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m studio tests/studio
+
 # Over 15 000 hostile cases, a process for each kind, and their table in docs/hostile-input.md.
 fuzz: $(READY)
 	$(BIN)/python benchmarks/fuzz.py --rows benchmarks/fuzz.jsonl
 	$(BIN)/python benchmarks/fuzz.py --table
 
-lint: $(READY)
+# lisa-segment --serve under load, killed, with hostile requests and by its description: some ten
+# minutes. schemathesis has a place of its own, since pytest would load it as a plugin.
+serving: $(READY)
+	$(PYTHON) -m venv .serving
+	.serving/bin/pip install -q schemathesis==4.32.5
+	$(BIN)/python benchmarks/serve_load.py
+	$(BIN)/python benchmarks/serve_fuzz.py
+	$(BIN)/python benchmarks/serve_schema.py --st .serving/bin/st
+
+lint: $(READY) site
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/hadolint Dockerfile
+
+# The documentation with search and reference, in site/index.html; fails on a broken link.
+site: $(READY)
+	$(BIN)/python tools/make_site.py
 
 # sam2 comes without the packages that its video tools want: tests import its modules alone.
 # torch comes first, at the tested version: a package that asks for plain torch is then satisfied.
@@ -49,5 +67,9 @@ $(READY): pyproject.toml constraints.txt
 	-$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib
 	touch $(READY)
 
+# Builds the sdist and the wheel in dist/, checks and installs them; publishes nothing.
+release: $(READY)
+	$(BIN)/python tools/release.py
+
 clean:
-	rm -rf $(VENV) demo runs
+	rm -rf $(VENV) .serving demo runs build dist site

@@ -1,1 +1,1 @@
-"""The part that decides: from a machine to a plan with its reasons. Never imports torch."""
+"""lisa-preflight's part that decides: from a machine to a plan with its reasons. Without torch."""

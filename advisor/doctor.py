@@ -14,6 +14,7 @@ from advisor.cost.disk import disk_of
 from advisor.cost.rooms import rooms
 from advisor.machine.gpu import Machine
 from advisor.machine.target import pick_gpu
+from advisor.machine.versions import REMEDY, newer_than_rows
 from advisor.rehearsal import in_child
 from advisor.report.findings import OLDEST_IN_WHEELS, older_torch
 from advisor.request import too_old
@@ -24,6 +25,7 @@ from profiles.places import cache_folder, caches_stay
 from profiles.plan import Plan
 from profiles.records import Frozen
 from profiles.sizes import GIB, gib
+from profiles.tested import read_table
 
 SELFTEST_SECONDS = 180
 HUB = "https://huggingface.co"
@@ -46,7 +48,7 @@ def examine(
     tell: Callable[[str], None] = lambda line: None,
     model: str | None = None,
 ) -> tuple[Check, ...]:
-    """Every check on this machine; a training step of lisa-tiny runs in a child process.
+    """Every check on this machine, what fails first; lisa-tiny trains a step in a child process.
 
     Disks must have room for `model`, by default the one that is advised here. `tell` gets a line
     before each check that takes seconds.
@@ -57,14 +59,16 @@ def examine(
     facts = _selftest(device)
     if not offline:
         tell(f"connecting to the model hub, {HUB_SECONDS} s at most ...")
-    return (
+    checks = [
         *_driver(machine, facts),
         *_libraries(facts),
+        *_newer(machine, facts),
         *_abilities(machine, facts),
         *_room(machine, model),
         *([] if offline else _hub()),
         _one_step(device, facts),
-    )
+    ]
+    return tuple(sorted(checks, key=lambda check: check.status != "fail"))
 
 
 def report(machine: Machine, checks: tuple[Check, ...]) -> str:
@@ -108,7 +112,10 @@ def _driver(machine: Machine, facts: dict[str, Any]) -> Iterator[Check]:
     if "versions" not in facts:
         return
     if built is None:
-        remedy = "install torch for CUDA: see pytorch.org/get-started"
+        remedy = "pip uninstall torch, and install torch for CUDA from the index that "
+        remedy += f"pytorch.org/get-started names for CUDA {machine.cuda_driver_version}"
+        if machine.platform == "windows":
+            remedy += ": there plain pip gives a CPU build"
         yield Check(name="torch's CUDA", status="fail", found="torch is a CPU build", remedy=remedy)
         return
     served = _number(machine.cuda_driver_version)
@@ -163,6 +170,14 @@ def _libraries(facts: dict[str, Any]) -> Iterator[Check]:
         return
     found = ", ".join(f"{name} {number}" for name, number in versions.items())
     yield Check(name="libraries", status="ok", found=found)
+
+
+def _newer(machine: Machine, facts: dict[str, Any]) -> Iterator[Check]:
+    """Whether a library is newer than all that was measured; without a GPU nothing was."""
+    found = newer_than_rows(facts.get("versions", {}), read_table().rows)
+    if found and pick_gpu(machine) is not None:
+        found = f"newer than in any tested row: {found}"
+        yield Check(name="versions", status="note", found=found, remedy=REMEDY)
 
 
 def _abilities(machine: Machine, facts: dict[str, Any]) -> Iterator[Check]:

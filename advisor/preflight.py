@@ -6,7 +6,8 @@ torch. `lisa-advise` renders the Advice and `lisa-train --auto` runs its plan.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from advisor.choice.search import (
 )
 from advisor.cost.disk import disk_of
 from advisor.cost.duration import REASON_SEG, duration_of
-from advisor.cost.several import several
+from advisor.cost.several import Planned, numbers, several
 from advisor.machine.budget import Budget
 from advisor.machine.evidence import Evidence
 from advisor.machine.gpu import Gpu, Machine
@@ -99,10 +100,55 @@ def with_costs(request: Request, advice: Advice, counts: DataCounts | None) -> A
     costs: dict[str, object] = {"disk": disk_of(plan, size)}
     if gpu is not None:
         costs["duration"] = duration_of(plan, request.card(gpu), size)
-        most = plan.processes if plan.processes > 1 else _cards_here(request)
-        every = replace(request, overrides=(*request.overrides, f"processes={most}"))
-        costs["several"] = several(plan, every.card(gpu), most, size)
+        costs["several"] = several(_on_cards(request, advice), size)
     return advice.model_copy(update=costs)
+
+
+def _on_cards(request: Request, advice: Advice) -> Iterator[Planned]:
+    """The plan that is advised for one card, for two and so on; none where one card is meant.
+
+    Cards of a machine are filled before there is a second machine. A number that the batch cannot
+    be shared among is left out.
+    """
+    plan, gpu = advice.plan, advice.gpu
+    assert plan is not None and gpu is not None
+    most = plan.processes if plan.processes > 1 else _cards_here(request)
+    each = plan.local_processes if plan.processes > 1 else most
+    for number in numbers(most) if advice.command and most > 1 else ():
+        settings = f"processes={number}", f"nodes={-(-number // each)}"
+        if number == plan.processes:
+            yield Planned(plan, request.card(gpu))
+        elif found := _planned_with(request, advice, settings):
+            yield found
+
+
+def _planned_with(request: Request, advice: Advice, settings: tuple[str, ...]) -> Planned | None:
+    """The plan that would be advised with other settings; or else the advised one with them."""
+    assert advice.plan is not None and advice.gpu is not None
+    asked = _with_settings(request, advice, settings)
+    with suppress(PlanError):
+        found = _advised(asked)
+        if found.command and found.plan is not None and found.gpu is not None:
+            return Planned(found.plan, asked.card(found.gpu))
+    with suppress(PlanError):
+        return Planned(advice.plan.override(settings), asked.card(advice.gpu), best=False)
+    return None
+
+
+def _with_settings(request: Request, advice: Advice, settings: Iterable[str]) -> Request:
+    """The request for what was advised with other settings, without counting the data again."""
+    known = []
+    if advice.plan is not None and request.data is not None:
+        known = [f"questions_per_picture={advice.plan.questions_per_picture}"]
+    return replace(
+        request,
+        model=advice.model,
+        overrides=(*request.overrides, *known, *settings),
+        data=None,
+        text_tokens=advice.text_tokens,
+        live=None,
+        exact=False,
+    )
 
 
 def _cards_here(request: Request) -> int:

@@ -16,7 +16,7 @@ from advisor.machine.budget import (
 )
 from advisor.machine.evidence import Evidence
 from advisor.machine.gpu import UNNAMED, Gpu, Machine
-from advisor.machine.target import Target, best_gpus
+from advisor.machine.target import Target, best_gpus, cards_text
 from advisor.memory.live import Live
 from profiles import skipping
 from profiles.batches import micro_batches
@@ -34,6 +34,7 @@ from profiles.text import argument, counted
 
 # NVIDIA's WSL drivers before R615 fail at them on some cards (pytorch/pytorch#192330).
 WSL_SEGMENTS_DRIVER = 615
+WITH_FP8 = (8, 9)  # compute capability from which on torch multiplies FP8 codes with scales a row
 OLDEST_BUILT = (5, 0)  # compute capability in torch's builds for CUDA 12.6, the oldest that do
 
 
@@ -113,12 +114,8 @@ class Request:
     def title(self, gpu: Gpu) -> str:
         """The name of the cards; with their memory where they are sold with several."""
         if self.target and self.target.card:
-            names = [self.target.card.title] * self.cards_each
-        else:
-            names = [one.name for one in self.used(gpu)]
-        title = " + ".join(names) if len(set(names)) > 1 else names[0]
-        title = f"{len(names)} x {title}" if len(names) > 1 == len(set(names)) else title
-        return f"{title} in {self.nodes} machines" if self.nodes > 1 else title
+            return cards_text([self.target.title] * self.cards_each, self.nodes)
+        return cards_text([one.name for one in self.used(gpu)], self.nodes)
 
     def budget(self, gpu: Gpu, plan: Plan) -> Budget | None:
         """What each process of a plan may take on `gpu`; None where its free memory is unknown."""
@@ -162,7 +159,7 @@ def must_have_cards(machine: Machine, overrides: Sequence[str]) -> None:
     if not count or asked <= count or assigned(overrides).get("device") == "cpu":
         return
     what = f"this machine shows {counted(count, 'usable GPU')}"
-    fix = f'lisa-advise --gpu "{asked}x NAME" plans for cards that are elsewhere'
+    fix = f'lisa-advise takes --gpu "{asked}x NAME" for cards that are elsewhere'
     raise PlanError([Finding("--gpus", what, str(asked), fix)])
 
 
@@ -266,7 +263,8 @@ def refusals(request: Request, gpu: Gpu, plan: Plan) -> list[Finding]:
         return [Finding("processes", what, str(plan.processes), "run under WSL 2 or Linux")]
     recent = gpu.compute_capability is None or gpu.compute_capability >= (7, 0)
     triton = recent and not request.windows
-    return plan.refusals(gpu.name, bf16=gpu.bf16 is not False, triton=triton)
+    fp8 = gpu.compute_capability is None or gpu.compute_capability >= WITH_FP8
+    return plan.refusals(gpu.name, bf16=gpu.bf16 is not False, triton=triton, fp8=fp8)
 
 
 def dtype_of(gpu: Gpu) -> str:

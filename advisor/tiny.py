@@ -9,7 +9,7 @@ from advisor.choice.candidate import Reason
 from advisor.choice.search import smallest_cards_text
 from advisor.machine.budget import Bytes, judge
 from advisor.machine.gpu import Gpu
-from advisor.report.findings import machine_notes, neighbours
+from advisor.report.findings import machine_notes, neighbours, open_name
 from advisor.report.reasons import allocator_reason, card_reasons, dtype_reason
 from advisor.request import (
     Request,
@@ -166,6 +166,7 @@ def tiny_on_gpu(request: Request, gpu: Gpu) -> Advice:
         reasons=tuple(reason for reason in reasons if reason.setting not in given),
         findings=(
             *request.table.findings,
+            *open_name(request.target),
             *machine_notes(request, gpu, plan),
             *neighbours(request, gpu),
         ),

@@ -18,11 +18,13 @@ from advisor.machine.gpu import Machine
 from advisor.machine.target import Target
 from advisor.preflight import advise
 from advisor.report.plan_words import storage_text
-from profiles.gpus import GpuProfile, gpus
+from profiles.gpus import GpuProfile, find_gpu, gpus
 from profiles.models import DEFAULT_MODELS
+from profiles.tested import shipped_table
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "cards.md"
 BEGIN, END = "<!-- benchmarks/cards.py -->", "<!-- /benchmarks/cards.py -->"
+MEASURED = "<!-- benchmarks/cards.py measured -->"
 LEAST_GB, MOST_GB = 6, 80
 
 
@@ -60,9 +62,19 @@ def table(shown: Sequence[GpuProfile]) -> list[str]:
     return lines
 
 
+def measured_lines() -> list[str]:
+    """Which cards of the catalogue have a measured row among the shipped ones, and which none."""
+    named = {row.gpu or "" for row in shipped_table().rows if row.source == "measured"}
+    measured = {find_gpu(name).key for name in named if name.startswith("NVIDIA")}  # as NVML does
+    shown = {has: "; ".join(card.title for card in gpus().values() if (card.key in measured) is has)
+             for has in (True, False)}  # fmt: skip
+    return [f"Measured: {shown[True]}.", "", f"Not yet: {shown[False]}."]
+
+
 def main() -> None:
-    """Write the table."""
+    """Write the table and the list."""
     lines = table(cards())
+    put(DOCS, MEASURED, "<!-- /benchmarks/cards.py measured -->", measured_lines())
     put(DOCS, BEGIN, END, lines)
     print("\n".join(lines))
 

@@ -215,7 +215,9 @@ def steady(path: Path) -> bytes:
         end = 8 + int.from_bytes(content[:8], "little")
         return json.dumps(json.loads(content[8:end]), sort_keys=True).encode() + content[end:]
     if path.name in ("metrics.jsonl", "summary.json", "state.json", "scores.json"):
-        return re.sub(rb'"(step_seconds|seconds|records)": [0-9.]+', b"", content)
+        return re.sub(
+            rb'"(step_seconds|memory_bytes|seconds|records)": ([0-9.]+|null)', b"", content
+        )
     return content
 
 

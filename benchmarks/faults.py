@@ -236,11 +236,12 @@ ALLOWED = {"killed": {-9}, "terminated": {-15, 130}, "checkpoint damaged": {-9},
 
 
 def outcome(run: Path) -> str:
-    """A hash of the trained weights and of all records except seconds."""
+    """A hash of the trained weights and of all records except seconds and memory."""
     digest = hashlib.sha256((run / "last" / "trained.safetensors").read_bytes())
     for line in (run / "metrics.jsonl").read_text().splitlines():
         row = json.loads(line)
-        row.pop("step_seconds", None)
+        for name in ("step_seconds", "memory_bytes"):
+            row.pop(name, None)
         digest.update(json.dumps(row).encode())
     return digest.hexdigest()
 

@@ -18,13 +18,14 @@ from typing import Any
 from ranks import ROWS_FILE
 from tables import put
 
-from advisor.cost.several import several
+from advisor.cost.several import Planned, numbers, several
 from advisor.machine.evidence import Evidence
 from advisor.machine.gpu import Machine
 from advisor.machine.target import Target
 from advisor.memory.speed import factors, seconds_of
 from advisor.preflight import advise
 from profiles.exchange import EXCHANGE_FILE, Link, exchange, exchange_seconds, gradient_bytes
+from profiles.findings import PlanError
 from profiles.gpus import GpuProfile, gpus
 from profiles.models import DEFAULT_MODELS
 from profiles.plan import Plan
@@ -79,33 +80,35 @@ def measured() -> dict[str, Any]:
     }
 
 
-def planned(model: str, card: GpuProfile, batch: int) -> Plan:
-    """The advised plan for one such card."""
-    target = Target(card=card, ram_bytes=RAM_EACH)
-    settings = f"effective_batch={batch}", "weights=random"
-    plan = advise(Machine(), model, settings, target, evidence=Evidence.shipped()).plan
-    assert plan is not None
-    return plan
+def planned(model: str, card: GpuProfile, batch: int, count: int = 1) -> Plan | None:
+    """The advised plan for so many of the card; None where they cannot share the batch."""
+    target = Target(card=card, ram_bytes=count * RAM_EACH)
+    settings = f"effective_batch={batch}", "weights=random", f"processes={count}"
+    try:
+        return advise(Machine(), model, settings, target, evidence=Evidence.shipped()).plan
+    except PlanError:
+        return None
 
 
 def forecast_table() -> list[str]:
     """Questions a second on 1, 2, 4 and 8 cards, and how well each is used."""
-    numbers = [1, 2, 4, 8]
-    head = "| card | model | questions a step | " + " | ".join(map(str, numbers)) + " |"
-    lines = [head, "|---|---|---|" + "---|" * len(numbers)]
-    for key in CARDS:
+    head = "| card | model | questions a step | " + " | ".join(map(str, numbers(MOST))) + " |"
+    lines = [head, "|---|---|---|" + "---|" * len(numbers(MOST))]
+    for card in (gpus()[key] for key in CARDS):
         for model in MODELS:
             for batch in BATCHES:
-                told = several(planned(model, gpus()[key], batch), gpus()[key], MOST)
+                plans = (planned(model, card, batch, count) for count in numbers(MOST))
+                told = several(Planned(plan, card) for plan in plans if plan is not None)
                 assert told is not None
                 found = {row.cards: row for row in told.rows}
                 cells = [f"{found[n].samples_per_second:.2g} ({found[n].efficiency:.0%})"
-                         if n in found else "" for n in numbers]  # fmt: skip
-                lines.append(f"| {gpus()[key].title} | {model} | {batch} | {' | '.join(cells)} |")
+                         if n in found else "" for n in numbers(MOST)]  # fmt: skip
+                lines.append(f"| {card.title} | {model} | {batch} | {' | '.join(cells)} |")
     lines.append(
-        f"\nQuestions a second, and of each card's speed alone what it still has. Link: "
-        f"{exchange().within.source}. Where a cell is empty, the batch has fewer rows than there "
-        "are cards."
+        "\nQuestions a second, each number of cards with its own best plan, and beside it how much "
+        f"of the speed of one alone each card still has. Link: {exchange().within.source}. Where a "
+        "cell is empty, the batch cannot be shared among so many. Above 100%, the plan preferred "
+        "for one card is not its fastest."
     )
     return lines
 
@@ -113,7 +116,8 @@ def forecast_table() -> list[str]:
 def on_paper_table() -> list[str]:
     """Bytes, seconds and what each machine reads, up to 1024 GPUs."""
     card, model = gpus()["h100-sxm-80gb"], MODELS[0]
-    plan = planned(model, card, BATCHES[1]).of_one_process
+    plan = planned(model, card, BATCHES[1])
+    assert plan is not None
     text = PREFIX_TOKENS + QUESTION_TOKENS * plan.questions_per_picture
     compute = factors().loop * seconds_of(plan, text, card)
     rows, size = plan.micro_batch, gradient_bytes(plan)

@@ -60,11 +60,11 @@ class Shards(HostLayers):
 
 
 class Block(nn.Module):
-    """A layer's packed weights, as one parameter."""
+    """A layer's packed weights, as one parameter: bf16 in name, since FSDP2 takes no bytes."""
 
     def __init__(self, block: Tensor) -> None:
         super().__init__()
-        self.bits = nn.Parameter(block, requires_grad=False)
+        self.bits = nn.Parameter(block.view(torch.bfloat16), requires_grad=False)
 
 
 class Fsdp2(HostLayers):
@@ -99,7 +99,7 @@ class Fsdp2(HostLayers):
         self.host[number], self.buffers = torch.empty(0, dtype=torch.uint8), []
         block._get_fsdp_state()._lazy_init()
         block.unshard()
-        bits, start = block.bits, 0
+        bits, start = block.bits.detach().view(torch.uint8), 0
         for owner, name, dtype, shape, count in places:
             size = count * dtype.itemsize
             view = bits[start : start + size].view(dtype).view(shape)

@@ -15,6 +15,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,18 @@ SCENES = {  # kinds of questions
 COUNTS = ("--train", "640", "--val", "120", "--test", "60")
 
 
-def trained(folder: Path, scenes: str, seed: int, questions: int) -> dict[str, Any]:
-    """One training in `folder`, which holds the data; its row."""
-    plan = tiny_cpu_plan().override([f"questions_per_picture={questions}", f"seed={seed}"])
+def synthesise(folder: Path, seed: int, kinds: Iterable[str]) -> None:
+    """The demo's data in `folder`."""
+    command = [sys.executable, "-P", "-m", "trainer.cli", "synthesise", "data", *COUNTS]
+    command += ["--seed", str(seed), *(part for kind in kinds for part in ("--kind", kind))]
+    subprocess.run(command, cwd=folder, check=True)
+
+
+def trained(folder: Path, seed: int, setting: str) -> dict[str, Any]:
+    """One training in `folder`, which holds the data; what its row says."""
+    plan = tiny_cpu_plan().override([setting, f"seed={seed}"])
     (folder / "plan.json").write_text(plan.to_json())
-    run = folder / f"run-{questions}"
+    run = folder / f"run-{setting}"
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, "-P", "-m", "trainer.cli", "--plan", "plan.json", "--data-dir",
                "data", "--output-dir", str(run), "--cache-dir", "cache"]  # fmt: skip
@@ -42,8 +50,8 @@ def trained(folder: Path, scenes: str, seed: int, questions: int) -> dict[str, A
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {
-        "kind": "demo", "date": datetime.date.today().isoformat(), "scenes": scenes, "seed": seed,
-        "questions_per_picture": questions, "steps": summary["steps"],
+        "kind": "demo", "date": datetime.date.today().isoformat(), "seed": seed,
+        "steps": summary["steps"],
         "giou": round(summary["after"]["giou"], 4), "ciou": round(summary["after"]["ciou"], 4),
         "processor_seconds": round(spent),
     }  # fmt: skip
@@ -57,11 +65,10 @@ def main() -> None:
     for (scenes, kinds), seed in product(SCENES.items(), seeds):
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place)
-            command = [sys.executable, "-P", "-m", "trainer.cli", "synthesise", "data", *COUNTS]
-            command += ["--seed", str(seed), *(part for kind in kinds for part in ("--kind", kind))]
-            subprocess.run(command, cwd=folder, check=True)
+            synthesise(folder, seed, kinds)
             for questions in (1, 3):
-                kept.append(trained(folder, scenes, seed, questions))
+                row = trained(folder, seed, f"questions_per_picture={questions}")
+                kept.append(row | {"scenes": scenes, "questions_per_picture": questions})
                 print(json.dumps(kept[-1]), flush=True)
     ROWS.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
 

@@ -119,6 +119,21 @@ def step_factors(rows: dict[str, Row]) -> dict[str, float]:
     }
 
 
+def fp8_share(found: dict[str, Any]) -> float:
+    """What products in FP8 take of the time of others: the mean of two steps that were timed."""
+    steps = [record["measurement"] for record in lines("fp8.jsonl")
+             if record.get("products") == "fp8" and record.get("measurement")]  # fmt: skip
+    shares = []
+    for m in steps:
+        plan, card = Plan.parse(m["plan"]), gpu_by_nvml(m["gpu"], m["gpu_bytes"])
+        assert card is not None
+        most, least = (write(found | {"fp8": share}) and seconds_of(plan, m["text_tokens"][1], card)
+                       for share in (1.0, 0.8))  # fmt: skip
+        real = m["step_seconds"] / min(2, plan.accumulation)
+        shares.append(1 - 0.2 * (most - real) / (most - least))
+    return round(statistics.mean(shares), 3)
+
+
 def _quantised() -> float:
     """What the CPU takes longer for a layer in NF4: two rows that answer, token after token."""
     token = {}
@@ -345,6 +360,7 @@ def main() -> None:
     """Write the factors, and the tables of all rows."""
     rows = timed_rows()
     found: dict[str, Any] = step_factors(rows) | encoder_factors()
+    found |= {"fp8": fp8_share(found)}
     found |= run_factors(write(found))
     write(found)
     table, errors = step_table(rows)

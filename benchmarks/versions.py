@@ -1,11 +1,12 @@
-"""What was run with which versions: the table of docs/versions.md; and tests with the lowest.
+"""What was run with which versions: the table of docs/versions.md; and tests with the outermost.
 
     python benchmarks/versions.py --lowest       tests; a row in benchmarks/versions.jsonl
+    python benchmarks/versions.py --newest       the same
     python benchmarks/versions.py --table        writes docs/versions.md
 
---lowest installs the lowest version of each dependency that pyproject.toml allows into a folder
-that comes first on Python's path, except torch (gigabytes), and runs the CPU tests of the launch,
-the training step, the rehearsal and the command lines with them.
+Both install a version of each dependency into a folder that comes first on Python's path, the
+lowest that pyproject.toml allows or the newest that there is, except torch (gigabytes), and run
+the CPU tests of the launch, the training step, the rehearsal and the command lines with them.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def install(folder: Path, *wanted: str) -> bool:
 
 
 def install_lowest(folder: Path) -> None:
-    """Each dependency's lowest version; raises RuntimeError."""
+    """Each dependency's lowest version, and what these depend on. Raises RuntimeError."""
     for one in requirements():
         if one.name in LARGE:
             continue
@@ -59,6 +60,23 @@ def install_lowest(folder: Path) -> None:
         exact, series = f"{one.name}=={bound.version}", f"{one.name}=={bound.version}.*"
         if not (install(folder, exact) or install(folder, series)):
             raise RuntimeError(f"{exact}: cannot be installed")
+    for _ in range(5):  # what is installed now may depend on more
+        missing = sorted(set(unmet(folder)))
+        if not missing:
+            break
+        print(f"also {', '.join(missing)}", flush=True)
+        for one in missing:
+            install(folder, one)
+
+
+def install_newest(folder: Path) -> None:
+    """Each dependency's newest version; raises RuntimeError."""
+    for one in requirements():
+        if one.name not in LARGE and not install(folder, str(one)):
+            raise RuntimeError(f"{one}: cannot be installed")
+
+
+INSTALL = {"lowest": install_lowest, "newest": install_newest}
 
 
 def unmet(folder: Path) -> Iterator[str]:
@@ -92,7 +110,7 @@ def tested(folder: Path) -> dict[str, str]:
     found = {}
     for tests in TESTS:
         done = subprocess.run([sys.executable, "-m", "pytest", "-rN", "-o", "addopts=", "-m",
-                               "not gpu", tests], cwd=ROOT, env=environment,
+                               "not gpu and not launcher", tests], cwd=ROOT, env=environment,
                               capture_output=True, text=True)  # fmt: skip
         last = done.stdout.strip().splitlines()[-1:]
         found[tests] = re.sub(r"=+| in [\d.]+s.*", "", *last).strip() if last else done.stderr
@@ -100,24 +118,17 @@ def tested(folder: Path) -> dict[str, str]:
     return found
 
 
-def lowest() -> dict[str, Any]:
-    """The row of a test with the lowest versions."""
+def outermost(kind: str) -> dict[str, Any]:
+    """The row of a test with the lowest or the newest versions."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        install_lowest(folder)
-        for _ in range(5):  # what is installed now may depend on more
-            missing = sorted(set(unmet(folder)))
-            if not missing:
-                break
-            print(f"also {', '.join(missing)}", flush=True)
-            for one in missing:
-                install(folder, one)
+        INSTALL[kind](folder)
         there = {canonicalize_name(d.name): d.version
                  for d in importlib.metadata.distributions(path=[name])}  # fmt: skip
         versions = {one.name: there.get(canonicalize_name(one.name)) or
                     importlib.metadata.version(one.name) for one in requirements()}  # fmt: skip
         about = {"date": datetime.date.today().isoformat(), "python": sys.version.split()[0]}
-        return {"kind": "lowest", **about, "versions": versions, "tests": tested(folder)}
+        return {"kind": kind, **about, "versions": versions, "tests": tested(folder)}
 
 
 def recorded() -> Iterator[tuple[dict[str, str], str, str]]:
@@ -147,8 +158,15 @@ def run_lines() -> list[str]:
     return lines
 
 
-def lowest_lines(row: dict[str, Any]) -> list[str]:
-    """Markdown: the lowest versions, and what the tests said."""
+def last_row(kind: str) -> dict[str, Any]:
+    """The last test with the lowest or the newest versions."""
+    rows = [json.loads(line) for line in ROWS_FILE.read_text(encoding="utf-8").splitlines()]
+    found: dict[str, Any] = [row for row in rows if row["kind"] == kind][-1]
+    return found
+
+
+def tested_lines(row: dict[str, Any]) -> list[str]:
+    """Markdown: the versions of a test, and what the tests said."""
     names = ", ".join(f"{name} {version}" for name, version in row["versions"].items())
     lines = [f"On {row['date']}, Python {row['python']}: {names}.", "", "| tests | result |",
              "|---|---|"]  # fmt: skip
@@ -159,17 +177,19 @@ def main() -> None:
     """Test, or write the table; exit code 1 if a test failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--lowest", action="store_true", help="test with the lowest versions")
+    for kind in INSTALL:
+        what.add_argument(f"--{kind}", dest="kind", action="store_const", const=kind,
+                          help=f"test with the {kind} versions")  # fmt: skip
     what.add_argument("--table", action="store_true", help="write docs/versions.md's tables")
-    if parser.parse_args().lowest:
-        row = lowest()
+    if kind := parser.parse_args().kind:
+        row = outermost(kind)
         with ROWS_FILE.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         sys.exit(any("failed" in said or "error" in said for said in row["tests"].values()))
     begin, end = MARK
     put(DOCS, begin.format("runs"), end.format("runs"), run_lines())
-    row = json.loads(ROWS_FILE.read_text(encoding="utf-8").splitlines()[-1])
-    put(DOCS, begin.format("lowest"), end.format("lowest"), lowest_lines(row))
+    for kind in INSTALL:
+        put(DOCS, begin.format(kind), end.format(kind), tested_lines(last_row(kind)))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from profiles.findings import Finding
 from profiles.models import model_profile
 from profiles.settings import EFFECTIVE_BATCH, MOST, TokenLimits
+from profiles.text import counted
 
 
 class Batch(Protocol):
@@ -130,13 +131,14 @@ def batch_contradictions(plan: Batch) -> Iterator[Finding]:
     )
     if questions == 1:
         if plan.effective_batch % plan.processes:
-            most = -(-plan.effective_batch // plan.processes) * plan.processes
+            more = -(-plan.effective_batch // plan.processes) * plan.processes
+            fewer = next(n for n in range(plan.processes, 0, -1) if plan.effective_batch % n == 0)
             yield Finding(
                 "processes",
                 f"each takes an equal part of the {plan.effective_batch} questions of a step",
                 str(plan.processes),
-                f"a number that divides {plan.effective_batch}, or --set effective_batch={most}, "
-                "which changes the recipe",
+                f"{counted(fewer, 'process', 'processes')}, one a GPU, or "
+                f"--set effective_batch={more}, which changes the recipe",
             )
         elif plan.micro_batch * plan.accumulation * plan.processes != plan.effective_batch:
             yield Finding(

@@ -102,4 +102,21 @@ def model_names(incomplete: str) -> Iterator[tuple[str, str]]:
     yield from ((name, one.title) for name, one in models().items() if name.startswith(incomplete))
 
 
+def recipe_names(incomplete: str) -> Iterator[str]:
+    """The recipes that come along and begin so."""
+    from profiles.recipe import shipped_recipes
+
+    yield from (name for name in shipped_recipes() if name.startswith(incomplete))
+
+
+Recipe = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="Settings of a TOML or YAML file, or of a recipe that comes along: docs/runs.md.",
+        autocompletion=recipe_names,
+    ),
+]
+
+
 MODEL_HELP = "Size, such as tiny, 7b or qwen3-vl-4b."

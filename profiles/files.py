@@ -176,6 +176,20 @@ def is_vacant(folder: Path) -> bool:
 
 
 @contextmanager
+def made(folder: Path) -> Iterator[None]:
+    """Make a folder. If the block raises, it and its parents go again if they are new and empty."""
+    new = [one for one in (folder, *folder.parents) if not one.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # something is in it
+            for one in new:
+                one.rmdir()
+        raise
+
+
+@contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Lock a folder, made if need be, until the block or the process ends, however it ends.
 

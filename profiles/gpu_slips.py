@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-_COUNT_FIRST = re.compile(r"\s*(\d{1,3})\s*[x×*]\s*(\S.*)", re.IGNORECASE)
-_COUNT_LAST = re.compile(r"(.*\S)(?:\s+x|\s*[×*])\s*(\d{1,3})\s*", re.IGNORECASE)
+_COUNT_FIRST = re.compile(r"\s*(\d{1,18})\s*[x×*]\s*(.*)", re.IGNORECASE)
+_COUNT_LAST = re.compile(r"(.*\S)(?:\s+x|\s*[×*])\s*(\d{1,18})\s*", re.IGNORECASE)
 _MAKERS = {
     "AMD": r"amd|radeon|instinct|vega|rx ?\d{3,4}|mi ?\d{2,3}[ax]?\b|w\d{4}\b|\d{4} ?xtx?\b",
     "Apple": r"apple|macbook|m[1-5]( ?(pro|max|ultra))?$",
@@ -18,12 +18,14 @@ _LONG = 8  # letters, of which two may be wrong
 
 
 def count_in(text: str) -> tuple[int, str]:
-    """How many cards a text such as "2x RTX 3090" or "RTX 3090 x2" names, and the name."""
-    if match := _COUNT_FIRST.fullmatch(text):
-        return int(match[1]), match[2]
-    if match := _COUNT_LAST.fullmatch(text):
-        return int(match[2]), match[1]
-    return 1, text
+    """How many cards a text such as "2x RTX 3090" or "RTX 3090 x2" names, and the name, if any.
+
+    Of two numbers, as in 3090*4, the smaller one is the count.
+    """
+    first, last = _COUNT_FIRST.fullmatch(text), _COUNT_LAST.fullmatch(text)
+    found = [(int(first[1]), first[2])] if first else []
+    found += [(int(last[2]), last[1])] if last else []
+    return min(found, default=(1, text))
 
 
 def other_maker(text: str) -> str | None:

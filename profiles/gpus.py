@@ -12,6 +12,7 @@ from pydantic import Field
 
 from profiles.gpu_slips import count_in, long_form, nearest, other_maker, same_digits
 from profiles.records import Frozen
+from profiles.settings import MOST_PROCESSES
 from profiles.sizes import MIB
 
 # "12GB", "12 GB", "12 GiB", "12g"; not the 10G of "A10G".
@@ -71,41 +72,51 @@ def gpus() -> dict[str, GpuProfile]:
 
 
 def find_gpu(text: str) -> GpuProfile:
-    """The card that a person means by `text`, such as "3060", "rtx3060 12gb" or "A100 80".
+    """The card that a person means by `text`: of `possible_gpus` the first.
+
+    What fits there fits the others. Raises ValueError.
+    """
+    return possible_gpus(text)[0]
+
+
+def possible_gpus(text: str) -> list[GpuProfile]:
+    """The cards that `text`, such as "3060", "rtx3060 12gb" or "A100 80", may mean.
 
     Case, spaces, hyphens, the order of words and the words NVIDIA and GeForce do not matter;
-    Laptop, Ti and SUPER do. Where `text` leaves open the memory or the form factor, the card with
-    the least memory, then the slowest, is returned: what fits there fits the others. Raises
-    ValueError, naming cards near to what was got, where `text` names none, more than one model, or
-    a size that is not sold.
+    Laptop, Ti and SUPER do. Where `text` leaves open the memory or the form factor there are
+    several, those with the least memory first, of these the slowest. Raises ValueError, naming
+    cards near to what was got, where `text` names none, more than one model, or a size that is not
+    sold.
     """
     if text in gpus():
-        return gpus()[text]
+        return [gpus()[text]]
     if cards := _named(text):
-        return _least(cards)
+        return _in_order(cards)
     lowered = text.lower()
     for pattern in (_SIZE, _BARE_SIZE):
         sizes = [float(size) for size in pattern.findall(lowered)]
         cards = _named(pattern.sub(" ", lowered)) if sizes else ()
         if cards:
-            return _least(_of_size(cards, sizes[-1], text))
+            return _in_order(_of_size(cards, sizes[-1], text))
     raise ValueError(_no_gpu(text))
 
 
-def find_gpus(text: str) -> tuple[int, GpuProfile]:
-    """How many of which card a person means: "2x RTX 3090", "A100 40GB x4", or one.
+def find_gpus(text: str) -> tuple[int, list[GpuProfile]]:
+    """How many cards a person means, and which they may be: "2x RTX 3090", "A100 40GB x4", or one.
 
-    Raises ValueError as `find_gpu` does.
+    Raises ValueError as `possible_gpus` does, and for a number that no plan has.
     """
     count, name = count_in(text)
     try:
-        return 1, find_gpu(text)
+        return 1, possible_gpus(text)
     except ValueError:
-        if count == 1 and name == text:
+        if name == text:
             raise
-    if count < 1:
-        raise ValueError(f"{text!r} names no GPU at all; give one or more")
-    return count, find_gpu(name)
+    if not name:
+        raise ValueError(f"{text!r} is a number without a name; give one such as '2x RTX 3090'")
+    if not 1 <= count <= MOST_PROCESSES:
+        raise ValueError(f"{text!r}: got {count} cards; allowed: 1 to {MOST_PROCESSES}")
+    return count, possible_gpus(name)
 
 
 def gpu_by_nvml(name: str, total_bytes: int | None) -> GpuProfile | None:
@@ -116,12 +127,13 @@ def gpu_by_nvml(name: str, total_bytes: int | None) -> GpuProfile | None:
     name = name.removeprefix("NVIDIA ")
     cards = [card for card in gpus().values() if card.name.removeprefix("NVIDIA ") == name]
     if not cards or total_bytes is None:
-        return _least(cards) if cards else None
+        return _in_order(cards)[0] if cards else None
     return min(cards, key=lambda card: abs(card.visible_bytes - total_bytes))
 
 
-def _least(cards: Iterable[GpuProfile]) -> GpuProfile:
-    return min(cards, key=lambda card: (card.memory_gb, card.bandwidth_gb_s, card.fp16_tflops))
+def _in_order(cards: Iterable[GpuProfile]) -> list[GpuProfile]:
+    """Those with the least memory first, of these the slowest."""
+    return sorted(cards, key=lambda card: (card.memory_gb, card.bandwidth_gb_s, card.fp16_tflops))
 
 
 def _label(card: GpuProfile) -> str:

@@ -144,6 +144,11 @@ SETTINGS: dict[str, Traits] = {
     "optimizer": Traits(("adamw", "paged_adamw"), eq),
     "optimizer_state": Traits(_STATES, _in_order(*_STATES)),
     "dtype": Traits(counts=_as_wide),
+    # Equal alone: codes of activations come, wide weights go.
+    "products": Traits(
+        counts=eq, changes="resume",
+        phrase=lambda plan: "products in FP8" if plan.products == "fp8" else "",
+    ),  # fmt: skip
     "mask_loss_resolution": Traits("less", le),
     "model": Traits(counts=_model),
     "train": Traits(counts=_trained),
@@ -166,13 +171,15 @@ SETTINGS: dict[str, Traits] = {
      "schedule.learning_rate", "schedule.shape",
      "schedule.warmup_steps", "schedule.epochs", "schedule.beta1", "schedule.beta2",
      "schedule.weight_decay", "schedule.grad_clip", "schedule.max_skipped_steps",
+     "schedule.patience",
      "mixture.reason_seg", "mixture.refer_seg", "mixture.sem_seg", "mixture.vqa",
      "mixture.samples"),
     Traits(),
 )  # fmt: skip
 
 # The settings that a resumed run may change; and of these what
-# the fallback after an out-of-memory error changes by itself.
+# the fallback after an out-of-memory error changes by itself. schedule.epochs may grow, too:
+# then the run does not learn the same, and says so (`trainer/run/resume.py`).
 MAY_CHANGE_ON_RESUME = frozenset(n for n, traits in SETTINGS.items() if traits.changes != "never")
 MAY_CHANGE_ON_FALLBACK = frozenset(n for n in SETTINGS if SETTINGS[n].changes == "fallback")
 

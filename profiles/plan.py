@@ -40,6 +40,7 @@ from profiles.pictures import (
 from profiles.settings import (
     EFFECTIVE_BATCH,
     MOST,
+    MOST_PROCESSES,
     MOST_QUESTIONS,
     PUBLISHED_WARMUP,
     TARGETS_PER_PICTURE,
@@ -71,17 +72,28 @@ class Plan(Settings):
     )
     device: Literal["cpu", "cuda"] = Field("cpu", description="where the training step runs")
     processes: int = Field(
-        1, ge=1, le=64, description="data-parallel processes over all machines, one per GPU"
+        1,
+        ge=1,
+        le=MOST_PROCESSES,
+        description="data-parallel processes over all machines, one per GPU",
     )
     nodes: int = Field(
-        1, ge=1, le=64, description="machines that the processes run on, as many on each"
+        1,
+        ge=1,
+        le=MOST_PROCESSES,
+        description="machines that the processes run on, as many on each",
     )
     quantization: Quantization = Field(
         "nf4",
         description="storage of the decoder's frozen linears: nf4 with double quantisation, int8 "
-        "with a scale a row, or none; products are computed in dtype",
+        "with a scale a row, or none",
     )
     dtype: Dtype = Field("bf16", description="compute dtype of frozen weights and activations")
+    products: Literal["dtype", "fp8"] = Field(
+        "dtype",
+        description="arithmetic of the decoder's frozen linears: in dtype, or in FP8 (e4m3, a "
+        "scale a row), which is faster from compute capability 8.9 on and rounds more",
+    )
     lora: Lora | None = Field(Lora(), description="adapters on the decoder, or none")
     train: tuple[TrainedPart, ...] = Field(
         ("mask_decoder", "text_hidden_fcs", "token_rows"),
@@ -256,10 +268,14 @@ class Plan(Settings):
             del data["questions_per_picture"]
         if self.nodes == 1:
             del data["nodes"]
+        if self.products == "dtype":
+            del data["products"]
         if self.max_pixels is None:
             del data["min_pixels"], data["max_pixels"]
         if not self.schedule.max_skipped_steps:
             del data["schedule"]["max_skipped_steps"]
+        if self.schedule.patience is None:
+            del data["schedule"]["patience"]
         # A warm-up by the length of the run moves no byte: rows and hashes of before still count.
         if self.schedule.warmup_steps is None:
             data["schedule"]["warmup_steps"] = PUBLISHED_WARMUP
@@ -284,7 +300,9 @@ class Plan(Settings):
         forget_other_limits(data, given)
         return Plan.parse(data)
 
-    def refusals(self, gpu_name: str, bf16: bool, triton: bool = True) -> list[Finding]:
+    def refusals(
+        self, gpu_name: str, bf16: bool, triton: bool = True, fp8: bool = True
+    ) -> list[Finding]:
         """Why this plan cannot run on that card (in that system); empty when it can."""
         findings = []
         if self.device == "cuda" and self.dtype == "bf16" and not bf16:
@@ -296,6 +314,9 @@ class Plan(Settings):
                     "--set dtype=fp16",
                 )
             )
+        if self.device == "cuda" and self.products == "fp8" and not (fp8 and triton):
+            what = f"{gpu_name} has no FP8 products: they need compute capability 8.9, and Linux"
+            findings.append(Finding("products", what, "fp8", "--set products=dtype"))
         if self.compile and not triton:
             findings.append(
                 Finding(
@@ -336,6 +357,9 @@ def _contradictions(plan: Plan) -> Iterable[Finding]:
 def _precision_contradictions(plan: Plan) -> Iterable[Finding]:
     if plan.device == "cpu" and plan.dtype == "fp16":
         yield Finding("dtype", "fp16 training needs a GPU", "fp16 on cpu", "use fp32")
+    if plan.device == "cuda" and plan.products == "fp8" and plan.dtype != "bf16":
+        yield Finding("products", "FP8 products have their results in bf16", f"fp8, {plan.dtype}",
+                      "--set dtype=bf16, or products=dtype")  # fmt: skip
     if plan.device == "cpu" and plan.optimizer == "paged_adamw":
         yield Finding(
             "optimizer",

@@ -28,6 +28,7 @@ TrainedPart = Literal[
 
 
 MOST = 1_000_000  # of anything counted: more is a typing error, which would take memory
+MOST_PROCESSES = 64  # of a plan
 
 
 # Asked for at once in a picture with several, as in LISA's recipe.
@@ -76,6 +77,13 @@ class Schedule(Settings):
         "the run, at most 100 as published",
     )
     epochs: int = Field(10, ge=1, le=MOST, description="passes over the training split")
+    patience: int | None = Field(
+        None,
+        ge=1,
+        le=MOST,
+        description="evaluations in a row without a better gIoU after which the run ends; null: it "
+        "runs all its epochs",
+    )
     beta1: float = Field(0.9, ge=0, lt=1, description="Adam's first-moment decay")
     beta2: float = Field(0.95, ge=0, lt=1, description="Adam's second-moment decay")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled decay, per update")

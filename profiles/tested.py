@@ -39,6 +39,7 @@ from profiles.records import Frozen
 from profiles.sizes import GIB
 from profiles.streams import tell
 from profiles.text import one_line
+from profiles.wrong_values import what_is_wrong
 
 Verdict = Literal["FITS", "TIGHT", "SPILLS", "OOM", "UNKNOWN"]
 
@@ -203,7 +204,9 @@ def parse_table(data: bytes, where: str) -> Table:
             except ValidationError as error:
                 first = error.errors(include_url=False)[0]
                 field = ".".join(str(part) for part in first["loc"])
-                what = f"skipped a damaged row: {field + ': ' if field else ''}{first['msg']}"
+                what = (
+                    f"skipped a damaged row: {field + ': ' if field else ''}{what_is_wrong(first)}"
+                )
                 findings.append(Finding(f"{where}:{number}", what, fix="fix or delete that line"))
     return Table(tuple(rows), tuple(findings))
 

@@ -10,10 +10,10 @@ import typer
 
 from profiles.exits import fail
 from profiles.text import brief
+from profiles.wrong_values import allowed
 
 # typer's own class, or click's where typer still uses that.
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
-NUMBERS = {"int_parsing": "a whole number", "float_parsing": "a number"}
 
 
 @contextmanager
@@ -58,12 +58,12 @@ def _wrong_value(error: Any) -> str:
     if errors is None:
         return str(error.message)
     first = errors(include_url=False)[0]
-    got, kind = brief(first["input"]), first["type"]
-    if kind in NUMBERS:
-        return f"got {got}; give {NUMBERS[kind]}"
+    got = brief(first["input"])
+    if known := allowed(first):
+        return f"got {got}; give {known}"
     said = first["msg"].removeprefix("Value error, ").rstrip(".")
-    allowed = said.partition(" is not one of ")[2]
-    return f"got {got}; give one of {allowed}" if allowed else f"got {got}; {said}"
+    names = said.partition(" is not one of ")[2]
+    return f"got {got}; give one of {names}" if names else f"got {got}; {said}"
 
 
 def _close(name: str, known: list[str]) -> str:

@@ -11,6 +11,7 @@ from profiles.findings import Finding
 from profiles.overrides import legible, nearest_setting
 from profiles.pictures import with_picture_limits
 from profiles.text import brief
+from profiles.wrong_values import what_is_wrong
 
 
 def all_findings(
@@ -21,8 +22,9 @@ def all_findings(
     bad = {str(detail["loc"][0]) for detail in error.errors() if detail["loc"]}
     if bad:
         # Cross-field checks run only on a plan whose fields are valid: look at the rest alone.
-        # What follows from a bad number of questions is no fault of its own.
-        unknown = bad | ({"accumulation"} if "questions_per_picture" in bad else set())
+        # What follows from a bad size of the batch is no fault of its own.
+        sizes = {"questions_per_picture", "effective_batch", "micro_batch", "processes"}
+        unknown = bad | ({"accumulation"} if bad & sizes else set())
         rest = {key: value for key, value in data.items() if key not in unknown}
         try:
             cls.model_validate(with_picture_limits(with_batch_arithmetic(rest)))
@@ -38,9 +40,10 @@ def _findings(error: ValidationError, names: list[str]) -> list[Finding]:
         if detail["type"] == "plan":
             result += context["findings"]
             continue
-        where = ".".join(legible(str(part)) for part in detail["loc"]) or "plan"
+        names_of = (part for part in detail["loc"] if isinstance(part, str))  # not places in a list
+        where = ".".join(map(legible, names_of)) or "plan"
         if detail["type"] == "extra_forbidden":
             result.append(Finding(where, "no such setting", fix=nearest_setting(where, names)))
         else:
-            result.append(Finding(where, detail["msg"], brief(detail["input"])))
+            result.append(Finding(where, what_is_wrong(detail), brief(detail["input"])))
     return result

@@ -1,4 +1,4 @@
-"""The arrows of the house: trainer.cli -> advisor -> profiles, trainer -> profiles; no circles.
+"""The arrows of the house: studio -> all; trainer.cli -> advisor -> profiles, trainer -> profiles.
 
 Each module is imported in a process of its own, because what one test imports another would see.
 """
@@ -13,6 +13,7 @@ import pytest
 
 import advisor
 import profiles
+import studio
 from tools.draw_house import END, PAGE, drawn, imports, picture
 
 ROOT = Path(advisor.__file__).parent.parent
@@ -69,6 +70,19 @@ def test_profiles_import_neither_torch_nor_the_others():
     modules = _modules(profiles)
     assert "profiles.plan" in modules and "profiles.tested" in modules
     assert _strangers(modules, HEAVY | {"advisor", "rich"}, "pydantic") == []
+
+
+def test_the_pages_server_computes_nothing_itself():
+    """It stays up while others train, so it must not hold a model's libraries, or a GPU."""
+    modules = _modules(studio)
+    assert "studio.app" in modules and "studio.training" in modules
+    heavy = {"torch", "transformers", "peft", "bitsandbytes", "accelerate"}
+    assert _strangers(modules, heavy, "pydantic psutil starlette.applications cv2") == []
+
+
+def test_nothing_needs_the_page():
+    for name, imported in imports().items():
+        assert name.startswith("studio") or not [n for n in imported if n.startswith("studio")]
 
 
 def test_a_run_is_resumed_and_its_smaller_plan_chosen_before_torch_is_imported():

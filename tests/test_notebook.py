@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from nbclient import NotebookClient
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "tour.ipynb"
 MANY = "--train 160 --val 12"  # enough to learn something; the cells work with fewer
+# What draws over what stands there: a return without a new line, a line up, a line erased.
+FRAME = re.compile(r"\r(?![\r\n])|\x1b\[\d*[AK]")
 
 
 @pytest.mark.slow
@@ -27,8 +30,10 @@ def test_the_notebook_shows_a_trained_models_masks(
     NotebookClient(notebook, timeout=240, resources=resources).execute()
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     texts = ["".join(o.get("text", "") for o in cell.outputs) for cell in cells]
-    for text, said in zip(texts, ("FITS", "RTX 3060 Ti", "no findings", "epoch 1: gIoU",
+    for text, said in zip(texts, ("", "FITS", "RTX 3060 Ti", "no findings", "epoch 1: gIoU",
                                   "gIoU", "[SEG]", ""), strict=True):  # fmt: skip
         assert said in text, text
+    assert texts[0] == "", "what is installed is not installed again"
+    assert not FRAME.search("".join(texts)), "a saved notebook keeps no frames of progress"
     pictures = [o for o in cells[-1].outputs if "image/png" in o.get("data", {})]
     assert len(pictures) == 2

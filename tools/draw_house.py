@@ -2,9 +2,10 @@
 
     python tools/draw_house.py
 
-A room is a folder of advisor/ or trainer/ with all below it; profiles/ is one. The files that are
-directly in a house are two rooms: the ground floor, which needs no other room of the house, and the
-files above it. tests/test_borders.py compares the picture and takes its circles from `imports`.
+A room is a folder of advisor/ or trainer/ with all below it; studio/ and profiles/ are one each.
+The files that are directly in a house are two rooms: the ground floor, which needs no other room of
+the house, and the files above it. tests/test_borders.py compares the picture and
+takes its circles from `imports`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-HOUSES = ("advisor", "trainer", "profiles")
+HOUSES = ("studio", "advisor", "trainer", "profiles")
+WHOLE = ("studio", "profiles")  # each one room
 PAGE = ROOT / "CONTRIBUTING.md"
 BEGIN, END = "<!-- tools/draw_house.py -->", "<!-- /tools/draw_house.py -->"
 
@@ -72,8 +74,8 @@ def picture(graph: Graph) -> list[str]:
 def _room(module: str, graph: Graph) -> str:
     """The room of a module, such as `trainer/data`, `trainer/(ground floor)` or `profiles`."""
     house, *inner = module.split(".")
-    if house == "profiles" or not inner:
-        return house if house == "profiles" else f"{house}/(ground floor)"
+    if house in WHOLE or not inner:
+        return house if house in WHOLE else f"{house}/(ground floor)"
     if _folder(house, inner[0], graph):
         return f"{house}/{inner[0]}"
     below = (other.split(".") for other in _reach(module, graph))

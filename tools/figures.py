@@ -35,7 +35,7 @@ def off(row: dict[str, Any], tier: str) -> float:
 
 
 def accuracy() -> str:
-    """README.md: how far forecasts were off, and what became of plans at a border."""
+    """docs/forecast.md: how far forecasts were off, and what became of plans at a border."""
     found = rows("forecast_rows")
     plain = [row for row in found if row["group"] != "compiled"]
     compiled = [row for row in found if row["group"] == "compiled"]
@@ -64,7 +64,7 @@ def accuracy() -> str:
 
 
 def answering() -> str:
-    """README.md: what answering takes on a small card."""
+    """docs/inference.md: what answering takes on a small card."""
     row = next(row for row in rows("answering")
                if row["card_gb"] == 6 and row["plan"]["quantization"] == "nf4")  # fmt: skip
     seconds = statistics.median(row["seconds"])
@@ -114,13 +114,13 @@ def shared() -> str:
 
 
 def sharing() -> str:
-    """README.md: what rows of three questions gain."""
+    """docs/lean.md: what rows of three questions gain."""
     rate = {row["name"]: row["measurement"]["samples_per_second"] for row in rows("lean")}
     others = max(r["samples_per_second"] for r in rows("shared") if r["kind"] == "liger")
     three, six, one = (rate[f"shared-{name}"] for name in ("k3-b9", "k6-b6", "k1-b10"))
     return (
         "Questions about one picture can share what is computed for it (`questions_per_picture`, "
-        "[docs/speed.md](docs/speed.md)). Under an 8 GB\ncard's cap on an H200, LISA 7B trains "
+        "[speed.md](speed.md)). Under an 8 GB\ncard's cap on an H200, LISA 7B trains "
         f"{one:.0f} questions a second if each has the picture to itself, {three:.0f} if three "
         f"share it,\nand {six:.0f} if six do. transformers, PEFT and bitsandbytes with Liger's "
         f"kernels train the same language model, without any\nmask decoder, at {others:.0f}."
@@ -343,13 +343,8 @@ def bf16_size() -> str:
 
 
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {
-        "answering": answering,
-        "accuracy": accuracy,
-        "sharing": sharing,
-        "beside": model_figures.beside_lisa,
-    },
-    "docs/lean.md": {"profiled": profiled},
+    "docs/lean.md": {"profiled": profiled, "sharing": sharing},
+    "docs/inference.md": {"answering": answering},
     "docs/data.md": {"reading": reading},
     "docs/own-data.md": {"importing": importing},
     "docs/advice.md": {
@@ -358,7 +353,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "adapters": advice_figures.adapters,
     },
     "docs/speed.md": {"shared": shared, "looped": looped, "learnt": learnt, "masked": masked},
-    "docs/forecast.md": {"caching": caching, "explained": explained},
+    "docs/forecast.md": {"accuracy": accuracy, "caching": caching, "explained": explained},
     "docs/lisa-tiny.md": {"tiny": tiny, "making": pretraining},
     "docs/weights.md": {"size": bf16_size},
     "docs/models.md": {

@@ -35,7 +35,7 @@ def measured() -> str:
 
 
 def beside_lisa() -> str:
-    """README.md, docs/models.md: Qwen3-VL-4B's memory beside that of LISA's 7B, set alike."""
+    """docs/models.md: Qwen3-VL-4B's memory beside that of LISA's 7B, set alike."""
     took = {row["name"]: row["measurement"] for row in _rows("lean")}
     small, large = took["qwen-4b-host"], took["7b-b1-host"]
     sizes = [f"{row['peak_allocated_bytes'] / 2**30:.1f}" for row in (small, large)]

@@ -3,7 +3,7 @@
     python tools/write_docs.py [plan] [tables] [measured] [schema] [advice]    # all by default
 
 plan: docs/plan.md. tables: those of docs/lisa-tiny.md, between their marker comments. measured:
-README.md's table and the figures of docs/lean.md's text, from benchmarks/lean.jsonl, what is
+README.md's table and the figures of docs/lean.md's text, from benchmarks/lean.jsonl, with what is
 advised beside them, and the figures of all pages' running text (tools/figures.py). advice:
 docs/advice.svg.
 """
@@ -164,8 +164,8 @@ def advised_text() -> str:
         )
 
     return (
-        "The advice for 7B on 8 GiB differs from the table's 8 GB row, as it assumes rows of 512 "
-        f"text tokens:\n{advised('usual')}.\nWith `--prefer precision` it is "
+        "The advice for 7B on 8 GiB differs from the rows below, as it assumes rows of 512 text "
+        f"tokens:\n{advised('usual')}.\nWith `--prefer precision` it is "
         f"{advised('precision')}."
     )
 
@@ -195,13 +195,13 @@ def streaming_text() -> str:
 
 
 def readme(page: str) -> str:
-    """README.md with what was measured and what is advised."""
-    page = with_table(page, "measured", measured_table())
-    return with_table(page, "advised", advised_text())
+    """README.md with what was measured."""
+    return with_table(page, "measured", measured_table())
 
 
 def lean_page(page: str) -> str:
     """docs/lean.md with the figures of its text."""
+    page = with_table(page, "advised", advised_text())
     page = with_table(page, "faster", faster_text())
     return with_table(page, "streaming", streaming_text())
 
@@ -220,6 +220,16 @@ def advice_schema() -> str:
     return json.dumps(Advice.model_json_schema(mode="serialization"), indent=2) + "\n"
 
 
+def recipe_schema() -> str:
+    """What a recipe may hold, as a JSON schema for editors."""
+    schema = Plan.model_json_schema()
+    del schema["properties"]["schema_version"]
+    about = {"type": "string", "description": "what the recipe is for"}
+    schema["properties"] = {"description": about} | schema["properties"]
+    schema |= {"title": "Recipe", "description": "Settings of a plan that are kept in a file."}
+    return json.dumps(schema, indent=2) + "\n"
+
+
 def main() -> None:
     """Write the named parts."""
     parts = sys.argv[1:] or ["plan", "tables", "measured", "schema", "advice"]
@@ -227,6 +237,7 @@ def main() -> None:
         (DOCS / "plan.md").write_text(settings_page(), encoding="utf-8")
     if "schema" in parts:
         (DOCS / "advice.schema.json").write_text(advice_schema(), encoding="utf-8")
+        (DOCS / "recipe.schema.json").write_text(recipe_schema(), encoding="utf-8")
     if "tables" in parts:
         page = DOCS / "lisa-tiny.md"
         page.write_text(with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")

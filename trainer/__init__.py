@@ -1,1 +1,1 @@
-"""Training and inference: the LISA model, its data, its training step and its runs."""
+"""lisa-preflight's training and inference: the model, its data, its training step and its runs."""

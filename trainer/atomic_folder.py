@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
-from profiles.files import HOLDER, force, held, sweep
+from profiles.files import HOLDER, force, held, made, sweep
 
 MANY = 1000  # files: from here on one sync of the whole system is faster
 
@@ -51,8 +51,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     before and after the work, if `target` exists, and Held while another process writes it.
     """
     target = Path(os.path.abspath(target))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with _private(target) as private:
+    with made(target.parent), _private(target) as private:
         _refuse(target)
         draft = private / target.name
         draft.mkdir()
@@ -76,7 +75,7 @@ def _private(target: Path) -> Iterator[Path]:
     Only its owner may enter it, so that nobody else reads or replaces unfinished files.
     """
     private = target.parent / _name(target)
-    private.mkdir(mode=0o700, exist_ok=True)
+    private.mkdir(mode=0o700, parents=True, exist_ok=True)  # another failure may remove a parent
     if os.name == "posix" and (private.is_symlink() or private.stat().st_uid != os.getuid()):
         raise PermissionError(f"{private}: is another user's; delete it, or name another target")
     with held(private):

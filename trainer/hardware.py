@@ -58,6 +58,15 @@ def peaks() -> dict[str, int]:
     }
 
 
+def memory_bytes(device: torch.device) -> int:
+    """What this process has taken: of the card the pool's peak, without a card of the host."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
 def versions() -> dict[str, str]:
     """Versions of the libraries that can change a result."""
     names = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "lisa-preflight")

@@ -40,7 +40,8 @@ from profiles.tested import TestedRow, one_of_each
 if TYPE_CHECKING:
     from advisor.memory.forecast import Forecast
 
-EXACT = "exact"  # how the source of such a figure begins
+# How the source of such a figure begins.
+EXACT, INTERPOLATED = "exact", "interpolated"
 LIVE_TRIALS = 4
 CLOSE = 0.9  # if the forecast is below this share of the estimate, the choice is made again
 OTHER_VERSIONS = 1.02  # a row of another torch counts for that much more: a policy
@@ -142,6 +143,13 @@ def _exactly(found: Found, setting: Setting) -> Found:
     best = best.model_copy(update={"needs": needs})
     choice = replace(found.choice, best=best, considered=(best, *found.choice.considered[1:]))
     return replace(found, choice=choice, forecast=told)
+
+
+def basis_text(needs: Bytes) -> str:
+    """What a plan's figure is: its basis, and of a forecast whether it is of that very plan."""
+    if needs.basis != "forecast":
+        return needs.basis
+    return INTERPOLATED if needs.source.startswith(INTERPOLATED) else f"{EXACT} forecast"
 
 
 def largest_micro_batch(plan: Plan, scales: Scales, budget: Budget) -> int | None:
@@ -258,7 +266,7 @@ def _needs(
     Beyond the grid it is `correction` times a first guess; with None such plans are not weighed.
     """
     found = estimate(plan, text)
-    source = f"interpolated between forecasts at {text} text tokens a sample{counted}"
+    source = f"{INTERPOLATED} between forecasts at {text} text tokens a sample{counted}"
     pool = found.pool_bytes if found is not None else 0
     if found is None:
         found = nearest(plan, text)

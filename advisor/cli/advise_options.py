@@ -28,8 +28,9 @@ from advisor.cli.options import (
     must_be_positive,
     must_be_writable,
 )
-from profiles.command_line import Version
+from profiles.command_line import Recipe, Version
 from profiles.exits import fail
+from profiles.recipe import with_recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,7 @@ class AdviseOptions:
     """The options of `lisa-advise`, in the order of its help."""
 
     model: Model = None
+    recipe: Recipe = None
     settings: Settings = None
     weights: Annotated[
         Text, typer.Option(metavar="FOLDER", help="Model folder of lisa-train convert, or random.")
@@ -103,13 +105,17 @@ class AdviseOptions:
         return any(value not in (default, None, []) for value, default in given)
 
     def assignments(self) -> list[str]:
-        """The settings of --set and those that short options stand for; alpha follows the rank."""
+        """Settings of the recipe, of --set, and of short options; alpha follows the rank.
+
+        Raises PlanError for a recipe that cannot be read.
+        """
         found = list(self.settings or ())
         if self.weights is not None:
             found.append(f"weights={self.weights}")
         if self.lora_r:
             found += [f"lora.rank={self.lora_r}", f"lora.alpha={2 * self.lora_r}"]
-        return found + (["quantization=none"] if self.no_quantization else [])
+        found += ["quantization=none"] if self.no_quantization else []
+        return with_recipe(self.recipe, found, self.model)
 
     def check(self) -> None:
         """End with exit code 2 where options contradict each other or name what cannot be written.

@@ -25,7 +25,9 @@ from profiles.streams import say, tell
 from profiles.text import counted
 
 if TYPE_CHECKING:
+    from advisor.machine.target import Target
     from advisor.memory.forecast import Forecast
+    from profiles.plan import Plan
 
 
 def forecast_command(
@@ -96,7 +98,7 @@ def _forecast(
     from advisor.memory.card import card_for
     from advisor.memory.forecast import forecast
     from advisor.memory.worst_sample import Worst
-    from advisor.request import unfit_segments
+    from advisor.request import must_have_cards, unfit_segments
     from profiles.findings import PlanError
     from profiles.plan import Plan
 
@@ -107,9 +109,7 @@ def _forecast(
         fail(f"this plan cannot run\n{error}")
     must_be_data(data_dir, skip_broken)
     target = named_card(vram, gpu, system)
-    if target is not None and target.count not in (1, chosen.local_processes):
-        tell(f"note: the plan has {counted(chosen.local_processes, 'process', 'processes')} for a "
-             f"machine, not {target.count}: --set processes={target.count}")  # fmt: skip
+    _must_name_enough(chosen, target)
     if data_dir is not None and text_tokens is not None:
         fail("--data-dir and --text-tokens both name the longest sample; give one of them")
     limits = chosen.tokens
@@ -123,11 +123,36 @@ def _forecast(
     if here is not None and (note := unfit_segments(machine, here, chosen)):
         tell(f"note: {note}")
     with advice_errors():
-        card = card_for(machine, target, measure=True, count=chosen.local_processes)
+        each = chosen.local_processes
+        if target is None:
+            must_have_cards(machine, [f"processes={each}", f"device={chosen.device}"])
+        card = card_for(machine, target, measure=True, count=each, nodes=chosen.nodes)
         if named is not None:
             card = replace(card, compute_capability=named)
         found = forecast(chosen, Worst(text_tokens, masks, data_dir), card)
     return found, card.title
+
+
+def _must_name_enough(plan: Plan, target: Target | None) -> None:
+    """Note which cards are meant. Ends with exit code 2 where fewer are named than a plan needs.
+
+    One that is named without a number is each of them.
+    """
+    from advisor.report.findings import open_name
+
+    if target is None:
+        return
+    for note in open_name(target):
+        tell(f"note: {note}")
+    each = plan.local_processes
+    if 1 < target.count < each:
+        what = f"--gpu names {target.count} cards"
+        fail(f"{what}, and the plan has {each} processes for a machine\n"
+             f"    hint: --set processes={target.count * plan.nodes}")  # fmt: skip
+    if target.count > each:
+        has = counted(each, "process", "processes")
+        tell(f"note: the plan has {has} for a machine, and --gpu names {target.count} cards: "
+             f"--set processes={target.count * plan.nodes}")  # fmt: skip
 
 
 def check_command(

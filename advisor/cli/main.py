@@ -11,15 +11,10 @@ import typer
 
 from advisor.cli import table
 from advisor.cli.advise_options import AdviseOptions
+from advisor.cli.advising import advised
 from advisor.cli.explain_oom import explain_oom_command
 from advisor.cli.forecast import check_command, forecast_command
-from advisor.cli.options import (
-    Json,
-    group_settings,
-    must_agree,
-    must_be_data,
-    named_card,
-)
+from advisor.cli.options import Json
 from advisor.cli.output import (
     advice_errors,
     print_advice,
@@ -101,33 +96,17 @@ def _explain(component: str) -> None:
 
 def _advised(options: AdviseOptions) -> Advice:
     """The advice that the options ask for, tried and drawn where they say so."""
-    from advisor.machine.evidence import Evidence
-    from advisor.machine.probe import probe
-    from advisor.machine.target import pick_gpu
-    from advisor.memory.live import live_forecast
-    from advisor.preflight import advise
-    from advisor.request import must_have_cards
-
     options.check()
-    data, emulated = options.data_dir, options.emulate_vram is not None
-    size = options.vram or options.emulate_vram
-    target = named_card(size, options.gpu, options.system, options.ram)
-    must_be_data(data, options.skip_broken)
-    assignments = options.assignments() + group_settings(options.gpus, options.nodes, target)
-    must_agree(assignments)
-    machine = probe()
-    if options.gpus is not None and target is None and pick_gpu(machine) is None:
-        what = f"--gpus: got {options.gpus}, and this machine shows no usable GPU"
-        fail(f'{what}\n    hint: --gpu "{options.gpus}x NAME" advises for cards elsewhere')
     with advice_errors():
-        if target is None:
-            must_have_cards(machine, assignments)
-        live = live_forecast(machine, target, data, tell)
-        advice = advise(
-            machine, options.model, assignments, target,
-            data=data, live=live, evidence=Evidence.here(), prefer=options.prefer,
-            exact=options.plot is not None,
-        )  # fmt: skip
+        assignments = options.assignments()
+    emulated = options.emulate_vram is not None
+    advice, live = advised(
+        options.model, assignments,
+        gpu=options.gpu, vram=options.vram or options.emulate_vram, system=options.system,
+        ram=options.ram, gpus=options.gpus, nodes=options.nodes, prefer=options.prefer,
+        data_dir=options.data_dir, skip_broken=options.skip_broken, exact=options.plot is not None,
+    )  # fmt: skip
+    with advice_errors():
         if options.measure or emulated:
             advice = _tried(advice, emulated)
         if options.plot is not None:

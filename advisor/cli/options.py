@@ -90,7 +90,9 @@ System = Annotated[
 Ram = Annotated[
     int | None,
     typer.Option(
-        metavar="SIZE", parser=memory_size, help="With --vram or --gpu: host memory.  [16GiB]"
+        metavar="SIZE",
+        parser=memory_size,
+        help="With --vram or --gpu: the machine's host memory.  [16GiB for each card]",
     ),
 ]
 
@@ -102,7 +104,8 @@ Gpus = Annotated[
 
 
 Nodes = Annotated[
-    int | None, typer.Option(metavar="M", min=1, help="Train on M machines, --gpus cards each.")
+    int | None,
+    typer.Option(metavar="M", min=1, help="Train on M machines of --gpus cards each, or of one."),
 ]
 
 
@@ -160,33 +163,40 @@ def named_card(
     if vram is not None and gpu is not None:
         fail("--vram and --gpu both name a card; give one of them")
     try:
-        count, card = (1, None) if gpu is None else find_gpus(gpu)
+        count, cards = (1, []) if gpu is None else find_gpus(gpu)
     except ValueError as error:
         # Whatever is wrong with the name, the size alone is enough.
         fail(
             f"--gpu: {error}\n    hint: --gpu list names the known ones; "
             "--vram SIZE, such as 8GiB, gives the memory side of any GPU"
         )
-    return Target(vram, card, system == "windows", ram, _names_size(gpu), count)
+    card = cards[0] if cards else None
+    return Target(vram, card, system == "windows", ram, tuple(cards[1:]), count)
 
 
-def group_settings(gpus: int | None, nodes: int | None, target: Target | None) -> list[str]:
-    """The settings of a plan for so many cards and machines; none if neither was named.
+def group_settings(
+    gpus: int | None, nodes: int | None, target: Target | None, settings: list[str]
+) -> list[str]:
+    """The settings of a plan for so many cards and machines, beside those given; none for one card.
 
-    Ends with exit code 2 where --gpus and the named cards differ.
+    Says how many cards it takes a machine to have where none are named. Ends with exit code 2 where
+    --gpus and the named cards differ.
     """
+    from profiles.overrides import assigned
+
     named = target.count if target is not None else 1
     if gpus is not None and named not in (1, gpus):
         fail(f"--gpus: got {gpus}, and --gpu names {named} cards; give one of the two")
     cards = gpus or named
     if cards == 1 and nodes is None:
         return []
-    return [f"processes={cards * (nodes or 1)}", f"nodes={nodes or 1}"]
-
-
-def _names_size(gpu: str | None) -> bool:
-    """Whether a card's name has its memory, as in "RTX 3060 12GB" or rtx-3060-12gb."""
-    return gpu is not None and re.search(r"\d\s*-?gi?b?\b", gpu, re.IGNORECASE) is not None
+    found = [f"nodes={nodes or 1}"]
+    if gpus is None and cards == 1:
+        if "processes" in assigned(settings):
+            return found
+        if nodes != 1:
+            tell(f"note: --nodes {nodes} without --gpus: one card in each is assumed")
+    return [f"processes={cards * (nodes or 1)}", *found]
 
 
 def must_be_data(folder: Path | None, skip_broken: str | None) -> None:

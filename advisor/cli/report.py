@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from advisor.cli.advising import advised
 from advisor.cli.options import (
     Card,
     DataDir,
@@ -19,12 +20,9 @@ from advisor.cli.options import (
     SkipBroken,
     System,
     Vram,
-    group_settings,
-    must_agree,
-    must_be_data,
     must_be_writable,
-    named_card,
 )
+from advisor.cli.output import advice_errors, step_picture, with_forecast, write
 from profiles.exits import fail
 from profiles.streams import tell
 
@@ -58,34 +56,29 @@ def report_command(
     Exit codes: 0 fits, 1 does not fit or the forecast failed, 2 bad usage, 3 cannot decide, 130
     interrupted.
     """
-    from advisor.cli.output import advice_errors, step_picture, with_forecast, write
     from advisor.machine.evidence import Evidence
-    from advisor.machine.probe import probe
     from advisor.memory.live import live_forecast
-    from advisor.preflight import advise
     from advisor.report.page import page
 
     if file.suffix.lower() not in (".html", ".htm"):
         fail(f"got {file.name}; the name must end in .html")
     must_be_writable(file)
     found = None if run is None else _run(run)
-    target, assignments = named_card(vram, gpu, system, ram), list(settings or ())
-    assignments += group_settings(gpus, nodes, target)
-    must_be_data(data_dir, skip_broken)
-    must_agree(assignments)
-    kept = found.advice if found else None
-    if kept is not None and (model or assignments or target or data_dir or prefer != "usual"):
-        fail(f"{run}: the run has its own advice; leave out the options that ask for another")
-    machine, evidence = (kept.machine if kept else probe()), Evidence.here()
-    with advice_errors():
-        live = live_forecast(machine, target, data_dir, tell)
-        advice = kept or advise(
-            machine, model, assignments, target,
-            data=data_dir, live=live, evidence=evidence, prefer=prefer, exact=True,
+    if found is not None and found.advice is not None:
+        given = model, settings, gpu, vram, system, ram, gpus, nodes, data_dir, skip_broken
+        if any(given) or prefer != "usual":
+            fail(f"{run}: the run has its own advice; leave out the options that ask for another")
+        advice, live = found.advice, live_forecast(found.advice.machine, None, None, tell)
+    else:
+        advice, live = advised(
+            model, list(settings or ()),
+            gpu=gpu, vram=vram, system=system, ram=ram, gpus=gpus, nodes=nodes, prefer=prefer,
+            data_dir=data_dir, skip_broken=skip_broken, exact=True,
         )  # fmt: skip
+    with advice_errors():
         advice = with_forecast(advice, live)
         picture = step_picture(advice, live, "svg")
-    write(file, page(advice, picture, evidence.table.rows, found))
+    write(file, page(advice, picture, Evidence.here().table.rows, found))
     tell(f"{advice.verdict}: written to {file}")
     raise typer.Exit(advice.exit_code)
 

@@ -90,16 +90,42 @@ def export(
     tell(counted(len(rows), "row"))
 
 
+@app.command("share", examples=["lisa-advise table share", "lisa-advise table share rows.md"])
+def share(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="Where to write it. Default: print it.")
+    ] = None,
+) -> None:
+    """Print your measured rows for an issue: card, versions, plan, memory; no names, no folders."""
+    from advisor.report.shared_rows import block, shared
+    from profiles.exits import EXIT_FAILED, fail
+
+    own = [row for row in _read().rows if row.source == "user" and row.gpu is not None]
+    if not own:
+        fail("no measured row of yours\n    hint: lisa-advise --measure makes one", EXIT_FAILED)
+    text = block([shared(row) for row in own])
+    if file is None:
+        say(text)
+    else:
+        from advisor.cli.output import write
+
+        write(file, text + "\n")
+    tell(f"{counted(len(own), 'row')}; read them before you paste them")
+
+
 @app.command("import", examples=["lisa-advise table import rows.jsonl"])
 def import_(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSON lines, as exported.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="JSON lines as exported, or a shared text.")
+    ],
 ) -> None:
     """Add the rows of a file to your own; rows that you already have are kept."""
+    from advisor.report.shared_rows import rows_of
     from profiles.files import read_regular, reason
     from profiles.tested import append_all, parse_table
 
     try:
-        found = parse_table(read_regular(file), str(file))
+        found = parse_table(rows_of(read_regular(file)), str(file))
     except OSError as error:
         tell(f"error: {file}: cannot be read: {reason(error)}")
         raise typer.Exit(2) from None

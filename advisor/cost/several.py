@@ -1,20 +1,19 @@
 """What more cards bring: the same training on one, two, four and so on, by the forecast of a step.
 
 The effective batch stays the user's. So more cards have fewer rows each, of which the last ones may
-come out uneven, and each step ends with an exchange of gradients that one card does not need.
+come out uneven, and each step ends with an exchange of gradients that one card does not need. NCCL
+takes memory, too: the best plan for one card may be faster than the one of several is there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import suppress
-from typing import Literal
+from collections.abc import Iterable
+from typing import Literal, NamedTuple
 
 from pydantic import Field
 
 from advisor.cost.duration import REASON_SEG, Duration, duration_of
 from profiles.exchange import link_of, step_exchange_seconds
-from profiles.findings import PlanError
 from profiles.gpus import GpuProfile
 from profiles.measurement import DataCounts
 from profiles.plan import Plan
@@ -23,12 +22,21 @@ from profiles.records import Frozen
 WORTH = 0.9  # of the time on fewer cards: what saves less than a tenth is no gain
 
 
+class Planned(NamedTuple):
+    """A plan for so many cards, the slowest of them, and whether it is the best for that number."""
+
+    plan: Plan
+    card: GpuProfile | None
+    best: bool = True
+
+
 class OnCards(Frozen):
     """One training on so many cards."""
 
     cards: int = Field(description="of all machines")
+    best: bool = Field(True, description="with the best plan for so many; false: with the advised")
     samples_per_second: float = Field(description="questions, from update to update")
-    efficiency: float = Field(description="of each card, beside one alone")
+    efficiency: float = Field(description="of each card, beside one alone with its own plan")
     step_seconds: float
     exchange_seconds: float = Field(description="of a step, for gradients")
     seconds: float = Field(description="of the whole training, evaluations and caches included")
@@ -43,43 +51,34 @@ class Several(Frozen):
     worth: int = Field(description="cards, of those above, after which more gain next to nothing")
 
 
-def several(
-    plan: Plan, card: GpuProfile | None, most: int, counts: DataCounts = REASON_SEG
-) -> Several | None:
-    """The plan's training on one card and on up to `most`; None where one card alone is meant.
+def several(plans: Iterable[Planned], counts: DataCounts = REASON_SEG) -> Several | None:
+    """The training by each of the plans; None unless the first is for one card, and others follow.
 
-    Cards of a machine are filled before there is a second machine. A number that the plan's batch
-    cannot be shared among is left out. Raises ValueError where the card lacks the plan's dtype.
+    Raises ValueError where a card lacks its plan's dtype.
     """
-    if most < 2:
+    found = [(one, duration_of(one.plan, one.card, counts)) for one in plans]
+    if len(found) < 2 or found[0][0].plan.processes > 1:
         return None
-    found = [(one, duration_of(one, card, counts)) for one in _plans(plan, most)]
     rows = [_row(one, duration, alone=found[0][1]) for one, duration in found]
     worth = rows[0]
     for row in rows[1:]:
         worth = row if row.seconds < WORTH * worth.seconds else worth
-    nodes = _nodes(plan, most)
-    return Several(rows=tuple(rows), link=link_of(nodes).source, worth=worth.cards)
+    link = link_of(max(one.plan.nodes for one, _ in found))
+    return Several(rows=tuple(rows), link=link.source, worth=worth.cards)
 
 
-def _plans(plan: Plan, most: int) -> Iterator[Plan]:
-    numbers = {1, most, *(2**n for n in range(1, most.bit_length()) if 2**n <= most)}
-    for number in sorted(numbers):
-        with suppress(PlanError):
-            yield plan.override([f"processes={number}", f"nodes={_nodes(plan, number)}"])
+def numbers(most: int) -> list[int]:
+    """One card, two, four and so on, and the most."""
+    return sorted({most, *(2**n for n in range(most.bit_length()))})
 
 
-def _nodes(plan: Plan, cards: int) -> int:
-    """Machines for so many cards, if each has as many as the plan's; of a plan for one, one."""
-    return -(-cards // plan.local_processes) if plan.processes > 1 else 1
-
-
-def _row(plan: Plan, duration: Duration, alone: Duration) -> OnCards:
-    cards = plan.processes
+def _row(planned: Planned, duration: Duration, alone: Duration) -> OnCards:
+    plan = planned.plan
     return OnCards(
-        cards=cards,
+        cards=plan.processes,
+        best=planned.best,
         samples_per_second=plan.effective_batch / duration.step_seconds,
-        efficiency=alone.step_seconds / (cards * duration.step_seconds),
+        efficiency=alone.step_seconds / (plan.processes * duration.step_seconds),
         step_seconds=duration.step_seconds,
         exchange_seconds=step_exchange_seconds(plan),
         seconds=duration.seconds,

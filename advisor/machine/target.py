@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from advisor.machine.budget import (
@@ -23,7 +24,7 @@ class Target:
     card: GpuProfile | None = None
     windows: bool = False
     ram_bytes: int | None = None
-    sized: bool = False  # the user has said how much memory the card has
+    others: tuple[GpuProfile, ...] = ()  # that its name may mean as well
     count: int = 1  # of such cards in a machine, as named in "2x RTX 3090"
 
     def host_bytes(self, cards: int) -> int:
@@ -36,6 +37,11 @@ class Target:
         if self.card is not None:
             return named_gpu(self.card, self.windows)
         return what_if_gpu(self.vram_bytes or 0, self.windows)
+
+    @property
+    def title(self) -> str:
+        """The card's name, with its memory."""
+        return self.card.title if self.card is not None else self.gpu.name
 
     @property
     def options(self) -> str:
@@ -72,3 +78,10 @@ def best_gpus(machine: Machine, count: int) -> list[Gpu]:
     """The `count` visible GPUs with the most free bytes, or all that there are, best first."""
     usable = [gpu for gpu in machine.gpus if gpu.lost is None]
     return sorted(usable, key=lambda gpu: -(gpu.free_bytes or 0))[:count]
+
+
+def cards_text(names: Sequence[str], nodes: int = 1) -> str:
+    """The cards of each of so many machines: "2 x RTX 3090 (24 GB) in 2 machines"."""
+    title = " + ".join(names) if len(set(names)) > 1 else names[0]
+    title = f"{len(names)} x {title}" if len(names) > 1 == len(set(names)) else title
+    return f"{title} in {nodes} machines" if nodes > 1 else title

@@ -8,7 +8,7 @@ from advisor.machine.budget import HostBudget, budget_of
 from advisor.machine.cuda_context import OTHERS, Context, measure_context
 from advisor.machine.evidence import Evidence
 from advisor.machine.gpu import Machine
-from advisor.machine.target import Target, gpu_for
+from advisor.machine.target import Target, best_gpus, cards_text, gpu_for
 from profiles.exchange import nccl_bytes
 from profiles.plan import Plan
 
@@ -32,12 +32,16 @@ class Card:
 
 
 def card_for(
-    machine: Machine, target: Target | None = None, measure: bool = False, count: int = 1
+    machine: Machine,
+    target: Target | None = None,
+    measure: bool = False,
+    count: int = 1,
+    nodes: int = 1,
 ) -> Card:
     """This machine's best card, or `target`, with what a run's pool may take there.
 
-    Of `count` cards that run together the worst is meant. `measure` has this machine's context
-    measured where it was not. Raises RehearsalFailed.
+    Of `count` cards that run together, in each of `nodes` machines, the worst is meant. `measure`
+    has this machine's context measured where it was not. Raises RehearsalFailed.
     """
     gpu = gpu_for(machine, target, count)
     if measure and gpu is not None and target is None:
@@ -47,8 +51,10 @@ def card_for(
     budget = budget_of(gpu, machine, ram, evidence) if gpu is not None else None
     if gpu is None or budget is None:
         return Card()
+    here = best_gpus(machine, count)
+    names = [target.title] * count if target is not None else [one.name for one in here]
     return Card(
-        title=gpu.name,
+        title=cards_text(names, nodes),
         cap_bytes=budget.cap_bytes,
         margin_bytes=budget.margin.bytes,
         compute_capability=gpu.compute_capability or ASSUMED,

@@ -39,6 +39,7 @@ class Factors:
     attention: float
     masked_attention: float  # with an explicit mask, of rows of several questions
     dequantisation: float
+    fp8: float  # of products and dequantisation in the plan's dtype, what those in FP8 take
     elementwise: float
     elementwise_compiled: float
     launch_seconds: float  # of one pass through one decoder layer, by the CPU
@@ -167,10 +168,10 @@ def forward_seconds(plan: Plan, text_tokens: int, gpu: GpuProfile, pace: Pace = 
 
 def _seconds(plan: Plan, on_paper: Paper, gpu: GpuProfile, pace: Pace) -> float:
     known = factors()
-    arithmetic = on_paper.matmul * known.matmul
+    linears = on_paper.matmul * known.matmul + on_paper.dequantisation * known.dequantisation
+    arithmetic = linears * (known.fp8 if plan.products == "fp8" else 1)
     arithmetic += on_paper.attention * known.attention
     arithmetic += on_paper.masked_attention * known.masked_attention
-    arithmetic += on_paper.dequantisation * known.dequantisation
     elementwise = known.elementwise_compiled if plan.compile else known.elementwise
     arithmetic += on_paper.elementwise * elementwise
     launch = known.launch_compiled_seconds if plan.compile else known.launch_seconds

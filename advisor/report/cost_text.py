@@ -79,13 +79,15 @@ def _asked(duration: Duration) -> str:
 
 
 def _cards(several: Several) -> str:
-    """Speed and time on one card and on more."""
+    """Speed and time on one card and on more, each with its own best plan."""
     told = []
     for row in several.rows:
-        speed = f"{row.cards}: {row.samples_per_second:.2g}"
+        number = str(row.cards) if row.best else f"{row.cards} with this plan"
+        speed = f"{number}: {row.samples_per_second:.2g}"
         speed += " questions/s" if row.cards == 1 else f" ({row.efficiency:.0%} each)"
         told.append(f"{speed}, {time_text(row.seconds)}")
-    return f"this plan on {'; '.join(told)} ({several.basis}; {several.link})"
+    whose = "the best plan for" if all(row.best for row in several.rows) else "on"
+    return f"{whose} {'; '.join(told)} ({several.basis}; {several.link})"
 
 
 def _gain(several: Several, plan: Plan) -> str:

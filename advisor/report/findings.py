@@ -10,11 +10,12 @@ from advisor.choice.candidate import Candidate
 from advisor.choice.search import search, smallest_cards_text
 from advisor.machine.budget import Budget
 from advisor.machine.gpu import Gpu
+from advisor.machine.target import Target
+from advisor.machine.versions import REMEDY, VERSIONS, newer_than_rows
 from advisor.report.plan_words import plan_text
 from advisor.request import Request, base_plan, whole_segments
 from profiles.environment import ALLOCATOR_VARIABLES
 from profiles.findings import Finding, PlanError
-from profiles.gpus import gpus
 from profiles.grid import caching_bytes
 from profiles.models import models
 from profiles.overrides import assigned
@@ -25,12 +26,13 @@ from profiles.sizes import gib
 OLDEST_IN_WHEELS = (7, 5)
 # The last torch with builds for CUDA 12.6, which serve 5.0 and later: pytorch#190385.
 LAST_WITH_OLDER = "2.14"
+OPEN_NAME = "--gpu"  # where a card's name may mean several
 KEPT = "model", "device", "dtype", "processes", "nodes"  # no advice is to leave these out
 
 
 def card_findings(request: Request, gpu: Gpu, best: Candidate, base: Plan) -> list[Finding]:
     """The card chosen, what does not fit and what would, what is missing, other processes."""
-    findings = other_sizes(request, gpu)
+    findings = open_name(request.target)
     runs = best.verdict in ("FITS", "TIGHT")
     if not runs and best.why_not.startswith("host memory"):
         plan = best.plan
@@ -60,15 +62,12 @@ def card_findings(request: Request, gpu: Gpu, best: Candidate, base: Plan) -> li
     return findings + machine_notes(request, gpu, best.plan) + neighbours(request, gpu)
 
 
-def other_sizes(request: Request, gpu: Gpu) -> list[Finding]:
-    """A note if the named card is also sold with other memory, for which the answer differs."""
-    named = request.target.card if request.target else None
-    others = [c for c in gpus().values() if named and c.name == named.name and c != named]
-    if not others or (request.target and request.target.sized):
+def open_name(target: Target | None) -> list[Finding]:
+    """A note if the named card may be another one, for which the answer differs."""
+    if target is None or target.card is None or not target.others:
         return []
-    what = f"is sold as {', '.join(card.title for card in others)} too"
-    fix = f"name its size: --gpu {' or --gpu '.join(shlex.quote(c.key) for c in others)}"
-    return [Finding(gpu.name, what, fix=fix)]
+    what = f"{target.card.title}, the least of that name"
+    return [Finding(OPEN_NAME, what, fix="--gpu " + " or ".join(one.key for one in target.others))]
 
 
 def released_start(plan: Plan) -> list[Finding]:
@@ -117,6 +116,11 @@ def machine_notes(request: Request, gpu: Gpu, plan: Plan) -> list[Finding]:
         findings.append(Finding(gpu.name, why, fix=fix))
     if found := shell_allocator(request.evidence.environment, plan):
         findings.append(found)
+    evidence = request.evidence
+    newer = newer_than_rows(evidence.versions, evidence.table.rows)
+    if newer and not request.what_if:
+        what = f"newer here than in any tested row: {newer}; what they take is forecast"
+        findings.append(Finding(VERSIONS, what, fix=REMEDY))
     return findings + unequal_cards(request, gpu)
 
 

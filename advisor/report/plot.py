@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from advisor.advice import Advice
+from advisor.choice.search import basis_text
 from advisor.memory.forecast import Forecast
 from advisor.report.plan_words import plan_text
 from profiles.measurement import Timeline
@@ -63,7 +64,7 @@ def levels(advice: Advice, told: Forecast) -> list[Level]:
     found = [
         Level("capacity", advice.budget.cap_bytes, "--", 0.9),
         Level("usable", advice.budget.usable.bytes, "-", 2.2),
-        Level(f"plan needs ({advice.needs.basis})", advice.needs.bytes, ":", 1.8),
+        Level(f"plan needs ({basis_text(advice.needs)})", advice.needs.bytes, ":", 1.8),
     ]
     if advice.needs.bytes != pool:
         found.append(Level("pool of this step (forecast)", pool, "-.", 1.2))

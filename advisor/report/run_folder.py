@@ -16,6 +16,7 @@ from profiles.files import read_regular, reason
 from profiles.findings import PlanError
 from profiles.plan import Plan
 from profiles.sizes import MIB
+from profiles.wrong_values import what_is_wrong
 
 LARGEST = 64 * MIB  # of a file: metrics.jsonl of 300 000 steps
 WARM_UP = 3  # first steps that compile and fill caches
@@ -73,7 +74,8 @@ def _advice(path: Path) -> Advice | None:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{path}: is no advice of this version: {where}: {first['msg']}") from None
+        why = f"{where}: {what_is_wrong(first)}"
+        raise ValueError(f"{path}: is no advice of this version: {why}") from None
 
 
 def _measured(folder: Path) -> Measured:

@@ -8,7 +8,7 @@ import pytest
 
 from advisor.advice import Advice
 from advisor.cost.duration import REASON_SEG, duration_of
-from advisor.cost.several import several
+from advisor.cost.several import Planned, numbers, several
 from advisor.machine.evidence import Evidence
 from advisor.machine.gpu import Gpu, Machine
 from advisor.machine.target import Target
@@ -22,6 +22,7 @@ from profiles.gpus import find_gpu, gpus
 from profiles.grid import pinned_bytes, shared_host_bytes
 from profiles.plan import Plan
 from profiles.sizes import GIB
+from tests.advisor.test_preflight import _live
 
 TWO = ("processes=2", "nodes=1")
 NEW, OLD = "NVIDIA GeForce RTX 3090", "Tesla T4"
@@ -122,11 +123,15 @@ def test_host_memory_is_that_of_all_processes_with_one_copy_of_what_lives_there(
     assert refused.verdict == "OOM" and "host memory" in refused.summary
 
 
+def shared(plan: Plan, key: str, *numbers: int) -> list[Planned]:
+    return [Planned(plan.override([f"processes={n}"]), gpus()[key]) for n in numbers]
+
+
 def test_more_cards_are_as_fast_as_their_rows_come_out_even() -> None:
     plan = Plan.parse({"model": "7b", "device": "cuda", "micro_batch": 2, "processes": 4,
                        "accumulation": 2, "effective_batch": 16})  # fmt: skip
     profile = gpus()["rtx-3090-24gb"]
-    told = several(plan, profile, 4)
+    told = several(shared(plan, "rtx-3090-24gb", 1, 2, 4))
     assert told is not None and [row.cards for row in told.rows] == [1, 2, 4]
     assert told.rows[0].efficiency == 1 and told.rows[0].exchange_seconds == 0
     for row in told.rows[1:]:
@@ -136,10 +141,9 @@ def test_more_cards_are_as_fast_as_their_rows_come_out_even() -> None:
     assert last.samples_per_second == pytest.approx(16 / last.step_seconds)
     assert last.seconds == pytest.approx(duration_of(plan, profile, REASON_SEG).seconds)
     assert told.worth == 4 and told.basis == "forecast" and "assumed" in told.link
-    uneven = several(plan.override(["effective_batch=20", "micro_batch=5"]), profile, 4)
-    assert uneven is not None
-    assert [row.cards for row in uneven.rows] == [1, 2, 4]
-    assert several(plan, profile, 1) is None
+    assert several(shared(plan, "rtx-3090-24gb", 1)) is None
+    assert several(shared(plan, "rtx-3090-24gb", 2, 4)) is None, "with what would they compare?"
+    assert [numbers(most) for most in (1, 2, 6)] == [[1], [1, 2], [1, 2, 4, 6]]
 
 
 def test_cards_that_gain_nothing_are_said_to() -> None:
@@ -148,8 +152,35 @@ def test_cards_that_gain_nothing_are_said_to() -> None:
                        "schedule": {"epochs": 1}})  # fmt: skip
     few = REASON_SEG.model_copy(update={"train_pictures": 4, "val_pictures": 1,
                                         "epoch_questions": 4, "val_questions": 1})  # fmt: skip
-    told = several(plan, gpus()["h100-sxm-80gb"], 8, few)
+    told = several(shared(plan, "h100-sxm-80gb", 1, 2, 4, 8), few)
     assert told is not None and told.worth == 1
+
+
+def test_each_number_of_cards_is_compared_by_its_own_best_plan() -> None:
+    """NCCL leaves less room on each of two RTX 3060s, so one alone is faster than half of them."""
+    target = Target(card=gpus()["rtx-3060-8gb"])
+    one, two = asked(EQUAL, target=target), asked(EQUAL, *TWO, target=target)
+    assert two.several is not None and one.duration is not None and two.duration is not None
+    alone, both = two.several.rows
+    assert (alone.seconds, both.seconds) == (one.duration.seconds, two.duration.seconds)
+    assert alone.best and both.efficiency < 0.95
+    screen = shown(two)
+    assert "best plan for 1: 0.59 questions/s" in screen
+    assert f"({both.efficiency:.0%} each)" in screen
+    # Of a machine with two cards, one is asked about: two have the plan that --gpus 2 would get.
+    here, pair = asked(EQUAL), asked(EQUAL, *TWO)
+    assert here.several is not None and pair.duration is not None
+    assert here.several.rows[1].seconds == pair.duration.seconds
+
+
+def test_beyond_the_grid_the_advised_plan_itself_is_shared() -> None:
+    """No other is known there without forecasts, and those are not made for a comparison."""
+    forecast: list[tuple[Plan, int | None]] = []
+    two = advise(EQUAL, "7b", (*TWO, "logits=all"), live=_live(1.0, forecast),
+                 evidence=Evidence.shipped())  # fmt: skip
+    assert two.several is not None and [row.best for row in two.several.rows] == [False, True]
+    assert "on 1 with this plan: " in shown(two) and "best plan" not in shown(two)
+    assert {plan.processes for plan, _ in forecast} == {2}
 
 
 def test_a_machine_of_two_cards_says_what_two_would_bring() -> None:

@@ -30,6 +30,7 @@ from safetensors.torch import save
 from profiles.findings import PlanError
 from profiles.models import model_profile
 from profiles.plan import Plan, setting_names
+from profiles.recipe import read_recipe
 from profiles.tested import parse_table
 from tests.brush import packed
 from tests.conftest import tiny_plan
@@ -141,6 +142,27 @@ def feed_assignments(texts: list[str], folder: Path) -> bool:
 
 
 ROWS = [json.loads(line) for line in SHIPPED.read_text(encoding="utf-8").splitlines()[:4]]
+
+
+RECIPE = {"description": "a start", "seed": 3, "schedule": {"epochs": 4, "shape": "constant"}}
+
+
+@st.composite
+def recipes(draw: Draw) -> tuple[str, bytes]:
+    """JSON is YAML, too; and lines of TOML."""
+    if draw(st.booleans()):
+        return "r.yaml", draw(documents(RECIPE))
+    keys = st.sampled_from([*setting_names(), "[lora]", "[[schedule]]", "", '"', "a.b.c"])
+    text = "\n".join(f"{draw(keys)} = {spelled(draw(odd))}" for _ in range(draw(st.integers(0, 3))))
+    return "r.toml", text.encode("utf-8", errors="surrogatepass")
+
+
+def feed_recipe(case: tuple[str, bytes], folder: Path) -> bool:
+    path = folder / case[0]
+    path.write_bytes(case[1])
+    if not read_recipe(str(path)).keys() <= set(setting_names()):
+        raise Wrong("a recipe names settings that there are not")
+    return True
 
 
 def feed_table(data: bytes, folder: Path) -> bool:
@@ -806,6 +828,7 @@ _JSONL = st.tuples(st.just("q.jsonl"), lines(QUESTIONS))
 SURFACES = (
     Surface("plan.json", documents(PLAN), feed_plan, _json(PLAN), (PlanError,)),
     Surface("--set", assignments(), feed_assignments, ["lora.rank=4"], (PlanError,)),
+    Surface("recipe", recipes(), feed_recipe, ("r.yaml", _json(RECIPE)), (PlanError,)),
     Surface("tested table", lines(ROWS), feed_table, _lines(ROWS)),
     Surface("ReasonSeg annotation", annotations(), feed_annotation, _json(ANNOTATION),
             (DataError,), 2.0),

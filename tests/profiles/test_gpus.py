@@ -304,22 +304,27 @@ def test_another_card_that_is_not_listed_is_no_slip(text):
         ("2xRTX3090", 2, "rtx-3090-24gb"),
         ("RTX 3090 x2", 2, "rtx-3090-24gb"),
         ("3090*4", 4, "rtx-3090-24gb"),
+        ("2*3090", 2, "rtx-3090-24gb"),
         ("8\u00d7H100", 8, "h100-pcie-80gb"),
         ("1x T4", 1, "t4-16gb"),
         ("RTX 3060 12GB", 1, "rtx-3060-12gb"),
     ],
 )
 def test_a_count_is_told_from_the_name(text, count, key):
-    assert find_gpus(text) == (count, gpus()[key])
+    found, cards = find_gpus(text)
+    assert (found, cards[0]) == (count, gpus()[key])
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("2x RTX 4600", "unknown GPU 'RTX 4600'; did you mean RTX 4060?"),
-        ("0x T4", "names no GPU at all"),
+        ("0x T4", "got 0 cards; allowed: 1 to 64"),
+        ("1000x T4", "got 1000 cards; allowed: 1 to 64"),
+        ("RTX 3090 x 65", "got 65 cards; allowed: 1 to 64"),
         ("2x MI300X", "'MI300X' is a GPU of AMD"),
-        ("4x", "unknown GPU '4x'"),
+        ("4x", "'4x' is a number without a name; give one such as '2x RTX 3090'"),
+        (" 0 x ", "is a number without a name"),
     ],
 )
 def test_a_count_of_something_else_is_an_error(text, words):

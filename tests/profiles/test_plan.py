@@ -104,6 +104,7 @@ CHANGES = {
     "schedule.weight_decay": "0.1",
     "schedule.grad_clip": "2",
     "schedule.max_skipped_steps": 3,
+    "schedule.patience": 3,
     "tokens.max_text_tokens": "96",
     "tokens.max_masks": "1",
     "tokens.max_new_tokens": "1",
@@ -123,6 +124,7 @@ CUDA_CHANGES = {
     "optimizer_state": "8bit",
     "host_embeddings": "true",
     "compile": "true",
+    "products": "fp8",
 }
 # Constants, tables whose leaves are changed above, and one that needs a second setting with it.
 NOT_CHANGED_ALONE = {"schema_version", "schedule", "tokens", "mixture",
@@ -145,7 +147,8 @@ def test_plans_from_before_later_settings_keep_their_hash():
     data = as_first_written(json.loads(Plan().to_json()))
     assert (data["schema_version"], data["cached_encoders"]) == (1, ["sam", "clip"])
     del data["mixture"], data["schedule"]["max_skipped_steps"], data["questions_per_picture"]
-    del data["min_pixels"], data["max_pixels"], data["nodes"]
+    del data["schedule"]["patience"]
+    del data["min_pixels"], data["max_pixels"], data["nodes"], data["products"]
     data["schedule"]["warmup_steps"] = 100  # it was the default
     old = json.dumps(data, sort_keys=True, separators=(",", ":"))
     assert Plan().content_hash == hashlib.sha256(old.encode()).hexdigest()[:16]
@@ -242,6 +245,37 @@ def test_a_batch_that_does_not_divide_is_refused(assignment, said):
 
 
 @pytest.mark.parametrize(
+    ("assignment", "said"),
+    [
+        ("micro_batch=x", "micro_batch: must be a whole number (got 'x')"),
+        ("micro_batch=1.5", "micro_batch: must be a whole number (got 1.5)"),
+        ("micro_batch=0", "micro_batch: must be 1 or more (got 0)"),
+        ("processes=1000", "processes: must be 64 or less (got 1000)"),
+        ("lora.dropout=1", "lora.dropout: must be less than 1 (got 1)"),
+        ("schedule.learning_rate=-1", "schedule.learning_rate: must be more than 0 (got -1)"),
+        ("device=gpu", "device: must be cpu or cuda (got 'gpu')"),
+        ("compile=maybe", "compile: must be true or false (got 'maybe')"),
+        ("lora=5", "lora: must be a table of settings (got 5)"),
+        ("cached_encoders=vision, msk", "cached_encoders: must be vision or mask (got 'msk')"),
+    ],
+)
+def test_a_value_that_no_setting_has_is_one_finding(assignment, said):
+    with pytest.raises(PlanError) as caught:
+        Plan().override([assignment])
+    assert str(caught.value) == f"  - {said}"
+
+
+@pytest.mark.parametrize("value", ["x", "[1]", "1e300", "-1", "0.5", "{}", "true"])
+def test_no_setting_is_refused_in_pydantics_words(value):
+    for name in setting_names():
+        try:
+            Plan().override([f"{name}={value}"])
+        except PlanError as error:
+            for word in ("Input", "valid", "instance", "parse", "Value error", "dictionary"):
+                assert word not in str(error), error
+
+
+@pytest.mark.parametrize(
     ("assignment", "setting", "value"),
     [
         ("lora.rank=32", "lora", Lora(rank=32)),
@@ -312,8 +346,8 @@ def test_all_errors_at_once():
         ({"train": ["token_rows", "embeddings"]}, "train", "keep one"),
         ({"checkpointed_layers": 5}, "checkpointed_layers", "4 decoder layers"),
         ({"model": "8b"}, "model", "known: tiny"),
-        ({"model": 7}, "model", "string"),
-        ({"micro_batch": 0}, "micro_batch", "greater than or equal to 1"),
+        ({"model": 7}, "model", "must be text"),
+        ({"micro_batch": 0}, "micro_batch", "must be 1 or more"),
         ({"schema_version": 3}, "schema_version", "2"),
     ],
 )
@@ -340,6 +374,16 @@ def test_bf16_is_refused_on_a_card_without_it():
     assert [f.where for f in plan.refusals("Tesla T4", bf16=False)] == ["dtype"]
     assert plan.refusals("A100", bf16=True) == []
     assert Plan(device="cpu").refusals("Tesla T4", bf16=False) == []
+
+
+def test_fp8_is_refused_on_a_card_without_it():
+    plan = Plan(device="cuda", dtype="bf16", products="fp8")
+    for lacking in ({"fp8": False}, {"triton": False}):
+        assert [f.where for f in plan.refusals("RTX 3090", True, **lacking)] == ["products"]
+    assert plan.refusals("RTX 4090", True) == []
+    assert Plan(products="fp8").refusals("RTX 3090", True, fp8=False) == []  # on the CPU
+    with pytest.raises(PlanError, match="products"):
+        Plan.parse({"device": "cuda", "dtype": "fp16", "products": "fp8"})
 
 
 @pytest.mark.parametrize(

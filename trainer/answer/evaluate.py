@@ -16,12 +16,12 @@ from trainer.answer.questions import question_of
 from trainer.answer.segmenter import Segmenter
 from trainer.data.formats.reasonseg import Item
 from trainer.data.images import read_image
-from trainer.data.overlays import PREDICTED, TRUE, Row, overlay, write_sheet
-from trainer.data.polygons import paint_mask
+from trainer.data.overlays import IGNORED, PREDICTED, TRUE, Row, Tile, write_sheet
+from trainer.data.polygons import IGNORE, TARGET, paint_mask
 from trainer.data.samples import SampleSet
 from trainer.hardware import versions
 from trainer.reporter import Reporter
-from trainer.run.metrics import MaskScores
+from trainer.run.metrics import ImageScore, MaskScores, intersection_union
 from trainer.run.validation import describe, evaluate, predict
 
 if TYPE_CHECKING:
@@ -137,11 +137,7 @@ def _write_extremes(found: Evaluation, segmenter: Segmenter, path: Path) -> None
         if found.answers
         else (lambda item: _forced_mask(segmenter, item))
     )
-    iou = {row["name"]: row["iou"] for row in found.scores.rows()}
-    rows = [
-        _row(item, mask_of(item), f"IoU {iou[item.name]:.2f}  {item.texts[0]}") for item in chosen
-    ]
-    write_sheet(rows, path)
+    write_sheet([_row(item, mask_of(item)) for item in chosen], path)
 
 
 def _forced_mask(segmenter: Segmenter, item: Item) -> Mask:
@@ -155,11 +151,13 @@ def _samples(segmenter: Segmenter, items: Sequence[Item]) -> SampleSet:
     return SampleSet(items, plan, tokenizer, caches, training=False)
 
 
-def _row(item: Item, mask: Mask, title: str) -> Row:
+def _row(item: Item, mask: Mask) -> Row:
     image = read_image(item.image_path)
-    truth = paint_mask(item.polygons, *image.shape[:2]) == 1
-    predicted, true = overlay(image, mask, PREDICTED), overlay(image, truth, TRUE)
-    return Row(title, (("", image), ("prediction", predicted), ("truth", true)))
+    truth = paint_mask(item.polygons, *image.shape[:2])
+    iou = ImageScore(item.name, *intersection_union(mask, truth)).iou
+    predicted = Tile(f"prediction, IoU {iou:.2f}", image, (mask,), (PREDICTED,))
+    true = Tile("truth", image, (truth == TARGET, truth == IGNORE), (TRUE, IGNORED))
+    return Row(item.texts[0], (Tile("", image), predicted, true))
 
 
 def run_sheet(run: Run, path: Path, count: int) -> Path:
@@ -171,5 +169,5 @@ def run_sheet(run: Run, path: Path, count: int) -> Path:
     for place in list(range(0, len(run.val_set), step))[:count]:
         masks = predict(run.model, [run.val_set[place]], run.tokenizer, run.accelerator)
         name, logits = next(iter(masks.items()))
-        rows.append(_row(by_name[name], logits.numpy() > 0, by_name[name].texts[0]))
+        rows.append(_row(by_name[name], logits.numpy() > 0))
     return write_sheet(rows, path)

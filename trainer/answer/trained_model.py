@@ -6,7 +6,7 @@ torch is imported only to load it, so that a missing model is reported at once.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,8 +81,12 @@ def newest_run(run: Path) -> Path:
     return max(whole, key=lambda path: (path / "best").stat().st_mtime, default=run)
 
 
-def find_trained(where: Path, assignments: Sequence[str] = ()) -> Trained:
-    """The trained model in `where`, with settings for inference.
+def find_trained(
+    where: Path, assignments: Sequence[str] = (), sees_gpu: Callable[[], bool] | None = None
+) -> Trained:
+    """The trained model in `where`, with settings for inference; without a GPU for the CPU.
+
+    `sees_gpu` is asked where the model was trained on one; by default torch says it.
 
     Raises ValueError where there is no model, PlanError.
     """
@@ -97,7 +101,7 @@ def find_trained(where: Path, assignments: Sequence[str] = ()) -> Trained:
         "cached_encoders": list(plan.profile.encoders), "compile": False, "processes": 1,
         "nodes": 1, "accumulation": 1, "effective_batch": None,
     }  # fmt: skip
-    if plan.device == "cuda" and not _sees_gpu():
+    if plan.device == "cuda" and not (sees_gpu or _sees_gpu)():
         answering |= {"device": "cpu", "optimizer": "adamw", "host_layers": 0}
         answering |= {"dtype": "fp32" if plan.profile.packaged else "bf16"}
     plan = Plan.parse(plan.model_dump(mode="json") | answering).override(assignments)

@@ -116,7 +116,10 @@ def user_errors() -> Iterator[None]:
     except typer.Exit:
         raise  # typer.Exit is a RuntimeError, and already decides the exit code
     except KeyboardInterrupt as error:
-        tell(str(error) or "interrupted")
+        from trainer.parallel.launch import is_main
+
+        if is_main():  # what one of a group says is true of all
+            tell(str(error) or "interrupted")
         raise typer.Exit(EXIT_INTERRUPTED) from None
     except ValueError as error:
         fail(str(error))

@@ -62,7 +62,7 @@ def train_here(run: PlannedRun, data: Data, checkpoint: Path | None) -> None:
         for line in outcome(summary, folder):
             display.line(line)
         if not run.resumes:
-            display.line(took_line(time.monotonic() - began, run.forecast_seconds))
+            display.line(took_line(time.monotonic() - began, run.expected.seconds))
         display.line(f"run folder {one_line(folder)}, overlay {one_line(sheet)}")
         display.line(next_steps(folder, run.started.data))
 
@@ -103,10 +103,10 @@ def _trained(
     from trainer.run.shortages import OutOfMemory
 
     plan, folder, started = run.plan, run.folder, run.started
-    before, training = room(plan), None
+    before, training, expected = room(plan), None, run.expected
     try:
         training = Run(plan, data.train, data.val, folder, started.cache, display, started.keeping,
-                       run.forecast_seconds)  # fmt: skip
+                       expected)  # fmt: skip
         if plan.processes > 1:
             hold(training)
         if checkpoint is None and started.adapter is not None:

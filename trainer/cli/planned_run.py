@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from profiles.files import write_whole
 from profiles.streams import tell
+from trainer.run.expected import NOTHING, Expected
 
 ADVICE = "advice.json"
 
@@ -31,21 +32,29 @@ class PlannedRun:
     resumes: bool = False
 
     @property
-    def forecast_seconds(self) -> float | None:
-        """How long the advice said that this run would take; None if nothing did, or it resumes.
+    def expected(self) -> Expected:
+        """What the advice has forecast of this run: nothing of a plan that is not the advised one.
 
-        Started processes read it where `write_start` has put it.
+        Started processes read it where `write_start` has put it. Of a resumed run the time is
+        unknown.
         """
-        if self.resumes:
-            return None
-        if self.advice is not None:
-            return self.advice.duration.seconds if self.advice.duration is not None else None
+        from profiles.plan import Plan
+
         try:
             document = json.loads((self.folder / ADVICE).read_text(encoding="utf-8"))
-            seconds = document["duration"]["seconds"]
+            if Plan.parse(document["plan"]) != self.plan:
+                return NOTHING
+            seconds = None if self.resumes else _number(document, "duration", "seconds")
+            pool = _number(document, "needs", "bytes")
         except (OSError, ValueError, LookupError, TypeError, RecursionError):
-            return None
-        return float(seconds) if isinstance(seconds, int | float) else None
+            return NOTHING
+        return Expected(seconds, None if pool is None else int(pool))
+
+
+def _number(document: Any, table: str, name: str) -> float | None:
+    """A number of a table that may be null."""
+    found = (document[table] or {}).get(name)
+    return float(found) if isinstance(found, int | float) else None
 
 
 @dataclass(frozen=True)

@@ -52,12 +52,12 @@ def as_launched(plan: Plan, named: Mapping[str, str]) -> Plan:
             )
         return plan
     changes = []
-    for name, there in zip(("processes", "nodes"), found, strict=True):
+    for name, there in zip(("nodes", "processes"), reversed(found), strict=True):
         wanted = getattr(plan, name)
         if wanted != there and name in named:
             raise ValueError(
-                f"{name}: got {wanted}, but the launcher started {there}\n    hint: leave "
-                f"--set {name} out, or start as many"
+                f"{name}: got {wanted}, but the launcher started {there}\n    hint: leave it out, "
+                "or start as many"
             )
         if wanted != there:
             changes.append(f"{name}={there}")
@@ -190,6 +190,11 @@ def join(run: Path, data: Path | None, cache: Path | None) -> None:
     from trainer.run.shortages import shortages
 
     ranks = Ranks.here()
+    if ranks.is_first:  # of another machine than rank 0's, whose log would stay empty
+        first, last = ranks.of_machine[0], ranks.of_machine[-1]
+        own = f"ranks {first} to {last}" if last > first else f"rank {first}"
+        tell(f"{host()}: {own} of {ranks.count}; rank 0 on {os.environ['MASTER_ADDR']} decides, "
+             "reports and saves")  # fmt: skip
     reports = [short.model_dump_json(indent=2) for short in shortages(run).values()]
     ranks.say(SHORTAGES, json.dumps(reports))
     _report_card(ranks, probe())

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from profiles.files import made
 from profiles.sizes import MIB
 from profiles.streams import say, tell
 from profiles.text import one_line
@@ -57,15 +58,15 @@ def evaluate(
         target = out or (run / name if (run / "best").is_dir() else Path(name))
         how = "generated" if generate else "teacher-forced"
         facts = {"split": split, "answers": how, "data": str(data_dir), "model": str(run)}
-        target.mkdir(parents=True, exist_ok=True)  # fail before the work, not after it
-        for other in replaced(target, data_dir, run):
-            tell(f"note: {target} holds figures of {one_line(other)}, which are replaced; "
-                 "--out FOLDER keeps both")  # fmt: skip
-        pictures = [item.image_path for item in items]
-        with reporter() as display:
-            segmenter = Segmenter(trained, pictures, feature_cache(), display, plan)
-            found = (generated if generate else teacher_forced)(segmenter, items, display)
-            write(found, segmenter, target, facts)
+        with made(target):  # fails before the work, not after it
+            for other in replaced(target, data_dir, run):
+                tell(f"note: {target} holds figures of {one_line(other)}, which are replaced; "
+                     "--out FOLDER keeps both")  # fmt: skip
+            pictures = [item.image_path for item in items]
+            with reporter() as display:
+                segmenter = Segmenter(trained, pictures, feature_cache(), display, plan)
+                found = (generated if generate else teacher_forced)(segmenter, items, display)
+                write(found, segmenter, target, facts)
     if as_json:
         say(json.dumps(facts | found.summary(), indent=2))
         return

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from profiles.command_line import Commands, Version
-from profiles.files import refused
+from profiles.exits import fail
+from profiles.files import made, refused
 from profiles.streams import say, set_streams, tell
 from profiles.text import one_line, some
 from trainer.cli.console import user_errors
@@ -38,11 +40,13 @@ app = Commands()
 @app.command(
     examples=[
         'lisa-segment PICTURE "What would you drink from?" --run RUN',
-        "lisa-segment FOLDER --questions FILE --json",
+        "lisa-segment --serve --run RUN",
     ]
 )
 def segment(
-    image: Annotated[Path, typer.Argument(help="A picture, or a folder of pictures.")],
+    image: Annotated[
+        Path | None, typer.Argument(help="A picture, or a folder of pictures.")
+    ] = None,
     question: Annotated[
         str | None, typer.Argument(help="A whole sentence, or a phrase with --phrase.")
     ] = None,
@@ -59,30 +63,37 @@ def segment(
     out: Annotated[Path, typer.Option(help="Folder for masks and overlays.")] = Path("."),
     phrase: Annotated[bool, typer.Option(help="The question is a noun phrase.")] = False,
     explain: Annotated[bool, typer.Option(help="Also ask for the reason.")] = False,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Answer over HTTP instead, until Ctrl-C.")
+    ] = False,
+    host: Annotated[
+        str, typer.Option(help="Address for --serve; others than this machine's need a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port for --serve.", min=0, max=65535)] = 8763,
     set_: Settings = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     version: Version = False,
 ) -> None:
-    """Answer QUESTION about IMAGE; write the mask and an overlay.
+    """Answer QUESTION about IMAGE; write the mask and an overlay. Or --serve.
 
     Exit codes: 0 every answer has a mask, 1 some have none, a picture cannot be read or the card
     is too small, 2 bad usage.
     """
     work_offline()
+    if serve:
+        return _served(image, run, set_ or (), host, port)
+    if image is None:
+        fail("IMAGE is missing\n    hint: lisa-segment --help; --serve gets pictures over HTTP")
     from trainer.answer.output import row_of_unanswered, stems, written_before
     from trainer.answer.questions import ignored_files_line, read_questions, unreadable
-    from trainer.answer.trained_model import find_trained, newest_run
+    from trainer.answer.trained_model import find_trained
 
-    with user_errors():
+    with user_errors(), made(out):
         asked = read_questions(image, question, questions, phrase, explain)
         left = ignored_files_line(image) if questions is None and image.is_dir() else None
         if left is not None:
             tell(left)
-        chosen = newest_run(run)
-        if chosen != run:
-            tell(f"asking the newest run, {chosen}")
-        trained = find_trained(chosen, set_ or ())
-        out.mkdir(parents=True, exist_ok=True)
+        trained = find_trained(_chosen(run), set_ or ())
         broken = unreadable(asked)
         for error in broken.values():
             tell(f"left out: {error}")
@@ -112,6 +123,27 @@ def segment(
         raise typer.Exit(1)
 
 
+def _chosen(run: Path) -> Path:
+    from trainer.answer.trained_model import newest_run
+
+    chosen = newest_run(run)
+    if chosen != run:
+        tell(f"asking the newest run, {chosen}")
+    return chosen
+
+
+def _served(image: Path | None, run: Path, set_: Sequence[str], host: str, port: int) -> None:
+    """Answer over HTTP until Ctrl-C."""
+    if image is not None:
+        fail("--serve gets its pictures over HTTP\n    hint: leave out IMAGE")
+    from trainer.answer.trained_model import find_trained
+    from trainer.cli.serve import serve
+
+    with user_errors():
+        chosen = _chosen(run)
+        serve(find_trained(chosen, set_), chosen, set_, host, port)
+
+
 def _loaded(trained: Trained, asked: list[Question]) -> tuple[Segmenter | None, Fit | None]:
     """The model, loaded for these questions, and its forecast; None without questions."""
     if not asked:
@@ -124,17 +156,29 @@ def _loaded(trained: Trained, asked: list[Question]) -> tuple[Segmenter | None, 
 
 def planned(trained: Trained, asked: list[Question]) -> tuple[Plan, Fit | None]:
     """The plan to answer with, forecast for this card. Raises NoRoom, RehearsalFailed."""
+
+    def largest() -> tuple[int, int]:
+        from trainer.answer.segmenter import largest_picture, longest_question
+        from trainer.model.build import read_tokenizer
+
+        text = longest_question(asked, read_tokenizer(trained.plan))
+        return text, largest_picture(asked, trained.plan)
+
+    return planned_for(trained, largest)
+
+
+def planned_for(
+    trained: Trained, largest: Callable[[], tuple[int, int]]
+) -> tuple[Plan, Fit | None]:
+    """As `planned`, for questions and pictures of so many tokens at most."""
     import_libraries()
     if trained.plan.device == "cpu":
         use_threads(trained.plan, tell)
         return trained.plan, None
     from advisor.inference import fitting, worst_question
     from advisor.machine.probe import probe
-    from trainer.answer.segmenter import largest_picture, longest_question
-    from trainer.model.build import read_tokenizer
 
-    text = longest_question(asked, read_tokenizer(trained.plan))
-    worst = worst_question(text, largest_picture(asked, trained.plan))
+    worst = worst_question(*largest())
     fit = fitting(trained.plan, trained.may_round, worst, probe(), tell)
     tell(fit.line())
     use_allocator(fit.plan)

@@ -19,7 +19,7 @@ from trainer.cli.console import LineProgress
 from trainer.cli.one_process import train_here
 from trainer.cli.planned_run import Data, PlannedRun, read_data, write_start
 from trainer.process import import_libraries
-from trainer.run.folder import FILES, RECORD, is_complete
+from trainer.run.folder import FILES, RECORD, is_complete, reopen
 
 if TYPE_CHECKING:
     from profiles.plan import Plan
@@ -113,11 +113,11 @@ def resume_run(
     data: Path | None,
     cache: Path | None,
     keeping: Mapping[str, Any],
-    processes: Sequence[str] = (),
+    changes: Sequence[str] = (),
 ) -> None:
     """Resume a run in its own folder, with a smaller plan if it ran out of memory.
 
-    `keeping`: changed fields of Keeping; `processes`: changes of the plan's processes and nodes.
+    `keeping`: changed fields of Keeping; `changes`: the plan's processes, nodes and more epochs.
     Raises PlanError, CannotResume, NothingSmaller, Held.
     """
     from trainer.run.shortages import remove_unfinished
@@ -127,7 +127,7 @@ def resume_run(
     with held(folder):
         sweep(folder, FILES)
         remove_unfinished(folder)
-        _resume_held(folder, data, cache, keeping, processes)
+        _resume_held(folder, data, cache, keeping, changes)
 
 
 def _resume_held(
@@ -135,12 +135,13 @@ def _resume_held(
     data: Path | None,
     cache: Path | None,
     keeping: Mapping[str, Any],
-    processes: Sequence[str],
+    changes: Sequence[str],
 ) -> None:
     from profiles.overrides import assigned
     from profiles.plan import Plan
     from profiles.skipping import announce
     from trainer.cli.ranks import as_launched, collect_shortages
+    from trainer.run.resume import with_more_epochs
     from trainer.run.started import Started
 
     started = Started.read(folder)
@@ -152,14 +153,18 @@ def _resume_held(
     )
     announce(started.skip_broken)
     plan = Plan.read(folder / "plan.json")
-    if is_complete(folder):
-        return tell(f"{folder}: this run is complete")
+    longer = with_more_epochs(plan, changes, folder)
+    if is_complete(folder) and not longer:
+        more = f"--epochs {plan.schedule.epochs + 1}"
+        return tell(f"{folder}: this run is complete; {more} or more of them would continue it")
     collect_shortages(folder)
     plan = _recovered(plan, folder, started)
-    if processes:
-        plan = plan.override(processes)
+    if changes:
+        if longer:  # first: killed in between, the run is complete again without a step
+            reopen(folder)
+        plan = plan.override(changes)
         write_whole(folder / "plan.json", plan.to_json())
-    plan = as_launched(plan, assigned(processes))
+    plan = as_launched(plan, assigned(changes))
     start_run(PlannedRun(plan, folder, started, resumes=True))
 
 

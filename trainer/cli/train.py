@@ -71,13 +71,16 @@ def train(context: typer.Context, options: TrainOptions) -> None:
 
 
 def _resume(options: TrainOptions, run: Path) -> None:
-    """Resume a run; other options than folders, saving and processes are refused."""
+    """Resume a run; all but folders, saving, trackers, processes and more epochs is refused."""
     from profiles.overrides import assigned
+    from profiles.plan import Plan
 
-    others = assigned(options.assignments()).keys() - {"processes", "nodes"}
+    if options.recipe is not None:
+        fail("--resume uses the run's own plan: leave out --recipe")
+    others = assigned(options.assignments()).keys() - {"processes", "nodes", "schedule.epochs"}
     if options.auto or options.plan or options.model or others or options.use_lora:
         fail("--resume uses the run's own plan: leave out the other settings\n"
-             "    hint: only --set processes=N and nodes=N may change")  # fmt: skip
+             "    hint: only --epochs, --set processes=N and nodes=N may change")  # fmt: skip
     if options.skip_broken is not None:
         fail("--resume skips the same entries as the run did: leave out --skip-broken")
     if options.adapter is not None:
@@ -90,6 +93,8 @@ def _resume(options: TrainOptions, run: Path) -> None:
         with user_errors():
             return join(run, data, cache)
     with deciding():
+        if options.gpus is not None and (run / "plan.json").exists():
+            _refuse_gpus_on_cpu(options.gpus, Plan.read(run / "plan.json").device == "cpu")
         resume_run(run, data, cache, options.keeping(), options.assignments())
 
 
@@ -180,12 +185,14 @@ def _resolve(options: TrainOptions, data: Path) -> tuple[Plan, Advice | None]:
         base = Plan.read(options.plan)
         plan = base.override(assignments + ([f"model={model}"] if model else []))
         plan = as_launched(plan, assigned(assignments))
+        _refuse_gpus_on_cpu(options.gpus, plan.device == "cpu")
         _refuse_large_on_cpu(plan.model, plan.device == "cpu")
         return plan, None
     from advisor.dry_run import measured
     from advisor.machine.evidence import Evidence
     from advisor.machine.probe import probe
     from advisor.machine.target import pick_gpu
+    from advisor.machine.versions import VERSIONS
     from advisor.memory.live import live_forecast
     from advisor.preflight import advise
     from profiles.models import model_profile
@@ -195,6 +202,8 @@ def _resolve(options: TrainOptions, data: Path) -> tuple[Plan, Advice | None]:
     assignments += launch_settings(assigned(assignments))
     here = probe()
     machine = weakest(here)
+    on_cpu = pick_gpu(machine) is None or assigned(assignments).get("device") == "cpu"
+    _refuse_gpus_on_cpu(options.gpus, on_cpu)
     live = live_forecast(machine, None, data, tell)
     advice = advise(
         machine,
@@ -206,8 +215,10 @@ def _resolve(options: TrainOptions, data: Path) -> tuple[Plan, Advice | None]:
         prefer=options.prefer,
     )
     _refuse_absent_cards(machine, assignments)
-    on_cpu = pick_gpu(machine) is None or assigned(assignments).get("device") == "cpu"
     _refuse_large_on_cpu(advice.model, on_cpu)
+    for finding in advice.findings:
+        if finding.where == VERSIONS:
+            tell(f"note: {finding}")
     if {gpu.uuid for gpu in machine.gpus} <= {gpu.uuid for gpu in here.gpus}:
         advice = measured(advice, tell)
     tell(f"{advice.verdict}: {advice.summary}")
@@ -229,6 +240,16 @@ def _refuse_large_on_cpu(model: str, on_cpu: bool) -> None:
             "    hint: lisa-advise doctor says what is missing here, "
             f"lisa-advise --model {model} --vram 8GiB what a card could do; "
             "--model tiny trains on a CPU"
+        )
+
+
+def _refuse_gpus_on_cpu(gpus: int | None, on_cpu: bool) -> None:
+    """End if GPUs are asked for by --gpus, and the training would be on the CPU."""
+    if gpus is not None and on_cpu:
+        fail(
+            f"--gpus: got {gpus}, and this training would be on the CPU\n"
+            "    hint: lisa-advise doctor says what a GPU here lacks; "
+            f"--set processes={gpus} starts as many processes on the CPU"
         )
 
 

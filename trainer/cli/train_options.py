@@ -8,10 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
-from profiles.command_line import MODEL_HELP, Version, model_names
+from profiles.command_line import MODEL_HELP, Recipe, Version, model_names
 from profiles.preferences import Preference
+from profiles.recipe import with_recipe
 from trainer.cli.options import Settings, SkipBroken, Text
+from trainer.parallel.launch import started_here
 from trainer.run.folder import LATEST
+from trainer.run.trackers import TENSORBOARD, TRACKERS, read_trackers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +35,9 @@ class TrainOptions:
     ] = None
     nodes: Annotated[
         int | None,
-        typer.Option(metavar="M", min=1, help="With torchrun: on M machines, --gpus cards each."),
+        typer.Option(
+            metavar="M", min=1, help="With torchrun: on M machines, each with as many cards."
+        ),
     ] = None
     model: Annotated[Text, typer.Option(help=MODEL_HELP, autocompletion=model_names)] = None
     weights: Annotated[
@@ -50,7 +55,10 @@ class TrainOptions:
         Path | None, typer.Option(metavar="DIR", help="Check a data folder and stop.")
     ] = None
     resume: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Continue a run that was interrupted.")
+        Path | None,
+        typer.Option(
+            metavar="RUN", help="Continue a run; with --epochs N one that has ended, too."
+        ),
     ] = None
     save_minutes: Annotated[
         float | None, typer.Option(min=0, help="Minutes between checkpoints for --resume.  [10]")
@@ -64,7 +72,12 @@ class TrainOptions:
         float | None,
         typer.Option(min=0, help="Minutes to wait for memory that other processes took."),
     ] = None
+    tracker: Annotated[
+        Text,
+        typer.Option(metavar="NAME,...", help=f"Log to: {', '.join(TRACKERS)}.  [{TENSORBOARD}]"),
+    ] = None
     skip_broken: SkipBroken = None
+    recipe: Recipe = None
     set_: Settings = None
     epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None
     batch_size: Annotated[int | None, typer.Option(help="Samples per forward pass.")] = None
@@ -88,7 +101,10 @@ class TrainOptions:
     version: Version = False
 
     def assignments(self) -> list[str]:
-        """The settings that have options of their own, then those of --set, as KEY=VALUE."""
+        """Settings as KEY=VALUE: the recipe's, those with options of their own, those of --set.
+
+        Raises PlanError for a recipe that cannot be read.
+        """
         flags = {
             "weights": self.weights,
             "schedule.epochs": self.epochs,
@@ -106,12 +122,13 @@ class TrainOptions:
         found = ["quantization=none"] if self.no_quantization else []
         if self.gpus or self.nodes:
             nodes = self.nodes or 1
-            found += [f"processes={(self.gpus or 1) * nodes}", f"nodes={nodes}"]
+            found += [f"processes={(self.gpus or started_here()) * nodes}", f"nodes={nodes}"]
         found += [f"{key}={value}" for key, value in flags.items() if value is not None]
-        return found + (self.set_ or [])
+        return with_recipe(self.recipe, found + (self.set_ or []), self.model)
 
     def keeping(self) -> dict[str, Any]:
-        """The fields of Keeping that were given."""
+        """The fields of Keeping that were given. Raises ValueError."""
+        trackers = None if self.tracker is None else read_trackers(self.tracker)
         given = {"minutes": self.save_minutes, "steps": self.save_steps, "checkpoints": self.keep,
-                 "wait_minutes": self.wait_minutes}  # fmt: skip
+                 "wait_minutes": self.wait_minutes, "trackers": trackers}  # fmt: skip
         return {name: value for name, value in given.items() if value is not None}

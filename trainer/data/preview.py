@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,13 +11,11 @@ from profiles.files import reason
 from profiles.text import one_line
 from trainer.data.formats.reasonseg import Item, read_split
 from trainer.data.images import read_image
-from trainer.data.overlays import IGNORED, TRUE, Row, overlay, write_sheet
+from trainer.data.overlays import IGNORED, TRUE, Row, Tile, write_sheet
 from trainer.data.polygons import IGNORE, TARGET, paint_mask
 
 if TYPE_CHECKING:
     from trainer.data.broken import SkippedEntries
-
-TITLE_LETTERS = 84  # as many as two tiles are wide
 
 
 def write_preview(
@@ -54,6 +51,5 @@ def _row(item: Item) -> Row:
     caption = f"target {target.mean():.1%}" if target.any() else "no target"
     if ignored.any():
         caption += f", ignored {ignored.mean():.1%}"
-    answer = overlay(overlay(image, target, TRUE), ignored, IGNORED)
-    title = textwrap.shorten(item.texts[0], TITLE_LETTERS, placeholder=" ...")
-    return Row(title, ((f"{item.name}\n{_kind(item)}", image), (caption, answer)))
+    answer = Tile(caption, image, (target, ignored), (TRUE, IGNORED))
+    return Row(item.texts[0], (Tile(f"{item.name}\n{_kind(item)}", image), answer))

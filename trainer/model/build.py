@@ -20,6 +20,7 @@ from profiles.plan import Plan
 from profiles.settings import Dtype, Encoder
 from trainer.model.adapters import add_adapters
 from trainer.model.families import family_of
+from trainer.model.layers.fp8 import fp8_linear
 from trainer.model.layers.frozen import frozen_linear
 from trainer.model.layers.host import HostEmbedding, HostHead, HostLayers
 from trainer.model.layers.host_memory import HostMemory
@@ -128,7 +129,7 @@ def _move_buffers(model: nn.Module, device: torch.device) -> None:
             module._buffers[name] = None if buffer is None else buffer.to(device)
 
 
-def check_compiler() -> None:
+def check_compiler(needed_by: str = "compile", fix: str = "--set compile=false") -> None:
     """Raise ValueError if this installation cannot compile for the GPU; says what is missing."""
     if find_spec("triton") is None:
         missing = "Triton, which this installation of torch lacks"
@@ -136,7 +137,7 @@ def check_compiler() -> None:
         missing = "a C compiler, with which Triton builds its launchers"
     else:
         return
-    raise ValueError(f"compile: needs {missing}\n    hint: --set compile=false")
+    raise ValueError(f"{needed_by}: needs {missing}\n    hint: {fix}")
 
 
 def add_trained(
@@ -182,6 +183,7 @@ def _load_decoder_layers(
     """Fill the decoder layers, one after the other; returns the names used."""
     used: list[str] = []
     host = host_layer_places(plan)
+    linear_of = fp8_linear if plan.products == "fp8" else frozen_linear
     if host:
         model.host_layers = HostLayers(device, memory)
     for index, layer in enumerate(model.decoder_layers):
@@ -196,7 +198,7 @@ def _load_decoder_layers(
                     name = f"{prefix}{path}.bias"
                     bias = source.get(name, bias.shape, device, model.dtype)
                     used.append(name)
-                set_module(layer, path, frozen_linear(weight, plan.quantization, bias))
+                set_module(layer, path, linear_of(weight, plan.quantization, bias))
         used += materialise(layer, source, device, model.dtype, prefix, used)
         if index in host and model.host_layers is not None:
             model.host_numbers[index] = model.host_layers.adopt(layer)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,13 +19,13 @@ from torch import nn
 from profiles.environment import own_card
 from profiles.plan import Plan
 from trainer.hardware import NO_CARD
-from trainer.parallel.launch import is_launched
 from trainer.parallel.lost import STARTING
+from trainer.parallel.ranks import Ranks
 from trainer.parallel.trained_only import leave_out_frozen
 
 
-def make_accelerator(plan: Plan, run: Path | None) -> Accelerator:
-    """Accelerate on the plan's device; TensorBoard where there is a run folder.
+def make_accelerator(plan: Plan, log_with: Sequence[Any] | None = None) -> Accelerator:
+    """Accelerate on the plan's device, with its trackers.
 
     The model does its own casts; only fp16 uses accelerate's gradient scaler.
     """
@@ -48,8 +47,7 @@ def make_accelerator(plan: Plan, run: Path | None) -> Accelerator:
             DistributedDataParallelKwargs(gradient_as_bucket_view=True),
         ],
         cpu=plan.device == "cpu",
-        log_with="tensorboard" if run else None,
-        project_dir=run,
+        log_with=log_with,
         dataloader_config=DataLoaderConfiguration(split_batches=False),
     )
     if plan.device == "cpu":
@@ -65,20 +63,13 @@ def make_accelerator(plan: Plan, run: Path | None) -> Accelerator:
 
 
 def _join_restarted_group(plan: Plan) -> None:
-    """Found the group of a restarted launch under new names, for accelerate to use.
-
-    torchrun keeps its store when it starts processes again, and torch looks there for the addresses
-    of the others: it may find those of the processes that have ended, and wait for them for ever.
-    """
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    if attempt == "0" or not is_launched(os.environ) or dist.is_initialized():
+    """Found the group of a restarted launch in the store of its own, for accelerate to use."""
+    ranks = Ranks.here()
+    if ranks.group_store is None or dist.is_initialized():
         return
-    from torch.distributed.rendezvous import rendezvous
-
-    store, rank, count = next(rendezvous("env://", timeout=STARTING))
     dist.init_process_group(
-        "gloo" if plan.device == "cpu" else "nccl", timeout=STARTING, rank=rank, world_size=count,
-        store=dist.PrefixStore(f"attempt-{attempt}", store),
+        "gloo" if plan.device == "cpu" else "nccl", timeout=STARTING, rank=ranks.rank,
+        world_size=ranks.count, store=ranks.group_store,
     )  # fmt: skip
 
 

@@ -40,6 +40,11 @@ def is_launched(environment: Mapping[str, str]) -> bool:
     return 0 <= local <= rank < count and 0 < port < 65536 and bool(environment.get("MASTER_ADDR"))
 
 
+def started_here(environment: Mapping[str, str] = os.environ) -> int:
+    """How many processes a launcher started on this machine; this one alone without a launcher."""
+    return int(environment.get("LOCAL_WORLD_SIZE", "1")) if is_launched(environment) else 1
+
+
 def without_leftovers(environment: MutableMapping[str, str]) -> list[str]:
     """Remove variables that would override the plan; returns them as NAME=VALUE.
 

@@ -33,9 +33,10 @@ class Ranks:
 
     def __init__(
         self, rank: int = 0, count: int = 1, first: int = 0, here: int = 1,
-        store: Store | None = None,
+        store: Store | None = None, group_store: Store | None = None,
     ) -> None:  # fmt: skip
         self.rank, self.count, self._store = rank, count, store
+        self.group_store = group_store  # for torch's group, where it must not find its own
         self.of_machine = range(first, first + here)  # the ranks of this machine
         self._calls = 0
         self._said: set[str] = set()
@@ -105,14 +106,21 @@ class Ranks:
 
 @cache
 def _connected(rank: str, count: str, local: str, address: str, port: str) -> Ranks:
-    """By the launch's variables, of which each process has one set; kept for torch's group."""
+    """By the launch's variables, of which each process has one set; kept for torch's group.
+
+    torchrun keeps its store when it starts processes again, and torch looks there for the addresses
+    of the others: it may find those of the processes that have ended, and wait for them for ever.
+    So a restarted launch has names of its own, for its words and for its group.
+    """
     from torch.distributed import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
     store, number, size = next(rendezvous("env://", timeout=CONNECTING))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     here = int(os.environ.get("LOCAL_WORLD_SIZE", count))
-    return Ranks(number, size, number - int(local), here, PrefixStore(f"lisa-{attempt}", store))
+    words, again = PrefixStore(f"lisa-{attempt}", store), PrefixStore(f"attempt-{attempt}", store)
+    again.set_timeout(STARTING)
+    return Ranks(number, size, number - int(local), here, words, None if attempt == "0" else again)
 
 
 def _wait(store: Store, keys: list[str], seconds: float) -> None:

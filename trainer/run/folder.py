@@ -11,7 +11,7 @@ from pathlib import Path
 import typer
 
 from profiles.exits import EXIT_INTERRUPTED, fail
-from profiles.files import HOLDER, LOCK, Held, held, is_aside, is_vacant, sweep, writer
+from profiles.files import HOLDER, LOCK, Held, held, is_aside, is_vacant, made, sweep, writer
 from profiles.streams import tell
 from profiles.text import argument
 
@@ -20,9 +20,10 @@ TRAINED = "trained.safetensors"  # in every checkpoint and export
 STATE = "state.safetensors"  # in every checkpoint to resume from
 LAST = "last"  # the newest checkpoint to resume from
 RECORD, SUMMARY, OVERLAY = "run.json", "summary.json", "overlay.png"
+RECEIPTS = "receipts.json"
 # Files written before run.json, and all files that are written atomically into a run folder.
 BEFORE = (LOCK, HOLDER, "plan.json", "advice.json", "skipped.txt")
-FILES = (*BEFORE, RECORD, "metrics.jsonl", "versions.json", SUMMARY, OVERLAY)
+FILES = (*BEFORE, RECORD, "metrics.jsonl", "versions.json", RECEIPTS, SUMMARY, OVERLAY)
 WORK = (LAST, "out-of-memory")  # what a start that fails must not delete
 
 
@@ -33,7 +34,7 @@ def new_run(wanted: Path) -> Iterator[Path]:
     In that case the default name gets a number, which is printed, and a name that the user gave is
     refused. A start that fails leaves no run folder.
     """
-    with ExitStack() as stack:
+    with made(wanted.parent), ExitStack() as stack:
         existed = wanted.exists()
         folder = next(place for place in places(wanted) if _taken(place, wanted, stack))
         if folder != wanted:
@@ -101,6 +102,12 @@ def _is_free(folder: Path) -> bool:
 def _free_name(wanted: Path) -> Path:
     """The next unused name."""
     return next(place for place in places(wanted) if not place.exists())
+
+
+def reopen(folder: Path) -> None:
+    """Make a run that is complete one that can be resumed."""
+    for name in (OVERLAY, SUMMARY):
+        (folder / name).unlink(missing_ok=True)
 
 
 def is_complete(folder: Path) -> bool:

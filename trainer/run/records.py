@@ -1,31 +1,38 @@
-"""What a run records: metrics.jsonl in its folder, and the same numbers in TensorBoard."""
+"""What a run records: metrics.jsonl in its folder, and the same numbers in its trackers."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
 from profiles.files import force, write_whole
+from profiles.plan import Plan
+from trainer.run.resume import flat_settings
+from trainer.run.trackers import TENSORBOARD, start_trackers
 
-RECORDS, TENSORBOARD = "metrics.jsonl", "tensorboard"
+RECORDS = "metrics.jsonl"
 
 
 class Records:
     """A run's records, in its folder. Only the main process writes them."""
 
-    def __init__(self, folder: Path, accelerator: Accelerator) -> None:
+    def __init__(
+        self, folder: Path, plan: Plan, accelerator: Accelerator, report: Callable[[str], None]
+    ) -> None:
         self.folder, self.path, self.accelerator = folder, folder / RECORDS, accelerator
+        self.settings, self.report = flat_settings(plan.model_dump(mode="json")), report
 
     def start(self) -> None:
         """Create the run folder and empty records."""
         if self.accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_whole(self.path, "")
-        self.rebuild_tensorboard()
+        self.start_trackers()
 
     def append(self, row: dict[str, Any]) -> None:
         """Add a row; it must have a `step`."""
@@ -61,16 +68,25 @@ class Records:
         write_whole(self.path, kept)
         return complete
 
-    def rebuild_tensorboard(self) -> None:
-        """Write TensorBoard's files again from the rows, so that no step appears in them twice."""
-        folder = self.folder / TENSORBOARD
-        if self.accelerator.is_main_process:
-            shutil.rmtree(folder, ignore_errors=True)
-        self.accelerator.init_trackers(folder.name)
-        if self.accelerator.is_main_process:
-            for line in self.path.read_text(encoding="utf-8").splitlines():
-                self._log(json.loads(line))
+    def start_trackers(self) -> None:
+        """Begin anew in every tracker with the rows so far: no step appears in one twice."""
+        if not self.accelerator.is_main_process:
+            return
+        shutil.rmtree(self.folder / TENSORBOARD, ignore_errors=True)
+        start_trackers(self.accelerator, self.folder, self.settings)
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            self._log(json.loads(line))
 
     def _log(self, row: dict[str, Any]) -> None:
+        """Log a row's numbers. A tracker that fails is left: its server must not end a training."""
         numbers = {k: v for k, v in row.items() if isinstance(v, float)}
-        self.accelerator.log(numbers, step=row["step"])
+        for tracker in list(self.accelerator.trackers):
+            try:
+                tracker.log(numbers, step=row["step"])
+            except Exception as error:
+                if tracker.name == TENSORBOARD:
+                    raise
+                self.accelerator.trackers.remove(tracker)
+                said = str(error).strip().partition("\n")[0] or type(error).__name__
+                self.report(f"note: {tracker.name} gets no more figures: {said}; {self.path} "
+                            "has all of them")  # fmt: skip

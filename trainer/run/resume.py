@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from profiles.levers import MAY_CHANGE_ON_RESUME
+from profiles.overrides import assigned
 from profiles.plan import Plan
 from trainer.run.checkpoint_files import damage
 from trainer.run.checkpoint_places import by_age, recover, restore_place
@@ -16,12 +17,18 @@ from trainer.run.folder import LAST
 from trainer.run.started import CannotResume
 
 DAMAGED = "damaged"  # where a damaged checkpoint is moved
+EPOCHS = "schedule.epochs"
 
 
 def check_plan(now: Plan, before: Plan) -> list[str]:
-    """Changes since the checkpoint's plan. Raises CannotResume for those that must not be."""
-    old, new = (_flat(plan.model_dump(mode="json")) for plan in (before, now))
+    """Changes since the checkpoint's plan. Raises CannotResume for those that must not be.
+
+    More epochs are no such change: the rest of the run says what follows (`State.restore`).
+    """
+    old, new = (flat_settings(plan.model_dump(mode="json")) for plan in (before, now))
     changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    if now.schedule.epochs > before.schedule.epochs:
+        changed.remove(EPOCHS)
     lines = {name: f"{name}: {old.get(name)} -> {new.get(name)}" for name in changed}
     refused = [line for name, line in lines.items() if name not in MAY_CHANGE_ON_RESUME]
     if refused:
@@ -33,12 +40,23 @@ def check_plan(now: Plan, before: Plan) -> list[str]:
     return list(lines.values())
 
 
-def _flat(settings: dict[str, Any], head: str = "") -> dict[str, Any]:
+def with_more_epochs(plan: Plan, changes: Sequence[str], folder: Path) -> bool:
+    """Whether the user's changes make a run longer. Raises CannotResume if they make it shorter."""
+    if EPOCHS not in assigned(changes):
+        return False
+    had, wanted = plan.schedule.epochs, plan.override(changes).schedule.epochs
+    if wanted <= had:
+        raise CannotResume(f"--epochs: got {wanted}; allowed: more than the {had} that {folder} has"
+                           f"\n    hint: --epochs {had + 1}, or a new run")  # fmt: skip
+    return True
+
+
+def flat_settings(settings: dict[str, Any], head: str = "") -> dict[str, Any]:
     """Settings by their dotted names."""
     found: dict[str, Any] = {}
     for name, value in settings.items():
         inner = isinstance(value, dict)
-        found |= _flat(value, f"{head}{name}.") if inner else {head + name: value}
+        found |= flat_settings(value, f"{head}{name}.") if inner else {head + name: value}
     return found
 
 

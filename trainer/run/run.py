@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import get_scheduler
 
+from profiles.environment import own_card
 from profiles.plan import Plan
 from profiles.text import argument, counted, one_line
 from trainer.batch import Batch
@@ -21,9 +22,10 @@ from trainer.data.micro_batches import MicroBatches
 from trainer.data.mixture import MixedSets
 from trainer.data.pictures import Picture
 from trainer.data.samples import SampleSet, image_paths
-from trainer.hardware import free_bytes, hardware, versions
+from trainer.hardware import free_bytes, hardware, memory_bytes, peaks, versions
 from trainer.model.build import build, check_compiler, read_tokenizer
 from trainer.model.footprint import check_fits
+from trainer.model.layers.fp8 import check_card
 from trainer.model.tokenizer import ConversationTokenizer
 from trainer.model.trained import GradientCheck, trained_names
 from trainer.model.weights import weight_source
@@ -32,16 +34,19 @@ from trainer.parallel.lost import is_lost, wait_no_longer
 from trainer.parallel.ranks import Ranks
 from trainer.phase import during
 from trainer.reporter import Reporter
+from trainer.run.expected import NOTHING, Expected, beside_forecast
 from trainer.run.feature_caches import prepare_caches
-from trainer.run.folder import SUMMARY
+from trainer.run.folder import RECEIPTS, SUMMARY
 from trainer.run.host_memory import host_memory
 from trainer.run.out_of_memory import is_shortage
+from trainer.run.receipts import Receipts
 from trainer.run.records import Records
 from trainer.run.started import USUAL, Keeping
 from trainer.run.state import State
 from trainer.run.step_batches import StepBatches
 from trainer.run.stop import Stop
 from trainer.run.time_left import TimeLeft
+from trainer.run.trackers import made_for
 from trainer.run.validation import describe, evaluate_together
 from trainer.step import UPDATING, NotFinite, StepResult, make_optimizer, training_step
 
@@ -60,6 +65,9 @@ def tokenizer_for(plan: Plan) -> ConversationTokenizer:
     if free is not None:
         if plan.compile:
             check_compiler()
+        if plan.products == "fp8":
+            check_compiler("products: fp8", "--set products=dtype")
+            check_card(own_card())
         check_fits(plan, tokenizer, *free)
     return tokenizer
 
@@ -93,16 +101,19 @@ class Run:
         cache_root: Path,
         reporter: Reporter,
         keeping: Keeping = USUAL,
-        forecast_seconds: float | None = None,  # of the whole run
+        expected: Expected = NOTHING,
     ) -> None:
-        self.stop, self.time_left = Stop(), TimeLeft(forecast_seconds)
+        self.stop, self.time_left = Stop(), TimeLeft(expected.seconds)
         self.plan, self.val, self.folder, self.reporter = plan, val, folder, reporter
-        self.accelerator, self.ranks = make_accelerator(plan, folder), Ranks.here()
+        self.expected = expected
+        self.accelerator = make_accelerator(plan, made_for(folder, keeping.trackers))
+        self.ranks = Ranks.here()
         self.tokenizer = tokenizer_for(plan)
         self.train_set, self.val_set = self._sample_sets(train, val, cache_root)
         with during("loading"):
             memory = host_memory(plan, self.ranks)
             self.model = build(plan, self.tokenizer, self.accelerator.device, memory=memory)
+        self.receipts = Receipts(plan, self.model)
         self.check = GradientCheck(self.model, trained_names(self.model, plan))
         optimizer = make_optimizer(self.model, plan)
         sampler = MicroBatches(self.train_set, plan, self.accelerator.process_index)
@@ -115,7 +126,7 @@ class Run:
 
             add_in_order(self.wrapped)
         self.scheduler = make_scheduler(optimizer, plan, self.epoch_steps)
-        self.records = Records(folder, self.accelerator)
+        self.records = Records(folder, plan, self.accelerator, reporter.line)
         self.state = State(
             folder, plan, keeping, self.accelerator, self.records, self.model, self.optimizer,
             self.scheduler, run_facts(plan, len(train), len(val), self.accelerator.device),
@@ -186,14 +197,28 @@ class Run:
             else:
                 self.state.restore(resume, self.reporter.line)
             for epoch in range(self.state.progress.evaluated, self.plan.schedule.epochs):
+                if self._out_of_patience:
+                    break
                 self._train_epoch(epoch)
                 self.state.save()
                 self._evaluate_epoch(epoch)
         self.accelerator.end_training()
-        seconds = round(time.monotonic() - started, 2)
-        summary = self.state.progress.summary() | {"seconds": seconds}
+        summary = self._summary(time.monotonic() - started, resume is not None)
         self.records.write(SUMMARY, summary)
         return summary
+
+    def _summary(self, seconds: float, resumed: bool) -> dict[str, Any]:
+        early = self.state.progress.evaluated < self.plan.schedule.epochs
+        whole = None if resumed else round(time.monotonic() - self.time_left.began, 2)
+        self.receipts.read(self.folder / RECEIPTS)
+        both, exceeded = beside_forecast(self.expected, whole, peaks())
+        return self.state.progress.summary() | {
+            "stopped_by_patience": self.plan.schedule.patience if early else None,
+            "receipts": self.receipts.document(),
+            **both,
+            "warnings": [*self.receipts.warnings(), *exceeded],
+            "seconds": round(seconds, 2),
+        }
 
     def _evaluate_epoch(self, epoch: int) -> None:
         after, progress = self.evaluate(f"epoch {epoch + 1}"), self.state.progress
@@ -201,8 +226,17 @@ class Run:
         if progress.best is None or (after["giou"] or 0.0) > progress.best:
             progress.best = after["giou"] or 0.0
             progress.best_at = after | {"epoch": progress.evaluated}
+            progress.stale = 0
             self.state.save_best()
+        elif after["giou"] is not None:
+            progress.stale += 1
         self.state.save()
+
+    @property
+    def _out_of_patience(self) -> bool:
+        """Whether as many evaluations as the plan allows have not been better than the best."""
+        patience = self.plan.schedule.patience
+        return patience is not None and self.state.progress.stale >= patience
 
     def _train_epoch(self, epoch: int) -> None:
         progress, done = self.state.progress, self.step - epoch * self.epoch_steps
@@ -213,7 +247,7 @@ class Run:
             # A run that restarts at an epoch draws the same dropout as one that did not.
             torch.manual_seed(self._step_seed())
             with self._saved_on_failure():
-                result = self._update(batches)
+                result = self._first_looked_at(batches)
             rate = self.scheduler.get_last_lr()[0]
             if not self.accelerator.optimizer_step_was_skipped:
                 self.scheduler.step()
@@ -223,6 +257,7 @@ class Run:
                 "epoch": epoch + 1,
                 "learning_rate": rate,
                 "step_seconds": round(time.monotonic() - started, 4),
+                "memory_bytes": memory_bytes(self.accelerator.device),
             }
             self.records.append(row)
             loss = f"loss {result.loss:.3f}" if result else "update left out"
@@ -232,6 +267,15 @@ class Run:
             self._show_left()
             self.reporter.progress(title, number, self.epoch_steps)
             self._between_steps()
+
+    def _first_looked_at(self, batches: list[Batch]) -> StepResult | None:
+        """`_update`; the first one's receipts are kept in the run folder."""
+        if self.receipts.rows:
+            return self._update(batches)
+        with self.receipts.looking_at(self.optimizer.optimizer):
+            result = self._update(batches)
+        self.records.write(RECEIPTS, {"receipts": self.receipts.document()})
+        return result
 
     def _update(self, batches: list[Batch]) -> StepResult | None:
         """One step; None if it was skipped because a number was not finite, as the plan allows."""

@@ -11,7 +11,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from profiles.files import read_regular, reason, write_whole
 from profiles.preferences import Preference
+from profiles.wrong_values import what_is_wrong
 from trainer.run.folder import LAST, RECORD
+from trainer.run.trackers import TENSORBOARD
 
 # split -> item -> digest of its annotation and its picture's size;
 # split's pictures -> path, or data set -> digest of the content, or of its pictures' sizes
@@ -24,12 +26,13 @@ class CannotResume(ValueError):
 
 @dataclass(frozen=True)
 class Keeping:
-    """When a run saves, how many checkpoints it keeps, and how long it waits for memory."""
+    """When a run saves, what it keeps, where it logs, and how long it waits for memory."""
 
     minutes: float = 10.0  # between two checkpoints: the most that a kill can cost
     steps: int | None = None  # the same in optimizer steps
     checkpoints: int = 2
     wait_minutes: float = 0.0  # for other processes to free memory
+    trackers: tuple[str, ...] = (TENSORBOARD,)
 
     def earlier(self, folder: Path) -> list[Path]:
         """The folders of the checkpoints before the last one in a run folder, newest first."""
@@ -76,7 +79,7 @@ class Started:
         try:
             return cls.parse(read_regular(folder / RECORD))
         except ValidationError as error:
-            what = error.errors(include_url=False, include_input=False)[0]["msg"]
+            what = what_is_wrong(error.errors(include_url=False, include_input=False)[0])
             raise CannotResume(
                 f"{folder / RECORD}: damaged ({what})\n    hint: no run to resume; begin a new one"
             ) from None

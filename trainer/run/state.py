@@ -33,6 +33,7 @@ class Progress:
     step: int = 0  # optimizer steps
     evaluated: int = 0  # epochs
     skipped: int = 0  # updates left out because they were not finite
+    stale: int = 0  # evaluations since the best one
     saves: int = 0  # states saved, by all processes that have worked on the run
     best: float | None = None  # gIoU
     best_at: dict[str, Any] | None = None  # the best evaluation, and its epoch
@@ -111,15 +112,23 @@ class State:
         with during("loading"), checkpoint.state_errors(folder):
             saved: dict[str, Any] = {}
             if main:
-                saved = checkpoint.load_state(folder) | {"saves": facts.get("save", 0)}
+                saved = checkpoint.load_state(folder) | {
+                    "saves": facts.get("save", 0),
+                    "epochs": Plan.read(folder / "plan.json").schedule.epochs,
+                }
                 checkpoint.load(folder, self.model)
             records_size = self._load(saved)
         if main:
             tidy(self.folder, folder, self.keeping.earlier(self.folder))
             if not self.records.cut(records_size):
                 report(f"{self.records.path}: records of some steps are lost")
-        self.records.rebuild_tensorboard()
+        self.records.start_trackers()
         report(f"continuing from {folder} after step {self.progress.step}")
+        epochs = self.plan.schedule.epochs
+        if epochs > saved.get("epochs", epochs):
+            rate = self.scheduler.get_last_lr()[0]
+            report(f"{saved['epochs']} -> {epochs} epochs: the learning rate goes on as in a run "
+                   f"of {epochs}, now at {rate:.3g}")  # fmt: skip
         for change in changed:
             report(f"note: {change}: the rest may differ in the last bits")
 
@@ -128,6 +137,17 @@ class State:
         return {"step": now.step, "metrics": now.metrics, **self.facts, "before": now.before,
                 **peaks()}  # fmt: skip
 
+    def _go_on_as_a_longer_run(self) -> None:
+        """Put the learning rate where the plan's schedule has it at this step; wait afresh."""
+        self.progress.stale = 0
+        steps, bases = self.scheduler.last_epoch, self.scheduler.base_lrs
+        shares = [share(steps) for share in self.scheduler.lr_lambdas]
+        rates = [base * share for base, share in zip(bases, shares, strict=True)]
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        state = self.scheduler.state_dict()
+        self.scheduler.load_state_dict(state | {"lr_lambdas": [None], "_last_lr": rates})
+
     def _as_saved(self) -> dict[str, Any]:
         """All that the next step depends on beside the trained tensors."""
         now = self.progress
@@ -135,7 +155,7 @@ class State:
         scaler = self.accelerator.scaler
         return {
             "step": now.step, "evaluated": now.evaluated, "best": now.best,
-            "skipped": now.skipped, "best_at": now.best_at,
+            "skipped": now.skipped, "stale": now.stale, "best_at": now.best_at,
             "metrics": now.metrics, "before": now.before,
             "records": self.records.size,
             "optimizer": self.optimizer.optimizer.state_dict(), "scheduler": scheduler,
@@ -159,7 +179,8 @@ class State:
         state = state_from_main(state, self.accelerator)
         self.progress = Progress(
             step=state["step"], evaluated=state["evaluated"], best=state["best"],
-            skipped=state.get("skipped", 0), best_at=state.get("best_at"), saves=state["saves"],
+            skipped=state.get("skipped", 0), stale=state.get("stale", 0),
+            best_at=state.get("best_at"), saves=state["saves"],
             before=state["before"], metrics=state["metrics"],
         )  # fmt: skip
         self.saved_step = self.progress.step
@@ -167,6 +188,8 @@ class State:
         optimizer["state"] = {int(number): of for number, of in optimizer["state"].items()}
         self.optimizer.optimizer.load_state_dict(optimizer)
         self.scheduler.load_state_dict(state["scheduler"] | {"lr_lambdas": [None]})
+        if self.plan.schedule.epochs > state["epochs"]:
+            self._go_on_as_a_longer_run()
         if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         return int(state["records"])

@@ -31,7 +31,12 @@ def outcome(summary: dict[str, Any], folder: Path) -> list[str]:
     if best is not None:  # None: resumed from an old checkpoint that lacks it
         kept = folder / "best"
         lines.append(f"best    {describe(best)}, epoch {best['epoch']} of {epochs}, in {kept}")
-    return [*lines, f"last    {describe(summary['after'])}, epoch {epochs}"]
+    lines.append(f"last    {describe(summary['after'])}, epoch {epochs}")
+    if patience := summary.get("stopped_by_patience"):
+        without = counted(patience, "evaluation")
+        lines.append(f"ended early: {without} without a better gIoU (schedule.patience)")
+    lines += [f"warning: {text}" for text in summary.get("warnings", ())]
+    return lines
 
 
 @torch.no_grad()

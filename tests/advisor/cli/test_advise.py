@@ -125,14 +125,29 @@ def test_save_writes_the_plan_and_the_command_uses_it(tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["my plan.json"]
 
 
-def test_a_card_of_several_sizes_tells_how_to_name_another():
-    result = _run("--gpu", "3060", "--model", "7b", "--json")
-    note = json.loads(result.stdout)["findings"][0]  # first, as all else depends on the size
-    assert "is sold as" in note["what"]
-    command = note["fix"].removeprefix("name its size: ")
-    other = _run(*shlex.split(command), "--model", "7b", "--json")
+@pytest.mark.parametrize(
+    ("name", "meant", "others"),
+    [
+        ("3060", "RTX 3060 (8 GB)", "rtx-3060-12gb"),
+        ("2x RTX 3060", "RTX 3060 (8 GB)", "rtx-3060-12gb"),
+        ("H100", "H100 PCIe (80 GB)", "h100-sxm-80gb or h100-nvl-94gb"),
+        ("A100 80GB", "A100 80GB PCIe (80 GB)", "a100-sxm4-80gb"),
+    ],
+)
+def test_the_first_screen_says_which_card_an_open_name_is_taken_for(name, meant, others):
+    screen = " ".join(_run("--gpu", name, "--model", "tiny").stdout.split())
+    assert f"card {meant}, the least of that name; else --gpu {others} " in screen
+    for key in others.split(" or "):
+        assert " card " not in _run("--gpu", key, "--model", "tiny").stdout.replace("\n", " ")
+
+
+def test_a_large_model_s_first_note_is_what_else_the_name_may_mean():
+    document = json.loads(_run("--gpu", "3060", "--model", "7b", "--json").stdout)
+    note = document["findings"][0]  # first, as all else depends on the size
+    other = _run(*shlex.split(note["fix"]), "--model", "7b", "--json")
     assert other.exit_code == 0
     assert "RTX 3060 (12 GB)" in json.loads(other.stdout)["summary"]
+    assert _run("--gpu", "3060", "--model", "7b").stdout.count("rtx-3060-12gb") == 1
 
 
 def _but_for_memory(text: str) -> str:
@@ -161,6 +176,16 @@ def test_cards_that_contradict_each_other_or_are_not_there_are_refused():
     assert _run("--gpus", "0", "--vram", "8GiB").exit_code == 2
     absent = _run("--gpus", "2")
     assert absent.exit_code == 2 and "shows no usable GPU" in absent.stderr
+
+
+def test_machines_without_a_number_of_cards_are_said_to_have_one_each():
+    alone = _run("--gpu", "RTX 3090", "--nodes", "2")
+    assert alone.stderr == "note: --nodes 2 without --gpus: one card in each is assumed\n"
+    assert "RTX 3090 (24 GB) in 2 machines" in alone.stdout
+    for said in (("--gpus", "2"), ("--set", "processes=4")):
+        two = _run("--gpu", "RTX 3090", "--nodes", "2", *said)
+        assert not two.stderr and "2 x RTX 3090 (24 GB) in 2 machines" in two.stdout
+    assert not _run("--gpu", "2x RTX 3090", "--nodes", "2").stderr
 
 
 def test_weights_are_named_or_a_folder_that_is_there(tmp_path):

@@ -14,7 +14,7 @@ from advisor import doctor
 from advisor.cli.main import app
 from advisor.doctor import examine, report
 from advisor.machine.gpu import Gpu, Machine
-from profiles.sizes import GIB
+from profiles.sizes import GIB, gib
 from profiles.tested import read_table, user_table_path
 from tests.conftest import tiny_plan
 
@@ -22,7 +22,7 @@ GPU = Gpu(index=0, uuid="GPU-a", name="Some card", total_bytes=8 * GIB, free_byt
           compute_capability=(8, 9))  # fmt: skip
 MACHINE = Machine(gpus=(GPU,), driver_version="580.1", cuda_driver_version="13.0",
                   host_total_bytes=32 * GIB, host_available_bytes=28 * GIB)  # fmt: skip
-HEALTHY: dict[str, Any] = {"versions": {"torch": "2.13.0"}, "torch_cuda": "13.0", "bf16": True,
+HEALTHY: dict[str, Any] = {"versions": {"torch": "2.11.0"}, "torch_cuda": "13.0", "bf16": True,
                            "cuda_available": True, "architectures": ["sm_80"], "compiler": "",
                            "loss": 2.0}  # fmt: skip
 
@@ -59,6 +59,36 @@ def test_rows_go_out_and_come_back_once(tmp_path: Path) -> None:
     assert (tmp_path / "out.jsonl").read_text() == file.read_text()
 
 
+def test_rows_are_shared_without_what_names_a_person(tmp_path: Path) -> None:
+    assert run("table", "share").exit_code == 1, "there is none of one's own"
+    known = read_table().row("lean-7b-b1")
+    secret = {"weights": "/home/zoe/models/7b"}
+    row = known.model_copy(update={
+        "id": "user-of-zoe", "title": "zoe's", "source": "user", "forecast_bytes": 5 * GIB,
+        "settings": known.settings | secret, "note": "no room in /home/zoe/run",
+        "versions": known.versions | {"hostname": "zoe-pc"},
+    })  # fmt: skip
+    (tmp_path / "own.jsonl").write_text(row.model_dump_json() + "\n")
+    assert run("table", "import", str(tmp_path / "own.jsonl")).exit_code == 0
+    found = run("table", "share")
+    assert found.exit_code == 0 and "zoe" not in found.stdout and "1 row" in found.stderr
+    assert (
+        f"| {row.gpu} |" in found.stdout
+        and f"| 5.00 GiB | {gib(row.needed_bytes or 0)} | FITS |" in found.stdout
+    )
+    issue = tmp_path / "issue.md"
+    issue.write_text(f"Hello,\nthese are from my card:\n\n{found.stdout}\nGreetings\n")
+    user_table_path().unlink()
+    assert "1 row added" in run("table", "import", str(issue)).stderr
+    (back,) = [one for one in read_table().rows if one.source == "user"]
+    assert back.plan == known.plan and back.needed_bytes == row.needed_bytes
+    assert back.versions == known.versions and back.forecast_bytes == row.forecast_bytes
+    assert "0 rows added" in run("table", "import", str(issue)).stderr
+    assert run("table", "share", str(tmp_path / "out.md")).exit_code == 0
+    again = tmp_path / "out.md"
+    assert again.read_text() == found.stdout, "a row is shared under one name"
+
+
 def test_damaged_rows_are_told_and_stay_where_they_are(tmp_path: Path) -> None:
     row = read_table().row("lean-7b-b1").model_copy(update={"id": "user-x", "source": "user"})
     file = tmp_path / "theirs.jsonl"
@@ -81,11 +111,29 @@ def test_check_is_one_line_and_an_exit_code(tmp_path: Path, rehearsals_here: Non
     assert len(fits.stdout.splitlines()) == 1
     two = run("check", str(path), "--gpu", "2x RTX 3060 12GB")
     assert (two.exit_code, two.stdout) == (0, fits.stdout)
-    assert "the plan has 1 process for a machine, not 2: --set processes=2" in two.stderr
+    assert "has 1 process for a machine, and --gpu names 2 cards: --set proc" in two.stderr
     small = run("check", str(path), "--vram", "0.6GiB")
     assert small.exit_code == 1 and small.stdout.startswith("OOM")
     assert run("check", str(path)).exit_code == 3, "no card is known"
     assert run("check", str(tmp_path / "absent.json"), "--vram", "8GiB").exit_code == 2
+
+
+def test_check_names_all_cards_of_a_plan_and_refuses_too_few(
+    tmp_path: Path, rehearsals_here: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "plan.json"
+    plan = tiny_plan(device="cuda", cached_encoders=["mask", "vision"], processes=4, nodes=2,
+                     effective_batch=8, micro_batch=1)  # fmt: skip
+    path.write_text(plan.to_json())
+    each = run("check", str(path), "--gpu", "RTX 3060")
+    assert each.exit_code == 0 and each.stderr.startswith("note: --gpu: RTX 3060 (8 GB), the least")
+    assert " on 2 x RTX 3060 (8 GB) in 2 machines: " in each.stdout
+    assert " on 2 x 8 GiB card in 2 machines: " in run("check", str(path), "--vram", "8GiB").stdout
+    few = run("check", str(path), "--gpu", "2x RTX 3060 12GB", "--set", "nodes=1")
+    assert few.exit_code == 2 and "--gpu names 2 cards, and the plan has 4 processes" in few.stderr
+    monkeypatch.setattr("advisor.machine.probe.probe", lambda: MACHINE)
+    here = run("check", str(path))
+    assert here.exit_code == 2 and "this machine shows 1 usable GPU (got 2)" in here.stderr
 
 
 def checks(machine: Machine, monkeypatch: pytest.MonkeyPatch, **facts: Any) -> dict[str, Any]:
@@ -138,6 +186,17 @@ def test_a_child_that_dies_is_a_failed_check(monkeypatch: pytest.MonkeyPatch) ->
     assert "ended with code 1" in found["a training step of lisa-tiny on cuda"].found
 
 
+@pytest.mark.parametrize(("platform", "said"), [("linux", "CUDA 13.0"), ("windows", "plain pip")])
+def test_a_cpu_build_of_torch_beside_a_gpu_is_the_first_finding(
+    monkeypatch: pytest.MonkeyPatch, platform: str, said: str
+) -> None:
+    monkeypatch.setattr(doctor, "_selftest", lambda device: HEALTHY | {"torch_cuda": None})
+    monkeypatch.setattr(doctor, "_segments_tried", lambda: ("tried", True))
+    first = examine(MACHINE.model_copy(update={"platform": platform}), offline=True)[0]
+    assert first.status == "fail" and first.found == "torch is a CPU build"
+    assert "pytorch.org/get-started" in first.remedy and said in first.remedy
+
+
 def test_doctor_runs_a_real_step_here(tmp_path: Path) -> None:
     result = run("doctor", "--offline", "--json")
     found = {check["name"]: check for check in json.loads(result.stdout)}
@@ -149,7 +208,7 @@ def test_doctor_runs_a_real_step_here(tmp_path: Path) -> None:
 def test_the_report_names_no_folder_and_no_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_selftest", lambda device: HEALTHY)
     text = report(MACHINE, examine(MACHINE, offline=True))
-    assert text.startswith("```\n") and "Some card" in text and "torch 2.13.0" in text
+    assert text.startswith("```\n") and "Some card" in text and "torch 2.11.0" in text
     assert str(Path.home()) not in text and "GPU-a" not in text
 
 

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from advisor.advice import Advice
 from advisor.cli.main import app
 from advisor.report.cost_text import cost_lines
+from tests.advisor.fake_nvml import NVMLError_LibraryNotFound, install
 from tests.advisor.report.test_plot import GIB, advised, made_up
 
 HOSTILE = "<script>alert(1)</script>\u001b[2J<img src=x onerror=y>"
@@ -157,7 +158,7 @@ def test_text_from_outside_stays_text(tmp_path: Path) -> None:
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f]", file.read_text(encoding="utf-8"))
 
 
-def test_what_is_wrong_is_said(tmp_path: Path) -> None:
+def test_what_is_wrong_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "out.html"
     run = run_folder(tmp_path / "run", advised())
 
@@ -172,6 +173,8 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
     refused("holds no plan.json", "--run", str(tmp_path))
     refused("has its own advice", "--run", str(run), "--vram", "8GiB")
     refused("give one of them", "--vram", "8GiB", "--gpu", "4090")
+    install(monkeypatch, init_error=NVMLError_LibraryNotFound("not found"))
+    refused("--gpus: got 2, and this machine shows no usable GPU", "--gpus", "2")
     for name, content, words in (("summary.json", "[1]", "is no JSON object"),
                                  ("advice.json", "{}", "is no advice of this version"),
                                  ("plan.json", "{", "is no plan")):  # fmt: skip

@@ -75,7 +75,7 @@ def test_lines_and_areas_are_where_the_numbers_say() -> None:
     axes, said = drawn(advice)
     sizes = [advice.budget.cap_bytes, advice.budget.usable.bytes, advice.needs.bytes]
     assert heights(axes) == [*(size / GIB for size in sizes), (22.25 * GIB + 1) / GIB]
-    names = ["capacity", "usable", "plan needs (forecast)", "peak of tensors"]
+    names = ["capacity", "usable", "plan needs (exact forecast)", "peak of tensors"]
     assert [said[name] for name in names] == ["23.23", "22.52", "22.38", "22.25"]
     assert advice.verdict == "FITS" and advice.needs.bytes == round(22.375 * GIB)
     thick, thin = (axes.lines[n].get_linewidth() for n in (1, 0))
@@ -94,6 +94,10 @@ def test_a_figure_with_another_basis_has_a_name_of_its_own() -> None:
     said = drawn(advice.model_copy(update={"needs": measured}))[1]
     assert said["plan needs (measured)"] == "21.00"
     assert said["pool of this step (forecast)"] == "22.38"
+    between = advise(Machine(), "7b", ["quantization=none"], Target(vram_bytes=24 * GIB))
+    assert between.needs is not None
+    said = drawn(advice.model_copy(update={"needs": between.needs}))[1]
+    assert said["plan needs (interpolated)"] == f"{between.needs.bytes / GIB:.2f}"
     elsewhere = drawn(advised(tensors=22.3))[1]
     assert elsewhere["peak of this step; evaluation: 22.30 GiB;"] == "22.25"
 
@@ -161,7 +165,7 @@ def test_text_json_and_picture_have_the_same_figures(
     others = float(said.pop("others", 0))
     numbers = {
         "capacity": budget.cap_bytes, "usable": budget.usable.bytes,
-        "plan needs (forecast)": needs.bytes, "peak of tensors": told.tier("tensors").bytes,
+        "plan needs (exact forecast)": needs.bytes, "peak of tensors": told.tier("tensors").bytes,
     }  # fmt: skip
     if pool < caching:  # as on the smallest cards
         numbers["pool of this step (forecast)"] = pool

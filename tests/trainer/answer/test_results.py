@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
-from trainer.answer.evaluate import generated, replaced, teacher_forced, write
+from trainer.answer.evaluate import _forced_mask, _row, generated, replaced, teacher_forced, write
 from trainer.answer.output import run_lengths, stems, write_pictures
 from trainer.answer.question import Answer, Question
 from trainer.answer.questions import read_questions
@@ -165,6 +165,10 @@ def test_evaluation_gives_what_training_did_and_splits_it(run: Path, cache: Path
         for key, value in summary["all"].items()
     }
     assert Image.open(tmp_path / "out" / "extremes.png").size[0] == 3 * 256
+    iou = {row["name"]: row["iou"] for row in rows}
+    for item in items[:2]:
+        predicted = _row(item, _forced_mask(segmenter, item)).tiles[1]
+        assert predicted.caption == f"prediction, IoU {iou[item.name]:.2f}"
     spoken = generated(segmenter, items, SILENT)
     assert spoken.answers.keys() == {item.name for item in items}
     for item in items:

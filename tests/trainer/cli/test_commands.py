@@ -55,8 +55,10 @@ def call(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
           str(PHOTOS)], 2, "lisa-advise doctor"),
         (["--model", "tiny", "--weights", "nowhere", "--data-dir", str(PHOTOS)], 2, "nowhere"),
         (["--resume", "x", "--weights", "random"], 2, "leave out the other settings"),
-        (["--resume", "x", "--set", "seed=1"], 2, "only --set processes=N and nodes=N may change"),
+        (["--resume", "x", "--set", "seed=1"], 2, "only --epochs, --set processes=N and nodes=N"),
         (["--resume", "x", "--set", "processes=2"], 2, "x: no such folder"),
+        (["--model", "tiny", "--gpus", "2", "--set", "device=cpu", "--data-dir", str(PHOTOS)], 2,
+         "--gpus: got 2, and this training would be on the CPU"),
         (["--model", "tiny", "--set", "device=cpu", "--set", "dtype=fp16", "--data-dir",
           str(PHOTOS)], 2, "fp16 training needs a GPU (got fp16 on cpu)\n    hint: use fp32"),
         (["--no-such-flag"], 2, "no-such-flag"),
@@ -75,6 +77,25 @@ def test_a_refused_file_is_told_without_a_number(capsys: pytest.CaptureFixture[s
         raise PermissionError(13, "Permission denied", "absent/.own.part")
     told = capsys.readouterr().err
     assert "absent/own: cannot be written: permission denied" in told and "Errno" not in told
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_of_a_group_one_says_that_it_was_interrupted(
+    rank: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", str(rank))
+    with pytest.raises(typer.Exit) as end, user_errors():
+        raise KeyboardInterrupt("saved after step 3")
+    assert end.value.exit_code == 130
+    assert capsys.readouterr().err == ("saved after step 3\n" if rank == 0 else "")
+
+
+def test_gpus_of_a_plan_or_a_run_on_the_cpu_are_refused(tmp_path: Path, here: Here) -> None:
+    """Processes on the CPU would have been started for them; --set processes asks for those."""
+    (tmp_path / "plan.json").write_text(tiny_plan().to_json())
+    for how in (["--plan", str(tmp_path / "plan.json")], ["--resume", str(tmp_path)]):
+        done = here(*how, "--gpus", "2", *(["--data-dir", str(PHOTOS)] * (how[0] == "--plan")))
+        assert done.returncode == 2 and "--set processes=2 starts as many" in done.stderr
 
 
 @pytest.mark.parametrize("entry", ["trainer.cli.__main__.train", "trainer.cli.__main__.segment",
@@ -132,6 +153,7 @@ def test_auto_trains_without_a_gpu_and_speaks_in_plain_lines(tmp_path: Path, her
     events = EventAccumulator(str(run / "tensorboard"))
     events.Reload()
     (step,) = [row for row in rows(run) if "loss" in row]
+    assert 1 << 28 < step["memory_bytes"] < 1 << 33  # of this process, on the host
     assert [event.value for event in events.Scalars("loss")] == [pytest.approx(step["loss"])]
     gious = [row["giou"] for row in rows(run) if "giou" in row]
     assert len(gious) == 2
@@ -174,10 +196,15 @@ def test_photographs_are_learnt_by_heart(tmp_path: Path) -> None:
     assert again.text == answer.text and np.array_equal(again.masks, answer.masks)
 
 
-def test_cards_and_machines_are_the_plans_processes() -> None:
+def test_cards_and_machines_are_the_plans_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert TrainOptions(gpus=2).assignments() == ["processes=2", "nodes=1"]
     assert TrainOptions(gpus=2, nodes=3, seed=1).assignments() == [
         "processes=6", "nodes=3", "seed=1"
     ]  # fmt: skip
     assert TrainOptions(nodes=2).assignments() == ["processes=2", "nodes=2"]
     assert TrainOptions().assignments() == []
+    started = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "8", "MASTER_ADDR": "a",
+               "MASTER_PORT": "29500", "LOCAL_WORLD_SIZE": "4"}  # fmt: skip
+    for name, value in started.items():
+        monkeypatch.setenv(name, value)
+    assert TrainOptions(nodes=2).assignments() == ["processes=8", "nodes=2"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import subprocess
@@ -18,6 +19,7 @@ from tests.conftest import PHOTOS, tiny_plan
 from trainer.cli.console import reporter as speaking
 from trainer.cli.one_process import took_line
 from trainer.cli.planned_run import PlannedRun
+from trainer.run.expected import NOTHING, Expected
 from trainer.run.started import Started
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
@@ -131,12 +133,17 @@ def test_plain_lines_tell_the_time_left_of_the_run_where_it_is_known(
 def test_a_run_that_took_its_time_is_held_against_the_forecast(tmp_path: Path) -> None:
     started = Started(tmp_path, tmp_path, {})
     run = PlannedRun(tiny_plan(), tmp_path, started)
-    assert run.forecast_seconds is None
-    (tmp_path / "advice.json").write_text('{"duration": {"seconds": 1381.5}}')
-    assert run.forecast_seconds == 1381.5, "as a started process reads it"
-    assert replace(run, resumes=True).forecast_seconds is None
-    assert took_line(1260, run.forecast_seconds) == "took 21 min; 23 min were forecast"
-    for damaged in ('{"duration": null}', "[]", "{", '{"duration": {"seconds": "x"}}'):
+    assert run.expected == NOTHING
+    plan = tiny_plan().model_dump(mode="json")
+    told = {"plan": plan, "duration": {"seconds": 1381.5}, "needs": {"bytes": 2**30}}
+    (tmp_path / "advice.json").write_text(json.dumps(told))
+    assert run.expected == Expected(1381.5, 2**30), "as a started process reads it"
+    assert replace(run, resumes=True).expected == Expected(None, 2**30)
+    assert replace(run, plan=tiny_plan(seed=1)).expected == NOTHING, "another plan's"
+    assert took_line(1260, run.expected.seconds) == "took 21 min; 23 min were forecast"
+    odd: tuple[object, ...] = (told | {"duration": None, "needs": None}, [], {"plan": 1},
+                               told | {"duration": {"seconds": "x"}, "needs": {}})  # fmt: skip
+    for damaged in (*map(json.dumps, odd), "{"):
         (tmp_path / "advice.json").write_text(damaged)
-        assert run.forecast_seconds is None
+        assert run.expected == NOTHING
     assert took_line(75, None) == "took 75 s"

@@ -187,6 +187,36 @@ def test_a_start_that_fails_leaves_no_run_folder(
     assert (run / "plan.json").is_file()
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("import", "nowhere.json", "a/b"),
+        ("synthesise", "a/b", "--kind", "nonsense"),
+        ("convert", "nowhere", "a/b", "--model", "7b"),
+        ("export", "nowhere", "a/b"),
+        ("evaluate", "nowhere", "--data-dir", str(PHOTOS), "--out", "a/b"),
+        ("evaluate", "run", "--data-dir", str(PHOTOS), "--out", "a/b"),
+        ("preview", "nowhere", "--out", "a/b.png"),
+        ("--plan", "nowhere.json", "--data-dir", str(PHOTOS), "--output-dir", "a/b"),
+        ("--model", "tiny", "--data-dir", "nowhere", "--cache-dir", "c/d"),  # runs/latest
+    ],
+)
+def test_a_command_that_fails_at_its_start_leaves_no_folder(
+    command: tuple[str, ...], here: Here, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fails(*_: object) -> None:
+        raise ValueError("a/b: no")
+
+    monkeypatch.chdir(tmp_path)
+    if "run" in command:  # which has trained, and cannot be loaded
+        monkeypatch.setattr("trainer.answer.trained_model.find_trained", lambda *_: None)
+        monkeypatch.setattr("trainer.cli.results.planned", lambda *_: (None, None))
+        monkeypatch.setattr("trainer.answer.segmenter.Segmenter", fails)
+    done = here(*command)
+    assert done.returncode == 2, done.stderr
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("held", ["run.json", "plan.json", "notes.txt"])
 def test_runs_are_not_mixed(
     tmp_path: Path, options: list[str | Path], held: str, here: Here, monkeypatch: Any

@@ -647,7 +647,7 @@ def test_a_sentencepiece_model_is_read(tmp_path: Path, truth: Tensors) -> None:
 @pytest.mark.parametrize("model", ["7b", "7b-v1", "13b", "13b-v1"])
 def test_docs_and_errors_say_the_command(model: str) -> None:
     command = model_profile(model).conversion
-    pages = [(ROOT / "docs" / "weights.md").read_text(), (ROOT / "README.md").read_text()]
+    pages = [(ROOT / "docs" / "weights.md").read_text(), (ROOT / "docs" / "train.md").read_text()]
     assert command.replace("FOLDER", "DST") in pages[0]
     assert command in pages[1] or model.startswith("13b")
     with pytest.raises(WeightsError, match=re.escape(command)):

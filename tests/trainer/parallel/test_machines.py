@@ -49,6 +49,8 @@ PLAN = tiny_plan(
 HERE = ("--data-dir", "data", "--cache-dir", "cache")
 NEW = (*HERE, "--plan", "plan.json", "--output-dir", "run", "--save-steps", "1")
 
+JOINED = "host-b: ranks 2 to 3 of 4; rank 0 on 127.0.0.1 decides, reports and saves\n"
+
 
 def losses(folder: Path) -> list[float]:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -96,7 +98,8 @@ def test_two_machines_train_as_one_process_and_resume(machines: list[Path], tmp_
     Run(PLAN, train, val, one, tmp_path / "cache", QUIET).train()
     codes, said = launch(machines, *NEW)
     assert codes == [0] * 4, said
-    assert "processes=4, nodes=2" in said[0]
+    assert "nodes=2, processes=4" in said[0]
+    assert said[1] == JOINED
     assert losses(machines[0] / "run") == pytest.approx(losses(one), rel=1e-4)
     assert evaluations(machines[0] / "run")[0] == evaluations(one)[0]
     # Nothing but the machine's own caches is on the second one's disk, and these are complete.
@@ -115,7 +118,7 @@ def test_two_machines_train_as_one_process_and_resume(machines: list[Path], tmp_
     assert len(whole) == 2 and losses(run) == pytest.approx(whole, rel=1e-4)
     assert {path.name for path in machines[1].iterdir()} == {"data", "cache", "log"}
     codes, said = launch(machines, *HERE, "--resume", "run")
-    assert codes == [0] * 4 and "is complete" in said[0] and not said[1]
+    assert codes == [0] * 4 and "is complete" in said[0] and said[1] == JOINED
 
 
 def test_ranks_share_evaluation_and_caches(tmp_path: Path) -> None:

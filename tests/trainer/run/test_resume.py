@@ -25,6 +25,7 @@ from profiles.levers import MAY_CHANGE_ON_RESUME
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
 from tests.group import together
+from trainer.cli.planned_run import PlannedRun
 from trainer.cli.train import app
 from trainer.data.contents import Contents
 from trainer.data.feature_cache import BadEntry
@@ -35,9 +36,11 @@ from trainer.run import checkpoint
 from trainer.run import run as loop
 from trainer.run.checkpoint_files import damage
 from trainer.run.data_digests import check_data, digests
-from trainer.run.resume import resumable
+from trainer.run.folder import is_complete
+from trainer.run.resume import check_plan, resumable, with_more_epochs
 from trainer.run.run import Interrupted, Run
 from trainer.run.started import CannotResume, Keeping, Started
+from trainer.run.validation import outcome as told
 from trainer.run.workers import WorkerEnded
 from trainer.run.write_failure import NotWritten
 
@@ -71,10 +74,10 @@ def started(folder: Path, cache: Path, reporter: Reporter = QUIET, **settings: A
 
 
 def outcome(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
-    """The trained tensors at the end, and all records but for the seconds."""
+    """The trained tensors at the end, and all records but for seconds and memory."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return load_file(folder / "last" / "trained.safetensors"), [
-        {k: v for k, v in row.items() if k != "step_seconds"} for row in rows
+        {k: v for k, v in row.items() if k not in ("step_seconds", "memory_bytes")} for row in rows
     ]
 
 
@@ -124,7 +127,101 @@ def test_ended_anywhere(number: int, undisturbed: Path, cache: Path, tmp_path: P
     assert_same(tmp_path, undisturbed)
     assert ended or number > 40, "nothing was ended"
     known = json.loads((undisturbed / "summary.json").read_text())
-    assert {**summary, "seconds": 0} == {**known, "seconds": 0}
+    assert summary["receipts"] and not summary["warnings"]
+    ours = {"seconds": 0, "measured": {}}  # of a resumed run the whole time is not known
+    assert summary | ours == known | ours
+
+
+def test_more_epochs_continue_as_a_run_that_had_them(
+    undisturbed: Path, cache: Path, tmp_path: Path
+) -> None:
+    """Also where the run had ended: a linear decay is the longer run's from there on."""
+    shutil.copytree(undisturbed, longer := tmp_path / "longer")
+    changes = ["schedule.epochs=3"]
+    assert with_more_epochs(plan(), changes, longer)
+    more = plan().override(changes).schedule.model_dump()
+    said: list[str] = []
+    run = started(longer, cache, Reporter(said.append, QUIET.progress), schedule=more)
+    # Waited for two evaluations in vain: more epochs are waited for anew.
+    run.state.progress.stale = 2
+    run.train(resumable(longer, said.append))
+    tensors, rows = outcome(longer)
+    assert rows[: len(outcome(undisturbed)[1])] == outcome(undisturbed)[1]
+    rates = [row["learning_rate"] for row in rows if "loss" in row]
+    assert rates[8:] == pytest.approx([1e-3 * (12 - step) / 11 for step in range(8, 12)])
+    assert "2 -> 3 epochs: the learning rate goes on as in a run of 3, now at 0.000364" in said
+    assert any(not torch.equal(value, outcome(undisturbed)[0][name]) for name, value in
+               tensors.items())  # fmt: skip
+
+
+def test_without_a_decay_more_epochs_are_the_longer_run_bit_for_bit(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = items()[0][:2], items()[1][:1]
+    monkeypatch.setattr(f"{__name__}.items", lambda: few)
+    steady = plan().schedule.model_dump() | {"shape": "constant", "epochs": 1}
+    more = steady | {"epochs": 2}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    started(whole, cache, schedule=more).train()
+    started(parts, cache, schedule=steady).train()
+    go_on(parts, cache, schedule=more)
+    assert_same(parts, whole)
+
+
+def test_fewer_epochs_are_refused(cache: Path, tmp_path: Path) -> None:
+    for epochs in (1, 2):
+        with pytest.raises(CannotResume, match=f"got {epochs}; allowed: more than the 2"):
+            with_more_epochs(plan(), [f"schedule.epochs={epochs}"], tmp_path)
+    with pytest.raises(CannotResume, match="schedule.epochs: 2 -> 1"):
+        check_plan(plan().override(["schedule.epochs=1"]), plan())
+
+
+def test_the_command_makes_a_complete_run_longer(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    Started(PHOTOS, tmp_path, {}).write(run)
+    (run / "plan.json").write_text(plan().to_json())
+    (run / "overlay.png").touch()
+    done = CliRunner().invoke(app, ["--resume", str(run)])
+    assert done.exit_code == 0 and "complete; --epochs 3 or more of them" in done.output
+    begun: list[PlannedRun] = []
+    monkeypatch.setattr("trainer.cli.start.start_run", begun.append)
+    done = CliRunner().invoke(app, ["--resume", str(run), "--epochs", "3"])
+    assert done.exit_code == 0, done.output
+    assert begun[0].plan == plan().override(["schedule.epochs=3"]) == Plan.read(run / "plan.json")
+    assert begun[0].resumes and not is_complete(run)
+    refused = CliRunner().invoke(app, ["--resume", str(run), "--epochs", "3"])
+    assert refused.exit_code == 2 and "more than the 3 that" in refused.output
+
+
+def scored(run: Run, scores: list[float]) -> Run:
+    """The run, with evaluations that find these gIoUs."""
+    left = iter(scores)
+    run.evaluate = lambda title: {"giou": next(left), "ciou": 0.0, "images": 3}  # type: ignore[method-assign]
+    return run
+
+
+def test_a_run_ends_after_evaluations_without_a_better_one(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resumed one counts on, and one that had ended does not start again by itself."""
+    monkeypatch.setattr(Run, "_train_epoch", lambda self, epoch: None)
+    rule = {"schedule": plan().schedule.model_dump() | {"epochs": 9, "patience": 2}}
+    first = scored(started(tmp_path, cache, **rule), [0.1, 0.5, 0.4])
+    with pytest.raises(StopIteration):  # stands for the process being gone
+        first.train()
+    again = scored(started(tmp_path, cache, **rule), [0.5, 0.9])
+    summary = again.train(resumable(tmp_path, lambda line: None))
+    assert (summary["epochs"], summary["stopped_by_patience"]) == (3, 2)
+    assert summary["best"]["epoch"] == 1
+    assert "2 evaluations without a better gIoU" in told(summary, tmp_path)[-1]
+    stays = scored(started(tmp_path, cache, **rule), [])
+    assert stays.train(resumable(tmp_path, lambda line: None))["epochs"] == 3
+    rule["schedule"]["epochs"] = 10  # asked for by the user: patience begins anew
+    more = scored(started(tmp_path, cache, **rule), [0.4, 0.6, 0.1, 0.1])
+    assert more.train(resumable(tmp_path, lambda line: None))["epochs"] == 7
 
 
 def test_ended_between_two_micro_batches(

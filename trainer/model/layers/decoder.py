@@ -96,6 +96,13 @@ def as_it_is(run: RunLayer) -> RunLayer:
     return run
 
 
+def compiled_graphs() -> int:
+    """How many graphs torch's compiler has made in this process."""
+    from torch._dynamo.utils import counters
+
+    return int(counters["stats"]["unique_graphs"])
+
+
 def compiled_layer(run: RunLayer) -> RunLayer:
     """`run`, compiled anew for each length of a micro-batch (`trainer.data.samples.length_step`).
 

@@ -21,7 +21,14 @@ from torch import Tensor, nn
 NF4_BLOCK, SCALE_BLOCK = 64, 256
 
 
-def _nf4_weight(
+def nf4_inner(scales: Tensor, outer: Tensor, offset: Tensor, code: Tensor) -> Tensor:
+    """What the values of each block are worth, fp32: one a block of 64."""
+    widen = torch.ops.bitsandbytes.dequantize_blockwise
+    inner: Tensor = widen(scales, outer, code, SCALE_BLOCK, torch.float32) + offset
+    return inner
+
+
+def nf4_weight(
     packed: Tensor,
     scales: Tensor,
     outer: Tensor,
@@ -50,7 +57,7 @@ def nf4_product(
     back: bool,
 ) -> Tensor:
     """x [..., K] · Wᵀ -> [..., rows]; `back`: x [..., rows] · W -> [..., K]."""
-    weight = _nf4_weight(packed, scales, outer, offset, code, rows, x.dtype)
+    weight = nf4_weight(packed, scales, outer, offset, code, rows, x.dtype)
     return x @ weight if back else x @ weight.t()
 
 
@@ -169,28 +176,27 @@ class Nf4Linear(FrozenLinear):
         """[..., K] -> [..., N] in x's dtype."""
         if x.is_cuda and x.numel() == self.in_features and not torch.is_grad_enabled():
             return self._with_bias(self._one_row(x))
-        y: Tensor = nf4_product(
-            x, self.packed, self.scales, self.outer, self.offset, self.code, self.out_features,
-            False,
-        )  # fmt: skip
+        y: Tensor = nf4_product(x, *self.bits, self.out_features, False)
         return self._with_bias(y)
+
+    @property
+    def bits(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """All that the weight is made of, as `nf4_weight` takes it."""
+        return self.packed, self.scales, self.outer, self.offset, self.code
 
     def _one_row(self, x: Tensor) -> Tensor:
         """[1, …, K] -> [1, …, N] without a widened weight: a token of an answer is bound by
         reading the weight, and its four bits are read once (benchmarks/answering.py)."""
-        read = torch.ops.bitsandbytes
-        inner = read.dequantize_blockwise(
-            self.scales, self.outer, self.code, SCALE_BLOCK, torch.float32
-        )
-        shape, values = [self.out_features, self.in_features], _nf4_values(x.device)
-        y: Tensor = read.gemv_4bit(
-            x.contiguous(), self.packed, shape, inner + self.offset, values, NF4_BLOCK
+        inner = nf4_inner(self.scales, self.outer, self.offset, self.code)
+        shape, values = [self.out_features, self.in_features], nf4_values(x.device)
+        y: Tensor = torch.ops.bitsandbytes.gemv_4bit(
+            x.contiguous(), self.packed, shape, inner, values, NF4_BLOCK
         )
         return y
 
 
 @cache
-def _nf4_values(device: torch.device) -> Tensor:
+def nf4_values(device: torch.device) -> Tensor:
     """NF4's sixteen values, fp32."""
     from bitsandbytes.functional import get_4bit_type
 
@@ -218,6 +224,16 @@ class Int8Linear(FrozenLinear):
         """[..., K] -> [..., N] in x's dtype."""
         y: Tensor = int8_product(x, self.codes, self.scales, False)
         return self._with_bias(y)
+
+
+# bitsandbytes' operators in a step, by storage.
+KERNELS: dict[str, tuple[str, ...]] = {"nf4": ("dequantize_4bit", "dequantize_blockwise")}
+
+
+def without_own_kernel(storage: str, device: str) -> list[str]:
+    """bitsandbytes' operators for which torch operations stand in on "CUDA" or "CPU"."""
+    own = torch._C._dispatch_has_kernel_for_dispatch_key
+    return [name for name in KERNELS.get(storage, ()) if not own(f"bitsandbytes::{name}", device)]
 
 
 def frozen_linear(

@@ -221,6 +221,7 @@ class HostLayers:
         self.holds: list[int | None] = [None, None]
         self.events: list[torch.cuda.Event | None] = [None, None]
         self.copier = _Copier(device)
+        self.copied: set[int] = set()  # layers that have been on the card
 
     def adopt(self, layer: nn.Module) -> int:
         """Move a layer's frozen linears to host memory; returns its number here."""
@@ -256,6 +257,7 @@ class HostLayers:
         if self.holds[turn] != number:
             self.events[turn] = self.copier.start(self.buffers[turn], self.host[number])
             self.holds[turn] = number
+            self.copied.add(number)
 
 
 class Gate(torch.autograd.Function):

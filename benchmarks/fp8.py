@@ -1,0 +1,198 @@
+"""Products of frozen NF4 weights in FP8: what they cost and gain, layer by layer and in a step.
+
+    python benchmarks/fp8.py layers --out FILE             on a GPU with FP8 products
+    python benchmarks/fp8.py step dtype|fp8 NAME --out FILE
+    python benchmarks/fp8.py table                         docs/fp8.md's tables
+
+Random weights of the true shapes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tables import put
+from torch import Tensor
+
+from profiles.plan import Plan
+from trainer.model.layers import fp8
+from trainer.model.layers.fp8 import Fp8Nf4Linear, nf4_codes, quantised, scales_of
+from trainer.model.layers.frozen import Nf4Linear, nf4_inner, nf4_product, nf4_weight
+
+ROOT = Path(__file__).resolve().parents[1]
+ROWS_FILE, DOCS = ROOT / "benchmarks" / "fp8.jsonl", ROOT / "docs" / "fp8.md"
+ROWS = 6720  # tokens of ten samples
+SHAPES = {"q, k, v, o": (4096, 4096), "gate, up": (11008, 4096), "down": (4096, 11008)}
+BASE: dict[str, Any] = {
+    "model": "7b", "weights": "random", "device": "cuda", "dtype": "bf16",
+    "checkpointed_layers": "all", "compile": True, "host_embeddings": True,
+}  # fmt: skip
+STEPS = {
+    "7b": (BASE | {"micro_batch": 10, "effective_batch": 20}, "96"),
+    "7b-k4": (BASE | {"questions_per_picture": 4, "micro_batch": 8, "effective_batch": 64}, "192"),
+}  # fmt: skip
+
+
+def milliseconds(work: Callable[[], object]) -> float:
+    """Median of 30, after three."""
+    for _ in range(3):
+        work()
+    taken = []
+    for _ in range(30):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        work()
+        end.record()
+        torch.cuda.synchronize()
+        taken.append(start.elapsed_time(end))
+    return round(statistics.median(taken), 4)
+
+
+def off(made: Tensor, true: Tensor) -> float:
+    """Relative error in the 2-norm."""
+    return float((made.float() - true.float()).norm() / true.float().norm())
+
+
+def same_codes(made: Tensor, twin: Tensor) -> int:
+    """Codes that differ."""
+    return int((made.view(torch.uint8) != twin.view(torch.uint8)).sum())
+
+
+def layer(name: str, n: int, k: int) -> dict[str, Any]:
+    """Time and error of one linear; how many codes of the kernels are not their twins'."""
+    torch.manual_seed(0)
+    weight = torch.randn(n, k, device="cuda", dtype=torch.bfloat16) * 0.02
+    x = torch.randn(ROWS, k, device="cuda", dtype=torch.bfloat16)
+    x[:, 7] *= 100  # an outlier channel, as LLaMA's first layers have
+    x[5] = 0
+    g = torch.randn(ROWS, n, device="cuda", dtype=torch.bfloat16) * 1e-4
+    plain, fast = Nf4Linear(weight), Fp8Nf4Linear(weight)
+    stored = fast.bits
+    wide = nf4_weight(*stored, n, torch.float32)
+    inner = nf4_inner(*stored[1:])
+    codes, worth = quantised(x)
+    there = fast.rows_worth, fast.columns_worth
+    made = [nf4_codes(fast.packed, inner, w, n, bool(b)) for b, w in enumerate(there)]
+    twin = [fp8.codes_of(wide.t() if b else wide, w[:, None]).contiguous()
+            for b, w in enumerate(there)]  # fmt: skip
+    scales, widened = scales_of(x.abs().amax(1, keepdim=True)), wide.bfloat16()
+    true, true_back = x.float() @ wide.t(), g.float() @ wide
+    fp8_fields, back = (*stored, *there), torch.ops.lisa_preflight.fp8_nf4_back
+    return {
+        "layer": name, "n": n, "k": k, "rows": ROWS,
+        "codes_off": {"rows": same_codes(codes, fp8.codes_of(x, scales)),
+                      "weight": same_codes(made[0], twin[0]),
+                      "transposed": same_codes(made[1], twin[1])},
+        "error": {"bf16": off(plain(x), true), "fp8": off(fast(x), true),
+                  "bf16 back": off(nf4_product(g, *stored, n, True), true_back),
+                  "fp8 back": off(back(g, *fp8_fields), true_back)},
+        "ms": {"bf16 forward": milliseconds(lambda: plain(x)),
+               "bf16 back": milliseconds(lambda: nf4_product(g, *stored, n, True)),
+               "fp8 forward": milliseconds(lambda: fast(x)),
+               "fp8 forward, shared codes": milliseconds(
+                   lambda: fp8.fp8_nf4(x, codes, worth, *fp8_fields)),
+               "fp8 back": milliseconds(lambda: back(g, *fp8_fields)),
+               "bf16 product alone": milliseconds(lambda: x @ widened.t()),
+               "fp8 product alone": milliseconds(
+                   lambda: fp8.scaled_product(codes, worth, made[0], there[0], x.dtype)),
+               "rows": milliseconds(lambda: quantised(x)),
+               "weight": milliseconds(
+                   lambda: nf4_codes(fast.packed, inner, there[0], n, False)),
+               "transposed": milliseconds(
+                   lambda: nf4_codes(fast.packed, inner, there[1], n, True)),
+               "bf16 weight": milliseconds(lambda: nf4_weight(*stored, n, torch.bfloat16))},
+    }  # fmt: skip
+
+
+def step(products: str, name: str) -> dict[str, Any]:
+    """One plan's training step under an 8 GB card's cap."""
+    settings, text = STEPS[name]
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "plan.json"
+        place.write_text(Plan.parse(settings | {"products": products}).to_json())
+        command = [sys.executable, "-m", "trainer.rehearse", str(place), "--text-tokens", text,
+                   "--steps", "8", "--cap-gib", "7.3"]  # fmt: skip
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        return {"step": name, "products": products, "error": done.stderr[-2500:]}
+    return {"step": name, "products": products, "measurement": json.loads(done.stdout)}
+
+
+def all_rows() -> list[dict[str, Any]]:
+    """This script's rows, those of fp8_learning.py, and of shared_demo.py what they go beside."""
+    found = [json.loads(line) for line in ROWS_FILE.read_text().splitlines()]
+    for line in (ROOT / "benchmarks" / "shared.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        alike = row["kind"] == "demo" and row["scenes"] == "one target"
+        if alike and row["questions_per_picture"] == 1:
+            found.append(row | {"products": "dtype"})
+    return found
+
+
+def written_lines(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """docs/fp8.md's tables, by their marks."""
+    steps = [
+        "| plan | products | questions/s | tensors, GiB | pool, GiB |",
+        "|---|---|---|---|---|",
+    ]
+    layers = ["| linears | bf16 forward, back | FP8 | shared | product alone bf16, FP8 | "
+              "error forward bf16, FP8 | back |", "|---|---|---|---|---|---|---|"]  # fmt: skip
+    learning = ["| seed | gIoU, in dtype | in FP8 | cIoU, in dtype | in FP8 |",
+                "|---|---|---|---|---|"]  # fmt: skip
+    demo = {(row["products"], row["seed"]): row for row in rows if row.get("kind") == "demo"}
+    for seed in sorted(seed for products, seed in demo if products == "fp8"):
+        plain, fast = demo["dtype", seed], demo["fp8", seed]
+        learning.append(f"| {seed} | {plain['giou']:.3f} | {fast['giou']:.3f} | "
+                        f"{plain['ciou']:.3f} | {fast['ciou']:.3f} |")  # fmt: skip
+    for row in rows:
+        m = row.get("measurement")
+        if m and m["verdict"] == "FITS":
+            tensors, pool = (m[f"peak_{tier}_bytes"] / 2**30 for tier in ("allocated", "reserved"))
+            steps.append(f"| {row['step']} | {row['products']} | {m['samples_per_second']:.1f} | "
+                         f"{tensors:.2f} | {pool:.2f} |")  # fmt: skip
+        elif "layer" in row:
+            ms, error = row["ms"], row["error"]
+            layers.append(
+                f"| {row['layer']} | {ms['bf16 forward']:.2f}, {ms['bf16 back']:.2f} ms | "
+                f"{ms['fp8 forward']:.2f}, {ms['fp8 back']:.2f} ms | "
+                f"{ms['fp8 forward, shared codes']:.2f} ms | {ms['bf16 product alone']:.2f}, "
+                f"{ms['fp8 product alone']:.2f} ms | {error['bf16']:.1%}, {error['fp8']:.1%} | "
+                f"{error['bf16 back']:.1%}, {error['fp8 back']:.1%} |"
+            )
+    return {"steps": steps, "layers": layers, "learning": learning}
+
+
+def main() -> None:
+    """Layers, one step, or the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=["layers", "step", "table"])
+    parser.add_argument("which", nargs="*")
+    parser.add_argument("--out", type=Path, default=ROWS_FILE)
+    asked = parser.parse_args()
+    if asked.what == "table":
+        for name, lines in written_lines(all_rows()).items():
+            put(DOCS, f"<!-- benchmarks/fp8.py {name} -->", f"<!-- /benchmarks/fp8.py {name} -->",
+                lines)  # fmt: skip
+        return
+    rows = [step(*asked.which)] if asked.what == "step" else [
+        layer(name, *shape) for name, shape in SHAPES.items()]  # fmt: skip
+    facts = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__,
+             "date": datetime.date.today().isoformat()}  # fmt: skip
+    with asked.out.open("a") as file:
+        for row in rows:
+            file.write(json.dumps(row | facts) + "\n")
+            print(json.dumps(row)[:2000], flush=True)
+
+
+if __name__ == "__main__":
+    main()

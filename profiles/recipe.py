@@ -1,0 +1,120 @@
+"""Recipes: settings of a plan that are kept in a file and used again. Some come along.
+
+What a recipe names counts as if it had been given with --set, and what the command line names
+counts more: flags, then the recipe, then the advice. `plan.json` is what came of all three.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from profiles.files import read_regular, reason
+from profiles.findings import Finding, PlanError
+from profiles.overrides import assigned, legible, nearest_setting
+from profiles.text import brief
+
+SHIPPED = Path(__file__).with_name("recipes")
+MOST_BYTES, MOST_BRACKETS = 1 << 16, 100
+ABOUT = "description"  # is in no plan
+
+
+def shipped_recipes() -> list[str]:
+    """The names of the recipes that come along."""
+    return sorted(path.stem for path in SHIPPED.glob("*.toml"))
+
+
+def with_recipe(recipe: str | None, given: Sequence[str], model: str | None = None) -> list[str]:
+    """The assignments of a recipe that are not `given` ones, then those. Raises PlanError.
+
+    `model`: what an option of its own names.
+    """
+    if recipe is None:
+        return list(given)
+    named = assigned(given).keys() | ({"model"} if model else set())
+    settings = read_recipe(recipe)
+    return [
+        f"{name}={value}"
+        for name, value in settings.items()
+        if name not in named and name.partition(".")[0] not in named
+    ] + list(given)
+
+
+def read_recipe(recipe: str) -> dict[str, str]:
+    """The settings of a recipe as --set takes them: the name of a shipped one, or a file.
+
+    Raises PlanError with everything that is wrong.
+    """
+    from profiles.plan import setting_names
+
+    path = Path(recipe)
+    if not path.suffix and path.name == recipe:
+        if recipe not in shipped_recipes():
+            known = f"a file, or one of {', '.join(shipped_recipes())}"
+            raise PlanError([Finding("--recipe", f"allowed: {known}", brief(recipe))])
+        path = SHIPPED / f"{recipe}.toml"
+    document = _document(path)
+    document.pop(ABOUT, None)
+    names = setting_names()
+    settings = dict(_settings(document, names))
+    wrong = [
+        Finding(f"{path}: {legible(name)}", "no such setting", brief(value),
+                nearest_setting(name, names))
+        for name, value in settings.items() if name not in names
+    ]  # fmt: skip
+    if wrong:
+        raise PlanError(wrong)
+    return {name: _raw(value) for name, value in settings.items()}
+
+
+def _document(path: Path) -> dict[str, Any]:
+    readers: dict[str, Callable[[str], Any]] = {
+        ".toml": tomllib.loads, ".yaml": _yaml, ".yml": _yaml
+    }  # fmt: skip
+    where = str(path)
+    if path.suffix not in readers:
+        raise PlanError([Finding(where, f"allowed: files that end in {', '.join(readers)}")])
+    try:
+        found = readers[path.suffix](read_regular(path, MOST_BYTES).decode("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise PlanError([Finding(where, f"cannot be read: {reason(error)}")]) from None
+    if not isinstance(found, dict):
+        raise PlanError([Finding(where, "must be a table of settings", brief(found))])
+    return found
+
+
+def _yaml(text: str) -> Any:
+    """A document without aliases, of which a short one can make gigabytes. Raises ValueError.
+
+    PyYAML's time grows with the square of the brackets that are open.
+    """
+    import yaml
+
+    if text.count("[") + text.count("{") > MOST_BRACKETS:
+        raise ValueError(f"has more than {MOST_BRACKETS} brackets, which no recipe needs")
+    try:
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            raise ValueError("it has aliases, which no recipe needs")
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from None
+
+
+def _settings(
+    document: Mapping[Any, Any], names: Sequence[str], head: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """Settings by their dotted names, also those that there are not."""
+    for key, value in document.items():
+        name = f"{head}{key}".replace("-", "_")
+        if isinstance(value, dict) and not head and name in names:
+            yield from _settings(value, names, f"{name}.")
+        else:
+            yield name, value
+
+
+def _raw(value: Any) -> str:
+    """A value as --set takes it. YAML reads 1e-4 as text, which --set does not."""
+    return value if isinstance(value, str) else json.dumps(value, default=str, skipkeys=True)

@@ -1,0 +1,139 @@
+"""The folders that the page may see, named at its start. A request names a place below one of them.
+
+A place is text such as `work/runs/first`: the folder's name, then the way below it. No request
+holds a path of the system, and nothing outside of the folders is ever read or written.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from profiles.splits import located
+from profiles.text import is_text, one_line
+from trainer.answer.trained_model import ORIGIN
+from trainer.data.images import PICTURE_SUFFIXES
+from trainer.run.folder import RECORD, TRAINED
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")  # of what the page itself makes
+MOST = 2000  # entries of a folder that are shown
+FILES = {".json": "notes", ".jsonl": "notes", ".csv": "notes"}
+
+
+class NoSuchPlace(ValueError):
+    """A place that the page does not see, or that is not there."""
+
+
+class Places:
+    """The folders of the page; it writes below the first one only."""
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        """Raises ValueError for one that is no folder."""
+        self.roots: dict[str, Path] = {}
+        for folder in dict.fromkeys(one.resolve() for one in folders):
+            if not folder.is_dir():
+                raise ValueError(f"{folder}: no such folder")
+            name, number = folder.name or "root", 2
+            while name in self.roots:
+                name, number = f"{folder.name}-{number}", number + 1
+            self.roots[name] = folder
+
+    @property
+    def home(self) -> Path:
+        """The folder that the page writes into."""
+        return next(iter(self.roots.values()))
+
+    def path(self, place: str) -> Path:
+        """The path of a place. Raises NoSuchPlace, for links that lead out of its folder too."""
+        name, *parts = place.split("/")
+        root = self.roots.get(name)
+        hidden = any(part.startswith(".") or part == "" for part in parts)
+        if root is None or hidden or "\0" in place or "\\" in place or not is_text(place):
+            raise NoSuchPlace(f"{one_line(place)[:200]}: the page does not see such a place")
+        try:
+            path = root.joinpath(*parts).resolve(strict=True)
+        except (OSError, RuntimeError):
+            raise NoSuchPlace(f"{one_line(place)[:200]}: is not there") from None
+        if not path.is_relative_to(root):
+            raise NoSuchPlace(f"{one_line(place)[:200]}: leads out of {name}")
+        return path
+
+    def folder(self, place: str) -> Path:
+        """The path of a place that is a folder. Raises NoSuchPlace."""
+        path = self.path(place)
+        if not path.is_dir():
+            raise NoSuchPlace(f"{one_line(place)[:200]}: is no folder")
+        return path
+
+    def own(self, place: str) -> Path:
+        """The path of a folder that the page may write into. Raises NoSuchPlace."""
+        path = self.folder(place)
+        if not path.is_relative_to(self.home):
+            name = next(iter(self.roots))
+            raise NoSuchPlace(f"{one_line(place)[:200]}: the page writes below {name} only")
+        return path
+
+    def place(self, path: Path) -> str | None:
+        """What a path is called here; None for one that the page does not see."""
+        for name, root in self.roots.items():
+            if path.resolve().is_relative_to(root):
+                return "/".join((name, *path.resolve().relative_to(root).parts))
+        return None
+
+    def new(self, name: str, *below: str) -> Path:
+        """A path for something new of that name, below the first folder. Raises ValueError."""
+        if not NAME.fullmatch(name):
+            allowed = "letters, digits, dots, hyphens and underscores, 64 at most"
+            raise ValueError(f"name: got {one_line(name)[:80]!r}; allowed: {allowed}")
+        return self.without_links(self.home.joinpath(*below, name))
+
+    def without_links(self, path: Path) -> Path:
+        """A path below the first folder to write to. Raises ValueError for links on the way."""
+        if path.resolve() != path or not path.is_relative_to(self.home):
+            raise ValueError(f"{path}: is a link; the page writes into its own folder alone")
+        return path
+
+    def listed(self, place: str) -> list[dict[str, str]]:
+        """What is in a folder: name, place and kind; the folders of the page for an empty place."""
+        if not place:
+            return [{"name": name, "place": name, "kind": "folder"} for name in self.roots]
+        entries = sorted(self.folder(place).iterdir(), key=lambda one: one.name.lower())[:MOST]
+        shown = ((one, kind_of(one)) for one in entries if one.name[0] != "." and is_text(one.name))
+        return [{"name": one.name, "place": f"{place}/{one.name}", "kind": kind}
+                for one, kind in shown if kind]  # fmt: skip
+
+    def runs(self) -> Iterator[Path]:
+        """The run folders: below `runs` of every folder, or one that was named itself."""
+        for root in self.roots.values():
+            for folder in (root, *folders(root), *folders(root / "runs")):
+                if kind_of(folder) == "run":
+                    yield folder
+
+
+def folders(folder: Path) -> list[Path]:
+    """The folders in a folder, without hidden ones; none where it cannot be looked into."""
+    try:
+        return sorted(one for one in folder.iterdir() if one.name[0] != "." and one.is_dir())
+    except OSError:
+        return []
+
+
+def kind_of(path: Path) -> str:
+    """data, run, model, folder, picture or notes; empty for what the page has no use for."""
+    try:
+        if path.is_dir():
+            return _kind_of_folder(path)
+    except OSError:  # another user's
+        return ""
+    if path.suffix.lower() in PICTURE_SUFFIXES:
+        return "picture"
+    return FILES.get(path.suffix.lower(), "")
+
+
+def _kind_of_folder(path: Path) -> str:
+    if (path / RECORD).is_file():
+        return "run"
+    if (path / TRAINED).is_file() or (path / ORIGIN).is_file():
+        return "model"
+    return "data" if located(path) else "folder"

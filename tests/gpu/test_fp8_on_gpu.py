@@ -1,0 +1,67 @@
+"""FP8's kernels against their twins, bit for bit, and the card's products against those in fp32.
+
+pytest -m gpu tests/gpu
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.trainer.model.test_fp8 import STORAGES, hard_input, off, passed
+from trainer.model.layers import fp8
+from trainer.model.layers.fp8 import FIRST_WITH_FP8, fp8_linear, quantised, scales_of
+from trainer.model.layers.frozen import Nf4Linear, nf4_inner
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        not torch.cuda.is_available() or torch.cuda.get_device_capability() < FIRST_WITH_FP8,
+        reason="needs a card with FP8 products",
+    ),
+]
+
+
+def bits(codes: Tensor) -> Tensor:
+    return codes.cpu().view(torch.uint8)
+
+
+@pytest.mark.parametrize("k", [128, 4096, 11008])
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
+def test_activations_have_their_twins_codes(k: int, size: float) -> None:
+    torch.manual_seed(0)
+    x = (torch.randn(333, k) * size).bfloat16()
+    x[5], x[6, 7] = 0, 100 * size
+    made, twin = quantised(x.cuda()), quantised(x)
+    assert torch.equal(bits(made[0]), bits(twin[0]))
+    assert torch.equal(made[1].cpu(), twin[1])
+
+
+@pytest.mark.parametrize("back", [False, True])
+@pytest.mark.parametrize(("n", "k"), [(4096, 128), (100, 192), (256, 11008)])
+def test_weights_have_their_twins_codes(n: int, k: int, back: bool) -> None:
+    torch.manual_seed(0)
+    weight = (torch.randn(n, k) * 0.02).bfloat16()
+    weight[3] = 0
+    nf4 = Nf4Linear(weight.cuda())
+    inner = nf4_inner(*nf4.bits[1:])
+    scales = scales_of(weight.cuda().abs().amax(0 if back else 1))
+    made = fp8.nf4_codes(nf4.packed, inner, scales, n, back)
+    twin = fp8.nf4_codes(nf4.packed.cpu(), inner.cpu(), scales.cpu(), n, back)
+    assert torch.equal(bits(made), bits(twin))
+    for dense in (weight, (weight.float() * 1000).to(torch.int8)):
+        made = fp8.dense_codes(dense.cuda(), scales, back)
+        assert torch.equal(bits(made), bits(fp8.dense_codes(dense, scales.cpu(), back)))
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_a_cards_products_are_those_of_the_cpu(storage: str) -> None:
+    """They add up in another order, and their results are in bf16."""
+    torch.manual_seed(0)
+    weight = (torch.randn(256, 128) * 0.02).bfloat16()
+    x, gradient = hard_input().bfloat16(), (torch.randn(2, 9, 256) * 1e-4).bfloat16()
+    mine = passed(fp8_linear(weight.cuda(), storage), x.cuda(), gradient.cuda())
+    twin = passed(fp8_linear(weight, storage), x, gradient)
+    for one, other in zip(mine, twin, strict=True):
+        assert off(one.cpu().float(), other.float()) < 0.01

@@ -1,0 +1,121 @@
+"""What a run folder says on the page, while it trains and afterwards."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from profiles.files import held
+from profiles.shortage import Shortage
+from studio.runs import records
+from tests.conftest import tiny_plan
+from tests.studio.conftest import Page
+
+RUN = "work/runs/first"
+
+
+def step(number: int, loss: float = 2.0) -> str:
+    row = {"loss": loss, "step": number, "epoch": 1, "memory_bytes": 1 << 30, "step_seconds": 0.1}
+    return json.dumps(row) + "\n"
+
+
+@pytest.fixture
+def folder(page: Page) -> Path:
+    """A run folder with two steps and an evaluation."""
+    run = page.home / "runs" / "first"
+    (run / "last").mkdir(parents=True)
+    (run / "run.json").write_text("{}")
+    (run / "plan.json").write_text(tiny_plan().to_json())
+    judged = {"evaluation": "before training", "step": 0, "giou": 0.25, "ciou": 0.5, "images": 3}
+    (run / "metrics.jsonl").write_text(json.dumps(judged) + "\n" + step(1) + step(2))
+    return run
+
+
+def test_only_new_records_are_sent(page: Page, folder: Path) -> None:
+    first = page.ask("run", run=RUN)
+    assert [one["step"] for one in first["steps"]] == [1, 2]
+    assert [one["giou"] for one in first["evaluations"]] == [0.25] and not first["anew"]
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(step(3) + '{"loss": 1.0, "st')  # half written
+    second = page.ask("run", run=RUN, at=first["at"])
+    assert [one["step"] for one in second["steps"]] == [3] and not second["evaluations"]
+    assert page.ask("run", run=RUN, at=second["at"])["steps"] == []
+    (folder / "metrics.jsonl").write_text(step(1))  # resumed from an earlier checkpoint
+    third = page.ask("run", run=RUN, at=second["at"])
+    assert third["anew"] and [one["step"] for one in third["steps"]] == [1]
+
+
+def test_damaged_records_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(
+        b'{"loss": NaN, "step": 1}\n\xff\n[1]\n' + b"[" * 9999 + b"\n" + step(2).encode()
+    )
+    rows, at, anew = records(path, 0)
+    assert rows[0] == {"step": 1} and rows[1]["step"] == 2 and len(rows) == 2
+    assert at == path.stat().st_size and not anew
+    assert records(tmp_path / "none", 5) == ([], 0, True)
+
+
+def test_the_state_is_said_in_words(page: Page, folder: Path) -> None:
+    def told() -> dict[str, Any]:
+        found: dict[str, Any] = page.ask("run", run=RUN)
+        return found
+
+    assert told()["state"] == "stopped" and "resume continues it" in told()["words"]
+    with held(folder):
+        assert told()["state"] == "training" and "process" in told()["words"]
+    logs = page.home / ".lisa-studio"
+    logs.mkdir()
+    (logs / "runs~first.log").write_text("step 2\nerror: the disk is full\n    hint: make room\n")
+    assert told()["state"] == "failed"
+    assert told()["words"].startswith("error: the disk is full hint: make room")
+    (folder / "overlay.png").write_bytes(b"")
+    summary = {"before": {"giou": 0.1}, "after": {}, "epochs": 3, "steps": 2, "seconds": 5.0}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    assert told()["state"] == "complete" and told()["before"] == 0.1
+
+
+def test_an_out_of_memory_error_is_said_in_words(page: Page, folder: Path) -> None:
+    place = folder / "out-of-memory" / "001"
+    place.mkdir(parents=True)
+    short = Shortage(plan=tiny_plan(), phase="training", step=7, error="CUDA out of memory",
+                     reserved_bytes=3 << 30, limit_bytes=4 << 30)  # fmt: skip
+    (place / "shortage.json").write_text(short.model_dump_json())
+    (first,) = page.ask("run", run=RUN)["happened"]
+    assert "while training, after step 7 with 3.00 GiB in its pool of 4.00 GiB" in first
+    assert first.endswith("Resume continues with a smaller plan.")
+    answer = {"levers": "nf4 base, micro-batch 1", "because": "it takes 2 GiB less"}
+    (place / "answer.json").write_text(json.dumps(answer))
+    (second,) = page.ask("run", run=RUN)["happened"]
+    assert second.endswith("Went on with nf4 base, micro-batch 1: it takes 2 GiB less.")
+
+
+def test_the_forecast_is_drawn_beside_what_is_measured(page: Page, folder: Path) -> None:
+    assert page.ask("run", run=RUN)["forecast"] is None  # as on a CPU
+    advice = {"needs": {"bytes": 5 << 30}, "budget": {"usable": {"bytes": 7 << 30}}}
+    (folder / "advice.json").write_text(json.dumps(advice))
+    assert page.ask("run", run=RUN)["forecast"] == {"needs": 5 << 30, "usable": 7 << 30}
+    assert page.ask("run", run=RUN)["steps"][0]["memory_bytes"] == 1 << 30
+
+
+def test_scores_come_with_their_interval_and_pictures(page: Page, folder: Path) -> None:
+    scored = folder / "evaluation-test"
+    scored.mkdir()
+    whole = {"giou": 0.5, "ciou": 0.6, "images": 9, "giou_95": [0.4, 0.6]}
+    (scored / "scores.json").write_text(json.dumps({"split": "test", "all": whole}))
+    (scored / "extremes.png").write_bytes(b"")
+    told = page.ask("run", run=RUN)
+    assert told["scores"][0]["giou_95"] == [0.4, 0.6] and told["scores"][0]["split"] == "test"
+    assert told["pictures"] == [f"{RUN}/evaluation-test/extremes.png"]
+    assert [one["run"] for one in page.ask("runs")["runs"]] == [RUN]
+
+
+def test_evaluation_and_export_write_where_the_page_may(page: Page, folder: Path) -> None:
+    assert "does not see" in page.error("evaluate", run=RUN, data="/etc")
+    assert "is not there" in page.error("export", run="work/runs/none", name="a")
+    assert "allowed" in page.error("export", run=RUN, name="../../a")
+    (page.home / "exports" / "a").mkdir(parents=True)
+    assert "taken" in page.error("export", run=RUN, name="a")

@@ -1,0 +1,193 @@
+"""Who may ask, what can be asked, and what is said where that is not so."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from tests.trainer.answer.test_results import PICTURES, make_run
+from tests.trainer.serve.harness import HERE, Server, check, picture
+from trainer.answer.output import run_lengths
+from trainer.answer.question import Question
+from trainer.answer.segmenter import Segmenter
+from trainer.answer.trained_model import find_trained
+from trainer.cli.serve import workers_for
+from trainer.serve.app import create_app
+from trainer.serve.guard import Access
+from trainer.serve.limits import Limits
+from trainer.serve.openapi import document, page
+from trainer.serve.workers import Workers
+
+FORM = {"Content-Type": "multipart/form-data; boundary=b"}
+
+
+def test_a_trained_model_answers_over_http_as_it_does_here(tmp_path: Path) -> None:
+    """Questions of one request, and of the next, share the picture's features and prefix."""
+    where = make_run(tmp_path / "run", tokens={"max_new_tokens": 2})
+    trained = find_trained(where)
+    alone = Segmenter(trained, PICTURES[:2], tmp_path / "cache")
+    asked = ((0, ["What is it?", "What could somebody drink from?"]), (0, ["What is it?"]),
+             (1, ["What is it?"]))  # fmt: skip
+    with workers_for(trained, where, []) as workers:
+        app = create_app(workers)
+        with TestClient(app, base_url=HERE) as client:
+            assert client.portal is not None
+            client.portal.call(workers.start)
+            assert client.get("/model").json()["model"] == "tiny"
+            for number, texts in asked:
+                image = PICTURES[number]
+                files = {"picture": image.read_bytes()}
+                found = client.post("/segment", files=files, data={"question": texts}).json()
+                for row, text in zip(found["answers"], texts, strict=True):
+                    expected = alone.ask(Question(image, text))
+                    masks = [run_lengths(mask) for mask in expected.masks]
+                    assert row["answer"] == expected.text and len(masks) == len(row["masks"])
+                    for mine, its in zip(masks, row["masks"], strict=True):
+                        assert its["size"] == mine["size"] == [found["height"], found["width"]]
+                        assert abs(its["area"] - mine["area"]) <= 1e-4 * its["size"][0] ** 2
+            client.portal.call(workers.stop)
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "error"),
+    [
+        ({}, 422, "question: one to 32 are needed"),
+        ({"question": [" "]}, 422, "question: question text is empty"),
+        ({"question": ["a [SEG]"]}, 422, "question: question text contains the reserved token"),
+        ({"question": ["a"] * 33}, 422, "question: one to 32 are needed"),
+        ({"question": ["a"] * 99}, 400, "the form cannot be read: Too many fields"),
+        ({"question": ["a" * 2001]}, 422, "question: 2000 letters are allowed"),
+        ({"question": ["a " * 60]}, 422, "a question of 60 tokens; 50 are allowed"),
+        ({"question": ["a"], "kind": "1"}, 422, "kind: one of sentence, phrase, explain"),
+        ({"question": ["a"], "kind": ["phrase", "phrase"]}, 422, "kind: one of"),
+        ({"question": ["a"], "path": "/etc/passwd"}, 422, "unknown: path"),
+        ({"question": ["a"], "picture": "/etc/passwd"}, 422, "picture: one file is needed"),
+    ],
+)
+def test_fields_that_cannot_be_used_are_named(fields, status, error, shared: Server) -> None:
+    found = shared.sync.post("/segment", files={"picture": picture()}, data=fields)
+    assert found.status_code == status and found.json()["error"].startswith(error), found.text
+
+
+@pytest.mark.parametrize(
+    ("image", "status", "error"),
+    [
+        (b"", 422, "UnidentifiedImageError"),
+        (b"/etc/passwd", 422, "UnidentifiedImageError"),
+        (picture()[:60], 422, "image file is truncated"),
+        (picture(size=(101, 100)), 422, "at most 10000 pixels"),
+        (picture() + b"\0" * (1 << 16), 413, "the picture's file is too large"),
+        (picture() + b"\0" * (1 << 24), 413, "the picture's file is too large"),
+    ],
+)
+def test_a_picture_that_cannot_be_used_is_refused(image, status, error, shared: Server) -> None:
+    found = shared.sync.post("/segment", files={"picture": image}, data={"question": ["a"]})
+    assert found.status_code == status and error in found.json()["error"], found.text
+    assert str(shared.place) not in found.text and "Traceback" not in found.text
+
+
+def test_a_body_is_read_no_further_than_is_allowed(shared: Server) -> None:
+    """Also without its length, of which nothing has to be true."""
+    read = 0
+
+    def endless():
+        nonlocal read
+        yield b'--b\r\nContent-Disposition: form-data; name="picture"; filename="a"\r\n\r\n'
+        while True:
+            read += 1 << 14
+            yield b"\0" * (1 << 14)
+            if read > 1 << 22:
+                return
+
+    found = shared.sync.post("/segment", content=endless(), headers=FORM)
+    assert found.status_code == 413
+    for headers, status in (({}, 415), (FORM, 400), (FORM | {"Content-Length": "x"}, 413),
+                            ({"Content-Type": "multipart/form-data"}, 400)):  # fmt: skip
+        assert shared.sync.post("/segment", content=b"x", headers=headers).status_code == status
+
+
+@pytest.mark.parametrize("path", ["/", "/segment", "/../../etc/passwd", "/docs/x", "/%2e%2e/"])
+def test_unknown_paths_and_methods_are_refused_without_more(path: str, shared: Server) -> None:
+    found = shared.sync.get(path)
+    assert found.status_code in (404, 405) and set(found.json()) == {"error"}
+    assert found.headers["x-content-type-options"] == "nosniff"
+    assert "access-control-allow-origin" not in found.headers
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "127.0.0.1:8763"}, 200), ({"Host": "localhost"}, 200), ({"Host": "[::1]:1"}, 200),
+        ({"Host": "evil.example"}, 403), ({"Host": "127.0.0.1.evil.example"}, 403),
+        ({"Host": "192.168.1.5"}, 403), ({"Host": "evil.example@127.0.0.1"}, 403),
+        ({"Host": "[::1"}, 403), ({"Host": ""}, 403), ({"Host": "LOCALHOST."}, 200),
+        ({"Origin": "http://evil.example"}, 403), ({"Origin": "null"}, 403),
+        ({"Host": "localhost:80", "Origin": "http://localhost:80"}, 200),
+        ({"Host": "localhost:80", "Origin": "http://localhost:81"}, 403),
+    ],
+)  # fmt: skip
+def test_pages_of_strangers_cannot_ask(headers, status, shared: Server) -> None:
+    for path in ("/health", "/model", "/docs"):
+        found = shared.sync.get(path, headers=headers)
+        assert found.status_code == status, found.text
+    asked = shared.sync.post(
+        "/segment", files={"picture": picture()}, data={"question": ["a"]}, headers=headers
+    )
+    assert asked.status_code == status
+
+
+def test_another_host_needs_the_token_that_was_printed() -> None:
+    assert Access.of("127.0.0.1").token is Access.of("::1").token is None
+    access = Access.of("0.0.0.0")
+    assert access.token is not None and len(access.token) >= 43
+    assert access.token != Access.of("0.0.0.0").token
+    client = TestClient(create_app(Workers([]), access), base_url="http://192.168.1.5:8763")
+    for authorization, status in (
+        (None, 401), ("Bearer", 401), (f"Bearer {access.token[:-1]}", 401), ("Bearer é", 401),
+        (f"Basic {access.token}", 401), (f"Bearer {access.token}", 200),
+    ):  # fmt: skip
+        headers = {} if authorization is None else {"Authorization": authorization.encode()}
+        for path in ("/model", "/docs", "/openapi.json"):
+            found = client.get(path, headers=headers)
+            assert found.status_code == status, (authorization, path)
+        asked = client.post("/segment", headers=headers)
+        assert (asked.status_code == 401) == (status == 401)
+        assert status == 200 or asked.headers["www-authenticate"] == "Bearer"
+    assert client.get("/health").status_code == 503  # without a token: nothing is loaded
+    named = client.get("/health", headers={"Host": "evil.example"})
+    assert named.status_code == 403
+
+
+def test_the_page_needs_no_other_server(shared: Server) -> None:
+    shown = shared.sync.get("/docs")
+    assert "default-src 'none'" in shown.headers["content-security-policy"]
+    assert not re.search(r"<script|//|@import|url\(", shown.text)
+    for path in ("/segment", "/health", "/model"):
+        assert path in shown.text
+    described = shared.sync.get("/openapi.json").json()
+    assert described == json.loads(json.dumps(document(shared.workers.limits, False)))
+    assert "security" not in described
+    assert document(Limits(), True)["security"] == [{"token": []}]
+    assert page(described) == shown.text
+
+
+def test_a_defect_shows_no_traceback(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(server: Server) -> None:
+        async def broken(asked: object) -> None:
+            raise KeyError("/root/secret")
+
+        monkeypatch.setattr(server.workers, "ask", broken)
+        found = await server.ask("a")
+        assert found.status_code == 500 and found.json() == {"error": "the server failed"}
+        assert server.workers.waiting == 0
+        monkeypatch.undo()
+        found = await asyncio.gather(*(server.ask("a", image=picture(n)) for n in range(3)))
+        for number, one in enumerate(found):
+            check(one, picture(number), "a")
+
+    run(test)

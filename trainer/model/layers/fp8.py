@@ -1,0 +1,255 @@
+"""Products of frozen weights in FP8 (e4m3), which cards of compute capability 8.9 and later do at
+twice the rate of bf16.
+
+Every row of an operand has a scale of its own, by which its largest value becomes 448, e4m3's
+largest. A weight's scales are computed once: of its rows for the forward product, of its columns
+for the input gradient. From its few bits it is widened straight to FP8. Activations are scaled by
+row as they come, once for all linears that read them: within a compiled layer `fp8_rows` of the
+same input is one call. Gradients are scaled likewise; e5m2, with its wider range and fewer digits,
+would lose twice as much (docs/decisions.md).
+
+The products run as `torch._scaled_mm`. Elsewhere the same codes are widened and multiplied, so that
+a CPU rounds as a card does. Each kernel in `fp8_kernels` has its twin here, in plain torch.
+
+Shapes: [M, K] activations, [N, K] weights, fp32 scales.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from trainer.model.layers.frozen import Int8Linear, Nf4Linear, nf4_inner, nf4_values, nf4_weight
+
+LARGEST = 448.0  # of e4m3
+FP8 = torch.float8_e4m3fn
+TINY = torch.finfo(torch.float32).tiny
+INT8_LARGEST = 127.0
+FIRST_WITH_FP8 = (8, 9)  # compute capability
+
+
+def scales_of(largest: Tensor) -> Tensor:
+    """What a code of 1 is worth in rows with these largest values; rows of zeros stay zeros."""
+    # A product: on a card torch divides by a number as it pleases, and the kernels must agree.
+    return largest.float().clamp(min=LARGEST * TINY) * (1 / LARGEST)
+
+
+def codes_of(values: Tensor, scales: Tensor) -> Tensor:
+    """e4m3 codes of `values`, by scales that broadcast."""
+    return (values.float() * (1 / scales)).clamp(-LARGEST, LARGEST).to(FP8)
+
+
+def quantised(x: Tensor) -> tuple[Tensor, Tensor]:
+    """[M, K] -> codes [M, K] and scales [M, 1]."""
+    if x.is_cuda:
+        from trainer.model.layers import fp8_kernels
+
+        return fp8_kernels.quantised(x.contiguous())
+    scales = scales_of(x.abs().amax(1, keepdim=True))
+    return codes_of(x, scales), scales
+
+
+def nf4_codes(packed: Tensor, inner: Tensor, scales: Tensor, n: int, back: bool) -> Tensor:
+    """Codes of an NF4 weight [N, K] by its rows' scales [N]; `back`: of Wᵀ [K, N], by [K].
+
+    `packed` holds two weights a byte, the first in its upper half; `inner` [N · K / 64] is fp32.
+    """
+    values = nf4_values(packed.device)
+    if packed.is_cuda:
+        from trainer.model.layers import fp8_kernels
+
+        return fp8_kernels.nf4_codes(packed, inner, values, scales, n, back)
+    pairs = packed.flatten()
+    halves = torch.stack([pairs >> 4, pairs & 15], 1).flatten().int()
+    weight = (values[halves].view(len(inner), -1) * inner[:, None]).view(n, -1)
+    return codes_of(weight.t() if back else weight, scales[:, None]).contiguous()
+
+
+def dense_codes(weight: Tensor, scales: Tensor, back: bool) -> Tensor:
+    """As `nf4_codes`, of a weight [N, K] in bf16, fp16, fp32 or int8."""
+    if weight.is_cuda:
+        from trainer.model.layers import fp8_kernels
+
+        return fp8_kernels.dense_codes(weight, scales, back)
+    return codes_of(weight.t() if back else weight, scales[:, None]).contiguous()
+
+
+def scaled_product(
+    codes: Tensor, worth: Tensor, weight: Tensor, rows: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """[M, K] · Wᵀ -> [M, N] of codes [M, K] and [N, K] with scales [M, 1] and [N]."""
+    if codes.is_cuda:
+        return torch._scaled_mm(
+            codes, weight.t(), scale_a=worth, scale_b=rows[None], out_dtype=dtype,
+            use_fast_accum=True,
+        )  # fmt: skip
+    return ((codes.float() @ weight.float().t()) * worth * rows).to(dtype)
+
+
+@torch.library.custom_op("lisa_preflight::fp8_rows", mutates_args=())
+def fp8_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """[..., K] -> codes [M, K] and scales [M, 1] of its M rows."""
+    return quantised(x.reshape(-1, x.shape[-1]))
+
+
+@fp8_rows.register_fake
+def _(x: Tensor) -> tuple[Tensor, Tensor]:
+    rows = x.numel() // x.shape[-1]
+    return x.new_empty(rows, x.shape[-1], dtype=FP8), x.new_empty(rows, 1, dtype=torch.float32)
+
+
+# The codes of a stored weight or of its transpose, and what else is worth something in its rows.
+Widen = Callable[..., tuple[Tensor, Tensor | None]]
+
+
+def _operator(kind: str, stored: str, widen: Widen) -> Callable[..., Tensor]:
+    """x [..., K] · Wᵀ -> [..., N] as an operator with its gradient, for one kind of storage.
+
+    It takes x, x's codes and their scales, the `stored` tensors, and the weight's scales by rows
+    [N] and by columns [K]. Of x itself only the gradient's way is used.
+    """
+    weight_schema = f"{stored}, Tensor rows, Tensor columns"
+
+    def back(gradient: Tensor, *weight: Any) -> Tensor:
+        codes, factor = widen(*weight, True)
+        flat = gradient.reshape(-1, gradient.shape[-1])
+        flat = flat if factor is None else flat * factor.to(flat.dtype)
+        made = scaled_product(*quantised(flat), codes, weight[-1], gradient.dtype)
+        return _shaped(made, gradient)
+
+    def product(x: Tensor, codes: Tensor, worth: Tensor, *weight: Any) -> Tensor:
+        widened, factor = widen(*weight, False)
+        rows = weight[-2] if factor is None else weight[-2] * factor
+        return _shaped(scaled_product(codes, worth, widened, rows, x.dtype), x)
+
+    def keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[3:])
+
+    def gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        return backward(gradient.contiguous(), *saved), *[None] * (2 + len(saved))
+
+    name, schema = f"lisa_preflight::fp8_{kind}", weight_schema
+    backward = torch.library.custom_op(
+        f"{name}_back", back, mutates_args=(), schema=f"(Tensor gradient, {schema}) -> Tensor"
+    )
+    forward = torch.library.custom_op(
+        name, product, mutates_args=(), schema=f"(Tensor x, Tensor codes, Tensor worth, {schema}) "
+        "-> Tensor"
+    )  # fmt: skip
+    backward.register_fake(lambda g, *weight: g.new_empty(*g.shape[:-1], len(weight[-1])))
+    forward.register_fake(lambda x, *weight: x.new_empty(*x.shape[:-1], len(weight[-2])))
+    forward.register_autograd(gradients, setup_context=keep)
+    return forward
+
+
+def _shaped(made: Tensor, like: Tensor) -> Tensor:
+    """[M, N] -> [..., N], not as a view: a bias may be added in place."""
+    shaped: Tensor = torch.ops.aten._unsafe_view(made, [*like.shape[:-1], made.shape[-1]])
+    return shaped
+
+
+def _nf4(
+    packed: Tensor,
+    scales: Tensor,
+    outer: Tensor,
+    offset: Tensor,
+    code: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    back: bool,
+) -> tuple[Tensor, None]:
+    inner = nf4_inner(scales, outer, offset, code)
+    return nf4_codes(packed, inner, columns if back else rows, len(rows), back), None
+
+
+def _int8(
+    weight: Tensor, factor: Tensor, rows: Tensor, columns: Tensor, back: bool
+) -> tuple[Tensor, Tensor]:
+    return dense_codes(weight, columns if back else rows, back), factor
+
+
+def _dense(weight: Tensor, rows: Tensor, columns: Tensor, back: bool) -> tuple[Tensor, None]:
+    return dense_codes(weight, columns if back else rows, back), None
+
+
+fp8_nf4 = _operator("nf4", "Tensor packed, Tensor scales, Tensor outer, Tensor offset, Tensor code",
+                    _nf4)  # fmt: skip
+fp8_int8 = _operator("int8", "Tensor codes8, Tensor scales", _int8)
+fp8_dense = _operator("dense", "Tensor weight", _dense)
+
+
+class _InFp8(nn.Module):
+    """What the FP8 linears share: the weight's scales by rows and by columns."""
+
+    rows_worth: Tensor
+    columns_worth: Tensor
+
+    def _scale(self, rows: Tensor, columns: Tensor) -> None:
+        """Keep the scales of rows and columns with these largest values."""
+        self.register_buffer("rows_worth", scales_of(rows), persistent=False)
+        self.register_buffer("columns_worth", scales_of(columns), persistent=False)
+
+    def _product(self, operator: Callable[..., Tensor], x: Tensor, *stored: Tensor) -> Tensor:
+        return operator(x, *fp8_rows(x.detach()), *stored, self.rows_worth, self.columns_worth)
+
+
+class Fp8Nf4Linear(Nf4Linear, _InFp8):
+    """An `Nf4Linear` whose products run in FP8."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__(weight, bias)
+        wide = nf4_weight(*self.bits, self.out_features, torch.float32).abs()
+        self._scale(wide.amax(1), wide.amax(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., K] -> [..., N] in x's dtype."""
+        return self._with_bias(self._product(fp8_nf4, x, *self.bits))
+
+
+class Fp8Int8Linear(Int8Linear, _InFp8):
+    """An `Int8Linear` whose products run in FP8; its own scales stay beside the codes."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__(weight, bias)
+        largest = self.scales.new_full((1,), INT8_LARGEST)
+        self._scale(largest.repeat(self.out_features), largest.repeat(self.in_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., K] -> [..., N] in x's dtype."""
+        return self._with_bias(self._product(fp8_int8, x, self.codes, self.scales))
+
+
+class Fp8DenseLinear(nn.Linear, _InFp8):
+    """A frozen linear in its compute dtype whose products run in FP8."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        with torch.device("meta"):
+            super().__init__(weight.shape[1], weight.shape[0], bias=bias is not None)
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        if bias is not None:
+            self.bias = nn.Parameter(bias, requires_grad=False)
+        self._scale(weight.abs().amax(1), weight.abs().amax(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., K] -> [..., N] in x's dtype."""
+        y = self._product(fp8_dense, x, self.weight)
+        return y if self.bias is None else y.add_(self.bias)
+
+
+def check_card(card: int) -> None:
+    """Raise ValueError if that CUDA card has no FP8 products."""
+    if torch.cuda.get_device_capability(card) < FIRST_WITH_FP8:
+        what = f"{torch.cuda.get_device_name(card)} has none; compute capability 8.9 and later do"
+        raise ValueError(f"products: fp8: {what}\n    hint: --set products=dtype")
+
+
+def fp8_linear(
+    weight: Tensor, storage: Literal["nf4", "int8", "none"], bias: Tensor | None = None
+) -> nn.Module:
+    """`frozen_linear` with products in FP8."""
+    kinds = {"nf4": Fp8Nf4Linear, "int8": Fp8Int8Linear, "none": Fp8DenseLinear}
+    return kinds[storage](weight, bias)

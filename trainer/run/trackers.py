@@ -1,0 +1,74 @@
+"""Where a run's figures go beside metrics.jsonl: trackers by accelerate's names.
+
+Nothing is sent anywhere unless the user's own environment says so: TensorBoard and trackio write
+files, MLflow too by default, and wandb is put into its offline mode.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from accelerate.tracking import GeneralTracker
+
+TENSORBOARD = "tensorboard"
+TRACKERS = (TENSORBOARD, "wandb", "trackio", "mlflow")  # each is the name of its package, too
+PROJECT = "lisa-preflight"  # under which the others list a user's runs
+QUIET = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false",
+         "MLFLOW_DISABLE_TELEMETRY": "true"}  # fmt: skip
+
+
+def read_trackers(text: str) -> tuple[str, ...]:
+    """The trackers of a `--tracker wandb,mlflow`. Raises ValueError."""
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    known = ", ".join(TRACKERS)
+    if not names or set(names) - set(TRACKERS):
+        raise ValueError(f"--tracker: got {text!r}; allowed: {known}, with commas between several")
+    must_be_installed(names)
+    return names
+
+
+def must_be_installed(names: tuple[str, ...]) -> None:
+    """Raise ValueError with the command that installs what is missing."""
+    if missing := [name for name in names if find_spec(name) is None]:
+        raise ValueError(
+            f"--tracker: not installed: {', '.join(missing)}\n"
+            f"    hint: pip install {' '.join(missing)}"
+        )
+
+
+def made_for(run: Path, names: tuple[str, ...]) -> list[str | GeneralTracker]:
+    """What accelerate is to log with: TensorBoard's files go into the run's own folder.
+
+    Accelerate leaves out what is not installed: raises ValueError.
+    """
+    must_be_installed(names)
+    from accelerate.tracking import TensorBoardTracker
+
+    return [TensorBoardTracker(TENSORBOARD, run) if name == TENSORBOARD else name for name in names]
+
+
+def start_trackers(accelerator: Accelerator, run: Path, settings: dict[str, Any]) -> None:
+    """Begin a run called like its folder in each tracker. Raises ValueError if one refuses."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    name = run.resolve().name
+    own = {"wandb": {"name": name, "dir": str(run)}, "trackio": {"name": name},
+           "mlflow": {"run_name": name}}  # fmt: skip
+    try:
+        accelerator.init_trackers(PROJECT, init_kwargs=own)
+        for tracker in accelerator.trackers:
+            if tracker.name != TENSORBOARD:
+                tracker.store_init_configuration(settings)
+    except Exception as error:
+        if all(tracker.name == TENSORBOARD for tracker in accelerator.trackers):
+            raise
+        names = ", ".join(tracker.name for tracker in accelerator.trackers)
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"--tracker: {names} did not start: {said}\n    hint: --tracker {TENSORBOARD}"
+        ) from None

@@ -1,0 +1,1 @@
+"""Answers over HTTP: a server without torch, and a process with the model for each card."""

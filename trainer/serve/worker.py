@@ -1,0 +1,141 @@
+"""The process that holds the model: reads requests from stdin, writes answers to stdout."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import queue
+import sys
+import threading
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from PIL import Image
+
+from trainer.answer.output import run_lengths
+from trainer.answer.question import Question
+from trainer.data.findings import DataError
+from trainer.data.images import size_of
+from trainer.prompts import PromptError
+from trainer.serve.asked import Asked
+from trainer.serve.messages import Message, packed, read
+
+if TYPE_CHECKING:
+    from trainer.answer.segmenter import Segmenter
+
+
+class Refused(ValueError):
+    """What is asked cannot be answered; for the client, so without names of files."""
+
+
+class Worker:
+    """Answers requests one after the other, each question by itself.
+
+    The last picture's features and prefix stay: questions about it in a row share them.
+    """
+
+    def __init__(self, segmenter: Segmenter, pixels: int, text_tokens: int) -> None:
+        """Pictures and questions have so many pixels and tokens at most.
+
+        The current folder is for the picture that is asked about: nobody else writes there, and
+        no message has more of its path than its name.
+        """
+        Image.MAX_IMAGE_PIXELS = pixels
+        self.segmenter, self.text_tokens = segmenter, text_tokens
+        self.requests: queue.Queue[Message] = queue.Queue()
+        self.left = threading.Event()  # nobody waits for the rest of this request's answers
+
+    def serve(self, source: BinaryIO, sink: BinaryIO, facts: Mapping[str, Any]) -> None:
+        """Announce the model, and answer until the server is gone."""
+        _send(sink, {"ready": dict(facts)})
+        threading.Thread(target=self._listen, args=(source,), daemon=True).start()
+        while True:
+            self._answer(self.requests.get(), sink)
+
+    def _listen(self, source: BinaryIO) -> None:
+        while (message := read(source)) is not None:
+            if "cancel" in message.header:
+                self.left.set()
+            else:
+                self.left.clear()  # the server asks again only after the end of a request
+                self.requests.put(message)
+        os._exit(0)  # at once, whatever the model computes: nobody is there to read it
+
+    def _answer(self, message: Message, sink: BinaryIO) -> None:
+        header = message.header
+        number = header["ask"]
+        asked = Asked(message.body, tuple(header["texts"]), header["phrase"], header["explain"])
+        try:
+            for one in self._checked(asked):
+                if self.left.is_set():
+                    break
+                _send(sink, {"number": number, **self._row(one)})
+            _send(sink, {"number": number, "end": True})
+        except Refused as error:
+            _send(sink, {"number": number, "refused": str(error)})
+        except Exception:
+            # What a failed kernel leaves behind is unknown: a new process is the cure.
+            traceback.print_exc()
+            os._exit(1)
+
+    def _checked(self, asked: Asked) -> list[Question]:
+        """The questions, about the picture as a file. Raises Refused."""
+        image = _written(asked.picture)
+        questions = asked.questions(image)
+        try:
+            size_of(image)
+            most = self.segmenter.text_tokens(questions)
+        except DataError as error:
+            raise Refused(_shown(error)) from None
+        except PromptError as error:
+            raise Refused(str(error)) from None
+        if most > self.text_tokens:
+            raise Refused(f"a question of {most} tokens; {self.text_tokens} are allowed")
+        return questions
+
+    def _row(self, question: Question) -> dict[str, Any]:
+        """One answer with the picture's size. Raises Refused."""
+        try:
+            answer = self.segmenter.ask(question, self.segmenter.plan.tokens.max_masks)
+        except DataError as error:
+            raise Refused(_shown(error)) from None
+        row = {"question": question.text, "answer": answer.text,
+               "seconds": round(answer.seconds, 3), "masks_left_out": answer.left_out,
+               "masks": [run_lengths(mask) for mask in answer.masks]}  # fmt: skip
+        return {"row": row, "size": answer.masks.shape[1:]}
+
+
+def _send(sink: BinaryIO, header: Mapping[str, Any]) -> None:
+    sink.write(packed(header))
+    sink.flush()
+
+
+def _written(picture: bytes) -> Path:
+    """The picture as a file called by its checksum; the last one goes."""
+    image = Path(f"picture-{hashlib.sha256(picture).hexdigest()}")
+    for other in Path().glob("picture-*"):
+        if other != image:
+            other.unlink()
+    if not image.exists():
+        image.write_bytes(picture)
+    return image
+
+
+def _shown(error: DataError) -> str:
+    """What is wrong with a picture, without the name of its file here."""
+    return "; ".join(f"{finding.what}. Fix: {finding.fix}" for finding in error.findings)
+
+
+def own_stdout() -> BinaryIO:
+    """stdout for messages alone: what anything else prints goes to stderr."""
+    sink = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    return sink
+
+
+def report_failure(sink: BinaryIO, why: str) -> None:
+    """Say why there is no model."""
+    _send(sink, {"failed": why})
