@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,7 @@ def advice_blocks() -> list[Any]:
     return [yaml.safe_load(part.split("```")[0]) for part in page.split("```yaml\n")[1:]]
 
 
+TESTED = "-c $OLDPWD/constraints.txt torch"
 PLAN = f"{ANSWER} --model 7b --set weights=random --save plan.json"
 
 
@@ -96,8 +97,8 @@ def by_workflow() -> list[str]:
     """The workflow's shell steps in a repository with a plan; this checkout is the release."""
     steps = [one["run"] for one in advice_blocks()[0]["jobs"]["plan"]["steps"] if "run" in one]
     install = [step for step in steps if step.startswith("pip ")]
-    # A mirror may stand in for torch's own index.
-    here = [re.sub(r" --index-url \S+", "", step) for step in install]
+    # torch's own index may be out of reach: the tested version, from where pip finds it.
+    here = [re.sub(r"torch --index-url \S+", TESTED, step) for step in install]
     here = [re.sub(r"git\+https://\S+", "$OLDPWD", step) for step in here]
     return ["python3 -m venv ~/lisa && . ~/lisa/bin/activate", "mkdir ~/theirs && cd ~/theirs",
             *here, PLAN, *steps[len(install):]]  # fmt: skip
@@ -112,6 +113,7 @@ def by_hook() -> list[str]:
     configuration = json.dumps({"repos": [repository | {"repo": "URL"}]})
     return [f"cp -r . ~/release && cd ~/release && {commit} && git tag {tag}",
             "python3 -m venv ~/lisa && . ~/lisa/bin/activate", "pip install pre-commit",
+            "export PIP_CONSTRAINT=~/release/constraints.txt",  # a CPU build, where pip finds one
             "mkdir ~/theirs && cd ~/theirs && git init -q .",
             f"echo '{configuration}' | sed \"s,URL,{url},\" > .pre-commit-config.yaml",
             "pre-commit install-hooks", f"~/.cache/pre-commit/repo*/py_env-*/bin/{PLAN}",
@@ -181,21 +183,21 @@ def torch_version(home: Path) -> str:
     return found.name.removeprefix("torch-").removesuffix(".dist-info")
 
 
-def table_lines() -> list[str]:
-    """Markdown: the last row of each route, and the routes without one."""
-    rows = {row["route"]: row for row in map(json.loads, ROWS_FILE.read_text("utf-8").splitlines())}
+def write_table(rows: Sequence[dict[str, Any]]) -> None:
+    """docs/install.md's table: the last row of each route, and the routes without one."""
+    last = {row["route"]: row for row in rows}
     lines = [
         "| route | date | torch | seconds | of the processor | disk |",
         "|---|---|---|---|---|---|",
     ]
     for name, (title, _) in ROUTES.items():
-        if row := rows.get(name):
+        if row := last.get(name):
             spent = f"{row['wall_seconds']:.0f} | {row['cpu_seconds']:.0f}"
             size = f"{row['disk_bytes'] / 2**30:.1f} GiB"
             lines.append(f"| {title} | {row['date']} | {row['torch']} | {spent} | {size} |")
         else:
             lines.append(f"| {title} | not run | | | | |")
-    return lines
+    put(DOCS, BEGIN, END, lines)
 
 
 def main() -> None:
@@ -208,7 +210,7 @@ def main() -> None:
         row = measured(route)
         with ROWS_FILE.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-    put(DOCS, BEGIN, END, table_lines())
+    write_table([json.loads(line) for line in ROWS_FILE.read_text("utf-8").splitlines()])
 
 
 if __name__ == "__main__":

@@ -162,6 +162,7 @@ def test_the_lean_page_says_what_its_rows_say_and_what_is_advised(
     ("speed", "main"), ("crashes", "write_table"), ("races", "write_table"),
     ("faults", "write_table"), ("fuzz", "write_table"), ("rank_faults", "write_table"),
     ("two_machines", "write_table"), ("ranks", "write_table"), ("environments", "write_table"),
+    ("routes", "write_table"),
 ])  # fmt: skip
 def test_a_benchmarks_table_is_that_of_its_rows(
     name: str, write: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

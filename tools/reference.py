@@ -67,7 +67,8 @@ def functions_page(pages: Iterable[str]) -> str:
         "# Python functions",
         "What the pages' Python code imports, as documented in the source.",
     ]
-    for module, name in sorted(_imported(pages)):
+    functions_first = sorted(_imported(pages), key=lambda one: (one[1][0].isupper(), one))
+    for module, name in functions_first:
         found = _definition(module, name)
         if found is None:
             raise ValueError(f"{module} has no {name}, which a page imports")
