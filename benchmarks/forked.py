@@ -55,9 +55,11 @@ def fork(work: Callable[[], object], log: Path, environment: Environment = None)
         torch.set_num_threads(1)  # the other threads of the process before are not here
         code = here(work)
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:  # whatever became of its streams, it must not go on as its parent does
+            os._exit(code)
 
 
 def end(pid: int) -> int:

@@ -169,7 +169,13 @@ def written_lines(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
                 f"{ms['fp8 product alone']:.2f} ms | {error['bf16']:.1%}, {error['fp8']:.1%} | "
                 f"{error['bf16 back']:.1%}, {error['fp8 back']:.1%} |"
             )
-    return {"steps": steps, "layers": layers, "learning": learning}
+    names = {"dtype": "{}", "fp8": "FP8, else {}"}
+    gradients = ["| arithmetic | relative error | cosine |", "|---|---|---|"]
+    for row in rows:
+        for one in row["errors"] if row.get("kind") == "gradients" else []:
+            name = names[one["products"]].format(one["dtype"])
+            gradients.append(f"| {name} | {one['relative']:.1%} | {one['cosine']:.4f} |")
+    return {"steps": steps, "layers": layers, "learning": learning, "gradients": gradients}
 
 
 def main() -> None:

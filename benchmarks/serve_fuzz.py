@@ -28,10 +28,14 @@ sys.path.insert(0, str(ROOT))
 from tests.fuzz import hostile  # noqa: E402
 from tests.fuzz.surfaces import LARGEST  # noqa: E402
 from trainer.data.images import size_of  # noqa: E402
+from trainer.serve.limits import Limits  # noqa: E402
 
 SECONDS = 10  # of processor time a case; six times as many by the clock
 REFUSALS = {400, 403, 404, 405, 413, 415, 422}
 SOUND = hostile.png(64, 48)
+SIDE = int(Limits().pixels ** 0.5)
+LARGE = LARGEST | {"as large as the server allows": lambda: hostile.png(SIDE, SIDE, 8, 2),
+                   "one row more": lambda: hostile.png(SIDE, SIDE + 2, 8, 2)}  # fmt: skip
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 Send = Callable[[httpx2.Client, Any], httpx2.Response]
 
@@ -123,7 +127,7 @@ def send_picture(client: httpx2.Client, picture: bytes) -> httpx2.Response:
 
 
 def send_largest(client: httpx2.Client, name: str) -> httpx2.Response:
-    return send_picture(client, LARGEST[name]())
+    return send_picture(client, LARGE[name]())
 
 
 def send_fields(client: httpx2.Client, fields: dict[str, Any]) -> httpx2.Response:
@@ -175,7 +179,7 @@ def _check(found: httpx2.Response, picture: bytes, count: int) -> None:
 
 KINDS: tuple[tuple[str, st.SearchStrategy[Any], Send, float], ...] = (
     ("pictures", hostile.pictures(), send_picture, 0.4),
-    ("largest pictures", st.sampled_from(sorted(LARGEST)), send_largest, 0.02),
+    ("largest pictures", st.sampled_from(sorted(LARGE)), send_largest, 0.02),
     ("texts and fields", asked(), send_fields, 0.25),
     ("forms", bodies(), send_body, 0.25),
     ("connections", raw(), send_raw, 0.15),

@@ -120,7 +120,8 @@ def write_tables() -> None:
 
 def _where(row: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in row["packages"].items())
-    beside = f", with a load of {row['load_average']} by all programs" * ("load_average" in row)
+    load = row.get("load_average")
+    beside = "" if load is None else f", with a load of {load} by all programs"
     return f"{row['date']}, {row['cores']} cores of {row['cpu']}{beside}; {versions}."
 
 

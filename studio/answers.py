@@ -37,7 +37,7 @@ from trainer.serve.workers import Workers
 
 PROCESS = "trainer.cli.model_process"
 IDLE_SECONDS = 600.0  # without a question: then the model leaves the memory
-MOST_MASKS = 64
+MOST_MASKS = 256  # of all questions of a request together
 
 
 class Model(Frozen):

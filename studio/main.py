@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from profiles.command_line import Commands, Version
 from profiles.exits import fail
+from profiles.files import reason
 from profiles.streams import say, set_streams
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
 
 app = Commands()
 
@@ -28,7 +35,7 @@ def studio(
 ) -> None:
     """Plan, look at data, train, ask and compare, on a page in your browser."""
     try:
-        import uvicorn
+        import uvicorn  # noqa: F401
 
         from studio.app import create_app
         from trainer.serve.guard import Access
@@ -36,19 +43,29 @@ def studio(
         fail(f"{error.name} is not installed\n    hint: pip install 'lisa-preflight[studio]'")
     access = Access.of(host)
     try:
-        served = create_app(folders or [Path()], access)
+        page = create_app(folders or [Path()], access)
+        kind = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listening = socket.create_server((host, port), family=kind)
     except ValueError as error:
         fail(str(error))
-    config = uvicorn.Config(served, host, port, log_level="warning", access_log=False,
-                            server_header=False, proxy_headers=False, ws="none",
+    except OSError as error:
+        fail(f"--host {host} --port {port}: {reason(error)}\n    hint: --port 0 takes a free one")
+    address = f"[{host}]" if ":" in host else host
+    address = f"http://{address}:{listening.getsockname()[1]}/"
+    say(address if access.token is None else f"{address}?token={access.token}")
+    with suppress(KeyboardInterrupt):  # how it is ended
+        asyncio.run(_serve(page, listening))
+
+
+async def _serve(page: Starlette, listening: socket.socket) -> None:
+    """Answer until Ctrl-C; then the model goes, whatever it does."""
+    import uvicorn
+
+    config = uvicorn.Config(page, log_level="warning", access_log=False, server_header=False,
+                            proxy_headers=False, ws="none", lifespan="off",
                             timeout_graceful_shutdown=3)  # fmt: skip
-    try:
-        listening = config.bind_socket()
-    except SystemExit:  # uvicorn's, after it has said why
-        fail(f"--port: {port} on {host} cannot be had\n    hint: --port 0 takes any that is free")
-    shown = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}/"
-    say(shown if access.token is None else f"{shown}?token={access.token}")
-    uvicorn.Server(config).run([listening])
+    async with page.router.lifespan_context(page):
+        await uvicorn.Server(config).serve([listening])
 
 
 def main() -> None:

@@ -96,8 +96,7 @@ export function setUpAsk(section, shared) {
     body.append("picture", shown.blob, "picture");
     const questions = at("ask-questions").value.split("\n").map((one) => one.trim()).filter(Boolean);
     questions.forEach((one) => body.append("question", one));
-    body.append("phrase", at("ask-phrase").checked);
-    body.append("explain", at("ask-explain").checked);
+    body.append("kind", at("ask-explain").checked ? "explain" : at("ask-phrase").checked ? "phrase" : "sentence");
     const told = await read(await send("segment", { body }));
     rows = told.answers;
     layers = rows.flatMap((row) => row.masks.map((mask) => ({ mask, question: row.question, on: true })));

@@ -8,6 +8,7 @@ export function setUpEditor(section) {
   const said = h("div", { id: "edit-said", role: "status" });
   const canvas = h("canvas", { id: "edit-canvas", tabindex: 0, "aria-label": "Picture to outline: click sets corners, Enter closes an outline, Delete removes the last corner" });
   const list = h("ul", { id: "edit-outlines" });
+  const next = h("button", { type: "button", id: "edit-next", onclick: () => busy(next, said, another) }, "Next picture");
   const save = h("button", { class: "main", id: "edit-save" }, "Save the question");
   const label = h("select", { id: "edit-label" }, option("target", "what the answer is"), option("ignore", "to be ignored"));
   const work = h("div", { hidden: true, class: "side" },
@@ -19,11 +20,18 @@ export function setUpEditor(section) {
       h("label", { for: "edit-answer" }, "Answer in words"), h("textarea", { id: "edit-answer", rows: 2, maxlength: 2000, placeholder: "optional" }),
       h("label", { for: "edit-data" }, "Into data set"), h("input", { id: "edit-data", required: true, maxlength: 64, value: "my-questions" }),
       h("label", { for: "edit-split" }, "Split"), h("select", { id: "edit-split" }, ["train", "val", "test"].map((one) => option(one))),
-      h("div", { class: "buttons" }, save)));
+      h("div", { class: "buttons" }, save, next)));
   section.append(h("div", { class: "form" }, h("label", { for: "edit-picture" }, "Picture"), place), work, said);
 
   let shown = null, size = { width: 1, height: 1 }, outlines = [], open = [], grabbed = null;
   place.addEventListener("change", () => place.value && busy(place.querySelector("button"), said, load));
+
+  // The picture after this one in its folder; the first one after the last.
+  async function another() {
+    const { entries } = await ask("list", { place: place.value.split("/").slice(0, -1).join("/") });
+    const pictures = entries.filter((one) => one.kind === "picture").map((one) => one.place);
+    place.set(pictures[(pictures.indexOf(place.value) + 1) % pictures.length]);
+  }
 
   async function load() {
     const told = await ask("question", { picture: place.value });

@@ -16,6 +16,10 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from advisor.machine.budget import named_gpu
+from advisor.machine.gpu import Machine
+from profiles.gpus import gpus
+from profiles.plan import Plan
 from studio import answers
 from studio.app import create_app
 from tests.conftest import PHOTOS, tiny_plan
@@ -84,6 +88,25 @@ def test_models_are_found_and_their_memory_is_said(page: Page, model: str) -> No
     }
     assert "9 MiB" in page.ask("memory", model=model)["words"]
     assert "no trained model" in page.error("memory", model="work/photos")
+
+
+def test_on_a_card_the_memory_is_forecast_for_answering(
+    page: Page, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = named_gpu(gpus()["rtx-3060-12gb"], windows=False)
+    monkeypatch.setattr(answers, "probe", lambda: Machine(gpus=(card,)))
+    asked: list[Any] = []
+
+    def fitting(plan: Plan, may_round: bool, worst: Any, machine: Machine, tell: Any) -> Any:
+        asked.append((plan.device, plan.cached_encoders, may_round, worst.answering))
+        raise answers.NoRoom("does not answer within 1 GiB")
+
+    monkeypatch.setattr(answers, "fitting", fitting)
+    place = page.home / "runs" / "first" / "best" / "plan.json"
+    trained = tiny_plan(device="cuda", dtype="bf16", quantization="nf4", cached_encoders=["mask"])
+    place.write_text(trained.to_json())
+    assert page.ask("memory", model=model)["words"] == "does not answer within 1 GiB"
+    assert asked == [("cuda", (), False, True)]
 
 
 def test_one_model_is_loaded_asked_and_let_go(page: Page, model: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 from starlette.testclient import TestClient
+from typer.testing import CliRunner
 
 from studio import app as studio_app
 from studio.app import MOST_BYTES, PAGE, create_app
@@ -108,11 +109,13 @@ def test_a_defect_is_not_explained_to_the_browser(
     assert "Traceback" not in answer.text
 
 
-def test_the_command_needs_folders_that_are_there(tmp_path: Path) -> None:
-    from typer.testing import CliRunner
-
+def test_the_command_says_what_it_cannot_serve(tmp_path: Path) -> None:
     result = CliRunner().invoke(command, [str(tmp_path / "none")])
     assert result.exit_code == 2 and "no such folder" in result.output
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        result = CliRunner().invoke(command, [str(tmp_path), "--port", port])
+    assert result.exit_code == 2 and "already in use" in result.output
 
 
 HOSTILE = [None, [], 7, "text", {"\ud800": 1}, {"run": {}}, {"place": ["work"]}, {"masks": [[]]},

@@ -154,6 +154,10 @@ def test_a_question_is_outlined_by_hand(home: Path, tmp_path: Path) -> None:
         page.fill("edit-answer", "Eyes do.")
         page.click("edit-save")
         page.until("document.getElementById('edit-said').textContent.includes('saved')")
+        page.choose("edit-picture", "work/photographs/cat.jpg")
+        page.until("document.getElementById('edit-question').value === ''")
+        page.click("edit-next")
+        page.until("document.getElementById('edit-picture').textContent.endsWith('clock.jpg')")
         assert page.problems() == []
     saved = json.loads((home / "my-questions" / "ReasonSeg" / "train" / "cat.json").read_text())
     with Image.open(home / "photographs" / "cat.jpg") as picture:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -24,7 +25,7 @@ MODULE = "trainer.cli.model_process"
 
 
 def serve(trained: Trained, run: Path, assignments: Sequence[str], host: str, port: int) -> None:
-    """Serve a model. Raises RuntimeError: the model cannot be loaded, OSError: no such address."""
+    """Serve a model. Raises RuntimeError: it cannot be loaded, ValueError: no such address."""
     try:
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401
@@ -34,8 +35,23 @@ def serve(trained: Trained, run: Path, assignments: Sequence[str], host: str, po
         ) from None
     from trainer.serve.guard import Access
 
-    with workers_for(trained, run, assignments) as workers:
-        asyncio.run(_serve(workers, Access.of(host), port))
+    # Before the model is loaded, which may take minutes.
+    with _bound(host, port) as place, workers_for(trained, run, assignments) as workers:
+        asyncio.run(_serve(workers, Access.of(host), place))
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """The address, taken but not yet answering. Raises ValueError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    place = socket.socket(family)
+    try:
+        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        place.bind((host, port))
+    except OSError as error:
+        place.close()
+        fix = "--port N takes another port, --host an address of this machine"
+        raise ValueError(f"{host}, port {port}: {error.strerror}\n    hint: {fix}") from None
+    return place
 
 
 @contextmanager
@@ -71,7 +87,7 @@ def _environments(trained: Trained) -> list[dict[str, str]]:
     return [base | {"CUDA_VISIBLE_DEVICES": one} for one in visible or [""]]
 
 
-async def _serve(workers: Workers, access: Access, port: int) -> None:
+async def _serve(workers: Workers, access: Access, place: socket.socket) -> None:
     import uvicorn
 
     from trainer.serve.app import create_app
@@ -84,16 +100,16 @@ async def _serve(workers: Workers, access: Access, port: int) -> None:
         raise RuntimeError(str(error)) from None
     try:
         app = create_app(workers, access)
-        config = uvicorn.Config(app, access.host, port, log_level="warning", server_header=False,
-                                access_log=False, proxy_headers=False, lifespan="off",
+        config = uvicorn.Config(app, log_level="warning", server_header=False, access_log=False,
+                                proxy_headers=False, lifespan="off",
                                 timeout_graceful_shutdown=5)  # fmt: skip
         server = uvicorn.Server(config)
-        listening = asyncio.create_task(server.serve())
+        listening = asyncio.create_task(server.serve([place]))
         while not server.started and not listening.done():
             await asyncio.sleep(0.05)
         if server.started:
-            address = server.servers[0].sockets[0].getsockname()
-            tell(f"answering on {_url(access.host, address[1])}/docs, Ctrl-C ends it")
+            address = _url(access.host, place.getsockname()[1])
+            tell(f"answering on {address}/docs, Ctrl-C ends it")
             if access.token is not None:
                 tell(f"token (shown this once): {access.token}")
         await listening

@@ -111,7 +111,7 @@ def _layers(
 ) -> Iterator[Receipt]:
     """Layers that were copied from the host, recomputed, or compiled."""
     if plan.compile:
-        yield Receipt("compile", "some graphs", "some graphs" if graphs else "no graph")
+        yield Receipt("compiled graphs", graphs or "1 or more", graphs)
     else:
         again = sum(runs[index] == 2 * runs[-1] for index in range(len(model.decoder_layers)))
         yield Receipt("checkpointed_layers", plan.checkpointed_layers, again)

@@ -13,7 +13,7 @@ from profiles.files import read_regular, reason, write_whole
 from profiles.preferences import Preference
 from profiles.wrong_values import what_is_wrong
 from trainer.run.folder import LAST, RECORD
-from trainer.run.trackers import TENSORBOARD
+from trainer.run.trackers import TENSORBOARD, Tracker
 
 # split -> item -> digest of its annotation and its picture's size;
 # split's pictures -> path, or data set -> digest of the content, or of its pictures' sizes
@@ -32,7 +32,7 @@ class Keeping:
     steps: int | None = None  # the same in optimizer steps
     checkpoints: int = 2
     wait_minutes: float = 0.0  # for other processes to free memory
-    trackers: tuple[str, ...] = (TENSORBOARD,)
+    trackers: tuple[Tracker, ...] = (TENSORBOARD,)
 
     def earlier(self, folder: Path) -> list[Path]:
         """The folders of the checkpoints before the last one in a run folder, newest first."""

@@ -9,39 +9,47 @@ from __future__ import annotations
 import os
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from accelerate.tracking import GeneralTracker
 
-TENSORBOARD = "tensorboard"
-TRACKERS = (TENSORBOARD, "wandb", "trackio", "mlflow")  # each is the name of its package, too
+TENSORBOARD: Literal["tensorboard"] = "tensorboard"
+Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]  # each is its package's name, too
+TRACKERS: tuple[Tracker, ...] = get_args(Tracker)
 PROJECT = "lisa-preflight"  # under which the others list a user's runs
 QUIET = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false",
          "MLFLOW_DISABLE_TELEMETRY": "true"}  # fmt: skip
 
 
-def read_trackers(text: str) -> tuple[str, ...]:
+def read_trackers(text: str) -> tuple[Tracker, ...]:
     """The trackers of a `--tracker wandb,mlflow`. Raises ValueError."""
-    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    known = ", ".join(TRACKERS)
-    if not names or set(names) - set(TRACKERS):
+    named = [name.strip() for name in text.split(",") if name.strip()]
+    names = tuple(name for name in TRACKERS if name in named)
+    if not names or set(named) - set(TRACKERS):
+        known = ", ".join(TRACKERS)
         raise ValueError(f"--tracker: got {text!r}; allowed: {known}, with commas between several")
     must_be_installed(names)
     return names
 
 
-def must_be_installed(names: tuple[str, ...]) -> None:
+def is_installed(name: str) -> bool:
+    """Whether there is such a package: a folder of a tracker's own files has its name, too."""
+    spec = find_spec(name)
+    return spec is not None and spec.origin is not None
+
+
+def must_be_installed(names: tuple[Tracker, ...]) -> None:
     """Raise ValueError with the command that installs what is missing."""
-    if missing := [name for name in names if find_spec(name) is None]:
+    if missing := [name for name in names if not is_installed(name)]:
         raise ValueError(
             f"--tracker: not installed: {', '.join(missing)}\n"
             f"    hint: pip install {' '.join(missing)}"
         )
 
 
-def made_for(run: Path, names: tuple[str, ...]) -> list[str | GeneralTracker]:
+def made_for(run: Path, names: tuple[Tracker, ...]) -> list[str | GeneralTracker]:
     """What accelerate is to log with: TensorBoard's files go into the run's own folder.
 
     Accelerate leaves out what is not installed: raises ValueError.

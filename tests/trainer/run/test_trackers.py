@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from accelerate import tracking
 from accelerate.utils import LoggerType
+from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from tests.conftest import PHOTOS, tiny_plan
@@ -42,7 +44,7 @@ def trackio(monkeypatch: pytest.MonkeyPatch) -> list[SimpleNamespace]:
         module.config = SimpleNamespace(update=lambda values, **_: runs[-1].config.update(values))
         return runs[-1]
 
-    module.init, module.__spec__ = init, ModuleSpec("trackio", None)
+    module.init, module.__spec__ = init, ModuleSpec("trackio", None, origin="here")
     module.finish = lambda: runs[-1].finish()
     module.log = lambda values, **how: runs[-1].log(values, **how)
     monkeypatch.setitem(sys.modules, "trackio", module)
@@ -106,8 +108,12 @@ def test_one_that_does_not_start_is_an_error(
 def test_names_are_accelerates_and_a_missing_package_says_how_to_get_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = {TENSORBOARD: True}
-    monkeypatch.setattr("trainer.run.trackers.find_spec", found.get)
+    (tmp_path / "wandb").mkdir()  # where it keeps its files: no package
+    real = importlib.util.find_spec
+    monkeypatch.setattr(  # whether or not it is installed
+        "trainer.run.trackers.find_spec",
+        lambda name: PathFinder.find_spec(name, [str(tmp_path)]) if name == "wandb" else real(name),
+    )
     assert set(TRACKERS) <= set(map(str, tracking.LOGGER_TYPE_TO_CLASS))
     assert read_trackers("tensorboard, tensorboard") == (TENSORBOARD,)
     for wrong, told in (
@@ -127,5 +133,7 @@ def test_a_run_keeps_its_trackers_and_those_of_before_have_tensorboard(tmp_path:
     Started(PHOTOS, tmp_path, {}, keeping).write(tmp_path)
     assert Started.read(tmp_path).keeping == keeping
     document = json.loads((tmp_path / "run.json").read_text())
+    with pytest.raises(ValidationError):  # no name of a package to look for, and so to import
+        Started.parse(json.dumps(document | {"keeping": {"trackers": ["os.path"]}}))
     del document["keeping"]["trackers"]
     assert Started.parse(json.dumps(document)).keeping.trackers == (TENSORBOARD,)

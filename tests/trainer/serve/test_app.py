@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import socket
 from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
+from typer.testing import CliRunner
 
+from tests.conftest import tiny_plan
 from tests.trainer.answer.test_results import PICTURES, make_run
 from tests.trainer.serve.harness import HERE, Server, check, picture
 from trainer.answer.output import run_lengths
 from trainer.answer.question import Question
 from trainer.answer.segmenter import Segmenter
 from trainer.answer.trained_model import find_trained
+from trainer.cli.segment import app as segment
 from trainer.cli.serve import workers_for
 from trainer.serve.app import create_app
 from trainer.serve.guard import Access
@@ -191,3 +195,26 @@ def test_a_defect_shows_no_traceback(run, monkeypatch: pytest.MonkeyPatch) -> No
             check(one, picture(number), "a")
 
     run(test)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--port", "PORT"], "port PORT: Address already in use\n    hint: --port N"),
+        (["--host", "192.0.2.1"], "192.0.2.1, port 8763: Cannot assign requested address"),
+        (["--host", "no.such.name.invalid"], "no.such.name.invalid, port 8763: "),
+        ([str(PICTURES[0])], "--serve gets its pictures over HTTP"),
+    ],
+)
+def test_an_address_that_cannot_be_had_is_told_before_the_model_is_loaded(
+    words: list[str], said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "best").mkdir()
+    (tmp_path / "best" / "trained.safetensors").touch()  # is never read
+    (tmp_path / "best" / "plan.json").write_text(tiny_plan().to_json())
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        words = [word.replace("PORT", port) for word in words]
+        done = CliRunner().invoke(segment, [*words, "--serve", "--run", str(tmp_path)])
+    assert done.exit_code == 2 and said.replace("PORT", port) in done.stderr, done.stderr
+    assert "loading" not in done.stderr
