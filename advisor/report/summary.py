@@ -105,8 +105,6 @@ def _lines(advice: Advice, console: Console) -> Iterator[tuple[str, Text]]:
         yield "speed", Text(_speed(advice))
     for title, text in alternatives(advice):
         yield title, Text(text)
-    if text := _in_fp8(advice):
-        yield "FP8", Text(text)
 
 
 def _in_fp8(advice: Advice) -> str:
@@ -124,7 +122,7 @@ def _in_fp8(advice: Advice) -> str:
                  for one in (plan, plan.model_copy(update={"products": "fp8"})))  # fmt: skip
     if now < (1 + WORTH_SAYING) * then:
         return ""
-    return f"{now / then - 1:.0%} faster with --set products=fp8, which rounds more (docs/fp8.md)"
+    return f"FP8: {now / then - 1:.0%} faster with --set products=fp8, which rounds more"
 
 
 def plan_line(plan: Plan) -> str:
@@ -204,7 +202,9 @@ def _notes(advice: Advice) -> list[str]:
     notes = advice.findings if advice.what_if else (*advice.findings, *advice.machine.notes)
     runs = not advice.exit_code  # then a line of its own says what to convert first
     said = OPEN_NAME, *(["weights"] if runs else [])
-    lines = (str(note) for note in notes if note.where not in said)
+    lines = [str(note) for note in notes if note.where not in said]
+    if text := _in_fp8(advice):
+        lines.append(text)
     return [printable(" ".join(line.split()).replace(" hint: ", " -> ")) for line in lines]
 
 

@@ -550,9 +550,9 @@ def test_a_preview_shows_target_and_ignored(tmp_path: Path) -> None:
     code, told = call("preview", tmp_path / "data", "--split", split, "--out", tmp_path / "p.png")
     assert code == 0 and told.startswith("a-cup (phrase): cup\n")
     sheet = np.asarray(Image.open(tmp_path / "p.png")).astype(int)
-    tile = sheet[18:, 256 : 256 + WIDTH]
-    assert np.abs(tile[17, 20] - [0, 145, 227]).max() < 6  # half picture, half TRUE
-    assert np.abs(tile[0, 0] - [127, 155, 100]).max() < 6  # half picture, half IGNORED
+    tile = sheet[20:, 256 : 256 + WIDTH]
+    assert np.abs(tile[17, 20] - [0, 128, 219]).max() < 6  # two thirds picture, a third TRUE
+    assert np.abs(tile[4, 4] - [89, 135, 130]).max() < 6  # two thirds picture, a third IGNORED
 
 
 # ----------------------------------------------------------------------------------- the page
