@@ -116,9 +116,9 @@ def _operator(kind: str, stored: str, widen: Widen) -> Callable[..., Tensor]:
     def back(gradient: Tensor, *weight: Any) -> Tensor:
         codes, factor = widen(*weight, True)
         flat = gradient.reshape(-1, gradient.shape[-1])
-        flat = flat if factor is None else flat * factor.to(flat.dtype)
-        made = scaled_product(*quantised(flat), codes, weight[-1], gradient.dtype)
-        return _shaped(made, gradient)
+        # No name for what is scaled: it goes once it has codes, as the forecast counts it.
+        made = quantised(flat if factor is None else flat * factor.to(flat.dtype))
+        return _shaped(scaled_product(*made, codes, weight[-1], gradient.dtype), gradient)
 
     def product(x: Tensor, codes: Tensor, worth: Tensor, *weight: Any) -> Tensor:
         widened, factor = widen(*weight, False)
