@@ -15,8 +15,7 @@ from advisor.report.cost_text import cost_lines
 from advisor.report.findings import OPEN_NAME
 from advisor.report.memory_bar import bar, legend
 from advisor.report.plan_words import changes, lora_text, storage_text
-from advisor.request import WITH_FP8
-from profiles.gpus import gpu_by_nvml
+from profiles.gpus import WITH_FP8, gpu_by_nvml
 from profiles.plan import Plan
 from profiles.preferences import PREFERENCES, Preference
 from profiles.sizes import gib
