@@ -23,7 +23,7 @@ from profiles.batches import micro_batches
 from profiles.environment import ALLOCATOR_VARIABLES
 from profiles.exchange import nccl_bytes
 from profiles.findings import Finding, PlanError
-from profiles.gpus import GpuProfile, gpu_by_nvml
+from profiles.gpus import WITH_FP8, GpuProfile, gpu_by_nvml
 from profiles.models import model_profile
 from profiles.overrides import assigned
 from profiles.plan import Plan
@@ -34,7 +34,6 @@ from profiles.text import argument, counted
 
 # NVIDIA's WSL drivers before R615 fail at them on some cards (pytorch/pytorch#192330).
 WSL_SEGMENTS_DRIVER = 615
-WITH_FP8 = (8, 9)  # compute capability from which on torch multiplies FP8 codes with scales a row
 OLDEST_BUILT = (5, 0)  # compute capability in torch's builds for CUDA 12.6, the oldest that do
 
 

@@ -15,6 +15,8 @@ from profiles.records import Frozen
 from profiles.settings import MOST_PROCESSES
 from profiles.sizes import MIB
 
+# Compute capability from which on torch multiplies FP8 codes with scales a row.
+WITH_FP8 = (8, 9)
 # "12GB", "12 GB", "12 GiB", "12g"; not the 10G of "A10G".
 _SIZE = re.compile(r"(?<![a-z0-9.])(\d+(?:\.\d+)?)\s*g(?:i?b)?\b")
 # "A100 80", "3060-12": a number at the end, of a size that memory has.

@@ -191,11 +191,14 @@ def draw(drawing: Drawing) -> bytes:
     image = _decoded(drawing.picture)
     size = image.shape[0], image.shape[1]
     chosen = [number for number in dict.fromkeys(drawing.shown) if 0 <= number < len(drawing.masks)]
-    masks = [_mask(drawing.masks[number], number, size) for number in chosen]
+    # One after the other: hundreds of a large picture's size would be gigabytes.
+    whole = (_mask(drawing.masks[number], number, size) for number in chosen)
     if drawing.kind == "mask":
-        whole = np.any(masks, axis=0) if masks else np.zeros(size, bool)
-        return png(Image.fromarray(whole.astype(np.uint8) * 255), drawing.most)
-    image, masks = _shrunk(image, masks, drawing.most)
+        every = np.zeros(size, bool)
+        for mask in whole:
+            every |= mask
+        return png(Image.fromarray(every.astype(np.uint8) * 255), drawing.most)
+    image, masks = _shrunk(image, whole, drawing.most)
     colours = [COLOURS[number % len(COLOURS)] for number in chosen]
     if masks:
         image = overlay(image, masks, colours, drawing.opacity)
@@ -225,12 +228,12 @@ def _mask(value: dict[str, Any], number: int, size: tuple[int, int]) -> NDArray[
 
 
 def _shrunk(
-    image: NDArray[np.uint8], masks: list[NDArray[np.bool_]], most: int
+    image: NDArray[np.uint8], masks: Iterator[NDArray[np.bool_]], most: int
 ) -> tuple[NDArray[np.uint8], list[NDArray[np.bool_]]]:
     """Picture and masks at the size they are shown in: lines are drawn at that size."""
     small = Image.fromarray(image)
     small.thumbnail((min(most, LARGEST_SIDE),) * 2)
     if small.size == image.shape[1::-1]:
-        return image, masks
+        return image, list(masks)
     scaled = [np.asarray(Image.fromarray(mask).resize(small.size)) for mask in masks]
     return np.asarray(small), scaled

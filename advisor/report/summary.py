@@ -15,8 +15,7 @@ from advisor.report.cost_text import cost_lines
 from advisor.report.findings import OPEN_NAME
 from advisor.report.memory_bar import bar, legend
 from advisor.report.plan_words import changes, lora_text, storage_text
-from advisor.request import WITH_FP8
-from profiles.gpus import gpu_by_nvml
+from profiles.gpus import WITH_FP8, gpu_by_nvml
 from profiles.plan import Plan
 from profiles.preferences import PREFERENCES, Preference
 from profiles.sizes import gib
@@ -39,6 +38,9 @@ def first_screen(advice: Advice, console: Console) -> None:
         rows += [("note", Text(note)) for note in notes]
     else:
         room = SCREEN_LINES - _head_lines(advice, console) - _height(rows, console) - 1
+        if room < 0:  # the last of the offers gives way
+            room += _height(rows, console) - _height(rows[:-1], console)
+            rows.pop()
         shown = notes[: max(0, room)]
         whole = [("note", Text(note)) for note in shown]
         if _height([*rows, *whole], console) - _height(rows, console) > room:

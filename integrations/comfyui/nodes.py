@@ -5,6 +5,7 @@ It needs what ComfyUI brings: torch, numpy and Pillow. The model is in the serve
 
 from __future__ import annotations
 
+import http.client
 import io
 import json
 import os
@@ -19,8 +20,17 @@ from PIL import Image
 
 SECONDS = 300
 TOKEN = "LISA_SEGMENT_TOKEN"  # a variable, since a workflow that is saved and shared would show it
+
+
+class NoRedirect(urllib.request.HTTPRedirectHandler):
+    """lisa-segment redirects nobody; another server would be sent the token along."""
+
+    def redirect_request(self, *_: Any) -> None:
+        """Makes the redirection an error."""
+
+
 # Without proxies: what is meant for this machine would go to them.
-OPEN = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+OPEN = urllib.request.build_opener(urllib.request.ProxyHandler({}), NoRedirect)
 
 
 class LisaSegment:
@@ -70,6 +80,9 @@ def png(picture: torch.Tensor) -> bytes:
 
 def asked(address: str, picture: bytes, question: str, kind: str) -> dict[str, Any]:
     """The server's answer to one question. Raises RuntimeError."""
+    if not address.startswith(("http://", "https://")):
+        raise RuntimeError(f"address: got {address!r}; allowed: http://HOST:PORT, as the server "
+                           "printed it")  # fmt: skip
     body, kind_of_body = form(picture, {"question": question, "kind": kind})
     headers = {"Content-Type": kind_of_body}
     if token := os.environ.get(TOKEN):
@@ -81,6 +94,10 @@ def asked(address: str, picture: bytes, question: str, kind: str) -> dict[str, A
             return row
     except urllib.error.HTTPError as error:
         raise RuntimeError(f"lisa-segment: {_said(error)}") from None
+    except (ValueError, LookupError, TypeError, http.client.HTTPException):
+        raise RuntimeError(
+            f"{address}: answers, but not as lisa-segment does; correct the address"
+        ) from None
     except OSError as error:
         raise RuntimeError(
             f"{address}: {error}; start lisa-segment --serve there, or correct the address"
@@ -91,7 +108,7 @@ def _said(error: urllib.error.HTTPError) -> str:
     try:
         document = json.load(error)
         return "; ".join(document[name] for name in ("error", "hint") if name in document)
-    except ValueError:
+    except (ValueError, TypeError):
         return str(error)
 
 

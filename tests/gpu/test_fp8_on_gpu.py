@@ -9,15 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from profiles.gpus import WITH_FP8
 from tests.trainer.model.test_fp8 import STORAGES, hard_input, off, passed
 from trainer.model.layers import fp8
-from trainer.model.layers.fp8 import FIRST_WITH_FP8, fp8_linear, quantised, scales_of
+from trainer.model.layers.fp8 import fp8_linear, quantised, scales_of
 from trainer.model.layers.frozen import Nf4Linear, nf4_inner
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(
-        not torch.cuda.is_available() or torch.cuda.get_device_capability() < FIRST_WITH_FP8,
+        not torch.cuda.is_available() or torch.cuda.get_device_capability() < WITH_FP8,
         reason="needs a card with FP8 products",
     ),
 ]

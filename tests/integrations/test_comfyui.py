@@ -7,6 +7,7 @@ import importlib.util
 import sys
 import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from types import ModuleType
 
 import numpy as np
@@ -103,6 +104,49 @@ def test_what_the_server_says_is_the_node_s_error(
         called(pack, image=image, question=" ", kind="sentence", address=address)
     with pytest.raises(RuntimeError, match="start lisa-segment --serve there"):
         called(pack, image=image, question="a", kind="sentence", address=f"{ADDRESS}:9")
+
+
+class Stranger(BaseHTTPRequestHandler):
+    """A server that is not lisa-segment: it says [] or sends elsewhere."""
+
+    taken = False
+
+    def do_POST(self) -> None:
+        """Answers a question."""
+        self.rfile.read(int(self.headers["Content-Length"]))
+        away = self.path.startswith("/away")
+        self.send_response(302 if away else 200)
+        self.send_header("Location", "/taken")
+        self.end_headers()
+        self.wfile.write(b"" if away else b"[]")
+
+    def do_GET(self) -> None:
+        """Where it sends."""
+        Stranger.taken = True
+
+    def log_message(self, *_: object) -> None:
+        """Nothing is printed."""
+
+
+def test_other_servers_and_addresses_are_told_apart(
+    pack: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LISA_SEGMENT_TOKEN", "secret")
+    server = HTTPServer(("127.0.0.1", 0), Stranger)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    place, image = f"{ADDRESS}:{server.server_port}", torch.zeros(1, 8, 8, 3)
+    for address, why in (
+        (f"{place}/away", "302"),
+        (place, "answers, but not as lisa-segment does"),
+        ("127.0.0.1:8763", "allowed: http://HOST:PORT"),
+        ("file:///etc", "allowed: http://HOST:PORT"),
+        ("http://a b", "correct the address"),
+    ):
+        with pytest.raises(RuntimeError, match=why):
+            called(pack, image=image, question="a", kind="sentence", address=address)
+    server.shutdown()
+    server.server_close()
+    assert not Stranger.taken  # a redirection would take the token along
 
 
 def test_run_lengths_are_read_as_pycocotools_reads_them(pack: ModuleType) -> None:

@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 import time
+import tracemalloc
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -182,3 +183,20 @@ def test_a_picture_of_a_stranger_is_refused(page: Page) -> None:
     bad = {"picture": base64.b64encode(b"<svg onload=alert(1)>").decode(), "masks": []}
     assert "a complete" in page.error("draw", **bad)
     assert "tmp" not in page.error("draw", **bad)
+
+
+@pytest.mark.parametrize("kind", ["overlay", "mask"])
+def test_many_masks_of_a_large_picture_are_not_held_at_once(kind: str) -> None:
+    height, width, count = 1200, 1600, 40
+    file = BytesIO()
+    Image.new("RGB", (width, height)).save(file, "PNG")
+    mask = run_lengths(np.ones((height, width), bool))
+    asked = answers.Drawing(
+        picture=base64.b64encode(file.getvalue()), masks=(mask,) * count,
+        shown=tuple(range(count)), kind=kind, most=64,
+    )  # fmt: skip
+    tracemalloc.start()
+    answers.draw(asked)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < count * height * width / 2

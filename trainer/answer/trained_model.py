@@ -86,7 +86,8 @@ def find_trained(
 ) -> Trained:
     """The trained model in `where`, with settings for inference; without a GPU for the CPU.
 
-    `sees_gpu` is asked where the model was trained on one; by default torch says it.
+    `sees_gpu` is asked where the model was trained on one; by default torch says it. Products are
+    in dtype, so that a run's answers are the same on cards with FP8 and without.
 
     Raises ValueError where there is no model, PlanError.
     """
@@ -99,7 +100,7 @@ def find_trained(
         raise ValueError(f"{where}: {_why_none(where)}")
     answering: dict[str, object] = {
         "cached_encoders": list(plan.profile.encoders), "compile": False, "processes": 1,
-        "nodes": 1, "accumulation": 1, "effective_batch": None,
+        "nodes": 1, "accumulation": 1, "effective_batch": None, "products": "dtype",
     }  # fmt: skip
     if plan.device == "cuda" and not (sees_gpu or _sees_gpu)():
         answering |= {"device": "cpu", "optimizer": "adamw", "host_layers": 0}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from profiles.command_line import Commands, Version
+from profiles.environment import own_card
 from profiles.exits import fail
 from profiles.files import made, refused
 from profiles.streams import say, set_streams, tell
@@ -177,7 +178,9 @@ def planned_for(
         return trained.plan, None
     from advisor.inference import fitting, worst_question
     from advisor.machine.probe import probe
+    from trainer.model.build import check_products
 
+    check_products(trained.plan, own_card())
     worst = worst_question(*largest())
     fit = fitting(trained.plan, trained.may_round, worst, probe(), tell)
     tell(fit.line())

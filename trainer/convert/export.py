@@ -124,7 +124,7 @@ def export_merged(trained: Trained, target: Path, shard_bytes: int = SHARD_BYTES
         facts = facts_of(source)
         origin = {"model": plan.model, "dtype": plan.dtype, "merged": plan.content_hash}
         (folder / ORIGIN).write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
-        text = card(plan, facts, True, licences_of(plan))
+        text = card(Plan.read(source / "plan.json"), facts, True, licences_of(plan))
         (folder / "README.md").write_text(text, encoding="utf-8")
     return _bytes(target)
 
@@ -241,7 +241,8 @@ def _results(facts: dict[str, Any]) -> Iterator[str]:
 
 def _training(plan: Plan, facts: dict[str, Any]) -> Iterator[str]:
     lora = f"LoRA r={plan.lora.rank} on {plan.lora.targets}" if plan.lora else "no LoRA"
-    yield f"- base weights in {plan.quantization}, {plan.dtype} arithmetic, {lora}; trained: " + (
+    arithmetic = plan.dtype + (" and FP8" if plan.products == "fp8" else "")
+    yield f"- base weights in {plan.quantization}, {arithmetic} arithmetic, {lora}; trained: " + (
         ", ".join(plan.train)
     )
     yield f"- batch {plan.effective_batch}, epochs: {plan.schedule.epochs}, rate " + (

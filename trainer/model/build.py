@@ -20,7 +20,7 @@ from profiles.plan import Plan
 from profiles.settings import Dtype, Encoder
 from trainer.model.adapters import add_adapters
 from trainer.model.families import family_of
-from trainer.model.layers.fp8 import fp8_linear
+from trainer.model.layers.fp8 import check_card, fp8_linear
 from trainer.model.layers.frozen import frozen_linear
 from trainer.model.layers.host import HostEmbedding, HostHead, HostLayers
 from trainer.model.layers.host_memory import HostMemory
@@ -138,6 +138,13 @@ def check_compiler(needed_by: str = "compile", fix: str = "--set compile=false")
     else:
         return
     raise ValueError(f"{needed_by}: needs {missing}\n    hint: {fix}")
+
+
+def check_products(plan: Plan, card: int) -> None:
+    """Raise ValueError if the plan's products cannot be had on that CUDA card."""
+    if plan.products == "fp8":
+        check_compiler("products: fp8", "--set products=dtype")
+        check_card(card)
 
 
 def add_trained(

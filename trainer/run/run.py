@@ -23,9 +23,8 @@ from trainer.data.mixture import MixedSets
 from trainer.data.pictures import Picture
 from trainer.data.samples import SampleSet, image_paths
 from trainer.hardware import free_bytes, hardware, memory_bytes, peaks, versions
-from trainer.model.build import build, check_compiler, read_tokenizer
+from trainer.model.build import build, check_compiler, check_products, read_tokenizer
 from trainer.model.footprint import check_fits
-from trainer.model.layers.fp8 import check_card
 from trainer.model.tokenizer import ConversationTokenizer
 from trainer.model.trained import GradientCheck, trained_names
 from trainer.model.weights import weight_source
@@ -65,9 +64,7 @@ def tokenizer_for(plan: Plan) -> ConversationTokenizer:
     if free is not None:
         if plan.compile:
             check_compiler()
-        if plan.products == "fp8":
-            check_compiler("products: fp8", "--set products=dtype")
-            check_card(own_card())
+        check_products(plan, own_card())
         check_fits(plan, tokenizer, *free)
     return tokenizer
 

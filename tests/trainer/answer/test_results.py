@@ -28,6 +28,7 @@ from trainer.answer.segmenter import SILENT, Segmenter
 from trainer.answer.trained_model import Trained, find_trained
 from trainer.batch import Batch
 from trainer.cli.segment import app as segment_app
+from trainer.cli.segment import planned_for
 from trainer.cli.train import app
 from trainer.convert import export
 from trainer.data.formats.reasonseg import read_split
@@ -231,6 +232,22 @@ def test_merged_weights_answer_alike(
     assert error < tolerance, float(error)
     if storage == "nf4":
         assert error > 1e-3, "merging into unrounded weights cannot be without effect"
+
+
+def test_a_run_in_fp8_answers_on_cards_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = make_run(tmp_path / "run", products="fp8", effective_batch=8)
+    assert find_trained(where).plan.products == "dtype"
+    export.export_merged(find_trained(where), tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "fp32 and FP8 arithmetic" in card and "- batch 8," in card  # as it was trained
+    monkeypatch.setattr("trainer.model.build.check_compiler", lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda card: (8, 6))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda card: "RTX 3090")
+    asked = Plan(device="cuda", products="fp8")
+    with pytest.raises(ValueError, match=r"RTX 3090 has none(.|\n)*--set products=dtype"):
+        planned_for(Trained(asked, None), lambda: (1, 1))
 
 
 def test_other_base_weights_are_refused(run: Path, cache: Path, tmp_path: Path) -> None:

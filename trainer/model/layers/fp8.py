@@ -22,13 +22,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from profiles.gpus import WITH_FP8
 from trainer.model.layers.frozen import Int8Linear, Nf4Linear, nf4_inner, nf4_values, nf4_weight
 
 LARGEST = 448.0  # of e4m3
 FP8 = torch.float8_e4m3fn
 TINY = torch.finfo(torch.float32).tiny
 INT8_LARGEST = 127.0
-FIRST_WITH_FP8 = (8, 9)  # compute capability
 
 
 def scales_of(largest: Tensor) -> Tensor:
@@ -116,9 +116,9 @@ def _operator(kind: str, stored: str, widen: Widen) -> Callable[..., Tensor]:
     def back(gradient: Tensor, *weight: Any) -> Tensor:
         codes, factor = widen(*weight, True)
         flat = gradient.reshape(-1, gradient.shape[-1])
-        flat = flat if factor is None else flat * factor.to(flat.dtype)
-        made = scaled_product(*quantised(flat), codes, weight[-1], gradient.dtype)
-        return _shaped(made, gradient)
+        # No name for what is scaled: it goes once it has codes, as the forecast counts it.
+        made = quantised(flat if factor is None else flat * factor.to(flat.dtype))
+        return _shaped(scaled_product(*made, codes, weight[-1], gradient.dtype), gradient)
 
     def product(x: Tensor, codes: Tensor, worth: Tensor, *weight: Any) -> Tensor:
         widened, factor = widen(*weight, False)
@@ -242,7 +242,7 @@ class Fp8DenseLinear(nn.Linear, _InFp8):
 
 def check_card(card: int) -> None:
     """Raise ValueError if that CUDA card has no FP8 products."""
-    if torch.cuda.get_device_capability(card) < FIRST_WITH_FP8:
+    if torch.cuda.get_device_capability(card) < WITH_FP8:
         what = f"{torch.cuda.get_device_name(card)} has none; compute capability 8.9 and later do"
         raise ValueError(f"products: fp8: {what}\n    hint: --set products=dtype")
 
