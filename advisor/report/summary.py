@@ -38,9 +38,6 @@ def first_screen(advice: Advice, console: Console) -> None:
         rows += [("note", Text(note)) for note in notes]
     else:
         room = SCREEN_LINES - _head_lines(advice, console) - _height(rows, console) - 1
-        if room < 0:  # the last of the offers gives way
-            room += _height(rows, console) - _height(rows[:-1], console)
-            rows.pop()
         shown = notes[: max(0, room)]
         whole = [("note", Text(note)) for note in shown]
         if _height([*rows, *whole], console) - _height(rows, console) > room:
