@@ -137,7 +137,7 @@ if "RANK" in os.environ:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.launcher
 def test_two_processes_go_on_together(cache: Path, tmp_path: Path) -> None:
     """One of them runs out of memory; both are ended, and two others take their places.
 
