@@ -51,6 +51,17 @@ def test_forecast_meets_the_measured_row(name: str) -> None:
     assert abs(error) < 0.02, f"pool {error:+.2%}"
 
 
+def test_products_in_fp8_are_counted() -> None:
+    """The codes of inputs, gradients and weights, against a step that a card took."""
+    lines = (ROOT / "benchmarks" / "fp8.jsonl").read_text().splitlines()
+    row = next(r for r in map(json.loads, lines) if r.get("step") == "7b-k4")
+    measured, plan = row["measurement"], Plan.parse(row["measurement"]["plan"])
+    assert plan.products == "fp8"
+    found, _ = fake_rehearsal(plan, measured["text_tokens"][1], measured["masks"], (9, 0))
+    assert found.peak_allocated_bytes is not None
+    assert abs(found.peak_allocated_bytes / measured["peak_allocated_bytes"] - 1) < 0.002
+
+
 def traces(plan: Plan) -> tuple[MemoryTrace, MemoryTrace]:
     """Of all layers watched, and of those alike watched once."""
     with not_collected():
