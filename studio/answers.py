@@ -95,9 +95,12 @@ class Desk(Workers):
     async def unload(self) -> dict[str, Any]:
         """Let the model go."""
         async with self.changing:
-            await self.stop()
-            self.loaded, self.children = "", []
+            await self._let_go()
         return self.state()
+
+    async def _let_go(self) -> None:
+        await self.stop()
+        self.loaded, self.children = "", []
 
     async def ask(self, asked: Asked) -> Answered:
         """The model's answers. Raises NotAnswered."""
@@ -123,8 +126,10 @@ class Desk(Workers):
 
     async def _leave(self) -> None:
         await asyncio.sleep(IDLE_SECONDS)
-        if not self.waiting:
-            await self.unload()
+        async with self.changing:
+            if not self.waiting:
+                self.leaving = None  # a question that comes now must not stop this halfway
+                await self._let_go()
 
 
 def models(places: Places) -> dict[str, Any]:

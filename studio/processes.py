@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,14 @@ class Processes:
     def __init__(self, places: Places) -> None:
         self.places, self.home, self.folder = places, places.home, places.home / FOLDER
         self.children: list[subprocess.Popen[bytes]] = []
+        self.starting = threading.Lock()  # requests are answered in threads
 
     def start(self, target: Path, arguments: Sequence[str]) -> None:
         """Start `lisa-train ARGUMENTS` for a folder. Raises ValueError if one runs for it."""
+        with self.starting:
+            self._start(target, arguments)
+
+    def _start(self, target: Path, arguments: Sequence[str]) -> None:
         if self.running(target):
             raise ValueError(f"{target.name}: a process is at work on it already; wait for its end")
         self.folder.mkdir(exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import shutil
@@ -23,6 +24,7 @@ from profiles.gpus import gpus
 from profiles.plan import Plan
 from studio import answers
 from studio.app import create_app
+from studio.places import Places
 from tests.conftest import PHOTOS, tiny_plan
 from tests.studio.conftest import HERE, Page
 from trainer.answer.output import run_lengths
@@ -134,6 +136,29 @@ def test_a_model_that_nobody_asks_leaves_the_memory(
         while other.ask("desk")["loaded"]:
             assert time.monotonic() < until
             time.sleep(0.05)
+
+
+def test_a_late_question_does_not_stop_the_unloading(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk, ended = answers.Desk(Places([home])), []
+
+    async def stop() -> None:
+        await asyncio.sleep(0.05)
+        ended.append(True)
+
+    async def ask_late() -> None:
+        monkeypatch.setattr(answers, "IDLE_SECONDS", 0)
+        desk._stay()
+        await asyncio.sleep(0.02)
+        monkeypatch.setattr(answers, "IDLE_SECONDS", 60)
+        desk._stay()  # as every question does at its end
+        await asyncio.sleep(0.1)
+
+    monkeypatch.setattr(desk, "stop", stop)
+    asyncio.run(ask_late())
+    desk.folder.cleanup()
+    assert ended == [True]
 
 
 def test_a_model_that_cannot_be_loaded_says_why(

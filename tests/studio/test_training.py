@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,32 @@ def test_what_cannot_start_is_refused(page: Page) -> None:
     assert "does not see" in page.error("train", name="a", data="work/photos", plan="/etc/passwd")
     assert "is not there" in page.error("resume", run="work/runs/none")
     assert not (page.home / "runs").exists() and not (page.home / ".lisa-studio").exists()
+
+
+@pytest.mark.usefixtures("trainer")
+def test_of_two_starts_at_once_one_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    processes, target = Processes(Places([home])), home / "runs" / "a"
+    running = Processes.running
+
+    def slowly(self: Processes, folder: Path) -> bool:
+        found = running(self, folder)
+        time.sleep(0.1)
+        return found
+
+    def start(_: int) -> str:
+        try:
+            processes.start(target, [f"--output-dir={target}"])
+        except ValueError as error:
+            return str(error)
+        return "started"
+
+    monkeypatch.setattr(Processes, "running", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        told = sorted(pool.map(start, range(2)))
+    for child in processes.children:
+        child.kill()
+        child.wait()
+    assert told[1] == "started" and "at work on it already" in told[0]
 
 
 def test_another_process_with_that_number_is_not_taken_for_it(home: Path) -> None:

@@ -117,7 +117,7 @@ def resume_run(
 ) -> None:
     """Resume a run in its own folder, with a smaller plan if it ran out of memory.
 
-    `keeping`: changed fields of Keeping; `changes`: the plan's processes, nodes and more epochs.
+    `keeping`: changed fields of Keeping; `changes`: of the plan, what may change on the way.
     Raises PlanError, CannotResume, NothingSmaller, Held.
     """
     from trainer.run.shortages import remove_unfinished

@@ -70,17 +70,22 @@ def train(context: typer.Context, options: TrainOptions) -> None:
         _start(options)
 
 
+# Settings that a resumed run takes: a run may move to machines of another kind, or go on longer.
+ON_RESUME = {"processes", "nodes", "products", "schedule.epochs"}
+
+
 def _resume(options: TrainOptions, run: Path) -> None:
-    """Resume a run; all but folders, saving, trackers, processes and more epochs is refused."""
+    """Resume a run; all but folders, saving, trackers and what `ON_RESUME` names is refused."""
     from profiles.overrides import assigned
     from profiles.plan import Plan
 
     if options.recipe is not None:
         fail("--resume uses the run's own plan: leave out --recipe")
-    others = assigned(options.assignments()).keys() - {"processes", "nodes", "schedule.epochs"}
+    others = assigned(options.assignments()).keys() - ON_RESUME
     if options.auto or options.plan or options.model or others or options.use_lora:
         fail("--resume uses the run's own plan: leave out the other settings\n"
-             "    hint: only --epochs, --set processes=N and nodes=N may change")  # fmt: skip
+             "    hint: only --epochs, --set processes=N, nodes=N and products=dtype or fp8 "
+             "may change")  # fmt: skip
     if options.skip_broken is not None:
         fail("--resume skips the same entries as the run did: leave out --skip-broken")
     if options.adapter is not None:

@@ -73,9 +73,9 @@ def start_trackers(accelerator: Accelerator, run: Path, settings: dict[str, Any]
             if tracker.name != TENSORBOARD:
                 tracker.store_init_configuration(settings)
     except Exception as error:
-        if all(tracker.name == TENSORBOARD for tracker in accelerator.trackers):
+        names = ", ".join(one.name for one in accelerator.trackers if one.name != TENSORBOARD)
+        if not names:
             raise
-        names = ", ".join(tracker.name for tracker in accelerator.trackers)
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"--tracker: {names} did not start: {said}\n    hint: --tracker {TENSORBOARD}"

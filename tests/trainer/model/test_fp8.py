@@ -25,6 +25,8 @@ from trainer.model.layers.fp8 import (
     scales_of,
 )
 from trainer.model.layers.frozen import frozen_linear
+from trainer.model.layers.host import Gate, HostLayers
+from trainer.model.layers.host_memory import HostMemory
 
 STORAGES = ("nf4", "int8", "none")
 
@@ -150,6 +152,30 @@ def test_a_scaled_gradient_is_gone_before_its_product(
     monkeypatch.setattr(fp8, "scaled_product", multiply)
     y.backward(torch.randn(3, 64))
     assert alive == [storage != "int8"]  # the others' gradient is nobody's copy
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_layers_in_host_memory_multiply_alike(storage: str) -> None:
+    """Scales stay on the card; what is copied there back and forth belongs to them."""
+
+    def layers() -> list[nn.Module]:
+        torch.manual_seed(1)
+        return [fp8_linear(torch.randn(128, 128) * 0.1, storage) for _ in range(4)]
+
+    memory = HostMemory()
+    host, hosted = HostLayers(torch.device("cpu"), memory), layers()
+    numbers = [host.adopt(nn.Sequential(one)) for one in hosted]
+    memory.complete()
+    x = torch.randn(5, 128)
+    one, other = x.clone().requires_grad_(), x.clone().requires_grad_()
+    y = nn.Sequential(*layers())(one)
+    z = other
+    for number, layer in zip(numbers, hosted, strict=True):
+        host.fetch(number, 1)
+        z = Gate.apply(layer(z), host, number)
+    y.sum().backward()
+    z.sum().backward()
+    assert torch.equal(y, z) and torch.equal(one.grad, other.grad)
 
 
 def test_linears_of_one_input_share_its_codes() -> None:

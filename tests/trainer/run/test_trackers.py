@@ -101,7 +101,7 @@ def test_one_that_does_not_start_is_an_error(
         raise RuntimeError("no such server")
 
     monkeypatch.setattr("trackio.init", refuse)
-    with pytest.raises(ValueError, match="trackio did not start: no such server"):
+    with pytest.raises(ValueError, match="^--tracker: trackio did not start: no such server"):
         records(tmp_path, []).start()
 
 
