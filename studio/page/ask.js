@@ -92,12 +92,13 @@ export function setUpAsk(section, shared) {
 
   async function answer() {
     if (!shown) throw new Error("choose a picture first");
-    const body = new FormData();
-    body.append("picture", shown.blob, "picture");
+    const asked = shown, body = new FormData();
+    body.append("picture", asked.blob, "picture");
     const questions = at("ask-questions").value.split("\n").map((one) => one.trim()).filter(Boolean);
     questions.forEach((one) => body.append("question", one));
     body.append("kind", at("ask-explain").checked ? "explain" : at("ask-phrase").checked ? "phrase" : "sentence");
     const told = await read(await send("segment", { body }));
+    if (shown !== asked) return; // another picture was chosen meanwhile
     rows = told.answers;
     layers = rows.flatMap((row) => row.masks.map((mask) => ({ mask, question: row.question, on: true })));
     showAnswers(told);

@@ -39,6 +39,14 @@ def test_activations_have_their_twins_codes(k: int, size: float) -> None:
     assert torch.equal(made[1].cpu(), twin[1])
 
 
+def test_what_is_no_number_stays_none() -> None:
+    """A run looks for NaN in its losses: no product may make a number of one."""
+    x = torch.ones(2, 128, device="cuda", dtype=torch.bfloat16)
+    x[1, 5] = torch.nan
+    y = fp8_linear(torch.randn(64, 128, device="cuda", dtype=torch.bfloat16), "none")(x)
+    assert y[0].isfinite().all() and y[1].isnan().all()
+
+
 @pytest.mark.parametrize("back", [False, True])
 @pytest.mark.parametrize(("n", "k"), [(4096, 128), (100, 192), (256, 11008)])
 def test_weights_have_their_twins_codes(n: int, k: int, back: bool) -> None:

@@ -67,6 +67,13 @@ def test_a_row_is_scaled_by_its_largest_value(size: float) -> None:
     assert scales.isfinite().all() and (scales > 0).all()
 
 
+def test_what_is_no_number_stays_none() -> None:
+    x = torch.ones(2, 128)
+    x[1, 5] = torch.nan
+    y = fp8_linear(torch.randn(64, 128), "none")(x)
+    assert y[0].isfinite().all() and y[1].isnan().all()
+
+
 def hard_input() -> Tensor:
     """A channel 100 times the others, as LLaMA's first layers have, and a row of zeros."""
     x = torch.randn(2, 9, 128)

@@ -22,7 +22,8 @@ def _quantise_row(x, codes, scales, k, smallest, WIDTH: tl.constexpr):  # type: 
     column = tl.arange(0, WIDTH)
     values = tl.load(x + row * k + column, mask=column < k, other=0.0).to(tl.float32)
     scale = tl.maximum(tl.max(tl.abs(values)), smallest) * ONE_CODE
-    scaled = tl.clamp(values * tl.div_rn(1.0, scale), -LARGEST, LARGEST)
+    scaled = values * tl.div_rn(1.0, scale)
+    scaled = tl.clamp(scaled, -LARGEST, LARGEST, propagate_nan=tl.PropagateNan.ALL)
     tl.store(codes + row * k + column, scaled.to(tl.float8e4nv), mask=column < k)
     tl.store(scales + row, scale)
 
@@ -36,7 +37,9 @@ def _put(wide, scales, codes, row, column, n, k, BACK: tl.constexpr):  # type: i
     else:
         scale = tl.load(scales + row, mask=row < n, other=1.0)[:, None]
     one = tl.full(scale.shape, 1.0, tl.float32)
-    made = tl.clamp(wide * tl.div_rn(one, scale), -LARGEST, LARGEST).to(tl.float8e4nv)
+    scaled = wide * tl.div_rn(one, scale)
+    made = tl.clamp(scaled, -LARGEST, LARGEST, propagate_nan=tl.PropagateNan.ALL)
+    made = made.to(tl.float8e4nv)
     if BACK:
         place = column.to(tl.int64)[:, None] * n + row[None, :]
         tl.store(codes + place, tl.trans(made), mask=tl.trans(inside))
