@@ -19,7 +19,7 @@ from advisor.choice.search import (
     smallest_card_gib,
 )
 from advisor.cost.disk import disk_of
-from advisor.cost.duration import REASON_SEG, duration_of
+from advisor.cost.duration import assumed_size, duration_of
 from advisor.cost.several import Planned, numbers, several
 from advisor.machine.budget import Budget
 from advisor.machine.evidence import Evidence
@@ -96,7 +96,11 @@ def with_costs(request: Request, advice: Advice, counts: DataCounts | None) -> A
     """
     if advice.plan is None or (request.data is not None and counts is None):
         return advice
-    size, gpu, plan = counts or REASON_SEG, advice.gpu, advice.plan
+    size, gpu, plan = counts or assumed_size(advice.plan), advice.gpu, advice.plan
+    if size is None:
+        what = "time and disk of a mixture are not known without its data"
+        unknown = Finding("mixture", what, fix="--data-dir DIR counts it")
+        return advice.model_copy(update={"findings": (unknown, *advice.findings)})
     costs: dict[str, object] = {"disk": disk_of(plan, size)}
     if gpu is not None:
         costs["duration"] = duration_of(plan, request.card(gpu), size)

@@ -315,7 +315,8 @@ class Plan(Settings):
                 )
             )
         if self.device == "cuda" and self.products == "fp8" and not (fp8 and triton):
-            what = f"{gpu_name} has no FP8 products: they need compute capability 8.9, and Linux"
+            lacks = "compute capability 8.9" if not fp8 else "Triton, which runs on Linux"
+            what = f"FP8 products on {gpu_name} need {lacks}"
             findings.append(Finding("products", what, "fp8", "--set products=dtype"))
         if self.compile and not triton:
             findings.append(

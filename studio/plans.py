@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from advisor.report.summary import alternatives, commands, plan_line
 from advisor.report.text import plan_lines
 from advisor.request import must_have_cards
 from profiles.files import write_whole
-from profiles.gpus import gpus
+from profiles.gpus import find_gpus, gpus
 from profiles.models import models
 from profiles.overrides import assigned
 from profiles.preferences import PREFERENCES, Preference
@@ -54,18 +55,25 @@ class Wanted(Frozen):
                 raise ValueError(f"settings: one has {len(text)} letters; allowed: {LONGEST}")
         if "weights" in assigned(self.settings):
             raise ValueError("settings: choose the weights' folder in its own field")
+        given, target = list(self.settings), self.target()
+        if target is not None and target.count > 1 and "processes" not in assigned(given):
+            given.append(f"processes={target.count}")
         if self.weights is None:
-            return list(self.settings)
+            return given
         found = "random" if self.weights == "random" else str(places.folder(self.weights))
-        return [*self.settings, f"weights={found}"]
+        return [*given, f"weights={found}"]
 
     def target(self) -> Target | None:
         """The card that is meant; None for this machine's. Raises ValueError."""
         if self.card == HERE:
             return None
-        card = gpus().get(self.card)
-        size = None if card is not None else parse_size(self.card)
-        return Target(size, card, self.windows)
+        with suppress(ValueError):
+            return Target(parse_size(self.card), None, self.windows)
+        try:
+            count, (card, *others) = find_gpus(self.card)
+        except ValueError as error:
+            raise ValueError(f"card: {error}; or give a size such as 8GiB") from None
+        return Target(None, card, self.windows, others=tuple(others), count=count)
 
     def data_folder(self, places: Places) -> Path | None:
         """The data to plan for. Raises ValueError."""

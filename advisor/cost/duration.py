@@ -62,6 +62,22 @@ class Duration(Frozen):
     price: float | None = Field(None, description="of all seconds")
 
 
+def assumed_size(plan: Plan) -> DataCounts | None:
+    """What a plan trains on where no data was named: ReasonSeg, or its first samples.
+
+    None for a mixture, whose pictures cannot be known.
+    """
+    if not plan.mixture.reason_seg_alone:
+        return None
+    whole = REASON_SEG
+    train = min(whole.train_pictures, plan.max_train_samples or whole.train_pictures)
+    val = min(whole.val_pictures, plan.max_val_samples or whole.val_pictures)
+    if (train, val) == (whole.train_pictures, whole.val_pictures):
+        return whole
+    return DataCounts(train_pictures=train, val_pictures=val, epoch_questions=train,
+                      val_questions=val)  # fmt: skip
+
+
 def duration_of(plan: Plan, card: GpuProfile | None, counts: DataCounts = REASON_SEG) -> Duration:
     """How long the plan trains on a card; on one as fast as TYPICAL where it is not known.
 

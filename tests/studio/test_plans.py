@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from advisor.machine.evidence import Evidence
@@ -11,6 +13,8 @@ from advisor.preflight import advise
 from profiles.gpus import gpus
 from profiles.plan import Plan
 from profiles.sizes import GIB
+from studio.places import Places
+from studio.plans import Wanted
 from tests.studio.conftest import Page
 
 CASES = [
@@ -58,3 +62,15 @@ def test_a_plan_is_saved_once(page: Page) -> None:
     too_large = {"model": "13b", "card": "3GiB", "settings": ["quantization=none"]}
     assert "no plan to train" in page.error("save-plan", wanted=too_large, name="other")
     assert not (page.home / "plans" / "other.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("card", "title", "settings"),
+    [("RTX 3060 12GB", "RTX 3060 (12 GB)", []), ("7,5", "7.50 GiB card", []),
+     ("2x RTX 3090", "RTX 3090 (24 GB)", ["processes=2"])],
+)  # fmt: skip
+def test_a_card_is_named_as_people_do(card: str, title: str, settings: list[str]) -> None:
+    wanted = Wanted(card=card)
+    target = wanted.target()
+    assert target is not None and target.title == title
+    assert wanted.assignments(Places([Path(".")])) == settings

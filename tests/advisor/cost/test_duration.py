@@ -9,7 +9,14 @@ import pytest
 from typer.testing import CliRunner
 
 from advisor.cli.main import app
-from advisor.cost.duration import REASON_SEG, Duration, duration_of, questions_a_row, within
+from advisor.cost.duration import (
+    REASON_SEG,
+    Duration,
+    assumed_size,
+    duration_of,
+    questions_a_row,
+    within,
+)
 from advisor.machine.gpu import Machine
 from advisor.machine.target import Target
 from advisor.memory.forecast import Forecast, Tier, TierName
@@ -154,3 +161,12 @@ def test_the_datas_own_counts_are_taken_and_uncounted_data_has_no_time(
     assert "10 epochs of 100 pictures and 300 questions: about" in dict(cost_lines(found))["time"]
     blind = advise(Machine(), "7b", (), target, data=folder)
     assert blind.plan is not None and blind.duration is None and blind.disk is None
+
+
+def test_without_data_its_size_is_reasonsegs_or_of_its_first_samples():
+    assert assumed_size(plan()) is REASON_SEG
+    few = assumed_size(plan().override(["max_train_samples=20", "max_val_samples=300"]))
+    assert few is not None
+    assert (few.train_pictures, few.epoch_questions, few.val_pictures) == (20, 20, 200)
+    # How many pictures a mixture draws from cannot be known.
+    assert assumed_size(plan().override(["mixture.sem_seg=9"])) is None
