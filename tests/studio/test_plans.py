@@ -66,7 +66,7 @@ def test_a_plan_is_saved_once(page: Page) -> None:
 
 @pytest.mark.parametrize(
     ("card", "title", "settings"),
-    [("RTX 3060 12GB", "RTX 3060 (12 GB)", []), ("7,5", "7.50 GiB card", []),
+    [("RTX 3060 12GB", "RTX 3060 (12 GB)", []), ("7,5", "7.5 GiB card", []),
      ("2x RTX 3090", "RTX 3090 (24 GB)", ["processes=2"])],
 )  # fmt: skip
 def test_a_card_is_named_as_people_do(card: str, title: str, settings: list[str]) -> None:
