@@ -120,7 +120,7 @@ def step_factors(rows: dict[str, Row]) -> dict[str, float]:
 
 
 def fp8_share(found: dict[str, Any]) -> float:
-    """What products in FP8 take of the time of others: the mean of two steps that were timed."""
+    """Time of FP8 products as a share of the usual ones': the mean of two timed steps."""
     steps = [record["measurement"] for record in lines("fp8.jsonl")
              if record.get("products") == "fp8" and record.get("measurement")]  # fmt: skip
     shares = []

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from profiles.sizes import MIB
 
@@ -43,6 +43,15 @@ def read_regular(path: Path, most_bytes: int = LARGEST) -> bytes:
             size, most = (f"{number / MIB:.0f} MiB" for number in (known, most_bytes))
             raise OSError(errno.EFBIG, f"has {size}; allowed: at most {most}", str(path))
         return data
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A file's JSON object; empty if it is missing, cannot be read or holds something else."""
+    try:
+        value = json.loads(read_regular(path))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def read_ends(path: Path, each_bytes: int) -> tuple[bytes, bytes]:

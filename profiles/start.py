@@ -1,4 +1,4 @@
-"""Where the installed commands begin: another package with a folder of our name is told apart.
+"""Where the installed commands begin: they say if a folder of ours is another package's.
 
 `advisor` and `trainer` are common names: `trainer` and `coqui-tts-trainer` on PyPI are folders of
 that name too. Installed into one environment, the later overwrites files of the earlier, and the

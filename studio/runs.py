@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import Field
 
 from advisor.report.summary import plan_line
-from profiles.files import read_regular, writer
+from profiles.files import read_object, writer
 from profiles.findings import PlanError
 from profiles.plan import Plan
 from profiles.records import Frozen
@@ -56,10 +56,10 @@ def is_of_run(folder: Path) -> bool:
 
 def row(folder: Path, places: Places, processes: Processes) -> dict[str, Any]:
     """A run in a list of runs."""
-    plan, summary = plan_of(folder), _document(folder / SUMMARY)
+    plan, summary = plan_of(folder), read_object(folder / SUMMARY)
     state, words = state_of(folder, processes)
-    best = _document(folder / "best" / "facts.json").get("metrics")
-    saved = _document(folder / "last" / "facts.json")
+    best = read_object(folder / "best" / "facts.json").get("metrics")
+    saved = read_object(folder / "last" / "facts.json")
     record = folder / RECORD
     return {
         "run": place_of(folder, places),
@@ -162,7 +162,7 @@ def happened(folder: Path) -> Iterator[str]:
         had = f" with {gib(short.reserved_bytes)} in its pool" if short.reserved_bytes else ""
         of = f" of {gib(short.limit_bytes)}" if had and short.limit_bytes else ""
         text = f"Out of memory while {short.phase}, after step {short.step}{had}{of}."
-        answer = _document(place / ANSWER)
+        answer = read_object(place / ANSWER)
         if levers := answer.get("levers"):
             text += f" Went on with {levers}: {answer.get('because', '')}."
         elif because := answer.get("because"):
@@ -178,7 +178,7 @@ def happened(folder: Path) -> Iterator[str]:
 
 def forecast_of(folder: Path) -> dict[str, Any] | None:
     """What the advice of a run said that its pool takes at most, and what it may take."""
-    advice = _document(folder / "advice.json")
+    advice = read_object(folder / "advice.json")
     needs, budget = advice.get("needs"), advice.get("budget")
     if not isinstance(needs, dict) or not isinstance(budget, dict):
         return None
@@ -189,7 +189,7 @@ def scores_of(folder: Path) -> list[dict[str, Any]]:
     """The evaluations in a run folder: figures with their intervals, and the pictures' name."""
     found = []
     for place in sorted(folder.glob("evaluation-*/scores.json")):
-        scores = _document(place)
+        scores = read_object(place)
         whole = scores.get("all")
         if isinstance(whole, dict):
             figures = {key: whole.get(key) for key in ("giou", "ciou", "images", "giou_95")}
@@ -204,15 +204,6 @@ def plan_of(folder: Path) -> Plan | None:
         return Plan.read(folder / "plan.json")
     except (PlanError, OSError, ValueError):
         return None
-
-
-def _document(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is none that can be read."""
-    try:
-        found = json.loads(read_regular(path))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _number(document: Any, name: str) -> float | None:

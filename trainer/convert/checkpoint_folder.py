@@ -6,7 +6,6 @@ memory, so that only the requested tensors are read from disk.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from profiles.files import read_regular
+from profiles.files import read_object, read_regular
 from profiles.text import one_line, some
 from trainer.model.families import Family, NamesError
 from trainer.model.weights import WeightsError, fingerprint_of
@@ -230,15 +229,6 @@ def _elsewhere(folder: Path) -> str:
 
 def _short(paths: list[Path]) -> str:
     return some(path.name + "/" * path.is_dir() for path in paths)
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object; empty if the file is missing or holds something else."""
-    try:
-        value = json.loads(read_regular(path))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _expected(folder: Path, paths: list[Path]) -> set[str]:

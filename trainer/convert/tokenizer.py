@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer
 
-from trainer.convert.checkpoint_folder import read_object
+from profiles.files import read_object
 from trainer.model.tokenizer import ConversationTokenizer
 from trainer.model.weights import WeightsError, legible
 

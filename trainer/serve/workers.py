@@ -59,7 +59,7 @@ class Workers:
             self.idle.put_nowait(child)
 
     async def stop(self) -> None:
-        """End all processes; who waits for one is told so."""
+        """End all processes. Whoever waits for one gets an error that says so."""
         self.started, left = False, self.idle
         self.idle = asyncio.Queue()
         for _ in range(self.waiting):
