@@ -281,7 +281,11 @@ def test_a_toy_is_rehearsed_without_a_gpu() -> None:
     plan = toy_plan(dtype="bf16", cached_encoders=[], checkpointed_layers=3)
     short, whole = (watch(plan, (40, 40), 1, 0, extend).trace for extend in (True, False))
     assert short.peaks() == whole.peaks()
-    measurement, _ = fake_answer(toy_plan(), 40)
+    measurement, events = fake_answer(toy_plan(), 40)
+    recorded = [size for block, size in events if block < 0]  # in a CUDA graph
+    assert recorded and sum(recorded) >= 0
+    hosted = fake_answer(toy_plan(host_layers=1, checkpointed_layers=5), 40)[1]
+    assert all(block >= 0 for block, _ in hosted)
     assert f"{VISION} encoder" in measurement.phases and "answer" in measurement.phases
 
 
