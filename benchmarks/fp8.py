@@ -1,7 +1,8 @@
-"""Products of frozen NF4 weights in FP8: what they cost and gain, layer by layer and in a step.
+"""Products of frozen weights in FP8: what they cost and gain, by layer, in a step, in a training.
 
     python benchmarks/fp8.py layers --out FILE             on a GPU with FP8 products
     python benchmarks/fp8.py step dtype|fp8 NAME --out FILE
+    python benchmarks/fp8.py losses dtype|fp8 --out FILE   300 steps on 64 fixed samples
     python benchmarks/fp8.py table                         docs/fp8.md's tables
 
 Random weights of the true shapes.
@@ -17,17 +18,23 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from tables import put
 from torch import Tensor
+from torch.nn import functional
 
 from profiles.plan import Plan
+from trainer.batch import Batch
 from trainer.model.layers import fp8
 from trainer.model.layers.fp8 import Fp8Nf4Linear, nf4_codes, quantised, scales_of
 from trainer.model.layers.frozen import Nf4Linear, nf4_inner, nf4_product, nf4_weight
+from trainer.rehearse.dummy_batch import MadeUp
+from trainer.rehearse.real import Rehearsal
+from trainer.step import training_step
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS_FILE, DOCS = ROOT / "benchmarks" / "fp8.jsonl", ROOT / "docs" / "fp8.md"
@@ -37,10 +44,34 @@ BASE: dict[str, Any] = {
     "model": "7b", "weights": "random", "device": "cuda", "dtype": "bf16",
     "checkpointed_layers": "all", "compile": True, "host_embeddings": True,
 }  # fmt: skip
+FOUR = {"questions_per_picture": 4}
+LINEARS = {"rank": 16, "alpha": 32, "dropout": 0.05, "targets": "all-linear"}
+TEN = {"micro_batch": 10, "effective_batch": 20}
+STREAMED = {"compile": False, "host_layers": 24}
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A plan whose step is timed under a share of the card's memory."""
+
+    settings: dict[str, Any]
+    cap_gib: float = 7.3
+    text: str = "96"
+
+
 STEPS = {
-    "7b": (BASE | {"micro_batch": 10, "effective_batch": 20}, "96"),
-    "7b-k4": (BASE | {"questions_per_picture": 4, "micro_batch": 8, "effective_batch": 64}, "192"),
+    "7b": Timed(TEN),
+    "7b-k4": Timed(FOUR | {"micro_batch": 8, "effective_batch": 64}, text="192"),
+    "4b": Timed({"model": "qwen3-vl-4b", "micro_batch": 8, "effective_batch": 16}, text="76"),
+    "4b-k4": Timed(FOUR | {"model": "qwen3-vl-4b", "micro_batch": 6, "effective_batch": 48},
+                   text="259"),
+    "7b-int8": Timed(TEN | {"quantization": "int8"}, 11.2),
+    "7b-none": Timed(TEN | {"quantization": "none"}, 22.5),
+    "7b-linears": Timed(TEN | {"lora": LINEARS}, 11.2),
+    "7b-host-none": Timed(TEN | STREAMED | {"quantization": "none"}, 9.0),
+    "7b-host-int8": Timed(TEN | STREAMED | {"quantization": "int8"}, 9.0),
 }  # fmt: skip
+SAMPLES, TRAINED_STEPS, PICTURES = 64, 300, 8  # of the loss curves: all samples, steps, of a step
 
 
 def milliseconds(work: Callable[[], object]) -> float:
@@ -115,17 +146,45 @@ def layer(name: str, n: int, k: int) -> dict[str, Any]:
 
 
 def step(products: str, name: str) -> dict[str, Any]:
-    """One plan's training step under an 8 GB card's cap."""
-    settings, text = STEPS[name]
+    """One plan's training step under its card's cap."""
+    timed = STEPS[name]
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "plan.json"
-        place.write_text(Plan.parse(settings | {"products": products}).to_json())
-        command = [sys.executable, "-m", "trainer.rehearse", str(place), "--text-tokens", text,
-                   "--steps", "8", "--cap-gib", "7.3"]  # fmt: skip
+        place.write_text(Plan.parse(BASE | timed.settings | {"products": products}).to_json())
+        command = [sys.executable, "-m", "trainer.rehearse", str(place), "--text-tokens",
+                   timed.text, "--steps", "8", "--cap-gib", str(timed.cap_gib)]  # fmt: skip
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         return {"step": name, "products": products, "error": done.stderr[-2500:]}
     return {"step": name, "products": products, "measurement": json.loads(done.stdout)}
+
+
+def fixed_samples(samples: MadeUp) -> list[Batch]:
+    """Micro-batches with 64 samples in all, each with a mask of smooth blobs."""
+    torch.manual_seed(0)
+    found = []
+    for _ in range(SAMPLES // PICTURES):
+        batch = samples.batch()
+        blobs = torch.randn(len(batch.targets), 1, 6, 6)
+        wide = functional.interpolate(blobs, size=batch.targets.shape[-2:], mode="bicubic")
+        found.append(replace(batch, targets=(wide[:, 0] > 0.5).to(torch.uint8)))
+    return found
+
+
+def losses(products: str) -> dict[str, Any]:
+    """The losses of a random 7B that learns 64 fixed samples by heart, at a constant rate."""
+    settings = BASE | {"micro_batch": PICTURES, "effective_batch": PICTURES, "products": products}
+    trial = Rehearsal(Plan.parse(settings), (96, 96), masks=1)
+    samples = fixed_samples(trial.samples)
+    how = trial.optimizer, trial.plan, trial.accelerator
+    curve = []
+    for number in range(TRAINED_STEPS):
+        made = training_step(trial.model, [samples[number % len(samples)]], *how)
+        parts = made.loss, made.ce, made.bce, made.dice
+        curve.append([round(float(part), 5) for part in parts])
+        if number % 25 == 0:
+            print(products, number, curve[-1], flush=True)
+    return {"kind": "losses", "products": products, "curve": curve}
 
 
 def all_rows() -> list[dict[str, Any]]:
@@ -181,7 +240,7 @@ def written_lines(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
 def main() -> None:
     """Layers, one step, or the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["layers", "step", "table"])
+    parser.add_argument("what", choices=["layers", "step", "losses", "table"])
     parser.add_argument("which", nargs="*")
     parser.add_argument("--out", type=Path, default=ROWS_FILE)
     asked = parser.parse_args()
@@ -190,8 +249,12 @@ def main() -> None:
             put(DOCS, f"<!-- benchmarks/fp8.py {name} -->", f"<!-- /benchmarks/fp8.py {name} -->",
                 lines)  # fmt: skip
         return
-    rows = [step(*asked.which)] if asked.what == "step" else [
-        layer(name, *shape) for name, shape in SHAPES.items()]  # fmt: skip
+    makers: dict[str, Callable[[], list[dict[str, Any]]]] = {
+        "layers": lambda: [layer(name, *shape) for name, shape in SHAPES.items()],
+        "step": lambda: [step(*asked.which)],
+        "losses": lambda: [losses(*asked.which)],
+    }
+    rows = makers[asked.what]()
     facts = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__,
              "date": datetime.date.today().isoformat()}  # fmt: skip
     with asked.out.open("a") as file:
