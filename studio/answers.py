@@ -137,7 +137,7 @@ def models(places: Places) -> dict[str, Any]:
     found = {}
     for folder in _candidates(places):
         place, kind = places.place(folder), _kind_of_model(folder)
-        if place is None or not kind:
+        if place is None or not kind or places.way_out(folder):
             continue
         with suppress(ValueError, OSError):  # not whole: no model
             name = find_trained(folder, sees_gpu=lambda: False).plan.model

@@ -122,10 +122,10 @@ def synthesise(asked: Synthetic, places: Places) -> dict[str, Any]:
 def import_(asked: Import, places: Places) -> dict[str, Any]:
     """Write annotations as ReasonSeg data into a new folder. Raises DataError, ValueError."""
     target = places.new(asked.name)
-    questions, pictures = (None if place is None else places.path(place)
+    questions, pictures = (None if place is None else places.around(place)
                            for place in (asked.questions, asked.pictures))  # fmt: skip
     done = import_annotations(
-        places.path(asked.source), target, questions=questions, pictures=pictures,
+        places.around(asked.source), target, questions=questions, pictures=pictures,
         val=asked.val, test=asked.test,
         seed=asked.seed, skip_broken=asked.skip_broken, encoding=asked.encoding or None,
         frame=asked.frame or None, iscrowd=asked.iscrowd or None,

@@ -59,7 +59,8 @@ def look(asked: Picture, places: Places) -> dict[str, Any]:
     found: dict[str, Any] = {"width": width, "height": height, "outlines": [], "question": "",
                              "is_sentence": True, "answer": ""}  # fmt: skip
     notes = path.with_suffix(".json")
-    if not notes.is_file() or notes.is_symlink():
+    known = path.parent.parent / EXPLANATIONS / f"{path.parent.name}.json"
+    if not notes.is_file() or not (places.sees(notes) and places.sees(known)):
         return found
     report = Report(notes)
     texts, is_sentence, polygons = read_annotation(report, (height, width))
@@ -67,8 +68,7 @@ def look(asked: Picture, places: Places) -> dict[str, Any]:
         return found
     outlines = [{"label": "ignore" if "ignore" in one.label.lower() else "target",
                  "points": one.points.tolist()} for one in polygons]  # fmt: skip
-    entries = _explanations(path.parent.parent / EXPLANATIONS / f"{path.parent.name}.json")
-    answers = [one for one in entries if one.get("image") == path.name]
+    answers = [one for one in _explanations(known) if one.get("image") == path.name]
     answer = answers[0].get("outputs", "") if answers else ""
     return found | {"outlines": outlines, "question": texts[0], "is_sentence": is_sentence,
                     "answer": answer}  # fmt: skip
@@ -87,13 +87,14 @@ def save(edited: Edited, places: Places) -> dict[str, Any]:
     answers = places.without_links(root / EXPLANATIONS / f"{edited.split}.json")
     inside = picture.parent == folder
     name = picture.stem if inside else _unused(folder, picture.stem)
-    before = _document(folder / f"{name}.json")
+    notes = places.without_links(folder / f"{name}.json")
+    before = _document(notes)
     text = _checked(edited, picture, before)
     if not inside:
         folder.mkdir(parents=True, exist_ok=True)
         kept = picture.suffix.lower() if picture.suffix.lower() in IMAGE_SUFFIXES else ".jpg"
         picture = Path(shutil.copyfile(picture, folder / f"{name}{kept}"))
-    write_whole(folder / f"{name}.json", text)
+    write_whole(notes, text)
     _write_answer(answers, picture.name, edited, before.get("text", [])[:1])
     return {"picture": places.place(picture), "words": f"saved as {name} in {edited.split}"}
 

@@ -44,7 +44,11 @@ def listed(_: Nothing, places: Places, processes: Processes) -> dict[str, Any]:
     """All runs, the newest first, and what was started and has no run folder yet."""
     folders = list(places.runs())
     known = set(folders)
-    folders += [one for one in processes.started() if one not in known and is_of_run(one)]
+    folders += [
+        one
+        for one in processes.started()
+        if one not in known and is_of_run(one) and places.sees(one)
+    ]
     rows = [row(folder, places, processes) for folder in folders]
     return {"runs": sorted(rows, key=lambda one: -one["when"])}
 
@@ -73,7 +77,7 @@ def row(folder: Path, places: Places, processes: Processes) -> dict[str, Any]:
         "before": _number(summary.get("before") or saved.get("before"), "giou"),
         "best": _number(best, "giou"),
         "seconds": _number(summary, "seconds"),
-        "scores": scores_of(folder),
+        "scores": scores_of(folder, places),
         "works": list(results.works(folder, processes)),
     }
 
@@ -185,10 +189,10 @@ def forecast_of(folder: Path) -> dict[str, Any] | None:
     return {"needs": needs.get("bytes"), "usable": (budget.get("usable") or {}).get("bytes")}
 
 
-def scores_of(folder: Path) -> list[dict[str, Any]]:
-    """The evaluations in a run folder: figures with their intervals, and the pictures' name."""
+def scores_of(folder: Path, places: Places) -> list[dict[str, Any]]:
+    """The evaluations of a run: figures with their intervals, and the pictures' name."""
     found = []
-    for place in sorted(folder.glob("evaluation-*/scores.json")):
+    for place in results.files(folder, "evaluation-*/scores.json", places):
         scores = read_object(place)
         whole = scores.get("all")
         if isinstance(whole, dict):

@@ -121,6 +121,34 @@ def test_what_cannot_be_trained_on_is_not_saved(
     assert not (page.home / "asked").exists()
 
 
+@pytest.mark.parametrize("name", ["coffee.json", "coffee.jpg"])
+def test_no_link_in_a_data_set_leads_out(page: Page, name: str) -> None:
+    photos = page.home / "photos" / "ReasonSeg"
+    secret = (photos / "train" / name).rename(page.home.parent / name)
+    (photos / "train" / name).symlink_to(secret)
+    wanted = {"data": "work/photos"}
+    asked: dict[str, dict[str, Any]] = {
+        "check": wanted, "sheet": wanted, "plan": {"model": "tiny", **wanted},
+        "train": {"name": "a", **wanted}, "import": IMPORT,
+    }  # fmt: skip
+    for action, question in asked.items():
+        assert f"{name} leads out of the page's folders" in page.error(action, **question)
+    shown = page.ask("question", picture=COFFEE) if name == "coffee.json" else {}
+    assert not shown.get("outlines") and not shown.get("question")
+
+
+def test_the_editor_takes_over_nothing_from_outside(page: Page) -> None:
+    saved = page.ask("save-question", **question(answer="Cups hold drinks."))["picture"]
+    reason_seg = page.home / "asked" / "ReasonSeg"
+    answers = (reason_seg / "explanatory" / "train.json").rename(page.home.parent / "answers.json")
+    (reason_seg / "explanatory" / "train.json").symlink_to(answers)
+    assert page.ask("question", picture=saved)["answer"] == ""
+    (reason_seg / "explanatory" / "train.json").unlink()
+    notes = (reason_seg / "train" / "coffee.json").rename(page.home.parent / "notes.json")
+    (reason_seg / "train" / "coffee.json").symlink_to(notes)
+    assert "link" in page.error("save-question", **question(picture=saved))
+
+
 def test_no_link_leads_the_editor_out_of_the_folder(page: Page) -> None:
     outside = page.home.parent / "outside"
     outside.mkdir()

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.testclient import TestClient
 
 from profiles.files import held
 from profiles.shortage import Shortage
+from studio.app import create_app
+from studio.processes import Processes
 from studio.runs import records
 from tests.conftest import tiny_plan
-from tests.studio.conftest import Page
+from tests.studio.conftest import HERE, Page
 
 RUN = "work/runs/first"
 
@@ -111,6 +115,46 @@ def test_scores_come_with_their_interval_and_pictures(page: Page, folder: Path) 
     assert told["scores"][0]["giou_95"] == [0.4, 0.6] and told["scores"][0]["split"] == "test"
     assert told["pictures"] == [f"{RUN}/evaluation-test/extremes.png"]
     assert [one["run"] for one in page.ask("runs")["runs"]] == [RUN]
+
+
+def test_a_run_that_may_not_be_written_into_is_scored_beside(
+    page: Page, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other" / "second"
+    shutil.copytree(folder, other)
+    started: list[tuple[Path, list[str]]] = []
+    monkeypatch.setattr(Processes, "start", lambda _, *asked: started.append(asked))
+    with TestClient(create_app([page.home, other.parent]), base_url=HERE) as client:
+        both = Page(client, page.home)
+        for run in ("other/second", RUN):
+            both.ask("evaluate", run=run, data="work/photos")
+        scored, inside = [target for target, _ in started]
+        assert inside == folder / "evaluation-val"
+        assert scored == page.home / "evaluations" / "other" / "second" / "evaluation-val"
+        assert started[0][1] == [
+            "evaluate", str(other), f"--data-dir={page.home}/photos", "--split=val",
+            f"--out={scored}",
+        ]  # fmt: skip
+        scored.mkdir(parents=True)
+        (scored / "scores.json").write_text(json.dumps({"split": "val", "all": {"giou": 0.5}}))
+        (scored / "extremes.png").write_bytes(b"")
+        told = both.ask("run", run="other/second")
+        assert [one["giou"] for one in told["scores"]] == [0.5]
+        place = "work/evaluations/other/second/evaluation-val/extremes.png"
+        assert told["pictures"] == [place]
+        assert not both.ask("run", run=RUN)["scores"]
+    assert not list(other.glob("evaluation-*"))
+
+
+def test_a_run_that_a_link_leads_out_of_is_none(page: Page, folder: Path) -> None:
+    (folder / "summary.json").symlink_to("/etc/passwd")
+    assert "leads out" in page.error("run", run=RUN)
+    assert page.ask("runs")["runs"] == []
+    (folder / "summary.json").unlink()
+    away = page.home.parent / "runs"
+    folder.parent.rename(away)
+    folder.parent.symlink_to(away)
+    assert page.ask("runs")["runs"] == []
 
 
 def test_evaluation_and_export_write_where_the_page_may(page: Page, folder: Path) -> None:

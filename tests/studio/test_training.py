@@ -107,6 +107,16 @@ def test_what_cannot_start_is_refused(page: Page) -> None:
     assert not (page.home / "runs").exists() and not (page.home / ".lisa-studio").exists()
 
 
+def test_a_tilde_in_a_folder_s_name_divides_nothing(home: Path) -> None:
+    processes = Processes(Places([home]))
+    processes.folder.mkdir()
+    targets = [home / "runs" / name for name in ("a", "a~b", "~", "50%7E")]
+    targets += [home / "runs~a" / "b"]
+    for target in targets:
+        processes._path(target, "json").write_text("{}")
+    assert sorted(processes.started()) == sorted(targets)
+
+
 @pytest.mark.usefixtures("trainer")
 def test_of_two_starts_at_once_one_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     processes, target = Processes(Places([home])), home / "runs" / "a"
