@@ -13,7 +13,6 @@ from studio.places import Places
 from studio.processes import Processes
 from studio.training import Chosen
 from trainer.run.folder import OVERLAY
-from trainer.run.started import CannotResume, Started
 
 EXPORTS = "exports"
 EVALUATIONS = "evaluations"  # of runs in folders that the page does not write into
@@ -85,11 +84,3 @@ def pictures(folder: Path, places: Places) -> list[str]:
     """The places of the sheets in a run folder: what it answers, the worst and the best."""
     found = (path for pattern in PICTURES for path in files(folder, pattern, places))
     return [place for path in found if (place := places.place(path)) is not None]
-
-
-def data_of(folder: Path, places: Places) -> str | None:
-    """The data that a run trains on, if the page sees it."""
-    try:
-        return places.place(Started.read(folder).data)
-    except CannotResume:
-        return None

@@ -13,12 +13,11 @@ from pydantic import Field
 
 from advisor.report.summary import plan_line
 from profiles.files import read_object, writer
-from profiles.findings import PlanError
-from profiles.plan import Plan
 from profiles.records import Frozen
 from profiles.sizes import gib
 from profiles.text import counted
 from studio import results
+from studio.forecasts import advised, data_of, plan_of
 from studio.places import Places
 from studio.processes import Processes
 from trainer.run.folder import RECORD, SUMMARY, is_complete
@@ -42,14 +41,8 @@ class Nothing(Frozen):
 
 def listed(_: Nothing, places: Places, processes: Processes) -> dict[str, Any]:
     """All runs, the newest first, and what was started and has no run folder yet."""
-    folders = list(places.runs())
-    known = set(folders)
-    folders += [
-        one
-        for one in processes.started()
-        if one not in known and is_of_run(one) and places.sees(one)
-    ]
-    rows = [row(folder, places, processes) for folder in folders]
+    new = (one for one in processes.started() if is_of_run(one) and places.sees(one))
+    rows = [row(folder, places, processes) for folder in dict.fromkeys([*places.runs(), *new])]
     return {"runs": sorted(rows, key=lambda one: -one["when"])}
 
 
@@ -70,6 +63,7 @@ def row(folder: Path, places: Places, processes: Processes) -> dict[str, Any]:
         "name": folder.name,
         "model": plan.model if plan else "",
         "plan": plan_line(plan) if plan else "",
+        "hash": plan.content_hash if plan else "",
         "epochs": plan.schedule.epochs if plan else None,
         "state": state,
         "words": words,
@@ -96,12 +90,13 @@ def look(since: Since, places: Places, processes: Processes) -> dict[str, Any]:
     steps = [{name: one[name] for name in ("step", "epoch", *CURVES) if name in one}
              for one in rows if "evaluation" not in one]  # fmt: skip
     evaluations = [one for one in rows if "evaluation" in one]
-    found = row(folder, places, processes)
+    found, plan = row(folder, places, processes), plan_of(folder)
     lines = processes.log(folder) if folder.is_relative_to(processes.home) else []
     return found | {
         "steps": steps, "evaluations": evaluations, "at": at, "anew": anew,
-        "forecast": forecast_of(folder), "happened": list(happened(folder)),
-        "pictures": results.pictures(folder, places), "data": results.data_of(folder, places),
+        "forecast": advised(folder, plan), "on_card": plan is not None and plan.device != "cpu",
+        "happened": list(happened(folder)),
+        "pictures": results.pictures(folder, places), "data": data_of(folder, places),
         "log": lines[-40:], "left": next((one for one in reversed(lines) if " left" in one), ""),
     }  # fmt: skip
 
@@ -180,15 +175,6 @@ def happened(folder: Path) -> Iterator[str]:
         yield f"{counted(lines, 'broken entry', 'broken entries')} of the data left out."
 
 
-def forecast_of(folder: Path) -> dict[str, Any] | None:
-    """What the advice of a run said that its pool takes at most, and what it may take."""
-    advice = read_object(folder / "advice.json")
-    needs, budget = advice.get("needs"), advice.get("budget")
-    if not isinstance(needs, dict) or not isinstance(budget, dict):
-        return None
-    return {"needs": needs.get("bytes"), "usable": (budget.get("usable") or {}).get("bytes")}
-
-
 def scores_of(folder: Path, places: Places) -> list[dict[str, Any]]:
     """The evaluations of a run: figures with their intervals, and the pictures' name."""
     found = []
@@ -200,14 +186,6 @@ def scores_of(folder: Path, places: Places) -> list[dict[str, Any]]:
             found.append({"split": scores.get("split"), "answers": scores.get("answers"),
                           "folder": place.parent.name} | figures)  # fmt: skip
     return found
-
-
-def plan_of(folder: Path) -> Plan | None:
-    """The plan in a folder, if it has one that can be read."""
-    try:
-        return Plan.read(folder / "plan.json")
-    except (PlanError, OSError, ValueError):
-        return None
 
 
 def _number(document: Any, name: str) -> float | None:

@@ -10,13 +10,17 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from advisor.machine.gpu import Machine
+from advisor.memory.forecast import Forecast, Tier
 from profiles.files import held
 from profiles.shortage import Shortage
+from studio import forecasts
 from studio.app import create_app
 from studio.processes import Processes
 from studio.runs import records
 from tests.conftest import tiny_plan
 from tests.studio.conftest import HERE, Page
+from trainer.run.started import Started
 
 RUN = "work/runs/first"
 
@@ -98,11 +102,45 @@ def test_an_out_of_memory_error_is_said_in_words(page: Page, folder: Path) -> No
 
 
 def test_the_forecast_is_drawn_beside_what_is_measured(page: Page, folder: Path) -> None:
-    assert page.ask("run", run=RUN)["forecast"] is None  # as on a CPU
-    advice = {"needs": {"bytes": 5 << 30}, "budget": {"usable": {"bytes": 7 << 30}}}
+    told = page.ask("run", run=RUN)
+    assert told["forecast"] is None and not told["on_card"]
+    plan = json.loads(tiny_plan().to_json())
+    advice = {"needs": {"bytes": 5 << 30}, "budget": {"usable": {"bytes": 7 << 30}}, "plan": plan}
     (folder / "advice.json").write_text(json.dumps(advice))
     assert page.ask("run", run=RUN)["forecast"] == {"needs": 5 << 30, "usable": 7 << 30}
     assert page.ask("run", run=RUN)["steps"][0]["memory_bytes"] == 1 << 30
+    # It went on with a smaller plan after it ran out of memory.
+    (folder / "plan.json").write_text(tiny_plan(micro_batch=1, device="cuda").to_json())
+    told = page.ask("run", run=RUN)
+    assert told["forecast"] is None and told["on_card"]
+
+
+def test_a_plan_without_advice_is_forecast_when_asked(
+    page: Page, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def live_forecast(machine: Machine, target: None, data: Path | None, tell: object) -> Any:
+        assert machine == Machine()
+        asked.append(data)
+        return lambda plan, text_tokens: found
+
+    asked: list[Path | None] = []
+    monkeypatch.setattr(forecasts, "probe", Machine)
+    monkeypatch.setattr(forecasts, "live_forecast", live_forecast)
+    assert "on a card alone" in page.error("forecast", run=RUN)
+    plan = tiny_plan(device="cuda")
+    (folder / "plan.json").write_text(plan.to_json())
+    pool = Tier(name="pool", bytes=3 << 30, source="replayed")
+    found = Forecast(plan=plan, verdict="UNKNOWN", reason="not covered",
+                     compute_capability=(8, 6), text_tokens=64, masks=1, tiers=(pool,))  # fmt: skip
+    told = page.ask("forecast", run=RUN)
+    assert told == {"needs": 3 << 30, "usable": None, "plan": page.ask("run", run=RUN)["hash"]}
+    Started(page.home / "photos", page.home, {}).write(folder)
+    page.ask("forecast", run=RUN)
+    Started(page.home.parent, page.home, {}).write(folder)  # data that the page does not see
+    page.ask("forecast", run=RUN)
+    assert asked == [None, page.home / "photos", None]
+    found = found.model_copy(update={"tiers": ()})
+    assert page.error("forecast", run=RUN) == "not covered"
 
 
 def test_scores_come_with_their_interval_and_pictures(page: Page, folder: Path) -> None:
