@@ -19,7 +19,7 @@ from starlette.routing import BaseRoute, Route
 
 from profiles.files import refused
 from profiles.records import Frozen
-from studio import answers, data, forecasts, plans, questions, results, runs, training
+from studio import answers, comparisons, data, forecasts, plans, questions, results, runs, training
 from studio.answers import Desk
 from studio.places import Places
 from studio.processes import Processes
@@ -83,6 +83,7 @@ ACTIONS: dict[str, tuple[type[Frozen], Work]] = {
     "runs": (runs.Nothing, _with(runs.listed)),
     "run": (runs.Since, _with(runs.look)),
     "forecast": (training.Chosen, _with(forecasts.forecast)),
+    "compare": (comparisons.Compared, _at(comparisons.compare)),
     "evaluate": (results.Evaluation, _with(results.evaluate)),
     "export": (results.Export, _with(results.export)),
     "models": (runs.Nothing, lambda studio, _: answers.models(studio.places)),

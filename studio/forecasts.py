@@ -45,7 +45,7 @@ def advised(folder: Path, plan: Plan | None) -> dict[str, Any] | None:
     try:
         if Plan.parse(advice.get("plan", {})) != plan:
             return None
-    except PlanError:
+    except (ValueError, TypeError):
         return None
     return {"needs": needs.get("bytes"), "usable": (budget.get("usable") or {}).get("bytes")}
 

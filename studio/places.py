@@ -145,7 +145,8 @@ class Places:
     def listed(self, place: str) -> list[dict[str, str]]:
         """What is in a folder: name, place and kind; the folders of the page for an empty place."""
         if not place:
-            return [{"name": name, "place": name, "kind": "folder"} for name in self.roots]
+            return [{"name": name, "place": name, "kind": kind_of(root) or "folder"}
+                    for name, root in self.roots.items()]  # fmt: skip
         entries = sorted(self._folder(place).iterdir(), key=lambda one: one.name.lower())[:MOST]
         shown = ((one, kind_of(one)) for one in entries if one.name[0] != "." and is_text(one.name))
         return [{"name": one.name, "place": f"{place}/{one.name}", "kind": kind}

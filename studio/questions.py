@@ -7,11 +7,11 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field
 
-from profiles.files import read_regular, write_whole
+from profiles.files import write_whole
 from profiles.records import Frozen
 from profiles.splits import located
 from studio.data import Split
@@ -20,8 +20,9 @@ from trainer.answer.question import Question
 from trainer.data.findings import DataError, Report
 from trainer.data.formats.reasonseg_annotation import read_annotation
 from trainer.data.images import IMAGE_SUFFIXES, size_of
-from trainer.data.json_fields import LARGEST_FILE
+from trainer.data.json_fields import LARGEST_FILE, load_json
 
+LoadedT = TypeVar("LoadedT", dict[str, Any], list[Any])
 DATA = "ReasonSeg"
 EXPLANATIONS = "explanatory"
 
@@ -80,7 +81,9 @@ def save(edited: Edited, places: Places) -> dict[str, Any]:
     if kind_of(picture) != "picture":
         raise ValueError(f"{picture.name}: is no picture")
     Question(picture, edited.question, edited.is_sentence).turn()  # refuses the model's own tokens
-    data = places.new(edited.data)
+    # The page's folder may itself be the data set.
+    is_home = places.roots.get(edited.data) == places.home and located(places.home) is not None
+    data = places.home if is_home else places.new(edited.data)
     known = located(data)
     root = known[0] if known is not None else data / DATA
     folder = places.without_links(root / edited.split)
@@ -103,9 +106,18 @@ def _document(path: Path) -> dict[str, Any]:
     """The annotation that is there before; empty for none. Raises ValueError for a damaged one."""
     if not path.exists():
         return {}
-    found = json.loads(read_regular(path, LARGEST_FILE))
-    if not isinstance(found, dict) or not isinstance(found.get("text"), list):
+    found = _loaded(path, dict, "an object")
+    if not isinstance(found.get("text"), list):
         raise ValueError(f"{path}: holds another tool's notes; import them instead")
+    return found
+
+
+def _loaded(path: Path, kind: type[LoadedT], allowed: str) -> LoadedT:
+    """A file's JSON, in the encodings that training reads. Raises DataError."""
+    report = Report(path)
+    found = load_json(report, kind, allowed, LARGEST_FILE)
+    if found is None:
+        raise DataError(report.findings)
     return found
 
 
@@ -153,10 +165,10 @@ def _write_answer(path: Path, picture: str, edited: Edited, before: list[str]) -
 
 
 def _explanations(path: Path) -> list[dict[str, Any]]:
-    """The explanations of a split. Raises ValueError for a damaged file."""
+    """The explanations of a split. Raises DataError, ValueError for a damaged file."""
     if not path.exists():
         return []
-    found = json.loads(read_regular(path, LARGEST_FILE))
-    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+    found = _loaded(path, list, "a list")
+    if not all(isinstance(one, dict) for one in found):
         raise ValueError(f"{path}: is no list of explanations; correct it first")
     return found

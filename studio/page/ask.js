@@ -97,7 +97,9 @@ export function setUpAsk(section, shared) {
     const questions = at("ask-questions").value.split("\n").map((one) => one.trim()).filter(Boolean);
     questions.forEach((one) => body.append("question", one));
     body.append("kind", at("ask-explain").checked ? "explain" : at("ask-phrase").checked ? "phrase" : "sentence");
-    const told = await read(await send("segment", { body }));
+    const response = await send("segment", { body });
+    if (response.status === 503) showDesk(await ask("desk")); // unloaded meanwhile, or its process has gone
+    const told = await read(response);
     if (shown !== asked) return; // another picture was chosen meanwhile
     rows = told.answers;
     layers = rows.flatMap((row) => row.masks.map((mask) => ({ mask, question: row.question, on: true })));
@@ -114,7 +116,7 @@ export function setUpAsk(section, shared) {
       const share = (100 * layer.mask.area) / (told.height * told.width);
       return h("div", { class: "check" }, h("input", { type: "checkbox", id: `ask-layer-${number}`, checked: true, onchange: (event) => { layer.on = event.target.checked; draw(); } }),
         h("label", { for: `ask-layer-${number}` }, key, `${layer.question} (${share.toFixed(1)} % of the picture) `),
-        h("button", { type: "button", id: `ask-mask-${number}`, onclick: () => saveMask(number) }, "Mask as PNG"));
+        h("button", { type: "button", id: `ask-mask-${number}`, onclick: () => saveMask(number) }, "PNG"));
     });
     answers.replaceChildren(...lines, ...boxes, ...(layers.length ? [
       h("label", { class: "check" }, "Opacity", opacity),

@@ -25,6 +25,7 @@ export function setUpData(section, shared) {
     found.replaceChildren(
       h("p", {}, h("strong", { class: "verdict", id: "data-verdict" }, told.count ? `${told.count} findings` : "no findings")),
       h("table", {}, counts, told.sets.map((one) => row([one.name, `${one.pictures} pictures`]))),
+      told.findings.length < told.count ? h("p", { class: "note" }, `The first ${told.findings.length} of them:`) : "",
       h("ul", {}, told.findings.map((one) => h("li", {}, one))),
       ...told.hints.map((one) => h("p", { class: "note" }, one)));
   }

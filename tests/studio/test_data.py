@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from starlette.testclient import TestClient
 
-from tests.studio.conftest import Page
+from studio.app import create_app
+from tests.studio.conftest import HERE, Page
 from trainer.data.formats.reasonseg import read_split
 
 COFFEE = "work/photos/ReasonSeg/train/coffee.jpg"
@@ -98,6 +100,16 @@ def test_a_saved_question_is_changed_in_place(page: Page) -> None:
     assert not item.explanations  # its answer was taken back
     page.ask("save-question", **question())  # the picture again, for another question
     assert [one.name for one in read_split(page.home / "asked", "train")] == ["coffee", "coffee-2"]
+
+
+def test_the_page_s_folder_may_be_the_data_set(page: Page) -> None:
+    with TestClient(create_app([page.home / "photos"]), base_url=HERE) as client:
+        inside = Page(client, page.home / "photos")
+        picture = COFFEE.removeprefix("work/")
+        saved = inside.ask("save-question", **question(picture=picture, data="photos"))["picture"]
+    assert saved == picture and not (page.home / "photos" / "photos").exists()
+    items = {item.name: item for item in read_split(page.home / "photos", "train")}
+    assert items["coffee"].texts[0] == "What would you drink from?"
 
 
 @pytest.mark.parametrize(

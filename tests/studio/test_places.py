@@ -45,6 +45,9 @@ def test_a_folder_is_listed_without_what_is_hidden_or_of_no_use(places: Places) 
     assert listed == {"notes.csv": "notes", "runs": "folder", "way-out": "folder"}
     assert [one["kind"] for one in places.listed("work/runs")] == ["run"]
     assert [one["place"] for one in places.listed("")] == ["work", "work-2"]
+    assert [one["kind"] for one in places.listed("")] == ["folder", "folder"]
+    (places.home / "train").mkdir()  # the page's folder is a data set itself
+    assert [one["kind"] for one in places.listed("")] == ["data", "folder"]
 
 
 def test_a_folder_of_another_user_hides_no_other(

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
@@ -153,6 +154,40 @@ def test_scores_come_with_their_interval_and_pictures(page: Page, folder: Path) 
     assert told["scores"][0]["giou_95"] == [0.4, 0.6] and told["scores"][0]["split"] == "test"
     assert told["pictures"] == [f"{RUN}/evaluation-test/extremes.png"]
     assert [one["run"] for one in page.ask("runs")["runs"]] == [RUN]
+
+
+def score(run: Path, ious: list[float], **facts: str) -> None:
+    """Write what `lisa-train evaluate` writes about pictures of these IoUs."""
+    folder = run / "evaluation-val"
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = {"giou": 0.5, "images": len(ious)}
+    document = {"split": "val", "answers": "teacher-forced", "all": whole, **facts}
+    (folder / "scores.json").write_text(json.dumps(document))
+    rows = [json.dumps({"name": f"p{number}", "iou": iou}) for number, iou in enumerate(ious)]
+    (folder / "images.jsonl").write_text("\n".join(reversed(rows)) + "\n")
+
+
+def test_runs_are_compared_picture_by_picture(page: Page, folder: Path) -> None:
+    def compared(ious: list[float], **facts: str) -> str:
+        score(folder.parent / "second", ious, **facts)
+        told = page.ask("compare", runs=[RUN, "work/runs/second"])["differences"]
+        return str(told[0]) if told else ""
+
+    # Far apart from picture to picture, and still one is better than the other on each.
+    base = np.linspace(0, 0.9, 40)
+    score(folder, (base + np.tile([0.05, 0.06], 20)).tolist())
+    clear = "val: first − second: gIoU +0.055 [+0.054, +0.057] on 40 pictures"
+    assert compared(base.tolist()) == clear
+    unclear = compared(base[::-1].tolist())
+    assert unclear.startswith("val: first − second: gIoU +0.055 [-0.")
+    assert unclear.endswith("other pictures could turn it round")
+    assert compared([0.1, 0.2]).endswith("were scored on different pictures")
+    assert compared(base.tolist(), answers="generated") == ""  # nothing to compare it with
+    assert compared([float("nan")] * 40).endswith("different pictures")
+    (folder / "evaluation-val" / "images.jsonl").write_text("[" * 9999)
+    assert compared(base.tolist()).endswith("different pictures")
+    score(folder, [0.5])
+    assert compared([0.25]) == "val: first − second: gIoU +0.250 on 1 picture"
 
 
 def test_a_run_that_may_not_be_written_into_is_scored_beside(
