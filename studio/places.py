@@ -92,16 +92,12 @@ class Places:
         waiting, known = [folder], {folder}
         while waiting:
             for one in _entries(waiting.pop()):
-                below = Path(one.path)
-                if one.is_symlink():
-                    if not self.sees(below):
-                        return below
-                    below = below.resolve()
-                elif not one.is_dir():
-                    continue
-                if not one.name.startswith(".") and below not in known:
+                if one.is_symlink() and not self.sees(Path(one.path)):
+                    return Path(one.path)
+                if one.name[0] != "." and (one.is_symlink() or one.is_dir()):
+                    below = Path(one.path).resolve()
+                    waiting += [below] * (below not in known)
                     known.add(below)
-                    waiting.append(below)
         return None
 
     def _folder(self, place: str) -> Path:
