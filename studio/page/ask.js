@@ -119,6 +119,7 @@ export function setUpAsk(section, shared) {
         h("button", { type: "button", id: `ask-mask-${number}`, onclick: () => saveMask(number) }, "PNG"));
     });
     answers.replaceChildren(...lines, ...boxes, ...(layers.length ? [
+      h("p", { class: "note" }, `The masks have ${told.width} × ${told.height} pixels.`),
       h("label", { class: "check" }, "Opacity", opacity),
       h("div", { class: "buttons" }, h("button", { type: "button", id: "ask-overlay", onclick: saveOverlay }, "Picture with layers"),
         h("button", { type: "button", id: "ask-rle", onclick: saveRuns }, "Masks as COCO's RLE"))] : []));

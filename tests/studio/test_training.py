@@ -91,6 +91,9 @@ def test_the_command_is_an_ordinary_one(home: Path) -> None:
         f"--data-dir={home}/photos", f"--output-dir={home}/runs/a", "--model=tiny",
         "--prefer=usual", "--set=lora.rank=4", "--set=schedule.epochs=2",
     ]  # fmt: skip
+    (home / "plan.json").write_text("{}")
+    saved = training.model_copy(update={"plan": "work/plan.json", "epochs": None})
+    assert arguments(saved, home / "runs" / "a", places)[2:] == [f"--plan={home}/plan.json"]
     elsewhere = training.model_copy(
         update={"wanted": training.wanted.model_copy(update={"card": "8GiB"})}
     )
