@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -131,12 +132,24 @@ async def _act(request: Request, studio: Studio) -> Response:
     except ValidationError as error:
         return JSONResponse({"error": _what_is_wrong(error)}, 422)
     except OSError as error:
-        return JSONResponse({"error": refused(error)}, 422)
+        return Answer({"error": refused(error)}, 422)
     except (ValueError, RuntimeError) as error:
-        return JSONResponse({"error": str(error)}, 422)
+        return Answer({"error": str(error)}, 422)
     if isinstance(found, bytes):
         return Response(found, media_type="image/png")
-    return JSONResponse(found)
+    return Answer(found)
+
+
+class Answer(JSONResponse):
+    """JSON of what files hold: half a letter is escaped in it, and what is no number is null."""
+
+    def render(self, content: Any) -> bytes:
+        """The answer's bytes."""
+        try:
+            return json.dumps(content, allow_nan=False).encode()
+        except ValueError:
+            finite = json.loads(json.dumps(content), parse_constant=lambda _: None)
+            return json.dumps(finite, allow_nan=False).encode()
 
 
 async def _body(request: Request) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from profiles.files import read_object, read_regular
 from profiles.records import Frozen
 from profiles.text import counted
 from studio.places import Places
+from studio.records import are_numbers
 from studio.results import files
 
 RESAMPLES = 10_000
@@ -62,7 +62,7 @@ def _ious(scores: Path) -> dict[str, float]:
         found = {str(row["name"]): float(row["iou"]) for row in map(json.loads, lines)}
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return {}
-    return found if all(math.isfinite(value) for value in found.values()) else {}
+    return found if are_numbers(list(found.values())) else {}
 
 
 def _told(apart: np.ndarray) -> str:

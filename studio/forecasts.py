@@ -13,6 +13,7 @@ from profiles.plan import Plan
 from profiles.streams import tell
 from studio.places import NoSuchPlace, Places
 from studio.processes import Processes
+from studio.records import number
 from studio.training import Chosen
 from trainer.run.started import CannotResume, Started
 
@@ -47,7 +48,7 @@ def advised(folder: Path, plan: Plan | None) -> dict[str, Any] | None:
             return None
     except (ValueError, TypeError):
         return None
-    return {"needs": needs.get("bytes"), "usable": (budget.get("usable") or {}).get("bytes")}
+    return {"needs": number(needs, "bytes"), "usable": number(budget.get("usable"), "bytes")}
 
 
 def forecast(chosen: Chosen, places: Places, processes: Processes) -> dict[str, Any]:

@@ -70,10 +70,12 @@ class Processes:
         """What was last started for a folder; None for nothing."""
         try:
             found = json.loads(self._path(target, "json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
-        whole = isinstance(found, dict) and {"pid", "began", "arguments"} <= found.keys()
-        return found if whole else None
+        match found:
+            case {"pid": int(), "began": _, "arguments": [*words]}:
+                return found if all(isinstance(one, str) for one in words) else None
+        return None
 
     def started(self) -> list[Path]:
         """The folders that processes were started for."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,11 +18,12 @@ from studio import results
 from studio.forecasts import advised, data_of, plan_of
 from studio.places import Places
 from studio.processes import Processes
+from studio.records import are_numbers, number, records
 from trainer.run.folder import RECORD, SUMMARY, is_complete
 from trainer.run.shortages import ANSWER, shortages
 
 METRICS = "metrics.jsonl"
-MOST_BYTES = 8 << 20  # of records for one answer; the page asks for the rest
+FIGURES = ("giou", "ciou", "images")
 CURVES = ("loss", "learning_rate", "memory_bytes", "step_seconds")
 
 
@@ -68,9 +67,9 @@ def row(folder: Path, places: Places, processes: Processes) -> dict[str, Any]:
         "state": state,
         "words": words,
         "when": record.stat().st_mtime if record.exists() else time.time(),
-        "before": _number(summary.get("before") or saved.get("before"), "giou"),
-        "best": _number(best, "giou"),
-        "seconds": _number(summary, "seconds"),
+        "before": number(summary.get("before") or saved.get("before"), "giou"),
+        "best": number(best, "giou"),
+        "seconds": number(summary, "seconds"),
         "scores": scores_of(folder, places),
         "works": list(results.works(folder, processes)),
     }
@@ -99,34 +98,6 @@ def look(since: Since, places: Places, processes: Processes) -> dict[str, Any]:
         "pictures": results.pictures(folder, places), "data": data_of(folder, places),
         "log": lines[-40:], "left": next((one for one in reversed(lines) if " left" in one), ""),
     }  # fmt: skip
-
-
-def records(path: Path, at: int) -> tuple[list[dict[str, Any]], int, bool]:
-    """The whole lines after the first `at` bytes, where they end, and whether they begin anew.
-
-    A resumed run cuts its records back to those of its checkpoint, so they may have become fewer.
-    """
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, 2)
-            anew = at > size
-            start = file.seek(0 if anew else at)
-            whole = file.read(MOST_BYTES)
-    except OSError:
-        return [], 0, at > 0
-    whole = whole[: whole.rfind(b"\n") + 1]
-    return list(_rows(whole)), start + len(whole), anew
-
-
-def _rows(content: bytes) -> Iterator[dict[str, Any]]:
-    for line in content.splitlines():
-        try:
-            found = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(found, dict):
-            yield {name: value for name, value in found.items()
-                   if not isinstance(value, float) or math.isfinite(value)}  # fmt: skip
 
 
 def state_of(folder: Path, processes: Processes) -> tuple[str, str]:
@@ -182,12 +153,9 @@ def scores_of(folder: Path, places: Places) -> list[dict[str, Any]]:
         scores = read_object(place)
         whole = scores.get("all")
         if isinstance(whole, dict):
-            figures = {key: whole.get(key) for key in ("giou", "ciou", "images", "giou_95")}
+            figures: dict[str, Any] = {key: number(whole, key) for key in FIGURES}
+            if are_numbers(ends := whole.get("giou_95")):
+                figures["giou_95"] = ends
             found.append({"split": scores.get("split"), "answers": scores.get("answers"),
                           "folder": place.parent.name} | figures)  # fmt: skip
     return found
-
-
-def _number(document: Any, name: str) -> float | None:
-    value = document.get(name) if isinstance(document, dict) else None
-    return value if isinstance(value, int | float) and math.isfinite(value) else None

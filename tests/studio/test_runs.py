@@ -18,7 +18,7 @@ from profiles.shortage import Shortage
 from studio import forecasts
 from studio.app import create_app
 from studio.processes import Processes
-from studio.runs import records
+from studio.records import records
 from tests.conftest import tiny_plan
 from tests.studio.conftest import HERE, Page
 from trainer.run.started import Started
@@ -228,6 +228,38 @@ def test_a_run_that_a_link_leads_out_of_is_none(page: Page, folder: Path) -> Non
     folder.parent.rename(away)
     folder.parent.symlink_to(away)
     assert page.ask("runs")["runs"] == []
+
+
+@pytest.mark.parametrize("bad", ["NaN", "1e999", "1" + "0" * 400, '"x"', "[]", "{}", '"\\ud800"'])
+def test_files_of_a_stranger_make_no_defect(page: Page, folder: Path, bad: str) -> None:
+    place = folder / "out-of-memory" / "001"
+    place.mkdir(parents=True)
+    short = Shortage(plan=tiny_plan(), phase="training", step=7, error="CUDA out of memory")
+    files = {
+        "out-of-memory/001/shortage.json": short.model_dump_json(),
+        "out-of-memory/001/answer.json": '{"levers": BAD, "because": BAD}',
+        "evaluation-val/scores.json": '{"split": BAD, "all": {"giou": BAD, "giou_95": BAD}}',
+        "evaluation-test/scores.json": '{"all": {"giou_95": [BAD]}}',
+        "advice.json": '{"needs": {"bytes": BAD}, "budget": {"usable": BAD}, "plan": BAD}',
+        "summary.json": '{"before": {"giou": BAD}, "seconds": BAD}',
+        "best/facts.json": '{"metrics": BAD}',
+        "metrics.jsonl": '{"loss": BAD, "step": 1}\n{"evaluation": [BAD], "giou": BAD}\n',
+        "../../.lisa-studio/runs~first.json": '{"pid": BAD, "began": BAD, "arguments": BAD}',
+    }
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text.replace("BAD", bad))
+    advice = json.loads((folder / "advice.json").read_text()) | {
+        "plan": json.loads(tiny_plan().to_json())
+    }
+    told = page.ask("run", run=RUN)
+    (folder / "advice.json").write_text(json.dumps(advice))
+    again = page.ask("run", run=RUN)
+    assert again["forecast"] == {"needs": None, "usable": None}
+    for one in (told, again, page.ask("runs")["runs"][0]):
+        assert one["before"] is None and one["best"] is None and one["seconds"] is None
+        assert [score["giou"] for score in one["scores"]] == [None, None]
+    page.ask("compare", runs=[RUN, RUN])
 
 
 def test_evaluation_and_export_write_where_the_page_may(page: Page, folder: Path) -> None:
