@@ -24,6 +24,7 @@ from studio import answers, comparisons, data, forecasts, plans, questions, resu
 from studio.answers import Desk
 from studio.places import Places
 from studio.processes import Processes
+from studio.slow import Left, Slow, Watched, answered
 from studio.ticket import Ticket
 from trainer.serve.app import HANDLERS, routes
 from trainer.serve.asked import NotAnswered
@@ -66,16 +67,16 @@ def _with(work: Callable[[Any, Places, Processes], Any]) -> Work:
 
 
 # By name: the form of the question, and who answers it. Bytes are a PNG.
-ACTIONS: dict[str, tuple[type[Frozen], Work]] = {
+ACTIONS: dict[str, tuple[type[Frozen], Work | Slow]] = {
     "choices": (runs.Nothing, lambda studio, _: plans.choices(studio.places)),
     "list": (Listing, lambda studio, one: {"entries": studio.places.listed(one.place)}),
     "picture": (data.Shown, _at(data.picture)),
     "plan": (plans.Wanted, _at(plans.plan)),
     "save-plan": (plans.Saved, _at(plans.save)),
-    "check": (data.Data, _at(data.check)),
+    "check": (data.Data, Slow(data.check)),
     "sheet": (data.Sheet, _at(data.sheet)),
     "synthesise": (data.Synthetic, _at(data.synthesise)),
-    "import": (data.Import, _at(data.import_)),
+    "import": (data.Import, Slow(data.import_)),
     "question": (questions.Picture, _at(questions.look)),
     "save-question": (questions.Edited, _at(questions.save)),
     "train": (training.Training, _with(training.start)),
@@ -125,12 +126,22 @@ async def _act(request: Request, studio: Studio) -> Response:
         return JSONResponse({"error": "no such action"}, 404)
     try:
         asked = form.model_validate_json(await _body(request))
-        # What runs in this very loop is a coroutine, made at once; all else works apart.
-        found = await run_in_threadpool(work, studio, asked)
-        if isawaitable(found):
-            found = await found
     except ValidationError as error:
         return JSONResponse({"error": _what_is_wrong(error)}, 422)
+    if not isinstance(work, Slow):
+        return await _answer(partial(work, studio, asked))
+    watched = Watched()
+    return await answered(_answer(partial(work.work, asked, studio.places, watched)), watched)
+
+
+async def _answer(work: Callable[[], Any]) -> Response:
+    try:
+        # What runs in this very loop is a coroutine, made at once; all else works apart.
+        found = await run_in_threadpool(work)
+        if isawaitable(found):
+            found = await found
+    except Left:
+        found = None
     except OSError as error:
         return Answer({"error": refused(error)}, 422)
     except (ValueError, RuntimeError) as error:
