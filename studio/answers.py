@@ -20,6 +20,7 @@ from pydantic import Base64Bytes, Field
 from advisor.inference import NoRoom, fitting, worst_question
 from advisor.machine.probe import probe
 from profiles.environment import at_home, python_module
+from profiles.files import writer
 from profiles.records import Frozen
 from profiles.sizes import mib
 from profiles.streams import tell
@@ -175,9 +176,13 @@ def memory(model: Model, places: Places) -> dict[str, Any]:
         return {"words": f"on this machine's CPU: {files_have}, the libraries take more than that"}
     worst = worst_question(plan.tokens.max_text_tokens, plan.profile.most_image_tokens)
     try:
-        return {"words": fitting(plan, trained.may_round, worst, machine, tell).line()}
+        words = fitting(plan, trained.may_round, worst, machine, tell).line()
     except NoRoom as error:
         return {"words": str(error)}
+    # What is free now is not free later: a pool grows until the longest sample was there.
+    busy = [run.name for run in places.runs() if writer(run) is not None]
+    return {"words": words + "".join(f"; {name} is training here and may run out of memory then"
+                                     for name in busy)}  # fmt: skip
 
 
 def _weights(trained: Trained) -> Iterator[Path]:

@@ -11,6 +11,7 @@ import time
 import tracemalloc
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from starlette.testclient import TestClient
 
 from advisor.machine.budget import named_gpu
 from advisor.machine.gpu import Machine
+from profiles.files import held
 from profiles.gpus import gpus
 from profiles.plan import Plan
 from studio import answers
@@ -110,6 +112,13 @@ def test_on_a_card_the_memory_is_forecast_for_answering(
     place.write_text(trained.to_json())
     assert page.ask("memory", model=model)["words"] == "does not answer within 1 GiB"
     assert asked == [("cuda", (), False, True)]
+    monkeypatch.setattr(answers, "fitting", lambda *_: SimpleNamespace(line=lambda: "FITS"))
+    assert page.ask("memory", model=model)["words"] == "FITS"
+    run = place.parents[1]
+    (run / "run.json").write_text("{}")
+    with held(run):
+        words = page.ask("memory", model=model)["words"]
+    assert words == "FITS; first is training here and may run out of memory then"
 
 
 def test_one_model_is_loaded_asked_and_let_go(page: Page, model: str) -> None:
