@@ -20,7 +20,18 @@ from starlette.routing import BaseRoute, Route
 
 from profiles.files import refused
 from profiles.records import Frozen
-from studio import answers, comparisons, data, forecasts, plans, questions, results, runs, training
+from studio import (
+    answers,
+    comparisons,
+    data,
+    forecasts,
+    layers,
+    plans,
+    questions,
+    results,
+    runs,
+    training,
+)
 from studio.answers import Desk
 from studio.places import Places
 from studio.processes import Processes
@@ -90,7 +101,7 @@ ACTIONS: dict[str, tuple[type[Frozen], Work | Slow]] = {
     "export": (results.Export, _with(results.export)),
     "models": (runs.Nothing, lambda studio, _: answers.models(studio.places)),
     "memory": (answers.Model, _at(answers.memory)),
-    "draw": (answers.Drawing, lambda _, one: answers.draw(one)),
+    "draw": (layers.Drawing, lambda _, one: layers.draw(one)),
     "load": (answers.Model, lambda studio, one: studio.desk.load(one)),
     "unload": (runs.Nothing, lambda studio, _: studio.desk.unload()),
     "desk": (runs.Nothing, lambda studio, _: studio.desk.state()),
