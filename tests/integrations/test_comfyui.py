@@ -83,7 +83,8 @@ def called(pack: ModuleType, **inputs: object) -> tuple[torch.Tensor, str]:
     """As ComfyUI calls a node."""
     inputs = {"image": torch.zeros(1, 8, 8, 3), "question": "a", "kind": "sentence"} | inputs
     node = pack.NODE_CLASS_MAPPINGS["LisaSegment"]
-    found: tuple[torch.Tensor, str] = getattr(node(), node.FUNCTION)(**inputs)
+    with torch.inference_mode():
+        found: tuple[torch.Tensor, str] = getattr(node(), node.FUNCTION)(**inputs)
     return found
 
 
