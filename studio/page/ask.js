@@ -109,7 +109,7 @@ export function setUpAsk(section, shared) {
 
   function showAnswers(told) {
     const lines = rows.map((row) => h("p", {}, h("strong", {}, row.question), h("br"), row.answer || "(no words)",
-      h("span", { class: "note" }, `  ${row.seconds.toFixed(1)} s${row.masks.length ? "" : "; no mask in this answer"}${row.masks_left_out ? `; ${row.masks_left_out} masks left out` : ""}`)));
+      h("span", { class: "note" }, `  ${row.seconds.toFixed(1)}\u00a0s${row.masks.length ? "" : "; no mask in this answer"}${row.masks_left_out ? `; ${row.masks_left_out} masks left out` : ""}`)));
     const boxes = layers.map((layer, number) => {
       const key = h("span", { class: "key" });
       key.style.background = COLOURS[number % COLOURS.length];
