@@ -68,9 +68,11 @@ def stop(chosen: Chosen, places: Places, processes: Processes) -> dict[str, Any]
     pid = pid_of(folder) or processes.pid(folder)
     if pid is None:
         raise ValueError(f"{folder.name}: no process of this machine trains in it now")
+    if not hasattr(os, "killpg"):
+        os.kill(pid, signal.SIGINT)  # which on Windows ends it at once
+        return {"words": "ended, since Windows cannot ask it; resume continues its last checkpoint"}
     # As a terminal does: every process of a group that was started for this run.
-    leads = hasattr(os, "killpg") and os.getpgid(pid) == pid
-    (os.killpg if leads else os.kill)(pid, signal.SIGINT)
+    (os.killpg if os.getpgid(pid) == pid else os.kill)(pid, signal.SIGINT)
     return {"words": "asked to stop; it saves first"}
 
 

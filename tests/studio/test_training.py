@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from studio import processes as studio_processes
+from studio import training as studio_training
 from studio.app import create_app
 from studio.places import Places
 from studio.processes import Processes
@@ -80,6 +82,18 @@ def test_a_training_survives_the_page_and_is_stopped_and_resumed(page: Page) -> 
     until(lambda: state() == "starting" and page.ask("run", run=run)["log"] == ["training"])
     page.ask("stop", run=run)
     until(lambda: state() == "stopped")
+
+
+def test_on_windows_it_is_said_that_nothing_is_saved(
+    page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (page.home / "runs" / "first").mkdir(parents=True)
+    ended: list[int] = []
+    monkeypatch.delattr(os, "killpg")
+    monkeypatch.setattr(os, "kill", lambda pid, _: ended.append(pid))
+    monkeypatch.setattr(studio_training, "pid_of", lambda _: 12345)
+    words = page.ask("stop", run="work/runs/first")["words"]
+    assert "its last checkpoint" in words and ended == [12345]
 
 
 def test_the_command_is_an_ordinary_one(home: Path) -> None:
