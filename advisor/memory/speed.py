@@ -39,7 +39,8 @@ class Factors:
     attention: float
     masked_attention: float  # with an explicit mask, of rows of several questions
     dequantisation: float
-    fp8: float  # of products and dequantisation in the plan's dtype, what those in FP8 take
+    fp8: float  # products in FP8, as a share of those in the plan's dtype
+    fp8_codes: float  # of activations, gradients and weights, which FP8 is made from and into
     elementwise: float
     elementwise_compiled: float
     launch_seconds: float  # of one pass through one decoder layer, by the CPU
@@ -101,6 +102,7 @@ class Paper:
     attention: float
     masked_attention: float
     dequantisation: float
+    codes: float  # of activations, gradients and weights, where products are in FP8
     elementwise: float
     layer_copy: float  # of one layer from host memory to the card
     head_copy: float
@@ -116,9 +118,10 @@ def paper(plan: Plan, text_tokens: int, gpu: GpuProfile, forward: bool = False) 
     decoder = plan.profile.decoder
     sample = plan.profile.most_image_tokens + text_tokens
     tokens, weights = plan.micro_batch * sample, decoder.layer_weights
-    passes = decoder.layers if forward else 2 * decoder.layers + plan.checkpointed_layers
+    backward = 0 if forward else decoder.layers
+    passes = decoder.layers + backward + (0 if forward else plan.checkpointed_layers)
     attention: float = plan.micro_batch * decoder.attention_flops(sample)
-    attention *= passes + (0 if forward else 1.5 * decoder.layers)
+    attention *= passes + 1.5 * backward
     masked = attention if plan.questions_per_picture > 1 else 0.0
     stored = STORED_BYTES[plan.quantization]
     widened = 0.0 if plan.quantization == "none" else weights * passes * (stored + 2 + 2)
@@ -130,6 +133,7 @@ def paper(plan: Plan, text_tokens: int, gpu: GpuProfile, forward: bool = False) 
         attention=(attention - masked) / rate,
         masked_attention=masked / rate,
         dequantisation=widened / _bandwidth(gpu),
+        codes=_coded_bytes(plan, tokens, passes, backward) / _bandwidth(gpu),
         elementwise=moved / _bandwidth(gpu),
         layer_copy=weights * stored / pcie,
         head_copy=head / pcie,
@@ -151,6 +155,22 @@ def _adapter_bytes(plan: Plan) -> int:
     return max(0, moved(plan.lora) - moved(Lora()))
 
 
+def _coded_bytes(plan: Plan, tokens: int, passes: int, backward: int) -> float:
+    """Bytes read and written to make FP8 codes of what products take, in all passes of a step.
+
+    Of a value of 2 bytes, one. Compiled, q, k and v share the codes of their input, and so do gate
+    and up; gradients are each linear's own. Weights come as they are stored, in every pass.
+    """
+    decoder = plan.profile.decoder
+    hidden, query, inner = decoder.hidden, decoder.query_channels, decoder.intermediate
+    inputs = (2 if plan.compile else 5) * hidden + query + inner
+    gradients = query + 2 * decoder.key_channels + 2 * hidden + 2 * inner
+    values = inputs * (passes - backward) + gradients * backward
+    return 3 * tokens * values + decoder.layer_weights * passes * (
+        STORED_BYTES[plan.quantization] + 1
+    )
+
+
 def _bandwidth(gpu: GpuProfile) -> float:
     """Bytes a second that element-wise work makes use of."""
     return min(gpu.bandwidth_gb_s, USED_GB_S) * 1e9
@@ -168,8 +188,11 @@ def forward_seconds(plan: Plan, text_tokens: int, gpu: GpuProfile, pace: Pace = 
 
 def _seconds(plan: Plan, on_paper: Paper, gpu: GpuProfile, pace: Pace) -> float:
     known = factors()
-    linears = on_paper.matmul * known.matmul + on_paper.dequantisation * known.dequantisation
-    arithmetic = linears * (known.fp8 if plan.products == "fp8" else 1)
+    arithmetic = on_paper.matmul * known.matmul
+    if plan.products == "fp8":
+        arithmetic = arithmetic * known.fp8 + on_paper.codes * known.fp8_codes
+    else:
+        arithmetic += on_paper.dequantisation * known.dequantisation
     arithmetic += on_paper.attention * known.attention
     arithmetic += on_paper.masked_attention * known.masked_attention
     elementwise = known.elementwise_compiled if plan.compile else known.elementwise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import pytest
 
@@ -16,12 +15,13 @@ from advisor.memory.speed import (
     samples_per_second,
     seconds_of,
 )
-from profiles.gpus import GpuProfile, find_gpu, gpu_by_nvml, gpus
+from benchmarks.timed import timed_rows
+from profiles.gpus import find_gpu, gpus
 from profiles.plan import Plan
 from tests.conftest import ROOT
 
-LEAN = ROOT / "benchmarks" / "lean.jsonl"
 H100 = gpus()["h100-sxm-80gb"]
+ADA = gpus()["rtx-4090-24gb"]
 
 
 def plan(**settings: object) -> Plan:
@@ -34,30 +34,31 @@ def plan(**settings: object) -> Plan:
 LAUNCHES = {"shared-": 1.67, "qwen-": 0.73}
 
 
-def timed() -> Iterator[tuple[str, Plan, int, GpuProfile, float]]:
-    """Name, plan, text tokens, card and seconds of every timed row."""
-    for line in LEAN.read_text().splitlines():
-        record = json.loads(line)
-        m = record["measurement"]
-        if m["step_seconds"]:
-            card = gpu_by_nvml(m["gpu"], m["gpu_bytes"])
-            assert card is not None and m["text_tokens"][0] == m["text_tokens"][1]
-            plan = Plan.parse(m["plan"])
-            yield record["name"], plan, m["text_tokens"][1], card, m["step_seconds"]
-
-
 def test_every_measured_step_is_met_as_published() -> None:
     """Both families, encoders online too: within what is published, and that is below 15 %."""
-    seen, worst = 0, factors().worst
+    worst, rows = factors().worst, timed_rows()
     assert worst <= 0.15 and "set-aside steps on an H100 and an H200" in factors().error
-    for name, asked, text, card, seconds in timed():
+    for name, row in rows.items():
         launches = next((n for start, n in LAUNCHES.items() if name.startswith(start)), 1.0)
-        said = seconds_of(asked, text, card, Pace(launches=launches))
-        assert said == pytest.approx(seconds, rel=worst + 0.001), name
-        fast, slow = (seconds_of(asked, text, card, pace) for pace in paces(card))
-        assert 0.99 * fast < seconds < 1.01 * slow, name
-        seen += 1
-    assert seen >= 30
+        said = row.said(Pace(launches=launches))
+        assert said == pytest.approx(row.seconds, rel=worst + 0.001), name
+        fast, slow = map(row.said, paces(row.card))
+        assert 0.99 * fast < row.seconds < 1.01 * slow, name
+    assert len(rows) >= 42
+
+
+def test_codes_cost_fp8_its_gain_where_they_are_many() -> None:
+    """Few tokens: each pass makes codes of all weights. Wider ones are more to read."""
+
+    def gain(**settings: object) -> float:
+        usual = {"compile": True, "micro_batch": 20} | settings
+        dtype, fp8 = (plan(**usual, products=kind) for kind in ("dtype", "fp8"))
+        return seconds_of(dtype, 128, ADA) / seconds_of(fp8, 128, ADA)
+
+    assert 1.3 < gain() < 1.6
+    assert gain(micro_batch=1) < gain() - 0.1
+    assert gain(quantization="none") < gain(quantization="int8") - 0.02
+    assert gain(compile=False) < gain() - 0.1
 
 
 def test_a_card_that_was_never_timed_has_the_wider_range() -> None:
