@@ -166,9 +166,8 @@ def _coded_bytes(plan: Plan, tokens: int, passes: int, backward: int) -> float:
     inputs = (2 if plan.compile else 5) * hidden + query + inner
     gradients = query + 2 * decoder.key_channels + 2 * hidden + 2 * inner
     values = inputs * (passes - backward) + gradients * backward
-    return 3 * tokens * values + decoder.layer_weights * passes * (
-        STORED_BYTES[plan.quantization] + 1
-    )
+    weights = decoder.layer_weights * passes * (STORED_BYTES[plan.quantization] + 1)
+    return 3 * tokens * values + weights
 
 
 def _bandwidth(gpu: GpuProfile) -> float:
