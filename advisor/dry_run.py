@@ -15,12 +15,14 @@ from collections.abc import Callable
 
 from advisor.advice import Advice
 from advisor.choice.candidate import Candidate
+from advisor.cost.duration import Timed, duration_of
 from advisor.machine.budget import Bytes, judge
 from advisor.machine.cuda_context import library_versions
 from advisor.machine.gpu import Gpu
 from advisor.rehearsal import rehearsed
 from profiles.exchange import gradient_bytes, rebuilt_bytes
 from profiles.findings import Finding
+from profiles.gpus import gpu_by_nvml
 from profiles.measurement import Measurement
 from profiles.places import cache_folder
 from profiles.plan import Plan
@@ -46,7 +48,9 @@ def measured(advice: Advice, tell: Callable[[str], None], cap_bytes: int | None 
         row = _trial(_of_one_process(candidate), advice, gpu, tell, cap_bytes)
         tried.append(row)
         if row.verdict == "FITS":
-            return _with(advice, candidate, row)
+            found = _with(advice, candidate, row)
+            # Under a cap the advice is for another card, which nobody has timed.
+            return found if cap_bytes is not None else _with_time(found, row, gpu)
     last = tried[-1]
     what = "; ".join(f"{row.title}: {row.verdict}, {row.note}" for row in tried)
     fix = "free memory on the card, or lisa-advise --emulate-vram SIZE --save plan.json with what "
@@ -143,6 +147,19 @@ def _with(advice: Advice, candidate: Candidate, row: TestedRow) -> Advice:
     rest = tuple(rung for rung in advice.ladder if rung.needs.bytes < candidate.needs.bytes)
     return advice.model_copy(update={"plan": candidate.plan, "needs": needs, "summary": summary,
                                      "verdict": verdict, "ladder": rest})  # fmt: skip
+
+
+def _with_time(advice: Advice, row: TestedRow, gpu: Gpu) -> Advice:
+    """The advice with the time of its plan, whose steps take as long as the trial's."""
+    was, plan, shape = advice.duration, advice.plan, row.data_shape
+    if was is None or was.data is None or plan is None:
+        return advice
+    trial = None
+    if row.step_seconds and shape is not None and shape.text_tokens:
+        trial = Timed(plan.of_one_process, shape.text_tokens, row.step_seconds)
+    card = gpu_by_nvml(gpu.name, gpu.total_bytes)
+    found = duration_of(plan, card, was.data, trial)
+    return advice.model_copy(update={"duration": found})
 
 
 def _row_id(plan: Plan, gpu: Gpu, text: int, cap_bytes: int | None, more: list[int | None]) -> str:

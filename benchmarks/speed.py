@@ -92,7 +92,7 @@ def fp8_factors(rows: dict[str, Row], found: dict[str, float]) -> dict[str, floa
                     for kind in ("bf16", "fp8"))  # fmt: skip
     share, row = round(narrow / wide, 3), rows[IN_FP8]
     on_paper = paper(row.plan, row.text, row.card)
-    gained = (rows[IN_DTYPE].seconds - row.seconds) / row.micro_batches
+    gained = (rows[IN_DTYPE].seconds - row.seconds) / row.plan.accumulation
     saved = on_paper.matmul * found["matmul"] * (1 - share)
     saved += on_paper.dequantisation * found["dequantisation"]
     return {"fp8": share, "fp8_codes": round((saved - gained) / on_paper.codes, 2)}

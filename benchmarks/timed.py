@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from advisor.memory.speed import USUAL, Pace, seconds_of
-from profiles.batches import full_rows, passes
 from profiles.exchange import Link, exchange, exchange_seconds, gradient_bytes, link_of
 from profiles.gpus import GpuProfile, gpu_by_nvml
 from profiles.plan import Plan
@@ -30,15 +29,9 @@ class Row:
     card: GpuProfile
     link: Link | None = None
 
-    @property
-    def micro_batches(self) -> int:
-        """Passes through the model, one after the other."""
-        rows = full_rows(self.plan.effective_batch, self.plan.questions_per_picture)
-        return passes(rows, self.plan.micro_batch, self.plan.processes)
-
     def said(self, pace: Pace = USUAL) -> float:
         """Forecast seconds of the step."""
-        found = self.micro_batches * seconds_of(self.plan, self.text, self.card, pace)
+        found = self.plan.accumulation * seconds_of(self.plan, self.text, self.card, pace)
         if self.link is None:
             return found
         size, count = gradient_bytes(self.plan), self.plan.processes

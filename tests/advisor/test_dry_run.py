@@ -8,6 +8,7 @@ import pytest
 
 from advisor import dry_run as dryrun
 from advisor.advice import Advice
+from advisor.cost.duration import REASON_SEG, Timed, duration_of
 from advisor.dry_run import measured
 from advisor.machine.evidence import Evidence
 from advisor.machine.gpu import Gpu, Machine
@@ -60,6 +61,7 @@ def test_a_plan_that_holds_becomes_a_row_and_is_tried_once(
     found = measured(advice(), told.append)
     assert found.plan == advice().plan and found.verdict == "FITS"
     assert (found.needs.basis, found.needs.bytes) == ("measured", round(6.2 * GIB))
+    assert found.duration is not None and "trial, 2.5 s" in found.duration.basis
     ((plan, options),) = child.asked
     assert plan.weights == "random" and "--save" in options
     assert options[options.index("--text-tokens") + 1] == "512"
@@ -95,6 +97,9 @@ def test_what_does_not_hold_gives_way_to_the_ladder(
     Child(monkeypatch, bad, "FITS")
     found = measured(advice(), print)
     assert found.plan == advice().ladder[0].plan and found.exit_code == 0
+    assert found.duration is not None and found.plan is not None
+    trial = Timed(found.plan, 512, 2.5)
+    assert found.duration == duration_of(found.plan, None, REASON_SEG, trial)
     assert all(rung.needs.bytes < advice().ladder[0].needs.bytes for rung in found.ladder)
     rows = [row.verdict for row in read_table().rows if row.source == "user"]
     assert rows == [bad, "FITS"]
@@ -111,7 +116,8 @@ def test_after_two_trials_the_answer_is_no(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_smaller_card_is_a_cap(monkeypatch: pytest.MonkeyPatch) -> None:
     child = Child(monkeypatch, "FITS")
-    measured(advice(), print, cap_bytes=5 * GIB)
+    found = measured(advice(), print, cap_bytes=5 * GIB)
+    assert found.duration == advice().duration, "the steps are not that card's"
     _, options = child.asked[0]
     assert float(options[options.index("--cap-gib") + 1]) == pytest.approx(5)
 
