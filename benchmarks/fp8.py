@@ -1,8 +1,10 @@
 """Products of frozen weights in FP8: what they cost and gain, by layer, in a step, in a training.
 
-    python benchmarks/fp8.py layers --out FILE             on a GPU with FP8 products
+    python benchmarks/fp8.py layers [7b|4b] --out FILE     on a GPU with FP8 products
     python benchmarks/fp8.py step dtype|fp8 NAME --out FILE
-    python benchmarks/fp8.py losses dtype|fp8 --out FILE   300 steps on 64 fixed samples
+    python benchmarks/fp8.py profile dtype|fp8 NAME --out FILE
+    python benchmarks/fp8.py losses dtype|fp8|nudged --out FILE     300 steps on 64 fixed samples
+    python benchmarks/fp8.py forecast                      of the steps' memory, into their rows
     python benchmarks/fp8.py table                         docs/fp8.md's tables
 
 Random weights of the true shapes.
@@ -23,10 +25,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from forecast import CARD
+from profile_step import profile
 from tables import put
 from torch import Tensor
 from torch.nn import functional
 
+from advisor.memory.forecast import forecast
+from advisor.memory.worst_sample import Worst
 from profiles.plan import Plan
 from trainer.batch import Batch
 from trainer.model.layers import fp8
@@ -38,8 +44,12 @@ from trainer.step import training_step
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS_FILE, DOCS = ROOT / "benchmarks" / "fp8.jsonl", ROOT / "docs" / "fp8.md"
-ROWS = 6720  # tokens of ten samples
-SHAPES = {"q, k, v, o": (4096, 4096), "gate, up": (11008, 4096), "down": (4096, 11008)}
+ROWS = {"7b": 6720, "4b": 7872}  # tokens of ten samples; of six pictures with four questions
+SHAPES = {
+    "7b": {"q, k, v, o": (4096, 4096), "gate, up": (11008, 4096), "down": (4096, 11008)},
+    "4b": {"q": (4096, 2560), "k, v": (1024, 2560), "o": (2560, 4096), "gate, up": (9728, 2560),
+           "down": (2560, 9728)},
+}  # fmt: skip
 BASE: dict[str, Any] = {
     "model": "7b", "weights": "random", "device": "cuda", "dtype": "bf16",
     "checkpointed_layers": "all", "compile": True, "host_embeddings": True,
@@ -71,7 +81,9 @@ STEPS = {
     "7b-host-none": Timed(TEN | STREAMED | {"quantization": "none"}, 9.0),
     "7b-host-int8": Timed(TEN | STREAMED | {"quantization": "int8"}, 9.0),
 }  # fmt: skip
-SAMPLES, TRAINED_STEPS, PICTURES = 64, 300, 8  # of the loss curves: all samples, steps, of a step
+# Of the loss curves: all samples, steps, of a step, of a row in the table.
+SAMPLES, TRAINED_STEPS, PICTURES, WINDOW = 64, 300, 8, 24
+NUDGE = 2**-8  # bf16's last digit
 
 
 def milliseconds(work: Callable[[], object]) -> float:
@@ -99,14 +111,15 @@ def same_codes(made: Tensor, twin: Tensor) -> int:
     return int((made.view(torch.uint8) != twin.view(torch.uint8)).sum())
 
 
-def layer(name: str, n: int, k: int) -> dict[str, Any]:
+def layer(model: str, name: str, n: int, k: int) -> dict[str, Any]:
     """Time and error of one linear; how many codes of the kernels are not their twins'."""
     torch.manual_seed(0)
     weight = torch.randn(n, k, device="cuda", dtype=torch.bfloat16) * 0.02
-    x = torch.randn(ROWS, k, device="cuda", dtype=torch.bfloat16)
+    rows = ROWS[model]
+    x = torch.randn(rows, k, device="cuda", dtype=torch.bfloat16)
     x[:, 7] *= 100  # an outlier channel, as LLaMA's first layers have
     x[5] = 0
-    g = torch.randn(ROWS, n, device="cuda", dtype=torch.bfloat16) * 1e-4
+    g = torch.randn(rows, n, device="cuda", dtype=torch.bfloat16) * 1e-4
     plain, fast = Nf4Linear(weight), Fp8Nf4Linear(weight)
     stored = fast.bits
     wide = nf4_weight(*stored, n, torch.float32)
@@ -120,7 +133,7 @@ def layer(name: str, n: int, k: int) -> dict[str, Any]:
     true, true_back = x.float() @ wide.t(), g.float() @ wide
     fp8_fields, back = (*stored, *there), torch.ops.lisa_preflight.fp8_nf4_back
     return {
-        "layer": name, "n": n, "k": k, "rows": ROWS,
+        "layer": name, "model": model, "n": n, "k": k, "rows": rows,
         "codes_off": {"rows": same_codes(codes, fp8.codes_of(x, scales)),
                       "weight": same_codes(made[0], twin[0]),
                       "transposed": same_codes(made[1], twin[1])},
@@ -143,6 +156,19 @@ def layer(name: str, n: int, k: int) -> dict[str, Any]:
                    lambda: nf4_codes(fast.packed, inner, there[1], n, True)),
                "bf16 weight": milliseconds(lambda: nf4_weight(*stored, n, torch.bfloat16))},
     }  # fmt: skip
+
+
+def layers(model: str = "7b") -> list[dict[str, Any]]:
+    """Each linear of a model's layer."""
+    return [layer(model, name, *shape) for name, shape in SHAPES[model].items()]
+
+
+def profiled(products: str, name: str) -> dict[str, Any]:
+    """What one plan's training step does on the card, kind by kind."""
+    timed = STEPS[name]
+    plan = Plan.parse(BASE | timed.settings | {"products": products})
+    found = profile(name, plan, int(timed.text), plan.questions_per_picture)
+    return {"kind": "profile", "products": products} | found
 
 
 def step(products: str, name: str) -> dict[str, Any]:
@@ -171,20 +197,71 @@ def fixed_samples(samples: MadeUp) -> list[Batch]:
     return found
 
 
-def losses(products: str) -> dict[str, Any]:
-    """The losses of a random 7B that learns 64 fixed samples by heart, at a constant rate."""
+def losses(how: str) -> dict[str, Any]:
+    """The losses of a random 7B that learns 64 fixed samples by heart, at a constant rate.
+
+    "nudged" is in dtype, too, from values of LoRA's A that are NUDGE larger: how far two trainings
+    in one arithmetic come apart.
+    """
+    products = "dtype" if how == "nudged" else how
     settings = BASE | {"micro_batch": PICTURES, "effective_batch": PICTURES, "products": products}
     trial = Rehearsal(Plan.parse(settings), (96, 96), masks=1)
+    for name, factor in trial.model.named_parameters():
+        if how == "nudged" and "lora_A" in name:
+            factor.data.mul_(1 + NUDGE)
     samples = fixed_samples(trial.samples)
-    how = trial.optimizer, trial.plan, trial.accelerator
+    parts_of_step = trial.optimizer, trial.plan, trial.accelerator
     curve = []
     for number in range(TRAINED_STEPS):
-        made = training_step(trial.model, [samples[number % len(samples)]], *how)
+        made = training_step(trial.model, [samples[number % len(samples)]], *parts_of_step)
         parts = made.loss, made.ce, made.bce, made.dice
         curve.append([round(float(part), 5) for part in parts])
         if number % 25 == 0:
-            print(products, number, curve[-1], flush=True)
-    return {"kind": "losses", "products": products, "curve": curve}
+            print(how, number, curve[-1], flush=True)
+    return {"kind": "losses", "how": how, "curve": curve}
+
+
+def forecasts() -> None:
+    """Write into each measured step's row what is forecast for it."""
+    lines = ROWS_FILE.read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    for row in rows:
+        if (measured := row.get("measurement")) and measured["verdict"] == "FITS":
+            worst = Worst(text_tokens=measured["text_tokens"][1], masks=measured["masks"])
+            found = forecast(Plan.parse(measured["plan"]), worst, CARD)
+            row["forecast"] = {tier: found.tier(tier).bytes for tier in ("tensors", "pool")}
+            print(row["step"], row["products"], row["forecast"], flush=True)
+    ROWS_FILE.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def steps_table(rows: list[dict[str, Any]]) -> list[str]:
+    """Each measured step, and what was forecast for its memory."""
+    lines = ["| plan | products | questions/s | tensors, GiB | forecast | pool, GiB | forecast |",
+             "|---|---|---|---|---|---|---|"]  # fmt: skip
+    for row in rows:
+        m = row.get("measurement")
+        if m and m["verdict"] == "FITS":
+            cells = [row["step"], row["products"], f"{m['samples_per_second']:.1f}"]
+            for tier, name in (("tensors", "allocated"), ("pool", "reserved")):
+                took, said = m[f"peak_{name}_bytes"], row["forecast"][tier]
+                cells += [f"{took / 2**30:.2f}", f"{said / took - 1:+.2%}"]
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def losses_table(rows: list[dict[str, Any]]) -> list[str]:
+    """The mean loss of every WINDOW steps; of FP8's and the nudged start's, the difference."""
+    curves = {row["how"]: [parts[0] for parts in row["curve"]]
+              for row in rows if row.get("kind") == "losses"}  # fmt: skip
+    lines = ["| steps | in dtype | in FP8 | in dtype, nudged |", "|---|---|---|---|"]
+    for start in range(0, TRAINED_STEPS, WINDOW):
+        mean = {how: statistics.mean(curve[start : start + WINDOW])
+                for how, curve in curves.items()}  # fmt: skip
+        off = [f"{mean[how] / mean['dtype'] - 1:+.1%}" if how in mean else "not run"
+               for how in ("fp8", "nudged")]  # fmt: skip
+        last = min(start + WINDOW, TRAINED_STEPS) - 1
+        lines.append(f"| {start} – {last} | {mean['dtype']:.3f} | {' | '.join(off)} |")
+    return lines
 
 
 def all_rows() -> list[dict[str, Any]]:
@@ -200,10 +277,6 @@ def all_rows() -> list[dict[str, Any]]:
 
 def written_lines(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
     """docs/fp8.md's tables, by their marks."""
-    steps = [
-        "| plan | products | questions/s | tensors, GiB | pool, GiB |",
-        "|---|---|---|---|---|",
-    ]
     layers = ["| linears | bf16 forward, back | FP8 | shared | product alone bf16, FP8 | "
               "error forward bf16, FP8 | back |", "|---|---|---|---|---|---|---|"]  # fmt: skip
     learning = ["| seed | gIoU, in dtype | in FP8 | cIoU, in dtype | in FP8 |",
@@ -214,12 +287,7 @@ def written_lines(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
         learning.append(f"| {seed} | {plain['giou']:.3f} | {fast['giou']:.3f} | "
                         f"{plain['ciou']:.3f} | {fast['ciou']:.3f} |")  # fmt: skip
     for row in rows:
-        m = row.get("measurement")
-        if m and m["verdict"] == "FITS":
-            tensors, pool = (m[f"peak_{tier}_bytes"] / 2**30 for tier in ("allocated", "reserved"))
-            steps.append(f"| {row['step']} | {row['products']} | {m['samples_per_second']:.1f} | "
-                         f"{tensors:.2f} | {pool:.2f} |")  # fmt: skip
-        elif "layer" in row:
+        if "layer" in row:
             ms, error = row["ms"], row["error"]
             layers.append(
                 f"| {row['layer']} | {ms['bf16 forward']:.2f}, {ms['bf16 back']:.2f} ms | "
@@ -234,13 +302,16 @@ def written_lines(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
         for one in row["errors"] if row.get("kind") == "gradients" else []:
             name = names[one["products"]].format(one["dtype"])
             gradients.append(f"| {name} | {one['relative']:.1%} | {one['cosine']:.4f} |")
-    return {"steps": steps, "layers": layers, "learning": learning, "gradients": gradients}
+    return {"steps": steps_table(rows), "layers": layers, "learning": learning,
+            "gradients": gradients, "losses": losses_table(rows)}  # fmt: skip
 
 
 def main() -> None:
     """Layers, one step, or the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["layers", "step", "losses", "table"])
+    parser.add_argument(
+        "what", choices=["layers", "step", "profile", "losses", "forecast", "table"]
+    )
     parser.add_argument("which", nargs="*")
     parser.add_argument("--out", type=Path, default=ROWS_FILE)
     asked = parser.parse_args()
@@ -249,9 +320,13 @@ def main() -> None:
             put(DOCS, f"<!-- benchmarks/fp8.py {name} -->", f"<!-- /benchmarks/fp8.py {name} -->",
                 lines)  # fmt: skip
         return
+    if asked.what == "forecast":
+        forecasts()
+        return
     makers: dict[str, Callable[[], list[dict[str, Any]]]] = {
-        "layers": lambda: [layer(name, *shape) for name, shape in SHAPES.items()],
+        "layers": lambda: layers(*asked.which),
         "step": lambda: [step(*asked.which)],
+        "profile": lambda: [profiled(*asked.which)],
         "losses": lambda: [losses(*asked.which)],
     }
     rows = makers[asked.what]()
@@ -260,7 +335,7 @@ def main() -> None:
     with asked.out.open("a") as file:
         for row in rows:
             file.write(json.dumps(row | facts) + "\n")
-            print(json.dumps(row)[:2000], flush=True)
+            print(json.dumps(row)[:3000], flush=True)
 
 
 if __name__ == "__main__":
