@@ -19,7 +19,19 @@ from pathlib import Path
 from typing import Any
 
 from tables import put
-from timed import NVLINK, Row, lines, rows_of_two, timed_rows
+from timed import (
+    IN_FP8,
+    MACHINES,
+    NVLINK,
+    ONE,
+    WAITING,
+    Row,
+    lines,
+    machine_of,
+    paces,
+    rows_of_two,
+    timed_rows,
+)
 
 from advisor.cost.duration import duration_of
 from advisor.memory import speed
@@ -33,20 +45,13 @@ HERE = ROOT / "benchmarks"
 DOCS = ROOT / "docs" / "speed.md"
 PLAIN, COMPILED = "stream-b8", "speed-compiled-b10-k32"  # profiled; PLAIN streams its layers
 MASKED = "shared-k3-b9"  # profiled, with rows of several questions
-ONE, ONE_COMPILED = "speed-b1", "speed-compiled-b1-k32"  # the GPU waits for the CPU
-IN_DTYPE, IN_FP8 = "fp8-7b, dtype", "fp8-7b, fp8"  # one after the other
-TUNED_ON = (PLAIN, COMPILED, MASKED, ONE, ONE_COMPILED, IN_FP8)
+ONE_COMPILED = "speed-compiled-b1-k32"  # as ONE
+IN_DTYPE = "fp8-7b, dtype"  # timed before IN_FP8
+WAITING_INT8 = "fp8-7b-int8, fp8"  # as WAITING
+TUNED_ON = (PLAIN, COMPILED, MASKED, ONE, ONE_COMPILED, IN_FP8, WAITING, WAITING_INT8)
 LINEARS = {"q, k, v, o": 4, "gate, up": 2, "down": 1}  # of a layer, as benchmarks/fp8.py times them
-# Rows were timed on three machines, each of which launches at its own speed. One row of each of the
-# later two, in which the GPU waits, tells how fast.
-MACHINES = {"shared-": "shared-13b-k1-b4", "qwen-": "qwen-2b-b8"}
 ROW_TOKENS = 646  # in those runs, about: 576 of a picture, and a short question
 LOGS = ("recovery-killed.log", "recovery-robbed.log", "recovery-capped.log")
-
-
-def machine_of(row: Row) -> str:
-    """The row that tells how fast the CPU of its machine is; where that is not known, ONE."""
-    return next((name for start, name in MACHINES.items() if row.name.startswith(start)), ONE)
 
 
 def step_factors(rows: dict[str, Row]) -> dict[str, float]:
@@ -87,7 +92,7 @@ def step_factors(rows: dict[str, Row]) -> dict[str, float]:
 
 def fp8_factors(rows: dict[str, Row], found: dict[str, float]) -> dict[str, float]:
     """Products from layers alone; what is left of a step's gain are the codes."""
-    times = [r for r in lines("fp8.jsonl") if r.get("layer") in LINEARS]
+    times = [r for r in lines("fp8.jsonl") if "layer" in r and r.get("model", "7b") == "7b"]
     wide, narrow = (sum(LINEARS[r["layer"]] * r["ms"][f"{kind} product alone"] for r in times)
                     for kind in ("bf16", "fp8"))  # fmt: skip
     share, row = round(narrow / wide, 3), rows[IN_FP8]
@@ -96,6 +101,21 @@ def fp8_factors(rows: dict[str, Row], found: dict[str, float]) -> dict[str, floa
     saved = on_paper.matmul * found["matmul"] * (1 - share)
     saved += on_paper.dequantisation * found["dequantisation"]
     return {"fp8": share, "fp8_codes": round((saved - gained) / on_paper.codes, 2)}
+
+
+def fp8_launches(rows: dict[str, Row], found: dict[str, float]) -> float:
+    """What FP8 adds to the launches of a pass: two steps that waited for one CPU.
+
+    The second has no NF4 to widen, and what that takes the usual CPU is known: so is how much
+    slower this one is.
+    """
+    each = []
+    for name in (WAITING, WAITING_INT8):
+        row, on_paper = rows[name], paper(rows[name].plan, rows[name].text, rows[name].card)
+        rest = row.seconds / row.plan.accumulation - found["fixed_seconds"]
+        each.append((rest - found["copy"] * on_paper.head_copy) / on_paper.passes)
+    slower = (each[0] - each[1]) / found["launch_quantised_seconds"]
+    return float(round(each[0] / slower - found["launch_compiled_seconds"], 5))
 
 
 def _quantised() -> float:
@@ -202,16 +222,6 @@ def run_factors(known: Factors) -> dict[str, float]:
     }
 
 
-def paces(rows: dict[str, Row]) -> dict[str, float]:
-    """How long launches take in each machine, beside the first."""
-    found = {ONE: 1.0}
-    for name in MACHINES.values():
-        row = rows[name]
-        low, high = (row.said(Pace(launches=n)) for n in (10, 20))
-        found[name] = 10 + 10 * (row.seconds - low) / (high - low)
-    return found
-
-
 def step_table(rows: dict[str, Row]) -> tuple[list[str], dict[str, Any]]:
     """The table of the timed rows, and the errors of those that were set aside."""
     table = ["| row | card | | launches | forecast | measured | error | with usual launches |",
@@ -283,7 +293,7 @@ def ranges_text(known: Factors) -> str:
         f"rate, or half of it; those of an H100 and an H200 reach {whole:.0%}. Of these\n"
         f"two cards, arithmetic may be {known.worst:.0%} off, as in the worst row. In any machine "
         f"launches are taken to last {least:.2f} to\n{most:.2f} times the usual, as in the "
-        "fastest and the slowest of the three. These ranges are a policy, not a measurement."
+        "fastest and the slowest machine. These ranges are a policy, not a measurement."
     )
 
 
@@ -335,6 +345,7 @@ def main() -> None:
     rows = timed_rows()
     found: dict[str, Any] = step_factors(rows) | encoder_factors()
     found |= fp8_factors(rows, found)
+    found |= {"launch_fp8_seconds": fp8_launches(rows, found)}
     found |= run_factors(write(found))
     write(found)
     table, errors = step_table(rows)

@@ -16,6 +16,13 @@ from profiles.plan import Plan
 HERE = Path(__file__).resolve().parent
 NVLINK = Link(450, 2e-5, "NVLink of two H200s")
 WITHOUT_NVLINK = "NCCL_P2P_DISABLE"
+# In these the GPU waits for the CPU: each tells how fast its machine launches. IN_FP8 says how fast
+# at least. Where no row tells, the machine is taken to be as ONE's.
+ONE, IN_FP8, WAITING = "speed-b1", "fp8-7b, fp8", "fp8-4b-k4, fp8"
+MACHINES = {
+    "shared-": "shared-13b-k1-b4", "qwen-": "qwen-2b-b8", "fp8-7b, ": IN_FP8,
+    "fp8-7b-k4, fp8": IN_FP8, "fp8-": WAITING,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,21 @@ def timed_rows() -> dict[str, Row]:
         name = f"{record['name']}, again ({number})"
         found[name] = replace(first, name=name, seconds=record["step_seconds"])
     return found | {row.name: row for row in (*_in_fp8(), *_alone())}
+
+
+def machine_of(row: Row) -> str:
+    """The row that tells how fast the CPU of its machine is."""
+    return next((name for start, name in MACHINES.items() if row.name.startswith(start)), ONE)
+
+
+def paces(rows: dict[str, Row]) -> dict[str, float]:
+    """How long launches take in each machine beside the first, by the row that tells it."""
+    found = {ONE: 1.0}
+    for name in MACHINES.values():
+        row = rows[name]
+        low, high = (row.said(Pace(launches=n)) for n in (10, 20))
+        found[name] = 10 + 10 * (row.seconds - low) / (high - low)
+    return found
 
 
 def _row(name: str, m: dict[str, Any], link: Link | None = None) -> Row:

@@ -46,6 +46,7 @@ class Factors:
     launch_seconds: float  # of one pass through one decoder layer, by the CPU
     launch_compiled_seconds: float
     launch_quantised_seconds: float  # the share of both that is due to quantised weights
+    launch_fp8_seconds: float  # what products in FP8 add to both
     launch_encoder_seconds: float  # of one block of a frozen encoder
     fixed_seconds: float  # of a micro-batch
     copy: float  # from pinned memory
@@ -162,10 +163,9 @@ def _coded_bytes(plan: Plan, tokens: int, passes: int, backward: int) -> float:
     and up; gradients are each linear's own. Weights come as they are stored, in every pass.
     """
     decoder = plan.profile.decoder
-    hidden, query, inner = decoder.hidden, decoder.query_channels, decoder.intermediate
-    inputs = (2 if plan.compile else 5) * hidden + query + inner
-    gradients = query + 2 * decoder.key_channels + 2 * hidden + 2 * inner
-    values = inputs * (passes - backward) + gradients * backward
+    hidden = (2 if plan.compile else 5) * decoder.hidden
+    inputs = hidden + decoder.query_channels + decoder.intermediate
+    values = inputs * (passes - backward) + decoder.linear_outputs * backward
     weights = decoder.layer_weights * passes * (STORED_BYTES[plan.quantization] + 1)
     return 3 * tokens * values + weights
 
@@ -196,14 +196,24 @@ def _seconds(plan: Plan, on_paper: Paper, gpu: GpuProfile, pace: Pace) -> float:
     arithmetic += on_paper.masked_attention * known.masked_attention
     elementwise = known.elementwise_compiled if plan.compile else known.elementwise
     arithmetic += on_paper.elementwise * elementwise
-    launch = known.launch_compiled_seconds if plan.compile else known.launch_seconds
-    if plan.quantization == "none":
-        launch -= known.launch_quantised_seconds
+    launch = _launch_seconds(plan)
     busy = max(pace.arithmetic * arithmetic, pace.launches * launch * on_paper.passes)
     online = [f for name, f in plan.profile.encoders.items() if name not in plan.cached_encoders]
     encoders = sum(_encoding(facts, plan, gpu, plan.micro_batch, pace) for facts in online)
     fixed = known.fixed_seconds + known.copy * on_paper.head_copy
     return busy + encoders + fixed + _shown_copies(plan, on_paper, busy)
+
+
+def _launch_seconds(plan: Plan) -> float:
+    """Seconds in which the CPU starts the kernels of one pass through a decoder layer.
+
+    In the plan's dtype int8 weights are widened by as many kernels as NF4, in FP8 by one.
+    """
+    known, fp8 = factors(), plan.products == "fp8"
+    found = known.launch_compiled_seconds if plan.compile else known.launch_seconds
+    if plan.quantization == "none" or (fp8 and plan.quantization == "int8"):
+        found -= known.launch_quantised_seconds
+    return found + (known.launch_fp8_seconds if fp8 else 0.0)
 
 
 def _shown_copies(plan: Plan, on_paper: Paper, busy: float) -> float:
