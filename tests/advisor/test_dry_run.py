@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,13 @@ def test_a_plan_that_holds_becomes_a_row_and_is_tried_once(
     again = measured(advice(), told.append)
     assert again.plan == found.plan and len(child.asked) == 1
     assert "this plan fitted here" in told[-1]
+    # Advice without a trial knows it, too; of another card, or what if, it does not.
+    with_rows = replace(Evidence.here(), contexts={})
+    later = advise(MACHINE, "7b", evidence=with_rows)
+    assert later.plan == found.plan and later.duration == found.duration
+    other = MACHINE.model_copy(update={"gpus": (GPU.model_copy(update={"uuid": "GPU-c"}),)})
+    said = advise(other, "7b", evidence=with_rows).duration
+    assert said is not None and "trial" not in said.basis
 
 
 def test_of_several_processes_one_is_tried_alone(monkeypatch: pytest.MonkeyPatch) -> None:
