@@ -145,8 +145,8 @@ def paper(plan: Plan, text_tokens: int, gpu: GpuProfile, forward: bool = False) 
 def _adapter_bytes(plan: Plan) -> int:
     """Bytes that the adapters of one layer move for a position, beyond the published ones.
 
-    Dropout reads, writes and masks the input; the product is added to the linear's. No row with
-    other adapters was timed.
+    Dropout reads, writes and masks the input; the product is added to the linear's. The one timed
+    row with other adapters took more than twice as long (docs/speed.md, 7b-r64), unexplained.
     """
 
     def moved(lora: Lora | None) -> int:
