@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from profiles.command_line import Commands, model_names
-from profiles.command_options import takes
+from profiles.command_options import must_be_bare, takes
 from profiles.exits import EXIT_FAILED, EXIT_INTERRUPTED, fail
 from profiles.models import converted
+from profiles.overrides import assigned
 from profiles.sizes import GIB
 from profiles.streams import say, set_streams, tell
 from profiles.text import is_text
@@ -56,14 +57,16 @@ def train(context: typer.Context, options: TrainOptions) -> None:
     """Train LISA on ReasonSeg data, with the advisor's plan or a plan file, and your settings."""
     if context.invoked_subcommand not in ("convert", "export"):  # which may use the hub
         work_offline()
-    if context.invoked_subcommand:
-        return
+    if context.invoked_subcommand is not None:
+        return must_be_bare(context, options)
     if options.check_data is not None:
         raise typer.Exit(check_data_folder(options.check_data, options.skip_broken))
     if options.auto and options.plan is not None:
         fail("--auto and --plan: give one of the two")
     if options.prefer != "usual" and (options.plan or options.resume):
         fail("--prefer chooses a plan: leave it out with --plan and --resume")
+    if options.use_lora and assigned(options.set_ or ()).get("lora") == "null":
+        fail("--use-lora and --set lora=null: give one of the two")
     if options.resume is not None:
         _resume(options, options.resume)
     else:
@@ -76,12 +79,13 @@ ON_RESUME = {"processes", "nodes", "products", "schedule.epochs"}
 
 def _resume(options: TrainOptions, run: Path) -> None:
     """Resume a run; all but folders, saving, trackers and what `ON_RESUME` names is refused."""
-    from profiles.overrides import assigned
     from profiles.plan import Plan
 
     if options.recipe is not None:
         fail("--resume uses the run's own plan: leave out --recipe")
-    others = assigned(options.assignments()).keys() - ON_RESUME
+    with user_errors():
+        changes = options.assignments()
+    others = assigned(changes).keys() - ON_RESUME
     if options.auto or options.plan or options.model or others or options.use_lora:
         fail("--resume uses the run's own plan: leave out the other settings\n"
              "    hint: only --epochs, --set processes=N, nodes=N and products=dtype or fp8 "
@@ -100,7 +104,7 @@ def _resume(options: TrainOptions, run: Path) -> None:
     with deciding():
         if options.gpus is not None and (run / "plan.json").exists():
             _refuse_gpus_on_cpu(options.gpus, Plan.read(run / "plan.json").device == "cpu")
-        resume_run(run, data, cache, options.keeping(), options.assignments())
+        resume_run(run, data, cache, options.keeping(), changes)
 
 
 def _start(options: TrainOptions) -> None:
@@ -182,7 +186,6 @@ def convert(
 
 def _resolve(options: TrainOptions, data: Path) -> tuple[Plan, Advice | None]:
     """The plan of the file with the settings, or the advisor's plan with the advice."""
-    from profiles.overrides import assigned
     from profiles.plan import Plan
 
     model, assignments = options.model, options.assignments()
