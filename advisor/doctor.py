@@ -217,8 +217,10 @@ def _segments_tried() -> tuple[str, bool]:
     environment = dict.fromkeys(ALLOCATOR_VARIABLES, setting)
     try:
         done = in_child([sys.executable, "-P", "-c", code], SELFTEST_SECONDS, environment)
-    except (subprocess.TimeoutExpired, OSError) as error:
-        return f"could not be tried: {type(error).__name__}", False
+    except subprocess.TimeoutExpired:
+        return f"could not be tried: no answer in {SELFTEST_SECONDS} s", False
+    except OSError as error:
+        return f"could not be tried: {reason(error)}", False
     if done.returncode == 0 and "not supported" not in done.stderr:
         return "tried: an allocation went well", True
     last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no word")
