@@ -68,8 +68,6 @@ def assign(data: dict[str, Any], text: str, settings: Sequence[str]) -> Finding 
         if data.get(parent) is None:
             data[parent] = {}
         data = data[parent]
-        if not isinstance(data, dict):
-            return Finding(parent, "is a table of settings", brief(data), f"leave {parent}= out")
     data[last] = value
     return None
 
