@@ -61,15 +61,14 @@ def train_here(run: PlannedRun, data: Data, checkpoint: Path | None) -> None:
         sheet = run_sheet(training, folder / OVERLAY, count=6)
         for line in outcome(summary, folder):
             display.line(line)
-        if not run.resumes:
-            display.line(took_line(time.monotonic() - began, run.expected.seconds))
+        display.line(took_line(time.monotonic() - began, run.expected.seconds, run.resumes))
         display.line(f"run folder {one_line(folder)}, overlay {one_line(sheet)}")
         display.line(next_steps(folder, run.started.data))
 
 
-def took_line(seconds: float, forecast_seconds: float | None) -> str:
-    """How long a run took, beside what was forecast."""
-    took = f"took {time_text(seconds)}"
+def took_line(seconds: float, forecast_seconds: float | None, resumed: bool) -> str:
+    """How long a run took, beside what was forecast; of a resumed one the part since then."""
+    took = f"took {time_text(seconds)}" + " since it was resumed" * resumed
     if forecast_seconds is None:
         return took
     return f"{took}; {time_text(forecast_seconds)} were forecast"

@@ -346,7 +346,7 @@ class Run:
         """Show the progress of an evaluation. Raises Interrupted: all before it is saved."""
         if self.stop.asked:
             raise Interrupted(
-                f"ended while {what}; all before it is saved; "
+                f"ended while {what.partition(',')[0]}; all before it is saved; "
                 f"lisa-train --resume {argument(self.folder)}"
             )
         self._show_left(1 - done / max(1, total))
