@@ -99,11 +99,11 @@ def segment(
         for error in broken.values():
             tell(f"left out: {error}")
         named = list(zip(asked, stems(asked, out), strict=True))
-        before = written_before(out, [stem for one, stem in named if one.image not in broken])
-        if before:
-            tell(f"note: {one_line(out)} holds pictures of earlier answers, which are replaced: "
-                 f"{some(path.name for path in before)}; --out FOLDER keeps both")  # fmt: skip
         segmenter, fit = _loaded(trained, [one for one in asked if one.image not in broken])
+        before = written_before(out, [stem for one, stem in named if one.image not in broken])
+        if before:  # and only now: without a model none of them would have been
+            tell(f"note: replacing the pictures of earlier answers: {some(map(str, before))}; "
+                 "another folder for --out keeps both")  # fmt: skip
         rows: dict[int, dict[str, Any]] = {}
         order = {image: n for n, image in enumerate(dict.fromkeys(one.image for one in asked))}
         # Picture by picture: what its questions share is computed once.
