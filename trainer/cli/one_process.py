@@ -50,8 +50,7 @@ def train_here(run: PlannedRun, data: Data, checkpoint: Path | None) -> None:
     with reporter() as display:
         display.line(_plan_line(plan, len(data.train)))
         use_threads(plan, display.line)
-        in_plan = f'"allocator": "" in {folder / "plan.json"}'
-        try_segments(plan, in_plan if run.resumes else "--set allocator=")
+        try_segments(plan)
         training, summary = _trained(run, data, checkpoint, display)
         if not training.accelerator.is_main_process:
             return
@@ -94,8 +93,7 @@ def _trained(
 ) -> tuple[Run, dict[str, Any]]:
     """The finished run and its summary. Raises OutOfMemory once a report is written."""
     from trainer.hardware import room
-    from trainer.model.footprint import DoesNotFit
-    from trainer.parallel.launch import hold, is_main
+    from trainer.parallel.launch import hold
     from trainer.parallel.lost import is_lost, what_is_lost
     from trainer.run.out_of_memory import is_shortage, write_report
     from trainer.run.run import Run
@@ -120,9 +118,6 @@ def _trained(
                      )  # fmt: skip
             raise typer.Exit(EXIT_FAILED) from None
         if not short:
-            if run.resumes and isinstance(error, DoesNotFit) and is_main():
-                tell(f"note: --resume takes no settings: free the memory and try again, or set "
-                     f"what the error names in {folder / 'plan.json'}")  # fmt: skip
             raise
         reached = None
         if training is not None:

@@ -164,6 +164,8 @@ def _resume_held(
             reopen(folder)
         plan = plan.override(changes)
         write_whole(folder / "plan.json", plan.to_json())
+        # What the user sets stays so after out of memory, too.
+        started = replace(started, pinned=tuple({*started.pinned, *assigned(changes)}))
     plan = as_launched(plan, assigned(changes))
     start_run(PlannedRun(plan, folder, started, resumes=True))
 

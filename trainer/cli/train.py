@@ -19,7 +19,7 @@ from profiles.models import converted
 from profiles.overrides import assigned
 from profiles.sizes import GIB
 from profiles.streams import say, set_streams, tell
-from profiles.text import is_text
+from profiles.text import is_text, some
 from trainer.cli.console import sigterm_as_ctrl_c, user_errors
 from trainer.cli.data import check_data_folder, import_, preview, synthesise
 from trainer.cli.one_process import worker
@@ -73,23 +73,24 @@ def train(context: typer.Context, options: TrainOptions) -> None:
         _start(options)
 
 
-# Settings that a resumed run takes: a run may move to machines of another kind, or go on longer.
-ON_RESUME = {"processes", "nodes", "products", "schedule.epochs"}
-
-
 def _resume(options: TrainOptions, run: Path) -> None:
-    """Resume a run; all but folders, saving, trackers and what `ON_RESUME` names is refused."""
+    """Resume a run; what would change what it learns is refused, but for more epochs."""
+    from profiles.levers import MAY_CHANGE_ON_RESUME
     from profiles.plan import Plan
+    from trainer.run.resume import EPOCHS
 
     if options.recipe is not None:
         fail("--resume uses the run's own plan: leave out --recipe")
     with user_errors():
         changes = options.assignments()
-    others = assigned(changes).keys() - ON_RESUME
-    if options.auto or options.plan or options.model or others or options.use_lora:
-        fail("--resume uses the run's own plan: leave out the other settings\n"
-             "    hint: only --epochs, --set processes=N, nodes=N and products=dtype or fp8 "
-             "may change")  # fmt: skip
+    given = {"--auto": options.auto, "--plan": options.plan, "--model": options.model,
+             "--use-lora": options.use_lora}  # fmt: skip
+    wrong = [name for name, value in given.items() if value]
+    wrong += [name for name in assigned(changes) if name not in MAY_CHANGE_ON_RESUME | {EPOCHS}]
+    if wrong:
+        fail(f"--resume uses the run's own plan: leave out {some(wrong)}\n"
+             "    hint: --epochs may grow, and --set may change what leaves the result alone: "
+             f"{', '.join(sorted(MAY_CHANGE_ON_RESUME))}")  # fmt: skip
     if options.skip_broken is not None:
         fail("--resume skips the same entries as the run did: leave out --skip-broken")
     if options.adapter is not None:
