@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -235,8 +234,6 @@ def main() -> None:
     """Entry point of `lisa-segment`."""
     set_streams()
     clear_leftover_variables()
-    # On CPUs with AVX512-BF16 it asks for a package that would fetch code from a hub.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     app(prog_name="lisa-segment")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import sys
@@ -302,8 +301,6 @@ def hyphenated(arguments: list[str]) -> list[str]:
 def main() -> None:
     """Entry point of `lisa-train`, also `accelerate launch -m trainer.cli`."""
     set_streams()
-    # On CPUs with AVX512-BF16 it asks for a package that would fetch code from a hub.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     clear_leftover_variables()
     if launched := is_launched(os.environ):
         end_with_parent(parent=own_launcher(os.environ))
