@@ -93,7 +93,7 @@ def print_forecast(forecast: Forecast, card: str, console: Console) -> None:
         pool = gib(forecast.tier("pool").bytes)
         headline = Text(f"The allocator's pool grows to {pool}; no card was named (--vram 8GiB)")
     console.print(headline)
-    sample = f"{forecast.text_tokens} text tokens and {forecast.masks} mask(s) a sample"
+    sample = f"{forecast.text_tokens} text tokens and {counted(forecast.masks, 'mask')} a sample"
     if forecast.image_tokens is not None:
         sample = f"{forecast.image_tokens} image tokens, {sample}"
     if forecast.answer_tokens is not None:

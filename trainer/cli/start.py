@@ -14,7 +14,7 @@ import typer
 from profiles.exits import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OUT_OF_MEMORY, fail
 from profiles.files import held, sweep, write_whole
 from profiles.streams import tell
-from profiles.text import argument, operand
+from profiles.text import argument, counted, operand
 from trainer.cli.console import LineProgress
 from trainer.cli.one_process import train_here
 from trainer.cli.planned_run import Data, PlannedRun, read_data, write_start
@@ -155,11 +155,15 @@ def _resume_held(
     plan = Plan.read(folder / "plan.json")
     longer = with_more_epochs(plan, changes, folder)
     if is_complete(folder) and not longer:
-        more = f"--epochs {plan.schedule.epochs + 1}"
-        return tell(f"{folder}: this run is complete; {more} or more of them would continue it")
+        epochs = plan.schedule.epochs
+        return tell(f"{folder}: this run is complete, with {counted(epochs, 'epoch')}; "
+                    f"--epochs {epochs + 1} would continue it")  # fmt: skip
     collect_shortages(folder)
     plan = _recovered(plan, folder, started)
     if changes:
+        from advisor.preflight import must_be_folder
+
+        must_be_folder(assigned(changes).get("weights", "default"))
         if longer:  # first: killed in between, the run is complete again without a step
             reopen(folder)
         plan = plan.override(changes)

@@ -166,7 +166,8 @@ class Run:
         """How long the run is, and how much of it is warm-up."""
         steps = self.epoch_steps * self.plan.schedule.epochs
         warmup = self.plan.schedule.warmup(steps)
-        return f"{counted(steps, 'optimizer step')}, the first {warmup} of them as warm-up"
+        rising = f"{warmup} of them as warm-up" if warmup else "without warm-up"
+        return f"{counted(steps, 'optimizer step')}, {rising}"
 
     def start_from(self, folder: Path) -> None:
         """Load the trained tensors of an adapter's folder. Raises AdapterError."""

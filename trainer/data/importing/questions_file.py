@@ -54,8 +54,11 @@ def _rows(report: Report, conventions: Conventions) -> Iterator[tuple[int, dict[
     kind = report.path.suffix.lower()
     try:
         text = conventions.text(read_regular(report.path))
-    except (OSError, ValueError, LookupError) as error:
-        report.add("file", error, "text in UTF-8", "correct the file")
+    except OSError as error:
+        report.add("file", error, "a file of questions", "name one that can be read")
+        return
+    except (ValueError, LookupError) as error:
+        report.add("file", error, "text in UTF-8", "save it as UTF-8, or name its --encoding")
         return
     if kind not in _READERS:
         allowed = "a name that ends in .csv (a header first) or .jsonl (JSON lines)"
