@@ -468,3 +468,6 @@ def test_a_resume_takes_what_the_refusal_of_its_plan_names(
         assert hint[1] == named or named is None
     assert tried[-1] == plan.override(["host_embeddings=true", "compile=false"])
     assert set(Started.read(tmp_path).pinned) == {"host_embeddings", "compile"}
+    gone = CliRunner().invoke(app, ["--resume", str(tmp_path), "--weights", "nowhere"])
+    assert gone.exit_code == 2 and "weights: no such folder" in gone.output
+    assert Plan.read(tmp_path / "plan.json") == tried[-1], "and the next --resume still works"
