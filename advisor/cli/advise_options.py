@@ -45,7 +45,8 @@ class AdviseOptions:
         Text, typer.Option(metavar="FOLDER", help="Model folder of lisa-train convert, or random.")
     ] = None
     lora_r: Annotated[
-        int | None, typer.Option("--lora-r", min=1, max=256, help="Set LoRA's rank.")
+        int | None,
+        typer.Option("--lora-r", min=1, max=256, help="Set LoRA's rank, and alpha to twice that."),
     ] = None
     no_quantization: Annotated[
         bool, typer.Option("--no-quantization", help="Keep the base weights as published.")

@@ -83,7 +83,8 @@ def segment(
     if serve:
         return _served(image, run, set_ or (), host, port)
     if image is None:
-        fail("IMAGE is missing\n    hint: lisa-segment --help; --serve gets pictures over HTTP")
+        fail("IMAGE is missing\n    hint: lisa-segment --help; a folder with --questions FILE; "
+             "--serve gets pictures over HTTP")  # fmt: skip
     from trainer.answer.output import row_of_unanswered, stems, written_before
     from trainer.answer.questions import ignored_files_line, read_questions, unreadable
     from trainer.answer.trained_model import find_trained

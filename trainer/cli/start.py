@@ -14,7 +14,7 @@ import typer
 from profiles.exits import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OUT_OF_MEMORY, fail
 from profiles.files import held, sweep, write_whole
 from profiles.streams import tell
-from profiles.text import argument, counted, operand
+from profiles.text import argument, operand
 from trainer.cli.console import LineProgress
 from trainer.cli.one_process import train_here
 from trainer.cli.planned_run import Data, PlannedRun, read_data, write_start
@@ -155,9 +155,8 @@ def _resume_held(
     plan = Plan.read(folder / "plan.json")
     longer = with_more_epochs(plan, changes, folder)
     if is_complete(folder) and not longer:
-        epochs = plan.schedule.epochs
-        return tell(f"{folder}: this run is complete, with {counted(epochs, 'epoch')}; "
-                    f"--epochs {epochs + 1} would continue it")  # fmt: skip
+        more = f"--epochs {plan.schedule.epochs + 1}"
+        return tell(f"{folder}: this run is complete; {more} would continue it")
     collect_shortages(folder)
     plan = _recovered(plan, folder, started)
     if changes:
