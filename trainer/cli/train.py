@@ -88,7 +88,7 @@ def _resume(options: TrainOptions, run: Path) -> None:
     wrong += [name for name in assigned(changes) if name not in MAY_CHANGE_ON_RESUME | {EPOCHS}]
     if wrong:
         fail(f"--resume uses the run's own plan: leave out {some(wrong)}\n"
-             "    hint: --epochs may grow, and --set may change what leaves the result alone: "
+             "    hint: --epochs may grow, and --set may change memory, speed and places: "
              f"{', '.join(sorted(MAY_CHANGE_ON_RESUME))}")  # fmt: skip
     if options.skip_broken is not None:
         fail("--resume skips the same entries as the run did: leave out --skip-broken")

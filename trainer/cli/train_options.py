@@ -87,7 +87,7 @@ class TrainOptions:
         bool, typer.Option("--no-quantization", help="Keep the base weights as published.")
     ] = False
     use_lora: Annotated[bool, typer.Option("--use-lora", help="Add LoRA adapters.")] = False
-    lora_r: Annotated[int | None, typer.Option(help="LoRA rank.")] = None
+    lora_r: Annotated[int | None, typer.Option(help="LoRA rank; alpha stays.")] = None
     lora_alpha: Annotated[float | None, typer.Option(help="LoRA alpha.")] = None
     lora_dropout: Annotated[float | None, typer.Option(help="LoRA dropout.")] = None
     grad_clip: Annotated[float | None, typer.Option(help="Largest gradient norm.")] = None
