@@ -167,7 +167,7 @@ def _cards_here(request: Request) -> int:
 
 def _advised(request: Request) -> Advice:
     """The advice, without what it costs."""
-    _must_be_folder(assigned(request.overrides).get("weights", "default"))
+    must_be_folder(assigned(request.overrides).get("weights", "default"))
     gpu = gpu_for(request.machine, request.target, request.cards_each)
     if request.target is not None and request.wants_cpu:
         fix = "leave out one of the two"
@@ -188,7 +188,7 @@ def _advised(request: Request) -> Advice:
     return tiny_instead(request, gpu, advice)
 
 
-def _must_be_folder(weights: str) -> None:
+def must_be_folder(weights: str) -> None:
     """Raise PlanError if the named weights do not exist."""
     if weights not in ("default", "random") and not Path(weights).expanduser().is_dir():
         fix = "name a folder that lisa-train convert wrote, or random to rehearse"

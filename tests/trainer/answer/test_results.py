@@ -436,7 +436,7 @@ def test_an_unreadable_picture_does_not_stop_the_others(
     for name in ("a.mask.png", "b.mask-2.png", "d.mask.png"):  # of `b` alone a picture is written
         (tmp_path / name).touch()
     done = CliRunner().invoke(segment_app, asked)
-    note = "holds pictures of earlier answers, which are replaced: b.mask-2.png; --out FOLDER"
+    note = "note: replacing the pictures of earlier answers: b.mask-2.png; another folder"
     assert note in done.stderr, done.stderr
     broken, answered, thin = json.loads(done.stdout)["answers"]
     assert done.exit_code == 1 and "answer" in answered and "answer" in thin
