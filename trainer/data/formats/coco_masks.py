@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -20,6 +21,7 @@ Part: TypeAlias = "FloatArray | dict[str, Any]"
 LARGEST_COORDINATE = 1e6  # pycocotools walks along every edge, pixel by pixel
 # Including edges outside of the picture and back and forth; drawn outlines are far shorter.
 _LONGEST_OUTLINE = 100  # times the picture's height and width together
+_NUMBERS = frozenset((int, float))
 FIX = "correct the annotation or take it out"
 
 
@@ -152,9 +154,11 @@ def _is_polygon(part: object) -> bool:
         isinstance(part, list)
         and len(part) >= 6
         and len(part) % 2 == 0
-        and {int, float}.issuperset(map(type, part))
-        # NaN fails as well; integers are compared without conversion: they may not fit a float.
-        and all(map(LARGEST_COORDINATE.__ge__, map(abs, part)))
+        and _NUMBERS.issuperset(map(type, part))
+        # Compared without conversion: JSON's integers may not fit a float.
+        and min(part) >= -LARGEST_COORDINATE
+        and max(part) <= LARGEST_COORDINATE
+        and not math.isnan(sum(part))  # min and max pass over NaN
     )
 
 
