@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -85,7 +85,7 @@ def segment(
         return _served(image, run, set_ or (), host, port)
     if image is None:
         fail("IMAGE is missing\n    hint: lisa-segment --help; --serve gets pictures over HTTP")
-    from trainer.answer.output import row_of_unanswered, stems, written_before
+    from trainer.answer.output import stems, written_before
     from trainer.answer.questions import ignored_files_line, read_questions, unreadable
     from trainer.answer.trained_model import find_trained
 
@@ -104,16 +104,7 @@ def segment(
             tell(f"note: {one_line(out)} holds pictures of earlier answers, which are replaced: "
                  f"{some(path.name for path in before)}; --out FOLDER keeps both")  # fmt: skip
         segmenter, fit = _loaded(trained, [one for one in asked if one.image not in broken])
-        rows: dict[int, dict[str, Any]] = {}
-        order = {image: n for n, image in enumerate(dict.fromkeys(one.image for one in asked))}
-        # Picture by picture: what its questions share is computed once.
-        for place in sorted(range(len(named)), key=lambda place: order[asked[place].image]):
-            one, stem = named[place]
-            if segmenter is None or one.image in broken:
-                rows[place] = row_of_unanswered(one, broken[one.image])
-            else:
-                rows[place] = _answered(segmenter, one, stem, as_json, several=len(asked) > 1)
-        found = [rows[place] for place in range(len(named))]
+        found = _answers(segmenter, named, broken, as_json)
     if broken:
         count = sum(one.image in broken for one in asked)
         tell(f"{count} of {len(asked)} questions were skipped: their pictures cannot be read")
@@ -187,6 +178,25 @@ def planned_for(
     use_allocator(fit.plan)
     try_segments(fit.plan)
     return fit.plan, fit
+
+
+def _answers(
+    segmenter: Segmenter | None, named: list[tuple[Question, Path]], broken: Mapping[Path, str],
+    as_json: bool,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """The JSON rows of all questions, each with the stem of its files, in their order."""
+    from trainer.answer.output import row_of_unanswered
+
+    rows: dict[int, dict[str, Any]] = {}
+    order = {image: n for n, image in enumerate(dict.fromkeys(one.image for one, _ in named))}
+    # Picture by picture: what its questions share is computed once.
+    for place in sorted(range(len(named)), key=lambda place: order[named[place][0].image]):
+        one, stem = named[place]
+        if segmenter is None or one.image in broken:
+            rows[place] = row_of_unanswered(one, broken[one.image])
+        else:
+            rows[place] = _answered(segmenter, one, stem, as_json, several=len(named) > 1)
+    return [rows[place] for place in range(len(named))]
 
 
 def _answered(
