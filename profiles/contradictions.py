@@ -22,7 +22,7 @@ def contradictions(plan: PlanSettings) -> Iterable[Finding]:
     yield from batch_contradictions(plan)
     yield from picture_contradictions(plan)
     if plan.processes % plan.nodes:
-        yield Finding("nodes", "every machine runs as many processes as the others",
+        yield Finding("nodes", "every machine must run the same number of processes",
                       f"{plan.processes} processes on {plan.nodes} nodes",
                       f"--set processes=N, a multiple of {plan.nodes}")  # fmt: skip
     if layers is not None and plan.checkpointed_layers > layers:
@@ -41,7 +41,7 @@ def _precision_contradictions(plan: PlanSettings) -> Iterable[Finding]:
     if plan.device == "cpu" and plan.dtype == "fp16":
         yield Finding("dtype", "fp16 training needs a GPU", "fp16 on cpu", "use fp32")
     if plan.device == "cuda" and plan.products == "fp8" and plan.dtype != "bf16":
-        yield Finding("products", "FP8 products have their results in bf16", f"fp8, {plan.dtype}",
+        yield Finding("products", "FP8 products give their results in bf16", f"fp8, {plan.dtype}",
                       "--set dtype=bf16, or products=dtype")  # fmt: skip
     if plan.device == "cpu" and plan.optimizer == "paged_adamw":
         yield Finding(
@@ -60,8 +60,7 @@ def _placement_contradictions(plan: PlanSettings) -> Iterable[Finding]:
     elif plan.host_layers > plan.checkpointed_layers:
         yield Finding(
             "host_layers",
-            "a layer in host memory is copied again for the backward pass, which then recomputes "
-            "it: it must be one of the checkpointed layers",
+            "the backward pass recomputes a layer in host memory, so it must be checkpointed",
             f"{plan.host_layers} host, {plan.checkpointed_layers} checkpointed",
             "--set checkpointed_layers=all",
         )
@@ -75,14 +74,14 @@ def _placement_contradictions(plan: PlanSettings) -> Iterable[Finding]:
     if plan.host_embeddings and plan.logits == "all":
         yield Finding(
             "logits",
-            "a head in host memory is streamed for the supervised positions alone",
+            "a head in host memory is computed at the supervised positions only",
             "all",
             "--set logits=supervised",
         )
     if plan.compile and plan.device == "cpu":
         yield Finding(
             "compile",
-            "pays on a GPU; on the CPU it takes a C++ compiler and minutes",
+            "saves time only on a GPU; on the CPU it needs a C++ compiler and takes minutes",
             "true on cpu",
             "--set compile=false",
         )

@@ -49,7 +49,7 @@ class PlanSettings(Settings):
         1,
         ge=1,
         le=MOST_PROCESSES,
-        description="machines that the processes run on, as many on each",
+        description="machines, each with an equal share of the processes",
     )
     quantization: Quantization = Field(
         "nf4",
@@ -74,13 +74,13 @@ class PlanSettings(Settings):
     )
     questions_per_picture: int = Field(
         1, ge=1, le=MOST_QUESTIONS, description="questions in a row, at most: system prompt and "
-        "picture come once, and each question is answered as in a row of its own",
+        "picture are computed once, and no question sees another",
     )  # fmt: skip
     micro_batch: int = Field(
         2, ge=1, le=MOST, description="rows, one picture each, per forward pass and process"
     )
     accumulation: int = Field(
-        10, ge=1, le=MOST, description="forward passes per optimizer step, of full rows"
+        10, ge=1, le=MOST, description="forward passes per optimizer step, if all rows are full"
     )
     checkpointed_layers: int = Field(
         0, ge=0, description="decoder layers whose activations are recomputed, 0 … all"
@@ -99,7 +99,7 @@ class PlanSettings(Settings):
         0,
         ge=0,
         description="checkpointed decoder layers whose frozen weights stay in host memory and are "
-        "copied to the card one ahead, 0 … checkpointed_layers",
+        "copied to the card one layer ahead, 0 … checkpointed_layers",
     )
     compile: bool = Field(
         False, description="compile decoder layers with torch.compile (needs Triton on the GPU)"
@@ -112,12 +112,13 @@ class PlanSettings(Settings):
     )
     min_pixels: int | None = Field(
         None, ge=LEAST, le=LARGEST,
-        description="a picture of fewer pixels is enlarged for the language model, where its "
-        "tokens follow from its size; null: the model looks at one size",
+        description="smaller pictures are enlarged to so many pixels for the language model; "
+        "null: the model sees all pictures at one size",
     )  # fmt: skip
     max_pixels: int | None = Field(
-        None, ge=LEAST, le=LARGEST, description="a picture of more pixels is shrunk for the "
-        "language model, where its tokens follow from its size; null: the model looks at one size",
+        None, ge=LEAST, le=LARGEST,
+        description="larger pictures are shrunk to so many pixels for the language model; "
+        "null: the model sees all pictures at one size",
     )  # fmt: skip
     optimizer: Literal["adamw", "paged_adamw"] = Field(
         "adamw",

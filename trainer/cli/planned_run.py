@@ -33,10 +33,10 @@ class PlannedRun:
 
     @property
     def expected(self) -> Expected:
-        """What the advice has forecast of this run: nothing of a plan that is not the advised one.
+        """The advice's forecast of this run; empty if the plan is not the advised one.
 
-        Started processes read it where `write_start` has put it. Of a resumed run the time is
-        unknown.
+        Processes that lisa-train starts read what `write_start` has written. The time of a resumed
+        run is unknown.
         """
         from profiles.plan import Plan
 
@@ -85,7 +85,7 @@ def read_data(run: PlannedRun) -> Data:
     except DataError as error:
         if not run.resumes or not error.hints:
             raise
-        fix = "hint: fix them, because a run continues with the data that it started with"
+        fix = "hint: fix them: a run continues only with the data that it started with"
         raise DataError(error.findings, [fix]) from None
     if leave.left_out and known is None:
         listed = run.folder / LIST
