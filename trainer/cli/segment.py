@@ -150,10 +150,10 @@ def planned(trained: Trained, asked: list[Question]) -> tuple[Plan, Fit | None]:
     """The plan to answer with, forecast for this card. Raises NoRoom, RehearsalFailed."""
 
     def largest() -> tuple[int, int]:
-        from trainer.answer.segmenter import largest_picture, longest_question
+        from trainer.answer.segmenter import largest_picture, longest_row
         from trainer.model.build import read_tokenizer
 
-        text = longest_question(asked, read_tokenizer(trained.plan))
+        text = longest_row(asked, read_tokenizer(trained.plan), trained.plan.tokens)
         return text, largest_picture(asked, trained.plan)
 
     return planned_for(trained, largest)
@@ -187,33 +187,45 @@ def _answers(
     """The JSON rows of all questions, each with the stem of its files, in their order."""
     from trainer.answer.output import row_of_unanswered
 
+    places: dict[Path, list[int]] = {}  # of each picture's questions
+    for place, (one, _) in enumerate(named):
+        places.setdefault(one.image, []).append(place)
     rows: dict[int, dict[str, Any]] = {}
-    order = {image: n for n, image in enumerate(dict.fromkeys(one.image for one, _ in named))}
     # Picture by picture: what its questions share is computed once.
-    for place in sorted(range(len(named)), key=lambda place: order[named[place][0].image]):
-        one, stem = named[place]
-        if segmenter is None or one.image in broken:
-            rows[place] = row_of_unanswered(one, broken[one.image])
+    for picture, its in places.items():
+        these = [named[place] for place in its]
+        if segmenter is None or picture in broken:
+            done = [row_of_unanswered(one, broken[picture]) for one, _ in these]
         else:
-            rows[place] = _answered(segmenter, one, stem, as_json, several=len(named) > 1)
+            done = _answered(segmenter, these, as_json, several=len(named) > 1)
+        rows.update(zip(its, done, strict=True))
     return [rows[place] for place in range(len(named))]
 
 
 def _answered(
-    segmenter: Segmenter, question: Question, stem: Path, as_json: bool, several: bool
-) -> dict[str, Any]:
-    """Ask, write and print one answer; its JSON row. An error affects this answer only."""
+    segmenter: Segmenter, asked: list[tuple[Question, Path]], as_json: bool, several: bool
+) -> list[dict[str, Any]]:
+    """Ask about one picture, write and print the answers; their JSON rows.
+
+    An error affects the answer that cannot be written, or those that the picture does not get.
+    """
     from trainer.answer.output import row_of_unanswered
 
-    try:
-        answer = segmenter.ask(question, segmenter.plan.tokens.max_masks)
-        return _written(question, answer, stem, as_json, several)
-    except (OSError, ValueError) as error:
-        if not several:
-            raise
-        why = refused(error) if isinstance(error, OSError) else str(error)
-        tell(f"error: {one_line(question.image)}: {why}")
-        return row_of_unanswered(question, why)
+    most = segmenter.plan.tokens.max_masks
+    answers = segmenter.ask_all([question for question, _ in asked], most)
+    rows, why = [], ""
+    for question, stem in asked:
+        try:
+            rows.append(_written(question, next(answers), stem, as_json, several))
+        except StopIteration:  # it ended with the error told before
+            rows.append(row_of_unanswered(question, why))
+        except (OSError, ValueError) as error:
+            if not several:
+                raise
+            why = refused(error) if isinstance(error, OSError) else str(error)
+            tell(f"error: {one_line(question.image)}: {why}")
+            rows.append(row_of_unanswered(question, why))
+    return rows
 
 
 def _written(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from trainer.data.formats.reasonseg import read_split
 from trainer.data.images import read_image
 from trainer.data.samples import SampleSet, batch_of, collate
 from trainer.frame import Frame
+from trainer.model.answering import Answering
 from trainer.model.build import FrozenEncoder, build, read_tokenizer, skeleton
 from trainer.model.families.qwen3_sam2 import pictures
 from trainer.model.families.qwen3_sam2.configs import qwen_config, sam_config
@@ -260,7 +262,8 @@ def test_later_tokens_are_where_reading_all_again_has_them() -> None:
     tokenizer = read_tokenizer(plan)
     one = batch_of(rows, tokenizer, **rest)
     with torch.no_grad():
-        said = list(model.greedy(one, 3))
+        room = Answering(model, one.input_ids.shape[1] + 3)
+        said = list(islice(room.greedy(one, [0]), 3))
         ids = torch.cat([one.input_ids, *(token[None] for token, _ in said[:2])], 1)
         again = model.hidden_states(replace(one, input_ids=ids))[:, -1]
     torch.testing.assert_close(said[2][1], again, atol=1e-4, rtol=1e-4)
