@@ -19,7 +19,7 @@ from typing import Literal, get_args
 from pydantic import Field
 
 from advisor.machine.budget import ERRORS_FILE, margin_for
-from advisor.memory.allocator import replay
+from advisor.memory.allocator import PoolUse, replay
 from advisor.memory.card import Card
 from advisor.memory.forecast_cache import Answer, keep, key_of, read, read_events, read_step
 from advisor.memory.worst_sample import Worst
@@ -169,11 +169,7 @@ def interpret(
     free = replay(events, expandable)
     tensors, pool = free.peak_allocated, free.peak_reserved
     if plan.compile:
-        # Compiled layers take less than those that were counted: so does the pool, in the backward
-        # pass, where these peak. The pool is never as small as the tensors: 1 % was seen at least.
-        tensors = measurement.peak_allocated_bytes or 0
-        less = free.peak_allocated - measurement.phases.get("backward", 0)
-        pool = max(round(1.01 * tensors), pool - max(0, less))
+        tensors, pool = _compiled(measurement, free)
     saved = free.peak_reserved - pool
     pinned = plan.host_embeddings or plan.host_layers > 0
     process = pool + card.context.bytes(pinned) + nccl_bytes(plan)
@@ -218,6 +214,17 @@ def interpret(
         assumed=measurement.assumed,
         versions=measurement.versions,
     )
+
+
+def _compiled(measurement: Measurement, free: PoolUse) -> tuple[int, int]:
+    """Bytes of the tensors and of the pool where layers are compiled.
+
+    These take less than the layers that were counted: so does the pool, in the backward pass, where
+    these peak. The pool is never as small as the tensors: 1 % was seen at least.
+    """
+    tensors = measurement.peak_allocated_bytes or 0
+    less = free.peak_allocated - measurement.phases.get("backward", 0)
+    return tensors, max(round(1.01 * tensors), free.peak_reserved - max(0, less))
 
 
 def measured_errors(plan: Plan, answering: bool = False) -> dict[str, str]:

@@ -83,10 +83,9 @@ USUAL = Pace()
 
 
 def paces(gpu: GpuProfile) -> tuple[Pace, Pace]:
-    """The fastest and the slowest that a step is taken to be on that card, in any machine.
+    """The fastest and the slowest pace expected of that card, in any machine.
 
-    On a card that was never timed, its products may reach the whole of the data sheet's rate, or
-    half of it.
+    The products of a card that was never timed may reach its data sheet's rate, or half of it.
     """
     known = factors()
     fast, slow = 1 - known.worst, 1 + known.worst
@@ -217,10 +216,10 @@ def _launch_seconds(plan: Plan) -> float:
 
 
 def _shown_copies(plan: Plan, on_paper: Paper, busy: float) -> float:
-    """What of the host layers' copies arithmetic does not hide.
+    """Seconds of the host layers' copies that arithmetic does not hide.
 
-    They are spread over the layers: a copy has the time of those up to the next one, which pass
-    once on the way forward, and all other times on the way back.
+    Host layers are spread evenly, so a copy has the time until the next one of them is due. Layers
+    pass once in the forward pass; all of their other passes are in the backward pass.
     """
     if not plan.host_layers:
         return 0.0
