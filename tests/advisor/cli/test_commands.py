@@ -126,7 +126,7 @@ def test_check_names_all_cards_of_a_plan_and_refuses_too_few(
                      effective_batch=8, micro_batch=1)  # fmt: skip
     path.write_text(plan.to_json())
     each = run("check", str(path), "--gpu", "RTX 3060")
-    assert each.exit_code == 0 and each.stderr.startswith("note: --gpu: RTX 3060 (8 GB), the least")
+    assert each.exit_code == 0 and "RTX 3060 (8 GB) is assumed, the smallest" in each.stderr
     assert " on 2 x RTX 3060 (8 GB) in each of 2 machines: " in each.stdout
     assert (
         " on 2 x 8 GiB card in each of 2 machines: "
