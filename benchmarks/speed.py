@@ -20,7 +20,6 @@ from typing import Any
 
 from tables import put
 from timed import (
-    IN_FP8,
     MACHINES,
     NVLINK,
     ONE,
@@ -46,9 +45,8 @@ DOCS = ROOT / "docs" / "speed.md"
 PLAIN, COMPILED = "stream-b8", "speed-compiled-b10-k32"  # profiled; PLAIN streams its layers
 MASKED = "shared-k3-b9"  # profiled, with rows of several questions
 ONE_COMPILED = "speed-compiled-b1-k32"  # as ONE
-IN_DTYPE = "fp8-7b, dtype"  # timed before IN_FP8
 WAITING_INT8 = "fp8-7b-int8, fp8"  # as WAITING
-TUNED_ON = (PLAIN, COMPILED, MASKED, ONE, ONE_COMPILED, IN_FP8, WAITING, WAITING_INT8)
+TUNED_ON = (PLAIN, COMPILED, MASKED, ONE, ONE_COMPILED, WAITING, WAITING_INT8)
 LINEARS = {"q, k, v, o": 4, "gate, up": 2, "down": 1}  # of a layer, as benchmarks/fp8.py times them
 ROW_TOKENS = 646  # in those runs, about: 576 of a picture, and a short question
 LOGS = ("recovery-killed.log", "recovery-robbed.log", "recovery-capped.log")
@@ -90,17 +88,17 @@ def step_factors(rows: dict[str, Row]) -> dict[str, float]:
     }
 
 
-def fp8_factors(rows: dict[str, Row], found: dict[str, float]) -> dict[str, float]:
-    """Products from layers alone; what is left of a step's gain are the codes."""
-    times = [r for r in lines("fp8.jsonl") if "layer" in r and r.get("model", "7b") == "7b"]
+def fp8_factors(rows: dict[str, Row]) -> dict[str, float]:
+    """Products from layers alone, codes from a profile."""
+    found = lines("fp8.jsonl")
+    times = [r for r in found if "layer" in r and r.get("model", "7b") == "7b"]
     wide, narrow = (sum(LINEARS[r["layer"]] * r["ms"][f"{kind} product alone"] for r in times)
                     for kind in ("bf16", "fp8"))  # fmt: skip
-    share, row = round(narrow / wide, 3), rows[IN_FP8]
-    on_paper = paper(row.plan, row.text, row.card)
-    gained = (rows[IN_DTYPE].seconds - row.seconds) / row.plan.accumulation
-    saved = on_paper.matmul * found["matmul"] * (1 - share)
-    saved += on_paper.dequantisation * found["dequantisation"]
-    return {"fp8": share, "fp8_codes": round((saved - gained) / on_paper.codes, 2)}
+    (profile,) = (r for r in found if r.get("kind") == "profile" and r["products"] == "fp8")
+    row = rows[f"fp8-{profile['name']}, fp8"]
+    codes = sum(profile["kinds_ms"][kind] for kind in ("codes of FP8", "dequantisation")) / 1e3
+    on_paper = row.plan.accumulation * paper(row.plan, row.text, row.card).codes
+    return {"fp8": round(narrow / wide, 3), "fp8_codes": round(codes / on_paper, 2)}
 
 
 def fp8_launches(rows: dict[str, Row], found: dict[str, float]) -> float:
@@ -344,7 +342,7 @@ def main() -> None:
     """Write the factors, and the tables of all rows."""
     rows = timed_rows()
     found: dict[str, Any] = step_factors(rows) | encoder_factors()
-    found |= fp8_factors(rows, found)
+    found |= fp8_factors(rows)
     found |= {"launch_fp8_seconds": fp8_launches(rows, found)}
     found |= run_factors(write(found))
     write(found)
