@@ -25,10 +25,9 @@ def in_own_words(context: Any) -> Iterator[None]:
     except UsageError as error:
         if context.resilient_parsing or type(error).__name__ == "NoArgsIsHelpError":
             raise  # shell completion, and a command without arguments, which prints its help
-        name = context.command_path
         meant = _meant(error, context)
-        hint = f"{name} {meant}; --help lists all" if meant else f"{name} --help lists what it takes"
-        fail(f"{_said(error, context)}\n    hint: {hint}")
+        hint = f"{meant}; --help lists all" if meant else "--help lists what it takes"
+        fail(f"{_said(error, context)}\n    hint: {context.command_path} {hint}")
 
 
 def _said(error: Any, context: Any) -> str:
