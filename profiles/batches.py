@@ -124,7 +124,7 @@ def forget_dependent_batch(data: dict[str, Any], given: set[str]) -> None:
 
 
 def batch_contradictions(plan: Batch) -> Iterator[Finding]:
-    """Why these batch sizes do not go together."""
+    """Why these batch sizes contradict each other."""
     questions = plan.questions_per_picture
     if questions == 1:
         if plan.effective_batch % plan.processes:
@@ -132,7 +132,7 @@ def batch_contradictions(plan: Batch) -> Iterator[Finding]:
             fewer = next(n for n in range(plan.processes, 0, -1) if plan.effective_batch % n == 0)
             yield Finding(
                 "processes",
-                f"each takes an equal part of the {plan.effective_batch} questions of a step",
+                f"all must get the same number of a step's {plan.effective_batch} questions",
                 str(plan.processes),
                 f"{counted(fewer, 'process', 'processes')}, one a GPU, or "
                 f"--set effective_batch={more}, which changes the recipe",

@@ -8,12 +8,14 @@ add their gradients up, in flat buckets that torch's DDP keeps beside them
 from __future__ import annotations
 
 import json
-from functools import cache
+from functools import cache, lru_cache
 from math import ceil, log2
 from pathlib import Path
 from typing import NamedTuple
 
+from profiles.families import ModelProfile
 from profiles.plan import Plan
+from profiles.settings import Lora, TrainedPart
 from profiles.sizes import MIB
 
 EXCHANGE_FILE = Path(__file__).with_name("exchange.json")
@@ -49,8 +51,15 @@ def exchange() -> Exchange:
 
 def trained_values(plan: Plan) -> int:
     """Values that the plan trains."""
-    adapters = plan.profile.decoder.adapter_values(plan.lora) if plan.lora is not None else 0
-    return adapters + sum(map(plan.profile.part_values, plan.train))
+    return _trained_values(plan.profile, plan.lora, plan.train)
+
+
+@lru_cache(256)
+def _trained_values(
+    profile: ModelProfile, lora: Lora | None, train: tuple[TrainedPart, ...]
+) -> int:
+    adapters = profile.decoder.adapter_values(lora) if lora is not None else 0
+    return adapters + sum(map(profile.part_values, train))
 
 
 def gradient_bytes(plan: Plan) -> int:
@@ -59,17 +68,18 @@ def gradient_bytes(plan: Plan) -> int:
 
 
 def bucket_bytes(plan: Plan) -> int:
-    """What a process's tensors take for the exchange, beside the gradients and in torch's pool.
+    """Bytes of torch's pool that the exchange takes beside the gradients.
 
-    After a single pass gradients are in the buckets alone (`trainer/parallel/accelerator.py`).
+    None after a single pass: there the buckets are the gradients, by
+    `trainer/parallel/accelerator.py`.
     """
     return gradient_bytes(plan) if plan.processes > 1 and plan.accumulation > 1 else 0
 
 
 def rebuilt_bytes(plan: Plan) -> int:
-    """What the pool takes at most as DDP makes its buckets anew after the first step.
+    """Bytes that the pool may grow by when DDP makes new buckets after the first step.
 
-    One of them may not go into the place of the first ones.
+    One of the new buckets may not fit where the first ones were.
     """
     return min(gradient_bytes(plan), BUCKET_BYTES) if plan.processes > 1 else 0
 
@@ -88,8 +98,8 @@ def exchange_seconds(size: int, processes: int, link: Link) -> float:
     """Seconds until all processes have the sum of gradients of `size` bytes.
 
     An all-reduce sends 2 (N - 1) / N times its bytes (Patarasuk and Yuan 2009, doi:10.1016/
-    j.jpdc.2008.09.002). Each bucket takes 2 log2 N rounds at least, as in NCCL's trees. Nothing of
-    it is taken to be hidden behind the backward pass.
+    j.jpdc.2008.09.002). Each bucket takes 2 log2 N rounds at least, as in NCCL's trees. No
+    overlap with the backward pass is assumed.
     """
     if processes == 1:
         return 0.0

@@ -86,8 +86,8 @@ class Schedule(Settings):
         None,
         ge=1,
         le=MOST,
-        description="evaluations in a row without a better gIoU after which the run ends; null: it "
-        "runs all its epochs",
+        description="the run ends after so many evaluations in a row without a better gIoU; null: "
+        "it runs all its epochs",
     )
     beta1: float = Field(0.9, ge=0, lt=1, description="Adam's first-moment decay")
     beta2: float = Field(0.95, ge=0, lt=1, description="Adam's second-moment decay")
@@ -97,8 +97,8 @@ class Schedule(Settings):
         0,
         ge=0,
         le=MOST,
-        description="updates that may be left out because loss or gradient is not a finite number; "
-        "the next such one ends the run, before it changes anything",
+        description="updates that may be skipped because the loss or a gradient is not finite; one "
+        "more ends the run before it changes anything",
     )
 
     def warmup(self, steps: int) -> int:

@@ -91,7 +91,7 @@ class Desk(Workers):
 
     @asynccontextmanager
     async def lifespan(self, _: object) -> AsyncIterator[None]:
-        """For the time that the page is served; its end is the model's."""
+        """The model ends when the page is no longer served."""
         try:
             yield
         finally:
@@ -99,7 +99,7 @@ class Desk(Workers):
             self.folder.cleanup()
 
     def _stay(self) -> None:
-        """Wait for questions from now on."""
+        """Count the idle time from now on."""
         if self.leaving is not None:
             self.leaving.cancel()
         self.leaving = asyncio.create_task(self._leave())

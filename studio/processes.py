@@ -1,7 +1,7 @@
 """Processes that outlive the page: lisa-train's own commands, each with a log and a record.
 
-They are ordinary processes in a session of their own. The record has what tells a process from a
-later one with its number, so that a page that is opened again finds what runs.
+They are ordinary processes in a session of their own. The record says when a process began, since
+the system uses its number again: so a page that is opened later finds what still runs.
 """
 
 from __future__ import annotations

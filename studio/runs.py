@@ -76,7 +76,7 @@ def row(folder: Path, places: Places, processes: Processes) -> dict[str, Any]:
 
 
 def place_of(folder: Path, places: Places) -> str:
-    """What a run is called on the page; one that has no folder yet by where it will be."""
+    """What a run is called on the page; its folder need not exist yet."""
     found = places.place(folder)
     assert found is not None
     return found
@@ -116,7 +116,10 @@ def state_of(folder: Path, processes: Processes) -> tuple[str, str]:
     words = "its last checkpoint is whole: resume continues it" if saved else "nothing is saved yet"
     if ended.startswith("error:"):
         return "failed", f"{ended} ({words})"
-    return "stopped", ended or f"ended without a word, as by a kill or a reboot; {words}"
+    return (
+        "stopped",
+        ended or f"ended without an error, as after a kill or a reboot; {words}",
+    )
 
 
 def _last_words(log: list[str]) -> str:

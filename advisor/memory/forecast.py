@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
 from pydantic import Field
 
 from advisor.machine.budget import ERRORS_FILE, margin_for
-from advisor.memory.allocator import replay
+from advisor.memory.allocator import PoolUse, replay
 from advisor.memory.card import Card
 from advisor.memory.forecast_cache import Answer, keep, key_of, read, read_events, read_step
 from advisor.memory.worst_sample import Worst
@@ -169,11 +170,7 @@ def interpret(
     free = replay(events, expandable)
     tensors, pool = free.peak_allocated, free.peak_reserved
     if plan.compile:
-        # Compiled layers take less than those that were counted: so does the pool, in the backward
-        # pass, where these peak. The pool is never as small as the tensors: 1 % was seen at least.
-        tensors = measurement.peak_allocated_bytes or 0
-        less = free.peak_allocated - measurement.phases.get("backward", 0)
-        pool = max(round(1.01 * tensors), pool - max(0, less))
+        tensors, pool = _compiled(measurement, free)
     saved = free.peak_reserved - pool
     pinned = plan.host_embeddings or plan.host_layers > 0
     process = pool + card.context.bytes(pinned) + nccl_bytes(plan)
@@ -218,6 +215,17 @@ def interpret(
         assumed=measurement.assumed,
         versions=measurement.versions,
     )
+
+
+def _compiled(measurement: Measurement, free: PoolUse) -> tuple[int, int]:
+    """Bytes of the tensors and of the pool where layers are compiled.
+
+    These take less than the layers that were counted: so does the pool, in the backward pass, where
+    these peak. The pool is never as small as the tensors: 1 % was seen at least.
+    """
+    tensors = measurement.peak_allocated_bytes or 0
+    less = free.peak_allocated - measurement.phases.get("backward", 0)
+    return tensors, max(round(1.01 * tensors), free.peak_reserved - max(0, less))
 
 
 def measured_errors(plan: Plan, answering: bool = False) -> dict[str, str]:
@@ -303,6 +311,7 @@ def _answer(
 ) -> Answer:
     """What the fake rehearsal finds, now or before. Raises RehearsalFailed and BadQuestion."""
     folder = cache_folder() / "forecasts" if cache is None else cache
+    worst = _with_sizes(plan, worst)
     key = key_of(plan, worst, compute_capability)
     answer = read(folder, key)
     if answer is None:
@@ -325,19 +334,28 @@ def _ask(plan: Plan, worst: Worst, compute_capability: tuple[int, int], folder: 
             raise RehearsalFailed(f"the rehearsal left no list of requests ({error})") from None
 
 
+def _with_sizes(plan: Plan, worst: Worst) -> Worst:
+    """The sample with the sizes that it may have where neither they nor data are named."""
+    if worst.data is not None and worst.text_tokens is None:
+        return worst
+    return replace(
+        worst,
+        text_tokens=worst.text_tokens or plan.tokens.max_text_tokens,
+        masks=worst.masks or plan.most_masks,
+        answer_tokens=worst.answer_tokens or plan.most_answer_tokens,
+    )
+
+
 def _options(plan: Plan, worst: Worst, compute_capability: tuple[int, int]) -> list[str]:
     """The fake rehearsal's options."""
     options = ["--fake", "--compute-capability", ".".join(map(str, compute_capability))]
     options += ["--answer"] * worst.answering
     options += ["--text-tokens", str(worst.text_tokens or plan.tokens.max_text_tokens)]
-    masks, answers = worst.masks, worst.answer_tokens
     if worst.data is not None and worst.text_tokens is None:
         options += ["--data-dir", str(worst.data.resolve())]
-    else:
-        masks, answers = masks or plan.most_masks, answers or plan.most_answer_tokens
     counts = (
-        ("--masks", masks),
-        ("--answer-tokens", answers),
+        ("--masks", worst.masks),
+        ("--answer-tokens", worst.answer_tokens),
         ("--image-tokens", worst.image_tokens),
     )
     for name, count in counts:

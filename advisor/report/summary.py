@@ -107,8 +107,10 @@ def _lines(advice: Advice, console: Console) -> Iterator[tuple[str, Text]]:
 
 
 def _in_fp8(advice: Advice) -> str:
-    """What FP8 products would gain, which no plan has unasked; '' where they cannot be had, or
-    where the plan is not compiled, as those were that were timed."""
+    """What FP8 products, which no plan has unasked, would gain; '' where the card has none.
+
+    Also '' where the plan is not compiled: only compiled plans were timed.
+    """
     plan, gpu = advice.plan, advice.gpu
     if advice.command is None or plan is None or gpu is None or plan.products == "fp8":
         return ""

@@ -113,8 +113,8 @@ def _trained(
         short = is_shortage(error)
         if is_lost(error) and not short:
             if os.environ.get("LOCAL_RANK") == "0":  # the others of this machine know no more
-                tell(f"error: {what_is_lost(error)}, so this one ends too\n    hint: the other one "
-                     f"or its launcher says why; lisa-train --resume {argument(folder)}"
+                tell(f"error: {what_is_lost(error)}, so this one ends too\n    hint: its own "
+                     f"output or the launcher's says why; lisa-train --resume {argument(folder)}"
                      )  # fmt: skip
             raise typer.Exit(EXIT_FAILED) from None
         if not short:

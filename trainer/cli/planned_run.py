@@ -35,10 +35,10 @@ class PlannedRun:
 
     @property
     def expected(self) -> Expected:
-        """What the advice has forecast of this run: nothing of a plan that is not the advised one.
+        """The advice's forecast of this run; empty if the plan is not the advised one.
 
-        Started processes read it where `write_start` has put it. Of a resumed run the time is
-        unknown.
+        Processes that lisa-train starts read what `write_start` has written. The time of a resumed
+        run is unknown.
         """
         from profiles.plan import Plan
 

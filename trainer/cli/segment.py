@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -85,7 +85,7 @@ def segment(
     if image is None:
         fail("IMAGE is missing\n    hint: lisa-segment --help; a folder with --questions FILE; "
              "--serve gets pictures over HTTP")  # fmt: skip
-    from trainer.answer.output import row_of_unanswered, stems, written_before
+    from trainer.answer.output import stems, written_before
     from trainer.answer.questions import ignored_files_line, read_questions, unreadable
     from trainer.answer.trained_model import find_trained
 
@@ -99,24 +99,12 @@ def segment(
         for error in broken.values():
             tell(f"left out: {error}")
         named = list(zip(asked, stems(asked, out), strict=True))
-        places: dict[Path, list[int]] = {}  # of each picture's questions
-        for place, one in enumerate(asked):
-            places.setdefault(one.image, []).append(place)
         segmenter, fit = _loaded(trained, [one for one in asked if one.image not in broken])
         before = written_before(out, [stem for one, stem in named if one.image not in broken])
         if before:  # and only now: without a model none of them would have been
             tell(f"note: replacing the pictures of earlier answers: {some(map(str, before))}; "
                  "another folder for --out keeps both")  # fmt: skip
-        rows: dict[int, dict[str, Any]] = {}
-        # Picture by picture: what its questions share is computed once.
-        for picture, its in places.items():
-            these = [named[place] for place in its]
-            if segmenter is None or picture in broken:
-                done = [row_of_unanswered(one, broken[picture]) for one, _ in these]
-            else:
-                done = _answered(segmenter, these, as_json, several=len(asked) > 1)
-            rows.update(zip(its, done, strict=True))
-        found = [rows[place] for place in range(len(named))]
+        found = _answers(segmenter, named, broken, as_json)
     if broken:
         count = sum(one.image in broken for one in asked)
         tell(f"{count} of {len(asked)} questions were skipped: their pictures cannot be read")
@@ -190,6 +178,28 @@ def planned_for(
     use_allocator(fit.plan)
     try_segments(fit.plan)
     return fit.plan, fit
+
+
+def _answers(
+    segmenter: Segmenter | None, named: list[tuple[Question, Path]], broken: Mapping[Path, str],
+    as_json: bool,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """The JSON rows of all questions, each with the stem of its files, in their order."""
+    from trainer.answer.output import row_of_unanswered
+
+    places: dict[Path, list[int]] = {}  # of each picture's questions
+    for place, (one, _) in enumerate(named):
+        places.setdefault(one.image, []).append(place)
+    rows: dict[int, dict[str, Any]] = {}
+    # Picture by picture: what its questions share is computed once.
+    for picture, its in places.items():
+        these = [named[place] for place in its]
+        if segmenter is None or picture in broken:
+            done = [row_of_unanswered(one, broken[picture]) for one, _ in these]
+        else:
+            done = _answered(segmenter, these, as_json, several=len(named) > 1)
+        rows.update(zip(its, done, strict=True))
+    return [rows[place] for place in range(len(named))]
 
 
 def _answered(

@@ -32,12 +32,14 @@ class TrainOptions:
     ] = "usual"
     gpus: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, help="Train on N cards of a machine, a process on each."),
+        typer.Option(
+            metavar="N", min=1, help="Train on N cards of a machine, one process on each."
+        ),
     ] = None
     nodes: Annotated[
         int | None,
         typer.Option(
-            metavar="M", min=1, help="With torchrun: on M machines, each with as many cards."
+            metavar="M", min=1, help="With torchrun: train on M machines, each with --gpus cards."
         ),
     ] = None
     model: Annotated[Text, typer.Option(help=MODEL_HELP, autocompletion=model_names)] = None

@@ -300,7 +300,7 @@ class Run:
         """Save if memory runs out, or another process is lost, before the update.
 
         No parameter has changed yet. The main process saves and waits for nobody: the others may be
-        gone. It can where it learns of it: in NCCL's kernels it waits until it is ended.
+        gone. It cannot save while it waits in NCCL's kernels, which end only with the process.
         """
         try:
             with during("training"):

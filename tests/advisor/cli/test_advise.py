@@ -136,7 +136,7 @@ def test_save_writes_the_plan_and_the_command_uses_it(tmp_path):
 )
 def test_the_first_screen_says_which_card_an_open_name_is_taken_for(name, meant, others):
     screen = " ".join(_run("--gpu", name, "--model", "tiny").stdout.split())
-    assert f"card {meant}, the least of that name; else --gpu {others} " in screen
+    assert f"card {meant} is assumed, the smallest of that name; else --gpu {others} " in screen
     for key in others.split(" or "):
         assert " card " not in _run("--gpu", key, "--model", "tiny").stdout.replace("\n", " ")
 

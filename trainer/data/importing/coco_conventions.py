@@ -23,6 +23,7 @@ from trainer.data.importing.sa2va import ANNOTATIONS
 PixelTransform: TypeAlias = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 # info.contributor of Label Studio's exports: COCO, and Brush labels to COCO.
 LABEL_STUDIO, BRUSH = "Label Studio", "Label Studio Converter"
+_TRACING = SUPERVISION, BRUSH  # tools that make polygons of painted masks
 # Turns stored pixels upright, by EXIF orientation.
 TO_UPRIGHT: dict[int, PixelTransform] = {
     1: lambda mask: mask,
@@ -86,7 +87,7 @@ def filled(mask: CocoMask, image: CocoImage, tool: str) -> CocoMask:
     supervision and Label Studio's brush trace so, with OpenCV's findContours; painted as COCO's
     polygons such masks would lose a row and a column.
     """
-    if not any(_is_traced(part, tool) for part in mask.parts):
+    if tool not in _TRACING or not any(_is_traced(part, tool) for part in mask.parts):
         return mask
     region = np.zeros(image.size, np.uint8)
     for part in mask.parts:
@@ -102,7 +103,7 @@ def _is_traced(part: Part, tool: str) -> TypeGuard[FloatArray]:
     Label Studio rounds clicked points to whole numbers as well. There a traced polygon has only
     horizontal, vertical and diagonal edges, with at least one diagonal.
     """
-    if tool not in (SUPERVISION, BRUSH) or isinstance(part, dict) or (part % 1).any():
+    if isinstance(part, dict) or (part % 1).any():
         return False
     points = part.reshape(-1, 2)
     across, down = np.abs(np.roll(points, -1, axis=0) - points).T
