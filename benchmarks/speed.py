@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tables import put
+from tables import put, rows_of
 
 from advisor.cost.duration import duration_of
 from advisor.memory import speed
@@ -59,7 +59,7 @@ class Row:
 
 def lines(name: str) -> list[dict[str, Any]]:
     """The documents of a file of rows."""
-    return [json.loads(line) for line in (HERE / name).read_text().splitlines() if line.strip()]
+    return rows_of(HERE / name)
 
 
 def timed_rows() -> dict[str, Row]:
