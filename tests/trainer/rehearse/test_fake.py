@@ -73,7 +73,8 @@ def traces(plan: Plan) -> tuple[MemoryTrace, MemoryTrace]:
     "settings",
     [
         {},
-        {"checkpointed_layers": 4, "host_layers": 2, "host_embeddings": True},
+        {"checkpointed_layers": 4, "host_layers": 2, "host_embeddings": True,
+         "quantization": "nf4"},
         {"checkpointed_layers": 2, "effective_batch": 8, "micro_batch": 2},
         {"optimizer_state": "8bit", "quantization": "int8", "cached_encoders": [],
          "effective_batch": 4},
