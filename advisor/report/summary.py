@@ -171,7 +171,7 @@ def alternatives(advice: Advice) -> Iterator[tuple[str, str]]:
             yield order, told
     if advice.better is not None and advice.better_card_gib is not None:
         told = f"{changes(advice.better.plan, best.plan)}: {change(advice.better, best)}"
-        yield f"{advice.better_card_gib} GiB", told
+        yield f"on {advice.better_card_gib} GiB", told
 
 
 def _is_worth_saying(

@@ -266,7 +266,7 @@ def _ladder(advice: Advice) -> Table:
 def _better_line(advice: Advice) -> Text:
     better = advice.better
     assert better is not None
-    card = f"a {advice.better_card_gib} GiB card" if advice.better_card_gib else "no single card"
+    card = f"a card of {advice.better_card_gib} GiB" if advice.better_card_gib else "no single card"
     return Text(f"{changes(better.plan, advice.plan)}: {gib(better.needs.bytes)}, {card}")
 
 
