@@ -104,7 +104,7 @@ class Request:
     def used(self, gpu: Gpu) -> list[Gpu]:
         """The cards of one machine that run the plan, of which `gpu` is the worst.
 
-        As many of it where the machine shows only that one, as under a launcher.
+        If the machine shows only that one, as under a launcher, it stands for all.
         """
         alone = self.target is not None or self.cards_each == 1
         cards = [] if alone else best_gpus(self.machine, self.cards_each)

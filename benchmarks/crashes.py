@@ -17,7 +17,6 @@ cut off goes on. From benchmarks/crashes.jsonl, --table writes docs/recovery.md'
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import multiprocessing
@@ -26,7 +25,6 @@ import random
 import re
 import shutil
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -38,6 +36,7 @@ from typing import Any
 import forked
 from file_operations import Shim
 from tables import put
+from trials import options, own_folder, rows_in, side_by_side
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS, ROWS_FILE = ROOT / "docs" / "recovery.md", ROOT / "benchmarks" / "crashes.jsonl"
@@ -315,16 +314,6 @@ def still_to_run(
     return [found[c] for c in cases if c in found], [c for c in cases if c not in found]
 
 
-def rows_in(kept: Path) -> list[dict[str, Any]]:
-    """The rows of a file, without a last row that a kill left half written."""
-    rows = []
-    if kept.exists():
-        content = kept.read_text()
-        kept.write_text(content[: content.rfind("\n") + 1])
-        rows = [json.loads(line) for line in kept.read_text().splitlines()]
-    return rows
-
-
 def prepare(base: Path, scenes: list[Scene]) -> tuple[dict[str, int], dict[str, dict[str, str]]]:
     """What the scenes share: the operations of each, and how each ends undisturbed."""
     shared = base / "common"
@@ -412,7 +401,7 @@ def write_table(rows: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     """Run all cases; exit code 1 if any case ended wrongly."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = options(__doc__, processes=2)
     parser.add_argument("--scene", action="append", choices=[scene.name for scene in SCENES])
     parser.add_argument(
         "--sample",
@@ -421,24 +410,19 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=int, default=3, help="operation is torn and twice  [3]")
-    parser.add_argument("--processes", type=int, default=2, help="side by side  [2]")
-    parser.add_argument("--rows", type=Path, help="a file, a line for each case; continues it")
-    parser.add_argument("--table", action="store_true", help="write docs/recovery.md's table")
     arguments = parser.parse_args()
     if arguments.table:
-        return write_table([json.loads(line) for line in ROWS_FILE.read_text().splitlines()])
+        return write_table(rows_in(ROWS_FILE))
     import torch
 
     from advisor import fallback  # noqa: F401  what the forked processes would each import
 
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
     scenes = [s for s in SCENES if not arguments.scene or s.name in arguments.scene]
     every = arguments.every
     started = time.monotonic()
-    with tempfile.TemporaryDirectory() as name:
-        base = Path(name)
-        os.environ |= {"XDG_DATA_HOME": f"{base}/data", "XDG_CACHE_HOME": f"{base}/kept",
-                       "OMP_NUM_THREADS": "1"}  # fmt: skip
+    with own_folder() as base:
         counts, known = prepare(base, scenes)
         rng = random.Random(arguments.seed)
         cases = [(scene, "killed", n, 0) for scene in counts
@@ -451,9 +435,7 @@ def main() -> None:
             cases = sampled(cases, arguments.sample, rng)
         many, kept = arguments.processes, arguments.rows or base / "rows.jsonl"
         rows, cases = still_to_run(cases, counts, kept)
-        shares = [(cases[n::many], base, counts, known, kept) for n in range(many)]
-        with ProcessPoolExecutor(many, multiprocessing.get_context("fork")) as pool:
-            rows += [row for share in pool.map(work, *zip(*shares, strict=True)) for row in share]
+        rows += side_by_side(work, many, cases, base, counts, known, kept)
     print("\n".join(table_of(rows)))
     print(f"{time.monotonic() - started:.0f} s")
     sys.exit(any(row["why"] for row in rows))

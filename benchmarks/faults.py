@@ -14,27 +14,23 @@ does for a user.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
-import multiprocessing
 import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import forked
-from crashes import rows_in
 from tables import put
+from trials import options, own_folder, rows_in, side_by_side, still_to_run
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS, ROWS_FILE = ROOT / "docs" / "recovery.md", ROOT / "benchmarks" / "faults.jsonl"
@@ -350,25 +346,20 @@ def write_table(rows: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     """Run them all; exit code 1 if anything was lost."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = options(__doc__, processes=2)
     parser.add_argument("--runs", type=int, default=208)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--processes", type=int, default=2, help="side by side  [2]")
-    parser.add_argument("--rows", type=Path, help="a file, a line for each run; continues it")
     parser.add_argument("--only", choices=[*DISTURBANCES])
-    parser.add_argument("--table", action="store_true", help="write docs/recovery.md's table")
     arguments = parser.parse_args()
     if arguments.table:
-        return write_table([json.loads(line) for line in ROWS_FILE.read_text().splitlines()])
+        return write_table(rows_in(ROWS_FILE))
     import torch
 
     from advisor import fallback  # noqa: F401  what the forked processes would each import
 
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as name:
-        base = Path(name)
-        os.environ |= {"XDG_DATA_HOME": f"{base}/data", "XDG_CACHE_HOME": f"{base}/kept",
-                       "OMP_NUM_THREADS": "1"}  # fmt: skip
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with own_folder() as base:
         first = Case("", random.Random(0), base, 0.0)
         (base / "plan.json").write_text(json.dumps(PLAN))
         (base / "disk").mkdir()
@@ -385,12 +376,8 @@ def main() -> None:
             kinds.remove("disk full")
         cases = [(kinds[n % len(kinds)], n // len(kinds)) for n in range(arguments.runs)]
         many, kept = arguments.processes, arguments.rows or base / "rows.jsonl"
-        done = {(row["kind"], row["number"]): row for row in rows_in(kept)}
-        rows = [done[case] for case in cases if case in done]
-        cases = [case for case in cases if case not in done]
-        shares = [(cases[n::many], base, known, seconds, arguments.seed, kept) for n in range(many)]
-        with ProcessPoolExecutor(many, multiprocessing.get_context("fork")) as pool:
-            rows += [row for share in pool.map(work, *zip(*shares, strict=True)) for row in share]
+        rows, cases = still_to_run(cases, kept)
+        rows += side_by_side(work, many, cases, base, known, seconds, arguments.seed, kept)
     lines = table_of(rows)
     print("\n".join(lines))
     print(f"{time.monotonic() - started:.0f} s")

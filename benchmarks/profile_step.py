@@ -29,6 +29,7 @@ KINDS = (
     ("attention", ("flash", "fmha", "attention")),
     ("matrix product", ("gemm", "nvjet", "cutlass", "cublas", "splitKreduce", "xmma")),
     ("dequantisation", ("Dequantize", "dequantize")),
+    ("codes of FP8", ("_quantise_row", "_nf4_tile", "_dense_tile")),
     ("optimizer", ("Optimizer", "adam", "Adam")),
 )
 
@@ -68,10 +69,14 @@ def gaps(events: list[Any]) -> list[tuple[float, str, str]]:
     return sorted(found, reverse=True)
 
 
-def profile(name: str) -> dict[str, Any]:
-    """Profile one step of a row in this process."""
+def row_of(name: str) -> tuple[Plan, int]:
+    """The plan and the text tokens of a row."""
     row = next(row for row in lean.all_rows() if row.name == name)
-    plan = Plan.parse(lean.BASE | row.settings)
+    return Plan.parse(lean.BASE | row.settings), int(row.text)
+
+
+def profile(name: str, plan: Plan, text: int, masks: int = 1) -> dict[str, Any]:
+    """Profile one step in this process."""
     for variable in ALLOCATOR_VARIABLES:
         os.environ[variable] = plan.allocator
     import torch
@@ -80,7 +85,7 @@ def profile(name: str) -> dict[str, Any]:
 
     from trainer.rehearse.real import Rehearsal, _timed
 
-    rehearsal = Rehearsal(plan, (int(row.text), int(row.text)), masks=1)
+    rehearsal = Rehearsal(plan, (text, text), masks)
     for _ in range(4):
         rehearsal.step()
     seconds = min(_timed(rehearsal) for _ in range(3))
@@ -129,7 +134,8 @@ def main() -> None:
     parser.add_argument("--child", action="store_true")
     arguments = parser.parse_args()
     if arguments.child:
-        print(json.dumps(profile(arguments.names[0])))
+        name = arguments.names[0]
+        print(json.dumps(profile(name, *row_of(name))))
         return
     for name in arguments.names:
         command = [sys.executable, __file__, name, "--child"]

@@ -12,27 +12,24 @@ Each race is a row in --rows as soon as it has ended; what has a row there is no
 
 from __future__ import annotations
 
-import argparse
 import json
-import multiprocessing
 import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import forked
 import psutil
-from crashes import DOCS, PHOTOS, PLAN, ROOT, rows_in, steady
+from crashes import DOCS, PHOTOS, PLAN, ROOT, steady
 from tables import put
+from trials import options, own_folder, rows_in, side_by_side, still_to_run
 
 ROWS_FILE = ROOT / "benchmarks" / "races.jsonl"
 GROUPS = (2, 3)
@@ -171,22 +168,17 @@ def write_table(rows: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     """Run them all; exit code 1 if anything went wrong."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = options(__doc__, processes=1)
     parser.add_argument("--times", type=int, default=50)
-    parser.add_argument("--processes", type=int, default=1, help="side by side  [1]")
-    parser.add_argument("--rows", type=Path, help="a file, a line for each race; continues it")
     parser.add_argument("--only", choices=[*RACES])
-    parser.add_argument("--table", action="store_true", help="write docs/recovery.md's table")
     asked = parser.parse_args()
     if asked.table:
-        return write_table([json.loads(line) for line in ROWS_FILE.read_text().splitlines()])
+        return write_table(rows_in(ROWS_FILE))
     import torch
 
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as name:
-        place = Path(name)
-        os.environ |= {"XDG_CACHE_HOME": f"{place}/kept", "XDG_DATA_HOME": f"{place}/data",
-                       "OMP_NUM_THREADS": "1"}  # fmt: skip
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with own_folder() as place:
         plan = PLAN | {"max_train_samples": 7, "max_val_samples": 2, "effective_batch": 6,
                        "accumulation": 6}  # fmt: skip
         (place / "plan.json").write_text(json.dumps(plan))
@@ -217,12 +209,8 @@ def main() -> None:
                 subprocess.run(whole, cwd=ROOT, capture_output=True, check=True)
         many, kept = asked.processes, asked.rows or place / "rows.jsonl"
         cases = [(kind, number) for kind in kinds for number in range(asked.times)]
-        done = {(row["kind"], row["number"]): row for row in rows_in(kept)}
-        rows = [done[case] for case in cases if case in done]
-        cases = [case for case in cases if case not in done]
-        shares = [(cases[n::many], place, known, kept) for n in range(many)]
-        with ProcessPoolExecutor(many, multiprocessing.get_context("fork")) as pool:
-            rows += [row for share in pool.map(work, *zip(*shares, strict=True)) for row in share]
+        rows, cases = still_to_run(cases, kept)
+        rows += side_by_side(work, many, cases, place, known, kept)
     print("\n".join(table_of(rows)))
     sys.exit(any(row["why"] for row in rows))
 

@@ -14,28 +14,24 @@ is not run again. --table writes docs/recovery.md's table from benchmarks/faults
 
 from __future__ import annotations
 
-import argparse
 import json
-import multiprocessing
 import os
 import random
 import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
-from crashes import rows_in
 from faults import DOCS, MOUNT, ROOT, ROWS_FILE, can_mount, outcome, used_kib
 from rank_case import Case, trainings
 from tables import put
+from trials import options, own_folder, rows_in, side_by_side
 from two_machines import losses
 
 from trainer.run.checkpoint_files import altered
@@ -277,19 +273,14 @@ def write_table(rows: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     """Run them all; exit code 1 if anything was lost."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = options(__doc__, processes=1)
     parser.add_argument("--runs", type=int, default=42)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--processes", type=int, default=1, help="runs side by side  [1]")
-    parser.add_argument("--rows", type=Path, help="a file, a line for each run; continues it")
     parser.add_argument("--only", choices=[*DISTURBANCES])
-    parser.add_argument("--table", action="store_true", help="write docs/recovery.md's table")
     asked = parser.parse_args()
     if asked.table:
-        return write_table([json.loads(line) for line in ROWS_FILE.read_text().splitlines()])
-    with tempfile.TemporaryDirectory() as name:
-        base = Path(name)
-        os.environ |= {"XDG_DATA_HOME": f"{base}/data", "XDG_CACHE_HOME": f"{base}/kept"}
+        return write_table(rows_in(ROWS_FILE))
+    with own_folder() as base:
         known: dict[str, Any] = {}
         for ranks in (2, 3):
             whole = undisturbed(base, ranks, dropout=True)
@@ -303,9 +294,7 @@ def main() -> None:
         many, kept = asked.processes, asked.rows or base / "rows.jsonl"
         rows = of_ranks(rows_in(kept))
         left = sorted({*range(asked.runs)} - {row["number"] for row in rows})
-        shares = [(left[n::many], kinds, base, asked.seed, known, kept) for n in range(many)]
-        with ProcessPoolExecutor(many, multiprocessing.get_context("fork")) as pool:
-            rows += [row for share in pool.map(work, *zip(*shares, strict=True)) for row in share]
+        rows += side_by_side(work, many, left, kinds, base, asked.seed, known, kept)
     print("\n".join(table_of(rows)))
     sys.exit(any(row["ended"] == "LOST" for row in rows))
 

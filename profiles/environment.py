@@ -53,8 +53,8 @@ def at_home(environment: Mapping[str, str]) -> dict[str, str]:
 
     `PYTHONSAFEPATH` is `-P` for processes that libraries start, such as torch's compilers.
     On CPUs with AVX512-BF16 bitsandbytes would fetch a kernel's code from the hub. torch would
-    load compiled code from a folder of /tmp with a name that anyone may have taken first. Its
-    threads would spin while they wait: on cores that others use too, that made it 6 times slower.
+    load compiled code from a folder in /tmp that another user may have made first. Its threads
+    would spin while they wait, which made it 6 times slower on cores that others use too.
     """
     compiled = cache_folder() / "compiled"
     kept = {"TORCHINDUCTOR_CACHE_DIR": str(compiled), "OMP_WAIT_POLICY": "PASSIVE"}

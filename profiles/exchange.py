@@ -68,17 +68,18 @@ def gradient_bytes(plan: Plan) -> int:
 
 
 def bucket_bytes(plan: Plan) -> int:
-    """What a process's tensors take for the exchange, beside the gradients and in torch's pool.
+    """Bytes of torch's pool that the exchange takes beside the gradients.
 
-    After a single pass gradients are in the buckets alone (`trainer/parallel/accelerator.py`).
+    None after a single pass: there the buckets are the gradients, by
+    `trainer/parallel/accelerator.py`.
     """
     return gradient_bytes(plan) if plan.processes > 1 and plan.accumulation > 1 else 0
 
 
 def rebuilt_bytes(plan: Plan) -> int:
-    """What the pool takes at most as DDP makes its buckets anew after the first step.
+    """Bytes that the pool may grow by when DDP makes new buckets after the first step.
 
-    One of them may not go into the place of the first ones.
+    One of the new buckets may not fit where the first ones were.
     """
     return min(gradient_bytes(plan), BUCKET_BYTES) if plan.processes > 1 else 0
 
@@ -97,8 +98,8 @@ def exchange_seconds(size: int, processes: int, link: Link) -> float:
     """Seconds until all processes have the sum of gradients of `size` bytes.
 
     An all-reduce sends 2 (N - 1) / N times its bytes (Patarasuk and Yuan 2009, doi:10.1016/
-    j.jpdc.2008.09.002). Each bucket takes 2 log2 N rounds at least, as in NCCL's trees. Nothing of
-    it is taken to be hidden behind the backward pass.
+    j.jpdc.2008.09.002). Each bucket takes 2 log2 N rounds at least, as in NCCL's trees. No
+    overlap with the backward pass is assumed.
     """
     if processes == 1:
         return 0.0

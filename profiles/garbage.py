@@ -1,4 +1,4 @@
-"""Work during which Python looks for no garbage: where all objects stay, looking is for nothing."""
+"""Switches Python's garbage collector off while objects are made that all stay."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def not_collected() -> Iterator[None]:
-    """For making millions of objects that stay: looking for garbage takes as long as they do."""
+    """For millions of objects that stay: the collector would find none, and double the time."""
     searched = gc.isenabled()
     gc.disable()
     try:

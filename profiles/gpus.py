@@ -74,9 +74,9 @@ def gpus() -> dict[str, GpuProfile]:
 
 
 def find_gpu(text: str) -> GpuProfile:
-    """The card that a person means by `text`: of `possible_gpus` the first.
+    """The card that a person means by `text`: the first of `possible_gpus`.
 
-    What fits there fits the others. Raises ValueError.
+    What fits it fits the others too. Raises ValueError.
     """
     return possible_gpus(text)[0]
 

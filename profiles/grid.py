@@ -125,8 +125,8 @@ def _of_a_group(found: Estimate | None, plan: Plan) -> Estimate | None:
 def nearest(plan: Plan, text_tokens: int) -> Estimate | None:
     """What the usual trained parts would take instead of the plan's own.
 
-    A first guess where `estimate` has nothing; it may be above or below what the plan takes. Of a
-    model without corners it is another one's share for share, by the weights of their decoders.
+    A first guess where `estimate` has nothing; it may be above or below what the plan takes. For a
+    model without corners, another model's figures are scaled by the weights of their decoders.
     """
     text = min(text_tokens, TEXT_TOKENS[-1])
     model = _model_in_grid(plan.model)

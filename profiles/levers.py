@@ -299,7 +299,7 @@ def _compared(table: str, apart: frozenset[str] = frozenset()) -> tuple[tuple[st
 
 
 def memory_key(plan: Plan) -> object:
-    """Equal keys: `needs_no_more` says the same of both plans, whatever the other one is."""
+    """A key: of two plans with equal keys, `needs_no_more` says the same about any third plan."""
     return _key()(plan)
 
 

@@ -61,7 +61,7 @@ def limits_for(plan: Pictures, image_tokens: int | None) -> dict[str, int]:
 def with_picture_limits(data: Mapping[str, Any]) -> dict[str, Any]:
     """Fill in the limits that are not given, where the model has some.
 
-    A limit that is given moves the other one out of its way.
+    If the given limit contradicts the other one's usual value, the other one moves.
     """
     result = dict(data)
     name = result.get("model", "tiny")
@@ -86,7 +86,7 @@ def forget_other_limits(data: dict[str, Any], given: set[str]) -> None:
 
 
 def picture_contradictions(plan: Pictures) -> Iterator[Finding]:
-    """Why these limits cannot be."""
+    """Why these limits are refused."""
     least, most = plan.min_pixels, plan.max_pixels
     fixed = plan.model in models() and models()[plan.model].max_pixels is None
     for name, limit in zip(LIMITS, (least, most), strict=True):

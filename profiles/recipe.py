@@ -28,18 +28,18 @@ def shipped_recipes() -> list[str]:
 
 
 def with_recipe(recipe: str | None, given: Sequence[str], model: str | None = None) -> list[str]:
-    """The assignments of a recipe that are not `given` ones, then those. Raises PlanError.
+    """A recipe's assignments but for those of `given`, then `given`. Raises PlanError.
 
     `model`: what an option of its own names.
     """
     if recipe is None:
         return list(given)
     named = assigned(given).keys() | ({"model"} if model else set())
-    settings = read_recipe(recipe)
+    tables = {name.partition(".")[0] for name in named}
     return [
         f"{name}={value}"
-        for name, value in settings.items()
-        if name not in named and name.partition(".")[0] not in named
+        for name, value in read_recipe(recipe).items()
+        if name not in named | tables and name.partition(".")[0] not in named
     ] + list(given)
 
 
@@ -106,7 +106,7 @@ def _yaml(text: str) -> Any:
 def _settings(
     document: Mapping[Any, Any], names: Sequence[str], head: str = ""
 ) -> Iterator[tuple[str, Any]]:
-    """Settings by their dotted names, also those that there are not."""
+    """Settings by their dotted names, known or not."""
     for key, value in document.items():
         name = f"{head}{key}".replace("-", "_")
         if isinstance(value, dict) and not head and name in names:

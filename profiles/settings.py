@@ -73,16 +73,21 @@ class Schedule(Settings):
         None,
         ge=0,
         le=MOST,
-        description="linear warm-up of the learning rate, in optimizer steps; null: a twentieth of "
-        "the run, at most 100 as published",
+        description="optimizer steps in which the learning rate rises to its peak, at most half of "
+        "the run's; null: a twentieth of the run's, at most LISA's 100",
     )
-    epochs: int = Field(10, ge=1, le=MOST, description="passes over the training split")
+    epochs: int = Field(
+        10,
+        ge=1,
+        le=MOST,
+        description="passes over the training data; of a mixture, each of mixture.samples",
+    )
     patience: int | None = Field(
         None,
         ge=1,
         le=MOST,
-        description="evaluations in a row without a better gIoU after which the run ends; null: it "
-        "runs all its epochs",
+        description="the run ends after so many evaluations in a row without a better gIoU; null: "
+        "it runs all its epochs",
     )
     beta1: float = Field(0.9, ge=0, lt=1, description="Adam's first-moment decay")
     beta2: float = Field(0.95, ge=0, lt=1, description="Adam's second-moment decay")
@@ -92,8 +97,8 @@ class Schedule(Settings):
         0,
         ge=0,
         le=MOST,
-        description="updates that may be left out because loss or gradient is not a finite number; "
-        "the next such one ends the run, before it changes anything",
+        description="updates that may be skipped because the loss or a gradient is not finite; one "
+        "more ends the run before it changes anything",
     )
 
     def warmup(self, steps: int) -> int:

@@ -42,7 +42,7 @@ def tell(text: str) -> None:
 
 
 def _begin_in_utf8() -> None:
-    """LC_ALL=C with PYTHONUTF8=0: letters beyond ASCII could neither be asked nor opened."""
+    """Start again in UTF-8: with LC_ALL=C, names beyond ASCII could not be opened."""
     encoding = sys.getfilesystemencoding().replace("-", "").lower()
     if os.name != "posix" or encoding == "utf8" or os.environ.get("PYTHONUTF8") == "1":
         return

@@ -213,7 +213,7 @@ def parse_table(data: bytes, where: str) -> Table:
 
 @contextmanager
 def _all_kept() -> Iterator[None]:
-    """No search for garbage while many objects are made that all stay, and later none of them."""
+    """No garbage collection inside; what was made there is never searched later either."""
     with not_collected():
         try:
             yield
@@ -275,9 +275,9 @@ def _ends_inside_a_line(handle: int) -> bool:
 
 
 def one_of_each(found: Iterable[T], plan_of: Callable[[T], Plan]) -> list[T]:
-    """The first thing found of each plan's memory: others of it say the same of any other plan.
+    """The first thing of each `memory_key`: the others would say the same of every plan.
 
-    A table may have a hundred thousand rows, and each is held against hundreds of plans.
+    A table may have a hundred thousand rows, and each is compared with hundreds of plans.
     """
     first: dict[object, T] = {}
     seen: set[int] = set()  # by the plan itself, which rows of a file share

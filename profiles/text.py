@@ -35,7 +35,7 @@ def brief(value: object, letters: int = 60) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` with control characters and invisible ones spelled as `\\u001b` is.
+    """`text` with control and invisible characters spelled out, such as `\\u001b`.
 
     Control characters (C0 but for tab and line break, C1), marks that turn the direction of
     writing, and half characters. The spelling is JSON's, so a JSON document stays what it says.
@@ -46,7 +46,7 @@ def printable(text: str) -> str:
 
 
 def one_line(text: object) -> str:
-    """`str(text)` as `printable` has it, in one line, so that it cannot imitate other lines.
+    """`str(text)` made `printable` and put in one line, so that it cannot imitate other lines.
 
     For names, questions and whatever else comes from files.
     """
@@ -60,7 +60,7 @@ def some(names: Iterable[str], most: int = 5) -> str:
 
 
 def counted(number: int, one: str, more: str = "") -> str:
-    """A number and what it counts: 1 picture, 2 pictures; `more` where it is not `one` and an s."""
+    """A number and what it counts: 1 picture, 2 pictures; `more` is a plural without a plain s."""
     return f"{number} {one if number == 1 else more or one + 's'}"
 
 

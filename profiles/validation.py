@@ -17,7 +17,7 @@ from profiles.wrong_values import what_is_wrong
 def all_findings(
     cls: type[BaseModel], data: dict[str, Any], error: ValidationError, names: list[str]
 ) -> list[Finding]:
-    """Findings of `error`, and those that its bad fields kept pydantic from looking for."""
+    """Findings of `error`, and of the checks that pydantic skips if a field is bad."""
     findings = _findings(error, names)
     bad = {str(detail["loc"][0]) for detail in error.errors() if detail["loc"]}
     if bad:

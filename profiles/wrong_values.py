@@ -30,7 +30,7 @@ _ALLOWED = {
 
 
 def allowed(error: Mapping[str, Any]) -> str:
-    """What a value of which pydantic reports that `error` may be; empty where it is not known."""
+    """The values allowed where pydantic reports `error`; empty where they are not known."""
     context = error.get("ctx", {})
     if error["type"] == "literal_error":
         return str(context["expected"]).replace("'", "")
@@ -38,7 +38,7 @@ def allowed(error: Mapping[str, Any]) -> str:
 
 
 def what_is_wrong(error: Mapping[str, Any]) -> str:
-    """What a value must be; or pydantic's words for a kind of error that settings do not have."""
+    """What a value must be; pydantic's own words for errors that settings cannot cause."""
     if error["type"] == "missing":
         return "is missing"
     if error["type"] == "extra_forbidden":

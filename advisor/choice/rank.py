@@ -73,7 +73,7 @@ def choose(
 def verdict_of(
     plan: Plan, pool: int, host: int, budget: Budget, spills: bool
 ) -> tuple[Verdict, str]:
-    """How `pool` bytes on the card and `host` bytes beside it go into the budget, and why not."""
+    """Whether `pool` bytes of the card and `host` bytes of host memory fit; if not, why."""
     verdict, why = judge(pool, budget, spills), ""
     if verdict != "FITS":
         why = "inside the margin" if verdict == "TIGHT" else "needs more than is usable"
@@ -116,7 +116,7 @@ def _judged(plan: Plan, scales: Scales, limits: Limits) -> Candidate | None:
     refuting = _refuting(plan, limits.refuting)
     if refuting is not None and verdict in ("FITS", "TIGHT"):
         verdict = "SPILLS" if limits.spills else "OOM"
-        why = f"row {refuting.id} ran out of memory with no more than this"
+        why = f"row {refuting.id} ran out of memory, and it needed no more"
     speed = scales.speed(plan)
     return Candidate(
         plan=plan, needs=needs, host_bytes=host, speed=speed, verdict=verdict, why_not=why

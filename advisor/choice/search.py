@@ -225,7 +225,7 @@ def _refuting(setting: Setting, text: int) -> list[TestedRow]:
 
 
 def _sharing_gain(plan: Plan, text: int, card: GpuProfile | None) -> float:
-    """How many times the questions a second rows of several give, beside a row for each."""
+    """Questions a second with several in a row, over those with one in each row."""
     questions, prefix = plan.questions_per_picture, min(PREFIX_TOKENS, text // 2)
     alone = plan.model_copy(update={"questions_per_picture": 1})
     share = prefix + (text - prefix) // questions  # a question's own part of the longest row
@@ -330,7 +330,7 @@ def _as_told(candidate: Candidate, told: Forecast, setting: Setting) -> Candidat
 
 
 def _scaled(choice: Choice, best: Candidate, share: float) -> Choice:
-    """The choice with its best plan as forecast, and the others as far off as that one was."""
+    """The choice with its best plan as forecast, and the others corrected by the same `share`."""
 
     def scaled(candidate: Candidate) -> Candidate:
         needs = candidate.needs.model_copy(update={"bytes": round(share * candidate.needs.bytes)})

@@ -136,7 +136,7 @@ def _forecast(
 def _must_name_enough(plan: Plan, target: Target | None) -> None:
     """Note which cards are meant. Ends with exit code 2 where fewer are named than a plan needs.
 
-    One that is named without a number is each of them.
+    A card that is named without a number stands for all of them.
     """
     from advisor.report.findings import open_name
 
@@ -147,12 +147,12 @@ def _must_name_enough(plan: Plan, target: Target | None) -> None:
     each = plan.local_processes
     if 1 < target.count < each:
         what = f"--gpu names {target.count} cards"
-        fail(f"{what}, and the plan has {each} processes for a machine\n"
+        fail(f"{what}, but the plan runs {each} processes on a machine\n"
              f"    hint: --set processes={target.count * plan.nodes}")  # fmt: skip
     if target.count > each:
         has = counted(each, "process", "processes")
-        tell(f"note: the plan has {has} for a machine, and --gpu names {target.count} cards: "
-             f"--set processes={target.count * plan.nodes}")  # fmt: skip
+        tell(f"note: --gpu names {target.count} cards, but the plan runs {has} on a machine: "
+             f"--set processes={target.count * plan.nodes} uses all")  # fmt: skip
 
 
 def check_command(
@@ -178,5 +178,6 @@ def check_command(
         say(found.model_dump_json(indent=2))
     else:
         name = f"{found.plan.model} {found.plan.content_hash}"
-        say(f"{verdict}  {name} on {card}: {found.reason}")
+        place = "" if found.cap_bytes is None else f" on {card}"
+        say(f"{verdict}  {name}{place}: {found.reason}")
     raise typer.Exit({"FITS": 0, "UNKNOWN": EXIT_UNKNOWN}.get(verdict, EXIT_FAILED))

@@ -37,7 +37,7 @@ def memory_size(text: str) -> int:
 
 
 def explained_names(incomplete: str) -> Iterator[str]:
-    """What --explain knows and begins so: parts of the memory with hyphens, and settings."""
+    """Completions of --explain: parts of the memory, with hyphens, and settings."""
     from advisor.report.glossary import EXPLANATIONS
     from profiles.plan import setting_names
 
@@ -99,13 +99,13 @@ Ram = Annotated[
 
 Gpus = Annotated[
     int | None,
-    typer.Option(metavar="N", min=1, help="Train on N cards of a machine, a process on each."),
+    typer.Option(metavar="N", min=1, help="Train on N cards of a machine, one process on each."),
 ]
 
 
 Nodes = Annotated[
     int | None,
-    typer.Option(metavar="M", min=1, help="Train on M machines of --gpus cards each, or of one."),
+    typer.Option(metavar="M", min=1, help="Train on M machines, each with --gpus cards."),
 ]
 
 
@@ -132,17 +132,6 @@ DataDir = Annotated[
 SkipBroken = Annotated[
     Text, typer.Option(metavar="N|all", help="Skip up to N broken entries of the data.")
 ]
-
-
-def must_agree(assignments: list[str]) -> None:
-    """Ends with exit code 2 if one setting is given two values."""
-    from profiles.overrides import assigned
-
-    given: dict[str, str] = {}
-    for text in assignments:
-        for key, value in assigned([text]).items():
-            if given.setdefault(key, value) != value:
-                fail(f"{key}: got {given[key]} and {value}; give it once")
 
 
 def named_card(

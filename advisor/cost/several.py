@@ -1,8 +1,8 @@
 """What more cards bring: the same training on one, two, four and so on, by the forecast of a step.
 
-The effective batch stays the user's. So more cards have fewer rows each, of which the last ones may
-come out uneven, and each step ends with an exchange of gradients that one card does not need. NCCL
-takes memory, too: the best plan for one card may be faster than the one of several is there.
+The effective batch stays the user's: each of several cards has fewer rows, and one may have more
+than another. Each step ends with an exchange of gradients, which one card does not need. NCCL takes
+memory too, so a card that is one of several may need a slower plan than one alone.
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ def budget_of(
 ) -> Budget | None:
     """The budget on `gpu`, or None where its free memory is unknown.
 
-    A card that is not in this machine is in one with `what_if_ram` bytes of host memory. The
+    A card that is not here is taken to be in a machine with `what_if_ram` bytes of host memory. The
     user's own rows in the `evidence` count towards the margin by their forecasts and peaks. `nccl`:
     bytes that NCCL takes, if the card is one of several.
     """
@@ -154,7 +154,7 @@ def budget_of(
 
 
 def margin_for(plan: Plan, pool: int, margin_bytes: int) -> int:
-    """What has to stay free beside the plan's pool: the card's margin, or the pool's doubt if more.
+    """What must stay free beside the plan's pool: the card's margin, or the pool's own if larger.
 
     Bytes. Every verdict and every text about a forecast takes the margin from here.
     """

@@ -1,11 +1,12 @@
 """PyTorch's CUDA caching allocator, replayed: a trace of requests -> bytes of the pool.
 
 A model of `DeviceCachingAllocator` (c10/cuda/CUDACachingAllocator.cpp, torch 2.11-2.13) as far as
-one training process meets it: sizes rounded up to 512 bytes, a pool of small and one of large
-blocks on each stream, best fit, splitting and merging, whole segments or expandable ones, and under
-a cap the release of what lies unused before the request is tried again. Left out: private pools of
-graph captures, `max_split_size`, `garbage_collection_threshold` and `roundup_power2_divisions`,
-which plans do not set, and blocks shared between streams, which the trainer does not have.
+one process meets it: sizes rounded up to 512 bytes, a pool of small and one of large blocks on each
+stream, best fit, splitting and merging, whole segments or expandable ones, and under a cap the
+release of what lies unused before the request is tried again. The private pool of a graph capture
+is one more stream's. Left out: `max_split_size`, `garbage_collection_threshold` and
+`roundup_power2_divisions`, which plans do not set, and blocks shared between streams, which the
+trainer does not have.
 """
 
 from __future__ import annotations
@@ -271,14 +272,17 @@ class PoolUse:
 def replay(
     events: Iterable[tuple[int, int]], expandable: bool, cap_bytes: int | None = None
 ) -> PoolUse:
-    """Run (block number, bytes asked for) through the allocator; negative bytes give it back."""
+    """Run (block number, bytes asked for) through the allocator; negative bytes give it back.
+
+    Blocks below 0 are of a pool of their own, a CUDA graph's.
+    """
     pool = CachingAllocator(expandable, cap_bytes)
     blocks: dict[int, Block] = {}
     failed = None
     try:
         for number, size in events:
             if size > 0:
-                blocks[number] = pool.take(size)
+                blocks[number] = pool.take(size, stream=int(number < 0))
             else:
                 pool.give(blocks.pop(number))
     except PoolExhausted as error:

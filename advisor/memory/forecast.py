@@ -20,7 +20,7 @@ from typing import Literal, get_args
 from pydantic import Field
 
 from advisor.machine.budget import ERRORS_FILE, margin_for
-from advisor.memory.allocator import replay
+from advisor.memory.allocator import PoolUse, replay
 from advisor.memory.card import Card
 from advisor.memory.forecast_cache import Answer, keep, key_of, read, read_events, read_step
 from advisor.memory.worst_sample import Worst
@@ -35,6 +35,7 @@ from profiles.records import Frozen
 from profiles.sizes import GIB, gib
 from profiles.splits import NEEDED, located
 from profiles.tested import Verdict
+from profiles.text import counted
 
 NO_CARD = Card()
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}  # for a child that needs none
@@ -170,11 +171,7 @@ def interpret(
     free = replay(events, expandable)
     tensors, pool = free.peak_allocated, free.peak_reserved
     if plan.compile:
-        # Compiled layers take less than those that were counted: so does the pool, in the backward
-        # pass, where these peak. The pool is never as small as the tensors: 1 % was seen at least.
-        tensors = measurement.peak_allocated_bytes or 0
-        less = free.peak_allocated - measurement.phases.get("backward", 0)
-        pool = max(round(1.01 * tensors), pool - max(0, less))
+        tensors, pool = _compiled(measurement, free)
     saved = free.peak_reserved - pool
     pinned = plan.host_embeddings or plan.host_layers > 0
     process = pool + card.context.bytes(pinned) + nccl_bytes(plan)
@@ -221,6 +218,17 @@ def interpret(
     )
 
 
+def _compiled(measurement: Measurement, free: PoolUse) -> tuple[int, int]:
+    """Bytes of the tensors and of the pool where layers are compiled.
+
+    These take less than the layers that were counted: so does the pool, in the backward pass, where
+    these peak. The pool is never as small as the tensors: 1 % was seen at least.
+    """
+    tensors = measurement.peak_allocated_bytes or 0
+    less = free.peak_allocated - measurement.phases.get("backward", 0)
+    return tensors, max(round(1.01 * tensors), free.peak_reserved - max(0, less))
+
+
 def measured_errors(plan: Plan, answering: bool = False) -> dict[str, str]:
     """How far forecasts of such plans were off, in words, by tier."""
     segments = "expandable" if "expandable_segments:True" in plan.allocator else "whole"
@@ -248,7 +256,8 @@ def _verdict(
         capped = replay(events, expandable, cap_bytes + saved)
         if capped.failed is not None:
             return "OOM", f"{reason}: {capped.failed}"
-        return "TIGHT", f"{reason}, after {capped.retries} releases of unused memory"
+        released = counted(capped.retries, "release")
+        return "TIGHT", f"{reason}, after {released} of unused memory"
     if cap_bytes - pool < margin_bytes:
         return "TIGHT", f"{reason}, inside the margin of {gib(margin_bytes)}"
     left = gib(cap_bytes - pool)

@@ -66,7 +66,7 @@ def open_name(target: Target | None) -> list[Finding]:
     """A note if the named card may be another one, for which the answer differs."""
     if target is None or target.card is None or not target.others:
         return []
-    what = f"{target.card.title}, the least of that name"
+    what = f"{target.card.title} is assumed, the smallest of that name"
     return [Finding(OPEN_NAME, what, fix="--gpu " + " or ".join(one.key for one in target.others))]
 
 
@@ -95,10 +95,9 @@ def nearest_plan(request: Request, gpu: Gpu, model: str, budget: Budget) -> list
         if isinstance(found, str) or found.choice.best.verdict != "FITS":
             continue
         best = found.choice.best
-        what = f"the nearest plan that fits is without {dropped}"
-        got = f"{dropped}={assigned(request.overrides)[dropped]}"
+        what = f"a plan fits without {dropped}={assigned(request.overrides)[dropped]}"
         fix = f"leave it out: {plan_text(best.plan)}, {gib(best.needs.bytes)}"
-        return [Finding("settings", what, got, fix)]
+        return [Finding("settings", what, fix=fix)]
     return []
 
 
@@ -112,7 +111,7 @@ def machine_notes(request: Request, gpu: Gpu, plan: Plan) -> list[Finding]:
             findings.append(Finding(gpu.name, what, fix=older_torch()))
     why, planned = whole_segments(request, gpu), "expandable_segments:True" in plan.allocator
     if why and (planned or not request.windows):  # on Windows nobody expects them
-        fix = "--set allocator=" if planned else "none needed: the plan goes without them"
+        fix = "--set allocator=" if planned else "none needed: the plan does not use them"
         findings.append(Finding(gpu.name, why, fix=fix))
     if found := shell_allocator(request.evidence.environment, plan):
         findings.append(found)
@@ -162,7 +161,7 @@ def neighbours(request: Request, gpu: Gpu) -> list[Finding]:
         what = f"{held} are held by other processes ({gpu.other_processes})"
         findings.append(Finding(gpu.name, what, fix="stop them to train with larger batches"))
     if gpu.display_active:
-        what = "drives a display, which may come to take more memory during a run"
+        what = "drives a display, which may take more memory during a run"
         findings.append(Finding(gpu.name, what))
     if request.spills:
         what = "the driver moves tensors to host memory instead of failing: steps become very slow"

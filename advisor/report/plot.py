@@ -56,8 +56,8 @@ class Level:
 def levels(advice: Advice, told: Forecast) -> list[Level]:
     """The lines of the picture: what a run may take and what it takes, with the text's figures.
 
-    The forecast's own pool and tensors have a line where the plan's figure or the step's peak is
-    another one, as of a measured row.
+    The forecast's pool and tensors have lines of their own where they differ from the plan's figure
+    or the step's peak, as beside a measured row.
     """
     assert advice.budget is not None and advice.needs is not None
     pool = told.tier("pool").bytes

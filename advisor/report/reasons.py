@@ -145,7 +145,7 @@ def _storage_reason(found: Found) -> Reason:
     because = "fits without rounding the base weights"
     if finer:
         told = [text for name in finer if (text := _against_finer(found, name))]
-        because = "; ".join(told) or "your settings exclude less rounded ones"
+        because = "; ".join(told) or "your settings rule out storage that rounds less"
     return Reason(setting="quantization", value=storage, because=because, basis="forecast")
 
 

@@ -88,7 +88,7 @@ def _lines(advice: Advice, console: Console) -> Iterator[tuple[str, Text]]:
     if chosen is not None and plan and plan.profile.start:
         yield "model", Text(plan.profile.start)
     elif chosen is not None and chosen.basis == "forecast":  # the one that was wanted does not fit
-        yield "model", Text(f"{chosen.value}, as {chosen.because}")
+        yield "model", Text(f"{chosen.value}, because a larger one does not fit: {chosen.because}")
     if plan is not None:
         yield "plan", Text(plan_line(plan))
     if advice.budget is not None and advice.needs is not None and advice.plan is not None:
@@ -107,8 +107,10 @@ def _lines(advice: Advice, console: Console) -> Iterator[tuple[str, Text]]:
 
 
 def _in_fp8(advice: Advice) -> str:
-    """What FP8 products would gain, which no plan has unasked; '' where they cannot be had, or
-    where the plan is not compiled, as those were that were timed."""
+    """What FP8 products, which no plan has unasked, would gain; '' where the card has none.
+
+    Also '' where the plan is not compiled: only compiled plans were timed.
+    """
     plan, gpu = advice.plan, advice.gpu
     if advice.command is None or plan is None or gpu is None or plan.products == "fp8":
         return ""

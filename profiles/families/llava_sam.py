@@ -19,8 +19,8 @@ SAM_MOVED_BYTES = 132e9
 MASK_VALUES, TINY_MASK_VALUES = 3_506_304, 551_744
 
 
-class ClipShape(Frozen):
-    """Sizes of CLIP's vision tower; the picture is `image_pixels` square."""
+class _VisionTransformer(Frozen):
+    """Sizes of a vision transformer; the picture is `image_pixels` square."""
 
     image_pixels: int
     patch_pixels: int
@@ -28,6 +28,15 @@ class ClipShape(Frozen):
     layers: int
     heads: int
     intermediate: int
+
+    def _flops(self, positions: int) -> float:
+        """Of its linears: 2 FLOP a weight and position."""
+        layer = 4 * self.hidden**2 + 2 * self.hidden * self.intermediate
+        return 2.0 * self.layers * layer * positions
+
+
+class ClipShape(_VisionTransformer):
+    """Sizes of CLIP's vision tower."""
 
     @property
     def image_tokens(self) -> int:
@@ -37,18 +46,12 @@ class ClipShape(Frozen):
     @property
     def flops(self) -> float:
         """Products of one picture, forward."""
-        return _vit_flops(self, self.image_tokens + 1)
+        return self._flops(self.image_tokens + 1)
 
 
-class SamShape(Frozen):
-    """Sizes of SAM's image encoder and mask decoder; the frame is `image_pixels` square."""
+class SamShape(_VisionTransformer):
+    """Sizes of SAM's image encoder and mask decoder; its picture is the frame."""
 
-    image_pixels: int
-    patch_pixels: int
-    hidden: int
-    layers: int
-    heads: int
-    intermediate: int
     global_layers: tuple[int, ...]
     window_patches: int
     output_channels: int
@@ -62,13 +65,7 @@ class SamShape(Frozen):
     @property
     def flops(self) -> float:
         """Products of one picture, forward, without those of attention."""
-        return _vit_flops(self, self.embedding_pixels**2)
-
-
-def _vit_flops(shape: ClipShape | SamShape, positions: int) -> float:
-    """Of a vision transformer's linears: 2 FLOP a weight and position."""
-    layer = 4 * shape.hidden**2 + 2 * shape.hidden * shape.intermediate
-    return 2.0 * shape.layers * layer * positions
+        return self._flops(self.embedding_pixels**2)
 
 
 class Profile(ModelProfile):

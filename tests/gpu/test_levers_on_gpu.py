@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -21,12 +22,16 @@ from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
 from tests.trainer.model import test_model
 from tests.trainer.test_shared_prefix import both
+from trainer.answer.question import Question
+from trainer.answer.segmenter import Segmenter
+from trainer.answer.trained_model import Trained
 from trainer.batch import Batch
 from trainer.data.formats.reasonseg import read_split
 from trainer.data.samples import SampleSet, collate
 from trainer.model.build import build, read_tokenizer
 from trainer.model.footprint import DoesNotFit
 from trainer.model.layers.frozen import Nf4Linear
+from trainer.model.layers.replayed import Replayed
 from trainer.rehearse.real import Rehearsal
 from trainer.reporter import Reporter
 from trainer.run.run import Run
@@ -186,12 +191,32 @@ def test_loading_takes_no_more_than_training(tmp_path: Path) -> None:
     assert 0 < measured.load_peak_bytes <= measured.peak_allocated_bytes
 
 
+@pytest.mark.parametrize("storage", ["none", "int8", "nf4"])
+def test_a_recorded_step_says_what_plain_ones_say(storage: str) -> None:
+    """In a CUDA graph, in one row after another, on this thread's own stream."""
+    settings = {"model": "tiny", "device": "cuda", "dtype": "bf16", "cached_encoders": []}
+    plan = tiny_plan(**settings, quantization=storage).override(["tokens.max_new_tokens=8"])
+    before = torch.cuda.current_stream()
+    segmenter = Segmenter(Trained(plan, None), [], Path())
+    pictures = [item.image_path for item in read_split(PHOTOS, "val")][:3]
+    asked = [Question(picture, "What is it?") for picture in pictures]
+    recorded = [segmenter.ask(one) for one in asked]
+    answering = segmenter.answering
+    assert answering is not None and answering.replayed.graph is not None
+    segmenter.last = segmenter.last._replace(image=Path())
+    answering.replayed = Replayed(False)
+    for one, found in zip(asked, recorded, strict=True):
+        plain = segmenter.ask(one)
+        assert plain.text == found.text and np.array_equal(plain.masks, found.masks)
+    torch.cuda.set_stream(before)
+
+
 def test_one_row_times_nf4_is_the_widened_product() -> None:
     """An answer's tokens take a kernel of their own; what they give is a question's arithmetic."""
     weight = torch.randn(512, 256, device=CUDA, dtype=torch.bfloat16)
     linear = Nf4Linear(weight)
     row = torch.randn(1, 1, 256, device=CUDA, dtype=torch.bfloat16)
     with torch.no_grad():
-        alone, among = linear(row), linear(row.expand(1, 4, 256).contiguous())[:, :1]
+        alone, among = linear(row), linear(row.expand(1, 8, 256).contiguous())[:, :1]
     assert alone.shape == (1, 1, 512)
     assert float((alone - among).norm() / among.norm()) < 2**-7

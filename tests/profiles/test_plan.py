@@ -237,7 +237,7 @@ def test_the_batch_sizes_follow_one_another(assignments, batch):
 @pytest.mark.parametrize(("assignment", "said"), [
     ("micro_batch=3", "must equal the effective batch"),
     ("micro_batch=64", "must equal the effective batch"),
-    ("processes=3", r"equal part of the 20 questions .*\n.*effective_batch=21"),
+    ("processes=3", r"same number of a step's 20 questions .*\n.*effective_batch=21"),
 ])  # fmt: skip
 def test_a_batch_that_does_not_divide_is_refused(assignment, said):
     with pytest.raises(PlanError, match=said):

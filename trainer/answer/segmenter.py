@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,21 +13,22 @@ import torch
 from torch import Tensor
 
 from profiles.plan import Plan
-from profiles.settings import Encoder
+from profiles.settings import Encoder, TokenLimits
 from trainer.answer.question import Answer, Question
 from trainer.answer.trained_model import Trained
-from trainer.batch import Batch, shared_tokens
-from trainer.data.images import read_image
-from trainer.data.samples import image_tokens
-from trainer.ignored import IGNORE_LABEL
+from trainer.batch import Batch, Encoded, shared_tokens, sharing_prefix
+from trainer.data.images import read_image, size_of
+from trainer.data.samples import batch_of, image_tokens
+from trainer.model.answering import Answering, Said
 from trainer.model.build import read_tokenizer
 from trainer.model.families import family_of
-from trainer.model.layers.decoder import KeyValues
+from trainer.model.layers.replayed import on_own_stream
 from trainer.model.tokenizer import ConversationTokenizer
 from trainer.parallel.accelerator import make_accelerator
 from trainer.reporter import Reporter
 from trainer.run.feature_caches import prepare_caches
 
+USUAL = 8  # tokens of an answer, for which several questions in a row leave room
 SILENT = Reporter(lambda text: None, lambda what, done, total: None)
 
 
@@ -36,21 +38,39 @@ def longest_question(questions: Sequence[Question], tokenizer: ConversationToken
     return max(lengths, default=0)
 
 
+def longest_row(
+    questions: Sequence[Question], tokenizer: ConversationTokenizer, limits: TokenLimits
+) -> int:
+    """Text tokens of the longest row in which `Segmenter.ask_all` answers some of these questions,
+    with the room that it takes beyond that of one answer. Raises PromptError."""
+    rows: dict[Path, list[Encoded]] = {}
+    for question in questions:
+        rows.setdefault(question.image, []).append(tokenizer.encode([question.turn()]))
+    groups = (
+        group for of_one in rows.values() for group in _groups(of_one, limits.max_text_tokens)
+    )
+    return max((_text_of(group, limits) for group in groups), default=0)
+
+
+def _text_of(group: Sequence[Encoded], limits: TokenLimits) -> int:
+    room = max(0, USUAL * len(group) - limits.max_new_tokens - 1)
+    return sharing_prefix(group).text_tokens + room
+
+
 def largest_picture(questions: Sequence[Question], plan: Plan) -> int:
     """Tokens of the picture that takes the most. Raises DataError."""
     return max((image_tokens(question.image, plan) for question in questions), default=0)
 
 
-class _Asked(NamedTuple):
-    """A question, and the keys and values of its tokens."""
+class _Read(NamedTuple):
+    """What was read last: a picture, and the tokens of the first question about it."""
 
     image: Path
     ids: list[int]
-    kept: KeyValues
 
 
 class _Seen(NamedTuple):
-    """A picture's features of the encoders that stay loaded."""
+    """A picture's features."""
 
     image: Path
     features: dict[Encoder, dict[str, Tensor]]
@@ -62,7 +82,10 @@ class Segmenter:
     The encoders that the plan caches run on all pictures first, one encoder after the other, and
     leave the card before the rest is loaded: together they may not fit where each one does. Their
     features are kept in the cache that training uses. The others stay, and any picture can be
-    asked about. Questions about one picture in a row share its features and its prefix.
+    asked about. Questions about one picture in a row share its features and its prefix, and those
+    that are asked together are answered together.
+
+    On a card all of it runs on a stream of its own, this thread's from then on.
     """
 
     def __init__(
@@ -77,11 +100,13 @@ class Segmenter:
         self.plan = plan or trained.plan
         self.accelerator = make_accelerator(self.plan, None)
         self.device = self.accelerator.device
+        on_own_stream(self.device)
         self.tokenizer = read_tokenizer(self.plan)
         pictures = list(dict.fromkeys(images))
         self.caches = prepare_caches(self.plan, pictures, cache_root, self.accelerator, reporter)
         self.model = trained.load(self.plan, self.tokenizer, self.device)
-        self.last: _Asked | None = None
+        self.answering: Answering | None = None
+        self.last = _Read(Path(), [])
         self.seen = _Seen(Path(), {})
 
     def ask(self, question: Question, most_masks: int | None = None) -> Answer:
@@ -89,65 +114,87 @@ class Segmenter:
 
         Raises PromptError, DataError.
         """
-        started = time.monotonic()
-        height, width = read_image(question.image).shape[:2]
-        batch = self._batch(question)
-        limit, end = self.plan.tokens.max_new_tokens, self.tokenizer.end_id
-        past = self._past(question.image, batch.input_ids[0].tolist(), limit)
-        before, self.model.cached = self.model.cached, frozenset(batch.inputs)
-        new, low = self.model.answer(batch.to(self.device), limit, end, past)
-        self.model.cached = before  # evaluation shows it pixels
-        left_out = max(0, len(low) - most_masks) if most_masks else 0
-        low = low[: len(low) - left_out]
+        return next(self.ask_all([question], most_masks))
+
+    def ask_all(
+        self, questions: Sequence[Question], most_masks: int | None = None
+    ) -> Iterator[Answer]:
+        """Answers to questions about ONE picture, in order; several are answered together.
+
+        Together they take no more tokens than one question may have (`tokens.max_text_tokens`). An
+        answer's seconds are its share. Raises PromptError, DataError.
+        """
+        image = questions[0].image
+        height, width = size_of(image)
+        for group in _groups(self._rows(questions), self.plan.tokens.max_text_tokens):
+            started = time.monotonic()
+            found = [
+                self._shown(one, most_masks, height, width) for one in self._said(image, group)
+            ]
+            seconds = (time.monotonic() - started) / len(found)
+            yield from (replace(one, seconds=seconds) for one in found)
+
+    def _shown(self, said: Said, most_masks: int | None, height: int, width: int) -> Answer:
+        """An answer's text, and its masks at the picture's size."""
+        low = said.masks[:most_masks]
         masks = np.zeros((len(low), height, width), bool)
         frame = self.model.frame
         for number, logits in enumerate(low):
             masks[number] = frame.to_original(logits.cpu()[None], height, width)[0].numpy() > 0
-        kept = [token for token in new.tolist() if token != end]
-        text = self.tokenizer.decode(kept).strip()
-        return Answer(text, masks, time.monotonic() - started, left_out)
+        kept = [token for token in said.tokens if token != self.tokenizer.end_id]
+        return Answer(self.tokenizer.decode(kept).strip(), masks, 0.0, len(said.masks) - len(low))
 
     def text_tokens(self, questions: Sequence[Question]) -> int:
         """Text tokens of the longest of some questions. Raises PromptError."""
         return longest_question(questions, self.tokenizer)
 
-    def _past(self, image: Path, ids: list[int], limit: int) -> KeyValues:
-        """Keys and values of what this question shares with the last one about the picture."""
-        known = 0
-        if self.last is not None and self.last.image == image:
-            known = shared_tokens(self.last.ids, ids[:-1])
-        most = len(ids) + limit + 1
-        if (
-            self.last is None
-            or self.tokenizer.image_id in ids[known:]
-            or self.last.kept.most < most
-        ):
-            self.last = None  # its memory first
-            self.last = _Asked(image, ids, KeyValues(most))
-        else:
-            self.last.kept.forget(known)
-            self.last = _Asked(image, ids, self.last.kept)
-        return self.last.kept
+    def _rows(self, questions: Sequence[Question]) -> list[Encoded]:
+        """Each question about a picture as a row of its own. Raises PromptError, DataError."""
+        count = image_tokens(questions[0].image, self.plan)
+        return [self.tokenizer.encode([question.turn()], count) for question in questions]
 
-    def _batch(self, question: Question) -> Batch:
-        count = image_tokens(question.image, self.plan)
-        ids = torch.tensor([self.tokenizer.encode([question.turn()], count).input_ids])
-        return Batch.of(
-            ids,
-            torch.full_like(ids, IGNORE_LABEL),
-            self.tokenizer.seg_id,
-            targets=torch.zeros(0),
-            inputs=self._features(question.image),
-        )
+    def _batch(self, image: Path, row: Encoded) -> Batch:
+        inputs = self._features(image)
+        return batch_of([row], self.tokenizer, targets=torch.zeros(0), inputs=inputs)
+
+    def _said(self, image: Path, rows: Sequence[Encoded]) -> list[Said]:
+        """What the model says to questions about a picture that share one row."""
+        row, tokens = sharing_prefix(rows), self.plan.tokens
+        batch = self._batch(image, row)
+        room = max(tokens.max_new_tokens + 1, USUAL * len(rows))
+        answering = self._for(image, row, len(row.input_ids) + room)
+        before, self.model.cached = self.model.cached, frozenset(batch.inputs)
+        end = self.tokenizer.end_id
+        found = answering.answers(batch.to(self.device), tokens.max_new_tokens, end)
+        self.model.cached = before  # evaluation shows it pixels
+        # There is not room for several long answers at once: those that need it are given alone.
+        pairs = zip(found, rows, strict=True)
+        return [one if one.ended else self._said(image, [alone])[0] for one, alone in pairs]
+
+    def _for(self, image: Path, row: Encoded, most: int) -> Answering:
+        """Room for a row, which knows what the row shares with the last one about the picture."""
+        first = row.input_ids[: row.starts[1]] if row.starts else row.input_ids
+        known = shared_tokens(self.last.ids, first[:-1]) if self.last.image == image else 0
+        if self.tokenizer.image_id in first[known:]:
+            known = 0
+        if self.answering is None or self.answering.past.most < most:
+            known, self.answering = 0, None  # its memory first
+            self.answering = Answering(self.model, most)
+        self.answering.past.forget(known)
+        self.last = _Read(image, first)
+        return self.answering
 
     def _features(self, image: Path) -> dict[Encoder, dict[str, Tensor]]:
-        """Every encoder's features of a picture; those of encoders that stay are made once."""
-        loaded = [one for one in self.plan.profile.encoders if one not in self.caches]
-        if loaded and self.seen.image != image:
+        """Every encoder's features of a picture, made or read once while it is asked about."""
+        if self.seen.image != image:
             self.seen = _Seen(Path(), {})  # its memory first
-            self.seen = _Seen(image, {encoder: self._made(encoder, image) for encoder in loaded})
-        found = {name: cache.read(image) for name, cache in self.caches.items()}
-        return found | self.seen.features
+            self.seen = _Seen(image, {
+                encoder: self.caches[encoder].read(image)
+                if encoder in self.caches
+                else self._made(encoder, image)
+                for encoder in self.plan.profile.encoders
+            })  # fmt: skip
+        return self.seen.features
 
     @torch.no_grad()
     def _made(self, encoder: Encoder, image: Path) -> dict[str, Tensor]:
@@ -158,3 +205,16 @@ class Segmenter:
             name: one.to(self.device, dtype if one.is_floating_point() else None)
             for name, one in pixels.items()
         })  # fmt: skip
+
+
+def _groups(rows: Sequence[Encoded], most: int) -> Iterator[list[Encoded]]:
+    """Questions as they are answered together: in order, so many tokens of text at most."""
+    group: list[Encoded] = []
+    for row in rows:
+        together = sharing_prefix([*group, row]).text_tokens + USUAL * (len(group) + 1)
+        if group and together > most:
+            yield group
+            group = []
+        group.append(row)
+    if group:
+        yield group

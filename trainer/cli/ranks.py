@@ -67,7 +67,7 @@ def as_launched(plan: Plan, named: Mapping[str, str]) -> Plan:
 
 
 def launch_settings(named: Mapping[str, str]) -> list[str]:
-    """What advice under a launcher must take for given, unless the user has named it."""
+    """The settings that a launcher decides, unless the user has named them."""
     found = launched() or (1, 1)
     both = zip(("processes", "nodes"), found, strict=True)
     return [f"{name}={there}" for name, there in both if there > 1 and name not in named]

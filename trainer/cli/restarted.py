@@ -16,7 +16,7 @@ from trainer.run.started import CannotResume, Started
 
 
 def launcher_name() -> str:
-    """The process that started this one as one of a group, told from all others; '' if none."""
+    """A name that no other launcher has, of the one that started this process; '' if none did."""
     if not is_launched(os.environ):
         return ""
     import psutil

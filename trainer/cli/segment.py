@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -84,8 +83,9 @@ def segment(
     if serve:
         return _served(image, run, set_ or (), host, port)
     if image is None:
-        fail("IMAGE is missing\n    hint: lisa-segment --help; --serve gets pictures over HTTP")
-    from trainer.answer.output import row_of_unanswered, stems, written_before
+        fail("IMAGE is missing\n    hint: lisa-segment --help; a folder with --questions FILE; "
+             "--serve gets pictures over HTTP")  # fmt: skip
+    from trainer.answer.output import stems, written_before
     from trainer.answer.questions import ignored_files_line, read_questions, unreadable
     from trainer.answer.trained_model import find_trained
 
@@ -99,21 +99,12 @@ def segment(
         for error in broken.values():
             tell(f"left out: {error}")
         named = list(zip(asked, stems(asked, out), strict=True))
-        before = written_before(out, [stem for one, stem in named if one.image not in broken])
-        if before:
-            tell(f"note: {one_line(out)} holds pictures of earlier answers, which are replaced: "
-                 f"{some(path.name for path in before)}; --out FOLDER keeps both")  # fmt: skip
         segmenter, fit = _loaded(trained, [one for one in asked if one.image not in broken])
-        rows: dict[int, dict[str, Any]] = {}
-        order = {image: n for n, image in enumerate(dict.fromkeys(one.image for one in asked))}
-        # Picture by picture: what its questions share is computed once.
-        for place in sorted(range(len(named)), key=lambda place: order[asked[place].image]):
-            one, stem = named[place]
-            if segmenter is None or one.image in broken:
-                rows[place] = row_of_unanswered(one, broken[one.image])
-            else:
-                rows[place] = _answered(segmenter, one, stem, as_json, several=len(asked) > 1)
-        found = [rows[place] for place in range(len(named))]
+        before = written_before(out, [stem for one, stem in named if one.image not in broken])
+        if before:  # and only now: without a model none of them would have been
+            tell(f"note: replacing the pictures of earlier answers: {some(map(str, before))}; "
+                 "another folder for --out keeps both")  # fmt: skip
+        found = _answers(segmenter, named, broken, as_json)
     if broken:
         count = sum(one.image in broken for one in asked)
         tell(f"{count} of {len(asked)} questions were skipped: their pictures cannot be read")
@@ -159,10 +150,10 @@ def planned(trained: Trained, asked: list[Question]) -> tuple[Plan, Fit | None]:
     """The plan to answer with, forecast for this card. Raises NoRoom, RehearsalFailed."""
 
     def largest() -> tuple[int, int]:
-        from trainer.answer.segmenter import largest_picture, longest_question
+        from trainer.answer.segmenter import largest_picture, longest_row
         from trainer.model.build import read_tokenizer
 
-        text = longest_question(asked, read_tokenizer(trained.plan))
+        text = longest_row(asked, read_tokenizer(trained.plan), trained.plan.tokens)
         return text, largest_picture(asked, trained.plan)
 
     return planned_for(trained, largest)
@@ -189,21 +180,52 @@ def planned_for(
     return fit.plan, fit
 
 
-def _answered(
-    segmenter: Segmenter, question: Question, stem: Path, as_json: bool, several: bool
-) -> dict[str, Any]:
-    """Ask, write and print one answer; its JSON row. An error affects this answer only."""
+def _answers(
+    segmenter: Segmenter | None, named: list[tuple[Question, Path]], broken: Mapping[Path, str],
+    as_json: bool,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """The JSON rows of all questions, each with the stem of its files, in their order."""
     from trainer.answer.output import row_of_unanswered
 
-    try:
-        answer = segmenter.ask(question, segmenter.plan.tokens.max_masks)
-        return _written(question, answer, stem, as_json, several)
-    except (OSError, ValueError) as error:
-        if not several:
-            raise
-        why = refused(error) if isinstance(error, OSError) else str(error)
-        tell(f"error: {one_line(question.image)}: {why}")
-        return row_of_unanswered(question, why)
+    places: dict[Path, list[int]] = {}  # of each picture's questions
+    for place, (one, _) in enumerate(named):
+        places.setdefault(one.image, []).append(place)
+    rows: dict[int, dict[str, Any]] = {}
+    # Picture by picture: what its questions share is computed once.
+    for picture, its in places.items():
+        these = [named[place] for place in its]
+        if segmenter is None or picture in broken:
+            done = [row_of_unanswered(one, broken[picture]) for one, _ in these]
+        else:
+            done = _answered(segmenter, these, as_json, several=len(named) > 1)
+        rows.update(zip(its, done, strict=True))
+    return [rows[place] for place in range(len(named))]
+
+
+def _answered(
+    segmenter: Segmenter, asked: list[tuple[Question, Path]], as_json: bool, several: bool
+) -> list[dict[str, Any]]:
+    """Ask about one picture, write and print the answers; their JSON rows.
+
+    An error affects the answer that cannot be written, or those that the picture does not get.
+    """
+    from trainer.answer.output import row_of_unanswered
+
+    most = segmenter.plan.tokens.max_masks
+    answers = segmenter.ask_all([question for question, _ in asked], most)
+    rows, why = [], ""
+    for question, stem in asked:
+        try:
+            rows.append(_written(question, next(answers), stem, as_json, several))
+        except StopIteration:  # it ended with the error told before
+            rows.append(row_of_unanswered(question, why))
+        except (OSError, ValueError) as error:
+            if not several:
+                raise
+            why = refused(error) if isinstance(error, OSError) else str(error)
+            tell(f"error: {one_line(question.image)}: {why}")
+            rows.append(row_of_unanswered(question, why))
+    return rows
 
 
 def _written(
@@ -235,8 +257,6 @@ def main() -> None:
     """Entry point of `lisa-segment`."""
     set_streams()
     clear_leftover_variables()
-    # On CPUs with AVX512-BF16 it asks for a package that would fetch code from a hub.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     app(prog_name="lisa-segment")
 
 

@@ -30,9 +30,8 @@ from trainer.losses import (
 )
 from trainer.model.adapter_names import from_peft
 from trainer.model.layers.decoder import (
-    KeyValues,
+    Rope,
     RunLayer,
-    added_to_scores,
     as_it_is,
     attention_mask,
     compiled_layer,
@@ -220,36 +219,41 @@ class SegmentationModel(nn.Module, ABC):
         def run(index: int) -> RunLayer:
             return self.runs[index] if learning else self.run_evaluating
 
-        return self._through_layers(batch, run)
+        return self.read(batch, run)
 
-    def _through_layers(
-        self,
-        batch: Batch,
-        run: Callable[[int], RunLayer],
-        start: int = 0,
-        later: Tensor | None = None,
-    ) -> Tensor:
-        """Last-layer states [B, T, H] of a batch, or of tokens [B, T] that come `later`, from
-        `start` on, by `run(index)`."""
+    def read(self, batch: Batch, run: Callable[[int], RunLayer], start: int = 0) -> Tensor:
+        """Last-layer states [B, T - start, H] of a batch's tokens from `start` on, by `run(index)`.
+
+        What is before `start`, the pictures among it, `run` knows already.
+        """
         fed: Mapping[int, Tensor] = {}
-        mask = None
-        if later is None:
+        ids, mask = batch.input_ids[:, start:], None
+        if start == 0:
             seen = self.features(VISION, batch)
-            fed = self.layer_inputs(batch.input_ids, seen)
-            hidden = self.embed(batch.input_ids, seen)
+            fed = self.layer_inputs(ids, seen)
+            hidden = self.embed(ids, seen)
             del seen  # features made just now are not kept through the layers
         else:
-            hidden = self.embedding(later).to(self.dtype)
-            count = later.shape[1]
-            if start and count > 1:
-                visible = hidden.new_ones(count, start + count, dtype=torch.bool).tril(start)
-                mask = added_to_scores(visible[None, None], hidden.dtype)
-        positions = self.positions(batch, start, hidden.shape[1])
-        if later is None and batch.blocks is not None and batch.places is not None:
+            hidden = self.embedding(ids).to(self.dtype)
+        positions = self.positions(batch, 0, batch.input_ids.shape[1])
+        if batch.blocks is not None and batch.places is not None:
             positions = positions.expand(*positions.shape[:-2], *batch.places.shape)
             positions = positions.gather(-1, batch.places.expand_as(positions))
-            mask = attention_mask(batch.blocks, hidden.dtype)
-        rope = self.decoder.rotary_emb(hidden, positions)  # type: ignore[operator]
+        if batch.blocks is not None or start:
+            blocks = torch.zeros_like(batch.input_ids) if batch.blocks is None else batch.blocks
+            mask = attention_mask(blocks, hidden.dtype, start)
+        rope = self.decoder.rotary_emb(hidden, positions[..., start:])  # type: ignore[operator]
+        return self.through_layers(hidden, rope, mask, run, fed)
+
+    def through_layers(
+        self,
+        hidden: Tensor,
+        rope: Rope,
+        mask: Tensor | None,
+        run: Callable[[int], RunLayer],
+        fed: Mapping[int, Tensor],
+    ) -> Tensor:
+        """Last-layer states of embeddings [B, T, H]; `fed` is added behind layers."""
         for index, layer in enumerate(self.decoder_layers):
             number = self.host_numbers.get(index)
             if number is None or self.host_layers is None:
@@ -265,7 +269,7 @@ class SegmentationModel(nn.Module, ABC):
         states: Tensor = self.decoder.norm(hidden)  # type: ignore[operator]
         return states
 
-    def _for_head(self, states: Tensor) -> Tensor:
+    def for_head(self, states: Tensor) -> Tensor:
         """`hidden_states` [..., H] as the head takes them."""
         return self._normed(states) if self.prompting.before_norm else states
 
@@ -295,9 +299,9 @@ class SegmentationModel(nn.Module, ABC):
         owner, position = batch.predicting.unbind(1)
         head = self.head
         if isinstance(head, HostHead):
-            supervised = self._for_head(states[owner, position])
+            supervised = self.for_head(states[owner, position])
             return head.cross_entropy_sum(supervised, batch.answers)
-        compute, states = self.computed(head), self._for_head(states)
+        compute, states = self.computed(head), self.for_head(states)
         if self.logits_at == "supervised":
             return cross_entropy_sum(compute(states[owner, position]), batch.answers)
         return cross_entropy_sum(compute(states)[owner, position], batch.answers)
@@ -322,42 +326,6 @@ class SegmentationModel(nn.Module, ABC):
         """Low-resolution mask logits [M, L, L] fp32 for a teacher-forced batch."""
         states = self.hidden_states(batch)
         return self.decode_masks(states, batch).float()
-
-    @torch.no_grad()
-    def answer(
-        self, batch: Batch, most: int, end_id: int, kept: KeyValues | None = None
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Greedy answer of ONE sample: at most `most` token ids [n], and [L, L] logits a [SEG].
-
-        `kept` may hold the first positions already, the picture's among them.
-        """
-        image = self.features(MASK, batch)
-        new: list[int] = []
-        masks = []
-        # The state of [SEG] itself comes with the token behind it, which may be one too many.
-        behind = int(self.prompting.at_seg)
-        for token, state in self.greedy(batch, most + behind, kept):
-            new.append(int(token))
-            if self.seg_token_id in new[len(new) - 1 - behind : len(new) - behind]:
-                masks.append(self.masks_of(self.prompts_of(state), image)[0].float())
-            if new[-1] == end_id or len(new) > most:
-                break
-        return torch.tensor(new[:most]), masks
-
-    def greedy(
-        self, batch: Batch, most: int, kept: KeyValues | None = None
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The likeliest next token [1] and the state [1, H] that predicts it, again and again."""
-        past = kept or KeyValues(batch.input_ids.shape[1] + most)
-        start = past.length
-        later = batch.input_ids[:, start:] if start else None
-        head = self.computed(self.head)
-        for _ in range(most):
-            passed = self._through_layers(batch, lambda index: past.run_layer, start, later)
-            start, state = start + passed.shape[1], passed[:, -1]
-            token = head(self._for_head(state)).argmax(-1)
-            yield token, state
-            later = token[:, None]
 
 
 def set_module(root: nn.Module, path: str, module: nn.Module | None) -> None:

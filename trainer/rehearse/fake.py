@@ -27,6 +27,7 @@ from trainer.batch import Batch
 from trainer.data.samples import padded_length
 from trainer.hardware import versions
 from trainer.model.adapters import AdaptedLinear
+from trainer.model.answering import Answering
 from trainer.model.build import TORCH_DTYPES, FrozenEncoder, fill, skeleton, some_tokenizer
 from trainer.model.footprint import SMALLEST_PAGED, component_of
 from trainer.model.layers.decoder import run_layer
@@ -145,9 +146,14 @@ def fake_answer(
     with _fake_tensors(mode), trace, torch.no_grad():
         trace.begin("answer")
         sent = batch.to(cpu)
-        # The first token takes the whole question, every later one the same.
-        for _, state in islice(model.greedy(sent, plan.tokens.max_new_tokens), 2):
+        most = sent.input_ids.shape[1] + plan.tokens.max_new_tokens + 1
+        said = Answering(model, most).greedy(sent, [0])
+        # The first token takes the whole question, every later one the same. The third is recorded.
+        for _, state in islice(said, 2):
             model.masks_of(model.prompts_of(state), model.features(MASK, sent))
+        if model.host_layers is None:
+            with trace.apart():
+                next(said)
     trace.close()
     peaks = trace.peaks()
     load = peaks.pop("load")

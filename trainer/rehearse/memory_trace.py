@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import weakref
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -67,12 +68,24 @@ class MemoryTrace(TorchDispatchMode):
         self._sum: tuple[int, int, int] | None = None  # a sum taken just now: it, addend, place
         self._same: dict[int, int] = {}  # a sum's block -> the block in whose place it is
         self._elsewhere: set[int] = set()  # storages that are not on the card
+        self._apart: set[int] = set()
         self._left_out: set[int] = set()  # their blocks, if seen before that was known
 
     @property
     def events(self) -> list[tuple[int, int]]:
-        """What was recorded, without what is not on the card."""
-        return [event for event in self.recorded if event[0] not in self._left_out]
+        """What was recorded, without what is not on the card; blocks `apart` are below 0."""
+        return [
+            (-1 - block if block in self._apart else block, size)
+            for block, size in self.recorded
+            if block not in self._left_out
+        ]
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """What is allocated meanwhile has a pool of its own, as what a CUDA graph records has."""
+        first = len(self.labels)
+        yield
+        self._apart.update(range(first, len(self.labels)))
 
     def hold(self, tensors: Iterable[Tensor], label: str) -> None:
         """Count tensors that exist already, and name them. Those counted before get the name."""

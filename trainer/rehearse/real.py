@@ -130,26 +130,15 @@ def rehearse(
     """
     import torch
 
-    from trainer.hardware import versions
-
     if not torch.cuda.is_available():
         raise RuntimeError("a real rehearsal needs a CUDA device")
     torch.cuda.set_device(own_card())
-    properties = torch.cuda.get_device_properties(own_card())
     free = torch.cuda.mem_get_info()[0]
+    facts = _circumstances(plan, cap_bytes) | {
+        "text_tokens": text_tokens, "masks": masks, "answer_tokens": answer_tokens,
+    }  # fmt: skip
     if cap_bytes is not None:
-        torch.cuda.set_per_process_memory_fraction(cap_bytes / properties.total_memory)
-    facts: dict[str, Any] = {
-        "plan": plan,
-        "gpu": properties.name,
-        "gpu_bytes": properties.total_memory,
-        "cap_bytes": cap_bytes,
-        "text_tokens": text_tokens,
-        "masks": masks,
-        "answer_tokens": answer_tokens,
-        "versions": versions() | {"cuda": str(torch.version.cuda), "driver": _driver()},
-        "random_weights": plan.weights == "random",
-    }
+        torch.cuda.set_per_process_memory_fraction(cap_bytes / facts["gpu_bytes"])
     peaks = PhasePeaks()
     try:
         started = time.monotonic()
@@ -166,7 +155,7 @@ def rehearse(
         facts["static_bytes"] = torch.cuda.memory_allocated()
         seconds = [_timed(rehearsal) for _ in range(steps)]
         facts["last_loss"] = rehearsal.step()
-        facts |= _speed(rehearsal, statistics.median(seconds), properties.name) | {"steps": steps}
+        facts |= _speed(rehearsal, statistics.median(seconds), facts["gpu"]) | {"steps": steps}
         if save:
             rehearsal.save()
         verdict = "FITS"
@@ -177,6 +166,23 @@ def rehearse(
         verdict = "SPILLS"
         facts["error"] = f"took {peaks.reserved} bytes where {free} were free"
     return Measurement(verdict=verdict, **facts, **_taken(peaks))
+
+
+def _circumstances(plan: Plan, cap_bytes: int | None) -> dict[str, Any]:
+    """What is measured, on which card and with which versions."""
+    import torch
+
+    from trainer.hardware import versions
+
+    properties = torch.cuda.get_device_properties(own_card())
+    return {
+        "plan": plan,
+        "gpu": properties.name,
+        "gpu_bytes": properties.total_memory,
+        "cap_bytes": cap_bytes,
+        "versions": versions() | {"cuda": str(torch.version.cuda), "driver": _driver()},
+        "random_weights": plan.weights == "random",
+    }
 
 
 def _taken(peaks: PhasePeaks) -> dict[str, Any]:

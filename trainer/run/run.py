@@ -166,7 +166,8 @@ class Run:
         """How long the run is, and how much of it is warm-up."""
         steps = self.epoch_steps * self.plan.schedule.epochs
         warmup = self.plan.schedule.warmup(steps)
-        return f"{counted(steps, 'optimizer step')}, the first {warmup} of them as warm-up"
+        rising = f"{warmup} of them as warm-up" if warmup else "without warm-up"
+        return f"{counted(steps, 'optimizer step')}, {rising}"
 
     def start_from(self, folder: Path) -> None:
         """Load the trained tensors of an adapter's folder. Raises AdapterError."""
@@ -299,7 +300,7 @@ class Run:
         """Save if memory runs out, or another process is lost, before the update.
 
         No parameter has changed yet. The main process saves and waits for nobody: the others may be
-        gone. It can where it learns of it: in NCCL's kernels it waits until it is ended.
+        gone. It cannot save while it waits in NCCL's kernels, which end only with the process.
         """
         try:
             with during("training"):
@@ -346,7 +347,7 @@ class Run:
         """Show the progress of an evaluation. Raises Interrupted: all before it is saved."""
         if self.stop.asked:
             raise Interrupted(
-                f"ended while {what}; all before it is saved; "
+                f"ended while {what.partition(',')[0]}; all before it is saved; "
                 f"lisa-train --resume {argument(self.folder)}"
             )
         self._show_left(1 - done / max(1, total))

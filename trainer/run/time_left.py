@@ -10,9 +10,9 @@ RECENT = 50  # steps that are looked at: lengths, and what else runs on the mach
 
 
 class TimeLeft:
-    """The seconds left of a whole run; before one step and one evaluation are known, by a forecast.
+    """The seconds left of a whole run.
 
-    Without a forecast they are not known until then.
+    Until a step and an evaluation have been timed, a forecast gives them, if there is one.
     """
 
     def __init__(self, forecast_seconds: float | None = None) -> None:

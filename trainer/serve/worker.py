@@ -8,7 +8,7 @@ import queue
 import sys
 import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -31,7 +31,7 @@ class Refused(ValueError):
 
 
 class Worker:
-    """Answers requests one after the other, each question by itself.
+    """Answers requests one after the other, the questions of each together.
 
     The last picture's features and prefix stay: questions about it in a row share them.
     """
@@ -68,10 +68,10 @@ class Worker:
         number = header["ask"]
         asked = Asked(message.body, tuple(header["texts"]), header["phrase"], header["explain"])
         try:
-            for one in self._checked(asked):
+            for row in self._rows(self._checked(asked)):
+                _send(sink, {"number": number, **row})
                 if self.left.is_set():
                     break
-                _send(sink, {"number": number, **self._row(one)})
             _send(sink, {"number": number, "end": True})
         except Refused as error:
             _send(sink, {"number": number, "refused": str(error)})
@@ -95,16 +95,17 @@ class Worker:
             raise Refused(f"a question of {most} tokens; {self.text_tokens} are allowed")
         return questions
 
-    def _row(self, question: Question) -> dict[str, Any]:
-        """One answer with the picture's size. Raises Refused."""
+    def _rows(self, questions: list[Question]) -> Iterator[dict[str, Any]]:
+        """Each answer with the picture's size. Raises Refused."""
+        answers = self.segmenter.ask_all(questions, self.segmenter.plan.tokens.max_masks)
         try:
-            answer = self.segmenter.ask(question, self.segmenter.plan.tokens.max_masks)
+            for question, answer in zip(questions, answers, strict=True):
+                row = {"question": question.text, "answer": answer.text,
+                       "seconds": round(answer.seconds, 3), "masks_left_out": answer.left_out,
+                       "masks": [run_lengths(mask) for mask in answer.masks]}  # fmt: skip
+                yield {"row": row, "size": answer.masks.shape[1:]}
         except DataError as error:
             raise Refused(_shown(error)) from None
-        row = {"question": question.text, "answer": answer.text,
-               "seconds": round(answer.seconds, 3), "masks_left_out": answer.left_out,
-               "masks": [run_lengths(mask) for mask in answer.masks]}  # fmt: skip
-        return {"row": row, "size": answer.masks.shape[1:]}
 
 
 def _send(sink: BinaryIO, header: Mapping[str, Any]) -> None:

@@ -136,7 +136,7 @@ def test_save_writes_the_plan_and_the_command_uses_it(tmp_path):
 )
 def test_the_first_screen_says_which_card_an_open_name_is_taken_for(name, meant, others):
     screen = " ".join(_run("--gpu", name, "--model", "tiny").stdout.split())
-    assert f"card {meant}, the least of that name; else --gpu {others} " in screen
+    assert f"card {meant} is assumed, the smallest of that name; else --gpu {others} " in screen
     for key in others.split(" or "):
         assert " card " not in _run("--gpu", key, "--model", "tiny").stdout.replace("\n", " ")
 
@@ -181,10 +181,10 @@ def test_cards_that_contradict_each_other_or_are_not_there_are_refused():
 def test_machines_without_a_number_of_cards_are_said_to_have_one_each():
     alone = _run("--gpu", "RTX 3090", "--nodes", "2")
     assert alone.stderr == "note: --nodes 2 without --gpus: one card in each is assumed\n"
-    assert "RTX 3090 (24 GB) in 2 machines" in alone.stdout
+    assert "RTX 3090 (24 GB) in each of 2 machines" in alone.stdout
     for said in (("--gpus", "2"), ("--set", "processes=4")):
         two = _run("--gpu", "RTX 3090", "--nodes", "2", *said)
-        assert not two.stderr and "2 x RTX 3090 (24 GB) in 2 machines" in two.stdout
+        assert not two.stderr and "2 x RTX 3090 (24 GB) in each of 2 machines" in two.stdout
     assert not _run("--gpu", "2x RTX 3090", "--nodes", "2").stderr
 
 

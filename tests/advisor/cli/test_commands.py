@@ -111,7 +111,7 @@ def test_check_is_one_line_and_an_exit_code(tmp_path: Path, rehearsals_here: Non
     assert len(fits.stdout.splitlines()) == 1
     two = run("check", str(path), "--gpu", "2x RTX 3060 12GB")
     assert (two.exit_code, two.stdout) == (0, fits.stdout)
-    assert "has 1 process for a machine, and --gpu names 2 cards: --set proc" in two.stderr
+    assert "but the plan runs 1 process on a machine: --set processes=2 uses all" in two.stderr
     small = run("check", str(path), "--vram", "0.6GiB")
     assert small.exit_code == 1 and small.stdout.startswith("OOM")
     assert run("check", str(path)).exit_code == 3, "no card is known"
@@ -126,11 +126,14 @@ def test_check_names_all_cards_of_a_plan_and_refuses_too_few(
                      effective_batch=8, micro_batch=1)  # fmt: skip
     path.write_text(plan.to_json())
     each = run("check", str(path), "--gpu", "RTX 3060")
-    assert each.exit_code == 0 and each.stderr.startswith("note: --gpu: RTX 3060 (8 GB), the least")
-    assert " on 2 x RTX 3060 (8 GB) in 2 machines: " in each.stdout
-    assert " on 2 x 8 GiB card in 2 machines: " in run("check", str(path), "--vram", "8GiB").stdout
+    assert each.exit_code == 0 and "RTX 3060 (8 GB) is assumed, the smallest" in each.stderr
+    assert " on 2 x RTX 3060 (8 GB) in each of 2 machines: " in each.stdout
+    assert (
+        " on 2 x 8 GiB card in each of 2 machines: "
+        in run("check", str(path), "--vram", "8GiB").stdout
+    )
     few = run("check", str(path), "--gpu", "2x RTX 3060 12GB", "--set", "nodes=1")
-    assert few.exit_code == 2 and "--gpu names 2 cards, and the plan has 4 processes" in few.stderr
+    assert few.exit_code == 2 and "--gpu names 2 cards, but the plan runs 4 processes" in few.stderr
     monkeypatch.setattr("advisor.machine.probe.probe", lambda: MACHINE)
     here = run("check", str(path))
     assert here.exit_code == 2 and "this machine shows 1 usable GPU (got 2)" in here.stderr

@@ -27,6 +27,13 @@ def recording(name: str) -> dict[str, Any]:
     return found
 
 
+def test_a_graphs_pool_is_its_own() -> None:
+    """What it gave back serves nobody else, whatever lies unused in the other pool."""
+    inside = [(-1, 30 * MIB), (-1, -30 * MIB), (-2, 30 * MIB), (-2, -30 * MIB)]
+    used = replay([(0, 30 * MIB), (0, -30 * MIB), *inside, (1, 30 * MIB)], expandable=False)
+    assert (used.peak_allocated, used.peak_reserved) == (30 * MIB, 60 * MIB)
+
+
 @pytest.mark.parametrize("name", sorted(p.name.split(".")[0] for p in SNAPSHOTS.glob("*.gz")))
 def test_the_replay_does_what_the_real_allocator_did(name: str) -> None:
     """Reserved bytes agree after every single request: tens of thousands in a 7B recording."""

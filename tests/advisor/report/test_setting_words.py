@@ -52,7 +52,7 @@ def test_a_name_of_both_is_explained_as_both():
         ("lora.rank", ["lora.rank: rank r", "default 8; values: 1 … 256"]),
         ("rank", ["lora.rank: "]),
         ("lora", ["lora: adapters on the decoder, or none"]),
-        ("max_pixels", ["a picture of more pixels is shrunk for the language model",
+        ("max_pixels", ["larger pictures are shrunk to so many pixels for the language model",
                         "default null; values: "]),
         ("learning_rate", ["default 0.0003; values: above 0"]),
         ("epochs", ["schedule.epochs: passes over the training split"]),

@@ -7,8 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,14 +25,16 @@ from trainer.answer.evaluate import _forced_mask, _row, generated, replaced, tea
 from trainer.answer.output import run_lengths, stems, write_pictures
 from trainer.answer.question import Answer, Question
 from trainer.answer.questions import read_questions
-from trainer.answer.segmenter import SILENT, Segmenter
+from trainer.answer.segmenter import SILENT, Segmenter, _Read
 from trainer.answer.trained_model import Trained, find_trained
 from trainer.batch import Batch
+from trainer.cli.segment import _answered, planned_for
 from trainer.cli.segment import app as segment_app
-from trainer.cli.segment import planned_for
 from trainer.cli.train import app
 from trainer.convert import export
 from trainer.data.formats.reasonseg import read_split
+from trainer.data.images import read_image
+from trainer.model.answering import Said
 from trainer.model.build import build, read_tokenizer
 from trainer.model.weights import weight_source
 from trainer.run import checkpoint
@@ -86,26 +89,18 @@ def logits_of(segmenter: Segmenter) -> torch.Tensor:
     return torch.stack(found)
 
 
+def asked_alone(segmenter: Segmenter, picture: Path) -> Batch:
+    (row,) = segmenter._rows([Question(picture, QUESTION)])
+    return segmenter._batch(picture, row)
+
+
 def with_answer(segmenter: Segmenter, picture: Path) -> Batch:
     """A question with one [SEG] behind it."""
-    batch = segmenter._batch(Question(picture, QUESTION))
+    batch = asked_alone(segmenter, picture)
     seg = torch.tensor([[segmenter.tokenizer.seg_id]])
     ids = torch.cat([batch.input_ids, seg], 1)
     rest = {"targets": batch.targets, "inputs": batch.inputs}
     return Batch.of(ids, torch.full_like(ids, -100), segmenter.tokenizer.seg_id, **rest)
-
-
-@torch.no_grad()
-def test_kept_keys_and_values_answer_as_reading_all_again_does(run: Path, cache: Path) -> None:
-    segmenter = opened(run, cache)
-    batch = segmenter._batch(Question(PICTURES[0], QUESTION))
-    tokens, states = zip(*segmenter.model.greedy(batch, 6), strict=True)
-    ids = batch.input_ids
-    for token, state in zip(tokens, states, strict=True):
-        whole = segmenter.model.hidden_states(replace(batch, input_ids=ids))[:, -1]
-        assert torch.allclose(state, whole, atol=1e-4)
-        assert int(segmenter.model.llava.lm_head(whole).argmax(-1)) == int(token)
-        ids = torch.cat([ids, token[None]], 1)
 
 
 def test_questions_about_a_picture_share_its_prefix(run: Path, cache: Path) -> None:
@@ -114,24 +109,24 @@ def test_questions_about_a_picture_share_its_prefix(run: Path, cache: Path) -> N
     asked = [Question(picture, text) for picture in PICTURES[:2] for text in (*texts, QUESTION)]
     segmenter, alone = opened(run, cache), opened(run, cache)
     passed: list[int] = []
-    through = segmenter.model._through_layers
+    read = segmenter.model.read
 
-    def counted(batch: Batch, run: Any, start: int = 0, later: Any = None) -> torch.Tensor:
-        passed.append((batch.input_ids if later is None else later).shape[1])
-        return through(batch, run, start, later)
+    def counted(batch: Batch, run: Any, start: int = 0) -> torch.Tensor:
+        passed.append(batch.input_ids.shape[1] - start)
+        return read(batch, run, start)
 
-    segmenter.model._through_layers = counted  # type: ignore[method-assign]
+    segmenter.model.read = counted  # type: ignore[method-assign]
     whole = []
     for question in asked:
         passed.clear()
         found = segmenter.ask(question)
         whole.append(max(passed) > segmenter.tokenizer.image_tokens)
-        alone.last = None
+        alone.last = _Read(Path(), [])
         expected = alone.ask(question)
         assert found.text == expected.text
         assert np.mean(found.masks != expected.masks) < 1e-4
-    # The first of a picture, and a longer one than was asked before, go through it.
-    assert whole == [True, False, True, False] * 2
+    # The first of a picture goes through it, and what needs more room than there is.
+    assert whole == [True, False, False, False] * 2
 
 
 def test_every_seg_of_an_answer_has_its_mask(run: Path, cache: Path) -> None:
@@ -410,6 +405,14 @@ def test_the_command_lines(run: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     document = json.loads(done.stdout)
     assert [Path(row["image"]).name for row in document["answers"]] == [p.name for p in PICTURES]
     assert done.exit_code == (0 if all(row["masks"] for row in document["answers"]) else 1)
+    lines = [{"image": p.name, "question": q} for q in (QUESTION, "What is it?") for p in PICTURES]
+    (tmp_path / "q").write_text("\n".join(map(json.dumps, lines)))
+    options = ["--questions", "q", "--run", str(run), "--json"]
+    done = CliRunner().invoke(segment_app, [str(PICTURES[0].parent), *options])
+    told = [
+        (row["question"], Path(row["image"]).name) for row in json.loads(done.stdout)["answers"]
+    ]
+    assert told == [(line["question"], line["image"]) for line in lines], done.stderr
     done = CliRunner().invoke(app, ["evaluate", str(run), "--data-dir", str(PHOTOS)])
     assert done.exit_code == 0 and "gIoU" in done.stdout and "[" in done.stdout, done.stderr
     assert (run / "evaluation-val" / "images.jsonl").is_file()
@@ -433,12 +436,28 @@ def test_an_unreadable_picture_does_not_stop_the_others(
     for name in ("a.mask.png", "b.mask-2.png", "d.mask.png"):  # of `b` alone a picture is written
         (tmp_path / name).touch()
     done = CliRunner().invoke(segment_app, asked)
-    note = "holds pictures of earlier answers, which are replaced: b.mask-2.png; --out FOLDER"
+    note = "note: replacing the pictures of earlier answers: b.mask-2.png; another folder"
     assert note in done.stderr, done.stderr
     broken, answered, thin = json.loads(done.stdout)["answers"]
     assert done.exit_code == 1 and "answer" in answered and "answer" in thin
     assert "truncated" in broken["error"] and "answer" not in broken and not broken["masks"]
     assert "a.jpg" in done.stderr and "1 of 3 questions were skipped" in done.stderr
+
+
+def test_a_picture_that_goes_takes_its_own_answers_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Losing(SimpleNamespace):
+        def ask_all(self, questions: list[Question], most: int) -> Iterator[Answer]:
+            yield Answer("It is here.", np.zeros((0, 4, 4), bool), 0.0)
+            read_image(questions[1].image)
+
+    asked = [(Question(tmp_path / "gone.jpg", f"{n}?"), tmp_path / f"{n}") for n in range(3)]
+    plan = SimpleNamespace(tokens=SimpleNamespace(max_masks=8))
+    first, *others = _answered(Losing(plan=plan), asked, as_json=False, several=True)  # type: ignore
+    assert first["answer"] == "It is here." and len(others) == 2
+    assert all("no such file" in row["error"] for row in others)
+    assert capsys.readouterr().err.count("error: ") == 1
 
 
 def test_nothing_is_loaded_where_no_picture_can_be_read(run: Path, tmp_path: Path) -> None:
@@ -505,7 +524,7 @@ def test_masks_beyond_the_limit_are_left_out_and_told(
     low = torch.full((3, 256, 256), -1.0)
     low[0] = 1.0
     end = segmenter.tokenizer.end_id
-    monkeypatch.setattr(segmenter.model, "answer", lambda *_: (torch.tensor([end]), low))
+    monkeypatch.setattr(segmenter, "_said", lambda *_: [Said([end], list(low), True)])
     question = Question(PICTURES[0], "Where?")
     every, some = segmenter.ask(question), segmenter.ask(question, 2)
     assert (len(every.masks), every.left_out, len(some.masks), some.left_out) == (3, 0, 2, 1)

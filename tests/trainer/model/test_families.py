@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -30,9 +31,10 @@ from trainer.batch import Batch
 from trainer.convert.convert import convert, needed_shapes
 from trainer.data.formats.reasonseg import read_split
 from trainer.data.samples import SampleSet, collate, image_tokens
+from trainer.model.answering import Answering
 from trainer.model.build import build, read_tokenizer
 from trainer.model.footprint import needed_bytes
-from trainer.model.layers.decoder import KeyValues, run_layer
+from trainer.model.layers.decoder import run_layer
 from trainer.model.layers.frozen import frozen_linear
 from trainer.model.segmentation_model import SegmentationModel
 from trainer.model.trained import GradientCheck, trained_names
@@ -268,13 +270,10 @@ def test_what_is_kept_of_the_past_answers_as_reading_all_again_does() -> None:
     count = int(grid.prod())
     shown = {"patches": batch.inputs[VISION]["patches"][:count], "grid": grid}
     asked = replace(batch, input_ids=ids, inputs=batch.inputs | {VISION: shown})
-    kept = KeyValues(one + 1)
+    (token, _), (_, state) = islice(Answering(model, one + 1).greedy(asked, [0]), 2)
     with torch.no_grad():
-        model._through_layers(asked, lambda index: kept.run_layer)
-        token = torch.tensor([7])
-        step = model._through_layers(asked, lambda index: kept.run_layer, one, token[None])
         whole = replace(asked, input_ids=torch.cat([ids, token[None]], 1))
-        torch.testing.assert_close(step[:, -1], model.hidden_states(whole)[:, -1])
+        torch.testing.assert_close(state, model.hidden_states(whole)[:, -1])
 
 
 def test_a_toy_is_rehearsed_without_a_gpu() -> None:
@@ -282,7 +281,11 @@ def test_a_toy_is_rehearsed_without_a_gpu() -> None:
     plan = toy_plan(dtype="bf16", cached_encoders=[], checkpointed_layers=3)
     short, whole = (watch(plan, (40, 40), 1, 0, extend).trace for extend in (True, False))
     assert short.peaks() == whole.peaks()
-    measurement, _ = fake_answer(toy_plan(), 40)
+    measurement, events = fake_answer(toy_plan(), 40)
+    recorded = [size for block, size in events if block < 0]  # in a CUDA graph
+    assert recorded and sum(recorded) >= 0
+    hosted = fake_answer(toy_plan(host_layers=1, checkpointed_layers=5), 40)[1]
+    assert all(block >= 0 for block, _ in hosted)
     assert f"{VISION} encoder" in measurement.phases and "answer" in measurement.phases
 
 
@@ -315,7 +318,7 @@ def test_a_toy_segments(tmp_path: Path) -> None:
     segmenter = Segmenter(Trained(plan, None), [image], tmp_path)
     model, question = segmenter.model, Question(image, "the cat", is_sentence=False)
     with torch.no_grad():
-        state = model.hidden_states(segmenter._batch(question))[0, -1]
+        state = model.hidden_states(segmenter._batch(image, *segmenter._rows([question])))[0, -1]
         head, norm = model.head, model.decoder.norm
         norm.weight.neg_()  # which only what reads behind the norm sees
         head.rows[0] = state * -100  # [SEG] is the first of the new tokens

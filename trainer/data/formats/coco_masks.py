@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -20,6 +21,7 @@ Part: TypeAlias = "FloatArray | dict[str, Any]"
 LARGEST_COORDINATE = 1e6  # pycocotools walks along every edge, pixel by pixel
 # Including edges outside of the picture and back and forth; drawn outlines are far shorter.
 _LONGEST_OUTLINE = 100  # times the picture's height and width together
+_NUMBERS = frozenset((int, float))
 FIX = "correct the annotation or take it out"
 
 
@@ -33,10 +35,10 @@ def painted(parts: Sequence[Part], height: int, width: int) -> NDArray[np.uint8]
 
 
 class PaintedBox(NamedTuple):
-    """A mask as its bounding rows and columns, and its runs within them.
+    """A mask as its bounding rows and columns, and its runs within these columns.
 
-    `runs` are lengths of alternating 0 and 1 down these columns, one column after the other. Both
-    are empty for a mask that covers nothing.
+    `runs` are lengths of alternating 0 and 1 down the whole columns, one after the other. Both are
+    empty for a mask that covers nothing.
     """
 
     rows: slice = slice(0, 0)
@@ -55,7 +57,8 @@ class PaintedBox(NamedTuple):
         bits = np.zeros(len(self.runs), np.uint8)
         bits[1::2] = 1
         across = self.columns.stop - self.columns.start
-        found: NDArray[np.uint8] = cv2.transpose(bits.repeat(self.runs).reshape(across, -1))
+        columns = bits.repeat(self.runs).reshape(across, -1)
+        found: NDArray[np.uint8] = cv2.transpose(columns[:, self.rows])
         return found
 
 
@@ -72,24 +75,22 @@ def painted_boxes(masks: Sequence[Sequence[Part]], size: Size) -> list[PaintedBo
     boxes = iter(coco_mask.toBbox(known).astype(int).tolist())
     lengths = iter(_lengths([one["counts"] for one in known]))
     return [
-        PaintedBox() if one is None else _cropped(next(lengths), size[0], *next(boxes))
+        PaintedBox() if one is None else _cropped(next(lengths), size, *next(boxes))
         for one in encoded
     ]
 
 
 def _cropped(
-    lengths: NDArray[np.int64], height: int, left: int, top: int, across: int, down: int
+    lengths: NDArray[np.int64], size: Size, left: int, top: int, across: int, down: int
 ) -> PaintedBox:
-    """A mask's runs down the whole picture, of this height, as those of its bounding box."""
+    """A mask's runs down the whole picture, as those of its columns; `lengths` is changed."""
     if not across:
         return PaintedBox()
-    ends = lengths[: len(lengths) // 2 * 2].cumsum()
-    last = ends.copy()  # pixels: each run of 1 ends in the column that its last pixel is in
-    last[1::2] -= 1
-    # Above and below the box a column loses this many pixels.
-    ends -= last // height * (height - down) + left * down + top
-    bounds = np.concatenate(((0,), ends, (across * down,)))  # np.diff's own take five times as long
-    return PaintedBox(slice(top, top + down), slice(left, left + across), bounds[1:] - bounds[:-1])
+    height, width = size
+    lengths[0] -= left * height
+    if len(lengths) % 2:  # it ends with a run of 0
+        lengths[-1] -= (width - left - across) * height
+    return PaintedBox(slice(top, top + down), slice(left, left + across), lengths)
 
 
 def _merged(
@@ -153,9 +154,11 @@ def _is_polygon(part: object) -> bool:
         isinstance(part, list)
         and len(part) >= 6
         and len(part) % 2 == 0
-        and {int, float}.issuperset(map(type, part))
-        # NaN fails as well; integers are compared without conversion: they may not fit a float.
-        and all(map(LARGEST_COORDINATE.__ge__, map(abs, part)))
+        and _NUMBERS.issuperset(map(type, part))
+        # Compared without conversion: JSON's integers may not fit a float.
+        and min(part) >= -LARGEST_COORDINATE
+        and max(part) <= LARGEST_COORDINATE
+        and not math.isnan(sum(part))  # min and max pass over NaN
     )
 
 
@@ -198,17 +201,19 @@ def _joined(lengths: list[int]) -> list[int]:
 
 def _lengths(texts: Sequence[bytes]) -> list[NDArray[np.int64]]:
     """The lengths in several valid texts of COCO, as `_unpacked` returns them, vectorised."""
-    digits = np.frombuffer(b"".join(texts), np.uint8).astype(np.int64) - 48
-    last = np.flatnonzero(digits & 32 == 0)
-    first = np.concatenate(([0], last[:-1] + 1))
-    place = np.arange(len(digits)) - np.repeat(first, last - first + 1)
-    values = np.add.reduceat((digits & 31) << 5 * place, first)
-    values -= np.where(digits[last] & 16, 1 << 5 * (last - first + 1), 0)
-    ends = np.searchsorted(last, np.cumsum([len(text) for text in texts]))
-    found = [values[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
-    for lengths in found:
-        lengths[1::2] = lengths[1::2].cumsum()
-        lengths[2::2] = lengths[2::2].cumsum()
+    digits = np.frombuffer(b"".join(texts), np.uint8) - np.uint8(48)
+    last = np.flatnonzero(digits < 32)
+    values = (digits[last] & 31 ^ 16).astype(np.int64) - 16  # the highest bits, with the sign
+    longer, back = np.arange(len(last)), 1
+    while len(longer := longer[digits[last[longer] - back] >= 32]):
+        values[longer] = (values[longer] << 5) + (digits[last[longer] - back] & 31)
+        back += 1
+    found, start = [], 0
+    for end in np.searchsorted(last, np.cumsum([len(text) for text in texts])).tolist():
+        for those in (values[start + 1 : end : 2], values[start + 2 : end : 2]):
+            np.add.accumulate(those, out=those)
+        found.append(values[start:end])
+        start = end
     return found
 
 

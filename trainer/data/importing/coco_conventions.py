@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TypeAlias, TypeGuard
 
 import cv2
@@ -23,6 +22,7 @@ from trainer.data.importing.sa2va import ANNOTATIONS
 PixelTransform: TypeAlias = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 # info.contributor of Label Studio's exports: COCO, and Brush labels to COCO.
 LABEL_STUDIO, BRUSH = "Label Studio", "Label Studio Converter"
+_TRACING = SUPERVISION, BRUSH  # tools that make polygons of painted masks
 # Turns stored pixels upright, by EXIF orientation.
 TO_UPRIGHT: dict[int, PixelTransform] = {
     1: lambda mask: mask,
@@ -86,14 +86,14 @@ def filled(mask: CocoMask, image: CocoImage, tool: str) -> CocoMask:
     supervision and Label Studio's brush trace so, with OpenCV's findContours; painted as COCO's
     polygons such masks would lose a row and a column.
     """
-    if not any(_is_traced(part, tool) for part in mask.parts):
+    if tool not in _TRACING or not any(_is_traced(part, tool) for part in mask.parts):
         return mask
     region = np.zeros(image.size, np.uint8)
     for part in mask.parts:
         if _is_traced(part, tool):
             cv2.fillPoly(region, [part.reshape(-1, 2).astype(np.int32)], 1)
     rest = tuple(part for part in mask.parts if not _is_traced(part, tool))
-    return replace(mask, parts=(*rest, coco_mask.encode(np.asfortranarray(region))))
+    return mask._replace(parts=(*rest, coco_mask.encode(np.asfortranarray(region))))
 
 
 def _is_traced(part: Part, tool: str) -> TypeGuard[FloatArray]:
@@ -102,7 +102,7 @@ def _is_traced(part: Part, tool: str) -> TypeGuard[FloatArray]:
     Label Studio rounds clicked points to whole numbers as well. There a traced polygon has only
     horizontal, vertical and diagonal edges, with at least one diagonal.
     """
-    if tool not in (SUPERVISION, BRUSH) or isinstance(part, dict) or (part % 1).any():
+    if isinstance(part, dict) or (part % 1).any():
         return False
     points = part.reshape(-1, 2)
     across, down = np.abs(np.roll(points, -1, axis=0) - points).T
@@ -128,7 +128,7 @@ def stretched(report: Report, mask: CocoMask, annotated: Size, upright: Size) ->
             report.add(mask.place, got, allowed, fix)
             return None
         parts.append((part.reshape(-1, 2) * stretch).ravel())
-    return replace(mask, parts=tuple(parts))
+    return mask._replace(parts=tuple(parts))
 
 
 def to_upright(

@@ -141,12 +141,11 @@ def _masks(
     """The usable masks of a picture, the others, and why: findings, each with its place."""
     masks: list[CocoMask] = []
     unusable: list[CocoMask] = []
-    outlines: list[tuple[int, Finding]] = []
+    report, outlines = Report(path), list[tuple[int, Finding]]()
     for rank, one in entry.marks:
-        report = Report(path)
         mask, usable = read_mask(report, one, entry.image.size)
         (masks if usable else unusable).append(mask)
-        outlines += [(rank, finding) for finding in report.findings]
+        outlines += [(rank, finding) for finding in report.findings[len(outlines) :]]
     return masks, unusable, outlines
 
 
@@ -170,7 +169,7 @@ def _drawing(
             moved = stretched(report, mask, image.size, upright)
             if moved is None:
                 broken.add(mask.place)  # and where it is remains unknown
-            those[index] = moved or replace(mask, parts=(), bbox=None)
+            those[index] = moved or mask._replace(parts=(), bbox=None)
         image, turn = replace(image, size=upright), TO_UPRIGHT[1]
     frame = frame_of(tool, orientation, conventions)
     turn = turn or to_upright(report, image, frame, upright, orientation)

@@ -19,6 +19,7 @@ from trainer.data.images import LONGEST_SIDE, load_whole
 from trainer.data.polygons import IGNORE, TARGET, Polygon
 
 TARGET_SHAPE, IGNORED_SHAPE = "target", "ignore"
+_COLUMNS = np.array((0, LONGEST_SIDE + 1))  # of x and of y in `_spellings`
 _LABELS = (TARGET, TARGET_SHAPE), (IGNORE, IGNORED_SHAPE)  # by the values of a label map
 
 
@@ -144,19 +145,18 @@ def polygons_as_json(polygons: Iterable[Polygon]) -> str:
 
 
 def _listed(points: FloatArray | PixelArray) -> str:
-    if not np.issubdtype(points.dtype, np.integer):
+    if points.dtype.kind != "i":
         return msgspec.json.encode(points.tolist()).decode()
-    # From tables of all whole numbers that occur: a fifth of the time.
-    tables, whole = _spellings(), points.astype(np.intp)
-    pairs = np.empty(points.shape, tables[0].dtype)
-    for column, table in enumerate(tables):
-        pairs[:, column] = table.take(whole[:, column])
-    listed = pairs.tobytes().translate(None, b"\0")[:-1]  # without the last comma
+    # From a table of all whole numbers that occur: less than half of the time.
+    spelled = _spellings().take(np.add(points, _COLUMNS))
+    listed = spelled.tobytes().translate(None, b"\0")[:-1]  # without the last comma
     return f"[{listed.decode()}]"
 
 
 @lru_cache
-def _spellings() -> tuple[NDArray[np.bytes_], NDArray[np.bytes_]]:
-    """All whole numbers of pixels as x and as y of a list of points in JSON."""
+def _spellings() -> NDArray[np.uint64]:
+    """All whole numbers of pixels as x, then as y, of a list of points in JSON: 8 bytes each."""
     numbers = range(LONGEST_SIDE + 1)
-    return np.array([b"[%d," % n for n in numbers]), np.array([b"%d]," % n for n in numbers])
+    return np.array([b"[%d," % n for n in numbers] + [b"%d]," % n for n in numbers], "S8").view(
+        "u8"
+    )

@@ -30,14 +30,20 @@ def recompute_layer(layer: nn.Module, hidden: Tensor, rope: Rope, mask: Tensor |
     return output
 
 
-def attention_mask(blocks: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is added to the scores [B, 1, T, T] of rows whose questions share their prefix.
+def attention_mask(blocks: Tensor, dtype: torch.dtype, start: int = 0) -> Tensor:
+    """What is added to the scores [B, 1, T - start, T] of rows whose questions share their prefix.
 
     `blocks` [B, T] is 0 in the prefix and n in the n-th question: a position sees the prefix and
     its own question, up to itself.
     """
-    seen, own = blocks[:, None, None, :], blocks[:, None, :, None]
-    return added_to_scores(((seen == 0) | (seen == own)).tril(), dtype)
+    own = blocks[:, start:]
+    return added_to_scores(seen_by(own, blocks).tril(start)[:, None], dtype)
+
+
+def seen_by(own: Tensor, blocks: Tensor) -> Tensor:
+    """Whether positions of questions `own` [B, n] see those of `blocks` [B, S]: [B, n, S]."""
+    seen = blocks[:, None, :]
+    return (seen == 0) | (seen == own[:, :, None])
 
 
 def added_to_scores(visible: Tensor, dtype: torch.dtype) -> Tensor:
@@ -45,51 +51,55 @@ def added_to_scores(visible: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, -torch.inf)
 
 
+SLOTS = 64  # keys and values have room for a multiple: attention's kernels want 8
 MOST_LENGTHS = 256  # beyond it dynamo would continue without compiling, and slowly
 
 
 class KeyValues:
-    """Keys and values of a conversation, layer by layer, in blocks that are taken once.
+    """Keys and values of a row and of what follows, layer by layer, in blocks taken once.
 
-    Replaces transformers' cache, which allocates its blocks again for every token.
+    What is read fills slots from the front. Later tokens go into `slots` and see whole blocks, so
+    that a step has the same shapes and addresses each time: its mask says what is there. Other
+    slots are zero, since attention multiplies them with a weight of 0.
     """
 
     def __init__(self, most: int) -> None:
-        self.most = most  # positions
-        self.blocks: dict[int, Tensor] = {}  # [2, B, heads, length, channels]
-        self.filled: dict[int, int] = {}  # positions
+        self.most = -(-most // SLOTS) * SLOTS
+        self.blocks: dict[int, Tensor] = {}  # [2, B, heads, slots, channels]
+        self.length = 0  # slots filled
+        self.slots: Tensor | None = None  # [T] of later tokens
 
     def run_layer(
         self, layer: nn.Module, hidden: Tensor, rope: Rope, mask: Tensor | None
     ) -> Tensor:
         """One decoder layer on [B, T, H], which sees all that came before.
 
-        It needs a mask where something came before and T is not 1.
+        It needs a mask but where the row is read from its start.
         """
         output: Tensor = layer(
             hidden, position_embeddings=rope, attention_mask=mask, past_key_values=self
         )
         return output
 
-    @property
-    def length(self) -> int:
-        """Positions so far."""
-        return next(iter(self.filled.values()), 0)
-
     def forget(self, length: int) -> None:
-        """Keep the first `length` positions alone."""
-        self.filled = dict.fromkeys(self.filled, length)
+        """Keep the first `length` slots alone."""
+        self.length = length
+        for block in self.blocks.values():
+            block[..., length:, :].zero_()
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: object) -> tuple[Tensor, Tensor]:
-        """Take in [B, heads, T, channels] of a layer; its keys and values so far."""
-        start = self.filled.get(layer, 0)
+        """Take in [B, heads, T, channels] of a layer; the keys and values that it is to see."""
         if layer not in self.blocks:
             shape = 2, *keys.shape[:2], self.most, keys.shape[3]
-            self.blocks[layer] = keys.new_empty(shape)
-        end = self.filled[layer] = start + keys.shape[2]
-        block = self.blocks[layer]
-        block[0, :, :, start:end], block[1, :, :, start:end] = keys, values
-        return block[0, :, :, :end], block[1, :, :, :end]
+            self.blocks[layer] = keys.new_zeros(shape)
+        kept = self.blocks[layer]
+        if self.slots is not None:
+            for block, new in zip(kept, (keys, values), strict=True):
+                block.index_copy_(2, self.slots, new)
+            return kept[0], kept[1]
+        end = self.length + keys.shape[2]
+        kept[0, :, :, self.length : end], kept[1, :, :, self.length : end] = keys, values
+        return kept[0, :, :, :end], kept[1, :, :, :end]
 
 
 def as_it_is(run: RunLayer) -> RunLayer:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 NF4_BLOCK, SCALE_BLOCK = 64, 256
+FEW_ROWS = 4  # up to them bitsandbytes' product of every card widens no weight
 
 
 def nf4_inner(scales: Tensor, outer: Tensor, offset: Tensor, code: Tensor) -> Tensor:
@@ -174,8 +175,8 @@ class Nf4Linear(FrozenLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., K] -> [..., N] in x's dtype."""
-        if x.is_cuda and x.numel() == self.in_features and not torch.is_grad_enabled():
-            return self._with_bias(self._one_row(x))
+        if x.numel() <= FEW_ROWS * self.in_features and not torch.is_grad_enabled():
+            return self._with_bias(self._few_rows(x))
         y: Tensor = nf4_product(x, *self.bits, self.out_features, False)
         return self._with_bias(y)
 
@@ -184,14 +185,15 @@ class Nf4Linear(FrozenLinear):
         """All that the weight is made of, as `nf4_weight` takes it."""
         return self.packed, self.scales, self.outer, self.offset, self.code
 
-    def _one_row(self, x: Tensor) -> Tensor:
-        """[1, …, K] -> [1, …, N] without a widened weight: a token of an answer is bound by
-        reading the weight, and its four bits are read once (benchmarks/answering.py)."""
-        inner = nf4_inner(self.scales, self.outer, self.offset, self.code)
-        shape, values = [self.out_features, self.in_features], nf4_values(x.device)
-        y: Tensor = torch.ops.bitsandbytes.gemv_4bit(
-            x.contiguous(), self.packed, shape, inner, values, NF4_BLOCK
-        )
+    def _few_rows(self, x: Tensor) -> Tensor:
+        """As `forward` without a bias or a widened weight: a token of an answer is bound by
+        reading the weight, and one kernel reads its four bits and their scales
+        (benchmarks/answering.py)."""
+        shape = [self.out_features, self.in_features]
+        y: Tensor = torch.ops.bitsandbytes.gemm_4bit(
+            x, self.packed, shape, self.outer, NF4_BLOCK, "nf4",
+            absmax_8bit=self.scales, absmax_code=self.code, absmax_offset=self.offset,
+        )  # fmt: skip
         return y
 
 

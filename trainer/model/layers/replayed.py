@@ -1,0 +1,58 @@
+"""The same arithmetic at the same addresses, again and again: a CUDA graph in place of launches."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+class Replayed:
+    """Calls a function of tensors whose shapes never change; on a card, recorded and replayed.
+
+    A token of an answer is thousands of small kernels: launching each from Python takes ten times
+    as long as their work. The first call runs plainly, so that libraries are loaded and have their
+    workspaces; the second is recorded. A function that allocates takes memory of its own for that.
+    What it reads beside its arguments must stay where it is.
+    """
+
+    def __init__(self, on_card: bool) -> None:
+        self.records, self.warm = on_card, False
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.given: tuple[Tensor, ...] = ()
+        self.result = torch.empty(0)
+
+    def __call__(self, run: Callable[..., Tensor], *given: Tensor) -> Tensor:
+        """`run(*given)`; always of the same `run`, which is no attribute: it may hold this."""
+        if self.graph is None and self.records and self.warm:
+            self._record(run, given)
+        self.warm = True
+        if self.graph is None:
+            return run(*given)
+        for place, value in zip(self.given, given, strict=True):
+            place.copy_(value)
+        self.graph.replay()
+        return self.result.clone()
+
+    def _record(self, run: Callable[..., Tensor], given: tuple[Tensor, ...]) -> None:
+        self.given = tuple(map(torch.clone, given))
+        graph, now = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        # The default stream cannot be recorded. Another has a cuBLAS workspace of its own, so
+        # whoever answers does so on a stream that can (`on_own_stream`).
+        stream = None if now == torch.cuda.default_stream() else now
+        try:
+            # Other threads, such as one that reads pictures, may do with the card what they like.
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                self.result = run(*self.given)
+            self.graph = graph
+        except RuntimeError as error:
+            self.records = False
+            warnings.warn(f"answers are slower: no CUDA graph was recorded: {error}", stacklevel=2)
+
+
+def on_own_stream(device: torch.device) -> None:
+    """Have this thread's work on a card done on a stream that `Replayed` can record."""
+    if device.type == "cuda":
+        torch.cuda.set_stream(torch.cuda.Stream(device))
