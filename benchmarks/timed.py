@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-from tables import rows_of
 
 from advisor.memory.speed import USUAL, Pace, seconds_of
 from profiles.exchange import Link, exchange, exchange_seconds, gradient_bytes, link_of
@@ -44,6 +43,11 @@ class Row:
             return found
         size, count = gradient_bytes(self.plan), self.plan.processes
         return found + exchange().wait_seconds + exchange_seconds(size, count, self.link)
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """As in tables.py, which a test cannot import beside this file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def timed_rows() -> dict[str, Row]:
