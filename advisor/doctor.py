@@ -99,8 +99,11 @@ def _selftest(device: str) -> dict[str, Any]:
 def _driver(machine: Machine, facts: dict[str, Any]) -> Iterator[Check]:
     gpu = pick_gpu(machine)
     if gpu is None:
-        found = str(machine.notes[0]) if machine.notes else "no GPU is visible"
-        remedy = "lisa-tiny trains on the CPU; every other model needs a GPU"
+        found, fix = "no GPU is visible", ""
+        if machine.notes:
+            note = machine.notes[0]
+            found, fix = str(note).partition("\n")[0], f"{note.fix}; "
+        remedy = f"{fix}lisa-tiny trains on the CPU; every other model needs a GPU"
         yield Check(name="driver", status="note", found=found, remedy=remedy)
         built = facts.get("torch_cuda")
         kind = f"is built for CUDA {built}" if built else "is a CPU build"
@@ -217,8 +220,10 @@ def _segments_tried() -> tuple[str, bool]:
     environment = dict.fromkeys(ALLOCATOR_VARIABLES, setting)
     try:
         done = in_child([sys.executable, "-P", "-c", code], SELFTEST_SECONDS, environment)
-    except (subprocess.TimeoutExpired, OSError) as error:
-        return f"could not be tried: {type(error).__name__}", False
+    except subprocess.TimeoutExpired:
+        return f"could not be tried: no answer in {SELFTEST_SECONDS} s", False
+    except OSError as error:
+        return f"could not be tried: {reason(error)}", False
     if done.returncode == 0 and "not supported" not in done.stderr:
         return "tried: an allocation went well", True
     last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no word")

@@ -11,16 +11,19 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from advisor.advice import Advice
 from advisor.choice.candidate import Candidate
+from advisor.cost.duration import Timed, duration_of
 from advisor.machine.budget import Bytes, judge
 from advisor.machine.cuda_context import library_versions
+from advisor.machine.evidence import Evidence
 from advisor.machine.gpu import Gpu
 from advisor.rehearsal import rehearsed
 from profiles.exchange import gradient_bytes, rebuilt_bytes
 from profiles.findings import Finding
+from profiles.gpus import gpu_by_nvml
 from profiles.measurement import Measurement
 from profiles.places import cache_folder
 from profiles.plan import Plan
@@ -46,7 +49,9 @@ def measured(advice: Advice, tell: Callable[[str], None], cap_bytes: int | None 
         row = _trial(_of_one_process(candidate), advice, gpu, tell, cap_bytes)
         tried.append(row)
         if row.verdict == "FITS":
-            return _with(advice, candidate, row)
+            found = _with(advice, candidate, row)
+            # Under a cap the advice is for another card, which nobody has timed.
+            return found if cap_bytes is not None else _with_time(found, row, gpu)
     last = tried[-1]
     what = "; ".join(f"{row.title}: {row.verdict}, {row.note}" for row in tried)
     fix = "free memory on the card, or lisa-advise --emulate-vram SIZE --save plan.json with what "
@@ -78,12 +83,8 @@ def _trial(
     cap_bytes: int | None,
 ) -> TestedRow:
     """The row of this very trial: one that is known, or one that is made and kept now."""
-    text = advice.text_tokens or candidate.plan.tokens.max_text_tokens
-    sample = advice.forecast
-    usual = candidate.plan.questions_per_picture
-    masks, answers = (sample.masks, sample.answer_tokens) if sample else (usual, None)
-    more = [] if masks == 1 and answers is None else [masks, answers]
-    name = _row_id(candidate.plan, gpu, text, cap_bytes, more)
+    text, masks, answers = sample = _sample(advice, candidate.plan)
+    name = _row_id(candidate.plan, gpu, sample, cap_bytes, library_versions())
     for row in read_table().rows:
         if row.id == name and row.verdict == "FITS":
             tell(f"this plan fitted here on {row.date} (row {name})")
@@ -145,8 +146,50 @@ def _with(advice: Advice, candidate: Candidate, row: TestedRow) -> Advice:
                                      "verdict": verdict, "ladder": rest})  # fmt: skip
 
 
-def _row_id(plan: Plan, gpu: Gpu, text: int, cap_bytes: int | None, more: list[int | None]) -> str:
-    """One name for a plan, a card, a text length, what `more` samples hold, and versions."""
-    versions = list(library_versions().values())
-    facts = [plan.content_hash, gpu.uuid, gpu.name, text, cap_bytes, versions, *more]
+def _with_time(advice: Advice, row: TestedRow, gpu: Gpu) -> Advice:
+    """The advice with the time of its plan, whose steps take as long as the trial's."""
+    was, plan = advice.duration, advice.plan
+    if was is None or was.data is None or plan is None:
+        return advice
+    card = gpu_by_nvml(gpu.name, gpu.total_bytes)
+    found = duration_of(plan, card, was.data, _timed(row, plan.of_one_process))
+    return advice.model_copy(update={"duration": found})
+
+
+def known_trial(advice: Advice, gpu: Gpu, evidence: Evidence) -> Timed | None:
+    """What the steps of the advised plan took in a trial on that very card, if one is known."""
+    if advice.plan is None or not evidence.own_rows:
+        return None
+    plan = advice.plan.of_one_process
+    name = _row_id(plan, gpu, _sample(advice, plan), None, evidence.versions)
+    fitted = (row for row in evidence.own_rows if row.id == name and row.verdict == "FITS")
+    return next((_timed(row, plan) for row in fitted), None)
+
+
+def _timed(row: TestedRow, plan: Plan) -> Timed | None:
+    """The step of a trial's row."""
+    if not row.step_seconds or row.data_shape is None:
+        return None
+    return Timed(plan, row.data_shape.text_tokens, row.step_seconds)
+
+
+def _sample(advice: Advice, plan: Plan) -> tuple[int, int, int | None]:
+    """Text tokens, masks and answer tokens of a trial's samples; None: those of short answers."""
+    text, longest = advice.text_tokens or plan.tokens.max_text_tokens, advice.forecast
+    if longest is None:
+        return text, plan.questions_per_picture, None
+    return text, longest.masks, longest.answer_tokens
+
+
+def _row_id(
+    plan: Plan,
+    gpu: Gpu,
+    sample: tuple[int, int, int | None],
+    cap_bytes: int | None,
+    versions: Mapping[str, str],
+) -> str:
+    """One name for a plan, a card, what samples hold, and versions."""
+    text, *more = sample
+    facts = [plan.content_hash, gpu.uuid, gpu.name, text, cap_bytes, list(versions.values())]
+    facts += [] if more == [1, None] else more
     return "user-" + hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]

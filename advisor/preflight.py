@@ -21,6 +21,7 @@ from advisor.choice.search import (
 from advisor.cost.disk import disk_of
 from advisor.cost.duration import assumed_size, duration_of
 from advisor.cost.several import Planned, numbers, several
+from advisor.dry_run import known_trial
 from advisor.machine.budget import Budget
 from advisor.machine.evidence import Evidence
 from advisor.machine.gpu import Gpu, Machine
@@ -103,7 +104,8 @@ def with_costs(request: Request, advice: Advice, counts: DataCounts | None) -> A
         return advice.model_copy(update={"findings": (unknown, *advice.findings)})
     costs: dict[str, object] = {"disk": disk_of(plan, size)}
     if gpu is not None:
-        costs["duration"] = duration_of(plan, request.card(gpu), size)
+        trial = None if request.what_if else known_trial(advice, gpu, request.evidence)
+        costs["duration"] = duration_of(plan, request.card(gpu), size, trial)
         costs["several"] = several(_on_cards(request, advice), size)
     return advice.model_copy(update=costs)
 
@@ -165,7 +167,7 @@ def _cards_here(request: Request) -> int:
 
 def _advised(request: Request) -> Advice:
     """The advice, without what it costs."""
-    _must_be_folder(assigned(request.overrides).get("weights", "default"))
+    must_be_folder(assigned(request.overrides).get("weights", "default"))
     gpu = gpu_for(request.machine, request.target, request.cards_each)
     if request.target is not None and request.wants_cpu:
         fix = "leave out one of the two"
@@ -186,7 +188,7 @@ def _advised(request: Request) -> Advice:
     return tiny_instead(request, gpu, advice)
 
 
-def _must_be_folder(weights: str) -> None:
+def must_be_folder(weights: str) -> None:
     """Raise PlanError if the named weights do not exist."""
     if weights not in ("default", "random") and not Path(weights).expanduser().is_dir():
         fix = "name a folder that lisa-train convert wrote, or random to rehearse"

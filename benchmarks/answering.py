@@ -1,4 +1,4 @@
-"""Memory and time of lisa-segment: four photographs under the caps of small cards.
+"""Memory of lisa-segment: four photographs under the caps of small cards.
 
     python benchmarks/answering.py --out FILE      on a GPU, each row in a process of its own
     python benchmarks/answering.py --table         docs/inference.md's table, forecasts made anew
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -121,8 +120,8 @@ def run(out: Path, models: list[str]) -> None:
 def write_table(rows: list[dict[str, Any]]) -> None:
     """docs/inference.md between its marks."""
     table = ["| card | model | base | on the host | tensors, forecast | measured | pool, forecast "
-             "| measured | seconds a picture | ready in |",
-             "|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+             "| measured | ready in |",
+             "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for row in rows:
         plan = Plan.parse(row["plan"])
         worst = worst_question(row["text_tokens"], image_tokens_of(row, plan))
@@ -132,7 +131,7 @@ def write_table(rows: list[dict[str, Any]]) -> None:
         for tier, name in (("tensors", "allocated"), ("pool", "reserved")):
             said, took = found.tier(tier).bytes, row[f"peak_{name}_bytes"]  # type: ignore[arg-type]
             cells += [f"{said / 2**30:.2f}", f"{took / 2**30:.2f} ({said / took - 1:+.1%})"]
-        cells += [f"{statistics.median(row['seconds']):.1f}", f"{row['ready_seconds']:.0f} s"]
+        cells += [f"{row['ready_seconds']:.0f} s"]
         table.append(f"| {' | '.join(cells)} |")
     put(DOCS, BEGIN, END, table)
     print("\n".join(table))

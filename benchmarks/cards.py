@@ -9,6 +9,7 @@ samples as long as a plan allows.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 
 from tables import put
@@ -66,9 +67,14 @@ def measured_lines() -> list[str]:
     """Which cards of the catalogue have a measured row among the shipped ones, and which none."""
     named = {row.gpu or "" for row in shipped_table().rows if row.source == "measured"}
     measured = {find_gpu(name).key for name in named if name.startswith("NVIDIA")}  # as NVML does
-    shown = {has: "; ".join(card.title for card in gpus().values() if (card.key in measured) is has)
-             for has in (True, False)}  # fmt: skip
-    return [f"Measured: {shown[True]}.", "", f"Not yet: {shown[False]}."]
+    have = "; ".join(card.title for card in gpus().values() if card.key in measured)
+    lines = [f"Measured: {have}. Not yet:", "", "| memory | cards |", "|---|---|"]
+    others = sorted((card for card in gpus().values() if card.key not in measured),
+                    key=lambda card: card.memory_gb)  # fmt: skip
+    for size, cards in groupby(others, lambda card: card.memory_gb):
+        names = ", ".join(card.title.rpartition(" (")[0] for card in cards)
+        lines.append(f"| {size:g} GB | {names} |")
+    return lines
 
 
 def main() -> None:

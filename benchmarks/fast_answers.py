@@ -1,7 +1,7 @@
 """Seconds of answers on a card: the goals of fast answering, each measured through `Segmenter`.
 
     python benchmarks/fast_answers.py --out FILE [--model 7b]      on a GPU, some three minutes
-    python benchmarks/fast_answers.py --show FILE                  a table of the rows
+    python benchmarks/fast_answers.py --table                      docs/inference.md's table
 
 Random weights of the true shapes in NF4. They never end an answer, so the plan's limit does: 64
 tokens, or six as a trained model says. The rarest token of each is taken for [SEG]. Runs on the
@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from answering import SENTENCE, pictures, plan_of
+from tables import put
 
-GOALS = {"64 tokens": 1.0, "six tokens, features known": 0.35, "six tokens": 0.6,
-         "16 questions about a picture": 1.5, "64 pictures": 16.0}  # fmt: skip
+ROOT = Path(__file__).resolve().parents[1]
+ROWS_FILE, DOCS = ROOT / "benchmarks" / "fast_answers.jsonl", ROOT / "docs" / "inference.md"
+BEGIN, END = "<!-- benchmarks/fast_answers.py -->", "<!-- /benchmarks/fast_answers.py -->"
 KINDS = ("red", "large", "wet", "old", "soft", "hot", "near", "round")
 QUESTIONS = [f"What is {kind} and {how} here?" for kind in KINDS for how in ("useful", "alive")]
 
@@ -130,6 +132,7 @@ def rows_of(model: str, folder: Path) -> Iterator[dict[str, Any]]:
 
     plan, images = plan_of(model, "nf4", 0), photographs(folder, 64)
     few = images[:4]
+    Bench(plan, few, folder / "first cache")  # whatever a process does once on a card
     started = time.monotonic()
     bench = Bench(plan, images, folder / "cache")
     first = time.monotonic() - started
@@ -160,35 +163,39 @@ def rows_of(model: str, folder: Path) -> Iterator[dict[str, Any]]:
     yield {"what": "64 pictures, encoders stay", "seconds": [round(took, 2)]}
 
 
-def show(path: Path) -> None:
-    """The rows beside the goals."""
-    for row in map(json.loads, path.read_text().splitlines()):
-        goal = GOALS.get(row["what"])
-        middle = f"{statistics.median(row['seconds']):.3f} s" if "seconds" in row else ""
-        rest = {n: v for n, v in row.items() if n not in ("what", "gpu", "versions", "answers")}
-        print(f"{row['model']:14} {row['what']:30} {middle:9} goal {goal} {rest}")
+def table() -> list[str]:
+    """The medians of benchmarks/fast_answers.jsonl, before answers were recorded and now."""
+    rows = [json.loads(line) for line in ROWS_FILE.read_text(encoding="utf-8").splitlines()]
+    taken = {(row["what"], row["code"]): statistics.median(row["seconds"])
+             for row in rows if "seconds" in row}  # fmt: skip
+    lines = ["| answer | before | now |", "|---|---|---|"]
+    for what in dict.fromkeys(row["what"] for row in rows if "seconds" in row):
+        times = (f"{taken[what, code]:.2f} s" if (what, code) in taken else "not measured"
+                 for code in ("before", "now"))  # fmt: skip
+        lines.append(f"| {what} | {' | '.join(times)} |")
+    return lines
 
 
 def main() -> None:
-    """Measure, or show what was measured."""
+    """Measure, or write the table of what was measured."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="7b")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--show", type=Path)
+    parser.add_argument("--out", type=Path, default=ROWS_FILE)
+    parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
-    if arguments.show:
-        return show(arguments.show)
+    if arguments.table:
+        return put(DOCS, BEGIN, END, table())
     import torch
 
     from trainer.hardware import versions
 
     with tempfile.TemporaryDirectory() as name, arguments.out.open("a") as file:
         for row in rows_of(arguments.model, Path(name)):
-            row |= {"model": arguments.model, "gpu": torch.cuda.get_device_name(),
+            row |= {"code": "now", "model": arguments.model, "gpu": torch.cuda.get_device_name(),
                     "versions": versions()}  # fmt: skip
             file.write(json.dumps(row) + "\n")
             file.flush()
-    show(arguments.out)
+            print({name: value for name, value in row.items() if name != "answers"}, flush=True)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@
     python benchmarks/fp8.py step dtype|fp8 NAME --out FILE
     python benchmarks/fp8.py profile dtype|fp8 NAME --out FILE
     python benchmarks/fp8.py losses dtype|fp8|nudged --out FILE     300 steps on 64 fixed samples
-    python benchmarks/fp8.py gradients --out FILE          of a random 7B's adapters
     python benchmarks/fp8.py forecast                      of the steps' memory, into their rows
     python benchmarks/fp8.py table                         docs/fp8.md's tables
 
@@ -29,7 +28,7 @@ import torch
 from forecast import CARD
 from profile_step import profile
 from tables import put
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from advisor.memory.forecast import forecast
@@ -41,7 +40,7 @@ from trainer.model.layers.fp8 import Fp8Nf4Linear, nf4_codes, quantised, scales_
 from trainer.model.layers.frozen import Nf4Linear, nf4_inner, nf4_product, nf4_weight
 from trainer.rehearse.dummy_batch import MadeUp
 from trainer.rehearse.real import Rehearsal
-from trainer.step import accumulate, total_of, training_step
+from trainer.step import training_step
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS_FILE, DOCS = ROOT / "benchmarks" / "fp8.jsonl", ROOT / "docs" / "fp8.md"
@@ -58,7 +57,6 @@ BASE: dict[str, Any] = {
 FOUR = {"questions_per_picture": 4}
 LINEARS = {"rank": 16, "alpha": 32, "dropout": 0.05, "targets": "all-linear"}
 TEN = {"micro_batch": 10, "effective_batch": 20}
-UNDROPPED = {"rank": 8, "alpha": 16, "dropout": 0.0, "targets": "all-linear"}
 STREAMED = {"compile": False, "host_layers": 24}
 
 
@@ -223,41 +221,6 @@ def losses(how: str) -> dict[str, Any]:
     return {"kind": "losses", "how": how, "curve": curve}
 
 
-def gradients() -> dict[str, Any]:
-    """How far a random 7B's adapters' gradients are from those in fp32, for two samples.
-
-    All have the tensors of the model in bf16, and drawn factors B, as if trained.
-    """
-    found: dict[tuple[str, str], Tensor] = {}
-    tensors: dict[str, Tensor] = {}
-    for dtype, products in (("bf16", "dtype"), ("fp32", "dtype"), ("bf16", "fp8")):
-        settings = {"compile": False, "host_embeddings": False, "dtype": dtype,
-                    "lora": UNDROPPED}  # fmt: skip
-        plan = Plan.parse(BASE | settings | {"products": products, "micro_batch": 2,
-                                             "effective_batch": 2})  # fmt: skip
-        trial = Rehearsal(plan, (96, 96), masks=1)
-        named = {**dict(trial.model.named_parameters()), **dict(trial.model.named_buffers())}
-        torch.manual_seed(0)
-        for name, tensor in named.items():
-            if "lora_B" in name and not tensors:
-                nn.init.normal_(tensor, std=0.02)
-        tensors = tensors or {name: tensor.detach().clone() for name, tensor in named.items()}
-        for name, tensor in named.items():
-            if name in tensors:  # but for the scales of FP8
-                tensor.detach().copy_(tensors[name])
-        batch = trial.samples.batch()
-        accumulate(trial.model, [batch], total_of([batch], trial.accelerator), trial.accelerator)
-        made = [p.grad.flatten().float() for n, p in named.items()
-                if "lora_" in n and p.grad is not None]  # fmt: skip
-        found[dtype, products] = torch.cat(made).double()
-    true = found.pop(("fp32", "dtype"))
-    return {"kind": "gradients", "model": "7b", "errors": [
-        {"dtype": dtype, "products": products,
-         "relative": float((made - true).norm() / true.norm()),
-         "cosine": float(torch.cosine_similarity(made, true, dim=0))}
-        for (dtype, products), made in found.items()]}  # fmt: skip
-
-
 def forecasts() -> None:
     """Write into each measured step's row what is forecast for it."""
     lines = ROWS_FILE.read_text(encoding="utf-8").splitlines()
@@ -301,6 +264,20 @@ def losses_table(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def profiles_table(rows: list[dict[str, Any]]) -> list[str]:
+    """A profiled step: how long the GPU was at work, and at what."""
+    lines = ["| plan | products | step | GPU at work | products | attention | codes | other |",
+             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    for row in rows:
+        if row.get("kind") == "profile":
+            kinds = dict(row["kinds_ms"])
+            said = [kinds.pop(kind) for kind in ("matrix product", "attention", "codes of FP8")]
+            times = [row["step_ms"], row["kernels_busy_ms"], *said, sum(kinds.values())]
+            cells = [row["name"], row["products"], *(f"{ms:.0f} ms" for ms in times)]
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
 def all_rows() -> list[dict[str, Any]]:
     """This script's rows, those of fp8_learning.py, and of shared_demo.py what they go beside."""
     found = [json.loads(line) for line in ROWS_FILE.read_text().splitlines()]
@@ -314,7 +291,7 @@ def all_rows() -> list[dict[str, Any]]:
 
 def written_lines(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
     """docs/fp8.md's tables, by their marks."""
-    layers = ["| linears | bf16 forward, back | FP8 | shared | product alone bf16, FP8 | "
+    layers = ["| model | linears | bf16 forward, back | FP8 | shared | product alone bf16, FP8 | "
               "error forward bf16, FP8 | back |", "|---|---|---|---|---|---|---|"]  # fmt: skip
     learning = ["| seed | gIoU, in dtype | in FP8 | cIoU, in dtype | in FP8 |",
                 "|---|---|---|---|---|"]  # fmt: skip
@@ -327,29 +304,29 @@ def written_lines(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
         if "layer" in row:
             ms, error = row["ms"], row["error"]
             layers.append(
-                f"| {row['layer']} | {ms['bf16 forward']:.2f}, {ms['bf16 back']:.2f} ms | "
+                f"| {row['model']} | {row['layer']} | "
+                f"{ms['bf16 forward']:.2f}, {ms['bf16 back']:.2f} ms | "
                 f"{ms['fp8 forward']:.2f}, {ms['fp8 back']:.2f} ms | "
                 f"{ms['fp8 forward, shared codes']:.2f} ms | {ms['bf16 product alone']:.2f}, "
                 f"{ms['fp8 product alone']:.2f} ms | {error['bf16']:.1%}, {error['fp8']:.1%} | "
                 f"{error['bf16 back']:.1%}, {error['fp8 back']:.1%} |"
             )
     names = {"dtype": "{}", "fp8": "FP8, else {}"}
-    errors = ["| model | arithmetic | relative error | cosine |", "|---|---|---|---|"]
+    gradients = ["| arithmetic | relative error | cosine |", "|---|---|---|"]
     for row in rows:
         for one in row["errors"] if row.get("kind") == "gradients" else []:
             name = names[one["products"]].format(one["dtype"])
-            errors.append(
-                f"| {row['model']} | {name} | {one['relative']:.1%} | {one['cosine']:.4f} |"
-            )
+            gradients.append(f"| {name} | {one['relative']:.1%} | {one['cosine']:.4f} |")
     return {"steps": steps_table(rows), "layers": layers, "learning": learning,
-            "gradients": errors, "losses": losses_table(rows)}  # fmt: skip
+            "gradients": gradients, "losses": losses_table(rows),
+            "profile": profiles_table(rows)}  # fmt: skip
 
 
 def main() -> None:
     """Layers, one step, or the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "what", choices=["layers", "step", "profile", "losses", "gradients", "forecast", "table"]
+        "what", choices=["layers", "step", "profile", "losses", "forecast", "table"]
     )
     parser.add_argument("which", nargs="*")
     parser.add_argument("--out", type=Path, default=ROWS_FILE)
@@ -367,7 +344,6 @@ def main() -> None:
         "step": lambda: [step(*asked.which)],
         "profile": lambda: [profiled(*asked.which)],
         "losses": lambda: [losses(*asked.which)],
-        "gradients": lambda: [gradients()],
     }
     rows = makers[asked.what]()
     facts = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__,

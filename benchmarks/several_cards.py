@@ -105,10 +105,10 @@ def forecast_table() -> list[str]:
                          if n in found else "" for n in numbers(MOST)]  # fmt: skip
                 lines.append(f"| {card.title} | {model} | {batch} | {' | '.join(cells)} |")
     lines.append(
-        "\nQuestions a second, each number of cards with its own best plan, and beside it how much "
-        f"of the speed of one alone each card still has. Link: {exchange().within.source}. Where a "
-        "cell is empty, the batch cannot be shared among so many. Above 100%, the plan preferred "
-        "for one card is not its fastest."
+        "\nA cell has the questions a second of the best plan for so many cards and, in brackets, "
+        "the share of a lone card's speed that each of them keeps. Link: "
+        f"{exchange().within.source}. In an empty cell so many cards cannot share the batch. Above "
+        "100%, the plan advised for one card is not its fastest."
     )
     return lines
 

@@ -3,9 +3,9 @@
     python benchmarks/speed.py        writes profiles/speed.json and docs/speed.md's tables
 
 The factors of the GPU's work come from profiles (benchmarks/profile.jsonl), the CPU's launches from
-timed rows in which the GPU waits for it. All other timed rows of benchmarks/lean.jsonl and of
-benchmarks/adapters.jsonl are set aside to tell the error. What a run takes beside its steps comes
-from benchmarks/encoders.jsonl, host_costs.jsonl, shared.jsonl and the logs of recovery.py.
+timed rows in which the GPU waits for it. All other timed rows (benchmarks/timed.py) are set aside
+to tell the error. What a run takes beside its steps comes from benchmarks/encoders.jsonl,
+host_costs.jsonl, shared.jsonl and the logs of recovery.py.
 """
 
 from __future__ import annotations
@@ -14,16 +14,28 @@ import json
 import re
 import statistics
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tables import put, rows_of
+from tables import put
+from timed import (
+    MACHINES,
+    NVLINK,
+    ONE,
+    WAITING,
+    Row,
+    lines,
+    machine_of,
+    paces,
+    rows_of_two,
+    timed_rows,
+)
 
 from advisor.cost.duration import duration_of
 from advisor.memory import speed
-from advisor.memory.speed import Factors, Pace, encoder_seconds, forward_seconds, paper, seconds_of
-from profiles.gpus import GpuProfile, gpu_by_nvml
+from advisor.memory.speed import Factors, Pace, encoder_seconds, forward_seconds, paper
+from profiles.gpus import gpu_by_nvml
 from profiles.measurement import DataCounts
 from profiles.plan import Plan
 
@@ -32,55 +44,12 @@ HERE = ROOT / "benchmarks"
 DOCS = ROOT / "docs" / "speed.md"
 PLAIN, COMPILED = "stream-b8", "speed-compiled-b10-k32"  # profiled; PLAIN streams its layers
 MASKED = "shared-k3-b9"  # profiled, with rows of several questions
-ONE, ONE_COMPILED = "speed-b1", "speed-compiled-b1-k32"  # the GPU waits for the CPU
-TUNED_ON = (PLAIN, COMPILED, MASKED, ONE, ONE_COMPILED)
-# Rows were timed on three machines, each of which launches at its own speed. One row of each of the
-# later two, in which the GPU waits, tells how fast.
-MACHINES = {"shared-": "shared-13b-k1-b4", "qwen-": "qwen-2b-b8"}
+ONE_COMPILED = "speed-compiled-b1-k32"  # as ONE
+WAITING_INT8 = "fp8-7b-int8, fp8"  # as WAITING
+TUNED_ON = (PLAIN, COMPILED, MASKED, ONE, ONE_COMPILED, WAITING, WAITING_INT8)
+LINEARS = {"q, k, v, o": 4, "gate, up": 2, "down": 1}  # of a layer, as benchmarks/fp8.py times them
 ROW_TOKENS = 646  # in those runs, about: 576 of a picture, and a short question
 LOGS = ("recovery-killed.log", "recovery-robbed.log", "recovery-capped.log")
-
-
-@dataclass(frozen=True)
-class Row:
-    """A timed step."""
-
-    name: str
-    plan: Plan
-    text: int  # tokens of each row
-    seconds: float
-    card: GpuProfile
-
-    @property
-    def machine(self) -> str:
-        """The row that tells how fast its machine's CPU is; of the first machine, ONE."""
-        return next((row for start, row in MACHINES.items() if self.name.startswith(start)), ONE)
-
-
-def lines(name: str) -> list[dict[str, Any]]:
-    """The documents of a file of rows."""
-    return rows_of(HERE / name)
-
-
-def timed_rows() -> dict[str, Row]:
-    """The timed rows with samples of one length; those of other machines by name and number."""
-    found = {}
-    for record in lines("lean.jsonl"):
-        m = record["measurement"]
-        if m["step_seconds"] and m["text_tokens"][0] == m["text_tokens"][1]:
-            card = gpu_by_nvml(m["gpu"], m["gpu_bytes"])
-            assert card is not None
-            plan = Plan.parse(m["plan"])
-            found[record["name"]] = Row(
-                record["name"], plan, m["text_tokens"][1], m["step_seconds"], card
-            )
-    # The same plans on other machines, by this tree's code.
-    again = [r for r in lines("adapters.jsonl") if r["tree"] == "main" and not r["pefts_forward"]]
-    for number, record in enumerate(again, 1):
-        first = found[record["name"]]
-        name = f"{record['name']}, again ({number})"
-        found[name] = replace(first, name=name, seconds=record["step_seconds"])
-    return found
 
 
 def step_factors(rows: dict[str, Row]) -> dict[str, float]:
@@ -119,19 +88,32 @@ def step_factors(rows: dict[str, Row]) -> dict[str, float]:
     }
 
 
-def fp8_share(found: dict[str, Any]) -> float:
-    """Time of FP8 products as a share of the usual ones': the mean of two timed steps."""
-    steps = [record["measurement"] for record in lines("fp8.jsonl")
-             if record.get("products") == "fp8" and record.get("measurement")]  # fmt: skip
-    shares = []
-    for m in steps:
-        plan, card = Plan.parse(m["plan"]), gpu_by_nvml(m["gpu"], m["gpu_bytes"])
-        assert card is not None
-        most, least = (write(found | {"fp8": share}) and seconds_of(plan, m["text_tokens"][1], card)
-                       for share in (1.0, 0.8))  # fmt: skip
-        real = m["step_seconds"] / min(2, plan.accumulation)
-        shares.append(1 - 0.2 * (most - real) / (most - least))
-    return round(statistics.mean(shares), 3)
+def fp8_factors(rows: dict[str, Row]) -> dict[str, float]:
+    """Products from layers alone, codes from a profile."""
+    found = lines("fp8.jsonl")
+    times = [r for r in found if "layer" in r and r.get("model", "7b") == "7b"]
+    wide, narrow = (sum(LINEARS[r["layer"]] * r["ms"][f"{kind} product alone"] for r in times)
+                    for kind in ("bf16", "fp8"))  # fmt: skip
+    (profile,) = (r for r in found if r.get("kind") == "profile" and r["products"] == "fp8")
+    row = rows[f"fp8-{profile['name']}, fp8"]
+    codes = sum(profile["kinds_ms"][kind] for kind in ("codes of FP8", "dequantisation")) / 1e3
+    on_paper = row.plan.accumulation * paper(row.plan, row.text, row.card).codes
+    return {"fp8": round(narrow / wide, 3), "fp8_codes": round(codes / on_paper, 2)}
+
+
+def fp8_launches(rows: dict[str, Row], found: dict[str, float]) -> float:
+    """What FP8 adds to the launches of a pass: two steps that waited for one CPU.
+
+    The second has no NF4 to widen, and what that takes the usual CPU is known: so is how much
+    slower this one is.
+    """
+    each = []
+    for name in (WAITING, WAITING_INT8):
+        row, on_paper = rows[name], paper(rows[name].plan, rows[name].text, rows[name].card)
+        rest = row.seconds / row.plan.accumulation - found["fixed_seconds"]
+        each.append((rest - found["copy"] * on_paper.head_copy) / on_paper.passes)
+    slower = (each[0] - each[1]) / found["launch_quantised_seconds"]
+    return float(round(each[0] / slower - found["launch_compiled_seconds"], 5))
 
 
 def _quantised() -> float:
@@ -238,25 +220,14 @@ def run_factors(known: Factors) -> dict[str, float]:
     }
 
 
-def paces(rows: dict[str, Row]) -> dict[str, float]:
-    """How long launches take in each machine, beside the first."""
-    found = {ONE: 1.0}
-    for name in MACHINES.values():
-        row = rows[name]
-        low, high = (seconds_of(row.plan, row.text, row.card, Pace(launches=n)) for n in (10, 20))
-        found[name] = 10 + 10 * (row.seconds - low) / (high - low)
-    return found
-
-
 def step_table(rows: dict[str, Row]) -> tuple[list[str], dict[str, Any]]:
     """The table of the timed rows, and the errors of those that were set aside."""
     table = ["| row | card | | launches | forecast | measured | error | with usual launches |",
              "|---|---|---|---|---|---|---|---|"]  # fmt: skip
     known, usual, pace = [], [], paces(rows)
     for name, row in rows.items():
-        launches = pace[row.machine]
-        said, other = (seconds_of(row.plan, row.text, row.card, Pace(launches=n))
-                       for n in (launches, 1.0))  # fmt: skip
+        launches = pace[machine_of(row)]
+        said, other = (row.said(Pace(launches=n)) for n in (launches, 1.0))
         error, unknown = (100 * (seconds / row.seconds - 1) for seconds in (said, other))
         used = name in (*TUNED_ON, *MACHINES.values())
         if not used:
@@ -281,6 +252,17 @@ def step_table(rows: dict[str, Row]) -> tuple[list[str], dict[str, Any]]:
         "worst": round(max(known) / 100, 3),
         "error": text,
     }
+
+
+def two_table() -> list[str]:
+    """The table of steps of two processes; nothing was fitted to them but the wait."""
+    table = ["| row | gradients pass | forecast | measured | error |", "|---|---|---|---|---|"]
+    for row in rows_of_two():
+        way = "NVLink" if row.link == NVLINK else "host memory"
+        said = row.said()
+        table.append(f"| {row.name} | {way} | {said:.3f} s | {row.seconds:.3f} s | "
+                     f"{100 * (said / row.seconds - 1):+.0f} % |")  # fmt: skip
+    return table
 
 
 def encoder_table() -> list[str]:
@@ -309,7 +291,7 @@ def ranges_text(known: Factors) -> str:
         f"rate, or half of it; those of an H100 and an H200 reach {whole:.0%}. Of these\n"
         f"two cards, arithmetic may be {known.worst:.0%} off, as in the worst row. In any machine "
         f"launches are taken to last {least:.2f} to\n{most:.2f} times the usual, as in the "
-        "fastest and the slowest of the three. These ranges are a policy, not a measurement."
+        "fastest and the slowest machine. These ranges are a policy, not a measurement."
     )
 
 
@@ -360,7 +342,8 @@ def main() -> None:
     """Write the factors, and the tables of all rows."""
     rows = timed_rows()
     found: dict[str, Any] = step_factors(rows) | encoder_factors()
-    found |= {"fp8": fp8_share(found)}
+    found |= fp8_factors(rows)
+    found |= {"launch_fp8_seconds": fp8_launches(rows, found)}
     found |= run_factors(write(found))
     write(found)
     table, errors = step_table(rows)
@@ -368,6 +351,7 @@ def main() -> None:
     print("\n".join([json.dumps(asdict(known), indent=2), *table, *encoder_table()]))
     tables = {
         "steps": table,
+        "two": two_table(),
         "encoders": encoder_table(),
         "ranges": [ranges_text(known)],
         "epochs": [epochs_text()],

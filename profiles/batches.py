@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from profiles.findings import Finding
 from profiles.models import model_profile
 from profiles.settings import EFFECTIVE_BATCH, MOST, TokenLimits
-from profiles.text import counted
+from profiles.text import counted, some
 
 
 class Batch(Protocol):
@@ -125,10 +125,7 @@ def forget_dependent_batch(data: dict[str, Any], given: set[str]) -> None:
 
 def batch_contradictions(plan: Batch) -> Iterator[Finding]:
     """Why these batch sizes contradict each other."""
-    questions, fix = (
-        plan.questions_per_picture,
-        "set effective_batch and micro_batch, and leave accumulation out",
-    )
+    questions = plan.questions_per_picture
     if questions == 1:
         if plan.effective_batch % plan.processes:
             more = -(-plan.effective_batch // plan.processes) * plan.processes
@@ -141,12 +138,14 @@ def batch_contradictions(plan: Batch) -> Iterator[Finding]:
                 f"--set effective_batch={more}, which changes the recipe",
             )
         elif plan.micro_batch * plan.accumulation * plan.processes != plan.effective_batch:
+            even = micro_batches(plan, plan.effective_batch // plan.processes)
             yield Finding(
                 "accumulation",
                 "gradient accumulation × micro-batch × processes must equal the effective batch",
                 f"{plan.accumulation} × {plan.micro_batch} × {plan.processes} ≠ "
                 f"{plan.effective_batch}",
-                fix,
+                f"leave accumulation out, and set micro_batch to {some(map(str, even), 8)}; or set "
+                "effective_batch, which changes the recipe",
             )
         return
     rows = full_rows(plan.effective_batch, questions)
@@ -164,7 +163,7 @@ def batch_contradictions(plan: Batch) -> Iterator[Finding]:
             f"× {plan.processes} processes take them in "
             f"{passes(rows, plan.micro_batch, plan.processes)} forward passes",
             str(plan.accumulation),
-            fix,
+            "leave accumulation out",
         )
     if questions > plan.tokens.max_masks:
         yield Finding(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
+from profiles.text import brief
 from profiles.usage_errors import in_own_words
 
 
@@ -19,12 +21,30 @@ def _plain(parameters: list[Any]) -> list[Any]:
     return parameters
 
 
+def _refuse_second_values(command: Any, ctx: Any, args: list[str]) -> None:
+    """End with exit code 2 if an option that takes one value gets two: the first would be lost."""
+    if ctx.resilient_parsing:  # shell completion
+        return
+    parser, single = command.make_parser(ctx), {}
+    for one in command.get_params(ctx):
+        if isinstance(one, TyperOption) and not one.is_flag and not one.multiple:
+            single[one.name] = one
+            collecting = copy(one)
+            collecting.multiple = True
+            collecting.add_to_parser(parser, ctx)
+    for name, values in parser.parse_args(list(args))[0].items():
+        if name in single and len(found := list(dict.fromkeys(values))) > 1:
+            got = " and ".join(map(brief, found))
+            raise typer.BadParameter(f"got {got}; give it once", ctx, single[name])
+
+
 class _Command(TyperCommand):
     def get_params(self, ctx: Any) -> list[Any]:
         return _plain(super().get_params(ctx))
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         with in_own_words(ctx):
+            _refuse_second_values(self, ctx, args)
             return super().parse_args(ctx, args)
 
 
@@ -34,6 +54,7 @@ class _Group(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         with in_own_words(ctx):
+            _refuse_second_values(self, ctx, args)
             return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, TypeVar, get_type_hints
 
+from profiles.exits import fail
+
 T = TypeVar("T")
 
 
@@ -35,3 +37,11 @@ def takes(options: type[T]) -> Callable[[Callable[[Any, T], None]], Callable[...
         return called
 
     return taken
+
+
+def must_be_bare(context: Any, options: Any) -> None:
+    """End with exit code 2 where options stand before a command's name: it would not get them."""
+    given = ((getattr(options, one.name), one.default) for one in fields(options))
+    # typer has None or an empty list, too, for what is not given
+    if any(value not in (default, None, []) for value, default in given):
+        fail(f"give the options of {context.invoked_subcommand} after its name")

@@ -8,12 +8,14 @@ add their gradients up, in flat buckets that torch's DDP keeps beside them
 from __future__ import annotations
 
 import json
-from functools import cache
+from functools import cache, lru_cache
 from math import ceil, log2
 from pathlib import Path
 from typing import NamedTuple
 
+from profiles.families import ModelProfile
 from profiles.plan import Plan
+from profiles.settings import Lora, TrainedPart
 from profiles.sizes import MIB
 
 EXCHANGE_FILE = Path(__file__).with_name("exchange.json")
@@ -49,8 +51,15 @@ def exchange() -> Exchange:
 
 def trained_values(plan: Plan) -> int:
     """Values that the plan trains."""
-    adapters = plan.profile.decoder.adapter_values(plan.lora) if plan.lora is not None else 0
-    return adapters + sum(map(plan.profile.part_values, plan.train))
+    return _trained_values(plan.profile, plan.lora, plan.train)
+
+
+@lru_cache(256)
+def _trained_values(
+    profile: ModelProfile, lora: Lora | None, train: tuple[TrainedPart, ...]
+) -> int:
+    adapters = profile.decoder.adapter_values(lora) if lora is not None else 0
+    return adapters + sum(map(profile.part_values, train))
 
 
 def gradient_bytes(plan: Plan) -> int:

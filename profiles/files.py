@@ -127,8 +127,20 @@ def force(path: Path) -> None:
 
 
 def reason(error: Exception) -> str:
-    """What went wrong, without the number and the file name that an OSError's text contains."""
-    return error.strerror.lower() if isinstance(error, OSError) and error.strerror else str(error)
+    """What went wrong, in words for a user.
+
+    Without the number and the file name in an OSError's text, and without Python's own terms.
+    """
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    if isinstance(error, UnicodeDecodeError):
+        first = error.object[error.start]
+        return f"not text in {error.encoding.upper()} (byte {error.start} is {first:#04x})"
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    if isinstance(error, KeyError):
+        return f"{error} is missing"
+    return str(error) or "damaged"
 
 
 def refused(error: OSError) -> str:

@@ -11,18 +11,18 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from itertools import product
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from profiles.exchange import FP32_BYTES, bucket_bytes, rebuilt_bytes
-from profiles.families import FEATURE_BYTES
+from profiles.families import FEATURE_BYTES, ModelProfile
 from profiles.levers import needs_no_more
 from profiles.models import model_profile
 from profiles.plan import Plan
-from profiles.settings import STORED_BYTES, Lora
+from profiles.settings import STORED_BYTES, Encoder, Lora
 
 GRID_FILE = Path(__file__).with_name("grid.jsonl")
 MICRO_BATCHES = (1, 4, 20)
@@ -33,6 +33,11 @@ QUESTIONS = (1, 3)  # a picture; two take no more than three
 WHOLE_SEGMENTS = 1.10
 PADDING = 16  # positions of a row, at most, beside image and text
 BUFFERS = 2  # layers' worth of them on the card, if any layer is in host memory
+# Settings in which a plan may differ from its corners': they are its place between these.
+FREE = frozenset({
+    "processes", "nodes", "compile", "dtype", "device", "host_embeddings", "host_layers", "tokens",
+    "checkpointed_layers", "micro_batch", "accumulation", "quantization", "questions_per_picture",
+})  # fmt: skip
 
 
 def reliefs(model: str, host_embeddings: bool) -> list[tuple[int, int]]:
@@ -72,13 +77,12 @@ def estimate(plan: Plan, text_tokens: int) -> Estimate | None:
     model = _model_in_grid(plan.model)
     if model is None or plan.questions_per_picture > QUESTIONS[-1]:
         return None
-    usual = _usual(plan, model)
-    if needs_no_more(plan, usual):
+    usual = _default(model)
+    if needs_no_more(plan, usual, FREE):
         return _of_a_group(_between(plan, model, text_tokens), plan)
-    alike = plan.model_copy(update={"lora": usual.lora})
-    if plan.lora is None or usual.lora is None or not needs_no_more(alike, usual):
+    if plan.lora is None or usual.lora is None or not needs_no_more(plan, usual, FREE | {"lora"}):
         return None
-    found = _between(alike, model, text_tokens)
+    found = _between(plan, model, text_tokens)
     if found is not None:
         found = _with_adapters(found, plan, usual.lora, text_tokens)
     return _of_a_group(found, plan)
@@ -147,45 +151,78 @@ def _between(plan: Plan, model: str, text_tokens: int) -> Estimate | None:
     layers = plan.profile.decoder.layers
     if plan.host_layers and not (plan.host_embeddings and plan.checkpointed_layers == layers):
         return None
-    questions = next((n for n in QUESTIONS if n >= plan.questions_per_picture), QUESTIONS[-1])
-    micro = _place(plan.micro_batch, MICRO_BATCHES)
-    text = _place(max(text_tokens, TEXT_TOKENS[0]), TEXT_TOKENS)
-    if micro is None or text is None:
+    if (model, plan.quantization) not in _storages():
         return None
-    points = [sum(point) for point in reliefs(model, plan.host_embeddings)]
     share = model_profile(model).decoder.layers / layers  # 1, but for a stand-in
     # Any layer in host memory needs two layers' buffers on the card: the first two gain nothing.
     gained = max(0, plan.host_layers - BUFFERS) * layers / (layers - BUFFERS)
-    on_card = _place(share * (plan.checkpointed_layers + gained), points)
-    on_host = _place(share * (plan.checkpointed_layers + plan.host_layers), points)
-    if on_card is None or on_host is None or (model, plan.quantization) not in _storages():
+    on_card = share * (plan.checkpointed_layers + gained)
+    on_host = share * (plan.checkpointed_layers + plan.host_layers)
+    mixed = _mixed(
+        model, plan.quantization, plan.host_embeddings, plan.questions_per_picture,
+        plan.micro_batch, text_tokens, on_card, on_host,
+    )  # fmt: skip
+    if mixed is None:
+        return None
+    pool = mixed.pool
+    if "expandable_segments:True" not in plan.allocator:
+        pool *= WHOLE_SEGMENTS
+    less = mixed.compiled_less if plan.compile else 0.0
+    shared = shared_host_bytes(plan)
+    host = plan.local_processes * (mixed.host - shared + batch_bytes(plan)) + shared
+    pool = max(pool - less, caching_bytes(plan))
+    standing = round(mixed.frozen), round(mixed.trained)
+    return Estimate(round(mixed.tensors - less), round(pool), round(host), *standing)
+
+
+class _Mixed(NamedTuple):
+    """Bytes between the corners."""
+
+    tensors: float
+    pool: float
+    compiled_less: float
+    host: float
+    frozen: float
+    trained: float
+
+
+@lru_cache(8192)  # a choice asks for the same place many times, and the next choice again
+def _mixed(
+    model: str,
+    quantization: str,
+    host_embeddings: bool,
+    questions: int,
+    micro_batch: int,
+    text_tokens: int,
+    on_card: float,
+    on_host: float,
+) -> _Mixed | None:
+    """What a place between the corners takes; None outside. The last two count relieved layers."""
+    questions = next((n for n in QUESTIONS if n >= questions), QUESTIONS[-1])
+    points = [sum(point) for point in reliefs(model, host_embeddings)]
+    micro = _place(micro_batch, MICRO_BATCHES)
+    text = _place(max(text_tokens, TEXT_TOKENS[0]), TEXT_TOKENS)
+    card, host = _place(on_card, points), _place(on_host, points)
+    if micro is None or text is None or card is None or host is None:
         return None
 
     def corners(relief: _Place) -> list[tuple[dict[str, Any], float]]:
         return [
-            (
-                _corners()[model, plan.quantization, plan.host_embeddings, questions, m, t, r],
-                a * b * c,
-            )
+            (_corners()[model, quantization, host_embeddings, questions, m, t, r], a * b * c)
             for (m, a), (t, b), (r, c) in product(_ends(micro), _ends(text), _ends(relief))
         ]
 
     def mixed(near: list[tuple[dict[str, Any], float]], column: str) -> float:
         return sum(share * corner[column] for corner, share in near)
 
-    card = corners(on_card)
-    tensors = mixed(card, "tensors_bytes")
+    near = corners(card)
+    tensors = mixed(near, "tensors_bytes")
     # The pool's fragmentation is not linear: the worst of the corners is used.
-    pool = tensors * max(corner["pool_bytes"] / corner["tensors_bytes"] for corner, _ in card)
-    if "expandable_segments:True" not in plan.allocator:
-        pool *= WHOLE_SEGMENTS
-    less = mixed(card, "compiled_less_bytes") if plan.compile else 0.0
-    shared, beside = shared_host_bytes(plan), card if on_host == on_card else corners(on_host)
-    own = mixed(beside, "host_bytes") - shared + batch_bytes(plan)
-    host = plan.local_processes * own + shared
-    pool = max(pool - less, caching_bytes(plan))
-    standing = (round(mixed(card, column)) for column in ("frozen_bytes", "trained_bytes"))
-    return Estimate(round(tensors - less), round(pool), round(host), *standing)
+    pool = tensors * max(corner["pool_bytes"] / corner["tensors_bytes"] for corner, _ in near)
+    less = mixed(near, "compiled_less_bytes")
+    beside = mixed(corners(host), "host_bytes")
+    return _Mixed(tensors, pool, less, beside, mixed(near, "frozen_bytes"),
+                  mixed(near, "trained_bytes"))  # fmt: skip
 
 
 def caching_bytes(plan: Plan) -> int:
@@ -200,36 +237,38 @@ def batch_bytes(plan: Plan) -> int:
     Its micro-batches are pinned together. One more is collated, and each data worker keeps two
     ahead.
     """
-    sizes = _picture_bytes(plan)
-    return _pinned(sizes, plan) + sum(sizes) * (1 + 2 * plan.workers)
+    sizes = _picture_bytes(plan.profile, plan.cached_encoders, plan.micro_batch)
+    return _pinned(plan) + sum(sizes) * (1 + 2 * plan.workers)
 
 
 def pinned_bytes(plan: Plan) -> int:
     """Bytes of a machine's host memory that a run pins: what lives there, and a step's batches."""
-    batches = _pinned(_picture_bytes(plan), plan)
-    return shared_host_bytes(plan) + plan.local_processes * batches
+    return shared_host_bytes(plan) + plan.local_processes * _pinned(plan)
 
 
 def shared_host_bytes(plan: Plan) -> int:
     """Bytes of layers and tables in host memory; a machine's processes share one copy."""
-    decoder, rows = plan.profile.decoder, plan.profile.vocabulary_rows
+    profile = plan.profile
+    decoder, rows = profile.decoder, profile.vocabulary_rows
     layers = plan.host_layers * decoder.layer_weights * STORED_BYTES[plan.quantization]
     tables = (1 if decoder.tied_head else 2) * rows * decoder.hidden * FEATURE_BYTES
     return round(layers) + plan.host_embeddings * tables
 
 
-def _pinned(sizes: list[int], plan: Plan) -> int:
+def _pinned(plan: Plan) -> int:
     """A step's batches in blocks of powers of two, as torch pins memory."""
+    sizes = _picture_bytes(plan.profile, plan.cached_encoders, plan.micro_batch)
     return plan.accumulation * sum(1 << (size - 1).bit_length() for size in sizes)
 
 
-def _picture_bytes(plan: Plan) -> list[int]:
-    """Bytes of each tensor that the pictures of one micro-batch are."""
+@lru_cache(256)
+def _picture_bytes(profile: ModelProfile, cached: tuple[Encoder, ...], count: int) -> list[int]:
+    """Bytes of each tensor that `count` pictures are."""
     tensors = []
-    for name, facts in plan.profile.encoders.items():
-        cached = name in plan.cached_encoders
-        for shape in (facts.features if cached else facts.pixels).values():
-            tensors.append(plan.micro_batch * prod(shape) * (FEATURE_BYTES if cached else 4))
+    for name, facts in profile.encoders.items():
+        shapes = facts.features if name in cached else facts.pixels
+        each = FEATURE_BYTES if name in cached else 4
+        tensors += [count * prod(shape) * each for shape in shapes.values()]
     return tensors
 
 
@@ -238,14 +277,6 @@ def _model_in_grid(name: str) -> str | None:
     """The model whose corners are used for plans of the one called `name`: it, or a larger one."""
     profile, known = model_profile(name), dict.fromkeys(key[0] for key in _corners())
     return next((other for other in known if profile.needs_no_more(model_profile(other))), None)
-
-
-def _usual(plan: Plan, model: str) -> Plan:
-    """The corners' plan with `plan`'s own position between them."""
-    free = ("processes", "nodes", "compile", "dtype", "device", "host_embeddings", "host_layers",
-            "tokens", "checkpointed_layers", "micro_batch", "accumulation", "quantization",
-            "questions_per_picture")  # fmt: skip
-    return _default(model).model_copy(update={name: getattr(plan, name) for name in free})
 
 
 @cache

@@ -274,16 +274,16 @@ def value_text(name: str, value: Any) -> str:
     return f"{value} {SETTINGS[name].unit}".rstrip()
 
 
-def needs_no_more(plan: Plan, other: Plan) -> bool:
+def needs_no_more(plan: Plan, other: Plan, apart: frozenset[str] = frozenset()) -> bool:
     """Whether `plan` surely peaks at or below `other`'s bytes, from the direction of each lever.
 
-    False means "not known", not "more".
+    Settings `apart` are not compared. False means "not known", not "more".
     """
-    return _no_more(plan, other, "")
+    return _no_more(plan, other, "", apart)
 
 
-def _no_more(settings: Any, other: Any, table: str) -> bool:
-    for name, no_more in _compared(table):
+def _no_more(settings: Any, other: Any, table: str, apart: frozenset[str] = frozenset()) -> bool:
+    for name, no_more in _compared(table, apart):
         value, bound = getattr(settings, name), getattr(other, name)
         if value is not bound and not no_more(value, bound):
             return False
@@ -291,11 +291,11 @@ def _no_more(settings: Any, other: Any, table: str) -> bool:
 
 
 @cache
-def _compared(table: str) -> tuple[tuple[str, NoMore], ...]:
+def _compared(table: str, apart: frozenset[str] = frozenset()) -> tuple[tuple[str, NoMore], ...]:
     """The compared settings of a table ("" for the Plan itself, "lora."), by their inner names."""
     inner = {n.removeprefix(table): t.counts for n, t in SETTINGS.items() if n.startswith(table)}
     return tuple((name, no_more) for name, no_more in inner.items()
-                 if no_more is not None and "." not in name)  # fmt: skip
+                 if no_more is not None and "." not in name and name not in apart)  # fmt: skip
 
 
 def memory_key(plan: Plan) -> object:

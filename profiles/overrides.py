@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from profiles.findings import Finding
+from profiles.findings import Finding, PlanError
 from profiles.text import brief
 
 
@@ -16,8 +16,31 @@ def assigned(overrides: Iterable[str]) -> dict[str, str]:
     return {key.strip().replace("-", "_"): value.strip() for key, _, value in pairs}
 
 
+def must_agree(overrides: Iterable[str]) -> None:
+    """Raise PlanError for every setting that gets two values, or is set as a whole and in part.
+
+    Which of the two was meant cannot be known: an option of its own may have set one of them.
+    """
+    given: dict[str, str] = {}
+    findings = []
+    for text in overrides:
+        for name, value in assigned([text]).items():
+            if _value(given.setdefault(name, value)) != _value(value):
+                findings.append(Finding(legible(name), "has two values",
+                                        f"{legible(given[name])} and {legible(value)}",
+                                        "give it once, by --set or by its own option"))  # fmt: skip
+    for name, value in given.items():
+        whole = name.partition(".")[0]
+        if whole != name and whole in given:
+            findings.append(Finding(legible(whole), "is set as a whole and in part",
+                                    legible(f"{given[whole]}, and {name}={value}"),
+                                    "give one of the two"))  # fmt: skip
+    if findings:
+        raise PlanError(findings)
+
+
 def legible(name: str) -> str:
-    """The name of a setting as it can be shown."""
+    """The name of a setting, or a value of one, as it can be shown."""
     return name if name.isprintable() and len(name) <= 60 else brief(name)
 
 
@@ -37,10 +60,7 @@ def assign(data: dict[str, Any], text: str, settings: Sequence[str]) -> Finding 
         return Finding("--set", "must read key=value", brief(text), "--set micro_batch=4")
     if key not in settings:
         return Finding(legible(key), "no such setting", brief(text), nearest_setting(key, settings))
-    try:
-        value = json.loads(raw)
-    except (ValueError, RecursionError):
-        value = raw
+    value = _value(raw)
     if isinstance(value, str) and key in ("train", "cached_encoders"):
         value = [part.strip() for part in value.split(",") if part.strip()]
     *parents, last = key.split(".")
@@ -48,7 +68,13 @@ def assign(data: dict[str, Any], text: str, settings: Sequence[str]) -> Finding 
         if data.get(parent) is None:
             data[parent] = {}
         data = data[parent]
-        if not isinstance(data, dict):
-            return Finding(parent, "is a table of settings", brief(data), f"leave {parent}= out")
     data[last] = value
     return None
+
+
+def _value(raw: str) -> Any:
+    """What a text means: JSON where it parses, otherwise itself."""
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError):
+        return raw

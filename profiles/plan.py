@@ -21,7 +21,7 @@ from profiles.contradictions import contradictions
 from profiles.files import read_regular, reason
 from profiles.findings import Finding, PlanError
 from profiles.older_plans import as_first_written, modernised
-from profiles.overrides import assign
+from profiles.overrides import assign, must_agree
 from profiles.pictures import forget_other_limits, with_picture_limits
 from profiles.plan_settings import PlanSettings
 from profiles.settings import PUBLISHED_WARMUP, Lora, Mixture, Schedule, TokenLimits
@@ -118,10 +118,12 @@ class Plan(PlanSettings):
         """A plan with `key=value` assignments applied, dotted keys for nested settings.
 
         Values are read as JSON where they parse (`8`, `true`, `null`, `["mask"]`), otherwise as
-        text; for a list, a comma-separated text will do. Raises PlanError.
+        text; for a list, a comma-separated text will do. Raises PlanError, also for a setting
+        with two values.
         """
         data = self.model_dump(mode="json")
         assignments = list(assignments)
+        must_agree(assignments)
         names = setting_names()
         findings = [f for text in assignments if (f := assign(data, text, names)) is not None]
         if findings:

@@ -35,11 +35,11 @@ def with_recipe(recipe: str | None, given: Sequence[str], model: str | None = No
     if recipe is None:
         return list(given)
     named = assigned(given).keys() | ({"model"} if model else set())
-    settings = read_recipe(recipe)
+    tables = {name.partition(".")[0] for name in named}
     return [
         f"{name}={value}"
-        for name, value in settings.items()
-        if name not in named and name.partition(".")[0] not in named
+        for name, value in read_recipe(recipe).items()
+        if name not in named | tables and name.partition(".")[0] not in named
     ] + list(given)
 
 

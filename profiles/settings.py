@@ -73,10 +73,15 @@ class Schedule(Settings):
         None,
         ge=0,
         le=MOST,
-        description="linear warm-up of the learning rate, in optimizer steps; null: a twentieth of "
-        "the run, at most 100 as published",
+        description="optimizer steps in which the learning rate rises to its peak, at most half of "
+        "the run's; null: a twentieth of the run's, at most LISA's 100",
     )
-    epochs: int = Field(10, ge=1, le=MOST, description="passes over the training split")
+    epochs: int = Field(
+        10,
+        ge=1,
+        le=MOST,
+        description="passes over the training data; of a mixture, each of mixture.samples",
+    )
     patience: int | None = Field(
         None,
         ge=1,

@@ -10,26 +10,19 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-from pydantic import Base64Bytes, Field
+from pydantic import Field
 
 from advisor.inference import NoRoom, fitting, worst_question
 from advisor.machine.probe import probe
 from profiles.environment import at_home, python_module
+from profiles.files import writer
 from profiles.records import Frozen
 from profiles.sizes import mib
 from profiles.streams import tell
-from studio.data import LARGEST_SIDE, png
 from studio.places import Places, folders, kind_of
 from trainer.answer.trained_model import ORIGIN, Trained, find_trained
-from trainer.data.findings import DataError, Report
-from trainer.data.formats.coco_masks import painted, read_parts
-from trainer.data.images import read_image
-from trainer.data.overlays import COLOURS, captioned, overlay
 from trainer.run.folder import TRAINED
 from trainer.serve.asked import Answered, Asked
 from trainer.serve.child import Child, Gone
@@ -37,25 +30,12 @@ from trainer.serve.workers import Workers
 
 PROCESS = "trainer.cli.model_process"
 IDLE_SECONDS = 600.0  # without a question: then the model leaves the memory
-MOST_MASKS = 256  # of all questions of a request together
 
 
 class Model(Frozen):
     """A model, by its place."""
 
     model: str = Field(max_length=4000)
-
-
-class Drawing(Frozen):
-    """A picture and the masks of its answers, and what to make of them."""
-
-    picture: Base64Bytes = Field(repr=False)
-    masks: tuple[dict[str, Any], ...] = Field(max_length=MOST_MASKS)
-    shown: tuple[int, ...] = Field((), max_length=MOST_MASKS)  # numbers of masks, each in a colour
-    opacity: float = Field(0.35, ge=0, le=1)
-    caption: str = Field("", max_length=2000)
-    kind: Literal["overlay", "mask"] = "overlay"
-    most: int = Field(1200, ge=16, le=65_535)
 
 
 class Desk(Workers):
@@ -137,7 +117,7 @@ def models(places: Places) -> dict[str, Any]:
     found = {}
     for folder in _candidates(places):
         place, kind = places.place(folder), _kind_of_model(folder)
-        if place is None or not kind:
+        if place is None or not kind or places.way_out(folder):
             continue
         with suppress(ValueError, OSError):  # not whole: no model
             name = find_trained(folder, sees_gpu=lambda: False).plan.model
@@ -175,9 +155,13 @@ def memory(model: Model, places: Places) -> dict[str, Any]:
         return {"words": f"on this machine's CPU: {files_have}, the libraries take more than that"}
     worst = worst_question(plan.tokens.max_text_tokens, plan.profile.most_image_tokens)
     try:
-        return {"words": fitting(plan, trained.may_round, worst, machine, tell).line()}
+        words = fitting(plan, trained.may_round, worst, machine, tell).line()
     except NoRoom as error:
         return {"words": str(error)}
+    # What is free now is not free later: a pool grows until the longest sample was there.
+    busy = [run.name for run in places.runs() if writer(run) is not None]
+    return {"words": words + "".join(f"; {name} is training here and may run out of memory then"
+                                     for name in busy)}  # fmt: skip
 
 
 def _weights(trained: Trained) -> Iterator[Path]:
@@ -186,59 +170,3 @@ def _weights(trained: Trained) -> Iterator[Path]:
     base = packaged if trained.plan.weights == "default" else trained.plan.weights
     for folder in filter(None, (Path(str(base)), trained.folder)):
         yield from folder.glob("*.safetensors")
-
-
-def draw(drawing: Drawing) -> bytes:
-    """The picture with the shown masks over it, or the shown masks alone, as PNG.
-
-    Raises DataError, ValueError.
-    """
-    image = _decoded(drawing.picture)
-    size = image.shape[0], image.shape[1]
-    chosen = [number for number in dict.fromkeys(drawing.shown) if 0 <= number < len(drawing.masks)]
-    # One after the other: hundreds of a large picture's size would be gigabytes.
-    whole = (_mask(drawing.masks[number], number, size) for number in chosen)
-    if drawing.kind == "mask":
-        every = np.zeros(size, bool)
-        for mask in whole:
-            every |= mask
-        return png(Image.fromarray(every.astype(np.uint8) * 255), drawing.most)
-    image, masks = _shrunk(image, whole, drawing.most)
-    colours = [COLOURS[number % len(COLOURS)] for number in chosen]
-    if masks:
-        image = overlay(image, masks, colours, drawing.opacity)
-    return png(Image.fromarray(captioned(image, drawing.caption) if drawing.caption else image))
-
-
-def _decoded(picture: bytes) -> NDArray[np.uint8]:
-    """A picture of a request. Raises ValueError, without the name of its file here."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "picture"
-        path.write_bytes(picture)
-        try:
-            return read_image(path)
-        except DataError as error:
-            raise ValueError("; ".join(f"{one.what}. Fix: {one.fix}" for one in error.findings)
-                             .replace(str(path), "picture")) from None  # fmt: skip
-
-
-def _mask(value: dict[str, Any], number: int, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """A mask of run lengths, which a stranger may have written. Raises DataError."""
-    report = Report(Path(f"masks[{number}]"))
-    runs = {"size": value.get("size"), "counts": value.get("counts")}
-    parts = read_parts(report, "mask", runs, size)
-    if parts is None:
-        raise DataError(report.findings)
-    return painted(parts, *size) == 1
-
-
-def _shrunk(
-    image: NDArray[np.uint8], masks: Iterator[NDArray[np.bool_]], most: int
-) -> tuple[NDArray[np.uint8], list[NDArray[np.bool_]]]:
-    """Picture and masks at the size they are shown in: lines are drawn at that size."""
-    small = Image.fromarray(image)
-    small.thumbnail((min(most, LARGEST_SIDE),) * 2)
-    if small.size == image.shape[1::-1]:
-        return image, list(masks)
-    scaled = [np.asarray(Image.fromarray(mask).resize(small.size)) for mask in masks]
-    return np.asarray(small), scaled

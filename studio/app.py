@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,10 +20,22 @@ from starlette.routing import BaseRoute, Route
 
 from profiles.files import refused
 from profiles.records import Frozen
-from studio import answers, data, plans, questions, results, runs, training
+from studio import (
+    answers,
+    comparisons,
+    data,
+    forecasts,
+    layers,
+    plans,
+    questions,
+    results,
+    runs,
+    training,
+)
 from studio.answers import Desk
 from studio.places import Places
 from studio.processes import Processes
+from studio.slow import Left, Slow, Watched, answered
 from studio.ticket import Ticket
 from trainer.serve.app import HANDLERS, routes
 from trainer.serve.asked import NotAnswered
@@ -65,16 +78,16 @@ def _with(work: Callable[[Any, Places, Processes], Any]) -> Work:
 
 
 # By name: the form of the question, and who answers it. Bytes are a PNG.
-ACTIONS: dict[str, tuple[type[Frozen], Work]] = {
+ACTIONS: dict[str, tuple[type[Frozen], Work | Slow]] = {
     "choices": (runs.Nothing, lambda studio, _: plans.choices(studio.places)),
     "list": (Listing, lambda studio, one: {"entries": studio.places.listed(one.place)}),
     "picture": (data.Shown, _at(data.picture)),
     "plan": (plans.Wanted, _at(plans.plan)),
     "save-plan": (plans.Saved, _at(plans.save)),
-    "check": (data.Data, _at(data.check)),
+    "check": (data.Data, Slow(data.check)),
     "sheet": (data.Sheet, _at(data.sheet)),
     "synthesise": (data.Synthetic, _at(data.synthesise)),
-    "import": (data.Import, _at(data.import_)),
+    "import": (data.Import, Slow(data.import_)),
     "question": (questions.Picture, _at(questions.look)),
     "save-question": (questions.Edited, _at(questions.save)),
     "train": (training.Training, _with(training.start)),
@@ -82,11 +95,13 @@ ACTIONS: dict[str, tuple[type[Frozen], Work]] = {
     "resume": (training.Chosen, _with(training.resume)),
     "runs": (runs.Nothing, _with(runs.listed)),
     "run": (runs.Since, _with(runs.look)),
+    "forecast": (training.Chosen, _with(forecasts.forecast)),
+    "compare": (comparisons.Compared, _at(comparisons.compare)),
     "evaluate": (results.Evaluation, _with(results.evaluate)),
     "export": (results.Export, _with(results.export)),
     "models": (runs.Nothing, lambda studio, _: answers.models(studio.places)),
     "memory": (answers.Model, _at(answers.memory)),
-    "draw": (answers.Drawing, lambda _, one: answers.draw(one)),
+    "draw": (layers.Drawing, lambda _, one: layers.draw(one)),
     "load": (answers.Model, lambda studio, one: studio.desk.load(one)),
     "unload": (runs.Nothing, lambda studio, _: studio.desk.unload()),
     "desk": (runs.Nothing, lambda studio, _: studio.desk.state()),
@@ -122,19 +137,41 @@ async def _act(request: Request, studio: Studio) -> Response:
         return JSONResponse({"error": "no such action"}, 404)
     try:
         asked = form.model_validate_json(await _body(request))
-        # What runs in this very loop is a coroutine, made at once; all else works apart.
-        found = await run_in_threadpool(work, studio, asked)
-        if isawaitable(found):
-            found = await found
     except ValidationError as error:
         return JSONResponse({"error": _what_is_wrong(error)}, 422)
+    if not isinstance(work, Slow):
+        return await _answer(partial(work, studio, asked))
+    watched = Watched()
+    return await answered(_answer(partial(work.work, asked, studio.places, watched)), watched)
+
+
+async def _answer(work: Callable[[], Any]) -> Response:
+    try:
+        # What runs in this very loop is a coroutine, made at once; all else works apart.
+        found = await run_in_threadpool(work)
+        if isawaitable(found):
+            found = await found
+    except Left:
+        found = None
     except OSError as error:
-        return JSONResponse({"error": refused(error)}, 422)
+        return Answer({"error": refused(error)}, 422)
     except (ValueError, RuntimeError) as error:
-        return JSONResponse({"error": str(error)}, 422)
+        return Answer({"error": str(error)}, 422)
     if isinstance(found, bytes):
         return Response(found, media_type="image/png")
-    return JSONResponse(found)
+    return Answer(found)
+
+
+class Answer(JSONResponse):
+    """JSON of what files hold: half a letter is escaped in it, and what is no number is null."""
+
+    def render(self, content: Any) -> bytes:
+        """The answer's bytes."""
+        try:
+            return json.dumps(content, allow_nan=False).encode()
+        except ValueError:
+            finite = json.loads(json.dumps(content), parse_constant=lambda _: None)
+            return json.dumps(finite, allow_nan=False).encode()
 
 
 async def _body(request: Request) -> bytes:

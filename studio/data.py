@@ -19,6 +19,7 @@ from trainer.data.importing.importer import import_annotations
 from trainer.data.mixture import check as check_folder
 from trainer.data.preview import write_preview
 from trainer.data.synthetic.dataset import write_dataset
+from trainer.reporter import Progress
 
 MOST_FINDINGS = 500
 KINDS = ("negation",)  # what lisa-train synthesise writes, too
@@ -73,9 +74,9 @@ class Synthetic(Frozen):
     seed: int = Field(0, ge=0, le=2**32)
 
 
-def check(asked: Data, places: Places) -> dict[str, Any]:
+def check(asked: Data, places: Places, progress: Progress) -> dict[str, Any]:
     """Counts by split and data set, and everything that is wrong; all pictures are decoded."""
-    counts_of, others, findings = check_folder(places.folder(asked.data), lambda *_: None)
+    counts_of, others, findings = check_folder(places.folder(asked.data), progress)
     sets = [{"name": one.name, "pictures": len(one.pictures)} for one in others]
     return {
         "splits": {split: {name: str(value) for name, value in counts.items()}
@@ -119,16 +120,16 @@ def synthesise(asked: Synthetic, places: Places) -> dict[str, Any]:
     return {"data": places.place(target), "words": words, "notes": []}
 
 
-def import_(asked: Import, places: Places) -> dict[str, Any]:
+def import_(asked: Import, places: Places, progress: Progress) -> dict[str, Any]:
     """Write annotations as ReasonSeg data into a new folder. Raises DataError, ValueError."""
     target = places.new(asked.name)
-    questions, pictures = (None if place is None else places.path(place)
+    questions, pictures = (None if place is None else places.around(place)
                            for place in (asked.questions, asked.pictures))  # fmt: skip
     done = import_annotations(
-        places.path(asked.source), target, questions=questions, pictures=pictures,
+        places.around(asked.source), target, questions=questions, pictures=pictures,
         val=asked.val, test=asked.test,
         seed=asked.seed, skip_broken=asked.skip_broken, encoding=asked.encoding or None,
-        frame=asked.frame or None, iscrowd=asked.iscrowd or None,
+        frame=asked.frame or None, iscrowd=asked.iscrowd or None, progress=progress,
     )  # fmt: skip
     items = ", ".join(f"{split} {count}" for split, count in done.items.items())
     words = f"{items} items on {counted(done.pictures, 'picture')}"

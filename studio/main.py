@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,10 +11,11 @@ import typer
 
 from profiles.command_line import Commands, Version
 from profiles.exits import fail
-from profiles.files import reason
 from profiles.streams import say, set_streams
 
 if TYPE_CHECKING:
+    import socket
+
     from starlette.applications import Starlette
 
 app = Commands()
@@ -38,21 +38,17 @@ def studio(
         import uvicorn  # noqa: F401
 
         from studio.app import create_app
+        from trainer.serve.address import taken, url
         from trainer.serve.guard import Access
     except ModuleNotFoundError as error:
         fail(f"{error.name} is not installed\n    hint: pip install 'lisa-preflight[studio]'")
     access = Access.of(host)
     try:
         page = create_app(folders or [Path()], access)
-        kind = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listening = socket.create_server((host, port), family=kind)
+        listening = taken(host, port, waiting=True)
     except ValueError as error:
         fail(str(error))
-    except OSError as error:
-        fail(f"--host {host} --port {port}: {reason(error)}\n    hint: --port 0 takes a free one")
-    address = f"[{host}]" if ":" in host else host
-    address = f"http://{address}:{listening.getsockname()[1]}/"
-    say(address if access.token is None else f"{address}?token={access.token}")
+    say(f"{url(host, listening)}/" + (f"?token={access.token}" if access.token else ""))
     with suppress(KeyboardInterrupt):  # how it is ended
         asyncio.run(_serve(page, listening))
 

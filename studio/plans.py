@@ -157,7 +157,7 @@ def _bar(advice: Advice) -> dict[str, Any] | None:
 
 
 def save(saved: Saved, places: Places) -> dict[str, Any]:
-    """Write the advised plan below the first folder, its advice beside it. Raises ValueError."""
+    """Write the advised plan below the first folder. Raises ValueError."""
     advice = advice_for(saved.wanted, places)
     if advice.plan is None or advice.exit_code:
         raise ValueError(f"not saved: {advice.verdict}, so there is no plan to train")

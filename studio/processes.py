@@ -13,6 +13,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import psutil
 
@@ -69,15 +70,17 @@ class Processes:
         """What was last started for a folder; None for nothing."""
         try:
             found = json.loads(self._path(target, "json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
-        whole = isinstance(found, dict) and {"pid", "began", "arguments"} <= found.keys()
-        return found if whole else None
+        match found:
+            case {"pid": int(), "began": _, "arguments": [*words]}:
+                return found if all(isinstance(one, str) for one in words) else None
+        return None
 
     def started(self) -> list[Path]:
         """The folders that processes were started for."""
         found = (path.stem.split("~") for path in sorted(self.folder.glob("*.json")))
-        return [self.home.joinpath(*parts) for parts in found]
+        return [self.home.joinpath(*map(unquote, parts)) for parts in found]
 
     def folder_of(self, run: str) -> Path:
         """The folder of a run, or where one will be that was just started. Raises NoSuchPlace."""
@@ -85,7 +88,7 @@ class Processes:
             return self.places.folder(run)
         except NoSuchPlace:
             for folder in self.started():
-                if self.places.place(folder) == run:
+                if self.places.place(folder) == run and not folder.exists():
                     return folder
             raise
 
@@ -98,7 +101,10 @@ class Processes:
         return printable((last or first).decode("utf-8", "replace")).splitlines()
 
     def _path(self, target: Path, kind: str) -> Path:
-        return self.folder / f"{'~'.join(target.relative_to(self.home).parts)}.{kind}"
+        parts = target.relative_to(self.home).parts
+        # A tilde of a folder's own name must not be taken for one between two names.
+        name = "~".join(one.replace("%", "%25").replace("~", "%7E") for one in parts)
+        return self.folder / f"{name}.{kind}"
 
 
 def _began(pid: object) -> float | None:

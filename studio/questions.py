@@ -7,11 +7,11 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field
 
-from profiles.files import read_regular, write_whole
+from profiles.files import write_whole
 from profiles.records import Frozen
 from profiles.splits import located
 from studio.data import Split
@@ -20,8 +20,9 @@ from trainer.answer.question import Question
 from trainer.data.findings import DataError, Report
 from trainer.data.formats.reasonseg_annotation import read_annotation
 from trainer.data.images import IMAGE_SUFFIXES, size_of
-from trainer.data.json_fields import LARGEST_FILE
+from trainer.data.json_fields import LARGEST_FILE, load_json
 
+LoadedT = TypeVar("LoadedT", dict[str, Any], list[Any])
 DATA = "ReasonSeg"
 EXPLANATIONS = "explanatory"
 
@@ -59,7 +60,8 @@ def look(asked: Picture, places: Places) -> dict[str, Any]:
     found: dict[str, Any] = {"width": width, "height": height, "outlines": [], "question": "",
                              "is_sentence": True, "answer": ""}  # fmt: skip
     notes = path.with_suffix(".json")
-    if not notes.is_file() or notes.is_symlink():
+    known = path.parent.parent / EXPLANATIONS / f"{path.parent.name}.json"
+    if not notes.is_file() or not (places.sees(notes) and places.sees(known)):
         return found
     report = Report(notes)
     texts, is_sentence, polygons = read_annotation(report, (height, width))
@@ -67,8 +69,7 @@ def look(asked: Picture, places: Places) -> dict[str, Any]:
         return found
     outlines = [{"label": "ignore" if "ignore" in one.label.lower() else "target",
                  "points": one.points.tolist()} for one in polygons]  # fmt: skip
-    entries = _explanations(path.parent.parent / EXPLANATIONS / f"{path.parent.name}.json")
-    answers = [one for one in entries if one.get("image") == path.name]
+    answers = [one for one in _explanations(known) if one.get("image") == path.name]
     answer = answers[0].get("outputs", "") if answers else ""
     return found | {"outlines": outlines, "question": texts[0], "is_sentence": is_sentence,
                     "answer": answer}  # fmt: skip
@@ -80,20 +81,23 @@ def save(edited: Edited, places: Places) -> dict[str, Any]:
     if kind_of(picture) != "picture":
         raise ValueError(f"{picture.name}: is no picture")
     Question(picture, edited.question, edited.is_sentence).turn()  # refuses the model's own tokens
-    data = places.new(edited.data)
+    # The page's folder may itself be the data set.
+    is_home = places.roots.get(edited.data) == places.home and located(places.home) is not None
+    data = places.home if is_home else places.new(edited.data)
     known = located(data)
     root = known[0] if known is not None else data / DATA
     folder = places.without_links(root / edited.split)
     answers = places.without_links(root / EXPLANATIONS / f"{edited.split}.json")
     inside = picture.parent == folder
     name = picture.stem if inside else _unused(folder, picture.stem)
-    before = _document(folder / f"{name}.json")
+    notes = places.without_links(folder / f"{name}.json")
+    before = _document(notes)
     text = _checked(edited, picture, before)
     if not inside:
         folder.mkdir(parents=True, exist_ok=True)
         kept = picture.suffix.lower() if picture.suffix.lower() in IMAGE_SUFFIXES else ".jpg"
         picture = Path(shutil.copyfile(picture, folder / f"{name}{kept}"))
-    write_whole(folder / f"{name}.json", text)
+    write_whole(notes, text)
     _write_answer(answers, picture.name, edited, before.get("text", [])[:1])
     return {"picture": places.place(picture), "words": f"saved as {name} in {edited.split}"}
 
@@ -102,9 +106,18 @@ def _document(path: Path) -> dict[str, Any]:
     """The annotation that is there before; empty for none. Raises ValueError for a damaged one."""
     if not path.exists():
         return {}
-    found = json.loads(read_regular(path, LARGEST_FILE))
-    if not isinstance(found, dict) or not isinstance(found.get("text"), list):
+    found = _loaded(path, dict, "an object")
+    if not isinstance(found.get("text"), list):
         raise ValueError(f"{path}: holds another tool's notes; import them instead")
+    return found
+
+
+def _loaded(path: Path, kind: type[LoadedT], allowed: str) -> LoadedT:
+    """A file's JSON, in the encodings that training reads. Raises DataError."""
+    report = Report(path)
+    found = load_json(report, kind, allowed, LARGEST_FILE)
+    if found is None:
+        raise DataError(report.findings)
     return found
 
 
@@ -152,10 +165,10 @@ def _write_answer(path: Path, picture: str, edited: Edited, before: list[str]) -
 
 
 def _explanations(path: Path) -> list[dict[str, Any]]:
-    """The explanations of a split. Raises ValueError for a damaged file."""
+    """The explanations of a split. Raises DataError, ValueError for a damaged file."""
     if not path.exists():
         return []
-    found = json.loads(read_regular(path, LARGEST_FILE))
-    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+    found = _loaded(path, list, "a list")
+    if not all(isinstance(one, dict) for one in found):
         raise ValueError(f"{path}: is no list of explanations; correct it first")
     return found

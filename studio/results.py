@@ -13,9 +13,9 @@ from studio.places import Places
 from studio.processes import Processes
 from studio.training import Chosen
 from trainer.run.folder import OVERLAY
-from trainer.run.started import CannotResume, Started
 
 EXPORTS = "exports"
+EVALUATIONS = "evaluations"  # of runs in folders that the page does not write into
 PICTURES = (OVERLAY, "evaluation-*/extremes.png")
 
 
@@ -35,11 +35,28 @@ class Export(Chosen):
 
 def evaluate(asked: Evaluation, places: Places, processes: Processes) -> dict[str, Any]:
     """Start `lisa-train evaluate`. Raises ValueError."""
-    folder, data = places.own(asked.run), places.folder(asked.data)
-    target = folder / f"evaluation-{asked.split}"
-    command = ["evaluate", str(folder), f"--data-dir={data}", f"--split={asked.split}"]
+    folder, data = places.folder(asked.run), places.folder(asked.data)
+    target = places.without_links(_scored_in(folder, places) / f"evaluation-{asked.split}")
+    command = ["evaluate", str(folder), f"--data-dir={data}", f"--split={asked.split}",
+               f"--out={target}"]  # fmt: skip
     processes.start(target, command)
     return {"words": f"scoring {folder.name} on {asked.split}"}
+
+
+def _scored_in(run: Path, places: Places) -> Path:
+    """Where the page scores a run: in it, or below the page's first folder."""
+    if run.is_relative_to(places.home):
+        return run
+    place = places.place(run)
+    assert place is not None
+    return places.home.joinpath(EVALUATIONS, *place.split("/"))
+
+
+def files(run: Path, pattern: str, places: Places) -> list[Path]:
+    """What is called so in a run, and where the page scores it."""
+    folders = dict.fromkeys((run, _scored_in(run, places)))
+    found = [path for folder in folders for path in sorted(folder.glob(pattern))]
+    return [path for path in found if places.sees(path)]
 
 
 def export(asked: Export, places: Places, processes: Processes) -> dict[str, Any]:
@@ -65,13 +82,5 @@ def works(folder: Path, processes: Processes) -> Iterator[dict[str, Any]]:
 
 def pictures(folder: Path, places: Places) -> list[str]:
     """The places of the sheets in a run folder: what it answers, the worst and the best."""
-    found = (path for pattern in PICTURES for path in sorted(folder.glob(pattern)))
+    found = (path for pattern in PICTURES for path in files(folder, pattern, places))
     return [place for path in found if (place := places.place(path)) is not None]
-
-
-def data_of(folder: Path, places: Places) -> str | None:
-    """The data that a run trains on, if the page sees it."""
-    try:
-        return places.place(Started.read(folder).data)
-    except CannotResume:
-        return None

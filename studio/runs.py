@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,19 +11,19 @@ from pydantic import Field
 
 from advisor.report.summary import plan_line
 from profiles.files import read_object, writer
-from profiles.findings import PlanError
-from profiles.plan import Plan
 from profiles.records import Frozen
 from profiles.sizes import gib
 from profiles.text import counted
 from studio import results
+from studio.forecasts import advised, data_of, plan_of
 from studio.places import Places
 from studio.processes import Processes
+from studio.records import are_numbers, number, records
 from trainer.run.folder import RECORD, SUMMARY, is_complete
 from trainer.run.shortages import ANSWER, shortages
 
 METRICS = "metrics.jsonl"
-MOST_BYTES = 8 << 20  # of records for one answer; the page asks for the rest
+FIGURES = ("giou", "ciou", "images")
 CURVES = ("loss", "learning_rate", "memory_bytes", "step_seconds")
 
 
@@ -42,10 +40,8 @@ class Nothing(Frozen):
 
 def listed(_: Nothing, places: Places, processes: Processes) -> dict[str, Any]:
     """All runs, the newest first, and what was started and has no run folder yet."""
-    folders = list(places.runs())
-    known = set(folders)
-    folders += [one for one in processes.started() if one not in known and is_of_run(one)]
-    rows = [row(folder, places, processes) for folder in folders]
+    new = (one for one in processes.started() if is_of_run(one) and places.sees(one))
+    rows = [row(folder, places, processes) for folder in dict.fromkeys([*places.runs(), *new])]
     return {"runs": sorted(rows, key=lambda one: -one["when"])}
 
 
@@ -66,14 +62,15 @@ def row(folder: Path, places: Places, processes: Processes) -> dict[str, Any]:
         "name": folder.name,
         "model": plan.model if plan else "",
         "plan": plan_line(plan) if plan else "",
+        "hash": plan.content_hash if plan else "",
         "epochs": plan.schedule.epochs if plan else None,
         "state": state,
         "words": words,
         "when": record.stat().st_mtime if record.exists() else time.time(),
-        "before": _number(summary.get("before") or saved.get("before"), "giou"),
-        "best": _number(best, "giou"),
-        "seconds": _number(summary, "seconds"),
-        "scores": scores_of(folder),
+        "before": number(summary.get("before") or saved.get("before"), "giou"),
+        "best": number(best, "giou"),
+        "seconds": number(summary, "seconds"),
+        "scores": scores_of(folder, places),
         "works": list(results.works(folder, processes)),
     }
 
@@ -92,42 +89,15 @@ def look(since: Since, places: Places, processes: Processes) -> dict[str, Any]:
     steps = [{name: one[name] for name in ("step", "epoch", *CURVES) if name in one}
              for one in rows if "evaluation" not in one]  # fmt: skip
     evaluations = [one for one in rows if "evaluation" in one]
-    found = row(folder, places, processes)
+    found, plan = row(folder, places, processes), plan_of(folder)
     lines = processes.log(folder) if folder.is_relative_to(processes.home) else []
     return found | {
         "steps": steps, "evaluations": evaluations, "at": at, "anew": anew,
-        "forecast": forecast_of(folder), "happened": list(happened(folder)),
-        "pictures": results.pictures(folder, places), "data": results.data_of(folder, places),
+        "forecast": advised(folder, plan), "on_card": plan is not None and plan.device != "cpu",
+        "happened": list(happened(folder)),
+        "pictures": results.pictures(folder, places), "data": data_of(folder, places),
         "log": lines[-40:], "left": next((one for one in reversed(lines) if " left" in one), ""),
     }  # fmt: skip
-
-
-def records(path: Path, at: int) -> tuple[list[dict[str, Any]], int, bool]:
-    """The whole lines after the first `at` bytes, where they end, and whether they begin anew.
-
-    A resumed run cuts its records back to those of its checkpoint, so they may have become fewer.
-    """
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, 2)
-            anew = at > size
-            start = file.seek(0 if anew else at)
-            whole = file.read(MOST_BYTES)
-    except OSError:
-        return [], 0, at > 0
-    whole = whole[: whole.rfind(b"\n") + 1]
-    return list(_rows(whole)), start + len(whole), anew
-
-
-def _rows(content: bytes) -> Iterator[dict[str, Any]]:
-    for line in content.splitlines():
-        try:
-            found = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(found, dict):
-            yield {name: value for name, value in found.items()
-                   if not isinstance(value, float) or math.isfinite(value)}  # fmt: skip
 
 
 def state_of(folder: Path, processes: Processes) -> tuple[str, str]:
@@ -179,36 +149,16 @@ def happened(folder: Path) -> Iterator[str]:
         yield f"{counted(lines, 'broken entry', 'broken entries')} of the data left out."
 
 
-def forecast_of(folder: Path) -> dict[str, Any] | None:
-    """What the advice of a run said that its pool takes at most, and what it may take."""
-    advice = read_object(folder / "advice.json")
-    needs, budget = advice.get("needs"), advice.get("budget")
-    if not isinstance(needs, dict) or not isinstance(budget, dict):
-        return None
-    return {"needs": needs.get("bytes"), "usable": (budget.get("usable") or {}).get("bytes")}
-
-
-def scores_of(folder: Path) -> list[dict[str, Any]]:
-    """The evaluations in a run folder: figures with their intervals, and the pictures' name."""
+def scores_of(folder: Path, places: Places) -> list[dict[str, Any]]:
+    """The evaluations of a run: figures with their intervals, and the pictures' name."""
     found = []
-    for place in sorted(folder.glob("evaluation-*/scores.json")):
+    for place in results.files(folder, "evaluation-*/scores.json", places):
         scores = read_object(place)
         whole = scores.get("all")
         if isinstance(whole, dict):
-            figures = {key: whole.get(key) for key in ("giou", "ciou", "images", "giou_95")}
+            figures: dict[str, Any] = {key: number(whole, key) for key in FIGURES}
+            if are_numbers(ends := whole.get("giou_95")):
+                figures["giou_95"] = ends
             found.append({"split": scores.get("split"), "answers": scores.get("answers"),
                           "folder": place.parent.name} | figures)  # fmt: skip
     return found
-
-
-def plan_of(folder: Path) -> Plan | None:
-    """The plan in a folder, if it has one that can be read."""
-    try:
-        return Plan.read(folder / "plan.json")
-    except (PlanError, OSError, ValueError):
-        return None
-
-
-def _number(document: Any, name: str) -> float | None:
-    value = document.get(name) if isinstance(document, dict) else None
-    return value if isinstance(value, int | float) and math.isfinite(value) else None

@@ -48,15 +48,15 @@ def start(training: Training, places: Places, processes: Processes) -> dict[str,
 def arguments(training: Training, folder: Path, places: Places) -> list[str]:
     """What follows `lisa-train` on a command line. Raises ValueError."""
     found = [f"--data-dir={places.folder(training.data)}", f"--output-dir={folder}"]
-    wanted = training.wanted
-    if training.plan is not None:
+    wanted, settings = training.wanted, list[str]()
+    if training.plan is not None:  # it has its settings
         found.append(f"--plan={places.path(training.plan)}")
     elif wanted.card != HERE:
         raise ValueError("this plan is for another card; allowed: this machine's, or a saved plan")
     else:
         found += [f"--model={wanted.model}"] if wanted.model is not None else []
         found.append(f"--prefer={wanted.prefer}")
-    settings = wanted.assignments(places)
+        settings += wanted.assignments(places)
     if training.epochs is not None:
         settings.append(f"schedule.epochs={training.epochs}")
     return found + [f"--set={text}" for text in settings]
@@ -68,9 +68,11 @@ def stop(chosen: Chosen, places: Places, processes: Processes) -> dict[str, Any]
     pid = pid_of(folder) or processes.pid(folder)
     if pid is None:
         raise ValueError(f"{folder.name}: no process of this machine trains in it now")
+    if not hasattr(os, "killpg"):
+        os.kill(pid, signal.SIGINT)  # which on Windows ends it at once
+        return {"words": "ended, since Windows cannot ask it; resume continues its last checkpoint"}
     # As a terminal does: every process of a group that was started for this run.
-    leads = hasattr(os, "killpg") and os.getpgid(pid) == pid
-    (os.killpg if leads else os.kill)(pid, signal.SIGINT)
+    (os.killpg if os.getpgid(pid) == pid else os.kill)(pid, signal.SIGINT)
     return {"words": "asked to stop; it saves first"}
 
 

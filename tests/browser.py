@@ -121,6 +121,9 @@ def browser(folder: Path) -> Iterator[Tab]:
         "--disable-dev-shm-usage",
         "--no-first-run",
         "--remote-debugging-pipe",
+        # A picture that moves, in the place of a camera, and nobody has to allow it.
+        "--use-fake-device-for-media-stream",
+        "--use-fake-ui-for-media-stream",
         f"--user-data-dir={folder}",
     ]
     child = subprocess.Popen(

@@ -112,6 +112,21 @@ def test_what_cannot_be_read_is_said_in_a_line_with_a_hint(name, words, said):
     assert result.exit_code == 2 and hint.startswith(f"    hint: {name}") and "--help" in hint
 
 
+@pytest.mark.parametrize(("name", "words", "said"), [
+    ("lisa-advise", ["--recipe", "trial", "--recipe", "published"], "'trial' and 'published'"),
+    ("lisa-advise", ["check", "plan.json", "--vram", "8GiB", "--vram", "6GiB"], "--vram: got"),
+    ("lisa-train", ["--seed=3", "--seed", "4", "--data-dir", "."], "--seed: got '3' and '4'"),
+    ("lisa-train", ["--epochs", "2", "--set", "schedule.epochs=1", "--data-dir", "."], "2 and 1"),
+    ("lisa-train", ["--epochs", "2", "--set", "schedule.epochs=1", "--resume", "."], "2 and 1"),
+    ("lisa-train", ["--use-lora", "--set", "lora=null", "--data-dir", "."], "give one of the two"),
+    ("lisa-train", ["--seed", "3", "evaluate", "run", "--data-dir", "."], "after its name"),
+    ("lisa-segment", ["a.jpg", "What?", "--run", "a", "--run", "b"], "'a' and 'b'; give it once"),
+])  # fmt: skip
+def test_nothing_that_was_given_is_dropped_for_another(name, words, said):
+    result = CliRunner().invoke(APPS[name], words, prog_name=name)
+    assert result.exit_code == 2 and said in result.stderr, result.output
+
+
 @pytest.mark.parametrize("words", [[], ["report", "x.html"], ["check", "plan.json"]])
 def test_the_cards_are_listed_as_they_are_named(words):
     result = CliRunner().invoke(advise, [*words, "--gpu", "list"], prog_name="lisa-advise")

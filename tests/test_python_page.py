@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -37,5 +38,7 @@ def test_the_pages_code_runs(
     run = Path("run")
     assert is_complete(run) and resumable(run, print) == run / "last"
     assert names["answer"].masks.dtype == np.bool_
+    # what bitsandbytes says on some CPUs: quiet in a program, too, as in the commands
+    assert not logging.getLogger("bitsandbytes.backends.cpu.ops").isEnabledFor(logging.WARNING)
     with pytest.raises(FileExistsError, match="runs are not mixed"):
         train(names["plan"], Path("data"), run)

@@ -17,7 +17,6 @@ import pytest
 import torch
 
 from profiles.environment import at_home
-from profiles.files import HOLDER, LOCK
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
 from trainer.answer.trained_model import find_trained
@@ -173,68 +172,7 @@ def test_no_source_unpickles_or_runs_code_of_others() -> None:
                 assert given["local_files_only"] == "True", name
 
 
-# --------------------------------------------------------------------------- network, and writing
-
-
-RUN = """
-import os, sys
-from pathlib import Path
-for line in Path(sys.argv[1]).read_text().splitlines():
-    program, *arguments = line.split("\\t")
-    if program == "lisa-advise":
-        from advisor.cli.main import main
-    elif program == "lisa-train":
-        from trainer.cli.train import main
-    else:
-        from trainer.cli.segment import main
-    sys.argv = [program, *arguments]
-    try:
-        main()
-        code = 0
-    except SystemExit as end:
-        code = end.code or 0
-    print("ended", program, arguments[0], code, file=sys.stderr, flush=True)
-"""
-
-
-@pytest.fixture(scope="module")
-def watched(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """A user's way through all commands, without a network, in a home, a folder and a /tmp."""
-    place = tmp_path_factory.mktemp("watched")
-    for name in ("home", "work", "tmp"):
-        (place / name).mkdir()
-    (place / "tiny.json").write_text(
-        tiny_plan(quantization="nf4", cached_encoders=["mask", "vision"],
-                  max_train_samples=2, max_val_samples=1).to_json()
-    )  # fmt: skip
-    plan, data, picture = str(place / "tiny.json"), str(PHOTOS), str(PICTURE)
-    commands = [
-        ["lisa-advise", "--model", "7b", "--vram", "8GiB", "--save", "plan.json"],
-        ["lisa-advise", "forecast", "plan.json", "--vram", "8GiB"],
-        ["lisa-advise", "doctor", "--offline"],
-        ["lisa-train", "--check-data", data],
-        ["lisa-train", "preview", data],
-        ["lisa-train", "--plan", plan, "--data-dir", data, "--output-dir", "run"],
-        ["lisa-train", "evaluate", "run", "--data-dir", data],
-        ["lisa-segment", picture, "Who is it?", "--run", "run", "--out", "answers"],
-        ["lisa-train", "export", "run", "shared"],
-        ["lisa-train", "export", "run", "merged", "--merge"],
-        ["lisa-train", "convert", "nobody/nothing", "model", "--model", "7b", "--offline"],
-    ]
-    (place / "commands").write_text("\n".join(map("\t".join, commands)))
-    own = ("XDG_", "HF_", "TORCH")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(own)} | {
-        "HOME": str(place / "home"), "TMPDIR": str(place / "tmp"), "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": f"{ROOT / 'tests' / 'watched'}{os.pathsep}{ROOT}",
-        "WATCHED_LOG": str(place / "log"), "PYTHONDONTWRITEBYTECODE": "1",
-    }  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-c", RUN, str(place / "commands")], cwd=place / "work",
-        env=environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    ended = [line.split() for line in done.stderr.splitlines() if line.startswith("ended ")]
-    log = (place / "log").read_text().splitlines()
-    return SimpleNamespace(place=place, done=done, ended=ended, log=log, commands=commands)
+# ---------------------------- network, and writing: tests/test_wheel.py walks through all commands
 
 
 def test_the_watch_refuses_the_network_and_tells(tmp_path: Path) -> None:
@@ -248,39 +186,6 @@ def test_the_watch_refuses_the_network_and_tells(tmp_path: Path) -> None:
     assert "the network is refused" in done.stderr
     log = (tmp_path / "l").read_text()
     assert f"wrote {tmp_path / 'a'}\n" in log and "\nnetwork socket." in log
-
-
-@pytest.mark.slow
-def test_no_command_asks_the_network(watched: SimpleNamespace) -> None:
-    """Unless told to: convert with a name on the hub, export --push, doctor."""
-    codes = [int(line[-1]) for line in watched.ended]
-    # lisa-advise doctor may fail for what this machine lacks; what is not in the cache is refused.
-    assert [codes[n] for n in range(len(codes)) if n not in (2, 7)] == [0] * 8 + [2], (
-        watched.done.stderr
-    )
-    assert len(codes) == len(watched.commands)
-    assert "not in the hub's cache" in watched.done.stderr
-    assert not [line for line in watched.log if line.startswith("network")]
-    assert "Traceback" not in watched.done.stderr
-
-
-@pytest.mark.slow
-def test_nothing_is_written_elsewhere(watched: SimpleNamespace) -> None:
-    """Run folder, what was named, the user's cache; temporary files are gone at the end."""
-    place: Path = watched.place
-    allowed = [place / "work", place / "home" / ".cache" / "lisa-preflight", place / "tmp"]
-    allowed += [place / "home" / ".local" / "share" / "lisa-preflight", Path("/dev")]
-    wrote = {Path(line.removeprefix("wrote ")) for line in watched.log if line[:6] == "wrote "}
-    assert place / "work" / "run" / "plan.json" in wrote
-    # The folders on the way to the cache, too.
-    on_the_way = {parent for folder in allowed for parent in folder.parents}
-    elsewhere = [p for p in wrote - on_the_way if not any(p.is_relative_to(a) for a in allowed)]
-    assert elsewhere == []
-    assert list((place / "tmp").iterdir()) == []
-    left = {path.name for path in (place / "work").iterdir()}
-    assert left == {"plan.json", "run", "answers", "shared", "merged", "preview.png"}
-    hidden = [p for p in (place / "work").rglob(".*")]
-    assert {path.name for path in hidden} <= {LOCK, HOLDER}  # who holds the run folder
 
 
 # ---------------------------------------------------------------------------------- hub, privacy
@@ -347,8 +252,8 @@ def test_planted_modules_would_run_without_the_switch(strangers: Callable[[], li
 def test_a_forecast_runs_no_code_of_the_folder(strangers: Callable[[], list[str]]) -> None:
     from advisor.rehearsal import rehearsed
 
-    Path("plan.json").write_text(tiny_plan().to_json(), encoding="utf-8")
-    measured = rehearsed(tiny_plan(), ["--fake"], {}, Path("logs"))
+    plan = tiny_plan(cached_encoders=["mask", "vision"], lora=None, train=["text_hidden_fcs"])
+    measured = rehearsed(plan, ["--fake"], {}, Path("logs"))
     assert measured.peak_allocated_bytes
     assert strangers() == []
 

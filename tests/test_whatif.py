@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from advisor.cost.duration import duration_of
+from profiles.measurement import DataCounts
 from profiles.sizes import GIB
 from profiles.text import time_text
 from tests.browser import Tab, browser, chromium
@@ -127,6 +129,32 @@ def test_pick_change_copy_and_reload(tab: Tab) -> None:
 
 
 @needs_chromium
+@pytest.mark.parametrize(("card", "model"), [("rtx-3090-24gb", "7b"), ("8GiB", "qwen3-vl-4b")])
+def test_time_is_of_the_readers_own_pictures(tab: Tab, tool: Any, card: str, model: str) -> None:
+    """As the advice has it for data of that size; the command trains for as many epochs."""
+    tab.run("location.hash = ''")
+    pick(tab, "card", card)
+    pick(tab, "model", model)
+    rows = tool.advised(tool.State(card, model, 512, "usual"))
+    plan = rows.plan.override(["schedule.epochs=3"])
+    counts = DataCounts(train_pictures=4567, val_pictures=8, epoch_questions=4567, val_questions=8)
+    expected = duration_of(plan, tool.targets()[card].card, counts)
+    before = text_of(tab, "command")
+    for name, value in (("pictures", "4567"), ("validated", "8"), ("epochs", "3")):
+        pick(tab, name, value)
+    shown = tab.run("""Object.fromEntries([...document.querySelectorAll("#numbers tbody tr")]
+                       .map(row => [row.cells[0].textContent, row.cells[1].textContent]))""")
+    about, _, rest = shown["time, 3 epochs of 4567 pictures"].partition(" (")
+    assert about == time_text(expected.seconds) and rest.count(" to ") == 1
+    assert text_of(tab, "command") == f"{before} --epochs 3"
+    assert "pictures=4567" in tab.run("location.hash")
+    of_all = "document.querySelector('[aria-current] td:nth-child(7)').textContent"
+    assert tab.run(of_all) == about
+    pick(tab, "pictures", "-3")
+    assert tab.run("document.getElementById('pictures').value") == "239", "as usual"
+
+
+@needs_chromium
 def test_all_cards_are_sorted_by_a_click_and_by_the_keyboard(tab: Tab) -> None:
     shown = "[...document.querySelectorAll('#all tbody tr')].map(row => row.cells[{}].textContent)"
     cards = tab.run(shown.format(0))
@@ -162,12 +190,16 @@ def test_it_is_usable_without_a_mouse_and_without_eyes(tab: Tab) -> None:
     tab.run("document.activeElement.blur(); window.scrollTo(0, 0)")
     tab.run("document.body.tabIndex = -1; document.body.focus()")
     reached = []
-    for _ in range(8):
+    for _ in range(11):
         tab.press("Tab", 9)
         reached.append(tab.run("document.activeElement.id || document.activeElement.textContent"))
         style = tab.run("getComputedStyle(document.activeElement).outlineStyle")
         assert style not in ("none", ""), reached
-    assert reached[:6] == ["card", "model", "text", "prefer", "command", "copy"]
+    assert reached[:7] == ["card", "model", "text", "prefer", "pictures", "validated", "epochs"]
+    assert reached[7:9] == ["command", "copy"]
+    assert {name for role, name in named if role == "spinbutton"} == {
+        "Pictures to train on", "Pictures to validate with", "Epochs",
+    }  # fmt: skip
     for scheme in ("light", "dark"):
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         tab.call("Emulation.setEmulatedMedia", features=features)

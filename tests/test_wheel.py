@@ -5,16 +5,19 @@ from __future__ import annotations
 import email
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
 import venv
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
+from profiles.files import HOLDER, LOCK
 from tests.test_docs import script
 
 ROOT = Path(__file__).parents[1]
@@ -26,18 +29,22 @@ import glob, json, runpy, sys
 for script, *arguments in json.loads(sys.argv[1]):
     picture = next(iter(glob.glob("data/ReasonSeg/val/*.jpg")), "")
     sys.argv = [script, *(picture if word == "PICTURE" else word for word in arguments)]
+    code = 0
     try:
         runpy.run_path(script, run_name="__main__")
     except SystemExit as end:
-        if end.code:
-            sys.exit(f"{sys.argv} ended with {end.code}")
+        code = end.code or 0
+    print("ended", code, *arguments, file=sys.stderr, flush=True)
 """
 
 
-def ended(command: list[str | Path], folder: Path) -> subprocess.CompletedProcess[str]:
-    """A command run in `folder`, with none of the checkout's surroundings."""
-    clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    clean |= {"XDG_CACHE_HOME": str(folder / "cache"), "XDG_DATA_HOME": str(folder / "data-home")}
+def ended(
+    command: list[str | Path], folder: Path, more: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """A command run in `folder`, with none of the checkout's surroundings, but with `more`."""
+    own = ("PYTHONPATH", "VIRTUAL_ENV", "XDG_", "HF_", "TORCH")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(own)}
+    clean |= {"HOME": str(folder / "home"), **(more or {})}
     return subprocess.run([str(part) for part in command], cwd=folder, env=clean, timeout=500,
                           capture_output=True, text=True)  # fmt: skip
 
@@ -105,40 +112,90 @@ def test_every_file_that_the_packages_read_is_in_the_wheel(wheel: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_readme_works_from_an_installed_wheel(commands: Path, tmp_path: Path) -> None:
-    """The commands of the first pages, in their order, with data that `synthesise` makes."""
-    where = run([commands / "python", "-c", "import profiles; print(profiles.__file__)"], tmp_path)
+def test_the_readme_works_from_an_installed_wheel_without_a_network(
+    commands: Path, tmp_path: Path
+) -> None:
+    """The commands of the first pages, in their order, with data that `synthesise` makes.
+
+    In one process, as each would import torch anew, and watched: none asks the network, unless
+    told to, and nothing is written but what was named and in the user's cache.
+    """
+    work = tmp_path / "work"
+    for place in (work, tmp_path / "home", tmp_path / "tmp"):
+        place.mkdir()
+    where = run([commands / "python", "-c", "import profiles; print(profiles.__file__)"], work)
     assert Path(where.strip()).is_relative_to(commands.parent)
-    advise, train, segment = (commands / f"lisa-{name}" for name in ("advise", "train", "segment"))
-    card = ["--model", "7b", "--vram", "8GiB"]
-    said = in_turn([
-        [advise, "--vram", "8GiB"],
-        [advise, "--gpu", "RTX 3060 12GB"],
-        [advise, *card, "--save", "7b.json"],
-        [advise, "--model", "tiny", "--vram", "8GiB", "--plot", "step.svg"],  # forecasts, too
-        [advise, "forecast", "7b.json", "--vram", "8GiB"],
-        [advise, "table", "--source", "seed"],
-        [advise, *card, "--json"],
-    ], commands, tmp_path)  # fmt: skip
-    assert "FITS" in said and "</svg>" in (tmp_path / "step.svg").read_text("utf-8")
-    assert json.loads(said[said.index("\n{\n") :])["verdict"] == "FITS"
-    for program in (train, segment):
-        assert program.name in run([program, "--version"], tmp_path)
-    in_turn([
-        [train, "synthesise", "data", "--train", "4", "--val", "2"],
-        [train, "--check-data", "data"],
-        [train, "--auto", "--data-dir", "data", "--output-dir", "run", "--set",
-         "schedule.epochs=1"],
-        [train, "evaluate", "run", "--data-dir", "data", "--split", "val"],
-        [train, "export", "run", "exported"],
-        [segment, "PICTURE", "Where is the largest one?", "--run", "run"],
-    ], commands, tmp_path)  # fmt: skip
+    for program in ("lisa-train", "lisa-segment"):
+        assert program in run([commands / program, "--version"], work)
+    done = watched(WALK, commands, tmp_path)
+    said = [line.split() for line in done.stderr.splitlines() if line.startswith("ended ")]
+    codes = {" ".join(words[2:]): int(words[1]) for words in said}
+    assert len(codes) == len(WALK), done.stderr
+    del codes["doctor --offline"]  # fails for what this machine may lack
+    assert codes.pop(" ".join(WALK[-1][1:])) == 2 and "not in the hub's cache" in done.stderr
+    assert not any(codes.values()) and "Traceback" not in done.stderr, done.stderr
+    assert "FITS" in done.stdout and "</svg>" in (work / "step.svg").read_text("utf-8")
+    (advice,) = re.findall(r"^\{$.*?^\}$", done.stdout, re.DOTALL | re.MULTILINE)
+    assert json.loads(advice)["verdict"] == "FITS"
+    kept = tmp_path / "home" / ".cache" / "lisa-preflight" / "forecasts"
+    assert len(list(kept.glob("*.events"))) == 1, "what was forecast once is known"
+    log = (tmp_path / "log").read_text().splitlines()
+    assert not [line for line in log if line.startswith("network")]
+    assert elsewhere({Path(line[6:]) for line in log if line[:6] == "wrote "}, tmp_path) == []
+    assert list((tmp_path / "tmp").iterdir()) == []
+    assert {path.name for path in work.iterdir()} == LEFT
+    hidden = {path.name for path in work.rglob(".*")}
+    assert hidden <= {LOCK, HOLDER}  # who holds the run folder
 
 
-def in_turn(asked: list[list[str | Path]], commands: Path, folder: Path) -> str:
-    """What the scripts print, one after the other in one process: each would import torch anew."""
-    words = json.dumps([[str(word) for word in command] for command in asked])
-    return run([commands / "python", "-P", "-c", IN_TURN, words], folder)
+CARD = "--model", "7b", "--vram", "8GiB"
+WALK: list[tuple[str, ...]] = [
+    ("lisa-advise", "--vram", "8GiB"),
+    ("lisa-advise", "--gpu", "RTX 3060 12GB"),
+    ("lisa-advise", *CARD, "--save", "7b.json"),
+    ("lisa-advise", *CARD, "--plot", "step.svg"),  # forecasts the same plan as the next one
+    ("lisa-advise", "forecast", "7b.json", "--vram", "8GiB"),
+    ("lisa-advise", "table", "--source", "seed"),
+    ("lisa-advise", *CARD, "--json"),
+    ("lisa-advise", "doctor", "--offline"),
+    ("lisa-train", "synthesise", "data", "--train", "4", "--val", "2"),
+    ("lisa-train", "--check-data", "data"),
+    ("lisa-train", "preview", "data"),
+    ("lisa-train", "--auto", "--data-dir", "data", "--output-dir", "run", "--set",
+     "schedule.epochs=1", "--set", "quantization=nf4"),
+    ("lisa-train", "evaluate", "run", "--data-dir", "data", "--split", "val"),
+    ("lisa-train", "export", "run", "exported"),
+    ("lisa-train", "export", "run", "merged", "--merge"),
+    ("lisa-segment", "PICTURE", "Where is the largest one?", "--run", "run", "--out", "answers"),
+    ("lisa-train", "convert", "nobody/nothing", "model", "--model", "7b", "--offline"),
+]  # fmt: skip
+LEFT = {"7b.json", "step.svg", "data", "preview.png", "run", "exported", "merged", "answers"}
+
+
+def watched(
+    asked: list[tuple[str, ...]], commands: Path, place: Path
+) -> subprocess.CompletedProcess[str]:
+    """The commands one after the other in one process, from a home, a folder and a /tmp of their
+    own; what they and their children write and ask of the network is in the file `log`."""
+    words = json.dumps([[str(commands / script), *words] for script, *words in asked])
+    more = {
+        "HOME": str(place / "home"), "TMPDIR": str(place / "tmp"), "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT / "tests" / "watched"), "WATCHED_LOG": str(place / "log"),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }  # fmt: skip
+    return ended([commands / "python", "-P", "-c", IN_TURN, words], place / "work", more)
+
+
+def elsewhere(wrote: set[Path], place: Path) -> list[Path]:
+    """What was written where no command has a business to. matplotlib keeps its list of fonts."""
+    assert place / "work" / "run" / "plan.json" in wrote
+    home = place / "home"
+    allowed = [place / "work", place / "tmp", Path("/dev"), home / ".cache" / "lisa-preflight",
+               home / ".local" / "share" / "lisa-preflight", home / ".cache" / "matplotlib",
+               home / ".config" / "matplotlib"]  # fmt: skip
+    on_the_way = {parent for folder in allowed for parent in folder.parents}
+    left = wrote - on_the_way
+    return [path for path in left if not any(path.is_relative_to(one) for one in allowed)]
 
 
 def test_the_metadata_are_whole(sdist: Path, wheel: Path) -> None:

@@ -19,8 +19,8 @@ def _rows(name: str) -> list[dict[str, Any]]:
 
 def measured() -> str:
     """What Qwen3-VL with SAM 2 took, and how fast it trained."""
-    lines = ["| configuration | card | allocated | pool | questions/s (MFU) |",
-             "|---|---|---|---|---|"]  # fmt: skip
+    lines = ["| configuration | card | text tokens | allocated | pool | questions/s (MFU) |",
+             "|---|---|---|---|---|---|"]  # fmt: skip
     for row in _rows("lean"):
         if not row["name"].startswith("qwen-"):
             continue
@@ -28,8 +28,12 @@ def measured() -> str:
         size, pool = (m[f"peak_{name}_bytes"] / 2**30 for name in ("allocated", "reserved"))
         speed = m["samples_per_second"]
         shown = f"{speed:.1f} ({m['model_flops_utilisation']:.0%})" if speed else ""
+        title = row["title"].replace(" 1 questions", " 1 question")
+        if m["plan"]["compile"] and "compiled" not in title:
+            title += ", compiled"
         lines.append(
-            f"| {row['title']} | {row['card_gb']} GB | {size:.2f} GiB | {pool:.2f} | {shown} |"
+            f"| {title} | {row['card_gb']} GB | {max(m['text_tokens'])} | {size:.2f} GiB | "
+            f"{pool:.2f} | {shown} |"
         )
     return "\n".join(lines)
 
@@ -49,7 +53,7 @@ def beside_lisa() -> str:
 
 def caches() -> str:
     """What the features of a picture take, and what making them takes."""
-    lines = ["| model | encoder | features | pool while they are made | seconds a picture |",
+    lines = ["| model | encoder | features | pool while they are made | time a picture |",
              "|---|---|---|---|---|"]  # fmt: skip
     for row in _rows("encoders"):
         lines.append(

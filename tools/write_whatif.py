@@ -3,7 +3,8 @@
     python tools/write_whatif.py        # 6000 advices: some six minutes on two idle cores
 
 Every answer is `advise()`'s own, with the shipped evidence; the page only looks it up. Answers that
-cards share are stored once, and so are their words.
+cards share are stored once, and so are their words, and the parts of the times: the page adds them
+up for as many pictures and epochs as the reader has.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from advisor.advice import Advice
+from advisor.cost.duration import REASON_SEG, Duration
 from advisor.machine.evidence import Evidence
 from advisor.machine.gpu import Machine
 from advisor.machine.target import Target
@@ -25,7 +27,6 @@ from profiles.gpus import gpus
 from profiles.models import DEFAULT_MODELS, model_profile
 from profiles.preferences import PREFERENCES, Preference
 from profiles.sizes import GIB
-from profiles.text import counted, time_text
 
 DATA = Path(__file__).resolve().parents[1] / "docs" / "whatif" / "data.js"
 HEAD = "// Written by tools/write_whatif.py: advise() for every state of the page.\nconst WHATIF = "
@@ -33,6 +34,8 @@ MODELS = (*DEFAULT_MODELS, "qwen3-vl-8b", "7b", "13b")
 SIZES_GIB = (4, 6, 8, 10, 12, 16, 24, 32, 48, 80)
 TEXTS = {128: "short: up to 128 text tokens a sample", 512: "long: up to 512, the plan's limit"}
 CARD = "{card}"  # in commands, instead of the options that name it
+BATCH = 20  # questions a step, in every plan that is advised
+USUAL = {"pictures": REASON_SEG.train_pictures, "validated": REASON_SEG.val_pictures, "epochs": 10}
 
 
 class State(NamedTuple):
@@ -63,7 +66,8 @@ def advised(state: State) -> Advice:
 
 
 def shown(state: State) -> tuple[dict[str, Any], list[Any]]:
-    """The answer without what only this card has; and that: questions a second, and the time."""
+    """The answer without what only this card has; and that: questions a second, where the figures
+    come from, and the time."""
     advice, target = advised(state), targets()[state.card]
     plan, needs, speed, duration = advice.plan, advice.needs, advice.speed, advice.duration
     command = advice.command and advice.command.replace(target.options, CARD)
@@ -77,16 +81,31 @@ def shown(state: State) -> tuple[dict[str, Any], list[Any]]:
         "plan": plan_line(plan), "hash": plan.content_hash, "needs": needs.bytes,
         "basis": needs.basis, "error": error, "parts": advice.parts, "host": advice.host_bytes,
         "disk": advice.disk and advice.disk.total_bytes,
-        "what": f"{counted(duration.epochs, 'epoch')} of {counted(duration.pictures, 'picture')}",
     }  # fmt: skip
+    if (plan.effective_batch, duration.epochs) != (BATCH, USUAL["epochs"]):
+        raise ValueError(f"{state}: {plan.effective_batch} questions, {duration.epochs} epochs")
     if advice.verdict != "FITS" and advice.considered:
         answer["why"] = advice.considered[0].why_not
-    about, low, high = map(
-        time_text, (duration.seconds, duration.low_seconds, duration.high_seconds)
-    )
-    time = f"{about} ({low} to {high})"
-    own = [speed.samples_per_second, round(duration.seconds), speed.source, duration.basis, time]
+    own = [speed.samples_per_second, speed.source, duration.basis, time_parts(duration)]
     return answer, own
+
+
+def time_parts(duration: Duration) -> tuple[float, ...]:
+    """Seconds of a training's start, of a picture's features and of its validation, of a step, and
+    of the rest of an epoch; and the whole's least and most, as shares of it.
+
+    Of pictures with one question each, as `duration` is of ReasonSeg's.
+    """
+    steps = duration.training_seconds / duration.epochs
+    ends = duration.epoch_seconds - steps
+    validation = duration.evaluation_seconds - duration.epochs * ends
+    whole_steps = -(-duration.questions // BATCH) * duration.step_seconds
+    found = (
+        duration.start_seconds, duration.picture_seconds, validation / USUAL["validated"],
+        duration.step_seconds, steps - whole_steps + ends - validation,
+        duration.low_seconds / duration.seconds, duration.high_seconds / duration.seconds,
+    )  # fmt: skip
+    return tuple(float(f"{seconds:.5g}") for seconds in found)
 
 
 def limits(card: str) -> dict[str, Any]:
@@ -108,6 +127,7 @@ def document() -> dict[str, Any]:
     """The page's data: what can be chosen, cards, answers, and the answer of every state."""
     answers: dict[str, int] = {}
     words: dict[str, int] = {}
+    times: dict[tuple[float, ...], int] = {}
     rows: list[list[float | int]] = []
     with ProcessPoolExecutor(2) as pool:
         for answer, own in pool.map(shown, states(), chunksize=50):
@@ -115,16 +135,20 @@ def document() -> dict[str, Any]:
                      for name, text in answer.items()}  # fmt: skip
             row: list[float | int] = [answers.setdefault(json.dumps(short), len(answers))]
             if own:
-                row += [float(f"{own[0]:.4g}"), own[1]]
-                row += [words.setdefault(text, len(words)) for text in own[2:]]
+                speed, *texts, parts = own
+                row += [float(f"{speed:.4g}"), times.setdefault(parts, len(times))]
+                row += [words.setdefault(text, len(words)) for text in texts]
             rows.append(row)
         cards = dict(zip(targets(), pool.map(limits, targets()), strict=True))
     return {
         "models": {name: model_profile(name).title for name in MODELS},
         "texts": TEXTS,
         "prefers": PREFERENCES,
+        "usual": USUAL,
+        "batch": BATCH,
         "cards": cards,
         "words": list(words),
+        "times": list(times),
         "answers": [json.loads(text) for text in answers],
         "states": rows,
     }

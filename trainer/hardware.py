@@ -11,7 +11,8 @@ from profiles.plan import Plan
 
 NO_CARD = (
     "the plan trains on a CUDA device, and torch sees none\n"
-    "    hint: lisa-advise doctor says why; lisa-train --auto --model tiny trains on a CPU"
+    "    hint: lisa-advise doctor says why; on a CPU trains "
+    "lisa-train --auto --model tiny --data-dir DIR"
 )
 
 

@@ -38,11 +38,11 @@ def use_allocator(plan: Plan) -> None:
                      f"shell; --set allocator={shells} keeps that")  # fmt: skip
 
 
-def try_segments(plan: Plan, fix: str = "--set allocator=") -> None:
+def try_segments(plan: Plan) -> None:
     """Try one allocation with the plan's expandable segments, before anything takes long.
 
-    No query reports whether they work: a virtual GPU may have any name. Raises ValueError, with
-    `fix`, if they do not; errors of the card itself are raised unchanged.
+    No query reports whether they work: a virtual GPU may have any name. Raises ValueError if they
+    do not; errors of the card itself are raised unchanged.
     """
     if plan.device != "cuda" or "expandable_segments:True" not in plan.allocator:
         return
@@ -62,7 +62,7 @@ def try_segments(plan: Plan, fix: str = "--set allocator=") -> None:
         said = str(error).strip().partition("\n")[0]
         raise ValueError(
             f"expandable segments do not work on this GPU: {said}\n"
-            f"    hint: {fix} does without them, with a pool up to a tenth larger"
+            "    hint: --set allocator= does without them, with a pool up to a tenth larger"
         ) from None
 
 

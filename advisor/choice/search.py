@@ -33,7 +33,7 @@ from profiles.gpus import GpuProfile, gpus
 from profiles.grid import MICRO_BATCHES, caching_bytes, estimate, nearest
 from profiles.plan import Plan
 from profiles.preferences import Preference
-from profiles.settings import PREFIX_TOKENS
+from profiles.settings import PREFIX_TOKENS, STORED_BYTES, Quantization
 from profiles.sizes import GIB, gib
 from profiles.tested import TestedRow, one_of_each
 
@@ -245,7 +245,11 @@ def _scales(setting: Setting, text: int, correction: float | None) -> Scales:
     ]
     held.sort(key=itemgetter(0))  # so that the first row that covers a plan is the one to quote
     usable = one_of_each(held, lambda one: one[1].plan)
-    needs = partial(_needs, usable, text, correction, _counted(setting.counted_by))
+    rows = {  # by storage: only a row of the plan's own can stand for it
+        storage: [one for one in usable if one[1].plan.quantization == storage]
+        for storage in STORED_BYTES
+    }
+    needs = partial(_needs, rows, text, correction, _counted(setting.counted_by))
     return Scales(needs, partial(_speed, setting.card, text, setting.questions))
 
 
@@ -255,7 +259,7 @@ def _counted(by: str) -> str:
 
 
 def _needs(
-    rows: list[tuple[int, TestedRow]],
+    rows: dict[Quantization, list[tuple[int, TestedRow]]],
     text: int,
     correction: float | None,
     counted: str,
@@ -269,16 +273,16 @@ def _needs(
     source = f"{INTERPOLATED} between forecasts at {text} text tokens a sample{counted}"
     pool = found.pool_bytes if found is not None else 0
     if found is None:
-        found = nearest(plan, text)
+        found = nearest(plan, text) if correction is not None else None
         if found is None or correction is None:
             return None
         pool = round(found.pool_bytes * correction)
         source = "forecasts of the usual settings, corrected"
     needs = Bytes(bytes=pool, basis="forecast", source=source)
-    for took, row in rows:
-        if took >= needs.bytes:
+    for took, row in rows[plan.quantization]:
+        if took >= pool:
             break
-        if row.plan.quantization == plan.quantization and row.covers(plan):
+        if row.covers(plan):
             source = f"row {row.id}: {row.title}"
             if took != row.needed_bytes:
                 source += f", with torch {_minor(row.versions['torch'])}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -30,6 +30,7 @@ from advisor.cli.options import (
 )
 from profiles.command_line import Recipe, Version
 from profiles.exits import fail
+from profiles.overrides import assigned
 from profiles.recipe import with_recipe
 
 
@@ -44,7 +45,8 @@ class AdviseOptions:
         Text, typer.Option(metavar="FOLDER", help="Model folder of lisa-train convert, or random.")
     ] = None
     lora_r: Annotated[
-        int | None, typer.Option("--lora-r", min=1, max=256, help="Set LoRA's rank.")
+        int | None,
+        typer.Option("--lora-r", min=1, max=256, help="Set LoRA's rank, and alpha to twice that."),
     ] = None
     no_quantization: Annotated[
         bool, typer.Option("--no-quantization", help="Keep the base weights as published.")
@@ -97,15 +99,8 @@ class AdviseOptions:
     version: Version = False
     svg: Annotated[Path | None, typer.Option(metavar="FILE", hidden=True)] = None
 
-    @property
-    def any_given(self) -> bool:
-        """Whether any option was given at all."""
-        given = ((getattr(self, one.name), one.default) for one in fields(self))
-        # typer has None or an empty list, too, for what is not given
-        return any(value not in (default, None, []) for value, default in given)
-
     def assignments(self) -> list[str]:
-        """Settings of the recipe, of --set, and of short options; alpha follows the rank.
+        """Settings of the recipe, of --set, and of short options; alpha follows --lora-r.
 
         Raises PlanError for a recipe that cannot be read.
         """
@@ -113,7 +108,8 @@ class AdviseOptions:
         if self.weights is not None:
             found.append(f"weights={self.weights}")
         if self.lora_r:
-            found += [f"lora.rank={self.lora_r}", f"lora.alpha={2 * self.lora_r}"]
+            alpha = [f"lora.alpha={2 * self.lora_r}"] * ("lora.alpha" not in assigned(found))
+            found += [f"lora.rank={self.lora_r}", *alpha]
         found += ["quantization=none"] if self.no_quantization else []
         return with_recipe(self.recipe, found, self.model)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from advisor.cli.options import group_settings, must_agree, must_be_data, named_card
+from advisor.cli.options import group_settings, must_be_data, named_card
 from advisor.cli.output import advice_errors
 from profiles.exits import fail
 from profiles.preferences import Preference
@@ -42,11 +42,13 @@ def advised(
     from advisor.memory.live import live_forecast
     from advisor.preflight import advise
     from advisor.request import must_have_cards
+    from profiles.overrides import must_agree
 
     target = named_card(vram, gpu, system, ram)
     must_be_data(data_dir, skip_broken)
     settings = assignments + group_settings(gpus, nodes, target, assignments)
-    must_agree(settings)
+    with advice_errors():
+        must_agree(settings)
     machine = probe()
     if gpus is not None and target is None and pick_gpu(machine) is None:
         what = f"--gpus: got {gpus}, and this machine shows no usable GPU"

@@ -178,5 +178,6 @@ def check_command(
         say(found.model_dump_json(indent=2))
     else:
         name = f"{found.plan.model} {found.plan.content_hash}"
-        say(f"{verdict}  {name} on {card}: {found.reason}")
+        place = "" if found.cap_bytes is None else f" on {card}"
+        say(f"{verdict}  {name}{place}: {found.reason}")
     raise typer.Exit({"FITS": 0, "UNKNOWN": EXIT_UNKNOWN}.get(verdict, EXIT_FAILED))

@@ -26,7 +26,7 @@ from advisor.cli.output import (
 )
 from advisor.cli.report import report_command
 from profiles.command_line import Commands, model_names
-from profiles.command_options import takes
+from profiles.command_options import must_be_bare, takes
 from profiles.exits import EXIT_USAGE, fail
 from profiles.files import refused
 from profiles.streams import say, set_streams, tell
@@ -62,9 +62,7 @@ def run(context: typer.Context, options: AdviseOptions) -> None:
     Exit codes: 0 fits, 1 does not fit, 2 bad usage, 3 cannot decide, 130 interrupted.
     """
     if context.invoked_subcommand is not None:
-        if options.any_given:
-            fail(f"give the options of {context.invoked_subcommand} after its name")
-        return
+        return must_be_bare(context, options)
     if options.explain is not None:
         _explain(options.explain)
         return

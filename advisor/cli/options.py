@@ -134,17 +134,6 @@ SkipBroken = Annotated[
 ]
 
 
-def must_agree(assignments: list[str]) -> None:
-    """Ends with exit code 2 if one setting is given two values."""
-    from profiles.overrides import assigned
-
-    given: dict[str, str] = {}
-    for text in assignments:
-        for key, value in assigned([text]).items():
-            if given.setdefault(key, value) != value:
-                fail(f"{key}: got {given[key]} and {value}; give it once")
-
-
 def named_card(
     vram: int | None, gpu: str | None, system: str | None, ram: int | None = None
 ) -> Target | None:

@@ -7,6 +7,7 @@ few runs (`benchmarks/speed.py`). A range goes with it: of a card that was never
 from __future__ import annotations
 
 from math import ceil
+from typing import NamedTuple
 
 from pydantic import Field
 
@@ -36,6 +37,19 @@ LENGTHS = 4  # for which layers are compiled, about: rows are padded to multiple
 COMPILE_SECONDS = 6  # for one of them
 
 
+class Timed(NamedTuple):
+    """A step of a plan in one process, as this card took it in a trial."""
+
+    plan: Plan
+    text_tokens: int
+    seconds: float
+
+    def slower(self, card: GpuProfile) -> float:
+        """Its time over what is forecast for it."""
+        each = seconds_of(self.plan, self.text_tokens, card)
+        return self.seconds / (self.plan.accumulation * each)
+
+
 class Duration(Frozen):
     """Seconds of a training, by what they are spent on, and what follows from them."""
 
@@ -43,6 +57,7 @@ class Duration(Frozen):
     pictures: int = Field(description="of the training split")
     questions: int = Field(description="asked in an epoch")
     counted: bool = Field(description="the data's own counts; false: ReasonSeg's as published")
+    data: DataCounts | None = Field(None, description="these counts; null: of an earlier version")
     card: str
     stand_in: bool = Field(False, description="the card is not known, and taken to be as fast")
     start_seconds: float = Field(description="libraries, model, and compiling layers")
@@ -78,22 +93,32 @@ def assumed_size(plan: Plan) -> DataCounts | None:
                       val_questions=val)  # fmt: skip
 
 
-def duration_of(plan: Plan, card: GpuProfile | None, counts: DataCounts = REASON_SEG) -> Duration:
+def duration_of(
+    plan: Plan,
+    card: GpuProfile | None,
+    counts: DataCounts = REASON_SEG,
+    trial: Timed | None = None,
+) -> Duration:
     """How long the plan trains on a card; on one as fast as TYPICAL where it is not known.
 
-    Raises ValueError where the card lacks the plan's dtype.
+    Steps are as much slower than forecast as the `trial` was. Raises ValueError where the card
+    lacks the plan's dtype.
     """
-    stand_in, card = card is None, card or gpus()[TYPICAL]
-    usual, (fast, slow) = _Parts(plan, card, counts, USUAL), paces(card)
-    low, high = (_Parts(plan, card, counts, pace).seconds(plan.schedule.epochs)
+    stand_in, card = card is None and trial is None, card or gpus()[TYPICAL]
+    slower = trial and trial.slower(card)
+    usual, (fast, slow) = _Parts(plan, card, counts, USUAL, slower), paces(card)
+    low, high = (_Parts(plan, card, counts, pace, slower).seconds(plan.schedule.epochs)
                  for pace in (fast, slow))  # fmt: skip
     epochs = plan.schedule.epochs
-    timed = card.key in factors().timed
+    basis = factors().error + ("" if card.key in factors().timed else ", so the range is wide")
+    if trial is not None:
+        basis = f"steps as this card took them in a trial, {trial.seconds:.3g} s; the rest: {basis}"
     return Duration(
         epochs=epochs,
         pictures=counts.train_pictures,
         questions=counts.epoch_questions,
-        counted=counts is not REASON_SEG,
+        counted=counts != REASON_SEG,
+        data=counts,
         card=card.title,
         stand_in=stand_in,
         start_seconds=usual.start,
@@ -106,7 +131,7 @@ def duration_of(plan: Plan, card: GpuProfile | None, counts: DataCounts = REASON
         low_seconds=low,
         high_seconds=high,
         picture_seconds=usual.picture,
-        basis=factors().error + ("" if timed else ", so the range is wide"),
+        basis=basis,
     )
 
 
@@ -122,10 +147,21 @@ def within(duration: Duration, hours: float | None, price_per_hour: float | None
 
 
 class _Parts:
-    """Seconds of each part of a run at one pace; the CPU's work takes as long as its launches."""
+    """Seconds of each part of a run at one pace; the CPU's work takes as long as its launches.
 
-    def __init__(self, plan: Plan, card: GpuProfile, counts: DataCounts, pace: Pace) -> None:
+    A step has no pace if it is known how much `slower` than forecast it is.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        card: GpuProfile,
+        counts: DataCounts,
+        pace: Pace,
+        slower: float | None = None,
+    ) -> None:
         known, cpu = factors(), pace.launches
+        own, times = (pace, 1.0) if slower is None else (USUAL, slower)
         asked = questions_a_row(plan, counts)
         text = _text_tokens(plan, counts, asked)
         compiling = LENGTHS * COMPILE_SECONDS if plan.compile else 0
@@ -139,7 +175,7 @@ class _Parts:
         reading = cpu * known.sample_seconds
         rows = ceil(plan.effective_batch / asked)
         cuts = passes(rows, plan.micro_batch, plan.processes)
-        step = known.loop * cuts * seconds_of(plan, text, card, pace)
+        step = known.loop * cuts * times * seconds_of(plan, text, card, own)
         step += step_exchange_seconds(plan)
         wait = reading * rows / plan.processes
         # Data workers read the next rows meanwhile; without any, the step waits.
@@ -149,7 +185,7 @@ class _Parts:
         self.training += cpu * known.workers_seconds if plan.workers else 0.0
         least = full_rows(counts.val_questions, plan.questions_per_picture)
         val_rows = full_rows(max(counts.val_pictures, least), plan.processes)
-        forward = forward_seconds(plan, text, card, pace) / plan.micro_batch
+        forward = times * forward_seconds(plan, text, card, own) / plan.micro_batch
         scoring = cpu * known.scoring_seconds * counts.val_questions / plan.processes
         self.evaluation = val_rows * (forward + reading) + scoring
         self.epoch_end = self.evaluation + cpu * known.save_seconds

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -312,6 +313,7 @@ def _answer(
 ) -> Answer:
     """What the fake rehearsal finds, now or before. Raises RehearsalFailed and BadQuestion."""
     folder = cache_folder() / "forecasts" if cache is None else cache
+    worst = _with_sizes(plan, worst)
     key = key_of(plan, worst, compute_capability)
     answer = read(folder, key)
     if answer is None:
@@ -334,19 +336,28 @@ def _ask(plan: Plan, worst: Worst, compute_capability: tuple[int, int], folder: 
             raise RehearsalFailed(f"the rehearsal left no list of requests ({error})") from None
 
 
+def _with_sizes(plan: Plan, worst: Worst) -> Worst:
+    """The sample with the sizes that it may have where neither they nor data are named."""
+    if worst.data is not None and worst.text_tokens is None:
+        return worst
+    return replace(
+        worst,
+        text_tokens=worst.text_tokens or plan.tokens.max_text_tokens,
+        masks=worst.masks or plan.most_masks,
+        answer_tokens=worst.answer_tokens or plan.most_answer_tokens,
+    )
+
+
 def _options(plan: Plan, worst: Worst, compute_capability: tuple[int, int]) -> list[str]:
     """The fake rehearsal's options."""
     options = ["--fake", "--compute-capability", ".".join(map(str, compute_capability))]
     options += ["--answer"] * worst.answering
     options += ["--text-tokens", str(worst.text_tokens or plan.tokens.max_text_tokens)]
-    masks, answers = worst.masks, worst.answer_tokens
     if worst.data is not None and worst.text_tokens is None:
         options += ["--data-dir", str(worst.data.resolve())]
-    else:
-        masks, answers = masks or plan.most_masks, answers or plan.most_answer_tokens
     counts = (
-        ("--masks", masks),
-        ("--answer-tokens", answers),
+        ("--masks", worst.masks),
+        ("--answer-tokens", worst.answer_tokens),
         ("--image-tokens", worst.image_tokens),
     )
     for name, count in counts:

@@ -39,12 +39,14 @@ class Factors:
     attention: float
     masked_attention: float  # with an explicit mask, of rows of several questions
     dequantisation: float
-    fp8: float  # of products and dequantisation in the plan's dtype, what those in FP8 take
+    fp8: float  # products in FP8, as a share of those in the plan's dtype
+    fp8_codes: float  # of activations, gradients and weights, which FP8 is made from and into
     elementwise: float
     elementwise_compiled: float
     launch_seconds: float  # of one pass through one decoder layer, by the CPU
     launch_compiled_seconds: float
     launch_quantised_seconds: float  # the share of both that is due to quantised weights
+    launch_fp8_seconds: float  # what products in FP8 add to both
     launch_encoder_seconds: float  # of one block of a frozen encoder
     fixed_seconds: float  # of a micro-batch
     copy: float  # from pinned memory
@@ -100,6 +102,7 @@ class Paper:
     attention: float
     masked_attention: float
     dequantisation: float
+    codes: float  # of activations, gradients and weights, where products are in FP8
     elementwise: float
     layer_copy: float  # of one layer from host memory to the card
     head_copy: float
@@ -115,9 +118,10 @@ def paper(plan: Plan, text_tokens: int, gpu: GpuProfile, forward: bool = False) 
     decoder = plan.profile.decoder
     sample = plan.profile.most_image_tokens + text_tokens
     tokens, weights = plan.micro_batch * sample, decoder.layer_weights
-    passes = decoder.layers if forward else 2 * decoder.layers + plan.checkpointed_layers
+    backward = 0 if forward else decoder.layers
+    passes = decoder.layers + backward + (0 if forward else plan.checkpointed_layers)
     attention: float = plan.micro_batch * decoder.attention_flops(sample)
-    attention *= passes + (0 if forward else 1.5 * decoder.layers)
+    attention *= passes + 1.5 * backward
     masked = attention if plan.questions_per_picture > 1 else 0.0
     stored = STORED_BYTES[plan.quantization]
     widened = 0.0 if plan.quantization == "none" else weights * passes * (stored + 2 + 2)
@@ -129,6 +133,7 @@ def paper(plan: Plan, text_tokens: int, gpu: GpuProfile, forward: bool = False) 
         attention=(attention - masked) / rate,
         masked_attention=masked / rate,
         dequantisation=widened / _bandwidth(gpu),
+        codes=_coded_bytes(plan, tokens, passes, backward) / _bandwidth(gpu),
         elementwise=moved / _bandwidth(gpu),
         layer_copy=weights * stored / pcie,
         head_copy=head / pcie,
@@ -139,8 +144,8 @@ def paper(plan: Plan, text_tokens: int, gpu: GpuProfile, forward: bool = False) 
 def _adapter_bytes(plan: Plan) -> int:
     """Bytes that the adapters of one layer move for a position, beyond the published ones.
 
-    Dropout reads, writes and masks the input; the product is added to the linear's. No row with
-    other adapters was timed.
+    Dropout reads, writes and masks the input; the product is added to the linear's. The one timed
+    row with other adapters took more than twice as long (docs/speed.md, 7b-r64), unexplained.
     """
 
     def moved(lora: Lora | None) -> int:
@@ -148,6 +153,20 @@ def _adapter_bytes(plan: Plan) -> int:
         return sum(5 * inputs + 6 * outputs for inputs, outputs in linears)
 
     return max(0, moved(plan.lora) - moved(Lora()))
+
+
+def _coded_bytes(plan: Plan, tokens: int, passes: int, backward: int) -> float:
+    """Bytes read and written to make FP8 codes of what products take, in all passes of a step.
+
+    Of a value of 2 bytes, one. Compiled, q, k and v share the codes of their input, and so do gate
+    and up; gradients are each linear's own. Weights come as they are stored, in every pass.
+    """
+    decoder = plan.profile.decoder
+    hidden = (2 if plan.compile else 5) * decoder.hidden
+    inputs = hidden + decoder.query_channels + decoder.intermediate
+    values = inputs * (passes - backward) + decoder.linear_outputs * backward
+    weights = decoder.layer_weights * passes * (STORED_BYTES[plan.quantization] + 1)
+    return 3 * tokens * values + weights
 
 
 def _bandwidth(gpu: GpuProfile) -> float:
@@ -167,20 +186,33 @@ def forward_seconds(plan: Plan, text_tokens: int, gpu: GpuProfile, pace: Pace = 
 
 def _seconds(plan: Plan, on_paper: Paper, gpu: GpuProfile, pace: Pace) -> float:
     known = factors()
-    linears = on_paper.matmul * known.matmul + on_paper.dequantisation * known.dequantisation
-    arithmetic = linears * (known.fp8 if plan.products == "fp8" else 1)
+    arithmetic = on_paper.matmul * known.matmul
+    if plan.products == "fp8":
+        arithmetic = arithmetic * known.fp8 + on_paper.codes * known.fp8_codes
+    else:
+        arithmetic += on_paper.dequantisation * known.dequantisation
     arithmetic += on_paper.attention * known.attention
     arithmetic += on_paper.masked_attention * known.masked_attention
     elementwise = known.elementwise_compiled if plan.compile else known.elementwise
     arithmetic += on_paper.elementwise * elementwise
-    launch = known.launch_compiled_seconds if plan.compile else known.launch_seconds
-    if plan.quantization == "none":
-        launch -= known.launch_quantised_seconds
+    launch = _launch_seconds(plan)
     busy = max(pace.arithmetic * arithmetic, pace.launches * launch * on_paper.passes)
     online = [f for name, f in plan.profile.encoders.items() if name not in plan.cached_encoders]
     encoders = sum(_encoding(facts, plan, gpu, plan.micro_batch, pace) for facts in online)
     fixed = known.fixed_seconds + known.copy * on_paper.head_copy
     return busy + encoders + fixed + _shown_copies(plan, on_paper, busy)
+
+
+def _launch_seconds(plan: Plan) -> float:
+    """Seconds in which the CPU starts the kernels of one pass through a decoder layer.
+
+    In the plan's dtype int8 weights are widened by as many kernels as NF4, in FP8 by one.
+    """
+    known, fp8 = factors(), plan.products == "fp8"
+    found = known.launch_compiled_seconds if plan.compile else known.launch_seconds
+    if plan.quantization == "none" or (fp8 and plan.quantization == "int8"):
+        found -= known.launch_quantised_seconds
+    return found + (known.launch_fp8_seconds if fp8 else 0.0)
 
 
 def _shown_copies(plan: Plan, on_paper: Paper, busy: float) -> float:

@@ -95,10 +95,9 @@ def nearest_plan(request: Request, gpu: Gpu, model: str, budget: Budget) -> list
         if isinstance(found, str) or found.choice.best.verdict != "FITS":
             continue
         best = found.choice.best
-        what = f"the nearest plan that fits is without {dropped}"
-        got = f"{dropped}={assigned(request.overrides)[dropped]}"
+        what = f"a plan fits without {dropped}={assigned(request.overrides)[dropped]}"
         fix = f"leave it out: {plan_text(best.plan)}, {gib(best.needs.bytes)}"
-        return [Finding("settings", what, got, fix)]
+        return [Finding("settings", what, fix=fix)]
     return []
 
 

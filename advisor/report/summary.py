@@ -88,7 +88,7 @@ def _lines(advice: Advice, console: Console) -> Iterator[tuple[str, Text]]:
     if chosen is not None and plan and plan.profile.start:
         yield "model", Text(plan.profile.start)
     elif chosen is not None and chosen.basis == "forecast":  # the one that was wanted does not fit
-        yield "model", Text(f"{chosen.value}, as {chosen.because}")
+        yield "model", Text(f"{chosen.value}, because a larger one does not fit: {chosen.because}")
     if plan is not None:
         yield "plan", Text(plan_line(plan))
     if advice.budget is not None and advice.needs is not None and advice.plan is not None:

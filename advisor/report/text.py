@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import textwrap
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -62,8 +63,9 @@ def print_text(advice: Advice, console: Console, why: bool = False) -> None:
     if typed := commands(advice):
         console.print()
     for command in typed:
-        # Never wrapped: a command that is cut in two cannot be pasted.
-        console.print(Text("  " + command, style="bold cyan"), soft_wrap=True)
+        # Not wrapped: a command that is cut in two cannot be pasted. A picture would lose its end.
+        shown = _in_lines(command) if console.record else command
+        console.print(Text("  " + shown, style="bold cyan"), soft_wrap=True)
     if not why:
         first_screen(advice, console)
         return
@@ -71,6 +73,13 @@ def print_text(advice: Advice, console: Console, why: bool = False) -> None:
         console.print()
         console.print(Text(title, style="bold"))
         console.print(Padding(body, (0, 0, 0, 2), expand=False))
+
+
+def _in_lines(command: str) -> str:
+    """A command in lines of a picture, each but the last with a backslash at its end."""
+    width = SVG_COLUMNS - len("    ") - len(" \\")
+    lines = textwrap.wrap(command, width, break_long_words=False, break_on_hyphens=False)
+    return " \\\n    ".join(lines)
 
 
 def print_forecast(forecast: Forecast, card: str, console: Console) -> None:
@@ -84,7 +93,7 @@ def print_forecast(forecast: Forecast, card: str, console: Console) -> None:
         pool = gib(forecast.tier("pool").bytes)
         headline = Text(f"The allocator's pool grows to {pool}; no card was named (--vram 8GiB)")
     console.print(headline)
-    sample = f"{forecast.text_tokens} text tokens and {forecast.masks} mask(s) a sample"
+    sample = f"{forecast.text_tokens} text tokens and {counted(forecast.masks, 'mask')} a sample"
     if forecast.image_tokens is not None:
         sample = f"{forecast.image_tokens} image tokens, {sample}"
     if forecast.answer_tokens is not None:

@@ -1,4 +1,5 @@
-// Looks the advice up in data.js and shows it. It computes no advice: only sums, units and sorting.
+// Looks the advice up in data.js and shows it. It computes no advice: only sums, units and sorting. A time is the
+// sum of its parts for as many pictures and epochs as are asked for; the plan is the same.
 "use strict";
 
 const GIB = 2 ** 30;
@@ -11,7 +12,8 @@ const CHOICES = {
 };
 const KEYS = Object.fromEntries(NAMES.map((name) =>
   [name, name === "prefer" ? WHATIF.prefers : Object.keys(CHOICES[name])]));
-const START = { card: "rtx-3060-12gb", model: KEYS.model[0], text: "512", prefer: "usual" };
+const MOST = { pictures: 1e6, validated: 1e6, epochs: 1e4 };
+const START = { card: "rtx-3060-12gb", model: KEYS.model[0], text: "512", prefer: "usual", ...WHATIF.usual };
 const COLUMNS = [
   ["card", "card", (row) => row.title],
   ["memory, GB", "size", (row) => String(row.size)],
@@ -19,10 +21,10 @@ const COLUMNS = [
   ["needs, GiB", "needs", (row) => gib(row.needs)],
   ["usable, GiB", "usable", (row) => gib(row.usable)],
   ["questions/s", "speed", (row) => row.speed === undefined ? "" : speedText(row.speed)],
-  ["time", "time", (row) => row.time?.split(" (")[0] ?? ""],
+  ["time", "time", (row) => row.time === undefined ? "" : timeText(row.time)],
   ["plan", "plan", (row) => row.plan ?? row.why ?? ""],
 ];
-const TEXTS = ["verdict", "command", "why", "plan", "hash", "basis", "error", "what"]; // numbers of words
+const TEXTS = ["verdict", "command", "why", "plan", "hash", "basis", "error"]; // numbers of words
 const ORDER = ["FITS", "TIGHT", "SPILLS", "OOM", "UNKNOWN"];
 let sorted = { column: "size", down: false };
 
@@ -30,22 +32,49 @@ const at = (id) => document.getElementById(id);
 const gib = (bytes) => bytes === undefined || bytes === null ? "" : (bytes / GIB).toFixed(2);
 const speedText = (speed) => String(Number(speed.toPrecision(2)));
 
+const counted = (number, one) => `${number} ${one}${number === 1 ? "" : "s"}`;
+
+// As profiles/text.py has it.
+function timeText(seconds) {
+  if (seconds < 90) return `${seconds.toFixed(0)} s`;
+  if (seconds < 5400) return `${(seconds / 60).toFixed(0)} min`;
+  const hours = seconds / 3600;
+  return hours < 48 ? `${Number(hours.toPrecision(2))} h` : `${Number((hours / 24).toPrecision(2))} days`;
+}
+
+// Seconds of a training; its parts are those of tools/write_whatif.py.
+function timeOf([start, features, validation, step, rest], { pictures, validated, epochs }) {
+  const epoch = Math.ceil(pictures / WHATIF.batch) * step + rest;
+  return start + (pictures + validated) * features + validated * validation * (1 + epochs) + epochs * epoch;
+}
+
 // The answer to a state; the order of the states is that of tools/write_whatif.py.
 function answerTo(state) {
   const place = NAMES.reduce((sum, name) => sum * KEYS[name].length + KEYS[name].indexOf(state[name]), 0);
-  const [number, speed, seconds, ...texts] = WHATIF.states[place];
-  const [source, timeError, time] = texts.map((text) => WHATIF.words[text]);
+  const [number, speed, parts, ...texts] = WHATIF.states[place];
+  const [source, timeError] = texts.map((text) => WHATIF.words[text]);
   const card = WHATIF.cards[state.card];
   const answer = Object.fromEntries(Object.entries(WHATIF.answers[number]).map(([name, value]) =>
     [name, TEXTS.includes(name) && value !== null ? WHATIF.words[value] : value]));
-  const command = answer.command && answer.command.replace("{card}", () => card.options);
-  return { ...card, ...answer, card: state.card, command, speed, seconds, source, timeError, time, hostUsable: card.host, host: answer.host };
+  const more = state.epochs === WHATIF.usual.epochs ? "" : ` --epochs ${state.epochs}`;
+  const command = answer.command && answer.command.replace("{card}", () => card.options) + more;
+  const times = WHATIF.times[parts];
+  const time = times && timeOf(times, state);
+  const [low, high] = times ? times.slice(-2).map((share) => share * time) : [];
+  return { ...card, ...answer, card: state.card, command, speed, source, timeError, time, low, high, hostUsable: card.host, host: answer.host };
+}
+
+// A whole number that there can be; else the usual one.
+function asked(name, text) {
+  const number = Number(text);
+  return Number.isInteger(number) && number >= 1 && number <= MOST[name] ? number : START[name];
 }
 
 function stateOfAddress() {
   const given = new URLSearchParams(location.hash.slice(1));
-  return Object.fromEntries(NAMES.map((name) =>
-    [name, KEYS[name].includes(given.get(name)) ? given.get(name) : START[name]]));
+  const chosen = NAMES.map((name) => [name, KEYS[name].includes(given.get(name)) ? given.get(name) : START[name]]);
+  const typed = Object.keys(MOST).map((name) => [name, asked(name, given.get(name))]);
+  return Object.fromEntries([...chosen, ...typed]);
 }
 
 function element(tag, text, attributes = {}) {
@@ -65,7 +94,7 @@ function showAnswer(state) {
   at("command-box").hidden = !found.command;
   at("copied").textContent = "";
   showBar(found);
-  showNumbers(found);
+  showNumbers(found, state);
 }
 
 function showBar(found) {
@@ -92,7 +121,7 @@ function showBar(found) {
     + `the limit is at ${gib(found.usable)} GiB. The table below has the parts.`;
 }
 
-function showNumbers(found) {
+function showNumbers(found, { pictures, validated, epochs }) {
   const body = at("numbers").tBodies[0];
   const row = (name, value, error, part) => {
     const line = document.createElement("tr");
@@ -115,9 +144,11 @@ function showNumbers(found) {
     }
     row("plan needs", `${gib(found.needs)} GiB`, `${found.basis}: ${found.error}`);
     row("host memory", `${gib(found.host)} GiB of ${gib(found.hostUsable)}`, "a machine of 16 GiB is assumed, half of it free");
-    row("disk", `${gib(found.disk)} GiB`, "downloads, converted model, features, checkpoints");
+    row("disk", `${gib(found.disk)} GiB`, "downloads, converted model, ReasonSeg's features, checkpoints");
     row("questions a second", speedText(found.speed), found.source);
-    row(`time, ${found.what}`, found.time, `ReasonSeg's published size; ${found.timeError}`);
+    const [about, low, high] = [found.time, found.low, found.high].map(timeText);
+    row(`time, ${counted(epochs, "epoch")} of ${counted(pictures, "picture")}`, `${about} (${low} to ${high})`,
+      `one question a picture, ${validated} more to validate; ${found.timeError}`);
   }
   row("usable (thick line)", `${gib(found.usable)} GiB`, found.margin);
   row("capacity (dashed line)", `${gib(found.capacity)} GiB`, "free memory less the CUDA context, no margin kept");
@@ -127,7 +158,7 @@ function showAll(state) {
   const rows = KEYS.card.map((card) => answerTo({ ...state, card }));
   const value = (row) => sorted.column === "card" ? row.title
     : sorted.column === "verdict" ? ORDER.indexOf(row.verdict)
-      : sorted.column === "time" ? row.seconds : row[sorted.column];
+      : row[sorted.column];
   rows.sort((a, b) => {
     const [left, right] = [value(a), value(b)];
     if (left === undefined || right === undefined) return (left === undefined) - (right === undefined);
@@ -155,7 +186,7 @@ function showAll(state) {
 
 function show() {
   const state = stateOfAddress();
-  for (const name of NAMES) at(name).value = state[name];
+  for (const name of [...NAMES, ...Object.keys(MOST)]) at(name).value = state[name];
   showAnswer(state);
   showAll(state);
 }
@@ -181,6 +212,10 @@ function start() {
   for (const name of NAMES) {
     at(name).append(...KEYS[name].map((key) => element("option", CHOICES[name][key], { value: key })));
     at(name).addEventListener("change", () => choose({ [name]: at(name).value }));
+  }
+  for (const [name, most] of Object.entries(MOST)) {
+    Object.assign(at(name), { min: 1, max: most });
+    at(name).addEventListener("change", () => choose({ [name]: asked(name, at(name).value) }));
   }
   at("choice").addEventListener("submit", (event) => event.preventDefault());
   at("copy").addEventListener("click", copy);

@@ -12,6 +12,7 @@ import os
 import secrets
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,12 @@ import torch
 from PIL import Image
 
 SECONDS = 300
-TOKEN = "LISA_SEGMENT_TOKEN"  # a variable, since a workflow that is saved and shared would show it
+MOST_BYTES = 64 << 20  # of an answer
+MOST_MASKS = 256  # of an answer; each is as large as the picture
+# Variables, not inputs. A workflow of a stranger has inputs: his address would get the pictures
+# and the token. A workflow that is shared would show the token.
+ADDRESS, TOKEN = "LISA_SEGMENT_ADDRESS", "LISA_SEGMENT_TOKEN"
+HERE = "http://127.0.0.1:8763"
 
 
 class NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -51,22 +57,16 @@ class LisaSegment:
                 "image": ("IMAGE",),
                 "question": ("STRING", question),
                 "kind": (["sentence", "phrase", "explain"],),
-                "address": ("STRING", {"default": "http://127.0.0.1:8763"}),
             }
         }
 
-    def segment(
-        self, image: torch.Tensor, question: str, kind: str, address: str
-    ) -> tuple[torch.Tensor, str]:
+    def segment(self, image: torch.Tensor, question: str, kind: str) -> tuple[torch.Tensor, str]:
         """Ask about each picture of the batch. Raises RuntimeError with the server's words."""
         masks, answers = [], []
         for picture in image:
-            row = asked(address, png(picture), question, kind)
-            mask = np.zeros(picture.shape[:2], bool)
-            for one in row["masks"]:
-                mask |= decoded(one["size"], one["counts"])
+            mask, answer = asked(png(picture), picture.shape[:2], question, kind)
             masks.append(torch.from_numpy(mask.astype(np.float32)))
-            answers.append(row["answer"])
+            answers.append(answer)
         return torch.stack(masks), "\n".join(answers)
 
 
@@ -78,38 +78,72 @@ def png(picture: torch.Tensor) -> bytes:
     return file.getvalue()
 
 
-def asked(address: str, picture: bytes, question: str, kind: str) -> dict[str, Any]:
-    """The server's answer to one question. Raises RuntimeError."""
+def asked(
+    picture: bytes, size: tuple[int, ...], question: str, kind: str
+) -> tuple[np.ndarray, str]:
+    """The mask [H, W] and the words of the server's answer to a question. Raises RuntimeError."""
+    address = os.environ.get(ADDRESS) or HERE
     if not address.startswith(("http://", "https://")):
-        raise RuntimeError(f"address: got {address!r}; allowed: http://HOST:PORT, as the server "
+        raise RuntimeError(f"{ADDRESS}: got {address!r}; allowed: http://HOST:PORT, as the server "
                            "printed it")  # fmt: skip
     body, kind_of_body = form(picture, {"question": question, "kind": kind})
     headers = {"Content-Type": kind_of_body}
-    if token := os.environ.get(TOKEN):
+    if token := os.environ.get(TOKEN, "").strip():
         headers["Authorization"] = f"Bearer {token}"
-    request = urllib.request.Request(f"{address.rstrip('/')}/segment", body, headers)
     try:
+        request = urllib.request.Request(f"{address.rstrip('/')}/segment", body, headers)
         with OPEN.open(request, timeout=SECONDS) as response:
-            row: dict[str, Any] = json.load(response)["answers"][0]
-            return row
+            return read(document(response), size)
     except urllib.error.HTTPError as error:
         raise RuntimeError(f"lisa-segment: {_said(error)}") from None
-    except (ValueError, LookupError, TypeError, http.client.HTTPException):
-        raise RuntimeError(
-            f"{address}: answers, but not as lisa-segment does; correct the address"
-        ) from None
+    except (ValueError, http.client.HTTPException) as error:
+        raise RuntimeError(f"{address}: answers, but not as lisa-segment does ({error}); "
+                           f"correct {ADDRESS}") from None  # fmt: skip
     except OSError as error:
-        raise RuntimeError(
-            f"{address}: {error}; start lisa-segment --serve there, or correct the address"
-        ) from None
+        raise RuntimeError(f"{address}: {error}; start lisa-segment --serve there, or correct "
+                           f"{ADDRESS}") from None  # fmt: skip
+
+
+def document(response: Any) -> dict[str, Any]:
+    """The JSON object that a server sends. Raises ValueError."""
+    content = response.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise ValueError(f"more than {MOST_BYTES >> 20} MiB")
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        raise ValueError("no JSON") from None
+    if not isinstance(found, dict):
+        raise ValueError("no object of JSON")
+    return found
 
 
 def _said(error: urllib.error.HTTPError) -> str:
+    """Why the server refuses, in its words if it has any."""
     try:
-        document = json.load(error)
-        return "; ".join(document[name] for name in ("error", "hint") if name in document)
-    except (ValueError, TypeError):
+        told = document(error)
+    except (ValueError, OSError, http.client.HTTPException):
         return str(error)
+    return "; ".join(str(told[name]) for name in ("error", "hint") if name in told) or str(error)
+
+
+def read(told: dict[str, Any], size: tuple[int, ...]) -> tuple[np.ndarray, str]:
+    """All masks of the one answer as one, and its words. Raises ValueError."""
+    match told.get("answers"):
+        case [{"answer": str(answer), "masks": list(masks)}]:
+            pass
+        case _:
+            raise ValueError("no answer in it")
+    if len(masks) > MOST_MASKS:
+        raise ValueError(f"{len(masks)} masks")
+    whole = np.zeros(size, bool)
+    for mask in masks:
+        match mask:
+            case {"size": [height, width], "counts": str(counts)} if (height, width) == size:
+                whole |= decoded(size, counts)
+            case _:
+                raise ValueError("a mask of another size than the picture's")
+    return whole, answer
 
 
 def form(picture: bytes, fields: dict[str, str]) -> tuple[bytes, str]:
@@ -125,23 +159,41 @@ def form(picture: bytes, fields: dict[str, str]) -> tuple[bytes, str]:
     return body + b"--%s--\r\n" % boundary.encode(), f"multipart/form-data; boundary={boundary}"
 
 
-def decoded(size: list[int], counts: str) -> np.ndarray:
-    """COCO's compressed run lengths as a mask [H, W]; pycocotools need not be installed."""
-    runs: list[int] = []
-    value = shift = 0
+def decoded(size: tuple[int, ...], counts: str) -> np.ndarray:
+    """COCO's compressed run lengths as a mask [H, W]; pycocotools need not be installed.
+
+    Raises ValueError for what is no mask of that size, before it takes memory for it.
+    """
+    height, width = size
+    runs = list(_runs(counts, most=height * width))
+    if sum(runs) != height * width:
+        raise ValueError(f"a mask of {sum(runs)} pixels for {height * width}")
+    flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+    return flat.reshape(width, height).T  # runs go down the columns
+
+
+def _runs(counts: str, most: int) -> Iterator[int]:
+    """The lengths of the runs, alternately outside and inside. Raises ValueError."""
+    before = last = value = shift = number = 0
     for letter in counts:
         code = ord(letter) - 48
         value |= (code & 0x1F) << shift
         shift += 5
+        if not 0 <= code < 64 or shift > 60:
+            raise ValueError("a mask that is no run lengths")
         if code & 0x20:  # more of this number follows
             continue
         if code & 0x10:
             value -= 1 << shift
-        runs.append(value + runs[-2] if len(runs) > 2 else value)
+        if number > 2:  # such a number is the difference to the one before the last
+            value += before
+        if not 0 <= value <= most:
+            raise ValueError(f"a mask with a run of {value} pixels")
+        yield value
+        before, last, number = last, value, number + 1
         value = shift = 0
-    height, width = size
-    flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
-    return flat.reshape(width, height).T  # runs go down the columns
+    if shift:
+        raise ValueError("a mask that ends within a number")
 
 
 NODE_CLASS_MAPPINGS = {"LisaSegment": LisaSegment}

@@ -53,6 +53,11 @@ class DecoderShape(Frozen):
         attention = 2 * self.hidden * (self.query_channels + self.key_channels)
         return attention + 3 * self.hidden * self.intermediate
 
+    @property
+    def linear_outputs(self) -> int:
+        """Channels that one layer's seven linears return, together."""
+        return self.query_channels + 2 * (self.key_channels + self.hidden + self.intermediate)
+
     def linear_flops(self, tokens: int) -> int:
         """Products of one layer's linears, forward: 2 operations a weight and token."""
         return 2 * tokens * self.layer_weights

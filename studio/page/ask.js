@@ -97,7 +97,9 @@ export function setUpAsk(section, shared) {
     const questions = at("ask-questions").value.split("\n").map((one) => one.trim()).filter(Boolean);
     questions.forEach((one) => body.append("question", one));
     body.append("kind", at("ask-explain").checked ? "explain" : at("ask-phrase").checked ? "phrase" : "sentence");
-    const told = await read(await send("segment", { body }));
+    const response = await send("segment", { body });
+    if (response.status === 503) showDesk(await ask("desk")); // unloaded meanwhile, or its process has gone
+    const told = await read(response);
     if (shown !== asked) return; // another picture was chosen meanwhile
     rows = told.answers;
     layers = rows.flatMap((row) => row.masks.map((mask) => ({ mask, question: row.question, on: true })));
@@ -107,16 +109,17 @@ export function setUpAsk(section, shared) {
 
   function showAnswers(told) {
     const lines = rows.map((row) => h("p", {}, h("strong", {}, row.question), h("br"), row.answer || "(no words)",
-      h("span", { class: "note" }, `  ${row.seconds.toFixed(1)} s${row.masks.length ? "" : "; no mask in this answer"}${row.masks_left_out ? `; ${row.masks_left_out} masks left out` : ""}`)));
+      h("span", { class: "note" }, `  ${row.seconds.toFixed(1)}\u00a0s${row.masks.length ? "" : "; no mask in this answer"}${row.masks_left_out ? `; ${row.masks_left_out} masks left out` : ""}`)));
     const boxes = layers.map((layer, number) => {
       const key = h("span", { class: "key" });
       key.style.background = COLOURS[number % COLOURS.length];
       const share = (100 * layer.mask.area) / (told.height * told.width);
       return h("div", { class: "check" }, h("input", { type: "checkbox", id: `ask-layer-${number}`, checked: true, onchange: (event) => { layer.on = event.target.checked; draw(); } }),
         h("label", { for: `ask-layer-${number}` }, key, `${layer.question} (${share.toFixed(1)} % of the picture) `),
-        h("button", { type: "button", id: `ask-mask-${number}`, onclick: () => saveMask(number) }, "Mask as PNG"));
+        h("button", { type: "button", id: `ask-mask-${number}`, onclick: () => saveMask(number) }, "PNG"));
     });
     answers.replaceChildren(...lines, ...boxes, ...(layers.length ? [
+      h("p", { class: "note" }, `The masks have ${told.width} × ${told.height} pixels.`),
       h("label", { class: "check" }, "Opacity", opacity),
       h("div", { class: "buttons" }, h("button", { type: "button", id: "ask-overlay", onclick: saveOverlay }, "Picture with layers"),
         h("button", { type: "button", id: "ask-rle", onclick: saveRuns }, "Masks as COCO's RLE"))] : []));

@@ -24,7 +24,8 @@ export function svg(tag, attributes = {}, ...children) {
 }
 
 // The server's answer to a question; what it refuses is thrown, in its words.
-export const ask = async (action, question = {}) => read(await post(`api/${action}`, question));
+// `tell` gets words about how far it is, if that takes a while.
+export const ask = async (action, question = {}, tell = () => {}) => read(await post(`api/${action}`, question), tell);
 
 // A picture that the server draws, as a file and as an address.
 export async function drawn(action, question) {
@@ -43,10 +44,26 @@ export async function send(address, message) {
   }
 }
 
-export async function read(response) {
-  const found = await response.json().catch(() => ({}));
-  if (response.ok) return found;
+export async function read(response, tell) {
+  const inLines = response.headers.get("content-type")?.startsWith("application/x-ndjson");
+  const found = await (inLines ? lastLine(response, tell) : response.json().catch(() => ({})));
+  if (response.ok && found.error === undefined) return found;
   throw new Error([found.error ?? `the server answered ${response.status}`, found.hint].filter(Boolean).join(": "));
+}
+
+async function lastLine(response, tell) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "", found = { progress: "" };
+  for (;;) {
+    const { done, value } = await reader.read().catch(() => ({ done: true }));
+    const lines = (rest + (value ?? "")).split("\n");
+    rest = lines.pop();
+    for (const line of lines) {
+      found = JSON.parse(line);
+      if (found.progress) tell(found.progress);
+    }
+    if (done) return found.progress === undefined ? found : { error: "lisa-studio ended before it was done" };
+  }
 }
 
 export const problem = (error) => h("p", { class: "error", role: "alert" }, error.message);

@@ -9,11 +9,12 @@ export function setUpData(section, shared) {
   const split = h("select", { id: "data-split", "aria-label": "Split" }, ["train", "val", "test"].map((one) => option(one)));
   let seed = 0;
 
+  const telling = (place) => (words) => place.replaceChildren(h("p", { class: "note" }, words));
   const needed = () => {
     if (!data.value) throw new Error("choose a data folder first, or import one below");
     return data.value;
   };
-  const check = h("button", { type: "button", id: "data-check", onclick: () => busy(check, found, async () => showCheck(await ask("check", { data: needed() }))) }, "Check");
+  const check = h("button", { type: "button", id: "data-check", onclick: () => busy(check, found, async () => showCheck(await ask("check", { data: needed() }, telling(found)))) }, "Check");
   const preview = h("button", { type: "button", id: "data-preview", onclick: () => busy(preview, found, async () => {
     const sheet = await picture("sheet", { data: needed(), split: split.value, seed: seed++ });
     found.replaceChildren(h("div", { class: "sheet", tabindex: 0 }, h("img", { id: "data-sheet", src: sheet, alt: `Items of ${split.value}: targets blue, ignored regions yellow` })),
@@ -25,6 +26,7 @@ export function setUpData(section, shared) {
     found.replaceChildren(
       h("p", {}, h("strong", { class: "verdict", id: "data-verdict" }, told.count ? `${told.count} findings` : "no findings")),
       h("table", {}, counts, told.sets.map((one) => row([one.name, `${one.pictures} pictures`]))),
+      told.findings.length < told.count ? h("p", { class: "note" }, `The first ${told.findings.length} of them:`) : "",
       h("ul", {}, told.findings.map((one) => h("li", {}, one))),
       ...told.hints.map((one) => h("p", { class: "note" }, one)));
   }
@@ -68,7 +70,7 @@ export function setUpData(section, shared) {
         source: source.value, name: at("import-name").value.trim(), questions: questions.value, pictures: pictures.value,
         val: at("import-val").valueAsNumber, test: at("import-test").valueAsNumber, skip_broken: at("import-skip").valueAsNumber || 0,
         encoding: at("import-encoding").value.trim() || null, frame: at("import-frame").value || null, iscrowd: at("import-iscrowd").value || null,
-      });
+      }, telling(said));
       take(told, said);
     }); } },
     h("label", { for: "import-source" }, "Annotations"), source,

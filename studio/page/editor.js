@@ -47,7 +47,7 @@ export function setUpEditor(section) {
     at("edit-sentence").checked = told.is_sentence;
     const way = place.value.split("/");
     const splits = ["train", "val", "test"];
-    if (splits.includes(way.at(-2)) && way.length > 3) { // an item of a data set: it is changed in place
+    if (splits.includes(way.at(-2)) && way.length > 2) { // an item of a data set: it is changed in place
       at("edit-split").value = way.at(-2);
       at("edit-data").value = way[way.at(-3) === "ReasonSeg" ? way.length - 4 : way.length - 3];
     }

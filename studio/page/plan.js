@@ -20,6 +20,8 @@ export function setUpPlan(section, shared) {
         h("label", { for: "plan-weights" }, "Weights"), weights,
         h("label", { for: "plan-windows" }, "System"),
         h("span", { class: "check" }, h("input", { type: "checkbox", id: "plan-windows" }), "the named card is in a Windows machine"),
+        h("label", { for: "plan-hours" }, "Hours that you have"),
+        h("input", { id: "plan-hours", type: "number", min: 0.1, max: 100000, step: "any", placeholder: "how many epochs fit into them?" }),
         h("label", { for: "plan-settings" }, "Settings"),
         h("textarea", { id: "plan-settings", rows: 3, placeholder: "one a line, such as lora.rank=16", spellcheck: "false" }))),
     h("div", { class: "buttons" }, h("button", { class: "main", id: "plan-ask" }, "Plan")));
@@ -32,6 +34,7 @@ export function setUpPlan(section, shared) {
     prefer: at("plan-prefer").value,
     data: data.value,
     weights: weights.value,
+    hours: at("plan-hours").valueAsNumber || null,
     settings: at("plan-settings").value.split("\n").map((line) => line.trim()).filter(Boolean),
   });
 

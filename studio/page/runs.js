@@ -7,10 +7,11 @@ const shown3 = (value) => (value === null || value === undefined ? "" : value.to
 export function setUpRuns(section, shared) {
   const table = h("table", { id: "runs-table" });
   const curves = h("div", { class: "plots", id: "runs-curves" });
+  const apart = h("ul", { id: "runs-apart", "aria-label": "Differences between the compared runs" });
   const detail = h("div", { id: "runs-detail" });
   const chosen = new Set();
   let all = [], timer = null;
-  section.replaceChildren(h("h2", {}, "Runs"), table, curves, detail);
+  section.replaceChildren(h("h2", {}, "Runs"), table, apart, curves, detail);
   shared.shown.runs = list;
 
   async function list() {
@@ -36,7 +37,11 @@ export function setUpRuns(section, shared) {
   const scored = (one) => `${one.split}${one.answers === "generated" ? " (own answers)" : ""}: gIoU ${shown3(one.giou)}${one.giou_95 ? ` [${one.giou_95.map(shown3).join(", ")}]` : ""}, cIoU ${shown3(one.ciou)}, ${one.images} pictures`;
 
   async function compare() {
-    const runs = all.filter((one) => chosen.has(one.run)).slice(0, 6);
+    const compared = all.filter((one) => chosen.has(one.run)), runs = compared.slice(0, 6);
+    const scoredOnes = runs.filter((one) => one.scores.length).map((one) => one.run);
+    const { differences } = scoredOnes.length > 1 ? await ask("compare", { runs: scoredOnes }) : { differences: [] };
+    if (compared.length > runs.length) differences.push("The first six are compared.");
+    apart.replaceChildren(...differences.map((one) => h("li", {}, one)));
     const found = await Promise.all(runs.map((one) => whole(one.run)));
     const of = (name) => found.map((one, number) => ({ name: runs[number].name, points: one.steps.filter((row) => row[name] !== undefined).map((row) => [row.step, row[name]]) }));
     const judged = found.map((one, number) => ({ name: runs[number].name, points: one.evaluations.filter((row) => typeof row.giou === "number").map((row) => [row.step, row.giou]) }));

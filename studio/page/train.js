@@ -84,26 +84,31 @@ export function setUpTrain(section, shared) {
     }
   }
 
+  const forecasts = {}; // made on the page, by the plan: of runs that were started without advice
   let buttons = null, opened = false;
   function show(found) {
+    found.forecast ??= forecasts[found.hash];
     const trains = found.state === "training" || found.state === "starting";
     if (!buttons?.isConnected) {
       const answer = h("span", { role: "status", id: "train-answer" });
-      const act = (id, action, text) => {
+      const act = (id, action, text, take = () => {}) => {
         const button = h("button", { type: "button", id, onclick: () => busy(button, answer, async () => {
           const told = await ask(action, { run: watched });
           answer.textContent = told.words ?? "";
+          take(told);
           look();
         }) }, text);
         return button;
       };
-      buttons = h("div", { class: "buttons" }, act("train-stop", "stop", "Stop (it saves first)"), act("train-resume", "resume", "Resume"), answer);
+      buttons = h("div", { class: "buttons" }, act("train-stop", "stop", "Stop (it saves first)"), act("train-resume", "resume", "Resume"),
+        act("train-forecast", "forecast", "Forecast its memory", (told) => { forecasts[told.plan] = told; }), answer);
       live.replaceChildren(h("div", { id: "train-shown" }), buttons, h("div", { id: "train-plots", class: "plots" }), h("div", { id: "train-more" }));
     }
     const listed = [...chooser.options].find((one) => one.value === found.run);
     if (listed) listed.textContent = named(found);
     at("train-stop").hidden = !trains;
     at("train-resume").hidden = trains || found.state === "complete";
+    at("train-forecast").hidden = !found.on_card || Boolean(found.forecast);
     at("train-shown").replaceChildren(
       h("p", {}, h("strong", { class: "verdict", id: "train-state" }, found.state), ` ${found.words}`),
       h("p", {}, progress(found)),
@@ -125,12 +130,14 @@ export function setUpTrain(section, shared) {
     const of = (name) => seen.steps.filter((one) => one[name] !== undefined).map((one) => [one.step, one[name]]);
     const judged = (name) => seen.evaluations.filter((one) => typeof one[name] === "number").map((one) => [one.step, one[name]]);
     const forecast = found.forecast;
-    const levels = forecast?.needs ? [{ name: "forecast, at most", y: forecast.needs, style: "axis dashed" }, { name: "usable", y: forecast.usable }] : [];
+    const levels = forecast?.needs ? [{ name: "forecast, at most", y: forecast.needs, style: "axis dashed" }] : [];
+    if (forecast?.usable) levels.push({ name: "usable", y: forecast.usable });
+    const none = found.on_card ? " (its plan came without a forecast)" : " (nothing is forecast on a CPU)";
     const measured = of("memory_bytes");
     return [
       plot("Loss", [{ name: "loss", points: of("loss") }], { none: "no step yet" }),
       plot("gIoU and cIoU on the validation pictures", [{ name: "gIoU", points: judged("giou") }, { name: "cIoU", points: judged("ciou") }], { from: 0, none: "no evaluation yet" }),
-      plot(`Memory, GiB${levels.length ? "" : " (no forecast for this plan, as on a CPU)"}`, [{ name: "measured", points: measured }], { unit: GIB, levels, from: 0, none: levels.length ? `forecast: ${gib(forecast.needs)} at most; nothing measured yet` : "nothing measured yet" }),
+      plot(`Memory, GiB${levels.length ? "" : none}`, [{ name: "measured", points: measured }], { unit: GIB, levels, from: 0, none: levels.length ? `forecast: ${gib(forecast.needs)} at most; nothing measured yet` : "nothing measured yet" }),
     ];
   }
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from advisor import dry_run as dryrun
 from advisor.advice import Advice
+from advisor.cost.duration import REASON_SEG, Timed, duration_of
 from advisor.dry_run import measured
 from advisor.machine.evidence import Evidence
 from advisor.machine.gpu import Gpu, Machine
@@ -28,6 +31,7 @@ def own_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
 
 
+@cache
 def advice() -> Advice:
     return advise(MACHINE, "7b", evidence=Evidence.shipped())
 
@@ -60,6 +64,7 @@ def test_a_plan_that_holds_becomes_a_row_and_is_tried_once(
     found = measured(advice(), told.append)
     assert found.plan == advice().plan and found.verdict == "FITS"
     assert (found.needs.basis, found.needs.bytes) == ("measured", round(6.2 * GIB))
+    assert found.duration is not None and "trial, 2.5 s" in found.duration.basis
     ((plan, options),) = child.asked
     assert plan.weights == "random" and "--save" in options
     assert options[options.index("--text-tokens") + 1] == "512"
@@ -68,6 +73,13 @@ def test_a_plan_that_holds_becomes_a_row_and_is_tried_once(
     again = measured(advice(), told.append)
     assert again.plan == found.plan and len(child.asked) == 1
     assert "this plan fitted here" in told[-1]
+    # Advice without a trial knows it, too; of another card, or what if, it does not.
+    with_rows = replace(Evidence.here(), contexts={})
+    later = advise(MACHINE, "7b", evidence=with_rows)
+    assert later.plan == found.plan and later.duration == found.duration
+    other = MACHINE.model_copy(update={"gpus": (GPU.model_copy(update={"uuid": "GPU-c"}),)})
+    said = advise(other, "7b", evidence=with_rows).duration
+    assert said is not None and "trial" not in said.basis
 
 
 def test_of_several_processes_one_is_tried_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,6 +107,9 @@ def test_what_does_not_hold_gives_way_to_the_ladder(
     Child(monkeypatch, bad, "FITS")
     found = measured(advice(), print)
     assert found.plan == advice().ladder[0].plan and found.exit_code == 0
+    assert found.duration is not None and found.plan is not None
+    trial = Timed(found.plan, 512, 2.5)
+    assert found.duration == duration_of(found.plan, None, REASON_SEG, trial)
     assert all(rung.needs.bytes < advice().ladder[0].needs.bytes for rung in found.ladder)
     rows = [row.verdict for row in read_table().rows if row.source == "user"]
     assert rows == [bad, "FITS"]
@@ -111,7 +126,8 @@ def test_after_two_trials_the_answer_is_no(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_smaller_card_is_a_cap(monkeypatch: pytest.MonkeyPatch) -> None:
     child = Child(monkeypatch, "FITS")
-    measured(advice(), print, cap_bytes=5 * GIB)
+    found = measured(advice(), print, cap_bytes=5 * GIB)
+    assert found.duration == advice().duration, "the steps are not that card's"
     _, options = child.asked[0]
     assert float(options[options.index("--cap-gib") + 1]) == pytest.approx(5)
 

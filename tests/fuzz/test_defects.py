@@ -89,7 +89,7 @@ def test_processes_may_not_be_nothing() -> None:
 
 
 def test_a_table_that_was_set_to_a_value_has_no_settings() -> None:
-    with pytest.raises(PlanError, match="schedule: is a table of settings .got True"):
+    with pytest.raises(PlanError, match="schedule: is set as a whole and in part .got true"):
         Plan().override(["schedule=true", "schedule.epochs=2"])
 
 

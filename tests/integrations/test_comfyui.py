@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import json
 import sys
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import ModuleType
 
 import numpy as np
@@ -63,28 +64,38 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def test_the_node_keeps_to_the_contract(pack: ModuleType) -> None:
     for name, node in pack.NODE_CLASS_MAPPINGS.items():
         required = node.INPUT_TYPES()["required"]
-        assert list(required) == ["image", "question", "kind", "address"]
+        # No address: a workflow of a stranger would name one, which would get pictures and token.
+        assert list(required) == ["image", "question", "kind"]
         assert required["image"][0] == "IMAGE" and required["kind"][0][0] == "sentence"
         assert len(node.RETURN_TYPES) == len(node.RETURN_NAMES) and node.CATEGORY
         assert callable(getattr(node(), node.FUNCTION))
         assert pack.NODE_DISPLAY_NAME_MAPPINGS[name]
 
 
+@pytest.fixture
+def configured(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server's address and token, where its user puts them."""
+    monkeypatch.setenv("LISA_SEGMENT_ADDRESS", address + "/")
+    monkeypatch.setenv("LISA_SEGMENT_TOKEN", "secret")
+
+
 def called(pack: ModuleType, **inputs: object) -> tuple[torch.Tensor, str]:
     """As ComfyUI calls a node."""
+    inputs = {"image": torch.zeros(1, 8, 8, 3), "question": "a", "kind": "sentence"} | inputs
     node = pack.NODE_CLASS_MAPPINGS["LisaSegment"]
-    found: tuple[torch.Tensor, str] = getattr(node(), node.FUNCTION)(**inputs)
+    with torch.inference_mode():
+        found: tuple[torch.Tensor, str] = getattr(node(), node.FUNCTION)(**inputs)
     return found
 
 
+@pytest.mark.usefixtures("configured")
 def test_a_batch_becomes_masks_and_answers(
-    pack: ModuleType, address: str, monkeypatch: pytest.MonkeyPatch
+    pack: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("LISA_SEGMENT_TOKEN", "secret")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nobody is there
     batch = torch.rand(2, 20, 30, 4)
     text = 'où "est"\r\n--x'
-    mask, answers = called(pack, image=batch, question=text, kind="phrase", address=address + "/")
+    mask, answers = called(pack, image=batch, question=text, kind="phrase")
     assert mask.shape == (2, 20, 30) and mask.dtype == torch.float32
     rows = torch.zeros(20, 30)
     rows[: len(text)] = 1  # a row for each letter
@@ -93,32 +104,49 @@ def test_a_batch_becomes_masks_and_answers(
     assert first.split(":")[0] != second.split(":")[0]
 
 
+@pytest.mark.usefixtures("configured")
 def test_what_the_server_says_is_the_node_s_error(
-    pack: ModuleType, address: str, monkeypatch: pytest.MonkeyPatch
+    pack: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    image = torch.zeros(1, 8, 8, 3)
-    with pytest.raises(RuntimeError, match="a token is needed; send the header"):
-        called(pack, image=image, question="a", kind="sentence", address=address)
-    monkeypatch.setenv("LISA_SEGMENT_TOKEN", "secret")
     with pytest.raises(RuntimeError, match="question: question text is empty"):
-        called(pack, image=image, question=" ", kind="sentence", address=address)
-    with pytest.raises(RuntimeError, match="start lisa-segment --serve there"):
-        called(pack, image=image, question="a", kind="sentence", address=f"{ADDRESS}:9")
+        called(pack, question=" ")
+    monkeypatch.delenv("LISA_SEGMENT_TOKEN")
+    with pytest.raises(RuntimeError, match="a token is needed; send the header"):
+        called(pack)
+
+
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        (f"{ADDRESS}:9", "start lisa-segment --serve there"),
+        ("127.0.0.1:8763", "allowed: http://HOST:PORT"),
+        ("file:///etc", "allowed: http://HOST:PORT"),
+        ("http://a b", "correct LISA_SEGMENT_ADDRESS"),
+        ("http://a:b", "correct LISA_SEGMENT_ADDRESS"),
+    ],
+)
+def test_a_wrong_address_is_said(
+    pack: ModuleType, address: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LISA_SEGMENT_ADDRESS", address)
+    with pytest.raises(RuntimeError, match=why):
+        called(pack)
 
 
 class Stranger(BaseHTTPRequestHandler):
-    """A server that is not lisa-segment: it says [] or sends elsewhere."""
+    """A server that is not lisa-segment: it says what it is told to say, or sends elsewhere."""
 
+    says = b"[]"
     taken = False
 
     def do_POST(self) -> None:
         """Answers a question."""
         self.rfile.read(int(self.headers["Content-Length"]))
-        away = self.path.startswith("/away")
-        self.send_response(302 if away else 200)
+        status = {"/away": 302, "/refused": 422}.get(self.path.removesuffix("/segment"), 200)
+        self.send_response(status)
         self.send_header("Location", "/taken")
         self.end_headers()
-        self.wfile.write(b"" if away else b"[]")
+        self.wfile.write(b"" if status == 302 else self.says)
 
     def do_GET(self) -> None:
         """Where it sends."""
@@ -128,25 +156,89 @@ class Stranger(BaseHTTPRequestHandler):
         """Nothing is printed."""
 
 
-def test_other_servers_and_addresses_are_told_apart(
-    pack: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("LISA_SEGMENT_TOKEN", "secret")
-    server = HTTPServer(("127.0.0.1", 0), Stranger)
+@pytest.fixture(scope="module")
+def stranger() -> Iterator[str]:
+    """The address of a server that is not lisa-segment."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Stranger)
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    place, image = f"{ADDRESS}:{server.server_port}", torch.zeros(1, 8, 8, 3)
-    for address, why in (
-        (f"{place}/away", "302"),
-        (place, "answers, but not as lisa-segment does"),
-        ("127.0.0.1:8763", "allowed: http://HOST:PORT"),
-        ("file:///etc", "allowed: http://HOST:PORT"),
-        ("http://a b", "correct the address"),
-    ):
-        with pytest.raises(RuntimeError, match=why):
-            called(pack, image=image, question="a", kind="sentence", address=address)
+    yield f"{ADDRESS}:{server.server_port}"
     server.shutdown()
     server.server_close()
-    assert not Stranger.taken  # a redirection would take the token along
+
+
+def test_a_redirection_is_an_error(
+    pack: ModuleType, stranger: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LISA_SEGMENT_ADDRESS", f"{stranger}/away")
+    monkeypatch.setenv("LISA_SEGMENT_TOKEN", "secret")
+    with pytest.raises(RuntimeError, match="302"):
+        called(pack)
+    assert not Stranger.taken  # it would have taken the token along
+
+
+def answering(*masks: object) -> bytes:
+    return json.dumps({"answers": [{"answer": "It is [SEG].", "masks": masks}]}).encode()
+
+
+def counted(counts: object, size: object = (8, 8)) -> bytes:
+    return answering({"size": size, "counts": counts})
+
+
+@pytest.mark.parametrize(
+    ("says", "why"),
+    [
+        (b"", "no JSON"),
+        (b"<html>", "no JSON"),
+        (b"[" * 100_000, "no JSON"),
+        (b"\xff\xfe", "no JSON"),
+        (b'{"answers": %s}' % (b"9" * 9999), "no JSON"),
+        (b" " * 2000, "more than"),
+        (b"[]", "no object"),
+        (b"{}", "no answer"),
+        (b'{"answers": [{"answer": 7, "masks": []}]}', "no answer"),
+        (b'{"answers": [{"answer": "", "masks": {}}]}', "no answer"),
+        (answering(*[0] * 300), "300 masks"),
+        (answering(None), "another size"),
+        (counted("P2", [8, 9]), "another size"),
+        (counted("P2", [10**9, 10**9]), "another size"),
+        (counted("P2", "88"), "another size"),
+        (counted([64]), "another size"),
+        (counted("P"), "ends within"),
+        (counted("0"), "a mask of 0 pixels"),
+        (counted(""), "a mask of 0 pixels"),
+        (counted("P2P2"), "a mask of 128 pixels"),
+        (counted("O"), "a run of -1 "),
+        (counted("oooooo7"), "a run of"),
+        (counted("o" * 30), "no run lengths"),
+        (counted("é"), "no run lengths"),
+        (counted("P2 "), "no run lengths"),
+    ],
+)
+def test_a_hostile_answer_is_an_error(
+    pack: ModuleType, stranger: str, says: bytes, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LISA_SEGMENT_ADDRESS", stranger)
+    monkeypatch.setattr(Stranger, "says", says)
+    monkeypatch.setattr(
+        sys.modules[f"{pack.__name__}.nodes"], "MOST_BYTES", 200_000 if says[:1] != b" " else 1000
+    )
+    with pytest.raises(RuntimeError, match=f"not as lisa-segment does .*{why}"):
+        called(pack)
+
+
+@pytest.mark.parametrize(
+    ("says", "why"),
+    [(b"[]", "HTTP Error 422"), (b"{}", "HTTP Error 422"), (b"<p>", "HTTP Error 422"),
+     (b'{"error": [1]}', "1"),
+     (b'{"error": "too large", "hint": "make it smaller"}', "too large; make it smaller")],
+)  # fmt: skip
+def test_a_refusal_of_any_form_is_said(
+    pack: ModuleType, stranger: str, says: bytes, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LISA_SEGMENT_ADDRESS", f"{stranger}/refused")
+    monkeypatch.setattr(Stranger, "says", says)
+    with pytest.raises(RuntimeError, match=f"lisa-segment: .*{why}"):
+        called(pack)
 
 
 def test_run_lengths_are_read_as_pycocotools_reads_them(pack: ModuleType) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,26 @@ def test_flags_count_more_than_the_recipe(recipe: Path) -> None:
     assert plan.lora is not None and (plan.lora.rank, plan.lora.alpha) == (16, 64)
     none = TrainOptions(recipe=str(recipe), set_=["lora=null"])  # not the recipe's rank either
     assert Plan().override(none.assignments()).lora is None
+
+
+TWINS = [one.name for one in fields(TrainOptions) if one.name not in ("recipe", "set_")
+         and TrainOptions(**{one.name: 2}).assignments()]  # fmt: skip
+
+
+@pytest.mark.parametrize("option", TWINS)
+def test_an_option_and_its_twin_in_set_must_agree(option: str) -> None:
+    for text in TrainOptions(**{option: 2}).assignments():
+        assert TrainOptions(**{option: 2}, set_=[text]).assignments()[-1] == text
+        name = text.partition("=")[0]
+        with pytest.raises(PlanError, match=rf"{name}: has two values \(got .* and 7\)"):
+            TrainOptions(**{option: 2}, set_=[f"{name}=7"]).assignments()
+
+
+def test_a_table_and_a_part_of_it_contradict_each_other() -> None:
+    for both in (["lora.rank=4", "lora=null"], ["lora=null", "lora.rank=4"]):
+        with pytest.raises(PlanError, match="lora: is set as a whole and in part"):
+            Plan().override(both)
+    assert Plan().override(["schedule.learning_rate=1e-4", "schedule.learning_rate=0.0001"])
 
 
 def test_a_recipe_counts_more_than_the_advice(recipe: Path, rehearsals_here: None) -> None:

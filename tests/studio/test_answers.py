@@ -11,6 +11,7 @@ import time
 import tracemalloc
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,10 @@ from starlette.testclient import TestClient
 
 from advisor.machine.budget import named_gpu
 from advisor.machine.gpu import Machine
+from profiles.files import held
 from profiles.gpus import gpus
 from profiles.plan import Plan
-from studio import answers
+from studio import answers, layers
 from studio.app import create_app
 from studio.places import Places
 from tests.conftest import PHOTOS, tiny_plan
@@ -110,6 +112,13 @@ def test_on_a_card_the_memory_is_forecast_for_answering(
     place.write_text(trained.to_json())
     assert page.ask("memory", model=model)["words"] == "does not answer within 1 GiB"
     assert asked == [("cuda", (), False, True)]
+    monkeypatch.setattr(answers, "fitting", lambda *_: SimpleNamespace(line=lambda: "FITS"))
+    assert page.ask("memory", model=model)["words"] == "FITS"
+    run = place.parents[1]
+    (run / "run.json").write_text("{}")
+    with held(run):
+        words = page.ask("memory", model=model)["words"]
+    assert words == "FITS; first is training here and may run out of memory then"
 
 
 def test_one_model_is_loaded_asked_and_let_go(page: Page, model: str) -> None:
@@ -204,10 +213,12 @@ def test_masks_of_a_stranger_are_refused(page: Page, mask: dict[str, Any]) -> No
     assert answer.status_code == 422 and "mask" in answer.json()["error"]
 
 
-def test_a_picture_of_a_stranger_is_refused(page: Page) -> None:
+def test_a_picture_of_a_stranger_is_refused(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
     bad = {"picture": base64.b64encode(b"<svg onload=alert(1)>").decode(), "masks": []}
     assert "a complete" in page.error("draw", **bad)
     assert "tmp" not in page.error("draw", **bad)
+    monkeypatch.setattr(layers, "PIXELS", 1000)
+    assert "allowed: 1000" in page.error("draw", **drawing([]))
 
 
 @pytest.mark.parametrize("kind", ["overlay", "mask"])
@@ -216,12 +227,12 @@ def test_many_masks_of_a_large_picture_are_not_held_at_once(kind: str) -> None:
     file = BytesIO()
     Image.new("RGB", (width, height)).save(file, "PNG")
     mask = run_lengths(np.ones((height, width), bool))
-    asked = answers.Drawing(
+    asked = layers.Drawing(
         picture=base64.b64encode(file.getvalue()), masks=(mask,) * count,
         shown=tuple(range(count)), kind=kind, most=64,
     )  # fmt: skip
     tracemalloc.start()
-    answers.draw(asked)
+    layers.draw(asked)
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert most < count * height * width / 2

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from starlette.testclient import TestClient
 
-from tests.studio.conftest import Page
+from studio.app import create_app
+from tests.studio.conftest import HERE, Page
 from trainer.data.formats.reasonseg import read_split
 
 COFFEE = "work/photos/ReasonSeg/train/coffee.jpg"
@@ -100,6 +102,16 @@ def test_a_saved_question_is_changed_in_place(page: Page) -> None:
     assert [one.name for one in read_split(page.home / "asked", "train")] == ["coffee", "coffee-2"]
 
 
+def test_the_page_s_folder_may_be_the_data_set(page: Page) -> None:
+    with TestClient(create_app([page.home / "photos"]), base_url=HERE) as client:
+        inside = Page(client, page.home / "photos")
+        picture = COFFEE.removeprefix("work/")
+        saved = inside.ask("save-question", **question(picture=picture, data="photos"))["picture"]
+    assert saved == picture and not (page.home / "photos" / "photos").exists()
+    items = {item.name: item for item in read_split(page.home / "photos", "train")}
+    assert items["coffee"].texts[0] == "What would you drink from?"
+
+
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
@@ -119,6 +131,34 @@ def test_what_cannot_be_trained_on_is_not_saved(
 ) -> None:
     assert why in page.error("save-question", **question(**changes))
     assert not (page.home / "asked").exists()
+
+
+@pytest.mark.parametrize("name", ["coffee.json", "coffee.jpg"])
+def test_no_link_in_a_data_set_leads_out(page: Page, name: str) -> None:
+    photos = page.home / "photos" / "ReasonSeg"
+    secret = (photos / "train" / name).rename(page.home.parent / name)
+    (photos / "train" / name).symlink_to(secret)
+    wanted = {"data": "work/photos"}
+    asked: dict[str, dict[str, Any]] = {
+        "check": wanted, "sheet": wanted, "plan": {"model": "tiny", **wanted},
+        "train": {"name": "a", **wanted}, "import": IMPORT,
+    }  # fmt: skip
+    for action, question in asked.items():
+        assert f"{name} leads out of the page's folders" in page.error(action, **question)
+    shown = page.ask("question", picture=COFFEE) if name == "coffee.json" else {}
+    assert not shown.get("outlines") and not shown.get("question")
+
+
+def test_the_editor_takes_over_nothing_from_outside(page: Page) -> None:
+    saved = page.ask("save-question", **question(answer="Cups hold drinks."))["picture"]
+    reason_seg = page.home / "asked" / "ReasonSeg"
+    answers = (reason_seg / "explanatory" / "train.json").rename(page.home.parent / "answers.json")
+    (reason_seg / "explanatory" / "train.json").symlink_to(answers)
+    assert page.ask("question", picture=saved)["answer"] == ""
+    (reason_seg / "explanatory" / "train.json").unlink()
+    notes = (reason_seg / "train" / "coffee.json").rename(page.home.parent / "notes.json")
+    (reason_seg / "train" / "coffee.json").symlink_to(notes)
+    assert "link" in page.error("save-question", **question(picture=saved))
 
 
 def test_no_link_leads_the_editor_out_of_the_folder(page: Page) -> None:

@@ -140,6 +140,33 @@ def ask(page: Session, home: Path, downloads: Path) -> None:
     page.until("document.getElementById('ask-loaded').textContent === 'no model is loaded'")
 
 
+PASTED = """(async () => {
+  const canvas = Object.assign(document.createElement("canvas"), { width: WIDTH, height: 90 });
+  const blob = await new Promise((done) => canvas.toBlob(done));
+  const data = new DataTransfer();
+  data.items.add(new File([blob], "picture.png", { type: "image/png" }));
+  EVENT
+})()"""
+
+
+def test_pictures_come_from_a_camera_the_clipboard_and_by_dropping(
+    home: Path, tmp_path: Path
+) -> None:
+    with session(home, tmp_path / "profile") as page:
+        page.open("ask")
+        image = "document.getElementById('ask-image').naturalWidth"
+        page.click("ask-camera")
+        page.until(f"{image} === 640")
+        paste = "document.dispatchEvent(new ClipboardEvent('paste', { clipboardData: data }))"
+        page.tab.run(PASTED.replace("WIDTH", "120").replace("EVENT", paste))
+        page.until(f"{image} === 120")
+        drop = "new DragEvent('drop', { dataTransfer: data, cancelable: true })"
+        event = f"document.getElementById('ask-drop').dispatchEvent({drop})"
+        page.tab.run(PASTED.replace("WIDTH", "130").replace("EVENT", event))
+        page.until(f"{image} === 130")
+        assert page.problems() == []
+
+
 def test_a_question_is_outlined_by_hand(home: Path, tmp_path: Path) -> None:
     with session(home, tmp_path / "profile") as page:
         page.open("data")

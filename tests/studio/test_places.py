@@ -45,6 +45,9 @@ def test_a_folder_is_listed_without_what_is_hidden_or_of_no_use(places: Places) 
     assert listed == {"notes.csv": "notes", "runs": "folder", "way-out": "folder"}
     assert [one["kind"] for one in places.listed("work/runs")] == ["run"]
     assert [one["place"] for one in places.listed("")] == ["work", "work-2"]
+    assert [one["kind"] for one in places.listed("")] == ["folder", "folder"]
+    (places.home / "train").mkdir()  # the page's folder is a data set itself
+    assert [one["kind"] for one in places.listed("")] == ["data", "folder"]
 
 
 def test_a_folder_of_another_user_hides_no_other(
@@ -56,6 +59,34 @@ def test_a_folder_of_another_user_hides_no_other(
     monkeypatch.setattr("studio.places.located", forbidden)
     assert [one["name"] for one in places.listed("work")] == ["notes.csv"]
     assert len(list(places.runs())) == 1
+
+
+def test_a_folder_that_is_read_whole_has_no_link_that_leads_out(
+    places: Places, tmp_path: Path
+) -> None:
+    inside = tmp_path / "work" / "data" / "train"
+    inside.mkdir(parents=True)
+    (inside / "a.json").symlink_to(tmp_path / "work" / "notes.csv")
+    (inside.parent / "other").symlink_to(tmp_path / "other" / "work")
+    (inside.parent / "circle").symlink_to(inside.parent)
+    (inside.parent / ".venv").mkdir()  # nothing reads hidden folders
+    (inside.parent / ".venv" / "python").symlink_to("/usr/bin/env")
+    assert places.folder("work/data") == inside.parent
+    assert places.path("work/data/other") == tmp_path / "other" / "work"
+    (inside / ".b.json").symlink_to(inside / ".b.json")
+    with pytest.raises(NoSuchPlace, match=r"work/data: train/\.b\.json leads out"):
+        places.folder("work/data")
+    (inside / ".b.json").unlink()
+    # Through a folder of the page, and from there away.
+    (tmp_path / "other" / "work" / "a.jpg").symlink_to(tmp_path / "outside" / "secret.json")
+    with pytest.raises(NoSuchPlace, match="name the folder that it leads to when you start"):
+        places.folder("work/data")
+    with pytest.raises(NoSuchPlace, match=r"a\.jpg leads out"):
+        places.around("work/data/other")
+    (tmp_path / "work" / "note").symlink_to("/etc")
+    with pytest.raises(NoSuchPlace, match="leads out"):  # what is beside a file is read with it
+        places.around("work/notes.csv")
+    assert places.listed("work/data")  # a list shows names alone
 
 
 def test_it_writes_below_the_first_folder_alone(places: Places, tmp_path: Path) -> None:
@@ -72,4 +103,7 @@ def test_it_writes_below_the_first_folder_alone(places: Places, tmp_path: Path) 
 
 
 def test_runs_are_found(places: Places, tmp_path: Path) -> None:
-    assert list(places.runs()) == [tmp_path / "work" / "runs" / "first"]
+    first = tmp_path / "work" / "runs" / "first"
+    assert list(places.runs()) == [first]
+    (first / "metrics.jsonl").symlink_to("/etc/passwd")
+    assert not list(places.runs())

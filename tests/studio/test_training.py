@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from studio import processes as studio_processes
+from studio import training as studio_training
 from studio.app import create_app
 from studio.places import Places
 from studio.processes import Processes
@@ -82,6 +84,18 @@ def test_a_training_survives_the_page_and_is_stopped_and_resumed(page: Page) -> 
     until(lambda: state() == "stopped")
 
 
+def test_on_windows_it_is_said_that_nothing_is_saved(
+    page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (page.home / "runs" / "first").mkdir(parents=True)
+    ended: list[int] = []
+    monkeypatch.delattr(os, "killpg")
+    monkeypatch.setattr(os, "kill", lambda pid, _: ended.append(pid))
+    monkeypatch.setattr(studio_training, "pid_of", lambda _: 12345)
+    words = page.ask("stop", run="work/runs/first")["words"]
+    assert "its last checkpoint" in words and ended == [12345]
+
+
 def test_the_command_is_an_ordinary_one(home: Path) -> None:
     places, wanted = Places([home]), {"model": "tiny", "settings": ["lora.rank=4"]}
     training = Training.model_validate(
@@ -91,6 +105,9 @@ def test_the_command_is_an_ordinary_one(home: Path) -> None:
         f"--data-dir={home}/photos", f"--output-dir={home}/runs/a", "--model=tiny",
         "--prefer=usual", "--set=lora.rank=4", "--set=schedule.epochs=2",
     ]  # fmt: skip
+    (home / "plan.json").write_text("{}")
+    saved = training.model_copy(update={"plan": "work/plan.json", "epochs": None})
+    assert arguments(saved, home / "runs" / "a", places)[2:] == [f"--plan={home}/plan.json"]
     elsewhere = training.model_copy(
         update={"wanted": training.wanted.model_copy(update={"card": "8GiB"})}
     )
@@ -105,6 +122,16 @@ def test_what_cannot_start_is_refused(page: Page) -> None:
     assert "does not see" in page.error("train", name="a", data="work/photos", plan="/etc/passwd")
     assert "is not there" in page.error("resume", run="work/runs/none")
     assert not (page.home / "runs").exists() and not (page.home / ".lisa-studio").exists()
+
+
+def test_a_tilde_in_a_folder_s_name_divides_nothing(home: Path) -> None:
+    processes = Processes(Places([home]))
+    processes.folder.mkdir()
+    targets = [home / "runs" / name for name in ("a", "a~b", "~", "50%7E")]
+    targets += [home / "runs~a" / "b"]
+    for target in targets:
+        processes._path(target, "json").write_text("{}")
+    assert sorted(processes.started()) == sorted(targets)
 
 
 @pytest.mark.usefixtures("trainer")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 from pathlib import Path
@@ -21,7 +20,6 @@ def main() -> None:
     from trainer.serve.worker import own_stdout, report_failure
 
     clear_leftover_variables()
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     work_offline()
     sink = own_stdout()
     asked = json.loads(sys.argv[1])

@@ -50,8 +50,7 @@ def train_here(run: PlannedRun, data: Data, checkpoint: Path | None) -> None:
     with reporter() as display:
         display.line(_plan_line(plan, len(data.train)))
         use_threads(plan, display.line)
-        in_plan = f'"allocator": "" in {folder / "plan.json"}'
-        try_segments(plan, in_plan if run.resumes else "--set allocator=")
+        try_segments(plan)
         training, summary = _trained(run, data, checkpoint, display)
         if not training.accelerator.is_main_process:
             return
@@ -61,15 +60,14 @@ def train_here(run: PlannedRun, data: Data, checkpoint: Path | None) -> None:
         sheet = run_sheet(training, folder / OVERLAY, count=6)
         for line in outcome(summary, folder):
             display.line(line)
-        if not run.resumes:
-            display.line(took_line(time.monotonic() - began, run.expected.seconds))
+        display.line(took_line(time.monotonic() - began, run.expected.seconds, run.resumes))
         display.line(f"run folder {one_line(folder)}, overlay {one_line(sheet)}")
         display.line(next_steps(folder, run.started.data))
 
 
-def took_line(seconds: float, forecast_seconds: float | None) -> str:
-    """How long a run took, beside what was forecast."""
-    took = f"took {time_text(seconds)}"
+def took_line(seconds: float, forecast_seconds: float | None, resumed: bool) -> str:
+    """How long a run took, beside what was forecast; of a resumed one the part since then."""
+    took = f"took {time_text(seconds)}" + " since it was resumed" * resumed
     if forecast_seconds is None:
         return took
     return f"{took}; {time_text(forecast_seconds)} were forecast"
@@ -95,8 +93,7 @@ def _trained(
 ) -> tuple[Run, dict[str, Any]]:
     """The finished run and its summary. Raises OutOfMemory once a report is written."""
     from trainer.hardware import room
-    from trainer.model.footprint import DoesNotFit
-    from trainer.parallel.launch import hold, is_main
+    from trainer.parallel.launch import hold
     from trainer.parallel.lost import is_lost, what_is_lost
     from trainer.run.out_of_memory import is_shortage, write_report
     from trainer.run.run import Run
@@ -121,9 +118,6 @@ def _trained(
                      )  # fmt: skip
             raise typer.Exit(EXIT_FAILED) from None
         if not short:
-            if run.resumes and isinstance(error, DoesNotFit) and is_main():
-                tell(f"note: --resume takes no settings: free the memory and try again, or set "
-                     f"what the error names in {folder / 'plan.json'}")  # fmt: skip
             raise
         reached = None
         if training is not None:

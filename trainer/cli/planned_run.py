@@ -16,6 +16,8 @@ ADVICE = "advice.json"
 if TYPE_CHECKING:
     from advisor.advice import Advice
     from profiles.plan import Plan
+    from trainer.data.broken import SkippedEntries
+    from trainer.data.findings import Finding
     from trainer.data.formats.reasonseg import Item
     from trainer.data.mixture import MixedSets
     from trainer.run.started import Started
@@ -72,27 +74,45 @@ def read_data(run: PlannedRun) -> Data:
     On resume exactly those entries are left out that the run left out when it began.
     """
     from trainer.data.broken import LIST, SkippedEntries, left_out_line, write_list
-    from trainer.data.findings import DataError
-    from trainer.data.formats.reasonseg import read_split
-    from trainer.data.mixture import read_training
 
-    data, plan = run.started.data, run.plan
+    data = run.started.data
     known = None if run.started.left_out is None else frozenset(run.started.left_out)
     leave = SkippedEntries(run.started.skip_broken, known=known, root=data)
-    try:
-        train = read_training(data, plan, leave)
-        val = read_split(data, "val", plan.max_val_samples, leave)
-    except DataError as error:
-        if not run.resumes or not error.hints:
-            raise
-        fix = "hint: fix them: a run continues only with the data that it started with"
-        raise DataError(error.findings, [fix]) from None
+    train, val = _both(run, leave)
     if leave.left_out and known is None:
         listed = run.folder / LIST
         run.folder.mkdir(parents=True, exist_ok=True)
         write_list(listed, leave.left_out)
         tell(left_out_line(leave.left_out, listed))
     return Data(train, val, tuple(sorted(leave.places())))
+
+
+def _both(run: PlannedRun, leave: SkippedEntries) -> tuple[list[Item] | MixedSets, list[Item]]:
+    """The training and the validation data. Raises DataError with the findings of both."""
+    from trainer.data.broken import hint
+    from trainer.data.findings import DataError
+    from trainer.data.formats.reasonseg import read_split
+    from trainer.data.mixture import read_training
+
+    data, plan = run.started.data, run.plan
+    findings: list[Finding] = []
+    train: list[Item] | MixedSets = []
+    val: list[Item] = []
+    try:
+        train = read_training(data, plan, leave)
+    except DataError as error:
+        findings += error.findings
+    try:
+        val = read_split(data, "val", plan.max_val_samples, leave)
+    except DataError as error:
+        findings += error.findings
+    if not findings:
+        return train, val
+    findings = list(dict.fromkeys([*findings, *leave.left_out]))
+    fixes = hint(findings, leave.most)
+    if run.resumes and fixes:
+        fixes = ["hint: fix them, because a run continues with the data that it started with"]
+    raise DataError(findings, fixes)
 
 
 def write_start(run: PlannedRun) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -84,7 +83,8 @@ def segment(
     if serve:
         return _served(image, run, set_ or (), host, port)
     if image is None:
-        fail("IMAGE is missing\n    hint: lisa-segment --help; --serve gets pictures over HTTP")
+        fail("IMAGE is missing\n    hint: lisa-segment --help; a folder with --questions FILE; "
+             "--serve gets pictures over HTTP")  # fmt: skip
     from trainer.answer.output import stems, written_before
     from trainer.answer.questions import ignored_files_line, read_questions, unreadable
     from trainer.answer.trained_model import find_trained
@@ -99,11 +99,11 @@ def segment(
         for error in broken.values():
             tell(f"left out: {error}")
         named = list(zip(asked, stems(asked, out), strict=True))
-        before = written_before(out, [stem for one, stem in named if one.image not in broken])
-        if before:
-            tell(f"note: {one_line(out)} holds pictures of earlier answers, which are replaced: "
-                 f"{some(path.name for path in before)}; --out FOLDER keeps both")  # fmt: skip
         segmenter, fit = _loaded(trained, [one for one in asked if one.image not in broken])
+        before = written_before(out, [stem for one, stem in named if one.image not in broken])
+        if before:  # and only now: without a model none of them would have been
+            tell(f"note: replacing the pictures of earlier answers: {some(map(str, before))}; "
+                 "another folder for --out keeps both")  # fmt: skip
         found = _answers(segmenter, named, broken, as_json)
     if broken:
         count = sum(one.image in broken for one in asked)
@@ -257,8 +257,6 @@ def main() -> None:
     """Entry point of `lisa-segment`."""
     set_streams()
     clear_leftover_variables()
-    # On CPUs with AVX512-BF16 it asks for a package that would fetch code from a hub.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     app(prog_name="lisa-segment")
 
 

@@ -33,25 +33,12 @@ def serve(trained: Trained, run: Path, assignments: Sequence[str], host: str, po
         raise ValueError(
             "--serve needs more packages\n    hint: pip install 'lisa-preflight[serve]'"
         ) from None
+    from trainer.serve.address import taken
     from trainer.serve.guard import Access
 
     # Before the model is loaded, which may take minutes.
-    with _bound(host, port) as place, workers_for(trained, run, assignments) as workers:
+    with taken(host, port) as place, workers_for(trained, run, assignments) as workers:
         asyncio.run(_serve(workers, Access.of(host), place))
-
-
-def _bound(host: str, port: int) -> socket.socket:
-    """The address, taken but not yet answering. Raises ValueError."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    place = socket.socket(family)
-    try:
-        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        place.bind((host, port))
-    except OSError as error:
-        place.close()
-        fix = "--port N takes another port, --host an address of this machine"
-        raise ValueError(f"{host}, port {port}: {error.strerror}\n    hint: {fix}") from None
-    return place
 
 
 @contextmanager
@@ -90,6 +77,7 @@ def _environments(trained: Trained) -> list[dict[str, str]]:
 async def _serve(workers: Workers, access: Access, place: socket.socket) -> None:
     import uvicorn
 
+    from trainer.serve.address import url
     from trainer.serve.app import create_app
     from trainer.serve.child import Gone
 
@@ -108,14 +96,9 @@ async def _serve(workers: Workers, access: Access, place: socket.socket) -> None
         while not server.started and not listening.done():
             await asyncio.sleep(0.05)
         if server.started:
-            address = _url(access.host, place.getsockname()[1])
-            tell(f"answering on {address}/docs, Ctrl-C ends it")
+            tell(f"answering on {url(access.host, place)}/docs, Ctrl-C ends it")
             if access.token is not None:
                 tell(f"token (shown this once): {access.token}")
         await listening
     finally:
         await workers.stop()
-
-
-def _url(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -156,14 +156,19 @@ def _resume_held(
     longer = with_more_epochs(plan, changes, folder)
     if is_complete(folder) and not longer:
         more = f"--epochs {plan.schedule.epochs + 1}"
-        return tell(f"{folder}: this run is complete; {more} or more of them would continue it")
+        return tell(f"{folder}: this run is complete; {more} would continue it")
     collect_shortages(folder)
     plan = _recovered(plan, folder, started)
     if changes:
+        from advisor.preflight import must_be_folder
+
+        must_be_folder(assigned(changes).get("weights", "default"))
         if longer:  # first: killed in between, the run is complete again without a step
             reopen(folder)
         plan = plan.override(changes)
         write_whole(folder / "plan.json", plan.to_json())
+        # What the user sets stays so after out of memory, too.
+        started = replace(started, pinned=tuple({*started.pinned, *assigned(changes)}))
     plan = as_launched(plan, assigned(changes))
     start_run(PlannedRun(plan, folder, started, resumes=True))
 

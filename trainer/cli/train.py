@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import sys
@@ -13,12 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from profiles.command_line import Commands, model_names
-from profiles.command_options import takes
+from profiles.command_options import must_be_bare, takes
 from profiles.exits import EXIT_FAILED, EXIT_INTERRUPTED, fail
 from profiles.models import converted
+from profiles.overrides import assigned
 from profiles.sizes import GIB
 from profiles.streams import say, set_streams, tell
-from profiles.text import is_text
+from profiles.text import is_text, some
 from trainer.cli.console import sigterm_as_ctrl_c, user_errors
 from trainer.cli.data import check_data_folder, import_, preview, synthesise
 from trainer.cli.one_process import worker
@@ -56,36 +56,40 @@ def train(context: typer.Context, options: TrainOptions) -> None:
     """Train LISA on ReasonSeg data, with the advisor's plan or a plan file, and your settings."""
     if context.invoked_subcommand not in ("convert", "export"):  # which may use the hub
         work_offline()
-    if context.invoked_subcommand:
-        return
+    if context.invoked_subcommand is not None:
+        return must_be_bare(context, options)
     if options.check_data is not None:
         raise typer.Exit(check_data_folder(options.check_data, options.skip_broken))
     if options.auto and options.plan is not None:
         fail("--auto and --plan: give one of the two")
     if options.prefer != "usual" and (options.plan or options.resume):
         fail("--prefer chooses a plan: leave it out with --plan and --resume")
+    if options.use_lora and assigned(options.set_ or ()).get("lora") == "null":
+        fail("--use-lora and --set lora=null: give one of the two")
     if options.resume is not None:
         _resume(options, options.resume)
     else:
         _start(options)
 
 
-# Settings that a resumed run takes: a run may move to machines of another kind, or go on longer.
-ON_RESUME = {"processes", "nodes", "products", "schedule.epochs"}
-
-
 def _resume(options: TrainOptions, run: Path) -> None:
-    """Resume a run; all but folders, saving, trackers and what `ON_RESUME` names is refused."""
-    from profiles.overrides import assigned
+    """Resume a run; what would change what it learns is refused, but for more epochs."""
+    from profiles.levers import MAY_CHANGE_ON_RESUME
     from profiles.plan import Plan
+    from trainer.run.resume import EPOCHS
 
     if options.recipe is not None:
         fail("--resume uses the run's own plan: leave out --recipe")
-    others = assigned(options.assignments()).keys() - ON_RESUME
-    if options.auto or options.plan or options.model or others or options.use_lora:
-        fail("--resume uses the run's own plan: leave out the other settings\n"
-             "    hint: only --epochs, --set processes=N, nodes=N and products=dtype or fp8 "
-             "may change")  # fmt: skip
+    with user_errors():
+        changes = options.assignments()
+    given = {"--auto": options.auto, "--plan": options.plan, "--model": options.model,
+             "--use-lora": options.use_lora}  # fmt: skip
+    wrong = [name for name, value in given.items() if value]
+    wrong += [name for name in assigned(changes) if name not in MAY_CHANGE_ON_RESUME | {EPOCHS}]
+    if wrong:
+        fail(f"--resume uses the run's own plan: leave out {some(wrong)}\n"
+             "    hint: --epochs may grow, and --set may change memory, speed and places: "
+             f"{', '.join(sorted(MAY_CHANGE_ON_RESUME))}")  # fmt: skip
     if options.skip_broken is not None:
         fail("--resume skips the same entries as the run did: leave out --skip-broken")
     if options.adapter is not None:
@@ -100,7 +104,7 @@ def _resume(options: TrainOptions, run: Path) -> None:
     with deciding():
         if options.gpus is not None and (run / "plan.json").exists():
             _refuse_gpus_on_cpu(options.gpus, Plan.read(run / "plan.json").device == "cpu")
-        resume_run(run, data, cache, options.keeping(), options.assignments())
+        resume_run(run, data, cache, options.keeping(), changes)
 
 
 def _start(options: TrainOptions) -> None:
@@ -182,7 +186,6 @@ def convert(
 
 def _resolve(options: TrainOptions, data: Path) -> tuple[Plan, Advice | None]:
     """The plan of the file with the settings, or the advisor's plan with the advice."""
-    from profiles.overrides import assigned
     from profiles.plan import Plan
 
     model, assignments = options.model, options.assignments()
@@ -298,8 +301,6 @@ def hyphenated(arguments: list[str]) -> list[str]:
 def main() -> None:
     """Entry point of `lisa-train`, also `accelerate launch -m trainer.cli`."""
     set_streams()
-    # On CPUs with AVX512-BF16 it asks for a package that would fetch code from a hub.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     clear_leftover_variables()
     if launched := is_launched(os.environ):
         end_with_parent(parent=own_launcher(os.environ))

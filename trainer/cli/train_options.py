@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from profiles.command_line import MODEL_HELP, Recipe, Version, model_names
+from profiles.overrides import must_agree
 from profiles.preferences import Preference
 from profiles.recipe import with_recipe
 from trainer.cli.options import Settings, SkipBroken, Text
@@ -88,7 +89,7 @@ class TrainOptions:
         bool, typer.Option("--no-quantization", help="Keep the base weights as published.")
     ] = False
     use_lora: Annotated[bool, typer.Option("--use-lora", help="Add LoRA adapters.")] = False
-    lora_r: Annotated[int | None, typer.Option(help="LoRA rank.")] = None
+    lora_r: Annotated[int | None, typer.Option(help="LoRA rank; alpha stays.")] = None
     lora_alpha: Annotated[float | None, typer.Option(help="LoRA alpha.")] = None
     lora_dropout: Annotated[float | None, typer.Option(help="LoRA dropout.")] = None
     grad_clip: Annotated[float | None, typer.Option(help="Largest gradient norm.")] = None
@@ -105,7 +106,7 @@ class TrainOptions:
     def assignments(self) -> list[str]:
         """Settings as KEY=VALUE: the recipe's, those with options of their own, those of --set.
 
-        Raises PlanError for a recipe that cannot be read.
+        Raises PlanError for a recipe that cannot be read, and for a setting with two values.
         """
         flags = {
             "weights": self.weights,
@@ -126,7 +127,9 @@ class TrainOptions:
             nodes = self.nodes or 1
             found += [f"processes={(self.gpus or started_here()) * nodes}", f"nodes={nodes}"]
         found += [f"{key}={value}" for key, value in flags.items() if value is not None]
-        return with_recipe(self.recipe, found + (self.set_ or []), self.model)
+        found += self.set_ or []
+        must_agree(found)
+        return with_recipe(self.recipe, found, self.model)
 
     def keeping(self) -> dict[str, Any]:
         """The fields of Keeping that were given. Raises ValueError."""

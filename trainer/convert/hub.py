@@ -56,9 +56,9 @@ def _from_cache(source: str, repository: str, revision: str | None) -> Path:
 
     try:
         return Path(snapshot_download(repository, revision=revision, local_files_only=True))
-    except Exception as error:  # of the hub or the disk
+    except Exception:  # of the hub or the disk
         raise WeightsError(
-            f"{source}: no such folder, and not in the hub's cache ({type(error).__name__})\n"
+            f"{source}: no such folder, and not in the hub's cache\n"
             "    hint: leave out --offline and HF_HUB_OFFLINE, or download it elsewhere; name the "
             "folder"
         ) from None

@@ -25,6 +25,7 @@ from profiles.plan import Plan
 from profiles.settings import Encoder
 from trainer.atomic_folder import apply_umask
 from trainer.data.images import read_image
+from trainer.data.threads import one_ahead
 from trainer.model.families import family_of
 
 ASIDE = "writing"  # an entry on its way, with a random number: machines may share a cache
@@ -144,15 +145,22 @@ def fill_cache(
     encode: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None
     family = family_of(plan.profile)
     built = 0
-    for done, image in enumerate(images):
-        progress(done, len(images))
+
+    def needed(image: Path) -> tuple[str, Mapping[str, Tensor]] | None:
         problem = cache.problem(image)
         if problem is None:
+            return None
+        return problem, family.pixels(read_image(image), encoder, plan.profile)
+
+    for done, (image, need) in enumerate(zip(images, one_ahead(needed, images), strict=True)):
+        progress(done, len(images))
+        if need is None:
             continue
+        problem, pixels = need
         if problem:
             report(f"rebuilding {problem}")
         encode = encode or load_encoder()
-        cache.write(image, encode(family.pixels(read_image(image), encoder, plan.profile)))
+        cache.write(image, encode(pixels))
         built += 1
     progress(len(images), len(images))
     return built

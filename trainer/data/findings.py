@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from profiles.files import reason
 from profiles.findings import Finding as AnyFinding
 from profiles.findings import listed
 from profiles.text import brief, one_line
@@ -54,9 +55,15 @@ class Report:
     entry: str | None = None
 
     def add(self, what: str, got: object, allowed: str, fix: str) -> None:
-        """Add a finding: what is wrong, the value found, the values allowed, and the fix."""
-        shown = "nothing" if got is None else brief(got, 100)
+        """Add a finding: what is wrong, the value found, the values allowed, and the fix.
+
+        An error instead of a value: what kept it from being read.
+        """
+        if isinstance(got, Exception):
+            shown = f"cannot be read: {reason(got)[:200]}"
+        else:
+            shown = "got nothing" if got is None else f"got {brief(got, 100)}"
         listed = re.match(r"\w*\[\d+\]|line \d+(?=:)", what)
         entry = self.entry or (f"{self.path}: {listed[0]}" if listed else None)
-        text = f"{what}: got {shown}; allowed: {allowed}"
+        text = f"{what}: {shown}; allowed: {allowed}"
         self.findings.append(Finding(str(self.path), text, fix=fix, entry=entry))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, PngImagePlugin
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from trainer.data.arrays import ByteArray, Size
 from trainer.data.findings import DataError, Report
@@ -89,7 +89,9 @@ def open_image(
         most = f"at most {limit} pixels, {LONGEST_SIDE} a side"
         allowed = f"a complete {', '.join(formats)} file of {most}"
         fix = "fetch or save the picture again, smaller if that is the complaint"
-        report.add("image", f"{type(error).__name__} {error}", allowed, fix)
+        unknown = isinstance(error, UnidentifiedImageError)  # whose text has the path again
+        report.add("image", ValueError("no picture of a known kind") if unknown else error,
+                   allowed, fix)  # fmt: skip
     return None
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from profiles.sizes import MIB
-from profiles.text import brief, is_text
+from profiles.text import is_text
 from trainer.data.findings import Report
 
 JsonT = TypeVar("JsonT")
@@ -38,12 +39,12 @@ def load_json(
         parsed = parse(text)
         if isinstance(parsed, kind):
             return parsed
-        raise ValueError(f"content {brief(parsed)}")
+        report.add("file", parsed, f"JSON, {allowed}", "correct the file or fetch it again")
     except (OSError, ValueError, LookupError, RecursionError) as error:
-        got, fix = f"{type(error).__name__} {error}", "correct the file or fetch it again"
+        fix = "correct the file or fetch it again"
         if "--encoding" in str(error):
             fix = "name its encoding, such as --encoding gbk"
-        report.add("file", got, f"JSON in UTF-8 or cp1252, {allowed}", fix)
+        report.add("file", error, f"JSON in UTF-8 or cp1252, {allowed}", fix)
     return None
 
 
@@ -51,8 +52,10 @@ def _published_text(raw: bytes) -> str:
     """UTF-8, or else cp1252, as ReasonSeg's published files are."""
     try:
         return raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return raw.decode("cp1252")
+    except UnicodeDecodeError as error:
+        with suppress(UnicodeDecodeError):
+            return raw.decode("cp1252")
+        raise error
 
 
 def read_sentence(report: Report, what: str, value: object) -> str | None:

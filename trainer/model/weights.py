@@ -176,7 +176,8 @@ def model_folder(plan: Plan) -> Path:
     if plan.weights != "default":
         folder = Path(plan.weights).expanduser()
         if not folder.is_dir():
-            raise WeightsError(f"{folder}: no such folder; weights must name a model folder")
+            raise WeightsError(f"{folder}: no such folder; weights must name a model folder\n"
+                               "    hint: --set weights=FOLDER names one")  # fmt: skip
         return folder
     if plan.profile.packaged:
         return packaged_folder()

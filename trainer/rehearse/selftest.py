@@ -32,7 +32,7 @@ def facts(device: str) -> dict[str, Any]:
         check_compiler()
         found["compiler"] = ""
     except ValueError as error:
-        found["compiler"] = str(error).splitlines()[0]
+        found["compiler"] = str(error).splitlines()[0].removeprefix("compile: ")
     try:
         return found | {"loss": _step(device, found["bf16"])}
     except Exception as error:  # whatever is broken here is what the doctor reports

@@ -148,8 +148,9 @@ def state_errors(folder: Path) -> Iterator[None]:
     except (CheckpointError, torch.OutOfMemoryError):
         raise
     except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        what = f"{type(error).__name__} {error}"
-        raise CheckpointError(f"{folder}: its state is another training's: {what}") from None
+        raise CheckpointError(
+            f"{folder}: its state is another training's: {reason(error)}"
+        ) from None
 
 
 def verify(folder: Path) -> None:

@@ -30,6 +30,7 @@ def prepare_caches(
     The ranks of a machine fill its cache together; machines may have one each, or share one.
     """
     ranks = ranks or Ranks()
+    part = reporter.of_one_of(len(ranks.of_machine))
     caches: dict[Encoder, FeatureCache] = {}
     if not plan.cached_encoders:
         return caches
@@ -48,7 +49,7 @@ def prepare_caches(
             encoder,
             share_of(images, ranks),
             partial(load, encoder),
-            partial(reporter.progress, f"{name} features"),
+            partial(part.progress, f"{name} features"),
             reporter.line,
         )
         counts = ranks.exchange(f"{name} features", str(built))

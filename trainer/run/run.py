@@ -166,7 +166,8 @@ class Run:
         """How long the run is, and how much of it is warm-up."""
         steps = self.epoch_steps * self.plan.schedule.epochs
         warmup = self.plan.schedule.warmup(steps)
-        return f"{counted(steps, 'optimizer step')}, the first {warmup} of them as warm-up"
+        rising = f"{warmup} of them as warm-up" if warmup else "without warm-up"
+        return f"{counted(steps, 'optimizer step')}, {rising}"
 
     def start_from(self, folder: Path) -> None:
         """Load the trained tensors of an adapter's folder. Raises AdapterError."""
@@ -346,7 +347,7 @@ class Run:
         """Show the progress of an evaluation. Raises Interrupted: all before it is saved."""
         if self.stop.asked:
             raise Interrupted(
-                f"ended while {what}; all before it is saved; "
+                f"ended while {what.partition(',')[0]}; all before it is saved; "
                 f"lisa-train --resume {argument(self.folder)}"
             )
         self._show_left(1 - done / max(1, total))

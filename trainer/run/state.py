@@ -169,7 +169,8 @@ class State:
         if facts.get("base") not in (None, self.facts["base"]):
             raise CannotResume(
                 f"{folder}: was trained on base weights {facts['base']}; those here are "
-                f"{self.facts['base']}\n    hint: put those back, or begin a new run"
+                f"{self.facts['base']}\n    hint: --set weights=FOLDER names the folder of "
+                "those, or begin a new run"
             )
         return facts, [*levers, *changes(facts, versions())]
 

@@ -68,7 +68,8 @@ def evaluate_together(
     """Scores of all samples; each process evaluates its share of them."""
     rank, processes = accelerator.process_index, accelerator.num_processes
     share = list(range(rank, len(samples), processes))
-    scores = evaluate(model, samples, share, tokenizer, accelerator, reporter)
+    part = reporter.of_one_of(processes)
+    scores = evaluate(model, samples, share, tokenizer, accelerator, part)
     if processes == 1:
         return scores
     from accelerate.utils import gather_object

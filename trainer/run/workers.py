@@ -36,7 +36,7 @@ def without_traceback(loader: DataLoader[Any], run: Path) -> Iterator[Batch]:
             raise WorkerEnded(
                 "a data worker was ended from outside, perhaps because host memory ran out\n"
                 f"    hint: lisa-train --resume {argument(run)} continues; "
-                'with "workers": 0 in its plan.json it takes less host memory'
+                "with --set workers=0 it takes less host memory"
             ) from None
         if FROM_WORKER in str(error):
             raise type(error)(_last_words(error)) from None

@@ -181,10 +181,10 @@ def test_cards_that_contradict_each_other_or_are_not_there_are_refused():
 def test_machines_without_a_number_of_cards_are_said_to_have_one_each():
     alone = _run("--gpu", "RTX 3090", "--nodes", "2")
     assert alone.stderr == "note: --nodes 2 without --gpus: one card in each is assumed\n"
-    assert "RTX 3090 (24 GB) in 2 machines" in alone.stdout
+    assert "RTX 3090 (24 GB) in each of 2 machines" in alone.stdout
     for said in (("--gpus", "2"), ("--set", "processes=4")):
         two = _run("--gpu", "RTX 3090", "--nodes", "2", *said)
-        assert not two.stderr and "2 x RTX 3090 (24 GB) in 2 machines" in two.stdout
+        assert not two.stderr and "2 x RTX 3090 (24 GB) in each of 2 machines" in two.stdout
     assert not _run("--gpu", "2x RTX 3090", "--nodes", "2").stderr
 
 

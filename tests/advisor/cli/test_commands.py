@@ -127,8 +127,11 @@ def test_check_names_all_cards_of_a_plan_and_refuses_too_few(
     path.write_text(plan.to_json())
     each = run("check", str(path), "--gpu", "RTX 3060")
     assert each.exit_code == 0 and "RTX 3060 (8 GB) is assumed, the smallest" in each.stderr
-    assert " on 2 x RTX 3060 (8 GB) in 2 machines: " in each.stdout
-    assert " on 2 x 8 GiB card in 2 machines: " in run("check", str(path), "--vram", "8GiB").stdout
+    assert " on 2 x RTX 3060 (8 GB) in each of 2 machines: " in each.stdout
+    assert (
+        " on 2 x 8 GiB card in each of 2 machines: "
+        in run("check", str(path), "--vram", "8GiB").stdout
+    )
     few = run("check", str(path), "--gpu", "2x RTX 3060 12GB", "--set", "nodes=1")
     assert few.exit_code == 2 and "--gpu names 2 cards, but the plan runs 4 processes" in few.stderr
     monkeypatch.setattr("advisor.machine.probe.probe", lambda: MACHINE)

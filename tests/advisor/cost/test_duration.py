@@ -12,6 +12,7 @@ from advisor.cli.main import app
 from advisor.cost.duration import (
     REASON_SEG,
     Duration,
+    Timed,
     assumed_size,
     duration_of,
     questions_a_row,
@@ -67,6 +68,26 @@ def test_the_parts_are_counted_from_the_plan_and_the_data() -> None:
     assert found.counted and found.questions == 300
     alone = duration_of(plan(workers=0), CARD, COUNTS)
     assert alone.training_seconds > found.training_seconds - 10 * factors().workers_seconds
+
+
+def test_a_trial_of_the_plan_says_how_long_its_steps_take() -> None:
+    """Three times as slow as forecast, on samples of another length: so is each step, no more."""
+    asked = plan(workers=4, schedule={"epochs": 1})
+    forecast = asked.accumulation * seconds_of(asked, 512, CARD)
+    said, same, slow = (
+        duration_of(asked, CARD, COUNTS, trial)
+        for trial in (None, *(Timed(asked, 512, n * forecast) for n in (1, 3)))
+    )
+    assert same.seconds == pytest.approx(said.seconds)
+    assert same.low_seconds > said.low_seconds and same.high_seconds < said.high_seconds
+    assert slow.step_seconds == pytest.approx(3 * said.step_seconds)
+    waiting = factors().workers_seconds
+    assert slow.training_seconds - waiting == pytest.approx(3 * (said.training_seconds - waiting))
+    assert said.evaluation_seconds < slow.evaluation_seconds < 3 * said.evaluation_seconds
+    assert slow.features_seconds == said.features_seconds
+    assert (
+        "trial" in slow.basis and not duration_of(asked, None, COUNTS, Timed(asked, 9, 1)).stand_in
+    )
 
 
 def test_less_is_less() -> None:

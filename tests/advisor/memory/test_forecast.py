@@ -184,6 +184,9 @@ def test_an_answer_is_kept_and_a_damaged_one_made_again(tmp_path: Path, stub: Pa
     surroundings.sys.executable = real
     write(stub, "sys.exit('asked again')")
     assert forecast(tiny_plan(**CACHED), WORST, cache=tmp_path) == first
+    # The plan's own limit, named: the same question.
+    named = Worst(text_tokens=64, masks=first.plan.most_masks)
+    assert forecast(tiny_plan(**CACHED), named, cache=tmp_path) == first
     with pytest.raises(RehearsalFailed, match="asked again"):
         forecast(tiny_plan(**CACHED), Worst(text_tokens=65), cache=tmp_path)
     for path in tmp_path.glob("*.events"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import pytest
 
@@ -16,12 +15,14 @@ from advisor.memory.speed import (
     samples_per_second,
     seconds_of,
 )
-from profiles.gpus import GpuProfile, find_gpu, gpu_by_nvml, gpus
+from benchmarks.timed import machine_of, timed_rows
+from benchmarks.timed import paces as machines
+from profiles.gpus import find_gpu, gpus
 from profiles.plan import Plan
 from tests.conftest import ROOT
 
-LEAN = ROOT / "benchmarks" / "lean.jsonl"
 H100 = gpus()["h100-sxm-80gb"]
+ADA = gpus()["rtx-4090-24gb"]
 
 
 def plan(**settings: object) -> Plan:
@@ -30,34 +31,33 @@ def plan(**settings: object) -> Plan:
     return Plan.parse(usual | settings)
 
 
-# Launches beside the usual of the machine that timed these rows: benchmarks/speed.py's MACHINES.
-LAUNCHES = {"shared-": 1.67, "qwen-": 0.73}
-
-
-def timed() -> Iterator[tuple[str, Plan, int, GpuProfile, float]]:
-    """Name, plan, text tokens, card and seconds of every timed row."""
-    for line in LEAN.read_text().splitlines():
-        record = json.loads(line)
-        m = record["measurement"]
-        if m["step_seconds"]:
-            card = gpu_by_nvml(m["gpu"], m["gpu_bytes"])
-            assert card is not None and m["text_tokens"][0] == m["text_tokens"][1]
-            plan = Plan.parse(m["plan"])
-            yield record["name"], plan, m["text_tokens"][1], card, m["step_seconds"]
-
-
 def test_every_measured_step_is_met_as_published() -> None:
     """Both families, encoders online too: within what is published, and that is below 15 %."""
-    seen, worst = 0, factors().worst
+    worst, rows = factors().worst, timed_rows()
+    launches = machines(rows)
     assert worst <= 0.15 and "set-aside steps on an H100 and an H200" in factors().error
-    for name, asked, text, card, seconds in timed():
-        launches = next((n for start, n in LAUNCHES.items() if name.startswith(start)), 1.0)
-        said = seconds_of(asked, text, card, Pace(launches=launches))
-        assert said == pytest.approx(seconds, rel=worst + 0.001), name
-        fast, slow = (seconds_of(asked, text, card, pace) for pace in paces(card))
-        assert 0.99 * fast < seconds < 1.01 * slow, name
-        seen += 1
-    assert seen >= 30
+    for name, row in rows.items():
+        said = row.said(Pace(launches=launches[machine_of(row)]))
+        assert said == pytest.approx(row.seconds, rel=worst + 0.001), name
+        fast, slow = map(row.said, paces(row.card))
+        assert 0.98 * fast < row.seconds < 1.02 * slow, name
+    assert len(rows) >= 42
+
+
+def test_codes_cost_fp8_its_gain_where_they_are_many() -> None:
+    """Each pass makes codes of all weights, of wider ones from more bytes; few tokens gain less."""
+
+    def seconds(**settings: object) -> float:
+        asked = plan(**{"compile": True, "quantization": "none"} | settings)
+        return seconds_of(asked, 128, ADA, Pace(launches=0))
+
+    def gain(**settings: object) -> float:
+        return seconds(**settings) / seconds(**settings, products="fp8")
+
+    bits = [seconds(quantization=kind, products="fp8") for kind in ("nf4", "int8", "none")]
+    assert bits == sorted(bits) and bits[2] > 1.005 * bits[0]
+    assert gain(micro_batch=1) < 1.1 and 1.25 < gain(micro_batch=20) < 1.6
+    assert seconds(products="fp8") < seconds() and gain(compile=False) < gain() - 0.1
 
 
 def test_a_card_that_was_never_timed_has_the_wider_range() -> None:

@@ -72,7 +72,7 @@ def test_a_host_that_is_too_small_says_what_it_lacks_and_the_way_out():
     advice = advise(Machine(), None, (), Target(vram_bytes=8 * GIB, ram_bytes=4 * GIB))
     text = " ".join("\n".join(shown(advice)).split())
     assert advice.model == "tiny" and "..." not in text
-    assert "model tiny, as sa2va-qwen3-vl" in text
+    assert "model tiny, because a larger one does not fit: sa2va-qwen3-vl" in text
     assert "GiB needed, 2.00 GiB usable -> --ram SIZE for a machine with more" in text
 
 

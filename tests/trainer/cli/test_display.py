@@ -140,10 +140,11 @@ def test_a_run_that_took_its_time_is_held_against_the_forecast(tmp_path: Path) -
     assert run.expected == Expected(1381.5, 2**30), "as a started process reads it"
     assert replace(run, resumes=True).expected == Expected(None, 2**30)
     assert replace(run, plan=tiny_plan(seed=1)).expected == NOTHING, "another plan's"
-    assert took_line(1260, run.expected.seconds) == "took 21 min; 23 min were forecast"
+    assert took_line(1260, run.expected.seconds, False) == "took 21 min; 23 min were forecast"
     odd: tuple[object, ...] = (told | {"duration": None, "needs": None}, [], {"plan": 1},
                                told | {"duration": {"seconds": "x"}, "needs": {}})  # fmt: skip
     for damaged in (*map(json.dumps, odd), "{"):
         (tmp_path / "advice.json").write_text(damaged)
         assert run.expected == NOTHING
-    assert took_line(75, None) == "took 75 s"
+    assert took_line(75, None, False) == "took 75 s"
+    assert took_line(75, None, True) == "took 75 s since it was resumed"

@@ -18,7 +18,7 @@ from tests.conftest import PHOTOS
 from trainer.data import mixture, threads
 from trainer.data.formats.reasonseg import check, check_data
 from trainer.data.images import open_image
-from trainer.data.threads import AHEAD, in_processes, in_threads
+from trainer.data.threads import AHEAD, in_processes, in_threads, one_ahead
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +34,18 @@ def test_results_come_in_order_from_several_threads() -> None:
         return number * number
 
     assert list(in_threads(work, range(40))) == [number * number for number in range(40)]
+
+
+def test_the_next_picture_is_read_while_one_is_used() -> None:
+    begun = [threading.Event() for _ in range(9)]
+
+    def work(number: int) -> int:
+        begun[number].set()
+        return number
+
+    for number in one_ahead(work, range(9)):
+        assert begun[min(8, number + 1)].wait(20)
+        assert not any(event.is_set() for event in begun[number + 2 :])
 
 
 def test_little_is_begun_before_its_turn_and_an_interrupt_drops_the_rest() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from tests.trainer.data.importing.test_importer import (
     shape,
 )
 from tests.trainer.data.test_mixture import talk, write_coco, write_refer_seg, write_vqa
+from trainer.cli.planned_run import PlannedRun, read_data
 from trainer.cli.train import app
 from trainer.data.broken import SkippedEntries
 from trainer.data.findings import DataError
@@ -162,6 +165,21 @@ def test_pictures_that_are_gone_from_dialogues(
 
 def plan(**rates: float) -> Any:
     return tiny_plan(mixture={"samples": 20, "reason_seg": 1, **rates})
+
+
+def test_a_training_lists_what_is_broken_in_both_of_its_splits(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    shutil.copytree(PHOTOS / "ReasonSeg", root / "ReasonSeg")
+    broken = [sorted((root / "ReasonSeg" / split).glob("*.json"))[0] for split in ("train", "val")]
+    for path in broken:
+        path.write_text("{")
+    for most in (0, 1):  # the second leaves out what is broken in val: one alone
+        run = PlannedRun(tiny_plan(), tmp_path, Started(root, tmp_path, {}, skip_broken=most))
+        with pytest.raises(DataError, match="--skip-broken 2") as raised:
+            read_data(run)
+        assert {finding.where for finding in raised.value.findings} == set(map(str, broken))
+    data = read_data(replace(run, started=replace(run.started, skip_broken=2)))
+    assert len(data.left_out) == 2
 
 
 def test_a_training_leaves_out_the_same_when_it_goes_on(tmp_path: Path) -> None:

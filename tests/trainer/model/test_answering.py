@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -36,11 +37,10 @@ def small_one_is_known() -> Iterator[None]:
     small_qwen.forget()
 
 
-@pytest.fixture(params=["llava", "qwen"])
-def segmenter(request: pytest.FixtureRequest) -> Segmenter:
-    """Of a small model of each family, encoders loaded, with adapters that do something."""
-    settings: dict[str, Any] = {"cached_encoders": [], "dtype": "fp32"}
-    if request.param == "qwen":
+def made(family: str, dtype: str = "fp32") -> Segmenter:
+    """Of a small model, encoders loaded, with adapters that do something."""
+    settings: dict[str, Any] = {"cached_encoders": [], "dtype": dtype}
+    if family == "qwen":
         settings |= {"model": "small-qwen", "weights": "random", "quantization": "nf4",
                      "lora": {"rank": 4, "alpha": 8, "dropout": 0.0}}  # fmt: skip
     plan = tiny_plan(**settings).override(["tokens.max_new_tokens=6"])
@@ -51,6 +51,27 @@ def segmenter(request: pytest.FixtureRequest) -> Segmenter:
             if ".lora_B." in name:
                 parameter += 0.02 * torch.randn_like(parameter)
     return segmenter
+
+
+@pytest.fixture(params=["llava", "qwen"])
+def segmenter(request: pytest.FixtureRequest) -> Segmenter:
+    return made(request.param)
+
+
+@pytest.mark.parametrize(("dtype", "error"), [("fp32", 1e-5), ("bf16", 0.02)])
+@pytest.mark.parametrize("family", ["llava", "qwen"])
+def test_steps_say_what_reading_all_again_says(family: str, dtype: str, error: float) -> None:
+    segmenter = made(family, dtype)
+    question = Question(PICTURES[0], TEXTS[0])
+    batch = segmenter._batch(PICTURES[0], *segmenter._rows([question]))
+    model = segmenter.model
+    model.cached = frozenset(batch.inputs)
+    said = islice(Answering(model, 400).greedy(batch, [0]), 6)
+    tokens, states = map(torch.cat, zip(*said, strict=True))
+    ids = torch.cat([batch.input_ids, tokens[None, :-1]], 1)
+    with torch.no_grad():
+        again = model.hidden_states(replace(batch, input_ids=ids))[0, -6:]
+    assert (states - again).norm() < error * again.norm()
 
 
 def states_of(segmenter: Segmenter, room: Answering, steps: int = 6) -> Tensor:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +25,6 @@ from trainer.data.formats.reasonseg import read_split
 from trainer.data.images import read_image
 from trainer.data.samples import SampleSet, batch_of, collate
 from trainer.frame import Frame
-from trainer.model.answering import Answering
 from trainer.model.build import FrozenEncoder, build, read_tokenizer, skeleton
 from trainer.model.families.qwen3_sam2 import pictures
 from trainer.model.families.qwen3_sam2.configs import qwen_config, sam_config
@@ -251,22 +248,6 @@ def test_questions_that_share_a_picture_are_answered_as_apart() -> None:
     shared = batch_of([sharing_prefix(rows)], tokenizer, 8, **rest)
     assert shared.blocks is not None and shared.blocks.max() == 2
     torch.testing.assert_close(model.predict(shared), torch.cat(apart), atol=1e-4, rtol=1e-4)
-
-
-def test_later_tokens_are_where_reading_all_again_has_them() -> None:
-    plan = small_plan(lora=None)
-    model, batch, _ = made(plan)
-    model.eval()
-    rows, inputs = asked(plan, batch, [Turn(f"{IMAGE_PREFIX}What is red?", None)])
-    rest = {"inputs": inputs, "targets": torch.zeros(0, 32, 32, dtype=torch.uint8)}
-    tokenizer = read_tokenizer(plan)
-    one = batch_of(rows, tokenizer, **rest)
-    with torch.no_grad():
-        room = Answering(model, one.input_ids.shape[1] + 3)
-        said = list(islice(room.greedy(one, [0]), 3))
-        ids = torch.cat([one.input_ids, *(token[None] for token, _ in said[:2])], 1)
-        again = model.hidden_states(replace(one, input_ids=ids))[:, -1]
-    torch.testing.assert_close(said[2][1], again, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(1, 3000), (3000, 1), (17, 23), (640, 480), (4000, 3000)])

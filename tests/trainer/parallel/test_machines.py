@@ -130,13 +130,16 @@ def test_ranks_share_evaluation_and_caches(tmp_path: Path) -> None:
 
     def work() -> None:
         said: list[str] = []
-        reporter = Reporter(said.append, lambda what, done, total: None)
+        shown: list[str] = []
+        reporter = Reporter(said.append, lambda what, *numbers: shown.append(what))
         built, evaluated = counted(FeatureCache, "write"), counted(validation, "predict")
         run = Run(plan, train, val, tmp_path / "run", tmp_path / "cache", reporter)
         every = list(range(len(run.val_set)))
         together = validation.evaluate_together(
-            run.model, run.val_set, run.tokenizer, run.accelerator, QUIET
+            run.model, run.val_set, run.tokenizer, run.accelerator, reporter
         )
+        part = "the first of 3 processes"  # beside "built", which counts those of all
+        assert set(shown) == {f"clip features, {part}", f"evaluating, {part}"}, shown
         done = [list(map(int, text.split()))
                 for text in run.ranks.exchange("done", f"{built[0]} {evaluated[0]}")]  # fmt: skip
         alone = validation.evaluate(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from advisor import rehearsal
 from advisor.memory.allocator import replay
 from profiles.garbage import not_collected
 from profiles.measurement import Measurement, Timeline
@@ -212,12 +211,13 @@ def test_an_unknown_kernel_is_no_figure() -> None:
         twice(torch.zeros(3))
 
 
-def test_the_child_prints_one_document(tmp_path: Path) -> None:
+def test_the_child_prints_one_document(tmp_path: Path, rehearsals_here: None) -> None:
     (tmp_path / "plan.json").write_text(tiny_plan().to_json())
-    command = [sys.executable, "-m", "trainer.rehearse", str(tmp_path / "plan.json"), "--fake"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    command = ["-m", "trainer.rehearse", str(tmp_path / "plan.json"), "--fake"]
+    done = rehearsal.in_child(command, 120, {})
     found = Measurement.model_validate_json(done.stdout)
-    assert found.verdict == "UNKNOWN" and found.peak_allocated_bytes == max(found.phases.values())
+    assert done.returncode == 0 and found.verdict == "UNKNOWN"
+    assert found.peak_allocated_bytes == max(found.phases.values())
     assert "phase: backward" in done.stderr
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from benchmarks.forked import lisa_train
-from profiles.levers import MAY_CHANGE_ON_RESUME
+from profiles.levers import next_relief
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
 from tests.group import together
@@ -30,6 +31,7 @@ from trainer.cli.train import app
 from trainer.data.contents import Contents
 from trainer.data.feature_cache import BadEntry
 from trainer.data.formats.reasonseg import Item, read_split
+from trainer.model.build import check_compiler
 from trainer.model.footprint import DoesNotFit
 from trainer.reporter import Reporter
 from trainer.run import checkpoint
@@ -183,7 +185,7 @@ def test_the_command_makes_a_complete_run_longer(
     (run / "plan.json").write_text(plan().to_json())
     (run / "overlay.png").touch()
     done = CliRunner().invoke(app, ["--resume", str(run)])
-    assert done.exit_code == 0 and "complete; --epochs 3 or more of them" in done.output
+    assert done.exit_code == 0 and "complete; --epochs 3 would continue" in done.output
     begun: list[PlannedRun] = []
     monkeypatch.setattr("trainer.cli.start.start_run", begun.append)
     done = CliRunner().invoke(app, ["--resume", str(run), "--epochs", "3"])
@@ -435,21 +437,35 @@ def test_the_command_line_goes_on_after_a_kill(tmp_path: Path, cache: Path) -> N
     assert complete.exit_code == 0 and "complete" in complete.output, complete.output
 
 
-def test_a_plan_that_no_longer_fits_is_told_how_a_resume_changes_it(
+def test_a_resume_takes_what_the_refusal_of_its_plan_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The error names settings, which --resume refuses; in plan.json these may change."""
+    tried: list[Plan] = []
 
-    def full(*_: object) -> None:
-        raise DoesNotFit("the plan needs more\n    hint: --set host_embeddings=true")
+    def refused(plan: Plan, *_: object) -> None:
+        tried.append(plan)
+        if not plan.host_embeddings:
+            raise DoesNotFit(f"the plan needs more\n    hint: {next_relief(plan)}")
+        check_compiler()
 
     plan = tiny_plan()
     train = read_split(PHOTOS, "train", plan.max_train_samples)
     val = read_split(PHOTOS, "val", plan.max_val_samples)
     now = digests(train, val, (), Contents(PHOTOS))
     Started(PHOTOS, tmp_path / "cache", now).write(tmp_path)
+    plan = plan.override(["cached_encoders=mask,vision"])
     (tmp_path / "plan.json").write_text(plan.to_json())
-    monkeypatch.setattr("trainer.run.run.Run", full)
-    told = CliRunner().invoke(app, ["--resume", str(tmp_path)])
-    assert told.exit_code == 1 and f"or set what the error names in {tmp_path}" in told.output
-    assert "host_embeddings" in MAY_CHANGE_ON_RESUME
+    monkeypatch.setattr("trainer.run.run.Run", refused)
+    monkeypatch.setattr("trainer.model.build.find_spec", lambda name: None)
+    hint: list[str] = []
+    for named in ("host_embeddings=true", "compile=false", None):
+        told = CliRunner().invoke(app, ["--resume", str(tmp_path), *hint])
+        assert told.exit_code == 1 + (named != "host_embeddings=true"), told.output
+        assert Plan.read(tmp_path / "plan.json") == tried[-1]
+        hint = re.findall(r"hint: (--set) (\S+)", told.output)[0]  # as it stands there
+        assert hint[1] == named or named is None
+    assert tried[-1] == plan.override(["host_embeddings=true", "compile=false"])
+    assert set(Started.read(tmp_path).pinned) == {"host_embeddings", "compile"}
+    gone = CliRunner().invoke(app, ["--resume", str(tmp_path), "--weights", "nowhere"])
+    assert gone.exit_code == 2 and "weights: no such folder" in gone.output
+    assert Plan.read(tmp_path / "plan.json") == tried[-1], "and the next --resume still works"

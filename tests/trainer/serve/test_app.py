@@ -21,6 +21,7 @@ from trainer.answer.segmenter import Segmenter
 from trainer.answer.trained_model import find_trained
 from trainer.cli.segment import app as segment
 from trainer.cli.serve import workers_for
+from trainer.serve.address import taken
 from trainer.serve.app import create_app
 from trainer.serve.guard import Access
 from trainer.serve.limits import Limits
@@ -197,12 +198,23 @@ def test_a_defect_shows_no_traceback(run, monkeypatch: pytest.MonkeyPatch) -> No
     run(test)
 
 
+def test_on_windows_no_other_process_gets_the_port_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    # In the place of Windows' option, one that is off at first and can be read again.
+    monkeypatch.setattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_KEEPALIVE, raising=False)
+    with taken("127.0.0.1", 0) as place:
+        assert place.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert not place.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
+    monkeypatch.delattr(socket, "SO_EXCLUSIVEADDRUSE")
+    with taken("127.0.0.1", 0) as place:
+        assert place.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--port", "PORT"], "port PORT: Address already in use\n    hint: --port N"),
-        (["--host", "192.0.2.1"], "192.0.2.1, port 8763: Cannot assign requested address"),
-        (["--host", "no.such.name.invalid"], "no.such.name.invalid, port 8763: "),
+        (["--port", "PORT"], "--port PORT: address already in use\n    hint: --port N"),
+        (["--host", "192.0.2.1"], "--host 192.0.2.1 --port 8763: cannot assign requested address"),
+        (["--host", "no.such.name.invalid"], "--host no.such.name.invalid --port 8763: "),
         ([str(PICTURES[0])], "--serve gets its pictures over HTTP"),
     ],
 )
@@ -212,8 +224,8 @@ def test_an_address_that_cannot_be_had_is_told_before_the_model_is_loaded(
     (tmp_path / "best").mkdir()
     (tmp_path / "best" / "trained.safetensors").touch()  # is never read
     (tmp_path / "best" / "plan.json").write_text(tiny_plan().to_json())
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
         words = [word.replace("PORT", port) for word in words]
         done = CliRunner().invoke(segment, [*words, "--serve", "--run", str(tmp_path)])
     assert done.exit_code == 2 and said.replace("PORT", port) in done.stderr, done.stderr

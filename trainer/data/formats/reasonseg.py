@@ -90,8 +90,7 @@ def _locate(root: Path) -> tuple[Path, list[str]]:
         return found
     report = Report(root)
     got = "none of them" if root.is_dir() else "no such folder"
-    fix = "name the folder into which ReasonSeg was unpacked, or moved since"
-    fix += " (of a training, --resume too: --data-dir DIR)"
+    fix = "name the folder that holds ReasonSeg; --data-dir DIR does so on --resume, too"
     if command := importing(root):
         fix = f"make it of the annotations there: {command}"
     report.add("data folder", got, NEEDED, fix)

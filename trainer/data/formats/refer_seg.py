@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from profiles.files import read_regular
-from profiles.text import brief
 from trainer.data.findings import Finding, Report
 from trainer.data.formats.coco import Coco, CocoMask, paint_parts, read_coco
 from trainer.data.picture_paths import picture_in
@@ -122,8 +121,7 @@ def read_references(report: Report) -> list[Any]:
         found = _PlainValues(io.BytesIO(read_regular(report.path)), encoding="utf-8").load()
         if isinstance(found, list):
             return found
-        raise ValueError(f"content {brief(found)}")
+        report.add("file", found, "a pickled list of plain values", _FIX)
     except Exception as error:  # damaged pickles raise nearly anything
-        got, allowed = f"{type(error).__name__} {error}", "a pickled list of plain values"
-        report.add("file", got, allowed, _FIX)
+        report.add("file", error, "a pickled list of plain values", _FIX)
     return []

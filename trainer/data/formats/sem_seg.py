@@ -177,8 +177,8 @@ def _ade20k_names(report: Report) -> dict[int, str]:
         text = read_regular(report.path).decode("utf-8-sig")
         rows = list(csv.DictReader(text.splitlines(), delimiter="\t"))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        got = f"{type(error).__name__} {error}"
-        report.add("file", got, "a table in UTF-8 with the columns Idx and Name", "fetch it again")
+        allowed = "a table in UTF-8 with the columns Idx and Name"
+        report.add("file", error, allowed, "fetch it again")
         return names
     for place, row in enumerate(rows, start=2):
         number, name = row.get("Idx") or "", row.get("Name") or ""
@@ -199,20 +199,23 @@ def _cocostuff_names(report: Report) -> dict[int, str]:
     As in LISA, classes such as wall-brick, door-stuff and food-other are not asked for: nobody says
     these names, and without their endings they would mean more than the class.
     """
+    allowed = "lines such as 1: person, with numbers up to 255"
     try:
         lines = read_regular(report.path).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        lines = [f"{type(error).__name__} {error}"]
-    found = [re.fullmatch(r"([0-9]+): (.+)", line) for line in lines if line.strip()]
-    names: dict[int, str] = {}
-    for match in found:
-        number, name = (int(match[1]), match[2]) if match else (256, "")
-        if number > 255:
-            allowed = "lines such as 1: person, with numbers up to 255"
-            report.add("file", match and match[0] or lines[0], allowed, "fetch it again")
-            return {}
-        if number:
+        report.add("file", error, allowed, "fetch it again")
+        return {}
+    before, names = len(report.findings), dict[int, str]()
+    for place, line in enumerate(lines, 1):
+        match = re.fullmatch(r"([0-9]+): (.+)", line)
+        if match is None or int(match[1]) > 255:
+            if line.strip():
+                report.add(f"line {place}", line, allowed, "fetch it again")
+        elif number := int(match[1]):
+            name = match[2]
             names[number - 1] = "" if "-" in name else as_phrase(report, f"{number}", name) or ""
+    if len(report.findings) > before:
+        return {}
     return names and {**names, 255: ""}
 
 

@@ -116,7 +116,10 @@ def import_annotations(
         search = PictureSearch(search_folders(source, pictures))
         for drawing in drawings(source, search, findings, conventions, progress):
             items.add(drawing)
-        if questions is not None and asked and broken.may_be_left_out(findings, skip_broken):
+        # What a broken file would have answered is not known.
+        known = broken.may_be_left_out(findings, skip_broken)
+        known |= all(one.where == str(questions) for one in findings)
+        if questions is not None and asked and known:
             refuse_unanswered(questions, asked, items.labels, findings)
         if broken.may_be_left_out(findings, skip_broken):
             items.check_count(source, least=3 if test else 2)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from profiles.files import reason
 from trainer.data.arrays import FloatArray, Size
 from trainer.data.findings import Report
 from trainer.data.formats.coco import PLACE
@@ -119,7 +120,7 @@ def _shape(value: dict[str, Any], size: Size) -> dict[str, Any]:
         extent = np.array([value["width"], value["height"]], float) * scale
         return {"segmentation": [], "bbox": [*corner.tolist(), *extent.tolist()]}
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        return {"segmentation": f"{type(error).__name__} {error}"}
+        return {"segmentation": reason(error)}
 
 
 def _ellipse(value: dict[str, Any], scale: NDArray[np.float64]) -> FloatArray:

@@ -202,9 +202,8 @@ def _polygons(
         found = read(points, shape.get("mask"))
     except Exception as error:
         # Broad as for pictures: a damaged mask makes Pillow raise nearly anything.
-        got = f"{type(error).__name__} {error}"
         allowed = "a PNG in base64, as large as the box of its points"
-        report.add(f"{what}.mask", got, allowed, "draw the shape again")
+        report.add(f"{what}.mask", error, allowed, "draw the shape again")
         return []
     last = 1 if kind == "mask" else 0  # its outlines run through the centres of pixels
     found = [_turned(outline, turn, size[0] - last, size[1] - last) for outline in found]

@@ -39,16 +39,7 @@ def read_questions(path: Path, findings: list[Finding], conventions: Conventions
     """The questions of a CSV with a header, or of JSONL, both with COLUMNS."""
     report = Report(path, findings)
     asked: Questions = {}
-    try:
-        rows = list(_rows(path, conventions))
-    except (OSError, ValueError, LookupError, RecursionError, csv.Error) as error:
-        got = f"{type(error).__name__} {error}"
-        allowed = (
-            f"CSV (.csv, a header first) or JSON lines (.jsonl) in UTF-8: {', '.join(COLUMNS)}"
-        )
-        report.add("file", got, allowed, "correct the file")
-        return asked
-    for line, row in rows:
+    for line, row in _rows(report, conventions):
         fields = [read_sentence(report, f"line {line}: {key}", row.get(key)) for key in COLUMNS]
         picture, label, text = (value and composed(value) for value in fields)
         if picture and label and text:
@@ -58,31 +49,75 @@ def read_questions(path: Path, findings: list[Finding], conventions: Conventions
     return asked
 
 
-def _rows(path: Path, conventions: Conventions) -> Iterator[tuple[int, dict[str, object]]]:
-    """Yield (line number, fields). Raises OSError, ValueError, csv.Error."""
-    kind = path.suffix.lower()
-    if kind not in (".csv", ".jsonl"):
-        raise ValueError(f"a name that ends in {kind or 'nothing'}")
-    with StringIO(conventions.text(read_regular(path)), newline="") as file:
-        if kind == ".csv":
-            first = file.readline()
-            file.seek(0)
-            comma = max(",;\t", key=first.count)  # spreadsheets of many countries write semicolons
-            reader = csv.DictReader(file, strict=True, delimiter=comma)
-            header = [name.strip() for name in reader.fieldnames or ()]
-            # Spreadsheets may capitalise; other names stay unchanged.
-            reader.fieldnames = [
-                name.lower() if name.lower() in COLUMNS else name for name in header
-            ]
-            if not set(COLUMNS) <= set(reader.fieldnames or ()):
-                raise ValueError(f"the header {','.join(reader.fieldnames or ())}")
-            for row in reader:
-                yield reader.line_num, row
+def _rows(report: Report, conventions: Conventions) -> Iterator[tuple[int, dict[str, object]]]:
+    """Yield (line number, fields); a finding for every line that cannot be read."""
+    kind = report.path.suffix.lower()
+    try:
+        text = conventions.text(read_regular(report.path))
+    except OSError as error:
+        report.add("file", error, "a file of questions", "name one that can be read")
+        return
+    except (ValueError, LookupError) as error:
+        report.add("file", error, "text in UTF-8", "save it as UTF-8, or name its --encoding")
+        return
+    if kind not in _READERS:
+        allowed = "a name that ends in .csv (a header first) or .jsonl (JSON lines)"
+        report.add("file", kind or "no ending", allowed, "save it as one of the two")
+        return
+    with StringIO(text, newline="") as file:
+        yield from _READERS[kind](report, file)
+
+
+def _csv_rows(report: Report, file: StringIO) -> Iterator[tuple[int, dict[str, object]]]:
+    first = file.readline()
+    file.seek(0)
+    comma = max(",;\t", key=first.count)  # spreadsheets of many countries write semicolons
+    rows = _csv_lines(report, file, comma)
+    _, given = next(rows, (1, []))
+    # Spreadsheets may capitalise; other names stay unchanged.
+    names = [name.strip().lower() for name in given]
+    if lacking := [name for name in COLUMNS if name not in names]:
+        fix = f"add a column {' and a column '.join(lacking)}"
+        report.add("line 1", comma.join(given), f"a header with {', '.join(COLUMNS)}", fix)
+        return
+    for line, fields in rows:
+        if any(one.strip() for one in fields[len(names) :]):
+            fix = f"put a question with {comma!r} in it between quotation marks"
+            report.add(f"line {line}: fields", len(fields), f"{len(names)}, as in line 1", fix)
+        elif fields:
+            yield line, dict(zip(names, fields, strict=False))
+
+
+def _csv_lines(report: Report, file: StringIO, comma: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield (line number, fields) of every row, the first of its lines where it has several."""
+    reader = csv.reader(file, strict=True, delimiter=comma)
+    while True:
+        line = reader.line_num + 1
+        try:
+            yield line, next(reader)
+        except StopIteration:
             return
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                row = json.loads(line)
-                yield number, row if isinstance(row, dict) else {}
+        except csv.Error as error:
+            fix = 'end what a quotation mark begins, and write "" for one inside'
+            report.add(f"line {line}: fields", error, "a row of CSV", fix)
+
+
+def _json_rows(report: Report, file: StringIO) -> Iterator[tuple[int, dict[str, object]]]:
+    for number, line in enumerate(file, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = line.strip()
+        if isinstance(row, dict):
+            yield number, row
+        else:
+            allowed = f"a JSON object with {', '.join(COLUMNS)}"
+            report.add(f"line {number}: JSON", row, allowed, "write the line so")
+
+
+_READERS = {".csv": _csv_rows, ".jsonl": _json_rows}
 
 
 def texts_for(drawing: Drawing, asked: Questions | None, report: Report) -> dict[str, list[str]]:

@@ -136,7 +136,9 @@ def complaints(source: Path, **options: Any) -> list[str]:
     with pytest.raises(DataError) as raised:
         import_annotations(source, target, **options)
     assert os.listdir(target.parent) == []
-    assert all("got " in finding.what and finding.fix for finding in raised.value.findings)
+    for finding in raised.value.findings:
+        assert re.search("got |cannot be read: ", finding.what) and finding.fix
+        assert "Error" not in finding.what
     return [finding.what for finding in raised.value.findings]
 
 
@@ -373,12 +375,18 @@ def test_reasonseg_data_are_not_imported_and_that_is_said_once(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("name", "text", "messages"),
     [
-        ("q.csv", "picture,label\na.jpg,cup", ["the header picture,label"]),
-        ("q.txt", "", ["ends in .txt"]),
-        ("q.jsonl", '{"picture": "a.jpg"', ["JSONDecodeError"]),
-        ("q.jsonl", "[]", ["line 1: picture", "line 1: label", "line 1: question"]),
+        ("q.csv", "picture,label\na.jpg,cup", ["line 1: got 'picture,label'; allowed: a header"]),
+        ("q.csv", "", ["line 1: got ''; allowed: a header with picture, label, question"]),
+        ("q.txt", "", ["got '.txt'; allowed: a name that ends in .csv"]),
+        ("q.csv", 'picture,label,question\na.jpg,cup,"x" y\n\na.jpg,cup,Which, here?\n'
+         'a.jpg,cup,"What?\n',
+         ["line 2: fields: cannot be read: ',' expected after", "line 4: fields: got 4; allowed: 3",
+          "line 5: fields: cannot be read: unexpected end"]),
+        ("q.jsonl", '{"picture": "a.jpg"\n[]\n{"picture": "a.jpg", "label": "cup"}',
+         ["""line 1: JSON: got '{"picture": "a.jpg"'""", "line 2: JSON: got []",
+          "line 3: question: got nothing"]),
         ("q.csv", f"picture,label,question\na.jpg,cup,{SPECIAL}\nz.jpg,cup,Which?",
-         ["line 2: question: got 'the [SEG] one'"]),
+         ["line 2: question: got 'the [SEG] one'", "line 3: got 'z.jpg, cup'"]),
         ("q.csv", "picture,label,question\na.jpg,cup,Which?\nb.jpg,other,Who?\nz.jpg,cup,Which?\n"
          "a.jpg,cap,What?", ["line 4: got 'z.jpg, cup'", "line 5: got 'a.jpg, cap'"]),
     ],
@@ -405,7 +413,7 @@ def test_bad_questions(tmp_path: Path, name: str, text: str, messages: list[str]
         ({"imagePath": "x" * 5000}, "image"),
         ({"imagePath": None}, "imagePath"),
         ({"imagePath": "no.jpg", "imageData": "AAAA"}, "no such file"),
-        ({"imagePath": "a.json"}, "UnidentifiedImageError"),
+        ({"imagePath": "a.json"}, "no picture of a known kind"),
         ({"imagePath": "b.jpg"}, "picture: got 'b.jpg'"),
         ({"shapes": None}, "shapes: got nothing"),
         ({"shapes": [7]}, "shapes[0].label"),
@@ -472,16 +480,17 @@ def test_broken_json(tmp_path: Path, text: str) -> None:
     source = pair(tmp_path / "in", shape())
     (source / "a.json").write_text(text)
     (reason,) = complaints(source)
-    assert reason.startswith("file: got ")
+    expected = "file: got " if text == "[]" else "file: cannot be read: "
+    assert reason.startswith(expected)
     (tmp_path / "x.json").write_text(text)
-    assert complaints(tmp_path / "in" / ".." / "x.json")[0].startswith("file: got ")
+    assert complaints(tmp_path / "in" / ".." / "x.json")[0].startswith(expected)
 
 
 def test_truncated_picture(tmp_path: Path) -> None:
     source = pair(tmp_path / "in", shape())
     whole = (source / "a.jpg").read_bytes()
     (source / "a.jpg").write_bytes(whole[: len(whole) // 2])
-    assert "image: got " in complaints(source)[0]
+    assert "image: cannot be read: " in complaints(source)[0]
 
 
 def test_the_format_is_found(tmp_path: Path) -> None:
