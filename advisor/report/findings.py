@@ -164,6 +164,9 @@ def neighbours(request: Request, gpu: Gpu) -> list[Finding]:
         what = "drives a display, which may take more memory during a run"
         findings.append(Finding(gpu.name, what))
     if request.spills:
-        what = "the driver moves tensors to host memory instead of failing: steps become very slow"
-        findings.append(Finding("windows", what, fix="watch the step time"))
+        what = (
+            "past the limit steps become very slow instead of failing"  # whole on the first screen
+        )
+        fix = "the driver moves tensors to host memory: watch the step time"
+        findings.append(Finding("windows", what, fix=fix))
     return findings
