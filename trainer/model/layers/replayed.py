@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor
+
+from profiles.files import reason
+from profiles.streams import tell
 
 
 class Replayed:
@@ -50,7 +52,7 @@ class Replayed:
             self.graph = graph
         except RuntimeError as error:
             self.records = False
-            warnings.warn(f"answers are slower: no CUDA graph was recorded: {error}", stacklevel=2)
+            tell(f"note: answers are slower: no CUDA graph was recorded: {reason(error)}")
 
 
 def own_stream(device: torch.device) -> Callable[[], None]:
