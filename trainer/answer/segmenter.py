@@ -122,17 +122,22 @@ class Segmenter:
         """Answers to questions about ONE picture, in order; several are answered together.
 
         Together they take no more tokens than one question may have (`tokens.max_text_tokens`). An
-        answer's seconds are its share. Raises PromptError, DataError.
+        answer's seconds are its share of that, and its own. Raises PromptError, DataError.
         """
         image = questions[0].image
         height, width = size_of(image)
         for group in _groups(self._rows(questions), self.plan.tokens.max_text_tokens):
             started = time.monotonic()
-            found = [
-                self._shown(one, most_masks, height, width) for one in self._said(image, group)
-            ]
-            seconds = (time.monotonic() - started) / len(found)
-            yield from (replace(one, seconds=seconds) for one in found)
+            found = self._said(image, group)
+            share = (time.monotonic() - started) / len(found)
+            for one, row in zip(found, group, strict=True):
+                started = time.monotonic()
+                shown = self._shown(self._whole(image, one, row), most_masks, height, width)
+                yield replace(shown, seconds=share + time.monotonic() - started)
+
+    def _whole(self, image: Path, said: Said, row: Encoded) -> Said:
+        """An answer to its end: there is not room for several long ones at once, but for each."""
+        return said if said.ended else self._said(image, [row])[0]
 
     def _shown(self, said: Said, most_masks: int | None, height: int, width: int) -> Answer:
         """An answer's text, and its masks at the picture's size."""
@@ -158,7 +163,7 @@ class Segmenter:
         return batch_of([row], self.tokenizer, targets=torch.zeros(0), inputs=inputs)
 
     def _said(self, image: Path, rows: Sequence[Encoded]) -> list[Said]:
-        """What the model says to questions about a picture that share one row."""
+        """What the model says to questions about a picture in one row, as far as there is room."""
         row, tokens = sharing_prefix(rows), self.plan.tokens
         batch = self._batch(image, row)
         room = max(tokens.max_new_tokens + 1, USUAL * len(rows))
@@ -167,9 +172,7 @@ class Segmenter:
         end = self.tokenizer.end_id
         found = answering.answers(batch.to(self.device), tokens.max_new_tokens, end)
         self.model.cached = before  # evaluation shows it pixels
-        # There is not room for several long answers at once: those that need it are given alone.
-        pairs = zip(found, rows, strict=True)
-        return [one if one.ended else self._said(image, [alone])[0] for one, alone in pairs]
+        return found
 
     def _for(self, image: Path, row: Encoded, most: int) -> Answering:
         """Room for a row, which knows what the row shares with the last one about the picture."""
