@@ -45,6 +45,7 @@ serving: $(READY)
 	$(PYTHON) -m venv .serving
 	.serving/bin/pip install -q schemathesis==4.32.5
 	$(BIN)/python benchmarks/serve_load.py
+	$(BIN)/python benchmarks/serve_groups.py
 	$(BIN)/python benchmarks/serve_fuzz.py
 	$(BIN)/python benchmarks/serve_schema.py --st .serving/bin/st
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -41,14 +42,18 @@ def main() -> None:
     parser.add_argument("--st", default="st", help="schemathesis' program")
     parser.add_argument("--examples", type=int, default=200)
     arguments = parser.parse_args()
-    version = subprocess.run([arguments.st, "--version"], capture_output=True, text=True).stdout
+    # It runs in another folder, to which a path from here would not lead.
+    st = Path(
+        shutil.which(arguments.st) or parser.error(f"{arguments.st}: no such program")
+    ).absolute()
+    version = subprocess.run([st, "--version"], capture_output=True, text=True).stdout
     with tempfile.TemporaryDirectory() as place:
         report = Path(place) / "report.json"
         hooks = HOOKS.replace("PNG", hostile.png(64, 48).hex())
         (Path(place) / "hooks_of_serving.py").write_text(hooks)
         with served(untrained_run(Path(place) / "run", new_tokens=4)) as server:
             done = subprocess.run(
-                [arguments.st, "run", f"{server.url}/openapi.json", "--seed", "0",
+                [st, "run", f"{server.url}/openapi.json", "--seed", "0",
                  "--max-examples", str(arguments.examples), "--checks", ",".join(CHECKS),
                  "--continue-on-failure", "--report", "json", "--report-json-path", str(report)],
                 cwd=place, env=os.environ | {"SCHEMATHESIS_HOOKS": "hooks_of_serving"},

@@ -109,7 +109,8 @@ def read_rows() -> list[dict[str, Any]]:
 def write_tables() -> None:
     """Into docs/serving.md."""
     rows = {row["kind"]: row for row in read_rows()}
-    for kind, lines in (("load", _load), ("fuzz", _fuzz), ("schema", _schema)):
+    tables = {"load": _load, "groups": _groups, "fuzz": _fuzz, "schema": _schema}
+    for kind, lines in tables.items():
         if kind in rows:
             script = f"benchmarks/serve_{kind}.py"
             begin, end = f"<!-- {script} -->", f"<!-- /{script} -->"
@@ -154,6 +155,21 @@ def _fuzz(row: dict[str, Any]) -> list[str]:
     uvicorn = (f"On its own stderr uvicorn printed {row['uvicorn']} tracebacks, about connections "
                "that had sent no HTTP and got nothing more.")  # fmt: skip
     return [*lines, "", memory, uvicorn]
+
+
+def _groups(row: dict[str, Any]) -> list[str]:
+    masks = row["masks_equal"] + row["masks_rounded"]
+    others = f"; the others differ by {row['most_pixels']} pixels at most" * bool(
+        row["masks_rounded"]
+    )
+    lasted = "One process answered all" if row["same_process"] else "The process ended on the way"
+    return [f"{row['requests']} requests of {row['clients']} clients with {row['questions']} "
+            f"questions, half of them asked again:",
+            f"{row['answered']} had the words that each question gets alone. Of {masks} masks "
+            f"{row['masks_equal']} were equal{others}.",
+            f"Between them {row['left']} clients left, and {row['refused']} were refused.",
+            f"{lasted}; it held {row['rounds_mib'][0]} MiB at most in the first half, "
+            f"{row['rounds_mib'][1]} in the second."]  # fmt: skip
 
 
 def _schema(row: dict[str, Any]) -> list[str]:

@@ -10,9 +10,11 @@ import io
 import json
 import os
 import secrets
+import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent import futures
 from typing import Any
 
 import numpy as np
@@ -92,8 +94,7 @@ def asked(
         headers["Authorization"] = f"Bearer {token}"
     try:
         request = urllib.request.Request(f"{address.rstrip('/')}/segment", body, headers)
-        with OPEN.open(request, timeout=SECONDS) as response:
-            return read(document(response), size)
+        return read(within(SECONDS, lambda: sent(request)), size)
     except urllib.error.HTTPError as error:
         raise RuntimeError(f"lisa-segment: {_said(error)}") from None
     except (ValueError, http.client.HTTPException) as error:
@@ -102,6 +103,32 @@ def asked(
     except OSError as error:
         raise RuntimeError(f"{address}: {error}; start lisa-segment --serve there, or correct "
                            f"{ADDRESS}") from None  # fmt: skip
+
+
+def sent(request: urllib.request.Request) -> dict[str, Any]:
+    """The answer's JSON object. Raises ValueError, OSError, HTTPException."""
+    with OPEN.open(request, timeout=SECONDS) as response:
+        return document(response)
+
+
+def within(seconds: float, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The result of some work. Raises TimeoutError if it takes longer, and leaves it behind.
+
+    A socket's own time limit begins anew with every byte that comes.
+    """
+    done: futures.Future[dict[str, Any]] = futures.Future()
+
+    def working() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=working, daemon=True).start()
+    try:
+        return done.result(seconds)
+    except futures.TimeoutError:
+        raise TimeoutError(f"no answer within {seconds:g} s") from None
 
 
 def document(response: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import ModuleType
@@ -146,6 +147,10 @@ class Stranger(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Location", "/taken")
         self.end_headers()
+        if self.path == "/slow/segment":
+            for _ in range(40):  # 2 s, and never more than 0.05 s without a byte
+                self.wfile.write(b" ")
+                time.sleep(0.05)
         self.wfile.write(b"" if status == 302 else self.says)
 
     def do_GET(self) -> None:
@@ -174,6 +179,15 @@ def test_a_redirection_is_an_error(
     with pytest.raises(RuntimeError, match="302"):
         called(pack)
     assert not Stranger.taken  # it would have taken the token along
+
+
+def test_a_server_that_sends_byte_after_byte_has_no_longer_than_another(
+    pack: ModuleType, stranger: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LISA_SEGMENT_ADDRESS", f"{stranger}/slow")
+    monkeypatch.setattr(sys.modules[f"{pack.__name__}.nodes"], "SECONDS", 0.3)
+    with pytest.raises(RuntimeError, match="no answer within 0.3 s"):
+        called(pack)
 
 
 def answering(*masks: object) -> bytes:

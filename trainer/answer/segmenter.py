@@ -112,7 +112,7 @@ class Segmenter:
         """Answers in order; several questions in a row about one picture are answered together.
 
         Together they take no more tokens than one question may have (`tokens.max_text_tokens`). An
-        answer's seconds are its share. Raises PromptError, DataError.
+        answer's seconds are its share of that, and its own. Raises PromptError, DataError.
         """
         for image, asked in groupby(questions, attrgetter("image")):
             height, width = size_of(image)
@@ -121,7 +121,15 @@ class Segmenter:
                 found = self._said(image, group)
                 share = (time.monotonic() - started) / len(found)
                 # One after the other: masks of a large picture take memory.
-                yield from (self._shown(one, most_masks, height, width, share) for one in found)
+                for one, row in zip(found, group, strict=True):
+                    started = time.monotonic()
+                    whole = self._whole(image, one, row)
+                    seconds = share + time.monotonic() - started
+                    yield self._shown(whole, most_masks, height, width, seconds)
+
+    def _whole(self, image: Path, said: Said, row: Encoded) -> Said:
+        """An answer to its end: there is not room for several long ones at once, but for each."""
+        return said if said.ended else self._said(image, [row])[0]
 
     def _shown(
         self, said: Said, most_masks: int | None, height: int, width: int, seconds: float
@@ -152,7 +160,7 @@ class Segmenter:
         return batch_of([row], self.tokenizer, targets=torch.zeros(0), inputs=inputs)
 
     def _said(self, image: Path, rows: Sequence[Encoded]) -> list[Said]:
-        """What the model says to questions about a picture that share one row."""
+        """What the model says to questions about a picture in one row, as far as there is room."""
         self.use_stream()
         row, tokens = sharing_prefix(rows), self.plan.tokens
         batch = self._batch(image, row)
@@ -166,9 +174,7 @@ class Segmenter:
         finally:
             self.model.cached = before  # evaluation shows it pixels
         self.read = first
-        # There is not room for several long answers at once: those that need it are given alone.
-        pairs = zip(found, rows, strict=True)
-        return [one if one.ended else self._said(image, [alone])[0] for one, alone in pairs]
+        return found
 
     def _for(self, first: list[int], most: int) -> Answering:
         """Room for a row, which knows what its first question shares with the last one."""

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from tests import small_qwen
 from tests.conftest import PHOTOS, tiny_plan
-from trainer.answer.question import Question
+from trainer.answer.question import Answer, Question
 from trainer.answer.segmenter import USUAL, Segmenter, _groups
 from trainer.answer.trained_model import Trained
 from trainer.batch import Encoded, sharing_prefix
@@ -168,8 +169,28 @@ def test_questions_asked_together_are_answered_as_alone(segmenter: Segmenter) ->
         assert len(groups) == len(passed) == count
         passed.clear()
     limited(segmenter, 30)
-    together = segmenter._said(PICTURES[0], rows)
+    found = segmenter._said(PICTURES[0], rows)
+    pairs = zip(found, rows, strict=True)
+    together = [segmenter._whole(PICTURES[0], one, row) for one, row in pairs]
     if model.tied_head:
         assert len(passed) > 1  # some are asked again
     alone = said_alone(segmenter, rows)
     assert [said.tokens for said in together] == [said.tokens for said in alone]
+
+
+def test_long_answers_are_given_one_after_the_other() -> None:
+    """Whoever leaves in the middle of a group does not wait for all of them."""
+    segmenter, passed = Segmenter.__new__(Segmenter), []
+    segmenter.plan = tiny_plan()
+
+    def said(image: Path, rows: list[Encoded]) -> list[Said]:
+        passed.append(len(rows))
+        return [Said(ended=len(rows) == 1) for _ in rows]
+
+    segmenter._rows = lambda asked: [Encoded([1] * 20, [-100] * 20, 4) for _ in asked]  # type: ignore
+    segmenter._said = said  # type: ignore[assignment,method-assign]
+    segmenter._shown = lambda *_: Answer("", np.zeros((0, 1, 1), bool), 0.0)  # type: ignore
+    answers = segmenter.ask_all([Question(PICTURES[0], text) for text in TEXTS[:3]])
+    next(answers)
+    assert passed == [3, 1]
+    assert len(list(answers)) == 2 and passed == [3, 1, 1, 1]
