@@ -143,13 +143,15 @@ def _planned_with(request: Request, advice: Advice, settings: tuple[str, ...]) -
 
 def _with_settings(request: Request, advice: Advice, settings: Iterable[str]) -> Request:
     """The request for what was advised with other settings, without counting the data again."""
-    known = []
+    known = list(settings)
     if advice.plan is not None and request.data is not None:
-        known = [f"questions_per_picture={advice.plan.questions_per_picture}"]
+        known.append(f"questions_per_picture={advice.plan.questions_per_picture}")
+    named = assigned(known)
+    kept = [text for text in request.overrides if not named.keys() & assigned([text]).keys()]
     return replace(
         request,
         model=advice.model,
-        overrides=(*request.overrides, *known, *settings),
+        overrides=(*kept, *known),
         data=None,
         text_tokens=advice.text_tokens,
         live=None,

@@ -21,7 +21,7 @@ from typing import Any
 
 import lean
 from forecast import CARD
-from tables import put
+from tables import put, rows_of
 
 from advisor.inference import worst_question
 from advisor.memory.forecast import forecast
@@ -149,7 +149,7 @@ def main() -> None:
         asked = json.loads(arguments.child)
         print(json.dumps(measure(Plan.parse(asked["plan"]), asked["cap"])))
     elif arguments.table:
-        write_table([json.loads(line) for line in ROWS_FILE.read_text().splitlines()])
+        write_table(rows_of(ROWS_FILE))
     else:
         run(arguments.out, arguments.models)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import lattice
-from tables import put
+from tables import put, rows_of
 
 from advisor.machine.gpu import Machine
 from advisor.machine.target import Target
@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
     if arguments.table:
-        write_table([json.loads(line) for line in ROWS_FILE.read_text().splitlines()])
+        write_table(rows_of(ROWS_FILE))
         return
     run(arguments.out, round(arguments.room_gib * 2**30), arguments.names or None)
 

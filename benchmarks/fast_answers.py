@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from answering import SENTENCE, pictures, plan_of
-from tables import put
+from tables import put, rows_of
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS_FILE, DOCS = ROOT / "benchmarks" / "fast_answers.jsonl", ROOT / "docs" / "inference.md"
@@ -126,7 +126,7 @@ def agreement(bench: Bench, image: Path) -> dict[str, float]:
     }
 
 
-def rows_of(model: str, folder: Path) -> Iterator[dict[str, Any]]:
+def measured(model: str, folder: Path) -> Iterator[dict[str, Any]]:
     """Every measurement with one model."""
     import torch
 
@@ -165,7 +165,7 @@ def rows_of(model: str, folder: Path) -> Iterator[dict[str, Any]]:
 
 def table() -> list[str]:
     """The medians of benchmarks/fast_answers.jsonl, before answers were recorded and now."""
-    rows = [json.loads(line) for line in ROWS_FILE.read_text(encoding="utf-8").splitlines()]
+    rows = rows_of(ROWS_FILE)
     taken = {(row["what"], row["code"]): statistics.median(row["seconds"])
              for row in rows if "seconds" in row}  # fmt: skip
     lines = ["| answer | before | now |", "|---|---|---|"]
@@ -190,7 +190,7 @@ def main() -> None:
     from trainer.hardware import versions
 
     with tempfile.TemporaryDirectory() as name, arguments.out.open("a") as file:
-        for row in rows_of(arguments.model, Path(name)):
+        for row in measured(arguments.model, Path(name)):
             row |= {"code": "now", "model": arguments.model, "gpu": torch.cuda.get_device_name(),
                     "versions": versions()}  # fmt: skip
             file.write(json.dumps(row) + "\n")

@@ -20,7 +20,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from tables import put
+from tables import put, rows_of
 
 from advisor.machine.budget import ERRORS_FILE
 from advisor.machine.cuda_context import HOPPER
@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="patterns such as 'qwen-*'; all others are kept")
     parser.add_argument("--table", action="store_true", help="from the kept rows")
     arguments = parser.parse_args()
-    kept = [json.loads(line) for line in ROWS_FILE.read_text().splitlines()]
+    kept = rows_of(ROWS_FILE)
     if not arguments.table:
         patterns, measured = arguments.names or ["*"], rows()
         asked = [r for r in measured if any(fnmatch(r["name"], p) for p in patterns)]

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from forecast import CARD
 from profile_step import profile
-from tables import put
+from tables import put, rows_of
 from torch import Tensor
 from torch.nn import functional
 
@@ -223,8 +223,7 @@ def losses(how: str) -> dict[str, Any]:
 
 def forecasts() -> None:
     """Write into each measured step's row what is forecast for it."""
-    lines = ROWS_FILE.read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
+    rows = rows_of(ROWS_FILE)
     for row in rows:
         if (measured := row.get("measurement")) and measured["verdict"] == "FITS":
             worst = Worst(text_tokens=measured["text_tokens"][1], masks=measured["masks"])
@@ -280,9 +279,8 @@ def profiles_table(rows: list[dict[str, Any]]) -> list[str]:
 
 def all_rows() -> list[dict[str, Any]]:
     """This script's rows, those of fp8_learning.py, and of shared_demo.py what they go beside."""
-    found = [json.loads(line) for line in ROWS_FILE.read_text().splitlines()]
-    for line in (ROOT / "benchmarks" / "shared.jsonl").read_text().splitlines():
-        row = json.loads(line)
+    found = rows_of(ROWS_FILE)
+    for row in rows_of(ROOT / "benchmarks" / "shared.jsonl"):
         alike = row["kind"] == "demo" and row["scenes"] == "one target"
         if alike and row["questions_per_picture"] == 1:
             found.append(row | {"products": "dtype"})

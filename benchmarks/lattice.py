@@ -27,6 +27,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from tables import rows_of
+
 from profiles.findings import PlanError
 from profiles.models import model_profile
 from profiles.plan import Plan
@@ -145,7 +147,7 @@ def measure(patterns: list[str], out: Path, room_bytes: int, seconds: float) -> 
         peak = (found["peak_allocated_bytes"] or 0) / 2**30
         print(f"{row['name']} {found['verdict']} {peak:.2f} GiB", flush=True)
 
-    rows = [json.loads(line) for line in ROWS_FILE.read_text().splitlines()]
+    rows = rows_of(ROWS_FILE)
     rows = [row for row in rows if any(fnmatch(row["name"], p) for p in patterns or ["*"])]
     rows.sort(key=lambda row: -row["forecast_before_bytes"])  # what needs much room goes first
     with ThreadPoolExecutor(9) as pool:

@@ -25,7 +25,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from tables import put
+from tables import put, rows_of
 
 from advisor.machine.cuda_context import HOPPER
 from advisor.memory.card import Card
@@ -229,7 +229,7 @@ def main() -> None:
     if not (arguments.forecast or arguments.table):
         run(arguments.out, arguments.names)
         return
-    rows = [json.loads(line) for line in ROWS_FILE.read_text().splitlines()]
+    rows = rows_of(ROWS_FILE)
     if arguments.forecast:
         forecast_rows(rows)
         ROWS_FILE.write_text("".join(json.dumps(row) + "\n" for row in rows))

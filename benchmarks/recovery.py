@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import lean
-from tables import put
+from tables import put, rows_of
 
 Heed = Callable[[str, "subprocess.Popen[str]"], None]
 ROOT = Path(__file__).resolve().parents[1]
@@ -184,7 +184,7 @@ def measure(out: Path, only: list[str]) -> None:
 
 def row_of(name: str, run: Path) -> dict[str, Any]:
     """What a run folder records."""
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    records = rows_of(run / "metrics.jsonl")
     shortages = [json.loads((place / "shortage.json").read_text())
                  | {"answer": json.loads((place / "answer.json").read_text())}
                  for place in sorted(run.glob("out-of-memory/*"))]  # fmt: skip
@@ -229,7 +229,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
     if arguments.table:
-        write_table([json.loads(line) for line in ROWS_FILE.read_text().splitlines()])
+        write_table(rows_of(ROWS_FILE))
     else:
         measure(arguments.out, arguments.only)
 

@@ -27,7 +27,7 @@ from typing import Any
 
 import yaml
 from crashes import ROOT
-from tables import put
+from tables import put, rows_of
 
 ROWS_FILE, DOCS = ROOT / "benchmarks" / "routes.jsonl", ROOT / "docs" / "install.md"
 BEGIN, END = "<!-- benchmarks/routes.py -->", "<!-- /benchmarks/routes.py -->"
@@ -210,7 +210,7 @@ def main() -> None:
         row = measured(route)
         with ROWS_FILE.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-    write_table([json.loads(line) for line in ROWS_FILE.read_text("utf-8").splitlines()])
+    write_table(rows_of(ROWS_FILE))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from typing import Any
 
 import psutil
 from demo_seeds import cpu_model
-from tables import put
+from tables import put, rows_of
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS, PAGE = ROOT / "benchmarks" / "serving.jsonl", ROOT / "docs" / "serving.md"
@@ -103,9 +103,7 @@ def keep(kind: str, facts: dict[str, Any]) -> None:
 
 def read_rows() -> list[dict[str, Any]]:
     """All rows."""
-    return (
-        [json.loads(line) for line in ROWS.read_text("utf-8").splitlines()] if ROWS.exists() else []
-    )
+    return rows_of(ROWS) if ROWS.exists() else []
 
 
 def write_tables() -> None:

@@ -20,6 +20,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from tables import rows_of
+
 from advisor.tiny import tiny_cpu_plan
 
 ROWS = Path(__file__).resolve().parent / "shared.jsonl"
@@ -60,7 +62,7 @@ def trained(folder: Path, seed: int, setting: str) -> dict[str, Any]:
 def main() -> None:
     """Each seed, with one and with three questions a picture; old rows of a seed go."""
     seeds = [int(text) for text in sys.argv[1:]] or [0, 1, 2]
-    kept = [json.loads(line) for line in ROWS.read_text(encoding="utf-8").splitlines()]
+    kept = rows_of(ROWS)
     kept = [row for row in kept if row["kind"] != "demo" or row["seed"] not in seeds]
     for (scenes, kinds), seed in product(SCENES.items(), seeds):
         with tempfile.TemporaryDirectory() as place:

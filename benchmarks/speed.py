@@ -18,14 +18,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tables import put
+from tables import put, rows_of
 from timed import (
     MACHINES,
     NVLINK,
     ONE,
     WAITING,
     Row,
-    lines,
     machine_of,
     paces,
     rows_of_two,
@@ -54,7 +53,7 @@ LOGS = ("recovery-killed.log", "recovery-robbed.log", "recovery-capped.log")
 
 def step_factors(rows: dict[str, Row]) -> dict[str, float]:
     """The factors of a step; only rows of `TUNED_ON` are looked at."""
-    profiles = {record["name"]: record for record in lines("profile.jsonl")}
+    profiles = {record["name"]: record for record in rows_of(HERE / "profile.jsonl")}
     on_paper = {name: paper(rows[name].plan, rows[name].text, rows[name].card)
                 for name in TUNED_ON}  # fmt: skip
 
@@ -90,7 +89,7 @@ def step_factors(rows: dict[str, Row]) -> dict[str, float]:
 
 def fp8_factors(rows: dict[str, Row]) -> dict[str, float]:
     """Products from layers alone, codes from a profile."""
-    found = lines("fp8.jsonl")
+    found = rows_of(HERE / "fp8.jsonl")
     times = [r for r in found if "layer" in r and r.get("model", "7b") == "7b"]
     wide, narrow = (sum(LINEARS[r["layer"]] * r["ms"][f"{kind} product alone"] for r in times)
                     for kind in ("bf16", "fp8"))  # fmt: skip
@@ -119,7 +118,7 @@ def fp8_launches(rows: dict[str, Row], found: dict[str, float]) -> float:
 def _quantised() -> float:
     """What the CPU takes longer for a layer in NF4: two rows that answer, token after token."""
     token = {}
-    for record in lines("answering.jsonl"):
+    for record in rows_of(HERE / "answering.jsonl"):
         plan = Plan.parse(record["plan"])
         if plan.model == "7b" and not plan.host_layers:
             passes = record["new_tokens"] * plan.profile.decoder.layers
@@ -129,7 +128,7 @@ def _quantised() -> float:
 
 def encoder_factors() -> dict[str, float]:
     """Launches and copies of the encoders, of two rows without much arithmetic."""
-    rows = {(r["model"], r["encoder"]): r["seconds"] for r in lines("encoders.jsonl")}
+    rows = {(r["model"], r["encoder"]): r["seconds"] for r in rows_of(HERE / "encoders.jsonl")}
     pairs = []
     for key in (("7b", "vision"), ("qwen3-vl-8b", "vision")):
         facts = _plan(key[0]).profile.encoders[key[1]]
@@ -200,11 +199,11 @@ def run_factors(known: Factors) -> dict[str, float]:
     pictures, seconds = features_seconds()
     encoders = sum(encoder_seconds(facts, _plan("7b"), card)
                    for facts in _plan("7b").profile.encoders.values())  # fmt: skip
-    looped = next(r for r in lines("shared.jsonl") if r["kind"] == "loop")
-    host = lines("host_costs.jsonl")
+    looped = next(r for r in rows_of(HERE / "shared.jsonl") if r["kind"] == "loop")
+    host = rows_of(HERE / "host_costs.jsonl")
     sample, scoring = (statistics.mean(r[name] for r in host)
                        for name in ("sample_seconds", "scoring_seconds"))  # fmt: skip
-    plan = Plan.parse(lines("recovery.jsonl")[0]["plan"])
+    plan = Plan.parse(rows_of(HERE / "recovery.jsonl")[0]["plan"])
     forward = forward_seconds(plan.model_copy(update={"micro_batch": 6}), 64, card)
     scored = 6 * (sample + scoring)
     starts = [next(second for second, line in moments(log) if line.startswith("evaluating"))
@@ -269,7 +268,7 @@ def encoder_table() -> list[str]:
     """The table of the encoders."""
     table = ["| model | encoder | | forecast | measured | error |", "|---|---|---|---|---|---|"]
     made = {("7b", "vision"), ("7b", "mask"), ("qwen3-vl-8b", "vision")}
-    for row in lines("encoders.jsonl"):
+    for row in rows_of(HERE / "encoders.jsonl"):
         card = gpu_by_nvml(row["gpu"], None)
         assert card is not None
         plan = _plan(row["model"])
@@ -313,7 +312,9 @@ def epochs_text() -> str:
     counts = DataCounts(train_pictures=100, val_pictures=6, epoch_questions=100, val_questions=6,
                         row_tokens=ROW_TOKENS)  # fmt: skip
     took, said = [], set()
-    plans = {record["run"]: Plan.parse(record["plan"]) for record in lines("recovery.jsonl")}
+    plans = {
+        record["run"]: Plan.parse(record["plan"]) for record in rows_of(HERE / "recovery.jsonl")
+    }
     for log in LOGS:
         plan = plans[log.removeprefix("recovery-").removesuffix(".log")]
         if seconds := whole_epochs(log):

@@ -1,9 +1,16 @@
-"""Tables that scripts write into the docs, between marks."""
+"""Tables that scripts write into the docs, between marks, and the rows that they are made of."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file in JSON lines."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def put(page: Path, begin: str, end: str, lines: Iterable[str]) -> None:

@@ -45,20 +45,24 @@ class Row:
         return found + exchange().wait_seconds + exchange_seconds(size, count, self.link)
 
 
-def lines(name: str) -> list[dict[str, Any]]:
-    """The documents of a file of rows."""
-    return [json.loads(line) for line in (HERE / name).read_text().splitlines() if line.strip()]
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """As in tables.py, which a test cannot import beside this file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def timed_rows() -> dict[str, Row]:
     """By name: the timed rows of one process with samples of one length."""
     found = {}
-    for record in lines("lean.jsonl"):
+    for record in rows_of(HERE / "lean.jsonl"):
         m = record["measurement"]
         if m["step_seconds"] and m["text_tokens"][0] == m["text_tokens"][1]:
             found[record["name"]] = _row(record["name"], m)
     # The same plans on other machines, by this tree's code.
-    again = [r for r in lines("adapters.jsonl") if r["tree"] == "main" and not r["pefts_forward"]]
+    again = [
+        r
+        for r in rows_of(HERE / "adapters.jsonl")
+        if r["tree"] == "main" and not r["pefts_forward"]
+    ]
     for number, record in enumerate(again, 1):
         first = found[record["name"]]
         name = f"{record['name']}, again ({number})"
@@ -89,14 +93,14 @@ def _row(name: str, m: dict[str, Any], link: Link | None = None) -> Row:
 
 def _in_fp8() -> Iterator[Row]:
     """Of benchmarks/fp8.py: steps in the plan's dtype and in FP8, one after the other."""
-    for record in lines("fp8.jsonl"):
+    for record in rows_of(HERE / "fp8.jsonl"):
         if (m := record.get("measurement")) and m["step_seconds"]:
             yield _row(f"fp8-{record['step']}, {record['products']}", m)
 
 
 def _ranks(processes: int) -> Iterator[tuple[str, dict[str, Any], Link | None]]:
     """Of benchmarks/ranks.py: the faster process, as the other's time has waiting in it."""
-    for record in lines("ranks.jsonl"):
+    for record in rows_of(HERE / "ranks.jsonl"):
         measured = [m for m in record.get("measurements") or [] if m["step_seconds"]]
         if measured and record["processes"] == processes and not record["sharded"]:
             slow = WITHOUT_NVLINK in record["environment"]

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from faults import PHOTOS, PLAN, ROOT, outcome
-from tables import put
+from tables import put, rows_of
 
 DOCS, ROWS_FILE = ROOT / "docs" / "several-gpus.md", ROOT / "benchmarks" / "two_machines.jsonl"
 MARK = "<!-- benchmarks/two_machines.py -->", "<!-- /benchmarks/two_machines.py -->"
@@ -299,7 +299,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="write docs/several-gpus.md's table")
     arguments = parser.parse_args()
     if arguments.table:
-        return write_table([json.loads(line) for line in ROWS_FILE.read_text().splitlines()])
+        return write_table(rows_of(ROWS_FILE))
     if why := why_not():
         sys.exit(why)
     from trainer.hardware import versions

@@ -21,7 +21,7 @@ from typing import Any
 import lattice
 import lean
 from forecast import CARD, DOCS
-from tables import put
+from tables import put, rows_of
 
 from advisor.memory.forecast import Forecast, forecast
 from advisor.memory.worst_sample import Worst
@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
     if arguments.table:
-        write_table([json.loads(line) for line in ROWS_FILE.read_text().splitlines()])
+        write_table(rows_of(ROWS_FILE))
         return
     standing = ROWS_FILE.read_text().splitlines() if ROWS_FILE.exists() else []
     known = {(row["name"], row["card_gb"]) for row in map(json.loads, standing)}

@@ -28,7 +28,7 @@ from typing import Any
 from crashes import ROOT
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from tables import put
+from tables import put, rows_of
 
 DOCS, ROWS_FILE = ROOT / "docs" / "versions.md", ROOT / "benchmarks" / "versions.jsonl"
 MARK = "<!-- benchmarks/versions.py {} -->", "<!-- /benchmarks/versions.py {} -->"
@@ -160,7 +160,7 @@ def run_lines() -> list[str]:
 
 def last_row(kind: str) -> dict[str, Any]:
     """The last test with the lowest or the newest versions."""
-    rows = [json.loads(line) for line in ROWS_FILE.read_text(encoding="utf-8").splitlines()]
+    rows = rows_of(ROWS_FILE)
     found: dict[str, Any] = [row for row in rows if row["kind"] == kind][-1]
     return found
 

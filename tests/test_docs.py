@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,9 +18,12 @@ import pytest
 import yaml
 
 from advisor.advice import Advice
+from advisor.cli.main import main as advise
 from advisor.machine.gpu import Machine
+from benchmarks.forked import run as forked
 from profiles.models import models
 from profiles.tested import read_table
+from trainer.cli.train import main as train
 
 ROOT = Path(__file__).parents[1]
 
@@ -281,13 +285,16 @@ def test_the_workflow_of_the_docs_runs(tmp_path: Path) -> None:
     commands = [step for step in workflow_steps() if not step.startswith("pip ")]
     assert [command.split()[0] for command in commands] == ["lisa-advise"] + 2 * ["lisa-train"]
     saved = 'lisa-advise --gpu "RTX 3060 12GB" --model 7b --set weights=random --save plan.json'
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     for command in (saved, *commands):
-        done = subprocess.run(
-            command, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=200,
-            env=os.environ | {"PATH": path},
-        )  # fmt: skip
-        assert done.returncode == 0, (command, done.stdout, done.stderr)
+
+        def work(words: list[str]) -> None:
+            os.chdir(tmp_path)
+            sys.argv = words
+            {"lisa-advise": advise, "lisa-train": train}[words[0]]()
+
+        log = tmp_path / "log"
+        code = forked(partial(work, shlex.split(command)), log)
+        assert code == 0, (command, log.read_text())
     assert (tmp_path / "run" / "best" / "trained.safetensors").is_file()
 
 

@@ -131,12 +131,14 @@ def test_the_readme_works_from_an_installed_wheel_without_a_network(
     said = [line.split() for line in done.stderr.splitlines() if line.startswith("ended ")]
     codes = {" ".join(words[2:]): int(words[1]) for words in said}
     assert len(codes) == len(WALK), done.stderr
-    del codes["doctor --offline"]  # fails for what this machine may lack
     assert codes.pop(" ".join(WALK[-1][1:])) == 2 and "not in the hub's cache" in done.stderr
     assert not any(codes.values()) and "Traceback" not in done.stderr, done.stderr
     assert "FITS" in done.stdout and "</svg>" in (work / "step.svg").read_text("utf-8")
-    (advice,) = re.findall(r"^\{$.*?^\}$", done.stdout, re.DOTALL | re.MULTILINE)
-    assert json.loads(advice)["verdict"] == "FITS"
+    documents = re.findall(r"^[{[]$.*?^[}\]]$", done.stdout, re.DOTALL | re.MULTILINE)
+    advice, checks = map(json.loads, documents)
+    assert advice["verdict"] == "FITS"
+    found = {check["name"]: check["status"] for check in checks}
+    assert found["a training step of lisa-tiny on cpu"] == "ok" and found["driver"] == "note"
     kept = tmp_path / "home" / ".cache" / "lisa-preflight" / "forecasts"
     assert len(list(kept.glob("*.events"))) == 1, "what was forecast once is known"
     log = (tmp_path / "log").read_text().splitlines()
@@ -157,7 +159,7 @@ WALK: list[tuple[str, ...]] = [
     ("lisa-advise", "forecast", "7b.json", "--vram", "8GiB"),
     ("lisa-advise", "table", "--source", "seed"),
     ("lisa-advise", *CARD, "--json"),
-    ("lisa-advise", "doctor", "--offline"),
+    ("lisa-advise", "doctor", "--offline", "--json"),
     ("lisa-train", "synthesise", "data", "--train", "4", "--val", "2"),
     ("lisa-train", "--check-data", "data"),
     ("lisa-train", "preview", "data"),

@@ -35,6 +35,7 @@ from profiles.records import Frozen
 from profiles.sizes import GIB, gib
 from profiles.splits import NEEDED, located
 from profiles.tested import Verdict
+from profiles.text import counted
 
 NO_CARD = Card()
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}  # for a child that needs none
@@ -255,7 +256,8 @@ def _verdict(
         capped = replay(events, expandable, cap_bytes + saved)
         if capped.failed is not None:
             return "OOM", f"{reason}: {capped.failed}"
-        return "TIGHT", f"{reason}, after {capped.retries} releases of unused memory"
+        released = counted(capped.retries, "release")
+        return "TIGHT", f"{reason}, after {released} of unused memory"
     if cap_bytes - pool < margin_bytes:
         return "TIGHT", f"{reason}, inside the margin of {gib(margin_bytes)}"
     left = gib(cap_bytes - pool)

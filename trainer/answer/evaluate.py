@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from profiles.files import read_regular, sweep, write_whole
-from trainer.answer.questions import question_of
+from trainer.answer.questions import question_of, questions_of
 from trainer.answer.segmenter import Segmenter
 from trainer.data.formats.reasonseg import Item
 from trainer.data.images import read_image
@@ -81,13 +81,17 @@ def generated(segmenter: Segmenter, items: Sequence[Item], reporter: Reporter) -
 
     An answer without [SEG] is an empty mask.
     """
-    scores, answers = MaskScores(), {}
-    for done, item in enumerate(items):
-        reporter.progress("answering", done, len(items))
-        answer = segmenter.ask(question_of(item))
+    asked, counts, answers = questions_of(items), {}, {}
+    reporter.progress("answering", 0, len(items))
+    said = segmenter.ask_all([question for _, question in asked])
+    for done, ((item, _), answer) in enumerate(zip(asked, said, strict=True), 1):
+        truth = paint_mask(item.polygons, *answer.mask.shape)
         answers[item.name] = answer.text
-        scores.add(item.name, answer.mask, paint_mask(item.polygons, *answer.mask.shape))
-    reporter.progress("answering", len(items), len(items))
+        counts[item.name] = intersection_union(answer.mask, truth)
+        reporter.progress("answering", done, len(items))
+    scores = MaskScores()
+    for item in items:  # in their order, by which the intervals are drawn
+        scores.add_counts(item.name, *counts[item.name])
     return Evaluation(tuple(items), scores, answers)
 
 

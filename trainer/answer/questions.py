@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from profiles.text import argument, brief, one_line
 from trainer.answer.output import NAMED, WRITTEN, shortened
 from trainer.answer.question import Question
 from trainer.data.findings import DataError, Report
-from trainer.data.formats.reasonseg import Item
+from trainer.data.formats.reasonseg import Item, by_picture
 from trainer.data.images import is_picture, read_image
 from trainer.data.json_fields import read_sentence
 from trainer.data.picture_paths import picture_in
@@ -27,6 +28,16 @@ EXAMPLE = '{"image": "a.jpg", "question": "What is hot?"}'
 def question_of(item: Item) -> Question:
     """The question that an item is scored by."""
     return Question(item.image_path, item.texts[0], item.is_sentence)
+
+
+def questions_of(items: Sequence[Item]) -> list[tuple[Item, Question]]:
+    """Items and the questions that they are scored by: those about one picture in a row, under
+    one of its names."""
+    return [
+        (item, replace(question_of(item), image=picture.image_path))
+        for picture in by_picture(items)
+        for item in picture.items
+    ]
 
 
 def read_questions(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from trainer.data.samples import batch_of, image_tokens
 from trainer.model.answering import Answering, Said
 from trainer.model.build import read_tokenizer
 from trainer.model.families import family_of
-from trainer.model.layers.replayed import on_own_stream
+from trainer.model.layers.replayed import own_stream
 from trainer.model.tokenizer import ConversationTokenizer
 from trainer.parallel.accelerator import make_accelerator
 from trainer.reporter import Reporter
@@ -62,20 +62,6 @@ def largest_picture(questions: Sequence[Question], plan: Plan) -> int:
     return max((image_tokens(question.image, plan) for question in questions), default=0)
 
 
-class _Read(NamedTuple):
-    """What was read last: a picture, and the tokens of the first question about it."""
-
-    image: Path
-    ids: list[int]
-
-
-class _Seen(NamedTuple):
-    """A picture's features."""
-
-    image: Path
-    features: dict[Encoder, dict[str, Tensor]]
-
-
 class Segmenter:
     """A trained model ready for questions about `images`.
 
@@ -85,7 +71,8 @@ class Segmenter:
     asked about. Questions about one picture in a row share its features and its prefix, and those
     that are asked together are answered together.
 
-    On a card all of it runs on a stream of its own, this thread's from then on.
+    On a card all of it runs on a stream of its own, which becomes that of the thread that
+    asks: one at a time.
     """
 
     def __init__(
@@ -100,14 +87,17 @@ class Segmenter:
         self.plan = plan or trained.plan
         self.accelerator = make_accelerator(self.plan, None)
         self.device = self.accelerator.device
-        on_own_stream(self.device)
+        self.use_stream = own_stream(self.device)
+        self.use_stream()
         self.tokenizer = read_tokenizer(self.plan)
         pictures = list(dict.fromkeys(images))
         self.caches = prepare_caches(self.plan, pictures, cache_root, self.accelerator, reporter)
         self.model = trained.load(self.plan, self.tokenizer, self.device)
         self.answering: Answering | None = None
-        self.last = _Read(Path(), [])
-        self.seen = _Seen(Path(), {})
+        # Of the last picture: its file, its features, and the tokens of a question about it.
+        self.seen: tuple[Path, int, int] | None = None
+        self.features: dict[Encoder, dict[str, Tensor]] = {}
+        self.read: list[int] = []
 
     def ask(self, question: Question, most_masks: int | None = None) -> Answer:
         """Answer one question about one of the pictures, with so many masks at most.
@@ -119,35 +109,42 @@ class Segmenter:
     def ask_all(
         self, questions: Sequence[Question], most_masks: int | None = None
     ) -> Iterator[Answer]:
-        """Answers to questions about ONE picture, in order; several are answered together.
+        """Answers in order; several questions in a row about one picture are answered together.
 
         Together they take no more tokens than one question may have (`tokens.max_text_tokens`). An
         answer's seconds are its share of that, and its own. Raises PromptError, DataError.
         """
-        image = questions[0].image
-        height, width = size_of(image)
-        for group in _groups(self._rows(questions), self.plan.tokens.max_text_tokens):
-            started = time.monotonic()
-            found = self._said(image, group)
-            share = (time.monotonic() - started) / len(found)
-            for one, row in zip(found, group, strict=True):
+        for image, asked in groupby(questions, attrgetter("image")):
+            height, width = size_of(image)
+            for group in _groups(self._rows([*asked]), self.plan.tokens.max_text_tokens):
                 started = time.monotonic()
-                shown = self._shown(self._whole(image, one, row), most_masks, height, width)
-                yield replace(shown, seconds=share + time.monotonic() - started)
+                found = self._said(image, group)
+                share = (time.monotonic() - started) / len(found)
+                # One after the other: masks of a large picture take memory, long answers time.
+                for one, row in zip(found, group, strict=True):
+                    started = time.monotonic()
+                    whole = self._whole(image, one, row)
+                    seconds = share + time.monotonic() - started
+                    yield self._shown(whole, most_masks, height, width, seconds)
 
     def _whole(self, image: Path, said: Said, row: Encoded) -> Said:
         """An answer to its end: there is not room for several long ones at once, but for each."""
         return said if said.ended else self._said(image, [row])[0]
 
-    def _shown(self, said: Said, most_masks: int | None, height: int, width: int) -> Answer:
-        """An answer's text, and its masks at the picture's size."""
+    def _shown(
+        self, said: Said, most_masks: int | None, height: int, width: int, seconds: float
+    ) -> Answer:
+        """An answer's text, and its masks at the picture's size; it took `seconds` to say."""
+        started = time.monotonic()
         low = said.masks[:most_masks]
         masks = np.zeros((len(low), height, width), bool)
         frame = self.model.frame
         for number, logits in enumerate(low):
             masks[number] = frame.to_original(logits.cpu()[None], height, width)[0].numpy() > 0
         kept = [token for token in said.tokens if token != self.tokenizer.end_id]
-        return Answer(self.tokenizer.decode(kept).strip(), masks, 0.0, len(said.masks) - len(low))
+        text = self.tokenizer.decode(kept).strip()
+        seconds += time.monotonic() - started
+        return Answer(text, masks, seconds, len(said.masks) - len(low))
 
     def text_tokens(self, questions: Sequence[Question]) -> int:
         """Text tokens of the longest of some questions. Raises PromptError."""
@@ -164,40 +161,47 @@ class Segmenter:
 
     def _said(self, image: Path, rows: Sequence[Encoded]) -> list[Said]:
         """What the model says to questions about a picture in one row, as far as there is room."""
+        self.use_stream()
         row, tokens = sharing_prefix(rows), self.plan.tokens
         batch = self._batch(image, row)
         room = max(tokens.max_new_tokens + 1, USUAL * len(rows))
-        answering = self._for(image, row, len(row.input_ids) + room)
+        first = row.input_ids[: row.starts[1]] if row.starts else row.input_ids
+        answering = self._for(first, len(row.input_ids) + room)
         before, self.model.cached = self.model.cached, frozenset(batch.inputs)
-        end = self.tokenizer.end_id
-        found = answering.answers(batch.to(self.device), tokens.max_new_tokens, end)
-        self.model.cached = before  # evaluation shows it pixels
+        try:
+            end = self.tokenizer.end_id
+            found = answering.answers(batch.to(self.device), tokens.max_new_tokens, end)
+        finally:
+            self.model.cached = before  # evaluation shows it pixels
+        self.read = first
         return found
 
-    def _for(self, image: Path, row: Encoded, most: int) -> Answering:
-        """Room for a row, which knows what the row shares with the last one about the picture."""
-        first = row.input_ids[: row.starts[1]] if row.starts else row.input_ids
-        known = shared_tokens(self.last.ids, first[:-1]) if self.last.image == image else 0
+    def _for(self, first: list[int], most: int) -> Answering:
+        """Room for a row, which knows what its first question shares with the last one."""
+        known = shared_tokens(self.read, first[:-1])
+        self.read = []  # until the row was read: what breaks off leaves half of it
         if self.tokenizer.image_id in first[known:]:
             known = 0
         if self.answering is None or self.answering.past.most < most:
             known, self.answering = 0, None  # its memory first
             self.answering = Answering(self.model, most)
         self.answering.past.forget(known)
-        self.last = _Read(image, first)
         return self.answering
 
     def _features(self, image: Path) -> dict[Encoder, dict[str, Tensor]]:
         """Every encoder's features of a picture, made or read once while it is asked about."""
-        if self.seen.image != image:
-            self.seen = _Seen(Path(), {})  # its memory first
-            self.seen = _Seen(image, {
+        file = image.stat()
+        seen = image, file.st_mtime_ns, file.st_size
+        if self.seen != seen:
+            self.seen, self.features, self.read = None, {}, []  # their memory first
+            self.features = {
                 encoder: self.caches[encoder].read(image)
                 if encoder in self.caches
                 else self._made(encoder, image)
                 for encoder in self.plan.profile.encoders
-            })  # fmt: skip
-        return self.seen.features
+            }
+            self.seen = seen
+        return self.features
 
     @torch.no_grad()
     def _made(self, encoder: Encoder, image: Path) -> dict[str, Tensor]:

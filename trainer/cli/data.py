@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -102,6 +103,23 @@ def preview(
     say("\n".join([*lines, f"{out}: target blue, ignored yellow"]))
 
 
+def _in_words(counts: Mapping[str, Any]) -> str:
+    """What a split holds."""
+    least, most = ("{} x {}".format(*counts[name]) for name in ("smallest_image", "largest_image"))
+    pictures = counted(counts["pictures"], "picture")
+    pictures += f" of {least}" if least == most else f" of {least} to {most}"
+    words = [
+        f"{counted(counts['items'], 'item')} on {pictures}",
+        f"{counted(counts['texts'], 'text')}, whole sentences for "
+        f"{counted(counts['sentences'], 'item')}",
+    ]
+    if counts["explanations"]:
+        words.append(counted(counts["explanations"], "explanation"))
+    if counts["empty_masks"]:
+        words.append(counted(counts["empty_masks"], "empty mask"))
+    return "; ".join(words)
+
+
 def check_data_folder(folder: Path, skip_broken: Text = None) -> int:
     from profiles.skipping import read_most
     from trainer.data import broken
@@ -120,11 +138,12 @@ def check_data_folder(folder: Path, skip_broken: Text = None) -> int:
     for split, counts in counts_of.items():
         if not counts:
             fail(f"{folder}: no valid item would be left in {split}\n    hint: fix some")
-        say(f"{split}: " + ", ".join(f"{name} {value}" for name, value in counts.items()))
+        say(f"{split}: {_in_words(counts)}")
     for data_set in others:
         masks = sum(1 for picture in data_set.pictures for _ in picture.all_masks())
         left_out = f", left out {data_set.left_out} without a picture" if data_set.left_out else ""
-        say(f"{data_set.name}: pictures {len(data_set.pictures)}, masks {masks}{left_out}")
+        pictures = counted(len(data_set.pictures), "picture")
+        say(f"{data_set.name}: {pictures}, {counted(masks, 'mask')}{left_out}")
     if findings:
         listed = Path(broken.LIST)  # here: a folder of data may be another's
         try:

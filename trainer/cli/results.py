@@ -40,7 +40,7 @@ def evaluate(
     """Score a model on a split: gIoU and cIoU with 95 % intervals, worst and best pictures."""
     with user_errors():
         from profiles.skipping import read_most
-        from trainer.answer.questions import question_of
+        from trainer.answer.questions import question_of, questions_of
         from trainer.answer.trained_model import find_trained
         from trainer.data.broken import SkippedEntries
         from trainer.data.formats.reasonseg import read_split
@@ -50,7 +50,8 @@ def evaluate(
         for one in leave.left_out:
             tell(f"left out: {one}")
         trained = find_trained(run, set_ or ())
-        plan, _ = planned(trained, [question_of(item) for item in items])
+        asked = [one for _, one in questions_of(items)] if generate else map(question_of, items)
+        plan, _ = planned(trained, [*asked])
         from trainer.answer.evaluate import generated, lines, replaced, teacher_forced, write
         from trainer.answer.segmenter import Segmenter
 

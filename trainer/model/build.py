@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from itertools import chain
@@ -17,7 +18,7 @@ from transformers.initialization import no_init_weights
 
 from profiles.families import ModelProfile
 from profiles.plan import Plan
-from profiles.settings import Dtype, Encoder
+from profiles.settings import Dtype, Encoder, Quantization
 from trainer.model.adapters import add_adapters
 from trainer.model.families import family_of
 from trainer.model.layers.fp8 import check_card, fp8_linear
@@ -36,6 +37,7 @@ from trainer.model.weights import (
     weight_source,
 )
 
+LinearOf = Callable[[Tensor, Quantization, Tensor | None], nn.Module]  # of a weight and a bias
 TORCH_DTYPES: dict[Dtype, torch.dtype] = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
@@ -93,11 +95,12 @@ def fill(
     source: WeightSource | None = None,
     trained_dtype: torch.dtype = torch.float32,
     memory: HostMemory | None = None,
+    linear_of: LinearOf | None = None,
 ) -> SegmentationModel:
     """Give a skeleton its tensors as `build` says; returns it.
 
     Tensors arrive one at a time and are stored as planned on arrival, so that loading never takes
-    more memory than training.
+    more memory than training. `linear_of` makes the frozen linears, in the place of the plan's own.
     """
     torch.manual_seed(plan.seed)  # the adapters' starting values
     names = [name for name, _ in chain(model.named_parameters(), model.named_buffers())]
@@ -107,7 +110,8 @@ def fill(
     model.drop_encoders(plan.cached_encoders)
     model.logits_at, model.dtype = plan.logits, TORCH_DTYPES[plan.dtype]
     source, memory = source or weight_source(plan), memory or HostMemory()
-    used = _load_decoder_layers(model, plan, source, device, memory)
+    made = linear_of or (fp8_linear if plan.products == "fp8" else frozen_linear)
+    used = _load_decoder_layers(model, plan, source, device, memory, made)
     if plan.host_embeddings:
         used += _load_host_embeddings(model, source, device, memory)
     used += materialise(
@@ -186,11 +190,11 @@ def _load_decoder_layers(
     source: WeightSource,
     device: torch.device,
     memory: HostMemory,
+    linear_of: LinearOf,
 ) -> list[str]:
     """Fill the decoder layers, one after the other; returns the names used."""
     used: list[str] = []
     host = host_layer_places(plan)
-    linear_of = fp8_linear if plan.products == "fp8" else frozen_linear
     if host:
         model.host_layers = HostLayers(device, memory)
     for index, layer in enumerate(model.decoder_layers):

@@ -38,8 +38,8 @@ from trainer.model.weights import ShapesAlone
 from trainer.rehearse.dummy_batch import MadeUp, numbers_of
 from trainer.rehearse.gradient_buckets import GradientBuckets
 from trainer.rehearse.memory_trace import INSIDE, MemoryTrace, rounded
-from trainer.rehearse.repeated_encoder import RepeatedEncoder
 from trainer.rehearse.repeated_layers import Repeater
+from trainer.rehearse.repeated_work import RepeatedEncoder, RepeatedLinears
 from trainer.step import accumulate, clip, make_optimizer, total_of, update
 
 # Of each of cuBLAS's two handles (the main thread's and autograd's): 32 MiB on Hopper and later,
@@ -287,7 +287,10 @@ def watch(
     trace.begin("load")
     model = skeleton(plan.profile, tokenizer)
     with _fake_tensors() as mode, trace:
-        fill(model, shown, tokenizer, torch.device("cpu"), ShapesAlone("cpu")).train()
+        once = RepeatedLinears(trace) if extend and plan.products == "dtype" else None
+        fill(
+            model, shown, tokenizer, torch.device("cpu"), ShapesAlone("cpu"), linear_of=once
+        ).train()
         _keep_dropout_masks(model)
         batches = [_faked(batch, plan, mode) for batch in samples]
     trace.leave_out(host_tensors(model))

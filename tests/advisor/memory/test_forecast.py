@@ -177,12 +177,15 @@ def test_a_folder_without_reasonseg_is_not_looked_through(
         forecast(tiny_plan(**CACHED), Worst(data=tmp_path), cache=tmp_path)
 
 
-def test_an_answer_is_kept_and_a_damaged_one_made_again(tmp_path: Path, stub: Path) -> None:
-    real = sys.executable
-    surroundings.sys.executable = f"{sys.prefix}/bin/python"
+def test_an_answer_is_kept_and_a_damaged_one_made_again(
+    tmp_path: Path, rehearsals_here: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = forecast(tiny_plan(**CACHED), WORST, cache=tmp_path)
-    surroundings.sys.executable = real
-    write(stub, "sys.exit('asked again')")
+
+    def again(*_: object) -> None:
+        raise RehearsalFailed("asked again")
+
+    monkeypatch.setattr(child, "in_child", again)
     assert forecast(tiny_plan(**CACHED), WORST, cache=tmp_path) == first
     # The plan's own limit, named: the same question.
     named = Worst(text_tokens=64, masks=first.plan.most_masks)

@@ -7,7 +7,10 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,8 +27,8 @@ from tests.conftest import PHOTOS, tiny_plan
 from trainer.answer.evaluate import _forced_mask, _row, generated, replaced, teacher_forced, write
 from trainer.answer.output import run_lengths, stems, write_pictures
 from trainer.answer.question import Answer, Question
-from trainer.answer.questions import read_questions
-from trainer.answer.segmenter import SILENT, Segmenter, _Read
+from trainer.answer.questions import question_of, read_questions
+from trainer.answer.segmenter import SILENT, Segmenter
 from trainer.answer.trained_model import Trained, find_trained
 from trainer.batch import Batch
 from trainer.cli.segment import _answered, planned_for
@@ -34,15 +37,17 @@ from trainer.cli.train import app
 from trainer.convert import export
 from trainer.data.formats.reasonseg import read_split
 from trainer.data.images import read_image
+from trainer.data.polygons import paint_mask
 from trainer.model.answering import Said
 from trainer.model.build import build, read_tokenizer
 from trainer.model.weights import weight_source
 from trainer.run import checkpoint
 from trainer.run.checkpoint import CheckpointError
-from trainer.run.metrics import MaskScores
+from trainer.run.metrics import MaskScores, intersection_union
 
 CPU = torch.device("cpu")
 QUESTION = "Which of these could somebody drink from?"
+BRIEF = {"tokens.max_new_tokens": "4"}
 
 
 def make_run(folder: Path, **settings: Any) -> Path:
@@ -121,12 +126,60 @@ def test_questions_about_a_picture_share_its_prefix(run: Path, cache: Path) -> N
         passed.clear()
         found = segmenter.ask(question)
         whole.append(max(passed) > segmenter.tokenizer.image_tokens)
-        alone.last = _Read(Path(), [])
+        alone.read = []
         expected = alone.ask(question)
         assert found.text == expected.text
         assert np.mean(found.masks != expected.masks) < 1e-4
     # The first of a picture goes through it, and what needs more room than there is.
     assert whole == [True, False, False, False] * 2
+
+
+def says_seg(segmenter: Segmenter) -> Segmenter:
+    """Its answers begin with what it takes for [SEG]."""
+    spoken = segmenter.ask(Question(PICTURES[0], QUESTION)).text
+    ids = segmenter.tokenizer.tokenizer(spoken, add_special_tokens=False).input_ids
+    segmenter.model.seg_token_id = ids[0]
+    return segmenter
+
+
+def same(one: Answer, other: Answer) -> bool:
+    return one.text == other.text and np.array_equal(one.masks, other.masks)
+
+
+def test_what_is_kept_of_a_picture_is_of_this_file_and_whole(
+    run: Path, cache: Path, tmp_path: Path
+) -> None:
+    """It goes if the file changes, and if an answer breaks off."""
+    segmenter = says_seg(opened(run, cache, **BRIEF))
+    expected = [segmenter.ask(Question(picture, QUESTION)) for picture in PICTURES[:2]]
+    question = Question(tmp_path / "frame.jpg", QUESTION)  # of a camera, say
+    segmenter.model.cached = frozenset()
+    for picture, before in zip(PICTURES, expected, strict=False):
+        shutil.copyfile(picture, question.image)
+        hook = segmenter.model.decoder_layers[2].register_forward_pre_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            segmenter.ask(question)
+        hook.remove()
+        assert not segmenter.model.cached  # as it was
+        assert same(segmenter.ask(question), before)
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_questions_may_be_about_any_pictures_or_none_and_come_from_any_thread(
+    run: Path, cache: Path
+) -> None:
+    segmenter, used = opened(run, cache, **BRIEF), []
+    segmenter.use_stream = lambda: used.append(threading.get_ident())
+    assert [*segmenter.ask_all([])] == []
+    asked = [Question(PICTURES[n], QUESTION) for n in (0, 1, 0)]
+    with ThreadPoolExecutor(1) as other:
+        found = other.submit(lambda: [*segmenter.ask_all(asked)]).result()
+    assert len(used) == 3 and threading.get_ident() not in used
+    assert all(same(one, segmenter.ask(q)) for one, q in zip(found, asked, strict=True))
+    assert found[0].masks.shape[1:] != found[1].masks.shape[1:]
 
 
 def test_every_seg_of_an_answer_has_its_mask(run: Path, cache: Path) -> None:
@@ -165,11 +218,28 @@ def test_evaluation_gives_what_training_did_and_splits_it(run: Path, cache: Path
     for item in items[:2]:
         predicted = _row(item, _forced_mask(segmenter, item)).tiles[1]
         assert predicted.caption == f"prediction, IoU {iou[item.name]:.2f}"
+
+
+def test_generated_answers_about_a_picture_are_given_together(
+    run: Path, cache: Path, tmp_path: Path
+) -> None:
+    """With the scores, in the order, of answers given one by one."""
+    (tmp_path / "copy.jpg").write_bytes(PICTURES[0].read_bytes())
+    items = read_split(PHOTOS, "val")[:2]
+    items.append(replace(items[0], name="again", texts=("What is it?",),
+                         image_path=tmp_path / "copy.jpg"))  # fmt: skip
+    segmenter, rows = says_seg(opened(run, cache, **BRIEF)), []
+    said = segmenter._said
+    segmenter._said = lambda image, row: rows.append(len(row)) or said(image, row)  # type: ignore
     spoken = generated(segmenter, items, SILENT)
-    assert spoken.answers.keys() == {item.name for item in items}
-    for item in items:
-        answer = segmenter.ask(Question(item.image_path, item.texts[0], item.is_sentence))
-        assert answer.text == spoken.answers[item.name]
+    assert rows == [2, 1]
+    scored = spoken.scores.rows()
+    assert [row["name"] for row in scored] == [item.name for item in items]
+    for item, row in zip(items, scored, strict=True):
+        answer = segmenter.ask(question_of(item))
+        assert answer.text == spoken.answers[item.name] and answer.mask.any()
+        alone = intersection_union(answer.mask, paint_mask(item.polygons, *answer.mask.shape))
+        assert (row["intersection"], row["union"]) == pytest.approx(alone, rel=1e-3, abs=20)
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say() -> None:

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import re
-import subprocess
 import sys
 import threading
 from dataclasses import replace
@@ -15,6 +14,8 @@ from pathlib import Path
 import pytest
 
 import trainer.cli.console as console
+from benchmarks.forked import lisa_train
+from benchmarks.forked import run as forked
 from tests.conftest import PHOTOS, tiny_plan
 from trainer.cli.console import reporter as speaking
 from trainer.cli.one_process import took_line
@@ -52,15 +53,17 @@ class Terminal:
 def test_a_run_on_a_terminal_is_shown_live(tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text(tiny_plan(max_train_samples=4, max_val_samples=1).to_json())
     terminal = Terminal()
-    command = [
-        Path(sys.executable).with_name("lisa-train"), "--plan", str(tmp_path / "plan.json"),
-        "--data-dir", str(PHOTOS), "--output-dir", str(tmp_path / "run"),
-    ]  # fmt: skip
-    environment = {k: v for k, v in os.environ.items() if k != "NO_COLOR"} | {"TERM": "xterm"}
-    done = subprocess.run(command, stderr=terminal.slave, env=environment, timeout=300)
+    arguments = ["--plan", str(tmp_path / "plan.json"), "--data-dir", str(PHOTOS),
+                 "--output-dir", str(tmp_path / "run")]  # fmt: skip
+
+    def on_it() -> None:
+        os.environ.pop("NO_COLOR", None)
+        lisa_train(*arguments)()
+
+    code = forked(on_it, Path(os.ttyname(terminal.slave)), {"TERM": "xterm"})
     os.close(terminal.slave)
     shown = terminal.text()
-    assert done.returncode == 0, shown
+    assert code == 0, shown
     assert re.search(r"epoch 1/1, loss \d\.\d+", shown)
     assert COLOUR.search(shown)
     assert "before training: gIoU" in shown and "run folder" in shown

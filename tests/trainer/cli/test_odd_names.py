@@ -170,7 +170,7 @@ def test_a_name_that_is_no_text_is_found_before_the_training(
     assert checked.exit_code == 2 and "b\\udcff: name: got" in checked.output
     monkeypatch.chdir(tmp_path)
     left = CliRunner().invoke(cli.app, [*asked, "--skip-broken", "1"])
-    assert left.exit_code == 0 and "val: items 1" in left.output
+    assert left.exit_code == 0 and "val: 1 item on 1 picture" in left.output
 
 
 @pytest.mark.parametrize("option", ["--data-dir", "--output-dir", "--cache-dir", "--weights"])

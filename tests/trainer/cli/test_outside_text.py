@@ -8,7 +8,6 @@ import json
 import os
 import pty
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,9 @@ import pytest
 from rich.table import Table
 from rich.text import Text
 
+from advisor.cli.main import main as advise
 from advisor.report.text import PlainConsole
+from benchmarks.forked import end, fork
 from profiles.plan import Plan
 from profiles.streams import say, tell
 from profiles.tested import shipped_table
@@ -27,6 +28,8 @@ from tests.fuzz.surfaces import FACTS
 from tests.trainer.answer.test_results import make_run
 from trainer.answer.trained_model import find_trained
 from trainer.cli.console import reporter
+from trainer.cli.segment import main as segment
+from trainer.cli.train import main as train
 from trainer.convert.export import card, export_trained, facts_of
 from trainer.data.synthetic.dataset import write_dataset
 from trainer.run.checkpoint_files import altered
@@ -35,21 +38,20 @@ from trainer.run.checkpoint_files import altered
 ORDERS = "\x1b]0;owned\x07\x1b]52;c;aGk=\x07\x1b[1A\x9b2J\u202e\u2066"
 FORGED = "FORGED: all is well"
 PLANTED = f"a{ORDERS}\n{FORGED}\r[/a][red]"
-COMMAND = {
-    "train": "trainer.cli",
-    "advise": "advisor.cli",
-    "segment": "trainer.cli.segment",
-}
+COMMAND = {"train": train, "advise": advise, "segment": segment}
 
 
 def on_a_terminal(command: str, *arguments: object, cwd: Path, **environment: str) -> str:
     """All that a command shows on a terminal, rich's colours left out."""
     ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", COMMAND[command], *map(str, arguments)],
-        stdin=theirs, stdout=theirs, stderr=theirs, cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200", "TERM": "xterm"} | environment,
-    )  # fmt: skip
+
+    def on_it() -> None:
+        os.chdir(cwd)
+        sys.argv = [f"lisa-{command}", *map(str, arguments)]
+        COMMAND[command]()
+
+    place = Path(os.ttyname(theirs))
+    child = fork(on_it, place, {"COLUMNS": "200", "TERM": "xterm"} | environment)
     os.close(theirs)
     said = b""
     while True:
@@ -60,7 +62,7 @@ def on_a_terminal(command: str, *arguments: object, cwd: Path, **environment: st
         if not part:
             break
         said += part
-    process.wait()
+    end(child)
     os.close(ours)
     # A terminal's own carriage returns, and what rich does with colours, cursor and lines.
     text = said.decode().replace("\r\n", "\n")

@@ -153,7 +153,7 @@ def test_pictures_that_are_gone_from_dialogues(
     assert code == 2 and "2 findings in" in told
     code, told = call("--check-data", root, "--skip-broken", "2")
     assert code == 0 and "left out 2 broken entries" in told and "no findings" not in told
-    assert "vqa/llava_instruct: pictures 3" in told
+    assert "vqa/llava_instruct: 3 pictures" in told
     assert len((tmp_path / "skipped.txt").read_text().splitlines()) == 2
     (tmp_path / "skipped.txt").unlink()
     (tmp_path / "skipped.txt").mkdir()  # stands for a folder that cannot be written

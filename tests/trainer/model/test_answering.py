@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from tests import small_qwen
 from tests.conftest import PHOTOS, tiny_plan
 from trainer.answer.question import Answer, Question
-from trainer.answer.segmenter import USUAL, Segmenter, _groups, _Read
+from trainer.answer.segmenter import USUAL, Segmenter, _groups
 from trainer.answer.trained_model import Trained
 from trainer.batch import Encoded, sharing_prefix
 from trainer.data.formats.reasonseg import read_split
@@ -146,7 +146,7 @@ def limited(segmenter: Segmenter, new_tokens: int) -> None:
 def said_alone(segmenter: Segmenter, rows: list[Encoded]) -> list[Said]:
     found = []
     for row in rows:
-        segmenter.last = _Read(Path(), [])
+        segmenter.read = []
         found.extend(segmenter._said(PICTURES[0], [row]))
     return found
 

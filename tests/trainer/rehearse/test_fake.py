@@ -74,7 +74,8 @@ def traces(plan: Plan) -> tuple[MemoryTrace, MemoryTrace]:
     "settings",
     [
         {},
-        {"checkpointed_layers": 4, "host_layers": 2, "host_embeddings": True},
+        {"checkpointed_layers": 4, "host_layers": 2, "host_embeddings": True,
+         "quantization": "nf4"},
         {"checkpointed_layers": 2, "effective_batch": 8, "micro_batch": 2},
         {"optimizer_state": "8bit", "quantization": "int8", "cached_encoders": [],
          "effective_batch": 4},
@@ -143,10 +144,10 @@ def test_what_lies_on_the_card_is_what_was_counted() -> None:
 
 
 def test_longer_samples_and_fewer_levers_take_more() -> None:
+    shape = {"cached_encoders": ["mask", "vision"], "effective_batch": 4, "micro_batch": 4}
+
     def peak(text: int = 64, masks: int = 1, **settings: object) -> int:
-        plan = tiny_plan(cached_encoders=["mask", "vision"], effective_batch=4, micro_batch=4,
-                         **settings)  # fmt: skip
-        found = fake_rehearsal(plan, text, masks)[0].peak_allocated_bytes
+        found = fake_rehearsal(tiny_plan(**shape, **settings), text, masks)[0].peak_allocated_bytes
         assert found is not None
         return found
 
@@ -154,7 +155,7 @@ def test_longer_samples_and_fewer_levers_take_more() -> None:
     assert peak(text=200) > base and peak(masks=3) > base
     assert peak(checkpointed_layers=4) < base
     assert peak(optimizer_state="8bit") < base
-    hopper = fake_rehearsal(tiny_plan(), 64, 1, (9, 0))[0].live_at_peak["cuBLAS workspaces"]
+    hopper = fake_rehearsal(tiny_plan(**shape), 64, 1, (9, 0))[0].live_at_peak["cuBLAS workspaces"]
     assert hopper == (2 * 32 + 1) * MIB
 
 

@@ -38,8 +38,7 @@ class CocoImage:
     size: Size
 
 
-@dataclass(frozen=True)
-class CocoMask:
+class CocoMask(NamedTuple):
     """One entry of ``annotations``; a crowd has one outline for all."""
 
     image: int

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TypeAlias, TypeGuard
 
 import cv2
@@ -94,7 +93,7 @@ def filled(mask: CocoMask, image: CocoImage, tool: str) -> CocoMask:
         if _is_traced(part, tool):
             cv2.fillPoly(region, [part.reshape(-1, 2).astype(np.int32)], 1)
     rest = tuple(part for part in mask.parts if not _is_traced(part, tool))
-    return replace(mask, parts=(*rest, coco_mask.encode(np.asfortranarray(region))))
+    return mask._replace(parts=(*rest, coco_mask.encode(np.asfortranarray(region))))
 
 
 def _is_traced(part: Part, tool: str) -> TypeGuard[FloatArray]:
@@ -129,7 +128,7 @@ def stretched(report: Report, mask: CocoMask, annotated: Size, upright: Size) ->
             report.add(mask.place, got, allowed, fix)
             return None
         parts.append((part.reshape(-1, 2) * stretch).ravel())
-    return replace(mask, parts=tuple(parts))
+    return mask._replace(parts=tuple(parts))
 
 
 def to_upright(

@@ -169,7 +169,7 @@ def _drawing(
             moved = stretched(report, mask, image.size, upright)
             if moved is None:
                 broken.add(mask.place)  # and where it is remains unknown
-            those[index] = moved or replace(mask, parts=(), bbox=None)
+            those[index] = moved or mask._replace(parts=(), bbox=None)
         image, turn = replace(image, size=upright), TO_UPRIGHT[1]
     frame = frame_of(tool, orientation, conventions)
     turn = turn or to_upright(report, image, frame, upright, orientation)

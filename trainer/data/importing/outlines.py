@@ -19,6 +19,7 @@ from trainer.data.images import LONGEST_SIDE, load_whole
 from trainer.data.polygons import IGNORE, TARGET, Polygon
 
 TARGET_SHAPE, IGNORED_SHAPE = "target", "ignore"
+_COLUMNS = np.array((0, LONGEST_SIDE + 1))  # of x and of y in `_spellings`
 _LABELS = (TARGET, TARGET_SHAPE), (IGNORE, IGNORED_SHAPE)  # by the values of a label map
 
 
@@ -147,7 +148,7 @@ def _listed(points: FloatArray | PixelArray) -> str:
     if points.dtype.kind != "i":
         return msgspec.json.encode(points.tolist()).decode()
     # From a table of all whole numbers that occur: less than half of the time.
-    spelled = _spellings().take(points.astype(np.intp) + (0, LONGEST_SIDE + 1))
+    spelled = _spellings().take(np.add(points, _COLUMNS))
     listed = spelled.tobytes().translate(None, b"\0")[:-1]  # without the last comma
     return f"[{listed.decode()}]"
 

@@ -171,7 +171,8 @@ def refuse_unanswered(
 ) -> None:
     """Add a finding for each question without an outlined answer, with the labels there are.
 
-    `labels`: the labels outlined on each picture, by its name.
+    `labels`: the labels outlined on each picture, by its name. Findings about the file come last,
+    by their lines.
     """
     for (picture, label), question in asked.items():
         there = labels.get(picture)
@@ -186,3 +187,9 @@ def refuse_unanswered(
             fix = f"did you mean {close[0]}? Else {fix}"
         report = Report(path, findings, f"{path}: line {question.line}")
         report.add(f"line {question.line}", f"{picture}, {label}", allowed, fix)
+
+    def line(finding: Finding) -> int:
+        found = re.match(r"line (\d+)", finding.what) if finding.where == str(path) else None
+        return int(found[1]) if found else 0
+
+    findings.sort(key=line)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
+
+from profiles.files import reason
+from profiles.streams import tell
 
 
 class Replayed:
@@ -40,7 +43,7 @@ class Replayed:
         self.given = tuple(map(torch.clone, given))
         graph, now = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         # The default stream cannot be recorded. Another has a cuBLAS workspace of its own, so
-        # whoever answers does so on a stream that can (`on_own_stream`).
+        # whoever answers does so on a stream that can (`own_stream`).
         stream = None if now == torch.cuda.default_stream() else now
         try:
             # Other threads, such as one that reads pictures, may do with the card what they like.
@@ -49,10 +52,14 @@ class Replayed:
             self.graph = graph
         except RuntimeError as error:
             self.records = False
-            warnings.warn(f"answers are slower: no CUDA graph was recorded: {error}", stacklevel=2)
+            tell(f"note: answers are slower: no CUDA graph was recorded: {reason(error)}")
 
 
-def on_own_stream(device: torch.device) -> None:
-    """Have this thread's work on a card done on a stream that `Replayed` can record."""
-    if device.type == "cuda":
-        torch.cuda.set_stream(torch.cuda.Stream(device))
+def own_stream(device: torch.device) -> Callable[[], None]:
+    """What has a thread's work on a card done on a new stream, which `Replayed` can record.
+
+    A thread that does not call it would not wait for what is under way there.
+    """
+    if device.type != "cuda":
+        return lambda: None
+    return partial(torch.cuda.set_stream, torch.cuda.Stream(device))

@@ -385,8 +385,8 @@ def test_reasonseg_data_are_not_imported_and_that_is_said_once(tmp_path: Path) -
         ("q.jsonl", '{"picture": "a.jpg"\n[]\n{"picture": "a.jpg", "label": "cup"}',
          ["""line 1: JSON: got '{"picture": "a.jpg"'""", "line 2: JSON: got []",
           "line 3: question: got nothing"]),
-        ("q.csv", f"picture,label,question\na.jpg,cup,{SPECIAL}\nz.jpg,cup,Which?",
-         ["line 2: question: got 'the [SEG] one'", "line 3: got 'z.jpg, cup'"]),
+        ("q.csv", f"picture,label,question\nz.jpg,cup,Which?\na.jpg,cup,{SPECIAL}",
+         ["line 2: got 'z.jpg, cup'", "line 3: question: got 'the [SEG] one'"]),
         ("q.csv", "picture,label,question\na.jpg,cup,Which?\nb.jpg,other,Who?\nz.jpg,cup,Which?\n"
          "a.jpg,cap,What?", ["line 4: got 'z.jpg, cup'", "line 5: got 'a.jpg, cap'"]),
     ],
