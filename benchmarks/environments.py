@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from crashes import ROOT
+from crash_scenes import ROOT
 from tables import put
 from versions import DOCS, SHOWN, install_lowest
 

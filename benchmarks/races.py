@@ -27,7 +27,8 @@ from typing import Any
 
 import forked
 import psutil
-from crashes import DOCS, PHOTOS, PLAN, ROOT, steady
+from crash_scenes import PHOTOS, PLAN, ROOT
+from crashes import DOCS, steady
 from tables import put
 from trials import options, own_folder, rows_in, side_by_side, still_to_run
 

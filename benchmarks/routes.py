@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from crashes import ROOT
+from crash_scenes import ROOT
 from tables import put, rows_of
 
 ROWS_FILE, DOCS = ROOT / "benchmarks" / "routes.jsonl", ROOT / "docs" / "install.md"

@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from crashes import ROOT
+from crash_scenes import ROOT
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from tables import put, rows_of

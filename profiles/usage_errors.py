@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import typer
 
 from profiles.exits import fail
-from profiles.text import brief
+from profiles.text import argument, brief
 from profiles.wrong_values import allowed
 
 # typer's own class, or click's where typer still uses that.
@@ -24,8 +25,9 @@ def in_own_words(context: Any) -> Iterator[None]:
     except UsageError as error:
         if context.resilient_parsing or type(error).__name__ == "NoArgsIsHelpError":
             raise  # shell completion, and a command without arguments, which prints its help
-        hint = f"{context.command_path} --help lists what it takes"
-        fail(f"{_said(error, context)}\n    hint: {hint}")
+        meant = _meant(error, context)
+        hint = f"{meant}; --help lists all" if meant else "--help lists what it takes"
+        fail(f"{_said(error, context)}\n    hint: {context.command_path} {hint}")
 
 
 def _said(error: Any, context: Any) -> str:
@@ -42,6 +44,25 @@ def _said(error: Any, context: Any) -> str:
             known = [name for one in context.command.params for name in one.opts]
             return f"{brief(option)[1:-1]}: no such option{_close(option, known)}"
     return message[:1].lower() + message[1:]
+
+
+def _meant(error: Any, context: Any) -> str:
+    """What to type for a setting that is no option here, or a card given as a command; else ''."""
+    known = {name for one in context.command.params for name in one.opts}
+    if (option := getattr(error, "option_name", "")) and "--set" in known:
+        from profiles.plan import setting_names
+
+        key = option.lstrip("-").replace("-", "_")
+        named = [name for name in setting_names() if name.rpartition(".")[2] == key]
+        return f"--set {named[0]}=VALUE" if len(named) == 1 else ""
+    no_command = re.match("No such command '(.+?)'", error.format_message())
+    if no_command and "--gpu" in known:
+        from profiles.gpus import find_gpus
+
+        with suppress(ValueError):
+            find_gpus(no_command[1])
+            return f"--gpu {argument(no_command[1])}"
+    return ""
 
 
 def _name(param: Any) -> str:
@@ -69,5 +90,7 @@ def _wrong_value(error: Any) -> str:
 def _close(name: str, known: list[str]) -> str:
     import difflib
 
-    found = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {found[0]}?" if found else ""
+    # Without the dashes, which every option has: --os is not close to --epochs.
+    bare = {one.lstrip("-"): one for one in known}
+    found = difflib.get_close_matches(name.lstrip("-"), bare, n=1)
+    return f"; did you mean {bare[found[0]]}?" if found else ""

@@ -11,7 +11,7 @@ import typer
 
 from profiles.command_line import Commands, Version
 from profiles.exits import fail
-from profiles.streams import say, set_streams
+from profiles.streams import say, set_streams, tell
 
 if TYPE_CHECKING:
     import socket
@@ -49,6 +49,7 @@ def studio(
     except ValueError as error:
         fail(str(error))
     say(f"{url(host, listening)}/" + (f"?token={access.token}" if access.token else ""))
+    tell("open this address in a browser; Ctrl-C ends lisa-studio, not its trainings")
     with suppress(KeyboardInterrupt):  # how it is ended
         asyncio.run(_serve(page, listening))
 

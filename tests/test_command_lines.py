@@ -96,6 +96,7 @@ def test_every_option_says_what_was_got_and_what_is_allowed(path, command, tmp_p
 
 @pytest.mark.parametrize(("name", "words", "said"), [
     ("lisa-advise", ["--modl", "7b"], "--modl: no such option; did you mean --model?"),
+    ("lisa-advise", ["--osx"], "--osx: no such option; did you mean --os?"),
     ("lisa-advise", ["--json=3"], "'--json' does not take a value"),
     ("lisa-advise", ["docter"], "'docter'. Did you mean 'doctor'?"),
     ("lisa-advise", ["report"], "OUT.html is missing"),
@@ -110,6 +111,19 @@ def test_what_cannot_be_read_is_said_in_a_line_with_a_hint(name, words, said):
     first, hint, *rest = result.stderr.splitlines()
     assert first.startswith("error: ") and said in first and not rest
     assert result.exit_code == 2 and hint.startswith(f"    hint: {name}") and "--help" in hint
+
+
+@pytest.mark.parametrize(("words", "hint"), [
+    (["--epochs", "5"], "lisa-advise --set schedule.epochs=VALUE"),
+    (["--gpu", "4060", "--rank=4"], "lisa-advise --set lora.rank=VALUE"),
+    (["2x RTX 4060"], "lisa-advise --gpu '2x RTX 4060'"),
+    (["4060"], "lisa-advise --gpu 4060"),
+    (["--gpu", "4060", "--os", "wsl"], "WSL is --os linux"),
+])  # fmt: skip
+def test_a_word_in_the_wrong_place_is_met_with_the_right_one(words, hint):
+    result = CliRunner().invoke(APPS["lisa-advise"], words, prog_name="lisa-advise")
+    assert result.exit_code == 2 and f"    hint: {hint}" in result.stderr, result.stderr
+    assert "did you mean" not in result.stderr
 
 
 @pytest.mark.parametrize(("name", "words", "said"), [

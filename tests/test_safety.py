@@ -206,9 +206,7 @@ def test_offline_takes_the_hubs_cache_and_nothing_else(
     monkeypatch.setattr("huggingface_hub.HfApi", lambda: pytest.fail("the hub was asked"))
     assert checkpoint_folder("me/model@v1", lambda line: None, offline=True) == tmp_path
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(
-        WeightsError, match="not in the hub's cache\n    hint: leave out --offline"
-    ):
+    with pytest.raises(WeightsError, match="not in the hub's cache\n    hint: leave out --offline"):
         checkpoint_folder("not/here", lambda line: None)
     assert all(given["local_files_only"] is True for given in asked)
     assert [given["revision"] for given in asked] == ["v1", None]

@@ -141,6 +141,12 @@ def named_card(
     from advisor.machine.target import Target
     from profiles.gpus import find_gpus
 
+    if system == "wsl":
+        # WSL 2 takes half of Windows' memory unless its .wslconfig says otherwise.
+        fail(
+            "--os: got 'wsl'; give linux or windows\n    hint: WSL is --os linux, with --ram what "
+            "`free -g` says in it: half of Windows' memory, unless .wslconfig has memory="
+        )
     if system not in (None, "linux", "windows"):
         fail(f"--os: got {system!r}; give linux or windows")
     if vram is None and gpu is None:

@@ -107,7 +107,7 @@ def machine_notes(request: Request, gpu: Gpu, plan: Plan) -> list[Finding]:
     if gpu.compute_capability is not None and gpu.compute_capability < OLDEST_IN_WHEELS:
         version = "{}.{}".format(*gpu.compute_capability)
         if request.what_if or "+cu126" not in request.evidence.versions.get("torch", ""):
-            what = f"compute capability {version}: torch's builds since CUDA 12.8 leave it out"
+            what = f"torch since CUDA 12.8 drops it (compute capability {version})"
             findings.append(Finding(gpu.name, what, fix=older_torch()))
     why, planned = whole_segments(request, gpu), "expandable_segments:True" in plan.allocator
     if why and (planned or not request.windows):  # on Windows nobody expects them
@@ -164,6 +164,9 @@ def neighbours(request: Request, gpu: Gpu) -> list[Finding]:
         what = "drives a display, which may take more memory during a run"
         findings.append(Finding(gpu.name, what))
     if request.spills:
-        what = "the driver moves tensors to host memory instead of failing: steps become very slow"
-        findings.append(Finding("windows", what, fix="watch the step time"))
+        what = (
+            "past the limit steps become very slow instead of failing"  # whole on the first screen
+        )
+        fix = "the driver moves tensors to host memory: watch the step time"
+        findings.append(Finding("windows", what, fix=fix))
     return findings

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from profiles.files import read_regular
-from profiles.text import argument, brief, one_line
+from profiles.text import argument, brief, is_text, one_line
 from trainer.answer.output import NAMED, WRITTEN, shortened
 from trainer.answer.question import Question
 from trainer.data.findings import DataError, Report
@@ -166,7 +167,10 @@ def _problems(question: Question) -> Iterator[str]:
     except PromptError as error:
         yield f"question: {error} (got {brief(question.text)})"
     if not question.image.is_file():
-        yield f"{one_line(question.image)}: no such picture"
+        swapped = is_text(question.text) and os.path.isfile(question.text)
+        yield f"{one_line(question.image)}: no such picture" + (
+            "; the picture comes before the question" if swapped else ""
+        )
 
 
 def unreadable(asked: Sequence[Question]) -> dict[Path, str]:

@@ -120,7 +120,7 @@ class Segmenter:
                 started = time.monotonic()
                 found = self._said(image, group)
                 share = (time.monotonic() - started) / len(found)
-                # One after the other: masks of a large picture take memory, long answers time.
+                # One after the other: masks of a large picture take memory.
                 for one, row in zip(found, group, strict=True):
                     started = time.monotonic()
                     whole = self._whole(image, one, row)

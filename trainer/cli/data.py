@@ -76,6 +76,8 @@ def import_(
     whole = counted(done.pictures, "picture")
     without = counted(done.left_out, "picture")
     say(f"{target}: {items} items on {whole}; {without} without an item")
+    if questions is None:
+        say("note: no --questions: the model is asked for each label by its name")
     for what in done.assumed:
         say(f"note: {what}")
     if done.broken:

@@ -120,7 +120,8 @@ def _start(options: TrainOptions) -> None:
         if data is None:
             fail(
                 "--data-dir: name the folder that holds ReasonSeg/{train,val}\n"
-                "    hint: lisa-train synthesise DIR writes one to try with"
+                "    hint: lisa-train import SRC DIR makes one of your own pictures, "
+                "lisa-train synthesise DIR writes one to try with"
             )
         _must_be_text({"--data-dir": data, "--output-dir": options.output_dir,
                        "--cache-dir": options.cache_dir, "--weights": options.weights,

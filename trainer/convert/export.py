@@ -246,7 +246,7 @@ def _training(plan: Plan, facts: dict[str, Any]) -> Iterator[str]:
         ", ".join(plan.train)
     )
     yield f"- batch {plan.effective_batch}, epochs: {plan.schedule.epochs}, rate " + (
-        f"{plan.schedule.learning_rate:g}, {facts.get('step', '?')} steps"
+        f"{plan.schedule.learning_rate:g}, kept after {facts.get('step', '?')} steps"
     )
     if data := facts.get("data"):
         yield f"- data: {data['train']} training and {data['val']} validation questions"

@@ -146,17 +146,16 @@ def fill_cache(
     family = family_of(plan.profile)
     built = 0
 
-    def needed(image: Path) -> tuple[str, Mapping[str, Tensor]] | None:
-        problem = cache.problem(image)
-        if problem is None:
+    def pixels_of(image: Path) -> Mapping[str, Tensor] | None:
+        if cache.problem(image) is None:
             return None
-        return problem, family.pixels(read_image(image), encoder, plan.profile)
+        return family.pixels(read_image(image), encoder, plan.profile)
 
-    for done, (image, need) in enumerate(zip(images, one_ahead(needed, images), strict=True)):
+    for done, (image, pixels) in enumerate(zip(images, one_ahead(pixels_of, images), strict=True)):
         progress(done, len(images))
-        if need is None:
+        # Meanwhile the picture before may have built it: an import links one for every question.
+        if pixels is None or (problem := cache.problem(image)) is None:
             continue
-        problem, pixels = need
         if problem:
             report(f"rebuilding {problem}")
         encode = encode or load_encoder()

@@ -7,9 +7,11 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path, PureWindowsPath
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from profiles.text import argument, is_text
 from trainer.data.findings import Report
 from trainer.data.json_fields import read_sentence
 
@@ -71,6 +73,9 @@ class PictureSearch:
         self.least, self.by_name, self.strict = least, by_name, strict
         self.missing = 0  # names that were not found
         self._index: dict[str, list[tuple[Path, Path]]] | None = None
+        self._in_bytes: dict[
+            str, tuple[Path, str]
+        ] = {}  # names that are no UTF-8, as they were meant
         self._shared = Counter[str]()
         self.register(recorded)
 
@@ -86,6 +91,11 @@ class PictureSearch:
         """Whether the recorded name itself leads to a picture, without a guess."""
         found = self._as_recorded(name, beside, root) if isinstance(name, str) else None
         return isinstance(found, tuple)
+
+    def has(self, name: str, folder: Path) -> bool:
+        """Whether a picture of this name is there, even if its file's name is no UTF-8."""
+        there = self.is_recorded(name, folder, folder)
+        return there or self._misnamed(PureWindowsPath(name).name) is not None
 
     def find(
         self,
@@ -124,8 +134,9 @@ class PictureSearch:
                 fix = "write the path that is meant, or keep one of them there"
                 report.add(what, name, allowed, fix)
                 return None
-        self.missing += not self.strict
-        _refuse(report, what, name, " or ".join(map(str, self.folders)), outside)
+        misnamed = None if outside else self._misnamed(PureWindowsPath(text).name)
+        self.missing += not self.strict and misnamed is None
+        _refuse(report, what, name, " or ".join(map(str, self.folders)), outside, misnamed)
         return None
 
     def _as_recorded(
@@ -178,6 +189,14 @@ class PictureSearch:
                 yield from exact if len(exact) == 1 else found
                 return
 
+    def _misnamed(self, name: str) -> tuple[Path, str] | None:
+        """The file with this name in another encoding than UTF-8, as old archives leave it."""
+        if not self.by_name:
+            return None
+        if self._index is None:
+            self._index = self._walk()
+        return self._in_bytes.get(_key(name))
+
     def _walk(self) -> dict[str, list[tuple[Path, Path]]]:
         """Every file below the folders by the key of its name, each once; links are not followed.
 
@@ -194,6 +213,10 @@ class PictureSearch:
                     if hidden or path in known or _leads_out(path, folder):
                         continue
                     known.add(path)
+                    if not is_text(name):
+                        self._in_bytes |= {
+                            _key(meant): (path, encoding) for encoding, meant in _older(name)
+                        }
                     for called in {name, f"/{_uploaded(name)}"} - {f"/{name}"}:
                         index.setdefault(_key(called), []).append((path, folder))
                 if len(known) > _MOST_FILES:
@@ -279,13 +302,34 @@ def _as_called(path: str) -> str | None:
     return None
 
 
-def _refuse(report: Report, what: str, name: object, where: object, outside: bool) -> None:
+def _older(name: str) -> Iterator[tuple[str, str]]:
+    """What a file's name that is no UTF-8 may have been on the Windows that wrote it."""
+    for encoding in ("cp1252", "cp850"):
+        with suppress(UnicodeDecodeError):
+            yield encoding, os.fsencode(name).decode(encoding)
+
+
+def _refuse(
+    report: Report,
+    what: str,
+    name: object,
+    where: object,
+    outside: bool,
+    misnamed: tuple[Path, str] | None = None,
+) -> None:
     allowed = f"the path of a picture in {where}"
-    if outside:
+    if misnamed is not None:
+        path, encoding = misnamed
+        fix = (
+            f"the file is there, but its name is no UTF-8: rename {path.name}, or all of them "
+            f"with convmv -r -f {encoding} -t utf8 --notest {argument(path.parent)}"
+        )
+        report.add(what, name, allowed, fix)
+    elif outside:
         fix = "put the picture itself there and correct the name"
         report.add(what, name, f"{allowed}, not one outside of it", fix)
     else:
-        fix = "fetch the picture or take the annotation out"
+        fix = "fetch the picture, correct its name, or take the entry out"
         report.add(what, name, f"{allowed}; there is no such file", fix)
 
 

@@ -32,6 +32,10 @@ def outcome(summary: dict[str, Any], folder: Path) -> list[str]:
         kept = folder / "best"
         lines.append(f"best    {describe(best)}, epoch {best['epoch']} of {epochs}, in {kept}")
     lines.append(f"last    {describe(summary['after'])}, epoch {epochs}")
+    start, reached = (one and one.get("giou") for one in (summary["before"], best))
+    if start is not None and reached is not None and reached <= start:
+        lines.append("note: no epoch was better than the model before training: look at overlay.png"
+                     " and lisa-train preview; more pictures or a lower --lr may help")  # fmt: skip
     if patience := summary.get("stopped_by_patience"):
         without = counted(patience, "evaluation")
         lines.append(f"ended early: {without} without a better gIoU (schedule.patience)")

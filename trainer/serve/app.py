@@ -191,7 +191,8 @@ def _not_answered(request: Request, error: Exception) -> Response:
 def _refused(request: Request, error: Exception) -> Response:
     """What Starlette refuses itself: unknown paths and methods."""
     assert isinstance(error, HTTPException)
-    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+    body = {"error": error.detail, "hint": "POST /segment asks; see /docs"}
+    return JSONResponse(body, error.status_code, error.headers)
 
 
 def _defect(request: Request, error: Exception) -> Response:

@@ -55,7 +55,7 @@ def test_a_name_of_both_is_explained_as_both():
         ("max_pixels", ["larger pictures are shrunk to so many pixels for the language model",
                         "default null; values: "]),
         ("learning_rate", ["default 0.0003; values: above 0"]),
-        ("epochs", ["schedule.epochs: passes over the training split"]),
+        ("epochs", ["schedule.epochs: passes over the training data"]),
         ("allocator", ["default expandable_segments:True", "--resume accepts another value"]),
         ("seed", ["it is the same from a run's beginning to its end"]),
     ],

@@ -468,6 +468,15 @@ def call(module: str, *arguments: str, cwd: Path, **other: str) -> subprocess.Co
     )
 
 
+def test_a_question_before_its_picture_is_told_so(tmp_path: Path) -> None:
+    shown = tmp_path / "cup.jpg"
+    shown.write_bytes(PICTURES[0].read_bytes())
+    for question, swapped in ((str(shown), True), ("Where is it?", False)):
+        with pytest.raises(ValueError, match="no such picture") as raised:
+            read_questions(Path("What is hot?"), question, None, False, False)
+        assert ("the picture comes before the question" in str(raised.value)) is swapped
+
+
 def test_the_command_lines(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = [str(PICTURES[0].parent), "the cup", "--phrase", "--run", str(run), "--json"]
     monkeypatch.chdir(tmp_path)

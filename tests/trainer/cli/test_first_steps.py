@@ -130,6 +130,16 @@ def test_the_end_tells_the_best_epoch_apart_from_the_last(
     assert again.train(tmp_path / "last")["best"] == best
 
 
+def test_the_end_says_when_training_did_not_help(tmp_path: Path) -> None:
+    before, better, worse = (
+        {"giou": giou, "ciou": 0.01, "images": 6} for giou in (0.03, 0.05, 0.0)
+    )
+    for best, helped in ((better, True), (worse, False)):
+        summary = {"before": before, "best": best | {"epoch": 1}, "after": worse, "epochs": 3}
+        told = outcome(summary, tmp_path)
+        assert any("no epoch was better" in line for line in told) is not helped, told
+
+
 # ------------------------------------------------------------------------------------ run folders
 
 

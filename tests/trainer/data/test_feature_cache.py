@@ -6,6 +6,7 @@ import os
 import signal
 import time
 import zlib
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -26,11 +27,13 @@ from trainer.model.families.llava_sam.pictures import pixels
 IMAGES = [item.image_path for item in read_split(PHOTOS, "train")]
 
 
-def fill(cache: FeatureCache, encode=lambda shown: doubled(shown)) -> tuple[int, list[str]]:
+def fill(
+    cache: FeatureCache, encode=lambda shown: doubled(shown), images: Sequence[Path] = IMAGES
+) -> tuple[int, list[str]]:
     """How many entries were built, and what was reported."""
     reports: list[str] = []
     built = fill_cache(
-        cache, tiny_plan(), "vision", IMAGES, lambda: encode, lambda *_: None, reports.append
+        cache, tiny_plan(), "vision", images, lambda: encode, lambda *_: None, reports.append
     )
     return built, reports
 
@@ -70,6 +73,19 @@ def test_cache_builds_once_and_mends_damage(tmp_path: Path) -> None:
     other.entry(IMAGES[0]).write_bytes(whole)
     with pytest.raises(BadEntry, match="another encoder"):
         other.read(IMAGES[0])
+
+
+def test_copies_of_a_picture_in_a_row_are_built_once(tmp_path: Path) -> None:
+    """The next picture is read while one is encoded, so it cannot know yet."""
+    copies = [tmp_path / f"{number}.jpg" for number in range(3)]
+    for copy in copies:
+        copy.write_bytes(IMAGES[0].read_bytes())
+
+    def slowly(shown: dict[str, Tensor]) -> dict[str, Tensor]:
+        time.sleep(0.1)
+        return doubled(shown)
+
+    assert fill(FeatureCache(tmp_path, "clip-test"), slowly, copies)[0] == 1
 
 
 def test_two_writers_at_once(tmp_path: Path) -> None:

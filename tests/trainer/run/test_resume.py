@@ -21,11 +21,11 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from benchmarks.forked import end, lisa_train
+from benchmarks.forked import lisa_train
 from profiles.levers import next_relief
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
-from tests.group import begun, together
+from tests.group import together
 from trainer.cli.planned_run import PlannedRun
 from trainer.cli.train import app
 from trainer.data.contents import Contents
@@ -419,16 +419,15 @@ def test_the_command_line_goes_on_after_a_kill(tmp_path: Path, cache: Path) -> N
     whole, parts = str(tmp_path / "whole"), str(tmp_path / "parts")
     log = tmp_path / "log"
     assert together(2, lisa_train(*common, "--output-dir", whole), log) == [0, 0], log.read_text()
-    group = begun(2, lisa_train(*common, "--output-dir", parts, "--save-minutes", "0"), log)
+    child = command(*common, "--output-dir", parts, "--save-minutes", "0")
     records = Path(parts) / "metrics.jsonl"
     until = time.monotonic() + 120
     while time.monotonic() < until:
         if records.exists() and records.read_text().count('"loss"') >= 2:
             break
         time.sleep(0.02)
-    for process in group:
-        os.kill(process, signal.SIGKILL)
-    assert [end(process) for process in group] == [-signal.SIGKILL] * 2, log.read_text()
+    child.send_signal(signal.SIGKILL)
+    assert child.wait(60) != 0
     refused = CliRunner().invoke(app, ["--resume", parts, "--set", "seed=3"])
     assert refused.exit_code == 2 and "may change" in refused.output, refused.output
     again = command("--resume", parts)

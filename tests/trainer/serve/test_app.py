@@ -119,7 +119,8 @@ def test_a_body_is_read_no_further_than_is_allowed(shared: Server) -> None:
 @pytest.mark.parametrize("path", ["/", "/segment", "/../../etc/passwd", "/docs/x", "/%2e%2e/"])
 def test_unknown_paths_and_methods_are_refused_without_more(path: str, shared: Server) -> None:
     found = shared.sync.get(path)
-    assert found.status_code in (404, 405) and set(found.json()) == {"error"}
+    assert found.status_code in (404, 405) and set(found.json()) == {"error", "hint"}
+    assert "/docs" in found.json()["hint"]
     assert found.headers["x-content-type-options"] == "nosniff"
     assert "access-control-allow-origin" not in found.headers
 

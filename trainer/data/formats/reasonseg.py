@@ -183,7 +183,9 @@ def read_split(
     folder, present = _locate(root)
     report = Report(folder)
     if split not in present:
-        report.add("split", split, ", ".join(present), "name one that is there")
+        set_aside = "; lisa-train import --test 0.1 sets pictures aside for it"
+        fix = "name one that is there" + set_aside * (split == "test")
+        report.add("split", split, ", ".join(present), fix)
     if limit is not None and limit < 1:
         report.add("limit", limit, "1 or more, or none", "leave the limit out to read all")
     if report.findings:

@@ -26,6 +26,7 @@ class Conventions:
     frame: str | None = None  # "stored" or "upright": the frame of a turned picture's outlines
     iscrowd: str | None = None  # "object" or "crowd": what COCO's `iscrowd: 1` marks
     assumed: dict[str, int] = field(default_factory=dict)  # counts by assumption
+    notes: list[str] = field(default_factory=list)  # what lies there and is not read
 
     def assume(self, what: str) -> None:
         self.assumed[what] = self.assumed.get(what, 0) + 1

@@ -120,7 +120,9 @@ def import_annotations(
         known = broken.may_be_left_out(findings, skip_broken)
         known |= all(one.where == str(questions) for one in findings)
         if questions is not None and asked and known:
-            refuse_unanswered(questions, asked, items.labels, findings)
+            own = source if source.is_dir() else source.parent
+            refuse_unanswered(questions, asked, items.labels, findings,
+                              lambda name: search.has(name, own))  # fmt: skip
         if broken.may_be_left_out(findings, skip_broken):
             items.check_count(source, least=3 if test else 2)
         elsewhere = "hint: if the pictures lie elsewhere, name their folder with --pictures FOLDER"
@@ -132,6 +134,7 @@ def import_annotations(
             broken.write_list(draft / broken.LIST, left_out)
     with_items = sum(items.names.values())
     assumed = tuple(f"{count} {what}" for what, count in conventions.assumed.items())
+    assumed += tuple(conventions.notes)
     return Imported(counts, with_items, len(items.names) - with_items, left_out, assumed)
 
 

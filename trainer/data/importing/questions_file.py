@@ -7,7 +7,7 @@ import difflib
 import json
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from io import StringIO
@@ -167,22 +167,31 @@ def _objection(text: str, is_sentence: bool) -> str:
 
 
 def refuse_unanswered(
-    path: Path, asked: Questions, labels: dict[str, list[str]], findings: list[Finding]
+    path: Path,
+    asked: Questions,
+    labels: dict[str, list[str]],
+    findings: list[Finding],
+    is_there: Callable[[str], bool],
 ) -> None:
     """Add a finding for each question without an outlined answer, with the labels there are.
 
-    `labels`: the labels outlined on each picture, by its name. Findings about the file come last,
+    `labels`: the labels outlined on each picture, by its name. `is_there`: whether there is a
+    picture of this name, with or without a sound annotation. Findings about the file come last,
     by their lines.
     """
     for (picture, label), question in asked.items():
         there = labels.get(picture)
-        if there is None:
-            close = difflib.get_close_matches(picture, labels, n=1)
-            allowed = f"the name of one of the {len(labels)} pictures that were read"
-        else:
+        fix = "correct the line, or outline what it asks for"
+        close: list[str] = []
+        if there is not None:
             close = difflib.get_close_matches(label, there, n=1)
             allowed = f"a label outlined on {picture}: {', '.join(sorted(there)) or 'it has none'}"
-        fix = "correct the line, or outline what it asks for"
+        else:
+            allowed = f"the name of one of the {len(labels)} pictures that were read"
+            if is_there(picture):  # a like name would be another picture
+                fix = "the picture is there: mend its annotation, or outline it"
+            else:
+                close = difflib.get_close_matches(picture, labels, n=1, cutoff=0.7)
         if close:
             fix = f"did you mean {close[0]}? Else {fix}"
         report = Report(path, findings, f"{path}: line {question.line}")

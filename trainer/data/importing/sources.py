@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from profiles.splits import SPLITS
-from profiles.text import argument
+from profiles.text import argument, counted, one_line
 from trainer.data.findings import Finding, Report
 from trainer.data.formats.coco_document import parse_coco
+from trainer.data.images import PICTURE_SUFFIXES
 from trainer.data.importing.coco_outlines import read_drawings
 from trainer.data.importing.encoding import Conventions
 from trainer.data.importing.foreign import READ, is_foreign
@@ -17,6 +19,8 @@ from trainer.data.importing.outlines import Drawing, json_files
 from trainer.data.json_fields import LARGEST_FILE, load_json
 from trainer.data.picture_paths import PictureSearch, search_folders
 from trainer.reporter import Progress
+
+_NAMED = 3  # of the pictures without annotations
 
 
 def drawings(
@@ -45,7 +49,47 @@ def drawings(
         if not any(is_foreign(Report(path, findings)) for path in others):
             fix = "name the folder that has them, or export them so"
             Report(source, findings).add("annotations", "no JSON file", READ, fix)
-    return read_labelme(source, search, findings, conventions, progress)
+    return _from_labelme(source, search, findings, conventions, progress)
+
+
+def _from_labelme(
+    source: Path,
+    search: PictureSearch,
+    findings: list[Finding],
+    conventions: Conventions,
+    progress: Progress | None,
+) -> Iterator[Drawing]:
+    """The drawings of a LabelMe folder; notes about what lies there and is not among them."""
+    read = set[Path]()
+    for drawing in read_labelme(source, search, findings, conventions, progress):
+        read.add(Path(os.path.abspath(drawing.picture)))
+        yield drawing
+    if read:
+        conventions.notes += _unread(source, read)
+
+
+def _unread(source: Path, read: set[Path]) -> Iterator[str]:
+    """Notes about pictures without annotations and XML that lie in a LabelMe folder."""
+    folder = Path(os.path.abspath(source))
+    bare, foreign = list[Path](), list[Finding]()
+    for path in sorted(folder.rglob("*")):
+        if any(part.startswith(".") for part in path.relative_to(folder).parts):
+            continue
+        if path.suffix.lower() in PICTURE_SUFFIXES and path not in read:
+            bare.append(path)
+        elif path.suffix.lower() == ".xml":
+            is_foreign(Report(path, foreign))
+    if bare:
+        count = counted(len(bare), "picture")
+        yield f"{count} there without an annotation that was read: {_some(bare)}"
+    if foreign:
+        yield f"not read: {foreign[0]}"
+
+
+def _some(paths: list[Path]) -> str:
+    """The names of the first paths."""
+    names = ", ".join(one_line(path.name) for path in paths[:_NAMED])
+    return f"{names} …" if len(paths) > _NAMED else names
 
 
 def _coco_file(source: Path) -> Path | None:

@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import shutil
+import sys
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -521,7 +522,8 @@ def test_import_and_preview(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     code, told = call("import", source, data)
     assert (code, told) == (
         0,
-        f"{data}: train 1, val 1 items on 2 pictures; 0 pictures without an item\n",
+        f"{data}: train 1, val 1 items on 2 pictures; 0 pictures without an item\n"
+        "note: no --questions: the model is asked for each label by its name\n",
     )
     before = {path: path.read_bytes() for path in data.rglob("*") if path.is_file()}
     monkeypatch.chdir(tmp_path)
@@ -549,6 +551,43 @@ def test_import_and_preview(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert call("preview", ".")[0] == 2  # by default it is written here
     assert {path: path.read_bytes() for path in data.rglob("*") if path.is_file()} == before
     assert not (tmp_path / "x").exists()
+
+
+def test_what_lies_in_the_folder_unread_is_named(tmp_path: Path) -> None:
+    """A colleague's CVAT file and a forgotten picture would otherwise be missed without a word."""
+    source = pair(tmp_path / "in", shape())
+    picture(source / "forgotten.jpg", 30)
+    (source / "more.xml").write_text('<?xml version="1.0"?><annotations><version>1.1</version>')
+    code, told = call("import", source, tmp_path / "data")
+    assert (
+        code == 0 and "1 picture there without an annotation that was read: forgotten.jpg" in told
+    )
+    assert 'more.xml: file: got "CVAT\'s XML"' in told and "export the dataset as COCO 1.0" in told
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere file names are Unicode")
+@pytest.mark.parametrize("encoding", ["cp1252", "cp850"])
+def test_a_name_that_is_no_utf_8_is_told_from_a_missing_file(tmp_path: Path, encoding: str) -> None:
+    source = labelme(pair(tmp_path / "in", shape()), "c", shape(), imagePath="Straße.jpg")
+    (source / "c.jpg").rename(source / os.fsdecode("Straße.jpg".encode(encoding)))
+    code, told = call("import", source, tmp_path / "data")
+    assert code == 2 and "the file is there, but its name is no UTF-8: rename" in told, told
+    assert f"convmv -r -f {encoding}" in told and "fetch the picture" not in told
+    assert "--pictures" not in told  # they do not lie elsewhere
+
+
+def test_a_question_about_a_picture_that_is_left_out_names_no_other(tmp_path: Path) -> None:
+    source = pair(tmp_path / "in", shape())
+    picture(source / "a2.jpg", 20)
+    (source / "a2.json").write_text("{", encoding="utf-8")
+    asked = tmp_path / "questions.csv"
+    asked_for = {"a.jpg": "cup", "b.jpg": "other", "a2.jpg": "cup", "a3.jpg": "cup"}
+    lines = [f"{name},{label},What holds tea?" for name, label in asked_for.items()]
+    asked.write_text("\n".join(["picture,label,question", *lines]), encoding="utf-8")
+    import_annotations(source, tmp_path / "data", questions=asked, val=0.5, skip_broken=3)
+    _, there, gone = (tmp_path / "data" / "skipped.txt").read_text().splitlines()
+    assert "a2.jpg, cup" in there and "the picture is there: mend its annotation" in there
+    assert "a3.jpg, cup" in gone and "did you mean a.jpg?" in gone
 
 
 def test_a_preview_shows_target_and_ignored(tmp_path: Path) -> None:
