@@ -19,7 +19,7 @@ from trainer.cli.train import app as train
 ROOT = Path(__file__).parents[1]
 OTHERS = {  # options of other programs, as messages name them
     "--gpus": "docker", "--shm-size": "docker", "--ipc": "docker", "--force-reinstall": "pip",
-    "--local-dir": "hf download",
+    "--local-dir": "hf download", "--notest": "convmv",
     "--revision": "hf download", "--num_processes": "accelerate launch",
 } | dict.fromkeys(
     ("--nnodes", "--nproc_per_node", "--rdzv_backend", "--rdzv_endpoint"),

@@ -325,7 +325,7 @@ def test_dialogues_about_no_picture_are_left_out_and_counted(tmp_path: Path) -> 
     assert len(READERS["vqa"](tmp_path, 1)[0][0].pictures) == 1
     done = CliRunner().invoke(app, ["--check-data", str(tmp_path)])
     assert done.exit_code == 0
-    assert "vqa/llava_instruct: pictures 2, masks 0, left out 2 without a picture" in done.output
+    assert "vqa/llava_instruct: 2 pictures, 0 masks, left out 2 without a picture" in done.output
 
 
 def test_the_limit_holds_for_each_data_set(tmp_path: Path) -> None:
@@ -717,8 +717,8 @@ def test_the_command_checks_and_trains(root: Path, tmp_path: Path) -> None:
     runner = CliRunner()
     told = runner.invoke(app, ["--check-data", str(root)])
     assert told.exit_code == 0, told.output
-    assert "refer_seg/refcoco+: pictures 1, masks 2" in told.output
-    assert "vqa/llava_instruct: pictures 1, masks 0" in told.output
+    assert "refer_seg/refcoco+: 1 picture, 2 masks" in told.output
+    assert "vqa/llava_instruct: 1 picture, 0 masks" in told.output
     plan = mixed_plan(cached_encoders=["mask", "vision"], effective_batch=4, workers=1)
     (tmp_path / "plan.json").write_text(plan.to_json())
     done = runner.invoke(app, [
