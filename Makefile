@@ -68,7 +68,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q --no-compile -c constraints.txt torch setuptools wheel
 	$(BIN)/python -m pip install -q --no-compile -c constraints.txt --no-build-isolation -e .[dev]
 	SAM2_BUILD_CUDA=0 $(BIN)/python -m pip install -q --no-compile -c constraints.txt --no-build-isolation --no-deps sam2
-	-$(BIN)/python -m compileall -qq -j 0 -x '$(SELDOM)' $(VENV)/lib
+	$(BIN)/python -m compileall -qq -j 0 -x '$(SELDOM)' $(VENV)/lib || true
 	touch $(READY)
 
 # Builds the sdist and the wheel in dist/, checks and installs them; publishes nothing.
