@@ -16,8 +16,7 @@ from profiles.text import counted
 from studio.places import Places
 from studio.records import are_numbers
 from studio.results import files
-
-RESAMPLES = 10_000
+from trainer.run.intervals import bootstrapped
 
 
 class Compared(Frozen):
@@ -74,9 +73,6 @@ def _told(apart: np.ndarray) -> str:
     of = counted(len(apart), "picture")
     if len(apart) < 2:
         return f"{apart.mean():+.3f} on {of}"
-    generator = np.random.default_rng(0)
-    means = [apart[generator.integers(len(apart), size=len(apart))].mean()
-             for _ in range(RESAMPLES)]  # fmt: skip
-    low, high = np.percentile(means, [2.5, 97.5])
+    ((low, high),) = bootstrapped(len(apart), lambda drawn: (apart[drawn].mean(),))
     clear = "" if low > 0 or high < 0 else "; other pictures could turn it round"
     return f"{apart.mean():+.3f} [{low:+.3f}, {high:+.3f}] on {of}{clear}"

@@ -24,8 +24,8 @@ import numpy.typing as npt
 from torch import Tensor
 
 from trainer.ignored import IGNORE_PIXEL
+from trainer.run.intervals import Interval, bootstrapped
 
-Interval = tuple[float, float]
 GIOU_EPS = 1e-5
 CIOU_EPS = 1e-10
 
@@ -168,8 +168,7 @@ class MaskScores:
     def intervals(self, share: float = 0.95, resamples: int = 10_000) -> dict[str, Interval]:
         """Bootstrap confidence intervals of "giou" and "ciou"; empty below two images.
 
-        Percentiles over as many images drawn with replacement (Efron 1979),
-        always the same draws. They speak of the choice of images alone, not of the training's seed.
+        They speak of the choice of images alone, not of the training's seed.
         """
         if self.count < 2:
             return {}
@@ -177,15 +176,13 @@ class MaskScores:
         iou = np.array([image.iou for image in images])
         intersection = np.array([image.intersection for image in images], np.float64)
         union = np.array([image.union for image in images], np.float64)
-        generator = np.random.default_rng(0)
-        giou, ciou = np.empty(resamples), np.empty(resamples)
-        for number in range(resamples):  # one at a time: all at once would be gigabytes
-            drawn = generator.integers(self.count, size=self.count)
-            giou[number] = iou[drawn].mean()
-            ciou[number] = intersection[drawn].sum() / (union[drawn].sum() + CIOU_EPS)
-        ends = [100 * (1 - share) / 2, 100 * (1 + share) / 2]
-        found = {"giou": np.percentile(giou, ends), "ciou": np.percentile(ciou, ends)}
-        return {name: (float(low), float(high)) for name, (low, high) in found.items()}
+
+        def scores(drawn: npt.NDArray[np.int64]) -> tuple[float, float]:
+            ciou = intersection[drawn].sum() / (union[drawn].sum() + CIOU_EPS)
+            return iou[drawn].mean(), ciou
+
+        giou, ciou = bootstrapped(self.count, scores, share, resamples)
+        return {"giou": giou, "ciou": ciou}
 
     @classmethod
     def from_rows(cls, rows: Iterable[Mapping[str, Any]]) -> MaskScores:

@@ -62,9 +62,14 @@ def possible_frames(annotated: object, upright: Size, orientation: int) -> list[
 
 def json_files(folder: Path) -> list[Path]:
     """Every JSON file in a folder and its subfolders, sorted, without hidden ones."""
+    return visible(folder, "*.json")
+
+
+def visible(folder: Path, pattern: str = "*") -> list[Path]:
+    """What matches in a folder and its subfolders, sorted, without hidden ones."""
     return [
         path
-        for path in sorted(folder.rglob("*.json"))
+        for path in sorted(folder.rglob(pattern))
         if not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
 

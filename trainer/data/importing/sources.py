@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from profiles.splits import SPLITS
-from profiles.text import argument, counted, one_line
+from profiles.text import argument, counted, some
 from trainer.data.findings import Finding, Report
 from trainer.data.formats.coco_document import parse_coco
 from trainer.data.images import PICTURE_SUFFIXES
@@ -15,7 +15,7 @@ from trainer.data.importing.coco_outlines import read_drawings
 from trainer.data.importing.encoding import Conventions
 from trainer.data.importing.foreign import READ, is_foreign
 from trainer.data.importing.labelme import read_labelme
-from trainer.data.importing.outlines import Drawing, json_files
+from trainer.data.importing.outlines import Drawing, json_files, visible
 from trainer.data.json_fields import LARGEST_FILE, load_json
 from trainer.data.picture_paths import PictureSearch, search_folders
 from trainer.reporter import Progress
@@ -49,19 +49,16 @@ def drawings(
         if not any(is_foreign(Report(path, findings)) for path in others):
             fix = "name the folder that has them, or export them so"
             Report(source, findings).add("annotations", "no JSON file", READ, fix)
-    return _from_labelme(source, search, findings, conventions, progress)
+    found = read_labelme(source, search, findings, conventions, progress)
+    return _noting_unread(found, source, conventions)
 
 
-def _from_labelme(
-    source: Path,
-    search: PictureSearch,
-    findings: list[Finding],
-    conventions: Conventions,
-    progress: Progress | None,
+def _noting_unread(
+    found: Iterator[Drawing], source: Path, conventions: Conventions
 ) -> Iterator[Drawing]:
     """The drawings of a LabelMe folder; notes about what lies there and is not among them."""
     read = set[Path]()
-    for drawing in read_labelme(source, search, findings, conventions, progress):
+    for drawing in found:
         read.add(Path(os.path.abspath(drawing.picture)))
         yield drawing
     if read:
@@ -72,24 +69,16 @@ def _unread(source: Path, read: set[Path]) -> Iterator[str]:
     """Notes about pictures without annotations and XML that lie in a LabelMe folder."""
     folder = Path(os.path.abspath(source))
     bare, foreign = list[Path](), list[Finding]()
-    for path in sorted(folder.rglob("*")):
-        if any(part.startswith(".") for part in path.relative_to(folder).parts):
-            continue
+    for path in visible(folder):
         if path.suffix.lower() in PICTURE_SUFFIXES and path not in read:
             bare.append(path)
         elif path.suffix.lower() == ".xml":
             is_foreign(Report(path, foreign))
     if bare:
-        count = counted(len(bare), "picture")
-        yield f"{count} there without an annotation that was read: {_some(bare)}"
+        count, names = counted(len(bare), "picture"), (path.name for path in bare)
+        yield f"{count} there without an annotation that was read: {some(names, _NAMED)}"
     if foreign:
         yield f"not read: {foreign[0]}"
-
-
-def _some(paths: list[Path]) -> str:
-    """The names of the first paths."""
-    names = ", ".join(one_line(path.name) for path in paths[:_NAMED])
-    return f"{names} …" if len(paths) > _NAMED else names
 
 
 def _coco_file(source: Path) -> Path | None:
