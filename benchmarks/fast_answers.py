@@ -140,6 +140,8 @@ def measured(model: str, folder: Path) -> Iterator[dict[str, Any]]:
     plan, images = plan_of(model, "nf4", 0), photographs(folder, 64)
     few = images[:4]
     Bench(plan, few, folder / "first cache")  # whatever a process does once on a card
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
     started = time.monotonic()
     bench = Bench(plan, images, folder / "cache")
     first = time.monotonic() - started
