@@ -140,15 +140,11 @@ def measured(model: str, folder: Path) -> Iterator[dict[str, Any]]:
     plan, images = plan_of(model, "nf4", 0), photographs(folder, 64)
     few = images[:4]
     Bench(plan, few, folder / "first cache")  # whatever a process does once on a card
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
     started = time.monotonic()
     bench = Bench(plan, images, folder / "cache")
     first = time.monotonic() - started
     bench.ask(few[0], [SENTENCE])
     yield {"what": "64 tokens", **bench.timed(few, [SENTENCE])}
-    yield {"what": "memory", "peak_allocated_bytes": torch.cuda.max_memory_allocated(),
-           "peak_reserved_bytes": torch.cuda.max_memory_reserved()}  # fmt: skip
     yield {"what": "agreement", "dtype": plan.dtype, **agreement(bench, few[0])}
     bench.limit(6)
     yield {"what": "six tokens, features known", **bench.timed(few, [SENTENCE])}
