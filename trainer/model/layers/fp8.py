@@ -98,18 +98,23 @@ def scaled_product(
     return ((codes.float() @ weight.float().t()) * worth * rows).to(dtype)
 
 
-def _define(
-    name: str, schema: str, compute: Callable[..., Any], fake: Callable[..., Any]
-) -> Callable[..., Any]:
-    """An operator that compilers see from outside alone, and that makes all it returns.
+OPERATORS = torch.library.Library("lisa_preflight", "FRAGMENT")
 
-    Not by `custom_op`, which looks at every call's tensors in Python: of a small product the launch
-    is what takes time.
+
+def _define(
+    name: str, schema: str, compute: Callable[..., Any], fake: Callable[..., Any] | None = None
+) -> Callable[..., Any]:
+    """An operator that makes all it returns; without `fake` it is made of other operators.
+
+    Not by `custom_op`, which looks at every call's tensors in Python, nor with `register_autograd`,
+    through which a call would go in compiled layers, too: of a small product the launch is what
+    takes time.
     """
-    qualified = f"lisa_preflight::{name}"
-    torch.library.define(qualified, schema, tags=[torch.Tag.pt2_compliant_tag])
-    torch.library.impl(qualified, "default", compute)
-    torch.library.register_fake(qualified, fake)
+    OPERATORS.define(name + schema, tags=[torch.Tag.pt2_compliant_tag])
+    kind = "Implicit" if fake is None else "Explicit"
+    OPERATORS.impl(name, compute, f"Composite{kind}Autograd")
+    if fake is not None:
+        torch.library.register_fake(f"lisa_preflight::{name}", fake, lib=OPERATORS)
     made: Callable[..., Any] = getattr(torch.ops.lisa_preflight, name).default
     return made
 
@@ -147,23 +152,27 @@ def _operator(kind: str, stored: str, widen: Callable[..., Tensor]) -> Callable[
         made = scaled_product(codes, worth, widen(*bits, rows, False), rows, x.dtype)
         return _shaped(made, x)
 
-    def keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[3:])
-
-    def gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
-        return backward(gradient.contiguous(), *saved), *[None] * (2 + len(saved))
-
+    name, called = f"fp8_{kind}", f"(Tensor x, Tensor codes, Tensor worth, {schema}"
+    forward = _define(
+        name, called, product, lambda x, *weight: x.new_empty(*x.shape[:-1], len(weight[-2]))
+    )
     backward = _define(
-        f"fp8_{kind}_back", f"(Tensor gradient, {schema}", back,
+        f"{name}_back", f"(Tensor gradient, {schema}", back,
         lambda g, *weight: g.new_empty(*g.shape[:-1], len(weight[-1])),
     )  # fmt: skip
-    forward = _define(
-        f"fp8_{kind}", f"(Tensor x, Tensor codes, Tensor worth, {schema}", product,
-        lambda x, *weight: x.new_empty(*x.shape[:-1], len(weight[-2])),
-    )  # fmt: skip
-    torch.library.register_autograd(f"lisa_preflight::fp8_{kind}", gradients, setup_context=keep)
-    return forward
+
+    class Product(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Any:
+            ctx.save_for_backward(*inputs[3:])
+            return forward(*inputs)
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Any) -> Any:
+            saved = ctx.saved_tensors
+            return backward(gradients[0].contiguous(), *saved), *[None] * (2 + len(saved))
+
+    return _define(f"{name}_autograd", called, Product.apply)
 
 
 def _shaped(made: Tensor, like: Tensor) -> Tensor:
