@@ -41,7 +41,10 @@ def test_a_card_that_waits_for_a_silent_process_is_given_up(
     assert what_is_lost(caught.value) == "another process of this run did not answer for 1 s"
 
 
-def test_a_card_that_waits_for_a_process_that_has_ended_is_given_up_at_once() -> None:
+def test_a_card_that_waits_for_a_process_that_has_ended_is_given_up_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(VARIABLE, "5")
     ended = subprocess.Popen([sys.executable, "-S", "-c", "pass"])
     ended.wait()
     started = time.monotonic()
