@@ -22,7 +22,7 @@ from profiles.environment import RANKS, borrowed, threads_for, usable_cores
 from profiles.exits import EXIT_OUT_OF_MEMORY
 from profiles.plan import Plan
 
-SHUTDOWN_SECONDS = 10  # between asking the processes to stop and killing them
+SHUTDOWN_SECONDS = 10  # from an interrupt to killing the processes; torch waits 30 after a failure
 
 LAUNCHER = "LISA_LAUNCHER"  # the process that started this group
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
