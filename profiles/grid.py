@@ -17,6 +17,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from profiles.compiled import saved_bytes
 from profiles.exchange import FP32_BYTES, bucket_bytes, rebuilt_bytes
 from profiles.families import FEATURE_BYTES, ModelProfile
 from profiles.levers import needs_no_more
@@ -101,6 +102,9 @@ def _with_adapters(found: Estimate, plan: Plan, usual: Lora, text_tokens: int) -
     kept = max(0, decoder.adapter_bytes(plan.lora) - decoder.adapter_bytes(usual))
     tokens = plan.micro_batch * (plan.profile.most_image_tokens + text_tokens + PADDING)
     extra = trained + kept * tokens * (decoder.layers - plan.checkpointed_layers + 1)
+    if plan.compile:
+        of_usual = saved_bytes(plan.model_copy(update={"lora": usual}))
+        extra += tokens * max(0, of_usual[1] - saved_bytes(plan)[1])
     return _larger(found, extra, trained)
 
 
@@ -120,6 +124,13 @@ def _of_a_group(found: Estimate | None, plan: Plan) -> Estimate | None:
         return found
     found = _larger(found, bucket_bytes(plan), bucket_bytes(plan))
     return replace(found, pool_bytes=found.pool_bytes + rebuilt_bytes(plan))
+
+
+def has_corners(plan: Plan) -> bool:
+    """Whether there are figures for the plan's storage; so, too, if there are none for its model,
+    since another one's then stand in for all."""
+    model = _model_in_grid(plan.model)
+    return model is None or (model, plan.quantization) in _storages()
 
 
 def nearest(plan: Plan, text_tokens: int) -> Estimate | None:

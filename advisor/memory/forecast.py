@@ -232,7 +232,9 @@ def _compiled(measurement: Measurement, free: PoolUse) -> tuple[int, int]:
 def measured_errors(plan: Plan, answering: bool = False) -> dict[str, str]:
     """How far forecasts of such plans were off, in words, by tier."""
     segments = "expandable" if "expandable_segments:True" in plan.allocator else "whole"
-    kind = "answering" if answering else "compiled" if plan.compile else f"{segments} segments"
+    kind = "answering" if answering else f"{segments} segments"
+    if plan.compile and not answering:
+        kind = "compiled" if segments == "expandable" else f"compiled, {kind}"
     if plan.dtype != "bf16":
         return dict.fromkeys(get_args(TierName), f"no measured row computes in {plan.dtype}")
     if not ERRORS_FILE.exists():

@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from profiles.compiled import saved_bytes
 from profiles.families import MASK
 from profiles.garbage import not_collected
 from profiles.measurement import Measurement, Timeline
@@ -82,8 +83,9 @@ def fake_rehearsal(
     load = peaks.pop("load")
     saved = compiled_saving(plan, text_tokens) if plan.compile else {}
     if saved:
-        less = max(saved.values()) / MIB
-        assumed.append(f"compiled layers take {less:.0f} MiB less (a rule from measured rows)")
+        less = saved["backward"] / MIB
+        more = f"{abs(less):.0f} MiB {'less' if less >= 0 else 'more'}"
+        assumed.append(f"compiled layers take {more} (a rule from measured rows)")
     peaks = {phase: size - saved.get(phase, 0) for phase, size in peaks.items()}
     step = _timeline(plan, seen.trace, saved)
     # The peak of compiled layers may be in another phase than that of the plain ones traced.
@@ -238,22 +240,10 @@ def cannot_forecast(plan: Plan, text_tokens: int, masks: int, reason: str) -> Me
 
 
 def compiled_saving(plan: Plan, text_tokens: int) -> dict[str, int]:
-    """Bytes by which compiled layers take less than plain ones, by phase.
-
-    Fused, a layer keeps neither the product of its gate nor a widened input of a norm: [T, I] in
-    bf16 and [T, H] in fp32. Seen as 24.5 MiB a layer and sample of 672 tokens on an H100
-    (benchmarks/lean.jsonl, speed-compiled-*); a layer that is recomputed saves it once. Where heads
-    are normed, the normed keys are not kept either, and of the queries one copy in bf16
-    (qwen-*-kept there); a layer while it is recomputed has no widened queries (qwen-*-b8).
-    """
+    """Bytes by which compiled layers take less than plain ones, by phase; below zero for more."""
     length = padded_length(plan.profile.most_image_tokens + text_tokens, plan)
-    decoder = plan.profile.decoder
-    kept = decoder.layers - plan.checkpointed_layers
-    token = 2 * decoder.intermediate + 4 * decoder.hidden
-    if decoder.normed_heads:
-        token += (2 if kept else 4) * decoder.query_channels + 2 * decoder.key_channels
-    layer = plan.micro_batch * length * token
-    return {"forward": kept * layer, "backward": max(1, kept) * layer}
+    forward, backward = (plan.micro_batch * length * saved for saved in saved_bytes(plan))
+    return {"forward": forward, "backward": backward}
 
 
 @dataclass(frozen=True)
