@@ -6,9 +6,11 @@ torch. `lisa-advise` renders the Advice and `lisa-train --auto` runs its plan.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from advisor.advice import Advice, undecided
@@ -28,7 +30,7 @@ from advisor.machine.gpu import Gpu, Machine
 from advisor.machine.target import Target, best_gpus, gpu_for
 from advisor.memory.live import Heard, Live
 from advisor.memory.parts import parts_of
-from advisor.report.findings import card_findings, nearest_plan
+from advisor.report.findings import SETTINGS, card_findings, nearest_plan, smaller_pictures
 from advisor.report.reasons import card_reasons, plan_reasons
 from advisor.request import (
     Request,
@@ -46,9 +48,12 @@ from profiles.findings import Finding, PlanError
 from profiles.measurement import DataCounts
 from profiles.models import DEFAULT_MODELS
 from profiles.overrides import assigned
+from profiles.pictures import limits_for
 from profiles.preferences import Preference
 from profiles.settings import MOST
 from profiles.sizes import gib
+
+EIGHTHS = (2, 3, 4, 5, 6, 7)  # of the tokens that a picture may take
 
 
 def advise(
@@ -181,13 +186,45 @@ def _advised(request: Request) -> Advice:
         return undecided(request, model, f"{gpu.name} {old.what}", old.fix)
     if request.wants_packaged:
         return tiny_on_gpu(request, gpu)
-    if request.model is not None:
-        return _on_gpu(request, gpu, request.model)
-    for model in DEFAULT_MODELS:
-        advice = _on_gpu(request, gpu, model)
-        if advice.exit_code != EXIT_FAILED:
-            return advice
-    return tiny_instead(request, gpu, advice)
+    asked = DEFAULT_MODELS if request.model is None else (request.model,)
+    tried = []
+    for model in asked:
+        tried.append(_on_gpu(request, gpu, model))
+        if tried[-1].exit_code != EXIT_FAILED:
+            return tried[-1]
+    for advice in tried:
+        if smaller := _with_smaller_pictures(request, gpu, advice):
+            return smaller
+    return advice if request.model is not None else tiny_instead(request, gpu, advice)
+
+
+def _with_smaller_pictures(request: Request, gpu: Gpu, large: Advice) -> Advice | None:
+    """A plan that shrinks pictures as little as it must, where `large` found none that fits.
+
+    That changes what the model sees, so it comes last and is said. The smallest size is tried
+    first: it takes a forecast of some seconds, and often rules out all others.
+    """
+    whole = large.plan
+    limited = request.pinned & {"min_pixels", "max_pixels"}
+    if request.live is None or limited or whole is None or not whole.profile.tokens_vary:
+        return None
+    most = whole.profile.most_image_tokens
+
+    @cache
+    def shrunk(eighths: int) -> Advice:
+        limit = limits_for(whole, most * eighths // 8)["max_pixels"]
+        settings = (*request.overrides, f"max_pixels={limit}")
+        return _on_gpu(replace(request, overrides=settings), gpu, large.model)
+
+    def fails(eighths: int) -> bool:
+        return shrunk(eighths).exit_code == EXIT_FAILED
+
+    if fails(EIGHTHS[0]):
+        return None
+    best = shrunk(EIGHTHS[bisect_left(EIGHTHS, True, key=fails) - 1])
+    kept = [finding for finding in large.findings if finding.where == SETTINGS]
+    findings = (smaller_pictures(best.plan, most), *kept, *best.findings)
+    return best.model_copy(update={"findings": findings})
 
 
 def must_be_folder(weights: str) -> None:

@@ -58,6 +58,11 @@ def limits_for(plan: Pictures, image_tokens: int | None) -> dict[str, int]:
     return {"min_pixels": min(plan.min_pixels or limit, limit), "max_pixels": limit}
 
 
+def shrinks_pictures(plan: Pictures) -> bool:
+    """Whether the plan looks at smaller pictures than its model usually does."""
+    return profile_of(plan).most_image_tokens < model_profile(plan.model).most_image_tokens
+
+
 def with_picture_limits(data: Mapping[str, Any]) -> dict[str, Any]:
     """Fill in the limits that are not given, where the model has some.
 

@@ -53,7 +53,7 @@ def choose(
         return None
     fitting = [candidate for candidate in judged if candidate.verdict == "FITS"]
     tight = [candidate for candidate in judged if candidate.verdict == "TIGHT"]
-    smallest = min(tight or judged, key=lambda c: c.needs.bytes)
+    smallest = min(tight or judged, key=lambda c: _lacking(c, limits.budget))
     fastest = fastest_of(fitting)
 
     def best_by(order: Preference) -> Candidate:
@@ -80,6 +80,15 @@ def verdict_of(
     if verdict in ("FITS", "TIGHT") and (short := budget.host_shortage(plan, host)):
         return "OOM", short
     return verdict, why
+
+
+def _lacking(candidate: Candidate, budget: Budget) -> tuple[int, int]:
+    """Bytes that card and host lack for it, then what it takes of the card."""
+    needs = candidate.needs.bytes
+    lacking = max(0, needs - budget.usable.bytes)
+    if budget.host is not None:
+        lacking += max(0, candidate.host_bytes - budget.host.bytes)
+    return lacking, needs
 
 
 def _largest(family: Family, scales: Scales, limits: Limits) -> Iterator[Candidate]:

@@ -30,7 +30,8 @@ from advisor.memory.live import Live
 from advisor.memory.speed import TYPICAL, samples_per_second
 from profiles.findings import Finding
 from profiles.gpus import GpuProfile, gpus
-from profiles.grid import MICRO_BATCHES, caching_bytes, estimate, nearest
+from profiles.grid import MICRO_BATCHES, caching_bytes, estimate, has_corners, nearest
+from profiles.pictures import shrinks_pictures
 from profiles.plan import Plan
 from profiles.preferences import Preference
 from profiles.settings import PREFIX_TOKENS, STORED_BYTES, Quantization
@@ -99,8 +100,7 @@ def search(base: Plan, pinned: set[str], setting: Setting) -> Found | str:
         if questions < base.questions_per_picture and "questions_per_picture" not in pinned:
             base = base.override([f"questions_per_picture={questions}"])
         setting = replace(setting, questions=questions, counted_by=told.counted_by)
-    apart = {"host_layers": 0, "checkpointed_layers": base.profile.decoder.layers}
-    if estimate(base.model_copy(update=apart), text) is not None:  # all else is as usual
+    if _in_grid(base, text, setting):
         known = _chosen(base, pinned, setting, text, None) or "no plan with these settings can run"
         return known if isinstance(known, str) or not setting.exact else _exactly(known, setting)
     if setting.live is None:
@@ -118,10 +118,18 @@ def search(base: Plan, pinned: set[str], setting: Setting) -> Found | str:
         share = best.needs.bytes / max(1, reckoned.needs.bytes)
         found = replace(found, choice=_scaled(found.choice, best, share), forecast=told)
         smallest = best.verdict != "FITS" and reckoned.verdict != "FITS"
-        if smallest or (best.verdict == "FITS" and share >= CLOSE):
+        if share >= CLOSE and (smallest or best.verdict == "FITS"):
             break
         correction *= share
     return found or "no plan with these settings can run"
+
+
+def _in_grid(base: Plan, text: int, setting: Setting) -> bool:
+    """Whether the grid has figures for such plans: it is of the model's usual pictures."""
+    if setting.live is not None and shrinks_pictures(base):
+        return False
+    apart = {"host_layers": 0, "checkpointed_layers": base.profile.decoder.layers}
+    return estimate(base.model_copy(update=apart), text) is not None
 
 
 def _exactly(found: Found, setting: Setting) -> Found:
@@ -200,7 +208,11 @@ def _chosen(
     base: Plan, pinned: set[str], setting: Setting, text: int, correction: float | None
 ) -> Found | None:
     scales = _scales(setting, text, correction)
-    open_ones = [one for one in families(base, pinned) if not setting.refusals(one.plan)]
+    open_ones = [
+        one
+        for one in families(base, pinned)
+        if (has_corners(one.plan) or "quantization" in pinned) and not setting.refusals(one.plan)
+    ]
     limits = Limits(setting.budget, _refuting(setting, text), setting.spills)
     choice = choose(open_ones, setting.prefer, scales, limits)
     if choice is None:
@@ -272,12 +284,12 @@ def _needs(
     found = estimate(plan, text)
     source = f"{INTERPOLATED} between forecasts at {text} text tokens a sample{counted}"
     pool = found.pool_bytes if found is not None else 0
-    if found is None:
-        found = nearest(plan, text) if correction is not None else None
-        if found is None or correction is None:
-            return None
-        pool = round(found.pool_bytes * correction)
+    if correction is not None and (found is None or shrinks_pictures(plan)):
+        found = found or nearest(plan, text)
+        pool = round(found.pool_bytes * correction) if found is not None else 0
         source = "forecasts of the usual settings, corrected"
+    if found is None:
+        return None
     needs = Bytes(bytes=pool, basis="forecast", source=source)
     for took, row in rows[plan.quantization]:
         if took >= pool:

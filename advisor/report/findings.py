@@ -26,6 +26,7 @@ from profiles.sizes import gib
 OLDEST_IN_WHEELS = (7, 5)
 # The last torch with builds for CUDA 12.6, which serve 5.0 and later: pytorch#190385.
 LAST_WITH_OLDER = "2.14"
+SETTINGS = "settings"  # what a finding about the user's own is about
 OPEN_NAME = "--gpu"  # where a card's name may mean several
 KEPT = "model", "device", "dtype", "processes", "nodes"  # no advice is to leave these out
 
@@ -82,6 +83,17 @@ def released_start(plan: Plan) -> list[Finding]:
     return [Finding(released.name, what, fix=f"--model {released.name}")]
 
 
+def smaller_pictures(plan: Plan | None, most: int) -> Finding:
+    """A note that `plan` shrinks pictures, of up to `most` tokens, since no other fits."""
+    assert plan is not None
+    what = (
+        f"no plan fits with pictures of up to {most} tokens; this one shrinks them to "
+        f"{plan.profile.most_image_tokens} (max_pixels={plan.max_pixels}): "
+        "the model sees small things less well"
+    )
+    return Finding("pictures", what, fix="a smaller model or a larger card keeps their size")
+
+
 def nearest_plan(request: Request, gpu: Gpu, model: str, budget: Budget) -> list[Finding]:
     """Which of the user's settings to drop so that a plan fits, and the plan that then fits."""
     given = [key for key in assigned(request.overrides) if key not in KEPT]
@@ -97,7 +109,7 @@ def nearest_plan(request: Request, gpu: Gpu, model: str, budget: Budget) -> list
         best = found.choice.best
         what = f"a plan fits without {dropped}={assigned(request.overrides)[dropped]}"
         fix = f"leave it out: {plan_text(best.plan)}, {gib(best.needs.bytes)}"
-        return [Finding("settings", what, fix=fix)]
+        return [Finding(SETTINGS, what, fix=fix)]
     return []
 
 

@@ -460,6 +460,54 @@ def test_a_model_without_corners_is_forecast_live_and_told_what_pictures_cost(si
     assert "max_pixels" not in [reason.setting for reason in one_size.reasons]
 
 
+def _by_tokens(asked: list[Plan]) -> Callable[..., Forecast]:
+    """Forecasts of the usual settings, by share of the tokens that a picture may take."""
+
+    def live(plan: Plan, text: int | None) -> Forecast:
+        asked.append(plan)
+        return _live(plan.profile.most_image_tokens / 1024, [])(plan, text)
+
+    return live
+
+
+def test_pictures_are_shrunk_as_little_as_it_takes_where_no_other_plan_fits():
+    asked: list[Plan] = []
+    pins = ["checkpointed_layers=0", "quantization=nf4"]
+    whole = _advise(vram_gib=6, model="qwen3-vl-4b", overrides=pins)
+    assert whole.verdict == "OOM" and "pictures" not in str(whole.findings)
+    advice = _advise(vram_gib=6, model="qwen3-vl-4b", overrides=pins, live=_by_tokens(asked))
+    tokens = advice.plan.profile.most_image_tokens
+    needed, usable = whole.needs.bytes, advice.budget.cap_bytes
+    assert advice.exit_code == 0 and tokens == 128 * int(8 * usable / needed), "in eighths"
+    assert f"max_pixels={advice.plan.max_pixels}" in advice.command
+    note = next(one for one in advice.findings if one.where == "pictures")
+    assert f"shrinks them to {tokens}" in note.what and "less well" in note.what
+    leave_out = next(one for one in advice.findings if one.where == "settings")
+    assert "without checkpointed_layers=0" in leave_out.what
+
+
+@pytest.mark.parametrize(("model", "more"), [("qwen3-vl-4b", "max_pixels=1048576"), ("7b", "")])
+def test_pictures_are_not_shrunk_where_their_size_is_given_or_fixed(model, more):
+    asked: list[Plan] = []
+    pins = ["checkpointed_layers=0", "quantization=nf4", *more.split()]
+    advice = _advise(vram_gib=4, model=model, overrides=pins, live=_by_tokens(asked))
+    assert advice.verdict == "OOM" and not asked
+
+
+def test_a_smaller_limit_of_pictures_is_forecast():
+    asked: list[Plan] = []
+    pins = ["max_pixels=262144", "micro_batch=1", "host_layers=0"]
+    whole = _advise(vram_gib=24, model="qwen3-vl-4b", overrides=pins[1:])
+    advice = _advise(vram_gib=24, model="qwen3-vl-4b", overrides=pins, live=_by_tokens(asked))
+    assert asked and advice.needs.bytes < whole.needs.bytes
+
+
+def test_where_nothing_fits_the_plan_shown_lacks_the_least():
+    target = Target(vram_bytes=4 * GIB, ram_bytes=8 * GIB)
+    advice = _advise(target=target, model="qwen3-vl-8b")
+    assert advice.verdict == "OOM" and advice.plan.quantization == "nf4"
+
+
 def test_special_settings_that_fit_nowhere_are_a_no():
     advice = _advise(vram_gib=8, model="7b", overrides=["logits=all"], live=_live(9, []))
     assert (advice.verdict, advice.command) == ("OOM", None)
