@@ -76,7 +76,6 @@ class PictureSearch:
         self._in_bytes: dict[
             str, tuple[Path, str]
         ] = {}  # names that are no UTF-8, as they were meant
-        self._shared = Counter[str]()
         self.register(recorded)
 
     def register(self, recorded: Iterable[object]) -> None:
@@ -84,8 +83,14 @@ class PictureSearch:
 
         The end of a path that several of them share is not searched for.
         """
-        texts = {text for text in recorded if isinstance(text, str)}
-        self._shared = Counter(end for text in texts for end in _ends(text))
+        self._recorded = {text for text in recorded if isinstance(text, str)}
+        self._ends: Counter[str] | None = None
+
+    def _is_shared(self, end: str) -> bool:
+        """Whether several recorded names end so; all are read when the first is searched for."""
+        if self._ends is None:
+            self._ends = Counter(end for text in self._recorded for end in _ends(text))
+        return self._ends[end] > 1
 
     def is_recorded(self, name: object, beside: Path, root: Path) -> bool:
         """Whether the recorded name itself leads to a picture, without a guess."""
@@ -123,7 +128,7 @@ class PictureSearch:
                 if found_there:
                     return found_there
             # If another entry's picture has the same base name, a search by it would be a guess.
-            shared = self._shared[_key(PureWindowsPath(text).name)] > 1
+            shared = self._is_shared(_key(PureWindowsPath(text).name))
             candidates = [] if shared else list(self._candidates(spellings))
             if len(candidates) == 1:
                 return candidates[0]
@@ -165,7 +170,7 @@ class PictureSearch:
         """The picture at the longest end of a path that exists in a folder."""
         names = _names(parts)
         for start in range(len(names) - max(self.least, 1) + 1):
-            if self._shared[_key("/".join(names[start:]))] > 1:
+            if self._is_shared(_key("/".join(names[start:]))):
                 return None
             for folder in self.folders:
                 path = os.path.abspath(os.path.join(folder, *names[start:]))

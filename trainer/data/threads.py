@@ -18,6 +18,7 @@ from threading import Thread
 from typing import Generic, TypeVar
 
 from profiles.environment import usable_cores
+from profiles.garbage import not_collected
 
 AHEAD = 4  # results per core that may wait for their turn: they take memory
 GROUP = 32  # things sent to a process at once
@@ -89,7 +90,8 @@ class _Group(Generic[ThingT, ResultT]):
         self.work = work
 
     def __call__(self, things: list[ThingT]) -> list[ResultT]:
-        return list(map(self.work, things))
+        with not_collected():  # a search for garbage at most after each group
+            return list(map(self.work, things))
 
 
 def _groups(things: Iterable[ThingT]) -> Iterator[list[ThingT]]:

@@ -117,13 +117,14 @@ def _run_lengths(part: dict[str, Any], height: int, width: int) -> dict[str, Any
 
 def read_parts(report: Report, what: str, value: object, size: Size) -> tuple[Part, ...] | None:
     """The checked parts of a segmentation; None with a finding added."""
-    parts = [value] if isinstance(value, dict) or _is_polygon(value) else value
+    parts = [value] if isinstance(value, dict) or _extent(value) else value
     if not isinstance(parts, list):
         report.add(what, value, "polygons or run lengths", FIX)
         return None
     checked: list[Part] = []
     for part in parts:
-        if _is_polygon(part) and (outline := _short_enough(part, size)) is not None:
+        extent = _extent(part)
+        if extent and (outline := _short_enough(part, *extent, size)) is not None:
             checked.append(outline)
         elif (runs := _checked_runs(part, size)) is not None:
             checked.append(runs)
@@ -148,24 +149,24 @@ def read_parts(report: Report, what: str, value: object, size: Size) -> tuple[Pa
     return tuple(checked)
 
 
-def _is_polygon(part: object) -> bool:
+def _extent(part: object) -> tuple[float, float] | None:
+    """The least and the largest number of a polygon; None for anything else."""
     # pycocotools reads four numbers as a box.
-    return (
-        isinstance(part, list)
-        and len(part) >= 6
-        and len(part) % 2 == 0
-        and _NUMBERS.issuperset(map(type, part))
-        # Compared without conversion: JSON's integers may not fit a float.
-        and min(part) >= -LARGEST_COORDINATE
-        and max(part) <= LARGEST_COORDINATE
-        and not math.isnan(sum(part))  # min and max pass over NaN
-    )
+    if not (isinstance(part, list) and len(part) >= 6 and len(part) % 2 == 0):
+        return None
+    if not _NUMBERS.issuperset(map(type, part)):
+        return None
+    least, largest = min(part), max(part)
+    # Compared without conversion: JSON's integers may not fit a float.
+    within = least >= -LARGEST_COORDINATE and largest <= LARGEST_COORDINATE
+    # The least and the largest pass over NaN.
+    return (least, largest) if within and not math.isnan(sum(part)) else None
 
 
-def _short_enough(part: list[float], size: Size) -> FloatArray | None:
+def _short_enough(part: list[float], least: float, largest: float, size: Size) -> FloatArray | None:
     """The polygon [2N]; None if walking along its edges would take seconds and gigabytes."""
     points, most = np.array(part, dtype=np.float64), _LONGEST_OUTLINE * sum(size)
-    if len(part) * (max(part) - min(part)) <= most:  # no edge is longer
+    if len(part) * (largest - least) <= most:  # no edge is longer
         return points
     corners = points.reshape(-1, 2)
     steps = np.abs(corners - np.roll(corners, -1, axis=0)).max(axis=1).sum()

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 
-from profiles.garbage import not_collected
 from trainer.data.arrays import Size
 from trainer.data.findings import Finding, Report
 from trainer.data.formats.coco import CocoEntry, CocoImage, CocoMask, read_mask
@@ -39,7 +38,7 @@ from trainer.data.importing.outlines import (
     means_ignore,
     name_below,
     orientation_of,
-    polygons_as_json,
+    outlined_as_json,
     trace_mask,
     trace_regions,
 )
@@ -61,17 +60,16 @@ def read_drawings(
     if is_foreign(report):
         return
     conventions = conventions or Conventions()
-    with not_collected():
-        notes = read_listed(report, search, conventions, progress)
-        before, ranks = len(findings), list[int]()  # of findings about annotations, in their order
-        marks: dict[int, list[tuple[int, CocoEntry]]] = {number: [] for number in notes.images}
-        for rank, entry in enumerate(notes.entries):
-            ranks += [rank] * (len(findings) - before - len(ranks))
-            if entry.crowd and not is_crowd(entry, conventions):
-                entry = entry._replace(crowd=False)
-            marks[entry.image].append((rank, entry))
-        ranks += [sum(map(len, marks.values()))] * (len(findings) - before - len(ranks))
-        search.register(image.file_name for image in notes.images.values())
+    notes = read_listed(report, search, conventions, progress)
+    before, ranks = len(findings), list[int]()  # of findings about annotations, in their order
+    marks: dict[int, list[tuple[int, CocoEntry]]] = {number: [] for number in notes.images}
+    for rank, entry in enumerate(notes.entries):
+        ranks += [rank] * (len(findings) - before - len(ranks))
+        if entry.crowd and not is_crowd(entry, conventions):
+            entry = entry._replace(crowd=False)
+        marks[entry.image].append((rank, entry))
+    ranks += [sum(map(len, marks.values()))] * (len(findings) - before - len(ranks))
+    search.register(image.file_name for image in notes.images.values())
     entries = (
         _found(path, search, image, marks.pop(number)) for number, image in notes.images.items()
     )
@@ -176,8 +174,8 @@ def _drawing(
     if turn is None:
         return None
     outlined = _outlined(report, those, broken, categories, image, turn)
-    shapes = {label: polygons_as_json(polygons) for label, polygons in outlined.items()}
-    return Drawing(name_below(picture, pictures), picture, report.path, shapes)
+    name = name_below(picture, pictures)
+    return Drawing(name, picture, report.path, outlined_as_json(outlined))
 
 
 def _outlined(

@@ -30,8 +30,8 @@ from trainer.data.importing.outlines import (
     means_ignore,
     name_below,
     orientation_of,
+    outlined_as_json,
     outlines,
-    polygons_as_json,
     possible_frames,
 )
 from trainer.data.json_fields import LARGEST_FILE, load_json, read_sentence
@@ -176,11 +176,9 @@ def _outlined(report: Report, shapes: object, size: Size, turn: int) -> dict[str
         else:
             found = targets.setdefault(label, [])
             found += [Polygon(TARGET_SHAPE, points) for points in polygons]
-    return {
-        label: polygons_as_json((*polygons, *ignored))
-        for label, polygons in targets.items()
-        if polygons
-    }
+    return outlined_as_json(
+        {label: (*found, *ignored) for label, found in targets.items() if found}
+    )
 
 
 def _polygons(

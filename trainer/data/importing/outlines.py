@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import cv2
 import msgspec
@@ -19,7 +20,7 @@ from trainer.data.images import LONGEST_SIDE, load_whole
 from trainer.data.polygons import IGNORE, TARGET, Polygon
 
 TARGET_SHAPE, IGNORED_SHAPE = "target", "ignore"
-_COLUMNS = np.array((0, LONGEST_SIDE + 1))  # of x and of y in `_spellings`
+_NUMBERS = LONGEST_SIDE + 1  # that a coordinate may be
 _LABELS = (TARGET, TARGET_SHAPE), (IGNORE, IGNORED_SHAPE)  # by the values of a label map
 
 
@@ -34,7 +35,7 @@ class Drawing:
     name: str
     picture: Path
     notes: Path
-    outlined: dict[str, str]  # lists of ReasonSeg's shapes, from `polygons_as_json`
+    outlined: dict[str, str]  # lists of ReasonSeg's shapes, from `outlined_as_json`
     sound: bool = True  # whether it has no findings
 
 
@@ -143,25 +144,30 @@ def trace_mask(mask: NDArray[np.uint8], left: int, top: int) -> tuple[Polygon, .
     return tuple(Polygon(TARGET_SHAPE, points) for points in outlines(mask, left, top))
 
 
-def polygons_as_json(polygons: Iterable[Polygon]) -> str:
-    """A list of ReasonSeg's shapes in JSON."""
-    shapes = (f'{{"label":"{one.label}","points":{_listed(one.points)}}}' for one in polygons)
-    return f"[{','.join(shapes)}]"
+def outlined_as_json(outlined: Mapping[str, Sequence[Polygon]]) -> dict[str, str]:
+    """A list of ReasonSeg's shapes in JSON for each label."""
+    points = iter(_listed([one.points for polygons in outlined.values() for one in polygons]))
+    found = {}
+    for label, polygons in outlined.items():
+        shapes = [f'{{"label":"{one.label}","points":{next(points)}}}' for one in polygons]
+        found[label] = f"[{','.join(shapes)}]"
+    return found
 
 
-def _listed(points: FloatArray | PixelArray) -> str:
-    if points.dtype.kind != "i":
-        return msgspec.json.encode(points.tolist()).decode()
+def _listed(outlined: Sequence[FloatArray | PixelArray]) -> list[str]:
+    """Each outline's points in JSON."""
+    if not outlined or any(points.dtype.kind != "i" for points in outlined):
+        return [msgspec.json.encode(points.tolist()).decode() for points in outlined]
     # From a table of all whole numbers that occur: less than half of the time.
-    spelled = _spellings().take(np.add(points, _COLUMNS))
-    listed = spelled.tobytes().translate(None, b"\0")[:-1]  # without the last comma
-    return f"[{listed.decode()}]"
+    numbers: NDArray[np.integer[Any]] = np.concatenate(outlined)
+    numbers[:, 1] += _NUMBERS
+    numbers[np.cumsum([len(points) for points in outlined]) - 1, 1] += _NUMBERS
+    listed = _spellings().take(numbers).tobytes().translate(None, b"\0").decode()
+    return [f"[{points}]" for points in listed.split("\n")[:-1]]
 
 
 @lru_cache
 def _spellings() -> NDArray[np.uint64]:
-    """All whole numbers of pixels as x, then as y, of a list of points in JSON: 8 bytes each."""
-    numbers = range(LONGEST_SIDE + 1)
-    return np.array([b"[%d," % n for n in numbers] + [b"%d]," % n for n in numbers], "S8").view(
-        "u8"
-    )
+    """All whole numbers of pixels as x, as y and as an outline's last y, in JSON: 8 bytes each."""
+    spelled = (b"[%d,", b"%d],", b"%d]\n")
+    return np.array([one % n for one in spelled for n in range(_NUMBERS)], "S8").view("u8")

@@ -31,7 +31,7 @@ from trainer.data.formats.reasonseg import Item, check_data, read_split
 from trainer.data.images import read_image
 from trainer.data.importing import coco_file
 from trainer.data.importing.importer import import_annotations
-from trainer.data.importing.outlines import polygons_as_json, trace_regions
+from trainer.data.importing.outlines import outlined_as_json, trace_regions
 from trainer.data.polygons import Polygon, paint_mask
 from trainer.reporter import Reporter
 from trainer.run.run import Run
@@ -704,7 +704,9 @@ def test_findings_about_annotations_come_in_the_files_order(tmp_path: Path) -> N
 def test_outlines_are_spelled_as_json_does(kind: type, points: list[list[float]]) -> None:
     polygon = Polygon("target", np.array(points).astype(kind))
     shapes = [{"label": "target", "points": polygon.points.tolist()}]
-    assert polygons_as_json([polygon, polygon]) == json.dumps(shapes * 2, separators=(",", ":"))
+    spelled = [json.dumps(shapes * count, separators=(",", ":")) for count in (2, 0, 1)]
+    outlined = {"a": [polygon, polygon], "b": [], "c": [polygon]}
+    assert outlined_as_json(outlined) == dict(zip("abc", spelled, strict=True))
 
 
 def test_a_large_file_is_counted_while_it_is_checked(
