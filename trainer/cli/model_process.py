@@ -44,9 +44,15 @@ def _loaded(asked: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         trained, lambda: (limits.max_text_tokens, trained.plan.profile.most_image_tokens)
     )
     segmenter = Segmenter(trained, [], Path(), plan=plan)
-    facts = {"model": plan.model, "plan": plan.content_hash, "device": plan.device,
-             "max_masks": limits.max_masks, "max_text_tokens": limits.max_text_tokens,
-             "memory": fit.line() if fit else None}  # fmt: skip
+    facts = {
+        "model": plan.model,
+        "plan": plan.content_hash,
+        "weights": trained.fingerprint,
+        "device": plan.device,
+        "max_masks": limits.max_masks,
+        "max_text_tokens": limits.max_text_tokens,
+        "memory": fit.line() if fit else None,
+    }
     tell(f"{plan.model} is loaded")
     os.chdir(asked["folder"])
     return Worker(segmenter, asked["pixels"], limits.max_text_tokens), facts

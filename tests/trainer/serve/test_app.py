@@ -43,7 +43,8 @@ def test_a_trained_model_answers_over_http_as_it_does_here(tmp_path: Path) -> No
         with TestClient(app, base_url=HERE) as client:
             assert client.portal is not None
             client.portal.call(workers.start)
-            assert client.get("/model").json()["model"] == "tiny"
+            facts = client.get("/model").json()
+            assert facts["model"] == "tiny" and facts["weights"] == trained.fingerprint
             for number, texts in asked:
                 image = PICTURES[number]
                 files = {"picture": image.read_bytes()}
