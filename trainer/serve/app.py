@@ -19,7 +19,7 @@ from starlette.types import Message
 
 from profiles.text import is_text, one_line
 from trainer.prompts import PromptError
-from trainer.serve.asked import KINDS, Asked, NotAnswered
+from trainer.serve.asked import KINDS, Asked, NotAnswered, named
 from trainer.serve.guard import Access, Guard
 from trainer.serve.limits import Limits
 from trainer.serve.openapi import document, page
@@ -129,7 +129,7 @@ async def _read(form: FormData, limits: Limits) -> Asked:
         raise NotAnswered(422, f"kind: one of {', '.join(KINDS)}")
     asked = Asked(
         await picture[0].read(),
-        tuple(_question(text, limits) for text in texts),
+        tuple(_text(text, named(number, len(texts)), limits) for number, text in enumerate(texts)),
         phrase=kinds[0] == "phrase",
         explain=kinds[0] == "explain",
     )
@@ -140,20 +140,21 @@ async def _read(form: FormData, limits: Limits) -> Asked:
 def _check(asked: Asked, limits: Limits) -> None:
     if len(asked.picture) > limits.picture_bytes:
         raise _too_large(limits)
-    for question in asked.questions(_NOWHERE):
+    for number, question in enumerate(asked.questions(_NOWHERE)):
         try:
             question.turn()
         except PromptError as error:
-            raise NotAnswered(422, f"question: {one_line(error)}") from None
+            which = named(number, len(asked.texts))
+            raise NotAnswered(422, f"{which}: {one_line(error)}") from None
 
 
-def _question(text: object, limits: Limits) -> str:
+def _text(text: object, which: str, limits: Limits) -> str:
     if not isinstance(text, str):
-        raise NotAnswered(422, "question: text is needed, not a file")
+        raise NotAnswered(422, f"{which}: text is needed, not a file")
     if not is_text(text):
-        raise NotAnswered(422, "question: half characters are no text")
+        raise NotAnswered(422, f"{which}: half characters are no text")
     if len(text) > limits.letters:
-        raise NotAnswered(422, f"question: {limits.letters} letters are allowed")
+        raise NotAnswered(422, f"{which}: {limits.letters} letters are allowed")
     return text
 
 

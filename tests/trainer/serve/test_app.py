@@ -68,7 +68,10 @@ def test_a_trained_model_answers_over_http_as_it_does_here(tmp_path: Path) -> No
         ({"question": ["a"] * 33}, 422, "question: one to 32 are needed"),
         ({"question": ["a"] * 99}, 400, "the form cannot be read: Too many fields"),
         ({"question": ["a" * 2001]}, 422, "question: 2000 letters are allowed"),
-        ({"question": ["a " * 60]}, 422, "a question of 60 tokens; 50 are allowed"),
+        ({"question": ["a " * 60]}, 422, "question has 60 tokens; 50 are allowed"),
+        ({"question": ["a", "a " * 60]}, 422, "question 2 of 2 has 60 tokens; 50 are allowed"),
+        ({"question": ["a", "b", " "]}, 422, "question 3 of 3: question text is empty"),
+        ({"question": ["a" * 2001, "b"]}, 422, "question 1 of 2: 2000 letters are allowed"),
         ({"question": ["a"], "kind": "1"}, 422, "kind: one of sentence, phrase, explain"),
         ({"question": ["a"], "kind": ["phrase", "phrase"]}, 422, "kind: one of"),
         ({"question": ["a"], "path": "/etc/passwd"}, 422, "unknown: path"),
@@ -218,6 +221,10 @@ def test_on_windows_no_other_process_gets_the_port_too(monkeypatch: pytest.Monke
         (["--host", "192.0.2.1"], "--host 192.0.2.1 --port 8763: cannot assign requested address"),
         (["--host", "no.such.name.invalid"], "--host no.such.name.invalid --port 8763: "),
         ([str(PICTURES[0])], "--serve gets its pictures over HTTP"),
+        (
+            ["--set", 'cached_encoders=["sam"]'],
+            "so its encoders stay loaded\n    hint: leave it out",
+        ),
     ],
 )
 def test_an_address_that_cannot_be_had_is_told_before_the_model_is_loaded(
