@@ -29,6 +29,7 @@ from advisor.rehearsal import BadQuestion, RehearsalFailed
 from advisor.report.plan_words import plan_text
 from advisor.request import Request
 from profiles.batches import micro_batches
+from profiles.exchange import nccl_bytes
 from profiles.levers import MAY_CHANGE_ON_FALLBACK
 from profiles.plan import Plan
 from profiles.preferences import Preference
@@ -127,8 +128,11 @@ def fallback(
 
 
 def taken_by_others(short: Shortage, pool: int | None) -> bool:
-    """Whether the plan would have fitted if nothing beside its pool had grown since the start."""
-    grown = short.taken_by_others >= OTHERS_BYTES
+    """Whether the plan would have fitted if nothing beside its pool had grown since the start.
+
+    NCCL's own buffers come after the start, and are not other processes'.
+    """
+    grown = short.taken_by_others - nccl_bytes(short.plan) >= OTHERS_BYTES
     return grown and (pool is None or pool <= (short.limit_before_bytes or 0))
 
 

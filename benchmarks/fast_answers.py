@@ -88,26 +88,26 @@ class Bench:
         return {"seconds": seconds, "masks": masks, "answers": said}
 
 
-def agreement(bench: Bench, image: Path) -> dict[str, float]:
-    """How far a recorded answer's logits are from those of plain steps, and of reading all again:
-    norms of differences by norms. Nothing where the code records nothing."""
-    try:
-        from trainer.model.answering import Answering
-    except ImportError:
-        return {}
+def agreement(bench: Bench, image: Path) -> dict[str, Any]:
+    """How far logits of later tokens are apart, token by token: norms of differences by norms.
+
+    Recorded steps from plain ones; plain ones from themselves, which says what the card's own
+    order of sums does; and both from reading all again.
+    """
     from dataclasses import replace
     from itertools import islice
 
     import torch
 
     from trainer.answer.question import Question
+    from trainer.model.answering import Answering
 
     segmenter, model = bench.segmenter, bench.segmenter.model
     batch = segmenter._batch(image, *segmenter._rows([Question(image, SENTENCE)]))
     batch = batch.to(segmenter.device)
     model.cached = frozenset(batch.inputs)
     found, tokens = [], []
-    for records in (True, False):
+    for records in (True, False, False):
         room = Answering(model, batch.input_ids.shape[1] + 16)
         room.replayed.records &= records
         said, states = zip(*islice(room.greedy(batch, [0]), 12), strict=True)
@@ -117,12 +117,19 @@ def agreement(bench: Bench, image: Path) -> dict[str, float]:
         ids = torch.cat([batch.input_ids, tokens[0][None, :-1]], 1)
         again = model.hidden_states(replace(batch, input_ids=ids))[0, -12:]
         head = model.computed(model.head)
-        recorded, plain, whole = (head(model.for_head(one)).float() for one in (*found, again))
+        logits = [head(model.for_head(one)).float() for one in (*found, again)]
+    recorded, plain, control, whole = logits
+
+    def apart(one: Any, other: Any) -> list[float]:
+        ratios = (one - other).norm(dim=-1) / other.norm(dim=-1)
+        return [float(f"{ratio:.3g}") for ratio in ratios.tolist()]
+
     return {
         "same_tokens": float((tokens[0] == tokens[1]).float().mean()),
-        "from_plain": float((recorded - plain).norm() / plain.norm()),
-        "from_reading_again": float((recorded - whole).norm() / whole.norm()),
-        "plain_from_reading_again": float((plain - whole).norm() / whole.norm()),
+        "recorded_from_plain": apart(recorded, plain),
+        "plain_from_plain": apart(plain, control),
+        "recorded_from_reading_again": apart(recorded, whole),
+        "plain_from_reading_again": apart(plain, whole),
     }
 
 
@@ -138,9 +145,7 @@ def measured(model: str, folder: Path) -> Iterator[dict[str, Any]]:
     first = time.monotonic() - started
     bench.ask(few[0], [SENTENCE])
     yield {"what": "64 tokens", **bench.timed(few, [SENTENCE])}
-    yield {"what": "memory", "peak_allocated_bytes": torch.cuda.max_memory_allocated(),
-           "peak_reserved_bytes": torch.cuda.max_memory_reserved()}  # fmt: skip
-    yield {"what": "agreement", **agreement(bench, few[0])}
+    yield {"what": "agreement", "dtype": plan.dtype, **agreement(bench, few[0])}
     bench.limit(6)
     yield {"what": "six tokens, features known", **bench.timed(few, [SENTENCE])}
     yield {"what": "16 questions about a picture", **bench.timed(few[:2], QUESTIONS)}
@@ -161,6 +166,10 @@ def measured(model: str, folder: Path) -> Iterator[dict[str, Any]]:
     yield {"what": "six tokens", **bench.timed(few, [SENTENCE])}
     took = sum(bench.ask(image, [SENTENCE])[0] for image in images)
     yield {"what": "64 pictures, encoders stay", "seconds": [round(took, 2)]}
+    del bench
+    torch.cuda.empty_cache()
+    bench = Bench(plan.override(["dtype=fp32"]), few[:1], folder)
+    yield {"what": "agreement", "dtype": "fp32", **agreement(bench, few[0])}
 
 
 def table() -> list[str]:

@@ -131,6 +131,13 @@ def test_other_processes_are_told_apart_and_waited_for(
     assert other.plan != PLAN
 
 
+def test_what_nccl_takes_was_not_taken_by_others() -> None:
+    """0.76 GiB a card: each rank that ran out of memory tried the same plan again."""
+    two = PLAN.override(["processes=2", "micro_batch=5"])
+    for others_gib, plan, others in ((0.9, PLAN, True), (0.9, two, False), (2.0, two, True)):
+        assert module.taken_by_others(short(8.0, plan, others_gib), None) == others
+
+
 @pytest.mark.slow
 def test_of_several_processes_the_next_plan_is_forecast_too(pool_gib: float) -> None:
     """On the card with the least memory; no process gets more samples than it had."""
