@@ -11,9 +11,6 @@ from typing import Any
 from profiles.streams import tell
 from trainer.process import clear_leftover_variables, work_offline
 
-# Answers get their masks from any picture: encoders stay loaded, instead of a cache on disk.
-RESIDENT = "cached_encoders=[]"
-
 
 def main() -> None:
     """Load the model that the arguments name and answer until the server is gone."""
@@ -38,7 +35,7 @@ def _loaded(asked: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     from trainer.cli.segment import planned_for
     from trainer.serve.worker import Worker
 
-    trained = find_trained(Path(asked["run"]), [*asked["set"], RESIDENT])
+    trained = find_trained(Path(asked["run"]), asked["set"])
     limits = trained.plan.tokens
     plan, fit = planned_for(
         trained, lambda: (limits.max_text_tokens, trained.plan.profile.most_image_tokens)

@@ -230,7 +230,7 @@ def test_generated_answers_about_a_picture_are_given_together(
                          image_path=tmp_path / "copy.jpg"))  # fmt: skip
     segmenter, rows = says_seg(opened(run, cache, **BRIEF)), []
     said = segmenter._said
-    segmenter._said = lambda image, row: rows.append(len(row)) or said(image, row)  # type: ignore
+    segmenter._said = lambda image, group: rows.append(len(group.rows)) or said(image, group)  # type: ignore
     spoken = generated(segmenter, items, SILENT)
     assert rows == [2, 1]
     scored = spoken.scores.rows()
