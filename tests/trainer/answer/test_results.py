@@ -44,6 +44,7 @@ from trainer.model.weights import weight_source
 from trainer.run import checkpoint
 from trainer.run.checkpoint import CheckpointError
 from trainer.run.metrics import MaskScores, intersection_union
+from trainer.run.started import Started
 
 CPU = torch.device("cpu")
 QUESTION = "Which of these could somebody drink from?"
@@ -492,7 +493,14 @@ def test_the_command_lines(run: Path, tmp_path: Path, monkeypatch: pytest.Monkey
         (row["question"], Path(row["image"]).name) for row in json.loads(done.stdout)["answers"]
     ]
     assert told == [(line["question"], line["image"]) for line in lines], done.stderr
-    done = CliRunner().invoke(app, ["evaluate", str(run), "--data-dir", str(PHOTOS)])
+    done = CliRunner().invoke(app, ["evaluate", str(run)])
+    assert (
+        done.exit_code == 2
+        and "no run.json here names its data\n    hint: --data-dir DIR" in done.stderr
+    )
+    Started(PHOTOS, tmp_path, {}).write(run)
+    done = CliRunner().invoke(app, ["evaluate", str(run)])
+    assert f"scoring on the run's own data, {PHOTOS}" in done.stderr, done.stderr
     assert done.exit_code == 0 and "gIoU" in done.stdout and "[" in done.stdout, done.stderr
     assert (run / "evaluation-val" / "images.jsonl").is_file()
     done = CliRunner().invoke(app, ["export", str(run), "out"])
