@@ -4,6 +4,7 @@
     python benchmarks/fp8.py step dtype|fp8 NAME --out FILE
     python benchmarks/fp8.py profile dtype|fp8 NAME --out FILE
     python benchmarks/fp8.py losses dtype|fp8|nudged --out FILE     300 steps on 64 fixed samples
+    python benchmarks/fp8.py take FILE                     its rows replace those alike in fp8.jsonl
     python benchmarks/fp8.py forecast                      of the steps' memory, into their rows
     python benchmarks/fp8.py table                         docs/fp8.md's tables
 
@@ -37,7 +38,7 @@ from profiles.plan import Plan
 from trainer.batch import Batch
 from trainer.model.layers import fp8
 from trainer.model.layers.fp8 import Fp8Nf4Linear, nf4_codes, quantised, scales_of
-from trainer.model.layers.frozen import Nf4Linear, nf4_inner, nf4_product, nf4_weight
+from trainer.model.layers.frozen import Nf4Linear, nf4_product, nf4_weight
 from trainer.rehearse.dummy_batch import MadeUp
 from trainer.rehearse.real import Rehearsal
 from trainer.step import training_step
@@ -58,6 +59,7 @@ FOUR = {"questions_per_picture": 4}
 LINEARS = {"rank": 16, "alpha": 32, "dropout": 0.05, "targets": "all-linear"}
 TEN = {"micro_batch": 10, "effective_batch": 20}
 STREAMED = {"compile": False, "host_layers": 24}
+SAYS_WHICH = "kind", "layer", "step", "model", "name", "products", "how", "seed"  # row is meant
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class Timed:
 
 STEPS = {
     "7b": Timed(TEN),
+    "7b-1": Timed({"micro_batch": 1, "effective_batch": 2}),  # the GPU waits for the CPU
     "7b-k4": Timed(FOUR | {"micro_batch": 8, "effective_batch": 64}, text="192"),
     "4b": Timed({"model": "qwen3-vl-4b", "micro_batch": 8, "effective_batch": 16}, text="76"),
     "4b-k4": Timed(FOUR | {"model": "qwen3-vl-4b", "micro_batch": 6, "effective_batch": 48},
@@ -123,10 +126,9 @@ def layer(model: str, name: str, n: int, k: int) -> dict[str, Any]:
     plain, fast = Nf4Linear(weight), Fp8Nf4Linear(weight)
     stored = fast.bits
     wide = nf4_weight(*stored, n, torch.float32)
-    inner = nf4_inner(*stored[1:])
     codes, worth = quantised(x)
     there = fast.rows_worth, fast.columns_worth
-    made = [nf4_codes(fast.packed, inner, w, n, bool(b)) for b, w in enumerate(there)]
+    made = [nf4_codes(*stored, w, bool(b)) for b, w in enumerate(there)]
     twin = [fp8.codes_of(wide.t() if b else wide, w[:, None]).contiguous()
             for b, w in enumerate(there)]  # fmt: skip
     scales, widened = scales_of(x.abs().amax(1, keepdim=True)), wide.bfloat16()
@@ -150,10 +152,8 @@ def layer(model: str, name: str, n: int, k: int) -> dict[str, Any]:
                "fp8 product alone": milliseconds(
                    lambda: fp8.scaled_product(codes, worth, made[0], there[0], x.dtype)),
                "rows": milliseconds(lambda: quantised(x)),
-               "weight": milliseconds(
-                   lambda: nf4_codes(fast.packed, inner, there[0], n, False)),
-               "transposed": milliseconds(
-                   lambda: nf4_codes(fast.packed, inner, there[1], n, True)),
+               "weight": milliseconds(lambda: nf4_codes(*stored, there[0], False)),
+               "transposed": milliseconds(lambda: nf4_codes(*stored, there[1], True)),
                "bf16 weight": milliseconds(lambda: nf4_weight(*stored, n, torch.bfloat16))},
     }  # fmt: skip
 
@@ -221,6 +221,17 @@ def losses(how: str) -> dict[str, Any]:
     return {"kind": "losses", "how": how, "curve": curve}
 
 
+def take(path: Path) -> None:
+    """Rows measured elsewhere replace those alike; what is new comes last."""
+
+    def key(row: dict[str, Any]) -> tuple[Any, ...]:
+        return tuple(row.get(name) for name in SAYS_WHICH)
+
+    taken = {key(row): row for row in rows_of(path)}
+    rows = [taken.pop(key(row), row) for row in rows_of(ROWS_FILE)] + [*taken.values()]
+    ROWS_FILE.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
 def forecasts() -> None:
     """Write into each measured step's row what is forecast for it."""
     rows = rows_of(ROWS_FILE)
@@ -265,12 +276,13 @@ def losses_table(rows: list[dict[str, Any]]) -> list[str]:
 
 def profiles_table(rows: list[dict[str, Any]]) -> list[str]:
     """A profiled step: how long the GPU was at work, and at what."""
-    lines = ["| plan | products | step | GPU at work | products | attention | codes | other |",
-             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    lines = ["| plan | products | step | GPU at work | products | attention | widening, codes | "
+             "other |", "|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for row in rows:
         if row.get("kind") == "profile":
             kinds = dict(row["kinds_ms"])
-            said = [kinds.pop(kind) for kind in ("matrix product", "attention", "codes of FP8")]
+            said = [kinds.pop(kind) for kind in ("matrix product", "attention")]
+            said += [kinds.pop("dequantisation", 0) + kinds.pop("codes of FP8", 0)]
             times = [row["step_ms"], row["kernels_busy_ms"], *said, sum(kinds.values())]
             cells = [row["name"], row["products"], *(f"{ms:.0f} ms" for ms in times)]
             lines.append(f"| {' | '.join(cells)} |")
@@ -324,7 +336,7 @@ def main() -> None:
     """Layers, one step, or the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "what", choices=["layers", "step", "profile", "losses", "forecast", "table"]
+        "what", choices=["layers", "step", "profile", "losses", "take", "forecast", "table"]
     )
     parser.add_argument("which", nargs="*")
     parser.add_argument("--out", type=Path, default=ROWS_FILE)
@@ -333,6 +345,9 @@ def main() -> None:
         for name, lines in written_lines(all_rows()).items():
             put(DOCS, f"<!-- benchmarks/fp8.py {name} -->", f"<!-- /benchmarks/fp8.py {name} -->",
                 lines)  # fmt: skip
+        return
+    if asked.what == "take":
+        take(Path(*asked.which))
         return
     if asked.what == "forecast":
         forecasts()

@@ -95,7 +95,8 @@ def fp8_factors(rows: dict[str, Row]) -> dict[str, float]:
                     for kind in ("bf16", "fp8"))  # fmt: skip
     (profile,) = (r for r in found if r.get("kind") == "profile" and r["products"] == "fp8")
     row = rows[f"fp8-{profile['name']}, fp8"]
-    codes = sum(profile["kinds_ms"][kind] for kind in ("codes of FP8", "dequantisation")) / 1e3
+    kinds = profile["kinds_ms"]
+    codes = (kinds["codes of FP8"] + kinds.get("dequantisation", 0)) / 1e3
     on_paper = row.plan.accumulation * paper(row.plan, row.text, row.card).codes
     return {"fp8": round(narrow / wide, 3), "fp8_codes": round(codes / on_paper, 2)}
 

@@ -295,32 +295,14 @@ def _int8_inside(x: Tensor, codes: Tensor, scales: Tensor, back: bool) -> Inside
     return [], [scales.numel() * x.element_size(), *scaled, codes.numel() * x.element_size()]
 
 
-def _fp8_nf4_inside(x: Tensor, codes: Tensor, worth: Tensor, packed: Tensor, *rest: Any) -> Inside:
-    """`fp8_nf4`: what blocks are worth until the weight has its codes, then those."""
-    scales = rest[0]
-    return [scales.numel() * 4], [packed.numel() * 2]
+def _fp8_inside(x: Tensor, codes: Tensor, worth: Tensor, *weight: Any) -> Inside:
+    """`fp8_nf4` and `fp8_dense`: the weight's codes; it ends in a scale a row and one a column."""
+    return [], [weight[-2].numel() * weight[-1].numel()]
 
 
-def _fp8_nf4_back_inside(gradient: Tensor, packed: Tensor, scales: Tensor, *rest: Any) -> Inside:
+def _fp8_back_inside(gradient: Tensor, *weight: Any) -> Inside:
     """Going back, the gradient's codes and their scales as well."""
-    return [scales.numel() * 4], [packed.numel() * 2, *_codes(gradient)]
-
-
-def _fp8_dense_inside(
-    x: Tensor, codes: Tensor, worth: Tensor, weight: Tensor, *rest: Any
-) -> Inside:
-    """`fp8_dense` and `fp8_int8`: the weight's codes."""
-    return [], [weight.numel()]
-
-
-def _fp8_dense_back_inside(gradient: Tensor, weight: Tensor, *rest: Any) -> Inside:
-    """Going back, the gradient's codes and their scales as well."""
-    return [], [weight.numel(), *_codes(gradient)]
-
-
-def _fp8_int8_back_inside(gradient: Tensor, weight: Tensor, *rest: Any) -> Inside:
-    """And, until it has codes, the gradient times the weight's own scales."""
-    return [gradient.numel() * gradient.element_size()], [weight.numel(), *_codes(gradient)]
+    return [], [weight[-2].numel() * weight[-1].numel(), *_codes(gradient)]
 
 
 def _codes(rows: Tensor) -> list[int]:
@@ -338,12 +320,10 @@ def _attention_back_inside(gradient: Tensor, query: Tensor, *rest: Any) -> Insid
 HIDDEN: dict[Any, Callable[..., Inside]] = {
     torch.ops.lisa_preflight.nf4_product: _nf4_inside,
     torch.ops.lisa_preflight.int8_product: _int8_inside,
-    torch.ops.lisa_preflight.fp8_nf4: _fp8_nf4_inside,
-    torch.ops.lisa_preflight.fp8_nf4_back: _fp8_nf4_back_inside,
-    torch.ops.lisa_preflight.fp8_dense: _fp8_dense_inside,
-    torch.ops.lisa_preflight.fp8_dense_back: _fp8_dense_back_inside,
-    torch.ops.lisa_preflight.fp8_int8: _fp8_dense_inside,
-    torch.ops.lisa_preflight.fp8_int8_back: _fp8_int8_back_inside,
+    torch.ops.lisa_preflight.fp8_nf4: _fp8_inside,
+    torch.ops.lisa_preflight.fp8_nf4_back: _fp8_back_inside,
+    torch.ops.lisa_preflight.fp8_dense: _fp8_inside,
+    torch.ops.lisa_preflight.fp8_dense_back: _fp8_back_inside,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_back_inside,
 }
 # Fake tensors are asked for theirs more often than all else together, and it takes no memory.

@@ -28,7 +28,6 @@ from trainer.model.layers.frozen import Int8Linear, Nf4Linear, nf4_inner, nf4_va
 LARGEST = 448.0  # of e4m3
 FP8 = torch.float8_e4m3fn
 TINY = torch.finfo(torch.float32).tiny
-INT8_LARGEST = 127.0
 
 
 def scales_of(largest: Tensor) -> Tensor:
@@ -52,29 +51,39 @@ def quantised(x: Tensor) -> tuple[Tensor, Tensor]:
     return codes_of(x, scales), scales
 
 
-def nf4_codes(packed: Tensor, inner: Tensor, scales: Tensor, n: int, back: bool) -> Tensor:
-    """Codes of an NF4 weight [N, K] by its rows' scales [N]; `back`: of Wᵀ [K, N], by [K].
+def nf4_codes(
+    packed: Tensor,
+    scales: Tensor,
+    outer: Tensor,
+    offset: Tensor,
+    code: Tensor,
+    worth: Tensor,
+    back: bool,
+) -> Tensor:
+    """Codes of an NF4 weight [N, K] by what its rows are worth [N]; `back`: of Wᵀ [K, N], by [K].
 
-    `packed` holds two weights a byte, the first in its upper half; `inner` [N · K / 64] is fp32.
+    `packed` holds two weights a byte, the first in its upper half.
     """
-    values = nf4_values(packed.device)
+    bits, values = (packed, scales, outer, offset, code), nf4_values(packed.device)
     if packed.is_cuda:
         from trainer.model.layers import fp8_kernels
 
-        return fp8_kernels.nf4_codes(packed, inner, values, scales, n, back)
-    pairs = packed.flatten()
+        return fp8_kernels.nf4_codes(*bits, values, worth, back)
+    pairs, inner = packed.flatten(), nf4_inner(*bits[1:])
     halves = torch.stack([pairs >> 4, pairs & 15], 1).flatten().int()
-    weight = (values[halves].view(len(inner), -1) * inner[:, None]).view(n, -1)
-    return codes_of(weight.t() if back else weight, scales[:, None]).contiguous()
+    wide = values[halves].view(len(inner), -1) * inner[:, None]
+    weight = wide.view(-1, len(worth)).t() if back else wide.view(len(worth), -1)
+    return codes_of(weight, worth[:, None]).contiguous()
 
 
-def dense_codes(weight: Tensor, scales: Tensor, back: bool) -> Tensor:
-    """As `nf4_codes`, of a weight [N, K] in bf16, fp16, fp32 or int8."""
+def dense_codes(weight: Tensor, factor: Tensor | None, worth: Tensor, back: bool) -> Tensor:
+    """As `nf4_codes`, of a weight [N, K] in bf16, fp16, fp32 or int8, times a factor a row."""
     if weight.is_cuda:
         from trainer.model.layers import fp8_kernels
 
-        return fp8_kernels.dense_codes(weight, scales, back)
-    return codes_of(weight.t() if back else weight, scales[:, None]).contiguous()
+        return fp8_kernels.dense_codes(weight, factor, worth, back)
+    wide = weight.float() if factor is None else weight.float() * factor[:, None]
+    return codes_of(wide.t() if back else wide, worth[:, None]).contiguous()
 
 
 def scaled_product(
@@ -89,61 +98,81 @@ def scaled_product(
     return ((codes.float() @ weight.float().t()) * worth * rows).to(dtype)
 
 
-@torch.library.custom_op("lisa_preflight::fp8_rows", mutates_args=())
-def fp8_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """[..., K] -> codes [M, K] and scales [M, 1] of its M rows."""
+OPERATORS = torch.library.Library("lisa_preflight", "FRAGMENT")
+
+
+def _define(
+    name: str, schema: str, compute: Callable[..., Any], fake: Callable[..., Any] | None = None
+) -> Callable[..., Any]:
+    """An operator that makes all it returns; without `fake` it is made of other operators.
+
+    Not by `custom_op`, which looks at every call's tensors in Python, nor with `register_autograd`,
+    through which a call would go in compiled layers, too: of a small product the launch is what
+    takes time.
+    """
+    OPERATORS.define(name + schema, tags=[torch.Tag.pt2_compliant_tag])
+    kind = "Implicit" if fake is None else "Explicit"
+    OPERATORS.impl(name, compute, f"Composite{kind}Autograd")
+    if fake is not None:
+        torch.library.register_fake(f"lisa_preflight::{name}", fake, lib=OPERATORS)
+    made: Callable[..., Any] = getattr(torch.ops.lisa_preflight, name).default
+    return made
+
+
+def _rows(x: Tensor) -> tuple[Tensor, Tensor]:
     return quantised(x.reshape(-1, x.shape[-1]))
 
 
-@fp8_rows.register_fake
-def _(x: Tensor) -> tuple[Tensor, Tensor]:
+def _rows_fake(x: Tensor) -> tuple[Tensor, Tensor]:
     rows = x.numel() // x.shape[-1]
     return x.new_empty(rows, x.shape[-1], dtype=FP8), x.new_empty(rows, 1, dtype=torch.float32)
 
 
-# The codes of a stored weight or of its transpose, and what else is worth something in its rows.
-Widen = Callable[..., tuple[Tensor, Tensor | None]]
+# [..., K] -> codes [M, K] and scales [M, 1] of its M rows.
+fp8_rows = _define("fp8_rows", "(Tensor x) -> (Tensor, Tensor)", _rows, _rows_fake)
 
 
-def _operator(kind: str, stored: str, widen: Widen) -> Callable[..., Tensor]:
+def _operator(kind: str, stored: str, widen: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """x [..., K] · Wᵀ -> [..., N] as an operator with its gradient, for one kind of storage.
 
     It takes x, x's codes and their scales, the `stored` tensors, and the weight's scales by rows
-    [N] and by columns [K]. Of x itself only the gradient's way is used.
+    [N] and by columns [K]; `widen` makes the weight's codes. Of x itself only the gradient's way is
+    used.
     """
-    weight_schema = f"{stored}, Tensor rows, Tensor columns"
+    schema = f"{stored}, Tensor rows, Tensor columns) -> Tensor"
 
     def back(gradient: Tensor, *weight: Any) -> Tensor:
-        codes, factor = widen(*weight, True)
-        flat = gradient.reshape(-1, gradient.shape[-1])
-        # No name for what is scaled: it goes once it has codes, as the forecast counts it.
-        made = quantised(flat if factor is None else flat * factor.to(flat.dtype))
-        return _shaped(scaled_product(*made, codes, weight[-1], gradient.dtype), gradient)
+        *bits, _, columns = weight
+        codes, flat = widen(*bits, columns, True), gradient.reshape(-1, gradient.shape[-1])
+        made = scaled_product(*quantised(flat), codes, columns, gradient.dtype)
+        return _shaped(made, gradient)
 
     def product(x: Tensor, codes: Tensor, worth: Tensor, *weight: Any) -> Tensor:
-        widened, factor = widen(*weight, False)
-        rows = weight[-2] if factor is None else weight[-2] * factor
-        return _shaped(scaled_product(codes, worth, widened, rows, x.dtype), x)
+        *bits, rows, _ = weight
+        made = scaled_product(codes, worth, widen(*bits, rows, False), rows, x.dtype)
+        return _shaped(made, x)
 
-    def keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[3:])
-
-    def gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
-        return backward(gradient.contiguous(), *saved), *[None] * (2 + len(saved))
-
-    name, schema = f"lisa_preflight::fp8_{kind}", weight_schema
-    backward = torch.library.custom_op(
-        f"{name}_back", back, mutates_args=(), schema=f"(Tensor gradient, {schema}) -> Tensor"
+    name, called = f"fp8_{kind}", f"(Tensor x, Tensor codes, Tensor worth, {schema}"
+    forward = _define(
+        name, called, product, lambda x, *weight: x.new_empty(*x.shape[:-1], len(weight[-2]))
     )
-    forward = torch.library.custom_op(
-        name, product, mutates_args=(), schema=f"(Tensor x, Tensor codes, Tensor worth, {schema}) "
-        "-> Tensor"
+    backward = _define(
+        f"{name}_back", f"(Tensor gradient, {schema}", back,
+        lambda g, *weight: g.new_empty(*g.shape[:-1], len(weight[-1])),
     )  # fmt: skip
-    backward.register_fake(lambda g, *weight: g.new_empty(*g.shape[:-1], len(weight[-1])))
-    forward.register_fake(lambda x, *weight: x.new_empty(*x.shape[:-1], len(weight[-2])))
-    forward.register_autograd(gradients, setup_context=keep)
-    return forward
+
+    class Product(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Any:
+            ctx.save_for_backward(*inputs[3:])
+            return forward(*inputs)
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Any) -> Any:
+            saved = ctx.saved_tensors
+            return backward(gradients[0].contiguous(), *saved), *[None] * (2 + len(saved))
+
+    return _define(f"{name}_autograd", called, Product.apply)
 
 
 def _shaped(made: Tensor, like: Tensor) -> Tensor:
@@ -152,34 +181,9 @@ def _shaped(made: Tensor, like: Tensor) -> Tensor:
     return shaped
 
 
-def _nf4(
-    packed: Tensor,
-    scales: Tensor,
-    outer: Tensor,
-    offset: Tensor,
-    code: Tensor,
-    rows: Tensor,
-    columns: Tensor,
-    back: bool,
-) -> tuple[Tensor, None]:
-    inner = nf4_inner(scales, outer, offset, code)
-    return nf4_codes(packed, inner, columns if back else rows, len(rows), back), None
-
-
-def _int8(
-    weight: Tensor, factor: Tensor, rows: Tensor, columns: Tensor, back: bool
-) -> tuple[Tensor, Tensor]:
-    return dense_codes(weight, columns if back else rows, back), factor
-
-
-def _dense(weight: Tensor, rows: Tensor, columns: Tensor, back: bool) -> tuple[Tensor, None]:
-    return dense_codes(weight, columns if back else rows, back), None
-
-
 fp8_nf4 = _operator("nf4", "Tensor packed, Tensor scales, Tensor outer, Tensor offset, Tensor code",
-                    _nf4)  # fmt: skip
-fp8_int8 = _operator("int8", "Tensor codes8, Tensor scales", _int8)
-fp8_dense = _operator("dense", "Tensor weight", _dense)
+                    nf4_codes)  # fmt: skip
+fp8_dense = _operator("dense", "Tensor weight, Tensor? factor", dense_codes)
 
 
 class _InFp8(nn.Module):
@@ -193,7 +197,9 @@ class _InFp8(nn.Module):
         self.register_buffer("rows_worth", scales_of(rows), persistent=False)
         self.register_buffer("columns_worth", scales_of(columns), persistent=False)
 
-    def _product(self, operator: Callable[..., Tensor], x: Tensor, *stored: Tensor) -> Tensor:
+    def _product(
+        self, operator: Callable[..., Tensor], x: Tensor, *stored: Tensor | None
+    ) -> Tensor:
         return operator(x, *fp8_rows(x.detach()), *stored, self.rows_worth, self.columns_worth)
 
 
@@ -211,16 +217,16 @@ class Fp8Nf4Linear(Nf4Linear, _InFp8):
 
 
 class Fp8Int8Linear(Int8Linear, _InFp8):
-    """An `Int8Linear` whose products run in FP8; its own scales stay beside the codes."""
+    """An `Int8Linear` whose products run in FP8."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__(weight, bias)
-        largest = self.scales.new_full((1,), INT8_LARGEST)
-        self._scale(largest.repeat(self.out_features), largest.repeat(self.in_features))
+        wide = (self.codes * self.scales[:, None]).abs_()
+        self._scale(wide.amax(1), wide.amax(0))
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., K] -> [..., N] in x's dtype."""
-        return self._with_bias(self._product(fp8_int8, x, self.codes, self.scales))
+        return self._with_bias(self._product(fp8_dense, x, self.codes, self.scales))
 
 
 class Fp8DenseLinear(nn.Linear, _InFp8):
@@ -236,7 +242,7 @@ class Fp8DenseLinear(nn.Linear, _InFp8):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., K] -> [..., N] in x's dtype."""
-        y = self._product(fp8_dense, x, self.weight)
+        y = self._product(fp8_dense, x, self.weight, None)
         return y if self.bias is None else y.add_(self.bias)
 
 

@@ -8,11 +8,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from trainer.model.layers.frozen import NF4_BLOCK, SCALE_BLOCK
+
 FP8 = torch.float8_e4m3fn
 LARGEST, ONE_CODE = tl.constexpr(448.0), tl.constexpr(1 / 448.0)
 SMALLEST = 448.0 * torch.finfo(torch.float32).tiny
 ROWS = 64  # of a tile
-BLOCK = 64  # columns of a tile: one block of NF4
+BLOCK = NF4_BLOCK  # columns of a tile
 
 
 # Triton knows no annotations but its own.
@@ -48,8 +50,9 @@ def _put(wide, scales, codes, row, column, n, k, BACK: tl.constexpr):  # type: i
 
 
 @triton.jit
-def _nf4_tile(packed, inner, values, scales, codes, n, k,  # type: ignore[no-untyped-def]
-              BACK: tl.constexpr, R: tl.constexpr, C: tl.constexpr):  # fmt: skip
+def _nf4_tile(packed, scales, outer, offset, code, values, worth, codes,  # type: ignore[no-untyped-def]
+              n, k, BACK: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
+              OUTER: tl.constexpr):  # fmt: skip
     row = tl.program_id(0) * R + tl.arange(0, R)
     block, start = tl.program_id(1), row.to(tl.int64)
     half = block * (C // 2) + tl.arange(0, C // 2)
@@ -57,19 +60,23 @@ def _nf4_tile(packed, inner, values, scales, codes, n, k,  # type: ignore[no-unt
     place = start[:, None] * (k // 2) + half[None, :]
     pairs = tl.load(packed + place, mask=inside[:, None], other=0).to(tl.int32)
     wide = tl.interleave(tl.load(values + (pairs >> 4)), tl.load(values + (pairs & 15)))
-    worth = tl.load(inner + start * (k // C) + block, mask=inside, other=0.0)
-    _put(wide * worth[:, None], scales, codes, row, block * C + tl.arange(0, C), n, k, BACK)
+    place = start * (k // C) + block
+    scale = tl.load(code + tl.load(scales + place, mask=inside, other=0).to(tl.int32))
+    inner = scale * tl.load(outer + place // OUTER, mask=inside, other=0.0) + tl.load(offset)
+    _put(wide * inner[:, None], worth, codes, row, block * C + tl.arange(0, C), n, k, BACK)
 
 
 @triton.jit
-def _dense_tile(weight, scales, codes, n, k,  # type: ignore[no-untyped-def]
+def _dense_tile(weight, factor, worth, codes, n, k,  # type: ignore[no-untyped-def]
                 BACK: tl.constexpr, R: tl.constexpr, C: tl.constexpr):  # fmt: skip
     row = tl.program_id(0) * R + tl.arange(0, R)
     column = tl.program_id(1) * C + tl.arange(0, C)
     inside = (row < n)[:, None] & (column < k)[None, :]
     place = row.to(tl.int64)[:, None] * k + column[None, :]
     wide = tl.load(weight + place, mask=inside, other=0).to(tl.float32)
-    _put(wide, scales, codes, row, column, n, k, BACK)
+    if factor is not None:
+        wide *= tl.load(factor + row, mask=row < n, other=0.0)[:, None]
+    _put(wide, worth, codes, row, column, n, k, BACK)
 
 
 def quantised(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,20 +90,31 @@ def quantised(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def nf4_codes(
-    packed: Tensor, inner: Tensor, values: Tensor, scales: Tensor, n: int, back: bool
+    packed: Tensor,
+    scales: Tensor,
+    outer: Tensor,
+    offset: Tensor,
+    code: Tensor,
+    values: Tensor,
+    worth: Tensor,
+    back: bool,
 ) -> Tensor:
     """Codes [N, K] or, `back`, [K, N]; K is a multiple of 64."""
-    k = packed.numel() * 2 // n
-    codes = packed.new_empty((k, n) if back else (n, k), dtype=FP8)
-    tiles = triton.cdiv(n, ROWS), k // BLOCK
-    _nf4_tile[tiles](packed, inner, values, scales, codes, n, k, BACK=back, R=ROWS, C=BLOCK)
+    other = packed.numel() * 2 // len(worth)
+    n, k = (other, len(worth)) if back else (len(worth), other)
+    codes = packed.new_empty(len(worth), other, dtype=FP8)
+    # Fused, code * outer + offset would round once, where bitsandbytes and the twin round twice.
+    _nf4_tile[triton.cdiv(n, ROWS), k // BLOCK](
+        packed, scales, outer, offset, code, values, worth, codes, n, k,
+        BACK=back, R=ROWS, C=BLOCK, OUTER=SCALE_BLOCK, enable_fp_fusion=False,
+    )  # fmt: skip
     return codes
 
 
-def dense_codes(weight: Tensor, scales: Tensor, back: bool) -> Tensor:
+def dense_codes(weight: Tensor, factor: Tensor | None, worth: Tensor, back: bool) -> Tensor:
     """Codes [N, K] or, `back`, [K, N]."""
     n, k = weight.shape
     codes = weight.new_empty((k, n) if back else (n, k), dtype=FP8)
     tiles = triton.cdiv(n, ROWS), triton.cdiv(k, BLOCK)
-    _dense_tile[tiles](weight, scales, codes, n, k, BACK=back, R=ROWS, C=BLOCK)
+    _dense_tile[tiles](weight, factor, worth, codes, n, k, BACK=back, R=ROWS, C=BLOCK)
     return codes
