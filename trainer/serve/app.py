@@ -20,6 +20,7 @@ from starlette.types import Message
 from profiles.text import is_text, one_line
 from trainer.prompts import PromptError
 from trainer.serve.asked import KINDS, Asked, NotAnswered, named
+from trainer.serve.drained import Drained
 from trainer.serve.guard import Access, Guard
 from trainer.serve.limits import Limits
 from trainer.serve.openapi import document, page
@@ -36,7 +37,7 @@ def create_app(workers: Workers, access: Access | None = None) -> Starlette:
     access = access or Access()
     return Starlette(
         routes=routes(workers, needs_token=access.token is not None),
-        middleware=[Middleware(Guard, access=access)],
+        middleware=[Middleware(Drained), Middleware(Guard, access=access)],
         exception_handlers=HANDLERS,
     )
 
@@ -85,8 +86,10 @@ def routes(workers: Workers, needs_token: bool = False) -> list[Route]:
 
 async def _asked(request: Request, limits: Limits) -> Asked:
     """What a form asks. Raises NotAnswered, ClientDisconnect."""
-    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise NotAnswered(415, "the request is no multipart/form-data", "see /docs")
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise NotAnswered(415, "the request's body is compressed", "send it as it is")
     told = request.headers.get("content-length", "0")
     if not told.isdecimal() or int(told[:20]) > limits.body_bytes:
         raise _too_large(limits)
@@ -121,7 +124,7 @@ async def _read(form: FormData, limits: Limits) -> Asked:
         raise NotAnswered(422, f"unknown: {one_line(unknown[0])}", f"fields: {', '.join(FIELDS)}")
     picture, texts = form.getlist("picture"), form.getlist("question")
     if len(picture) != 1 or not isinstance(picture[0], UploadFile):
-        raise NotAnswered(422, "picture: one file is needed")
+        raise NotAnswered(422, "picture: one file is needed", "give its part a file name")
     if not 1 <= len(texts) <= limits.questions:
         raise NotAnswered(422, f"question: one to {limits.questions} are needed")
     kinds = form.getlist("kind") or [KINDS[0]]
@@ -138,6 +141,8 @@ async def _read(form: FormData, limits: Limits) -> Asked:
 
 
 def _check(asked: Asked, limits: Limits) -> None:
+    if not asked.picture:
+        raise NotAnswered(422, "picture: the file is empty", "it may have been read before")
     if len(asked.picture) > limits.picture_bytes:
         raise _too_large(limits)
     for number, question in enumerate(asked.questions(_NOWHERE)):

@@ -7,6 +7,7 @@ import json
 import re
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
@@ -21,6 +22,7 @@ from trainer.answer.segmenter import Segmenter
 from trainer.answer.trained_model import find_trained
 from trainer.cli.segment import app as segment
 from trainer.cli.serve import workers_for
+from trainer.serve import drained
 from trainer.serve.address import taken
 from trainer.serve.app import create_app
 from trainer.serve.guard import Access
@@ -86,7 +88,7 @@ def test_fields_that_cannot_be_used_are_named(fields, status, error, shared: Ser
 @pytest.mark.parametrize(
     ("image", "status", "error"),
     [
-        (b"", 422, "no picture of a known kind"),
+        (b"", 422, "picture: the file is empty"),
         (b"/etc/passwd", 422, "no picture of a known kind"),
         (picture()[:60], 422, "image file is truncated"),
         (picture(size=(101, 100)), 422, "at most 10000 pixels"),
@@ -116,8 +118,35 @@ def test_a_body_is_read_no_further_than_is_allowed(shared: Server) -> None:
     found = shared.sync.post("/segment", content=endless(), headers=FORM)
     assert found.status_code == 413
     for headers, status in (({}, 415), (FORM, 400), (FORM | {"Content-Length": "x"}, 413),
-                            ({"Content-Type": "multipart/form-data"}, 400)):  # fmt: skip
+                            ({"Content-Type": "Multipart/Form-Data"}, 400),
+                            (FORM | {"Content-Encoding": "gzip"}, 415)):  # fmt: skip
         assert shared.sync.post("/segment", content=b"x", headers=headers).status_code == status
+
+
+@pytest.mark.parametrize(
+    ("headers", "read"),
+    [({}, 6), ({"Expect": "100-continue"}, 0), ({"Host": "evil.example"}, 6)],
+)
+def test_a_refusal_waits_for_the_end_of_the_request(
+    headers: dict[str, str], read: int, shared: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever sends all before it reads would else see its connection end, and not why."""
+    monkeypatch.setattr(drained, "MOST_BYTES", 6000)
+    request = shared.sync.build_request("POST", "/segment", headers={"Content-Length": "99999999"}
+                                        | FORM | headers)  # fmt: skip
+    scope = {"type": "http", "method": "POST", "path": "/segment", "query_string": b"",
+             "headers": [(name.lower(), value) for name, value in request.headers.raw]}  # fmt: skip
+    seen: list[str] = []
+
+    async def receive() -> dict[str, Any]:
+        seen.append("read")
+        return {"type": "http.request", "body": b"a" * 1000, "more_body": True}
+
+    async def send(message: Any) -> None:
+        seen.append(message.get("status", ""))
+
+    asyncio.run(shared.app(scope, receive, send))
+    assert seen == ["read"] * read + [403 if "Host" in headers else 413, ""]
 
 
 @pytest.mark.parametrize("path", ["/", "/segment", "/../../etc/passwd", "/docs/x", "/%2e%2e/"])
