@@ -99,7 +99,7 @@ def _segment(limits: Limits) -> dict[str, Any]:
         "additionalProperties": False,
         "properties": {
             "picture": {"type": "string", "format": "binary",
-                        "description": f"a file, JPEG, PNG, WebP, BMP, TIFF, AVIF or GIF, of at most "
+                        "description": f"a JPEG, PNG, WebP, BMP, TIFF, AVIF or GIF file of at most "
                         f"{limits.picture_bytes >> 20} MiB and {limits.pixels:,} pixels"},
             "question": {"type": "array", "items": question, "minItems": 1,
                          "maxItems": limits.questions,
