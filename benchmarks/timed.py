@@ -16,13 +16,10 @@ from profiles.plan import Plan
 HERE = Path(__file__).resolve().parent
 NVLINK = Link(450, 2e-5, "NVLink of two H200s")
 WITHOUT_NVLINK = "NCCL_P2P_DISABLE"
-# In these the GPU waits for the CPU: each tells how fast its machine launches. IN_FP8 says how fast
-# at least. Where no row tells, the machine is taken to be as ONE's.
-ONE, IN_FP8, WAITING = "speed-b1", "fp8-7b, fp8", "fp8-4b-k4, fp8"
-MACHINES = {
-    "shared-": "shared-13b-k1-b4", "qwen-": "qwen-2b-b8", "fp8-7b, ": IN_FP8,
-    "fp8-7b-k4, fp8": IN_FP8, "fp8-": WAITING,
-}  # fmt: skip
+# In these the GPU waits for the CPU: each tells how fast its machine launches. Where no row tells,
+# the machine is taken to be as ONE's.
+ONE, WAITING = "speed-b1", "fp8-7b-1, dtype"
+MACHINES = {"shared-": "shared-13b-k1-b4", "qwen-": "qwen-2b-b8", "fp8-": WAITING}
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class Factors:
     launch_seconds: float  # of one pass through one decoder layer, by the CPU
     launch_compiled_seconds: float
     launch_quantised_seconds: float  # the share of both that is due to quantised weights
-    launch_fp8_seconds: float  # what products in FP8 add to both
+    launch_fp8_seconds: float  # what products in FP8 add to those of quantised weights
     launch_encoder_seconds: float  # of one block of a frozen encoder
     fixed_seconds: float  # of a micro-batch
     copy: float  # from pinned memory
@@ -206,13 +206,13 @@ def _seconds(plan: Plan, on_paper: Paper, gpu: GpuProfile, pace: Pace) -> float:
 def _launch_seconds(plan: Plan) -> float:
     """Seconds in which the CPU starts the kernels of one pass through a decoder layer.
 
-    In the plan's dtype int8 weights are widened by as many kernels as NF4, in FP8 by one.
+    In the plan's dtype weights in few bits are widened first; in FP8 one kernel makes codes of any.
     """
-    known, fp8 = factors(), plan.products == "fp8"
+    known = factors()
     found = known.launch_compiled_seconds if plan.compile else known.launch_seconds
-    if plan.quantization == "none" or (fp8 and plan.quantization == "int8"):
-        found -= known.launch_quantised_seconds
-    return found + (known.launch_fp8_seconds if fp8 else 0.0)
+    if plan.products == "fp8":
+        return found + known.launch_fp8_seconds
+    return found - (known.launch_quantised_seconds if plan.quantization == "none" else 0.0)
 
 
 def _shown_copies(plan: Plan, on_paper: Paper, busy: float) -> float:
