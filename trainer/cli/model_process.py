@@ -10,6 +10,7 @@ from typing import Any
 
 from profiles.streams import tell
 from trainer.process import clear_leftover_variables, work_offline
+from trainer.serve.limits import RESIDENT
 
 
 def main() -> None:
@@ -35,7 +36,7 @@ def _loaded(asked: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     from trainer.cli.segment import planned_for
     from trainer.serve.worker import Worker
 
-    trained = find_trained(Path(asked["run"]), asked["set"])
+    trained = find_trained(Path(asked["run"]), [*asked["set"], RESIDENT])
     limits = trained.plan.tokens
     plan, fit = planned_for(
         trained, lambda: (limits.max_text_tokens, trained.plan.profile.most_image_tokens)

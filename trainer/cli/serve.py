@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from profiles.environment import at_home, python_module
 from profiles.streams import tell
+from trainer.serve.limits import RESIDENT
 
 if TYPE_CHECKING:
     from trainer.answer.trained_model import Trained
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from trainer.serve.workers import Workers
 
 MODULE = "trainer.cli.model_process"
-# Answers get their masks from any picture: encoders stay loaded, instead of a cache on disk.
-RESIDENT = "cached_encoders=[]"
 
 
 def serve(trained: Trained, run: Path, assignments: Sequence[str], host: str, port: int) -> None:
@@ -61,7 +60,7 @@ def workers_for(
         commands = []
         for _ in environments:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="lisa-segment-"))
-            asked = {"run": str(run), "set": [*assignments, RESIDENT], "folder": folder,
+            asked = {"run": str(run), "set": list(assignments), "folder": folder,
                      "pixels": limits.pixels}  # fmt: skip
             commands.append(python_module(MODULE, json.dumps(asked)))
         yield Workers(list(zip(commands, environments, strict=True)), limits, tell)

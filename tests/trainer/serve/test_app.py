@@ -47,6 +47,8 @@ def test_a_trained_model_answers_over_http_as_it_does_here(tmp_path: Path) -> No
             client.portal.call(workers.start)
             facts = client.get("/model").json()
             assert facts["model"] == "tiny" and facts["weights"] == trained.fingerprint
+            resident = trained.plan.override(["cached_encoders=[]"])
+            assert facts["plan"] == resident.content_hash != trained.plan.content_hash
             for number, texts in asked:
                 image = PICTURES[number]
                 files = {"picture": image.read_bytes()}
