@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import Message
 
@@ -35,8 +35,12 @@ _NOWHERE = Path()  # the picture has no file here
 def create_app(workers: Workers, access: Access | None = None) -> Starlette:
     """The application for one model; `workers` are started and stopped by the caller."""
     access = access or Access()
+
+    async def start(request: Request) -> Response:
+        return RedirectResponse("docs")
+
     return Starlette(
-        routes=routes(workers, needs_token=access.token is not None),
+        routes=[Route("/", start), *routes(workers, needs_token=access.token is not None)],
         middleware=[Middleware(Drained), Middleware(Guard, access=access)],
         exception_handlers=HANDLERS,
     )
