@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from profiles.environment import at_home, python_module
+from profiles.environment import RANKS, at_home, python_module
 from profiles.measurement import Measurement
 from profiles.plan import Plan
 
@@ -32,8 +32,10 @@ def in_child(
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end, its output kept; `environment` is laid over this process's.
 
+    The child is no rank of a launch that this process may belong to: it would wait for the others.
     Raises TimeoutExpired.
     """
+    own = {name: value for name, value in at_home(os.environ).items() if name not in RANKS}
     return subprocess.run(
         command,
         capture_output=True,
@@ -41,7 +43,7 @@ def in_child(
         errors="replace",
         timeout=timeout_seconds,
         # The child's output is read in this encoding, whatever the user's is.
-        env={**at_home(os.environ), **environment, "PYTHONIOENCODING": "utf-8:replace"},
+        env={**own, **environment, "PYTHONIOENCODING": "utf-8:replace"},
     )
 
 

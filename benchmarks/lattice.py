@@ -42,7 +42,7 @@ MODELS = {
 }
 
 
-def draw(rng: random.Random, models: dict[str, int]) -> dict[str, Any]:
+def draw(rng: random.Random, models: dict[str, int], compiled: bool = False) -> dict[str, Any]:
     """One row: settings, text tokens and masks of a sample."""
     model = rng.choices(list(models), list(models.values()))[0]
     profile = model_profile(model)
@@ -76,6 +76,8 @@ def draw(rng: random.Random, models: dict[str, int]) -> dict[str, Any]:
     }  # fmt: skip
     if profile.tokens_vary:
         settings["max_pixels"] = rng.choice([256, 576, 1024, 1024, 1568]) * 1024
+    if compiled:
+        settings |= {"compile": True, "optimizer": "adamw", "questions_per_picture": 1}
     text = round(32 * (1500 / 32) ** rng.random())
     return {"settings": settings, "text": text, "masks": rng.choice([1, 1, 2, 4])}
 
@@ -162,6 +164,7 @@ def main() -> None:
     parser.add_argument("--draw", action="store_true")
     parser.add_argument("--count", type=int, default=44)
     parser.add_argument("--seed", type=int, default=4)
+    parser.add_argument("--compiled", action="store_true", help="draw plans of compiled layers")
     parser.add_argument("--family", choices=list(MODELS), default="llava")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "lattice_measured.jsonl")
     parser.add_argument("--room-gib", type=float, default=70)
@@ -177,7 +180,7 @@ def main() -> None:
     standing = ROWS_FILE.read_text().splitlines() if ROWS_FILE.exists() else []
     with ProcessPoolExecutor(2, get_context("spawn")) as pool:
         while len(rows) < arguments.count:
-            drawn = [draw(rng, MODELS[arguments.family]) for _ in range(8)]
+            drawn = [draw(rng, MODELS[arguments.family], arguments.compiled) for _ in range(8)]
             rows += [row for row in pool.map(fake, drawn) if row is not None]
     rows = rows[: arguments.count]
     held = set(rng.sample(range(len(rows)), len(rows) // 2))

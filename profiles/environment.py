@@ -23,6 +23,8 @@ def python_module(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-P", "-m", module, *arguments]
 
 
+RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")  # a launcher's; whole numbers
+
 # accelerate reads dozens of these; the few here do not change what is computed.
 _ACCELERATE, _HARMLESS = "ACCELERATE_", ("LOG_LEVEL", "DEBUG_MODE", "ENABLE_RICH", "CPU_AFFINITY")
 _OFF = ("", "0", "no", "n", "none", "false", "f", "off", "default")

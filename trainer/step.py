@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from math import isfinite
@@ -73,16 +73,18 @@ def training_step(
     plan: Plan,
     accelerator: Accelerator,
     check: GradientCheck | None = None,
+    read: Callable[[Tensor], list[float]] = Tensor.tolist,
 ) -> StepResult:
     """Forward, backward and update over one effective batch's micro-batches of this process.
 
     Every loss is divided by the totals of the whole effective batch over all processes, so the
-    update depends on neither micro-batch nor process count. Raises NotFinite before the update.
+    update depends on neither micro-batch nor process count. `read` waits for all work of the group
+    and returns the numbers of a tensor; nothing has changed if it, or a NotFinite, is raised.
     """
     totals = total_of(batches, accelerator)
     sums = accumulate(model, batches, totals, accelerator)
     norm = clip(model, plan, accelerator)
-    total, ce, bce, dice, size = torch.stack([*sums, norm.float()]).tolist()
+    total, ce, bce, dice, size = read(torch.stack([*sums, norm.float()]))
     # In fp16 the gradient scaler skips updates by itself, until its scale is right.
     bad = "loss" if not isfinite(total) else "gradient" if not isfinite(size) else ""
     if bad == "loss" or (bad and accelerator.scaler is None):
@@ -112,8 +114,8 @@ def total_of(batches: Sequence[Batch], accelerator: Accelerator) -> Totals:
     """Supervised tokens and masks of the whole effective batch, over all processes."""
     tokens, masks = (sum(len(getattr(b, name)) for b in batches) for name in ("answers", "targets"))
     if accelerator.num_processes > 1:
-        here = torch.tensor([tokens, masks], device=accelerator.device)
-        tokens, masks = accelerator.reduce(here, "sum").tolist()
+        # On the CPU: a process that is lost is noticed before its share is missing.
+        tokens, masks = accelerator.reduce(torch.tensor([tokens, masks]), "sum").tolist()
     return Totals(tokens=tokens, masks=masks)
 
 

@@ -16,7 +16,7 @@ from advisor.oom.explain import explain
 from advisor.oom.log import decoded
 from advisor.report.oom_text import print_explanation
 from advisor.report.text import PlainConsole
-from profiles.environment import at_home, borrowed
+from profiles.environment import RANKS, at_home, borrowed
 from profiles.plan import Plan
 from profiles.tested import parse_table
 from profiles.text import argument, brief, one_line, printable
@@ -30,7 +30,7 @@ from trainer.convert.export import card, facts_of
 from trainer.data.findings import DataError
 from trainer.data.formats.reasonseg import read_split
 from trainer.data.mixture import check_data
-from trainer.parallel.launch import RANKS, is_launched, without_leftovers
+from trainer.parallel.launch import is_launched, without_leftovers
 
 ORDERS = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"

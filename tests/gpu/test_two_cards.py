@@ -36,7 +36,9 @@ pytestmark = [
 ]
 DEVICE = "cuda"
 PATIENCE = 240  # seconds for one command: longer is a hang
-KILLED_AFTER = 30  # seconds after which torch's launcher kills a process that hangs in NCCL
+NOTICED = 10  # seconds by which a process whose neighbour was killed has ended
+KILLED_AFTER = 30  # seconds after which torch's launcher kills a process that SIGTERM does not end
+LINGERING = 2  # seconds: what libraries start (a tracker of resources, say) ends after the training
 SILENCE = 15  # LISA_GROUP_TIMEOUT where a process is stopped
 MIDWAY, STEPS = 3, 16
 CLOSE = 1e-4  # of losses, relatively
@@ -78,18 +80,37 @@ class Training:
         begun = (self.run / "run.json").exists()
         arguments = map(str, ["--resume", self.run] if begun else begin)
         path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-        own = {"PYTHONPATH": path, "XDG_DATA_HOME": str(self.place), NAME: str(self.place)}
+        own = {"PYTHONPATH": path, "XDG_DATA_HOME": str(self.place), NAME: str(self.place),
+               "PYTHONFAULTHANDLER": "1"}  # fmt: skip
         with (self.place / "log").open("ab") as log:
             return psutil.Popen([sys.executable, "-P", *command, *arguments, *more], stdout=log,
                                 stderr=log, env=os.environ | own | variables)  # fmt: skip
 
     def ended(self, launcher: psutil.Popen, since: float | None = None) -> int:
         """Wait for it; its exit code. Notes the seconds `since`, and what is left of it."""
-        code = launcher.wait(PATIENCE)
+        try:
+            code = launcher.wait(PATIENCE)
+        except psutil.TimeoutExpired:
+            self.show_stacks()
+            raise
         if since is not None:
-            self.seen["seconds"] = time.monotonic() - since
+            self.seen["seconds"] = round(time.monotonic() - since, 1)
+        lingering, until = self.alive(), time.monotonic() + LINGERING
+        self.seen["lingering"] = [described(process) for process in lingering]
+        while self.alive() and time.monotonic() < until:
+            time.sleep(0.05)
         self.seen["left"] = len(self.alive())
         return int(code)
+
+    def show_stacks(self) -> None:
+        """Let its processes write into the log where they hang, and end."""
+        alive = self.alive()
+        with (self.place / "log").open("a") as log:
+            print("hung:", *map(described, alive), sep="\n  ", file=log)
+        for process in alive:
+            process.send_signal(signal.SIGCONT)
+            process.send_signal(signal.SIGABRT)  # by PYTHONFAULTHANDLER
+        psutil.wait_procs(alive, timeout=LINGERING)
 
     def midway(self, launcher: psutil.Popen) -> float:
         """Wait for some steps; the time."""
@@ -123,6 +144,16 @@ class Training:
         """All trained values in one row."""
         tensors = load_file(self.run / "last" / "trained.safetensors")
         return torch.cat([tensors[name].double().flatten() for name in sorted(tensors)])
+
+
+def described(process: psutil.Process) -> str:
+    """What it is, for people; its age in seconds."""
+    try:
+        age = time.time() - process.create_time()
+        command = " ".join(process.cmdline()) or process.name()
+        return f"{process.pid} of {process.ppid()}, {process.status()}, {age:.1f} s: {command}"
+    except psutil.Error as error:
+        return f"{error}"
 
 
 # What is done with a training; each returns the exit code of the last command.
@@ -160,12 +191,14 @@ def starved(training: Training, command: tuple[str, ...]) -> int:
     return training.ended(training.start(command, PYTHONPATH=path, STARVED=call))
 
 
-def silent(training: Training) -> int:
-    """One rank stops and says nothing."""
+def silent(training: Training, rank: int) -> int:
+    """One rank stops and says nothing; then resumed."""
     launcher = training.start(MODULE, LISA_GROUP_TIMEOUT=str(SILENCE))
     at = training.midway(launcher)
-    training.rank(1).send_signal(signal.SIGSTOP)
-    return training.ended(launcher, at)
+    training.rank(rank).send_signal(signal.SIGSTOP)
+    training.seen["code"] = training.ended(launcher, at)
+    training.seen["left by it"] = training.seen["left"]
+    return training.ended(training.start(MODULE))
 
 
 def launcher_killed(training: Training) -> int:
@@ -197,7 +230,8 @@ SCENES: dict[str, tuple[dict[str, Any], Callable[[Training], int]]] = {
     "two": (TWO, left_alone),
     "killed": (TWO, killed),
     "killed_under_torchrun": (TWO, killed_under_torchrun),
-    "silent": (TWO, silent),
+    "silent": (TWO, partial(silent, rank=1)),
+    "silent_main": (TWO, partial(silent, rank=0)),
     "launcher_killed": (TWO, launcher_killed),
     "host_layers": (TWO | HOST, host_layers),
 }
@@ -220,7 +254,15 @@ def ends(
             report = training.run / "out-of-memory" / "001" / "shortage.json"
             while name.startswith("out_of") and not (report.exists() or codes[name].done()):
                 time.sleep(0.1)
-        yield lambda name: (trainings[name], codes[name].result())
+
+        def end_of(name: str) -> tuple[Training, int]:
+            try:
+                return trainings[name], codes[name].result()
+            except Exception:
+                print(f"\n{name}: {trainings[name].seen}\n{trainings[name].log}")
+                raise
+
+        yield end_of
     for training in trainings.values():
         for process in training.alive():
             process.kill()
@@ -229,10 +271,11 @@ def ends(
 def check(ends: Ends, name: str) -> Training:
     """A training that has gone through all of its steps, with the losses of one process."""
     (training, code), (one, _) = ends(name), ends("one")
+    print(f"\n{name}: code {code}, {training.seen}")
     assert code == 0, training.log
     assert len(one.losses()) == STEPS
     off = off_losses(training, one)
-    print(f"\n{name}: losses off by {off:.1e}, {training.seen}")
+    print(f"losses off by {off:.1e}")
     assert len(training.losses()) == STEPS and off < CLOSE
     return training
 
@@ -261,7 +304,7 @@ def test_killed(ends: Ends) -> None:
     """The group ends and says why; two resume it to the same weights, and one to its losses."""
     training = check(ends, "killed")
     assert training.seen["code"] == 1 and training.seen["left"] == 0
-    assert training.seen["seconds"] < KILLED_AFTER + 10
+    assert training.seen["seconds"] < NOTICED, training.log
     assert "error: a process was ended by SIGKILL" in training.log
     assert "lisa-train --resume" in training.log
     off = off_weights(training, ends("two")[0])
@@ -277,7 +320,7 @@ def test_killed(ends: Ends) -> None:
 def test_killed_under_torchrun(ends: Ends) -> None:
     """It goes on by itself."""
     training = check(ends, "killed_under_torchrun")
-    assert "continuing from" in training.log and training.seen["left"] == 0
+    assert "continuing from" in training.log and training.seen["left"] == 0, training.log
     assert off_weights(training, ends("two")[0]) < CLOSE
 
 
@@ -289,16 +332,23 @@ def test_out_of_memory(ends: Ends, launch: str) -> None:
     print([line for line in training.log.splitlines() if line.startswith("continuing")])
     plan = json.loads((training.run / "plan.json").read_text())
     assert plan["checkpointed_layers"] > 0 or plan["micro_batch"] < TWO["micro_batch"]
-    assert training.seen["left"] == 0
+    assert training.seen["left"] == 0, training.log
 
 
-def test_silent(ends: Ends) -> None:
-    """Nobody waits for ever, and the error says what to type."""
-    training, code = ends("silent")
-    print(f"\nsilent: code {code}, {training.seen}\n{training.log[-3000:]}")
-    assert code == 1 and training.seen["left"] == 0
-    assert training.seen["seconds"] < SILENCE + 2 * KILLED_AFTER
+@pytest.mark.parametrize("which", ["", "_main"])
+def test_silent(ends: Ends, which: str) -> None:
+    """The other waits as long as is allowed, says what to type, and leaves nothing that is wrong.
+
+    torch 2.11's launcher takes half a minute more to end the one that is stopped.
+    """
+    training = check(ends, f"silent{which}")
+    assert training.seen["code"] == 1 and training.seen["left by it"] == 0, training.log
+    assert training.seen["seconds"] < SILENCE + KILLED_AFTER + NOTICED, training.log
+    assert f"another process of this run did not answer for {SILENCE} s" in training.log
     assert "lisa-train --resume" in training.log
+    off = off_weights(training, ends("two")[0])
+    print(f"weights off by {off:.1e}; it said:\n{training.log}")
+    assert off < CLOSE
 
 
 def test_launcher_killed(ends: Ends) -> None:

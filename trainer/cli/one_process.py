@@ -94,7 +94,7 @@ def _trained(
     """The finished run and its summary. Raises OutOfMemory once a report is written."""
     from trainer.hardware import room
     from trainer.parallel.launch import hold
-    from trainer.parallel.lost import is_lost, what_is_lost
+    from trainer.parallel.lost import is_lost, is_silence, what_is_lost
     from trainer.run.out_of_memory import is_shortage, write_report
     from trainer.run.run import Run
     from trainer.run.shortages import OutOfMemory
@@ -112,7 +112,8 @@ def _trained(
     except Exception as error:
         short = is_shortage(error)
         if is_lost(error) and not short:
-            if os.environ.get("LOCAL_RANK") == "0":  # the others of this machine know no more
+            # One of a machine says that another has ended; the first one may itself be silent.
+            if os.environ.get("LOCAL_RANK") == "0" or is_silence(error):
                 tell(f"error: {what_is_lost(error)}, so this one ends too\n    hint: its own "
                      f"output or the launcher's says why; lisa-train --resume {argument(folder)}"
                      )  # fmt: skip

@@ -64,6 +64,9 @@ def _prepare_and_train(run: PlannedRun) -> None:
         command = ["-m", "trainer.cli", "worker", operand(run.folder)]
         arguments = command + ["--resume"] * run.resumes
         code = start_processes(run.plan.processes, arguments)
+        if code == -signal.SIGABRT:
+            fail("a process gave up, see what it said: NCCL does so where another one is lost\n"
+                 f"    hint: lisa-train --resume {argument(run.folder)}", EXIT_FAILED)  # fmt: skip
         if code < 0:
             fail(f"a process was ended by {signal.Signals(-code).name}, by the system or somebody\n"
                  f"    hint: if host memory ran out, free some; lisa-train --resume "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,14 +13,13 @@ from accelerate.utils import (
     AutocastKwargs,
     DataLoaderConfiguration,
     DistributedDataParallelKwargs,
-    InitProcessGroupKwargs,
 )
 from torch import nn
 
 from profiles.environment import own_card
 from profiles.plan import Plan
 from trainer.hardware import NO_CARD
-from trainer.parallel.lost import STARTING
+from trainer.parallel.lost import STARTING, set_up_nccl
 from trainer.parallel.ranks import Ranks
 from trainer.parallel.trained_only import leave_out_frozen
 
@@ -37,12 +37,11 @@ def make_accelerator(plan: Plan, log_with: Sequence[Any] | None = None) -> Accel
             f"process {local + 1} of this machine has no card: torch sees {cards}\n"
             f"    hint: start {cards} a machine: --set processes or --nproc_per_node"
         )
-    _join_restarted_group(plan)
+    _found_group(plan)
     accelerator = Accelerator(
         mixed_precision="fp16" if plan.dtype == "fp16" else "no",
         kwargs_handlers=[
             AutocastKwargs(enabled=False),
-            InitProcessGroupKwargs(timeout=STARTING),
             # Gradients live in the buckets that are exchanged, not beside them.
             DistributedDataParallelKwargs(gradient_as_bucket_view=True),
         ],
@@ -62,15 +61,26 @@ def make_accelerator(plan: Plan, log_with: Sequence[Any] | None = None) -> Accel
     return accelerator
 
 
-def _join_restarted_group(plan: Plan) -> None:
-    """Found the group of a restarted launch in the store of its own, for accelerate to use."""
+def _found_group(plan: Plan) -> None:
+    """Found the group of a launch, for accelerate to use.
+
+    Tensors on the CPU go through gloo, which raises an error where a process is lost; NCCL can only
+    end this one. So gradients alone go through NCCL, and whatever decides something through gloo.
+    """
     ranks = Ranks.here()
     if ranks.group_store is None or dist.is_initialized():
         return
+    if plan.device == "cuda":
+        set_up_nccl(os.environ)
     dist.init_process_group(
-        "gloo" if plan.device == "cpu" else "nccl", timeout=STARTING, rank=ranks.rank,
-        world_size=ranks.count, store=ranks.group_store,
+        "gloo" if plan.device == "cpu" else "cpu:gloo,cuda:nccl", timeout=STARTING,
+        rank=ranks.rank, world_size=ranks.count, store=ranks.group_store,
     )  # fmt: skip
+
+
+def wait_for_all(accelerator: Accelerator) -> None:
+    """Wait until every process is here. accelerate's own barrier would wait inside of NCCL."""
+    accelerator.reduce(torch.zeros(1))
 
 
 def between_processes(

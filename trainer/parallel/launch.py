@@ -18,13 +18,12 @@ from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from profiles.environment import borrowed, threads_for, usable_cores
+from profiles.environment import RANKS, borrowed, threads_for, usable_cores
 from profiles.exits import EXIT_OUT_OF_MEMORY
 from profiles.plan import Plan
 
-SHUTDOWN_SECONDS = 10  # between asking the processes to stop and killing them
+SHUTDOWN_SECONDS = 10  # from an interrupt to killing the processes; torch waits 30 after a failure
 
-RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")  # each a whole number
 LAUNCHER = "LISA_LAUNCHER"  # the process that started this group
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 _held: list[object] = []  # never freed, see `hold`

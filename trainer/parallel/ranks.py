@@ -36,7 +36,7 @@ class Ranks:
         store: Store | None = None, group_store: Store | None = None,
     ) -> None:  # fmt: skip
         self.rank, self.count, self._store = rank, count, store
-        self.group_store = group_store  # for torch's group, where it must not find its own
+        self.group_store = group_store  # for torch's group
         self.of_machine = range(first, first + here)  # the ranks of this machine
         self._calls = 0
         self._said: set[str] = set()
@@ -90,6 +90,12 @@ class Ranks:
         self.say(what, text)
         return self.hear(what)
 
+    def neighbours(self) -> list[int]:
+        """Process ids of the other ranks that this one's launcher has started on this machine."""
+        told = self.exchange("process", str(os.getpid()))
+        others = [int(told[rank]) for rank in self.of_machine if rank != self.rank]
+        return [pid for pid in others if _is_sibling(pid)]
+
     def end_together(self) -> None:
         """Wait until all know that they end, but not for long.
 
@@ -118,9 +124,16 @@ def _connected(rank: str, count: str, local: str, address: str, port: str) -> Ra
     store, number, size = next(rendezvous("env://", timeout=CONNECTING))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     here = int(os.environ.get("LOCAL_WORLD_SIZE", count))
-    words, again = PrefixStore(f"lisa-{attempt}", store), PrefixStore(f"attempt-{attempt}", store)
-    again.set_timeout(STARTING)
-    return Ranks(number, size, number - int(local), here, words, None if attempt == "0" else again)
+    words, group = PrefixStore(f"lisa-{attempt}", store), PrefixStore(f"attempt-{attempt}", store)
+    group.set_timeout(STARTING)
+    return Ranks(number, size, number - int(local), here, words, group)
+
+
+def _is_sibling(pid: int) -> bool:
+    """Whether both have one parent; not so where each has a container, with numbers of its own."""
+    import psutil
+
+    return psutil.pid_exists(pid) and psutil.Process(pid).ppid() == os.getppid()
 
 
 def _wait(store: Store, keys: list[str], seconds: float) -> None:

@@ -29,7 +29,7 @@ from trainer.model.tokenizer import ConversationTokenizer
 from trainer.model.trained import GradientCheck, trained_names
 from trainer.model.weights import weight_source
 from trainer.parallel.accelerator import between_processes, make_accelerator
-from trainer.parallel.lost import is_lost, wait_no_longer
+from trainer.parallel.lost import CardWaits, is_lost, read_together, wait_no_longer
 from trainer.parallel.ranks import Ranks
 from trainer.phase import during
 from trainer.reporter import Reporter
@@ -105,6 +105,8 @@ class Run:
         self.expected = expected
         self.accelerator = make_accelerator(plan, made_for(folder, keeping.trackers))
         self.ranks = Ranks.here()
+        neighbours, alone = self.ranks.neighbours(), plan.processes == 1
+        self._read = torch.Tensor.tolist if alone else partial(read_together, neighbours)
         self.tokenizer = tokenizer_for(plan)
         self.train_set, self.val_set = self._sample_sets(train, val, cache_root)
         with during("loading"):
@@ -279,8 +281,9 @@ class Run:
         """One step; None if it was skipped because a number was not finite, as the plan allows."""
         try:
             return training_step(
-                self.wrapped, batches, self.optimizer, self.plan, self.accelerator, self.check
-            )
+                self.wrapped, batches, self.optimizer, self.plan, self.accelerator, self.check,
+                self._read,
+            )  # fmt: skip
         except NotFinite as error:
             allowed, progress = self.plan.schedule.max_skipped_steps, self.state.progress
             if progress.skipped >= allowed:
@@ -300,13 +303,14 @@ class Run:
         """Save if memory runs out, or another process is lost, before the update.
 
         No parameter has changed yet. The main process saves and waits for nobody: the others may be
-        gone. It cannot save while it waits in NCCL's kernels, which end only with the process.
+        gone. It cannot save while its card waits for them.
         """
         try:
             with during("training"):
                 yield
         except Exception as error:
-            if (is_shortage(error) or is_lost(error)) and UPDATING not in error.__notes__:
+            known = is_shortage(error) or is_lost(error)
+            if known and not isinstance(error, CardWaits) and UPDATING not in error.__notes__:
                 self.optimizer.zero_grad(set_to_none=True)
                 self.state.save(together=False)
             raise
@@ -315,7 +319,7 @@ class Run:
         """Save if a checkpoint is due or the run is to stop. Raises Interrupted."""
         stop, due = self.stop.asked, self.state.due()
         if self.accelerator.num_processes > 1:
-            here = torch.tensor([stop, due], dtype=torch.float, device=self.accelerator.device)
+            here = torch.tensor([stop, due], dtype=torch.float)  # on the CPU: see total_of
             with self._saved_on_failure():
                 stop, due = (self.accelerator.reduce(here, "sum") > 0).tolist()
         if due or stop:

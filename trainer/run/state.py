@@ -14,6 +14,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from profiles.plan import Plan
 from trainer.hardware import peaks, versions
 from trainer.model.segmentation_model import SegmentationModel
+from trainer.parallel.accelerator import wait_for_all
 from trainer.phase import during
 from trainer.run import checkpoint
 from trainer.run.checkpoint_files import read_facts
@@ -94,13 +95,13 @@ class State:
             )  # fmt: skip
         self._saved_at, self.saved_step = time.monotonic(), self.progress.step
         if together:
-            self.accelerator.wait_for_everyone()
+            wait_for_all(self.accelerator)
 
     def save_best(self) -> None:
         """Write the checkpoint that answers questions."""
         if self.accelerator.is_main_process:
             checkpoint.save(self.folder / BEST, self.model, self.plan, self._facts())
-        self.accelerator.wait_for_everyone()
+        wait_for_all(self.accelerator)
 
     def restore(self, folder: Path, report: Callable[[str], None]) -> None:
         """Continue from the checkpoint in `folder`; records after it are removed.

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 
+import psutil
 import pytest
 import torch
 import torch.distributed as dist
@@ -19,7 +20,8 @@ from tests.conftest import ROOT, tiny_plan
 from tests.group import together
 from tests.test_docs import script
 from trainer.parallel import lost
-from trainer.parallel.accelerator import make_accelerator
+from trainer.parallel.accelerator import make_accelerator, wait_for_all
+from trainer.parallel.ranks import Ranks
 
 
 @pytest.fixture
@@ -55,7 +57,9 @@ def silent_second(folder: Path) -> None:
     backend = group._get_backend(torch.device("cpu"))
     assert backend.options._timeout == lost.STARTING
     lost.wait_no_longer()
-    accelerator.wait_for_everyone()
+    wait_for_all(accelerator)
+    (neighbour,) = Ranks.here().neighbours()
+    assert neighbour != os.getpid() and psutil.Process(neighbour).ppid() == os.getppid()
     if accelerator.process_index == 1:
         while not (folder / "noticed").exists():
             time.sleep(0.05)
