@@ -34,7 +34,7 @@ LEAVES_AFTER = (0.05, 0.2, 0.5, 1.0, 2.0)  # seconds
 MOST_PIXELS = 16  # of 65 536, by which a mask may differ: several rows are summed in another order
 GROWTH_MIB = 64  # from one round to the next, which has the same groups
 TOO_LONG, RESERVED = "hot " * 499, "<image>"  # a group is refused for one question, wherever it is
-REFUSED = (("a question of", ("What is hot?", TOO_LONG)), ("reserved token", (RESERVED, "a")))
+REFUSED = (("512 are allowed", ("What is hot?", TOO_LONG)), ("reserved token", (RESERVED, "a")))
 Row = dict[str, Any]
 
 

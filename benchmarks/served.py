@@ -66,11 +66,11 @@ def untrained_run(folder: Path, new_tokens: int = 16) -> Path:
 
 
 @contextmanager
-def served(run: Path, *options: str) -> Iterator[Served]:
-    """A server as a user starts it, on a free port, until the end of the block."""
+def served(run: Path, *options: str, port: str = "0") -> Iterator[Served]:
+    """A server as a user starts it, until the end of the block; port 0 is a free one."""
     command = [sys.executable, "-m", "trainer.cli.segment", "--serve", "--run", str(run)]
     process = subprocess.Popen(
-        [*command, "--port", "0", *options], stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        [*command, "--port", port, *options], stderr=subprocess.PIPE, text=True, cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     said: list[str] = []
@@ -91,14 +91,15 @@ def served(run: Path, *options: str) -> Iterator[Served]:
         process.wait()
 
 
-def keep(kind: str, facts: dict[str, Any]) -> None:
-    """Write a row; it replaces the earlier one of its kind."""
+def keep(kind: str, facts: dict[str, Any]) -> dict[str, Any]:
+    """Write a row, which replaces the earlier one of its kind; all of it."""
     where = {"date": datetime.date.today().isoformat(), "cpu": cpu_model(),
              "cores": len(os.sched_getaffinity(0)), "load_average": round(os.getloadavg()[1], 1),
              "packages": {name: version(name) for name in PACKAGES}}  # fmt: skip
     rows = {row["kind"]: row for row in read_rows()} | {kind: {"kind": kind, **facts, **where}}
     ROWS.write_text("".join(json.dumps(row) + "\n" for _, row in sorted(rows.items())), "utf-8")
     print(json.dumps(rows[kind]))
+    return rows[kind]
 
 
 def read_rows() -> list[dict[str, Any]]:

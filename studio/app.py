@@ -39,6 +39,7 @@ from studio.slow import Left, Slow, Watched, answered
 from studio.ticket import Ticket
 from trainer.serve.app import HANDLERS, routes
 from trainer.serve.asked import NotAnswered
+from trainer.serve.drained import Drained
 from trainer.serve.guard import Access, Guard
 
 PAGE = Path(__file__).parent / "page"
@@ -119,7 +120,11 @@ def create_app(folders: Sequence[Path], access: Access | None = None) -> Starlet
     act = Route("/api/{name}", partial(_act, studio=studio), methods=["POST"])
     return Starlette(
         routes=[*pages, act, *routes(studio.desk, needs_token=access.token is not None)],
-        middleware=[Middleware(Ticket, access=access), Middleware(Guard, access=access)],
+        middleware=[
+            Middleware(Drained),
+            Middleware(Ticket, access=access),
+            Middleware(Guard, access=access),
+        ],
         exception_handlers=HANDLERS,
         lifespan=studio.desk.lifespan,
     )

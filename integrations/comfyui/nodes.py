@@ -10,35 +10,49 @@ import io
 import json
 import os
 import secrets
+import socket
 import threading
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
-from typing import Any
+from contextlib import suppress
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import numpy as np
 import torch
 from PIL import Image
 
-SECONDS = 300
+try:
+    from comfy.model_management import (
+        throw_exception_if_processing_interrupted as stop_if_cancelled,
+    )
+    from comfy.utils import ProgressBar
+except ImportError:  # outside of ComfyUI
+
+    def stop_if_cancelled() -> None:
+        """Nobody can cancel."""
+
+    class ProgressBar:  # type: ignore[no-redef]
+        """Nobody sees it."""
+
+        def __init__(self, total: int) -> None: ...
+
+        def update(self, value: int) -> None:
+            """So many more are done."""
+
+
+ResultT = TypeVar("ResultT")
+SECONDS = 300  # for an answer
+MODEL_SECONDS = 2  # for what the model is: ComfyUI asks whenever a workflow is queued
+PAUSE = 0.1  # between two looks at whether the run was cancelled
 MOST_BYTES = 64 << 20  # of an answer
 MOST_MASKS = 256  # of an answer; each is as large as the picture
+LARGEST_FILE = 16 << 20  # that the server takes
 # Variables, not inputs. A workflow of a stranger has inputs: his address would get the pictures
 # and the token. A workflow that is shared would show the token.
 ADDRESS, TOKEN = "LISA_SEGMENT_ADDRESS", "LISA_SEGMENT_TOKEN"
 HERE = "http://127.0.0.1:8763"
-
-
-class NoRedirect(urllib.request.HTTPRedirectHandler):
-    """lisa-segment redirects nobody; another server would be sent the token along."""
-
-    def redirect_request(self, *_: Any) -> None:
-        """Makes the redirection an error."""
-
-
-# Without proxies: what is meant for this machine would go to them.
-OPEN = urllib.request.build_opener(urllib.request.ProxyHandler({}), NoRedirect)
 
 
 class LisaSegment:
@@ -49,6 +63,7 @@ class LisaSegment:
     RETURN_TYPES = ("MASK", "STRING")
     RETURN_NAMES = ("mask", "answer")
     DESCRIPTION = "Asks lisa-segment --serve; the mask is all that the answer points at."
+    model = ""  # that the server answered with when it was last asked
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -62,41 +77,64 @@ class LisaSegment:
             }
         }
 
+    @classmethod
+    def IS_CHANGED(cls, **_: Any) -> str:
+        """What ComfyUI compares beside the inputs: an answer holds as long as the model is the
+        same, and while there is no server."""
+        with suppress(RuntimeError):
+            LisaSegment.model = asked("GET", "/model", model_of, MODEL_SECONDS)
+        return LisaSegment.model
+
     def segment(self, image: torch.Tensor, question: str, kind: str) -> tuple[torch.Tensor, str]:
         """Ask about each picture of the batch. Raises RuntimeError with the server's words."""
         masks, answers = [], []
+        progress = ProgressBar(len(image))
         for picture in image:
-            mask, answer = asked(png(picture), picture.shape[:2], question, kind)
+            height, width = picture.shape[:2]
+            body, headers = form(file_of(picture), {"question": question, "kind": kind})
+            mask, answer = asked("POST", "/segment", lambda told, size=(height, width):
+                                 read(told, size), SECONDS, body, headers)  # fmt: skip
             masks.append(torch.from_numpy(mask.astype(np.float32)))
             answers.append(answer)
+            progress.update(1)
         return torch.stack(masks), "\n".join(answers)
 
 
-def png(picture: torch.Tensor) -> bytes:
-    """A picture [H, W, 3] of 0 to 1 as a file."""
+def file_of(picture: torch.Tensor) -> bytes:
+    """A picture [H, W, 3] of 0 to 1 as a file: PNG, or JPEG where the server would refuse that."""
     values = (picture[..., :3].cpu().float().numpy() * 255).round().clip(0, 255)
-    file = io.BytesIO()
-    Image.fromarray(values.astype(np.uint8)).save(file, "PNG", compress_level=1)
+    image, file = Image.fromarray(values.astype(np.uint8)), io.BytesIO()
+    image.save(file, "PNG", compress_level=1)
+    for quality in (95, 80, 50):
+        if file.tell() <= LARGEST_FILE:
+            break
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=quality)
     return file.getvalue()
 
 
 def asked(
-    picture: bytes, size: tuple[int, ...], question: str, kind: str
-) -> tuple[np.ndarray, str]:
-    """The mask [H, W] and the words of the server's answer to a question. Raises RuntimeError."""
+    method: str, path: str, understood: Callable[[dict[str, Any]], ResultT], seconds: float,
+    body: bytes = b"", headers: Mapping[str, str] | None = None,
+) -> ResultT:  # fmt: skip
+    """What is understood of the server's answer. Raises RuntimeError."""
     address = os.environ.get(ADDRESS) or HERE
     if not address.startswith(("http://", "https://")):
         raise RuntimeError(f"{ADDRESS}: got {address!r}; allowed: http://HOST:PORT, as the server "
                            "printed it")  # fmt: skip
-    body, kind_of_body = form(picture, {"question": question, "kind": kind})
-    headers = {"Content-Type": kind_of_body}
+    shown = dict(headers or {})
     if token := os.environ.get(TOKEN, "").strip():
-        headers["Authorization"] = f"Bearer {token}"
+        shown["Authorization"] = f"Bearer {token}"
     try:
-        request = urllib.request.Request(f"{address.rstrip('/')}/segment", body, headers)
-        return read(within(SECONDS, lambda: sent(request)), size)
-    except urllib.error.HTTPError as error:
-        raise RuntimeError(f"lisa-segment: {_said(error)}") from None
+        place = urlsplit(address)
+        secure = place.scheme == "https"
+        kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
+        connection = kind(place.netloc, timeout=seconds)
+        path = place.path.rstrip("/") + path
+        response, content = within(seconds, connection, method, path, body, shown)
+        if response.status != http.client.OK:
+            raise RuntimeError(f"lisa-segment: {_said(response, content)}")
+        return understood(document(content))
     except (ValueError, http.client.HTTPException) as error:
         raise RuntimeError(f"{address}: answers, but not as lisa-segment does ({error}); "
                            f"correct {ADDRESS}") from None  # fmt: skip
@@ -105,35 +143,42 @@ def asked(
                            f"{ADDRESS}") from None  # fmt: skip
 
 
-def sent(request: urllib.request.Request) -> dict[str, Any]:
-    """The answer's JSON object. Raises ValueError, OSError, HTTPException."""
-    with OPEN.open(request, timeout=SECONDS) as response:
-        return document(response)
+def within(
+    seconds: float, connection: http.client.HTTPConnection, *request: Any
+) -> tuple[http.client.HTTPResponse, bytes]:
+    """A response and its first bytes. Raises OSError, HTTPException, ValueError, and what ComfyUI
+    raises in a run that was cancelled: the server sees the connection end, and computes no more.
 
-
-def within(seconds: float, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The result of some work. Raises TimeoutError if it takes longer, and leaves it behind.
-
-    A socket's own time limit begins anew with every byte that comes.
+    No redirection is followed, which would get the token, and no proxy is asked. A socket's own
+    time limit begins anew with every byte that comes.
     """
-    done: futures.Future[dict[str, Any]] = futures.Future()
+    done: futures.Future[tuple[http.client.HTTPResponse, bytes]] = futures.Future()
 
-    def working() -> None:
+    def asking() -> None:
         try:
-            done.set_result(work())
+            connection.request(*request)
+            response = connection.getresponse()
+            done.set_result((response, response.read(MOST_BYTES + 1)))
         except BaseException as error:
             done.set_exception(error)
 
-    threading.Thread(target=working, daemon=True).start()
+    threading.Thread(target=asking, daemon=True).start()
+    until = time.monotonic() + seconds
     try:
-        return done.result(seconds)
-    except futures.TimeoutError:
-        raise TimeoutError(f"no answer within {seconds:g} s") from None
+        while not futures.wait([done], PAUSE).done:
+            stop_if_cancelled()
+            if time.monotonic() > until:
+                raise TimeoutError(f"no answer within {seconds:g} s")
+        return done.result()
+    finally:
+        if (sock := connection.sock) is not None:
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)  # wakes the thread, which close would not
+        connection.close()
 
 
-def document(response: Any) -> dict[str, Any]:
-    """The JSON object that a server sends. Raises ValueError."""
-    content = response.read(MOST_BYTES + 1)
+def document(content: bytes) -> dict[str, Any]:
+    """The JSON object that a server sent. Raises ValueError."""
     if len(content) > MOST_BYTES:
         raise ValueError(f"more than {MOST_BYTES >> 20} MiB")
     try:
@@ -145,13 +190,18 @@ def document(response: Any) -> dict[str, Any]:
     return found
 
 
-def _said(error: urllib.error.HTTPError) -> str:
+def _said(response: http.client.HTTPResponse, content: bytes) -> str:
     """Why the server refuses, in its words if it has any."""
-    try:
-        told = document(error)
-    except (ValueError, OSError, http.client.HTTPException):
-        return str(error)
-    return "; ".join(str(told[name]) for name in ("error", "hint") if name in told) or str(error)
+    with suppress(ValueError):
+        told = document(content)
+        if words := "; ".join(str(told[name]) for name in ("error", "hint") if name in told):
+            return words
+    return f"HTTP {response.status} {response.reason}"
+
+
+def model_of(told: dict[str, Any]) -> str:
+    """What makes two models give other answers."""
+    return json.dumps([told.get(name) for name in ("model", "plan", "weights")])
 
 
 def read(told: dict[str, Any], size: tuple[int, ...]) -> tuple[np.ndarray, str]:
@@ -173,17 +223,18 @@ def read(told: dict[str, Any], size: tuple[int, ...]) -> tuple[np.ndarray, str]:
     return whole, answer
 
 
-def form(picture: bytes, fields: dict[str, str]) -> tuple[bytes, str]:
-    """A multipart form of a file and fields, and its content type."""
+def form(picture: bytes, fields: dict[str, str]) -> tuple[bytes, dict[str, str]]:
+    """A multipart form of a file and fields, and its header."""
     boundary = secrets.token_hex(16)
     named = [(f'name="{name}"', value.encode()) for name, value in fields.items()]
-    parts = [('name="picture"; filename="picture.png"', picture), *named]
+    parts = [('name="picture"; filename="picture"', picture), *named]
     body = b"".join(
         b"--%s\r\nContent-Disposition: form-data; %s\r\n\r\n%s\r\n"
         % (boundary.encode(), name.encode(), value)
         for name, value in parts
     )
-    return body + b"--%s--\r\n" % boundary.encode(), f"multipart/form-data; boundary={boundary}"
+    headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+    return body + b"--%s--\r\n" % boundary.encode(), headers
 
 
 def decoded(size: tuple[int, ...], counts: str) -> np.ndarray:

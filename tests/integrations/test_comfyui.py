@@ -8,6 +8,7 @@ import json
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import ModuleType
@@ -134,6 +135,52 @@ def test_a_wrong_address_is_said(
         called(pack)
 
 
+@pytest.mark.usefixtures("configured")
+def test_a_picture_goes_as_jpeg_where_its_png_would_be_refused(
+    pack: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = sys.modules[f"{pack.__name__}.nodes"]
+    noise = torch.rand(90, 90, 3)
+    assert nodes.file_of(noise).startswith(b"\x89PNG")
+    monkeypatch.setattr(nodes, "LARGEST_FILE", 10_000)
+    file = nodes.file_of(noise)
+    assert file.startswith(b"\xff\xd8") and len(file) <= 10_000
+    mask, _ = called(pack, image=noise[None])
+    assert mask.shape == (1, 90, 90)
+
+
+@pytest.mark.usefixtures("configured")
+def test_earlier_answers_hold_as_long_as_the_model_is_the_same(
+    pack: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = pack.NODE_CLASS_MAPPINGS["LisaSegment"].IS_CHANGED
+    known = changed(image=None, question="a", kind="phrase")
+    assert known == json.dumps(["fake", None, None])
+    monkeypatch.setenv("LISA_SEGMENT_ADDRESS", f"{ADDRESS}:9")  # nobody is there
+    assert changed(image=None) == known
+
+
+@pytest.mark.usefixtures("configured")
+def test_a_cancelled_run_ends_the_request(
+    pack: ModuleType, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def waiting() -> int:
+        with urllib.request.urlopen(f"{address}/health") as told:
+            return int(json.load(told)["waiting"])
+
+    def cancel() -> None:
+        if waiting():
+            raise KeyError("cancelled")
+
+    monkeypatch.setattr(sys.modules[f"{pack.__name__}.nodes"], "stop_if_cancelled", cancel)
+    started = time.monotonic()
+    with pytest.raises(KeyError, match="cancelled"):
+        called(pack, question="sleep 3")
+    while waiting():
+        time.sleep(0.01)
+    assert time.monotonic() - started < 2
+
+
 class Stranger(BaseHTTPRequestHandler):
     """A server that is not lisa-segment: it says what it is told to say, or sends elsewhere."""
 
@@ -242,7 +289,7 @@ def test_a_hostile_answer_is_an_error(
 
 @pytest.mark.parametrize(
     ("says", "why"),
-    [(b"[]", "HTTP Error 422"), (b"{}", "HTTP Error 422"), (b"<p>", "HTTP Error 422"),
+    [(b"[]", "HTTP 422"), (b"{}", "HTTP 422"), (b"<p>", "HTTP 422"),
      (b'{"error": [1]}', "1"),
      (b'{"error": "too large", "hint": "make it smaller"}', "too large; make it smaller")],
 )  # fmt: skip

@@ -33,6 +33,10 @@ def first(options: Sequence[str]) -> str:
     return options[0]
 
 
+class Stopped(Exception):
+    """Nobody waits for the answer any more."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """The text of an answer, and a mask [H, W] bool for each [SEG] in it."""

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from trainer.answer.question import Question
 from trainer.data.findings import DataError, Report
 from trainer.data.formats.reasonseg import Item, by_picture
 from trainer.data.images import is_picture, read_image
+from trainer.data.importing.encoding import decoded
+from trainer.data.importing.questions_file import csv_rows
 from trainer.data.json_fields import read_sentence
 from trainer.data.picture_paths import picture_in
 from trainer.prompts import PromptError
@@ -23,6 +26,7 @@ from trainer.prompts import PromptError
 # What a line of a file of questions may hold. `picture` and `label` are of import's questions.
 FLAGS = ("phrase", "explain")
 FIELDS = ("image", "picture", "label", "question", *FLAGS)
+_FLAG: dict[str, bool] = {"true": True, "false": False, "": False}  # as spreadsheets write them
 EXAMPLE = '{"image": "a.jpg", "question": "What is hot?"}'
 
 
@@ -102,22 +106,45 @@ def ignored_files_line(folder: Path) -> str | None:
 
 
 def _from_file(file: Path, folder: Path) -> list[Question]:
-    """The questions of JSON lines. Raises DataError with all that is wrong, line by line.
+    """The questions of JSON lines, or of a CSV. Raises DataError with all that is wrong, by line.
 
-    Files with questions for `lisa-train import` in JSON lines can be read too.
+    Files with questions for `lisa-train import` can be read too.
     """
-    report, asked, objects = Report(file), [], 0
-    for number, line in enumerate(read_regular(file).split(b"\n"), 1):
-        if line.strip() and (row := _row(report, f"line {number}", line)) is not None:
-            objects += 1
-            asked += _asked(report, f"line {number}", row, folder)
-    if report.findings and not objects:  # a file of another kind
-        report = Report(file)
-        first = read_regular(file).lstrip().partition(b"\n")[0].decode("utf-8-sig", "replace")
-        report.add("file", first, f"a JSON object in each line, such as {EXAMPLE}", "write it so")
+    report = Report(file)
+    rows = _table(report) if file.suffix.lower() == ".csv" else _json_lines(report)
+    asked = [one for line, row in rows for one in _asked(report, f"line {line}", row, folder)]
     if report.findings:
         raise DataError(report.findings)
     return asked
+
+
+def _table(report: Report) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number, fields) of a CSV; as in an import, other columns are not read."""
+    try:
+        text, _ = decoded(read_regular(report.path))
+    except ValueError:
+        report.add("file", "bytes of unknown letters", "text in UTF-8", "save it as CSV UTF-8")
+        return
+    with StringIO(text, newline="") as file:
+        for line, row in csv_rows(report, file, ["question"]):
+            known = {name: str(row[name]).strip() for name in FIELDS if name in row}
+            flags = {name: _FLAG.get(known[name].lower(), known[name]) for name in FLAGS
+                     if name in known}  # fmt: skip
+            yield line, known | flags
+
+
+def _json_lines(report: Report) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number, object), with one finding for a file of another kind."""
+    content, objects = read_regular(report.path), 0
+    for number, line in enumerate(content.split(b"\n"), 1):
+        if line.strip() and (row := _row(report, f"line {number}", line)) is not None:
+            objects += 1
+            yield number, row
+    if report.findings and not objects:
+        first = content.lstrip().partition(b"\n")[0].decode("utf-8-sig", "replace")
+        report.findings.clear()
+        allowed = f"a JSON object in each line, such as {EXAMPLE}, or a name that ends in .csv"
+        report.add("file", first, allowed, "write it so")
 
 
 def _row(report: Report, where: str, line: bytes) -> dict[str, Any] | None:

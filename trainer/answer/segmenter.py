@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,12 +15,12 @@ from torch import Tensor
 
 from profiles.plan import Plan
 from profiles.settings import Encoder, TokenLimits
-from trainer.answer.question import Answer, Question
+from trainer.answer.question import Answer, Question, Stopped
 from trainer.answer.trained_model import Trained
 from trainer.batch import Batch, Encoded, shared_tokens, sharing_prefix
 from trainer.data.images import read_image, size_of
 from trainer.data.samples import batch_of, image_tokens
-from trainer.model.answering import Answering, Said
+from trainer.model.answering import Answering, Said, never
 from trainer.model.build import read_tokenizer
 from trainer.model.families import family_of
 from trainer.model.layers.replayed import own_stream
@@ -28,7 +29,9 @@ from trainer.parallel.accelerator import make_accelerator
 from trainer.reporter import Reporter
 from trainer.run.feature_caches import prepare_caches
 
-USUAL = 8  # tokens of an answer, for which several questions in a row leave room
+# Tokens of an answer for which several questions in a row leave room: LISA's templates have 4 to 11
+# of LLaMA's, and one long answer more is shared by all; an answer that explains has up to all.
+USUAL, EXPLAINED = 8, 64
 SILENT = Reporter(lambda text: None, lambda what, done, total: None)
 
 
@@ -43,18 +46,29 @@ def longest_row(
 ) -> int:
     """Text tokens of the longest row in which `Segmenter.ask_all` answers some of these questions,
     with the room that it takes beyond that of one answer. Raises PromptError."""
-    rows: dict[Path, list[Encoded]] = {}
+    rows: dict[Path, tuple[list[Question], list[Encoded]]] = {}
     for question in questions:
-        rows.setdefault(question.image, []).append(tokenizer.encode([question.turn()]))
-    groups = (
-        group for of_one in rows.values() for group in _groups(of_one, limits.max_text_tokens)
-    )
+        asked, encoded = rows.setdefault(question.image, ([], []))
+        asked.append(question)
+        encoded.append(tokenizer.encode([question.turn()]))
+    groups = (group for of_one in rows.values() for group in _groups(*of_one, limits))
     return max((_text_of(group, limits) for group in groups), default=0)
 
 
-def _text_of(group: Sequence[Encoded], limits: TokenLimits) -> int:
-    room = max(0, USUAL * len(group) - limits.max_new_tokens - 1)
-    return sharing_prefix(group).text_tokens + room
+class Group(NamedTuple):
+    """Rows of questions that are answered together, and the tokens that all answers may have."""
+
+    rows: Sequence[Encoded]
+    room: int
+
+
+def by_itself(row: Encoded, limits: TokenLimits) -> Group:
+    """A question by itself, whose answer may be as long as any."""
+    return Group([row], limits.max_new_tokens + 1)
+
+
+def _text_of(group: Group, limits: TokenLimits) -> int:
+    return sharing_prefix(group.rows).text_tokens + group.room - (limits.max_new_tokens + 1)
 
 
 def largest_picture(questions: Sequence[Question], plan: Plan) -> int:
@@ -94,6 +108,7 @@ class Segmenter:
         self.caches = prepare_caches(self.plan, pictures, cache_root, self.accelerator, reporter)
         self.model = trained.load(self.plan, self.tokenizer, self.device)
         self.answering: Answering | None = None
+        self.stopped: Callable[[], bool] = never  # asked at each token
         # Of the last picture: its file, its features, and the tokens of a question about it.
         self.seen: tuple[Path, int, int] | None = None
         self.features: dict[Encoder, dict[str, Tensor]] = {}
@@ -112,16 +127,18 @@ class Segmenter:
         """Answers in order; several questions in a row about one picture are answered together.
 
         Together they take no more tokens than one question may have (`tokens.max_text_tokens`). An
-        answer's seconds are its share of that, and its own. Raises PromptError, DataError.
+        answer's seconds are its share of that, and its own. Raises PromptError, DataError, and
+        Stopped where `stopped` says so.
         """
-        for image, asked in groupby(questions, attrgetter("image")):
+        for image, those in groupby(questions, attrgetter("image")):
+            asked = [*those]
             height, width = size_of(image)
-            for group in _groups(self._rows([*asked]), self.plan.tokens.max_text_tokens):
+            for group in _groups(asked, self._rows(asked), self.plan.tokens):
                 started = time.monotonic()
                 found = self._said(image, group)
                 share = (time.monotonic() - started) / len(found)
                 # One after the other: masks of a large picture take memory.
-                for one, row in zip(found, group, strict=True):
+                for one, row in zip(found, group.rows, strict=True):
                     started = time.monotonic()
                     whole = self._whole(image, one, row)
                     seconds = share + time.monotonic() - started
@@ -129,7 +146,7 @@ class Segmenter:
 
     def _whole(self, image: Path, said: Said, row: Encoded) -> Said:
         """An answer to its end: there is not room for several long ones at once, but for each."""
-        return said if said.ended else self._said(image, [row])[0]
+        return said if said.ended else self._said(image, by_itself(row, self.plan.tokens))[0]
 
     def _shown(
         self, said: Said, most_masks: int | None, height: int, width: int, seconds: float
@@ -159,21 +176,22 @@ class Segmenter:
         inputs = self._features(image)
         return batch_of([row], self.tokenizer, targets=torch.zeros(0), inputs=inputs)
 
-    def _said(self, image: Path, rows: Sequence[Encoded]) -> list[Said]:
+    def _said(self, image: Path, group: Group) -> list[Said]:
         """What the model says to questions about a picture in one row, as far as there is room."""
         self.use_stream()
-        row, tokens = sharing_prefix(rows), self.plan.tokens
+        row, most = sharing_prefix(group.rows), self.plan.tokens.max_new_tokens
         batch = self._batch(image, row)
-        room = max(tokens.max_new_tokens + 1, USUAL * len(rows))
         first = row.input_ids[: row.starts[1]] if row.starts else row.input_ids
-        answering = self._for(first, len(row.input_ids) + room)
+        answering = self._for(first, len(row.input_ids) + group.room)
         before, self.model.cached = self.model.cached, frozenset(batch.inputs)
         try:
             end = self.tokenizer.end_id
-            found = answering.answers(batch.to(self.device), tokens.max_new_tokens, end)
+            found = answering.answers(batch.to(self.device), most, end, self.stopped)
         finally:
             self.model.cached = before  # evaluation shows it pixels
         self.read = first
+        if self.stopped():
+            raise Stopped
         return found
 
     def _for(self, first: list[int], most: int) -> Answering:
@@ -205,6 +223,8 @@ class Segmenter:
 
     @torch.no_grad()
     def _made(self, encoder: Encoder, image: Path) -> dict[str, Tensor]:
+        if self.stopped():
+            raise Stopped
         profile = self.plan.profile
         pixels = family_of(profile).pixels(read_image(image), encoder, profile)
         dtype = self.model.dtype
@@ -214,14 +234,25 @@ class Segmenter:
         })  # fmt: skip
 
 
-def _groups(rows: Sequence[Encoded], most: int) -> Iterator[list[Encoded]]:
-    """Questions as they are answered together: in order, so many tokens of text at most."""
+def _groups(
+    questions: Sequence[Question], rows: Sequence[Encoded], limits: TokenLimits
+) -> Iterator[Group]:
+    """Questions as they are answered together: in order, and with their usual answers no more
+    tokens than one question may have. They share the room for its answer, too."""
     group: list[Encoded] = []
-    for row in rows:
-        together = sharing_prefix([*group, row]).text_tokens + USUAL * (len(group) + 1)
-        if group and together > most:
-            yield group
-            group = []
+    said = 0  # tokens of the group's usual answers
+    for question, row in zip(questions, rows, strict=True):
+        usual = min(EXPLAINED, limits.max_new_tokens) if question.explain else USUAL
+        together = sharing_prefix([*group, row]).text_tokens + said + usual
+        if group and together > limits.max_text_tokens:
+            yield _group(group, said, limits)
+            group, said = [], 0
         group.append(row)
+        said += usual
     if group:
-        yield group
+        yield _group(group, said, limits)
+
+
+def _group(rows: Sequence[Encoded], said: int, limits: TokenLimits) -> Group:
+    one = limits.max_new_tokens + 1
+    return Group(rows, min(one * len(rows), said + one) if len(rows) > 1 else one)

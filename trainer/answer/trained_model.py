@@ -38,6 +38,14 @@ class Trained:
         """Whether the base weights may be quantised in any way: none was used in training."""
         return self.folder is None
 
+    @property
+    def fingerprint(self) -> str:
+        """What identifies the tensors that answer. Raises WeightsError."""
+        from trainer.model.weights import fingerprint_of, weight_source
+
+        own = [] if self.folder is None else [fingerprint_of([self.folder / TRAINED])]
+        return "-".join([weight_source(self.plan).fingerprint, *own])
+
     def load(
         self, plan: Plan, tokenizer: ConversationTokenizer, device: torch.device
     ) -> SegmentationModel:

@@ -10,9 +10,7 @@ from typing import Any
 
 from profiles.streams import tell
 from trainer.process import clear_leftover_variables, work_offline
-
-# Answers get their masks from any picture: encoders stay loaded, instead of a cache on disk.
-RESIDENT = "cached_encoders=[]"
+from trainer.serve.limits import RESIDENT
 
 
 def main() -> None:
@@ -44,9 +42,15 @@ def _loaded(asked: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         trained, lambda: (limits.max_text_tokens, trained.plan.profile.most_image_tokens)
     )
     segmenter = Segmenter(trained, [], Path(), plan=plan)
-    facts = {"model": plan.model, "plan": plan.content_hash, "device": plan.device,
-             "max_masks": limits.max_masks, "max_text_tokens": limits.max_text_tokens,
-             "memory": fit.line() if fit else None}  # fmt: skip
+    facts = {
+        "model": plan.model,
+        "plan": plan.content_hash,
+        "weights": trained.fingerprint,
+        "device": plan.device,
+        "max_masks": limits.max_masks,
+        "max_text_tokens": limits.max_text_tokens,
+        "memory": fit.line() if fit else None,
+    }
     tell(f"{plan.model} is loaded")
     os.chdir(asked["folder"])
     return Worker(segmenter, asked["pixels"], limits.max_text_tokens), facts

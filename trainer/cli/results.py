@@ -24,7 +24,9 @@ Run = Annotated[
 
 def evaluate(
     run: Run,
-    data_dir: Annotated[Path, typer.Option(help="Folder with ReasonSeg data.")],
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder with ReasonSeg data. Default: the run's own.")
+    ] = None,
     split: Annotated[str, typer.Option(help="val, test or train.")] = "val",
     generate: Annotated[
         bool, typer.Option(help="Let the model write its answer, instead of giving it [SEG].")
@@ -45,7 +47,11 @@ def evaluate(
         from trainer.data.broken import SkippedEntries
         from trainer.data.formats.reasonseg import read_split
 
-        leave = SkippedEntries(read_most(skip_broken))
+        most = read_most(skip_broken)
+        if data_dir is None:
+            data_dir, its_most = _own_data(run)
+            most = its_most if skip_broken is None else most
+        leave = SkippedEntries(most)
         items = read_split(data_dir, split, None, leave)
         for one in leave.left_out:
             tell(f"left out: {one}")
@@ -73,6 +79,21 @@ def evaluate(
         return
     say("\n".join([f"{run} on {split}, {how}", *lines(found.summary())]))
     say(f"scores of every picture in {target}, the worst and best in {target / 'extremes.png'}")
+
+
+def _own_data(run: Path) -> tuple[Path, int]:
+    """The data that a run, or the run of a checkpoint, was trained on, and how many of its entries
+    may be left out. Raises ValueError."""
+    from trainer.run.folder import RECORD
+    from trainer.run.started import Started
+
+    known = next((one for one in (run, run.resolve().parent) if (one / RECORD).is_file()), None)
+    if known is None:
+        what = f"no {RECORD} here names its data" if run.is_dir() else "no such folder"
+        raise ValueError(f"{run}: {what}\n    hint: --data-dir DIR names the data to score on")
+    started = Started.read(known)
+    tell(f"scoring on the run's own data, {one_line(started.data)}")
+    return started.data, started.skip_broken
 
 
 def export(

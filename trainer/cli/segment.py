@@ -54,7 +54,7 @@ def segment(
         Path | None,
         typer.Option(
             help="File of questions about IMAGE's pictures, one a line: "
-            '{"image": "a.jpg", "question": "What is hot?"}.'
+            '{"image": "a.jpg", "question": "What is hot?"}; or a CSV.'
         ),
     ] = None,
     run: Annotated[

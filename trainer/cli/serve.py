@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from profiles.environment import at_home, python_module
 from profiles.streams import tell
+from trainer.serve.limits import RESIDENT
 
 if TYPE_CHECKING:
     from trainer.answer.trained_model import Trained
@@ -45,10 +46,14 @@ def serve(trained: Trained, run: Path, assignments: Sequence[str], host: str, po
 def workers_for(
     trained: Trained, run: Path, assignments: Sequence[str], limits: Limits | None = None
 ) -> Iterator[Workers]:
-    """A process for each card that the model answers on, not yet started, with their folders."""
+    """A process for each card that the model answers on, not yet started, with their folders.
+
+    Raises ValueError.
+    """
     from trainer.serve.limits import Limits
     from trainer.serve.workers import Workers
 
+    _check(assignments)
     limits = limits or Limits()
     environments = _environments(trained)
     with ExitStack() as stack:
@@ -59,6 +64,15 @@ def workers_for(
                      "pixels": limits.pixels}  # fmt: skip
             commands.append(python_module(MODULE, json.dumps(asked)))
         yield Workers(list(zip(commands, environments, strict=True)), limits, tell)
+
+
+def _check(assignments: Sequence[str]) -> None:
+    name, resident = RESIDENT.split("=")
+    for one in assignments:
+        key, _, value = one.partition("=")
+        if key.strip() == name and value.replace(" ", "") != resident:
+            why = "a server gets pictures that it does not know before, so its encoders stay loaded"
+            raise ValueError(f"--set {one}: {why}\n    hint: leave it out")
 
 
 def _environments(trained: Trained) -> list[dict[str, str]]:

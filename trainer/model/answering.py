@@ -5,7 +5,7 @@ Shapes: n questions that go on, T tokens of the row, S slots for keys and values
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -16,6 +16,11 @@ from trainer.batch import Batch
 from trainer.model.layers.decoder import KeyValues, added_to_scores, seen_by
 from trainer.model.layers.replayed import Replayed
 from trainer.model.segmentation_model import SegmentationModel
+
+
+def never() -> bool:
+    """Somebody always waits."""
+    return False
 
 
 @dataclass
@@ -40,8 +45,13 @@ class Answering:
         self.replayed = Replayed(on_card and model.host_layers is None)
 
     @torch.no_grad()
-    def answers(self, batch: Batch, most: int, end_id: int) -> list[Said]:
-        """Of every question of ONE row, at most `most` tokens; not ended where the room was."""
+    def answers(
+        self, batch: Batch, most: int, end_id: int, stopped: Callable[[], bool] = never
+    ) -> list[Said]:
+        """Of every question of ONE row, at most `most` tokens; not ended where the room was.
+
+        `stopped` is asked at each token; then none has ended that had not.
+        """
         model = self.model
         image = model.features(MASK, batch)
         # The state of [SEG] itself comes with the token behind it, which may be one too many.
@@ -49,6 +59,8 @@ class Answering:
         found = [Said() for _ in _ends(batch)]
         going = list(range(len(found)))
         for tokens, states in self.greedy(batch, going):
+            if stopped():
+                break
             values = zip([*going], tokens.tolist(), states.split(1), strict=True)
             for number, token, state in values:
                 said = found[number]

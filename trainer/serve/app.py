@@ -13,13 +13,14 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import Message
 
 from profiles.text import is_text, one_line
 from trainer.prompts import PromptError
-from trainer.serve.asked import KINDS, Asked, NotAnswered
+from trainer.serve.asked import KINDS, Asked, NotAnswered, named
+from trainer.serve.drained import Drained
 from trainer.serve.guard import Access, Guard
 from trainer.serve.limits import Limits
 from trainer.serve.openapi import document, page
@@ -34,9 +35,13 @@ _NOWHERE = Path()  # the picture has no file here
 def create_app(workers: Workers, access: Access | None = None) -> Starlette:
     """The application for one model; `workers` are started and stopped by the caller."""
     access = access or Access()
+
+    async def start(request: Request) -> Response:
+        return RedirectResponse("docs")
+
     return Starlette(
-        routes=routes(workers, needs_token=access.token is not None),
-        middleware=[Middleware(Guard, access=access)],
+        routes=[Route("/", start), *routes(workers, needs_token=access.token is not None)],
+        middleware=[Middleware(Drained), Middleware(Guard, access=access)],
         exception_handlers=HANDLERS,
     )
 
@@ -85,8 +90,10 @@ def routes(workers: Workers, needs_token: bool = False) -> list[Route]:
 
 async def _asked(request: Request, limits: Limits) -> Asked:
     """What a form asks. Raises NotAnswered, ClientDisconnect."""
-    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise NotAnswered(415, "the request is no multipart/form-data", "see /docs")
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise NotAnswered(415, "the request's body is compressed", "send it as it is")
     told = request.headers.get("content-length", "0")
     if not told.isdecimal() or int(told[:20]) > limits.body_bytes:
         raise _too_large(limits)
@@ -121,7 +128,7 @@ async def _read(form: FormData, limits: Limits) -> Asked:
         raise NotAnswered(422, f"unknown: {one_line(unknown[0])}", f"fields: {', '.join(FIELDS)}")
     picture, texts = form.getlist("picture"), form.getlist("question")
     if len(picture) != 1 or not isinstance(picture[0], UploadFile):
-        raise NotAnswered(422, "picture: one file is needed")
+        raise NotAnswered(422, "picture: one file is needed", "give its part a file name")
     if not 1 <= len(texts) <= limits.questions:
         raise NotAnswered(422, f"question: one to {limits.questions} are needed")
     kinds = form.getlist("kind") or [KINDS[0]]
@@ -129,7 +136,7 @@ async def _read(form: FormData, limits: Limits) -> Asked:
         raise NotAnswered(422, f"kind: one of {', '.join(KINDS)}")
     asked = Asked(
         await picture[0].read(),
-        tuple(_question(text, limits) for text in texts),
+        tuple(_text(text, named(number, len(texts)), limits) for number, text in enumerate(texts)),
         phrase=kinds[0] == "phrase",
         explain=kinds[0] == "explain",
     )
@@ -138,22 +145,25 @@ async def _read(form: FormData, limits: Limits) -> Asked:
 
 
 def _check(asked: Asked, limits: Limits) -> None:
+    if not asked.picture:
+        raise NotAnswered(422, "picture: the file is empty", "it may have been read before")
     if len(asked.picture) > limits.picture_bytes:
         raise _too_large(limits)
-    for question in asked.questions(_NOWHERE):
+    for number, question in enumerate(asked.questions(_NOWHERE)):
         try:
             question.turn()
         except PromptError as error:
-            raise NotAnswered(422, f"question: {one_line(error)}") from None
+            which = named(number, len(asked.texts))
+            raise NotAnswered(422, f"{which}: {one_line(error)}") from None
 
 
-def _question(text: object, limits: Limits) -> str:
+def _text(text: object, which: str, limits: Limits) -> str:
     if not isinstance(text, str):
-        raise NotAnswered(422, "question: text is needed, not a file")
+        raise NotAnswered(422, f"{which}: text is needed, not a file")
     if not is_text(text):
-        raise NotAnswered(422, "question: half characters are no text")
+        raise NotAnswered(422, f"{which}: half characters are no text")
     if len(text) > limits.letters:
-        raise NotAnswered(422, f"question: {limits.letters} letters are allowed")
+        raise NotAnswered(422, f"{which}: {limits.letters} letters are allowed")
     return text
 
 

@@ -25,6 +25,11 @@ class Asked:
         return [Question(image, text, not self.phrase, self.explain) for text in self.texts]
 
 
+def named(number: int, count: int) -> str:
+    """Which of a request's questions something is said about; the first is number 0."""
+    return "question" if count == 1 else f"question {number + 1} of {count}"
+
+
 @dataclass(frozen=True)
 class Answered:
     """The picture's height and width, and a row for each question."""

@@ -1,8 +1,11 @@
-"""How much one request, and all together, may take of a server."""
+"""How much one request, and all together, may take of a server, and what its plan must have."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+# Pictures come that were not known before: encoders stay loaded, instead of a cache on disk.
+RESIDENT = "cached_encoders=[]"
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,8 @@ ANSWERS = {
     "required": ["height", "width", "answers"],
     "additionalProperties": False,
     "properties": {
-        "height": {"type": "integer"},
-        "width": {"type": "integer"},
+        "height": {"type": "integer", "description": "of the upright picture"},
+        "width": {"type": "integer", "description": "of the upright picture"},
         "answers": {"type": "array", "items": ANSWER, "description": "in the questions' order"},
     },
 }
@@ -60,7 +60,7 @@ ANY = {"type": "object"}
 REFUSED = {
     400: "the form cannot be read",
     413: "the picture's file is too large",
-    415: "not multipart/form-data",
+    415: "not multipart/form-data, or compressed",
     422: "the picture or a question cannot be used",
     429: "too many requests wait",
     503: "the model's process ended or is not there",
@@ -99,7 +99,7 @@ def _segment(limits: Limits) -> dict[str, Any]:
         "additionalProperties": False,
         "properties": {
             "picture": {"type": "string", "format": "binary",
-                        "description": f"JPEG, PNG, WebP, BMP, TIFF, AVIF or GIF of at most "
+                        "description": f"a JPEG, PNG, WebP, BMP, TIFF, AVIF or GIF file of at most "
                         f"{limits.picture_bytes >> 20} MiB and {limits.pixels:,} pixels"},
             "question": {"type": "array", "items": question, "minItems": 1,
                          "maxItems": limits.questions,

@@ -9,17 +9,18 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from PIL import Image
 
 from trainer.answer.output import run_lengths
-from trainer.answer.question import Question
+from trainer.answer.question import Question, Stopped
 from trainer.data.findings import DataError
 from trainer.data.images import size_of
 from trainer.prompts import PromptError
-from trainer.serve.asked import Asked
+from trainer.serve.asked import Asked, named
 from trainer.serve.messages import Message, packed, read
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Worker:
         self.segmenter, self.text_tokens = segmenter, text_tokens
         self.requests: queue.Queue[Message] = queue.Queue()
         self.left = threading.Event()  # nobody waits for the rest of this request's answers
+        segmenter.stopped = self.left.is_set
 
     def serve(self, source: BinaryIO, sink: BinaryIO, facts: Mapping[str, Any]) -> None:
         """Announce the model, and answer until the server is gone."""
@@ -68,10 +70,11 @@ class Worker:
         number = header["ask"]
         asked = Asked(message.body, tuple(header["texts"]), header["phrase"], header["explain"])
         try:
-            for row in self._rows(self._checked(asked)):
-                _send(sink, {"number": number, **row})
-                if self.left.is_set():
-                    break
+            with suppress(Stopped):
+                for row in self._rows(self._checked(asked)):
+                    _send(sink, {"number": number, **row})
+                    if self.left.is_set():
+                        break
             _send(sink, {"number": number, "end": True})
         except Refused as error:
             _send(sink, {"number": number, "refused": str(error)})
@@ -86,14 +89,19 @@ class Worker:
         questions = asked.questions(image)
         try:
             size_of(image)
-            most = self.segmenter.text_tokens(questions)
         except DataError as error:
             raise Refused(_shown(error)) from None
-        except PromptError as error:
-            raise Refused(str(error)) from None
-        if most > self.text_tokens:
-            raise Refused(f"a question of {most} tokens; {self.text_tokens} are allowed")
+        for number, question in enumerate(questions):
+            self._check(question, named(number, len(questions)))
         return questions
+
+    def _check(self, question: Question, which: str) -> None:
+        try:
+            tokens = self.segmenter.text_tokens([question])
+        except PromptError as error:
+            raise Refused(f"{which}: {error}") from None
+        if tokens > self.text_tokens:
+            raise Refused(f"{which} has {tokens} tokens; {self.text_tokens} are allowed")
 
     def _rows(self, questions: list[Question]) -> Iterator[dict[str, Any]]:
         """Each answer with the picture's size. Raises Refused."""

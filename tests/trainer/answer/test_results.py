@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -44,6 +45,7 @@ from trainer.model.weights import weight_source
 from trainer.run import checkpoint
 from trainer.run.checkpoint import CheckpointError
 from trainer.run.metrics import MaskScores, intersection_union
+from trainer.run.started import Started
 
 CPU = torch.device("cpu")
 QUESTION = "Which of these could somebody drink from?"
@@ -230,7 +232,7 @@ def test_generated_answers_about_a_picture_are_given_together(
                          image_path=tmp_path / "copy.jpg"))  # fmt: skip
     segmenter, rows = says_seg(opened(run, cache, **BRIEF)), []
     said = segmenter._said
-    segmenter._said = lambda image, row: rows.append(len(row)) or said(image, row)  # type: ignore
+    segmenter._said = lambda image, group: rows.append(len(group.rows)) or said(image, group)  # type: ignore
     spoken = generated(segmenter, items, SILENT)
     assert rows == [2, 1]
     scored = spoken.scores.rows()
@@ -449,11 +451,11 @@ def test_figures_of_other_data_are_not_replaced_without_a_word(tmp_path: Path) -
 
 
 def test_a_questions_file_of_another_kind_is_refused_once(tmp_path: Path) -> None:
-    folder, file = PICTURES[0].parent, tmp_path / "q.csv"
+    folder, file = PICTURES[0].parent, tmp_path / "q.txt"
     file.write_text("picture,label,question\n" + "a.jpg,cup,What is hot?\n" * 3)
     with pytest.raises(ValueError) as caught:
         read_questions(folder, None, file, False, False)
-    assert str(caught.value).count("q.csv") == 1 and '{"image": "a.jpg", "q' in str(caught.value)
+    assert str(caught.value).count("q.txt") == 1 and '{"image": "a.jpg", "q' in str(caught.value)
     row = {"picture": PICTURES[0].name, "label": "cup", "question": "What is hot?"}
     file.write_text(json.dumps(row))
     (one,) = read_questions(folder, None, file, False, False)
@@ -466,6 +468,26 @@ def call(module: str, *arguments: str, cwd: Path, **other: str) -> subprocess.Co
     return subprocess.run(
         command, capture_output=True, text=True, timeout=300, cwd=cwd, env=os.environ | root
     )
+
+
+def test_questions_come_from_the_table_that_an_import_reads(tmp_path: Path) -> None:
+    folder, name = PICTURES[0].parent, PICTURES[0].name
+    file = tmp_path / "questions.csv"
+    file.write_text(f'Picture;label;question;note\r\n{name} ;cup;"Hot; or not?";x\r\n', "utf-8-sig")
+    (question,) = read_questions(folder, None, file, False, False)
+    assert question == Question(PICTURES[0], "Hot; or not?")
+    file.write_text(f"image,question,phrase,explain\n{name},the cup,TRUE,\n{name},Why?,,true\n")
+    phrase, why = read_questions(folder, None, file, False, False)
+    assert not phrase.is_sentence and not phrase.explain and why.is_sentence and why.explain
+    for text, told in (
+        (f"image\n{name}\n", "line 1: got 'image'; allowed: a header with question"),
+        ("question\nWhat is hot?\n", "line 2: image: got nothing"),
+        (f"image,question,phrase\n{name},a,2\n", "line 2: phrase: got '2'; allowed: true or false"),
+        (f"image,question\n../{name},a\n", f"line 2: image: got '../{name}'"),
+    ):  # fmt: skip
+        file.write_text(text)
+        with pytest.raises(ValueError, match=re.escape(told)):
+            read_questions(folder, None, file, False, False)
 
 
 def test_a_question_before_its_picture_is_told_so(tmp_path: Path) -> None:
@@ -492,7 +514,14 @@ def test_the_command_lines(run: Path, tmp_path: Path, monkeypatch: pytest.Monkey
         (row["question"], Path(row["image"]).name) for row in json.loads(done.stdout)["answers"]
     ]
     assert told == [(line["question"], line["image"]) for line in lines], done.stderr
-    done = CliRunner().invoke(app, ["evaluate", str(run), "--data-dir", str(PHOTOS)])
+    done = CliRunner().invoke(app, ["evaluate", str(run)])
+    assert (
+        done.exit_code == 2
+        and "no run.json here names its data\n    hint: --data-dir DIR" in done.stderr
+    )
+    Started(PHOTOS, tmp_path, {}).write(run)
+    done = CliRunner().invoke(app, ["evaluate", str(run)])
+    assert f"scoring on the run's own data, {PHOTOS}" in done.stderr, done.stderr
     assert done.exit_code == 0 and "gIoU" in done.stdout and "[" in done.stdout, done.stderr
     assert (run / "evaluation-val" / "images.jsonl").is_file()
     done = CliRunner().invoke(app, ["export", str(run), "out"])

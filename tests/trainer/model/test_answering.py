@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,18 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from profiles.plan import Plan
 from tests import small_qwen
 from tests.conftest import PHOTOS, tiny_plan
-from trainer.answer.question import Answer, Question
-from trainer.answer.segmenter import USUAL, Segmenter, _groups
+from trainer.answer.question import Answer, Question, Stopped
+from trainer.answer.segmenter import USUAL, Group, Segmenter, _groups, by_itself, longest_row
 from trainer.answer.trained_model import Trained
 from trainer.batch import Encoded, sharing_prefix
 from trainer.data.formats.reasonseg import read_split
-from trainer.model.answering import Answering, Said
+from trainer.model.answering import Answering, Said, never
+from trainer.model.build import some_tokenizer
 from trainer.model.layers.replayed import Replayed
+from trainer.prompts import ANSWERS, Turn
 
 PICTURES = [item.image_path for item in read_split(PHOTOS, "val")][:2]
 TEXTS = ("Which of these could somebody drink from?", "What is it?",
@@ -147,7 +150,7 @@ def said_alone(segmenter: Segmenter, rows: list[Encoded]) -> list[Said]:
     found = []
     for row in rows:
         segmenter.read = []
-        found.extend(segmenter._said(PICTURES[0], [row]))
+        found.extend(segmenter._said(PICTURES[0], by_itself(row, segmenter.plan.tokens)))
     return found
 
 
@@ -155,13 +158,16 @@ def test_questions_asked_together_are_answered_as_alone(segmenter: Segmenter) ->
     """In one row or in several, and where there is not room for so many long answers."""
     model, passed = segmenter.model, []
     model.masks_of = lambda prompts, image: prompts  # type: ignore[method-assign]
-    rows = segmenter._rows([Question(PICTURES[0], text) for text in TEXTS])
+    asked = [Question(PICTURES[0], text) for text in TEXTS]
+    rows = segmenter._rows(asked)
     model.seg_token_id = said_alone(segmenter, rows[:1])[0].tokens[1]
     alone, read = said_alone(segmenter, rows), model.read
     assert not torch.allclose(alone[0].masks[0], alone[1].masks[0])
     model.read = lambda *given: passed.append(0) or read(*given)  # type: ignore
+    limits = segmenter.plan.tokens
     for most, count in ((512, 1), (sharing_prefix(rows[:2]).text_tokens + 2 * USUAL, 3)):
-        groups = list(_groups(rows, most))
+        few = limits.model_copy(update={"max_text_tokens": most})
+        groups = list(_groups(asked, rows, few))
         together = [said for group in groups for said in segmenter._said(PICTURES[0], group)]
         assert [said.tokens for said in together] == [said.tokens for said in alone]
         for one, other in zip(together, alone, strict=True):
@@ -169,7 +175,8 @@ def test_questions_asked_together_are_answered_as_alone(segmenter: Segmenter) ->
         assert len(groups) == len(passed) == count
         passed.clear()
     limited(segmenter, 30)
-    found = segmenter._said(PICTURES[0], rows)
+    (group,) = _groups(asked, rows, segmenter.plan.tokens)
+    found = segmenter._said(PICTURES[0], group)
     pairs = zip(found, rows, strict=True)
     together = [segmenter._whole(PICTURES[0], one, row) for one, row in pairs]
     if model.tied_head:
@@ -178,14 +185,49 @@ def test_questions_asked_together_are_answered_as_alone(segmenter: Segmenter) ->
     assert [said.tokens for said in together] == [said.tokens for said in alone]
 
 
+def test_what_a_group_may_say_is_what_it_has_room_for() -> None:
+    """Every answer of the templates, and every explanation; within the forecast of one question."""
+    plan = Plan.parse({"model": "7b"})
+    tokenizer, limits = some_tokenizer(plan), plan.tokens
+    question = Question(PICTURES[0], TEXTS[0]).turn().question
+    said = [tokenizer.encode([Turn(question, answer)]).labels for answer in ANSWERS]
+    lengths = [sum(label >= 0 for label in labels) for labels in said]
+    assert max(lengths) > USUAL
+    for explain, longest in ((False, max(lengths)), (True, limits.max_new_tokens)):
+        asked = [Question(PICTURES[0], text, explain=explain) for text in TEXTS * 5]
+        rows = [tokenizer.encode([question.turn()]) for question in asked]
+        groups = list(_groups(asked, rows, limits))
+        assert [*chain.from_iterable(group.rows for group in groups)] == rows
+        assert len(groups[0].rows) >= 4
+        assert longest_row(asked, tokenizer, limits) <= limits.max_text_tokens
+        for group in groups:
+            assert group.room >= longest * len(group.rows)
+
+
+def test_an_answer_that_nobody_waits_for_ends_at_its_next_token(segmenter: Segmenter) -> None:
+    asked = [Question(PICTURES[0], text) for text in TEXTS]
+    before = [one.text for one in segmenter.ask_all(asked)]
+    left = iter([False, False, True, True])
+    segmenter.stopped = lambda: next(left)
+    with pytest.raises(Stopped):
+        next(segmenter.ask_all(asked))
+    assert not list(left)
+    segmenter.stopped = never
+    assert [one.text for one in segmenter.ask_all(asked)] == before
+    segmenter.stopped, segmenter.seen = lambda: True, None
+    segmenter.model.encode = lambda *_: pytest.fail("encoded")  # type: ignore[method-assign]
+    with pytest.raises(Stopped):
+        next(segmenter.ask_all(asked))
+
+
 def test_long_answers_are_given_one_after_the_other() -> None:
     """Whoever leaves in the middle of a group does not wait for all of them."""
     segmenter, passed = Segmenter.__new__(Segmenter), []
     segmenter.plan = tiny_plan()
 
-    def said(image: Path, rows: list[Encoded]) -> list[Said]:
-        passed.append(len(rows))
-        return [Said(ended=len(rows) == 1) for _ in rows]
+    def said(image: Path, group: Group) -> list[Said]:
+        passed.append(len(group.rows))
+        return [Said(ended=len(group.rows) == 1) for _ in group.rows]
 
     segmenter._rows = lambda asked: [Encoded([1] * 20, [-100] * 20, 4) for _ in asked]  # type: ignore
     segmenter._said = said  # type: ignore[assignment,method-assign]

@@ -7,6 +7,7 @@ import json
 import re
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
@@ -21,6 +22,7 @@ from trainer.answer.segmenter import Segmenter
 from trainer.answer.trained_model import find_trained
 from trainer.cli.segment import app as segment
 from trainer.cli.serve import workers_for
+from trainer.serve import drained
 from trainer.serve.address import taken
 from trainer.serve.app import create_app
 from trainer.serve.guard import Access
@@ -43,7 +45,10 @@ def test_a_trained_model_answers_over_http_as_it_does_here(tmp_path: Path) -> No
         with TestClient(app, base_url=HERE) as client:
             assert client.portal is not None
             client.portal.call(workers.start)
-            assert client.get("/model").json()["model"] == "tiny"
+            facts = client.get("/model").json()
+            assert facts["model"] == "tiny" and facts["weights"] == trained.fingerprint
+            resident = trained.plan.override(["cached_encoders=[]"])
+            assert facts["plan"] == resident.content_hash != trained.plan.content_hash
             for number, texts in asked:
                 image = PICTURES[number]
                 files = {"picture": image.read_bytes()}
@@ -67,7 +72,10 @@ def test_a_trained_model_answers_over_http_as_it_does_here(tmp_path: Path) -> No
         ({"question": ["a"] * 33}, 422, "question: one to 32 are needed"),
         ({"question": ["a"] * 99}, 400, "the form cannot be read: Too many fields"),
         ({"question": ["a" * 2001]}, 422, "question: 2000 letters are allowed"),
-        ({"question": ["a " * 60]}, 422, "a question of 60 tokens; 50 are allowed"),
+        ({"question": ["a " * 60]}, 422, "question has 60 tokens; 50 are allowed"),
+        ({"question": ["a", "a " * 60]}, 422, "question 2 of 2 has 60 tokens; 50 are allowed"),
+        ({"question": ["a", "b", " "]}, 422, "question 3 of 3: question text is empty"),
+        ({"question": ["a" * 2001, "b"]}, 422, "question 1 of 2: 2000 letters are allowed"),
         ({"question": ["a"], "kind": "1"}, 422, "kind: one of sentence, phrase, explain"),
         ({"question": ["a"], "kind": ["phrase", "phrase"]}, 422, "kind: one of"),
         ({"question": ["a"], "path": "/etc/passwd"}, 422, "unknown: path"),
@@ -82,7 +90,7 @@ def test_fields_that_cannot_be_used_are_named(fields, status, error, shared: Ser
 @pytest.mark.parametrize(
     ("image", "status", "error"),
     [
-        (b"", 422, "no picture of a known kind"),
+        (b"", 422, "picture: the file is empty"),
         (b"/etc/passwd", 422, "no picture of a known kind"),
         (picture()[:60], 422, "image file is truncated"),
         (picture(size=(101, 100)), 422, "at most 10000 pixels"),
@@ -112,11 +120,38 @@ def test_a_body_is_read_no_further_than_is_allowed(shared: Server) -> None:
     found = shared.sync.post("/segment", content=endless(), headers=FORM)
     assert found.status_code == 413
     for headers, status in (({}, 415), (FORM, 400), (FORM | {"Content-Length": "x"}, 413),
-                            ({"Content-Type": "multipart/form-data"}, 400)):  # fmt: skip
+                            ({"Content-Type": "Multipart/Form-Data"}, 400),
+                            (FORM | {"Content-Encoding": "gzip"}, 415)):  # fmt: skip
         assert shared.sync.post("/segment", content=b"x", headers=headers).status_code == status
 
 
-@pytest.mark.parametrize("path", ["/", "/segment", "/../../etc/passwd", "/docs/x", "/%2e%2e/"])
+@pytest.mark.parametrize(
+    ("headers", "read"),
+    [({}, 6), ({"Expect": "100-continue"}, 0), ({"Host": "evil.example"}, 6)],
+)
+def test_a_refusal_waits_for_the_end_of_the_request(
+    headers: dict[str, str], read: int, shared: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever sends all before it reads would else see its connection end, and not why."""
+    monkeypatch.setattr(drained, "MOST_BYTES", 6000)
+    request = shared.sync.build_request("POST", "/segment", headers={"Content-Length": "99999999"}
+                                        | FORM | headers)  # fmt: skip
+    scope = {"type": "http", "method": "POST", "path": "/segment", "query_string": b"",
+             "headers": [(name.lower(), value) for name, value in request.headers.raw]}  # fmt: skip
+    seen: list[str] = []
+
+    async def receive() -> dict[str, Any]:
+        seen.append("read")
+        return {"type": "http.request", "body": b"a" * 1000, "more_body": True}
+
+    async def send(message: Any) -> None:
+        seen.append(message.get("status", ""))
+
+    asyncio.run(shared.app(scope, receive, send))
+    assert seen == ["read"] * read + [403 if "Host" in headers else 413, ""]
+
+
+@pytest.mark.parametrize("path", ["/x", "/segment", "/../../etc/passwd", "/docs/x", "/%2e%2e/"])
 def test_unknown_paths_and_methods_are_refused_without_more(path: str, shared: Server) -> None:
     found = shared.sync.get(path)
     assert found.status_code in (404, 405) and set(found.json()) == {"error", "hint"}
@@ -170,7 +205,7 @@ def test_another_host_needs_the_token_that_was_printed() -> None:
 
 
 def test_the_page_needs_no_other_server(shared: Server) -> None:
-    shown = shared.sync.get("/docs")
+    shown = shared.sync.get("/")  # what a browser is shown at the server's address
     assert "default-src 'none'" in shown.headers["content-security-policy"]
     assert not re.search(r"<script|//|@import|url\(", shown.text)
     for path in ("/segment", "/health", "/model"):
@@ -217,6 +252,10 @@ def test_on_windows_no_other_process_gets_the_port_too(monkeypatch: pytest.Monke
         (["--host", "192.0.2.1"], "--host 192.0.2.1 --port 8763: cannot assign requested address"),
         (["--host", "no.such.name.invalid"], "--host no.such.name.invalid --port 8763: "),
         ([str(PICTURES[0])], "--serve gets its pictures over HTTP"),
+        (
+            ["--set", 'cached_encoders=["sam"]'],
+            "so its encoders stay loaded\n    hint: leave it out",
+        ),
     ],
 )
 def test_an_address_that_cannot_be_had_is_told_before_the_model_is_loaded(

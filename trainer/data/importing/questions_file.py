@@ -7,7 +7,7 @@ import difflib
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from io import StringIO
@@ -68,7 +68,10 @@ def _rows(report: Report, conventions: Conventions) -> Iterator[tuple[int, dict[
         yield from _READERS[kind](report, file)
 
 
-def _csv_rows(report: Report, file: StringIO) -> Iterator[tuple[int, dict[str, object]]]:
+def csv_rows(
+    report: Report, file: StringIO, columns: Sequence[str] = COLUMNS
+) -> Iterator[tuple[int, dict[str, object]]]:
+    """Yield (line number, fields) of a table with a header that has these columns, and others."""
     first = file.readline()
     file.seek(0)
     comma = max(",;\t", key=first.count)  # spreadsheets of many countries write semicolons
@@ -76,9 +79,9 @@ def _csv_rows(report: Report, file: StringIO) -> Iterator[tuple[int, dict[str, o
     _, given = next(rows, (1, []))
     # Spreadsheets may capitalise; other names stay unchanged.
     names = [name.strip().lower() for name in given]
-    if lacking := [name for name in COLUMNS if name not in names]:
+    if lacking := [name for name in columns if name not in names]:
         fix = f"add a column {' and a column '.join(lacking)}"
-        report.add("line 1", comma.join(given), f"a header with {', '.join(COLUMNS)}", fix)
+        report.add("line 1", comma.join(given), f"a header with {', '.join(columns)}", fix)
         return
     for line, fields in rows:
         if any(one.strip() for one in fields[len(names) :]):
@@ -117,7 +120,7 @@ def _json_rows(report: Report, file: StringIO) -> Iterator[tuple[int, dict[str, 
             report.add(f"line {number}: JSON", row, allowed, "write the line so")
 
 
-_READERS = {".csv": _csv_rows, ".jsonl": _json_rows}
+_READERS = {".csv": csv_rows, ".jsonl": _json_rows}
 
 
 def texts_for(drawing: Drawing, asked: Questions | None, report: Report) -> dict[str, list[str]]:
