@@ -128,7 +128,8 @@ def main() -> None:
         said = rehearsed(plan, text, folder)
     row = {
         "questions_per_picture": questions, "rows": plan.micro_batch, "text_tokens": text,
-        "loop_seconds": round(seconds, 4), "loop_step_seconds": step, "rehearsal_seconds": said["step_seconds"],
+        "loop_seconds": round(seconds, 4), "loop_step_seconds": step,
+        "rehearsal_seconds": said["step_seconds"],
         "loop_questions_per_second": round(plan.effective_batch / seconds, 2),
         "gpu": torch.cuda.get_device_name(), "versions": said["versions"],
     }  # fmt: skip
