@@ -31,7 +31,7 @@ from advisor.cli.options import (
 )
 from profiles.command_line import Recipe, Version
 from profiles.exits import fail
-from profiles.overrides import assigned
+from profiles.overrides import of_rank
 from profiles.recipe import with_recipe
 
 
@@ -113,9 +113,7 @@ class AdviseOptions:
         found = list(self.settings or ())
         if self.weights is not None:
             found.append(f"weights={self.weights}")
-        if self.lora_r:
-            alpha = [f"lora.alpha={2 * self.lora_r}"] * ("lora.alpha" not in assigned(found))
-            found += [f"lora.rank={self.lora_r}", *alpha]
+        found += of_rank(self.lora_r, found)
         found += ["quantization=none"] if self.no_quantization else []
         return with_recipe(self.recipe, found, self.model)
 

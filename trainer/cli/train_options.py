@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar
 import typer
 
 from profiles.command_line import MODEL_HELP, Recipe, Version, model_names
-from profiles.overrides import must_agree
+from profiles.overrides import must_agree, of_rank
 from profiles.preferences import Preference
 from profiles.recipe import with_recipe
 from trainer.cli.options import Settings, SkipBroken, Text
@@ -71,8 +71,10 @@ class TrainOptions:
         bool, typer.Option("--no-quantization", help="Keep the base weights as published.")
     ] = False
     use_lora: Annotated[bool, typer.Option("--use-lora", help="Add LoRA adapters.")] = False
-    lora_r: Annotated[int | None, typer.Option(help="LoRA rank; alpha stays.")] = None
-    lora_alpha: Annotated[float | None, typer.Option(help="LoRA alpha.")] = None
+    lora_r: Annotated[int | None, typer.Option(help="LoRA rank; alpha is twice that.")] = None
+    lora_alpha: Annotated[
+        float | None, typer.Option(help="LoRA alpha, where it is not to follow --lora-r.")
+    ] = None
     lora_dropout: Annotated[float | None, typer.Option(help="LoRA dropout.")] = None
     epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None
@@ -119,7 +121,6 @@ class TrainOptions:
             "schedule.epochs": self.epochs,
             "micro_batch": self.batch_size,
             "workers": self.num_workers,
-            "lora.rank": self.lora_r,
             "lora.alpha": self.lora_alpha,
             "lora.dropout": self.lora_dropout,
             "schedule.grad_clip": self.grad_clip,
@@ -133,7 +134,8 @@ class TrainOptions:
             nodes = self.nodes or 1
             found += [f"processes={(self.gpus or started_here()) * nodes}", f"nodes={nodes}"]
         found += [f"{key}={value}" for key, value in flags.items() if value is not None]
-        found += self.set_ or []
+        more = self.set_ or []
+        found += [*of_rank(self.lora_r, [*found, *more]), *more]
         must_agree(found)
         return with_recipe(self.recipe, found, self.model)
 
