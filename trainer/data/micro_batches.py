@@ -53,6 +53,7 @@ class MicroBatches:
         self.rank = rank
         self.epoch = 0
         self.skip = 0  # optimizer steps of the epoch that are done already
+        self._cut: tuple[list[Visit], list[list[Visit]]] = [], []  # a step, and what `rows` made
 
     @property
     def steps(self) -> int:
@@ -134,10 +135,15 @@ class MicroBatches:
         """The rows of one micro-batch.
 
         Called in a data worker: the lengths of a step's rows take milliseconds to find out, for
-        which the GPU would wait between two steps.
+        which the GPU would wait between two steps. A worker finds out each step's once.
         """
-        rows = micro_batch.step
+        if self._cut[0] != micro_batch.step:
+            self._cut = micro_batch.step, self._cut_up(micro_batch.step)
+        return self._cut[1][micro_batch.number]
+
+    def _cut_up(self, rows: list[Visit]) -> list[list[Visit]]:
+        """This process's micro-batches of a step."""
         lengths = np.array([self.samples.length(visit) for visit in rows])
         order = np.argsort(lengths, kind="stable")
-        part = self._mine(lengths[order].tolist())[micro_batch.number]
-        return [rows[order[place]] for place in part]
+        parts = self._mine(lengths[order].tolist())
+        return [[rows[order[place]] for place in part] for part in parts]
