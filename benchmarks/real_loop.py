@@ -28,7 +28,7 @@ from profiles.environment import ALLOCATOR_VARIABLES
 from profiles.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]
-PICTURES, LINKS, STEPS = 12, 10, 40  # items about each picture
+PICTURES, LINKS, STEPS = 12, 60, 40  # items about each picture: an epoch outlasts the prefetching
 ROWS = {1: 10, 3: 9, 6: 6}  # a micro-batch, which is the effective batch
 QUESTION = "Which of the things in this picture would somebody of the house have used here lately"
 
@@ -64,14 +64,15 @@ def write_data(root: Path) -> None:
             place.with_suffix(".json").write_text(json.dumps(fields))
 
 
-def looped(plan: Plan, data: Path, folder: Path) -> tuple[float, int]:
-    """Seconds from update to update, the median, and the text tokens of the rows."""
+def looped(plan: Plan, data: Path, folder: Path) -> tuple[float, float, int]:
+    """Seconds from update to update and of the step itself, medians; the rows' text tokens."""
     from trainer.data.formats.reasonseg import read_split
     from trainer.data.micro_batches import MicroBatches
     from trainer.reporter import Reporter
     from trainer.run.run import Run
 
     moments: list[float] = []
+    steps: list[float] = []
     silent = Reporter(lambda text: None, lambda what, done, total: None)
     train, val = read_split(data, "train"), read_split(data, "val")
     run = Run(plan, train, val, folder, folder / "cache", silent)
@@ -82,6 +83,7 @@ def looped(plan: Plan, data: Path, folder: Path) -> tuple[float, int]:
         append(row)
         if "loss" in row:
             moments.append(time.perf_counter())
+            steps.append(row["step_seconds"])
             if len(moments) > STEPS:
                 run.stop.asked = True
 
@@ -89,7 +91,8 @@ def looped(plan: Plan, data: Path, folder: Path) -> tuple[float, int]:
     with suppress(KeyboardInterrupt):
         run.train()
     apart = [later - earlier for earlier, later in pairwise(moments)]
-    return statistics.median(apart[5:]), max(row.text_tokens for row in rows)
+    text = max(row.text_tokens for row in rows)
+    return statistics.median(apart[5:]), statistics.median(steps[5:]), text
 
 
 def rehearsed(plan: Plan, text: int, folder: Path) -> dict[str, Any]:
@@ -120,12 +123,13 @@ def main() -> None:
         folder = Path(place)
         write_data(folder / "data")
         torch.cuda.set_per_process_memory_fraction(7.3 * 2**30 / total)
-        seconds, text = looped(plan, folder / "data", folder)
+        seconds, step, text = looped(plan, folder / "data", folder)
         torch.cuda.empty_cache()
         said = rehearsed(plan, text, folder)
     row = {
         "questions_per_picture": questions, "rows": plan.micro_batch, "text_tokens": text,
-        "loop_seconds": round(seconds, 4), "rehearsal_seconds": said["step_seconds"],
+        "loop_seconds": round(seconds, 4), "loop_step_seconds": step,
+        "rehearsal_seconds": said["step_seconds"],
         "loop_questions_per_second": round(plan.effective_batch / seconds, 2),
         "gpu": torch.cuda.get_device_name(), "versions": said["versions"],
     }  # fmt: skip

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from copy import copy
 from dataclasses import fields
-from typing import Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 from profiles.exits import fail
 
@@ -15,17 +16,19 @@ T = TypeVar("T")
 def takes(options: type[T]) -> Callable[[Callable[[Any, T], None]], Callable[..., None]]:
     """Give a command one parameter for each field of `options`: typer reads the signature.
 
-    The command is handed typer's context and the options.
+    The command is handed typer's context and the options. Their `panels` group them in the help, by
+    the first option of each group; '' is the first group, with --help.
     """
     import typer
 
     hints = get_type_hints(options, include_extras=True)
     kind = inspect.Parameter.KEYWORD_ONLY
     parameters = [inspect.Parameter("context", kind, annotation=typer.Context)]
-    parameters += [
-        inspect.Parameter(one.name, kind, default=one.default, annotation=hints[one.name])
-        for one in fields(options)  # type: ignore[arg-type]
-    ]
+    panel = ""
+    for one in fields(options):  # type: ignore[arg-type]
+        panel = options.panels.get(one.name, panel)  # type: ignore[attr-defined]
+        hint = _in_panel(hints[one.name], panel)
+        parameters.append(inspect.Parameter(one.name, kind, default=one.default, annotation=hint))
 
     def taken(command: Callable[[Any, T], None]) -> Callable[..., None]:
         def called(*, context: typer.Context, **given: Any) -> None:
@@ -37,6 +40,13 @@ def takes(options: type[T]) -> Callable[[Callable[[Any, T], None]], Callable[...
         return called
 
     return taken
+
+
+def _in_panel(hint: Any, panel: str) -> Any:
+    """The annotation of an option, which other commands may have too, in a group of the help."""
+    option = copy(hint.__metadata__[0])
+    option.rich_help_panel = panel or None
+    return Annotated[hint.__origin__, option]
 
 
 def must_be_bare(context: Any, options: Any) -> None:

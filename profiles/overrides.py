@@ -39,6 +39,14 @@ def must_agree(overrides: Iterable[str]) -> None:
         raise PlanError(findings)
 
 
+def of_rank(rank: int | None, given: Iterable[str]) -> list[str]:
+    """What --lora-r assigns beside the settings `given`: alpha follows, unless it is among them."""
+    if rank is None:
+        return []
+    named = {"lora", "lora.alpha"} & assigned(given).keys()
+    return [f"lora.rank={rank}"] + [f"lora.alpha={2 * rank}"] * (not named)
+
+
 def legible(name: str) -> str:
     """The name of a setting, or a value of one, as it can be shown."""
     return name if name.isprintable() and len(name) <= 60 else brief(name)

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from importlib.metadata import version
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from advisor.cli.advise_options import AdviseOptions
 from advisor.cli.main import app as advise
 from advisor.cli.options import explained_names
 from advisor.report.glossary import explain
@@ -23,6 +25,7 @@ from profiles.gpus import find_gpu, gpus
 from profiles.models import models
 from trainer.cli.segment import app as segment
 from trainer.cli.train import app as train
+from trainer.cli.train_options import TrainOptions
 
 APPS = {"lisa-advise": advise, "lisa-train": train, "lisa-segment": segment}
 
@@ -49,6 +52,19 @@ def test_help_shows_flags_without_a_type_and_ends_with_examples(path, command, m
     assert "Examples:" in shown
     for example in command.epilog.split("\n")[2:]:
         assert example in shown, "an example stands in a line of its own"
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("lisa-train", TrainOptions), ("lisa-advise", AdviseOptions)]
+)
+def test_many_options_come_in_groups(name: str, options: Any) -> None:
+    shown = CliRunner().invoke(APPS[name], ["--help"], prog_name=name).stdout
+    groups = ["Options", *(title for title in options.panels.values() if title), "Commands"]
+    places = [shown.index(f"─ {group} ─") for group in groups]
+    assert places == sorted(places)
+    names = [one.name for one in fields(options)]
+    assert [one for one in names if one in options.panels] == list(options.panels)
+    assert places[0] < shown.index("--version") < places[1] < shown.index("--recipe") < places[2]
 
 
 @each
@@ -196,3 +212,11 @@ def test_what_is_completed_is_accepted():
     assert [name for name, _ in model_names("")] == list(models())
     assert all(explain(name) for name in explained_names(""))
     assert list(explained_names("Pool")) == ["pool"]
+
+
+@pytest.mark.parametrize("given", [[], ["lora.alpha=8"]])
+def test_a_rank_means_the_same_to_both_commands(given: list[str]) -> None:
+    """lisa-train left alpha at 16, lisa-advise had it follow."""
+    trained = TrainOptions(lora_r=32, set_=given).assignments()
+    assert sorted(trained) == sorted(AdviseOptions(lora_r=32, settings=given).assignments())
+    assert sorted(trained) == sorted([*(given or ["lora.alpha=64"]), "lora.rank=32"])

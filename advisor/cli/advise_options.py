@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import typer
 
@@ -30,7 +31,7 @@ from advisor.cli.options import (
 )
 from profiles.command_line import Recipe, Version
 from profiles.exits import fail
-from profiles.overrides import assigned
+from profiles.overrides import of_rank
 from profiles.recipe import with_recipe
 
 
@@ -38,7 +39,21 @@ from profiles.recipe import with_recipe
 class AdviseOptions:
     """The options of `lisa-advise`, in the order of its help."""
 
+    panels: ClassVar[Mapping[str, str]] = {
+        "recipe": "Plan", "gpus": "Machine", "skip_broken": "Data, time and cost",
+        "measure": "Trials on this GPU", "explain": "Output", "version": "",
+    }  # fmt: skip
+
     model: Model = None
+    gpu: Card = None
+    vram: Vram = None
+    data_dir: DataDir = None
+    why: Annotated[
+        bool, typer.Option("--why", help="Print the reasons, the other plans and all notes.")
+    ] = False
+    save: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the plan, if it fits, to FILE.")
+    ] = None
     recipe: Recipe = None
     settings: Settings = None
     weights: Annotated[
@@ -51,14 +66,11 @@ class AdviseOptions:
     no_quantization: Annotated[
         bool, typer.Option("--no-quantization", help="Keep the base weights as published.")
     ] = False
-    gpu: Card = None
-    vram: Vram = None
-    system: System = None
-    ram: Ram = None
+    prefer: Prefer = "usual"
     gpus: Gpus = None
     nodes: Nodes = None
-    prefer: Prefer = "usual"
-    data_dir: DataDir = None
+    ram: Ram = None
+    system: System = None
     skip_broken: SkipBroken = None
     hours: Annotated[
         float | None, typer.Option(metavar="H", help="How many epochs fit into so many hours.")
@@ -78,12 +90,6 @@ class AdviseOptions:
             help="Try a smaller card's plan here, under its cap.",
         ),
     ] = None
-    save: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the plan, if it fits, to FILE.")
-    ] = None
-    plot: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw one step's memory as a picture.")
-    ] = None
     explain: Annotated[
         Text,
         typer.Option(
@@ -92,9 +98,9 @@ class AdviseOptions:
             autocompletion=explained_names,
         ),
     ] = None
-    why: Annotated[
-        bool, typer.Option("--why", help="Print the reasons, the other plans and all notes.")
-    ] = False
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw one step's memory as a picture.")
+    ] = None
     as_json: Json = False
     version: Version = False
     svg: Annotated[Path | None, typer.Option(metavar="FILE", hidden=True)] = None
@@ -107,9 +113,7 @@ class AdviseOptions:
         found = list(self.settings or ())
         if self.weights is not None:
             found.append(f"weights={self.weights}")
-        if self.lora_r:
-            alpha = [f"lora.alpha={2 * self.lora_r}"] * ("lora.alpha" not in assigned(found))
-            found += [f"lora.rank={self.lora_r}", *alpha]
+        found += of_rank(self.lora_r, found)
         found += ["quantization=none"] if self.no_quantization else []
         return with_recipe(self.recipe, found, self.model)
 

@@ -31,7 +31,7 @@ from trainer.data.samples import Sample, SampleSet, collate
 from trainer.ignored import IGNORE_LABEL
 from trainer.model.build import build, read_tokenizer
 from trainer.model.families.llava_sam.tokenizer import LisaTokenizer
-from trainer.model.segmentation_model import SegmentationModel
+from trainer.model.segmentation_model import SegmentationModel, set_module
 from trainer.model.tokenizer import ConversationTokenizer
 from trainer.prompts import IMAGE_PREFIX, SEG_TOKEN, Turn
 from trainer.reporter import Reporter
@@ -105,33 +105,61 @@ def both(plan: Plan, *pictures: Sequence[int], caches: Caches | None = None) -> 
     return Both(collate(separate, tokenizer), collate(shared, tokenizer))
 
 
-def results(model: SegmentationModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+Gradients = dict[str, Tensor]
+
+
+def results(model: SegmentationModel, batch: Batch) -> tuple[Tensor, Gradients, Tensor]:
     """Sums of the losses, every gradient, and the mask logits."""
     accelerator = Accelerator(cpu=True)
-    model.zero_grad(set_to_none=True)
+    model.train().zero_grad(set_to_none=True)
     sums = accumulate(model, [batch], total_of([batch], accelerator), accelerator)
     gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     return sums, gradients, model.eval().predict(batch)
 
 
-def assert_equal(model: SegmentationModel, found: Both) -> None:
-    """Losses and masks within 1e-6; gradients too in fp64, in fp32 within their rounding.
+def exact(model: SegmentationModel) -> SegmentationModel:
+    """The model in fp64, with its norms, which transformers computes in fp32 whatever comes in."""
+    model = model.double()
+    model.dtype = torch.float64
+    for name, norm in list(model.named_modules()):
+        if type(norm).__name__.endswith("RMSNorm"):
+            own = torch.nn.RMSNorm(norm.weight.shape, norm.variance_epsilon, dtype=torch.float64)
+            own.weight = norm.weight
+            set_module(model, name, own)
+    return model
 
-    In fp32 K rows are added up in another order than one: within 2e-6 of the whole gradient.
+
+def apart_by(one: Gradients, other: Gradients) -> float:
+    """The norm of their difference, over all trained tensors."""
+    parts = [(value.double() - other[name].double()).norm() for name, value in one.items()]
+    return float(torch.stack(parts).norm())
+
+
+def size_of(gradients: Gradients) -> float:
+    """The norm of all together."""
+    return apart_by(gradients, {name: torch.zeros(()) for name in gradients})
+
+
+def assert_equal(model: SegmentationModel, found: Both) -> tuple[Gradients, Gradients]:
+    """Losses, gradients and masks agree; returns the gradients of separate and of shared rows.
+
+    Each tensor's gradient within 1e-12 in fp64. In fp32, where K rows are added up in another order
+    than one, all together within 2e-6.
     """
-    model.train()
     sums, gradients, masks = results(model, found.separate)
-    model.train()
     shared_sums, shared_gradients, shared_masks = results(model, found.shared)
     torch.testing.assert_close(shared_sums, sums, rtol=1e-6, atol=0)
     assert float((shared_masks - masks).norm()) <= 1e-6 * float(masks.norm())
     assert shared_gradients.keys() == gradients.keys()
-    whole = torch.stack([value.norm() for value in gradients.values()]).norm()
-    for name, value in gradients.items():
-        off, size = (value - shared_gradients[name]).norm(), value.norm()
-        # A key's bias has no effect on a softmax: its gradient is rounding alone.
-        allowed = 2e-6 * whole if value.dtype == torch.float32 else 1e-6 * size + 1e-12 * whole
-        assert float(off) <= float(allowed), name
+    whole = size_of(gradients)
+    if model.dtype == torch.float32:
+        assert apart_by(gradients, shared_gradients) <= 2e-6 * whole
+    else:
+        for name, value in gradients.items():
+            off = float((value - shared_gradients[name]).norm())
+            # A key's bias has no effect on a softmax: its gradient is rounding alone.
+            assert off <= 1e-12 * float(value.norm()) + 1e-15 * whole, name
+    return gradients, shared_gradients
 
 
 SHAPES = {
@@ -158,22 +186,28 @@ LEVERS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+# Flat memory in the plan's dtype; kernels that know no fp64; seconds of convolutions.
+IN_FP32 = ("host layers", "NF4", "encoders in every step")
+
+
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_a_shared_row_equals_its_separate_rows(
-    shape: list[list[int]], dtype: torch.dtype, caches: Caches
-) -> None:
+def test_a_shared_row_equals_its_separate_rows(shape: list[list[int]], caches: Caches) -> None:
+    """In fp64 they are the same; in fp32 both are about as far from that."""
     plan = tiny_plan(**CACHED)
-    model = build(plan, read_tokenizer(plan), torch.device("cpu")).to(dtype)
-    model.dtype = dtype
-    assert_equal(model, both(plan, *shape, caches=caches))
+    found = both(plan, *shape, caches=caches)
+    model = build(plan, read_tokenizer(plan), torch.device("cpu"))
+    separate, shared = assert_equal(model, found)
+    truth, _ = assert_equal(exact(model), found)
+    assert 0 < apart_by(shared, truth) < 3 * apart_by(separate, truth)  # 0.97 to 2.4 times
 
 
-@pytest.mark.parametrize("lever", LEVERS.values(), ids=LEVERS)
-def test_under_every_lever(lever: dict[str, Any], caches: Caches) -> None:
-    plan = tiny_plan(**(CACHED | lever))
+@pytest.mark.parametrize("lever", LEVERS)
+def test_under_every_lever(lever: str, caches: Caches) -> None:
+    plan = tiny_plan(**(CACHED | LEVERS[lever]))
     model = build(plan, read_tokenizer(plan), torch.device("cpu"))
     kept = caches if plan.cached_encoders else None
+    if lever not in IN_FP32:
+        model = exact(model)
     assert_equal(model, both(plan, [0, 2, 3], [1], caches=kept))
 
 
@@ -192,7 +226,8 @@ def test_another_familys_positions_and_layer_inputs_too() -> None:
          "dtype": "fp32", "mask_loss_resolution": 32, "micro_batch": 1, "effective_batch": 1,
          "lora": {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": "all-linear"}}
     )  # fmt: skip
-    assert_equal(build(plan, read_tokenizer(plan), torch.device("cpu")), both(plan, [0, 3, 1], [2]))
+    model = build(plan, read_tokenizer(plan), torch.device("cpu"))
+    assert_equal(exact(model), both(plan, [0, 3, 1], [2]))
 
 
 def test_a_block_does_not_change_with_another_ones_text() -> None:

@@ -81,7 +81,8 @@ def test_sampler_gives_the_same_effective_batches_however_they_are_cut() -> None
     def steps(micro: int, processes: int) -> list[list[Visit]]:
         plan = tiny_plan(effective_batch=12, micro_batch=micro, processes=processes,
                          accumulation=12 // micro // processes)  # fmt: skip
-        ranks = [list(MicroBatches(Odd(31), plan, rank)) for rank in range(processes)]
+        samplers = [MicroBatches(Odd(31), plan, rank) for rank in range(processes)]
+        ranks = [map(one.rows, one) for one in samplers]
         flat = [list(itertools.chain(*micros)) for micros in zip(*ranks, strict=True)]
         size = plan.accumulation
         return [
@@ -120,7 +121,8 @@ def test_micro_batches_hold_samples_of_similar_length() -> None:
 
     def padding(samples: Odd) -> int:
         """Padded tokens of an epoch, by the true lengths."""
-        micros = [[Odd(36).length(visit) for visit in m] for m in MicroBatches(samples, plan)]
+        sampler = MicroBatches(samples, plan)
+        micros = [[Odd(36).length(visit) for visit in sampler.rows(one)] for one in sampler]
         return sum(len(m) * max(m) - sum(m) for m in micros)
 
     grouped, mixed = padding(Odd(36)), padding(Alike(36))
@@ -134,7 +136,7 @@ def test_processes_get_about_as_many_tokens_each(processes: int, micro: int) -> 
     plan = tiny_plan(effective_batch=batch, micro_batch=micro, processes=processes,
                      accumulation=batch // micro // processes)  # fmt: skip
     samplers = [MicroBatches(samples, plan, rank) for rank in range(processes)]
-    ranks = [iter(sampler) for sampler in samplers]
+    ranks = [map(sampler.rows, sampler) for sampler in samplers]
     now, before, passes = [], [], plan.accumulation
     for rows in samplers[0].of_epoch(0):
         shares = [[[samples.length(visit) for visit in next(rank)] for _ in range(passes)]

@@ -190,6 +190,9 @@ def _resolve(options: TrainOptions, data: Path) -> tuple[Plan, Advice | None]:
     from profiles.plan import Plan
 
     model, assignments = options.model, options.assignments()
+    if options.lora_r is not None and options.lora_alpha is None:
+        alpha = assigned(assignments)["lora.alpha"]
+        tell(f"note: --lora-r {options.lora_r} makes alpha {alpha}; --lora-alpha sets another")
     if options.plan is not None:
         base = Plan.read(options.plan)
         plan = base.override(assignments + ([f"model={model}"] if model else []))

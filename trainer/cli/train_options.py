@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import typer
 
 from profiles.command_line import MODEL_HELP, Recipe, Version, model_names
-from profiles.overrides import must_agree
+from profiles.overrides import must_agree, of_rank
 from profiles.preferences import Preference
 from profiles.recipe import with_recipe
 from trainer.cli.options import Settings, SkipBroken, Text
@@ -22,10 +23,26 @@ from trainer.run.trackers import TENSORBOARD, TRACKERS, read_trackers
 class TrainOptions:
     """The options of `lisa-train`, in the order of its help."""
 
+    panels: ClassVar[Mapping[str, str]] = {
+        "plan": "Plan", "weights": "Weights and adapters", "epochs": "Training",
+        "check_data": "Data", "save_minutes": "Checkpoints and records", "version": "",
+    }  # fmt: skip
+
     auto: Annotated[
         bool, typer.Option("--auto", help="Train lisa-advise's plan. The default without --plan.")
     ] = False
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the data sets.")] = None
+    model: Annotated[Text, typer.Option(help=MODEL_HELP, autocompletion=model_names)] = None
+    output_dir: Annotated[Path, typer.Option(help="Run folder; new or empty.")] = LATEST
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN", help="Continue a run; with --epochs N one that has ended, too."
+        ),
+    ] = None
     plan: Annotated[Path | None, typer.Option(help="Train with this plan.json.")] = None
+    recipe: Recipe = None
+    set_: Settings = None
     prefer: Annotated[
         Preference,
         typer.Option(help="With --auto: what counts first among plans that fit."),
@@ -42,7 +59,6 @@ class TrainOptions:
             metavar="M", min=1, help="With torchrun: train on M machines, each with --gpus cards."
         ),
     ] = None
-    model: Annotated[Text, typer.Option(help=MODEL_HELP, autocompletion=model_names)] = None
     weights: Annotated[
         Text,
         typer.Option(metavar="FOLDER", help="Folder that lisa-train convert wrote, or random."),
@@ -51,18 +67,32 @@ class TrainOptions:
         Path | None,
         typer.Option(metavar="FOLDER", help="Start from this LoRA adapter: PEFT's, or an export."),
     ] = None
-    data_dir: Annotated[Path | None, typer.Option(help="Folder of the data sets.")] = None
-    output_dir: Annotated[Path, typer.Option(help="Run folder; new or empty.")] = LATEST
-    cache_dir: Annotated[Path | None, typer.Option(help="Feature cache folder.")] = None
+    no_quantization: Annotated[
+        bool, typer.Option("--no-quantization", help="Keep the base weights as published.")
+    ] = False
+    use_lora: Annotated[bool, typer.Option("--use-lora", help="Add LoRA adapters.")] = False
+    lora_r: Annotated[int | None, typer.Option(help="LoRA rank; alpha is twice that.")] = None
+    lora_alpha: Annotated[
+        float | None, typer.Option(help="LoRA alpha, where it is not to follow --lora-r.")
+    ] = None
+    lora_dropout: Annotated[float | None, typer.Option(help="LoRA dropout.")] = None
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None
+    batch_size: Annotated[int | None, typer.Option(help="Samples per forward pass.")] = None
+    grad_clip: Annotated[float | None, typer.Option(help="Largest gradient norm.")] = None
+    seed: Annotated[int | None, typer.Option(help="Seed of weights, order and dropout.")] = None
     check_data: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Check a data folder and stop.")
     ] = None
-    resume: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="RUN", help="Continue a run; with --epochs N one that has ended, too."
-        ),
+    skip_broken: SkipBroken = None
+    max_train_samples: Annotated[int | None, typer.Option(help="Train on the first n samples.")] = (
+        None
+    )
+    max_val_samples: Annotated[
+        int | None, typer.Option(help="Validate on the first n samples.")
     ] = None
+    num_workers: Annotated[int | None, typer.Option(help="Data-loading processes.")] = None
+    cache_dir: Annotated[Path | None, typer.Option(help="Feature cache folder.")] = None
     save_minutes: Annotated[
         float | None, typer.Option(min=0, help="Minutes between checkpoints for --resume.  [10]")
     ] = None
@@ -71,36 +101,14 @@ class TrainOptions:
         typer.Option(min=1, help="Optimizer steps between checkpoints."),
     ] = None
     keep: Annotated[int | None, typer.Option(min=1, help="Checkpoints to keep.  [2]")] = None
-    wait_minutes: Annotated[
-        float | None,
-        typer.Option(min=0, help="Minutes to wait for memory that other processes took."),
-    ] = None
     tracker: Annotated[
         Text,
         typer.Option(metavar="NAME,...", help=f"Log to: {', '.join(TRACKERS)}.  [{TENSORBOARD}]"),
     ] = None
-    skip_broken: SkipBroken = None
-    recipe: Recipe = None
-    set_: Settings = None
-    epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None
-    batch_size: Annotated[int | None, typer.Option(help="Samples per forward pass.")] = None
-    num_workers: Annotated[int | None, typer.Option(help="Data-loading processes.")] = None
-    no_quantization: Annotated[
-        bool, typer.Option("--no-quantization", help="Keep the base weights as published.")
-    ] = False
-    use_lora: Annotated[bool, typer.Option("--use-lora", help="Add LoRA adapters.")] = False
-    lora_r: Annotated[int | None, typer.Option(help="LoRA rank; alpha stays.")] = None
-    lora_alpha: Annotated[float | None, typer.Option(help="LoRA alpha.")] = None
-    lora_dropout: Annotated[float | None, typer.Option(help="LoRA dropout.")] = None
-    grad_clip: Annotated[float | None, typer.Option(help="Largest gradient norm.")] = None
-    max_train_samples: Annotated[int | None, typer.Option(help="Train on the first n samples.")] = (
-        None
-    )
-    max_val_samples: Annotated[
-        int | None, typer.Option(help="Validate on the first n samples.")
+    wait_minutes: Annotated[
+        float | None,
+        typer.Option(min=0, help="Minutes to wait for memory that other processes took."),
     ] = None
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None
-    seed: Annotated[int | None, typer.Option(help="Seed of weights, order and dropout.")] = None
     version: Version = False
 
     def assignments(self) -> list[str]:
@@ -113,7 +121,6 @@ class TrainOptions:
             "schedule.epochs": self.epochs,
             "micro_batch": self.batch_size,
             "workers": self.num_workers,
-            "lora.rank": self.lora_r,
             "lora.alpha": self.lora_alpha,
             "lora.dropout": self.lora_dropout,
             "schedule.grad_clip": self.grad_clip,
@@ -127,7 +134,8 @@ class TrainOptions:
             nodes = self.nodes or 1
             found += [f"processes={(self.gpus or started_here()) * nodes}", f"nodes={nodes}"]
         found += [f"{key}={value}" for key, value in flags.items() if value is not None]
-        found += self.set_ or []
+        more = self.set_ or []
+        found += [*of_rank(self.lora_r, [*found, *more]), *more]
         must_agree(found)
         return with_recipe(self.recipe, found, self.model)
 

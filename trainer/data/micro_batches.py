@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, chain, count, cycle, islice, pairwise
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -29,8 +29,15 @@ class Visited(Protocol):
         """Tokens of its row."""
 
 
+class MicroBatch(NamedTuple):
+    """One of a process's micro-batches of a step, by its number among them."""
+
+    step: list[Visit]  # all rows of the step
+    number: int
+
+
 class MicroBatches:
-    """Batch sampler: the micro-batches of one process, optimizer step after optimizer step.
+    """Sampler: the micro-batches of one process, optimizer step after optimizer step.
 
     Every step asks `effective_batch` questions, and an epoch as many as there are samples, rounded
     up to whole steps: neither depends on how many questions share a picture. Each pass over the
@@ -46,6 +53,7 @@ class MicroBatches:
         self.rank = rank
         self.epoch = 0
         self.skip = 0  # optimizer steps of the epoch that are done already
+        self._cut: tuple[list[Visit], list[list[Visit]]] = [], []  # a step, and what `rows` made
 
     @property
     def steps(self) -> int:
@@ -119,9 +127,23 @@ class MicroBatches:
                     mine.append(part)
         return mine[::-1]
 
-    def __iter__(self) -> Iterator[list[Visit]]:
+    def __iter__(self) -> Iterator[MicroBatch]:
         for rows in islice(self.of_epoch(self.epoch), self.skip, None):
-            lengths = np.array([self.samples.length(visit) for visit in rows])
-            order = np.argsort(lengths, kind="stable")
-            for part in self._mine(lengths[order].tolist()):
-                yield [rows[order[place]] for place in part]
+            yield from (MicroBatch(rows, number) for number in range(self.count(len(rows))))
+
+    def rows(self, micro_batch: MicroBatch) -> list[Visit]:
+        """The rows of one micro-batch.
+
+        Called in a data worker: the lengths of a step's rows take milliseconds to find out, for
+        which the GPU would wait between two steps. A worker finds out each step's once.
+        """
+        if self._cut[0] != micro_batch.step:
+            self._cut = micro_batch.step, self._cut_up(micro_batch.step)
+        return self._cut[1][micro_batch.number]
+
+    def _cut_up(self, rows: list[Visit]) -> list[list[Visit]]:
+        """This process's micro-batches of a step."""
+        lengths = np.array([self.samples.length(visit) for visit in rows])
+        order = np.argsort(lengths, kind="stable")
+        parts = self._mine(lengths[order].tolist())
+        return [[rows[order[place]] for place in part] for part in parts]

@@ -7,15 +7,25 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from profiles.plan import Plan
 from trainer.batch import Batch
-from trainer.data.micro_batches import MicroBatches
-from trainer.data.samples import SampleSet, collate, length_step
+from trainer.data.micro_batches import MicroBatch, MicroBatches
+from trainer.data.samples import Sample, SampleSet, collate, length_step
 from trainer.run.workers import WorkerEnded, end_with_run, without_traceback
 
 MOST_WORKERS_LOST = 2  # in one process: after that, something is wrong that stays
+
+
+class Rows(Dataset[list[Sample]]):
+    """The samples of each micro-batch."""
+
+    def __init__(self, samples: SampleSet, sampler: MicroBatches) -> None:
+        self.samples, self.sampler = samples, sampler
+
+    def __getitem__(self, micro_batch: MicroBatch) -> list[Sample]:
+        return [self.samples[visit] for visit in self.sampler.rows(micro_batch)]
 
 
 class StepBatches:
@@ -56,8 +66,9 @@ class StepBatches:
     def _grouped(self) -> Iterator[list[Batch]]:
         tokenizer = self.samples.tokenizer
         loader = DataLoader(
-            self.samples,
-            batch_sampler=self.sampler,
+            Rows(self.samples, self.sampler),
+            sampler=self.sampler,
+            batch_size=None,
             num_workers=self.plan.workers,
             pin_memory=self.plan.device == "cuda",
             collate_fn=partial(collate, tokenizer=tokenizer, step=length_step(self.plan)),

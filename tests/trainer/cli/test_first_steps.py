@@ -86,6 +86,8 @@ def test_older_flags_pin_settings_of_the_advised_plan(tmp_path: Path, here: Here
     assert "no --plan given: training the one that lisa-advise chooses" in done.stderr
     plan = json.loads((run / "plan.json").read_text())
     assert (plan["lora"]["rank"], plan["micro_batch"], plan["schedule"]["epochs"]) == (4, 2, 1)
+    assert plan["lora"]["alpha"] == 8, "as in lisa-advise; it was left at 16"
+    assert "note: --lora-r 4 makes alpha 8; --lora-alpha sets another" in done.stderr
     # The rest is the advice's, not a plan of its own.
     assert (plan["effective_batch"], plan["cached_encoders"]) == (8, ["mask", "vision"])
     started = json.loads((run / "run.json").read_text())

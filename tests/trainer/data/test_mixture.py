@@ -34,6 +34,7 @@ from trainer.model.build import build, read_tokenizer
 from trainer.model.tokenizer import TooLong
 from trainer.model.trained import GradientCheck, trained_names
 from trainer.rehearse.worst_sample import worst_sample
+from trainer.run.step_batches import Rows
 from trainer.step import accumulate, make_optimizer, total_of, training_step
 
 HEIGHT, WIDTH = 12, 20
@@ -400,8 +401,8 @@ def test_draws_depend_on_seed_epoch_and_index_alone(mixed: MixedSets) -> None:
         for rank in range(plan.processes):
             sampler = MicroBatches(samples, plan, rank)
             sampler.epoch = epoch
-            ranks.append(DataLoader(samples, batch_sampler=sampler, num_workers=workers,
-                                    collate_fn=list))  # fmt: skip
+            ranks.append(DataLoader(Rows(samples, sampler), sampler=sampler, batch_size=None,
+                                    num_workers=workers, collate_fn=list))  # fmt: skip
         return sorted(
             (s.name, tuple(s.encoded.input_ids), s.targets.tobytes(),
              *(float(one.sum()) for one in s.inputs["vision"].values()))

@@ -144,7 +144,7 @@ def test_rows_of_a_step_depend_on_no_machine(questions: int) -> None:
         ]
         for sampler in ranks:
             sampler.skip = skip
-        micros = [iter(sampler) for sampler in ranks]
+        micros = [map(sampler.rows, sampler) for sampler in ranks]
         for rows in list(ranks[0].of_epoch(0))[skip:]:
             parts = [sampler.count(len(rows)) for sampler in ranks]
             assert min(parts) >= 1
