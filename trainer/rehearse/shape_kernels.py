@@ -4,7 +4,8 @@ Of 80 µs that FakeTensorMode takes for a call, most makes a key of all argument
 rehearsal makes 18 000 calls. What is in these tables gives the same at once: an operator in place
 its first argument, one of equal tensors another like them, the others what their kernel for the
 device "meta" gives. Whatever is not listed, or has other arguments than fake CPU tensors without
-known values, stays with the mode. A test compares the trace with one that the mode made alone.
+known values, stays with the mode; Adam's counts of steps are such values. A test compares the trace
+with one that the mode made alone.
 """
 
 from __future__ import annotations
@@ -39,21 +40,37 @@ KERNELS = {  # in C++: where "meta" has a kernel in Python, the mode is as fast
 CPU, META = torch.device("cpu"), torch.device("meta")
 
 
-def known_result(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FakeTensor | None:
+def known_result(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What the operator gives for these arguments; None where FakeTensorMode has to say so."""
     if func in IN_PLACE:
-        return args[0] if _without_values(args[0]) else None
+        return args[0] if _without_values(args[0]) else _counted(func, args)
+    if func is aten._local_scalar_dense.default and args[0].constant is not None:
+        with torch._C._DisableTorchDispatch():
+            return args[0].constant.item()
     if func in LIKE:
         return _like(args, kwargs)
     if func in KERNELS and kwargs.get("device", CPU) == CPU:
         return _of_kernel(func, args, kwargs)
     if func is aten.addmm.default and not kwargs and args[0].dtype == args[1].dtype:
         return _of_kernel(aten.mm.default, args[1:], kwargs) if _without_values(args[0]) else None
+    if func is aten.linalg_vector_norm.default and len(args) <= 2 and not kwargs:
+        return _made(args[0].fake_mode, (), (), args[0].dtype) if _without_values(args[0]) else None
     mode = _get_current_dispatch_mode() if func in EMPTY else None
     if isinstance(mode, FakeTensorMode) and kwargs.get("device") in (CPU, None):
         with torch._C._DisableTorchDispatch():
             return FakeTensor(mode, func(*args, **kwargs | {"device": META}), CPU)
     return None
+
+
+def _counted(func: Any, args: tuple[Any, ...]) -> FakeTensor | None:
+    """A known value with a number added, as Adam counts its steps."""
+    count, number = args[0], args[1] if len(args) == 2 else None
+    known = type(count) is FakeTensor and count.constant is not None
+    if func is not aten.add_.Tensor or not known or not isinstance(number, int):
+        return None
+    with torch._C._DisableTorchDispatch():
+        count.constant.add_(number)
+    return count
 
 
 def _of_kernel(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FakeTensor | None:
@@ -78,9 +95,15 @@ def _like(args: tuple[Any, ...], kwargs: dict[str, Any]) -> FakeTensor | None:
             alike = other.shape == first.shape and other.dtype == first.dtype
             if not (alike and _plain(other)):
                 return None
+    return _made(first.fake_mode, first.shape, first.stride(), first.dtype)
+
+
+def _made(
+    mode: FakeTensorMode, shape: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype
+) -> FakeTensor:
     with torch._C._DisableTorchDispatch():
-        made = torch.empty_strided(first.shape, first.stride(), dtype=first.dtype, device=META)
-    return FakeTensor(first.fake_mode, made, CPU)
+        place = torch.empty_strided(shape, stride, dtype=dtype, device=META)
+    return FakeTensor(mode, place, CPU)
 
 
 def _plain(tensor: Tensor) -> bool:
