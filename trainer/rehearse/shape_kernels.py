@@ -44,7 +44,7 @@ def known_result(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
     """What the operator gives for these arguments; None where FakeTensorMode has to say so."""
     if func in IN_PLACE:
         return args[0] if _without_values(args[0]) else _counted(func, args)
-    if func is aten._local_scalar_dense.default and args[0].constant is not None:
+    if func is aten._local_scalar_dense.default and _is_known(args[0]):
         with torch._C._DisableTorchDispatch():
             return args[0].constant.item()
     if func in LIKE:
@@ -65,8 +65,7 @@ def known_result(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
 def _counted(func: Any, args: tuple[Any, ...]) -> FakeTensor | None:
     """A known value with a number added, as Adam counts its steps."""
     count, number = args[0], args[1] if len(args) == 2 else None
-    known = type(count) is FakeTensor and count.constant is not None
-    if func is not aten.add_.Tensor or not known or not isinstance(number, int):
+    if func is not aten.add_.Tensor or not _is_known(count) or not isinstance(number, int):
         return None
     with torch._C._DisableTorchDispatch():
         count.constant.add_(number)
@@ -108,6 +107,10 @@ def _made(
 
 def _plain(tensor: Tensor) -> bool:
     return _without_values(tensor) and tensor.is_contiguous()
+
+
+def _is_known(tensor: Tensor) -> bool:
+    return type(tensor) is FakeTensor and tensor.constant is not None
 
 
 def _without_values(tensor: Tensor) -> bool:
