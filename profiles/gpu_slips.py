@@ -46,7 +46,7 @@ def nearest(spelled: str, known: Iterable[str]) -> list[str]:
     most = 2 if len(spelled) >= _LONG else 1
     found = []
     for one in known:
-        slips = _slips(spelled, one) if abs(len(one) - len(spelled)) <= most else most + 1
+        slips = _slips(spelled, one) if _may_be_near(spelled, one, most) else most + 1
         swapped = sorted(one) == sorted(spelled)
         if 0 < slips <= most and (swapped or len(one) != len(spelled) or _may_differ(spelled)):
             found.append((slips, one))
@@ -61,6 +61,20 @@ def same_digits(spelled: str, other: str) -> bool:
 def _may_differ(spelled: str) -> bool:
     """Whether another letter or digit may be a slip: not in M40, as L40 is another card."""
     return len(spelled) > _SHORT or spelled.isdigit()
+
+
+def _may_be_near(text: str, other: str, most: int) -> bool:
+    """Whether lengths and letters allow so few slips: most names need no table of them."""
+    if abs(len(other) - len(text)) > most:
+        return False
+    missing = 0
+    for letter in text:
+        rest = other.replace(letter, "", 1)
+        missing += rest == other
+        if missing > most:
+            return False
+        other = rest
+    return True
 
 
 def _slips(text: str, other: str) -> int:

@@ -99,4 +99,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     longest = ("test_a_seeded_sample_of_the_crash_points", "test_photographs_are_learnt_by_heart")
     items.sort(key=lambda item: item.name not in longest)
     gc.freeze()
+    gc.set_threshold(7_000)  # ten times the usual: hypothesis times each search, too
     gc.enable()

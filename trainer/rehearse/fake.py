@@ -125,7 +125,7 @@ def fake_answer(
     workspace = CUBLAS_WORKSPACE[compute_capability >= (9, 0)]
     tokenizer = some_tokenizer(plan)
     one = plan.model_copy(update={"micro_batch": 1})
-    batch = MadeUp(one, tokenizer, (text_tokens, text_tokens), masks=1).batch()
+    batch = MadeUp(one, tokenizer, (text_tokens, text_tokens), 1, values=False).batch()
     make_scale_code()
     cpu, source = torch.device("cpu"), ShapesAlone("cpu")
     trace = MemoryTrace(workspace, tell)
@@ -269,7 +269,7 @@ def watch(
     With `extend`, layers alike are watched once (`trainer.rehearse.repeated_layers`).
     """
     tokenizer = some_tokenizer(plan)
-    samples = MadeUp(plan, tokenizer, text_tokens, masks, answer_tokens).step()
+    samples = MadeUp(plan, tokenizer, text_tokens, masks, answer_tokens, values=False).step()
     make_scale_code()
     # Paged state is counted apart, and compiled layers run as plain ones: both need a GPU.
     shown = plan.override(["optimizer=adamw", "compile=false"])

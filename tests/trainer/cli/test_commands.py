@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 import torch
 import typer
+from accelerate.commands import accelerate_cli
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from benchmarks.forked import run
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
 from tests.trainer.cli.conftest import Here
@@ -122,15 +124,22 @@ def rows(run: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 def test_the_seeds_own_command_trains(tmp_path: Path) -> None:
-    done = call(
+    """The launcher is forked, and starts the training as a process."""
+    log = tmp_path / "log"
+    command = [
         "accelerate", "launch", "-m", "trainer.cli",
         "--epochs", "1", "--batch_size", "2", "--num_workers", "0", "--use_lora",
         "--lora_r", "4", "--lora_alpha", "8", "--lora_dropout", "0.0", "--grad_clip", "0.5",
         "--max_train_samples", "2", "--max_val_samples", "1", "--lr", "1e-4", "--seed", "3",
         "--data_dir", str(PHOTOS), "--output_dir", str(tmp_path / "run"),
         "--cache-dir", str(tmp_path / "cache"),
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    ]  # fmt: skip
+
+    def launch() -> None:
+        sys.argv = command
+        accelerate_cli.main()
+
+    assert run(launch, log) == 0, log.read_text()
     plan = json.loads((tmp_path / "run" / "plan.json").read_text())
     assert (plan["lora"]["rank"], plan["micro_batch"], plan["seed"]) == (4, 2, 3)
     assert plan["schedule"]["grad_clip"] == 0.5
