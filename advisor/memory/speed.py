@@ -141,16 +141,18 @@ def paper(plan: Plan, text_tokens: int, gpu: GpuProfile, forward: bool = False) 
     )
 
 
-def _adapter_bytes(plan: Plan) -> int:
-    """Bytes that the adapters of one layer move for a position, beyond the published ones.
+def _adapter_bytes(plan: Plan) -> float:
+    """Bytes that the adapters of one layer move for a position and pass, beyond the published ones.
 
-    Dropout reads, writes and masks the input; the product is added to the linear's. The one timed
-    row with other adapters took more than twice as long (docs/speed.md, 7b-r64), unexplained.
+    Dropout reads, writes and masks the input; the product is added to the linear's. Compiled, a
+    pass forward, and another one that recomputes it, write a copy of the input and add to the
+    output (2 bytes and 4), and the pass back reads and writes the input's gradient (6).
     """
+    inputs, outputs = (10 / 3, 8 / 3) if plan.compile else (5, 6)
 
-    def moved(lora: Lora | None) -> int:
+    def moved(lora: Lora | None) -> float:
         linears = plan.profile.decoder.adapted(lora) if lora is not None else []
-        return sum(5 * inputs + 6 * outputs for inputs, outputs in linears)
+        return sum(inputs * wide + outputs * out for wide, out in linears)
 
     return max(0, moved(plan.lora) - moved(Lora()))
 

@@ -56,7 +56,7 @@ def test_codes_cost_fp8_its_gain_where_they_are_many() -> None:
 
     bits = [seconds(quantization=kind, products="fp8") for kind in ("nf4", "int8", "none")]
     assert bits == sorted(bits) and bits[2] > 1.005 * bits[0]
-    assert gain(micro_batch=1) < 1.1 and 1.25 < gain(micro_batch=20) < 1.6
+    assert gain(micro_batch=1) < 1.15 and 1.25 < gain(micro_batch=20) < 1.6
     assert seconds(products="fp8") < seconds() and gain(compile=False) < gain() - 0.1
 
 
