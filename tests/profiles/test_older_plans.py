@@ -34,7 +34,8 @@ def test_the_hashes_of_schema_1_stay():
     assert Plan().content_hash == "47b0a01083712c51"
     assert Plan.parse({"model": "13b", "device": "cuda"}).content_hash == "ca81899428ede3f7"
     rows = (row for row in shipped_table().rows if not row.id.startswith("lean-shared-"))
-    older = (row for row in rows if not row.plan.profile.tokens_vary)
+    of_one_size = (row for row in rows if not row.plan.profile.tokens_vary)
+    older = (row for row in of_one_size if not (row.id.startswith("drawn-") and row.plan.compile))
     hashes = " ".join(row.plan.content_hash for row in older)
     assert sha256(hashes.encode()).hexdigest() == (
         "0e760da5a27b16b864079151d0ec64f1850d17886eff42410335cdb2cffeae16"
