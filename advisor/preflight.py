@@ -208,6 +208,9 @@ def _with_smaller_pictures(request: Request, gpu: Gpu, large: Advice) -> Advice 
     limited = request.pinned & {"min_pixels", "max_pixels"}
     if request.live is None or limited or whole is None or not whole.profile.tokens_vary:
         return None
+    lasting = sum(size for part, size in large.parts.items() if part != "activations")
+    if large.budget is not None and lasting > large.budget.cap_bytes:
+        return None  # at any size of pictures
     most = whole.profile.most_image_tokens
 
     @cache

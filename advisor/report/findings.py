@@ -26,7 +26,8 @@ from profiles.sizes import gib
 OLDEST_IN_WHEELS = (7, 5)
 # The last torch with builds for CUDA 12.6, which serve 5.0 and later: pytorch#190385.
 LAST_WITH_OLDER = "2.14"
-SETTINGS = "settings"  # what a finding about the user's own is about
+# What a finding is about: the user's own settings, and what the model sees.
+SETTINGS, PICTURES = "settings", "pictures"
 OPEN_NAME = "--gpu"  # where a card's name may mean several
 KEPT = "model", "device", "dtype", "processes", "nodes"  # no advice is to leave these out
 
@@ -91,7 +92,7 @@ def smaller_pictures(plan: Plan | None, most: int) -> Finding:
         f"{plan.profile.most_image_tokens} (max_pixels={plan.max_pixels}): "
         "the model sees small things less well"
     )
-    return Finding("pictures", what, fix="a smaller model or a larger card keeps their size")
+    return Finding(PICTURES, what, fix="a smaller model or a larger card keeps their size")
 
 
 def nearest_plan(request: Request, gpu: Gpu, model: str, budget: Budget) -> list[Finding]:

@@ -486,8 +486,11 @@ def test_pictures_are_shrunk_as_little_as_it_takes_where_no_other_plan_fits():
     assert "without checkpointed_layers=0" in leave_out.what
 
 
-@pytest.mark.parametrize(("model", "more"), [("qwen3-vl-4b", "max_pixels=1048576"), ("7b", "")])
-def test_pictures_are_not_shrunk_where_their_size_is_given_or_fixed(model, more):
+@pytest.mark.parametrize(
+    ("model", "more"),
+    [("qwen3-vl-4b", "max_pixels=1048576"), ("7b", ""), ("qwen3-vl-8b", "host_layers=0")],
+)
+def test_pictures_are_not_shrunk_where_their_size_is_given_or_fixed_or_would_not_help(model, more):
     asked: list[Plan] = []
     pins = ["checkpointed_layers=0", "quantization=nf4", *more.split()]
     advice = _advise(vram_gib=4, model=model, overrides=pins, live=_by_tokens(asked))

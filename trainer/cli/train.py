@@ -207,6 +207,7 @@ def _resolve(options: TrainOptions, data: Path) -> tuple[Plan, Advice | None]:
     from advisor.machine.versions import VERSIONS
     from advisor.memory.live import live_forecast
     from advisor.preflight import advise
+    from advisor.report.findings import PICTURES
     from profiles.models import model_profile
 
     if not options.auto:
@@ -229,7 +230,7 @@ def _resolve(options: TrainOptions, data: Path) -> tuple[Plan, Advice | None]:
     _refuse_absent_cards(machine, assignments)
     _refuse_large_on_cpu(advice.model, on_cpu)
     for finding in advice.findings:
-        if finding.where == VERSIONS:
+        if finding.where in (VERSIONS, PICTURES):
             tell(f"note: {finding}")
     if {gpu.uuid for gpu in machine.gpus} <= {gpu.uuid for gpu in here.gpus}:
         advice = measured(advice, tell)

@@ -15,6 +15,7 @@ from advisor.machine.gpu import Gpu, Machine
 from advisor.machine.target import Target
 from advisor.machine.versions import newer_than_rows
 from advisor.preflight import advise
+from advisor.report.findings import smaller_pictures
 from profiles.sizes import GIB
 from profiles.tested import Table, TestedRow, shipped_table
 from tests.conftest import PHOTOS
@@ -59,11 +60,13 @@ def test_the_advice_says_it_of_this_machine_until_a_trial_was_made_here() -> Non
     assert not said(advise(MACHINE, "7b", evidence=Evidence(table, TESTED)))
 
 
-def test_a_training_with_advice_says_it_too(
+def test_a_training_with_advice_says_it_too_and_that_pictures_are_shrunk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = advise(MACHINE, "7b", evidence=Evidence(shipped_table(), NEWER))
-    told = told.model_copy(update={"verdict": "OOM"})  # so that nothing is trained
+    shrunk = smaller_pictures(told.plan, 1024)
+    # OOM, so that nothing is trained.
+    told = told.model_copy(update={"verdict": "OOM", "findings": (*told.findings, shrunk)})
     monkeypatch.setattr("advisor.preflight.advise", lambda *_, **__: told)
     monkeypatch.setattr("advisor.machine.probe.probe", lambda: MACHINE)
     done = CliRunner().invoke(
@@ -71,6 +74,7 @@ def test_a_training_with_advice_says_it_too(
     )
     assert done.exit_code == 1
     assert "note: versions: newer here than in any tested row: torch 2.14.1" in done.output
+    assert "note: pictures: no plan fits with pictures of up to 1024 tokens" in done.output
 
 
 def test_the_doctor_says_it_where_there_is_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
