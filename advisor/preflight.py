@@ -30,6 +30,7 @@ from advisor.machine.gpu import Gpu, Machine
 from advisor.machine.target import Target, best_gpus, gpu_for
 from advisor.memory.live import Heard, Live
 from advisor.memory.parts import parts_of
+from advisor.rehearsal import RehearsalFailed
 from advisor.report.findings import SETTINGS, card_findings, nearest_plan, smaller_pictures
 from advisor.report.reasons import card_reasons, plan_reasons
 from advisor.request import (
@@ -220,7 +221,11 @@ def _with_smaller_pictures(request: Request, gpu: Gpu, large: Advice) -> Advice 
         return _on_gpu(replace(request, overrides=settings), gpu, large.model)
 
     def fails(eighths: int) -> bool:
-        return shrunk(eighths).exit_code == EXIT_FAILED
+        """Whether no plan is known to fit: a forecast that fails leaves the answer as it was."""
+        try:
+            return shrunk(eighths).verdict not in ("FITS", "TIGHT")
+        except RehearsalFailed:
+            return True
 
     if fails(EIGHTHS[0]):
         return None

@@ -20,6 +20,7 @@ from advisor.memory.forecast import Forecast, Tier
 from advisor.memory.live import live_forecast
 from advisor.memory.worst_sample import Worst
 from advisor.preflight import advise
+from advisor.rehearsal import RehearsalFailed
 from advisor.report import reasons
 from advisor.report.text import render_svg
 from advisor.tiny import tiny_cpu_plan
@@ -495,6 +496,18 @@ def test_pictures_are_not_shrunk_where_their_size_is_given_or_fixed_or_would_not
     pins = ["checkpointed_layers=0", "quantization=nf4", *more.split()]
     advice = _advise(vram_gib=4, model=model, overrides=pins, live=_by_tokens(asked))
     assert advice.verdict == "OOM" and not asked
+
+
+@pytest.mark.parametrize("failing", [True, False])
+def test_without_a_forecast_of_smaller_pictures_the_answer_stays(failing):
+    def live(plan: Plan, text: int | None) -> Forecast:
+        if failing:
+            raise RehearsalFailed("the rehearsal did not end")
+        return _live(1, [])(plan, text).model_copy(update={"tiers": (), "reason": "unforeseen"})
+
+    pins = ["checkpointed_layers=0", "quantization=nf4"]
+    advice = _advise(vram_gib=6, model="qwen3-vl-4b", overrides=pins, live=live)
+    assert advice.verdict == "OOM" and "max_pixels" not in str(advice.findings)
 
 
 def test_a_smaller_limit_of_pictures_is_forecast():

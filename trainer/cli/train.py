@@ -190,7 +190,8 @@ def _resolve(options: TrainOptions, data: Path) -> tuple[Plan, Advice | None]:
     from profiles.plan import Plan
 
     model, assignments = options.model, options.assignments()
-    if options.lora_r is not None and options.lora_alpha is None:
+    own = options.lora_alpha is not None or "lora.alpha" in assigned(options.set_ or [])
+    if options.lora_r is not None and not own:
         alpha = assigned(assignments)["lora.alpha"]
         tell(f"note: --lora-r {options.lora_r} makes alpha {alpha}; --lora-alpha sets another")
     if options.plan is not None:
