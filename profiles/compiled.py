@@ -18,7 +18,7 @@ def saved_bytes(plan: Plan) -> tuple[int, int]:
     """
     decoder, lora = plan.profile.decoder, plan.lora
     kept = decoder.layers - plan.checkpointed_layers
-    each = _kept(decoder, lora, kept > 0)
+    each = _fused(decoder, True) + _undropped(decoder, lora)
     if kept > 1 or not plan.checkpointed_layers:
         return kept * each, kept * each
     once = _recomputed(decoder, lora)
@@ -36,11 +36,6 @@ def _fused(decoder: DecoderShape, kept: bool) -> int:
     if decoder.normed_heads:
         saved += (2 if kept else 4) * decoder.query_channels + 2 * decoder.key_channels
     return saved
-
-
-def _kept(decoder: DecoderShape, lora: Lora | None, kept: bool) -> int:
-    """What a layer saves that keeps its activations."""
-    return _fused(decoder, kept) + _undropped(decoder, lora)
 
 
 def _recomputed(decoder: DecoderShape, lora: Lora | None) -> int:

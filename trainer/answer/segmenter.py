@@ -62,11 +62,6 @@ class Group(NamedTuple):
     room: int
 
 
-def by_itself(row: Encoded, limits: TokenLimits) -> Group:
-    """A question by itself, whose answer may be as long as any."""
-    return Group([row], limits.max_new_tokens + 1)
-
-
 def _text_of(group: Group, limits: TokenLimits) -> int:
     return sharing_prefix(group.rows).text_tokens + group.room - (limits.max_new_tokens + 1)
 
@@ -146,7 +141,7 @@ class Segmenter:
 
     def _whole(self, image: Path, said: Said, row: Encoded) -> Said:
         """An answer to its end: there is not room for several long ones at once, but for each."""
-        return said if said.ended else self._said(image, by_itself(row, self.plan.tokens))[0]
+        return said if said.ended else self._said(image, _group([row], 0, self.plan.tokens))[0]
 
     def _shown(
         self, said: Said, most_masks: int | None, height: int, width: int, seconds: float
@@ -255,4 +250,4 @@ def _groups(
 
 def _group(rows: Sequence[Encoded], said: int, limits: TokenLimits) -> Group:
     one = limits.max_new_tokens + 1
-    return Group(rows, min(one * len(rows), said + one) if len(rows) > 1 else one)
+    return Group(rows, min(one * len(rows), said + one))

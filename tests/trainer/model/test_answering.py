@@ -20,7 +20,7 @@ from profiles.plan import Plan
 from tests import small_qwen
 from tests.conftest import PHOTOS, tiny_plan
 from trainer.answer.question import Answer, Question, Stopped
-from trainer.answer.segmenter import USUAL, Group, Segmenter, _groups, by_itself, longest_row
+from trainer.answer.segmenter import USUAL, Group, Segmenter, _group, _groups, longest_row
 from trainer.answer.trained_model import Trained
 from trainer.batch import Encoded, sharing_prefix
 from trainer.data.formats.reasonseg import read_split
@@ -150,7 +150,7 @@ def said_alone(segmenter: Segmenter, rows: list[Encoded]) -> list[Said]:
     found = []
     for row in rows:
         segmenter.read = []
-        found.extend(segmenter._said(PICTURES[0], by_itself(row, segmenter.plan.tokens)))
+        found.extend(segmenter._said(PICTURES[0], _group([row], 0, segmenter.plan.tokens)))
     return found
 
 
