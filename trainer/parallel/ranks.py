@@ -44,8 +44,13 @@ class Ranks:
     @staticmethod
     def here() -> Ranks:
         """Of this process, by its launcher's variables; alone without a launcher."""
-        if not is_launched(os.environ) or os.environ["WORLD_SIZE"] == "1":
+        if not is_launched(os.environ):
             return Ranks()
+        if os.environ["WORLD_SIZE"] == "1":
+            # Else accelerate founds a group of NCCL alone, where no tensor may be on the CPU.
+            from torch.distributed import HashStore
+
+            return Ranks(group_store=HashStore())
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
         return _connected(*(os.environ[name] for name in names))
 

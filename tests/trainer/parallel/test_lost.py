@@ -105,6 +105,20 @@ def test_the_group_of_a_launch(device: str, backends: str, monkeypatch: pytest.M
     )
 
 
+def test_a_launch_of_one_process_has_such_a_group_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """accelerate would found one of NCCL alone, in which no process can wait for all."""
+    founded: list[Any] = []
+    monkeypatch.setattr(dist, "init_process_group", lambda *a, **named: founded.append((a, named)))
+    launch = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1",
+              "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29400"}  # fmt: skip
+    for name, value in launch.items():
+        monkeypatch.setenv(name, value)
+    group._found_group(tiny_plan(device="cuda"))
+    (((named,), rest),) = founded
+    assert named == "cpu:gloo,cuda:nccl" and (rest["rank"], rest["world_size"]) == (0, 1)
+    assert Ranks.here().neighbours() == []
+
+
 def test_a_rehearsal_is_no_rank_of_the_launch_that_asks_for_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
