@@ -109,6 +109,7 @@ def test_a_launch_of_one_process_has_such_a_group_too(monkeypatch: pytest.Monkey
     """accelerate would found one of NCCL alone, in which no process can wait for all."""
     founded: list[Any] = []
     monkeypatch.setattr(dist, "init_process_group", lambda *a, **named: founded.append((a, named)))
+    monkeypatch.setattr(group, "set_up_nccl", lambda environment: None)
     launch = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1",
               "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29400"}  # fmt: skip
     for name, value in launch.items():
