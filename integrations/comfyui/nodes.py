@@ -80,7 +80,10 @@ class LisaSegment:
     @classmethod
     def IS_CHANGED(cls, **_: Any) -> str:
         """What ComfyUI compares beside the inputs: an answer holds as long as the model is the
-        same, and while there is no server."""
+        same, and while there is no server.
+
+        It may not look for a cancelled run: before a node begins, nothing of ComfyUI catches that.
+        """
         with suppress(RuntimeError):
             LisaSegment.model = asked("GET", "/model", model_of, MODEL_SECONDS)
         return LisaSegment.model
@@ -93,7 +96,8 @@ class LisaSegment:
             height, width = picture.shape[:2]
             body, headers = form(file_of(picture), {"question": question, "kind": kind})
             mask, answer = asked("POST", "/segment", lambda told, size=(height, width):
-                                 read(told, size), SECONDS, body, headers)  # fmt: skip
+                                 read(told, size), SECONDS, body, headers,
+                                 stop_if_cancelled)  # fmt: skip
             masks.append(torch.from_numpy(mask.astype(np.float32)))
             answers.append(answer)
             progress.update(1)
@@ -116,8 +120,9 @@ def file_of(picture: torch.Tensor) -> bytes:
 def asked(
     method: str, path: str, understood: Callable[[dict[str, Any]], ResultT], seconds: float,
     body: bytes = b"", headers: Mapping[str, str] | None = None,
+    look: Callable[[], None] = lambda: None,
 ) -> ResultT:  # fmt: skip
-    """What is understood of the server's answer. Raises RuntimeError."""
+    """What is understood of the server's answer. Raises RuntimeError, and what `look` raises."""
     address = os.environ.get(ADDRESS) or HERE
     if not address.startswith(("http://", "https://")):
         raise RuntimeError(f"{ADDRESS}: got {address!r}; allowed: http://HOST:PORT, as the server "
@@ -131,7 +136,7 @@ def asked(
         kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
         connection = kind(place.netloc, timeout=seconds)
         path = place.path.rstrip("/") + path
-        response, content = within(seconds, connection, method, path, body, shown)
+        response, content = within(seconds, look, connection, method, path, body, shown)
         if response.status != http.client.OK:
             raise RuntimeError(f"lisa-segment: {_said(response, content)}")
         return understood(document(content))
@@ -144,10 +149,10 @@ def asked(
 
 
 def within(
-    seconds: float, connection: http.client.HTTPConnection, *request: Any
+    seconds: float, look: Callable[[], None], connection: http.client.HTTPConnection, *request: Any
 ) -> tuple[http.client.HTTPResponse, bytes]:
-    """A response and its first bytes. Raises OSError, HTTPException, ValueError, and what ComfyUI
-    raises in a run that was cancelled: the server sees the connection end, and computes no more.
+    """A response and its first bytes. Raises OSError, HTTPException, ValueError, and what `look`
+    raises meanwhile: the server sees the connection end, and computes no more.
 
     No redirection is followed, which would get the token, and no proxy is asked. A socket's own
     time limit begins anew with every byte that comes.
@@ -166,7 +171,7 @@ def within(
     until = time.monotonic() + seconds
     try:
         while not futures.wait([done], PAUSE).done:
-            stop_if_cancelled()
+            look()
             if time.monotonic() > until:
                 raise TimeoutError(f"no answer within {seconds:g} s")
         return done.result()

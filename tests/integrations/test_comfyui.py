@@ -201,8 +201,9 @@ class Stranger(BaseHTTPRequestHandler):
         self.wfile.write(b"" if status == 302 else self.says)
 
     def do_GET(self) -> None:
-        """Where it sends."""
-        Stranger.taken = True
+        """Where it sends; about its model it says nothing for a while."""
+        Stranger.taken |= self.path == "/taken"
+        time.sleep(0.3)
 
     def log_message(self, *_: object) -> None:
         """Nothing is printed."""
@@ -216,6 +217,20 @@ def stranger() -> Iterator[str]:
     yield f"{ADDRESS}:{server.server_port}"
     server.shutdown()
     server.server_close()
+
+
+def test_whether_the_model_has_changed_is_no_place_to_cancel_a_run(
+    pack: ModuleType, stranger: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ComfyUI calls it outside of what catches a cancelled run: its worker would end for good."""
+
+    def cancel() -> None:
+        raise KeyError("cancelled")
+
+    monkeypatch.setattr(sys.modules[f"{pack.__name__}.nodes"], "stop_if_cancelled", cancel)
+    monkeypatch.setenv("LISA_SEGMENT_ADDRESS", stranger)
+    node = pack.NODE_CLASS_MAPPINGS["LisaSegment"]
+    assert node.IS_CHANGED(image=None) == node.model
 
 
 def test_a_redirection_is_an_error(
