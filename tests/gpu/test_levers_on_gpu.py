@@ -220,3 +220,18 @@ def test_one_row_times_nf4_is_the_widened_product() -> None:
         alone, among = linear(row), linear(row.expand(1, 8, 256).contiguous())[:, :1]
     assert alone.shape == (1, 1, 512)
     assert float((alone - among).norm() / among.norm()) < 2**-7
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_are_quantised_after_they_are_written_on_any_stream(dtype: torch.dtype) -> None:
+    """bitsandbytes quantises on the default stream alone; lisa-segment loads on another."""
+    weight = torch.randn(11008, 4096, device=CUDA, dtype=dtype)
+    usual = Nf4Linear(weight)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream(CUDA)):
+        late = torch.zeros_like(weight)
+        torch.cuda._sleep(10**8)
+        late.copy_(weight)
+        found = Nf4Linear(late)
+        for name in ("packed", "scales", "outer", "offset"):
+            assert torch.equal(getattr(found, name), getattr(usual, name)), name

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -25,7 +26,7 @@ from trainer.model.adapters import AdaptedLinear
 from trainer.model.build import build, host_layer_places, read_tokenizer, skeleton
 from trainer.model.families.llava_sam.model import Lisa
 from trainer.model.footprint import DoesNotFit, check_fits, needed_bytes
-from trainer.model.layers import host
+from trainer.model.layers import frozen, host
 from trainer.model.layers.frozen import Int8Linear, Nf4Linear
 from trainer.model.layers.host import HostHead, HostLayers, stream_rows
 from trainer.model.weights import weight_source
@@ -369,3 +370,33 @@ def test_compiling_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None
         build_module.check_compiler()
     monkeypatch.setenv("CC", sys.executable)
     build_module.check_compiler()
+
+
+def test_weights_are_quantised_on_the_default_stream_in_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """bitsandbytes takes no other: what was begun before it and comes after it must wait."""
+    said: list[str] = []
+
+    class Stream:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def wait_stream(self, other: Stream) -> None:
+            said.append(f"{self.name} waits for {other.name}")
+
+    @contextmanager
+    def entered(stream: Stream) -> Iterator[None]:
+        said.append(f"on {stream.name}")
+        yield
+        said.append(f"off {stream.name}")
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("own"))
+    monkeypatch.setattr(torch.cuda, "default_stream", lambda device: Stream("default"))
+    monkeypatch.setattr(torch.cuda, "stream", entered)
+    with frozen._on_default_stream(torch.device("cuda")):
+        said.append("quantised")
+    assert said == ["default waits for own", "on default", "quantised", "off default",
+                    "own waits for default"]  # fmt: skip
+    with frozen._on_default_stream(torch.device("cpu")):
+        assert len(said) == 5

@@ -12,6 +12,8 @@ Shapes: [..., K] inputs, [N, K] weights.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, ClassVar, Literal
 
@@ -120,6 +122,23 @@ def make_scale_code() -> None:
         name2qmap["dynamic"] = create_dynamic_map()
 
 
+@contextmanager
+def _on_default_stream(device: torch.device) -> Iterator[None]:
+    """Work on a card's default stream, after what is under way on the current one, and before more.
+
+    bitsandbytes (0.50) quantises there, whichever stream is current: on another one it would read
+    weights that are not written yet, and its own scales before they are made.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    now, default = torch.cuda.current_stream(device), torch.cuda.default_stream(device)
+    default.wait_stream(now)
+    with torch.cuda.stream(default):
+        yield
+    now.wait_stream(default)
+
+
 class FrozenLinear(nn.Module):
     """y = x · Wᵀ (+ b) with W [N, K] stored in few bits; `stored` names its large tensors."""
 
@@ -161,9 +180,10 @@ class Nf4Linear(FrozenLinear):
         make_scale_code()
 
         super().__init__(weight.shape[0], weight.shape[1], bias)
-        packed, state = quantize_4bit(
-            weight, blocksize=NF4_BLOCK, compress_statistics=True, quant_type="nf4"
-        )
+        with _on_default_stream(weight.device):
+            packed, state = quantize_4bit(
+                weight, blocksize=NF4_BLOCK, compress_statistics=True, quant_type="nf4"
+            )
         for name, value in (
             ("packed", packed),
             ("scales", state.absmax),
