@@ -53,8 +53,9 @@ from profiles.pictures import limits_for
 from profiles.preferences import Preference
 from profiles.settings import MOST
 from profiles.sizes import gib
+from profiles.tested import Verdict
 
-EIGHTHS = (2, 3, 4, 5, 6, 7)  # of the tokens that a picture may take
+EIGHTHS = (1, 2, 3, 4, 5, 6, 7)  # of the tokens that a picture may take
 
 
 def advise(
@@ -192,7 +193,7 @@ def _advised(request: Request) -> Advice:
     for model in asked:
         tried.append(_on_gpu(request, gpu, model))
         if tried[-1].exit_code != EXIT_FAILED:
-            return tried[-1]
+            return _instead_of(tried[0], tried[-1])
     for advice in tried:
         if smaller := _with_smaller_pictures(request, gpu, advice):
             return smaller
@@ -220,19 +221,30 @@ def _with_smaller_pictures(request: Request, gpu: Gpu, large: Advice) -> Advice 
         settings = (*request.overrides, f"max_pixels={limit}")
         return _on_gpu(replace(request, overrides=settings), gpu, large.model)
 
-    def fails(eighths: int) -> bool:
-        """Whether no plan is known to fit: a forecast that fails leaves the answer as it was."""
+    def verdict(eighths: int) -> Verdict:
+        """A forecast that fails leaves the answer as it was."""
         try:
-            return shrunk(eighths).verdict not in ("FITS", "TIGHT")
+            return shrunk(eighths).verdict
         except RehearsalFailed:
-            return True
+            return "UNKNOWN"
 
-    if fails(EIGHTHS[0]):
+    if verdict(EIGHTHS[0]) not in ("FITS", "TIGHT"):
         return None
-    best = shrunk(EIGHTHS[bisect_left(EIGHTHS, True, key=fails) - 1])
+    fitting = bisect_left(EIGHTHS, True, key=lambda eighths: verdict(eighths) != "FITS")
+    best = shrunk(EIGHTHS[max(0, fitting - 1)])
     kept = [finding for finding in large.findings if finding.where == SETTINGS]
-    findings = (smaller_pictures(best.plan, most), *kept, *best.findings)
+    findings = (smaller_pictures(best.plan, most, bool(kept)), *kept, *best.findings)
     return best.model_copy(update={"findings": findings})
+
+
+def _instead_of(usual: Advice, advice: Advice) -> Advice:
+    """The advice for a smaller default model, with a note on why it is not the usual one."""
+    if advice is usual:
+        return advice
+    fix = f"--model {usual.model} says what it needs"
+    note = Finding("model", f"{usual.summary}, so the smaller {advice.model}", fix=fix)
+    kept = [finding for finding in usual.findings if finding.where == SETTINGS]
+    return advice.model_copy(update={"findings": (note, *kept, *advice.findings)})
 
 
 def must_be_folder(weights: str) -> None:
@@ -290,7 +302,7 @@ def _on_gpu(request: Request, gpu: Gpu, model: str) -> Advice:
         forecast=found.forecast,
         findings=(
             *request.table.findings,
-            *card_findings(request, gpu, best, base),
+            *card_findings(request, gpu, best, base, budget),
             *([] if runs else nearest_plan(request, gpu, model, budget)),
         ),
         machine=request.machine,

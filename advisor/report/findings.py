@@ -32,25 +32,14 @@ OPEN_NAME = "--gpu"  # where a card's name may mean several
 KEPT = "model", "device", "dtype", "processes", "nodes"  # no advice is to leave these out
 
 
-def card_findings(request: Request, gpu: Gpu, best: Candidate, base: Plan) -> list[Finding]:
+def card_findings(
+    request: Request, gpu: Gpu, best: Candidate, base: Plan, budget: Budget
+) -> list[Finding]:
     """The card chosen, what does not fit and what would, what is missing, other processes."""
     findings = open_name(request.target)
     runs = best.verdict in ("FITS", "TIGHT")
-    if not runs and best.why_not.startswith("host memory"):
-        plan = best.plan
-        fixes = [
-            "--ram SIZE for a machine with more" if request.what_if else "close other programs"
-        ]
-        fixes += ["fewer host_layers"] if plan.host_layers else []
-        fixes += ["--set host_embeddings=false"] if plan.host_embeddings else []
-        fix = ", or ".join(fixes)
-        findings.append(Finding(gpu.name, best.why_not, fix=fix))
-    elif not runs:
-        fix = smallest_cards_text([base.model])
-        what = "too little usable memory"
-        if best.needs.bytes == caching_bytes(best.plan):
-            what += f": building the feature cache alone takes {gib(best.needs.bytes)}"
-        findings.append(Finding(gpu.name, what, fix=fix))
+    if not runs:
+        findings.append(_lacking_host(request, gpu, base, budget) or _lacking_card(gpu, best, base))
     size = request.target.vram_bytes if request.target else None
     if size and size % 10**9 == 0:
         what = f"{size // 10**9} GB are {gib(size)}; a card sold as that has as many GiB"
@@ -62,6 +51,32 @@ def card_findings(request: Request, gpu: Gpu, best: Candidate, base: Plan) -> li
         findings.append(Finding("weights", what, fix=fix))
         findings += released_start(best.plan)
     return findings + machine_notes(request, gpu, best.plan) + neighbours(request, gpu)
+
+
+def _lacking_host(request: Request, gpu: Gpu, base: Plan, budget: Budget) -> Finding | None:
+    """That the machine's memory is what lacks, if a plan would fit the card with more of it."""
+    roomy = budget.model_copy(update={"host": None})
+    setting = replace(request.setting(gpu, roomy), live=None, data=None)
+    found = search(base, request.pinned, setting)
+    if budget.host is None or isinstance(found, str):
+        return None
+    fitting = [one.host_bytes for one in found.choice.considered if one.verdict == "FITS"]
+    if not fitting:
+        return None
+    what = (
+        f"host memory is what lacks: {gib(budget.host.bytes)} are usable, and plans that fit "
+        f"the card take {gib(min(fitting))} or more"
+    )
+    fix = "--ram SIZE for a machine with more" if request.what_if else "close other programs"
+    return Finding(gpu.name, what, fix=fix)
+
+
+def _lacking_card(gpu: Gpu, best: Candidate, base: Plan) -> Finding:
+    """That the card's memory is, and which cards would do: with these settings, or without."""
+    what = "too little usable memory"
+    if best.needs.bytes == caching_bytes(best.plan):
+        what += f": building the feature cache alone takes {gib(best.needs.bytes)}"
+    return Finding(gpu.name, what, fix=smallest_cards_text([base.model]))
 
 
 def open_name(target: Target | None) -> list[Finding]:
@@ -84,34 +99,51 @@ def released_start(plan: Plan) -> list[Finding]:
     return [Finding(released.name, what, fix=f"--model {released.name}")]
 
 
-def smaller_pictures(plan: Plan | None, most: int) -> Finding:
-    """A note that `plan` shrinks pictures, of up to `most` tokens, since no other fits."""
+def smaller_pictures(plan: Plan | None, most: int, pinned: bool) -> Finding:
+    """A note that `plan` shrinks pictures, of up to `most` tokens, since no other fits.
+
+    `pinned`: with the user's settings, of which leaving some out would do as well.
+    """
     assert plan is not None
     what = (
-        f"no plan fits with pictures of up to {most} tokens; this one shrinks them to "
+        f"{'with these settings ' if pinned else ''}no plan fits with pictures of up to {most} "
+        "tokens; this one shrinks them to "
         f"{plan.profile.most_image_tokens} (max_pixels={plan.max_pixels}): "
         "the model sees small things less well"
     )
-    return Finding(PICTURES, what, fix="a smaller model or a larger card keeps their size")
+    fix = "leave out a setting, or take" if pinned else "take"
+    return Finding(PICTURES, what, fix=f"{fix} a smaller model or a larger card")
 
 
 def nearest_plan(request: Request, gpu: Gpu, model: str, budget: Budget) -> list[Finding]:
-    """Which of the user's settings to drop so that a plan fits, and the plan that then fits."""
+    """Which of the user's settings to drop so that a plan fits, and the plan that then fits.
+
+    Each alone, and all of them where that does not help.
+    """
     given = [key for key in assigned(request.overrides) if key not in KEPT]
-    for dropped in given:
-        rest = tuple(o for o in request.overrides if dropped not in assigned([o]))
-        other = replace(request, overrides=rest, live=None)
-        try:
-            found = search(base_plan(other, gpu, model), other.pinned, other.setting(gpu, budget))
-        except PlanError:
-            continue  # the others do not go without it
-        if isinstance(found, str) or found.choice.best.verdict != "FITS":
-            continue
-        best = found.choice.best
-        what = f"a plan fits without {dropped}={assigned(request.overrides)[dropped]}"
-        fix = f"leave it out: {plan_text(best.plan)}, {gib(best.needs.bytes)}"
-        return [Finding(SETTINGS, what, fix=fix)]
-    return []
+    alone = [found for key in given if (found := _without(request, gpu, model, budget, [key]))]
+    if alone or len(given) < 2:
+        return alone
+    together = _without(request, gpu, model, budget, given)
+    return [together] if together else []
+
+
+def _without(
+    request: Request, gpu: Gpu, model: str, budget: Budget, dropped: list[str]
+) -> Finding | None:
+    given = assigned(request.overrides)
+    rest = tuple(o for o in request.overrides if not assigned([o]).keys() & set(dropped))
+    other = replace(request, overrides=rest, live=None)
+    try:
+        found = search(base_plan(other, gpu, model), other.pinned, other.setting(gpu, budget))
+    except PlanError:
+        return None  # the others do not go without it
+    if isinstance(found, str) or found.choice.best.verdict != "FITS":
+        return None
+    best = found.choice.best
+    what = f"a plan fits without {' '.join(f'{key}={given[key]}' for key in dropped)}"
+    fix = f"leave it out: {plan_text(best.plan)}, {gib(best.needs.bytes)}"
+    return Finding(SETTINGS, what, fix=fix if len(dropped) == 1 else fix.replace("it", "them", 1))
 
 
 def machine_notes(request: Request, gpu: Gpu, plan: Plan) -> list[Finding]:

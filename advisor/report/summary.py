@@ -16,6 +16,7 @@ from advisor.report.findings import OPEN_NAME
 from advisor.report.memory_bar import bar, legend
 from advisor.report.plan_words import changes, lora_text, storage_text
 from profiles.gpus import WITH_FP8, gpu_by_nvml
+from profiles.pictures import shrinks_pictures
 from profiles.plan import Plan
 from profiles.preferences import PREFERENCES, Preference
 from profiles.sizes import gib
@@ -141,6 +142,8 @@ def plan_line(plan: Plan) -> str:
     placed += ["embeddings"] if plan.host_embeddings else []
     if placed:
         words.append(f"{' and '.join(placed)} in host memory")
+    if shrinks_pictures(plan):
+        words.append(f"pictures of at most {plan.profile.most_image_tokens} tokens")
     return f"{', '.join(words)}; {batch_words(plan)}"
 
 

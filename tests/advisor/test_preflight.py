@@ -478,7 +478,7 @@ def test_pictures_are_shrunk_as_little_as_it_takes_where_no_other_plan_fits():
     assert whole.verdict == "OOM" and "pictures" not in str(whole.findings)
     advice = _advise(vram_gib=6, model="qwen3-vl-4b", overrides=pins, live=_by_tokens(asked))
     tokens = advice.plan.profile.most_image_tokens
-    needed, usable = whole.needs.bytes, advice.budget.cap_bytes
+    needed, usable = whole.needs.bytes, advice.budget.usable.bytes
     assert advice.exit_code == 0 and tokens == 128 * int(8 * usable / needed), "in eighths"
     assert f"max_pixels={advice.plan.max_pixels}" in advice.command
     note = next(one for one in advice.findings if one.where == "pictures")
@@ -522,6 +522,33 @@ def test_where_nothing_fits_the_plan_shown_lacks_the_least():
     target = Target(vram_bytes=4 * GIB, ram_bytes=8 * GIB)
     advice = _advise(target=target, model="qwen3-vl-8b")
     assert advice.verdict == "OOM" and advice.plan.quantization == "nf4"
+
+
+@pytest.mark.parametrize(("vram", "model"), [(3, "sa2va-qwen3-vl-4b"), (4, "7b")])
+def test_host_memory_is_named_where_it_is_what_lacks(vram, model):
+    short = _advise(target=Target(vram_bytes=vram * GIB, ram_bytes=8 * GIB), model=model)
+    assert short.verdict == "OOM" and "host memory is what lacks" in short.findings[0].what
+    usual = _advise(vram_gib=vram, model=model)
+    assert usual.verdict == "FITS" and usual.host_bytes > short.budget.host.bytes
+
+
+def test_each_setting_that_would_do_is_named_or_all_of_them():
+    pins = ["quantization=none", "host_layers=0"]
+    advice = _advise(vram_gib=8, model="sa2va-qwen3-vl-4b", overrides=pins)
+    each = [one.what for one in advice.findings if one.where == "settings"]
+    assert each == [f"a plan fits without {setting}" for setting in pins]
+    pins.append("checkpointed_layers=0")
+    advice = _advise(vram_gib=6, model="7b", overrides=pins)
+    (all_of_them,) = (one for one in advice.findings if one.where == "settings")
+    assert all_of_them.what == f"a plan fits without {' '.join(pins)}"
+    assert all_of_them.fix.startswith("leave them out: nf4")
+
+
+def test_a_smaller_default_model_says_why_it_is_not_the_usual_one():
+    advice = _advise(target=Target(vram_bytes=4 * GIB, ram_bytes=8 * GIB))
+    assert advice.model == "sa2va-qwen3-vl-2b" and advice.findings[0].where == "model"
+    assert "sa2va-qwen3-vl-4b on 4 GiB card: host memory" in advice.findings[0].what
+    assert "model" not in [one.where for one in _advise(vram_gib=8).findings]
 
 
 def test_special_settings_that_fit_nowhere_are_a_no():

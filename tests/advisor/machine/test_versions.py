@@ -64,7 +64,7 @@ def test_a_training_with_advice_says_it_too_and_that_pictures_are_shrunk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = advise(MACHINE, "7b", evidence=Evidence(shipped_table(), NEWER))
-    shrunk = smaller_pictures(told.plan, 1024)
+    shrunk = smaller_pictures(told.plan, 1024, False)
     # OOM, so that nothing is trained.
     told = told.model_copy(update={"verdict": "OOM", "findings": (*told.findings, shrunk)})
     monkeypatch.setattr("advisor.preflight.advise", lambda *_, **__: told)

@@ -73,7 +73,8 @@ def test_a_host_that_is_too_small_says_what_it_lacks_and_the_way_out():
     text = " ".join("\n".join(shown(advice)).split())
     assert advice.model == "tiny" and "..." not in text
     assert "model tiny, because a larger one does not fit: sa2va-qwen3-vl" in text
-    assert "GiB needed, 2.00 GiB usable -> --ram SIZE for a machine with more" in text
+    assert "host memory is what lacks: 2.00 GiB are usable" in text
+    assert "GiB or more -> --ram SIZE for a machine with more" in text
 
 
 def test_features_are_of_both_splits():
