@@ -450,6 +450,18 @@ def test_spreadsheets_of_many_countries(tmp_path: Path, separator: str, encoding
     assert asked(tmp_path / "out") == {"Which one is for café au lait?"}
 
 
+@pytest.mark.parametrize("column", ["picture", "image"])
+def test_a_picture_may_be_called_as_lisa_segment_does(tmp_path: Path, column: str) -> None:
+    source = labelme(tmp_path / "in", {"label": "cup", "shape_type": "polygon", "points": CORNERS})
+    rows = [{column: f"{n}.jpg", "label": "cup", "question": "What is hot?"} for n in range(3)]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    table = [",".join(rows[0]), *(",".join(row.values()) for row in rows)]
+    (tmp_path / "q.csv").write_text("\n".join(table), encoding="utf-8")
+    for name in ("q.csv", "q.jsonl"):
+        import_annotations(source, tmp_path / f"out-{name}", questions=tmp_path / name)
+        assert asked(tmp_path / f"out-{name}") == {"What is hot?"}
+
+
 def test_a_question_that_nothing_answers_names_what_there_is(tmp_path: Path) -> None:
     shapes = [{"label": label, "shape_type": "polygon", "points": CORNERS}
               for label in ("cup", "saucer")]  # fmt: skip
