@@ -44,7 +44,8 @@ def import_(
     ],
     target: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write.")],
     questions: Annotated[
-        Path | None, typer.Option(help="CSV or JSON lines, with picture, label and question.")
+        Path | None,
+        typer.Option(help="CSV or JSON lines, with picture (or image), label and question."),
     ] = None,
     pictures: Annotated[Path | None, typer.Option(help="Folder of the pictures.")] = None,
     val: Annotated[float, typer.Option(help="Share of pictures to validate on.")] = 0.1,

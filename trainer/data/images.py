@@ -90,9 +90,19 @@ def open_image(
         allowed = f"a complete {', '.join(formats)} file of {most}"
         fix = "fetch or save the picture again, smaller if that is the complaint"
         unknown = isinstance(error, UnidentifiedImageError)  # whose text has the path again
+        if unknown and _is_heic(report.path):
+            report.add("image", "HEIC, of a phone", allowed, "save the picture as JPEG")
+            return None
         report.add("image", ValueError("no picture of a known kind") if unknown else error,
                    allowed, fix)  # fmt: skip
     return None
+
+
+def _is_heic(path: Path) -> bool:
+    """Whether the first bytes are those of HEIC or HEIF, which Pillow does not read."""
+    with path.open("rb") as file:
+        head = file.read(12)
+    return head[4:8] == b"ftyp" and head[8:11] in (b"hei", b"hev", b"mif", b"msf")
 
 
 def _to_rgb(image: Image.Image) -> ByteArray:

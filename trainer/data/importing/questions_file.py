@@ -22,6 +22,7 @@ from trainer.data.json_fields import read_sentence
 from trainer.prompts import PromptError, question_for
 
 COLUMNS = ("picture", "label", "question")
+_ALSO = {"picture": "image"}  # as lisa-segment's files may call it
 
 
 @dataclass
@@ -36,11 +37,15 @@ Questions: TypeAlias = dict[tuple[str, str], AskedLabel]  # by picture, and the 
 
 
 def read_questions(path: Path, findings: list[Finding], conventions: Conventions) -> Questions:
-    """The questions of a CSV with a header, or of JSONL, both with COLUMNS."""
+    """The questions of a CSV with a header, or of JSONL, both with COLUMNS or `image`."""
     report = Report(path, findings)
     asked: Questions = {}
     for line, row in _rows(report, conventions):
-        fields = [read_sentence(report, f"line {line}: {key}", row.get(key)) for key in COLUMNS]
+        given = [row.get(key, row.get(_ALSO.get(key, key))) for key in COLUMNS]
+        fields = [
+            read_sentence(report, f"line {line}: {key}", value)
+            for key, value in zip(COLUMNS, given, strict=True)
+        ]
         picture, label, text = (value and composed(value) for value in fields)
         if picture and label and text:
             _check_text(report, f"line {line}: question", text, True)
@@ -79,7 +84,7 @@ def csv_rows(
     _, given = next(rows, (1, []))
     # Spreadsheets may capitalise; other names stay unchanged.
     names = [name.strip().lower() for name in given]
-    if lacking := [name for name in columns if name not in names]:
+    if lacking := [one for one in columns if not {one, _ALSO.get(one)} & {*names}]:
         fix = f"add a column {' and a column '.join(lacking)}"
         report.add("line 1", comma.join(given), f"a header with {', '.join(columns)}", fix)
         return

@@ -20,6 +20,7 @@ from trainer.data.json_fields import LARGEST_FILE, load_json
 from trainer.data.picture_paths import PictureSearch, search_folders
 from trainer.reporter import Progress
 
+_OTHERS = (".xml", ".csv", ".zip", ".yaml", ".yml", ".txt")  # may be of tools that are not read
 _NAMED = 3  # of the pictures without annotations
 
 
@@ -45,7 +46,7 @@ def drawings(
             f"    hint: lisa-train --check-data {argument(first.parent.parent)} takes it as it is"
         )
     if not files:
-        others = [path for path in sorted(source.rglob("*")) if path.suffix in (".xml", ".csv")]
+        others = [path for path in sorted(source.rglob("*")) if path.suffix in _OTHERS]
         if not any(is_foreign(Report(path, findings)) for path in others):
             fix = "name the folder that has them, or export them so"
             Report(source, findings).add("annotations", "no JSON file", READ, fix)

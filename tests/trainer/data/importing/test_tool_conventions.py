@@ -298,9 +298,42 @@ def test_pascal_vocs_boxes_are_refused_by_name(tmp_path: Path) -> None:
         import_annotations(tmp_path / "0.xml", tmp_path / "out")
 
 
+@pytest.mark.parametrize("name, content, what, fix", [
+    ("0.zip", b"PK\x03\x04\x14\x00\xff\xfe", "a ZIP", "unpack it"),
+    ("0.txt", b"0 0.5 0.5 0.2 0.2\n1 0.1 0.1 0.2 0.1 0.2 0.3\n", "YOLO's labels", "as COCO"),
+    ("data.yaml", b"train: ../train/images\nnc: 1\nnames: ['cup']\n", "YOLO's", "as COCO"),
+    ("data.yaml", b"path: cups\nnames:\n  0: cup\n", "YOLO's data.yaml", "as COCO"),
+])  # fmt: skip
+def test_zips_and_yolos_files_are_refused_by_name(
+    tmp_path: Path, name: str, content: bytes, what: str, fix: str
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / name).write_bytes(content)
+    for source in (tmp_path / "in", tmp_path / "in" / name):
+        with pytest.raises(DataError) as refused:
+            import_annotations(source, tmp_path / "out")
+        assert len(refused.value.findings) == 1
+        assert what in str(refused.value) and fix in str(refused.value)
+
+
+def test_a_picture_is_no_annotation(tmp_path: Path) -> None:
+    picture(tmp_path / "0.jpg", 0)
+    with pytest.raises(DataError, match="file: got 'a picture'.*Fix: name its annotations"):
+        import_annotations(tmp_path / "0.jpg", tmp_path / "out")
+
+
+def test_a_phones_heic_is_named(tmp_path: Path) -> None:
+    shape = {"label": "cup", "shape_type": "polygon", "points": CORNERS}
+    source = labelme(tmp_path / "in", shape)
+    heic = b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic"
+    (source / "0.jpg").write_bytes(heic)
+    with pytest.raises(DataError, match="HEIC.*save the picture as JPEG"):
+        import_annotations(source, tmp_path / "out")
+
+
 def test_a_folder_without_any_json_says_so(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "0.txt").write_text("0 0.5 0.5 0.2 0.2", encoding="utf-8")
+    (tmp_path / "in" / "0.txt").write_text("Pictures of cups:\n3", encoding="utf-8")
     with pytest.raises(DataError, match="annotations: got 'no JSON file'"):
         import_annotations(tmp_path / "in", tmp_path / "out")
 
@@ -448,6 +481,18 @@ def test_spreadsheets_of_many_countries(tmp_path: Path, separator: str, encoding
     (tmp_path / "q.csv").write_bytes(text.encode(encoding))
     import_annotations(source, tmp_path / "out", questions=tmp_path / "q.csv")
     assert asked(tmp_path / "out") == {"Which one is for café au lait?"}
+
+
+@pytest.mark.parametrize("column", ["picture", "image"])
+def test_a_picture_may_be_called_as_lisa_segment_does(tmp_path: Path, column: str) -> None:
+    source = labelme(tmp_path / "in", {"label": "cup", "shape_type": "polygon", "points": CORNERS})
+    rows = [{column: f"{n}.jpg", "label": "cup", "question": "What is hot?"} for n in range(3)]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    table = [",".join(rows[0]), *(",".join(row.values()) for row in rows)]
+    (tmp_path / "q.csv").write_text("\n".join(table), encoding="utf-8")
+    for name in ("q.csv", "q.jsonl"):
+        import_annotations(source, tmp_path / f"out-{name}", questions=tmp_path / name)
+        assert asked(tmp_path / f"out-{name}") == {"What is hot?"}
 
 
 def test_a_question_that_nothing_answers_names_what_there_is(tmp_path: Path) -> None:
