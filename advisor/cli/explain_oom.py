@@ -55,11 +55,22 @@ def explain_oom_command(
 def _given(source: str) -> tuple[bytes, bytes]:
     """The message, or a file's first bytes and the last ones of a longer one.
 
-    Ends with exit code 2 where there is no such file; several words that name none are a message.
+    Ends with exit code 2 where there is no such file; several words that name none are a message,
+    and so are fewer that say something.
     """
-    if len(source.split()) >= MESSAGE_WORDS and not os.path.exists(source):
+    words = len(source.split()) >= MESSAGE_WORDS or _says_something(source)
+    if words and not os.path.exists(source):
         return source.encode(errors="replace"), b""
     return _ends(Path(source))
+
+
+def _says_something(words: str) -> bool:
+    """Whether few words, such as "Killed", are a message of a full memory and no file's name."""
+    from advisor.oom.explain import explain
+
+    if len(Path(words).parts) > 1 or Path(words).suffix:
+        return False
+    return words.lower() == "out of memory" or explain(words).exit_code == 0
 
 
 def _ends(file: Path) -> tuple[bytes, bytes]:

@@ -458,7 +458,11 @@ def test_a_file_standard_input_and_a_message_give_text_or_one_json_document(tmp_
     assert result.exit_code == 0 and result.stdout.startswith("GPU 3 ran out of memory: 22 MiB")
     assert "  lisa-advise --vram 23.65GiB   advises a plan that fits\n" in result.stdout
     assert run("-", text=CAPACITY).stdout == run(CAPACITY).stdout == result.stdout
-    assert run("CUDA out of memory").exit_code == 0
+    for words in ("CUDA out of memory", "out of memory", "Killed"):
+        assert run(words).stdout == run("-", text=words).stdout != ""
+    assert "no such file" in run("out of memory.log").stderr
+    assert "no such file" in run("runs/Killed").stderr
+    assert "no such file" in run("Kiled").stderr
     assert run("nothing that anybody knows").exit_code == 3
     assert "no such file" in run("my train.log").stderr
     document = json.loads(run(str(path), "--json").stdout)

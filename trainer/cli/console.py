@@ -63,13 +63,11 @@ def _of_run(seconds: float | None) -> str:
     return "" if seconds is None else f", run {timedelta(seconds=round(seconds))} left"
 
 
-def next_steps(run: Path, data: Path) -> str:
+def next_steps(run: Path) -> str:
     """The commands to use next, after a run has ended."""
     folder = argument(run)
-    return (
-        f"next: lisa-train evaluate {folder} --data-dir {argument(data)}, "
-        f'or lisa-segment PICTURE "QUESTION" --run {folder}'
-    )
+    evaluate, segment = f"evaluate {folder}", f'PICTURE "QUESTION" --run {folder}'
+    return f"next: lisa-train {evaluate}, or lisa-segment {segment}"
 
 
 @contextmanager

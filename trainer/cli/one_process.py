@@ -62,7 +62,7 @@ def train_here(run: PlannedRun, data: Data, checkpoint: Path | None) -> None:
             display.line(line)
         display.line(took_line(time.monotonic() - began, run.expected.seconds, run.resumes))
         display.line(f"run folder {one_line(folder)}, overlay {one_line(sheet)}")
-        display.line(next_steps(folder, run.started.data))
+        display.line(next_steps(folder))
 
 
 def took_line(seconds: float, forecast_seconds: float | None, resumed: bool) -> str:

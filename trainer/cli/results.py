@@ -89,7 +89,9 @@ def _own_data(run: Path) -> tuple[Path, int]:
 
     known = next((one for one in (run, run.resolve().parent) if (one / RECORD).is_file()), None)
     if known is None:
-        what = f"no {RECORD} here names its data" if run.is_dir() else "no such folder"
+        if not run.exists():
+            raise ValueError(f"{run}: there is no such run")
+        what = f"no {RECORD} here names its data"
         raise ValueError(f"{run}: {what}\n    hint: --data-dir DIR names the data to score on")
     started = Started.read(known)
     tell(f"scoring on the run's own data, {one_line(started.data)}")

@@ -519,6 +519,8 @@ def test_the_command_lines(run: Path, tmp_path: Path, monkeypatch: pytest.Monkey
         done.exit_code == 2
         and "no run.json here names its data\n    hint: --data-dir DIR" in done.stderr
     )
+    absent = CliRunner().invoke(app, ["evaluate", "absent"])
+    assert absent.exit_code == 2 and absent.stderr == "error: absent: there is no such run\n"
     Started(PHOTOS, tmp_path, {}).write(run)
     done = CliRunner().invoke(app, ["evaluate", str(run)])
     assert f"scoring on the run's own data, {PHOTOS}" in done.stderr, done.stderr

@@ -159,7 +159,7 @@ def test_auto_trains_without_a_gpu_and_speaks_in_plain_lines(tmp_path: Path, her
     assert done.returncode == 0, done.stderr
     assert "FITS: tiny on this machine's CPU" in done.stderr
     assert "\nepoch 1/1, loss " in done.stderr and "\x1b" not in done.stderr
-    told = f"\nnext: lisa-train evaluate {run} --data-dir {PHOTOS}, or lisa-segment PICTURE"
+    told = f"\nnext: lisa-train evaluate {run}, or lisa-segment PICTURE"
     assert told in done.stderr
     events = EventAccumulator(str(run / "tensorboard"))
     events.Reload()

@@ -66,8 +66,8 @@ def test_next_commands_work_for_a_run_of_any_name(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(run, name)
-    Path(name, "-data").symlink_to(data)
-    evaluate, segment = next_steps(Path(name), Path(name, "-data"))[len("next: ") :].split(", or ")
+    Started(data, tmp_path, {}).write(Path(name))
+    evaluate, segment = next_steps(Path(name))[len("next: ") :].split(", or ")
     picture = str(next(PHOTOS.rglob("*.jpg")))
     done = typed(segment, PICTURE=picture)
     assert done.exit_code in (0, 1), done.output
