@@ -257,7 +257,8 @@ def _verdict(
     if pool > cap_bytes:
         capped = replay(events, expandable, cap_bytes + saved)
         if capped.failed is not None:
-            return "OOM", f"{reason}: {capped.failed}"
+            # A compiled plan's pool is not the one that is replayed: neither are its figures.
+            return "OOM", reason if saved else f"{reason}: {capped.failed}"
         released = counted(capped.retries, "release")
         return "TIGHT", f"{reason}, after {released} of unused memory"
     if cap_bytes - pool < margin_bytes:

@@ -66,8 +66,7 @@ def _of_run(seconds: float | None) -> str:
 def next_steps(run: Path) -> str:
     """The commands to use next, after a run has ended."""
     folder = argument(run)
-    evaluate, segment = f"evaluate {folder}", f'PICTURE "QUESTION" --run {folder}'
-    return f"next: lisa-train {evaluate}, or lisa-segment {segment}"
+    return f'next: lisa-train evaluate {folder}, or lisa-segment PICTURE "QUESTION" --run {folder}'
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from profiles import environment as surroundings
 from profiles.exchange import exchange, gradient_bytes, nccl_bytes
 from profiles.grid import estimate, shared_host_bytes
 from profiles.plan import Plan
+from profiles.sizes import gib
 from tests.conftest import PHOTOS, tiny_plan
 
 WORST = Worst(text_tokens=64)
@@ -130,6 +131,10 @@ def test_compiled_plans_are_counted_by_a_rule_that_is_named(cache: Path) -> None
     compiled = forecast(tiny_plan(**CACHED, compile=True), whole, cache=cache)
     assert compiled.tier("tensors").bytes < plain.tier("tensors").bytes
     assert any("compiled layers take" in text for text in compiled.assumed)
+    pool = compiled.tier("pool").bytes
+    small = forecast(compiled.plan, whole, Card(cap_bytes=pool // 3), cache)
+    assert small.verdict == "OOM"
+    assert small.reason == f"the pool grows to {gib(pool)} of {gib(pool // 3)}", "no other figures"
 
 
 def test_a_mixture_holds_more_masks_and_longer_answers(cache: Path) -> None:
