@@ -197,7 +197,8 @@ def _advised(request: Request) -> Advice:
     for advice in tried:
         if smaller := _with_smaller_pictures(request, gpu, advice):
             return smaller
-    return advice if request.model is not None else tiny_instead(request, gpu, advice)
+    last = tried[-1]
+    return last if request.model is not None else tiny_instead(request, gpu, last)
 
 
 def _with_smaller_pictures(request: Request, gpu: Gpu, large: Advice) -> Advice | None:

@@ -26,6 +26,7 @@ from trainer.answer.trained_model import ORIGIN, Trained, find_trained
 from trainer.run.folder import TRAINED
 from trainer.serve.asked import Answered, Asked
 from trainer.serve.child import Child, Gone
+from trainer.serve.limits import RESIDENT
 from trainer.serve.workers import Workers
 
 PROCESS = "trainer.cli.model_process"
@@ -146,7 +147,7 @@ def _kind_of_model(folder: Path) -> str:
 def memory(model: Model, places: Places) -> dict[str, Any]:
     """What a model takes in memory, said before it is loaded. Raises RehearsalFailed."""
     machine = probe()
-    trained = find_trained(places.folder(model.model), ["cached_encoders=[]"],
+    trained = find_trained(places.folder(model.model), [RESIDENT],
                            sees_gpu=lambda: bool(machine.gpus))  # fmt: skip
     plan = trained.plan
     if plan.device == "cpu":

@@ -53,11 +53,11 @@ def choose(
         return None
     fitting = [candidate for candidate in judged if candidate.verdict == "FITS"]
     tight = [candidate for candidate in judged if candidate.verdict == "TIGHT"]
-    smallest = min(tight or judged, key=lambda c: _lacking(c, limits.budget))
+    closest = min(tight or judged, key=lambda c: _lacking(c, limits.budget))
     fastest = fastest_of(fitting)
 
     def best_by(order: Preference) -> Candidate:
-        return max(fitting, key=lambda c: preferred(order, c, fastest), default=smallest)
+        return max(fitting, key=lambda c: preferred(order, c, fastest), default=closest)
 
     best = best_by(prefer)
     others = {order: best_by(order) for order in PREFERENCES if order != prefer}

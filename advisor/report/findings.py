@@ -55,10 +55,11 @@ def card_findings(
 
 def _lacking_host(request: Request, gpu: Gpu, base: Plan, budget: Budget) -> Finding | None:
     """That the machine's memory is what lacks, if a plan would fit the card with more of it."""
+    if budget.host is None:
+        return None
     roomy = budget.model_copy(update={"host": None})
-    setting = replace(request.setting(gpu, roomy), live=None, data=None)
-    found = search(base, request.pinned, setting)
-    if budget.host is None or isinstance(found, str):
+    found = search(base, request.pinned, replace(request.setting(gpu, roomy), live=None))
+    if isinstance(found, str):
         return None
     fitting = [one.host_bytes for one in found.choice.considered if one.verdict == "FITS"]
     if not fitting:
@@ -142,8 +143,9 @@ def _without(
         return None
     best = found.choice.best
     what = f"a plan fits without {' '.join(f'{key}={given[key]}' for key in dropped)}"
-    fix = f"leave it out: {plan_text(best.plan)}, {gib(best.needs.bytes)}"
-    return Finding(SETTINGS, what, fix=fix if len(dropped) == 1 else fix.replace("it", "them", 1))
+    those = "it" if len(dropped) == 1 else "them"
+    fix = f"leave {those} out: {plan_text(best.plan)}, {gib(best.needs.bytes)}"
+    return Finding(SETTINGS, what, fix=fix)
 
 
 def machine_notes(request: Request, gpu: Gpu, plan: Plan) -> list[Finding]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from profiles.environment import at_home, python_module
+from profiles.overrides import assigned
 from profiles.streams import tell
 from trainer.serve.limits import RESIDENT
 
@@ -69,8 +70,7 @@ def workers_for(
 def _check(assignments: Sequence[str]) -> None:
     name, resident = RESIDENT.split("=")
     for one in assignments:
-        key, _, value = one.partition("=")
-        if key.strip() == name and value.replace(" ", "") != resident:
+        if assigned([one]).get(name, resident).replace(" ", "") != resident:
             why = "a server gets pictures that it does not know before, so its encoders stay loaded"
             raise ValueError(f"--set {one}: {why}\n    hint: leave it out")
 
