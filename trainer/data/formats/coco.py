@@ -163,7 +163,8 @@ def read_mask(report: Report, entry: CocoEntry, size: Size) -> tuple[CocoMask, b
     _, image, category, place, crowd, grouped, _, bbox = entry
     mask = CocoMask(image, category, parts or (), place, crowd, grouped, bbox)
     if parts == () and mask.box:
-        report.add(what, outline, "an outline of what is in the bbox", FIX)
+        fix = "outline it as a polygon or a mask in the annotation tool, and export again"
+        report.add(what, "a box alone", "an outline of what is in the bbox", fix)
         return mask, False
     return mask, parts is not None
 
@@ -178,7 +179,8 @@ def _read_images(report: Report, parsed: dict[str, Any]) -> tuple[dict[int, Coco
         if type(height) is int and type(width) is int and min(height, width) > 0:
             images[number] = CocoImage(place, _file_name(entry), (height, width))
         elif (height, width) == (None, None) and number not in annotated:
-            pass  # Label Studio's converter: no annotations, and the picture was not found
+            # Label Studio's converter: no annotations, and the picture was not found
+            images[number] = CocoImage(place, _file_name(entry), (0, 0))
         else:
             broken.add(number)
             got = height, width

@@ -34,7 +34,7 @@ def read_listed(
     if isinstance(parsed, list) and sa2va.is_sa2va(parsed):
         parsed = sa2va.as_coco(report, parsed, search, conventions)
     elif isinstance(parsed, list) and parsed:
-        parsed = label_studio.as_coco(report, parsed)
+        parsed = label_studio.as_coco(report, parsed, conventions)
     if isinstance(parsed, dict) and "shapes" in parsed and "images" not in parsed:
         fix = f"name the folder that it is in: {argument(report.path.parent)}"
         report.add("file", "LabelMe's or ReasonSeg's, of one picture", allowed, fix)

@@ -18,6 +18,7 @@ import numpy as np
 from trainer.data.arrays import Size
 from trainer.data.findings import Finding, Report
 from trainer.data.formats.coco import CocoEntry, CocoImage, CocoMask, read_mask
+from trainer.data.formats.coco_document import value_of
 from trainer.data.formats.coco_masks import PaintedBox, painted_boxes
 from trainer.data.images import open_image
 from trainer.data.importing.coco_conventions import (
@@ -34,6 +35,7 @@ from trainer.data.importing.coco_file import read_listed
 from trainer.data.importing.encoding import Conventions
 from trainer.data.importing.foreign import is_foreign
 from trainer.data.importing.outlines import (
+    IN_PIXELS,
     Drawing,
     means_ignore,
     name_below,
@@ -70,10 +72,13 @@ def read_drawings(
         marks[entry.image].append((rank, entry))
     ranks += [sum(map(len, marks.values()))] * (len(findings) - before - len(ranks))
     search.register(image.file_name for image in notes.images.values())
+    for number in [number for number, those in marks.items() if not those]:
+        conventions.leave_out(str(notes.images[number].file_name))
+        del marks[number]
+    total = len(marks)
     entries = (
-        _found(path, search, image, marks.pop(number)) for number, image in notes.images.items()
+        _found(path, search, notes.images[number], marks.pop(number)) for number in list(marks)
     )
-    total = len(notes.images)
     draw = partial(_drawn, path, notes.categories, notes.tool, conventions.frame)
     for done, drawn in enumerate(in_processes(draw, entries, total), 1):
         progress("importing pictures", done, total)
@@ -142,9 +147,19 @@ def _masks(
     report, outlines = Report(path), list[tuple[int, Finding]]()
     for rank, one in entry.marks:
         mask, usable = read_mask(report, one, entry.image.size)
+        if usable and _in_fractions(mask):
+            report.add(one.place, value_of(one.segmentation), *IN_PIXELS)
+            usable = False
         (masks if usable else unusable).append(mask)
         outlines += [(rank, finding) for finding in report.findings[len(outlines) :]]
     return masks, unusable, outlines
+
+
+def _in_fractions(mask: CocoMask) -> bool:
+    """Whether a mask is polygons that lie in the picture's first pixel."""
+    polygons = [part for part in mask.parts if not isinstance(part, dict)]
+    within = (np.abs(part).max() <= 1 for part in polygons)
+    return len(polygons) == len(mask.parts) > 0 and all(within)
 
 
 def _drawing(

@@ -7,10 +7,12 @@ or without such a file the label itself, as a phrase.
 from __future__ import annotations
 
 import codecs
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from profiles.garbage import not_collected
+from profiles.text import counted, some
 from trainer.atomic_folder import atomic_folder
 from trainer.data import broken
 from trainer.data.findings import Finding, Report
@@ -27,6 +29,8 @@ from trainer.data.importing.questions_file import (
 from trainer.data.importing.sources import drawings
 from trainer.data.picture_paths import PictureSearch, search_folders
 from trainer.reporter import Progress
+
+_NAMED = 3  # of the pictures without an outline
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class _Items:
     """The items written so far, and all labels and names seen."""
 
     files: ItemFiles
+    conventions: Conventions
     asked: Questions | None
     findings: list[Finding]
     skip_broken: int
@@ -65,10 +70,23 @@ class _Items:
         texts = texts_for(drawing, self.asked, report)
         sound = drawing.sound and len(self.findings) == before
         self.names[drawing.name] = self.names.get(drawing.name, False) or (sound and bool(texts))
+        if sound and not drawing.outlined:
+            self.conventions.leave_out(drawing.name)
         # After too many findings the rest is only checked, not written.
         if texts and sound and broken.may_be_left_out(self.findings, self.skip_broken):
             content = drawing.picture.read_bytes()
             self.files.write(drawing, content, texts, is_sentence=self.asked is not None)
+
+    def without_outline(self) -> list[str]:
+        """A note that names the pictures without an outline, which become known names; or none."""
+        bare = {one: why for one, why in self.conventions.bare.items() if not self.names.get(one)}
+        self.names |= dict.fromkeys(bare, False)
+        if not bare:
+            return []
+        whys = Counter(why for why in bare.values() if why)
+        of = ", ".join(f"{count} {why}" for why, count in whys.items())
+        count = counted(len(bare), "picture") + (f" ({of})" if of else "")
+        return [f"{count} left out, without an outline to ask about: {some(bare, _NAMED)}"]
 
     def check_count(self, source: Path, least: int) -> None:
         """A finding if fewer than `least` different pictures have items."""
@@ -113,7 +131,7 @@ def import_annotations(
     with not_collected(), atomic_folder(target) as draft:
         asked = None if questions is None else read_questions(questions, findings, conventions)
         files = ItemFiles(draft / FOLDER, val, test, seed)
-        items = _Items(files, asked, findings, skip_broken)
+        items = _Items(files, conventions, asked, findings, skip_broken)
         search = PictureSearch(search_folders(source, pictures))
         for drawing in drawings(source, search, findings, conventions, progress):
             items.add(drawing)
@@ -133,9 +151,10 @@ def import_annotations(
         counts = files.settle()
         if left_out:
             broken.write_list(draft / broken.LIST, left_out)
+    bare = items.without_outline()
     with_items = sum(items.names.values())
     assumed = tuple(f"{count} {what}" for what, count in conventions.assumed.items())
-    assumed += tuple(conventions.notes)
+    assumed += (*bare, *conventions.notes)
     return Imported(counts, with_items, len(items.names) - with_items, left_out, assumed)
 
 

@@ -24,6 +24,7 @@ from trainer.data.importing.encoding import Conventions
 from trainer.data.importing.foreign import is_foreign
 from trainer.data.importing.outlines import (
     IGNORED_SHAPE,
+    IN_PIXELS,
     TARGET_SHAPE,
     Drawing,
     json_files,
@@ -195,6 +196,9 @@ def _polygons(
     least = {"polygon": 3, "rectangle": 2, "circle": 2, "mask": 2}.get(kind, 4)
     points = read_points(report, f"{what}.points", shape.get("points"), least)
     if points is None:
+        return []
+    if kind != "mask" and np.abs(points).max() <= 1:
+        report.add(f"{what}.points", points.tolist(), *IN_PIXELS)
         return []
     try:
         found = read(points, shape.get("mask"))

@@ -20,6 +20,9 @@ from trainer.data.images import LONGEST_SIDE, load_whole
 from trainer.data.polygons import IGNORE, TARGET, Polygon
 
 TARGET_SHAPE, IGNORED_SHAPE = "target", "ignore"
+# What is allowed, and the fix, where no coordinate of an outline is above 1.
+IN_PIXELS = ("pixels of the picture; all within the first one look like fractions",
+             "multiply x by the picture's width and y by its height")  # fmt: skip
 _NUMBERS = LONGEST_SIDE + 1  # that a coordinate may be
 _LABELS = (TARGET, TARGET_SHAPE), (IGNORE, IGNORED_SHAPE)  # by the values of a label map
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from profiles.splits import SPLITS
-from profiles.text import argument, counted, some
+from profiles.text import argument
 from trainer.data.findings import Finding, Report
 from trainer.data.formats.coco_document import parse_coco
 from trainer.data.images import PICTURE_SUFFIXES
@@ -15,13 +15,12 @@ from trainer.data.importing.coco_outlines import read_drawings
 from trainer.data.importing.encoding import Conventions
 from trainer.data.importing.foreign import READ, is_foreign
 from trainer.data.importing.labelme import read_labelme
-from trainer.data.importing.outlines import Drawing, json_files, visible
+from trainer.data.importing.outlines import Drawing, json_files, name_below, visible
 from trainer.data.json_fields import LARGEST_FILE, load_json
 from trainer.data.picture_paths import PictureSearch, search_folders
 from trainer.reporter import Progress
 
 _OTHERS = (".xml", ".csv", ".zip", ".yaml", ".yml", ".txt")  # may be of tools that are not read
-_NAMED = 3  # of the pictures without annotations
 
 
 def drawings(
@@ -63,23 +62,20 @@ def _noting_unread(
         read.add(Path(os.path.abspath(drawing.picture)))
         yield drawing
     if read:
-        conventions.notes += _unread(source, read)
+        _note_unread(source, read, conventions)
 
 
-def _unread(source: Path, read: set[Path]) -> Iterator[str]:
-    """Notes about pictures without annotations and XML that lie in a LabelMe folder."""
+def _note_unread(source: Path, read: set[Path], conventions: Conventions) -> None:
+    """Leave out pictures without annotations that lie in a LabelMe folder; note XML there."""
     folder = Path(os.path.abspath(source))
-    bare, foreign = list[Path](), list[Finding]()
+    foreign = list[Finding]()
     for path in visible(folder):
         if path.suffix.lower() in PICTURE_SUFFIXES and path not in read:
-            bare.append(path)
+            conventions.leave_out(name_below(path, folder))
         elif path.suffix.lower() == ".xml":
             is_foreign(Report(path, foreign))
-    if bare:
-        count, names = counted(len(bare), "picture"), (path.name for path in bare)
-        yield f"{count} there without an annotation that was read: {some(names, _NAMED)}"
     if foreign:
-        yield f"not read: {foreign[0]}"
+        conventions.notes.append(f"not read: {foreign[0]}")
 
 
 def _coco_file(source: Path) -> Path | None:

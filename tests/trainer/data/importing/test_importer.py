@@ -463,6 +463,8 @@ def test_bad_coco(tmp_path: Path) -> None:
     for number, name in enumerate(("../x.jpg", "/etc/passwd", "none.jpg", "b.jpg"), 3):
         size = {"height": HEIGHT, "width": WIDTH}
         notes["images"].append({"id": number, "file_name": name} | size)
+        mark = square | {"id": 10 + number, "image_id": number, "category_id": 1}
+        notes["annotations"].append(mark)
     notes["images"].append({"id": 1, "file_name": "again.jpg"})
     notes["categories"].append({"id": 3, "name": " "})
     path.write_text(json.dumps(notes))
@@ -559,9 +561,8 @@ def test_what_lies_in_the_folder_unread_is_named(tmp_path: Path) -> None:
     picture(source / "forgotten.jpg", 30)
     (source / "more.xml").write_text('<?xml version="1.0"?><annotations><version>1.1</version>')
     code, told = call("import", source, tmp_path / "data")
-    assert (
-        code == 0 and "1 picture there without an annotation that was read: forgotten.jpg" in told
-    )
+    assert code == 0 and "on 2 pictures; 1 picture without an item" in told
+    assert "1 picture left out, without an outline to ask about: forgotten.jpg" in told
     assert 'more.xml: file: got "CVAT\'s XML"' in told and "export the dataset as COCO 1.0" in told
 
 

@@ -379,7 +379,7 @@ def test_label_studios_ellipse_is_turned_clockwise(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value, more, said", [
     ({"format": "rle", "rle": [1, 2, 3]}, {}, "run lengths that break off"),
     ({"format": "rle", "rle": [0] * 40}, {}, "0 values for 60 x 80 pixels"),
-    ({"x": 10, "y": 10, "width": 5, "height": 5}, {}, "an outline of what is in the bbox"),
+    ({"x": 10, "y": 10, "width": 5, "height": 5}, {}, "got 'a rectangle: a box"),
     ({"points": [[1, 1], [2, "x"], [3, 3]]}, {}, ".result[0]: got \"could not convert"),
     ({}, {"annotations": [{"result": []}, {"result": []}]}, "2 of one picture"),
     ({}, {"annotations": "no"}, "not JSON-MIN"),
