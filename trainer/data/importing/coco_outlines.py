@@ -7,6 +7,7 @@ target. A region labelled "ignore" is ignored for every category on its picture,
 
 from __future__ import annotations
 
+import os
 from bisect import bisect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -56,8 +57,12 @@ def read_drawings(
     findings: list[Finding],
     conventions: Conventions | None = None,
     progress: Progress | None = None,
+    root: Path | None = None,
 ) -> Iterator[Drawing]:
-    """The pictures with valid annotations; a finding for every error."""
+    """The pictures with valid annotations; a finding for every error.
+
+    The names of those in `root` start there.
+    """
     report, progress = Report(path, findings), progress or _silent
     if is_foreign(report):
         return
@@ -77,7 +82,8 @@ def read_drawings(
         del marks[number]
     total = len(marks)
     entries = (
-        _found(path, search, notes.images[number], marks.pop(number)) for number in list(marks)
+        _found(path, search, root, notes.images[number], marks.pop(number))
+        for number in list(marks)
     )
     draw = partial(_drawn, path, notes.categories, notes.tool, conventions.frame)
     for done, drawn in enumerate(in_processes(draw, entries, total), 1):
@@ -121,10 +127,13 @@ class _Drawn:
 
 
 def _found(
-    path: Path, search: PictureSearch, image: CocoImage, marks: list[tuple[int, CocoEntry]]
-) -> _Entry:
+    path: Path, search: PictureSearch, root: Path | None, image: CocoImage,
+    marks: list[tuple[int, CocoEntry]],
+) -> _Entry:  # fmt: skip
     findings: list[Finding] = []
     located = search.find(Report(path, findings), f"{image.place}.file_name", image.file_name)
+    if located and root and located[0].is_relative_to(os.path.abspath(root)):
+        located = located[0], Path(os.path.abspath(root))
     return _Entry(image, located, marks, findings)
 
 

@@ -26,7 +26,8 @@ from trainer.data.importing.questions_file import (
     refuse_unanswered,
     texts_for,
 )
-from trainer.data.importing.sources import drawings
+from trainer.data.importing.sources import Source
+from trainer.data.importing.splits import Splits
 from trainer.data.picture_paths import PictureSearch, search_folders
 from trainer.reporter import Progress
 
@@ -66,6 +67,7 @@ class _Items:
         self.labels.setdefault(composed(drawing.name), []).extend(drawing.outlined)
         if drawing.name in self.names:
             allowed, fix = "each picture once", "put all its shapes into one entry"
+            fix = "take it out of one of the splits" if drawing.split else fix
             report.add("picture", drawing.name, allowed, fix)
         texts = texts_for(drawing, self.asked, report)
         sound = drawing.sound and len(self.findings) == before
@@ -75,7 +77,7 @@ class _Items:
         # After too many findings the rest is only checked, not written.
         if texts and sound and broken.may_be_left_out(self.findings, self.skip_broken):
             content = drawing.picture.read_bytes()
-            self.files.write(drawing, content, texts, is_sentence=self.asked is not None)
+            self.files.write(drawing, content, texts, self.asked is not None)
 
     def without_outline(self) -> list[str]:
         """A note that names the pictures without an outline, which become known names; or none."""
@@ -88,11 +90,11 @@ class _Items:
         count = counted(len(bare), "picture") + (f" ({of})" if of else "")
         return [f"{count} left out, without an outline to ask about: {some(bare, _NAMED)}"]
 
-    def check_count(self, source: Path, least: int) -> None:
-        """A finding if fewer than `least` different pictures have items."""
-        count = len(self.files.written)
-        if count < least:
-            allowed = f"{least} or more, one at least for each split"
+    def check_count(self, source: Path) -> None:
+        """A finding if there are too few different pictures with items for all splits."""
+        if self.files.lacks():
+            count = self.files.splits.different(self.files.known)
+            allowed = f"{len(self.files.needed)} or more, one at least for each split"
             fix = "outline and label more pictures, or ask about more"
             Report(source, self.findings).add("different pictures", count, allowed, fix)
 
@@ -130,10 +132,10 @@ def import_annotations(
     findings: list[Finding] = []
     with not_collected(), atomic_folder(target) as draft:
         asked = None if questions is None else read_questions(questions, findings, conventions)
-        files = ItemFiles(draft / FOLDER, val, test, seed)
+        files = ItemFiles(draft / FOLDER, Splits(val, test, seed))
         items = _Items(files, conventions, asked, findings, skip_broken)
         search = PictureSearch(search_folders(source, pictures))
-        for drawing in drawings(source, search, findings, conventions, progress):
+        for drawing in Source(source, search, findings, conventions, progress).drawings():
             items.add(drawing)
         # What a broken file would have answered is not known.
         known = broken.may_be_left_out(findings, skip_broken)
@@ -143,12 +145,13 @@ def import_annotations(
             refuse_unanswered(questions, asked, items.labels, findings,
                               lambda name: search.has(name, own))  # fmt: skip
         if broken.may_be_left_out(findings, skip_broken):
-            items.check_count(source, least=3 if test else 2)
+            items.check_count(source)
         elsewhere = "hint: if the pictures lie elsewhere, name their folder with --pictures FOLDER"
         left_out = broken.accept(findings, skip_broken, [elsewhere] * bool(search.missing))
         if progress is not None:
             progress("writing to disk", 1, 1)
         counts = files.settle()
+        conventions.notes[:0] = files.splits.notes(files.known)
         if left_out:
             broken.write_list(draft / broken.LIST, left_out)
     bare = items.without_outline()
