@@ -35,6 +35,7 @@ from trainer.data.importing.coco_conventions import (
 from trainer.data.importing.coco_file import read_listed
 from trainer.data.importing.encoding import Conventions
 from trainer.data.importing.foreign import is_foreign
+from trainer.data.importing.labels import label_key
 from trainer.data.importing.outlines import (
     IN_PIXELS,
     Drawing,
@@ -208,9 +209,11 @@ def _outlined(
 ) -> dict[str, tuple[Polygon, ...]]:  # fmt: skip
     """The traced target and ignored regions of each category that has an instance."""
     together: dict[str, list[CocoMask]] = {}
+    spelled: dict[str, str] = {}
     ignored: list[CocoMask] = []
     for one in marks:
         label = categories[one.category].replace(":", " ")
+        label = spelled.setdefault(label_key(label), label)
         (ignored if means_ignore(label) else together.setdefault(label, [])).append(one)
     outlined = {}
     sound = [one for those in together.values() for one in those] + ignored

@@ -27,6 +27,7 @@ class Conventions:
     iscrowd: str | None = None  # "object" or "crowd": what COCO's `iscrowd: 1` marks
     assumed: dict[str, int] = field(default_factory=dict)  # counts by assumption
     notes: list[str] = field(default_factory=list)  # what lies there and is not read
+    labels: set[str] = field(default_factory=set)  # in every spelling
     bare: dict[str, str] = field(default_factory=dict)  # pictures without an outline, and why
 
     def assume(self, what: str, times: int = 1) -> None:

@@ -18,10 +18,10 @@ from trainer.data import broken
 from trainer.data.findings import Finding, Report
 from trainer.data.importing.encoding import Conventions
 from trainer.data.importing.item_files import FOLDER, ItemFiles
+from trainer.data.importing.labels import composed, spelled_differently
 from trainer.data.importing.outlines import Drawing
 from trainer.data.importing.questions_file import (
     Questions,
-    composed,
     read_questions,
     refuse_unanswered,
     texts_for,
@@ -58,6 +58,7 @@ class _Items:
     findings: list[Finding]
     skip_broken: int
     labels: dict[str, list[str]] = field(default_factory=dict)  # by a picture's name
+    spellings: dict[str, str] = field(default_factory=dict)  # of labels, by their keys
     names: dict[str, bool] = field(default_factory=dict)  # whether a picture has any item
 
     def add(self, drawing: Drawing) -> None:
@@ -69,7 +70,7 @@ class _Items:
             allowed, fix = "each picture once", "put all its shapes into one entry"
             fix = "take it out of one of the splits" if drawing.split else fix
             report.add("picture", drawing.name, allowed, fix)
-        texts = texts_for(drawing, self.asked, report)
+        texts = texts_for(drawing, self.asked, self.spellings, report)
         sound = drawing.sound and len(self.findings) == before
         self.names[drawing.name] = self.names.get(drawing.name, False) or (sound and bool(texts))
         if sound and not drawing.outlined:
@@ -157,7 +158,7 @@ def import_annotations(
     bare = items.without_outline()
     with_items = sum(items.names.values())
     assumed = tuple(f"{count} {what}" for what, count in conventions.assumed.items())
-    assumed += (*bare, *conventions.notes)
+    assumed += (*spelled_differently(conventions.labels), *bare, *conventions.notes)
     return Imported(counts, with_items, len(items.names) - with_items, left_out, assumed)
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import msgspec
 
 from profiles.splits import SPLITS
+from trainer.data.importing.labels import composed
 from trainer.data.importing.outlines import Drawing
-from trainer.data.importing.questions_file import composed
 from trainer.data.importing.splits import Known, Splits
 
 FOLDER = "ReasonSeg"

@@ -22,6 +22,7 @@ from trainer.data.findings import Finding, Report
 from trainer.data.images import open_image
 from trainer.data.importing.encoding import Conventions
 from trainer.data.importing.foreign import is_foreign
+from trainer.data.importing.labels import label_key
 from trainer.data.importing.outlines import (
     IGNORED_SHAPE,
     IN_PIXELS,
@@ -117,7 +118,7 @@ def _drawing(
     turn = opened and _turn(report, notes, conventions, *opened)
     if opened is None or turn is None:
         return
-    outlined = _outlined(report, notes.get("shapes"), opened[0], turn)
+    outlined = _outlined(report, notes.get("shapes"), opened[0], turn, conventions.labels)
     # Without all of its shapes a label would have only a part of its answer.
     yield Drawing(name_below(picture, root), picture, path, outlined, len(findings) == before)
 
@@ -154,12 +155,18 @@ def _turn(
     return orientation
 
 
-def _outlined(report: Report, shapes: object, size: Size, turn: int) -> dict[str, str]:
-    """The polygons of each label in JSON, the ignored ones last in each."""
+def _outlined(
+    report: Report, shapes: object, size: Size, turn: int, labels: set[str]
+) -> dict[str, str]:
+    """The polygons of each label in JSON, the ignored ones last in each.
+
+    `labels` gets every spelling; a label is spelled here as in its first shape.
+    """
     if not isinstance(shapes, list):
         report.add("shapes", shapes, "a list of LabelMe's shapes", "annotate the picture again")
         return {}
     targets: dict[str, list[Polygon]] = {}
+    spelled: dict[str, str] = {}
     ignored: list[Polygon] = []
     budget = Budget()
     for index, shape in enumerate(shapes):
@@ -175,7 +182,8 @@ def _outlined(report: Report, shapes: object, size: Size, turn: int) -> dict[str
         if means_ignore(label):
             ignored += [Polygon(IGNORED_SHAPE, points) for points in polygons]
         else:
-            found = targets.setdefault(label, [])
+            labels.add(fields["label"])
+            found = targets.setdefault(spelled.setdefault(label_key(label), label), [])
             found += [Polygon(TARGET_SHAPE, points) for points in polygons]
     return outlined_as_json(
         {label: (*found, *ignored) for label, found in targets.items() if found}
