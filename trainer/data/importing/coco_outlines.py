@@ -167,9 +167,10 @@ def _masks(
 
 def _in_fractions(mask: CocoMask) -> bool:
     """Whether a mask is polygons that lie in the picture's first pixel."""
-    polygons = [part for part in mask.parts if not isinstance(part, dict)]
-    within = (np.abs(part).max() <= 1 for part in polygons)
-    return len(polygons) == len(mask.parts) > 0 and all(within)
+    return bool(mask.parts) and all(
+        not isinstance(part, dict) and part[0] <= 1 and np.abs(part).max() <= 1
+        for part in mask.parts
+    )
 
 
 def _drawing(

@@ -148,14 +148,15 @@ def import_annotations(
         if broken.may_be_left_out(findings, skip_broken):
             items.check_count(source)
         elsewhere = "hint: if the pictures lie elsewhere, name their folder with --pictures FOLDER"
-        left_out = broken.accept(findings, skip_broken, [elsewhere] * bool(search.missing))
+        bare = items.without_outline()
+        hints = [*[elsewhere] * bool(search.missing), *(f"note: {one}" for one in bare)]
+        left_out = broken.accept(findings, skip_broken, hints)
         if progress is not None:
             progress("writing to disk", 1, 1)
         counts = files.settle()
         conventions.notes[:0] = files.splits.notes(files.known)
         if left_out:
             broken.write_list(draft / broken.LIST, left_out)
-    bare = items.without_outline()
     with_items = sum(items.names.values())
     assumed = tuple(f"{count} {what}" for what, count in conventions.assumed.items())
     assumed += (*spelled_differently(conventions.labels), *bare, *conventions.notes)

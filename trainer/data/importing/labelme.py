@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from profiles.text import some
 from trainer.data.arrays import FloatArray, Size
 from trainer.data.findings import Finding, Report
 from trainer.data.images import open_image
@@ -45,6 +47,7 @@ from trainer.reporter import Progress
 CIRCLE_POINTS = 120
 # In LabelMe's own labels.txt; its converters treat them specially as well.
 BACKGROUND_LABELS = ("_background_", "__background__")
+_EMBEDDED = "write out the picture that the file itself holds: labelme_export_json FILE"
 WITHOUT_INSIDE = ("point", "points", "line", "linestrip")
 
 
@@ -92,6 +95,9 @@ def _notes(report: Report, conventions: Conventions) -> dict[str, Any] | None:
     """The parsed file of one picture; None with a finding added."""
     allowed = "LabelMe's {imagePath, shapes}"
     notes = load_json(report, object, allowed, LARGEST_FILE, conventions.text)
+    if other := _other_content(notes):
+        report.add("file", other, allowed, "move it out of the folder")
+        return None
     if isinstance(notes, dict) and "annotations" not in notes:
         return notes
     if isinstance(notes, dict | list):
@@ -103,6 +109,15 @@ def _notes(report: Report, conventions: Conventions) -> dict[str, Any] | None:
     return None
 
 
+def _other_content(notes: object) -> str:
+    """What a JSON file holds that is no tool's annotations, as of classes or settings; or empty."""
+    if isinstance(notes, dict) and notes.keys().isdisjoint(("annotations", "imagePath", "shapes")):
+        return f"the keys {some(notes)}" if notes else "no key"
+    if isinstance(notes, list) and notes and not any(isinstance(one, dict) for one in notes):
+        return "a list without objects"
+    return ""
+
+
 def _drawing(
     report: Report, notes: dict[str, Any], folder: Path, search: PictureSearch,
     conventions: Conventions,
@@ -112,6 +127,9 @@ def _drawing(
     before = len(findings)
     placed = search.find(report, "imagePath", notes.get("imagePath"), path.parent, folder)
     if placed is None:
+        if isinstance(notes.get("imageData"), str):
+            fix = f"{_EMBEDDED}; or {findings[-1].fix}"
+            findings[-1] = replace(findings[-1], fix=fix)
         return
     picture, root = placed
     opened = open_image(Report(picture, findings, report.entry), orientation_of)
