@@ -25,6 +25,7 @@ from advisor.cli.options import (
     Text,
     Vram,
     explained_names,
+    is_plan,
     memory_size,
     must_be_positive,
     must_be_writable,
@@ -129,7 +130,8 @@ class AdviseOptions:
             fail("--measure needs a card here; --emulate-vram SIZE tries the plan of a smaller one")
         for name, value in (("--hours", self.hours), ("--price", self.price)):
             must_be_positive(name, value)
-        for path in (self.save, self.plot):
+        must_be_writable(self.save, "a plan", is_plan)
+        for path in (self.plot, self.svg):
             must_be_writable(path)
         if self.plot is not None and self.plot.suffix.lower() not in PLOT_SUFFIXES:
             endings = ", ".join(PLOT_SUFFIXES)

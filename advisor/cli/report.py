@@ -62,7 +62,7 @@ def report_command(
 
     if file.suffix.lower() not in (".html", ".htm"):
         fail(f"got {file.name}; the name must end in .html")
-    must_be_writable(file)
+    must_be_writable(file, "a report")
     found = None if run is None else _run(run)
     if found is not None and found.advice is not None:
         given = model, settings, gpu, vram, system, ram, gpus, nodes, data_dir, skip_broken

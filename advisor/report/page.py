@@ -16,6 +16,7 @@ from advisor.report.cost_text import cost_lines
 from advisor.report.plan_words import changes
 from advisor.report.run_folder import Measured, Run
 from advisor.report.text import plan_lines
+from profiles.own_files import MARK
 from profiles.sizes import GIB, gib
 from profiles.tested import TestedRow
 from profiles.text import printable
@@ -61,6 +62,7 @@ def page(
         and run.plan.content_hash == advice.plan.content_hash,
         versions=versions(advice, run),
         gib=gib,
+        mark=MARK,
     )  # fmt: skip
 
 

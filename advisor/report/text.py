@@ -17,6 +17,7 @@ from rich.text import Text
 from advisor.report.cost_text import cost_lines
 from advisor.report.plan_words import changes, lora_text, storage_text
 from advisor.report.summary import commands, first_screen
+from profiles.own_files import MARK
 from profiles.plan import Plan
 from profiles.sizes import gib
 from profiles.text import counted, printable
@@ -138,7 +139,7 @@ def render_svg(advice: Advice) -> str:
         legacy_windows=False,
     )
     print_text(advice, console)
-    return console.export_svg(title="lisa-advise")
+    return console.export_svg(title="lisa-advise").replace(">", f"><!-- {MARK} -->", 1)
 
 
 def _sections(advice: Advice) -> Iterator[tuple[str, RenderableType]]:

@@ -29,6 +29,7 @@ from profiles.gpus import gpus
 from profiles.grid import caching_bytes, estimate
 from profiles.measurement import Timeline
 from profiles.models import models
+from profiles.own_files import MARK
 from profiles.plan import Plan
 
 GIB = 2**30
@@ -174,7 +175,7 @@ def test_text_json_and_picture_have_the_same_figures(
     small = sum(told.live_at_peak.values()) - sum(parts.values())
     assert others == pytest.approx(small / GIB, abs=0.006)
     # The same step, drawn again, would be the same picture.
-    monkeypatch.setattr("advisor.report.plot.picture", lambda *_: b"<svg/>")
+    monkeypatch.setattr("advisor.report.plot.picture", lambda *_: f"<svg/>{MARK}".encode())
     first = " ".join(CliRunner().invoke(app, options).stdout.split())
     interpolated = estimate(advice.plan, told.text_tokens).pool_bytes
     assert f"= {needs.bytes / GIB:.2f} of {budget.usable.bytes / GIB:.2f} GiB" in first
@@ -227,6 +228,7 @@ def test_the_same_picture_is_the_same_bytes() -> None:
     for kind in ("png", "svg", "pdf"):
         one, other = (picture(step, advice.forecast, advice, kind) for _ in range(2))
         assert one == other, kind
+        assert MARK.encode() in one[:4096] + one[-4096:], kind
 
 
 def test_what_cannot_be_drawn_is_said_before_the_work(
