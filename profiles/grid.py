@@ -53,10 +53,16 @@ class Estimate:
     """Bytes that a step takes at most: tensors, the allocator's pool, host memory."""
 
     tensors_bytes: int
-    pool_bytes: int
+    step_bytes: int  # of the pool in a step
     host_bytes: int
     frozen_bytes: int  # of the tensors: weights that are not trained
     trained_bytes: int  # of the tensors: trained ones, with gradients and the optimizer's state
+    caching_bytes: int = 0  # of the pool while feature caches are built, before the model loads
+
+    @property
+    def pool_bytes(self) -> int:
+        """The most of both phases."""
+        return max(self.step_bytes, self.caching_bytes)
 
 
 class _Place(NamedTuple):
@@ -113,7 +119,7 @@ def _larger(found: Estimate, extra: int, trained: int) -> Estimate:
     return replace(
         found,
         tensors_bytes=found.tensors_bytes + extra,
-        pool_bytes=found.pool_bytes + round(extra * found.pool_bytes / found.tensors_bytes),
+        step_bytes=found.step_bytes + round(extra * found.step_bytes / found.tensors_bytes),
         trained_bytes=found.trained_bytes + trained,
     )
 
@@ -123,7 +129,7 @@ def _of_a_group(found: Estimate | None, plan: Plan) -> Estimate | None:
     if found is None or plan.processes == 1:
         return found
     found = _larger(found, bucket_bytes(plan), bucket_bytes(plan))
-    return replace(found, pool_bytes=found.pool_bytes + rebuilt_bytes(plan))
+    return replace(found, step_bytes=found.step_bytes + rebuilt_bytes(plan))
 
 
 def has_corners(plan: Plan) -> bool:
@@ -155,7 +161,8 @@ def _by_stand_in(plan: Plan, text_tokens: int) -> Estimate | None:
     if found is None:
         return None
     share = own.layers * own.layer_weights / (there.layers * there.layer_weights)
-    return Estimate(*(round(share * size) for size in astuple(found)))
+    scaled = Estimate(*(round(share * size) for size in astuple(found)))
+    return replace(scaled, caching_bytes=caching_bytes(plan))
 
 
 def _between(plan: Plan, model: str, text_tokens: int) -> Estimate | None:
@@ -181,9 +188,9 @@ def _between(plan: Plan, model: str, text_tokens: int) -> Estimate | None:
     less = mixed.compiled_less if plan.compile else 0.0
     shared = shared_host_bytes(plan)
     host = plan.local_processes * (mixed.host - shared + batch_bytes(plan)) + shared
-    pool = max(pool - less, caching_bytes(plan))
     standing = round(mixed.frozen), round(mixed.trained)
-    return Estimate(round(mixed.tensors - less), round(pool), round(host), *standing)
+    step = round(mixed.tensors - less), round(pool - less), round(host)
+    return Estimate(*step, *standing, caching_bytes(plan))
 
 
 class _Mixed(NamedTuple):

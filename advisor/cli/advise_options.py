@@ -95,7 +95,7 @@ class AdviseOptions:
         Text,
         typer.Option(
             metavar="NAME",
-            help="Explain a part of the memory or a setting, and exit.",
+            help="Explain a word of the answer or a setting, and exit.",
             autocompletion=explained_names,
         ),
     ] = None

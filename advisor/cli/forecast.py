@@ -66,7 +66,17 @@ def forecast_command(
     3 no figure can be given, 130 interrupted.
     """
     found, card = _forecast(
-        plan, settings, data_dir, skip_broken, text_tokens, masks, gpu, vram, ram, system, capability
+        plan,
+        settings,
+        data_dir,
+        skip_broken,
+        text_tokens,
+        masks,
+        gpu,
+        vram,
+        ram,
+        system,
+        capability,
     )
     if as_json:
         say(found.model_dump_json(indent=2))

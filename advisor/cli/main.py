@@ -83,7 +83,7 @@ def run(context: typer.Context, options: AdviseOptions) -> None:
 
 
 def _explain(component: str) -> None:
-    """Print what a part of the memory is."""
+    """Print what a word of the answer means."""
     from advisor.report.glossary import explain
 
     try:

@@ -38,7 +38,7 @@ def memory_size(text: str) -> int:
 
 
 def explained_names(incomplete: str) -> Iterator[str]:
-    """Completions of --explain: parts of the memory, with hyphens, and settings."""
+    """Completions of --explain: words of the answer, with hyphens, and settings."""
     from advisor.report.glossary import EXPLANATIONS
     from profiles.plan import setting_names
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from advisor.memory.speed import seconds_of
-from advisor.report.cost_text import cost_lines
+from advisor.report.cost_text import cost_lines, speed_text
 from advisor.report.findings import OPEN_NAME
 from advisor.report.memory_bar import bar, legend
 from advisor.report.plan_words import changes, lora_text, storage_text
@@ -19,7 +19,7 @@ from profiles.gpus import WITH_FP8, gpu_by_nvml
 from profiles.pictures import shrinks_pictures
 from profiles.plan import Plan
 from profiles.preferences import PREFERENCES, Preference
-from profiles.sizes import gib
+from profiles.sizes import GIB, gib
 from profiles.text import counted, printable
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 SCREEN_LINES = 24
 TITLE_COLUMNS = 10
+LEAST_BYTES = GIB // 200  # of a difference that is shown, in two digits
 WORTH_SAYING = 0.02  # of the speed, or of the usable memory: less is no alternative
 
 
@@ -57,7 +58,8 @@ def commands(advice: Advice) -> list[str]:
         return []
     plan = advice.plan
     published = plan is not None and plan.weights == "default" and not plan.profile.packaged
-    return [*([plan.profile.conversion] if plan and published else []), advice.command]
+    typed = advice.command.splitlines()
+    return [*([plan.profile.conversion] if plan and published else []), *typed]
 
 
 def _table(rows: Iterable[tuple[str, Text]]) -> Table:
@@ -94,7 +96,7 @@ def _lines(advice: Advice, console: Console) -> Iterator[tuple[str, Text]]:
         yield "plan", Text(plan_line(plan))
     if advice.budget is not None and advice.needs is not None and advice.plan is not None:
         yield "memory", bar(advice, console)
-        yield "", Text(legend(advice))
+        yield "GiB", Text(legend(advice))
     if advice.budget is not None and advice.budget.host is not None and advice.host_bytes:
         host = advice.budget.host
         yield "host", Text(f"{gib(advice.host_bytes)} of {gib(host.bytes)}: {host.source}")
@@ -102,7 +104,7 @@ def _lines(advice: Advice, console: Console) -> Iterator[tuple[str, Text]]:
     if advice.command:
         yield from costs
     if advice.speed is not None and not costs:
-        yield "speed", Text(_speed(advice))
+        yield "speed", Text(speed_text(advice))
     for title, text in alternatives(advice):
         yield title, Text(text)
 
@@ -157,11 +159,6 @@ def batch_words(plan: Plan) -> str:
     return f"{asked}: {passes}{counted(plan.micro_batch, 'picture')}{processes}"
 
 
-def _speed(advice: Advice) -> str:
-    assert advice.speed is not None
-    return f"{advice.speed.samples_per_second:.2g} questions/s, {advice.speed.source}"
-
-
 def alternatives(advice: Advice) -> Iterator[tuple[str, str]]:
     """(title, text) of what another order of preference, or a larger card, gains and costs."""
     best = advice.considered[0] if advice.considered else None
@@ -199,6 +196,8 @@ def change(other: Candidate, best: Candidate) -> str:
     if abs(share) >= WORTH_SAYING:
         pace = f"{abs(share):.0%} {'faster' if share > 0 else 'slower'}"
     more = other.needs.bytes - best.needs.bytes
+    if abs(more) < LEAST_BYTES:
+        return f"{pace}, as much memory"
     return f"{pace}, {gib(abs(more))} {'more' if more > 0 else 'less'}"
 
 
