@@ -1,9 +1,9 @@
 """Write what the docs take from the code and from recorded runs.
 
-    python tools/write_docs.py [plan] [words] [tables] [measured] [schema] [advice]    # all by default
+    python tools/write_docs.py [plan] [words] [tables] [measured] [schema] [advice]    # default: all
 
-plan: docs/plan.md. words: docs/words.md. tables: those of docs/lisa-tiny.md, between their marker comments. measured:
-README.md's table and the figures of docs/lean.md's text, from benchmarks/lean.jsonl, with what is
+plan: docs/plan.md. words: docs/words.md. tables: those of docs/lisa-tiny.md, between their marker
+comments. measured: README.md's table and the figures of docs/lean.md's text, from benchmarks/lean.jsonl, with what is
 advised beside them, and the figures of all pages' running text (tools/figures.py). advice:
 docs/advice.svg.
 """
@@ -54,8 +54,8 @@ def settings_page() -> str:
 
 def words_page() -> str:
     """docs/words.md: every word of the advice, as --explain says it."""
-    text = "# The words of the advice\n\nAs `lisa-advise --explain NAME` says them; written by `python "
-    text += "tools/write_docs.py`. Settings are in\n[plan.md](plan.md).\n"
+    text = "# The words of the advice\n\nAs `lisa-advise --explain NAME` says them; written by\n"
+    text += "`python tools/write_docs.py`. Settings are in [plan.md](plan.md).\n"
     for title, words in (("Verdicts", VERDICTS), ("The first screen", ROWS), ("Memory", PARTS)):
         text += f"\n## {title}\n\n| word | means |\n|---|---|\n"
         text += "".join(f"| {name} | {told} |\n" for name, told in words.items())

@@ -34,7 +34,7 @@ def parts_of(
             return {}
         frozen, trained, step = found.frozen_bytes, found.trained_bytes, found.step_bytes
     caching = caching_bytes(plan)
-    if caching > step or caching == pool_bytes:  # a tested row may have taken less than its forecast
+    if caching > step or caching == pool_bytes:  # a row may have taken less than its forecast
         return {CACHING: pool_bytes}
     rest = max(0, pool_bytes - frozen - trained)
     return {"weights": frozen, "trained": trained, "activations": rest}

@@ -24,8 +24,8 @@ ROWS = {
     "weights": "In the memory bar: frozen weights and encoders.",
     "trained": "In the memory bar: adapters and all other trained numbers, with their gradients "
     "and the optimizer's state.",
-    "activations": "In the memory bar: all else in the pool at the peak of a step: activations kept, "
-    "transient memory, workspaces, and gaps of the pool.",
+    "activations": "In the memory bar: all else in the pool at the peak of a step: activations "
+    "kept, transient memory, workspaces, and gaps of the pool.",
     "caching": "Building the feature cache, before the model loads: an encoder, its activations, "
     "and gaps of the pool. On small cards this takes more than a step and decides what fits; then "
     "it is the whole memory bar.",

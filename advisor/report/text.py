@@ -181,7 +181,7 @@ def _pairs(lines: Iterator[tuple[str, str]]) -> Table:
 
 
 def plan_lines(plan: Plan, duration: Duration | None = None) -> Iterator[tuple[str, str]]:
-    """The settings of a plan in words: (name, value); steps in numbers where their data is known."""
+    """The settings of a plan in words: (name, value); steps in numbers where data is known."""
     layers = plan.profile.decoder.layers
     yield "model", plan.profile.title
     yield "weights", f"{storage_text(plan)}, {plan.dtype} compute, on {plan.device}"
