@@ -1,11 +1,11 @@
 """Write what the docs take from the code and from recorded runs.
 
-    python tools/write_docs.py [plan] [words] [tables] [measured] [schema] [advice]    # default: all
+    python tools/write_docs.py [plan] [words] [tables] [measured] [schema] [advice]    # or all
 
 plan: docs/plan.md. words: docs/words.md. tables: those of docs/lisa-tiny.md, between their marker
-comments. measured: README.md's table and the figures of docs/lean.md's text, from benchmarks/lean.jsonl, with what is
-advised beside them, and the figures of all pages' running text (tools/figures.py). advice:
-docs/advice.svg.
+comments. measured: README.md's table and the figures of docs/lean.md's text, from
+benchmarks/lean.jsonl, with what is advised beside them, and the figures of all pages' running text
+(tools/figures.py). advice: docs/advice.svg.
 """
 
 from __future__ import annotations

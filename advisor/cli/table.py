@@ -73,8 +73,8 @@ def listed(
     PlainConsole().print(shown)
     tell(f"{len(rows)} of {len(table.rows)} rows")
     if any(row.source == "seed" for row in rows):
-        tell("seed rows are claims, not measurements: 'confirmed by' and 'contradicted by' name "
-             "rows that measured them;\na claim that leaves settings open may have both")  # fmt: skip
+        tell("seed rows are claims: 'confirmed by' and 'contradicted by' name rows that\n"
+             "measured them; a claim that leaves settings open may have both")  # fmt: skip
 
 
 @app.command("export", examples=["lisa-advise table export rows.jsonl"])

@@ -16,8 +16,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from advisor.advice import Advice
+from advisor.choice.search import EXACT, INTERPOLATED
 from advisor.cli.main import app
 from advisor.cli.options import PLOT_SUFFIXES
+from advisor.machine.budget import Basis
 from advisor.machine.gpu import Machine
 from advisor.machine.target import Target
 from advisor.memory.forecast import Forecast, Tier, TierName
@@ -31,6 +33,7 @@ from profiles.measurement import Timeline
 from profiles.models import models
 from profiles.own_files import MARK
 from profiles.plan import Plan
+from profiles.tested import Verdict
 
 GIB = 2**30
 PARTS = {"frozen weights": [20 * GIB] * 8, "activations kept": [0, GIB, 2 * GIB, GIB] * 2,
@@ -255,6 +258,8 @@ def test_every_part_that_is_counted_is_explained() -> None:
 
     assert set(BORN.values()) <= EXPLANATIONS.keys()
     for name in (*get_args(TierName), "usable", "free", "margin", "compiled layers"):
+        assert explain(name), name
+    for name in (*get_args(Verdict), *get_args(Basis), INTERPOLATED, EXACT):
         assert explain(name), name
     assert explain("Frozen_weights").startswith("frozen weights: ")
     with pytest.raises(ValueError, match="did you mean 'margin'"):
