@@ -91,7 +91,7 @@ def _asked(duration: Duration) -> str:
         )
         price = f"{duration.price:.2f} ({low:.2f} to {high:.2f})"
         epochs = counted(duration.epochs, "epoch")
-        found.append(f"the {epochs} cost {price} at {duration.price_per_hour:g} an hour in all")
+        found.append(f"{epochs} cost {price} at {duration.price_per_hour:g} an hour")
     return "; ".join(found)
 
 

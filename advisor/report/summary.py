@@ -32,24 +32,37 @@ LEAST_BYTES = GIB // 200  # of a difference that is shown, in two digits
 WORTH_SAYING = 0.02  # of the speed, or of the usable memory: less is no alternative
 
 
+Row = tuple[str, Text]  # its title and what it says
+
+
 def first_screen(advice: Advice, console: Console) -> None:
-    """Print plan, memory, alternatives and as many notes below the command as there is room for."""
+    """Print plan and memory, and as many other plans and notes as there is room for."""
     rows = list(_lines(advice, console))
-    notes = _notes(advice)
+    others = [(title, Text(text)) for title, text in alternatives(advice)]
+    notes = [("note", Text(note)) for note in _notes(advice)]
     if advice.exit_code or advice.budget is None:
-        rows += [("note", Text(note)) for note in notes]
+        rows += others + notes
     else:
-        room = SCREEN_LINES - _head_lines(advice, console) - _height(rows, console) - 1
-        shown = notes[: max(0, room)]
-        whole = [("note", Text(note)) for note in shown]
-        if _height([*rows, *whole], console) - _height(rows, console) > room:
-            width = console.width - TITLE_COLUMNS
-            whole = [("note", Text(shorten(note, width, placeholder=" ..."))) for note in shown]
-        rows += whole
+        room = SCREEN_LINES - _head_lines(advice, console) - 1
+        while others and _height(rows + others, console) > room:
+            others.pop()
+        rows += others
+        shown = _that_fit(notes, rows, room, console)
+        rows += shown
         rows.append(("more", Text(_more(advice, len(notes) - len(shown)), style="dim")))
     if rows:
         console.print()
         console.print(_table(rows))
+
+
+def _that_fit(notes: list[Row], rows: list[Row], room: int, console: Console) -> list[Row]:
+    """As many notes as have a line below the rows; whole where all of these have room."""
+    shown = notes[: max(0, room - _height(rows, console))]
+    if not shown or _height([*rows, *shown], console) <= room:
+        return shown
+    width = console.width - TITLE_COLUMNS
+    short = (shorten(note.plain, width, placeholder=" ...") for _, note in shown)
+    return [("note", Text(note)) for note in short]
 
 
 def commands(advice: Advice) -> list[str]:
@@ -62,7 +75,7 @@ def commands(advice: Advice) -> list[str]:
     return [*([plan.profile.conversion] if plan and published else []), *typed]
 
 
-def _table(rows: Iterable[tuple[str, Text]]) -> Table:
+def _table(rows: Iterable[Row]) -> Table:
     table = Table.grid(padding=(0, 1))
     table.add_column(no_wrap=True, style="dim")
     table.add_column()
@@ -71,7 +84,7 @@ def _table(rows: Iterable[tuple[str, Text]]) -> Table:
     return table
 
 
-def _height(rows: Iterable[tuple[str, Text]], console: Console) -> int:
+def _height(rows: Iterable[Row], console: Console) -> int:
     return len(console.render_lines(_table(rows)))
 
 
@@ -82,7 +95,7 @@ def _head_lines(advice: Advice, console: Console) -> int:
     return sum(-(-length // console.width) for length in head) + 2
 
 
-def _lines(advice: Advice, console: Console) -> Iterator[tuple[str, Text]]:
+def _lines(advice: Advice, console: Console) -> Iterator[Row]:
     plan = advice.plan
     for note in advice.findings:
         if note.where == OPEN_NAME:
@@ -105,8 +118,6 @@ def _lines(advice: Advice, console: Console) -> Iterator[tuple[str, Text]]:
         yield from costs
     if advice.speed is not None and not costs:
         yield "speed", Text(speed_text(advice))
-    for title, text in alternatives(advice):
-        yield title, Text(text)
 
 
 def _in_fp8(advice: Advice) -> str:
@@ -166,8 +177,11 @@ def alternatives(advice: Advice) -> Iterator[tuple[str, str]]:
         return
     if advice.prefer != "usual" and "usual" not in advice.alternatives:
         yield "prefer", f"{advice.prefer} changes nothing here: this is the usual plan"
+    seen = []
     for order, other in advice.alternatives.items():
-        if _is_worth_saying(order, other, best, advice.budget.usable.bytes):
+        worth = _is_worth_saying(order, other, best, advice.budget.usable.bytes)
+        if worth and other.plan not in seen:
+            seen.append(other.plan)
             told = f"{changes(other.plan, best.plan)}: {change(other, best)}"
             yield order, told
     if advice.better is not None and advice.better_card_gib is not None:
