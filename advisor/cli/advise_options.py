@@ -1,4 +1,4 @@
-"""The options of a bare `lisa-advise`, as one object."""
+"""The options of `lisa-advise` and of its `report`, each as one object."""
 
 from __future__ import annotations
 
@@ -37,24 +37,17 @@ from profiles.recipe import with_recipe
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdviseOptions:
-    """The options of `lisa-advise`, in the order of its help."""
+class AskedOptions:
+    """What advice is asked for, in the order of the help: of `lisa-advise` and its `report`."""
 
     panels: ClassVar[Mapping[str, str]] = {
         "recipe": "Plan", "gpus": "Machine", "skip_broken": "Data, time and cost",
-        "measure": "Trials on this GPU", "explain": "Output", "version": "",
     }  # fmt: skip
 
     model: Model = None
     gpu: Card = None
     vram: Vram = None
     data_dir: DataDir = None
-    why: Annotated[
-        bool, typer.Option("--why", help="Print the reasons, the other plans and all notes.")
-    ] = False
-    save: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the plan, if it fits, to FILE.")
-    ] = None
     recipe: Recipe = None
     settings: Settings = None
     weights: Annotated[
@@ -79,6 +72,43 @@ class AdviseOptions:
     price: Annotated[
         float | None,
         typer.Option(metavar="P", help="What the training costs at P an hour for all cards."),
+    ] = None
+
+    def assignments(self) -> list[str]:
+        """Settings of the recipe, of --set, and of short options; alpha follows --lora-r.
+
+        Raises PlanError for a recipe that cannot be read.
+        """
+        found = list(self.settings or ())
+        if self.weights is not None:
+            found.append(f"weights={self.weights}")
+        found += of_rank(self.lora_r, found)
+        found += ["quantization=none"] if self.no_quantization else []
+        return with_recipe(self.recipe, found, self.model)
+
+    def check(self) -> None:
+        """End with exit code 2 where options contradict each other or name what cannot be written.
+
+        Before the work, not after it.
+        """
+        for name, value in (("--hours", self.hours), ("--price", self.price)):
+            must_be_positive(name, value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdviseOptions(AskedOptions):
+    """The options of a bare `lisa-advise`."""
+
+    panels: ClassVar[Mapping[str, str]] = {
+        **AskedOptions.panels, "why": "", "measure": "Trials on this GPU", "explain": "Output",
+        "version": "",
+    }  # fmt: skip
+
+    why: Annotated[
+        bool, typer.Option("--why", help="Print the reasons, the other plans and all notes.")
+    ] = False
+    save: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the plan, if it fits, to FILE.")
     ] = None
     measure: Annotated[
         bool, typer.Option("--measure", help="Also run three steps of the plan on this GPU.")
@@ -106,30 +136,14 @@ class AdviseOptions:
     version: Version = False
     svg: Annotated[Path | None, typer.Option(metavar="FILE", hidden=True)] = None
 
-    def assignments(self) -> list[str]:
-        """Settings of the recipe, of --set, and of short options; alpha follows --lora-r.
-
-        Raises PlanError for a recipe that cannot be read.
-        """
-        found = list(self.settings or ())
-        if self.weights is not None:
-            found.append(f"weights={self.weights}")
-        found += of_rank(self.lora_r, found)
-        found += ["quantization=none"] if self.no_quantization else []
-        return with_recipe(self.recipe, found, self.model)
-
     def check(self) -> None:
-        """End with exit code 2 where options contradict each other or name what cannot be written.
-
-        Before the work, not after it.
-        """
+        """End with exit code 2, as of those that are asked for."""
+        super().check()
         named = self.vram or self.gpu
         if self.emulate_vram is not None and named:
             fail("--emulate-vram gives the card's size already; leave out --vram and --gpu")
         if self.measure and named:
             fail("--measure needs a card here; --emulate-vram SIZE tries the plan of a smaller one")
-        for name, value in (("--hours", self.hours), ("--price", self.price)):
-            must_be_positive(name, value)
         must_be_writable(self.save, "a plan", is_plan)
         for path in (self.plot, self.svg):
             must_be_writable(path)
