@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import textwrap
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -130,7 +131,7 @@ def print_checks(checks: Iterable[Check]) -> None:
 
 
 def render_svg(advice: Advice) -> str:
-    """The same text as an SVG picture, 80 columns wide."""
+    """The same text as an SVG picture, 80 columns wide, in a font that is there."""
     console = PlainConsole(
         record=True,
         file=io.StringIO(),
@@ -140,7 +141,8 @@ def render_svg(advice: Advice) -> str:
         legacy_windows=False,
     )
     print_text(advice, console)
-    return console.export_svg(title="lisa-advise").replace(">", f"><!-- {MARK} -->", 1)
+    text = console.export_svg(title="lisa-advise").replace(">", f"><!-- {MARK} -->", 1)
+    return re.sub(r"\s*@font-face \{.*?\}", "", text, flags=re.DOTALL)  # of the network
 
 
 def _sections(advice: Advice) -> Iterator[tuple[str, RenderableType]]:
