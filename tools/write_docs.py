@@ -59,7 +59,7 @@ def words_page() -> str:
     for title, words in (("Verdicts", VERDICTS), ("The first screen", ROWS), ("Memory", PARTS)):
         text += f"\n## {title}\n\n| word | means |\n|---|---|\n"
         text += "".join(f"| {name} | {told} |\n" for name, told in words.items())
-    return text
+    return text.replace("\n## ", "\n<!-- words: begin -->\n\n## ", 1) + "\n<!-- words: end -->\n"
 
 
 def pretraining_table() -> str:
