@@ -32,6 +32,7 @@ QUESTIONS = (1, 3)  # a picture; two take no more than three
 # Without expandable segments the pool is cut up more: up to 30 % beside the tensors were seen
 # (benchmarks/lattice_measured.jsonl), of which a cap lets the allocator win back most.
 WHOLE_SEGMENTS = 1.10
+HOST_COMPILER_BYTES = round(0.15 * 2**30)  # of Triton and inductor: 0 to 0.4 GiB were seen
 PADDING = 16  # positions of a row, at most, beside image and text
 BUFFERS = 2  # layers' worth of them on the card, if any layer is in host memory
 # Settings in which a plan may differ from its corners': they are its place between these.
@@ -187,7 +188,8 @@ def _between(plan: Plan, model: str, text_tokens: int) -> Estimate | None:
         pool *= WHOLE_SEGMENTS
     less = mixed.compiled_less if plan.compile else 0.0
     shared = shared_host_bytes(plan)
-    host = plan.local_processes * (mixed.host - shared + batch_bytes(plan)) + shared
+    own = mixed.host - shared + batch_bytes(plan) + compiler_bytes(plan)
+    host = plan.local_processes * own + shared
     standing = round(mixed.frozen), round(mixed.trained)
     step = round(mixed.tensors - less), round(pool - less), round(host)
     return Estimate(*step, *standing, caching_bytes(plan))
@@ -257,6 +259,11 @@ def batch_bytes(plan: Plan) -> int:
     """
     sizes = _picture_bytes(plan.profile, plan.cached_encoders, plan.micro_batch)
     return _pinned(plan) + sum(sizes) * (1 + 2 * plan.workers)
+
+
+def compiler_bytes(plan: Plan) -> int:
+    """Bytes of host memory that compiling takes in one process; no corner is compiled."""
+    return HOST_COMPILER_BYTES if plan.compile else 0
 
 
 def pinned_bytes(plan: Plan) -> int:

@@ -27,7 +27,7 @@ from advisor.memory.worst_sample import Worst
 from advisor.rehearsal import BadQuestion, RehearsalFailed, rehearsed
 from profiles.batches import micro_batches
 from profiles.exchange import exchange, nccl_bytes
-from profiles.grid import batch_bytes, caching_bytes, nearest
+from profiles.grid import batch_bytes, caching_bytes, compiler_bytes, nearest
 from profiles.measurement import DataCounts, Measurement, Timeline
 from profiles.places import cache_folder
 from profiles.plan import Plan
@@ -42,7 +42,6 @@ NO_CARD = Card()
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}  # for a child that needs none
 # Resident set of the process beside what is counted: the same rows, 1.96-2.3 GiB.
 HOST_BASE_BYTES = round(2.09 * GIB)
-HOST_COMPILER_BYTES = round(0.15 * GIB)  # of Triton and inductor: 0 to 0.4 were seen
 HOST_LOOKUP_BYTES = round(0.11 * GIB)  # buffers of a table looked up and a head streamed
 
 # For a child that first looks at every visit of a training: a full recipe has 100 000.
@@ -287,8 +286,7 @@ def _host_bytes(measurement: Measurement) -> int:
     """Peak resident set of a machine's training processes on Linux; shared pages count once."""
     plan = measurement.plan
     lookup = HOST_LOOKUP_BYTES if plan.host_embeddings else 0
-    compiler = HOST_COMPILER_BYTES if plan.compile else 0
-    libraries = HOST_BASE_BYTES + plan.profile.code_bytes + compiler
+    libraries = HOST_BASE_BYTES + plan.profile.code_bytes + compiler_bytes(plan)
     own = libraries + lookup + batch_bytes(plan)
     return plan.local_processes * own + (measurement.host_bytes or 0)
 

@@ -709,7 +709,7 @@ def test_a_released_lisa_is_named_as_the_better_start_and_fits_too(model, vram_g
 def test_the_picture_holds_the_answer():
     advice = _advise(vram_gib=8, overrides=["seed=3", "schedule.shape=cosine"])
     svg = render_svg(advice)
-    assert svg.startswith("<svg") and "FITS" in svg and "url(\"http" not in svg
+    assert svg.startswith("<svg") and "FITS" in svg and 'url("http' not in svg
     shown = " ".join(html.unescape("".join(re.findall(r">([^<>]+)</text>", svg))).split())
     first, second = advice.command.splitlines()
     assert len(first) > 80, "and so in two lines of the picture"

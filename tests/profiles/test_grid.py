@@ -105,6 +105,16 @@ def one(asked: Plan, text: int) -> Estimate:
     return found
 
 
+@pytest.mark.parametrize(("processes", "nodes"), [(1, 1), (4, 2)])
+def test_compiling_takes_host_memory_of_each_process(processes: int, nodes: int) -> None:
+    """No corner is compiled: without it the advice fitted a host that `check` refused."""
+    settings = {"micro_batch": 1, "processes": processes, "nodes": nodes}
+    plain, compiled = (estimate(plan(**settings, compile=one), 128) for one in (False, True))
+    assert plain is not None and compiled is not None
+    each = processes // nodes
+    assert compiled.host_bytes - plain.host_bytes == pytest.approx(each * HOST_COMPILER_BYTES, 1e-6)
+
+
 def test_every_lever_moves_it_the_right_way() -> None:
     def pool(text: int = 128, **settings: object) -> int:
         found = estimate(plan(**settings), text)
