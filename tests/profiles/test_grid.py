@@ -8,7 +8,15 @@ import pytest
 
 from advisor.memory.forecast import interpret
 from profiles.exchange import bucket_bytes
-from profiles.grid import GRID_FILE, MICRO_BATCHES, TEXT_TOKENS, Estimate, estimate, nearest
+from profiles.grid import (
+    GRID_FILE,
+    HOST_COMPILER_BYTES,
+    MICRO_BATCHES,
+    TEXT_TOKENS,
+    Estimate,
+    estimate,
+    nearest,
+)
 from profiles.plan import Plan
 from profiles.settings import Lora
 from trainer.rehearse.fake import fake_rehearsal
