@@ -30,6 +30,7 @@ SHOWN = """(() => {
 })()"""
 ASKED = {  # what a new user looks for, and the page that must be among the first results
     "how long does training take": "advice.html",
+    "RTX 4070": "cards.html",
     "LabelMe": "own-data.html",
     "two GPUs": "several-gpus.html",
     "not tested": "install.html",
