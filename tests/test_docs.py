@@ -280,6 +280,17 @@ def test_the_hook_of_the_docs_is_one_that_pre_commit_takes_and_runs_the_workflow
     assert shlex.join([*hook["entry"].split(), *used["args"]]).replace("'", '"') in workflow_steps()
 
 
+def test_the_forms_ask_for_what_the_commands_print() -> None:
+    """Rows would be no rows inside of a second block, in which `render` puts what is typed."""
+    forms = {path.stem: yaml.safe_load(path.read_text("utf-8"))
+             for path in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("[!c]*.yml")}  # fmt: skip
+    asked = {name: form["body"][0] for name, form in forms.items()}
+    assert set(asked) == {"problem", "question", "rows"}
+    for name, command in (("problem", "lisa-advise doctor --report"), ("rows", "table share")):
+        assert command in asked[name]["attributes"]["label"] and asked[name]["validations"]
+    assert "render" not in asked["rows"]["attributes"]
+
+
 @pytest.mark.slow
 def test_the_workflow_of_the_docs_runs(tmp_path: Path) -> None:
     """Its own commands, in order, after installing; a plan is committed as a user would make it."""
