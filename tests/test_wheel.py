@@ -241,3 +241,15 @@ def test_a_release_has_notes_and_says_what_is_left_to_do(monkeypatch: pytest.Mon
     assert "CITATION.cff: another version" in list(release.left_to_do())
     with pytest.raises(ValueError, match="no part about 9.9"):
         release.notes()
+
+
+def test_a_release_names_every_place_with_the_address_that_is_not_known_yet(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    places = script("tools/release.py", monkeypatch).PLACES
+    known = "/OWNER/lisa-preflight|OWNER.github.io"
+    listed = ["git", "grep", "-lE", known, "--", ":!tests"]
+    found = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True).stdout.split()
+    assert set(found) in (set(), set(places)), "none where git does not answer"
+    for place in places:  # sed may change the word there: it stands for nothing else
+        assert "OWNER" not in re.sub(known, "", (ROOT / place).read_text("utf-8")), place

@@ -49,7 +49,7 @@ def left_to_do() -> Iterator[str]:
     if f"version: {version()}\n" not in (ROOT / "CITATION.cff").read_text(encoding="utf-8"):
         yield "CITATION.cff: another version"
     if found := [p for p in PLACES if "OWNER" in (ROOT / p).read_text(encoding="utf-8")]:
-        yield f"{', '.join(found)}: OWNER stands for whoever publishes"
+        yield f"OWNER stands for whoever publishes: sed -i s/OWNER/NAME/ {' '.join(found)}"
 
 
 def run(*command: str | Path, folder: Path = ROOT) -> None:
