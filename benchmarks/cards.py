@@ -27,13 +27,13 @@ from profiles.text import time_text
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "cards.md"
 BEGIN, END = "<!-- benchmarks/cards.py -->", "<!-- /benchmarks/cards.py -->"
 MEASURED = "<!-- benchmarks/cards.py measured -->"
-LEAST_GB, MOST_GB = 6, 80
+LEAST_GB = 4
 MODELS = (DEFAULT_MODELS[0], "7b", "13b")
 
 
 def cards() -> list[GpuProfile]:
-    """The catalogue's cards of 6 to 80 GB, by memory."""
-    known = [card for card in gpus().values() if LEAST_GB <= card.memory_gb <= MOST_GB]
+    """The catalogue's cards of 4 GB and more, by memory."""
+    known = [card for card in gpus().values() if card.memory_gb >= LEAST_GB]
     return sorted(known, key=lambda card: (card.memory_gb, card.key))
 
 
@@ -47,6 +47,7 @@ def cell(advice: Advice) -> str:
     parts += [f"{kept} kept"] if kept else []
     parts += [f"{plan.host_layers} on host"] if plan.host_layers else []
     parts += ["compiled"] if plan.compile else []
+    parts += [] if advice.verdict == "FITS" else [f"{advice.verdict}"]
     size = needs.bytes / 2**30
     return f"**{time_text(duration.seconds)}**, {size:.1f} GiB: {', '.join(parts)}"
 
