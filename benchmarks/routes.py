@@ -193,7 +193,8 @@ def write_table(rows: Sequence[dict[str, Any]]) -> None:
     ]
     for name, (title, _) in ROUTES.items():
         if row := last.get(name):
-            spent = f"{row['wall_seconds']:.0f} | {row['cpu_seconds']:.0f} | {row.get('load_average', '')}"
+            load = row.get("load_average", "")
+            spent = f"{row['wall_seconds']:.0f} | {row['cpu_seconds']:.0f} | {load}"
             size = f"{row['disk_bytes'] / 2**30:.1f} GiB"
             lines.append(f"| {title} | {row['date']} | {row['torch']} | {spent} | {size} |")
         else:
