@@ -27,7 +27,8 @@ from profiles.grid import (
 from profiles.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]
-MODELS = ("7b", "13b", "qwen3-vl-2b", "qwen3-vl-4b", "qwen3-vl-8b")
+MODELS = ("7b", "13b", "qwen3-vl-2b", "qwen3-vl-4b", "qwen3-vl-8b", "sa2va-qwen3-vl-2b",
+          "sa2va-qwen3-vl-4b")  # fmt: skip
 QUANTIZATIONS = ("none", "int8", "nf4")
 CAPABILITY = (9, 0)  # cuBLAS takes most there: 48 MiB more than on the cards before
 
