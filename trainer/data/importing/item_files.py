@@ -104,11 +104,11 @@ class ItemFiles:
             pictures = [picture for content in contents for picture in self.written[content]]
             if pictures:
                 counts[split] = len(pictures)
-            folder = f"{self.root}{os.sep}{split}"
+            folder = f"{self.root}{os.sep}{split}{os.sep}"
             for path in pictures:
-                if os.path.dirname(path) != folder:
+                if not path.startswith(folder):
                     for file in (path, f"{os.path.splitext(path)[0]}.json"):
-                        os.rename(file, f"{folder}{os.sep}{os.path.basename(file)}")
+                        os.rename(file, folder + os.path.basename(file))
         return counts
 
 
@@ -124,11 +124,12 @@ def _file_name_part(text: str) -> str:
     return plain.encode()[:_NAME_BYTES].decode(errors="ignore")
 
 
-def _write_new(path: str, note: bytes) -> None:
+def _write_new(path: str, content: bytes) -> None:
     """Write a file that does not exist. Raises FileExistsError."""
     file = os.open(path, _NEW, 0o666)
     try:
-        os.write(file, note)
+        while content:  # a disk that fills up takes a part before it refuses
+            content = content[os.write(file, content) :]
     finally:
         os.close(file)
 
@@ -140,5 +141,4 @@ def _link_or_copy(first: str | None, content: bytes, picture: str) -> None:
             return os.link(first, picture)
         except OSError:
             pass
-    with open(picture, "wb") as file:
-        file.write(content)
+    _write_new(picture, content)
