@@ -54,10 +54,10 @@ def rows() -> list[dict[str, Any]]:
             group = "drawn, set aside" if record["name"] in held_out else "drawn"
             if file == "lean.jsonl":
                 group = "chosen"
-            if m["plan"]["compile"]:  # the rule for them was made with all of these
-                group = "compiled"
+            if m["plan"]["compile"]:
+                group = "compiled, set aside" if group == "drawn, set aside" else "compiled"
             found.append(record | {"group": group})
-    order = ["drawn, set aside", "drawn", "chosen", "compiled"]
+    order = ["drawn, set aside", "drawn", "chosen", "compiled, set aside", "compiled"]
     return sorted(found, key=lambda row: (order.index(row["group"]), row["name"]))
 
 
@@ -95,8 +95,9 @@ def summary(found: list[float]) -> tuple[float, float, float]:
 
 def groups_of(row: dict[str, Any]) -> list[str]:
     """The groups under which a row is summed up."""
-    if row["group"] == "compiled":
-        return [COMPILED if row["segments"] == "expandable" else COMPILED_WHOLE]
+    if row["group"].startswith("compiled"):
+        known = [COMPILED if row["segments"] == "expandable" else COMPILED_WHOLE]
+        return [row["group"], *known] if "aside" in row["group"] else known
     return [row["group"], "plain", f"{row['segments']} segments"]
 
 

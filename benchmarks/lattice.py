@@ -184,7 +184,8 @@ def main() -> None:
             rows += [row for row in pool.map(fake, drawn) if row is not None]
     rows = rows[: arguments.count]
     held = set(rng.sample(range(len(rows)), len(rows) // 2))
-    lines = [json.dumps({"name": f"draw-{len(standing) + index:02}", "held_out": index in held}
+    first = 1 + max((int(json.loads(line)["name"][5:]) for line in standing), default=-1)
+    lines = [json.dumps({"name": f"draw-{first + index:02}", "held_out": index in held}
                         | row) for index, row in enumerate(rows)]  # fmt: skip
     ROWS_FILE.write_text("\n".join([*standing, *lines]) + "\n")
 
