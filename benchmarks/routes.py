@@ -40,7 +40,7 @@ def readme_commands() -> list[str]:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     block = text.split("## Install")[1].split("```bash\n")[1].split("```")[0]
     lines = [line.partition("  #")[0].strip() for line in block.splitlines()]
-    return [line for line in lines if not line.startswith("git clone")]
+    return [line for line in lines if not line.startswith(("git clone", "cd lisa-preflight"))]
 
 
 def by_pip() -> list[str]:

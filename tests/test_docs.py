@@ -230,8 +230,9 @@ def test_convert_lists_every_size_that_it_makes() -> None:
     assert sizes and all(name in done.stdout.split("Size to make:")[1] for name in sizes)
 
 
-def test_the_settings_page_is_up_to_date(write_docs: ModuleType) -> None:
+def test_the_pages_of_settings_and_words_are_up_to_date(write_docs: ModuleType) -> None:
     assert (ROOT / "docs" / "plan.md").read_text(encoding="utf-8") == write_docs.settings_page()
+    assert (ROOT / "docs" / "words.md").read_text(encoding="utf-8") == write_docs.words_page()
 
 
 def test_the_schema_is_that_of_the_advice(write_docs: ModuleType) -> None:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from profiles.files import sweep, write_whole
+from profiles.files import read_object, sweep, write_whole
+from profiles.own_files import refuse_others
 from trainer.answer.questions import question_of, questions_of
 from trainer.answer.scored import SCORES
 from trainer.answer.segmenter import Segmenter
@@ -28,6 +29,7 @@ from trainer.run.validation import describe, evaluate, predict
 if TYPE_CHECKING:
     from trainer.run.run import Run
 
+FILES = (SCORES, "images.jsonl", "extremes.png")
 SHOWN = 4  # of the best, and of the worst
 Mask = NDArray[np.bool_]
 
@@ -99,13 +101,21 @@ def generated(segmenter: Segmenter, items: Sequence[Item], reporter: Reporter) -
 def write(found: Evaluation, segmenter: Segmenter, folder: Path, facts: dict[str, Any]) -> None:
     """Write scores.json, images.jsonl (worst first) and extremes.png into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    sweep(folder, (SCORES, "images.jsonl", "extremes.png"))
+    sweep(folder, FILES)
     document = {**facts, **found.summary(), "plan": segmenter.plan.content_hash,
                 "versions": versions()}  # fmt: skip
     write_whole(folder / SCORES, json.dumps(document, indent=2) + "\n")
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in found.rows()]
     write_whole(folder / "images.jsonl", "".join(lines))
     _write_extremes(found, segmenter, folder / "extremes.png")
+
+
+def refuse_others_figures(folder: Path) -> None:
+    """Raise FileExistsError if a folder holds files of the names below that are not ours."""
+    if {"split", "answers", "plan"} <= read_object(folder / FILES[0]).keys():
+        return  # it is written first
+    for name in FILES:
+        refuse_others(folder / name, "an evaluation", lambda path: False)
 
 
 def lines(summary: dict[str, Any]) -> list[str]:

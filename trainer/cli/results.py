@@ -61,7 +61,13 @@ def evaluate(
         trained = find_trained(run, set_ or ())
         asked = [one for _, one in questions_of(items)] if generate else map(question_of, items)
         plan, _ = planned(trained, [*asked])
-        from trainer.answer.evaluate import generated, lines, teacher_forced, write
+        from trainer.answer.evaluate import (
+            generated,
+            lines,
+            refuse_others_figures,
+            teacher_forced,
+            write,
+        )
         from trainer.answer.scored import replaced, scores_folder
         from trainer.answer.segmenter import Segmenter
 
@@ -70,6 +76,7 @@ def evaluate(
         how = "generated" if generate else "teacher-forced"
         facts = {"split": split, "answers": how, "data": str(data_dir), "model": str(run)}
         with made(target):  # fails before the work, not after it
+            refuse_others_figures(target)
             for other in replaced(target, data_dir, run):
                 tell(f"note: {target} holds figures of {one_line(other)}, which are replaced; "
                      "--out FOLDER keeps both")  # fmt: skip

@@ -438,6 +438,19 @@ def test_an_earlier_answers_pictures_go_and_no_other_file(tmp_path: Path) -> Non
         assert {path.name for path in tmp_path.iterdir()} == left | others
 
 
+def test_files_of_another_are_not_replaced(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "images.jsonl").write_text("mine")
+    out = ["--out", str(tmp_path)]
+    done = CliRunner().invoke(app, ["evaluate", str(run), "--data-dir", str(PHOTOS), *out])
+    assert done.exit_code == 2 and "images.jsonl: exists and is not an evaluation" in done.stderr
+    mask = tmp_path / f"{PICTURES[0].stem}.mask.png"
+    Image.new("L", (2, 2)).save(mask)  # such as a truth that is kept beside its picture
+    before = mask.read_bytes()
+    done = CliRunner().invoke(segment_app, [str(PICTURES[0]), "hot?", "--run", str(run), *out])
+    assert done.exit_code == 2 and f"{mask}: exists and is not an answer" in done.stderr
+    assert mask.read_bytes() == before and (tmp_path / "images.jsonl").read_text() == "mine"
+
+
 def test_figures_of_other_data_are_not_replaced_without_a_word(tmp_path: Path) -> None:
     data, model = tmp_path / "data", tmp_path / "run"
     assert replaced(tmp_path, data, model) == []

@@ -598,7 +598,7 @@ def test_a_question_about_a_picture_that_is_left_out_names_no_other(tmp_path: Pa
     lines = [f"{name},{label},What holds tea?" for name, label in asked_for.items()]
     asked.write_text("\n".join(["picture,label,question", *lines]), encoding="utf-8")
     import_annotations(source, tmp_path / "data", questions=asked, val=0.5, skip_broken=3)
-    _, there, gone = (tmp_path / "data" / "skipped.txt").read_text().splitlines()
+    _, _, there, gone = (tmp_path / "data" / "skipped.txt").read_text().splitlines()
     assert "a2.jpg, cup" in there and "the picture is there: mend its annotation" in there
     assert "a3.jpg, cup" in gone and "did you mean a.jpg?" in gone
 
