@@ -127,11 +127,12 @@ def _file_name_part(text: str) -> str:
     return plain.encode()[:_NAME_BYTES].decode(errors="ignore")
 
 
-def _write_new(path: str, note: bytes) -> None:
+def _write_new(path: str, content: bytes) -> None:
     """Write a file that does not exist. Raises FileExistsError."""
     file = os.open(path, _NEW, 0o666)
     try:
-        os.write(file, note)
+        while content:  # a disk that fills up takes a part before it refuses
+            content = content[os.write(file, content) :]
     finally:
         os.close(file)
 
@@ -143,5 +144,4 @@ def _link_or_copy(first: str | None, content: bytes, picture: str) -> None:
             return os.link(first, picture)
         except OSError:
             pass
-    with open(picture, "wb") as file:
-        file.write(content)
+    _write_new(picture, content)
