@@ -101,15 +101,15 @@ class ItemFiles:
         """Move the pictures that are not where they belong; returns the items of each split."""
         counts = Counter[str]()
         for split, paths in zip(self.splits.assign(self.known), self._paths, strict=True):
-            folder = "" if split is None else self._folder(split)
+            folder = "" if split is None else self._folder(split) + os.sep
             for path in paths:
                 files = path, f"{os.path.splitext(path)[0]}.json"
                 if split is None:
                     for file in files:
                         os.remove(file)
-                elif os.path.dirname(path) != folder:
+                elif not path.startswith(folder):
                     for file in files:
-                        os.rename(file, f"{folder}{os.sep}{os.path.basename(file)}")
+                        os.rename(file, folder + os.path.basename(file))
             if split is not None:
                 counts[split] += len(paths)
         return {split: counts[split] for split in SPLITS if counts[split]}

@@ -71,7 +71,7 @@ def test_names_differ_in_all_splits_and_on_systems_without_case(tmp_path: Path) 
 def test_a_disk_that_takes_a_part_gets_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files, wrote = ItemFiles(tmp_path / "R", 0.1, 0.0, seed=0), os.write
+    files, wrote = ItemFiles(tmp_path / "R", Splits(0.1, 0.0, 0)), os.write
     monkeypatch.setattr(os, "write", lambda file, content: wrote(file, content[:5]))
     write(files, "a.jpg", "cup", content=b"a picture of a cup")
     (picture,) = (tmp_path / "R").rglob("*.jpg")
