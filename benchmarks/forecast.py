@@ -22,7 +22,7 @@ from typing import Any
 
 from tables import put, rows_of
 
-from advisor.machine.budget import ERRORS_FILE
+from advisor.machine.budget import ERRORS_FILE, compiled_kind
 from advisor.machine.cuda_context import HOPPER
 from advisor.memory.card import Card
 from advisor.memory.forecast import forecast
@@ -103,16 +103,18 @@ def groups_of(row: dict[str, Any]) -> list[str]:
 
 
 def compiled_doubt(found: list[dict[str, Any]]) -> dict[str, float]:
-    """By segments: the largest share of its forecast by which a compiled plan's pool was larger.
+    """By kind: the largest share of its forecast by which a compiled plan's pool was larger.
 
     Of small pools that is less than the least margin, which is kept free in any case.
     """
+    plans = {row["name"]: row["measurement"]["plan"] for row in rows()}
     shares: dict[str, float] = {}
     for row in found:
-        if row["group"] == "compiled" and row["measured"]["pool"] > SMALL_POOL:
-            share = row["measured"]["pool"] / row["forecast"]["pool"] - 1
-            shares[row["segments"]] = max(share, shares.get(row["segments"], 0.0))
-    return {segments: round(share, 4) for segments, share in sorted(shares.items())}
+        told, took = row["forecast"]["pool"], row["measured"]["pool"]
+        if row["group"] == "compiled" and took > SMALL_POOL:
+            kind = compiled_kind(Plan.parse(plans[row["name"]]))
+            shares[kind] = max(took / told - 1, shares.get(kind, 0.0))
+    return {kind: round(share, 4) for kind, share in sorted(shares.items())}
 
 
 def write_tables(found: list[dict[str, Any]]) -> None:

@@ -162,17 +162,23 @@ def margin_for(plan: Plan, pool: int, margin_bytes: int) -> int:
     return max(margin_bytes, round(_doubt(plan) * pool))
 
 
-def _doubt(plan: Plan) -> float:
-    """The share of its forecast by which the pool of such a plan may be larger.
+def compiled_kind(plan: Plan) -> str:
+    """Of compiled plans, those whose pools are judged together.
 
-    Of compiled layers plain ones are replayed, which take and give blocks in another order: so the
-    largest share that was measured counts (docs/forecast.md).
+    Of compiled layers plain ones are replayed, which take and give blocks in another order. They
+    differ most without LoRA's dropout: compiled layers then have no copies of their inputs.
     """
-    expandable = "expandable_segments:True" in plan.allocator
+    segments = "expandable" if "expandable_segments:True" in plan.allocator else "whole"
+    dropped = plan.lora is not None and plan.lora.dropout > 0
+    return segments if dropped else f"{segments}, without dropout"
+
+
+def _doubt(plan: Plan) -> float:
+    """The share of its forecast by which the pool of such a plan may be larger."""
     if plan.compile:
         shares: dict[str, float] = _errors()["compiled_doubt"]
-        return shares["expandable" if expandable else "whole"]
-    return 0.0 if expandable else WHOLE_SEGMENTS_DOUBT
+        return shares[compiled_kind(plan)]
+    return 0.0 if "expandable_segments:True" in plan.allocator else WHOLE_SEGMENTS_DOUBT
 
 
 @cache
