@@ -16,8 +16,10 @@ from matplotlib.patches import Patch
 from advisor.advice import Advice
 from advisor.choice.search import basis_text
 from advisor.memory.forecast import Forecast
+from advisor.memory.parts import CACHING
 from advisor.report.plan_words import plan_text
 from profiles.measurement import Timeline
+from profiles.own_files import MARK
 from profiles.plan import Plan
 from profiles.sizes import GIB, gib
 from profiles.text import one_line
@@ -61,10 +63,11 @@ def levels(advice: Advice, told: Forecast) -> list[Level]:
     """
     assert advice.budget is not None and advice.needs is not None
     pool = told.tier("pool").bytes
+    what = "building the feature cache" if CACHING in advice.parts else "plan needs"
     found = [
         Level("capacity", advice.budget.cap_bytes, "--", 0.9),
         Level("usable", advice.budget.usable.bytes, "-", 2.2),
-        Level(f"plan needs ({basis_text(advice.needs)})", advice.needs.bytes, ":", 1.8),
+        Level(f"{what} ({basis_text(advice.needs)})", advice.needs.bytes, ":", 1.8),
     ]
     if advice.needs.bytes != pool:
         found.append(Level("pool of this step (forecast)", pool, "-.", 1.2))
@@ -102,7 +105,8 @@ def figure(step: Timeline, told: Forecast, advice: Advice) -> Figure:
 def picture(step: Timeline, told: Forecast, advice: Advice, kind: str) -> bytes:
     """The picture as a file of that kind: png, svg or pdf."""
     file = BytesIO()
-    named: dict[str, Any] = {"Title": ": ".join(heads(advice, step.plan)[:2])}
+    told_by = "Subject" if kind == "pdf" else "Description"
+    named: dict[str, Any] = {"Title": ": ".join(heads(advice, step.plan)[:2]), told_by: MARK}
     # Nothing that differs from one run to the next, or names a page of the network.
     bare = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     undated = {"svg": bare, "pdf": {"CreationDate": None}}.get(kind, {})

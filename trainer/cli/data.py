@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from profiles.exits import EXIT_USAGE, fail
-from profiles.files import reason
+from profiles.files import refused
 from profiles.streams import say, tell
 from profiles.text import counted
 from trainer.cli.console import LineProgress, sigterm_as_ctrl_c, user_errors
@@ -48,7 +48,9 @@ def import_(
         typer.Option(help="CSV or JSON lines, with picture (or image), label and question."),
     ] = None,
     pictures: Annotated[Path | None, typer.Option(help="Folder of the pictures.")] = None,
-    val: Annotated[float, typer.Option(help="Share of pictures to validate on.")] = 0.1,
+    val: Annotated[
+        float, typer.Option(help="Share of pictures to validate on, if SRC has no split.")
+    ] = 0.1,
     test: Annotated[float, typer.Option(help="Share of pictures to set aside for a test.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
     skip_broken: SkipBroken = None,
@@ -153,8 +155,7 @@ def check_data_folder(folder: Path, skip_broken: Text = None) -> int:
             broken.write_list(listed, findings)
         except OSError as error:
             say(f"{folder}: {broken.left_out_line(findings)}")
-            tell(f"note: {listed} cannot be written here: {reason(error)}\n"
-                 "    hint: without --skip-broken they are shown")  # fmt: skip
+            tell(f"note: {refused(error)}\n    hint: without --skip-broken they are shown")
         else:
             say(f"{folder}: {broken.left_out_line(findings, listed)}")
     else:
