@@ -36,12 +36,8 @@ BEGIN, END = "<!-- benchmarks/forecast.py -->", "<!-- /benchmarks/forecast.py --
 MEASURED = {"tensors": "peak_allocated_bytes", "pool": "peak_reserved_bytes",
             "process": "process_bytes", "host": "host_bytes"}  # fmt: skip
 
-<<<<<<< HEAD
-COMPILED, COMPILED_WHOLE = "compiled", "compiled, whole segments"
 SMALL_POOL = 2**30  # bytes
-=======
 ASIDE = f"{COMPILED}, set aside"
->>>>>>> main
 CARD = Card(compute_capability=(9, 0), context=HOPPER)
 
 
@@ -116,7 +112,7 @@ def compiled_doubt(found: list[dict[str, Any]]) -> dict[str, float]:
     shares: dict[str, float] = {}
     for row in found:
         told, took = row["forecast"]["pool"], row["measured"]["pool"]
-        if row["group"] == "compiled" and took > SMALL_POOL:
+        if row["group"].startswith(COMPILED) and took > SMALL_POOL:
             kind = compiled_kind(Plan.parse(plans[row["name"]]))
             shares[kind] = max(took / told - 1, shares.get(kind, 0.0))
     return {kind: round(share, 4) for kind, share in sorted(shares.items())}

@@ -227,7 +227,7 @@ def test_a_compiled_plans_margin_covers_what_its_pool_took_beyond_the_forecast()
     seen = 0
     for row in map(json.loads, (ROOT / "benchmarks" / "forecast_rows.jsonl").open()):
         told, took = row["forecast"]["pool"], row["measured"]["pool"]
-        if row["group"] == "compiled" and took > GIB:
+        if row["group"].startswith("compiled") and took > GIB:
             seen += 1
             margin = margin_for(Plan.parse(plans[row["name"]]), told, 0)
             assert told + margin >= took - 2**20, row["name"]  # shares are rounded
