@@ -22,7 +22,7 @@ from typing import Any
 
 from tables import put, rows_of
 
-from advisor.machine.budget import ERRORS_FILE
+from advisor.machine.budget import ERRORS_FILE, compiled_kind
 from advisor.machine.cuda_context import HOPPER
 from advisor.memory.card import Card
 from advisor.memory.forecast import COMPILED, forecast, group_of
@@ -36,6 +36,7 @@ BEGIN, END = "<!-- benchmarks/forecast.py -->", "<!-- /benchmarks/forecast.py --
 MEASURED = {"tensors": "peak_allocated_bytes", "pool": "peak_reserved_bytes",
             "process": "process_bytes", "host": "host_bytes"}  # fmt: skip
 
+SMALL_POOL = 2**30  # bytes
 ASIDE = f"{COMPILED}, set aside"
 CARD = Card(compute_capability=(9, 0), context=HOPPER)
 
@@ -102,6 +103,21 @@ def groups_of(row: dict[str, Any]) -> list[str]:
     return [row["group"], "plain", known]
 
 
+def compiled_doubt(found: list[dict[str, Any]]) -> dict[str, float]:
+    """By kind: the largest share of its forecast by which a compiled plan's pool was larger.
+
+    Of small pools that is less than the least margin, which is kept free in any case.
+    """
+    plans = {row["name"]: row["measurement"]["plan"] for row in rows()}
+    shares: dict[str, float] = {}
+    for row in found:
+        told, took = row["forecast"]["pool"], row["measured"]["pool"]
+        if row["group"].startswith(COMPILED) and took > SMALL_POOL:
+            kind = compiled_kind(Plan.parse(plans[row["name"]]))
+            shares[kind] = max(took / told - 1, shares.get(kind, 0.0))
+    return {kind: round(share, 4) for kind, share in sorted(shares.items())}
+
+
 def write_tables(found: list[dict[str, Any]]) -> None:
     """docs/forecast.md between its marks, and the errors that forecasts are published with."""
     table = ["| row | group | allocator | tensors MiB | error | pool | error | process | host |",
@@ -140,6 +156,7 @@ def write_tables(found: list[dict[str, Any]]) -> None:
             short = 1 - row["forecast"]["pool"] / row["measured"]["pool"]
             shortfalls.setdefault(row["gpu"], []).append(round(short, 5))
     published["pool_shortfalls"] = shortfalls
+    published["compiled_doubt"] = compiled_doubt(found)
     ERRORS_FILE.write_text(json.dumps(published, indent=2) + "\n")
     put(DOCS, BEGIN, END, [*totals, "", *table])
 

@@ -1,8 +1,9 @@
 """The grid of forecasts from which `lisa-advise` answers at once: profiles/grid.jsonl.
 
-    python benchmarks/grid.py [MODEL ...]      no GPU; some twelve minutes a model on two cores
+    python benchmarks/grid.py [MODEL ...]      the models' corners anew, or those that are missing
 
-Each corner is a forecast of the real step (`trainer.rehearse.fake` and the allocator's replay).
+No GPU; 84 corners a model and storage, some 4 s of CPU each. Each is a forecast of the real step
+(`trainer.rehearse.fake` and the allocator's replay).
 Between corners the advisor interpolates (`profiles.grid` says why that is never too little).
 """
 
@@ -77,6 +78,12 @@ def standing(plan: Plan) -> dict[str, int]:
     return {"frozen_bytes": needed["frozen"], "trained_bytes": trained}
 
 
+def pair_of(line: str) -> tuple[str, str]:
+    """Model and storage of a corner's line."""
+    corner = json.loads(line)
+    return corner["model"], corner["quantization"]
+
+
 def child(pair: tuple[str, str]) -> str:
     """The corners of one pair, as JSON lines."""
     done = subprocess.run([sys.executable, __file__, *pair], capture_output=True, text=True)
@@ -86,16 +93,21 @@ def child(pair: tuple[str, str]) -> str:
 
 
 def main() -> None:
-    """Make the named models' corners anew, or all; with a model and a storage, print its own."""
+    """Make the named models' corners anew, or those that are missing.
+
+    With a model and a storage, print the corners of these two alone.
+    """
     if len(sys.argv) == 3 and sys.argv[2] in QUANTIZATIONS:
         for row in corners(*sys.argv[1:]):
             print(json.dumps(row))
         return
-    wanted = sys.argv[1:] or MODELS
-    with ThreadPoolExecutor(2) as pool:
-        made = list(pool.map(child, product(wanted, QUANTIZATIONS)))
     standing = GRID_FILE.read_text().splitlines(keepends=True)
-    kept = [line for line in standing if json.loads(line)["model"] not in wanted]
+    pairs = [pair_of(line) for line in standing]
+    wanted = list(product(sys.argv[1:], QUANTIZATIONS))
+    wanted = wanted or [pair for pair in product(MODELS, QUANTIZATIONS) if pair not in pairs]
+    with ThreadPoolExecutor(2) as pool:
+        made = list(pool.map(child, wanted))
+    kept = [line for line, pair in zip(standing, pairs, strict=True) if pair not in wanted]
     GRID_FILE.write_text("".join(kept + made))
 
 

@@ -338,7 +338,7 @@ def _as_told(candidate: Candidate, told: Forecast, setting: Setting) -> Candidat
     doubt = margin_for(candidate.plan, pool, margin) - margin
     if doubt and pool <= setting.budget.cap_bytes:  # beyond it there is nothing to doubt
         pool = min(pool + doubt, setting.budget.cap_bytes)
-        source += ", and what whole segments may take beyond it and the margin"
+        source += ", and what such plans took beyond theirs and the margin"
     needs = Bytes(bytes=pool, basis="forecast", source=source)
     verdict, why = verdict_of(candidate.plan, pool, host, setting.budget, setting.spills)
     update = {"needs": needs, "host_bytes": host, "verdict": verdict, "why_not": why}

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from functools import cache
 from itertools import chain
 from math import ceil
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -158,9 +159,33 @@ def margin_for(plan: Plan, pool: int, margin_bytes: int) -> int:
 
     Bytes. Every verdict and every text about a forecast takes the margin from here.
     """
-    if "expandable_segments:True" in plan.allocator:
-        return margin_bytes
-    return max(margin_bytes, round(WHOLE_SEGMENTS_DOUBT * pool))
+    return max(margin_bytes, round(_doubt(plan) * pool))
+
+
+def compiled_kind(plan: Plan) -> str:
+    """Of compiled plans, those whose pools are judged together.
+
+    Of compiled layers plain ones are replayed, which take and give blocks in another order. They
+    differ most without LoRA's dropout: compiled layers then have no copies of their inputs.
+    """
+    segments = "expandable" if "expandable_segments:True" in plan.allocator else "whole"
+    dropped = plan.lora is not None and plan.lora.dropout > 0
+    return segments if dropped else f"{segments}, without dropout"
+
+
+def _doubt(plan: Plan) -> float:
+    """The share of its forecast by which the pool of such a plan may be larger."""
+    if plan.compile:
+        shares: dict[str, float] = _errors()["compiled_doubt"]
+        return shares[compiled_kind(plan)]
+    return 0.0 if "expandable_segments:True" in plan.allocator else WHOLE_SEGMENTS_DOUBT
+
+
+@cache
+def _errors() -> dict[str, Any]:
+    """What benchmarks/forecast.py publishes."""
+    errors: dict[str, Any] = json.loads(ERRORS_FILE.read_text(encoding="utf-8"))
+    return errors
 
 
 def margin_of(gpu: Gpu, free: int, rows: Iterable[TestedRow] = ()) -> Bytes:
@@ -169,8 +194,7 @@ def margin_of(gpu: Gpu, free: int, rows: Iterable[TestedRow] = ()) -> Bytes:
     The 95 % quantile of the shortfalls on this GPU model, shipped and the user's own. A model with
     few rows gets that of all, and at least 3 %: a policy.
     """
-    errors = json.loads(ERRORS_FILE.read_text(encoding="utf-8"))
-    shipped: dict[str, list[float]] = errors["pool_shortfalls"]
+    shipped: dict[str, list[float]] = _errors()["pool_shortfalls"]
     own = [
         (row.gpu, 1 - row.forecast_bytes / row.peak_reserved_bytes)
         for row in rows

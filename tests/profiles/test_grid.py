@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from itertools import product
+from typing import get_args
 
 import pytest
 
@@ -12,13 +14,16 @@ from profiles.grid import (
     GRID_FILE,
     HOST_COMPILER_BYTES,
     MICRO_BATCHES,
+    QUESTIONS,
     TEXT_TOKENS,
     Estimate,
     estimate,
     nearest,
+    reliefs,
 )
+from profiles.models import converted
 from profiles.plan import Plan
-from profiles.settings import Lora
+from profiles.settings import Lora, Quantization
 from trainer.rehearse.fake import fake_rehearsal
 
 HOPPER = (9, 0)
@@ -33,6 +38,26 @@ def plan(**settings: object) -> Plan:
 def told(asked: Plan, text: int) -> int:
     masks = asked.questions_per_picture
     return interpret(*fake_rehearsal(asked, text, masks, HOPPER)).tier("pool").bytes
+
+
+def test_every_model_has_every_corner_of_every_storage() -> None:
+    """Fails for a model, a storage or a corner without figures: run benchmarks/grid.py."""
+    places = ("model", "quantization", "host_embeddings", "micro_batch", "text_tokens",
+              "checkpointed_layers", "host_layers")  # fmt: skip
+    corners = list(map(json.loads, GRID_FILE.read_text().splitlines()))
+    made = [(c.get("questions_per_picture", 1), *(c[place] for place in places)) for c in corners]
+    needed = [
+        (questions, model, storage, hosted, micro, text, *relief)
+        for questions, model, storage, hosted, micro, text in product(
+            QUESTIONS, {corner["model"] for corner in corners}, get_args(Quantization),
+            (False, True), MICRO_BATCHES, TEXT_TOKENS,
+        )
+        for relief in reliefs(model, hosted)
+    ]  # fmt: skip
+    assert sorted(made) == sorted(needed)  # each once
+    for model, storage in product(converted(), get_args(Quantization)):
+        asked = Plan.parse({"model": model, "quantization": storage, "device": "cuda"})
+        assert estimate(asked, TEXT_TOKENS[-1]) is not None, (model, storage)
 
 
 # 224: of one question, 300: of three; 560: of Qwen3-VL

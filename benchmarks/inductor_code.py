@@ -1,0 +1,163 @@
+"""Inductor's code for a compiled decoder layer on a card, made on a machine without one.
+
+    pip install --no-deps triton
+    python benchmarks/inductor_code.py MODEL STORAGE RANK TARGETS DROPOUT ROWS TOKENS KIND OUT
+
+KIND is `kept` or `recomputed`. OUT gets the forward and the backward graph, each with the wrapper's
+code: the buffers that it takes, gives and takes again. torch 2.13 traces the layer on fake CPU
+tensors; each graph is then given to Inductor as one of fake CUDA tensors, up to its code. What of
+torch is replaced here asks for a device that is not there. benchmarks/inductor_pool.py reads it.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch._dynamo.device_interface as interfaces
+import torch._functorch.config
+import torch._functorch.partitioners as partitioners
+import torch._inductor.config
+import torch._inductor.fx_passes.reinplace as reinplace
+import torch.utils._triton
+from torch._dynamo.utils import detect_fake_mode
+from torch._inductor import compile_fx
+from torch._inductor.graph import GraphLowering
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._pytree import tree_map
+
+from profiles.plan import Plan
+from trainer.model.layers.decoder import recompute_layer, run_layer
+from trainer.rehearse import fake
+
+CARD = torch.device("cuda:0")
+HOPPER = SimpleNamespace(
+    major=9, minor=0, multi_processor_count=132, regs_per_multiprocessor=65536, warp_size=32,
+    max_threads_per_multi_processor=2048, max_threads_per_block=1024, L2_cache_size=50 << 20,
+    total_memory=80 << 30, shared_memory_per_block=49152, name="H100", gcnArchName="",
+    shared_memory_per_block_optin=232448, shared_memory_per_multiprocessor=233472,
+)  # fmt: skip
+
+
+class Written(Exception):
+    """The code is there: nothing is to be run."""
+
+
+def pretend() -> None:
+    """Have torch's compiler believe in a card, after the layer was traced on the CPU."""
+    cuda = interfaces.CudaInterface
+    for owner in (cuda, cuda.Worker, torch.cuda):
+        owner.get_device_properties = staticmethod(lambda device=None: HOPPER)
+        owner.current_device = staticmethod(lambda: 0)
+    cuda.get_compute_capability = staticmethod(lambda device=None: 90)
+    cuda.is_available = cuda.is_bf16_supported = staticmethod(lambda *_, **__: True)
+    cuda.device_count = staticmethod(lambda: 1)
+    torch.cuda.get_device_capability = lambda device=None: (9, 0)
+    torch.cuda._lazy_init = lambda: None
+    torch._C._cuda_getCurrentRawStream = lambda index=0: 0
+    torch.utils._triton.triton_hash_with_backend = lambda *_: "none"
+    for module in [m for name, m in sys.modules.items() if name.startswith("torch.")]:
+        for name in {"has_triton", "has_triton_package"} & set(vars(module)):
+            setattr(module, name, lambda *_: True)
+
+
+def prepare() -> None:
+    """Compile here and now, both ways at once, and propagate no shapes that are known already."""
+    torch._inductor.config.fx_graph_cache = False
+    torch._inductor.config.compile_threads = 1
+    torch._functorch.config.enable_autograd_cache = False
+    torch._functorch.config.force_non_lazy_backward_lowering = True
+    # On a card the state of random numbers that it keeps is in host memory.
+    partitioners.functionalize_rng_ops = lambda joint, forward, backward, numbers: (
+        forward, backward,
+    )  # fmt: skip
+    reinplace._inplace_generalized_scatter = lambda into, source, views: into
+    compile_fx.fake_tensor_prop = lambda graph, inputs, *_, **__: detect_fake_mode(inputs)
+
+
+def on_card(graph: torch.fx.GraphModule, inputs: list[Any]) -> list[Any]:
+    """The inputs as fake tensors of the card; so become the graph's own."""
+    mode = detect_fake_mode(inputs)
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, torch.device):
+            return CARD
+        if not isinstance(value, FakeTensor) or value.device.type != "cpu":
+            return value
+        shape, strides = value.shape, value.stride()
+        with mode:
+            meta = torch.empty_strided(shape, strides, dtype=value.dtype, device="meta")
+            return FakeTensor(mode, meta, CARD)
+
+    for node in graph.graph.nodes:
+        if "val" in node.meta:
+            node.meta["val"] = tree_map(moved, node.meta["val"])
+        node.args, node.kwargs = tree_map(moved, node.args), tree_map(moved, node.kwargs)
+    graph.recompile()
+    return [moved(value) for value in inputs]
+
+
+def written(graph: torch.fx.GraphModule, inputs: list[Any], back: bool) -> str:
+    """The wrapper's code for the graph."""
+    found: list[str] = []
+
+    def stop(lowering: GraphLowering) -> None:
+        found.append(lowering.codegen()[0].value)
+        raise Written
+
+    GraphLowering.compile_to_module = GraphLowering._compile_to_module = stop
+    inputs = on_card(graph, inputs)
+    pretend()
+    try:
+        compile_fx.compile_fx_inner(graph, inputs, is_backward=back)
+    except Exception:
+        if not found:
+            raise
+    return found[0]
+
+
+def main() -> None:
+    """Trace one layer, and write both graphs with their code."""
+    model, storage, rank, targets, dropout, rows, tokens, kind, out = sys.argv[1:]
+    lora = {"rank": int(rank), "alpha": 16, "dropout": float(dropout), "targets": targets}
+    plan = Plan.parse({"model": model, "quantization": storage, "device": "cuda",
+                       "weights": "random", "lora": lora if lora["rank"] else None})  # fmt: skip
+    parts: list[str] = []
+
+    def compiled(graph: torch.fx.GraphModule, inputs: list[Any], **facts: Any) -> Any:
+        back = bool(facts.get("is_backward"))
+        readable = graph.print_readable(print_output=False)
+        code = written(graph, inputs, back)
+        parts.append(f"##### {'BACKWARD' if back else 'FORWARD'}\n{readable}\n##### CODE\n{code}\n")
+
+        def run(*_: Any) -> Any:
+            raise Written
+
+        run._boxed_call = True  # type: ignore[attr-defined]
+        return run
+
+    prepare()
+    tokenizer = fake.some_tokenizer(plan)
+    fake.make_scale_code()
+    bones = fake.skeleton(plan.profile, tokenizer)
+    with fake._fake_tensors():
+        cpu = torch.device("cpu")
+        fake.fill(bones, plan, tokenizer, cpu, fake.ShapesAlone("cpu")).train()
+        layer, count = bones.decoder_layers[1], (int(rows), int(tokens))
+        hidden = torch.empty(*count, plan.profile.decoder.hidden, dtype=torch.bfloat16)
+        rope = [torch.empty(*count, layer.self_attn.head_dim, dtype=torch.bfloat16) for _ in "cs"]
+        run = torch.compile(
+            run_layer if kind == "kept" else recompute_layer, dynamic=False,
+            backend=lambda graph, given: compile_fx.compile_fx(graph, given, compiled),
+        )  # fmt: skip
+        try:
+            run(layer, hidden.requires_grad_(), tuple(rope), None)
+        except Written:
+            Path(out).write_text("".join(parts))
+
+
+if __name__ == "__main__":
+    main()
