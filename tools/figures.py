@@ -273,7 +273,7 @@ def emulated() -> str:
 
 def explained() -> str:
     """docs/forecast.md: the worst rows."""
-    plain = [row for row in rows("forecast_rows") if row["group"] != "compiled"]
+    plain = [row for row in rows("forecast_rows") if not row["group"].startswith("compiled")]
     whole = [row for row in plain if row["segments"] == "whole"]
     beyond = [row for row in whole if abs(off(row, "pool")) > WHOLE_SHOWN]
     segments = [row for row in plain if row["segments"] == "expandable"]
