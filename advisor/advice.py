@@ -43,7 +43,9 @@ class Advice(Frozen):
     budget: Budget | None = None
     needs: Bytes | None = Field(None, description="the run's pool at most; None = unknown")
     parts: dict[str, int] = Field(
-        default_factory=dict, description="what the pool holds, in bytes that add up to needs"
+        default_factory=dict,
+        description="what the pool holds at its peak, in bytes that add up "
+        "to needs: of a step, or all as caching where building the feature cache takes more",
     )
     host_bytes: int | None = Field(None, description="the run's host memory at most")
     text_tokens: int | None = Field(None, description="of the longest sample assumed")

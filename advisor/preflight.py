@@ -29,7 +29,7 @@ from advisor.machine.evidence import Evidence
 from advisor.machine.gpu import Gpu, Machine
 from advisor.machine.target import Target, best_gpus, gpu_for
 from advisor.memory.live import Heard, Live
-from advisor.memory.parts import parts_of
+from advisor.memory.parts import LASTING, parts_of
 from advisor.rehearsal import RehearsalFailed
 from advisor.report.findings import SETTINGS, card_findings, nearest_plan, smaller_pictures
 from advisor.report.reasons import card_reasons, plan_reasons
@@ -211,7 +211,7 @@ def _with_smaller_pictures(request: Request, gpu: Gpu, large: Advice) -> Advice 
     limited = request.pinned & {"min_pixels", "max_pixels"}
     if request.live is None or limited or whole is None or not whole.profile.tokens_vary:
         return None
-    lasting = sum(size for part, size in large.parts.items() if part != "activations")
+    lasting = sum(large.parts.get(part, 0) for part in LASTING)
     if large.budget is not None and lasting > large.budget.cap_bytes:
         return None  # at any size of pictures
     most = whole.profile.most_image_tokens

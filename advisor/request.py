@@ -285,7 +285,10 @@ def environment_of(request: Request, gpu: Gpu, plan: Plan) -> dict[str, str]:
 
 
 def command_of(request: Request, model: str) -> str:
-    """A command line that trains as advised; DIR and FOLDER are the user's data and weights."""
+    """Command lines that train as advised; DIR and FOLDER are the user's data and weights.
+
+    Two lines where two are needed: not every shell has `&&`.
+    """
     given = assigned(request.overrides)
     options = f"--model {model}"
     on_cards = request.what_if or (request.machine.gpus and not request.wants_cpu)
@@ -309,7 +312,7 @@ def command_of(request: Request, model: str) -> str:
     longest = f" --data-dir {folder}" if request.data is not None else ""
     return (
         f"lisa-advise {options} {request.target.options}{longest} --save plan.json"
-        f" && {program} --plan plan.json{needed} --data-dir {folder}"
+        f"\n{program} --plan plan.json{needed} --data-dir {folder}"
     )
 
 

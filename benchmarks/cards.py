@@ -1,4 +1,4 @@
-"""What every card of the catalogue gets: docs/cards.md.
+"""What every card of the catalogue gets, and how long it trains: docs/cards.md.
 
     python benchmarks/cards.py        some seconds; no GPU
 
@@ -22,45 +22,52 @@ from advisor.report.plan_words import storage_text
 from profiles.gpus import GpuProfile, find_gpu, gpus
 from profiles.models import DEFAULT_MODELS
 from profiles.tested import shipped_table
+from profiles.text import time_text
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "cards.md"
 BEGIN, END = "<!-- benchmarks/cards.py -->", "<!-- /benchmarks/cards.py -->"
 MEASURED = "<!-- benchmarks/cards.py measured -->"
-LEAST_GB, MOST_GB = 6, 80
+LEAST_GB = 4
+MODELS = (DEFAULT_MODELS[0], "7b", "13b")
 
 
 def cards() -> list[GpuProfile]:
-    """The catalogue's cards of 6 to 80 GB, by memory."""
-    known = [card for card in gpus().values() if LEAST_GB <= card.memory_gb <= MOST_GB]
+    """The catalogue's cards of 4 GB and more, by memory."""
+    known = [card for card in gpus().values() if card.memory_gb >= LEAST_GB]
     return sorted(known, key=lambda card: (card.memory_gb, card.key))
 
 
 def cell(advice: Advice) -> str:
     """A plan in a cell of the table."""
-    plan, needs, speed = advice.plan, advice.needs, advice.speed
-    if plan is None or needs is None or speed is None or advice.exit_code:
+    plan, needs, duration = advice.plan, advice.needs, advice.duration
+    if plan is None or needs is None or duration is None or advice.exit_code:
         return f"{advice.verdict}"
     parts = [storage_text(plan).removesuffix(" base"), f"b{plan.micro_batch}"]
     kept = plan.profile.decoder.layers - plan.checkpointed_layers
     parts += [f"{kept} kept"] if kept else []
     parts += [f"{plan.host_layers} on host"] if plan.host_layers else []
     parts += ["compiled"] if plan.compile else []
+    parts += [] if advice.verdict == "FITS" else [f"{advice.verdict}"]
     size = needs.bytes / 2**30
-    return f"{', '.join(parts)}: {size:.1f} GiB, {speed.samples_per_second:.2g}/s"
+    return f"**{time_text(duration.seconds)}**, {size:.1f} GiB: {', '.join(parts)}"
 
 
-def table(shown: Sequence[GpuProfile]) -> list[str]:
-    """The table's lines, from the shipped rows only: whoever runs this may have more rows."""
-    models = (DEFAULT_MODELS[0], "7b", "13b")
-    lines = [f"| card | usable GiB | {' | '.join(models)} |", "|---|---|---|---|---|"]
-    for card in shown:
-        target = Target(card=card)
-        found = [advise(Machine(), model, (), target) for model in models]
-        budget = found[0].budget
-        assert budget is not None
-        usable = budget.usable.bytes / 2**30
-        lines.append(f"| {card.title} | {usable:.1f} | {' | '.join(map(cell, found))} |")
-    return lines
+def line(card: GpuProfile) -> str:
+    """A card's line, from the shipped rows only: whoever runs this may have more rows."""
+    found = [advise(Machine(), model, (), Target(card=card)) for model in MODELS]
+    budget = found[0].budget
+    assert budget is not None
+    usable = budget.usable.bytes / 2**30
+    return f"| {card.title} | {usable:.1f} | {' | '.join(map(cell, found))} |"
+
+
+def tables(shown: Sequence[GpuProfile]) -> list[str]:
+    """The cards' lines, those of each size under a heading of their own, which search finds."""
+    head = [f"| card | usable GiB | {' | '.join(MODELS)} |", "|---|---|---|---|---|"]
+    lines = []
+    for size, alike in groupby(shown, lambda card: card.memory_gb):
+        lines += [f"## Cards of {size:g} GB", "", *head, *map(line, alike), ""]
+    return lines[:-1]
 
 
 def measured_lines() -> list[str]:
@@ -79,7 +86,7 @@ def measured_lines() -> list[str]:
 
 def main() -> None:
     """Write the table and the list."""
-    lines = table(cards())
+    lines = tables(cards())
     put(DOCS, MEASURED, "<!-- /benchmarks/cards.py measured -->", measured_lines())
     put(DOCS, BEGIN, END, lines)
     print("\n".join(lines))

@@ -25,7 +25,7 @@ from tables import put, rows_of
 from advisor.machine.budget import ERRORS_FILE
 from advisor.machine.cuda_context import HOPPER
 from advisor.memory.card import Card
-from advisor.memory.forecast import forecast
+from advisor.memory.forecast import COMPILED, forecast, group_of
 from advisor.memory.worst_sample import Worst
 from profiles.plan import Plan
 
@@ -36,7 +36,7 @@ BEGIN, END = "<!-- benchmarks/forecast.py -->", "<!-- /benchmarks/forecast.py --
 MEASURED = {"tensors": "peak_allocated_bytes", "pool": "peak_reserved_bytes",
             "process": "process_bytes", "host": "host_bytes"}  # fmt: skip
 
-COMPILED, COMPILED_WHOLE = "compiled", "compiled, whole segments"
+ASIDE = f"{COMPILED}, set aside"
 CARD = Card(compute_capability=(9, 0), context=HOPPER)
 
 
@@ -55,9 +55,9 @@ def rows() -> list[dict[str, Any]]:
             if file == "lean.jsonl":
                 group = "chosen"
             if m["plan"]["compile"]:
-                group = "compiled, set aside" if group == "drawn, set aside" else "compiled"
+                group = ASIDE if group == "drawn, set aside" else COMPILED
             found.append(record | {"group": group})
-    order = ["drawn, set aside", "drawn", "chosen", "compiled, set aside", "compiled"]
+    order = ["drawn, set aside", "drawn", "chosen", ASIDE, COMPILED]
     return sorted(found, key=lambda row: (order.index(row["group"]), row["name"]))
 
 
@@ -95,10 +95,11 @@ def summary(found: list[float]) -> tuple[float, float, float]:
 
 def groups_of(row: dict[str, Any]) -> list[str]:
     """The groups under which a row is summed up."""
-    if row["group"].startswith("compiled"):
-        known = [COMPILED if row["segments"] == "expandable" else COMPILED_WHOLE]
-        return [row["group"], *known] if "aside" in row["group"] else known
-    return [row["group"], "plain", f"{row['segments']} segments"]
+    compiled = row["group"] in (ASIDE, COMPILED)
+    known = group_of(row["segments"], compiled)
+    if compiled:
+        return [ASIDE, known] if row["group"] == ASIDE else [known]
+    return [row["group"], "plain", known]
 
 
 def write_tables(found: list[dict[str, Any]]) -> None:

@@ -27,7 +27,8 @@ from profiles.grid import (
 from profiles.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]
-MODELS = ("7b", "13b", "qwen3-vl-2b", "qwen3-vl-4b", "qwen3-vl-8b")
+MODELS = ("7b", "13b", "qwen3-vl-2b", "qwen3-vl-4b", "qwen3-vl-8b", "sa2va-qwen3-vl-2b",
+          "sa2va-qwen3-vl-4b")  # fmt: skip
 QUANTIZATIONS = ("none", "int8", "nf4")
 CAPABILITY = (9, 0)  # cuBLAS takes most there: 48 MiB more than on the cards before
 
@@ -35,7 +36,7 @@ CAPABILITY = (9, 0)  # cuBLAS takes most there: 48 MiB more than on the cards be
 def corners(model: str, quantization: str) -> list[dict[str, Any]]:
     """All corners of one model in one storage, in a process that imports once."""
     from advisor.memory.forecast import interpret
-    from trainer.rehearse.fake import compiled_saving, fake_rehearsal
+    from trainer.rehearse.fake import fake_rehearsal
 
     rows = []
     places = product(QUESTIONS, (False, True), MICRO_BATCHES, TEXT_TOKENS)
@@ -47,17 +48,20 @@ def corners(model: str, quantization: str) -> list[dict[str, Any]]:
                 "host_layers": host_layers, "micro_batch": micro_batch, "accumulation": 2,
             } | ({"questions_per_picture": questions} if questions > 1 else {})  # fmt: skip
             plan = Plan.parse(settings)
-            found = interpret(*fake_rehearsal(plan, text, questions, CAPABILITY))
-            saved = compiled_saving(plan, text)
-            peak = max(found.phases.values())
-            compiled = max(size - saved.get(phase, 0) for phase, size in found.phases.items())
+            # What is traced is the same: compiled layers' saving is taken off its peaks.
+            compiled, events = fake_rehearsal(
+                plan.override(["compile=true"]), text, questions, CAPABILITY
+            )
+            found = interpret(compiled.model_copy(update={"plan": plan}), events)
+            tensors = found.tier("tensors").bytes
+            after = max(compiled.load_peak_bytes or 0, *compiled.phases.values())
             rows.append(settings | {
                 "text_tokens": text,
-                "tensors_bytes": found.tier("tensors").bytes,
+                "tensors_bytes": tensors,
                 "pool_bytes": found.tier("pool").bytes,
                 # Without the batches, which a plan of more forward passes has more of.
                 "host_bytes": found.tier("host").bytes - batch_bytes(plan),
-                "compiled_less_bytes": peak - compiled,
+                "compiled_less_bytes": tensors - after,
             } | standing(plan))  # fmt: skip
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     return rows

@@ -40,7 +40,7 @@ def readme_commands() -> list[str]:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     block = text.split("## Install")[1].split("```bash\n")[1].split("```")[0]
     lines = [line.partition("  #")[0].strip() for line in block.splitlines()]
-    return [line for line in lines if not line.startswith("git clone")]
+    return [line for line in lines if not line.startswith(("git clone", "cd lisa-preflight"))]
 
 
 def by_pip() -> list[str]:
@@ -174,6 +174,7 @@ def measured(route: str) -> dict[str, Any]:
         seconds = used.ru_utime + used.ru_stime - cpu.ru_utime - cpu.ru_stime
         return {"route": route, "date": datetime.date.today().isoformat(),
                 "wall_seconds": time.monotonic() - start, "cpu_seconds": seconds,
+                "load_average": round(os.getloadavg()[1], 1),
                 "disk_bytes": disk_bytes(home) - before, "torch": torch_version(home)}  # fmt: skip
 
 
@@ -187,16 +188,17 @@ def write_table(rows: Sequence[dict[str, Any]]) -> None:
     """docs/install.md's table: the last row of each route, and the routes without one."""
     last = {row["route"]: row for row in rows}
     lines = [
-        "| route | date | torch | seconds | of the processor | disk |",
-        "|---|---|---|---|---|---|",
+        "| route | date | torch | seconds | of the processor | load | disk |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, (title, _) in ROUTES.items():
         if row := last.get(name):
-            spent = f"{row['wall_seconds']:.0f} | {row['cpu_seconds']:.0f}"
+            load = row.get("load_average", "")
+            spent = f"{row['wall_seconds']:.0f} | {row['cpu_seconds']:.0f} | {load}"
             size = f"{row['disk_bytes'] / 2**30:.1f} GiB"
             lines.append(f"| {title} | {row['date']} | {row['torch']} | {spent} | {size} |")
         else:
-            lines.append(f"| {title} | not run | | | | |")
+            lines.append(f"| {title} | not run | | | | | |")
     put(DOCS, BEGIN, END, lines)
 
 

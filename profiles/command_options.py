@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from copy import copy
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 from profiles.exits import fail
@@ -28,7 +28,8 @@ def takes(options: type[T]) -> Callable[[Callable[[Any, T], None]], Callable[...
     for one in fields(options):  # type: ignore[arg-type]
         panel = options.panels.get(one.name, panel)  # type: ignore[attr-defined]
         hint = _in_panel(hints[one.name], panel)
-        parameters.append(inspect.Parameter(one.name, kind, default=one.default, annotation=hint))
+        default = inspect.Parameter.empty if one.default is MISSING else one.default
+        parameters.append(inspect.Parameter(one.name, kind, default=default, annotation=hint))
 
     def taken(command: Callable[[Any, T], None]) -> Callable[..., None]:
         def called(*, context: typer.Context, **given: Any) -> None:
@@ -49,9 +50,14 @@ def _in_panel(hint: Any, panel: str) -> Any:
     return Annotated[hint.__origin__, option]
 
 
+def given(options: Any) -> set[str]:
+    """The options that have another value than their own."""
+    # typer has None or an empty list, too, for what is not given
+    return {one.name for one in fields(options)
+            if getattr(options, one.name) not in (one.default, None, [])}  # fmt: skip
+
+
 def must_be_bare(context: Any, options: Any) -> None:
     """End with exit code 2 where options stand before a command's name: it would not get them."""
-    given = ((getattr(options, one.name), one.default) for one in fields(options))
-    # typer has None or an empty list, too, for what is not given
-    if any(value not in (default, None, []) for value, default in given):
+    if given(options):
         fail(f"give the options of {context.invoked_subcommand} after its name")

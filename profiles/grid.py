@@ -32,6 +32,7 @@ QUESTIONS = (1, 3)  # a picture; two take no more than three
 # Without expandable segments the pool is cut up more: up to 30 % beside the tensors were seen
 # (benchmarks/lattice_measured.jsonl), of which a cap lets the allocator win back most.
 WHOLE_SEGMENTS = 1.10
+HOST_COMPILER_BYTES = round(0.15 * 2**30)  # of Triton and inductor: 0 to 0.4 GiB were seen
 PADDING = 16  # positions of a row, at most, beside image and text
 BUFFERS = 2  # layers' worth of them on the card, if any layer is in host memory
 # Settings in which a plan may differ from its corners': they are its place between these.
@@ -53,10 +54,16 @@ class Estimate:
     """Bytes that a step takes at most: tensors, the allocator's pool, host memory."""
 
     tensors_bytes: int
-    pool_bytes: int
+    step_bytes: int  # of the pool in a step
     host_bytes: int
     frozen_bytes: int  # of the tensors: weights that are not trained
     trained_bytes: int  # of the tensors: trained ones, with gradients and the optimizer's state
+    caching_bytes: int = 0  # of the pool while feature caches are built, before the model loads
+
+    @property
+    def pool_bytes(self) -> int:
+        """The most of both phases."""
+        return max(self.step_bytes, self.caching_bytes)
 
 
 class _Place(NamedTuple):
@@ -113,7 +120,7 @@ def _larger(found: Estimate, extra: int, trained: int) -> Estimate:
     return replace(
         found,
         tensors_bytes=found.tensors_bytes + extra,
-        pool_bytes=found.pool_bytes + round(extra * found.pool_bytes / found.tensors_bytes),
+        step_bytes=found.step_bytes + round(extra * found.step_bytes / found.tensors_bytes),
         trained_bytes=found.trained_bytes + trained,
     )
 
@@ -123,7 +130,7 @@ def _of_a_group(found: Estimate | None, plan: Plan) -> Estimate | None:
     if found is None or plan.processes == 1:
         return found
     found = _larger(found, bucket_bytes(plan), bucket_bytes(plan))
-    return replace(found, pool_bytes=found.pool_bytes + rebuilt_bytes(plan))
+    return replace(found, step_bytes=found.step_bytes + rebuilt_bytes(plan))
 
 
 def has_corners(plan: Plan) -> bool:
@@ -155,7 +162,8 @@ def _by_stand_in(plan: Plan, text_tokens: int) -> Estimate | None:
     if found is None:
         return None
     share = own.layers * own.layer_weights / (there.layers * there.layer_weights)
-    return Estimate(*(round(share * size) for size in astuple(found)))
+    scaled = Estimate(*(round(share * size) for size in astuple(found)))
+    return replace(scaled, caching_bytes=caching_bytes(plan))
 
 
 def _between(plan: Plan, model: str, text_tokens: int) -> Estimate | None:
@@ -180,10 +188,11 @@ def _between(plan: Plan, model: str, text_tokens: int) -> Estimate | None:
         pool *= WHOLE_SEGMENTS
     less = mixed.compiled_less if plan.compile else 0.0
     shared = shared_host_bytes(plan)
-    host = plan.local_processes * (mixed.host - shared + batch_bytes(plan)) + shared
-    pool = max(pool - less, caching_bytes(plan))
+    own = mixed.host - shared + batch_bytes(plan) + compiler_bytes(plan)
+    host = plan.local_processes * own + shared
     standing = round(mixed.frozen), round(mixed.trained)
-    return Estimate(round(mixed.tensors - less), round(pool), round(host), *standing)
+    step = round(mixed.tensors - less), round(pool - less), round(host)
+    return Estimate(*step, *standing, caching_bytes(plan))
 
 
 class _Mixed(NamedTuple):
@@ -250,6 +259,11 @@ def batch_bytes(plan: Plan) -> int:
     """
     sizes = _picture_bytes(plan.profile, plan.cached_encoders, plan.micro_batch)
     return _pinned(plan) + sum(sizes) * (1 + 2 * plan.workers)
+
+
+def compiler_bytes(plan: Plan) -> int:
+    """Bytes of host memory that compiling takes in one process; no corner is compiled."""
+    return HOST_COMPILER_BYTES if plan.compile else 0
 
 
 def pinned_bytes(plan: Plan) -> int:

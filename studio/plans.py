@@ -126,7 +126,7 @@ def plan(wanted: Wanted, places: Places) -> dict[str, Any]:
         "trains": advice.plan is not None and not advice.exit_code,
         "plan": plan_line(settings) if settings else "",
         "hash": settings.content_hash if settings else "",
-        "lines": list(plan_lines(settings)) if settings else [],
+        "lines": list(plan_lines(settings, advice.duration)) if settings else [],
         "bar": _bar(advice),
         "legend": legend(advice) if advice.needs and budget else "",
         "costs": [line for line in cost_lines(advice) if line[1]],

@@ -50,3 +50,9 @@ def are_numbers(values: Any) -> bool:
     return isinstance(values, list) and all(
         isinstance(one, int | float) and -LARGEST < one < LARGEST for one in values
     )
+
+
+def data_named(scores: dict[str, Any]) -> str:
+    """The name of the data folder that scores are of; empty where that is not recorded."""
+    data = scores.get("data")
+    return Path(data).name if isinstance(data, str) else ""

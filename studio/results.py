@@ -12,6 +12,7 @@ from studio.data import Split
 from studio.places import Places
 from studio.processes import Processes
 from studio.training import Chosen
+from trainer.answer.scored import scores_folder
 from trainer.run.folder import OVERLAY
 
 EXPORTS = "exports"
@@ -36,11 +37,12 @@ class Export(Chosen):
 def evaluate(asked: Evaluation, places: Places, processes: Processes) -> dict[str, Any]:
     """Start `lisa-train evaluate`. Raises ValueError."""
     folder, data = places.folder(asked.run), places.folder(asked.data)
-    target = places.without_links(_scored_in(folder, places) / f"evaluation-{asked.split}")
+    named = scores_folder(_scored_in(folder, places), folder, data, asked.split)
+    target = places.without_links(named)
     command = ["evaluate", str(folder), f"--data-dir={data}", f"--split={asked.split}",
                f"--out={target}"]  # fmt: skip
     processes.start(target, command)
-    return {"words": f"scoring {folder.name} on {asked.split}"}
+    return {"words": f"scoring {folder.name} on {asked.split} of {data.name}"}
 
 
 def _scored_in(run: Path, places: Places) -> Path:

@@ -18,7 +18,7 @@ from studio import results
 from studio.forecasts import advised, data_of, plan_of
 from studio.places import Places
 from studio.processes import Processes
-from studio.records import are_numbers, number, records
+from studio.records import are_numbers, data_named, number, records
 from trainer.run.folder import RECORD, SUMMARY, is_complete
 from trainer.run.shortages import ANSWER, shortages
 
@@ -160,5 +160,6 @@ def scores_of(folder: Path, places: Places) -> list[dict[str, Any]]:
             if are_numbers(ends := whole.get("giou_95")):
                 figures["giou_95"] = ends
             found.append({"split": scores.get("split"), "answers": scores.get("answers"),
-                          "folder": place.parent.name} | figures)  # fmt: skip
+                          "data": data_named(scores), "folder": place.parent.name}
+                         | figures)  # fmt: skip
     return found

@@ -107,9 +107,10 @@ class Tab:
 
 @contextmanager
 def browser(folder: Path) -> Iterator[Tab]:
-    """A browser with its profile in `folder`, ended with the block."""
+    """A browser with its profile in `folder`, ended with the block. Raises FileNotFoundError."""
     name = chromium()
-    assert name is not None
+    if name is None:
+        raise FileNotFoundError(f"no Chromium is installed, by no name of {', '.join(NAMES)}")
     theirs, write = os.pipe()
     read, ours = os.pipe()
     # The protocol is on descriptors 3 and 4.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import time
@@ -28,8 +27,9 @@ SHOWN = """(() => {
   walk(document);
   return found;
 })()"""
-ASKED = {  # what a new user looks for, and the page that must be among the first results
+ASKED = {  # what a new user looks for, and the page that must be the first result
     "how long does training take": "advice.html",
+    "RTX 4070": "cards.html",
     "LabelMe": "own-data.html",
     "two GPUs": "several-gpus.html",
     "not tested": "install.html",
@@ -88,7 +88,7 @@ def test_a_new_user_finds_the_page_by_one_search(site: Path, tmp_path: Path) -> 
             tab.call("Input.insertText", text=asked)
             while not (found := tab.run(SHOWN)) and time.monotonic() < until:
                 time.sleep(0.1)
-            assert page in json.dumps(found[:5]), (asked, found)
+            assert found and page in found[0], (asked, found)
         assert tab.problems == []
 
 

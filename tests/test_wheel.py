@@ -241,3 +241,26 @@ def test_a_release_has_notes_and_says_what_is_left_to_do(monkeypatch: pytest.Mon
     assert "CITATION.cff: another version" in list(release.left_to_do())
     with pytest.raises(ValueError, match="no part about 9.9"):
         release.notes()
+
+
+def test_pypi_s_page_has_no_link_into_a_folder_that_it_lacks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    release = script("tools/release.py", monkeypatch)
+    shown = release.for_pypi((ROOT / "README.md").read_text("utf-8"))
+    links = re.findall(r'(?:\]\(|src=")([^)"]*)', shown)
+    assert len(links) > 30 and all(link.startswith("https://") for link in links), links
+    assert re.search(r"!\[[^]]*\]\(https://raw\.\S+/main/docs/advice\.svg\)", shown)
+    assert re.search(r"\(https://github\.com/\S+/blob/main/docs/install\.md\)", shown)
+
+
+def test_a_release_names_every_place_with_the_address_that_is_not_known_yet(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    places = script("tools/release.py", monkeypatch).PLACES
+    known = "/OWNER/lisa-preflight|OWNER.github.io"
+    listed = ["git", "grep", "-lE", known, "--", ":!tests"]
+    found = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True).stdout.split()
+    assert set(found) in (set(), set(places)), "none where git does not answer"
+    for place in places:  # sed may change the word there: it stands for nothing else
+        assert "OWNER" not in re.sub(known, "", (ROOT / place).read_text("utf-8")), place

@@ -2,9 +2,11 @@
 
     python tools/release.py
 
-dist/ gets the sdist, the wheel and notes.md, this version's part of CHANGELOG.md. Both are checked
-as PyPI does; the wheel is installed into an empty environment with the newest versions that its
-bounds allow, and the sdist into another without them. What is left to do by hand is listed last.
+dist/ gets the sdist, the wheel and notes.md, this version's part of CHANGELOG.md. They are built
+of what git tracks, and their README's links lead to the repository: PyPI's page has no other file.
+Both are checked as PyPI does; the wheel is installed into an empty environment with the newest
+versions that its bounds allow, and the sdist into another without them. What is left to do by hand
+is listed last.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import tomllib
 import venv
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 DIST = ROOT / "dist"
@@ -26,11 +29,35 @@ PLACES = ("README.md", "pyproject.toml", "CITATION.cff", "zensical.toml", "docs/
           "docs/advice.md", "notebooks/tour.ipynb")  # fmt: skip
 
 
-def version() -> str:
-    """This version, as pyproject.toml says."""
+def project() -> dict[str, Any]:
+    """The project as pyproject.toml describes it."""
     document = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    number: str = document["project"]["version"]
-    return number
+    facts: dict[str, Any] = document["project"]
+    return facts
+
+
+def version() -> str:
+    """This version."""
+    return str(project()["version"])
+
+
+def for_pypi(text: str) -> str:
+    """A README whose relative links and pictures lead to the repository."""
+    home = project()["urls"]["Homepage"]
+    raw = home.replace("//github.com/", "//raw.githubusercontent.com/")
+    text = re.sub(r'(!\[[^\]]*\]\(|src=")(?![a-z]+:)', rf"\1{raw}/main/", text)
+    return re.sub(r"((?<!!)\[[^\]]*\]\()(?![a-z]+:|#)", rf"\1{home}/blob/main/", text)
+
+
+def source(folder: Path) -> Path:
+    """What git tracks, with the README that PyPI shows, in a folder to build in."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True)
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    readme = folder / "README.md"
+    readme.write_text(for_pypi(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    return folder
 
 
 def notes() -> str:
@@ -49,7 +76,7 @@ def left_to_do() -> Iterator[str]:
     if f"version: {version()}\n" not in (ROOT / "CITATION.cff").read_text(encoding="utf-8"):
         yield "CITATION.cff: another version"
     if found := [p for p in PLACES if "OWNER" in (ROOT / p).read_text(encoding="utf-8")]:
-        yield f"{', '.join(found)}: OWNER stands for whoever publishes"
+        yield f"OWNER stands for whoever publishes: sed -i s/OWNER/NAME/ {' '.join(found)}"
 
 
 def run(*command: str | Path, folder: Path = ROOT) -> None:
@@ -69,12 +96,11 @@ def environment(folder: Path, *packages: str | Path) -> Path:
 
 def main() -> None:
     """Build, check, install."""
-    for name in ("dist", "build"):
-        shutil.rmtree(ROOT / name, ignore_errors=True)
+    shutil.rmtree(DIST, ignore_errors=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         makers = environment(folder / "makers", "build", "twine")
-        run(makers / "python", "-m", "build", "-o", DIST, ROOT)
+        run(makers / "python", "-m", "build", "-o", DIST, source(folder / "source"))
         (wheel,), (sdist,) = DIST.glob("*.whl"), DIST.glob("*.tar.gz")
         run(makers / "twine", "check", "--strict", wheel, sdist)
         environment(folder / "of-sdist", "--no-deps", sdist)

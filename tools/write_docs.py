@@ -1,11 +1,11 @@
 """Write what the docs take from the code and from recorded runs.
 
-    python tools/write_docs.py [plan] [tables] [measured] [schema] [advice]    # all by default
+    python tools/write_docs.py [plan] [words] [tables] [measured] [schema] [advice]    # or all
 
-plan: docs/plan.md. tables: those of docs/lisa-tiny.md, between their marker comments. measured:
-README.md's table and the figures of docs/lean.md's text, from benchmarks/lean.jsonl, with what is
-advised beside them, and the figures of all pages' running text (tools/figures.py). advice:
-docs/advice.svg.
+plan: docs/plan.md. words: docs/words.md. tables: those of docs/lisa-tiny.md, between their marker
+comments. measured: README.md's table and the figures of docs/lean.md's text, from
+benchmarks/lean.jsonl, with what is advised beside them, and the figures of all pages' running text
+(tools/figures.py). advice: docs/advice.svg.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from typing import Any
 
 from figures import PAGES
 
+from advisor.report.glossary import PARTS
+from advisor.report.screen_words import ROWS, VERDICTS
 from profiles.plan import Plan
 from profiles.preferences import Preference
 from profiles.settings import Lora, Mixture, Schedule, TokenLimits
@@ -48,6 +50,16 @@ def settings_page() -> str:
         "with\n`--set key=value`; written by `python tools/write_docs.py`.\n\n"
     )
     return text + "\n".join(rows) + "\n"
+
+
+def words_page() -> str:
+    """docs/words.md: every word of the advice, as --explain says it."""
+    text = "# The words of the advice\n\nAs `lisa-advise --explain NAME` says them; written by\n"
+    text += "`python tools/write_docs.py`. Settings are in [plan.md](plan.md).\n"
+    for title, words in (("Verdicts", VERDICTS), ("The first screen", ROWS), ("Memory", PARTS)):
+        text += f"\n## {title}\n\n| word | means |\n|---|---|\n"
+        text += "".join(f"| {name} | {told} |\n" for name, told in words.items())
+    return text.replace("\n## ", "\n<!-- words: begin -->\n\n## ", 1) + "\n<!-- words: end -->\n"
 
 
 def pretraining_table() -> str:
@@ -232,9 +244,11 @@ def recipe_schema() -> str:
 
 def main() -> None:
     """Write the named parts."""
-    parts = sys.argv[1:] or ["plan", "tables", "measured", "schema", "advice"]
+    parts = sys.argv[1:] or ["plan", "words", "tables", "measured", "schema", "advice"]
     if "plan" in parts:
         (DOCS / "plan.md").write_text(settings_page(), encoding="utf-8")
+    if "words" in parts:
+        (DOCS / "words.md").write_text(words_page(), encoding="utf-8")
     if "schema" in parts:
         (DOCS / "advice.schema.json").write_text(advice_schema(), encoding="utf-8")
         (DOCS / "recipe.schema.json").write_text(recipe_schema(), encoding="utf-8")

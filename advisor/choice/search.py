@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 # How the source of such a figure begins.
 EXACT, INTERPOLATED = "exact", "interpolated"
+CACHING = "building the feature cache takes"
 LIVE_TRIALS = 4
 CLOSE = 0.9  # if the forecast is below this share of the estimate, the choice is made again
 OTHER_VERSIONS = 1.02  # a row of another torch counts for that much more: a policy
@@ -283,13 +284,15 @@ def _needs(
     """
     found = estimate(plan, text)
     source = f"{INTERPOLATED} between forecasts at {text} text tokens a sample{counted}"
-    pool = found.pool_bytes if found is not None else 0
+    step = found.step_bytes if found is not None else 0
     if correction is not None and (found is None or shrinks_pictures(plan)):
         found = found or nearest(plan, text)
-        pool = round(found.pool_bytes * correction) if found is not None else 0
+        step = round(found.step_bytes * correction) if found is not None else 0
         source = "forecasts of the usual settings, corrected"
     if found is None:
         return None
+    if (pool := max(step, found.caching_bytes)) > step:
+        source = f"{CACHING} more than a step"
     needs = Bytes(bytes=pool, basis="forecast", source=source)
     for took, row in rows[plan.quantization]:
         if took >= pool:
@@ -298,7 +301,8 @@ def _needs(
             source = f"row {row.id}: {row.title}"
             if took != row.needed_bytes:
                 source += f", with torch {_minor(row.versions['torch'])}"
-            return Bytes(bytes=took, basis="tested", source=source), found.host_bytes
+            most = max(took, found.caching_bytes)
+            return Bytes(bytes=most, basis="tested", source=source), found.host_bytes
     return needs, found.host_bytes
 
 
@@ -328,7 +332,7 @@ def _as_told(candidate: Candidate, told: Forecast, setting: Setting) -> Candidat
     pool, host = told.tier("pool").bytes, told.tier("host").bytes
     source = f"a forecast of this very plan{_counted(setting.counted_by)}"
     if (caching := caching_bytes(candidate.plan)) > pool:
-        source += f": building the feature cache takes more than a step's {gib(pool)}"
+        source += f": {CACHING} more than a step's {gib(pool)}"
         pool = caching
     margin = setting.budget.margin.bytes
     doubt = margin_for(candidate.plan, pool, margin) - margin

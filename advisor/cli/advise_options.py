@@ -1,4 +1,4 @@
-"""The options of a bare `lisa-advise`, as one object."""
+"""The options of `lisa-advise` and of its `report`, each as one object."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from advisor.cli.options import (
     Text,
     Vram,
     explained_names,
+    is_plan,
     memory_size,
     must_be_positive,
     must_be_writable,
@@ -36,24 +37,17 @@ from profiles.recipe import with_recipe
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdviseOptions:
-    """The options of `lisa-advise`, in the order of its help."""
+class AskedOptions:
+    """What advice is asked for, in the order of the help: of `lisa-advise` and its `report`."""
 
     panels: ClassVar[Mapping[str, str]] = {
         "recipe": "Plan", "gpus": "Machine", "skip_broken": "Data, time and cost",
-        "measure": "Trials on this GPU", "explain": "Output", "version": "",
     }  # fmt: skip
 
     model: Model = None
     gpu: Card = None
     vram: Vram = None
     data_dir: DataDir = None
-    why: Annotated[
-        bool, typer.Option("--why", help="Print the reasons, the other plans and all notes.")
-    ] = False
-    save: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the plan, if it fits, to FILE.")
-    ] = None
     recipe: Recipe = None
     settings: Settings = None
     weights: Annotated[
@@ -79,31 +73,6 @@ class AdviseOptions:
         float | None,
         typer.Option(metavar="P", help="What the training costs at P an hour for all cards."),
     ] = None
-    measure: Annotated[
-        bool, typer.Option("--measure", help="Also run three steps of the plan on this GPU.")
-    ] = False
-    emulate_vram: Annotated[
-        int | None,
-        typer.Option(
-            metavar="SIZE",
-            parser=memory_size,
-            help="Try a smaller card's plan here, under its cap.",
-        ),
-    ] = None
-    explain: Annotated[
-        Text,
-        typer.Option(
-            metavar="NAME",
-            help="Explain a part of the memory or a setting, and exit.",
-            autocompletion=explained_names,
-        ),
-    ] = None
-    plot: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw one step's memory as a picture.")
-    ] = None
-    as_json: Json = False
-    version: Version = False
-    svg: Annotated[Path | None, typer.Option(metavar="FILE", hidden=True)] = None
 
     def assignments(self) -> list[str]:
         """Settings of the recipe, of --set, and of short options; alpha follows --lora-r.
@@ -122,14 +91,61 @@ class AdviseOptions:
 
         Before the work, not after it.
         """
+        for name, value in (("--hours", self.hours), ("--price", self.price)):
+            must_be_positive(name, value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdviseOptions(AskedOptions):
+    """The options of a bare `lisa-advise`."""
+
+    panels: ClassVar[Mapping[str, str]] = {
+        **AskedOptions.panels, "why": "", "measure": "Trials on this GPU", "explain": "Output",
+        "version": "",
+    }  # fmt: skip
+
+    why: Annotated[
+        bool, typer.Option("--why", help="Print the reasons, the other plans and all notes.")
+    ] = False
+    save: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the plan, if it fits, to FILE.")
+    ] = None
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Also run three steps of the plan on this GPU.")
+    ] = False
+    emulate_vram: Annotated[
+        int | None,
+        typer.Option(
+            metavar="SIZE",
+            parser=memory_size,
+            help="Try a smaller card's plan here, under its cap.",
+        ),
+    ] = None
+    explain: Annotated[
+        Text,
+        typer.Option(
+            metavar="NAME",
+            help="Explain a word of the answer or a setting, and exit.",
+            autocompletion=explained_names,
+        ),
+    ] = None
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw one step's memory as a picture.")
+    ] = None
+    as_json: Json = False
+    version: Version = False
+    svg: Annotated[Path | None, typer.Option(metavar="FILE", hidden=True)] = None
+
+    def check(self) -> None:
+        """End with exit code 2, as of those that are asked for."""
+        super().check()
         named = self.vram or self.gpu
         if self.emulate_vram is not None and named:
             fail("--emulate-vram gives the card's size already; leave out --vram and --gpu")
         if self.measure and named:
             fail("--measure needs a card here; --emulate-vram SIZE tries the plan of a smaller one")
-        for name, value in (("--hours", self.hours), ("--price", self.price)):
-            must_be_positive(name, value)
-        for path in (self.save, self.plot):
+        must_be_writable(self.save, "a plan", is_plan)
+        for path in (self.plot, self.svg):
             must_be_writable(path)
         if self.plot is not None and self.plot.suffix.lower() not in PLOT_SUFFIXES:
             endings = ", ".join(PLOT_SUFFIXES)

@@ -2,39 +2,26 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from advisor.cli.options import group_settings, must_be_data, named_card
-from advisor.cli.output import advice_errors
+from advisor.cli.output import advice_errors, within_limits
 from profiles.exits import fail
-from profiles.preferences import Preference
 from profiles.streams import tell
 
 if TYPE_CHECKING:
     from advisor.advice import Advice
+    from advisor.cli.advise_options import AskedOptions
     from advisor.memory.live import LiveForecasts
 
 
 def advised(
-    model: str | None,
-    assignments: list[str],
-    *,
-    gpu: str | None,
-    vram: int | None,
-    system: str | None,
-    ram: int | None,
-    gpus: int | None,
-    nodes: int | None,
-    prefer: Preference,
-    data_dir: Path | None,
-    skip_broken: str | None,
-    exact: bool,
+    options: AskedOptions, exact: bool, emulated: int | None = None
 ) -> tuple[Advice, LiveForecasts]:
     """The advice for the card that is named or here, and what forecasts plans there.
 
-    Ends with an exit code where options contradict each other, or the settings, the data or a
-    forecast fail.
+    Or for one of `emulated` bytes. Ends with an exit code where options contradict each other, or
+    the settings, the data or a forecast fail.
     """
     from advisor.machine.evidence import Evidence
     from advisor.machine.probe import probe
@@ -44,9 +31,12 @@ def advised(
     from advisor.request import must_have_cards
     from profiles.overrides import must_agree
 
-    target = named_card(vram, gpu, system, ram)
-    must_be_data(data_dir, skip_broken)
-    settings = assignments + group_settings(gpus, nodes, target, assignments)
+    gpus, data = options.gpus, options.data_dir
+    with advice_errors():
+        assignments = options.assignments()
+    target = named_card(options.vram or emulated, options.gpu, options.system, options.ram)
+    must_be_data(data, options.skip_broken)
+    settings = assignments + group_settings(gpus, options.nodes, target, assignments)
     with advice_errors():
         must_agree(settings)
     machine = probe()
@@ -56,9 +46,9 @@ def advised(
     with advice_errors():
         if target is None:
             must_have_cards(machine, settings)
-        live = live_forecast(machine, target, data_dir, tell)
+        live = live_forecast(machine, target, data, tell)
         found = advise(
-            machine, model, settings, target,
-            data=data_dir, live=live, evidence=Evidence.here(), prefer=prefer, exact=exact,
+            machine, options.model, settings, target,
+            data=data, live=live, evidence=Evidence.here(), prefer=options.prefer, exact=exact,
         )  # fmt: skip
-    return found, live
+    return within_limits(found, options.hours, options.price), live

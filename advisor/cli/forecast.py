@@ -12,6 +12,7 @@ from advisor.cli.options import (
     Card,
     DataDir,
     Json,
+    Ram,
     Settings,
     SkipBroken,
     System,
@@ -45,6 +46,7 @@ def forecast_command(
     ] = None,
     gpu: Card = None,
     vram: Vram = None,
+    ram: Ram = None,
     system: System = None,
     capability: Annotated[
         str | None,
@@ -64,7 +66,17 @@ def forecast_command(
     3 no figure can be given, 130 interrupted.
     """
     found, card = _forecast(
-        plan, settings, data_dir, skip_broken, text_tokens, masks, gpu, vram, system, capability
+        plan,
+        settings,
+        data_dir,
+        skip_broken,
+        text_tokens,
+        masks,
+        gpu,
+        vram,
+        ram,
+        system,
+        capability,
     )
     if as_json:
         say(found.model_dump_json(indent=2))
@@ -88,6 +100,7 @@ def _forecast(
     masks: int | None,
     gpu: str | None,
     vram: int | None,
+    ram: int | None,
     system: str | None,
     capability: str | None,
 ) -> tuple[Forecast, str]:
@@ -108,7 +121,7 @@ def _forecast(
     except PlanError as error:
         fail(f"this plan cannot run\n{error}")
     must_be_data(data_dir, skip_broken)
-    target = named_card(vram, gpu, system)
+    target = named_card(vram, gpu, system, ram)
     _must_name_enough(chosen, target)
     if data_dir is not None and text_tokens is not None:
         fail("--data-dir and --text-tokens both name the longest sample; give one of them")
@@ -162,6 +175,7 @@ def check_command(
     skip_broken: SkipBroken = None,
     gpu: Card = None,
     vram: Vram = None,
+    ram: Ram = None,
     system: System = None,
     as_json: Json = False,
 ) -> None:
@@ -171,7 +185,7 @@ def check_command(
     given or no card is known, 130 interrupted.
     """
     found, card = _forecast(
-        plan, settings, data_dir, skip_broken, None, None, gpu, vram, system, None
+        plan, settings, data_dir, skip_broken, None, None, gpu, vram, ram, system, None
     )
     verdict = "UNKNOWN" if found.cap_bytes is None else found.verdict
     if as_json:

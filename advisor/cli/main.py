@@ -20,7 +20,6 @@ from advisor.cli.output import (
     print_advice,
     saved,
     with_forecast,
-    within_limits,
     write,
     write_plot,
 )
@@ -66,7 +65,7 @@ def run(context: typer.Context, options: AdviseOptions) -> None:
     if options.explain is not None:
         _explain(options.explain)
         return
-    advice = within_limits(_advised(options), options.hours, options.price)
+    advice = _advised(options)
     if options.save is not None:
         advice = saved(advice, options.save)
     if options.svg is not None:
@@ -83,7 +82,7 @@ def run(context: typer.Context, options: AdviseOptions) -> None:
 
 
 def _explain(component: str) -> None:
-    """Print what a part of the memory is."""
+    """Print what a word of the answer means."""
     from advisor.report.glossary import explain
 
     try:
@@ -95,18 +94,11 @@ def _explain(component: str) -> None:
 def _advised(options: AdviseOptions) -> Advice:
     """The advice that the options ask for, tried and drawn where they say so."""
     options.check()
+    emulated = options.emulate_vram
+    advice, live = advised(options, options.plot is not None, emulated)
     with advice_errors():
-        assignments = options.assignments()
-    emulated = options.emulate_vram is not None
-    advice, live = advised(
-        options.model, assignments,
-        gpu=options.gpu, vram=options.vram or options.emulate_vram, system=options.system,
-        ram=options.ram, gpus=options.gpus, nodes=options.nodes, prefer=options.prefer,
-        data_dir=options.data_dir, skip_broken=options.skip_broken, exact=options.plot is not None,
-    )  # fmt: skip
-    with advice_errors():
-        if options.measure or emulated:
-            advice = _tried(advice, emulated)
+        if options.measure or emulated is not None:
+            advice = _tried(advice, emulated is not None)
         if options.plot is not None:
             advice = with_forecast(advice, live)
             write_plot(advice, live, options.plot)

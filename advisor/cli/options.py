@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +13,7 @@ import typer
 
 from profiles.command_line import MODEL_HELP, gpu_names, model_names
 from profiles.exits import fail
+from profiles.own_files import is_marked, refuse_others
 from profiles.preferences import Preference
 from profiles.sizes import GIB, parse_size
 from profiles.streams import say, tell
@@ -37,7 +38,7 @@ def memory_size(text: str) -> int:
 
 
 def explained_names(incomplete: str) -> Iterator[str]:
-    """Completions of --explain: parts of the memory, with hyphens, and settings."""
+    """Completions of --explain: words of the answer, with hyphens, and settings."""
     from advisor.report.glossary import EXPLANATIONS
     from profiles.plan import setting_names
 
@@ -222,8 +223,35 @@ def must_be_positive(name: str, value: float | None) -> None:
         fail(f"{name}: got {value:g}; give a number above 0")
 
 
-def must_be_writable(path: Path | None) -> None:
-    """Ends with exit code 2 before the work, not after it."""
+def is_plan(path: Path) -> bool:
+    """Whether a file holds a plan."""
+    from profiles.findings import PlanError
+    from profiles.plan import Plan
+
+    try:
+        Plan.read(path)
+    except PlanError:
+        return False
+    return True
+
+
+def are_rows(path: Path) -> bool:
+    """Whether a file holds tested rows as they are exported or shared. Raises OSError."""
+    from advisor.report.shared_rows import rows_of
+    from profiles.files import read_regular
+    from profiles.tested import parse_table
+
+    found = parse_table(rows_of(read_regular(path)), str(path))
+    return bool(found.rows) and not found.findings
+
+
+def must_be_writable(
+    path: Path | None, kind: str = "a picture", is_ours: Callable[[Path], bool] = is_marked
+) -> None:
+    """Ends with exit code 2 before the work, not after it; where a file would be lost, too.
+
+    What this product wrote itself, by `is_ours`, is replaced.
+    """
     if path is None:
         return
     if path.is_dir():
@@ -233,6 +261,10 @@ def must_be_writable(path: Path | None) -> None:
     if not os.access(path.parent, os.W_OK):
         fail(f"{path}: cannot be written: no right to write into {path.parent}\n"
               "    hint: name another folder, or change its rights")  # fmt: skip
+    try:
+        refuse_others(path, kind, is_ours)
+    except FileExistsError as error:
+        fail(str(error))
 
 
 def parse_capability(text: str) -> tuple[int, int]:

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
+from advisor.cli.advise_options import AskedOptions
 from advisor.cli.advising import advised
-from advisor.cli.options import (
-    Card,
-    DataDir,
-    Gpus,
-    Model,
-    Nodes,
-    Prefer,
-    Ram,
-    Settings,
-    SkipBroken,
-    System,
-    Vram,
-    must_be_writable,
+from advisor.cli.options import must_be_writable
+from advisor.cli.output import (
+    advice_errors,
+    step_picture,
+    with_forecast,
+    within_limits,
+    write,
 )
-from advisor.cli.output import advice_errors, step_picture, with_forecast, write
+from profiles.command_options import given, takes
 from profiles.exits import fail
 from profiles.streams import tell
 
@@ -30,24 +27,28 @@ if TYPE_CHECKING:
     from advisor.report.run_folder import Run
 
 
-def report_command(
-    file: Annotated[Path, typer.Argument(metavar="OUT.html", help="The file to write.")],
-    model: Model = None,
-    settings: Settings = None,
-    gpu: Card = None,
-    vram: Vram = None,
-    system: System = None,
-    ram: Ram = None,
-    gpus: Gpus = None,
-    nodes: Nodes = None,
-    prefer: Prefer = "usual",
-    data_dir: DataDir = None,
-    skip_broken: SkipBroken = None,
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions(AskedOptions):
+    """The options of `lisa-advise report`."""
+
+    panels: ClassVar[Mapping[str, str]] = {**AskedOptions.panels, "file": ""}
+
+    file: Annotated[Path, typer.Argument(metavar="OUT.html", help="The file to write.")]
     run: Annotated[
         Path | None,
         typer.Option(metavar="RUN", help="Compare with what a run folder of lisa-train measured."),
-    ] = None,
-) -> None:
+    ] = None
+
+    def check(self) -> None:
+        """End with exit code 2, as of those that are asked for."""
+        super().check()
+        if self.file.suffix.lower() not in (".html", ".htm"):
+            fail(f"got {self.file.name}; the name must end in .html")
+        must_be_writable(self.file, "a report")
+
+
+@takes(ReportOptions)
+def report_command(context: typer.Context, options: ReportOptions) -> None:
     """Write the advice as one HTML file, to send to a colleague. Needs some seconds and no GPU.
 
     It holds the memory of a step as a picture and loads nothing from the network. With --run, the
@@ -60,26 +61,21 @@ def report_command(
     from advisor.memory.live import live_forecast
     from advisor.report.page import page
 
-    if file.suffix.lower() not in (".html", ".htm"):
-        fail(f"got {file.name}; the name must end in .html")
-    must_be_writable(file)
-    found = None if run is None else _run(run)
+    options.check()
+    found = None if options.run is None else _run(options.run)
     if found is not None and found.advice is not None:
-        given = model, settings, gpu, vram, system, ram, gpus, nodes, data_dir, skip_broken
-        if any(given) or prefer != "usual":
-            fail(f"{run}: the run has its own advice; leave out the options that ask for another")
-        advice, live = found.advice, live_forecast(found.advice.machine, None, None, tell)
+        if given(options) - {"file", "run", "hours", "price"}:
+            what = "the run has its own advice; leave out the options that ask for another"
+            fail(f"{options.run}: {what}")
+        advice = within_limits(found.advice, options.hours, options.price)
+        live = live_forecast(advice.machine, None, None, tell)
     else:
-        advice, live = advised(
-            model, list(settings or ()),
-            gpu=gpu, vram=vram, system=system, ram=ram, gpus=gpus, nodes=nodes, prefer=prefer,
-            data_dir=data_dir, skip_broken=skip_broken, exact=True,
-        )  # fmt: skip
+        advice, live = advised(options, exact=True)
     with advice_errors():
         advice = with_forecast(advice, live)
         picture = step_picture(advice, live, "svg")
-    write(file, page(advice, picture, Evidence.here().table.rows, found))
-    tell(f"{advice.verdict}: written to {file}")
+    write(options.file, page(advice, picture, Evidence.here().table.rows, found))
+    tell(f"{advice.verdict}: written to {options.file}")
     raise typer.Exit(advice.exit_code)
 
 

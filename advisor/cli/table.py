@@ -72,6 +72,9 @@ def listed(
         )  # fmt: skip
     PlainConsole().print(shown)
     tell(f"{len(rows)} of {len(table.rows)} rows")
+    if any(row.source == "seed" for row in rows):
+        tell("seed rows are claims: 'confirmed by' and 'contradicted by' name rows that\n"
+             "measured them; a claim that leaves settings open may have both")  # fmt: skip
 
 
 @app.command("export", examples=["lisa-advise table export rows.jsonl"])
@@ -79,6 +82,7 @@ def export(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="JSON lines; '-' for stdout.")],
 ) -> None:
     """Write your own rows to a file, to share them."""
+    _must_be_ours(file)
     rows = [row for row in _read().rows if row.source == "user"]
     text = "".join(row.model_dump_json() + "\n" for row in rows)
     if str(file) == "-":
@@ -100,6 +104,7 @@ def share(
     from advisor.report.shared_rows import block, shared
     from profiles.exits import EXIT_FAILED, fail
 
+    _must_be_ours(file)
     own = [row for row in _read().rows if row.source == "user" and row.gpu is not None]
     if not own:
         fail("no measured row of yours\n    hint: lisa-advise --measure makes one", EXIT_FAILED)
@@ -138,6 +143,14 @@ def import_(
         tell(str(finding))
     tell(f"{counted(len(new), 'row')} added, {len(found.rows) - len(new)} were there")
     raise typer.Exit(2 if found.findings else 0)
+
+
+def _must_be_ours(file: Path | None) -> None:
+    """Ends with exit code 2 for a file that holds something else than rows."""
+    from advisor.cli.options import are_rows, must_be_writable
+
+    if str(file) != "-":
+        must_be_writable(file, "a table", are_rows)
 
 
 def _read() -> Table:

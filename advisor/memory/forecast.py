@@ -27,7 +27,7 @@ from advisor.memory.worst_sample import Worst
 from advisor.rehearsal import BadQuestion, RehearsalFailed, rehearsed
 from profiles.batches import micro_batches
 from profiles.exchange import exchange, nccl_bytes
-from profiles.grid import batch_bytes, caching_bytes, nearest
+from profiles.grid import batch_bytes, caching_bytes, compiler_bytes, nearest
 from profiles.measurement import DataCounts, Measurement, Timeline
 from profiles.places import cache_folder
 from profiles.plan import Plan
@@ -37,11 +37,11 @@ from profiles.splits import NEEDED, located
 from profiles.tested import Verdict
 from profiles.text import counted
 
+COMPILED = "compiled"  # rows whose decoder layers are
 NO_CARD = Card()
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}  # for a child that needs none
 # Resident set of the process beside what is counted: the same rows, 1.96-2.3 GiB.
 HOST_BASE_BYTES = round(2.09 * GIB)
-HOST_COMPILER_BYTES = round(0.15 * GIB)  # of Triton and inductor: 0 to 0.4 were seen
 HOST_LOOKUP_BYTES = round(0.11 * GIB)  # buffers of a table looked up and a head streamed
 
 # For a child that first looks at every visit of a training: a full recipe has 100 000.
@@ -188,12 +188,11 @@ def interpret(
         Tier(name=name, bytes=size, source=source, error=errors.get(name, ""))
         for name, size, source in figures
     )
-    cap_bytes, margin_bytes = card.cap_for(plan), margin_for(plan, pool, card.margin_bytes)
+    cap_bytes, margin_bytes = card.cap_for(plan), card.margin_bytes
+    margin_bytes = margin_for(plan, max(pool, caching := caching_bytes(plan)), margin_bytes)
     verdict, reason = _verdict(pool, saved, events, expandable, cap_bytes, margin_bytes)
-    caching = caching_bytes(plan)
-    if cap_bytes is not None and caching > cap_bytes:
-        verdict = "OOM"
-        reason = f"building the feature cache takes {gib(caching)} of {gib(cap_bytes)}"
+    if caching > pool and cap_bytes is not None:
+        verdict, reason = _caching_verdict(caching, cap_bytes, margin_bytes)
     short = card.host.shortage(plan, host) if card.host is not None else ""
     if verdict != "OOM" and short:
         verdict, reason = "OOM", short
@@ -229,18 +228,33 @@ def _compiled(measurement: Measurement, free: PoolUse) -> tuple[int, int]:
     return tensors, max(round(1.01 * tensors), free.peak_reserved - max(0, less))
 
 
+def group_of(segments: str, compiled: bool) -> str:
+    """The group of rows that a plan's errors are published with, by how its pool is cut up."""
+    if compiled and segments == "expandable":
+        return COMPILED
+    return f"{COMPILED}, {segments} segments" if compiled else f"{segments} segments"
+
+
 def measured_errors(plan: Plan, answering: bool = False) -> dict[str, str]:
     """How far forecasts of such plans were off, in words, by tier."""
     segments = "expandable" if "expandable_segments:True" in plan.allocator else "whole"
-    kind = "answering" if answering else f"{segments} segments"
-    if plan.compile and not answering:
-        kind = "compiled" if segments == "expandable" else f"compiled, {kind}"
+    kind = "answering" if answering else group_of(segments, plan.compile)
     if plan.dtype != "bf16":
         return dict.fromkeys(get_args(TierName), f"no measured row computes in {plan.dtype}")
     if not ERRORS_FILE.exists():
         return {}
     errors: dict[str, dict[str, str]] = json.loads(ERRORS_FILE.read_text(encoding="utf-8"))
     return errors.get(kind, {})
+
+
+def _caching_verdict(caching: int, cap_bytes: int, margin_bytes: int) -> tuple[Verdict, str]:
+    """Where building the feature cache, before the model loads, takes more than a step."""
+    reason = f"building the feature cache takes {gib(caching)} of {gib(cap_bytes)}"
+    if caching > cap_bytes:
+        return "OOM", reason
+    if cap_bytes - caching < margin_bytes:
+        return "TIGHT", f"{reason}, inside the margin of {gib(margin_bytes)}"
+    return "FITS", f"{reason}, more than a step"
 
 
 def _verdict(
@@ -272,8 +286,7 @@ def _host_bytes(measurement: Measurement) -> int:
     """Peak resident set of a machine's training processes on Linux; shared pages count once."""
     plan = measurement.plan
     lookup = HOST_LOOKUP_BYTES if plan.host_embeddings else 0
-    compiler = HOST_COMPILER_BYTES if plan.compile else 0
-    libraries = HOST_BASE_BYTES + plan.profile.code_bytes + compiler
+    libraries = HOST_BASE_BYTES + plan.profile.code_bytes + compiler_bytes(plan)
     own = libraries + lookup + batch_bytes(plan)
     return plan.local_processes * own + (measurement.host_bytes or 0)
 

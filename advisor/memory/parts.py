@@ -1,10 +1,10 @@
-"""What a plan's pool holds, in three parts that a reader tells apart."""
+"""What a plan's pool holds at its peak, in parts that a reader tells apart."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from profiles.grid import estimate
+from profiles.grid import caching_bytes, estimate
 from profiles.plan import Plan
 
 if TYPE_CHECKING:
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 WEIGHTS = ("frozen weights", "encoders")
 TRAINED = ("adapters", "trained rows", "mask decoder", "other trained", "gradients",
            "gradient buckets", "optimizer state")  # fmt: skip
+LASTING = ("weights", "trained")  # parts that the size of a picture does not change
+CACHING = "caching"  # the one part where building the feature cache takes more than a step
 
 
 def parts_of(
@@ -20,15 +22,19 @@ def parts_of(
 ) -> dict[str, int]:
     """Bytes of frozen weights, of all that is trained, and of the rest of `pool_bytes`.
 
-    From the plan's own forecast, or else from the grid; empty where neither reaches.
+    Or all of them as `caching`. From the plan's own forecast, or else from the grid; empty where
+    neither reaches.
     """
     if forecast is not None:
-        live = forecast.live_at_peak
+        live, step = forecast.live_at_peak, forecast.tier("pool").bytes
         frozen, trained = (sum(live.get(n, 0) for n in names) for names in (WEIGHTS, TRAINED))
     else:
         found = estimate(plan, text_tokens)
         if found is None:
             return {}
-        frozen, trained = found.frozen_bytes, found.trained_bytes
+        frozen, trained, step = found.frozen_bytes, found.trained_bytes, found.step_bytes
+    caching = caching_bytes(plan)
+    if caching > step or caching == pool_bytes:  # a row may have taken less than its forecast
+        return {CACHING: pool_bytes}
     rest = max(0, pool_bytes - frozen - trained)
     return {"weights": frozen, "trained": trained, "activations": rest}

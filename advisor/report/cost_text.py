@@ -41,6 +41,23 @@ def cost_lines(advice: Advice) -> Iterator[tuple[str, str]]:
             yield "features", _features(advice.plan, advice.disk, advice.duration)
 
 
+def speed_text(advice: Advice) -> str:
+    """Questions a second, of which rows, and what the time assumes where that is another rate."""
+    speed, plan = advice.speed, advice.plan
+    assert speed is not None and plan is not None
+    most = plan.questions_per_picture
+    text = f"{speed.samples_per_second:.2g} questions/s"
+    text += f" with {most} a picture" if most > 1 else ""
+    if advice.text_tokens is not None:
+        text += f" in {advice.text_tokens} text tokens"
+    text += f", {speed.source}"
+    if advice.duration is not None:
+        times = plan.effective_batch / advice.duration.step_seconds
+        each = advice.duration.questions / max(1, advice.duration.pictures)
+        text += f"; {times:.2g} with {each:.2g} a picture, as the time has it"
+    return text
+
+
 def _time(duration: Duration) -> str:
     parts = (
         ("start", duration.start_seconds),
@@ -74,7 +91,7 @@ def _asked(duration: Duration) -> str:
         )
         price = f"{duration.price:.2f} ({low:.2f} to {high:.2f})"
         epochs = counted(duration.epochs, "epoch")
-        found.append(f"the {epochs} cost {price} at {duration.price_per_hour:g} an hour in all")
+        found.append(f"{epochs} cost {price} at {duration.price_per_hour:g} an hour")
     return "; ".join(found)
 
 

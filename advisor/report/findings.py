@@ -16,7 +16,7 @@ from advisor.report.plan_words import plan_text
 from advisor.request import Request, base_plan, whole_segments
 from profiles.environment import ALLOCATOR_VARIABLES
 from profiles.findings import Finding, PlanError
-from profiles.grid import caching_bytes
+from profiles.grid import caching_bytes, pinned_bytes
 from profiles.models import models
 from profiles.overrides import assigned
 from profiles.plan import Plan
@@ -61,15 +61,17 @@ def _lacking_host(request: Request, gpu: Gpu, base: Plan, budget: Budget) -> Fin
     found = search(base, request.pinned, replace(request.setting(gpu, roomy), live=None))
     if isinstance(found, str):
         return None
-    fitting = [one.host_bytes for one in found.choice.considered if one.verdict == "FITS"]
+    fitting = [one for one in found.choice.considered if one.verdict == "FITS"]
     if not fitting:
         return None
-    what = (
-        f"host memory is what lacks: {gib(budget.host.bytes)} are usable, and plans that fit "
-        f"the card take {gib(min(fitting))} or more"
-    )
+    size, usable = min(one.host_bytes for one in fitting), budget.host.bytes
+    lacks = f"{gib(usable)} are usable, and plans that fit the card take {gib(size)} or more"
     fix = "--ram SIZE for a machine with more" if request.what_if else "close other programs"
-    return Finding(gpu.name, what, fix=fix)
+    if size <= usable:  # then it is what may be pinned
+        least = min(fitting, key=lambda one: pinned_bytes(one.plan))
+        lacks = budget.host_shortage(least.plan, least.host_bytes).removeprefix("host memory: ")
+        fix = "train in a machine with more memory"
+    return Finding(gpu.name, f"host memory is what lacks: {lacks}", fix=fix)
 
 
 def _lacking_card(gpu: Gpu, best: Candidate, base: Plan) -> Finding:

@@ -1,8 +1,10 @@
-"""What a part of the memory is, what it depends on and what makes it smaller; or a setting."""
+"""What a word of the answer means: a part of the memory and what changes it, or a setting."""
 
 from __future__ import annotations
 
-EXPLANATIONS = {
+from advisor.report.screen_words import ROWS, VERDICTS
+
+PARTS = {
     "free": "Free memory on the card as the driver reports it (NVML). For a card that is not in "
     "this machine: its size, minus what driver and display take. Other processes reduce it; "
     "nvidia-smi names them.",
@@ -50,11 +52,12 @@ EXPLANATIONS = {
     "are counted together; what they keep there exists once.",
 }  # fmt: skip
 
+EXPLANATIONS = PARTS | ROWS | VERDICTS
 ALIASES = {"host": "host memory"}  # as forecasts call it
 
 
 def explain(name: str) -> str:
-    """The text for a part of the memory, or for a setting. Raises ValueError naming known ones."""
+    """The text for a word of the answer, or for a setting. Raises ValueError naming known ones."""
     import difflib
 
     from advisor.report.setting_words import explain_setting, setting_called

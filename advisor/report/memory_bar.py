@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from rich.console import Console
 from rich.text import Text
 
-from advisor.choice.search import EXACT
-from profiles.sizes import GIB, gib
+from advisor.choice.search import basis_text
+from advisor.memory.parts import CACHING
+from profiles.sizes import GIB
 
 if TYPE_CHECKING:
     from advisor.advice import Advice
@@ -29,6 +30,7 @@ PARTS = (
     Part("weights", "█", "W", "#0072b2"),
     Part("trained", "▓", "T", "#e69f00"),
     Part("activations", "▒", "A", "#009e73"),
+    Part(CACHING, "░", "C", "#cc79a7"),
 )
 LIMIT, ASCII_LIMIT = "┃", "|"
 FREE, ASCII_FREE = "·", "."
@@ -42,7 +44,7 @@ def bar(advice: Advice, console: Console) -> Text:
     whole = max(advice.budget.free.bytes, advice.needs.bytes, 1)
     scale = WIDTH / whole
     line, done, filled = Text(), 0, 0
-    sizes = advice.parts or {PARTS[-1].name: advice.needs.bytes}
+    sizes = advice.parts or {"activations": advice.needs.bytes}
     for part in PARTS:
         filled += sizes.get(part.name, 0)
         length = round(scale * filled) - done
@@ -55,9 +57,16 @@ def bar(advice: Advice, console: Console) -> Text:
 
 
 def legend(advice: Advice) -> str:
-    """The bar's parts in figures, with their sum and the limit."""
+    """The bar's parts in GiB, with their sum and what that is; with the limit where it is passed.
+
+    A plan that fits has its limit in the line above.
+    """
     assert advice.budget is not None and advice.needs is not None
     parts = [f"{name} {size / GIB:.2f}" for name, size in advice.parts.items()]
-    whole = f"{advice.needs.bytes / GIB:.2f} of {gib(advice.budget.usable.bytes)}"
-    whole += " (exact, not interpolated)" if advice.needs.source.startswith(EXACT) else ""
-    return f"{' + '.join(parts)} = {whole}" if parts else f"at most {whole}"
+    whole = f"{advice.needs.bytes / GIB:.2f}"
+    if CACHING in advice.parts:
+        parts, whole = [], f"{whole} to build the feature cache, more than a step"
+    elif advice.verdict != "FITS":
+        whole += f" of {advice.budget.usable.bytes / GIB:.2f}"
+    whole += f", {basis_text(advice.needs).removesuffix(' forecast')}"
+    return f"{' + '.join(parts)} = {whole}" if parts else whole

@@ -12,10 +12,11 @@ from markupsafe import Markup
 
 from advisor.advice import Advice
 from advisor.machine.cuda_context import LIBRARIES, installed
-from advisor.report.cost_text import cost_lines
+from advisor.report.cost_text import cost_lines, speed_text
 from advisor.report.plan_words import changes
 from advisor.report.run_folder import Measured, Run
 from advisor.report.text import plan_lines
+from profiles.own_files import MARK
 from profiles.sizes import GIB, gib
 from profiles.tested import TestedRow
 from profiles.text import printable
@@ -47,10 +48,11 @@ def page(
     )
     return environment.get_template("page.html").render(
         advice=advice,
-        plan_lines=list(plan_lines(advice.plan)) if advice.plan else [],
+        plan_lines=list(plan_lines(advice.plan, advice.duration)) if advice.plan else [],
         memory=list(_memory(advice)),
         costs=list(cost_lines(advice)),
         bar=bar(advice),
+        speed=speed_text(advice) if advice.speed else "",
         usable=_usable_share(advice),
         picture=None if picture is None else _inline(picture),
         ladder=[(rung, changes(rung.plan, advice.plan)) for rung in advice.ladder],
@@ -61,6 +63,7 @@ def page(
         and run.plan.content_hash == advice.plan.content_hash,
         versions=versions(advice, run),
         gib=gib,
+        mark=MARK,
     )  # fmt: skip
 
 

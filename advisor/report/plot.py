@@ -18,6 +18,7 @@ from advisor.choice.search import basis_text
 from advisor.memory.forecast import Forecast
 from advisor.report.plan_words import plan_text
 from profiles.measurement import Timeline
+from profiles.own_files import MARK
 from profiles.plan import Plan
 from profiles.sizes import GIB, gib
 from profiles.text import one_line
@@ -102,7 +103,8 @@ def figure(step: Timeline, told: Forecast, advice: Advice) -> Figure:
 def picture(step: Timeline, told: Forecast, advice: Advice, kind: str) -> bytes:
     """The picture as a file of that kind: png, svg or pdf."""
     file = BytesIO()
-    named: dict[str, Any] = {"Title": ": ".join(heads(advice, step.plan)[:2])}
+    told_by = "Subject" if kind == "pdf" else "Description"
+    named: dict[str, Any] = {"Title": ": ".join(heads(advice, step.plan)[:2]), told_by: MARK}
     # Nothing that differs from one run to the next, or names a page of the network.
     bare = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     undated = {"svg": bare, "pdf": {"CreationDate": None}}.get(kind, {})

@@ -178,20 +178,32 @@ def _adapter_reason(found: Found, budget: Budget) -> Reason:
     prices = []
     for more in NEXT_ADAPTERS:
         plan = best.plan.model_copy(update={"lora": lora.model_copy(update=more)})
-        needs = found.scales.needs(plan)
+        needs = _more_bytes(plan, found)
         if needs is None:
             continue
-        price = gib(max(0, needs[0].bytes - best.needs.bytes)) + " more"
+        price = f"{gib(needs)} more"
         speeds = found.scales.speed(plan), best.speed
         slower = 1 - speeds[0].samples_per_second / speeds[1].samples_per_second
         price += f", {slower:.0%} slower" if slower >= 0.005 else ", as fast"
-        if needs[0].bytes > budget.usable.bytes:
+        if best.needs.bytes + needs > budget.usable.bytes:
             price += ", too large with this plan"
         prices.append(f"{lora_text(plan)}: {price}")
     because = "as published for LISA (arXiv:2308.00692); no study of segmentation shows that more "
     because += "helps, though language models gained from adapters on all linears, whatever the "
     because += f"rank (QLoRA, arXiv:2305.14314). {'; '.join(prices)}"
     return Reason(setting="lora", value=lora_text(best.plan), because=because, basis="policy")
+
+
+def _more_bytes(plan: Plan, found: Found) -> int | None:
+    """What `plan` takes more than the chosen one, both by shipped forecasts.
+
+    The chosen one's own figure may be a row's, or exact: their difference would be no price.
+    """
+    text = found.text_tokens
+    there, here = (nearest(one, text) for one in (plan, found.choice.best.plan))
+    if there is None or here is None:
+        return None
+    return max(0, there.pool_bytes - here.pool_bytes)
 
 
 def dtype_reason(plan: Plan, gpu: Gpu) -> Reason:

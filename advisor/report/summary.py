@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from advisor.memory.speed import seconds_of
-from advisor.report.cost_text import cost_lines
+from advisor.report.cost_text import cost_lines, speed_text
 from advisor.report.findings import OPEN_NAME
 from advisor.report.memory_bar import bar, legend
 from advisor.report.plan_words import changes, lora_text, storage_text
@@ -19,7 +19,7 @@ from profiles.gpus import WITH_FP8, gpu_by_nvml
 from profiles.pictures import shrinks_pictures
 from profiles.plan import Plan
 from profiles.preferences import PREFERENCES, Preference
-from profiles.sizes import gib
+from profiles.sizes import GIB, gib
 from profiles.text import counted, printable
 
 if TYPE_CHECKING:
@@ -28,27 +28,41 @@ if TYPE_CHECKING:
 
 SCREEN_LINES = 24
 TITLE_COLUMNS = 10
+LEAST_BYTES = GIB // 200  # of a difference that is shown, in two digits
 WORTH_SAYING = 0.02  # of the speed, or of the usable memory: less is no alternative
 
 
+Row = tuple[str, Text]  # its title and what it says
+
+
 def first_screen(advice: Advice, console: Console) -> None:
-    """Print plan, memory, alternatives and as many notes below the command as there is room for."""
+    """Print plan and memory, and as many other plans and notes as there is room for."""
     rows = list(_lines(advice, console))
-    notes = _notes(advice)
+    others = [(title, Text(text)) for title, text in alternatives(advice)]
+    notes = [("note", Text(note)) for note in _notes(advice)]
     if advice.exit_code or advice.budget is None:
-        rows += [("note", Text(note)) for note in notes]
+        rows += others + notes
     else:
-        room = SCREEN_LINES - _head_lines(advice, console) - _height(rows, console) - 1
-        shown = notes[: max(0, room)]
-        whole = [("note", Text(note)) for note in shown]
-        if _height([*rows, *whole], console) - _height(rows, console) > room:
-            width = console.width - TITLE_COLUMNS
-            whole = [("note", Text(shorten(note, width, placeholder=" ..."))) for note in shown]
-        rows += whole
+        room = SCREEN_LINES - _head_lines(advice, console) - 1
+        while others and _height(rows + others, console) > room:
+            others.pop()
+        rows += others
+        shown = _that_fit(notes, rows, room, console)
+        rows += shown
         rows.append(("more", Text(_more(advice, len(notes) - len(shown)), style="dim")))
     if rows:
         console.print()
         console.print(_table(rows))
+
+
+def _that_fit(notes: list[Row], rows: list[Row], room: int, console: Console) -> list[Row]:
+    """As many notes as have a line below the rows; whole where all of these have room."""
+    shown = notes[: max(0, room - _height(rows, console))]
+    if not shown or _height([*rows, *shown], console) <= room:
+        return shown
+    width = console.width - TITLE_COLUMNS
+    short = (shorten(note.plain, width, placeholder=" ...") for _, note in shown)
+    return [("note", Text(note)) for note in short]
 
 
 def commands(advice: Advice) -> list[str]:
@@ -57,10 +71,11 @@ def commands(advice: Advice) -> list[str]:
         return []
     plan = advice.plan
     published = plan is not None and plan.weights == "default" and not plan.profile.packaged
-    return [*([plan.profile.conversion] if plan and published else []), advice.command]
+    typed = advice.command.splitlines()
+    return [*([plan.profile.conversion] if plan and published else []), *typed]
 
 
-def _table(rows: Iterable[tuple[str, Text]]) -> Table:
+def _table(rows: Iterable[Row]) -> Table:
     table = Table.grid(padding=(0, 1))
     table.add_column(no_wrap=True, style="dim")
     table.add_column()
@@ -69,7 +84,7 @@ def _table(rows: Iterable[tuple[str, Text]]) -> Table:
     return table
 
 
-def _height(rows: Iterable[tuple[str, Text]], console: Console) -> int:
+def _height(rows: Iterable[Row], console: Console) -> int:
     return len(console.render_lines(_table(rows)))
 
 
@@ -80,7 +95,7 @@ def _head_lines(advice: Advice, console: Console) -> int:
     return sum(-(-length // console.width) for length in head) + 2
 
 
-def _lines(advice: Advice, console: Console) -> Iterator[tuple[str, Text]]:
+def _lines(advice: Advice, console: Console) -> Iterator[Row]:
     plan = advice.plan
     for note in advice.findings:
         if note.where == OPEN_NAME:
@@ -94,7 +109,7 @@ def _lines(advice: Advice, console: Console) -> Iterator[tuple[str, Text]]:
         yield "plan", Text(plan_line(plan))
     if advice.budget is not None and advice.needs is not None and advice.plan is not None:
         yield "memory", bar(advice, console)
-        yield "", Text(legend(advice))
+        yield "GiB", Text(legend(advice))
     if advice.budget is not None and advice.budget.host is not None and advice.host_bytes:
         host = advice.budget.host
         yield "host", Text(f"{gib(advice.host_bytes)} of {gib(host.bytes)}: {host.source}")
@@ -102,9 +117,7 @@ def _lines(advice: Advice, console: Console) -> Iterator[tuple[str, Text]]:
     if advice.command:
         yield from costs
     if advice.speed is not None and not costs:
-        yield "speed", Text(_speed(advice))
-    for title, text in alternatives(advice):
-        yield title, Text(text)
+        yield "speed", Text(speed_text(advice))
 
 
 def _in_fp8(advice: Advice) -> str:
@@ -157,11 +170,6 @@ def batch_words(plan: Plan) -> str:
     return f"{asked}: {passes}{counted(plan.micro_batch, 'picture')}{processes}"
 
 
-def _speed(advice: Advice) -> str:
-    assert advice.speed is not None
-    return f"{advice.speed.samples_per_second:.2g} questions/s, {advice.speed.source}"
-
-
 def alternatives(advice: Advice) -> Iterator[tuple[str, str]]:
     """(title, text) of what another order of preference, or a larger card, gains and costs."""
     best = advice.considered[0] if advice.considered else None
@@ -169,8 +177,11 @@ def alternatives(advice: Advice) -> Iterator[tuple[str, str]]:
         return
     if advice.prefer != "usual" and "usual" not in advice.alternatives:
         yield "prefer", f"{advice.prefer} changes nothing here: this is the usual plan"
+    seen = []
     for order, other in advice.alternatives.items():
-        if _is_worth_saying(order, other, best, advice.budget.usable.bytes):
+        worth = _is_worth_saying(order, other, best, advice.budget.usable.bytes)
+        if worth and other.plan not in seen:
+            seen.append(other.plan)
             told = f"{changes(other.plan, best.plan)}: {change(other, best)}"
             yield order, told
     if advice.better is not None and advice.better_card_gib is not None:
@@ -199,6 +210,8 @@ def change(other: Candidate, best: Candidate) -> str:
     if abs(share) >= WORTH_SAYING:
         pace = f"{abs(share):.0%} {'faster' if share > 0 else 'slower'}"
     more = other.needs.bytes - best.needs.bytes
+    if abs(more) < LEAST_BYTES:
+        return f"{pace}, as much memory"
     return f"{pace}, {gib(abs(more))} {'more' if more > 0 else 'less'}"
 
 

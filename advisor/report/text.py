@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import textwrap
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -14,15 +15,17 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from advisor.report.cost_text import cost_lines
+from advisor.report.cost_text import cost_lines, speed_text
 from advisor.report.plan_words import changes, lora_text, storage_text
 from advisor.report.summary import commands, first_screen
+from profiles.own_files import MARK
 from profiles.plan import Plan
 from profiles.sizes import gib
 from profiles.text import counted, printable
 
 if TYPE_CHECKING:
     from advisor.advice import Advice
+    from advisor.cost.duration import Duration
     from advisor.doctor import Check
     from advisor.memory.forecast import Forecast
 
@@ -128,7 +131,7 @@ def print_checks(checks: Iterable[Check]) -> None:
 
 
 def render_svg(advice: Advice) -> str:
-    """The same text as an SVG picture, 80 columns wide."""
+    """The same text as an SVG picture, 80 columns wide, in a font that is there."""
     console = PlainConsole(
         record=True,
         file=io.StringIO(),
@@ -138,12 +141,13 @@ def render_svg(advice: Advice) -> str:
         legacy_windows=False,
     )
     print_text(advice, console)
-    return console.export_svg(title="lisa-advise")
+    text = console.export_svg(title="lisa-advise").replace(">", f"><!-- {MARK} -->", 1)
+    return re.sub(r"\s*@font-face \{.*?\}", "", text, flags=re.DOTALL)  # of the network
 
 
 def _sections(advice: Advice) -> Iterator[tuple[str, RenderableType]]:
     if advice.plan is not None:
-        yield "Plan", _pairs(plan_lines(advice.plan))
+        yield "Plan", _pairs(plan_lines(advice.plan, advice.duration))
     if advice.budget is not None:
         yield "Memory", _memory(advice)
     if costs := list(cost_lines(advice)):
@@ -178,8 +182,8 @@ def _pairs(lines: Iterator[tuple[str, str]]) -> Table:
     return table
 
 
-def plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
-    """The settings of a plan in words: (name, value)."""
+def plan_lines(plan: Plan, duration: Duration | None = None) -> Iterator[tuple[str, str]]:
+    """The settings of a plan in words: (name, value); steps in numbers where data is known."""
     layers = plan.profile.decoder.layers
     yield "model", plan.profile.title
     yield "weights", f"{storage_text(plan)}, {plan.dtype} compute, on {plan.device}"
@@ -205,8 +209,7 @@ def plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "compiled", "decoder layers, by torch.compile"
     yield "cached", ", ".join(plan.cached_encoders) or "no encoder"
     state = f"{plan.optimizer}, {plan.optimizer_state} state"
-    steps = plan.schedule.warmup_steps
-    warmup = "a twentieth of the steps (at most 100)" if steps is None else counted(steps, "step")
+    warmup = _warmup(plan, duration)
     rate = f"{plan.schedule.learning_rate:g} {plan.schedule.shape} after {warmup} of warm-up"
     yield "optimizer", f"{state}, rate {rate}, {counted(plan.schedule.epochs, 'epoch')}"
     if not plan.mixture.reason_seg_alone:
@@ -214,6 +217,17 @@ def plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
         rates = ", ".join(f"{name} {rate:g}" for name, rate in mixture.items() if rate)
         yield "mixture", f"{rates}; {plan.mixture.samples} samples an epoch"
     yield "hash", plan.content_hash
+
+
+def _warmup(plan: Plan, duration: Duration | None) -> str:
+    """How many steps the learning rate rises, of how many where that is known."""
+    asked = plan.schedule.warmup_steps
+    if duration is not None:
+        steps = duration.epochs * -(-duration.questions // plan.effective_batch)
+        return f"{plan.schedule.warmup(steps)} of {counted(steps, 'step')}"
+    if asked is None:
+        return "a twentieth of the steps (at most 100)"
+    return f"{counted(asked, 'step')} (at most half of the run's)"
 
 
 def _memory(advice: Advice) -> Table:
@@ -241,10 +255,8 @@ def _memory(advice: Advice) -> Table:
         note = f"of {gib(budget.host.bytes)}: {budget.host.source}"
         table.add_row("host memory", gib(advice.host_bytes), "forecast", Text(note))
     if advice.speed is not None:
-        speed = f"{advice.speed.samples_per_second:.2g} /s"
-        shared = advice.plan is not None and advice.plan.questions_per_picture > 1
-        source = f"{'questions' if shared else 'samples'}, {advice.speed.source}"
-        table.add_row("speed", speed, advice.speed.basis, Text(source))
+        speed, source = speed_text(advice).split(" ", 1)
+        table.add_row("speed", f"{speed} /s", advice.speed.basis, Text(source))
     return table
 
 

@@ -145,7 +145,7 @@ function showNumbers(found, { pictures, validated, epochs }) {
     row("plan needs", `${gib(found.needs)} GiB`, `${found.basis}: ${found.error}`);
     row("host memory", `${gib(found.host)} GiB of ${gib(found.hostUsable)}`, "a machine of 16 GiB is assumed, half of it free");
     row("disk", `${gib(found.disk)} GiB`, "downloads, converted model, ReasonSeg's features, checkpoints");
-    row("questions a second", speedText(found.speed), found.source);
+    row("questions a second", speedText(found.speed), `with as many a picture as the plan says; ${found.source}`);
     const [about, low, high] = [found.time, found.low, found.high].map(timeText);
     row(`time, ${counted(epochs, "epoch")} of ${counted(pictures, "picture")}`, `${about} (${low} to ${high})`,
       `one question a picture, ${validated} more to validate; ${found.timeError}`);

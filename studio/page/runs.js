@@ -34,7 +34,7 @@ export function setUpRuns(section, shared) {
     return undefined;
   }
 
-  const scored = (one) => `${one.split}${one.answers === "generated" ? " (own answers)" : ""}: gIoU ${shown3(one.giou)}${one.giou_95 ? ` [${one.giou_95.map(shown3).join(", ")}]` : ""}, cIoU ${shown3(one.ciou)}, ${one.images} pictures`;
+  const scored = (one) => `${one.split}${one.data ? ` of ${one.data}` : ""}${one.answers === "generated" ? " (own answers)" : ""}: gIoU ${shown3(one.giou)}${one.giou_95 ? ` [${one.giou_95.map(shown3).join(", ")}]` : ""}, cIoU ${shown3(one.ciou)}, ${one.images} questions`;
 
   async function compare() {
     const compared = all.filter((one) => chosen.has(one.run)), runs = compared.slice(0, 6);
@@ -45,7 +45,7 @@ export function setUpRuns(section, shared) {
     const found = await Promise.all(runs.map((one) => whole(one.run)));
     const of = (name) => found.map((one, number) => ({ name: runs[number].name, points: one.steps.filter((row) => row[name] !== undefined).map((row) => [row.step, row[name]]) }));
     const judged = found.map((one, number) => ({ name: runs[number].name, points: one.evaluations.filter((row) => typeof row.giou === "number").map((row) => [row.step, row.giou]) }));
-    curves.replaceChildren(plot("Loss", of("loss")), plot("gIoU on the validation pictures", judged, { from: 0 }));
+    curves.replaceChildren(plot("Loss", of("loss")), plot("gIoU on the validation questions", judged, { from: 0 }));
   }
 
   async function whole(run) {
@@ -89,7 +89,7 @@ export function setUpRuns(section, shared) {
     at("runs-works").replaceChildren(...told.works.map((one) => h("li", {}, `${one.what}: ${one.running ? "at work … " : ""}${one.words}`)));
   }
 
-  const titles = (place) => (place.endsWith("overlay.png") ? "Questions, predictions and truths of the validation pictures" : `The worst and the best pictures, ${place.split("/").at(-2).replace("evaluation-", "")}`);
+  const titles = (place) => (place.endsWith("overlay.png") ? "Validation questions, predictions and truths" : `The worst and the best answers, ${place.split("/").at(-2).replace("evaluation-", "")}`);
   async function showPictures(told) {
     const sheets = await Promise.all(told.pictures.map(async (place) => h("figure", {}, h("figcaption", {}, titles(place)), h("div", { class: "sheet", tabindex: 0 }, h("img", { alt: titles(place), src: await picture("picture", { picture: place, most: 2400 }) })))));
     at("runs-pictures")?.replaceChildren(...sheets);

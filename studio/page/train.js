@@ -136,7 +136,7 @@ export function setUpTrain(section, shared) {
     const measured = of("memory_bytes");
     return [
       plot("Loss", [{ name: "loss", points: of("loss") }], { none: "no step yet" }),
-      plot("gIoU and cIoU on the validation pictures", [{ name: "gIoU", points: judged("giou") }, { name: "cIoU", points: judged("ciou") }], { from: 0, none: "no evaluation yet" }),
+      plot("gIoU and cIoU on the validation questions", [{ name: "gIoU", points: judged("giou") }, { name: "cIoU", points: judged("ciou") }], { from: 0, none: "no evaluation yet" }),
       plot(`Memory, GiB${levels.length ? "" : none}`, [{ name: "measured", points: measured }], { unit: GIB, levels, from: 0, none: levels.length ? `forecast: ${gib(forecast.needs)} at most; nothing measured yet` : "nothing measured yet" }),
     ];
   }

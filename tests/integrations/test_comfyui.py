@@ -77,7 +77,7 @@ def test_the_node_keeps_to_the_contract(pack: ModuleType) -> None:
 @pytest.fixture
 def configured(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server's address and token, where its user puts them."""
-    monkeypatch.setenv("LISA_SEGMENT_ADDRESS", address + "/")
+    monkeypatch.setenv("LISA_SEGMENT_ADDRESS", address + "/docs/")
     monkeypatch.setenv("LISA_SEGMENT_TOKEN", "secret")
 
 

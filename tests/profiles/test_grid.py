@@ -8,7 +8,15 @@ import pytest
 
 from advisor.memory.forecast import interpret
 from profiles.exchange import bucket_bytes
-from profiles.grid import GRID_FILE, MICRO_BATCHES, TEXT_TOKENS, Estimate, estimate, nearest
+from profiles.grid import (
+    GRID_FILE,
+    HOST_COMPILER_BYTES,
+    MICRO_BATCHES,
+    TEXT_TOKENS,
+    Estimate,
+    estimate,
+    nearest,
+)
 from profiles.plan import Plan
 from profiles.settings import Lora
 from trainer.rehearse.fake import fake_rehearsal
@@ -103,6 +111,16 @@ def one(asked: Plan, text: int) -> Estimate:
     found = estimate(asked.model_copy(update=alone), text)
     assert found is not None
     return found
+
+
+@pytest.mark.parametrize(("processes", "nodes"), [(1, 1), (4, 2)])
+def test_compiling_takes_host_memory_of_each_process(processes: int, nodes: int) -> None:
+    """No corner is compiled: without it the advice fitted a host that `check` refused."""
+    settings = {"micro_batch": 1, "processes": processes, "nodes": nodes}
+    plain, compiled = (estimate(plan(**settings, compile=one), 128) for one in (False, True))
+    assert plain is not None and compiled is not None
+    each = processes // nodes
+    assert compiled.host_bytes - plain.host_bytes == pytest.approx(each * HOST_COMPILER_BYTES, 1e-6)
 
 
 def test_every_lever_moves_it_the_right_way() -> None:

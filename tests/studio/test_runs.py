@@ -148,10 +148,12 @@ def test_scores_come_with_their_interval_and_pictures(page: Page, folder: Path) 
     scored = folder / "evaluation-test"
     scored.mkdir()
     whole = {"giou": 0.5, "ciou": 0.6, "images": 9, "giou_95": [0.4, 0.6]}
-    (scored / "scores.json").write_text(json.dumps({"split": "test", "all": whole}))
+    document = {"split": "test", "data": "/elsewhere/street", "all": whole}
+    (scored / "scores.json").write_text(json.dumps(document))
     (scored / "extremes.png").write_bytes(b"")
     told = page.ask("run", run=RUN)
     assert told["scores"][0]["giou_95"] == [0.4, 0.6] and told["scores"][0]["split"] == "test"
+    assert told["scores"][0]["data"] == "street"
     assert told["pictures"] == [f"{RUN}/evaluation-test/extremes.png"]
     assert [one["run"] for one in page.ask("runs")["runs"]] == [RUN]
 
@@ -176,18 +178,19 @@ def test_runs_are_compared_picture_by_picture(page: Page, folder: Path) -> None:
     # Far apart from picture to picture, and still one is better than the other on each.
     base = np.linspace(0, 0.9, 40)
     score(folder, (base + np.tile([0.05, 0.06], 20)).tolist())
-    clear = "val: first − second: gIoU +0.055 [+0.054, +0.057] on 40 pictures"
+    clear = "val: first − second: gIoU +0.055 [+0.054, +0.057] on 40 questions"
     assert compared(base.tolist()) == clear
     unclear = compared(base[::-1].tolist())
     assert unclear.startswith("val: first − second: gIoU +0.055 [-0.")
-    assert unclear.endswith("other pictures could turn it round")
-    assert compared([0.1, 0.2]).endswith("were scored on different pictures")
+    assert unclear.endswith("other questions could turn it round")
+    assert compared([0.1, 0.2]).endswith("were scored on different questions")
     assert compared(base.tolist(), answers="generated") == ""  # nothing to compare it with
-    assert compared([float("nan")] * 40).endswith("different pictures")
+    assert compared(base.tolist(), data="/a/street") == ""
+    assert compared([float("nan")] * 40).endswith("different questions")
     (folder / "evaluation-val" / "images.jsonl").write_text("[" * 9999)
-    assert compared(base.tolist()).endswith("different pictures")
+    assert compared(base.tolist()).endswith("different questions")
     score(folder, [0.5])
-    assert compared([0.25]) == "val: first − second: gIoU +0.250 on 1 picture"
+    assert compared([0.25]) == "val: first − second: gIoU +0.250 on 1 question"
 
 
 def test_a_run_that_may_not_be_written_into_is_scored_beside(

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from profiles.files import read_regular, sweep, write_whole
+from profiles.files import read_object, sweep, write_whole
+from profiles.own_files import refuse_others
 from trainer.answer.questions import question_of, questions_of
+from trainer.answer.scored import SCORES
 from trainer.answer.segmenter import Segmenter
 from trainer.data.formats.reasonseg import Item
 from trainer.data.images import read_image
@@ -27,13 +29,14 @@ from trainer.run.validation import describe, evaluate, predict
 if TYPE_CHECKING:
     from trainer.run.run import Run
 
+FILES = (SCORES, "images.jsonl", "extremes.png")
 SHOWN = 4  # of the best, and of the worst
 Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of every picture, and the generated answers, if any."""
+    """Scores of every question, and the generated answers, if any."""
 
     items: tuple[Item, ...]
     scores: MaskScores
@@ -51,7 +54,7 @@ class Evaluation:
         return {name: _figures(MaskScores.from_rows(group)) for name, group in groups.items()}
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row a picture, the worst first."""
+        """One row a question, the worst first."""
         by_name = {item.name: item for item in self.items}
         found: list[dict[str, Any]] = []
         for row in self.scores.rows():
@@ -98,23 +101,21 @@ def generated(segmenter: Segmenter, items: Sequence[Item], reporter: Reporter) -
 def write(found: Evaluation, segmenter: Segmenter, folder: Path, facts: dict[str, Any]) -> None:
     """Write scores.json, images.jsonl (worst first) and extremes.png into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    sweep(folder, ("scores.json", "images.jsonl", "extremes.png"))
+    sweep(folder, FILES)
     document = {**facts, **found.summary(), "plan": segmenter.plan.content_hash,
                 "versions": versions()}  # fmt: skip
-    write_whole(folder / "scores.json", json.dumps(document, indent=2) + "\n")
+    write_whole(folder / SCORES, json.dumps(document, indent=2) + "\n")
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in found.rows()]
     write_whole(folder / "images.jsonl", "".join(lines))
     _write_extremes(found, segmenter, folder / "extremes.png")
 
 
-def replaced(folder: Path, data: Path, model: Path) -> list[str]:
-    """The other data or model that the figures in a folder belong to, if that can be read."""
-    try:
-        before = json.loads(read_regular(folder / "scores.json"))
-        pairs = [(Path(before["data"]), data), (Path(before["model"]), model)]
-        return [str(then) for then, now in pairs if then.resolve() != now.resolve()]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return []
+def refuse_others_figures(folder: Path) -> None:
+    """Raise FileExistsError if a folder holds files of the names below that are not ours."""
+    if {"split", "answers", "plan"} <= read_object(folder / FILES[0]).keys():
+        return  # it is written first
+    for name in FILES:
+        refuse_others(folder / name, "an evaluation", lambda path: False)
 
 
 def lines(summary: dict[str, Any]) -> list[str]:
@@ -123,7 +124,7 @@ def lines(summary: dict[str, Any]) -> list[str]:
 
 
 def _line(figures: dict[str, Any]) -> str:
-    text = describe(figures) if figures["images"] else "no picture"
+    text = describe(figures) if figures["images"] else "no question"
     for name, title in (("giou", "gIoU"), ("ciou", "cIoU")):
         if ends := figures.get(f"{name}_95"):
             value = f"{title} {figures[name]:.3f}"

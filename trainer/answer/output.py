@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from trainer.data.images import read_image
-from trainer.data.overlays import captioned, overlay
+from trainer.data.overlays import MARKED, captioned, overlay
 
 if TYPE_CHECKING:
     from trainer.answer.question import Answer
@@ -58,10 +58,10 @@ def write_pictures(question: Question, answer: Answer, stem: Path) -> list[Path]
         for number, mask in enumerate(answer.masks, 1):
             name = f".mask-{number}.png" if len(answer.masks) > 1 else ".mask.png"
             files.append(stem.with_name(stem.name + name))
-            Image.fromarray(mask.astype(np.uint8) * 255).save(files[-1])
+            Image.fromarray(mask.astype(np.uint8) * 255).save(files[-1], **MARKED)
         files.append(stem.with_name(stem.name + ".overlay.png"))
         shown = captioned(overlay(read_image(question.image), [*answer.masks]), question.text)
-        Image.fromarray(shown).save(files[-1])
+        Image.fromarray(shown).save(files[-1], **MARKED)
     for path in written_before(stem.parent, [stem]):
         if path not in files:
             path.unlink(missing_ok=True)

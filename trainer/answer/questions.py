@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from io import StringIO
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from trainer.answer.output import NAMED, WRITTEN, shortened
 from trainer.answer.question import Question
 from trainer.data.findings import DataError, Report
 from trainer.data.formats.reasonseg import Item, by_picture
-from trainer.data.images import is_picture, read_image
+from trainer.data.images import PICTURE_SUFFIXES, is_picture, read_image
 from trainer.data.importing.encoding import decoded
 from trainer.data.importing.questions_file import csv_rows
 from trainer.data.json_fields import read_sentence
@@ -27,6 +28,7 @@ from trainer.prompts import PromptError
 FLAGS = ("phrase", "explain")
 FIELDS = ("image", "picture", "label", "question", *FLAGS)
 _FLAG: dict[str, bool] = {"true": True, "false": False, "": False}  # as spreadsheets write them
+_LOOKED_AT, _HINTED = 500, 3  # folders below one without a picture
 EXAMPLE = '{"image": "a.jpg", "question": "What is hot?"}'
 
 
@@ -74,7 +76,8 @@ def read_questions(
         if wrong:
             raise ValueError("\n".join(f"  - {line}" for line in wrong))
     if not asked:
-        raise ValueError(f"{file or image}: no {'question' if file else 'picture'} in it")
+        hint = "" if file else _elsewhere(image)
+        raise ValueError(f"{file or image}: no {'question' if file else 'picture'} in it{hint}")
     return asked
 
 
@@ -84,6 +87,18 @@ def _pictures(folder: Path) -> list[Path]:
     found = [path for path in seen if not path.is_dir() and is_picture(path)]
     stems_there = {shortened(path.stem) for path in found}
     return [path for path in found if not _is_answer(path, stems_there)]
+
+
+def _elsewhere(folder: Path) -> str:
+    """A hint that names the folders below which hold pictures, as those of a data set do."""
+    found = list[str]()
+    for place, below, names in islice(os.walk(folder), _LOOKED_AT):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        if any(os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES for name in names):
+            found.append(argument(Path(place)))
+    more = ", …" if len(found) > _HINTED else ""
+    listed = ", ".join(found[:_HINTED])
+    return f"\n    hint: pictures lie in {listed}{more}; name one of these" if found else ""
 
 
 def _is_answer(path: Path, stems_there: set[str]) -> bool:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from profiles.exits import EXIT_USAGE, fail
-from profiles.files import reason
+from profiles.files import refused
 from profiles.streams import say, tell
 from profiles.text import counted
 from trainer.cli.console import LineProgress, sigterm_as_ctrl_c, user_errors
@@ -153,8 +153,7 @@ def check_data_folder(folder: Path, skip_broken: Text = None) -> int:
             broken.write_list(listed, findings)
         except OSError as error:
             say(f"{folder}: {broken.left_out_line(findings)}")
-            tell(f"note: {listed} cannot be written here: {reason(error)}\n"
-                 "    hint: without --skip-broken they are shown")  # fmt: skip
+            tell(f"note: {refused(error)}\n    hint: without --skip-broken they are shown")
         else:
             say(f"{folder}: {broken.left_out_line(findings, listed)}")
     else:

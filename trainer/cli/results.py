@@ -33,7 +33,10 @@ def evaluate(
     ] = False,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for the scores. Default: evaluation-SPLIT in the run."),
+        typer.Option(
+            help="Folder for the scores. Default: evaluation-SPLIT in the run, of other data "
+            "with -on-NAME."
+        ),
     ] = None,
     set_: Settings = None,
     skip_broken: SkipBroken = None,
@@ -58,14 +61,22 @@ def evaluate(
         trained = find_trained(run, set_ or ())
         asked = [one for _, one in questions_of(items)] if generate else map(question_of, items)
         plan, _ = planned(trained, [*asked])
-        from trainer.answer.evaluate import generated, lines, replaced, teacher_forced, write
+        from trainer.answer.evaluate import (
+            generated,
+            lines,
+            refuse_others_figures,
+            teacher_forced,
+            write,
+        )
+        from trainer.answer.scored import replaced, scores_folder
         from trainer.answer.segmenter import Segmenter
 
-        name = f"evaluation-{split}" + ("-generated" if generate else "")
-        target = out or (run / name if (run / "best").is_dir() else Path(name))
+        base = run if (run / "best").is_dir() else Path()
+        target = out or scores_folder(base, run, data_dir, split, generated=generate)
         how = "generated" if generate else "teacher-forced"
         facts = {"split": split, "answers": how, "data": str(data_dir), "model": str(run)}
         with made(target):  # fails before the work, not after it
+            refuse_others_figures(target)
             for other in replaced(target, data_dir, run):
                 tell(f"note: {target} holds figures of {one_line(other)}, which are replaced; "
                      "--out FOLDER keeps both")  # fmt: skip
@@ -77,17 +88,18 @@ def evaluate(
     if as_json:
         say(json.dumps(facts | found.summary(), indent=2))
         return
-    say("\n".join([f"{run} on {split}, {how}", *lines(found.summary())]))
-    say(f"scores of every picture in {target}, the worst and best in {target / 'extremes.png'}")
+    say("\n".join([f"{run} on {split} of {one_line(data_dir)}, {how}", *lines(found.summary())]))
+    say(f"scores of every question in {target}, the worst and best in {target / 'extremes.png'}")
 
 
 def _own_data(run: Path) -> tuple[Path, int]:
     """The data that a run, or the run of a checkpoint, was trained on, and how many of its entries
     may be left out. Raises ValueError."""
+    from trainer.answer.scored import run_of
     from trainer.run.folder import RECORD
     from trainer.run.started import Started
 
-    known = next((one for one in (run, run.resolve().parent) if (one / RECORD).is_file()), None)
+    known = run_of(run)
     if known is None:
         if not run.exists():
             raise ValueError(f"{run}: there is no such run")

@@ -13,6 +13,7 @@ from profiles.command_line import Commands, Version
 from profiles.environment import own_card
 from profiles.exits import fail
 from profiles.files import made, refused
+from profiles.own_files import refuse_others
 from profiles.streams import say, set_streams, tell
 from profiles.text import one_line, some
 from trainer.cli.console import user_errors
@@ -99,8 +100,10 @@ def segment(
         for error in broken.values():
             tell(f"left out: {error}")
         named = list(zip(asked, stems(asked, out), strict=True))
-        segmenter, fit = _loaded(trained, [one for one in asked if one.image not in broken])
         before = written_before(out, [stem for one, stem in named if one.image not in broken])
+        for one in before:
+            refuse_others(one, "an answer")
+        segmenter, fit = _loaded(trained, [one for one in asked if one.image not in broken])
         if before:  # and only now: without a model none of them would have been
             tell(f"note: replacing the pictures of earlier answers: {some(map(str, before))}; "
                  "another folder for --out keeps both")  # fmt: skip

@@ -110,7 +110,8 @@ async def _serve(workers: Workers, access: Access, place: socket.socket) -> None
         while not server.started and not listening.done():
             await asyncio.sleep(0.05)
         if server.started:
-            tell(f"answering on {url(access.host, place)}/docs, Ctrl-C ends it")
+            page = "" if access.token else "/docs"  # a browser sends no token
+            tell(f"answering on {url(access.host, place)}{page}, Ctrl-C ends it")
             if access.token is not None:
                 tell(f"token (shown this once): {access.token}")
         await listening

@@ -233,7 +233,8 @@ def _results(facts: dict[str, Any]) -> Iterator[str]:
     if not found.get("images"):
         yield "No figures: none were recorded, or the record is no longer as the run wrote it."
         return
-    yield "| | gIoU | cIoU | pictures |\n|---|---|---|---|"
+    yield "On the validation split of the data that it was trained on:\n"
+    yield "| | gIoU | cIoU | questions |\n|---|---|---|---|"
     for name, row in (("before", facts.get("before") or {}), ("after", found)):
         if row.get("images") and None not in (row.get("giou"), row.get("ciou")):
             yield f"| {name} | {row['giou']:.3f} | {row['ciou']:.3f} | {row['images']} |"

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from profiles.own_files import MARK, refuse_others
 from profiles.skipping import OPTION
 from profiles.text import counted
 from trainer.data.findings import DataError, Finding
@@ -53,8 +54,9 @@ def left_out_line(findings: Sequence[Finding], path: Path | None = None) -> str:
 
 
 def write_list(path: Path, findings: Sequence[Finding]) -> None:
-    """Write a line for each finding about the entries left out."""
-    text = "".join(f"{one}\n" for one in findings)
+    """Write a line for each finding about the entries left out. Raises OSError."""
+    refuse_others(path, "a list")
+    text = "".join(f"{one}\n" for one in (f"# {MARK}", *findings))
     path.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 

@@ -93,6 +93,8 @@ def open_image(
         if unknown and _is_heic(report.path):
             report.add("image", "HEIC, of a phone", allowed, "save the picture as JPEG")
             return None
+        if isinstance(error, Image.DecompressionBombError):  # Pillow names twice our limit
+            error = ValueError(str(error).partition(" exceeds")[0])
         report.add("image", ValueError("no picture of a known kind") if unknown else error,
                    allowed, fix)  # fmt: skip
     return None

@@ -11,13 +11,16 @@ from functools import lru_cache
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from profiles.files import write_whole
+from profiles.own_files import MARK
 from profiles.text import one_line
 
 Colour = tuple[int, int, int]
@@ -136,6 +139,16 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(fonts / "DejaVuSans.ttf", size)
 
 
+def _marked() -> dict[str, Any]:
+    """What Pillow is given so that a PNG, a JPEG or a GIF says who wrote it."""
+    text = PngInfo()
+    text.add_text("Software", MARK)
+    return {"pnginfo": text, "comment": MARK.encode()}
+
+
+MARKED = _marked()
+
+
 def write_sheet(rows: Sequence[Row], path: Path) -> Path:
     """Write the rows, one below the other, as the kind of picture that the suffix names.
 
@@ -150,7 +163,7 @@ def write_sheet(rows: Sequence[Row], path: Path) -> Path:
     for number, row in enumerate(rows):
         _draw(sheet, row, number * height)
     picture = BytesIO()
-    sheet.save(picture, kind)
+    sheet.save(picture, kind, **MARKED)
     write_whole(path, picture.getvalue())
     return path
 

@@ -6,7 +6,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path, PureWindowsPath
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -229,11 +229,14 @@ class PictureSearch:
         return index
 
 
-def search_folders(source: Path, pictures: Path | None) -> list[Path]:
+def search_folders(
+    source: Path, pictures: Path | None, elsewhere: Sequence[Path] = ()
+) -> list[Path]:
     """Folders to search for an import's pictures: `--pictures`, the annotations' own, `images/`.
 
     The parent folder is searched only if the annotations' folder has a typical name, such as
-    `labels`. Raises ValueError if `pictures` is not a folder.
+    `labels`; a file `instances_val.json` may have its pictures in a folder `val` of these. Last
+    come those of `elsewhere`. Raises ValueError if `pictures` is not a folder.
     """
     own = Path(os.path.abspath(source if source.is_dir() else source.parent))
     folders = [own, own / "images"]
@@ -243,7 +246,11 @@ def search_folders(source: Path, pictures: Path | None) -> list[Path]:
         if not pictures.is_dir():
             raise ValueError(f"--pictures: {pictures} is no folder")
         folders.insert(0, pictures)
-    return [folder for folder in folders if folder.is_dir()]
+    if source.is_file():
+        subset = source.stem.rpartition("_")[2]
+        parts = {subset, *([own.name] if elsewhere else [])} - {""}
+        folders += [folder / part for folder in (*folders, *elsewhere) for part in sorted(parts)]
+    return [folder for folder in (*folders, *elsewhere) if folder.is_dir()]
 
 
 def _spellings(text: str) -> list[str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from profiles.files import reason
+from profiles.own_files import refuse_others
 from profiles.text import one_line
 from trainer.data.formats.reasonseg import Item, read_split
 from trainer.data.images import read_image
@@ -24,10 +25,12 @@ def write_preview(
     """Write `count` items of a split, drawn with `seed`, as one PNG; a line of text about each.
 
     `leave` accepts broken items. Raises DataError for broken data, ValueError if the file cannot
-    be written or lies in the data folder, where it would become a picture to train on.
+    be written or lies in the data folder, where it would become a picture to train on, and
+    FileExistsError if it is another's.
     """
     if path.resolve().is_relative_to(data.resolve()):
         raise ValueError(f"{path}: is in the data folder; name another place with --out")
+    refuse_others(path, "a picture")
     items = read_split(data, split, None, leave)
     drawn = np.random.default_rng(seed).permutation(len(items))[:count]
     chosen = [items[place] for place in sorted(drawn)]

@@ -11,11 +11,12 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from profiles.compiled import saved_bytes
@@ -31,7 +32,7 @@ from trainer.model.adapters import AdaptedLinear
 from trainer.model.answering import Answering
 from trainer.model.build import TORCH_DTYPES, FrozenEncoder, fill, skeleton, some_tokenizer
 from trainer.model.footprint import SMALLEST_PAGED, component_of
-from trainer.model.layers.decoder import run_layer
+from trainer.model.layers.decoder import Rope, RunLayer, run_layer
 from trainer.model.layers.frozen import make_scale_code
 from trainer.model.layers.host import host_tensors
 from trainer.model.segmentation_model import SegmentationModel
@@ -51,8 +52,11 @@ BORN = {"forward": "activations kept", "backward": "transient", "clipping": "tra
         "optimizer": "transient", "evaluation": "transient", INSIDE: "transient",
         "load": "frozen weights", "answer": "keys and values"}  # fmt: skip
 ACTIVATIONS = "activations kept", "transient"  # where compiled layers save
+# Parts of the backward pass after its first, down to the layers.
+LAYERS, BELOW = "backward through the layers", "backward below the layers"
 ENCODER = " encoder"  # ends the name of a phase in which one looks at a picture
 POINTS = 400  # moments of a step in a timeline
+PASSES = "forward", "backward"
 STEPS = 2  # the first allocates the optimizer's state
 
 
@@ -83,10 +87,10 @@ def fake_rehearsal(
     load = peaks.pop("load")
     saved = compiled_saving(plan, text_tokens) if plan.compile else {}
     if saved:
-        less = saved["backward"] / MIB
+        less = saved[LAYERS] / MIB
         more = f"{abs(less):.0f} MiB {'less' if less >= 0 else 'more'}"
         assumed.append(f"compiled layers take {more} (a rule from measured rows)")
-    peaks = {phase: size - saved.get(phase, 0) for phase, size in peaks.items()}
+        peaks |= _with_saved(seen.trace.peaks(parts=True), saved)
     step = _timeline(plan, seen.trace, saved)
     # The peak of compiled layers may be in another phase than that of the plain ones traced.
     live = step.live_at_peak() if saved else _components(seen.trace)
@@ -179,18 +183,27 @@ def _components(trace: MemoryTrace) -> dict[str, int]:
     return live
 
 
+def _with_saved(peaks: Mapping[str, int], saved: Mapping[str, int]) -> dict[str, int]:
+    """The peaks of forward and backward pass, from those of their parts, where layers save."""
+    less = {part: peaks.get(part, 0) - saved.get(part, 0) for part in (*PASSES, LAYERS, BELOW)}
+    return {
+        "forward": less["forward"],
+        "backward": max(less["backward"], less[LAYERS], less[BELOW]),
+    }
+
+
 def _timeline(plan: Plan, trace: MemoryTrace, saved: Mapping[str, int]) -> Timeline:
     """The last step by component, less what compiled layers save in each phase."""
-    by_label, phases = trace.last_step(POINTS)
+    by_label, phases, parts_of_phases = trace.last_step(POINTS)
     moments: list[dict[str, int]] = [{} for _ in next(iter(by_label.values()))]
     for label, sizes in by_label.items():
         name = BORN.get(label, label)
         for moment, size in zip(moments, sizes, strict=True):
             moment[name] = moment.get(name, 0) + size
-    starts = [*phases[1:], (len(moments), "")]
-    spans = [(name, first, end) for (first, name), (end, _) in zip(phases, starts, strict=True)]
-    for phase, most in saved.items():
-        places = [n for name, first, end in spans if name == phase for n in range(first, end)]
+    ends = [first for first, _ in parts_of_phases[1:]] + [len(moments)]
+    spans = [(*span, end) for span, end in zip(parts_of_phases, ends, strict=True)]
+    for part, most in saved.items():
+        places = [n for first, name, end in spans if name == part for n in range(first, end)]
         for place, moment in zip(places, _less(moments, places, most), strict=True):
             moments[place] = moment
     parts = {name: [moment[name] for moment in moments] for name in moments[0]}
@@ -240,10 +253,10 @@ def cannot_forecast(plan: Plan, text_tokens: int, masks: int, reason: str) -> Me
 
 
 def compiled_saving(plan: Plan, text_tokens: int) -> dict[str, int]:
-    """Bytes by which compiled layers take less than plain ones, by phase; below zero for more."""
+    """Bytes by which compiled layers take less than plain ones, by part; below zero for more."""
     length = padded_length(plan.profile.most_image_tokens + text_tokens, plan)
-    forward, backward = (plan.micro_batch * length * saved for saved in saved_bytes(plan))
-    return {"forward": forward, "backward": backward}
+    kept, backward = (plan.micro_batch * length * saved for saved in saved_bytes(plan))
+    return {"forward": kept, "backward": kept, LAYERS: backward}
 
 
 @dataclass(frozen=True)
@@ -291,6 +304,7 @@ def watch(
     buckets = GradientBuckets(trace, model, len(batches)) if plan.processes > 1 else None
     if extend:
         _repeat_layers(model, trace, plan)
+    _divide_backward(model, trace)
     model.register_forward_pre_hook(lambda *_: trace.begin("forward"))
     model.register_forward_hook(lambda *_: trace.begin("backward"))
     paged = 0
@@ -352,6 +366,28 @@ def _repeat_layers(model: SegmentationModel, trace: MemoryTrace, plan: Plan) -> 
     model.runs = [repeater.wrap(run) for run in model.runs]
     model.run_evaluating = repeater.wrap(run_layer)
     model.features = RepeatedEncoder(trace, model)  # type: ignore[method-assign]
+
+
+def _divide_backward(model: SegmentationModel, trace: MemoryTrace) -> None:
+    """Tell the trace when the backward pass reaches the decoder layers, and when it leaves them."""
+
+    def reached(gradient: Tensor, part: str) -> None:
+        trace.divide(part)
+
+    def marked(run: RunLayer, first: bool, last: bool) -> RunLayer:
+        def marking(layer: nn.Module, hidden: Tensor, rope: Rope, mask: Tensor | None) -> Tensor:
+            if first and hidden.requires_grad:
+                hidden.register_hook(partial(reached, part=BELOW))
+            output = run(layer, hidden, rope, mask)
+            if last and output.requires_grad:
+                output.register_hook(partial(reached, part=LAYERS))
+            return output
+
+        return marking
+
+    top = len(model.runs) - 1
+    for place in {0, top}:
+        model.runs[place] = marked(model.runs[place], place == 0, place == top)
 
 
 def _hold_state(trace: MemoryTrace, optimizer: torch.optim.Optimizer, plan: Plan) -> int:

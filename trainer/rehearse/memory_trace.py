@@ -44,6 +44,9 @@ class Unforeseen(RuntimeError):
     """An operator whose memory cannot be seen from outside, so that there is no forecast."""
 
 
+Spans = list[tuple[int, str]]  # (the first of a span, its name)
+
+
 class MemoryTrace(TorchDispatchMode):
     """Records allocations and releases as (block, bytes), −bytes for a release.
 
@@ -60,6 +63,7 @@ class MemoryTrace(TorchDispatchMode):
         self.labels: list[str] = []  # of each block: the component, or the phase of its birth
         self.sizes: list[int] = []  # of each block, in bytes
         self.phases: list[tuple[int, str]] = []  # (first event, name)
+        self.spans: list[tuple[int, str]] = []  # the same, phases in their parts
         self.workspace = workspace
         self.closed = False
         self._handles: set[bool] = set()
@@ -107,7 +111,12 @@ class MemoryTrace(TorchDispatchMode):
     def begin(self, phase: str) -> None:
         """Count what follows in `phase`."""
         self.phases.append((len(self.recorded), phase))
+        self.divide(phase)
         self.tell(phase)
+
+    def divide(self, part: str) -> None:
+        """Count what follows in the same phase, but in that part of it (`spans`)."""
+        self.spans.append((len(self.recorded), part))
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -131,7 +140,7 @@ class MemoryTrace(TorchDispatchMode):
         elif result is NOTHING:
             return None
         label = self.phases[-1][1] if self.phases else ""
-        if packet is torch.ops.aten.add and label == "backward" and not torch.is_grad_enabled():
+        if packet in ADDED_UP and label == "backward" and not torch.is_grad_enabled():
             self._expect_in_place(args[0])
         for value in tree_leaves(result):
             if isinstance(value, Tensor):
@@ -143,8 +152,9 @@ class MemoryTrace(TorchDispatchMode):
     def _expect_in_place(self, first: Any) -> None:
         """A sum outside of recorded arithmetic is autograd adding gradients up.
 
-        It adds into the first one where nobody else holds that one (torch's InputBuffer); of fake
-        tensors it makes a third. So the sum takes the first's place, if that goes at once.
+        It adds into the first one where nobody else holds that one (torch's InputBuffer, and
+        index_backward its zeros); of fake tensors it makes a third. So the sum takes the first's
+        place, if that goes at once.
         """
         if isinstance(first, Tensor):
             self._addend = self.block_of(first)
@@ -220,12 +230,13 @@ class MemoryTrace(TorchDispatchMode):
             self.give(block)
             self._blocks[key] = -1 - block  # so that its end is no second one
 
-    def peaks(self) -> dict[str, int]:
-        """The most bytes live at once in each phase."""
+    def peaks(self, parts: bool = False) -> dict[str, int]:
+        """The most bytes live at once in each phase, or in each part of one."""
         found: dict[str, int] = {}
-        starts = [*self.phases[1:], (len(self.recorded), "")]
-        now = sum(size for _, size in self._counted(0, self.phases[0][0]))
-        for (first, name), (end, _) in zip(self.phases, starts, strict=True):
+        spans = self.spans if parts else self.phases
+        starts = [*spans[1:], (len(self.recorded), "")]
+        now = sum(size for _, size in self._counted(0, spans[0][0]))
+        for (first, name), (end, _) in zip(spans, starts, strict=True):
             top = now
             for _, size in self._counted(first, end):
                 now += size
@@ -255,14 +266,17 @@ class MemoryTrace(TorchDispatchMode):
             found[self.labels[block]] = found.get(self.labels[block], 0) + size
         return found
 
-    def last_step(self, points: int) -> tuple[dict[str, list[int]], list[tuple[int, str]]]:
-        """Bytes by label at some `points` moments of the last step, the most of each; its phases.
+    def last_step(self, points: int) -> tuple[dict[str, list[int]], Spans, Spans]:
+        """Bytes by label at some `points` moments of the last step, the most of each; its phases,
+        and these in their parts.
 
-        The phases are (first moment, name). A step ends with the optimizer's phase.
+        Both are (first moment, name). A step ends with the optimizer's phase.
         """
         ends = [n for n, (_, name) in enumerate(self.phases) if name == "optimizer"]
         phases = self.phases[(ends[-2] + 1 if len(ends) > 1 else 0) :]
-        begin, edges = phases[0][0], {first for first, _ in phases}
+        begin = phases[0][0]
+        parts = self.spans[self.spans.index(phases[0]) :]
+        edges = {first for first, _ in parts}
         width = max(1, -(-(len(self.recorded) - begin) // points))
         now: dict[str, int] = {}
         moments: list[dict[str, int]] = []
@@ -281,8 +295,12 @@ class MemoryTrace(TorchDispatchMode):
             if (total := sum(now.values())) > most:
                 moments[-1], most = dict(now), total
         labels = sorted({label for moment in moments for label in moment})
-        shown = [(bisect_left(firsts, first), name) for first, name in phases]
-        return {n: [moment.get(n, 0) for moment in moments] for n in labels}, shown
+        by_label = {n: [moment.get(n, 0) for moment in moments] for n in labels}
+
+        def shown(spans: Spans) -> Spans:
+            return [(bisect_left(firsts, first), name) for first, name in spans]
+
+        return by_label, shown(phases), shown(parts)
 
 
 Inside = tuple[list[int], list[int]]  # bytes: gone before the result is made, held beside it
@@ -336,6 +354,9 @@ DEVICE = torch.ops.prim.device.default
 # Namespaces of operators that take no memory beside their results, or are listed above.
 SEEN_THROUGH = {"aten", "prim", "prims", "profiler", "bitsandbytes", "lisa_preflight"}
 # Operators that run on cuBLAS.
+# Operators with which autograd adds a gradient to one that is there, or to zeros.
+ADDED_UP = {torch.ops.aten.add, torch.ops.aten.index_put}
+
 PRODUCTS = {
     torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.ops.aten.baddbmm,
     torch.ops.lisa_preflight.nf4_product, torch.ops.lisa_preflight.int8_product,

@@ -19,9 +19,9 @@ from trainer.run.metrics import MaskScores
 def describe(result: dict[str, Any]) -> str:
     """One line of an evaluation's figures."""
     if not result["images"]:
-        return "no validation picture"
-    pictures = counted(result["images"], "picture")
-    return f"gIoU {result['giou']:.3f}, cIoU {result['ciou']:.3f} over {pictures}"
+        return "no validation question"
+    questions = counted(result["images"], "question")  # called images since the first records
+    return f"gIoU {result['giou']:.3f}, cIoU {result['ciou']:.3f} over {questions}"
 
 
 def outcome(summary: dict[str, Any], folder: Path) -> list[str]:

@@ -29,6 +29,7 @@ def taken(host: str, port: int, waiting: bool = False) -> socket.socket:
 
 
 def url(host: str, place: socket.socket) -> str:
-    """What a browser calls it."""
+    """What a browser calls it; of all addresses of a machine, its name."""
     port = place.getsockname()[1]
+    host = socket.gethostname() if host in ("0.0.0.0", "::") else host
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

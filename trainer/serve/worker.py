@@ -133,8 +133,9 @@ def _written(picture: bytes) -> Path:
 
 
 def _shown(error: DataError) -> str:
-    """What is wrong with a picture, without the name of its file here."""
-    return "; ".join(f"{finding.what}. Fix: {finding.fix}" for finding in error.findings)
+    """What is wrong with a picture, by its field's name and without that of its file here."""
+    found = ((f"picture{one.what.removeprefix('image')}", one.fix) for one in error.findings)
+    return "; ".join(f"{what}. Fix: {fix}" for what, fix in found)
 
 
 def own_stdout() -> BinaryIO:

@@ -56,6 +56,7 @@ def test_rows_go_out_and_come_back_once(tmp_path: Path) -> None:
     assert again.exit_code == 0 and "0 rows added, 1 were there" in again.stderr
     assert run("table", "export", "-").stdout == file.read_text()
     assert run("table", "export", str(tmp_path / "out.jsonl")).exit_code == 0
+    assert run("table", "export", str(tmp_path / "out.jsonl")).exit_code == 0, "its own"
     assert (tmp_path / "out.jsonl").read_text() == file.read_text()
 
 
@@ -112,6 +113,10 @@ def test_check_is_one_line_and_an_exit_code(tmp_path: Path, rehearsals_here: Non
     two = run("check", str(path), "--gpu", "2x RTX 3060 12GB")
     assert (two.exit_code, two.stdout) == (0, fits.stdout)
     assert "but the plan runs 1 process on a machine: --set processes=2 uses all" in two.stderr
+    poor = run("check", str(path), "--gpu", "RTX 3060 12GB", "--ram", "2GiB")
+    assert poor.exit_code == 1 and "host memory: " in poor.stdout
+    short = run("forecast", str(path), "--vram", "8GiB", "--ram", "2GiB")
+    assert short.exit_code == 1 and "1.00 GiB usable" in short.stdout
     small = run("check", str(path), "--vram", "0.6GiB")
     assert small.exit_code == 1 and small.stdout.startswith("OOM")
     assert run("check", str(path)).exit_code == 3, "no card is known"

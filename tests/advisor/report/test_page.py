@@ -94,14 +94,15 @@ def run_folder(folder: Path, advice: Advice | None, **changes: object) -> Path:
 
 def test_one_file_with_the_figures_and_nothing_from_the_network(tmp_path: Path) -> None:
     file = tmp_path / "out.html"
-    options = ["--model", "7b", "--vram", "24GiB", "--set", "quantization=none"]
+    options = ["--model", "7b", "--vram", "24GiB", "--no-quantization", "--price", "0.4"]
     shown = reported(file, *options)
     assert shown.exit_code == 0, shown.stderr
     page, advice = page_of(file), advised()
     assert advice.budget is not None and advice.command is not None
-    for words in ("FITS", advice.summary, advice.command, "usable 22.52 GiB", "plan needs 22.38",
-                  "frozen weights 20.00", "bf16 base, bf16 compute", "row lean-seed-4",
-                  advice.summary, "a second (forecast: estimated for RTX 3060"):  # fmt: skip
+    for words in ("FITS", advice.summary, *advice.command.splitlines(), "usable 22.52 GiB",
+                  "plan needs 22.38", "frozen weights 20.00", "bf16 base, bf16 compute",
+                  "row lean-seed-4", "questions/s with 3 a picture in 512 text tokens, estimated",
+                  "with 1 a picture, as the time has it (forecast)", "10 epochs cost"):  # fmt: skip
         assert words in page.text, words
     for _, words in cost_lines(advice):
         assert " ".join(words.split()) in page.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import pytest
 
@@ -11,8 +12,9 @@ from advisor.machine.gpu import Machine
 from advisor.machine.target import Target
 from advisor.preflight import advise
 from advisor.report.cost_text import cost_lines
+from advisor.report.glossary import explain
 from advisor.report.memory_bar import ASCII_LIMIT, LIMIT, PARTS, WIDTH, bar
-from advisor.report.summary import alternatives
+from advisor.report.summary import _lines, alternatives
 from advisor.report.text import PlainConsole, print_text
 from profiles.gpus import GpuProfile, gpus
 from profiles.models import DEFAULT_MODELS
@@ -48,7 +50,8 @@ def test_it_is_one_screen_even_with_the_longest_names(model: str | None) -> None
         lines = shown(advice)
         assert height(lines) <= LINES, "\n".join(lines)
         assert lines[0].startswith(advice.verdict)
-        assert advice.command is None or f"  {advice.command}" in lines
+        for command in (advice.command or "").splitlines():
+            assert f"  {command}" in lines and "&&" not in command
 
 
 def test_it_says_what_how_long_and_what_to_type() -> None:
@@ -59,6 +62,28 @@ def test_it_says_what_how_long_and_what_to_type() -> None:
     assert "Also considered" not in text
     why = "\n".join(shown(advice_for(8), why=True))
     assert "Also considered" in why and "Why" in why and "If memory runs out after all" in why
+
+
+@pytest.mark.parametrize("size", [4, 12, 24])
+def test_every_word_of_the_first_screen_is_explained(size: float) -> None:
+    names = {title for title, _ in _lines(advice_for(size), PlainConsole()) if title}
+    spent = dict(cost_lines(advice_for(size, "7b")))
+    names |= {*re.findall(r"; (\w[a-z ]*?) \d", spent["time"]), *advice_for(size, "7b").parts}
+    names |= set(re.findall(r"[:,] ([a-z ]+) \d", spent["disk"])) | {part.name for part in PARTS}
+    assert {"time", "host", "memory", "download", "weights", "caching"} <= names
+    for name in names - {"GiB"}:
+        assert explain("on a larger card" if name.startswith("on ") else name), name
+
+
+def test_the_rate_and_the_time_say_which_questions_they_are_for() -> None:
+    advice = advice_for(12, "7b")
+    assert advice.duration is not None
+    text = " ".join("\n".join(shown(advice, why=True)).split())
+    rate = 20 / advice.duration.step_seconds
+    assert f"; {rate:.2g} with 1 a picture, as the time has it" in text
+    assert "questions/s with 3 a picture in 512 text tokens" in text
+    steps = 10 * 12  # of 239 questions
+    assert f"after 6 of {steps} steps of warm-up" in text
 
 
 def test_a_preference_that_changes_nothing_says_so():
@@ -95,8 +120,9 @@ def test_the_bar_is_drawn_to_scale(size: float) -> None:
     assert abs(line.index(LIMIT) - WIDTH * budget.usable.bytes / whole) <= 1
     filled = sum(line.count(part.mark) for part in PARTS) + (needs.bytes > budget.usable.bytes)
     assert abs(filled - WIDTH * needs.bytes / whole) <= 1
+    assert ("caching" in advice.parts) == (size <= 4)
     for part in PARTS:
-        expected = WIDTH * advice.parts[part.name] / whole
+        expected = WIDTH * advice.parts.get(part.name, 0) / whole
         assert abs(line.count(part.mark) - expected) <= 2, part.name
 
 

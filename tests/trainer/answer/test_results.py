@@ -25,10 +25,11 @@ from typer.testing import CliRunner
 
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
-from trainer.answer.evaluate import _forced_mask, _row, generated, replaced, teacher_forced, write
+from trainer.answer.evaluate import _forced_mask, _row, generated, teacher_forced, write
 from trainer.answer.output import run_lengths, stems, write_pictures
 from trainer.answer.question import Answer, Question
 from trainer.answer.questions import question_of, read_questions
+from trainer.answer.scored import replaced, scores_folder
 from trainer.answer.segmenter import SILENT, Segmenter
 from trainer.answer.trained_model import Trained, find_trained
 from trainer.batch import Batch
@@ -437,6 +438,19 @@ def test_an_earlier_answers_pictures_go_and_no_other_file(tmp_path: Path) -> Non
         assert {path.name for path in tmp_path.iterdir()} == left | others
 
 
+def test_files_of_another_are_not_replaced(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "images.jsonl").write_text("mine")
+    out = ["--out", str(tmp_path)]
+    done = CliRunner().invoke(app, ["evaluate", str(run), "--data-dir", str(PHOTOS), *out])
+    assert done.exit_code == 2 and "images.jsonl: exists and is not an evaluation" in done.stderr
+    mask = tmp_path / f"{PICTURES[0].stem}.mask.png"
+    Image.new("L", (2, 2)).save(mask)  # such as a truth that is kept beside its picture
+    before = mask.read_bytes()
+    done = CliRunner().invoke(segment_app, [str(PICTURES[0]), "hot?", "--run", str(run), *out])
+    assert done.exit_code == 2 and f"{mask}: exists and is not an answer" in done.stderr
+    assert mask.read_bytes() == before and (tmp_path / "images.jsonl").read_text() == "mine"
+
+
 def test_figures_of_other_data_are_not_replaced_without_a_word(tmp_path: Path) -> None:
     data, model = tmp_path / "data", tmp_path / "run"
     assert replaced(tmp_path, data, model) == []
@@ -448,6 +462,26 @@ def test_figures_of_other_data_are_not_replaced_without_a_word(tmp_path: Path) -
     for damaged in ("[", "[]", '{"data": "\\u0000"}', '{"data": 3}'):
         scores.write_text(damaged)
         assert replaced(tmp_path, data, model) == []
+
+
+def test_scores_of_other_data_lie_beside_those_of_the_runs_own(tmp_path: Path) -> None:
+    own, run = tmp_path / "own", tmp_path / "run"
+    run.mkdir()
+    others = [tmp_path / place / "my photos" for place in "ab"]
+    assert (
+        scores_folder(run, run, others[0], "val") == run / "evaluation-val"
+    )  # nothing is recorded
+    Started(own, tmp_path, {}).write(run)
+    assert scores_folder(run, run, tmp_path / "x" / ".." / "own", "val") == run / "evaluation-val"
+    names = ["evaluation-test-generated-on-my-photos", "evaluation-test-generated-on-my-photos-2"]
+    for data, name in zip(others * 2, names * 2, strict=True):  # the second time each finds its own
+        folder = scores_folder(run, run, data, "test", generated=True)
+        assert folder == run / name
+        folder.mkdir(exist_ok=True)
+        (folder / "scores.json").write_text(json.dumps({"data": str(data), "model": str(run)}))
+    assert (
+        scores_folder(Path(), run / "best", others[0], "val").name == "evaluation-val-on-my-photos"
+    )
 
 
 def test_a_questions_file_of_another_kind_is_refused_once(tmp_path: Path) -> None:
@@ -525,6 +559,9 @@ def test_the_command_lines(run: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     done = CliRunner().invoke(app, ["evaluate", str(run)])
     assert f"scoring on the run's own data, {PHOTOS}" in done.stderr, done.stderr
     assert done.exit_code == 0 and "gIoU" in done.stdout and "[" in done.stdout, done.stderr
+    assert (
+        f"on val of {PHOTOS}, teacher-forced" in done.stdout and " over 1 question" in done.stdout
+    )
     assert (run / "evaluation-val" / "images.jsonl").is_file()
     done = CliRunner().invoke(app, ["export", str(run), "out"])
     assert done.exit_code == 0 and "README.md" in done.stdout

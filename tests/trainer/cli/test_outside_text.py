@@ -111,7 +111,7 @@ def test_the_check_of_data_names_a_planted_file(data: Path, tmp_path: Path) -> N
             said = on_a_terminal("train", "--check-data", data, *leave, cwd=tmp_path)
             assert (FORGED in said) == (not leave)
             must_be_harmless(said)
-        assert len((tmp_path / "skipped.txt").read_text().splitlines()) == 2
+        assert len((tmp_path / "skipped.txt").read_text().splitlines()) == 3
     finally:
         broken.unlink()
 

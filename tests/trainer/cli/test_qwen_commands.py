@@ -73,7 +73,7 @@ def test_it_trains_exports_merges_and_answers(tmp_path: Path) -> None:
     losses = [json.loads(line) for line in (made / "metrics.jsonl").read_text().splitlines()]
     assert sum("loss" in row for row in losses) == 4
     assert "this run is complete" in run(train, "--resume", made, *data[:2])
-    assert "over 3 pictures" in run(train, "evaluate", made, *data[:2], "--split", "val")
+    assert "over 3 questions" in run(train, "evaluate", made, *data[:2], "--split", "val")
     run(train, "export", made, tmp_path / "export")
     run(train, "export", made, tmp_path / "merged", "--merge")
     asked = [PICTURE, QUESTION, "--json", "--out", tmp_path / "out", "--run"]

@@ -57,6 +57,20 @@ def test_what_is_no_picture_is_passed_over_and_told(tmp_path: Path) -> None:
     assert "._a.jpg" not in told and ".DS_Store" not in told
 
 
+def test_a_folder_without_pictures_names_those_below_that_have_some(tmp_path: Path) -> None:
+    """As an imported data set is: DST/ReasonSeg/train."""
+    for folder in ("ReasonSeg/train", "ReasonSeg/val", ".hidden"):
+        (tmp_path / folder).mkdir(parents=True)
+        picture(tmp_path / folder / "a.jpg")
+    with pytest.raises(ValueError, match="no picture in it") as refused:
+        read_questions(tmp_path, "What is it?", None, False, False)
+    below = tmp_path / "ReasonSeg"
+    assert f"hint: pictures lie in {below / 'train'}, {below / 'val'}; name" in str(refused.value)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no picture in it$"):
+        read_questions(tmp_path / "empty", "What is it?", None, False, False)
+
+
 def test_a_format_that_is_not_read_is_asked_about_so_that_it_is_told(tmp_path: Path) -> None:
     (tmp_path / "phone.HEIC").write_bytes(b"x")
     assert asked(tmp_path) == ["phone.HEIC"]

@@ -76,7 +76,7 @@ def test_broken_labelme_files_are_left_out_up_to_a_number(tmp_path: Path) -> Non
     assert code == 2 and told.count("--skip-broken 3") == 1 and not (tmp_path / "out").exists()
     code, told = call("import", source, tmp_path / "out", "--skip-broken", 3)
     assert code == 0 and "left out 3 broken entries" in told, told
-    listed = (tmp_path / "out" / "skipped.txt").read_text().splitlines()
+    listed = (tmp_path / "out" / "skipped.txt").read_text().splitlines()[1:]
     assert [Path(line.partition(": ")[0]).name for line in listed] == [
         "0.json", "1.json", "2.json"]  # fmt: skip
     assert set(items(tmp_path / "out")) == {"3-cup", "4-cup"}
@@ -154,12 +154,16 @@ def test_pictures_that_are_gone_from_dialogues(
     code, told = call("--check-data", root, "--skip-broken", "2")
     assert code == 0 and "left out 2 broken entries" in told and "no findings" not in told
     assert "vqa/llava_instruct: 3 pictures" in told
-    assert len((tmp_path / "skipped.txt").read_text().splitlines()) == 2
+    assert len((tmp_path / "skipped.txt").read_text().splitlines()) == 3
+    (tmp_path / "skipped.txt").write_text("what I skipped today\n")
+    _, told = call("--check-data", root, "--skip-broken", "2")
+    assert "note: skipped.txt: exists and is not a list that lisa-preflight wrote" in told
+    assert (tmp_path / "skipped.txt").read_text() == "what I skipped today\n"
     (tmp_path / "skipped.txt").unlink()
     (tmp_path / "skipped.txt").mkdir()  # stands for a folder that cannot be written
     code, told = call("--check-data", root, "--skip-broken", "2")
     assert code == 0 and "left out 2 broken entries\n" in told
-    assert "note: skipped.txt cannot be written here: is a directory" in told
+    assert "note: skipped.txt: exists and is a directory" in told
     assert read_image(root / "ocr_vqa" / "images" / "3.jpg").shape == (HEIGHT, WIDTH, 3)
 
 
@@ -272,6 +276,10 @@ def test_a_preview_leaves_broken_items_out(tmp_path: Path) -> None:
     broken = photos_with_one_cut_off(tmp_path / "data")
     sheet = tmp_path / "sheet.png"
     broken.with_suffix(".json").write_text("{")
+    sheet.write_text("mine")
+    code, told = call("preview", tmp_path / "data", "--out", sheet, "--skip-broken", "1")
+    assert code == 2 and "is not a picture that lisa-preflight wrote" in told
+    assert sheet.read_text() == "mine" and not sheet.unlink()
     code, told = call("preview", tmp_path / "data", "--out", sheet)
     assert code == 2 and "--skip-broken 1" in told
     code, told = call("preview", tmp_path / "data", "--out", sheet, "--skip-broken", "1")

@@ -23,7 +23,7 @@ from trainer.answer.trained_model import find_trained
 from trainer.cli.segment import app as segment
 from trainer.cli.serve import workers_for
 from trainer.serve import drained
-from trainer.serve.address import taken
+from trainer.serve.address import taken, url
 from trainer.serve.app import create_app
 from trainer.serve.guard import Access
 from trainer.serve.limits import Limits
@@ -93,7 +93,8 @@ def test_fields_that_cannot_be_used_are_named(fields, status, error, shared: Ser
         (b"", 422, "picture: the file is empty"),
         (b"/etc/passwd", 422, "no picture of a known kind"),
         (picture()[:60], 422, "image file is truncated"),
-        (picture(size=(101, 100)), 422, "at most 10000 pixels"),
+        (picture(size=(101, 100)), 422, "picture: cannot be read: 101 x 100 pixels; allowed: "),
+        (picture(size=(201, 100)), 422, "20100 pixels); allowed: "),
         (picture() + b"\0" * (1 << 16), 413, "the picture's file is too large"),
         (picture() + b"\0" * (1 << 24), 413, "the picture's file is too large"),
     ],
@@ -232,6 +233,14 @@ def test_a_defect_shows_no_traceback(run, monkeypatch: pytest.MonkeyPatch) -> No
             check(one, picture(number), "a")
 
     run(test)
+
+
+def test_an_address_for_all_is_printed_as_one_that_others_can_open() -> None:
+    with taken("0.0.0.0", 0) as place:
+        port = place.getsockname()[1]
+        assert url("0.0.0.0", place) == f"http://{socket.gethostname()}:{port}"
+        assert url("127.0.0.1", place) == f"http://127.0.0.1:{port}"
+    assert Access.of("0.0.0.0").names(f"{socket.gethostname()}:{port}")
 
 
 def test_on_windows_no_other_process_gets_the_port_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,7 +139,7 @@ def _listed(
     """The annotations of sound images and categories, each of which comes with the broken ids."""
     tool = _tool(parsed)
     for place, number, fields in _entries(report, parsed, "annotations"):
-        image, category = _id(fields.get("image_id")), _id(fields.get("category_id"))
+        image, category = _number(fields.get("image_id")), _number(fields.get("category_id"))
         # Annotations of a broken image or category are dropped without a finding of their own.
         if type(image) is int and image in images[1]:
             continue
@@ -163,7 +163,8 @@ def read_mask(report: Report, entry: CocoEntry, size: Size) -> tuple[CocoMask, b
     _, image, category, place, crowd, grouped, _, bbox = entry
     mask = CocoMask(image, category, parts or (), place, crowd, grouped, bbox)
     if parts == () and mask.box:
-        report.add(what, outline, "an outline of what is in the bbox", FIX)
+        fix = "outline it as a polygon or a mask in the annotation tool, and export again"
+        report.add(what, "a box alone", "an outline of what is in the bbox", fix)
         return mask, False
     return mask, parts is not None
 
@@ -174,11 +175,12 @@ def _read_images(report: Report, parsed: dict[str, Any]) -> tuple[dict[int, Coco
     broken: set[int] = set()
     annotated = _annotated(parsed)
     for place, number, entry in _entries(report, parsed, "images"):
-        height, width = entry.get("height"), entry.get("width")
+        height, width = _number(entry.get("height")), _number(entry.get("width"))
         if type(height) is int and type(width) is int and min(height, width) > 0:
             images[number] = CocoImage(place, _file_name(entry), (height, width))
         elif (height, width) == (None, None) and number not in annotated:
-            pass  # Label Studio's converter: no annotations, and the picture was not found
+            # Label Studio's converter: no annotations, and the picture was not found
+            images[number] = CocoImage(place, _file_name(entry), (0, 0))
         else:
             broken.add(number)
             got = height, width
@@ -212,7 +214,7 @@ def _annotated(parsed: dict[str, Any]) -> set[int]:
     """The ids of images with annotations, valid or not."""
     listed = parsed.get("annotations")
     entries = listed if isinstance(listed, list) else []
-    ids = [_id(entry.get("image_id")) for entry in entries if isinstance(entry, dict)]
+    ids = [_number(entry.get("image_id")) for entry in entries if isinstance(entry, dict)]
     return {number for number in ids if type(number) is int}
 
 
@@ -302,7 +304,7 @@ def _entries(
         place = f"{key}[{index}]"
         if isinstance(entry, dict) and PLACE in entry:
             place = entry[PLACE]
-        number = _id(entry.get("id")) if isinstance(entry, dict) else None
+        number = _number(entry.get("id")) if isinstance(entry, dict) else None
         if type(number) is not int or number in found:
             report.add(f"{place}.id", number, "a whole number, used only once", FIX)
         else:
@@ -310,7 +312,12 @@ def _entries(
     return list(found.values())
 
 
-def _id(value: object) -> object:
-    """An id; text of digits becomes a number, as VIA writes `image_id`."""
+def _number(value: object) -> object:
+    """An id or a size; text of digits becomes a number, as VIA writes `image_id`.
+
+    So does a fraction that is a whole number, as tables of numbers with gaps are saved.
+    """
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
     spelled = isinstance(value, str) and re.fullmatch("[0-9]{1,18}", value)
     return int(spelled[0]) if spelled else value

@@ -34,6 +34,14 @@ def painted(parts: Sequence[Part], height: int, width: int) -> NDArray[np.uint8]
     return mask
 
 
+class Refused(NamedTuple):
+    """A segmentation that another tool's reader understood, but refuses: parts of its finding."""
+
+    got: str
+    allowed: str
+    fix: str
+
+
 class PaintedBox(NamedTuple):
     """A mask as its bounding rows and columns, and its runs within these columns.
 
@@ -117,6 +125,9 @@ def _run_lengths(part: dict[str, Any], height: int, width: int) -> dict[str, Any
 
 def read_parts(report: Report, what: str, value: object, size: Size) -> tuple[Part, ...] | None:
     """The checked parts of a segmentation; None with a finding added."""
+    if isinstance(value, Refused):
+        report.add(what, *value)
+        return None
     parts = [value] if isinstance(value, dict) or _extent(value) else value
     if not isinstance(parts, list):
         report.add(what, value, "polygons or run lengths", FIX)

@@ -34,17 +34,25 @@ def read_listed(
     if isinstance(parsed, list) and sa2va.is_sa2va(parsed):
         parsed = sa2va.as_coco(report, parsed, search, conventions)
     elif isinstance(parsed, list) and parsed:
-        parsed = label_studio.as_coco(report, parsed)
+        parsed = label_studio.as_coco(report, parsed, conventions)
     if isinstance(parsed, dict) and "shapes" in parsed and "images" not in parsed:
         fix = f"name the folder that it is in: {argument(report.path.parent)}"
         report.add("file", "LabelMe's or ReasonSeg's, of one picture", allowed, fix)
     elif isinstance(parsed, dict):
         listed = listed_coco(report, parsed)
+        conventions.labels |= _names(parsed.get("categories"))
         total = len(parsed["annotations"]) if isinstance(parsed.get("annotations"), list) else 0
         return listed._replace(entries=_counted(listed.entries, total, progress))
     if len(report.findings) == before:
         report.add("file", parsed, allowed, "correct the file or fetch it again")
     return ListedCoco({}, {}, iter(()))
+
+
+def _names(categories: object) -> set[str]:
+    """The names of categories as they are spelled in the file."""
+    listed = categories if isinstance(categories, list) else []
+    names = (one.get("name") for one in listed if isinstance(one, dict))
+    return {name for name in names if isinstance(name, str)}
 
 
 def _counted(entries: Iterator[CocoEntry], total: int, progress: Progress) -> Iterator[CocoEntry]:

@@ -7,6 +7,7 @@ target. A region labelled "ignore" is ignored for every category on its picture,
 
 from __future__ import annotations
 
+import os
 from bisect import bisect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ import numpy as np
 from trainer.data.arrays import Size
 from trainer.data.findings import Finding, Report
 from trainer.data.formats.coco import CocoEntry, CocoImage, CocoMask, read_mask
+from trainer.data.formats.coco_document import value_of
 from trainer.data.formats.coco_masks import PaintedBox, painted_boxes
 from trainer.data.images import open_image
 from trainer.data.importing.coco_conventions import (
@@ -33,7 +35,9 @@ from trainer.data.importing.coco_conventions import (
 from trainer.data.importing.coco_file import read_listed
 from trainer.data.importing.encoding import Conventions
 from trainer.data.importing.foreign import is_foreign
+from trainer.data.importing.labels import label_key
 from trainer.data.importing.outlines import (
+    IN_PIXELS,
     Drawing,
     means_ignore,
     name_below,
@@ -54,8 +58,12 @@ def read_drawings(
     findings: list[Finding],
     conventions: Conventions | None = None,
     progress: Progress | None = None,
+    root: Path | None = None,
 ) -> Iterator[Drawing]:
-    """The pictures with valid annotations; a finding for every error."""
+    """The pictures with valid annotations; a finding for every error.
+
+    The names of those in `root` start there.
+    """
     report, progress = Report(path, findings), progress or _silent
     if is_foreign(report):
         return
@@ -70,10 +78,14 @@ def read_drawings(
         marks[entry.image].append((rank, entry))
     ranks += [sum(map(len, marks.values()))] * (len(findings) - before - len(ranks))
     search.register(image.file_name for image in notes.images.values())
+    for number in [number for number, those in marks.items() if not those]:
+        conventions.leave_out(str(notes.images[number].file_name))
+        del marks[number]
+    total = len(marks)
     entries = (
-        _found(path, search, image, marks.pop(number)) for number, image in notes.images.items()
+        _found(path, search, root, notes.images[number], marks.pop(number))
+        for number in list(marks)
     )
-    total = len(notes.images)
     draw = partial(_drawn, path, notes.categories, notes.tool, conventions.frame)
     for done, drawn in enumerate(in_processes(draw, entries, total), 1):
         progress("importing pictures", done, total)
@@ -116,10 +128,13 @@ class _Drawn:
 
 
 def _found(
-    path: Path, search: PictureSearch, image: CocoImage, marks: list[tuple[int, CocoEntry]]
-) -> _Entry:
+    path: Path, search: PictureSearch, root: Path | None, image: CocoImage,
+    marks: list[tuple[int, CocoEntry]],
+) -> _Entry:  # fmt: skip
     findings: list[Finding] = []
     located = search.find(Report(path, findings), f"{image.place}.file_name", image.file_name)
+    if located and root and located[0].is_relative_to(os.path.abspath(root)):
+        located = located[0], Path(os.path.abspath(root))
     return _Entry(image, located, marks, findings)
 
 
@@ -142,9 +157,20 @@ def _masks(
     report, outlines = Report(path), list[tuple[int, Finding]]()
     for rank, one in entry.marks:
         mask, usable = read_mask(report, one, entry.image.size)
+        if usable and _in_fractions(mask):
+            report.add(one.place, value_of(one.segmentation), *IN_PIXELS)
+            usable = False
         (masks if usable else unusable).append(mask)
         outlines += [(rank, finding) for finding in report.findings[len(outlines) :]]
     return masks, unusable, outlines
+
+
+def _in_fractions(mask: CocoMask) -> bool:
+    """Whether a mask is polygons that lie in the picture's first pixel."""
+    return bool(mask.parts) and all(
+        not isinstance(part, dict) and part[0] <= 1 and np.abs(part).max() <= 1
+        for part in mask.parts
+    )
 
 
 def _drawing(
@@ -184,9 +210,11 @@ def _outlined(
 ) -> dict[str, tuple[Polygon, ...]]:  # fmt: skip
     """The traced target and ignored regions of each category that has an instance."""
     together: dict[str, list[CocoMask]] = {}
+    spelled: dict[str, str] = {}
     ignored: list[CocoMask] = []
     for one in marks:
         label = categories[one.category].replace(":", " ")
+        label = spelled.setdefault(label_key(label), label)
         (ignored if means_ignore(label) else together.setdefault(label, [])).append(one)
     outlined = {}
     sound = [one for those in together.values() for one in those] + ignored

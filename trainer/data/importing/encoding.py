@@ -27,9 +27,16 @@ class Conventions:
     iscrowd: str | None = None  # "object" or "crowd": what COCO's `iscrowd: 1` marks
     assumed: dict[str, int] = field(default_factory=dict)  # counts by assumption
     notes: list[str] = field(default_factory=list)  # what lies there and is not read
+    labels: set[str] = field(default_factory=set)  # in every spelling
+    bare: dict[str, str] = field(default_factory=dict)  # pictures without an outline, and why
 
-    def assume(self, what: str) -> None:
-        self.assumed[what] = self.assumed.get(what, 0) + 1
+    def assume(self, what: str, times: int = 1) -> None:
+        if times:
+            self.assumed[what] = self.assumed.get(what, 0) + times
+
+    def leave_out(self, picture: str, why: str = "") -> None:
+        """Count a picture that has no outline to ask about, with the reason if one is recorded."""
+        self.bare.setdefault(picture, why)
 
     def text(self, raw: bytes) -> str:
         """The text of a file. Raises ValueError if no encoding or more than one is plausible.

@@ -11,6 +11,14 @@ READ = "LabelMe's files, COCO's instances, Label Studio's JSON, or Sa2VA's annot
 _HEAD_BYTES = 4096
 _COCO = "polygons and masks as COCO's instances"
 _FROM_YOLO = "export the dataset again as COCO; Roboflow, CVAT and Label Studio all do"
+# Suffixes of files that may be such, in lower case.
+MAY_BE_FOREIGN = frozenset((".xml", ".csv", ".yaml", ".yml", ".txt", ".zip", ".rar", ".7z", ".tar",
+                            ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst"))  # fmt: skip
+_ARCHIVES = {b"PK\x03\x04": "a ZIP", b"Rar!\x1a\x07": "a RAR",
+             b"7z\xbc\xaf\x27\x1c": "a 7z archive", b"\x1f\x8b": "a gzip archive",
+             b"BZh": "a bzip2 archive",
+             b"\xfd7zXZ\0": "an xz archive", b"\x28\xb5\x2f\xfd": "a zstd archive"}  # fmt: skip
+_TAR = slice(257, 262)
 # (pattern of its beginning, its name, what to export instead)
 _KINDS = (
     (r"\s*<(.*<)?annotations\b", "CVAT's XML", "in CVAT, export the dataset as COCO 1.0"),
@@ -23,7 +31,6 @@ _KINDS = (
      "in VIA, choose Annotation, Export Annotations (COCO format)"),
     (r'\s*\{.*"(dm_format_version|media_type)"', "Datumaro's own JSON",
      "export the dataset as coco_instances"),
-    (r"PK\x03\x04", "a ZIP", "unpack it, and name the folder or the file of annotations in it"),
     (r"\d+( -?\d*\.\d+| [01]){4,}\s*(\n|$)", "YOLO's labels", _FROM_YOLO),
     (r"(.*\n)?(nc\s*:\s*\d|names\s*:\s*(\[|\n))", "YOLO's data.yaml", _FROM_YOLO),
 )  # fmt: skip
@@ -33,12 +40,18 @@ def is_foreign(report: Report) -> bool:
     """Whether the file at the report's path is of a known unsupported kind: a finding then."""
     try:
         with report.path.open("rb") as file:
-            head = file.read(_HEAD_BYTES).decode("utf-8-sig", "ignore")
+            start = file.read(_HEAD_BYTES)
     except OSError:
         return False  # reported by its reader
     if report.path.suffix.lower() in PICTURE_SUFFIXES:
         report.add("file", "a picture", READ, "name its annotations, or the folder that has them")
         return True
+    archive = next((what for mark, what in _ARCHIVES.items() if start.startswith(mark)), None)
+    if archive or start[_TAR] == b"ustar":
+        fix = "unpack it, and name the folder or the file of annotations in it"
+        report.add("file", archive or "a tar archive", READ, fix)
+        return True
+    head = start.decode("utf-8-sig", "ignore")
     for pattern, what, fix in _KINDS:
         if re.match(pattern, head, re.DOTALL):
             report.add("file", what, READ, fix)

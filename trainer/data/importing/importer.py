@@ -7,26 +7,31 @@ or without such a file the label itself, as a phrase.
 from __future__ import annotations
 
 import codecs
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from profiles.garbage import not_collected
+from profiles.text import counted, some
 from trainer.atomic_folder import atomic_folder
 from trainer.data import broken
 from trainer.data.findings import Finding, Report
 from trainer.data.importing.encoding import Conventions
 from trainer.data.importing.item_files import FOLDER, ItemFiles
+from trainer.data.importing.labels import composed, spelled_differently
 from trainer.data.importing.outlines import Drawing
 from trainer.data.importing.questions_file import (
     Questions,
-    composed,
     read_questions,
     refuse_unanswered,
     texts_for,
 )
-from trainer.data.importing.sources import drawings
+from trainer.data.importing.sources import Source
+from trainer.data.importing.splits import Splits
 from trainer.data.picture_paths import PictureSearch, search_folders
 from trainer.reporter import Progress
+
+_NAMED = 3  # of the pictures without an outline
 
 
 @dataclass(frozen=True)
@@ -48,10 +53,12 @@ class _Items:
     """The items written so far, and all labels and names seen."""
 
     files: ItemFiles
+    conventions: Conventions
     asked: Questions | None
     findings: list[Finding]
     skip_broken: int
     labels: dict[str, list[str]] = field(default_factory=dict)  # by a picture's name
+    spellings: dict[str, str] = field(default_factory=dict)  # of labels, by their keys
     names: dict[str, bool] = field(default_factory=dict)  # whether a picture has any item
 
     def add(self, drawing: Drawing) -> None:
@@ -61,20 +68,34 @@ class _Items:
         self.labels.setdefault(composed(drawing.name), []).extend(drawing.outlined)
         if drawing.name in self.names:
             allowed, fix = "each picture once", "put all its shapes into one entry"
+            fix = "take it out of one of the splits" if drawing.split else fix
             report.add("picture", drawing.name, allowed, fix)
-        texts = texts_for(drawing, self.asked, report)
+        texts = texts_for(drawing, self.asked, self.spellings, report)
         sound = drawing.sound and len(self.findings) == before
         self.names[drawing.name] = self.names.get(drawing.name, False) or (sound and bool(texts))
+        if sound and not drawing.outlined:
+            self.conventions.leave_out(drawing.name)
         # After too many findings the rest is only checked, not written.
         if texts and sound and broken.may_be_left_out(self.findings, self.skip_broken):
             content = drawing.picture.read_bytes()
-            self.files.write(drawing, content, texts, is_sentence=self.asked is not None)
+            self.files.write(drawing, content, texts, self.asked is not None)
 
-    def check_count(self, source: Path, least: int) -> None:
-        """A finding if fewer than `least` different pictures have items."""
-        count = len(self.files.written)
-        if count < least:
-            allowed = f"{least} or more, one at least for each split"
+    def without_outline(self) -> list[str]:
+        """A note that names the pictures without an outline, which become known names; or none."""
+        bare = {one: why for one, why in self.conventions.bare.items() if not self.names.get(one)}
+        self.names |= dict.fromkeys(bare, False)
+        if not bare:
+            return []
+        whys = Counter(why for why in bare.values() if why)
+        of = ", ".join(f"{count} {why}" for why, count in whys.items())
+        count = counted(len(bare), "picture") + (f" ({of})" if of else "")
+        return [f"{count} left out, without an outline to ask about: {some(bare, _NAMED)}"]
+
+    def check_count(self, source: Path) -> None:
+        """A finding if there are too few different pictures with items for all splits."""
+        if self.files.lacks():
+            count = self.files.splits.different(self.files.known)
+            allowed = f"{len(self.files.needed)} or more, one at least for each split"
             fix = "outline and label more pictures, or ask about more"
             Report(source, self.findings).add("different pictures", count, allowed, fix)
 
@@ -112,10 +133,10 @@ def import_annotations(
     findings: list[Finding] = []
     with not_collected(), atomic_folder(target) as draft:
         asked = None if questions is None else read_questions(questions, findings, conventions)
-        files = ItemFiles(draft / FOLDER, val, test, seed)
-        items = _Items(files, asked, findings, skip_broken)
+        files = ItemFiles(draft / FOLDER, Splits(val, test, seed))
+        items = _Items(files, conventions, asked, findings, skip_broken)
         search = PictureSearch(search_folders(source, pictures))
-        for drawing in drawings(source, search, findings, conventions, progress):
+        for drawing in Source(source, search, findings, conventions, progress).drawings():
             items.add(drawing)
         # What a broken file would have answered is not known.
         known = broken.may_be_left_out(findings, skip_broken)
@@ -125,17 +146,20 @@ def import_annotations(
             refuse_unanswered(questions, asked, items.labels, findings,
                               lambda name: search.has(name, own))  # fmt: skip
         if broken.may_be_left_out(findings, skip_broken):
-            items.check_count(source, least=3 if test else 2)
+            items.check_count(source)
         elsewhere = "hint: if the pictures lie elsewhere, name their folder with --pictures FOLDER"
-        left_out = broken.accept(findings, skip_broken, [elsewhere] * bool(search.missing))
+        bare = items.without_outline()
+        hints = [*[elsewhere] * bool(search.missing), *(f"note: {one}" for one in bare)]
+        left_out = broken.accept(findings, skip_broken, hints)
         if progress is not None:
             progress("writing to disk", 1, 1)
         counts = files.settle()
+        conventions.notes[:0] = files.splits.notes(files.known)
         if left_out:
             broken.write_list(draft / broken.LIST, left_out)
     with_items = sum(items.names.values())
     assumed = tuple(f"{count} {what}" for what, count in conventions.assumed.items())
-    assumed += tuple(conventions.notes)
+    assumed += (*spelled_differently(conventions.labels), *bare, *conventions.notes)
     return Imported(counts, with_items, len(items.names) - with_items, left_out, assumed)
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
 import msgspec
 
+from profiles.splits import SPLITS
+from trainer.data.importing.labels import composed
 from trainer.data.importing.outlines import Drawing
-from trainer.data.importing.questions_file import composed
+from trainer.data.importing.splits import Known, Splits
 
 FOLDER = "ReasonSeg"
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
@@ -28,22 +31,17 @@ class ItemFiles:
     A picture with all its items is written where it will most likely belong. Only when all
     pictures are known, is it certain, and a few are moved.
 
-    Pictures are ordered by a hash of seed and content, so their splits rarely change when others
-    are added. Val takes the beginning and test the end, so that neither share affects the other
-    while some pictures are left for train.
-
     Paths are text here: a large import writes a million files, and Path takes as long as writing.
     """
 
     root: Path
-    val: float  # share of the pictures
-    test: float
-    seed: int
-    written: dict[str, list[str]] = field(default_factory=dict)  # pictures' paths by content's hash
+    splits: Splits
+    known: list[Known] = field(default_factory=list)  # the pictures written
+    _paths: list[list[str]] = field(default_factory=list)  # of each
     _names: set[str] = field(default_factory=set)  # of items, as systems without case see them
 
     def __post_init__(self) -> None:
-        for split in ("train", "val", *(["test"] if self.test else [])):
+        for split in self.needed:
             (self.root / split).mkdir(parents=True)
 
     def write(
@@ -53,9 +51,10 @@ class ItemFiles:
         # Readers judge by content, so any picture may be called .jpg.
         suffix = ".png" if drawing.picture.suffix.lower() == ".png" else ".jpg"
         stem = _file_name_part(os.path.splitext(drawing.name)[0])
-        sha = hashlib.sha256(content).hexdigest()
-        folder = f"{self.root}{os.sep}{self._likely_split(sha)}{os.sep}"
+        known = Known(hashlib.sha256(content).hexdigest(), drawing.name, drawing.split)
+        folder = self._folder(self.splits.likely(known)) + os.sep
         first: str | None = None
+        paths = list[str]()
         for label, asked in texts.items():
             fields = {
                 "text": asked,
@@ -70,7 +69,15 @@ class ItemFiles:
             picture = path + suffix
             _link_or_copy(first, content, picture)
             first = first or picture
-            self.written.setdefault(sha, []).append(picture)
+            paths.append(picture)
+        self.known.append(known)
+        self._paths.append(paths)
+
+    def _folder(self, split: str) -> str:
+        folder = f"{self.root}{os.sep}{split}"
+        if split == "test":
+            os.makedirs(folder, exist_ok=True)
+        return folder
 
     def _unused(self, name: str) -> str:
         """The first unused one of `name`, `name-2`, …: different labels may look alike."""
@@ -81,35 +88,31 @@ class ItemFiles:
         self._names.add(key)
         return found
 
-    def _place(self, sha: str) -> bytes:
-        return hashlib.sha256(f"{self.seed} {sha}".encode()).digest()
+    @property
+    def needed(self) -> list[str]:
+        """The splits that must have a picture."""
+        return ["train", "val", *(["test"] if self.splits.test else [])]
 
-    def _likely_split(self, sha: str) -> str:
-        place = int.from_bytes(self._place(sha)[:6]) / 2**48
-        return "val" if place < self.val else "test" if place >= 1 - self.test else "train"
+    def lacks(self) -> bool:
+        """Whether no picture is left for a split."""
+        return not set(self.splits.assign(self.known)).issuperset(self.needed)
 
     def settle(self) -> dict[str, int]:
         """Move the pictures that are not where they belong; returns the items of each split."""
-        order = sorted(self.written, key=self._place)
-        total = len(order)
-        tested = min(max(1, round(self.test * total)), total - 2) if self.test else 0
-        validated = min(max(1, round(self.val * total)), total - 1 - tested)
-        splits = {
-            "train": order[validated : total - tested],
-            "val": order[:validated],
-            "test": order[total - tested :],
-        }
-        counts = {}
-        for split, contents in splits.items():
-            pictures = [picture for content in contents for picture in self.written[content]]
-            if pictures:
-                counts[split] = len(pictures)
-            folder = f"{self.root}{os.sep}{split}"
-            for path in pictures:
-                if os.path.dirname(path) != folder:
-                    for file in (path, f"{os.path.splitext(path)[0]}.json"):
+        counts = Counter[str]()
+        for split, paths in zip(self.splits.assign(self.known), self._paths, strict=True):
+            folder = "" if split is None else self._folder(split)
+            for path in paths:
+                files = path, f"{os.path.splitext(path)[0]}.json"
+                if split is None:
+                    for file in files:
+                        os.remove(file)
+                elif os.path.dirname(path) != folder:
+                    for file in files:
                         os.rename(file, f"{folder}{os.sep}{os.path.basename(file)}")
-        return counts
+            if split is not None:
+                counts[split] += len(paths)
+        return {split: counts[split] for split in SPLITS if counts[split]}
 
 
 def _is_question(text: str) -> bool:

@@ -1,59 +1,43 @@
 """Reads Label Studio's JSON, the only export that keeps brush masks exactly, with their holes.
 
-It is a list of tasks. A region's numbers are percentages of the picture as the annotator saw it; a
-brush mask is run lengths of RGBA, whose alpha channel is the mask.
+It is a list of tasks, each of a picture and its annotations, whose results are labelled regions.
 """
 
 from __future__ import annotations
 
 from pathlib import PurePosixPath
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-from pycocotools import mask as coco_mask
-
-from profiles.files import reason
-from trainer.data.arrays import FloatArray, Size
+from trainer.data.arrays import Size
 from trainer.data.findings import Report
 from trainer.data.formats.coco import PLACE
+from trainer.data.importing.encoding import Conventions
+from trainer.data.importing.label_studio_shapes import coordinates, shape_of
 
 TASKS = "Label Studio's tasks"  # as if it were COCO's info.contributor
-_ELLIPSE_POINTS = 120
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif")
+_SHAPED = {"points", "rle", "x", "imageDataURL", "vertices"}  # keys of a region with a place
 _FIX = "correct it in Label Studio and export again, or take it out"
 
 
-def as_coco(report: Report, tasks: list[Any]) -> dict[str, Any]:
+def as_coco(report: Report, tasks: list[Any], conventions: Conventions) -> dict[str, Any]:
     """The tasks as a COCO document, each entry with its place; a finding for every error."""
     images: list[dict[Any, Any]] = []
     notes: list[dict[Any, Any]] = []
     numbers: dict[str, int] = {}
-    for number, task in enumerate(tasks):
+    for number, task in enumerate(tasks if _in_per_cent(report, tasks) else []):
         place = f"tasks[{number}]"
-        fields = task if isinstance(task, dict) else {}
-        given = fields.get("annotations")
-        if not isinstance(given, list):
-            allowed = "a task with its annotations, as the export JSON has (not JSON-MIN)"
-            report.add(place, task, allowed, "export as JSON from Label Studio")
+        regions = _regions(report, place, task, conventions)
+        if not regions:
             continue
-        kept = [one for one in given if isinstance(one, dict) and not one.get("was_cancelled")]
-        if len(kept) > 1:
-            fix = "keep one of them in Label Studio: import cannot know whose outlines are right"
-            report.add(f"{place}.annotations", f"{len(kept)} of one picture", "one", fix)
+        size = _size(report, place, list(regions.values()))
+        if size is None:
             continue
-        result = kept[0].get("result") if kept else []
-        regions = [one for one in result if _labels(one)] if isinstance(result, list) else []
-        size = _size(report, place, regions)
-        if regions and size is None:
-            continue
-        height, width = size or (None, None)
-        images.append({PLACE: place, "id": number, "file_name": _picture(fields.get("data")),
-                       "height": height, "width": width})  # fmt: skip
-        for index, region in enumerate(regions):
-            shape = _shape(region["value"], size) if size else {}
+        images.append({PLACE: place, "id": number, "file_name": _picture(task.get("data")),
+                       "height": size[0], "width": size[1]})  # fmt: skip
+        for index, region in regions.items():
+            shape = shape_of(region["value"], size)
             for label in _labels(region):
                 category = numbers.setdefault(label, len(numbers))
                 notes.append({PLACE: f"{place}.result[{index}]", "id": len(notes), **shape,
@@ -61,6 +45,76 @@ def as_coco(report: Report, tasks: list[Any]) -> dict[str, Any]:
     categories = [{"id": number, "name": label} for label, number in numbers.items()]
     return {"images": images, "annotations": notes, "categories": categories,
             "info": {"contributor": TASKS}}  # fmt: skip
+
+
+def _in_per_cent(report: Report, tasks: list[Any]) -> bool:
+    """Whether any region has a number above 1; if not, a finding about the whole file is added."""
+    results = (one.get("result") for task in tasks for one in _annotations(task) or ())
+    found = (coordinates(one["value"]) for result in results if isinstance(result, list)
+             for one in result if _labels(one))  # fmt: skip
+    outlines = [one for one in found if one is not None and one.size]
+    if not outlines or any(one.max() > 1 for one in outlines):
+        return True
+    fix = "multiply them by 100"
+    allowed = "per cent of the picture's width and height, 0 to 100"
+    report.add("value", "no number above 1, as of fractions", allowed, fix)
+    return False
+
+
+def _annotations(task: object) -> list[dict[str, Any]] | None:
+    """A task's annotations, without those cancelled; None if it has no list of them."""
+    given = task.get("annotations") if isinstance(task, dict) else None
+    if not isinstance(given, list) or not all(isinstance(one, dict) for one in given):
+        return None
+    return [one for one in given if not one.get("was_cancelled")]
+
+
+def _regions(
+    report: Report, place: str, task: Any, conventions: Conventions
+) -> dict[int, dict[str, Any]]:
+    """The labelled regions of a task by their places in its result; none with a finding or note."""
+    kept = _annotations(task)
+    if kept is None:
+        allowed = "a task with its annotations, as the export JSON has (not JSON-MIN)"
+        report.add(place, task, allowed, "export as JSON from Label Studio")
+        return {}
+    if len(kept) > 1:
+        fix = "keep one of them in Label Studio: import cannot know whose outlines are right"
+        report.add(f"{place}.annotations", f"{len(kept)} of one picture", "one", fix)
+        return {}
+    result = kept[0].get("result") if kept else None
+    listed = result if isinstance(result, list) else []
+    drawn = {index: one for index, one in enumerate(listed) if _is_shaped(one)}
+    regions = {index: one for index, one in drawn.items() if _labels(one)}
+    named = {one.get("id") for one in regions.values()}
+    unnamed = {one["id"] for one in drawn.values() if one.get("id")} - named
+    conventions.assume("outlines without a label are not read", len(unnamed))
+    if not regions:
+        why = _unfinished(task) if not kept else ""
+        conventions.leave_out(_base_name(_picture(task.get("data")), place), why)
+    return {} if _is_ambiguous(report, place, regions) else regions
+
+
+def _unfinished(task: dict[str, Any]) -> str:
+    """Why a task has no annotation, as far as Label Studio says it."""
+    if task["annotations"]:
+        return "skipped in Label Studio"
+    if task.get("drafts"):
+        return "only drafts, not submitted"
+    return "only predicted, not accepted" if task.get("predictions") else ""
+
+
+def _is_ambiguous(report: Report, place: str, regions: dict[int, dict[str, Any]]) -> bool:
+    """Whether it is open where the outlines belong; a finding is added then."""
+    before = len(report.findings)
+    if turned := [one["image_rotation"] for one in regions.values() if one.get("image_rotation")]:
+        fix = "turn the picture back in Label Studio, look where its outlines are, and save it"
+        report.add(f"{place}: image_rotation", turned[0], "0: an unturned picture", fix)
+    shown = {(one.get("to_name"), one.get("item_index") or 0) for one in regions.values()}
+    if len(shown) > 1 or any(index for _, index in shown):
+        fix = "make a task of each picture"
+        report.add(f"{place}: to_name, item_index", "several pictures", "one picture a task", fix)
+    return len(report.findings) > before
 
 
 def _size(report: Report, place: str, regions: list[dict[str, Any]]) -> Size | None:
@@ -78,14 +132,20 @@ def _size(report: Report, place: str, regions: list[dict[str, Any]]) -> Size | N
     return None
 
 
-def _labels(region: object) -> list[str]:
+def _is_shaped(region: object) -> bool:
+    """Whether a part of a result has a place on the picture, other than a choice about one."""
+    value = region.get("value") if isinstance(region, dict) else None
+    return isinstance(value, dict) and bool(value.keys() & _SHAPED)
+
+
+def _labels(region: Any) -> list[str]:
     """The labels of a region; empty for choices, texts and regions without a label."""
-    if not isinstance(region, dict) or not isinstance(region.get("value"), dict):
+    if not _is_shaped(region):
         return []
-    listed = region["value"].get(str(region.get("type")), region["value"].get("labels"))
-    shaped = region["value"].keys() & {"points", "rle", "x"}
-    labels = listed if isinstance(listed, list) and shaped else []
-    return [label for label in labels if isinstance(label, str)]
+    kind = str(region.get("type"))  # choices about a region repeat its outline
+    listed = region["value"].get(kind if kind.endswith("labels") else "labels")
+    listed = listed or region["value"].get("labels")
+    return [one for one in listed if isinstance(one, str)] if isinstance(listed, list) else []
 
 
 def _picture(data: object) -> str | None:
@@ -95,85 +155,13 @@ def _picture(data: object) -> str | None:
     return next(iter(named or texts), None)
 
 
+def _base_name(address: str | None, otherwise: str) -> str:
+    return PurePosixPath(unquote(address)).name or otherwise if address else otherwise
+
+
 def _suffix(address: str) -> str:
     try:
         parts = urlsplit(address)
     except ValueError:
         return ""
     return PurePosixPath(parts.query or parts.path).suffix.lower()
-
-
-def _shape(value: dict[str, Any], size: Size) -> dict[str, Any]:
-    """COCO's segmentation of a region, with bbox for a rectangle; or the error as text."""
-    height, width = size
-    scale = np.array([width, height]) / 100
-    try:
-        if "rle" in value:
-            painted = coco_mask.encode(np.asfortranarray(_painted(value["rle"], size)))
-            painted["counts"] = painted["counts"].decode()
-            return {"segmentation": painted}
-        if "points" in value:
-            return {"segmentation": [(np.array(value["points"], float) * scale).ravel().tolist()]}
-        if "radiusX" in value:
-            return {"segmentation": [(_ellipse(value, scale)).ravel().tolist()]}
-        corner = np.array([value["x"], value["y"]], float) * scale
-        extent = np.array([value["width"], value["height"]], float) * scale
-        return {"segmentation": [], "bbox": [*corner.tolist(), *extent.tolist()]}
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        return {"segmentation": reason(error)}
-
-
-def _ellipse(value: dict[str, Any], scale: NDArray[np.float64]) -> FloatArray:
-    """Its outline [N, 2]; it is turned by `rotation` degrees in pixels, clockwise."""
-    turn = np.linspace(0, 2 * np.pi, _ELLIPSE_POINTS, endpoint=False)
-    radii = np.array([value["radiusX"], value["radiusY"]], float) * scale
-    x, y = radii[:, None] * np.stack([np.cos(turn), np.sin(turn)])
-    angle = np.deg2rad(float(value.get("rotation") or 0))
-    turned = np.stack(
-        [x * np.cos(angle) - y * np.sin(angle), x * np.sin(angle) + y * np.cos(angle)]
-    )
-    middle = np.array([value["x"], value["y"]], float) * scale
-    return turned.T + middle
-
-
-def _painted(rle: object, size: Size) -> NDArray[np.uint8]:
-    """The mask, uint8 [H, W] of {0, 1}, in Label Studio's run lengths.
-
-    Bits: 32 for how many values there are, 5 for a value's bits less one, four times 4 for the bits
-    of a length less one; then runs, each 1 for one value repeated or 0 for values one by one, 2 for
-    which of the four kinds of length it has, and the length less one (thi.ng's rle-pack). Raises
-    ValueError for anything else.
-    """
-    height, width = size
-    if height * width > (Image.MAX_IMAGE_PIXELS or float("inf")):
-        raise ValueError(f"a picture of {width} x {height} pixels")
-    bits = np.unpackbits(np.array(rle, dtype=np.uint8))
-    text, place = (bits + ord("0")).tobytes().decode(), 0
-
-    def read(count: int) -> int:
-        nonlocal place
-        place += count
-        if place > len(text):
-            raise ValueError("run lengths that break off")
-        return int(text[place - count : place], 2)
-
-    total, value_bits = read(32), read(5) + 1
-    length_bits = [read(4) + 1 for _ in range(4)]
-    if total != 4 * height * width or value_bits != 8:
-        raise ValueError(f"{total} values for {width} x {height} pixels of RGBA")
-    painted, done = np.zeros(height * width, np.uint8), 0
-    while done < total:
-        repeated = read(1)
-        end = done + 1 + read(length_bits[read(2)])
-        if end > total:
-            raise ValueError("run lengths for more pixels than there are")
-        pixels = slice(done // 4, end // 4)  # whose alpha value is among these
-        if repeated:
-            painted[pixels] = read(8) > 0
-        else:
-            start = place
-            place += 8 * (end - done) - 8
-            read(8)  # raises unless the last one is complete
-            painted[pixels] = np.packbits(bits[start:place])[(3 - done) % 4 :: 4] > 0
-        done = end
-    return painted.reshape(height, width)

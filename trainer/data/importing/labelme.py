@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from profiles.text import some
 from trainer.data.arrays import FloatArray, Size
 from trainer.data.findings import Finding, Report
 from trainer.data.images import open_image
 from trainer.data.importing.encoding import Conventions
 from trainer.data.importing.foreign import is_foreign
+from trainer.data.importing.labels import label_key
 from trainer.data.importing.outlines import (
     IGNORED_SHAPE,
+    IN_PIXELS,
     TARGET_SHAPE,
     Drawing,
     json_files,
@@ -43,6 +47,7 @@ from trainer.reporter import Progress
 CIRCLE_POINTS = 120
 # In LabelMe's own labels.txt; its converters treat them specially as well.
 BACKGROUND_LABELS = ("_background_", "__background__")
+_EMBEDDED = "write out the picture that the file itself holds: labelme_export_json FILE"
 WITHOUT_INSIDE = ("point", "points", "line", "linestrip")
 
 
@@ -90,6 +95,9 @@ def _notes(report: Report, conventions: Conventions) -> dict[str, Any] | None:
     """The parsed file of one picture; None with a finding added."""
     allowed = "LabelMe's {imagePath, shapes}"
     notes = load_json(report, object, allowed, LARGEST_FILE, conventions.text)
+    if other := _other_content(notes):
+        report.add("file", other, allowed, "move it out of the folder")
+        return None
     if isinstance(notes, dict) and "annotations" not in notes:
         return notes
     if isinstance(notes, dict | list):
@@ -101,6 +109,15 @@ def _notes(report: Report, conventions: Conventions) -> dict[str, Any] | None:
     return None
 
 
+def _other_content(notes: object) -> str:
+    """What a JSON file holds that is no tool's annotations, as of classes or settings; or empty."""
+    if isinstance(notes, dict) and notes.keys().isdisjoint(("annotations", "imagePath", "shapes")):
+        return f"the keys {some(notes)}" if notes else "no key"
+    if isinstance(notes, list) and notes and not any(isinstance(one, dict) for one in notes):
+        return "a list without objects"
+    return ""
+
+
 def _drawing(
     report: Report, notes: dict[str, Any], folder: Path, search: PictureSearch,
     conventions: Conventions,
@@ -110,13 +127,16 @@ def _drawing(
     before = len(findings)
     placed = search.find(report, "imagePath", notes.get("imagePath"), path.parent, folder)
     if placed is None:
+        if isinstance(notes.get("imageData"), str):
+            fix = f"{_EMBEDDED}; or {findings[-1].fix}"
+            findings[-1] = replace(findings[-1], fix=fix)
         return
     picture, root = placed
     opened = open_image(Report(picture, findings, report.entry), orientation_of)
     turn = opened and _turn(report, notes, conventions, *opened)
     if opened is None or turn is None:
         return
-    outlined = _outlined(report, notes.get("shapes"), opened[0], turn)
+    outlined = _outlined(report, notes.get("shapes"), opened[0], turn, conventions.labels)
     # Without all of its shapes a label would have only a part of its answer.
     yield Drawing(name_below(picture, root), picture, path, outlined, len(findings) == before)
 
@@ -153,12 +173,18 @@ def _turn(
     return orientation
 
 
-def _outlined(report: Report, shapes: object, size: Size, turn: int) -> dict[str, str]:
-    """The polygons of each label in JSON, the ignored ones last in each."""
+def _outlined(
+    report: Report, shapes: object, size: Size, turn: int, labels: set[str]
+) -> dict[str, str]:
+    """The polygons of each label in JSON, the ignored ones last in each.
+
+    `labels` gets every spelling; a label is spelled here as in its first shape.
+    """
     if not isinstance(shapes, list):
         report.add("shapes", shapes, "a list of LabelMe's shapes", "annotate the picture again")
         return {}
     targets: dict[str, list[Polygon]] = {}
+    spelled: dict[str, str] = {}
     ignored: list[Polygon] = []
     budget = Budget()
     for index, shape in enumerate(shapes):
@@ -174,7 +200,8 @@ def _outlined(report: Report, shapes: object, size: Size, turn: int) -> dict[str
         if means_ignore(label):
             ignored += [Polygon(IGNORED_SHAPE, points) for points in polygons]
         else:
-            found = targets.setdefault(label, [])
+            labels.add(fields["label"])
+            found = targets.setdefault(spelled.setdefault(label_key(label), label), [])
             found += [Polygon(TARGET_SHAPE, points) for points in polygons]
     return outlined_as_json(
         {label: (*found, *ignored) for label, found in targets.items() if found}
@@ -195,6 +222,9 @@ def _polygons(
     least = {"polygon": 3, "rectangle": 2, "circle": 2, "mask": 2}.get(kind, 4)
     points = read_points(report, f"{what}.points", shape.get("points"), least)
     if points is None:
+        return []
+    if kind != "mask" and np.abs(points).max() <= 1:
+        report.add(f"{what}.points", points.tolist(), *IN_PIXELS)
         return []
     try:
         found = read(points, shape.get("mask"))

@@ -20,6 +20,9 @@ from trainer.data.images import LONGEST_SIDE, load_whole
 from trainer.data.polygons import IGNORE, TARGET, Polygon
 
 TARGET_SHAPE, IGNORED_SHAPE = "target", "ignore"
+# What is allowed, and the fix, where no coordinate of an outline is above 1.
+IN_PIXELS = ("pixels of the picture; all within the first one look like fractions",
+             "multiply x by the picture's width and y by its height")  # fmt: skip
 _NUMBERS = LONGEST_SIDE + 1  # that a coordinate may be
 _LABELS = (TARGET, TARGET_SHAPE), (IGNORE, IGNORED_SHAPE)  # by the values of a label map
 
@@ -37,6 +40,7 @@ class Drawing:
     notes: Path
     outlined: dict[str, str]  # lists of ReasonSeg's shapes, from `outlined_as_json`
     sound: bool = True  # whether it has no findings
+    split: str | None = None  # of the source's own, if it says one
 
 
 def means_ignore(label: str) -> bool:
@@ -63,14 +67,14 @@ def possible_frames(annotated: object, upright: Size, orientation: int) -> list[
 
 def json_files(folder: Path) -> list[Path]:
     """Every JSON file in a folder and its subfolders, sorted, without hidden ones."""
-    return visible(folder, "*.json")
+    return [path for path in visible(folder) if path.suffix.lower() == ".json"]
 
 
-def visible(folder: Path, pattern: str = "*") -> list[Path]:
-    """What matches in a folder and its subfolders, sorted, without hidden ones."""
+def visible(folder: Path) -> list[Path]:
+    """What is in a folder and its subfolders, sorted, without hidden files and folders."""
     return [
         path
-        for path in sorted(folder.rglob(pattern))
+        for path in sorted(folder.rglob("*"))
         if not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
 

@@ -6,7 +6,6 @@ import csv
 import difflib
 import json
 import re
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -17,6 +16,7 @@ from typing import TypeAlias
 from profiles.files import read_regular
 from trainer.data.findings import Finding, Report
 from trainer.data.importing.encoding import Conventions
+from trainer.data.importing.labels import composed, label_key
 from trainer.data.importing.outlines import Drawing
 from trainer.data.json_fields import read_sentence
 from trainer.prompts import PromptError, question_for
@@ -128,34 +128,22 @@ def _json_rows(report: Report, file: StringIO) -> Iterator[tuple[int, dict[str, 
 _READERS = {".csv": csv_rows, ".jsonl": _json_rows}
 
 
-def texts_for(drawing: Drawing, asked: Questions | None, report: Report) -> dict[str, list[str]]:
-    """The texts for each label of a picture; these questions are removed from `asked`."""
+def texts_for(
+    drawing: Drawing, asked: Questions | None, spellings: dict[str, str], report: Report
+) -> dict[str, list[str]]:
+    """The texts for each label of a picture; these questions are removed from `asked`.
+
+    `spellings`: how a label is asked for, by its key; labels are spelled as when first seen.
+    """
     found = dict[str, list[str]]()
-    spellings: dict[str, str] = {}
     for label in drawing.outlined:
-        other = spellings.setdefault(label_key(label), label)
-        if other != label:
-            # Each would have only a part of its answer.
-            fix = "rename one of them"
-            report.add(f"labels of {drawing.name}", [other, label], "one spelling of a label", fix)
-        elif asked is None:
-            phrase = label.replace("_", " ")
+        if asked is None:
+            phrase = spellings.setdefault(label_key(label), label).replace("_", " ")
             _check_text(report, f"label of {drawing.name}", phrase, False)
             found[label] = [phrase]
         elif question := asked.pop((composed(drawing.name), label_key(label)), None):
             found[label] = question.texts
     return found
-
-
-def composed(text: str) -> str:
-    """Composed letters: file names of a Mac have separate accents."""
-    return unicodedata.normalize("NFC", text)
-
-
-@lru_cache(maxsize=1000)  # labels repeat
-def label_key(label: str) -> str:
-    """A key for all spellings of a label; COCO's Coffee_cup is read as coffee cup."""
-    return " ".join(re.sub("[_:]", " ", composed(label)).lower().split())
 
 
 def _check_text(report: Report, what: str, text: str, is_sentence: bool) -> None:

@@ -4,94 +4,130 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from profiles.splits import SPLITS
-from profiles.text import argument, counted, some
+from profiles.text import argument
 from trainer.data.findings import Finding, Report
 from trainer.data.formats.coco_document import parse_coco
 from trainer.data.images import PICTURE_SUFFIXES
 from trainer.data.importing.coco_outlines import read_drawings
 from trainer.data.importing.encoding import Conventions
-from trainer.data.importing.foreign import READ, is_foreign
+from trainer.data.importing.foreign import MAY_BE_FOREIGN, READ, is_foreign
 from trainer.data.importing.labelme import read_labelme
-from trainer.data.importing.outlines import Drawing, json_files, visible
+from trainer.data.importing.outlines import Drawing, json_files, name_below, visible
+from trainer.data.importing.splits import split_of_file, split_of_folders
 from trainer.data.json_fields import LARGEST_FILE, load_json
 from trainer.data.picture_paths import PictureSearch, search_folders
 from trainer.reporter import Progress
 
-_OTHERS = (".xml", ".csv", ".zip", ".yaml", ".yml", ".txt")  # may be of tools that are not read
-_NAMED = 3  # of the pictures without annotations
 
+@dataclass(frozen=True)
+class Source:
+    """A file or folder to import, and where what is found there goes."""
 
-def drawings(
-    source: Path,
-    search: PictureSearch,
-    findings: list[Finding],
-    conventions: Conventions,
-    progress: Progress | None,
-) -> Iterator[Drawing]:
-    """The drawings of a COCO file, of a folder with one, or else of a LabelMe folder."""
-    coco = _coco_file(source)
-    if coco is not None:
-        search.folders = list(dict.fromkeys([*search.folders, *search_folders(coco, None)]))
-        return read_drawings(coco, search, findings, conventions, progress)
-    if not source.is_dir():
-        raise ValueError(f"{source}: no such folder of LabelMe's files, nor a COCO file")
-    files = json_files(source)
-    first = next((path for path in files if path.parent.name in SPLITS), None)
-    if first is not None and _is_reason_seg(first):
-        raise ValueError(
-            f"{source}: holds ReasonSeg data already ({first.name}); allowed: {READ}\n"
-            f"    hint: lisa-train --check-data {argument(first.parent.parent)} takes it as it is"
-        )
-    if not files:
-        others = [path for path in sorted(source.rglob("*")) if path.suffix in _OTHERS]
-        if not any(is_foreign(Report(path, findings)) for path in others):
+    path: Path
+    search: PictureSearch
+    findings: list[Finding]
+    conventions: Conventions
+    progress: Progress | None = None
+
+    def drawings(self) -> Iterator[Drawing]:
+        """The drawings of a COCO file, of a folder with one or one a split, or of LabelMe's.
+
+        Each with its split, if the source says one.
+        """
+        if by_split := self._by_split():
+            yield from self._of_splits(by_split)
+            return
+        for drawing in self._of_one():
+            yield replace(drawing, split=self._split_of(drawing))
+
+    def _split_of(self, drawing: Drawing) -> str | None:
+        """By the folder of its annotation in the source, or else of the picture's name."""
+        below = Path(os.path.relpath(drawing.notes, self.path))
+        return split_of_folders(below) or split_of_folders(Path(drawing.name))
+
+    def _by_split(self) -> dict[str, Path]:
+        """The COCO files of a folder that has one for each split, as Roboflow's and CVAT's have."""
+        files = json_files(self.path) if self.path.is_dir() else []
+        found = {split_of_file(path.relative_to(self.path)): path for path in files}
+        alike = len(found) == len(files) > 1 and any(map(_is_coco, files))
+        return {split: found[split] for split in SPLITS if alike and None not in found
+                and split in found}  # fmt: skip
+
+    def _of_splits(self, files: dict[str, Path]) -> Iterator[Drawing]:
+        """Names start from the folder of all: pictures of two splits may be called alike."""
+        for split, path in files.items():
+            search = PictureSearch(search_folders(path, None, self.search.folders))
+            found = read_drawings(path, search, self.findings, self.conventions, self.progress,
+                                  root=self.path)  # fmt: skip
+            for drawing in found:
+                yield replace(drawing, split=split)
+            self.search.missing += search.missing
+
+    def _of_one(self) -> Iterator[Drawing]:
+        coco = self._coco_file()
+        if coco is not None:
+            folders = [*self.search.folders, *search_folders(coco, None)]
+            self.search.folders = list(dict.fromkeys(folders))
+            return read_drawings(coco, self.search, self.findings, self.conventions, self.progress)
+        if not self.path.is_dir():
+            raise ValueError(f"{self.path}: no such folder of LabelMe's files, nor a COCO file")
+        files = json_files(self.path)
+        first = next((path for path in files if path.parent.name in SPLITS), None)
+        if first is not None and _is_reason_seg(first):
+            folder = argument(first.parent.parent)
+            raise ValueError(
+                f"{self.path}: holds ReasonSeg data already ({first.name}); allowed: {READ}\n"
+                f"    hint: lisa-train --check-data {folder} takes it as it is"
+            )
+        if not files:
+            self._refuse_others()
+        return self._of_labelme()
+
+    def _coco_file(self) -> Path | None:
+        """The file itself, or the only JSON of a folder if it is COCO's or another tool's list."""
+        if self.path.is_file():
+            return self.path
+        files = json_files(self.path)
+        return files[0] if len(files) == 1 and _is_coco(files[0]) else None
+
+    def _refuse_others(self) -> None:
+        """A finding about a folder without JSON, by what else lies there."""
+        others = [path for path in visible(self.path) if path.suffix.lower() in MAY_BE_FOREIGN]
+        if not any(is_foreign(Report(path, self.findings)) for path in others):
             fix = "name the folder that has them, or export them so"
-            Report(source, findings).add("annotations", "no JSON file", READ, fix)
-    found = read_labelme(source, search, findings, conventions, progress)
-    return _noting_unread(found, source, conventions)
+            Report(self.path, self.findings).add("annotations", "no JSON file", READ, fix)
+
+    def _of_labelme(self) -> Iterator[Drawing]:
+        """The drawings of a LabelMe folder; what lies there and is not among them is noted."""
+        read = set[Path]()
+        found = read_labelme(self.path, self.search, self.findings, self.conventions, self.progress)
+        for drawing in found:
+            read.add(Path(os.path.abspath(drawing.picture)))
+            yield drawing
+        if read:
+            self._note_unread(read)
+
+    def _note_unread(self, read: set[Path]) -> None:
+        """Leave out pictures without annotations that lie in a LabelMe folder; note XML there."""
+        folder = Path(os.path.abspath(self.path))
+        foreign = list[Finding]()
+        for path in visible(folder):
+            if path.suffix.lower() in PICTURE_SUFFIXES and path not in read:
+                self.conventions.leave_out(name_below(path, folder))
+            elif path.suffix.lower() in MAY_BE_FOREIGN:
+                is_foreign(Report(path, foreign))
+        if foreign:
+            self.conventions.notes.append(f"not read: {foreign[0]}")
 
 
-def _noting_unread(
-    found: Iterator[Drawing], source: Path, conventions: Conventions
-) -> Iterator[Drawing]:
-    """The drawings of a LabelMe folder; notes about what lies there and is not among them."""
-    read = set[Path]()
-    for drawing in found:
-        read.add(Path(os.path.abspath(drawing.picture)))
-        yield drawing
-    if read:
-        conventions.notes += _unread(source, read)
-
-
-def _unread(source: Path, read: set[Path]) -> Iterator[str]:
-    """Notes about pictures without annotations and XML that lie in a LabelMe folder."""
-    folder = Path(os.path.abspath(source))
-    bare, foreign = list[Path](), list[Finding]()
-    for path in visible(folder):
-        if path.suffix.lower() in PICTURE_SUFFIXES and path not in read:
-            bare.append(path)
-        elif path.suffix.lower() == ".xml":
-            is_foreign(Report(path, foreign))
-    if bare:
-        count, names = counted(len(bare), "picture"), (path.name for path in bare)
-        yield f"{count} there without an annotation that was read: {some(names, _NAMED)}"
-    if foreign:
-        yield f"not read: {foreign[0]}"
-
-
-def _coco_file(source: Path) -> Path | None:
-    """The file itself, or the only JSON of a folder if it is COCO's or another tool's list."""
-    if source.is_file():
-        return source
-    files = json_files(source)
-    if len(files) == 1:
-        notes = load_json(Report(files[0]), object, "an object or a list", parse=parse_coco)
-        if isinstance(notes, list) or (isinstance(notes, dict) and "annotations" in notes):
-            return files[0]
-    return None
+def _is_coco(path: Path) -> bool:
+    """Whether a file is COCO's, or another tool's list of pictures."""
+    notes = load_json(Report(path), object, "an object or a list", parse=parse_coco)
+    return isinstance(notes, list) or (isinstance(notes, dict) and "annotations" in notes)
 
 
 def _is_reason_seg(path: Path) -> bool:

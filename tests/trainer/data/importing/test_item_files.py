@@ -9,6 +9,7 @@ import pytest
 
 from trainer.data.importing.item_files import ItemFiles
 from trainer.data.importing.outlines import Drawing
+from trainer.data.importing.splits import Splits
 
 
 def write(files: ItemFiles, name: str, *labels: str, content: bytes | None = None) -> None:
@@ -24,7 +25,7 @@ def items(root: Path, split: str) -> set[str]:
 
 @pytest.mark.parametrize(("val", "test"), [(0.1, 0.0), (0.2, 0.3), (0.001, 0.001)])
 def test_pictures_end_in_the_split_of_their_place(val: float, test: float, tmp_path: Path) -> None:
-    files = ItemFiles(tmp_path / "R", val, test, seed=3)
+    files = ItemFiles(tmp_path / "R", Splits(val, test, seed=3))
     names = [f"{number}.jpg" for number in range(300)]
     for name in names:
         write(files, name, "cup", "dish")
@@ -46,7 +47,7 @@ def test_pictures_end_in_the_split_of_their_place(val: float, test: float, tmp_p
 
 
 def test_few_pictures_are_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files = ItemFiles(tmp_path / "R", 0.2, 0.2, seed=0)
+    files = ItemFiles(tmp_path / "R", Splits(0.2, 0.2, seed=0))
     for number in range(500):
         write(files, f"{number}.jpg", "cup")
     moved: Counter[str] = Counter()
@@ -57,7 +58,7 @@ def test_few_pictures_are_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_names_differ_in_all_splits_and_on_systems_without_case(tmp_path: Path) -> None:
-    files = ItemFiles(tmp_path / "R", 0.5, 0.0, seed=0)
+    files = ItemFiles(tmp_path / "R", Splits(0.5, 0.0, seed=0))
     for number, name in enumerate(("a b.jpg", "a-b.jpg", "A_b.jpg", "A-B.jpg")):
         write(files, name, "cup", "Cup", content=bytes([number % 2]) * 9)
     files.settle()

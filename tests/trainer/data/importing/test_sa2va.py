@@ -218,10 +218,10 @@ def test_who_trains_on_the_annotations_themselves_is_told_the_way(tmp_path: Path
 
 def test_of_several_files_each_is_to_be_named(tmp_path: Path) -> None:
     source = data(tmp_path / "in")
-    (source / "annotations.json").rename(source / "train.json")
-    (source / "val.json").write_bytes((source / "train.json").read_bytes())
+    (source / "annotations.json").rename(source / "a.json")
+    (source / "b.json").write_bytes((source / "a.json").read_bytes())
     assert refusal(source).count("import it on its own, by its name") == 2
-    assert sum(imported(source / "val.json").items.values()) == 3
+    assert sum(imported(source / "b.json").items.values()) == 3
 
 
 def test_fractions_of_the_picture_are_refused_once(tmp_path: Path) -> None:

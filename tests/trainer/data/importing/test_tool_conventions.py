@@ -300,6 +300,12 @@ def test_pascal_vocs_boxes_are_refused_by_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name, content, what, fix", [
     ("0.zip", b"PK\x03\x04\x14\x00\xff\xfe", "a ZIP", "unpack it"),
+    ("0.ZIP", b"PK\x03\x04\x14\x00\xff\xfe", "a ZIP", "unpack it"),
+    ("0.Rar", b"Rar!\x1a\x07\x01\x00", "a RAR", "unpack it"),
+    ("0.7Z", b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it"),
+    ("0.tar.gz", b"\x1f\x8b\x08", "a gzip archive", "unpack it"),
+    ("0.tar", b"0.jpg" + bytes(252) + b"ustar\x00", "a tar archive", "unpack it"),
+    ("0.TXT", b"0 0.5 0.5 0.2 0.2\n", "YOLO's labels", "as COCO"),
     ("0.txt", b"0 0.5 0.5 0.2 0.2\n1 0.1 0.1 0.2 0.1 0.2 0.3\n", "YOLO's labels", "as COCO"),
     ("data.yaml", b"train: ../train/images\nnc: 1\nnames: ['cup']\n", "YOLO's", "as COCO"),
     ("data.yaml", b"path: cups\nnames:\n  0: cup\n", "YOLO's data.yaml", "as COCO"),
@@ -329,6 +335,66 @@ def test_a_phones_heic_is_named(tmp_path: Path) -> None:
     (source / "0.jpg").write_bytes(heic)
     with pytest.raises(DataError, match="HEIC.*save the picture as JPEG"):
         import_annotations(source, tmp_path / "out")
+
+
+def test_fractions_are_no_pixels(tmp_path: Path) -> None:
+    """YOLO's and others' numbers in the files of LabelMe and COCO."""
+    fractions = [[x / UPRIGHT[0], y / UPRIGHT[1]] for x, y in CORNERS]
+    shape = {"label": "cup", "shape_type": "polygon", "points": fractions}
+    source = coco(tmp_path / "coco", 1, "", scale=False)
+    notes = json.loads(source.read_text(encoding="utf-8"))
+    for one in notes["annotations"]:
+        one["segmentation"] = [[x for point in fractions for x in point]]
+    source.write_text(json.dumps(notes), encoding="utf-8")
+    for path in (source, labelme(tmp_path / "in", shape)):
+        with pytest.raises(
+            DataError, match="look like fractions.*multiply x by the pic"
+        ) as refused:
+            import_annotations(path, tmp_path / "out")
+        assert len(refused.value.findings) == 3
+
+
+def test_cocos_numbers_may_come_from_a_table(tmp_path: Path) -> None:
+    """As pandas writes them: whole numbers with .0."""
+    source = coco(tmp_path / "in", 1, "", scale=False)
+    notes = json.loads(source.read_text(encoding="utf-8"))
+    for entry in (*notes["images"], *notes["annotations"], *notes["categories"]):
+        entry |= {key: float(value) for key, value in entry.items() if type(value) is int}
+    source.write_text(json.dumps(notes), encoding="utf-8")
+    import_annotations(source, tmp_path / "out")
+    assert overlap(tmp_path / "out") == 1
+
+
+def test_pictures_that_nobody_outlined_may_be_missing(tmp_path: Path) -> None:
+    """CVAT and Roboflow list them with the others; all tools' are named in one sentence."""
+    source = coco(tmp_path / "in", 1, "", scale=False)
+    notes = json.loads(source.read_text(encoding="utf-8"))
+    notes["images"] += [{"id": 3, "file_name": "3.jpg", "width": 60, "height": 80},
+                        {"id": 4, "file_name": "4.jpg"}]  # fmt: skip
+    source.write_text(json.dumps(notes), encoding="utf-8")
+    done = import_annotations(source, tmp_path / "out")
+    said = "2 pictures left out, without an outline to ask about: 3.jpg, 4.jpg"
+    assert (done.pictures, done.left_out, done.assumed) == (3, 2, (said,))
+    source.write_text(json.dumps(notes | {"annotations": []}), encoding="utf-8")
+    with pytest.raises(DataError, match="note: 5 pictures left out, without an outline"):
+        import_annotations(source, tmp_path / "none")
+
+
+def test_what_labelmes_folders_hold_besides(tmp_path: Path) -> None:
+    """Classes and settings, and files whose picture is only within themselves."""
+    source = labelme(tmp_path / "in", {"label": "cup", "shape_type": "polygon", "points": CORNERS})
+    (source / "classes.json").write_text('["cup"]', encoding="utf-8")
+    (source / "settings.json").write_text('{"theme": "dark"}', encoding="utf-8")
+    (source / "0.json").rename(source / "0.JSON")
+    with pytest.raises(DataError) as refused:
+        import_annotations(source, tmp_path / "out")
+    assert str(refused.value).count("move it out of the folder") == 2
+    assert sum(import_annotations(source, tmp_path / "out", skip_broken=2).items.values()) == 3
+    (source / "1.jpg").unlink()
+    notes = json.loads((source / "1.json").read_text(encoding="utf-8"))
+    (source / "1.json").write_text(json.dumps(notes | {"imageData": "x"}), encoding="utf-8")
+    with pytest.raises(DataError, match="labelme_export_json"):
+        import_annotations(source, tmp_path / "no", skip_broken=2)
 
 
 def test_a_folder_without_any_json_says_so(tmp_path: Path) -> None:
@@ -379,7 +445,7 @@ def test_label_studios_ellipse_is_turned_clockwise(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value, more, said", [
     ({"format": "rle", "rle": [1, 2, 3]}, {}, "run lengths that break off"),
     ({"format": "rle", "rle": [0] * 40}, {}, "0 values for 60 x 80 pixels"),
-    ({"x": 10, "y": 10, "width": 5, "height": 5}, {}, "an outline of what is in the bbox"),
+    ({"x": 10, "y": 10, "width": 5, "height": 5}, {}, "got 'a rectangle: a box"),
     ({"points": [[1, 1], [2, "x"], [3, 3]]}, {}, ".result[0]: got \"could not convert"),
     ({}, {"annotations": [{"result": []}, {"result": []}]}, "2 of one picture"),
     ({}, {"annotations": "no"}, "not JSON-MIN"),

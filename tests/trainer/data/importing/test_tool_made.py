@@ -99,8 +99,9 @@ def test_label_studios_brush_is_read_to_the_pixel_but_for_holes(tmp_path: Path) 
 def test_label_studios_exports_say_that_turned_pictures_are_read_as_seen(tmp_path: Path) -> None:
     for number, source in enumerate((LABEL_STUDIO, WITHOUT_PICTURES, TASKS, BRUSH)):
         done = imported(source, tmp_path / str(number))
-        (said,) = done.assumed
+        said, *bare = done.assumed
         assert said.startswith("3 rotated pictures' outlines read as upright, as Label Studio")
+        assert all("left out, without an outline to ask about" in one for one in bare)
 
 
 def test_label_studios_rectangles_are_boxes_where_they_were_drawn(tmp_path: Path) -> None:

@@ -1,0 +1,57 @@
+"""Where the scores of an evaluation go, and whose they are; without torch.
+
+Scores on a run's own data and on others lie beside each other in folders `evaluation-…`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from itertools import count
+from pathlib import Path
+
+from profiles.files import read_regular
+from trainer.run.folder import RECORD
+from trainer.run.started import CannotResume, Started
+
+SCORES = "scores.json"
+
+
+def run_of(model: Path) -> Path | None:
+    """The run folder that a run or one of its checkpoints is of; None for an export."""
+    return next((one for one in (model, model.resolve().parent) if (one / RECORD).is_file()), None)
+
+
+def scores_folder(
+    base: Path, model: Path, data: Path, split: str, *, generated: bool = False
+) -> Path:
+    """The folder in `base` for a model's scores on a split of `data`.
+
+    For data that are not the run's own it is called after them, with a number if the figures of
+    others are there.
+    """
+    name = f"evaluation-{split}" + ("-generated" if generated else "")
+    if _is_own(model, data):
+        return base / name
+    called = re.sub(r"\W+", "-", data.resolve().name)[:40].strip("-") or "data"
+    names = (f"{name}-on-{called}" + (f"-{number}" if number > 1 else "") for number in count(1))
+    return next(base / one for one in names if not replaced(base / one, data, model))
+
+
+def _is_own(model: Path, data: Path) -> bool:
+    """Whether data are a run's own, as far as that is recorded."""
+    run = run_of(model)
+    try:
+        return run is None or Started.read(run).data.resolve() == data.resolve()
+    except CannotResume:
+        return True
+
+
+def replaced(folder: Path, data: Path, model: Path) -> list[str]:
+    """The other data or model that the figures in a folder belong to, if that can be read."""
+    try:
+        before = json.loads(read_regular(folder / SCORES))
+        pairs = [(Path(before["data"]), data), (Path(before["model"]), model)]
+        return [str(then) for then, now in pairs if then.resolve() != now.resolve()]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []
