@@ -20,10 +20,12 @@ def is_marked(path: Path) -> bool:
 def refuse_others(path: Path, kind: str, is_ours: Callable[[Path], bool] = is_marked) -> None:
     """Raise FileExistsError if there is a file that is not ours, such as `kind`.
 
-    An empty file holds nothing to lose.
+    An empty file holds nothing to lose. Raises IsADirectoryError for a folder.
     """
     if not os.path.lexists(path):
         return
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: is a folder; name a file in it, or another place")
     hint = "move or delete it, or name another"
     try:
         if path.is_file() and path.stat().st_size == 0 or is_ours(path):

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from threading import Event, Thread
 
 from profiles.files import HOLDER, force, held, made, sweep
 
 MANY = 1000  # files: from here on one sync of the whole system is faster
+_PAUSE = 5.0  # seconds between two of them while files are still written
 
 
 def refuse_taken(target: Path) -> None:
@@ -94,3 +96,23 @@ def _force_all(folder: Path) -> None:
         return os.sync()
     for path in paths:
         force(path)
+
+
+@contextmanager
+def forced_meanwhile() -> Iterator[None]:
+    """Force files to disk every few seconds while many are written, beside the work.
+
+    Left alone, Linux begins after half a minute, and at the end all of the last half waits.
+    """
+    ended = Event()
+
+    def force_often() -> None:
+        while not ended.wait(_PAUSE):
+            os.sync()
+
+    if hasattr(os, "sync"):
+        Thread(target=force_often, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()

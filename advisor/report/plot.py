@@ -16,6 +16,7 @@ from matplotlib.patches import Patch
 from advisor.advice import Advice
 from advisor.choice.search import basis_text
 from advisor.memory.forecast import Forecast
+from advisor.memory.parts import CACHING
 from advisor.report.plan_words import plan_text
 from profiles.measurement import Timeline
 from profiles.own_files import MARK
@@ -62,10 +63,11 @@ def levels(advice: Advice, told: Forecast) -> list[Level]:
     """
     assert advice.budget is not None and advice.needs is not None
     pool = told.tier("pool").bytes
+    what = "building the feature cache" if CACHING in advice.parts else "plan needs"
     found = [
         Level("capacity", advice.budget.cap_bytes, "--", 0.9),
         Level("usable", advice.budget.usable.bytes, "-", 2.2),
-        Level(f"plan needs ({basis_text(advice.needs)})", advice.needs.bytes, ":", 1.8),
+        Level(f"{what} ({basis_text(advice.needs)})", advice.needs.bytes, ":", 1.8),
     ]
     if advice.needs.bytes != pool:
         found.append(Level("pool of this step (forecast)", pool, "-.", 1.2))

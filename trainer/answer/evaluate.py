@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from profiles.files import read_object, sweep, write_whole
-from profiles.own_files import refuse_others
+from profiles.files import sweep, write_whole
 from trainer.answer.questions import question_of, questions_of
-from trainer.answer.scored import SCORES
+from trainer.answer.scored import FILES, SCORES
 from trainer.answer.segmenter import Segmenter
 from trainer.data.formats.reasonseg import Item
 from trainer.data.images import read_image
@@ -29,7 +28,6 @@ from trainer.run.validation import describe, evaluate, predict
 if TYPE_CHECKING:
     from trainer.run.run import Run
 
-FILES = (SCORES, "images.jsonl", "extremes.png")
 SHOWN = 4  # of the best, and of the worst
 Mask = NDArray[np.bool_]
 
@@ -108,14 +106,6 @@ def write(found: Evaluation, segmenter: Segmenter, folder: Path, facts: dict[str
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in found.rows()]
     write_whole(folder / "images.jsonl", "".join(lines))
     _write_extremes(found, segmenter, folder / "extremes.png")
-
-
-def refuse_others_figures(folder: Path) -> None:
-    """Raise FileExistsError if a folder holds files of the names below that are not ours."""
-    if {"split", "answers", "plan"} <= read_object(folder / FILES[0]).keys():
-        return  # it is written first
-    for name in FILES:
-        refuse_others(folder / name, "an evaluation", lambda path: False)
 
 
 def lines(summary: dict[str, Any]) -> list[str]:

@@ -10,11 +10,13 @@ import re
 from itertools import count
 from pathlib import Path
 
-from profiles.files import read_regular
+from profiles.files import read_object, read_regular
+from profiles.own_files import refuse_others
 from trainer.run.folder import RECORD
 from trainer.run.started import CannotResume, Started
 
 SCORES = "scores.json"
+FILES = (SCORES, "images.jsonl", "extremes.png")  # in the order in which they are written
 
 
 def run_of(model: Path) -> Path | None:
@@ -45,6 +47,14 @@ def _is_own(model: Path, data: Path) -> bool:
         return run is None or Started.read(run).data.resolve() == data.resolve()
     except CannotResume:
         return True
+
+
+def refuse_others_figures(folder: Path) -> None:
+    """Raise FileExistsError if a folder holds files of these names that are not ours."""
+    if {"split", "answers", "plan"} <= read_object(folder / SCORES).keys():
+        return
+    for name in FILES:
+        refuse_others(folder / name, "an evaluation", lambda path: False)
 
 
 def replaced(folder: Path, data: Path, model: Path) -> list[str]:

@@ -48,7 +48,9 @@ def import_(
         typer.Option(help="CSV or JSON lines, with picture (or image), label and question."),
     ] = None,
     pictures: Annotated[Path | None, typer.Option(help="Folder of the pictures.")] = None,
-    val: Annotated[float, typer.Option(help="Share of pictures to validate on.")] = 0.1,
+    val: Annotated[
+        float, typer.Option(help="Share of pictures to validate on, if SRC has no split.")
+    ] = 0.1,
     test: Annotated[float, typer.Option(help="Share of pictures to set aside for a test.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
     skip_broken: SkipBroken = None,

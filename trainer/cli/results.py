@@ -61,14 +61,8 @@ def evaluate(
         trained = find_trained(run, set_ or ())
         asked = [one for _, one in questions_of(items)] if generate else map(question_of, items)
         plan, _ = planned(trained, [*asked])
-        from trainer.answer.evaluate import (
-            generated,
-            lines,
-            refuse_others_figures,
-            teacher_forced,
-            write,
-        )
-        from trainer.answer.scored import replaced, scores_folder
+        from trainer.answer.evaluate import generated, lines, teacher_forced, write
+        from trainer.answer.scored import refuse_others_figures, replaced, scores_folder
         from trainer.answer.segmenter import Segmenter
 
         base = run if (run / "best").is_dir() else Path()

@@ -21,8 +21,8 @@ def load_json(
     kind: type[JsonT],
     allowed: str,
     most_bytes: float = float("inf"),
-    text_of: Callable[[bytes], str] | None = None,
-    parse: Callable[[str], Any] = json.loads,
+    text_of: Callable[[bytes], str | bytes] | None = None,
+    parse: Callable[[str | bytes], Any] = json.loads,
 ) -> JsonT | None:
     """The parsed file, in UTF-8 or else cp1252, if it is of `kind`; None with a finding added.
 

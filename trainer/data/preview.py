@@ -30,6 +30,8 @@ def write_preview(
     """
     if path.resolve().is_relative_to(data.resolve()):
         raise ValueError(f"{path}: is in the data folder; name another place with --out")
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder; name a .png in it with --out")
     refuse_others(path, "a picture")
     items = read_split(data, split, None, leave)
     drawn = np.random.default_rng(seed).permutation(len(items))[:count]

@@ -167,9 +167,10 @@ def test_text_json_and_picture_have_the_same_figures(
     assert needs.bytes == max(pool, caching) <= budget.usable.bytes
     said = dict(re.findall(r">([^<>]+)  ([0-9.]+)</text>", file.read_text(encoding="utf-8")))
     others = float(said.pop("others", 0))
+    what = "building the feature cache" if pool < caching else "plan needs"
     numbers = {
         "capacity": budget.cap_bytes, "usable": budget.usable.bytes,
-        "plan needs (exact forecast)": needs.bytes, "peak of tensors": told.tier("tensors").bytes,
+        f"{what} (exact forecast)": needs.bytes, "peak of tensors": told.tier("tensors").bytes,
     }  # fmt: skip
     if pool < caching:  # as on the smallest cards
         numbers["pool of this step (forecast)"] = pool
@@ -181,8 +182,8 @@ def test_text_json_and_picture_have_the_same_figures(
     monkeypatch.setattr("advisor.report.plot.picture", lambda *_: f"<svg/>{MARK}".encode())
     first = " ".join(CliRunner().invoke(app, options).stdout.split())
     interpolated = estimate(advice.plan, told.text_tokens).pool_bytes
-    phase = " to build the feature cache, more than a step" if pool < caching else ""
-    assert f"{needs.bytes / GIB:.2f}{phase}, exact" in first
+    more = " to build the feature cache, more than a step" if pool < caching else ""
+    assert f"{needs.bytes / GIB:.2f}{more}, exact" in first
     text = " ".join(CliRunner().invoke(app, [*options, "--why"]).stdout.split())
     assert f"plan needs {needs.bytes / GIB:.2f} GiB forecast exact: a forecast of this very" in text
     near = re.search(r"; interpolated it was ([0-9.]+) GiB", text)

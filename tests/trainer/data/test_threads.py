@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image, ImageFile
@@ -17,7 +21,7 @@ from PIL import Image, ImageFile
 from tests.conftest import PHOTOS
 from trainer.data import mixture, threads
 from trainer.data.formats.reasonseg import check, check_data
-from trainer.data.images import open_image
+from trainer.data.images import _is_complete, _load_smallest, load_whole, open_image
 from trainer.data.threads import AHEAD, in_processes, in_threads, one_ahead
 
 
@@ -88,9 +92,8 @@ def test_a_check_decodes_each_picture_once_and_finds_in_order(
     counts, sets, findings = mixture.check(root)
     assert [Path(finding.where) for finding in findings] == pictures[:3] and sets == []
     assert counts["train"]["items"] == whole["train"]["items"] - 3
-    assert set(decoded.values()) == {1} and len(decoded) == sum(
-        int(of["items"]) for of in whole.values()
-    )
+    headers = sum(int(of["items"]) for of in whole.values()) - 3  # of pictures up to their end
+    assert decoded == {str(picture): 1 for picture in pictures[:3]} | {"": headers}
     assert findings == check_data(root)
 
 
@@ -108,7 +111,7 @@ def test_a_smaller_decoding_sees_the_same_damage(
 ) -> None:
     """Where a JPEG breaks off it is refused, wherever that is."""
     from trainer.data.findings import Report
-    from trainer.data.images import _to_rgb, load_whole
+    from trainer.data.images import _to_rgb
 
     path = tmp_path / "a.jpg"
     noise = Image.effect_noise((200, 120), 60).convert(mode)
@@ -120,6 +123,34 @@ def test_a_smaller_decoding_sees_the_same_damage(
         assert sound[0] == sound[1], cut
         seen.add(sound[0])
     assert seen == {True, False}
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 3}])
+def test_a_jpeg_that_is_not_decoded_is_one_that_decoding_takes(options: dict[str, Any]) -> None:
+    """Damage of all kinds, in header and pixels, is refused in the same words."""
+    rng, file = random.Random(0), BytesIO()
+    thumbnail = b"Exif\0\0" + b"\xff\xda\xff\xd9" * 9  # its markers are not the picture's
+    Image.effect_noise((64, 48), 60).save(file, "JPEG", exif=thumbnail, **options)
+    raw, seen = file.getvalue(), Counter[str]()
+    for number in range(400):
+        damaged, at = bytearray(raw), rng.randrange(len(raw) if number % 2 else len(raw) // 3)
+        damaged[at : at + rng.randrange(2)] = rng.choice((b"", b"\xff", b"\xff\xd9", b"\xff\xda\0"))
+        said = [_refusal(bytes(damaged), read) for read in (load_whole, _load_smallest)]
+        assert said[0] == said[1], at
+        seen[said[0]] += 1
+    assert len(seen) > 3 and seen[""] > 9
+    with Image.open(file) as sound:
+        assert _is_complete(sound) == (not options.get("progressive"))
+
+
+def _refusal(raw: bytes, read: Callable[[Image.Image], None]) -> str:
+    """What a picture is refused with; empty if it is not."""
+    try:
+        with Image.open(BytesIO(raw), formats=["JPEG"]) as opened:
+            read(opened)
+        return ""
+    except Exception as error:
+        return f"{type(error).__name__}: {error}".partition("<")[0]
 
 
 def test_processes_work_in_order_and_only_where_it_is_worth_it(

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from typer.testing import CliRunner
 
 from profiles.files import Held, held, is_vacant, sweep, write_whole
 from tests.conftest import PHOTOS, tiny_plan
-from trainer.atomic_folder import atomic_folder
+from trainer.atomic_folder import atomic_folder, forced_meanwhile
 from trainer.cli.train import app
 from trainer.run.data_digests import digests
 from trainer.run.folder import is_complete, new_run
@@ -197,3 +198,15 @@ def test_what_a_killed_import_left_goes(tmp_path: Path) -> None:
     with atomic_folder(tmp_path / "out") as draft:
         (draft / "whole").touch()
     assert {path.name for path in tmp_path.rglob("*")} == {"out", "whole"}
+
+
+def test_what_is_written_goes_to_the_disk_beside_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    synced, threads = threading.Event(), threading.active_count()
+    monkeypatch.setattr(os, "sync", synced.set)
+    monkeypatch.setattr(sys.modules[atomic_folder.__module__], "_PAUSE", 0.01)
+    with forced_meanwhile():
+        assert synced.wait(30)
+    ends = time.monotonic() + 30
+    while threading.active_count() > threads and time.monotonic() < ends:
+        time.sleep(0.01)
+    assert threading.active_count() == threads

@@ -35,15 +35,15 @@ class _Document(TypedDict, total=False):
 _DECODER = msgspec.json.Decoder(_Document | list[Any])
 
 
-def parse_coco(text: str) -> Any:
-    """The document, its outlines left for `value_of`; anything else as json does.
+def parse_coco(text: str | bytes) -> Any:
+    """The document in text or ASCII, its outlines left for `value_of`; anything else as json does.
 
     Raises ValueError and RecursionError as json does.
     """
     try:
         return _DECODER.decode(text)
     except msgspec.MsgspecError:  # not COCO's, or NaN and the like, which json allows
-        return json.loads(text)
+        return json.loads(str(text, "ascii") if isinstance(text, bytes) else text)
 
 
 def value_of(value: object) -> object:

@@ -30,7 +30,7 @@ def read_listed(
     if report.path.is_file():
         mib = report.path.stat().st_size / MIB
         progress(f"reading {report.path.name}, {mib:.0f} MiB", 0, 1)
-    parsed = load_json(report, object, allowed, text_of=conventions.text, parse=parse_coco)
+    parsed = load_json(report, object, allowed, text_of=conventions.document, parse=parse_coco)
     if isinstance(parsed, list) and sa2va.is_sa2va(parsed):
         parsed = sa2va.as_coco(report, parsed, search, conventions)
     elif isinstance(parsed, list) and parsed:

@@ -48,6 +48,10 @@ class Conventions:
             self.assume(f"files read as {name}")
         return text
 
+    def document(self, raw: bytes) -> str | bytes:
+        """The same of JSON, which parsers also take in bytes: no copy of a large file is made."""
+        return raw if self.encoding is None and raw.isascii() else self.text(raw)
+
 
 def decoded(raw: bytes, encoding: str | None = None) -> tuple[str, str]:
     """The text and its encoding: `encoding`, a BOM's, UTF-8, or the only plausible one.

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from profiles.garbage import not_collected
 from profiles.text import counted, some
-from trainer.atomic_folder import atomic_folder
+from trainer.atomic_folder import atomic_folder, forced_meanwhile
 from trainer.data import broken
 from trainer.data.findings import Finding, Report
 from trainer.data.importing.encoding import Conventions
@@ -131,7 +131,7 @@ def import_annotations(
     if source.is_dir() and target.resolve().is_relative_to(source.resolve()):
         raise ValueError(f"{target}: lies in {source}; name a folder outside of what is read")
     findings: list[Finding] = []
-    with not_collected(), atomic_folder(target) as draft:
+    with not_collected(), atomic_folder(target) as draft, forced_meanwhile():
         asked = None if questions is None else read_questions(questions, findings, conventions)
         files = ItemFiles(draft / FOLDER, Splits(val, test, seed))
         items = _Items(files, conventions, asked, findings, skip_broken)

@@ -101,15 +101,15 @@ class ItemFiles:
         """Move the pictures that are not where they belong; returns the items of each split."""
         counts = Counter[str]()
         for split, paths in zip(self.splits.assign(self.known), self._paths, strict=True):
-            folder = "" if split is None else self._folder(split)
+            folder = "" if split is None else self._folder(split) + os.sep
             for path in paths:
                 files = path, f"{os.path.splitext(path)[0]}.json"
                 if split is None:
                     for file in files:
                         os.remove(file)
-                elif os.path.dirname(path) != folder:
+                elif not path.startswith(folder):
                     for file in files:
-                        os.rename(file, f"{folder}{os.sep}{os.path.basename(file)}")
+                        os.rename(file, folder + os.path.basename(file))
             if split is not None:
                 counts[split] += len(paths)
         return {split: counts[split] for split in SPLITS if counts[split]}
@@ -127,11 +127,12 @@ def _file_name_part(text: str) -> str:
     return plain.encode()[:_NAME_BYTES].decode(errors="ignore")
 
 
-def _write_new(path: str, note: bytes) -> None:
+def _write_new(path: str, content: bytes) -> None:
     """Write a file that does not exist. Raises FileExistsError."""
     file = os.open(path, _NEW, 0o666)
     try:
-        os.write(file, note)
+        while content:  # a disk that fills up takes a part before it refuses
+            content = content[os.write(file, content) :]
     finally:
         os.close(file)
 
@@ -143,5 +144,4 @@ def _link_or_copy(first: str | None, content: bytes, picture: str) -> None:
             return os.link(first, picture)
         except OSError:
             pass
-    with open(picture, "wb") as file:
-        file.write(content)
+    _write_new(picture, content)

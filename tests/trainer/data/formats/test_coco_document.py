@@ -38,8 +38,9 @@ def plain(document: Any) -> Any:
 @given(st.fixed_dictionaries({"images": JSON_VALUES, "annotations": st.lists(ENTRIES)}))
 def test_a_document_has_the_values_that_json_gives(document: dict[str, Any]) -> None:
     text = json.dumps(document)
-    # As text: NaN is not equal to itself.
-    assert json.dumps(plain(parse_coco(text))) == json.dumps(json.loads(text))
+    for given_as in (text, text.encode()):
+        # As text: NaN is not equal to itself.
+        assert json.dumps(plain(parse_coco(given_as))) == json.dumps(json.loads(text))
 
 
 @given(SCALARS | st.lists(SCALARS))
@@ -66,8 +67,9 @@ def test_an_outline_stays_text_that_another_process_can_parse() -> None:
 
 @pytest.mark.parametrize("text", ["", "{", '{"annotations": [{"segmentation": [1,]}]}', "[] 1"])
 def test_broken_text_fails_as_in_json(text: str) -> None:
-    with pytest.raises(json.JSONDecodeError):
-        parse_coco(text)
+    for given_as in (text, text.encode(), text.encode("utf-16-be")):  # which is not guessed
+        with pytest.raises(json.JSONDecodeError):
+            parse_coco(given_as)
 
 
 def test_numbers_beyond_a_float_are_infinite() -> None:

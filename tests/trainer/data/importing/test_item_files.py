@@ -66,3 +66,14 @@ def test_names_differ_in_all_splits_and_on_systems_without_case(tmp_path: Path) 
     assert sorted(there) == sorted(["a-b-cup", "a-b-Cup-2", "a-b-cup-3", "a-b-Cup-4", "A_b-cup",
                                     "A_b-Cup-2", "A-B-cup-5", "A-B-Cup-6"])  # fmt: skip
     assert len({name.casefold() for name in there}) == 8
+
+
+def test_a_disk_that_takes_a_part_gets_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, wrote = ItemFiles(tmp_path / "R", Splits(0.1, 0.0, 0)), os.write
+    monkeypatch.setattr(os, "write", lambda file, content: wrote(file, content[:5]))
+    write(files, "a.jpg", "cup", content=b"a picture of a cup")
+    (picture,) = (tmp_path / "R").rglob("*.jpg")
+    assert picture.read_bytes() == b"a picture of a cup"
+    assert picture.with_suffix(".json").read_bytes().endswith(b"}\n")
