@@ -13,10 +13,12 @@ SELDOM := /transformers/models/(?!auto|clip|llama|qwen3_vl|sam)|/(debugpy|fontTo
 KEPT := MALLOC_MMAP_THRESHOLD_=268435456 MALLOC_TRIM_THRESHOLD_=536870912
 
 # One thread a worker: two workers with two threads each fight over two cores. The types are
-# checked beside the tests, for which one core would wait else.
+# checked beside the tests, for which one core would wait else. Python may write what it compiles
+# of the code and the tests, also where the shell forbids it: every process would compile anew.
 test: $(READY)
 	$(BIN)/ruff check .
-	$(BIN)/mypy & $(KEPT) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 && wait $$!
+	$(BIN)/mypy & $(KEPT) PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 \
+		$(BIN)/python -m pytest -n 2 && wait $$!
 
 demo: $(READY)
 	$(BIN)/python benchmarks/demo.py

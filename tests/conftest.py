@@ -95,9 +95,10 @@ def rehearsals_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first: at the end one worker would be busy with it, and the other idle."""
-    longest = ("test_a_seeded_sample_of_the_crash_points", "test_photographs_are_learnt_by_heart")
-    items.sort(key=lambda item: item.name not in longest)
+    """The longest first and 800 short ones last: one worker would be idle while the other ends."""
+    longest = {"test_a_seeded_sample_of_the_crash_points", "test_photographs_are_learnt_by_heart",
+               "test_the_command_line_goes_on_after_a_kill"}  # fmt: skip
+    items.sort(key=lambda item: (item.name not in longest, item.path.name == "test_gpus.py"))
     gc.freeze()
     gc.set_threshold(7_000)  # ten times the usual: hypothesis times each search, too
     gc.enable()

@@ -18,6 +18,8 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 from torch._subclasses.fake_tensor import in_kernel_invocation_manager
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+import trainer.model.layers.frozen  # noqa: F401  its operators
+
 aten = torch.ops.aten
 EMPTY = {aten.empty.memory_format, aten.empty_strided.default}
 IN_PLACE = {
@@ -31,12 +33,14 @@ LIKE = {
     aten.rsqrt.default, aten.silu.default, aten.sqrt.default, aten.sub.Tensor,
     aten.zeros_like.default,
 }  # fmt: skip
-KERNELS = {  # in C++: where "meta" has a kernel in Python, the mode is as fast
+KERNELS = {  # in C++, or our own: where torch's for "meta" is in Python, the mode is as fast
     aten._to_copy.default, aten._unsafe_view.default, aten.as_strided.default, aten.bmm.default,
     aten.clone.default, aten.detach.default, aten.expand.default, aten.mm.default,
     aten.permute.default, aten.select.int, aten.slice.Tensor, aten.squeeze.dim, aten.t.default,
     aten.transpose.int, aten.unsqueeze.default, aten.view.default,
+    torch.ops.lisa_preflight.nf4_product.default, torch.ops.lisa_preflight.int8_product.default,
 }  # fmt: skip
+NOTHING = ()  # what Adam gives: it changes values alone
 CPU, META = torch.device("cpu"), torch.device("meta")
 
 
@@ -53,6 +57,8 @@ def known_result(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
         return _of_kernel(func, args, kwargs)
     if func is aten.addmm.default and not kwargs and args[0].dtype == args[1].dtype:
         return _of_kernel(aten.mm.default, args[1:], kwargs) if _without_values(args[0]) else None
+    if func is aten._fused_adamw_.default and all(map(_without_values, args[0])):
+        return NOTHING
     if func is aten.linalg_vector_norm.default and len(args) <= 2 and not kwargs:
         return _made(args[0].fake_mode, (), (), args[0].dtype) if _without_values(args[0]) else None
     mode = _get_current_dispatch_mode() if func in EMPTY else None

@@ -6,13 +6,14 @@ import importlib
 import json
 import os
 import re
-import subprocess
-import sys
+import signal
+import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 import trainer.convert.convert
+from benchmarks.forked import end, fork, lisa_train
 from profiles.models import model_profile
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, ROOT, tiny_plan
@@ -666,23 +668,32 @@ def test_the_command(tmp_path: Path, truth: Tensors) -> None:
     assert absent.exit_code == 2 and "no-such: no such folder" in absent.stderr
 
 
-def test_a_terminated_command_leaves_nothing(tmp_path: Path, truth: Tensors) -> None:
+def test_a_terminated_command_leaves_nothing(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, truth: Tensors
+) -> None:
     folders = sources(tmp_path, truth)
     before = sorted(tmp_path.iterdir())
-    slow = (
-        "import sys, time, trainer.convert.convert as c, trainer.cli.train as cli\n"
-        "write = c.save_file\n"
-        "c.save_file = lambda *a, **k: (write(*a, **k), print('written', flush=True), "
-        "time.sleep(60))\n"
-        "cli.main()\n"
-    )
-    arguments = ["convert", *map(str, folders), str(tmp_path / "out"), "--model", "tiny"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", slow, *arguments], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None and "written" in process.stdout.readline()
-    process.terminate()
-    assert process.wait(30) == 130
+    write = trainer.convert.convert.save_file
+
+    def slowly(*given: Any, **options: Any) -> None:
+        write(*given, **options)
+        print("written", flush=True)
+        time.sleep(60)
+
+    def work() -> None:
+        with mock.patch.object(trainer.convert.convert, "save_file", slowly):
+            lisa_train(
+                "convert", *map(str, folders), str(tmp_path / "out"), "--model", "tiny"
+            )()
+
+    log = tmp_path_factory.mktemp("log") / "log"
+    pid = fork(work, log)
+    while not log.exists() or "written" not in log.read_text():
+        assert os.waitpid(pid, os.WNOHANG) == (0, 0), log.read_text()
+        time.sleep(0.05)
+    assert sorted(tmp_path.iterdir()) != before
+    os.kill(pid, signal.SIGTERM)
+    assert end(pid) == 130
     assert sorted(tmp_path.iterdir()) == before
 
 
