@@ -34,6 +34,7 @@ ROWS = {
     "or a little lower.",
     "exact": "Counted: a forecast of the very plan, as lisa-advise check, forecast, --plot and "
     "report make it.",
+    "forecast": "Counted without a GPU, by a training step on tensors that have shapes alone.",
     "tested": "What a row of lisa-advise table took that needed no less than the plan.",
     "measured": "What this GPU took in a trial (--measure).",
     "policy": "A number that we chose, such as a margin.",

@@ -144,7 +144,7 @@ def test_the_advice_says_it_and_json_has_it() -> None:
     assert "10 epochs of 239 pictures" in first and "in 8 h: 17" in first
     assert "10 epochs of 239 pictures (ReasonSeg's): about" in text
     assert "in 8 h: 17" in text
-    assert "the 10 epochs cost 0." in text and "at 0.4 an hour" in text
+    assert "; 10 epochs cost 0." in text and "at 0.4 an hour" in text
     assert "sam and clip: 3.1 MiB a picture in" in text and "at a peak of 2.65 GiB" in text
     found = json.loads(run("--vram", "8GiB", "--model", "qwen3-vl-4b", "--json").stdout)
     assert found["duration"]["stand_in"] and found["duration"]["card"] == "RTX 3060 (12 GB)"

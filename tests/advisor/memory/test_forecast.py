@@ -290,7 +290,8 @@ def test_of_several_processes_one_is_counted_and_host_memory_of_a_machine(cache:
     )
     more = two.tier("tensors").bytes - one.tier("tensors").bytes
     assert more == pytest.approx(gradient_bytes(plans[2]), abs=2**16)
-    assert two.tier("pool").bytes >= one.tier("pool").bytes, "lisa-tiny peaks as it loads"
+    page = 2 << 20  # by which the pool grows; lisa-tiny peaks as it loads
+    assert two.tier("pool").bytes >= one.tier("pool").bytes - page
     for name in ("tensors", "pool", "process"):
         assert four.tier(name).bytes == two.tier(name).bytes
     beside = [found.tier("process").bytes - found.tier("pool").bytes for found in (one, two)]

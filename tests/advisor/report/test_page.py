@@ -94,7 +94,8 @@ def run_folder(folder: Path, advice: Advice | None, **changes: object) -> Path:
 
 def test_one_file_with_the_figures_and_nothing_from_the_network(tmp_path: Path) -> None:
     file = tmp_path / "out.html"
-    options = ["--model", "7b", "--vram", "24GiB", "--no-quantization", "--price", "0.4"]
+    options = ["--model", "7b", "--vram", "24GiB", "--no-quantization", "--price", "0.4",
+               "--set", "compile=false"]  # fmt: skip
     shown = reported(file, *options)
     assert shown.exit_code == 0, shown.stderr
     page, advice = page_of(file), advised()
@@ -140,8 +141,8 @@ def test_another_plan_has_no_forecast_beside_it(tmp_path: Path) -> None:
     text = page_of(file).text
     assert "for another plan" in text and "tensors, GiB not known 22.00" in text
     alone = run_folder(tmp_path / "alone", None)
-    assert reported(file, "--run", str(alone), "--vram", "24GiB", "--set", "quantization=none",
-                    "--model", "7b").exit_code == 0  # fmt: skip
+    assert reported(file, "--run", str(alone), "--vram", "24GiB", "--set", "compile=false",
+                    "--set", "quantization=none", "--model", "7b").exit_code == 0  # fmt: skip
     assert "tensors, GiB 22.25 22.00 +1.1%" in page_of(file).text
 
 

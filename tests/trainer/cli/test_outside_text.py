@@ -213,7 +213,7 @@ ALLOWED = {
     ("profiles/streams.py", "print(printable(text), flush=True)"),
     ("profiles/streams.py", "print(printable(text), file=sys.stderr, flush=True)"),
     ("profiles/tested.py", "os.write(handle, lines)"),
-    ("trainer/data/importing/item_files.py", "os.write(file, note)"),  # an item's file
+    ("trainer/data/importing/item_files.py", "os.write(file, content)"),  # an item's file
     ("trainer/rehearse/__main__.py", "print(measurement.model_dump_json(), file=out, flush=True)"),
     ("trainer/rehearse/selftest.py", "print(json.dumps(facts(sys.argv[1])), file=out, flush=True)"),
     ("trainer/cli/console.py", "Console(stderr=True)"),  # of `reporter`, which is given plain text

@@ -163,7 +163,7 @@ def test_pictures_that_are_gone_from_dialogues(
     (tmp_path / "skipped.txt").mkdir()  # stands for a folder that cannot be written
     code, told = call("--check-data", root, "--skip-broken", "2")
     assert code == 0 and "left out 2 broken entries\n" in told
-    assert "note: skipped.txt: exists and is a directory" in told
+    assert "note: skipped.txt: is a folder" in told
     assert read_image(root / "ocr_vqa" / "images" / "3.jpg").shape == (HEIGHT, WIDTH, 3)
 
 

@@ -306,7 +306,7 @@ def test_a_toy_is_forecast_in_a_child(
     request.getfixturevalue("rehearsals_here")  # one child is enough
     caching, room = toy_plan(device="cuda", dtype="bf16"), (3 << 20) - 1
     found = forecast(caching, Worst(40, 1, None), Card(cap_bytes=room), tmp_path)
-    assert found.verdict == "OOM" and "the feature cache takes 0.00 GiB" in found.reason
+    assert found.verdict == "OOM" and "of 0.00 GiB" in found.reason
 
 
 def test_a_toy_segments(tmp_path: Path) -> None:

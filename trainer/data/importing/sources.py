@@ -78,10 +78,10 @@ class Source:
         files = json_files(self.path)
         first = next((path for path in files if path.parent.name in SPLITS), None)
         if first is not None and _is_reason_seg(first):
-            folder = argument(first.parent.parent)
+            folder = first.parent.parent
             raise ValueError(
                 f"{self.path}: holds ReasonSeg data already ({first.name}); allowed: {READ}\n"
-                f"    hint: lisa-train --check-data {folder} takes it as it is"
+                f"    hint: lisa-train --check-data {argument(folder)} takes it as it is"
             )
         if not files:
             self._refuse_others()
