@@ -28,6 +28,7 @@ from advisor.memory.card import Card
 from advisor.memory.forecast import COMPILED, forecast, group_of
 from advisor.memory.worst_sample import Worst
 from profiles.plan import Plan
+from profiles.sizes import GIB
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS_FILE = ROOT / "benchmarks" / "forecast_rows.jsonl"
@@ -36,7 +37,7 @@ BEGIN, END = "<!-- benchmarks/forecast.py -->", "<!-- /benchmarks/forecast.py --
 MEASURED = {"tensors": "peak_allocated_bytes", "pool": "peak_reserved_bytes",
             "process": "process_bytes", "host": "host_bytes"}  # fmt: skip
 
-SMALL_POOL = 2**30  # bytes
+SMALL_POOL = GIB
 ASIDE = f"{COMPILED}, set aside"
 CARD = Card(compute_capability=(9, 0), context=HOPPER)
 
@@ -125,7 +126,7 @@ def write_tables(found: list[dict[str, Any]]) -> None:
     by_group: dict[str, dict[str, list[float]]] = {}
     for row in found:
         off = errors(row)
-        # A megabyte is a per cent of lisa-tiny: its rows are told one by one, in bytes.
+        # A megabyte is a per cent of lisa-tiny: its rows are reported one by one, in bytes.
         for group in groups_of(row) if row["measured"]["pool"] > SMALL_POOL else []:
             for tier, error in off.items():
                 by_group.setdefault(group, {}).setdefault(tier, []).append(error)

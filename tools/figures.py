@@ -17,10 +17,11 @@ import advice_figures
 import model_figures
 
 from profiles.models import model_profile
+from profiles.sizes import GIB
 
 ROOT = Path(__file__).resolve().parents[1]
 SAM_BYTES = CLIP_BYTES = 2  # of a cached feature's number: bf16
-LARGE = 2**30  # bytes of a pool, above which errors are told in per cent
+LARGE = GIB  # bytes of a pool, above which errors are given in per cent
 WHOLE_SHOWN = 3.0  # percent off, from which on a whole-segments row is counted
 
 

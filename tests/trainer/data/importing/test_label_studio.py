@@ -127,7 +127,7 @@ def test_a_turned_rectangle_is_ignored_where_it_lies(tmp_path: Path) -> None:
 
 
 def test_what_is_said_about_a_region_is_no_label(tmp_path: Path) -> None:
-    """Choices and texts for each region repeat its outline; one without a label is told."""
+    """Choices and texts for each region repeat its outline; one without a label is reported."""
 
     def choices(entries: list[Any]) -> None:
         for entry in entries:

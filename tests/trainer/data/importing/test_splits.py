@@ -81,7 +81,7 @@ def test_what_the_source_lacks_is_drawn_from_its_train(tmp_path: Path) -> None:
 
 
 def test_copies_in_train_and_val_are_left_out_of_train(tmp_path: Path) -> None:
-    """Versions called alike in two splits are told: Roboflow splits first, so they may differ."""
+    """Versions called alike in two splits are noted: Roboflow splits first, they may differ."""
     source = tmp_path / "in"
     coco(source / "train" / "_annotations.coco.json", [roboflow("a"), roboflow("b"), "x.jpg"])
     coco(source / "valid" / "_annotations.coco.json", ["copy.jpg", roboflow("x"), roboflow("b", 7)])
