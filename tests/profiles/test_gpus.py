@@ -334,6 +334,13 @@ def test_a_count_of_something_else_is_an_error(text, words):
 
 
 @pytest.mark.parametrize(
+    "text", ["GB10", "NVIDIA DGX-Spark", "Jetson AGX Orin", "jetson orin nano 8GB", "Thor"]
+)
+def test_what_has_no_memory_of_its_own_is_not_taken_for_a_slip(text):
+    assert answer(text).startswith(f"{text!r} shares its machine's memory; lisa-advise there")
+
+
+@pytest.mark.parametrize(
     ("text", "maker"),
     [
         ("MI300X", "AMD"),
