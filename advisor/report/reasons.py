@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from advisor.choice.candidate import Reason
-from advisor.choice.preference import STORAGES
+from advisor.choice.preference import AFFORDABLE, STORAGES, fastest_of
 from advisor.choice.search import (
     Found,
     largest_micro_batch,
@@ -161,12 +161,17 @@ def _against_finer(found: Found, storage: Quantization) -> str:
         return f"{name} needs {gib(least.needs.bytes)} or more ({least.why_not})"
     on_card = [one for one in fitting if not one.plan.host_layers]
     quick = max(on_card or fitting, key=lambda one: one.speed.samples_per_second)
-    slower = 1 - quick.speed.samples_per_second / best.speed.samples_per_second
-    name = storage_text(quick.plan)
+    name, speed = storage_text(quick.plan), quick.speed.samples_per_second
+    fastest = fastest_of(one for one in considered if one.verdict == "FITS")
+    if on_card and speed < AFFORDABLE * fastest:
+        return f"{name} would train {1 - speed / fastest:.1%} slower than the fastest plan"
+    slower = 1 - speed / best.speed.samples_per_second
+    pace = f"{slower:.0%} slower" if slower >= 0.005 else ""
     if on_card:
-        return f"{name} would train {slower:.0%} slower"
-    streamed = f"{quick.plan.host_layers} layers in host memory"
-    return f"{name} fits only with {streamed} ({slower:.0%} slower)"
+        more = gib(max(0, quick.needs.bytes - best.needs.bytes))
+        return f"{name} would train {pace}" if pace else f"{name} takes {more} more"
+    streamed = f"{name} fits only with {quick.plan.host_layers} layers in host memory"
+    return f"{streamed} ({pace})" if pace else streamed
 
 
 def _adapter_reason(found: Found, budget: Budget) -> Reason:
