@@ -23,8 +23,9 @@ from profiles.overrides import assigned
 from profiles.pictures import limits_for
 from profiles.plan import Plan
 from profiles.settings import Quantization
-from profiles.sizes import gib, mib
+from profiles.sizes import GIB, gib, mib
 from profiles.tested import TestedRow
+from profiles.text import counted
 
 # The steps up from the published r=8 on q and v, with alpha twice the rank.
 NEXT_ADAPTERS: tuple[dict[str, Any], ...] = (
@@ -78,7 +79,8 @@ def _batch_reasons(found: Found, budget: Budget) -> Iterator[Reason]:
     yield Reason(
         setting="micro_batch", value=str(plan.micro_batch), because=because, basis=best.needs.basis
     )
-    because = f"kept: micro-batch {plan.micro_batch} x {plan.accumulation} forward passes"
+    passes = counted(plan.accumulation, "forward pass", "forward passes")
+    because = f"kept: micro-batch {plan.micro_batch} x {passes}"
     if plan.questions_per_picture > 1:
         because += f", where every picture has {plan.questions_per_picture} questions"
     value = str(plan.effective_batch)
@@ -170,7 +172,7 @@ def _against_finer(found: Found, storage: Quantization) -> str:
     if on_card:
         more = gib(max(0, quick.needs.bytes - best.needs.bytes))
         return f"{name} would train {pace}" if pace else f"{name} takes {more} more"
-    streamed = f"{name} fits only with {quick.plan.host_layers} layers in host memory"
+    streamed = f"{name} fits only with {counted(quick.plan.host_layers, 'layer')} in host memory"
     return f"{streamed} ({pace})" if pace else streamed
 
 
@@ -185,7 +187,7 @@ def _adapter_reason(found: Found, budget: Budget) -> Reason:
         needs = _more_bytes(plan, found)
         if needs is None:
             continue
-        price = f"{gib(needs)} more"
+        price = f"{gib(needs)} more" if needs >= 0.005 * GIB else "nothing more at the peak"
         speeds = found.scales.speed(plan), best.speed
         slower = 1 - speeds[0].samples_per_second / speeds[1].samples_per_second
         price += f", {slower:.0%} slower" if slower >= 0.005 else ", as fast"
