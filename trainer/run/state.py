@@ -26,7 +26,7 @@ from trainer.run.out_of_memory import is_shortage
 from trainer.run.progress import Progress
 from trainer.run.records import Records
 from trainer.run.resume import changes, check_base, check_plan, tidy
-from trainer.run.started import CannotResume, Keeping
+from trainer.run.started import Keeping
 from trainer.step import UPDATING
 
 BEST = "best"
