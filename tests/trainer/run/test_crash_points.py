@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-SAMPLE = 12  # of a third of the pairs of 12 commands and three ways; see also test_every_file_operation
+SAMPLE = 12  # of a third of the pairs of 12 commands and three ways, one each
 
 
 @pytest.mark.slow
