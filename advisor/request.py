@@ -321,7 +321,7 @@ def lisa_train(nodes: int, cards: int) -> str:
         return "lisa-train"
     return (
         f"torchrun --nnodes {nodes} --nproc_per_node {cards} --rdzv_backend c10d "
-        "--rdzv_endpoint HOST:29400 -m trainer.cli"
+        "--rdzv_endpoint HOST:29400 --no_python lisa-train"
     )
 
 

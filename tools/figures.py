@@ -147,10 +147,11 @@ def looped() -> str:
     parts = []
     for row in (row for row in rows("shared") if row["kind"] == "loop"):
         off_by = row["loop_seconds"] / row["rehearsal_seconds"] - 1
+        how = ", whose card rested between its steps," if row["rested"] else ""
         parts.append(
             f"The loop of `lisa-train`, with {row['rows']} pictures of "
             f"{row['questions_per_picture']} questions each, took {row['loop_seconds']:.3f} s from "
-            f"update to update,\nits rehearsal {row['rehearsal_seconds']:.3f} s a step: "
+            f"update to update,\nits rehearsal{how} {row['rehearsal_seconds']:.3f} s a step: "
             f"{off_by:+.1%}."
         )
     return "\n".join(parts)

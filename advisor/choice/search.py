@@ -335,7 +335,6 @@ def _needs(
         return None
     if (pool := max(step, found.caching_bytes)) > step:
         source = f"{CACHING} more than a step"
-    needs = Bytes(bytes=pool, basis="forecast", source=source)
     for took, row in rows[plan.quantization]:
         if took >= pool:
             break
@@ -345,7 +344,7 @@ def _needs(
                 source += f", with torch {_minor(row.versions['torch'])}"
             most = max(took, found.caching_bytes)
             return Bytes(bytes=most, basis="tested", source=source), found.host_bytes
-    return needs, found.host_bytes
+    return Bytes(bytes=pool, basis="forecast", source=source), found.host_bytes
 
 
 def _counts_for(row: TestedRow, here: str) -> int:

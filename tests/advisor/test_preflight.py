@@ -4,7 +4,7 @@ import datetime
 import html
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,7 +24,7 @@ from advisor.rehearsal import RehearsalFailed
 from advisor.report import reasons
 from advisor.report.text import render_svg
 from advisor.tiny import tiny_cpu_plan
-from profiles import tested
+from profiles import grid, tested
 from profiles.findings import PlanError
 from profiles.gpus import find_gpu
 from profiles.grid import estimate, nearest
@@ -60,6 +60,14 @@ def _advise(
     if vram_gib is not None:
         target = Target(vram_bytes=round(vram_gib * GIB))
     return advise(machine, model, overrides, target, evidence=Evidence(table), **rest)
+
+
+@pytest.fixture
+def other_corners(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """For what a test changes in the grid: estimates from before and after are not the same."""
+    grid.estimate.cache_clear()
+    yield monkeypatch
+    grid.estimate.cache_clear()
 
 
 def _reason(advice: Advice, setting: str):
@@ -447,10 +455,8 @@ def test_special_settings_are_forecast_until_the_plan_stands(factor):
 
 
 @pytest.mark.parametrize("size", ["2b", "4b"])
-def test_a_model_without_corners_is_forecast_live_and_told_what_pictures_cost(size, monkeypatch):
-    from profiles import grid
-
-    monkeypatch.setattr(grid, "_model_in_grid", lambda name: name if name == "7b" else None)
+def test_a_model_without_corners_is_forecast_live_and_told_what_pictures_cost(size, other_corners):
+    other_corners.setattr(grid, "_model_in_grid", lambda name: name if name == "7b" else None)
     asked: list[tuple[Plan, int | None]] = []
     advice = _advise(vram_gib=8, model=f"sa2va-qwen3-vl-{size}", live=_live(1.2, asked))
     assert advice.verdict == "FITS" and advice.forecast.plan == advice.plan
@@ -838,13 +844,11 @@ def test_the_default_is_a_model_that_was_trained_to_segment(vram_gib, model):
     assert named.plan == advice.plan and "model" not in {r.setting for r in named.reasons}
 
 
-def test_a_storage_without_forecasts_is_not_weighed_by_another_models(monkeypatch):
+def test_a_storage_without_forecasts_is_not_weighed_by_another_models(other_corners):
     """Corners of one storage alone: the others' bytes would be those of a stand-in."""
-    from profiles import grid
-
     corners = {key: row for key, row in grid._corners().items() if key[:2] != ("7b", "int8")}
-    monkeypatch.setattr(grid, "_corners", lambda: corners)
-    monkeypatch.setattr(grid, "_storages", lambda: {key[:2] for key in corners})
+    other_corners.setattr(grid, "_corners", lambda: corners)
+    other_corners.setattr(grid, "_storages", lambda: {key[:2] for key in corners})
     advice = _advise(vram_gib=12, model="7b")
     assert {one.plan.quantization for one in advice.considered} == {"nf4", "none"}
     assert advice.verdict == "FITS" and advice.plan.quantization == "nf4"
