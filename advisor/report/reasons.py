@@ -105,8 +105,8 @@ def _sharing_reason(found: Found) -> Reason:
 
 def _picture_reason(found: Found) -> Reason:
     """What the limit of a picture's size costs, against three quarters of its side."""
-    seen = found.forecast.image_tokens if found.forecast is not None else None
-    plan = found.choice.best.plan.with_pictures_of(seen)
+    best = found.choice.best.plan
+    plan = best.with_pictures_of(_largest(found))
     tokens = plan.profile.most_image_tokens
     fewer = tokens * 9 // 16
     limits = limits_for(plan, fewer)
@@ -124,8 +124,13 @@ def _picture_reason(found: Found) -> Reason:
             f"trains {then / now:.1f} times as fast, and changes what the model sees"
         )
     return Reason(
-        setting="max_pixels", value=str(plan.max_pixels), because=because, basis="forecast"
+        setting="max_pixels", value=str(best.max_pixels), because=because, basis="forecast"
     )
+
+
+def _largest(found: Found) -> int | None:
+    """Tokens of the data's largest picture, where a forecast looked at it."""
+    return found.forecast.image_tokens if found.forecast is not None else None
 
 
 def _bytes_of_tokens(found: Found, count: int) -> int | None:
@@ -205,8 +210,9 @@ def _more_bytes(plan: Plan, found: Found) -> int | None:
 
     The chosen one's own figure may be a row's, or exact: their difference would be no price.
     """
-    text = found.text_tokens
-    there, here = (nearest(one, text) for one in (plan, found.choice.best.plan))
+    text, largest = found.text_tokens, _largest(found)
+    both = plan.with_pictures_of(largest), found.choice.best.plan.with_pictures_of(largest)
+    there, here = (nearest(one, text) for one in both)
     if there is None or here is None:
         return None
     return max(0, there.pool_bytes - here.pool_bytes)

@@ -618,7 +618,8 @@ def test_the_largest_picture_of_the_data_is_reckoned_with(tmp_path, tokens):
     if tokens == 408:
         assert asked[-1] == advice.plan and len(asked) <= 5
         assert _quality(advice) > _quality(whole)
-        assert "up to 408 tokens" in _reason(advice, "max_pixels").because
+        why = _reason(advice, "max_pixels")
+        assert "up to 408 tokens" in why.because and why.value == str(whole.plan.max_pixels)
     else:
         assert len(asked) == 1 and advice.plan == whole.plan, "the grid is close enough, and quick"
 
