@@ -92,15 +92,15 @@ def search(base: Plan, pinned: set[str], setting: Setting) -> Found | str:
         setting = replace(setting, rows=())
     if setting.data is not None and setting.live is not None:
         first = _chosen(base, pinned, setting, text, 1.0)
-        told = setting.live(first.choice.best.plan if first else base, None)
-        if not told.tiers:
-            return told.reason
-        text = told.text_tokens
+        exact = setting.live(first.choice.best.plan if first else base, None)
+        if not exact.tiers:
+            return exact.reason
+        text = exact.text_tokens
         # As many masks as questions: pictures with fewer than the plan asks for.
-        questions = max(1, told.masks)
+        questions = max(1, exact.masks)
         if questions < base.questions_per_picture and "questions_per_picture" not in pinned:
             base = base.override([f"questions_per_picture={questions}"])
-        setting = replace(setting, questions=questions, counted_by=told.counted_by)
+        setting = replace(setting, questions=questions, counted_by=exact.counted_by)
     if _in_grid(base, text, setting):
         known = _chosen(base, pinned, setting, text, None) or "no plan with these settings can run"
         return known if isinstance(known, str) or not setting.exact else _exactly(known, setting)
@@ -112,12 +112,12 @@ def search(base: Plan, pinned: set[str], setting: Setting) -> Found | str:
         if found is None:
             return "no plan with these settings can run"
         reckoned = found.choice.best
-        told = setting.live(reckoned.plan, text)
-        if not told.tiers:
-            return told.reason
-        best = _as_told(reckoned, told, setting)
+        exact = setting.live(reckoned.plan, text)
+        if not exact.tiers:
+            return exact.reason
+        best = _with_forecast(reckoned, exact, setting)
         share = best.needs.bytes / max(1, reckoned.needs.bytes)
-        found = replace(found, choice=_scaled(found.choice, best, share), forecast=told)
+        found = replace(found, choice=_scaled(found.choice, best, share), forecast=exact)
         smallest = best.verdict != "FITS" and reckoned.verdict != "FITS"
         if share >= CLOSE and (smallest or best.verdict == "FITS"):
             break
@@ -141,17 +141,17 @@ def _exactly(found: Found, setting: Setting) -> Found:
     best = found.choice.best
     if setting.live is None:
         return found
-    told = setting.live(best.plan, found.text_tokens)
-    if not told.tiers:
+    exact = setting.live(best.plan, found.text_tokens)
+    if not exact.tiers:
         return found
     if best.needs.basis != "forecast":
-        return replace(found, forecast=told)
-    between, best = best.needs.bytes, _as_told(best, told, setting)
+        return replace(found, forecast=exact)
+    between, best = best.needs.bytes, _with_forecast(best, exact, setting)
     source = f"{EXACT}: {best.needs.source}; interpolated it was {gib(between)}"
     needs = best.needs.model_copy(update={"source": source})
     best = best.model_copy(update={"needs": needs})
     choice = replace(found.choice, best=best, considered=(best, *found.choice.considered[1:]))
-    return replace(found, choice=choice, forecast=told)
+    return replace(found, choice=choice, forecast=exact)
 
 
 def basis_text(needs: Bytes) -> str:
@@ -326,9 +326,9 @@ def _speed(card: GpuProfile | None, text: int, questions: int | None, plan: Plan
     return Speed(samples_per_second=speed, basis="forecast", source=source)
 
 
-def _as_told(candidate: Candidate, told: Forecast, setting: Setting) -> Candidate:
+def _with_forecast(candidate: Candidate, exact: Forecast, setting: Setting) -> Candidate:
     """The candidate with the bytes of its own forecast."""
-    pool, host = told.tier("pool").bytes, told.tier("host").bytes
+    pool, host = exact.tier("pool").bytes, exact.tier("host").bytes
     source = f"a forecast of this very plan{_counted(setting.counted_by)}"
     if (caching := caching_bytes(candidate.plan)) > pool:
         source += f": {CACHING} more than a step's {gib(pool)}"
