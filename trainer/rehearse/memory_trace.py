@@ -348,6 +348,19 @@ def _attention_back_inside(gradient: Tensor, query: Tensor, *rest: Any) -> Insid
     return [], [query.numel() * 4 + query.numel() // query.shape[-1] * 4]
 
 
+def _in_order(*inputs: Any) -> Inside:
+    """Kernels that read their inputs in order first copy one that has gaps or another order
+    (torch's DilatedMaxPool2d.cu and layer_norm_kernel.cu)."""
+    copied = (x for x in inputs if isinstance(x, Tensor) and not x.is_contiguous())
+    return [], [x.numel() * x.element_size() for x in copied]
+
+
+def _pooled_inside(x: Tensor, *rest: Any) -> Inside:
+    """Pooling knows a second order: channels last."""
+    last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return ([], []) if last else _in_order(x)
+
+
 # Operators that are one call from outside and hold memory of their own while they run.
 HIDDEN: dict[Any, Callable[..., Inside]] = {
     torch.ops.lisa_preflight.nf4_product: _nf4_inside,
@@ -357,6 +370,9 @@ HIDDEN: dict[Any, Callable[..., Inside]] = {
     torch.ops.lisa_preflight.fp8_dense: _fp8_inside,
     torch.ops.lisa_preflight.fp8_dense_back: _fp8_back_inside,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_back_inside,
+    torch.ops.aten.max_pool2d_with_indices: _pooled_inside,
+    torch.ops.aten.native_layer_norm: _in_order,
+    torch.ops.aten.native_layer_norm_backward: _in_order,
 }
 # Fake tensors are asked for theirs more often than all else together, and it takes no memory.
 DEVICE = torch.ops.prim.device.default

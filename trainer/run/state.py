@@ -25,8 +25,8 @@ from trainer.run.from_main import state_from_main, trained_from_main
 from trainer.run.out_of_memory import is_shortage
 from trainer.run.progress import Progress
 from trainer.run.records import Records
-from trainer.run.resume import changes, check_plan, tidy
-from trainer.run.started import CannotResume, Keeping
+from trainer.run.resume import changes, check_base, check_plan, tidy
+from trainer.run.started import Keeping
 from trainer.step import UPDATING
 
 BEST = "best"
@@ -163,12 +163,7 @@ class State:
         """The facts of a checkpoint, and what has changed since. Raises CannotResume."""
         levers = check_plan(self.plan, Plan.read(folder / "plan.json"))
         facts = read_facts(folder)
-        if facts.get("base") not in (None, self.facts["base"]):
-            raise CannotResume(
-                f"{folder}: was trained on base weights {facts['base']}; those here are "
-                f"{self.facts['base']}\n    hint: --set weights=FOLDER names the folder of "
-                "those, or begin a new run"
-            )
+        check_base(folder, self.facts["base"])
         return facts, [*levers, *changes(facts, versions())]
 
     def _load(self, state: dict[str, Any]) -> int:
