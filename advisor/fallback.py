@@ -146,7 +146,7 @@ def smaller(
     share: float,
 ) -> Candidate | str:
     """The best plan below `limit` bytes and `share` of what `plan` takes; or why there is none."""
-    setting = request.setting(gpu, budget)
+    setting = replace(request.setting(gpu, budget), best_alone=True)
     itself = search(plan, set(Plan.model_fields), setting)
     if isinstance(itself, str):
         return itself

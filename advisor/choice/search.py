@@ -71,6 +71,7 @@ class Setting:
     questions: int | None = None  # a picture of the data has, at most
     image_tokens: int | None = None  # the data's largest picture takes, if clearly below the most
     exact: bool = False  # the plan chosen is forecast even where the grid reaches
+    best_alone: bool = False  # nobody asks for the ladder, or other plans around it
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def search(base: Plan, pinned: set[str], setting: Setting) -> Found | str:
         setting = replace(setting, rows=())
     correction = 1.0
     if setting.data is not None and setting.live is not None:
-        first = _chosen(base, pinned, setting, text, 1.0)
+        first = _chosen(base, pinned, replace(setting, best_alone=True), text, 1.0)
         asked = first.choice.best.plan if first else base
         exact = setting.live(asked, None)
         if not exact.tiers:
@@ -252,7 +253,7 @@ def _chosen(
         if (has_corners(one.plan) or "quantization" in pinned) and not setting.refusals(one.plan)
     ]
     limits = Limits(setting.budget, _refuting(setting, text), setting.spills)
-    choice = choose(open_ones, setting.prefer, scales, limits)
+    choice = choose(open_ones, setting.prefer, scales, limits, setting.best_alone)
     if choice is None:
         return None
     seen = choice.best.plan.with_pictures_of(setting.image_tokens)
