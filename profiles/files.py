@@ -221,13 +221,18 @@ def held(folder: Path) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(folder / LOCK, timeout=PATIENCE)
+    lock, left = FileLock(folder / LOCK, timeout=PATIENCE), 100
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire()
         except Timeout:
             raise Held(f"{folder}: {_holder(folder)} is writing there") from None
+        except FileNotFoundError:  # its holder has removed the folder while this one waited
+            left -= 1
+            if not left:
+                raise
+            continue
         if _is_at(folder / LOCK, lock._context.lock_file_fd):
             break
         lock.release()  # of a folder that its holder has removed meanwhile

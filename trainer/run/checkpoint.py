@@ -30,7 +30,7 @@ from trainer.run.checkpoint_files import MANIFEST, altered, seal
 from trainer.run.checkpoint_places import put_in_place, remove_leftovers
 from trainer.run.folder import STATE, TRAINED
 from trainer.run.nested_state import flat, nested
-from trainer.run.write_failure import write_failure
+from trainer.run.write_failure import no_inode, write_failure
 
 
 class CheckpointError(ValueError):
@@ -60,8 +60,9 @@ def save(
     except (OSError, SafetensorError) as error:
         size = sum(t.nbytes for t in trained_tensors(model).values())
         size += sum(t.nbytes for t in flat(state or {})[0].values())
+        crowded = no_inode(folder.parent)  # before this save's own files go
         shutil.rmtree(aside, ignore_errors=True)
-        raise write_failure(error, folder, size) from None
+        raise write_failure(error, folder, size, crowded) from None
     put_in_place(aside, folder, earlier)
     remove_leftovers(folder)
 

@@ -276,10 +276,16 @@ def test_a_checkpoint_that_is_not_written_names_the_cause(
 def test_a_disk_without_inodes_is_not_called_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The files of the save itself are the last that it took, and they go when it fails."""
     counts = SimpleNamespace(f_files=1000, f_favail=0)
     usage = shutil.disk_usage(tmp_path)
+
+    def statvfs(path: Path) -> SimpleNamespace:
+        counts.f_favail = int(not any(Path(path).glob(".last-*")))
+        return counts
+
     monkeypatch.setattr(write_failure.shutil, "disk_usage", lambda path: usage)
-    monkeypatch.setattr(write_failure.os, "statvfs", lambda path: counts)
+    monkeypatch.setattr(write_failure.os, "statvfs", statvfs)
     said = saved(tmp_path / "run" / "last", monkeypatch, os_error(errno.ENOSPC))
     assert "no inode is free" in said and "delete files" in said
     counts.f_files = 0  # a file system that counts none, such as btrfs
