@@ -83,7 +83,7 @@ def test_a_temporary_folder_of_another_is_not_used(
     assert stat.S_IMODE(found.stat().st_mode) == 0o700
 
 
-@pytest.mark.parametrize("how", ["read-only", "no home", "missing"])
+@pytest.mark.parametrize("how", ["read-only", "no home", "missing", "takes no files"])
 def test_whatever_is_wrong_with_the_home(
     how: str, homeless: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,6 +94,9 @@ def test_whatever_is_wrong_with_the_home(
         real = os.access
         monkeypatch.setattr(os, "access", lambda path, mode, **more: (
             not Path(path).is_relative_to(home) and real(path, mode, **more)))  # fmt: skip
+    elif how == "takes no files":  # an automount's, a quota's, /proc's: rights do not tell
+        home = Path("/proc/nobody")
+        monkeypatch.setenv("HOME", str(home))
     elif how == "no home":  # a user whom the system does not know: "~" stays as it is
         monkeypatch.setattr(os.path, "expanduser", lambda path: str(path))
     else:
