@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from profiles.files import force, reason
+from profiles.files import force, opened, read_regular, reason
 from profiles.plan import Plan
 from trainer import adapter_files
 from trainer.atomic_folder import apply_umask
@@ -132,7 +132,7 @@ def load(folder: Path, model: SegmentationModel) -> None:
 def load_state(folder: Path) -> dict[str, Any]:
     """The state of training, as it was saved. Raises CheckpointError."""
     try:
-        rest = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        rest = json.loads(read_regular(folder / "state.json"))
         state = nested(_tensors(folder / STATE), rest)
         if isinstance(state, dict):
             return state
@@ -169,6 +169,7 @@ def verify(folder: Path) -> None:
 
 def _tensors(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path)
+        with opened(path):  # its reader would wait for a pipe
+            return load_file(path)
     except Exception as error:  # a changed header may raise anything in the reader
         raise CheckpointError(f"{path}: cannot be read: {error}") from None
