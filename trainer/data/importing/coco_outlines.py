@@ -90,6 +90,8 @@ def read_drawings(
     for done, drawn in enumerate(in_processes(draw, entries, total), 1):
         progress("importing pictures", done, total)
         findings += drawn.findings
+        if drawn.findings or drawn.outlines:
+            conventions.lost.add(drawn.name)
         for rank, finding in drawn.outlines:
             place = bisect(ranks, rank)
             ranks.insert(place, rank)
@@ -118,9 +120,11 @@ class _Entry:
 class _Drawn:
     """The result of an entry: a drawing if it is valid, the findings, and the assumptions.
 
-    `outlines`: the findings about single outlines, each with its annotation's place.
+    `name`: the picture's, as recorded. `outlines`: the findings about single outlines, each with
+    its annotation's place.
     """
 
+    name: object
     drawing: Drawing | None
     findings: list[Finding]
     outlines: list[tuple[int, Finding]]
@@ -145,7 +149,8 @@ def _drawn(
     report, conventions = Report(path, entry.findings), Conventions(frame=frame)
     masks, unusable, outlines = _masks(path, entry)
     drawing = _drawing(report, entry, masks, unusable, categories, tool, conventions)
-    return _Drawn(drawing, report.findings, outlines, list(conventions.assumed))
+    assumed = list(conventions.assumed)
+    return _Drawn(entry.image.file_name, drawing, report.findings, outlines, assumed)
 
 
 def _masks(

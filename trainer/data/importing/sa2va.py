@@ -45,15 +45,18 @@ def as_coco(
     numbers: dict[str, int] = {}
     search.register(one.get("image") for one in entries if isinstance(one, dict))
     for index, entry in enumerate(entries if _in_pixels(report, entries) else []):
-        place = f"[{index}]"
+        place, before = f"[{index}]", len(report.findings)
         if not isinstance(entry, dict):
             report.add(place, entry, f"an object with {', '.join(_KEYS)}", _FIX)
+            conventions.lost.add()
             continue
         answers = list(_answers(report, place, entry))
         found = _named(report, place, entry, "image", "the name of a picture") and search.find(
             report, f"{place}.image", entry["image"]
         )
         size = found and _size(report, place, found[0], conventions)
+        if len(report.findings) > before:
+            conventions.lost.add(entry.get("image"))
         if not found or not size:
             continue
         named = {PLACE: place, "id": len(images), "file_name": entry["image"],
