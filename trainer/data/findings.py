@@ -12,7 +12,7 @@ from profiles.findings import Finding as AnyFinding
 from profiles.findings import listed
 from profiles.text import brief, one_line, some
 
-_PLACE = re.compile(r"\w*\[\d+\]|line \d+(?=:)")  # of an entry in a file
+_PLACE = re.compile(r"\w*\[\d+\]|([^:]+\.txt: )?line \d+(?=:)")  # of an entry in a file
 _NAMED = 10  # of the places of findings that are alike
 
 
@@ -50,7 +50,8 @@ def grouped(findings: Sequence[Finding]) -> list[Alike]:
     """The findings, each said once: those that differ only in their place in a file are one."""
     groups: dict[tuple[str, ...], list[Finding]] = {}
     for one in findings:
-        key = one.where, one.place.strip("0123456789[]"), one.what[len(one.place) :], one.fix
+        kind = re.sub(r"^.*: |[\d\[\]]", "", one.place)
+        key = one.where, kind, one.what[len(one.place) :], one.fix
         groups.setdefault(key, []).append(one)
     return [Alike(first.where, first.what, first.got, first.fix, first.entry,
                   tuple(one.place for one in rest))

@@ -20,6 +20,8 @@ from trainer.data.formats.coco_document import parse_coco
 from trainer.data.importing import label_studio, sa2va
 from trainer.data.importing.encoding import Conventions
 from trainer.data.importing.lost import Lost
+from trainer.data.importing.yolo import as_coco as labels_as_coco
+from trainer.data.importing.yolo_folder import YoloFolder
 from trainer.data.json_fields import load_json
 from trainer.data.picture_paths import PictureSearch
 from trainer.reporter import Progress
@@ -29,9 +31,10 @@ _IDS = ("id", "image_id", "category_id")
 
 
 def read_listed(
-    report: Report, search: PictureSearch, conventions: Conventions, progress: Progress
-) -> ListedCoco:
-    """COCO's file, Label Studio's list of tasks or Sa2VA's of pictures; the outlines unread."""
+    report: Report, search: PictureSearch, conventions: Conventions, progress: Progress,
+    yolo: YoloFolder | None = None,
+) -> ListedCoco:  # fmt: skip
+    """COCO's file, Label Studio's tasks, Sa2VA's list or YOLO's folder; the outlines unread."""
     allowed = (
         "COCO's {images, annotations, categories}, Label Studio's list of tasks, or Sa2VA's of "
         "{image, mask, text}"
@@ -40,7 +43,10 @@ def read_listed(
     if report.path.is_file():
         mib = report.path.stat().st_size / MIB
         progress(f"reading {report.path.name}, {mib:.0f} MiB", 0, 1)
-    parsed = load_json(report, object, allowed, text_of=conventions.document, parse=parse_coco)
+    if yolo is not None:
+        parsed: Any = labels_as_coco(report, yolo, search, conventions)
+    else:
+        parsed = load_json(report, object, allowed, text_of=conventions.document, parse=parse_coco)
     if isinstance(parsed, list) and sa2va.is_sa2va(parsed):
         parsed = sa2va.as_coco(report, parsed, search, conventions)
     elif isinstance(parsed, list) and parsed:

@@ -46,6 +46,7 @@ from trainer.data.importing.outlines import (
     trace_mask,
     trace_regions,
 )
+from trainer.data.importing.yolo_folder import YoloFolder
 from trainer.data.picture_paths import PictureSearch
 from trainer.data.polygons import IGNORE, TARGET, Polygon
 from trainer.data.threads import in_processes
@@ -59,16 +60,17 @@ def read_drawings(
     conventions: Conventions | None = None,
     progress: Progress | None = None,
     root: Path | None = None,
+    yolo: YoloFolder | None = None,
 ) -> Iterator[Drawing]:
     """The pictures with valid annotations; a finding for every error.
 
-    The names of those in `root` start there.
+    The names of those in `root` start there. `yolo`: read its labels, and no file.
     """
     report, progress = Report(path, findings), progress or _silent
-    if is_foreign(report):
+    if yolo is None and is_foreign(report):
         return
     conventions = conventions or Conventions()
-    notes = read_listed(report, search, conventions, progress)
+    notes = read_listed(report, search, conventions, progress, yolo)
     before, ranks = len(findings), list[int]()  # of findings about annotations, in their order
     marks: dict[int, list[tuple[int, CocoEntry]]] = {number: [] for number in notes.images}
     for rank, entry in enumerate(notes.entries):

@@ -7,10 +7,11 @@ import re
 from trainer.data.findings import Report
 from trainer.data.images import PICTURE_SUFFIXES
 
-READ = "LabelMe's files, COCO's instances, Label Studio's JSON, or Sa2VA's annotations"
+READ = ("LabelMe's files, COCO's instances, YOLO's folder of outlines, Label Studio's JSON, or "
+        "Sa2VA's annotations")  # fmt: skip
 _HEAD_BYTES = 4096
 _COCO = "polygons and masks as COCO's instances"
-_FROM_YOLO = "export the dataset again as COCO; Roboflow, CVAT and Label Studio all do"
+_YOLO = "name the folder that holds both data.yaml (or classes.txt) and the labels"
 # Suffixes of files that may be such, in lower case.
 MAY_BE_FOREIGN = frozenset((".xml", ".csv", ".ndjson", ".yaml", ".yml", ".txt", ".zip", ".rar",
                             ".7z", ".tar", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz",
@@ -39,8 +40,8 @@ _KINDS = (
     (r'\s*\{\s*"info"\s*:\s*\{\s*"description"\s*:\s*"ISAT"', "ISAT's JSON",
      "in ISAT, convert it to COCO"),
     (r'\s*\{\s*"data_row"', "Labelbox's export", f"convert it to {_COCO}"),
-    (r"\d+( -?\d*\.\d+| [01]){4,}\s*(\n|$)", "YOLO's labels", _FROM_YOLO),
-    (r"(.*\n)?(nc\s*:\s*\d|names\s*:\s*(\[|\n))", "YOLO's data.yaml", _FROM_YOLO),
+    (r"\d+( -?\d*\.\d+| [01]){4,}\s*(\n|$)", "YOLO's labels", _YOLO),
+    (r"(.*\n)?(nc\s*:\s*\d|names\s*:\s*(\[|\n))", "YOLO's data.yaml", _YOLO),
 )  # fmt: skip
 
 

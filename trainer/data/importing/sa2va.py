@@ -142,12 +142,13 @@ def _is_point(value: object) -> bool:
 def _size(report: Report, place: str, picture: Path, conventions: Conventions) -> Size | None:
     """The size of the picture in the frame of its outlines; None with a finding added."""
     about = Report(picture, report.findings, f"{report.path}: {place}")
-    opened = open_image(about, _stored)
+    opened = open_image(about, stored_size)
     if opened is None:
         return None
     upright, stored = opened
     return upright if conventions.frame == "upright" else stored
 
 
-def _stored(image: Image.Image) -> Size:
+def stored_size(image: Image.Image) -> Size:
+    """Height and width of a picture as it is stored, whatever its orientation."""
     return image.height, image.width

@@ -18,6 +18,7 @@ from trainer.data.importing.foreign import MAY_BE_FOREIGN, READ, is_foreign
 from trainer.data.importing.labelme import read_labelme
 from trainer.data.importing.outlines import Drawing, json_files, name_below, visible
 from trainer.data.importing.splits import split_of_file, split_of_folders
+from trainer.data.importing.yolo_folder import YoloFolder, yolo_folder
 from trainer.data.json_fields import LARGEST_FILE, load_json
 from trainer.data.picture_paths import PictureSearch, search_folders
 from trainer.reporter import Progress
@@ -38,6 +39,9 @@ class Source:
 
         Each with its split, if the source says one.
         """
+        if (folder := yolo_folder(self.path)) is not None:
+            yield from self._of_yolo(folder)
+            return
         if by_split := self._by_split():
             yield from self._of_splits(by_split)
             return
@@ -66,6 +70,12 @@ class Source:
             for drawing in found:
                 yield replace(drawing, split=split)
             self.search.missing += search.missing
+
+    def _of_yolo(self, folder: YoloFolder) -> Iterator[Drawing]:
+        path = self.path if self.path.is_dir() else self.path.parent
+        for drawing in read_drawings(path, self.search, self.findings, self.conventions,
+                                     self.progress, folder.root, folder):  # fmt: skip
+            yield replace(drawing, split=folder.split_of(drawing.picture))
 
     def _of_one(self) -> Iterator[Drawing]:
         coco = self._coco_file()
