@@ -34,7 +34,7 @@ from trainer.data.importing.coco_conventions import (
 )
 from trainer.data.importing.coco_file import read_listed
 from trainer.data.importing.encoding import Conventions
-from trainer.data.importing.foreign import is_foreign
+from trainer.data.importing.foreign import is_other
 from trainer.data.importing.labels import label_key
 from trainer.data.importing.outlines import (
     IN_PIXELS,
@@ -67,7 +67,7 @@ def read_drawings(
     The names of those in `root` start there. `yolo`: read its labels, and no file.
     """
     report, progress = Report(path, findings), progress or _silent
-    if yolo is None and is_foreign(report):
+    if yolo is None and is_other(report):
         return
     conventions = conventions or Conventions()
     notes = read_listed(report, search, conventions, progress, yolo)

@@ -40,6 +40,7 @@ def as_coco(
     unread = set(folder.pictures)
     for path, pictures in matched(folder, _elsewhere(folder, search)) if names else ():
         unread.difference_update(pictures)
+        search.missing += not pictures
         place = name_below(path, folder.root)
         size = _size(report, place, pictures, conventions)
         if size is None:
