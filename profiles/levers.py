@@ -262,8 +262,8 @@ def from_most_to_least(name: str) -> tuple[Any, ...]:
 
 def phrases(plan: Plan, names: Iterable[str]) -> str:
     """The settings called `names` in one line; what need not be said is left out."""
-    told = (phrase(plan) for name in names if (phrase := SETTINGS[name].phrase) is not None)
-    return ", ".join(text for text in told if text)
+    texts = (phrase(plan) for name in names if (phrase := SETTINGS[name].phrase) is not None)
+    return ", ".join(text for text in texts if text)
 
 
 def value_text(name: str, value: Any) -> str:

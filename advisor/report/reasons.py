@@ -150,8 +150,8 @@ def _storage_reason(found: Found) -> Reason:
     finer = STORAGES[: STORAGES.index(storage)]
     because = "fits without rounding the base weights"
     if finer:
-        told = [text for name in finer if (text := _against_finer(found, name))]
-        because = "; ".join(told) or "your settings rule out storage that rounds less"
+        against = [text for name in finer if (text := _against_finer(found, name))]
+        because = "; ".join(against) or "your settings rule out storage that rounds less"
     return Reason(setting="quantization", value=storage, because=because, basis="forecast")
 
 
