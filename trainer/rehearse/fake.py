@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from profiles.compiled import saved_bytes
+from profiles.compiled_layers import moves_of
 from profiles.families import MASK
 from profiles.garbage import not_collected
 from profiles.measurement import Measurement, Timeline
@@ -37,6 +38,7 @@ from trainer.model.layers.frozen import make_scale_code
 from trainer.model.layers.host import host_tensors
 from trainer.model.segmentation_model import SegmentationModel
 from trainer.model.weights import ShapesAlone
+from trainer.rehearse.compiled_layers import LayerVisits, compiled_events
 from trainer.rehearse.dummy_batch import MadeUp, numbers_of
 from trainer.rehearse.gradient_buckets import GradientBuckets
 from trainer.rehearse.memory_trace import INSIDE, MemoryTrace, rounded
@@ -113,7 +115,9 @@ def fake_rehearsal(
         versions=versions(),
         random_weights=True,
     )
-    return measurement, seen.trace.events
+    moves = moves_of(plan, _length(plan, text_tokens)) if seen.visits.back else {}
+    events = compiled_events(seen.trace, seen.visits.back, moves) if moves else seen.trace.events
+    return measurement, events
 
 
 def fake_answer(
@@ -254,9 +258,14 @@ def cannot_forecast(plan: Plan, text_tokens: int, masks: int, reason: str) -> Me
 
 def compiled_saving(plan: Plan, text_tokens: int) -> dict[str, int]:
     """Bytes by which compiled layers take less than plain ones, by part; below zero for more."""
-    length = padded_length(plan.profile.most_image_tokens + text_tokens, plan)
+    length = _length(plan, text_tokens)
     kept, backward = (plan.micro_batch * length * saved for saved in saved_bytes(plan))
     return {"forward": kept, "backward": kept, LAYERS: backward}
+
+
+def _length(plan: Plan, text_tokens: int) -> int:
+    """Positions of a row in a micro-batch of the plan."""
+    return padded_length(plan.profile.most_image_tokens + text_tokens, plan)
 
 
 @dataclass(frozen=True)
@@ -264,6 +273,7 @@ class Watched:
     """The events of a run; bytes of paged optimizer state, and of tensors in host memory."""
 
     trace: MemoryTrace
+    visits: LayerVisits  # of layers that are to be compiled
     paged: int
     host: int
 
@@ -304,6 +314,10 @@ def watch(
     buckets = GradientBuckets(trace, model, len(batches)) if plan.processes > 1 else None
     if extend:
         _repeat_layers(model, trace, plan)
+    visits = LayerVisits(trace)
+    if plan.compile:
+        model.runs = [visits.mark(run, n < plan.checkpointed_layers)
+                      for n, run in enumerate(model.runs)]  # fmt: skip
     _divide_backward(model, trace)
     model.register_forward_pre_hook(lambda *_: trace.begin("forward"))
     model.register_forward_hook(lambda *_: trace.begin("backward"))
@@ -325,7 +339,7 @@ def watch(
             paged = _hold_state(trace, optimizer, plan)
     trace.close()
     host = sum(t.numel() * t.element_size() for t in host_tensors(model))
-    return Watched(trace, paged, host)
+    return Watched(trace, visits, paged, host)
 
 
 @contextmanager
