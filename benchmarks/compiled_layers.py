@@ -187,29 +187,25 @@ def line_of(kind: str, plan: Plan, parts: list[Code]) -> str:
     tangents = {name: Block("", True, 1) for name in backward.shapes if name not in inputs}
     results = backward.run(inputs | tangents)
     place = [*given].index(hidden)
-    words = {output: "o", results[place]: "d"}
-    gradients = {block for n, block in enumerate(results) if block and n != place}
     sizes: list[str] = []
     numbered: dict[Block, int] = {}
 
     def said(moves: list[tuple[str, Block]]) -> Iterator[str]:
         for move, block in moves:
-            if block in words:
-                if move == "take":
-                    yield words[block]
-            elif move == "give":
-                if block is given[hidden]:
-                    yield "i"
-                elif block in numbered:
-                    yield f"-{numbered[block]}"
-            else:
+            if move == "take":
                 if block.size not in sizes:
                     sizes.append(block.size)
                 numbered[block] = len(numbered)
-                yield ("w" if block in gradients else "+") + str(sizes.index(block.size))
+                yield f"+{sizes.index(block.size)}"
+            elif block is given[hidden]:
+                yield "i"
+            elif block in numbered:
+                yield f"-{numbered[block]}"
 
     moves = {"forward": " ".join(said(forward.moves)), "backward": " ".join(said(backward.moves))}
-    return json.dumps({"kind": kind, "sizes": " ".join(sizes)} | moves)
+    trained = [numbered[block] for n, block in enumerate(results) if block and n != place]
+    last = {"output": numbered[output], "gradient": numbered[results[place]], "trained": trained}
+    return json.dumps({"kind": kind, "sizes": " ".join(sizes)} | moves | last)
 
 
 def kinds() -> dict[str, tuple[Plan, bool]]:

@@ -2,8 +2,8 @@
 
 profiles/compiled_layers.jsonl, made by benchmarks/compiled_layers.py, has a line for each kind of
 layer. Its moves are words: `+n` takes a block of the n-th size, `-n` gives the n-th block that was
-taken back, `wn` takes a trained tensor's gradient of the n-th size, `o` makes the output and `d`
-its input's gradient, `i` gives the input back. A size is a number of bytes by the letters T
+taken back, `i` gives the input back. What is passed on is named by its number: the output, the
+gradient of the input and those of trained tensors. A size is a number of bytes by the letters T
 (positions of the micro-batch), P (the same with rows padded to 128) and r (the adapters' rank).
 """
 
@@ -23,11 +23,14 @@ ATTENTION_ROWS = 128  # to a multiple of it flash attention pads what it adds up
 
 @dataclass(frozen=True)
 class Moves:
-    """A layer's moves forward and backward, and the sizes they name, in bytes."""
+    """A layer's moves forward and backward, the sizes they name, in bytes, and blocks passed on."""
 
     sizes: tuple[int, ...]
     forward: tuple[str, ...]
     backward: tuple[str, ...]
+    output: int
+    gradient: int  # of the input
+    trained: frozenset[int]  # gradients of trained tensors
 
 
 def kind_of(plan: Plan, recomputed: bool) -> str:
@@ -60,7 +63,9 @@ def _moves(plan: Plan, recomputed: bool, length: int) -> Moves | None:
                "r": plan.lora.rank if plan.lora else 0}  # fmt: skip
     found = json.loads(line)
     sizes = tuple(_bytes(size, letters) for size in found["sizes"].split())
-    return Moves(sizes, tuple(found["forward"].split()), tuple(found["backward"].split()))
+    forward, backward = (tuple(found[way].split()) for way in ("forward", "backward"))
+    passed_on = found["output"], found["gradient"], frozenset(found["trained"])
+    return Moves(sizes, forward, backward, *passed_on)
 
 
 def moves_of(plan: Plan, length: int) -> dict[bool, Moves]:

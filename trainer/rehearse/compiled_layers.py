@@ -9,6 +9,7 @@ lets it go.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -34,11 +35,6 @@ class Visit:
     incoming: int = -1  # gradients
     outgoing: int = -1
     gradients: list[int] = field(default_factory=list)  # of trained tensors, made here
-
-    @property
-    def passed_on(self) -> set[int]:
-        """Blocks that outlive the layer."""
-        return {self.output, self.outgoing, *self.gradients}
 
 
 class LayerVisits:
@@ -108,9 +104,9 @@ class _Transplant:
         self.trace = trace
         self.next = len(trace.labels)  # the number of the next block that plain layers do not have
         self.put: dict[int, list[Event]] = defaultdict(list)  # by the event before which it comes
-        self.not_taken: set[int] = set()  # blocks that are not taken, or given, where they were
-        self.not_given: set[int] = set()
-        self.gradients: dict[int, int] = {}  # of a layer's input: plain layer's block -> the code's
+        self.plain: set[int] = set()  # blocks of plain layers: they are not taken
+        self.gone: set[int] = set()  # blocks that are not given where they were
+        self.made: dict[int, int] = {}  # what plain layers pass on -> the code's block for it
 
     def visits(self, back: list[Visit], moves: dict[bool, Moves]) -> None:
         """Put the moves of all visits, which came back in this order."""
@@ -125,74 +121,53 @@ class _Transplant:
         found: list[Event] = []
         for place, (block, size) in enumerate(self.trace.recorded):
             found += self.put.get(place, ())
-            if size < 0 and block in self.gradients:
-                found.append((self.gradients[block], size))
-            elif block not in (self.not_taken if size > 0 else self.not_given):
-                found.append((block, size))
+            if block not in (self.plain if size > 0 else self.gone):
+                found.append((self.made.get(block, block) if size < 0 else block, size))
         return self.trace.on_card(found)
 
     def _forward(self, visit: Visit, code: Moves) -> list[Event]:
         """Put the moves forward; the blocks that the code has taken so far."""
-        own: list[Event] = []
-        put, labels = self.put[visit.forward], self.trace.labels
-        self.not_taken |= {block for block in visit.born if labels[block] != WORKSPACES}
-        self.not_given |= {
-            block for block in visit.born - visit.passed_on if block in self.not_taken
-        }
-        for word in code.forward:
-            if word == "o":
-                self._take(visit.output, put)
-            elif word != "i":
-                self._move(word, code, own, put)
-        if "i" not in code.backward:
+        put, own = self.put[visit.forward], list[Event]()
+        plain = {block for block in visit.born if self.trace.labels[block] != WORKSPACES}
+        self.plain |= plain
+        self.gone |= plain - {visit.output, visit.outgoing, *visit.gradients}
+        self._move(code.forward, code, visit, own, put)
+        self.made[visit.output] = own[code.output][0]
+        if "i" not in code.forward + code.backward:
             self._give(visit.input, put)
         return own
 
     def _backward(self, visit: Visit, code: Moves, own: list[Event]) -> None:
-        put, added = self.put[visit.backward], []
-        learnt = {block: self.trace.sizes[block] for block in visit.gradients}
-        for word in code.backward:
+        put, sizes = self.put[visit.backward], self.trace.sizes
+        self._move(code.backward, code, visit, own, put)
+        # The engine holds the gradient that came in until the layer's function has returned.
+        self._give(visit.incoming, put)
+        self.gone.discard(visit.outgoing)  # plain layers may add to the one that came in
+        self.made[visit.outgoing] = own[code.gradient][0]
+        first = list(visit.gradients)
+        for block, size in (own[number] for number in code.trained):
+            alike = next((plain for plain in first if sizes[plain] == size), None)
+            if alike is None:
+                put.append((block, -size))  # it was added to an earlier micro-batch's
+            else:
+                first.remove(alike)
+                self.made[alike] = block
+
+    def _move(
+        self, words: Iterable[str], code: Moves, visit: Visit, own: list[Event], put: list[Event]
+    ) -> None:
+        for word in words:
             if word == "i":
                 self._give(visit.input, put)
-            elif word == "d":
-                outgoing = self._fresh(self.trace.sizes[visit.outgoing], put)
-            elif word[0] == "w":
-                size = rounded(code.sizes[int(word[1:])])
-                block = next((b for b, s in learnt.items() if s == size), None)
-                if block is None:  # it is added to an earlier micro-batch's, and goes
-                    added.append((self._fresh(size, put), -size))
-                else:
-                    self._take(block, put)
-                    del learnt[block]
-                own.append((-1, 0))
+            elif word[0] == "-":
+                block, size = own[int(word[1:])]
+                put.append((block, -size))
             else:
-                self._move(word, code, own, put)
-        # The engine holds the gradient that came in until the layer's function has returned.
-        self._give(self.gradients.pop(visit.incoming, visit.incoming), put, visit.incoming)
-        put += added
-        self.gradients[visit.outgoing] = outgoing
+                self.next += 1
+                own.append((self.next, rounded(code.sizes[int(word[1:])])))
+                put.append(own[-1])
 
-    def _move(self, word: str, code: Moves, own: list[Event], put: list[Event]) -> None:
-        """Take or give one of the code's own blocks."""
-        if word[0] == "-":
-            block, size = own[int(word[1:])]
-            put.append((block, -size))
-        else:
-            size = rounded(code.sizes[int(word[1:])])
-            own.append((self._fresh(size, put), size))
-
-    def _fresh(self, size: int, put: list[Event]) -> int:
-        """Take a block that plain layers do not have."""
-        self.next += 1
-        put.append((self.next, size))
-        return self.next
-
-    def _take(self, block: int, put: list[Event]) -> None:
-        """Take a block of the trace here."""
-        put.append((block, self.trace.sizes[block]))
-
-    def _give(self, block: int, put: list[Event], known_as: int | None = None) -> None:
-        """Give a block here that the trace, maybe by another number, gives elsewhere."""
-        known_as = block if known_as is None else known_as
-        put.append((block, -self.trace.sizes[known_as]))
-        self.not_given.add(known_as)
+    def _give(self, block: int, put: list[Event]) -> None:
+        """Give here what the trace gives elsewhere."""
+        put.append((self.made.pop(block, block), -self.trace.sizes[block]))
+        self.gone.add(block)
