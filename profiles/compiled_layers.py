@@ -68,7 +68,7 @@ def _moves(plan: Plan, recomputed: bool, length: int) -> Moves | None:
     return Moves(sizes, forward, backward, *passed_on)
 
 
-def moves_of(plan: Plan, length: int) -> dict[bool, Moves]:
+def moves_of(plan: Plan, length: int = 0) -> dict[bool, Moves]:
     """The moves of the plan's compiled layers at rows of `length` positions: of those that are
     recomputed, and of others. Empty where the code of one is not known."""
     number = plan.checkpointed_layers

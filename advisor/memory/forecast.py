@@ -26,6 +26,7 @@ from advisor.memory.forecast_cache import Answer, keep, key_of, read, read_event
 from advisor.memory.worst_sample import Worst
 from advisor.rehearsal import BadQuestion, RehearsalFailed, rehearsed
 from profiles.batches import micro_batches
+from profiles.compiled_layers import moves_of
 from profiles.exchange import exchange, nccl_bytes
 from profiles.grid import batch_bytes, caching_bytes, compiler_bytes, nearest
 from profiles.measurement import DataCounts, Measurement, Timeline
@@ -171,7 +172,8 @@ def interpret(
     free = replay(events, expandable)
     tensors, pool = free.peak_allocated, free.peak_reserved
     if plan.compile:
-        tensors, pool = _compiled(measurement, free)
+        tensors = measurement.peak_allocated_bytes or 0
+        pool = max(tensors, pool) if moves_of(plan) else _less_saved(measurement, free)
     saved = free.peak_reserved - pool
     pinned = plan.host_embeddings or plan.host_layers > 0
     process = pool + card.context.bytes(pinned) + nccl_bytes(plan)
@@ -217,15 +219,15 @@ def interpret(
     )
 
 
-def _compiled(measurement: Measurement, free: PoolUse) -> tuple[int, int]:
-    """Bytes of the tensors and of the pool where layers are compiled.
+def _less_saved(measurement: Measurement, free: PoolUse) -> int:
+    """Bytes of the pool where layers are compiled to code that is not known.
 
-    These take less than the layers that were counted: so does the pool, in the backward pass, where
-    these peak. The pool is never as small as the tensors: 1 % was seen at least.
+    These take less than the layers that were replayed: so does the pool, in the backward pass,
+    where these peak. The pool is never as small as the tensors: 1 % was seen at least.
     """
-    tensors = measurement.peak_allocated_bytes or 0
     less = free.peak_allocated - measurement.phases.get("backward", 0)
-    return tensors, max(round(1.01 * tensors), free.peak_reserved - max(0, less))
+    tensors = measurement.peak_allocated_bytes or 0
+    return max(round(1.01 * tensors), free.peak_reserved - max(0, less))
 
 
 def group_of(segments: str, compiled: bool) -> str:

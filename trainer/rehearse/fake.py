@@ -70,11 +70,13 @@ def fake_rehearsal(
     tell: Callable[[str], None] = lambda phase: None,
     drawn: Callable[[Timeline], None] | None = None,
     answer_tokens: int | None = None,
+    by_code: bool = True,
 ) -> tuple[Measurement, list[tuple[int, int]]]:
     """Bytes of the plan's training step on a card of that compute capability, and their events.
 
     `text_tokens`, `masks` and `answer_tokens` are those of every sample: give the worst one's. The
-    events are (block, bytes), −bytes for a release, from loading to the end of the second step.
+    events are (block, bytes), −bytes for a release, from loading to the end of the second step;
+    those of compiled layers are their code's if it is known and `by_code`, else plain layers'.
     `tell` is called for every phase that begins, `drawn` with the last step by component. Raises
     Unforeseen, NotAlike, WeightsError.
     """
@@ -115,7 +117,7 @@ def fake_rehearsal(
         versions=versions(),
         random_weights=True,
     )
-    moves = moves_of(plan, _length(plan, text_tokens)) if seen.visits.back else {}
+    moves = moves_of(plan, _length(plan, text_tokens)) if by_code else {}
     events = compiled_events(seen.trace, seen.visits.back, moves) if moves else seen.trace.events
     return measurement, events
 
