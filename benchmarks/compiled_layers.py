@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from inductor_code import Code, graphs_of
 
-from profiles.compiled_layers import ATTENTION_ROWS, LAYERS_FILE, kind_of
+from profiles.compiled_layers import LAYERS_FILE, kind_of
 from profiles.plan import Plan
 from trainer.rehearse.memory_trace import HIDDEN
 
@@ -202,7 +202,9 @@ def line_of(kind: str, plan: Plan, parts: list[Code]) -> str:
             elif block in numbered:
                 yield f"-{numbered[block]}"
 
-    moves = {"forward": " ".join(said(forward.moves)), "backward": " ".join(said(backward.moves))}
+    # Going forward the caller holds the input until the layer has returned.
+    words = [word for word in said(forward.moves) if word != "i"]
+    moves = {"forward": " ".join(words), "backward": " ".join(said(backward.moves))}
     trained = [numbered[block] for n, block in enumerate(results) if block and n != place]
     last = {"output": numbered[output], "gradient": numbered[results[place]], "trained": trained}
     return json.dumps({"kind": kind, "sizes": " ".join(sizes)} | moves | last)

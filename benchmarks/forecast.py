@@ -4,7 +4,7 @@
     python benchmarks/forecast.py --table     writes docs/forecast.md's tables and
                                               profiles/forecast_errors.json from them
 
-Forecasts are made without a GPU, as many at once as there are cores, by what `lisa-advise forecast` calls. Half of the
+Forecasts are made without a GPU, one a core, by what `lisa-advise forecast` calls. Half of the
 lattice's rows were set aside before anything was tuned (benchmarks/lattice.py): they come first.
 """
 

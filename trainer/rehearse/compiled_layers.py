@@ -133,7 +133,7 @@ class _Transplant:
         self.gone |= plain - {visit.output, visit.outgoing, *visit.gradients}
         self._move(code.forward, code, visit, own, put)
         self.made[visit.output] = own[code.output][0]
-        if "i" not in code.forward + code.backward:
+        if "i" not in code.backward:
             self._give(visit.input, put)
         return own
 
@@ -152,6 +152,7 @@ class _Transplant:
             else:
                 first.remove(alike)
                 self.made[alike] = block
+        self.plain.difference_update(first)
 
     def _move(
         self, words: Iterable[str], code: Moves, visit: Visit, own: list[Event], put: list[Event]
