@@ -69,8 +69,9 @@ class Graph:
         self.body = body[: body.index("runner =")] if "runner =" in body else body
         head = next(line for line in part.readable.splitlines() if "def forward(self," in line)
         self.shapes = {name: (kind, numbers(dims)) for name, kind, dims in TENSOR.findall(head)}
-        self.plan = plan
-        self.moves: list[tuple[str, Block]] = []
+        self.back = part.back
+        self.plan, self.code, self.tried = plan, part.code, set[str]()
+        self.moves: list[tuple[str, Any]] = []
         self.names: dict[str, list[Block]] = {}
 
     def bytes_of(self, name: str) -> int:
@@ -105,6 +106,8 @@ class Graph:
                 self.drop(line[4:].strip())
             elif line.startswith("return ("):
                 returned = [m[0] for m in re.finditer(rf"{VIEW}|\w+", line[8:])]
+            elif found := re.match(r"(triton_poi\w+)\.run\((.*)", line):
+                self.launch(*found.groups())
             elif found := re.match(r"(\w+) = (.*)", line):
                 self.assign(*found.groups())
         results = [self.named(text) for text in returned]
@@ -112,6 +115,19 @@ class Graph:
         for name in list(self.names):
             self.drop(name, kept)
         return results
+
+    def launch(self, kernel: str, rest: str) -> None:
+        """An element-wise kernel: at its first launch two of its forms are timed, on copies of what
+        it changes (`CachingAutotuner.benchmark_all_configs`; backwards on the host if need be)."""
+        if kernel in self.tried:
+            return
+        self.tried.add(kernel)
+        names = self.code[self.code.index(f"def {kernel}(") :].split("(", 1)[1].split(", ")
+        given = [self.names[m[1] or m[0]][0] if (m[1] or m[0]) in self.names else None
+                 for m in re.finditer(rf"{VIEW}|\w+", rest)]  # fmt: skip
+        copied = [block for name, block in zip(names, given, strict=False)
+                  if name.startswith("in_out") and block and not self.back]  # fmt: skip
+        self.moves.append(("try", copied))
 
     def named(self, text: str) -> Block | None:
         found = re.match(VIEW, text)
@@ -190,13 +206,18 @@ def line_of(kind: str, plan: Plan, parts: list[Code]) -> str:
     sizes: list[str] = []
     numbered: dict[Block, int] = {}
 
-    def said(moves: list[tuple[str, Block]]) -> Iterator[str]:
+    def place_of(size: str) -> str:
+        if size not in sizes:
+            sizes.append(size)
+        return str(sizes.index(size))
+
+    def said(moves: list[tuple[str, Any]]) -> Iterator[str]:
         for move, block in moves:
-            if move == "take":
-                if block.size not in sizes:
-                    sizes.append(block.size)
+            if move == "try":
+                yield "?" + ",".join(place_of(copied.size) for copied in block)
+            elif move == "take":
                 numbered[block] = len(numbered)
-                yield f"+{sizes.index(block.size)}"
+                yield "+" + place_of(block.size)
             elif block is given[hidden]:
                 yield "i"
             elif block in numbered:

@@ -9,17 +9,20 @@ lets it go.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from profiles.compiled_layers import Moves
+from profiles.sizes import MIB
 from trainer.model.layers.decoder import Rope, RunLayer
 from trainer.rehearse.memory_trace import WORKSPACES, MemoryTrace, rounded
 
 Event = tuple[int, int]  # block, bytes
+# What Inductor fills before each launch that it times, to empty the card's cache: as much as that
+# is, here an H200's (of an H100 50 MiB).
+TIMING_BYTES = 60 * MIB
 
 
 @dataclass
@@ -106,6 +109,7 @@ class _Transplant:
         self.put: dict[int, list[Event]] = defaultdict(list)  # by the event before which it comes
         self.plain: set[int] = set()  # blocks of plain layers: they are not taken
         self.gone: set[int] = set()  # blocks that are not given where they were
+        self.timed: set[tuple[str, ...]] = set()  # code that has run once
         self.made: dict[int, int] = {}  # what plain layers pass on -> the code's block for it
 
     def visits(self, back: list[Visit], moves: dict[bool, Moves]) -> None:
@@ -155,18 +159,28 @@ class _Transplant:
         self.plain.difference_update(first)
 
     def _move(
-        self, words: Iterable[str], code: Moves, visit: Visit, own: list[Event], put: list[Event]
+        self, words: tuple[str, ...], code: Moves, visit: Visit, own: list[Event], put: list[Event]
     ) -> None:
+        first = words not in self.timed
+        self.timed.add(words)
         for word in words:
             if word == "i":
                 self._give(visit.input, put)
             elif word[0] == "-":
                 block, size = own[int(word[1:])]
                 put.append((block, -size))
-            else:
-                self.next += 1
-                own.append((self.next, rounded(code.sizes[int(word[1:])])))
-                put.append(own[-1])
+            elif word[0] == "+":
+                own.append(self._take(code.sizes[int(word[1:])], put))
+            elif first:
+                copied = [code.sizes[int(number)] for number in word[1:].split(",") if number]
+                took = [self._take(size, put) for size in (TIMING_BYTES, *copied)]
+                put += [(block, -size) for block, size in took]
+
+    def _take(self, size: int, put: list[Event]) -> Event:
+        """Take a block that plain layers do not have."""
+        self.next += 1
+        put.append((self.next, rounded(size)))
+        return put[-1]
 
     def _give(self, block: int, put: list[Event]) -> None:
         """Give here what the trace gives elsewhere."""
