@@ -72,8 +72,8 @@ class LayerVisits:
         def ends(gradient: Tensor) -> None:
             born = range(first, self._now()[1])
             visit.outgoing = self._block(gradient)
-            grads = [self.trace.block_of(p.grad) for p in layer.parameters() if p.grad is not None]
-            visit.gradients = [block for block in grads if block in born]
+            grads = [p.grad for p in layer.parameters() if p.grad is not None]
+            visit.gradients = [block for block in map(self._block, grads) if block in born]
             visit.born.update(born)
             self.back.append(visit)
 
