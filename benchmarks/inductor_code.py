@@ -148,7 +148,7 @@ def graphs_of(plan: Plan, rows: int, tokens: int, recomputed: bool, masked: bool
     tokenizer = fake.some_tokenizer(plan)
     fake.make_scale_code()
     bones = fake.skeleton(plan.profile, tokenizer)
-    with fake._fake_tensors():
+    with fake.fake_tensors():
         cpu = torch.device("cpu")
         fake.fill(bones, plan, tokenizer, cpu, fake.ShapesAlone("cpu")).train()
         layer, bf16 = bones.decoder_layers[1], torch.bfloat16
