@@ -103,7 +103,7 @@ def _needs(
     for took, row in rows[plan.quantization]:
         if took >= pool:
             break
-        if row.covers(plan):
+        if row.covers(seen):
             source = f"row {row.id}: {row.title}"
             if took != row.needed_bytes:
                 source += f", with torch {_minor(row.versions['torch'])}"
