@@ -46,7 +46,6 @@ from advisor.tiny import on_cpu, tiny_instead, tiny_on_gpu
 from profiles.exchange import nccl_bytes
 from profiles.exits import EXIT_FAILED
 from profiles.findings import Finding, PlanError
-from profiles.measurement import DataCounts
 from profiles.models import DEFAULT_MODELS
 from profiles.overrides import assigned
 from profiles.pictures import limits_for
@@ -94,17 +93,19 @@ def advise(
         exact=exact,
         prefer=prefer,
     )
-    return with_costs(request, _advised(request), heard.counts if heard else None)
+    return with_costs(request, _advised(request), heard)
 
 
-def with_costs(request: Request, advice: Advice, counts: DataCounts | None) -> Advice:
+def with_costs(request: Request, advice: Advice, heard: Heard | None) -> Advice:
     """The advice with what its training takes of time and disk: of the data as it was counted.
 
     Data that was not counted has neither; without data it is ReasonSeg's size.
     """
+    counts, image_tokens = (heard.counts, heard.image_tokens) if heard else (None, None)
     if advice.plan is None or (request.data is not None and counts is None):
         return advice
-    size, gpu, plan = counts or assumed_size(advice.plan), advice.gpu, advice.plan
+    size, gpu = counts or assumed_size(advice.plan), advice.gpu
+    plan = advice.plan.with_pictures_of(image_tokens)
     if size is None:
         what = "time and disk of a mixture are not known without its data"
         unknown = Finding("mixture", what, fix="--data-dir DIR counts it")
@@ -163,6 +164,7 @@ def _with_settings(request: Request, advice: Advice, settings: Iterable[str]) ->
         text_tokens=advice.text_tokens,
         live=None,
         exact=False,
+        best_alone=True,
     )
 
 

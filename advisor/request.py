@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from profiles.plan import Plan
 from profiles.preferences import Preference
 from profiles.settings import MOST, TARGETS_PER_PICTURE
 from profiles.tested import Table
-from profiles.text import argument, counted
+from profiles.text import argument, counted, quoted
 
 # NVIDIA's WSL drivers before R615 fail at them on some cards (pytorch/pytorch#192330).
 WSL_SEGMENTS_DRIVER = 615
@@ -51,6 +50,7 @@ class Request:
     live: Live | None
     exact: bool = False
     prefer: Preference = "usual"
+    best_alone: bool = False  # the plan alone counts, not what is around it
 
     @property
     def what_if(self) -> bool:
@@ -148,6 +148,7 @@ class Request:
             data=self.data,
             text_tokens=self.text_tokens,
             exact=self.exact,
+            best_alone=self.best_alone,
         )
 
 
@@ -295,7 +296,7 @@ def command_of(request: Request, model: str) -> str:
     shown_apart = ("model=", "weights=", *(("processes=", "nodes=") if on_cards else ()))
     for text in request.overrides:
         if not text.startswith(shown_apart):
-            options += f" --set {shlex.quote(text)}"
+            options += f" --set {quoted(text)}"
     if on_cards:
         options += f" --gpus {request.cards_each}" if request.cards_each > 1 else ""
         options += f" --nodes {request.nodes}" if request.nodes > 1 else ""

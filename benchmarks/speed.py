@@ -195,7 +195,12 @@ def run_factors(known: Factors) -> dict[str, float]:
     pictures, seconds = features_seconds()
     encoders = sum(encoder_seconds(facts, _plan("7b"), card)
                    for facts in _plan("7b").profile.encoders.values())  # fmt: skip
-    looped = next(r for r in rows_of(HERE / "shared.jsonl") if r["kind"] == "loop")
+    loops = [r for r in rows_of(HERE / "shared.jsonl") if r["kind"] == "loop"]
+    rested, steady = (
+        statistics.mean(r["loop_seconds"] / r["rehearsal_seconds"] for r in loops
+                        if r["rested"] == state)
+        for state in (True, False)
+    )  # fmt: skip
     host = rows_of(HERE / "host_costs.jsonl")
     sample, scoring = (statistics.mean(r[name] for r in host)
                        for name in ("sample_seconds", "scoring_seconds"))  # fmt: skip
@@ -205,7 +210,8 @@ def run_factors(known: Factors) -> dict[str, float]:
     starts = [next(second for second, line in moments(log) if line.startswith("evaluating"))
               for log in LOGS[:2]]  # fmt: skip
     return {
-        "loop": round(looped["loop_seconds"] / looped["rehearsal_seconds"], 3),
+        "loop": round(rested, 3),
+        "trial_loop": round(steady, 3),
         "entry_seconds": round((seconds / pictures - encoders) / 2, 4),
         "sample_seconds": round(sample, 3),
         "scoring_seconds": round(scoring, 3),

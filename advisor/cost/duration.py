@@ -161,7 +161,9 @@ class _Parts:
         slower: float | None = None,
     ) -> None:
         known, cpu = factors(), pace.launches
-        own, times = (pace, 1.0) if slower is None else (USUAL, slower)
+        own, times, loop = pace, 1.0, known.loop
+        if slower is not None:
+            own, times, loop = USUAL, slower, known.trial_loop
         asked = questions_a_row(plan, counts)
         text = _text_tokens(plan, counts, asked)
         compiling = LENGTHS * COMPILE_SECONDS if plan.compile else 0
@@ -175,7 +177,7 @@ class _Parts:
         reading = cpu * known.sample_seconds
         rows = ceil(plan.effective_batch / asked)
         cuts = passes(rows, plan.micro_batch, plan.processes)
-        step = known.loop * cuts * times * seconds_of(plan, text, card, own)
+        step = loop * cuts * times * seconds_of(plan, text, card, own)
         step += step_exchange_seconds(plan)
         wait = reading * rows / plan.processes
         # Data workers read the next rows meanwhile; without any, the step waits.

@@ -51,7 +51,8 @@ class Factors:
     fixed_seconds: float  # of a micro-batch
     copy: float  # from pinned memory
     unpinned_gb_s: float  # an encoder's pixels and features, while a cache is built
-    loop: float  # from update to update, over the step alone
+    loop: float  # from update to update, over a rehearsed step whose card rested before it
+    trial_loop: float  # over one that followed another, as rehearsals time them since 2026-11-30
     entry_seconds: float  # of a feature cache's entry, beside the encoder
     sample_seconds: float  # of a row read from disk, by the CPU
     scoring_seconds: float  # of a mask in an evaluation, by the CPU

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -21,6 +20,7 @@ from profiles.models import models
 from profiles.overrides import assigned
 from profiles.plan import Plan
 from profiles.sizes import gib
+from profiles.text import quoted
 
 # Compute capability in torch's builds (2.11 and later) for CUDA 12.8 and later: pytorch#172352.
 OLDEST_IN_WHEELS = (7, 5)
@@ -58,7 +58,8 @@ def _lacking_host(request: Request, gpu: Gpu, base: Plan, budget: Budget) -> Fin
     if budget.host is None:
         return None
     roomy = budget.model_copy(update={"host": None})
-    found = search(base, request.pinned, replace(request.setting(gpu, roomy), live=None))
+    setting = replace(request.setting(gpu, roomy), live=None, best_alone=True)
+    found = search(base, request.pinned, setting)
     if isinstance(found, str):
         return None
     fitting = [one for one in found.choice.considered if one.verdict == "FITS"]
@@ -136,7 +137,7 @@ def _without(
 ) -> Finding | None:
     given = assigned(request.overrides)
     rest = tuple(o for o in request.overrides if not assigned([o]).keys() & set(dropped))
-    other = replace(request, overrides=rest, live=None)
+    other = replace(request, overrides=rest, live=None, best_alone=True)
     try:
         found = search(base_plan(other, gpu, model), other.pinned, other.setting(gpu, budget))
     except PlanError:
@@ -197,7 +198,7 @@ def shell_allocator(environ: Mapping[str, str], plan: Plan) -> Finding | None:
         if got and got != plan.allocator and plan.device == "cuda":
             what = "is set in this shell; lisa-train overrides it with the plan's "
             what += repr(plan.allocator)
-            fix = f"--set allocator={shlex.quote(got)} has it forecast and used"
+            fix = f"--set allocator={quoted(got)} has it forecast and used"
             return Finding(name, what, got, fix)
     return None
 

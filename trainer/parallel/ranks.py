@@ -100,8 +100,8 @@ class Ranks:
 
     def neighbours(self) -> list[int]:
         """Process ids of the other ranks that this one's launcher has started on this machine."""
-        told = self.exchange("process", str(os.getpid()))
-        others = [int(told[rank]) for rank in self.of_machine if rank != self.rank]
+        heard = self.exchange("process", str(os.getpid()))
+        others = [int(heard[rank]) for rank in self.of_machine if rank != self.rank]
         return [pid for pid in others if _is_sibling(pid)]
 
     def end_together(self) -> None:
