@@ -168,7 +168,7 @@ def import_annotations(
         search = PictureSearch(search_folders(source, pictures))
         for drawing in Source(source, search, findings, conventions, progress).drawings():
             items.add(drawing)
-        bare = items.without_outline()
+        bare = [*_respelled(search), *items.without_outline()]
         if questions is not None and asked:
             bare += items.check_questions(questions, source, search)
         if broken.may_be_left_out(findings, skip_broken):
@@ -186,6 +186,13 @@ def import_annotations(
     assumed = tuple(f"{count} {what}" for what, count in conventions.assumed.items())
     assumed += (*spelled_differently(conventions.labels), *bare, *conventions.notes)
     return Imported(counts, with_items, len(items.names) - with_items, left_out, assumed)
+
+
+def _respelled(search: PictureSearch) -> list[str]:
+    """A note on pictures that were found in other capitals than recorded; or none."""
+    pairs = [f"{name} is {found}" for name, found in search.respelled.items()]
+    what = f"{counted(len(pairs), 'picture')} found by a name in other capitals"
+    return [f"{what}: {some(pairs, _NAMED)}"] if pairs else []
 
 
 def _checked_conventions(
