@@ -125,9 +125,13 @@ class _Items:
         """A finding if there are too few different pictures with items for all splits."""
         if self.files.lacks():
             count = self.files.splits.different(self.files.known)
-            allowed = f"{len(self.files.needed)} or more, one at least for each split"
+            needed = self.files.needed
+            allowed = (
+                f"{len(needed)} or more: {', '.join(needed)} need one each, copies not counted"
+            )
             fix = "outline and label more pictures, or ask about more"
-            Report(source, self.findings).add("different pictures", count, allowed, fix)
+            what = "pictures with an outline that is asked about"
+            Report(source, self.findings).add(what, count, allowed, fix)
 
 
 def import_annotations(
@@ -215,6 +219,8 @@ def _checked_conventions(
 def _check_shares(val: float, test: float) -> None:
     """Raise ValueError unless val gets a share and train the rest."""
     if not 0 < val < 1:
-        raise ValueError(f"--val: got {val}; allowed: a share between 0 and 1")
+        allowed = "a share above 0 and below 1, such as 0.1: val and train need a picture each"
+        raise ValueError(f"--val: got {val}; allowed: {allowed}")
     if not 0 <= test < 1 - val:
-        raise ValueError(f"--test: got {test}; allowed: 0, or a share that leaves some to train on")
+        allowed = f"0, or a share below {1 - val:g}: --val takes {val:g}, and train needs some"
+        raise ValueError(f"--test: got {test}; allowed: {allowed}")
