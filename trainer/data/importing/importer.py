@@ -1,4 +1,4 @@
-"""Writes a user's annotations of LabelMe, COCO, Label Studio or Sa2VA as a ReasonSeg data set.
+"""Writes a user's annotations of LabelMe, COCO, YOLO and others as a ReasonSeg data set.
 
 Each label of a picture becomes one item. Its texts are the questions about it in a separate file,
 or without such a file the label itself, as a phrase.
@@ -149,7 +149,7 @@ def import_annotations(
     iscrowd: str | None = None,
     progress: Progress | None = None,
 ) -> Imported:
-    """Write `target/ReasonSeg/{train,val,test}` from files of LabelMe, COCO, Label Studio or Sa2VA.
+    """Write `target/ReasonSeg/{train,val,test}` from annotations of a tool that `Source` knows.
 
     `pictures` is the folder of the pictures, if they are not beside the annotations. At most
     `skip_broken` broken entries are left out, and listed in `target/skipped.txt`; by default none.
