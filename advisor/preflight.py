@@ -164,6 +164,7 @@ def _with_settings(request: Request, advice: Advice, settings: Iterable[str]) ->
         text_tokens=advice.text_tokens,
         live=None,
         exact=False,
+        best_alone=True,
     )
 
 

@@ -50,6 +50,7 @@ class Request:
     live: Live | None
     exact: bool = False
     prefer: Preference = "usual"
+    best_alone: bool = False  # the plan alone counts, not what is around it
 
     @property
     def what_if(self) -> bool:
@@ -147,6 +148,7 @@ class Request:
             data=self.data,
             text_tokens=self.text_tokens,
             exact=self.exact,
+            best_alone=self.best_alone,
         )
 
 

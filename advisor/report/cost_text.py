@@ -97,14 +97,14 @@ def _asked(duration: Duration) -> str:
 
 def _cards(several: Several) -> str:
     """Speed and time on one card and on more, each with its own best plan."""
-    told = []
+    parts = []
     for row in several.rows:
         number = str(row.cards) if row.best else f"{row.cards} with this plan"
         speed = f"{number}: {row.samples_per_second:.2g}"
         speed += " questions/s" if row.cards == 1 else f" ({row.efficiency:.0%} each)"
-        told.append(f"{speed}, {time_text(row.seconds)}")
+        parts.append(f"{speed}, {time_text(row.seconds)}")
     whose = "the best plan for" if all(row.best for row in several.rows) else "on"
-    return f"{whose} {'; '.join(told)} ({several.basis}; {several.link})"
+    return f"{whose} {'; '.join(parts)} ({several.basis}; {several.link})"
 
 
 def _gain(several: Several, plan: Plan) -> str:

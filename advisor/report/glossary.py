@@ -66,10 +66,10 @@ def explain(name: str) -> str:
     wanted = name.strip().lower().replace("_", " ").replace("-", " ")
     by_lower = {key.lower(): key for key in EXPLANATIONS} | ALIASES
     setting, part = setting_called(name), by_lower.get(wanted)
-    told = [explain_setting(setting)] if setting else []
-    told += [f"{part}: {EXPLANATIONS[part]}"] if part else []
-    if told:
-        return "\n".join(told)
+    lines = [explain_setting(setting)] if setting else []
+    lines += [f"{part}: {EXPLANATIONS[part]}"] if part else []
+    if lines:
+        return "\n".join(lines)
     spelled = {one.replace("_", " "): one for one in setting_names()} | by_lower
     close = difflib.get_close_matches(wanted, spelled, n=1)
     hint = f"; did you mean {spelled[close[0]]!r}?" if close else ""

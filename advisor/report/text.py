@@ -191,17 +191,15 @@ def plan_lines(plan: Plan, duration: Duration | None = None) -> Iterator[tuple[s
     if plan.lora is not None:
         yield "LoRA", f"{lora_text(plan)}, alpha {plan.lora.alpha:g}, dropout {plan.lora.dropout:g}"
     processes = f" x {plan.processes} processes" if plan.processes > 1 else ""
-    passes = f"x {plan.accumulation} forward passes{processes}"
+    passes = f"x {counted(plan.accumulation, 'forward pass', 'forward passes')}{processes}"
     if plan.questions_per_picture == 1:
         yield "batch", f"{plan.effective_batch} = micro-batch {plan.micro_batch} {passes}"
     else:
         each = f"up to {plan.questions_per_picture} a picture"
-        yield (
-            "batch",
-            f"{plan.effective_batch} questions, {each}: {plan.micro_batch} pictures {passes}",
-        )
+        questions = f"{counted(plan.effective_batch, 'question')}, {each}"
+        yield "batch", f"{questions}: {counted(plan.micro_batch, 'picture')} {passes}"
     yield "checkpointed", f"{plan.checkpointed_layers} of {layers} decoder layers"
-    placed = [f"{plan.host_layers} decoder layers"] if plan.host_layers else []
+    placed = [counted(plan.host_layers, "decoder layer")] if plan.host_layers else []
     placed += ["embedding and head"] if plan.host_embeddings else []
     if placed:
         yield "on the host", ", ".join(placed)
