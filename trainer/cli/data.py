@@ -39,7 +39,7 @@ def import_(
     source: Annotated[
         Path,
         typer.Argument(
-            metavar="SRC", help="Folder of LabelMe or YOLO, or a JSON of COCO, Label Studio or Sa2VA."
+            metavar="SRC", help="Folder of LabelMe or YOLO; JSON of COCO, Label Studio or Sa2VA."
         ),
     ],
     target: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write.")],
