@@ -28,6 +28,7 @@ from advisor.machine.budget import Budget
 from advisor.machine.evidence import Evidence
 from advisor.machine.gpu import Gpu, Machine
 from advisor.machine.target import Target, best_gpus, gpu_for
+from advisor.machine.torch_builds import too_old
 from advisor.memory.live import Heard, Live
 from advisor.memory.parts import LASTING, parts_of
 from advisor.rehearsal import RehearsalFailed
@@ -38,7 +39,6 @@ from advisor.request import (
     base_plan,
     command_of,
     environment_of,
-    too_old,
     wanted_model,
     whole_segments,
 )

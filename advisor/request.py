@@ -17,6 +17,7 @@ from advisor.machine.budget import (
 from advisor.machine.evidence import Evidence
 from advisor.machine.gpu import UNNAMED, Gpu, Machine
 from advisor.machine.target import Target, best_gpus, cards_text
+from advisor.machine.torch_builds import too_old
 from advisor.memory.live import Live
 from profiles import skipping
 from profiles.batches import micro_batches
@@ -34,7 +35,6 @@ from profiles.text import argument, counted
 
 # NVIDIA's WSL drivers before R615 fail at them on some cards (pytorch/pytorch#192330).
 WSL_SEGMENTS_DRIVER = 615
-OLDEST_BUILT = (5, 0)  # compute capability in torch's builds for CUDA 12.6, the oldest that do
 
 
 @dataclass(frozen=True)
@@ -242,15 +242,6 @@ def unfit_segments(machine: Machine, gpu: Gpu, plan: Plan) -> Finding | None:
     why = lacks_segments(machine, gpu)
     got = f"allocator={plan.allocator}"
     return Finding(gpu.name, why, got, fix="--set allocator=") if why else None
-
-
-def too_old(gpu: Gpu) -> Finding | None:
-    """Why no build of torch that runs this supports that card, if so."""
-    if gpu.compute_capability is None or gpu.compute_capability >= OLDEST_BUILT:
-        return None
-    version = "{}.{}".format(*gpu.compute_capability)
-    what = f"is too old: no build of torch that runs this serves compute capability {version}"
-    return Finding(gpu.name, what, fix="use another card, or --model tiny --set device=cpu")
 
 
 def refusals(request: Request, gpu: Gpu, plan: Plan) -> list[Finding]:

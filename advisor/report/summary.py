@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from advisor.machine.torch_builds import TORCH
 from advisor.memory.speed import seconds_of
 from advisor.report.cost_text import cost_lines, speed_text
 from advisor.report.findings import OPEN_NAME
@@ -75,6 +76,15 @@ def commands(advice: Advice) -> list[str]:
     return [*([plan.profile.conversion] if plan and published else []), *typed]
 
 
+def needed_torch(advice: Advice) -> str:
+    """Which torch to install first, for a card that the usual builds do not serve; else ''.
+
+    It stands right below the verdict: without it nothing that the advice says can be done.
+    """
+    older = next((one for one in advice.findings if one.where == TORCH), None)
+    return "" if older is None else f"first {older.fix}"
+
+
 def _table(rows: Iterable[Row]) -> Table:
     table = Table.grid(padding=(0, 1))
     table.add_column(no_wrap=True, style="dim")
@@ -91,6 +101,7 @@ def _height(rows: Iterable[Row], console: Console) -> int:
 def _head_lines(advice: Advice, console: Console) -> int:
     """Lines of the verdict, the command and the empty ones around it."""
     head = [len(advice.verdict) + 2 + len(advice.summary)]
+    head += [2 + len(text)] if (text := needed_torch(advice)) else []
     head += [2 + len(command) for command in commands(advice)]
     return sum(-(-length // console.width) for length in head) + 2
 
@@ -219,7 +230,7 @@ def _notes(advice: Advice) -> list[str]:
     """The findings, each as one line; what this machine lacks only where it is asked about."""
     notes = advice.findings if advice.what_if else (*advice.findings, *advice.machine.notes)
     runs = not advice.exit_code  # then a line of its own says what to convert first
-    said = OPEN_NAME, *(["weights"] if runs else [])
+    said = OPEN_NAME, TORCH, *(["weights"] if runs else [])
     lines = [str(note) for note in notes if note.where not in said]
     if text := _in_fp8(advice):
         lines.append(text)

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from advisor.report.cost_text import cost_lines, speed_text
 from advisor.report.plan_words import changes, lora_text, storage_text
-from advisor.report.summary import commands, first_screen
+from advisor.report.summary import commands, first_screen, needed_torch
 from profiles.own_files import MARK
 from profiles.plan import Plan
 from profiles.sizes import gib
@@ -63,6 +63,8 @@ def print_text(advice: Advice, console: Console, why: bool = False) -> None:
     """The advice for a reader: verdict, command and the first screen, or all sections (`why`)."""
     headline = Text(advice.verdict, style=VERDICT_STYLES[advice.verdict])
     console.print(headline.append("  " + advice.summary, style="default"))
+    if older := needed_torch(advice):
+        console.print(Text("  " + older, style="bold yellow"))
     if typed := commands(advice):
         console.print()
     for command in typed:

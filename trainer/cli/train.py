@@ -205,6 +205,7 @@ def _resolve(options: TrainOptions, data: Path) -> tuple[Plan, Advice | None]:
     from advisor.machine.evidence import Evidence
     from advisor.machine.probe import probe
     from advisor.machine.target import pick_gpu
+    from advisor.machine.torch_builds import TORCH
     from advisor.machine.versions import VERSIONS
     from advisor.memory.live import live_forecast
     from advisor.preflight import advise
@@ -231,7 +232,7 @@ def _resolve(options: TrainOptions, data: Path) -> tuple[Plan, Advice | None]:
     _refuse_absent_cards(machine, assignments)
     _refuse_large_on_cpu(advice.model, on_cpu)
     for finding in advice.findings:
-        if finding.where in (VERSIONS, PICTURES):
+        if finding.where in (VERSIONS, PICTURES, TORCH):
             tell(f"note: {finding}")
     if {gpu.uuid for gpu in machine.gpus} <= {gpu.uuid for gpu in here.gpus}:
         advice = measured(advice, tell)

@@ -102,6 +102,17 @@ def test_a_host_that_is_too_small_says_what_it_lacks_and_the_way_out():
     assert "GiB or more -> --ram SIZE for a machine with more" in text
 
 
+@pytest.mark.parametrize("system", ["linux", "windows"])
+def test_a_card_that_needs_another_torch_says_so_below_the_verdict(system: str) -> None:
+    """Without that build nothing that the advice says can be done."""
+    old, new = ("gtx-1080-8gb", "titan-v-12gb"), ("gtx-1660-ti-6gb", "rtx-3060-12gb")
+    for card in (gpus()[key] for key in (*old, *new)):
+        lines = shown(advise(Machine(), "7b", (), Target(card=card, windows=system == "windows")))
+        told = lines[1].startswith("  first install torch for CUDA 12.6")
+        assert told == (card.key in old), card.key
+        assert height(lines) <= LINES, "\n".join(lines)
+
+
 def test_features_are_of_both_splits():
     lines = dict(cost_lines(advice_for(8)))
     assert "built once for 439 pictures, validation's too" in lines["features"]
