@@ -46,15 +46,15 @@ def speed_text(advice: Advice) -> str:
     speed, plan = advice.speed, advice.plan
     assert speed is not None and plan is not None
     most = plan.questions_per_picture
-    text = f"{speed.samples_per_second:.2g} questions/s"
-    text += f" with {most} a picture" if most > 1 else ""
+    text = f"{speed.samples_per_second:.2g} questions/s, by which plans are compared:"
+    text += f" {most} a picture," if most > 1 else ""
     if advice.text_tokens is not None:
-        text += f" in {advice.text_tokens} text tokens"
-    text += f", {speed.source}"
+        text += f" {advice.text_tokens} text tokens,"
+    text += f" {speed.source}"
     if advice.duration is not None:
         times = plan.effective_batch / advice.duration.step_seconds
         each = advice.duration.questions / max(1, advice.duration.pictures)
-        text += f"; {times:.2g} with {each:.2g} a picture, as the time has it"
+        text += f"; {times:.2g} by which the time is counted: {each:.2g} a picture, usual texts"
     return text
 
 
@@ -65,7 +65,8 @@ def _time(duration: Duration) -> str:
         ("training", duration.training_seconds),
         ("evaluation", duration.evaluation_seconds),
     )
-    spent = ", ".join(f"{name} {time_text(seconds)}" for name, seconds in parts if seconds >= 60)
+    spent = ", ".join(f"{name} {time_text(seconds)}" for name, seconds in parts
+                      if seconds >= min(60, duration.seconds / 20))  # fmt: skip
     what = counted(duration.pictures, "picture")
     if duration.questions != duration.pictures:
         what += f" and {counted(duration.questions, 'question')}"
@@ -99,12 +100,11 @@ def _cards(several: Several) -> str:
     """Speed and time on one card and on more, each with its own best plan."""
     told = []
     for row in several.rows:
-        number = str(row.cards) if row.best else f"{row.cards} with this plan"
-        speed = f"{number}: {row.samples_per_second:.2g}"
-        speed += " questions/s" if row.cards == 1 else f" ({row.efficiency:.0%} each)"
-        told.append(f"{speed}, {time_text(row.seconds)}")
-    whose = "the best plan for" if all(row.best for row in several.rows) else "on"
-    return f"{whose} {'; '.join(told)} ({several.basis}; {several.link})"
+        number = counted(row.cards, "card") + ("" if row.best else " with this plan")
+        speed = f"{row.samples_per_second:.2g} questions/s"
+        speed += f" ({row.efficiency:.0%} each)" if row.cards > 1 else ""
+        told.append(f"{number} {time_text(row.seconds)}, {speed}")
+    return f"{'; '.join(told)} ({several.basis}; {several.link})"
 
 
 def _gain(several: Several, plan: Plan) -> str:
@@ -128,8 +128,9 @@ def _disk(disk: Disk) -> str:
         ("features", disk.cache_bytes),
         ("run folder", disk.run_bytes),
     )
-    spent = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts if size)
-    return f"{disk.total_bytes / GIB:.1f} GiB: {spent}"
+    digits = 1 if disk.total_bytes >= GIB else 2
+    spent = ", ".join(f"{name} {size / GIB:.{digits}f}" for name, size in parts if size)
+    return f"{disk.total_bytes / GIB:.{digits}f} GiB: {spent}"
 
 
 def _features(plan: Plan, disk: Disk, duration: Duration | None) -> str:

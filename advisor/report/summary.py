@@ -172,13 +172,15 @@ def plan_line(plan: Plan) -> str:
 
 
 def batch_words(plan: Plan) -> str:
-    """Questions of a step, and how they are divided."""
-    asked = f"{counted(plan.effective_batch, 'question')} a step"
-    if plan.questions_per_picture > 1:
-        asked += f", up to {plan.questions_per_picture} a picture"
-    passes = f"{plan.accumulation} passes of " if plan.accumulation > 1 else ""
-    processes = f" in {plan.processes} processes" if plan.processes > 1 else ""
-    return f"{asked}: {passes}{counted(plan.micro_batch, 'picture')}{processes}"
+    """Questions of a step, on how many pictures, and how many of these are computed at once."""
+    asked, each = plan.effective_batch, plan.questions_per_picture
+    text = f"{counted(asked, 'question')} a step"
+    text += f", up to {each} a picture" if each > 1 else ""
+    fewest = f"{least} to " if (least := -(-asked // each)) < asked else ""
+    processes = f" in each of {plan.processes} processes" if plan.processes > 1 else ""
+    pictures = counted(asked, "picture")
+    how = " at once" if plan.micro_batch >= asked else f", {plan.micro_batch} at a time"
+    return f"{text}: {fewest}{pictures}{how}{processes}"
 
 
 def alternatives(advice: Advice) -> Iterator[tuple[str, str]]:
@@ -193,11 +195,10 @@ def alternatives(advice: Advice) -> Iterator[tuple[str, str]]:
         worth = _is_worth_saying(order, other, best, advice.budget.usable.bytes)
         if worth and other.plan not in seen:
             seen.append(other.plan)
-            told = f"{changes(other.plan, best.plan)}: {change(other, best)}"
-            yield order, told
+            yield order, f"{changes(other.plan, best.plan)}: {change(other, best)}"
     if advice.better is not None and advice.better_card_gib is not None:
         told = f"{changes(advice.better.plan, best.plan)}: {change(advice.better, best)}"
-        yield f"on {advice.better_card_gib} GiB", told
+        yield "larger", f"a card of {advice.better_card_gib} GiB: {told}"
 
 
 def _is_worth_saying(
