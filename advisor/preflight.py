@@ -21,7 +21,7 @@ from advisor.choice.search import (
     smallest_card_gib,
 )
 from advisor.cost.disk import disk_of
-from advisor.cost.duration import assumed_size, duration_of
+from advisor.cost.duration import assumed_size, with_sparing
 from advisor.cost.several import Planned, numbers, several
 from advisor.dry_run import known_trial
 from advisor.machine.budget import Budget
@@ -32,7 +32,13 @@ from advisor.machine.torch_builds import too_old
 from advisor.memory.live import Heard, Live
 from advisor.memory.parts import LASTING, parts_of
 from advisor.rehearsal import RehearsalFailed
-from advisor.report.findings import SETTINGS, card_findings, nearest_plan, smaller_pictures
+from advisor.report.findings import (
+    SETTINGS,
+    card_findings,
+    few_pictures,
+    nearest_plan,
+    smaller_pictures,
+)
 from advisor.report.reasons import card_reasons, plan_reasons
 from advisor.request import (
     Request,
@@ -70,6 +76,7 @@ def advise(
     evidence: Evidence | None = None,
     exact: bool = False,
     prefer: Preference = "usual",
+    size: DataCounts | None = None,
 ) -> Advice:
     """The advice for `machine`, or for `target` instead of its card.
 
@@ -77,7 +84,8 @@ def advise(
     at most, or those of the longest of `data`, or else the plan's limit. `live` forecasts a plan at
     a text length (None: the longest of `data`) where the shipped grid does not reach, or `exact`
     figures are wanted; `evidence` is all else that it knows (None: what is shipped); `prefer` is
-    the order in which plans are preferred. Raises PlanError for an unknown model and for settings
+    the order in which plans are preferred; `size` is how much there is to train on, where no `data`
+    says it. Raises PlanError for an unknown model and for settings
     that cannot run, and whatever `live` raises.
     """
     overrides = tuple(overrides)
@@ -93,6 +101,7 @@ def advise(
         live=heard,
         exact=exact,
         prefer=prefer,
+        size=size,
     )
     return with_costs(request, _advised(request), heard.counts if heard else None)
 
@@ -100,19 +109,22 @@ def advise(
 def with_costs(request: Request, advice: Advice, counts: DataCounts | None) -> Advice:
     """The advice with what its training takes of time and disk: of the data as it was counted.
 
-    Data that was not counted has neither; without data it is ReasonSeg's size.
+    Data that was not counted has neither; without data it is the request's, or ReasonSeg's size.
     """
     if advice.plan is None or (request.data is not None and counts is None):
         return advice
-    size, gpu, plan = counts or assumed_size(advice.plan), advice.gpu, advice.plan
+    gpu, plan, own = advice.gpu, advice.plan, counts or request.size
+    size = own or assumed_size(plan)
     if size is None:
         what = "time and disk of a mixture are not known without its data"
         unknown = Finding("mixture", what, fix="--data-dir DIR counts it")
         return advice.model_copy(update={"findings": (unknown, *advice.findings)})
     costs: dict[str, object] = {"disk": disk_of(plan, size)}
+    if own is not None:
+        costs["findings"] = (*few_pictures(own), *advice.findings)
     if gpu is not None:
         trial = None if request.what_if else known_trial(advice, gpu, request.evidence)
-        costs["duration"] = duration_of(plan, request.card(gpu), size, trial)
+        costs["duration"] = with_sparing(plan, request.card(gpu), size, trial)
         costs["several"] = several(_on_cards(request, advice), size)
     return advice.model_copy(update=costs)
 

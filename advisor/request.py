@@ -25,6 +25,7 @@ from profiles.environment import ALLOCATOR_VARIABLES
 from profiles.exchange import nccl_bytes
 from profiles.findings import Finding, PlanError
 from profiles.gpus import WITH_FP8, GpuProfile, gpu_by_nvml
+from profiles.measurement import DataCounts
 from profiles.models import model_profile
 from profiles.overrides import assigned
 from profiles.plan import Plan
@@ -51,6 +52,7 @@ class Request:
     live: Live | None
     exact: bool = False
     prefer: Preference = "usual"
+    size: DataCounts | None = None  # how much there is to train on, where that was not counted
 
     @property
     def what_if(self) -> bool:

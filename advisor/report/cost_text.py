@@ -27,6 +27,8 @@ def cost_lines(advice: Advice) -> Iterator[tuple[str, str]]:
         return
     if advice.duration is not None:
         yield "time", _time(advice.duration)
+        if less := _sparing(advice.duration, advice.disk):
+            yield "", less
         if extra := _asked(advice.duration):
             yield "", extra
     elif advice.plan.device == "cpu":
@@ -79,12 +81,37 @@ def _time(duration: Duration) -> str:
     )
 
 
+def _sparing(duration: Duration, disk: Disk | None) -> str:
+    """What fewer pictures to validate on save, where evaluation takes much of the time."""
+    less = duration.sparing
+    if less is None or less.data is None or duration.data is None:
+        return ""
+    number = less.data.val_pictures
+    text = f"{time_text(less.seconds)} with max_val_samples={number}, a rougher score"
+    saved = (duration.data.val_pictures - number) * (disk.picture_bytes if disk else 0)
+    return text + (f", {saved / GIB:.1f} GiB less of disk" if saved else "")
+
+
+def _epochs_within(duration: Duration) -> str:
+    """How many epochs fit into the hours, and what would make more of them fit."""
+    found, less = duration.epochs_within or 0, duration.sparing
+    text = f"in {duration.hours:g} h: {counted(found, 'epoch')}"
+    if found >= duration.epochs:
+        return text
+    if not found:
+        first = duration.seconds - (duration.epochs - 1) * duration.epoch_seconds
+        text = f"in {duration.hours:g} h: no epoch, as the first takes {time_text(first)}"
+    ways = ["--why says what trains faster"]
+    if less is not None and less.data is not None and (less.epochs_within or 0) > found:
+        ways.insert(0, f"{less.epochs_within} with max_val_samples={less.data.val_pictures}")
+    return f"{text} ({'; '.join(ways)})"
+
+
 def _asked(duration: Duration) -> str:
     """What was asked for besides: epochs in the given time, and the price."""
     found = []
     if duration.hours is not None:
-        epochs = counted(duration.epochs_within or 0, "epoch")
-        found.append(f"in {duration.hours:g} h: {epochs}")
+        found.append(_epochs_within(duration))
     if duration.price is not None:
         low, high = (
             duration.price * seconds / duration.seconds

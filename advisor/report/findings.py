@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from advisor.choice.candidate import Candidate
 from advisor.choice.search import search, smallest_cards_text
+from advisor.cost.duration import REASON_SEG
 from advisor.machine.budget import Budget
 from advisor.machine.gpu import Gpu
 from advisor.machine.target import Target
@@ -18,14 +19,18 @@ from advisor.request import Request, base_plan, whole_segments
 from profiles.environment import ALLOCATOR_VARIABLES
 from profiles.findings import Finding, PlanError
 from profiles.grid import caching_bytes, pinned_bytes
+from profiles.measurement import DataCounts
 from profiles.models import models
 from profiles.overrides import assigned
 from profiles.plan import Plan
 from profiles.sizes import gib
+from profiles.text import counted
 
 # What a finding is about: the user's own settings, and what the model sees.
 SETTINGS, PICTURES = "settings", "pictures"
 OPEN_NAME = "--gpu"  # where a card's name may mean several
+DATA = "data"
+FEW = 50  # pictures to train on: a policy
 KEPT = "model", "device", "dtype", "processes", "nodes"  # no advice is to leave these out
 
 
@@ -77,6 +82,15 @@ def _lacking_card(gpu: Gpu, best: Candidate, base: Plan) -> Finding:
     if best.needs.bytes == caching_bytes(best.plan):
         what += f": building the feature cache alone takes {gib(best.needs.bytes)}"
     return Finding(gpu.name, what, fix=smallest_cards_text([base.model]))
+
+
+def few_pictures(counts: DataCounts) -> list[Finding]:
+    """A note if there are fewer pictures to train on than anything was learnt from so far."""
+    if counts.train_pictures >= FEW:
+        return []
+    what = f"{counted(counts.train_pictures, 'picture')} to train on may be too few: ReasonSeg has "
+    what += str(REASON_SEG.train_pictures)
+    return [Finding(DATA, what, fix="lisa-train evaluate RUN says whether training helped")]
 
 
 def open_name(target: Target | None) -> list[Finding]:

@@ -56,6 +56,7 @@ PARTS = {
 }  # fmt: skip
 
 EXPLANATIONS = PARTS | ROWS | PLAN_WORDS | SCORE_WORDS | VERDICTS
+SLIP = 0.8  # a likeness from which on a name is a slip of the pen, and no phrase
 # As forecasts call it, and words that stand for others.
 ALIASES = {
     "host": "host memory", "on the host": "in host memory", "rank": "r", "gb": "GiB",
@@ -75,12 +76,13 @@ def explain(name: str) -> str:
     setting = setting_called(name)
     part = next((by_lower[one] for one in _singular(wanted) if one in by_lower), None)
     told = [explain_setting(setting)] if setting else []
-    parts = [part] if part else _within(wanted, by_lower)
+    spelled = {one.replace("_", " "): one for one in setting_names()} | by_lower
+    close = difflib.get_close_matches(wanted, spelled, n=1)
+    is_slip = close and difflib.SequenceMatcher(None, wanted, close[0]).ratio() > SLIP
+    parts = [part] if part else [] if setting or is_slip else _within(wanted, by_lower)
     told += [f"{one}: {EXPLANATIONS[one]}" for one in parts]
     if told:
         return "\n".join(told)
-    spelled = {one.replace("_", " "): one for one in setting_names()} | by_lower
-    close = difflib.get_close_matches(wanted, spelled, n=1)
     hint = f"; did you mean {spelled[close[0]]!r}?" if close else ""
     where = "docs/words.md has every word, docs/plan.md every setting"
     raise ValueError(f"got {name!r}{hint}; {where}")
@@ -93,7 +95,7 @@ def _within(phrase: str, known: Mapping[str, str]) -> list[str]:
 
 def _bare(name: str) -> str:
     """A word as it is looked up: without numbers, such as the 16 of 'card of 16 GiB'."""
-    spaced = re.sub(r"[_\s-]+|(?<![a-z])\d[\d.]*%?", " ", name.strip().lower())
+    spaced = re.sub(r"[_\s-]+|(?<![a-z\d])\d[\d.]*%?", " ", name.strip().lower())
     return " ".join(spaced.replace("=", " ").split())
 
 

@@ -28,6 +28,7 @@ PLAN_WORDS = {
     "r": "LoRA's rank: a larger one has more to train. lora.rank sets it.",
     "q,v": "The linears that have adapters: those of attention's queries and values. "
     "lora.targets=all-linear adapts every linear of the language model.",
+    "all-linear": "Adapters on every linear of the language model (lora.targets).",
     "compiled": "Layers are fused by torch.compile: faster and smaller, after a start of some "
     "minutes at most. Needs Triton and a C compiler.",
     "checkpointed": "'2 of 36 layers checkpointed': layers that keep only their input and "
@@ -65,6 +66,7 @@ SCORE_WORDS = {
 
 ROWS = {
     "card": "A card's name that several cards have: which is assumed, and how to name the others.",
+    "data": "What to know of your data: such as that they are few.",
     "model": "The one that is advised, and why it is; --model names another.",
     "plan": "All settings of one training run, in short: how the base weights are stored, the "
     "adapters, what is recomputed or kept in host memory, and how a step is divided.",
@@ -95,7 +97,9 @@ ROWS = {
     "features": "What the frozen encoders make of each picture. They are computed once and read "
     "from disk afterwards: the time to build them, and the room they take.",
     "training": "All steps of all epochs.",
-    "evaluation": "Scoring before training and after each epoch, with the checkpoints.",
+    "evaluation": "Scoring the validation split before training and after each epoch, with the "
+    "checkpoints. max_val_samples=N scores its first N pictures only: less time and disk, and a "
+    "rougher score, by which the best epoch is chosen.",
     "cards": "The same training on one card and on more, with the best plan for each number. "
     "'Each' is what a card computes a second, as a share of what it does alone.",
     "disk": "What a training takes of disk, from the download to the last checkpoint.",

@@ -13,7 +13,7 @@ from rich.text import Text
 from advisor.machine.torch_builds import TORCH
 from advisor.memory.speed import seconds_of
 from advisor.report.cost_text import cost_lines, speed_text
-from advisor.report.findings import OPEN_NAME
+from advisor.report.findings import DATA, OPEN_NAME
 from advisor.report.memory_bar import bar, legend
 from advisor.report.plan_words import changes, lora_text, storage_text
 from profiles.gpus import WITH_FP8, gpu_by_nvml
@@ -111,6 +111,8 @@ def _lines(advice: Advice, console: Console) -> Iterator[Row]:
     for note in advice.findings:
         if note.where == OPEN_NAME:
             yield "card", Text(f"{note.what}; else {note.fix}")
+        elif note.where == DATA:
+            yield "data", Text(f"{note.what}; {note.fix}")
     chosen = next((one for one in advice.reasons if one.setting == "model"), None)
     if chosen is not None and plan and plan.profile.start:
         yield "model", Text(plan.profile.start)
@@ -231,7 +233,7 @@ def _notes(advice: Advice) -> list[str]:
     """The findings, each as one line; what this machine lacks only where it is asked about."""
     notes = advice.findings if advice.what_if else (*advice.findings, *advice.machine.notes)
     runs = not advice.exit_code  # then a line of its own says what to convert first
-    said = OPEN_NAME, TORCH, *(["weights"] if runs else [])
+    said = OPEN_NAME, TORCH, DATA, *(["weights"] if runs else [])
     lines = [str(note) for note in notes if note.where not in said]
     if text := _in_fp8(advice):
         lines.append(text)

@@ -27,6 +27,7 @@ from trainer.process import (
     use_threads,
     work_offline,
 )
+from trainer.run.folder import LATEST, newest_run
 
 if TYPE_CHECKING:
     from advisor.inference import Fit
@@ -59,8 +60,12 @@ def segment(
         ),
     ] = None,
     run: Annotated[
-        Path, typer.Option(help="Run folder, checkpoint, export, or converted model folder.")
-    ] = Path("runs/latest"),
+        Path,
+        typer.Option(
+            help="Run folder, checkpoint, export, or converted model folder; runs/latest is the "
+            "newest of runs/latest-2 and so on, too."
+        ),
+    ] = LATEST,
     out: Annotated[Path, typer.Option(help="Folder for masks and overlays.")] = Path("."),
     phrase: Annotated[bool, typer.Option(help="The question is a noun phrase.")] = False,
     explain: Annotated[bool, typer.Option(help="Also ask for the reason.")] = False,
@@ -95,7 +100,7 @@ def segment(
         left = ignored_files_line(image) if questions is None and image.is_dir() else None
         if left is not None:
             tell(left)
-        trained = find_trained(_chosen(run), set_ or ())
+        trained = find_trained(newest_run(run), set_ or ())
         broken = unreadable(asked)
         for error in broken.values():
             tell(f"left out: {error}")
@@ -118,15 +123,6 @@ def segment(
         raise typer.Exit(1)
 
 
-def _chosen(run: Path) -> Path:
-    from trainer.answer.trained_model import newest_run
-
-    chosen = newest_run(run)
-    if chosen != run:
-        tell(f"asking the newest run, {chosen}")
-    return chosen
-
-
 def _served(image: Path | None, run: Path, set_: Sequence[str], host: str, port: int) -> None:
     """Answer over HTTP until Ctrl-C."""
     if image is not None:
@@ -135,7 +131,7 @@ def _served(image: Path | None, run: Path, set_: Sequence[str], host: str, port:
     from trainer.cli.serve import serve
 
     with user_errors():
-        chosen = _chosen(run)
+        chosen = newest_run(run)
         serve(find_trained(chosen, set_), chosen, set_, host, port)
 
 

@@ -38,7 +38,7 @@ from trainer.parallel.launch import (
     own_launcher,
 )
 from trainer.process import clear_leftover_variables, feature_cache, import_libraries, work_offline
-from trainer.run.folder import LATEST, new_run
+from trainer.run.folder import LATEST, RECORD, new_run, newest_run
 
 if TYPE_CHECKING:
     from advisor.advice import Advice
@@ -78,6 +78,7 @@ def _resume(options: TrainOptions, run: Path) -> None:
     from profiles.plan import Plan
     from trainer.run.resume import EPOCHS
 
+    run = newest_run(run, RECORD)
     if options.recipe is not None:
         fail("--resume uses the run's own plan: leave out --recipe")
     with user_errors():

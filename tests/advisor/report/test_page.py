@@ -102,8 +102,9 @@ def test_one_file_with_the_figures_and_nothing_from_the_network(tmp_path: Path) 
     assert advice.budget is not None and advice.command is not None
     for words in ("FITS", advice.summary, *advice.command.splitlines(), "usable 22.52 GiB",
                   "plan needs 22.38", "frozen weights 20.00", "bf16 base, bf16 compute",
-                  "row lean-seed-4", "questions/s with 3 a picture in 512 text tokens, estimated",
-                  "with 1 a picture, as the time has it (forecast)", "10 epochs cost"):  # fmt: skip
+                  "row lean-seed-4", "10 epochs cost",
+                  "by which plans are compared: 3 a picture, 512 text tokens, estimated",
+                  "by which the time is counted: 1 a picture, usual texts (forecast)"):  # fmt: skip
         assert words in page.text, words
     for _, words in cost_lines(advice):
         assert " ".join(words.split()) in page.text
