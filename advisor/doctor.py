@@ -70,6 +70,16 @@ def examine(
     return tuple(sorted(checks, key=lambda check: check.status != "fail"))
 
 
+def answer(machine: Machine, checks: Sequence[Check]) -> str:
+    """Whether this machine is ready to train, in one sentence."""
+    failed = [check.name for check in checks if check.status == "fail"]
+    if failed:
+        return f"not ready to train: {', '.join(failed)}"
+    if pick_gpu(machine) is None:
+        return "ready to train lisa-tiny alone: every other model needs a GPU"
+    return "ready to train; lisa-advise says which model fits this card"
+
+
 def report(machine: Machine, checks: tuple[Check, ...]) -> str:
     """A block to paste into an issue: versions, machine and checks; no path, no user name."""
     lines = [f"{check.status:4} {check.name}: {check.found}" for check in checks]

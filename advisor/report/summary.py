@@ -197,10 +197,20 @@ def alternatives(advice: Advice) -> Iterator[tuple[str, str]]:
         worth = _is_worth_saying(order, other, best, advice.budget.usable.bytes)
         if worth and other.plan not in seen:
             seen.append(other.plan)
-            yield order, f"{changes(other.plan, best.plan)}: {change(other, best)}"
+            told = f"{changes(other.plan, best.plan)}: {change(other, best)}"
+            yield order, told + _why_not_usual(order, other, best, advice.prefer)
     if advice.better is not None and advice.better_card_gib is not None:
         told = f"{changes(advice.better.plan, best.plan)}: {change(advice.better, best)}"
         yield "larger", f"a card of {advice.better_card_gib} GiB: {told}"
+
+
+def _why_not_usual(order: str, other: Candidate, best: Candidate, prefer: Preference) -> str:
+    """Why the usual order passes over a plan that is faster, and not rounded as the best one is."""
+    faster = other.speed.samples_per_second > (1 + WORTH_SAYING) * best.speed.samples_per_second
+    if prefer != "usual" or order != "precision" or not faster:
+        return ""
+    moved = other.plan.host_layers > best.plan.host_layers
+    return "; the usual order keeps layers on the card" if moved else ""
 
 
 def _is_worth_saying(

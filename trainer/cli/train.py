@@ -19,6 +19,7 @@ from profiles.overrides import assigned
 from profiles.sizes import GIB
 from profiles.streams import say, set_streams, tell
 from profiles.text import is_text, some
+from trainer.cli.compare import compare
 from trainer.cli.console import sigterm_as_ctrl_c, user_errors
 from trainer.cli.data import check_data_folder, import_, preview, synthesise
 from trainer.cli.one_process import worker
@@ -294,6 +295,7 @@ app.command(examples=["lisa-train evaluate RUN --data-dir DIR --split test"])(ev
 app.command(
     examples=["lisa-train export RUN DST", "lisa-train export RUN DST --merge --push OWNER/NAME"]
 )(export)
+app.command(examples=["lisa-train compare RUN OTHER"])(compare)
 app.command(hidden=True)(worker)
 
 

@@ -29,7 +29,7 @@ def test_every_setting_is_explained_by_its_description(name):
 
 def test_a_name_of_both_is_explained_as_both():
     both = {key for key in EXPLANATIONS if key.replace(" ", "_") in setting_names()}
-    assert both == {"model", "optimizer state", "weights"}
+    assert both == {"model", "optimizer state", "processes", "weights"}
     told = explain("optimizer-state")
     assert told.startswith("optimizer_state: precision") and "\noptimizer state: Adam" in told
 
