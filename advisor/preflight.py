@@ -103,18 +103,20 @@ def advise(
         prefer=prefer,
         size=size,
     )
-    return with_costs(request, _advised(request), heard.counts if heard else None)
+    return with_costs(request, _advised(request), heard)
 
 
-def with_costs(request: Request, advice: Advice, counts: DataCounts | None) -> Advice:
+def with_costs(request: Request, advice: Advice, heard: Heard | None) -> Advice:
     """The advice with what its training takes of time and disk: of the data as it was counted.
 
     Data that was not counted has neither; without data it is the request's, or ReasonSeg's size.
     """
+    counts, image_tokens = (heard.counts, heard.image_tokens) if heard else (None, None)
     if advice.plan is None or (request.data is not None and counts is None):
         return advice
-    gpu, plan, own = advice.gpu, advice.plan, counts or request.size
-    size = own or assumed_size(plan)
+    gpu, own = advice.gpu, counts or request.size
+    size = own or assumed_size(advice.plan)
+    plan = advice.plan.with_pictures_of(image_tokens)
     if size is None:
         what = "time and disk of a mixture are not known without its data"
         unknown = Finding("mixture", what, fix="--data-dir DIR counts it")

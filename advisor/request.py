@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from profiles.plan import Plan
 from profiles.preferences import Preference
 from profiles.settings import MOST, TARGETS_PER_PICTURE
 from profiles.tested import Table
-from profiles.text import argument, counted
+from profiles.text import argument, counted, quoted
 
 # NVIDIA's WSL drivers before R615 fail at them on some cards (pytorch/pytorch#192330).
 WSL_SEGMENTS_DRIVER = 615
@@ -288,7 +287,7 @@ def command_of(request: Request, model: str) -> str:
     shown_apart = ("model=", "weights=", *(("processes=", "nodes=") if on_cards else ()))
     for text in request.overrides:
         if not text.startswith(shown_apart):
-            options += f" --set {shlex.quote(text)}"
+            options += f" --set {quoted(text)}"
     if on_cards:
         options += f" --gpus {request.cards_each}" if request.cards_each > 1 else ""
         options += f" --nodes {request.nodes}" if request.nodes > 1 else ""
@@ -315,7 +314,7 @@ def lisa_train(nodes: int, cards: int) -> str:
         return "lisa-train"
     return (
         f"torchrun --nnodes {nodes} --nproc_per_node {cards} --rdzv_backend c10d "
-        "--rdzv_endpoint HOST:29400 -m trainer.cli"
+        "--rdzv_endpoint HOST:29400 --no_python lisa-train"
     )
 
 

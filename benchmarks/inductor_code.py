@@ -143,7 +143,7 @@ def main() -> None:
     tokenizer = fake.some_tokenizer(plan)
     fake.make_scale_code()
     bones = fake.skeleton(plan.profile, tokenizer)
-    with fake._fake_tensors():
+    with fake.fake_tensors():
         cpu = torch.device("cpu")
         fake.fill(bones, plan, tokenizer, cpu, fake.ShapesAlone("cpu")).train()
         layer, count = bones.decoder_layers[1], (int(rows), int(tokens))

@@ -42,7 +42,7 @@ LEFT_SECONDS = 2  # that processes may outlive their launcher
 CLOSE = 1e-4  # of losses, relatively
 PLACES = (("trainer.step", "accumulate", 5), ("trainer.step", "update", 5),
           ("trainer.run.validation", "predict", 2), ("trainer.run.run", "build", 1),
-          ("trainer.run.run", "prepare_caches", 1))  # fmt: skip
+          ("trainer.run.sample_sets", "prepare_caches", 1))  # fmt: skip
 # A trace of this project's own code: an error that nobody turned into a message.
 TRACE = re.compile(r'File "[^"]*/(trainer|profiles|advisor)/[^\n]*\n[^\n]*\n.*', re.DOTALL)
 

@@ -13,6 +13,10 @@ _MAKERS = {
     "Intel": r"intel|iris|gaudi|\barc\b|a(310|380|580|750|770)m?\b|b(570|580)\b",
     "Google": r"tpu",
 }
+# Devices on one die with the host's memory, by NVML's name and by what they are sold as.
+SHARES_MEMORY = re.compile(
+    r"\b(GB10|GX10|DGX Spark|Orin|Thor|Xavier|Tegra|Jetson|nvgpu)\b", re.IGNORECASE
+)
 _SHORT = 4  # letters: names such as M40 and L40, where another letter is another card
 _LONG = 8  # letters, of which two may be wrong
 

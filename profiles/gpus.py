@@ -10,7 +10,14 @@ from importlib.resources import files
 
 from pydantic import Field
 
-from profiles.gpu_slips import count_in, long_form, nearest, other_maker, same_digits
+from profiles.gpu_slips import (
+    SHARES_MEMORY,
+    count_in,
+    long_form,
+    nearest,
+    other_maker,
+    same_digits,
+)
 from profiles.records import Frozen
 from profiles.settings import MOST_PROCESSES
 from profiles.sizes import MIB
@@ -191,6 +198,8 @@ def _no_gpu(text: str) -> str:
         return f"no GPU is named by {text!r}; name one like 'RTX 3060 12GB'"
     if maker := other_maker(text):
         return f"{text!r} is a GPU of {maker}; only NVIDIA's are known"
+    if SHARES_MEMORY.search(re.sub(r"[\s_-]+", " ", text)):
+        return f"{text!r} shares its machine's memory; lisa-advise there plans for what is free"
     labels = [_label(card) for card in gpus().values()]
     holding = sorted({label for label in labels if words <= _words(label)}, key=len)
     if len(holding) > 1:

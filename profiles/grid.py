@@ -74,6 +74,7 @@ class _Place(NamedTuple):
     share: float
 
 
+@lru_cache(8192)  # of two preferences or cards a choice asks for the same plans
 def estimate(plan: Plan, text_tokens: int) -> Estimate | None:
     """What a step of `plan` takes at most with that many text tokens a row and a mask a question.
 

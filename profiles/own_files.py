@@ -9,6 +9,7 @@ from pathlib import Path
 from profiles.files import read_ends, reason
 
 MARK = "Written by lisa-preflight"  # in every file whose content does not show who wrote it
+RECORDS = ("run.json", "advice.json", "trained.safetensors")  # of a run, a checkpoint, an export
 _ENDS = 1 << 16  # bytes at either end that are looked at
 
 
@@ -18,7 +19,7 @@ def is_marked(path: Path) -> bool:
 
 
 def refuse_others(path: Path, kind: str, is_ours: Callable[[Path], bool] = is_marked) -> None:
-    """Raise FileExistsError if there is a file that is not ours, such as `kind`.
+    """Raise FileExistsError if there is a file that is not ours, such as `kind`, or is a record.
 
     An empty file holds nothing to lose. Raises IsADirectoryError for a folder.
     """
@@ -26,6 +27,8 @@ def refuse_others(path: Path, kind: str, is_ours: Callable[[Path], bool] = is_ma
         return
     if path.is_dir():
         raise IsADirectoryError(f"{path}: is a folder; name a file in it, or another place")
+    if any((path.parent / name).exists() for name in RECORDS):
+        raise FileExistsError(f"{path}: belongs to a run or an export; name another place")
     hint = "move or delete it, or name another"
     try:
         if path.is_file() and path.stat().st_size == 0 or is_ours(path):

@@ -77,7 +77,7 @@ class Plan(PlanSettings):
     def read(cls, path: Path) -> Plan:
         """A Plan from a file. Raises PlanError naming the file."""
         try:
-            text = read_regular(path).decode("utf-8")
+            text = read_regular(path).decode("utf-8-sig")  # as Notepad may save it
         except (OSError, ValueError) as error:
             fix = "give the path of a plan.json, such as the one in a run folder"
             raise PlanError(

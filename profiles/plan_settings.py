@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field
 
 from profiles.families import ModelProfile
-from profiles.pictures import LARGEST, LEAST, profile_of
+from profiles.pictures import LARGEST, LEAST, limits_for, profile_of
 from profiles.settings import (
     EFFECTIVE_BATCH,
     MOST,
@@ -167,3 +167,8 @@ class PlanSettings(Settings):
     def profile(self) -> ModelProfile:
         """Shapes of the plan's model, looking at pictures as the plan says."""
         return profile_of(self)
+
+    def with_pictures_of(self, image_tokens: int | None) -> Self:
+        """The plan for pictures of so many tokens at most, such as the data's largest has."""
+        limits = limits_for(self, image_tokens)
+        return self.model_copy(update=limits) if limits else self

@@ -7,8 +7,11 @@ counts more: flags, then the recipe, then the advice. `plan.json` is what came o
 from __future__ import annotations
 
 import json
+import re
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from profiles.text import brief
 
 SHIPPED = Path(__file__).with_name("recipes")
 MOST_BYTES, MOST_BRACKETS = 1 << 16, 100
+_DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 ABOUT = "description"  # is in no plan
 
 
@@ -78,7 +82,7 @@ def _document(path: Path) -> dict[str, Any]:
     if path.suffix not in readers:
         raise PlanError([Finding(where, f"allowed: files that end in {', '.join(readers)}")])
     try:
-        found = readers[path.suffix](read_regular(path, MOST_BYTES).decode("utf-8"))
+        found = readers[path.suffix](read_regular(path, MOST_BYTES).decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise PlanError([Finding(where, f"cannot be read: {reason(error)}")]) from None
     if not isinstance(found, dict):
@@ -87,9 +91,10 @@ def _document(path: Path) -> dict[str, Any]:
 
 
 def _yaml(text: str) -> Any:
-    """A document without aliases, of which a short one can make gigabytes. Raises ValueError.
+    """A document without aliases, of which a short one can make gigabytes, and without what PyYAML
+    reads otherwise than it looks. Raises ValueError.
 
-    PyYAML's time grows with the square of the brackets that are open.
+    Its time grows with the square of the brackets that are open.
     """
     import yaml
 
@@ -98,9 +103,32 @@ def _yaml(text: str) -> Any:
     try:
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
             raise ValueError("it has aliases, which no recipe needs")
+        for node in _nodes(yaml.compose(text, yaml.SafeLoader)):
+            _must_be_plain(node)
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from None
+
+
+def _nodes(node: Any) -> Iterator[Any]:
+    """A YAML node and all below it."""
+    if node is None:
+        return
+    yield node
+    below = chain.from_iterable(node.value) if node.id == "mapping" else node.value
+    for child in below if node.id != "scalar" else ():
+        yield from _nodes(child)
+
+
+def _must_be_plain(node: Any) -> None:
+    """Raise ValueError for a name given twice, and for a number such as 010, which YAML makes 8."""
+    line = node.start_mark.line + 1
+    if node.id == "mapping":
+        for key, count in Counter(key.value for key, _ in node.value if key.id == "scalar").items():
+            if count > 1:
+                raise ValueError(f"it names {brief(key)} twice, below line {line}")
+    if node.id == "scalar" and node.tag.endswith(":int") and not _DECIMAL.fullmatch(node.value):
+        raise ValueError(f"line {line}: {node.value} is no plain number; YAML reads it otherwise")
 
 
 def _settings(

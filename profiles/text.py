@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import unicodedata
 from collections.abc import Iterable
@@ -14,6 +15,7 @@ _UNSHOWN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # Unicode's categories
 _JOINERS = "\u200c\u200d"  # Persian, Indic scripts and emoji are spelled with them
 
 _LARGEST = 10**4000
+_BARE = re.compile(r"[\w./\\:=+-]+")  # PowerShell would cut a word at its commas
 
 
 class _Brief(Repr):
@@ -87,7 +89,20 @@ def operand(value: str | os.PathLike[str]) -> str:
 
 def argument(value: str | os.PathLike[str]) -> str:
     """A path as one word of a command line that can be pasted into a shell."""
-    return shlex.quote(operand(value))
+    return quoted(operand(value))
+
+
+def quoted(word: str, windows: bool = os.name == "nt") -> str:
+    """One word of a command line, for the shells of this system.
+
+    cmd.exe knows no single quotes, and Windows' programs read backslashes before a double one.
+    """
+    if not windows:
+        return shlex.quote(word)
+    if _BARE.fullmatch(word):
+        return word
+    inner = re.sub(r'(\\*)(?=")', r"\1\1", word).replace('"', '\\"')
+    return '"' + re.sub(r"(\\+)$", r"\1\1", inner) + '"'
 
 
 def _is_shown(one: str) -> bool:

@@ -6,6 +6,7 @@ import ast
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -294,3 +295,25 @@ def test_processes_that_libraries_start_run_no_code_of_the_folder(
     command = [sys.executable, "-c", "import pydantic, numpy, profiles"]
     subprocess.run(command, env=at_home(os.environ), check=True)
     assert strangers() == []
+
+
+@pytest.mark.launcher
+def test_a_launcher_as_it_is_documented_runs_no_code_of_the_folder(
+    strangers: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchrun's own `-m` would put the folder first on each process's path."""
+    scripts = Path(sys.executable).parent
+    monkeypatch.setenv("PATH", str(scripts), prepend=os.pathsep)
+    command = [scripts / "torchrun", "--nproc_per_node", "1", "--no_python"]
+    done = subprocess.run([*command, "lisa-train", "--version"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("lisa-train "), done.stderr
+    assert strangers() == []
+
+
+def test_no_command_that_is_printed_has_a_launcher_run_a_module() -> None:
+    """Where a page says why not, it does so within a line."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    sources = [path for house in ("advisor", "trainer") for path in (ROOT / house).rglob("*.py")]
+    for path in (*pages, *sources):
+        text = re.sub(r"`[^`\n]+`", "", path.read_text(encoding="utf-8"))
+        assert "-m trainer.cli" not in text, path

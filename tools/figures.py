@@ -291,7 +291,7 @@ def explained() -> str:
     beyond = [row for row in whole if abs(off(row, "pool")) > WHOLE_SHOWN]
     segments = [row for row in plain if row["segments"] == "expandable"]
     worst = max(segments, key=lambda row: abs(off(row, "pool")))
-    host = sorted(plain, key=lambda row: off(row, "host"))
+    host = sorted(rows("forecast_rows"), key=lambda row: off(row, "host"))
     return (
         '- **Plans without expandable segments** (`allocator=""`, "whole" above): which of two '
         "equal blocks the allocator reuses depends\n  on addresses that the driver chooses, and "
@@ -305,8 +305,26 @@ def explained() -> str:
         f"off, `{worst['name']}`, whose pool has "
         f"{worst['measured']['pool'] / 2**20:.0f} MiB.\n"
         f"- **Host memory**: the forecast is {-off(host[0], 'host'):.1f} % too low for "
-        f"`{host[0]['name']}` and {-off(host[1], 'host'):.1f} % for `{host[1]['name']}`: "
-        "it does\n  not count the compiler's own memory."
+        f"`{host[0]['name']}` and {-off(host[1], 'host'):.1f} % for `{host[1]['name']}`. Why is "
+        "not known."
+    )
+
+
+def drawn() -> str:
+    """docs/forecast.md: how many rows were drawn, and which of them are missing."""
+    compared = {row["name"] for row in rows("forecast_rows")}
+    lattice = rows("lattice")
+    compiled = [row for row in lattice if row["settings"].get("compile")]
+    plain = [row for row in lattice if row not in compiled]
+    lisa = [row for row in plain if "vl" not in row["settings"]["model"]]
+    missing = [f"`{row['name']}`" for row in lattice if row["name"] not in compared]
+    aside = [row["name"] for row in compiled if row["held_out"]]
+    return (
+        f"{len(lattice)} were drawn: {len(lisa)} plain ones of LISA, {len(plain) - len(lisa)} of "
+        f"Qwen3-VL, and {len(compiled)} compiled ones, of which the {len(aside)}\nfrom "
+        f"{aside[0]} on are *set aside*: they were drawn and forecast after the rule was last "
+        f"changed. {' and '.join(missing)} are\nmissing: rows ran side by side, and these ran out "
+        "of memory because the whole card was full, not at a cap of their own."
     )
 
 
@@ -319,7 +337,7 @@ def caching() -> str:
         f"{sam['peak_allocated_bytes'] / 2**30:.2f} GiB of tensors "
         f"({sam['peak_reserved_bytes'] / 2**30:.2f} of the pool) for SAM and\n"
         f"{clip['peak_allocated_bytes'] / 2**30:.2f} for CLIP (`benchmarks/encoders.py`). If a "
-        "card has no room for it, the verdict is OOM. More than one\nprocess is not forecast yet."
+        "card has no room for it, the verdict is OOM."
     )
 
 
@@ -369,7 +387,9 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "adapters": advice_figures.adapters,
     },
     "docs/speed.md": {"shared": shared, "looped": looped, "learnt": learnt, "masked": masked},
-    "docs/forecast.md": {"accuracy": accuracy, "caching": caching, "explained": explained},
+    "docs/forecast.md": {
+        "accuracy": accuracy, "caching": caching, "drawn": drawn, "explained": explained,
+    },
     "docs/lisa-tiny.md": {"tiny": tiny, "making": pretraining},
     "docs/weights.md": {"size": bf16_size},
     "docs/models.md": {

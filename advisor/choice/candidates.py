@@ -8,7 +8,8 @@ layers, then keeping them in host memory. The effective batch is the same everyw
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import product
 from typing import Any
 
@@ -25,6 +26,7 @@ class Family:
 
     plan: Plan
     path: tuple[tuple[int, int], ...]  # (checkpointed, host) layers
+    _plans: dict[int, Plan] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def on_card(self) -> int:
@@ -33,15 +35,24 @@ class Family:
 
     def at(self, step: int) -> Plan:
         """The plan `step` steps along the path."""
-        checkpointed, hosted = self.path[step]
-        update = {"checkpointed_layers": checkpointed, "host_layers": hosted}
-        return self.plan.model_copy(update=update)
+        if step not in self._plans:
+            checkpointed, hosted = self.path[step]
+            update = {"checkpointed_layers": checkpointed, "host_layers": hosted}
+            self._plans[step] = self.plan.model_copy(update=update)
+        return self._plans[step]
 
 
-def families(base: Plan, pinned: Iterable[str]) -> Iterator[Family]:
+def families(base: Plan, pinned: Iterable[str]) -> Sequence[Family]:
     """Every family that can be made from `base` without changing its `pinned` settings."""
-    pinned = set(pinned)
+    return _families(base, frozenset(pinned))
 
+
+@lru_cache(8)  # another card, or another preference, has the same plans
+def _families(base: Plan, pinned: frozenset[str]) -> Sequence[Family]:
+    return tuple(_made(base, pinned))
+
+
+def _made(base: Plan, pinned: frozenset[str]) -> Iterator[Family]:
     def free(setting: str, values: Sequence[Any]) -> Sequence[Any]:
         return [getattr(base, setting)] if setting in pinned else values
 
@@ -65,13 +76,13 @@ def families(base: Plan, pinned: Iterable[str]) -> Iterator[Family]:
         yield Family(plan, path)
 
 
-def _micro_batches(base: Plan, pinned: set[str]) -> Sequence[int]:
+def _micro_batches(base: Plan, pinned: frozenset[str]) -> Sequence[int]:
     if pinned & {"micro_batch", "accumulation"}:
         return [base.micro_batch]
     return micro_batches(base, MICRO_BATCHES[-1])
 
 
-def _path(base: Plan, pinned: set[str], hosted: bool) -> Iterator[tuple[int, int]]:
+def _path(base: Plan, pinned: frozenset[str], hosted: bool) -> Iterator[tuple[int, int]]:
     layers = base.profile.decoder.layers
     if {"checkpointed_layers", "host_layers"} <= pinned:
         yield base.checkpointed_layers, base.host_layers

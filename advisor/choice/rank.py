@@ -20,7 +20,7 @@ from advisor.choice.preference import (
     preferred,
     why_not,
 )
-from advisor.machine.budget import Budget, judge
+from advisor.machine.budget import Budget, Bytes, judge
 from profiles.levers import needs_no_more
 from profiles.plan import Plan
 from profiles.preferences import PREFERENCES, Preference
@@ -120,10 +120,13 @@ def _judged(plan: Plan, scales: Scales, limits: Limits) -> Candidate | None:
     found = scales.needs(plan)
     if found is None:
         return None
-    needs, host = found
+    return _weighed(plan, *found, scales, limits)
+
+
+def _weighed(plan: Plan, needs: Bytes, host: int, scales: Scales, limits: Limits) -> Candidate:
     verdict, why = verdict_of(plan, needs.bytes, host, limits.budget, limits.spills)
-    refuting = _refuting(plan, limits.refuting)
-    if refuting is not None and verdict in ("FITS", "TIGHT"):
+    fits = verdict in ("FITS", "TIGHT")
+    if fits and (refuting := _refuting(plan, limits.refuting)) is not None:
         verdict = "SPILLS" if limits.spills else "OOM"
         why = f"row {refuting.id} ran out of memory, and it needed no more"
     speed = scales.speed(plan)
@@ -161,14 +164,19 @@ def _ladder(
     limits: Limits,
 ) -> tuple[Candidate, ...]:
     """Plans to fall back on, each smaller than the one before: the best of what is small enough."""
-    alone = Limits(limits.budget)
-    steps = [
-        found
+    alone, most = Limits(limits.budget), RUNG_SHARE * best.needs.bytes
+    plans = (
+        family.at(step)
         for family in families
         if family.plan.micro_batch <= best.plan.micro_batch
         for step in {0, family.on_card, *range(len(family.path) - 1, 0, -RUNG_LAYERS)}
-        if (found := _judged(family.at(step), scales, alone)) is not None
-        and not limits.budget.host_shortage(found.plan, found.host_bytes)
+    )
+    steps = [
+        _weighed(plan, *found, scales, alone)
+        for plan in plans
+        if (found := scales.needs(plan)) is not None
+        and found[0].bytes <= most
+        and not limits.budget.host_shortage(plan, found[1])
     ]
     rungs: list[Candidate] = []
     last = best
@@ -199,14 +207,14 @@ def _better(
         moved = candidate.plan.host_layers == 0 < best.plan.host_layers
         return there > here and (rounded < rounded_here or moved or gain >= WORTH_A_CARD)
 
+    plans = (family.at(step) for family in families for step in (0, family.on_card))
     found = (
         candidate
-        for family in families
-        for step in (0, family.on_card)
-        if (candidate := _judged(family.at(step), scales, limits)) is not None
-        and candidate.needs.bytes > limits.budget.usable.bytes
-        and not limits.budget.host_shortage(candidate.plan, candidate.host_bytes)
-        and is_worth(candidate)
+        for plan in plans
+        if (needs := scales.needs(plan)) is not None
+        and needs[0].bytes > limits.budget.usable.bytes
+        and not limits.budget.host_shortage(plan, needs[1])
+        and is_worth(candidate := _weighed(plan, *needs, scales, limits))
     )
     return min(found, key=lambda c: c.needs.bytes, default=None)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
+from math import inf
 from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,7 +31,7 @@ from advisor.memory.live import Live
 from advisor.memory.speed import TYPICAL, samples_per_second
 from profiles.findings import Finding
 from profiles.gpus import GpuProfile, gpus
-from profiles.grid import MICRO_BATCHES, caching_bytes, estimate, has_corners, nearest
+from profiles.grid import MICRO_BATCHES, Estimate, caching_bytes, estimate, has_corners, nearest
 from profiles.pictures import shrinks_pictures
 from profiles.plan import Plan
 from profiles.preferences import Preference
@@ -44,9 +45,11 @@ if TYPE_CHECKING:
 
 # How the source of such a figure begins; others are of the very plan.
 INTERPOLATED = "interpolated"
+NONE_RUNS = "no plan with these settings can run"
 CACHING = "building the feature cache takes"
 LIVE_TRIALS = 4
 CLOSE = 0.9  # if the forecast is below this share of the estimate, the choice is made again
+SMALLER = 7 / 8  # of the usual tokens: from there on the grid's larger pictures are close enough
 OTHER_VERSIONS = 1.02  # a row of another torch counts for that much more: a policy
 CARD_SIZES_GIB = (2, 3, 4, 6, 8, 10, 11, 12, 16, 20, 24, 32, 40, 48, 80, 96, 141, 180)
 
@@ -67,6 +70,7 @@ class Setting:
     text_tokens: int | None = None
     counted_by: str = ""  # the tokenizer that counted the data's longest text
     questions: int | None = None  # a picture of the data has, at most
+    image_tokens: int | None = None  # the data's largest picture takes, if clearly below the most
     exact: bool = False  # the plan chosen is forecast even where the grid reaches
 
 
@@ -91,9 +95,11 @@ def search(base: Plan, pinned: set[str], setting: Setting) -> Found | str:
     if not base.mixture.reason_seg_alone:
         # The rows do not record how many masks and answers their samples held.
         setting = replace(setting, rows=())
+    correction = 1.0
     if setting.data is not None and setting.live is not None:
         first = _chosen(base, pinned, setting, text, 1.0)
-        told = setting.live(first.choice.best.plan if first else base, None)
+        asked = first.choice.best.plan if first else base
+        told = setting.live(asked, None)
         if not told.tiers:
             return told.reason
         text = told.text_tokens
@@ -102,16 +108,27 @@ def search(base: Plan, pinned: set[str], setting: Setting) -> Found | str:
         if questions < base.questions_per_picture and "questions_per_picture" not in pinned:
             base = base.override([f"questions_per_picture={questions}"])
         setting = replace(setting, questions=questions, counted_by=told.counted_by)
+        if (told.image_tokens or inf) < SMALLER * base.profile.most_image_tokens:
+            setting = replace(setting, image_tokens=told.image_tokens)
+            correction = _corrected(asked, told.tier("pool").bytes, setting, text, correction)
     if _in_grid(base, text, setting):
-        known = _chosen(base, pinned, setting, text, None) or "no plan with these settings can run"
+        known = _chosen(base, pinned, setting, text, None) or NONE_RUNS
         return known if isinstance(known, str) or not setting.exact else _exactly(known, setting)
     if setting.live is None:
         return "no forecast or tested row covers these settings"
-    correction, found = 1.0, None
+    return _forecast_until_it_stands(base, pinned, setting, text, correction)
+
+
+def _forecast_until_it_stands(
+    base: Plan, pinned: set[str], setting: Setting, text: int, correction: float
+) -> Found | str:
+    """The choice by figures that forecasts correct; if the last one does not fit, one that did."""
+    assert setting.live is not None
+    fitting = found = None
     for _ in range(LIVE_TRIALS):
         found = _chosen(base, pinned, setting, text, correction)
         if found is None:
-            return "no plan with these settings can run"
+            return NONE_RUNS
         reckoned = found.choice.best
         told = setting.live(reckoned.plan, text)
         if not told.tiers:
@@ -119,16 +136,36 @@ def search(base: Plan, pinned: set[str], setting: Setting) -> Found | str:
         best = _as_told(reckoned, told, setting)
         share = best.needs.bytes / max(1, reckoned.needs.bytes)
         found = replace(found, choice=_scaled(found.choice, best, share), forecast=told)
+        fitting = found if best.verdict == "FITS" else fitting
         smallest = best.verdict != "FITS" and reckoned.verdict != "FITS"
         if share >= CLOSE and (smallest or best.verdict == "FITS"):
             break
-        correction *= share
-    return found or "no plan with these settings can run"
+        correction = _corrected(reckoned.plan, best.needs.bytes, setting, text, correction)
+    return fitting or found or NONE_RUNS
+
+
+def _corrected(plan: Plan, needs: int, setting: Setting, text: int, before: float) -> float:
+    """The correction with which the first guess at a plan is what a forecast says it needs."""
+    seen = plan.with_pictures_of(setting.image_tokens)
+    guess = _guess(seen, text)
+    if guess is None:
+        return before
+    lasting = _lasting(guess, seen)
+    return max(0.0, (needs - lasting) / max(1, guess.step_bytes - lasting))
+
+
+def _lasting(guess: Estimate, seen: Plan) -> int:
+    """What no correction changes: smaller pictures make activations smaller, not weights."""
+    return guess.frozen_bytes + guess.trained_bytes if shrinks_pictures(seen) else 0
+
+
+def _guess(seen: Plan, text: int) -> Estimate | None:
+    return estimate(seen, text) or nearest(seen, text)
 
 
 def _in_grid(base: Plan, text: int, setting: Setting) -> bool:
     """Whether the grid has figures for such plans: it is of the model's usual pictures."""
-    if setting.live is not None and shrinks_pictures(base):
+    if setting.live is not None and shrinks_pictures(base.with_pictures_of(setting.image_tokens)):
         return False
     apart = {"host_layers": 0, "checkpointed_layers": base.profile.decoder.layers}
     return estimate(base.model_copy(update=apart), text) is not None
@@ -219,7 +256,8 @@ def _chosen(
     choice = choose(open_ones, setting.prefer, scales, limits)
     if choice is None:
         return None
-    gain = _sharing_gain(choice.best.plan, text, setting.card)
+    seen = choice.best.plan.with_pictures_of(setting.image_tokens)
+    gain = _sharing_gain(seen, text, setting.card)
     return Found(choice, scales, text, None, setting.counted_by, gain)
 
 
@@ -263,8 +301,8 @@ def _scales(setting: Setting, text: int, correction: float | None) -> Scales:
         storage: [one for one in usable if one[1].plan.quantization == storage]
         for storage in STORED_BYTES
     }
-    needs = partial(_needs, rows, text, correction, _counted(setting.counted_by))
-    return Scales(needs, partial(_speed, setting.card, text, setting.questions))
+    needs = partial(_needs, rows, text, correction, setting)
+    return Scales(needs, partial(_speed, setting, text))
 
 
 def _counted(by: str) -> str:
@@ -276,25 +314,28 @@ def _needs(
     rows: dict[Quantization, list[tuple[int, TestedRow]]],
     text: int,
     correction: float | None,
-    counted: str,
+    setting: Setting,
     plan: Plan,
 ) -> tuple[Bytes, int] | None:
     """The pool and the host memory of `plan` at most: by forecast, or by a row that took less.
 
     Beyond the grid it is `correction` times a first guess; with None such plans are not weighed.
     """
-    found = estimate(plan, text)
+    seen = plan.with_pictures_of(setting.image_tokens)
+    found = estimate(seen, text)
+    counted = _counted(setting.counted_by)
     source = f"{INTERPOLATED} between forecasts at {text} text tokens a sample{counted}"
     step = found.step_bytes if found is not None else 0
-    if correction is not None and (found is None or shrinks_pictures(plan)):
-        found = found or nearest(plan, text)
-        step = round(found.step_bytes * correction) if found is not None else 0
+    if correction is not None and (found is None or shrinks_pictures(seen)):
+        found = found or nearest(seen, text)
+        if found is not None:
+            lasting = _lasting(found, seen)
+            step = lasting + round((found.step_bytes - lasting) * correction)
         source = "forecasts of the usual settings, corrected"
     if found is None:
         return None
     if (pool := max(step, found.caching_bytes)) > step:
         source = f"{CACHING} more than a step"
-    needs = Bytes(bytes=pool, basis="forecast", source=source)
     for took, row in rows[plan.quantization]:
         if took >= pool:
             break
@@ -304,7 +345,7 @@ def _needs(
                 source += f", with torch {_minor(row.versions['torch'])}"
             most = max(took, found.caching_bytes)
             return Bytes(bytes=most, basis="tested", source=source), found.host_bytes
-    return needs, found.host_bytes
+    return Bytes(bytes=pool, basis="forecast", source=source), found.host_bytes
 
 
 def _counts_for(row: TestedRow, here: str) -> int:
@@ -317,12 +358,13 @@ def _minor(version: str) -> str:
     return ".".join(version.split(".")[:2])
 
 
-def _speed(card: GpuProfile | None, text: int, questions: int | None, plan: Plan) -> Speed:
-    if questions is not None and questions < plan.questions_per_picture:
-        plan = plan.model_copy(update={"questions_per_picture": questions})
-    rates = card or gpus()[TYPICAL]
+def _speed(setting: Setting, text: int, plan: Plan) -> Speed:
+    plan = plan.with_pictures_of(setting.image_tokens)
+    if setting.questions is not None and setting.questions < plan.questions_per_picture:
+        plan = plan.model_copy(update={"questions_per_picture": setting.questions})
+    rates = setting.card or gpus()[TYPICAL]
     source = f"estimated for {rates.title}"
-    if card is None:
+    if setting.card is None:
         source += ", as this card is not in the catalogue"
     speed = samples_per_second(plan, text, rates)
     return Speed(samples_per_second=speed, basis="forecast", source=source)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
@@ -21,6 +22,8 @@ from advisor.cli.options import (
     named_card,
     parse_capability,
 )
+from advisor.memory.worst_sample import Worst
+from profiles.command_options import takes
 from profiles.exits import EXIT_FAILED, EXIT_UNKNOWN, fail
 from profiles.streams import say, tell
 from profiles.text import counted
@@ -29,25 +32,48 @@ if TYPE_CHECKING:
     from advisor.machine.target import Target
     from advisor.memory.forecast import Forecast
     from profiles.plan import Plan
+    from profiles.settings import TokenLimits
 
 
-def forecast_command(
-    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan.json.")],
-    settings: Settings = None,
-    data_dir: DataDir = None,
-    skip_broken: SkipBroken = None,
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """The options of `lisa-advise check`, in the order of its help: a plan, and a card."""
+
+    panels: ClassVar[Mapping[str, str]] = {}
+
+    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan.json.")]
+    settings: Settings = None
+    data_dir: DataDir = None
+    skip_broken: SkipBroken = None
+    gpu: Card = None
+    vram: Vram = None
+    ram: Ram = None
+    system: System = None
+    as_json: Json = False
+
+    def chosen(self) -> Plan:
+        """The plan with its --set."""
+        from profiles.findings import PlanError
+        from profiles.plan import Plan
+
+        try:
+            return Plan.read(self.plan).override(self.settings or ())
+        except PlanError as error:
+            fail(f"this plan cannot run\n{error}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForecastOptions(PlanOptions):
+    """The options of `lisa-advise forecast`: the worst sample, too."""
+
     text_tokens: Annotated[
         int | None,
         typer.Option(min=32, max=16384, help="Text tokens of a sample. Default: the plan's limit."),
-    ] = None,
+    ] = None
     masks: Annotated[
         int | None,
         typer.Option(min=1, max=64, help="Masks of a sample. Default: the data's or the plan's."),
-    ] = None,
-    gpu: Card = None,
-    vram: Vram = None,
-    ram: Ram = None,
-    system: System = None,
+    ] = None
     capability: Annotated[
         str | None,
         typer.Option(
@@ -55,9 +81,21 @@ def forecast_command(
             metavar="X.Y",
             help="The card's. Default: this machine's, else 8.6.",
         ),
-    ] = None,
-    as_json: Json = False,
-) -> None:
+    ] = None
+
+    def check(self, limits: TokenLimits) -> None:
+        """End with exit code 2 where a sample is named twice, or is longer than the plan allows."""
+        if self.data_dir is not None and self.text_tokens is not None:
+            fail("--data-dir and --text-tokens both name the longest sample; give one of them")
+        for name, given, most in (("text_tokens", self.text_tokens, limits.max_text_tokens),
+                                  ("masks", self.masks, limits.max_masks)):  # fmt: skip
+            if given is not None and given > most:
+                fail(f"--{name.replace('_', '-')}: got {given}, the plan allows {most}\n"
+                      f"    hint: --set tokens.max_{name}={given}")  # fmt: skip
+
+
+@takes(ForecastOptions)
+def forecast_command(context: typer.Context, options: ForecastOptions) -> None:
     """How much memory will a step of this plan take? Needs some seconds and no GPU.
 
     TIGHT: inside the margin that the advice keeps.
@@ -65,20 +103,12 @@ def forecast_command(
     Exit codes: 0 fits (or no card was named), 1 does not fit or the count failed, 2 bad usage,
     3 no figure can be given, 130 interrupted.
     """
-    found, card = _forecast(
-        plan,
-        settings,
-        data_dir,
-        skip_broken,
-        text_tokens,
-        masks,
-        gpu,
-        vram,
-        ram,
-        system,
-        capability,
-    )
-    if as_json:
+    capability = None if options.capability is None else parse_capability(options.capability)
+    chosen = options.chosen()
+    options.check(chosen.tokens)
+    worst = Worst(options.text_tokens, options.masks, options.data_dir)
+    found, card = _forecast(options, chosen, worst, capability)
+    if options.as_json:
         say(found.model_dump_json(indent=2))
     else:
         from advisor.memory.forecast import fitting_micro_batch
@@ -92,57 +122,31 @@ def forecast_command(
 
 
 def _forecast(
-    path: Path,
-    settings: list[str] | None,
-    data_dir: Path | None,
-    skip_broken: str | None,
-    text_tokens: int | None,
-    masks: int | None,
-    gpu: str | None,
-    vram: int | None,
-    ram: int | None,
-    system: str | None,
-    capability: str | None,
+    options: PlanOptions, plan: Plan, worst: Worst, capability: tuple[int, int] | None = None
 ) -> tuple[Forecast, str]:
-    """The forecast of a plan file on the card that is named or here, and that card's name."""
+    """The forecast of a plan on the card that is named or here, and that card's name."""
     from advisor.cli.output import advice_errors
     from advisor.machine.probe import probe
     from advisor.machine.target import pick_gpu
     from advisor.memory.card import card_for
     from advisor.memory.forecast import forecast
-    from advisor.memory.worst_sample import Worst
     from advisor.request import must_have_cards, unfit_segments
-    from profiles.findings import PlanError
-    from profiles.plan import Plan
 
-    named = None if capability is None else parse_capability(capability)
-    try:
-        chosen = Plan.read(path).override(settings or ())
-    except PlanError as error:
-        fail(f"this plan cannot run\n{error}")
-    must_be_data(data_dir, skip_broken)
-    target = named_card(vram, gpu, system, ram)
-    _must_name_enough(chosen, target)
-    if data_dir is not None and text_tokens is not None:
-        fail("--data-dir and --text-tokens both name the longest sample; give one of them")
-    limits = chosen.tokens
-    for name, given, most in (("text_tokens", text_tokens, limits.max_text_tokens),
-                              ("masks", masks, limits.max_masks)):  # fmt: skip
-        if given is not None and given > most:
-            fail(f"--{name.replace('_', '-')}: got {given}, the plan allows {most}\n"
-                  f"    hint: --set tokens.max_{name}={given}")  # fmt: skip
+    must_be_data(options.data_dir, options.skip_broken)
+    target = named_card(options.vram, options.gpu, options.system, options.ram)
+    _must_name_enough(plan, target)
     machine = probe()
     here = pick_gpu(machine) if target is None else None
-    if here is not None and (note := unfit_segments(machine, here, chosen)):
+    if here is not None and (note := unfit_segments(machine, here, plan)):
         tell(f"note: {note}")
     with advice_errors():
-        each = chosen.local_processes
+        each = plan.local_processes
         if target is None:
-            must_have_cards(machine, [f"processes={each}", f"device={chosen.device}"])
-        card = card_for(machine, target, measure=True, count=each, nodes=chosen.nodes)
-        if named is not None:
-            card = replace(card, compute_capability=named)
-        found = forecast(chosen, Worst(text_tokens, masks, data_dir), card)
+            must_have_cards(machine, [f"processes={each}", f"device={plan.device}"])
+        card = card_for(machine, target, measure=True, count=each, nodes=plan.nodes)
+        if capability is not None:
+            card = replace(card, compute_capability=capability)
+        found = forecast(plan, worst, card)
     return found, card.title
 
 
@@ -168,27 +172,16 @@ def _must_name_enough(plan: Plan, target: Target | None) -> None:
              f"--set processes={target.count * plan.nodes} uses all")  # fmt: skip
 
 
-def check_command(
-    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan.json.")],
-    settings: Settings = None,
-    data_dir: DataDir = None,
-    skip_broken: SkipBroken = None,
-    gpu: Card = None,
-    vram: Vram = None,
-    ram: Ram = None,
-    system: System = None,
-    as_json: Json = False,
-) -> None:
+@takes(PlanOptions)
+def check_command(context: typer.Context, options: PlanOptions) -> None:
     """Does this plan still fit that card, with these versions? One line, for CI.
 
     Exit codes: 0 fits, 1 does not fit (or only inside the margin), 2 bad usage, 3 no figure can be
     given or no card is known, 130 interrupted.
     """
-    found, card = _forecast(
-        plan, settings, data_dir, skip_broken, None, None, gpu, vram, ram, system, None
-    )
+    found, card = _forecast(options, options.chosen(), Worst(data=options.data_dir))
     verdict = "UNKNOWN" if found.cap_bytes is None else found.verdict
-    if as_json:
+    if options.as_json:
         say(found.model_dump_json(indent=2))
     else:
         name = f"{found.plan.model} {found.plan.content_hash}"

@@ -14,13 +14,13 @@ from typing import Any
 
 from advisor.machine.gpu import UNNAMED, Gpu, Platform
 from profiles.findings import Finding
+from profiles.gpu_slips import SHARES_MEMORY
 from profiles.gpus import gpu_by_nvml
 
 MOST_CARDS, MOST_INSTANCES, MOST_BYTES = 256, 8, 2**44  # larger answers are garbage
-# Devices on one die with the host's memory: by name, and by compute capability.
-SHARES_MEMORY = re.compile(r"\b(GB10|Orin|Thor|Xavier|Tegra|Jetson|nvgpu)\b", re.IGNORECASE)
 # "GRID V100D-16C", "NVIDIA A10-24Q", "NVIDIA A100-4-20C", "GRID A100D-10CME", "A16-2B4".
 VGPU_NAME = re.compile(r"\bGRID\b|-\d+(?:[ABQ]\d?|C(?:ME)?)$", re.IGNORECASE)
+# Of devices on one die with the host's memory, as SHARES_MEMORY has their names.
 SHARING_CAPABILITIES = {(5, 3), (6, 2), (7, 2), (8, 7), (11, 0), (12, 1)}
 
 

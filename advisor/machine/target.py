@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ from advisor.machine.budget import (
 )
 from advisor.machine.gpu import Gpu, Machine
 from profiles.gpus import GpuProfile
+from profiles.text import quoted
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Target:
         system = " --os windows" if self.windows else ""
         system += f" --ram {size_text(self.ram_bytes)}" if self.ram_bytes else ""
         if self.card is not None:
-            return f"--gpu {shlex.quote(self.card.key)}{system}"
+            return f"--gpu {quoted(self.card.key)}{system}"
         return f"--vram {size_text(self.vram_bytes or 0)}{system}"
 
 

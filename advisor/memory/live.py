@@ -19,15 +19,17 @@ Live = Callable[[Plan, int | None], Forecast]
 
 @dataclass
 class Heard:
-    """A `live` that remembers how much data was counted on the way."""
+    """A `live` that remembers how much data was counted on the way, and its largest picture."""
 
     live: Live
     counts: DataCounts | None = None
+    image_tokens: int | None = None
 
     def __call__(self, plan: Plan, text_tokens: int | None) -> Forecast:
         """The forecast that `live` makes."""
         found = self.live(plan, text_tokens)
-        self.counts = found.data or self.counts
+        if found.data is not None:
+            self.counts, self.image_tokens = found.data, found.image_tokens
         return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -24,7 +23,7 @@ from profiles.models import models
 from profiles.overrides import assigned
 from profiles.plan import Plan
 from profiles.sizes import gib
-from profiles.text import counted
+from profiles.text import counted, quoted
 
 # What a finding is about: the user's own settings, and what the model sees.
 SETTINGS, PICTURES = "settings", "pictures"
@@ -199,7 +198,7 @@ def shell_allocator(environ: Mapping[str, str], plan: Plan) -> Finding | None:
         if got and got != plan.allocator and plan.device == "cuda":
             what = "is set in this shell; lisa-train overrides it with the plan's "
             what += repr(plan.allocator)
-            fix = f"--set allocator={shlex.quote(got)} has it forecast and used"
+            fix = f"--set allocator={quoted(got)} has it forecast and used"
             return Finding(name, what, got, fix)
     return None
 

@@ -103,14 +103,13 @@ def _sharing_reason(found: Found) -> Reason:
 
 def _picture_reason(found: Found) -> Reason:
     """What the limit of a picture's size costs, against three quarters of its side."""
-    plan = found.choice.best.plan
     seen = found.forecast.image_tokens if found.forecast is not None else None
-    tokens = seen or plan.profile.most_image_tokens
+    plan = found.choice.best.plan.with_pictures_of(seen)
+    tokens = plan.profile.most_image_tokens
     fewer = tokens * 9 // 16
     limits = limits_for(plan, fewer)
     now, then = (
-        found.scales.speed(plan.model_copy(update=limits_for(plan, n))).samples_per_second
-        for n in (tokens, fewer)
+        found.scales.speed(plan.with_pictures_of(n)).samples_per_second for n in (tokens, fewer)
     )
     because = f"a picture takes up to {tokens} tokens"
     cached = sum(plan.profile.encoders[name].cached_bytes for name in plan.cached_encoders)

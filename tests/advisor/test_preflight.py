@@ -4,7 +4,7 @@ import datetime
 import html
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,10 +24,11 @@ from advisor.rehearsal import RehearsalFailed
 from advisor.report import reasons
 from advisor.report.text import render_svg
 from advisor.tiny import tiny_cpu_plan
-from profiles import tested
+from profiles import grid, tested
 from profiles.findings import PlanError
 from profiles.gpus import find_gpu
-from profiles.grid import estimate
+from profiles.grid import estimate, nearest
+from profiles.measurement import DataCounts
 from profiles.models import DEFAULT_MODELS
 from profiles.plan import Plan
 from profiles.sizes import GIB as BUDGET_GIB
@@ -59,6 +60,14 @@ def _advise(
     if vram_gib is not None:
         target = Target(vram_bytes=round(vram_gib * GIB))
     return advise(machine, model, overrides, target, evidence=Evidence(table), **rest)
+
+
+@pytest.fixture
+def other_corners(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """For what a test changes in the grid: estimates from before and after are not the same."""
+    grid.estimate.cache_clear()
+    yield monkeypatch
+    grid.estimate.cache_clear()
 
 
 def _reason(advice: Advice, setting: str):
@@ -420,7 +429,6 @@ def _live(
     factor: float, asked: list[tuple[Plan, int | None]], masks: int = 1
 ) -> Callable[..., Forecast]:
     """Forecasts `factor` times what the usual settings take; of data, 100 text tokens."""
-    from profiles.grid import nearest
 
     def live(plan: Plan, text: int | None) -> Forecast:
         asked.append((plan, text))
@@ -447,10 +455,8 @@ def test_special_settings_are_forecast_until_the_plan_stands(factor):
 
 
 @pytest.mark.parametrize("size", ["2b", "4b"])
-def test_a_model_without_corners_is_forecast_live_and_told_what_pictures_cost(size, monkeypatch):
-    from profiles import grid
-
-    monkeypatch.setattr(grid, "_model_in_grid", lambda name: name if name == "7b" else None)
+def test_a_model_without_corners_is_forecast_live_and_told_what_pictures_cost(size, other_corners):
+    other_corners.setattr(grid, "_model_in_grid", lambda name: name if name == "7b" else None)
     asked: list[tuple[Plan, int | None]] = []
     advice = _advise(vram_gib=8, model=f"sa2va-qwen3-vl-{size}", live=_live(1.2, asked))
     assert advice.verdict == "FITS" and advice.forecast.plan == advice.plan
@@ -572,6 +578,44 @@ def test_the_longest_sample_of_the_data_is_reckoned_with(tmp_path):
     advice = _advise(vram_gib=12, model="13b", data=tmp_path, live=_live(1, asked, masks=3))
     assert asked[0][1] is None and advice.text_tokens == 100
     assert _quality(advice) >= _quality(_advise(vram_gib=12, model="13b"))
+
+
+@pytest.mark.parametrize("tokens", [408, 1000])
+def test_the_largest_picture_of_the_data_is_reckoned_with(tmp_path, tokens):
+    """Its tokens make activations smaller, and not the weights; the plan's own limit stays."""
+    asked: list[Plan] = []
+    counts = DataCounts(train_pictures=100, val_pictures=9, epoch_questions=100, val_questions=9,
+                        row_tokens=tokens + 60)  # fmt: skip
+
+    def live(plan: Plan, text: int | None) -> Forecast:
+        asked.append(plan)
+        told, found = _live(1, [], masks=3)(plan, text), nearest(plan, text or 100)
+        lasting = found.frozen_bytes + found.trained_bytes
+        pool = lasting + round((found.step_bytes - lasting) * tokens / 1024)
+        tiers = tuple(tier.model_copy(update={"bytes": pool}) if tier.name == "pool" else tier
+                      for tier in told.tiers)  # fmt: skip
+        update = {"tiers": tiers, "image_tokens": tokens, "data": counts}
+        return told.model_copy(update=update)
+
+    model = "qwen3-vl-4b"
+    whole = _advise(vram_gib=8, model=model, text_tokens=100)
+    advice = _advise(vram_gib=8, model=model, data=tmp_path, live=live)
+    assert advice.verdict == "FITS" and advice.plan.max_pixels == whole.plan.max_pixels
+    assert advice.needs.bytes > 0.75 * advice.budget.usable.bytes, "and spare memory is used"
+    assert advice.disk.cache_bytes < 109 * 28 * 2**20
+    if tokens == 408:
+        assert asked[-1] == advice.plan and len(asked) <= 5
+        assert _quality(advice) > _quality(whole)
+        assert "up to 408 tokens" in _reason(advice, "max_pixels").because
+    else:
+        assert len(asked) == 1 and advice.plan == whole.plan, "the grid is close enough, and quick"
+
+
+def test_a_plan_that_was_forecast_to_fit_is_not_given_up_for_one_that_is_not():
+    factors = iter((0.5, 2.0, 4.0, 8.0))
+    advice = _advise(vram_gib=12, model="7b", overrides=["logits=all"],
+                     live=lambda plan, text: _live(next(factors), [])(plan, text))  # fmt: skip
+    assert advice.verdict == "FITS" and not list(factors)
 
 
 def test_pins_hold_or_the_answer_is_no():
@@ -788,13 +832,11 @@ def test_the_default_is_a_model_that_was_trained_to_segment(vram_gib, model):
     assert named.plan == advice.plan and "model" not in {r.setting for r in named.reasons}
 
 
-def test_a_storage_without_forecasts_is_not_weighed_by_another_models(monkeypatch):
+def test_a_storage_without_forecasts_is_not_weighed_by_another_models(other_corners):
     """Corners of one storage alone: the others' bytes would be those of a stand-in."""
-    from profiles import grid
-
     corners = {key: row for key, row in grid._corners().items() if key[:2] != ("7b", "int8")}
-    monkeypatch.setattr(grid, "_corners", lambda: corners)
-    monkeypatch.setattr(grid, "_storages", lambda: {key[:2] for key in corners})
+    other_corners.setattr(grid, "_corners", lambda: corners)
+    other_corners.setattr(grid, "_storages", lambda: {key[:2] for key in corners})
     advice = _advise(vram_gib=12, model="7b")
     assert {one.plan.quantization for one in advice.considered} == {"nf4", "none"}
     assert advice.verdict == "FITS" and advice.plan.quantization == "nf4"

@@ -291,7 +291,7 @@ def test_a_slip_of_the_keyboard_is_answered_with_the_card(name):
     assert first >= 0.7 * len(wrong)
 
 
-@pytest.mark.parametrize("text", ["M40", "K80", "980 Ti", "H800", "L20", "B300", "GT 1030", "orin"])
+@pytest.mark.parametrize("text", ["M40", "K80", "980 Ti", "H800", "L20", "B300", "GT 1030"])
 def test_another_card_that_is_not_listed_is_no_slip(text):
     assert answer(text) == f"unknown GPU '{text}'"
 
@@ -331,6 +331,13 @@ def test_a_count_of_something_else_is_an_error(text, words):
     with pytest.raises(ValueError) as caught:
         find_gpus(text)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["GB10", "NVIDIA DGX-Spark", "Jetson AGX Orin", "orin", "jetson orin nano 8GB"]
+)
+def test_what_has_no_memory_of_its_own_is_not_taken_for_a_slip(text):
+    assert answer(text).startswith(f"{text!r} shares its machine's memory; lisa-advise there")
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,9 @@ def test_everything_wrong_is_said_at_once(recipe: Path) -> None:
     ("a.yaml", "a: [", "cannot be read: while parsing"),
     ("a.yaml", "a: &x [1]\nb: [*x, *x]", "it has aliases"),
     ("a.yaml", "[" * 60_000, "more than 100 brackets"),
+    ("a.yaml", "lora:\n  rank: 8\n  rank: 16", "names 'rank' twice, below line 2"),
+    ("a.yaml", "lora: {rank: 8}\nlora: {rank: 16}", "names 'lora' twice"),
+    ("a.yml", "seed: 1\nhost_layers: 010", "line 2: 010 is no plain number"),
     ("a.yaml", "- 1", "must be a table of settings"),
     ("a.ini", "", "allowed: files that end in .toml, .yaml, .yml"),
     ("a.yaml", None, "cannot be read: no such file"),
@@ -122,6 +125,14 @@ def test_what_is_no_recipe(name: str, text: str | None, said: str, tmp_path: Pat
         (tmp_path / name).write_text(text)
     with pytest.raises(PlanError, match=said):
         read_recipe(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(("name", "text"), [("a.toml", "seed = 3"), ("a.yaml", "seed: 3")])
+def test_a_mark_of_notepad_before_the_first_letter_is_no_part(tmp_path: Path, name, text) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8-sig")
+    assert read_recipe(str(tmp_path / name)) == {"seed": "3"}
+    (tmp_path / "plan.json").write_text(Plan(seed=3).to_json(), encoding="utf-8-sig")
+    assert Plan.read(tmp_path / "plan.json").seed == 3
 
 
 def test_those_that_come_along_are_plans_and_fit_the_schema() -> None:

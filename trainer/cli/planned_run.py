@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from profiles.files import write_whole
 from profiles.streams import tell
 from trainer.run.expected import NOTHING, Expected
+from trainer.run.folder import is_complete, reopen
 
 ADVICE = "advice.json"
 
@@ -32,6 +33,7 @@ class PlannedRun:
     started: Started
     advice: Advice | None = None
     resumes: bool = False
+    changed: Plan | None = None  # what a resume records as the run's plan, if that changes
 
     @property
     def expected(self) -> Expected:
@@ -116,10 +118,13 @@ def _both(run: PlannedRun, leave: SkippedEntries) -> tuple[list[Item] | MixedSet
 
 
 def write_start(run: PlannedRun) -> None:
-    """Write what `--resume` needs into the run folder."""
+    """Write what `--resume` needs into the run folder, once nothing can be refused any more."""
     run.folder.mkdir(parents=True, exist_ok=True)
-    if not run.resumes:
-        write_whole(run.folder / "plan.json", run.plan.to_json())
+    if run.resumes and is_complete(run.folder):  # it becomes longer
+        reopen(run.folder)  # first: killed in between, the run is complete again without a step
+    plan = run.changed if run.resumes else run.plan
+    if plan is not None:
+        write_whole(run.folder / "plan.json", plan.to_json())
     if run.advice is not None:
         write_whole(run.folder / ADVICE, run.advice.model_dump_json(indent=2) + "\n")
     run.started.write(run.folder)  # last: with run.json the run exists

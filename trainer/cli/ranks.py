@@ -47,8 +47,8 @@ def as_launched(plan: Plan, named: Mapping[str, str]) -> Plan:
             each = plan.processes // plan.nodes
             raise ValueError(
                 f"the plan is for {plan.nodes} machines, and no launcher runs\n    hint: on each "
-                f"machine torchrun --nnodes {plan.nodes} --nproc_per_node {each} ... -m "
-                "trainer.cli, or --set nodes=1"
+                f"machine torchrun --nnodes {plan.nodes} --nproc_per_node {each} ... --no_python "
+                "lisa-train, or --set nodes=1"
             )
         return plan
     changes = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +17,10 @@ from trainer.cli.options import Settings, SkipBroken
 from trainer.cli.segment import planned
 from trainer.process import feature_cache, import_libraries, work_offline
 from trainer.run.folder import newest_run
+
+if TYPE_CHECKING:
+    from trainer.answer.trained_model import Trained
+    from trainer.data.formats.reasonseg import Item
 
 Run = Annotated[
     Path,
@@ -50,7 +54,6 @@ def evaluate(
     """Score a model on a split: gIoU and cIoU with 95 % intervals, worst and best pictures."""
     with user_errors():
         from profiles.skipping import read_most
-        from trainer.answer.questions import question_of, questions_of
         from trainer.answer.trained_model import find_trained
         from trainer.data.broken import SkippedEntries
         from trainer.data.formats.reasonseg import read_split
@@ -63,32 +66,44 @@ def evaluate(
         items = read_split(data_dir, split, None, leave)
         for one in leave.left_out:
             tell(f"left out: {one}")
-        trained = find_trained(run, set_ or ())
-        asked = [one for _, one in questions_of(items)] if generate else map(question_of, items)
-        plan, _ = planned(trained, [*asked])
-        from trainer.answer.evaluate import generated, lines, teacher_forced, write
-        from trainer.answer.scored import refuse_others_figures, replaced, scores_folder
-        from trainer.answer.segmenter import Segmenter
-
-        base = run if (run / "best").is_dir() else Path()
-        target = out or scores_folder(base, run, data_dir, split, generated=generate)
         how = "generated" if generate else "teacher-forced"
         facts = {"split": split, "answers": how, "data": str(data_dir), "model": str(run)}
-        with made(target):  # fails before the work, not after it
-            refuse_others_figures(target)
-            for other in replaced(target, data_dir, run):
-                tell(f"note: {target} holds figures of {one_line(other)}, which are replaced; "
-                     "--out FOLDER keeps both")  # fmt: skip
-            pictures = [item.image_path for item in items]
-            with reporter() as display:
-                segmenter = Segmenter(trained, pictures, feature_cache(), display, plan)
-                found = (generated if generate else teacher_forced)(segmenter, items, display)
-                write(found, segmenter, target, facts)
+        trained = find_trained(run, set_ or ())
+        summary, lines, target = _scored(trained, items, run, data_dir, out, generate, facts)
     if as_json:
-        say(json.dumps(facts | found.summary(), indent=2))
+        say(json.dumps(facts | summary, indent=2))
         return
-    say("\n".join([f"{run} on {split} of {one_line(data_dir)}, {how}", *lines(found.summary())]))
+    say("\n".join([f"{run} on {split} of {one_line(data_dir)}, {how}", *lines]))
     say(f"scores of every question in {target}, the worst and best in {target / 'extremes.png'}")
+
+
+def _scored(
+    trained: Trained, items: list[Item], run: Path, data: Path, out: Path | None, generate: bool,
+    facts: dict[str, str],
+) -> tuple[dict[str, Any], list[str], Path]:  # fmt: skip
+    """Score a model on items and write the scores; their summary, its lines, and the folder."""
+    from trainer.answer.questions import question_of, questions_of
+
+    asked = [one for _, one in questions_of(items)] if generate else map(question_of, items)
+    plan, _ = planned(trained, [*asked])
+    from trainer.answer.evaluate import generated, lines, teacher_forced, write
+    from trainer.answer.scored import refuse_others_figures, replaced, scores_folder
+    from trainer.answer.segmenter import Segmenter
+
+    base = run if (run / "best").is_dir() else Path()
+    target = out or scores_folder(base, run, data, facts["split"], generated=generate)
+    with made(target):  # fails before the work, not after it
+        refuse_others_figures(target)
+        for other in replaced(target, data, run):
+            tell(f"note: {target} holds figures of {one_line(other)}, which are replaced; "
+                 "--out FOLDER keeps both")  # fmt: skip
+        pictures = [item.image_path for item in items]
+        with reporter() as display:
+            segmenter = Segmenter(trained, pictures, feature_cache(), display, plan)
+            found = (generated if generate else teacher_forced)(segmenter, items, display)
+            write(found, segmenter, target, facts)
+    summary = found.summary()
+    return summary, lines(summary), target
 
 
 def _own_data(run: Path) -> tuple[Path, int]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
 from profiles.command_line import Commands, Version
+from profiles.command_options import takes
 from profiles.environment import own_card
 from profiles.exits import fail
 from profiles.files import made, refused
@@ -39,100 +41,115 @@ if TYPE_CHECKING:
 app = Commands()
 
 
-@app.command(
-    examples=[
-        'lisa-segment PICTURE "What would you drink from?" --run RUN',
-        "lisa-segment --serve --run RUN",
-    ]
-)
-def segment(
-    image: Annotated[
-        Path | None, typer.Argument(help="A picture, or a folder of pictures.")
-    ] = None,
+@dataclass(frozen=True, kw_only=True)
+class SegmentOptions:
+    """The options of `lisa-segment`, in the order of its help."""
+
+    panels: ClassVar[Mapping[str, str]] = {}
+
+    image: Annotated[Path | None, typer.Argument(help="A picture, or a folder of pictures.")] = None
     question: Annotated[
         str | None, typer.Argument(help="A whole sentence, or a phrase with --phrase.")
-    ] = None,
+    ] = None
     questions: Annotated[
         Path | None,
         typer.Option(
             help="File of questions about IMAGE's pictures, one a line: "
             '{"image": "a.jpg", "question": "What is hot?"}; or a CSV.'
         ),
-    ] = None,
+    ] = None
     run: Annotated[
         Path,
         typer.Option(
             help="Run folder, checkpoint, export, or converted model folder; runs/latest is the "
             "newest of runs/latest-2 and so on, too."
         ),
-    ] = LATEST,
-    out: Annotated[Path, typer.Option(help="Folder for masks and overlays.")] = Path("."),
-    phrase: Annotated[bool, typer.Option(help="The question is a noun phrase.")] = False,
-    explain: Annotated[bool, typer.Option(help="Also ask for the reason.")] = False,
+    ] = LATEST
+    out: Annotated[Path, typer.Option(help="Folder for masks and overlays.")] = Path(".")
+    phrase: Annotated[bool, typer.Option(help="The question is a noun phrase.")] = False
+    explain: Annotated[bool, typer.Option(help="Also ask for the reason.")] = False
     serve: Annotated[
         bool, typer.Option("--serve", help="Answer over HTTP instead, until Ctrl-C.")
-    ] = False,
+    ] = False
     host: Annotated[
         str, typer.Option(help="Address for --serve; others than this machine's need a token.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port for --serve.", min=0, max=65535)] = 8763,
-    set_: Settings = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-    version: Version = False,
-) -> None:
+    ] = "127.0.0.1"
+    port: Annotated[int, typer.Option(help="Port for --serve.", min=0, max=65535)] = 8763
+    set_: Settings = None
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False
+    version: Version = False
+
+
+@app.command(
+    examples=[
+        'lisa-segment PICTURE "What would you drink from?" --run RUN',
+        "lisa-segment --serve --run RUN",
+    ]
+)
+@takes(SegmentOptions)
+def segment(context: typer.Context, options: SegmentOptions) -> None:
     """Answer QUESTION about IMAGE; write the mask and an overlay. Or --serve.
 
     Exit codes: 0 every answer has a mask, 1 some have none, a picture cannot be read or the card
     is too small, 2 bad usage.
     """
     work_offline()
-    if serve:
-        return _served(image, run, set_ or (), host, port)
-    if image is None:
+    if options.serve:
+        return _served(options)
+    if options.image is None:
         fail("IMAGE is missing\n    hint: lisa-segment --help; a folder with --questions FILE; "
              "--serve gets pictures over HTTP")  # fmt: skip
+    with user_errors(), made(options.out):
+        rows, fit = _asked(options, options.image)
+    if options.as_json:
+        say(json.dumps({"memory": fit.forecast.model_dump(mode="json") if fit else None,
+                          "answers": rows}, indent=2, ensure_ascii=False))  # fmt: skip
+    if not all(row["masks"] for row in rows):
+        raise typer.Exit(1)
+
+
+def _asked(options: SegmentOptions, image: Path) -> tuple[list[dict[str, Any]], Fit | None]:
+    """Ask, and write what is answered; the JSON rows, and the forecast of the model."""
     from trainer.answer.output import stems, written_before
     from trainer.answer.questions import ignored_files_line, read_questions, unreadable
     from trainer.answer.trained_model import find_trained
 
-    with user_errors(), made(out):
-        asked = read_questions(image, question, questions, phrase, explain)
-        left = ignored_files_line(image) if questions is None and image.is_dir() else None
-        if left is not None:
-            tell(left)
-        trained = find_trained(newest_run(run), set_ or ())
-        broken = unreadable(asked)
-        for error in broken.values():
-            tell(f"left out: {error}")
-        named = list(zip(asked, stems(asked, out), strict=True))
-        before = written_before(out, [stem for one, stem in named if one.image not in broken])
-        for one in before:
-            refuse_others(one, "an answer")
-        segmenter, fit = _loaded(trained, [one for one in asked if one.image not in broken])
-        if before:  # and only now: without a model none of them would have been
-            tell(f"note: replacing the pictures of earlier answers: {some(map(str, before))}; "
-                 "another folder for --out keeps both")  # fmt: skip
-        found = _answers(segmenter, named, broken, as_json)
+    asked = read_questions(
+        image, options.question, options.questions, options.phrase, options.explain
+    )
+    left = ignored_files_line(image) if options.questions is None and image.is_dir() else None
+    if left is not None:
+        tell(left)
+    trained = find_trained(newest_run(options.run), options.set_ or ())
+    broken = unreadable(asked)
+    for error in broken.values():
+        tell(f"left out: {error}")
+    named = list(zip(asked, stems(asked, options.out), strict=True))
+    before = written_before(options.out, [stem for one, stem in named if one.image not in broken])
+    for one in before:
+        refuse_others(one, "an answer")
+    segmenter, fit = _loaded(trained, [one for one in asked if one.image not in broken])
+    if before:  # and only now: without a model none of them would have been
+        tell(f"note: replacing the pictures of earlier answers: {some(map(str, before))}; "
+             "another folder for --out keeps both")  # fmt: skip
+    rows = _answers(segmenter, named, broken, options.as_json)
     if broken:
         count = sum(one.image in broken for one in asked)
         tell(f"{count} of {len(asked)} questions were skipped: their pictures cannot be read")
-    if as_json:
-        say(json.dumps({"memory": fit.forecast.model_dump(mode="json") if fit else None,
-                          "answers": found}, indent=2, ensure_ascii=False))  # fmt: skip
-    if not all(row["masks"] for row in found):
-        raise typer.Exit(1)
+    return rows, fit
 
 
-def _served(image: Path | None, run: Path, set_: Sequence[str], host: str, port: int) -> None:
+def _served(options: SegmentOptions) -> None:
     """Answer over HTTP until Ctrl-C."""
-    if image is not None:
+    if options.image is not None:
         fail("--serve gets its pictures over HTTP\n    hint: leave out IMAGE")
     from trainer.answer.trained_model import find_trained
     from trainer.cli.serve import serve
 
+    assignments = options.set_ or ()
     with user_errors():
-        chosen = newest_run(run)
-        serve(find_trained(chosen, set_), chosen, set_, host, port)
+        chosen = newest_run(options.run)
+        serve(find_trained(chosen, assignments), chosen, assignments, options.host, options.port)
 
 
 def _loaded(trained: Trained, asked: list[Question]) -> tuple[Segmenter | None, Fit | None]:

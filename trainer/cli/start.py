@@ -19,7 +19,7 @@ from trainer.cli.console import LineProgress
 from trainer.cli.one_process import train_here
 from trainer.cli.planned_run import Data, PlannedRun, read_data, write_start
 from trainer.process import import_libraries
-from trainer.run.folder import FILES, RECORD, is_complete, reopen
+from trainer.run.folder import FILES, RECORD, is_complete
 
 if TYPE_CHECKING:
     from profiles.plan import Plan
@@ -105,10 +105,28 @@ def _checked(run: PlannedRun, data: Data) -> tuple[PlannedRun, Path | None]:
     from trainer.run.resume import check_plan, resumable
 
     started = checked_start(started, now, run.folder)
+    started.cache.mkdir(parents=True, exist_ok=True)
     checkpoint = resumable(run.folder, tell)
     if checkpoint is not None:
         check_plan(run.plan, Plan.read(checkpoint / "plan.json"))
+    if run.changed is not None:
+        _check_weights(run, checkpoint)
     return replace(run, started=started), checkpoint
+
+
+def _check_weights(run: PlannedRun, checkpoint: Path | None) -> None:
+    """Raise WeightsError or CannotResume for new `weights` that the run was not begun with."""
+    from profiles.plan import Plan
+
+    if run.plan.weights == Plan.read(run.folder / "plan.json").weights:
+        return
+    import_libraries()
+    from trainer.model.weights import weight_source
+    from trainer.run.resume import check_base
+
+    base = weight_source(run.plan).fingerprint
+    if checkpoint is not None:
+        check_base(checkpoint, base)
 
 
 def resume_run(
@@ -162,18 +180,16 @@ def _resume_held(
         return tell(f"{folder}: this run is complete; {more} would continue it")
     collect_shortages(folder)
     plan = _recovered(plan, folder, started)
+    changed = None
     if changes:
         from advisor.preflight import must_be_folder
 
         must_be_folder(assigned(changes).get("weights", "default"))
-        if longer:  # first: killed in between, the run is complete again without a step
-            reopen(folder)
-        plan = plan.override(changes)
-        write_whole(folder / "plan.json", plan.to_json())
+        changed = plan = plan.override(changes)
         # What the user sets stays so after out of memory, too.
         started = replace(started, pinned=tuple({*started.pinned, *assigned(changes)}))
     plan = as_launched(plan, assigned(changes))
-    start_run(PlannedRun(plan, folder, started, resumes=True))
+    start_run(PlannedRun(plan, folder, started, resumes=True, changed=changed))
 
 
 def _recovered(plan: Plan, folder: Path, started: Started) -> Plan:

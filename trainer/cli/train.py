@@ -309,7 +309,7 @@ def hyphenated(arguments: list[str]) -> list[str]:
 
 
 def main() -> None:
-    """Entry point of `lisa-train`, also `accelerate launch -m trainer.cli`."""
+    """Entry point of `lisa-train`, also under torchrun and `accelerate launch`."""
     set_streams()
     clear_leftover_variables()
     if launched := is_launched(os.environ):

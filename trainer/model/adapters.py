@@ -1,7 +1,7 @@
 """LoRA adapters are PEFT's: its injection, layers, names, configuration and merging.
 
 One part is our own, behind PEFT's interface: the forward pass of a decoder's linear
-(`AdaptedLinear`), and the frozen linears under it (`trainer.model.frozen`).
+(`AdaptedLinear`), and the frozen linears under it (`trainer.model.layers.frozen`).
 
 Shapes: [..., K] inputs, [N, K] weights, R adapter rank.
 """
@@ -16,6 +16,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners import lora as peft_lora
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers.initialization import no_init_weights
 
 from profiles.settings import Lora
 from trainer.model.adapter_names import ADAPTER_NAME as NAME
@@ -91,7 +92,8 @@ def add_adapters(model: SegmentationModel, lora: Lora) -> None:
     """Have PEFT put adapters on the decoder's linears, whatever these are stored in."""
     config = peft_config(lora, type(model))
     config._register_custom_module({FrozenLinear: AdaptedLinear, nn.Linear: AdaptedLinear})
-    with torch.device("meta"):  # else PEFT draws gigabytes on the CPU, even for shapes alone
+    # Else PEFT draws gigabytes on the CPU, even for shapes alone; `begin` draws what is kept.
+    with torch.device("meta"), no_init_weights():
         inject_adapter_in_model(config, model.get_submodule(model.adapted_at), NAME)
     norm: Any = model.decoder.norm
     for layer in model.decoder.modules():

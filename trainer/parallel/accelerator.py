@@ -90,4 +90,9 @@ def between_processes(
     if accelerator.num_processes > 1:
         leave_out_frozen(model)
     prepared: tuple[Any, Any] = accelerator.prepare(model, optimizer)
+    # A sum of two has only one order; on a GPU other parts of a step vary anyway.
+    if accelerator.device.type == "cpu" and accelerator.num_processes > 2:
+        from trainer.parallel.in_order import add_in_order
+
+        add_in_order(prepared[0])
     return prepared

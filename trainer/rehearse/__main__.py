@@ -95,7 +95,8 @@ def _take_the_worst_sample(plan: Plan, arguments: argparse.Namespace) -> DataCou
 def _faked(plan: Plan, arguments: argparse.Namespace) -> Measurement:
     """The rehearsal without a GPU; writes --events and --timeline."""
     gc.disable()  # a process of seconds
-    from trainer.rehearse.fake import cannot_forecast, fake_answer, fake_rehearsal
+    from trainer.rehearse.fake import cannot_forecast, fake_rehearsal
+    from trainer.rehearse.fake_answer import fake_answer
     from trainer.rehearse.memory_trace import Unforeseen
     from trainer.rehearse.repeated_layers import NotAlike
 

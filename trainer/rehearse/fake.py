@@ -7,37 +7,31 @@ tensors cannot show is added by name, in `Measurement.assumed`.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from profiles.compiled import saved_bytes
-from profiles.families import MASK
 from profiles.garbage import not_collected
 from profiles.measurement import Measurement, Timeline
 from profiles.plan import Plan
 from profiles.sizes import MIB
-from trainer.batch import Batch
 from trainer.data.samples import padded_length
 from trainer.hardware import versions
 from trainer.model.adapters import AdaptedLinear
-from trainer.model.answering import Answering
-from trainer.model.build import TORCH_DTYPES, FrozenEncoder, fill, skeleton, some_tokenizer
+from trainer.model.build import fill, skeleton, some_tokenizer
 from trainer.model.footprint import SMALLEST_PAGED, component_of
 from trainer.model.layers.decoder import Rope, RunLayer, run_layer
 from trainer.model.layers.frozen import make_scale_code
 from trainer.model.layers.host import host_tensors
 from trainer.model.segmentation_model import SegmentationModel
 from trainer.model.weights import ShapesAlone
-from trainer.rehearse.dummy_batch import MadeUp, numbers_of
+from trainer.rehearse.dummy_batch import MadeUp
+from trainer.rehearse.fake_tensors import fake_tensors, faked
 from trainer.rehearse.gradient_buckets import GradientBuckets
 from trainer.rehearse.memory_trace import INSIDE, MemoryTrace, rounded
 from trainer.rehearse.repeated_layers import Repeater
@@ -93,7 +87,7 @@ def fake_rehearsal(
         peaks |= _with_saved(seen.trace.peaks(parts=True), saved)
     step = _timeline(plan, seen.trace, saved)
     # The peak of compiled layers may be in another phase than that of the plain ones traced.
-    live = step.live_at_peak() if saved else _components(seen.trace)
+    live = step.live_at_peak() if saved else components(seen.trace)
     if drawn is not None:
         drawn(step)
     measurement = Measurement(
@@ -116,65 +110,7 @@ def fake_rehearsal(
     return measurement, seen.trace.events
 
 
-def fake_answer(
-    plan: Plan,
-    text_tokens: int,
-    compute_capability: tuple[int, int] = (8, 6),
-    tell: Callable[[str], None] = lambda phase: None,
-) -> tuple[Measurement, list[tuple[int, int]]]:
-    """Bytes of answering one question of `text_tokens`, as `fake_rehearsal` has a training step's.
-
-    The encoders come first, each alone; then the model loads, reads the question, and answers.
-    """
-    workspace = CUBLAS_WORKSPACE[compute_capability >= (9, 0)]
-    tokenizer = some_tokenizer(plan)
-    one = plan.model_copy(update={"micro_batch": 1})
-    batch = MadeUp(one, tokenizer, (text_tokens, text_tokens), 1, values=False).batch()
-    make_scale_code()
-    cpu, source = torch.device("cpu"), ShapesAlone("cpu")
-    trace = MemoryTrace(workspace, tell)
-    bones = {encoder: skeleton(plan.profile, tokenizer) for encoder in plan.cached_encoders}
-    model = skeleton(plan.profile, tokenizer)
-    numbers = {name: numbers_of(facts, 1) for name, facts in plan.profile.encoders.items()}
-    with _fake_tensors() as mode, trace:
-        for encoder in plan.cached_encoders:
-            trace.begin(f"{encoder}{ENCODER}")
-            facts = plan.profile.encoders[encoder]
-            shown = {name: torch.empty(shape) for name, shape in facts.pixels.items()}
-            pixels: dict[str, Tensor] = {n: mode.from_tensor(t) for n, t in shown.items()}
-            pixels |= numbers[encoder]
-            FrozenEncoder(bones.pop(encoder), plan, encoder, cpu, source)(pixels)
-        trace.begin("load")
-        fill(model, plan, tokenizer, cpu, source, TORCH_DTYPES[plan.dtype]).eval()
-        batch = _faked(batch, plan, mode)
-    trace.leave_out(host_tensors(model))
-    trace.hold((tensor for _, tensor in model.on_card()), "frozen weights")
-    with _fake_tensors(mode), trace, torch.no_grad():
-        trace.begin("answer")
-        sent = batch.to(cpu)
-        most = sent.input_ids.shape[1] + plan.tokens.max_new_tokens + 1
-        said = Answering(model, most).greedy(sent, [0])
-        # The first token takes the whole question, every later one the same. The third is recorded.
-        for _, state in islice(said, 2):
-            model.masks_of(model.prompts_of(state), model.features(MASK, sent))
-        if model.host_layers is None:
-            with trace.apart():
-                next(said)
-    trace.close()
-    peaks = trace.peaks()
-    load = peaks.pop("load")
-    measurement = Measurement(
-        plan=plan, verdict="UNKNOWN", gpu="none: fake tensors", gpu_bytes=0,
-        text_tokens=(text_tokens, text_tokens), masks=1, load_peak_bytes=load, phases=peaks,
-        peak_allocated_bytes=max(load, *peaks.values()), live_at_peak=_components(trace),
-        host_bytes=sum(t.numel() * t.element_size() for t in host_tensors(model)),
-        assumed=(f"cuBLAS workspace of {workspace / MIB:.1f} MiB and 1 MiB",),
-        versions=versions(), random_weights=True,
-    )  # fmt: skip
-    return measurement, trace.events
-
-
-def _components(trace: MemoryTrace) -> dict[str, int]:
+def components(trace: MemoryTrace) -> dict[str, int]:
     """Bytes at the peak by what they are."""
     live: dict[str, int] = {}
     for label, size in trace.live_at_peak().items():
@@ -289,13 +225,13 @@ def watch(
     trace = MemoryTrace(workspace, tell)
     trace.begin("load")
     model = skeleton(plan.profile, tokenizer)
-    with _fake_tensors() as mode, trace:
+    with fake_tensors() as mode, trace:
         once = RepeatedLinears(trace) if extend and plan.products == "dtype" else None
         fill(
             model, shown, tokenizer, torch.device("cpu"), ShapesAlone("cpu"), linear_of=once
         ).train()
         _keep_dropout_masks(model)
-        batches = [_faked(batch, plan, mode) for batch in samples]
+        batches = [faked(batch, plan, mode) for batch in samples]
     trace.leave_out(host_tensors(model))
     for name, tensor in model.on_card():
         trace.hold([tensor], component_of(model, name, tensor))
@@ -308,7 +244,7 @@ def watch(
     model.register_forward_pre_hook(lambda *_: trace.begin("forward"))
     model.register_forward_hook(lambda *_: trace.begin("backward"))
     paged = 0
-    with _fake_tensors(mode), trace:
+    with fake_tensors(mode), trace:
         trace.begin("evaluation")
         model.eval().predict(batches[0].to(torch.device("cpu")))
         model.train()
@@ -326,29 +262,6 @@ def watch(
     trace.close()
     host = sum(t.numel() * t.element_size() for t in host_tensors(model))
     return Watched(trace, paged, host)
-
-
-@contextmanager
-def _fake_tensors(mode: FakeTensorMode | None = None) -> Iterator[FakeTensorMode]:
-    """Tensors of shapes alone, without the warnings of libraries that look at them."""
-    with warnings.catch_warnings(), mode or FakeTensorMode(allow_non_fake_inputs=True) as entered:
-        warnings.simplefilter("ignore")
-        yield entered
-
-
-class _OnHost(Batch):
-    """A batch that takes memory of its own when it is sent to the card."""
-
-    def to(self, device: torch.device) -> Batch:
-        return self.each(lambda t: t.clone() if isinstance(t, FakeTensor) else t)
-
-
-def _faked(batch: Batch, plan: Plan, mode: FakeTensorMode) -> _OnHost:
-    """A batch without values, but for whole numbers such as a picture's size, which are read."""
-    faked = batch.each(mode.from_tensor)
-    for encoder, facts in plan.profile.encoders.items():
-        faked.inputs[encoder] |= {name: batch.inputs[encoder][name] for name in facts.numbers}
-    return _OnHost(**vars(faked))
 
 
 def _keep_dropout_masks(model: SegmentationModel) -> None:

@@ -62,8 +62,9 @@ class MemoryTrace(TorchDispatchMode):
         self.recorded: list[tuple[int, int]] = []
         self.labels: list[str] = []  # of each block: the component, or the phase of its birth
         self.sizes: list[int] = []  # of each block, in bytes
-        self.phases: list[tuple[int, str]] = []  # (first event, name)
-        self.spans: list[tuple[int, str]] = []  # the same, phases in their parts
+        self.phase = ""
+        self.parts: list[tuple[int, str, str]] = []  # (first event, phase, part); a phase's first
+        # part has its name
         self.workspace = workspace
         self.closed = False
         self._handles: set[bool] = set()
@@ -110,13 +111,13 @@ class MemoryTrace(TorchDispatchMode):
 
     def begin(self, phase: str) -> None:
         """Count what follows in `phase`."""
-        self.phases.append((len(self.recorded), phase))
+        self.phase = phase
         self.divide(phase)
         self.tell(phase)
 
     def divide(self, part: str) -> None:
-        """Count what follows in the same phase, but in that part of it (`spans`)."""
-        self.spans.append((len(self.recorded), part))
+        """Count what follows in the same phase, but in that part of it."""
+        self.parts.append((len(self.recorded), self.phase, part))
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -139,7 +140,7 @@ class MemoryTrace(TorchDispatchMode):
             result = func(*args, **(kwargs or {}))
         elif result is NOTHING:
             return None
-        label = self.phases[-1][1] if self.phases else ""
+        label = self.phase
         if packet in ADDED_UP and label == "backward" and not torch.is_grad_enabled():
             self._expect_in_place(args[0])
         for value in tree_leaves(result):
@@ -160,7 +161,7 @@ class MemoryTrace(TorchDispatchMode):
             self._addend = self.block_of(first)
 
     def _take_workspace(self) -> None:
-        backward = bool(self.phases) and self.phases[-1][1] == "backward"
+        backward = self.phase == "backward"
         if not self._handles:
             self.take(BESIDE, WORKSPACES)
         if backward not in self._handles:
@@ -233,7 +234,7 @@ class MemoryTrace(TorchDispatchMode):
     def peaks(self, parts: bool = False) -> dict[str, int]:
         """The most bytes live at once in each phase, or in each part of one."""
         found: dict[str, int] = {}
-        spans = self.spans if parts else self.phases
+        spans = _parts(self.parts) if parts else _phases(self.parts)
         starts = [*spans[1:], (len(self.recorded), "")]
         now = sum(size for _, size in self._counted(0, spans[0][0]))
         for (first, name), (end, _) in zip(spans, starts, strict=True):
@@ -272,10 +273,10 @@ class MemoryTrace(TorchDispatchMode):
 
         Both are (first moment, name). A step ends with the optimizer's phase.
         """
-        ends = [n for n, (_, name) in enumerate(self.phases) if name == "optimizer"]
-        phases = self.phases[(ends[-2] + 1 if len(ends) > 1 else 0) :]
+        ends = [n for n, (_, _, part) in enumerate(self.parts) if part == "optimizer"]
+        last = self.parts[(ends[-2] + 1 if len(ends) > 1 else 0) :]
+        phases, parts = _phases(last), _parts(last)
         begin = phases[0][0]
-        parts = self.spans[self.spans.index(phases[0]) :]
         edges = {first for first, _ in parts}
         width = max(1, -(-(len(self.recorded) - begin) // points))
         now: dict[str, int] = {}
@@ -301,6 +302,14 @@ class MemoryTrace(TorchDispatchMode):
             return [(bisect_left(firsts, first), name) for first, name in spans]
 
         return by_label, shown(phases), shown(parts)
+
+
+def _phases(parts: Iterable[tuple[int, str, str]]) -> Spans:
+    return [(first, phase) for first, phase, part in parts if phase == part]
+
+
+def _parts(parts: Iterable[tuple[int, str, str]]) -> Spans:
+    return [(first, part) for first, _, part in parts]
 
 
 Inside = tuple[list[int], list[int]]  # bytes: gone before the result is made, held beside it
@@ -339,6 +348,19 @@ def _attention_back_inside(gradient: Tensor, query: Tensor, *rest: Any) -> Insid
     return [], [query.numel() * 4 + query.numel() // query.shape[-1] * 4]
 
 
+def _in_order(*inputs: Any) -> Inside:
+    """Kernels that read their inputs in order first copy one that has gaps or another order
+    (torch's DilatedMaxPool2d.cu and layer_norm_kernel.cu)."""
+    copied = (x for x in inputs if isinstance(x, Tensor) and not x.is_contiguous())
+    return [], [x.numel() * x.element_size() for x in copied]
+
+
+def _pooled_inside(x: Tensor, *rest: Any) -> Inside:
+    """Pooling knows a second order: channels last."""
+    last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return ([], []) if last else _in_order(x)
+
+
 # Operators that are one call from outside and hold memory of their own while they run.
 HIDDEN: dict[Any, Callable[..., Inside]] = {
     torch.ops.lisa_preflight.nf4_product: _nf4_inside,
@@ -348,15 +370,17 @@ HIDDEN: dict[Any, Callable[..., Inside]] = {
     torch.ops.lisa_preflight.fp8_dense: _fp8_inside,
     torch.ops.lisa_preflight.fp8_dense_back: _fp8_back_inside,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_back_inside,
+    torch.ops.aten.max_pool2d_with_indices: _pooled_inside,
+    torch.ops.aten.native_layer_norm: _in_order,
+    torch.ops.aten.native_layer_norm_backward: _in_order,
 }
 # Fake tensors are asked for theirs more often than all else together, and it takes no memory.
 DEVICE = torch.ops.prim.device.default
 # Namespaces of operators that take no memory beside their results, or are listed above.
 SEEN_THROUGH = {"aten", "prim", "prims", "profiler", "bitsandbytes", "lisa_preflight"}
-# Operators that run on cuBLAS.
 # Operators with which autograd adds a gradient to one that is there, or to zeros.
 ADDED_UP = {torch.ops.aten.add, torch.ops.aten.index_put}
-
+# Operators that run on cuBLAS.
 PRODUCTS = {
     torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.ops.aten.baddbmm,
     torch.ops.lisa_preflight.nf4_product, torch.ops.lisa_preflight.int8_product,

@@ -69,7 +69,7 @@ class RepeatedWork:
             if size > 0 and block in results:
                 made[block] = _laid(results[block], torch.device("cpu"))
             elif size > 0:
-                now = label if label == INSIDE else self.trace.phases[-1][1]
+                now = label if label == INSIDE else self.trace.phase
                 blocks[block] = self.trace.take(size, now)
             else:
                 self.trace.give(blocks.pop(block))

@@ -11,7 +11,7 @@ from typing import Any
 from profiles.levers import MAY_CHANGE_ON_RESUME
 from profiles.overrides import assigned
 from profiles.plan import Plan
-from trainer.run.checkpoint_files import damage
+from trainer.run.checkpoint_files import damage, read_facts
 from trainer.run.checkpoint_places import by_age, recover, restore_place
 from trainer.run.folder import LAST
 from trainer.run.started import CannotResume
@@ -38,6 +38,16 @@ def check_plan(now: Plan, before: Plan) -> list[str]:
             "    hint: put these back, or begin a new run"
         )
     return list(lines.values())
+
+
+def check_base(checkpoint: Path, here: str) -> None:
+    """Raise CannotResume if a checkpoint was trained on other base weights than those here."""
+    base = read_facts(checkpoint).get("base")
+    if base not in (None, here):
+        raise CannotResume(
+            f"{checkpoint}: was trained on base weights {base}; those here are {here}\n"
+            "    hint: --set weights=FOLDER names the folder of those, or begin a new run"
+        )
 
 
 def with_more_epochs(plan: Plan, changes: Sequence[str], folder: Path) -> bool:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -20,8 +18,6 @@ from trainer.batch import Batch
 from trainer.data.formats.reasonseg import Item
 from trainer.data.micro_batches import MicroBatches
 from trainer.data.mixture import MixedSets
-from trainer.data.pictures import Picture
-from trainer.data.samples import SampleSet, image_paths
 from trainer.hardware import free_bytes, hardware, memory_bytes, peaks, versions
 from trainer.model.build import build, check_compiler, check_products, read_tokenizer
 from trainer.model.footprint import check_fits
@@ -29,17 +25,17 @@ from trainer.model.tokenizer import ConversationTokenizer
 from trainer.model.trained import GradientCheck, trained_names
 from trainer.model.weights import weight_source
 from trainer.parallel.accelerator import between_processes, make_accelerator
-from trainer.parallel.lost import CardWaits, is_lost, read_together, wait_no_longer
+from trainer.parallel.lost import read_together, wait_no_longer
 from trainer.parallel.ranks import Ranks
 from trainer.phase import during
 from trainer.reporter import Reporter
 from trainer.run.expected import NOTHING, Expected, beside_forecast
-from trainer.run.feature_caches import prepare_caches
 from trainer.run.folder import RECEIPTS, SUMMARY
 from trainer.run.host_memory import host_memory
-from trainer.run.out_of_memory import is_shortage
+from trainer.run.progress import unless_not_finite
 from trainer.run.receipts import Receipts
 from trainer.run.records import Records
+from trainer.run.sample_sets import sample_sets
 from trainer.run.started import USUAL, Keeping
 from trainer.run.state import State
 from trainer.run.step_batches import StepBatches
@@ -47,7 +43,7 @@ from trainer.run.stop import Stop
 from trainer.run.time_left import TimeLeft
 from trainer.run.trackers import made_for
 from trainer.run.validation import describe, evaluate_together
-from trainer.step import UPDATING, NotFinite, StepResult, make_optimizer, training_step
+from trainer.step import StepResult, make_optimizer, training_step
 
 
 class Interrupted(KeyboardInterrupt):
@@ -74,6 +70,19 @@ def make_scheduler(optimizer: torch.optim.Optimizer, plan: Plan, epoch_steps: in
     schedule, total = plan.schedule, epoch_steps * plan.schedule.epochs
     name = "constant_with_warmup" if schedule.shape == "constant" else schedule.shape
     return get_scheduler(name, optimizer, schedule.warmup(total), total)
+
+
+def steps_line(plan: Plan, epoch_steps: int) -> str:
+    """How long a run is, and how much of it is warm-up."""
+    steps = epoch_steps * plan.schedule.epochs
+    warmup = plan.schedule.warmup(steps)
+    rising = f"{warmup} of them as warm-up" if warmup else "without warm-up"
+    return f"{counted(steps, 'optimizer step')}, {rising}"
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """What a process draws its dropout of a step from: the same in a run that was resumed."""
+    return hash((seed, step, rank)) % (1 << 63)
 
 
 def run_facts(plan: Plan, train: int, val: int, device: torch.device) -> dict[str, Any]:
@@ -108,7 +117,10 @@ class Run:
         neighbours, alone = self.ranks.neighbours(), plan.processes == 1
         self._read = torch.Tensor.tolist if alone else partial(read_together, neighbours)
         self.tokenizer = tokenizer_for(plan)
-        self.train_set, self.val_set = self._sample_sets(train, val, cache_root)
+        display = replace(reporter, progress=self._progress_of_features)
+        self.train_set, self.val_set = sample_sets(
+            plan, train, val, self.tokenizer, cache_root, self.accelerator, self.ranks, display
+        )
         with during("loading"):
             memory = host_memory(plan, self.ranks)
             self.model = build(plan, self.tokenizer, self.accelerator.device, memory=memory)
@@ -119,11 +131,6 @@ class Run:
         self.epoch_steps = sampler.steps
         self.batches = StepBatches(self.train_set, sampler, plan, folder, reporter.line)
         self.wrapped, self.optimizer = between_processes(self.accelerator, self.model, optimizer)
-        # A sum of two has only one order; on a GPU other parts of a step vary anyway.
-        if plan.device == "cpu" and plan.processes > 2:
-            from trainer.parallel.in_order import add_in_order
-
-            add_in_order(self.wrapped)
         self.scheduler = make_scheduler(optimizer, plan, self.epoch_steps)
         self.records = Records(folder, plan, self.accelerator, reporter.line)
         self.state = State(
@@ -135,41 +142,6 @@ class Run:
     def step(self) -> int:
         """Optimizer steps so far."""
         return self.state.progress.step
-
-    def _sample_sets(
-        self, train: list[Item] | MixedSets, val: list[Item], cache_root: Path
-    ) -> tuple[SampleSet, SampleSet]:
-        """The samples of both splits, their feature caches filled."""
-        plan = self.plan
-        if isinstance(train, MixedSets) or plan.questions_per_picture > 1:
-            seen = self._look_at_rows(SampleSet(train, plan, self.tokenizer, {}, training=True))
-            images = image_paths(seen, val)
-        else:
-            images = image_paths(train, val)
-        display = replace(self.reporter, progress=self._progress_of_features)
-        with during("building features"):
-            caches = prepare_caches(plan, images, cache_root, self.accelerator, display, self.ranks)
-        make_set = partial(SampleSet, plan=plan, tokenizer=self.tokenizer, caches=caches)
-        return make_set(train, training=True), make_set(val, training=False)
-
-    def _look_at_rows(self, samples: SampleSet) -> list[Picture]:
-        """Check the length of every row that the training will have; the pictures of all."""
-        visits = list(MicroBatches(samples, self.plan).visits())
-        if left_out := samples.check_lengths(visits):
-            limit = self.plan.tokens.max_text_tokens
-            self.reporter.line(
-                f"{counted(left_out, 'question')} of {sum(visit.questions for visit in visits)} "
-                f"left out: with them, rows would be longer than tokens.max_text_tokens={limit}\n"
-                "    hint: allow more tokens, or a smaller questions_per_picture"
-            )
-        return [samples.picture(visit.lap, visit.picture) for visit in visits]
-
-    def _steps_line(self) -> str:
-        """How long the run is, and how much of it is warm-up."""
-        steps = self.epoch_steps * self.plan.schedule.epochs
-        warmup = self.plan.schedule.warmup(steps)
-        rising = f"{warmup} of them as warm-up" if warmup else "without warm-up"
-        return f"{counted(steps, 'optimizer step')}, {rising}"
 
     def start_from(self, folder: Path) -> None:
         """Load the trained tensors of an adapter's folder. Raises AdapterError."""
@@ -191,13 +163,13 @@ class Run:
             if resume is None:
                 self.records.start()
                 self.records.write("versions.json", versions())
-                self.reporter.line(self._steps_line())
+                self.reporter.line(steps_line(self.plan, self.epoch_steps))
                 self.state.progress.before = self.evaluate("before training")
                 self.state.save()
             else:
                 self.state.restore(resume, self.reporter.line)
             for epoch in range(self.state.progress.evaluated, self.plan.schedule.epochs):
-                if self._out_of_patience:
+                if self.state.progress.out_of_patience(self.plan.schedule.patience):
                     break
                 self._train_epoch(epoch)
                 self.state.save()
@@ -221,22 +193,9 @@ class Run:
         }
 
     def _evaluate_epoch(self, epoch: int) -> None:
-        after, progress = self.evaluate(f"epoch {epoch + 1}"), self.state.progress
-        progress.evaluated, progress.metrics = epoch + 1, after
-        if progress.best is None or (after["giou"] or 0.0) > progress.best:
-            progress.best = after["giou"] or 0.0
-            progress.best_at = after | {"epoch": progress.evaluated}
-            progress.stale = 0
+        if self.state.progress.add_evaluation(self.evaluate(f"epoch {epoch + 1}"), epoch + 1):
             self.state.save_best()
-        elif after["giou"] is not None:
-            progress.stale += 1
         self.state.save()
-
-    @property
-    def _out_of_patience(self) -> bool:
-        """Whether as many evaluations as the plan allows have not been better than the best."""
-        patience = self.plan.schedule.patience
-        return patience is not None and self.state.progress.stale >= patience
 
     def _train_epoch(self, epoch: int) -> None:
         progress, done = self.state.progress, self.step - epoch * self.epoch_steps
@@ -244,9 +203,8 @@ class Run:
         last = time.monotonic()
         for number, batches in enumerate(self.batches.of_epoch(epoch, done), done + 1):
             started = time.monotonic()
-            # A run that restarts at an epoch draws the same dropout as one that did not.
-            torch.manual_seed(self._step_seed())
-            with self._saved_on_failure():
+            torch.manual_seed(step_seed(self.plan.seed, self.step, self.accelerator.process_index))
+            with self.state.saved_on_failure():
                 result = self._first_looked_at(batches)
             rate = self.scheduler.get_last_lr()[0]
             if not self.accelerator.optimizer_step_was_skipped:
@@ -269,58 +227,30 @@ class Run:
             self._between_steps()
 
     def _first_looked_at(self, batches: list[Batch]) -> StepResult | None:
-        """`_update`; the first one's receipts are kept in the run folder."""
+        """A step; the first one's receipts are kept in the run folder."""
         if self.receipts.rows:
-            return self._update(batches)
+            return self._step(batches)
         with self.receipts.looking_at(self.optimizer.optimizer):
-            result = self._update(batches)
+            result = self._step(batches)
         self.records.write(RECEIPTS, {"receipts": self.receipts.document()})
         return result
 
-    def _update(self, batches: list[Batch]) -> StepResult | None:
+    def _step(self, batches: list[Batch]) -> StepResult | None:
         """One step; None if it was skipped because a number was not finite, as the plan allows."""
-        try:
-            return training_step(
+        return unless_not_finite(
+            lambda: training_step(
                 self.wrapped, batches, self.optimizer, self.plan, self.accelerator, self.check,
                 self._read,
-            )  # fmt: skip
-        except NotFinite as error:
-            allowed, progress = self.plan.schedule.max_skipped_steps, self.state.progress
-            if progress.skipped >= allowed:
-                raise NotFinite(
-                    f"step {self.step + 1}: {error}\n    hint: look at these samples; a new run "
-                    "may lower --set schedule.learning_rate=R, or skip such steps with "
-                    f"--set schedule.max_skipped_steps=N (now {allowed}); nothing was updated"
-                ) from None
-            progress.skipped += 1
-            self.reporter.line(
-                f"step {self.step + 1} skipped ({progress.skipped} of {allowed}): {error}"
-            )
-            return None
-
-    @contextmanager
-    def _saved_on_failure(self) -> Iterator[None]:
-        """Save if memory runs out, or another process is lost, before the update.
-
-        No parameter has changed yet. The main process saves and waits for nobody: the others may be
-        gone. It cannot save while its card waits for them.
-        """
-        try:
-            with during("training"):
-                yield
-        except Exception as error:
-            known = is_shortage(error) or is_lost(error)
-            if known and not isinstance(error, CardWaits) and UPDATING not in error.__notes__:
-                self.optimizer.zero_grad(set_to_none=True)
-                self.state.save(together=False)
-            raise
+            ),
+            self.state.progress, self.plan.schedule.max_skipped_steps, self.reporter.line,
+        )  # fmt: skip
 
     def _between_steps(self) -> None:
         """Save if a checkpoint is due or the run is to stop. Raises Interrupted."""
         stop, due = self.stop.asked, self.state.due()
         if self.accelerator.num_processes > 1:
             here = torch.tensor([stop, due], dtype=torch.float)  # on the CPU: see total_of
-            with self._saved_on_failure():
+            with self.state.saved_on_failure():
                 stop, due = (self.accelerator.reduce(here, "sum") > 0).tolist()
         if due or stop:
             self.state.save()
@@ -328,10 +258,6 @@ class Run:
             raise Interrupted(
                 f"saved after step {self.step}; lisa-train --resume {argument(self.folder)}"
             )
-
-    def _step_seed(self) -> int:
-        rank = self.accelerator.process_index
-        return hash((self.plan.seed, self.step, rank)) % (1 << 63)
 
     def evaluate(self, title: str) -> dict[str, Any]:
         """gIoU and cIoU over the validation split; each process evaluates a share."""
@@ -364,9 +290,6 @@ class Run:
 
     def _show_left(self, evaluating: float | None = None) -> None:
         """Show what is left of the run; `evaluating`: the share left of an evaluation's own."""
-        progress, epochs = self.state.progress, self.plan.schedule.epochs
-        evaluations: float = epochs - progress.evaluated
-        if evaluating is not None:  # one that is not before the training counts already
-            evaluations += evaluating - (progress.step > progress.evaluated * self.epoch_steps)
-        steps = epochs * self.epoch_steps - progress.step
-        self.reporter.left(self.time_left.seconds(steps, evaluations))
+        epochs = self.plan.schedule.epochs
+        left = self.state.progress.left(epochs, self.epoch_steps, evaluating)
+        self.reporter.left(self.time_left.seconds(*left))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,42 +16,20 @@ from profiles.plan import Plan
 from trainer.hardware import peaks, versions
 from trainer.model.segmentation_model import SegmentationModel
 from trainer.parallel.accelerator import wait_for_all
+from trainer.parallel.lost import CardWaits, is_lost
 from trainer.phase import during
 from trainer.run import checkpoint
 from trainer.run.checkpoint_files import read_facts
 from trainer.run.folder import LAST
 from trainer.run.from_main import state_from_main, trained_from_main
+from trainer.run.out_of_memory import is_shortage
+from trainer.run.progress import Progress
 from trainer.run.records import Records
-from trainer.run.resume import changes, check_plan, tidy
-from trainer.run.started import CannotResume, Keeping
+from trainer.run.resume import changes, check_base, check_plan, tidy
+from trainer.run.started import Keeping
+from trainer.step import UPDATING
 
 BEST = "best"
-
-
-@dataclass
-class Progress:
-    """How far a run is, and the results so far."""
-
-    step: int = 0  # optimizer steps
-    evaluated: int = 0  # epochs
-    skipped: int = 0  # updates left out because they were not finite
-    stale: int = 0  # evaluations since the best one
-    saves: int = 0  # states saved, by all processes that have worked on the run
-    best: float | None = None  # gIoU
-    best_at: dict[str, Any] | None = None  # the best evaluation, and its epoch
-    before: dict[str, Any] = field(default_factory=dict)  # evaluation before training
-    metrics: dict[str, Any] = field(default_factory=dict)  # of the last evaluation
-
-    def summary(self) -> dict[str, Any]:
-        """The results, as summary.json has them."""
-        return {
-            "before": self.before,
-            "after": self.metrics,
-            "best_giou": self.best,
-            "best": self.best_at,
-            "epochs": self.evaluated,
-            "steps": self.step,
-        }
 
 
 @dataclass
@@ -96,6 +75,23 @@ class State:
         self._saved_at, self.saved_step = time.monotonic(), self.progress.step
         if together:
             wait_for_all(self.accelerator)
+
+    @contextmanager
+    def saved_on_failure(self) -> Iterator[None]:
+        """Save if memory runs out, or another process is lost, before the update.
+
+        No parameter has changed yet. The main process saves and waits for nobody: the others may be
+        gone. It cannot save while its card waits for them.
+        """
+        try:
+            with during("training"):
+                yield
+        except Exception as error:
+            known = is_shortage(error) or is_lost(error)
+            if known and not isinstance(error, CardWaits) and UPDATING not in error.__notes__:
+                self.optimizer.zero_grad(set_to_none=True)
+                self.save(together=False)
+            raise
 
     def save_best(self) -> None:
         """Write the checkpoint that answers questions."""
@@ -167,12 +163,7 @@ class State:
         """The facts of a checkpoint, and what has changed since. Raises CannotResume."""
         levers = check_plan(self.plan, Plan.read(folder / "plan.json"))
         facts = read_facts(folder)
-        if facts.get("base") not in (None, self.facts["base"]):
-            raise CannotResume(
-                f"{folder}: was trained on base weights {facts['base']}; those here are "
-                f"{self.facts['base']}\n    hint: --set weights=FOLDER names the folder of "
-                "those, or begin a new run"
-            )
+        check_base(folder, self.facts["base"])
         return facts, [*levers, *changes(facts, versions())]
 
     def _load(self, state: dict[str, Any]) -> int:

@@ -152,6 +152,18 @@ def test_no_file_of_another_is_replaced(tmp_path, command):
         assert _run(*command).exit_code == _run(*command).exit_code == 0 < file.stat().st_size
 
 
+@pytest.mark.parametrize("record", ["run.json", "advice.json", "trained.safetensors"])
+def test_a_run_keeps_its_own_plan(tmp_path, record):
+    """It is a plan, which --save would replace, and what --resume goes by."""
+    plan = tmp_path / "plan.json"
+    assert _run("--vram", "8", "--model", "tiny", "--save", str(plan)).exit_code == 0
+    (tmp_path / record).touch()
+    kept = plan.read_bytes()
+    refused = _run("--vram", "8GiB", "--model", "7b", "--save", str(plan))
+    assert refused.exit_code == 2 and "belongs to a run or an export" in refused.stderr
+    assert plan.read_bytes() == kept
+
+
 @pytest.mark.parametrize(
     ("name", "meant", "others"),
     [

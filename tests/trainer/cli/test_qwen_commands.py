@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -18,7 +19,8 @@ from profiles.plan import Plan
 from tests.conftest import PHOTOS
 from tests.small_qwen import Uneven, forget, register, small
 from trainer.answer.question import Question
-from trainer.answer.trained_model import Trained
+from trainer.answer.segmenter import Segmenter
+from trainer.answer.trained_model import Trained, find_trained
 from trainer.cli.segment import app as segment
 from trainer.cli.segment import planned
 from trainer.cli.train import app as train
@@ -85,6 +87,24 @@ def test_it_trains_exports_merges_and_answers(tmp_path: Path) -> None:
     }  # fmt: skip
     texts = {name: said["answers"][0]["answer"] for name, said in answers.items()}
     assert texts["run"] == texts["export"] and texts["merged"]
+    masks = {
+        name: masks_of(find_trained(tmp_path / name, more), tmp_path / "cache")
+        for name, more in (("run", []), ("merged", []),
+                           ("export", [f"weights={tmp_path / 'weights'}"]))
+    }  # fmt: skip
+    assert np.array_equal(masks["run"], masks["export"])
+
+
+def masks_of(trained: Trained, cache: Path) -> np.ndarray:
+    """The masks of an answer of which one token is taken for [SEG]."""
+    segmenter = Segmenter(trained, [PICTURE], cache)
+    question = Question(PICTURE, QUESTION)
+    said = segmenter.tokenizer.tokenizer(segmenter.ask(question).text, add_special_tokens=False)
+    segmenter.model.seg_token_id = said.input_ids[1]
+    masks = segmenter.ask(question).masks
+    with Image.open(PICTURE) as picture:
+        assert len(masks) and masks.shape[1:] == picture.size[::-1]
+    return masks
 
 
 def test_answering_is_forecast_for_the_largest_picture_that_is_asked_about(

@@ -17,7 +17,7 @@ from tests.trainer.parallel.test_launch import LAUNCHED
 from trainer.cli import ranks as cli_ranks
 from trainer.cli import start as start_cli
 from trainer.cli import train as train_cli
-from trainer.cli.planned_run import PlannedRun
+from trainer.cli.planned_run import PlannedRun, write_start
 from trainer.cli.restarted import begun_before, launcher_name
 from trainer.parallel import launch
 from trainer.parallel.ranks import Ranks
@@ -119,6 +119,7 @@ def test_a_run_is_resumed_with_another_number_of_processes(
     (run / "plan.json").write_text(plan.to_json())
     monkeypatch.setattr(start_cli, "start_run", started.append)
     start_cli.resume_run(run, None, None, {}, ["processes=3"])
+    write_start(started[0])
     now = Plan.read(run / "plan.json")
     assert started[0].plan == now and started[0].resumes
     assert (now.processes, now.accumulation, now.effective_batch) == (3, 2, 6)

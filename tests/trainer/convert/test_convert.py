@@ -682,9 +682,7 @@ def test_a_terminated_command_leaves_nothing(
 
     def work() -> None:
         with mock.patch.object(trainer.convert.convert, "save_file", slowly):
-            lisa_train(
-                "convert", *map(str, folders), str(tmp_path / "out"), "--model", "tiny"
-            )()
+            lisa_train("convert", *map(str, folders), str(tmp_path / "out"), "--model", "tiny")()
 
     log = tmp_path_factory.mktemp("log") / "log"
     pid = fork(work, log)

@@ -41,7 +41,8 @@ from trainer.model.trained import GradientCheck, trained_names
 from trainer.model.weights import RandomWeights, WeightsError, packaged_folder
 from trainer.parallel.accelerator import make_accelerator
 from trainer.prompts import Turn
-from trainer.rehearse.fake import fake_answer, watch
+from trainer.rehearse.fake import watch
+from trainer.rehearse.fake_answer import fake_answer
 from trainer.run.checkpoint import trained_tensors
 from trainer.run.feature_caches import prepare_caches
 from trainer.run.start_from_adapter import AdapterError, fitting_tensors

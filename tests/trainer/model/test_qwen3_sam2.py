@@ -32,7 +32,8 @@ from trainer.model.segmentation_model import SegmentationModel
 from trainer.model.trained import GradientCheck, trained_names
 from trainer.parallel.accelerator import make_accelerator
 from trainer.prompts import IMAGE_PREFIX, Turn
-from trainer.rehearse.fake import fake_answer, fake_rehearsal
+from trainer.rehearse.fake import fake_rehearsal
+from trainer.rehearse.fake_answer import fake_answer
 from trainer.run.feature_caches import prepare_caches
 from trainer.step import make_optimizer, training_step
 

@@ -66,8 +66,10 @@ def run_or_show_stacks(command: list[str], seconds: int) -> tuple[int, str]:
 
 def under_accelerate(how: str, log: Path, *options: str) -> int:
     """lisa-train in two processes: `accelerate launch` starts one with --cpu, else both."""
-    command = [str(Path(sys.executable).with_name("accelerate")), "launch", how,
-               "--num_processes", "2", "-m", "trainer.cli", *options]  # fmt: skip
+    accelerate, ours = (
+        str(Path(sys.executable).with_name(name)) for name in ("accelerate", "lisa-train")
+    )
+    command = [accelerate, "launch", how, "--num_processes", "2", "--no_python", ours, *options]
     code, said = run_or_show_stacks(command, seconds=150)
     log.write_text(said)
     return code

@@ -27,7 +27,7 @@ from trainer.parallel.lost import (
     what_is_lost,
 )
 from trainer.parallel.ranks import Ranks
-from trainer.run.run import Run
+from trainer.run.state import State
 from trainer.step import total_of
 
 
@@ -63,12 +63,12 @@ def test_a_card_is_waited_for_until_it_is_done() -> None:
 def test_nothing_is_saved_from_a_card_that_waits() -> None:
     """Its tensors come after the work that never ends; a lost process alone is no reason."""
     saved: list[dict[str, bool]] = []
-    run: Any = SimpleNamespace(
+    state: Any = SimpleNamespace(
         optimizer=SimpleNamespace(zero_grad=lambda set_to_none: None),
-        state=SimpleNamespace(save=lambda **how: saved.append(how)),
+        save=lambda **how: saved.append(how),
     )
     for error in (CardWaits("timed out"), dist.DistNetworkError("gone")):
-        with pytest.raises(type(error)), Run._saved_on_failure(run):
+        with pytest.raises(type(error)), State.saved_on_failure(state):
             raise error
     assert saved == [{"together": False}]
 

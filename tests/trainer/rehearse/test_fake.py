@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -220,6 +221,27 @@ def test_gradients_are_added_up_in_place_where_nobody_holds_the_first(how: str) 
 
     assert peak(keep=False) == 2 * size
     assert peak(keep=True) == 3 * size
+
+
+def test_kernels_that_read_in_order_copy_what_lies_otherwise() -> None:
+    """As torch's memory history shows them on an H200 (SAM 2 pools its queries so)."""
+    columns = torch.zeros(2, 8, 8, 3 * 16)[..., :16].permute(0, 3, 1, 2)  # of wider rows
+    pool, norm = torch.nn.functional.max_pool2d, torch.nn.functional.layer_norm
+
+    def peak(run: Callable[[], Any]) -> int:
+        trace = MemoryTrace()
+        with torch.no_grad(), trace:
+            trace.begin("forward")
+            run()
+        return trace.peaks()["forward"]
+
+    copy, results = rounded(4 * 2048), rounded(4 * 512) + rounded(8 * 512)  # with their places
+    assert peak(lambda: pool(columns, 2)) == copy + results
+    in_rows, in_planes = columns.contiguous(memory_format=torch.channels_last), columns.contiguous()
+    assert peak(lambda: pool(in_rows, 2)) == results
+    statistics = 2 * rounded(4 * 256)
+    assert peak(lambda: norm(columns, (8,))) == 2 * copy + statistics
+    assert peak(lambda: norm(in_planes, (8,))) == copy + statistics
 
 
 def test_an_unknown_kernel_is_no_figure() -> None:

@@ -22,6 +22,7 @@ from profiles.files import Held, held, is_vacant, sweep, write_whole
 from tests.conftest import PHOTOS, tiny_plan
 from trainer.atomic_folder import atomic_folder, forced_meanwhile
 from trainer.cli.train import app
+from trainer.data.contents import Contents
 from trainer.run.data_digests import digests
 from trainer.run.folder import is_complete, new_run
 from trainer.run.started import Started
@@ -65,7 +66,8 @@ def begun(folder: Path) -> Path:
 
     folder.mkdir()
     train, val = read_split(PHOTOS, "train"), read_split(PHOTOS, "val")
-    Started(PHOTOS, folder / "cache", digests(train, val)).write(folder)
+    now = digests(train, val, (), Contents(PHOTOS))
+    Started(PHOTOS, folder / "cache", now).write(folder)
     (folder / "plan.json").write_text(tiny_plan().to_json())
     return folder
 
@@ -153,13 +155,32 @@ def test_resuming_what_is_no_run_makes_no_folder(tmp_path: Path) -> None:
     assert code == 2 and "none: no such folder" in said and not (tmp_path / "none").exists()
 
 
-def test_a_refused_data_folder_is_not_remembered(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (("--data-dir", "typo"), "typo"),
+        (("--cache-dir", "file/below"), "file"),
+        (("--weights", "empty"), "empty"),
+        (("--set", "nodes=2", "--set", "processes=2", "--set", "micro_batch=1"), "2 machines"),
+        (("--epochs", "9", "--data-dir", "typo"), "typo"),
+    ],
+)
+def test_a_refused_resume_is_not_remembered(
+    given: tuple[str, ...], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next plain --resume would be refused as well, or train what had been refused."""
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    Path("empty").mkdir()
     folder = begun(tmp_path / "run")
+    (folder / "overlay.png").touch()
+    if "--epochs" in given:  # of a run that is complete
+        summary = dict.fromkeys(("before", "after", "epochs", "steps"), 1)
+        (folder / "summary.json").write_text(json.dumps(summary))
     before = tree(folder)
-    code, said = run("--resume", folder, "--data-dir", tmp_path / "typo")
-    assert code == 2 and "typo" in said
-    after = {path: content for path, content in tree(folder).items() if path in before}
-    assert after == before
+    code, said = run("--resume", folder, *given)
+    assert code == 2 and named in said
+    assert {path: content for path, content in tree(folder).items() if path in before} == before
 
 
 def test_a_start_that_was_killed_before_it_was_a_run_is_no_run(tmp_path: Path) -> None:

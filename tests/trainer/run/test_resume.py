@@ -26,7 +26,7 @@ from profiles.levers import next_relief
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
 from tests.group import together
-from trainer.cli.planned_run import PlannedRun
+from trainer.cli.planned_run import PlannedRun, write_start
 from trainer.cli.train import app
 from trainer.data.contents import Contents
 from trainer.data.feature_cache import BadEntry
@@ -190,6 +190,7 @@ def test_the_command_makes_a_complete_run_longer(
     monkeypatch.setattr("trainer.cli.start.start_run", begun.append)
     done = CliRunner().invoke(app, ["--resume", str(run), "--epochs", "3"])
     assert done.exit_code == 0, done.output
+    write_start(begun[0])
     assert begun[0].plan == plan().override(["schedule.epochs=3"]) == Plan.read(run / "plan.json")
     assert begun[0].resumes and not is_complete(run)
     refused = CliRunner().invoke(app, ["--resume", str(run), "--epochs", "3"])

@@ -12,8 +12,9 @@ _HEAD_BYTES = 4096
 _COCO = "polygons and masks as COCO's instances"
 _FROM_YOLO = "export the dataset again as COCO; Roboflow, CVAT and Label Studio all do"
 # Suffixes of files that may be such, in lower case.
-MAY_BE_FOREIGN = frozenset((".xml", ".csv", ".yaml", ".yml", ".txt", ".zip", ".rar", ".7z", ".tar",
-                            ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst"))  # fmt: skip
+MAY_BE_FOREIGN = frozenset((".xml", ".csv", ".ndjson", ".yaml", ".yml", ".txt", ".zip", ".rar",
+                            ".7z", ".tar", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz",
+                            ".zst"))  # fmt: skip
 _ARCHIVES = {b"PK\x03\x04": "a ZIP", b"Rar!\x1a\x07": "a RAR",
              b"7z\xbc\xaf\x27\x1c": "a 7z archive", b"\x1f\x8b": "a gzip archive",
              b"BZh": "a bzip2 archive",
@@ -31,6 +32,13 @@ _KINDS = (
      "in VIA, choose Annotation, Export Annotations (COCO format)"),
     (r'\s*\{.*"(dm_format_version|media_type)"', "Datumaro's own JSON",
      "export the dataset as coco_instances"),
+    (r'\s*\{(?=.*"tags"\s*:)(?=.*"size"\s*:\s*\{)(?=.*"objects"\s*:)', "Supervisely's JSON",
+     "in Supervisely, export the project as COCO"),
+    (r'\s*\{(?=.*"item"\s*:\s*\{)(?=.*"slots"\s*:|.*"annotations"\s*:)', "V7's Darwin JSON",
+     "in V7, export the dataset as COCO"),
+    (r'\s*\{\s*"info"\s*:\s*\{\s*"description"\s*:\s*"ISAT"', "ISAT's JSON",
+     "in ISAT, convert it to COCO"),
+    (r'\s*\{\s*"data_row"', "Labelbox's export", f"convert it to {_COCO}"),
     (r"\d+( -?\d*\.\d+| [01]){4,}\s*(\n|$)", "YOLO's labels", _FROM_YOLO),
     (r"(.*\n)?(nc\s*:\s*\d|names\s*:\s*(\[|\n))", "YOLO's data.yaml", _FROM_YOLO),
 )  # fmt: skip

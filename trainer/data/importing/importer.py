@@ -91,6 +91,14 @@ class _Items:
         count = counted(len(bare), "picture") + (f" ({of})" if of else "")
         return [f"{count} left out, without an outline to ask about: {some(bare, _NAMED)}"]
 
+    def check_questions(self, questions: Path, source: Path, search: PictureSearch) -> None:
+        """Findings for questions that no label answers, unless a broken file may answer them."""
+        left_out = broken.may_be_left_out(self.findings, self.skip_broken)
+        if left_out or all(one.where == str(questions) for one in self.findings):
+            own = source if source.is_dir() else source.parent
+            refuse_unanswered(questions, self.asked or {}, self.labels, self.findings,
+                              lambda name: search.has(name, own))  # fmt: skip
+
     def check_count(self, source: Path) -> None:
         """A finding if there are too few different pictures with items for all splits."""
         if self.files.lacks():
@@ -138,13 +146,8 @@ def import_annotations(
         search = PictureSearch(search_folders(source, pictures))
         for drawing in Source(source, search, findings, conventions, progress).drawings():
             items.add(drawing)
-        # What a broken file would have answered is not known.
-        known = broken.may_be_left_out(findings, skip_broken)
-        known |= all(one.where == str(questions) for one in findings)
-        if questions is not None and asked and known:
-            own = source if source.is_dir() else source.parent
-            refuse_unanswered(questions, asked, items.labels, findings,
-                              lambda name: search.has(name, own))  # fmt: skip
+        if questions is not None and asked:
+            items.check_questions(questions, source, search)
         if broken.may_be_left_out(findings, skip_broken):
             items.check_count(source)
         elsewhere = "hint: if the pictures lie elsewhere, name their folder with --pictures FOLDER"

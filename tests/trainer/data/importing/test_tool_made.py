@@ -177,6 +177,23 @@ def test_what_is_not_read_is_named_with_the_export_that_is(
         assert what in str(refused.value) and instead in str(refused.value)
 
 
+@pytest.mark.parametrize("name, text, what", [
+    ("a.jpg.json", '{"tags": [], "size": {"height": 9, "width": 9}, "objects": []}',
+     "Supervisely's JSON"),
+    ("a.json", '{"version": "2", "item": {"name": "a.jpg"}, "annotations": []}', "V7's Darwin"),
+    ("a.json", '{"info": {"description": "ISAT", "name": "a.jpg"}, "objects": []}', "ISAT's JSON"),
+    ("a.ndjson", '{"data_row": {"external_id": "a.jpg"}, "projects": {}}', "Labelbox's export"),
+])  # fmt: skip
+def test_json_of_other_tools_is_known_by_its_first_keys(
+    tmp_path: Path, name: str, text: str, what: str
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / name).write_text(text)
+    with pytest.raises(DataError) as refused:
+        import_annotations(tmp_path / "in", tmp_path / "out")
+    assert what in str(refused.value) and "COCO" in str(refused.value.findings[0].fix)
+
+
 def test_the_table_names_what_made_each_row() -> None:
     page = (ROOT / "docs" / "own-data.md").read_text(encoding="utf-8")
     assert [made for made in VERSIONS.values() if made not in page] == []
