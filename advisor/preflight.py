@@ -16,6 +16,7 @@ from pathlib import Path
 from advisor.advice import Advice, undecided
 from advisor.choice.candidate import Candidate
 from advisor.choice.search import (
+    correction_of,
     largest_micro_batch,
     search,
     smallest_card_gib,
@@ -219,7 +220,8 @@ def _with_smaller_pictures(request: Request, gpu: Gpu, large: Advice) -> Advice 
     """A plan that shrinks pictures as little as it must, where `large` found none that fits.
 
     That changes what the model sees, so it comes last and is said. The smallest size is tried
-    first: it takes a forecast of some seconds, and often rules out all others.
+    first, for it often rules out all others. What it corrects of the grid's figures, which are of
+    whole pictures, gives a first guess for the sizes between: one forecast each is mostly enough.
     """
     whole = large.plan
     limited = request.pinned & {"min_pixels", "max_pixels"}
@@ -234,7 +236,15 @@ def _with_smaller_pictures(request: Request, gpu: Gpu, large: Advice) -> Advice 
     def shrunk(eighths: int) -> Advice:
         limit = limits_for(whole, most * eighths // 8)["max_pixels"]
         settings = (*request.overrides, f"max_pixels={limit}")
-        return _on_gpu(replace(request, overrides=settings), gpu, large.model)
+        return _on_gpu(replace(request, overrides=settings, guess=guess(eighths)), gpu, large.model)
+
+    def guess(eighths: int) -> float:
+        first = EIGHTHS[0]
+        told = None if eighths == first else shrunk(first).forecast
+        if told is None or not told.tiers:
+            return 1.0
+        least = correction_of(told.plan, told.tier("pool").bytes, told.text_tokens)
+        return least + (1 - least) * (eighths - first) / (len(EIGHTHS) + 1 - first)
 
     def verdict(eighths: int) -> Verdict:
         """A forecast that fails leaves the answer as it was."""

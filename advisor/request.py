@@ -51,6 +51,7 @@ class Request:
     live: Live | None
     exact: bool = False
     prefer: Preference = "usual"
+    guess: float = 1.0  # the first correction of the grid's figures for plans beyond it
     size: DataCounts | None = None  # how much there is to train on, where that was not counted
 
     @property
@@ -149,6 +150,7 @@ class Request:
             data=self.data,
             text_tokens=self.text_tokens,
             exact=self.exact,
+            guess=self.guess,
         )
 
 

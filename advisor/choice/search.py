@@ -72,6 +72,7 @@ class Setting:
     questions: int | None = None  # a picture of the data has, at most
     image_tokens: int | None = None  # the data's largest picture takes, if clearly below the most
     exact: bool = False  # the plan chosen is forecast even where the grid reaches
+    guess: float = 1.0  # the first correction of the grid's figures for plans beyond it
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def search(base: Plan, pinned: set[str], setting: Setting) -> Found | str:
     if not base.mixture.reason_seg_alone:
         # The rows do not record how many masks and answers their samples held.
         setting = replace(setting, rows=())
-    correction = 1.0
+    correction = setting.guess
     if setting.data is not None and setting.live is not None:
         first = _chosen(base, pinned, setting, text, 1.0)
         asked = first.choice.best.plan if first else base
@@ -146,7 +147,11 @@ def _forecast_until_it_stands(
 
 def _corrected(plan: Plan, needs: int, setting: Setting, text: int, before: float) -> float:
     """The correction with which the first guess at a plan is what a forecast says it needs."""
-    seen = plan.with_pictures_of(setting.image_tokens)
+    return correction_of(plan.with_pictures_of(setting.image_tokens), needs, text, before)
+
+
+def correction_of(seen: Plan, needs: int, text: int, before: float = 1.0) -> float:
+    """As `_corrected`, of a plan with the pictures that it sees; `before` beyond every corner."""
     guess = _guess(seen, text)
     if guess is None:
         return before
