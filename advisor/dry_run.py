@@ -46,7 +46,7 @@ def measured(advice: Advice, tell: Callable[[str], None], cap_bytes: int | None 
         return advice  # lisa-tiny instead of the candidates, none of which fits
     tried = []
     for candidate in (advice.considered[0], *advice.ladder)[:TRIALS]:
-        row = _trial(_of_one_process(candidate), advice, gpu, tell, cap_bytes)
+        row = _trial(_as_tried(candidate, advice), advice, gpu, tell, cap_bytes)
         tried.append(row)
         if row.verdict == "FITS":
             found = _with(advice, candidate, row)
@@ -62,12 +62,17 @@ def measured(advice: Advice, tell: Callable[[str], None], cap_bytes: int | None 
     return advice.model_copy(update=update)
 
 
-def _of_one_process(candidate: Candidate) -> Candidate:
+def _as_tried(candidate: Candidate, advice: Advice) -> Candidate:
     """The candidate as one of its processes runs alone, without the exchange of gradients."""
     rest = candidate.needs.bytes - _buckets(candidate.plan)
     needs = candidate.needs.model_copy(update={"bytes": rest})
-    update = {"plan": candidate.plan.of_one_process, "needs": needs}
+    update = {"plan": _on_the_data(advice, candidate.plan).of_one_process, "needs": needs}
     return candidate.model_copy(update=update)
+
+
+def _on_the_data(advice: Advice, plan: Plan) -> Plan:
+    """The plan for pictures no larger than the data's: its row then stands for no larger ones."""
+    return plan.with_pictures_of(advice.forecast.image_tokens if advice.forecast else None)
 
 
 def _buckets(plan: Plan) -> int:
@@ -148,10 +153,10 @@ def _with(advice: Advice, candidate: Candidate, row: TestedRow) -> Advice:
 
 def _with_time(advice: Advice, row: TestedRow, gpu: Gpu) -> Advice:
     """The advice with the time of its plan, whose steps take as long as the trial's."""
-    was, plan = advice.duration, advice.plan
-    if was is None or was.data is None or plan is None:
+    was = advice.duration
+    if was is None or was.data is None or advice.plan is None:
         return advice
-    card = gpu_by_nvml(gpu.name, gpu.total_bytes)
+    plan, card = _on_the_data(advice, advice.plan), gpu_by_nvml(gpu.name, gpu.total_bytes)
     found = duration_of(plan, card, was.data, _timed(row, plan.of_one_process))
     return advice.model_copy(update={"duration": found})
 
@@ -160,7 +165,7 @@ def known_trial(advice: Advice, gpu: Gpu, evidence: Evidence) -> Timed | None:
     """What the steps of the advised plan took in a trial on that very card, if one is known."""
     if advice.plan is None or not evidence.own_rows:
         return None
-    plan = advice.plan.of_one_process
+    plan = _on_the_data(advice, advice.plan).of_one_process
     name = _row_id(plan, gpu, _sample(advice, plan), None, evidence.versions)
     fitted = (row for row in evidence.own_rows if row.id == name and row.verdict == "FITS")
     return next((_timed(row, plan) for row in fitted), None)

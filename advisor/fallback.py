@@ -61,10 +61,10 @@ class Fallback:
 
     def record(self) -> dict[str, Any]:
         """For the run folder: the plan, and by component what was forecast and what was taken."""
-        told = self.forecast
+        expected = self.forecast
         forecast = {
-            "components": told.live_at_peak if told else {},
-            **({f"{tier.name}_bytes": tier.bytes for tier in told.tiers} if told else {}),
+            "components": expected.live_at_peak if expected else {},
+            **({f"{tier.name}_bytes": tier.bytes for tier in expected.tiers} if expected else {}),
         }
         taken = {
             "components": self.short.components,
@@ -94,10 +94,10 @@ def fallback(
     gpu = gpu_for(machine, None, short.plan.local_processes)
     if short.plan.device == "cpu" or gpu is None:
         return _by_hand(tried, pinned, "no card to query")
-    told = _forecast(short, gpu, data)
-    pool = told.tier("pool").bytes if told and told.tiers else None
-    _keep_row(short, gpu, told, pool)
-    text = told.text_tokens if told else None
+    expected = _forecast(short, gpu, data)
+    pool = expected.tier("pool").bytes if expected and expected.tiers else None
+    _keep_row(short, gpu, expected, pool)
+    text = expected.text_tokens if expected else None
     group = f"processes={short.plan.processes}", f"nodes={short.plan.nodes}"
     request = Request(machine, short.plan.model, group, Evidence.here(), None,
                       None if text else data, text, live_forecast(machine, None, data, tell),
@@ -112,7 +112,7 @@ def fallback(
             request, short.plan, pool or short.reserved_bytes or 0, budget, wait_minutes, tell, look
         )
         if budget.usable.bytes >= (pool or short.reserved_bytes or 0) and _moves(tried):
-            return Fallback(short.plan, "the memory is free again", short, told)
+            return Fallback(short.plan, "the memory is free again", short, expected)
         limit, share = budget.usable.bytes, 1.0
     else:
         had = short.limit_bytes or budget.cap_bytes
@@ -121,7 +121,7 @@ def fallback(
     found = smaller(request, gpu, budget, short.plan, set(pinned), limit, share)
     if isinstance(found, Candidate):
         because += f"; this one takes {gib(found.needs.bytes)} of {gib(limit)}"
-        return Fallback(found.plan, because, short, told)
+        return Fallback(found.plan, because, short, expected)
     if found:  # no forecast covers this plan, such as lisa-tiny's
         return _by_hand(tried, pinned, because)
     raise _ended(tried)
@@ -146,7 +146,7 @@ def smaller(
     share: float,
 ) -> Candidate | str:
     """The best plan below `limit` bytes and `share` of what `plan` takes; or why there is none."""
-    setting = request.setting(gpu, budget)
+    setting = replace(request.setting(gpu, budget), best_alone=True)
     itself = search(plan, set(Plan.model_fields), setting)
     if isinstance(itself, str):
         return itself
@@ -208,11 +208,11 @@ def _forecast(short: Shortage, gpu: Gpu, data: Path) -> Forecast | None:
         return None
 
 
-def _keep_row(short: Shortage, gpu: Gpu, told: Forecast | None, pool: int | None) -> None:
+def _keep_row(short: Shortage, gpu: Gpu, expected: Forecast | None, pool: int | None) -> None:
     plan = short.plan
-    text = told.text_tokens if told else plan.tokens.max_text_tokens
+    text = expected.text_tokens if expected else plan.tokens.max_text_tokens
     most = plan.profile.most_image_tokens
-    image = most if told is None or told.image_tokens is None else told.image_tokens
+    image = most if expected is None or expected.image_tokens is None else expected.image_tokens
     row = TestedRow(
         id=f"run-{plan.content_hash}-{datetime.datetime.now():%Y%m%d%H%M%S}",
         title=f"{plan.model} {plan.content_hash}, {short.phase}",

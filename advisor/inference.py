@@ -36,7 +36,7 @@ class Fit:
 
     def line(self) -> str:
         """What it takes, in one line."""
-        return f"{self.forecast.verdict}: {_told(self.plan)}: {self.forecast.reason}"
+        return f"{self.forecast.verdict}: {_in_words(self.plan)}: {self.forecast.reason}"
 
 
 def fitting(
@@ -54,7 +54,7 @@ def fitting(
     for candidate in _relieved(plan, may_round):
         if _weights(candidate) > card.cap_bytes:
             continue
-        tell(f"forecasting {candidate.model} with {_told(candidate)}, some seconds ...")
+        tell(f"forecasting {candidate.model} with {_in_words(candidate)}, some seconds ...")
         found = forecast(candidate, worst, card)
         if found.exit_code == 0:
             return Fit(candidate, found)
@@ -96,7 +96,7 @@ def _weights(plan: Plan) -> float:
     return on_card * decoder.layer_weights * STORED_BYTES[plan.quantization]
 
 
-def _told(plan: Plan) -> str:
+def _in_words(plan: Plan) -> str:
     return phrases(plan, ("quantization", "host_embeddings", "host_layers"))
 
 

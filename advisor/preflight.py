@@ -178,6 +178,7 @@ def _with_settings(request: Request, advice: Advice, settings: Iterable[str]) ->
         text_tokens=advice.text_tokens,
         live=None,
         exact=False,
+        best_alone=True,
     )
 
 
@@ -240,10 +241,10 @@ def _with_smaller_pictures(request: Request, gpu: Gpu, large: Advice) -> Advice 
 
     def guess(eighths: int) -> float:
         first = EIGHTHS[0]
-        told = None if eighths == first else shrunk(first).forecast
-        if told is None or not told.tiers:
+        forecast = None if eighths == first else shrunk(first).forecast
+        if forecast is None or not forecast.tiers:
             return 1.0
-        least = correction_of(told.plan, told.tier("pool").bytes, told.text_tokens)
+        least = correction_of(forecast.plan, forecast.tier("pool").bytes, forecast.text_tokens)
         return least + (1 - least) * (eighths - first) / (len(EIGHTHS) + 1 - first)
 
     def verdict(eighths: int) -> Verdict:

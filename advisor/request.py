@@ -53,6 +53,7 @@ class Request:
     prefer: Preference = "usual"
     guess: float = 1.0  # the first correction of the grid's figures for plans beyond it
     size: DataCounts | None = None  # how much there is to train on, where that was not counted
+    best_alone: bool = False  # the plan alone counts, not what is around it
 
     @property
     def what_if(self) -> bool:
@@ -151,6 +152,7 @@ class Request:
             text_tokens=self.text_tokens,
             exact=self.exact,
             guess=self.guess,
+            best_alone=self.best_alone,
         )
 
 

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
 
@@ -36,7 +37,7 @@ def read_regular(path: Path, most_bytes: int = LARGEST) -> bytes:
 
     Raises OSError, whose `strerror` says what else it is. A folder raises IsADirectoryError.
     """
-    with _regular(path) as file:
+    with opened(path) as file:
         known = os.fstat(file.fileno()).st_size
         data = file.read(most_bytes + 1) if known <= most_bytes else b""
         if max(known, len(data)) > most_bytes:
@@ -59,7 +60,7 @@ def read_ends(path: Path, each_bytes: int) -> tuple[bytes, bytes]:
 
     Raises OSError as `read_regular` does.
     """
-    with _regular(path) as file:
+    with opened(path) as file:
         first = file.read(2 * each_bytes)
         size = os.fstat(file.fileno()).st_size
         if size <= 2 * each_bytes:
@@ -79,8 +80,8 @@ def ends_of(stream: IO[bytes], each_bytes: int) -> tuple[bytes, bytes]:
 
 
 @contextmanager
-def _regular(path: Path) -> Iterator[IO[bytes]]:
-    """A file opened without waiting for a pipe's writer. Raises OSError for what is no file."""
+def opened(path: Path) -> Iterator[BufferedReader]:
+    """A regular file, opened without waiting for a pipe's writer. Raises OSError for others."""
     # In case a pipe is put there between a look and the opening.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     with open(os.open(path, flags), "rb") as file:
@@ -221,13 +222,18 @@ def held(folder: Path) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(folder / LOCK, timeout=PATIENCE)
+    lock, left = FileLock(folder / LOCK, timeout=PATIENCE), 100
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire()
         except Timeout:
             raise Held(f"{folder}: {_holder(folder)} is writing there") from None
+        except FileNotFoundError:  # its holder has removed the folder while this one waited
+            left -= 1
+            if not left:
+                raise
+            continue
         if _is_at(folder / LOCK, lock._context.lock_file_fd):
             break
         lock.release()  # of a folder that its holder has removed meanwhile
@@ -269,7 +275,7 @@ def _holder(folder: Path) -> str:
     """The process that has locked a folder, as it recorded itself."""
     for _ in range(10):  # it may just be about to
         try:
-            found = json.loads((folder / HOLDER).read_text(encoding="utf-8"))
+            found = json.loads(read_regular(folder / HOLDER))
             return f"process {found['pid']} on {found['host']} (since {found['since']})"
         except (OSError, ValueError, KeyError, TypeError):
             time.sleep(0.05)

@@ -24,6 +24,7 @@ from profiles.levers import needs_no_more
 from profiles.models import model_profile
 from profiles.plan import Plan
 from profiles.settings import STORED_BYTES, Encoder, Lora
+from profiles.sizes import GIB
 
 GRID_FILE = Path(__file__).with_name("grid.jsonl")
 MICRO_BATCHES = (1, 4, 20)
@@ -32,7 +33,7 @@ QUESTIONS = (1, 3)  # a picture; two take no more than three
 # Without expandable segments the pool is cut up more: up to 30 % beside the tensors were seen
 # (benchmarks/lattice_measured.jsonl), of which a cap lets the allocator win back most.
 WHOLE_SEGMENTS = 1.10
-HOST_COMPILER_BYTES = round(0.15 * 2**30)  # of Triton and inductor: 0 to 0.4 GiB were seen
+HOST_COMPILER_BYTES = round(0.15 * GIB)  # of Triton and inductor: 0 to 0.4 GiB were seen
 PADDING = 16  # positions of a row, at most, beside image and text
 BUFFERS = 2  # layers' worth of them on the card, if any layer is in host memory
 # Settings in which a plan may differ from its corners': they are its place between these.

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 from profiles.models import model_profile
 from profiles.plan import Plan
 from profiles.settings import Encoder
+from profiles.text import counted
 
 NoMore = Callable[[Any, Any], bool]  # whether the first value surely takes no more than the second
 
@@ -95,7 +96,7 @@ def _checkpointed(plan: Plan) -> str:
 
 
 def _hosted_layers(plan: Plan) -> str:
-    return f"{plan.host_layers} layers on the host" if plan.host_layers else ""
+    return f"{counted(plan.host_layers, 'layer')} on the host" if plan.host_layers else ""
 
 
 def _hosted_embeddings(plan: Plan) -> str:
@@ -113,10 +114,10 @@ SETTINGS: dict[str, Traits] = {
     # Equal alone: dequantised layers take room of their own, so no storage bounds another.
     "quantization": Traits(_STORAGES, eq, "fallback", phrase=_storage),
     "host_layers": Traits(
-        "more", ge, "fallback", priced="forecast", off=0, phrase=_hosted_layers, unit="layers"
+        "more", ge, "fallback", priced="forecast", off=0, phrase=_hosted_layers, unit="layer"
     ),
     "checkpointed_layers": Traits(
-        "more", ge, "fallback", priced="forecast", off=0, phrase=_checkpointed, unit="layers"
+        "more", ge, "fallback", priced="forecast", off=0, phrase=_checkpointed, unit="layer"
     ),
     "host_embeddings": Traits(
         (False, True), ge, "fallback", priced="forecast", off=False, phrase=_hosted_embeddings
@@ -261,8 +262,8 @@ def from_most_to_least(name: str) -> tuple[Any, ...]:
 
 def phrases(plan: Plan, names: Iterable[str]) -> str:
     """The settings called `names` in one line; what need not be said is left out."""
-    told = (phrase(plan) for name in names if (phrase := SETTINGS[name].phrase) is not None)
-    return ", ".join(text for text in told if text)
+    texts = (phrase(plan) for name in names if (phrase := SETTINGS[name].phrase) is not None)
+    return ", ".join(text for text in texts if text)
 
 
 def value_text(name: str, value: Any) -> str:
@@ -271,7 +272,8 @@ def value_text(name: str, value: Any) -> str:
         return "on" if value else "off"
     if isinstance(value, tuple):
         return ", ".join(value) or "none"
-    return f"{value} {SETTINGS[name].unit}".rstrip()
+    unit = SETTINGS[name].unit
+    return counted(value, unit) if unit else str(value)
 
 
 def needs_no_more(plan: Plan, other: Plan, apart: frozenset[str] = frozenset()) -> bool:

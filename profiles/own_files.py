@@ -39,5 +39,5 @@ def refuse_others(path: Path, kind: str, is_ours: Callable[[Path], bool] = is_ma
 
 
 def _why(error: OSError) -> str:
-    told = reason(error)
-    return told if told.startswith("is ") else f"cannot be read: {told}"
+    why = reason(error)
+    return why if why.startswith("is ") else f"cannot be read: {why}"

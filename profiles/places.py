@@ -57,14 +57,25 @@ def _usual(kind: str) -> Path | None:
 
 
 def _usable(folder: Path | None) -> Path | None:
-    """The folder, if files can be made in it or it can be made; None if not. Nothing is made."""
+    """The folder, if files can be made in it or it can be made; None if not. Nothing is left."""
     if folder is None:
         return None
     try:
         there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
-        return folder if there.is_dir() and os.access(there, os.W_OK | os.X_OK) else None
+        allowed = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+        return folder if allowed and _takes_files(there) else None
     except OSError:
         return None
+
+
+@cache
+def _takes_files(folder: Path) -> bool:
+    """Whether a file can be made in it: rights do not tell of quotas, automounts and /proc."""
+    try:
+        with tempfile.TemporaryFile(prefix=f".{NAME}-", dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 @cache

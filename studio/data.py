@@ -14,9 +14,11 @@ from profiles.records import Frozen
 from profiles.text import counted
 from studio.places import Places, kind_of
 from trainer.data import broken
+from trainer.data.findings import grouped
 from trainer.data.images import read_image
 from trainer.data.importing.importer import import_annotations
 from trainer.data.mixture import check as check_folder
+from trainer.data.mixture import nothing_left
 from trainer.data.preview import write_preview
 from trainer.data.synthetic.dataset import write_dataset
 from trainer.reporter import Progress
@@ -83,8 +85,8 @@ def check(asked: Data, places: Places, progress: Progress) -> dict[str, Any]:
                    for split, counts in counts_of.items()},
         "sets": sets,
         "count": len(findings),
-        "findings": [str(one) for one in findings[:MOST_FINDINGS]],
-        "hints": broken.hint(findings, 0),
+        "findings": [str(one) for one in grouped(findings)[:MOST_FINDINGS]],
+        "hints": broken.hint(findings, 0, nothing_left(counts_of)),
     }  # fmt: skip
 
 

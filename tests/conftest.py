@@ -94,6 +94,16 @@ def rehearsals_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rehearsal, "in_child", _rehearse_here)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide the machine's cards from tests without a GPU.
+
+    Where torch sees one, its first backward pass starts threads, after which no forked process can
+    learn.
+    """
+    if "not gpu" in config.getoption("markexpr") and Path("/dev/nvidiactl").exists():
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest first and 800 short ones last: one worker would be idle while the other ends."""
     longest = {"test_a_seeded_sample_of_the_crash_points", "test_photographs_are_learnt_by_heart",

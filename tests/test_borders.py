@@ -171,7 +171,8 @@ def test_the_picture_leaves_out_what_follows_and_dashes_what_points_upwards():
 
 
 def test_what_kind_of_model_it_is_the_profile_says():
-    for path in [*(ROOT / "advisor").rglob("*.py"), *(ROOT / "trainer").rglob("*.py")]:
+    folders = ("advisor", "trainer", "studio", "tools", "benchmarks")
+    for path in (path for folder in folders for path in (ROOT / folder).rglob("*.py")):
         compared = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
                     if isinstance(node, ast.Compare)]  # fmt: skip
         named = [one.lineno for node in compared for one in ast.walk(node)

@@ -388,7 +388,10 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     },
     "docs/speed.md": {"shared": shared, "looped": looped, "learnt": learnt, "masked": masked},
     "docs/forecast.md": {
-        "accuracy": accuracy, "caching": caching, "drawn": drawn, "explained": explained,
+        "accuracy": accuracy,
+        "caching": caching,
+        "drawn": drawn,
+        "explained": explained,
     },
     "docs/lisa-tiny.md": {"tiny": tiny, "making": pretraining},
     "docs/weights.md": {"size": bf16_size},

@@ -69,8 +69,9 @@ def forecasts() -> str:
         json.loads(line)
         for line in (ROOT / "benchmarks" / "lattice.jsonl").read_text(encoding="utf-8").splitlines()
     ]
+    qwen = model_profile("qwen3-vl-4b").family
     ours = {row["name"]: row["held_out"] for row in drawn
-            if row["settings"]["model"] not in ("tiny", "7b", "7b-v1", "13b")}  # fmt: skip
+            if model_profile(row["settings"]["model"]).family == qwen}  # fmt: skip
     found = [row for row in _rows("forecast_rows") if row["name"] in ours]
     worst = {}
     for tier in ("tensors", "pool", "host"):

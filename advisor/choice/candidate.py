@@ -55,6 +55,6 @@ class Choice:
 
     best: Candidate
     considered: tuple[Candidate, ...]
-    ladder: tuple[Candidate, ...]
-    better: Candidate | None  # the next better plan, which does not fit
+    ladder: tuple[Candidate, ...] = ()
+    better: Candidate | None = None  # the next better plan, which does not fit
     alternatives: dict[str, Candidate] = field(default_factory=dict)  # by the order of preference

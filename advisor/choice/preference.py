@@ -12,6 +12,7 @@ from advisor.choice.candidate import Candidate
 from profiles.levers import from_most_to_least
 from profiles.preferences import Preference
 from profiles.settings import Quantization
+from profiles.text import counted
 
 # Best arithmetic first: as published, a scale a row, four bits.
 STORAGES: tuple[Quantization, ...] = from_most_to_least("quantization")
@@ -54,7 +55,7 @@ def why_not(candidate: Candidate, best: Candidate) -> str:
     change = candidate.speed.samples_per_second / best.speed.samples_per_second - 1
     more = candidate.needs.bytes - best.needs.bytes
     if plan.host_layers and not chosen.host_layers:
-        return f"streams {plan.host_layers} layers from host memory"
+        return f"streams {counted(plan.host_layers, 'layer')} from host memory"
     if STORAGES.index(plan.quantization) > STORAGES.index(chosen.quantization):
         return f"rounds the base weights to {plan.quantization}"
     if change <= 1 / SAME_PACE - 1:

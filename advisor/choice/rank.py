@@ -45,9 +45,16 @@ class Limits:
 
 
 def choose(
-    families: Sequence[Family], prefer: Preference, scales: Scales, limits: Limits
+    families: Sequence[Family],
+    prefer: Preference,
+    scales: Scales,
+    limits: Limits,
+    best_alone: bool = False,
 ) -> Choice | None:
-    """The preferred plan of `families`; None where no plan can be weighed."""
+    """The preferred plan of `families`, and the plans around it unless it is asked for alone.
+
+    None where no plan can be weighed.
+    """
     judged = list(chain.from_iterable(_largest(one, scales, limits) for one in families))
     if not judged:
         return None
@@ -60,10 +67,13 @@ def choose(
         return max(fitting, key=lambda c: preferred(order, c, fastest), default=closest)
 
     best = best_by(prefer)
+    considered = _considered(judged, best, lambda c: preferred(prefer, c, fastest))
+    if best_alone:
+        return Choice(best, considered)
     others = {order: best_by(order) for order in PREFERENCES if order != prefer}
     return Choice(
         best=best,
-        considered=_considered(judged, best, lambda c: preferred(prefer, c, fastest)),
+        considered=considered,
         ladder=_ladder(families, best, prefer, scales, limits),
         better=_better(families, best, prefer, scales, limits),
         alternatives={order: one for order, one in others.items() if one.plan != best.plan},

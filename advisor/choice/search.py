@@ -73,6 +73,7 @@ class Setting:
     image_tokens: int | None = None  # the data's largest picture takes, if clearly below the most
     exact: bool = False  # the plan chosen is forecast even where the grid reaches
     guess: float = 1.0  # the first correction of the grid's figures for plans beyond it
+    best_alone: bool = False  # nobody asks for the ladder, or other plans around it
 
 
 @dataclass(frozen=True)
@@ -98,20 +99,20 @@ def search(base: Plan, pinned: set[str], setting: Setting) -> Found | str:
         setting = replace(setting, rows=())
     correction = setting.guess
     if setting.data is not None and setting.live is not None:
-        first = _chosen(base, pinned, setting, text, 1.0)
+        first = _chosen(base, pinned, replace(setting, best_alone=True), text, 1.0)
         asked = first.choice.best.plan if first else base
-        told = setting.live(asked, None)
-        if not told.tiers:
-            return told.reason
-        text = told.text_tokens
+        exact = setting.live(asked, None)
+        if not exact.tiers:
+            return exact.reason
+        text = exact.text_tokens
         # As many masks as questions: pictures with fewer than the plan asks for.
-        questions = max(1, told.masks)
+        questions = max(1, exact.masks)
         if questions < base.questions_per_picture and "questions_per_picture" not in pinned:
             base = base.override([f"questions_per_picture={questions}"])
-        setting = replace(setting, questions=questions, counted_by=told.counted_by)
-        if (told.image_tokens or inf) < SMALLER * base.profile.most_image_tokens:
-            setting = replace(setting, image_tokens=told.image_tokens)
-            correction = _corrected(asked, told.tier("pool").bytes, setting, text, correction)
+        setting = replace(setting, questions=questions, counted_by=exact.counted_by)
+        if (exact.image_tokens or inf) < SMALLER * base.profile.most_image_tokens:
+            setting = replace(setting, image_tokens=exact.image_tokens)
+            correction = _corrected(asked, exact.tier("pool").bytes, setting, text, correction)
     if _in_grid(base, text, setting):
         known = _chosen(base, pinned, setting, text, None) or NONE_RUNS
         return known if isinstance(known, str) or not setting.exact else _exactly(known, setting)
@@ -131,12 +132,12 @@ def _forecast_until_it_stands(
         if found is None:
             return NONE_RUNS
         reckoned = found.choice.best
-        told = setting.live(reckoned.plan, text)
-        if not told.tiers:
-            return told.reason
-        best = _as_told(reckoned, told, setting)
+        exact = setting.live(reckoned.plan, text)
+        if not exact.tiers:
+            return exact.reason
+        best = _with_forecast(reckoned, exact, setting)
         share = best.needs.bytes / max(1, reckoned.needs.bytes)
-        found = replace(found, choice=_scaled(found.choice, best, share), forecast=told)
+        found = replace(found, choice=_scaled(found.choice, best, share), forecast=exact)
         fitting = found if best.verdict == "FITS" else fitting
         smallest = best.verdict != "FITS" and reckoned.verdict != "FITS"
         if share >= CLOSE and (smallest or best.verdict == "FITS"):
@@ -184,17 +185,17 @@ def _exactly(found: Found, setting: Setting) -> Found:
     best = found.choice.best
     if setting.live is None:
         return found
-    told = setting.live(best.plan, found.text_tokens)
-    if not told.tiers:
+    exact = setting.live(best.plan, found.text_tokens)
+    if not exact.tiers:
         return found
     if best.needs.basis != "forecast":
-        return replace(found, forecast=told)
-    between, best = best.needs.bytes, _as_told(best, told, setting)
+        return replace(found, forecast=exact)
+    between, best = best.needs.bytes, _with_forecast(best, exact, setting)
     source = f"{best.needs.source}; interpolated it was {gib(between)}"
     needs = best.needs.model_copy(update={"source": source})
     best = best.model_copy(update={"needs": needs})
     choice = replace(found.choice, best=best, considered=(best, *found.choice.considered[1:]))
-    return replace(found, choice=choice, forecast=told)
+    return replace(found, choice=choice, forecast=exact)
 
 
 def basis_text(needs: Bytes) -> str:
@@ -258,7 +259,7 @@ def _chosen(
         if (has_corners(one.plan) or "quantization" in pinned) and not setting.refusals(one.plan)
     ]
     limits = Limits(setting.budget, _refuting(setting, text), setting.spills)
-    choice = choose(open_ones, setting.prefer, scales, limits)
+    choice = choose(open_ones, setting.prefer, scales, limits, setting.best_alone)
     if choice is None:
         return None
     seen = choice.best.plan.with_pictures_of(setting.image_tokens)
@@ -344,7 +345,7 @@ def _needs(
     for took, row in rows[plan.quantization]:
         if took >= pool:
             break
-        if row.covers(plan):
+        if row.covers(seen):
             source = f"row {row.id}: {row.title}"
             if took != row.needed_bytes:
                 source += f", with torch {_minor(row.versions['torch'])}"
@@ -375,9 +376,9 @@ def _speed(setting: Setting, text: int, plan: Plan) -> Speed:
     return Speed(samples_per_second=speed, basis="forecast", source=source)
 
 
-def _as_told(candidate: Candidate, told: Forecast, setting: Setting) -> Candidate:
+def _with_forecast(candidate: Candidate, exact: Forecast, setting: Setting) -> Candidate:
     """The candidate with the bytes of its own forecast."""
-    pool, host = told.tier("pool").bytes, told.tier("host").bytes
+    pool, host = exact.tier("pool").bytes, exact.tier("host").bytes
     source = f"a forecast of this very plan{_counted(setting.counted_by)}"
     if (caching := caching_bytes(candidate.plan)) > pool:
         source += f": {CACHING} more than a step's {gib(pool)}"

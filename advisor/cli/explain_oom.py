@@ -41,15 +41,15 @@ def explain_oom_command(
     from advisor.report.text import PlainConsole
 
     first, last = _given(source)
-    told = explain(decoded(first, last))
+    found = explain(decoded(first, last))
     if last:
         note = f"only the first and the last {ENDS >> 20} MiB were read; lines are counted in these"
-        told = told.model_copy(update={"notes": (*told.notes, note)})
+        found = found.model_copy(update={"notes": (*found.notes, note)})
     if as_json:
-        say(json.dumps(told.model_dump(mode="json"), indent=2))
+        say(json.dumps(found.model_dump(mode="json"), indent=2))
     else:
-        print_explanation(told, PlainConsole())
-    raise typer.Exit(told.exit_code)
+        print_explanation(found, PlainConsole())
+    raise typer.Exit(found.exit_code)
 
 
 def _given(source: str) -> tuple[bytes, bytes]:

@@ -37,8 +37,8 @@ def advice_errors() -> Iterator[None]:
 
 def with_forecast(advice: Advice, live: LiveForecasts) -> Advice:
     """The advice with a forecast of its very plan, where it is for a card and has none yet."""
-    told, plan = advice.forecast, advice.plan
-    if plan is None or plan.device != "cuda" or (told and told.plan == plan):
+    forecast, plan = advice.forecast, advice.plan
+    if plan is None or plan.device != "cuda" or (forecast and forecast.plan == plan):
         return advice
     text = advice.text_tokens or plan.tokens.max_text_tokens
     return advice.model_copy(update={"forecast": live(plan, text)})
@@ -46,17 +46,19 @@ def with_forecast(advice: Advice, live: LiveForecasts) -> Advice:
 
 def step_picture(advice: Advice, live: LiveForecasts, kind: str) -> bytes | None:
     """A step of the advised plan as a file of that kind; None where no step can be followed."""
-    told = advice.forecast
-    if not told or not told.tiers or not advice.plan or not advice.budget or not advice.needs:
+    forecast = advice.forecast
+    if not forecast or not forecast.tiers:
         return None
-    step = live.step(advice.plan, told.text_tokens)
+    if not advice.plan or not advice.budget or not advice.needs:
+        return None
+    step = live.step(advice.plan, forecast.text_tokens)
     if step is None:
         return None
     for name, folder in libraries_caches().items():
         os.environ.setdefault(name, folder)
     from advisor.report.plot import picture
 
-    return picture(step, told, advice, kind)
+    return picture(step, forecast, advice, kind)
 
 
 def write_plot(advice: Advice, live: LiveForecasts, path: Path) -> None:

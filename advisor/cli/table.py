@@ -168,7 +168,7 @@ def _gib(number: int | None) -> str:
 
 def _judged(row: TestedRow, by_name: Mapping[str, TestedRow]) -> str:
     """What measured rows say of a claim, with their numbers."""
-    told = ""
+    text = ""
     for word, names in (("confirmed", row.confirmed_by), ("contradicted", row.contradicted_by)):
         facts = []
         for name in names:
@@ -181,5 +181,5 @@ def _judged(row: TestedRow, by_name: Mapping[str, TestedRow]) -> str:
                 took = f"out of memory at {_gib(other.limit_bytes)} GiB"
             facts.append(f"{name} {took}")
         if facts:
-            told += f"; {word} by {', '.join(facts)}"
-    return told + (f" ({json.dumps(row.versions)})" if row.source == "user" else "")
+            text += f"; {word} by {', '.join(facts)}"
+    return text + (f" ({json.dumps(row.versions)})" if row.source == "user" else "")

@@ -15,13 +15,13 @@ REMEDY = "lisa-advise --measure tries the plan on this card, and keeps what it t
 def newer_than_rows(installed: Mapping[str, str], rows: Iterable[TestedRow]) -> str:
     """The libraries of which this machine has a newer minor version than every row; '' if none."""
     seen = [row.versions for row in rows]
-    told = []
+    newer = []
     for name in LIBRARIES:
         newest = max((v[name] for v in seen if _minor(v.get(name, ""))), key=_minor, default="")
         here = installed.get(name, "")
         if newest and _minor(here) > _minor(newest):
-            told.append(f"{name} {_plain(here)} (rows: up to {_plain(newest)})")
-    return ", ".join(told)
+            newer.append(f"{name} {_plain(here)} (rows: up to {_plain(newest)})")
+    return ", ".join(newer)
 
 
 def _minor(version: str) -> tuple[int, ...]:

@@ -105,10 +105,10 @@ def causes(message: Message, use: Use, windows: bool) -> list[Cause]:
     asked = message.requested_bytes or 0
     found = [_others(use, asked), _scraps(use, asked, windows), _limit(message, use)]
     found += [_larger(use, asked), _refused(message, use, asked, windows)]
-    told = [one for one in found if one is not None]
-    if use.tensors >= (use.total - use.others) / 2 or not told:
-        told.append(_tensors(use))
-    return told
+    causes = [one for one in found if one is not None]
+    if use.tensors >= (use.total - use.others) / 2 or not causes:
+        causes.append(_tensors(use))
+    return causes
 
 
 def size(number: int) -> str:

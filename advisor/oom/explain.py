@@ -68,8 +68,8 @@ def explain(text: str) -> Explanation:
     firsts = _first_of_each(found)
     chosen = _chosen(firsts)
     phase, parts = phase_of(log, chosen)
-    told = _explained(chosen, _reliefs(parts), log.windows)
-    return told.model_copy(update={
+    explanation = _explained(chosen, _reliefs(parts), log.windows)
+    return explanation.model_copy(update={
         "phase": phase,
         "also": tuple(one for one in firsts if one is not chosen),
         "further": len(found) - len(firsts),
@@ -122,7 +122,7 @@ def _of_card(message: Message, reliefs: tuple[str, ...], windows: bool) -> Expla
     option = vram_option(message.total_bytes) if message.total_bytes else "--vram SIZE"
     use = use_of(message)
     windows = windows or (use is not None and use.spilled)
-    told = Explanation(
+    explanation = Explanation(
         memory="card",
         summary=_asked(message),
         message=message,
@@ -130,10 +130,10 @@ def _of_card(message: Message, reliefs: tuple[str, ...], windows: bool) -> Expla
         notes=(_NOT_NVIDIA,) if " on " in message.wording else (),
     )
     if use is None:
-        more = {"helps": (_LOOK,), "reliefs": reliefs, "notes": (*told.notes, _NO_FIGURES)}
-        return told.model_copy(update=more)
+        more = {"helps": (_LOOK,), "reliefs": reliefs, "notes": (*explanation.notes, _NO_FIGURES)}
+        return explanation.model_copy(update=more)
     found = causes(message, use, windows)
-    return told.model_copy(update={
+    return explanation.model_copy(update={
         "filled": tuple(use.parts()),
         "causes": tuple(found),
         "helps": tuple(text for one in found for text in one.helps),
@@ -160,12 +160,12 @@ def _of_report(short: Shortage) -> Explanation:
     """The explanation of what lisa-train recorded."""
     torchs = messages(Log.of(short.error))
     unknown = Message(memory="card", wording="PyTorch", text=short.error, line=1)
-    told = _explained(torchs[0] if torchs else unknown, (), windows=False)
+    explanation = _explained(torchs[0] if torchs else unknown, (), windows=False)
     taken = sorted(short.components.items(), key=lambda item: -item[1])
     left = _reliefs(EVERY, short.plan)
     reliefs = (next_relief(short.plan),) if short.phase == "loading" else left
-    return told.model_copy(update={
+    return explanation.model_copy(update={
         "phase": f"while {short.phase}, after {counted(short.step, 'step')}",
-        "filled": (*told.filled, *(Filled(part=name, bytes=held) for name, held in taken)),
+        "filled": (*explanation.filled, *(Filled(part=name, bytes=held) for name, held in taken)),
         "reliefs": reliefs,
     })  # fmt: skip

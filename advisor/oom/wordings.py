@@ -123,9 +123,9 @@ def _whole_lines(lines: Iterable[tuple[int, str]]) -> Iterator[Message]:
     """The messages that are recognised by their line as it is."""
     for number, line in lines:
         if "out of memory" in line and _OWN.search(line):
-            yield _told("run", "lisa-train", line, number)
+            yield _message("run", "lisa-train", line, number)
         elif "illed" in line and _KILLED.search(line):
-            yield _told("killed", "the shell", line, number, sure=False)
+            yield _message("killed", "the shell", line, number, sure=False)
 
 
 def _in_stream(stream: Stream, log: Log) -> Iterator[Message]:
@@ -154,11 +154,11 @@ def _in_stream(stream: Stream, log: Log) -> Iterator[Message]:
             if inside or _ADVICE.search(log.lines[line - 1][:_WINDOW]):
                 continue
             covered.append((match.start() - _NEAR, match.end() + _NEAR))
-            told = _told(wording.memory, wording.name, log.lines[line - 1], line, wording.sure)
-            yield told.model_copy(update={"rank": stream.rank})
+            read = _message(wording.memory, wording.name, log.lines[line - 1], line, wording.sure)
+            yield read.model_copy(update={"rank": stream.rank})
 
 
-def _told(memory: Memory, wording: str, line: str, number: int, sure: bool = True) -> Message:
+def _message(memory: Memory, wording: str, line: str, number: int, sure: bool = True) -> Message:
     return Message(memory=memory, wording=wording, text=_shown(line), line=number, sure=sure)
 
 

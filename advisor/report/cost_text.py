@@ -125,13 +125,13 @@ def _asked(duration: Duration) -> str:
 
 def _cards(several: Several) -> str:
     """Speed and time on one card and on more, each with its own best plan."""
-    told = []
+    parts = []
     for row in several.rows:
         number = counted(row.cards, "card") + ("" if row.best else " with this plan")
         speed = f"{row.samples_per_second:.2g} questions/s"
         speed += f" ({row.efficiency:.0%} each)" if row.cards > 1 else ""
-        told.append(f"{number} {time_text(row.seconds)}, {speed}")
-    return f"{'; '.join(told)} ({several.basis}; {several.link})"
+        parts.append(f"{number} {time_text(row.seconds)}, {speed}")
+    return f"{'; '.join(parts)} ({several.basis}; {several.link})"
 
 
 def _gain(several: Several, plan: Plan) -> str:

@@ -59,7 +59,8 @@ def _lacking_host(request: Request, gpu: Gpu, base: Plan, budget: Budget) -> Fin
     if budget.host is None:
         return None
     roomy = budget.model_copy(update={"host": None})
-    found = search(base, request.pinned, replace(request.setting(gpu, roomy), live=None))
+    setting = replace(request.setting(gpu, roomy), live=None, best_alone=True)
+    found = search(base, request.pinned, setting)
     if isinstance(found, str):
         return None
     fitting = [one for one in found.choice.considered if one.verdict == "FITS"]
@@ -146,7 +147,7 @@ def _without(
 ) -> Finding | None:
     given = assigned(request.overrides)
     rest = tuple(o for o in request.overrides if not assigned([o]).keys() & set(dropped))
-    other = replace(request, overrides=rest, live=None)
+    other = replace(request, overrides=rest, live=None, best_alone=True)
     try:
         found = search(base_plan(other, gpu, model), other.pinned, other.setting(gpu, budget))
     except PlanError:

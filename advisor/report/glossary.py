@@ -75,14 +75,14 @@ def explain(name: str) -> str:
     by_lower = {_bare(key): key for key in EXPLANATIONS} | ALIASES
     setting = setting_called(name)
     part = next((by_lower[one] for one in _singular(wanted) if one in by_lower), None)
-    told = [explain_setting(setting)] if setting else []
+    lines = [explain_setting(setting)] if setting else []
     spelled = {one.replace("_", " "): one for one in setting_names()} | by_lower
     close = difflib.get_close_matches(wanted, spelled, n=1)
     is_slip = close and difflib.SequenceMatcher(None, wanted, close[0]).ratio() > SLIP
     parts = [part] if part else [] if setting or is_slip else _within(wanted, by_lower)
-    told += [f"{one}: {EXPLANATIONS[one]}" for one in parts]
-    if told:
-        return "\n".join(told)
+    lines += [f"{one}: {EXPLANATIONS[one]}" for one in parts]
+    if lines:
+        return "\n".join(lines)
     hint = f"; did you mean {spelled[close[0]]!r}?" if close else ""
     where = "docs/words.md has every word, docs/plan.md every setting"
     raise ValueError(f"got {name!r}{hint}; {where}")

@@ -16,24 +16,24 @@ _OTHERS_SHOWN = 7
 _LEAST_SHARE = 0.005
 
 
-def print_explanation(told: Explanation, console: Console) -> None:
+def print_explanation(found: Explanation, console: Console) -> None:
     """The answer first, then what filled the card, why, and what helps, in this order."""
-    headline = Text(told.summary, style="bold" if told.memory else "bold magenta")
-    if told.phase:
-        headline.append(f", {told.phase}", style="default")
+    headline = Text(found.summary, style="bold" if found.memory else "bold magenta")
+    if found.phase:
+        headline.append(f", {found.phase}", style="default")
     console.print(headline)
-    if told.command:
+    if found.command:
         console.print()
         # Never wrapped: a command that is cut in two cannot be pasted.
-        line = Text("  ").append(told.command, style="bold cyan")
+        line = Text("  ").append(found.command, style="bold cyan")
         console.print(line.append("   advises a plan that fits", style="dim"), soft_wrap=True)
-    if told.filled:
-        _section(console, "What filled the card", _filled(told))
-    _section(console, "Why", _listed("-", tuple(one.text for one in told.causes)))
-    _section(console, "What helps", _listed("-", told.helps))
-    _section(console, "A smaller plan, the cheapest first", _listed("1", told.reliefs))
-    _section(console, "The log", _listed("-", _log(told)))
-    _section(console, "Notes", _listed("-", told.notes))
+    if found.filled:
+        _section(console, "What filled the card", _filled(found))
+    _section(console, "Why", _listed("-", tuple(one.text for one in found.causes)))
+    _section(console, "What helps", _listed("-", found.helps))
+    _section(console, "A smaller plan, the cheapest first", _listed("1", found.reliefs))
+    _section(console, "The log", _listed("-", _log(found)))
+    _section(console, "Notes", _listed("-", found.notes))
 
 
 def _section(console: Console, title: str, body: Table | None) -> None:
@@ -50,13 +50,13 @@ def _listed(mark: str, lines: tuple[str, ...]) -> Table:
     return table
 
 
-def _filled(told: Explanation) -> Table:
+def _filled(found: Explanation) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim")
     table.add_column(justify="right", no_wrap=True)
     table.add_column(justify="right", no_wrap=True, style="dim")
-    total = told.message.total_bytes if told.message else None
-    for one in told.filled:
+    total = found.message.total_bytes if found.message else None
+    for one in found.filled:
         if total and one.bytes < _LEAST_SHARE * total and one.part != "free":
             continue
         share: RenderableType = f"{one.bytes / total:.0%}" if total else ""
@@ -64,17 +64,17 @@ def _filled(told: Explanation) -> Table:
     return table
 
 
-def _log(told: Explanation) -> tuple[str, ...]:
+def _log(found: Explanation) -> tuple[str, ...]:
     """Which message decided, and what else is there."""
-    if told.message is None:
+    if found.message is None:
         return ()
-    lines = [f"{_place(told.message)} decides: {told.message.text}"]
-    lines += [f"also {_place(one)}: {one.text}" for one in told.also[:_OTHERS_SHOWN]]
-    rest = len(told.also) - _OTHERS_SHOWN
+    lines = [f"{_place(found.message)} decides: {found.message.text}"]
+    lines += [f"also {_place(one)}: {one.text}" for one in found.also[:_OTHERS_SHOWN]]
+    rest = len(found.also) - _OTHERS_SHOWN
     if rest > 0:
         lines.append(f"and {counted(rest, 'more process', 'more processes')}: see --json")
-    if told.further:
-        lines.append(f"{counted(told.further, 'message')} after the first of a process left out")
+    if found.further:
+        lines.append(f"{counted(found.further, 'message')} after the first of a process left out")
     return tuple(lines)
 
 

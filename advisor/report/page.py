@@ -72,12 +72,12 @@ def page(
 
 def bar(advice: Advice) -> list[Segment]:
     """What fills the card at the peak, by component, and what stays free of what is usable."""
-    told, budget = advice.forecast, advice.budget
-    if told is None or not told.tiers or budget is None:
+    forecast, budget = advice.forecast, advice.budget
+    if forecast is None or not forecast.tiers or budget is None:
         return []
-    pool, tensors = told.tier("pool").bytes, told.tier("tensors").bytes
+    pool, tensors = forecast.tier("pool").bytes, forecast.tier("tensors").bytes
     whole = max(budget.cap_bytes, pool, 1)
-    live = sorted(told.live_at_peak.items(), key=lambda item: -item[1])
+    live = sorted(forecast.live_at_peak.items(), key=lambda item: -item[1])
     large = [(name, size) for name, size in live if size >= LEAST_SHARE * whole]
     rest = tensors - sum(size for _, size in large)
     parts = [*large, ("others", rest), ("gaps of the pool", pool - tensors)]
@@ -92,10 +92,10 @@ def bar(advice: Advice) -> list[Segment]:
 
 def compared(advice: Advice, run: Run) -> Iterator[tuple[str, str, str, str]]:
     """(what, forecast, measured, error) of a run; the forecast only where it is of its plan."""
-    told, seen = advice.forecast, run.measured
+    forecast, seen = advice.forecast, run.measured
     same = advice.plan is not None and run.plan.content_hash == advice.plan.content_hash
-    tensors = told.tier("tensors").bytes if same and told and told.tiers else None
-    pool = told.tier("pool").bytes if same and told and told.tiers else None
+    tensors = forecast.tier("tensors").bytes if same and forecast and forecast.tiers else None
+    pool = forecast.tier("pool").bytes if same and forecast and forecast.tiers else None
     if pool is None and same and advice.needs is not None:
         pool = advice.needs.bytes
     yield _compared("tensors, GiB", tensors, seen.peak_allocated_bytes, GIB)
@@ -140,10 +140,10 @@ def _memory(advice: Advice) -> Iterator[tuple[str, str, str, str]]:
 
 def _usable_share(advice: Advice) -> float:
     """Where the limit is on the bar, in percent."""
-    told, budget = advice.forecast, advice.budget
-    if told is None or not told.tiers or budget is None:
+    forecast, budget = advice.forecast, advice.budget
+    if forecast is None or not forecast.tiers or budget is None:
         return 0.0
-    return 100 * budget.usable.bytes / max(budget.cap_bytes, told.tier("pool").bytes, 1)
+    return 100 * budget.usable.bytes / max(budget.cap_bytes, forecast.tier("pool").bytes, 1)
 
 
 def _compared(

@@ -55,14 +55,14 @@ class Level:
     width: float
 
 
-def levels(advice: Advice, told: Forecast) -> list[Level]:
+def levels(advice: Advice, forecast: Forecast) -> list[Level]:
     """The lines of the picture: what a run may take and what it takes, with the text's figures.
 
     The forecast's pool and tensors have lines of their own where they differ from the plan's figure
     or the step's peak, as beside a measured row.
     """
     assert advice.budget is not None and advice.needs is not None
-    pool = told.tier("pool").bytes
+    pool = forecast.tier("pool").bytes
     what = "building the feature cache" if CACHING in advice.parts else "plan needs"
     found = [
         Level("capacity", advice.budget.cap_bytes, "--", 0.9),
@@ -74,7 +74,7 @@ def levels(advice: Advice, told: Forecast) -> list[Level]:
     return found
 
 
-def figure(step: Timeline, told: Forecast, advice: Advice) -> Figure:
+def figure(step: Timeline, forecast: Forecast, advice: Advice) -> Figure:
     """The picture of a step, with the figures of the advice and of its forecast."""
     parts = shown_parts(step)
     with matplotlib.rc_context(STYLE):
@@ -85,7 +85,7 @@ def figure(step: Timeline, told: Forecast, advice: Advice) -> Figure:
         faces = [_face(colour, n) for n, colour in enumerate(colours)]
         totals = _draw_parts(axes, parts, faces)
         place = totals.index(max(totals))
-        lines = levels(advice, told)
+        lines = levels(advice, forecast)
         for level in lines:
             axes.axhline(level.bytes / GIB, color=INK, linestyle=level.style, linewidth=level.width)
         top = max(max(totals), *(level.bytes for level in lines))
@@ -93,7 +93,7 @@ def figure(step: Timeline, told: Forecast, advice: Advice) -> Figure:
         axes.plot([place + 0.5], [peak], marker="v", color=INK, markerfacecolor="white",
                   linestyle="", label="peak")  # fmt: skip
         _label_axes(axes, step, len(totals), top / GIB)
-        _legends(axes, lines, _peak_name(told, max(totals)), peak,
+        _legends(axes, lines, _peak_name(forecast, max(totals)), peak,
                  {name: sizes[place] for name, sizes in parts.items()}, faces)  # fmt: skip
         first, *below = heads(advice, step.plan)
         found.text(0.07, 0.945, first, fontsize=12, color=INK)
@@ -102,7 +102,7 @@ def figure(step: Timeline, told: Forecast, advice: Advice) -> Figure:
     return found
 
 
-def picture(step: Timeline, told: Forecast, advice: Advice, kind: str) -> bytes:
+def picture(step: Timeline, forecast: Forecast, advice: Advice, kind: str) -> bytes:
     """The picture as a file of that kind: png, svg or pdf."""
     file = BytesIO()
     told_by = "Subject" if kind == "pdf" else "Description"
@@ -111,7 +111,7 @@ def picture(step: Timeline, told: Forecast, advice: Advice, kind: str) -> bytes:
     bare = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     undated = {"svg": bare, "pdf": {"CreationDate": None}}.get(kind, {})
     with matplotlib.rc_context(STYLE):
-        figure(step, told, advice).savefig(file, format=kind, metadata=named | undated)
+        figure(step, forecast, advice).savefig(file, format=kind, metadata=named | undated)
     return file.getvalue()
 
 
@@ -172,12 +172,12 @@ def _label_axes(axes: Axes, step: Timeline, moments: int, top: float) -> None:
     axes.tick_params(axis="x", which="minor", length=0)
 
 
-def _peak_name(told: Forecast, peak: int) -> str:
+def _peak_name(forecast: Forecast, peak: int) -> str:
     """What the highest point is called: the forecast's tensors, unless they peak elsewhere."""
-    tensors = told.tier("tensors").bytes
+    tensors = forecast.tier("tensors").bytes
     if peak == tensors:
         return "peak of tensors"
-    where = max(told.phases, key=lambda phase: told.phases[phase])
+    where = max(forecast.phases, key=lambda phase: forecast.phases[phase])
     return f"peak of this step; {where}: {gib(tensors)};"
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from advisor.choice.candidate import Reason
-from advisor.choice.preference import STORAGES
+from advisor.choice.preference import AFFORDABLE, STORAGES, fastest_of
 from advisor.choice.search import (
     Found,
     largest_micro_batch,
@@ -23,8 +23,9 @@ from profiles.overrides import assigned
 from profiles.pictures import limits_for
 from profiles.plan import Plan
 from profiles.settings import Quantization
-from profiles.sizes import gib, mib
+from profiles.sizes import GIB, gib, mib
 from profiles.tested import TestedRow
+from profiles.text import counted
 
 # The steps up from the published r=8 on q and v, with alpha twice the rank.
 NEXT_ADAPTERS: tuple[dict[str, Any], ...] = (
@@ -78,7 +79,8 @@ def _batch_reasons(found: Found, budget: Budget) -> Iterator[Reason]:
     yield Reason(
         setting="micro_batch", value=str(plan.micro_batch), because=because, basis=best.needs.basis
     )
-    because = f"kept: micro-batch {plan.micro_batch} x {plan.accumulation} forward passes"
+    passes = counted(plan.accumulation, "forward pass", "forward passes")
+    because = f"kept: micro-batch {plan.micro_batch} x {passes}"
     if plan.questions_per_picture > 1:
         because += f", where every picture has {plan.questions_per_picture} questions"
     value = str(plan.effective_batch)
@@ -103,8 +105,8 @@ def _sharing_reason(found: Found) -> Reason:
 
 def _picture_reason(found: Found) -> Reason:
     """What the limit of a picture's size costs, against three quarters of its side."""
-    seen = found.forecast.image_tokens if found.forecast is not None else None
-    plan = found.choice.best.plan.with_pictures_of(seen)
+    best = found.choice.best.plan
+    plan = best.with_pictures_of(_largest(found))
     tokens = plan.profile.most_image_tokens
     fewer = tokens * 9 // 16
     limits = limits_for(plan, fewer)
@@ -122,8 +124,13 @@ def _picture_reason(found: Found) -> Reason:
             f"trains {then / now:.1f} times as fast, and changes what the model sees"
         )
     return Reason(
-        setting="max_pixels", value=str(plan.max_pixels), because=because, basis="forecast"
+        setting="max_pixels", value=str(best.max_pixels), because=because, basis="forecast"
     )
+
+
+def _largest(found: Found) -> int | None:
+    """Tokens of the data's largest picture, where a forecast looked at it."""
+    return found.forecast.image_tokens if found.forecast is not None else None
 
 
 def _bytes_of_tokens(found: Found, count: int) -> int | None:
@@ -143,8 +150,8 @@ def _storage_reason(found: Found) -> Reason:
     finer = STORAGES[: STORAGES.index(storage)]
     because = "fits without rounding the base weights"
     if finer:
-        told = [text for name in finer if (text := _against_finer(found, name))]
-        because = "; ".join(told) or "your settings rule out storage that rounds less"
+        against = [text for name in finer if (text := _against_finer(found, name))]
+        because = "; ".join(against) or "your settings rule out storage that rounds less"
     return Reason(setting="quantization", value=storage, because=because, basis="forecast")
 
 
@@ -161,12 +168,17 @@ def _against_finer(found: Found, storage: Quantization) -> str:
         return f"{name} needs {gib(least.needs.bytes)} or more ({least.why_not})"
     on_card = [one for one in fitting if not one.plan.host_layers]
     quick = max(on_card or fitting, key=lambda one: one.speed.samples_per_second)
-    slower = 1 - quick.speed.samples_per_second / best.speed.samples_per_second
-    name = storage_text(quick.plan)
+    name, speed = storage_text(quick.plan), quick.speed.samples_per_second
+    fastest = fastest_of(one for one in considered if one.verdict == "FITS")
+    if on_card and speed < AFFORDABLE * fastest:
+        return f"{name} would train {1 - speed / fastest:.1%} slower than the fastest plan"
+    slower = 1 - speed / best.speed.samples_per_second
+    pace = f"{slower:.0%} slower" if slower >= 0.005 else ""
     if on_card:
-        return f"{name} would train {slower:.0%} slower"
-    streamed = f"{quick.plan.host_layers} layers in host memory"
-    return f"{name} fits only with {streamed} ({slower:.0%} slower)"
+        more = gib(max(0, quick.needs.bytes - best.needs.bytes))
+        return f"{name} would train {pace}" if pace else f"{name} takes {more} more"
+    streamed = f"{name} fits only with {counted(quick.plan.host_layers, 'layer')} in host memory"
+    return f"{streamed} ({pace})" if pace else streamed
 
 
 def _adapter_reason(found: Found, budget: Budget) -> Reason:
@@ -180,7 +192,7 @@ def _adapter_reason(found: Found, budget: Budget) -> Reason:
         needs = _more_bytes(plan, found)
         if needs is None:
             continue
-        price = f"{gib(needs)} more"
+        price = f"{gib(needs)} more" if needs >= 0.005 * GIB else "nothing more at the peak"
         speeds = found.scales.speed(plan), best.speed
         slower = 1 - speeds[0].samples_per_second / speeds[1].samples_per_second
         price += f", {slower:.0%} slower" if slower >= 0.005 else ", as fast"
@@ -198,8 +210,9 @@ def _more_bytes(plan: Plan, found: Found) -> int | None:
 
     The chosen one's own figure may be a row's, or not interpolated: their difference is no price.
     """
-    text = found.text_tokens
-    there, here = (nearest(one, text) for one in (plan, found.choice.best.plan))
+    text, largest = found.text_tokens, _largest(found)
+    both = plan.with_pictures_of(largest), found.choice.best.plan.with_pictures_of(largest)
+    there, here = (nearest(one, text) for one in both)
     if there is None or here is None:
         return None
     return max(0, there.pool_bytes - here.pool_bytes)

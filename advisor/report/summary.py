@@ -197,11 +197,11 @@ def alternatives(advice: Advice) -> Iterator[tuple[str, str]]:
         worth = _is_worth_saying(order, other, best, advice.budget.usable.bytes)
         if worth and other.plan not in seen:
             seen.append(other.plan)
-            told = f"{changes(other.plan, best.plan)}: {change(other, best)}"
-            yield order, told + _why_not_usual(order, other, best, advice.prefer)
+            text = f"{changes(other.plan, best.plan)}: {change(other, best)}"
+            yield order, text + _why_not_usual(order, other, best, advice.prefer)
     if advice.better is not None and advice.better_card_gib is not None:
-        told = f"{changes(advice.better.plan, best.plan)}: {change(advice.better, best)}"
-        yield "larger", f"a card of {advice.better_card_gib} GiB: {told}"
+        text = f"{changes(advice.better.plan, best.plan)}: {change(advice.better, best)}"
+        yield "larger", f"a card of {advice.better_card_gib} GiB: {text}"
 
 
 def _why_not_usual(order: str, other: Candidate, best: Candidate, prefer: Preference) -> str:

@@ -194,7 +194,7 @@ def plan_lines(plan: Plan, duration: Duration | None = None) -> Iterator[tuple[s
         yield "LoRA", f"{lora_text(plan)}, alpha {plan.lora.alpha:g}, dropout {plan.lora.dropout:g}"
     yield "batch", batch_words(plan)
     yield "checkpointed", f"{plan.checkpointed_layers} of {layers} decoder layers"
-    placed = [f"{plan.host_layers} decoder layers"] if plan.host_layers else []
+    placed = [counted(plan.host_layers, "decoder layer")] if plan.host_layers else []
     placed += ["embedding and head"] if plan.host_embeddings else []
     if placed:
         yield "on the host", ", ".join(placed)

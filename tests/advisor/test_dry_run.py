@@ -14,6 +14,7 @@ from advisor.cost.duration import REASON_SEG, Timed, duration_of
 from advisor.dry_run import measured
 from advisor.machine.evidence import Evidence
 from advisor.machine.gpu import Gpu, Machine
+from advisor.memory.forecast import Forecast
 from advisor.preflight import advise
 from profiles.exchange import gradient_bytes, rebuilt_bytes
 from profiles.measurement import Measurement
@@ -98,6 +99,22 @@ def test_of_several_processes_one_is_tried_alone(monkeypatch: pytest.MonkeyPatch
     assert found.needs.bytes == round(6.2 * GIB) + beside and beside > 100 * 2**20
     assert "several processes" in found.needs.source
     assert row.forecast_bytes == asked.needs.bytes - beside
+
+
+def test_a_plan_for_smaller_pictures_is_tried_with_these(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the plan's largest it would run out of memory; its row stands for no larger ones."""
+    child = Child(monkeypatch, "FITS")
+    asked = advise(MACHINE, "qwen3-vl-4b", evidence=Evidence.shipped())
+    assert asked.plan is not None
+    told = Forecast(plan=asked.plan, verdict="UNKNOWN", compute_capability=(8, 9), masks=3,
+                    text_tokens=512, image_tokens=408)  # fmt: skip
+    found = measured(asked.model_copy(update={"forecast": told}), print)
+    ((tried, _),) = child.asked
+    assert tried.profile.most_image_tokens == 408 and found.plan == asked.plan
+    (row,) = [row for row in read_table().rows if row.source == "user"]
+    assert row.covers(asked.plan.with_pictures_of(408)) and not row.covers(asked.plan)
+    assert row.data_shape is not None and row.data_shape.image_tokens == 408
+    assert found.duration is not None and "trial" in found.duration.basis
 
 
 @pytest.mark.parametrize("bad", ["OOM", "SPILLS"])

@@ -599,6 +599,18 @@ def test_the_longest_sample_of_the_data_is_reckoned_with(tmp_path):
     assert _quality(advice) >= _quality(_advise(vram_gib=12, model="13b"))
 
 
+@pytest.mark.parametrize("prefer", ["usual", "headroom"])
+@pytest.mark.parametrize("size", [5, 6, 8, 11, 12, 16])
+def test_what_speaks_against_less_rounding_is_what_decided(size, prefer):
+    """Usually a tenth of the fastest plan's speed; nothing is said to be slower by less."""
+    because = _reason(_advise(vram_gib=size, prefer=prefer), "quantization").because
+    shares = [float(share) for share in re.findall(r"([-.\d]+)% slower", because)]
+    assert all(share > 0 for share in shares), because
+    for share in re.findall(r"([.\d]+)% slower than the fastest", because):
+        assert float(share) >= 10
+    assert prefer == "headroom" or not re.search(r"would train [.\d]+% slower(?! than)", because)
+
+
 @pytest.mark.parametrize("tokens", [408, 1000])
 def test_the_largest_picture_of_the_data_is_reckoned_with(tmp_path, tokens):
     """Its tokens make activations smaller, and not the weights; the plan's own limit stays."""
@@ -625,7 +637,8 @@ def test_the_largest_picture_of_the_data_is_reckoned_with(tmp_path, tokens):
     if tokens == 408:
         assert asked[-1] == advice.plan and len(asked) <= 5
         assert _quality(advice) > _quality(whole)
-        assert "up to 408 tokens" in _reason(advice, "max_pixels").because
+        why = _reason(advice, "max_pixels")
+        assert "up to 408 tokens" in why.because and why.value == str(whole.plan.max_pixels)
     else:
         assert len(asked) == 1 and advice.plan == whole.plan, "the grid is close enough, and quick"
 

@@ -46,7 +46,7 @@ from trainer.model.weights import WeightsError
 from trainer.run import checkpoint
 from trainer.run.checkpoint import CheckpointError
 from trainer.run.checkpoint_files import damage, read_facts
-from trainer.run.folder import STATE
+from trainer.run.folder import STATE, TRAINED, is_complete
 from trainer.run.started import CannotResume, Started
 
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -358,6 +358,24 @@ def test_a_state_of_nothing_is_a_checkpoint_error(tmp_path: Path, text: str) -> 
     (tmp_path / "state.json").write_text(text)
     (tmp_path / STATE).write_bytes(save({"b": torch.ones(1)}))
     with pytest.raises(CheckpointError, match="its state cannot be read"):
+        checkpoint.load_state(tmp_path)
+
+
+def test_a_pipe_in_a_run_folder_is_as_good_as_damaged(tmp_path: Path) -> None:
+    """Opening one waits for a writer, and so did `--resume`, for ever."""
+    for name in ("manifest.json", "facts.json", "summary.json", "state.json", STATE):
+        os.mkfifo(tmp_path / name)
+    (tmp_path / "overlay.png").touch()
+    assert not is_complete(tmp_path) and read_facts(tmp_path) == {}
+    assert "is a pipe" in damage(tmp_path)
+    with pytest.raises(CheckpointError, match="is a pipe"):
+        checkpoint.load_state(tmp_path)
+    (tmp_path / "manifest.json").unlink()
+    (tmp_path / "manifest.json").write_text(json.dumps({STATE: "0", TRAINED: "0"}))
+    assert "is a pipe" in damage(tmp_path)
+    (tmp_path / "state.json").unlink()
+    (tmp_path / "state.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="is a pipe"):
         checkpoint.load_state(tmp_path)
 
 

@@ -2,6 +2,8 @@
 
 import pytest
 
+from advisor.choice.candidates import families
+from advisor.report.plan_words import LEVERS
 from profiles.levers import (
     MAY_CHANGE_ON_FALLBACK,
     MAY_CHANGE_ON_RESUME,
@@ -38,6 +40,15 @@ def test_what_may_change_leaves_the_recipe_alone():
 def test_what_the_fallback_changes_by_itself_saves_memory():
     for name in MAY_CHANGE_ON_FALLBACK - {"accumulation"}:  # which follows the micro-batch
         assert SETTINGS[name].saves is not None, name
+
+
+def test_who_goes_through_the_levers_by_name_leaves_none_out():
+    """The words of a plan, and the choice: a new lever fails here until both have it."""
+    spoken = {name for name in MAY_CHANGE_ON_FALLBACK if SETTINGS[name].phrase is not None}
+    assert spoken == {*LEVERS, "host_embeddings"}
+    plans = [one.at(step) for one in families(CARD, ()) for step in range(len(one.path))]
+    chosen = {name for name in Plan.model_fields if len({getattr(p, name) for p in plans}) > 1}
+    assert chosen == MAY_CHANGE_ON_FALLBACK
 
 
 @pytest.mark.parametrize("name", [name for name, t in SETTINGS.items() if t.saves and t.counts])

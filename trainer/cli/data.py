@@ -128,21 +128,22 @@ def _in_words(counts: Mapping[str, Any]) -> str:
 def check_data_folder(folder: Path, skip_broken: Text = None) -> int:
     from profiles.skipping import read_most
     from trainer.data import broken
-    from trainer.data.mixture import check
+    from trainer.data.findings import grouped
+    from trainer.data.mixture import check, nothing_left
 
     with user_errors():
         most = read_most(skip_broken)
         counts_of, others, findings = check(folder, LineProgress(patience=10))
     if not broken.may_be_left_out(findings, most):
-        for finding in findings:
+        for finding in grouped(findings):
             tell(f"  - {finding}")
         tell(f"{counted(len(findings), 'finding')} in {folder}")
-        for line in broken.hint(findings, most):
+        for line in broken.hint(findings, most, nothing_left(counts_of)):
             tell(line)
         return EXIT_USAGE
+    if rest := nothing_left(counts_of):
+        fail(f"{folder}: {rest}\n    hint: fix some")
     for split, counts in counts_of.items():
-        if not counts:
-            fail(f"{folder}: no valid item would be left in {split}\n    hint: fix some")
         say(f"{split}: {_in_words(counts)}")
     for data_set in others:
         masks = sum(1 for picture in data_set.pictures for _ in picture.all_masks())

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from profiles.streams import tell
+from trainer.parallel.launch import end_with_parent
 from trainer.process import clear_leftover_variables, work_offline
 from trainer.serve.limits import RESIDENT
 
@@ -57,4 +58,5 @@ def _loaded(asked: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
 
 
 if __name__ == "__main__":
+    end_with_parent()  # without its server it would go on until the model is loaded
     main()

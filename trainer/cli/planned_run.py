@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from profiles.files import write_whole
+from profiles.files import read_object, write_whole
 from profiles.streams import tell
 from trainer.run.expected import NOTHING, Expected
 from trainer.run.folder import is_complete, reopen
@@ -45,7 +44,7 @@ class PlannedRun:
         from profiles.plan import Plan
 
         try:
-            document = json.loads((self.folder / ADVICE).read_text(encoding="utf-8"))
+            document = read_object(self.folder / ADVICE)
             if Plan.parse(document["plan"]) != self.plan:
                 return NOTHING
             seconds = None if self.resumes else _number(document, "duration", "seconds")

@@ -93,21 +93,21 @@ def weakest(machine: Machine) -> Machine:
     from advisor.machine.gpu import Machine
 
     _report_card(ranks, machine)
-    told = [Machine.model_validate_json(text) for text in ranks.hear(CARD)]
+    heard = [Machine.model_validate_json(text) for text in ranks.hear(CARD)]
     here = len(ranks.of_machine)
-    machines = [_joined(told[first : first + here]) for first in range(0, ranks.count, here)]
+    machines = [_joined(heard[first : first + here]) for first in range(0, ranks.count, here)]
     found = min((one for one in machines if one.gpus), key=_weakness, default=machines[0])
     if len({gpu.name for one in machines for gpu in one.gpus}) > 1:
         tell(f"{ranks.count} ranks have different cards; the plan is for the weakest, "
              f"{min(found.gpus, key=_strength).name}")  # fmt: skip
-    free = [one.host_available_bytes for one in told if one.host_available_bytes is not None]
+    free = [one.host_available_bytes for one in heard if one.host_available_bytes is not None]
     return found.model_copy(update={"host_available_bytes": min(free, default=None)})
 
 
-def _joined(told: list[Machine]) -> Machine:
+def _joined(heard: list[Machine]) -> Machine:
     """A machine with the cards of its ranks, as each of them sees its own."""
-    cards = {gpu.uuid or gpu.index: gpu for one in told for gpu in one.gpus}
-    return told[0].model_copy(update={"gpus": tuple(cards.values())})
+    cards = {gpu.uuid or gpu.index: gpu for one in heard for gpu in one.gpus}
+    return heard[0].model_copy(update={"gpus": tuple(cards.values())})
 
 
 def _weakness(machine: Machine) -> tuple[int, tuple[int, ...]]:
@@ -172,8 +172,8 @@ def collect_shortages(run: Path) -> None:
     if ranks.count == 1:
         return
     known = list(shortages(run).values())
-    for told in ranks.hear(SHORTAGES, range(1, ranks.count)):
-        for text in json.loads(told):
+    for heard in ranks.hear(SHORTAGES, range(1, ranks.count)):
+        for text in json.loads(heard):
             if (short := Shortage.model_validate_json(text)) not in known:
                 known.append(short)
                 write_whole(new_place(run) / REPORT, text + "\n")
@@ -199,31 +199,31 @@ def join(run: Path, data: Path | None, cache: Path | None) -> None:
     ranks.say(SHORTAGES, json.dumps(reports))
     _report_card(ranks, probe())
     (text,) = ranks.hear(RUN, range(1))
-    told = json.loads(text)
-    if "code" in told:  # rank 0 has ended before the run began
-        if told["code"] and ranks.is_first and told["host"] != host():
-            tell(f"error: {told['host']}, rank 0: {told['error']}")
+    sent = json.loads(text)
+    if "code" in sent:  # rank 0 has ended before the run began
+        if sent["code"] and ranks.is_first and sent["host"] != host():
+            tell(f"error: {sent['host']}, rank 0: {sent['error']}")
         ranks.end_together()
-        raise typer.Exit(told["code"])
-    started = Started.parse(json.dumps(told["started"]))
+        raise typer.Exit(sent["code"])
+    started = Started.parse(json.dumps(sent["started"]))
     started = replace(started, data=data or started.data, cache=cache or started.cache)
-    plan, folder = Plan.parse(told["plan"]), Path(told["folder"])
-    begun = PlannedRun(plan, folder, started, resumes=told["resumes"])
+    plan, folder = Plan.parse(sent["plan"]), Path(sent["folder"])
+    begun = PlannedRun(plan, folder, started, resumes=sent["resumes"])
     os.environ.update({k: v for k, v in started.environment.items() if k not in os.environ})
     problem, found = "", None
     try:
         found = read_data(begun)
-        _check_machine(begun, found, told, ranks)
+        _check_machine(begun, found, sent, ranks)
     except OSError as error:
         problem = refused(error)
     except ValueError as error:
         problem = str(error)
     _all_ready(ranks, problem)
     assert found is not None
-    train_here(begun, found, told["checkpoint"] and Path(told["checkpoint"]))
+    train_here(begun, found, sent["checkpoint"] and Path(sent["checkpoint"]))
 
 
-def _check_machine(run: PlannedRun, data: Data, told: Mapping[str, object], ranks: Ranks) -> None:
+def _check_machine(run: PlannedRun, data: Data, sent: Mapping[str, object], ranks: Ranks) -> None:
     """Raise ValueError if this machine has other data or weights than rank 0's.
 
     The first of a machine's ranks compares all pictures; on rank 0's this has been done.
@@ -232,9 +232,9 @@ def _check_machine(run: PlannedRun, data: Data, told: Mapping[str, object], rank
     from trainer.model.weights import weight_source
     from trainer.run.data_digests import digests
 
-    if (base := weight_source(run.plan).fingerprint) != told["base"]:
+    if (base := weight_source(run.plan).fingerprint) != sent["base"]:
         raise ValueError(
-            f"{run.plan.weights}: base weights {base}; rank 0 on {told['host']} has {told['base']}"
+            f"{run.plan.weights}: base weights {base}; rank 0 on {sent['host']} has {sent['base']}"
             "\n    hint: copy its folder to this machine"
         )
     if run.started.adapter is not None:
@@ -245,12 +245,12 @@ def _check_machine(run: PlannedRun, data: Data, told: Mapping[str, object], rank
         return
     contents = Contents(run.started.data, run.started.cache, LineProgress(patience=10))
     now = digests(data.train, data.val, data.left_out, contents)
-    if _digest(replace(run.started, digests=now)) != told["data"]:
+    if _digest(replace(run.started, digests=now)) != sent["data"]:
         here = counted(len(data.train), "training sample"), len(data.val)
         raise ValueError(
-            f"{run.started.data}: not the data of rank 0 on {told['host']}, which has "
+            f"{run.started.data}: not the data of rank 0 on {sent['host']}, which has "
             "{} and {}; here are {} and {}\n    hint: copy them from there".format(
-                *told["samples"],
+                *sent["samples"],
                 *here,  # type: ignore[misc]
             )
         )

@@ -233,7 +233,7 @@ def _answered(
     for question, stem in asked:
         try:
             rows.append(_written(question, next(answers), stem, as_json, several))
-        except StopIteration:  # it ended with the error told before
+        except StopIteration:  # it ended with the error printed before
             rows.append(row_of_unanswered(question, why))
         except (OSError, ValueError) as error:
             if not several:

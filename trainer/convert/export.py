@@ -193,7 +193,7 @@ def card(
     The records may come from elsewhere: their text is escaped there, and none of it is in the
     block of YAML, which others act upon.
     """
-    told = [f"- {_text(n)}: {_text(str(one or 'not stated'))}" for n, one in licences.items()]
+    lines = [f"- {_text(n)}: {_text(str(one or 'not stated'))}" for n, one in licences.items()]
     title = f"LISA-{plan.model}, fine-tuned" + (" and merged" if merged else "")
     sections = [
         "---\nlibrary_name: lisa-preflight\ntags: [reasoning-segmentation, lisa]\n---",
@@ -201,7 +201,7 @@ def card(
         _about(plan, merged),
         "## Results\n\n" + "\n".join(_results(facts)),
         "## Training\n\n" + "\n".join(_training(plan, facts)),
-        *(["## Licences of the base weights\n\n" + "\n".join(told)] if told else []),
+        *(["## Licences of the base weights\n\n" + "\n".join(lines)] if lines else []),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -254,10 +254,10 @@ def _training(plan: Plan, facts: dict[str, Any]) -> Iterator[str]:
     if machine := facts.get("hardware"):
         yield f"- on {_text(machine)}"
     if measured := facts.get("peak_reserved_bytes"):
-        told = f"- memory: {measured / GIB:.2f} GiB of the allocator's pool at the peak"
+        text = f"- memory: {measured / GIB:.2f} GiB of the allocator's pool at the peak"
         if forecast := facts.get("forecast_bytes"):
-            told += f"; {forecast / GIB:.2f} GiB were forecast ({forecast / measured - 1:+.1%})"
-        yield told
+            text += f"; {forecast / GIB:.2f} GiB were forecast ({forecast / measured - 1:+.1%})"
+        yield text
     if plan.weights == "random":
         yield "- **the base weights were random values: a trial run, of no use**"
     yield f"- plan `{plan.content_hash}`, base weights {_text(facts.get('base') or 'unknown')}"
@@ -292,10 +292,10 @@ def facts_of(checkpoint: Path) -> dict[str, Any]:
         forecast = {"forecast_bytes": int(advice["needs"]["bytes"])}
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         forecast = {}  # a plan of the user's own
-    for told in (forecast | facts, facts):
+    for document in (forecast | facts, facts):
         with suppress(ValidationError):
-            _FACTS.validate_python(told, strict=True)
-            return told
+            _FACTS.validate_python(document, strict=True)
+            return document
     return {}
 
 

@@ -29,20 +29,28 @@ def may_be_left_out(findings: Sequence[Finding], most: int) -> bool:
 
 
 def accept(
-    findings: Sequence[Finding], most: int, hints: Sequence[str] = ()
+    findings: Sequence[Finding], most: int, hints: Sequence[str] = (), rest: str = ""
 ) -> tuple[Finding, ...]:
-    """The findings, if their entries may be left out; else raises DataError with all of them."""
+    """The findings, if their entries may be left out; else raises DataError with all of them.
+
+    `rest`: why what is left would not do; empty if it may do.
+    """
     if may_be_left_out(findings, most):
         return tuple(findings)
-    raise DataError(findings, (*hints, *hint(findings, most)))
+    raise DataError(findings, (*hints, *hint(findings, most, rest)))
 
 
-def hint(findings: Sequence[Finding], most: int) -> list[str]:
-    """A line that says how to use the rest; none if leaving entries out would not help."""
+def hint(findings: Sequence[Finding], most: int, rest: str = "") -> list[str]:
+    """A line that says how to use the rest, or why that cannot be; none if something else is wrong.
+
+    `rest`: why what is left would not do; empty if it may do.
+    """
     if not findings or any(finding.entry is None for finding in findings):
         return []
     count = len(entries(findings))
     these = "this broken entry" if count == 1 else f"these {count} broken entries"
+    if rest:
+        return [f"note: to leave {these} out would not help: {rest}"]
     more = f" (not just {most})" if most else ""
     return [f"hint: {OPTION} {count}{more}, or all, leaves {these} out"]
 

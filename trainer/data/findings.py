@@ -10,7 +10,10 @@ from pathlib import Path
 from profiles.files import reason
 from profiles.findings import Finding as AnyFinding
 from profiles.findings import listed
-from profiles.text import brief, one_line
+from profiles.text import brief, one_line, some
+
+_PLACE = re.compile(r"\w*\[\d+\]|([^:]+\.txt: )?line \d+(?=:)")  # of an entry in a file
+_NAMED = 10  # of the places of findings that are alike
 
 
 @dataclass(frozen=True)
@@ -25,9 +28,41 @@ class Finding(AnyFinding):
     def __str__(self) -> str:
         return one_line(f"{self.where}: {self.what}. Fix: {self.fix}.")
 
+    @property
+    def place(self) -> str:
+        """The entry of a list in the file that it is about, as in `Report.add`; or empty."""
+        found = _PLACE.match(self.what)
+        return found[0] if found else ""
+
+
+@dataclass(frozen=True)
+class Alike(Finding):
+    """A finding that others in the same file repeat, in all but their place there."""
+
+    others: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        more = f" {len(self.others)} more alike: {some(self.others, _NAMED)}."
+        return super().__str__() + (more if self.others else "")
+
+
+def grouped(findings: Sequence[Finding]) -> list[Alike]:
+    """The findings, each said once: those that differ only in their place in a file are one."""
+    groups: dict[tuple[str, ...], list[Finding]] = {}
+    for one in findings:
+        kind = re.sub(r"^.*: |[\d\[\]]", "", one.place)
+        key = one.where, kind, one.what[len(one.place) :], one.fix
+        groups.setdefault(key, []).append(one)
+    return [Alike(first.where, first.what, first.got, first.fix, first.entry,
+                  tuple(one.place for one in rest))
+            for first, *rest in groups.values()]  # fmt: skip
+
 
 class DataError(ValueError):
-    """The data cannot be used as it is; `findings` has all reasons, `str()` the first hundred."""
+    """The data cannot be used as it is; `findings` has all reasons, `str()` the first hundred.
+
+    What is repeated in a file is said there once.
+    """
 
     def __init__(self, findings: Sequence[Finding], hints: Sequence[str] = ()) -> None:
         if isinstance(findings, str):
@@ -39,7 +74,7 @@ class DataError(ValueError):
         self.hints: tuple[str, ...] = tuple(hints)  # lines for all of them together
 
     def __str__(self) -> str:
-        return "\n".join([*listed(self.findings), *(f"    {h}" for h in self.hints)])
+        return "\n".join([*listed(grouped(self.findings)), *(f"    {h}" for h in self.hints)])
 
 
 @dataclass
@@ -63,7 +98,7 @@ class Report:
             shown = f"cannot be read: {reason(got)[:200]}"
         else:
             shown = "got nothing" if got is None else f"got {brief(got, 100)}"
-        listed = re.match(r"\w*\[\d+\]|line \d+(?=:)", what)
+        listed = _PLACE.match(what)
         entry = self.entry or (f"{self.path}: {listed[0]}" if listed else None)
         text = f"{what}: {shown}; allowed: {allowed}"
         self.findings.append(Finding(str(self.path), text, fix=fix, entry=entry))

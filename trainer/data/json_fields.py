@@ -35,6 +35,8 @@ def load_json(
         if report.path.stat().st_size > most_bytes:
             raise ValueError(f"more than {most_bytes / MIB:.0f} MiB")
         raw = report.path.read_bytes()
+        if not raw.strip():
+            raise ValueError("it is empty")
         text = (text_of or _published_text)(raw)
         parsed = parse(text)
         if isinstance(parsed, kind):

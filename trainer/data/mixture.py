@@ -186,6 +186,12 @@ def check(
     return summary, found, findings + unusable
 
 
+def nothing_left(summary: Summary) -> str:
+    """Which split would have no valid item without what is broken; empty for none."""
+    empty = [split for split, counts in summary.items() if not counts]
+    return f"no valid item would be left in {' and '.join(empty)}" if empty else ""
+
+
 def _problems(picture: Picture) -> Sequence[Finding]:
     try:
         height, width = read_image(picture.image_path).shape[:2]

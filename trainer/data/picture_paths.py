@@ -275,6 +275,12 @@ def _spellings(text: str) -> list[str]:
     return list(dict.fromkeys(sound)) or [text]
 
 
+def stems(text: str) -> set[str]:
+    """The file names, without suffix and in small letters, that a recorded name may mean."""
+    names = (PureWindowsPath(spelling).name for spelling in _spellings(text))
+    return {os.path.splitext(name)[0].casefold() for name in names}
+
+
 def _uploaded(name: str) -> str:
     """The name that Label Studio gives an upload, after the hash: Django's get_valid_filename."""
     return re.sub(r"[^-\w.]", "", name.strip().replace(" ", "_"))

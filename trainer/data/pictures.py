@@ -69,6 +69,7 @@ class DataSet:
     name: str
     pictures: Sequence[Picture]
     left_out: int = 0  # entries without a picture
+    annotations: Sequence[Path] = ()  # the files that its questions and masks are read from
 
 
 Scanned: TypeAlias = tuple[list[DataSet], list[Finding]]

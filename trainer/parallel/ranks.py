@@ -6,12 +6,14 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cache
+from threading import Timer
 from typing import TYPE_CHECKING
 
+from profiles.streams import tell
 from trainer.parallel.launch import is_launched
 from trainer.parallel.lost import STARTING
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 CONNECTING = timedelta(minutes=30)  # between the starts of two machines
 ENDING_SECONDS = 30  # by then each has imported torch and heard why
+SLOW_SECONDS = 15.0  # after so many of waiting for the others it says so
 SLOWEST_LOOK = 0.5  # seconds between two looks for what others say
 
 
@@ -97,8 +100,8 @@ class Ranks:
 
     def neighbours(self) -> list[int]:
         """Process ids of the other ranks that this one's launcher has started on this machine."""
-        told = self.exchange("process", str(os.getpid()))
-        others = [int(told[rank]) for rank in self.of_machine if rank != self.rank]
+        heard = self.exchange("process", str(os.getpid()))
+        others = [int(heard[rank]) for rank in self.of_machine if rank != self.rank]
         return [pid for pid in others if _is_sibling(pid)]
 
     def end_together(self) -> None:
@@ -126,12 +129,32 @@ def _connected(rank: str, count: str, local: str, address: str, port: str) -> Ra
     from torch.distributed import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
-    store, number, size = next(rendezvous("env://", timeout=CONNECTING))
+    with _waiting(f"RANK={rank} WORLD_SIZE={count} MASTER_ADDR={address} MASTER_PORT={port}"):
+        store, number, size = next(rendezvous("env://", timeout=CONNECTING))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     here = int(os.environ.get("LOCAL_WORLD_SIZE", count))
     words, group = PrefixStore(f"lisa-{attempt}", store), PrefixStore(f"attempt-{attempt}", store)
     group.set_timeout(STARTING)
     return Ranks(number, size, number - int(local), here, words, group)
+
+
+@contextmanager
+def _waiting(variables: str) -> Iterator[None]:
+    """Say what is waited for if it takes long. torchrun starts no process before all can begin."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        yield
+        return
+    said = (
+        f"waiting for the other processes of a launch, by this shell's {variables}\n    hint: if "
+        "none was started, they are left over: unset RANK, LOCAL_RANK and WORLD_SIZE"
+    )
+    timer = Timer(SLOW_SECONDS, tell, [said])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _is_sibling(pid: int) -> bool:

@@ -21,6 +21,7 @@ from profiles.pictures import limits_for
 from profiles.plan import Plan
 from profiles.sizes import GIB
 from profiles.streams import tell
+from trainer.parallel.launch import end_with_parent
 from trainer.process import import_libraries
 from trainer.rehearse.real import rehearse, tell_phase
 from trainer.rehearse.worst_sample import worst_sample
@@ -140,4 +141,5 @@ def _rehearsed(plan: Plan, arguments: argparse.Namespace) -> Measurement:
 
 
 if __name__ == "__main__":
+    end_with_parent()  # a killed lisa-advise would leave a process on the card
     main()

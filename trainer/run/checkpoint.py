@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from profiles.files import force, reason
+from profiles.files import force, opened, read_regular, reason
 from profiles.plan import Plan
 from trainer import adapter_files
 from trainer.atomic_folder import apply_umask
@@ -30,7 +30,7 @@ from trainer.run.checkpoint_files import MANIFEST, altered, seal
 from trainer.run.checkpoint_places import put_in_place, remove_leftovers
 from trainer.run.folder import STATE, TRAINED
 from trainer.run.nested_state import flat, nested
-from trainer.run.write_failure import write_failure
+from trainer.run.write_failure import no_inode, write_failure
 
 
 class CheckpointError(ValueError):
@@ -60,8 +60,9 @@ def save(
     except (OSError, SafetensorError) as error:
         size = sum(t.nbytes for t in trained_tensors(model).values())
         size += sum(t.nbytes for t in flat(state or {})[0].values())
+        crowded = no_inode(folder.parent)  # before this save's own files go
         shutil.rmtree(aside, ignore_errors=True)
-        raise write_failure(error, folder, size) from None
+        raise write_failure(error, folder, size, crowded) from None
     put_in_place(aside, folder, earlier)
     remove_leftovers(folder)
 
@@ -131,7 +132,7 @@ def load(folder: Path, model: SegmentationModel) -> None:
 def load_state(folder: Path) -> dict[str, Any]:
     """The state of training, as it was saved. Raises CheckpointError."""
     try:
-        rest = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        rest = json.loads(read_regular(folder / "state.json"))
         state = nested(_tensors(folder / STATE), rest)
         if isinstance(state, dict):
             return state
@@ -168,6 +169,7 @@ def verify(folder: Path) -> None:
 
 def _tensors(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path)
+        with opened(path):  # its reader would wait for a pipe
+            return load_file(path)
     except Exception as error:  # a changed header may raise anything in the reader
         raise CheckpointError(f"{path}: cannot be read: {error}") from None

@@ -8,6 +8,7 @@ from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
+from profiles.files import opened, read_object, read_regular
 from trainer.run.folder import STATE, TRAINED
 
 MANIFEST = "manifest.json"
@@ -22,7 +23,7 @@ def seal(folder: Path) -> None:
 def altered(folder: Path, only: Set[str] | None = None) -> str:
     """What is wrong with a checkpoint's files, by their checksums; '' if nothing is."""
     try:
-        sums = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        sums = json.loads(read_regular(folder / MANIFEST))
         for name, expected in sums.items():
             if only is not None and name not in only:
                 continue
@@ -41,14 +42,10 @@ def damage(folder: Path) -> str:
 
 def checksum(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal digits."""
-    with path.open("rb") as file:
+    with opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
     """What the run recorded about a checkpoint; empty if the file is missing or damaged."""
-    try:
-        facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return facts if isinstance(facts, dict) else {}
+    return read_object(folder / "facts.json")

@@ -16,7 +16,9 @@ from trainer.run.folder import LAST, RECORD
 from trainer.run.started import CannotResume, Digests, Started
 
 PICTURES = "{} pictures"
-_PICTURES = tuple(map(PICTURES.format, ("train", "val")))
+ANNOTATIONS = "train annotations"
+MANY = 1000  # files of a data set: one digest stands for more
+_LATER = (*map(PICTURES.format, ("train", "val")), ANNOTATIONS)  # not recorded by older versions
 
 
 def digests(
@@ -28,25 +30,29 @@ def digests(
     """What identifies the data: a digest of each item by split, and of each picture by path.
 
     For a mixture: the number of its draws; the broken entries that were left out, since repairing
-    one would change every draw; for each data set the names and sizes of its pictures, in order;
-    and digests of ReasonSeg's pictures.
+    one would change every draw; for each data set the names and sizes of its pictures, in order,
+    and digests of its annotation files; and digests of ReasonSeg's items and pictures.
     """
     contents = contents or Contents()
     found: Digests = {"train": {}, "val": dict(map(_digest, val)), PICTURES.format("train"): {}}
     if isinstance(train, MixedSets):
         found["train"] = {"mixture": str(len(train))} | dict.fromkeys(sorted(left_out), "left out")
         sets = [one for kind in train.kinds for one in kind]
-        own = [
-            item.image_path
+        items = [
+            item
             for data in sets
             for one in data.pictures
             if isinstance(one, ReasoningPicture)
             for item in one.items
         ]
         found[PICTURES.format("train")] = dict(map(_set_digest, sets))
+        found[ANNOTATIONS] = dict(map(_digest, items))
+        for data in sets:
+            found[ANNOTATIONS] |= _annotations(data, contents)
     else:
-        found["train"] = dict(map(_digest, train))
-        own = [item.image_path for item in train]
+        items = list(train)
+        found["train"] = dict(map(_digest, items))
+    own = [item.image_path for item in items]
     found[PICTURES.format("train")] |= contents.of(own)
     found[PICTURES.format("val")] = contents.of([item.image_path for item in val])
     return found
@@ -66,6 +72,15 @@ def _set_digest(data: DataSet) -> tuple[str, str]:
     return f"{data.name}: {len(data.pictures)} pictures", digest.hexdigest()[:16]
 
 
+def _annotations(data: DataSet, contents: Contents) -> dict[str, str]:
+    """Digests of the files that a data set's questions and masks are read from."""
+    each = contents.of([path for path in data.annotations if path.is_file()])
+    if len(each) <= MANY:
+        return each
+    whole = hashlib.sha256(repr(sorted(each.items())).encode())
+    return {f"{data.name}: {len(each)} files": whole.hexdigest()[:16]}
+
+
 def checked_start(before: Started, now: Digests, folder: Path) -> Started:
     """The run's start with the digests of its data. Raises CannotResume if the data have changed.
 
@@ -81,14 +96,15 @@ def checked_start(before: Started, now: Digests, folder: Path) -> Started:
 def check_data(before: Started, now: Digests) -> None:
     """Raise CannotResume, item by item, if the data have changed since the run began.
 
-    Earlier versions recorded only the sizes of pictures, within the digests of items.
+    Earlier versions recorded only the sizes of pictures, within the digests of items, and of a
+    mixture no annotations.
     """
     if not before.digests:
         raise CannotResume(f"{before.data}: {RECORD} does not say what data this run began with\n"
                            "    hint: begin a new run")  # fmt: skip
     lines = []
     for split, items in now.items():
-        if split not in before.digests and split in _PICTURES:
+        if split not in before.digests and split in _LATER:
             continue
         known = before.digests.get(split, {})
         changed = [name for name in items if known.get(name) != items[name]]

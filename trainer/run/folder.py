@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -11,7 +10,18 @@ from pathlib import Path
 import typer
 
 from profiles.exits import EXIT_INTERRUPTED, fail
-from profiles.files import HOLDER, LOCK, Held, held, is_aside, is_vacant, made, sweep, writer
+from profiles.files import (
+    HOLDER,
+    LOCK,
+    Held,
+    held,
+    is_aside,
+    is_vacant,
+    made,
+    read_object,
+    sweep,
+    writer,
+)
 from profiles.streams import tell
 from profiles.text import argument
 
@@ -135,8 +145,4 @@ def is_complete(folder: Path) -> bool:
     """Whether a run has finished: its overlay exists, and a readable summary."""
     if not (folder / OVERLAY).exists():
         return False
-    try:
-        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(summary, dict) and {"before", "after", "epochs", "steps"} <= summary.keys()
+    return {"before", "after", "epochs", "steps"} <= read_object(folder / SUMMARY).keys()

@@ -26,15 +26,15 @@ def state_from_main(state: dict[str, Any], accelerator: Accelerator) -> dict[str
     if accelerator.num_processes == 1:
         return state
     mine, rest = flat(state)
-    told: list[Any] = [{name: (value.shape, value.dtype) for name, value in mine.items()}, rest]
-    broadcast_object_list(told)
+    sent: list[Any] = [{name: (value.shape, value.dtype) for name, value in mine.items()}, rest]
+    broadcast_object_list(sent)
     tensors: dict[str, Tensor] = {}
-    for name, (shape, dtype) in told[0].items():
+    for name, (shape, dtype) in sent[0].items():
         if accelerator.is_main_process:
             value = mine.pop(name).to(accelerator.device)
         else:
             value = torch.empty(shape, dtype=dtype, device=accelerator.device)
         dist.broadcast(value, 0)
         tensors[name] = value.cpu()
-    found: dict[str, Any] = nested(tensors, told[1])
+    found: dict[str, Any] = nested(tensors, sent[1])
     return found

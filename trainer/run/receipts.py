@@ -7,7 +7,6 @@ the layers that are run again are counted as they run, not read off the plan.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from profiles.files import read_object
 from profiles.plan import Plan
 from trainer.model.layers.decoder import compiled_graphs
 from trainer.model.layers.fp8 import Fp8DenseLinear, Fp8Int8Linear, Fp8Nf4Linear
@@ -66,8 +66,7 @@ class Receipts:
         if self.rows:
             return
         with suppress(OSError, ValueError, LookupError, TypeError):  # damaged, it says nothing
-            document = json.loads(path.read_text(encoding="utf-8"))
-            self.rows = [Receipt(**row) for row in document["receipts"]]
+            self.rows = [Receipt(**row) for row in read_object(path)["receipts"]]
 
     def warnings(self) -> list[str]:
         """Levers that did not act as planned."""

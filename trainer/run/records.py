@@ -61,7 +61,7 @@ class Records:
 
         Where some are missing, a line that is torn at the end is removed as well.
         """
-        kept = self.path.read_bytes()[:size] if self.path.exists() else b""
+        kept = self.path.read_bytes()[:size] if self.path.is_file() else b""
         complete = len(kept) >= size
         if not complete:
             kept = kept[: kept.rfind(b"\n") + 1]

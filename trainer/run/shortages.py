@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from profiles.environment import python_module
-from profiles.files import sweep, write_whole
+from profiles.files import read_regular, sweep, write_whole
 from profiles.shortage import Shortage
 from profiles.text import argument, operand
 
@@ -54,7 +54,7 @@ def shortages(folder: Path) -> dict[Path, Shortage]:
     found = {}
     for place in sorted((folder / FOLDER).glob("*/")):
         try:
-            text = (place / REPORT).read_text(encoding="utf-8")
+            text = read_regular(place / REPORT)
             found[place] = Shortage.model_validate_json(text)
         except (OSError, ValueError):
             continue  # the process was killed while it wrote

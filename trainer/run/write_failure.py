@@ -17,20 +17,22 @@ class NotWritten(RuntimeError):
     """A checkpoint that could not be written; the one before is untouched."""
 
 
-def write_failure(error: Exception, folder: Path, size: int) -> NotWritten:
-    """The error with its cause, the system's figures, and what a resume will find."""
-    why, fix = _cause(error, folder.parent, size)
+def write_failure(error: Exception, folder: Path, size: int, crowded: bool) -> NotWritten:
+    """The error with its cause, the system's figures, and what a resume will find.
+
+    `crowded`: no inode was free when it failed. A start that saved nothing leaves no run folder.
+    """
+    why, fix = _cause(error, folder.parent, size, crowded)
     if any((place / STATE).is_file() for place in folder.parent.iterdir()):
-        kept = "the checkpoint before is whole"
+        then = f"lisa-train --resume {argument(folder.parent)}; the checkpoint before is whole"
     else:
-        kept = "there is no earlier checkpoint, so it begins again"
+        then = "the same command again; there is no earlier checkpoint"
     return NotWritten(
-        f"{folder}: the checkpoint could not be written, {why}\n"
-        f"    hint: {fix}, then lisa-train --resume {argument(folder.parent)}; {kept}"
+        f"{folder}: the checkpoint could not be written, {why}\n    hint: {fix}, then {then}"
     )
 
 
-def _cause(error: Exception, place: Path, size: int) -> tuple[str, str]:
+def _cause(error: Exception, place: Path, size: int, crowded: bool) -> tuple[str, str]:
     """Why `size` bytes could not be written into `place`, and the remedy."""
     match = re.search(
         r"\(os error (\d+)\)", str(error)
@@ -43,7 +45,7 @@ def _cause(error: Exception, place: Path, size: int) -> tuple[str, str]:
         return f"permission denied ({error})", f"make {place} writable for you"
     if number == errno.EDQUOT:
         return f"your quota is used up: {mib(size)} needed", "delete what you can spare"
-    if number == errno.ENOSPC and _no_inode(place):
+    if number == errno.ENOSPC and crowded:
         return (
             f"the disk takes no more files: no inode is free, though {mib(free)} are",
             "delete files, however small",
@@ -53,7 +55,7 @@ def _cause(error: Exception, place: Path, size: int) -> tuple[str, str]:
     return f"{error}: {mib(size)} needed, {mib(free)} free", "fix that"
 
 
-def _no_inode(place: Path) -> bool:
+def no_inode(place: Path) -> bool:
     """Whether the file system has no inode left; False where inodes are not counted (Windows)."""
     if not hasattr(os, "statvfs"):
         return False

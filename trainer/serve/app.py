@@ -64,10 +64,10 @@ def routes(workers: Workers, needs_token: bool = False) -> list[Route]:
 
     async def health(request: Request) -> Response:
         status = "ready" if workers.ready else "loading"
-        told = {"status": status, "processes": workers.ready, "waiting": workers.waiting}
+        health = {"status": status, "processes": workers.ready, "waiting": workers.waiting}
         if workers.problem:
-            return JSONResponse(told | {"status": "failed", "error": workers.problem}, 503)
-        return JSONResponse(told)
+            return JSONResponse(health | {"status": "failed", "error": workers.problem}, 503)
+        return JSONResponse(health)
 
     async def model(request: Request) -> Response:
         return JSONResponse(workers.facts)
@@ -94,8 +94,8 @@ async def _asked(request: Request, limits: Limits) -> Asked:
         raise NotAnswered(415, "the request is no multipart/form-data", "see /docs")
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise NotAnswered(415, "the request's body is compressed", "send it as it is")
-    told = request.headers.get("content-length", "0")
-    if not told.isdecimal() or int(told[:20]) > limits.body_bytes:
+    length = request.headers.get("content-length", "0")
+    if not length.isdecimal() or int(length[:20]) > limits.body_bytes:
         raise _too_large(limits)
     limited = Request(request.scope, _counted(request, limits))
     most = limits.questions + len(FIELDS)

@@ -29,7 +29,7 @@ class Child:
         self.numbers = count(1)
         self.busy = False  # with a request whose end was not read
         self.problem = ""  # why it could not be started the last time
-        self.told: asyncio.Queue[Message | None] = asyncio.Queue()
+        self.messages: asyncio.Queue[Message | None] = asyncio.Queue()
         self.reading: asyncio.Task[None] | None = None
 
     @property
@@ -47,8 +47,8 @@ class Child:
             env=dict(self.environment), start_new_session=True,  # Ctrl-C is the server's
         )  # fmt: skip
         assert self.process.stdout is not None
-        self.busy, self.told = False, asyncio.Queue()
-        self.reading = asyncio.create_task(_read_all(self.process.stdout, self.told))
+        self.busy, self.messages = False, asyncio.Queue()
+        self.reading = asyncio.create_task(_read_all(self.process.stdout, self.messages))
         self.loaded = False
         try:
             header = await self._loading()
@@ -81,18 +81,18 @@ class Child:
                   "explain": asked.explain}  # fmt: skip
         self._send(header, asked.picture)
         while True:
-            told = (await self._next()).header
-            if told.get("number") != number:
+            reply = (await self._next()).header
+            if reply.get("number") != number:
                 await self.kill()
-                raise Gone(f"answered request {told.get('number')} instead of {number}")
-            if "row" in told:
-                rows.append(told["row"])
-                size = (told["size"][0], told["size"][1])
+                raise Gone(f"answered request {reply.get('number')} instead of {number}")
+            if "row" in reply:
+                rows.append(reply["row"])
+                size = (reply["size"][0], reply["size"][1])
             else:
                 break
         self.busy = False
-        if "refused" in told:
-            raise NotAnswered(422, str(told["refused"]))
+        if "refused" in reply:
+            raise NotAnswered(422, str(reply["refused"]))
         return Answered(size, tuple(rows))
 
     async def finish(self) -> None:
@@ -101,8 +101,8 @@ class Child:
             raise Gone("ended")
         self._send({"cancel": True})
         while self.busy:
-            told = (await self._next()).header
-            self.busy = "row" in told
+            reply = (await self._next()).header
+            self.busy = "row" in reply
 
     async def kill(self) -> None:
         """End the process, if it runs."""
@@ -121,22 +121,22 @@ class Child:
 
     async def _next(self) -> Message:
         """The process's next message. Raises Gone."""
-        message = await self.told.get()
+        message = await self.messages.get()
         if message is not None:
             return message
-        self.told.put_nowait(None)  # the end stays the end
+        self.messages.put_nowait(None)  # the end stays the end
         assert self.process is not None
         code = await self.process.wait()
         raise Gone(f"ended by signal {-code}" if code < 0 else f"ended with code {code}")
 
 
-async def _read_all(stream: asyncio.StreamReader, told: asyncio.Queue[Message | None]) -> None:
+async def _read_all(stream: asyncio.StreamReader, messages: asyncio.Queue[Message | None]) -> None:
     """All of a process's messages, and None at its end.
 
     A task of its own: a reader that is cancelled within a message would leave its rest behind.
     """
     try:
         while True:
-            told.put_nowait(await received(stream))
+            messages.put_nowait(await received(stream))
     except (asyncio.IncompleteReadError, ConnectionError, ValueError):
-        told.put_nowait(None)
+        messages.put_nowait(None)

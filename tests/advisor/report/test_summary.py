@@ -152,6 +152,14 @@ def test_features_are_of_both_splits():
     assert "10 epochs of 239 pictures" in lines["time"]
 
 
+@pytest.mark.parametrize(("size", "model"), [(3, "7b"), (3, None), (12, "13b"), (16, "7b")])
+def test_one_thing_is_not_called_several_and_nothing_costs_less_than_nothing(size, model):
+    """With --why: 1 layers, -6% slower and 0.00 GiB more were said."""
+    said = "\n".join(shown(advice_for(size, model), why=True))
+    assert not re.search(r"\b1 (pictures|layers|passes|forward passes|questions)\b", said), said
+    assert not re.search(r"-\d+% slower|\b0\.00 GiB more", said), said
+
+
 @pytest.mark.parametrize("size", [2.2, 4, 8, 24, 80])
 def test_the_bar_is_drawn_to_scale(size: float) -> None:
     advice = advice_for(size, "7b")

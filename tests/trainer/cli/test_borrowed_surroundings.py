@@ -83,7 +83,7 @@ def test_a_temporary_folder_of_another_is_not_used(
     assert stat.S_IMODE(found.stat().st_mode) == 0o700
 
 
-@pytest.mark.parametrize("how", ["read-only", "no home", "missing"])
+@pytest.mark.parametrize("how", ["read-only", "no home", "missing", "takes no files"])
 def test_whatever_is_wrong_with_the_home(
     how: str, homeless: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,6 +94,9 @@ def test_whatever_is_wrong_with_the_home(
         real = os.access
         monkeypatch.setattr(os, "access", lambda path, mode, **more: (
             not Path(path).is_relative_to(home) and real(path, mode, **more)))  # fmt: skip
+    elif how == "takes no files":  # an automount's, a quota's, /proc's: rights do not tell
+        home = Path("/proc/nobody")
+        monkeypatch.setenv("HOME", str(home))
     elif how == "no home":  # a user whom the system does not know: "~" stays as it is
         monkeypatch.setattr(os.path, "expanduser", lambda path: str(path))
     else:
@@ -276,10 +279,16 @@ def test_a_checkpoint_that_is_not_written_names_the_cause(
 def test_a_disk_without_inodes_is_not_called_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The files of the save itself are the last that it took, and they go when it fails."""
     counts = SimpleNamespace(f_files=1000, f_favail=0)
     usage = shutil.disk_usage(tmp_path)
+
+    def statvfs(path: Path) -> SimpleNamespace:
+        counts.f_favail = int(not any(Path(path).glob(".last-*")))
+        return counts
+
     monkeypatch.setattr(write_failure.shutil, "disk_usage", lambda path: usage)
-    monkeypatch.setattr(write_failure.os, "statvfs", lambda path: counts)
+    monkeypatch.setattr(write_failure.os, "statvfs", statvfs)
     said = saved(tmp_path / "run" / "last", monkeypatch, os_error(errno.ENOSPC))
     assert "no inode is free" in said and "delete files" in said
     counts.f_files = 0  # a file system that counts none, such as btrfs

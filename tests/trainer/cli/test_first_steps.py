@@ -13,7 +13,6 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-import trainer.run.run as loop
 from advisor.cli.main import app
 from advisor.memory.forecast import counted_by
 from profiles.plan import Plan
@@ -21,6 +20,7 @@ from tests.conftest import PHOTOS, tiny_plan
 from tests.trainer.cli.conftest import Here
 from trainer.data.formats.reasonseg import read_split
 from trainer.reporter import Reporter
+from trainer.run import sample_sets
 from trainer.run.run import Run
 from trainer.run.validation import outcome
 
@@ -157,7 +157,7 @@ def planted(monkeypatch: pytest.MonkeyPatch, here: Here) -> Planted:
             raise error
 
         with monkeypatch.context() as patch:
-            patch.setattr(loop, "prepare_caches", wrong)
+            patch.setattr(sample_sets, "prepare_caches", wrong)
             return here(*arguments)
 
     return called

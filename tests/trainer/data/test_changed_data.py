@@ -112,7 +112,7 @@ def mixed(root: Path, **rates: float) -> Any:
     return read_training(root, tiny_plan(mixture={"samples": 20, "reason_seg": 1, **rates}))
 
 
-def test_of_a_mixture_names_and_sizes_count_and_of_its_reasonseg_the_pictures(
+def test_of_a_mixture_annotations_count_names_and_sizes_and_of_its_reasonseg_the_pictures(
     data: Path, tmp_path: Path
 ) -> None:
     said = [{"from": who, "value": "some words"} for who in ("human", "gpt")]
@@ -136,6 +136,14 @@ def test_of_a_mixture_names_and_sizes_count_and_of_its_reasonseg_the_pictures(
         check_data(before, now())
     picture.write_bytes(whole)
     check_data(before, now())
+    for notes in (data / "vqa" / "talks.json", read_split(data, "train")[1].json_path):
+        told = notes.read_text(encoding="utf-8")
+        notes.write_text(told.replace("[", "[ ", 1), encoding="utf-8")
+        with pytest.raises(
+            CannotResume, match=f"train annotations: 1 changed or new: .*{notes.stem}"
+        ):
+            check_data(before, now())
+        notes.write_text(told, encoding="utf-8")
     Image.new("RGB", (99, 99), "red").save(folder / "1.png")
     with pytest.raises(CannotResume, match="1 changed or new: .*talks: 3 pictures"):
         check_data(before, now())

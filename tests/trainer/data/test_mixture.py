@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
 from trainer.cli.train import app
+from trainer.data.contents import Contents
 from trainer.data.findings import DataError
 from trainer.data.formats.reasonseg import read_split
 from trainer.data.micro_batches import MicroBatches
@@ -34,6 +35,7 @@ from trainer.model.build import build, read_tokenizer
 from trainer.model.tokenizer import TooLong
 from trainer.model.trained import GradientCheck, trained_names
 from trainer.rehearse.worst_sample import worst_sample
+from trainer.run.data_digests import digests
 from trainer.run.step_batches import Rows
 from trainer.step import accumulate, make_optimizer, total_of, training_step
 
@@ -368,6 +370,17 @@ def test_rates(mixed: MixedSets) -> None:
     # within a kind every data set is as likely, however large
     sets = Counter("ade20k" in path.parts for path in drawn if kind_of(path) == "sem_seg")
     assert abs(sets[True] / sets[False] - 1) < 0.2
+
+
+def test_the_annotation_files_of_every_kind_are_digested(mixed: MixedSets, root: Path) -> None:
+    """A run goes on with the masks and questions that it began with."""
+    found = digests(mixed, [], (), Contents(root))["train annotations"]
+    files = {name for name in found if "/" in name}
+    assert {"refer_seg/refcoco/instances.json", "refer_seg/refcoco/refs(unc).p"} <= files
+    assert {"ade20k/objectInfo150.txt", "ade20k/annotations/training/a.png"} <= files
+    assert {path.relative_to(root).as_posix() for path in root.rglob("*.json")
+            if path.parent.name not in ("train", "val")} <= files  # fmt: skip
+    assert len(found) > len(files)  # and ReasonSeg's items
 
 
 def test_no_rate_no_draw_and_no_need_for_data(tmp_path: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -351,8 +353,81 @@ def test_questions_about_what_is_left_out_are_left_out(tmp_path: Path) -> None:
     (source / "0.jpg").unlink()
     lines = [f"{number}.jpg,cup,From what would one drink?" for number in range(3)]
     asked.write_text("\n".join(["picture,label,question", *lines]))
-    done = import_annotations(source, tmp_path / "out", questions=asked, skip_broken=2)
-    assert len(done.broken) == 2 and set(items(tmp_path / "out")) == {"1-cup", "2-cup"}
+    done = import_annotations(source, tmp_path / "out", questions=asked, skip_broken=1)
+    assert len(done.broken) == 1 and set(items(tmp_path / "out")) == {"1-cup", "2-cup"}
+
+
+def faulty_labelme(folder: Path) -> Path:
+    for number in range(5):
+        labelme(folder, str(number), shape(), shape("lid"), colour=40 * number)
+    (folder / "0.json").write_text("{")
+    (folder / "1.jpg").unlink()
+    labelme(folder, "2", shape("lid"), shape(points=[[1, 1]]), colour=80)
+    return folder
+
+
+def faulty_coco(folder: Path) -> Path:
+    """Pictures, annotations and a category that are broken, each in another way."""
+    marks = [OUTLINE | {"image_id": number, "category_id": kind}
+             for number in range(3, 8) for kind in (1, 3)]  # fmt: skip
+    marks += [OUTLINE | {"image_id": 7, "category_id": 9}, OUTLINE]
+    path = instances(folder, *marks)
+    notes = json.loads(path.read_text())
+    for number in range(3, 8):
+        picture(folder / f"{number}.jpg", 30 * number)
+        notes["images"].append({"id": number, "file_name": f"{number}.jpg", "height": HEIGHT,
+                                "width": WIDTH})  # fmt: skip
+    notes["categories"] += [{"id": 3, "name": "lid"}, {"id": 9, "name": " "}]
+    (folder / "3.jpg").unlink()
+    notes["images"][3]["height"] = None
+    notes["annotations"][4]["segmentation"] = [[1, 2]]
+    notes["annotations"][6]["image_id"] = 99
+    path.write_text(json.dumps(notes))
+    return path
+
+
+@pytest.mark.parametrize(("make", "names"), [
+    (faulty_labelme, [*map(str, range(5))]), (faulty_coco, [*map(str, range(3, 8))])])  # fmt: skip
+def test_the_first_number_that_is_named_is_enough(
+    make: Callable[[Path], Path], names: list[str], tmp_path: Path
+) -> None:
+    """What is asked about broken entries does not count; what is wrong besides does at once."""
+    asked = tmp_path / "q.csv"
+    lines = [f"{name}.jpg,{label},What is it?" for name in names for label in ("cup", "lid")]
+    lines += [f"{names[-1]}.jpg,spoon,What is it?"] * (make is faulty_labelme)
+    asked.write_text("\n".join(["picture,label,question", *lines, "zzz.jpg,other,Which?"]))
+    source = make(tmp_path / "in")
+    code, told = call("import", source, tmp_path / "out", "--questions", asked)
+    (number,) = re.findall(r"--skip-broken (\d+)", told)
+    assert code == 2 and "without an outline" not in told and "goes with them" in told
+    assert told.count("q.csv: line") == 1 + (make is faulty_labelme)
+    code, told = call(
+        "import", source, tmp_path / "out", "--questions", asked, "--skip-broken", number
+    )
+    assert code == 0 and f"left out {number} broken entries" in told, told
+
+
+def test_no_number_is_named_that_would_leave_too_little(tmp_path: Path) -> None:
+    """A detector's boxes are said once, with their count."""
+    path = instances(tmp_path / "in", *[{"bbox": [1, 1, 9, 9]}] * 30)
+    notes = json.loads(path.read_text())
+    notes["annotations"][-1] |= {"segmentation": None, "bbox": [1, 1, 9, 9]}
+    path.write_text(json.dumps(notes))
+    code, told = call("import", path, tmp_path / "out")
+    assert code == 2 and told.count("a box alone") == 1 and "30 more alike" in told
+    assert "--skip-broken" not in told and "0 pictures would be left for train and val" in told
+
+
+@pytest.mark.parametrize("key", ["images", "categories"])
+def test_a_list_that_is_not_there_is_said_once(key: str, tmp_path: Path) -> None:
+    path = instances(tmp_path / "in", OUTLINE, OUTLINE)
+    notes = json.loads(path.read_text())
+    del notes[key]
+    path.write_text(json.dumps(notes))
+    with pytest.raises(DataError) as refused:
+        import_annotations(path, tmp_path / "out")
+    (finding,) = refused.value.findings
+    assert f"the list of all {key}" in finding.what
 
 
 def test_a_coco_file_among_labelmes_is_not_one_entry(tmp_path: Path) -> None:

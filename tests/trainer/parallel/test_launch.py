@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+import runpy
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ import pytest
 from tests.conftest import PHOTOS, tiny_plan
 from tests.group import together
 from trainer.data.formats.reasonseg import read_split
+from trainer.parallel import ranks
 from trainer.parallel.launch import (
     LAUNCHER,
     SHUTDOWN_SECONDS,
@@ -159,6 +161,39 @@ def test_workers_end_with_a_killed_launcher(importing: bool, tmp_path: Path) -> 
     while not all_ended(started) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert all_ended(started)
+
+
+@pytest.mark.parametrize("module", ["trainer.rehearse.__main__", "trainer.cli.model_process"])
+def test_what_holds_a_card_for_another_process_ends_with_it(
+    module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A killed lisa-advise or server would leave its rehearsal or its model there."""
+
+    def asked() -> None:
+        raise Asked
+
+    class Asked(Exception):
+        pass
+
+    monkeypatch.setattr("trainer.parallel.launch.end_with_parent", asked)
+    with pytest.raises(Asked):
+        runpy.run_module(module, run_name="__main__")
+
+
+def test_whoever_waits_for_a_launch_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A whole set of variables may be left over; torchrun waits before it starts a process."""
+    monkeypatch.setattr(ranks, "SLOW_SECONDS", 0.0)
+    for elastic in (True, False):
+        with monkeypatch.context() as shell:
+            shell.delenv("TORCHELASTIC_RUN_ID", raising=False)
+            if elastic:
+                shell.setenv("TORCHELASTIC_RUN_ID", "none")
+            with ranks._waiting("RANK=0 WORLD_SIZE=2"):
+                time.sleep(0.2)
+        said = capsys.readouterr().err
+        assert ("RANK=0 WORLD_SIZE=2" in said and "unset RANK" in said) != elastic
 
 
 LEFT = """

@@ -111,6 +111,22 @@ def test_a_lock_on_a_folder_that_was_removed_meanwhile_is_none(
             FileLock(folder / ".lock").acquire(timeout=0)
 
 
+def test_a_folder_that_goes_while_its_lock_is_waited_for_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two exports to one place: the first ends and removes the hidden folder of both."""
+    folder, locked = tmp_path / "run", FileLock.acquire
+
+    def gone(lock: FileLock) -> object:
+        monkeypatch.setattr(FileLock, "acquire", locked)
+        shutil.rmtree(folder)
+        return lock.acquire()
+
+    monkeypatch.setattr(FileLock, "acquire", gone)
+    with held(folder):
+        assert (folder / ".holder.json").exists()
+
+
 def test_a_second_training_of_the_default_name_goes_to_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,7 +30,7 @@ from trainer.cli.start import resume_run, start_run
 from trainer.convert.export import export_trained
 from trainer.model.build import read_tokenizer
 from trainer.parallel.lost import is_lost
-from trainer.run import checkpoint, validation
+from trainer.run import checkpoint, sample_sets, validation
 from trainer.run import run as loop
 from trainer.run import shortages as recovery
 from trainer.run.checkpoint import CheckpointError
@@ -78,7 +78,7 @@ def failing_at(
     monkeypatch: pytest.MonkeyPatch, name: str, number: int, message: str = "CUDA out of memory"
 ) -> None:
     """The `number`-th call of what a run calls `name` runs out of memory."""
-    place = validation if name == "predict" else loop
+    place = {"predict": validation, "prepare_caches": sample_sets}.get(name, loop)
     real: Callable[..., Any] = getattr(place, name)
     calls = [0]
 

@@ -128,6 +128,9 @@ def listed_coco(report: Report, parsed: dict[str, Any]) -> ListedCoco:
         fix = "export the dataset as COCO's instances, not as panoptic"
         report.add("annotations", "COCO's panoptic segments_info", allowed, fix)
         return ListedCoco({}, {}, iter(()))
+    if not {"images", "categories"} <= parsed.keys():
+        # Each annotation would repeat that what it refers to is not there.
+        return ListedCoco(images, categories, iter(()))
     listed = _listed(report, parsed, (images, broken_images), (categories, broken_categories))
     return ListedCoco(images, categories, listed, _tool(parsed))
 
@@ -139,7 +142,7 @@ def _listed(
     """The annotations of sound images and categories, each of which comes with the broken ids."""
     tool = _tool(parsed)
     for place, number, fields in _entries(report, parsed, "annotations"):
-        image, category = _number(fields.get("image_id")), _number(fields.get("category_id"))
+        image, category = number_of(fields.get("image_id")), number_of(fields.get("category_id"))
         # Annotations of a broken image or category are dropped without a finding of their own.
         if type(image) is int and image in images[1]:
             continue
@@ -159,12 +162,13 @@ def _listed(
 def read_mask(report: Report, entry: CocoEntry, size: Size) -> tuple[CocoMask, bool]:
     """The mask on a picture of this size, and whether it is usable; if not, a finding is added."""
     what, outline = entry.place, value_of(entry.segmentation)
-    parts = read_parts(report, what, outline, size)
+    parts = read_parts(report, what, [] if outline is None else outline, size)
     _, image, category, place, crowd, grouped, _, bbox = entry
     mask = CocoMask(image, category, parts or (), place, crowd, grouped, bbox)
-    if parts == () and mask.box:
+    if parts == () and (mask.box or outline is None):
+        got = "a box alone" if mask.box else None
         fix = "outline it as a polygon or a mask in the annotation tool, and export again"
-        report.add(what, "a box alone", "an outline of what is in the bbox", fix)
+        report.add(what, got, "an outline: polygons or run lengths", fix)
         return mask, False
     return mask, parts is not None
 
@@ -175,12 +179,12 @@ def _read_images(report: Report, parsed: dict[str, Any]) -> tuple[dict[int, Coco
     broken: set[int] = set()
     annotated = _annotated(parsed)
     for place, number, entry in _entries(report, parsed, "images"):
-        height, width = _number(entry.get("height")), _number(entry.get("width"))
+        height, width = number_of(entry.get("height")), number_of(entry.get("width"))
         if type(height) is int and type(width) is int and min(height, width) > 0:
-            images[number] = CocoImage(place, _file_name(entry), (height, width))
+            images[number] = CocoImage(place, file_name_of(entry), (height, width))
         elif (height, width) == (None, None) and number not in annotated:
             # Label Studio's converter: no annotations, and the picture was not found
-            images[number] = CocoImage(place, _file_name(entry), (0, 0))
+            images[number] = CocoImage(place, file_name_of(entry), (0, 0))
         else:
             broken.add(number)
             got = height, width
@@ -212,10 +216,20 @@ def _is_panoptic(parsed: dict[str, Any]) -> bool:
 
 def _annotated(parsed: dict[str, Any]) -> set[int]:
     """The ids of images with annotations, valid or not."""
-    listed = parsed.get("annotations")
-    entries = listed if isinstance(listed, list) else []
-    ids = [_number(entry.get("image_id")) for entry in entries if isinstance(entry, dict)]
-    return {number for number in ids if type(number) is int}
+    ids = (id_of(entry, "image_id") for entry in objects(parsed, "annotations"))
+    return {number for number in ids if number is not None}
+
+
+def objects(parsed: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    """The objects of a list in the document, valid or not."""
+    listed = parsed.get(key)
+    return [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+
+
+def id_of(entry: dict[str, Any], key: str = "id") -> int | None:
+    """The whole number by this key; None for anything else."""
+    number = number_of(entry.get(key))
+    return number if type(number) is int else None
 
 
 def _tool(parsed: dict[str, Any]) -> str:
@@ -245,7 +259,7 @@ def _is_said_to_be_crowd(entry: dict[str, Any], tool: str) -> bool:
     return tool not in (DATUMARO, SUPERVISION)
 
 
-def _file_name(entry: dict[str, Any]) -> object:
+def file_name_of(entry: dict[str, Any]) -> object:
     """The picture's name. LVIS records only its address: folder and name, train2017/1.jpg."""
     name, address = entry.get("file_name"), entry.get("coco_url")
     if name is not None or not isinstance(address, str):
@@ -297,14 +311,15 @@ def _entries(
     """(place, id, entry) of every valid entry of a list; ids are whole numbers, each once."""
     listed = parsed.get(key)
     if not isinstance(listed, list):
-        report.add(key, listed, "a list of objects", "correct the file")
+        fix = "export the dataset again with it"
+        report.add(key, listed, f"the list of all {key}, as COCO's instances have it", fix)
         return []
     found: dict[int, tuple[str, int, dict[str, Any]]] = {}
     for index, entry in enumerate(listed):
         place = f"{key}[{index}]"
         if isinstance(entry, dict) and PLACE in entry:
             place = entry[PLACE]
-        number = _number(entry.get("id")) if isinstance(entry, dict) else None
+        number = number_of(entry.get("id")) if isinstance(entry, dict) else None
         if type(number) is not int or number in found:
             report.add(f"{place}.id", number, "a whole number, used only once", FIX)
         else:
@@ -312,7 +327,7 @@ def _entries(
     return list(found.values())
 
 
-def _number(value: object) -> object:
+def number_of(value: object) -> object:
     """An id or a size; text of digits becomes a number, as VIA writes `image_id`.
 
     So does a fraction that is a whole number, as tables of numbers with gaps are saved.

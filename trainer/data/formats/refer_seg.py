@@ -73,7 +73,7 @@ def _read_set(
         allowed = f"the pictures of {name}"
         missing.add("pictures", f"none of the {len(by_image)} that are asked about", allowed, fix)
         return None
-    return DataSet(f"refer_seg/{name}", pictures)
+    return DataSet(f"refer_seg/{name}", pictures, annotations=(listed.path, report.path))
 
 
 def _mask(report: Report, place: str, reference: dict[Any, Any], coco: Coco) -> CocoMask | None:

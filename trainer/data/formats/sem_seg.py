@@ -45,9 +45,21 @@ def read(root: Path, limit: int | None = None) -> Scanned:
         if folder.is_dir():
             in_coco = (folder / "annotations.json").exists()
             read_set = _read_coco_set if in_coco else _read_numbered_set
+            pictures = read_set(folder, limit, findings)
+            labels = [Path(picture.where) for picture in pictures]
+            files = [folder / "annotations.json"] if in_coco else [_names_file(folder), *labels]
             name = folder.relative_to(root).as_posix()
-            sets.append(DataSet(name, read_set(folder, limit, findings)))
+            sets.append(DataSet(name, pictures, annotations=files))
     return sets, findings
+
+
+def _layout(folder: Path) -> _Layout:
+    return next((known for known in LAYOUTS if (folder / known.names).exists()), LAYOUTS[0])
+
+
+def _names_file(folder: Path) -> Path:
+    """The file that names the classes of a set of class numbers."""
+    return folder / _layout(folder).names
 
 
 def _read_coco_set(
@@ -84,7 +96,7 @@ def _read_coco_set(
 def _read_numbered_set(
     folder: Path, limit: int | None, findings: list[Finding]
 ) -> list[SegmentedPicture]:
-    layout = next((known for known in LAYOUTS if (folder / known.names).exists()), LAYOUTS[0])
+    layout = _layout(folder)
     names = layout.read_names(Report(folder / layout.names, findings))
     labels = folder / layout.labels
     paths = sorted(path for path in labels.glob("*.png") if not path.name.startswith("."))

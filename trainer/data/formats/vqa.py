@@ -62,7 +62,8 @@ def read(root: Path, limit: int | None = None) -> Scanned:
         shown = [(n, e) for n, e in enumerate(entries) if not _is_text_only(e)]
         read_all = (_read(report, root, index, entry) for index, entry in shown[:limit])
         dialogues = [dialogue for dialogue in read_all if dialogue is not None]
-        sets.append(DataSet(f"vqa/{path.stem}", dialogues, len(entries) - len(shown)))
+        left_out = len(entries) - len(shown)
+        sets.append(DataSet(f"vqa/{path.stem}", dialogues, left_out, annotations=(path,)))
     return sets, findings
 
 

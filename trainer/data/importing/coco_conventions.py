@@ -18,6 +18,7 @@ from trainer.data.importing.encoding import Conventions
 from trainer.data.importing.label_studio import TASKS
 from trainer.data.importing.outlines import possible_frames
 from trainer.data.importing.sa2va import ANNOTATIONS
+from trainer.data.importing.yolo import LABELS
 
 PixelTransform: TypeAlias = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 # info.contributor of Label Studio's exports: COCO, and Brush labels to COCO.
@@ -73,8 +74,14 @@ def is_drawn_upright(tool: str, image: CocoImage, upright: Size, conventions: Co
 
 def frame_of(tool: str, orientation: int, conventions: Conventions) -> str | None:
     """The frame of a turned picture's outlines, if the user or the tool's own reader says it."""
-    if tool != ANNOTATIONS or orientation == 1 or conventions.frame is not None:
+    if orientation == 1 or conventions.frame is not None:
         return conventions.frame
+    if tool == LABELS:
+        conventions.assume("rotated pictures' outlines read as drawn on the picture upright, as "
+                           "Ultralytics opens it; if they are not: --frame stored")  # fmt: skip
+        return "upright"
+    if tool != ANNOTATIONS:
+        return None
     conventions.assume("rotated pictures' outlines read as drawn on the picture as stored, as "
                        "Sa2VA reads them; if they are not: --frame upright")  # fmt: skip
     return "stored"

@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from profiles.sizes import MIB
 from profiles.text import argument
 from trainer.data.findings import Report
-from trainer.data.formats.coco import CocoEntry, ListedCoco, listed_coco
+from trainer.data.formats.coco import (
+    CocoEntry,
+    ListedCoco,
+    file_name_of,
+    id_of,
+    listed_coco,
+    objects,
+)
 from trainer.data.formats.coco_document import parse_coco
 from trainer.data.importing import label_studio, sa2va
 from trainer.data.importing.encoding import Conventions
+from trainer.data.importing.lost import Lost
+from trainer.data.importing.yolo import as_coco as labels_as_coco
+from trainer.data.importing.yolo_folder import YoloFolder
 from trainer.data.json_fields import load_json
 from trainer.data.picture_paths import PictureSearch
 from trainer.reporter import Progress
 
 _OFTEN = 1000  # objects between two reports
+_IDS = ("id", "image_id", "category_id")
 
 
 def read_listed(
-    report: Report, search: PictureSearch, conventions: Conventions, progress: Progress
-) -> ListedCoco:
-    """COCO's file, Label Studio's list of tasks or Sa2VA's of pictures; the outlines unread."""
+    report: Report, search: PictureSearch, conventions: Conventions, progress: Progress,
+    yolo: YoloFolder | None = None,
+) -> ListedCoco:  # fmt: skip
+    """COCO's file, Label Studio's tasks, Sa2VA's list or YOLO's folder; the outlines unread."""
     allowed = (
         "COCO's {images, annotations, categories}, Label Studio's list of tasks, or Sa2VA's of "
         "{image, mask, text}"
@@ -30,7 +43,10 @@ def read_listed(
     if report.path.is_file():
         mib = report.path.stat().st_size / MIB
         progress(f"reading {report.path.name}, {mib:.0f} MiB", 0, 1)
-    parsed = load_json(report, object, allowed, text_of=conventions.document, parse=parse_coco)
+    if yolo is not None:
+        parsed: Any = labels_as_coco(report, yolo, search, conventions)
+    else:
+        parsed = load_json(report, object, allowed, text_of=conventions.document, parse=parse_coco)
     if isinstance(parsed, list) and sa2va.is_sa2va(parsed):
         parsed = sa2va.as_coco(report, parsed, search, conventions)
     elif isinstance(parsed, list) and parsed:
@@ -40,7 +56,8 @@ def read_listed(
         report.add("file", "LabelMe's or ReasonSeg's, of one picture", allowed, fix)
     elif isinstance(parsed, dict):
         listed = listed_coco(report, parsed)
-        conventions.labels |= _names(parsed.get("categories"))
+        _lose(parsed, listed, conventions.lost)
+        conventions.labels |= _names(parsed)
         total = len(parsed["annotations"]) if isinstance(parsed.get("annotations"), list) else 0
         return listed._replace(entries=_counted(listed.entries, total, progress))
     if len(report.findings) == before:
@@ -48,10 +65,26 @@ def read_listed(
     return ListedCoco({}, {}, iter(()))
 
 
-def _names(categories: object) -> set[str]:
+def _lose(parsed: dict[str, Any], listed: ListedCoco, lost: Lost) -> None:
+    """Register what the broken images and the annotations are about that are not in `listed`."""
+    names: dict[int | None, object] = {None: None}
+    for image in objects(parsed, "images"):
+        number, name = id_of(image), file_name_of(image)
+        names.setdefault(number, name)
+        if number not in listed.images or listed.images[number].file_name != name:
+            lost.add(name)
+    seen: set[int | None] = {None}
+    for mark in objects(parsed, "annotations"):
+        number, image_id, category = (id_of(mark, key) for key in _IDS)
+        label = None if category is None else listed.categories.get(category)
+        if number in seen or image_id not in listed.images or label is None:
+            lost.add(names.get(image_id), label)
+        seen.add(number)
+
+
+def _names(parsed: dict[str, Any]) -> set[str]:
     """The names of categories as they are spelled in the file."""
-    listed = categories if isinstance(categories, list) else []
-    names = (one.get("name") for one in listed if isinstance(one, dict))
+    names = (one.get("name") for one in objects(parsed, "categories"))
     return {name for name in names if isinstance(name, str)}
 
 

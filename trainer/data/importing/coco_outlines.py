@@ -34,7 +34,7 @@ from trainer.data.importing.coco_conventions import (
 )
 from trainer.data.importing.coco_file import read_listed
 from trainer.data.importing.encoding import Conventions
-from trainer.data.importing.foreign import is_foreign
+from trainer.data.importing.foreign import is_other
 from trainer.data.importing.labels import label_key
 from trainer.data.importing.outlines import (
     IN_PIXELS,
@@ -46,6 +46,7 @@ from trainer.data.importing.outlines import (
     trace_mask,
     trace_regions,
 )
+from trainer.data.importing.yolo_folder import YoloFolder
 from trainer.data.picture_paths import PictureSearch
 from trainer.data.polygons import IGNORE, TARGET, Polygon
 from trainer.data.threads import in_processes
@@ -59,16 +60,17 @@ def read_drawings(
     conventions: Conventions | None = None,
     progress: Progress | None = None,
     root: Path | None = None,
+    yolo: YoloFolder | None = None,
 ) -> Iterator[Drawing]:
     """The pictures with valid annotations; a finding for every error.
 
-    The names of those in `root` start there.
+    The names of those in `root` start there. `yolo`: read its labels, and no file.
     """
     report, progress = Report(path, findings), progress or _silent
-    if is_foreign(report):
+    if yolo is None and is_other(report):
         return
     conventions = conventions or Conventions()
-    notes = read_listed(report, search, conventions, progress)
+    notes = read_listed(report, search, conventions, progress, yolo)
     before, ranks = len(findings), list[int]()  # of findings about annotations, in their order
     marks: dict[int, list[tuple[int, CocoEntry]]] = {number: [] for number in notes.images}
     for rank, entry in enumerate(notes.entries):
@@ -90,6 +92,8 @@ def read_drawings(
     for done, drawn in enumerate(in_processes(draw, entries, total), 1):
         progress("importing pictures", done, total)
         findings += drawn.findings
+        if drawn.findings or drawn.outlines:
+            conventions.lost.add(drawn.name)
         for rank, finding in drawn.outlines:
             place = bisect(ranks, rank)
             ranks.insert(place, rank)
@@ -118,9 +122,11 @@ class _Entry:
 class _Drawn:
     """The result of an entry: a drawing if it is valid, the findings, and the assumptions.
 
-    `outlines`: the findings about single outlines, each with its annotation's place.
+    `name`: the picture's, as recorded. `outlines`: the findings about single outlines, each with
+    its annotation's place.
     """
 
+    name: object
     drawing: Drawing | None
     findings: list[Finding]
     outlines: list[tuple[int, Finding]]
@@ -145,7 +151,8 @@ def _drawn(
     report, conventions = Report(path, entry.findings), Conventions(frame=frame)
     masks, unusable, outlines = _masks(path, entry)
     drawing = _drawing(report, entry, masks, unusable, categories, tool, conventions)
-    return _Drawn(drawing, report.findings, outlines, list(conventions.assumed))
+    assumed = list(conventions.assumed)
+    return _Drawn(entry.image.file_name, drawing, report.findings, outlines, assumed)
 
 
 def _masks(

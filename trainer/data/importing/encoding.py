@@ -12,6 +12,8 @@ import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from trainer.data.importing.lost import Lost
+
 BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"),
         (codecs.BOM_UTF16_BE, "utf-16"))  # fmt: skip
 _MIXED_WORD = re.compile("[A-Za-z][\u0400-\u04ff]|[\u0400-\u04ff][A-Za-z]")  # "cafй" for "café"
@@ -29,6 +31,7 @@ class Conventions:
     notes: list[str] = field(default_factory=list)  # what lies there and is not read
     labels: set[str] = field(default_factory=set)  # in every spelling
     bare: dict[str, str] = field(default_factory=dict)  # pictures without an outline, and why
+    lost: Lost = field(default_factory=Lost)  # what broken entries are about
 
     def assume(self, what: str, times: int = 1) -> None:
         if times:

@@ -28,7 +28,7 @@ from trainer.data.importing.questions_file import (
 )
 from trainer.data.importing.sources import Source
 from trainer.data.importing.splits import Splits
-from trainer.data.picture_paths import PictureSearch, search_folders
+from trainer.data.picture_paths import PictureSearch, search_folders, stems
 from trainer.reporter import Progress
 
 _NAMED = 3  # of the pictures without an outline
@@ -84,6 +84,8 @@ class _Items:
         """A note that names the pictures without an outline, which become known names; or none."""
         bare = {one: why for one, why in self.conventions.bare.items() if not self.names.get(one)}
         self.names |= dict.fromkeys(bare, False)
+        lost = self.conventions.lost
+        bare = {one: why for one, why in bare.items() if not lost.has(one)}
         if not bare:
             return []
         whys = Counter(why for why in bare.values() if why)
@@ -91,13 +93,33 @@ class _Items:
         count = counted(len(bare), "picture") + (f" ({of})" if of else "")
         return [f"{count} left out, without an outline to ask about: {some(bare, _NAMED)}"]
 
-    def check_questions(self, questions: Path, source: Path, search: PictureSearch) -> None:
-        """Findings for questions that no label answers, unless a broken file may answer them."""
-        left_out = broken.may_be_left_out(self.findings, self.skip_broken)
-        if left_out or all(one.where == str(questions) for one in self.findings):
-            own = source if source.is_dir() else source.parent
-            refuse_unanswered(questions, self.asked or {}, self.labels, self.findings,
-                              lambda name: search.has(name, own))  # fmt: skip
+    def check_questions(self, questions: Path, source: Path, search: PictureSearch) -> list[str]:
+        """Findings for questions that no label answers; a note on those that follow from others.
+
+        What a source holds that is broken as a whole is unknown, and so is what it answers.
+        """
+        if any(one.entry is None and one.where != str(questions) for one in self.findings):
+            return []
+        lost, asked = self.conventions.lost, self.asked or {}
+        follow = {key: one.line for key, one in asked.items() if lost.answers(*key)}
+        bare = {stem for name in self.conventions.bare for stem in stems(name)}
+        own = source if source.is_dir() else source.parent
+        refuse_unanswered(
+            questions, {key: one for key, one in asked.items() if key not in follow}, self.labels,
+            self.findings, lambda name: bool(bare & stems(name)) or search.has(name, own),
+        )  # fmt: skip
+        if not follow:
+            return []
+        lines = some(map(str, sorted(follow.values())), _NAMED)
+        asked_about = counted(len(follow), "label") + " of broken entries"
+        return [f"{questions}: what is asked about {asked_about} goes with them: lines {lines}"]
+
+    def too_few(self) -> str:
+        """Why the rest would not do if all that is broken were left out; empty if it may do."""
+        left, needed = sum(self.names.values()), self.files.needed
+        if left >= len(needed):
+            return ""
+        return f"{counted(left, 'picture')} would be left for {' and '.join(needed)}"
 
     def check_count(self, source: Path) -> None:
         """A finding if there are too few different pictures with items for all splits."""
@@ -146,14 +168,14 @@ def import_annotations(
         search = PictureSearch(search_folders(source, pictures))
         for drawing in Source(source, search, findings, conventions, progress).drawings():
             items.add(drawing)
+        bare = items.without_outline()
         if questions is not None and asked:
-            items.check_questions(questions, source, search)
+            bare += items.check_questions(questions, source, search)
         if broken.may_be_left_out(findings, skip_broken):
             items.check_count(source)
         elsewhere = "hint: if the pictures lie elsewhere, name their folder with --pictures FOLDER"
-        bare = items.without_outline()
         hints = [*[elsewhere] * bool(search.missing), *(f"note: {one}" for one in bare)]
-        left_out = broken.accept(findings, skip_broken, hints)
+        left_out = broken.accept(findings, skip_broken, hints, items.too_few())
         if progress is not None:
             progress("writing to disk", 1, 1)
         counts = files.settle()

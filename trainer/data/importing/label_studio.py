@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from profiles.text import some
 from trainer.data.arrays import Size
 from trainer.data.findings import Report
 from trainer.data.formats.coco import PLACE
@@ -28,10 +29,10 @@ def as_coco(report: Report, tasks: list[Any], conventions: Conventions) -> dict[
     numbers: dict[str, int] = {}
     for number, task in enumerate(tasks if _in_per_cent(report, tasks) else []):
         place = f"tasks[{number}]"
-        regions = _regions(report, place, task, conventions)
-        if not regions:
-            continue
+        before, regions = len(report.findings), _regions(report, place, task, conventions)
         size = _size(report, place, list(regions.values()))
+        if len(report.findings) > before:
+            conventions.lost.add(_picture(task.get("data")) if isinstance(task, dict) else None)
         if size is None:
             continue
         images.append({PLACE: place, "id": number, "file_name": _picture(task.get("data")),
@@ -76,7 +77,8 @@ def _regions(
     kept = _annotations(task)
     if kept is None:
         allowed = "a task with its annotations, as the export JSON has (not JSON-MIN)"
-        report.add(place, task, allowed, "export as JSON from Label Studio")
+        got = f"the keys {some(task)}" if isinstance(task, dict) else task
+        report.add(place, got, allowed, "export as JSON from Label Studio")
         return {}
     if len(kept) > 1:
         fix = "keep one of them in Label Studio: import cannot know whose outlines are right"

@@ -60,7 +60,7 @@ def read_labelme(
 ) -> Iterator[Drawing]:
     """The pictures with valid annotations; a finding for every error."""
     conventions = conventions or Conventions()
-    recorded: list[str] = []
+    recorded: dict[str, str] = {}
     apart: list[Path] = []
     start = len(findings)
     # Pictures at their recorded paths come first: then all names are known, and a picture that must
@@ -77,18 +77,22 @@ def read_labelme(
             continue
         name = notes.get("imagePath")
         if isinstance(name, str):
-            recorded.append(os.path.join(path.parent, name))
+            recorded[str(path)] = os.path.join(path.parent, name)
             if not search.is_recorded(name, path.parent, folder):
                 apart.append(path)
                 continue
         yield from _drawing(report, notes, folder, search, conventions)
-    search.register(recorded)
+    search.register(recorded.values())
     for path in apart:
         report = Report(path, findings, entry=str(path))
         notes = _notes(report, conventions)
         if notes is not None:
             yield from _drawing(report, notes, folder, search, conventions)
     findings[start:] = sorted(findings[start:], key=lambda one: one.entry or one.where)
+    for entry in {one.entry for one in findings[start:] if one.entry}:
+        # A file that cannot be read is called as its picture.
+        conventions.lost.add(entry)
+        conventions.lost.add(recorded.get(entry, entry))
 
 
 def _notes(report: Report, conventions: Conventions) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ import csv
 import difflib
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from io import StringIO
@@ -19,6 +19,7 @@ from trainer.data.importing.encoding import Conventions
 from trainer.data.importing.labels import composed, label_key
 from trainer.data.importing.outlines import Drawing
 from trainer.data.json_fields import read_sentence
+from trainer.data.picture_paths import stems
 from trainer.prompts import PromptError, question_for
 
 COLUMNS = ("picture", "label", "question")
@@ -162,6 +163,16 @@ def _objection(text: str, is_sentence: bool) -> str:
     return ""
 
 
+def _alike(picture: str, known: Collection[str]) -> list[str]:
+    """The picture that this name may mean: the only one called so, in any folder and in any case.
+
+    Else the one that is called most like it, if any is.
+    """
+    wanted = stems(picture)
+    same = [name for name in known if not wanted.isdisjoint(stems(name))]
+    return same if len(same) == 1 else difflib.get_close_matches(picture, known, n=1, cutoff=0.7)
+
+
 def refuse_unanswered(
     path: Path,
     asked: Questions,
@@ -169,11 +180,11 @@ def refuse_unanswered(
     findings: list[Finding],
     is_there: Callable[[str], bool],
 ) -> None:
-    """Add a finding for each question without an outlined answer, with the labels there are.
+    """Add a finding for each of these questions, none of which an outline answers.
 
     `labels`: the labels outlined on each picture, by its name. `is_there`: whether there is a
-    picture of this name, with or without a sound annotation. Findings about the file come last,
-    by their lines.
+    picture of this name, with or without an outline. Findings about the file come last, by their
+    lines.
     """
     for (picture, label), question in asked.items():
         there = labels.get(picture)
@@ -185,9 +196,9 @@ def refuse_unanswered(
         else:
             allowed = f"the name of one of the {len(labels)} pictures that were read"
             if is_there(picture):  # a like name would be another picture
-                fix = "the picture is there: mend its annotation, or outline it"
+                fix = "outline it, or take the line out: nobody has outlined that picture"
             else:
-                close = difflib.get_close_matches(picture, labels, n=1, cutoff=0.7)
+                close = _alike(picture, labels)
         if close:
             fix = f"did you mean {close[0]}? Else {fix}"
         report = Report(path, findings, f"{path}: line {question.line}")

@@ -45,15 +45,18 @@ def as_coco(
     numbers: dict[str, int] = {}
     search.register(one.get("image") for one in entries if isinstance(one, dict))
     for index, entry in enumerate(entries if _in_pixels(report, entries) else []):
-        place = f"[{index}]"
+        place, before = f"[{index}]", len(report.findings)
         if not isinstance(entry, dict):
             report.add(place, entry, f"an object with {', '.join(_KEYS)}", _FIX)
+            conventions.lost.add()
             continue
         answers = list(_answers(report, place, entry))
         found = _named(report, place, entry, "image", "the name of a picture") and search.find(
             report, f"{place}.image", entry["image"]
         )
         size = found and _size(report, place, found[0], conventions)
+        if len(report.findings) > before:
+            conventions.lost.add(entry.get("image"))
         if not found or not size:
             continue
         named = {PLACE: place, "id": len(images), "file_name": entry["image"],
@@ -139,12 +142,13 @@ def _is_point(value: object) -> bool:
 def _size(report: Report, place: str, picture: Path, conventions: Conventions) -> Size | None:
     """The size of the picture in the frame of its outlines; None with a finding added."""
     about = Report(picture, report.findings, f"{report.path}: {place}")
-    opened = open_image(about, _stored)
+    opened = open_image(about, stored_size)
     if opened is None:
         return None
     upright, stored = opened
     return upright if conventions.frame == "upright" else stored
 
 
-def _stored(image: Image.Image) -> Size:
+def stored_size(image: Image.Image) -> Size:
+    """Height and width of a picture as it is stored, whatever its orientation."""
     return image.height, image.width

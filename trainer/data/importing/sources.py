@@ -8,16 +8,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from profiles.splits import SPLITS
-from profiles.text import argument
+from profiles.text import argument, counted
 from trainer.data.findings import Finding, Report
 from trainer.data.formats.coco_document import parse_coco
 from trainer.data.images import PICTURE_SUFFIXES
 from trainer.data.importing.coco_outlines import read_drawings
 from trainer.data.importing.encoding import Conventions
-from trainer.data.importing.foreign import MAY_BE_FOREIGN, READ, is_foreign
+from trainer.data.importing.foreign import MAY_BE_FOREIGN, READ, is_foreign, is_other
 from trainer.data.importing.labelme import read_labelme
 from trainer.data.importing.outlines import Drawing, json_files, name_below, visible
 from trainer.data.importing.splits import split_of_file, split_of_folders
+from trainer.data.importing.yolo_folder import YoloFolder, yolo_folder
 from trainer.data.json_fields import LARGEST_FILE, load_json
 from trainer.data.picture_paths import PictureSearch, search_folders
 from trainer.reporter import Progress
@@ -38,6 +39,9 @@ class Source:
 
         Each with its split, if the source says one.
         """
+        if (folder := yolo_folder(self.path)) is not None:
+            yield from self._of_yolo(folder)
+            return
         if by_split := self._by_split():
             yield from self._of_splits(by_split)
             return
@@ -67,6 +71,12 @@ class Source:
                 yield replace(drawing, split=split)
             self.search.missing += search.missing
 
+    def _of_yolo(self, folder: YoloFolder) -> Iterator[Drawing]:
+        path = self.path if self.path.is_dir() else self.path.parent
+        for drawing in read_drawings(path, self.search, self.findings, self.conventions,
+                                     self.progress, folder.root, folder):  # fmt: skip
+            yield replace(drawing, split=folder.split_of(drawing.picture))
+
     def _of_one(self) -> Iterator[Drawing]:
         coco = self._coco_file()
         if coco is not None:
@@ -74,7 +84,7 @@ class Source:
             self.search.folders = list(dict.fromkeys(folders))
             return read_drawings(coco, self.search, self.findings, self.conventions, self.progress)
         if not self.path.is_dir():
-            raise ValueError(f"{self.path}: no such folder of LabelMe's files, nor a COCO file")
+            raise ValueError(f"{self.path}: no such file or folder\n    hint: name {READ}")
         files = json_files(self.path)
         first = next((path for path in files if path.parent.name in SPLITS), None)
         if first is not None and _is_reason_seg(first):
@@ -96,10 +106,17 @@ class Source:
 
     def _refuse_others(self) -> None:
         """A finding about a folder without JSON, by what else lies there."""
-        others = [path for path in visible(self.path) if path.suffix.lower() in MAY_BE_FOREIGN]
-        if not any(is_foreign(Report(path, self.findings)) for path in others):
+        there = visible(self.path)
+        others = [path for path in there if path.suffix.lower() in MAY_BE_FOREIGN]
+        if any(is_foreign(Report(path, self.findings)) for path in others):
+            return
+        others = [path for path in others if path.suffix.lower() != ".txt"]  # of a word or two
+        if not any(is_other(Report(path, self.findings)) for path in others):
+            pictures = sum(path.suffix.lower() in PICTURE_SUFFIXES for path in there)
             fix = "name the folder that has them, or export them so"
-            Report(self.path, self.findings).add("annotations", "no JSON file", READ, fix)
+            fix += "; masks painted as pictures are not read" if pictures else ""
+            got = f"{counted(pictures, 'picture')} and no such file"
+            Report(self.path, self.findings).add("annotations", got, READ, fix)
 
     def _of_labelme(self) -> Iterator[Drawing]:
         """The drawings of a LabelMe folder; what lies there and is not among them is noted."""

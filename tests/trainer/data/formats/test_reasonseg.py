@@ -45,7 +45,8 @@ def reasons(root: Path, split: str = "train") -> list[str]:
         assert finding.where in str(raised.value)
         assert re.search("got |cannot be read: ", finding.what) and finding.fix
         assert "allowed: " in finding.what and "Error" not in finding.what
-        assert finding.what in str(raised.value) and finding.fix in str(raised.value)
+        said = finding.what.removeprefix(finding.place)
+        assert said in str(raised.value) and finding.fix in str(raised.value)
     return [finding.what for finding in findings]
 
 

@@ -547,12 +547,12 @@ def test_import_and_preview(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for arguments, message in (
         (("import", source, data), "not an empty folder"),
         (("import", source, source / "data"), "outside of what is read"),
-        (("import", tmp_path / "none", tmp_path / "x"), "no such folder"),
+        (("import", tmp_path / "none", tmp_path / "x"), "no such file or folder"),
         (("import", source, tmp_path / "x", "--val", "1"), "between 0 and 1"),
         (("import", source, tmp_path / "x", "--test", "0.9"), "leaves some to train on"),
         (("import", source, tmp_path / "x", "--pictures", tmp_path / "no"), "--pictures"),
         (("preview", data, "--split", "test"), "split"),
-        (("preview", tmp_path / "none"), "no such folder"),
+        (("preview", tmp_path / "none"), "no such file or folder"),
         (("preview", data, "--count", "0"), "--count"),
         (("preview", data, "--out", data / "ReasonSeg" / "train" / "x.png"), "data folder"),
         (("preview", data, "--out", tmp_path / "none" / "x.png"), "--out"),
@@ -597,10 +597,11 @@ def test_a_question_about_a_picture_that_is_left_out_names_no_other(tmp_path: Pa
     asked_for = {"a.jpg": "cup", "b.jpg": "other", "a2.jpg": "cup", "a3.jpg": "cup"}
     lines = [f"{name},{label},What holds tea?" for name, label in asked_for.items()]
     asked.write_text("\n".join(["picture,label,question", *lines]), encoding="utf-8")
-    import_annotations(source, tmp_path / "data", questions=asked, val=0.5, skip_broken=3)
-    _, _, there, gone = (tmp_path / "data" / "skipped.txt").read_text().splitlines()
-    assert "a2.jpg, cup" in there and "the picture is there: mend its annotation" in there
-    assert "a3.jpg, cup" in gone and "did you mean a.jpg?" in gone
+    done = import_annotations(source, tmp_path / "data", questions=asked, val=0.5, skip_broken=2)
+    _, file, gone = (tmp_path / "data" / "skipped.txt").read_text().splitlines()
+    assert "a2.json: file" in file and "a3.jpg, cup" in gone and "did you mean a.jpg?" in gone
+    assert any("1 label of broken entries goes with them: lines 4" in one for one in done.assumed)
+    assert not any("without an outline" in one for one in done.assumed)
 
 
 def test_a_preview_shows_target_and_ignored(tmp_path: Path) -> None:
