@@ -552,7 +552,7 @@ def test_import_and_preview(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (("import", source, tmp_path / "x", "--test", "0.9"), "leaves some to train on"),
         (("import", source, tmp_path / "x", "--pictures", tmp_path / "no"), "--pictures"),
         (("preview", data, "--split", "test"), "split"),
-        (("preview", tmp_path / "none"), "no such file or folder"),
+        (("preview", tmp_path / "none"), "no such folder"),
         (("preview", data, "--count", "0"), "--count"),
         (("preview", data, "--out", data / "ReasonSeg" / "train" / "x.png"), "data folder"),
         (("preview", data, "--out", tmp_path / "none" / "x.png"), "--out"),
