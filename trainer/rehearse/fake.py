@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from profiles.compiled import saved_bytes
 from profiles.compiled_layers import moves_of
@@ -30,6 +31,7 @@ from trainer.model.layers.decoder import Rope, RunLayer, run_layer
 from trainer.model.layers.frozen import make_scale_code
 from trainer.model.layers.host import host_tensors
 from trainer.model.segmentation_model import SegmentationModel
+from trainer.model.tokenizer import ConversationTokenizer
 from trainer.model.weights import ShapesAlone
 from trainer.rehearse.compiled_layers import LayerVisits, compiled_events
 from trainer.rehearse.dummy_batch import MadeUp
@@ -231,18 +233,13 @@ def watch(
     """
     tokenizer = some_tokenizer(plan)
     samples = MadeUp(plan, tokenizer, text_tokens, masks, answer_tokens, values=False).step()
-    make_scale_code()
     # Paged state is counted apart, and compiled layers run as plain ones: both need a GPU.
     shown = plan.override(["optimizer=adamw", "compile=false"])
     trace = MemoryTrace(workspace, tell)
-    trace.begin("load")
+    once = RepeatedLinears(trace) if extend and plan.products == "dtype" else None
     model = skeleton(plan.profile, tokenizer)
-    with fake_tensors() as mode, trace:
-        once = RepeatedLinears(trace) if extend and plan.products == "dtype" else None
-        fill(
-            model, shown, tokenizer, torch.device("cpu"), ShapesAlone("cpu"), linear_of=once
-        ).train()
-        _keep_dropout_masks(model)
+    mode = _load(model, shown, tokenizer, trace, once)
+    with fake_tensors(mode), trace:
         batches = [faked(batch, plan, mode) for batch in samples]
     trace.leave_out(host_tensors(model))
     for name, tensor in model.on_card():
@@ -278,6 +275,20 @@ def watch(
     trace.close()
     host = sum(t.numel() * t.element_size() for t in host_tensors(model))
     return Watched(trace, visits, paged, host)
+
+
+def _load(
+    model: SegmentationModel, plan: Plan, tokenizer: ConversationTokenizer, trace: MemoryTrace,
+    once: RepeatedLinears | None,
+) -> FakeTensorMode:  # fmt: skip
+    """Fill the model with fake weights under the trace; the mode that made them."""
+    make_scale_code()
+    trace.begin("load")
+    with fake_tensors() as mode, trace:
+        cpu, source = torch.device("cpu"), ShapesAlone("cpu")
+        fill(model, plan, tokenizer, cpu, source, linear_of=once).train()
+        _keep_dropout_masks(model)
+    return mode
 
 
 def _keep_dropout_masks(model: SegmentationModel) -> None:

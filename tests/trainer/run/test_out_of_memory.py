@@ -389,6 +389,6 @@ def test_what_is_not_finite_is_left_out_as_often_as_allowed(
     assert [(row["step"], row["skipped"]) for row in left_out] == [(2, 1), (5, 2)]
     assert all(bool(tensor.isfinite().all()) for tensor in tensors.values())
     calls[0] = 0
-    with pytest.raises(loop.NotFinite, match=r"step 2: the gradient is not finite; samples of"):
+    with pytest.raises(step.NotFinite, match=r"step 2: the gradient is not finite; samples of"):
         start_run(beginning(tmp_path / "none", cache))
     assert json.loads((tmp_path / "none" / "last" / "state.json").read_text())["step"] == 1
