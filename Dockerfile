@@ -8,10 +8,12 @@ RUN apt-get update \
  && apt-get install -y --no-install-recommends gcc libc6-dev \
  && rm -rf /var/lib/apt/lists/*
 
-# The large part first: it stays cached while the code changes.
+# The large part first: it stays cached while the code changes. torch's own index lacks some of the
+# versions that its dependencies are held to, and PyPI has them.
 ARG INDEX=https://pypi.org/simple
 COPY constraints.txt /src/
-RUN pip install --no-cache-dir -c /src/constraints.txt --index-url "$INDEX" torch
+RUN pip install --no-cache-dir -c /src/constraints.txt --index-url "$INDEX" \
+ --extra-index-url https://pypi.org/simple torch
 
 COPY . /src
 RUN pip install --no-cache-dir -c /src/constraints.txt "/src[studio]"

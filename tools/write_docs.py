@@ -20,7 +20,7 @@ from typing import Any
 from figures import PAGES, rows
 
 from advisor.report.glossary import PARTS
-from advisor.report.screen_words import ROWS, VERDICTS
+from advisor.report.screen_words import PLAN_WORDS, ROWS, SCORE_WORDS, VERDICTS
 from profiles.plan import Plan
 from profiles.preferences import Preference
 from profiles.settings import Lora, Mixture, Schedule, TokenLimits
@@ -56,7 +56,9 @@ def words_page() -> str:
     """docs/words.md: every word of the advice, as --explain says it."""
     text = "# The words of the advice\n\nAs `lisa-advise --explain NAME` says them; written by\n"
     text += "`python tools/write_docs.py`. Settings are in [plan.md](plan.md).\n"
-    for title, words in (("Verdicts", VERDICTS), ("The first screen", ROWS), ("Memory", PARTS)):
+    parts = {"Verdicts": VERDICTS, "The first screen": ROWS, "Plans": PLAN_WORDS,
+             "Scores, data and sizes": SCORE_WORDS, "Memory": PARTS}  # fmt: skip
+    for title, words in parts.items():
         text += f"\n## {title}\n\n| word | means |\n|---|---|\n"
         text += "".join(f"| {name} | {told} |\n" for name, told in words.items())
     return text.replace("\n## ", "\n<!-- words: begin -->\n\n## ", 1) + "\n<!-- words: end -->\n"

@@ -21,8 +21,8 @@ from profiles.preferences import Preference
 from profiles.settings import STORED_BYTES, Quantization
 from profiles.tested import TestedRow, one_of_each
 
-# How the source of such a figure begins.
-EXACT, INTERPOLATED = "exact", "interpolated"
+# How the source of such a figure begins; others are of the very plan.
+INTERPOLATED = "interpolated"
 CACHING = "building the feature cache takes"
 OTHER_VERSIONS = 1.02  # a row of another torch counts for that much more: a policy
 
@@ -45,6 +45,7 @@ class Setting:
     questions: int | None = None  # a picture of the data has, at most
     image_tokens: int | None = None  # the data's largest picture takes, if clearly below the most
     exact: bool = False  # the plan chosen is forecast even where the grid reaches
+    guess: float = 1.0  # the first correction of the grid's figures for plans beyond it
     best_alone: bool = False  # nobody asks for the ladder, or other plans around it
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from math import inf
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING
 
 from advisor.choice.candidate import Candidate, Choice, Scales
@@ -18,7 +18,6 @@ from advisor.choice.candidates import families
 from advisor.choice.rank import Limits, choose, verdict_of
 from advisor.choice.scales import (
     CACHING,
-    EXACT,
     INTERPOLATED,
     Setting,
     counted_by,
@@ -43,6 +42,7 @@ from profiles.plan import Plan
 from profiles.settings import PREFIX_TOKENS
 from profiles.sizes import GIB, gib
 from profiles.tested import TestedRow, one_of_each
+from profiles.text import counted
 
 if TYPE_CHECKING:
     from advisor.memory.forecast import Forecast
@@ -75,7 +75,7 @@ def search(base: Plan, pinned: set[str], setting: Setting) -> Found | str:
     if not base.mixture.reason_seg_alone:
         # The rows do not record how many masks and answers their samples held.
         setting = replace(setting, rows=())
-    correction = 1.0
+    correction = setting.guess
     if setting.data is not None and setting.live is not None:
         first = _chosen(base, pinned, replace(setting, best_alone=True), text, 1.0)
         asked = first.choice.best.plan if first else base
@@ -126,7 +126,11 @@ def _forecast_until_it_stands(
 
 def _corrected(plan: Plan, needs: int, setting: Setting, text: int, before: float) -> float:
     """The correction with which the first guess at a plan is what a forecast says it needs."""
-    seen = plan.with_pictures_of(setting.image_tokens)
+    return correction_of(plan.with_pictures_of(setting.image_tokens), needs, text, before)
+
+
+def correction_of(seen: Plan, needs: int, text: int, before: float = 1.0) -> float:
+    """As `_corrected`, of a plan with the pictures that it sees; `before` beyond every corner."""
     guess = _guess(seen, text)
     if guess is None:
         return before
@@ -160,7 +164,7 @@ def _exactly(found: Found, setting: Setting) -> Found:
     if best.needs.basis != "forecast":
         return replace(found, forecast=exact)
     between, best = best.needs.bytes, _with_forecast(best, exact, setting)
-    source = f"{EXACT}: {best.needs.source}; interpolated it was {gib(between)}"
+    source = f"{best.needs.source}; interpolated it was {gib(between)}"
     needs = best.needs.model_copy(update={"source": source})
     best = best.model_copy(update={"needs": needs})
     choice = replace(found.choice, best=best, considered=(best, *found.choice.considered[1:]))
@@ -168,10 +172,8 @@ def _exactly(found: Found, setting: Setting) -> Found:
 
 
 def basis_text(needs: Bytes) -> str:
-    """What a plan's figure is: its basis, and of a forecast whether it is of that very plan."""
-    if needs.basis != "forecast":
-        return needs.basis
-    return INTERPOLATED if needs.source.startswith(INTERPOLATED) else f"{EXACT} forecast"
+    """What a plan's figure is: its basis, and whether a forecast is interpolated between others."""
+    return INTERPOLATED if needs.source.startswith(INTERPOLATED) else needs.basis
 
 
 def largest_micro_batch(plan: Plan, scales: Scales, budget: Budget) -> int | None:
@@ -198,24 +200,26 @@ def smallest_cards_text(models: Iterable[str]) -> str:
     """From which card size on each of `models` trains."""
     known = []
     for model in models:
-        needed = _least_needed(Plan.parse({"model": model, "device": "cuda"}))
-        size = smallest_card_gib(needed) if needed is not None else None
-        if needed is not None and size is not None:
-            known.append(f"{model} trains from a {size} GiB card on ({gib(needed)})")
+        least = _least_needed(Plan.parse({"model": model, "device": "cuda"}))
+        if least is None or (size := smallest_card_gib(least[0])) is None:
+            continue
+        needed, plan = least
+        how = f", {counted(plan.host_layers, 'layer')} in host memory" if plan.host_layers else ""
+        known.append(f"{model} trains from a {size} GiB card on ({gib(needed)}{how})")
     return "; ".join(known) or "no forecast shows which card would"
 
 
-def _least_needed(base: Plan) -> int | None:
-    """Bytes of the card that the smallest plan takes, in a machine of the usual host memory."""
+def _least_needed(base: Plan) -> tuple[int, Plan] | None:
+    """The smallest plan and its bytes of the card, in a machine of the usual host memory."""
     budget = budget_of(what_if_gpu(GIB), Machine(), WHAT_IF_HOST_BYTES)
     needs = [
-        found.pool_bytes
+        (found.pool_bytes, plan)
         for family in families(base, ())
         for step in range(family.on_card, len(family.path))
         if (found := estimate(plan := family.at(step), base.tokens.max_text_tokens)) is not None
         and not (budget and budget.host_shortage(plan, found.host_bytes))
     ]
-    return min(needs, default=None)
+    return min(needs, key=itemgetter(0), default=None)
 
 
 def _chosen(

@@ -552,7 +552,8 @@ def test_the_command_lines(run: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     done = CliRunner().invoke(app, ["evaluate", str(run)])
     assert (
         done.exit_code == 2
-        and "no run.json here names its data\n    hint: --data-dir DIR" in done.stderr
+        and "has no run.json, which would name the data to score\n    hint: --data-dir"
+        in done.stderr
     )
     absent = CliRunner().invoke(app, ["evaluate", "absent"])
     assert absent.exit_code == 2 and absent.stderr == "error: absent: there is no such run\n"
