@@ -175,7 +175,7 @@ def test_many_small_shapes_on_a_large_picture_are_read_at_once(tmp_path: Path) -
 
 
 def test_an_annotation_with_thousands_of_faults_is_told_in_a_hundred_lines(tmp_path: Path) -> None:
-    annotation = surfaces.ANNOTATION | {"text": [[1, 2]] * 20_000}
+    annotation = surfaces.ANNOTATION | {"text": [[n, 2] for n in range(20_000)]}
     with pytest.raises(DataError) as caught:
         read_split(reason_seg(tmp_path, _json(annotation)), "train")
     assert len(caught.value.findings) == 20_000
