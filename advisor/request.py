@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from advisor.choice.search import Setting
+from advisor.choice.scales import Setting
 from advisor.machine.budget import (
     Budget,
     budget_of,

@@ -7,6 +7,7 @@ from pathlib import Path
 from profiles.text import argument
 
 SPLITS = ("train", "val", "test")
+_ANNOTATIONS = ("*.json", "data.yaml", "classes.txt")
 NEEDED = "ReasonSeg/train, ReasonSeg/val or ReasonSeg/test in it"
 
 
@@ -22,4 +23,5 @@ def located(root: Path) -> tuple[Path, list[str]] | None:
 
 def importing(root: Path) -> str:
     """The command that makes ReasonSeg data of the annotations in a folder; empty without any."""
-    return f"lisa-train import {argument(root)} NEW" if any(root.glob("*.json")) else ""
+    there = any(any(root.glob(pattern)) for pattern in _ANNOTATIONS)
+    return f"lisa-train import {argument(root)} NEW" if there else ""

@@ -33,6 +33,7 @@ from studio import (
     training,
 )
 from studio.answers import Desk
+from studio.fields import in_fields
 from studio.places import Places
 from studio.processes import Processes
 from studio.slow import Left, Slow, Watched, answered
@@ -81,7 +82,7 @@ def _with(work: Callable[[Any, Places, Processes], Any]) -> Work:
 # By name: the form of the question, and who answers it. Bytes are a PNG.
 ACTIONS: dict[str, tuple[type[Frozen], Work | Slow]] = {
     "choices": (runs.Nothing, lambda studio, _: plans.choices(studio.places)),
-    "list": (Listing, lambda studio, one: {"entries": studio.places.listed(one.place)}),
+    "list": (Listing, lambda studio, one: studio.places.look(one.place)),
     "picture": (data.Shown, _at(data.picture)),
     "plan": (plans.Wanted, _at(plans.plan)),
     "save-plan": (plans.Saved, _at(plans.save)),
@@ -161,7 +162,7 @@ async def _answer(work: Callable[[], Any]) -> Response:
     except OSError as error:
         return Answer({"error": refused(error)}, 422)
     except (ValueError, RuntimeError) as error:
-        return Answer({"error": str(error)}, 422)
+        return Answer({"error": in_fields(str(error))}, 422)
     if isinstance(found, bytes):
         return Response(found, media_type="image/png")
     return Answer(found)

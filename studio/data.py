@@ -11,7 +11,9 @@ from PIL import Image
 from pydantic import Field
 
 from profiles.records import Frozen
+from profiles.skipping import OPTION
 from profiles.text import counted
+from studio.fields import in_fields
 from studio.places import Places, kind_of
 from trainer.data import broken
 from trainer.data.findings import grouped
@@ -79,14 +81,16 @@ class Synthetic(Frozen):
 def check(asked: Data, places: Places, progress: Progress) -> dict[str, Any]:
     """Counts by split and data set, and everything that is wrong; all pictures are decoded."""
     counts_of, others, findings = check_folder(places.folder(asked.data), progress)
+    hints = broken.hint(findings, 0, nothing_left(counts_of))
     sets = [{"name": one.name, "pictures": len(one.pictures)} for one in others]
     return {
         "splits": {split: {name: str(value) for name, value in counts.items()}
                    for split, counts in counts_of.items()},
         "sets": sets,
         "count": len(findings),
-        "findings": [str(one) for one in grouped(findings)[:MOST_FINDINGS]],
-        "hints": broken.hint(findings, 0, nothing_left(counts_of)),
+        "findings": [in_fields(str(one)) for one in grouped(findings)[:MOST_FINDINGS]],
+        # The page trains on sound data only.
+        "hints": [one.replace(OPTION, f"in a terminal, lisa-train {OPTION}") for one in hints],
     }  # fmt: skip
 
 
@@ -136,5 +140,8 @@ def import_(asked: Import, places: Places, progress: Progress) -> dict[str, Any]
     items = ", ".join(f"{split} {count}" for split, count in done.items.items())
     words = f"{items} items on {counted(done.pictures, 'picture')}"
     words += f"; {counted(done.left_out, 'picture')} without an item" if done.left_out else ""
-    notes = [*done.assumed, *([broken.left_out_line(done.broken)] if done.broken else [])]
+    notes = [
+        *map(in_fields, done.assumed),
+        *([broken.left_out_line(done.broken)] if done.broken else []),
+    ]
     return {"data": places.place(target), "words": words, "notes": notes}

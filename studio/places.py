@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from profiles.splits import located
 from profiles.text import is_text, one_line
@@ -137,6 +138,11 @@ class Places:
         if path.resolve() != path or not path.is_relative_to(self.home):
             raise ValueError(f"{path}: is a link; the page writes into its own folder alone")
         return path
+
+    def look(self, place: str) -> dict[str, Any]:
+        """What a folder is, and what is in it."""
+        kind = kind_of(self.path(place)) if place else ""
+        return {"kind": kind, "entries": self.listed(place)}
 
     def listed(self, place: str) -> list[dict[str, str]]:
         """What is in a folder: name, place and kind; the folders of the page for an empty place."""

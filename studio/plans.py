@@ -29,6 +29,7 @@ from profiles.records import Frozen
 from profiles.sizes import gib, parse_size
 from profiles.splits import NEEDED, located
 from profiles.streams import tell
+from studio.fields import in_fields
 from studio.places import Places
 
 HERE = "here"  # this machine's card
@@ -133,7 +134,7 @@ def plan(wanted: Wanted, places: Places) -> dict[str, Any]:
         "alternatives": list(alternatives(advice)),
         "reasons": [(f"{one.setting} {one.value}", one.because) for one in advice.reasons],
         "commands": commands(advice),
-        "findings": [str(one) for one in (*advice.findings, *_notes(advice))],
+        "findings": [in_fields(str(one)) for one in (*advice.findings, *_notes(advice))],
     }
 
 

@@ -110,7 +110,9 @@ export function pick(title, kinds) {
   return new Promise((done) => {
     const end = (value) => { dialog.close(); done(value); };
     const show = async (place) => {
-      const { entries } = await ask("list", { place });
+      const { entries, kind } = await ask("list", { place });
+      at("picker-here").hidden = !kinds.includes(kind);
+      at("picker-here").onclick = () => end(place);
       at("picker-way").textContent = place || "The folders that lisa-studio was started with";
       const up = place ? [{ name: "⬑ back", place: place.split("/").slice(0, -1).join("/"), kind: "up" }] : [];
       at("picker-list").replaceChildren(...[...up, ...entries].map((entry) => line(entry, kinds, show, end)));

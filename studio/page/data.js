@@ -42,7 +42,7 @@ export function setUpData(section, shared) {
     h("div", { class: "form" }, h("label", { for: "data-data" }, "Data"), data, h("label", { for: "data-split" }, "Split"), split,
       h("div", { class: "buttons" }, check, preview, train)),
     found, h("h2", {}, "Import annotations"),
-    h("p", { class: "note" }, `LabelMe's folder, or a JSON file of COCO, Label Studio, CVAT (exported as COCO) or Sa2VA. The new data set goes into ${home}.`),
+    h("p", { class: "note" }, `A folder of LabelMe or YOLO, or a JSON file of COCO, Label Studio, CVAT (exported as COCO) or Sa2VA. The new data set goes into ${home}.`),
     importForm(imported), imported,
     h("h2", {}, "No data yet? Make a set to try with"), makeForm(made), made, h("h2", {}, "Ask a question about a picture, and outline its answer"));
   setUpEditor(section, shared);

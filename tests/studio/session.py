@@ -56,12 +56,16 @@ class Session:
             field.value = {value!r};
             for (const kind of ["input", "change"]) field.dispatchEvent(new Event(kind)); }}""")
 
-    def choose(self, name: str, place: str) -> None:
-        """Choose a place in the dialog, folder by folder."""
+    def choose(self, name: str, place: str, *, within: bool = False) -> None:
+        """Choose a place in the dialog, folder by folder; a folder perhaps from within it."""
         self.click(f"{name}-choose")
         parts = place.split("/")
-        for number in range(1, len(parts)):
+        for number in range(1, len(parts) + within):
             self._entry("place", "/".join(parts[:number]))
+        if within:
+            self.until(f"document.getElementById('picker-way').textContent === '{place}'")
+            self.click("picker-here")
+            return
         chosen = f"document.querySelector('#picker-list [data-choose=\"{place}\"]')"
         self.until(f"{chosen} || document.querySelector('#picker-list [data-place=\"{place}\"]')")
         self._entry("choose" if self.tab.run(f"!!{chosen}") else "place", place)

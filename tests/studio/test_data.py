@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from studio.app import create_app
+from studio.app import PAGE, create_app
+from studio.fields import FIELDS, in_fields
 from tests.studio.conftest import HERE, Page
 from trainer.data.formats.reasonseg import read_split
 
@@ -35,7 +36,7 @@ def test_a_check_lists_everything(page: Page) -> None:
     (page.home / "photos" / "ReasonSeg" / "train" / "coffee.json").write_text("{}")
     told = page.ask("check", data="work/photos")
     assert told["count"] >= 2 and all("coffee" in one for one in told["findings"])
-    assert "leaves this broken entry out" in told["hints"][0]
+    assert "in a terminal, lisa-train --skip-broken 1, or all, leaves this" in told["hints"][0]
 
 
 def test_a_set_to_try_with_is_made(page: Page) -> None:
@@ -64,9 +65,28 @@ def test_annotations_are_imported_with_a_form(page: Page) -> None:
     assert len(read_split(page.home / "mine", "train")) == 9
     assert "mine" in page.error("import", **IMPORT)  # is there already
     without = {**IMPORT, "pictures": None, "name": "other"}
-    assert "imagePath" in page.error("import", **without)
+    told_instead = page.error("import", **without)
+    assert "imagePath" in told_instead and "--" not in told_instead
+    assert "name their folder with “Pictures, if elsewhere”\n" in told_instead
+    assert "“Broken entries to skip” " not in told_instead  # nothing would be left
     assert not (page.home / "other").exists()
-    assert "--frame" in page.error("import", **{**IMPORT, "name": "third", "frame": "sideways"})
+    assert "“Outlines on rotated pictures”: got" in page.error(
+        "import", **{**IMPORT, "name": "third", "frame": "sideways"}
+    )
+
+
+def test_what_the_page_says_names_its_own_fields() -> None:
+    labels = "".join(path.read_text() for path in PAGE.glob("*.js"))
+    for option, field in FIELDS.items():
+        assert f'}}, "{field}")' in labels, option
+    assert in_fields("hint: --skip-broken 3 (not just 1), or all, leaves these out") == (
+        "hint: “Broken entries to skip” 3 (not just 1) leaves these out"
+    )
+    assert in_fields("say --frame stored\nor --seed 3") == (
+        "say “Outlines on rotated pictures” stored\nor --seed 3"
+    )
+    typed = "hint: lisa-train import a NEW --pictures FOLDER"
+    assert in_fields(typed) == typed
 
 
 def test_a_question_is_saved_as_reason_seg(page: Page) -> None:

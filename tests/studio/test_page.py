@@ -61,7 +61,7 @@ def test_from_nothing_to_a_mask(home: Path, tmp_path: Path) -> None:
 
 def import_photographs(page: Session) -> None:
     page.open("data")
-    page.choose("import-source", "work/photographs")
+    page.choose("import-source", "work/photographs", within=True)
     page.choose("import-questions", "work/photographs/questions.csv")
     page.fill("import-name", "mine")
     page.fill("import-val", "0.2")

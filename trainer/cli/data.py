@@ -39,7 +39,7 @@ def import_(
     source: Annotated[
         Path,
         typer.Argument(
-            metavar="SRC", help="LabelMe's folder, or a JSON of COCO, Label Studio or Sa2VA."
+            metavar="SRC", help="Folder of LabelMe or YOLO; JSON of COCO, Label Studio or Sa2VA."
         ),
     ],
     target: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write.")],
@@ -64,7 +64,7 @@ def import_(
         str | None, typer.Option(help="What iscrowd 1 means in a COCO file: object or crowd.")
     ] = None,
 ) -> None:
-    """Turn annotations of LabelMe, COCO, Label Studio or Sa2VA into ReasonSeg data in DST."""
+    """Turn annotations of LabelMe, COCO, YOLO, Label Studio or Sa2VA into ReasonSeg data in DST."""
     from profiles.skipping import read_most
     from trainer.data import broken
     from trainer.data.importing.importer import import_annotations

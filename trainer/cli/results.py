@@ -117,8 +117,8 @@ def _own_data(run: Path) -> tuple[Path, int]:
     if known is None:
         if not run.exists():
             raise ValueError(f"{run}: there is no such run")
-        what = f"no {RECORD} here names its data"
-        raise ValueError(f"{run}: {what}\n    hint: --data-dir DIR names the data to score on")
+        what = f"has no {RECORD}, which would name the data to score"
+        raise ValueError(f"{run}: {what}\n    hint: --data-dir DIR names it")
     started = Started.read(known)
     tell(f"scoring on the run's own data, {one_line(started.data)}")
     return started.data, started.skip_broken

@@ -72,7 +72,9 @@ class PictureSearch:
         self.folders = list(dict.fromkeys(Path(os.path.abspath(folder)) for folder in folders))
         self.least, self.by_name, self.strict = least, by_name, strict
         self.missing = 0  # names that were not found
+        self.respelled: dict[str, str] = {}  # names found in other capitals only, and the files'
         self._index: dict[str, list[tuple[Path, Path]]] | None = None
+        self._folded: dict[str, list[tuple[Path, Path]]] | None = None  # by keys in small letters
         self._in_bytes: dict[
             str, tuple[Path, str]
         ] = {}  # names that are no UTF-8, as they were meant
@@ -130,6 +132,7 @@ class PictureSearch:
             # If another entry's picture has the same base name, a search by it would be a guess.
             shared = self._is_shared(_key(PureWindowsPath(text).name))
             candidates = [] if shared else list(self._candidates(spellings))
+            candidates = candidates or self._in_other_capitals(PureWindowsPath(text).name)
             if len(candidates) == 1:
                 return candidates[0]
             if candidates:
@@ -153,8 +156,8 @@ class PictureSearch:
         if beside is not None:
             places.insert(0, (beside, root or beside))
         for parts in map(PureWindowsPath, _spellings(text)):
-            outside |= bool(parts.anchor)
-            if parts.anchor:
+            if parts.anchor:  # of another machine, most likely: its end will be searched for
+                outside |= self.strict
                 continue
             for start, border in places:
                 path = os.path.abspath(os.path.join(start, *parts.parts))
@@ -193,6 +196,20 @@ class PictureSearch:
                 exact = [one for one in found if one[0].name == name]
                 yield from exact if len(exact) == 1 else found
                 return
+
+    def _in_other_capitals(self, name: str) -> list[tuple[Path, Path]]:
+        """The pictures whose names differ from this one in capitals alone."""
+        if not self.by_name or self._is_shared(f"/{_key(name).casefold()}"):
+            return []
+        if self._folded is None:
+            self._folded = {}
+            for key, found in (self._index or {}).items():
+                if not key.startswith("/"):
+                    self._folded.setdefault(key.casefold(), []).extend(found)
+        found = self._folded.get(_key(name).casefold(), [])
+        if len(found) == 1:
+            self.respelled[name] = found[0][0].name
+        return found
 
     def _misnamed(self, name: str) -> tuple[Path, str] | None:
         """The file with this name in another encoding than UTF-8, as old archives leave it."""
@@ -292,9 +309,10 @@ def _names(parts: PureWindowsPath) -> list[str]:
 
 
 def _ends(text: str) -> set[str]:
-    """The keys of all ends of a recorded name, in all its meanings."""
+    """The keys of all ends of a recorded name, in all its meanings; behind / in small letters."""
     paths = [_names(PureWindowsPath(spelling)) for spelling in _spellings(text)]
-    return {_key("/".join(names[n:])) for names in paths for n in range(len(names))}
+    ends = {_key("/".join(names[n:])) for names in paths for n in range(len(names))}
+    return ends | {f"/{_key(names[-1]).casefold()}" for names in paths if names}
 
 
 def _key(name: str) -> str:
@@ -345,7 +363,8 @@ def _refuse(
         report.add(what, name, allowed, fix)
     elif outside:
         fix = "put the picture itself there and correct the name"
-        report.add(what, name, f"{allowed}, not one outside of it", fix)
+        allowed += "; there is no such file, and none outside of it is read"
+        report.add(what, name, allowed, fix)
     else:
         fix = "fetch the picture, correct its name, or take the entry out"
         report.add(what, name, f"{allowed}; there is no such file", fix)

@@ -16,7 +16,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from advisor.advice import Advice
-from advisor.choice.search import INTERPOLATED
+from advisor.choice.scales import INTERPOLATED
 from advisor.cli.main import app
 from advisor.cli.options import PLOT_SUFFIXES
 from advisor.machine.budget import Basis

@@ -85,6 +85,26 @@ def test_no_picture_is_taken_for_another_of_its_name(tmp_path: Path) -> None:
     assert search.find(report, "image", names[1]) is None
 
 
+def test_capitals_may_differ_where_one_picture_is_meant(tmp_path: Path) -> None:
+    for name in ("img_0.jpg", "img_1.jpg", "Img_2.jpg", "img_2.jpg"):
+        picture(tmp_path / "shots" / name)
+    names = ["/home/me/IMG_0.JPG", "IMG_1.jpg", "img_1.JPG", "IMG_2.jpg"]
+    search, report = PictureSearch([tmp_path], recorded=names), Report(tmp_path / "notes.json")
+    first, *_ = search.find(report, "image", names[0]) or (None,)
+    assert first == tmp_path / "shots" / "img_0.jpg" and report.findings == []
+    assert search.respelled == {"IMG_0.JPG": "img_0.jpg"}
+    assert search.find(report, "image", names[1]) is None  # another entry names that file
+    assert search.find(report, "image", names[3]) is None  # it may be one of two
+    assert "no such file" in report.findings[0].what and "ambiguous" in report.findings[1].what
+
+
+@pytest.mark.parametrize("name", ["/data/upload/1/no.jpg", "C:\\me\\no.jpg", "../shots/no.jpg"])
+def test_what_is_missing_is_said_to_be(name: str, tmp_path: Path) -> None:
+    report = Report(tmp_path / "notes.json")
+    assert PictureSearch([tmp_path]).find(report, "image", name) is None
+    assert "there is no such file" in report.findings[0].what
+
+
 @pytest.mark.parametrize("named", [True, False])
 def test_coco_in_a_folder_of_annotations(tmp_path: Path, named: bool) -> None:
     notes = instances(tmp_path / "export" / "images", OUTLINE)

@@ -149,15 +149,22 @@ def read_parts(report: Report, what: str, value: object, size: Size) -> tuple[Pa
             report.add(what, got, allowed, FIX)
             return None
         else:
-            allowed = (
-                "a polygon of 3 points [x, y] or more in one list, with coordinates of at most "
-                f"{LARGEST_COORDINATE:.0f} and edges of at most {_LONGEST_OUTLINE} times height "
-                f"and width together, or run lengths; the picture has height {size[0]}, "
-                f"width {size[1]}"
-            )
-            report.add(what, part, allowed, FIX)
+            report.add(what, part, _allowed(part, size), FIX)
             return None
     return tuple(checked)
+
+
+def _allowed(part: object, size: Size) -> str:
+    """What a part may be that is neither a sound polygon nor run lengths."""
+    numbers = part if isinstance(part, list) and _NUMBERS.issuperset(map(type, part)) else []
+    if len(numbers) < 6 or len(numbers) % 2:
+        return "a polygon of 3 points or more, as one list [x1, y1, x2, y2, …], or run lengths"
+    if _extent(part) is None:
+        return f"a polygon whose numbers are at most {LARGEST_COORDINATE:.0f} in size"
+    return (
+        f"a polygon of pixels, whose edges together are at most {_LONGEST_OUTLINE * sum(size)} "
+        f"long; the picture has height {size[0]}, width {size[1]}"
+    )
 
 
 def _extent(part: object) -> tuple[float, float] | None:

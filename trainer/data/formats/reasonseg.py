@@ -89,7 +89,7 @@ def _locate(root: Path) -> tuple[Path, list[str]]:
     if found is not None:
         return found
     report = Report(root)
-    got = "none of them" if root.is_dir() else "no such folder"
+    got = "a folder without a split" if root.is_dir() else "no such folder"
     fix = "name the folder that holds ReasonSeg; --data-dir DIR does so on --resume, too"
     if command := importing(root):
         fix = f"make it of the annotations there: {command}"

@@ -46,8 +46,8 @@ _KINDS = (
      "in ISAT, convert it to COCO"),
     (r'\s*\{\s*"data_row"', "Labelbox's export", f"convert it to {_COCO}"),
     (r'\s*\{.*"type"\s*:\s*"FeatureCollection"', "GeoJSON", _OWN),
-    (r'\s*\{.*"(classTitle|imgHeight|data_units|data_row)"|.*"ISAT"',
-     "the JSON of Supervisely, Cityscapes, Encord, Labelbox or ISAT", f"export {_COCO}"),
+    (r'\s*\{.*"(imgHeight|data_units)"\s*:', "JSON of Cityscapes or Encord",
+     f"convert it to {_COCO}"),
     (r"\d+( -?\d*\.\d+| [01]){4,}\s*(\n|$)", "YOLO's labels", _YOLO),
     (r"(.*\n)?(nc\s*:\s*\d|names\s*:\s*(\[|\n))", "YOLO's data.yaml", _YOLO),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Writes a user's annotations of LabelMe, COCO, Label Studio or Sa2VA as a ReasonSeg data set.
+"""Writes a user's annotations of LabelMe, COCO, YOLO and others as a ReasonSeg data set.
 
 Each label of a picture becomes one item. Its texts are the questions about it in a separate file,
 or without such a file the label itself, as a phrase.
@@ -125,9 +125,13 @@ class _Items:
         """A finding if there are too few different pictures with items for all splits."""
         if self.files.lacks():
             count = self.files.splits.different(self.files.known)
-            allowed = f"{len(self.files.needed)} or more, one at least for each split"
+            needed = self.files.needed
+            allowed = (
+                f"{len(needed)} or more: {', '.join(needed)} need one each, copies not counted"
+            )
             fix = "outline and label more pictures, or ask about more"
-            Report(source, self.findings).add("different pictures", count, allowed, fix)
+            what = "pictures with an outline that is asked about"
+            Report(source, self.findings).add(what, count, allowed, fix)
 
 
 def import_annotations(
@@ -145,7 +149,7 @@ def import_annotations(
     iscrowd: str | None = None,
     progress: Progress | None = None,
 ) -> Imported:
-    """Write `target/ReasonSeg/{train,val,test}` from files of LabelMe, COCO, Label Studio or Sa2VA.
+    """Write `target/ReasonSeg/{train,val,test}` from annotations of a tool that `Source` knows.
 
     `pictures` is the folder of the pictures, if they are not beside the annotations. At most
     `skip_broken` broken entries are left out, and listed in `target/skipped.txt`; by default none.
@@ -168,7 +172,7 @@ def import_annotations(
         search = PictureSearch(search_folders(source, pictures))
         for drawing in Source(source, search, findings, conventions, progress).drawings():
             items.add(drawing)
-        bare = items.without_outline()
+        bare = [*_respelled(search), *items.without_outline()]
         if questions is not None and asked:
             bare += items.check_questions(questions, source, search)
         if broken.may_be_left_out(findings, skip_broken):
@@ -186,6 +190,13 @@ def import_annotations(
     assumed = tuple(f"{count} {what}" for what, count in conventions.assumed.items())
     assumed += (*spelled_differently(conventions.labels), *bare, *conventions.notes)
     return Imported(counts, with_items, len(items.names) - with_items, left_out, assumed)
+
+
+def _respelled(search: PictureSearch) -> list[str]:
+    """A note on pictures that were found in other capitals than recorded; or none."""
+    pairs = [f"{name} is {found}" for name, found in search.respelled.items()]
+    what = f"{counted(len(pairs), 'picture')} found by a name in other capitals"
+    return [f"{what}: {some(pairs, _NAMED)}"] if pairs else []
 
 
 def _checked_conventions(
@@ -208,6 +219,8 @@ def _checked_conventions(
 def _check_shares(val: float, test: float) -> None:
     """Raise ValueError unless val gets a share and train the rest."""
     if not 0 < val < 1:
-        raise ValueError(f"--val: got {val}; allowed: a share between 0 and 1")
+        allowed = "a share above 0 and below 1, such as 0.1: val and train need a picture each"
+        raise ValueError(f"--val: got {val}; allowed: {allowed}")
     if not 0 <= test < 1 - val:
-        raise ValueError(f"--test: got {test}; allowed: 0, or a share that leaves some to train on")
+        allowed = f"0, or a share below {1 - val:g}: --val takes {val:g}, and train needs some"
+        raise ValueError(f"--test: got {test}; allowed: {allowed}")

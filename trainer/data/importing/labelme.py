@@ -107,7 +107,8 @@ def _notes(report: Report, conventions: Conventions) -> dict[str, Any] | None:
     if isinstance(notes, dict | list):
         whole = Report(report.path, report.findings)  # its entries cannot be left out as one
         got = "COCO's annotations" if isinstance(notes, dict) else "a list, of Sa2VA or others"
-        whole.add("file", got, "LabelMe's files only", "import it on its own, by its name")
+        allowed = "LabelMe's files, or one file of another tool for each split"
+        whole.add("file", got, allowed, "import it on its own, by its name")
     elif notes is not None:
         report.add("file", notes, allowed, "correct the file or fetch it again")
     return None

@@ -70,6 +70,7 @@ class Source:
             for drawing in found:
                 yield replace(drawing, split=split)
             self.search.missing += search.missing
+            self.search.respelled |= search.respelled
 
     def _of_yolo(self, folder: YoloFolder) -> Iterator[Drawing]:
         path = self.path if self.path.is_dir() else self.path.parent

@@ -154,7 +154,7 @@ def test_summary(tmp_path: Path) -> None:
 
 def test_no_root_no_splits_unknown_split(tmp_path: Path) -> None:
     assert "no such folder" in reasons(tmp_path / "none")[0]
-    assert "none of them" in reasons(tmp_path)[0]
+    assert "a folder without a split" in reasons(tmp_path)[0]
     add(tmp_path)
     for split in ("val", "training", "../train", ""):
         with pytest.raises(DataError, match="split: got .*allowed: train"):
@@ -204,7 +204,7 @@ BROKEN = {
     "null": "got nothing",
     "[" * 100_000: "cannot be read: nested too deeply",
     "1" * 5000: "cannot be read: Exceeds the limit (4300 digits)",
-    "": "cannot be read: Expecting value",
+    "": "cannot be read: it is empty",
 }
 
 

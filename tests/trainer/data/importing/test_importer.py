@@ -484,7 +484,8 @@ def test_bad_coco(tmp_path: Path) -> None:
     for expected in (
         "categories[2].name", "images[6].id: got 1", "annotations[1].image_id: got 8",
         "annotations[2].category_id", "images[2].file_name: got '../x.jpg'",
-        "images[3].file_name: got '/etc/passwd'", "no such file", "picture: got 'b.jpg'",
+        "images[3].file_name: got '/etc/passwd'", "got 'none.jpg'; allowed: the path of a picture",
+        "picture: got 'b.jpg'",
     ):  # fmt: skip
         assert sum(expected in reason for reason in reasons) == 1, (expected, reasons)
     assert len(reasons) == 8
@@ -517,7 +518,8 @@ def test_the_format_is_found(tmp_path: Path) -> None:
     assert set(items(tmp_path / "folder")) == set(items(tmp_path / "apart")) == {"a-cup", "b-other"}
     shutil.copy(tmp_path / "moved.json", pair(tmp_path / "in", shape()))
     assert complaints(tmp_path / "in") == [
-        "file: got \"COCO's annotations\"; allowed: LabelMe's files only"
+        "file: got \"COCO's annotations\"; allowed: LabelMe's files, or one file of another tool "
+        "for each split"
     ]
     assert "2 or more" in complaints(labelme(tmp_path / "one", "a", shape()))[0]
 
@@ -548,11 +550,11 @@ def test_import_and_preview(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (("import", source, data), "not an empty folder"),
         (("import", source, source / "data"), "outside of what is read"),
         (("import", tmp_path / "none", tmp_path / "x"), "no such file or folder"),
-        (("import", source, tmp_path / "x", "--val", "1"), "between 0 and 1"),
-        (("import", source, tmp_path / "x", "--test", "0.9"), "leaves some to train on"),
+        (("import", source, tmp_path / "x", "--val", "1"), "above 0 and below 1"),
+        (("import", source, tmp_path / "x", "--test", "0.9"), "train needs some"),
         (("import", source, tmp_path / "x", "--pictures", tmp_path / "no"), "--pictures"),
         (("preview", data, "--split", "test"), "split"),
-        (("preview", tmp_path / "none"), "no such file or folder"),
+        (("preview", tmp_path / "none"), "no such folder"),
         (("preview", data, "--count", "0"), "--count"),
         (("preview", data, "--out", data / "ReasonSeg" / "train" / "x.png"), "data folder"),
         (("preview", data, "--out", tmp_path / "none" / "x.png"), "--out"),

@@ -178,7 +178,7 @@ def test_upright_outlines_may_be_said_to_be(tmp_path: Path, orientation: int) ->
     ({"mask": "masks/0.png"}, "[0].mask: got 'masks/0.png'; allowed: a list with one"),
     ({"mask": [{"size": [3, 4], "counts": [12]}]}, "[0].mask[0]: got 'size [3, 4]"),
     ({"image": "9.jpg"}, "[0].image: got '9.jpg'; allowed: the path of a picture in "),
-    ({"image": "../../9.jpg"}, "not one outside of it"),
+    ({"image": "../../9.jpg"}, "no such file, and none outside of it is read"),
     ({"image": None}, "[0].image: got nothing"),
 ])  # fmt: skip
 def test_broken_entries_are_named_and_may_be_left_out(

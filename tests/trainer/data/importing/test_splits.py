@@ -114,7 +114,7 @@ def test_versions_of_a_picture_stay_together(tmp_path: Path, seed: int) -> None:
 def test_versions_of_one_picture_are_too_few_to_split(tmp_path: Path) -> None:
     source = tmp_path / "in"
     coco(source / "_annotations.coco.json", [roboflow("a", n) for n in range(3)])
-    with pytest.raises(DataError, match="different pictures: got 1; allowed: 2 or more"):
+    with pytest.raises(DataError, match="asked about: got 1; allowed: 2 or more: train, val need"):
         imported(source)
 
 

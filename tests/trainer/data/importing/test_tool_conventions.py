@@ -314,7 +314,7 @@ def test_pascal_vocs_boxes_are_refused_by_name(tmp_path: Path) -> None:
     ("q.jsonl", b'{"picture": "a.jpg", "question": "x"}\n', "a file of questions", "--questions"),
     ("a.ndjson", b'{"image": "a.jpg"}\n{"image": "b.jpg"}\n', "JSON lines", "into one list"),
     ("a.json", b'{"type": "FeatureCollection"}', "GeoJSON", "as COCO's instances"),
-    ("a.json", b'{"size": {}, "objects": [{"classTitle": "x"}]}', "Supervisely", "as COCO's"),
+    ("a.json", b'{"imgHeight": 9, "imgWidth": 9, "objects": []}', "Cityscapes", "to polygons"),
     ("data.yaml", b"path: cups\nnames:\n  0: cup\n", "YOLO's data.yaml", "the labels"),
 ])  # fmt: skip
 def test_files_of_other_kinds_are_refused_by_name(
