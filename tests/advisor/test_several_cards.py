@@ -165,7 +165,7 @@ def test_each_number_of_cards_is_compared_by_its_own_best_plan() -> None:
     alone, both = two.several.rows
     assert (alone.seconds, both.seconds) == (one.duration.seconds, two.duration.seconds)
     assert alone.best and both.efficiency < 0.95
-    screen = shown(two)
+    screen = " ".join(shown(two).split())
     assert f"1 card {time_text(alone.seconds)}, 0.59 questions/s; 2 cards " in screen
     assert f"({both.efficiency:.0%} each)" in screen
     # Of a machine with two cards, one is asked about: two have the plan that --gpus 2 would get.
