@@ -492,6 +492,7 @@ def test_pictures_are_shrunk_as_little_as_it_takes_where_no_other_plan_fits():
     leave_out = next(one for one in advice.findings if one.where == "settings")
     assert "without checkpointed_layers=0" in leave_out.what
 
+
 def test_a_size_of_pictures_takes_one_forecast():
     """Four sizes, of which the first may need more: what it corrects leads to the others."""
     asked: list[Plan] = []
