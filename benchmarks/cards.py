@@ -53,16 +53,19 @@ def cell(advice: Advice) -> str:
     return f"**{time_text(duration.seconds)}**, {size:.1f} GiB: {', '.join(parts)}"
 
 
+def titled(card: GpuProfile) -> str:
+    """A card's name; with a link where plain pip's torch does not serve it."""
+    older = " [with an older torch](install.md#older-cards)"
+    return card.title + (older if wants_older(card.compute_capability) else "")
+
+
 def line(card: GpuProfile) -> str:
     """A card's line, from the shipped rows only: whoever runs this may have more rows."""
     found = [advise(Machine(), model, (), Target(card=card)) for model in MODELS]
     budget = found[0].budget
     assert budget is not None
     usable = budget.usable.bytes / 2**30
-    title = card.title
-    if wants_older(card.compute_capability):
-        title += " [with an older torch](install.md#older-cards)"
-    return f"| {title} | {usable:.1f} | {' | '.join(map(cell, found))} |"
+    return f"| {titled(card)} | {usable:.1f} | {' | '.join(map(cell, found))} |"
 
 
 def tables(shown: Sequence[GpuProfile]) -> list[str]:

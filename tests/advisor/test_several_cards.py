@@ -22,6 +22,7 @@ from profiles.gpus import find_gpu, gpus
 from profiles.grid import pinned_bytes, shared_host_bytes
 from profiles.plan import Plan
 from profiles.sizes import GIB
+from profiles.text import time_text
 from tests.advisor.test_preflight import _live
 
 TWO = ("processes=2", "nodes=1")
@@ -164,8 +165,8 @@ def test_each_number_of_cards_is_compared_by_its_own_best_plan() -> None:
     alone, both = two.several.rows
     assert (alone.seconds, both.seconds) == (one.duration.seconds, two.duration.seconds)
     assert alone.best and both.efficiency < 0.95
-    screen = shown(two)
-    assert "best plan for 1: 0.59 questions/s" in screen
+    screen = " ".join(shown(two).split())
+    assert f"1 card {time_text(alone.seconds)}, 0.59 questions/s; 2 cards " in screen
     assert f"({both.efficiency:.0%} each)" in screen
     # Of a machine with two cards, one is asked about: two have the plan that --gpus 2 would get.
     here, pair = asked(EQUAL), asked(EQUAL, *TWO)
@@ -179,7 +180,7 @@ def test_beyond_the_grid_the_advised_plan_itself_is_shared() -> None:
     two = advise(EQUAL, "7b", (*TWO, "logits=all"), live=_live(1.0, forecast),
                  evidence=Evidence.shipped())  # fmt: skip
     assert two.several is not None and [row.best for row in two.several.rows] == [False, True]
-    assert "on 1 with this plan: " in shown(two) and "best plan" not in shown(two)
+    assert "1 card with this plan " in shown(two) and "2 cards with this" not in shown(two)
     assert {plan.processes for plan, _ in forecast} == {2}
 
 
