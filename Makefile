@@ -20,8 +20,10 @@ test: $(READY)
 	$(BIN)/mypy & $(KEPT) PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 \
 		$(BIN)/python -m pytest -n 2 && wait $$!
 
-demo: $(READY)
-	$(BIN)/python benchmarks/demo.py
+# Where lisa-preflight is installed in the active environment, that one runs it.
+demo:
+	@if python -I -c 'import importlib.metadata as m; m.version("lisa-preflight")' 2>/dev/null; \
+	then python benchmarks/demo.py; else $(MAKE) $(READY) && $(BIN)/python benchmarks/demo.py; fi
 
 # Tiny trainings, killed, starved and damaged at random, alone and in groups: some half an hour.
 faults: $(READY)

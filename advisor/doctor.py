@@ -14,10 +14,9 @@ from advisor.cost.disk import disk_of
 from advisor.cost.rooms import rooms
 from advisor.machine.gpu import Machine
 from advisor.machine.target import pick_gpu
+from advisor.machine.torch_builds import older_torch, too_old, wants_older
 from advisor.machine.versions import REMEDY, newer_than_rows
 from advisor.rehearsal import in_child
-from advisor.report.findings import OLDEST_IN_WHEELS, older_torch
-from advisor.request import too_old
 from profiles.environment import ALLOCATOR_VARIABLES, python_module
 from profiles.files import reason
 from profiles.models import DEFAULT_MODELS
@@ -69,6 +68,16 @@ def examine(
         _one_step(device, facts),
     ]
     return tuple(sorted(checks, key=lambda check: check.status != "fail"))
+
+
+def answer(machine: Machine, checks: Sequence[Check]) -> str:
+    """Whether this machine is ready to train, in one sentence."""
+    failed = [check.name for check in checks if check.status == "fail"]
+    if failed:
+        return f"not ready to train: {', '.join(failed)}"
+    if pick_gpu(machine) is None:
+        return "ready to train lisa-tiny alone: every other model needs a GPU"
+    return "ready to train; lisa-advise says which model fits this card"
 
 
 def report(machine: Machine, checks: tuple[Check, ...]) -> str:
@@ -135,7 +144,7 @@ def _driver(machine: Machine, facts: dict[str, Any]) -> Iterator[Check]:
         found = f"this build has none for {gpu.name}, compute capability {version}: it is for "
         found += ", ".join(facts["architectures"])
         remedy = "install a newer torch"
-        if gpu.compute_capability < OLDEST_IN_WHEELS:
+        if wants_older(gpu.compute_capability):
             old = too_old(gpu)
             remedy = old.fix if old else older_torch()
         yield Check(name="torch's kernels", status="fail", found=found, remedy=remedy)

@@ -16,29 +16,36 @@ from pathlib import Path
 from advisor.advice import Advice, undecided
 from advisor.choice.candidate import Candidate
 from advisor.choice.search import (
+    correction_of,
     largest_micro_batch,
     search,
     smallest_card_gib,
 )
 from advisor.cost.disk import disk_of
-from advisor.cost.duration import assumed_size, duration_of
+from advisor.cost.duration import assumed_size, with_sparing
 from advisor.cost.several import Planned, numbers, several
 from advisor.dry_run import known_trial
 from advisor.machine.budget import Budget
 from advisor.machine.evidence import Evidence
 from advisor.machine.gpu import Gpu, Machine
 from advisor.machine.target import Target, best_gpus, gpu_for
+from advisor.machine.torch_builds import too_old
 from advisor.memory.live import Heard, Live
 from advisor.memory.parts import LASTING, parts_of
 from advisor.rehearsal import RehearsalFailed
-from advisor.report.findings import SETTINGS, card_findings, nearest_plan, smaller_pictures
+from advisor.report.findings import (
+    SETTINGS,
+    card_findings,
+    few_pictures,
+    nearest_plan,
+    smaller_pictures,
+)
 from advisor.report.reasons import card_reasons, plan_reasons
 from advisor.request import (
     Request,
     base_plan,
     command_of,
     environment_of,
-    too_old,
     wanted_model,
     whole_segments,
 )
@@ -46,6 +53,7 @@ from advisor.tiny import on_cpu, tiny_instead, tiny_on_gpu
 from profiles.exchange import nccl_bytes
 from profiles.exits import EXIT_FAILED
 from profiles.findings import Finding, PlanError
+from profiles.measurement import DataCounts
 from profiles.models import DEFAULT_MODELS
 from profiles.overrides import assigned
 from profiles.pictures import limits_for
@@ -69,6 +77,7 @@ def advise(
     evidence: Evidence | None = None,
     exact: bool = False,
     prefer: Preference = "usual",
+    size: DataCounts | None = None,
 ) -> Advice:
     """The advice for `machine`, or for `target` instead of its card.
 
@@ -76,7 +85,8 @@ def advise(
     at most, or those of the longest of `data`, or else the plan's limit. `live` forecasts a plan at
     a text length (None: the longest of `data`) where the shipped grid does not reach, or `exact`
     figures are wanted; `evidence` is all else that it knows (None: what is shipped); `prefer` is
-    the order in which plans are preferred. Raises PlanError for an unknown model and for settings
+    the order in which plans are preferred; `size` is how much there is to train on, where no `data`
+    says it. Raises PlanError for an unknown model and for settings
     that cannot run, and whatever `live` raises.
     """
     overrides = tuple(overrides)
@@ -92,6 +102,7 @@ def advise(
         live=heard,
         exact=exact,
         prefer=prefer,
+        size=size,
     )
     return with_costs(request, _advised(request), heard)
 
@@ -99,21 +110,24 @@ def advise(
 def with_costs(request: Request, advice: Advice, heard: Heard | None) -> Advice:
     """The advice with what its training takes of time and disk: of the data as it was counted.
 
-    Data that was not counted has neither; without data it is ReasonSeg's size.
+    Data that was not counted has neither; without data it is the request's, or ReasonSeg's size.
     """
     counts, image_tokens = (heard.counts, heard.image_tokens) if heard else (None, None)
     if advice.plan is None or (request.data is not None and counts is None):
         return advice
-    size, gpu = counts or assumed_size(advice.plan), advice.gpu
+    gpu, own = advice.gpu, counts or request.size
+    size = own or assumed_size(advice.plan)
     plan = advice.plan.with_pictures_of(image_tokens)
     if size is None:
         what = "time and disk of a mixture are not known without its data"
         unknown = Finding("mixture", what, fix="--data-dir DIR counts it")
         return advice.model_copy(update={"findings": (unknown, *advice.findings)})
     costs: dict[str, object] = {"disk": disk_of(plan, size)}
+    if own is not None:
+        costs["findings"] = (*few_pictures(own), *advice.findings)
     if gpu is not None:
         trial = None if request.what_if else known_trial(advice, gpu, request.evidence)
-        costs["duration"] = duration_of(plan, request.card(gpu), size, trial)
+        costs["duration"] = with_sparing(plan, request.card(gpu), size, trial)
         costs["several"] = several(_on_cards(request, advice), size)
     return advice.model_copy(update=costs)
 
@@ -207,7 +221,8 @@ def _with_smaller_pictures(request: Request, gpu: Gpu, large: Advice) -> Advice 
     """A plan that shrinks pictures as little as it must, where `large` found none that fits.
 
     That changes what the model sees, so it comes last and is said. The smallest size is tried
-    first: it takes a forecast of some seconds, and often rules out all others.
+    first, for it often rules out all others. What it corrects of the grid's figures, which are of
+    whole pictures, gives a first guess for the sizes between: one forecast each is mostly enough.
     """
     whole = large.plan
     limited = request.pinned & {"min_pixels", "max_pixels"}
@@ -222,7 +237,15 @@ def _with_smaller_pictures(request: Request, gpu: Gpu, large: Advice) -> Advice 
     def shrunk(eighths: int) -> Advice:
         limit = limits_for(whole, most * eighths // 8)["max_pixels"]
         settings = (*request.overrides, f"max_pixels={limit}")
-        return _on_gpu(replace(request, overrides=settings), gpu, large.model)
+        return _on_gpu(replace(request, overrides=settings, guess=guess(eighths)), gpu, large.model)
+
+    def guess(eighths: int) -> float:
+        first = EIGHTHS[0]
+        forecast = None if eighths == first else shrunk(first).forecast
+        if forecast is None or not forecast.tiers:
+            return 1.0
+        least = correction_of(forecast.plan, forecast.tier("pool").bytes, forecast.text_tokens)
+        return least + (1 - least) * (eighths - first) / (len(EIGHTHS) + 1 - first)
 
     def verdict(eighths: int) -> Verdict:
         """A forecast that fails leaves the answer as it was."""

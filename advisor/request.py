@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from advisor.choice.search import Setting
+from advisor.choice.scales import Setting
 from advisor.machine.budget import (
     Budget,
     budget_of,
@@ -16,6 +16,7 @@ from advisor.machine.budget import (
 from advisor.machine.evidence import Evidence
 from advisor.machine.gpu import UNNAMED, Gpu, Machine
 from advisor.machine.target import Target, best_gpus, cards_text
+from advisor.machine.torch_builds import too_old
 from advisor.memory.live import Live
 from profiles import skipping
 from profiles.batches import micro_batches
@@ -23,6 +24,7 @@ from profiles.environment import ALLOCATOR_VARIABLES
 from profiles.exchange import nccl_bytes
 from profiles.findings import Finding, PlanError
 from profiles.gpus import WITH_FP8, GpuProfile, gpu_by_nvml
+from profiles.measurement import DataCounts
 from profiles.models import model_profile
 from profiles.overrides import assigned
 from profiles.plan import Plan
@@ -33,7 +35,6 @@ from profiles.text import argument, counted, quoted
 
 # NVIDIA's WSL drivers before R615 fail at them on some cards (pytorch/pytorch#192330).
 WSL_SEGMENTS_DRIVER = 615
-OLDEST_BUILT = (5, 0)  # compute capability in torch's builds for CUDA 12.6, the oldest that do
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class Request:
     live: Live | None
     exact: bool = False
     prefer: Preference = "usual"
+    guess: float = 1.0  # the first correction of the grid's figures for plans beyond it
+    size: DataCounts | None = None  # how much there is to train on, where that was not counted
     best_alone: bool = False  # the plan alone counts, not what is around it
 
     @property
@@ -148,6 +151,7 @@ class Request:
             data=self.data,
             text_tokens=self.text_tokens,
             exact=self.exact,
+            guess=self.guess,
             best_alone=self.best_alone,
         )
 
@@ -243,15 +247,6 @@ def unfit_segments(machine: Machine, gpu: Gpu, plan: Plan) -> Finding | None:
     why = lacks_segments(machine, gpu)
     got = f"allocator={plan.allocator}"
     return Finding(gpu.name, why, got, fix="--set allocator=") if why else None
-
-
-def too_old(gpu: Gpu) -> Finding | None:
-    """Why no build of torch that runs this supports that card, if so."""
-    if gpu.compute_capability is None or gpu.compute_capability >= OLDEST_BUILT:
-        return None
-    version = "{}.{}".format(*gpu.compute_capability)
-    what = f"is too old: no build of torch that runs this serves compute capability {version}"
-    return Finding(gpu.name, what, fix="use another card, or --model tiny --set device=cpu")
 
 
 def refusals(request: Request, gpu: Gpu, plan: Plan) -> list[Finding]:

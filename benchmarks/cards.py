@@ -17,6 +17,7 @@ from tables import put
 from advisor.advice import Advice
 from advisor.machine.gpu import Machine
 from advisor.machine.target import Target
+from advisor.machine.torch_builds import wants_older
 from advisor.preflight import advise
 from advisor.report.plan_words import storage_text
 from profiles.gpus import GpuProfile, find_gpu, gpus
@@ -58,7 +59,10 @@ def line(card: GpuProfile) -> str:
     budget = found[0].budget
     assert budget is not None
     usable = budget.usable.bytes / 2**30
-    return f"| {card.title} | {usable:.1f} | {' | '.join(map(cell, found))} |"
+    title = card.title
+    if wants_older(card.compute_capability):
+        title += " [with an older torch](install.md#older-cards)"
+    return f"| {title} | {usable:.1f} | {' | '.join(map(cell, found))} |"
 
 
 def tables(shown: Sequence[GpuProfile]) -> list[str]:

@@ -51,7 +51,7 @@ def corners(model: str, quantization: str) -> list[dict[str, Any]]:
             plan = Plan.parse(settings)
             # What is traced is the same: compiled layers' saving is taken off its peaks.
             compiled, events = fake_rehearsal(
-                plan.override(["compile=true"]), text, questions, CAPABILITY
+                plan.override(["compile=true"]), text, questions, CAPABILITY, by_code=False
             )
             found = interpret(compiled.model_copy(update={"plan": plan}), events)
             tensors = found.tier("tensors").bytes

@@ -1,18 +1,16 @@
 """Inductor's code for a compiled decoder layer on a card, made on a machine without one.
 
-    pip install --no-deps triton
-    python benchmarks/inductor_code.py MODEL STORAGE RANK TARGETS DROPOUT ROWS TOKENS KIND OUT
-
-KIND is `kept` or `recomputed`. OUT gets the forward and the backward graph, each with the wrapper's
-code: the buffers that it takes, gives and takes again. torch 2.13 traces the layer on fake CPU
-tensors; each graph is then given to Inductor as one of fake CUDA tensors, up to its code. What of
-torch is replaced here asks for a device that is not there. benchmarks/inductor_pool.py reads it.
+torch 2.13 traces the layer on fake CPU tensors; each graph is then given to Inductor as one of fake
+CUDA tensors, up to its code: the buffers that it takes, gives and takes again. What of torch is
+replaced here asks for a device that is not there. One process can do it for one layer, since the
+tracing must come first. benchmarks/compiled_layers.py makes profiles/compiled_layers.jsonl of it.
 """
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
+from contextlib import suppress
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -119,19 +117,26 @@ def written(graph: torch.fx.GraphModule, inputs: list[Any], back: bool) -> str:
     return found[0]
 
 
-def main() -> None:
-    """Trace one layer, and write both graphs with their code."""
-    model, storage, rank, targets, dropout, rows, tokens, kind, out = sys.argv[1:]
-    lora = {"rank": int(rank), "alpha": 16, "dropout": float(dropout), "targets": targets}
-    plan = Plan.parse({"model": model, "quantization": storage, "device": "cuda",
-                       "weights": "random", "lora": lora if lora["rank"] else None})  # fmt: skip
-    parts: list[str] = []
+@dataclass(frozen=True)
+class Code:
+    """A graph as torch reads it, and what Inductor wrote for it."""
+
+    back: bool
+    readable: str
+    code: str
+
+
+def graphs_of(plan: Plan, rows: int, tokens: int, recomputed: bool, masked: bool) -> list[Code]:
+    """The forward and the backward graph of one decoder layer on [rows, tokens, H].
+
+    `masked` rows share their prefix: attention gets a mask.
+    """
+    parts: list[Code] = []
 
     def compiled(graph: torch.fx.GraphModule, inputs: list[Any], **facts: Any) -> Any:
         back = bool(facts.get("is_backward"))
         readable = graph.print_readable(print_output=False)
-        code = written(graph, inputs, back)
-        parts.append(f"##### {'BACKWARD' if back else 'FORWARD'}\n{readable}\n##### CODE\n{code}\n")
+        parts.append(Code(back, readable, written(graph, inputs, back)))
 
         def run(*_: Any) -> Any:
             raise Written
@@ -146,18 +151,14 @@ def main() -> None:
     with fake.fake_tensors():
         cpu = torch.device("cpu")
         fake.fill(bones, plan, tokenizer, cpu, fake.ShapesAlone("cpu")).train()
-        layer, count = bones.decoder_layers[1], (int(rows), int(tokens))
-        hidden = torch.empty(*count, plan.profile.decoder.hidden, dtype=torch.bfloat16)
-        rope = [torch.empty(*count, layer.self_attn.head_dim, dtype=torch.bfloat16) for _ in "cs"]
+        layer, bf16 = bones.decoder_layers[1], torch.bfloat16
+        hidden = torch.empty(rows, tokens, plan.profile.decoder.hidden, dtype=bf16)
+        rope = [torch.empty(rows, tokens, layer.self_attn.head_dim, dtype=bf16) for _ in "cs"]
+        mask = torch.empty(rows, 1, tokens, tokens, dtype=bf16) if masked else None
         run = torch.compile(
-            run_layer if kind == "kept" else recompute_layer, dynamic=False,
+            recompute_layer if recomputed else run_layer, dynamic=False,
             backend=lambda graph, given: compile_fx.compile_fx(graph, given, compiled),
         )  # fmt: skip
-        try:
-            run(layer, hidden.requires_grad_(), tuple(rope), None)
-        except Written:
-            Path(out).write_text("".join(parts))
-
-
-if __name__ == "__main__":
-    main()
+        with suppress(Written):
+            run(layer, hidden.requires_grad_(), tuple(rope), mask)
+    return parts

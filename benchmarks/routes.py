@@ -70,7 +70,8 @@ def by_docker() -> list[str]:
             steps.append(f"mkdir -p ~/root{target} && cp -r {source} ~/root{target}")
         elif word == "RUN" and rest.startswith("pip "):
             # Here a mirror may stand in for the index that is the default.
-            steps.append(rest.replace("/src", "$HOME/root/src").replace('--index-url "$INDEX"', ""))
+            rest = rest.replace("/src", "$HOME/root/src")
+            steps.append(re.sub(r'--index-url "\$INDEX" +--extra-index-url \S+', "", rest))
         elif word == "CMD":
             steps.append(f"cd ~ && {' '.join(json.loads(rest))} --offline && {ANSWER}")
     return steps

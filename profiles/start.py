@@ -7,12 +7,14 @@ command would end in a traceback. This file imports neither folder before it has
 
 from __future__ import annotations
 
+import errno
 import sys
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
 from profiles.exits import EXIT_USAGE
+from profiles.files import refused
 from profiles.streams import tell
 
 FOLDERS = ("advisor", "studio", "trainer")
@@ -45,7 +47,13 @@ def _start(module: str, function: str) -> None:
         if found := stranger(folder):
             tell(f"error: {found}\n    hint: {REMEDY}")
             sys.exit(EXIT_USAGE)
-    getattr(import_module(module), function)()
+    try:
+        getattr(import_module(module), function)()
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:  # of any path that was given: even a look raises it
+            raise
+        tell(f"error: {refused(error)}")
+        sys.exit(EXIT_USAGE)
 
 
 def stranger(folder: str) -> str | None:

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from trainer.answer.scored import are_numbers
+
 MOST_BYTES = 8 << 20  # of records for one answer; the page asks for the rest
-LARGEST = 1e300  # of a figure; JSON may hold larger ones, and others that are no numbers
 
 
 def records(path: Path, at: int) -> tuple[list[dict[str, Any]], int, bool]:
@@ -43,16 +44,3 @@ def number(document: Any, name: str) -> float | None:
     """A figure of a table; None where there is no such figure, or no table."""
     value = document.get(name) if isinstance(document, dict) else None
     return value if are_numbers([value]) else None
-
-
-def are_numbers(values: Any) -> bool:
-    """Whether it is a list of figures."""
-    return isinstance(values, list) and all(
-        isinstance(one, int | float) and -LARGEST < one < LARGEST for one in values
-    )
-
-
-def data_named(scores: dict[str, Any]) -> str:
-    """The name of the data folder that scores are of; empty where that is not recorded."""
-    data = scores.get("data")
-    return Path(data).name if isinstance(data, str) else ""

@@ -18,7 +18,8 @@ from studio import results
 from studio.forecasts import advised, data_of, plan_of
 from studio.places import Places
 from studio.processes import Processes
-from studio.records import are_numbers, data_named, number, records
+from studio.records import number, records
+from trainer.answer.scored import are_numbers, data_named
 from trainer.run.folder import RECORD, SUMMARY, is_complete
 from trainer.run.shortages import ANSWER, shortages
 

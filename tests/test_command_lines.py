@@ -130,7 +130,7 @@ def test_what_cannot_be_read_is_said_in_a_line_with_a_hint(name, words, said):
 
 
 @pytest.mark.parametrize(("words", "hint"), [
-    (["--epochs", "5"], "lisa-advise --set schedule.epochs=VALUE"),
+    (["--beta1", "0.5"], "lisa-advise --set schedule.beta1=VALUE"),
     (["--gpu", "4060", "--rank=4"], "lisa-advise --set lora.rank=VALUE"),
     (["2x RTX 4060"], "lisa-advise --gpu '2x RTX 4060'"),
     (["4060"], "lisa-advise --gpu 4060"),

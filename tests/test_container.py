@@ -51,6 +51,8 @@ def test_the_user_is_not_root_and_what_is_large_stays(steps: list[tuple[str, str
     (user,), (volume,) = values(steps, "USER"), values(steps, "VOLUME")
     assert f"{user.removeprefix('$')}=1000" in values(steps, "ARG")
     assert [name for name, _ in steps].index("USER") > [name for name, _ in steps].index("VOLUME")
+    (made,) = (rest for rest in values(steps, "RUN") if rest.startswith("useradd"))
+    assert {"--non-unique", "--no-log-init"} <= set(made.split()), "also for 0 and for 10 digits"
     kept = dict(pair.split("=") for rest in values(steps, "ENV") for pair in rest.split())
     assert {"HF_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME"} <= kept.keys()
     assert all(folder.startswith(volume) for folder in kept.values())

@@ -84,7 +84,7 @@ NOT_MEASURED = {  # what may stand by hand, and why
         "32 MiB": "cuBLAS' own size", "1.4 %": "of another's page", "5.4 %": "of another's page",
         "15.3 %": "of another's page", "1.6 %": "of another's page", "16.7 %": "of another's page",
         "5 %": "which rows benchmarks/verdicts.py takes", "23.0 GiB": "caps of benchmarks/lean.py",
-        "7 %": "WHOLE_SEGMENTS_DOUBT", "8 s": "a target of benchmarks/forecast_time.py",
+        "7 %": "PLAIN_DOUBT", "8 s": "a target of benchmarks/forecast_time.py",
         "3 s": "a target", "3 GiB": "a target",
     },
     "docs/serving.md": {"120 s": "Limits of trainer/serve", "16 MiB": "the same",

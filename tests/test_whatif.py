@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from advisor.cost.duration import duration_of
+from advisor.report.summary import commands
 from profiles.measurement import DataCounts
 from profiles.sizes import GIB
 from profiles.text import time_text
@@ -66,13 +67,14 @@ def test_every_state_is_what_advise_says(tab: Tab, tool: Any) -> None:
         tab.run("new Promise(done => setTimeout(done, 30))")  # the address changed
         advice = tool.advised(state)
         assert text_of(tab, "verdict") == advice.verdict, state
-        assert text_of(tab, "command") == (advice.command or ""), state
+        assert text_of(tab, "command") == "\n".join(commands(advice)), state
         assert tab.run("document.getElementById('command-box').hidden") == (not advice.command)
         if advice.needs is None:
             assert text_of(tab, "headline") == advice.summary, state
             continue
         needs, usable = advice.needs.bytes / GIB, advice.budget.usable.bytes / GIB
-        title = tool.limits(state.card)["title"]
+        title, first = (tool.limits(state.card)[name] for name in ("title", "first"))
+        assert text_of(tab, "first") == (f"For this card {first}." if first else ""), state
         words = f"{state.model} on {title}: needs {needs:.2f} GiB of {usable:.2f} GiB usable"
         assert text_of(tab, "headline").startswith(words), state
         assert text_of(tab, "plan") == (

@@ -27,7 +27,7 @@ def orders() -> str:
     ]
     for model in MODELS:
         for size in (6, 8, 12, 16, 24):
-            usual = _advice(size, model)
+            usual = advised(size, model)
             others = (usual.alternatives.get(order) for order in PREFERENCES[1:])
             cells = [_cell(usual), *(_cell(one) if one else "as usual" for one in others)]
             lines.append(f"| {size} GiB | {model} | {' | '.join(cells)} |")
@@ -41,15 +41,15 @@ def adapters() -> str:
     for model in MODELS:
         for size in (8, 12, 16, 24):
             cells = [
-                _cell(_advice(size, model, (f"lora.rank={rank}", f"lora.targets={kind}")))
+                _cell(advised(size, model, (f"lora.rank={rank}", f"lora.targets={kind}")))
                 for kind, rank in ADAPTERS
             ]
             lines.append(f"| {size} GiB | {model} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _advice(size_gib: int, model: str, settings: Iterable[str] = ()) -> Advice:
-    """From the shipped rows alone: whoever runs this may have more."""
+def advised(size_gib: int, model: str, settings: Iterable[str] = ()) -> Advice:
+    """The advice for a card, from the shipped rows alone: whoever runs this may have more."""
     return advise(Machine(), model, settings, Target(vram_bytes=size_gib * GIB))
 
 

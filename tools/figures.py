@@ -17,6 +17,7 @@ import advice_figures
 import model_figures
 
 from profiles.models import model_profile
+from profiles.plan import Plan
 from profiles.sizes import GIB
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -275,13 +276,23 @@ def emulated() -> str:
     found = rows("emulate")
     held = [row for row in found if row["measured"]["verdict"] == "FITS"]
     shares = [row["measured"]["peak_reserved_bytes"] / row["usable_bytes"] for row in held]
+    others = (row for row in found if not still_advised(row))
+    changed = sorted((row["size_gib"], row["model"]) for row in others)
+    names = ", ".join(f"{model} on {size} GiB" for size, model in changed)
+    since = f"\nAnother plan is advised since then for {names}." if changed else ""
     return (
         f"Trained for {found[0]['steps']} steps under the caps of smaller cards on one "
         f"{found[0]['measured']['gpu']} (`python benchmarks/emulate.py`), with\n"
         "random weights of the true shapes and "
         f"{found[0]['text']} text tokens: {len(held)} of {len(found)} fitted, and took "
-        f"{100 * min(shares):.0f}–{100 * max(shares):.0f} % of the usable memory:"
+        f"{100 * min(shares):.0f}–{100 * max(shares):.0f} % of the usable memory.{since}"
     )
+
+
+def still_advised(row: dict[str, Any]) -> bool:
+    """Whether a row of benchmarks/emulate.py ran what is advised for that card today."""
+    plan = advice_figures.advised(row["size_gib"], row["model"]).plan
+    return plan is not None and plan.content_hash == Plan.parse(row["plan"]).content_hash
 
 
 def explained() -> str:

@@ -17,10 +17,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from figures import PAGES
+from figures import PAGES, rows
 
 from advisor.report.glossary import PARTS
-from advisor.report.screen_words import ROWS, VERDICTS
+from advisor.report.screen_words import PLAN_WORDS, ROWS, SCORE_WORDS, VERDICTS
 from profiles.plan import Plan
 from profiles.preferences import Preference
 from profiles.settings import Lora, Mixture, Schedule, TokenLimits
@@ -56,7 +56,9 @@ def words_page() -> str:
     """docs/words.md: every word of the advice, as --explain says it."""
     text = "# The words of the advice\n\nAs `lisa-advise --explain NAME` says them; written by\n"
     text += "`python tools/write_docs.py`. Settings are in [plan.md](plan.md).\n"
-    for title, words in (("Verdicts", VERDICTS), ("The first screen", ROWS), ("Memory", PARTS)):
+    parts = {"Verdicts": VERDICTS, "The first screen": ROWS, "Plans": PLAN_WORDS,
+             "Scores, data and sizes": SCORE_WORDS, "Memory": PARTS}  # fmt: skip
+    for title, words in parts.items():
         text += f"\n## {title}\n\n| word | means |\n|---|---|\n"
         text += "".join(f"| {name} | {told} |\n" for name, told in words.items())
     return text.replace("\n## ", "\n<!-- words: begin -->\n\n## ", 1) + "\n<!-- words: end -->\n"
@@ -129,6 +131,7 @@ SHOWN = {
     "7b-b1-host": "7B, 4-bit, LoRA r=8, embeddings in host memory",
     "7b-r64-host": "7B, 4-bit, LoRA r=64 on all linears, 8 of 32 layers in host memory",
     "speed-compiled-b10-k32": "7B, 4-bit, LoRA r=8, compiled, batch 10",
+    "shared-k3-b9": "the same with three questions a picture, batch 9 (H200)",
     "13b-6gb": "13B, 4-bit, LoRA r=8, 20 of 40 layers in host memory",
     "7b-bf16-12gb": "7B, bf16, LoRA r=8, 10 of 32 layers in host memory",
 }
@@ -143,14 +146,25 @@ def lean_records() -> dict[str, dict[str, Any]]:
 def measured_table() -> str:
     """README.md's table of what was measured."""
     records = lean_records()
-    lines = ["| | peak | samples/s there | fits a card of |", "|---|---|---|---|"]
+    lines = ["| | peak | questions/s there | fits a card of |", "|---|---|---|---|"]
     for name, title in SHOWN.items():
         measurement, card = records[name]["measurement"], records[name]["card_gb"]
         peak = measurement["peak_allocated_bytes"] / 2**30
         speed = measurement["samples_per_second"]
         shown = "not timed" if speed is None else f"{speed:.0f}"
         lines.append(f"| {title} | {peak:.1f} | {shown} | {card} GB |")
-    return "\n".join(lines)
+    return "\n".join([*lines, others_row()])
+
+
+def others_row() -> str:
+    """The same language model and adapters, as they are usually trained (benchmarks/liger.py)."""
+    others = [row for row in rows("shared") if row["kind"] == "liger"]
+    best = max(others, key=lambda row: float(row["samples_per_second"]))
+    peak, speed = best["allocated_gib"], best["samples_per_second"]
+    return (
+        "| for comparison: transformers + PEFT + bitsandbytes + Liger, no mask decoder, batch "
+        f"{best['batch']} (H200) | {peak:.1f} | {speed:.0f} | 8 GB |"
+    )
 
 
 def advised_text() -> str:

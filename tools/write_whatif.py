@@ -22,7 +22,7 @@ from advisor.machine.gpu import Machine
 from advisor.machine.target import Target
 from advisor.memory.forecast import measured_errors
 from advisor.preflight import advise
-from advisor.report.summary import plan_line
+from advisor.report.summary import commands, needed_torch, plan_line
 from profiles.gpus import gpus
 from profiles.models import DEFAULT_MODELS, model_profile
 from profiles.preferences import PREFERENCES, Preference
@@ -70,7 +70,7 @@ def shown(state: State) -> tuple[dict[str, Any], list[Any]]:
     come from, and the time."""
     advice, target = advised(state), targets()[state.card]
     plan, needs, speed, duration = advice.plan, advice.needs, advice.speed, advice.duration
-    command = advice.command and advice.command.replace(target.options, CARD)
+    command = "\n".join(commands(advice)).replace(target.options, CARD) or None
     answer: dict[str, Any] = {"verdict": advice.verdict, "command": command}
     if plan is None or needs is None or speed is None or duration is None:
         return answer | {"why": advice.summary}, []
@@ -111,10 +111,12 @@ def time_parts(duration: Duration) -> tuple[float, ...]:
 def limits(card: str) -> dict[str, Any]:
     """What the page says of a card, whatever is trained on it."""
     target = targets()[card]
-    budget = advised(State(card, "7b", 512, "usual")).budget
+    advice = advised(State(card, "7b", 512, "usual"))
+    budget = advice.budget
     return {
         "title": target.card.title if target.card else f"any card of {card.replace('G', ' G')}",
         "options": target.options,
+        "first": needed_torch(advice),
         "size": target.card.memory_gb if target.card else (target.vram_bytes or 0) / GIB,
         "usable": budget.usable.bytes if budget else None,
         "capacity": budget.cap_bytes if budget else None,

@@ -7,17 +7,24 @@ choice is made again until it stays the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import partial
 from math import inf
 from operator import attrgetter, itemgetter
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from advisor.choice.candidate import Candidate, Choice, Scales, Speed
+from advisor.choice.candidate import Candidate, Choice, Scales
 from advisor.choice.candidates import families
 from advisor.choice.rank import Limits, choose, verdict_of
+from advisor.choice.scales import (
+    CACHING,
+    INTERPOLATED,
+    Setting,
+    counted_by,
+    lasting_bytes,
+    scales_for,
+    text_of,
+)
 from advisor.machine.budget import (
     WHAT_IF_HOST_BYTES,
     Budget,
@@ -27,51 +34,24 @@ from advisor.machine.budget import (
     what_if_gpu,
 )
 from advisor.machine.gpu import Machine
-from advisor.memory.live import Live
 from advisor.memory.speed import TYPICAL, samples_per_second
-from profiles.findings import Finding
 from profiles.gpus import GpuProfile, gpus
 from profiles.grid import MICRO_BATCHES, Estimate, caching_bytes, estimate, has_corners, nearest
 from profiles.pictures import shrinks_pictures
 from profiles.plan import Plan
-from profiles.preferences import Preference
-from profiles.settings import PREFIX_TOKENS, STORED_BYTES, Quantization
+from profiles.settings import PREFIX_TOKENS
 from profiles.sizes import GIB, gib
 from profiles.tested import TestedRow, one_of_each
+from profiles.text import counted
 
 if TYPE_CHECKING:
     from advisor.memory.forecast import Forecast
 
-# How the source of such a figure begins.
-EXACT, INTERPOLATED = "exact", "interpolated"
 NONE_RUNS = "no plan with these settings can run"
-CACHING = "building the feature cache takes"
 LIVE_TRIALS = 4
 CLOSE = 0.9  # if the forecast is below this share of the estimate, the choice is made again
 SMALLER = 7 / 8  # of the usual tokens: from there on the grid's larger pictures are close enough
-OTHER_VERSIONS = 1.02  # a row of another torch counts for that much more: a policy
 CARD_SIZES_GIB = (2, 3, 4, 6, 8, 10, 11, 12, 16, 20, 24, 32, 40, 48, 80, 96, 141, 180)
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What a search depends on, besides the plan."""
-
-    budget: Budget
-    card: GpuProfile | None = None  # its rates; None: not in the catalogue
-    rows: tuple[TestedRow, ...] = ()
-    torch: str = ""  # its version where the plan is to run
-    spills: bool = False
-    refusals: Callable[[Plan], list[Finding]] = lambda plan: []
-    live: Live | None = None
-    prefer: Preference = "usual"
-    data: Path | None = None
-    text_tokens: int | None = None
-    counted_by: str = ""  # the tokenizer that counted the data's longest text
-    questions: int | None = None  # a picture of the data has, at most
-    image_tokens: int | None = None  # the data's largest picture takes, if clearly below the most
-    exact: bool = False  # the plan chosen is forecast even where the grid reaches
-    best_alone: bool = False  # nobody asks for the ladder, or other plans around it
 
 
 @dataclass(frozen=True)
@@ -95,7 +75,7 @@ def search(base: Plan, pinned: set[str], setting: Setting) -> Found | str:
     if not base.mixture.reason_seg_alone:
         # The rows do not record how many masks and answers their samples held.
         setting = replace(setting, rows=())
-    correction = 1.0
+    correction = setting.guess
     if setting.data is not None and setting.live is not None:
         first = _chosen(base, pinned, replace(setting, best_alone=True), text, 1.0)
         asked = first.choice.best.plan if first else base
@@ -146,17 +126,16 @@ def _forecast_until_it_stands(
 
 def _corrected(plan: Plan, needs: int, setting: Setting, text: int, before: float) -> float:
     """The correction with which the first guess at a plan is what a forecast says it needs."""
-    seen = plan.with_pictures_of(setting.image_tokens)
+    return correction_of(plan.with_pictures_of(setting.image_tokens), needs, text, before)
+
+
+def correction_of(seen: Plan, needs: int, text: int, before: float = 1.0) -> float:
+    """As `_corrected`, of a plan with the pictures that it sees; `before` beyond every corner."""
     guess = _guess(seen, text)
     if guess is None:
         return before
-    lasting = _lasting(guess, seen)
+    lasting = lasting_bytes(guess, seen)
     return max(0.0, (needs - lasting) / max(1, guess.step_bytes - lasting))
-
-
-def _lasting(guess: Estimate, seen: Plan) -> int:
-    """What no correction changes: smaller pictures make activations smaller, not weights."""
-    return guess.frozen_bytes + guess.trained_bytes if shrinks_pictures(seen) else 0
 
 
 def _guess(seen: Plan, text: int) -> Estimate | None:
@@ -185,7 +164,7 @@ def _exactly(found: Found, setting: Setting) -> Found:
     if best.needs.basis != "forecast":
         return replace(found, forecast=exact)
     between, best = best.needs.bytes, _with_forecast(best, exact, setting)
-    source = f"{EXACT}: {best.needs.source}; interpolated it was {gib(between)}"
+    source = f"{best.needs.source}; interpolated it was {gib(between)}"
     needs = best.needs.model_copy(update={"source": source})
     best = best.model_copy(update={"needs": needs})
     choice = replace(found.choice, best=best, considered=(best, *found.choice.considered[1:]))
@@ -193,10 +172,8 @@ def _exactly(found: Found, setting: Setting) -> Found:
 
 
 def basis_text(needs: Bytes) -> str:
-    """What a plan's figure is: its basis, and of a forecast whether it is of that very plan."""
-    if needs.basis != "forecast":
-        return needs.basis
-    return INTERPOLATED if needs.source.startswith(INTERPOLATED) else f"{EXACT} forecast"
+    """What a plan's figure is: its basis, and whether a forecast is interpolated between others."""
+    return INTERPOLATED if needs.source.startswith(INTERPOLATED) else needs.basis
 
 
 def largest_micro_batch(plan: Plan, scales: Scales, budget: Budget) -> int | None:
@@ -223,30 +200,32 @@ def smallest_cards_text(models: Iterable[str]) -> str:
     """From which card size on each of `models` trains."""
     known = []
     for model in models:
-        needed = _least_needed(Plan.parse({"model": model, "device": "cuda"}))
-        size = smallest_card_gib(needed) if needed is not None else None
-        if needed is not None and size is not None:
-            known.append(f"{model} trains from a {size} GiB card on ({gib(needed)})")
+        least = _least_needed(Plan.parse({"model": model, "device": "cuda"}))
+        if least is None or (size := smallest_card_gib(least[0])) is None:
+            continue
+        needed, plan = least
+        how = f", {counted(plan.host_layers, 'layer')} in host memory" if plan.host_layers else ""
+        known.append(f"{model} trains from a {size} GiB card on ({gib(needed)}{how})")
     return "; ".join(known) or "no forecast shows which card would"
 
 
-def _least_needed(base: Plan) -> int | None:
-    """Bytes of the card that the smallest plan takes, in a machine of the usual host memory."""
+def _least_needed(base: Plan) -> tuple[int, Plan] | None:
+    """The smallest plan and its bytes of the card, in a machine of the usual host memory."""
     budget = budget_of(what_if_gpu(GIB), Machine(), WHAT_IF_HOST_BYTES)
     needs = [
-        found.pool_bytes
+        (found.pool_bytes, plan)
         for family in families(base, ())
         for step in range(family.on_card, len(family.path))
         if (found := estimate(plan := family.at(step), base.tokens.max_text_tokens)) is not None
         and not (budget and budget.host_shortage(plan, found.host_bytes))
     ]
-    return min(needs, default=None)
+    return min(needs, key=itemgetter(0), default=None)
 
 
 def _chosen(
     base: Plan, pinned: set[str], setting: Setting, text: int, correction: float | None
 ) -> Found | None:
-    scales = _scales(setting, text, correction)
+    scales = scales_for(setting, text, correction)
     open_ones = [
         one
         for one in families(base, pinned)
@@ -269,7 +248,7 @@ def _refuting(setting: Setting, text: int) -> list[TestedRow]:
         for row in setting.rows
         if row.verdict == "OOM"
         and row.source != "seed"
-        and _text_of(row) <= text
+        and text_of(row) <= text
         and row.limit_bytes is not None
         and row.limit_bytes >= usable
     )
@@ -285,95 +264,10 @@ def _sharing_gain(plan: Plan, text: int, card: GpuProfile | None) -> float:
     return samples_per_second(plan, text, rates) / samples_per_second(alone, share, rates)
 
 
-def _scales(setting: Setting, text: int, correction: float | None) -> Scales:
-    here = _minor(setting.torch)
-    held = [
-        (_counts_for(row, here), row)
-        for row in setting.rows
-        if row.verdict in ("FITS", "TIGHT")
-        and row.source != "seed"
-        and row.needed_bytes is not None
-        and _text_of(row) >= text
-    ]
-    held.sort(key=itemgetter(0))  # so that the first row that covers a plan is the one to quote
-    usable = one_of_each(held, lambda one: one[1].plan)
-    rows = {  # by storage: only a row of the plan's own can stand for it
-        storage: [one for one in usable if one[1].plan.quantization == storage]
-        for storage in STORED_BYTES
-    }
-    needs = partial(_needs, rows, text, correction, setting)
-    return Scales(needs, partial(_speed, setting, text))
-
-
-def _counted(by: str) -> str:
-    """What a figure's source says of the tokenizer that its text was counted with."""
-    return f", text counted by {by}" if by else ""
-
-
-def _needs(
-    rows: dict[Quantization, list[tuple[int, TestedRow]]],
-    text: int,
-    correction: float | None,
-    setting: Setting,
-    plan: Plan,
-) -> tuple[Bytes, int] | None:
-    """The pool and the host memory of `plan` at most: by forecast, or by a row that took less.
-
-    Beyond the grid it is `correction` times a first guess; with None such plans are not weighed.
-    """
-    seen = plan.with_pictures_of(setting.image_tokens)
-    found = estimate(seen, text)
-    counted = _counted(setting.counted_by)
-    source = f"{INTERPOLATED} between forecasts at {text} text tokens a sample{counted}"
-    step = found.step_bytes if found is not None else 0
-    if correction is not None and (found is None or shrinks_pictures(seen)):
-        found = found or nearest(seen, text)
-        if found is not None:
-            lasting = _lasting(found, seen)
-            step = lasting + round((found.step_bytes - lasting) * correction)
-        source = "forecasts of the usual settings, corrected"
-    if found is None:
-        return None
-    if (pool := max(step, found.caching_bytes)) > step:
-        source = f"{CACHING} more than a step"
-    for took, row in rows[plan.quantization]:
-        if took >= pool:
-            break
-        if row.covers(seen):
-            source = f"row {row.id}: {row.title}"
-            if took != row.needed_bytes:
-                source += f", with torch {_minor(row.versions['torch'])}"
-            most = max(took, found.caching_bytes)
-            return Bytes(bytes=most, basis="tested", source=source), found.host_bytes
-    return Bytes(bytes=pool, basis="forecast", source=source), found.host_bytes
-
-
-def _counts_for(row: TestedRow, here: str) -> int:
-    """What the row counts for in bytes: more under another torch than `here`, major.minor."""
-    took, torch = row.needed_bytes or 0, _minor(row.versions.get("torch", ""))
-    return round(OTHER_VERSIONS * took) if torch and torch != here else took
-
-
-def _minor(version: str) -> str:
-    return ".".join(version.split(".")[:2])
-
-
-def _speed(setting: Setting, text: int, plan: Plan) -> Speed:
-    plan = plan.with_pictures_of(setting.image_tokens)
-    if setting.questions is not None and setting.questions < plan.questions_per_picture:
-        plan = plan.model_copy(update={"questions_per_picture": setting.questions})
-    rates = setting.card or gpus()[TYPICAL]
-    source = f"estimated for {rates.title}"
-    if setting.card is None:
-        source += ", as this card is not in the catalogue"
-    speed = samples_per_second(plan, text, rates)
-    return Speed(samples_per_second=speed, basis="forecast", source=source)
-
-
 def _with_forecast(candidate: Candidate, exact: Forecast, setting: Setting) -> Candidate:
     """The candidate with the bytes of its own forecast."""
     pool, host = exact.tier("pool").bytes, exact.tier("host").bytes
-    source = f"a forecast of this very plan{_counted(setting.counted_by)}"
+    source = f"a forecast of this very plan{counted_by(setting.counted_by)}"
     if (caching := caching_bytes(candidate.plan)) > pool:
         source += f": {CACHING} more than a step's {gib(pool)}"
         pool = caching
@@ -400,7 +294,3 @@ def _scaled(choice: Choice, best: Candidate, share: float) -> Choice:
     better = scaled(choice.better) if choice.better else None
     alternatives = {order: scaled(one) for order, one in choice.alternatives.items()}
     return Choice(best, (best, *others), ladder, better, alternatives)
-
-
-def _text_of(row: TestedRow) -> int:
-    return row.data_shape.text_tokens if row.data_shape else 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
@@ -34,6 +34,11 @@ from profiles.command_line import Recipe, Version
 from profiles.exits import fail
 from profiles.overrides import of_rank
 from profiles.recipe import with_recipe
+
+if TYPE_CHECKING:
+    from profiles.measurement import DataCounts
+
+VAL_SHARE = 0.1  # of pictures, as lisa-train import has it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +71,19 @@ class AskedOptions:
     ram: Ram = None
     system: System = None
     skip_broken: SkipBroken = None
+    pictures: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=2, help="Without --data-dir: for N pictures, a tenth to validate on."
+        ),
+    ] = None
+    questions: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=2, help="With --pictures: questions about them.  [N]"),
+    ] = None
+    epochs: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Passes over the data.  [10]")
+    ] = None
     hours: Annotated[
         float | None, typer.Option(metavar="H", help="How many epochs fit into so many hours.")
     ] = None
@@ -83,14 +101,30 @@ class AskedOptions:
         if self.weights is not None:
             found.append(f"weights={self.weights}")
         found += of_rank(self.lora_r, found)
+        found += [f"schedule.epochs={self.epochs}"] if self.epochs is not None else []
         found += ["quantization=none"] if self.no_quantization else []
         return with_recipe(self.recipe, found, self.model)
+
+    def size(self) -> DataCounts | None:
+        """How much there is to train on, if it was given: a tenth validates, as import has it."""
+        from profiles.measurement import DataCounts
+
+        if self.pictures is None:
+            return None
+        asked = self.questions or self.pictures
+        val, val_asked = (max(1, round(VAL_SHARE * number)) for number in (self.pictures, asked))
+        return DataCounts(train_pictures=self.pictures - val, val_pictures=val,
+                          epoch_questions=asked - val_asked, val_questions=val_asked)  # fmt: skip
 
     def check(self) -> None:
         """End with exit code 2 where options contradict each other or name what cannot be written.
 
         Before the work, not after it.
         """
+        if self.pictures is not None and self.data_dir is not None:
+            fail("--pictures: --data-dir counts the pictures; give one of the two")
+        if self.questions is not None and self.questions < (self.pictures or self.questions + 1):
+            fail("--questions: give --pictures N too, of which each has one question or more")
         for name, value in (("--hours", self.hours), ("--price", self.price)):
             must_be_positive(name, value)
 

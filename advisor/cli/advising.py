@@ -50,5 +50,6 @@ def advised(
         found = advise(
             machine, options.model, settings, target,
             data=data, live=live, evidence=Evidence.here(), prefer=options.prefer, exact=exact,
+            size=options.size(),
         )  # fmt: skip
     return within_limits(found, options.hours, options.price), live

@@ -126,8 +126,10 @@ def _forecast(
 ) -> tuple[Forecast, str]:
     """The forecast of a plan on the card that is named or here, and that card's name."""
     from advisor.cli.output import advice_errors
+    from advisor.machine.cuda_context import installed
     from advisor.machine.probe import probe
-    from advisor.machine.target import pick_gpu
+    from advisor.machine.target import gpu_for, pick_gpu
+    from advisor.machine.torch_builds import older_build
     from advisor.memory.card import card_for
     from advisor.memory.forecast import forecast
     from advisor.request import must_have_cards, unfit_segments
@@ -139,6 +141,9 @@ def _forecast(
     here = pick_gpu(machine) if target is None else None
     if here is not None and (note := unfit_segments(machine, here, plan)):
         tell(f"note: {note}")
+    gpu = here or gpu_for(machine, target)
+    if gpu is not None and (older := older_build(gpu, installed("torch") if here else "")):
+        tell(f"note: {older}")
     with advice_errors():
         each = plan.local_processes
         if target is None:

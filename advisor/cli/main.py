@@ -138,7 +138,7 @@ def doctor_command(
 
     Exit codes: 0 ready, 1 a check failed, 130 interrupted.
     """
-    from advisor.doctor import examine, report
+    from advisor.doctor import answer, examine, report
     from advisor.machine.probe import probe
     from advisor.report.text import print_checks
     from advisor.request import wanted_model
@@ -150,9 +150,10 @@ def doctor_command(
     if as_json:
         say(json.dumps([check.model_dump() for check in checks], indent=2))
     elif as_report:
-        say(report(machine, checks))
+        say(f"{report(machine, checks)}\n{answer(machine, checks)}")
     else:
         print_checks(checks)
+        say(f"\n{answer(machine, checks)}")
     raise typer.Exit(1 if any(check.status == "fail" for check in checks) else 0)
 
 

@@ -35,6 +35,7 @@ REASON_SEG = DataCounts(train_pictures=239, val_pictures=200, epoch_questions=23
 QUESTION_TOKENS = 60  # of a question and its answer: what benchmarks/lean.py takes
 LENGTHS = 4  # for which layers are compiled, about: rows are padded to multiples of 32 tokens
 COMPILE_SECONDS = 6  # for one of them
+MUCH, FEWER = 0.2, 50  # of the time is much for evaluation; then so many pictures are offered
 
 
 class Timed(NamedTuple):
@@ -75,6 +76,9 @@ class Duration(Frozen):
     epochs_within: int | None = Field(None, description="that fit into it; 0: not even one")
     price_per_hour: float | None = None
     price: float | None = Field(None, description="of all seconds")
+    sparing: Duration | None = Field(
+        None, description="with max_val_samples=50, where evaluation takes a fifth or more"
+    )
 
 
 def assumed_size(plan: Plan) -> DataCounts | None:
@@ -135,6 +139,22 @@ def duration_of(
     )
 
 
+def with_sparing(
+    plan: Plan, card: GpuProfile | None, counts: DataCounts, trial: Timed | None = None
+) -> Duration:
+    """As `duration_of`, and with fewer pictures to validate on where that takes much of the time.
+
+    Raises ValueError as that does.
+    """
+    found = duration_of(plan, card, counts, trial)
+    much = found.evaluation_seconds >= MUCH * found.seconds
+    if plan.max_val_samples is not None or counts.val_pictures <= FEWER or not much:
+        return found
+    questions = round(counts.val_questions * FEWER / counts.val_pictures)
+    fewer = counts.model_copy(update={"val_pictures": FEWER, "val_questions": questions})
+    return found.model_copy(update={"sparing": duration_of(plan, card, fewer, trial)})
+
+
 def within(duration: Duration, hours: float | None, price_per_hour: float | None) -> Duration:
     """The duration with what fits into so many hours, and with what it costs."""
     update: dict[str, float | None] = {"hours": hours, "price_per_hour": price_per_hour}
@@ -143,7 +163,8 @@ def within(duration: Duration, hours: float | None, price_per_hour: float | None
         update["epochs_within"] = max(0, int((3600 * hours - once) / duration.epoch_seconds))
     if price_per_hour is not None:
         update["price"] = round(price_per_hour * duration.seconds / 3600, 2)
-    return duration.model_copy(update=update)
+    less = duration.sparing and within(duration.sparing, hours, price_per_hour)
+    return duration.model_copy(update={**update, "sparing": less})
 
 
 class _Parts:

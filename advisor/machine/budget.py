@@ -17,6 +17,7 @@ from pydantic import Field
 
 from advisor.machine.evidence import Evidence
 from advisor.machine.gpu import Gpu, Machine
+from profiles.compiled_layers import moves_of
 from profiles.exchange import exchange
 from profiles.gpus import GpuProfile
 from profiles.grid import pinned_bytes
@@ -41,7 +42,9 @@ FEWEST_ROWS = 20  # of a GPU model, before its own errors are trusted alone
 
 # By which the pool was larger than said without expandable segments, at worst: which of two equal
 # blocks is used again depends on addresses that the driver chooses (docs/forecast.md).
-WHOLE_SEGMENTS_DOUBT = 0.07
+PLAIN_DOUBT = {"expandable": 0.0, "whole": 0.07}
+# The same of 86 compiled plans whose plain layers were replayed: other code is not known better.
+UNKNOWN_CODE_DOUBT = {"expandable": 0.0472, "whole": 0.135}
 
 
 class Bytes(Frozen):
@@ -162,23 +165,18 @@ def margin_for(plan: Plan, pool: int, margin_bytes: int) -> int:
     return max(margin_bytes, round(_doubt(plan) * pool))
 
 
-def compiled_kind(plan: Plan) -> str:
-    """Of compiled plans, those whose pools are judged together.
-
-    Of compiled layers plain ones are replayed, which take and give blocks in another order. They
-    differ most without LoRA's dropout: compiled layers then have no copies of their inputs.
-    """
-    segments = "expandable" if "expandable_segments:True" in plan.allocator else "whole"
-    dropped = plan.lora is not None and plan.lora.dropout > 0
-    return segments if dropped else f"{segments}, without dropout"
+def segments_of(plan: Plan) -> Literal["expandable", "whole"]:
+    """How the plan's allocator cuts up its pool."""
+    return "expandable" if "expandable_segments:True" in plan.allocator else "whole"
 
 
 def _doubt(plan: Plan) -> float:
     """The share of its forecast by which the pool of such a plan may be larger."""
-    if plan.compile:
-        shares: dict[str, float] = _errors()["compiled_doubt"]
-        return shares[compiled_kind(plan)]
-    return 0.0 if "expandable_segments:True" in plan.allocator else WHOLE_SEGMENTS_DOUBT
+    segments = segments_of(plan)
+    if not plan.compile:
+        return PLAIN_DOUBT[segments]
+    shares: dict[str, float] = _errors()["compiled_doubt"]
+    return shares[segments] if moves_of(plan) else UNKNOWN_CODE_DOUBT[segments]
 
 
 @cache

@@ -19,13 +19,14 @@ from typing import Literal, get_args
 
 from pydantic import Field
 
-from advisor.machine.budget import ERRORS_FILE, margin_for
+from advisor.machine.budget import ERRORS_FILE, margin_for, segments_of
 from advisor.memory.allocator import PoolUse, replay
 from advisor.memory.card import Card
 from advisor.memory.forecast_cache import Answer, keep, key_of, read, read_events, read_step
 from advisor.memory.worst_sample import Worst
 from advisor.rehearsal import BadQuestion, RehearsalFailed, rehearsed
 from profiles.batches import micro_batches
+from profiles.compiled_layers import moves_of
 from profiles.exchange import exchange, nccl_bytes
 from profiles.grid import batch_bytes, caching_bytes, compiler_bytes, nearest
 from profiles.measurement import DataCounts, Measurement, Timeline
@@ -167,7 +168,7 @@ def interpret(
 ) -> Forecast:
     """The forecast that follows from a fake rehearsal's measurement and events."""
     plan = measurement.plan
-    expandable = "expandable_segments:True" in plan.allocator
+    expandable = segments_of(plan) == "expandable"
     free = replay(events, expandable)
     tensors, pool = free.peak_allocated, free.peak_reserved
     if plan.compile:
@@ -220,12 +221,17 @@ def interpret(
 def _compiled(measurement: Measurement, free: PoolUse) -> tuple[int, int]:
     """Bytes of the tensors and of the pool where layers are compiled.
 
-    These take less than the layers that were counted: so does the pool, in the backward pass, where
-    these peak. The pool is never as small as the tensors: 1 % was seen at least.
+    Of layers whose code is known that is the replay. Others take less than the plain ones that were
+    replayed: so does the pool, in the backward pass, where these peak. The pool is never as small
+    as the tensors: 1 % was seen at least.
     """
-    tensors = measurement.peak_allocated_bytes or 0
-    less = free.peak_allocated - measurement.phases.get("backward", 0)
-    return tensors, max(round(1.01 * tensors), free.peak_reserved - max(0, less))
+    plan, tensors = measurement.plan, measurement.peak_allocated_bytes or 0
+    if not moves_of(plan):
+        less = free.peak_allocated - measurement.phases.get("backward", 0)
+        return tensors, max(round(1.01 * tensors), free.peak_reserved - max(0, less))
+    # Whole segments: a block may be larger than its tensor, as the replay knows.
+    tensors = tensors if segments_of(plan) == "expandable" else free.peak_allocated
+    return tensors, max(tensors, free.peak_reserved)
 
 
 def group_of(segments: str, compiled: bool) -> str:
@@ -237,8 +243,7 @@ def group_of(segments: str, compiled: bool) -> str:
 
 def measured_errors(plan: Plan, answering: bool = False) -> dict[str, str]:
     """How far forecasts of such plans were off, in words, by tier."""
-    segments = "expandable" if "expandable_segments:True" in plan.allocator else "whole"
-    kind = "answering" if answering else group_of(segments, plan.compile)
+    kind = "answering" if answering else group_of(segments_of(plan), plan.compile)
     if plan.dtype != "bf16":
         return dict.fromkeys(get_args(TierName), f"no measured row computes in {plan.dtype}")
     if not ERRORS_FILE.exists():

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from advisor.machine.cuda_context import installed
 from advisor.memory.worst_sample import Worst
+from profiles.compiled_layers import LAYERS_FILE
 from profiles.files import write_whole
 from profiles.measurement import Measurement, Timeline
 from profiles.plan import Plan
@@ -55,6 +56,7 @@ def key_of(plan: Plan, worst: Worst, compute_capability: tuple[int, int]) -> str
     for package in ("trainer", "profiles"):
         sources = [p for p in (ROOT / package).rglob("*") if p.suffix in (".py", ".toml")]
         parts += [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(sources)]
+    parts.append(hashlib.sha256(LAYERS_FILE.read_bytes()).hexdigest())
     if worst.data is not None and worst.text_tokens is None:
         files = sorted(p for p in worst.data.rglob("*.json") if p.is_file())
         if not plan.mixture.reason_seg_alone:

@@ -12,6 +12,7 @@ from advisor.memory.card import Card, card_for
 from advisor.memory.forecast import Forecast, counted_by, forecast, step_by_component
 from advisor.memory.worst_sample import Worst
 from profiles.measurement import DataCounts, Timeline
+from profiles.pictures import shrinks_pictures
 from profiles.plan import Plan
 
 Live = Callable[[Plan, int | None], Forecast]
@@ -44,10 +45,12 @@ class LiveForecasts:
     data: Path | None
     tell: Callable[[str], None]
     seen: Worst = Worst()
+    made: int = 0
 
     def __call__(self, plan: Plan, text_tokens: int | None) -> Forecast:
         """The forecast at a text length; None: of the longest of the data, counted now."""
-        self.tell(f"forecasting {plan.model} at micro-batch {plan.micro_batch}, some seconds ...")
+        self.made += 1
+        self.tell(f"forecast {self.made}: {plan.model}{_pictures(plan)}, some seconds ...")
         first = text_tokens is None
         worst = Worst(data=self.data) if first else self._worst(text_tokens)
         found = forecast(plan, worst, self.card)
@@ -66,6 +69,13 @@ class LiveForecasts:
 
     def _worst(self, text_tokens: int | None) -> Worst:
         return replace(self.seen, text_tokens=text_tokens)
+
+
+def _pictures(plan: Plan) -> str:
+    """What a forecast tries, where it is one of several: sizes until the largest that fits."""
+    if not shrinks_pictures(plan):
+        return f" at micro-batch {plan.micro_batch}"
+    return f" with pictures of at most {plan.profile.most_image_tokens} tokens, one of four sizes"
 
 
 def live_forecast(

@@ -27,6 +27,8 @@ def cost_lines(advice: Advice) -> Iterator[tuple[str, str]]:
         return
     if advice.duration is not None:
         yield "time", _time(advice.duration)
+        if less := _sparing(advice.duration, advice.disk):
+            yield "", less
         if extra := _asked(advice.duration):
             yield "", extra
     elif advice.plan.device == "cpu":
@@ -46,15 +48,15 @@ def speed_text(advice: Advice) -> str:
     speed, plan = advice.speed, advice.plan
     assert speed is not None and plan is not None
     most = plan.questions_per_picture
-    text = f"{speed.samples_per_second:.2g} questions/s"
-    text += f" with {most} a picture" if most > 1 else ""
+    text = f"{speed.samples_per_second:.2g} questions/s, by which plans are compared:"
+    text += f" {most} a picture," if most > 1 else ""
     if advice.text_tokens is not None:
-        text += f" in {advice.text_tokens} text tokens"
-    text += f", {speed.source}"
+        text += f" {advice.text_tokens} text tokens,"
+    text += f" {speed.source}"
     if advice.duration is not None:
         times = plan.effective_batch / advice.duration.step_seconds
         each = advice.duration.questions / max(1, advice.duration.pictures)
-        text += f"; {times:.2g} with {each:.2g} a picture, as the time has it"
+        text += f"; {times:.2g} by which the time is counted: {each:.2g} a picture, usual texts"
     return text
 
 
@@ -65,7 +67,8 @@ def _time(duration: Duration) -> str:
         ("training", duration.training_seconds),
         ("evaluation", duration.evaluation_seconds),
     )
-    spent = ", ".join(f"{name} {time_text(seconds)}" for name, seconds in parts if seconds >= 60)
+    spent = ", ".join(f"{name} {time_text(seconds)}" for name, seconds in parts
+                      if seconds >= min(60, duration.seconds / 20))  # fmt: skip
     what = counted(duration.pictures, "picture")
     if duration.questions != duration.pictures:
         what += f" and {counted(duration.questions, 'question')}"
@@ -78,12 +81,37 @@ def _time(duration: Duration) -> str:
     )
 
 
+def _sparing(duration: Duration, disk: Disk | None) -> str:
+    """What fewer pictures to validate on save, where evaluation takes much of the time."""
+    less = duration.sparing
+    if less is None or less.data is None or duration.data is None:
+        return ""
+    number = less.data.val_pictures
+    text = f"{time_text(less.seconds)} with max_val_samples={number}, a rougher score"
+    saved = (duration.data.val_pictures - number) * (disk.picture_bytes if disk else 0)
+    return text + (f", {saved / GIB:.1f} GiB less of disk" if saved else "")
+
+
+def _epochs_within(duration: Duration) -> str:
+    """How many epochs fit into the hours, and what would make more of them fit."""
+    found, less = duration.epochs_within or 0, duration.sparing
+    text = f"in {duration.hours:g} h: {counted(found, 'epoch')}"
+    if found >= duration.epochs:
+        return text
+    if not found:
+        first = duration.seconds - (duration.epochs - 1) * duration.epoch_seconds
+        text = f"in {duration.hours:g} h: no epoch, as the first takes {time_text(first)}"
+    ways = ["--why says what trains faster"]
+    if less is not None and less.data is not None and (less.epochs_within or 0) > found:
+        ways.insert(0, f"{less.epochs_within} with max_val_samples={less.data.val_pictures}")
+    return f"{text} ({'; '.join(ways)})"
+
+
 def _asked(duration: Duration) -> str:
     """What was asked for besides: epochs in the given time, and the price."""
     found = []
     if duration.hours is not None:
-        epochs = counted(duration.epochs_within or 0, "epoch")
-        found.append(f"in {duration.hours:g} h: {epochs}")
+        found.append(_epochs_within(duration))
     if duration.price is not None:
         low, high = (
             duration.price * seconds / duration.seconds
@@ -99,12 +127,11 @@ def _cards(several: Several) -> str:
     """Speed and time on one card and on more, each with its own best plan."""
     parts = []
     for row in several.rows:
-        number = str(row.cards) if row.best else f"{row.cards} with this plan"
-        speed = f"{number}: {row.samples_per_second:.2g}"
-        speed += " questions/s" if row.cards == 1 else f" ({row.efficiency:.0%} each)"
-        parts.append(f"{speed}, {time_text(row.seconds)}")
-    whose = "the best plan for" if all(row.best for row in several.rows) else "on"
-    return f"{whose} {'; '.join(parts)} ({several.basis}; {several.link})"
+        number = counted(row.cards, "card") + ("" if row.best else " with this plan")
+        speed = f"{row.samples_per_second:.2g} questions/s"
+        speed += f" ({row.efficiency:.0%} each)" if row.cards > 1 else ""
+        parts.append(f"{number} {time_text(row.seconds)}, {speed}")
+    return f"{'; '.join(parts)} ({several.basis}; {several.link})"
 
 
 def _gain(several: Several, plan: Plan) -> str:
@@ -128,8 +155,9 @@ def _disk(disk: Disk) -> str:
         ("features", disk.cache_bytes),
         ("run folder", disk.run_bytes),
     )
-    spent = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts if size)
-    return f"{disk.total_bytes / GIB:.1f} GiB: {spent}"
+    digits = 1 if disk.total_bytes >= GIB else 2
+    spent = ", ".join(f"{name} {size / GIB:.{digits}f}" for name, size in parts if size)
+    return f"{disk.total_bytes / GIB:.{digits}f} GiB: {spent}"
 
 
 def _features(plan: Plan, disk: Disk, duration: Duration | None) -> str:

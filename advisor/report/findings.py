@@ -7,28 +7,29 @@ from dataclasses import replace
 
 from advisor.choice.candidate import Candidate
 from advisor.choice.search import search, smallest_cards_text
+from advisor.cost.duration import REASON_SEG
 from advisor.machine.budget import Budget
 from advisor.machine.gpu import Gpu
 from advisor.machine.target import Target
+from advisor.machine.torch_builds import older_build
 from advisor.machine.versions import REMEDY, VERSIONS, newer_than_rows
 from advisor.report.plan_words import plan_text
 from advisor.request import Request, base_plan, whole_segments
 from profiles.environment import ALLOCATOR_VARIABLES
 from profiles.findings import Finding, PlanError
 from profiles.grid import caching_bytes, pinned_bytes
+from profiles.measurement import DataCounts
 from profiles.models import models
 from profiles.overrides import assigned
 from profiles.plan import Plan
 from profiles.sizes import gib
-from profiles.text import quoted
+from profiles.text import counted, quoted
 
-# Compute capability in torch's builds (2.11 and later) for CUDA 12.8 and later: pytorch#172352.
-OLDEST_IN_WHEELS = (7, 5)
-# The last torch with builds for CUDA 12.6, which serve 5.0 and later: pytorch#190385.
-LAST_WITH_OLDER = "2.14"
 # What a finding is about: the user's own settings, and what the model sees.
 SETTINGS, PICTURES = "settings", "pictures"
 OPEN_NAME = "--gpu"  # where a card's name may mean several
+DATA = "data"
+FEW = 50  # pictures to train on: a policy
 KEPT = "model", "device", "dtype", "processes", "nodes"  # no advice is to leave these out
 
 
@@ -81,6 +82,15 @@ def _lacking_card(gpu: Gpu, best: Candidate, base: Plan) -> Finding:
     if best.needs.bytes == caching_bytes(best.plan):
         what += f": building the feature cache alone takes {gib(best.needs.bytes)}"
     return Finding(gpu.name, what, fix=smallest_cards_text([base.model]))
+
+
+def few_pictures(counts: DataCounts) -> list[Finding]:
+    """A note if there are fewer pictures to train on than anything was learnt from so far."""
+    if counts.train_pictures >= FEW:
+        return []
+    what = f"{counted(counts.train_pictures, 'picture')} to train on may be too few: ReasonSeg has "
+    what += str(REASON_SEG.train_pictures)
+    return [Finding(DATA, what, fix="lisa-train evaluate RUN says whether training helped")]
 
 
 def open_name(target: Target | None) -> list[Finding]:
@@ -153,12 +163,9 @@ def _without(
 
 def machine_notes(request: Request, gpu: Gpu, plan: Plan) -> list[Finding]:
     """What this card or machine needs besides the plan."""
-    findings = []
-    if gpu.compute_capability is not None and gpu.compute_capability < OLDEST_IN_WHEELS:
-        version = "{}.{}".format(*gpu.compute_capability)
-        if request.what_if or "+cu126" not in request.evidence.versions.get("torch", ""):
-            what = f"torch since CUDA 12.8 drops it (compute capability {version})"
-            findings.append(Finding(gpu.name, what, fix=older_torch()))
+    installed = "" if request.what_if else request.evidence.versions.get("torch", "")
+    older = older_build(gpu, installed)
+    findings = [] if older is None else [older]
     why, planned = whole_segments(request, gpu), "expandable_segments:True" in plan.allocator
     if why and (planned or not request.windows):  # on Windows nobody expects them
         fix = "--set allocator=" if planned else "none needed: the plan does not use them"
@@ -183,12 +190,6 @@ def unequal_cards(request: Request, gpu: Gpu) -> list[Finding]:
     what = f"the cards differ ({free}): the least free memory decides what fits"
     what += f", and all wait for the {slowest.title}" if slowest is not None else ""
     return [Finding("GPUs", what, fix="CUDA_VISIBLE_DEVICES leaves cards out")]
-
-
-def older_torch() -> str:
-    """Which torch supports a card that the usual builds do not."""
-    where = "pytorch.org/get-started/previous-versions"
-    return f"install torch for CUDA 12.6, up to {LAST_WITH_OLDER}: see {where}"
 
 
 def shell_allocator(environ: Mapping[str, str], plan: Plan) -> Finding | None:

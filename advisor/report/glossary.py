@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from advisor.report.screen_words import ROWS, VERDICTS
+import re
+from collections.abc import Mapping
+
+from advisor.report.screen_words import PLAN_WORDS, ROWS, SCORE_WORDS, VERDICTS
 
 PARTS = {
     "free": "Free memory on the card as the driver reports it (NVML). For a card that is not in "
@@ -11,8 +14,8 @@ PARTS = {
     "context": "What CUDA, its libraries and loaded kernels take in every process before the first "
     "tensor. It depends on card, driver and versions, not on the plan. On a card in this machine "
     "it is measured once. Of several cards each has NCCL's buffers too, which are counted here.",
-    "margin": "Left free because forecasts are not exact: the 95 % quantile of how much too low "
-    "they were before on this GPU model. Your own measured rows count; --measure adds one.",
+    "margin": "Left free because forecasts are off by some per cent: the 95 % quantile of how much "
+    "too low they were before on this GPU model. Your own measured rows count; --measure adds one.",
     "usable": "What the pool may grow to: free memory, minus context and margin.",
     "tensors": "What torch counts as allocated at its peak (max_memory_allocated). lisa-advise "
     "forecast lists what is live then.",
@@ -52,8 +55,13 @@ PARTS = {
     "are counted together; what they keep there exists once.",
 }  # fmt: skip
 
-EXPLANATIONS = PARTS | ROWS | VERDICTS
-ALIASES = {"host": "host memory"}  # as forecasts call it
+EXPLANATIONS = PARTS | ROWS | PLAN_WORDS | SCORE_WORDS | VERDICTS
+SLIP = 0.8  # a likeness from which on a name is a slip of the pen, and no phrase
+# As forecasts call it, and words that stand for others.
+ALIASES = {
+    "host": "host memory", "on the host": "in host memory", "rank": "r", "gb": "GiB",
+    "checkpointing": "checkpointed", "adapter": "adapters", "card of": "larger",
+}  # fmt: skip
 
 
 def explain(name: str) -> str:
@@ -63,15 +71,33 @@ def explain(name: str) -> str:
     from advisor.report.setting_words import explain_setting, setting_called
     from profiles.plan import setting_names
 
-    wanted = name.strip().lower().replace("_", " ").replace("-", " ")
-    by_lower = {key.lower(): key for key in EXPLANATIONS} | ALIASES
-    setting, part = setting_called(name), by_lower.get(wanted)
+    wanted = _bare(name)
+    by_lower = {_bare(key): key for key in EXPLANATIONS} | ALIASES
+    setting = setting_called(name)
+    part = next((by_lower[one] for one in _singular(wanted) if one in by_lower), None)
     lines = [explain_setting(setting)] if setting else []
-    lines += [f"{part}: {EXPLANATIONS[part]}"] if part else []
-    if lines:
-        return "\n".join(lines)
     spelled = {one.replace("_", " "): one for one in setting_names()} | by_lower
     close = difflib.get_close_matches(wanted, spelled, n=1)
+    is_slip = close and difflib.SequenceMatcher(None, wanted, close[0]).ratio() > SLIP
+    parts = [part] if part else [] if setting or is_slip else _within(wanted, by_lower)
+    lines += [f"{one}: {EXPLANATIONS[one]}" for one in parts]
+    if lines:
+        return "\n".join(lines)
     hint = f"; did you mean {spelled[close[0]]!r}?" if close else ""
-    known = ", ".join(EXPLANATIONS)
-    raise ValueError(f"got {name!r}{hint}; known: {known}, and every setting of the plan")
+    where = "docs/words.md has every word, docs/plan.md every setting"
+    raise ValueError(f"got {name!r}{hint}; {where}")
+
+
+def _within(phrase: str, known: Mapping[str, str]) -> list[str]:
+    """The words that a phrase contains, such as checkpointed in '2 of 36 layers checkpointed'."""
+    return list(dict.fromkeys(known[one] for one in known if f" {one} " in f" {phrase} "))
+
+
+def _bare(name: str) -> str:
+    """A word as it is looked up: without numbers, such as the 16 of 'card of 16 GiB'."""
+    spaced = re.sub(r"[_\s-]+|(?<![a-z\d])\d[\d.]*%?", " ", name.strip().lower())
+    return " ".join(spaced.replace("=", " ").split())
+
+
+def _singular(wanted: str) -> tuple[str, str, str]:
+    return wanted, wanted.removesuffix("s"), wanted.removesuffix("es")

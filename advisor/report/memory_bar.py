@@ -68,5 +68,5 @@ def legend(advice: Advice) -> str:
         parts, whole = [], f"{whole} to build the feature cache, more than a step"
     elif advice.verdict != "FITS":
         whole += f" of {advice.budget.usable.bytes / GIB:.2f}"
-    whole += f", {basis_text(advice.needs).removesuffix(' forecast')}"
+    whole += f", {basis_text(advice.needs)}"
     return f"{' + '.join(parts)} = {whole}" if parts else whole

@@ -15,6 +15,7 @@ from advisor.machine.cuda_context import LIBRARIES, installed
 from advisor.report.cost_text import cost_lines, speed_text
 from advisor.report.plan_words import changes
 from advisor.report.run_folder import Measured, Run
+from advisor.report.summary import commands, needed_torch
 from advisor.report.text import plan_lines
 from profiles.own_files import MARK
 from profiles.sizes import GIB, gib
@@ -48,6 +49,8 @@ def page(
     )
     return environment.get_template("page.html").render(
         advice=advice,
+        first=needed_torch(advice),
+        commands="\n".join(commands(advice)),
         plan_lines=list(plan_lines(advice.plan, advice.duration)) if advice.plan else [],
         memory=list(_memory(advice)),
         costs=list(cost_lines(advice)),

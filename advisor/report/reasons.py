@@ -208,7 +208,7 @@ def _adapter_reason(found: Found, budget: Budget) -> Reason:
 def _more_bytes(plan: Plan, found: Found) -> int | None:
     """What `plan` takes more than the chosen one, both by shipped forecasts.
 
-    The chosen one's own figure may be a row's, or exact: their difference would be no price.
+    The chosen one's own figure may be a row's, or not interpolated: their difference is no price.
     """
     text, largest = found.text_tokens, _largest(found)
     both = plan.with_pictures_of(largest), found.choice.best.plan.with_pictures_of(largest)

@@ -13,14 +13,65 @@ VERDICTS = {
     "UNKNOWN": "Nothing is known that could decide.",
 }
 
+# Of the row "plan", and of others that compare plans.
+PLAN_WORDS = {
+    "base": "The frozen weights of the language model: bf16 or fp16 as published, int8 and nf4 "
+    "rounded.",
+    "bf16": "Two bytes a number, with the range of fp32 and 8 bits of precision. Weights are "
+    "published so; cards from compute capability 8.0 on compute in it.",
+    "fp16": "Two bytes a number, for cards without bf16: a scaler keeps gradients in its range.",
+    "fp32": "Four bytes a number: what is trained, and all of lisa-tiny on a CPU.",
+    "int8": "Frozen weights rounded to one byte each, with a scale for each row.",
+    "nf4": "Frozen weights rounded to 4 bits each, with a scale for each block (QLoRA's "
+    "NormalFloat).",
+    "LoRA": "Adapters of low rank beside frozen linears; they are trained instead of the weights.",
+    "r": "LoRA's rank: a larger one has more to train. lora.rank sets it.",
+    "q,v": "The linears that have adapters: those of attention's queries and values. "
+    "lora.targets=all-linear adapts every linear of the language model.",
+    "all-linear": "Adapters on every linear of the language model (lora.targets).",
+    "compiled": "Layers are fused by torch.compile: faster and smaller, after a start of some "
+    "minutes at most. Needs Triton and a C compiler.",
+    "checkpointed": "'2 of 36 layers checkpointed': layers that keep only their input and "
+    "compute again in the backward pass (gradient checkpointing): slower, and smaller.",
+    "in host memory": "'20 layers in host memory', or 'on the host': frozen layers that lie in the "
+    "machine's memory and are copied to the card when it is their turn; embeddings are looked up "
+    "there, and the output head is copied in chunks.",
+    "embeddings": "The table that turns tokens into vectors, and the output head.",
+    "step": "One update of what is trained, after as many questions as 'a step' says "
+    "(effective_batch).",
+    "question": "One sample: a question about a picture, with the mask that answers it.",
+    "picture": "Questions about one picture are computed together, up to questions_per_picture, "
+    "so a step has fewer pictures than questions where pictures have several.",
+    "at a time": "Pictures of one forward and backward pass, the micro-batch: a smaller one takes "
+    "less memory, and a step more passes.",
+    "pass": "One forward and backward pass of a micro-batch.",
+    "micro-batch": "Pictures that are computed at once: 'at a time' in a plan.",
+    "processes": "One for each card; they divide the pictures of a step.",
+    "text tokens": "Pieces of words, as the model reads them; a picture's are counted apart.",
+}
+
+# Of scores and data that rows quote.
+SCORE_WORDS = {
+    "epoch": "One training pass over all questions of the training split.",
+    "ReasonSeg": "The published data set of questions that need reasoning: 239 pictures to train.",
+    "RefCOCO": "Published questions that name a thing in a picture. The score is that of the "
+    "released model on its validation split, as published.",
+    "IoU": "Of a predicted and a true mask: what both have, over what one of them has.",
+    "gIoU": "The mean of all questions' IoU.",
+    "cIoU": "What both masks have, summed over all questions, over what one of them has: large "
+    "things count more.",
+    "GiB": "1024 x 1024 x 1024 bytes. A card sold with 8 GB has 8 GiB.",
+    "FP8": "Products of frozen weights in one byte a number (docs/fp8.md): faster, and rounded.",
+}
+
 ROWS = {
     "card": "A card's name that several cards have: which is assumed, and how to name the others.",
+    "data": "What to know of your data: such as that they are few.",
+    "model": "The one that is advised, and why it is; --model names another.",
     "plan": "All settings of one training run, in short: how the base weights are stored, the "
-    "adapters, what is recomputed or kept in host memory, and how a step is divided. A pass is one "
-    "forward and backward pass of a micro-batch.",
+    "adapters, what is recomputed or kept in host memory, and how a step is divided.",
     "memory": "The card's pool at its peak as a bar: what the plan fills, what stays free, the "
     "limit of what is usable, and what context and margin take beyond it.",
-    "base": "The frozen weights of the language model; bf16 as published, int8 and nf4 rounded.",
     "weights": "In the memory bar: frozen weights and encoders.",
     "trained": "In the memory bar: adapters and all other trained numbers, with their gradients "
     "and the optimizer's state.",
@@ -29,24 +80,28 @@ ROWS = {
     "caching": "Building the feature cache, before the model loads: an encoder, its activations, "
     "and gaps of the pool. On small cards this takes more than a step and decides what fits; then "
     "it is the whole memory bar.",
-    "interpolated": "A figure between shipped forecasts of similar plans, which is never below the "
-    "true peak. lisa-advise check counts the very plan instead: that figure is exact, and the same "
-    "or a little lower.",
-    "exact": "Counted: a forecast of the very plan, as lisa-advise check, forecast, --plot and "
-    "report make it.",
-    "forecast": "Counted without a GPU, by a training step on tensors that have shapes alone.",
+    "interpolated": "A figure between shipped forecasts of similar plans, never below the forecast "
+    "of the plan itself. lisa-advise check, --plot and report forecast that plan: the same or a "
+    "little lower.",
+    "forecast": "Counted without a GPU, for this very plan, by a training step on tensors that "
+    "have shapes alone. docs/forecast.md says how far such figures were off; the margin is for it.",
+    "exact": "Read from the driver, or given by you: nothing is estimated.",
     "tested": "What a row of lisa-advise table took that needed no less than the plan.",
     "measured": "What this GPU took in a trial (--measure).",
     "policy": "A number that we chose, such as a margin.",
     "time": "The whole training on that card, with a range in brackets, and what it is spent on; "
-    "for ReasonSeg's size without --data-dir. Its steps have as many questions a picture as the "
-    "data do: a rate of questions a second for pictures with more questions is higher.",
+    "for ReasonSeg's size without --data-dir or --pictures. It is counted with as many questions a "
+    "picture as the data have, and usual texts; plans are compared by another rate, of the longest "
+    "texts and as many questions a picture as a plan takes.",
     "start": "Libraries and model, and compiling layers.",
     "features": "What the frozen encoders make of each picture. They are computed once and read "
     "from disk afterwards: the time to build them, and the room they take.",
     "training": "All steps of all epochs.",
-    "evaluation": "Scoring before training and after each epoch, with the checkpoints.",
-    "cards": "The same training on one card and on more.",
+    "evaluation": "Scoring the validation split before training and after each epoch, with the "
+    "checkpoints. max_val_samples=N scores its first N pictures only: less time and disk, and a "
+    "rougher score, by which the best epoch is chosen.",
+    "cards": "The same training on one card and on more, with the best plan for each number. "
+    "'Each' is what a card computes a second, as a share of what it does alone.",
     "disk": "What a training takes of disk, from the download to the last checkpoint.",
     "download": "The published checkpoints, in the hub's cache.",
     "converted": "The folder that lisa-train convert writes.",
@@ -55,7 +110,7 @@ ROWS = {
     "precision": "Another plan: base weights as published come first, then all on the card.",
     "headroom": "Another plan: all on the card comes first, then the least memory.",
     "prefer": "The order in which plans are preferred (--prefer; docs/advice.md).",
-    "on a larger card": "'on 16 GiB': the next better plan, and the smallest usual card for it.",
+    "larger": "The smallest usual card that the next better plan fits, and what it gains there.",
     "note": "What you should know or fix; after -> how.",
     "more": "What else lisa-advise prints.",
 }

@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from advisor.machine.torch_builds import TORCH
 from advisor.memory.speed import seconds_of
 from advisor.report.cost_text import cost_lines, speed_text
-from advisor.report.findings import OPEN_NAME
+from advisor.report.findings import DATA, OPEN_NAME
 from advisor.report.memory_bar import bar, legend
 from advisor.report.plan_words import changes, lora_text, storage_text
 from profiles.gpus import WITH_FP8, gpu_by_nvml
@@ -75,6 +76,15 @@ def commands(advice: Advice) -> list[str]:
     return [*([plan.profile.conversion] if plan and published else []), *typed]
 
 
+def needed_torch(advice: Advice) -> str:
+    """Which torch to install first, for a card that the usual builds do not serve; else ''.
+
+    It stands right below the verdict: without it nothing that the advice says can be done.
+    """
+    older = next((one for one in advice.findings if one.where == TORCH), None)
+    return "" if older is None else f"first {older.fix}"
+
+
 def _table(rows: Iterable[Row]) -> Table:
     table = Table.grid(padding=(0, 1))
     table.add_column(no_wrap=True, style="dim")
@@ -91,6 +101,7 @@ def _height(rows: Iterable[Row], console: Console) -> int:
 def _head_lines(advice: Advice, console: Console) -> int:
     """Lines of the verdict, the command and the empty ones around it."""
     head = [len(advice.verdict) + 2 + len(advice.summary)]
+    head += [2 + len(text)] if (text := needed_torch(advice)) else []
     head += [2 + len(command) for command in commands(advice)]
     return sum(-(-length // console.width) for length in head) + 2
 
@@ -100,6 +111,8 @@ def _lines(advice: Advice, console: Console) -> Iterator[Row]:
     for note in advice.findings:
         if note.where == OPEN_NAME:
             yield "card", Text(f"{note.what}; else {note.fix}")
+        elif note.where == DATA:
+            yield "data", Text(f"{note.what}; {note.fix}")
     chosen = next((one for one in advice.reasons if one.setting == "model"), None)
     if chosen is not None and plan and plan.profile.start:
         yield "model", Text(plan.profile.start)
@@ -161,13 +174,15 @@ def plan_line(plan: Plan) -> str:
 
 
 def batch_words(plan: Plan) -> str:
-    """Questions of a step, and how they are divided."""
-    asked = f"{counted(plan.effective_batch, 'question')} a step"
-    if plan.questions_per_picture > 1:
-        asked += f", up to {plan.questions_per_picture} a picture"
-    passes = f"{plan.accumulation} passes of " if plan.accumulation > 1 else ""
-    processes = f" in {plan.processes} processes" if plan.processes > 1 else ""
-    return f"{asked}: {passes}{counted(plan.micro_batch, 'picture')}{processes}"
+    """Questions of a step, on how many pictures, and how many of these are computed at once."""
+    asked, each = plan.effective_batch, plan.questions_per_picture
+    text = f"{counted(asked, 'question')} a step"
+    text += f", up to {each} a picture" if each > 1 else ""
+    fewest = f"{least} to " if (least := -(-asked // each)) < asked else ""
+    processes = f" in each of {plan.processes} processes" if plan.processes > 1 else ""
+    pictures = counted(asked, "picture")
+    how = " at once" if plan.micro_batch >= asked else f", {plan.micro_batch} at a time"
+    return f"{text}: {fewest}{pictures}{how}{processes}"
 
 
 def alternatives(advice: Advice) -> Iterator[tuple[str, str]]:
@@ -183,10 +198,19 @@ def alternatives(advice: Advice) -> Iterator[tuple[str, str]]:
         if worth and other.plan not in seen:
             seen.append(other.plan)
             text = f"{changes(other.plan, best.plan)}: {change(other, best)}"
-            yield order, text
+            yield order, text + _why_not_usual(order, other, best, advice.prefer)
     if advice.better is not None and advice.better_card_gib is not None:
         text = f"{changes(advice.better.plan, best.plan)}: {change(advice.better, best)}"
-        yield f"on {advice.better_card_gib} GiB", text
+        yield "larger", f"a card of {advice.better_card_gib} GiB: {text}"
+
+
+def _why_not_usual(order: str, other: Candidate, best: Candidate, prefer: Preference) -> str:
+    """Why the usual order passes over a plan that is faster, and not rounded as the best one is."""
+    faster = other.speed.samples_per_second > (1 + WORTH_SAYING) * best.speed.samples_per_second
+    if prefer != "usual" or order != "precision" or not faster:
+        return ""
+    moved = other.plan.host_layers > best.plan.host_layers
+    return "; the usual order keeps layers on the card" if moved else ""
 
 
 def _is_worth_saying(
@@ -219,7 +243,7 @@ def _notes(advice: Advice) -> list[str]:
     """The findings, each as one line; what this machine lacks only where it is asked about."""
     notes = advice.findings if advice.what_if else (*advice.findings, *advice.machine.notes)
     runs = not advice.exit_code  # then a line of its own says what to convert first
-    said = OPEN_NAME, *(["weights"] if runs else [])
+    said = OPEN_NAME, TORCH, DATA, *(["weights"] if runs else [])
     lines = [str(note) for note in notes if note.where not in said]
     if text := _in_fp8(advice):
         lines.append(text)

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from advisor.report.cost_text import cost_lines, speed_text
 from advisor.report.plan_words import changes, lora_text, storage_text
-from advisor.report.summary import commands, first_screen
+from advisor.report.summary import batch_words, commands, first_screen, needed_torch
 from profiles.own_files import MARK
 from profiles.plan import Plan
 from profiles.sizes import gib
@@ -63,6 +63,8 @@ def print_text(advice: Advice, console: Console, why: bool = False) -> None:
     """The advice for a reader: verdict, command and the first screen, or all sections (`why`)."""
     headline = Text(advice.verdict, style=VERDICT_STYLES[advice.verdict])
     console.print(headline.append("  " + advice.summary, style="default"))
+    if older := needed_torch(advice):
+        console.print(Text("  " + older, style="bold yellow"))
     if typed := commands(advice):
         console.print()
     for command in typed:
@@ -190,14 +192,7 @@ def plan_lines(plan: Plan, duration: Duration | None = None) -> Iterator[tuple[s
     yield "trains", ", ".join(plan.train)
     if plan.lora is not None:
         yield "LoRA", f"{lora_text(plan)}, alpha {plan.lora.alpha:g}, dropout {plan.lora.dropout:g}"
-    processes = f" x {plan.processes} processes" if plan.processes > 1 else ""
-    passes = f"x {counted(plan.accumulation, 'forward pass', 'forward passes')}{processes}"
-    if plan.questions_per_picture == 1:
-        yield "batch", f"{plan.effective_batch} = micro-batch {plan.micro_batch} {passes}"
-    else:
-        each = f"up to {plan.questions_per_picture} a picture"
-        questions = f"{counted(plan.effective_batch, 'question')}, {each}"
-        yield "batch", f"{questions}: {counted(plan.micro_batch, 'picture')} {passes}"
+    yield "batch", batch_words(plan)
     yield "checkpointed", f"{plan.checkpointed_layers} of {layers} decoder layers"
     placed = [counted(plan.host_layers, "decoder layer")] if plan.host_layers else []
     placed += ["embedding and head"] if plan.host_embeddings else []

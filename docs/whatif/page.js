@@ -89,6 +89,7 @@ function showAnswer(state) {
   at("verdict").textContent = found.verdict;
   at("headline").textContent = found.needs === undefined ? found.why
     : `${state.model} on ${found.title}: needs ${gib(found.needs)} GiB of ${gib(found.usable)} GiB usable${found.why ? `; ${found.why}` : ""}`;
+  at("first").textContent = found.first ? `For this card ${found.first}.` : "";
   at("plan").textContent = found.plan ? `Plan ${found.hash}: ${found.plan}` : "";
   at("command").textContent = found.command ?? "";
   at("command-box").hidden = !found.command;

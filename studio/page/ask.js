@@ -1,7 +1,7 @@
 // The Ask tab: a picture, questions, and the masks of the answers as layers.
 import { ask, at, busy, drawn, h, option, placeField, problem, read, send } from "./base.js";
 
-const COLOURS = ["#ff3c00", "#00c8ff", "#ffdc00", "#a03cff", "#00dc5a"]; // as overlays.py has them
+const COLOURS = ["#ff3c00", "#00c8ff", "#ffdc00", "#a03cff", "#00dc5a", "#ff6ec8", "#0046ff", "#965a1e"]; // as overlays.py has them
 
 export function setUpAsk(section, shared) {
   const model = h("select", { id: "ask-model", onchange: () => choose() });

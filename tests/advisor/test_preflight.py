@@ -493,6 +493,26 @@ def test_pictures_are_shrunk_as_little_as_it_takes_where_no_other_plan_fits():
     assert "without checkpointed_layers=0" in leave_out.what
 
 
+def test_a_size_of_pictures_takes_one_forecast():
+    """Four sizes, of which the first may need more: what it corrects leads to the others."""
+    asked: list[Plan] = []
+
+    def live(plan: Plan, text: int | None) -> Forecast:
+        asked.append(plan)
+        usual = nearest(plan, text or 512)
+        lasting = usual.frozen_bytes + usual.trained_bytes
+        rest = (usual.step_bytes - lasting) * plan.profile.most_image_tokens / 1024
+        told = _live(1.0, [])(plan, text)
+        tiers = [one.model_copy(update={"bytes": round(lasting + rest)}) if one.name == "pool"
+                 else one for one in told.tiers]  # fmt: skip
+        return told.model_copy(update={"tiers": tuple(tiers)})
+
+    pins = ["checkpointed_layers=0", "quantization=nf4", "host_layers=0"]
+    advice = _advise(vram_gib=6, model="qwen3-vl-4b", overrides=pins, live=live)
+    assert advice.exit_code == 0 and "max_pixels" in advice.command
+    assert len(asked) <= 5, [plan.max_pixels for plan in asked]
+
+
 @pytest.mark.parametrize(
     ("model", "more"),
     [("qwen3-vl-4b", "max_pixels=1048576"), ("7b", ""), ("qwen3-vl-8b", "host_layers=0")],

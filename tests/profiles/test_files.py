@@ -4,9 +4,11 @@ import io
 import os
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from profiles import start
 from profiles.files import ends_of, read_ends, read_regular, refused
 from profiles.findings import PlanError
 from profiles.plan import Plan
@@ -98,3 +100,15 @@ def test_what_the_system_refuses_is_told_by_the_name_that_the_user_knows(
     gone = FileNotFoundError(2, "No such file or directory", str(tmp_path / hidden))
     assert refused(gone) == f"{place}: no such file or directory"
     assert refused(FileExistsError("own: exists")) == "own: exists"
+
+
+@pytest.mark.parametrize("begin", [start.advise, start.train, start.segment, start.studio])
+def test_a_name_too_long_for_the_system_is_no_traceback(begin, monkeypatch, capsys):
+    """Python raises even where it only looks whether the file is there."""
+    command = SimpleNamespace(**dict.fromkeys(("main", "train", "segment"), Path("x" * 256).exists))
+    monkeypatch.setattr(start, "stranger", lambda folder: None)
+    monkeypatch.setattr(start, "import_module", lambda name: command)
+    with pytest.raises(SystemExit) as ended:
+        begin()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"error: {'x' * 256}: file name too long\n"

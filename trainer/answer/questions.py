@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from io import StringIO
@@ -150,7 +151,7 @@ def _table(report: Report) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _json_lines(report: Report) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (line number, object), with one finding for a file of another kind."""
-    content, objects = read_regular(report.path), 0
+    content, objects = _in_utf8(read_regular(report.path)), 0
     for number, line in enumerate(content.split(b"\n"), 1):
         if line.strip() and (row := _row(report, f"line {number}", line)) is not None:
             objects += 1
@@ -160,6 +161,13 @@ def _json_lines(report: Report) -> Iterator[tuple[int, dict[str, Any]]]:
         report.findings.clear()
         allowed = f"a JSON object in each line, such as {EXAMPLE}, or a name that ends in .csv"
         report.add("file", first, allowed, "write it so")
+
+
+def _in_utf8(content: bytes) -> bytes:
+    """What PowerShell's > wrote in UTF-16, in UTF-8; all else as it is."""
+    if not content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+        return content
+    return content.decode("utf-16", "replace").encode("utf-8")
 
 
 def _row(report: Report, where: str, line: bytes) -> dict[str, Any] | None:

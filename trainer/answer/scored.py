@@ -9,6 +9,7 @@ import json
 import re
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from profiles.files import read_object, read_regular
 from profiles.own_files import refuse_others
@@ -16,6 +17,7 @@ from trainer.run.folder import RECORD
 from trainer.run.started import CannotResume, Started
 
 SCORES = "scores.json"
+LARGEST = 1e300  # of a figure; JSON may hold larger ones, and others that are no numbers
 FILES = (SCORES, "images.jsonl", "extremes.png")  # in the order in which they are written
 
 
@@ -65,3 +67,16 @@ def replaced(folder: Path, data: Path, model: Path) -> list[str]:
         return [str(then) for then, now in pairs if then.resolve() != now.resolve()]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
+
+
+def are_numbers(values: Any) -> bool:
+    """Whether it is a list of figures."""
+    return isinstance(values, list) and all(
+        isinstance(one, int | float) and -LARGEST < one < LARGEST for one in values
+    )
+
+
+def data_named(scores: dict[str, Any]) -> str:
+    """The name of the data folder that scores are of; empty where that is not recorded."""
+    data = scores.get("data")
+    return Path(data).name if isinstance(data, str) else ""

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from trainer.model.segmentation_model import SegmentationModel
     from trainer.model.tokenizer import ConversationTokenizer
 
-DEFAULT = Path("runs/latest")  # where lisa-train trains by default
 ORIGIN = "conversion.json"  # names the model of a converted or merged folder
 
 
@@ -75,18 +74,6 @@ class Trained:
                 f"{folder}: was trained on base weights {base}; those here are {here}\n"
                 "    hint: --set weights=FOLDER names the folder that it was trained with"
             )
-
-
-def newest_run(run: Path) -> Path:
-    """The newest of `run` and its later siblings `run-2`, `run-3`, …
-
-    Only for the default name: a name that the user gave is taken literally.
-    """
-    if run != DEFAULT:
-        return run
-    later = (p for p in run.parent.glob(f"{run.name}-*") if p.name[len(run.name) + 1 :].isdigit())
-    whole = [p for p in (run, *later) if (p / "best" / TRAINED).is_file()]
-    return max(whole, key=lambda path: (path / "best").stat().st_mtime, default=run)
 
 
 def find_trained(

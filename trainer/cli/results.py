@@ -16,13 +16,18 @@ from trainer.cli.console import reporter, sigterm_as_ctrl_c, user_errors
 from trainer.cli.options import Settings, SkipBroken
 from trainer.cli.segment import planned
 from trainer.process import feature_cache, import_libraries, work_offline
+from trainer.run.folder import newest_run
 
 if TYPE_CHECKING:
     from trainer.answer.trained_model import Trained
     from trainer.data.formats.reasonseg import Item
 
 Run = Annotated[
-    Path, typer.Argument(help="Run folder, checkpoint, export, or converted model folder.")
+    Path,
+    typer.Argument(
+        help="Run folder, checkpoint, export, or converted model folder; runs/latest is the newest "
+        "of runs/latest-2 and so on, too."
+    ),
 ]
 
 
@@ -53,7 +58,7 @@ def evaluate(
         from trainer.data.broken import SkippedEntries
         from trainer.data.formats.reasonseg import read_split
 
-        most = read_most(skip_broken)
+        run, most = newest_run(run), read_most(skip_broken)
         if data_dir is None:
             data_dir, its_most = _own_data(run)
             most = its_most if skip_broken is None else most
@@ -136,7 +141,7 @@ def export(
     with user_errors(), sigterm_as_ctrl_c():
         from trainer.answer.trained_model import find_trained
 
-        trained = find_trained(run, set_ or ())
+        trained = find_trained(newest_run(run), set_ or ())
         import_libraries()
         from trainer.convert.export import export_merged, export_trained, upload
 

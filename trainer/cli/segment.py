@@ -29,6 +29,7 @@ from trainer.process import (
     use_threads,
     work_offline,
 )
+from trainer.run.folder import LATEST, newest_run
 
 if TYPE_CHECKING:
     from advisor.inference import Fit
@@ -58,8 +59,12 @@ class SegmentOptions:
         ),
     ] = None
     run: Annotated[
-        Path, typer.Option(help="Run folder, checkpoint, export, or converted model folder.")
-    ] = Path("runs/latest")
+        Path,
+        typer.Option(
+            help="Run folder, checkpoint, export, or converted model folder; runs/latest is the "
+            "newest of runs/latest-2 and so on, too."
+        ),
+    ] = LATEST
     out: Annotated[Path, typer.Option(help="Folder for masks and overlays.")] = Path(".")
     phrase: Annotated[bool, typer.Option(help="The question is a noun phrase.")] = False
     explain: Annotated[bool, typer.Option(help="Also ask for the reason.")] = False
@@ -115,7 +120,7 @@ def _asked(options: SegmentOptions, image: Path) -> tuple[list[dict[str, Any]], 
     left = ignored_files_line(image) if options.questions is None and image.is_dir() else None
     if left is not None:
         tell(left)
-    trained = find_trained(_chosen(options.run), options.set_ or ())
+    trained = find_trained(newest_run(options.run), options.set_ or ())
     broken = unreadable(asked)
     for error in broken.values():
         tell(f"left out: {error}")
@@ -134,15 +139,6 @@ def _asked(options: SegmentOptions, image: Path) -> tuple[list[dict[str, Any]], 
     return rows, fit
 
 
-def _chosen(run: Path) -> Path:
-    from trainer.answer.trained_model import newest_run
-
-    chosen = newest_run(run)
-    if chosen != run:
-        tell(f"asking the newest run, {chosen}")
-    return chosen
-
-
 def _served(options: SegmentOptions) -> None:
     """Answer over HTTP until Ctrl-C."""
     if options.image is not None:
@@ -152,7 +148,7 @@ def _served(options: SegmentOptions) -> None:
 
     assignments = options.set_ or ()
     with user_errors():
-        chosen = _chosen(options.run)
+        chosen = newest_run(options.run)
         serve(find_trained(chosen, assignments), chosen, assignments, options.host, options.port)
 
 

@@ -19,6 +19,7 @@ from profiles.overrides import assigned
 from profiles.sizes import GIB
 from profiles.streams import say, set_streams, tell
 from profiles.text import is_text, some
+from trainer.cli.compare import compare
 from trainer.cli.console import sigterm_as_ctrl_c, user_errors
 from trainer.cli.data import check_data_folder, import_, preview, synthesise
 from trainer.cli.one_process import worker
@@ -38,7 +39,7 @@ from trainer.parallel.launch import (
     own_launcher,
 )
 from trainer.process import clear_leftover_variables, feature_cache, import_libraries, work_offline
-from trainer.run.folder import LATEST, new_run
+from trainer.run.folder import LATEST, RECORD, new_run, newest_run
 
 if TYPE_CHECKING:
     from advisor.advice import Advice
@@ -78,6 +79,7 @@ def _resume(options: TrainOptions, run: Path) -> None:
     from profiles.plan import Plan
     from trainer.run.resume import EPOCHS
 
+    run = newest_run(run, RECORD)
     if options.recipe is not None:
         fail("--resume uses the run's own plan: leave out --recipe")
     with user_errors():
@@ -205,6 +207,7 @@ def _resolve(options: TrainOptions, data: Path) -> tuple[Plan, Advice | None]:
     from advisor.machine.evidence import Evidence
     from advisor.machine.probe import probe
     from advisor.machine.target import pick_gpu
+    from advisor.machine.torch_builds import TORCH
     from advisor.machine.versions import VERSIONS
     from advisor.memory.live import live_forecast
     from advisor.preflight import advise
@@ -231,7 +234,7 @@ def _resolve(options: TrainOptions, data: Path) -> tuple[Plan, Advice | None]:
     _refuse_absent_cards(machine, assignments)
     _refuse_large_on_cpu(advice.model, on_cpu)
     for finding in advice.findings:
-        if finding.where in (VERSIONS, PICTURES):
+        if finding.where in (VERSIONS, PICTURES, TORCH):
             tell(f"note: {finding}")
     if {gpu.uuid for gpu in machine.gpus} <= {gpu.uuid for gpu in here.gpus}:
         advice = measured(advice, tell)
@@ -292,6 +295,7 @@ app.command(examples=["lisa-train evaluate RUN --data-dir DIR --split test"])(ev
 app.command(
     examples=["lisa-train export RUN DST", "lisa-train export RUN DST --merge --push OWNER/NAME"]
 )(export)
+app.command(examples=["lisa-train compare RUN OTHER"])(compare)
 app.command(hidden=True)(worker)
 
 

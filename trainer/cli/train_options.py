@@ -37,7 +37,9 @@ class TrainOptions:
     resume: Annotated[
         Path | None,
         typer.Option(
-            metavar="RUN", help="Continue a run; with --epochs N one that has ended, too."
+            metavar="RUN",
+            help="Continue a run; with --epochs N one that has ended, too. runs/latest is the "
+            "newest of runs/latest-2 and so on.",
         ),
     ] = None
     plan: Annotated[Path | None, typer.Option(help="Train with this plan.json.")] = None

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from profiles.compiled import saved_bytes
+from profiles.compiled_layers import moves_of
 from profiles.garbage import not_collected
 from profiles.measurement import Measurement, Timeline
 from profiles.plan import Plan
@@ -30,6 +31,7 @@ from trainer.model.layers.frozen import make_scale_code
 from trainer.model.layers.host import host_tensors
 from trainer.model.segmentation_model import SegmentationModel
 from trainer.model.weights import ShapesAlone
+from trainer.rehearse.compiled_layers import LayerVisits, compiled_events
 from trainer.rehearse.dummy_batch import MadeUp
 from trainer.rehearse.fake_tensors import fake_tensors, faked
 from trainer.rehearse.gradient_buckets import GradientBuckets
@@ -62,11 +64,13 @@ def fake_rehearsal(
     tell: Callable[[str], None] = lambda phase: None,
     drawn: Callable[[Timeline], None] | None = None,
     answer_tokens: int | None = None,
+    by_code: bool = True,
 ) -> tuple[Measurement, list[tuple[int, int]]]:
     """Bytes of the plan's training step on a card of that compute capability, and their events.
 
     `text_tokens`, `masks` and `answer_tokens` are those of every sample: give the worst one's. The
-    events are (block, bytes), −bytes for a release, from loading to the end of the second step.
+    events are (block, bytes), −bytes for a release, from loading to the end of the second step;
+    those of compiled layers are their code's if it is known and `by_code`, else plain layers'.
     `tell` is called for every phase that begins, `drawn` with the last step by component. Raises
     Unforeseen, NotAlike, WeightsError.
     """
@@ -107,7 +111,9 @@ def fake_rehearsal(
         versions=versions(),
         random_weights=True,
     )
-    return measurement, seen.trace.events
+    moves = moves_of(plan, _length(plan, text_tokens)) if by_code else {}
+    events = compiled_events(seen.trace, seen.visits.back, moves) if moves else seen.trace.events
+    return measurement, events
 
 
 def components(trace: MemoryTrace) -> dict[str, int]:
@@ -190,9 +196,14 @@ def cannot_forecast(plan: Plan, text_tokens: int, masks: int, reason: str) -> Me
 
 def compiled_saving(plan: Plan, text_tokens: int) -> dict[str, int]:
     """Bytes by which compiled layers take less than plain ones, by part; below zero for more."""
-    length = padded_length(plan.profile.most_image_tokens + text_tokens, plan)
+    length = _length(plan, text_tokens)
     kept, backward = (plan.micro_batch * length * saved for saved in saved_bytes(plan))
     return {"forward": kept, "backward": kept, LAYERS: backward}
+
+
+def _length(plan: Plan, text_tokens: int) -> int:
+    """Positions of a row in a micro-batch of the plan."""
+    return padded_length(plan.profile.most_image_tokens + text_tokens, plan)
 
 
 @dataclass(frozen=True)
@@ -200,6 +211,7 @@ class Watched:
     """The events of a run; bytes of paged optimizer state, and of tensors in host memory."""
 
     trace: MemoryTrace
+    visits: LayerVisits  # of layers that are to be compiled
     paged: int
     host: int
 
@@ -240,6 +252,10 @@ def watch(
     buckets = GradientBuckets(trace, model, len(batches)) if plan.processes > 1 else None
     if extend:
         _repeat_layers(model, trace, plan)
+    visits = LayerVisits(trace)
+    if plan.compile:
+        model.runs = [visits.mark(run, n < plan.checkpointed_layers)
+                      for n, run in enumerate(model.runs)]  # fmt: skip
     _divide_backward(model, trace)
     model.register_forward_pre_hook(lambda *_: trace.begin("forward"))
     model.register_forward_hook(lambda *_: trace.begin("backward"))
@@ -261,7 +277,7 @@ def watch(
             paged = _hold_state(trace, optimizer, plan)
     trace.close()
     host = sum(t.numel() * t.element_size() for t in host_tensors(model))
-    return Watched(trace, paged, host)
+    return Watched(trace, visits, paged, host)
 
 
 def _keep_dropout_masks(model: SegmentationModel) -> None:

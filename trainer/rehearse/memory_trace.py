@@ -79,10 +79,14 @@ class MemoryTrace(TorchDispatchMode):
 
     @property
     def events(self) -> list[tuple[int, int]]:
-        """What was recorded, without what is not on the card; blocks `apart` are below 0."""
+        """What was recorded of the card; blocks `apart` are below 0."""
+        return self.on_card(self.recorded)
+
+    def on_card(self, events: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+        """`events` without those of blocks that are not on the card."""
         return [
             (-1 - block if block in self._apart else block, size)
-            for block, size in self.recorded
+            for block, size in events
             if block not in self._left_out
         ]
 

@@ -25,7 +25,7 @@ from profiles.files import (
 from profiles.streams import tell
 from profiles.text import argument
 
-LATEST = Path("runs/latest")  # trained_model.py finds the newest run of this name
+LATEST = Path("runs/latest")  # and its siblings, of which `newest_run` finds the newest
 TRAINED = "trained.safetensors"  # in every checkpoint and export
 STATE = "state.safetensors"  # in every checkpoint to resume from
 LAST = "last"  # the newest checkpoint to resume from
@@ -60,6 +60,27 @@ def new_run(wanted: Path) -> Iterator[Path]:
                 if existed:
                     folder.mkdir(exist_ok=True)
             raise
+
+
+def newest_run(run: Path, holds: str = f"best/{TRAINED}") -> Path:
+    """The newest of `run` and its later siblings `run-2`, `run-3`, … that hold such a file.
+
+    Only for the default name: a name that the user gave is taken literally. Prints which, if it is
+    another one.
+    """
+    if run != LATEST:
+        return run
+    later = (p for p in run.parent.glob(f"{run.name}-*") if p.name[len(run.name) + 1 :].isdigit())
+    held = [p for p in (run, *later) if (p / holds).is_file()]
+    newest = max(held, key=lambda folder: _last_written(folder, holds), default=run)
+    if newest != run:
+        tell(f"the newest run is meant, {newest}; the whole path would name {run}")
+    return newest
+
+
+def _last_written(folder: Path, holds: str) -> float:
+    files = (folder / holds, folder / "metrics.jsonl")
+    return max(path.stat().st_mtime for path in files if path.is_file())
 
 
 def places(wanted: Path) -> Iterator[Path]:

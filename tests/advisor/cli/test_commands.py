@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from advisor import doctor
 from advisor.cli.main import app
-from advisor.doctor import examine, report
+from advisor.doctor import Check, answer, examine, report
 from advisor.machine.gpu import Gpu, Machine
 from profiles.sizes import GIB, gib
 from profiles.tested import read_table, user_table_path
@@ -203,6 +203,13 @@ def test_a_cpu_build_of_torch_beside_a_gpu_is_the_first_finding(
     first = examine(MACHINE.model_copy(update={"platform": platform}), offline=True)[0]
     assert first.status == "fail" and first.found == "torch is a CPU build"
     assert "pytorch.org/get-started" in first.remedy and said in first.remedy
+
+
+def test_the_doctor_ends_with_a_plain_answer() -> None:
+    good, bad = (Check(name=name, status=name, found="") for name in ("ok", "fail"))
+    assert answer(MACHINE, [good]).startswith("ready to train; lisa-advise says")
+    assert answer(MACHINE, [bad, good]) == "not ready to train: fail"
+    assert answer(Machine(), [good]).startswith("ready to train lisa-tiny alone")
 
 
 def test_the_report_names_no_folder_and_no_user(monkeypatch: pytest.MonkeyPatch) -> None:

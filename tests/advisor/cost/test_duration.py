@@ -45,6 +45,35 @@ def parts(found: Duration) -> float:
             + found.evaluation_seconds)  # fmt: skip
 
 
+def test_much_evaluation_is_named_with_the_way_out() -> None:
+    """With as many epochs in a given time as fit, and what would let more of them fit."""
+    advice = advise(Machine(), "7b", (), Target(card=CARD))
+    whole, less = advice.duration, advice.duration and advice.duration.sparing
+    assert whole is not None and less is not None and whole.evaluation_seconds > whole.seconds / 5
+    assert less.data is not None and less.data.val_pictures == 50 and less.seconds < whole.seconds
+    hours = (whole.seconds - whole.epoch_seconds) / 3600
+    timed = advice.model_copy(update={"duration": within(whole, hours, None)})
+    text = " ".join(body for _, body in cost_lines(timed))
+    assert f"{time_text(less.seconds)} with max_val_samples=50, a rougher score" in text
+    assert "h: 9 epochs (1" in text and "with max_val_samples=50; --why says" in text
+    short = advice.model_copy(update={"duration": within(whole, 0.02, None)})
+    assert "h: no epoch, as the first takes" in " ".join(body for _, body in cost_lines(short))
+    few = advise(Machine(), "7b", ["max_val_samples=50"], Target(card=CARD)).duration
+    assert few is not None and few.sparing is None and few.seconds == less.seconds
+
+
+def test_a_size_without_a_folder() -> None:
+    asked = ["--gpu", "RTX 3090", "--pictures", "40", "--questions", "80", "--epochs", "3"]
+    done = CliRunner().invoke(app, [*asked, "--json"])
+    told = json.loads(done.stdout)["duration"]
+    assert told["epochs"] == 3 and told["data"]["train_pictures"] == 36
+    assert (told["data"]["val_pictures"], told["questions"]) == (4, 72)
+    assert "36 pictures to train on may be too few" in CliRunner().invoke(app, asked).stdout
+    for wrong in (["--questions", "9"], ["--pictures", "9", "--questions", "3"],
+                  ["--pictures", "9", "--data-dir", "."]):  # fmt: skip
+        assert CliRunner().invoke(app, wrong).exit_code == 2, wrong
+
+
 @pytest.mark.parametrize("model", ["7b", "qwen3-vl-4b"])
 def test_the_whole_is_its_parts_and_lies_in_its_range(model: str) -> None:
     found = duration_of(plan(model=model), CARD)

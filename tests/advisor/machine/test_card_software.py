@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from advisor import doctor
-from advisor.choice.search import _as_told
+from advisor.choice.search import _with_forecast
 from advisor.cli.main import app
 from advisor.machine.budget import margin_for
 from advisor.machine.evidence import Evidence
@@ -253,7 +253,7 @@ def test_advice_and_check_keep_the_same_margin(allocator: str) -> None:
         told: Any = SimpleNamespace(
             tier=lambda name, pool=pool: SimpleNamespace(bytes={"pool": pool, "host": 0}[name])
         )
-        advised = _as_told(candidate, told, setting)
+        advised = _with_forecast(candidate, told, setting)
         assert advised.verdict == checked, (share, advised.verdict, checked)
         assert (advised.needs.bytes <= budget.usable.bytes) == (checked == "FITS")  # as is shown
         seen.add(checked)

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from advisor.advice import Advice
 from advisor.cli.main import app
 from advisor.report.cost_text import cost_lines
+from advisor.report.summary import commands
 from tests.advisor.fake_nvml import NVMLError_LibraryNotFound, install
 from tests.advisor.report.test_plot import GIB, advised, made_up
 
@@ -99,11 +100,12 @@ def test_one_file_with_the_figures_and_nothing_from_the_network(tmp_path: Path) 
     shown = reported(file, *options)
     assert shown.exit_code == 0, shown.stderr
     page, advice = page_of(file), advised()
-    assert advice.budget is not None and advice.command is not None
-    for words in ("FITS", advice.summary, *advice.command.splitlines(), "usable 22.52 GiB",
+    assert advice.budget is not None and len(commands(advice)) == 3, "the conversion is first"
+    for words in ("FITS", advice.summary, *commands(advice), "usable 22.52 GiB",
                   "plan needs 22.38", "frozen weights 20.00", "bf16 base, bf16 compute",
-                  "row lean-seed-4", "questions/s with 3 a picture in 512 text tokens, estimated",
-                  "with 1 a picture, as the time has it (forecast)", "10 epochs cost"):  # fmt: skip
+                  "row lean-seed-4", "10 epochs cost",
+                  "by which plans are compared: 3 a picture, 512 text tokens, estimated",
+                  "by which the time is counted: 1 a picture, usual texts (forecast)"):  # fmt: skip
         assert words in page.text, words
     for _, words in cost_lines(advice):
         assert " ".join(words.split()) in page.text

@@ -16,7 +16,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from advisor.advice import Advice
-from advisor.choice.search import EXACT, INTERPOLATED
+from advisor.choice.scales import INTERPOLATED
 from advisor.cli.main import app
 from advisor.cli.options import PLOT_SUFFIXES
 from advisor.machine.budget import Basis
@@ -79,7 +79,7 @@ def test_lines_and_areas_are_where_the_numbers_say() -> None:
     axes, said = drawn(advice)
     sizes = [advice.budget.cap_bytes, advice.budget.usable.bytes, advice.needs.bytes]
     assert heights(axes) == [*(size / GIB for size in sizes), (22.25 * GIB + 1) / GIB]
-    names = ["capacity", "usable", "plan needs (exact forecast)", "peak of tensors"]
+    names = ["capacity", "usable", "plan needs (forecast)", "peak of tensors"]
     assert [said[name] for name in names] == ["23.23", "22.52", "22.38", "22.25"]
     assert advice.verdict == "FITS" and advice.needs.bytes == round(22.375 * GIB)
     thick, thin = (axes.lines[n].get_linewidth() for n in (1, 0))
@@ -170,7 +170,7 @@ def test_text_json_and_picture_have_the_same_figures(
     what = "building the feature cache" if pool < caching else "plan needs"
     numbers = {
         "capacity": budget.cap_bytes, "usable": budget.usable.bytes,
-        f"{what} (exact forecast)": needs.bytes, "peak of tensors": told.tier("tensors").bytes,
+        f"{what} (forecast)": needs.bytes, "peak of tensors": told.tier("tensors").bytes,
     }  # fmt: skip
     if pool < caching:  # as on the smallest cards
         numbers["pool of this step (forecast)"] = pool
@@ -183,9 +183,9 @@ def test_text_json_and_picture_have_the_same_figures(
     first = " ".join(CliRunner().invoke(app, options).stdout.split())
     interpolated = estimate(advice.plan, told.text_tokens).pool_bytes
     more = " to build the feature cache, more than a step" if pool < caching else ""
-    assert f"{needs.bytes / GIB:.2f}{more}, exact" in first
+    assert f"{needs.bytes / GIB:.2f}{more}, forecast" in first
     text = " ".join(CliRunner().invoke(app, [*options, "--why"]).stdout.split())
-    assert f"plan needs {needs.bytes / GIB:.2f} GiB forecast exact: a forecast of this very" in text
+    assert f"plan needs {needs.bytes / GIB:.2f} GiB forecast a forecast of this very" in text
     near = re.search(r"; interpolated it was ([0-9.]+) GiB", text)
     assert near and float(near[1]) == pytest.approx(interpolated / GIB, abs=0.01)
     assert f"at most {needs.bytes / GIB:.2f} GiB of {budget.usable.bytes / GIB:.2f} GiB" in text
@@ -260,7 +260,7 @@ def test_every_part_that_is_counted_is_explained() -> None:
     assert set(BORN.values()) <= EXPLANATIONS.keys()
     for name in (*get_args(TierName), "usable", "free", "margin", "compiled layers"):
         assert explain(name), name
-    for name in (*get_args(Verdict), *get_args(Basis), INTERPOLATED, EXACT):
+    for name in (*get_args(Verdict), *get_args(Basis), INTERPOLATED):
         assert explain(name), name
     assert explain("Frozen_weights").startswith("frozen weights: ")
     with pytest.raises(ValueError, match="did you mean 'margin'"):

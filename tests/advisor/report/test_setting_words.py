@@ -29,7 +29,7 @@ def test_every_setting_is_explained_by_its_description(name):
 
 def test_a_name_of_both_is_explained_as_both():
     both = {key for key in EXPLANATIONS if key.replace(" ", "_") in setting_names()}
-    assert both == {"optimizer state", "weights"}
+    assert both == {"model", "optimizer state", "processes", "weights"}
     told = explain("optimizer-state")
     assert told.startswith("optimizer_state: precision") and "\noptimizer state: Adam" in told
 
@@ -79,4 +79,4 @@ def test_from_the_command_line():
     result = CliRunner().invoke(app, ["--explain", "micro-batch"])
     assert result.exit_code == 0 and result.stdout.startswith("micro_batch: rows, one picture each")
     unknown = CliRunner().invoke(app, ["--explain", "nothing at all"])
-    assert unknown.exit_code == 2 and "every setting of the plan" in unknown.stderr
+    assert unknown.exit_code == 2 and "docs/plan.md every setting" in unknown.stderr

@@ -491,9 +491,10 @@ def test_a_questions_file_of_another_kind_is_refused_once(tmp_path: Path) -> Non
         read_questions(folder, None, file, False, False)
     assert str(caught.value).count("q.txt") == 1 and '{"image": "a.jpg", "q' in str(caught.value)
     row = {"picture": PICTURES[0].name, "label": "cup", "question": "What is hot?"}
-    file.write_text(json.dumps(row))
-    (one,) = read_questions(folder, None, file, False, False)
-    assert one.image.name == PICTURES[0].name
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):  # Notepad's, and PowerShell's >
+        file.write_text(json.dumps(row) + "\n", encoding)
+        (one,) = read_questions(folder, None, file, False, False)
+        assert one.image.name == PICTURES[0].name
 
 
 def call(module: str, *arguments: str, cwd: Path, **other: str) -> subprocess.CompletedProcess[str]:

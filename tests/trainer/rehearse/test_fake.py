@@ -60,9 +60,12 @@ def test_compiled_layers_with_adapters_on_every_linear_meet_their_rows(name: str
     measured = measured_rows()[name]
     plan = Plan.parse(measured["plan"])
     assert plan.compile and plan.lora is not None and plan.lora.targets == "all-linear"
-    found, _ = fake_rehearsal(plan, measured["text_tokens"][1], measured["masks"], (9, 0))
+    found, events = fake_rehearsal(plan, measured["text_tokens"][1], measured["masks"], (9, 0))
     assert found.peak_allocated_bytes is not None
     assert abs(found.peak_allocated_bytes / measured["peak_allocated_bytes"] - 1) < 0.002
+    # By the moves of their code; replayed as plain ones the first row's were 11.9 % too low.
+    pool = replay(events, "expandable" in plan.allocator).peak_reserved
+    assert -0.01 < pool / measured["peak_reserved_bytes"] - 1 < 0.045
 
 
 def test_products_in_fp8_are_counted() -> None:

@@ -138,6 +138,25 @@ def test_a_second_training_of_the_default_name_goes_to_the_next(
             assert folder == Path("runs/latest-2")
 
 
+def test_the_default_name_is_the_newest_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commands continue, ask and score the run that was written last, not the first one."""
+    from trainer.run.folder import LATEST, newest_run
+
+    monkeypatch.chdir(tmp_path)
+    Path("runs").mkdir()
+    for age, name in enumerate(("latest-2", "latest", "latest-old", "latest-10")):
+        folder = begun(Path("runs") / name)
+        for path in folder.iterdir():
+            os.utime(path, (0, 1000 - age))
+    assert newest_run(LATEST, "run.json") == Path("runs/latest-2")
+    assert newest_run(Path("runs/latest-10"), "run.json") == Path("runs/latest-10")
+    assert newest_run(LATEST) == LATEST, "none has a model yet"
+    code, said = run("--resume", LATEST, "--recipe", "x")
+    assert code == 2 and f"the newest run is meant, {Path('runs/latest-2')}" in said
+
+
 def test_a_second_resume_is_refused(tmp_path: Path) -> None:
     folder = begun(tmp_path / "run")
     with other_process(folder) as child:

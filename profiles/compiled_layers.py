@@ -1,0 +1,93 @@
+"""What a compiled decoder layer takes and gives on a card, move by move, as Inductor's code has it.
+
+profiles/compiled_layers.jsonl, made by benchmarks/compiled_layers.py, has a line for each kind of
+layer. Its moves are words: `+n` takes a block of the n-th size, `-n` gives the n-th block that was
+taken back, `i` gives the input back; at `?m,n` the kind's first layer times a kernel, on copies of
+the m-th and the n-th size. What is passed on is named by its number: the output, the gradient of
+the input and those of trained tensors. A size is a number of bytes by the letters T (positions of
+the micro-batch), P (the same with rows padded to 128) and r (the adapters' rank).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from profiles.families import DecoderShape
+from profiles.plan import Plan
+
+LAYERS_FILE = Path(__file__).with_name("compiled_layers.jsonl")
+ATTENTION_ROWS = 128  # to a multiple of it flash attention pads what it adds up
+
+
+@dataclass(frozen=True)
+class Moves:
+    """A layer's moves forward and backward, the sizes they name, in bytes, and blocks passed on."""
+
+    sizes: tuple[int, ...]
+    forward: tuple[str, ...]
+    backward: tuple[str, ...]
+    output: int
+    gradient: int  # of the input
+    trained: frozenset[int]  # gradients of trained tensors
+
+
+def kind_of(plan: Plan, recomputed: bool) -> str:
+    """The name of the kind of layer that the plan compiles; no two that differ share one."""
+    lora = plan.lora
+    adapters = f"{lora.targets} {'dropped' if lora.dropout else 'plain'}" if lora else "frozen"
+    run = "recomputed" if recomputed else "kept"
+    masked = " masked" if plan.questions_per_picture > 1 else ""
+    return f"{shape_of(plan.profile.decoder)} {plan.quantization} {adapters} {run}{masked}"
+
+
+def shape_of(decoder: DecoderShape) -> str:
+    """The sizes of one layer, in channels."""
+    sizes = decoder.hidden, decoder.intermediate, decoder.query_channels, decoder.key_channels
+    normed = "-normed" if decoder.normed_heads else ""
+    return "-".join(map(str, (*sizes, decoder.heads))) + normed
+
+
+def _moves(plan: Plan, recomputed: bool, length: int) -> Moves | None:
+    line = _lines().get(kind_of(plan, recomputed))
+    if (
+        line is None
+        or not plan.compile
+        or plan.products != "dtype"
+        or plan.dtype not in ("bf16", "fp16")
+    ):
+        return None
+    rows = plan.micro_batch
+    letters = {"T": rows * length, "P": rows * -(-length // ATTENTION_ROWS) * ATTENTION_ROWS,
+               "r": plan.lora.rank if plan.lora else 0}  # fmt: skip
+    found = json.loads(line)
+    sizes = tuple(_bytes(size, letters) for size in found["sizes"].split())
+    forward, backward = (tuple(found[way].split()) for way in ("forward", "backward"))
+    passed_on = found["output"], found["gradient"], frozenset(found["trained"])
+    return Moves(sizes, forward, backward, *passed_on)
+
+
+def moves_of(plan: Plan, length: int = 0) -> dict[bool, Moves]:
+    """The moves of the plan's compiled layers at rows of `length` positions: of those that are
+    recomputed, and of others. Empty where the code of one is not known."""
+    number = plan.checkpointed_layers
+    kinds = {n < number for n in range(plan.profile.decoder.layers)}
+    found = {recomputed: _moves(plan, recomputed, length) for recomputed in kinds}
+    return {kind: moves for kind, moves in found.items() if moves} if all(found.values()) else {}
+
+
+def _bytes(size: str, letters: dict[str, int]) -> int:
+    """`8192T` or `368640Tr` in bytes."""
+    found = int(size.rstrip("TPr"))
+    for letter in size.lstrip("0123456789"):
+        found *= letters[letter]
+    return found
+
+
+@cache
+def _lines() -> dict[str, str]:
+    """The file's lines by their kinds, which begin each."""
+    lines = LAYERS_FILE.read_text(encoding="utf-8").splitlines()
+    return {line.split('"', 4)[3]: line for line in lines}

@@ -1,0 +1,188 @@
+"""The events of a step whose decoder layers are compiled, from those of plain layers.
+
+A forecast runs plain layers. Inductor's code takes and gives other blocks, in another order
+(`profiles.compiled_layers`). So each layer's own events are taken out of the trace and the moves of
+its code put in their place; what layers pass on stays, from when the code makes it until the code
+lets it go.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from profiles.compiled_layers import Moves
+from profiles.sizes import MIB
+from trainer.model.layers.decoder import Rope, RunLayer
+from trainer.rehearse.memory_trace import WORKSPACES, MemoryTrace, rounded
+
+Event = tuple[int, int]  # block, bytes
+# What Inductor fills before each launch that it times, to empty the card's cache: as much as that
+# is, here an H200's (of an H100 50 MiB).
+TIMING_BYTES = 60 * MIB
+
+
+@dataclass
+class Visit:
+    """A plain layer's way forward and back: the event at which each begins, and its blocks."""
+
+    recomputed: bool
+    forward: int
+    born: set[int]
+    input: int
+    output: int
+    backward: int = -1
+    incoming: int = -1  # gradients
+    outgoing: int = -1
+    gradients: list[int] = field(default_factory=list)  # of trained tensors, made here
+
+
+class LayerVisits:
+    """Notes under a trace where decoder layers learn."""
+
+    def __init__(self, trace: MemoryTrace) -> None:
+        self.trace = trace
+        self.back: list[Visit] = []  # those that came back, in that order
+
+    def mark(self, run: RunLayer, recomputed: bool) -> RunLayer:
+        """`run`, noted."""
+
+        def marked(layer: nn.Module, hidden: Tensor, rope: Rope, mask: Tensor | None) -> Tensor:
+            event, first = self._now()
+            output = run(layer, hidden, rope, mask)
+            if torch.is_grad_enabled() and hidden.requires_grad:
+                born = set(range(first, self._now()[1]))
+                visit = Visit(recomputed, event, born, self._block(hidden), self._block(output))
+                self._follow(visit, layer, hidden, output)
+            return output
+
+        return marked
+
+    def _follow(self, visit: Visit, layer: nn.Module, hidden: Tensor, output: Tensor) -> None:
+        first = 0
+
+        def begins(gradient: Tensor) -> None:
+            nonlocal first
+            visit.backward, first = self._now()
+            visit.incoming = self._block(gradient)
+
+        def ends(gradient: Tensor) -> None:
+            born = range(first, self._now()[1])
+            visit.outgoing = self._block(gradient)
+            grads = [p.grad for p in layer.parameters() if p.grad is not None]
+            visit.gradients = [block for block in map(self._block, grads) if block in born]
+            visit.born.update(born)
+            self.back.append(visit)
+
+        output.register_hook(begins)
+        hidden.register_hook(ends)
+
+    def _block(self, tensor: Tensor) -> int:
+        block = self.trace.block_of(tensor)
+        assert block is not None  # what layers pass on is on the card
+        return block
+
+    def _now(self) -> tuple[int, int]:
+        """The next event, and the next block."""
+        return len(self.trace.recorded), len(self.trace.labels)
+
+
+def compiled_events(trace: MemoryTrace, back: list[Visit], moves: dict[bool, Moves]) -> list[Event]:
+    """The trace's events where the layers of `back` do what the code does.
+
+    `moves` are those of recomputed layers (True) and of others.
+    """
+    transplant = _Transplant(trace)
+    transplant.visits(back, moves)
+    return transplant.events()
+
+
+class _Transplant:
+    """Puts the moves of compiled layers in the place of plain ones' events."""
+
+    def __init__(self, trace: MemoryTrace) -> None:
+        self.trace = trace
+        self.next = len(trace.labels)  # the number of the next block that plain layers do not have
+        self.put: dict[int, list[Event]] = defaultdict(list)  # by the event before which it comes
+        self.plain: set[int] = set()  # blocks of plain layers: they are not taken
+        self.gone: set[int] = set()  # blocks that are not given where they were
+        self.timed: set[tuple[str, ...]] = set()  # code that has run once
+        self.made: dict[int, int] = {}  # what plain layers pass on -> the code's block for it
+
+    def visits(self, back: list[Visit], moves: dict[bool, Moves]) -> None:
+        """Put the moves of all visits, which came back in this order."""
+        held: dict[int, list[Event]] = {}
+        for visit in sorted(back, key=lambda visit: visit.forward):
+            held[id(visit)] = self._forward(visit, moves[visit.recomputed])
+        for visit in back:
+            self._backward(visit, moves[visit.recomputed], held[id(visit)])
+
+    def events(self) -> list[Event]:
+        """All events of the card."""
+        found: list[Event] = []
+        for place, (block, size) in enumerate(self.trace.recorded):
+            found += self.put.get(place, ())
+            if block not in (self.plain if size > 0 else self.gone):
+                found.append((self.made.get(block, block) if size < 0 else block, size))
+        return self.trace.on_card(found)
+
+    def _forward(self, visit: Visit, code: Moves) -> list[Event]:
+        """Put the moves forward; the blocks that the code has taken so far."""
+        put, own = self.put[visit.forward], list[Event]()
+        plain = {block for block in visit.born if self.trace.labels[block] != WORKSPACES}
+        self.plain |= plain
+        self.gone |= plain - {visit.output, visit.outgoing, *visit.gradients}
+        self._move(code.forward, code, visit, own, put)
+        self.made[visit.output] = own[code.output][0]
+        if "i" not in code.backward:
+            self._give(visit.input, put)
+        return own
+
+    def _backward(self, visit: Visit, code: Moves, own: list[Event]) -> None:
+        put, sizes = self.put[visit.backward], self.trace.sizes
+        self._move(code.backward, code, visit, own, put)
+        # The engine holds the gradient that came in until the layer's function has returned.
+        self._give(visit.incoming, put)
+        self.gone.discard(visit.outgoing)  # plain layers may add to the one that came in
+        self.made[visit.outgoing] = own[code.gradient][0]
+        first = list(visit.gradients)
+        for block, size in (own[number] for number in code.trained):
+            alike = next((plain for plain in first if sizes[plain] == size), None)
+            if alike is None:
+                put.append((block, -size))  # it was added to an earlier micro-batch's
+            else:
+                first.remove(alike)
+                self.made[alike] = block
+        self.plain.difference_update(first)
+
+    def _move(
+        self, words: tuple[str, ...], code: Moves, visit: Visit, own: list[Event], put: list[Event]
+    ) -> None:
+        first = words not in self.timed
+        self.timed.add(words)
+        for word in words:
+            if word == "i":
+                self._give(visit.input, put)
+            elif word[0] == "-":
+                block, size = own[int(word[1:])]
+                put.append((block, -size))
+            elif word[0] == "+":
+                own.append(self._take(code.sizes[int(word[1:])], put))
+            elif first:
+                copied = [code.sizes[int(number)] for number in word[1:].split(",") if number]
+                took = [self._take(size, put) for size in (TIMING_BYTES, *copied)]
+                put += [(block, -size) for block, size in took]
+
+    def _take(self, size: int, put: list[Event]) -> Event:
+        """Take a block that plain layers do not have."""
+        self.next += 1
+        put.append((self.next, rounded(size)))
+        return put[-1]
+
+    def _give(self, block: int, put: list[Event]) -> None:
+        """Give here what the trace gives elsewhere."""
+        put.append((self.made.pop(block, block), -self.trace.sizes[block]))
+        self.gone.add(block)
