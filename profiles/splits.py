@@ -7,7 +7,7 @@ from pathlib import Path
 from profiles.text import argument
 
 SPLITS = ("train", "val", "test")
-_ANNOTATIONS = ("*.json", "data.yaml", "classes.txt")
+_ANNOTATIONS = ("*.json", "annotations/*.json", "data.yaml", "classes.txt")
 NEEDED = "ReasonSeg/train, ReasonSeg/val or ReasonSeg/test in it"
 
 

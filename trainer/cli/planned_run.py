@@ -110,7 +110,7 @@ def _both(run: PlannedRun, leave: SkippedEntries) -> tuple[list[Item] | MixedSet
     if not findings:
         return train, val
     findings = list(dict.fromkeys([*findings, *leave.left_out]))
-    fixes = hint(findings, leave.most)
+    fixes = hint(findings, leave.most, decoded=leave.most > 0)
     if run.resumes and fixes:
         fixes = ["hint: fix them, because a run continues with the data that it started with"]
     raise DataError(findings, fixes)

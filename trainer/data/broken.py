@@ -29,7 +29,12 @@ def may_be_left_out(findings: Sequence[Finding], most: int) -> bool:
 
 
 def accept(
-    findings: Sequence[Finding], most: int, hints: Sequence[str] = (), rest: str = ""
+    findings: Sequence[Finding],
+    most: int,
+    hints: Sequence[str] = (),
+    rest: str = "",
+    *,
+    decoded: bool = True,
 ) -> tuple[Finding, ...]:
     """The findings, if their entries may be left out; else raises DataError with all of them.
 
@@ -37,13 +42,15 @@ def accept(
     """
     if may_be_left_out(findings, most):
         return tuple(findings)
-    raise DataError(findings, (*hints, *hint(findings, most, rest)))
+    raise DataError(findings, (*hints, *hint(findings, most, rest, decoded=decoded)))
 
 
-def hint(findings: Sequence[Finding], most: int, rest: str = "") -> list[str]:
+def hint(
+    findings: Sequence[Finding], most: int, rest: str = "", *, decoded: bool = True
+) -> list[str]:
     """A line that says how to use the rest, or why that cannot be; none if something else is wrong.
 
-    `rest`: why what is left would not do; empty if it may do.
+    `rest`: why what is left would not do; empty if it may do. `decoded`: whether every picture was.
     """
     if not findings or any(finding.entry is None for finding in findings):
         return []
@@ -52,7 +59,8 @@ def hint(findings: Sequence[Finding], most: int, rest: str = "") -> list[str]:
     if rest:
         return [f"note: to leave {these} out would not help: {rest}"]
     more = f" (not just {most})" if most else ""
-    return [f"hint: {OPTION} {count}{more}, or all, leaves {these} out"]
+    found = "" if decoded else "; a picture that cannot be decoded comes on top (--check-data)"
+    return [f"hint: {OPTION} {count}{more}, or all, leaves {these} out{found}"]
 
 
 def left_out_line(findings: Sequence[Finding], path: Path | None = None) -> str:
@@ -100,5 +108,5 @@ class SkippedEntries:
 
     def accept(self, findings: Sequence[Finding], hints: Sequence[str] = ()) -> None:
         """Leave these entries out; raises DataError with all findings if they are too many."""
-        accept([*self.left_out, *findings], self.most, hints)
+        accept([*self.left_out, *findings], self.most, hints, decoded=self.most > 0)
         self.left_out += findings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from tests.conftest import ROOT
 from trainer.run.metrics import MaskScores, intersection_union
+from trainer.run.validation import describe
 
 Array = npt.NDArray[Any]
 Pair = tuple[Array, Array]
@@ -146,3 +149,13 @@ def test_unfit_input_is_refused() -> None:
     for counts in ((3, 2), (-1, 2)):
         with pytest.raises(ValueError, match="impossible"):
             MaskScores().add_counts("a", *counts)
+
+
+def test_the_demos_record_says_scores_as_a_run_does() -> None:
+    """docs/demo.txt is printed output: where today's words differ, benchmarks/demo_seeds.py."""
+    record = (ROOT / "docs" / "demo.txt").read_text(encoding="utf-8")
+    scores = re.findall(r"gIoU ([\d.]+), cIoU ([\d.]+) over (\d+) \w+", record)
+    assert scores
+    for giou, ciou, count in scores:
+        said = describe({"giou": float(giou), "ciou": float(ciou), "images": int(count)})
+        assert f"{said}\n" in record or f"{said}," in record

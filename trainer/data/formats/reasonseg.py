@@ -91,10 +91,14 @@ def _locate(root: Path) -> tuple[Path, list[str]]:
     report = Report(root)
     got = "a folder without a split" if root.is_dir() else "no such folder"
     fix = "name the folder that holds ReasonSeg; --data-dir DIR does so on --resume, too"
-    if command := importing(root):
-        fix = f"make it of the annotations there: {command}"
-    report.add("data folder", got, NEEDED, fix)
+    report.add("data folder", got, NEEDED, _imported(root) or fix)
     raise DataError(report.findings)
+
+
+def _imported(root: Path) -> str:
+    """How another tool's annotations in a folder become data; empty if there are none."""
+    command = importing(root)
+    return f"make it of the annotations there: {command}" if command else ""
 
 
 def _pair_up(folder: Path) -> dict[str, tuple[list[Path], list[Path]]]:
@@ -147,7 +151,8 @@ def _scan(
     known = {path.name for images, _ in pairs.values() for path in images}
     report = Report(folder / split)
     if not pairs:
-        report.add("folder", None, "pictures, each with its .json", "fetch the split again")
+        fix = _imported(folder) or "fetch the split again"
+        report.add("folder", None, "pictures, each with its .json", fix)
     extra = folder / "explanatory" / f"{split}.json"
     explanations = read_explanations(Report(extra, report.findings), known)
     looks: list[_Look] = []

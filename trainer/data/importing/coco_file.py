@@ -44,7 +44,7 @@ def read_listed(
         mib = report.path.stat().st_size / MIB
         progress(f"reading {report.path.name}, {mib:.0f} MiB", 0, 1)
     if yolo is not None:
-        parsed: Any = labels_as_coco(report, yolo, search, conventions)
+        parsed: Any = labels_as_coco(report, yolo, search, conventions, progress)
     else:
         parsed = load_json(report, object, allowed, text_of=conventions.document, parse=parse_coco)
     if isinstance(parsed, list) and sa2va.is_sa2va(parsed):

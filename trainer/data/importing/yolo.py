@@ -21,24 +21,30 @@ from trainer.data.importing.outlines import name_below, visible
 from trainer.data.importing.sa2va import stored_size
 from trainer.data.importing.yolo_folder import YoloFolder, matched
 from trainer.data.picture_paths import PictureSearch
+from trainer.reporter import Progress
 
 LABELS = "YOLO's labels"  # as if it were COCO's info.contributor
 _ROW = "the number of a class, then x and y of three corners or more, all fractions"
 _FIX = "outline it again, or take the line out"
 _OUTSIDE = 0.05  # of the picture, by which CVAT's outlines do leave it
 _ANY = ("the path of a picture, called as the file of labels", "fetch it, or take the file out")
+_OFTEN = 100  # files between two reports
 _SHOWN = 5  # pictures that a file of labels may belong to
 
 
 def as_coco(
-    report: Report, folder: YoloFolder, search: PictureSearch, conventions: Conventions
-) -> dict[str, Any]:
+    report: Report, folder: YoloFolder, search: PictureSearch, conventions: Conventions,
+    progress: Progress,
+) -> dict[str, Any]:  # fmt: skip
     """The labels as a COCO document, each with its file and line; a finding for every error."""
     names = folder.names(report, conventions)
     images: list[dict[Any, Any]] = []
     notes: list[dict[Any, Any]] = []
     unread = set(folder.pictures)
-    for path, pictures in matched(folder, _elsewhere(folder, search)) if names else ():
+    found = matched(folder, _elsewhere(folder, search)) if names else ()
+    for done, (path, pictures) in enumerate(found):
+        if done % _OFTEN == 0:
+            progress("reading labels", done, len(folder.labels))
         unread.difference_update(pictures)
         search.missing += not pictures
         place = name_below(path, folder.root)

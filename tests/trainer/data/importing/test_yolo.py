@@ -21,7 +21,7 @@ from tests.trainer.data.importing.test_importer import (
 )
 from trainer.cli.train import app
 from trainer.data.findings import DataError
-from trainer.data.formats.reasonseg import read_split
+from trainer.data.formats.reasonseg import check_data, read_split
 from trainer.data.images import read_image
 from trainer.data.importing.importer import Imported, import_annotations
 
@@ -198,6 +198,15 @@ def test_folders_that_are_not_sound(
     change(folder)
     (told,) = complaints(folder)
     assert said in told, told
+
+
+@pytest.mark.parametrize("make", [ultralytics, roboflow])
+def test_who_checks_the_folder_itself_is_told_the_way(
+    make: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    folder = make(tmp_path / "in")
+    told = {finding.fix for finding in check_data(folder)}
+    assert told == {f"make it of the annotations there: lisa-train import {folder} NEW"}
 
 
 @pytest.mark.parametrize("below", ["data.yaml", "labels", "."])
