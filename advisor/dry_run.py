@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 
 from advisor.advice import Advice
 from advisor.choice.candidate import Candidate
-from advisor.cost.duration import Timed, duration_of
+from advisor.cost.duration import Timed, with_sparing
 from advisor.machine.budget import Bytes, judge
 from advisor.machine.cuda_context import library_versions
 from advisor.machine.evidence import Evidence
@@ -157,7 +157,7 @@ def _with_time(advice: Advice, row: TestedRow, gpu: Gpu) -> Advice:
     if was is None or was.data is None or advice.plan is None:
         return advice
     plan, card = _on_the_data(advice, advice.plan), gpu_by_nvml(gpu.name, gpu.total_bytes)
-    found = duration_of(plan, card, was.data, _timed(row, plan.of_one_process))
+    found = with_sparing(plan, card, was.data, _timed(row, plan.of_one_process))
     return advice.model_copy(update={"duration": found})
 
 

@@ -24,8 +24,11 @@ ROOT = Path(__file__).resolve().parents[1]
 ROWS_FILE = ROOT / "benchmarks" / "save_times.jsonl"
 TIMES = 3
 PLANNED = """
-from advisor.tiny import tiny_cpu_plan
-print(tiny_cpu_plan().override(["schedule.epochs=2", "workers=0"]).to_json())
+try:
+    from advisor.tiny import tiny_cpu_plan
+except ImportError:
+    from advisor.choose import tiny_cpu_plan
+print(tiny_cpu_plan().override(["schedule.epochs=2"]).to_json())
 """
 TRAINED = """
 import importlib, json, sys, time

@@ -22,7 +22,7 @@ OTHERS = {  # options of other programs, as messages name them
     "--local-dir": "hf download", "--notest": "convmv",
     "--revision": "hf download", "--num_processes": "accelerate launch",
 } | dict.fromkeys(
-    ("--nnodes", "--nproc_per_node", "--rdzv_backend", "--rdzv_endpoint"),
+    ("--nnodes", "--nproc_per_node", "--no_python", "--rdzv_backend", "--rdzv_endpoint"),
     "torchrun",
 )  # fmt: skip
 # Of the children of this project, which nobody types.

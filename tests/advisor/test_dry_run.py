@@ -10,7 +10,7 @@ import pytest
 
 from advisor import dry_run as dryrun
 from advisor.advice import Advice
-from advisor.cost.duration import REASON_SEG, Timed, duration_of
+from advisor.cost.duration import REASON_SEG, Timed, with_sparing
 from advisor.dry_run import measured
 from advisor.machine.evidence import Evidence
 from advisor.machine.gpu import Gpu, Machine
@@ -126,7 +126,7 @@ def test_what_does_not_hold_gives_way_to_the_ladder(
     assert found.plan == advice().ladder[0].plan and found.exit_code == 0
     assert found.duration is not None and found.plan is not None
     trial = Timed(found.plan, 512, 2.5)
-    assert found.duration == duration_of(found.plan, None, REASON_SEG, trial)
+    assert found.duration == with_sparing(found.plan, None, REASON_SEG, trial)
     assert all(rung.needs.bytes < advice().ladder[0].needs.bytes for rung in found.ladder)
     rows = [row.verdict for row in read_table().rows if row.source == "user"]
     assert rows == [bad, "FITS"]
