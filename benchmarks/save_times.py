@@ -31,7 +31,7 @@ except ImportError:
 print(tiny_cpu_plan().override(["schedule.epochs=2"]).to_json())
 """
 TRAINED = """
-import importlib, json, sys, time
+import importlib, json, runpy, sys, time
 module, saves = importlib.import_module(sys.argv.pop(1)), sys.argv.pop(1)
 save, seconds = module.save, []
 def timed(*given, **named):
@@ -39,9 +39,8 @@ def timed(*given, **named):
     save(*given, **named)
     seconds.append(round(time.perf_counter() - began, 4))
 module.save = timed
-from trainer.cli import main
 try:
-    main()
+    runpy.run_module("trainer.cli", run_name="__main__", alter_sys=True)
 finally:
     open(saves, "w").write(json.dumps(seconds))
 """

@@ -158,6 +158,22 @@ def looped() -> str:
     return "\n".join(parts)
 
 
+def saved() -> str:
+    """docs/recovery.md: a step and a save beside those of the code before crash points counted."""
+    found = {
+        tree: [statistics.median(row[what] for row in rows("save_times") if row["tree"] == tree)
+               for what in ("step_seconds", "save_seconds")]
+        for tree in ("old", "new")
+    }  # fmt: skip
+    (step, save), (was, had) = found["new"], found["old"]
+    (commit,) = {row["commit"] for row in rows("save_times") if row["tree"] == "old"}
+    return (
+        f"All this costs no time: a step of lisa-tiny took {1000 * step:.0f} ms and a save "
+        f"{1000 * save:.0f}; by the code before\nany of it (commit {commit}) {1000 * was:.0f} and "
+        f"{1000 * had:.0f} (`python benchmarks/save_times.py`, three runs of each in turn)."
+    )
+
+
 def masked() -> str:
     """docs/speed.md: the largest cost of a shared step beside the products, and what was tried."""
     (step,) = (row for row in rows("profile") if row["name"] == "shared-k3-b9")
@@ -404,6 +420,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "drawn": drawn,
         "explained": explained,
     },
+    "docs/recovery.md": {"saved": saved},
     "docs/lisa-tiny.md": {"tiny": tiny, "making": pretraining},
     "docs/weights.md": {"size": bf16_size},
     "docs/models.md": {
