@@ -36,7 +36,7 @@ from trainer.data.formats.reasonseg_annotation import (
 from trainer.data.images import IMAGE_SUFFIXES, PICTURE_SUFFIXES, load_whole, open_image
 from trainer.data.pictures import AskedTurn, Conversation, Paint, random_choice
 from trainer.data.polygons import TARGET, Polygon, paint_mask
-from trainer.data.threads import in_threads
+from trainer.data.threads import in_processes
 from trainer.prompts import (
     Choose,
     Turn,
@@ -163,7 +163,7 @@ def _scan(
     ]
     work = partial(_look, read=read, paint=paint)
     # Reading a header takes less time than passing it to a thread.
-    looked = map(work, files) if read is _header else in_threads(work, files)
+    looked = map(work, files) if read is _header else in_processes(work, files, len(files))
     for done, look in enumerate(looked, 1):
         report.findings += look.findings
         if look.item is not None:
