@@ -229,9 +229,7 @@ def _compiled(measurement: Measurement, free: PoolUse) -> tuple[int, int]:
     if not moves_of(plan):
         less = free.peak_allocated - measurement.phases.get("backward", 0)
         return tensors, max(round(1.01 * tensors), free.peak_reserved - max(0, less))
-    # Whole segments: a block may be larger than its tensor, as the replay knows.
-    tensors = tensors if segments_of(plan) == "expandable" else free.peak_allocated
-    return tensors, max(tensors, free.peak_reserved)
+    return free.peak_allocated, free.peak_reserved
 
 
 def group_of(segments: str, compiled: bool) -> str:
