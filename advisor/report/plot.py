@@ -175,7 +175,7 @@ def _label_axes(axes: Axes, step: Timeline, moments: int, top: float) -> None:
 def _peak_name(forecast: Forecast, peak: int) -> str:
     """What the highest point is called: the forecast's tensors, unless they peak elsewhere."""
     tensors = forecast.tier("tensors").bytes
-    if peak == tensors:
+    if gib(peak) == gib(tensors):  # the curve of compiled layers is of plain ones, made to fit
         return "peak of tensors"
     where = max(forecast.phases, key=lambda phase: forecast.phases[phase])
     return f"peak of this step; {where}: {gib(tensors)};"
