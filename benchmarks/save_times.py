@@ -1,7 +1,7 @@
 """A step and a save of lisa-tiny's training, by this tree's code and by an older one's.
 
-    git archive COMMIT --prefix=old/ | tar x -C /tmp
-    python benchmarks/save_times.py /tmp/old [--rows FILE]
+    git archive COMMIT --prefix=old/ | tar x -C ..
+    python benchmarks/save_times.py ../old [--rows FILE]
 
 Issue by issue a save has become safer: forced to disk, sealed, put into place by renames. The same
 scenes, plan and seed, one tree after the other, three times each; idle cores. Rows go to

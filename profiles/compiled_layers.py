@@ -51,13 +51,10 @@ def shape_of(decoder: DecoderShape) -> str:
 
 
 def _moves(plan: Plan, recomputed: bool, length: int) -> Moves | None:
+    if not plan.compile or plan.products != "dtype" or plan.dtype not in ("bf16", "fp16"):
+        return None
     line = _lines().get(kind_of(plan, recomputed))
-    if (
-        line is None
-        or not plan.compile
-        or plan.products != "dtype"
-        or plan.dtype not in ("bf16", "fp16")
-    ):
+    if line is None:
         return None
     rows = plan.micro_batch
     letters = {"T": rows * length, "P": rows * -(-length // ATTENTION_ROWS) * ATTENTION_ROWS,
@@ -70,8 +67,8 @@ def _moves(plan: Plan, recomputed: bool, length: int) -> Moves | None:
 
 
 def moves_of(plan: Plan, length: int = 0) -> dict[bool, Moves]:
-    """The moves of the plan's compiled layers at rows of `length` positions: of those that are
-    recomputed, and of others. Empty where the code of one is not known."""
+    """The moves of the plan's compiled layers at rows of `length` positions, by whether a layer is
+    recomputed. Empty where the code of a kind that the plan has is not known."""
     number = plan.checkpointed_layers
     kinds = {n < number for n in range(plan.profile.decoder.layers)}
     found = {recomputed: _moves(plan, recomputed, length) for recomputed in kinds}

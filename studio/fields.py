@@ -1,4 +1,4 @@
-"""Puts the page's fields in place of the command line's options, in what its user is told."""
+"""Puts the names of the page's fields in place of command-line options in messages."""
 
 from __future__ import annotations
 

@@ -171,8 +171,8 @@ def interpret(
     expandable = segments_of(plan) == "expandable"
     free = replay(events, expandable)
     tensors, pool = free.peak_allocated, free.peak_reserved
-    if plan.compile:
-        tensors, pool = _compiled(measurement, free)
+    if plan.compile and not moves_of(plan):
+        tensors, pool = _less_than_plain(measurement, free)
     saved = free.peak_reserved - pool
     pinned = plan.host_embeddings or plan.host_layers > 0
     process = pool + card.context.bytes(pinned) + nccl_bytes(plan)
@@ -218,18 +218,15 @@ def interpret(
     )
 
 
-def _compiled(measurement: Measurement, free: PoolUse) -> tuple[int, int]:
-    """Bytes of the tensors and of the pool where layers are compiled.
+def _less_than_plain(measurement: Measurement, free: PoolUse) -> tuple[int, int]:
+    """Bytes of the tensors and of the pool where the code of compiled layers is not known.
 
-    Of layers whose code is known that is the replay. Others take less than the plain ones that were
-    replayed: so does the pool, in the backward pass, where these peak. The pool is never as small
-    as the tensors: 1 % was seen at least.
+    They take less than the plain ones that were replayed: so does the pool, in the backward pass,
+    where these peak. The pool is never as small as the tensors: 1 % was seen at least.
     """
-    plan, tensors = measurement.plan, measurement.peak_allocated_bytes or 0
-    if not moves_of(plan):
-        less = free.peak_allocated - measurement.phases.get("backward", 0)
-        return tensors, max(round(1.01 * tensors), free.peak_reserved - max(0, less))
-    return free.peak_allocated, free.peak_reserved
+    tensors = measurement.peak_allocated_bytes or 0
+    less = free.peak_allocated - measurement.phases.get("backward", 0)
+    return tensors, max(round(1.01 * tensors), free.peak_reserved - max(0, less))
 
 
 def group_of(segments: str, compiled: bool) -> str:

@@ -13,7 +13,7 @@ VERDICTS = {
     "UNKNOWN": "Nothing is known that could decide.",
 }
 
-# Of the row "plan", and of others that compare plans.
+# Words of the row "plan", and of the rows that compare it with other plans.
 PLAN_WORDS = {
     "base": "The frozen weights of the language model: bf16 or fp16 as published, int8 and nf4 "
     "rounded.",

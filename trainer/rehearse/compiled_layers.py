@@ -93,7 +93,7 @@ class LayerVisits:
 def compiled_events(trace: MemoryTrace, back: list[Visit], moves: dict[bool, Moves]) -> list[Event]:
     """The trace's events where the layers of `back` do what the code does.
 
-    `moves` are those of recomputed layers (True) and of others.
+    `moves`: by whether a layer is recomputed.
     """
     transplant = _Transplant(trace)
     transplant.visits(back, moves)
