@@ -18,6 +18,7 @@ from filelock import FileLock
 from filelock import Timeout as FileLockTimeout
 from typer.testing import CliRunner
 
+from profiles import files
 from profiles.files import Held, held, is_vacant, sweep, write_whole
 from tests.conftest import PHOTOS, tiny_plan
 from trainer.atomic_folder import atomic_folder, forced_meanwhile
@@ -35,6 +36,12 @@ with held(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
+
+
+@pytest.fixture(autouse=True)
+def nobody_lets_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever holds a folder here keeps it: waiting for it would be in vain."""
+    monkeypatch.setattr(files, "PATIENCE", 0.1)
 
 
 @contextmanager
