@@ -37,11 +37,12 @@ LIKE = {
     aten.sigmoid.default, aten.silu.default, aten.silu_backward.default, aten.sin.default,
     aten.sqrt.default, aten.sub.Tensor, aten.threshold_backward.default, aten.zeros_like.default,
 }  # fmt: skip
+NEW = {aten.empty_like.default, aten.zeros_like.default}  # of any type
 KERNELS = {  # in C++, or our own: where torch's for "meta" is in Python, the mode is as fast
     aten._to_copy.default, aten._unsafe_view.default, aten.as_strided.default, aten.bmm.default,
     aten.clone.default, aten.detach.default, aten.expand.default, aten.mm.default,
     aten.permute.default, aten.select.int, aten.slice.Tensor, aten.squeeze.dim, aten.t.default,
-    aten.transpose.int, aten.unsqueeze.default, aten.view.default,
+    aten.transpose.int, aten.unsqueeze.default, aten.view.default, aten.view.dtype,
     torch.ops.lisa_preflight.nf4_product.default, torch.ops.lisa_preflight.int8_product.default,
 }  # fmt: skip
 
@@ -76,7 +77,13 @@ SHAPES: dict[Any, Callable[..., list[Shape]]] = {
     aten.native_layer_norm.default: _normed, aten.native_layer_norm_backward.default: _normed_back,
     aten.slice_backward.default: lambda gradient, sizes, *place: [tuple(sizes)],
 }  # fmt: skip
-NOTHING = ()  # what Adam gives: it changes values alone
+# Adam's: they change values alone. The places of the gradient or of the values among arguments.
+UPDATES = {
+    aten._fused_adamw_.default: 0,
+    torch.ops.bitsandbytes.optimizer_update_8bit_blockwise.default: 1,
+    torch.ops.bitsandbytes.optimizer_update_32bit.default: 1,
+}
+NOTHING = ()  # what these give
 CPU, META = torch.device("cpu"), torch.device("meta")
 
 
@@ -87,7 +94,7 @@ def known_result(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
     if func is aten._local_scalar_dense.default and _is_known(args[0]):
         with torch._C._DisableTorchDispatch():
             return args[0].constant.item()
-    if func in LIKE and (alike := _like(args, kwargs)) is not None:
+    if func in LIKE and (alike := _like(func, args, kwargs)) is not None:
         return alike
     if func in SHAPES:
         return None if kwargs else _shaped(SHAPES[func], args)
@@ -95,14 +102,19 @@ def known_result(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
         return _of_kernel(func, args, kwargs)
     if func is aten.addmm.default and args[0].dtype == args[1].dtype:
         return _of_kernel(aten.mm.default, args[1:], {}) if _without_values(args[0]) else None
-    if func is aten._fused_adamw_.default and all(map(_without_values, args[0])):
-        return NOTHING
+    if func in UPDATES:
+        changed = args[UPDATES[func]]
+        tensors = [changed] if isinstance(changed, Tensor) else changed
+        return NOTHING if all(map(_without_values, tensors)) else None
+    if func is aten.native_dropout.default and len(args) == 3 and _plain(args[0]):
+        return _dropped(*args)
     if func is aten.linalg_vector_norm.default and len(args) <= 2 and not kwargs:
         return _made(args[0].fake_mode, (), (), args[0].dtype) if _without_values(args[0]) else None
     mode = _get_current_dispatch_mode() if func in EMPTY else None
-    if isinstance(mode, FakeTensorMode) and kwargs.get("device") in (CPU, None):
+    device = kwargs.get("device") or CPU
+    if isinstance(mode, FakeTensorMode) and device in (CPU, META):
         with torch._C._DisableTorchDispatch():
-            return FakeTensor(mode, func(*args, **kwargs | {"device": META}), CPU)
+            return FakeTensor(mode, func(*args, **kwargs | {"device": META}), device)
     return None
 
 
@@ -117,28 +129,38 @@ def _counted(func: Any, args: tuple[Any, ...]) -> FakeTensor | None:
 
 
 def _of_kernel(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FakeTensor | None:
-    if not all(_without_values(value) for value in args if isinstance(value, Tensor)):
+    device = META if func is aten.detach.default and _on(args[0]) == META else CPU
+    if not all(_without_values(value, device) for value in args if isinstance(value, Tensor)):
         return None
     mode = args[0].fake_mode
     kwargs.pop("device", None)
     with in_kernel_invocation_manager(mode):
         result = func(*args, **kwargs)
-    return FakeTensor(mode, result, CPU)
+    return FakeTensor(mode, result, device)
 
 
-def _like(args: tuple[Any, ...], kwargs: dict[str, Any]) -> FakeTensor | None:
+def _like(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FakeTensor | None:
     """Another tensor like the first, if all are alike: contiguous, of one shape and float type."""
     first, *others = args
-    if not (_plain(first) and first.is_floating_point()):
+    if not (_plain(first) and first.is_floating_point()) or kwargs.get("device", CPU) != CPU:
         return None
-    if kwargs.get("dtype", first.dtype) != first.dtype or kwargs.get("device", CPU) != CPU:
+    dtype = kwargs.get("dtype", first.dtype)
+    if dtype != first.dtype and func not in NEW:
         return None
     for other in others:
         if isinstance(other, Tensor):
             alike = other.shape == first.shape and other.dtype == first.dtype
             if not (alike and _plain(other)):
                 return None
-    return _made(first.fake_mode, first.shape, first.stride(), first.dtype)
+    return _made(first.fake_mode, first.shape, first.stride(), dtype)
+
+
+def _dropped(x: Any, share: float, train: bool | None) -> tuple[FakeTensor, FakeTensor] | None:
+    """What is left, and which: outside of training, or without a share, nothing is drawn."""
+    if not (train and 0 < share < 1):
+        return None
+    mode, shape = x.fake_mode, x.shape
+    return _made(mode, shape, None, x.dtype), _made(mode, shape, None, torch.bool)
 
 
 def _shaped(shapes: Callable[..., list[Shape]], args: tuple[Any, ...]) -> Any:
@@ -171,5 +193,9 @@ def _is_known(tensor: Tensor) -> bool:
     return type(tensor) is FakeTensor and tensor.constant is not None
 
 
-def _without_values(tensor: Tensor) -> bool:
-    return type(tensor) is FakeTensor and tensor.constant is None and tensor.fake_device == CPU
+def _on(tensor: Any) -> torch.device | None:
+    return tensor.fake_device if type(tensor) is FakeTensor else None
+
+
+def _without_values(tensor: Any, device: torch.device = CPU) -> bool:
+    return _on(tensor) == device and tensor.constant is None
