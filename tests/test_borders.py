@@ -7,6 +7,7 @@ import ast
 import pkgutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ import pytest
 import advisor
 import profiles
 import studio
-from tools.draw_house import END, PAGE, drawn, imports, picture
+from tools.draw_house import END, PAGE, drawn, picture
+from tools.draw_house import imports as read_imports
 
 ROOT = Path(advisor.__file__).parent.parent
 HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "cv2", "trainer"}
@@ -39,6 +41,12 @@ print("ended")
 """
 
 
+@cache
+def imports() -> dict[str, set[str]]:
+    """Who imports whom, read once for all tests."""
+    return read_imports()
+
+
 def _modules(package) -> list[str]:
     names = [
         found.name for found in pkgutil.walk_packages(package.__path__, package.__name__ + ".")
@@ -49,7 +57,8 @@ def _modules(package) -> list[str]:
 def _strangers(modules: list[str], forbidden: set[str], before: str = "") -> list[str]:
     """What each of some modules imports of `forbidden`, or why it cannot be imported.
 
-    Each in a process forked off one that has imported only `before`.
+    Each in a process forked off one that has imported only `before`: what most of them need, which
+    takes most of the time, and counts for each.
     """
     command = [sys.executable, "-c", PROBE, before, " ".join(modules), " ".join(forbidden)]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
@@ -61,15 +70,14 @@ def _strangers(modules: list[str], forbidden: set[str], before: str = "") -> lis
 def test_the_advisor_imports_neither_torch_nor_the_trainer():
     modules = _modules(advisor)
     assert "advisor.cli.main" in modules and "advisor.machine.probe" in modules
-    # The profiles, each of which is looked at below, take most of the time.
-    before = "pydantic psutil typer rich.console profiles.tested profiles.plan"
+    before = "pydantic psutil typer rich.console profiles.tested advisor.preflight"
     assert _strangers(modules, HEAVY, before) == []
 
 
 def test_profiles_import_neither_torch_nor_the_others():
     modules = _modules(profiles)
     assert "profiles.plan" in modules and "profiles.tested" in modules
-    assert _strangers(modules, HEAVY | {"advisor", "rich"}, "pydantic") == []
+    assert _strangers(modules, HEAVY | {"advisor", "rich"}, "pydantic profiles.plan") == []
 
 
 def test_the_pages_server_computes_nothing_itself():
@@ -77,7 +85,8 @@ def test_the_pages_server_computes_nothing_itself():
     modules = _modules(studio)
     assert "studio.app" in modules and "studio.training" in modules
     heavy = {"torch", "transformers", "peft", "bitsandbytes", "accelerate"}
-    assert _strangers(modules, heavy, "pydantic psutil starlette.applications cv2") == []
+    before = "pydantic psutil starlette.applications profiles.tested trainer.data.images"
+    assert _strangers(modules, heavy, f"{before} advisor.cli.main") == []
 
 
 def test_nothing_needs_the_page():
