@@ -12,13 +12,16 @@ SELDOM := /transformers/models/(?!auto|clip|llama|qwen3_vl|sam)|/(debugpy|fontTo
 # anew, page by page, is a tenth of a training on the CPU.
 KEPT := MALLOC_MMAP_THRESHOLD_=268435456 MALLOC_TRIM_THRESHOLD_=536870912
 
-# One thread a worker: two workers with two threads each fight over two cores. The types are
-# checked beside the tests, for which one core would wait else. Python may write what it compiles
-# of the code and the tests, also where the shell forbids it: every process would compile anew.
+# Of two workers one often waits for a child process, a lock or a clock: a third fills two cores.
+WORKERS ?= 3
+
+# One thread a worker: workers with two threads each fight over two cores. The types are checked
+# beside the tests, when a core has nothing else to do. Python may write what it compiles of the
+# code and the tests, also where the shell forbids it: every process would compile anew.
 test: $(READY)
 	$(BIN)/ruff check .
-	$(BIN)/mypy & $(KEPT) PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 \
-		$(BIN)/python -m pytest -n 2 && wait $$!
+	nice $(BIN)/mypy & $(KEPT) PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 \
+		$(BIN)/python -m pytest -n $(WORKERS) && wait $$!
 
 # Where lisa-preflight is installed in the active environment, that one runs it.
 demo:

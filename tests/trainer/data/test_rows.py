@@ -241,7 +241,10 @@ def test_a_run_asks_the_same_questions_however_it_is_cut(linked: Path, tmp_path:
 def test_a_resumed_run_asks_the_rest_of_the_questions(linked: Path, tmp_path: Path) -> None:
     """Bit for bit, from the middle of an epoch, and with data workers the second time."""
     items = read_split(linked, "train")
-    plan = shared_plan(3, effective_batch=4, micro_batch=1, schedule={"epochs": 3})
+    cached = ["mask", "vision"]
+    plan = shared_plan(
+        3, effective_batch=4, micro_batch=1, schedule={"epochs": 3}, cached_encoders=cached
+    )
     keeping = Keeping(steps=1, checkpoints=99)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir()
