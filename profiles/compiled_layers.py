@@ -3,9 +3,10 @@
 profiles/compiled_layers.jsonl, made by benchmarks/compiled_layers.py, has a line for each kind of
 layer. Its moves are words: `+n` takes a block of the n-th size, `-n` gives the n-th block that was
 taken back, `i` gives the input back; at `?m,n` the kind's first layer times a kernel, on copies of
-the m-th and the n-th size. What is passed on is named by its number: the output, the gradient of
-the input and those of trained tensors. A size is a number of bytes by the letters T (positions of
-the micro-batch), P (the same with rows padded to 128) and r (the adapters' rank).
+the m-th and the n-th size, backwards perhaps on the host. What is passed on is named by its number:
+the output, the gradient of the input and those of trained tensors. A size is a number of bytes by
+the letters T (positions of the micro-batch), P (the same with rows padded to 128) and r (the
+adapters' rank).
 """
 
 from __future__ import annotations
