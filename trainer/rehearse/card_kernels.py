@@ -104,7 +104,18 @@ def _reordered(x: Tensor, order: torch.memory_format) -> list[int]:
 def _scattered(x: Tensor, mask: Tensor, source: Tensor) -> Inside:
     """How many places of the mask come before each, and the mask as wide as the tensor
     (torch's IndexKernel.cpp)."""
-    return Inside(after=[x.numel() * 8, x.numel()])
+    return Inside(after=[x.numel() * 8, x.numel(), x.numel() // 56 + 1200])
+
+
+def _picked(gradient: Tensor, mask: Tensor, sizes: list[int]) -> Inside:
+    """The way back of `masked_scatter`: the mask as wide as the tensor, then the place of each
+    value, a number for each dimension."""
+    return Inside([gradient.numel()], [prod(sizes) * gradient.dim() * 8])
+
+
+def _entropy(x: Tensor, *rest: Any) -> Inside:
+    """Of logits: the logarithm of each one's sigmoid."""
+    return Inside(after=[_bytes(x)])
 
 
 def _summed(x: Tensor, over: list[int] | None = None, *rest: Any) -> Inside:
@@ -163,19 +174,44 @@ HIDDEN: dict[Any, Callable[..., Inside]] = {
     aten.convolution: _convolved,
     aten.convolution_backward: _convolved_back,
     aten.masked_scatter: _scattered,
+    aten.masked_scatter_backward: _picked,
     aten.max_pool2d_with_indices: _pooled,
     aten.native_layer_norm: _in_order,
     aten.native_layer_norm_backward: _in_order,
+    aten.binary_cross_entropy_with_logits: _entropy,
     aten.sum: _summed,
     aten.mean: _summed,
 }
 # Operators whose last result is made first.
-BACKWARDS = {aten.native_dropout}
+BACKWARDS = {aten.native_dropout, torch.ops.bitsandbytes.quantize_4bit}
+ATTENTION = aten._scaled_dot_product_flash_attention_for_cpu
+# Operators that run on cuBLAS.
+PRODUCTS = {
+    aten.mm, aten.addmm, aten.bmm, aten.baddbmm,
+    torch.ops.lisa_preflight.nf4_product, torch.ops.lisa_preflight.int8_product,
+}  # fmt: skip
+# Results with which torch's own arithmetic goes on in place.
+GONE_ON = PRODUCTS | {aten.sigmoid, aten.sub}
 
 
-def in_order_made(packet: Any, results: list[Any]) -> list[Any]:
-    """An operator's results in the order in which its kernel makes them."""
+def in_order_made(packet: Any, args: tuple[Any, ...], results: list[Any]) -> list[Any]:
+    """An operator's results that its kernel makes, in that order."""
+    if packet is ATTENTION and not _recorded(args):
+        return results[:1]  # and no sums of the exponentials
     return results[::-1] if packet in BACKWARDS else results
+
+
+def _recorded(args: tuple[Any, ...]) -> bool:
+    return torch.is_grad_enabled() and any(x.requires_grad for x in args[:3])
+
+
+def goes_on(before: Any, packet: Any, args: tuple[Any, ...]) -> bool:
+    """Whether torch goes on in place with what `before` gave: a linear's bias, and in the way back
+    of the cross-entropy of logits (sigmoid − target) · gradient."""
+    if packet is aten.add:
+        return before in PRODUCTS and isinstance(args[1], Tensor) and args[1].dim() == 1
+    back = not torch.is_grad_enabled()
+    return back and (before, packet) in {(aten.sigmoid, aten.sub), (aten.sub, aten.mul)}
 
 
 def given_by_card(func: Any, args: tuple[Any, ...]) -> Any:

@@ -21,7 +21,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from profiles.sizes import MIB
-from trainer.rehearse.card_kernels import HIDDEN, NOTHING_INSIDE, given_by_card, in_order_made
+from trainer.rehearse.card_kernels import (
+    GONE_ON,
+    HIDDEN,
+    NOTHING_INSIDE,
+    PRODUCTS,
+    given_by_card,
+    goes_on,
+    in_order_made,
+)
 from trainer.rehearse.shape_kernels import NOTHING, known_result
 
 ROUNDING = 512  # bytes
@@ -72,7 +80,7 @@ class MemoryTrace(TorchDispatchMode):
         self.live: set[int] = set()  # blocks
         self._blocks: dict[int, int] = {}  # storage -> block
         self._addend: int | None = None  # the block into which the next one may be added
-        self._product: int | None = None  # the block of the last product of matrices
+        self._last: tuple[Any, int | None] = None, None  # what may be gone on with, and its block
         self._sum: tuple[int, int, int] | None = None  # a sum taken just now: it, addend, place
         self._same: dict[int, int] = {}  # a sum's block -> the block in whose place it is
         self._elsewhere: set[int] = set()  # storages that are not on the card
@@ -133,8 +141,6 @@ class MemoryTrace(TorchDispatchMode):
         packet = func.overloadpacket
         if func.namespace not in SEEN_THROUGH:
             raise Unforeseen(f"operator {func} is a kernel whose own memory is not known")
-        if self.workspace and packet in PRODUCTS:
-            self._take_workspace()
         hidden = HIDDEN.get(packet)
         inside = hidden(*args) if hidden else NOTHING_INSIDE
         blocks = [self.take(size, INSIDE) for size in inside.before]
@@ -147,13 +153,15 @@ class MemoryTrace(TorchDispatchMode):
             return None
         label = self.phase
         self._expect_in_place(packet, args)
-        for value in in_order_made(packet, tree_leaves(result)):
+        for value in in_order_made(packet, args, tree_leaves(result)):
             if isinstance(value, Tensor):
                 self._see(value, label)
+        if self.workspace and packet in PRODUCTS:
+            self._take_workspace()
         held += [self.take(size, INSIDE) for size in inside.after]
         self._give_all(held)
-        if packet in PRODUCTS:
-            self._product = self.block_of(result)
+        if packet in GONE_ON:
+            self._last = packet, self.block_of(result)
         return result
 
     def _give_all(self, blocks: list[int]) -> None:
@@ -161,18 +169,20 @@ class MemoryTrace(TorchDispatchMode):
             self.give(block)
 
     def _expect_in_place(self, packet: Any, args: tuple[Any, ...]) -> None:
-        """Look out for a sum that takes the first tensor's place, if that goes at once.
+        """Look out for a result that takes the first tensor's place, if that goes at once.
 
         A sum outside of recorded arithmetic is autograd adding gradients up: into the first one
-        where nobody else holds that one (torch's InputBuffer, and index_backward its zeros). A
-        linear adds its bias to the product. Of fake tensors, both make a third.
+        where nobody else holds that one (torch's InputBuffer, and index_backward its zeros), as a
+        view's base would. torch's own arithmetic goes on in place, too: a linear adds its bias to
+        the product. Of fake tensors, both make a third.
         """
-        if packet not in ADDED_UP or not isinstance(args[0], Tensor):
+        if not (args and isinstance(args[0], Tensor)):
             return
-        block = self.block_of(args[0])
-        gradients = self.phase == "backward" and not torch.is_grad_enabled()
-        if gradients or (block == self._product and _is_bias(args[1])):
-            self._addend = block
+        first, (before, made) = self.block_of(args[0]), self._last
+        backward = self.phase == "backward" and not torch.is_grad_enabled()
+        gradients = packet in ADDED_UP and backward and not args[0]._is_view()
+        if gradients or (first == self._same.get(made, made) and goes_on(before, packet, args)):
+            self._addend = first
 
     def _take_workspace(self) -> None:
         backward = self.phase == "backward"
@@ -318,10 +328,6 @@ class MemoryTrace(TorchDispatchMode):
         return by_label, shown(phases), shown(parts)
 
 
-def _is_bias(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.dim() == 1
-
-
 def _phases(parts: Iterable[tuple[int, str, str]]) -> Spans:
     return [(first, phase) for first, phase, part in parts if phase == part]
 
@@ -336,8 +342,3 @@ DEVICE = torch.ops.prim.device.default
 SEEN_THROUGH = {"aten", "prim", "prims", "profiler", "bitsandbytes", "lisa_preflight"}
 # Operators with which autograd adds a gradient to one that is there, or to zeros.
 ADDED_UP = {torch.ops.aten.add, torch.ops.aten.index_put}
-# Operators that run on cuBLAS.
-PRODUCTS = {
-    torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.ops.aten.baddbmm,
-    torch.ops.lisa_preflight.nf4_product, torch.ops.lisa_preflight.int8_product,
-}  # fmt: skip
