@@ -32,7 +32,7 @@ from trainer.model.layers.frozen import make_scale_code
 from trainer.model.layers.host import host_tensors
 from trainer.model.segmentation_model import SegmentationModel
 from trainer.model.tokenizer import ConversationTokenizer
-from trainer.model.weights import ShapesAlone
+from trainer.model.weights import DrawnShapes, ShapesAlone
 from trainer.rehearse.compiled_layers import LayerVisits, compiled_events
 from trainer.rehearse.dummy_batch import MadeUp
 from trainer.rehearse.fake_tensors import fake_tensors, faked
@@ -285,7 +285,8 @@ def _load(
     make_scale_code()
     trace.begin("load")
     with fake_tensors() as mode, trace:
-        cpu, source = torch.device("cpu"), ShapesAlone("cpu")
+        cpu = torch.device("cpu")
+        source = DrawnShapes("cpu") if plan.weights == "random" else ShapesAlone("cpu")
         fill(model, plan, tokenizer, cpu, source, linear_of=once).train()
         _keep_dropout_masks(model)
     return mode
