@@ -55,11 +55,13 @@ def _fp8_back(gradient: Tensor, *weight: Any) -> Inside:
     return Inside(held=[weight[-2].numel() * weight[-1].numel(), *codes])
 
 
-def _attention_back(gradient: Tensor, query: Tensor, *rest: Any) -> Inside:
+def _attention_back(gradient: Tensor, query: Tensor, key: Tensor, *rest: Any) -> Inside:
     """cuDNN's flash attention adds the query's gradient up in fp32, and keeps a sum a query row
-    (Dao 2023, arXiv:2307.08691, algorithm 2), in one workspace."""
+    (Dao 2023, arXiv:2307.08691, algorithm 2), in one workspace. Where queries share keys it holds
+    the gradients of each one's keys and values, too."""
     rows = query.numel() // query.shape[-1]
-    return Inside(after=[query.numel() * 4 + rows * 4 + WORKSPACE_EDGE])
+    shared = 2 * _bytes(query) if key.numel() < query.numel() else 0
+    return Inside(after=[query.numel() * 4 + rows * 4 + shared + WORKSPACE_EDGE])
 
 
 WORKSPACE_EDGE = 256  # bytes
@@ -104,7 +106,8 @@ def _reordered(x: Tensor, order: torch.memory_format) -> list[int]:
 def _scattered(x: Tensor, mask: Tensor, source: Tensor) -> Inside:
     """How many places of the mask come before each, and the mask as wide as the tensor
     (torch's IndexKernel.cpp)."""
-    return Inside(after=[x.numel() * 8, x.numel(), x.numel() // 56 + 1200])
+    counted = [x.numel() * 8, x.numel(), x.numel() // 56 + 1200]
+    return Inside(after=[*counted, *_reordered(source, torch.contiguous_format)])
 
 
 def _picked(gradient: Tensor, mask: Tensor, sizes: list[int]) -> Inside:

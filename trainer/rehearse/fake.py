@@ -56,6 +56,7 @@ ENCODER = " encoder"  # ends the name of a phase in which one looks at a picture
 POINTS = 400  # moments of a step in a timeline
 PASSES = "forward", "backward"
 STEPS = 2  # the first allocates the optimizer's state
+STEPS_WHOLE = 5  # of whole segments: over some steps the pool may grow by another one
 
 
 def fake_rehearsal(
@@ -71,7 +72,7 @@ def fake_rehearsal(
     """Bytes of the plan's training step on a card of that compute capability, and their events.
 
     `text_tokens`, `masks` and `answer_tokens` are those of every sample: give the worst one's. The
-    events are (block, bytes), −bytes for a release, from loading to the end of the second step;
+    events are (block, bytes), −bytes for a release, from loading to the end of the last step;
     those of compiled layers are their code's if it is known and `by_code`, else plain layers'.
     `tell` is called for every phase that begins, `drawn` with the last step by component. Raises
     Unforeseen, NotAlike, WeightsError.
@@ -227,7 +228,7 @@ def watch(
     tell: Callable[[str], None] = lambda phase: None,
     answer_tokens: int | None = None,
 ) -> Watched:
-    """Load the model, evaluate and train two steps on fake tensors, as one process of the plan's.
+    """Load the model, evaluate and train some steps on fake tensors, as one process of the plan's.
 
     With `extend`, layers alike are watched once (`trainer.rehearse.repeated_layers`).
     """
@@ -261,7 +262,7 @@ def watch(
         trace.begin("evaluation")
         model.eval().predict(batches[0].to(torch.device("cpu")))
         model.train()
-        for step in range(STEPS):
+        for step in range(STEPS if "expandable" in plan.allocator else STEPS_WHOLE):
             if buckets is not None and step == 1:
                 buckets.rebuild()
             accumulate(model, batches, total_of(batches, accelerator), accelerator)
