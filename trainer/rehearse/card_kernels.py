@@ -60,7 +60,7 @@ def _attention_back(gradient: Tensor, query: Tensor, key: Tensor, *rest: Any) ->
     (Dao 2023, arXiv:2307.08691, algorithm 2), in one workspace. Where queries share keys it holds
     the gradients of each one's keys and values, too."""
     rows = query.numel() // query.shape[-1]
-    shared = 2 * _bytes(query) if key.numel() < query.numel() else 0
+    shared = 2 * _bytes(query) if key.shape[1] < query.shape[1] else 0  # heads
     return Inside(after=[query.numel() * 4 + rows * 4 + shared + WORKSPACE_EDGE])
 
 
