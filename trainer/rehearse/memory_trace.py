@@ -179,9 +179,10 @@ class MemoryTrace(TorchDispatchMode):
         if not (args and isinstance(args[0], Tensor)):
             return
         first, (before, made) = self.block_of(args[0]), self._last
+        here = made is not None and first == self._same.get(made, made)
         backward = self.phase == "backward" and not torch.is_grad_enabled()
         gradients = packet in ADDED_UP and backward and not args[0]._is_view()
-        if gradients or (first == self._same.get(made, made) and goes_on(before, packet, args)):
+        if gradients or (here and goes_on(before, packet, args)):
             self._addend = first
 
     def _take_workspace(self) -> None:
