@@ -187,7 +187,7 @@ HIDDEN: dict[Any, Callable[..., Inside]] = {
     aten.mean: _summed,
 }
 # Operators whose last result is made first.
-BACKWARDS = {aten.native_dropout, torch.ops.bitsandbytes.quantize_4bit}
+BACKWARDS = {"native_dropout", "quantize_4bit"}  # by name: bitsandbytes may not be imported yet
 ATTENTION = aten._scaled_dot_product_flash_attention_for_cpu
 # Operators that run on cuBLAS.
 PRODUCTS = {
@@ -202,7 +202,7 @@ def in_order_made(packet: Any, args: tuple[Any, ...], results: list[Any]) -> lis
     """An operator's results that its kernel makes, in that order."""
     if packet is ATTENTION and not _recorded(args):
         return results[:1]  # and no sums of the exponentials
-    return results[::-1] if packet in BACKWARDS else results
+    return results[::-1] if packet.__name__ in BACKWARDS else results
 
 
 def _recorded(args: tuple[Any, ...]) -> bool:
