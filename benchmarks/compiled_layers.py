@@ -118,15 +118,18 @@ class Graph:
 
     def launch(self, kernel: str, rest: str) -> None:
         """An element-wise kernel: at its first launch two of its forms are timed, on copies of what
-        it changes (`CachingAutotuner.benchmark_all_configs`; backwards on the host if need be)."""
+        it changes (`CachingAutotuner.benchmark_all_configs`). Backwards they may be on the host,
+        where the widest, which is the MLP's, is all that counts."""
         if kernel in self.tried:
             return
         self.tried.add(kernel)
         names = self.code[self.code.index(f"def {kernel}(") :].split("(", 1)[1].split(", ")
         given = [self.names[m[1] or m[0]][0] if (m[1] or m[0]) in self.names else None
                  for m in re.finditer(rf"{VIEW}|\w+", rest)]  # fmt: skip
+        widest = size_of(2 * TOKENS * self.plan.profile.decoder.intermediate)
         copied = [block for name, block in zip(names, given, strict=False)
-                  if name.startswith("in_out") and block and not self.back]  # fmt: skip
+                  if name.startswith("in_out") and block
+                  and (not self.back or block.size == widest)]  # fmt: skip
         self.moves.append(("try", copied))
 
     def named(self, text: str) -> Block | None:

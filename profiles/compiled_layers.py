@@ -3,9 +3,9 @@
 profiles/compiled_layers.jsonl, made by benchmarks/compiled_layers.py, has a line for each kind of
 layer. Its moves are words: `+n` takes a block of the n-th size, `-n` gives the n-th block that was
 taken back, `i` gives the input back; at `?m,n` the kind's first layer times a kernel, on copies of
-the m-th and the n-th size. What is passed on is named by its number: the output, the gradient of
-the input and those of trained tensors. A size is a number of bytes by the letters T (positions of
-the micro-batch) and r (the adapters' rank), and what is always there.
+the m-th and the n-th size, backwards perhaps on the host. What is passed on is named by its number:
+the output, the gradient of the input and those of trained tensors. A size is a number of bytes by
+the letters T (positions of the micro-batch) and r (the adapters' rank), and what is always there.
 """
 
 from __future__ import annotations

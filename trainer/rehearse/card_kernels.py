@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-import trainer.model.layers.fp8  # noqa: F401  its operators
-import trainer.model.layers.frozen  # noqa: F401
+import trainer.model.layers.fp8  # noqa: F401  makes the operators that HIDDEN names
+import trainer.model.layers.frozen  # noqa: F401  its operators
 
 aten = torch.ops.aten
 
@@ -186,8 +186,8 @@ HIDDEN: dict[Any, Callable[..., Inside]] = {
     aten.sum: _summed,
     aten.mean: _summed,
 }
-# Operators whose last result is made first, by name: bitsandbytes is imported where it is needed.
-BACKWARDS = {"aten::native_dropout", "bitsandbytes::quantize_4bit"}
+# Operators whose last result is made first.
+BACKWARDS = {"native_dropout", "quantize_4bit"}  # by name: bitsandbytes may not be imported yet
 ATTENTION = aten._scaled_dot_product_flash_attention_for_cpu
 # Operators that run on cuBLAS.
 PRODUCTS = {
@@ -202,7 +202,7 @@ def in_order_made(packet: Any, args: tuple[Any, ...], results: list[Any]) -> lis
     """An operator's results that its kernel makes, in that order."""
     if packet is ATTENTION and not _recorded(args):
         return results[:1]  # and no sums of the exponentials
-    return results[::-1] if packet._qualified_op_name in BACKWARDS else results
+    return results[::-1] if packet.__name__ in BACKWARDS else results
 
 
 def _recorded(args: tuple[Any, ...]) -> bool:

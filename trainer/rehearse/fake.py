@@ -91,6 +91,10 @@ def fake_rehearsal(
         more = f"{abs(less):.0f} MiB {'less' if less >= 0 else 'more'}"
         assumed.append(f"compiled layers take {more} (a rule from measured rows)")
         peaks |= _with_saved(seen.trace.peaks(parts=True), saved)
+    moves = moves_of(plan, _length(plan, text_tokens)) if by_code else {}
+    events, timed = seen.trace.events, 0
+    if moves:
+        events, timed = compiled_events(seen.trace, seen.visits.back, moves)
     step = _timeline(plan, seen.trace, saved)
     # The peak of compiled layers may be in another phase than that of the plain ones traced.
     live = step.live_at_peak() if saved else components(seen.trace)
@@ -108,13 +112,11 @@ def fake_rehearsal(
         peak_allocated_bytes=max(peaks.values()),
         phases=peaks,
         live_at_peak=live,
-        host_bytes=seen.host,
+        host_bytes=seen.host + plan.local_processes * timed,
         assumed=tuple(assumed),
         versions=versions(),
         random_weights=True,
     )
-    moves = moves_of(plan, _length(plan, text_tokens)) if by_code else {}
-    events = compiled_events(seen.trace, seen.visits.back, moves) if moves else seen.trace.events
     return measurement, events
 
 

@@ -20,6 +20,7 @@ from torch._subclasses import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from profiles.pool_events import EMPTY, on_stream
 from profiles.sizes import MIB
 from trainer.rehearse.card_kernels import (
     GONE_ON,
@@ -84,28 +85,37 @@ class MemoryTrace(TorchDispatchMode):
         self._sum: tuple[int, int, int] | None = None  # a sum taken just now: it, addend, place
         self._same: dict[int, int] = {}  # a sum's block -> the block in whose place it is
         self._elsewhere: set[int] = set()  # storages that are not on the card
-        self._apart: set[int] = set()
+        self._streams: dict[int, int] = {}  # of blocks that are not on the first
+        self._emptied: list[int] = []  # events before which the pool is emptied
+        self.streams: dict[Any, int] = {}  # of the results of operators that have one of their own
         self._left_out: set[int] = set()  # their blocks, if seen before that was known
 
     @property
     def events(self) -> list[tuple[int, int]]:
-        """What was recorded of the card; blocks `apart` are below 0."""
-        return self.on_card(self.recorded)
+        """What was recorded of the card, with streams (`profiles.pool_events`)."""
+        found = list(self.recorded)
+        for place in reversed(self._emptied):
+            found.insert(place, EMPTY)
+        return self.on_card(found)
 
     def on_card(self, events: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
         """`events` without those of blocks that are not on the card."""
         return [
-            (-1 - block if block in self._apart else block, size)
+            (on_stream(block, self._streams.get(block, 0)), size)
             for block, size in events
             if block not in self._left_out
         ]
 
     @contextmanager
-    def apart(self) -> Iterator[None]:
-        """What is allocated meanwhile has a pool of its own, as what a CUDA graph records has."""
+    def apart(self, stream: int) -> Iterator[None]:
+        """What is allocated meanwhile is of that stream. A CUDA graph records into one, too."""
         first = len(self.labels)
         yield
-        self._apart.update(range(first, len(self.labels)))
+        self._streams.update(dict.fromkeys(range(first, len(self.labels)), stream))
+
+    def empty(self) -> None:
+        """What nothing uses goes back to the driver, as by `torch.cuda.empty_cache`."""
+        self._emptied.append(len(self.recorded))
 
     def hold(self, tensors: Iterable[Tensor], label: str) -> None:
         """Count tensors that exist already, and name them. Those counted before get the name."""
@@ -153,9 +163,12 @@ class MemoryTrace(TorchDispatchMode):
             return None
         label = self.phase
         self._expect_in_place(packet, args)
+        first = len(self.labels)
         for value in in_order_made(packet, args, tree_leaves(result)):
             if isinstance(value, Tensor):
                 self._see(value, label)
+        if stream := self.streams.get(packet):
+            self._streams.update(dict.fromkeys(range(first, len(self.labels)), stream))
         if self.workspace and packet in PRODUCTS:
             self._take_workspace()
         held += [self.take(size, INSIDE) for size in inside.after]
@@ -275,7 +288,7 @@ class MemoryTrace(TorchDispatchMode):
 
     def live_at_peak(self) -> dict[str, int]:
         """Bytes by label at the moment of the largest peak."""
-        events = self.events
+        events = [*self._counted(0, len(self.recorded))]
         now = peak = place = 0
         for index, (_, size) in enumerate(events):
             now += size
