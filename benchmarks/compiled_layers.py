@@ -26,7 +26,7 @@ from inductor_code import Code, graphs_of
 
 from profiles.compiled_layers import LAYERS_FILE, kind_of
 from profiles.plan import Plan
-from trainer.rehearse.memory_trace import HIDDEN
+from trainer.rehearse.card_kernels import HIDDEN, WORKSPACE_EDGE
 
 MODELS = ("tiny", "7b", "13b", "qwen3-vl-2b", "qwen3-vl-4b", "qwen3-vl-8b")
 ROWS, LENGTH, RANK = 3, 64 * 17, 8 * 23
@@ -162,10 +162,11 @@ class Graph:
         if "backward" not in call:
             return [self.take(TOKENS * query * 2), self.take(TOKENS * heads * 4)]
         made = [self.take(TOKENS * width * 2) for width in (query, key, key)]
-        held = [self.take(f"{query * 4}P"), self.take(f"{heads * 4}P")]
+        each = query * 4 + heads * 4
         if key < query and not self.masked(arguments):
-            held += [self.take(TOKENS * query * 2) for _ in "kv"]  # one head's for each query's
-        self.moves += [("give", block) for block in held]
+            each += query * 4  # one head's keys and values for each query's
+        workspace = self.take(f"{each}T+{WORKSPACE_EDGE}")
+        self.moves.append(("give", workspace))
         return made
 
     @staticmethod
@@ -183,7 +184,7 @@ class Graph:
         weights = [torch.empty(self.shapes[a][1], dtype=torch.uint8, device="meta")
                    for a in arguments[1:3]]  # fmt: skip
         rest = () if "nf4" in name else (back,)
-        before, held = HIDDEN[getattr(torch.ops.lisa_preflight, name)](x, *weights, *rest)
+        before, held, _ = HIDDEN[getattr(torch.ops.lisa_preflight, name)](x, *weights, *rest)
         early, late = [self.take(size) for size in before], [self.take(size) for size in held]
         self.moves += [("give", block) for block in early]
         result = self.take(TOKENS * (columns if back else rows) * 2)
