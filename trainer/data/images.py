@@ -156,12 +156,7 @@ def _is_complete(image: Image.Image) -> bool:
     marker = _MARKER.search(content, start)
     if marker is None or marker[0] != _END:
         return False
-    tiles = list(image.tile)
-    try:
-        image.fp = BytesIO(content[:start] + _END)
-        _load_smallest(image)
-    except Exception:
-        image.fp, image.tile = file, tiles
-        return False
-    file.close()
-    return True
+    with suppress(Exception), Image.open(BytesIO(content[:start] + _END), formats=["JPEG"]) as head:
+        _load_smallest(head)
+        return True
+    return False
