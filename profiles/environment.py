@@ -42,6 +42,7 @@ _WORDS = {
     ),
     "TORCH_DISTRIBUTED_DEBUG": ("off", "info", "detail"),
 }
+_SECONDS = ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT")
 _OFF = ("", "0", "no", "n", "none", "false", "f", "off", "default")
 # Of MPI: accelerate takes them for a launcher's, and would wait for processes that never come.
 _MPI = ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS", "OMPI_COMM_WORLD_RANK",
@@ -67,6 +68,8 @@ def refused(environment: Mapping[str, str]) -> dict[str, str]:
     """Variables with a value on which a library would end, and what they may be instead."""
     found = {name: ", ".join(words) for name, words in _WORDS.items()
              if environment.get(name, words[0]).lower() not in words}  # fmt: skip
+    found |= {name: "whole seconds" for name in _SECONDS
+              if not environment.get(name, "10").isdecimal()}  # fmt: skip
     folder = environment.get(_COMPILED)
     if folder and not usable(Path(os.path.abspath(folder))):
         found[_COMPILED] = "a folder that can be written"
