@@ -16,10 +16,10 @@ from profiles.environment import own_card
 from profiles.exits import fail
 from profiles.files import made, refused
 from profiles.own_files import refuse_others
+from profiles.shared_options import Settings
 from profiles.streams import say, set_streams, tell
 from profiles.text import one_line, some
 from trainer.cli.console import user_errors
-from trainer.cli.options import Settings
 from trainer.process import (
     clear_leftover_variables,
     feature_cache,
