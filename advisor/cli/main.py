@@ -148,7 +148,8 @@ def doctor_command(
         wanted = wanted_model(model, None)
     checks = examine(machine, offline, (lambda line: None) if as_json else tell, wanted)
     if as_json:
-        say(json.dumps([check.model_dump() for check in checks], indent=2))
+        found = [check.model_dump() for check in checks]
+        say(json.dumps({"answer": answer(machine, checks), "checks": found}, indent=2))
     elif as_report:
         say(f"{report(machine, checks)}\n{answer(machine, checks)}")
     else:

@@ -305,6 +305,8 @@ def test_override_brings_lora_back():
         ("micro_batch", "must read key=value"),
         ("=4", "must read key=value"),
         ("zzzzqq=1", "no such setting"),
+        ("parallel=fsdp2", "weights are not sharded (FSDP2): host_layers=N"),
+        ("fsdp.offload=true", "processes=N trains on N cards by DDP"),
     ],
 )
 def test_an_override_that_names_nothing(assignment, words):
