@@ -616,7 +616,7 @@ def test_a_preview_shows_target_and_ignored(tmp_path: Path) -> None:
     sheet = np.asarray(Image.open(tmp_path / "p.png")).astype(int)
     tile = sheet[20:, 256 : 256 + WIDTH]
     assert np.abs(tile[17, 20] - [0, 128, 219]).max() < 6  # two thirds picture, a third TRUE
-    assert np.abs(tile[1, 1] - [89, 135, 130]).max() < 6  # two thirds picture, a third IGNORED
+    assert np.abs(tile[1, 1] - [56, 79, 219]).max() < 6  # two thirds picture, a third IGNORED
 
 
 # ----------------------------------------------------------------------------------- the page
