@@ -79,9 +79,7 @@ def import_(
     whole = counted(done.pictures, "picture")
     without = counted(done.left_out, "picture")
     say(f"{target}: {items} items on {whole}; {without} without an item")
-    if questions is None:
-        say("note: no --questions: the model is asked for each label by its name")
-    for what in done.assumed:
+    for what in (*done.by_name, *done.assumed):
         say(f"note: {what}")
     if done.broken:
         say(broken.left_out_line(done.broken, target / broken.LIST))

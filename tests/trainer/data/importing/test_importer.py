@@ -539,7 +539,8 @@ def test_import_and_preview(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert (code, told) == (
         0,
         f"{data}: train 1, val 1 items on 2 pictures; 0 pictures without an item\n"
-        "note: no --questions: the model is asked for each label by its name\n",
+        "note: no --questions: the model is asked for each label by its name: "
+        "Can you segment the 杯子 in this image?\n",
     )
     before = {path: path.read_bytes() for path in data.rglob("*") if path.is_file()}
     monkeypatch.chdir(tmp_path)
