@@ -243,6 +243,9 @@ def _resolve(options: TrainOptions, data: Path) -> tuple[Plan, Advice | None]:
     packaged = model_profile(advice.model).packaged
     tries = not options.auto and packaged and advice.verdict == "UNKNOWN"
     if advice.plan is None or (advice.exit_code and not tries):
+        for finding in advice.findings:
+            if finding.where == advice.model and finding.fix:
+                tell(f"    hint: {finding.fix}")
         raise typer.Exit(advice.exit_code)
     return as_launched(advice.plan, assigned(assignments)), advice
 
