@@ -143,6 +143,8 @@ def doctor_command(
     from advisor.report.text import print_checks
     from advisor.request import wanted_model
 
+    if as_json and as_report:
+        fail("--json and --report: give one of the two")
     machine = probe()
     with advice_errors():
         wanted = wanted_model(model, None)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import typer
 
 from profiles.command_line import Commands, Version
-from profiles.command_options import takes
+from profiles.command_options import given, takes, takes_only
 from profiles.environment import own_card
 from profiles.exits import fail
 from profiles.files import made, refused
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from trainer.answer.trained_model import Trained
 
 app = Commands()
+OF_SERVER = {"host", "port"}  # options that say where --serve listens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +97,8 @@ def segment(context: typer.Context, options: SegmentOptions) -> None:
     work_offline()
     if options.serve:
         return _served(options)
+    if other := given(options) & OF_SERVER:
+        fail(f"--{min(other)} needs --serve")
     if options.image is None:
         fail("IMAGE is missing\n    hint: lisa-segment --help; a folder with --questions FILE; "
              "--serve gets pictures over HTTP")  # fmt: skip
@@ -141,8 +144,8 @@ def _asked(options: SegmentOptions, image: Path) -> tuple[list[dict[str, Any]], 
 
 def _served(options: SegmentOptions) -> None:
     """Answer over HTTP until Ctrl-C."""
-    if options.image is not None:
-        fail("--serve gets its pictures over HTTP\n    hint: leave out IMAGE")
+    takes_only(options, {"run", "serve", "set_", *OF_SERVER},
+               "--serve gets pictures and questions over HTTP")  # fmt: skip
     from trainer.answer.trained_model import find_trained
     from trainer.cli.serve import serve
 

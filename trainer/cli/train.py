@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from profiles.command_line import Commands, model_names
-from profiles.command_options import must_be_bare, takes
+from profiles.command_options import must_be_bare, takes, takes_only
 from profiles.exits import EXIT_FAILED, EXIT_INTERRUPTED, fail
 from profiles.models import converted
 from profiles.overrides import assigned
@@ -60,6 +60,7 @@ def train(context: typer.Context, options: TrainOptions) -> None:
     if context.invoked_subcommand is not None:
         return must_be_bare(context, options)
     if options.check_data is not None:
+        takes_only(options, {"check_data", "skip_broken"}, "--check-data looks at data alone")
         raise typer.Exit(check_data_folder(options.check_data, options.skip_broken))
     if options.auto and options.plan is not None:
         fail("--auto and --plan: give one of the two")
