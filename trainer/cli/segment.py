@@ -24,6 +24,7 @@ from trainer.process import (
     clear_leftover_variables,
     feature_cache,
     import_libraries,
+    must_be_alone,
     try_segments,
     use_allocator,
     use_threads,
@@ -94,6 +95,7 @@ def segment(context: typer.Context, options: SegmentOptions) -> None:
     Exit codes: 0 every answer has a mask, 1 some have none, a picture cannot be read or the card
     is too small, 2 bad usage.
     """
+    must_be_alone("lisa-segment")
     work_offline()
     if options.serve:
         return _served(options)

@@ -38,7 +38,13 @@ from trainer.parallel.launch import (
     leave_group,
     own_launcher,
 )
-from trainer.process import clear_leftover_variables, feature_cache, import_libraries, work_offline
+from trainer.process import (
+    clear_leftover_variables,
+    feature_cache,
+    import_libraries,
+    must_be_alone,
+    work_offline,
+)
 from trainer.run.folder import LATEST, RECORD, new_run, newest_run
 
 if TYPE_CHECKING:
@@ -57,6 +63,9 @@ def train(context: typer.Context, options: TrainOptions) -> None:
     """Train LISA on ReasonSeg data, with the advisor's plan or a plan file, and your settings."""
     if context.invoked_subcommand not in ("convert", "export"):  # which may use the hub
         work_offline()
+    command = context.invoked_subcommand or ("--check-data" if options.check_data else "")
+    if command not in ("", "worker"):  # a training, and a rank of one
+        must_be_alone(f"lisa-train {command}")
     if context.invoked_subcommand is not None:
         return must_be_bare(context, options)
     if options.check_data is not None:
