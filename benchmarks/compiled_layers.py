@@ -26,7 +26,7 @@ from inductor_code import Code, graphs_of
 
 from profiles.compiled_layers import LAYERS_FILE, kind_of
 from profiles.plan import Plan
-from trainer.rehearse.memory_trace import HIDDEN
+from trainer.rehearse.card_kernels import HIDDEN, WORKSPACE_EDGE
 
 MODELS = ("tiny", "7b", "13b", "qwen3-vl-2b", "qwen3-vl-4b", "qwen3-vl-8b")
 ROWS, LENGTH, RANK = 3, 64 * 17, 8 * 23
@@ -118,15 +118,18 @@ class Graph:
 
     def launch(self, kernel: str, rest: str) -> None:
         """An element-wise kernel: at its first launch two of its forms are timed, on copies of what
-        it changes (`CachingAutotuner.benchmark_all_configs`; backwards on the host if need be)."""
+        it changes (`CachingAutotuner.benchmark_all_configs`). Backwards they may be on the host,
+        where the widest, which is the MLP's, is all that counts."""
         if kernel in self.tried:
             return
         self.tried.add(kernel)
         names = self.code[self.code.index(f"def {kernel}(") :].split("(", 1)[1].split(", ")
         given = [self.names[m[1] or m[0]][0] if (m[1] or m[0]) in self.names else None
                  for m in re.finditer(rf"{VIEW}|\w+", rest)]  # fmt: skip
+        widest = size_of(2 * TOKENS * self.plan.profile.decoder.intermediate)
         copied = [block for name, block in zip(names, given, strict=False)
-                  if name.startswith("in_out") and block and not self.back]  # fmt: skip
+                  if name.startswith("in_out") and block
+                  and (not self.back or block.size == widest)]  # fmt: skip
         self.moves.append(("try", copied))
 
     def named(self, text: str) -> Block | None:
@@ -159,10 +162,11 @@ class Graph:
         if "backward" not in call:
             return [self.take(TOKENS * query * 2), self.take(TOKENS * heads * 4)]
         made = [self.take(TOKENS * width * 2) for width in (query, key, key)]
-        held = [self.take(f"{query * 4}P"), self.take(f"{heads * 4}P")]
+        each = query * 4 + heads * 4
         if key < query and not self.masked(arguments):
-            held += [self.take(TOKENS * query * 2) for _ in "kv"]  # one head's for each query's
-        self.moves += [("give", block) for block in held]
+            each += query * 4  # one head's keys and values for each query's
+        workspace = self.take(f"{each}T+{WORKSPACE_EDGE}")
+        self.moves.append(("give", workspace))
         return made
 
     @staticmethod
@@ -180,7 +184,7 @@ class Graph:
         weights = [torch.empty(self.shapes[a][1], dtype=torch.uint8, device="meta")
                    for a in arguments[1:3]]  # fmt: skip
         rest = () if "nf4" in name else (back,)
-        before, held = HIDDEN[getattr(torch.ops.lisa_preflight, name)](x, *weights, *rest)
+        before, held, _ = HIDDEN[getattr(torch.ops.lisa_preflight, name)](x, *weights, *rest)
         early, late = [self.take(size) for size in before], [self.take(size) for size in held]
         self.moves += [("give", block) for block in early]
         result = self.take(TOKENS * (columns if back else rows) * 2)

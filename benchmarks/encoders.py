@@ -18,6 +18,8 @@ from trainer.hardware import versions
 from trainer.model.build import FrozenEncoder, read_tokenizer, skeleton
 from trainer.model.weights import weight_source
 
+WARM_UP, PICTURES = 5, 40  # the median of three wandered: SAM 2 took 26 to 43 ms
+
 
 def main() -> None:
     """Measure both encoders of the named models."""
@@ -41,7 +43,7 @@ def measure(plan: Plan, out: Path) -> None:
         pixels = {name: torch.randn(shape) for name, shape in facts.pixels.items()}
         pixels |= {name: torch.tensor([row]) for name, row in facts.numbers.items()}
         seconds = []
-        for _ in range(4):  # the first warms up
+        for _ in range(WARM_UP + PICTURES):
             torch.cuda.synchronize()
             started = time.perf_counter()
             part(pixels)
@@ -50,7 +52,8 @@ def measure(plan: Plan, out: Path) -> None:
         row = {
             "model": plan.model,
             "encoder": encoder,
-            "seconds": round(statistics.median(seconds[1:]), 4),
+            "seconds": round(statistics.median(seconds[WARM_UP:]), 4),
+            "least_and_most": [round(most(seconds[WARM_UP:]), 4) for most in (min, max)],
             "cached_bytes": facts.cached_bytes,
             "static_bytes": static,
             "peak_allocated_bytes": torch.cuda.max_memory_allocated(),

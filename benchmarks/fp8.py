@@ -58,7 +58,8 @@ BASE: dict[str, Any] = {
 FOUR = {"questions_per_picture": 4}
 LINEARS = {"rank": 16, "alpha": 32, "dropout": 0.05, "targets": "all-linear"}
 TEN = {"micro_batch": 10, "effective_batch": 20}
-STREAMED = {"compile": False, "host_layers": 24}
+COMPILED = {"host_layers": 24}
+STREAMED = COMPILED | {"compile": False}
 SAYS_WHICH = "kind", "layer", "step", "model", "name", "products", "how", "seed"  # row is meant
 
 
@@ -83,6 +84,8 @@ STEPS = {
     "7b-linears": Timed(TEN | {"lora": LINEARS}, 11.2),
     "7b-host-none": Timed(TEN | STREAMED | {"quantization": "none"}, 9.0),
     "7b-host-int8": Timed(TEN | STREAMED | {"quantization": "int8"}, 9.0),
+    "7b-host-none-compiled": Timed(TEN | COMPILED | {"quantization": "none"}, 9.0),
+    "7b-host-int8-compiled": Timed(TEN | COMPILED | {"quantization": "int8"}, 9.0),
 }  # fmt: skip
 # Of the loss curves: all samples, steps, of a step, of a row in the table.
 SAMPLES, TRAINED_STEPS, PICTURES, WINDOW = 64, 300, 8, 24

@@ -22,9 +22,9 @@ from profiles.grid import (
     MICRO_BATCHES,
     QUESTIONS,
     TEXT_TOKENS,
-    batch_bytes,
     reliefs,
 )
+from profiles.host_memory import batch_bytes
 from profiles.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -116,7 +116,7 @@ def _quantised() -> float:
     token = {}
     for record in rows_of(HERE / "answering.jsonl"):
         plan = Plan.parse(record["plan"])
-        if plan.model == "7b" and not plan.host_layers:
+        if plan.model == "7b" and not plan.host_layers and not record["recorded"]:
             passes = record["new_tokens"] * plan.profile.decoder.layers
             token[plan.quantization] = statistics.median(record["seconds"]) / passes
     return token["nf4"] - token["none"]

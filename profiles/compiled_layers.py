@@ -3,9 +3,9 @@
 profiles/compiled_layers.jsonl, made by benchmarks/compiled_layers.py, has a line for each kind of
 layer. Its moves are words: `+n` takes a block of the n-th size, `-n` gives the n-th block that was
 taken back, `i` gives the input back; at `?m,n` the kind's first layer times a kernel, on copies of
-the m-th and the n-th size. What is passed on is named by its number: the output, the gradient of
-the input and those of trained tensors. A size is a number of bytes by the letters T (positions of
-the micro-batch), P (the same with rows padded to 128) and r (the adapters' rank).
+the m-th and the n-th size, backwards perhaps on the host. What is passed on is named by its number:
+the output, the gradient of the input and those of trained tensors. A size is a number of bytes by
+the letters T (positions of the micro-batch) and r (the adapters' rank), and what is always there.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from profiles.families import DecoderShape
 from profiles.plan import Plan
 
 LAYERS_FILE = Path(__file__).with_name("compiled_layers.jsonl")
-ATTENTION_ROWS = 128  # to a multiple of it flash attention pads what it adds up
 
 
 @dataclass(frozen=True)
@@ -56,9 +55,7 @@ def _moves(plan: Plan, recomputed: bool, length: int) -> Moves | None:
     line = _lines().get(kind_of(plan, recomputed))
     if line is None:
         return None
-    rows = plan.micro_batch
-    letters = {"T": rows * length, "P": rows * -(-length // ATTENTION_ROWS) * ATTENTION_ROWS,
-               "r": plan.lora.rank if plan.lora else 0}  # fmt: skip
+    letters = {"T": plan.micro_batch * length, "r": plan.lora.rank if plan.lora else 0}
     found = json.loads(line)
     sizes = tuple(_bytes(size, letters) for size in found["sizes"].split())
     forward, backward = (tuple(found[way].split()) for way in ("forward", "backward"))
@@ -76,11 +73,12 @@ def moves_of(plan: Plan, length: int = 0) -> dict[bool, Moves]:
 
 
 def _bytes(size: str, letters: dict[str, int]) -> int:
-    """`8192T` or `368640Tr` in bytes."""
-    found = int(size.rstrip("TPr"))
-    for letter in size.lstrip("0123456789"):
+    """`8192T`, `368640Tr` or `16512T+256` in bytes."""
+    growing, _, always = size.partition("+")
+    found = int(growing.rstrip("Tr"))
+    for letter in growing.lstrip("0123456789"):
         found *= letters[letter]
-    return found
+    return found + int(always or 0)
 
 
 @cache

@@ -13,18 +13,16 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import cache, lru_cache
 from itertools import product
-from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from profiles.compiled import saved_bytes
 from profiles.exchange import FP32_BYTES, bucket_bytes, rebuilt_bytes
-from profiles.families import FEATURE_BYTES, ModelProfile
+from profiles.host_memory import COMPILER_BYTES, batch_bytes, shared_host_bytes, timing_bytes
 from profiles.levers import needs_no_more
 from profiles.models import model_profile
 from profiles.plan import Plan
-from profiles.settings import STORED_BYTES, Encoder, Lora
-from profiles.sizes import GIB
+from profiles.settings import Lora
 
 GRID_FILE = Path(__file__).with_name("grid.jsonl")
 MICRO_BATCHES = (1, 4, 20)
@@ -33,7 +31,6 @@ QUESTIONS = (1, 3)  # a picture; two take no more than three
 # Without expandable segments the pool is cut up more: up to 30 % beside the tensors were seen
 # (benchmarks/lattice_measured.jsonl), of which a cap lets the allocator win back most.
 WHOLE_SEGMENTS = 1.10
-HOST_COMPILER_BYTES = round(0.15 * GIB)  # of Triton and inductor: 0 to 0.4 GiB were seen
 PADDING = 16  # positions of a row, at most, beside image and text
 BUFFERS = 2  # layers' worth of them on the card, if any layer is in host memory
 # Settings in which a plan may differ from its corners': they are its place between these.
@@ -190,11 +187,17 @@ def _between(plan: Plan, model: str, text_tokens: int) -> Estimate | None:
         pool *= WHOLE_SEGMENTS
     less = mixed.compiled_less if plan.compile else 0.0
     shared = shared_host_bytes(plan)
-    own = mixed.host - shared + batch_bytes(plan) + compiler_bytes(plan)
+    own = mixed.host - shared + batch_bytes(plan) + _compiling_bytes(plan, text_tokens)
     host = plan.local_processes * own + shared
     standing = round(mixed.frozen), round(mixed.trained)
     step = round(mixed.tensors - less), round(pool - less), round(host)
     return Estimate(*step, *standing, caching_bytes(plan))
+
+
+def _compiling_bytes(plan: Plan, text_tokens: int) -> int:
+    """Bytes of host memory that compiling takes in one process; no corner is compiled."""
+    length = plan.profile.most_image_tokens + text_tokens + PADDING
+    return plan.compile * COMPILER_BYTES + timing_bytes(plan, plan.micro_batch * length)
 
 
 class _Mixed(NamedTuple):
@@ -251,52 +254,6 @@ def caching_bytes(plan: Plan) -> int:
     """What the pool takes while the plan's feature caches are built, before the model loads."""
     encoders = plan.profile.encoders
     return max((encoders[name].caching_bytes for name in plan.cached_encoders), default=0)
-
-
-def batch_bytes(plan: Plan) -> int:
-    """Bytes of host memory that the pictures of one optimizer step of one process take.
-
-    Its micro-batches are pinned together. One more is collated, and each data worker keeps two
-    ahead.
-    """
-    sizes = _picture_bytes(plan.profile, plan.cached_encoders, plan.micro_batch)
-    return _pinned(plan) + sum(sizes) * (1 + 2 * plan.workers)
-
-
-def compiler_bytes(plan: Plan) -> int:
-    """Bytes of host memory that compiling takes in one process; no corner is compiled."""
-    return HOST_COMPILER_BYTES if plan.compile else 0
-
-
-def pinned_bytes(plan: Plan) -> int:
-    """Bytes of a machine's host memory that a run pins: what lives there, and a step's batches."""
-    return shared_host_bytes(plan) + plan.local_processes * _pinned(plan)
-
-
-def shared_host_bytes(plan: Plan) -> int:
-    """Bytes of layers and tables in host memory; a machine's processes share one copy."""
-    profile = plan.profile
-    decoder, rows = profile.decoder, profile.vocabulary_rows
-    layers = plan.host_layers * decoder.layer_weights * STORED_BYTES[plan.quantization]
-    tables = (1 if decoder.tied_head else 2) * rows * decoder.hidden * FEATURE_BYTES
-    return round(layers) + plan.host_embeddings * tables
-
-
-def _pinned(plan: Plan) -> int:
-    """A step's batches in blocks of powers of two, as torch pins memory."""
-    sizes = _picture_bytes(plan.profile, plan.cached_encoders, plan.micro_batch)
-    return plan.accumulation * sum(1 << (size - 1).bit_length() for size in sizes)
-
-
-@lru_cache(256)
-def _picture_bytes(profile: ModelProfile, cached: tuple[Encoder, ...], count: int) -> list[int]:
-    """Bytes of each tensor that `count` pictures are."""
-    tensors = []
-    for name, facts in profile.encoders.items():
-        shapes = facts.features if name in cached else facts.pixels
-        each = FEATURE_BYTES if name in cached else 4
-        tensors += [count * prod(shape) * each for shape in shapes.values()]
-    return tensors
 
 
 @cache

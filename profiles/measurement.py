@@ -44,7 +44,7 @@ class Measurement(Frozen):
     peak_reserved_bytes: int | None = Field(None, description="allocator pool, over the steps")
     process_bytes: int | None = Field(None, description="what NVML says the process took")
     host_bytes: int | None = Field(
-        None, description="peak resident set; of a fake rehearsal, the tensors in host memory"
+        None, description="peak resident set; of a fake rehearsal, tensors in host memory"
     )
     phases: dict[str, int] = Field(
         default_factory=dict, description="most tensor bytes in each phase after loading"

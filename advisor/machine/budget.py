@@ -20,7 +20,7 @@ from advisor.machine.gpu import Gpu, Machine
 from profiles.compiled_layers import moves_of
 from profiles.exchange import exchange
 from profiles.gpus import GpuProfile
-from profiles.grid import pinned_bytes
+from profiles.host_memory import pinned_bytes
 from profiles.plan import Plan
 from profiles.records import Frozen
 from profiles.sizes import GIB, MIB, gib

@@ -15,6 +15,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from profiles.pool_events import stream_of
 from profiles.sizes import MIB
 
 MIN_BLOCK = 512  # kMinBlockSize
@@ -93,7 +94,7 @@ class CachingAllocator:
         pool = self._small if size <= SMALL_REQUEST else self._large
         block = self._best_fit(pool, size, stream) or self._grow(pool, size, stream)
         if block is None:
-            self._release_unused()
+            self.empty()
             self.retries += 1
             block = self._grow(pool, size, stream)
         if block is None:
@@ -225,7 +226,7 @@ class CachingAllocator:
                 block.place_between(block.before, other.after)
             block.size += other.size
 
-    def _release_unused(self) -> None:
+    def empty(self) -> None:
         """Give memory in which nothing is used back to the driver."""
         for pool in (self._large, self._small):
             for *_, address in list(pool.unused):
@@ -274,7 +275,7 @@ def replay(
 ) -> PoolUse:
     """Run (block number, bytes asked for) through the allocator; negative bytes give it back.
 
-    Blocks below 0 are of a pool of their own, a CUDA graph's.
+    The numbers have streams (`profiles.pool_events`); what a CUDA graph records has one, too.
     """
     pool = CachingAllocator(expandable, cap_bytes)
     blocks: dict[int, Block] = {}
@@ -282,9 +283,11 @@ def replay(
     try:
         for number, size in events:
             if size > 0:
-                blocks[number] = pool.take(size, stream=int(number < 0))
-            else:
+                blocks[number] = pool.take(size, stream_of(number))
+            elif size < 0:
                 pool.give(blocks.pop(number))
+            else:
+                pool.empty()
     except PoolExhausted as error:
         failed = str(error)
     return PoolUse(pool.peak_allocated, pool.peak_reserved, pool.retries, failed)

@@ -28,12 +28,14 @@ from advisor.rehearsal import BadQuestion, RehearsalFailed, rehearsed
 from profiles.batches import micro_batches
 from profiles.compiled_layers import moves_of
 from profiles.exchange import exchange, nccl_bytes
-from profiles.grid import batch_bytes, caching_bytes, compiler_bytes, nearest
+from profiles.grid import caching_bytes, nearest
+from profiles.host_memory import batch_bytes, libraries_bytes
 from profiles.measurement import DataCounts, Measurement, Timeline
+from profiles.pictures import limits_for
 from profiles.places import cache_folder
 from profiles.plan import Plan
 from profiles.records import Frozen
-from profiles.sizes import GIB, gib
+from profiles.sizes import gib
 from profiles.splits import NEEDED, located
 from profiles.tested import Verdict
 from profiles.text import counted
@@ -41,10 +43,6 @@ from profiles.text import counted
 COMPILED = "compiled"  # rows whose decoder layers are
 NO_CARD = Card()
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}  # for a child that needs none
-# Resident set of the process beside what is counted: the same rows, 1.96-2.3 GiB.
-HOST_BASE_BYTES = round(2.09 * GIB)
-HOST_LOOKUP_BYTES = round(0.11 * GIB)  # buffers of a table looked up and a head streamed
-
 # For a child that first looks at every visit of a training: a full recipe has 100 000.
 DATA_SECONDS = 1200
 
@@ -285,9 +283,8 @@ def _verdict(
 def _host_bytes(measurement: Measurement) -> int:
     """Peak resident set of a machine's training processes on Linux; shared pages count once."""
     plan = measurement.plan
-    lookup = HOST_LOOKUP_BYTES if plan.host_embeddings else 0
-    libraries = HOST_BASE_BYTES + plan.profile.code_bytes + compiler_bytes(plan)
-    own = libraries + lookup + batch_bytes(plan)
+    shown = plan.model_copy(update=limits_for(plan, measurement.image_tokens))
+    own = libraries_bytes(plan) + batch_bytes(shown, measurement.masks)
     return plan.local_processes * own + (measurement.host_bytes or 0)
 
 

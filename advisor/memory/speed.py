@@ -105,6 +105,7 @@ class Paper:
     dequantisation: float
     codes: float  # of activations, gradients and weights, where products are in FP8
     elementwise: float
+    adapters: float  # beyond the published ones
     layer_copy: float  # of one layer from host memory to the card
     head_copy: float
     passes: int
@@ -127,7 +128,7 @@ def paper(plan: Plan, text_tokens: int, gpu: GpuProfile, forward: bool = False) 
     stored = STORED_BYTES[plan.quantization]
     widened = 0.0 if plan.quantization == "none" else weights * passes * (stored + 2 + 2)
     rate, pcie = gpu.rate_flops(plan.dtype), gpu.pcie_gb_s * 1e9
-    moved = passes * (2 * decoder.moved_values(tokens) + tokens * _adapter_bytes(plan))
+    moved = passes * 2 * decoder.moved_values(tokens)
     head = 2 * plan.profile.vocabulary_rows * decoder.hidden if plan.host_embeddings else 0
     return Paper(
         matmul=decoder.linear_flops(tokens) * passes / rate,
@@ -136,6 +137,7 @@ def paper(plan: Plan, text_tokens: int, gpu: GpuProfile, forward: bool = False) 
         dequantisation=widened / _bandwidth(gpu),
         codes=_coded_bytes(plan, tokens, passes, backward) / _bandwidth(gpu),
         elementwise=moved / _bandwidth(gpu),
+        adapters=passes * tokens * _adapter_bytes(plan) / _bandwidth(gpu),
         layer_copy=weights * stored / pcie,
         head_copy=head / pcie,
         passes=passes,
@@ -145,11 +147,14 @@ def paper(plan: Plan, text_tokens: int, gpu: GpuProfile, forward: bool = False) 
 def _adapter_bytes(plan: Plan) -> float:
     """Bytes that the adapters of one layer move for a position and pass, beyond the published ones.
 
-    Dropout reads, writes and masks the input; the product is added to the linear's. Compiled, a
-    pass forward, and another one that recomputes it, write a copy of the input and add to the
-    output (2 bytes and 4), and the pass back reads and writes the input's gradient (6).
+    Each is a third of those of a pass forward, another one that recomputes it and the pass back.
+    Compiled, a pass forward writes a copy of the input and adds to the output (2 bytes and 4), and
+    the pass back reads and writes the input's gradient (6). Plain, dropout reads, writes and masks
+    the input (5) and a product reads it (2); the output is copied and added to (8). Back, a product
+    reads the input and one writes its gradient (4), which the mask changes (5) and which is added
+    to the linear's (6); two products read the output's gradient (4).
     """
-    inputs, outputs = (10 / 3, 8 / 3) if plan.compile else (5, 6)
+    inputs, outputs = (10 / 3, 8 / 3) if plan.compile else (29 / 3, 20 / 3)
 
     def moved(lora: Lora | None) -> float:
         linears = plan.profile.decoder.adapted(lora) if lora is not None else []
@@ -198,6 +203,7 @@ def _seconds(plan: Plan, on_paper: Paper, gpu: GpuProfile, pace: Pace) -> float:
     arithmetic += on_paper.masked_attention * known.masked_attention
     elementwise = known.elementwise_compiled if plan.compile else known.elementwise
     arithmetic += on_paper.elementwise * elementwise
+    arithmetic += on_paper.adapters * known.elementwise_compiled  # all their bytes are counted
     launch = _launch_seconds(plan)
     busy = max(pace.arithmetic * arithmetic, pace.launches * launch * on_paper.passes)
     online = [f for name, f in plan.profile.encoders.items() if name not in plan.cached_encoders]

@@ -17,7 +17,8 @@ from advisor.report.plan_words import plan_text
 from advisor.request import Request, base_plan, whole_segments
 from profiles.environment import ALLOCATOR_VARIABLES
 from profiles.findings import Finding, PlanError
-from profiles.grid import caching_bytes, pinned_bytes
+from profiles.grid import caching_bytes
+from profiles.host_memory import pinned_bytes
 from profiles.measurement import DataCounts
 from profiles.models import models
 from profiles.overrides import assigned

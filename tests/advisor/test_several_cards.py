@@ -19,7 +19,7 @@ from advisor.request import must_have_cards
 from profiles.exchange import exchange, nccl_bytes
 from profiles.findings import PlanError
 from profiles.gpus import find_gpu, gpus
-from profiles.grid import pinned_bytes, shared_host_bytes
+from profiles.host_memory import pinned_bytes, shared_host_bytes
 from profiles.plan import Plan
 from profiles.sizes import GIB
 from profiles.text import time_text

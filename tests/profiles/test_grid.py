@@ -12,8 +12,8 @@ from advisor.memory.forecast import interpret
 from profiles.exchange import bucket_bytes
 from profiles.grid import (
     GRID_FILE,
-    HOST_COMPILER_BYTES,
     MICRO_BATCHES,
+    PADDING,
     QUESTIONS,
     TEXT_TOKENS,
     Estimate,
@@ -21,6 +21,7 @@ from profiles.grid import (
     nearest,
     reliefs,
 )
+from profiles.host_memory import COMPILER_BYTES, timing_bytes
 from profiles.models import converted
 from profiles.plan import Plan
 from profiles.settings import Lora, Quantization
@@ -144,8 +145,10 @@ def test_compiling_takes_host_memory_of_each_process(processes: int, nodes: int)
     settings = {"micro_batch": 1, "processes": processes, "nodes": nodes}
     plain, compiled = (estimate(plan(**settings, compile=one), 128) for one in (False, True))
     assert plain is not None and compiled is not None
-    each = processes // nodes
-    assert compiled.host_bytes - plain.host_bytes == pytest.approx(each * HOST_COMPILER_BYTES, 1e-6)
+    positions = 576 + 128 + PADDING
+    each = COMPILER_BYTES + timing_bytes(plan(**settings, compile=True), positions)
+    more = compiled.host_bytes - plain.host_bytes
+    assert more == pytest.approx(processes // nodes * each, 1e-6)
 
 
 def test_every_lever_moves_it_the_right_way() -> None:

@@ -142,6 +142,17 @@ class ShapesAlone:
         """Shapes fit any name."""
 
 
+class DrawnShapes(ShapesAlone):
+    """Empty tensors that take memory as `RandomWeights` do: each beside the block it repeats."""
+
+    def get(self, name: str, shape: torch.Size, device: torch.device, dtype: torch.dtype) -> Tensor:
+        count = min(shape.numel(), RANDOM_BLOCK) if len(shape) > 1 else 0
+        block = torch.empty(count, device=self.device, dtype=dtype)
+        values = super().get(name, shape, device, dtype)
+        del block  # it goes when the values are there
+        return values
+
+
 def fingerprint_of(paths: Iterable[Path]) -> str:
     """A fingerprint of a set of weights files, without reading all of their bytes."""
     identities = json.dumps([_identity(path) for path in paths])

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from profiles.compiled_layers import Moves
+from profiles.host_memory import pinned_size
 from profiles.sizes import MIB
 from trainer.model.layers.decoder import Rope, RunLayer
 from trainer.rehearse.memory_trace import WORKSPACES, MemoryTrace, rounded
@@ -90,14 +91,33 @@ class LayerVisits:
         return len(self.trace.recorded), len(self.trace.labels)
 
 
-def compiled_events(trace: MemoryTrace, back: list[Visit], moves: dict[bool, Moves]) -> list[Event]:
-    """The trace's events where the layers of `back` do what the code does.
+def compiled_events(
+    trace: MemoryTrace, back: list[Visit], moves: dict[bool, Moves]
+) -> tuple[list[Event], int]:
+    """The trace's events where the layers of `back` do what the code does; bytes that it pins.
 
     `moves`: by whether a layer is recomputed.
     """
     transplant = _Transplant(trace)
     transplant.visits(back, moves)
-    return transplant.events()
+    events = transplant.events()
+    pinned = pinned_bytes(events, transplant.start, transplant.copied)
+    return [event for event in events if event[1]], pinned
+
+
+def pinned_bytes(events: list[Event], start: int, copied: dict[int, int]) -> int:
+    """Bytes of the largest block that Inductor pins while it times kernels.
+
+    At places among the events, of `copied` bytes, it copies to the host what on the card would
+    raise the peak since `start` (torch's `copy_args_to_cpu_if_needed`).
+    """
+    now = peak = most = 0
+    for block, size in events:
+        now += size
+        peak = now if block == start else max(peak, now)
+        if now + copied.get(block, 0) > peak:
+            most = max(most, pinned_size(copied[block]))
+    return most
 
 
 class _Transplant:
@@ -111,6 +131,9 @@ class _Transplant:
         self.gone: set[int] = set()  # blocks that are not given where they were
         self.timed: set[tuple[str, ...]] = set()  # code that has run once
         self.made: dict[int, int] = {}  # what plain layers pass on -> the code's block for it
+        self.copied: dict[int, int] = {}  # places where a copy may be made on the host -> its bytes
+        backward = next(first for first, phase, _ in trace.parts if phase == "backward")
+        self.start = self._mark(self.put[backward])  # where a rehearsal begins to look for a peak
 
     def visits(self, back: list[Visit], moves: dict[bool, Moves]) -> None:
         """Put the moves of all visits, which came back in this order."""
@@ -128,6 +151,12 @@ class _Transplant:
             if block not in (self.plain if size > 0 else self.gone):
                 found.append((self.made.get(block, block) if size < 0 else block, size))
         return self.trace.on_card(found)
+
+    def _mark(self, put: list[Event]) -> int:
+        """A place among the events: one of no bytes."""
+        self.next += 1
+        put.append((self.next, 0))
+        return self.next
 
     def _forward(self, visit: Visit, code: Moves) -> list[Event]:
         """Put the moves forward; the blocks that the code has taken so far."""
@@ -173,8 +202,14 @@ class _Transplant:
                 own.append(self._take(code.sizes[int(word[1:])], put))
             elif first:
                 copied = [code.sizes[int(number)] for number in word[1:].split(",") if number]
-                took = [self._take(size, put) for size in (TIMING_BYTES, *copied)]
-                put += [(block, -size) for block, size in took]
+                self._time(copied, words is code.backward, put)
+
+    def _time(self, copied: list[int], back: bool, put: list[Event]) -> None:
+        """Time a kernel, on copies of so many bytes of what it changes."""
+        for size in copied if back else ():
+            self.copied[self._mark(put)] = size
+        took = [self._take(size, put) for size in (TIMING_BYTES, *([] if back else copied))]
+        put += [(block, -size) for block, size in took]
 
     def _take(self, size: int, put: list[Event]) -> Event:
         """Take a block that plain layers do not have."""

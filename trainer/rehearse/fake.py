@@ -32,7 +32,7 @@ from trainer.model.layers.frozen import make_scale_code
 from trainer.model.layers.host import host_tensors
 from trainer.model.segmentation_model import SegmentationModel
 from trainer.model.tokenizer import ConversationTokenizer
-from trainer.model.weights import ShapesAlone
+from trainer.model.weights import DrawnShapes, ShapesAlone
 from trainer.rehearse.compiled_layers import LayerVisits, compiled_events
 from trainer.rehearse.dummy_batch import MadeUp
 from trainer.rehearse.fake_tensors import fake_tensors, faked
@@ -56,6 +56,7 @@ ENCODER = " encoder"  # ends the name of a phase in which one looks at a picture
 POINTS = 400  # moments of a step in a timeline
 PASSES = "forward", "backward"
 STEPS = 2  # the first allocates the optimizer's state
+STEPS_WHOLE = 5  # of whole segments: over some steps the pool may grow by another one
 
 
 def fake_rehearsal(
@@ -71,7 +72,7 @@ def fake_rehearsal(
     """Bytes of the plan's training step on a card of that compute capability, and their events.
 
     `text_tokens`, `masks` and `answer_tokens` are those of every sample: give the worst one's. The
-    events are (block, bytes), −bytes for a release, from loading to the end of the second step;
+    events are (block, bytes), −bytes for a release, from loading to the end of the last step;
     those of compiled layers are their code's if it is known and `by_code`, else plain layers'.
     `tell` is called for every phase that begins, `drawn` with the last step by component. Raises
     Unforeseen, NotAlike, WeightsError.
@@ -91,6 +92,10 @@ def fake_rehearsal(
         more = f"{abs(less):.0f} MiB {'less' if less >= 0 else 'more'}"
         assumed.append(f"compiled layers take {more} (a rule from measured rows)")
         peaks |= _with_saved(seen.trace.peaks(parts=True), saved)
+    moves = moves_of(plan, _length(plan, text_tokens)) if by_code else {}
+    events, timed = seen.trace.events, 0
+    if moves:
+        events, timed = compiled_events(seen.trace, seen.visits.back, moves)
     step = _timeline(plan, seen.trace, saved)
     # The peak of compiled layers may be in another phase than that of the plain ones traced.
     live = step.live_at_peak() if saved else components(seen.trace)
@@ -108,13 +113,11 @@ def fake_rehearsal(
         peak_allocated_bytes=max(peaks.values()),
         phases=peaks,
         live_at_peak=live,
-        host_bytes=seen.host,
+        host_bytes=seen.host + plan.local_processes * timed,
         assumed=tuple(assumed),
         versions=versions(),
         random_weights=True,
     )
-    moves = moves_of(plan, _length(plan, text_tokens)) if by_code else {}
-    events = compiled_events(seen.trace, seen.visits.back, moves) if moves else seen.trace.events
     return measurement, events
 
 
@@ -227,7 +230,7 @@ def watch(
     tell: Callable[[str], None] = lambda phase: None,
     answer_tokens: int | None = None,
 ) -> Watched:
-    """Load the model, evaluate and train two steps on fake tensors, as one process of the plan's.
+    """Load the model, evaluate and train some steps on fake tensors, as one process of the plan's.
 
     With `extend`, layers alike are watched once (`trainer.rehearse.repeated_layers`).
     """
@@ -261,7 +264,7 @@ def watch(
         trace.begin("evaluation")
         model.eval().predict(batches[0].to(torch.device("cpu")))
         model.train()
-        for step in range(STEPS):
+        for step in range(STEPS if "expandable" in plan.allocator else STEPS_WHOLE):
             if buckets is not None and step == 1:
                 buckets.rebuild()
             accumulate(model, batches, total_of(batches, accelerator), accelerator)
@@ -285,7 +288,8 @@ def _load(
     make_scale_code()
     trace.begin("load")
     with fake_tensors() as mode, trace:
-        cpu, source = torch.device("cpu"), ShapesAlone("cpu")
+        cpu = torch.device("cpu")
+        source = DrawnShapes("cpu") if plan.weights == "random" else ShapesAlone("cpu")
         fill(model, plan, tokenizer, cpu, source, linear_of=once).train()
         _keep_dropout_masks(model)
     return mode

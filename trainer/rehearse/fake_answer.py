@@ -23,6 +23,10 @@ from trainer.rehearse.fake import CUBLAS_WORKSPACE, ENCODER, components
 from trainer.rehearse.fake_tensors import fake_tensors, faked
 from trainer.rehearse.memory_trace import MemoryTrace
 
+# All is done on a stream of its own (`own_stream`), but these operators of bitsandbytes are not.
+DEFAULT_STREAM, GRAPH = 1, 2
+ON_DEFAULT_STREAM = "quantize_4bit", "quantize_blockwise"
+
 
 def fake_answer(
     plan: Plan,
@@ -41,6 +45,8 @@ def fake_answer(
     make_scale_code()
     cpu, source = torch.device("cpu"), ShapesAlone("cpu")
     trace = MemoryTrace(workspace, tell)
+    trace.streams = {getattr(torch.ops.bitsandbytes, name): DEFAULT_STREAM
+                     for name in ON_DEFAULT_STREAM}  # fmt: skip
     bones = {encoder: skeleton(plan.profile, tokenizer) for encoder in plan.cached_encoders}
     model = skeleton(plan.profile, tokenizer)
     numbers = {name: numbers_of(facts, 1) for name, facts in plan.profile.encoders.items()}
@@ -48,10 +54,12 @@ def fake_answer(
         for encoder in plan.cached_encoders:
             trace.begin(f"{encoder}{ENCODER}")
             facts = plan.profile.encoders[encoder]
+            part = FrozenEncoder(bones.pop(encoder), plan, encoder, cpu, source)
             shown = {name: torch.empty(shape) for name, shape in facts.pixels.items()}
             pixels: dict[str, Tensor] = {n: mode.from_tensor(t) for n, t in shown.items()}
-            pixels |= numbers[encoder]
-            FrozenEncoder(bones.pop(encoder), plan, encoder, cpu, source)(pixels)
+            part(pixels | numbers[encoder])
+            del part, pixels
+            trace.empty()
         trace.begin("load")
         fill(model, plan, tokenizer, cpu, source, TORCH_DTYPES[plan.dtype]).eval()
         batch = faked(batch, plan, mode)
@@ -66,7 +74,7 @@ def fake_answer(
         for _, state in islice(said, 2):
             model.masks_of(model.prompts_of(state), model.features(MASK, sent))
         if model.host_layers is None:
-            with trace.apart():
+            with trace.apart(GRAPH):
                 next(said)
     trace.close()
     peaks = trace.peaks()

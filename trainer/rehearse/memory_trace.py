@@ -20,7 +20,17 @@ from torch._subclasses import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from profiles.pool_events import EMPTY, on_stream
 from profiles.sizes import MIB
+from trainer.rehearse.card_kernels import (
+    GONE_ON,
+    HIDDEN,
+    NOTHING_INSIDE,
+    PRODUCTS,
+    given_by_card,
+    goes_on,
+    in_order_made,
+)
 from trainer.rehearse.shape_kernels import NOTHING, known_result
 
 ROUNDING = 512  # bytes
@@ -71,31 +81,41 @@ class MemoryTrace(TorchDispatchMode):
         self.live: set[int] = set()  # blocks
         self._blocks: dict[int, int] = {}  # storage -> block
         self._addend: int | None = None  # the block into which the next one may be added
+        self._last: tuple[Any, int | None] = None, None  # what may be gone on with, and its block
         self._sum: tuple[int, int, int] | None = None  # a sum taken just now: it, addend, place
         self._same: dict[int, int] = {}  # a sum's block -> the block in whose place it is
         self._elsewhere: set[int] = set()  # storages that are not on the card
-        self._apart: set[int] = set()
+        self._streams: dict[int, int] = {}  # of blocks that are not on the first
+        self._emptied: list[int] = []  # events before which the pool is emptied
+        self.streams: dict[Any, int] = {}  # of the results of operators that have one of their own
         self._left_out: set[int] = set()  # their blocks, if seen before that was known
 
     @property
     def events(self) -> list[tuple[int, int]]:
-        """What was recorded of the card; blocks `apart` are below 0."""
-        return self.on_card(self.recorded)
+        """What was recorded of the card, with streams (`profiles.pool_events`)."""
+        found = list(self.recorded)
+        for place in reversed(self._emptied):
+            found.insert(place, EMPTY)
+        return self.on_card(found)
 
     def on_card(self, events: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
         """`events` without those of blocks that are not on the card."""
         return [
-            (-1 - block if block in self._apart else block, size)
+            (on_stream(block, self._streams.get(block, 0)), size)
             for block, size in events
             if block not in self._left_out
         ]
 
     @contextmanager
-    def apart(self) -> Iterator[None]:
-        """What is allocated meanwhile has a pool of its own, as what a CUDA graph records has."""
+    def apart(self, stream: int) -> Iterator[None]:
+        """What is allocated meanwhile is of that stream. A CUDA graph records into one, too."""
         first = len(self.labels)
         yield
-        self._apart.update(range(first, len(self.labels)))
+        self._streams.update(dict.fromkeys(range(first, len(self.labels)), stream))
+
+    def empty(self) -> None:
+        """What nothing uses goes back to the driver, as by `torch.cuda.empty_cache`."""
+        self._emptied.append(len(self.recorded))
 
     def hold(self, tensors: Iterable[Tensor], label: str) -> None:
         """Count tensors that exist already, and name them. Those counted before get the name."""
@@ -131,38 +151,52 @@ class MemoryTrace(TorchDispatchMode):
         packet = func.overloadpacket
         if func.namespace not in SEEN_THROUGH:
             raise Unforeseen(f"operator {func} is a kernel whose own memory is not known")
-        if self.workspace and packet in PRODUCTS:
-            self._take_workspace()
         hidden = HIDDEN.get(packet)
-        before, beside = hidden(*args) if hidden else ([], [])
-        blocks = [self.take(size, INSIDE) for size in before]
-        held = [self.take(size, INSIDE) for size in beside]
-        for block in blocks:
-            self.give(block)
-        result = known_result(func, args, kwargs or {})
+        inside = hidden(*args) if hidden else NOTHING_INSIDE
+        blocks = [self.take(size, INSIDE) for size in inside.before]
+        held = [self.take(size, INSIDE) for size in inside.held]
+        self._give_all(blocks)
+        result = given_by_card(func, args) or known_result(func, args, kwargs or {})
         if result is None:
             result = func(*args, **(kwargs or {}))
         elif result is NOTHING:
             return None
         label = self.phase
-        if packet in ADDED_UP and label == "backward" and not torch.is_grad_enabled():
-            self._expect_in_place(args[0])
-        for value in tree_leaves(result):
+        self._expect_in_place(packet, args)
+        first = len(self.labels)
+        for value in in_order_made(packet, args, tree_leaves(result)):
             if isinstance(value, Tensor):
                 self._see(value, label)
-        for block in held:
-            self.give(block)
+        if stream := self.streams.get(packet):
+            self._streams.update(dict.fromkeys(range(first, len(self.labels)), stream))
+        if self.workspace and packet in PRODUCTS:
+            self._take_workspace()
+        held += [self.take(size, INSIDE) for size in inside.after]
+        self._give_all(held)
+        if packet in GONE_ON:
+            self._last = packet, self.block_of(result)
         return result
 
-    def _expect_in_place(self, first: Any) -> None:
-        """A sum outside of recorded arithmetic is autograd adding gradients up.
+    def _give_all(self, blocks: list[int]) -> None:
+        for block in reversed(blocks):
+            self.give(block)
 
-        It adds into the first one where nobody else holds that one (torch's InputBuffer, and
-        index_backward its zeros); of fake tensors it makes a third. So the sum takes the first's
-        place, if that goes at once.
+    def _expect_in_place(self, packet: Any, args: tuple[Any, ...]) -> None:
+        """Look out for a result that takes the first tensor's place, if that goes at once.
+
+        A sum outside of recorded arithmetic is autograd adding gradients up: into the first one
+        where nobody else holds that one (torch's InputBuffer, and index_backward its zeros), as a
+        view's base would. torch's own arithmetic goes on in place, too: a linear adds its bias to
+        the product. Of fake tensors, both make a third.
         """
-        if isinstance(first, Tensor):
-            self._addend = self.block_of(first)
+        if not (args and isinstance(args[0], Tensor)):
+            return
+        first, (before, made) = self.block_of(args[0]), self._last
+        here = made is not None and first == self._same.get(made, made)
+        backward = self.phase == "backward" and not torch.is_grad_enabled()
+        gradients = packet in ADDED_UP and backward and not args[0]._is_view()
+        if gradients or (here and goes_on(before, packet, args)):
+            self._addend = first
 
     def _take_workspace(self) -> None:
         backward = self.phase == "backward"
@@ -254,7 +288,7 @@ class MemoryTrace(TorchDispatchMode):
 
     def live_at_peak(self) -> dict[str, int]:
         """Bytes by label at the moment of the largest peak."""
-        events = self.events
+        events = [*self._counted(0, len(self.recorded))]
         now = peak = place = 0
         for index, (_, size) in enumerate(events):
             now += size
@@ -316,76 +350,9 @@ def _parts(parts: Iterable[tuple[int, str, str]]) -> Spans:
     return [(first, part) for first, _, part in parts]
 
 
-Inside = tuple[list[int], list[int]]  # bytes: gone before the result is made, held beside it
-
-
-def _nf4_inside(x: Tensor, packed: Tensor, scales: Tensor, *rest: Any) -> Inside:
-    """`nf4_product`: two forms of the scales until the weight is widened, then the weight."""
-    widened = scales.numel() * 4
-    return [widened, widened], [packed.numel() * 2 * x.element_size()]
-
-
-def _int8_inside(x: Tensor, codes: Tensor, scales: Tensor, back: bool) -> Inside:
-    """`int8_product`: the scales, going back the scaled input, the weight."""
-    scaled = [x.numel() * x.element_size()] if back else []
-    return [], [scales.numel() * x.element_size(), *scaled, codes.numel() * x.element_size()]
-
-
-def _fp8_inside(x: Tensor, codes: Tensor, worth: Tensor, *weight: Any) -> Inside:
-    """`fp8_nf4` and `fp8_dense`: the weight's codes; it ends in a scale a row and one a column."""
-    return [], [weight[-2].numel() * weight[-1].numel()]
-
-
-def _fp8_back_inside(gradient: Tensor, *weight: Any) -> Inside:
-    """Going back, the gradient's codes and their scales as well."""
-    return [], [weight[-2].numel() * weight[-1].numel(), *_codes(gradient)]
-
-
-def _codes(rows: Tensor) -> list[int]:
-    """One byte a value, and a scale a row."""
-    return [rows.numel(), rows.numel() // rows.shape[-1] * 4]
-
-
-def _attention_back_inside(gradient: Tensor, query: Tensor, *rest: Any) -> Inside:
-    """Flash attention adds the query's gradient up in fp32, and keeps a sum a query row
-    (Dao 2023, arXiv:2307.08691, algorithm 2)."""
-    return [], [query.numel() * 4 + query.numel() // query.shape[-1] * 4]
-
-
-def _in_order(*inputs: Any) -> Inside:
-    """Kernels that read their inputs in order first copy one that has gaps or another order
-    (torch's DilatedMaxPool2d.cu and layer_norm_kernel.cu)."""
-    copied = (x for x in inputs if isinstance(x, Tensor) and not x.is_contiguous())
-    return [], [x.numel() * x.element_size() for x in copied]
-
-
-def _pooled_inside(x: Tensor, *rest: Any) -> Inside:
-    """Pooling knows a second order: channels last."""
-    last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
-    return ([], []) if last else _in_order(x)
-
-
-# Operators that are one call from outside and hold memory of their own while they run.
-HIDDEN: dict[Any, Callable[..., Inside]] = {
-    torch.ops.lisa_preflight.nf4_product: _nf4_inside,
-    torch.ops.lisa_preflight.int8_product: _int8_inside,
-    torch.ops.lisa_preflight.fp8_nf4: _fp8_inside,
-    torch.ops.lisa_preflight.fp8_nf4_back: _fp8_back_inside,
-    torch.ops.lisa_preflight.fp8_dense: _fp8_inside,
-    torch.ops.lisa_preflight.fp8_dense_back: _fp8_back_inside,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_back_inside,
-    torch.ops.aten.max_pool2d_with_indices: _pooled_inside,
-    torch.ops.aten.native_layer_norm: _in_order,
-    torch.ops.aten.native_layer_norm_backward: _in_order,
-}
 # Fake tensors are asked for theirs more often than all else together, and it takes no memory.
 DEVICE = torch.ops.prim.device.default
 # Namespaces of operators that take no memory beside their results, or are listed above.
 SEEN_THROUGH = {"aten", "prim", "prims", "profiler", "bitsandbytes", "lisa_preflight"}
 # Operators with which autograd adds a gradient to one that is there, or to zeros.
 ADDED_UP = {torch.ops.aten.add, torch.ops.aten.index_put}
-# Operators that run on cuBLAS.
-PRODUCTS = {
-    torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.ops.aten.baddbmm,
-    torch.ops.lisa_preflight.nf4_product, torch.ops.lisa_preflight.int8_product,
-}  # fmt: skip

@@ -27,7 +27,7 @@ class NotAlike(RuntimeError):
 
 # What a layer does: take and give blocks of its own (by order of birth), make tensors that others
 # see (0 the output or its input's gradient, n the gradient of its n-th trained tensor), or let go
-# of the gradient that came in.
+# of what came in (0 the gradient, 1 the layer's input).
 Move = tuple[Literal["take", "give", "make", "let go"], int]
 
 
@@ -167,8 +167,8 @@ class _Recorder:
                 moves.append(("take", self.own[block]))
             elif block in self.own:
                 moves.append(("give", self.own[block]))
-            elif block == self.incoming:
-                moves.append(("let go", 0))
+            elif block in (self.incoming, self.input):
+                moves.append(("let go", int(block == self.input)))
         return moves
 
 
@@ -200,7 +200,7 @@ class _Repeated(torch.autograd.Function):
             if move == "make":
                 made[number] = torch.empty_like(ctx.trained[number - 1] if number else gradient)
             elif move == "let go":
-                ctx.trace.give_early(gradient)
+                ctx.trace.give_early(ctx.saved_tensors[0] if number else gradient)
             else:
                 _move(ctx, move, number)
         gradients = [made.get(number) for number in range(1, len(ctx.trained) + 1)]

@@ -206,6 +206,7 @@ class Run:
             torch.manual_seed(step_seed(self.plan.seed, self.step, self.accelerator.process_index))
             with self.state.saved_on_failure():
                 result = self._first_looked_at(batches)
+            batches.clear()  # whoever names them: the next ones are pinned in their place
             rate = self.scheduler.get_last_lr()[0]
             if not self.accelerator.optimizer_step_was_skipped:
                 self.scheduler.step()

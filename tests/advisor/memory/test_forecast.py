@@ -22,7 +22,8 @@ from advisor.memory.worst_sample import Worst
 from advisor.rehearsal import BadQuestion, RehearsalFailed
 from profiles import environment as surroundings
 from profiles.exchange import exchange, gradient_bytes, nccl_bytes
-from profiles.grid import estimate, shared_host_bytes
+from profiles.grid import estimate
+from profiles.host_memory import shared_host_bytes
 from profiles.plan import Plan
 from profiles.sizes import gib
 from tests.conftest import PHOTOS, tiny_plan

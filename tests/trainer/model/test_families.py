@@ -21,6 +21,7 @@ from profiles.families import MASK, VISION
 from profiles.findings import PlanError
 from profiles.models import model_profile, models, reserved_tokens
 from profiles.plan import Plan
+from profiles.pool_events import EMPTY, stream_of
 from tests import toy_family
 from tests.conftest import PHOTOS, ROOT
 from trainer import adapter_files
@@ -42,7 +43,7 @@ from trainer.model.weights import RandomWeights, WeightsError, packaged_folder
 from trainer.parallel.accelerator import make_accelerator
 from trainer.prompts import Turn
 from trainer.rehearse.fake import watch
-from trainer.rehearse.fake_answer import fake_answer
+from trainer.rehearse.fake_answer import GRAPH, fake_answer
 from trainer.run.checkpoint import trained_tensors
 from trainer.run.feature_caches import prepare_caches
 from trainer.run.start_from_adapter import AdapterError, fitting_tensors
@@ -283,10 +284,11 @@ def test_a_toy_is_rehearsed_without_a_gpu() -> None:
     short, whole = (watch(plan, (40, 40), 1, 0, extend).trace for extend in (True, False))
     assert short.peaks() == whole.peaks()
     measurement, events = fake_answer(toy_plan(), 40)
-    recorded = [size for block, size in events if block < 0]  # in a CUDA graph
+    recorded = [size for block, size in events if stream_of(block) == GRAPH]
     assert recorded and sum(recorded) >= 0
+    assert events.count(EMPTY) == len(measurement.plan.cached_encoders)
     hosted = fake_answer(toy_plan(host_layers=1, checkpointed_layers=5), 40)[1]
-    assert all(block >= 0 for block, _ in hosted)
+    assert all(stream_of(block) != GRAPH for block, _ in hosted)
     assert f"{VISION} encoder" in measurement.phases and "answer" in measurement.phases
 
 

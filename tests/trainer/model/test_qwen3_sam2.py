@@ -17,6 +17,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from profiles.families import MASK, VISION, Prompting
 from profiles.plan import Plan
+from profiles.pool_events import stream_of
 from tests.conftest import PHOTOS
 from tests.small_qwen import AS_IN_LISA, AS_IN_SA2VA, Uneven, forget, register, small
 from trainer.answer.segmenter import SILENT
@@ -33,7 +34,7 @@ from trainer.model.trained import GradientCheck, trained_names
 from trainer.parallel.accelerator import make_accelerator
 from trainer.prompts import IMAGE_PREFIX, Turn
 from trainer.rehearse.fake import fake_rehearsal
-from trainer.rehearse.fake_answer import fake_answer
+from trainer.rehearse.fake_answer import DEFAULT_STREAM, fake_answer
 from trainer.run.feature_caches import prepare_caches
 from trainer.step import make_optimizer, training_step
 
@@ -277,5 +278,9 @@ def test_a_rehearsal_without_a_gpu_follows_both_encoders() -> None:
     found, _ = fake_rehearsal(plan, 60, 1)
     cached, _ = fake_rehearsal(plan.override(["cached_encoders=mask,vision"]), 60, 1)
     assert cached.peak_allocated_bytes < found.peak_allocated_bytes
-    answered, _ = fake_answer(plan.override(["cached_encoders=mask,vision"]), 60)
+    answered, events = fake_answer(plan.override(["cached_encoders=mask,vision"]), 60)
+    quantised = sum(size for block, size in events if stream_of(block) == DEFAULT_STREAM)
+    decoder = plan.profile.decoder
+    weights = decoder.layers * decoder.layer_weights
+    assert weights / 2 <= quantised < weights  # 4 bits each, scales, blocks of 512 bytes
     assert {"mask encoder", "vision encoder", "answer"} <= set(answered.phases)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.conftest import PHOTOS, tiny_plan
+from trainer.batch import Batch
 from trainer.data.formats.reasonseg import read_split
+from trainer.data.samples import collate
 from trainer.reporter import Reporter
+from trainer.run import step_batches
 from trainer.run import time_left as module
 from trainer.run.run import Run
 from trainer.run.time_left import TimeLeft
@@ -43,7 +48,8 @@ def test_before_that_it_is_the_forecasts(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_run_counts_all_its_steps_and_evaluations(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every step is said to take a second and every evaluation a hundred."""
+    """Every step is said to take a second and every evaluation a hundred. Batches are made in the
+    place of those before: a run pinned two steps' of them."""
     plan = tiny_plan(max_train_samples=4, effective_batch=2, micro_batch=2, max_val_samples=2,
                      schedule={"epochs": 2})  # fmt: skip
     said: list[tuple[str, int, float | None]] = []
@@ -55,12 +61,22 @@ def test_a_run_counts_all_its_steps_and_evaluations(
     def seconds(self: TimeLeft, steps: int, evaluations: float) -> float:
         return steps + 100 * evaluations
 
+    batches: list[weakref.ref[Batch]] = []
+    there: list[int] = []
+
+    def joined(*given: Any, **named: Any) -> Batch:
+        there.append(sum(batch() is not None for batch in batches))
+        batches.append(weakref.ref(batch := collate(*given, **named)))
+        return batch
+
+    monkeypatch.setattr(step_batches, "collate", joined)
     monkeypatch.setattr(TimeLeft, "seconds", seconds)
     reporter = Reporter(lambda text: None, progress, lambda left: last.__setitem__(0, left))
     items = read_split(PHOTOS, "train", 4), read_split(PHOTOS, "val", 2)
     Run(plan, *items, tmp_path / "run", tmp_path / "cache", reporter).train()
     assert [left for what, _, left in said if what == "epoch 1/2"] == [203, 202]
     assert [left for what, _, left in said if what == "epoch 2/2"] == [101, 100]
+    assert there == [0, 0, 0, 0]
     evaluating = [left for what, _, left in said if what == "evaluating"]
     assert evaluating[0] == 304 and evaluating[-1] == 0
     assert sorted(evaluating, reverse=True) == evaluating
