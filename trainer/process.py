@@ -9,6 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import typer
+
+from profiles.exits import EXIT_USAGE, fail
 from profiles.places import cache_folder
 from profiles.streams import tell
 
@@ -79,6 +82,22 @@ def clear_leftover_variables() -> None:
         value = os.environ.pop(name)
         if main or is_main():
             tell(f"ignoring {name}={value} of this shell: allowed: {allowed}")
+
+
+def must_be_alone(what: str) -> None:
+    """End with exit code 2 where a launcher started several processes for what one does.
+
+    Each would do the whole of it, and write the same files.
+    """
+    from trainer.parallel.launch import is_launched, is_main
+
+    if not is_launched(os.environ) or os.environ["WORLD_SIZE"] == "1":
+        return
+    if is_main():
+        fail(f"{what} runs in one process, and a launcher started {os.environ['WORLD_SIZE']}\n"
+             "    hint: leave the launcher out; or unset RANK, LOCAL_RANK and WORLD_SIZE, if they "
+             "are left over in this shell")  # fmt: skip
+    raise typer.Exit(EXIT_USAGE)
 
 
 def use_threads(plan: Plan, say: Callable[[str], None]) -> None:
