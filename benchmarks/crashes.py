@@ -33,7 +33,7 @@ from typing import Any
 
 import forked
 from crash_scenes import ROOT, SCENES, TAKEN, Scene, begin, scene_of, write_plan
-from file_operations import Shim
+from file_operations import Copies, Fatal, Shim
 from tables import put
 from trials import options, own_folder, rows_in, side_by_side
 
@@ -52,23 +52,26 @@ class Attempt:
         self.log.parent.mkdir(exist_ok=True)
         scene.prepare(self.folder, base / "common")
 
-    def run(self, fatal: int | None, torn: bool, operations: Path | None = None) -> int:
-        """As its user would start it now; killed before an operation, or not."""
+    def run(
+        self, fatal: Fatal, torn: bool, operations: Path | None = None,
+        copies: Copies | None = None,
+    ) -> int:  # fmt: skip
+        """As its user would start it now; killed before an operation, or copied, or not."""
         run = self.folder / (self.scene.run or "-")
         resumes = (run / "run.json").exists()
         command = ["--resume", str(run)] if resumes else self.scene.command(self.folder)
 
         def work() -> None:
             self.scene.plant(self.folder)
-            Shim(self.folder, fatal, torn, operations).install()
+            Shim(self.folder, fatal, torn, operations, copies).install()
             forked.lisa_train(*command)()
 
         return forked.run(work, self.log)
 
-    def finished(self) -> int:
-        """Start it until it ends by itself; the last exit code."""
-        for _ in range(3):
-            code = self.run(None, False)
+    def finished(self, copies: Copies | None = None) -> int:
+        """Start it until it ends by itself; the last exit code. Copies are made by the first."""
+        for turn in range(3):
+            code = self.run(None, False, copies=None if turn else copies)
             if code != 75:  # out of memory: the process would have been replaced
                 return code
         return code
@@ -140,10 +143,20 @@ def one(
         code = attempt.run(second, torn=False)
         if code not in (-9, 0, 75) and TAKEN not in attempt.said():
             return f"second: exit code {code}: {attempt.said()[-900:]}"
+    why = mended(attempt, way, known)
+    if not why:
+        shutil.rmtree(attempt.folder)
+        attempt.log.unlink()
+    return why
+
+
+def mended(attempt: Attempt, way: str, known: dict[str, str], copies: Copies | None = None) -> str:
+    """Do again what was killed, compare; '' if everything is right."""
+    scene = attempt.scene
     whole = whole_checkpoints(attempt.folder / scene.run) if scene.run else []
     complete = (attempt.folder / "run" / "summary.json").exists() and way != "torn"
     before = len(attempt.said())
-    code = attempt.finished()
+    code = attempt.finished(copies)
     said = attempt.said()[before:]
     if code and TAKEN not in said:
         return f"exit code {code}: {said[-900:]}"
@@ -159,11 +172,7 @@ def one(
         if odd:
             return f"set aside as damaged: {odd[:3]}"
     differs = {n for n in state.keys() | known.keys() if state.get(n) != known.get(n)}
-    if differs:
-        return f"differs: {sorted(differs)[:6]}"
-    shutil.rmtree(attempt.folder)
-    attempt.log.unlink()
-    return ""
+    return f"differs: {sorted(differs)[:6]}" if differs else ""
 
 
 Cases = list[tuple[str, str, int, int]]
@@ -205,8 +214,8 @@ def still_to_run(
     return [found[c] for c in cases if c in found], [c for c in cases if c not in found]
 
 
-def prepare(base: Path, scenes: list[Scene]) -> tuple[dict[str, int], dict[str, dict[str, str]]]:
-    """What the scenes share: the operations of each, and how each ends undisturbed."""
+def share(base: Path, scenes: list[Scene]) -> None:
+    """Make what the scenes share: a run that has ended, one killed in a save, and checkpoints."""
     shared = base / "common"
     shared.mkdir()
     sys.path.insert(0, str(ROOT))
@@ -216,12 +225,8 @@ def prepare(base: Path, scenes: list[Scene]) -> tuple[dict[str, int], dict[str, 
         sys.exit("the undisturbed training failed")
     shutil.copytree(first.folder / "run", shared / "whole")
     begun = Attempt(Scene("", begin(2), write_plan, "run"), base, "begun")
-    operations = base / "operations"
-    counting = Attempt(Scene("", begin(2), write_plan, "run"), base, "counting")
-    counting.run(None, False, operations)
-    lines = operations.read_text().splitlines()
-    renames = [n for n, line in enumerate(lines, 1) if re.search(r"replace \S*run/last$", line)]
-    begun.run(renames[2], False)
+    if begun.run(("replace run/last", 3), False) != -9:
+        sys.exit("the training was not killed in its third save")
     shutil.copytree(begun.folder / "run", shared / "begun")
     if any(scene.name == "convert" for scene in scenes):
         import torch
@@ -234,6 +239,11 @@ def prepare(base: Path, scenes: list[Scene]) -> tuple[dict[str, int], dict[str, 
         (shared / "layout").mkdir()
         layout = save_model(reference(), shared / "layout", torch.bfloat16)
         sources(shared / "upstream", load_file(layout))
+
+
+def prepare(base: Path, scenes: list[Scene]) -> tuple[dict[str, int], dict[str, dict[str, str]]]:
+    """The operations of each scene, and how each ends undisturbed."""
+    share(base, scenes)
     counts, known = {}, {}
     with ProcessPoolExecutor(2, multiprocessing.get_context("fork")) as pool:
         names = [scene.name for scene in scenes]

@@ -10,21 +10,31 @@ from __future__ import annotations
 import builtins
 import io
 import os
+import shutil
 import signal
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+Fatal = int | tuple[str, int] | None  # an operation: its number, or what it does and which of those
+Copies = Mapping[int, Sequence[tuple[Path, bool]]]  # where to, and whether torn, by operation
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
 class Shim:
-    """Kills this process just before its `fatal`-th operation on files below `root`."""
+    """Kills this process just before its `fatal` operation on files below `root`.
 
-    def __init__(self, root: Path, fatal: int | None, torn: bool, log: Path | None) -> None:
+    Or copies what a kill would leave there before others, and lets the process go on.
+    """
+
+    def __init__(
+        self, root: Path, fatal: Fatal, torn: bool, log: Path | None, copies: Copies | None
+    ) -> None:
         self.root = os.path.abspath(root)
         self.fatal, self.torn, self.log = fatal, torn, log
-        self.count = 0
+        self.count, self.copies = 0, copies or {}
+        self.seen = Counter[str]()
         self.safe: dict[str, int] = {}  # bytes of a file that have been forced to disk
 
     def at(self, kind: str, path: object, folder: int | None = None) -> str | None:
@@ -36,20 +46,40 @@ class Shim:
         where = os.path.abspath(os.fsdecode(path))  # type: ignore[arg-type]
         if not where.startswith(self.root + os.sep):
             return None
+        what = f"{kind} {where[len(self.root) + 1 :]}"
         self.count += 1
+        self.seen[what] += 1
         if self.log:
             with real_open(self.log, "a") as file:
-                file.write(f"{self.count} {kind} {where[len(self.root) + 1 :]}\n")
-        if self.count == self.fatal:
+                file.write(f"{self.count} {what}\n")
+        if self.fatal in (self.count, (what, self.seen[what])):
             self.die()
+        for target, torn in self.copies.get(self.count, ()):
+            self.copy(target, torn)
         return where
 
     def die(self) -> None:
         """Leave what a power cut would leave, if asked to, then SIGKILL."""
-        for path, size in self.safe.items() if self.torn else ():
-            if os.path.isfile(path) and os.path.getsize(path) > size:
-                real_truncate(path, size)
+        if self.torn:
+            self.tear(self.root)
         os.kill(os.getpid(), signal.SIGKILL)
+
+    def tear(self, root: str | Path) -> None:
+        """Cut off what a power cut would, of the watched folder or of its copy."""
+        for path, size in self.safe.items():
+            there = os.path.join(root, os.path.relpath(path, self.root))
+            if os.path.isfile(there) and os.path.getsize(there) > size:
+                real_truncate(there, size)
+
+    def copy(self, target: Path, torn: bool) -> None:
+        """What a kill would leave now."""
+        shutil.copytree(self.root, target, symlinks=True)
+        if torn:
+            self.tear(target)
+
+    def halves(self) -> bool:
+        """Whether something happens at the next operation, so that a write is done in two parts."""
+        return self.count + 1 == self.fatal or self.count + 1 in self.copies
 
     def written(self, path: str) -> None:
         """Note a file opened for writing: nothing of it is on disk yet, unless it existed."""
@@ -139,9 +169,12 @@ class Shim:
         if where:
             self.written(where)
         self._serialize(tensors, filename, metadata)
-        if where and self.count + 1 == self.fatal:  # in the middle of writing
+        halved = where and self.halves()
+        if where and halved:  # in the middle of writing
             real_truncate(where, os.path.getsize(where) // 2)
         self.at("write", filename)
+        if halved:
+            self._serialize(tensors, filename, metadata)
 
 
 class _Raw(io.FileIO):
@@ -154,10 +187,9 @@ class _Raw(io.FileIO):
 
     def write(self, data: Any) -> int:
         """As FileIO's."""
-        if self.shim.count + 1 == self.shim.fatal:
-            super().write(bytes(data)[: len(data) // 2])
+        done = super().write(bytes(data)[: len(data) // 2]) if self.shim.halves() else 0
         self.shim.at("write", self.name)
-        return super().write(data)
+        return done + super().write(bytes(data)[done:] if done else data)
 
 
 real_open, real_os_open, real_write, real_fsync, real_truncate, real_sendfile = (

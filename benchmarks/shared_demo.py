@@ -1,10 +1,12 @@
 """Does lisa-tiny learn as much from rows of three questions? The demo's training, seed by seed.
 
     python benchmarks/shared_demo.py [SEED ...]     rows of kind "demo" in benchmarks/shared.jsonl
+    python benchmarks/shared_demo.py --same-time [SEED ...]
 
 The same scenes, steps and questions a step, one and three questions a row: on the demo's scenes,
 whose questions are one target's in other words, and on scenes with up to three targets each. The
-cache is filled by the first run, whose processor time therefore holds some seconds more.
+cache is filled by the first run, whose processor time therefore holds some seconds more. With
+--same-time the time that three questions a row save goes into more epochs, on the demo's scenes.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ SCENES = {  # kinds of questions
     "one target": ("negation",),
     "several targets": ("negation", "colour-clue", "shape-clue", "size-clue", "position-clue"),
 }
+EPOCHS, SAME_TIME = 3, 5  # the demo's, and of three questions a row in about the time of one
 COUNTS = ("--train", "640", "--val", "120", "--test", "60")
 
 
@@ -39,11 +42,11 @@ def synthesise(folder: Path, seed: int, kinds: Iterable[str]) -> None:
     subprocess.run(command, cwd=folder, check=True)
 
 
-def trained(folder: Path, seed: int, setting: str) -> dict[str, Any]:
+def trained(folder: Path, seed: int, *settings: str) -> dict[str, Any]:
     """One training in `folder`, which holds the data; what its row says."""
-    plan = tiny_cpu_plan().override([setting, f"seed={seed}"])
+    plan = tiny_cpu_plan().override([*settings, f"seed={seed}"])
     (folder / "plan.json").write_text(plan.to_json())
-    run = folder / f"run-{setting}"
+    run = folder / f"run-{'-'.join(settings)}"
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, "-P", "-m", "trainer.cli", "--plan", "plan.json", "--data-dir",
                "data", "--output-dir", str(run), "--cache-dir", "cache"]  # fmt: skip
@@ -61,16 +64,20 @@ def trained(folder: Path, seed: int, setting: str) -> dict[str, Any]:
 
 def main() -> None:
     """Each seed, with one and with three questions a picture; old rows of a seed go."""
-    seeds = [int(text) for text in sys.argv[1:]] or [0, 1, 2]
-    kept = rows_of(ROWS)
-    kept = [row for row in kept if row["kind"] != "demo" or row["seed"] not in seeds]
-    for (scenes, kinds), seed in product(SCENES.items(), seeds):
+    more = "--same-time" in sys.argv
+    seeds = [int(text) for text in sys.argv[1:] if text != "--same-time"] or [0, 1, 2]
+    ways = [(3, SAME_TIME)] if more else [(1, EPOCHS), (3, EPOCHS)]
+    kept = [row for row in rows_of(ROWS) if row["kind"] != "demo" or row["seed"] not in seeds
+            or ((row["questions_per_picture"], row.get("epochs", EPOCHS)) not in ways)]  # fmt: skip
+    for (scenes, kinds), seed in product([*SCENES.items()][: 1 if more else None], seeds):
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place)
             synthesise(folder, seed, kinds)
-            for questions in (1, 3):
-                row = trained(folder, seed, f"questions_per_picture={questions}")
-                kept.append(row | {"scenes": scenes, "questions_per_picture": questions})
+            for questions, epochs in ways:
+                row = trained(folder, seed, f"questions_per_picture={questions}",
+                              f"schedule.epochs={epochs}")  # fmt: skip
+                kept.append(row | {"scenes": scenes, "questions_per_picture": questions,
+                                   "epochs": epochs})  # fmt: skip
                 print(json.dumps(kept[-1]), flush=True)
     ROWS.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
 

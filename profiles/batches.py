@@ -149,19 +149,20 @@ def batch_contradictions(plan: Batch) -> Iterator[Finding]:
             )
         return
     rows = full_rows(plan.effective_batch, questions)
+    asked = f"{counted(plan.effective_batch, 'question')} in {counted(rows, 'row')}"
     if plan.processes > rows:
         yield Finding(
             "questions_per_picture",
-            f"{plan.effective_batch} questions are {rows} rows, and each process needs one",
+            f"{asked}, and each process needs one",
             f"{questions}, {plan.processes} processes",
             f"--set effective_batch={questions * plan.processes}, or a multiple of it",
         )
-    elif plan.accumulation != passes(rows, plan.micro_batch, plan.processes):
+    elif plan.accumulation != (needed := passes(rows, plan.micro_batch, plan.processes)):
+        processes = counted(plan.processes, "process", "processes")
         yield Finding(
             "accumulation",
-            f"{plan.effective_batch} questions are {rows} rows, and micro-batch {plan.micro_batch} "
-            f"× {plan.processes} processes take them in "
-            f"{passes(rows, plan.micro_batch, plan.processes)} forward passes",
+            f"{asked} with micro-batch {plan.micro_batch} and {processes} take "
+            f"{counted(needed, 'forward pass', 'forward passes')}",
             str(plan.accumulation),
             "leave accumulation out",
         )

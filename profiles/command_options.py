@@ -57,6 +57,22 @@ def given(options: Any) -> set[str]:
             if getattr(options, one.name) not in (one.default, None, [])}  # fmt: skip
 
 
+def takes_only(options: Any, allowed: set[str], what: str) -> None:
+    """End with exit code 2 where options are given that `what` would not look at."""
+    if others := given(options) - allowed:
+        fail(f"{what}: leave out {', '.join(sorted(_typed(options, name) for name in others))}")
+
+
+def _typed(options: Any, name: str) -> str:
+    """An option or argument as it is typed."""
+    declared = get_type_hints(type(options), include_extras=True)[name].__metadata__[0]
+    if type(declared).__name__ == "ArgumentInfo":
+        return name.upper()
+    # Beside a type, typer has the first of an option's names as its default until it is read.
+    names = map(str, (declared.default, *(declared.param_decls or ())))
+    return next((one for one in names if one.startswith("-")), f"--{name.replace('_', '-')}")
+
+
 def must_be_bare(context: Any, options: Any) -> None:
     """End with exit code 2 where options stand before a command's name: it would not get them."""
     if given(options):

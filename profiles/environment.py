@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from profiles.places import cache_folder, libraries_caches
+from profiles.places import cache_folder, libraries_caches, usable
 
 CGROUP = Path("/sys/fs/cgroup")
 # Both names: torch 2.9 ignores the new one for CUDA, later versions prefer it.
@@ -27,6 +27,22 @@ RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")  # a launcher's
 
 # accelerate reads dozens of these; the few here do not change what is computed.
 _ACCELERATE, _HARMLESS = "ACCELERATE_", ("LOG_LEVEL", "DEBUG_MODE", "ENABLE_RICH", "CPU_AFFINITY")
+_COMPILED = "TORCHINDUCTOR_CACHE_DIR"
+# Variables of which a library knows a few words and ends on any other.
+_WORDS = {
+    "ACCELERATE_LOG_LEVEL": (
+        "debug",
+        "info",
+        "warning",
+        "warn",
+        "error",
+        "critical",
+        "fatal",
+        "notset",
+    ),
+    "TORCH_DISTRIBUTED_DEBUG": ("off", "info", "detail"),
+}
+_SECONDS = ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT")
 _OFF = ("", "0", "no", "n", "none", "false", "f", "off", "default")
 # Of MPI: accelerate takes them for a launcher's, and would wait for processes that never come.
 _MPI = ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS", "OMPI_COMM_WORLD_RANK",
@@ -48,10 +64,23 @@ def borrowed(environment: Mapping[str, str]) -> list[str]:
     ]
 
 
+def refused(environment: Mapping[str, str]) -> dict[str, str]:
+    """Variables with a value on which a library would end, and what they may be instead."""
+    found = {name: ", ".join(words) for name, words in _WORDS.items()
+             if environment.get(name, words[0]).lower() not in words}  # fmt: skip
+    found |= {name: "whole seconds" for name in _SECONDS
+              if not environment.get(name, "10").isdecimal()}  # fmt: skip
+    folder = environment.get(_COMPILED)
+    if folder and not usable(Path(os.path.abspath(folder))):
+        found[_COMPILED] = "a folder that can be written"
+    return found
+
+
 def at_home(environment: Mapping[str, str]) -> dict[str, str]:
     """The environment, with the hub switched off and compiled code in the user's own cache.
 
-    What is `borrowed` is left out.
+    What is `borrowed` or `refused` is left out, and so is -OO, without whose docstrings
+    transformers cannot be imported.
 
     `PYTHONSAFEPATH` is `-P` for processes that libraries start, such as torch's compilers.
     On CPUs with AVX512-BF16 bitsandbytes would fetch a kernel's code from the hub. torch would
@@ -59,8 +88,9 @@ def at_home(environment: Mapping[str, str]) -> dict[str, str]:
     would spin while they wait, which made it 6 times slower on cores that others use too.
     """
     compiled = cache_folder() / "compiled"
-    kept = {"TORCHINDUCTOR_CACHE_DIR": str(compiled), "OMP_WAIT_POLICY": "PASSIVE"}
-    foreign = borrowed(environment)
+    kept = {_COMPILED: str(compiled), "OMP_WAIT_POLICY": "PASSIVE"}
+    foreign = [*borrowed(environment), *refused(environment)]
+    foreign += ["PYTHONOPTIMIZE"] * (environment.get("PYTHONOPTIMIZE", "") not in ("", "0", "1"))
     kept |= libraries_caches()
     kept |= {name: value for name, value in environment.items() if name not in foreign}
     return kept | {"HF_HUB_OFFLINE": "1", "PYTHONSAFEPATH": "1"}

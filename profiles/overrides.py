@@ -9,6 +9,13 @@ from typing import Any
 from profiles.findings import Finding, PlanError
 from profiles.text import brief
 
+# What other trainers call their ways of using several cards.
+SHARDING = ("parallel", "ddp", "fsdp", "fsdp2", "deepspeed", "zero", "zero_stage")
+SHARDED = (
+    "processes=N trains on N cards by DDP; weights are not sharded (FSDP2): host_layers=N keeps "
+    "them in host memory, once a machine: docs/several-gpus.md"
+)
+
 
 def assigned(overrides: Iterable[str]) -> dict[str, str]:
     """The settings that `key=value` texts assign, with their raw values."""
@@ -53,9 +60,11 @@ def legible(name: str) -> str:
 
 
 def nearest_setting(name: str, settings: Sequence[str]) -> str:
-    """The one of the plan's `settings` that was probably meant."""
+    """The one of the plan's `settings` that was probably meant, or does that one's work."""
     import difflib
 
+    if name.partition(".")[0].lower() in SHARDING:
+        return SHARDED
     close = difflib.get_close_matches(name, settings, n=1, cutoff=0.5)
     return f"did you mean {close[0]}?" if close else "see docs/plan.md for the settings"
 

@@ -21,22 +21,22 @@ NAME = "lisa-preflight"
 
 def cache_folder() -> Path:
     """For what can be computed again: features, forecasts, contexts, compiled code."""
-    return _usable(_usual("user_cache_path")) or _temporary() / "cache"
+    return usable(_usual("user_cache_path")) or _temporary() / "cache"
 
 
 def data_folder() -> Path:
     """For the user's own rows of the tested table."""
-    return _usable(_usual("user_data_path")) or _temporary() / "data"
+    return usable(_usual("user_data_path")) or _temporary() / "data"
 
 
 def caches_stay() -> bool:
     """Whether the user's own folder for caches can be written."""
-    return _usable(_usual("user_cache_path")) is not None
+    return usable(_usual("user_cache_path")) is not None
 
 
 def libraries_caches() -> dict[str, str]:
     """Variables that keep other libraries' caches out of a home that cannot be written."""
-    if _usable(Path(os.path.expanduser("~")) / ".cache"):
+    if usable(Path(os.path.expanduser("~")) / ".cache"):
         return {}
     return {
         "HF_HOME": str(cache_folder() / "huggingface"),
@@ -56,7 +56,7 @@ def _usual(kind: str) -> Path | None:
     return found if found.is_absolute() else None  # older versions answer "~/.cache"
 
 
-def _usable(folder: Path | None) -> Path | None:
+def usable(folder: Path | None) -> Path | None:
     """The folder, if files can be made in it or it can be made; None if not. Nothing is left."""
     if folder is None:
         return None

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, get_args
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
 from profiles.records import Frozen
 
@@ -42,6 +42,16 @@ class Settings(Frozen):
     """A table of settings: checked by default values too, and finite."""
 
     model_config = ConfigDict(validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Python takes true for 1. As a text no number takes it."""
+        if isinstance(value, bool):
+            kind = cls.model_fields[str(info.field_name)].annotation
+            if {int, float} & {kind, *get_args(kind)}:
+                return str(value).lower()
+        return value
 
 
 class Lora(Settings):

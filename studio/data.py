@@ -141,7 +141,7 @@ def import_(asked: Import, places: Places, progress: Progress) -> dict[str, Any]
     words = f"{items} items on {counted(done.pictures, 'picture')}"
     words += f"; {counted(done.left_out, 'picture')} without an item" if done.left_out else ""
     notes = [
-        *map(in_fields, done.assumed),
+        *map(in_fields, (*done.by_name, *done.assumed)),
         *([broken.left_out_line(done.broken)] if done.broken else []),
     ]
     return {"data": places.place(target), "words": words, "notes": notes}

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import typer
+
+from profiles.exits import EXIT_USAGE, fail
 from profiles.places import cache_folder
 from profiles.streams import tell
 
@@ -68,11 +72,32 @@ def try_segments(plan: Plan) -> None:
 
 def clear_leftover_variables() -> None:
     """Called first: remove variables of an earlier session that would override the plan."""
+    from profiles.environment import refused
     from trainer.parallel.launch import is_main, without_leftovers
 
     main = is_main()
     if (leftovers := without_leftovers(os.environ)) and (main or is_main()):
         tell(f"ignoring {', '.join(leftovers)} of this shell: the plan decides")
+    for name, allowed in refused(os.environ).items():
+        value = os.environ.pop(name)
+        if main or is_main():
+            tell(f"ignoring {name}={value} of this shell: allowed: {allowed}")
+
+
+def must_be_alone(what: str) -> None:
+    """End with exit code 2 where a launcher started several processes for what one does.
+
+    Each would do the whole of it, and write the same files.
+    """
+    from trainer.parallel.launch import is_launched, is_main
+
+    if not is_launched(os.environ) or os.environ["WORLD_SIZE"] == "1":
+        return
+    if is_main():
+        fail(f"{what} runs in one process, and a launcher started {os.environ['WORLD_SIZE']}\n"
+             "    hint: leave the launcher out; or unset RANK, LOCAL_RANK and WORLD_SIZE, if they "
+             "are left over in this shell")  # fmt: skip
+    raise typer.Exit(EXIT_USAGE)
 
 
 def use_threads(plan: Plan, say: Callable[[str], None]) -> None:
@@ -95,6 +120,19 @@ def work_offline() -> None:
     os.environ.update(at_home(os.environ))
 
 
+def _import_torch() -> None:
+    """Raises ValueError for names in TORCH_LOGS that torch does not know."""
+    try:
+        import torch  # noqa: F401
+    except ValueError:
+        if "TORCH_LOGS" not in os.environ:
+            raise
+        raise ValueError(
+            f"TORCH_LOGS={os.environ['TORCH_LOGS']}: torch does not know it; allowed: names that "
+            "torch lists with TORCH_LOGS=help\n    hint: unset TORCH_LOGS"
+        ) from None
+
+
 def import_libraries() -> None:
     """Import what a model needs: three seconds, a third less than with the two things left out.
 
@@ -102,9 +140,15 @@ def import_libraries() -> None:
     bitsandbytes would prepare four functions for torch's compiler, which takes 500 modules more;
     they stand in where a kernel is missing, and do that without it, too.
     """
+    if sys.flags.optimize > 1:
+        raise ValueError(
+            "PYTHONOPTIMIZE=2 or -OO: transformers needs docstrings; allowed: 0 and 1\n"
+            "    hint: unset PYTHONOPTIMIZE"
+        )
     before = os.environ.get(NO_COMPILER)
     os.environ[NO_COMPILER] = "1"
     gc.disable()
+    _import_torch()
     import trainer.model.build  # noqa: F401
 
     gc.freeze()

@@ -13,16 +13,11 @@ from advisor.cli.options import (
     PLOT_SUFFIXES,
     Card,
     DataDir,
-    Gpus,
     Json,
     Model,
-    Nodes,
     Prefer,
     Ram,
-    Settings,
-    SkipBroken,
     System,
-    Text,
     Vram,
     explained_names,
     is_plan,
@@ -34,6 +29,16 @@ from profiles.command_line import Recipe, Version
 from profiles.exits import fail
 from profiles.overrides import of_rank
 from profiles.recipe import with_recipe
+from profiles.shared_options import (
+    Gpus,
+    LoraRank,
+    Nodes,
+    Settings,
+    SkipBroken,
+    Text,
+    Unquantized,
+    Weights,
+)
 
 if TYPE_CHECKING:
     from profiles.measurement import DataCounts
@@ -55,16 +60,9 @@ class AskedOptions:
     data_dir: DataDir = None
     recipe: Recipe = None
     settings: Settings = None
-    weights: Annotated[
-        Text, typer.Option(metavar="FOLDER", help="Model folder of lisa-train convert, or random.")
-    ] = None
-    lora_r: Annotated[
-        int | None,
-        typer.Option("--lora-r", min=1, max=256, help="Set LoRA's rank, and alpha to twice that."),
-    ] = None
-    no_quantization: Annotated[
-        bool, typer.Option("--no-quantization", help="Keep the base weights as published.")
-    ] = False
+    weights: Weights = None
+    lora_r: LoraRank = None
+    no_quantization: Unquantized = False
     prefer: Prefer = "usual"
     gpus: Gpus = None
     nodes: Nodes = None

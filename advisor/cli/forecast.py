@@ -14,8 +14,6 @@ from advisor.cli.options import (
     DataDir,
     Json,
     Ram,
-    Settings,
-    SkipBroken,
     System,
     Vram,
     must_be_data,
@@ -25,6 +23,7 @@ from advisor.cli.options import (
 from advisor.memory.worst_sample import Worst
 from profiles.command_options import takes
 from profiles.exits import EXIT_FAILED, EXIT_UNKNOWN, fail
+from profiles.shared_options import Settings, SkipBroken
 from profiles.streams import say, tell
 from profiles.text import counted
 

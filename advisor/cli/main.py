@@ -143,12 +143,15 @@ def doctor_command(
     from advisor.report.text import print_checks
     from advisor.request import wanted_model
 
+    if as_json and as_report:
+        fail("--json and --report: give one of the two")
     machine = probe()
     with advice_errors():
         wanted = wanted_model(model, None)
     checks = examine(machine, offline, (lambda line: None) if as_json else tell, wanted)
     if as_json:
-        say(json.dumps([check.model_dump() for check in checks], indent=2))
+        found = [check.model_dump() for check in checks]
+        say(json.dumps({"answer": answer(machine, checks), "checks": found}, indent=2))
     elif as_report:
         say(f"{report(machine, checks)}\n{answer(machine, checks)}")
     else:

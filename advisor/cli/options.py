@@ -15,6 +15,7 @@ from profiles.command_line import MODEL_HELP, gpu_names, model_names
 from profiles.exits import fail
 from profiles.own_files import is_marked, refuse_others
 from profiles.preferences import Preference
+from profiles.shared_options import Text
 from profiles.sizes import GIB, parse_size
 from profiles.streams import say, tell
 from profiles.text import brief
@@ -58,9 +59,6 @@ def _listed(name: str | None) -> str | None:
     raise typer.Exit
 
 
-Text = str | None
-
-
 Model = Annotated[
     Text, typer.Option(help=f"{MODEL_HELP} Default: one that fits.", autocompletion=model_names)
 ]
@@ -98,27 +96,9 @@ Ram = Annotated[
 ]
 
 
-Gpus = Annotated[
-    int | None,
-    typer.Option(metavar="N", min=1, help="Train on N cards of a machine, one process on each."),
-]
-
-
-Nodes = Annotated[
-    int | None,
-    typer.Option(metavar="M", min=1, help="Train on M machines, each with --gpus cards."),
-]
-
-
 Prefer = Annotated[
     Preference,
     typer.Option(help="What counts first among plans that fit: docs/advice.md."),
-]
-
-
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Set a setting of the plan. Repeatable."),
 ]
 
 
@@ -127,11 +107,6 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 DataDir = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Count the longest sample of this data set.")
-]
-
-
-SkipBroken = Annotated[
-    Text, typer.Option(metavar="N|all", help="Skip up to N broken entries of the data.")
 ]
 
 

@@ -17,8 +17,8 @@ export function setUpData(section, shared) {
   const check = h("button", { type: "button", id: "data-check", onclick: () => busy(check, found, async () => showCheck(await ask("check", { data: needed() }, telling(found)))) }, "Check");
   const preview = h("button", { type: "button", id: "data-preview", onclick: () => busy(preview, found, async () => {
     const sheet = await picture("sheet", { data: needed(), split: split.value, seed: seed++ });
-    found.replaceChildren(h("div", { class: "sheet", tabindex: 0 }, h("img", { id: "data-sheet", src: sheet, alt: `Items of ${split.value}: targets blue, ignored regions yellow` })),
-      h("p", { class: "note" }, "Targets blue, ignored regions yellow. Press Preview again for other items."));
+    found.replaceChildren(h("div", { class: "sheet", tabindex: 0 }, h("img", { id: "data-sheet", src: sheet, alt: `Items of ${split.value}: targets blue, ignored regions violet` })),
+      h("p", { class: "note" }, "Targets blue, ignored regions violet. Press Preview again for other items."));
   }) }, "Preview");
 
   function showCheck(told) {

@@ -92,7 +92,8 @@ export function setUpRuns(section, shared) {
   const titles = (place) => (place.endsWith("overlay.png") ? "Validation questions, predictions and truths" : `The worst and the best answers, ${place.split("/").at(-2).replace("evaluation-", "")}`);
   async function showPictures(told) {
     const sheets = await Promise.all(told.pictures.map(async (place) => h("figure", {}, h("figcaption", {}, titles(place)), h("div", { class: "sheet", tabindex: 0 }, h("img", { alt: titles(place), src: await picture("picture", { picture: place, most: 2400 }) })))));
-    at("runs-pictures")?.replaceChildren(...sheets);
+    const legend = h("p", { class: "note" }, "Prediction red, truth blue; violet is ignored: no score counts it.");
+    at("runs-pictures")?.replaceChildren(...sheets, sheets.length ? legend : "");
   }
 
   // Look again until what was started has ended.

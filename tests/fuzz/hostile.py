@@ -117,6 +117,18 @@ def lines(draw: Draw, rows: list[Any], header: str = "") -> bytes:
     return damaged(draw, data) if draw(st.integers(0, 3)) == 0 else data
 
 
+@st.composite
+def spaced(draw: Draw, rows: list[Any]) -> bytes:
+    """Lines of fields between blanks, with the ends and the blanks of any system."""
+    blank = draw(st.sampled_from([" ", " ", "\t", "  ", ",", "\u3000", "\0"]))
+    end = draw(st.sampled_from(["\n", "\n", "\r\n", " \n\n", "\r", "\x85", "\v"]))
+    changes = changed(draw, rows)
+    fields = [row if isinstance(row, list) else [row] for row in changes]
+    told = [blank.join(RAW.get(str(one), str(one)) for one in row) for row in fields]
+    data = (end.join(told) + end).encode("utf-8", errors="surrogatepass")
+    return damaged(draw, data) if draw(st.integers(0, 3)) == 0 else data
+
+
 def damaged(draw: Draw, data: bytes) -> bytes:
     """Bytes cut off, put in, turned or doubled."""
     how = draw(st.sampled_from(["cut", "put in", "turn", "double", "nothing", "zeros"]))

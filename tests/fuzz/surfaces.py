@@ -35,7 +35,7 @@ from profiles.tested import parse_table
 from tests.brush import packed
 from tests.conftest import tiny_plan
 from tests.fuzz import hostile
-from tests.fuzz.hostile import Draw, changed, documents, lines, odd, spelled, tensor_files
+from tests.fuzz.hostile import Draw, changed, documents, lines, odd, spaced, spelled, tensor_files
 from trainer import adapter_files
 from trainer.answer.questions import read_questions
 from trainer.answer.trained_model import find_trained
@@ -376,6 +376,15 @@ SA2VA: list[Any] = [
               {"size": [HEIGHT, WIDTH], "counts": RUNS}]}
     for number in (1, 2)
 ]  # fmt: skip
+YOLO: dict[str, Any] = {
+    "path": "/home/someone/cups", "train": "../images/train", "val": ["lists/val.txt"], "nc": 2,
+    "names": {"0": "trash can", "1": "no"},
+}  # fmt: skip
+LABELS: list[Any] = [
+    [0, 0.1, 0.1, 0.8, 0.15, 0.6, 0.8],
+    [1, 0.5, 0.5, 0.9, 0.5, 0.9, 1.02, 0.5, 0.9],
+]
+LISTED: list[Any] = ["data/images/val/2.png", "./images/val/2.png"]
 QUESTIONS = [
     {"picture": "1.png", "label": "trash can", "question": "Where does the paper go?"},
     {"picture": "2.png", "label": "Trash_can", "question": "What is to be emptied?"},
@@ -427,6 +436,28 @@ def feed_label_studio(data: bytes, root: Path) -> bool:
 def feed_sa2va(data: bytes, root: Path) -> bool:
     source = _with_pictures(root / "source") / "annotations.json"
     source.write_bytes(data)
+    return _imported(source, root)
+
+
+@st.composite
+def of_yolo(draw: Draw) -> tuple[str, bytes]:
+    """One of a folder's files: the classes, labels of a picture, or the list of a split."""
+    if draw(st.booleans()):
+        name, rows = draw(st.sampled_from([("labels/train/1.txt", LABELS), ("val.txt", LISTED)]))
+        return name, draw(spaced(rows))
+    return "data.yaml", draw(documents(YOLO))
+
+
+def feed_yolo(case: tuple[str, bytes], root: Path) -> bool:
+    source, (name, data) = _with_pictures(root / "source"), case
+    files: dict[str, bytes] = {"data.yaml": _json(YOLO), "val.txt": b"images/val/2.png\n"}
+    for one in ("train/1", "val/2"):
+        files[f"labels/{one}.txt"] = b"0 0.1 0.1 0.8 0.1 0.8 0.8\n"
+        files[f"images/{one}.png"] = (source / f"{one[-1]}.png").read_bytes()
+    files[name] = data
+    for path, content in files.items():
+        (source / path).parent.mkdir(parents=True, exist_ok=True)
+        (source / path).write_bytes(content)
     return _imported(source, root)
 
 
@@ -841,6 +872,7 @@ SURFACES = (
     Surface("LabelMe import", documents(LABELME), feed_labelme, _json(LABELME), (DataError,)),
     Surface("Label Studio import", documents(LABEL_STUDIO), feed_label_studio,
             _json(LABEL_STUDIO), (DataError,)),
+    Surface("YOLO import", of_yolo(), feed_yolo, ("data.yaml", _json(YOLO)), (DataError,)),
     Surface("Sa2VA import", documents(SA2VA), feed_sa2va, _json(SA2VA), (DataError,)),
     Surface("import's questions", _CSV | _JSONL, feed_questions, ("q.jsonl", _lines(QUESTIONS)),
             (DataError,)),

@@ -293,6 +293,18 @@ def test_override(assignment, setting, value):
     assert getattr(Plan().override([assignment]), setting) == value
 
 
+@pytest.mark.parametrize(
+    ("name", "must"),
+    [("workers", "a whole number"), ("max_train_samples", "a whole number"),
+     ("schedule.learning_rate", "a number")],
+)  # fmt: skip
+def test_true_is_no_number(name, must):
+    """Python takes it for 1: a run would train on one sample."""
+    with pytest.raises(PlanError, match=rf"{name}: must be {must} \(got 'true'\)"):
+        Plan().override([f"{name}=true"])
+    assert Plan().override(["host_embeddings=true"]).host_embeddings
+
+
 def test_override_brings_lora_back():
     assert Plan(lora=None).override(["lora.rank=4"]).lora == Lora(rank=4)
 
@@ -305,6 +317,8 @@ def test_override_brings_lora_back():
         ("micro_batch", "must read key=value"),
         ("=4", "must read key=value"),
         ("zzzzqq=1", "no such setting"),
+        ("parallel=fsdp2", "weights are not sharded (FSDP2): host_layers=N"),
+        ("fsdp.offload=true", "processes=N trains on N cards by DDP"),
     ],
 )
 def test_an_override_that_names_nothing(assignment, words):

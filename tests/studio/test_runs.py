@@ -178,11 +178,12 @@ def test_runs_are_compared_picture_by_picture(page: Page, folder: Path) -> None:
     # Far apart from picture to picture, and still one is better than the other on each.
     base = np.linspace(0, 0.9, 40)
     score(folder, (base + np.tile([0.05, 0.06], 20)).tolist())
-    clear = "val: first − second: gIoU +0.055 [+0.054, +0.057] on 40 questions"
+    clear = "val: first is better than second: gIoU +0.055 (95 % interval +0.054 to +0.057, "
+    clear += "40 questions)"
     assert compared(base.tolist()) == clear
     unclear = compared(base[::-1].tolist())
-    assert unclear.startswith("val: first − second: gIoU +0.055 [-0.")
-    assert unclear.endswith("other questions could turn it round")
+    assert unclear.startswith("val: too close to call: first has gIoU +0.055 against second (95")
+    assert unclear.endswith("the other run could be ahead")
     assert compared([0.1, 0.2]).endswith("were scored on different questions")
     assert compared(base.tolist(), answers="generated") == ""  # nothing to compare it with
     assert compared(base.tolist(), data="/a/street") == ""
@@ -190,7 +191,9 @@ def test_runs_are_compared_picture_by_picture(page: Page, folder: Path) -> None:
     (folder / "evaluation-val" / "images.jsonl").write_text("[" * 9999)
     assert compared(base.tolist()).endswith("different questions")
     score(folder, [0.5])
-    assert compared([0.25]) == "val: first − second: gIoU +0.250 on 1 question"
+    assert compared([0.25]) == (
+        "val: first has gIoU +0.250 against second; 1 question cannot tell which is better"
+    )
 
 
 def test_a_run_that_may_not_be_written_into_is_scored_beside(

@@ -10,10 +10,10 @@ import typer
 
 from profiles.exits import EXIT_USAGE, fail
 from profiles.files import refused
+from profiles.shared_options import SkipBroken, Text
 from profiles.streams import say, tell
 from profiles.text import counted
 from trainer.cli.console import LineProgress, sigterm_as_ctrl_c, user_errors
-from trainer.cli.options import SkipBroken, Text
 
 
 def synthesise(
@@ -79,9 +79,7 @@ def import_(
     whole = counted(done.pictures, "picture")
     without = counted(done.left_out, "picture")
     say(f"{target}: {items} items on {whole}; {without} without an item")
-    if questions is None:
-        say("note: no --questions: the model is asked for each label by its name")
-    for what in done.assumed:
+    for what in (*done.by_name, *done.assumed):
         say(f"note: {what}")
     if done.broken:
         say(broken.left_out_line(done.broken, target / broken.LIST))
@@ -105,7 +103,7 @@ def preview(
         lines = write_preview(data, split, count, seed, out, leave)
     for one in leave.left_out:
         tell(f"left out: {one}")
-    say("\n".join([*lines, f"{out}: target blue, ignored yellow"]))
+    say("\n".join([*lines, f"{out}: target blue, ignored violet"]))
 
 
 def _in_words(counts: Mapping[str, Any]) -> str:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from profiles.files import made
+from profiles.shared_options import Settings, SkipBroken
 from profiles.sizes import MIB
 from profiles.streams import say, tell
 from profiles.text import one_line
 from trainer.cli.console import reporter, sigterm_as_ctrl_c, user_errors
-from trainer.cli.options import Settings, SkipBroken
 from trainer.cli.segment import planned
 from trainer.process import feature_cache, import_libraries, work_offline
 from trainer.run.folder import newest_run

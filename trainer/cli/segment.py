@@ -11,19 +11,20 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import typer
 
 from profiles.command_line import Commands, Version
-from profiles.command_options import takes
+from profiles.command_options import given, takes, takes_only
 from profiles.environment import own_card
 from profiles.exits import fail
 from profiles.files import made, refused
 from profiles.own_files import refuse_others
+from profiles.shared_options import Settings
 from profiles.streams import say, set_streams, tell
 from profiles.text import one_line, some
 from trainer.cli.console import user_errors
-from trainer.cli.options import Settings
 from trainer.process import (
     clear_leftover_variables,
     feature_cache,
     import_libraries,
+    must_be_alone,
     try_segments,
     use_allocator,
     use_threads,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from trainer.answer.trained_model import Trained
 
 app = Commands()
+OF_SERVER = {"host", "port"}  # options that say where --serve listens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,9 +95,12 @@ def segment(context: typer.Context, options: SegmentOptions) -> None:
     Exit codes: 0 every answer has a mask, 1 some have none, a picture cannot be read or the card
     is too small, 2 bad usage.
     """
+    must_be_alone("lisa-segment")
     work_offline()
     if options.serve:
         return _served(options)
+    if other := given(options) & OF_SERVER:
+        fail(f"--{min(other)} needs --serve")
     if options.image is None:
         fail("IMAGE is missing\n    hint: lisa-segment --help; a folder with --questions FILE; "
              "--serve gets pictures over HTTP")  # fmt: skip
@@ -141,8 +146,8 @@ def _asked(options: SegmentOptions, image: Path) -> tuple[list[dict[str, Any]], 
 
 def _served(options: SegmentOptions) -> None:
     """Answer over HTTP until Ctrl-C."""
-    if options.image is not None:
-        fail("--serve gets its pictures over HTTP\n    hint: leave out IMAGE")
+    takes_only(options, {"run", "serve", "set_", *OF_SERVER},
+               "--serve gets pictures and questions over HTTP")  # fmt: skip
     from trainer.answer.trained_model import find_trained
     from trainer.cli.serve import serve
 

@@ -13,8 +13,9 @@ import typer
 
 from profiles.exits import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OUT_OF_MEMORY, fail
 from profiles.files import held, sweep, write_whole
+from profiles.places import usable
 from profiles.streams import tell
-from profiles.text import argument, operand
+from profiles.text import argument, counted, operand
 from trainer.cli.console import LineProgress
 from trainer.cli.one_process import train_here
 from trainer.cli.planned_run import Data, PlannedRun, read_data, write_start
@@ -111,7 +112,28 @@ def _checked(run: PlannedRun, data: Data) -> tuple[PlannedRun, Path | None]:
         check_plan(run.plan, Plan.read(checkpoint / "plan.json"))
     if run.changed is not None:
         _check_weights(run, checkpoint)
+    if not usable(started.cache):
+        _check_features(run.plan, data, started.cache)
     return replace(run, started=started), checkpoint
+
+
+def _check_features(plan: Plan, data: Data, cache: Path) -> None:
+    """Raise CannotResume if features would have to be built in a folder that takes no files.
+
+    Of a mixture only the pictures to validate on are looked for: which others it shows is drawn.
+    """
+    import_libraries()
+    from trainer.data.samples import image_paths
+    from trainer.run.feature_caches import lacking
+    from trainer.run.started import CannotResume
+
+    train = data.train if isinstance(data.train, list) else []
+    if without := lacking(plan, image_paths(train, data.val), cache):
+        raise CannotResume(
+            f"--cache-dir {argument(cache)}: cannot be written, and lacks features of "
+            f"{counted(len(without), 'picture')}, such as {without[0].name}\n"
+            "    hint: name a folder that can be written, or one with all features"
+        )
 
 
 def _check_weights(run: PlannedRun, checkpoint: Path | None) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from profiles.command_line import Commands, model_names
-from profiles.command_options import must_be_bare, takes
+from profiles.command_options import must_be_bare, takes, takes_only
 from profiles.exits import EXIT_FAILED, EXIT_INTERRUPTED, fail
 from profiles.models import converted
 from profiles.overrides import assigned
@@ -38,7 +38,13 @@ from trainer.parallel.launch import (
     leave_group,
     own_launcher,
 )
-from trainer.process import clear_leftover_variables, feature_cache, import_libraries, work_offline
+from trainer.process import (
+    clear_leftover_variables,
+    feature_cache,
+    import_libraries,
+    must_be_alone,
+    work_offline,
+)
 from trainer.run.folder import LATEST, RECORD, new_run, newest_run
 
 if TYPE_CHECKING:
@@ -57,9 +63,13 @@ def train(context: typer.Context, options: TrainOptions) -> None:
     """Train LISA on ReasonSeg data, with the advisor's plan or a plan file, and your settings."""
     if context.invoked_subcommand not in ("convert", "export"):  # which may use the hub
         work_offline()
+    command = context.invoked_subcommand or ("--check-data" if options.check_data else "")
+    if command not in ("", "worker"):  # a training, and a rank of one
+        must_be_alone(f"lisa-train {command}")
     if context.invoked_subcommand is not None:
         return must_be_bare(context, options)
     if options.check_data is not None:
+        takes_only(options, {"check_data", "skip_broken"}, "--check-data looks at data alone")
         raise typer.Exit(check_data_folder(options.check_data, options.skip_broken))
     if options.auto and options.plan is not None:
         fail("--auto and --plan: give one of the two")
@@ -243,6 +253,9 @@ def _resolve(options: TrainOptions, data: Path) -> tuple[Plan, Advice | None]:
     packaged = model_profile(advice.model).packaged
     tries = not options.auto and packaged and advice.verdict == "UNKNOWN"
     if advice.plan is None or (advice.exit_code and not tries):
+        for finding in advice.findings:
+            if finding.where == advice.model and finding.fix:
+                tell(f"    hint: {finding.fix}")
         raise typer.Exit(advice.exit_code)
     return as_launched(advice.plan, assigned(assignments)), advice
 

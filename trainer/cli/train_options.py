@@ -13,7 +13,16 @@ from profiles.command_line import MODEL_HELP, Recipe, Version, model_names
 from profiles.overrides import must_agree, of_rank
 from profiles.preferences import Preference
 from profiles.recipe import with_recipe
-from trainer.cli.options import Settings, SkipBroken, Text
+from profiles.shared_options import (
+    Gpus,
+    LoraRank,
+    Nodes,
+    Settings,
+    SkipBroken,
+    Text,
+    Unquantized,
+    Weights,
+)
 from trainer.parallel.launch import started_here
 from trainer.run.folder import LATEST
 from trainer.run.trackers import TENSORBOARD, TRACKERS, read_trackers
@@ -49,31 +58,16 @@ class TrainOptions:
         Preference,
         typer.Option(help="With --auto: what counts first among plans that fit."),
     ] = "usual"
-    gpus: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", min=1, help="Train on N cards of a machine, one process on each."
-        ),
-    ] = None
-    nodes: Annotated[
-        int | None,
-        typer.Option(
-            metavar="M", min=1, help="With torchrun: train on M machines, each with --gpus cards."
-        ),
-    ] = None
-    weights: Annotated[
-        Text,
-        typer.Option(metavar="FOLDER", help="Folder that lisa-train convert wrote, or random."),
-    ] = None
+    gpus: Gpus = None
+    nodes: Nodes = None
+    weights: Weights = None
     adapter: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Start from this LoRA adapter: PEFT's, or an export."),
     ] = None
-    no_quantization: Annotated[
-        bool, typer.Option("--no-quantization", help="Keep the base weights as published.")
-    ] = False
+    no_quantization: Unquantized = False
     use_lora: Annotated[bool, typer.Option("--use-lora", help="Add LoRA adapters.")] = False
-    lora_r: Annotated[int | None, typer.Option(help="LoRA rank; alpha is twice that.")] = None
+    lora_r: LoraRank = None
     lora_alpha: Annotated[
         float | None, typer.Option(help="LoRA alpha, where it is not to follow --lora-r.")
     ] = None

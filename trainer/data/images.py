@@ -51,8 +51,17 @@ def read_image(path: Path) -> ByteArray:
 
 def size_of(path: Path) -> Size:
     """Height and width of a picture as `read_image` gives it, from its header. Raises DataError."""
+    return _size(path, lambda image: None)
+
+
+def whole_size_of(path: Path) -> Size:
+    """The same of a picture that can be decoded as a whole. Raises DataError."""
+    return _size(path, load_whole)
+
+
+def _size(path: Path, read: Callable[[Image.Image], object]) -> Size:
     report = Report(Path(path))
-    opened = open_image(report, lambda image: None, _ALL_FORMATS)
+    opened = open_image(report, read, _ALL_FORMATS)
     if opened is None:
         raise DataError(report.findings)
     return opened[0]

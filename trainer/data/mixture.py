@@ -26,7 +26,7 @@ from trainer.data.formats.reasonseg import (
     read_split,
 )
 from trainer.data.formats.reasonseg import check as check_reason_seg
-from trainer.data.images import read_image
+from trainer.data.images import whole_size_of
 from trainer.data.pictures import DataSet, Picture, Scanned
 from trainer.data.threads import in_threads
 from trainer.reporter import Progress
@@ -194,7 +194,7 @@ def nothing_left(summary: Summary) -> str:
 
 def _problems(picture: Picture) -> Sequence[Finding]:
     try:
-        height, width = read_image(picture.image_path).shape[:2]
+        height, width = whole_size_of(picture.image_path)
         for paint in picture.all_masks():
             paint(height, width)
     except DataError as error:

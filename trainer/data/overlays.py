@@ -27,8 +27,8 @@ Colour = tuple[int, int, int]
 Picture = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 
-PREDICTED, TRUE, IGNORED = (255, 60, 0), (0, 200, 255), (255, 220, 0)
-COLOURS = (PREDICTED, TRUE, IGNORED, (160, 60, 255), (0, 220, 90), (255, 110, 200), (0, 70, 255),
+PREDICTED, TRUE, IGNORED = (255, 60, 0), (0, 200, 255), (160, 60, 255)
+COLOURS = (PREDICTED, TRUE, IGNORED, (230, 160, 0), (0, 220, 90), (255, 110, 200), (0, 70, 255),
            (150, 90, 30))  # of several masks  # fmt: skip
 OPACITY, DIMMED = 0.35, 0.45
 TILE, TITLE = 256, 20  # pixels of a sheet

@@ -10,6 +10,7 @@ from typing import Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from profiles.text import is_text
 from trainer.data.findings import Finding, Report
 from trainer.prompts import (
     RESERVED_TOKENS,
@@ -125,10 +126,12 @@ def random_choice(rng: np.random.Generator) -> Callable[[Sequence[str]], str]:
 def as_phrase(report: Report, what: str, text: object) -> str | None:
     """A phrase as used in a question, in lower case; None if it is blank.
 
-    Also None, with a finding added, if it is not text or contains one of the model's tokens.
+    Also None, with a finding added, if it is not text, has half a character, or contains one of
+    the model's tokens.
     """
-    if not isinstance(text, str) or any(token in text.lower() for token in _RESERVED):
-        allowed = f"text without {', '.join(RESERVED_TOKENS)}"
+    whole = isinstance(text, str) and is_text(text)
+    if not isinstance(text, str) or not whole or any(one in text.lower() for one in _RESERVED):
+        allowed = f"text without {', '.join(RESERVED_TOKENS)}, in whole characters"
         report.add(what, text, allowed, "correct the annotation or take it out")
         return None
     phrase = " ".join(text.lower().split())

@@ -54,7 +54,7 @@ def make_accelerator(plan: Plan, log_with: Sequence[Any] | None = None) -> Accel
         accelerator.state.device = torch.device("cpu")
     if accelerator.num_processes != plan.processes:
         raise ValueError(
-            f"the plan is for {plan.processes} processes, {accelerator.num_processes} were started"
+            f"the plan's processes: {plan.processes}; started: {accelerator.num_processes}"
             f"\n    hint: --set processes={accelerator.num_processes}, or leave the launcher out: "
             "lisa-train starts the plan's processes"
         )

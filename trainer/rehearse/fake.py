@@ -24,7 +24,6 @@ from profiles.plan import Plan
 from profiles.sizes import MIB
 from trainer.data.samples import padded_length
 from trainer.hardware import versions
-from trainer.model.adapters import AdaptedLinear
 from trainer.model.build import fill, skeleton, some_tokenizer
 from trainer.model.footprint import SMALLEST_PAGED, component_of
 from trainer.model.layers.decoder import Rope, RunLayer, run_layer
@@ -291,15 +290,7 @@ def _load(
         cpu = torch.device("cpu")
         source = DrawnShapes("cpu") if plan.weights == "random" else ShapesAlone("cpu")
         fill(model, plan, tokenizer, cpu, source, linear_of=once).train()
-        _keep_dropout_masks(model)
     return mode
-
-
-def _keep_dropout_masks(model: SegmentationModel) -> None:
-    """CUDA's dropout makes its mask at probability 0 too, the CPU's does not."""
-    for module in model.modules():
-        if isinstance(module, AdaptedLinear):
-            module.dropout = module.dropout or 1e-9
 
 
 def _repeat_layers(model: SegmentationModel, trace: MemoryTrace, plan: Plan) -> None:

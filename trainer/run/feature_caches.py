@@ -61,6 +61,16 @@ def prepare_caches(
     return caches
 
 
+def lacking(plan: Plan, images: list[Path], root: Path) -> list[Path]:
+    """The pictures of which `root` lacks features that the plan names."""
+    if not plan.cached_encoders:
+        return []
+    fingerprint = weight_source(plan).fingerprint
+    keys = [encoder_key(plan, encoder, fingerprint) for encoder in plan.cached_encoders]
+    caches = [FeatureCache(root, key) for key in keys]
+    return [one for one in images if not all(cache.entry(one).is_file() for cache in caches)]
+
+
 def share_of(images: list[Path], ranks: Ranks) -> list[Path]:
     """The pictures of this rank, every one in the share of one rank of each machine.
 

@@ -212,6 +212,14 @@ def test_the_doctor_ends_with_a_plain_answer() -> None:
     assert answer(Machine(), [good]).startswith("ready to train lisa-tiny alone")
 
 
+def test_the_doctors_json_has_the_answer_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_selftest", lambda device: HEALTHY)
+    monkeypatch.setattr("advisor.machine.probe.probe", Machine)
+    found = json.loads(run("doctor", "--offline", "--json").stdout)
+    assert found["answer"].startswith("ready to train lisa-tiny alone")
+    assert {check["name"] for check in found["checks"]} >= {"driver", "libraries"}
+
+
 def test_the_report_names_no_folder_and_no_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_selftest", lambda device: HEALTHY)
     text = report(MACHINE, examine(MACHINE, offline=True))

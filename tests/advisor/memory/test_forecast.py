@@ -23,7 +23,7 @@ from advisor.rehearsal import BadQuestion, RehearsalFailed
 from profiles import environment as surroundings
 from profiles.exchange import exchange, gradient_bytes, nccl_bytes
 from profiles.grid import estimate
-from profiles.host_memory import shared_host_bytes
+from profiles.host_memory import LIBRARIES_BYTES, shared_host_bytes
 from profiles.plan import Plan
 from profiles.sizes import gib
 from tests.conftest import PHOTOS, tiny_plan
@@ -63,7 +63,7 @@ def test_tiers_build_on_each_other(cache: Path) -> None:
     assert [tier.name for tier in found.tiers] == ["tensors", "pool", "process", "host"]
     assert 0 < tensors.bytes <= pool.bytes < process.bytes
     assert process.bytes - pool.bytes == OTHERS.plain_bytes
-    assert host.bytes >= module.HOST_BASE_BYTES
+    assert host.bytes >= LIBRARIES_BYTES
     assert found.verdict == "UNKNOWN" and found.exit_code == 0
     # With expandable segments a block is as large as its tensor, to 512 bytes.
     assert tensors.bytes == max(found.phases.values())

@@ -26,8 +26,11 @@ def test_the_first_run_is_compared_with_every_other(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["compare", *map(str, (first, *others))])
     assert done.exit_code == 0, done.stderr
     assert done.stdout.splitlines() == [
-        f"val: a − {name}: gIoU +0.200 [+0.200, +0.200] on 4 questions" for name in "bc"
+        f"val: a is better than {name}: gIoU +0.200 (95 % interval +0.200 to +0.200, 4 questions)"
+        for name in "bc"
     ]
+    turned = CliRunner().invoke(app, ["compare", str(others[0]), str(first)])
+    assert turned.stdout.startswith("val: a is better than b: gIoU +0.200 (95 % interval +0.200")
 
 
 @pytest.mark.parametrize(

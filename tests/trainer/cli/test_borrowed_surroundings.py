@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 
 from profiles import places
-from profiles.environment import at_home, borrowed
+from profiles.environment import at_home, borrowed, refused
 from profiles.tested import append, keep, read_table, shipped_table, user_table_path
 from tests.conftest import ROOT, tiny_plan
 from trainer.atomic_folder import apply_umask
@@ -27,6 +27,7 @@ from trainer.convert.convert import Shards
 from trainer.data.feature_cache import FeatureCache
 from trainer.data.synthetic.dataset import write_dataset
 from trainer.parallel.launch import without_leftovers
+from trainer.process import clear_leftover_variables
 from trainer.run import checkpoint, write_failure
 from trainer.run.write_failure import NotWritten
 
@@ -175,6 +176,37 @@ def test_what_would_overrule_the_plan_is_taken_out() -> None:
     assert "ACCELERATE_USE_DEEPSPEED=true" in said
     assert HARMLESS.items() <= at_home(FOREIGN | HARMLESS).items()
     assert not FOREIGN.keys() & at_home(FOREIGN | HARMLESS).keys()
+
+
+def test_what_a_library_would_end_on_is_left_out_with_what_is_allowed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    bad = {"ACCELERATE_LOG_LEVEL": "loud", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "file" / "x"),
+           "TORCH_DISTRIBUTED_DEBUG": "", "HF_HUB_DOWNLOAD_TIMEOUT": "1s"}  # fmt: skip
+    assert refused(bad).keys() == bad.keys() and refused(HARMLESS) == {}
+    good = {"ACCELERATE_LOG_LEVEL": "debug", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "new")}
+    assert refused(good) == {} and good.items() <= at_home(good).items()
+    home = at_home(bad | {"PYTHONOPTIMIZE": "2"})
+    assert not {"ACCELERATE_LOG_LEVEL", "PYTHONOPTIMIZE"} & home.keys()
+    assert home["TORCHINDUCTOR_CACHE_DIR"] == at_home({})["TORCHINDUCTOR_CACHE_DIR"]
+    for name, value in bad.items():
+        monkeypatch.setenv(name, value)
+    clear_leftover_variables()
+    said = capsys.readouterr().err.splitlines()
+    assert not bad.keys() & os.environ.keys() and len(said) == len(bad)
+    assert said[0].startswith("ignoring ACCELERATE_LOG_LEVEL=loud of this shell: allowed: debug, ")
+
+
+@pytest.mark.parametrize("variable", ["TORCH_LOGS=nonsense", "PYTHONOPTIMIZE=2"])
+def test_a_variable_with_which_no_library_can_be_imported_is_named(variable: str) -> None:
+    name, _, value = variable.partition("=")
+    script = "from trainer.process import import_libraries as load; load()"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,
+                          env=os.environ | {name: value, "PYTHONPATH": str(ROOT)})  # fmt: skip
+    *_, said, hint = done.stderr.splitlines()
+    assert f"ValueError: {variable}" in said and "allowed: " in said
+    assert hint == f"    hint: unset {name}"
 
 
 def test_a_launcher_may_say_that_it_is_for_the_cpu() -> None:

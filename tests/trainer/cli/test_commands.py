@@ -45,6 +45,8 @@ def call(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     [
         (["--check-data", str(PHOTOS)], 0, ""),
         (["--check-data", "no-such-folder"], 2, "no-such-folder"),
+        (["--check-data", str(PHOTOS), "--set", "seed=1", "--lora-r", "4"], 2,
+         "--check-data looks at data alone: leave out --lora-r, --set"),
         (["--auto", "--plan", "x.json"], 2, "one of the two"),
         (["--plan", "no-such.json", "--data-dir", "x"], 2, "no-such.json"),
         (["--resume", "no-such", "--output-dir", "x"], 2, "leave out --output-dir"),

@@ -66,6 +66,14 @@ def test_nor_by_a_plan_file(tmp_path: Path, here: Here) -> None:
 
 
 @WITHOUT_GPU
+def test_auto_says_what_to_do_about_settings_that_nobody_tried(tmp_path: Path, here: Here) -> None:
+    """It ends there; without --auto lisa-tiny tries them."""
+    untried = ["--auto", "--model", "tiny", "--set", "products=fp8"]
+    done = here(*untried, "--data-dir", PHOTOS, "--output-dir", tmp_path / "run")
+    assert done.returncode == 3 and "hint: leave out --set, or try" in done.stderr, done.stderr
+
+
+@WITHOUT_GPU
 def test_a_missing_card_is_told_before_missing_weights(tmp_path: Path, here: Here) -> None:
     """Whoever lacks both would else convert 14 GiB first, and then be refused."""
     plan = tmp_path / "plan.json"

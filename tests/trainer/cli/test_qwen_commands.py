@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional
 from typer import Typer
 from typer.testing import CliRunner
 
@@ -25,6 +27,8 @@ from trainer.cli.segment import app as segment
 from trainer.cli.segment import planned
 from trainer.cli.train import app as train
 from trainer.model.build import build, read_tokenizer, save_model
+from trainer.model.weights import weight_source
+from trainer.run import checkpoint
 
 PICTURE = next((PHOTOS / "ReasonSeg").glob("train/*.jpg"))
 QUESTION = "What is red?"
@@ -44,7 +48,7 @@ def run(app: Typer, *arguments: str | Path, code: int = 0) -> str:
     return done.stdout if "--json" in arguments else done.output
 
 
-def written_plan(folder: Path) -> Path:
+def written_plan(folder: Path, **more: object) -> Path:
     """NF4 with caches, recomputed and host layers, on weights of random values."""
     plain = Plan.parse({
         "model": "small-qwen", "weights": "random", "device": "cpu", "dtype": "fp32",
@@ -63,7 +67,7 @@ def written_plan(folder: Path) -> Path:
     }  # fmt: skip
     given = plain.model_dump(mode="json") | {"accumulation": None}
     path = folder / "plan.json"
-    path.write_text(Plan.parse(given | settings).to_json())
+    path.write_text(Plan.parse(given | settings | more).to_json())
     return path
 
 
@@ -87,24 +91,52 @@ def test_it_trains_exports_merges_and_answers(tmp_path: Path) -> None:
     }  # fmt: skip
     texts = {name: said["answers"][0]["answer"] for name, said in answers.items()}
     assert texts["run"] == texts["export"] and texts["merged"]
-    masks = {
-        name: masks_of(find_trained(tmp_path / name, more), tmp_path / "cache")
-        for name, more in (("run", []), ("merged", []),
-                           ("export", [f"weights={tmp_path / 'weights'}"]))
-    }  # fmt: skip
-    assert np.array_equal(masks["run"], masks["export"])
 
 
-def masks_of(trained: Trained, cache: Path) -> np.ndarray:
-    """The masks of an answer of which one token is taken for [SEG]."""
-    segmenter = Segmenter(trained, [PICTURE], cache)
-    question = Question(PICTURE, QUESTION)
-    said = segmenter.tokenizer.tokenizer(segmenter.ask(question).text, add_special_tokens=False)
-    segmenter.model.seg_token_id = said.input_ids[1]
-    masks = segmenter.ask(question).masks
+def saying_seg(plan: Path, folder: Path) -> Path:
+    """A run whose adapters and heads have moved, and whose model answers with [SEG].
+
+    Random weights never do: the token's row is put where the states of an answer are.
+    """
+    facts = {"step": 1, "base": weight_source(chosen := Plan.read(plan)).fingerprint}
+    model = build(chosen, read_tokenizer(chosen), torch.device("cpu"))
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if ".lora_B." in name or "text_hidden_fcs" in name:
+            parameter.data += 0.05 * torch.randn_like(parameter)
+    checkpoint.save(folder / "best", model, chosen, facts)
+    segmenter = Segmenter(find_trained(folder), [PICTURE], folder.parent / "cache")
+    states: list[torch.Tensor] = []
+    with mock.patch.object(segmenter.model, "for_head", lambda one: states.append(one) or one):
+        segmenter.ask(Question(PICTURE, QUESTION))
+    rows = dict(segmenter.model.named_parameters())
+    (table,) = (value for name, value in rows.items() if name.endswith("embed_tokens.rows"))
+    place = segmenter.tokenizer.new_ids.index(segmenter.tokenizer.seg_id)
+    table.data[place] = 20 * functional.normalize(states[0][0].float(), dim=-1)
+    checkpoint.save(folder / "best", segmenter.model, chosen, facts)
+    return folder
+
+
+def test_a_run_its_export_and_the_merged_model_give_the_same_masks(tmp_path: Path) -> None:
+    """As `lisa-segment` writes them; merged weights are summed in another order."""
+    made = saying_seg(written_plan(tmp_path, quantization="none"), tmp_path / "run")
+    run(train, "export", made, tmp_path / "export")
+    run(train, "export", made, tmp_path / "merged", "--merge")
+    base = ["--set", f"weights={tmp_path / 'weights'}"]
+    found = {}
+    short = ["--set", "tokens.max_new_tokens=6"]
+    for name, more in (("run", []), ("export", base), ("merged", short)):
+        asked = [PICTURE, QUESTION, "--out", tmp_path / f"of-{name}", "--run", tmp_path / name]
+        assert "[SEG]" in run(segment, *asked, *more)
+        files = sorted((tmp_path / f"of-{name}").glob("*.mask*.png"))
+        found[name] = [np.asarray(Image.open(file)) for file in files]
     with Image.open(PICTURE) as picture:
-        assert len(masks) and masks.shape[1:] == picture.size[::-1]
-    return masks
+        assert found["run"][0].shape == picture.size[::-1]
+    assert len(found["run"]) == len(found["export"]) == len(found["merged"]) > 0
+    for whole, exported, merged in zip(*found.values(), strict=True):
+        assert np.array_equal(whole, exported)
+        assert np.mean(whole != merged) < 1e-3
+    assert any(0 < mask.mean() < mask.max() for mask in found["run"])
 
 
 def test_answering_is_forecast_for_the_largest_picture_that_is_asked_about(

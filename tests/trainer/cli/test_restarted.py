@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 import typer
+from typer.testing import CliRunner
 
 from profiles.plan import Plan
 from profiles.shortage import Shortage
@@ -123,3 +124,16 @@ def test_a_run_is_resumed_with_another_number_of_processes(
     now = Plan.read(run / "plan.json")
     assert started[0].plan == now and started[0].resumes
     assert (now.processes, now.accumulation, now.effective_batch) == (3, 2, 6)
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+@pytest.mark.parametrize("words", [["evaluate", "run"], ["--check-data", "data"]])
+def test_what_one_process_does_is_refused_to_several(
+    words: list[str], rank: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each would score the whole split and write the same files; rank 0 says so."""
+    for name, value in (LAUNCHED | {"RANK": rank, "LOCAL_RANK": rank}).items():
+        monkeypatch.setenv(name, value)
+    done = CliRunner().invoke(train_cli.app, words)
+    assert done.exit_code == 2
+    assert ("runs in one process, and a launcher started" in done.stderr) == (rank == "0")

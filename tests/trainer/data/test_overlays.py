@@ -42,6 +42,14 @@ def test_an_edge_is_seen_on_a_ground_of_any_colour(ground: tuple[int, int, int])
     assert (overlay(picture, [])[0, 0] < np.maximum(1, ground)).all()
 
 
+@pytest.mark.parametrize("colour", COLOURS)
+def test_a_tint_is_seen_on_white(colour: tuple[int, int, int]) -> None:
+    """By its lightness: yellow differs from white in blue alone, which the eye hardly sees."""
+    white = np.full((60, 60, 3), 255, np.uint8)
+    inside = overlay(white, [square()], [colour])[30, 30]
+    assert inside @ [0.299, 0.587, 0.114] < 230
+
+
 def test_a_mask_at_the_picture_s_edge_and_one_of_a_pixel_have_their_lines() -> None:
     picture = np.full((60, 60, 3), 128, np.uint8)
     whole = overlay(picture, [np.ones((60, 60), bool)])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.trainer.data.importing.test_importer import instances, items, labelme, picture, shape
-from tests.trainer.data.test_mixture import write_coco
+from tests.trainer.data.small_sets import write_coco
 from trainer.data.findings import DataError, Report
 from trainer.data.importing.importer import import_annotations
 from trainer.data.mixture import READERS

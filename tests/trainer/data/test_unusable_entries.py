@@ -29,7 +29,7 @@ from tests.trainer.data.importing.test_importer import (
     picture,
     shape,
 )
-from tests.trainer.data.test_mixture import talk, write_coco, write_refer_seg, write_vqa
+from tests.trainer.data.small_sets import talk, write_coco, write_refer_seg, write_vqa
 from trainer.cli.planned_run import PlannedRun, read_data
 from trainer.cli.train import app
 from trainer.data.broken import SkippedEntries

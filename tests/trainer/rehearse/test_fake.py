@@ -50,7 +50,8 @@ def test_forecast_meets_the_measured_row(name: str) -> None:
     error = found.peak_allocated / measured["peak_allocated_bytes"] - 1
     assert abs(error) < 0.002, f"tensors {error:+.3%}"
     error = found.peak_reserved / measured["peak_reserved_bytes"] - 1
-    assert abs(error) < 0.02, f"pool {error:+.2%}"
+    allowed = 0.02 if "expandable" in plan.allocator else 0.001
+    assert abs(error) < allowed, f"pool {error:+.2%}"
 
 
 @pytest.mark.parametrize("name", ["draw-135", "draw-120", "draw-174", "draw-166"])
@@ -121,7 +122,7 @@ def test_thirty_two_layers_are_watched_by_running_a_few(monkeypatch: pytest.Monk
         whole, short = (watch(plan, (64, 64), 1, WORKSPACE, extend=extend).trace
                         for extend in (False, True))  # fmt: skip
     assert short.peaks() == whole.peaks()
-    assert sorted(s for _, s in short.events) == sorted(s for _, s in whole.events)
+    assert [size for _, size in short.events] == [size for _, size in whole.events]
     assert len(ran) < 16 < 3 * 32  # two kinds, evaluating, first and second micro-batch
 
 

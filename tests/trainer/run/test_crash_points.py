@@ -10,19 +10,17 @@ import pytest
 
 from tests.conftest import ROOT
 
-SAMPLE = 12  # of a third of the pairs of 12 commands and three ways, one each
+SAMPLE = 60  # five of each of 12 commands: killed, torn, and killed twice
 
 
 @pytest.mark.slow
 def test_a_seeded_sample_of_the_crash_points() -> None:
-    """All of them: `python benchmarks/crashes.py`; docs/recovery.md has its table."""
-    command = [sys.executable, "benchmarks/crashes.py", "--sample", str(SAMPLE)]
+    """All of them are killed by `python benchmarks/crashes.py`; docs/recovery.md has its table."""
+    command = [sys.executable, "benchmarks/crash_copies.py"]
     # Scripts find their neighbours by the path that other tests' commands shut off.
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONSAFEPATH"}
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    cells = next(line for line in done.stdout.splitlines() if line.startswith("| all |")).split("|")
-    *_, right, wrong, _ = cells
-    assert (int(right), int(wrong)) == (SAMPLE, 0)
+    assert done.stdout.splitlines()[-1] == f"{SAMPLE} cases, 0 wrong"

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.trainer.run.test_resume import started
+from tests.trainer.run.small_runs import started
 from trainer.run.checkpoint_files import read_facts
 from trainer.run.resume import resumable
 from trainer.run.started import Keeping

@@ -75,7 +75,7 @@ def begun(folder: Path) -> Path:
     train, val = read_split(PHOTOS, "train"), read_split(PHOTOS, "val")
     now = digests(train, val, (), Contents(PHOTOS))
     Started(PHOTOS, folder / "cache", now).write(folder)
-    (folder / "plan.json").write_text(tiny_plan().to_json())
+    (folder / "plan.json").write_text(tiny_plan(cached_encoders=["mask"]).to_json())
     return folder
 
 
@@ -183,6 +183,7 @@ def test_resuming_what_is_no_run_makes_no_folder(tmp_path: Path) -> None:
     [
         (("--data-dir", "typo"), "typo"),
         (("--cache-dir", "file/below"), "file"),
+        (("--cache-dir", "/sys"), "lacks features of 10 pictures"),
         (("--weights", "empty"), "empty"),
         (("--set", "nodes=2", "--set", "processes=2", "--set", "micro_batch=1"), "2 machines"),
         (("--epochs", "9", "--data-dir", "typo"), "typo"),

@@ -20,9 +20,9 @@ from advisor.fallback import NothingSmaller
 from benchmarks.forked import lisa_train
 from benchmarks.forked import run as forked
 from profiles.plan import Plan
-from tests.conftest import PHOTOS
-from tests.trainer.run import test_resume
-from tests.trainer.run.test_resume import ROOT, assert_same, outcome
+from tests.conftest import PHOTOS, ROOT
+from tests.trainer.run import small_runs
+from tests.trainer.run.small_runs import assert_same, outcome
 from trainer.answer.trained_model import find_trained
 from trainer.cli import start as start_cli
 from trainer.cli.planned_run import PlannedRun
@@ -40,9 +40,9 @@ from trainer.run.started import CannotResume, Keeping, Started
 
 
 def plan(**settings: Any) -> Plan:
-    """That of test_resume, which trains the mask decoder as well: a third of a run's time."""
+    """That of small_runs, which trains the mask decoder as well: a third of a run's time."""
     quick = {"train": ["text_hidden_fcs", "token_rows"], "max_val_samples": 2}
-    return test_resume.plan(**quick | settings)
+    return small_runs.plan(**quick | settings)
 
 
 class Replaced(BaseException):

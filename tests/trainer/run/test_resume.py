@@ -18,19 +18,20 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from benchmarks.forked import lisa_train
 from profiles.levers import next_relief
 from profiles.plan import Plan
-from tests.conftest import PHOTOS, tiny_plan
+from tests.conftest import PHOTOS, ROOT, tiny_plan
 from tests.group import together
+from tests.trainer.run import small_runs
+from tests.trainer.run.small_runs import QUIET, assert_same, items, outcome, plan, started
 from trainer.cli.planned_run import PlannedRun, write_start
 from trainer.cli.train import app
 from trainer.data.contents import Contents
 from trainer.data.feature_cache import BadEntry
-from trainer.data.formats.reasonseg import Item, read_split
+from trainer.data.formats.reasonseg import read_split
 from trainer.model.build import check_compiler
 from trainer.model.footprint import DoesNotFit
 from trainer.reporter import Reporter
@@ -46,48 +47,10 @@ from trainer.run.validation import outcome as told
 from trainer.run.workers import WorkerEnded
 from trainer.run.write_failure import NotWritten
 
-ROOT = PHOTOS.parents[1]
-QUIET = Reporter(lambda text: None, lambda what, done, total: None)
-
-
-def plan(**settings: Any) -> Plan:
-    """Two epochs of four steps, with dropout, accumulation and a falling learning rate."""
-    return tiny_plan(**{
-        "lora": {"rank": 2, "alpha": 4, "dropout": 0.1, "targets": "qv"},
-        "micro_batch": 1, "accumulation": 2, "effective_batch": 2,
-        "cached_encoders": ["mask", "vision"],
-        "schedule": {"learning_rate": 1e-3, "warmup_steps": 1, "epochs": 2, "shape": "linear"},
-    } | settings)  # fmt: skip
-
-
-def items() -> tuple[list[Item], list[Item]]:
-    return read_split(PHOTOS, "train"), read_split(PHOTOS, "val", 2)
-
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
-
-
-def started(folder: Path, cache: Path, reporter: Reporter = QUIET, **settings: Any) -> Run:
-    folder.mkdir(exist_ok=True)
-    keeping = settings.pop("keeping", Keeping(minutes=0))
-    return Run(plan(**settings), *items(), folder, cache, reporter, keeping)
-
-
-def outcome(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
-    """The trained tensors at the end, and all records but for seconds and memory."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return load_file(folder / "last" / "trained.safetensors"), [
-        {k: v for k, v in row.items() if k not in ("step_seconds", "memory_bytes")} for row in rows
-    ]
-
-
-def assert_same(one: Path, other: Path) -> None:
-    (tensors, rows), (expected, known) = outcome(one), outcome(other)
-    assert rows == known
-    assert tensors.keys() == expected.keys()
-    assert all(torch.equal(tensors[name], expected[name]) for name in expected)
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +121,7 @@ def test_without_a_decay_more_epochs_are_the_longer_run_bit_for_bit(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few = items()[0][:4], items()[1][:1]  # both lengths have the one step of warm-up
-    monkeypatch.setattr(f"{__name__}.items", lambda: few)
+    monkeypatch.setattr(small_runs, "items", lambda: few)
     steady = plan().schedule.model_dump() | {"shape": "constant", "epochs": 1}
     more = steady | {"epochs": 2}
     whole, parts = tmp_path / "whole", tmp_path / "parts"

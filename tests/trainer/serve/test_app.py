@@ -260,7 +260,8 @@ def test_on_windows_no_other_process_gets_the_port_too(monkeypatch: pytest.Monke
         (["--port", "PORT"], "--port PORT: address already in use\n    hint: --port N"),
         (["--host", "192.0.2.1"], "--host 192.0.2.1 --port 8763: cannot assign requested address"),
         (["--host", "no.such.name.invalid"], "--host no.such.name.invalid --port 8763: "),
-        ([str(PICTURES[0])], "--serve gets its pictures over HTTP"),
+        ([str(PICTURES[0])], "--serve gets pictures and questions over HTTP: leave out IMAGE"),
+        (["--json", "--set", "seed=1"], "over HTTP: leave out --json\n"),
         (
             ["--set", 'cached_encoders=["sam"]'],
             "so its encoders stay loaded\n    hint: leave it out",

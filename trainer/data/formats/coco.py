@@ -47,12 +47,12 @@ class CocoMask(NamedTuple):
     place: str = ""  # of its outline in the file
     crowd: bool = False
     grouped: bool = True  # whether `crowd` means a crowd, rather than one painted object
-    bbox: object = None  # as in the file
+    bbox: object = None  # as in the file, or unparsed
 
     @property
     def box(self) -> tuple[Part, ...] | None:
         """The outline of its ``bbox``: empty for a box of no size, None for no usable box."""
-        return _box(self.bbox)
+        return _box(value_of(self.bbox))
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Coco:
 class CocoEntry(NamedTuple):
     """One entry of ``annotations``, its fields as in the file, with `crowd` as in `CocoMask`.
 
-    `segmentation` may be unparsed; `value_of` parses it.
+    `segmentation` and `bbox` may be unparsed; `value_of` parses them.
     """
 
     number: int
@@ -177,12 +177,14 @@ def _read_images(report: Report, parsed: dict[str, Any]) -> tuple[dict[int, Coco
     """The sound images by id, and the ids of the broken ones, each of which is a finding."""
     images: dict[int, CocoImage] = {}
     broken: set[int] = set()
-    annotated = _annotated(parsed)
+    annotated: set[int] | None = None
     for place, number, entry in _entries(report, parsed, "images"):
         height, width = number_of(entry.get("height")), number_of(entry.get("width"))
         if type(height) is int and type(width) is int and min(height, width) > 0:
             images[number] = CocoImage(place, file_name_of(entry), (height, width))
-        elif (height, width) == (None, None) and number not in annotated:
+            continue
+        annotated = _annotated(parsed) if annotated is None else annotated
+        if (height, width) == (None, None) and number not in annotated:
             # Label Studio's converter: no annotations, and the picture was not found
             images[number] = CocoImage(place, file_name_of(entry), (0, 0))
         else:
@@ -332,6 +334,8 @@ def number_of(value: object) -> object:
 
     So does a fraction that is a whole number, as tables of numbers with gaps are saved.
     """
+    if type(value) is int:
+        return value
     if isinstance(value, float) and value.is_integer():
         return int(value)
     spelled = isinstance(value, str) and re.fullmatch("[0-9]{1,18}", value)

@@ -18,7 +18,7 @@ class _Annotation(TypedDict, total=False):
     image_id: Any
     category_id: Any
     segmentation: msgspec.Raw
-    bbox: Any
+    bbox: msgspec.Raw
     iscrowd: Any
     attributes: Any
     segments_info: msgspec.Raw  # COCO's panoptic

@@ -56,10 +56,9 @@ def read_listed(
         report.add("file", "LabelMe's or ReasonSeg's, of one picture", allowed, fix)
     elif isinstance(parsed, dict):
         listed = listed_coco(report, parsed)
-        _lose(parsed, listed, conventions.lost)
         conventions.labels |= _names(parsed)
-        total = len(parsed["annotations"]) if isinstance(parsed.get("annotations"), list) else 0
-        return listed._replace(entries=_counted(listed.entries, total, progress))
+        entries = _counted(parsed, listed, conventions.lost, progress)
+        return listed._replace(entries=entries)
     if len(report.findings) == before:
         report.add("file", parsed, allowed, "correct the file or fetch it again")
     return ListedCoco({}, {}, iter(()))
@@ -88,8 +87,15 @@ def _names(parsed: dict[str, Any]) -> set[str]:
     return {name for name in names if isinstance(name, str)}
 
 
-def _counted(entries: Iterator[CocoEntry], total: int, progress: Progress) -> Iterator[CocoEntry]:
-    for done, entry in enumerate(entries):
+def _counted(
+    parsed: dict[str, Any], listed: ListedCoco, lost: Lost, progress: Progress
+) -> Iterator[CocoEntry]:
+    """The entries, with progress; if some of the file are not among them, those are lost."""
+    total, done = len(objects(parsed, "annotations")), 0
+    for entry in listed.entries:
         if done % _OFTEN == 0:
             progress("checking annotations", done, total)
+        done += 1
         yield entry
+    if done < total or len(listed.images) < len(objects(parsed, "images")):
+        _lose(parsed, listed, lost)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from profiles.garbage import not_collected
-from profiles.text import counted, some
+from profiles.text import counted, one_line, some
 from trainer.atomic_folder import atomic_folder, forced_meanwhile
 from trainer.data import broken
 from trainer.data.findings import Finding, Report
@@ -29,6 +29,7 @@ from trainer.data.importing.questions_file import (
 from trainer.data.importing.sources import Source
 from trainer.data.importing.splits import Splits
 from trainer.data.picture_paths import PictureSearch, search_folders, stems
+from trainer.prompts import IMAGE_PREFIX, question_for
 from trainer.reporter import Progress
 
 _NAMED = 3  # of the pictures without an outline
@@ -46,6 +47,7 @@ class Imported:
     left_out: int
     broken: tuple[Finding, ...] = ()
     assumed: tuple[str, ...] = ()  # assumptions about ambiguous files, with counts
+    by_name: tuple[str, ...] = ()  # how labels are asked for where nobody wrote questions
 
 
 @dataclass
@@ -79,6 +81,15 @@ class _Items:
         if texts and sound and broken.may_be_left_out(self.findings, self.skip_broken):
             content = drawing.picture.read_bytes()
             self.files.write(drawing, content, texts, self.asked is not None)
+
+    def by_name(self) -> tuple[str, ...]:
+        """A note on how labels are asked for where nobody wrote questions; or none."""
+        if self.asked is not None or not self.spellings:
+            return ()
+        phrase = next(iter(self.spellings.values())).replace("_", " ")
+        question = question_for(phrase, False, lambda forms: forms[0]).removeprefix(IMAGE_PREFIX)
+        asked = f"the model is asked for each label by its name: {one_line(question)}"
+        return (f"no --questions: {asked}",)
 
     def without_outline(self) -> list[str]:
         """A note that names the pictures without an outline, which become known names; or none."""
@@ -187,9 +198,10 @@ def import_annotations(
         if left_out:
             broken.write_list(draft / broken.LIST, left_out)
     with_items = sum(items.names.values())
+    without = len(items.names) - with_items
     assumed = tuple(f"{count} {what}" for what, count in conventions.assumed.items())
     assumed += (*spelled_differently(conventions.labels), *bare, *conventions.notes)
-    return Imported(counts, with_items, len(items.names) - with_items, left_out, assumed)
+    return Imported(counts, with_items, without, left_out, assumed, items.by_name())
 
 
 def _respelled(search: PictureSearch) -> list[str]:

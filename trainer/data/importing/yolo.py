@@ -8,6 +8,7 @@ without any of the things.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from trainer.reporter import Progress
 LABELS = "YOLO's labels"  # as if it were COCO's info.contributor
 _ROW = "the number of a class, then x and y of three corners or more, all fractions"
 _FIX = "outline it again, or take the line out"
+_CLASS = re.compile(r"([0-9]{1,9})(\.0*)?")  # Ultralytics reads numbers of classes as fractions
 _OUTSIDE = 0.05  # of the picture, by which CVAT's outlines do leave it
 _ANY = ("the path of a picture, called as the file of labels", "fetch it, or take the file out")
 _OFTEN = 100  # files between two reports
@@ -113,7 +115,8 @@ def _rows(
         if not row.strip():
             continue
         what, fields = f"{place}: line {line}", row.split()
-        number = int(fields[0]) if fields[0].isascii() and fields[0].isdecimal() else None
+        found = _CLASS.fullmatch(fields[0])
+        number = int(found[1]) if found else None
         values = _numbers(fields[1:])
         if values is None or len(values) < 4 or len(values) % 2:
             report.add(f"{what}: row", row.strip(), _ROW, _FIX)

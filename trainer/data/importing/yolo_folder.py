@@ -75,6 +75,10 @@ class YoloFolder:
             fix = "correct it, or export the dataset again"
             report.add(self.classes.name, error, "YOLO's names of classes", fix)
             return {}
+        if self.classes.name != _CLASSES and "kpt_shape" in _yaml(self.classes):
+            allowed, fix = "labels of outlines", "export the dataset for segmentation"
+            report.add(f"{self.classes.name}: kpt_shape", "labels of key points", allowed, fix)
+            return {}
         if not found:
             fix = "write the classes' names there, in the order of their numbers"
             report.add(f"{self.classes.name}: names", "no name", "a name for each class", fix)
@@ -130,11 +134,13 @@ def yolo_folder(source: Path) -> YoloFolder | None:
     root = Path(os.path.abspath(source if whole and source.name != "labels" else source.parent))
     named = sorted(root.iterdir()) if whole else [source]
     yamls = [path for path in named if path.suffix.lower() in (".yaml", ".yml")]
-    yamls = [path for path in yamls if path.is_file() and "names" in _yaml(path)]
-    yamls.sort(key=lambda path: path.name not in _FIRST)
+    yamls = [path for path in yamls if path.is_file()]
+    known = [path for path in yamls if "names" in _yaml(path)]
+    known.sort(key=lambda path: path.name not in _FIRST)
+    broken = [path for path in yamls if path.name in _FIRST and path not in known]
     texts = [root / _CLASSES, root / "labels" / _CLASSES] if whole else [source]
     texts = [path for path in texts if path.name == _CLASSES and path.is_file()]
-    for classes in (*yamls, *texts):
+    for classes in (*known, *texts, *broken):  # of a broken one `names` says what is wrong
         found = YoloFolder(root, classes)
         if found.labels:
             return found

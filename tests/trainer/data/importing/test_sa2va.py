@@ -169,6 +169,7 @@ def test_upright_outlines_may_be_said_to_be(tmp_path: Path, orientation: int) ->
     ({"text": [" "]}, "[0].text[0]: got ' '; allowed: the words for this mask"),
     ({"text": [None]}, "[0].text[0]: got nothing; allowed: text without"),
     ({"text": ["the [SEG] box"]}, "[0].text[0]: got 'the [SEG] box'; allowed: text without"),
+    ({"text": ["half \ud83d"]}, ", in whole characters"),
     ({"text": None}, "[0].text: got nothing; allowed: a list with one for each mask"),
     ({"mask": [[]]}, "[0].mask[0]: got 'no pixel of the picture'"),
     ({"mask": [[[500, 500, 600, 500, 600, 600]]]}, "[0].mask[0]: got 'no pixel of the picture'"),

@@ -189,6 +189,14 @@ def twice(folder: Path) -> None:
     (lambda folder: (folder / "data.yaml").write_text("names: []\n"), "data.yaml: names: got 'no"),
     (lambda folder: (folder / "data.yaml").write_text("names: {a: cup}\n"), "data.yaml: cannot"),
     (lambda folder: (folder / "data.yaml").write_text("names: ['', cup]\n"), "names[0].name: got"),
+    (lambda folder: (folder / "data.yaml").write_text('names: ["\\ud83d\\ude00", no]\n'),
+     ", in whole characters"),  # YAML makes two halves of it
+    (lambda folder: (folder / "data.yaml").write_text("nc: 2\n"), "data.yaml: names: got 'no name"),
+    (lambda folder: (folder / "data.yaml").write_text("names:\n\t0: cup"), "data.yaml: cannot"),
+    (lambda folder: (folder / "data.yaml").write_text(f"{NAMES}kpt_shape: [4, 2]\n"),
+     "labels of key points"),
+    (lambda folder: (folder / "labels" / "val" / "1.txt").write_text(f"{'9' * 5000} {SQUARE}"),
+     "labels/val/1.txt: line 1: class: got '9999"),
     (lambda folder: (folder / "labels" / "val" / "1.txt").write_bytes(b"\xff\xfe\x81"), "1.txt: "),
 ])  # fmt: skip
 def test_folders_that_are_not_sound(
@@ -198,6 +206,28 @@ def test_folders_that_are_not_sound(
     change(folder)
     (told,) = complaints(folder)
     assert said in told, told
+
+
+ROW = f"0 {SQUARE}"
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    ("data.yaml", "train: /a/images/train\nval: /a/images/val\nnc: 9\nnames: [cup, 'no']\n"),
+    ("data.yaml", "train: [../images/train]\nval: ../images/val\nnames: {0: cup, 1: no, 7: x}"),
+    ("data.yaml", "\ufeff" + ULTRALYTICS.replace("\n", "\r\n")),
+    ("labels/train/0.txt", f"{ROW}  \r\n\r\n"),
+    ("labels/train/0.txt", f"\ufeff{ROW}".replace(" ", "\t")),
+    ("labels/train/0.txt", f"0.0 {SQUARE}\n0 {SQUARE}\n\f"),
+    ("labels/train.cache", "\x80\x04"),
+    ("classes.txt", "plate\nfork\n"),
+])  # fmt: skip
+def test_spellings_of_a_folder_that_mean_the_same(name: str, content: str, tmp_path: Path) -> None:
+    folder = ultralytics(tmp_path / "in")
+    (folder / name).write_bytes(content.encode())
+    done = import_annotations(folder, tmp_path / "out")
+    assert done.items == {"train": 2, "val": 2} and done.left_out == 0
+    assert sorted(one.rpartition("-")[2] for one in items(tmp_path / "out")) == [
+        "cup", "cup", "no", "no"]  # fmt: skip
 
 
 @pytest.mark.parametrize("make", [ultralytics, roboflow])

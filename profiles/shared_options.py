@@ -1,0 +1,37 @@
+"""Options that lisa-advise, lisa-train and lisa-segment have in common, each declared once."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Text = str | None
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Set a setting of the plan. Repeatable."),
+]
+SkipBroken = Annotated[
+    Text, typer.Option(metavar="N|all", help="Skip up to N broken entries of the data.")
+]
+Gpus = Annotated[
+    int | None,
+    typer.Option(metavar="N", min=1, help="Train on N cards of a machine, one process on each."),
+]
+Nodes = Annotated[
+    int | None,
+    typer.Option(
+        metavar="M", min=1, help="Train on M machines, by torchrun, each with --gpus cards."
+    ),
+]
+Weights = Annotated[
+    Text, typer.Option(metavar="FOLDER", help="Model folder of lisa-train convert, or random.")
+]
+LoraRank = Annotated[
+    int | None,
+    typer.Option("--lora-r", min=1, max=256, help="Set LoRA's rank, and alpha to twice that."),
+]
+Unquantized = Annotated[
+    bool, typer.Option("--no-quantization", help="Keep the base weights as published.")
+]
