@@ -103,7 +103,10 @@ def test_the_doctor_compares_it_with_what_is_free(
 ) -> None:
     from tests.advisor.cli.test_commands import GPU
 
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for name in ("XDG_CACHE_HOME", "HF_HOME"):
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
     monkeypatch.setattr("shutil.disk_usage", lambda place: Usage(0, 0, free * GIB))
     found = [c for c in doctor._room(Machine(gpus=(GPU,)), "7b") if c.name == "disk"]
     assert {check.status for check in found} == {status}
