@@ -192,7 +192,8 @@ def elsewhere(wrote: set[Path], place: Path) -> list[Path]:
     """What was written where no command has a business to. matplotlib keeps its list of fonts."""
     assert place / "work" / "run" / "plan.json" in wrote
     home = place / "home"
-    allowed = [place / "work", place / "tmp", Path("/dev"), home / ".cache" / "lisa-preflight",
+    devices = [path for path in Path("/dev").iterdir() if not place.is_relative_to(path)]
+    allowed = [place / "work", place / "tmp", *devices, home / ".cache" / "lisa-preflight",
                home / ".local" / "share" / "lisa-preflight", home / ".cache" / "matplotlib",
                home / ".config" / "matplotlib"]  # fmt: skip
     on_the_way = {parent for folder in allowed for parent in folder.parents}
