@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from advisor.advice import Advice
-from advisor.cost.duration import within
+from advisor.cost.duration import duration_of, within
 from advisor.machine.gpu import Machine
 from advisor.machine.target import Target
 from advisor.preflight import advise
@@ -21,6 +21,7 @@ from advisor.report.text import PlainConsole, print_text
 from profiles.gpus import GpuProfile, gpus
 from profiles.models import DEFAULT_MODELS
 from profiles.sizes import GIB
+from profiles.text import time_text
 
 COLUMNS, LINES = 80, 24
 
@@ -198,3 +199,14 @@ def test_alternatives_gain_something_by_their_own_measure() -> None:
                 assert order not in told or other.plan != best.plan
             for text in told.values():
                 assert "as fast, 0.00 GiB" not in text and "the same plan" not in text, text
+
+
+def test_what_fp8_gains_is_the_time_row_s_training_with_it() -> None:
+    card = gpus()["rtx-4090-24gb"]
+    advice = advise(Machine(), None, (), Target(card=card))
+    assert advice.plan is not None
+    rows = [duration_of(advice.plan.override([f"products={one}"]), card) for one in ("fp8", "dtype")]
+    times = [time_text(one.training_seconds) for one in rows]
+    text = " ".join(" ".join(shown(advice)).split())
+    assert f"training {times[1]}, evaluation" in text
+    assert f"FP8: training {times[0]} instead of {times[1]} by forecast" in text
