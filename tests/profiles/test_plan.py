@@ -249,9 +249,10 @@ def test_a_batch_that_does_not_divide_is_refused(assignment, said):
     [
         ("micro_batch=x", "micro_batch: must be a whole number (got 'x')"),
         ("micro_batch=1.5", "micro_batch: must be a whole number (got 1.5)"),
-        ("micro_batch=0", "micro_batch: must be 1 or more (got 0)"),
-        ("processes=1000", "processes: must be 64 or less (got 1000)"),
-        ("lora.dropout=1", "lora.dropout: must be less than 1 (got 1)"),
+        ("micro_batch=0", "micro_batch: must be 1 … 1,000,000 (got 0)"),
+        ("processes=1000", "processes: must be 1 … 64 (got 1000)"),
+        ("lora.dropout=1", "lora.dropout: must be 0 or more and less than 1 (got 1)"),
+        ("max_pixels=100", "max_pixels: must be 4,096 … 16,777,216 pixels (got 100)"),
         ("schedule.learning_rate=-1", "schedule.learning_rate: must be more than 0 (got -1)"),
         ("device=gpu", "device: must be cpu or cuda (got 'gpu')"),
         ("compile=maybe", "compile: must be true or false (got 'maybe')"),
@@ -361,7 +362,7 @@ def test_all_errors_at_once():
         ({"checkpointed_layers": 5}, "checkpointed_layers", "4 decoder layers"),
         ({"model": "8b"}, "model", "known: tiny"),
         ({"model": 7}, "model", "must be text"),
-        ({"micro_batch": 0}, "micro_batch", "must be 1 or more"),
+        ({"micro_batch": 0}, "micro_batch", "must be 1 … 1,000,000"),
         ({"schema_version": 3}, "schema_version", "2"),
     ],
 )

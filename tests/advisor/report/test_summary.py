@@ -205,7 +205,8 @@ def test_what_fp8_gains_is_the_time_row_s_training_with_it() -> None:
     card = gpus()["rtx-4090-24gb"]
     advice = advise(Machine(), None, (), Target(card=card))
     assert advice.plan is not None
-    rows = [duration_of(advice.plan.override([f"products={one}"]), card) for one in ("fp8", "dtype")]
+    in_both = (advice.plan.override([f"products={one}"]) for one in ("fp8", "dtype"))
+    rows = [duration_of(plan, card) for plan in in_both]
     times = [time_text(one.training_seconds) for one in rows]
     text = " ".join(" ".join(shown(advice)).split())
     assert f"training {times[1]}, evaluation" in text
