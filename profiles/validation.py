@@ -14,6 +14,21 @@ from profiles.pictures import with_picture_limits
 from profiles.text import brief
 from profiles.wrong_values import BOUNDS, OUT_OF_BOUNDS, range_text, what_is_wrong
 
+_BITS = {"nf4": "nf4", "int4": "nf4", "4bit": "nf4", "int8": "int8", "8bit": "int8"}
+_FLOATS = {"bf16": "bf16", "bfloat16": "bf16", "fp16": "fp16", "float16": "fp16", "fp32": "fp32",
+           "float32": "fp32"}  # fmt: skip
+# What was meant by values of another setting, and by other trainers' names of values.
+MEANT = {
+    "quantization": {name: f"quantization={bits}" for name, bits in _BITS.items()}
+    | {name: f"quantization=none --set dtype={dtype}" for name, dtype in _FLOATS.items()}
+    | {"fp8": "products=fp8"},
+    "dtype": {name: f"dtype={dtype}" for name, dtype in _FLOATS.items()}
+    | {name: f"quantization={bits}" for name, bits in _BITS.items()}
+    | {"fp8": "products=fp8"},
+    "products": {name: f"products=dtype --set dtype={dtype}" for name, dtype in _FLOATS.items()},
+    "optimizer": {"adamw_8bit": "optimizer_state=8bit", "adamw8bit": "optimizer_state=8bit"},
+}
+
 
 def all_findings(
     cls: type[BaseModel], data: dict[str, Any], error: ValidationError, names: list[str]
@@ -48,7 +63,9 @@ def _findings(cls: type[BaseModel], error: ValidationError, names: list[str]) ->
             continue
         ends = _range(cls, names_of) if detail["type"] in OUT_OF_BOUNDS else ""
         what = f"must be {ends}" if ends else what_is_wrong(detail)
-        result.append(Finding(where, what, brief(detail["input"])))
+        meant = MEANT.get(where, {}).get(str(detail["input"]).lower(), "")
+        fix = f"--set {meant}" if meant else ""
+        result.append(Finding(where, what, brief(detail["input"]), fix))
     return result
 
 

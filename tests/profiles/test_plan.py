@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from profiles.findings import PlanError
 from profiles.older_plans import as_first_written
+from profiles.overrides import OTHER_NAMES
 from profiles.plan import Plan, setting_names
 from profiles.settings import Lora, Mixture, Schedule, TokenLimits
 
@@ -264,6 +265,24 @@ def test_a_value_that_no_setting_has_is_one_finding(assignment, said):
     with pytest.raises(PlanError) as caught:
         Plan().override([assignment])
     assert str(caught.value) == f"  - {said}"
+
+
+@pytest.mark.parametrize(("assignment", "hint"), [
+    ("quantization=fp8", "products=fp8"), ("dtype=nf4", "quantization=nf4"),
+    ("quantization=bf16", "quantization=none --set dtype=bf16"),
+    ("batch_size=4", "micro_batch=VALUE"), ("load_in_4bit=true", "quantization=nf4"),
+])  # fmt: skip
+def test_another_trainer_s_name_or_setting_s_value_is_met_with_ours(assignment, hint):
+    with pytest.raises(PlanError) as caught:
+        Plan().override([assignment])
+    assert str(caught.value).endswith(f"hint: --set {hint}")
+    for one in hint.split(" --set "):
+        Plan(device="cuda").override([one.replace("VALUE", "4")])
+
+
+@pytest.mark.parametrize("name", OTHER_NAMES)
+def test_every_setting_that_another_name_stands_for_is_one(name):
+    assert OTHER_NAMES[name].partition("=")[0] in setting_names() and name not in setting_names()
 
 
 @pytest.mark.parametrize("value", ["x", "[1]", "1e300", "-1", "0.5", "{}", "true"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from profiles.sizes import GIB
 from profiles.text import time_text
 
 COLUMNS, LINES = 80, 24
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def shown(advice: Advice, encoding: str = "utf-8", why: bool = False) -> list[str]:
@@ -104,6 +106,11 @@ def test_a_word_is_explained_with_its_number_in_the_plural_and_in_a_phrase() -> 
             "a card of 11 GiB": "larger", "r=8": "r"}  # fmt: skip
     for phrase, word in told.items():
         assert f"{word}: " in explain(phrase)
+    page = (ROOT / "docs" / "cards.md").read_text(encoding="utf-8")
+    for entry in set(re.findall(r" GiB: ([^|*]+?) \|", page)):
+        assert all(explain(word.strip()) for word in entry.split(",")), entry
+    with pytest.raises(ValueError, match="'foo'; docs/words.md"):
+        explain("foo")
     with pytest.raises(ValueError) as caught:
         explain("nf44")
     assert "did you mean 'nf4'?" in str(caught.value) and len(str(caught.value)) < 120
