@@ -77,6 +77,16 @@ def typed(setting: str) -> str:
     return setting if "=" in setting else f"{setting}=VALUE"
 
 
+def of_another(was: str, model: str) -> str:
+    """What to know where a plan's `model` is set to another than it `was` chosen for; else ''."""
+    if was == model:
+        return ""
+    return (
+        f"note: this plan is of {was}: its batch, storage and placement were not chosen for {model}"
+        f"\n    hint: lisa-advise --model {model} --save PLAN chooses them"
+    )
+
+
 def nearest_setting(name: str, settings: Sequence[str]) -> str:
     """The one of the plan's `settings` that was probably meant, or does that one's work."""
     import difflib
