@@ -305,8 +305,8 @@ def profile_beside(rows: list[dict[str, Any]], name: str = "4b-k4") -> list[str]
     waits = (time - fast["kernels_busy_ms"] for time in (fast["step_ms"], timed["fp8"]))
     idle, waited = (f"{ms:.0f} ms" for ms in waits)
     text = (
-        f"FP8 gains {here} here and {above} in the table of steps, by the same kernels: the GPU's "
-        f"own work gains {busy}, and the rest is how long it waits for the CPU. In FP8 it waits "
+        f"FP8 gains {here} here and {above} in the table of steps. The GPU's own work gains "
+        f"{busy}; the rest is how long it waits for the CPU. In FP8 it waits "
         f"{idle} here, in the fastest of three steps, and {waited} there, in the median of eight, "
         "if its kernels took as long. The rows do not name their machines, and CPUs differ, so "
         f"count on {above}."
