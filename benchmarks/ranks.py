@@ -186,8 +186,8 @@ def forecast_rows(rows: list[dict[str, Any]]) -> None:
 
 def write_table(rows: list[dict[str, Any]]) -> None:
     """docs/several-gpus.md between its marks."""
-    table = ["| plan | cards | samples/s | × one card | tensors of each, GiB | forecast | pool | "
-             "forecast |", "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    table = ["| plan | a pass of each | cards | samples/s | × one card | tensors of each, GiB | "
+             "forecast | pool | forecast |", "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
     alone = {row["name"]: row["measurements"][0] for row in rows
              if row["processes"] == 1 and ran(row)}  # fmt: skip
     for row in filter(ran, rows):
@@ -199,11 +199,19 @@ def write_table(rows: list[dict[str, Any]]) -> None:
         gain = "–".join(f"{rate / one['samples_per_second']:.2f}" for rate in rates) if one else ""
         link = ", no peer access" if row["environment"] else ""
         told = "–".join(map(str, rates))
-        table.append(f"| {row['name']}{link} | {row['processes']} | {told} | {gain} | "
+        a_pass = pass_text(row["measurements"][0]["plan"])
+        table.append(f"| {row['name']}{link} | {a_pass} | {row['processes']} | {told} | {gain} | "
                      f"{most['tensors'] / 2**30:.2f} | {off['tensors']} | "
                      f"{most['pool'] / 2**30:.2f} | {off['pool']} |")  # fmt: skip
     put(DOCS, BEGIN, END, [*table, "", host_text(rows)])
     print("\n".join(table))
+
+
+def pass_text(plan: dict[str, Any]) -> str:
+    """What a plan's name does not say, and its speed depends on: batch, and compiling."""
+    rows, questions = plan["micro_batch"], plan.get("questions_per_picture", 1)
+    text = f"{rows} rows" + (f" of {questions} questions" if questions > 1 else "")
+    return text + (", compiled" if plan["compile"] else ", plain")
 
 
 def host_text(rows: list[dict[str, Any]]) -> str:

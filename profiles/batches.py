@@ -132,7 +132,8 @@ def batch_contradictions(plan: Batch) -> Iterator[Finding]:
             fewer = next(n for n in range(plan.processes, 0, -1) if plan.effective_batch % n == 0)
             yield Finding(
                 "processes",
-                f"all must get the same number of a step's {plan.effective_batch} questions",
+                f"with one question a picture all must get the same number of a step's "
+                f"{plan.effective_batch} questions",
                 str(plan.processes),
                 f"{counted(fewer, 'process', 'processes')}, one a GPU, or "
                 f"--set effective_batch={more}, which changes the recipe",

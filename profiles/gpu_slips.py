@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 _COUNT_FIRST = re.compile(r"\s*(\d{1,18})\s*[x×*]\s*(.*)", re.IGNORECASE)
 _COUNT_LAST = re.compile(r"(.*\S)(?:\s+x|\s*[×*])\s*(\d{1,18})\s*", re.IGNORECASE)
+_BETWEEN_CARDS = re.compile(r"\s*[,;+&/]\s*|\s+(?:and|plus)\s+", re.IGNORECASE)
 _MAKERS = {
     "AMD": r"amd|radeon|instinct|vega|rx ?\d{3,4}|mi ?\d{2,3}[ax]?\b|w\d{4}\b|\d{4} ?xtx?\b",
     "Apple": r"apple|macbook|m[1-5]( ?(pro|max|ultra))?$",
@@ -30,6 +31,11 @@ def count_in(text: str) -> tuple[int, str]:
     found = [(int(first[1]), first[2])] if first else []
     found += [(int(last[2]), last[1])] if last else []
     return min(found, default=(1, text))
+
+
+def enumerated(text: str) -> list[str]:
+    """The names in "RTX 3090, RTX 4090", "RTX 3090 + RTX 4090" and the like."""
+    return [part for part in _BETWEEN_CARDS.split(text) if part]
 
 
 def other_maker(text: str) -> str | None:

@@ -13,6 +13,7 @@ from pydantic import Field
 from profiles.gpu_slips import (
     SHARES_MEMORY,
     count_in,
+    enumerated,
     long_form,
     nearest,
     other_maker,
@@ -113,8 +114,11 @@ def possible_gpus(text: str) -> list[GpuProfile]:
 def find_gpus(text: str) -> tuple[int, list[GpuProfile]]:
     """How many cards a person means, and which they may be: "2x RTX 3090", "A100 40GB x4", or one.
 
-    Raises ValueError as `possible_gpus` does, and for a number that no plan has.
+    Raises ValueError as `possible_gpus` does, for a number that no plan has, and for cards that
+    differ: one plan runs on all.
     """
+    if several := _one_by_one(text):
+        return several
     count, name = count_in(text)
     try:
         return 1, possible_gpus(text)
@@ -126,6 +130,26 @@ def find_gpus(text: str) -> tuple[int, list[GpuProfile]]:
     if not 1 <= count <= MOST_PROCESSES:
         raise ValueError(f"{text!r}: got {count} cards; allowed: 1 to {MOST_PROCESSES}")
     return count, possible_gpus(name)
+
+
+def _one_by_one(text: str) -> tuple[int, list[GpuProfile]] | None:
+    """The cards of "RTX 3090, RTX 3090", if all parts are cards. Raises ValueError if they differ:
+    one plan runs on all."""
+    parts = [count_in(part) for part in enumerated(text)]
+    total, names = sum(count for count, _ in parts), [name for _, name in parts]
+    try:
+        cards = [possible_gpus(name)[0] for name in names]
+    except ValueError:
+        return None
+    if len(cards) < 2:
+        return None
+    if len({card.key for card in cards}) == 1:
+        return find_gpus(f"{total}x {names[0]}")
+    weakest = _in_order(cards)[0].title
+    raise ValueError(
+        f"{text!r} names cards that differ: one plan runs on all, and the weakest decides; "
+        f"give '{total}x {weakest}'"
+    )
 
 
 def gpu_by_nvml(name: str, total_bytes: int | None) -> GpuProfile | None:

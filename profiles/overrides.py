@@ -16,6 +16,19 @@ SHARDED = (
     "them in host memory, once a machine: docs/several-gpus.md"
 )
 
+# What other trainers call settings, with the values that are fixed.
+OTHER_NAMES = {
+    "batch_size": "micro_batch", "train_batch_size": "effective_batch",
+    "per_device_train_batch_size": "micro_batch", "gradient_accumulation_steps": "accumulation",
+    "gradient_checkpointing": "checkpointed_layers=all", "load_in_4bit": "quantization=nf4",
+    "load_in_8bit": "quantization=int8", "fp8": "products=fp8", "bf16": "dtype=bf16",
+    "fp16": "dtype=fp16", "torch_compile": "compile=true", "lr": "schedule.learning_rate",
+    "num_train_epochs": "schedule.epochs", "num_epochs": "schedule.epochs",
+    "lora_r": "lora.rank", "num_workers": "workers", "dataloader_num_workers": "workers",
+    "max_length": "tokens.max_text_tokens", "max_seq_length": "tokens.max_text_tokens",
+    "max_grad_norm": "schedule.grad_clip",
+}  # fmt: skip
+
 
 def assigned(overrides: Iterable[str]) -> dict[str, str]:
     """The settings that `key=value` texts assign, with their raw values."""
@@ -59,12 +72,29 @@ def legible(name: str) -> str:
     return name if name.isprintable() and len(name) <= 60 else brief(name)
 
 
+def typed(setting: str) -> str:
+    """A setting as --set takes it, with a place for its value where none is fixed."""
+    return setting if "=" in setting else f"{setting}=VALUE"
+
+
+def of_another(was: str, model: str) -> str:
+    """What to know where a plan's `model` is set to another than it `was` chosen for; else ''."""
+    if was == model:
+        return ""
+    return (
+        f"note: this plan is of {was}: its batch, storage and placement were not chosen for {model}"
+        f"\n    hint: lisa-advise --model {model} --save PLAN chooses them"
+    )
+
+
 def nearest_setting(name: str, settings: Sequence[str]) -> str:
     """The one of the plan's `settings` that was probably meant, or does that one's work."""
     import difflib
 
     if name.partition(".")[0].lower() in SHARDING:
         return SHARDED
+    if other := OTHER_NAMES.get(name.lower()):
+        return f"--set {typed(other)}"
     close = difflib.get_close_matches(name, settings, n=1, cutoff=0.5)
     return f"did you mean {close[0]}?" if close else "see docs/plan.md for the settings"
 

@@ -9,6 +9,7 @@ from profiles.text import argument
 SPLITS = ("train", "val", "test")
 _ANNOTATIONS = ("*.json", "annotations/*.json", "data.yaml", "classes.txt")
 NEEDED = "ReasonSeg/train, ReasonSeg/val or ReasonSeg/test in it"
+MAKES_DATA = "lisa-train import FILES NEW makes it of another tool's; synthesise NEW draws some"
 
 
 def located(root: Path) -> tuple[Path, list[str]] | None:

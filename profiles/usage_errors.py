@@ -13,6 +13,8 @@ from profiles.exits import fail
 from profiles.text import argument, brief
 from profiles.wrong_values import allowed
 
+LIKE = 0.75  # from which likeness on one word may be meant by another: plan is no slip of explain
+
 # typer's own class, or click's where typer still uses that.
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
@@ -25,12 +27,14 @@ def in_own_words(context: Any) -> Iterator[None]:
     except UsageError as error:
         if context.resilient_parsing or type(error).__name__ == "NoArgsIsHelpError":
             raise  # shell completion, and a command without arguments, which prints its help
-        meant = _meant(error, context)
+        meant = _meant(error, context) or _in_a_command(error, context)
         hint = f"{meant}; --help lists all" if meant else "--help lists what it takes"
-        fail(f"{_said(error, context)}\n    hint: {context.command_path} {hint}")
+        said = _said(error, context, guess=not meant)
+        fail(f"{said}\n    hint: {context.command_path} {hint}")
 
 
-def _said(error: Any, context: Any) -> str:
+def _said(error: Any, context: Any, guess: bool) -> str:
+    """What is wrong; `guess`: with the option that is spelled nearly so."""
     message = error.format_message().rstrip(".")
     if isinstance(error, typer.BadParameter):
         name = _name(error.param)
@@ -42,7 +46,8 @@ def _said(error: Any, context: Any) -> str:
             return f"{option}: got no value; give one after it"
         if "No such option" in message:
             known = [name for one in context.command.params for name in one.opts]
-            return f"{brief(option)[1:-1]}: no such option{_close(option, known)}"
+            close = _close(option, known) if guess else ""
+            return f"{brief(option)[1:-1]}: no such option{close}"
     return message[:1].lower() + message[1:]
 
 
@@ -50,11 +55,13 @@ def _meant(error: Any, context: Any) -> str:
     """What to type for a setting that is no option here, or a card given as a command; else ''."""
     known = {name for one in context.command.params for name in one.opts}
     if (option := getattr(error, "option_name", "")) and "--set" in known:
+        from profiles.overrides import OTHER_NAMES, typed
         from profiles.plan import setting_names
 
         key = option.lstrip("-").replace("-", "_")
         named = [name for name in setting_names() if name.rpartition(".")[2] == key]
-        return f"--set {named[0]}=VALUE" if len(named) == 1 else ""
+        named += [OTHER_NAMES[key]] if key in OTHER_NAMES and not named else []
+        return f"--set {typed(named[0])}" if len(named) == 1 else ""
     no_command = re.match("No such command '(.+?)'", error.format_message())
     if no_command and "--gpu" in known:
         from profiles.gpus import find_gpus
@@ -63,6 +70,16 @@ def _meant(error: Any, context: Any) -> str:
             find_gpus(no_command[1])
             return f"--gpu {argument(no_command[1])}"
     return ""
+
+
+def _in_a_command(error: Any, context: Any) -> str:
+    """The commands below this one that take what is no option here; else ''."""
+    key = getattr(error, "option_name", "").lstrip("-").replace("-", "_")
+    found = []
+    for name, command in getattr(context.command, "commands", {}).items():
+        takes = [one for one in command.params if one.name == key and not command.hidden]
+        found += [f"{name} {_name(one)}" for one in takes]
+    return " or ".join(found[:2])
 
 
 def _name(param: Any) -> str:
@@ -92,5 +109,7 @@ def _close(name: str, known: list[str]) -> str:
 
     # Without the dashes, which every option has: --os is not close to --epochs.
     bare = {one.lstrip("-"): one for one in known}
-    found = difflib.get_close_matches(name.lstrip("-"), bare, n=1)
+    short = name.lstrip("-")
+    found = [one for one in bare if one.startswith(f"{short}-")]
+    found = found or difflib.get_close_matches(short, bare, n=1, cutoff=LIKE)
     return f"; did you mean {bare[found[0]]}?" if found else ""

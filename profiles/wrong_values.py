@@ -28,6 +28,17 @@ _ALLOWED = {
     "less_than_equal": "{le:g} or less",
 }
 
+BOUNDS = {"ge": "{:,} or more", "gt": "more than {:,}", "le": "{:,} or less",
+          "lt": "less than {:,}"}  # fmt: skip
+OUT_OF_BOUNDS = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
+
+
+def range_text(bounds: Mapping[str, float]) -> str:
+    """Both ends of what a number may be, by pydantic's names of them; empty without any."""
+    if bounds.keys() == {"ge", "le"}:
+        return f"{bounds['ge']:,} … {bounds['le']:,}"
+    return " and ".join(text.format(bounds[one]) for one, text in BOUNDS.items() if one in bounds)
+
 
 def allowed(error: Mapping[str, Any]) -> str:
     """The values allowed where pydantic reports `error`; empty where they are not known."""

@@ -132,6 +132,9 @@ def test_what_cannot_be_read_is_said_in_a_line_with_a_hint(name, words, said):
 @pytest.mark.parametrize(("words", "hint"), [
     (["--beta1", "0.5"], "lisa-advise --set schedule.beta1=VALUE"),
     (["--gpu", "4060", "--rank=4"], "lisa-advise --set lora.rank=VALUE"),
+    (["--batch-size", "4"], "lisa-advise --set micro_batch=VALUE"),
+    (["--plan", "plan.json"], "lisa-advise forecast PLAN or check PLAN"),
+    (["--gpu", "4060", "--data-dir", "absent"], "lisa-train import FILES NEW"),
     (["2x RTX 4060"], "lisa-advise --gpu '2x RTX 4060'"),
     (["4060"], "lisa-advise --gpu 4060"),
     (["--gpu", "4060", "--os", "wsl"], "WSL is --os linux"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +16,8 @@ from profiles.exits import fail
 from profiles.streams import say, tell
 
 ENDS = 2 << 20  # bytes that are read from either end of a log
-MESSAGE_WORDS = 4  # "CUDA out of memory" is the shortest
+MESSAGE_WORDS = 4  # from so many on a text is no file's name, whatever is in it
+_NAMES_A_FILE = re.compile(r"[\\/]|\.[A-Za-z]\w{0,4}$")  # a folder's name, or an ending
 
 
 def explain_oom_command(
@@ -55,22 +57,26 @@ def explain_oom_command(
 def _given(source: str) -> tuple[bytes, bytes]:
     """The message, or a file's first bytes and the last ones of a longer one.
 
-    Ends with exit code 2 where there is no such file; several words that name none are a message,
-    and so are fewer that say something.
+    Ends with exit code 2 where there is no such file.
     """
-    words = len(source.split()) >= MESSAGE_WORDS or _says_something(source)
-    if words and not os.path.exists(source):
+    if _is_message(source) and not os.path.exists(source):
         return source.encode(errors="replace"), b""
     return _ends(Path(source))
 
 
-def _says_something(words: str) -> bool:
-    """Whether few words, such as "Killed", are a message of a full memory and no file's name."""
+def _is_message(text: str) -> bool:
+    """Whether a text that may be no file is a message: many words, or words that name no file.
+
+    A single word is one only if it says something, such as "Killed": else it is a file's name.
+    """
     from advisor.oom.explain import explain
 
-    if len(Path(words).parts) > 1 or Path(words).suffix:
+    words = len(text.split())
+    if words >= MESSAGE_WORDS:
+        return True
+    if _NAMES_A_FILE.search(text):
         return False
-    return words.lower() == "out of memory" or explain(words).exit_code == 0
+    return words != 1 or explain(text).exit_code == 0
 
 
 def _ends(file: Path) -> tuple[bytes, bytes]:

@@ -53,12 +53,17 @@ class PlanOptions:
     def chosen(self) -> Plan:
         """The plan with its --set."""
         from profiles.findings import PlanError
+        from profiles.overrides import of_another
         from profiles.plan import Plan
 
         try:
-            return Plan.read(self.plan).override(self.settings or ())
+            base = Plan.read(self.plan)
+            plan = base.override(self.settings or ())
         except PlanError as error:
             fail(f"this plan cannot run\n{error}")
+        if note := of_another(base.model, plan.model):
+            tell(note)
+        return plan
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,7 +50,7 @@ CANNOT_TELL = Explanation(
 )
 
 _LOOK = "nvidia-smi lists the processes on the card; end what is not needed"
-_NO_FIGURES = "the message has no figures, so what filled the card is not known"
+_NO_FIGURES = "the message does not say what filled the card"
 _NOT_NVIDIA = "only NVIDIA cards are planned for here; --vram SIZE gives the memory side"
 
 

@@ -56,11 +56,12 @@ PARTS = {
 }  # fmt: skip
 
 EXPLANATIONS = PARTS | ROWS | PLAN_WORDS | SCORE_WORDS | VERDICTS
-SLIP = 0.8  # a likeness from which on a name is a slip of the pen, and no phrase
+LIKE, SLIP = 0.75, 0.8  # a likeness from which on a name may be meant, and is one: no phrase
 # As forecasts call it, and words that stand for others.
 ALIASES = {
     "host": "host memory", "on the host": "in host memory", "rank": "r", "gb": "GiB",
     "checkpointing": "checkpointed", "adapter": "adapters", "card of": "larger",
+    "on host": "in host memory", "e4m3": "FP8",
 }  # fmt: skip
 
 
@@ -77,7 +78,7 @@ def explain(name: str) -> str:
     part = next((by_lower[one] for one in _singular(wanted) if one in by_lower), None)
     lines = [explain_setting(setting)] if setting else []
     spelled = {one.replace("_", " "): one for one in setting_names()} | by_lower
-    close = difflib.get_close_matches(wanted, spelled, n=1)
+    close = difflib.get_close_matches(wanted, spelled, n=1, cutoff=LIKE)
     is_slip = close and difflib.SequenceMatcher(None, wanted, close[0]).ratio() > SLIP
     parts = [part] if part else [] if setting or is_slip else _within(wanted, by_lower)
     lines += [f"{one}: {EXPLANATIONS[one]}" for one in parts]
@@ -95,7 +96,8 @@ def _within(phrase: str, known: Mapping[str, str]) -> list[str]:
 
 def _bare(name: str) -> str:
     """A word as it is looked up: without numbers, such as the 16 of 'card of 16 GiB'."""
-    spaced = re.sub(r"[_\s-]+|(?<![a-z\d])\d[\d.]*%?", " ", name.strip().lower())
+    number = r"(?<![a-z\d])\d[\d.]*%?|(?<=\bb)\d+\b"  # b2: a micro-batch of docs/cards.md
+    spaced = re.sub(rf"[_\s-]+|{number}", " ", name.strip().lower())
     return " ".join(spaced.replace("=", " ").split())
 
 

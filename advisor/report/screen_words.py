@@ -46,6 +46,9 @@ PLAN_WORDS = {
     "less memory, and a step more passes.",
     "pass": "One forward and backward pass of a micro-batch.",
     "micro-batch": "Pictures that are computed at once: 'at a time' in a plan.",
+    "b": "'b2' in docs/cards.md: a micro-batch of 2.",
+    "kept": "'2 kept' in docs/cards.md: layers whose activations are kept for the backward pass; "
+    "the others are checkpointed.",
     "processes": "One for each card; they divide the pictures of a step.",
     "text tokens": "Pieces of words, as the model reads them; a picture's are counted apart.",
 }
@@ -61,7 +64,8 @@ SCORE_WORDS = {
     "cIoU": "What both masks have, summed over all questions, over what one of them has: large "
     "things count more.",
     "GiB": "1024 x 1024 x 1024 bytes. A card sold with 8 GB has 8 GiB.",
-    "FP8": "Products of frozen weights in one byte a number (docs/fp8.md): faster, and rounded.",
+    "FP8": "Products of frozen weights in one byte a number: faster, and rounded. "
+    "--set products=fp8 asks for it (docs/fp8.md).",
 }
 
 ROWS = {

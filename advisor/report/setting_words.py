@@ -7,6 +7,7 @@ from typing import Any
 
 from profiles.levers import RELIEFS, SETTINGS, Traits
 from profiles.plan import Plan, setting_names
+from profiles.wrong_values import range_text
 
 _CHANGES = {
     "never": "it is the same from a run's beginning to its end",
@@ -63,14 +64,9 @@ def _allowed(shape: dict[str, Any]) -> str:
     many = one.get("items", one)
     if "enum" in many:
         return f"; values: {', '.join(map(str, many['enum']))}"
-    least, above, most = (one.get(key) for key in ("minimum", "exclusiveMinimum", "maximum"))
-    if most is not None and least is not None:
-        return f"; values: {least:,} … {most:,}"
-    if least is None and above is None:
-        return ""
-    low = f"from {least}" if above is None else f"above {above}"
-    below = one.get("exclusiveMaximum")
-    return f"; values: {low}" + ("" if below is None else f" and below {below:g}")
+    named = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
+    values = range_text({key: one[name] for key, name in named.items() if name in one})
+    return f"; values: {values}" if values else ""
 
 
 def _memory(traits: Traits, default: Any) -> str:

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from advisor.cost.duration import duration_of
 from advisor.machine.torch_builds import TORCH
-from advisor.memory.speed import seconds_of
 from advisor.report.cost_text import cost_lines, speed_text
 from advisor.report.findings import DATA, OPEN_NAME
 from advisor.report.memory_bar import bar, legend
@@ -21,7 +21,7 @@ from profiles.pictures import shrinks_pictures
 from profiles.plan import Plan
 from profiles.preferences import PREFERENCES, Preference
 from profiles.sizes import GIB, gib
-from profiles.text import counted, printable
+from profiles.text import counted, printable, time_text
 
 if TYPE_CHECKING:
     from advisor.advice import Advice
@@ -134,24 +134,29 @@ def _lines(advice: Advice, console: Console) -> Iterator[Row]:
 
 
 def _in_fp8(advice: Advice) -> str:
-    """What FP8 products, which no plan has unasked, would gain; '' where the card has none.
+    """What FP8 products, which no plan has unasked, make of the time row's training; else ''.
 
-    Also '' where the plan is not compiled: only compiled plans were timed.
+    Only on cards that have them, and for compiled plans: no others were timed.
     """
-    plan, gpu = advice.plan, advice.gpu
+    plan, gpu, usual = advice.plan, advice.gpu, advice.duration
     if advice.command is None or plan is None or gpu is None or plan.products == "fp8":
         return ""
     card = gpu_by_nvml(gpu.name, gpu.total_bytes)
-    if card is None or advice.text_tokens is None or not plan.compile or plan.dtype != "bf16":
+    if card is None or usual is None or usual.data is None:
         return ""
-    if (gpu.compute_capability or (0, 0)) < WITH_FP8:
+    able = (gpu.compute_capability or (0, 0)) >= WITH_FP8
+    if not able or not plan.compile or plan.dtype != "bf16":
         return ""
-    now, then = (seconds_of(one, advice.text_tokens, card)
-                 for one in (plan, plan.model_copy(update={"products": "fp8"})))  # fmt: skip
-    if now < (1 + WORTH_SAYING) * then:
+    fast = plan.model_copy(update={"products": "fp8"})
+    here, then = (duration_of(one, card, usual.data).training_seconds for one in (plan, fast))
+    now, then = usual.training_seconds, usual.training_seconds * then / here  # as in a trial, too
+    times = time_text(now), time_text(then)
+    if now < (1 + WORTH_SAYING) * then or times[0] == times[1]:
         return ""
-    gain = f"{now / then - 1:.0%}"
-    return f"FP8: {gain} faster by forecast with --set products=fp8; it rounds more"
+    return (
+        f"FP8: training {times[1]} instead of {times[0]} by forecast, with --set products=fp8; "
+        "it rounds more"
+    )
 
 
 def plan_line(plan: Plan) -> str:

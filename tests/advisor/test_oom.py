@@ -463,8 +463,11 @@ def test_a_file_standard_input_and_a_message_give_text_or_one_json_document(tmp_
     assert "no such file" in run("out of memory.log").stderr
     assert "no such file" in run("runs/Killed").stderr
     assert "no such file" in run("Kiled").stderr
-    assert run("nothing that anybody knows").exit_code == 3
-    assert "no such file" in run("my train.log").stderr
+    for words in ("nothing that anybody knows", "RuntimeError: shape mismatch", "loss 0.3", ""):
+        assert run(words).exit_code == 3 and run(words).stdout.startswith("cannot tell")
+    for absent in ("my train.log", "runs/my run", "C:\\my run"):
+        assert "no such file" in run(absent).stderr and run(absent).exit_code == 2
+    assert "what filled the card" in run("Tried to allocate 2.00 GiB").stdout
     document = json.loads(run(str(path), "--json").stdout)
     assert document["memory"] == "card" and document["causes"][0]["name"] == "tensors"
     unknown = run("-", "--json", text="hello")

@@ -463,6 +463,9 @@ def test_a_model_without_corners_is_forecast_live_and_told_what_pictures_cost(si
     assert asked[-1] == (advice.plan, 512) and len(asked) <= 4
     why = _reason(advice, "max_pixels")
     assert "up to 1024 tokens" in why.because and "max_pixels=589824 (576 tokens)" in why.because
+    rounded = advice.plan.quantization != "none"
+    assert "saves this plan about" in why.because
+    assert ("or buys less rounded weights" in why.because) == rounded
     one_size = _advise(vram_gib=8, model="7b")
     assert "max_pixels" not in [reason.setting for reason in one_size.reasons]
 

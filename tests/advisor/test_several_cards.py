@@ -91,7 +91,7 @@ def test_more_cards_than_there_are_is_an_error() -> None:
 
 def test_a_batch_that_cannot_be_shared_names_the_next_that_can() -> None:
     target = Target(card=find_gpu("RTX 3090"))
-    with pytest.raises(PlanError, match="same number of a step's 20 questions") as error:
+    with pytest.raises(PlanError, match="one question a picture all must get the same") as error:
         asked(EQUAL, "processes=8", target=target)
     assert "effective_batch=24" in str(error.value)
     with pytest.raises(PlanError, match="processes: .*64"):

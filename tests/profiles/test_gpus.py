@@ -308,6 +308,9 @@ def test_another_card_that_is_not_listed_is_no_slip(text):
         ("8\u00d7H100", 8, "h100-pcie-80gb"),
         ("1x T4", 1, "t4-16gb"),
         ("RTX 3060 12GB", 1, "rtx-3060-12gb"),
+        ("RTX 3060, 12GB", 1, "rtx-3060-12gb"),
+        ("RTX 3090, RTX 3090", 2, "rtx-3090-24gb"),
+        ("2x RTX 3090 + 3090", 3, "rtx-3090-24gb"),
     ],
 )
 def test_a_count_is_told_from_the_name(text, count, key):
@@ -325,6 +328,10 @@ def test_a_count_is_told_from_the_name(text, count, key):
         ("2x MI300X", "'MI300X' is a GPU of AMD"),
         ("4x", "'4x' is a number without a name; give one such as '2x RTX 3090'"),
         (" 0 x ", "is a number without a name"),
+        ("RTX 3090, RTX 4090", "cards that differ: one plan runs on all"),
+        ("RTX 4090 + 2x 3090", "the weakest decides; give '3x RTX 3090 (24 GB)'"),
+        ("RTX 4090 and RTX 3060 12GB", "give '2x RTX 3060 (12 GB)'"),
+        ("64x T4, T4", "got 65 cards"),
     ],
 )
 def test_a_count_of_something_else_is_an_error(text, words):

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from profiles.findings import PlanError
 from profiles.older_plans import as_first_written
+from profiles.overrides import OTHER_NAMES
 from profiles.plan import Plan, setting_names
 from profiles.settings import Lora, Mixture, Schedule, TokenLimits
 
@@ -249,9 +250,10 @@ def test_a_batch_that_does_not_divide_is_refused(assignment, said):
     [
         ("micro_batch=x", "micro_batch: must be a whole number (got 'x')"),
         ("micro_batch=1.5", "micro_batch: must be a whole number (got 1.5)"),
-        ("micro_batch=0", "micro_batch: must be 1 or more (got 0)"),
-        ("processes=1000", "processes: must be 64 or less (got 1000)"),
-        ("lora.dropout=1", "lora.dropout: must be less than 1 (got 1)"),
+        ("micro_batch=0", "micro_batch: must be 1 … 1,000,000 (got 0)"),
+        ("processes=1000", "processes: must be 1 … 64 (got 1000)"),
+        ("lora.dropout=1", "lora.dropout: must be 0 or more and less than 1 (got 1)"),
+        ("max_pixels=100", "max_pixels: must be 4,096 … 16,777,216 pixels (got 100)"),
         ("schedule.learning_rate=-1", "schedule.learning_rate: must be more than 0 (got -1)"),
         ("device=gpu", "device: must be cpu or cuda (got 'gpu')"),
         ("compile=maybe", "compile: must be true or false (got 'maybe')"),
@@ -263,6 +265,24 @@ def test_a_value_that_no_setting_has_is_one_finding(assignment, said):
     with pytest.raises(PlanError) as caught:
         Plan().override([assignment])
     assert str(caught.value) == f"  - {said}"
+
+
+@pytest.mark.parametrize(("assignment", "hint"), [
+    ("quantization=fp8", "products=fp8"), ("dtype=nf4", "quantization=nf4"),
+    ("quantization=bf16", "quantization=none --set dtype=bf16"),
+    ("batch_size=4", "micro_batch=VALUE"), ("load_in_4bit=true", "quantization=nf4"),
+])  # fmt: skip
+def test_another_trainer_s_name_or_setting_s_value_is_met_with_ours(assignment, hint):
+    with pytest.raises(PlanError) as caught:
+        Plan().override([assignment])
+    assert str(caught.value).endswith(f"hint: --set {hint}")
+    for one in hint.split(" --set "):
+        Plan(device="cuda").override([one.replace("VALUE", "4")])
+
+
+@pytest.mark.parametrize("name", OTHER_NAMES)
+def test_every_setting_that_another_name_stands_for_is_one(name):
+    assert OTHER_NAMES[name].partition("=")[0] in setting_names() and name not in setting_names()
 
 
 @pytest.mark.parametrize("value", ["x", "[1]", "1e300", "-1", "0.5", "{}", "true"])
@@ -361,7 +381,7 @@ def test_all_errors_at_once():
         ({"checkpointed_layers": 5}, "checkpointed_layers", "4 decoder layers"),
         ({"model": "8b"}, "model", "known: tiny"),
         ({"model": 7}, "model", "must be text"),
-        ({"micro_batch": 0}, "micro_batch", "must be 1 or more"),
+        ({"micro_batch": 0}, "micro_batch", "must be 1 … 1,000,000"),
         ({"schema_version": 3}, "schema_version", "2"),
     ],
 )

@@ -15,7 +15,7 @@ from profiles.command_line import Commands, model_names
 from profiles.command_options import must_be_bare, takes, takes_only
 from profiles.exits import EXIT_FAILED, EXIT_INTERRUPTED, fail
 from profiles.models import converted
-from profiles.overrides import assigned
+from profiles.overrides import assigned, of_another
 from profiles.sizes import GIB
 from profiles.streams import say, set_streams, tell
 from profiles.text import is_text, some
@@ -209,6 +209,8 @@ def _resolve(options: TrainOptions, data: Path) -> tuple[Plan, Advice | None]:
     if options.plan is not None:
         base = Plan.read(options.plan)
         plan = base.override(assignments + ([f"model={model}"] if model else []))
+        if note := of_another(base.model, plan.model):
+            tell(note)
         plan = as_launched(plan, assigned(assignments))
         _refuse_gpus_on_cpu(options.gpus, plan.device == "cpu")
         _refuse_large_on_cpu(plan.model, plan.device == "cpu")

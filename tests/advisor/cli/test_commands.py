@@ -11,9 +11,11 @@ import pytest
 from typer.testing import CliRunner
 
 from advisor import doctor
+from advisor.cli.forecast import PlanOptions
 from advisor.cli.main import app
 from advisor.doctor import Check, answer, examine, report
 from advisor.machine.gpu import Gpu, Machine
+from profiles.plan import Plan
 from profiles.sizes import GIB, gib
 from profiles.tested import read_table, user_table_path
 from tests.conftest import tiny_plan
@@ -121,6 +123,17 @@ def test_check_is_one_line_and_an_exit_code(tmp_path: Path, rehearsals_here: Non
     assert small.exit_code == 1 and small.stdout.startswith("OOM")
     assert run("check", str(path)).exit_code == 3, "no card is known"
     assert run("check", str(tmp_path / "absent.json"), "--vram", "8GiB").exit_code == 2
+
+
+def test_a_plan_set_to_another_model_is_said_to_be_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "plan.json").write_text(Plan(model="7b").to_json())
+    told = {}
+    for model in ("7b", "13b"):
+        PlanOptions(plan=tmp_path / "plan.json", settings=[f"model={model}"]).chosen()
+        told[model] = capsys.readouterr().err
+    assert told["7b"] == "" and told["13b"].startswith("note: this plan is of 7b: ")
 
 
 def test_check_names_all_cards_of_a_plan_and_refuses_too_few(

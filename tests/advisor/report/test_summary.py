@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from advisor.advice import Advice
-from advisor.cost.duration import within
+from advisor.cost.duration import duration_of, within
 from advisor.machine.gpu import Machine
 from advisor.machine.target import Target
 from advisor.preflight import advise
@@ -21,8 +22,10 @@ from advisor.report.text import PlainConsole, print_text
 from profiles.gpus import GpuProfile, gpus
 from profiles.models import DEFAULT_MODELS
 from profiles.sizes import GIB
+from profiles.text import time_text
 
 COLUMNS, LINES = 80, 24
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def shown(advice: Advice, encoding: str = "utf-8", why: bool = False) -> list[str]:
@@ -103,6 +106,11 @@ def test_a_word_is_explained_with_its_number_in_the_plural_and_in_a_phrase() -> 
             "a card of 11 GiB": "larger", "r=8": "r"}  # fmt: skip
     for phrase, word in told.items():
         assert f"{word}: " in explain(phrase)
+    page = (ROOT / "docs" / "cards.md").read_text(encoding="utf-8")
+    for entry in set(re.findall(r" GiB: ([^|*]+?) \|", page)):
+        assert all(explain(word.strip()) for word in entry.split(",")), entry
+    with pytest.raises(ValueError, match="'foo'; docs/words.md"):
+        explain("foo")
     with pytest.raises(ValueError) as caught:
         explain("nf44")
     assert "did you mean 'nf4'?" in str(caught.value) and len(str(caught.value)) < 120
@@ -198,3 +206,15 @@ def test_alternatives_gain_something_by_their_own_measure() -> None:
                 assert order not in told or other.plan != best.plan
             for text in told.values():
                 assert "as fast, 0.00 GiB" not in text and "the same plan" not in text, text
+
+
+def test_what_fp8_gains_is_the_time_row_s_training_with_it() -> None:
+    card = gpus()["rtx-4090-24gb"]
+    advice = advise(Machine(), None, (), Target(card=card))
+    assert advice.plan is not None
+    in_both = (advice.plan.override([f"products={one}"]) for one in ("fp8", "dtype"))
+    rows = [duration_of(plan, card) for plan in in_both]
+    times = [time_text(one.training_seconds) for one in rows]
+    text = " ".join(" ".join(shown(advice)).split())
+    assert f"training {times[1]}, evaluation" in text
+    assert f"FP8: training {times[0]} instead of {times[1]} by forecast" in text

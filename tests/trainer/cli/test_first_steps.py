@@ -61,8 +61,10 @@ def test_a_large_model_is_not_trained_on_a_cpu(
 def test_nor_by_a_plan_file(tmp_path: Path, here: Here) -> None:
     plan = tmp_path / "plan.json"
     plan.write_text(json.dumps({"model": "7b", "device": "cpu", "dtype": "fp32"}))
-    done = here("--plan", plan, "--data-dir", PHOTOS, "--output-dir", tmp_path / "run")
+    options = "--model", "13b", "--data-dir", PHOTOS, "--output-dir", tmp_path / "run"
+    done = here("--plan", plan, *options)
     assert done.returncode == 2 and "lisa-advise doctor" in done.stderr, done.stderr
+    assert "note: this plan is of 7b: " in done.stderr
 
 
 @WITHOUT_GPU

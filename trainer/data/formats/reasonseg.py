@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 import numpy as np
 from PIL import Image
 
-from profiles.splits import NEEDED, importing, located
+from profiles.splits import MAKES_DATA, NEEDED, importing, located
 from profiles.text import is_text
 from trainer.data.arrays import Size
 from trainer.data.contents import digest
@@ -90,7 +90,7 @@ def _locate(root: Path) -> tuple[Path, list[str]]:
         return found
     report = Report(root)
     got = "a folder without a split" if root.is_dir() else "no such folder"
-    fix = "name the folder that holds ReasonSeg; --data-dir DIR does so on --resume, too"
+    fix = f"name the folder that holds ReasonSeg, with --resume, too; {MAKES_DATA}"
     report.add("data folder", got, NEEDED, _imported(root) or fix)
     raise DataError(report.findings)
 
