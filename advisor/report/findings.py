@@ -41,7 +41,9 @@ def card_findings(
     findings = open_name(request.target)
     runs = best.verdict in ("FITS", "TIGHT")
     if not runs:
-        findings.append(_lacking_host(request, gpu, base, budget) or _lacking_card(gpu, best, base))
+        findings.append(
+            _lacking_host(request, gpu, base, budget, best) or _lacking_card(gpu, best, base)
+        )
     size = request.target.vram_bytes if request.target else None
     if size and size % 10**9 == 0:
         what = f"{size // 10**9} GB are {gib(size)}; a card sold as that has as many GiB"
@@ -55,7 +57,9 @@ def card_findings(
     return findings + machine_notes(request, gpu, best.plan) + neighbours(request, gpu)
 
 
-def _lacking_host(request: Request, gpu: Gpu, base: Plan, budget: Budget) -> Finding | None:
+def _lacking_host(
+    request: Request, gpu: Gpu, base: Plan, budget: Budget, best: Candidate
+) -> Finding | None:
     """That the machine's memory is what lacks, if a plan would fit the card with more of it."""
     if budget.host is None:
         return None
@@ -67,6 +71,8 @@ def _lacking_host(request: Request, gpu: Gpu, base: Plan, budget: Budget) -> Fin
     fitting = [one for one in found.choice.considered if one.verdict == "FITS"]
     if not fitting:
         return None
+    if best.needs.bytes <= budget.usable.bytes:
+        fitting.append(best)  # the plan that the verdict is of
     size, usable = min(one.host_bytes for one in fitting), budget.host.bytes
     lacks = f"{gib(usable)} are usable, and plans that fit the card take {gib(size)} or more"
     fix = "--ram SIZE for a machine with more" if request.what_if else "close other programs"
