@@ -42,7 +42,7 @@ from advisor.report.findings import (
     nearest_plan,
     smaller_pictures,
 )
-from advisor.report.plan_words import SAME, changes
+from advisor.report.plan_words import storage_text
 from advisor.report.reasons import card_reasons, plan_reasons
 from advisor.request import (
     Request,
@@ -155,11 +155,10 @@ def _asking_once(request: Request, advice: Advice) -> list[Finding]:
     finer = STORAGES.index(once.plan.quantization) < STORAGES.index(plan.quantization)
     if not finer and takes * SAME_PACE > was.seconds:
         return []
-    other = changes(once.plan, plan)
     saved = 1 - takes / was.seconds
     pace = f"{abs(saved):.0%} {'less' if saved > 0 else 'more'} time"
-    way = "" if other == SAME else f" by {other}"
-    what = f"with one question a picture {pace}{way}"
+    rounded = f", {storage_text(once.plan)}" if finer else ""
+    what = f"one question a picture: {pace}{rounded}"
     return [Finding(DATA, what, fix="--set questions_per_picture=1")]
 
 

@@ -6,7 +6,6 @@ from profiles.levers import phrases
 from profiles.plan import Plan
 
 SHAPE = "quantization", "micro_batch", "checkpointed_layers", "host_layers", "host_embeddings"
-SAME = "the same plan"
 UNDONE = {
     "host_layers": "no layers on the host",
     "checkpointed_layers": "none checkpointed",
@@ -34,7 +33,7 @@ def changes(plan: Plan, other: Plan | None) -> str:
     if plan.host_layers and "checkpointed_layers" in names:  # all, as host layers need
         names.remove("checkpointed_layers")
     words = (phrases(plan, [n]) if getattr(plan, n) else UNDONE[n] for n in names)
-    return ", ".join(words) or SAME
+    return ", ".join(words) or "the same plan"
 
 
 def lora_text(plan: Plan) -> str:
