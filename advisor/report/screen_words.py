@@ -66,7 +66,8 @@ SCORE_WORDS = {
 
 ROWS = {
     "card": "A card's name that several cards have: which is assumed, and how to name the others.",
-    "data": "What to know of your data: such as that they are few.",
+    "data": "What to know of your data: such as that they are few, or that another plan is better "
+    "where each picture has one question.",
     "model": "The one that is advised, and why it is; --model names another.",
     "plan": "All settings of one training run, in short: how the base weights are stored, the "
     "adapters, what is recomputed or kept in host memory, and how a step is divided.",

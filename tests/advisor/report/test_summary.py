@@ -77,7 +77,7 @@ more most needs no none not nothing of on once one only other pictures plans ram
 released rougher run s says score segment shows size slower steps than that the them there these
 they this through tiny to too torch trains up used usual vram well what which why with without x
 have h can two texts save gpus number cards tenth time all which were cuda pcie gpu gtx rtx
-apache-2 lisa-7b x16 lisa-advise lisa-train"""
+apache-2 lisa-7b x16 lisa-advise lisa-train past slow limit very windows"""
 SCREENS = [
     {"target": Target(vram_bytes=3 * GIB)}, {"target": Target(vram_bytes=4 * GIB)}, {},
     {"target": Target(vram_bytes=2 * GIB), "model": "13b"},
