@@ -6,6 +6,7 @@ from profiles.levers import phrases
 from profiles.plan import Plan
 
 SHAPE = "quantization", "micro_batch", "checkpointed_layers", "host_layers", "host_embeddings"
+LEVERS = (*SHAPE, "compile")
 UNDONE = {
     "host_layers": "no layers on the host",
     "checkpointed_layers": "none checkpointed",
@@ -28,8 +29,7 @@ def changes(plan: Plan, other: Plan | None) -> str:
     """The levers that `plan` has set differently from the other one, in a few words."""
     if other is None:
         return plan_text(plan)
-    levers = (*SHAPE, "compile")
-    names = [name for name in levers if getattr(plan, name) != getattr(other, name)]
+    names = [name for name in LEVERS if getattr(plan, name) != getattr(other, name)]
     if plan.host_layers and "checkpointed_layers" in names:  # all, as host layers need
         names.remove("checkpointed_layers")
     words = (phrases(plan, [n]) if getattr(plan, n) else UNDONE[n] for n in names)
