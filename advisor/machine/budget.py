@@ -42,7 +42,7 @@ FEWEST_ROWS = 20  # of a GPU model, before its own errors are trusted alone
 
 # By which the pool was larger than said without expandable segments, at worst: which of two equal
 # blocks is used again depends on addresses that the driver chooses (docs/forecast.md).
-PLAIN_DOUBT = {"expandable": 0.0, "whole": 0.07}
+PLAIN_DOUBT = {"expandable": 0.0, "whole": 0.02}
 # The same of 86 compiled plans whose plain layers were replayed: other code is not known better.
 UNKNOWN_CODE_DOUBT = {"expandable": 0.0472, "whole": 0.135}
 
